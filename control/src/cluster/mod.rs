@@ -1,0 +1,124 @@
+//! The state of the cluster as ringwall knows it: plain values, no kube types, no I/O.
+//!
+//! Sources (`crate::source`) build it; the reference evaluator and the compiler read it.
+
+mod policy;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+pub use policy::{
+    Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+};
+
+/// Labels of an object, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// Name of a namespaced object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its labels; `kubernetes.io/metadata.name` is always there (SEMANTICS 13).
+    pub labels: Labels,
+    /// Whether it is being deleted (SEMANTICS 54).
+    pub terminating: bool,
+}
+
+/// A Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Every address that counts as the node's (SEMANTICS 47): status.addresses, tunnel addresses, `.0` and `.1` of a
+    /// Flannel podCIDR.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A Pod, or a workload template that stands for pods without addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.uid`; empty in manifests.
+    pub uid: String,
+    /// `metadata.creationTimestamp` in seconds since 1970; None in manifests.
+    pub created: Option<i64>,
+    /// Its labels.
+    pub labels: Labels,
+    /// All of `status.podIPs` (SEMANTICS 52).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// Whether it uses the node's network namespace (SEMANTICS 46).
+    pub host_network: bool,
+    /// Whether its phase is Succeeded or Failed (SEMANTICS 50).
+    pub finished: bool,
+    /// Named container ports, in the order that decides (SEMANTICS 33).
+    pub named_ports: Vec<NamedPort>,
+    /// The kind of the workload whose template this is (`Deployment`, ...); None for a Pod.
+    pub template_of: Option<String>,
+}
+
+/// A container port that has a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// The port's name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub number: u16,
+}
+
+/// What the administrator says about the cluster, from configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Pod CIDRs besides those of the nodes (SEMANTICS 53).
+    pub pod_cidrs: Vec<IpNet>,
+    /// Node networks, for failsafe rules.
+    pub node_cidrs: Vec<IpNet>,
+    /// Service networks: `service-unsupported`.
+    pub service_cidrs: Vec<IpNet>,
+    /// Whether traffic of unknown endpoints is allowed (`unknownEndpoints: allow`); denied by default.
+    pub allow_unknown: bool,
+}
+
+/// The whole state. Cheap to clone: objects are shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    /// Pods and workload templates.
+    pub pods: BTreeMap<ObjectKey, Arc<Pod>>,
+    /// NetworkPolicies, the invalid ones as far as they can be understood.
+    pub policies: BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
+    /// Policy kinds that were met and are not evaluated yet (`"incomplete"` on every verdict), as `kind.group`.
+    pub unevaluated_kinds: BTreeSet<String>,
+    /// Configuration.
+    pub settings: Settings,
+}

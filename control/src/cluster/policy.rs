@@ -1,0 +1,140 @@
+//! A `networking.k8s.io/v1` NetworkPolicy, defaulted and validated.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::ObjectKey;
+
+/// A label key and its value.
+pub type Label = (String, String);
+
+/// A NetworkPolicy after defaulting (SEMANTICS 22, 26) and validation.
+///
+/// An invalid one is kept as what it still isolates: no rules, and `faults` that say why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Its namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.uid`; empty in manifests.
+    pub uid: String,
+    /// `spec.podSelector`, within the policy's own namespace.
+    pub subjects: Selector,
+    /// The ingress rules; None where policyTypes lacks Ingress, empty where nothing is allowed in.
+    pub ingress: Option<Vec<Rule>>,
+    /// The egress rules; None where policyTypes lacks Egress, empty where nothing is allowed out.
+    pub egress: Option<Vec<Rule>>,
+    /// Why it is invalid; empty for a valid one. A policy with faults has no rules: it only isolates.
+    pub faults: Vec<Fault>,
+}
+
+/// One thing that is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Path of the field, such as `spec.ingress[0].from[1].ipBlock.cidr`.
+    pub path: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+/// One ingress or egress rule: ports AND peers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// Who; None for everyone (absent or empty list, SEMANTICS 18).
+    pub peers: Option<Vec<Peer>>,
+    /// Where to; None for every port and protocol (absent or empty list, SEMANTICS 18).
+    pub ports: Option<Vec<PortMatch>>,
+}
+
+/// One `from` or `to` entry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// Pods by selectors.
+    Pods {
+        /// Namespaces by label; None for the policy's own (SEMANTICS 6).
+        namespaces: Option<Selector>,
+        /// Pods by label; the empty selector where the manifest has none (SEMANTICS 5).
+        pods: Selector,
+    },
+    /// Addresses.
+    Block {
+        /// The block, host bits masked (SEMANTICS 40).
+        cidr: IpNet,
+        /// Parts of it that this peer does not match.
+        except: Vec<IpNet>,
+    },
+}
+
+/// A label selector: the conjunction of its requirements. Empty: everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Selector {
+    /// matchLabels (as `In` with one value) and matchExpressions.
+    pub requirements: Vec<Requirement>,
+}
+
+/// One requirement of a selector.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Requirement {
+    /// The label's key.
+    pub key: String,
+    /// How the label's value is tested.
+    pub operator: Operator,
+}
+
+/// How a label is tested (SEMANTICS 9).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operator {
+    /// Present with one of the values.
+    In(BTreeSet<String>),
+    /// Absent, or present with none of the values.
+    NotIn(BTreeSet<String>),
+    /// Present.
+    Exists,
+    /// Absent.
+    DoesNotExist,
+}
+
+/// A protocol that policies can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// 6.
+    Tcp,
+    /// 17.
+    Udp,
+    /// 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+/// One `ports` entry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PortMatch {
+    /// Every port of a protocol, 0 included.
+    All(Protocol),
+    /// Ports `lo..=hi` of a protocol; `1 <= lo <= hi`.
+    Range {
+        /// The protocol.
+        protocol: Protocol,
+        /// First port.
+        lo: u16,
+        /// Last port.
+        hi: u16,
+    },
+    /// What the destination pod calls `name` (SEMANTICS 31).
+    Named {
+        /// The protocol.
+        protocol: Protocol,
+        /// The port's name.
+        name: String,
+    },
+}

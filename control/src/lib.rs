@@ -1,0 +1,4 @@
+//! The control plane of ringwall: from policy objects to a published snapshot.
+#![forbid(unsafe_code)]
+
+pub mod cluster;

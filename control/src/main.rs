@@ -1,0 +1,3 @@
+//! The `ringwall` binary.
+
+fn main() {}

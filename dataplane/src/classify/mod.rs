@@ -1,0 +1,129 @@
+//! The snapshot: who an address is and what may pass between two of them.
+//!
+//! Read side of an image that the compiler writes. Immutable, position-independent, fully validated when opened: no
+//! content of an image makes a read leave it.
+
+use crate::addr::Addr;
+
+/// Number of a snapshot; strictly increasing, 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(pub u64);
+
+/// What an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum IdentityKind {
+    /// A live pod's address.
+    Pod = 0,
+    /// A node's address.
+    Node = 1,
+    /// Outside of the cluster.
+    External = 2,
+    /// Inside a pod CIDR, but nobody's (SEMANTICS 53).
+    Unknown = 3,
+    /// Inside a Service CIDR.
+    Service = 4,
+}
+
+/// Who an address is, in numbers of one snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// What it is.
+    pub kind: IdentityKind,
+    /// Number of the pod (all its addresses share it); meaningless for others.
+    pub endpoint: u32,
+    /// Number of the node: itself, or the one that hosts the pod; `u32::MAX` for none.
+    pub node: u32,
+    /// Column in the rows of others.
+    pub peer_class: u32,
+    /// Its ingress and egress rows.
+    pub group: u32,
+    /// Changes whenever a decision about this endpoint could change: hash of its incarnation, what selectors see of
+    /// it, and the rules that apply to it.
+    pub epoch: u64,
+}
+
+/// What is known of the destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L4 {
+    /// A protocol with ports (TCP, UDP, SCTP) whose destination port could be read.
+    Port {
+        /// IP protocol number.
+        protocol: u8,
+        /// Destination port.
+        port: u16,
+    },
+    /// A protocol without ports, or one whose header could not be reached (SEMANTICS 35, 63): matches only rules
+    /// without ports.
+    NoPort {
+        /// IP protocol number; 255 where unknown.
+        protocol: u8,
+    },
+}
+
+/// Why a direction was decided as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Effect {
+    /// A rule allows it.
+    Allow = 0,
+    /// Policies isolate the pod and no rule allows it.
+    Isolated = 1,
+    /// No policy isolates the pod in this direction, or the end is not a pod.
+    Open = 2,
+    /// A pod to its own address.
+    SelfTraffic = 3,
+    /// A pod and the node that hosts it.
+    Node = 4,
+    /// The end is an address that nobody owns.
+    Unknown = 5,
+}
+
+/// The decision of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectionVerdict {
+    /// Whether the direction allows the packet.
+    pub allow: bool,
+    /// Why.
+    pub effect: Effect,
+    /// Index into the provenance table: the rule that allows, or the set of policies that isolate; `u32::MAX` for none.
+    pub provenance: u32,
+}
+
+/// The decision about a packet that begins a flow: it passes where both directions allow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// Of the destination.
+    pub ingress: DirectionVerdict,
+    /// Of the source.
+    pub egress: DirectionVerdict,
+}
+
+impl Judgement {
+    /// Whether the packet passes.
+    #[inline]
+    pub fn allow(self) -> bool {
+        self.ingress.allow && self.egress.allow
+    }
+}
+
+/// Where a packet that claims a node's address came from (SEMANTICS 47).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeExemption {
+    /// By the host port or a port of side nodes, or towards a node: pod and its own node always pass.
+    Trusted,
+    /// Else: judged like any external address.
+    Untrusted,
+}
+
+// Contract of the read side, implemented in `image.rs`:
+//
+// impl Snapshot {
+//     pub fn open(bytes: impl ImageBytes) -> Result<Snapshot, ImageError>;
+//     pub fn generation(&self) -> Generation;
+//     pub fn hash(&self) -> [u8; 32];                       // canonical content hash
+//     pub fn identify(&self, addr: Addr) -> Identity;
+//     pub fn judge(&self, src: &Identity, dst: &Identity, src_addr: Addr, dst_addr: Addr, l4: L4, node: NodeExemption) -> Judgement;
+//     pub fn provenance(&self, index: u32) -> Option<Provenance<'_>>; // cold: names of policies and rule numbers
+// }
+const _: fn(Addr) = |_| {};

@@ -1,0 +1,103 @@
+//! A frame: one packet buffer with exactly one owner.
+#![allow(unsafe_code)] // frames are views into memory shared with the kernel or with other workers' frames
+
+use std::ptr::NonNull;
+
+use crate::port::PortId;
+
+/// One packet buffer. Exactly one owner at any time: fill ring, RX burst, hand-over ring, hold, TX ring, completion
+/// ring or free pool. It leaves a worker by value and is given back with [`crate::io::PacketIo::release`] or
+/// [`crate::io::PacketIo::send`]; merely dropping it loses it, which the accounts of the pool show.
+#[must_use = "a frame that is dropped is lost to its pool"]
+#[derive(Debug)]
+pub struct Frame {
+    /// First byte of the packet.
+    data: NonNull<u8>,
+    /// Bytes of the packet.
+    len: u32,
+    /// Bytes of the buffer from `data` on.
+    capacity: u32,
+    /// The pool's name for the buffer: for a UMEM, the offset of the packet's first byte.
+    token: u64,
+    /// The port that it came in on.
+    port: PortId,
+}
+
+// SAFETY: a frame is the only handle to its bytes (contract of `Frame::from_raw`), so it may move between threads.
+unsafe impl Send for Frame {}
+
+impl Frame {
+    /// Makes a frame of a buffer.
+    ///
+    /// # Safety
+    /// `data` points to `capacity` readable and writable bytes that stay mapped as long as the frame lives; no other
+    /// frame, reference or kernel ring entry covers any of them until the frame is consumed by [`Self::into_token`];
+    /// `len <= capacity`.
+    #[inline]
+    pub unsafe fn from_raw(data: NonNull<u8>, len: u32, capacity: u32, token: u64, port: PortId) -> Self {
+        debug_assert!(len <= capacity);
+        Self {
+            data,
+            len,
+            capacity,
+            token,
+            port,
+        }
+    }
+
+    /// The packet's bytes.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `from_raw` promises `len <= capacity` valid bytes that only this frame reaches.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len as usize) }
+    }
+
+    /// The packet's bytes, to be rewritten in place.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes it the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len as usize) }
+    }
+
+    /// Bytes in the packet.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether the packet is empty.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The longest packet that the buffer can hold.
+    #[inline]
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    /// Makes the packet `len` bytes long; bytes past the old end have unspecified (but initialised) content.
+    /// Answers false, changing nothing, where the buffer is shorter.
+    #[inline]
+    #[must_use]
+    pub fn set_len(&mut self, len: usize) -> bool {
+        if len > self.capacity as usize {
+            return false;
+        }
+        self.len = len as u32;
+        true
+    }
+
+    /// The port that the packet came in on.
+    #[inline]
+    pub fn port(&self) -> PortId {
+        self.port
+    }
+
+    /// Consumes the frame for the pool that made it: its name for the buffer and the packet's length.
+    #[inline]
+    pub fn into_token(self) -> (u64, u32) {
+        (self.token, self.len)
+    }
+}

@@ -1,0 +1,61 @@
+//! Ports: the interfaces that the dataplane receives from and sends to.
+
+/// Index of a port in the table of the running configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortId(pub u16);
+
+/// A queue of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueId(pub u16);
+
+/// What a port leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// One end of a wire: what comes in leaves by `peer`, unchanged.
+    Wire {
+        /// The other end.
+        peer: PortId,
+    },
+    /// The host side of one pod's veth.
+    Pod,
+    /// A network with routers, nodes or remote pods on it.
+    Uplink,
+    /// The judged end of the veth pair that leads to the kernel of this host.
+    Host,
+}
+
+/// Whose source addresses may come in by a port; others drop as `spoofed-source`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Pods only.
+    Pods,
+    /// Nodes only.
+    Nodes,
+    /// The cluster: pods and nodes.
+    Inside,
+    /// Neither pods nor nodes.
+    Outside,
+    /// Everything.
+    Any,
+}
+
+/// A port of the running configuration, as the packet path needs it.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its index in the table.
+    pub id: PortId,
+    /// The kernel's name, for counters and messages.
+    pub name: String,
+    /// What it leads to.
+    pub kind: PortKind,
+    /// Whose source addresses it accepts.
+    pub side: Side,
+    /// Its own Ethernet address; the source of what is routed out of it.
+    pub mac: [u8; 6],
+    /// Largest layer 3 packet it sends, in bytes.
+    pub mtu: u16,
+    /// Separates overlapping address spaces; part of the flow key.
+    pub zone: u32,
+    /// Whether packets on it may carry partial checksums (veth, virtio): see `wire::checksum`.
+    pub partial_checksums: bool,
+}

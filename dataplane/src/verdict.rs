@@ -1,0 +1,103 @@
+//! What becomes of a packet, and why.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on, out of a port.
+    Forward,
+    /// It ends here.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
+        /// Why a packet was dropped: return value, counter index, metric label and CLI text in one. Numbers are
+        /// never reused or changed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in order of its number.
+            pub const ALL: &[DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The name in metrics, JSON and text.
+            pub const fn name(self) -> &'static str {
+                match self { $(DropReason::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// A pod is isolated in the direction and no rule allows the packet.
+    PolicyIngress = 0, "policy-ingress";
+    /// A pod is isolated for egress and no rule allows the packet.
+    PolicyEgress = 1, "policy-egress";
+    /// An address inside a pod CIDR that belongs to no live pod and no node.
+    UnknownEndpoint = 2, "unknown-endpoint";
+    /// The source address belongs to another side than the port's.
+    SpoofedSource = 3, "spoofed-source";
+    /// Shorter than its headers say, or than the shortest packet of its kind.
+    Truncated = 4, "truncated";
+    /// Header fields that contradict each other or the standards.
+    Malformed = 5, "malformed";
+    /// A source or destination address that may not appear there.
+    MartianAddress = 6, "martian-address";
+    /// A later fragment whose first fragment was not seen, or was dropped.
+    FragmentUnknown = 7, "fragment-unknown";
+    /// A fragment that overlaps another or is too small to hold the layer 4 header.
+    FragmentInvalid = 8, "fragment-invalid";
+    /// An ICMP error that quotes no live flow in the right direction.
+    IcmpUnrelated = 9, "icmp-unrelated";
+    /// An ICMP error over the rate limit.
+    IcmpRateLimited = 10, "icmp-rate-limited";
+    /// The flow table of the shard is full and this packet would have needed an entry to be answered.
+    FlowTableFull = 11, "flow-table-full";
+    /// Too many half-open flows in the shard.
+    HalfOpenLimit = 12, "half-open-limit";
+    /// A TCP segment that no state of its flow admits.
+    TcpInvalid = 13, "tcp-invalid";
+    /// No snapshot has been adopted yet.
+    NoSnapshot = 14, "no-snapshot";
+    /// No route to the destination.
+    NoRoute = 15, "no-route";
+    /// The route says blackhole, unreachable or prohibit.
+    RouteRefused = 16, "route-refused";
+    /// The next hop's Ethernet address did not become known in time.
+    NeighbourUnresolved = 17, "neighbour-unresolved";
+    /// TTL or hop limit reached zero.
+    TtlExceeded = 18, "ttl-exceeded";
+    /// Larger than the MTU of the port it would leave by.
+    TooBig = 19, "too-big";
+    /// Addressed to a Service, which is not supported yet.
+    ServiceUnsupported = 20, "service-unsupported";
+    /// The TX ring of the port was full.
+    TxFull = 21, "tx-full";
+    /// The hand-over ring to the worker that owns the flow was full.
+    HandoverFull = 22, "handover-full";
+    /// Not subject to policy, and the table of the role says drop.
+    NotSubject = 23, "not-subject";
+    /// The frame pool was empty where a copy was needed.
+    PoolEmpty = 24, "pool-empty";
+    /// The packet would leave by the port it came from, or a port that is gone.
+    PortUnavailable = 25, "port-unavailable";
+    /// The snapshot gave an answer outside of its own tables; never expected, never forwarded.
+    SnapshotInvalid = 26, "snapshot-invalid";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DropReason;
+
+    #[test]
+    fn numbers_are_dense_and_names_are_unique() {
+        let mut names = std::collections::BTreeSet::new();
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(names.insert(reason.name()), "{} twice", reason.name());
+        }
+    }
+}
