@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+#[cfg(feature = "afxdp")]
+pub mod run;
