@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod compile;
+pub mod model;
 pub mod protocol;
 #[cfg(feature = "afxdp")]
 pub mod run;

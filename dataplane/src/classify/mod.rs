@@ -3,7 +3,13 @@
 //! Read side of an image that the compiler writes. Immutable, position-independent, fully validated when opened: no
 //! content of an image makes a read leave it.
 
-use crate::addr::Addr;
+mod build;
+mod image;
+mod layout;
+
+pub use build::{BuildError, ImageBuilder, PortDecision, PortRange};
+pub use image::{ImageError, Sizes, Snapshot};
+pub use layout::{CLASSES_PER_PAGE, Decision, LAYOUT_VERSION, NONE};
 
 /// Number of a snapshot; strictly increasing, 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +83,11 @@ pub enum Effect {
     Node = 4,
     /// The end is an address that nobody owns.
     Unknown = 5,
+    /// A rule denies it. Only ordered tiers have such rules; NetworkPolicy has none.
+    Deny = 6,
+    /// The numbers asked about are not of this snapshot: denied. Never seen while identities are used with the
+    /// snapshot that gave them.
+    Invalid = 7,
 }
 
 /// The decision of one direction.
@@ -116,14 +127,55 @@ pub enum NodeExemption {
     Untrusted,
 }
 
-// Contract of the read side, implemented in `image.rs`:
-//
-// impl Snapshot {
-//     pub fn open(bytes: impl ImageBytes) -> Result<Snapshot, ImageError>;
-//     pub fn generation(&self) -> Generation;
-//     pub fn hash(&self) -> [u8; 32];                       // canonical content hash
-//     pub fn identify(&self, addr: Addr) -> Identity;
-//     pub fn judge(&self, src: &Identity, dst: &Identity, src_addr: Addr, dst_addr: Addr, l4: L4, node: NodeExemption) -> Judgement;
-//     pub fn provenance(&self, index: u32) -> Option<Provenance<'_>>; // cold: names of policies and rule numbers
-// }
-const _: fn(Addr) = |_| {};
+/// Who decided: what [`DirectionVerdict::provenance`] points to. Cold: read for first packets and by people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Provenance<'a> {
+    /// The rule that matched first.
+    Rule {
+        /// The policy that holds the rule.
+        policy: PolicyName<'a>,
+        /// Index of the rule in the policy's list for the direction.
+        rule: u32,
+    },
+    /// Every policy that isolates the pod in the direction, in order of namespace and name.
+    Isolating(Vec<PolicyName<'a>>),
+}
+
+/// Name of a policy object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyName<'a> {
+    /// Tier, such as `NetworkPolicy`.
+    pub tier: &'a str,
+    /// Kind of the object, such as `NetworkPolicy`.
+    pub kind: &'a str,
+    /// Its namespace; empty for cluster-wide kinds.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+}
+
+impl std::fmt::Display for PolicyName<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{}", self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// A pod or workload template that the snapshot knows by name. Cold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint<'a> {
+    /// Its number: [`Identity::endpoint`].
+    pub number: u32,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it is a workload template that stands for pods.
+    pub template: bool,
+    /// Who it is apart from any address: selectors see it, no ipBlock does. For templates and pods without address;
+    /// use [`Snapshot::identify`] where there is an address.
+    pub identity: Identity,
+}

@@ -1,0 +1,1 @@
+//! The policy model: ordered tiers of policies with ordered rules. Pure.

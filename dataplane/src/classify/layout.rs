@@ -1,0 +1,277 @@
+//! How an image lies in memory: little-endian plain data, no pointers, so it can be copied, hashed and read anywhere.
+//!
+//! ```text
+//! header | section table | sections, each at a multiple of 64 bytes
+//! ```
+//! Every field is a number in little-endian byte order; addresses are in network byte order.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "snapshot images are read in place as little-endian numbers: big-endian targets are not supported"
+);
+
+/// First eight bytes of an image.
+pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
+
+/// Number of the layout that this build writes and reads; others are refused.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// No provenance, no node, no endpoint.
+pub const NONE: u32 = u32::MAX;
+
+/// Peer classes in one page of a row.
+pub const CLASSES_PER_PAGE: usize = 64;
+
+/// Sections start at multiples of this many bytes.
+pub(super) const SECTION_ALIGN: usize = 64;
+
+/// What an image begins with.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct Header {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`LAYOUT_VERSION`].
+    pub version: u32,
+    /// [`FLAG_ALLOW_UNKNOWN`]; other bits are refused.
+    pub flags: u32,
+    /// The snapshot's generation.
+    pub generation: u64,
+    /// Bytes of the whole image.
+    pub length: u64,
+    /// Hash of the canonical content, by the compiler.
+    pub content: [u8; 32],
+    /// blake3 of the whole image with this field zero.
+    pub checksum: [u8; 32],
+    /// Peer classes: columns of a row.
+    pub classes: u32,
+    /// Stored rows; rows are numbered from 1, 0 is open.
+    pub rows: u32,
+    /// Chooses the hash functions of the host tables.
+    pub seed: u64,
+    /// Pages per row.
+    pub pages_per_row: u32,
+    /// Entries of the section table.
+    pub sections: u32,
+}
+
+/// Traffic of unknown endpoints is allowed.
+pub(super) const FLAG_ALLOW_UNKNOWN: u32 = 1;
+
+/// An entry of the section table.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct SectionEntry {
+    /// Which section: [`Section`] as a number, equal to the entry's index.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// First byte, from the beginning of the image.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// The sections, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Section {
+    Identities = 0,
+    HostsV4,
+    HostsV6,
+    TrieV4,
+    TrieV6,
+    Groups,
+    RowPages,
+    Pages,
+    PortMaps,
+    Intervals,
+    Isolating,
+    Provenance,
+    Policies,
+    PolicyLists,
+    Endpoints,
+    Nodes,
+    Strings,
+    Text,
+}
+
+pub(super) const SECTIONS: usize = Section::Text as usize + 1;
+
+/// An [`super::Identity`] in 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct IdentityRecord {
+    /// [`super::IdentityKind`] as a number.
+    pub kind: u32,
+    pub endpoint: u32,
+    pub node: u32,
+    pub peer_class: u32,
+    pub group: u32,
+    pub reserved: u32,
+    pub epoch: u64,
+}
+
+/// Seven IPv4 hosts in one cache line.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub(super) struct BucketV4 {
+    /// Addresses, first byte most significant.
+    pub keys: [u32; 7],
+    /// Occupied slots, from slot 0 on.
+    pub used: u16,
+    /// Buckets that a lookup that begins here may read, this one included; at least 1.
+    pub reach: u16,
+    /// Indices of identities.
+    pub identities: [u32; 7],
+    pub reserved: u32,
+}
+
+/// Three IPv6 hosts in one cache line.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub(super) struct BucketV6 {
+    /// Addresses in network byte order.
+    pub keys: [[u8; 16]; 3],
+    /// Indices of identities.
+    pub identities: [u32; 3],
+    /// Occupied slots, from slot 0 on.
+    pub used: u16,
+    /// Buckets that a lookup that begins here may read, this one included; at least 1.
+    pub reach: u16,
+}
+
+/// The most buckets that a lookup reads.
+pub(super) const MAX_REACH: u16 = 4;
+
+/// A node of a stride-8 trie: by the address's next byte, an identity or, with [`TRIE_CHILD`], a node with a higher
+/// index.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub(super) struct TrieNode {
+    pub entries: [u32; 256],
+}
+
+/// The entry is the index of a node.
+pub(super) const TRIE_CHILD: u32 = 1 << 31;
+
+/// The rows of pods with the same rules; 0 is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct GroupRecord {
+    pub ingress: u32,
+    pub egress: u32,
+}
+
+/// Cells of 64 consecutive peer classes: indices of port maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub(super) struct Page {
+    pub cells: [u32; CLASSES_PER_PAGE],
+}
+
+/// What is decided, as bits: never a bare yes or no, so that later actions need no new layout.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Decision(pub u8);
+
+impl Decision {
+    /// The packet may not pass.
+    pub const DENY: Self = Self(0);
+    /// The packet may pass.
+    pub const ALLOW: Self = Self(1);
+    /// Log the packet. Reserved: refused by this build.
+    pub const LOG: u8 = 1 << 2;
+    /// Decided by a staged policy: count, do not enforce. Reserved: refused by this build.
+    pub const STAGED: u8 = 1 << 3;
+    /// Redirect the packet. Reserved: refused by this build.
+    pub const REDIRECT: u8 = 1 << 4;
+    /// Answer with a reset or an ICMP error. Reserved: refused by this build.
+    pub const REJECT: u8 = 1 << 5;
+
+    /// Whether the packet may pass.
+    #[inline]
+    pub const fn allows(self) -> bool {
+        self.0 == Self::ALLOW.0
+    }
+
+    /// Whether this build carries out all that the bits say.
+    pub(super) const fn is_known(self) -> bool {
+        self.0 <= Self::ALLOW.0
+    }
+}
+
+/// The decisions of one cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct PortMapRecord {
+    /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section; each covers every port.
+    pub starts: [u32; 4],
+    /// Rule that decides where no port is known or the protocol has none; [`NONE`] for no rule.
+    pub portless_provenance: u32,
+    /// Decision where no port is known or the protocol has none.
+    pub portless: Decision,
+    /// 1 where the decision is the same for every protocol and port, so that no interval needs to be read.
+    pub uniform: u8,
+    pub reserved: [u8; 10],
+}
+
+/// From port `lo` to the next interval's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct IntervalRecord {
+    pub lo: u16,
+    pub decision: Decision,
+    pub reserved: u8,
+    /// Rule that decides; [`NONE`]: none does. Then deny means isolated, allow means open.
+    pub provenance: u32,
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct ProvenanceRecord {
+    /// [`PROVENANCE_RULE`] or [`PROVENANCE_ISOLATING`].
+    pub kind: u32,
+    /// Rule: index of the policy. Isolating: first entry in the policy lists.
+    pub first: u32,
+    /// Rule: index of the rule. Isolating: number of entries.
+    pub second: u32,
+}
+
+pub(super) const PROVENANCE_RULE: u32 = 0;
+pub(super) const PROVENANCE_ISOLATING: u32 = 1;
+
+/// Names of a policy: indices of strings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct PolicyRecord {
+    pub tier: u32,
+    pub kind: u32,
+    pub namespace: u32,
+    pub name: u32,
+}
+
+/// A pod or template; sorted by namespace and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct EndpointRecord {
+    pub namespace: u32,
+    pub name: u32,
+    /// Index of its identity apart from any address.
+    pub identity: u32,
+    /// 1 for a template.
+    pub template: u32,
+}
+
+/// A string: bytes of the text section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct StringRecord {
+    pub offset: u32,
+    pub length: u32,
+}
