@@ -9,3 +9,5 @@ pub mod status;
 pub mod supervisor;
 
 pub mod dataplane;
+pub mod fib;
+pub mod netlink;

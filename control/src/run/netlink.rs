@@ -1,0 +1,506 @@
+//! Blocking rtnetlink: requests, dumps, and the stream of changes.
+//!
+//! No tokio: the dataplane process has a handful of plain threads, and this is one of them.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// What went wrong in talking to the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// A socket could not be opened or set up.
+    #[error("netlink socket: {0}; ringwall needs CAP_NET_ADMIN in the network namespace of its ports")]
+    Socket(#[source] io::Error),
+    /// The kernel refused a request.
+    #[error("{what}: {source}")]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// An answer that could not be read, or none in time.
+    #[error("{what}: {reason}")]
+    Answer {
+        /// What was asked.
+        what: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+}
+
+impl NetlinkError {
+    /// The error number of a refusal.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } | Self::Socket(source) => source.raw_os_error(),
+            Self::Answer { .. } => None,
+        }
+    }
+}
+
+/// Longest wait for one answer of the kernel. It answers in its own context, so this is never reached in practice.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a dump that changed while it was read is repeated before its last form is taken.
+const DUMP_ATTEMPTS: usize = 8;
+
+/// A socket for requests. One request at a time.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Socket)?;
+        socket.bind_auto().map_err(NetlinkError::Socket)?;
+        socket
+            .connect(&SocketAddr::new(0, 0))
+            .map_err(NetlinkError::Socket)?;
+        // Filters in dump requests are only obeyed in strict mode (kernel 4.20).
+        socket
+            .set_netlink_get_strict_chk(true)
+            .map_err(NetlinkError::Socket)?;
+        let _ = socket.set_ext_ack(true);
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16, what: &str) -> Result<u32, NetlinkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags | NLM_F_REQUEST;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket
+            .send(&bytes, 0)
+            .map_err(|source| NetlinkError::Refused {
+                what: what.to_owned(),
+                source,
+            })?;
+        Ok(self.sequence)
+    }
+
+    /// Everything of one kind. Repeated where the kernel says that it changed meanwhile.
+    pub fn dump(
+        &mut self,
+        request: &RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let mut attempt = 1;
+        loop {
+            let (messages, interrupted) = self.dump_once(request, what)?;
+            if !interrupted || attempt == DUMP_ATTEMPTS {
+                return Ok(messages);
+            }
+            attempt += 1;
+        }
+    }
+
+    fn dump_once(
+        &mut self,
+        request: &RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetlinkError> {
+        const NLM_F_DUMP_INTR: u16 = 0x10;
+        let sequence = self.send(request.clone(), NLM_F_DUMP, what)?;
+        let mut found = Vec::new();
+        let mut interrupted = false;
+        loop {
+            for message in self.answer(what)? {
+                if message.header.sequence_number != sequence {
+                    continue;
+                }
+                interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
+                match message.payload {
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(NetlinkError::Refused {
+                            what: what.to_owned(),
+                            source: io::Error::from_raw_os_error(-done.code),
+                        });
+                    }
+                    NetlinkPayload::Done(_) => return Ok((found, interrupted)),
+                    NetlinkPayload::Error(error) => {
+                        return Err(NetlinkError::Refused {
+                            what: what.to_owned(),
+                            source: error.to_io(),
+                        });
+                    }
+                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Asks for a change and waits for the kernel's word on it.
+    pub fn change(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        what: &str,
+    ) -> Result<(), NetlinkError> {
+        let sequence = self.send(message, flags | NLM_F_ACK, what)?;
+        loop {
+            for message in self.answer(what)? {
+                if message.header.sequence_number != sequence {
+                    continue;
+                }
+                if let NetlinkPayload::Error(error) = message.payload {
+                    return match error.code {
+                        None => Ok(()),
+                        Some(_) => Err(NetlinkError::Refused {
+                            what: what.to_owned(),
+                            source: error.to_io(),
+                        }),
+                    };
+                }
+            }
+        }
+    }
+
+    fn answer(&self, what: &str) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
+        if !readable(&self.socket, ANSWER_TIMEOUT).map_err(NetlinkError::Socket)? {
+            return Err(NetlinkError::Answer {
+                what: what.to_owned(),
+                reason: "the kernel did not answer".to_owned(),
+            });
+        }
+        let (bytes, _) = self
+            .socket
+            .recv_from_full()
+            .map_err(|source| NetlinkError::Refused {
+                what: what.to_owned(),
+                source,
+            })?;
+        Ok(messages(&bytes))
+    }
+
+    /// All links.
+    pub fn links(&mut self) -> Result<Vec<LinkMessage>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        Ok(self
+            .dump(&request, "list the interfaces")?
+            .into_iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewLink(link) => Some(link),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// All addresses of both families.
+    pub fn addresses(&mut self) -> Result<Vec<AddressMessage>, NetlinkError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = AddressMessage::default();
+            message.header.family = family;
+            let request = RouteNetlinkMessage::GetAddress(message);
+            found.extend(
+                self.dump(&request, "list the addresses")?
+                    .into_iter()
+                    .filter_map(|m| match m {
+                        RouteNetlinkMessage::NewAddress(address) => Some(address),
+                        _ => None,
+                    }),
+            );
+        }
+        Ok(found)
+    }
+
+    /// The routes of the main table, both families.
+    pub fn routes(&mut self) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.kind = RouteType::Unspec;
+            message
+                .attributes
+                .push(RouteAttribute::Table(u32::from(RouteHeader::RT_TABLE_MAIN)));
+            let request = RouteNetlinkMessage::GetRoute(message);
+            let routes = match self.dump(&request, "list the routes of table main") {
+                Ok(routes) => routes,
+                // A namespace in which no route was ever added has no table yet.
+                Err(error) if error.errno() == Some(rustix::io::Errno::NOENT.raw_os_error()) => continue,
+                Err(error) => return Err(error),
+            };
+            found.extend(routes.into_iter().filter_map(|m| match m {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            }));
+        }
+        Ok(found)
+    }
+
+    /// All neighbours of both families.
+    pub fn neighbours(&mut self) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family;
+            let request = RouteNetlinkMessage::GetNeighbour(message);
+            found.extend(
+                self.dump(&request, "list the neighbours")?
+                    .into_iter()
+                    .filter_map(|m| match m {
+                        RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
+                        _ => None,
+                    }),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Makes the kernel resolve a neighbour now and keep it resolved, although it sees none of our traffic to it.
+    pub fn manage_neighbour(&mut self, link: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = neighbour(link, address);
+        message.header.flags = NeighbourFlags::ExtLearned; // keeps the garbage collector away
+        message
+            .attributes
+            .push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        self.change(
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+            &format!("resolve {address} on interface {link}"),
+        )
+    }
+
+    /// Forgets a neighbour.
+    pub fn forget_neighbour(&mut self, link: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        self.change(
+            RouteNetlinkMessage::DelNeighbour(neighbour(link, address)),
+            0,
+            &format!("forget {address} on interface {link}"),
+        )
+    }
+
+    /// Adds an address to an interface; fine where it is there already.
+    pub fn add_address(&mut self, link: u32, address: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family_of(address);
+        message.header.index = link;
+        message.header.prefix_len = prefix;
+        message.attributes.push(AddressAttribute::Local(address));
+        message.attributes.push(AddressAttribute::Address(address));
+        if address.is_ipv6() {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        already(
+            self.change(
+                RouteNetlinkMessage::NewAddress(message),
+                NLM_F_CREATE | NLM_F_EXCL,
+                &format!("add {address}/{prefix} to interface {link}"),
+            ),
+            rustix::io::Errno::EXIST,
+        )
+    }
+
+    /// Sets an interface up, and its MTU where one is given.
+    pub fn set_link(&mut self, link: u32, mtu: Option<u32>) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        if let Some(mtu) = mtu {
+            message.attributes.push(LinkAttribute::Mtu(mtu));
+        }
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("set interface {link} up"),
+        )
+    }
+
+    /// Makes a veth pair whose ends have `queues` queues each way.
+    pub fn add_veth(&mut self, name: &str, peer: &str, queues: u32) -> Result<(), NetlinkError> {
+        let mut other = LinkMessage::default();
+        other.attributes.push(LinkAttribute::IfName(peer.to_owned()));
+        other.attributes.push(LinkAttribute::NumTxQueues(queues));
+        other.attributes.push(LinkAttribute::NumRxQueues(queues));
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::NumTxQueues(queues));
+        message.attributes.push(LinkAttribute::NumRxQueues(queues));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ]));
+        self.change(
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &format!("make the veth pair {name}, {peer}"),
+        )
+    }
+
+    /// Marks an interface, for `ip link` and for ourselves.
+    pub fn set_alias(&mut self, link: u32, alias: &str) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("set the alias of interface {link}"),
+        )
+    }
+
+    /// Deletes an interface.
+    pub fn delete_link(&mut self, link: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        self.change(
+            RouteNetlinkMessage::DelLink(message),
+            0,
+            &format!("delete interface {link}"),
+        )
+    }
+}
+
+fn neighbour(link: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family_of(address);
+    message.header.ifindex = link;
+    message.header.kind = RouteType::Unspec;
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(NeighbourAddress::from(address)));
+    message
+}
+
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn already(result: Result<(), NetlinkError>, fine: rustix::io::Errno) -> Result<(), NetlinkError> {
+    match result {
+        Err(error) if error.errno() == Some(fine.raw_os_error()) => Ok(()),
+        other => other,
+    }
+}
+
+/// The messages of one datagram; what cannot be read is left out (a newer kernel may say more than we understand).
+fn messages(bytes: &[u8]) -> Vec<NetlinkMessage<RouteNetlinkMessage>> {
+    let mut found = Vec::new();
+    let mut rest = bytes;
+    while rest.len() >= 16 {
+        let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+        if length < 16 || length > rest.len() {
+            break;
+        }
+        match NetlinkMessage::deserialize(&rest[..length]) {
+            Ok(message) => found.push(message),
+            Err(error) => tracing::debug!(%error, "netlink message not understood"),
+        }
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+    }
+    found
+}
+
+fn readable(socket: &impl AsFd, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timespec = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timespec)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What [`Changes::wait`] saw.
+#[derive(Debug)]
+pub enum Change {
+    /// These changed.
+    Messages(Vec<RouteNetlinkMessage>),
+    /// Messages were lost: everything has to be read again.
+    Overrun,
+}
+
+/// The kernel's stream of changes of links, addresses, routes and neighbours.
+pub struct Changes {
+    socket: Socket,
+}
+
+/// Groups of rtnetlink: link, neigh, IPv4 and IPv6 addresses and routes.
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Room for a few thousand changes between two reads.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+impl Changes {
+    /// Subscribes. What changes from now on is seen; dump after this, never before.
+    pub fn subscribe() -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Socket)?;
+        socket.bind_auto().map_err(NetlinkError::Socket)?;
+        for group in GROUPS {
+            socket.add_membership(group).map_err(NetlinkError::Socket)?;
+        }
+        if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+            rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)
+                .map_err(|error| NetlinkError::Socket(error.into()))?;
+        }
+        socket.set_non_blocking(true).map_err(NetlinkError::Socket)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits up to `timeout` and takes what is there; an empty list when the time is up.
+    pub fn wait(&self, timeout: Duration) -> Result<Change, NetlinkError> {
+        let mut found = Vec::new();
+        if !readable(&self.socket, timeout).map_err(NetlinkError::Socket)? {
+            return Ok(Change::Messages(found));
+        }
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((bytes, _)) => {
+                    found.extend(messages(&bytes).into_iter().filter_map(|m| match m.payload {
+                        NetlinkPayload::InnerMessage(inner) => Some(inner),
+                        _ => None,
+                    }))
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Change::Messages(found));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
+                    return Ok(Change::Overrun);
+                }
+                Err(error) => return Err(NetlinkError::Socket(error)),
+            }
+        }
+    }
+
+    /// The descriptor that becomes readable when something changed.
+    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
