@@ -1,9 +1,12 @@
 //! The control plane of ringwall: from policy objects to a published snapshot.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod cluster;
 pub mod compile;
 pub mod model;
 pub mod protocol;
+pub mod reference;
 #[cfg(feature = "afxdp")]
 pub mod run;
+pub mod source;

@@ -1,3 +1,7 @@
 //! The `ringwall` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ringwall::cli::main()
+}

@@ -2,6 +2,7 @@
 //!
 //! Sources (`crate::source`) build it; the reference evaluator and the compiler read it.
 
+mod object;
 mod policy;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };

@@ -1,0 +1,119 @@
+//! The command line. Each command is one variant here and one function in its own module.
+
+mod check;
+mod matrix;
+mod query;
+mod shell;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Kubernetes network firewall: NetworkPolicy enforced by an AF_XDP dataplane.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringwall",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// How answers are written: for people, or one JSON object per line.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Human)]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Human,
+    /// JSON, one object per line.
+    Json,
+}
+
+/// Every command. To add one: a variant here, an arm in [`Command::run`], a module with one function.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says for each flow whether it passes, and which policy and rule decide
+    Query(query::QueryArgs),
+    /// Shows who can reach whom
+    Matrix(matrix::MatrixArgs),
+    /// Checks manifests as strictly as an API server
+    Check(check::CheckArgs),
+    /// Starts the firewall
+    #[cfg(feature = "afxdp")]
+    Run(crate::run::supervisor::RunArgs),
+    /// Shows what runs, in which generation, and what was dropped
+    #[cfg(feature = "afxdp")]
+    Status(crate::run::status::StatusArgs),
+    /// Takes everything off the machine that ringwall put there
+    #[cfg(feature = "afxdp")]
+    Detach(crate::run::detach::DetachArgs),
+    /// The process that owns the ports; started by `run`
+    #[cfg(feature = "afxdp")]
+    #[command(hide = true)]
+    Dataplane(crate::run::dataplane::DataplaneArgs),
+    // HOOK control: `#[command(hide = true)] Control(crate::controller::ControlArgs)`, started by `run`.
+    // HOOK demo: `Demo(...)`.
+    /// Prints a completion script for a shell
+    Completions(shell::CompletionsArgs),
+    /// Writes the manual pages into a folder
+    Man(shell::ManArgs),
+}
+
+impl Command {
+    fn run(self, output: Output) -> anyhow::Result<ExitCode> {
+        #[cfg_attr(
+            not(feature = "afxdp"),
+            allow(unused_variables, reason = "only the appliance's commands ask")
+        )]
+        let json = output == Output::Json;
+        match self {
+            Self::Query(args) => query::run(&args, output),
+            Self::Matrix(args) => matrix::run(&args, output),
+            Self::Check(args) => check::run(&args, output),
+            #[cfg(feature = "afxdp")]
+            Self::Run(args) => crate::run::supervisor::run(&args),
+            #[cfg(feature = "afxdp")]
+            Self::Status(args) => crate::run::status::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::Detach(args) => crate::run::detach::run(&args),
+            #[cfg(feature = "afxdp")]
+            Self::Dataplane(args) => crate::run::dataplane::run(&args),
+            // HOOK control, demo: their arms.
+            Self::Completions(args) => shell::completions(&args),
+            Self::Man(args) => shell::manual(&args),
+        }
+    }
+}
+
+/// Where the offline commands take the cluster from.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ClusterArgs {
+    /// Folder of manifests: .yaml, .yml and .json, read recursively
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Configuration file to take pod, node and Service networks and unknownEndpoints from
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Pod network besides those of the Nodes and of --config; may be repeated
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    pub pod_cidrs: Vec<ipnet::IpNet>,
+}
+
+/// Parses the command line, runs the command, turns its outcome into an exit status: 0 fine, 1 the answer is no,
+/// 2 bad input or usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.run(cli.output) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ringwall: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Where policy and identity come from: a folder of manifests, or an API server.
+
+pub mod decode;
+pub mod folder;
