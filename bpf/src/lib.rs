@@ -1,1 +1,18 @@
-//! ringwall-bpf.
+//! The kernel side of ringwall: an XDP program on every port, a tc guard where the kernel could send to pods, and the
+//! loader that attaches, updates and pins them.
+//!
+//! Everything here works in the network namespace of the calling thread and never reads `/sys/class/net`.
+//!
+//! * [`port`]: [`attach`] a port, feed its maps, [`detach`] it.
+//! * [`counters`]: what the programs count.
+
+pub mod counters;
+pub mod error;
+pub mod port;
+
+pub use counters::{Counter, Counters};
+pub use error::BpfError;
+pub use port::{
+    AttachMode, AttachedPort, DETACH_HINT, EgressGuard, FailMode, Failsafe, PortRole, PortSpec, XdpMode,
+    attach, detach,
+};

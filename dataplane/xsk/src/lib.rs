@@ -1,1 +1,23 @@
-//! ringwall-xsk.
+//! AF_XDP for ringwall: sockets on every queue of every port, one pool of frames, and [`XskIo`], a worker's
+//! [`ringwall_dataplane::io::PacketIo`] on top of them. The only place with xsk-rs.
+//!
+//! * [`sockets`]: [`open`] the ports; [`Sockets`] is the control side: statistics, accounts, lost ports, re-opening.
+//! * [`io`]: a worker's side.
+//! * [`device`]: queues, MTU, offloads and addresses of an interface, by ioctl.
+//! * [`preflight`]: what must hold before anything is opened.
+//! * [`affinity`]: pin a thread and read it back.
+//! * [`mapping`]: shared file memory for the flow table.
+
+pub mod affinity;
+pub mod device;
+pub mod error;
+pub mod io;
+pub mod mapping;
+pub mod preflight;
+pub mod sockets;
+
+pub use affinity::pin_to;
+pub use error::XskError;
+pub use io::{Waker, XskIo};
+pub use mapping::map_shared;
+pub use sockets::{Accounts, Config, PortConfig, QueueSocket, QueueStats, Rings, Sockets, ZeroCopy, open};

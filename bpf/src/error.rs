@@ -1,0 +1,77 @@
+//! What can go wrong while programs are loaded and attached.
+
+use std::{io, path::PathBuf};
+
+/// An error of the loader. Each message says what failed, on what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The interface is not in this network namespace.
+    #[error("interface `{0}` does not exist in this network namespace")]
+    NoInterface(String),
+    /// Another XDP program is on the interface.
+    #[error(
+        "interface `{interface}` already carries the XDP program `{name}` (id {id}): detach it first (`ip link set dev {interface} xdp off`, or stop the software that owns it)"
+    )]
+    OtherProgram {
+        /// The interface.
+        interface: String,
+        /// Kernel's id of the program.
+        id: u32,
+        /// Its name.
+        name: String,
+    },
+    /// Native XDP was asked for and the driver refused.
+    #[error("interface `{interface}` does not take a native XDP program: {source}. {hint}")]
+    NoNative {
+        /// The interface.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What usually helps.
+        hint: String,
+    },
+    /// The caller lacks a capability.
+    #[error("{action}: permission denied: the process needs {capability}")]
+    Permission {
+        /// What was tried.
+        action: String,
+        /// The missing capability or capabilities.
+        capability: &'static str,
+    },
+    /// The kernel cannot do what is needed.
+    #[error(
+        "{action}: this kernel does not support it ({source}); ringwall needs Linux 5.15 or newer with CONFIG_BPF_SYSCALL, CONFIG_XDP_SOCKETS and CONFIG_NET_CLS_BPF"
+    )]
+    Unsupported {
+        /// What was tried.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// No BPF file system where the pins should go.
+    #[error("no BPF file system at {path} and it could not be mounted ({source}): run `mount -t bpf bpf {path}`", path = .path.display())]
+    NoBpffs {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why mounting failed.
+        source: io::Error,
+    },
+    /// A system call or libbpf failed in another way.
+    #[error("{action}: {source}")]
+    System {
+        /// What was tried, on what.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A value does not fit the program's maps.
+    #[error("{what}: {got} given, at most {max} fit")]
+    TooMany {
+        /// What was given.
+        what: &'static str,
+        /// How many.
+        got: usize,
+        /// How many fit.
+        max: usize,
+    },
+}
