@@ -1,0 +1,477 @@
+//! What the file says, word for word. Each struct refuses keys that it does not know.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::quantity::{Bytes, Period};
+
+/// A ringwall configuration file.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "ringwall configuration")]
+pub struct Raw {
+    /// Version of this format.
+    pub api_version: ApiVersion,
+    /// A gateway between networks, or a firewall on a node.
+    pub kind: Kind,
+    /// Name of this installation; `${VARIABLE}` takes it from the environment.
+    pub name: String,
+    /// Whether verdicts are enforced.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The machine's own access.
+    pub management: Option<Management>,
+    /// Networks of the cluster.
+    pub cluster: Cluster,
+    /// Where policy comes from.
+    pub source: Source,
+    /// The packet workers.
+    #[serde(default)]
+    pub workers: Workers,
+    /// Interfaces that ringwall takes over.
+    pub interfaces: Vec<Interface>,
+    /// Pairs of interfaces of a transparent gateway; without them packets are routed.
+    pub wires: Option<Vec<Wire>>,
+    /// How a routed gateway or node takes routes.
+    pub routing: Option<Routing>,
+    /// What happens to pod traffic while no dataplane runs.
+    pub fail_mode: Option<FailMode>,
+    /// Traffic that passes before any policy.
+    pub failsafe: Option<Failsafe>,
+    /// What happens to node addresses that hide pods.
+    pub masqueraded_sources: Option<String>,
+    /// Tunnels.
+    pub overlay: Option<Overlay>,
+    /// Whether sources must fit the side of their interface.
+    pub anti_spoofing: Option<String>,
+    /// Flow table.
+    #[serde(default)]
+    pub conntrack: Conntrack,
+    /// Flow logs.
+    pub logging: Option<Logging>,
+    /// Metrics and health.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    /// How a node learns which interface is which pod's.
+    pub endpoint_discovery: Option<String>,
+    /// What happens to pod traffic of the kernel.
+    pub kernel_path: Option<String>,
+    /// What happens to a pod before it is in an adopted snapshot.
+    pub pod_start: Option<String>,
+    /// Packet memory.
+    #[serde(default)]
+    pub umem: Umem,
+    /// Sockets, flow table and lock; on a tmpfs. Default: `/run/ringwall/NAME`.
+    pub runtime_dir: Option<PathBuf>,
+    /// Last snapshot and epoch key. Default: `/var/lib/ringwall/NAME`.
+    pub state_dir: Option<PathBuf>,
+    /// Mount point of the BPF file system. Default: `/sys/fs/bpf`.
+    pub bpffs: Option<PathBuf>,
+}
+
+/// Versions of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum ApiVersion {
+    /// The only one yet.
+    #[serde(rename = "ringwall.io/v1alpha1")]
+    V1Alpha1,
+}
+
+/// What ringwall is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum Kind {
+    /// A box between networks.
+    Gateway,
+    /// A firewall on a Kubernetes node.
+    Node,
+}
+
+/// What becomes of verdicts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// Judge and count, forward all.
+    Audit,
+    /// Drop what policy denies.
+    #[default]
+    Enforce,
+}
+
+/// The machine's own access.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Management {
+    /// Interface that is never taken over.
+    pub interface: String,
+}
+
+/// Networks of the cluster.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cluster {
+    /// Pod networks.
+    #[serde(rename = "podCIDRs")]
+    #[schemars(with = "Vec<String>")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Node networks.
+    #[serde(rename = "nodeCIDRs", default)]
+    #[schemars(with = "Vec<String>")]
+    pub node_cidrs: Vec<IpNet>,
+    /// Service networks.
+    #[serde(rename = "serviceCIDRs", default)]
+    #[schemars(with = "Vec<String>")]
+    pub service_cidrs: Vec<IpNet>,
+    /// Traffic of addresses in a pod network that no live pod has.
+    #[serde(default)]
+    pub unknown_endpoints: UnknownEndpoints,
+}
+
+/// What happens to addresses in a pod network that nobody has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum UnknownEndpoints {
+    /// Dropped.
+    #[default]
+    Deny,
+    /// Treated as open.
+    Allow,
+}
+
+/// Where policy comes from: exactly one of `kubeconfig`, `inCluster` and `manifests`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    /// A kubeconfig file.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of it.
+    pub context: Option<String>,
+    /// The cluster that this runs in.
+    pub in_cluster: Option<bool>,
+    /// A folder of manifests; a relative path starts at the configuration file.
+    pub manifests: Option<PathBuf>,
+    /// Alarm after this long without word from the API server. Default: 15m.
+    pub stale_after: Option<Period>,
+    /// Longest random wait before the first list.
+    pub start_jitter: Option<Period>,
+}
+
+/// The packet workers.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workers {
+    /// `auto`, or CPUs as `2-5,8` or a list of numbers.
+    pub cpus: Option<CpuSet>,
+    /// How many workers. Default: one per CPU; one for `auto`.
+    pub count: Option<u16>,
+    /// What a worker does that has nothing to do. Default: adaptive.
+    #[serde(default)]
+    pub idle_policy: IdlePolicy,
+}
+
+/// CPUs, in text or as a list.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "`auto`, a CPU list such as `2-5,8`, or a list of CPU numbers"
+)]
+pub enum CpuSet {
+    /// One number.
+    Number(u16),
+    /// Numbers.
+    Numbers(Vec<u16>),
+    /// `auto` or the kernel's notation.
+    Text(String),
+}
+
+/// What an idle worker does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum IdlePolicy {
+    /// Spins: lowest latency, a whole core.
+    BusyPoll,
+    /// Spins a while, then sleeps until a packet comes.
+    #[default]
+    Adaptive,
+}
+
+/// An interface that ringwall takes over.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Interface {
+    /// Its name.
+    pub name: Option<String>,
+    /// A pattern of names (`*`, `?`), instead of a name.
+    #[serde(rename = "match")]
+    pub pattern: Option<String>,
+    /// The interface that a VLAN interface is made of.
+    pub parent: Option<String>,
+    /// VLAN number.
+    pub vlan: Option<u16>,
+    /// What it leads to; `uplink` where absent and the interface is no end of a wire.
+    pub kind: Option<InterfaceKind>,
+    /// Whose source addresses may come in. Default: pods on a `pod` port, else any.
+    pub side: Option<Side>,
+    /// Receive queues taken: a number, or `all` (the default).
+    pub rx_queues: Option<QueueCount>,
+    /// Native or generic XDP. Default: auto.
+    #[serde(default)]
+    pub xdp_mode: XdpMode,
+    /// Zero-copy or copy. Default: prefer.
+    #[serde(default)]
+    pub zero_copy: ZeroCopy,
+    /// MTU to expect, in bytes.
+    pub mtu: Option<u16>,
+}
+
+/// A number of queues, or all.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a number of queues or `all`")]
+pub enum QueueCount {
+    /// This many.
+    Number(u16),
+    /// `all`.
+    Text(String),
+}
+
+/// What an interface leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum InterfaceKind {
+    /// The host's end of one pod's veth.
+    Pod,
+    /// A network with routers, nodes or pods elsewhere.
+    Uplink,
+    /// The way to and from the kernel of this host; made where it does not exist.
+    Host,
+}
+
+/// Whose source addresses may come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Side {
+    /// Pods.
+    Pods,
+    /// Nodes.
+    Nodes,
+    /// Pods and nodes.
+    Inside,
+    /// Neither pods nor nodes.
+    Outside,
+    /// Everyone.
+    Any,
+}
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum XdpMode {
+    /// By the driver.
+    Native,
+    /// By the kernel's general path: slow, works everywhere.
+    Generic,
+    /// Native, or generic where the driver cannot.
+    #[default]
+    Auto,
+}
+
+/// Whether packets are received into the workers' memory directly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ZeroCopy {
+    /// Refuse to start without.
+    Require,
+    /// Where the device can.
+    #[default]
+    Prefer,
+    /// Copy.
+    Off,
+}
+
+/// What happens to pod traffic while no dataplane runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum FailMode {
+    /// It is dropped.
+    #[default]
+    Closed,
+    /// It passes: a wire to its other end, routed by the kernel.
+    Open,
+}
+
+/// A pair of interfaces.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Wire {
+    /// Its name.
+    pub name: String,
+    /// Its two ends.
+    pub interfaces: Vec<String>,
+    /// Which VLANs are judged.
+    pub vlans: Option<String>,
+    /// Whether one end going down takes the other down.
+    pub link_state_propagation: Option<bool>,
+    /// What happens to link layer protocols.
+    pub l2_protocols: Option<BTreeMap<String, String>>,
+    /// What happens to pod traffic while no dataplane runs.
+    pub fail_mode: Option<FailMode>,
+}
+
+/// How routes are taken from the kernel.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Routing {
+    /// Routing tables that are mirrored.
+    pub kernel_tables: Option<Vec<String>>,
+    /// What one of several next hops is chosen by.
+    pub ecmp: Option<String>,
+    /// Reverse path check.
+    pub reverse_path: Option<String>,
+    /// Protocols that stay with the kernel.
+    pub control_protocols: Option<Vec<String>>,
+    /// ICMP errors that ringwall sends.
+    pub icmp_errors: Option<IcmpErrors>,
+}
+
+/// ICMP errors that ringwall sends.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IcmpErrors {
+    /// The most of them, such as `1000/s`.
+    pub rate_limit: Option<String>,
+}
+
+/// Traffic that passes before any policy.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Failsafe {
+    /// What passes.
+    #[serde(default)]
+    pub allow: Vec<FailsafeRule>,
+    /// How long a new configuration waits for confirmation before it is taken back.
+    pub confirm_timeout: Option<Period>,
+}
+
+/// One kind of traffic that passes before any policy.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FailsafeRule {
+    /// From where.
+    pub from: Networks,
+    /// To where.
+    pub to: Networks,
+    /// TCP, UDP, SCTP.
+    pub protocol: Option<String>,
+    /// Destination ports.
+    pub ports: Option<Vec<u16>>,
+}
+
+/// Networks, by the name of a list in `cluster` or written out.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "`nodeCIDRs`, `podCIDRs`, `serviceCIDRs` or a list of networks"
+)]
+pub enum Networks {
+    /// A list in `cluster`.
+    Named(String),
+    /// Networks.
+    Listed(#[schemars(with = "Vec<String>")] Vec<IpNet>),
+}
+
+/// Tunnels.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Overlay {
+    /// UDP ports of VXLAN.
+    pub vxlan_ports: Option<Vec<u16>>,
+    /// Whether IP in IP is looked into.
+    pub ipip: Option<bool>,
+    /// What happens to tunnels that cannot be looked into.
+    pub opaque: Option<String>,
+}
+
+/// Flow table.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Conntrack {
+    /// Most flows at a time. Default: 262144.
+    pub max_entries: Option<u32>,
+    /// TCP without a seen beginning.
+    #[serde(default)]
+    pub tcp_midstream: Midstream,
+    /// How long after a start without inherited flows `pickup` lasts. Default: 120s.
+    pub pickup_window: Option<Period>,
+    /// How long a silent flow is kept.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+/// What happens to TCP whose beginning was not seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Midstream {
+    /// For a while after a start, a segment also passes if its reverse would be allowed.
+    #[default]
+    Pickup,
+    /// Judged as new, always.
+    Strict,
+}
+
+/// How long a silent flow is kept.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timeouts {
+    /// TCP before both sides have spoken. Default: 30s.
+    pub tcp_opening: Option<Period>,
+    /// TCP, open. Default: 12h.
+    pub tcp_established: Option<Period>,
+    /// TCP after FIN or RST. Default: 60s.
+    pub tcp_closing: Option<Period>,
+    /// UDP that has not been answered. Default: 30s.
+    pub udp_new: Option<Period>,
+    /// UDP that has been answered. Default: 120s.
+    pub udp_answered: Option<Period>,
+    /// ICMP echo. Default: 30s.
+    pub icmp: Option<Period>,
+    /// SCTP. Default: 1h.
+    pub sctp: Option<Period>,
+    /// Everything else. Default: 5m.
+    pub other: Option<Period>,
+}
+
+/// Flow logs.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Logging {
+    /// File that they go to.
+    pub file: Option<PathBuf>,
+    /// Share of denied flows: `all`, `none` or a fraction such as `1/1000`.
+    pub denied: Option<String>,
+    /// Share of allowed flows.
+    pub allowed: Option<String>,
+    /// IPFIX collector.
+    pub ipfix: Option<String>,
+}
+
+/// Metrics and health.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Telemetry {
+    /// Address of `/metrics`; `:9469` is every address. Default: 127.0.0.1:9469.
+    pub metrics_listen: Option<String>,
+    /// Address of `/livez` and `/readyz`. Default: with the metrics.
+    pub health_listen: Option<String>,
+}
+
+/// Packet memory.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Umem {
+    /// Frames for each queue of a `pod` port.
+    pub frames_per_pod_port: Option<u32>,
+    /// The most memory of all UMEMs together.
+    pub total: Option<Bytes>,
+}
