@@ -21,9 +21,12 @@ enum Node {
 }
 
 impl Outline {
-    /// Reads the positions of a document; None where it is no YAML.
-    pub(crate) fn read(text: &str) -> Option<Self> {
-        serde_saphyr::from_str(text).ok().map(Self)
+    /// Reads the positions of a document.
+    ///
+    /// # Errors
+    /// The document is no YAML, or has a key twice.
+    pub(crate) fn read(text: &str) -> Result<Self, serde_saphyr::Error> {
+        serde_saphyr::from_str(text).map(Self)
     }
 
     /// Position of the key at a path such as `interfaces[1].name`, or of the nearest part of the path that exists.
@@ -50,7 +53,7 @@ impl Outline {
         found
     }
 
-    /// Whether the file has something at exactly this path, and what: null counts as something.
+    /// Path of the key or scalar that begins at a position.
     pub(crate) fn path_at(&self, line: u64, column: u64) -> Option<String> {
         fn walk(node: &Spanned<Node>, path: &str, at: (u64, u64)) -> Option<String> {
             let position = |location: Location| (location.line(), location.column());
@@ -158,11 +161,11 @@ mod tests {
         };
         assert_eq!(at("a"), Some((1, 1)));
         assert_eq!(at("b[0].d"), Some((3, 12)));
-        assert_eq!(at("b[1].c[1]"), Some((4, 10)));
+        assert_eq!(at("b[1].c[1]"), Some((4, 12)));
         assert_eq!(at("b[1].missing"), Some((4, 5)), "the nearest part that exists");
         assert_eq!(at("missing"), None);
         assert_eq!(outline.path_at(3, 12).as_deref(), Some("b[0].d"));
-        assert_eq!(outline.path_at(4, 13).as_deref(), Some("b[1].c[1]"));
+        assert_eq!(outline.path_at(4, 12).as_deref(), Some("b[1].c[1]"));
         assert_eq!(outline.path_at(9, 1), None);
     }
 }

@@ -60,18 +60,19 @@ impl Config {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
         let text: Arc<str> = text.into();
-        let outline = Outline::read(&text);
-        let raw: Raw = serde_saphyr::from_str(&text).map_err(|error| {
+        let refused = |error: &YamlError, outline: Option<&Outline>| {
             ConfigError::new(
                 file,
-                vec![from_yaml(error.without_snippet(), file, &text, outline.as_ref())],
+                vec![from_yaml(error.without_snippet(), file, &text, outline)],
             )
-        })?;
+        };
+        let outline = Outline::read(&text).map_err(|error| refused(&error, None))?;
+        let raw: Raw = serde_saphyr::from_str(&text).map_err(|error| refused(&error, Some(&outline)))?;
         raw.validate(base, environment).map_err(|problems| {
             let mut problems: Vec<_> = problems
                 .into_iter()
                 .map(|problem| {
-                    let position = outline.as_ref().and_then(|outline| outline.find(&problem.path));
+                    let position = outline.find(&problem.path);
                     let position = position.map(|at| (at.line() as usize, at.column() as usize));
                     problem.locate(file, &text, position)
                 })
@@ -84,7 +85,7 @@ impl Config {
 
 /// Words an error of the YAML reader.
 fn from_yaml(error: &YamlError, file: &str, text: &Arc<str>, outline: Option<&Outline>) -> Problem {
-    let position = error.location().filter(|at| at.line() > 0);
+    let mut position = error.location().filter(|at| at.line() > 0);
     let at = position
         .and_then(|at| outline?.path_at(at.line(), at.column()))
         .unwrap_or_default();
@@ -96,12 +97,16 @@ fn from_yaml(error: &YamlError, file: &str, text: &Arc<str>, outline: Option<&Ou
             variant, expected, ..
         } => Problem::new(at, format!("unknown value `{variant}`")).help(suggestion(variant, expected)),
         YamlError::SerdeMissingField { field, .. } => {
-            let place = if at.is_empty() {
+            // The reader stands at the last key of the mapping that lacks one.
+            let mapping = at.rsplit_once('.').map_or("", |(mapping, _)| mapping);
+            position = outline.and_then(|outline| outline.find(mapping));
+            let place = if mapping.is_empty() {
                 String::new()
             } else {
-                format!(" in `{at}`")
+                format!(" in `{mapping}`")
             };
-            Problem::new(at, format!("the key `{field}` is missing{place}")).help(format!("add `{field}:`"))
+            Problem::new(mapping, format!("the key `{field}` is missing{place}"))
+                .help(format!("add `{field}:`"))
         }
         YamlError::DuplicateMappingKey { key, .. } => Problem::new(
             at,
@@ -159,7 +164,7 @@ impl Raw {
         let workers = workers(&self.workers, &mut problems);
         let fail_mode = self.fail_mode.unwrap_or_default();
         let wires = wires(&self, fail_mode, &mut problems);
-        let interfaces = interfaces(&self, &wires, &mut problems);
+        let interfaces = interfaces(&self, &mut problems);
         let conntrack = conntrack(&self.conntrack, &mut problems);
         let umem = umem(&self.umem, &mut problems);
         let telemetry = telemetry(&self.telemetry, &mut problems);
@@ -459,7 +464,7 @@ fn wires(raw: &Raw, fail_mode: FailMode, problems: &mut Vec<Problem>) -> Vec<Wir
     wires
 }
 
-fn interfaces(raw: &Raw, wires: &[Wire], problems: &mut Vec<Problem>) -> Vec<Interface> {
+fn interfaces(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Interface> {
     if raw.interfaces.is_empty() {
         problems.push(Problem::new("interfaces", "an empty list").help("list the interfaces to take over"));
     }
@@ -519,8 +524,10 @@ fn interfaces(raw: &Raw, wires: &[Wire], problems: &mut Vec<Problem>) -> Vec<Int
                 .help("remove it here, or correct `management.interface`"),
             );
         }
-        let wired = wires
+        let wired = raw
+            .wires
             .iter()
+            .flatten()
             .any(|wire| wire.interfaces.iter().any(|end| end == text));
         if raw.wires.is_some() && !wired {
             problems.push(
