@@ -275,3 +275,20 @@ pub(super) struct StringRecord {
     pub offset: u32,
     pub length: u32,
 }
+
+/// The bucket where the search for an IPv4 host begins. `buckets` below 2^32.
+#[inline]
+pub(super) fn hash_v4(key: u32, seed: u64, buckets: usize) -> usize {
+    let hash = (u64::from(key) ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (((hash >> 32) * buckets as u64) >> 32) as usize
+}
+
+/// The bucket where the search for an IPv6 host begins. `buckets` below 2^32.
+#[inline]
+pub(super) fn hash_v6(key: &[u8; 16], seed: u64, buckets: usize) -> usize {
+    let number = u128::from_be_bytes(*key);
+    let high = ((number >> 64) as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let low = (number as u64 ^ high.rotate_left(32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    let hash = (low ^ (low >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (((hash >> 32) * buckets as u64) >> 32) as usize
+}
