@@ -1,8 +1,22 @@
 //! From one YAML or JSON document to objects of the cluster, strictly.
+//!
+//! Both sources use it: the folder for what people wrote, the API server's watch for what the server holds. Where the
+//! two differ (an API server has already refused most mistakes) the strict reading is used for both; a mistake costs
+//! the object's owner, never its neighbours.
+
+mod field;
+mod identity;
+mod policy;
 
 use serde_json::Value;
 
-use crate::cluster::{Fault, Object};
+pub(super) use field::{item, join};
+
+use crate::cluster::{Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey};
+use field::{
+    Fields, NO_FIELDS, bad_label_key, bad_label_value, dns_label, dns_subdomain, fault, list, mapping,
+    present, string, wrong_type,
+};
 
 /// One object of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +49,294 @@ pub struct DecodeError {
 /// # Errors
 /// The document is no Kubernetes object, or an object that ringwall needs has a field that cannot be read.
 pub fn decode(value: &Value) -> Result<Vec<Decoded>, DecodeError> {
-    let _ = value;
-    Err(DecodeError {
-        label: "document".into(),
-        fault: Fault {
-            path: String::new(),
-            message: "decoding is not built yet".into(),
+    let mut out = Vec::new();
+    unfold(value, "", None, &mut out)?;
+    Ok(out)
+}
+
+/// Kind and apiVersion that the items of a typed list leave out.
+struct Inherited<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+}
+
+fn unfold(
+    value: &Value,
+    at: &str,
+    inherited: Option<&Inherited<'_>>,
+    out: &mut Vec<Decoded>,
+) -> Result<(), DecodeError> {
+    let nameless = |fault| DecodeError {
+        label: "document".to_owned(),
+        fault,
+    };
+    let Value::Object(root) = value else {
+        return Err(nameless(fault(
+            at,
+            wrong_type(value, "a Kubernetes object (a mapping with apiVersion and kind)"),
+        )));
+    };
+    let kind = string(root, at, "kind")
+        .map_err(nameless)?
+        .or(inherited.map(|list| list.kind));
+    let api_version = string(root, at, "apiVersion")
+        .map_err(nameless)?
+        .or(inherited.map(|list| list.api_version));
+    let Some(kind) = kind else {
+        return Err(nameless(fault(
+            join(at, "kind"),
+            "is missing: every document must be a Kubernetes object; move other YAML out of the folder",
+        )));
+    };
+    let api_version = api_version.unwrap_or_default();
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+
+    if let Some(Value::Array(items)) = root.get("items")
+        && let Some(item_kind) = kind.strip_suffix("List")
+    {
+        let named = Inherited {
+            api_version,
+            kind: item_kind,
+        };
+        // The items of a plain List name themselves.
+        let named = (!item_kind.is_empty()).then_some(&named);
+        let items_at = join(at, "items");
+        for (index, value) in items.iter().enumerate() {
+            unfold(value, &item(&items_at, index), named, out)?;
+        }
+        return Ok(());
+    }
+    out.push(object(root, at, kind, group, api_version)?);
+    Ok(())
+}
+
+/// What an object is to policy, from its kind and API group.
+enum Role {
+    Namespace,
+    Node,
+    Pod,
+    Template(&'static [&'static str]),
+    NetworkPolicy,
+    /// A NetworkPolicy that names itself wrongly: isolates.
+    Misnamed(Fault),
+    Unevaluated,
+    Ignored,
+}
+
+fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
+    const POD_TEMPLATE: &[&str] = &["spec", "template"];
+    const CRON_JOB_TEMPLATE: &[&str] = &["spec", "jobTemplate", "spec", "template"];
+    match (group, kind) {
+        ("", "Namespace") => Role::Namespace,
+        ("", "Node") => Role::Node,
+        ("", "Pod") => Role::Pod,
+        ("", "ReplicationController") => Role::Template(POD_TEMPLATE),
+        ("apps" | "extensions", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") => {
+            Role::Template(POD_TEMPLATE)
+        }
+        ("batch", "Job") => Role::Template(POD_TEMPLATE),
+        ("batch", "CronJob") => Role::Template(CRON_JOB_TEMPLATE),
+        ("networking.k8s.io", "NetworkPolicy") if api_version == "networking.k8s.io/v1" => {
+            Role::NetworkPolicy
+        }
+        ("networking.k8s.io" | "extensions" | "", "NetworkPolicy") => Role::Misnamed(fault(
+            join(at, "apiVersion"),
+            format!("{api_version:?} has no NetworkPolicy: write networking.k8s.io/v1"),
+        )),
+        ("networking.k8s.io", _) if looks_like_policy(kind) => Role::Misnamed(fault(
+            join(at, "kind"),
+            format!("networking.k8s.io has no {kind:?}: write NetworkPolicy"),
+        )),
+        // Staged kinds of Calico decide nothing.
+        (_, kind) if kind.ends_with("NetworkPolicy") && !kind.starts_with("Staged") => Role::Unevaluated,
+        _ => Role::Ignored,
+    }
+}
+
+/// Whether a kind of `networking.k8s.io` was meant to be NetworkPolicy.
+fn looks_like_policy(kind: &str) -> bool {
+    let lower = kind.to_ascii_lowercase();
+    lower.contains("polic") || lower.starts_with("network")
+}
+
+fn object(
+    root: &Fields,
+    at: &str,
+    kind: &str,
+    group: &str,
+    api_version: &str,
+) -> Result<Decoded, DecodeError> {
+    let role = role(kind, group, api_version, at);
+    let unnamed = |object| Decoded {
+        label: kind.to_owned(),
+        prefix: at.to_owned(),
+        object,
+        notes: Vec::new(),
+    };
+    match role {
+        Role::Ignored => {
+            return Ok(unnamed(Object::Ignored {
+                kind: kind.to_owned(),
+            }));
+        }
+        Role::Unevaluated => {
+            let kind = if group.is_empty() {
+                kind.to_owned()
+            } else {
+                format!("{kind}.{group}")
+            };
+            return Ok(unnamed(Object::Unevaluated { kind }));
+        }
+        _ => {}
+    }
+
+    let metadata_at = join(at, "metadata");
+    let anonymous = |fault| DecodeError {
+        label: kind.to_owned(),
+        fault,
+    };
+    let metadata = mapping(root, at, "metadata").map_err(anonymous)?;
+    let name = string(metadata, &metadata_at, "name")
+        .map_err(anonymous)?
+        .filter(|name| !name.is_empty());
+    let name = match name {
+        Some(name) => name,
+        // `kubectl create` lets the server finish such a name; until then the stem is all there is.
+        None => match string(metadata, &metadata_at, "generateName").map_err(anonymous)? {
+            Some(stem) if !stem.is_empty() => stem,
+            _ => {
+                return Err(anonymous(fault(
+                    join(&metadata_at, "name"),
+                    "is missing: every object needs a name",
+                )));
+            }
         },
+    };
+    let namespaced = !matches!(role, Role::Namespace | Role::Node);
+    let namespace = string(metadata, &metadata_at, "namespace")
+        .map_err(|wrong| DecodeError {
+            label: format!("{kind} {name}"),
+            fault: wrong,
+        })?
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or("default"); // SEMANTICS 15
+    let label = if namespaced {
+        format!("{kind} {namespace}/{name}")
+    } else {
+        format!("{kind} {name}")
+    };
+    let wrong = |fault| DecodeError {
+        label: label.clone(),
+        fault,
+    };
+    let key = ObjectKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    // Only a message: the API server gives every object one.
+    let uid = string(metadata, &metadata_at, "uid")
+        .ok()
+        .flatten()
+        .unwrap_or_default()
+        .to_owned();
+
+    let mut findings = policy::Findings::default();
+    let object = match role {
+        Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
+        Role::Node => {
+            Object::Node(identity::node(root, at, metadata, name, &mut findings.notes).map_err(wrong)?)
+        }
+        Role::Pod => {
+            Object::Pod(identity::pod(root, at, metadata, key, uid, &mut findings.notes).map_err(wrong)?)
+        }
+        Role::Template(path) => Object::Pod(identity::template(root, at, path, kind, key).map_err(wrong)?),
+        Role::NetworkPolicy => {
+            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, &mut findings))
+        }
+        Role::Misnamed(misnamed) => {
+            findings.faults.push(misnamed);
+            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, &mut findings))
+        }
+        Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
+    };
+    if namespaced && !dns_label(namespace) {
+        findings.notes.push(fault(
+            join(&metadata_at, "namespace"),
+            bad_name(namespace, "a DNS label"),
+        ));
+    }
+    if !dns_subdomain(name.trim_end_matches('-')) {
+        findings
+            .notes
+            .push(fault(join(&metadata_at, "name"), bad_name(name, "a DNS name")));
+    }
+    Ok(Decoded {
+        label,
+        prefix: at.to_owned(),
+        object,
+        notes: findings.notes,
     })
+}
+
+fn bad_name(name: &str, wanted: &str) -> String {
+    format!("{name:?} is not {wanted} (lower case letters, digits, '-'): an API server refuses it")
+}
+
+fn decode_namespace(root: &Fields, at: &str, metadata: &Fields, name: &str) -> Result<Namespace, Fault> {
+    let mut labels = labels(metadata, &join(at, "metadata"))?;
+    // Immutable on a server, so a manifest that says otherwise is wrong (SEMANTICS 13).
+    labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+    let phase = mapping(root, at, "status")
+        .ok()
+        .and_then(|status| status.get("phase"))
+        .and_then(Value::as_str);
+    let terminating = phase == Some("Terminating") || present(metadata, "deletionTimestamp").is_some();
+    Ok(Namespace {
+        name: name.to_owned(),
+        labels,
+        terminating,
+    })
+}
+
+/// `metadata.labels`; the only labels that count (SEMANTICS 16).
+fn labels(metadata: &Fields, metadata_at: &str) -> Result<Labels, Fault> {
+    let at = join(metadata_at, "labels");
+    let mut out = Labels::new();
+    for (key, value) in mapping(metadata, metadata_at, "labels")? {
+        let value_at = join(&at, key);
+        let value = match value {
+            Value::Null => "",
+            Value::String(text) => text,
+            other => return Err(fault(value_at, wrong_type(other, "a string"))),
+        };
+        if let Some(wrong) = bad_label_key(key).or_else(|| bad_label_value(value)) {
+            return Err(fault(value_at, wrong));
+        }
+        out.insert(key.clone(), value.to_owned());
+    }
+    Ok(out)
+}
+
+/// Walks down a path of mappings; absent reads as empty.
+fn descend<'a>(root: &'a Fields, at: &str, path: &[&str]) -> Result<(&'a Fields, String), Fault> {
+    let mut here = (root, at.to_owned());
+    for step in path {
+        let (fields, at) = here;
+        here = (mapping(fields, &at, step)?, join(&at, step));
+    }
+    Ok(here)
+}
+
+/// The mappings of a list, with their paths.
+fn mappings<'a>(fields: &'a Fields, at: &str, key: &str) -> Result<Vec<(&'a Fields, String)>, Fault> {
+    let path = join(at, key);
+    list(fields, at, key)?
+        .iter()
+        .enumerate()
+        .map(|(index, value)| match value {
+            Value::Object(fields) => Ok((fields, item(&path, index))),
+            Value::Null => Ok((&*NO_FIELDS, item(&path, index))),
+            other => Err(fault(item(&path, index), wrong_type(other, "a mapping"))),
+        })
+        .collect()
 }

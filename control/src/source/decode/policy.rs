@@ -1,0 +1,578 @@
+//! A `networking.k8s.io/v1` NetworkPolicy: read strictly, defaulted, validated as an API server does.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::field::{
+    Fields, NO_FIELDS, bad_label_key, bad_label_value, bad_port_name, cidr, fault, item, join, kind_of, list,
+    mapping, only, present, string, whole, wrong_type,
+};
+use crate::cluster::{
+    Fault, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+};
+
+/// Collects what is wrong and what is merely odd.
+#[derive(Default)]
+pub(super) struct Findings {
+    pub(super) faults: Vec<Fault>,
+    pub(super) notes: Vec<Fault>,
+}
+
+/// Which directions a policy isolates.
+#[derive(Clone, Copy)]
+struct Directions {
+    ingress: bool,
+    egress: bool,
+}
+
+const BOTH: Directions = Directions {
+    ingress: true,
+    egress: true,
+};
+
+/// Reads a policy. It always comes out as something: with faults, as what it isolates.
+pub(super) fn network_policy(
+    root: &Fields,
+    at: &str,
+    key: ObjectKey,
+    uid: String,
+    findings: &mut Findings,
+) -> NetworkPolicy {
+    only(
+        root,
+        at,
+        &["apiVersion", "kind", "metadata", "spec", "status"],
+        &mut findings.faults,
+    );
+    let spec_at = join(at, "spec");
+    let spec = match root.get("spec") {
+        Some(Value::Object(spec)) => spec,
+        None | Some(Value::Null) => {
+            findings.notes.push(fault(
+                &spec_at,
+                "no spec: every pod of the namespace is isolated for ingress",
+            ));
+            &NO_FIELDS
+        }
+        Some(other) => {
+            findings
+                .faults
+                .push(fault(&spec_at, wrong_type(other, "a mapping")));
+            return isolating(key, uid, None, BOTH, findings);
+        }
+    };
+    only(
+        spec,
+        &spec_at,
+        &["podSelector", "ingress", "egress", "policyTypes"],
+        &mut findings.faults,
+    );
+
+    let subjects = selector(spec, &spec_at, "podSelector", findings);
+    let directions = policy_types(spec, &spec_at, findings);
+    let ingress = rules(spec, &spec_at, "ingress", "from", findings);
+    let egress = rules(spec, &spec_at, "egress", "to", findings);
+    if !directions.ingress && !ingress.is_empty() {
+        findings.notes.push(fault(
+            join(&spec_at, "ingress"),
+            "ignored: policyTypes does not name Ingress",
+        ));
+    }
+    if !directions.egress && !egress.is_empty() {
+        findings.notes.push(fault(
+            join(&spec_at, "egress"),
+            "ignored: policyTypes does not name Egress",
+        ));
+    }
+    if !directions.egress
+        && spec.get("policyTypes").is_none()
+        && egress.is_empty()
+        && spec.contains_key("egress")
+    {
+        findings.notes.push(fault(
+            join(&spec_at, "egress"),
+            "isolates nothing: an empty egress counts only with policyTypes: [Egress]",
+        ));
+    }
+    if !findings.faults.is_empty() {
+        return isolating(key, uid, subjects, directions, findings);
+    }
+    NetworkPolicy {
+        key,
+        uid,
+        subjects: subjects.unwrap_or_default(),
+        ingress: directions.ingress.then_some(ingress),
+        egress: directions.egress.then_some(egress),
+        faults: Vec::new(),
+    }
+}
+
+/// What is left of an invalid policy: isolation of what it selects, of its whole namespace where not even that can be
+/// read.
+fn isolating(
+    key: ObjectKey,
+    uid: String,
+    subjects: Option<Selector>,
+    directions: Directions,
+    findings: &mut Findings,
+) -> NetworkPolicy {
+    NetworkPolicy {
+        key,
+        uid,
+        subjects: subjects.unwrap_or_default(),
+        ingress: directions.ingress.then(Vec::new),
+        egress: directions.egress.then(Vec::new),
+        faults: std::mem::take(&mut findings.faults),
+    }
+}
+
+fn policy_types(spec: &Fields, at: &str, findings: &mut Findings) -> Directions {
+    let path = join(at, "policyTypes");
+    let types = match list(spec, at, "policyTypes") {
+        Ok(types) => types,
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return BOTH;
+        }
+    };
+    if types.is_empty() {
+        // Defaulting (SEMANTICS 22). A misspelt `egress` or `policyTypes` may have meant egress too: then both.
+        let misspelt = spec.keys().any(|key| {
+            let known = ["podSelector", "ingress", "egress", "policyTypes"].contains(&key.as_str());
+            let lower = key.to_ascii_lowercase();
+            !known && (lower.contains("egres") || lower.contains("engres") || lower.contains("type"))
+        });
+        let egress = match present(spec, "egress") {
+            None => false,
+            Some(Value::Array(rules)) => !rules.is_empty(),
+            Some(_) => true,
+        };
+        return Directions {
+            ingress: true,
+            egress: egress || misspelt,
+        };
+    }
+    let mut read = Directions {
+        ingress: false,
+        egress: false,
+    };
+    let mut unreadable = false;
+    for (index, entry) in types.iter().enumerate() {
+        match entry.as_str() {
+            Some("Ingress") => read.ingress = true,
+            Some("Egress") => read.egress = true,
+            _ => {
+                unreadable = true;
+                findings.faults.push(fault(
+                    item(&path, index),
+                    format!("{entry} is not a policy type: write Ingress or Egress"),
+                ));
+            }
+        }
+    }
+    if types.len() > 2 {
+        findings
+            .faults
+            .push(fault(&path, "may not name more than two policy types"));
+    }
+    // A type that cannot be read may have been either.
+    if unreadable { BOTH } else { read }
+}
+
+/// A selector by value or pointer; None, with a fault, where it cannot be read. Absent reads as empty.
+fn selector(fields: &Fields, at: &str, key: &str, findings: &mut Findings) -> Option<Selector> {
+    let path = join(at, key);
+    let before = findings.faults.len();
+    let selector = match mapping(fields, at, key) {
+        Ok(it) => it,
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return None;
+        }
+    };
+    only(
+        selector,
+        &path,
+        &["matchLabels", "matchExpressions"],
+        &mut findings.faults,
+    );
+    let mut requirements = Vec::new();
+    let labels_at = join(&path, "matchLabels");
+    match mapping(selector, &path, "matchLabels") {
+        Err(wrong) => findings.faults.push(wrong),
+        Ok(labels) => {
+            for (key, value) in labels {
+                let value_at = join(&labels_at, key);
+                if let Some(wrong) = bad_label_key(key) {
+                    findings.faults.push(fault(&value_at, wrong));
+                }
+                if let Some(value) = label_value(value, &value_at, findings) {
+                    requirements.push(Requirement {
+                        key: key.clone(),
+                        operator: Operator::In(BTreeSet::from([value])),
+                    });
+                }
+            }
+        }
+    }
+    match list(selector, &path, "matchExpressions") {
+        Err(wrong) => findings.faults.push(wrong),
+        Ok(expressions) => {
+            for (index, expression) in expressions.iter().enumerate() {
+                let at = item(&join(&path, "matchExpressions"), index);
+                requirements.extend(requirement(expression, &at, findings));
+            }
+        }
+    }
+    (findings.faults.len() == before).then_some(Selector { requirements })
+}
+
+/// A label's value as a string; null is the empty one, as Go decodes it.
+fn label_value(value: &Value, at: &str, findings: &mut Findings) -> Option<String> {
+    let text = match value {
+        Value::Null => "",
+        Value::String(text) => text,
+        other => {
+            findings.faults.push(fault(at, wrong_type(other, "a string")));
+            return None;
+        }
+    };
+    if let Some(wrong) = bad_label_value(text) {
+        findings.faults.push(fault(at, wrong));
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+fn requirement(expression: &Value, at: &str, findings: &mut Findings) -> Option<Requirement> {
+    let Value::Object(fields) = expression else {
+        findings.faults.push(fault(
+            at,
+            wrong_type(expression, "a mapping with key, operator and values"),
+        ));
+        return None;
+    };
+    only(fields, at, &["key", "operator", "values"], &mut findings.faults);
+    let key = match string(fields, at, "key") {
+        Ok(key) => key.unwrap_or_default(),
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return None;
+        }
+    };
+    if let Some(wrong) = bad_label_key(key) {
+        findings.faults.push(fault(join(at, "key"), wrong));
+    }
+    let operator = match string(fields, at, "operator") {
+        Ok(operator) => operator.unwrap_or_default(),
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return None;
+        }
+    };
+    let values_at = join(at, "values");
+    let values: BTreeSet<String> = match list(fields, at, "values") {
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return None;
+        }
+        Ok(values) => values
+            .iter()
+            .enumerate()
+            .filter_map(|(index, value)| label_value(value, &item(&values_at, index), findings))
+            .collect(),
+    };
+    let given = list(fields, at, "values").is_ok_and(|values| !values.is_empty());
+    let operator = match operator {
+        "In" | "NotIn" if !given => {
+            findings
+                .faults
+                .push(fault(values_at, format!("{operator} needs at least one value")));
+            return None;
+        }
+        "Exists" | "DoesNotExist" if given => {
+            findings
+                .faults
+                .push(fault(values_at, format!("{operator} takes no values")));
+            return None;
+        }
+        "In" => Operator::In(values),
+        "NotIn" => Operator::NotIn(values),
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        other => {
+            findings.faults.push(fault(
+                join(at, "operator"),
+                format!("{other:?} is not an operator: write In, NotIn, Exists or DoesNotExist"),
+            ));
+            return None;
+        }
+    };
+    Some(Requirement {
+        key: key.to_owned(),
+        operator,
+    })
+}
+
+fn rules(spec: &Fields, at: &str, key: &str, peers_key: &str, findings: &mut Findings) -> Vec<Rule> {
+    let path = join(at, key);
+    let items = match list(spec, at, key) {
+        Ok(items) => items,
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return Vec::new();
+        }
+    };
+    let mut rules = Vec::with_capacity(items.len());
+    for (index, value) in items.iter().enumerate() {
+        let at = item(&path, index);
+        let fields = match value {
+            Value::Object(fields) => fields,
+            // An API server reads an empty list item as an empty rule, which allows everything.
+            Value::Null => {
+                findings
+                    .notes
+                    .push(fault(&at, "an empty rule allows everything: write {} to say so"));
+                &NO_FIELDS
+            }
+            other => {
+                findings.faults.push(fault(&at, wrong_type(other, "a mapping")));
+                continue;
+            }
+        };
+        only(fields, &at, &["ports", peers_key], &mut findings.faults);
+        let peers = entries(fields, &at, peers_key, findings, peer);
+        let ports = entries(fields, &at, "ports", findings, port);
+        rules.push(Rule { peers, ports });
+    }
+    rules
+}
+
+/// A list of which absent and empty mean the same: no restriction (SEMANTICS 18).
+fn entries<T>(
+    fields: &Fields,
+    at: &str,
+    key: &str,
+    findings: &mut Findings,
+    read: fn(&Fields, &str, &mut Findings) -> Option<T>,
+) -> Option<Vec<T>> {
+    let path = join(at, key);
+    let items = match list(fields, at, key) {
+        Ok([]) => return None,
+        Ok(items) => items,
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            return Some(Vec::new());
+        }
+    };
+    let mut out = Vec::with_capacity(items.len());
+    for (index, value) in items.iter().enumerate() {
+        let at = item(&path, index);
+        match value {
+            Value::Object(fields) => out.extend(read(fields, &at, findings)),
+            Value::Null => out.extend(read(&NO_FIELDS, &at, findings)),
+            other => findings.faults.push(fault(at, wrong_type(other, "a mapping"))),
+        }
+    }
+    Some(out)
+}
+
+fn peer(fields: &Fields, at: &str, findings: &mut Findings) -> Option<Peer> {
+    let before = findings.faults.len();
+    only(
+        fields,
+        at,
+        &["podSelector", "namespaceSelector", "ipBlock"],
+        &mut findings.faults,
+    );
+    let namespaces = present(fields, "namespaceSelector").is_some();
+    let pods = present(fields, "podSelector").is_some();
+    if let Some(block) = present(fields, "ipBlock") {
+        if namespaces || pods {
+            findings.faults.push(fault(
+                join(at, "ipBlock"),
+                "may not stand beside a selector: make it a list entry of its own; entries are alternatives",
+            ));
+        }
+        return ip_block(block, &join(at, "ipBlock"), findings);
+    }
+    if !namespaces && !pods {
+        // With an unknown field this is the field's fault, which has been reported.
+        if findings.faults.len() == before {
+            findings.faults.push(fault(
+                at,
+                "an empty peer: write podSelector, namespaceSelector or ipBlock; podSelector: {} is every pod of \
+                 the namespace",
+            ));
+        }
+        return None;
+    }
+    let namespaces = if namespaces {
+        Some(selector(fields, at, "namespaceSelector", findings)?)
+    } else {
+        None
+    };
+    let pods = selector(fields, at, "podSelector", findings)?;
+    Some(Peer::Pods { namespaces, pods })
+}
+
+fn ip_block(value: &Value, at: &str, findings: &mut Findings) -> Option<Peer> {
+    let Value::Object(fields) = value else {
+        findings
+            .faults
+            .push(fault(at, wrong_type(value, "a mapping with cidr")));
+        return None;
+    };
+    only(fields, at, &["cidr", "except"], &mut findings.faults);
+    let block = match string(fields, at, "cidr") {
+        Ok(Some(text)) if !text.is_empty() => block_of(text, &join(at, "cidr"), findings),
+        Ok(_) => {
+            findings.faults.push(fault(
+                join(at, "cidr"),
+                "is missing: write a block such as 10.0.0.0/8",
+            ));
+            None
+        }
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            None
+        }
+    };
+    let items = match list(fields, at, "except") {
+        Ok(items) => items,
+        Err(wrong) => {
+            findings.faults.push(wrong);
+            &[]
+        }
+    };
+    let mut except = Vec::with_capacity(items.len());
+    for (index, value) in items.iter().enumerate() {
+        let at = item(&join(at, "except"), index);
+        let Value::String(text) = value else {
+            findings.faults.push(fault(at, wrong_type(value, "a string")));
+            continue;
+        };
+        let Some(hole) = block_of(text, &at, findings) else {
+            continue;
+        };
+        if let Some(whole) = block
+            && !(whole.contains(&hole) && whole.prefix_len() < hole.prefix_len())
+        {
+            findings
+                .faults
+                .push(fault(at, format!("{hole} is not strictly inside {whole}")));
+        }
+        except.push(hole);
+    }
+    Some(Peer::Block { cidr: block?, except })
+}
+
+fn block_of(text: &str, at: &str, findings: &mut Findings) -> Option<IpNet> {
+    match cidr(text) {
+        Ok((block, odd)) => {
+            findings.notes.extend(odd.map(|odd| fault(at, odd)));
+            Some(block)
+        }
+        Err(wrong) => {
+            findings.faults.push(fault(at, wrong));
+            None
+        }
+    }
+}
+
+fn port(fields: &Fields, at: &str, findings: &mut Findings) -> Option<PortMatch> {
+    only(fields, at, &["protocol", "port", "endPort"], &mut findings.faults);
+    let protocol = match present(fields, "protocol") {
+        None => Some(Protocol::Tcp),
+        Some(value) => match value.as_str() {
+            Some("TCP") => Some(Protocol::Tcp),
+            Some("UDP") => Some(Protocol::Udp),
+            Some("SCTP") => Some(Protocol::Sctp),
+            _ => {
+                findings.faults.push(fault(
+                    join(at, "protocol"),
+                    format!("{value} is not supported here: write TCP, UDP or SCTP"),
+                ));
+                None
+            }
+        },
+    };
+    let end = match present(fields, "endPort") {
+        None => None,
+        Some(value) => match port_number(value) {
+            Some(number) => Some(number),
+            None => {
+                findings
+                    .faults
+                    .push(fault(join(at, "endPort"), bad_port_number(value)));
+                return None;
+            }
+        },
+    };
+    let end_at = || join(at, "endPort");
+    match present(fields, "port") {
+        None => {
+            if end.is_some() {
+                findings.faults.push(fault(
+                    end_at(),
+                    "needs a port: write the first port of the range as port",
+                ));
+                return None;
+            }
+            Some(PortMatch::All(protocol?))
+        }
+        Some(Value::String(name)) => {
+            if let Some(wrong) = bad_port_name(name) {
+                findings.faults.push(fault(join(at, "port"), wrong));
+                return None;
+            }
+            if end.is_some() {
+                findings.faults.push(fault(
+                    end_at(),
+                    format!("needs a numeric port, not the name {name:?}"),
+                ));
+                return None;
+            }
+            Some(PortMatch::Named {
+                protocol: protocol?,
+                name: name.clone(),
+            })
+        }
+        Some(value) => {
+            let Some(lo) = port_number(value) else {
+                findings
+                    .faults
+                    .push(fault(join(at, "port"), bad_port_number(value)));
+                return None;
+            };
+            let hi = end.unwrap_or(lo);
+            if hi < lo {
+                findings.faults.push(fault(
+                    end_at(),
+                    format!("{hi} is below port {lo}: write {lo} or more"),
+                ));
+                return None;
+            }
+            Some(PortMatch::Range {
+                protocol: protocol?,
+                lo,
+                hi,
+            })
+        }
+    }
+}
+
+fn port_number(value: &Value) -> Option<u16> {
+    whole(value)
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number != 0)
+}
+
+fn bad_port_number(value: &Value) -> String {
+    match value {
+        Value::Number(_) => format!("{value} is not a port: write a number from 1 to 65535"),
+        other => format!("must be a number from 1 to 65535, not {}", kind_of(other)),
+    }
+}
