@@ -109,6 +109,15 @@ pub struct Settings {
 }
 
 /// The whole state. Cheap to clone: objects are shared.
+///
+/// What the objects mean for an address, in this order; reference and compiler each implement it:
+/// 1. Of the pods that are neither finished nor on the host network and list the address, the greatest by `(created,
+///    uid, key)` owns it. Is its Namespace not in the state, the address is unknown (SEMANTICS 54).
+/// 2. A node that lists it owns it; of several the first by name. Else the node that a live pod on the host network
+///    with this address names (SEMANTICS 46), whether or not there is such a Node; of several the first by name.
+/// 3. Inside a pod CIDR of a node or of the settings: unknown. Else: a Service address, or outside.
+///
+/// A template (`template_of`) and a pod without address are endpoints by name alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cluster {
     /// Namespaces by name.
