@@ -1,0 +1,38 @@
+# ringwall: what a person types. Everything is built as the calling user; root is used for the runs alone.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+RECIPES ?=
+
+.PHONY: help
+help:
+	@echo 'ringwall: a Kubernetes NetworkPolicy firewall with an AF_XDP dataplane'
+	@echo
+	@echo '  make demo                shows policy being enforced on real traffic (about two minutes after the build)'
+	@echo '  make demo RECIPES=DIR    the same with your own folder of policies'
+	@echo '  make test                runs every test, the end-to-end ones in network namespaces included'
+	@echo '  make build               builds target/debug/ringwall'
+	@echo '  make packages            installs the Debian packages that are missing, and nothing else'
+	@echo '  make ci                  what the continuous integration runs'
+	@echo
+	@echo 'demo and test install what is missing and use root (sudo where needed) for the run alone.'
+
+.PHONY: packages
+packages:
+	@.ci/packages
+
+.PHONY: build
+build: packages
+	@echo '== build'
+	cargo build --locked -p ringwall
+
+.PHONY: demo
+demo: build
+	@.ci/as-root target/debug/ringwall demo $(if $(RECIPES),--recipes '$(RECIPES)')
+
+.PHONY: test
+test: packages
+	@.ci/test
+
+.PHONY: ci
+ci:
+	@.ci/run
