@@ -416,6 +416,10 @@ pub struct SourceStatus {
     pub errors: u64,
     /// The latest error, in words.
     pub last_error: Option<String>,
+    /// Policies that are gone and stay in force until their namespace is gone with its pods.
+    pub held_policies: u64,
+    /// Why the newest state of the source is not taken; None where it is.
+    pub held_back: Option<String>,
     /// Each watch; empty for a folder.
     pub watches: Vec<WatchStatus>,
 }
