@@ -1,13 +1,58 @@
 //! The running appliance: `ringwall run` starts and supervises the control process and the dataplane process.
 //!
-//! * [`supervisor`] `ringwall run`: preflight, both children, restarts, signals.
+//! * [`plan`] from configuration to ports, workers and places; changes nothing.
+//! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`] and [`lifeline`] below it.
 //! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog.
+//! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
 
+pub mod children;
+pub mod dataplane;
 pub mod detach;
+pub mod fib;
+pub mod lifeline;
+pub mod netlink;
+pub mod plan;
 pub mod status;
 pub mod supervisor;
 
-pub mod dataplane;
-pub mod fib;
-pub mod netlink;
+use std::{io, io::Write, os::unix::fs::DirBuilderExt, path::Path};
+
+use anyhow::Context;
+use ringwall_config::Config;
+
+/// Reads the configuration; the error says file, line and key.
+fn load_config(path: &Path) -> anyhow::Result<Config> {
+    Ok(Config::load(path)?)
+}
+
+/// Log lines on standard error: warnings unless `RUST_LOG` says otherwise; as JSON with `RINGWALL_LOG=json`.
+fn start_log() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Fails where a log is running already (tests): that one stays.
+    let _ = match std::env::var("RINGWALL_LOG").as_deref() {
+        Ok("json") => builder.json().try_init(),
+        _ => builder.try_init(),
+    };
+}
+
+/// Makes a directory, with its parents, that only root can enter.
+fn make_private_dir(path: &Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make the directory {}", path.display()))
+}
+
+/// Replaces a file by one rename, so that a reader sees the old content or the new, whenever power fails.
+fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    let mut file = std::fs::File::create(&next)?;
+    file.write_all(content)?;
+    file.sync_data()?;
+    std::fs::rename(&next, path)
+}

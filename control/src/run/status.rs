@@ -1,17 +1,409 @@
 //! `ringwall status`: what runs, in which generation, and where every frame went.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+
+use crate::protocol::{
+    CONTROL_SOCKET, Connection, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProtocolError, Reply,
+    Request, SUPERVISION_FILE, Status, Supervision, VERSION,
+};
 
 /// Arguments of `ringwall status`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StatusArgs {
-    /// Configuration file of the running instance.
+    /// Configuration file of the running instance
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 }
 
+/// How long either process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest answer of control.
+const MAX_ANSWER: u64 = 64 << 20;
+
 /// Asks the control process, or the dataplane where that is away. Status 2 where nothing runs.
 pub fn run(args: &StatusArgs, json: bool) -> anyhow::Result<ExitCode> {
-    let _ = (args, json);
-    anyhow::bail!("`ringwall status` is not built yet")
+    let config = super::load_config(&args.config)?;
+    let status = ask(&config.name, &config.runtime_dir)?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, &status)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(describe(&status).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The status of the instance whose sockets are in `runtime`.
+fn ask(name: &str, runtime: &Path) -> anyhow::Result<Status> {
+    if let Ok(mut status) = ask_control(&runtime.join(CONTROL_SOCKET)) {
+        if status.dataplane.is_none() {
+            status.dataplane = ask_dataplane(&runtime.join(DATAPLANE_SOCKET), PATIENCE).ok();
+        }
+        return Ok(status);
+    }
+    match ask_dataplane(&runtime.join(DATAPLANE_SOCKET), PATIENCE) {
+        Ok(dataplane) => Ok(Status {
+            name: name.to_owned(),
+            control: None,
+            dataplane: Some(dataplane),
+            supervision: read_supervision(runtime),
+        }),
+        Err(error) => bail!(
+            "{name} is not running: neither {CONTROL_SOCKET} nor {DATAPLANE_SOCKET} in {} answers ({error}); start it with `ringwall run`",
+            runtime.display()
+        ),
+    }
+}
+
+fn read_supervision(runtime: &Path) -> Option<Supervision> {
+    serde_json::from_slice(&std::fs::read(runtime.join(SUPERVISION_FILE)).ok()?).ok()
+}
+
+/// Asks control over HTTP/1.0: one request, one answer, the end.
+fn ask_control(socket: &Path) -> anyhow::Result<Status> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: ringwall\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    let end = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .context("not an HTTP answer")?;
+    let head = String::from_utf8_lossy(&answer[..end]);
+    if head.split_whitespace().nth(1) != Some("200") {
+        bail!("{}", head.lines().next().unwrap_or_default());
+    }
+    Ok(serde_json::from_slice(&answer[end + 4..])?)
+}
+
+/// Asks the dataplane.
+pub(super) fn ask_dataplane(socket: &Path, patience: Duration) -> Result<DataplaneStatus, ProtocolError> {
+    let connection = Connection::connect(socket)?;
+    connection.set_receive_timeout(Some(patience))?;
+    connection.set_send_timeout(Some(patience))?;
+    connection.send(&Request::Hello { version: VERSION }, None)?;
+    match connection.receive::<Reply>()?.message {
+        Reply::Hello { .. } => {}
+        other => return Err(ProtocolError::Unexpected(format!("{other:?}"))),
+    }
+    connection.send(&Request::Status, None)?;
+    loop {
+        match connection.receive::<Reply>()?.message {
+            Reply::Status { status } => return Ok(*status),
+            Reply::Adopted { .. } => {}
+            other => return Err(ProtocolError::Unexpected(format!("{other:?}"))),
+        }
+    }
+}
+
+/// The status for a person.
+fn describe(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = write!(text, "{}", status.name);
+    if let Some(record) = &status.supervision {
+        let _ = write!(
+            text,
+            ", restarts: dataplane {}, control {}",
+            record.dataplane_restarts, record.control_restarts
+        );
+        for (what, how) in [
+            ("dataplane", &record.dataplane_last_exit),
+            ("control", &record.control_last_exit),
+        ] {
+            if let Some(how) = how {
+                let _ = write!(text, " ({what}: {how})");
+            }
+        }
+    }
+    text.push('\n');
+    match &status.control {
+        Some(control) => describe_control(&mut text, control),
+        None => text.push_str("\ncontrol    away: the last snapshot keeps deciding\n"),
+    }
+    match &status.dataplane {
+        Some(dataplane) => describe_dataplane(&mut text, dataplane),
+        None => text.push_str("\ndataplane  away: the fail mode decides\n"),
+    }
+    text
+}
+
+fn describe_control(text: &mut String, control: &ControlStatus) {
+    let source = &control.source;
+    let _ = writeln!(
+        text,
+        "\ncontrol    {}, pid {}, up {}",
+        if control.ready { "ready" } else { "NOT READY" },
+        control.pid,
+        period(control.uptime_seconds)
+    );
+    for reason in &control.not_ready {
+        let _ = writeln!(text, "           {reason}");
+    }
+    let _ = writeln!(
+        text,
+        "  source   {} {}, {}",
+        source.kind,
+        source.location,
+        match (source.synced, source.stale) {
+            (_, true) => "STALE",
+            (true, false) => "synced",
+            (false, false) => "not synced",
+        }
+    );
+    let objects = &control.objects;
+    let _ = writeln!(
+        text,
+        "  objects  {} namespaces, {} nodes, {} pods, {} policies",
+        objects.namespaces, objects.nodes, objects.pods, objects.policies
+    );
+    if !control.incomplete.is_empty() {
+        let _ = writeln!(text, "  not evaluated: {}", control.incomplete.join(", "));
+    }
+    for problem in &control.problems {
+        let _ = writeln!(
+            text,
+            "  fault    {} {} {}: {}",
+            problem.kind, problem.object, problem.path, problem.message
+        );
+    }
+    if let Some(error) = &control.snapshot.error {
+        let _ = writeln!(text, "  compile  {error}");
+    }
+    if let Some(refusal) = &control.publication.refusal {
+        let _ = writeln!(text, "  refused  {refusal}");
+    }
+    for alarm in &control.alarms {
+        let _ = writeln!(text, "  alarm    {alarm}");
+    }
+}
+
+fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
+    let snapshot = &dataplane.snapshot;
+    let _ = writeln!(
+        text,
+        "\ndataplane  pid {}, up {}",
+        dataplane.pid,
+        period(dataplane.uptime_seconds)
+    );
+    let hash = snapshot
+        .hash
+        .map_or("-".to_owned(), |hash| hash.to_string().chars().take(12).collect());
+    let _ = writeln!(
+        text,
+        "  snapshot generation {}, hash {hash}, {} bytes{}",
+        snapshot.generation,
+        snapshot.bytes,
+        match snapshot.adoption_micros {
+            Some(micros) => format!(", adopted in {:.1} ms", micros as f64 / 1000.0),
+            None => String::new(),
+        }
+    );
+    for alarm in &dataplane.alarms {
+        let _ = writeln!(text, "  alarm    {alarm}");
+    }
+    let mut workers = vec![row(&[
+        "WORKER",
+        "CPU",
+        "GENERATION",
+        "RECEIVED",
+        "HANDED OVER",
+        "STATE",
+    ])];
+    for worker in &dataplane.workers {
+        workers.push(vec![
+            worker.id.to_string(),
+            worker.cpu.map_or("-".to_owned(), |cpu| cpu.to_string()),
+            worker.generation.to_string(),
+            worker.received.to_string(),
+            worker.handed_over.to_string(),
+            if worker.alive { "running" } else { "STUCK" }.to_owned(),
+        ]);
+    }
+    table(text, &workers);
+    let mut ports = vec![row(&[
+        "PORT",
+        "KIND",
+        "SIDE",
+        "XDP",
+        "MODE",
+        "QUEUES",
+        "MTU",
+        "RX",
+        "TX",
+        "KERNEL",
+        "FAIL MODE",
+        "GUARDED",
+        "LOST",
+        "STATE",
+    ])];
+    for port in &dataplane.ports {
+        ports.push(vec![
+            port.name.clone(),
+            port.kind.clone(),
+            port.side.clone(),
+            port.xdp.clone(),
+            if port.zero_copy { "zero-copy" } else { "copy" }.to_owned(),
+            port.queues.to_string(),
+            port.mtu.to_string(),
+            port.rx_frames.to_string(),
+            port.tx_frames.to_string(),
+            port.to_kernel.to_string(),
+            port.fail_mode.to_string(),
+            port.guarded.to_string(),
+            port.rx_lost.to_string(),
+            match (&port.problem, port.up) {
+                (Some(problem), _) => problem.clone(),
+                (None, true) => "up".to_owned(),
+                (None, false) => "DOWN".to_owned(),
+            },
+        ]);
+    }
+    table(text, &ports);
+    let frames = &dataplane.frames;
+    let _ = writeln!(
+        text,
+        "\n  frames   {} received + {} made = {} forwarded + {} dropped + {} held; {} to the kernel, {} lost before",
+        frames.received,
+        frames.generated,
+        frames.forwarded,
+        frames.dropped,
+        frames.held,
+        frames.to_kernel,
+        frames.lost
+    );
+    let flows = &dataplane.flows;
+    let _ = writeln!(
+        text,
+        "  flows    {} of {}, {} half open; {} made, {} expired, {} revoked, {} inherited",
+        flows.used,
+        flows.capacity,
+        flows.half_open,
+        flows.created,
+        flows.expired,
+        flows.revoked,
+        flows.inherited
+    );
+    let drops: Vec<String> = dataplane
+        .drops
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    let _ = writeln!(
+        text,
+        "  drops    {}",
+        if drops.is_empty() {
+            "none".to_owned()
+        } else {
+            drops.join(", ")
+        }
+    );
+}
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+/// Columns as wide as their widest cell.
+fn table(text: &mut String, rows: &[Vec<String>]) {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    text.push('\n');
+    for row in rows {
+        let mut line = String::from("  ");
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+fn period(seconds: f64) -> String {
+    let seconds = seconds.max(0.0) as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that panics has failed
+mod tests {
+    use super::*;
+    use crate::protocol::{FrameAccounts, PortStatus, SnapshotStatus, WorkerStatus};
+
+    #[test]
+    fn a_status_names_what_a_person_asks_for() {
+        let text = describe(&Status {
+            name: "gw".to_owned(),
+            control: None,
+            dataplane: Some(DataplaneStatus {
+                snapshot: SnapshotStatus {
+                    generation: 7,
+                    ..SnapshotStatus::default()
+                },
+                workers: vec![WorkerStatus {
+                    cpu: Some(3),
+                    alive: true,
+                    ..WorkerStatus::default()
+                }],
+                ports: vec![PortStatus {
+                    name: "veth-a".to_owned(),
+                    problem: Some("the interface is gone".to_owned()),
+                    ..PortStatus::default()
+                }],
+                drops: [("policy-ingress".to_owned(), 4), ("malformed".to_owned(), 0)].into(),
+                frames: FrameAccounts {
+                    received: 10,
+                    forwarded: 6,
+                    dropped: 4,
+                    ..FrameAccounts::default()
+                },
+                ..DataplaneStatus::default()
+            }),
+            supervision: None,
+        });
+        for part in [
+            "control    away",
+            "generation 7",
+            "veth-a",
+            "the interface is gone",
+            "policy-ingress 4",
+            "10 received + 0 made = 6 forwarded + 4 dropped",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(!text.contains("malformed"), "{text}");
+    }
+
+    #[test]
+    fn nothing_running_is_said_with_the_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ask("gw", dir.path()).unwrap_err().to_string();
+        assert!(error.contains("gw is not running"), "{error}");
+        assert!(error.contains(&dir.path().display().to_string()), "{error}");
+    }
 }

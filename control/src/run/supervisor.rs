@@ -1,24 +1,401 @@
 //! `ringwall run`: starts the dataplane and the control process, keeps both alive, ends both.
+//!
+//! The supervisor holds no socket and no policy. What it does fits on one screen: [`Supervisor::turn`].
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::FlockOperation,
+    process::Signal,
+};
+
+use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, SUPERVISION_FILE, Supervision};
+
+use super::{
+    children::{Backoff, Child, Recipe, Role, describe},
+    lifeline::StopSignal,
+    plan::Plan,
+    status::ask_dataplane,
+};
 
 /// Arguments of `ringwall run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
-    /// Configuration file.
+    /// Configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Take policies from this folder of manifests, whatever the configuration says.
+    /// Take policies from this folder of manifests, whatever the configuration says
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     pub manifests: Option<PathBuf>,
-    /// Take policies from the API server of this kubeconfig, whatever the configuration says.
+    /// Take policies from the API server of this kubeconfig, whatever the configuration says
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 }
 
+/// How long a process may take to end when it is asked to.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the dataplane is asked whether it is ready, until it is.
+const READY_POLL: Duration = Duration::from_millis(10);
+/// How long control has, at the first start, to refuse its configuration before ports are touched.
+const CONTROL_HEAD_START: Duration = Duration::from_secs(5);
+/// Between two signs of life to systemd.
+const ALIVE: Duration = Duration::from_secs(5);
+
 /// Runs until SIGTERM or SIGINT. Status 2 where nothing was started because of bad configuration or a missing
 /// interface, CPU or capability.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let _ = args;
-    anyhow::bail!("`ringwall run` is not built yet")
+    super::start_log();
+    let config = super::load_config(&args.config)?;
+    // The dataplane makes the same plan again. Made here first, it refuses before anything is changed.
+    let plan = Plan::make(&config)?;
+    let runtime = plan.runtime_dir.clone();
+    super::make_private_dir(&runtime)?;
+    let _lock = lock(&runtime)?;
+    let stop = StopSignal::catch().context("cannot catch signals")?;
+    let mut supervisor = Supervisor::new(args, plan)?;
+    supervisor.start()?;
+    while supervisor.turn(&stop)? {}
+    Ok(supervisor.end())
+}
+
+/// The lock that keeps two instances of one name apart; held as long as the file is open.
+fn lock(runtime: &Path) -> anyhow::Result<File> {
+    let path = runtime.join("run.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let holder = std::fs::read_to_string(&path).unwrap_or_default();
+            bail!(
+                "another `ringwall run` (process {}) holds {}: stop it first, or give this one another `name`",
+                holder.trim(),
+                path.display()
+            );
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(&file, "{}", std::process::id()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file)
+}
+
+/// One of the two, running or waiting to be started again.
+struct Post {
+    recipe: Recipe,
+    child: Option<Child>,
+    backoff: Backoff,
+    due: Option<Instant>,
+    /// Whether it has ever said that it is ready: until then, exit status 2 is the user's to mend.
+    was_ready: bool,
+}
+
+struct Supervisor {
+    plan: Plan,
+    posts: [Post; 2],
+    record: Supervision,
+    announced: bool,
+    in_force: bool,
+    stopping: Option<Instant>,
+    outcome: ExitCode,
+    last_alive: Instant,
+}
+
+impl Supervisor {
+    fn new(args: &RunArgs, plan: Plan) -> anyhow::Result<Self> {
+        // The running program itself, even where the file has been replaced by an upgrade since: then the new one.
+        let program = std::env::current_exe().context("cannot find the running program")?;
+        let config = std::path::absolute(&args.config)?;
+        let post = |role: Role| {
+            let mut arguments = vec![role.name().into(), "--config".into(), config.clone().into()];
+            if role == Role::Control {
+                if let Some(folder) = &args.manifests {
+                    arguments.extend(["--manifests".into(), folder.clone().into()]);
+                }
+                if let Some(file) = &args.kubeconfig {
+                    arguments.extend(["--kubeconfig".into(), file.clone().into()]);
+                }
+            }
+            arguments.push("--supervised".into());
+            Post {
+                recipe: Recipe {
+                    role,
+                    program: program.clone(),
+                    arguments,
+                },
+                child: None,
+                backoff: Backoff::default(),
+                due: None,
+                was_ready: false,
+            }
+        };
+        Ok(Self {
+            plan,
+            posts: Role::ALL.map(post),
+            record: Supervision::default(),
+            announced: false,
+            in_force: false,
+            stopping: None,
+            outcome: ExitCode::SUCCESS,
+            last_alive: Instant::now(),
+        })
+    }
+
+    fn post(&mut self, role: Role) -> &mut Post {
+        &mut self.posts[role as usize]
+    }
+
+    /// First control, so that it can refuse a kubeconfig or manifests before any port is touched; then the dataplane.
+    fn start(&mut self) -> anyhow::Result<()> {
+        self.write_record();
+        let now = Instant::now();
+        self.post(Role::Control).due = Some(now);
+        self.post(Role::Dataplane).due = Some(now + CONTROL_HEAD_START);
+        Ok(())
+    }
+
+    /// One turn: start what is due, wait for an event, take it in. False when both have ended.
+    fn turn(&mut self, stop: &StopSignal) -> anyhow::Result<bool> {
+        self.start_due();
+        self.wait(stop)?;
+        if stop.told() {
+            self.begin_stop(Signal::TERM);
+        }
+        self.collect_ended()?;
+        self.look_at_readiness();
+        self.tell_systemd();
+        if let Some(since) = self.stopping {
+            if since.elapsed() > GRACE {
+                for child in self.posts.iter().filter_map(|post| post.child.as_ref()) {
+                    child.signal(Signal::KILL);
+                }
+            }
+            return Ok(self.posts.iter().any(|post| post.child.is_some()));
+        }
+        Ok(true)
+    }
+
+    fn start_due(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        for post in &mut self.posts {
+            if post.child.is_some() || post.due.is_none_or(|due| due > Instant::now()) {
+                continue;
+            }
+            match Child::start(&post.recipe) {
+                Ok(child) => {
+                    tracing::info!(process = post.recipe.role.name(), pid = child.pid(), "started");
+                    post.child = Some(child);
+                    post.due = None;
+                }
+                Err(error) => {
+                    tracing::error!(process = post.recipe.role.name(), %error, "cannot be started");
+                    post.due = Some(Instant::now() + post.backoff.after(Duration::ZERO));
+                }
+            }
+        }
+    }
+
+    fn wait(&self, stop: &StopSignal) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let mut timeout = if self.announced && self.in_force {
+            Duration::from_secs(1)
+        } else {
+            READY_POLL
+        };
+        for due in self.posts.iter().filter_map(|post| post.due) {
+            timeout = timeout.min(due.saturating_duration_since(now));
+        }
+        if self.stopping.is_some() {
+            timeout = Duration::from_millis(50);
+        }
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+        for child in self.posts.iter().filter_map(|post| post.child.as_ref()) {
+            fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
+        }
+        let timespec = Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        match poll(&mut fds, Some(&timespec)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("cannot wait for the processes"),
+        }
+    }
+
+    fn collect_ended(&mut self) -> anyhow::Result<()> {
+        for role in Role::ALL {
+            let stopping = self.stopping.is_some();
+            let post = self.post(role);
+            let Some(child) = &mut post.child else { continue };
+            let Some(status) = child.ended()? else { continue };
+            let lived = child.lived();
+            post.child = None;
+            if stopping {
+                continue;
+            }
+            let how = describe(status);
+            if status.code() == Some(2) && !post.was_ready {
+                // It has said why itself.
+                self.outcome = ExitCode::from(2);
+                self.begin_stop(Signal::TERM);
+                continue;
+            }
+            let wait = post.backoff.after(lived);
+            post.due = Some(Instant::now() + wait);
+            tracing::warn!(
+                process = role.name(),
+                how,
+                lived_seconds = lived.as_secs_f64(),
+                wait_milliseconds = wait.as_millis() as u64,
+                "ended; it is started again"
+            );
+            match role {
+                Role::Dataplane => {
+                    self.record.dataplane_restarts += 1;
+                    self.record.dataplane_last_exit = Some(how);
+                }
+                Role::Control => {
+                    self.record.control_restarts += 1;
+                    self.record.control_last_exit = Some(how);
+                }
+            }
+            self.write_record();
+        }
+        Ok(())
+    }
+
+    fn begin_stop(&mut self, signal: Signal) {
+        if self.stopping.is_none() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            self.stopping = Some(Instant::now());
+        }
+        for post in &self.posts {
+            if let Some(child) = &post.child {
+                child.signal(signal);
+            }
+        }
+    }
+
+    /// Until the first policies are in force, looks how far the processes are and tells the user.
+    fn look_at_readiness(&mut self) {
+        if self.stopping.is_some() || (self.announced && self.in_force) {
+            return;
+        }
+        let runtime = self.plan.runtime_dir.clone();
+        let control = self.post(Role::Control);
+        if !control.was_ready && control.child.is_some() && runtime.join(CONTROL_SOCKET).exists() {
+            control.was_ready = true;
+        }
+        let go = control.was_ready;
+        let dataplane = self.post(Role::Dataplane);
+        if go && !dataplane.was_ready && dataplane.child.is_none() {
+            dataplane.due = dataplane.due.map(|due| due.min(Instant::now()));
+        }
+        if dataplane.child.is_none() {
+            return;
+        }
+        let Ok(status) = ask_dataplane(&runtime.join(DATAPLANE_SOCKET), Duration::from_secs(1)) else {
+            return;
+        };
+        self.post(Role::Dataplane).was_ready = true;
+        if !self.announced {
+            self.announced = true;
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            let _ = self.say(&status);
+        }
+        let generation = status.snapshot.generation;
+        if !self.in_force && generation > 0 && status.workers.iter().all(|w| w.generation == generation) {
+            self.in_force = true;
+            println!("policies in force: generation {generation}");
+        }
+    }
+
+    /// What runs, for the person who started it.
+    fn say(&self, status: &DataplaneStatus) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        let bold = |text: &str| {
+            if io::stdout().is_terminal() {
+                format!("\x1b[1m{text}\x1b[0m")
+            } else {
+                text.to_owned()
+            }
+        };
+        let cpus: Vec<String> = status
+            .workers
+            .iter()
+            .map(|w| w.cpu.map_or("unpinned".to_owned(), |cpu| cpu.to_string()))
+            .collect();
+        writeln!(
+            out,
+            "{} {}: {}, {} worker{} on CPU {}",
+            bold("ringwall"),
+            self.plan.name,
+            self.plan.mode_in_words(),
+            cpus.len(),
+            if cpus.len() == 1 { "" } else { "s" },
+            cpus.join(", ")
+        )?;
+        for port in &status.ports {
+            writeln!(
+                out,
+                "  {:<15} {:<7} side {:<8} {} XDP, {}, {} queue{}, MTU {}",
+                port.name,
+                port.kind,
+                port.side,
+                port.xdp,
+                if port.zero_copy { "zero-copy" } else { "copy" },
+                port.queues,
+                if port.queues == 1 { "" } else { "s" },
+                port.mtu
+            )?;
+        }
+        for alarm in &status.alarms {
+            writeln!(out, "  alarm: {alarm}")?;
+        }
+        out.flush()
+    }
+
+    fn tell_systemd(&mut self) {
+        if self.announced && self.stopping.is_none() && self.last_alive.elapsed() >= ALIVE {
+            self.last_alive = Instant::now();
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+
+    fn write_record(&self) {
+        let path = self.plan.runtime_dir.join(SUPERVISION_FILE);
+        let written = serde_json::to_vec(&self.record)
+            .map_err(io::Error::from)
+            .and_then(|text| super::write_atomically(&path, &text));
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), %error, "cannot write the restart counters");
+        }
+    }
+
+    fn end(self) -> ExitCode {
+        for name in [SUPERVISION_FILE, "run.lock"] {
+            let _ = std::fs::remove_file(self.plan.runtime_dir.join(name));
+        }
+        if self.announced {
+            println!("stopped; {}", ringwall_bpf::DETACH_HINT);
+        }
+        self.outcome
+    }
 }

@@ -1,0 +1,188 @@
+//! The processes that the supervisor runs, and when it starts them again.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    process::{Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+/// A process of the appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Owns the ports.
+    Dataplane,
+    /// Owns the policies.
+    Control,
+}
+
+impl Role {
+    /// Both.
+    pub const ALL: [Role; 2] = [Role::Dataplane, Role::Control];
+
+    /// Its subcommand.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Dataplane => "dataplane",
+            Role::Control => "control",
+        }
+    }
+}
+
+/// A process that lived this long was healthy: its next restart is immediate again.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// First wait of a process that keeps dying; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// How long to wait before a process is started again: not at all the first time, longer and longer while it keeps
+/// dying young.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    early_deaths: u32,
+}
+
+impl Backoff {
+    /// The wait after a process died that had lived so long.
+    pub fn after(&mut self, lived: Duration) -> Duration {
+        if lived >= HEALTHY {
+            self.early_deaths = 0;
+        }
+        let wait = match self.early_deaths {
+            0 => Duration::ZERO,
+            n => FIRST_WAIT.saturating_mul(1 << (n - 1).min(16)).min(LONGEST_WAIT),
+        };
+        self.early_deaths = self.early_deaths.saturating_add(1);
+        wait
+    }
+}
+
+/// How to start a process.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// Which.
+    pub role: Role,
+    /// The program: this one.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<std::ffi::OsString>,
+}
+
+/// A running child. Its standard input is a pipe that nobody writes to: when the supervisor dies, however it dies, the
+/// child reads the end of it and stops.
+pub struct Child {
+    child: std::process::Child,
+    pidfd: OwnedFd,
+    started: Instant,
+}
+
+impl Child {
+    /// Starts it.
+    pub fn start(recipe: &Recipe) -> io::Result<Self> {
+        let mut child = Command::new(&recipe.program)
+            .args(&recipe.arguments)
+            .env_remove("NOTIFY_SOCKET") // the supervisor alone speaks to systemd
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            .stdin(Stdio::piped())
+            .spawn()?;
+        let pid = Pid::from_child(&child);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self {
+                child,
+                pidfd,
+                started: Instant::now(),
+            }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How long it has been running.
+    pub fn lived(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Asks it to end, or makes it.
+    pub fn signal(&self, signal: Signal) {
+        // Fails only where it has ended already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+    }
+}
+
+impl AsFd for Child {
+    /// Readable once it has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// How a process ended, in words.
+pub fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => match Signal::from_named_raw(signal) {
+            Some(name) => format!("killed by {name:?}"),
+            None => format!("killed by signal {signal}"),
+        },
+        (None, None) => "ended in an unknown way".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_restart_is_immediate_and_repeated_ones_wait_longer() {
+        let mut backoff = Backoff::default();
+        let young = Duration::from_millis(5);
+        let waits: Vec<u64> = (0..9).map(|_| backoff.after(young).as_millis() as u64).collect();
+        assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    }
+
+    #[test]
+    fn a_healthy_life_resets_the_wait() {
+        let mut backoff = Backoff::default();
+        for _ in 0..5 {
+            backoff.after(Duration::ZERO);
+        }
+        assert_eq!(backoff.after(HEALTHY), Duration::ZERO);
+        assert_eq!(backoff.after(Duration::ZERO), FIRST_WAIT);
+    }
+
+    #[test]
+    fn endless_deaths_do_not_overflow() {
+        let mut backoff = Backoff {
+            early_deaths: u32::MAX,
+        };
+        assert_eq!(backoff.after(Duration::ZERO), LONGEST_WAIT);
+    }
+}

@@ -1,0 +1,67 @@
+//! Ends a supervised process when it is told to, or when its supervisor is gone.
+
+use std::{
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Becomes readable when the process has to stop: SIGTERM, SIGINT, or the end of the supervisor.
+#[derive(Debug)]
+pub struct StopSignal {
+    told: UnixStream,
+    /// Kept so that the read end never sees the end of the stream by accident.
+    _teller: UnixStream,
+}
+
+impl StopSignal {
+    /// Catches SIGTERM and SIGINT from now on.
+    pub fn catch() -> io::Result<Self> {
+        let (told, teller) = UnixStream::pair()?;
+        told.set_nonblocking(true)?;
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::low_level::pipe::register(signal, teller.try_clone()?)?;
+        }
+        Ok(Self {
+            told,
+            _teller: teller,
+        })
+    }
+
+    /// Also stops when standard input ends: its other end is held by the supervisor and by nobody else.
+    pub fn follow_supervisor(&self) -> io::Result<()> {
+        let teller = self._teller.try_clone()?;
+        std::thread::Builder::new()
+            .name("rw-lifeline".to_owned())
+            .spawn(move || {
+                let mut nothing = [0; 64];
+                let mut input = io::stdin().lock();
+                loop {
+                    match input.read(&mut nothing) {
+                        Ok(0) => break,
+                        Err(error) if error.kind() != io::ErrorKind::Interrupted => break,
+                        _ => {}
+                    }
+                }
+                tracing::warn!("the supervisor is gone: stopping");
+                let _ = io::Write::write_all(&mut &teller, &[0]);
+            })?;
+        Ok(())
+    }
+
+    /// Whether the process has to stop.
+    pub fn told(&self) -> bool {
+        let mut byte = [0; 16];
+        matches!((&self.told).read(&mut byte), Ok(n) if n > 0)
+    }
+}
+
+impl AsFd for StopSignal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.told.as_fd()
+    }
+}

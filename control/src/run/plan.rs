@@ -1,0 +1,566 @@
+//! From the configuration and the machine to what will run: ports, workers, places. Changes nothing.
+
+use std::path::PathBuf;
+
+use ringwall_config::{
+    Config, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind, InterfaceSelect, Mode, Role, RxQueues,
+    XdpMode, ZeroCopy,
+};
+use ringwall_dataplane::port::{PortId, PortKind, Side};
+
+use super::{
+    fib::{Link, View},
+    netlink::{Netlink, NetlinkError},
+};
+
+/// Why the configuration cannot run on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The kernel could not be asked.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The socket layer says no.
+    #[error(transparent)]
+    Sockets(#[from] ringwall_xsk::XskError),
+    /// An interface of the configuration is not there.
+    #[error("interface `{name}` does not exist in this network namespace; there are: {present}")]
+    NoInterface {
+        /// What the configuration says.
+        name: String,
+        /// What there is.
+        present: String,
+    },
+    /// The management interface would be taken over.
+    #[error("interface `{0}` is the management interface and also a port: take it out of `interfaces`")]
+    Management(String),
+    /// Two entries of the configuration mean one interface.
+    #[error("interface `{0}` is named twice in `interfaces`")]
+    Twice(String),
+    /// The host port's names are taken.
+    #[error(
+        "interface `{name}` is there already and is not ringwall's: the host port is a veth pair `{inner}` (judged) and `{outer}` (kernel) made by ringwall; rename or remove `{name}`, or give the configuration another `name`"
+    )]
+    HostTaken {
+        /// The interface in the way.
+        name: String,
+        /// The judged end.
+        inner: String,
+        /// The kernel's end.
+        outer: String,
+    },
+    /// A CPU that the process may not use.
+    #[error("workers.cpus: CPU {cpu} is not among the CPUs that this process may use ({allowed})")]
+    NoCpu {
+        /// What the configuration says.
+        cpu: u16,
+        /// What there is.
+        allowed: String,
+    },
+    /// More workers than CPUs.
+    #[error("workers.count: {count} workers need as many CPUs, and there are {cpus} ({allowed})")]
+    TooManyWorkers {
+        /// Workers.
+        count: usize,
+        /// CPUs to place them on.
+        cpus: usize,
+        /// Which.
+        allowed: String,
+    },
+    /// The kernel does not tell what it allows.
+    #[error("cannot read the CPU mask of this process: {0}")]
+    Mask(#[source] std::io::Error),
+    /// Things that have to be in order first.
+    #[error("{0}")]
+    NotReady(String),
+    /// Too many ports for their numbers.
+    #[error("{0} interfaces match; at most {max} can be ports", max = u16::MAX)]
+    TooManyPorts(usize),
+}
+
+/// A port to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedPort {
+    /// Index in the table of ports.
+    pub id: PortId,
+    /// Interface.
+    pub name: String,
+    /// What it leads to.
+    pub kind: PortKind,
+    /// Whose sources it accepts.
+    pub side: Side,
+    /// Native or generic.
+    pub xdp: XdpMode,
+    /// Copy or not.
+    pub zero_copy: ZeroCopy,
+    /// Queues to use.
+    pub queues: RxQueues,
+    /// MTU to set.
+    pub mtu: Option<u16>,
+    /// What holds while no worker listens.
+    pub fail_mode: FailMode,
+}
+
+/// The veth pair that leads to the kernel of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPair {
+    /// The judged end, a port.
+    pub inner: String,
+    /// The kernel's end: the name of the configuration.
+    pub outer: String,
+    /// Whether both are there.
+    pub exists: bool,
+}
+
+/// What will run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Of the installation.
+    pub name: String,
+    /// Whether verdicts are enforced.
+    pub mode: Mode,
+    /// Routed, else wires.
+    pub routed: bool,
+    /// The ports, in order of their ids.
+    pub ports: Vec<PlannedPort>,
+    /// Patterns whose interfaces may come later.
+    pub patterns: Vec<Interface>,
+    /// The host port's pair, where one is configured.
+    pub host: Option<HostPair>,
+    /// The CPU of each worker.
+    pub cpus: Vec<u16>,
+    /// What a worker does that has nothing to do.
+    pub idle: IdlePolicy,
+    /// Sockets, flow table, lock.
+    pub runtime_dir: PathBuf,
+    /// The last snapshot.
+    pub state_dir: PathBuf,
+    /// Where the ports' pins go.
+    pub pins: PathBuf,
+}
+
+impl Plan {
+    /// Asks the kernel what there is, and plans.
+    pub fn make(config: &Config) -> Result<Self, PlanError> {
+        let mut netlink = Netlink::open()?;
+        let mut view = View::default();
+        view.set_links(&netlink.links()?);
+        let plan = Self::from_view(config, &view, &allowed_cpus()?)?;
+        plan.preflight(false)?;
+        Ok(plan)
+    }
+
+    /// The plan for a machine that has these interfaces and CPUs.
+    pub fn from_view(config: &Config, view: &View, allowed: &[u16]) -> Result<Self, PlanError> {
+        let host = host_pair(config, view)?;
+        let names = resolve(config, view, host.as_ref())?;
+        if names.len() > usize::from(u16::MAX) {
+            return Err(PlanError::TooManyPorts(names.len()));
+        }
+        let id_of = |name: &str| {
+            names
+                .iter()
+                .position(|(found, _)| found == name)
+                .map(|index| PortId(index as u16))
+        };
+        let mut ports = Vec::new();
+        for (index, (name, interface)) in names.iter().enumerate() {
+            let (kind, fail_mode) = match &config.role {
+                Role::Routed => (
+                    match interface.kind {
+                        Some(InterfaceKind::Pod) => PortKind::Pod,
+                        Some(InterfaceKind::Host) => PortKind::Host,
+                        Some(InterfaceKind::Uplink) | None => PortKind::Uplink,
+                    },
+                    config.fail_mode,
+                ),
+                Role::Wire(wires) => {
+                    let ends = wires.iter().find_map(|wire| match &wire.interfaces {
+                        [a, b] if a == name => Some((b, wire.fail_mode)),
+                        [a, b] if b == name => Some((a, wire.fail_mode)),
+                        _ => None,
+                    });
+                    let Some((peer, fail_mode)) = ends else { continue };
+                    let peer = id_of(peer).ok_or_else(|| no_interface(peer, view))?;
+                    (PortKind::Wire { peer }, fail_mode)
+                }
+            };
+            ports.push(PlannedPort {
+                id: PortId(index as u16),
+                name: name.clone(),
+                kind,
+                side: side(interface.side),
+                xdp: interface.xdp_mode,
+                zero_copy: interface.zero_copy,
+                queues: interface.rx_queues,
+                mtu: interface.mtu,
+                fail_mode,
+            });
+        }
+        Ok(Self {
+            name: config.name.clone(),
+            mode: config.mode,
+            routed: matches!(config.role, Role::Routed),
+            ports,
+            patterns: config
+                .interfaces
+                .iter()
+                .filter(|interface| matches!(interface.select, InterfaceSelect::Match(_)))
+                .cloned()
+                .collect(),
+            host,
+            cpus: worker_cpus(config, allowed)?,
+            idle: config.workers.idle,
+            runtime_dir: config.runtime_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            pins: config.bpffs.join("ringwall").join(&config.name),
+        })
+    }
+
+    /// Looks at kernel, capabilities and interfaces; with `repair`, also puts in order what can be.
+    pub fn preflight(&self, repair: bool) -> Result<Vec<String>, PlanError> {
+        // The host pair is made later and is in order then.
+        let made_later = |name: &str| {
+            !repair
+                && self
+                    .host
+                    .as_ref()
+                    .is_some_and(|host| !host.exists && host.inner == name)
+        };
+        let interfaces: Vec<String> = self
+            .ports
+            .iter()
+            .map(|port| port.name.clone())
+            .filter(|name| !made_later(name))
+            .collect();
+        let findings = ringwall_xsk::preflight::preflight(&ringwall_xsk::preflight::Request {
+            interfaces: &interfaces,
+            routed: self.routed,
+            workers: self.cpus.len(),
+            repair,
+        })?;
+        let mut fatal = Vec::new();
+        let mut warnings = Vec::new();
+        for finding in findings {
+            let text = match &finding.interface {
+                Some(interface) => {
+                    format!("interface `{interface}`: {}: {}", finding.problem, finding.remedy)
+                }
+                None => format!("{}: {}", finding.problem, finding.remedy),
+            };
+            if finding.fatal {
+                fatal.push(text);
+            } else {
+                warnings.push(text);
+            }
+        }
+        if fatal.is_empty() {
+            Ok(warnings)
+        } else {
+            Err(PlanError::NotReady(fatal.join("\n")))
+        }
+    }
+
+    /// `enforce, routed` and the like.
+    pub fn mode_in_words(&self) -> String {
+        format!(
+            "{}, {}",
+            match self.mode {
+                Mode::Audit => "audit (nothing is dropped by policy)",
+                Mode::Enforce => "enforce",
+            },
+            if self.routed { "routed" } else { "wire" }
+        )
+    }
+}
+
+fn side(side: ringwall_config::Side) -> Side {
+    match side {
+        ringwall_config::Side::Pods => Side::Pods,
+        ringwall_config::Side::Nodes => Side::Nodes,
+        ringwall_config::Side::Inside => Side::Inside,
+        ringwall_config::Side::Outside => Side::Outside,
+        ringwall_config::Side::Any => Side::Any,
+    }
+}
+
+fn no_interface(name: &str, view: &View) -> PlanError {
+    let present: Vec<&str> = view.links.values().map(|link| link.name.as_str()).collect();
+    PlanError::NoInterface {
+        name: name.to_owned(),
+        present: present.join(", "),
+    }
+}
+
+fn host_pair(config: &Config, view: &View) -> Result<Option<HostPair>, PlanError> {
+    let Some(inner) = config
+        .interfaces
+        .iter()
+        .find(|interface| interface.kind == Some(InterfaceKind::Host))
+        .map(|interface| interface.select.as_str().to_owned())
+    else {
+        return Ok(None);
+    };
+    let outer = config.name.clone();
+    let ours = |end: (u32, &Link), other: (u32, &Link)| end.1.veth && end.1.peer == Some(other.0);
+    let exists = match (view.link_named(&inner), view.link_named(&outer)) {
+        (None, None) => false,
+        (Some(a), Some(b)) if ours(a, b) && ours(b, a) => true,
+        (Some(_), _) | (None, Some(_)) => {
+            let taken = if view.link_named(&outer).is_some() {
+                &outer
+            } else {
+                &inner
+            };
+            return Err(PlanError::HostTaken {
+                name: taken.clone(),
+                inner,
+                outer,
+            });
+        }
+    };
+    Ok(Some(HostPair { inner, outer, exists }))
+}
+
+/// The interfaces of the ports, in order of the configuration; those of a pattern by name.
+fn resolve<'c>(
+    config: &'c Config,
+    view: &View,
+    host: Option<&HostPair>,
+) -> Result<Vec<(String, &'c Interface)>, PlanError> {
+    let mut found: Vec<(String, &Interface)> = Vec::new();
+    let named: Vec<&str> = config
+        .interfaces
+        .iter()
+        .filter_map(|interface| match &interface.select {
+            InterfaceSelect::Name(name) => Some(name.as_str()),
+            InterfaceSelect::Match(_) => None,
+        })
+        .collect();
+    for interface in &config.interfaces {
+        match &interface.select {
+            InterfaceSelect::Name(name) => {
+                let made = host.is_some_and(|host| host.inner == *name);
+                if !made && view.link_named(name).is_none() {
+                    return Err(no_interface(name, view));
+                }
+                if found.iter().any(|(other, _)| other == name) {
+                    return Err(PlanError::Twice(name.clone()));
+                }
+                found.push((name.clone(), interface));
+            }
+            InterfaceSelect::Match(_) => {
+                let mut matching: Vec<&str> = view
+                    .links
+                    .values()
+                    .map(|link| link.name.as_str())
+                    .filter(|name| interface.select.matches(name))
+                    // An entry by name goes before any pattern, and an earlier pattern before a later one.
+                    .filter(|name| !named.contains(name) && !found.iter().any(|(other, _)| other == name))
+                    .filter(|name| config.management.as_deref() != Some(*name))
+                    .filter(|name| host.is_none_or(|host| host.outer != **name))
+                    .collect();
+                matching.sort_unstable();
+                found.extend(matching.into_iter().map(|name| (name.to_owned(), interface)));
+            }
+        }
+    }
+    if let Some((name, _)) = found
+        .iter()
+        .find(|(name, _)| Some(name) == config.management.as_ref())
+    {
+        return Err(PlanError::Management(name.clone()));
+    }
+    Ok(found)
+}
+
+fn list(cpus: &[u16]) -> String {
+    let cpus: Vec<String> = cpus.iter().map(u16::to_string).collect();
+    cpus.join(",")
+}
+
+fn worker_cpus(config: &Config, allowed: &[u16]) -> Result<Vec<u16>, PlanError> {
+    let count = config.workers.count.map(|count| usize::from(count.get()));
+    let chosen: Vec<u16> = match &config.workers.cpus {
+        Cpus::List(list_) => {
+            for cpu in list_ {
+                if !allowed.contains(&cpu.0) {
+                    return Err(PlanError::NoCpu {
+                        cpu: cpu.0,
+                        allowed: list(allowed),
+                    });
+                }
+            }
+            let cpus: Vec<u16> = list_.iter().map(|cpu| cpu.0).collect();
+            let count = count.unwrap_or(cpus.len());
+            if count > cpus.len() {
+                return Err(PlanError::TooManyWorkers {
+                    count,
+                    cpus: cpus.len(),
+                    allowed: list(&cpus),
+                });
+            }
+            cpus.into_iter().take(count).collect()
+        }
+        Cpus::Auto => {
+            let count = count.unwrap_or(1);
+            if count > allowed.len() {
+                return Err(PlanError::TooManyWorkers {
+                    count,
+                    cpus: allowed.len(),
+                    allowed: list(allowed),
+                });
+            }
+            // From the end: interrupts and everything else gather on the first ones.
+            allowed[allowed.len() - count..].to_vec()
+        }
+    };
+    Ok(chosen)
+}
+
+/// The CPUs that this process may run on, ascending.
+fn allowed_cpus() -> Result<Vec<u16>, PlanError> {
+    let mask = rustix::thread::sched_getaffinity(None).map_err(|error| PlanError::Mask(error.into()))?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|cpu| mask.is_set(*cpu))
+        .filter_map(|cpu| u16::try_from(cpu).ok())
+        .collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that panics has failed
+mod tests {
+    use super::*;
+
+    fn config_of(kind: &str, rest: &str) -> Config {
+        let text = format!(
+            "apiVersion: ringwall.io/v1alpha1\nkind: {kind}\nname: rw\nmode: enforce\nmanagement: {{interface: mgmt}}\ncluster: {{podCIDRs: [10.0.0.0/8]}}\nsource: {{manifests: .}}\n{rest}"
+        );
+        Config::parse("ringwall.yaml", &text, std::path::Path::new("/"), |_| None).unwrap()
+    }
+
+    fn config(rest: &str) -> Config {
+        config_of("Node", rest)
+    }
+
+    fn view(names: &[&str]) -> View {
+        let mut view = View::default();
+        for (index, name) in names.iter().enumerate() {
+            view.links.insert(
+                index as u32 + 1,
+                Link {
+                    name: (*name).to_owned(),
+                    mac: [2, 0, 0, 0, 0, index as u8],
+                    mtu: 1500,
+                    up: true,
+                    carrier: true,
+                    veth: false,
+                    peer: None,
+                    alias: None,
+                },
+            );
+        }
+        view
+    }
+
+    const NODE: &str = "interfaces:\n  - {match: \"cali*\", kind: pod}\n  - {name: eth1, kind: uplink}\n  - {name: cali-special, kind: uplink}\n";
+
+    #[test]
+    fn patterns_take_what_no_name_takes_and_order_is_stable() {
+        let plan = Plan::from_view(
+            &config(NODE),
+            &view(&["lo", "eno1", "calib", "eth1", "calia", "cali-special"]),
+            &[0, 1],
+        )
+        .unwrap();
+        let ports: Vec<(&str, PortKind)> = plan
+            .ports
+            .iter()
+            .map(|port| (port.name.as_str(), port.kind))
+            .collect();
+        assert_eq!(
+            ports,
+            [
+                ("calia", PortKind::Pod),
+                ("calib", PortKind::Pod),
+                ("eth1", PortKind::Uplink),
+                ("cali-special", PortKind::Uplink),
+            ]
+        );
+        assert_eq!(plan.ports[2].id, PortId(2));
+        assert_eq!(plan.cpus, [1], "auto takes one worker, on the last CPU");
+    }
+
+    #[test]
+    fn a_missing_interface_is_named_with_those_that_are_there() {
+        let error = Plan::from_view(&config(NODE), &view(&["lo", "eth0"]), &[0])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`eth1`") && error.contains("lo, eth0"), "{error}");
+    }
+
+    #[test]
+    fn the_management_interface_is_never_a_port() {
+        // The configuration refuses a pattern that names it outright; the machine has the last word.
+        let mut all = config("interfaces:\n  - {match: \"e*1\", kind: uplink}\n");
+        all.management = Some("eno1".to_owned());
+        let plan = Plan::from_view(&all, &view(&["eno1", "eth1"]), &[0]).unwrap();
+        assert_eq!(plan.ports.len(), 1);
+        assert_eq!(plan.ports[0].name, "eth1");
+    }
+
+    #[test]
+    fn cpus_must_be_allowed_and_enough() {
+        let with = |workers: &str| config(&format!("workers: {workers}\n{NODE}"));
+        let machine = view(&["eth1", "cali-special"]);
+        let error = |workers, allowed: &[u16]| {
+            Plan::from_view(&with(workers), &machine, allowed)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error("{cpus: \"7\"}", &[0, 1]).contains("CPU 7"));
+        assert!(error("{cpus: auto, count: 3}", &[0, 1]).contains("3 workers"));
+        let plan = Plan::from_view(&with("{cpus: \"0-1\"}"), &machine, &[0, 1]).unwrap();
+        assert_eq!(plan.cpus, [0, 1]);
+    }
+
+    const HOST: &str = "interfaces:\n  - {name: eth1, kind: uplink}\n  - {name: rw-host, kind: host}\n";
+
+    #[test]
+    fn the_host_pair_may_be_absent_or_ours_but_not_somebody_elses() {
+        let config = config(HOST);
+        let plan = Plan::from_view(&config, &view(&["eth1"]), &[0]).unwrap();
+        let pair = plan.host.unwrap();
+        assert_eq!(
+            (pair.inner.as_str(), pair.outer.as_str(), pair.exists),
+            ("rw-host", "rw", false)
+        );
+        assert_eq!(plan.ports[1].kind, PortKind::Host);
+
+        let mut machine = view(&["eth1", "rw-host", "rw"]);
+        for (index, peer) in [(2, 3), (3, 2)] {
+            let link = machine.links.get_mut(&index).unwrap();
+            link.veth = true;
+            link.peer = Some(peer);
+        }
+        let plan = Plan::from_view(&config, &machine, &[0]).unwrap();
+        assert!(plan.host.unwrap().exists);
+
+        let error = Plan::from_view(&config, &view(&["eth1", "rw"]), &[0])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`rw` is there already"), "{error}");
+    }
+
+    #[test]
+    fn the_ends_of_a_wire_are_each_others_peers() {
+        let config = config_of(
+            "Gateway",
+            "interfaces:\n  - {name: a, side: inside}\n  - {name: b, side: outside}\nwires:\n  - {name: w0, interfaces: [a, b], failMode: open}\n",
+        );
+        let plan = Plan::from_view(&config, &view(&["b", "a"]), &[0]).unwrap();
+        assert!(!plan.routed);
+        assert_eq!(plan.ports[0].kind, PortKind::Wire { peer: PortId(1) });
+        assert_eq!(plan.ports[1].kind, PortKind::Wire { peer: PortId(0) });
+        assert_eq!(plan.ports[0].fail_mode, FailMode::Open);
+    }
+}
