@@ -64,6 +64,14 @@ pub enum BpfError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A failsafe entry that cannot be meant.
+    #[error("failsafe entry {entry}: {problem}")]
+    Failsafe {
+        /// The entry.
+        entry: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A value does not fit the program's maps.
     #[error("{what}: {got} given, at most {max} fit")]
     TooMany {
@@ -74,4 +82,37 @@ pub enum BpfError {
         /// How many fit.
         max: usize,
     },
+}
+
+/// What loading and attaching takes.
+pub(crate) const CAPABILITIES: &str = "CAP_BPF and CAP_NET_ADMIN (or root)";
+
+impl BpfError {
+    /// Wraps the answer of a system call, naming what is missing where that can be told.
+    pub(crate) fn system(action: impl Into<String>, source: io::Error) -> Self {
+        let action = action.into();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Permission {
+                action,
+                capability: CAPABILITIES,
+            },
+            Some(libc::ENOSYS) => Self::Unsupported { action, source },
+            _ => Self::System { action, source },
+        }
+    }
+}
+
+/// Wraps an error of libbpf.
+pub(crate) fn wrap(action: &str, error: libbpf_rs::Error) -> BpfError {
+    use libbpf_rs::ErrorKind;
+    match error.kind() {
+        ErrorKind::PermissionDenied => BpfError::Permission {
+            action: action.to_owned(),
+            capability: CAPABILITIES,
+        },
+        _ => BpfError::System {
+            action: action.to_owned(),
+            source: io::Error::other(format!("{error:#}")),
+        },
+    }
 }

@@ -8,11 +8,19 @@
 
 pub mod counters;
 pub mod error;
+mod guard;
+mod kernel;
+mod log;
+mod maps;
 pub mod port;
+mod skeleton;
+
+#[cfg(test)]
+mod program_tests;
 
 pub use counters::{Counter, Counters};
 pub use error::BpfError;
 pub use port::{
     AttachMode, AttachedPort, DETACH_HINT, EgressGuard, FailMode, Failsafe, PortRole, PortSpec, XdpMode,
-    attach, detach,
+    attach, detach, ensure_bpffs,
 };

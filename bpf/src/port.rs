@@ -1,14 +1,26 @@
 //! A port's programs: attach, feed, detach.
 
 use std::{
+    fs, io,
+    mem::MaybeUninit,
     net::IpAddr,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
+use libbpf_rs::{
+    MapHandle,
+    skel::{OpenSkel, SkelBuilder},
+};
 
-use crate::{BpfError, Counters};
+use crate::{
+    BpfError, Counters,
+    error::wrap,
+    guard, kernel,
+    maps::{FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, Maps, PortConfig},
+    skeleton::RingwallSkelBuilder,
+};
 
 /// What to tell a user whose programs stay after a stop.
 pub const DETACH_HINT: &str =
@@ -113,10 +125,54 @@ pub struct PortSpec {
     pub failsafe: Vec<Failsafe>,
 }
 
+/// Names of the pins of the link and the programs.
+const LINK: &str = "link";
+const PROGRAMS: [&str; 3] = ["port", "guard", "cross"];
+
+/// Names the programs of this build.
+const BUILD_ID: &str = env!("RINGWALL_BPF_BUILD_ID");
+
+fn build_id() -> u64 {
+    BUILD_ID.parse().unwrap_or(0)
+}
+
+/// The programs of a port, in the order of [`PROGRAMS`], and its maps.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) programs: [OwnedFd; 3],
+    pub(crate) maps: Maps,
+}
+
 /// A port whose programs are attached. Dropping it leaves them attached and pinned.
 #[derive(Debug)]
 pub struct AttachedPort {
     spec: PortSpec,
+    config: PortConfig,
+    ifindex: u32,
+    mode: XdpMode,
+    fallback: Option<String>,
+    inherited: bool,
+    loaded: Loaded,
+    _link: OwnedFd,
+}
+
+/// Makes sure that a BPF file system is mounted at `root` (usually `/sys/fs/bpf`), mounting one where it is not.
+///
+/// A BPF file system lives as long as its mount: one that is mounted in a private mount namespace (`ip netns exec`
+/// makes one) is gone with the last process there, and with it every pin.
+///
+/// # Errors
+/// [`BpfError::NoBpffs`] where there is none and it cannot be mounted.
+pub fn ensure_bpffs(root: &Path) -> Result<(), BpfError> {
+    let none = |source| BpfError::NoBpffs {
+        path: root.to_owned(),
+        source,
+    };
+    if kernel::is_bpffs(root).unwrap_or(false) {
+        return Ok(());
+    }
+    fs::create_dir_all(root).map_err(none)?;
+    kernel::mount_bpffs(root).map_err(none)
 }
 
 /// Attaches the programs of a port and pins them, taking over what an earlier process left: the program stays attached
@@ -125,7 +181,68 @@ pub struct AttachedPort {
 /// # Errors
 /// See [`BpfError`]. Nothing is left attached that was not attached before.
 pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
-    Err(unfinished(&spec.name))
+    let ifindex = index_of(&spec.name)?;
+    let directory = spec.pins.join(&spec.name);
+    prepare_pins(spec, &directory)?;
+    let config = configuration(spec, ifindex)?;
+
+    let mut inherited_link = inherited_link(spec, &directory, ifindex)?;
+    let ours = inherited_link.as_ref().map(|(_, program)| *program);
+    if let Some((id, _)) = kernel::xdp_program(ifindex)
+        .map_err(|source| BpfError::system(format!("ask for the XDP program of `{}`", spec.name), source))?
+        .filter(|&(id, _)| Some(id) != ours)
+    {
+        let name = kernel::program_name(id).unwrap_or_else(|_| "unknown".to_owned());
+        return Err(BpfError::OtherProgram {
+            interface: spec.name.clone(),
+            id,
+            name,
+        });
+    }
+
+    // Same build: programs and maps go on as they are. Else, and at first: new ones.
+    let reused = inherited_link.as_ref().and_then(|_| reuse(&directory));
+    let inherited = reused.is_some();
+    let loaded = match reused {
+        Some(loaded) => loaded,
+        None => load(spec)?,
+    };
+    fill(&loaded.maps, spec, config)?;
+
+    let mut fallback = None;
+    let (link, mode) = match inherited_link.take() {
+        Some((link, _)) => {
+            if !inherited {
+                kernel::update_link(link.as_fd(), loaded.programs[0].as_fd()).map_err(|source| {
+                    BpfError::system(format!("replace the XDP program of `{}`", spec.name), source)
+                })?;
+            }
+            (link, attached_mode(ifindex))
+        }
+        None => {
+            let (link, mode, reason) = link(spec, loaded.programs[0].as_fd(), ifindex)?;
+            fallback = reason;
+            (link, mode)
+        }
+    };
+    let mut port = AttachedPort {
+        spec: spec.clone(),
+        config,
+        ifindex,
+        mode,
+        fallback,
+        inherited,
+        loaded,
+        _link: link,
+    };
+    if let Err(error) = port.finish(&directory) {
+        // Taken over, it stays: the fail mode of the earlier process holds. Made now, it goes.
+        if ours.is_none() {
+            let _ = detach(&spec.pins, &spec.name);
+        }
+        return Err(error);
+    }
+    Ok(port)
 }
 
 /// Takes the programs and pins of a port off. Fine where there are none.
@@ -133,18 +250,303 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
 /// # Errors
 /// Where a pin or the tc filter could not be removed.
 pub fn detach(pins: &Path, name: &str) -> Result<(), BpfError> {
-    let _ = pins;
-    Err(unfinished(name))
+    let directory = pins.join(name);
+    if let Some(ifindex) = kernel::interface_index(name) {
+        guard::detach(name, ifindex)?;
+    }
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(BpfError::system(format!("read {}", directory.display()), error)),
+        Ok(entries) => entries,
+    };
+    for entry in entries.flatten() {
+        remove_pin(&entry.path())?;
+    }
+    fs::remove_dir(&directory)
+        .map_err(|error| BpfError::system(format!("remove {}", directory.display()), error))
 }
 
-fn unfinished(name: &str) -> BpfError {
-    BpfError::System {
-        action: format!("attach to `{name}`"),
-        source: std::io::ErrorKind::Unsupported.into(),
+fn index_of(name: &str) -> Result<u32, BpfError> {
+    kernel::interface_index(name).ok_or_else(|| BpfError::NoInterface(name.to_owned()))
+}
+
+fn remove_pin(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BpfError::system(
+            format!("remove the pin {}", path.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn prepare_pins(spec: &PortSpec, directory: &Path) -> Result<(), BpfError> {
+    let standard = Path::new("/sys/fs/bpf");
+    if spec.pins.starts_with(standard) {
+        ensure_bpffs(standard)?;
+    }
+    fs::create_dir_all(directory)
+        .map_err(|source| BpfError::system(format!("make {}", directory.display()), source))?;
+    match kernel::is_bpffs(directory) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let _ = fs::remove_dir(directory);
+            let source = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the directory is on another file system",
+            );
+            Err(BpfError::NoBpffs {
+                path: spec.pins.clone(),
+                source,
+            })
+        }
+        Err(source) => Err(BpfError::NoBpffs {
+            path: spec.pins.clone(),
+            source,
+        }),
+    }
+}
+
+/// Whether redirected frames reach the other end by the devmap. A veth takes them only while its far end polls (has an
+/// XDP program or GRO), which is not ours to say; there the tc program moves them.
+fn crosses_by_skb(peer: &str) -> bool {
+    kernel::interface_driver(peer) == "veth"
+}
+
+fn configuration(spec: &PortSpec, ifindex: u32) -> Result<PortConfig, BpfError> {
+    let mut config = PortConfig {
+        build_id: build_id(),
+        ifindex,
+        failsafe_count: spec.failsafe.len() as u16,
+        flags: if spec.fail_mode == FailMode::Open {
+            FLAG_FAIL_OPEN
+        } else {
+            0
+        },
+        ..PortConfig::default()
+    };
+    config.role = match &spec.role {
+        PortRole::Wire { peer, judge_all } => {
+            config.peer_ifindex = index_of(peer)?;
+            if *judge_all {
+                config.flags |= FLAG_JUDGE_ALL;
+            }
+            if crosses_by_skb(peer) {
+                config.flags |= FLAG_PEER_BY_SKB;
+            }
+            0
+        }
+        PortRole::Pod => 1,
+        PortRole::Uplink => 2,
+        PortRole::Host => 3,
+    };
+    if let EgressGuard::Redirect { outer, inner } = &spec.guard {
+        config.flags |= FLAG_GUARD_REDIRECT;
+        config.guard_ifindex = index_of(outer)?;
+        config.guard_mac = kernel::interface_mac(inner)
+            .map_err(|source| BpfError::system(format!("read the Ethernet address of `{inner}`"), source))?;
+    }
+    Ok(config)
+}
+
+/// The link that an earlier process pinned, and its program's id, where it is still on this interface and attached the
+/// way that is wanted. Stale pins are removed.
+fn inherited_link(
+    spec: &PortSpec,
+    directory: &Path,
+    ifindex: u32,
+) -> Result<Option<(OwnedFd, u32)>, BpfError> {
+    let path = directory.join(LINK);
+    if let Ok(link) = kernel::open_pin(&path)
+        && let Ok((linked, program)) = kernel::xdp_link_info(link.as_fd())
+        && linked == ifindex
+    {
+        let wanted = match spec.mode {
+            AttachMode::Auto => None,
+            AttachMode::Native => Some(XdpMode::Native),
+            AttachMode::Generic => Some(XdpMode::Generic),
+        };
+        if wanted.is_none_or(|mode| mode == attached_mode(ifindex)) {
+            return Ok(Some((link, program)));
+        }
+    }
+    remove_pin(&path)?;
+    Ok(None)
+}
+
+fn attached_mode(ifindex: u32) -> XdpMode {
+    match kernel::xdp_program(ifindex) {
+        Ok(Some((_, true))) => XdpMode::Native,
+        _ => XdpMode::Generic,
+    }
+}
+
+/// Opens what an earlier process of the same build pinned.
+fn reuse(directory: &Path) -> Option<Loaded> {
+    let maps = Maps::open(directory).ok()?;
+    if maps.build_id() != Some(build_id()) {
+        return None;
+    }
+    let [port, guard, cross] = PROGRAMS.map(|name| kernel::open_pin(&directory.join(name)).ok());
+    Some(Loaded {
+        programs: [port?, guard?, cross?],
+        maps,
+    })
+}
+
+/// Loads new programs and maps.
+pub(crate) fn load(spec: &PortSpec) -> Result<Loaded, BpfError> {
+    let action = format!("load the programs of `{}`", spec.name);
+    let log = crate::log::Capture::start();
+    let failed = |error: libbpf_rs::Error| match log.text() {
+        text if text.is_empty() => wrap(&action, error),
+        text if error.kind() == libbpf_rs::ErrorKind::PermissionDenied
+            && !text.contains("BPF PROG LOAD LOG") =>
+        {
+            wrap(&action, error)
+        }
+        text => BpfError::System {
+            action: action.clone(),
+            source: io::Error::other(format!("{error:#}: {text}")),
+        },
+    };
+    let mut storage = MaybeUninit::uninit();
+    let skeleton = RingwallSkelBuilder::default()
+        .open(&mut storage)
+        .map_err(failed)?
+        .load()
+        .map_err(failed)?;
+    let own = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .map_err(|source| BpfError::system(format!("keep a program of `{}`", spec.name), source))
+    };
+    let programs = [
+        own(skeleton.progs.ringwall_port.as_fd())?,
+        own(skeleton.progs.ringwall_guard.as_fd())?,
+        own(skeleton.progs.ringwall_cross.as_fd())?,
+    ];
+    let maps = &skeleton.maps;
+    // The order of `maps::MAPS`.
+    let handles: Result<Vec<MapHandle>, _> = [
+        &maps.xsks,
+        &maps.wire_peer,
+        &maps.local4,
+        &maps.local6,
+        &maps.pods4,
+        &maps.pods6,
+        &maps.failsafe,
+        &maps.counters,
+        &maps.port_config,
+    ]
+    .into_iter()
+    .map(|map| MapHandle::try_from(map))
+    .collect();
+    let handles = handles.map_err(|error| wrap(&action, error))?;
+    let maps = Maps::new(handles).ok_or_else(|| BpfError::System {
+        action,
+        source: io::Error::other("the object does not have the expected maps"),
+    })?;
+    Ok(Loaded { programs, maps })
+}
+
+/// Fills the maps; the configuration, which points to the rest, last.
+fn fill(maps: &Maps, spec: &PortSpec, config: PortConfig) -> Result<(), BpfError> {
+    maps.set_local_addresses(&spec.local_addresses)?;
+    maps.set_pod_cidrs(&spec.pod_cidrs)?;
+    check_failsafe(&spec.failsafe)?;
+    maps.set_failsafe(&spec.failsafe)?;
+    if config.peer_ifindex != 0 {
+        maps.set_peer(config.peer_ifindex)?;
+    }
+    maps.set_config(config)
+}
+
+fn check_failsafe(entries: &[Failsafe]) -> Result<(), BpfError> {
+    for entry in entries {
+        if entry.from.addr().is_ipv4() != entry.to.addr().is_ipv4() {
+            return Err(BpfError::Failsafe {
+                entry: format!("{} to {}", entry.from, entry.to),
+                problem: "the families differ",
+            });
+        }
+        if entry.ports.is_some() && !matches!(entry.protocol, Some(6 | 17 | 132)) {
+            return Err(BpfError::Failsafe {
+                entry: format!("{} to {}", entry.from, entry.to),
+                problem: "ports need a protocol that has them (TCP, UDP or SCTP)",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Puts the program on the interface: natively, or generically where that is asked for or all there is.
+fn link(
+    spec: &PortSpec,
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+) -> Result<(OwnedFd, XdpMode, Option<String>), BpfError> {
+    let mut fallback = None;
+    if spec.mode != AttachMode::Generic {
+        match kernel::link_xdp(program, ifindex, true) {
+            Ok(link) => return Ok((link, XdpMode::Native, None)),
+            Err(error) if spec.mode == AttachMode::Native => return Err(no_native(&spec.name, error)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM)) => {
+                return Err(BpfError::system(format!("attach XDP to `{}`", spec.name), error));
+            }
+            Err(error) => fallback = Some(no_native(&spec.name, error).to_string()),
+        }
+    }
+    let link = kernel::link_xdp(program, ifindex, false)
+        .map_err(|source| BpfError::system(format!("attach generic XDP to `{}`", spec.name), source))?;
+    Ok((link, XdpMode::Generic, fallback))
+}
+
+fn no_native(interface: &str, source: io::Error) -> BpfError {
+    let hint = match source.raw_os_error() {
+        Some(libc::EPERM) => return BpfError::system(format!("attach XDP to `{interface}`"), source),
+        Some(libc::ENOSPC) => format!(
+            "its peer has more transmit queues than it has receive queues: raise them (`ethtool -L {interface} rx N`)"
+        ),
+        Some(libc::ERANGE | libc::EINVAL) => {
+            "its MTU may be too large for XDP, or LRO is on: lower the MTU to 1500, or `ethtool -K ... lro off`".to_owned()
+        }
+        _ => "set `xdpMode: generic`, which is slow, or use another device".to_owned(),
+    };
+    BpfError::NoNative {
+        interface: interface.to_owned(),
+        source,
+        hint,
     }
 }
 
 impl AttachedPort {
+    /// Attaches what belongs to tc, and pins.
+    fn finish(&mut self, directory: &Path) -> Result<(), BpfError> {
+        let [_, guard_program, cross_program] = &self.loaded.programs;
+        let egress = (self.spec.guard != EgressGuard::Off).then(|| guard_program.as_fd());
+        let by_skb = self.config.flags & FLAG_PEER_BY_SKB != 0;
+        let ingress = by_skb.then(|| cross_program.as_fd());
+        guard::set(&self.spec.name, self.ifindex, egress, ingress)?;
+
+        if self.inherited {
+            return Ok(());
+        }
+        let pin = |name: &str, object: BorrowedFd<'_>| {
+            let path = directory.join(name);
+            remove_pin(&path)?;
+            kernel::pin(object, &path)
+                .map_err(|source| BpfError::system(format!("pin {}", path.display()), source))
+        };
+        if !directory.join(LINK).exists() {
+            pin(LINK, self._link.as_fd())?;
+        }
+        for (name, program) in PROGRAMS.iter().zip(&self.loaded.programs) {
+            pin(name, program.as_fd())?;
+        }
+        // The configuration is last: its build id vouches for the other pins.
+        self.loaded.maps.each().try_for_each(|(name, map)| pin(name, map))
+    }
+
     /// The interface.
     pub fn name(&self) -> &str {
         &self.spec.name
@@ -152,22 +554,27 @@ impl AttachedPort {
 
     /// The interface's index.
     pub fn ifindex(&self) -> u32 {
-        0
+        self.ifindex
     }
 
     /// How the XDP program is attached.
     pub fn mode(&self) -> XdpMode {
-        XdpMode::Generic
+        self.mode
     }
 
-    /// Whether the programs of an earlier process were taken over.
+    /// Why the program is generic although native was wanted.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// Whether the programs and maps of an earlier process are used as they are.
     pub fn inherited(&self) -> bool {
-        false
+        self.inherited
     }
 
-    /// The kernel's id of the XDP program.
+    /// The kernel's id of the XDP program, 0 where it cannot be told.
     pub fn program_id(&self) -> u32 {
-        0
+        kernel::program_info(&self.loaded.programs[0]).map_or(0, |(id, _)| id)
     }
 
     /// Replaces the host's own addresses.
@@ -175,8 +582,9 @@ impl AttachedPort {
     /// # Errors
     /// Too many addresses, or the kernel refuses.
     pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
-        let _ = addresses;
-        Err(unfinished(&self.spec.name))
+        self.loaded.maps.set_local_addresses(addresses)?;
+        self.spec.local_addresses = addresses.to_vec();
+        Ok(())
     }
 
     /// Replaces the pod prefixes. New ones are added before old ones go.
@@ -184,26 +592,31 @@ impl AttachedPort {
     /// # Errors
     /// Too many prefixes, or the kernel refuses.
     pub fn set_pod_cidrs(&mut self, cidrs: &[IpNet]) -> Result<(), BpfError> {
-        let _ = cidrs;
-        Err(unfinished(&self.spec.name))
+        self.loaded.maps.set_pod_cidrs(cidrs)?;
+        self.spec.pod_cidrs = cidrs.to_vec();
+        Ok(())
     }
 
     /// Replaces the failsafe list.
     ///
     /// # Errors
-    /// Too many entries, or the kernel refuses.
+    /// Too many entries, entries that make no sense, or the kernel refuses.
     pub fn set_failsafe(&mut self, failsafe: &[Failsafe]) -> Result<(), BpfError> {
-        let _ = failsafe;
-        Err(unfinished(&self.spec.name))
+        check_failsafe(failsafe)?;
+        self.loaded.maps.set_failsafe(failsafe)?;
+        self.config.failsafe_count = failsafe.len() as u16;
+        self.loaded.maps.set_config(self.config)?;
+        self.spec.failsafe = failsafe.to_vec();
+        Ok(())
     }
 
-    /// Gives the packets of a receive queue to an AF_XDP socket bound to this port and queue.
+    /// Gives the packets of a receive queue to an AF_XDP socket bound to this port and queue. The slot empties itself
+    /// when the socket closes.
     ///
     /// # Errors
     /// The queue is beyond the map, or the kernel refuses the socket.
     pub fn register_socket(&mut self, queue: u16, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let _ = (queue, socket);
-        Err(unfinished(&self.spec.name))
+        self.loaded.maps.set_socket(queue, socket)
     }
 
     /// Empties a queue's slot, so that the fail mode holds for it. Fine where it is empty.
@@ -211,16 +624,15 @@ impl AttachedPort {
     /// # Errors
     /// The kernel refuses.
     pub fn unregister_socket(&mut self, queue: u16) -> Result<(), BpfError> {
-        let _ = queue;
-        Err(unfinished(&self.spec.name))
+        self.loaded.maps.clear_socket(queue)
     }
 
-    /// What the programs have counted since they were first attached.
+    /// What the programs have counted since they were loaded.
     ///
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Counters, BpfError> {
-        Err(unfinished(&self.spec.name))
+        self.loaded.maps.counters()
     }
 
     /// Takes everything off.

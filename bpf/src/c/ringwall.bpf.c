@@ -1,0 +1,548 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * The kernel side of a ringwall port.
+ *
+ *   ringwall_port   XDP: a frame goes to the AF_XDP socket of its queue, to the kernel, or where the fail mode says.
+ *   ringwall_guard  tc egress: what the kernel itself sends to or from a pod goes to the host port, or nowhere.
+ *   ringwall_cross  tc ingress on a wire whose driver cannot take redirected XDP frames from us: what the fail mode
+ *                   lets cross, crosses as an skb.
+ *
+ * Each port has a copy of its own, with maps of its own.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "ringwall.h"
+
+#define IPPROTO_ICMPV6 58
+
+char LICENSE[] SEC("license") = "GPL";
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rw_config);
+} port_config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, RW_MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} wire_peer SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, RW_MAX_LOCAL);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u8);
+} local4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, RW_MAX_LOCAL);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rw_address6);
+	__type(value, __u8);
+} local6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, RW_MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rw_prefix4);
+	__type(value, __u8);
+} pods4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, RW_MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rw_prefix6);
+	__type(value, __u8);
+} pods6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RW_MAX_FAILSAFE);
+	__type(key, __u32);
+	__type(value, struct rw_failsafe);
+} failsafe SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, RW_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+enum kind {
+	KIND_OTHER,	/* neither ARP nor IP */
+	KIND_ARP,
+	KIND_IP4,
+	KIND_IP6,
+	KIND_MALFORMED,
+};
+
+/* A packet as far as the programs look. Addresses and ports in network byte order. */
+struct view {
+	enum kind kind;
+	__u32 src[4];
+	__u32 dst[4];
+	__u16 sport;		/* 0 with `ports` unset */
+	__u16 dport;
+	__u8 protocol;
+	__u8 hops;
+	__u8 icmp_type;
+	__u8 ports;		/* sport and dport are known */
+	__u8 group;		/* Ethernet multicast or broadcast */
+};
+
+static __always_inline void count(__u32 counter)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+
+	if (value)
+		*value += 1;
+}
+
+static __always_inline int is_vlan(__u16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* IPv4 fixed header, by byte: RFC 791 section 3.1. */
+struct ip4 {
+	__u8 version_ihl;
+	__u8 tos;
+	__u16 length;
+	__u16 id;
+	__u16 fragment;
+	__u8 hops;
+	__u8 protocol;
+	__u16 checksum;
+	__u32 src;
+	__u32 dst;
+};
+
+/* IPv6 fixed header: RFC 8200 section 3. */
+struct ip6 {
+	__u32 version_class_flow;
+	__u16 length;
+	__u8 protocol;
+	__u8 hops;
+	__u32 src[4];
+	__u32 dst[4];
+};
+
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+static __always_inline void view_ip4(struct view *v, const struct ip4 *ip)
+{
+	v->kind = KIND_IP4;
+	v->src[0] = ip->src;
+	v->dst[0] = ip->dst;
+	v->protocol = ip->protocol;
+	v->hops = ip->hops;
+}
+
+static __always_inline void view_ip6(struct view *v, const struct ip6 *ip)
+{
+	v->kind = KIND_IP6;
+	__builtin_memcpy(v->src, ip->src, 16);
+	__builtin_memcpy(v->dst, ip->dst, 16);
+	v->protocol = ip->protocol;
+	v->hops = ip->hops;
+}
+
+static __always_inline void parse(struct xdp_md *ctx, struct view *v)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	void *l4;
+	__u16 type;
+	void *l3;
+
+	__builtin_memset(v, 0, sizeof(*v));
+	v->kind = KIND_MALFORMED;
+	if ((void *)(eth + 1) > end)
+		return;
+	v->group = eth->h_dest[0] & 1;
+	type = eth->h_proto;
+	l3 = eth + 1;
+#pragma unroll
+	for (int tag = 0; tag < 2; tag++) {
+		if (!is_vlan(type))
+			break;
+		if (l3 + 4 > end)
+			return;
+		type = *(__u16 *)(l3 + 2);
+		l3 += 4;
+	}
+	if (is_vlan(type))
+		return; /* a third tag would hide what is below it */
+
+	if (type == bpf_htons(ETH_P_IP)) {
+		struct ip4 *ip = l3;
+		__u32 header;
+
+		if ((void *)(ip + 1) > end || ip->version_ihl >> 4 != 4)
+			return;
+		header = (ip->version_ihl & 0xf) * 4;
+		if (header < sizeof(*ip) || l3 + header > end)
+			return;
+		view_ip4(v, ip);
+		if (ip->fragment & bpf_htons(0x1fff))
+			return; /* a later fragment has no ports */
+		l4 = l3 + header;
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		struct ip6 *ip = l3;
+
+		if ((void *)(ip + 1) > end || (bpf_ntohl(ip->version_class_flow) >> 28) != 6)
+			return;
+		view_ip6(v, ip);
+		l4 = ip + 1;
+		if (v->protocol == IPPROTO_ICMPV6) {
+			if (l4 + 1 <= end)
+				v->icmp_type = *(__u8 *)l4;
+			return;
+		}
+	} else {
+		v->kind = type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_OTHER;
+		return;
+	}
+	if (has_ports(v->protocol) && l4 + 4 <= end) {
+		v->sport = *(__u16 *)l4;
+		v->dport = *(__u16 *)(l4 + 2);
+		v->ports = 1;
+	}
+}
+
+static __always_inline int is_pod4(__u32 address)
+{
+	struct rw_prefix4 key = { .bits = 32 };
+
+	__builtin_memcpy(key.address, &address, 4);
+	return bpf_map_lookup_elem(&pods4, &key) != 0;
+}
+
+static __always_inline int is_pod6(const __u32 *address)
+{
+	struct rw_prefix6 key = { .bits = 128 };
+
+	__builtin_memcpy(key.address, address, 16);
+	return bpf_map_lookup_elem(&pods6, &key) != 0;
+}
+
+static __always_inline int from_pod(const struct view *v)
+{
+	return v->kind == KIND_IP4 ? is_pod4(v->src[0]) : is_pod6(v->src);
+}
+
+static __always_inline int touches_pod(const struct view *v)
+{
+	if (v->kind == KIND_IP4)
+		return is_pod4(v->src[0]) || is_pod4(v->dst[0]);
+	if (v->kind == KIND_IP6)
+		return is_pod6(v->src) || is_pod6(v->dst);
+	return 0;
+}
+
+/* Neighbour discovery is genuine only with hop limit 255 (RFC 4861 section 7.1): it was not routed here. */
+static __always_inline int is_discovery(const struct view *v)
+{
+	return v->kind == KIND_IP6 && v->protocol == IPPROTO_ICMPV6 && v->icmp_type >= 133 && v->icmp_type <= 137 &&
+	       v->hops == 255;
+}
+
+static __always_inline int is_multicast(const struct view *v)
+{
+	if (v->kind == KIND_IP4)
+		return (v->dst[0] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || v->dst[0] == 0xffffffff;
+	return (v->dst[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline int is_link_local(const struct view *v)
+{
+	return v->kind == KIND_IP6 && (v->dst[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline int is_local(const struct view *v)
+{
+	if (v->kind == KIND_IP4)
+		return bpf_map_lookup_elem(&local4, &v->dst[0]) != 0;
+	return bpf_map_lookup_elem(&local6, v->dst) != 0;
+}
+
+static __always_inline int inside(const __u32 *address, const __u32 *prefix, const __u32 *mask)
+{
+	return !(((address[0] ^ prefix[0]) & mask[0]) | ((address[1] ^ prefix[1]) & mask[1]) |
+		 ((address[2] ^ prefix[2]) & mask[2]) | ((address[3] ^ prefix[3]) & mask[3]));
+}
+
+/* Whether the packet is of a failsafe connection, in either direction. */
+static __noinline int is_failsafe(const struct view *v, __u32 entries)
+{
+	__u16 family;
+
+	if (!v)
+		return 0;
+	family = v->kind == KIND_IP4 ? 4 : 6;
+	for (__u32 i = 0; i < RW_MAX_FAILSAFE; i++) {
+		__u32 key = i;
+		struct rw_failsafe *entry;
+		__u16 port;
+
+		if (i >= entries)
+			break;
+		entry = bpf_map_lookup_elem(&failsafe, &key);
+		if (!entry)
+			break;
+		if (entry->family != family)
+			continue;
+		if (entry->protocol != 0xffff && entry->protocol != v->protocol)
+			continue;
+		if (inside(v->src, entry->from, entry->from_mask) && inside(v->dst, entry->to, entry->to_mask)) {
+			port = bpf_ntohs(v->dport);
+			if (entry->port_low > entry->port_high ||
+			    (v->ports && port >= entry->port_low && port <= entry->port_high))
+				return 1;
+		}
+		if (inside(v->dst, entry->from, entry->from_mask) && inside(v->src, entry->to, entry->to_mask)) {
+			port = bpf_ntohs(v->sport);
+			if (entry->port_low > entry->port_high ||
+			    (v->ports && port >= entry->port_low && port <= entry->port_high))
+				return 1;
+		}
+	}
+	return 0;
+}
+
+/* Sends a frame to the other end of the wire. */
+static __always_inline int cross(const struct rw_config *config)
+{
+	if (config->flags & RW_PEER_BY_SKB)
+		return XDP_PASS; /* to ringwall_cross */
+	if (bpf_redirect_map(&wire_peer, 0, XDP_DROP) == XDP_REDIRECT)
+		return XDP_REDIRECT;
+	count(RW_REDIRECT_FAILED);
+	return XDP_DROP;
+}
+
+static __always_inline int pass_over(const struct rw_config *config)
+{
+	return config->role == RW_WIRE ? cross(config) : XDP_PASS;
+}
+
+/* No socket has the packet's queue. */
+static __always_inline int fail(const struct rw_config *config, const struct view *v)
+{
+	if (!(config->flags & RW_FAIL_OPEN)) {
+		if (v->kind == KIND_MALFORMED) {
+			count(RW_FAIL_MALFORMED);
+			return XDP_DROP;
+		}
+		if (touches_pod(v)) {
+			if (!is_failsafe(v, config->failsafe_count)) {
+				count(RW_FAIL_DROPPED);
+				return XDP_DROP;
+			}
+			count(RW_FAIL_SAFE);
+			return pass_over(config);
+		}
+	}
+	count(config->role == RW_WIRE ? RW_FAIL_REDIRECTED : RW_FAIL_PASSED);
+	return pass_over(config);
+}
+
+/* The slot's socket, or -1. The kernel empties a slot when its socket closes. */
+static __always_inline int to_socket(struct xdp_md *ctx)
+{
+	if (bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_ABORTED) != XDP_REDIRECT)
+		return -1;
+	count(RW_XSK);
+	return XDP_REDIRECT;
+}
+
+static __always_inline int to_kernel(__u32 counter)
+{
+	count(counter);
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int ringwall_port(struct xdp_md *ctx)
+{
+	struct rw_config *config;
+	struct view v;
+	__u32 zero = 0;
+	int action;
+
+	config = bpf_map_lookup_elem(&port_config, &zero);
+	if (!config)
+		return XDP_DROP;
+
+	if (config->role == RW_WIRE && config->flags & RW_JUDGE_ALL) {
+		action = to_socket(ctx);
+		if (action >= 0)
+			return action;
+	}
+	parse(ctx, &v);
+
+	if (config->role == RW_WIRE) {
+		if (!(config->flags & RW_JUDGE_ALL)) {
+			if (v.kind != KIND_MALFORMED && !touches_pod(&v)) {
+				count(RW_WIRE_BYPASS);
+				return cross(config);
+			}
+			action = to_socket(ctx);
+			if (action >= 0)
+				return action;
+		}
+		return fail(config, &v);
+	}
+
+	if (v.kind == KIND_ARP)
+		return to_kernel(RW_KERNEL_NEIGHBOUR);
+	if (v.kind == KIND_OTHER)
+		return to_kernel(RW_KERNEL_OTHER);
+	if (v.kind != KIND_MALFORMED) {
+		if (is_discovery(&v))
+			return to_kernel(RW_KERNEL_NEIGHBOUR);
+		if (is_multicast(&v)) {
+			int mld = v.kind == KIND_IP6 && v.protocol == IPPROTO_ICMPV6 &&
+				  ((v.icmp_type >= 130 && v.icmp_type <= 132) || v.icmp_type == 143);
+
+			return to_kernel(mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
+		}
+		/* All other IP of a pod is judged, to the host too, whatever source it claims. */
+		if (config->role != RW_POD) {
+			if (is_link_local(&v))
+				return to_kernel(RW_KERNEL_LINK_LOCAL);
+			if (v.group && !from_pod(&v)) /* directed broadcast */
+				return to_kernel(RW_KERNEL_MULTICAST);
+			if (is_local(&v) && !from_pod(&v))
+				return to_kernel(RW_KERNEL_LOCAL);
+		}
+	}
+	action = to_socket(ctx);
+	if (action >= 0)
+		return action;
+	return fail(config, &v);
+}
+
+/* The same view of an skb, whose headers may not be linear. */
+static __always_inline void parse_skb(struct __sk_buff *skb, struct view *v)
+{
+	__u32 offset = ETH_HLEN;
+	__u16 type;
+	__u16 ports[2];
+
+	__builtin_memset(v, 0, sizeof(*v));
+	v->kind = KIND_MALFORMED;
+	if (bpf_skb_load_bytes(skb, 12, &type, sizeof(type)))
+		return;
+#pragma unroll
+	for (int tag = 0; tag < 2; tag++) {
+		if (!is_vlan(type))
+			break;
+		if (bpf_skb_load_bytes(skb, offset + 2, &type, sizeof(type)))
+			return;
+		offset += 4;
+	}
+	if (is_vlan(type))
+		return;
+	if (type == bpf_htons(ETH_P_IP)) {
+		struct ip4 ip;
+
+		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+			return;
+		view_ip4(v, &ip);
+		if (ip.fragment & bpf_htons(0x1fff))
+			return;
+		offset += (ip.version_ihl & 0xf) * 4;
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		struct ip6 ip;
+
+		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+			return;
+		view_ip6(v, &ip);
+		offset += sizeof(ip);
+		if (v->protocol == IPPROTO_ICMPV6) {
+			bpf_skb_load_bytes(skb, offset, &v->icmp_type, 1);
+			return;
+		}
+	} else {
+		v->kind = type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_OTHER;
+		return;
+	}
+	if (has_ports(v->protocol) && !bpf_skb_load_bytes(skb, offset, ports, sizeof(ports))) {
+		v->sport = ports[0];
+		v->dport = ports[1];
+		v->ports = 1;
+	}
+}
+
+SEC("tc")
+int ringwall_guard(struct __sk_buff *skb)
+{
+	struct rw_config *config;
+	struct view v;
+	__u32 zero = 0;
+
+	config = bpf_map_lookup_elem(&port_config, &zero);
+	if (!config)
+		return TC_ACT_SHOT;
+	parse_skb(skb, &v);
+	if (v.kind == KIND_MALFORMED) {
+		count(RW_GUARD_DROPPED);
+		return TC_ACT_SHOT;
+	}
+	if (!touches_pod(&v) || is_discovery(&v) || is_link_local(&v))
+		return TC_ACT_OK;
+	/* Queue 0 stands for the port: the dataplane fills and loses all slots together. */
+	if (!bpf_map_lookup_elem(&xsks, &zero) &&
+	    (config->flags & RW_FAIL_OPEN || is_failsafe(&v, config->failsafe_count))) {
+		count(RW_GUARD_FAIL_OPEN);
+		return TC_ACT_OK;
+	}
+	if (!(config->flags & RW_GUARD_REDIRECT)) {
+		count(RW_GUARD_DROPPED);
+		return TC_ACT_SHOT;
+	}
+	if (bpf_skb_store_bytes(skb, 0, config->guard_mac, ETH_ALEN, 0)) {
+		count(RW_GUARD_DROPPED);
+		return TC_ACT_SHOT;
+	}
+	count(RW_GUARD_REDIRECTED);
+	return bpf_redirect(config->guard_ifindex, 0);
+}
+
+SEC("tc")
+int ringwall_cross(struct __sk_buff *skb)
+{
+	struct rw_config *config;
+	__u32 zero = 0;
+
+	config = bpf_map_lookup_elem(&port_config, &zero);
+	if (!config)
+		return TC_ACT_SHOT;
+	return bpf_redirect(config->peer_ifindex, 0);
+}

@@ -1,0 +1,270 @@
+//! System calls that libbpf-rs does not wrap: links with attach flags, pins, questions about interfaces.
+#![allow(unsafe_code)] // thin wrappers of C functions; every pointer is to a local that outlives the call
+
+use std::{
+    ffi::{CStr, CString},
+    io, mem,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use libbpf_rs::libbpf_sys as sys;
+
+/// Magic number of a BPF file system, `statfs(2)`.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+fn c_string(text: &[u8]) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// libbpf answers `-errno`.
+fn check(answer: i32) -> io::Result<i32> {
+    if answer < 0 {
+        Err(io::Error::from_raw_os_error(-answer))
+    } else {
+        Ok(answer)
+    }
+}
+
+fn owned(answer: i32) -> io::Result<OwnedFd> {
+    let fd = check(answer)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The index of an interface in the calling thread's network namespace.
+pub(crate) fn interface_index(name: &str) -> Option<u32> {
+    let name = c_string(name.as_bytes()).ok()?;
+    // SAFETY: `name` is a NUL-terminated string that outlives the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => None,
+        index => Some(index),
+    }
+}
+
+/// Bytes of an `ifreq` for `name`, and a socket to ask with.
+fn interface_request(name: &str) -> io::Result<(OwnedFd, libc::ifreq)> {
+    // SAFETY: no pointers; the answer is checked.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: `ifreq` is plain data for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok((socket, request))
+}
+
+/// The Ethernet address of an interface.
+pub(crate) fn interface_mac(name: &str) -> io::Result<[u8; 6]> {
+    let (socket, mut request) = interface_request(name)?;
+    // SAFETY: SIOCGIFHWADDR reads and writes one `ifreq`, which `request` is.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has filled this member of the union, and all its bytes are valid in any case.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    let mut mac = [0; 6];
+    for (to, from) in mac.iter_mut().zip(data) {
+        *to = from as u8;
+    }
+    Ok(mac)
+}
+
+/// The name of an interface's driver, empty where it does not say.
+pub(crate) fn interface_driver(name: &str) -> String {
+    /// `ETHTOOL_GDRVINFO` of `linux/ethtool.h`.
+    const GET_DRIVER: u32 = 3;
+    /// `struct ethtool_drvinfo`.
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        driver: [u8; 32],
+        rest: [u8; 32 + 32 + 32 + 32 + 12],
+        numbers: [u32; 5],
+    }
+    let Ok((socket, mut request)) = interface_request(name) else {
+        return String::new();
+    };
+    let mut info = DriverInfo {
+        command: GET_DRIVER,
+        driver: [0; 32],
+        rest: [0; 140],
+        numbers: [0; 5],
+    };
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: SIOCETHTOOL reads one `ifreq` and writes a `struct ethtool_drvinfo` (196 bytes) where it points; `info`
+    // has that layout and outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) } < 0 {
+        return String::new();
+    }
+    CStr::from_bytes_until_nul(&info.driver)
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// What XDP program an interface carries: its id, and whether it is native.
+pub(crate) fn xdp_program(ifindex: u32) -> io::Result<Option<(u32, bool)>> {
+    let mut options = sys::bpf_xdp_query_opts {
+        sz: mem::size_of::<sys::bpf_xdp_query_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: `options` is initialised, its size is in `sz`, and it outlives the call.
+    check(unsafe { sys::bpf_xdp_query(ifindex as i32, 0, &mut options) })?;
+    let native = u32::from(options.attach_mode) != sys::XDP_ATTACHED_SKB;
+    let id = [
+        options.prog_id,
+        options.drv_prog_id,
+        options.skb_prog_id,
+        options.hw_prog_id,
+    ]
+    .into_iter()
+    .find(|&id| id != 0);
+    Ok(id.map(|id| (id, native)))
+}
+
+/// A program's name.
+pub(crate) fn program_name(id: u32) -> io::Result<String> {
+    // SAFETY: no pointers.
+    let program = owned(unsafe { sys::bpf_prog_get_fd_by_id(id) })?;
+    Ok(program_info(&program)?.1)
+}
+
+/// A program's id and name.
+pub(crate) fn program_info(program: &OwnedFd) -> io::Result<(u32, String)> {
+    let mut info = sys::bpf_prog_info::default();
+    let mut length = mem::size_of::<sys::bpf_prog_info>() as u32;
+    // SAFETY: `info` is zeroed (so it asks for no arrays) and `length` is its size; both outlive the call.
+    check(unsafe { sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut length) })?;
+    let name: Vec<u8> = info
+        .name
+        .iter()
+        .map(|&byte| byte as u8)
+        .take_while(|&byte| byte != 0)
+        .collect();
+    Ok((info.id, String::from_utf8_lossy(&name).into_owned()))
+}
+
+/// Puts an XDP program on an interface through a link.
+pub(crate) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, native: bool) -> io::Result<OwnedFd> {
+    let options = sys::bpf_link_create_opts {
+        sz: mem::size_of::<sys::bpf_link_create_opts>() as _,
+        flags: if native {
+            sys::XDP_FLAGS_DRV_MODE
+        } else {
+            sys::XDP_FLAGS_SKB_MODE
+        },
+        ..Default::default()
+    };
+    // SAFETY: `options` is initialised, its size is in `sz`, and it outlives the call.
+    owned(unsafe { sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, sys::BPF_XDP, &options) })
+}
+
+/// Replaces the program of a link, without a moment in which there is none.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no options are given.
+    check(unsafe { sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) }).map(drop)
+}
+
+/// The interface and the program id of an XDP link; index 0 where the interface is gone.
+pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let mut info = sys::bpf_link_info::default();
+    let mut length = mem::size_of::<sys::bpf_link_info>() as u32;
+    // SAFETY: `info` is zeroed and `length` is its size; both outlive the call.
+    check(unsafe { sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length) })?;
+    if info.type_ != sys::BPF_LINK_TYPE_XDP {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the pin is not an XDP link",
+        ));
+    }
+    // SAFETY: the kernel fills this member for an XDP link, and any bytes are a valid integer.
+    Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
+}
+
+/// Pins a program, map or link.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a NUL-terminated string that outlives the call.
+    check(unsafe { sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) }).map(drop)
+}
+
+/// Opens a pin.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a NUL-terminated string that outlives the call.
+    owned(unsafe { sys::bpf_obj_get(path.as_ptr()) })
+}
+
+/// Whether a directory lies on a BPF file system.
+pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    // SAFETY: `statfs` is plain data for which zeroes are valid.
+    let mut answer: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: `path` is NUL-terminated, `answer` is writable, both outlive the call.
+    if unsafe { libc::statfs(path.as_ptr(), &mut answer) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(answer.f_type as i64 == BPF_FS_MAGIC)
+}
+
+/// Mounts a BPF file system.
+pub(crate) fn mount_bpffs(path: &Path) -> io::Result<()> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    // SAFETY: all strings are NUL-terminated and outlive the call; no data is given.
+    let answer = unsafe {
+        libc::mount(
+            c"bpf".as_ptr(),
+            path.as_ptr(),
+            c"bpf".as_ptr(),
+            0,
+            c"mode=0700".as_ptr().cast(),
+        )
+    };
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Runs a program on a packet, in the kernel, and answers its return value and the packet afterwards.
+#[cfg(test)]
+pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    let mut output = vec![0; packet.len() + 256];
+    let mut options = sys::bpf_test_run_opts {
+        sz: mem::size_of::<sys::bpf_test_run_opts>() as _,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: packet.len() as u32,
+        data_out: output.as_mut_ptr().cast(),
+        data_size_out: output.len() as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: input and output buffers are as long as the sizes beside them say and outlive the call.
+    check(unsafe { sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })?;
+    output.truncate(options.data_size_out as usize);
+    Ok((options.retval, output))
+}
+
+/// An AF_XDP socket that is bound to nothing: enough to fill a slot of an XSKMAP.
+#[cfg(test)]
+pub(crate) fn unbound_xsk() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}

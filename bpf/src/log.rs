@@ -1,0 +1,46 @@
+//! What libbpf says while it loads, kept for the error message instead of being printed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use libbpf_rs::{PrintLevel, set_print};
+
+static TEXT: Mutex<String> = Mutex::new(String::new());
+static TURN: Mutex<()> = Mutex::new(());
+
+fn text() -> MutexGuard<'static, String> {
+    TEXT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn keep(_level: PrintLevel, line: String) {
+    text().push_str(&line);
+}
+
+/// Collects libbpf's warnings until it is dropped; one at a time in a process.
+pub(crate) struct Capture {
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Capture {
+    pub(crate) fn start() -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        text().clear();
+        set_print(Some((PrintLevel::Warn, keep)));
+        Self { _turn: turn }
+    }
+
+    /// The warnings so far, on one line.
+    pub(crate) fn text(&self) -> String {
+        text()
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        set_print(None);
+    }
+}

@@ -1,0 +1,12 @@
+//! The generated skeleton of the programs.
+#![allow(
+    unsafe_code,
+    clippy::all,
+    clippy::pedantic,
+    clippy::panic,
+    clippy::expect_used,
+    clippy::unwrap_used
+)] // generated
+#![allow(clippy::undocumented_unsafe_blocks, missing_docs, unreachable_pub)] // generated
+
+include!(concat!(env!("OUT_DIR"), "/ringwall.skel.rs"));
