@@ -1,0 +1,52 @@
+//! Whether this machine and user can run the bed at all.
+
+use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Socket, Type};
+
+/// What stands in the way, and what to do about it; None where nothing does.
+pub fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some(
+            "this needs root, for network namespaces, BPF programs and AF_XDP sockets; run it with sudo"
+                .into(),
+        );
+    }
+    for program in ["ip", "setpriv"] {
+        let found = std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()));
+        if !found {
+            return Some(format!(
+                "there is no `{program}`; install the packages iproute2 and util-linux (make packages)"
+            ));
+        }
+    }
+    let new_namespace = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join();
+    if !matches!(new_namespace, Ok(Ok(()))) {
+        return Some(
+            "the kernel refuses to make a network namespace (CONFIG_NET_NS, CAP_SYS_ADMIN); a container needs --privileged"
+                .into(),
+        );
+    }
+    /// `AF_XDP` of `linux/socket.h`.
+    const AF_XDP: i32 = 44;
+    match Socket::new(Domain::from(AF_XDP), Type::RAW, None) {
+        Ok(_) => None,
+        Err(error) => Some(format!(
+            "the kernel has no AF_XDP ({error}); it needs CONFIG_XDP_SOCKETS and the capability CAP_NET_RAW"
+        )),
+    }
+}
+
+/// For tests that need root: whether to go on. Says SKIPPED where not.
+///
+/// # Panics
+/// Where the test cannot run and `REQUIRE_ROOT=1` says that it must.
+#[allow(clippy::panic)] // it fails the test that asks
+pub fn runs_here(test: &str) -> bool {
+    let Some(obstacle) = obstacle() else { return true };
+    if std::env::var("REQUIRE_ROOT").is_ok_and(|value| value == "1") {
+        panic!("{test} has to run (REQUIRE_ROOT=1) and cannot: {obstacle}");
+    }
+    eprintln!("SKIPPED {test}: {obstacle}");
+    false
+}
