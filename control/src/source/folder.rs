@@ -1,12 +1,17 @@
 //! A folder of manifests as the source of policy.
+//!
+//! `.yaml`, `.yml` and `.json`, read recursively in order of their paths. Names that begin with a dot are passed over;
+//! links are followed, so a mounted ConfigMap (names linked to `..data/...`) is read once. A file is taken whole or not
+//! at all: one that does not parse keeps its last good objects, and without any the folder is refused.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::mpsc::Receiver,
-    time::Duration,
-};
+mod reader;
+mod watch;
+
+use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Settings};
+
+pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
 
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,7 +62,7 @@ pub enum FolderError {
         source: std::io::Error,
     },
     /// Files that do not parse, and no earlier state to fall back to.
-    #[error("{} of the manifests cannot be understood", .0.len())]
+    #[error("the manifests cannot be understood:{}", listed(.0))]
     Broken(Vec<Problem>),
     /// The folder cannot be watched.
     #[error("cannot watch {}: {reason}", .path.display())]
@@ -69,84 +74,61 @@ pub enum FolderError {
     },
 }
 
-/// Reads a folder once.
+/// Reads a folder once. A single file will do, too.
 ///
 /// # Errors
 /// The folder cannot be read, or a file in it does not parse.
 pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
-    let _ = settings;
-    Err(FolderError::Unreadable {
-        path: dir.to_owned(),
-        source: std::io::ErrorKind::Unsupported.into(),
-    })
+    let mut reader = reader::Reader::new(dir);
+    reader.refresh(&reader::Changed::All)?;
+    let loaded = reader.assemble(settings);
+    let broken = reader.broken();
+    if broken.is_empty() {
+        Ok(loaded)
+    } else {
+        Err(FolderError::Broken(broken))
+    }
 }
 
-/// What a watched folder says.
-#[derive(Clone, Debug)]
-pub enum Update {
-    /// A complete new state. Broken files are in it with their last good objects; `problems` names them.
-    State(Loaded),
-    /// The folder's content would take away all objects or over half of the policies at once: the old state stays
-    /// until [`FolderWatch::accept`] or a less drastic content.
-    Held {
-        /// Why, in words.
-        reason: String,
-        /// What is wrong besides.
-        problems: Vec<Problem>,
-    },
+/// Reads a folder once, however broken it is: what can be understood, and every problem.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn inspect(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
+    let mut reader = reader::Reader::new(dir);
+    reader.refresh(&reader::Changed::All)?;
+    Ok(reader.assemble(settings))
 }
 
-/// How a folder is watched.
-#[derive(Clone, Debug)]
-pub struct WatchOptions {
-    /// A change is read once the folder has been quiet for so long.
-    pub settle: Duration,
-    /// But no later than this after it began.
-    pub limit: Duration,
-    /// How often a folder is looked at where the system cannot notify.
-    pub poll: Duration,
-    /// Whether a state that lacks all objects or over half of the policies is held back.
-    pub hold_vanished: bool,
-}
-
-impl Default for WatchOptions {
-    fn default() -> Self {
-        Self {
-            settle: Duration::from_millis(5),
-            limit: Duration::from_millis(25),
-            poll: Duration::from_secs(1),
-            hold_vanished: true,
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
         }
+        f.write_str(": ")?;
+        if let Some(object) = &self.object {
+            write!(f, "{object}: ")?;
+        }
+        if let Some(path) = self.path.as_deref().filter(|path| !path.is_empty()) {
+            write!(f, "{path}: ")?;
+        }
+        f.write_str(&self.message)
     }
 }
 
-/// A folder under watch by a thread of its own, which ends when this is dropped.
-#[derive(Debug)]
-pub struct FolderWatch {
-    updates: Receiver<Update>,
+/// Every problem on a line of its own, the first ones if there are many.
+fn listed(problems: &[Problem]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = String::new();
+    for problem in problems.iter().take(SHOWN) {
+        text.push_str(&format!("\n  {problem}"));
+    }
+    if problems.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", problems.len() - SHOWN));
+    }
+    text
 }
 
-impl FolderWatch {
-    /// Reads the folder and begins to watch it.
-    ///
-    /// # Errors
-    /// As [`load`]; or it cannot be watched.
-    pub fn start(
-        dir: &Path,
-        settings: Settings,
-        options: WatchOptions,
-    ) -> Result<(Loaded, FolderWatch), FolderError> {
-        let _ = options;
-        let loaded = load(dir, &settings)?;
-        let (_, updates) = std::sync::mpsc::channel();
-        Ok((loaded, Self { updates }))
-    }
-
-    /// The updates, in order. Disconnected only when the watch has ended.
-    pub fn updates(&self) -> &Receiver<Update> {
-        &self.updates
-    }
-
-    /// Takes the folder's content as it is, however much has gone.
-    pub fn accept(&self) {}
-}
+#[cfg(test)]
+mod tests;

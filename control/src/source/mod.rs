@@ -2,5 +2,6 @@
 
 pub mod decode;
 pub mod feed;
+mod document;
 pub mod folder;
 pub mod kube;
