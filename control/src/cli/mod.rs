@@ -1,6 +1,8 @@
 //! The command line. Each command is one variant here and one function in its own module.
 
 mod check;
+mod flow;
+mod judge;
 mod matrix;
 mod query;
 mod shell;
@@ -8,6 +10,11 @@ mod shell;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::{
+    cluster::{Cluster, Settings},
+    source::folder::{self, Severity},
+};
 
 /// Kubernetes network firewall: NetworkPolicy enforced by an AF_XDP dataplane.
 #[derive(Debug, Parser)]
@@ -103,6 +110,43 @@ pub struct ClusterArgs {
     /// Pod network besides those of the Nodes and of --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pub pod_cidrs: Vec<ipnet::IpNet>,
+}
+
+impl ClusterArgs {
+    /// What the configuration and the flags say about the cluster.
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let mut settings = match &self.config {
+            None => Settings::default(),
+            Some(file) => {
+                let networks = ringwall_config::Config::load(file)
+                    .map_err(|error| anyhow::anyhow!("{error}"))?
+                    .cluster;
+                Settings {
+                    pod_cidrs: networks.pod_cidrs,
+                    node_cidrs: networks.node_cidrs,
+                    service_cidrs: networks.service_cidrs,
+                    allow_unknown: networks.unknown_endpoints == ringwall_config::UnknownEndpoints::Allow,
+                }
+            }
+        };
+        settings
+            .pod_cidrs
+            .extend(self.pod_cidrs.iter().map(ipnet::IpNet::trunc));
+        Ok(settings)
+    }
+
+    /// The cluster that the manifests describe. Policies that are invalid isolate; standard error says so.
+    fn load(&self) -> anyhow::Result<Cluster> {
+        let loaded = folder::load(&self.manifests, &self.settings()?)?;
+        for problem in loaded
+            .problems
+            .iter()
+            .filter(|problem| problem.severity == Severity::Error)
+        {
+            eprintln!("ringwall: {problem}");
+        }
+        Ok(loaded.cluster)
+    }
 }
 
 /// Parses the command line, runs the command, turns its outcome into an exit status: 0 fine, 1 the answer is no,

@@ -1,17 +1,223 @@
-//! `ringwall query`.
+//! `ringwall query`: one verdict per flow, through the compiled snapshot.
 
-use std::process::ExitCode;
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-use super::{ClusterArgs, Output};
+use anyhow::Context;
+use serde_json::{json, value::RawValue};
+
+use super::{
+    ClusterArgs, Output,
+    flow::Flow,
+    judge::{Answer, Direction, End, Judge, word},
+};
+use crate::cluster::Cluster;
 
 /// Arguments of `ringwall query`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+Each flow is a JSON object on a line of its own (or an element of one JSON array):
+
+  {\"src\":\"shop/web-0\",\"dst\":\"10.1.2.3\",\"protocol\":\"TCP\",\"dst_port\":5432}
+  {\"src\":\"192.0.2.7\",\"dst\":\"shop/web-0\",\"protocol\":\"ICMP\",\"icmp_type\":8}
+
+src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP, ICMPv6 or a number. The answer repeats
+these keys and adds src_ip, dst_ip, verdict, ingress, egress and reasons. A flow that cannot be answered gives
+{\"error\":...} in its place and exit status 2 at the end.
+
+Examples:
+  ringwall query --manifests ./cluster --flows flows.jsonl -o json
+  echo '{\"src\":\"a/x\",\"dst\":\"b/y\",\"protocol\":\"TCP\",\"dst_port\":80}' | ringwall query --manifests . --flows -")]
 pub struct QueryArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
+    /// File of flows, one JSON object per line; - for standard input
+    #[arg(long, value_name = "FILE")]
+    flows: PathBuf,
 }
 
 pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let _ = (&args.cluster, output);
-    anyhow::bail!("`ringwall query` is not built yet")
+    let cluster = args.cluster.load()?;
+    let judge = Judge::new(&cluster)?;
+    let mut asker = Asker {
+        cluster: &cluster,
+        judge: &judge,
+        output,
+        failed: false,
+    };
+    let from = &args.flows;
+    let reading = || format!("cannot read flows from {}", from.display());
+    let out = io::BufWriter::new(io::stdout().lock());
+    if from.as_os_str() == "-" {
+        asker
+            .answer_all(BufReader::new(io::stdin().lock()), out)
+            .with_context(reading)?;
+    } else {
+        let file = File::open(from).with_context(reading)?;
+        asker
+            .answer_all(BufReader::new(file), out)
+            .with_context(reading)?;
+    }
+    Ok(if asker.failed {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+struct Asker<'a> {
+    cluster: &'a Cluster,
+    judge: &'a Judge,
+    output: Output,
+    /// Whether some flow could not be answered.
+    failed: bool,
+}
+
+impl Asker<'_> {
+    fn answer_all<R: io::Read>(
+        &mut self,
+        mut input: BufReader<R>,
+        mut out: impl Write,
+    ) -> anyhow::Result<()> {
+        if first_byte(&mut input)? == Some(b'[') {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut input, &mut text)?;
+            let flows: Vec<Box<RawValue>> =
+                serde_json::from_str(&text).context("the flows begin with [ but are not a JSON array")?;
+            for flow in flows {
+                writeln!(out, "{}", self.answer(flow.get()))?;
+            }
+            return Ok(out.flush()?);
+        }
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if input.read_until(b'\n', &mut line)? == 0 {
+                return Ok(out.flush()?);
+            }
+            let text = String::from_utf8_lossy(&line);
+            if !text.trim().is_empty() {
+                writeln!(out, "{}", self.answer(text.trim()))?;
+            }
+            // Who asks one flow at a time waits for its answer.
+            if input.buffer().is_empty() {
+                out.flush()?;
+            }
+        }
+    }
+
+    fn answer(&mut self, text: &str) -> String {
+        let answered = Flow::read(text).and_then(|flow| {
+            let (src, dst) = self.judge.ends(self.cluster, &flow.src, &flow.dst)?;
+            let answer = self.judge.judge(&src, &dst, flow.service)?;
+            Ok((flow, src, dst, answer))
+        });
+        match (answered, self.output) {
+            (Ok((flow, src, dst, answer)), Output::Json) => self.json(&flow, &src, &dst, &answer),
+            (Ok((flow, src, dst, answer)), Output::Human) => self.words(&flow, &src, &dst, &answer),
+            (Err(error), output) => {
+                self.failed = true;
+                match output {
+                    Output::Json => json!({ "error": error }).to_string(),
+                    Output::Human => format!("error  {error}"),
+                }
+            }
+        }
+    }
+
+    /// The input's own words, then ours.
+    fn json(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
+        let mut ours = json!({
+            "src_ip": src.address,
+            "dst_ip": dst.address,
+            "verdict": word(answer.allow()),
+            "ingress": word(answer.ingress),
+            "egress": word(answer.egress),
+            "reasons": answer.reasons,
+        });
+        if !self.cluster.unevaluated_kinds.is_empty() {
+            ours["incomplete"] = json!(self.cluster.unevaluated_kinds);
+        }
+        let mut line = String::from("{");
+        for (key, value) in &flow.verbatim.0 {
+            line.push_str(&format!("{}:{},", json!(key), value.get()));
+        }
+        let ours = ours.to_string();
+        line.push_str(ours.strip_prefix('{').unwrap_or(&ours));
+        line
+    }
+
+    fn words(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
+        let end = |name: &super::flow::EndName, end: &End| match (name, end.address) {
+            (super::flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
+            (name, _) => name.to_string(),
+        };
+        let mut line = format!(
+            "{:<5}  {} -> {} {}",
+            word(answer.allow()),
+            end(&flow.src, src),
+            end(&flow.dst, dst),
+            flow.service
+        );
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let (name, allow) = match direction {
+                Direction::Egress => ("egress", answer.egress),
+                Direction::Ingress => ("ingress", answer.ingress),
+            };
+            line.push_str(&format!("\n         {name:<7} {:<5}  ", word(allow)));
+            let why: Vec<String> = answer
+                .reasons
+                .iter()
+                .filter(|reason| reason.direction == direction)
+                .map(|reason| match (&reason.policy, reason.rule) {
+                    (Some(policy), Some(rule)) => format!("{policy}, rule {rule}"),
+                    (Some(policy), None) => format!("isolated by {policy}"),
+                    (None, _) => match reason.effect {
+                        "open" => "no policy applies".to_owned(),
+                        "self" => "its own address".to_owned(),
+                        "node" => "pod and its own node".to_owned(),
+                        "unknown" => "an address of the pod network that nobody owns".to_owned(),
+                        other => other.to_owned(),
+                    },
+                })
+                .collect();
+            line.push_str(&why.join("; "));
+        }
+        if !self.cluster.unevaluated_kinds.is_empty() {
+            let kinds: Vec<&str> = self
+                .cluster
+                .unevaluated_kinds
+                .iter()
+                .map(String::as_str)
+                .collect();
+            line.push_str(&format!(
+                "\n         incomplete: {} not evaluated",
+                kinds.join(", ")
+            ));
+        }
+        line
+    }
+}
+
+/// The first byte that is not white space, left in place.
+fn first_byte<R: io::Read>(input: &mut BufReader<R>) -> io::Result<Option<u8>> {
+    loop {
+        let buffer = input.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        let blank = buffer
+            .iter()
+            .take_while(|byte| byte.is_ascii_whitespace())
+            .count();
+        let next = buffer.get(blank).copied();
+        input.consume(blank);
+        if next.is_some() {
+            return Ok(next);
+        }
+    }
 }

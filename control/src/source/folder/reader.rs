@@ -1,7 +1,7 @@
 //! Files and their last good objects, and the cluster they make up together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -196,19 +196,18 @@ impl Reader {
                 if let Some(reference) = item.object.reference() {
                     // A Pod and a Deployment of one name are two objects.
                     let kind = item.label.split(' ').next().unwrap_or_default().to_owned();
-                    if let Some((first, other)) = owners.insert((kind, reference.clone()), (path, item)) {
-                        let place = other.line.map_or_else(String::new, |line| format!(":{line}"));
-                        let message =
-                            format!("is described in {}{place} already: remove one", first.display());
-                        clashes.push(problem(path, item.line, Some(&item.label), None, message));
-                        owners.insert(
-                            (
-                                item.label.split(' ').next().unwrap_or_default().to_owned(),
-                                reference,
-                            ),
-                            (first, other),
-                        );
-                        continue;
+                    match owners.entry((kind, reference)) {
+                        Entry::Vacant(free) => {
+                            free.insert((path, item));
+                        }
+                        Entry::Occupied(taken) => {
+                            let (first, other) = *taken.get();
+                            let place = other.line.map_or_else(String::new, |line| format!(":{line}"));
+                            let message =
+                                format!("is described in {}{place} already: remove one", first.display());
+                            clashes.push(problem(path, item.line, Some(&item.label), None, message));
+                            continue;
+                        }
                     }
                 }
                 problems.extend(item.problems.iter().cloned());

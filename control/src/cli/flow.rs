@@ -1,0 +1,235 @@
+//! One line of `query`'s input: read strictly, kept verbatim.
+
+use std::{fmt, net::IpAddr};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::cluster::ObjectKey;
+
+/// A flow that is asked about.
+#[derive(Debug)]
+pub(super) struct Flow {
+    /// The keys of the input and their values as written, in their order.
+    pub(super) verbatim: Verbatim,
+    /// Source.
+    pub(super) src: EndName,
+    /// Destination.
+    pub(super) dst: EndName,
+    /// What is asked for.
+    pub(super) service: Service,
+}
+
+/// Protocol and destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Service {
+    /// IP protocol number.
+    pub(super) protocol: u8,
+    /// Destination port; always there for TCP, UDP and SCTP, never for others.
+    pub(super) port: Option<u16>,
+}
+
+/// How an end is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum EndName {
+    /// By address.
+    Address(IpAddr),
+    /// As `namespace/name`.
+    Pod(ObjectKey),
+}
+
+/// A JSON object whose order and spelling are kept.
+#[derive(Debug)]
+pub(super) struct Verbatim(pub(super) Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Verbatim {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Verbatim;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a flow: a JSON object with src, dst, protocol and dst_port")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Verbatim, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = access.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Verbatim(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+const KEYS: &[&str] = &[
+    "src",
+    "dst",
+    "protocol",
+    "dst_port",
+    "src_port",
+    "icmp_type",
+    "icmp_code",
+];
+
+/// TCP, UDP and SCTP.
+const WITH_PORTS: &[u8] = &[6, 17, 132];
+
+impl Service {
+    /// A service by protocol and port.
+    ///
+    /// # Errors
+    /// A protocol with ports needs one.
+    pub(super) fn new(protocol: u8, port: Option<u16>) -> Result<Self, String> {
+        if !WITH_PORTS.contains(&protocol) {
+            return Ok(Self { protocol, port: None });
+        }
+        match port {
+            Some(port) => Ok(Self {
+                protocol,
+                port: Some(port),
+            }),
+            None => Err(format!(
+                "dst_port is missing: {} needs one",
+                protocol_name(protocol)
+            )),
+        }
+    }
+}
+
+/// `80/TCP`, `ICMP`, `47`.
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{port}/{}", protocol_name(self.protocol)),
+            None => f.write_str(&protocol_name(self.protocol)),
+        }
+    }
+}
+
+/// The name of a protocol, or its number.
+pub(super) fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        1 => "ICMP".to_owned(),
+        6 => "TCP".to_owned(),
+        17 => "UDP".to_owned(),
+        58 => "ICMPv6".to_owned(),
+        132 => "SCTP".to_owned(),
+        number => format!("protocol {number}"),
+    }
+}
+
+/// The number of a protocol's name.
+pub(super) fn protocol_number(name: &str) -> Option<u8> {
+    Some(match name {
+        "TCP" => 6,
+        "UDP" => 17,
+        "SCTP" => 132,
+        "ICMP" => 1,
+        "ICMPv6" => 58,
+        _ => return None,
+    })
+}
+
+impl Flow {
+    /// Reads a flow.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        let verbatim: Verbatim =
+            serde_json::from_str(text).map_err(|error| format!("not a flow in JSON: {error}"))?;
+        Self::from_entries(verbatim)
+    }
+
+    fn from_entries(verbatim: Verbatim) -> Result<Self, String> {
+        for (index, (key, _)) in verbatim.0.iter().enumerate() {
+            if !KEYS.contains(&key.as_str()) {
+                return Err(format!("unknown key {key:?}: known are {}", KEYS.join(", ")));
+            }
+            if verbatim.0.iter().take(index).any(|(other, _)| other == key) {
+                return Err(format!("the key {key:?} stands there twice"));
+            }
+        }
+        let value = |key: &str| -> Option<serde_json::Value> {
+            let (_, raw) = verbatim.0.iter().find(|(name, _)| name == key)?;
+            serde_json::from_str(raw.get())
+                .ok()
+                .filter(|value: &serde_json::Value| !value.is_null())
+        };
+        let end = |key: &str| match value(key) {
+            Some(serde_json::Value::String(text)) => {
+                EndName::read(&text).map_err(|wrong| format!("{key}: {wrong}"))
+            }
+            Some(other) => Err(format!(
+                "{key}: must be an address or \"namespace/pod\" in quotes, not {other}"
+            )),
+            None => Err(format!("{key} is missing: write an address or \"namespace/pod\"")),
+        };
+        let number = |key: &str, most: u64| match value(key) {
+            None => Ok(None),
+            Some(value) => match value.as_u64().filter(|number| *number <= most) {
+                Some(number) => Ok(Some(number)),
+                None => Err(format!("{key}: must be a number from 0 to {most}, not {value}")),
+            },
+        };
+        let (src, dst) = (end("src")?, end("dst")?);
+        let protocol = match value("protocol") {
+            None => Err("protocol is missing: write TCP, UDP, SCTP, ICMP, ICMPv6 or a number".to_owned()),
+            Some(value) => {
+                let known = match &value {
+                    serde_json::Value::String(name) => protocol_number(name),
+                    other => other.as_u64().and_then(|number| u8::try_from(number).ok()),
+                };
+                known.ok_or_else(|| {
+                    format!("protocol: {value} is not known: write TCP, UDP, SCTP, ICMP, ICMPv6 or a number up to 255")
+                })
+            }
+        }?;
+        let port = number("dst_port", 65_535)?.and_then(|port| u16::try_from(port).ok());
+        number("src_port", 65_535)?;
+        number("icmp_type", 255)?;
+        number("icmp_code", 255)?;
+        let service = Service::new(protocol, port)?;
+        Ok(Self {
+            verbatim,
+            src,
+            dst,
+            service,
+        })
+    }
+}
+
+impl EndName {
+    /// Reads an address or `namespace/name`.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        if let Some((namespace, name)) = text.split_once('/') {
+            if namespace.is_empty() || name.is_empty() {
+                return Err(format!("{text:?} is not namespace/pod"));
+            }
+            return Ok(Self::Pod(ObjectKey {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }));
+        }
+        match text.parse::<IpAddr>() {
+            Ok(address) => Ok(Self::Address(address.to_canonical())),
+            Err(_) => Err(format!("{text:?} is neither an address nor namespace/pod")),
+        }
+    }
+}
+
+impl fmt::Display for EndName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Pod(key) => write!(f, "{key}"),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Asks the compiled snapshot about a flow between named ends.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{
+        DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption,
+        Provenance, Snapshot,
+    },
+};
+use serde::Serialize;
+
+use super::flow::{EndName, Service};
+use crate::{
+    cluster::{Cluster, Pod},
+    compile::{self, EpochKey},
+};
+
+/// A compiled cluster.
+pub(super) struct Judge {
+    snapshot: Snapshot,
+}
+
+/// One end of a flow, in the words of a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    /// Its address; None for a pod or template without one.
+    pub(super) address: Option<IpAddr>,
+    identity: Identity,
+    template: bool,
+}
+
+/// Which end's policies decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Direction {
+    Egress,
+    Ingress,
+}
+
+/// Why a direction is decided as it is; in the order of `query`'s output.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct Reason {
+    pub(super) direction: Direction,
+    pub(super) tier: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) policy: Option<String>,
+    pub(super) rule: Option<u32>,
+    pub(super) effect: &'static str,
+}
+
+/// The answer about a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) ingress: bool,
+    pub(super) egress: bool,
+    pub(super) reasons: Vec<Reason>,
+}
+
+impl Answer {
+    pub(super) fn allow(&self) -> bool {
+        self.ingress && self.egress
+    }
+}
+
+/// `allow` or `deny`.
+pub(super) fn word(allow: bool) -> &'static str {
+    if allow { "allow" } else { "deny" }
+}
+
+impl Judge {
+    /// Compiles the cluster.
+    ///
+    /// # Errors
+    /// It cannot be compiled.
+    pub(super) fn new(cluster: &Cluster) -> anyhow::Result<Self> {
+        let image = compile::compile(cluster, Generation(1), &EpochKey::OFFLINE)
+            .context("cannot compile the policies")?;
+        let snapshot = Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")?;
+        Ok(Self { snapshot })
+    }
+
+    /// Finds both ends of a flow: by the addresses of one family, IPv4 where there is a choice.
+    ///
+    /// # Errors
+    /// A name that is not known or whose addresses are not its own, or no common family.
+    pub(super) fn ends(&self, cluster: &Cluster, src: &EndName, dst: &EndName) -> Result<(End, End), String> {
+        let (a, b) = (Candidates::of(cluster, src)?, Candidates::of(cluster, dst)?);
+        let family = [true, false]
+            .into_iter()
+            .find(|v4| a.speaks(*v4) && b.speaks(*v4));
+        let Some(v4) = family else {
+            return Err(format!(
+                "{src} and {dst} have no address family in common: {src} has {}, {dst} has {}",
+                a.families(),
+                b.families()
+            ));
+        };
+        Ok((self.end(&a, v4)?, self.end(&b, v4)?))
+    }
+
+    fn end(&self, candidates: &Candidates<'_>, v4: bool) -> Result<End, String> {
+        match candidates {
+            Candidates::Address(address) => Ok(self.address(*address)),
+            Candidates::Nameless(pod) => {
+                let endpoint = self
+                    .snapshot
+                    .find_endpoint(&pod.key.namespace, &pod.key.name)
+                    .ok_or_else(|| format!("{} has no address and no policy can know it", pod.key))?;
+                Ok(End {
+                    address: None,
+                    identity: endpoint.identity,
+                    template: endpoint.template,
+                })
+            }
+            Candidates::Pod(pod, addresses) => {
+                let address = addresses.iter().copied().find(|address| address.is_ipv4() == v4);
+                let Some(address) = address else {
+                    return Err(format!("{} has no address of the family", pod.key));
+                };
+                let end = self.address(address);
+                if pod.host_network || end.identity.kind == IdentityKind::Unknown {
+                    return Ok(end);
+                }
+                let owner = self.snapshot.endpoint(end.identity.endpoint);
+                match owner.filter(|_| end.identity.kind == IdentityKind::Pod) {
+                    Some(owner) if owner.namespace == pod.key.namespace && owner.name == pod.key.name => {
+                        Ok(end)
+                    }
+                    Some(owner) => Err(format!(
+                        "{}: its address {address} belongs to {}/{} now",
+                        pod.key, owner.namespace, owner.name
+                    )),
+                    None => Err(format!("{}: its address {address} is not its own", pod.key)),
+                }
+            }
+        }
+    }
+
+    fn address(&self, address: IpAddr) -> End {
+        let identity = self.snapshot.identify(Addr::from(address));
+        End {
+            address: Some(address),
+            identity,
+            template: false,
+        }
+    }
+
+    /// Judges a new flow.
+    ///
+    /// # Errors
+    /// The snapshot contradicts itself.
+    pub(super) fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
+        let l4 = match service.port {
+            Some(port) => L4::Port {
+                protocol: service.protocol,
+                port,
+            },
+            None => L4::NoPort {
+                protocol: service.protocol,
+            },
+        };
+        // Without addresses, one name is one pod, but a template stands for many.
+        let same = src.address == dst.address && (src.address.is_some() || !src.template);
+        let Judgement { ingress, egress } =
+            self.snapshot
+                .judge_ends(&src.identity, &dst.identity, same, l4, NodeExemption::Trusted);
+        let mut reasons = Vec::new();
+        self.reasons(Direction::Ingress, ingress, &mut reasons)?;
+        self.reasons(Direction::Egress, egress, &mut reasons)?;
+        reasons.sort();
+        Ok(Answer {
+            ingress: ingress.allow,
+            egress: egress.allow,
+            reasons,
+        })
+    }
+
+    fn reasons(
+        &self,
+        direction: Direction,
+        verdict: DirectionVerdict,
+        out: &mut Vec<Reason>,
+    ) -> Result<(), String> {
+        let effect = effect_name(verdict.effect);
+        let plain = Reason {
+            direction,
+            tier: None,
+            kind: None,
+            policy: None,
+            rule: None,
+            effect,
+        };
+        if !matches!(verdict.effect, Effect::Allow | Effect::Isolated | Effect::Deny) {
+            out.push(plain);
+            return Ok(());
+        }
+        let named = |policy: ringwall_dataplane::classify::PolicyName<'_>, rule| Reason {
+            tier: Some(policy.tier.to_owned()),
+            kind: Some(policy.kind.to_owned()),
+            policy: Some(policy.to_string()),
+            rule,
+            ..plain.clone()
+        };
+        match self.snapshot.provenance(verdict.provenance) {
+            Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
+            Some(Provenance::Isolating(policies)) => {
+                out.extend(policies.into_iter().map(|policy| named(policy, None)));
+            }
+            None => return Err("the snapshot does not say which policy decided".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+fn effect_name(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Allow => "allow",
+        Effect::Isolated => "isolated",
+        Effect::Open => "open",
+        Effect::SelfTraffic => "self",
+        Effect::Node => "node",
+        Effect::Unknown => "unknown",
+        Effect::Deny => "deny",
+        Effect::Invalid => "invalid",
+    }
+}
+
+/// What an end may be, before a family is chosen.
+enum Candidates<'a> {
+    Address(IpAddr),
+    Pod(&'a Pod, &'a [IpAddr]),
+    /// A pod or template that has no address.
+    Nameless(&'a Pod),
+}
+
+impl<'a> Candidates<'a> {
+    fn of(cluster: &'a Cluster, end: &EndName) -> Result<Self, String> {
+        let key = match end {
+            EndName::Address(address) => return Ok(Self::Address(*address)),
+            EndName::Pod(key) => key,
+        };
+        let Some(pod) = cluster.pods.get(key) else {
+            return Err(format!("no pod or workload is named {key}"));
+        };
+        if pod.finished {
+            return Err(format!("{key} has finished: it has no address any more"));
+        }
+        match (pod.addresses.as_slice(), pod.host_network) {
+            ([], true) => Err(format!(
+                "{key} is on its node's network and its address is not known: ask by address"
+            )),
+            ([], false) => Ok(Self::Nameless(pod)),
+            (addresses, _) => Ok(Self::Pod(pod, addresses)),
+        }
+    }
+
+    fn speaks(&self, v4: bool) -> bool {
+        match self {
+            Self::Address(address) => address.is_ipv4() == v4,
+            Self::Pod(_, addresses) => addresses.iter().any(|address| address.is_ipv4() == v4),
+            Self::Nameless(_) => true,
+        }
+    }
+
+    fn families(&self) -> &'static str {
+        match (self.speaks(true), self.speaks(false)) {
+            (true, true) => "both",
+            (true, false) => "IPv4",
+            (false, _) => "IPv6",
+        }
+    }
+}
