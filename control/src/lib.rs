@@ -1,11 +1,15 @@
 //! The control plane of ringwall: from policy objects to a published snapshot.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod compile;
+pub mod controller;
+pub mod metrics;
 pub mod model;
 pub mod protocol;
+pub mod publish;
 pub mod reference;
 #[cfg(feature = "afxdp")]
 pub mod run;

@@ -64,7 +64,9 @@ pub enum Command {
     #[cfg(feature = "afxdp")]
     #[command(hide = true)]
     Dataplane(crate::run::dataplane::DataplaneArgs),
-    // HOOK control: `#[command(hide = true)] Control(crate::controller::ControlArgs)`, started by `run`.
+    /// The process that owns the policies; started by `run`
+    #[command(hide = true)]
+    Control(crate::controller::ControlArgs),
     // HOOK demo: `Demo(...)`.
     /// Prints a completion script for a shell
     Completions(shell::CompletionsArgs),
@@ -91,7 +93,8 @@ impl Command {
             Self::Detach(args) => crate::run::detach::run(&args),
             #[cfg(feature = "afxdp")]
             Self::Dataplane(args) => crate::run::dataplane::run(&args),
-            // HOOK control, demo: their arms.
+            Self::Control(args) => crate::controller::run(&args),
+            // HOOK demo: its arm.
             Self::Completions(args) => shell::completions(&args),
             Self::Man(args) => shell::manual(&args),
         }

@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
@@ -149,6 +149,11 @@ impl Connection {
         )?)
     }
 
+    /// From now on [`Self::receive`] and [`Self::send`] never wait: they fail with [`ProtocolError::TimedOut`].
+    pub fn set_nonblocking(&self) -> Result<(), ProtocolError> {
+        Ok(rustix::io::ioctl_fionbio(&self.socket, true)?)
+    }
+
     /// Ends both directions; a thread that waits in [`Self::receive`] gets [`ProtocolError::Closed`].
     pub fn shutdown(&self) {
         // Fails only where the other end is gone already.
@@ -246,6 +251,12 @@ impl AsFd for Connection {
 
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ProtocolError> {
     serde_json::from_slice(text).map_err(|error| ProtocolError::Malformed(error.to_string()))
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 /// The listening end. The socket file goes with it.

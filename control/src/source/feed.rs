@@ -32,8 +32,8 @@ pub struct Feed {
     pub health: Arc<Health>,
     /// Takes a state that the source holds back; None where it never does.
     pub accept: Option<Accept>,
-    /// What runs for it.
-    pub(super) task: Option<AbortOnDrop>,
+    /// What runs for it, as long as this lives.
+    pub(super) _task: Option<AbortOnDrop>,
 }
 
 /// Takes a state that the source holds back.

@@ -205,7 +205,7 @@ fn start_with(client: Client, location: String, settings: Settings, timing: Timi
         states,
         health,
         accept: None,
-        task: Some(task),
+        _task: Some(task),
     }
 }
 

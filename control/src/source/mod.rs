@@ -5,3 +5,4 @@ mod document;
 pub mod feed;
 pub mod folder;
 pub mod kube;
+pub mod watched;

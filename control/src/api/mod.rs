@@ -1,0 +1,209 @@
+//! What the control process answers over HTTP: status on its Unix socket, metrics and health on the network.
+//!
+//! The network listeners serve nothing that names an object: metrics carry counts, health says ready or why not. Status
+//! is for root, on the Unix socket.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinHandle,
+};
+
+use crate::{controller::Overview, metrics};
+
+/// Why the control process cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// A network address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {error}; choose another address or stop what uses it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Where the configuration has it.
+        key: &'static str,
+        /// What the kernel says.
+        error: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error("cannot make the control socket {}: {error}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel says.
+        error: io::Error,
+    },
+}
+
+/// Running servers. They end when this is dropped, and the socket goes.
+#[derive(Debug)]
+pub struct Servers {
+    tasks: Vec<JoinHandle<()>>,
+    socket: PathBuf,
+    /// Where metrics are served; differs from the configured address where that has port 0.
+    pub metrics: SocketAddr,
+    /// Where health is served.
+    pub health: SocketAddr,
+}
+
+impl Servers {
+    /// Listens everywhere, or nowhere. `health` is where health alone is served; with the metrics where None.
+    ///
+    /// # Errors
+    /// An address or the socket cannot be used.
+    pub async fn start(
+        overview: Arc<Overview>,
+        socket: &Path,
+        metrics: SocketAddr,
+        health: Option<SocketAddr>,
+    ) -> Result<Self, ApiError> {
+        let on_metrics = listen(metrics, "telemetry.metricsListen").await?;
+        let on_health = match health {
+            Some(address) if address != metrics => Some(listen(address, "telemetry.healthListen").await?),
+            _ => None,
+        };
+        let metrics = local(&on_metrics, metrics);
+        let health = on_health
+            .as_ref()
+            .map_or(metrics, |listener| local(listener, metrics));
+        let on_socket = bind_private(socket).map_err(|error| ApiError::Socket {
+            path: socket.to_owned(),
+            error,
+        })?;
+
+        let with_metrics = Router::new().route("/metrics", get(scrape));
+        let with_health = Router::new()
+            .route("/livez", get(live))
+            .route("/readyz", get(ready));
+        let with_status = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/accept", post(accept));
+        let on_network = if on_health.is_some() {
+            with_metrics.clone()
+        } else {
+            with_metrics.clone().merge(with_health.clone())
+        };
+        let mut tasks = vec![
+            tokio::spawn(serve_tcp(
+                on_metrics,
+                on_network.with_state(Arc::clone(&overview)),
+            )),
+            tokio::spawn(serve_unix(
+                on_socket,
+                with_status
+                    .merge(with_metrics)
+                    .merge(with_health.clone())
+                    .with_state(Arc::clone(&overview)),
+            )),
+        ];
+        if let Some(listener) = on_health {
+            tasks.push(tokio::spawn(serve_tcp(
+                listener,
+                with_health.with_state(overview),
+            )));
+        }
+        Ok(Self {
+            tasks,
+            socket: socket.to_owned(),
+            metrics,
+            health,
+        })
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        // Gone already: as well.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, ApiError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| ApiError::Listen { address, key, error })
+}
+
+fn local(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+/// Binds under another name first, so that nobody can connect before the mode is 0600. A socket that is left over is
+/// replaced; the lock of `ringwall run` keeps a second instance away.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let mut hidden = path.as_os_str().to_owned();
+    hidden.push(".new");
+    let hidden = PathBuf::from(hidden);
+    match std::fs::remove_file(&hidden) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&hidden, path)?;
+    Ok(listener)
+}
+
+async fn serve_tcp(listener: TcpListener, router: Router) {
+    // Never returns; single connections that fail are the client's loss.
+    let _ = axum::serve(listener, router).await;
+}
+
+async fn serve_unix(listener: UnixListener, router: Router) {
+    // As above.
+    let _ = axum::serve(listener, router).await;
+}
+
+async fn scrape(State(overview): State<Arc<Overview>>) -> Response {
+    match metrics::render(overview.status().await, overview.latencies()) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn live(State(overview): State<Arc<Overview>>) -> Response {
+    match overview.stuck() {
+        None => "ok\n".into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn ready(State(overview): State<Arc<Overview>>) -> Response {
+    let reasons = overview.not_ready();
+    if reasons.is_empty() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()
+    }
+}
+
+async fn status(State(overview): State<Arc<Overview>>) -> Response {
+    Json(overview.status().await).into_response()
+}
+
+async fn accept(State(overview): State<Arc<Overview>>) -> Response {
+    match overview.accept() {
+        Ok(()) => (
+            StatusCode::ACCEPTED,
+            "the folder's content will be taken as it is\n",
+        )
+            .into_response(),
+        Err(reason) => (StatusCode::CONFLICT, format!("{reason}\n")).into_response(),
+    }
+}

@@ -1,0 +1,604 @@
+//! The control process: source -> compile -> publish -> adopted, for ever.
+//!
+//! [`Controller::turn`] is the whole of it. One state is compiled at a time, on a thread of its own; what the source
+//! says meanwhile waits, the newest only. Whatever fails, the dataplane goes on with the snapshot it has.
+
+mod overview;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use ringwall_config::{Config, SourceKind, UnknownEndpoints};
+use ringwall_dataplane::classify::Generation;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::{JoinError, JoinHandle},
+};
+
+pub use self::overview::Overview;
+use crate::{
+    api::Servers,
+    cluster::Cluster,
+    cluster::Settings,
+    compile::{CompileError, CompiledImage, EpochKey, compile},
+    protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
+    publish::{self, Event, Outgoing, Publication},
+    source::{
+        feed::{Feed, SourceState},
+        folder::{FolderError, WatchOptions},
+        kube::{self, Access, KubeError},
+        watched,
+    },
+};
+
+/// Name of the file in the state directory that holds the key of the epochs: 32 random bytes.
+pub const EPOCH_KEY_FILE: &str = "epoch.key";
+
+/// How often the loop shows that it is not stuck.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Arguments of `ringwall control`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ControlArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Folder of manifests to take policies from, whatever the configuration says
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// Kubeconfig of the API server to take policies from, whatever the configuration says
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// End when standard input ends
+    #[arg(long)]
+    pub supervised: bool,
+}
+
+/// Why the control process cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The folder of manifests cannot be used.
+    #[error("{}", explain_folder(.0))]
+    Folder(#[from] FolderError),
+    /// The API server cannot be used.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    /// Nobody could ask it.
+    #[error(transparent)]
+    Api(#[from] crate::api::ApiError),
+    /// A file of the state directory.
+    #[error("{}: {reason}", path.display())]
+    StateFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+}
+
+fn explain_folder(error: &FolderError) -> String {
+    let mut text = error.to_string();
+    if let FolderError::Broken(problems) = error {
+        for problem in problems {
+            let it = watched::describe(problem);
+            text.push_str(&format!("\n  {}", [it.message, it.path].join(" ").trim_end()));
+        }
+    }
+    text
+}
+
+/// What the control process needs of the configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the installation.
+    pub name: String,
+    /// Where objects come from.
+    pub source: SourceKind,
+    /// What the administrator says about the cluster.
+    pub settings: Settings,
+    /// Alarm after so long without connection to the source.
+    pub stale_after: Duration,
+    /// Sockets.
+    pub runtime_dir: PathBuf,
+    /// The key of the epochs.
+    pub state_dir: PathBuf,
+    /// `/metrics`.
+    pub metrics_listen: std::net::SocketAddr,
+    /// `/livez` and `/readyz`; with the metrics where None.
+    pub health_listen: Option<std::net::SocketAddr>,
+    /// Of the line to the dataplane.
+    pub publication: publish::Timing,
+    /// Of the API server's watches; `stale_after` is taken from above.
+    pub watches: kube::Timing,
+    /// Of the folder's watch.
+    pub folder: WatchOptions,
+}
+
+impl Options {
+    /// Takes what is needed from the configuration.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            name: config.name.clone(),
+            source: config.source.kind.clone(),
+            settings: Settings {
+                pod_cidrs: config.cluster.pod_cidrs.clone(),
+                node_cidrs: config.cluster.node_cidrs.clone(),
+                service_cidrs: config.cluster.service_cidrs.clone(),
+                allow_unknown: config.cluster.unknown_endpoints == UnknownEndpoints::Allow,
+            },
+            stale_after: config.source.stale_after,
+            runtime_dir: config.runtime_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            metrics_listen: config.telemetry.metrics_listen,
+            health_listen: config.telemetry.health_listen,
+            publication: publish::Timing::default(),
+            watches: kube::Timing::default(),
+            folder: WatchOptions::default(),
+        }
+    }
+}
+
+/// `ringwall control`: runs until SIGTERM or SIGINT, or until the supervisor is gone.
+///
+/// # Errors
+/// Something it needs at the start is wrong: the configuration, the kubeconfig, the manifests, an address.
+pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config)?;
+    let mut options = Options::new(&config);
+    if let Some(dir) = &args.manifests {
+        options.source = SourceKind::Manifests { dir: dir.clone() };
+    }
+    if let Some(file) = &args.kubeconfig {
+        options.source = SourceKind::Kubeconfig {
+            file: file.clone(),
+            context: None,
+        };
+    }
+    start_log();
+    // Watches and requests are few; compiling has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("rw-control")
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    let supervised = args.supervised;
+    runtime.block_on(async move {
+        let mut controller = Controller::start(options).await?;
+        let mut stop = stop_signal(supervised)?;
+        tokio::select! {
+            () = controller.run() => {}
+            _ = stop.recv() => tracing::info!("stopping"),
+        }
+        Ok::<(), anyhow::Error>(())
+    })?;
+    // A compilation that still runs is of no use to anybody.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGWALL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // Fails where a log is running already: as well.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .try_init();
+}
+
+/// Says something when the process has to stop.
+fn stop_signal(supervised: bool) -> anyhow::Result<mpsc::Receiver<()>> {
+    let (sender, receiver) = mpsc::channel(1);
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signal = signal(kind).context("cannot catch signals")?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            signal.recv().await;
+            let _ = sender.send(()).await;
+        });
+    }
+    if supervised {
+        std::thread::Builder::new()
+            .name("rw-lifeline".to_owned())
+            .spawn(move || {
+                // Nobody writes there: it ends with the supervisor, however that ends.
+                let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+                let _ = sender.blocking_send(());
+            })
+            .context("cannot start a thread")?;
+    } else {
+        // Open for ever, so that nothing but a signal is received.
+        tokio::spawn(async move {
+            let _keep = sender;
+            std::future::pending::<()>().await;
+        });
+    }
+    Ok(receiver)
+}
+
+/// Reads the key of the epochs, or makes it.
+///
+/// # Errors
+/// The file cannot be read or written, or is no key.
+pub fn epoch_key(state_dir: &Path) -> Result<EpochKey, ControlError> {
+    let path = state_dir.join(EPOCH_KEY_FILE);
+    let failed = |reason: String| ControlError::StateFile {
+        path: path.clone(),
+        reason,
+    };
+    let unusable = |error: io::Error| failed(error.to_string());
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(unusable)?;
+    match File::open(&path) {
+        Ok(mut file) => {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map_err(unusable)?;
+            let length = bytes.len();
+            <[u8; 32]>::try_from(bytes).map(EpochKey).map_err(|_| {
+                failed(format!(
+                    "{length} bytes are no key (32 are); remove it: all flows will be judged again once"
+                ))
+            })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut key = [0; 32];
+            File::open("/dev/urandom")
+                .and_then(|mut file| file.read_exact(&mut key))
+                .map_err(unusable)?;
+            // Complete before it has its name.
+            let new = state_dir.join(format!("{EPOCH_KEY_FILE}.new"));
+            let write = || -> io::Result<()> {
+                match std::fs::remove_file(&new) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                let mut file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&new)?;
+                file.write_all(&key)?;
+                file.sync_all()?;
+                std::fs::rename(&new, &path)
+            };
+            write().map_err(unusable)?;
+            Ok(EpochKey(key))
+        }
+        Err(error) => Err(unusable(error)),
+    }
+}
+
+/// What compiles.
+type Compiler = fn(&Cluster, Generation, &EpochKey) -> Result<CompiledImage, CompileError>;
+
+/// The loop, and everything that it holds.
+pub struct Controller {
+    compiler: Compiler,
+    overview: Arc<Overview>,
+    feed: Feed,
+    publication: Publication,
+    events: mpsc::UnboundedReceiver<Event>,
+    key: EpochKey,
+    /// Ends the servers with the loop.
+    servers: Servers,
+    /// The newest state that has not been compiled.
+    waiting: Option<Arc<SourceState>>,
+    compiling: Option<Compiling>,
+    /// Newest generation that the dataplane or this process has given out; None before the dataplane has said.
+    generation: Option<u64>,
+    /// The compiled snapshot that was published last.
+    published: Option<Published>,
+}
+
+struct Compiling {
+    state: Arc<SourceState>,
+    generation: u64,
+    started: Instant,
+    task: JoinHandle<Result<CompiledImage, CompileError>>,
+}
+
+struct Published {
+    state: Arc<SourceState>,
+    generation: u64,
+    hash: ContentHash,
+    compiled: Instant,
+    accepted: Option<Instant>,
+    adopted: bool,
+}
+
+impl Controller {
+    /// Opens the source, then the sockets.
+    ///
+    /// # Errors
+    /// One of them cannot be used. Whether the API server or the dataplane answers is another question.
+    pub async fn start(options: Options) -> Result<Self, ControlError> {
+        Self::start_with(options, compile).await
+    }
+
+    async fn start_with(options: Options, compiler: Compiler) -> Result<Self, ControlError> {
+        let mut feed = open_source(&options).await?;
+        let key = epoch_key(&options.state_dir)?;
+        let (publication, events) =
+            Publication::start(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
+        let overview = Arc::new(Overview::new(
+            options.name,
+            Arc::clone(&feed.health),
+            feed.accept.take(),
+            publication.inquiry(),
+            options.runtime_dir.join(SUPERVISION_FILE),
+        ));
+        let servers = Servers::start(
+            Arc::clone(&overview),
+            &options.runtime_dir.join(CONTROL_SOCKET),
+            options.metrics_listen,
+            options.health_listen,
+        )
+        .await?;
+        tracing::info!(metrics = %servers.metrics, health = %servers.health, "control is running");
+        // The state that is there already counts as new.
+        feed.states.mark_changed();
+        Ok(Self {
+            compiler,
+            overview,
+            feed,
+            publication,
+            events,
+            key,
+            servers,
+            waiting: None,
+            compiling: None,
+            generation: None,
+            published: None,
+        })
+    }
+
+    /// What is known of everything.
+    pub fn overview(&self) -> Arc<Overview> {
+        Arc::clone(&self.overview)
+    }
+
+    /// Where it can be asked.
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// Runs until it is dropped.
+    pub async fn run(&mut self) {
+        loop {
+            self.turn().await;
+        }
+    }
+
+    async fn turn(&mut self) {
+        self.begin_compiling();
+        self.overview.beat();
+        tokio::select! {
+            changed = self.feed.states.changed() => match changed {
+                Ok(()) => {
+                    let state = self.feed.states.borrow_and_update().clone();
+                    if let Some(state) = state {
+                        self.take_state(state);
+                    }
+                }
+                // It has said why. What is in force stays in force.
+                Err(_) => {
+                    self.overview.source_ended();
+                    tokio::time::sleep(HEARTBEAT).await;
+                }
+            },
+            event = self.events.recv() => if let Some(event) = event {
+                self.take_event(event);
+            },
+            outcome = finished(&mut self.compiling) => self.take_image(outcome),
+            () = tokio::time::sleep(HEARTBEAT) => {}
+        }
+    }
+
+    fn take_state(&mut self, state: Arc<SourceState>) {
+        self.overview.state(&state);
+        // One that was never compiled is part of this one: its first event is the one that counts.
+        let began = self
+            .waiting
+            .as_ref()
+            .map_or(state.began, |waiting| waiting.began.min(state.began));
+        self.waiting = Some(if began == state.began {
+            state
+        } else {
+            Arc::new(SourceState {
+                began,
+                ..SourceState::clone(&state)
+            })
+        });
+    }
+
+    fn begin_compiling(&mut self) {
+        if self.compiling.is_some() {
+            return;
+        }
+        // Before the dataplane has said what it has, no generation is safe.
+        let Some(last) = self.generation else { return };
+        let Some(state) = self.waiting.take() else { return };
+        let generation = last + 1;
+        let (compiler, key) = (self.compiler, self.key);
+        let input = Arc::clone(&state);
+        let started = Instant::now();
+        let task =
+            tokio::task::spawn_blocking(move || compiler(&input.cluster, Generation(generation), &key));
+        self.overview
+            .latencies()
+            .settle
+            .observe(since(state.began, started));
+        self.compiling = Some(Compiling {
+            generation,
+            state,
+            started,
+            task,
+        });
+    }
+
+    fn take_image(
+        &mut self,
+        (compiling, outcome): (Compiling, Result<Result<CompiledImage, CompileError>, JoinError>),
+    ) {
+        let elapsed = compiling.started.elapsed();
+        let image = match outcome {
+            Ok(Ok(image)) => image,
+            Ok(Err(error)) => return self.overview.not_compiled(error.to_string()),
+            Err(error) => {
+                return self
+                    .overview
+                    .not_compiled(format!("the compiler failed: {error}; please report it"));
+            }
+        };
+        self.overview.latencies().compile.observe(elapsed.as_secs_f64());
+        let hash = ContentHash(image.hash);
+        self.overview
+            .compiled(compiling.generation, hash, image.bytes.len() as u64, elapsed);
+        // The dataplane may have come back with a later generation meanwhile.
+        if self
+            .generation
+            .is_some_and(|generation| generation >= compiling.generation)
+        {
+            self.waiting.get_or_insert(compiling.state);
+            return;
+        }
+        self.generation = Some(compiling.generation);
+        self.published = Some(Published {
+            state: compiling.state,
+            generation: compiling.generation,
+            hash,
+            compiled: Instant::now(),
+            accepted: None,
+            adopted: false,
+        });
+        self.publication.publish(Outgoing {
+            generation: compiling.generation,
+            hash,
+            image: Arc::new(image.bytes),
+        });
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Connected {
+                generation,
+                hash,
+                workers,
+            } => {
+                tracing::info!(generation, workers, "the dataplane is connected");
+                self.overview.connected(generation);
+                self.take_hello(generation, hash);
+            }
+            Event::Disconnected { reason } => self.overview.disconnected(reason),
+            Event::Sent { .. } => {}
+            Event::Accepted { generation } => {
+                self.overview.accepted(generation);
+                if let Some(published) = self.published_as(generation) {
+                    let now = Instant::now();
+                    published.accepted = Some(now);
+                    let elapsed = since(published.compiled, now);
+                    self.overview.latencies().accept.observe(elapsed);
+                }
+            }
+            Event::Refused { generation, reason } => {
+                tracing::error!(generation, reason, "the dataplane refused a snapshot");
+                self.overview.refused(reason);
+            }
+            Event::Adopted { generation, micros } => self.take_adoption(generation, micros),
+        }
+    }
+
+    /// Goes on above what the dataplane has. Where it has another snapshot than the one published last, that one is
+    /// compiled again under a generation it will take.
+    fn take_hello(&mut self, generation: u64, hash: Option<ContentHash>) {
+        let known = self.generation.unwrap_or(0);
+        self.generation = Some(known.max(generation));
+        let Some(published) = &self.published else { return };
+        if published.generation < generation
+            || (published.generation == generation && hash != Some(published.hash))
+        {
+            let state = Arc::clone(&published.state);
+            self.publication.withdraw();
+            self.waiting.get_or_insert(state);
+        }
+    }
+
+    fn take_adoption(&mut self, generation: u64, micros: u64) {
+        let mut total = None;
+        if let Some(published) = self.published_as(generation)
+            && !published.adopted
+        {
+            published.adopted = true;
+            let now = Instant::now();
+            let adopted = published.accepted.map(|accepted| since(accepted, now));
+            let elapsed = now.saturating_duration_since(published.state.began);
+            total = Some(elapsed);
+            let latencies = self.overview.latencies();
+            if let Some(adopted) = adopted {
+                latencies.adopt.observe(adopted);
+            }
+            latencies.total.observe(elapsed.as_secs_f64());
+        }
+        tracing::info!(generation, micros, "adopted by every worker");
+        self.overview.adopted(generation, total);
+    }
+
+    fn published_as(&mut self, generation: u64) -> Option<&mut Published> {
+        self.published
+            .as_mut()
+            .filter(|published| published.generation == generation)
+    }
+}
+
+/// Waits for a compilation; for ever where there is none.
+async fn finished(
+    compiling: &mut Option<Compiling>,
+) -> (Compiling, Result<Result<CompiledImage, CompileError>, JoinError>) {
+    let Some(running) = compiling.as_mut() else {
+        return std::future::pending().await;
+    };
+    let outcome = (&mut running.task).await;
+    match compiling.take() {
+        Some(done) => (done, outcome),
+        None => std::future::pending().await,
+    }
+}
+
+fn since(earlier: Instant, later: Instant) -> f64 {
+    later.saturating_duration_since(earlier).as_secs_f64()
+}
+
+async fn open_source(options: &Options) -> Result<Feed, ControlError> {
+    let settings = options.settings.clone();
+    let access = match &options.source {
+        SourceKind::Manifests { dir } => {
+            let feed = watched::start(dir, settings, options.folder.clone(), options.stale_after)?;
+            return Ok(feed);
+        }
+        SourceKind::Kubeconfig { file, context } => Access::Kubeconfig {
+            file: file.clone(),
+            context: context.clone(),
+        },
+        SourceKind::InCluster => Access::InCluster,
+    };
+    let timing = kube::Timing {
+        stale_after: options.stale_after,
+        ..options.watches.clone()
+    };
+    Ok(kube::start(&access, settings, timing).await?)
+}

@@ -1,0 +1,293 @@
+//! What is known of everything: for status, readiness and metrics.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    metrics::Latencies,
+    protocol::{
+        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ObjectProblem, PublicationStatus, Status,
+        Supervision,
+    },
+    publish::DataplaneInquiry,
+    source::feed::{Accept, Health, SourceState},
+};
+
+/// How long the dataplane may take to say how it is doing.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The loop is stuck when it has not turned for so long.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// How long an alarm about vanished policies stays.
+const REMEMBER_VANISHED: Duration = Duration::from_secs(15 * 60);
+
+/// Fewer policies than this vanishing at once are nothing unusual.
+const FEW_POLICIES: u64 = 4;
+
+/// What is known of everything. Written by the loop, read by whoever asks.
+#[derive(Debug)]
+pub struct Overview {
+    name: String,
+    started: Instant,
+    health: Arc<Health>,
+    accept: Option<Accept>,
+    inquiry: DataplaneInquiry,
+    supervision: PathBuf,
+    latencies: Latencies,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    beat: Instant,
+    source_ended: bool,
+    objects: ObjectCounts,
+    problems: Vec<ObjectProblem>,
+    incomplete: Vec<String>,
+    vanished: Option<(Instant, String)>,
+    compiled: CompiledStatus,
+    publication: PublicationStatus,
+    line: Option<String>,
+    ever_connected: bool,
+    /// Whether a snapshot of this process has been adopted.
+    in_force: bool,
+}
+
+impl Overview {
+    pub(super) fn new(
+        name: String,
+        health: Arc<Health>,
+        accept: Option<Accept>,
+        inquiry: DataplaneInquiry,
+        supervision: PathBuf,
+    ) -> Self {
+        let inner = Inner {
+            beat: Instant::now(),
+            source_ended: false,
+            objects: ObjectCounts::default(),
+            problems: Vec::new(),
+            incomplete: Vec::new(),
+            vanished: None,
+            compiled: CompiledStatus::default(),
+            publication: PublicationStatus::default(),
+            line: None,
+            ever_connected: false,
+            in_force: false,
+        };
+        Self {
+            name,
+            started: Instant::now(),
+            health,
+            accept,
+            inquiry,
+            supervision,
+            latencies: Latencies::default(),
+            inner: Mutex::new(inner),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Only figures and texts are in it: as good after a panic elsewhere as before.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long each step takes.
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
+    }
+
+    pub(super) fn beat(&self) {
+        self.inner().beat = Instant::now();
+    }
+
+    pub(super) fn source_ended(&self) {
+        self.inner().source_ended = true;
+    }
+
+    pub(super) fn state(&self, state: &SourceState) {
+        let mut inner = self.inner();
+        let objects = ObjectCounts::of(&state.cluster);
+        let (before, now) = (inner.objects.policies, objects.policies);
+        if before >= FEW_POLICIES && now * 2 < before {
+            let text = format!("{} of {before} policies vanished at once", before - now);
+            tracing::warn!("{text}");
+            inner.vanished = Some((Instant::now(), text));
+        }
+        inner.objects = objects;
+        inner.problems.clone_from(&state.problems);
+        inner.incomplete = state.cluster.unevaluated_kinds.iter().cloned().collect();
+    }
+
+    pub(super) fn compiled(&self, generation: u64, hash: ContentHash, bytes: u64, took: Duration) {
+        let compiled = &mut self.inner().compiled;
+        compiled.generation = generation;
+        compiled.hash = Some(hash);
+        compiled.bytes = bytes;
+        compiled.compile_micros = took.as_micros() as u64;
+        compiled.compiled += 1;
+        compiled.error = None;
+    }
+
+    pub(super) fn not_compiled(&self, reason: String) {
+        tracing::error!("the newest state cannot be compiled, the snapshot before stays in force: {reason}");
+        let compiled = &mut self.inner().compiled;
+        compiled.failed += 1;
+        compiled.error = Some(reason);
+    }
+
+    pub(super) fn connected(&self, generation: u64) {
+        let mut inner = self.inner();
+        inner.publication.connected = true;
+        inner.publication.reconnects += u64::from(inner.ever_connected);
+        inner.publication.accepted = generation;
+        inner.ever_connected = true;
+        inner.line = None;
+    }
+
+    pub(super) fn disconnected(&self, reason: String) {
+        let mut inner = self.inner();
+        inner.publication.connected = false;
+        inner.line = Some(reason);
+    }
+
+    pub(super) fn accepted(&self, generation: u64) {
+        let mut inner = self.inner();
+        inner.publication.accepted = generation;
+        inner.publication.refusal = None;
+    }
+
+    pub(super) fn refused(&self, reason: String) {
+        let mut inner = self.inner();
+        inner.publication.refused += 1;
+        inner.publication.refusal = Some(reason);
+    }
+
+    pub(super) fn adopted(&self, generation: u64, total: Option<Duration>) {
+        let mut inner = self.inner();
+        inner.publication.adopted = generation;
+        inner.publication.adoptions += 1;
+        if let Some(total) = total {
+            inner.publication.event_to_adopted_micros = Some(total.as_micros() as u64);
+        }
+        inner.in_force = true;
+    }
+
+    /// Takes what the source holds back.
+    ///
+    /// # Errors
+    /// It holds nothing back.
+    pub fn accept(&self) -> Result<(), String> {
+        match (&self.accept, self.health.holding_back()) {
+            (Some(accept), Some(_)) => {
+                accept.accept();
+                Ok(())
+            }
+            _ => Err("the source holds nothing back".to_owned()),
+        }
+    }
+
+    /// Why the loop does not turn; None where it does.
+    pub fn stuck(&self) -> Option<String> {
+        let since = self.inner().beat.elapsed();
+        (since > STUCK).then(|| format!("the control loop has not turned for {} s", since.as_secs()))
+    }
+
+    /// Why the policy in force is not that of a synced source; empty where it is.
+    pub fn not_ready(&self) -> Vec<String> {
+        let source = self.health.status();
+        let inner = self.inner();
+        let mut reasons = Vec::new();
+        if !source.synced {
+            reasons.push(match &source.last_error {
+                Some(error) => format!("the source is not synced: {error}"),
+                None => "the source is not synced yet".to_owned(),
+            });
+        }
+        if let Some(error) = &inner.compiled.error {
+            reasons.push(format!("the newest state cannot be compiled: {error}"));
+        }
+        if let Some(error) = &inner.publication.refusal {
+            reasons.push(format!("the dataplane refused the newest snapshot: {error}"));
+        }
+        if !inner.publication.connected {
+            reasons.push(match &inner.line {
+                Some(error) => format!("the dataplane is not connected: {error}"),
+                None => "the dataplane is not connected yet".to_owned(),
+            });
+        } else if !inner.in_force {
+            reasons.push("no snapshot of the source has been adopted yet".to_owned());
+        }
+        reasons
+    }
+
+    fn alarms(&self) -> Vec<String> {
+        let source = self.health.status();
+        let inner = self.inner();
+        let mut alarms = Vec::new();
+        if source.stale {
+            alarms.push(format!(
+                "the source has been away for {} s, longer than staleAfter",
+                source.stale_seconds.unwrap_or(0.0) as u64
+            ));
+        }
+        if inner.source_ended {
+            alarms.push("the source has ended; restart `ringwall control`".to_owned());
+        }
+        if let Some(reason) = &source.held_back {
+            alarms.push(format!("the source's newest state is held back: {reason}"));
+        }
+        if let Some((at, text)) = &inner.vanished
+            && at.elapsed() < REMEMBER_VANISHED
+        {
+            alarms.push(text.clone());
+        }
+        if let Some(error) = &inner.compiled.error {
+            alarms.push(format!("the newest state cannot be compiled: {error}"));
+        }
+        if let Some(error) = &inner.publication.refusal {
+            alarms.push(format!("the dataplane refused the newest snapshot: {error}"));
+        }
+        if !inner.incomplete.is_empty() {
+            alarms.push(format!(
+                "policies of these kinds exist and are not evaluated: {}",
+                inner.incomplete.join(", ")
+            ));
+        }
+        alarms
+    }
+
+    /// Everything, the dataplane's part included.
+    pub async fn status(&self) -> Status {
+        let dataplane = self.inquiry.status(PATIENCE).await.ok();
+        let supervision = std::fs::read(&self.supervision)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Supervision>(&text).ok());
+        let not_ready = self.not_ready();
+        let alarms = self.alarms();
+        let inner = self.inner();
+        let control = ControlStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            ready: not_ready.is_empty(),
+            not_ready,
+            source: self.health.status(),
+            objects: inner.objects.clone(),
+            problems: inner.problems.clone(),
+            incomplete: inner.incomplete.clone(),
+            snapshot: inner.compiled.clone(),
+            publication: inner.publication.clone(),
+            alarms,
+        };
+        Status {
+            name: self.name.clone(),
+            control: Some(control),
+            dataplane,
+            supervision,
+        }
+    }
+}

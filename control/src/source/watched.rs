@@ -1,0 +1,133 @@
+//! The watched folder as a [`Feed`].
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::RecvTimeoutError,
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use super::{
+    feed::{Accept, Feed, Health, SourceState},
+    folder::{FolderError, FolderWatch, Loaded, Problem, Update, WatchOptions},
+};
+use crate::{cluster::Settings, protocol::ObjectProblem};
+
+/// How often the thread looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Reads a folder and hands it on, now and whenever it changes. Blocks until it has been read.
+///
+/// # Errors
+/// The folder cannot be read, or not understood.
+pub fn start(
+    folder: &Path,
+    settings: Settings,
+    options: WatchOptions,
+    stale_after: Duration,
+) -> Result<Feed, FolderError> {
+    let began = Instant::now();
+    let (loaded, folder_watch) = FolderWatch::start(folder, settings, options)?;
+    let health = Arc::new(Health::new(
+        "folder",
+        folder.display().to_string(),
+        stale_after,
+        Vec::new(),
+    ));
+    let (states, received) = watch::channel(None);
+    let accepted = Arc::new(AtomicBool::new(false));
+    let accept = Arc::clone(&accepted);
+    let reader = Reader {
+        states,
+        health: Arc::clone(&health),
+        accepted,
+    };
+    reader.hand_on(loaded, began);
+    std::thread::Builder::new()
+        .name("rw-folder".to_owned())
+        .spawn(move || reader.run(&folder_watch))
+        .map_err(|error| FolderError::Unwatchable {
+            path: folder.to_owned(),
+            reason: error.to_string(),
+        })?;
+    Ok(Feed {
+        states: received,
+        health,
+        accept: Some(Accept(Box::new(move || accept.store(true, Ordering::Relaxed)))),
+        _task: None,
+    })
+}
+
+struct Reader {
+    states: watch::Sender<Option<Arc<SourceState>>>,
+    health: Arc<Health>,
+    accepted: Arc<AtomicBool>,
+}
+
+impl Reader {
+    fn run(&self, folder: &FolderWatch) {
+        while !self.states.is_closed() {
+            if self.accepted.swap(false, Ordering::Relaxed) {
+                folder.accept();
+            }
+            match folder.updates().recv_timeout(LOOK) {
+                Ok(Update::State(loaded)) => {
+                    self.health.event(None);
+                    self.hand_on(loaded, Instant::now());
+                }
+                Ok(Update::Held { reason, problems }) => {
+                    self.health.event(None);
+                    tracing::warn!("the folder's content is held back: {reason}");
+                    for problem in &problems {
+                        tracing::warn!("{}", describe(problem).message);
+                    }
+                    self.health.held_back(reason);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.health
+                        .error(None, "the folder is not watched any more".to_owned());
+                    self.health.current(false);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hand_on(&self, loaded: Loaded, began: Instant) {
+        let problems = loaded.problems.iter().map(describe).collect();
+        self.health.current(true);
+        self.health.handed_on();
+        self.states.send_replace(Some(Arc::new(SourceState {
+            cluster: loaded.cluster,
+            problems,
+            began,
+        })));
+    }
+}
+
+/// A problem as status shows it.
+pub fn describe(problem: &Problem) -> ObjectProblem {
+    let place = match problem.line {
+        Some(line) => format!("{}:{line}", problem.file.display()),
+        None => problem.file.display().to_string(),
+    };
+    let (kind, object) = match problem.object.as_deref().map(|object| object.split_once(' ')) {
+        Some(Some((kind, object))) => (kind.to_owned(), object.to_owned()),
+        _ => (
+            "file".to_owned(),
+            problem.object.clone().unwrap_or_else(|| place.clone()),
+        ),
+    };
+    ObjectProblem {
+        kind,
+        object,
+        path: problem.path.clone().unwrap_or_default(),
+        message: format!("{place}: {}", problem.message),
+    }
+}
