@@ -242,7 +242,9 @@ impl Line {
     async fn connect(&mut self) -> Result<Session, ProtocolError> {
         let connection = Connection::connect(&self.path)?;
         connection.set_nonblocking()?;
-        let connection = AsyncFd::register(connection).map_err(std::io::Error::from)?;
+        // Deprecated for descriptors that may change under the reactor; a Connection owns one for life.
+        #[allow(deprecated)]
+        let connection = AsyncFd::new(connection)?;
         send(&connection, &Request::Hello { version: VERSION }, None).await?;
         let hello = timeout(self.timing.answer, receive(&connection))
             .await
