@@ -1,0 +1,72 @@
+//! Seeded hashing of flow keys: fast, and unpredictable to who does not know the seed.
+
+use crate::{addr::Addr, wire::FlowKey};
+
+use super::SHARDS;
+
+/// Secret numbers, expanded from one random seed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seed([u64; 4]);
+
+/// Hashes of one key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyHash {
+    /// Equal for both directions; chooses the shard, and names fragmented datagrams.
+    pub pair: u64,
+    /// Of this direction.
+    pub directed: u64,
+}
+
+impl KeyHash {
+    /// The shard of the key.
+    #[inline]
+    pub(crate) fn shard(self) -> usize {
+        (self.pair >> 56) as usize % SHARDS
+    }
+}
+
+/// Both halves of a 128-bit product, folded.
+#[inline]
+fn mix(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+impl Seed {
+    pub(crate) fn new(seed: u64) -> Self {
+        // splitmix64: any seed, zero included, gives four unrelated odd numbers.
+        let mut state = seed;
+        Self(std::array::from_fn(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (z ^ z >> 31) | 1
+        }))
+    }
+
+    #[inline]
+    fn addr(&self, addr: Addr) -> u64 {
+        let value = addr.to_u128();
+        mix((value >> 64) as u64 ^ self.0[0], value as u64 ^ self.0[1])
+    }
+
+    #[inline]
+    pub(crate) fn key(&self, key: &FlowKey) -> KeyHash {
+        let (src, dst) = (self.addr(key.src), self.addr(key.dst));
+        let space = u64::from(key.zone) << 32 | u64::from(key.vlan);
+        let ports = u64::from(key.src_port) << 32 | u64::from(key.dst_port) << 16 | u64::from(key.protocol);
+        KeyHash {
+            pair: mix(src.wrapping_add(dst) ^ self.0[2], space ^ self.0[3]),
+            directed: mix(
+                mix(src ^ self.0[2], dst.rotate_left(23) ^ self.0[3]) ^ space,
+                ports ^ self.0[0],
+            ),
+        }
+    }
+
+    /// Of a fragmented datagram; `pair` and the direction are in the key.
+    #[inline]
+    pub(crate) fn datagram(&self, key: &FlowKey, id: u32) -> u64 {
+        mix(self.key(key).directed ^ self.0[1], u64::from(id) ^ self.0[2])
+    }
+}

@@ -1,0 +1,157 @@
+//! The entries of all shards in one piece of memory that may be a file mapping and outlive the process.
+//!
+//! ```text
+//! header (4096 bytes) | shard 0: entries of 128 bytes | shard 1 | ... | shard 255
+//! ```
+//! Only the entries lie there; whatever leads to them (index, lists, free places) is private and built again from them.
+//! So what a predecessor left, or anybody wrote into the file, is believed entry by entry or not at all. A process may
+//! be killed at any moment: an entry is marked used last when it is made and unmarked first when it goes, and a
+//! check sum over its key finds one that was torn.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{
+    SHARDS,
+    entry::{ENTRY_BYTES, Entry},
+    hash::Seed,
+};
+use crate::time::Nanos;
+
+const MAGIC: [u8; 8] = *b"RWFLOW\r\n";
+/// Raised with every change of the header or of an entry.
+const LAYOUT_VERSION: u32 = 1;
+const HEADER_BYTES: usize = 4096;
+/// Below this a shard cannot hold half-open and established flows at once in any useful number.
+const MIN_PER_SHARD: usize = 16;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: u32,
+    shards: u32,
+    /// Entries of one shard.
+    per_shard: u64,
+    /// Chooses the shard of a key.
+    seed: u64,
+}
+
+/// Why memory cannot hold a flow table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlowMemoryError {
+    /// Too short for the entries.
+    #[error("the flow table needs {needed} bytes for its entries, but its memory has {have}")]
+    TooShort {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes there.
+        have: usize,
+    },
+    /// Not aligned.
+    #[error("the memory of the flow table must begin at a multiple of 8 bytes")]
+    Misaligned,
+    /// More than an index can name.
+    #[error("{entries} flow entries are more than the {most} that can be indexed")]
+    TooMany {
+        /// Entries asked for.
+        entries: usize,
+        /// The most.
+        most: usize,
+    },
+}
+
+/// The entries of every shard, ready to be given to workers.
+#[derive(Debug)]
+pub struct FlowMemory {
+    pub(super) shards: Vec<&'static mut [Entry]>,
+    pub(crate) seed: Seed,
+    inherited: bool,
+    pub(super) now: Nanos,
+}
+
+/// Entries per shard for a total.
+fn per_shard(entries: usize) -> usize {
+    entries.div_ceil(SHARDS).max(MIN_PER_SHARD)
+}
+
+/// The most entries of one table: an index slot has 31 bits for them, per shard.
+const MOST: usize = (1 << 30) * SHARDS;
+
+impl FlowMemory {
+    /// Bytes that [`Self::open`] needs for a number of entries. Entries are spread evenly over [`SHARDS`]
+    /// shards, 16 each at least.
+    pub fn required_bytes(entries: usize) -> usize {
+        HEADER_BYTES + SHARDS * per_shard(entries.min(MOST)) * ENTRY_BYTES
+    }
+
+    /// Takes memory over. Where it holds the table of a predecessor with the same layout and number of entries, its
+    /// flows are kept (each is checked when the shards are built); anything else is wiped. `seed` is random and used
+    /// for a new table; a predecessor's is kept. `now` is on the clock that the workers will be given, and that the
+    /// predecessor was given.
+    pub fn open(
+        memory: &'static mut [u8],
+        entries: usize,
+        seed: u64,
+        now: Nanos,
+    ) -> Result<Self, FlowMemoryError> {
+        if entries > MOST {
+            return Err(FlowMemoryError::TooMany { entries, most: MOST });
+        }
+        let needed = Self::required_bytes(entries);
+        let have = memory.len();
+        let (Some(memory), true) = (memory.get_mut(..needed), have >= needed) else {
+            return Err(FlowMemoryError::TooShort { needed, have });
+        };
+        let (head, body) = memory.split_at_mut(HEADER_BYTES);
+        let (header, _) = Header::mut_from_prefix(head).map_err(|_| FlowMemoryError::Misaligned)?;
+        let per_shard = per_shard(entries);
+        let known = header.magic == MAGIC
+            && header.version == LAYOUT_VERSION
+            && header.shards == SHARDS as u32
+            && header.per_shard == per_shard as u64;
+        if !known {
+            // The magic goes first and comes last: a process killed in between leaves nothing to believe.
+            header.magic = [0; 8];
+            std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+            body.fill(0);
+            header.version = LAYOUT_VERSION;
+            header.shards = SHARDS as u32;
+            header.per_shard = per_shard as u64;
+            header.seed = seed;
+            std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+            header.magic = MAGIC;
+        }
+        let seed = Seed::new(header.seed);
+        let entries = <[Entry]>::mut_from_bytes(body).map_err(|_| FlowMemoryError::Misaligned)?;
+        Ok(Self {
+            shards: entries.chunks_exact_mut(per_shard).collect(),
+            seed,
+            inherited: known,
+            now,
+        })
+    }
+
+    /// Memory of this process alone, which goes with it: for tests, benchmarks and replays.
+    pub fn private(entries: usize, seed: u64) -> Result<Self, FlowMemoryError> {
+        if entries > MOST {
+            return Err(FlowMemoryError::TooMany { entries, most: MOST });
+        }
+        let words = vec![0u64; Self::required_bytes(entries).div_ceil(8)];
+        Self::open(
+            Box::leak(words.into_boxed_slice()).as_mut_bytes(),
+            entries,
+            seed,
+            Nanos(0),
+        )
+    }
+
+    /// Entries that fit.
+    pub fn capacity(&self) -> usize {
+        self.shards.iter().map(|shard| shard.len()).sum()
+    }
+
+    /// Whether it holds a predecessor's table (which may be empty).
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+}

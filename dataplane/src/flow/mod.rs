@@ -1,0 +1,173 @@
+//! Flows: who talks with whom, in which state, and by which decision.
+//!
+//! State lives in [`SHARDS`] shards, chosen by the zone and the unordered pair of addresses, so that both directions,
+//! fragments and ICMP errors of a flow meet in one. A worker owns whole shards and every table and limit is per shard:
+//! results do not depend on the number of workers.
+//!
+//! * [`memory`] the entries as plain old data in memory that may outlive the process.
+//! * `entry` one entry. `state` the state machine. `table` a shard: index, expiry, eviction.
+//! * `fragments` which verdict the first fragment got. `hash` seeded hashing.
+
+pub(crate) mod entry;
+pub(crate) mod fragments;
+pub(crate) mod hash;
+pub mod memory;
+pub mod state;
+pub(crate) mod table;
+
+pub use memory::{FlowMemory, FlowMemoryError};
+
+use crate::{classify::Generation, port::PortId, time::Nanos, wire::FlowKey};
+
+/// Shards of the flow state, whatever the number of workers.
+pub const SHARDS: usize = 256;
+
+/// How long entries live and how many there may be of each kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowConfig {
+    /// How long an entry in a state lives after its last packet.
+    pub timeouts: Timeouts,
+    /// Share of a shard's entries that may be half-open, in 1/256.
+    pub half_open_share: u8,
+    /// A half-open entry is not thrown out for a new one before this age.
+    pub half_open_grace: Nanos,
+    /// How long after a start without inherited flows connections are picked up in the middle (SEMANTICS 60).
+    pub pickup_window: Nanos,
+    /// Fragmented datagrams that a shard follows at once.
+    pub fragmented: usize,
+    /// How long the later fragments of a datagram may take.
+    pub fragment_timeout: Nanos,
+    /// ICMP errors let through by a shard: how many per second, and at once.
+    pub icmp_errors: RateLimit,
+}
+
+impl Default for FlowConfig {
+    fn default() -> Self {
+        Self {
+            timeouts: Timeouts::default(),
+            half_open_share: 64,
+            half_open_grace: Nanos::from_millis(100),
+            pickup_window: Nanos::from_secs(120),
+            fragmented: 64,
+            fragment_timeout: Nanos::from_secs(10),
+            icmp_errors: RateLimit {
+                per_second: 100,
+                burst: 100,
+            },
+        }
+    }
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Refill.
+    pub per_second: u32,
+    /// Size of the bucket.
+    pub burst: u32,
+}
+
+/// How long an entry lives after the last packet that refreshed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP after a SYN, before an answer.
+    pub tcp_syn: Nanos,
+    /// TCP after the answer, before the handshake is complete.
+    pub tcp_handshake: Nanos,
+    /// TCP established.
+    pub tcp_established: Nanos,
+    /// TCP begun in the middle, each direction judged on its own.
+    pub tcp_midstream: Nanos,
+    /// TCP after the first FIN.
+    pub tcp_fin: Nanos,
+    /// TCP after both FINs.
+    pub tcp_time_wait: Nanos,
+    /// TCP after a reset.
+    pub tcp_reset: Nanos,
+    /// UDP before an answer.
+    pub udp_new: Nanos,
+    /// UDP answered.
+    pub udp_established: Nanos,
+    /// SCTP before an answer.
+    pub sctp_new: Nanos,
+    /// SCTP answered.
+    pub sctp_established: Nanos,
+    /// SCTP after a shutdown or abort.
+    pub sctp_closed: Nanos,
+    /// ICMP echo.
+    pub icmp: Nanos,
+    /// Any other protocol.
+    pub other: Nanos,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = Nanos::from_secs;
+        Self {
+            tcp_syn: seconds(60),
+            tcp_handshake: seconds(60),
+            // RFC 5382 asks for at least 2 h 4 min.
+            tcp_established: seconds(6 * 3600),
+            tcp_midstream: seconds(300),
+            tcp_fin: seconds(120),
+            tcp_time_wait: seconds(120),
+            tcp_reset: seconds(10),
+            udp_new: seconds(30),
+            // RFC 4787 asks for at least 2 min.
+            udp_established: seconds(180),
+            sctp_new: seconds(60),
+            sctp_established: seconds(3600),
+            sctp_closed: seconds(10),
+            icmp: seconds(30),
+            other: seconds(120),
+        }
+    }
+}
+
+/// An entry as a reader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Its original direction: who began, if that is known.
+    pub key: FlowKey,
+    /// Its state.
+    pub state: state::State,
+    /// Whether it is known who began; else each direction is judged on its own (SEMANTICS 60).
+    pub oriented: bool,
+    /// The snapshot under which it was last found allowed.
+    pub generation: Generation,
+    /// The snapshot that decided, low 32 bits; [`Self::provenance`] are indices into that one.
+    pub decided: u32,
+    /// Who decided about the destination and about the source.
+    pub provenance: [u32; 2],
+    /// Where each direction last came in; None where it has not been seen since the start.
+    pub ports: [Option<PortId>; 2],
+    /// When the last packet came.
+    pub last_seen: Nanos,
+    /// Packets by direction.
+    pub packets: [u64; 2],
+    /// Bytes by direction.
+    pub bytes: [u64; 2],
+}
+
+/// A question to a worker about its flows: send one by `Plane::ask_flows`, get it back filled. The asker brings the
+/// memory, so that the worker allocates nothing.
+#[derive(Debug)]
+pub struct FlowDump {
+    /// Where to go on: (shard, entry). Begin with (0, 0); what comes back is where the next one begins.
+    pub cursor: (usize, usize),
+    /// Filled up to its capacity.
+    pub records: Vec<FlowRecord>,
+    /// Whether nothing is left behind the cursor.
+    pub done: bool,
+}
+
+impl FlowDump {
+    /// Asks for up to `records` entries from the first on.
+    pub fn new(records: usize) -> Self {
+        Self {
+            cursor: (0, 0),
+            records: Vec::with_capacity(records),
+            done: false,
+        }
+    }
+}

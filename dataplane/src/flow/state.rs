@@ -1,0 +1,311 @@
+//! The state of a flow: one enumeration for all protocols and one total function.
+//!
+//! TCP follows segments' flags, not sequence numbers. A forged reset therefore reaches
+//! [`State::TcpResetOriginal`] or its mirror, but does no harm: traffic passes on while the entry
+//! lasts, and the next segment of the side that is said to have reset proves that it did not.
+
+use super::Timeouts;
+use crate::{
+    time::Nanos,
+    wire::{Packet, TcpFlags, Transport},
+};
+
+macro_rules! states {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal, $timeout:ident, $list:ident;)+) => {
+        /// State of an entry. "Original" is the direction of the packet that began the flow.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum State {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl State {
+            /// Every state, in order of its number, from 1.
+            pub const ALL: &[State] = &[$(State::$variant,)+];
+
+            /// The state with a number; None for none.
+            #[inline]
+            pub fn from_number(number: u8) -> Option<Self> {
+                Self::ALL.get(usize::from(number.checked_sub(1)?)).copied()
+            }
+
+            /// The name in JSON and text.
+            pub const fn name(self) -> &'static str {
+                match self { $(State::$variant => $name,)+ }
+            }
+
+            /// How long an entry in it lives after the last packet that refreshed it.
+            #[inline]
+            pub fn timeout(self, timeouts: &Timeouts) -> Nanos {
+                match self { $(State::$variant => timeouts.$timeout,)+ }
+            }
+
+            /// Which entries go first when there is no room.
+            #[inline]
+            pub(super) fn standing(self) -> Standing {
+                match self { $(State::$variant => Standing::$list,)+ }
+            }
+        }
+    };
+}
+
+/// Which entries go first when there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Both ends have spoken: never thrown out.
+    Kept,
+    /// One end has spoken, or it is not known who began: limited in number, thrown out after closed ones.
+    HalfOpen,
+    /// It is over: thrown out first.
+    Closed,
+}
+
+states! {
+    /// SYN seen.
+    TcpSyn = 1, "tcp-syn", tcp_syn, HalfOpen;
+    /// SYN answered.
+    TcpHandshake = 2, "tcp-handshake", tcp_handshake, Kept;
+    /// Handshake complete, or picked up.
+    TcpEstablished = 3, "tcp-established", tcp_established, Kept;
+    /// Begun without SYN: it is not known who began, each direction is judged on its own.
+    TcpMidstream = 4, "tcp-midstream", tcp_midstream, HalfOpen;
+    /// The original side has sent FIN.
+    TcpFinOriginal = 5, "tcp-fin-original", tcp_fin, Kept;
+    /// The reply side has sent FIN.
+    TcpFinReply = 6, "tcp-fin-reply", tcp_fin, Kept;
+    /// Both have.
+    TcpTimeWait = 7, "tcp-time-wait", tcp_time_wait, Closed;
+    /// The original side has sent RST, as it seems.
+    TcpResetOriginal = 8, "tcp-reset-original", tcp_reset, Closed;
+    /// The reply side has sent RST, as it seems.
+    TcpResetReply = 9, "tcp-reset-reply", tcp_reset, Closed;
+    /// UDP, one direction seen.
+    UdpNew = 10, "udp-new", udp_new, HalfOpen;
+    /// UDP, both seen.
+    UdpEstablished = 11, "udp-established", udp_established, Kept;
+    /// SCTP, one direction seen.
+    SctpNew = 12, "sctp-new", sctp_new, HalfOpen;
+    /// SCTP, both seen.
+    SctpEstablished = 13, "sctp-established", sctp_established, Kept;
+    /// SCTP after SHUTDOWN COMPLETE or ABORT.
+    SctpClosed = 14, "sctp-closed", sctp_closed, Closed;
+    /// Echo request seen.
+    IcmpNew = 15, "icmp-new", icmp, HalfOpen;
+    /// Echo answered.
+    IcmpEstablished = 16, "icmp-established", icmp, Kept;
+    /// Another protocol, one direction seen.
+    OtherNew = 17, "other-new", other, HalfOpen;
+    /// Another protocol, both seen.
+    OtherEstablished = 18, "other-established", other, Kept;
+}
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Direction {
+    /// As the packet that began it.
+    Original = 0,
+    /// Against it.
+    Reply = 1,
+}
+
+impl Direction {
+    /// The other one.
+    #[must_use]
+    pub const fn flipped(self) -> Self {
+        match self {
+            Self::Original => Self::Reply,
+            Self::Reply => Self::Original,
+        }
+    }
+}
+
+/// What a packet means to the state of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Segment {
+    /// TCP SYN alone.
+    Syn,
+    /// TCP SYN and ACK.
+    SynAck,
+    /// TCP ACK or data.
+    Ack,
+    /// TCP FIN.
+    Fin,
+    /// TCP RST.
+    Rst,
+    /// TCP flags that no segment has.
+    Bad,
+    /// SCTP INIT.
+    Init,
+    /// SCTP ABORT or SHUTDOWN COMPLETE.
+    End,
+    /// ICMP echo reply.
+    EchoReply,
+    /// Anything else.
+    Data,
+}
+
+impl Segment {
+    /// Every kind.
+    pub const ALL: &[Segment] = &[
+        Self::Syn,
+        Self::SynAck,
+        Self::Ack,
+        Self::Fin,
+        Self::Rst,
+        Self::Bad,
+        Self::Init,
+        Self::End,
+        Self::EchoReply,
+        Self::Data,
+    ];
+
+    /// What a packet means.
+    #[inline]
+    pub fn of(packet: &Packet) -> Self {
+        match packet.transport {
+            Transport::Tcp { flags, .. } => Self::of_tcp(flags),
+            Transport::Sctp { chunk: 1, .. } => Self::Init,
+            Transport::Sctp { chunk: 6 | 14, .. } => Self::End,
+            Transport::Echo { request: false, .. } => Self::EchoReply,
+            _ => Self::Data,
+        }
+    }
+
+    #[inline]
+    fn of_tcp(flags: TcpFlags) -> Self {
+        const KINDS: u8 = TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST | TcpFlags::ACK;
+        const SYN_ACK: u8 = TcpFlags::SYN | TcpFlags::ACK;
+        const FIN_ACK: u8 = TcpFlags::FIN | TcpFlags::ACK;
+        const RST_ACK: u8 = TcpFlags::RST | TcpFlags::ACK;
+        match flags.0 & KINDS {
+            TcpFlags::ACK => Self::Ack,
+            TcpFlags::SYN => Self::Syn,
+            SYN_ACK => Self::SynAck,
+            FIN_ACK => Self::Fin,
+            TcpFlags::RST | RST_ACK => Self::Rst,
+            _ => Self::Bad, // nothing at all, FIN without ACK, SYN with FIN or RST, FIN with RST
+        }
+    }
+}
+
+/// What the worker does with the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It passes and refreshes the entry.
+    Pass,
+    /// It passes, but the entry still ends when it would have.
+    PassUnrefreshed,
+    /// The flow is over and this packet begins another one: judge it as new.
+    Renew,
+    /// Nothing admits it: drop as `tcp-invalid`.
+    Invalid,
+}
+
+/// The state after a packet, and what to do with it. Total: every state, direction and segment has an answer.
+#[inline]
+pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Action) {
+    use Action::{Invalid, Pass, PassUnrefreshed, Renew};
+    use Direction::{Original, Reply};
+    use Segment::{Ack, Bad, End, Fin, Init, Rst, Syn, SynAck};
+    use State::{
+        IcmpEstablished, IcmpNew, OtherEstablished, OtherNew, SctpClosed, SctpEstablished, SctpNew,
+        TcpEstablished, TcpFinOriginal, TcpFinReply, TcpHandshake, TcpMidstream, TcpResetOriginal,
+        TcpResetReply, TcpSyn, TcpTimeWait, UdpEstablished, UdpNew,
+    };
+
+    let reset = match direction {
+        Original => TcpResetOriginal,
+        Reply => TcpResetReply,
+    };
+    match (state, direction, segment) {
+        (
+            TcpSyn | TcpHandshake | TcpEstablished | TcpMidstream | TcpFinOriginal | TcpFinReply
+            | TcpTimeWait | TcpResetOriginal | TcpResetReply,
+            _,
+            Bad,
+        ) => (state, Invalid),
+
+        // Opening (RFC 9293 3.5), simultaneous open included.
+        (TcpSyn, Original, Syn) => (TcpSyn, Pass),
+        (TcpSyn, Original, SynAck) => (TcpSyn, Invalid),
+        (TcpSyn, Reply, Syn | SynAck) => (TcpHandshake, Pass),
+        (TcpHandshake, _, Syn | SynAck) => (TcpHandshake, Pass),
+        (TcpHandshake, Original, Ack) => (TcpEstablished, Pass),
+        // The answer to an old half of a connection: it keeps neither from opening.
+        (TcpSyn | TcpHandshake, _, Ack) => (state, Pass),
+        (TcpSyn | TcpHandshake, Original, Fin) => (TcpFinOriginal, Pass),
+        (TcpSyn | TcpHandshake, Reply, Fin) => (TcpFinReply, Pass),
+
+        // Open. A SYN of the original side is answered by a challenge (RFC 5961 4); one of the other side would begin
+        // a connection that nobody has judged.
+        (TcpEstablished | TcpFinOriginal | TcpFinReply, Original, Syn | SynAck) => (state, Pass),
+        (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, Syn) => (state, Invalid),
+        (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, SynAck) => (state, Pass),
+        (TcpEstablished | TcpFinOriginal | TcpFinReply, _, Ack) => (state, Pass),
+
+        // Begun in the middle: a SYN shows who begins.
+        (TcpMidstream, _, Syn) => (TcpMidstream, Renew),
+        (TcpMidstream, _, SynAck | Ack | Fin) => (TcpMidstream, Pass),
+        (TcpMidstream, _, Rst) => (TcpMidstream, PassUnrefreshed),
+
+        // Closing.
+        (TcpEstablished | TcpFinOriginal, Original, Fin) => (TcpFinOriginal, Pass),
+        (TcpEstablished | TcpFinReply, Reply, Fin) => (TcpFinReply, Pass),
+        (TcpFinReply, Original, Fin) | (TcpFinOriginal, Reply, Fin) => (TcpTimeWait, Pass),
+        (TcpTimeWait, _, Ack | Fin) => (TcpTimeWait, PassUnrefreshed),
+        (TcpTimeWait, _, SynAck) => (TcpTimeWait, Invalid),
+        (TcpTimeWait | TcpResetOriginal | TcpResetReply, _, Syn) => (state, Renew),
+
+        // Reset, if it was one.
+        (TcpTimeWait, _, Rst) => (TcpTimeWait, PassUnrefreshed),
+        (TcpResetOriginal | TcpResetReply, _, Rst | SynAck) => (state, PassUnrefreshed),
+        (TcpResetOriginal, Original, Ack | Fin) | (TcpResetReply, Reply, Ack | Fin) => (TcpEstablished, Pass),
+        (TcpResetOriginal, Reply, Ack | Fin) | (TcpResetReply, Original, Ack | Fin) => {
+            (state, PassUnrefreshed)
+        }
+        (_, _, Rst) => (reset, Pass),
+
+        // SCTP (RFC 9260 4).
+        (SctpClosed, _, Init) => (SctpClosed, Renew),
+        (SctpNew | SctpEstablished | SctpClosed, _, End) => (SctpClosed, Pass),
+        (SctpClosed, _, _) => (SctpClosed, PassUnrefreshed),
+        (SctpNew, Reply, _) => (SctpEstablished, Pass),
+
+        // The others: a packet each way.
+        (UdpNew, Reply, _) => (UdpEstablished, Pass),
+        (IcmpNew, Reply, _) => (IcmpEstablished, Pass),
+        (OtherNew, Reply, _) => (OtherEstablished, Pass),
+        (
+            SctpNew | SctpEstablished | UdpNew | UdpEstablished | IcmpNew | IcmpEstablished | OtherNew
+            | OtherEstablished,
+            _,
+            _,
+        ) => (state, Pass),
+
+        // Segments of other protocols do not come to a TCP entry: its key has the protocol.
+        (
+            TcpSyn | TcpHandshake | TcpEstablished | TcpMidstream | TcpFinOriginal | TcpFinReply
+            | TcpTimeWait | TcpResetOriginal | TcpResetReply,
+            _,
+            _,
+        ) => (state, Invalid),
+    }
+}
+
+/// The state in which an allowed packet begins a flow; None where it makes no entry: what is no beginning (a reset, an
+/// echo reply, ICMP but echo) or has no layer 4.
+#[inline]
+pub fn begin(packet: &Packet) -> Option<State> {
+    match (packet.transport, Segment::of(packet)) {
+        (Transport::Tcp { .. }, Segment::Syn) => Some(State::TcpSyn),
+        (Transport::Tcp { .. }, Segment::SynAck | Segment::Ack | Segment::Fin) => Some(State::TcpMidstream),
+        (Transport::Tcp { .. }, _) => None,
+        (Transport::Udp { .. }, _) => Some(State::UdpNew),
+        (Transport::Sctp { .. }, Segment::End) => None,
+        (Transport::Sctp { .. }, _) => Some(State::SctpNew),
+        (Transport::Echo { request: true, .. }, _) => Some(State::IcmpNew),
+        (Transport::Other, _) => Some(State::OtherNew),
+        _ => None,
+    }
+}

@@ -1,0 +1,298 @@
+//! Where a packet goes: `wire` (out of the other end) or `routed` (routes, neighbours, rewriting).
+//!
+//! [`Forwarding`] is what the kernel's ports, routes and neighbours are at one moment: built off the workers, published
+//! by [`crate::rcu`], immutable.
+
+mod fib;
+pub(crate) mod hold;
+pub(crate) mod icmp;
+pub(crate) mod rewrite;
+
+use hashbrown::HashMap;
+
+use crate::{
+    addr::Addr,
+    port::{Port, PortId, PortKind},
+};
+
+use fib::Fib;
+
+/// One way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The port.
+    pub port: PortId,
+    /// The router on that port; None where the destination itself is on it.
+    pub gateway: Option<Addr>,
+    /// Its share among the hops of a multipath route; 0 counts as 1.
+    pub weight: u16,
+}
+
+/// What a prefix of the routing table says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Out of one port.
+    Hop(Hop),
+    /// Out of one of several, chosen by the hash of addresses, ports and protocol. Empty is as `Unreachable`.
+    Multipath(Box<[Hop]>),
+    /// To this host's kernel, through the port of kind `host`.
+    Local,
+    /// Dropped silently.
+    Blackhole,
+    /// Refused with an ICMP error: no route.
+    Unreachable,
+    /// Refused with an ICMP error: administratively prohibited.
+    Prohibit,
+}
+
+impl Route {
+    /// The destination is on the port itself.
+    pub fn connected(port: PortId) -> Self {
+        Self::Hop(Hop {
+            port,
+            gateway: None,
+            weight: 1,
+        })
+    }
+
+    /// Through a router on a port.
+    pub fn via(port: PortId, gateway: Addr) -> Self {
+        Self::Hop(Hop {
+            port,
+            gateway: Some(gateway),
+            weight: 1,
+        })
+    }
+}
+
+/// What is known of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbour {
+    /// Its Ethernet address.
+    Reachable([u8; 6]),
+    /// The kernel asked and nobody answered.
+    Failed,
+}
+
+/// A neighbour that the dataplane needs and does not know: the control side makes the kernel look for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ResolveRequest {
+    /// On which port.
+    pub port: PortId,
+    /// Its address.
+    pub addr: Addr,
+}
+
+/// A port and what the forwarding path asks of it.
+#[derive(Clone, Debug)]
+struct PortEntry {
+    port: Port,
+    /// Source of ICMP errors, by family.
+    v4: Option<Addr>,
+    v6: Option<Addr>,
+}
+
+/// Collects ports, routes and neighbours.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardingBuilder {
+    ports: Vec<Option<PortEntry>>,
+    fib: Fib,
+    neighbours: HashMap<(PortId, Addr), Neighbour>,
+    host: Option<(PortId, [u8; 6])>,
+    sources: [Option<Addr>; 2],
+}
+
+impl ForwardingBuilder {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a port under its number, or replaces it. Numbers should be small: they index a table.
+    pub fn port(&mut self, port: Port) -> &mut Self {
+        let index = usize::from(port.id.0);
+        if self.ports.len() <= index {
+            self.ports.resize(index + 1, None);
+        }
+        self.ports[index] = Some(PortEntry {
+            port,
+            v4: None,
+            v6: None,
+        });
+        self
+    }
+
+    /// An address of a port that was added: source of the ICMP errors about packets that came in by it. The first of
+    /// each family counts.
+    pub fn port_address(&mut self, port: PortId, addr: Addr) -> &mut Self {
+        if let Some(Some(entry)) = self.ports.get_mut(usize::from(port.0)) {
+            let slot = if addr.is_v4() {
+                &mut entry.v4
+            } else {
+                &mut entry.v6
+            };
+            slot.get_or_insert(addr);
+        }
+        self
+    }
+
+    /// Source of ICMP errors on ports without an address of that family. Without either, no error is sent.
+    pub fn icmp_source(&mut self, addr: Addr) -> &mut Self {
+        self.sources[usize::from(!addr.is_v4())] = Some(addr);
+        self
+    }
+
+    /// The port of kind `host` and the Ethernet address of the kernel's end of it.
+    pub fn host(&mut self, port: PortId, kernel_end: [u8; 6]) -> &mut Self {
+        self.host = Some((port, kernel_end));
+        self
+    }
+
+    /// Adds a route, or replaces the one for the same prefix. `length` counts from the first bit of the family's
+    /// address: 0..=32 for IPv4, 0..=128 for IPv6; longer ones count as the longest. Host bits are ignored.
+    pub fn route(&mut self, prefix: Addr, length: u8, route: Route) -> &mut Self {
+        self.fib.insert(prefix, length, route);
+        self
+    }
+
+    /// Adds or replaces a neighbour.
+    pub fn neighbour(&mut self, port: PortId, addr: Addr, neighbour: Neighbour) -> &mut Self {
+        self.neighbours.insert((port, addr), neighbour);
+        self
+    }
+
+    /// The finished snapshot.
+    pub fn build(mut self) -> Forwarding {
+        self.fib.finish();
+        Forwarding {
+            ports: self.ports.into_boxed_slice(),
+            fib: self.fib,
+            neighbours: self.neighbours,
+            host: self.host,
+            sources: self.sources,
+        }
+    }
+}
+
+/// Ports, routes and neighbours of one moment.
+#[derive(Debug)]
+pub struct Forwarding {
+    ports: Box<[Option<PortEntry>]>,
+    fib: Fib,
+    neighbours: HashMap<(PortId, Addr), Neighbour>,
+    host: Option<(PortId, [u8; 6])>,
+    sources: [Option<Addr>; 2],
+}
+
+/// What routing decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Out of a port, to this neighbour.
+    Hop {
+        /// The port.
+        port: PortId,
+        /// The router, or the destination itself.
+        neighbour: Addr,
+    },
+    /// To this host.
+    Local,
+    /// Dropped silently.
+    Blackhole,
+    /// Refused: no route, or a route that says so.
+    Unreachable,
+    /// Refused: administratively prohibited.
+    Prohibit,
+    /// The table has no prefix for it.
+    NoRoute,
+}
+
+impl Forwarding {
+    /// A port by number.
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.entry(id).map(|entry| &entry.port)
+    }
+
+    #[inline]
+    fn entry(&self, id: PortId) -> Option<&PortEntry> {
+        self.ports.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// All ports, in order of their numbers.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.iter().flatten().map(|entry| &entry.port)
+    }
+
+    /// The other end of a wire.
+    #[inline]
+    pub fn peer(&self, id: PortId) -> Option<&Port> {
+        match self.port(id)?.kind {
+            PortKind::Wire { peer } => self.port(peer),
+            _ => None,
+        }
+    }
+
+    /// Longest prefix match; `hash` chooses among the hops of a multipath route.
+    #[inline]
+    pub fn route(&self, dst: Addr, hash: u32) -> Path {
+        match self.fib.lookup(dst) {
+            None => Path::NoRoute,
+            Some(Route::Hop(hop)) => path(hop, dst),
+            Some(Route::Multipath(hops)) => {
+                choose(hops, hash).map_or(Path::Unreachable, |hop| path(hop, dst))
+            }
+            Some(Route::Local) => Path::Local,
+            Some(Route::Blackhole) => Path::Blackhole,
+            Some(Route::Unreachable) => Path::Unreachable,
+            Some(Route::Prohibit) => Path::Prohibit,
+        }
+    }
+
+    /// Whether the route back to `src` leaves by `port` (strict reverse path).
+    pub fn reverse_path(&self, src: Addr, port: PortId) -> bool {
+        match self.fib.lookup(src) {
+            Some(Route::Hop(hop)) => hop.port == port,
+            Some(Route::Multipath(hops)) => hops.iter().any(|hop| hop.port == port),
+            _ => false,
+        }
+    }
+
+    /// A neighbour on a port.
+    #[inline]
+    pub fn neighbour(&self, port: PortId, addr: Addr) -> Option<Neighbour> {
+        self.neighbours.get(&(port, addr)).copied()
+    }
+
+    /// The port that leads to the kernel and the Ethernet address of its other end.
+    #[inline]
+    pub fn host(&self) -> Option<(PortId, [u8; 6])> {
+        self.host
+    }
+
+    /// Source of an ICMP error about a packet that came in by `port`.
+    pub fn icmp_source(&self, port: PortId, v4: bool) -> Option<Addr> {
+        let own = self
+            .entry(port)
+            .and_then(|entry| if v4 { entry.v4 } else { entry.v6 });
+        own.or(self.sources[usize::from(!v4)])
+    }
+}
+
+fn path(hop: &Hop, dst: Addr) -> Path {
+    Path::Hop {
+        port: hop.port,
+        neighbour: hop.gateway.unwrap_or(dst),
+    }
+}
+
+/// The hop whose span of weights the hash falls into.
+fn choose(hops: &[Hop], hash: u32) -> Option<&Hop> {
+    let weight = |hop: &Hop| u64::from(hop.weight.max(1));
+    let total: u64 = hops.iter().map(weight).sum();
+    let mut at = (u64::from(hash) * total) >> 32;
+    hops.iter().find(|hop| {
+        let here = at < weight(hop);
+        at = at.saturating_sub(weight(hop));
+        here
+    })
+}

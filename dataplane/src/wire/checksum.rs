@@ -1,0 +1,110 @@
+//! Internet checksums (RFC 1071): verify, update (RFC 1624), and complete partial ones.
+
+use super::{Packet, protocol};
+use crate::addr::Addr;
+
+/// Ones' complement sum of 16-bit big-endian words, not folded; an odd last byte counts as the upper half of a word.
+#[inline]
+pub fn sum(bytes: &[u8]) -> u64 {
+    let (quads, tail) = bytes.as_chunks::<4>();
+    // The sum of native words is the sum of big-endian words with its bytes swapped (RFC 1071, 2(B)).
+    let mut total: u64 = quads
+        .iter()
+        .map(|quad| u64::from(u32::from_ne_bytes(*quad)))
+        .sum();
+    let mut last = [0; 4];
+    last[..tail.len()].copy_from_slice(tail);
+    total += u64::from(u32::from_ne_bytes(last));
+    u64::from(u16::from_be_bytes(fold(total).to_ne_bytes()))
+}
+
+/// Folds a sum into 16 bits.
+#[inline]
+pub fn fold(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// Sum of the pseudo-header of TCP, UDP and ICMPv6 (RFC 9293 3.1, RFC 8200 8.1), not folded.
+#[inline]
+pub fn pseudo_header(src: Addr, dst: Addr, protocol: u8, length: u16) -> u64 {
+    let (src, dst) = (src.octets(), dst.octets());
+    let words = |octets: &[u8; 16]| -> u64 {
+        let (quads, _) = octets.as_chunks::<4>();
+        quads
+            .iter()
+            .map(|quad| u64::from(u32::from_be_bytes(*quad)))
+            .sum()
+    };
+    // An IPv4 address is held as ::ffff:a.b.c.d; its prefix adds 0xffff, which is zero in ones' complement.
+    words(&src) + words(&dst) + u64::from(protocol) + u64::from(length)
+}
+
+/// The checksum after one 16-bit word that it covers changed (RFC 1624, equation 3). All in host order.
+#[inline]
+pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
+    !fold(u64::from(!checksum) + u64::from(!old) + u64::from(new))
+}
+
+/// Whether the checksum of an IPv4 header holds.
+#[inline]
+pub fn ipv4_header_holds(header: &[u8]) -> bool {
+    fold(sum(header)) == 0xffff
+}
+
+/// Where the checksum field lies in the layer 4 header of protocols that can be offloaded.
+#[inline]
+fn field_offset(number: u8) -> Option<usize> {
+    match number {
+        protocol::TCP => Some(16),
+        protocol::UDP => Some(6),
+        _ => None,
+    }
+}
+
+/// Completes the layer 4 checksum of a packet from a veth or virtio port whose sender left it to the hardware: then the
+/// field holds the folded pseudo-header sum and nothing else. Answers whether it did.
+///
+/// A packet whose checksum is right already is never changed: where its field happens to equal the pseudo-header's
+/// sum, computing it again gives the same. UDP's zero (no checksum) stays. Fragments stay: their sender has summed
+/// before cutting.
+#[inline]
+pub fn complete_partial(frame: &mut [u8], packet: &Packet) -> bool {
+    if packet.fragment.is_some() {
+        return false;
+    }
+    let Some(field) = field_offset(packet.protocol) else {
+        return false;
+    };
+    let l4 = usize::from(packet.l4);
+    let Some(segment) = frame.get_mut(l4..usize::from(packet.end)) else {
+        return false;
+    };
+    let length = match packet.protocol {
+        protocol::UDP => match segment.get(4..6) {
+            Some(&[high, low]) => u16::from_be_bytes([high, low]),
+            _ => return false,
+        },
+        _ => packet.l4_length(),
+    };
+    let Some(segment) = segment.get_mut(..usize::from(length)) else {
+        return false;
+    };
+    let Some(&[high, low]) = segment.get(field..field + 2) else {
+        return false;
+    };
+    let pseudo = pseudo_header(packet.src, packet.dst, packet.protocol, length);
+    if u16::from_be_bytes([high, low]) != fold(pseudo) {
+        return false;
+    }
+    // The field still holds the pseudo-header's sum, so summing the segment as it is includes it.
+    let mut checksum = !fold(sum(segment));
+    if checksum == 0 && packet.protocol == protocol::UDP {
+        checksum = 0xffff;
+    }
+    segment[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+    true
+}

@@ -1,0 +1,435 @@
+//! The walk over a frame's headers.
+
+use etherparse::{
+    Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
+    err::{ipv4::HeaderSliceError as Ipv4Error, tcp::HeaderSliceError as TcpError},
+};
+
+use super::{Fragment, Packet, Parsed, Quoted, TcpFlags, Transport, checksum, protocol, subject::NotSubject};
+use crate::{addr::Addr, verdict::DropReason};
+
+/// IPv6 extension headers walked before giving up on layer 4 (SEMANTICS 63).
+pub(super) const MAX_EXTENSIONS: usize = 8;
+
+const ETHERNET: usize = 14;
+const TYPE_IPV4: u16 = 0x0800;
+const TYPE_IPV6: u16 = 0x86dd;
+
+/// Why the walk ended early.
+enum Stop {
+    Drop(DropReason),
+    NotSubject(NotSubject),
+}
+
+impl From<DropReason> for Stop {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+impl From<NotSubject> for Stop {
+    fn from(kind: NotSubject) -> Self {
+        Self::NotSubject(kind)
+    }
+}
+
+/// Reads the headers of a frame that begins with an Ethernet header.
+#[inline]
+pub fn parse(frame: &[u8]) -> Parsed {
+    match ethernet(frame) {
+        Ok(packet) => Parsed::Subject(packet),
+        Err(Stop::NotSubject(kind)) => Parsed::NotSubject(kind),
+        Err(Stop::Drop(reason)) => Parsed::Malformed(reason),
+    }
+}
+
+#[inline]
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    match bytes.get(at..at + 2) {
+        Some(&[high, low]) => Some(u16::from_be_bytes([high, low])),
+        _ => None,
+    }
+}
+
+#[inline]
+fn ethernet(frame: &[u8]) -> Result<Packet, Stop> {
+    // Offsets in `Packet` are 16 bits wide; no Ethernet frame that a port can hold is longer.
+    if frame.len() > usize::from(u16::MAX) {
+        return Err(DropReason::Malformed.into());
+    }
+    let mut kind = be16(frame, 12).ok_or(DropReason::Truncated)?;
+    let mut l3 = ETHERNET;
+    let mut vlan = 0;
+    while matches!(kind, 0x8100 | 0x88a8 | 0x9100) {
+        if vlan > 0xffff {
+            return Err(DropReason::Malformed.into());
+        }
+        let tag = be16(frame, l3).ok_or(DropReason::Truncated)?;
+        vlan = vlan << 16 | 0x1000 | u32::from(tag & 0xfff);
+        kind = be16(frame, l3 + 2).ok_or(DropReason::Truncated)?;
+        l3 += 4;
+    }
+    match kind {
+        TYPE_IPV4 => ipv4(frame, l3, vlan),
+        TYPE_IPV6 => ipv6(frame, l3, vlan),
+        _ => Err(not_ip(frame, kind).into()),
+    }
+}
+
+#[cold]
+fn not_ip(frame: &[u8], kind: u16) -> NotSubject {
+    match kind {
+        0x0806 | 0x8035 => NotSubject::Arp,
+        0x88cc => NotSubject::Lldp,
+        0x8809 => NotSubject::Lacp,
+        0..=1535 if frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0]) => NotSubject::Stp,
+        0..=1535 => NotSubject::Llc,
+        _ => NotSubject::OtherType,
+    }
+}
+
+#[inline]
+fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
+    let header = Ipv4HeaderSlice::from_slice(&frame[l3..]).map_err(|error| match error {
+        Ipv4Error::Len(_) => DropReason::Truncated,
+        Ipv4Error::Content(_) => DropReason::Malformed,
+    })?;
+    let header_length = header.slice().len();
+    let total = usize::from(header.total_len());
+    if total < header_length {
+        return Err(DropReason::Malformed.into());
+    }
+    if l3 + total > frame.len() {
+        return Err(DropReason::Truncated.into());
+    }
+    if !checksum::ipv4_header_holds(header.slice()) {
+        return Err(DropReason::Malformed.into());
+    }
+    let fragment = header.is_fragmenting_payload().then(|| Fragment {
+        id: u32::from(header.identification()),
+        offset: header.fragments_offset().value() * 8,
+        length: (total - header_length) as u16,
+        more: header.more_fragments(),
+    });
+    let mut packet = Packet {
+        src: Addr::v4(header.source()),
+        dst: Addr::v4(header.destination()),
+        vlan,
+        l3: l3 as u16,
+        l4: (l3 + header_length) as u16,
+        end: (l3 + total) as u16,
+        protocol: header.protocol().0,
+        ttl: header.ttl(),
+        dont_fragment: header.dont_fragment(),
+        transport: Transport::None,
+        fragment,
+    };
+    ipv4_addresses(frame, &packet, header.source(), header.destination())?;
+    layer4(frame, &mut packet)?;
+    Ok(packet)
+}
+
+/// Addresses that may not occur, and destinations that no policy speaks about (RFC 1122 3.2.1.3, RFC 1812 5.3.7).
+#[inline]
+fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> Result<(), Stop> {
+    let martian_source = src[0] == 0 || src[0] == 127 || src[0] >= 224 && (src[0] < 240 || src == [255; 4]);
+    let group = (224..240).contains(&dst[0]);
+    if !martian_source && !group && dst[0] != 0 && dst[0] != 127 && dst != [255; 4] {
+        return Ok(());
+    }
+    let dhcp = packet.protocol == protocol::UDP
+        && !packet.is_later_fragment()
+        && matches!(
+            (
+                be16(frame, usize::from(packet.l4)),
+                be16(frame, usize::from(packet.l4) + 2)
+            ),
+            (Some(67), Some(67 | 68)) | (Some(68), Some(67))
+        );
+    if martian_source && src != [0; 4] || dst[0] == 0 || dst[0] == 127 {
+        return Err(DropReason::MartianAddress.into());
+    }
+    match (group, dst == [255; 4]) {
+        (true, _) if packet.protocol == protocol::IGMP => Err(NotSubject::Igmp.into()),
+        (false, true) if dhcp => Err(NotSubject::Dhcp.into()),
+        (false, false) if dhcp && src == [0; 4] => Err(NotSubject::Dhcp.into()),
+        _ if src == [0; 4] => Err(DropReason::MartianAddress.into()),
+        (true, _) => Err(NotSubject::Multicast.into()),
+        _ => Err(NotSubject::Broadcast.into()),
+    }
+}
+
+#[inline]
+fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
+    let bytes = &frame[l3..];
+    if bytes.first().is_some_and(|first| first >> 4 != 6) {
+        return Err(DropReason::Malformed.into());
+    }
+    let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| DropReason::Truncated)?;
+    let end = l3 + 40 + usize::from(header.payload_length());
+    if end > frame.len() {
+        return Err(DropReason::Truncated.into());
+    }
+    let mut packet = Packet {
+        src: Addr::v6(header.source()),
+        dst: Addr::v6(header.destination()),
+        vlan,
+        l3: l3 as u16,
+        l4: (l3 + 40) as u16,
+        end: end as u16,
+        protocol: header.next_header().0,
+        ttl: header.hop_limit(),
+        dont_fragment: true,
+        transport: Transport::None,
+        fragment: None,
+    };
+    let reached = extensions(frame, &mut packet)?;
+    ipv6_addresses(frame, &packet)?;
+    if reached {
+        layer4(frame, &mut packet)?;
+    } else {
+        packet.protocol = protocol::UNKNOWN;
+    }
+    Ok(packet)
+}
+
+/// Walks the extension headers (RFC 8200, 4) up to layer 4. Answers false where the chain is too long or holds a header
+/// that cannot be walked.
+#[inline]
+fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, Stop> {
+    let mut kind = packet.protocol;
+    for nth in 0..=MAX_EXTENSIONS {
+        let at = usize::from(packet.l4);
+        let cut_short = if packet.fragment.is_some() {
+            DropReason::FragmentInvalid // RFC 7112: the first fragment holds the whole chain
+        } else {
+            DropReason::Truncated
+        };
+        let rest = frame.get(at..usize::from(packet.end)).unwrap_or_default();
+        let length = match kind {
+            0 if nth != 0 => return Err(DropReason::Malformed.into()), // only directly behind the IPv6 header
+            0 | 43 | 60 | 135 | 139 | 140 => {
+                let &[_, units, third, fourth, ..] = rest else {
+                    return Err(cut_short.into());
+                };
+                if kind == 43 && third == 0 && fourth != 0 {
+                    return Err(DropReason::Malformed.into()); // type 0 routing, RFC 5095
+                }
+                8 + 8 * usize::from(units)
+            }
+            44 => {
+                if packet.fragment.is_some() {
+                    return Err(DropReason::Malformed.into());
+                }
+                let Some(&[_, _, high, low, a, b, c, d]) = rest.get(..8) else {
+                    return Err(DropReason::Truncated.into());
+                };
+                let word = u16::from_be_bytes([high, low]);
+                let (offset, more) = (word & !7, word & 1 != 0);
+                if offset != 0 || more {
+                    // Else it is an atomic fragment (RFC 6946): a whole datagram.
+                    packet.fragment = Some(Fragment {
+                        id: u32::from_be_bytes([a, b, c, d]),
+                        offset,
+                        length: (rest.len() - 8) as u16,
+                        more,
+                    });
+                }
+                8
+            }
+            _ => {
+                packet.protocol = kind;
+                return Ok(true);
+            }
+        };
+        if nth == MAX_EXTENSIONS {
+            return Ok(false);
+        }
+        if rest.len() < length {
+            return Err(cut_short.into());
+        }
+        kind = rest[0];
+        packet.l4 += length as u16;
+        if packet.is_later_fragment() {
+            packet.protocol = kind;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// As for IPv4 (RFC 4291 2.5 and 2.7, RFC 4861 6 and 7, RFC 3810 5).
+#[inline]
+fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
+    let (src, dst) = (packet.src.octets(), packet.dst.octets());
+    let (from, to) = (packet.src.to_u128(), packet.dst.to_u128());
+    if src[0] == 0xff || from == 1 || packet.src.is_v4() || to <= 1 || packet.dst.is_v4() {
+        return Err(DropReason::MartianAddress.into());
+    }
+    let l4 = usize::from(packet.l4);
+    let group = dst[0] == 0xff;
+    if packet.protocol == protocol::ICMPV6 && packet.fragment.is_none() {
+        match frame
+            .get(l4..usize::from(packet.end))
+            .and_then(|icmp| icmp.first())
+        {
+            Some(133..=137) if packet.ttl == 255 => return Err(NotSubject::Ndp.into()),
+            Some(133..=137) => return Err(DropReason::Malformed.into()),
+            Some(130..=132 | 143) if packet.ttl == 1 && group => return Err(NotSubject::Mld.into()),
+            _ => {}
+        }
+    }
+    if from == 0 {
+        return Err(DropReason::MartianAddress.into());
+    }
+    if group {
+        return Err(NotSubject::Multicast.into());
+    }
+    let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
+    if packet.protocol == protocol::UDP
+        && packet.fragment.is_none()
+        && link_local(&src)
+        && link_local(&dst)
+        && matches!(
+            (be16(frame, l4), be16(frame, l4 + 2)),
+            (Some(546), Some(547)) | (Some(547), Some(546))
+        )
+    {
+        return Err(NotSubject::Dhcp.into());
+    }
+    Ok(())
+}
+
+/// Reads the layer 4 header of a whole datagram or a first fragment.
+#[inline]
+fn layer4(frame: &[u8], packet: &mut Packet) -> Result<(), DropReason> {
+    let bytes = &frame[usize::from(packet.l4)..usize::from(packet.end)];
+    // How far the fragment reaches counts from layer 4 on, which for IPv6 may lie behind more extension headers.
+    let cut_short = match &packet.fragment {
+        Some(fragment) => {
+            let too_far = usize::from(fragment.offset) + usize::from(fragment.length) > usize::from(u16::MAX);
+            if fragment.length == 0 || too_far || fragment.more && !fragment.length.is_multiple_of(8) {
+                return Err(DropReason::FragmentInvalid);
+            }
+            if fragment.offset != 0 {
+                return Ok(());
+            }
+            DropReason::FragmentInvalid
+        }
+        None => DropReason::Truncated,
+    };
+    let v4 = packet.src.is_v4();
+    packet.transport = match packet.protocol {
+        protocol::TCP => {
+            let header = TcpHeaderSlice::from_slice(bytes).map_err(|error| match error {
+                TcpError::Len(_) => cut_short,
+                TcpError::Content(_) => DropReason::Malformed,
+            })?;
+            Transport::Tcp {
+                src: header.source_port(),
+                dst: header.destination_port(),
+                flags: TcpFlags(header.slice()[13] & 0x3f),
+            }
+        }
+        protocol::UDP => {
+            let header = UdpHeaderSlice::from_slice(bytes).map_err(|_| cut_short)?;
+            let length = usize::from(header.length());
+            if length < 8 {
+                return Err(DropReason::Malformed);
+            }
+            if length > bytes.len() && packet.fragment.is_none() {
+                return Err(DropReason::Truncated);
+            }
+            Transport::Udp {
+                src: header.source_port(),
+                dst: header.destination_port(),
+            }
+        }
+        protocol::SCTP => match bytes {
+            &[a, b, c, d, _, _, _, _, _, _, _, _, ref chunks @ ..] => Transport::Sctp {
+                src: u16::from_be_bytes([a, b]),
+                dst: u16::from_be_bytes([c, d]),
+                chunk: chunks.first().copied().unwrap_or(255),
+            },
+            _ => return Err(cut_short),
+        },
+        protocol::ICMP if v4 => icmp(bytes, true, cut_short)?,
+        protocol::ICMPV6 if !v4 => icmp(bytes, false, cut_short)?,
+        _ => Transport::Other,
+    };
+    Ok(())
+}
+
+fn icmp(bytes: &[u8], v4: bool, cut_short: DropReason) -> Result<Transport, DropReason> {
+    let &[kind, code, _, _, high, low, _, _, ref rest @ ..] = bytes else {
+        return Err(cut_short);
+    };
+    let id = u16::from_be_bytes([high, low]);
+    Ok(match (v4, kind) {
+        (true, 8) | (false, 128) => Transport::Echo { id, request: true },
+        (true, 0) | (false, 129) => Transport::Echo { id, request: false },
+        (true, 3 | 11 | 12) | (false, 1..=4) => Transport::IcmpError {
+            quoted: quoted(rest, v4),
+        },
+        _ => Transport::Icmp { kind, code },
+    })
+}
+
+/// The packet that an ICMP error quotes: its IP header and at least eight bytes more (RFC 792, RFC 4443 2.4).
+#[cold]
+fn quoted(bytes: &[u8], v4: bool) -> Option<Quoted> {
+    let (src, dst, number, l4) = if v4 {
+        let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
+        if header.fragments_offset().value() != 0 {
+            return None; // no ports in it
+        }
+        let l4 = bytes.get(header.slice().len()..)?;
+        (
+            Addr::v4(header.source()),
+            Addr::v4(header.destination()),
+            header.protocol().0,
+            l4,
+        )
+    } else {
+        let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
+        let (src, dst) = (Addr::v6(header.source()), Addr::v6(header.destination()));
+        if src.is_v4() || dst.is_v4() {
+            return None;
+        }
+        let (number, l4) = quoted_extensions(header.next_header().0, bytes.get(40..)?)?;
+        (src, dst, number, l4)
+    };
+    let (src_port, dst_port) = match number {
+        protocol::TCP | protocol::UDP | protocol::SCTP => (be16(l4, 0)?, be16(l4, 2)?),
+        protocol::ICMP | protocol::ICMPV6 => {
+            // Only echo has flows, and nothing is said about errors (RFC 1122 3.2.2).
+            if !matches!((v4, *l4.first()?), (true, 0 | 8) | (false, 128 | 129)) {
+                return None;
+            }
+            let id = be16(l4, 4)?;
+            (id, id)
+        }
+        _ => (0, 0),
+    };
+    Some(Quoted {
+        src,
+        dst,
+        protocol: number,
+        src_port,
+        dst_port,
+    })
+}
+
+fn quoted_extensions(mut kind: u8, mut rest: &[u8]) -> Option<(u8, &[u8])> {
+    for _ in 0..MAX_EXTENSIONS {
+        let length = match kind {
+            0 | 43 | 60 | 135 | 139 | 140 => 8 + 8 * usize::from(*rest.get(1)?),
+            44 if be16(rest, 2)? & !7 == 0 => 8,
+            44 => return None,
+            _ => return Some((kind, rest)),
+        };
+        kind = *rest.first()?;
+        rest = rest.get(length..)?;
+    }
+    None
+}
