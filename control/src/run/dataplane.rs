@@ -2,6 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+/// Name of the flow table's file in the runtime directory.
+pub const FLOWS_FILE: &str = "flows.bin";
+
 /// Arguments of `ringwall dataplane`, which `ringwall run` starts.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DataplaneArgs {

@@ -1,17 +1,102 @@
 //! `ringwall detach`: takes everything off the machine that ringwall put there.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, fs::File, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, bail};
+use rustix::fs::FlockOperation;
+
+use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
+
+use super::{
+    fib::View,
+    netlink::Netlink,
+    ports::{MADE_FILE, Made},
+};
 
 /// Arguments of `ringwall detach`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DetachArgs {
-    /// Configuration file of the instance to take off.
+    /// Configuration file of the instance to take off
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 }
 
 /// Removes pins, programs, the host port and runtime files. Fine when there is nothing to remove.
 pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
-    let _ = args;
-    anyhow::bail!("`ringwall detach` is not built yet")
+    super::start_log();
+    let config = super::load_config(&args.config)?;
+    if let Ok(lock) = File::open(config.runtime_dir.join("run.lock"))
+        && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
+    {
+        bail!("`{}` is running: stop `ringwall run` first", config.name);
+    }
+    let pins = config.bpffs.join("ringwall").join(&config.name);
+    let mut netlink = Netlink::open()?;
+    let mut view = View::default();
+    view.set_links(&netlink.links()?);
+
+    // The ports that left pins, and those of the configuration (whose guard may be left without a pin).
+    let mut ports: BTreeSet<String> = view
+        .links
+        .values()
+        .map(|link| link.name.clone())
+        .filter(|name| config.interface(name).is_some())
+        .collect();
+    if let Ok(entries) = std::fs::read_dir(&pins) {
+        ports.extend(
+            entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok()),
+        );
+    }
+    let mut failed = Vec::new();
+    for port in &ports {
+        if let Err(error) = ringwall_bpf::detach(&pins, port) {
+            failed.push(error.to_string());
+        }
+    }
+    remove_dir(&pins);
+    if let Some(all) = pins.parent() {
+        remove_dir(all); // stays where another instance has pins
+    }
+
+    let made = Made::read(&config.state_dir);
+    failed.extend(
+        made.take_back(&mut netlink, &view)
+            .into_iter()
+            .map(|error| error.to_string()),
+    );
+    if !failed.is_empty() {
+        bail!("not everything could be taken off:\n{}", failed.join("\n"));
+    }
+    remove_file(&config.state_dir.join(MADE_FILE))?;
+    for name in [
+        CONTROL_SOCKET,
+        DATAPLANE_SOCKET,
+        SUPERVISION_FILE,
+        super::dataplane::FLOWS_FILE,
+        "run.lock",
+    ] {
+        remove_file(&config.runtime_dir.join(name))?;
+    }
+    remove_dir(&config.runtime_dir);
+    println!(
+        "{}: nothing of ringwall is on this machine's interfaces any more",
+        config.name
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remove_file(path: &std::path::Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory where it is there and empty.
+fn remove_dir(path: &std::path::Path) {
+    let _ = std::fs::remove_dir(path);
 }

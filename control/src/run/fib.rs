@@ -84,12 +84,21 @@ pub struct Route {
 pub struct View {
     /// Interfaces by index.
     pub links: BTreeMap<u32, Link>,
-    /// Addresses of this host, with the interface that holds each.
-    pub addresses: BTreeSet<(u32, IpAddr)>,
+    /// Addresses of this host, with the interface that holds each and the length of its prefix.
+    pub addresses: BTreeSet<(u32, IpAddr, u8)>,
     /// The route in force for each prefix.
     pub routes: BTreeMap<IpNet, Route>,
-    /// Ethernet addresses of neighbours that the kernel holds to be right, by interface and address.
-    pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    /// Neighbours of which the kernel knows something, by interface and address.
+    pub neighbours: BTreeMap<(u32, IpAddr), Known>,
+}
+
+/// What the kernel knows of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The Ethernet address that it would send to.
+    At([u8; 6]),
+    /// It asked, and nobody answered.
+    Failed,
 }
 
 /// What a change makes out of date.
@@ -149,8 +158,8 @@ impl View {
     pub fn set_neighbours(&mut self, messages: &[NeighbourMessage]) {
         self.neighbours.clear();
         for message in messages {
-            if let Some((key, Some(mac))) = neighbour(message) {
-                self.neighbours.insert(key, mac);
+            if let Some((key, Some(known))) = neighbour(message) {
+                self.neighbours.insert(key, known);
             }
         }
     }
@@ -171,12 +180,12 @@ impl View {
                     && !m.header.flags.contains(RouteFlags::Cloned);
             }
             RouteNetlinkMessage::NewNeighbour(m) => {
-                if let Some((key, mac)) = neighbour(m) {
-                    let before = match mac {
-                        Some(mac) => self.neighbours.insert(key, mac),
+                if let Some((key, known)) = neighbour(m) {
+                    let before = match known {
+                        Some(known) => self.neighbours.insert(key, known),
                         None => self.neighbours.remove(&key),
                     };
-                    stale.neighbours = before != mac;
+                    stale.neighbours = before != known;
                 }
             }
             RouteNetlinkMessage::DelNeighbour(m) => {
@@ -231,7 +240,7 @@ fn link(message: &LinkMessage) -> Link {
     found
 }
 
-fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
+fn address(message: &AddressMessage) -> Option<(u32, IpAddr, u8)> {
     // IFA_LOCAL is ours; IFA_ADDRESS is the other end on a point-to-point link and ours elsewhere.
     let mut ours = None;
     for attribute in &message.attributes {
@@ -241,7 +250,7 @@ fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
             _ => {}
         }
     }
-    ours.map(|address| (message.header.index, address))
+    ours.map(|address| (message.header.index, address, message.header.prefix_len))
 }
 
 fn table(message: &RouteMessage) -> u32 {
@@ -393,10 +402,11 @@ fn forward(flags: RouteFlags, single: &Single, multipath: Option<&[RouteNextHop]
     Action::Forward(found)
 }
 
-/// The key of a neighbour, and its Ethernet address where the kernel holds it to be usable.
-fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<[u8; 6]>)> {
+/// The key of a neighbour, and what the kernel knows of it.
+fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Known>)> {
     /// REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: the states in which the kernel itself would send.
     const VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+    const FAILED: u16 = 0x20;
     let mut destination = None;
     let mut mac = None;
     for attribute in &message.attributes {
@@ -414,8 +424,13 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<[u8; 6
     if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
         return None; // bridge forwarding entries
     }
-    let usable = u16::from(message.header.state) & VALID != 0;
-    Some(((message.header.ifindex, destination?), mac.filter(|_| usable)))
+    let state = u16::from(message.header.state);
+    let known = match mac {
+        _ if state & FAILED != 0 => Some(Known::Failed),
+        Some(mac) if state & VALID != 0 => Some(Known::At(mac)),
+        _ => None,
+    };
+    Some(((message.header.ifindex, destination?), known))
 }
 
 #[cfg(test)]
@@ -627,6 +642,8 @@ mod tests {
         assert!(!view.apply(&new(NeighbourState::Stale, Some(mac))).any());
         assert_eq!(view.neighbours.len(), 1);
         assert!(view.apply(&new(NeighbourState::Failed, None)).neighbours);
+        assert_eq!(view.neighbours.values().collect::<Vec<_>>(), [&Known::Failed]);
+        assert!(view.apply(&new(NeighbourState::Incomplete, None)).neighbours);
         assert!(view.neighbours.is_empty());
         view.apply(&new(NeighbourState::Permanent, Some(mac)));
         let gone = RouteNetlinkMessage::DelNeighbour(neighbour_message(NeighbourState::Permanent, Some(mac)));
@@ -658,6 +675,7 @@ mod tests {
         let other: IpAddr = "10.0.0.2".parse().unwrap();
         let ours: IpAddr = "10.0.0.1".parse().unwrap();
         m.attributes = vec![AddressAttribute::Address(other), AddressAttribute::Local(ours)];
-        assert_eq!(address(&m), Some((2, ours)));
+        m.header.prefix_len = 32;
+        assert_eq!(address(&m), Some((2, ours, 32)));
     }
 }

@@ -13,6 +13,7 @@ pub mod fib;
 pub mod lifeline;
 pub mod netlink;
 pub mod plan;
+pub mod ports;
 pub mod status;
 pub mod supervisor;
 

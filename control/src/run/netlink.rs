@@ -15,7 +15,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage},
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
@@ -297,8 +297,9 @@ impl Netlink {
         )
     }
 
-    /// Adds an address to an interface; fine where it is there already.
-    pub fn add_address(&mut self, link: u32, address: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+    /// Adds an address to an interface; says whether it was not there before. Its scope is the host: the kernel answers
+    /// for it and does not choose it as a source.
+    pub fn add_address(&mut self, link: u32, address: IpAddr, prefix: u8) -> Result<bool, NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.family = family_of(address);
         message.header.index = link;
@@ -307,14 +308,32 @@ impl Netlink {
         message.attributes.push(AddressAttribute::Address(address));
         if address.is_ipv6() {
             message.header.flags = AddressHeaderFlags::Nodad;
+        } else {
+            message.header.scope = AddressScope::Host;
         }
-        already(
-            self.change(
-                RouteNetlinkMessage::NewAddress(message),
-                NLM_F_CREATE | NLM_F_EXCL,
-                &format!("add {address}/{prefix} to interface {link}"),
-            ),
-            rustix::io::Errno::EXIST,
+        let added = self.change(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &format!("add {address}/{prefix} to interface {link}"),
+        );
+        match added {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(rustix::io::Errno::EXIST.raw_os_error()) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes an address off an interface.
+    pub fn delete_address(&mut self, link: u32, address: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family_of(address);
+        message.header.index = link;
+        message.header.prefix_len = prefix;
+        message.attributes.push(AddressAttribute::Local(address));
+        self.change(
+            RouteNetlinkMessage::DelAddress(message),
+            0,
+            &format!("take {address}/{prefix} off interface {link}"),
         )
     }
 
@@ -394,13 +413,6 @@ fn family_of(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
-fn already(result: Result<(), NetlinkError>, fine: rustix::io::Errno) -> Result<(), NetlinkError> {
-    match result {
-        Err(error) if error.errno() == Some(fine.raw_os_error()) => Ok(()),
-        other => other,
     }
 }
 
