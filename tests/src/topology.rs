@@ -150,6 +150,7 @@ impl Bed {
             Role::Routed => Vec::new(),
             Role::Wire => vec![router("inner router")?, router("outer router")?],
         };
+        let external = external(role, &gateway, &routers, queues)?;
         let pods = std::thread::scope(|scope| {
             let threads: Vec<_> = plans
                 .iter()
@@ -168,7 +169,6 @@ impl Bed {
                 })
                 .collect::<Result<Vec<_>>>()
         })?;
-        let external = external(role, &gateway, &routers, queues)?;
         if role == Role::Wire {
             wire(&gateway, &routers, &pods, queues)?;
         }
@@ -277,12 +277,17 @@ fn pod(
         Role::Routed => (gateway, queues),
         Role::Wire => (&routers[usize::from(plan.outside)], 1),
     };
+    let (source, source_v6) = match role {
+        Role::Routed => (format!(" src {GATEWAY}"), format!(" src {GATEWAY_V6}")),
+        Role::Wire => Default::default(),
+    };
     link(host, &port, &ns, "eth0", queues)?;
     host.ip(&[
         format!("address add {POD_GATEWAY}/32 dev {port} scope link"),
         format!("address add fe80::1/64 dev {port} nodad"),
-        format!("route add {v4}/32 dev {port} scope link"),
-        format!("route add {v6}/128 dev {port}"),
+        // What the host itself says to a pod comes from its own address, not from the pods' gateway address.
+        format!("route add {v4}/32 dev {port} scope link{source}"),
+        format!("route add {v6}/128 dev {port}{source_v6}"),
     ])?;
     ns.ip(&[
         format!("address add {v4}/32 dev eth0"),
