@@ -671,12 +671,9 @@ impl Snapshot {
             }
         }
         for (index, set) in self.isolating.iter().enumerate() {
-            if *set != NONE
-                && !self
-                    .provenance
-                    .get(*set as usize)
-                    .is_some_and(|set| set.kind == PROVENANCE_ISOLATING)
-            {
+            let is_set = |set: &ProvenanceRecord| set.kind == PROVENANCE_ISOLATING;
+            let known = *set == NONE || self.provenance.get(*set as usize).is_some_and(is_set);
+            if !known {
                 return Err(wrong("row", index, "has isolating policies that do not exist"));
             }
         }
