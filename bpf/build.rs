@@ -4,29 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use libbpf_cargo::SkeletonBuilder;
 
-const SOURCE: &str = "src/c/ringwall.bpf.c";
-
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=src/c");
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    let object = out.join("ringwall.bpf.o");
-    let mut arguments = vec!["-O2".to_owned(), "-Wall".to_owned(), "-Werror".to_owned()];
-    // Debian keeps <asm/types.h> in a directory per architecture, which clang does not look into for the bpf target.
-    let headers = format!("/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
-    if fs::exists(&headers)? {
-        arguments.push(format!("-I{headers}"));
+    let object = build("ringwall")?;
+    if env::var_os("CARGO_FEATURE_TRAFFIC").is_some() {
+        build("traffic")?;
     }
-    SkeletonBuilder::new()
-        .source(SOURCE)
-        .obj(&object)
-        .clang_args(arguments)
-        .build()
-        .map_err(|error| {
-            format!("{SOURCE}: {error:#} (clang of version 14 or newer is needed: `apt-get install clang`)")
-        })?;
-    SkeletonBuilder::new()
-        .obj(&object)
-        .generate(out.join("ringwall.skel.rs"))?;
 
     // Names the programs: maps and links of an earlier process are reused as they are only where it is the same.
     let mut build_id: u64 = 0xcbf2_9ce4_8422_2325; // FNV-1a
@@ -35,4 +18,29 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("cargo:rustc-env=RINGWALL_BPF_BUILD_ID={build_id}");
     Ok(())
+}
+
+/// Compiles `src/c/NAME.bpf.c`, writes its skeleton to `OUT_DIR/NAME.skel.rs` and answers where the object is.
+fn build(name: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let source = format!("src/c/{name}.bpf.c");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let object = out.join(format!("{name}.bpf.o"));
+    let mut arguments = vec!["-O2".to_owned(), "-Wall".to_owned(), "-Werror".to_owned()];
+    // Debian keeps <asm/types.h> in a directory per architecture, which clang does not look into for the bpf target.
+    let headers = format!("/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
+    if fs::exists(&headers)? {
+        arguments.push(format!("-I{headers}"));
+    }
+    SkeletonBuilder::new()
+        .source(&source)
+        .obj(&object)
+        .clang_args(arguments)
+        .build()
+        .map_err(|error| {
+            format!("{source}: {error:#} (clang of version 14 or newer is needed: `apt-get install clang`)")
+        })?;
+    SkeletonBuilder::new()
+        .obj(&object)
+        .generate(out.join(format!("{name}.skel.rs")))?;
+    Ok(object)
 }

@@ -14,6 +14,8 @@ mod log;
 mod maps;
 pub mod port;
 mod skeleton;
+#[cfg(feature = "traffic")]
+pub mod traffic;
 
 #[cfg(test)]
 mod program_tests;
