@@ -439,7 +439,7 @@ pub(crate) fn load(spec: &PortSpec) -> Result<Loaded, BpfError> {
         &maps.port_config,
     ]
     .into_iter()
-    .map(|map| MapHandle::try_from(map))
+    .map(MapHandle::try_from)
     .collect();
     let handles = handles.map_err(|error| wrap(&action, error))?;
     let maps = Maps::new(handles).ok_or_else(|| BpfError::System {

@@ -1,6 +1,54 @@
 //! An interface, seen through ioctl in the calling thread's network namespace.
+#![allow(unsafe_code)] // ioctl on structures of our own
+
+use std::{
+    ffi::CStr,
+    io, mem,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
 
 use crate::XskError;
+
+/// Commands of `linux/ethtool.h`.
+const GET_DRIVER: u32 = 0x03;
+const GET_FLAGS: u32 = 0x25;
+const SET_FLAGS: u32 = 0x26;
+const GET_CHANNELS: u32 = 0x3c;
+const SET_CHANNELS: u32 = 0x3d;
+/// `ETH_FLAG_TXVLAN` and `ETH_FLAG_RXVLAN`.
+const FLAG_TX_VLAN: u32 = 1 << 7;
+const FLAG_RX_VLAN: u32 = 1 << 8;
+
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    texts: [u8; 140],
+    numbers: [u32; 5],
+}
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Channels {
+    command: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
 
 /// What an interface has.
 #[derive(Clone, Debug)]
@@ -13,14 +61,85 @@ pub struct Device {
     pub mac: [u8; 6],
     /// Largest layer 3 packet, in bytes.
     pub mtu: u32,
-    /// Driver name, as ethtool reports it.
+    /// Driver name, as ethtool reports it; empty where it does not.
     pub driver: String,
-    /// Receive and transmit queues in use.
+    /// Receive and transmit queues in use: the smaller of both.
     pub queues: u16,
     /// The most queues that it can have.
     pub max_queues: u16,
     /// Administratively up.
     pub up: bool,
+}
+
+/// Asks one question after the other about one interface.
+struct Question {
+    socket: OwnedFd,
+    name: String,
+}
+
+impl Question {
+    fn new(name: &str) -> Result<Self, XskError> {
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+            return Err(XskError::NoInterface(name.to_owned()));
+        }
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(XskError::System {
+                action: "open a socket".to_owned(),
+                source: io::Error::last_os_error(),
+            });
+        }
+        // SAFETY: just opened, nobody else has it.
+        Ok(Self {
+            socket: unsafe { OwnedFd::from_raw_fd(fd) },
+            name: name.to_owned(),
+        })
+    }
+
+    fn request(&self) -> libc::ifreq {
+        // SAFETY: `ifreq` is plain data for which zeroes are valid.
+        let mut request: libc::ifreq = unsafe { mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(self.name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request
+    }
+
+    /// An ioctl whose answer is in the `ifreq` itself.
+    fn ask(&self, command: libc::c_ulong) -> io::Result<libc::ifreq> {
+        let mut request = self.request();
+        // SAFETY: every command given here reads and writes one `ifreq`.
+        if unsafe { libc::ioctl(self.socket.as_raw_fd(), command as _, &mut request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(request)
+    }
+
+    /// An ethtool command. `T` is the structure that belongs to the command in its first field.
+    fn ethtool<T>(&self, data: &mut T) -> io::Result<()> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_data = (data as *mut T).cast();
+        // SAFETY: `T` is laid out as the kernel's structure of the command in its first field (callers), so the
+        // kernel stays inside it; it outlives the call.
+        if unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    fn channels(&self) -> io::Result<Channels> {
+        let mut channels = Channels {
+            command: GET_CHANNELS,
+            ..Channels::default()
+        };
+        self.ethtool(&mut channels)?;
+        Ok(channels)
+    }
+}
+
+fn to_u16(value: u32) -> u16 {
+    u16::try_from(value).unwrap_or(u16::MAX)
 }
 
 impl Device {
@@ -29,11 +148,141 @@ impl Device {
     /// # Errors
     /// It does not exist, or the kernel does not answer.
     pub fn lookup(name: &str) -> Result<Self, XskError> {
-        Err(XskError::NoInterface(name.to_owned()))
+        let question = Question::new(name)?;
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENODEV | libc::ENXIO) => XskError::NoInterface(name.to_owned()),
+            _ => XskError::system(format!("ask about interface `{name}`"), "CAP_NET_ADMIN", source),
+        };
+        // SAFETY (the four below): the command fills this member, and any bytes are a valid value of it.
+        let index = unsafe {
+            question
+                .ask(libc::SIOCGIFINDEX as _)
+                .map_err(failed)?
+                .ifr_ifru
+                .ifru_ifindex
+        };
+        // SAFETY: see above.
+        let mtu = unsafe {
+            question
+                .ask(libc::SIOCGIFMTU as _)
+                .map_err(failed)?
+                .ifr_ifru
+                .ifru_mtu
+        };
+        // SAFETY: see above.
+        let address = unsafe {
+            question
+                .ask(libc::SIOCGIFHWADDR as _)
+                .map_err(failed)?
+                .ifr_ifru
+                .ifru_hwaddr
+        };
+        // SAFETY: see above.
+        let flags = unsafe {
+            question
+                .ask(libc::SIOCGIFFLAGS as _)
+                .map_err(failed)?
+                .ifr_ifru
+                .ifru_flags
+        };
+        let mut mac = [0; 6];
+        for (to, from) in mac.iter_mut().zip(address.sa_data) {
+            *to = from as u8;
+        }
+        let mut info = DriverInfo {
+            command: GET_DRIVER,
+            driver: [0; 32],
+            texts: [0; 140],
+            numbers: [0; 5],
+        };
+        let driver = match question.ethtool(&mut info) {
+            Ok(()) => CStr::from_bytes_until_nul(&info.driver)
+                .map(|driver| driver.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            Err(_) => String::new(),
+        };
+        let (queues, max_queues) = match question.channels() {
+            Ok(channels) => {
+                let now = channels.combined + channels.rx.min(channels.tx);
+                let max = channels.max_combined.max(channels.max_rx.min(channels.max_tx));
+                (to_u16(now.max(1)), to_u16(max.max(now).max(1)))
+            }
+            Err(_) => (1, 1),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            index: index as u32,
+            mac,
+            mtu: mtu as u32,
+            driver,
+            queues,
+            max_queues,
+            up: i32::from(flags) & libc::IFF_UP != 0,
+        })
     }
 
     /// Whether packets on it may carry partial checksums: they come from software on this machine.
     pub fn partial_checksums(&self) -> bool {
         matches!(self.driver.as_str(), "veth" | "virtio_net" | "tun")
+    }
+
+    /// Sets the number of receive and transmit queues in use.
+    ///
+    /// # Errors
+    /// The device cannot, or the process may not.
+    pub fn set_queues(&mut self, queues: u16) -> Result<(), XskError> {
+        if queues == self.queues {
+            return Ok(());
+        }
+        let question = Question::new(&self.name)?;
+        let action = format!("give interface `{}` {queues} queues", self.name);
+        let failed = |source| XskError::system(action.clone(), "CAP_NET_ADMIN", source);
+        let mut channels = question.channels().map_err(failed)?;
+        channels.command = SET_CHANNELS;
+        if channels.max_combined > 0 && channels.rx == 0 && channels.tx == 0 {
+            channels.combined = u32::from(queues);
+        } else {
+            channels.rx = u32::from(queues);
+            channels.tx = u32::from(queues);
+        }
+        question.ethtool(&mut channels).map_err(failed)?;
+        self.queues = queues;
+        Ok(())
+    }
+
+    /// Whether the device takes VLAN tags out of received packets or puts them into sent ones. An AF_XDP socket then
+    /// never sees them.
+    pub fn strips_vlan(&self) -> bool {
+        let mut value = Value {
+            command: GET_FLAGS,
+            data: 0,
+        };
+        Question::new(&self.name).is_ok_and(|question| question.ethtool(&mut value).is_ok())
+            && value.data & (FLAG_RX_VLAN | FLAG_TX_VLAN) != 0
+    }
+
+    /// Turns both VLAN offloads off.
+    ///
+    /// # Errors
+    /// The device cannot, or the process may not.
+    pub fn keep_vlan(&self) -> Result<(), XskError> {
+        let question = Question::new(&self.name)?;
+        let failed = |source| {
+            XskError::system(
+                format!("turn the VLAN offloads of `{}` off", self.name),
+                "CAP_NET_ADMIN",
+                source,
+            )
+        };
+        let mut value = Value {
+            command: GET_FLAGS,
+            data: 0,
+        };
+        question.ethtool(&mut value).map_err(failed)?;
+        value = Value {
+            command: SET_FLAGS,
+            data: value.data & !(FLAG_RX_VLAN | FLAG_TX_VLAN),
+        };
+        question.ethtool(&mut value).map_err(failed)
     }
 }

@@ -1,22 +1,95 @@
 //! A worker's side.
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use ringwall_dataplane::{
     frame::Frame,
-    io::{Burst, PacketIo},
+    io::{BURST, Burst, PacketIo},
     port::PortId,
 };
 
-/// A worker's queues and its share of the pool.
+use crate::{
+    pool::{BATCH, Batch, FrameNumber, Pool},
+    queue::Queue,
+    syscall,
+};
+
+/// Packets that are sent for other workers in one flush, at most.
+const MAX_FOR_OTHERS: usize = 4 * BURST;
+
+/// How a worker reaches a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Route {
+    /// The port is not open.
+    #[default]
+    None,
+    /// By a queue of its own: the index.
+    Own(u16),
+    /// By the worker that has the port's queue.
+    Through(u16),
+}
+
+/// What the control side wants of a worker.
 #[derive(Debug)]
-pub struct XskIo {
-    waker: Waker,
+pub(crate) enum Order {
+    /// Take these queues.
+    Add(Vec<Queue>),
+    /// Give the queues of a port back.
+    Remove(PortId),
+}
+
+/// The shared side of a worker: mailbox and wake-up.
+#[derive(Debug)]
+pub(crate) struct Post {
+    /// There are orders; the lock is taken only then.
+    waiting: AtomicBool,
+    orders: Mutex<Vec<Order>>,
+    /// Queues that were given back.
+    pub(crate) returned: Mutex<Vec<Queue>>,
+    /// The worker of each queue of each port, by port number.
+    pub(crate) owners: Mutex<Vec<Vec<usize>>>,
+    /// How many orders the worker has carried out.
+    pub(crate) done: AtomicU64,
+    /// The worker is in [`XskIo::wait`], or about to be.
+    parked: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Post {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            waiting: AtomicBool::new(false),
+            orders: Mutex::default(),
+            returned: Mutex::default(),
+            owners: Mutex::default(),
+            done: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            event: syscall::event()?,
+        })
+    }
+
+    /// Leaves an order and wakes the worker.
+    pub(crate) fn order(&self, order: Order) -> io::Result<()> {
+        self.orders
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(order);
+        self.waiting.store(true, SeqCst);
+        syscall::raise(self.event.as_fd())
+    }
 }
 
 /// Wakes a worker out of [`XskIo::wait`], from any thread.
 #[derive(Clone, Debug)]
-pub struct Waker(Arc<OwnedFd>);
+pub struct Waker(pub(crate) Arc<Post>);
 
 impl Waker {
     /// Wakes the worker; its present or next wait ends at once.
@@ -24,58 +97,353 @@ impl Waker {
     /// # Errors
     /// The kernel refuses the write.
     pub fn wake(&self) -> io::Result<()> {
-        let _ = &self.0;
-        Err(io::ErrorKind::Unsupported.into())
+        syscall::raise(self.0.event.as_fd())
     }
 }
 
+/// A worker's queues and its share of the pool.
+#[derive(Debug)]
+pub struct XskIo {
+    worker: usize,
+    pool: Arc<Pool>,
+    posts: Arc<[Arc<Post>]>,
+    post: Arc<Post>,
+    queues: Vec<Queue>,
+    /// By port number.
+    routes: Vec<Route>,
+    /// Free frames of this worker's own, the hottest last.
+    free: Vec<FrameNumber>,
+    /// Freed here, of every home; sorted into `free` and `outboxes` at the end of the burst.
+    freed: Vec<FrameNumber>,
+    /// Frames of other homes.
+    outboxes: Vec<Vec<FrameNumber>>,
+    /// Frames in the packet plane's hands that came from here, less those that were given back here.
+    held: i64,
+    /// Packets that were not sent because the port is not open or its sender's inbox was full.
+    unsent: u64,
+    /// Workers that were handed packets since the last flush, a bit each.
+    touched: u64,
+    polls: Vec<libc::pollfd>,
+}
+
 impl XskIo {
+    pub(crate) fn new(worker: usize, pool: Arc<Pool>, posts: Arc<[Arc<Post>]>) -> Option<Self> {
+        let post = Arc::clone(posts.get(worker)?);
+        let free = pool.home_frames(worker);
+        let total = pool.frames();
+        Some(Self {
+            worker,
+            outboxes: (0..posts.len()).map(|_| Vec::with_capacity(total)).collect(),
+            free: {
+                let mut list = Vec::with_capacity(total);
+                list.extend(free);
+                list
+            },
+            freed: Vec::with_capacity(total),
+            pool,
+            posts,
+            post,
+            queues: Vec::new(),
+            routes: Vec::new(),
+            held: 0,
+            unsent: 0,
+            touched: 0,
+            polls: Vec::new(),
+        })
+    }
+
     /// Index of the worker that this belongs to.
     pub fn worker(&self) -> usize {
-        0
+        self.worker
     }
 
     /// Wakes the worker that this belongs to.
     pub fn waker(&self) -> Waker {
-        self.waker.clone()
+        Waker(Arc::clone(&self.post))
     }
 
     /// The port that a source receives from. Sources change when ports are closed or opened, inside
     /// [`PacketIo::flush`] only.
     pub fn source_port(&self, source: usize) -> Option<PortId> {
-        let _ = source;
-        None
+        self.queues.get(source).map(|queue| queue.port)
     }
 
     /// Waits until a packet, a wake-up or the timeout comes. Answers whether it was before the timeout.
+    ///
+    /// Call it after a flush, with nothing in hand that somebody waits for.
     pub fn wait(&mut self, timeout: Duration) -> bool {
-        let _ = timeout;
-        false
+        self.return_frames(1);
+        self.publish();
+        self.post.parked.store(true, SeqCst);
+        // Whoever hands a packet over looks at `parked` after it has: so either it is seen here, or the event comes.
+        let ready = if self.post.waiting.load(SeqCst)
+            || self.inbox_length() > 0
+            || self.queues.iter().any(Queue::busy)
+        {
+            true
+        } else {
+            self.poll(timeout)
+        };
+        self.post.parked.store(false, SeqCst);
+        ready
+    }
+
+    fn poll(&mut self, timeout: Duration) -> bool {
+        self.polls.clear();
+        self.polls.push(libc::pollfd {
+            fd: self.post.event.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        for queue in &self.queues {
+            // A dead socket is always ready: it is left out (negative descriptors are).
+            let fd = if queue.gone() { -1 } else { queue.fd() };
+            self.polls.push(libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            });
+        }
+        if syscall::poll(&mut self.polls, timeout) == 0 {
+            return false;
+        }
+        if self.polls.first().is_some_and(|event| event.revents != 0) {
+            syscall::clear(self.post.event.as_fd());
+        }
+        for (queue, poll) in self.queues.iter_mut().zip(self.polls.iter().skip(1)) {
+            if poll.revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
+                queue.set_gone();
+            }
+        }
+        true
+    }
+
+    fn inbox_length(&self) -> usize {
+        self.pool
+            .inboxes
+            .get(self.worker)
+            .map_or(0, crossbeam::queue::ArrayQueue::len)
+    }
+
+    fn route(&self, port: PortId) -> Route {
+        self.routes.get(usize::from(port.0)).copied().unwrap_or_default()
+    }
+
+    /// Sends what other workers have handed over.
+    fn send_for_others(&mut self) {
+        let pool = Arc::clone(&self.pool);
+        let Some(inbox) = pool.inboxes.get(self.worker) else {
+            return;
+        };
+        for _ in 0..MAX_FOR_OTHERS {
+            let Some((port, frame)) = inbox.pop() else { return };
+            match self.route(port) {
+                Route::Own(index) => {
+                    if let Some(queue) = self.queues.get_mut(usize::from(index))
+                        && let Err(number) = queue.send(&pool, frame, &mut self.freed)
+                    {
+                        self.freed.push(number);
+                    }
+                }
+                _ => {
+                    self.unsent += 1; // closed meanwhile
+                    self.freed.extend(pool.consume(frame).map(|(number, _)| number));
+                }
+            }
+        }
+    }
+
+    /// Sorts freed frames: own ones are free, others go home in batches of at least `least`.
+    fn return_frames(&mut self, least: usize) {
+        for number in self.freed.drain(..) {
+            let home = self.pool.home(number);
+            match self.outboxes.get_mut(home) {
+                Some(outbox) if home != self.worker => outbox.push(number),
+                _ => self.free.push(number),
+            }
+        }
+        for (home, outbox) in self.outboxes.iter_mut().enumerate() {
+            while outbox.len() >= least.max(1) {
+                let from = outbox.len().saturating_sub(BATCH);
+                let batch: Batch = outbox.drain(from..).collect();
+                if let Err(batch) = self.pool.send_home(home, batch) {
+                    outbox.extend(batch);
+                    break;
+                }
+            }
+        }
+        while let Some(batch) = self.pool.come_home(self.worker) {
+            self.free.extend(batch);
+        }
+    }
+
+    fn publish(&self) {
+        let Some(counts) = self.pool.counts.get(self.worker) else {
+            return;
+        };
+        let outside: usize = self.outboxes.iter().map(Vec::len).sum();
+        counts
+            .free
+            .store((self.free.len() + self.freed.len() + outside) as u64, Relaxed);
+        let (mut receiving, mut sending) = (0, 0);
+        for queue in &self.queues {
+            receiving += u64::from(queue.receiving);
+            sending += u64::from(queue.sending);
+        }
+        counts.receiving.store(receiving, Relaxed);
+        counts.sending.store(sending, Relaxed);
+        counts.held.store(self.held, Relaxed);
+        counts.unsent.store(self.unsent, Relaxed);
+    }
+
+    /// Carries out what the control side wants. Rare; it never waits for the lock.
+    #[cold]
+    fn carry_out(&mut self) {
+        let post = Arc::clone(&self.post);
+        let Ok(mut orders) = post.orders.try_lock() else {
+            return;
+        };
+        let Ok(mut returned) = post.returned.try_lock() else {
+            return;
+        };
+        let Ok(owners) = post.owners.try_lock() else {
+            return;
+        };
+        post.waiting.store(false, SeqCst);
+        let mut carried_out = 0;
+        for order in orders.drain(..) {
+            carried_out += 1;
+            match order {
+                Order::Add(queues) => self.queues.extend(queues),
+                Order::Remove(port) => {
+                    let (gone, kept) = self.queues.drain(..).partition(|queue| queue.port == port);
+                    self.queues = kept;
+                    for mut queue in Vec::into_iter(gone) {
+                        queue.abandon(&self.pool, &mut self.freed);
+                        returned.push(queue);
+                    }
+                }
+            }
+        }
+        self.routes.clear();
+        for (port, owners) in owners.iter().enumerate() {
+            let own = self
+                .queues
+                .iter()
+                .position(|queue| usize::from(queue.port.0) == port);
+            let through = (!owners.is_empty())
+                .then(|| owners.get(self.worker % owners.len()))
+                .flatten();
+            self.routes.push(match (own, through) {
+                (Some(index), _) => Route::Own(index as u16),
+                (None, Some(&worker)) => Route::Through(worker as u16),
+                (None, None) => Route::None,
+            });
+        }
+        self.publish();
+        post.done.fetch_add(carried_out, SeqCst);
+    }
+
+    /// Wakes the workers that were handed packets and sleep.
+    fn wake_touched(&mut self) {
+        while self.touched != 0 {
+            let worker = self.touched.trailing_zeros() as usize;
+            self.touched &= self.touched - 1;
+            if let Some(post) = self.posts.get(worker)
+                && post.parked.load(SeqCst)
+            {
+                let _ = syscall::raise(post.event.as_fd()); // it sleeps for a bounded time in any case
+            }
+        }
     }
 }
 
 impl PacketIo for XskIo {
     fn sources(&self) -> usize {
-        0
+        self.queues.len()
     }
 
+    #[inline]
     fn receive(&mut self, source: usize, burst: &mut Burst) {
-        let _ = (source, burst);
+        if let Some(queue) = self.queues.get_mut(source) {
+            let before = burst.len();
+            queue.receive(&self.pool, burst, &mut self.freed);
+            self.held += (burst.len() - before) as i64;
+        }
     }
 
+    #[inline]
     fn send(&mut self, port: PortId, frame: Frame) -> bool {
-        let _ = port;
-        self.release(frame);
-        false
+        self.held -= 1;
+        match self.route(port) {
+            Route::Own(index) => {
+                let Some(queue) = self.queues.get_mut(usize::from(index)) else {
+                    return false;
+                };
+                match queue.send(&self.pool, frame, &mut self.freed) {
+                    Ok(()) => true,
+                    Err(number) => {
+                        self.freed.push(number);
+                        false
+                    }
+                }
+            }
+            Route::Through(worker) => {
+                let Some(inbox) = self.pool.inboxes.get(usize::from(worker)) else {
+                    return false;
+                };
+                match inbox.push((port, frame)) {
+                    Ok(()) => {
+                        self.touched |= 1 << worker;
+                        true
+                    }
+                    Err((_, frame)) => {
+                        self.unsent += 1;
+                        self.freed
+                            .extend(self.pool.consume(frame).map(|(number, _)| number));
+                        false
+                    }
+                }
+            }
+            Route::None => {
+                self.unsent += 1;
+                self.freed
+                    .extend(self.pool.consume(frame).map(|(number, _)| number));
+                false
+            }
+        }
     }
 
     fn allocate(&mut self) -> Option<Frame> {
-        None
+        if self.free.is_empty() {
+            self.return_frames(BATCH);
+        }
+        let number = self.free.pop()?;
+        self.held += 1;
+        self.pool.frame(number, 0, PortId(u16::MAX))
     }
 
+    #[inline]
     fn release(&mut self, frame: Frame) {
-        let _ = frame.into_token();
+        self.held -= 1;
+        self.freed
+            .extend(self.pool.consume(frame).map(|(number, _)| number));
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        if self.post.waiting.load(Relaxed) {
+            self.carry_out();
+        }
+        std::sync::atomic::fence(SeqCst); // what was handed over is seen before `parked` is looked at
+        self.wake_touched();
+        self.send_for_others();
+        for queue in &mut self.queues {
+            queue.transmit(&self.pool, &mut self.freed);
+        }
+        self.return_frames(BATCH);
+        for queue in &mut self.queues {
+            queue.prepare(&self.pool, &mut self.free);
+        }
+        self.publish();
+    }
 }

@@ -13,11 +13,16 @@ pub mod device;
 pub mod error;
 pub mod io;
 pub mod mapping;
+mod pool;
 pub mod preflight;
+mod queue;
 pub mod sockets;
+mod syscall;
 
 pub use affinity::pin_to;
 pub use error::XskError;
 pub use io::{Waker, XskIo};
 pub use mapping::map_shared;
-pub use sockets::{Accounts, Config, PortConfig, QueueSocket, QueueStats, Rings, Sockets, ZeroCopy, open};
+pub use sockets::{
+    Accounts, Config, PortConfig, QueueSocket, QueueStats, RingSizes, Sockets, ZeroCopy, open,
+};

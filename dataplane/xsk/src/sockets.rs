@@ -1,10 +1,51 @@
 //! The control side: opens ports, watches them, counts their frames.
 
-use std::os::fd::RawFd;
+#![allow(unsafe_code)] // one call: xsk-rs has socket creation as unsafe
 
-use ringwall_dataplane::port::{PortId, QueueId};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::{
+        Arc, PoisonError,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
+    time::{Duration, Instant},
+};
 
-use crate::{XskError, XskIo};
+use ringwall_dataplane::{
+    io::PacketIo,
+    port::{PortId, QueueId},
+};
+use xsk_rs::{
+    config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig},
+    socket::{Socket, SocketCreateError},
+};
+
+use crate::{
+    XskError, XskIo,
+    device::Device,
+    io::{Order, Post},
+    pool::{self, HEADROOM, Layout, MAX_SLOTS, Pool},
+    queue::{Queue, QueueCounts, Rings},
+    syscall,
+};
+
+/// A bit each in a word.
+const MAX_WORKERS: usize = 64;
+/// The largest frame, less what is kept before the packet.
+const MAX_PACKET: u32 = 4096 - HEADROOM as u32;
+/// The largest MTU of a port.
+pub(crate) const MAX_MTU: u32 = MAX_PACKET - ETHERNET;
+/// Bytes of an Ethernet header with two VLAN tags.
+const ETHERNET: u32 = 14 + 8;
+/// Frames that a worker may have in bursts, holds and hand-over rings.
+const FRAMES_IN_HAND: u32 = 4096;
+/// Frames that a queue may have on its TX and completion rings without the others feeling it.
+const IN_FLIGHT: u32 = 256;
+/// Packets that may wait for the worker that sends them.
+const INBOX: usize = 2048;
+/// How long workers may take to let go of a port.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether the kernel copies packets between device memory and the UMEM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +61,7 @@ pub enum ZeroCopy {
 
 /// Ring sizes in descriptors; powers of two. Fill and completion rings have one size for all ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rings {
+pub struct RingSizes {
     /// RX ring.
     pub rx: u32,
     /// TX ring; at most `completion`.
@@ -31,7 +72,7 @@ pub struct Rings {
     pub completion: u32,
 }
 
-impl Default for Rings {
+impl Default for RingSizes {
     fn default() -> Self {
         Self {
             rx: 2048,
@@ -66,7 +107,7 @@ pub struct Config {
     /// Copy or zero-copy.
     pub zero_copy: ZeroCopy,
     /// Ring sizes.
-    pub rings: Rings,
+    pub rings: RingSizes,
     /// Frames in the pool; None: what the rings of `ports` can hold, and some for the workers' hands.
     pub frames: Option<u32>,
     /// How long a busy queue is retried, in milliseconds.
@@ -74,7 +115,7 @@ pub struct Config {
 }
 
 /// An open queue: to be put into the XSKMAP slot `queue` of its port.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct QueueSocket {
     /// The port.
     pub port: PortId,
@@ -82,12 +123,20 @@ pub struct QueueSocket {
     pub queue: QueueId,
     /// The worker that polls it.
     pub worker: usize,
-    /// The socket, open as long as the port is.
-    pub fd: RawFd,
     /// Whether the kernel reports zero-copy.
     pub zero_copy: bool,
     /// How long its bind took, retries included, in microseconds.
     pub bind_micros: u64,
+    /// A descriptor of our own; the socket lives until this and the queue's are closed.
+    fd: OwnedFd,
+    slot: u16,
+    counts: Arc<QueueCounts>,
+}
+
+impl AsFd for QueueSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// Counts of a queue since it was opened.
@@ -115,6 +164,8 @@ pub struct QueueStats {
     pub kernel_rx_ring_full: u64,
     /// Kernel: times that the fill ring was found empty.
     pub kernel_fill_empty: u64,
+    /// Packets that were too short or too long to be sent.
+    pub tx_invalid: u64,
     /// Kernel: invalid TX descriptors.
     pub kernel_tx_invalid: u64,
 }
@@ -147,16 +198,289 @@ impl Accounts {
 /// The control side of the open ports.
 #[derive(Debug)]
 pub struct Sockets {
+    pool: Arc<Pool>,
+    posts: Arc<[Arc<Post>]>,
     queues: Vec<QueueSocket>,
+    /// Slots of closed queues, to be used again.
+    slots: Vec<u16>,
+    next_slot: u16,
+    config: Config,
+    zero_copy: bool,
+    /// Orders given to each worker so far.
+    ordered: u64,
+    /// The socket that holds the UMEM together; its first socket must outlive the others' binds.
+    _anchor: Option<Rings>,
 }
 
-/// Opens every port, with a pool of frames, for `workers` workers; the answer has one [`XskIo`] for each.
+/// Opens every port, with a pool of frames, for `workers` workers; the answer has one [`XskIo`] for each. Nothing is
+/// received before the sockets are registered in the ports' XSKMAPs.
 ///
 /// # Errors
 /// See [`XskError`]. Nothing stays open.
 pub fn open(config: &Config) -> Result<(Sockets, Vec<XskIo>), XskError> {
-    let _ = config;
-    Err(XskError::NoAfXdp)
+    check(config)?;
+    syscall::lift_memory_lock();
+    if config.zero_copy != ZeroCopy::Off {
+        match open_as(config, true) {
+            Err(XskError::NoZeroCopy { .. }) if config.zero_copy == ZeroCopy::Prefer => {}
+            other => return other,
+        }
+    }
+    open_as(config, false)
+}
+
+fn check(config: &Config) -> Result<(), XskError> {
+    let RingSizes {
+        rx,
+        tx,
+        fill,
+        completion,
+    } = config.rings;
+    for (name, size) in [("RX", rx), ("TX", tx), ("fill", fill), ("completion", completion)] {
+        if !size.is_power_of_two() || !(64..=32768).contains(&size) {
+            return Err(XskError::Config(format!(
+                "{name} ring of {size}: a power of two from 64 to 32768 is needed"
+            )));
+        }
+    }
+    if completion < tx {
+        return Err(XskError::Config(format!(
+            "completion ring of {completion} is smaller than the TX ring of {tx}"
+        )));
+    }
+    if !(1..=MAX_WORKERS).contains(&config.workers) {
+        return Err(XskError::Config(format!(
+            "{} workers: 1 to {MAX_WORKERS} are possible",
+            config.workers
+        )));
+    }
+    if config.ports.is_empty() {
+        return Err(XskError::Config("no port to open".to_owned()));
+    }
+    for (index, port) in config.ports.iter().enumerate() {
+        if port.id.0 == u16::MAX
+            || config
+                .ports
+                .iter()
+                .skip(index + 1)
+                .any(|other| other.id == port.id)
+        {
+            return Err(XskError::Config(format!(
+                "port number {} of `{}` cannot be used",
+                port.id.0, port.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Looks a port's device up and gives it the queues that it should have.
+fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
+    let mut device = Device::lookup(&port.name)?;
+    let max = MAX_MTU;
+    if device.mtu > max {
+        return Err(XskError::Mtu {
+            interface: port.name.clone(),
+            mtu: device.mtu,
+            max,
+        });
+    }
+    // Every queue that the device has can receive, so every one gets a socket: never fewer than there are, unless a
+    // number is asked for.
+    let wanted = port.queues.unwrap_or(device.queues.max(workers as u16)).max(1);
+    if wanted != device.queues {
+        if port.queues.is_some() && wanted > device.max_queues {
+            return Err(XskError::Config(format!(
+                "interface `{}` can have {} queues, {wanted} are asked for",
+                port.name, device.max_queues
+            )));
+        }
+        let reachable = wanted.min(device.max_queues);
+        match device.set_queues(reachable) {
+            // Asked for by name: an error. Else fewer queues do, too.
+            Err(error) if port.queues.is_some() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(device)
+}
+
+fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), XskError> {
+    let devices = config
+        .ports
+        .iter()
+        .map(|port| prepare(port, config.workers))
+        .collect::<Result<Vec<_>, _>>()?;
+    let layout = layout(config, &devices);
+    let (pool, anchor) = if zero_copy {
+        (Pool::new(&layout)?, None)
+    } else {
+        anchored(&layout)?
+    };
+    let pool = Arc::new(pool);
+    let posts: Vec<Arc<Post>> = (0..config.workers)
+        .map(|_| Post::new().map(Arc::new))
+        .collect::<io::Result<_>>()
+        .map_err(|source| XskError::System {
+            action: "make an event descriptor".to_owned(),
+            source,
+        })?;
+    let posts: Arc<[Arc<Post>]> = posts.into();
+    let mut workers: Vec<XskIo> = (0..config.workers)
+        .filter_map(|worker| XskIo::new(worker, Arc::clone(&pool), Arc::clone(&posts)))
+        .collect();
+    let mut sockets = Sockets {
+        pool,
+        posts,
+        queues: Vec::new(),
+        slots: Vec::new(),
+        next_slot: 0,
+        config: config.clone(),
+        zero_copy,
+        ordered: 0,
+        _anchor: anchor,
+    };
+    for (port, device) in config.ports.iter().zip(&devices) {
+        sockets.open_port(port, device)?;
+    }
+    for worker in &mut workers {
+        worker.flush(); // takes its queues and fills their rings
+    }
+    Ok((sockets, workers))
+}
+
+/// How many frames there are, and whose.
+fn layout(config: &Config, devices: &[Device]) -> Layout {
+    let largest = devices
+        .iter()
+        .map(|device| device.mtu + ETHERNET)
+        .max()
+        .unwrap_or(0);
+    let frame_size = if largest as usize + HEADROOM <= 2048 {
+        2048
+    } else {
+        4096
+    };
+    let mut frames = vec![FRAMES_IN_HAND; config.workers];
+    for (port, device) in config.ports.iter().zip(devices) {
+        for queue in 0..device.queues {
+            let worker = worker_of(port.id, queue, config.workers);
+            if let Some(frames) = frames.get_mut(worker) {
+                *frames += port.fill_frames.min(config.rings.fill) + IN_FLIGHT.min(config.rings.tx);
+            }
+        }
+    }
+    if let Some(wanted) = config.frames {
+        let spare = wanted.saturating_sub(frames.iter().sum()) / config.workers as u32;
+        frames.iter_mut().for_each(|frames| *frames += spare);
+    }
+    // Whole huge pages.
+    let per_page = (2 << 20) / frame_size;
+    let rest = frames.iter().sum::<u32>() % per_page;
+    if let Some(last) = frames.last_mut()
+        && rest > 0
+    {
+        *last += per_page - rest;
+    }
+    Layout {
+        frame_size,
+        frames,
+        fill: config.rings.fill,
+        completion: config.rings.completion,
+        inbox: INBOX,
+    }
+}
+
+/// The worker that has a queue. Ports with few queues are spread over the workers.
+fn worker_of(port: PortId, queue: u16, workers: usize) -> usize {
+    (usize::from(port.0) + usize::from(queue)) % workers
+}
+
+/// A pool in copy mode, and the socket that its UMEM belongs to.
+///
+/// The kernel lets a socket share a UMEM only while the socket that registered it is bound to a device. So that every
+/// port may go and come back, that socket is bound to a device which never goes: the loopback of a network namespace
+/// made for it, or, where the process may not make one, that of its own.
+fn anchored(layout: &Layout) -> Result<(Pool, Option<Rings>), XskError> {
+    let bound = |layout: &Layout| {
+        let pool = Pool::new(layout)?;
+        let interface = interface("lo")?;
+        let flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP;
+        let config = socket_config(64, 64, flags)?;
+        let (_, rings) = bind(&pool, config, &interface, 0).map_err(|error| XskError::System {
+            action: "bind the UMEM's socket to `lo`".to_owned(),
+            source: pool::source_of(&error),
+        })?;
+        Ok((pool, Some(rings)))
+    };
+    let apart = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| match syscall::leave_network_namespace() {
+            Ok(()) => Some(bound(layout)),
+            Err(_) => None,
+        });
+        thread.join().ok().flatten()
+    });
+    match apart {
+        Some(answer) => answer,
+        None => bound(layout),
+    }
+}
+
+fn interface(name: &str) -> Result<Interface, XskError> {
+    name.parse().map_err(|_| XskError::NoInterface(name.to_owned()))
+}
+
+fn socket_config(rx: u32, tx: u32, flags: BindFlags) -> Result<SocketConfig, XskError> {
+    let size = |size: u32| {
+        QueueSize::new(size).map_err(|error| XskError::Config(format!("ring of {size}: {error}")))
+    };
+    Ok(SocketConfig::builder()
+        .rx_queue_size(size(rx)?)
+        .tx_queue_size(size(tx)?)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(flags)
+        .build())
+}
+
+/// Opens and binds a socket. The descriptor is open as long as the rings are.
+fn bind(
+    pool: &Pool,
+    config: SocketConfig,
+    interface: &Interface,
+    queue: u16,
+) -> Result<(RawFd, Rings), BindError> {
+    // SAFETY: program loading is inhibited by every configuration made here, which is what the contract asks for.
+    let (tx, rx, rings) = unsafe { Socket::new(config, pool.umem(), interface, u32::from(queue)) }
+        .map_err(BindError::Socket)?;
+    let (fill, completion) = rings.ok_or(BindError::Twice)?;
+    let fd = rx.fd().as_raw_fd();
+    Ok((
+        fd,
+        Rings {
+            rx,
+            tx,
+            fill,
+            completion,
+        },
+    ))
+}
+
+/// Why a socket could not be bound.
+#[derive(Debug, thiserror::Error)]
+enum BindError {
+    #[error("{0}")]
+    Socket(#[source] SocketCreateError),
+    #[error("the queue is already open")]
+    Twice,
+}
+
+impl BindError {
+    fn kernel(&self) -> io::Error {
+        match self {
+            Self::Socket(error) => pool::source_of(error),
+            Self::Twice => io::Error::from_raw_os_error(libc::EBUSY),
+        }
+    }
 }
 
 impl Sockets {
@@ -165,36 +489,278 @@ impl Sockets {
         &self.queues
     }
 
+    /// Whether packets are not copied.
+    pub fn zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Opens the queues of a port and gives them to the workers.
+    fn open_port(&mut self, port: &PortConfig, device: &Device) -> Result<(), XskError> {
+        let workers = self.config.workers;
+        let mut opened: Vec<(QueueSocket, Queue)> = Vec::new();
+        for queue in 0..device.queues {
+            match self.open_queue(port, queue) {
+                Ok((socket, ring)) => opened.push((socket, ring)),
+                Err(error) => {
+                    let slots = opened.iter().map(|(socket, _)| socket.slot);
+                    self.slots.extend(slots);
+                    return Err(error);
+                }
+            }
+        }
+        let owners: Vec<usize> = opened.iter().map(|(socket, _)| socket.worker).collect();
+        let mut orders: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
+        for (socket, ring) in opened {
+            if let Some(order) = orders.get_mut(socket.worker) {
+                order.push(ring);
+            }
+            self.queues.push(socket);
+        }
+        self.set_owners(port.id, owners);
+        self.order(|worker| Order::Add(orders.get_mut(worker).map(std::mem::take).unwrap_or_default()))
+    }
+
+    fn set_owners(&self, port: PortId, owners: Vec<usize>) {
+        for post in self.posts.iter() {
+            let mut table = post.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            let index = usize::from(port.0);
+            if table.len() <= index {
+                table.resize(index + 1, Vec::new());
+            }
+            if let Some(entry) = table.get_mut(index) {
+                entry.clone_from(&owners);
+            }
+        }
+    }
+
+    /// Leaves an order with every worker.
+    fn order(&mut self, mut order: impl FnMut(usize) -> Order) -> Result<(), XskError> {
+        self.ordered += 1;
+        for (worker, post) in self.posts.iter().enumerate() {
+            post.order(order(worker)).map_err(|source| XskError::System {
+                action: format!("wake worker {worker}"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn open_queue(&mut self, port: &PortConfig, queue: u16) -> Result<(QueueSocket, Queue), XskError> {
+        let started = Instant::now();
+        // All but the first take their flags from the UMEM's first socket.
+        let flags = BindFlags::XDP_USE_NEED_WAKEUP
+            | if self.zero_copy {
+                BindFlags::XDP_ZEROCOPY
+            } else {
+                BindFlags::XDP_COPY
+            };
+        let config = socket_config(self.config.rings.rx, self.config.rings.tx, flags)?;
+        let interface = interface(&port.name)?;
+        let limit = Duration::from_millis(self.config.bind_timeout_ms);
+        let (fd, rings) = loop {
+            let error = match bind(&self.pool, config, &interface, queue) {
+                Ok(bound) => break bound,
+                Err(error) => error.kernel(),
+            };
+            match error.raw_os_error() {
+                // The queue of a process that has just ended is let go of by the kernel a little later.
+                Some(libc::EBUSY) if started.elapsed() < limit => {
+                    std::thread::sleep(Duration::from_micros(500))
+                }
+                Some(libc::EBUSY) => {
+                    return Err(XskError::Busy {
+                        interface: port.name.clone(),
+                        queue,
+                        waited_ms: started.elapsed().as_millis() as u64,
+                    });
+                }
+                Some(libc::ENODEV) => return Err(XskError::NoInterface(port.name.clone())),
+                Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTSUP) if self.zero_copy => {
+                    return Err(XskError::NoZeroCopy {
+                        interface: port.name.clone(),
+                        queue,
+                        reason: error.to_string(),
+                    });
+                }
+                _ => {
+                    return Err(XskError::system(
+                        format!("bind an AF_XDP socket to queue {queue} of `{}`", port.name),
+                        "CAP_NET_RAW (and CAP_NET_ADMIN)",
+                        error,
+                    ));
+                }
+            }
+        };
+        let failed = |source| XskError::System {
+            action: format!("ask the socket of `{}`", port.name),
+            source,
+        };
+        let zero_copy = syscall::is_zero_copy(fd).map_err(failed)?;
+        if self.zero_copy && !zero_copy {
+            let reason = "the kernel reports copy mode".to_owned();
+            return Err(XskError::NoZeroCopy {
+                interface: port.name.clone(),
+                queue,
+                reason,
+            });
+        }
+        syscall::widen_transmit(fd, self.config.rings.tx);
+        let own = syscall::duplicate(fd).map_err(failed)?;
+        let slot = match self.slots.pop() {
+            Some(slot) => slot,
+            None if usize::from(self.next_slot) < MAX_SLOTS => {
+                self.next_slot += 1;
+                self.next_slot - 1
+            }
+            None => return Err(XskError::Config(format!("more than {MAX_SLOTS} queues"))),
+        };
+        let target = port.fill_frames.min(self.config.rings.fill);
+        let ring = Queue::new(port.id, slot, fd, rings, target);
+        let socket = QueueSocket {
+            port: port.id,
+            queue: QueueId(queue),
+            worker: worker_of(port.id, queue, self.config.workers),
+            zero_copy,
+            bind_micros: started.elapsed().as_micros() as u64,
+            fd: own,
+            slot,
+            counts: Arc::clone(&ring.counts),
+        };
+        Ok((socket, ring))
+    }
+
     /// Ports that were open and are lost: the device is gone. To be given to [`Self::close`], and, when the
     /// device is back, to [`Self::reopen`].
     pub fn lost(&self) -> Vec<PortId> {
-        Vec::new()
+        let mut polls: Vec<libc::pollfd> = self
+            .queues
+            .iter()
+            .map(|queue| libc::pollfd {
+                fd: queue.fd.as_raw_fd(),
+                events: 0,
+                revents: 0,
+            })
+            .collect();
+        syscall::poll(&mut polls, Duration::ZERO);
+        let mut lost: Vec<PortId> = self
+            .queues
+            .iter()
+            .zip(&polls)
+            .filter(|(_, poll)| poll.revents & (libc::POLLERR | libc::POLLNVAL) != 0)
+            .map(|(queue, _)| queue.port)
+            .collect();
+        lost.sort_unstable();
+        lost.dedup();
+        lost
     }
 
     /// Closes a port. Its frames come home; others are not touched. Waits for the workers to let go of it.
     ///
     /// # Errors
-    /// The port is not known, or a worker did not let go within a second.
+    /// The port is not open, or a worker did not let go within a second.
     pub fn close(&mut self, port: PortId) -> Result<(), XskError> {
-        Err(XskError::Config(format!("port {} is not open", port.0)))
+        if !self.queues.iter().any(|queue| queue.port == port) {
+            return Err(XskError::Config(format!("port {} is not open", port.0)));
+        }
+        self.set_owners(port, Vec::new());
+        self.order(|_| Order::Remove(port))?;
+        let started = Instant::now();
+        while self
+            .posts
+            .iter()
+            .any(|post| post.done.load(SeqCst) < self.ordered)
+        {
+            if started.elapsed() > PATIENCE {
+                return Err(XskError::Config(format!(
+                    "a worker did not let go of port {} in time",
+                    port.0
+                )));
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // Closing takes the kernel a while: here, not on a worker.
+        for post in self.posts.iter() {
+            let returned = std::mem::take(&mut *post.returned.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(returned);
+        }
+        let (closed, open) = std::mem::take(&mut self.queues)
+            .into_iter()
+            .partition(|queue| queue.port == port);
+        self.queues = open;
+        for queue in Vec::into_iter(closed) {
+            let slot = queue.slot;
+            drop(queue);
+            self.pool.reclaim(slot);
+            self.slots.push(slot);
+        }
+        Ok(())
     }
 
     /// Opens a port again, or a new one, and hands its queues to the workers. The new sockets are in
-    /// [`Self::queues`] and have to be registered.
+    /// [`Self::queues`] and have to be registered. Frames come from the pool that [`open`] made.
     ///
     /// # Errors
     /// As [`open`]; the other ports are not touched.
     pub fn reopen(&mut self, port: &PortConfig) -> Result<(), XskError> {
-        Err(XskError::NoInterface(port.name.clone()))
+        if self.queues.iter().any(|queue| queue.port == port.id) {
+            return Err(XskError::Config(format!("port {} is open already", port.id.0)));
+        }
+        if port.id.0 == u16::MAX {
+            return Err(XskError::Config("port number 65535 cannot be used".to_owned()));
+        }
+        let device = prepare(port, self.config.workers)?;
+        let largest = self.pool.capacity() as u32 - ETHERNET;
+        if device.mtu > largest {
+            return Err(XskError::Mtu {
+                interface: port.name.clone(),
+                mtu: device.mtu,
+                max: largest,
+            });
+        }
+        self.open_port(port, &device)
     }
 
     /// Counts of every open queue.
     pub fn stats(&self) -> Vec<(PortId, QueueId, QueueStats)> {
-        Vec::new()
+        self.queues
+            .iter()
+            .map(|queue| {
+                let mut stats = queue.counts.read();
+                if let Ok(kernel) = syscall::statistics(queue.fd.as_raw_fd()) {
+                    stats.kernel_rx_dropped = kernel.rx_dropped + kernel.rx_invalid_descs;
+                    stats.kernel_rx_ring_full = kernel.rx_ring_full;
+                    stats.kernel_fill_empty = kernel.rx_fill_ring_empty_descs;
+                    stats.kernel_tx_invalid = kernel.tx_invalid_descs;
+                }
+                (queue.port, queue.queue, stats)
+            })
+            .collect()
+    }
+
+    /// Packets that were not sent because their port was not open, or because the worker that sends for it had too
+    /// many waiting.
+    pub fn unsent(&self) -> u64 {
+        self.pool
+            .counts
+            .iter()
+            .map(|counts| counts.unsent.load(Relaxed))
+            .sum()
     }
 
     /// Where the frames are.
     pub fn accounts(&self) -> Accounts {
-        Accounts::default()
+        let mut accounts = Accounts {
+            total: self.pool.frames() as u64,
+            free: self.pool.on_their_way(),
+            handed_over: self.pool.inboxes.iter().map(|inbox| inbox.len() as u64).sum(),
+            ..Accounts::default()
+        };
+        for counts in &self.pool.counts {
+            accounts.free += counts.free.load(Relaxed);
+            accounts.receiving += counts.receiving.load(Relaxed);
+            accounts.sending += counts.sending.load(Relaxed);
+            accounts.held += counts.held.load(Relaxed);
+        }
+        accounts
     }
 }

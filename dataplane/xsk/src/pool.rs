@@ -1,0 +1,375 @@
+//! The pool: packet memory, who holds which frame, and the way home.
+#![allow(unsafe_code)] // frames are views into the UMEM
+
+use std::{
+    io,
+    num::NonZeroU32,
+    ptr::NonNull,
+    sync::atomic::{AtomicI64, AtomicU16, AtomicU64, Ordering::Relaxed},
+};
+
+use crossbeam::{queue::ArrayQueue, utils::CachePadded};
+use ringwall_dataplane::{frame::Frame, port::PortId};
+use xsk_rs::{FrameDesc, Umem, config::UmemConfig};
+
+use crate::XskError;
+
+/// Bytes that the kernel keeps for XDP before the packet.
+pub(crate) const HEADROOM: usize = 256;
+
+/// Frames that go home together.
+pub(crate) const BATCH: usize = 32;
+
+/// Number of a frame in the UMEM.
+pub(crate) type FrameNumber = u32;
+
+/// Frames on their way home.
+pub(crate) type Batch = arrayvec::ArrayVec<FrameNumber, BATCH>;
+
+/// Where a frame is, as far as the kernel may have it: `HELD`, or a ring of the queue with a slot number.
+///
+/// It is written only by whoever owns the frame at the moment, and read when the kernel claims to give the frame back:
+/// an address that the kernel names must be of a frame that it was given, by this very ring. So no answer of the kernel
+/// makes two owners of a frame, or one of memory outside.
+pub(crate) const HELD: u16 = 0;
+
+/// Place of frames on the fill or RX ring of a slot.
+pub(crate) fn receiving(slot: u16) -> u16 {
+    1 + 2 * slot
+}
+
+/// Place of frames on the TX or completion ring of a slot.
+pub(crate) fn sending(slot: u16) -> u16 {
+    2 + 2 * slot
+}
+
+/// The most queues that places can tell apart.
+pub(crate) const MAX_SLOTS: usize = 32_000;
+
+/// What a worker publishes once per burst, for the accounts.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerCounts {
+    /// In free lists and outboxes.
+    pub(crate) free: AtomicU64,
+    /// In fill and RX rings.
+    pub(crate) receiving: AtomicU64,
+    /// In TX and completion rings.
+    pub(crate) sending: AtomicU64,
+    /// Taken from this worker's queues or pool and not given back to it; may be below 0.
+    pub(crate) held: AtomicI64,
+    /// Packets for ports that are not open, or whose sender's inbox was full.
+    pub(crate) unsent: AtomicU64,
+}
+
+/// Packet memory, shared by all workers.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    umem: Umem,
+    /// First byte of the UMEM.
+    base: NonNull<u8>,
+    frame_size: usize,
+    /// Descriptor of each frame, at the place where packets start.
+    descriptors: Box<[FrameDesc]>,
+    /// Place of each frame.
+    places: Box<[AtomicU16]>,
+    /// The worker whose free list each frame belongs to.
+    homes: Box<[u8]>,
+    /// Frames that other workers have done with, per home.
+    returns: Box<[ArrayQueue<Batch>]>,
+    /// Frames in `returns`.
+    away: CachePadded<AtomicU64>,
+    /// Packets that a worker sends for others, per sender.
+    pub(crate) inboxes: Box<[ArrayQueue<(PortId, Frame)>]>,
+    pub(crate) counts: Box<[CachePadded<WorkerCounts>]>,
+}
+
+// SAFETY: `base` points to memory that the UMEM keeps mapped and that only owners of frames reach. `umem` is used by
+// `Sync` methods alone (its region is shared memory, its creation of sockets takes a lock of its own).
+unsafe impl Send for Pool {}
+// SAFETY: see above.
+unsafe impl Sync for Pool {}
+
+/// How a pool is laid out.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// 2048 or 4096 bytes.
+    pub(crate) frame_size: u32,
+    /// Frames that belong to each worker.
+    pub(crate) frames: Vec<u32>,
+    pub(crate) fill: u32,
+    pub(crate) completion: u32,
+    /// Packets that may wait for each sender.
+    pub(crate) inbox: usize,
+}
+
+impl Pool {
+    /// Maps and registers the memory.
+    pub(crate) fn new(layout: &Layout) -> Result<Self, XskError> {
+        let total: u32 = layout.frames.iter().sum();
+        let bytes = total as usize * layout.frame_size as usize;
+        let (umem, descriptors) = create_umem(layout, total, bytes)?;
+        let mut homes = Vec::with_capacity(total as usize);
+        for (worker, &frames) in layout.frames.iter().enumerate() {
+            homes.extend(std::iter::repeat_n(worker as u8, frames as usize));
+        }
+        let mut first = *descriptors
+            .first()
+            .ok_or_else(|| XskError::Config("a pool needs frames".to_owned()))?;
+        // SAFETY: the descriptor is the UMEM's own, and nobody has a reference to any frame yet.
+        let mut data = unsafe { umem.data_mut(&mut first) };
+        let length = data.cursor().buf_len();
+        data.cursor().set_pos(length);
+        let base = data.contents_mut().as_mut_ptr().wrapping_sub(HEADROOM);
+        let base = NonNull::new(base).ok_or_else(|| XskError::Config("the UMEM has no memory".to_owned()))?;
+        Ok(Self {
+            base,
+            frame_size: layout.frame_size as usize,
+            places: (0..total).map(|_| AtomicU16::new(HELD)).collect(),
+            homes: homes.into_boxed_slice(),
+            returns: layout
+                .frames
+                .iter()
+                .map(|&frames| ArrayQueue::new((frames as usize / 8).max(64)))
+                .collect(),
+            away: CachePadded::default(),
+            inboxes: layout
+                .frames
+                .iter()
+                .map(|_| ArrayQueue::new(layout.inbox.max(1)))
+                .collect(),
+            counts: layout.frames.iter().map(|_| CachePadded::default()).collect(),
+            descriptors: descriptors.into_boxed_slice(),
+            umem,
+        })
+    }
+
+    pub(crate) fn umem(&self) -> &Umem {
+        &self.umem
+    }
+
+    pub(crate) fn frames(&self) -> usize {
+        self.descriptors.len()
+    }
+
+    /// Bytes that a packet may have.
+    pub(crate) fn capacity(&self) -> usize {
+        self.frame_size - HEADROOM
+    }
+
+    /// Frames that belong to a worker, the first last.
+    pub(crate) fn home_frames(&self, worker: usize) -> Vec<FrameNumber> {
+        (0..self.frames() as FrameNumber)
+            .rev()
+            .filter(|&number| self.home(number) == worker)
+            .collect()
+    }
+
+    #[inline]
+    pub(crate) fn home(&self, number: FrameNumber) -> usize {
+        self.homes
+            .get(number as usize)
+            .map_or(0, |&home| usize::from(home))
+    }
+
+    /// The descriptor of an empty frame.
+    #[inline]
+    pub(crate) fn descriptor(&self, number: FrameNumber) -> Option<FrameDesc> {
+        self.descriptors.get(number as usize).copied()
+    }
+
+    /// The descriptor of a packet of `length` bytes in a frame that the caller owns.
+    #[inline]
+    pub(crate) fn packet_descriptor(&self, number: FrameNumber, length: usize) -> Option<FrameDesc> {
+        let mut descriptor = self.descriptor(number)?;
+        // SAFETY: the descriptor is of this UMEM; the caller owns the frame, so there is no other reference to it.
+        unsafe { self.umem.data_mut(&mut descriptor) }
+            .cursor()
+            .set_pos(length);
+        Some(descriptor)
+    }
+
+    #[inline]
+    pub(crate) fn set_place(&self, number: FrameNumber, place: u16) {
+        if let Some(slot) = self.places.get(number as usize) {
+            slot.store(place, Relaxed);
+        }
+    }
+
+    /// Takes a frame that the kernel says it is done with: the number of the frame with this address, if the kernel
+    /// had it at `place`.
+    #[inline]
+    pub(crate) fn take_back(&self, address: usize, place: u16) -> Option<FrameNumber> {
+        let number = address / self.frame_size;
+        let slot = self.places.get(number)?;
+        if slot.load(Relaxed) != place {
+            return None;
+        }
+        slot.store(HELD, Relaxed);
+        Some(number as FrameNumber)
+    }
+
+    /// Makes a frame of a received descriptor, which must be of a frame that [`Self::take_back`] has just given. None
+    /// where the descriptor reaches out of the frame.
+    #[inline]
+    pub(crate) fn received(
+        &self,
+        number: FrameNumber,
+        address: usize,
+        length: usize,
+        port: PortId,
+    ) -> Option<Frame> {
+        let start = number as usize * self.frame_size;
+        let offset = address.checked_sub(start)?;
+        if length > self.capacity() || offset + length > self.frame_size || number as usize >= self.frames() {
+            return None;
+        }
+        if offset != HEADROOM {
+            // A driver or program that moved the packet. Put it where packets start, so that one table of
+            // descriptors serves.
+            let frame = self.base.as_ptr().wrapping_add(start);
+            // SAFETY: both ranges are inside the frame (checked above), which nobody else owns now.
+            unsafe { std::ptr::copy(frame.wrapping_add(offset), frame.wrapping_add(HEADROOM), length) };
+        }
+        self.frame(number, length, port)
+    }
+
+    /// Makes a frame of a buffer that the caller owns.
+    #[inline]
+    pub(crate) fn frame(&self, number: FrameNumber, length: usize, port: PortId) -> Option<Frame> {
+        let start = number as usize * self.frame_size + HEADROOM;
+        if number as usize >= self.frames() || length > self.capacity() {
+            return None;
+        }
+        let data = NonNull::new(self.base.as_ptr().wrapping_add(start))?;
+        // SAFETY: the frame lies inside the UMEM, which stays mapped while the pool lives, and every worker's side
+        // keeps the pool; the caller owns the buffer, which no ring has (its place is `HELD`), and gives it up here.
+        Some(unsafe { Frame::from_raw(data, length as u32, self.capacity() as u32, start as u64, port) })
+    }
+
+    /// The buffer and packet length of a frame that comes back. None where it is not of this pool.
+    #[inline]
+    pub(crate) fn consume(&self, frame: Frame) -> Option<(FrameNumber, usize)> {
+        let (token, length) = frame.into_token();
+        let number = token as usize / self.frame_size;
+        (number < self.frames()).then_some((number as FrameNumber, length as usize))
+    }
+
+    /// Sends a batch home; gives it back where the way is full.
+    pub(crate) fn send_home(&self, worker: usize, batch: Batch) -> Result<(), Batch> {
+        let frames = batch.len() as u64;
+        let Some(queue) = self.returns.get(worker) else {
+            return Err(batch);
+        };
+        self.away.fetch_add(frames, Relaxed);
+        queue.push(batch).inspect_err(|_| {
+            self.away.fetch_sub(frames, Relaxed);
+        })
+    }
+
+    /// A batch that has come home.
+    pub(crate) fn come_home(&self, worker: usize) -> Option<Batch> {
+        let batch = self.returns.get(worker)?.pop()?;
+        self.away.fetch_sub(batch.len() as u64, Relaxed);
+        Some(batch)
+    }
+
+    /// Frames on their way home.
+    pub(crate) fn on_their_way(&self) -> u64 {
+        self.away.load(Relaxed)
+    }
+
+    /// Frees the frames that a closed queue's rings had. The queue's socket must be closed.
+    pub(crate) fn reclaim(&self, slot: u16) -> u64 {
+        let mut lost = 0;
+        let mut batch = Batch::new();
+        let mut home = 0;
+        for number in 0..self.frames() as FrameNumber {
+            let Some(place) = self.places.get(number as usize) else {
+                break;
+            };
+            let at = place.load(Relaxed);
+            if at != receiving(slot) && at != sending(slot) {
+                continue;
+            }
+            lost += u64::from(at == sending(slot));
+            place.store(HELD, Relaxed);
+            if home != self.home(number) || batch.is_full() {
+                self.insist_home(home, std::mem::take(&mut batch));
+                home = self.home(number);
+            }
+            batch.push(number);
+        }
+        self.insist_home(home, batch);
+        lost
+    }
+
+    /// Sends a batch home, waiting for the way to be free: for the control side only.
+    fn insist_home(&self, worker: usize, mut batch: Batch) {
+        while !batch.is_empty() {
+            match self.send_home(worker, batch) {
+                Ok(()) => return,
+                Err(back) => batch = back,
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn create_umem(layout: &Layout, total: u32, bytes: usize) -> Result<(Umem, Vec<FrameDesc>), XskError> {
+    let setting = |what: &str, error: &dyn std::error::Error| XskError::Config(format!("{what}: {error}"));
+    let config = UmemConfig::builder()
+        .frame_size(
+            layout
+                .frame_size
+                .try_into()
+                .map_err(|error| setting("frame size", &error))?,
+        )
+        .fill_queue_size(
+            layout
+                .fill
+                .try_into()
+                .map_err(|error| setting("fill ring", &error))?,
+        )
+        .comp_queue_size(
+            layout
+                .completion
+                .try_into()
+                .map_err(|error| setting("completion ring", &error))?,
+        )
+        .build()
+        .map_err(|error| setting("UMEM", &error))?;
+    let count = NonZeroU32::new(total).ok_or_else(|| XskError::Config("a pool needs frames".to_owned()))?;
+    // Huge pages where the administrator has reserved some.
+    if bytes.is_multiple_of(2 << 20)
+        && let Ok(made) = Umem::new(config, count, true)
+    {
+        return Ok(made);
+    }
+    Umem::new(config, count, false).map_err(|error| {
+        let source = source_of(&error);
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => XskError::Permission {
+                action: "open an AF_XDP socket".to_owned(),
+                capability: "CAP_NET_RAW",
+            },
+            Some(libc::EAFNOSUPPORT) => XskError::NoAfXdp,
+            Some(libc::ENOBUFS | libc::ENOMEM) => XskError::Memory { bytes, source },
+            _ => XskError::System {
+                action: format!("make a UMEM of {bytes} bytes ({error})"),
+                source,
+            },
+        }
+    })
+}
+
+/// The kernel's answer inside an error of xsk-rs.
+pub(crate) fn source_of(error: &dyn std::error::Error) -> io::Error {
+    match error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error)
+    {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::other(error.to_string()),
+    }
+}

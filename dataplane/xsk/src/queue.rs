@@ -1,0 +1,382 @@
+//! One queue of one port: its socket and four rings, owned by one worker.
+#![allow(unsafe_code)] // ring calls of xsk-rs, whose contract is that a frame is in one place
+
+use std::{
+    os::fd::RawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use ringwall_dataplane::{
+    frame::Frame,
+    io::{BURST, Burst},
+    port::PortId,
+};
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
+
+use crate::{
+    pool::{FrameNumber, Pool, receiving, sending},
+    sockets::QueueStats,
+    syscall,
+};
+
+/// Kicks of one flush, at most: with 32 packets each, more than a ring.
+const MAX_KICKS: u32 = 128;
+/// Kicks in a row that moved nothing before the rest is left for the next flush.
+const MAX_IDLE_KICKS: u32 = 2;
+/// The shortest frame that the kernel takes: an Ethernet header.
+const MIN_PACKET: usize = 14;
+
+/// What a worker publishes of a queue, once per burst.
+#[derive(Debug, Default)]
+pub(crate) struct QueueCounts {
+    rx_frames: AtomicU64,
+    rx_bytes: AtomicU64,
+    tx_frames: AtomicU64,
+    tx_bytes: AtomicU64,
+    tx_full: AtomicU64,
+    tx_lost: AtomicU64,
+    tx_invalid: AtomicU64,
+    port_lost: AtomicU64,
+    bad_descriptors: AtomicU64,
+}
+
+impl QueueCounts {
+    pub(crate) fn read(&self) -> QueueStats {
+        QueueStats {
+            rx_frames: self.rx_frames.load(Relaxed),
+            rx_bytes: self.rx_bytes.load(Relaxed),
+            tx_frames: self.tx_frames.load(Relaxed),
+            tx_bytes: self.tx_bytes.load(Relaxed),
+            tx_full: self.tx_full.load(Relaxed),
+            tx_lost: self.tx_lost.load(Relaxed),
+            tx_invalid: self.tx_invalid.load(Relaxed),
+            port_lost: self.port_lost.load(Relaxed),
+            bad_descriptors: self.bad_descriptors.load(Relaxed),
+            ..QueueStats::default()
+        }
+    }
+}
+
+/// A queue and everything bound to it.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) port: PortId,
+    /// Number in the places of frames.
+    pub(crate) slot: u16,
+    fd: RawFd,
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    /// Frames to be kept in the fill and RX rings.
+    target: u32,
+    /// Frames in the fill and RX rings.
+    pub(crate) receiving: u32,
+    /// Frames in the TX and completion rings.
+    pub(crate) sending: u32,
+    /// Places on the TX ring.
+    tx_size: u32,
+    /// Free places on the TX ring, less those that `pending` will take.
+    room: u32,
+    /// To be put on the TX ring together.
+    pending: arrayvec::ArrayVec<FrameDesc, BURST>,
+    /// There are packets on the TX ring that the kernel has not taken.
+    unkicked: bool,
+    /// The device is down.
+    down: bool,
+    /// The device is gone: the socket is dead.
+    gone: bool,
+    /// Counts of this worker's own; published once per burst.
+    seen: QueueStats,
+    pub(crate) counts: Arc<QueueCounts>,
+}
+
+/// The parts that xsk-rs gives for a socket.
+#[derive(Debug)]
+pub(crate) struct Rings {
+    pub(crate) rx: RxQueue,
+    pub(crate) tx: TxQueue,
+    pub(crate) fill: FillQueue,
+    pub(crate) completion: CompQueue,
+}
+
+impl Queue {
+    pub(crate) fn new(port: PortId, slot: u16, fd: RawFd, rings: Rings, target: u32) -> Self {
+        let Rings {
+            rx,
+            mut tx,
+            fill,
+            completion,
+        } = rings;
+        Self {
+            port,
+            slot,
+            fd,
+            rx,
+            tx_size: tx.nb_free_exact(),
+            room: tx.nb_free_exact(),
+            tx,
+            fill,
+            completion,
+            target,
+            receiving: 0,
+            sending: 0,
+            pending: arrayvec::ArrayVec::new(),
+            unkicked: false,
+            down: false,
+            gone: false,
+            seen: QueueStats::default(),
+            counts: Arc::default(),
+        }
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    pub(crate) fn gone(&self) -> bool {
+        self.gone
+    }
+
+    pub(crate) fn set_gone(&mut self) {
+        self.gone = true;
+    }
+
+    /// Takes up to a burst of received frames. Frames whose packet cannot be used go to `free`.
+    #[inline]
+    pub(crate) fn receive(&mut self, pool: &Pool, burst: &mut Burst, free: &mut Vec<FrameNumber>) {
+        let mut descriptors = [FrameDesc::default(); BURST];
+        let room = burst.remaining_capacity().min(BURST);
+        // SAFETY: the descriptors that come are of frames of this UMEM, given on this queue's fill ring; `take_back`
+        // checks it before any is used.
+        let count = unsafe { self.rx.consume(&mut descriptors[..room]) };
+        let mut bytes = 0;
+        for descriptor in &descriptors[..count] {
+            let Some(number) = pool.take_back(descriptor.addr(), receiving(self.slot)) else {
+                self.seen.bad_descriptors += 1;
+                continue;
+            };
+            self.receiving -= 1;
+            let length = descriptor.lengths().data();
+            // Sockets are bound without multi-buffer, so a packet in several pieces is as wrong as one too long.
+            let frame = match descriptor.has_more_frames() {
+                true => None,
+                false => pool.received(number, descriptor.addr(), length, self.port),
+            };
+            match frame {
+                Some(frame) => {
+                    bytes += length as u64;
+                    self.seen.rx_frames += 1;
+                    burst.push(frame);
+                }
+                None => {
+                    self.seen.bad_descriptors += 1;
+                    free.push(number);
+                }
+            }
+        }
+        self.seen.rx_bytes += bytes;
+    }
+
+    /// Queues a packet. Gives the frame back where it cannot be.
+    #[inline]
+    pub(crate) fn send(
+        &mut self,
+        pool: &Pool,
+        frame: Frame,
+        free: &mut Vec<FrameNumber>,
+    ) -> Result<(), FrameNumber> {
+        let Some((number, length)) = pool.consume(frame) else {
+            return Ok(()); // of no pool of ours; there is nothing to give back
+        };
+        if self.gone {
+            self.seen.port_lost += 1;
+            return Err(number);
+        }
+        if !(MIN_PACKET..=pool.capacity()).contains(&length) {
+            self.seen.tx_invalid += 1;
+            return Err(number);
+        }
+        if self.room == 0 || self.pending.is_full() {
+            self.submit();
+            if self.room == 0 {
+                self.kick(pool, free);
+                if self.room == 0 {
+                    self.seen.tx_full += 1;
+                    return Err(number);
+                }
+            }
+        }
+        let Some(descriptor) = pool.packet_descriptor(number, length) else {
+            return Err(number);
+        };
+        pool.set_place(number, sending(self.slot));
+        self.pending.push(descriptor);
+        self.room -= 1;
+        self.sending += 1;
+        self.seen.tx_frames += 1;
+        self.seen.tx_bytes += length as u64;
+        Ok(())
+    }
+
+    /// Puts what waits on the TX ring.
+    fn submit(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        // SAFETY: these frames are of this UMEM; their place says that they are on this ring and nowhere else.
+        let sent = unsafe { self.tx.produce(&self.pending) };
+        if sent == self.pending.len() {
+            self.pending.clear();
+            self.unkicked = true;
+        } // else they wait: `room` counts places, so this does not happen
+    }
+
+    /// Makes the kernel send what is on the TX ring, as far as it can now.
+    fn kick(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
+        if !self.unkicked || self.gone {
+            return;
+        }
+        let mut idle = 0;
+        self.down = false;
+        if self.tx.needs_wakeup() {
+            for _ in 0..MAX_KICKS {
+                let before = self.tx.nb_free_exact();
+                let answer = syscall::kick(self.fd);
+                self.reap(pool, free);
+                let moved = self.tx.nb_free_exact() != before;
+                match answer {
+                    Ok(()) => break,
+                    Err(libc::EBUSY) => self.seen.tx_lost += 1, // the kernel took that packet and lost it
+                    Err(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => {} // it is kept
+                    Err(libc::ENETDOWN) => {
+                        self.down = true; // it may come up again
+                        break;
+                    }
+                    Err(_) => {
+                        self.gone = true;
+                        break;
+                    }
+                }
+                idle = if moved { 0 } else { idle + 1 };
+                if idle > MAX_IDLE_KICKS {
+                    break;
+                }
+            }
+        }
+        let room = self.tx.nb_free_exact();
+        self.unkicked = room < self.tx_size;
+        self.room = room.saturating_sub(self.pending.len() as u32);
+    }
+
+    /// Takes frames that were sent.
+    fn reap(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
+        if self.sending == 0 {
+            return;
+        }
+        let mut descriptors = [FrameDesc::default(); BURST];
+        loop {
+            // SAFETY: the descriptors that come are of frames of this UMEM, sent on this queue's TX ring; `take_back`
+            // checks it before any is used.
+            let count = unsafe { self.completion.consume(&mut descriptors) };
+            for descriptor in &descriptors[..count] {
+                match pool.take_back(descriptor.addr(), sending(self.slot)) {
+                    Some(number) => {
+                        self.sending -= 1;
+                        free.push(number);
+                    }
+                    None => self.seen.bad_descriptors += 1,
+                }
+            }
+            if count < descriptors.len() {
+                return;
+            }
+        }
+    }
+
+    /// Fills the fill ring up from `free`.
+    fn refill(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
+        while self.receiving < self.target {
+            let mut batch = arrayvec::ArrayVec::<FrameDesc, BURST>::new();
+            let want = ((self.target - self.receiving) as usize)
+                .min(BURST)
+                .min(free.len());
+            for _ in 0..want {
+                let Some(number) = free.pop() else { break };
+                if let Some(descriptor) = pool.descriptor(number) {
+                    pool.set_place(number, receiving(self.slot));
+                    batch.push(descriptor);
+                }
+            }
+            if batch.is_empty() {
+                return;
+            }
+            // SAFETY: these frames are of this UMEM and were free; their place says that they are on this ring. The
+            // ring has room: `target` is at most its size.
+            let given = unsafe { self.fill.produce(&batch) };
+            if given < batch.len() {
+                for descriptor in &batch {
+                    free.extend(pool.take_back(descriptor.addr(), receiving(self.slot)));
+                }
+                return;
+            }
+            self.receiving += given as u32;
+        }
+        if self.fill.needs_wakeup() {
+            syscall::wake_receive(self.fd);
+        }
+    }
+
+    /// Sends what is queued and takes back what was sent.
+    #[inline]
+    pub(crate) fn transmit(&mut self, pool: &Pool, freed: &mut Vec<FrameNumber>) {
+        if self.gone {
+            return;
+        }
+        self.submit();
+        self.kick(pool, freed);
+        self.reap(pool, freed);
+    }
+
+    /// Makes room for packets to come, and publishes the counts.
+    #[inline]
+    pub(crate) fn prepare(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
+        if !self.gone {
+            self.refill(pool, free);
+        }
+        self.publish();
+    }
+
+    /// Whether packets wait for the kernel to take them.
+    pub(crate) fn busy(&self) -> bool {
+        self.unkicked && !self.gone && !self.down
+    }
+
+    /// Gives back what was queued and not put on the ring: before the queue is closed.
+    pub(crate) fn abandon(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
+        for descriptor in self.pending.drain(..) {
+            if let Some(number) = pool.take_back(descriptor.addr(), sending(self.slot)) {
+                self.sending -= 1;
+                self.seen.port_lost += 1;
+                free.push(number);
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let counts = &self.counts;
+        counts.rx_frames.store(self.seen.rx_frames, Relaxed);
+        counts.rx_bytes.store(self.seen.rx_bytes, Relaxed);
+        counts.tx_frames.store(self.seen.tx_frames, Relaxed);
+        counts.tx_bytes.store(self.seen.tx_bytes, Relaxed);
+        counts.tx_full.store(self.seen.tx_full, Relaxed);
+        counts.tx_lost.store(self.seen.tx_lost, Relaxed);
+        counts.tx_invalid.store(self.seen.tx_invalid, Relaxed);
+        counts.port_lost.store(self.seen.port_lost, Relaxed);
+        counts.bad_descriptors.store(self.seen.bad_descriptors, Relaxed);
+    }
+}

@@ -1,0 +1,244 @@
+//! Real packets between namespaces, through real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what went wrong by panicking
+
+mod net;
+
+use std::{
+    net::UdpSocket,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use net::{Bpffs, Namespace, join, privileged};
+use ringwall_bpf::{AttachMode, AttachedPort, Counter, EgressGuard, FailMode, PortRole, PortSpec, XdpMode};
+use ringwall_dataplane::{
+    io::{Burst, PacketIo},
+    port::PortId,
+};
+use ringwall_xsk::{Config, PortConfig, RingSizes, Sockets, XskIo, ZeroCopy};
+
+const PORTS: [&str; 2] = ["p0", "p1"];
+
+/// Two namespaces with a wire between them, whose ends are `p0` and `p1` in a third.
+struct Wire {
+    left: Namespace,
+    right: Namespace,
+    middle: Namespace,
+    bpffs: Bpffs,
+}
+
+impl Wire {
+    fn new() -> Self {
+        let wire = Self {
+            left: Namespace::new("l"),
+            right: Namespace::new("r"),
+            middle: Namespace::new("m"),
+            bpffs: Bpffs::new(),
+        };
+        join(&wire.left, "e0", &wire.middle, "p0", "10.0.0.1/24");
+        join(&wire.right, "e1", &wire.middle, "p1", "10.0.0.2/24");
+        wire
+    }
+
+    fn spec(&self, port: usize, fail_mode: FailMode, pods: &str) -> PortSpec {
+        PortSpec {
+            name: PORTS[port].to_owned(),
+            pins: self.bpffs.pins(),
+            role: PortRole::Wire {
+                peer: PORTS[1 - port].to_owned(),
+                judge_all: true,
+            },
+            fail_mode,
+            mode: AttachMode::Native,
+            guard: EgressGuard::Off,
+            local_addresses: Vec::new(),
+            pod_cidrs: vec![pods.parse().unwrap()],
+            failsafe: Vec::new(),
+        }
+    }
+
+    fn attach(&self, fail_mode: FailMode, pods: &str) -> Vec<AttachedPort> {
+        self.middle.within(|| {
+            (0..2)
+                .map(|port| ringwall_bpf::attach(&self.spec(port, fail_mode, pods)).unwrap())
+                .collect()
+        })
+    }
+}
+
+fn port(index: usize, queues: Option<u16>) -> PortConfig {
+    PortConfig {
+        id: PortId(index as u16),
+        name: PORTS[index].to_owned(),
+        queues,
+        fill_frames: 512,
+    }
+}
+
+fn config(workers: usize, queues: Option<u16>) -> Config {
+    Config {
+        ports: vec![port(0, queues), port(1, queues)],
+        workers,
+        zero_copy: ZeroCopy::Prefer,
+        rings: RingSizes::default(),
+        frames: None,
+        bind_timeout_ms: 2000,
+    }
+}
+
+fn register(ports: &mut [AttachedPort], sockets: &Sockets) {
+    for queue in sockets.queues() {
+        ports[usize::from(queue.port.0)]
+            .register_socket(queue.queue.0, queue.as_fd())
+            .unwrap();
+    }
+}
+
+/// Workers that send what comes in on one port out of the other.
+struct Workers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<XskIo>>,
+}
+
+impl Workers {
+    fn start(workers: Vec<XskIo>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = workers
+            .into_iter()
+            .map(|mut io| {
+                let stop = Arc::clone(&stop);
+                std::thread::spawn(move || {
+                    let mut burst = Burst::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        let mut received = 0;
+                        for source in 0..io.sources() {
+                            io.receive(source, &mut burst);
+                            received += burst.len();
+                            for frame in burst.drain(..) {
+                                let to = PortId(1 - frame.port().0);
+                                io.send(to, frame);
+                            }
+                        }
+                        io.flush();
+                        if received == 0 {
+                            io.wait(Duration::from_millis(20));
+                        }
+                    }
+                    io
+                })
+            })
+            .collect();
+        Self { stop, threads }
+    }
+
+    fn stop(self) -> Vec<XskIo> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    }
+}
+
+/// One question and its answer.
+fn ask(client: &UdpSocket, server: &UdpSocket, what: u32) -> bool {
+    let mut buffer = [0; 64];
+    client.send_to(&what.to_be_bytes(), "10.0.0.2:7000").unwrap();
+    let Ok((length, from)) = server.recv_from(&mut buffer) else {
+        return false;
+    };
+    assert_eq!(buffer[..length], what.to_be_bytes());
+    server.send_to(&buffer[..length], from).unwrap();
+    let Ok((length, _)) = client.recv_from(&mut buffer) else {
+        return false;
+    };
+    buffer[..length] == what.to_be_bytes()
+}
+
+/// Waits until no frame is on its way, and demands that all are there.
+fn assert_accounts(sockets: &Sockets, workers: &mut [XskIo]) {
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        workers.iter_mut().for_each(PacketIo::flush);
+        let accounts = sockets.accounts();
+        assert!(accounts.balanced(), "{accounts:?}");
+        if accounts.sending == 0 && accounts.held == 0 && accounts.handed_over == 0 {
+            return;
+        }
+        assert!(Instant::now() < end, "frames do not come home: {accounts:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn udp_crosses_and_every_frame_is_accounted_for() {
+    if !privileged() {
+        return;
+    }
+    for (workers, queues) in [(1, None), (2, None), (2, Some(1))] {
+        let wire = Wire::new();
+        let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+        assert!(
+            ports
+                .iter()
+                .all(|port| port.mode() == XdpMode::Native && !port.inherited())
+        );
+        let (sockets, ios) = wire
+            .middle
+            .within(|| ringwall_xsk::open(&config(workers, queues)).unwrap());
+        let per_port = if queues == Some(1) { 1 } else { workers };
+        assert_eq!(
+            sockets.queues().len(),
+            2 * per_port,
+            "queues are raised to the number of workers"
+        );
+        assert!(sockets.queues().iter().all(|queue| !queue.zero_copy));
+        register(&mut ports, &sockets);
+        let running = Workers::start(ios);
+        let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+        for number in 0..500 {
+            assert!(
+                ask(&client, &server, number),
+                "{workers} workers, {queues:?} queues: packet {number} is lost: {:?} {:?} {:?}",
+                sockets.stats(),
+                sockets.accounts(),
+                ports.iter().map(AttachedPort::counters).collect::<Vec<_>>()
+            );
+        }
+        let mut ios = running.stop();
+        assert_accounts(&sockets, &mut ios);
+        let stats = sockets.stats();
+        for port in 0..2 {
+            let of = |value: fn(&ringwall_xsk::QueueStats) -> u64| -> u64 {
+                stats
+                    .iter()
+                    .filter(|(id, _, _)| id.0 == port)
+                    .map(|(_, _, stats)| value(stats))
+                    .sum()
+            };
+            assert!(
+                of(|stats| stats.rx_frames) >= 500 && of(|stats| stats.tx_frames) >= 500,
+                "{stats:?}"
+            );
+            assert_eq!(
+                of(|stats| stats.tx_full + stats.tx_lost + stats.tx_invalid + stats.bad_descriptors),
+                0
+            );
+            assert_eq!(of(|stats| stats.kernel_rx_dropped + stats.kernel_rx_ring_full), 0);
+            let counted = ports[usize::from(port)].counters().unwrap();
+            assert_eq!(
+                counted.get(Counter::Xsk),
+                of(|stats| stats.rx_frames),
+                "what XDP gave has arrived"
+            );
+        }
+        ports
+            .into_iter()
+            .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+    }
+}
