@@ -5,6 +5,8 @@
 //! killed by the kernel when their parent ends, and the scratch folder is removed by a process that waits for that.
 #![forbid(unsafe_code)]
 
+/// An API server that misbehaves on request.
+pub mod api_server;
 /// The real `ringwall run`, started inside the gateway.
 pub mod appliance;
 /// Kubernetes objects for what the bed holds.

@@ -14,9 +14,6 @@ mod state;
 mod unevaluated;
 mod watch;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     collections::BTreeSet,
     path::PathBuf,

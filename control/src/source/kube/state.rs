@@ -3,6 +3,9 @@
 //! The watches are not ordered among each other, so nothing here depends on the order in which their events arrive:
 //! the same last word of every watch gives the same state.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
