@@ -60,6 +60,23 @@ pub(crate) fn kick(fd: RawFd) -> Result<(), i32> {
     }
 }
 
+/// Whether the socket's device is gone: the kernel has unbound it. It does not come back by itself. A device that is
+/// only down still has its socket.
+pub(crate) fn is_unbound(fd: RawFd) -> bool {
+    // SAFETY: a length of 0 with no buffer and no address.
+    let answer = unsafe {
+        libc::recvfrom(
+            fd,
+            ptr::null_mut(),
+            0,
+            libc::MSG_DONTWAIT,
+            ptr::null_mut(),
+            ptr::null_mut(),
+        )
+    };
+    answer < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO)
+}
+
 /// Tells a driver that waits for it that there are frames on the fill ring.
 pub(crate) fn wake_receive(fd: RawFd) {
     // SAFETY: a length of 0 with no buffer and no address.

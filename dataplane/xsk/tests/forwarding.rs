@@ -242,3 +242,194 @@ fn udp_crosses_and_every_frame_is_accounted_for() {
             .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
     }
 }
+
+/// Whether UDP gets across at all, without a dataplane: one way is enough to see.
+fn crosses(client: &UdpSocket, server: &UdpSocket) -> bool {
+    let mut buffer = [0; 64];
+    client.send_to(b"anybody there", "10.0.0.2:7000").unwrap();
+    server.recv_from(&mut buffer).is_ok()
+}
+
+#[test]
+fn the_fail_mode_holds_when_the_sockets_are_gone() {
+    if !privileged() {
+        return;
+    }
+    for (fail_mode, pods, passes) in [
+        (FailMode::Closed, "10.0.0.0/24", false),
+        (FailMode::Closed, "10.9.0.0/16", true),
+        (FailMode::Open, "10.0.0.0/24", true),
+    ] {
+        let wire = Wire::new();
+        let mut ports = wire.attach(fail_mode, pods);
+        let (sockets, ios) = wire
+            .middle
+            .within(|| ringwall_xsk::open(&config(1, None)).unwrap());
+        register(&mut ports, &sockets);
+        let running = Workers::start(ios);
+        let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+        assert!(ask(&client, &server, 1), "with sockets");
+
+        // What the kernel does for a process that is killed: sockets close, programs stay by their pins.
+        drop(running.stop());
+        drop(sockets);
+        drop(ports);
+        assert_eq!(
+            crosses(&client, &server),
+            passes,
+            "{fail_mode:?}, pods in {pods}: without sockets"
+        );
+
+        // The successor takes over, without taking anything off, and its sockets carry on.
+        let mut ports = wire.attach(fail_mode, pods);
+        assert!(ports.iter().all(AttachedPort::inherited));
+        let counted = ports[0].counters().unwrap();
+        let reason = if passes {
+            Counter::FailRedirected
+        } else {
+            Counter::FailDropped
+        };
+        assert!(counted.get(reason) >= 1, "{counted:?}");
+        let (sockets, ios) = wire
+            .middle
+            .within(|| ringwall_xsk::open(&config(1, None)).unwrap());
+        register(&mut ports, &sockets);
+        let running = Workers::start(ios);
+        while server.recv_from(&mut [0; 64]).is_ok() {} // what crossed before
+        assert!(ask(&client, &server, 2), "with the successor's sockets");
+        assert_accounts(&sockets, &mut running.stop());
+        ports
+            .into_iter()
+            .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+    }
+}
+
+#[test]
+fn frames_come_home_under_one_way_load_between_workers() {
+    if !privileged() {
+        return;
+    }
+    // One queue per port: worker 0 has p0's, worker 1 has p1's. All packets go from p0 to p1, so every frame of worker
+    // 0 is sent, and freed, by worker 1. Several times as many packets as worker 0 has frames.
+    const PACKETS: u32 = 30_000;
+    let wire = Wire::new();
+    let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+    let (sockets, ios) = wire
+        .middle
+        .within(|| ringwall_xsk::open(&config(2, Some(1))).unwrap());
+    assert!(
+        sockets.accounts().total < u64::from(PACKETS) / 2,
+        "{:?}",
+        sockets.accounts()
+    );
+    register(&mut ports, &sockets);
+    let running = Workers::start(ios);
+    let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+    assert!(ask(&client, &server, 0), "neighbours are known");
+    let receiver = std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        let mut received = 0;
+        while server.recv_from(&mut buffer).is_ok() {
+            received += 1;
+        }
+        received
+    });
+    for number in 0..PACKETS {
+        client.send_to(&number.to_be_bytes(), "10.0.0.2:7000").unwrap();
+        if number.is_multiple_of(64) {
+            std::thread::sleep(Duration::from_micros(300)); // a load that two shared cores carry
+        }
+    }
+    let received = receiver.join().unwrap();
+    assert_accounts(&sockets, &mut running.stop());
+    let stats = sockets.stats();
+    let rx: u64 = stats
+        .iter()
+        .filter(|(port, _, _)| port.0 == 0)
+        .map(|(_, _, stats)| stats.rx_frames)
+        .sum();
+    let (tx, lost): (u64, u64) = stats
+        .iter()
+        .filter(|(port, _, _)| port.0 == 1)
+        .map(|(_, _, stats)| (stats.tx_frames, stats.tx_full + stats.tx_lost))
+        .fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+    let accounted = tx + lost + sockets.unsent();
+    assert_eq!(rx, accounted, "received = sent + lost: {stats:?}");
+    assert!(
+        rx > sockets.accounts().total,
+        "frames were used more than once: {stats:?}"
+    );
+    assert!(
+        received > PACKETS * 9 / 10,
+        "{received} of {PACKETS} arrived: {stats:?}, unsent {}",
+        sockets.unsent()
+    );
+    ports
+        .into_iter()
+        .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+}
+
+#[test]
+fn a_port_that_goes_and_returns_is_opened_again_alone() {
+    if !privileged() {
+        return;
+    }
+    let wire = Wire::new();
+    let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+    let (mut sockets, ios) = wire
+        .middle
+        .within(|| ringwall_xsk::open(&config(2, None)).unwrap());
+    register(&mut ports, &sockets);
+    let running = Workers::start(ios);
+    let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+    assert!(ask(&client, &server, 1));
+    assert_eq!(sockets.lost(), []);
+
+    wire.middle.ip("link delete p0"); // the first port that was bound: the UMEM must not depend on it
+    let end = Instant::now() + Duration::from_secs(5);
+    while sockets.lost() != [PortId(0)] {
+        assert!(Instant::now() < end, "the loss is not noticed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server
+        .send_to(b"nobody there", client.local_addr().unwrap())
+        .unwrap();
+    sockets.close(PortId(0)).unwrap();
+    let error = wire.middle.within(|| sockets.reopen(&port(0, None)).unwrap_err());
+    assert!(error.to_string().contains("`p0`"), "{error}");
+
+    join(&wire.left, "e0", &wire.middle, "p0", "10.0.0.1/24");
+    drop(ports.remove(0));
+    ports.insert(
+        0,
+        wire.middle
+            .within(|| ringwall_bpf::attach(&wire.spec(0, FailMode::Closed, "10.0.0.0/24")).unwrap()),
+    );
+    assert!(
+        !ports[0].inherited(),
+        "the link of the old device is not taken for one of the new"
+    );
+    wire.middle.within(|| sockets.reopen(&port(0, None)).unwrap());
+    for queue in sockets.queues().iter().filter(|queue| queue.port == PortId(0)) {
+        ports[0].register_socket(queue.queue.0, queue.as_fd()).unwrap();
+    }
+    // The wire's other end has to know the new device, too.
+    drop(ports.remove(1));
+    ports.insert(
+        1,
+        wire.middle
+            .within(|| ringwall_bpf::attach(&wire.spec(1, FailMode::Closed, "10.0.0.0/24")).unwrap()),
+    );
+    assert!(ports[1].inherited());
+    let client = wire.left.udp("10.0.0.1:0");
+    let arrived = (0..20).any(|number| ask(&client, &server, 100 + number));
+    assert!(arrived, "{:?}", sockets.stats());
+    for number in 200..300 {
+        assert!(ask(&client, &server, number));
+    }
+    let mut ios = running.stop();
+    assert_accounts(&sockets, &mut ios);
+    ports
+        .into_iter()
+        .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+}
