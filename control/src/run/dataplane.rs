@@ -1,23 +1,396 @@
 //! The hidden `ringwall dataplane`: the process that owns the ports.
+//!
+//! Whatever is slow comes before the sockets are bound, so that a restart loses little: memory, programs, snapshot,
+//! routes; then sockets, workers, and last the entries of the XSKMAP.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use ringwall_config::{Config, IdlePolicy, Midstream, Mode, Timeouts, ZeroCopy};
+use ringwall_dataplane::{
+    flow::{self, FlowConfig, FlowMemory},
+    plane::{Plane, PlaneConfig},
+    time::Nanos,
+    worker::Worker,
+};
+use ringwall_xsk::XskIo;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::protocol::DATAPLANE_SOCKET;
+
+use super::{
+    follow::Follower,
+    lifeline::StopSignal,
+    machine::Machine,
+    netlink::Netlink,
+    plan::Plan,
+    ports,
+    publication::{Publication, locked, serve},
+    work::{self, Sleepers},
+};
 
 /// Name of the flow table's file in the runtime directory.
 pub const FLOWS_FILE: &str = "flows.bin";
 
+/// How often the watchdog looks, and after how many looks without a turn a worker counts as stuck.
+const LOOK: Duration = Duration::from_millis(500);
+const STUCK_AFTER: u32 = 6;
+/// How long workers may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long a queue that the process before still holds is tried again.
+const BIND_TIMEOUT_MS: u64 = 3000;
+/// Port numbers there are room for, beside those of the configuration.
+const SPARE_PORTS: usize = 1024;
+/// Exit status of a dataplane whose worker is stuck (EX_SOFTWARE).
+const EXIT_STUCK: i32 = 70;
+
 /// Arguments of `ringwall dataplane`, which `ringwall run` starts.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DataplaneArgs {
-    /// Configuration file.
+    /// Configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// End when standard input ends: the supervisor holds its other end.
+    /// End when standard input ends: the supervisor holds its other end
     #[arg(long, hide = true)]
     pub supervised: bool,
 }
 
-/// Runs until SIGTERM, or until the supervisor is gone.
+/// Runs until SIGTERM, or until the supervisor is gone. The programs stay on the ports, and the fail mode holds.
 pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
-    let _ = args;
-    anyhow::bail!("`ringwall dataplane` is not built yet")
+    super::start_log();
+    let stop = StopSignal::catch().context("cannot catch signals")?;
+    if args.supervised {
+        stop.follow_supervisor()?;
+    }
+    let config = super::load_config(&args.config)?;
+    let plan = Plan::make(&config)?;
+    super::make_private_dir(&plan.runtime_dir)?;
+    super::make_private_dir(&plan.state_dir)?;
+    let running = Running::start(&config, plan)?;
+    let outcome = running.watch(&stop);
+    running.end();
+    outcome
+}
+
+/// A worker's thread.
+struct Thread {
+    index: usize,
+    handle: JoinHandle<()>,
+}
+
+/// Everything that runs.
+struct Running {
+    machine: Arc<Machine>,
+    stop_workers: Arc<AtomicBool>,
+    sleepers: Arc<Sleepers>,
+    workers: Vec<Thread>,
+    disk: JoinHandle<()>,
+    socket: PathBuf,
+}
+
+impl Running {
+    fn start(config: &Config, plan: Plan) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let mut netlink = Netlink::open()?;
+        ports::make_ready(&plan, &mut netlink)?;
+        let warnings = plan.preflight(true)?;
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        ringwall_bpf::ensure_bpffs(&config.bpffs)?;
+
+        let port_limit = plan.ports.len() + SPARE_PORTS;
+        let (plane, seats) = packet_plane(config, &plan, port_limit)?;
+        let stats = plane.stats();
+        let plane = Arc::new(Mutex::new(plane));
+        let sleepers_cell: Arc<std::sync::OnceLock<Arc<Sleepers>>> = Arc::default();
+        let publication = Arc::new(Publication::new(
+            Arc::clone(&plane),
+            config.snapshot_file(),
+            seats.len() as u32,
+            {
+                let sleepers = Arc::clone(&sleepers_cell);
+                move || {
+                    if let Some(sleepers) = sleepers.get() {
+                        sleepers.wake_all();
+                    }
+                }
+            },
+        ));
+        let planned = plan.ports.clone();
+        let machine = Arc::new(Machine {
+            plan: Mutex::new(plan.clone()),
+            live: Mutex::new(Vec::new()),
+            sockets: Mutex::new(None),
+            plane,
+            publication: Arc::clone(&publication),
+            stats,
+            pods: config.cluster.pod_cidrs.clone(),
+            umem: config.umem,
+            stop: AtomicBool::new(false),
+            alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
+            warnings,
+            port_limit,
+            partial: Mutex::default(),
+            started,
+        });
+        let mut follower = Follower::new(Arc::clone(&machine))?;
+        follower.publish();
+
+        // From here on the machine's ports change; what fails takes back what was not there before.
+        *locked(&machine.live) = ports::attach_all(&plan, follower.local(), &machine.pods)?;
+        let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
+        let before_bind = Instant::now();
+        let opened = ringwall_xsk::open(&ringwall_xsk::Config {
+            ports: planned.iter().map(|port| machine.port_config(port)).collect(),
+            workers: seats.len(),
+            zero_copy: zero_copy(&plan),
+            rings: Default::default(),
+            frames: config
+                .umem
+                .total
+                .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
+            bind_timeout_ms: BIND_TIMEOUT_MS,
+        });
+        let (sockets, ios) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                undo(&machine);
+                return Err(error.into());
+            }
+        };
+        tracing::info!(micros = before_bind.elapsed().as_micros() as u64, "sockets bound");
+        let sleepers = Arc::new(Sleepers::new(ios.iter().map(XskIo::waker).collect()));
+        let _ = sleepers_cell.set(Arc::clone(&sleepers));
+        *locked(&machine.sockets) = Some(sockets);
+        let stop_workers = Arc::new(AtomicBool::new(false));
+        let workers = seats
+            .into_iter()
+            .zip(ios)
+            .zip(&plan.cpus)
+            .map(|((seat, io), cpu)| (Worker::new(seat, io), *cpu))
+            .collect();
+        let begun = start_workers(workers, plan.idle, &sleepers, &stop_workers)
+            .and_then(|threads| machine.register(None).map(|()| threads));
+        let workers = match begun {
+            Ok(threads) => threads,
+            Err(error) => {
+                stop_workers.store(true, Ordering::Relaxed);
+                undo(&machine);
+                return Err(error);
+            }
+        };
+        tracing::info!(
+            micros = started.elapsed().as_micros() as u64,
+            after_bind_micros = before_bind.elapsed().as_micros() as u64,
+            "workers receive"
+        );
+
+        let disk = {
+            let publication = Arc::clone(&publication);
+            spawn("rw-disk", move || publication.keep_on_disk())?
+        };
+        spawn("rw-netlink", move || follower.run())?;
+        let socket = plan.runtime_dir.join(DATAPLANE_SOCKET);
+        let reporter = Arc::clone(&machine);
+        serve(&socket, publication, Arc::new(move || reporter.status()))?;
+        Ok(Self {
+            machine,
+            stop_workers,
+            sleepers,
+            workers,
+            disk,
+            socket,
+        })
+    }
+
+    /// Until told to stop. A worker that takes no turn ends the process: the fail mode holds until its successor is
+    /// there.
+    fn watch(&self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
+        let mut seen: Vec<(u64, u32)> = vec![(0, 0); self.workers.len()];
+        loop {
+            let timespec = Timespec {
+                tv_sec: 0,
+                tv_nsec: LOOK.as_nanos() as i64,
+            };
+            match poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&timespec)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait for signals"),
+            }
+            if stop.told() {
+                return Ok(ExitCode::SUCCESS);
+            }
+            for (thread, (turns, misses)) in self.workers.iter().zip(&mut seen) {
+                if thread.handle.is_finished() {
+                    bail!("worker {} ended", thread.index);
+                }
+                let now = self
+                    .machine
+                    .stats
+                    .worker(thread.index)
+                    .map_or(0, |counters| counters.turns.get());
+                *misses = if now == *turns { *misses + 1 } else { 0 };
+                *turns = now;
+                if *misses >= STUCK_AFTER {
+                    self.machine.alive[thread.index].store(false, Ordering::Relaxed);
+                    tracing::error!(
+                        worker = thread.index,
+                        seconds = (LOOK * STUCK_AFTER).as_secs(),
+                        "the worker takes no turns: ending the process, the fail mode holds"
+                    );
+                    // Not by returning: that would wait for the worker.
+                    std::process::exit(EXIT_STUCK);
+                }
+            }
+        }
+    }
+
+    /// Ends the workers, whose sockets close; writes what is to be kept.
+    fn end(self) {
+        self.machine.stop.store(true, Ordering::Relaxed);
+        self.stop_workers.store(true, Ordering::Relaxed);
+        self.sleepers.wake_all();
+        self.machine.publication.close();
+        let deadline = Instant::now() + GRACE;
+        for handle in self.workers.into_iter().map(|thread| thread.handle).chain([self.disk]) {
+            while !handle.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if handle.is_finished() {
+                let _ = handle.join(); // a panic has been reported by the thread itself
+            }
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Bytes of a frame, for turning `umem.total` into frames.
+const FRAME_BYTES: u64 = 2048;
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .with_context(|| format!("cannot start the thread {name}"))
+}
+
+/// Starts the workers, each pinned to its CPU; fails where one cannot be pinned.
+fn start_workers(
+    workers: Vec<(Worker<XskIo>, u16)>,
+    idle: IdlePolicy,
+    sleepers: &Arc<Sleepers>,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Vec<Thread>> {
+    let (pinned, answers) = mpsc::channel();
+    let mut threads = Vec::new();
+    for (worker, cpu) in workers {
+        let index = worker.index();
+        let (sleepers, stop, pinned) = (Arc::clone(sleepers), Arc::clone(stop), pinned.clone());
+        let handle = spawn(&format!("rw-worker-{index}"), move || {
+            let result = ringwall_xsk::pin_to(usize::from(cpu));
+            let fine = result.is_ok();
+            let _ = pinned.send(result);
+            if fine {
+                work::run(worker, idle, &sleepers, &stop);
+            }
+        })?;
+        threads.push(Thread { index, handle });
+    }
+    drop(pinned);
+    for answer in answers {
+        answer?;
+    }
+    Ok(threads)
+}
+
+/// The packet plane over the flow table that the process before left.
+fn packet_plane(
+    config: &Config,
+    plan: &Plan,
+    ports: usize,
+) -> anyhow::Result<(Plane, Vec<ringwall_dataplane::plane::Seat>)> {
+    let entries = config.conntrack.max_entries.get() as usize;
+    let memory = ringwall_xsk::map_shared(
+        &plan.runtime_dir.join(FLOWS_FILE),
+        FlowMemory::required_bytes(entries),
+    )?;
+    let now = work::now();
+    let flows = FlowMemory::open(memory, entries, random_seed()?, now)?;
+    tracing::info!(inherited = flows.is_inherited(), entries = flows.capacity(), "flow table");
+    Ok(Plane::new(
+        PlaneConfig {
+            mode: match config.mode {
+                Mode::Audit => ringwall_dataplane::plane::Mode::Audit,
+                Mode::Enforce => ringwall_dataplane::plane::Mode::Enforce,
+            },
+            flow: flow_config(config),
+            workers: plan.cpus.len(),
+            ports,
+            ..PlaneConfig::default()
+        },
+        flows,
+        now,
+    )?)
+}
+
+fn flow_config(config: &Config) -> FlowConfig {
+    FlowConfig {
+        timeouts: timeouts(&config.conntrack.timeouts),
+        pickup_window: match config.conntrack.tcp_midstream {
+            Midstream::Pickup => nanos(config.conntrack.pickup_window),
+            Midstream::Strict => Nanos(0),
+        },
+        ..FlowConfig::default()
+    }
+}
+
+fn nanos(period: Duration) -> Nanos {
+    Nanos(u64::try_from(period.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn timeouts(timeouts: &Timeouts) -> flow::Timeouts {
+    flow::Timeouts {
+        tcp_syn: nanos(timeouts.tcp_opening),
+        tcp_handshake: nanos(timeouts.tcp_opening),
+        tcp_established: nanos(timeouts.tcp_established),
+        tcp_fin: nanos(timeouts.tcp_closing),
+        tcp_time_wait: nanos(timeouts.tcp_closing),
+        udp_new: nanos(timeouts.udp_new),
+        udp_established: nanos(timeouts.udp_answered),
+        sctp_established: nanos(timeouts.sctp),
+        icmp: nanos(timeouts.icmp),
+        other: nanos(timeouts.other),
+        ..flow::Timeouts::default()
+    }
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    use std::io::Read;
+    let mut seed = [0; 8];
+    std::fs::File::open(Path::new("/dev/urandom"))
+        .and_then(|mut file| file.read_exact(&mut seed))
+        .context("cannot read /dev/urandom")?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+/// One pool for all ports: zero-copy where all ask for it, or take it.
+fn zero_copy(plan: &Plan) -> ringwall_xsk::ZeroCopy {
+    let has = |what| plan.ports.iter().any(|port| port.zero_copy == what);
+    if has(ZeroCopy::Require) {
+        ringwall_xsk::ZeroCopy::Require
+    } else if has(ZeroCopy::Off) {
+        ringwall_xsk::ZeroCopy::Off
+    } else {
+        ringwall_xsk::ZeroCopy::Prefer
+    }
 }

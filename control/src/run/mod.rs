@@ -10,12 +10,17 @@ pub mod children;
 pub mod dataplane;
 pub mod detach;
 pub mod fib;
+pub mod follow;
 pub mod lifeline;
+pub mod machine;
+pub mod mirror;
 pub mod netlink;
 pub mod plan;
 pub mod ports;
+pub mod publication;
 pub mod status;
 pub mod supervisor;
+pub mod work;
 
 use std::{io, io::Write, os::unix::fs::DirBuilderExt, path::Path};
 

@@ -124,6 +124,10 @@ pub struct Plan {
     pub ports: Vec<PlannedPort>,
     /// Patterns whose interfaces may come later.
     pub patterns: Vec<Interface>,
+    /// Never a port.
+    pub management: Option<String>,
+    /// Of ports that come later.
+    pub fail_mode: FailMode,
     /// The host port's pair, where one is configured.
     pub host: Option<HostPair>,
     /// The CPU of each worker.
@@ -207,6 +211,8 @@ impl Plan {
                 .filter(|interface| matches!(interface.select, InterfaceSelect::Match(_)))
                 .cloned()
                 .collect(),
+            management: config.management.clone(),
+            fail_mode: config.fail_mode,
             host,
             cpus: worker_cpus(config, allowed)?,
             idle: config.workers.idle,
@@ -258,6 +264,41 @@ impl Plan {
         } else {
             Err(PlanError::NotReady(fatal.join("\n")))
         }
+    }
+
+    /// Ports that match a pattern and are not planned yet, without a number.
+    pub fn newcomers(&self, view: &View) -> Vec<PlannedPort> {
+        let mut found: Vec<PlannedPort> = Vec::new();
+        for link in view.links.values() {
+            let taken = self.management.as_ref() == Some(&link.name)
+                || self.host.as_ref().is_some_and(|host| host.outer == link.name)
+                || self.ports.iter().any(|port| port.name == link.name);
+            if taken {
+                continue;
+            }
+            if let Some(interface) = self
+                .patterns
+                .iter()
+                .find(|interface| interface.select.matches(&link.name))
+            {
+                found.push(PlannedPort {
+                    id: PortId(u16::MAX),
+                    name: link.name.clone(),
+                    kind: match interface.kind {
+                        Some(InterfaceKind::Pod) => PortKind::Pod,
+                        Some(InterfaceKind::Host) => PortKind::Host,
+                        Some(InterfaceKind::Uplink) | None => PortKind::Uplink,
+                    },
+                    side: side(interface.side),
+                    xdp: interface.xdp_mode,
+                    zero_copy: interface.zero_copy,
+                    queues: interface.rx_queues,
+                    mtu: interface.mtu,
+                    fail_mode: self.fail_mode,
+                });
+            }
+        }
+        found
     }
 
     /// `enforce, routed` and the like.

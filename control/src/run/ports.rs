@@ -160,13 +160,24 @@ pub struct LivePort {
     pub attached: Option<AttachedPort>,
     /// What they had counted when this process began.
     base: Counters,
-    /// Kernel driver.
-    pub driver: Option<String>,
+    /// Whether the interface is set up.
+    pub up: bool,
     /// What is wrong with it, in words.
     pub problem: Option<String>,
 }
 
 impl LivePort {
+    /// A port that could not be opened.
+    pub fn absent(planned: PlannedPort, problem: String) -> Self {
+        Self {
+            planned,
+            attached: None,
+            base: Counters::default(),
+            up: false,
+            problem: Some(problem),
+        }
+    }
+
     /// A counter, from the start of this process.
     pub fn count(&self, counters: &[Counter]) -> u64 {
         let Some(now) = self.attached.as_ref().and_then(|port| port.counters().ok()) else {
@@ -252,7 +263,7 @@ pub fn attach(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet])
         planned: port.clone(),
         base: attached.counters()?,
         attached: Some(attached),
-        driver: None,
+        up: true,
         problem: None,
     })
 }

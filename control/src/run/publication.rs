@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall_dataplane::{classify::Snapshot, rcu::Publisher};
+use ringwall_dataplane::{classify::Snapshot, plane::Plane};
 
 use crate::protocol::{
     Connection, ContentHash, DataplaneStatus, Listener, ProtocolError, Received, Reply, Request, SnapshotOrigin,
@@ -31,6 +31,7 @@ const CLIENTS: usize = 32;
 
 /// The newest snapshot and the way to the workers.
 pub struct Publication {
+    plane: Arc<Mutex<Plane>>,
     state: Mutex<State>,
     to_disk: Mutex<ToDisk>,
     disk_news: Condvar,
@@ -41,7 +42,6 @@ pub struct Publication {
 }
 
 struct State {
-    publisher: Publisher<Snapshot>,
     sequence: u64,
     status: SnapshotStatus,
     problem: Option<String>,
@@ -54,7 +54,8 @@ struct ToDisk {
     problem: Option<String>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// The content of a mutex.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is guarded is replaced as a whole, so a panic elsewhere leaves nothing half-done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -62,14 +63,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Publication {
     /// Starts with the snapshot of the process before, where one is on disk.
     pub fn new(
-        publisher: Publisher<Snapshot>,
+        plane: Arc<Mutex<Plane>>,
         file: PathBuf,
         workers: u32,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let publication = Self {
+            plane,
             state: Mutex::new(State {
-                publisher,
                 sequence: 0,
                 status: SnapshotStatus::default(),
                 problem: None,
@@ -120,7 +121,7 @@ impl Publication {
             refused: state.status.refused,
         };
         state.problem = None;
-        state.sequence = state.publisher.publish(snapshot);
+        state.sequence = locked(&self.plane).snapshots.publish(snapshot);
     }
 
     /// Takes an image; the answer is what the workers now have to adopt.
@@ -160,18 +161,20 @@ impl Publication {
         Ok(snapshot)
     }
 
-    /// Waits until every worker decides by this generation or a newer one; false where one does not in time.
+    /// Waits until every worker decides by this generation or a newer one: the time since `since`, in microseconds.
+    /// None where one does not in time.
     fn adopted(&self, generation: u64, since: Instant) -> Option<u64> {
         let deadline = Instant::now() + ADOPTION_LIMIT;
         loop {
             {
                 let mut state = locked(&self.state);
-                if state.publisher.all_adopted(state.sequence) {
+                let mut plane = locked(&self.plane);
+                if plane.snapshots.all_adopted(state.sequence) {
                     let micros = since.elapsed().as_micros() as u64;
                     if state.status.generation == generation {
                         state.status.adoption_micros = Some(micros);
                     }
-                    state.publisher.reclaim();
+                    plane.snapshots.reclaim();
                     return Some(micros);
                 }
             }
@@ -180,11 +183,6 @@ impl Publication {
             }
             std::thread::sleep(ADOPTION_POLL);
         }
-    }
-
-    /// Frees what workers have left behind since.
-    pub fn reclaim(&self) {
-        locked(&self.state).publisher.reclaim();
     }
 
     /// For the status.

@@ -1,0 +1,218 @@
+//! The netlink thread: follows the kernel's changes, publishes what follows from them, and keeps ports open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use ringwall_dataplane::forward::ResolveRequest;
+
+use super::{
+    fib::{Known, Stale, View},
+    machine::Machine,
+    mirror::{Mirrored, mirror},
+    netlink::{Change, Changes, Netlink, NetlinkError},
+    publication::locked,
+};
+
+/// How long after a change others are waited for, and how long at most.
+const DEBOUNCE: Duration = Duration::from_millis(2);
+const DEBOUNCE_LIMIT: Duration = Duration::from_millis(20);
+/// How often workers' questions for neighbours are looked at.
+const RESOLVE_POLL: Duration = Duration::from_millis(2);
+/// Neighbours that are resolved because traffic asked for them, at most. The oldest goes for a new one, so that a scan
+/// of an on-link network cannot fill the kernel's table.
+const ASKED_LIMIT: usize = 1024;
+
+/// Follows the kernel.
+pub struct Follower {
+    machine: Arc<Machine>,
+    netlink: Netlink,
+    changes: Changes,
+    view: View,
+    /// Neighbours that routes need: kept resolved.
+    wanted: BTreeSet<(u32, IpAddr)>,
+    /// Neighbours that traffic asked for, oldest first.
+    asked: VecDeque<(u32, IpAddr)>,
+    local: Vec<IpAddr>,
+}
+
+impl Follower {
+    /// Subscribes, then reads everything once.
+    pub fn new(machine: Arc<Machine>) -> Result<Self, NetlinkError> {
+        let changes = Changes::subscribe()?;
+        let mut follower = Self {
+            machine,
+            netlink: Netlink::open()?,
+            changes,
+            view: View::default(),
+            wanted: BTreeSet::new(),
+            asked: VecDeque::new(),
+            local: Vec::new(),
+        };
+        follower.read_all()?;
+        Ok(follower)
+    }
+
+    fn read_all(&mut self) -> Result<(), NetlinkError> {
+        self.view.set_links(&self.netlink.links()?);
+        self.view.set_addresses(&self.netlink.addresses()?);
+        self.view.set_routes(&self.netlink.routes()?);
+        self.view.set_neighbours(&self.netlink.neighbours()?);
+        Ok(())
+    }
+
+    /// The addresses of this host as of the last reading.
+    pub fn local(&self) -> &[IpAddr] {
+        &self.local
+    }
+
+    /// Publishes the state as it was read last.
+    pub fn publish(&mut self) {
+        let Mirrored {
+            forwarding,
+            local,
+            wanted,
+            ..
+        } = {
+            let plan = locked(&self.machine.plan);
+            mirror(
+                &self.view,
+                &plan.ports,
+                plan.host.as_ref(),
+                plan.routed,
+                &|name| self.machine.partial_checksums(name),
+            )
+        };
+        {
+            let mut plane = locked(&self.machine.plane);
+            plane.forwarding.publish(forwarding);
+            plane.forwarding.reclaim();
+        }
+        if local != self.local {
+            self.machine.set_local(&local);
+            self.local = local;
+        }
+        self.keep_resolved(wanted);
+    }
+
+    fn keep_resolved(&mut self, wanted: BTreeSet<(u32, IpAddr)>) {
+        for (link, address) in wanted.difference(&self.wanted) {
+            if let Err(error) = self.netlink.manage_neighbour(*link, *address) {
+                tracing::warn!(%error, "neighbour");
+            }
+        }
+        for (link, address) in self.wanted.difference(&wanted) {
+            let _ = self.netlink.forget_neighbour(*link, *address); // gone with its link, mostly
+        }
+        self.wanted = wanted;
+    }
+
+    /// What workers ask for.
+    fn resolve(&mut self) {
+        while let Some(request) = { locked(&self.machine.plane).next_resolve() } {
+            let ResolveRequest { port, addr } = request;
+            let name = {
+                let plan = locked(&self.machine.plan);
+                plan.ports
+                    .iter()
+                    .find(|planned| planned.id == port)
+                    .map(|planned| planned.name.clone())
+            };
+            let Some((link, _)) = name.and_then(|name| self.view.link_named(&name)) else { continue };
+            let key = (link, IpAddr::from(addr));
+            if !self.wanted.contains(&key) && !self.asked.contains(&key) {
+                if self.asked.len() >= ASKED_LIMIT
+                    && let Some((link, address)) = self.asked.pop_front()
+                {
+                    let _ = self.netlink.forget_neighbour(link, address);
+                }
+                self.asked.push_back(key);
+            }
+            if let Err(error) = self.netlink.manage_neighbour(link, key.1) {
+                tracing::debug!(%error, "neighbour");
+            }
+        }
+    }
+
+    /// Neighbours that traffic asked for and nobody answered: asked for again when traffic does.
+    fn drop_failed(&mut self) {
+        let failed: Vec<(u32, IpAddr)> = self
+            .asked
+            .iter()
+            .filter(|key| self.view.neighbours.get(key) == Some(&Known::Failed))
+            .copied()
+            .collect();
+        for key in failed {
+            self.asked.retain(|other| *other != key);
+            let _ = self.netlink.forget_neighbour(key.0, key.1);
+        }
+    }
+
+    /// Until the machine stops.
+    pub fn run(mut self) {
+        while !self.machine.stop.load(Ordering::Relaxed) {
+            if let Err(error) = self.turn() {
+                tracing::error!(%error, "the kernel's routes cannot be followed; trying again");
+                std::thread::sleep(Duration::from_secs(1));
+                if self.read_all().is_ok() {
+                    self.machine.look_after_ports(&self.view, &self.local);
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), NetlinkError> {
+        self.resolve();
+        let mut stale = Stale::default();
+        let mut overrun = self.take(RESOLVE_POLL, &mut stale)?;
+        if !stale.any() && !overrun {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < DEBOUNCE_LIMIT {
+            let mut more = Stale::default();
+            overrun |= self.take(DEBOUNCE, &mut more)?;
+            if !more.any() {
+                break;
+            }
+            stale = stale.and(more);
+        }
+        if overrun {
+            tracing::warn!("the kernel had more changes than were read in time: reading everything again");
+            self.read_all()?;
+            stale.all = true;
+        } else if stale.all {
+            self.view.set_links(&self.netlink.links()?);
+            self.view.set_addresses(&self.netlink.addresses()?);
+            self.view.set_routes(&self.netlink.routes()?);
+            // Neighbours of links that are gone went without a word.
+            let links: BTreeMap<u32, ()> = self.view.links.keys().map(|index| (*index, ())).collect();
+            self.view.neighbours.retain(|(link, _), _| links.contains_key(link));
+        } else if stale.routes {
+            self.view.set_routes(&self.netlink.routes()?);
+        }
+        if stale.all {
+            self.machine.look_after_ports(&self.view, &self.local);
+        }
+        self.publish();
+        self.drop_failed();
+        Ok(())
+    }
+
+    /// Takes what there is, waiting up to `timeout`; the answer is whether messages were lost.
+    fn take(&mut self, timeout: Duration, stale: &mut Stale) -> Result<bool, NetlinkError> {
+        match self.changes.wait(timeout)? {
+            Change::Overrun => Ok(true),
+            Change::Messages(messages) => {
+                for message in &messages {
+                    *stale = stale.and(self.view.apply(message));
+                }
+                Ok(false)
+            }
+        }
+    }
+}

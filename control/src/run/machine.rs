@@ -1,0 +1,402 @@
+//! The running dataplane, as its unpinned threads share it: ports, sockets, publication, numbers.
+//!
+//! Locks are taken in the order of the fields, and never on a worker.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use ringwall_bpf::XdpMode;
+use ringwall_config::{RxQueues, Umem};
+use ringwall_dataplane::{
+    plane::Plane,
+    port::{PortId, PortKind, Side},
+    stats::StatsReader,
+    verdict::DropReason,
+};
+use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device};
+
+use crate::protocol::{DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, WorkerStatus};
+
+use super::{
+    fib::View,
+    netlink::Netlink,
+    plan::{Plan, PlannedPort},
+    ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL},
+    publication::{Publication, locked},
+};
+
+/// Frames kept ready in the fill ring of a pod's queue, and of any other.
+const POD_FRAMES: u32 = 512;
+const OTHER_FRAMES: u32 = 2048;
+
+/// The running dataplane.
+pub struct Machine {
+    /// Grows when interfaces that match a pattern appear.
+    pub plan: Mutex<Plan>,
+    /// The ports with their programs.
+    pub live: Mutex<Vec<LivePort>>,
+    /// The sockets; None until they are opened.
+    pub sockets: Mutex<Option<Sockets>>,
+    /// The publishing side of the packet plane.
+    pub plane: Arc<Mutex<Plane>>,
+    /// Snapshots.
+    pub publication: Arc<Publication>,
+    /// The workers' numbers.
+    pub stats: StatsReader,
+    /// Where pods live.
+    pub pods: Vec<IpNet>,
+    /// Sizes of packet memory.
+    pub umem: Umem,
+    /// Told to end.
+    pub stop: AtomicBool,
+    /// By worker: whether it takes its turns.
+    pub alive: Vec<AtomicBool>,
+    /// What the preflight found and could not mend.
+    pub warnings: Vec<String>,
+    /// Most ports that there can be.
+    pub port_limit: usize,
+    /// By interface: whether its packets may carry partial checksums.
+    pub partial: Mutex<BTreeMap<String, bool>>,
+    /// When the process began.
+    pub started: Instant,
+}
+
+impl Machine {
+    /// Whether packets on an interface may carry partial checksums; looked up once.
+    pub fn partial_checksums(&self, name: &str) -> bool {
+        let mut known = locked(&self.partial);
+        if let Some(partial) = known.get(name) {
+            return *partial;
+        }
+        match Device::lookup(name) {
+            Ok(device) => {
+                let partial = device.partial_checksums();
+                known.insert(name.to_owned(), partial);
+                partial
+            }
+            Err(error) => {
+                tracing::debug!(%error, "driver unknown");
+                false // never mend a packet of a NIC
+            }
+        }
+    }
+
+    /// How the sockets of a port are to be opened.
+    pub fn port_config(&self, port: &PlannedPort) -> PortConfig {
+        PortConfig {
+            id: port.id,
+            name: port.name.clone(),
+            queues: match port.queues {
+                RxQueues::Count(count) => Some(count.get()),
+                RxQueues::All => None,
+            },
+            fill_frames: match port.kind {
+                PortKind::Pod => self
+                    .umem
+                    .frames_per_pod_port
+                    .map_or(POD_FRAMES, |frames| frames.get().min(OTHER_FRAMES)),
+                _ => OTHER_FRAMES,
+            },
+        }
+    }
+
+    /// Tells the XDP programs which addresses are the host's own.
+    pub fn set_local(&self, local: &[IpAddr]) {
+        for port in locked(&self.live).iter_mut() {
+            if let Some(attached) = &mut port.attached
+                && let Err(error) = attached.set_local_addresses(local)
+            {
+                tracing::error!(port = port.planned.name, %error, "the host's own addresses are not up to date");
+                port.problem = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Gives the open queues of a port (or of all) to its program.
+    pub fn register(&self, only: Option<PortId>) -> anyhow::Result<()> {
+        let mut live = locked(&self.live);
+        let sockets = locked(&self.sockets);
+        let Some(sockets) = sockets.as_ref() else { return Ok(()) };
+        for queue in sockets.queues() {
+            if only.is_some_and(|only| only != queue.port) {
+                continue;
+            }
+            if let Some(attached) = ports::by_id(&mut live, queue.port).and_then(|port| port.attached.as_mut()) {
+                attached.register_socket(queue.queue.0, queue.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a change of the links: closes ports whose interface is gone, opens those whose interface is (back) there,
+    /// takes in new ones that match a pattern. Other ports are not touched.
+    pub fn look_after_ports(&self, view: &View, local: &[IpAddr]) {
+        self.close_gone(view);
+        self.take_in_new(view);
+        let planned: Vec<PlannedPort> = locked(&self.plan).ports.clone();
+        for port in planned {
+            let Some((index, link)) = view.link_named(&port.name) else { continue };
+            let mut live = locked(&self.live);
+            if let Some(found) = ports::by_id(&mut live, port.id) {
+                found.up = link.up;
+                if found.attached.is_some() {
+                    continue;
+                }
+            }
+            drop(live);
+            match self.open(&port, local) {
+                Ok(()) => tracing::info!(port = port.name, index, "port opened"),
+                Err(error) => {
+                    tracing::error!(port = port.name, "cannot be opened: {error:#}");
+                    let mut live = locked(&self.live);
+                    match ports::by_id(&mut live, port.id) {
+                        Some(found) => found.problem = Some(format!("{error:#}")),
+                        None => live.push(LivePort::absent(port, format!("{error:#}"))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn close_gone(&self, view: &View) {
+        let mut gone = Vec::new();
+        for port in locked(&self.live).iter_mut() {
+            let Some(attached) = &port.attached else { continue };
+            let index = view.link_named(&port.planned.name).map(|(index, _)| index);
+            if index != Some(attached.ifindex()) {
+                tracing::warn!(port = port.planned.name, "the interface is gone");
+                port.attached = None;
+                port.up = false;
+                port.problem = Some("the interface is gone".to_owned());
+                gone.push((port.planned.id, port.planned.name.clone()));
+            }
+        }
+        for (id, name) in gone {
+            locked(&self.partial).remove(&name);
+            if let Some(sockets) = locked(&self.sockets).as_mut()
+                && let Err(error) = sockets.close(id)
+            {
+                tracing::warn!(port = name, %error, "sockets");
+            }
+            // The pins of a device that is no more hold nothing.
+            let pins = locked(&self.plan).pins.clone();
+            if let Err(error) = ringwall_bpf::detach(&pins, &name) {
+                tracing::debug!(port = name, %error, "pins");
+            }
+        }
+    }
+
+    fn take_in_new(&self, view: &View) {
+        let mut plan = locked(&self.plan);
+        let gone: Vec<PortId> = plan
+            .ports
+            .iter()
+            .filter(|port| view.link_named(&port.name).is_none())
+            .map(|port| port.id)
+            .collect();
+        let mut reusable = gone.into_iter();
+        for mut port in plan.newcomers(view) {
+            let next = plan.ports.len();
+            if next < self.port_limit {
+                port.id = PortId(next as u16);
+                plan.ports.push(port);
+            } else if let Some(id) = reusable.next() {
+                port.id = id;
+                locked(&self.live).retain(|live| live.planned.id != id);
+                plan.ports[usize::from(id.0)] = port;
+            } else {
+                tracing::error!(port = port.name, limit = self.port_limit, "too many ports: not taken in");
+            }
+        }
+    }
+
+    /// Opens one port while the others run.
+    fn open(&self, port: &PlannedPort, local: &[IpAddr]) -> anyhow::Result<()> {
+        let plan = locked(&self.plan).clone();
+        let mut netlink = Netlink::open()?;
+        let mut one = plan.clone();
+        one.ports.retain(|other| other.id == port.id);
+        ports::make_ready(&one, &mut netlink)?;
+        one.preflight(true)?;
+        let attached = ports::attach(&plan, port, local, &self.pods)?;
+        {
+            let mut sockets = locked(&self.sockets);
+            let sockets = sockets.as_mut().context("the sockets are not open yet")?;
+            if let Err(error) = sockets.reopen(&self.port_config(port)) {
+                ports::roll_back(vec![attached]);
+                return Err(error.into());
+            }
+        }
+        {
+            let mut live = locked(&self.live);
+            live.retain(|other| other.planned.id != port.id);
+            live.push(attached);
+            live.sort_by_key(|port| port.planned.id);
+        }
+        self.register(Some(port.id))
+    }
+
+    /// The state for `ringwall status` and control.
+    pub fn status(&self) -> DataplaneStatus {
+        let cpus = locked(&self.plan).cpus.clone();
+        let queues = locked(&self.sockets)
+            .as_ref()
+            .map(|sockets| {
+                let open: Vec<(PortId, bool)> = sockets
+                    .queues()
+                    .iter()
+                    .map(|queue| (queue.port, queue.zero_copy))
+                    .collect();
+                (sockets.stats(), sockets.accounts(), open)
+            });
+        let (stats, pool, open) = queues.unwrap_or_default();
+        let of_port = |id: PortId| {
+            stats
+                .iter()
+                .filter(move |(port, _, _)| *port == id)
+                .map(|(_, _, stats)| stats)
+        };
+        let mut alarms = self.publication.alarms();
+        alarms.extend(self.warnings.iter().cloned());
+        let mut ports = Vec::new();
+        let mut to_kernel = 0;
+        for port in locked(&self.live).iter() {
+            let id = port.planned.id;
+            let passed = port.count(&TO_KERNEL);
+            to_kernel += passed;
+            if let Some(problem) = &port.problem {
+                alarms.push(format!("port {}: {problem}", port.planned.name));
+            }
+            let device = Device::lookup(&port.planned.name).ok();
+            ports.push(PortStatus {
+                name: port.planned.name.clone(),
+                kind: kind_name(port.planned.kind).to_owned(),
+                side: side_name(port.planned.side).to_owned(),
+                driver: device.as_ref().map(|device| device.driver.clone()),
+                xdp: match port.attached.as_ref().map(|attached| attached.mode()) {
+                    Some(XdpMode::Native) => "native",
+                    Some(XdpMode::Generic) => "generic",
+                    None => "none",
+                }
+                .to_owned(),
+                zero_copy: open.iter().any(|(port, zero_copy)| *port == id && *zero_copy),
+                queues: open.iter().filter(|(port, _)| *port == id).count() as u32,
+                mtu: device.as_ref().map_or(0, |device| device.mtu),
+                up: port.attached.is_some() && device.is_some_and(|device| device.up),
+                rx_frames: self.stats.sum_port(id, |counters| counters.rx_frames.get()),
+                rx_bytes: self.stats.sum_port(id, |counters| counters.rx_bytes.get()),
+                tx_frames: self
+                    .stats
+                    .sum_port(id, |counters| counters.tx_frames.get())
+                    .saturating_sub(of_port(id).map(|stats| stats.tx_lost).sum()),
+                tx_bytes: self.stats.sum_port(id, |counters| counters.tx_bytes.get()),
+                to_kernel: passed,
+                fail_mode: port.count(&FAIL_MODE),
+                guarded: port.count(&GUARDED),
+                rx_lost: of_port(id).map(lost_before).sum(),
+                problem: port.problem.clone(),
+            });
+        }
+        // Accepted by a TX ring and lost by the device: a drop after all.
+        let tx_lost: u64 = stats.iter().map(|(_, _, stats)| stats.tx_lost + stats.port_lost).sum();
+        let mut drops: BTreeMap<String, u64> = DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name().to_owned(), self.stats.drops(*reason)))
+            .collect();
+        *drops.entry(DropReason::TxFull.name().to_owned()).or_default() += tx_lost;
+        let frames = FrameAccounts {
+            received: self.stats.sum(|worker| worker.received.get()),
+            generated: self.stats.sum(|worker| worker.generated.get()),
+            forwarded: self
+                .stats
+                .sum(|worker| worker.forwarded.get())
+                .saturating_sub(tx_lost),
+            dropped: drops.values().sum(),
+            held: self.stats.sum(|worker| worker.held.get()),
+            to_kernel,
+            lost: stats.iter().map(|(_, _, stats)| lost_before(stats)).sum(),
+            pool_frames: pool.total,
+            pool_free: pool.free,
+        };
+        let flows = |read: fn(&ringwall_dataplane::stats::FlowCounters) -> u64| {
+            self.stats.sum(|worker| read(&worker.flows))
+        };
+        DataplaneStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            snapshot: self.publication.status(),
+            workers: self.workers(&cpus),
+            ports,
+            drops,
+            flows: FlowStatus {
+                used: flows(|f| f.used.get()),
+                capacity: flows(|f| f.capacity.get()),
+                half_open: flows(|f| f.half_open.get()),
+                half_open_limit: flows(|f| f.half_open_limit.get()),
+                created: flows(|f| f.created.get()),
+                expired: flows(|f| f.expired.get()),
+                revoked: flows(|f| f.revoked.get()),
+                picked_up: flows(|f| f.picked_up.get()),
+                inherited: flows(|f| f.inherited.get()),
+            },
+            frames,
+            alarms,
+        }
+    }
+
+    fn workers(&self, cpus: &[u16]) -> Vec<WorkerStatus> {
+        (0..self.stats.workers())
+            .filter_map(|index| {
+                let counters = self.stats.worker(index)?;
+                Some(WorkerStatus {
+                    id: index as u32,
+                    cpu: cpus.get(index).map(|cpu| u32::from(*cpu)),
+                    generation: counters.generation.get(),
+                    received: counters.received.get(),
+                    handed_over: counters.handed_over.get(),
+                    bursts: counters.bursts.get(),
+                    alive: self
+                        .alive
+                        .get(index)
+                        .is_some_and(|alive| alive.load(Ordering::Relaxed)),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Frames that the kernel lost between the XDP program and the worker. `kernel_rx_dropped` counts an empty fill ring,
+/// too.
+fn lost_before(stats: &QueueStats) -> u64 {
+    stats.kernel_rx_dropped + stats.kernel_rx_ring_full
+}
+
+fn kind_name(kind: PortKind) -> &'static str {
+    match kind {
+        PortKind::Wire { .. } => "wire",
+        PortKind::Pod => "pod",
+        PortKind::Uplink => "uplink",
+        PortKind::Host => "host",
+    }
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Pods => "pods",
+        Side::Nodes => "nodes",
+        Side::Inside => "inside",
+        Side::Outside => "outside",
+        Side::Any => "any",
+    }
+}

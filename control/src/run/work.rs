@@ -1,0 +1,93 @@
+//! A worker's thread: turns, and sleep when there is nothing to do.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use ringwall_config::IdlePolicy;
+use ringwall_dataplane::{time::Nanos, worker::Worker};
+use ringwall_xsk::{Waker, XskIo};
+use rustix::time::{ClockId, clock_gettime};
+
+/// How long a worker with nothing to do keeps looking before it sleeps (`adaptive`). Longer than the gap between two
+/// packets of a busy flow, short enough that a pod on the same core hardly notices.
+const SPIN: Nanos = Nanos(50_000);
+/// Longest sleep: the watchdog wants to see a turn, and timers have to run.
+const SLEEP: Duration = Duration::from_millis(100);
+/// Longest sleep while packets wait for a neighbour.
+const SLEEP_WITH_HOLDS: Duration = Duration::from_millis(2);
+
+/// The clock of the packet plane: CLOCK_MONOTONIC, which a successor process shares.
+pub fn now() -> Nanos {
+    let time = clock_gettime(ClockId::Monotonic);
+    Nanos((time.tv_sec as u64).saturating_mul(1_000_000_000) + time.tv_nsec as u64)
+}
+
+/// What a worker knows of the others: how to wake those that sleep.
+pub struct Sleepers {
+    wakers: Vec<Waker>,
+    asleep: Vec<AtomicBool>,
+}
+
+impl Sleepers {
+    /// For as many workers as there are wakers.
+    pub fn new(wakers: Vec<Waker>) -> Self {
+        Self {
+            asleep: wakers.iter().map(|_| AtomicBool::new(false)).collect(),
+            wakers,
+        }
+    }
+
+    /// Wakes the workers of a bit mask that sleep.
+    fn wake(&self, mut workers: u64) {
+        while workers != 0 {
+            let worker = workers.trailing_zeros() as usize;
+            workers &= workers - 1;
+            if let (Some(asleep), Some(waker)) = (self.asleep.get(worker), self.wakers.get(worker))
+                && asleep.swap(false, Ordering::SeqCst)
+            {
+                let _ = waker.wake();
+            }
+        }
+    }
+
+    /// Wakes every worker that sleeps.
+    pub fn wake_all(&self) {
+        self.wake(u64::MAX >> (64 - self.wakers.len().clamp(1, 64)));
+    }
+}
+
+/// Runs until told to stop; the sockets close when it returns.
+pub fn run(mut worker: Worker<XskIo>, idle: IdlePolicy, sleepers: &Arc<Sleepers>, stop: &AtomicBool) {
+    let me = worker.index();
+    let mut last_busy = now();
+    while !stop.load(Ordering::Relaxed) {
+        let time = now();
+        let turn = worker.run_once(time);
+        if turn.handed_to != 0 {
+            sleepers.wake(turn.handed_to);
+        }
+        if turn.frames > 0 {
+            last_busy = time;
+            continue;
+        }
+        if idle == IdlePolicy::BusyPoll || time.since(last_busy) < SPIN {
+            std::hint::spin_loop();
+            continue;
+        }
+        // First the note, then the look: whoever hands over after the look finds the note.
+        sleepers.asleep[me].store(true, Ordering::SeqCst);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if !worker.has_work() {
+            worker.offline();
+            worker
+                .io()
+                .wait(if turn.holds { SLEEP_WITH_HOLDS } else { SLEEP });
+        }
+        sleepers.asleep[me].store(false, Ordering::SeqCst);
+    }
+}
