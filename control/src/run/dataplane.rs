@@ -76,7 +76,13 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     let plan = Plan::make(&config)?;
     super::make_private_dir(&plan.runtime_dir)?;
     super::make_private_dir(&plan.state_dir)?;
-    let running = Running::start(&config, plan)?;
+    let first = !plan.state_dir.join(ports::MADE_FILE).exists();
+    let state_dir = plan.state_dir.clone();
+    let running = Running::start(&config, plan).inspect_err(|_| {
+        if first {
+            ports::take_back(&state_dir);
+        }
+    })?;
     let outcome = running.watch(&stop);
     running.end();
     outcome
@@ -102,10 +108,10 @@ impl Running {
     fn start(config: &Config, plan: Plan) -> anyhow::Result<Self> {
         let started = Instant::now();
         let mut netlink = Netlink::open()?;
+        plan.put_in_order(false)?;
         ports::make_ready(&plan, &mut netlink)?;
-        let warnings = plan.preflight(true)?;
-        for warning in &warnings {
-            tracing::warn!("{warning}");
+        for remark in plan.put_in_order(true)? {
+            tracing::info!("{remark}");
         }
         ringwall_bpf::ensure_bpffs(&config.bpffs)?;
 
@@ -139,7 +145,6 @@ impl Running {
             umem: config.umem,
             stop: AtomicBool::new(false),
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
-            warnings,
             port_limit,
             partial: Mutex::default(),
             started,
@@ -149,6 +154,7 @@ impl Running {
 
         // From here on the machine's ports change; what fails takes back what was not there before.
         *locked(&machine.live) = ports::attach_all(&plan, follower.local(), &machine.pods)?;
+        tracing::info!(micros = started.elapsed().as_micros() as u64, "programs attached");
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let before_bind = Instant::now();
         let opened = ringwall_xsk::open(&ringwall_xsk::Config {
@@ -262,7 +268,12 @@ impl Running {
         self.sleepers.wake_all();
         self.machine.publication.close();
         let deadline = Instant::now() + GRACE;
-        for handle in self.workers.into_iter().map(|thread| thread.handle).chain([self.disk]) {
+        for handle in self
+            .workers
+            .into_iter()
+            .map(|thread| thread.handle)
+            .chain([self.disk])
+        {
             while !handle.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -300,6 +311,7 @@ fn start_workers(
             let result = ringwall_xsk::pin_to(usize::from(cpu));
             let fine = result.is_ok();
             let _ = pinned.send(result);
+            drop(pinned); // the receiver waits for the last one
             if fine {
                 work::run(worker, idle, &sleepers, &stop);
             }
@@ -326,7 +338,11 @@ fn packet_plane(
     )?;
     let now = work::now();
     let flows = FlowMemory::open(memory, entries, random_seed()?, now)?;
-    tracing::info!(inherited = flows.is_inherited(), entries = flows.capacity(), "flow table");
+    tracing::info!(
+        inherited = flows.is_inherited(),
+        entries = flows.capacity(),
+        "flow table"
+    );
     Ok(Plane::new(
         PlaneConfig {
             mode: match config.mode {

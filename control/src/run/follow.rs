@@ -121,7 +121,9 @@ impl Follower {
                     .find(|planned| planned.id == port)
                     .map(|planned| planned.name.clone())
             };
-            let Some((link, _)) = name.and_then(|name| self.view.link_named(&name)) else { continue };
+            let Some((link, _)) = name.and_then(|name| self.view.link_named(&name)) else {
+                continue;
+            };
             let key = (link, IpAddr::from(addr));
             if !self.wanted.contains(&key) && !self.asked.contains(&key) {
                 if self.asked.len() >= ASKED_LIMIT
@@ -191,7 +193,9 @@ impl Follower {
             self.view.set_routes(&self.netlink.routes()?);
             // Neighbours of links that are gone went without a word.
             let links: BTreeMap<u32, ()> = self.view.links.keys().map(|index| (*index, ())).collect();
-            self.view.neighbours.retain(|(link, _), _| links.contains_key(link));
+            self.view
+                .neighbours
+                .retain(|(link, _), _| links.contains_key(link));
         } else if stale.routes {
             self.view.set_routes(&self.netlink.routes()?);
         }

@@ -61,8 +61,6 @@ pub struct Machine {
     pub stop: AtomicBool,
     /// By worker: whether it takes its turns.
     pub alive: Vec<AtomicBool>,
-    /// What the preflight found and could not mend.
-    pub warnings: Vec<String>,
     /// Most ports that there can be.
     pub port_limit: usize,
     /// By interface: whether its packets may carry partial checksums.
@@ -126,12 +124,16 @@ impl Machine {
     pub fn register(&self, only: Option<PortId>) -> anyhow::Result<()> {
         let mut live = locked(&self.live);
         let sockets = locked(&self.sockets);
-        let Some(sockets) = sockets.as_ref() else { return Ok(()) };
+        let Some(sockets) = sockets.as_ref() else {
+            return Ok(());
+        };
         for queue in sockets.queues() {
             if only.is_some_and(|only| only != queue.port) {
                 continue;
             }
-            if let Some(attached) = ports::by_id(&mut live, queue.port).and_then(|port| port.attached.as_mut()) {
+            if let Some(attached) =
+                ports::by_id(&mut live, queue.port).and_then(|port| port.attached.as_mut())
+            {
                 attached.register_socket(queue.queue.0, queue.as_fd())?;
             }
         }
@@ -145,7 +147,9 @@ impl Machine {
         self.take_in_new(view);
         let planned: Vec<PlannedPort> = locked(&self.plan).ports.clone();
         for port in planned {
-            let Some((index, link)) = view.link_named(&port.name) else { continue };
+            let Some((index, link)) = view.link_named(&port.name) else {
+                continue;
+            };
             let mut live = locked(&self.live);
             if let Some(found) = ports::by_id(&mut live, port.id) {
                 found.up = link.up;
@@ -215,7 +219,11 @@ impl Machine {
                 locked(&self.live).retain(|live| live.planned.id != id);
                 plan.ports[usize::from(id.0)] = port;
             } else {
-                tracing::error!(port = port.name, limit = self.port_limit, "too many ports: not taken in");
+                tracing::error!(
+                    port = port.name,
+                    limit = self.port_limit,
+                    "too many ports: not taken in"
+                );
             }
         }
     }
@@ -227,7 +235,7 @@ impl Machine {
         let mut one = plan.clone();
         one.ports.retain(|other| other.id == port.id);
         ports::make_ready(&one, &mut netlink)?;
-        one.preflight(true)?;
+        one.put_in_order(true)?;
         let attached = ports::attach(&plan, port, local, &self.pods)?;
         {
             let mut sockets = locked(&self.sockets);
@@ -249,16 +257,14 @@ impl Machine {
     /// The state for `ringwall status` and control.
     pub fn status(&self) -> DataplaneStatus {
         let cpus = locked(&self.plan).cpus.clone();
-        let queues = locked(&self.sockets)
-            .as_ref()
-            .map(|sockets| {
-                let open: Vec<(PortId, bool)> = sockets
-                    .queues()
-                    .iter()
-                    .map(|queue| (queue.port, queue.zero_copy))
-                    .collect();
-                (sockets.stats(), sockets.accounts(), open)
-            });
+        let queues = locked(&self.sockets).as_ref().map(|sockets| {
+            let open: Vec<(PortId, bool)> = sockets
+                .queues()
+                .iter()
+                .map(|queue| (queue.port, queue.zero_copy))
+                .collect();
+            (sockets.stats(), sockets.accounts(), open)
+        });
         let (stats, pool, open) = queues.unwrap_or_default();
         let of_port = |id: PortId| {
             stats
@@ -267,7 +273,6 @@ impl Machine {
                 .map(|(_, _, stats)| stats)
         };
         let mut alarms = self.publication.alarms();
-        alarms.extend(self.warnings.iter().cloned());
         let mut ports = Vec::new();
         let mut to_kernel = 0;
         for port in locked(&self.live).iter() {
@@ -308,7 +313,10 @@ impl Machine {
             });
         }
         // Accepted by a TX ring and lost by the device: a drop after all.
-        let tx_lost: u64 = stats.iter().map(|(_, _, stats)| stats.tx_lost + stats.port_lost).sum();
+        let tx_lost: u64 = stats
+            .iter()
+            .map(|(_, _, stats)| stats.tx_lost + stats.port_lost)
+            .sum();
         let mut drops: BTreeMap<String, u64> = DropReason::ALL
             .iter()
             .map(|reason| (reason.name().to_owned(), self.stats.drops(*reason)))

@@ -42,7 +42,9 @@ pub fn mirror(
     let mut ports = BTreeMap::new();
     let mut kinds = BTreeMap::new();
     for port in planned {
-        let Some((index, link)) = view.link_named(&port.name) else { continue };
+        let Some((index, link)) = view.link_named(&port.name) else {
+            continue;
+        };
         ports.insert(index, port.id);
         kinds.insert(index, port.kind);
         builder.port(Port {
@@ -173,7 +175,9 @@ fn want(
 ) {
     let Action::Forward(hops) = action else { return };
     for hop in hops {
-        let Some(kind) = kinds.get(&hop.link) else { continue };
+        let Some(kind) = kinds.get(&hop.link) else {
+            continue;
+        };
         match hop.gateway {
             Some(gateway) => {
                 wanted.insert((hop.link, gateway));
@@ -288,7 +292,11 @@ mod tests {
         assert_eq!(to("10.1.1.2"), hop(0, "10.1.1.2"));
         assert_eq!(to("192.0.2.77"), hop(1, "192.0.2.77"));
         assert_eq!(to("10.9.9.9"), hop(1, "192.0.2.9"));
-        assert_eq!(to("203.0.113.5"), hop(1, "192.0.2.8"), "the hop that is no port is left out");
+        assert_eq!(
+            to("203.0.113.5"),
+            hop(1, "192.0.2.8"),
+            "the hop that is no port is left out"
+        );
         assert_eq!(to("198.51.100.7"), Path::Unreachable, "not over a port");
         assert_eq!(to("8.8.8.8"), Path::NoRoute);
         for own in ["169.254.1.1", "192.0.2.1", "198.51.100.1"] {
@@ -296,7 +304,10 @@ mod tests {
         }
         assert_eq!(to("192.0.2.255"), Path::Blackhole, "directed broadcast");
         assert_eq!(made.forwarding.host(), Some((PortId(2), [2, 0, 0, 0, 0, 4])));
-        assert_eq!(made.local, [ip("169.254.1.1"), ip("192.0.2.1"), ip("198.51.100.1")]);
+        assert_eq!(
+            made.local,
+            [ip("169.254.1.1"), ip("192.0.2.1"), ip("198.51.100.1")]
+        );
         assert_eq!(
             made.wanted.into_iter().collect::<Vec<_>>(),
             [(1, ip("10.1.1.2")), (2, ip("192.0.2.8")), (2, ip("192.0.2.9"))]

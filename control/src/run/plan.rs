@@ -1,6 +1,6 @@
 //! From the configuration and the machine to what will run: ports, workers, places. Changes nothing.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use ringwall_config::{
     Config, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind, InterfaceSelect, Mode, Role, RxQueues,
@@ -149,7 +149,12 @@ impl Plan {
         let mut view = View::default();
         view.set_links(&netlink.links()?);
         let plan = Self::from_view(config, &view, &allowed_cpus()?)?;
-        plan.preflight(false)?;
+        check(&ringwall_xsk::preflight::Request {
+            interfaces: &[], // what is wrong with them can be mended by the process that owns them
+            routed: plan.routed,
+            workers: plan.cpus.len(),
+            repair: false,
+        })?;
         Ok(plan)
     }
 
@@ -222,48 +227,31 @@ impl Plan {
         })
     }
 
-    /// Looks at kernel, capabilities and interfaces; with `repair`, also puts in order what can be.
-    pub fn preflight(&self, repair: bool) -> Result<Vec<String>, PlanError> {
-        // The host pair is made later and is in order then.
+    /// Puts the interfaces in order as far as that can be done by switches; the answer is what remains and is not
+    /// fatal. Interfaces that are not there yet, or whose MTU is still to be set, are left out where `ready` is false.
+    pub fn put_in_order(&self, ready: bool) -> Result<Vec<String>, PlanError> {
         let made_later = |name: &str| {
-            !repair
-                && self
-                    .host
-                    .as_ref()
-                    .is_some_and(|host| !host.exists && host.inner == name)
+            self.host
+                .as_ref()
+                .is_some_and(|host| !host.exists && host.inner == name)
         };
-        let interfaces: Vec<String> = self
+        let mut interfaces: Vec<String> = self
             .ports
             .iter()
+            .filter(|port| ready || (port.mtu.is_none() && !made_later(&port.name)))
             .map(|port| port.name.clone())
-            .filter(|name| !made_later(name))
             .collect();
-        let findings = ringwall_xsk::preflight::preflight(&ringwall_xsk::preflight::Request {
+        if let Some(host) = &self.host
+            && (ready || host.exists)
+        {
+            interfaces.push(host.outer.clone());
+        }
+        check(&ringwall_xsk::preflight::Request {
             interfaces: &interfaces,
             routed: self.routed,
             workers: self.cpus.len(),
-            repair,
-        })?;
-        let mut fatal = Vec::new();
-        let mut warnings = Vec::new();
-        for finding in findings {
-            let text = match &finding.interface {
-                Some(interface) => {
-                    format!("interface `{interface}`: {}: {}", finding.problem, finding.remedy)
-                }
-                None => format!("{}: {}", finding.problem, finding.remedy),
-            };
-            if finding.fatal {
-                fatal.push(text);
-            } else {
-                warnings.push(text);
-            }
-        }
-        if fatal.is_empty() {
-            Ok(warnings)
-        } else {
-            Err(PlanError::NotReady(fatal.join("\n")))
-        }
+            repair: true,
+        })
     }
 
     /// Ports that match a pattern and are not planned yet, without a number.
@@ -311,6 +299,34 @@ impl Plan {
             },
             if self.routed { "routed" } else { "wire" }
         )
+    }
+}
+
+fn check(request: &ringwall_xsk::preflight::Request<'_>) -> Result<Vec<String>, PlanError> {
+    // What is wrong with several interfaces in the same way is said once.
+    let mut found: BTreeMap<(bool, String), Vec<String>> = BTreeMap::new();
+    for finding in ringwall_xsk::preflight::preflight(request)? {
+        let text = format!("{}: {}", finding.problem, finding.remedy);
+        let names = found.entry((finding.fatal, text)).or_default();
+        names.extend(finding.interface);
+    }
+    let (mut fatal, mut warnings) = (Vec::new(), Vec::new());
+    for ((is_fatal, text), names) in found {
+        let text = if names.is_empty() {
+            text
+        } else {
+            format!("interface {}: {text}", names.join(", "))
+        };
+        if is_fatal {
+            fatal.push(text);
+        } else {
+            warnings.push(text);
+        }
+    }
+    if fatal.is_empty() {
+        Ok(warnings)
+    } else {
+        Err(PlanError::NotReady(fatal.join("\n")))
     }
 }
 

@@ -147,6 +147,25 @@ pub fn make_ready(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Takes back everything that was made, and forgets it. What cannot be taken back is logged.
+pub fn take_back(state_dir: &Path) {
+    let made = Made::read(state_dir);
+    let taken = Netlink::open().and_then(|mut netlink| {
+        let mut view = View::default();
+        view.set_links(&netlink.links()?);
+        Ok(made.take_back(&mut netlink, &view))
+    });
+    match taken {
+        Ok(failed) => {
+            for error in failed {
+                tracing::warn!(%error, "cannot be taken back");
+            }
+            let _ = std::fs::remove_file(state_dir.join(MADE_FILE)); // none where nothing was made
+        }
+        Err(error) => tracing::warn!(%error, "cannot be taken back"),
+    }
+}
+
 fn loosen_reverse_path(interface: &str) -> anyhow::Result<()> {
     let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
     std::fs::write(&path, "2").with_context(|| format!("cannot write {path}"))

@@ -16,8 +16,8 @@ use std::{
 use ringwall_dataplane::{classify::Snapshot, plane::Plane};
 
 use crate::protocol::{
-    Connection, ContentHash, DataplaneStatus, Listener, ProtocolError, Received, Reply, Request, SnapshotOrigin,
-    SnapshotStatus, VERSION, read_image,
+    Connection, ContentHash, DataplaneStatus, Listener, ProtocolError, Received, Reply, Request,
+    SnapshotOrigin, SnapshotStatus, VERSION, read_image,
 };
 
 /// How often it is looked whether every worker has adopted.
@@ -146,7 +146,9 @@ impl Publication {
     fn check(&self, generation: u64, hash: ContentHash, image: &[u8]) -> Result<Snapshot, String> {
         let newest = locked(&self.state).status.generation;
         if generation <= newest {
-            return Err(format!("generation {generation} is not above {newest}, which is in force"));
+            return Err(format!(
+                "generation {generation} is not above {newest}, which is in force"
+            ));
         }
         let snapshot = Snapshot::open(image).map_err(|error| format!("the image is not valid: {error}"))?;
         if snapshot.generation().0 != generation {
@@ -243,7 +245,11 @@ impl Publication {
 pub type StatusSource = Arc<dyn Fn() -> DataplaneStatus + Send + Sync>;
 
 /// Listens, and serves each client on a thread of its own. Returns at once.
-pub fn serve(socket: &Path, publication: Arc<Publication>, status: StatusSource) -> Result<(), ProtocolError> {
+pub fn serve(
+    socket: &Path,
+    publication: Arc<Publication>,
+    status: StatusSource,
+) -> Result<(), ProtocolError> {
     let listener = Listener::bind(socket)?;
     let clients = Arc::new(AtomicUsize::new(0));
     let serve = move || {
@@ -260,7 +266,11 @@ pub fn serve(socket: &Path, publication: Arc<Publication>, status: StatusSource)
                 clients.fetch_sub(1, Ordering::Relaxed);
                 continue; // closed by dropping it
             }
-            let (publication, status, left) = (Arc::clone(&publication), Arc::clone(&status), Arc::clone(&clients));
+            let (publication, status, left) = (
+                Arc::clone(&publication),
+                Arc::clone(&status),
+                Arc::clone(&clients),
+            );
             let thread = std::thread::Builder::new().name("rw-client".to_owned());
             let client = move || {
                 if let Err(error) = converse(&connection, &publication, &status) {
@@ -279,7 +289,11 @@ pub fn serve(socket: &Path, publication: Arc<Publication>, status: StatusSource)
     Ok(())
 }
 
-fn converse(connection: &Connection, publication: &Publication, status: &StatusSource) -> Result<(), ProtocolError> {
+fn converse(
+    connection: &Connection,
+    publication: &Publication,
+    status: &StatusSource,
+) -> Result<(), ProtocolError> {
     connection.set_send_timeout(Some(Duration::from_secs(5)))?;
     let mut greeted = false;
     loop {
@@ -307,11 +321,17 @@ fn converse(connection: &Connection, publication: &Publication, status: &StatusS
             Request::Hello { version } => {
                 return refuse(
                     connection,
-                    &format!("version {version} of the messages, and this is {VERSION}: both processes must come from one release"),
+                    &format!(
+                        "version {version} of the messages, and this is {VERSION}: both processes must come from one release"
+                    ),
                 );
             }
             _ if !greeted => return refuse(connection, "say hello first"),
-            Request::Publish { generation, hash, bytes } => {
+            Request::Publish {
+                generation,
+                hash,
+                bytes,
+            } => {
                 publish(connection, publication, generation, hash, bytes, fd)?;
             }
             Request::Status => connection.send(
