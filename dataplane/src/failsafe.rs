@@ -1,36 +1,39 @@
 //! Traffic that passes before any policy, so that nobody is locked out of a node by one.
 
-use crate::{addr::Addr, wire::Packet};
+use crate::{
+    addr::Addr,
+    wire::{FlowKey, Packet, Transport, protocol},
+};
 
 /// A prefix of addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     addr: u128,
     mask: u128,
+    v4: bool,
 }
 
 impl Prefix {
     /// `length` counts from the first bit of the family's address; longer ones count as the longest. Host bits are
     /// ignored.
     pub fn new(addr: Addr, length: u8) -> Self {
-        let bits = if addr.is_v4() { 32 } else { 128 };
-        let length = length.min(bits);
-        let mask = match bits - length {
+        let v4 = addr.is_v4();
+        let bits = if v4 { 32 } else { 128 };
+        let mask = match bits - length.min(bits) {
             128 => 0,
             shift => u128::MAX << shift,
         };
         Self {
             addr: addr.to_u128() & mask,
-            // An IPv4 prefix never covers an IPv6 address, nor the other way round (`::/0` spares `::ffff:0:0/96`,
-            // which the parser does not let through as IPv6).
             mask,
+            v4,
         }
     }
 
-    /// Whether an address lies in it.
+    /// Whether an address lies in it; never one of the other family.
     #[inline]
     pub fn contains(&self, addr: Addr) -> bool {
-        addr.to_u128() & self.mask == self.addr && (self.mask != 0 || !addr.is_v4())
+        addr.is_v4() == self.v4 && addr.to_u128() & self.mask == self.addr
     }
 }
 
@@ -49,18 +52,16 @@ pub struct FailsafeRule {
 
 impl FailsafeRule {
     #[inline]
-    fn matches(&self, packet: &Packet) -> bool {
-        let forth = self.from.contains(packet.src) && self.to.contains(packet.dst);
-        let back = self.from.contains(packet.dst) && self.to.contains(packet.src);
-        (forth && self.admits(packet, packet.dst_port())) || (back && self.admits(packet, packet.src_port()))
-    }
-
-    #[inline]
-    fn admits(&self, packet: &Packet, port: Option<u16>) -> bool {
-        self.protocol.is_none_or(|protocol| protocol == packet.protocol)
-            && self
-                .ports
-                .is_none_or(|(lo, hi)| port.is_some_and(|port| (lo..=hi).contains(&port)))
+    fn admits(&self, key: &FlowKey) -> bool {
+        let ported = matches!(key.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
+        let fits = |port: u16| {
+            self.protocol.is_none_or(|protocol| protocol == key.protocol)
+                && self
+                    .ports
+                    .is_none_or(|(lo, hi)| ported && (lo..=hi).contains(&port))
+        };
+        self.from.contains(key.src) && self.to.contains(key.dst) && fits(key.dst_port)
+            || self.from.contains(key.dst) && self.to.contains(key.src) && fits(key.src_port)
     }
 }
 
@@ -69,9 +70,17 @@ impl FailsafeRule {
 pub struct Failsafe(pub Vec<FailsafeRule>);
 
 impl Failsafe {
-    /// Whether a rule lets the packet through. An ICMP error passes where the packet that it quotes would.
+    /// Whether a rule lets a packet through that is no later fragment. An ICMP error passes where the packet that it
+    /// quotes would, to the sender of that.
     #[inline]
     pub fn admits(&self, packet: &Packet) -> bool {
-        self.0.iter().any(|rule| rule.matches(packet))
+        if self.0.is_empty() {
+            return false;
+        }
+        let key = match packet.transport {
+            Transport::IcmpError { quoted: Some(quoted) } if quoted.src != packet.dst => return false,
+            _ => packet.owner_key(0),
+        };
+        self.0.iter().any(|rule| rule.admits(&key))
     }
 }

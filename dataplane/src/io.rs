@@ -1,5 +1,7 @@
 //! Where packets come from and go to.
 
+pub mod memory;
+
 use arrayvec::ArrayVec;
 
 use crate::{frame::Frame, port::PortId};
@@ -22,7 +24,7 @@ pub trait PacketIo {
     fn receive(&mut self, source: usize, burst: &mut Burst);
 
     /// Queues a frame for a port. It goes out, in order, with the next [`Self::flush`]. What cannot be queued is
-    /// released and counted by the implementation under `tx-full`; the answer tells whether it was queued.
+    /// released by the implementation; the answer tells whether it was queued, and the worker counts `tx-full`.
     fn send(&mut self, port: PortId, frame: Frame) -> bool;
 
     /// Takes an empty frame, for packets that the dataplane makes itself. None where the pool is empty.

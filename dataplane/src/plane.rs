@@ -167,7 +167,11 @@ impl Plane {
                 seed,
             })
             .collect();
-        for (number, shard) in memory.into_shards(&shared.config.flow).into_iter().enumerate() {
+        for (number, shard) in memory
+            .into_shards(&shared.config.flow, shared.config.icmp_sent)
+            .into_iter()
+            .enumerate()
+        {
             seats[number % workers].shards.push(shard);
         }
         let plane = Self {

@@ -1,19 +1,50 @@
 //! A packet's whole life.
+//!
+//! ```text
+//! receive -> parse -> owner's shard, else hand over -> fragments -> flow lookup -> spoof check -> classify
+//!         -> flow update -> forward (wire | routed) -> send
+//! ```
+//! [`Worker::run_once`] is one turn of that, over a burst from every source. Everything that a turn decides, it decides
+//! by one snapshot and one [`Forwarding`].
+
+mod judge;
+mod path;
+
+#[cfg(test)]
+mod tests;
+
+use arrayvec::ArrayVec;
 
 use crate::{
+    classify::{Generation, Snapshot},
+    flow::{FlowDump, hash::KeyHash, hash::Seed, table::Shard},
+    forward::{Forwarding, hold::Holds},
     frame::Frame,
     io::{BURST, Burst, PacketIo},
-    plane::Seat,
+    plane::{Mode, Seat, Shared},
+    port::{Port, PortId, PortKind},
+    stats::{DropSample, WorkerStats},
     time::Nanos,
     verdict::DropReason,
-    wire::Packet,
+    wire::{self, Packet, Parsed, subject::NotSubject},
 };
+use judge::Denial;
+
+/// Every entry is looked at for its timeout about this often.
+const SWEEP_ALL_IN: Nanos = Nanos::from_secs(10);
+/// The most entries looked at in one turn.
+const SWEEP_MOST: u64 = 256;
+/// How often the gauges are brought up to date while packets come.
+const GAUGES_EVERY: Nanos = Nanos::from_millis(50);
+/// The most drops sampled in one turn.
+const SAMPLES_PER_TURN: usize = 32;
 
 /// A frame on its way to the worker that owns its flow.
 #[derive(Debug)]
 pub(crate) struct Handover {
-    pub(crate) frame: Frame,
-    pub(crate) packet: Packet,
+    frame: Frame,
+    packet: Packet,
+    hash: KeyHash,
 }
 
 /// What a turn did.
@@ -32,39 +63,84 @@ pub struct Turn {
 pub struct Worker<Io> {
     io: Io,
     seat: Seat,
+    holds: Holds,
+    housekeeping: Housekeeping,
+}
+
+/// Where the work between packets goes on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Housekeeping {
+    shard: usize,
+    swept: Nanos,
+    gauges: Nanos,
+    /// Sequence of the `Forwarding` that the held packets were last tried with, and when.
+    tried: (u64, Nanos),
+}
+
+/// One turn of a worker: what it works with, and by what it decides.
+struct TurnOf<'a, Io> {
+    io: &'a mut Io,
+    index: usize,
+    shared: &'a Shared,
+    stats: &'a WorkerStats,
+    shards: &'a mut [Shard],
+    seed: &'a Seed,
+    holds: &'a mut Holds,
+    snapshot: Option<&'a Snapshot>,
+    forwarding: Option<&'a Forwarding>,
+    now: Nanos,
+    samples: usize,
+    turn: Turn,
 }
 
 impl<Io: PacketIo> Worker<Io> {
     /// A worker of its seat and its `PacketIo`.
     pub fn new(seat: Seat, io: Io) -> Self {
-        Self { io, seat }
+        let config = &seat.shared.config;
+        let holds = Holds::new(config.held, config.held_for);
+        Self {
+            io,
+            seat,
+            holds,
+            housekeeping: Housekeeping::default(),
+        }
     }
 
     /// One turn: what others handed over, then a burst of every source, then a little housekeeping, then the
     /// doorbells. `now` never goes back.
-    pub fn run_once(&mut self, _now: Nanos) -> Turn {
-        let mut turn = Turn::default();
-        let stats = &self.seat.stats.counters;
-        stats.turns.add(1);
-        stats.generation.set(
-            self.seat
-                .snapshots
-                .adopt()
-                .map_or(0, |(_, snapshot)| snapshot.generation().0),
-        );
+    pub fn run_once(&mut self, now: Nanos) -> Turn {
+        let snapshot = self.seat.snapshots.adopt();
+        let forwarding = self.seat.forwarding.adopt();
+        let sequence = forwarding.map_or(0, |(sequence, _)| sequence);
+        let counters = &self.seat.stats.counters;
+        counters
+            .generation
+            .set(snapshot.map_or(0, |(_, snapshot)| snapshot.generation().0));
+        counters.forwarding.set(sequence);
+        counters.turns.add(1);
+        let mut turn = TurnOf {
+            io: &mut self.io,
+            index: self.seat.index,
+            shared: &self.seat.shared,
+            stats: &self.seat.stats,
+            shards: &mut self.seat.shards,
+            seed: &self.seat.seed,
+            holds: &mut self.holds,
+            snapshot: snapshot.map(|(_, snapshot)| snapshot),
+            forwarding: forwarding.map(|(_, forwarding)| forwarding),
+            now,
+            samples: 0,
+            turn: Turn::default(),
+        };
+        turn.take_over();
         let mut burst = Burst::new();
-        for source in 0..self.io.sources() {
-            self.io.receive(source, &mut burst);
-            debug_assert!(burst.len() <= BURST);
-            for frame in burst.drain(..) {
-                turn.frames += 1;
-                stats.received.add(1);
-                stats.drops.count(DropReason::NoSnapshot);
-                self.io.release(frame);
-            }
+        for source in 0..turn.io.sources() {
+            turn.io.receive(source, &mut burst);
+            turn.burst(&mut burst);
         }
-        self.io.flush();
-        turn
+        turn.housekeeping(&mut self.housekeeping, sequence);
+        turn.io.flush();
+        turn.turn
     }
 
     /// Whether others' frames or a question wait for this worker: look right before sleeping.
@@ -87,5 +163,290 @@ impl<Io: PacketIo> Worker<Io> {
     /// Its ports' queues, to be serviced between turns.
     pub fn io(&mut self) -> &mut Io {
         &mut self.io
+    }
+}
+
+/// A frame of this worker's shards, ready to be judged.
+type Ready = (Frame, Packet, KeyHash);
+
+impl<'a, Io: PacketIo> TurnOf<'a, Io> {
+    /// A burst from one source. In two passes, so that the index lines of all its flows come from memory at once.
+    fn burst(&mut self, burst: &mut Burst) {
+        if burst.is_empty() {
+            return;
+        }
+        self.stats.counters.bursts.add(1);
+        self.stats.counters.received.add(burst.len() as u64);
+        self.turn.frames += burst.len();
+        let mut ready: ArrayVec<Ready, BURST> = ArrayVec::new();
+        let mut warm = 0;
+        for frame in burst.drain(..) {
+            if let Some((frame, packet, hash)) = self.sort(frame) {
+                warm ^= self.shards[hash.shard() / self.shared.config.workers].warm(hash);
+                ready.push((frame, packet, hash));
+            }
+        }
+        std::hint::black_box(warm); // else the loads that warm the cache would be optimised away
+        for (frame, packet, hash) in ready {
+            self.packet(frame, &packet, hash);
+        }
+    }
+
+    /// What other workers received of this one's flows.
+    fn take_over(&mut self) {
+        for _ in 0..BURST {
+            let Some(Handover { frame, packet, hash }) = self.shared.handover[self.index].pop() else {
+                break;
+            };
+            self.turn.frames += 1;
+            self.stats.counters.taken_over.add(1);
+            self.packet(frame, &packet, hash);
+        }
+    }
+
+    /// Parses a frame and finds its owner. None where it went elsewhere: across, over, or away.
+    #[inline]
+    fn sort(&mut self, frame: Frame) -> Option<Ready> {
+        let id = frame.port();
+        if let Some(counters) = self.stats.ports.get(usize::from(id.0)) {
+            counters.rx_frames.add(1);
+            counters.rx_bytes.add(frame.len() as u64);
+        }
+        let Some(port) = self.port(id) else {
+            self.discard(frame, DropReason::PortUnavailable);
+            return None;
+        };
+        let wire = matches!(port.kind, PortKind::Wire { .. });
+        match wire::parse(frame.bytes()) {
+            Parsed::Subject(_) if !wire && !path::is_ours(frame.bytes(), port) => {
+                self.not_subject(frame, port, NotSubject::NotOurs);
+                None
+            }
+            Parsed::Subject(packet) => {
+                let hash = self.seed.key(&packet.owner_key(port.zone));
+                let owner = hash.shard() % self.shared.config.workers;
+                if owner == self.index {
+                    return Some((frame, packet, hash));
+                }
+                self.hand_over(owner, Handover { frame, packet, hash });
+                None
+            }
+            Parsed::NotSubject(kind) => {
+                self.not_subject(frame, port, kind);
+                None
+            }
+            Parsed::Malformed(reason) => {
+                self.malformed(frame, port, reason);
+                None
+            }
+        }
+    }
+
+    /// Judges a packet of this worker's shards and sends it on its way.
+    #[inline]
+    fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash) {
+        let Some(port) = self.port(frame.port()) else {
+            self.discard(frame, DropReason::PortUnavailable);
+            return;
+        };
+        if let Err(denial) = self.judge(port, packet, hash)
+            && !self.denied(&frame, packet, port, denial)
+        {
+            self.discard(frame, denial.reason);
+            return;
+        }
+        self.forward(frame, packet, port, hash);
+    }
+
+    /// Writes down a denial; answers whether the packet goes on all the same.
+    #[cold]
+    fn denied(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: Denial) -> bool {
+        let audit = self.shared.config.mode == Mode::Audit;
+        if audit {
+            self.stats.counters.audited.count(denial.reason);
+        }
+        self.sample(DropSample {
+            at: self.now,
+            reason: denial.reason,
+            audit,
+            port: port.id,
+            length: frame.len() as u32,
+            key: Some(packet.key(port.zone)),
+            generation: self.generation(),
+            ingress: denial.judgement.map(|judgement| judgement.ingress),
+            egress: denial.judgement.map(|judgement| judgement.egress),
+        });
+        audit
+    }
+
+    /// A frame that no policy speaks about crosses a wire or ends here.
+    #[cold]
+    fn not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
+        match port.kind {
+            PortKind::Wire { peer } if self.shared.config.wire_not_subject.crosses(kind) => {
+                self.stats.counters.not_subject.add(1);
+                self.send(peer, frame);
+            }
+            _ => self.drop_unread(frame, DropReason::NotSubject),
+        }
+    }
+
+    /// A frame that contradicts itself ends here, but in audit mode it crosses a wire.
+    #[cold]
+    fn malformed(&mut self, frame: Frame, port: &Port, reason: DropReason) {
+        match port.kind {
+            PortKind::Wire { peer } if self.shared.config.mode == Mode::Audit => {
+                self.stats.counters.audited.count(reason);
+                self.send(peer, frame);
+            }
+            _ => self.drop_unread(frame, reason),
+        }
+    }
+
+    /// Drops a frame whose headers say nothing about a flow.
+    fn drop_unread(&mut self, frame: Frame, reason: DropReason) {
+        self.sample(DropSample {
+            at: self.now,
+            reason,
+            audit: false,
+            port: frame.port(),
+            length: frame.len() as u32,
+            key: None,
+            generation: self.generation(),
+            ingress: None,
+            egress: None,
+        });
+        self.discard(frame, reason);
+    }
+
+    fn hand_over(&mut self, owner: usize, handover: Handover) {
+        match self.shared.handover[owner].push(handover) {
+            Ok(()) => {
+                self.turn.handed_to |= 1 << owner;
+                self.stats.counters.handed_over.add(1);
+            }
+            Err(handover) => self.discard(handover.frame, DropReason::HandoverFull),
+        }
+    }
+
+    /// Queues a frame for a port.
+    #[inline]
+    fn send(&mut self, to: PortId, frame: Frame) -> bool {
+        let (from, length) = (frame.port(), frame.len() as u64);
+        let sent = self.io.send(to, frame);
+        if sent {
+            self.stats.counters.forwarded.add(1);
+            if let Some(counters) = self.stats.ports.get(usize::from(to.0)) {
+                counters.tx_frames.add(1);
+                counters.tx_bytes.add(length);
+            }
+        } else {
+            self.count_drop(from, DropReason::TxFull);
+        }
+        sent
+    }
+
+    /// Counts a drop and gives the frame back.
+    fn discard(&mut self, frame: Frame, reason: DropReason) {
+        self.count_drop(frame.port(), reason);
+        self.io.release(frame);
+    }
+
+    fn count_drop(&self, port: PortId, reason: DropReason) {
+        self.stats.counters.drops.count(reason);
+        if let Some(counters) = self.stats.ports.get(usize::from(port.0)) {
+            counters.drops.count(reason);
+        }
+    }
+
+    fn sample(&mut self, sample: DropSample) {
+        if self.samples == SAMPLES_PER_TURN {
+            self.stats.counters.samples_skipped.add(1);
+            return;
+        }
+        self.samples += 1;
+        self.stats.samples.force_push(sample);
+    }
+
+    fn port(&self, id: PortId) -> Option<&'a Port> {
+        self.forwarding?.port(id)
+    }
+
+    fn generation(&self) -> Generation {
+        self.snapshot.map_or(Generation(0), Snapshot::generation)
+    }
+
+    #[inline]
+    fn shard(&mut self, hash: KeyHash) -> &mut Shard {
+        &mut self.shards[hash.shard() / self.shared.config.workers]
+    }
+
+    /// Work between packets: held ones, timeouts, gauges, questions.
+    fn housekeeping(&mut self, state: &mut Housekeeping, forwarding: u64) {
+        let now = self.now;
+        if self.holds.len() > 0
+            && (state.tried.0 != forwarding || now.since(state.tried.1) >= Nanos::from_millis(10))
+        {
+            state.tried = (forwarding, now);
+            self.release_held();
+        }
+        self.turn.holds = self.holds.len() > 0;
+        self.sweep(state);
+        if self.turn.frames == 0 || now.since(state.gauges) >= GAUGES_EVERY {
+            state.gauges = now;
+            self.gauges();
+        }
+        if let Some(dump) = self.shared.asked[self.index].pop() {
+            self.answer(dump);
+        }
+    }
+
+    fn sweep(&mut self, state: &mut Housekeeping) {
+        let entries: u64 = self.shards.iter().map(|shard| shard.capacity() as u64).sum();
+        let share = SWEEP_ALL_IN.0 / entries.max(1);
+        let due = (self.now.since(state.swept).0 / share.max(1)).min(SWEEP_MOST);
+        // In lumps, so that most turns touch nothing.
+        if due < SWEEP_MOST / 8 || self.shards.is_empty() {
+            return;
+        }
+        state.swept = self.now;
+        state.shard = (state.shard + 1) % self.shards.len();
+        self.shards[state.shard].sweep(due as usize, self.now);
+    }
+
+    fn gauges(&mut self) {
+        let flows = &self.stats.counters.flows;
+        let mut fill = [0; 4];
+        for shard in self.shards.iter_mut() {
+            for (sum, part) in fill.iter_mut().zip(shard.fill()) {
+                *sum += part;
+            }
+            let deeds = std::mem::take(&mut shard.deeds);
+            flows.created.add(deeds.created);
+            flows.expired.add(deeds.expired);
+            flows.evicted.add(deeds.evicted);
+            flows.inherited.add(deeds.inherited);
+        }
+        let [used, capacity, half_open, half_open_limit] = fill;
+        flows.used.set(used);
+        flows.capacity.set(capacity);
+        flows.half_open.set(half_open);
+        flows.half_open_limit.set(half_open_limit);
+        self.stats.counters.held.set(self.holds.len() as u64);
+    }
+
+    fn answer(&mut self, mut dump: FlowDump) {
+        let (mut shard, mut from) = dump.cursor;
+        while let Some(flows) = self.shards.get(shard) {
+            if let Some(next) = flows.dump(from, &mut dump.records) {
+                from = next;
+                break;
+            }
+            (shard, from) = (shard + 1, 0);
+        }
+        dump.cursor = (shard, from);
+        dump.done = shard >= self.shards.len();
+        // The queue of answers is longer than the one of questions; an asker that never reads loses its own.
+        let _ = self.shared.answered[self.index].force_push(dump);
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod entry;
 pub(crate) mod fragments;
 pub(crate) mod hash;
 pub mod memory;
+pub(crate) mod rate;
 pub mod state;
 pub(crate) mod table;
 

@@ -1,12 +1,456 @@
-//! A shard.
-use super::{FlowConfig, entry::Entry, memory::FlowMemory};
-/// A shard.
+//! A shard of the flow table: two directional keys lead to one entry.
+//!
+//! The index has buckets of eight slots, one cache line each, and at least four slots per entry (two keys each, half
+//! full at most). A key has two buckets to be in; it goes where more room is, and is looked for in sixteen slots at
+//! most. Entries that may be thrown out stand in one of two lists, oldest first. Index, lists and free places are private
+//! and are built from the entries when the shard is opened.
+
+use super::{
+    FlowConfig, FlowRecord, Timeouts,
+    entry::{Entry, Stamp},
+    fragments::Fragments,
+    hash::{KeyHash, Seed},
+    memory::FlowMemory,
+    rate::TokenBucket,
+    state::{Direction, Standing, State},
+};
+use crate::{time::Nanos, wire::FlowKey};
+
+const SLOTS: usize = 8;
+const NONE: u32 = u32::MAX;
+
+/// Slots hold a tag in the upper half and, in the lower, 0 for nothing or twice (1 + the entry's number) + direction.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Bucket([u64; SLOTS]);
+
+impl Bucket {
+    const EMPTY: Self = Self([0; SLOTS]);
+
+    fn room(&self) -> usize {
+        self.0.iter().filter(|slot| **slot as u32 == 0).count()
+    }
+}
+
+/// An entry's place in its list.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    prev: u32,
+    next: u32,
+    /// When it got there.
+    since: Nanos,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    oldest: u32,
+    newest: u32,
+    length: usize,
+}
+
+const EMPTY_LIST: List = List {
+    oldest: NONE,
+    newest: NONE,
+    length: 0,
+};
+
+/// Why there is no place for a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// Every place is taken by an entry that may not be thrown out.
+    Full,
+    /// Too many half-open entries, all of them young.
+    HalfOpen,
+}
+
+/// What a shard did since it was asked last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deeds {
+    pub(crate) created: u64,
+    pub(crate) expired: u64,
+    pub(crate) evicted: u64,
+    pub(crate) inherited: u64,
+}
+
+/// One shard: its flows, its fragmented datagrams, its limits.
 #[derive(Debug)]
 pub(crate) struct Shard {
-    pub(crate) entries: &'static mut [Entry],
+    entries: &'static mut [Entry],
+    buckets: Box<[Bucket]>,
+    mask: usize,
+    free: Vec<u32>,
+    links: Box<[Link]>,
+    half_open: List,
+    closed: List,
+    half_open_limit: usize,
+    half_open_grace: Nanos,
+    timeouts: Timeouts,
+    /// Where the sweep goes on.
+    sweep: usize,
+    seed: Seed,
+    pub(crate) deeds: Deeds,
+    pub(crate) fragments: Fragments,
+    /// ICMP errors let through.
+    pub(crate) icmp_passed: TokenBucket,
+    /// ICMP errors sent.
+    pub(crate) icmp_sent: TokenBucket,
 }
+
 impl FlowMemory {
-    pub(crate) fn into_shards(self, _config: &FlowConfig) -> Vec<Shard> {
-        self.shards.into_iter().map(|entries| Shard { entries }).collect()
+    /// Builds the shards: what a predecessor left is checked entry by entry, and the index is made anew.
+    pub(crate) fn into_shards(self, config: &FlowConfig, icmp_sent: super::RateLimit) -> Vec<Shard> {
+        let (seed, now) = (self.seed, self.now);
+        self.shards
+            .into_iter()
+            .enumerate()
+            .map(|(number, entries)| Shard::open(entries, number, seed, config, icmp_sent, now))
+            .collect()
     }
+}
+
+impl Shard {
+    fn open(
+        entries: &'static mut [Entry],
+        number: usize,
+        seed: Seed,
+        config: &FlowConfig,
+        icmp_sent: super::RateLimit,
+        now: Nanos,
+    ) -> Self {
+        let count = entries.len();
+        let buckets = (count * 4).div_ceil(SLOTS).next_power_of_two();
+        let mut shard = Self {
+            entries,
+            buckets: vec![Bucket::EMPTY; buckets].into_boxed_slice(),
+            mask: buckets - 1,
+            free: Vec::with_capacity(count),
+            links: vec![
+                Link {
+                    prev: NONE,
+                    next: NONE,
+                    since: Nanos(0)
+                };
+                count
+            ]
+            .into_boxed_slice(),
+            half_open: EMPTY_LIST,
+            closed: EMPTY_LIST,
+            half_open_limit: (count * usize::from(config.half_open_share) / 256).max(1),
+            half_open_grace: config.half_open_grace,
+            timeouts: config.timeouts.clone(),
+            sweep: 0,
+            seed,
+            deeds: Deeds::default(),
+            fragments: Fragments::new(config.fragmented, config.fragment_timeout),
+            icmp_passed: TokenBucket::new(config.icmp_errors),
+            icmp_sent: TokenBucket::new(icmp_sent),
+        };
+        // From the end, so that places are given out from the begin.
+        for index in (0..count).rev() {
+            shard.open_entry(index, number, now);
+        }
+        shard
+    }
+
+    fn open_entry(&mut self, index: usize, number: usize, now: Nanos) {
+        let seed = self.seed;
+        let entry = &mut self.entries[index];
+        if entry.state().is_some() && entry.adopt(|key| check(&seed, key), now) {
+            let key = entry.key();
+            let hash = seed.key(&key);
+            // A flow twice, or in a shard that is not its own, is not of our writing.
+            let fits = hash.shard() == number && self.find(hash, &key).is_none();
+            if fits && self.index_both(index, &key) {
+                self.enlist(index, now);
+                self.deeds.inherited += 1;
+                return;
+            }
+        }
+        self.entries[index].free();
+        self.free.push(index as u32);
+    }
+
+    /// The two buckets of a hash and its tag.
+    #[inline]
+    fn places(&self, hash: KeyHash) -> (usize, usize, u32) {
+        let tag = (hash.directed >> 32) as u32;
+        let first = hash.directed as usize & self.mask;
+        let second = first ^ ((tag as usize).wrapping_mul(0x9e37_79b1) | 1) & self.mask;
+        (first, second, tag)
+    }
+
+    /// Touches the bucket of a key, so that it is on its way from memory while other packets are looked at.
+    #[inline]
+    pub(crate) fn warm(&self, hash: KeyHash) -> u64 {
+        self.buckets[hash.directed as usize & self.mask].0[0]
+    }
+
+    /// The entry of a key and which of its directions the key is.
+    #[inline]
+    pub(crate) fn find(&self, hash: KeyHash, key: &FlowKey) -> Option<(usize, Direction)> {
+        let (first, second, tag) = self.places(hash);
+        self.find_in(first, tag, key)
+            .or_else(|| self.find_in(second, tag, key))
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: usize, tag: u32, key: &FlowKey) -> Option<(usize, Direction)> {
+        for slot in self.buckets[bucket].0 {
+            let low = slot as u32;
+            if (slot >> 32) as u32 != tag || low == 0 {
+                continue;
+            }
+            let index = (low >> 1) as usize - 1;
+            let direction = if low & 1 == 0 {
+                Direction::Original
+            } else {
+                Direction::Reply
+            };
+            if self.entries[index].is(key, direction) {
+                return Some((index, direction));
+            }
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn entry(&self, index: usize) -> &Entry {
+        &self.entries[index]
+    }
+
+    #[inline]
+    pub(crate) fn entry_mut(&mut self, index: usize) -> &mut Entry {
+        &mut self.entries[index]
+    }
+
+    /// Whether an entry has outlived its time.
+    #[inline]
+    pub(crate) fn is_expired(&self, index: usize, now: Nanos) -> bool {
+        let entry = &self.entries[index];
+        entry
+            .state()
+            .is_none_or(|state| now.since(entry.last_seen()) > state.timeout(&self.timeouts))
+    }
+
+    /// Moves an entry to a state.
+    #[inline]
+    pub(crate) fn set_state(&mut self, index: usize, state: State, now: Nanos) {
+        let Some(old) = self.entries[index].state() else {
+            return;
+        };
+        if old == state {
+            return;
+        }
+        if old.standing() == state.standing() {
+            self.entries[index].set_state(state);
+        } else {
+            self.delist(index);
+            self.entries[index].set_state(state);
+            self.enlist(index, now);
+        }
+    }
+
+    /// Makes an entry for a flow that has none. Throws out closed entries first, then half-open ones.
+    pub(crate) fn insert(
+        &mut self,
+        key: &FlowKey,
+        state: State,
+        stamp: &Stamp,
+        trusted: bool,
+        now: Nanos,
+    ) -> Result<usize, NoPlace> {
+        let half_open = state.standing() == Standing::HalfOpen;
+        if half_open && self.half_open.length >= self.half_open_limit && !self.evict_half_open(now) {
+            return Err(NoPlace::HalfOpen);
+        }
+        if self.free.is_empty() && !self.evict_closed() && !self.evict_half_open(now) {
+            return Err(NoPlace::Full);
+        }
+        let index = *self.free.last().ok_or(NoPlace::Full)? as usize;
+        // Marked used last (see `memory`): a process killed before leaves a free place.
+        let mut entry = Entry::new(key, state, check(&self.seed, key), stamp, trusted);
+        entry.touch(now);
+        entry.free();
+        self.entries[index] = entry;
+        if !self.index_both(index, key) {
+            return Err(NoPlace::Full);
+        }
+        self.free.pop();
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+        self.entries[index].set_state(state);
+        self.enlist(index, now);
+        self.deeds.created += 1;
+        Ok(index)
+    }
+
+    /// Takes an entry out.
+    pub(crate) fn remove(&mut self, index: usize) {
+        if self.entries[index].state().is_none() {
+            return;
+        }
+        self.delist(index);
+        let key = self.entries[index].key();
+        self.entries[index].free();
+        for key in [key, key.reversed()] {
+            let (first, second, _) = self.places(self.seed.key(&key));
+            for bucket in [first, second] {
+                for slot in &mut self.buckets[bucket].0 {
+                    if *slot as u32 >> 1 == index as u32 + 1 {
+                        *slot = 0;
+                    }
+                }
+            }
+        }
+        self.free.push(index as u32);
+    }
+
+    fn index_both(&mut self, index: usize, key: &FlowKey) -> bool {
+        let back = key.reversed();
+        if !self.index_one(index, key, Direction::Original) {
+            return false;
+        }
+        // A flow from an address and port to itself has one key.
+        if back == *key || self.index_one(index, &back, Direction::Reply) {
+            return true;
+        }
+        let (first, second, _) = self.places(self.seed.key(key));
+        for bucket in [first, second] {
+            for slot in &mut self.buckets[bucket].0 {
+                if *slot as u32 >> 1 == index as u32 + 1 {
+                    *slot = 0;
+                }
+            }
+        }
+        false
+    }
+
+    fn index_one(&mut self, index: usize, key: &FlowKey, direction: Direction) -> bool {
+        let (first, second, tag) = self.places(self.seed.key(key));
+        let bucket = if self.buckets[second].room() > self.buckets[first].room() {
+            second
+        } else {
+            first
+        };
+        let low = (index as u32 + 1) << 1 | direction as u32;
+        match self.buckets[bucket].0.iter_mut().find(|slot| **slot as u32 == 0) {
+            Some(slot) => {
+                *slot = u64::from(tag) << 32 | u64::from(low);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn list(&mut self, index: usize) -> Option<&mut List> {
+        match self.entries[index].state()?.standing() {
+            Standing::Kept => None,
+            Standing::HalfOpen => Some(&mut self.half_open),
+            Standing::Closed => Some(&mut self.closed),
+        }
+    }
+
+    /// Puts an entry at the end of the list that its state belongs to.
+    fn enlist(&mut self, index: usize, now: Nanos) {
+        let Some(list) = self.list(index) else {
+            return;
+        };
+        let before = std::mem::replace(&mut list.newest, index as u32);
+        if before == NONE {
+            list.oldest = index as u32;
+        }
+        list.length += 1;
+        self.links[index] = Link {
+            prev: before,
+            next: NONE,
+            since: now,
+        };
+        if before != NONE {
+            self.links[before as usize].next = index as u32;
+        }
+    }
+
+    /// Takes an entry out of the list that its state belongs to.
+    fn delist(&mut self, index: usize) {
+        let Link { prev, next, .. } = self.links[index];
+        let Some(list) = self.list(index) else {
+            return;
+        };
+        if prev == NONE {
+            list.oldest = next;
+        }
+        if next == NONE {
+            list.newest = prev;
+        }
+        list.length -= 1;
+        if prev != NONE {
+            self.links[prev as usize].next = next;
+        }
+        if next != NONE {
+            self.links[next as usize].prev = prev;
+        }
+    }
+
+    fn evict_closed(&mut self) -> bool {
+        self.evict(self.closed.oldest)
+    }
+
+    fn evict_half_open(&mut self, now: Nanos) -> bool {
+        let oldest = self.half_open.oldest;
+        oldest != NONE
+            && now.since(self.links[oldest as usize].since) >= self.half_open_grace
+            && self.evict(oldest)
+    }
+
+    fn evict(&mut self, index: u32) -> bool {
+        if index == NONE {
+            return false;
+        }
+        self.remove(index as usize);
+        self.deeds.evicted += 1;
+        true
+    }
+
+    /// Looks at the next few entries and takes out those that have outlived their time.
+    pub(crate) fn sweep(&mut self, budget: usize, now: Nanos) {
+        for _ in 0..budget.min(self.entries.len()) {
+            let index = self.sweep;
+            self.sweep = (self.sweep + 1) % self.entries.len();
+            if self.entries[index].state().is_some() && self.is_expired(index, now) {
+                self.remove(index);
+                self.deeds.expired += 1;
+            }
+        }
+    }
+
+    /// Entries in use, that fit, half-open, and how many of those may be.
+    pub(crate) fn fill(&self) -> [u64; 4] {
+        let capacity = self.entries.len();
+        [
+            capacity - self.free.len(),
+            capacity,
+            self.half_open.length,
+            self.half_open_limit,
+        ]
+        .map(|n| n as u64)
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Copies entries from `from` on into `records` up to its capacity; answers where to go on, None at the end.
+    pub(crate) fn dump(&self, from: usize, records: &mut Vec<FlowRecord>) -> Option<usize> {
+        for (index, entry) in self.entries.iter().enumerate().skip(from) {
+            if records.len() == records.capacity() {
+                return Some(index);
+            }
+            records.extend(entry.record());
+        }
+        None
+    }
+}
+
+/// Over the key of an entry.
+fn check(seed: &Seed, key: &FlowKey) -> u32 {
+    seed.key(key).directed as u32 ^ 0x5a5a_5a5a
 }

@@ -1,79 +1,122 @@
-//! Packets that wait for the Ethernet address of their next hop.
-
-use std::collections::VecDeque;
+//! Packets copied aside until their next hop's Ethernet address is known.
 
 use super::ResolveRequest;
-use crate::{frame::Frame, time::Nanos, wire::Packet};
+use crate::{port::PortId, time::Nanos};
 
-/// A packet that was judged and is ready to go, but for its Ethernet addresses.
+/// Longest frame that is held.
+const LONGEST: usize = 9216;
+/// Packets held for one neighbour.
+const PER_NEIGHBOUR: usize = 3;
+/// How often the same neighbour is asked for.
+const ASK_EVERY: Nanos = Nanos::from_secs(1);
+
+/// A packet, ready to go but for its Ethernet addresses.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// Copied aside: its buffer is from [`crate::io::PacketIo::allocate`], not from a ring that must be refilled.
-    pub(crate) frame: Frame,
-    /// Its headers.
-    pub(crate) packet: Packet,
-    /// Whom it waits for.
-    pub(crate) next: ResolveRequest,
-    until: Nanos,
+    pub(crate) to: ResolveRequest,
+    /// Where it came in.
+    pub(crate) ingress: PortId,
+    since: Nanos,
+    asked: Nanos,
+    order: u64,
+    length: usize,
+    bytes: Box<[u8]>,
 }
 
-/// What one worker holds: few packets, each for a short time, oldest first.
+impl Held {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// What became of a packet that was to be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Held; `ask` whether the neighbour should be asked for now.
+    Kept {
+        /// Whether to ask.
+        ask: bool,
+    },
+    /// No room, or too long.
+    NoRoom,
+}
+
+/// The packets that one worker holds.
 #[derive(Debug)]
-pub(crate) struct Hold {
-    waiting: VecDeque<Held>,
-    limit: usize,
-    each: usize,
-    patience: Nanos,
+pub(crate) struct Holds {
+    /// The first `used` are.
+    places: Vec<Held>,
+    used: usize,
+    order: u64,
+    keep_for: Nanos,
 }
 
-/// A neighbour may have this many packets waiting: as many as Linux kept before it counted bytes.
-const EACH: usize = 3;
-
-impl Hold {
-    /// Room for `limit` packets that wait up to `patience`.
-    pub(crate) fn new(limit: usize, patience: Nanos) -> Self {
+impl Holds {
+    pub(crate) fn new(places: usize, keep_for: Nanos) -> Self {
+        let place = || Held {
+            to: ResolveRequest {
+                port: PortId(0),
+                addr: crate::addr::Addr::v4([0; 4]),
+            },
+            ingress: PortId(0),
+            since: Nanos(0),
+            asked: Nanos(0),
+            order: 0,
+            length: 0,
+            bytes: vec![0; LONGEST].into_boxed_slice(),
+        };
         Self {
-            waiting: VecDeque::with_capacity(limit),
-            limit,
-            each: EACH,
-            patience,
+            places: (0..places).map(|_| place()).collect(),
+            used: 0,
+            order: 0,
+            keep_for,
         }
     }
 
-    /// Whether a packet for this neighbour may wait: ask before copying it aside.
-    pub(crate) fn has_room(&self, next: ResolveRequest) -> bool {
-        self.waiting.len() < self.limit
-            && self.waiting.iter().filter(|held| held.next == next).count() < self.each
+    pub(crate) fn len(&self) -> usize {
+        self.used
     }
 
-    /// Whether nothing waits.
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// Lets a packet wait. Only after [`Self::has_room`].
-    pub(crate) fn push(&mut self, frame: Frame, packet: Packet, next: ResolveRequest, now: Nanos) {
-        debug_assert!(self.has_room(next));
-        self.waiting.push_back(Held {
-            frame,
-            packet,
-            next,
-            until: now.after(self.patience),
-        });
-    }
-
-    /// The oldest packet that has waited too long.
-    pub(crate) fn pop_expired(&mut self, now: Nanos) -> Option<Held> {
-        if self.waiting.front()?.until > now {
-            return None;
+    /// Copies a frame aside.
+    pub(crate) fn hold(&mut self, frame: &[u8], to: ResolveRequest, ingress: PortId, now: Nanos) -> Hold {
+        let same = || self.places[..self.used].iter().filter(|held| held.to == to);
+        if frame.len() > LONGEST || self.used == self.places.len() || same().count() >= PER_NEIGHBOUR {
+            return Hold::NoRoom;
         }
-        self.waiting.pop_front()
+        let asked = same().map(|held| held.asked).max();
+        let ask = asked.is_none_or(|asked| now.since(asked) >= ASK_EVERY);
+        self.order += 1;
+        let held = &mut self.places[self.used];
+        self.used += 1;
+        held.to = to;
+        held.ingress = ingress;
+        held.since = now;
+        held.asked = if ask { now } else { asked.unwrap_or(now) };
+        held.order = self.order;
+        held.length = frame.len();
+        held.bytes[..frame.len()].copy_from_slice(frame);
+        Hold::Kept { ask }
     }
 
-    /// The oldest packet whose neighbour `is_known` now.
-    pub(crate) fn pop_ready(&mut self, mut is_known: impl FnMut(ResolveRequest) -> bool) -> Option<Held> {
-        let index = self.waiting.iter().position(|held| is_known(held.next))?;
-        self.waiting.remove(index)
+    /// The oldest packet that `ready` has an answer for, or whose time is over (None). It is gone with the next call
+    /// of any method.
+    pub(crate) fn next<T>(
+        &mut self,
+        now: Nanos,
+        ready: impl Fn(&ResolveRequest) -> Option<T>,
+    ) -> Option<(&Held, Option<T>)> {
+        let (index, answer) = self.places[..self.used]
+            .iter()
+            .enumerate()
+            .filter_map(|(index, held)| match ready(&held.to) {
+                Some(answer) => Some((index, held.order, Some(answer))),
+                None if now.since(held.since) >= self.keep_for => Some((index, held.order, None)),
+                None => None,
+            })
+            .min_by_key(|(_, order, _)| *order)
+            .map(|(index, _, answer)| (index, answer))?;
+        self.used -= 1;
+        self.places.swap(index, self.used);
+        Some((&self.places[self.used], answer))
     }
 }

@@ -2,14 +2,19 @@
 //! allocation; no bytes make it panic or read past the end.
 //!
 //! * `parse` the walk over the headers, with three outcomes: [`Parsed`].
+//! * [`build`] writing packets, for tests and generators.
 //! * [`checksum`] internet checksums: verify, update, complete.
 //! * [`subject`] what is not subject to policy and what becomes of it.
 
+pub mod build;
 pub mod checksum;
 mod parse;
 pub mod subject;
 
 pub use parse::parse;
+
+#[cfg(test)]
+mod tests;
 
 use crate::{addr::Addr, classify::L4, verdict::DropReason};
 use subject::NotSubject;

@@ -1,0 +1,190 @@
+//! Packets from and to memory: for tests, benchmarks and replays.
+#![allow(unsafe_code)] // it makes frames, which are views into its buffers
+
+use std::{
+    collections::VecDeque,
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
+    },
+};
+
+use crossbeam::queue::ArrayQueue;
+
+use super::{BURST, Burst, PacketIo};
+use crate::{frame::Frame, port::PortId};
+
+/// Port of frames that came in on none.
+const NOWHERE: PortId = PortId(u16::MAX);
+
+/// Frames that any number of [`MemoryIo`] share. Their memory is never given back, so that no frame outlives it.
+#[derive(Debug)]
+pub struct MemoryPool {
+    /// First byte of each buffer.
+    buffers: Box<[AtomicPtr<u8>]>,
+    size: usize,
+    free: ArrayQueue<usize>,
+    /// Whether a buffer is out.
+    out: Box<[AtomicBool]>,
+    /// Frames given back that were not out: never anything but 0, if frames have one owner.
+    returned_twice: AtomicU64,
+}
+
+impl MemoryPool {
+    /// So many frames of so many bytes.
+    pub fn new(frames: usize, size: usize) -> Arc<Self> {
+        let free = ArrayQueue::new(frames.max(1));
+        for index in 0..frames {
+            // Room for every frame was just made.
+            let _ = free.push(index);
+        }
+        Arc::new(Self {
+            buffers: (0..frames)
+                .map(|_| AtomicPtr::new(Box::leak(vec![0u8; size.max(1)].into_boxed_slice()).as_mut_ptr()))
+                .collect(),
+            size,
+            free,
+            out: (0..frames).map(|_| AtomicBool::new(false)).collect(),
+            returned_twice: AtomicU64::new(0),
+        })
+    }
+
+    /// Frames that it made.
+    pub fn total(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Frames that nobody has.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Frames given back that were not out.
+    pub fn returned_twice(&self) -> u64 {
+        self.returned_twice.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, port: PortId, length: usize) -> Option<Frame> {
+        if length > self.size {
+            return None;
+        }
+        let index = self.free.pop()?;
+        self.out[index].store(true, Ordering::Relaxed);
+        let data = NonNull::new(self.buffers[index].load(Ordering::Relaxed))?;
+        // SAFETY: the buffer has `size` initialised bytes and is never freed; an index is in `free` only while no
+        // frame of it exists, and the queue hands it from thread to thread.
+        Some(unsafe { Frame::from_raw(data, length as u32, self.size as u32, index as u64, port) })
+    }
+
+    fn give_back(&self, frame: Frame) {
+        let (token, _) = frame.into_token();
+        let index = token as usize;
+        match self.out.get(index) {
+            Some(out) if out.swap(false, Ordering::Relaxed) => {
+                // It was taken from there, so there is room.
+                let _ = self.free.push(index);
+            }
+            _ => {
+                self.returned_twice.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Queues of one worker.
+#[derive(Debug)]
+pub struct MemoryIo {
+    pool: Arc<MemoryPool>,
+    sources: Vec<(PortId, VecDeque<Frame>)>,
+    sent: Vec<(PortId, Frame)>,
+    flushed: usize,
+    room: usize,
+}
+
+impl MemoryIo {
+    /// Receives from these ports, source by source.
+    pub fn new(pool: &Arc<MemoryPool>, ports: &[PortId]) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            sources: ports.iter().map(|port| (*port, VecDeque::new())).collect(),
+            sent: Vec::new(),
+            flushed: 0,
+            room: usize::MAX,
+        }
+    }
+
+    /// At most so many frames may be sent until [`Self::take_sent`].
+    pub fn limit_room(&mut self, frames: usize) {
+        self.room = frames;
+    }
+
+    /// Lets a packet come in. False where the pool is empty, the packet too long or there is no such source.
+    pub fn inject(&mut self, source: usize, bytes: &[u8]) -> bool {
+        let Some((port, queue)) = self.sources.get_mut(source) else {
+            return false;
+        };
+        let Some(mut frame) = self.pool.take(*port, bytes.len()) else {
+            return false;
+        };
+        frame.bytes_mut().copy_from_slice(bytes);
+        queue.push_back(frame);
+        true
+    }
+
+    /// What was sent and flushed, in order; gives the frames back.
+    pub fn take_sent(&mut self) -> Vec<(PortId, Vec<u8>)> {
+        let flushed = std::mem::take(&mut self.flushed);
+        self.sent
+            .drain(..flushed)
+            .map(|(port, frame)| {
+                let bytes = frame.bytes().to_vec();
+                self.pool.give_back(frame);
+                (port, bytes)
+            })
+            .collect()
+    }
+
+    /// Lets what was sent and flushed come in again as from a source, unchanged, without copying: an endless load.
+    /// Frames keep the port that they first came in on.
+    pub fn recirculate(&mut self, source: usize) {
+        let flushed = std::mem::take(&mut self.flushed);
+        if let Some((_, queue)) = self.sources.get_mut(source) {
+            queue.extend(self.sent.drain(..flushed).map(|(_, frame)| frame));
+        }
+    }
+}
+
+impl PacketIo for MemoryIo {
+    fn sources(&self) -> usize {
+        self.sources.len()
+    }
+
+    fn receive(&mut self, source: usize, burst: &mut Burst) {
+        if let Some((_, queue)) = self.sources.get_mut(source) {
+            let count = queue.len().min(BURST);
+            burst.extend(queue.drain(..count));
+        }
+    }
+
+    fn send(&mut self, port: PortId, frame: Frame) -> bool {
+        if self.sent.len() >= self.room {
+            self.pool.give_back(frame);
+            return false;
+        }
+        self.sent.push((port, frame));
+        true
+    }
+
+    fn allocate(&mut self) -> Option<Frame> {
+        self.pool.take(NOWHERE, 0)
+    }
+
+    fn release(&mut self, frame: Frame) {
+        self.pool.give_back(frame);
+    }
+
+    fn flush(&mut self) {
+        self.flushed = self.sent.len();
+    }
+}

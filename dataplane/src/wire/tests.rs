@@ -1,0 +1,464 @@
+#![allow(clippy::unwrap_used, clippy::panic)] // in tests a failed unwrap is the failure
+
+use proptest::prelude::*;
+
+use super::{build::Template, subject::NotSubject, *};
+use crate::verdict::DropReason;
+
+pub(crate) fn addr(text: &str) -> Addr {
+    Addr::from(text.parse::<std::net::IpAddr>().unwrap())
+}
+
+fn v4() -> Template {
+    Template::new(addr("10.0.0.1"), addr("10.0.0.2"))
+}
+
+fn v6() -> Template {
+    Template::new(addr("fd00::1"), addr("fd00::2"))
+}
+
+fn subject(frame: &[u8]) -> Packet {
+    match parse(frame) {
+        Parsed::Subject(packet) => packet,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_usual_packets_are_read() {
+    for (template, l3) in [(v4(), 20), (v6(), 40)] {
+        let packet = subject(&template.tcp(1000, 80, TcpFlags::SYN, b"x"));
+        assert_eq!((packet.src, packet.dst), (template.src, template.dst));
+        assert_eq!((packet.l3, packet.l4, packet.end), (14, 14 + l3, 14 + l3 + 21));
+        assert_eq!((packet.src_port(), packet.dst_port()), (Some(1000), Some(80)));
+        assert_eq!(
+            packet.l4_seen(),
+            L4::Port {
+                protocol: 6,
+                port: 80
+            }
+        );
+        assert_eq!(packet.key(7).reversed().reversed(), packet.key(7));
+        let packet = subject(&template.udp(5, 53, b""));
+        assert_eq!(packet.transport, Transport::Udp { src: 5, dst: 53 });
+        let packet = subject(&template.sctp(5, 6, 1));
+        assert_eq!(
+            packet.transport,
+            Transport::Sctp {
+                src: 5,
+                dst: 6,
+                chunk: 1
+            }
+        );
+        let packet = subject(&template.echo(77, true));
+        assert_eq!(
+            packet.transport,
+            Transport::Echo {
+                id: 77,
+                request: true
+            }
+        );
+        let packet = subject(&template.ip(50, &[0; 30]));
+        assert_eq!((packet.transport, packet.protocol), (Transport::Other, 50));
+    }
+}
+
+#[test]
+fn vlan_tags_are_part_of_the_key() {
+    let mut template = v4();
+    template.vlans = vec![100];
+    assert_eq!(subject(&template.udp(1, 2, b"")).vlan, 0x1064);
+    template.vlans = vec![0x6001, 2];
+    assert_eq!(subject(&template.udp(1, 2, b"")).vlan, 0x1001_1002);
+    template.vlans = vec![1, 2, 3];
+    assert_eq!(
+        parse(&template.udp(1, 2, b"")),
+        Parsed::Malformed(DropReason::Malformed)
+    );
+    template.vlans = vec![0];
+    assert_ne!(
+        subject(&template.udp(1, 2, b"")).vlan,
+        0,
+        "a tag without an id is not the same as none"
+    );
+}
+
+#[test]
+fn semantics_64_options_move_layer_4() {
+    let mut template = v4();
+    template.options = vec![1; 8];
+    let packet = subject(&template.tcp(1, 443, TcpFlags::ACK, b""));
+    assert_eq!((packet.l4, packet.dst_port()), (14 + 28, Some(443)));
+}
+
+#[test]
+fn semantics_63_extension_headers_are_walked_and_bounded() {
+    let mut template = v6();
+    template.extensions = vec![(0, vec![0; 6]), (60, vec![0; 14]), (43, vec![0; 6])];
+    // Routing type 0 with nothing left is harmless.
+    let packet = subject(&template.tcp(1, 80, TcpFlags::SYN, b""));
+    assert_eq!((packet.l4, packet.dst_port()), (14 + 40 + 8 + 16 + 8, Some(80)));
+    template.extensions = vec![(60, vec![0; 6]); parse::MAX_EXTENSIONS];
+    assert_eq!(subject(&template.udp(1, 53, b"")).dst_port(), Some(53));
+    template.extensions = vec![(60, vec![0; 6]); parse::MAX_EXTENSIONS + 1];
+    let packet = subject(&template.udp(1, 53, b""));
+    assert_eq!(
+        (packet.protocol, packet.transport),
+        (protocol::UNKNOWN, Transport::None)
+    );
+    assert_eq!(packet.l4_seen(), L4::NoPort { protocol: 255 });
+    // An authentication header is a protocol of its own to policies (SEMANTICS 35).
+    template.extensions = vec![(51, vec![0; 6])];
+    assert_eq!(subject(&template.udp(1, 53, b"")).protocol, 51);
+    // Hop-by-hop options anywhere but first, and type 0 routing with hops left.
+    template.extensions = vec![(60, vec![0; 6]), (0, vec![0; 6])];
+    assert_eq!(
+        parse(&template.udp(1, 53, b"")),
+        Parsed::Malformed(DropReason::Malformed)
+    );
+    template.extensions = vec![(43, vec![0, 1, 0, 0, 0, 0])];
+    assert_eq!(
+        parse(&template.udp(1, 53, b"")),
+        Parsed::Malformed(DropReason::Malformed)
+    );
+}
+
+#[test]
+fn semantics_65_what_is_not_subject() {
+    let kinds = |frame: &[u8]| match parse(frame) {
+        Parsed::NotSubject(kind) => kind,
+        other => panic!("{other:?}"),
+    };
+    let ethernet = |dst: [u8; 6], kind: u16| [&dst[..], &[2; 6], &kind.to_be_bytes(), &[0; 46]].concat();
+    assert_eq!(kinds(&ethernet([255; 6], 0x0806)), NotSubject::Arp);
+    assert_eq!(
+        kinds(&ethernet([1, 0x80, 0xc2, 0, 0, 0xe], 0x88cc)),
+        NotSubject::Lldp
+    );
+    assert_eq!(
+        kinds(&ethernet([1, 0x80, 0xc2, 0, 0, 2], 0x8809)),
+        NotSubject::Lacp
+    );
+    assert_eq!(kinds(&ethernet([1, 0x80, 0xc2, 0, 0, 0], 39)), NotSubject::Stp);
+    assert_eq!(kinds(&ethernet([2; 6], 39)), NotSubject::Llc);
+    assert_eq!(kinds(&ethernet([2; 6], 0x88f7)), NotSubject::OtherType);
+    let to = |src: &str, dst: &str| Template::new(addr(src), addr(dst));
+    assert_eq!(
+        kinds(&to("10.0.0.1", "224.0.0.22").ip(2, &[0; 8])),
+        NotSubject::Igmp
+    );
+    assert_eq!(
+        kinds(&to("10.0.0.1", "239.1.1.1").udp(1, 2, b"")),
+        NotSubject::Multicast
+    );
+    assert_eq!(
+        kinds(&to("10.0.0.1", "255.255.255.255").udp(1, 2, b"")),
+        NotSubject::Broadcast
+    );
+    assert_eq!(
+        kinds(&to("0.0.0.0", "255.255.255.255").udp(68, 67, b"")),
+        NotSubject::Dhcp
+    );
+    assert_eq!(
+        kinds(&to("fe80::1", "fe80::2").udp(547, 546, b"")),
+        NotSubject::Dhcp
+    );
+    assert_eq!(
+        kinds(&to("fe80::1", "ff02::1:2").udp(546, 547, b"")),
+        NotSubject::Multicast
+    );
+    let mut hop = to("::", "ff02::1:ff00:1");
+    hop.ttl = 255;
+    assert_eq!(kinds(&hop.icmp(135, 0, [0; 4], &[0; 16])), NotSubject::Ndp);
+    let mut hop = to("fe80::1", "ff02::16");
+    hop.ttl = 1;
+    hop.extensions = vec![(0, vec![5, 2, 0, 0, 1, 0])];
+    assert_eq!(kinds(&hop.icmp(143, 0, [0; 4], &[])), NotSubject::Mld);
+    // What only claims to be is judged, or dropped.
+    assert_eq!(subject(&v4().udp(68, 67, b"")).dst_port(), Some(67));
+    assert_eq!(subject(&v4().ip(2, &[0; 8])).protocol, 2);
+    assert_eq!(
+        parse(&v6().icmp(135, 0, [0; 4], &[0; 16])),
+        Parsed::Malformed(DropReason::Malformed)
+    );
+}
+
+#[test]
+fn the_table_says_what_crosses() {
+    let table = NotSubjectTable::WIRE.with(NotSubject::Stp, false);
+    assert!(table.crosses(NotSubject::Ndp) && !table.crosses(NotSubject::Stp));
+    let table = NotSubjectTable::ROUTED.with(NotSubject::Lldp, true);
+    assert!(table.crosses(NotSubject::Lldp) && !table.crosses(NotSubject::Arp));
+}
+use super::subject::NotSubjectTable;
+
+#[test]
+fn martian_addresses_are_dropped() {
+    for (src, dst) in [
+        ("127.0.0.1", "10.0.0.1"),
+        ("10.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "10.0.0.1"),
+        ("0.0.0.0", "224.0.0.1"),
+        ("10.0.0.1", "0.0.0.0"),
+        ("224.0.0.1", "10.0.0.1"),
+        ("255.255.255.255", "10.0.0.1"),
+        ("::1", "fd00::1"),
+        ("fd00::1", "::1"),
+        ("::", "fd00::1"),
+        ("fd00::1", "::"),
+        ("ff02::1", "fd00::1"),
+    ] {
+        let frame = Template::new(addr(src), addr(dst)).udp(1, 2, b"");
+        assert_eq!(
+            parse(&frame),
+            Parsed::Malformed(DropReason::MartianAddress),
+            "{src} > {dst}"
+        );
+    }
+    for at in [22, 38] {
+        let mut mapped = v6().udp(1, 2, b"");
+        mapped[at..at + 16].copy_from_slice(&addr("10.0.0.1").octets());
+        assert_eq!(parse(&mapped), Parsed::Malformed(DropReason::MartianAddress));
+    }
+}
+
+#[test]
+fn every_cut_is_noticed_and_padding_is_not() {
+    for template in [v4(), v6()] {
+        for frame in [
+            template.tcp(1, 2, TcpFlags::SYN, b"payload"),
+            template.udp(1, 2, b"payload"),
+            template.sctp(1, 2, 1),
+            template.echo(1, true),
+        ] {
+            let whole = subject(&frame);
+            for length in 0..frame.len() {
+                assert_eq!(
+                    parse(&frame[..length]),
+                    Parsed::Malformed(DropReason::Truncated),
+                    "{length}"
+                );
+            }
+            let padded = [frame.as_slice(), &[0; 20]].concat();
+            assert_eq!(subject(&padded), whole);
+        }
+    }
+}
+
+#[test]
+fn contradictions_are_malformed() {
+    let malformed = |change: &dyn Fn(&mut Vec<u8>), frame: Vec<u8>| {
+        let mut frame = frame;
+        change(&mut frame);
+        parse(&frame)
+    };
+    let want = Parsed::Malformed(DropReason::Malformed);
+    let resum = |frame: &mut Vec<u8>| {
+        frame[24..26].fill(0);
+        let sum = !checksum::fold(checksum::sum(&frame[14..34]));
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    };
+    let tcp = || v4().tcp(1, 2, TcpFlags::SYN, b"");
+    assert_eq!(malformed(&|f| f[24] ^= 1, tcp()), want, "header checksum");
+    assert_eq!(malformed(&|f| f[14] = 0x65, tcp()), want, "version");
+    assert_eq!(malformed(&|f| f[14] = 0x44, tcp()), want, "header length");
+    let short = |f: &mut Vec<u8>| {
+        f[16..18].copy_from_slice(&[0, 19]);
+        resum(f);
+    };
+    assert_eq!(malformed(&short, tcp()), want, "total length");
+    assert_eq!(malformed(&|f| f[14 + 20 + 12] = 0x40, tcp()), want, "data offset");
+    assert_eq!(
+        malformed(&|f| f[14 + 20 + 5] = 7, v4().udp(1, 2, b"x")),
+        want,
+        "UDP length"
+    );
+    assert_eq!(
+        malformed(&|f| f[14] = 0x45, v6().udp(1, 2, b"x")),
+        want,
+        "version"
+    );
+    let long = malformed(&|f| f[14 + 20 + 5] = 99, v4().udp(1, 2, b"x"));
+    assert_eq!(long, Parsed::Malformed(DropReason::Truncated), "UDP length");
+}
+
+#[test]
+fn fragments_are_read_and_tiny_ones_are_not_believed() {
+    for mut template in [v4(), v6()] {
+        let whole = [0u8; 24];
+        template.fragment = Some((9, 0, true));
+        let first = subject(&template.ip(
+            protocol::UDP,
+            &[[0, 1, 0, 2, 0, 99, 0, 0].as_slice(), &whole].concat(),
+        ));
+        assert_eq!(first.dst_port(), Some(2));
+        let fragment = first.fragment.unwrap();
+        assert_eq!(
+            (fragment.id, fragment.offset, fragment.length, fragment.more),
+            (9, 0, 32, true)
+        );
+        template.fragment = Some((9, 32, false));
+        let later = subject(&template.ip(protocol::UDP, &whole));
+        assert_eq!(
+            (later.transport, later.is_later_fragment()),
+            (Transport::None, true)
+        );
+        let invalid = Parsed::Malformed(DropReason::FragmentInvalid);
+        template.fragment = Some((9, 0, true));
+        assert_eq!(
+            parse(&template.ip(protocol::TCP, &[0; 16])),
+            invalid,
+            "no room for ports and flags"
+        );
+        template.fragment = Some((9, 8, true));
+        assert_eq!(
+            parse(&template.ip(protocol::TCP, &[0; 13])),
+            invalid,
+            "no multiple of 8"
+        );
+        template.fragment = Some((9, 65528, false));
+        assert_eq!(
+            parse(&template.ip(protocol::TCP, &[0; 16])),
+            invalid,
+            "past the longest datagram"
+        );
+        template.fragment = Some((9, 64, false));
+        assert_eq!(parse(&template.ip(protocol::TCP, &[])), invalid, "nothing in it");
+    }
+    // An atomic fragment is whole (RFC 6946).
+    let mut template = v6();
+    template.fragment = Some((9, 0, false));
+    let packet = subject(&template.udp(1, 2, b""));
+    assert_eq!((packet.fragment, packet.dst_port()), (None, Some(2)));
+}
+
+#[test]
+fn icmp_errors_show_what_they_quote() {
+    for (template, back, kind) in [
+        (v4(), Template::new(addr("10.0.0.2"), addr("10.0.0.1")), 3),
+        (v6(), Template::new(addr("fd00::2"), addr("fd00::1")), 1),
+    ] {
+        let cause = template.udp(1000, 53, b"question");
+        let frame = back.icmp(kind, 3, [0; 4], &cause[14..]);
+        let Transport::IcmpError { quoted: Some(quoted) } = subject(&frame).transport else {
+            panic!("not read");
+        };
+        assert_eq!((quoted.src, quoted.dst), (template.src, template.dst));
+        assert_eq!(
+            (quoted.protocol, quoted.src_port, quoted.dst_port),
+            (17, 1000, 53)
+        );
+        let key = subject(&frame).owner_key(1);
+        assert_eq!(key, subject(&cause).key(1));
+        let cut = back.icmp(kind, 3, [0; 4], &cause[14..36]);
+        assert_eq!(subject(&cut).transport, Transport::IcmpError { quoted: None });
+        let nested = back.icmp(kind, 3, [0; 4], &frame[14..]);
+        assert_eq!(subject(&nested).transport, Transport::IcmpError { quoted: None });
+    }
+}
+
+fn naive(bytes: &[u8]) -> u16 {
+    let mut total = 0u32;
+    for pair in bytes.chunks(2) {
+        total += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        total = (total & 0xffff) + (total >> 16);
+    }
+    total as u16
+}
+
+#[test]
+fn a_partial_checksum_is_completed_and_nothing_else_is_touched() {
+    for template in [v4(), v6()] {
+        for (right, field) in [
+            (template.tcp(1, 2, TcpFlags::ACK, b"some payload"), 16),
+            (template.udp(1, 2, b"some payload"), 6),
+        ] {
+            let packet = subject(&right);
+            let at = usize::from(packet.l4) + field;
+            let mut frame = right.clone();
+            assert!(!checksum::complete_partial(&mut frame, &packet));
+            assert_eq!(frame, right, "right already");
+            let pseudo = checksum::pseudo_header(packet.src, packet.dst, packet.protocol, packet.l4_length());
+            frame[at..at + 2].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+            // Padding behind the packet is not summed.
+            frame.extend_from_slice(&[0xaa; 9]);
+            assert!(checksum::complete_partial(&mut frame, &packet));
+            assert_eq!(frame[..right.len()], right);
+            frame[at] ^= 0x10;
+            let wrong = frame.clone();
+            assert!(!checksum::complete_partial(&mut frame, &packet));
+            assert_eq!(frame, wrong, "wrong is not repaired");
+            frame[at..at + 2].fill(0);
+            assert!(!checksum::complete_partial(&mut frame, &packet), "none");
+        }
+    }
+    let mut template = v4();
+    template.fragment = Some((1, 0, true));
+    let mut frame = template.udp(1, 2, &[7; 16]);
+    let packet = subject(&frame);
+    let pseudo = checksum::pseudo_header(packet.src, packet.dst, packet.protocol, packet.l4_length());
+    frame[14 + 20 + 6..14 + 20 + 8].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+    assert!(!checksum::complete_partial(&mut frame, &packet), "fragments stay");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Parsed::Subject(packet) = parse(&bytes) {
+            prop_assert!(packet.l3 <= packet.l4 && packet.l4 <= packet.end && usize::from(packet.end) <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn no_change_of_a_packet_makes_the_parser_panic(
+        which in 0..6usize,
+        changes in proptest::collection::vec((0..140usize, any::<u8>()), 0..6),
+        cut in 0..160usize,
+    ) {
+        let mut six = v6();
+        six.extensions = vec![(0, vec![0; 6]), (60, vec![0; 6])];
+        six.fragment = Some((1, 0, true));
+        let cause = v4().udp(1, 2, b"12345678");
+        let mut frame = match which {
+            0 => v4().tcp(1, 2, 2, b"hello"),
+            1 => six.udp(1, 2, &[0; 16]),
+            2 => v4().icmp(3, 0, [0; 4], &cause[14..]),
+            3 => v6().icmp(1, 0, [0; 4], &six.udp(1, 2, b"")[14..]),
+            4 => v6().sctp(1, 2, 1),
+            _ => six.tcp(1, 2, 2, &[0; 20]),
+        };
+        for (at, value) in changes {
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = value;
+            }
+        }
+        frame.truncate(cut);
+        if frame.len() >= 34 && frame[12..14] == [8, 0] {
+            frame[24..26].fill(0);
+            let header = 14 + usize::from(frame[14] & 15) * 4;
+            if header <= frame.len() && header >= 34 {
+                let sum = !checksum::fold(checksum::sum(&frame[14..header]));
+                frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+        }
+        if let Parsed::Subject(packet) = parse(&frame) {
+            prop_assert!(packet.l3 <= packet.l4 && packet.l4 <= packet.end && usize::from(packet.end) <= frame.len());
+            let _ = checksum::complete_partial(&mut frame, &packet);
+        }
+    }
+
+    #[test]
+    fn sums_are_as_the_naive_ones(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        prop_assert_eq!(checksum::fold(checksum::sum(&bytes)), naive(&bytes));
+    }
+
+    #[test]
+    fn an_update_is_as_a_new_sum(mut bytes in proptest::collection::vec(any::<u8>(), 20), word in 1..10usize, new: u16) {
+        // Header checksums are over at least one byte that is not zero; only then are both zeros one.
+        bytes[0] = 0x45;
+        let old = u16::from_be_bytes([bytes[word * 2], bytes[word * 2 + 1]]);
+        let before = !checksum::fold(checksum::sum(&bytes));
+        bytes[word * 2..word * 2 + 2].copy_from_slice(&new.to_be_bytes());
+        prop_assert_eq!(checksum::update(before, old, new), !checksum::fold(checksum::sum(&bytes)));
+    }
+}
