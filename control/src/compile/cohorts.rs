@@ -130,15 +130,12 @@ impl<'a> Cohorts<'a> {
             if pod.finished || pod.host_network {
                 continue;
             }
-            let Some(namespace) = cluster.namespaces.get(&pod.key.namespace) else {
-                this.members.push((pod, None));
-                continue;
-            };
-            if this
-                .spaces
-                .last()
-                .is_none_or(|space| space.name != namespace.name)
-            {
+            // Pods come by namespace: most are in the one before's.
+            if this.spaces.last().is_none_or(|space| space.name != pod.key.namespace) {
+                let Some(namespace) = cluster.namespaces.get(&pod.key.namespace) else {
+                    this.members.push((pod, None));
+                    continue;
+                };
                 known.clear();
                 let first = this.cohorts.len() as u32;
                 let labels = project(&namespace.labels, &this.asked.namespace_keys, &mut this.values);

@@ -17,24 +17,39 @@ use crate::{
 pub(super) type Content = [u8; 32];
 
 /// Collects content.
-pub(super) struct Digest(blake3::Hasher);
+///
+/// In memory until the end: most contents are short, and hashing one of them in one go costs a fraction of setting up
+/// an incremental hasher.
+pub(super) struct Digest<'k> {
+    key: Option<&'k [u8; 32]>,
+    bytes: Vec<u8>,
+}
 
-impl Digest {
+impl<'k> Digest<'k> {
     /// `of` names the kind of thing, so that no two kinds share hashes.
     pub(super) fn new(of: &str) -> Self {
-        let mut digest = Self(blake3::Hasher::new());
-        digest.text(of);
-        digest
+        Self::with_key(None, of)
     }
 
-    pub(super) fn keyed(key: &[u8; 32], of: &str) -> Self {
-        let mut digest = Self(blake3::Hasher::new_keyed(key));
+    pub(super) fn keyed(key: &'k [u8; 32], of: &str) -> Self {
+        Self::with_key(Some(key), of)
+    }
+
+    fn with_key(key: Option<&'k [u8; 32]>, of: &str) -> Self {
+        let mut digest = Self {
+            key,
+            bytes: Vec::with_capacity(256),
+        };
         digest.text(of);
         digest
     }
 
     pub(super) fn finish(&self) -> Content {
-        *self.0.finalize().as_bytes()
+        let hash = match self.key {
+            None => blake3::hash(&self.bytes),
+            Some(key) => blake3::keyed_hash(key, &self.bytes),
+        };
+        *hash.as_bytes()
     }
 
     /// The first eight bytes as a number.
@@ -44,20 +59,20 @@ impl Digest {
     }
 
     pub(super) fn number(&mut self, number: u64) {
-        self.0.update(&number.to_le_bytes());
+        self.bytes.extend_from_slice(&number.to_le_bytes());
     }
 
     pub(super) fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
-        self.0.update(text.as_bytes());
+        self.bytes.extend_from_slice(text.as_bytes());
     }
 
     pub(super) fn content(&mut self, content: &Content) {
-        self.0.update(content);
+        self.bytes.extend_from_slice(content);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8; 16]) {
-        self.0.update(bytes);
+        self.bytes.extend_from_slice(bytes);
     }
 
     pub(super) fn labels<'a>(&mut self, labels: impl Iterator<Item = (&'a str, &'a str)>) {
@@ -224,7 +239,7 @@ impl Sum {
         }
     }
 
-    pub(super) fn digest(&self, digest: &mut Digest) {
+    pub(super) fn digest(&self, digest: &mut Digest<'_>) {
         for lane in self.0 {
             digest.number(lane);
         }

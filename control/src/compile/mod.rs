@@ -705,7 +705,7 @@ struct Writer<'a, 'c> {
     image: ImageBuilder,
     /// Identities of addresses that are no pod's and no node's, by kind and class.
     places: HashMap<(u32, u32), u32>,
-    canonical: Digest,
+    canonical: Digest<'static>,
 }
 
 /// A host, before its place in the order of addresses is known.
@@ -771,11 +771,7 @@ impl Writer<'_, '_> {
                 self.pod_of_unseen_namespace(pod, member, hosts);
                 continue;
             };
-            let node = pod
-                .node
-                .as_deref()
-                .and_then(|name| self.owners.node_number(name))
-                .unwrap_or(NONE);
+            let node = self.owners.hosts.get(member as usize).copied().flatten().unwrap_or(NONE);
             let mut digest = Digest::keyed(&self.key.0, "pod");
             digest.text(&pod.uid);
             digest.text(&pod.key.namespace);

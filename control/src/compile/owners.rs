@@ -11,7 +11,8 @@ use crate::cluster::{Cluster, Pod};
 pub(super) struct Owners<'a> {
     /// Names of nodes in order; their numbers are their positions.
     pub nodes: Vec<&'a str>,
-    node_numbers: HashMap<&'a str, u32>,
+    /// By member of the cohorts: number of its node.
+    pub hosts: Vec<Option<u32>>,
     /// The pod that owns an address: its position among the members.
     pub pods: HashMap<IpAddr, u32>,
     /// The node that owns an address, where no pod does.
@@ -32,6 +33,8 @@ impl<'a> Owners<'a> {
         for (name, number) in nodes.iter().zip(0..) {
             node_numbers.insert(name, number);
         }
+        let number = |pod: &Pod| node_numbers.get(pod.node.as_deref()?).copied();
+        let hosts = cohorts.members.iter().map(|(pod, _)| number(pod)).collect();
 
         let mut pods: HashMap<IpAddr, u32> = HashMap::with_capacity(cohorts.members.len());
         let age = |pod: &'a Pod| (pod.created, &pod.uid, &pod.key);
@@ -66,29 +69,23 @@ impl<'a> Owners<'a> {
             .values()
             .filter(|pod| pod.host_network && !pod.finished)
         {
-            let Some(number) = pod.node.as_deref().and_then(|name| node_numbers.get(name)) else {
-                continue;
-            };
+            let Some(number) = number(pod) else { continue };
             for address in pod
                 .addresses
                 .iter()
                 .filter(|address| !node_addresses.contains_key(*address))
             {
-                let owner = hosted.entry(*address).or_insert(*number);
-                *owner = (*owner).min(*number);
+                let owner = hosted.entry(*address).or_insert(number);
+                *owner = (*owner).min(number);
             }
         }
         node_addresses.extend(hosted);
         node_addresses.retain(|address, _| !pods.contains_key(address));
         Self {
             nodes,
-            node_numbers,
+            hosts,
             pods,
             node_addresses,
         }
-    }
-
-    pub(super) fn node_number(&self, name: &str) -> Option<u32> {
-        self.node_numbers.get(name).copied()
     }
 }

@@ -376,7 +376,7 @@ impl<'a, 'c> Rows<'a, 'c> {
         let map = image.port_map(cell.otherwise, &cell.ranges);
         self.map_contents.entry(map).or_insert_with(|| {
             let mut digest = Digest::new("port map");
-            let decision = |digest: &mut Digest, then: PortDecision| {
+            let decision = |digest: &mut Digest<'_>, then: PortDecision| {
                 digest.number(u64::from(then.decision.0));
                 match own.iter().find(|rule| rule.provenance == then.provenance) {
                     Some(rule) => digest.content(&rule.content),

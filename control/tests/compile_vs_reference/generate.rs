@@ -389,6 +389,8 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
     for _ in 0..4 {
         places.insert(Place::Address(address(random)));
     }
+    // The packet path and the sources have no IPv6 addresses that stand for IPv4 ones.
+    places.retain(|place| !matches!(place, Place::Address(address) if address.to_canonical() != *address));
     let places: Vec<Place> = places.into_iter().collect();
     let ports: Vec<u16> = ports.into_iter().collect();
     let end = |random: &mut Random| {
