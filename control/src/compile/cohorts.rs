@@ -131,7 +131,11 @@ impl<'a> Cohorts<'a> {
                 continue;
             }
             // Pods come by namespace: most are in the one before's.
-            if this.spaces.last().is_none_or(|space| space.name != pod.key.namespace) {
+            if this
+                .spaces
+                .last()
+                .is_none_or(|space| space.name != pod.key.namespace)
+            {
                 let Some(namespace) = cluster.namespaces.get(&pod.key.namespace) else {
                     this.members.push((pod, None));
                     continue;

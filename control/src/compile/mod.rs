@@ -771,7 +771,13 @@ impl Writer<'_, '_> {
                 self.pod_of_unseen_namespace(pod, member, hosts);
                 continue;
             };
-            let node = self.owners.hosts.get(member as usize).copied().flatten().unwrap_or(NONE);
+            let node = self
+                .owners
+                .hosts
+                .get(member as usize)
+                .copied()
+                .flatten()
+                .unwrap_or(NONE);
             let mut digest = Digest::keyed(&self.key.0, "pod");
             digest.text(&pod.uid);
             digest.text(&pod.key.namespace);

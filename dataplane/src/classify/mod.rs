@@ -6,6 +6,8 @@
 mod build;
 mod image;
 mod layout;
+#[cfg(test)]
+mod tests;
 
 pub use build::{BuildError, ImageBuilder, PortDecision, PortRange};
 pub use image::{ImageError, Sizes, Snapshot};

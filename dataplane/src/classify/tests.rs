@@ -1,0 +1,519 @@
+//! The read side against images that are right, damaged and malicious.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{
+    image::checksum,
+    layout::{Header, SECTIONS, SectionEntry},
+    *,
+};
+use crate::addr::Addr;
+
+fn v4(a: u8, b: u8, c: u8, d: u8) -> Addr {
+    Addr::v4([a, b, c, d])
+}
+
+fn v6(last: u16) -> Addr {
+    let [high, low] = last.to_be_bytes();
+    Addr::v6([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low])
+}
+
+const fn somewhere(kind: IdentityKind, peer_class: u32) -> Identity {
+    Identity {
+        kind,
+        endpoint: NONE,
+        node: NONE,
+        peer_class,
+        group: 0,
+        epoch: 1,
+    }
+}
+
+fn tcp(port: u16) -> L4 {
+    L4::Port { protocol: 6, port }
+}
+
+/// Two pods on node n1, `default/web` (isolated for ingress) and `default/any`; nodes n1 and n2; a pod network with
+/// unknown addresses; a block that web accepts. Classes: 0 others, 1 the block, 70 `any`.
+fn image() -> Vec<u8> {
+    let mut image = ImageBuilder::new(Generation(5));
+    let policy = image.policy("NetworkPolicy", "NetworkPolicy", "default", "web");
+    let other = image.policy("NetworkPolicy", "NetworkPolicy", "default", "web-too");
+    let (pods, block) = (image.rule(policy, 0), image.rule(other, 3));
+    let from_pods = image.port_map(
+        PortDecision::DENY,
+        &[
+            PortRange::allow(6, 80, 80, pods),
+            PortRange::allow(6, 8000, 8999, pods),
+            PortRange::allow(17, 53, 53, block),
+        ],
+    );
+    let from_block = image.port_map(PortDecision::allow(block), &[]);
+    let mut cells = [ImageBuilder::ISOLATED; 71];
+    cells[1] = from_block;
+    cells[70] = from_pods;
+    let isolating = image.isolating(&[policy, other]);
+    let row = image.row(isolating, &cells);
+    let closed = image.row(isolating, &[]);
+    let group = image.group(row, 0);
+    let shut = image.group(closed, closed);
+
+    let pod = |endpoint, peer_class, group| Identity {
+        kind: IdentityKind::Pod,
+        endpoint,
+        node: 0,
+        peer_class,
+        group,
+        epoch: 2,
+    };
+    let any = image.identity(pod(0, 70, 0));
+    let sealed = image.identity(pod(1, 0, shut));
+    let web = image.identity(pod(2, 0, group));
+    image.endpoint("default", "any", false, any);
+    image.endpoint("default", "sealed", true, sealed);
+    image.endpoint("default", "web", false, web);
+    image.node("n1");
+    image.node("n2");
+    for node in 0..2 {
+        let identity = image.identity(Identity {
+            node,
+            ..somewhere(IdentityKind::Node, 0)
+        });
+        image.host(v4(192, 168, 0, node as u8), identity);
+    }
+    image.host(v4(10, 0, 0, 1), any);
+    image.host(v4(10, 0, 0, 2), web);
+    image.host(v6(2), web);
+    let unknown = image.identity(somewhere(IdentityKind::Unknown, 0));
+    let service = image.identity(somewhere(IdentityKind::Service, 0));
+    let block = image.identity(somewhere(IdentityKind::External, 1));
+    image.prefix(v4(10, 0, 0, 0), 8, unknown);
+    image.prefix(v4(10, 96, 0, 0), 12, service);
+    image.prefix(v4(203, 0, 113, 128), 25, block);
+    image.prefix(v6(0), 112, unknown);
+    image.finish([9; 32]).unwrap()
+}
+
+fn judge(snapshot: &Snapshot, from: Addr, to: Addr, l4: L4) -> Judgement {
+    judge_from(snapshot, from, to, l4, NodeExemption::Trusted)
+}
+
+fn judge_from(snapshot: &Snapshot, from: Addr, to: Addr, l4: L4, node: NodeExemption) -> Judgement {
+    let (src, dst) = (snapshot.identify(from), snapshot.identify(to));
+    snapshot.judge(&src, &dst, from, to, l4, node)
+}
+
+#[test]
+fn an_image_says_what_was_put_in() {
+    let snapshot = Snapshot::open(&image()).unwrap();
+    assert_eq!(snapshot.generation(), Generation(5));
+    assert_eq!(snapshot.hash(), [9; 32]);
+    let kind = |addr| snapshot.identify(addr).kind;
+    assert_eq!(kind(v4(10, 0, 0, 2)), IdentityKind::Pod);
+    assert_eq!(kind(v6(2)), IdentityKind::Pod);
+    assert_eq!(snapshot.identify(v6(2)), snapshot.identify(v4(10, 0, 0, 2)));
+    assert_eq!(kind(v4(192, 168, 0, 1)), IdentityKind::Node);
+    assert_eq!(kind(v4(192, 168, 0, 2)), IdentityKind::External);
+    assert_eq!(kind(v4(10, 255, 255, 255)), IdentityKind::Unknown);
+    assert_eq!(kind(v4(11, 0, 0, 0)), IdentityKind::External);
+    assert_eq!(kind(v4(10, 96, 0, 0)), IdentityKind::Service);
+    assert_eq!(kind(v4(10, 111, 255, 255)), IdentityKind::Service);
+    assert_eq!(kind(v4(10, 112, 0, 0)), IdentityKind::Unknown);
+    assert_eq!(kind(v6(3)), IdentityKind::Unknown);
+    assert_eq!(kind(Addr::v6([0xfe; 16])), IdentityKind::External);
+    for (last, class) in [(127, 0), (128, 1), (255, 1)] {
+        assert_eq!(snapshot.identify(v4(203, 0, 113, last)).peer_class, class);
+    }
+    assert_eq!(snapshot.find_endpoint("default", "web").unwrap().number, 2);
+    assert!(snapshot.find_endpoint("default", "sealed").unwrap().template);
+    assert_eq!(snapshot.find_endpoint("default", "nobody"), None);
+    assert_eq!(snapshot.node_name(1), Some("n2"));
+    assert_eq!(snapshot.node_name(2), None);
+    assert_eq!(snapshot.sizes().hosts, 5);
+    assert_eq!(snapshot.sizes().rows, 2);
+    assert_eq!(snapshot.sizes().classes, 71);
+}
+
+#[test]
+fn judging_goes_by_its_steps() {
+    let snapshot = Snapshot::open(&image()).unwrap();
+    let (any, web, node, elsewhere) = (
+        v4(10, 0, 0, 1),
+        v4(10, 0, 0, 2),
+        v4(192, 168, 0, 0),
+        v4(8, 8, 8, 8),
+    );
+    let ingress = |from, l4| judge(&snapshot, from, web, l4).ingress;
+
+    assert_eq!(ingress(web, tcp(1)).effect, Effect::SelfTraffic);
+    assert_eq!(
+        judge(&snapshot, web, v6(2), tcp(1)).ingress.effect,
+        Effect::Isolated,
+        "another address of its own"
+    );
+
+    assert_eq!(ingress(node, tcp(1)).effect, Effect::Node);
+    assert_eq!(judge(&snapshot, web, node, tcp(1)).egress.effect, Effect::Node);
+    assert_eq!(
+        ingress(v4(192, 168, 0, 1), tcp(1)).effect,
+        Effect::Isolated,
+        "another node"
+    );
+    let spoofed = judge_from(&snapshot, node, web, tcp(1), NodeExemption::Untrusted);
+    assert_eq!(
+        (spoofed.ingress.effect, spoofed.egress.effect),
+        (Effect::Isolated, Effect::Open)
+    );
+
+    for (port, allow) in [
+        (0, false),
+        (79, false),
+        (80, true),
+        (81, false),
+        (7999, false),
+        (8000, true),
+        (8999, true),
+        (9000, false),
+        (65535, false),
+    ] {
+        assert_eq!(ingress(any, tcp(port)).allow, allow, "port {port}");
+    }
+    assert!(
+        ingress(
+            any,
+            L4::Port {
+                protocol: 17,
+                port: 53
+            }
+        )
+        .allow
+    );
+    assert!(
+        !ingress(
+            any,
+            L4::Port {
+                protocol: 132,
+                port: 80
+            }
+        )
+        .allow
+    );
+    assert!(!ingress(any, L4::NoPort { protocol: 6 }).allow);
+    assert!(!ingress(any, L4::NoPort { protocol: 1 }).allow);
+    let block = v4(203, 0, 113, 200);
+    for l4 in [
+        tcp(0),
+        tcp(443),
+        L4::NoPort { protocol: 1 },
+        L4::Port {
+            protocol: 47,
+            port: 0,
+        },
+    ] {
+        assert_eq!(ingress(block, l4).effect, Effect::Allow);
+    }
+    assert_eq!(ingress(elsewhere, tcp(80)).effect, Effect::Isolated);
+
+    let unknown = judge(&snapshot, v4(10, 0, 0, 9), any, tcp(80));
+    assert_eq!(
+        (unknown.egress.effect, unknown.egress.allow),
+        (Effect::Unknown, false)
+    );
+    assert_eq!(
+        (unknown.ingress.effect, unknown.ingress.allow),
+        (Effect::Open, true)
+    );
+    let open = judge(&snapshot, any, elsewhere, tcp(80));
+    assert_eq!(
+        (open.egress.effect, open.ingress.effect),
+        (Effect::Open, Effect::Open)
+    );
+}
+
+#[test]
+fn provenance_names_rules_and_sets() {
+    let snapshot = Snapshot::open(&image()).unwrap();
+    let name = |name| PolicyName {
+        tier: "NetworkPolicy",
+        kind: "NetworkPolicy",
+        namespace: "default",
+        name,
+    };
+    let verdict = judge(
+        &snapshot,
+        v4(10, 0, 0, 1),
+        v4(10, 0, 0, 2),
+        L4::Port {
+            protocol: 17,
+            port: 53,
+        },
+    )
+    .ingress;
+    let rule = Provenance::Rule {
+        policy: name("web-too"),
+        rule: 3,
+    };
+    assert_eq!(snapshot.provenance(verdict.provenance), Some(rule));
+    let verdict = judge(&snapshot, v4(8, 8, 8, 8), v4(10, 0, 0, 2), tcp(1)).ingress;
+    let isolating = Provenance::Isolating(vec![name("web"), name("web-too")]);
+    assert_eq!(snapshot.provenance(verdict.provenance), Some(isolating));
+    assert_eq!(snapshot.provenance(NONE), None);
+}
+
+#[test]
+fn identities_of_another_snapshot_are_denied() {
+    let snapshot = Snapshot::open(&image()).unwrap();
+    let web = snapshot.identify(v4(10, 0, 0, 2));
+    let stranger = Identity {
+        peer_class: 71,
+        ..somewhere(IdentityKind::External, 0)
+    };
+    let verdict = snapshot
+        .judge_ends(&stranger, &web, false, tcp(80), NodeExemption::Trusted)
+        .ingress;
+    assert_eq!((verdict.allow, verdict.effect), (false, Effect::Invalid));
+    let groupless = Identity { group: 99, ..web };
+    let verdict = snapshot
+        .judge_ends(&web, &groupless, false, tcp(80), NodeExemption::Trusted)
+        .ingress;
+    assert_eq!((verdict.allow, verdict.effect), (false, Effect::Invalid));
+}
+
+#[test]
+fn every_damaged_byte_is_noticed() {
+    let image = image();
+    // All of the header and section table; of the sections, which are long, a sample.
+    let sample = || (0..600).chain((600..image.len()).step_by(61));
+    for at in sample() {
+        let mut damaged = image.clone();
+        damaged[at] ^= 0x10;
+        assert!(Snapshot::open(&damaged).is_err(), "byte {at}");
+    }
+    for length in sample() {
+        assert!(Snapshot::open(&image[..length]).is_err(), "cut to {length} bytes");
+    }
+    let mut longer = image.clone();
+    longer.push(0);
+    assert!(Snapshot::open(&longer).is_err());
+}
+
+/// Writes the checksum anew, as somebody who wants to be believed would.
+fn sealed(mut image: Vec<u8>) -> Vec<u8> {
+    let at = std::mem::offset_of!(Header, checksum);
+    let sum = checksum(&image);
+    image[at..at + 32].copy_from_slice(&sum);
+    image
+}
+
+/// Asks everything of a snapshot; answers how often it said allow.
+fn exercise(snapshot: &Snapshot) -> usize {
+    let mut addresses: Vec<Addr> = (0..=255).step_by(5).map(|last| v4(10, 0, 0, last)).collect();
+    addresses.extend((0..=255).step_by(15).map(|first| v4(first, 168, 0, 0)));
+    addresses.extend([
+        v4(10, 0, 0, 2),
+        v4(203, 0, 113, 200),
+        v4(10, 96, 0, 1),
+        v6(2),
+        v6(3),
+        Addr::v6([0xff; 16]),
+    ]);
+    let mut allowed = 0;
+    for src in &addresses {
+        for dst in &addresses {
+            for l4 in [
+                tcp(0),
+                tcp(80),
+                L4::Port {
+                    protocol: 132,
+                    port: 65535,
+                },
+                L4::NoPort { protocol: 1 },
+            ] {
+                let judgement = judge_from(snapshot, *src, *dst, l4, NodeExemption::Trusted);
+                allowed += usize::from(judgement.allow());
+                snapshot.provenance(judgement.ingress.provenance);
+                snapshot.provenance(judgement.egress.provenance);
+            }
+        }
+        let identity = snapshot.identify(*src);
+        snapshot.endpoint(identity.endpoint);
+        snapshot.node_name(identity.node);
+    }
+    snapshot.find_endpoint("default", "web");
+    allowed
+}
+
+#[test]
+fn tables_that_contradict_each_other_are_refused() {
+    // Every 4-byte word of every section, made so large that it points nowhere.
+    let image = image();
+    let header = Header::read_from_prefix(&image).unwrap().0;
+    let entries = <[SectionEntry]>::ref_from_bytes(
+        &image[size_of::<Header>()..size_of::<Header>() + SECTIONS * size_of::<SectionEntry>()],
+    );
+    let entries = entries.unwrap().to_vec();
+    assert_eq!(header.sections as usize, SECTIONS);
+    let mut refused: BTreeMap<usize, usize> = BTreeMap::new();
+    for (number, entry) in entries.iter().enumerate() {
+        // Tries and pages are long and repeat themselves.
+        let step = if entry.length > 2048 { 124 } else { 4 };
+        for at in (entry.offset..entry.offset + entry.length).step_by(step) {
+            let at = at as usize;
+            let mut forged = image.clone();
+            let end = forged.len().min(at + 4);
+            forged[at..end].copy_from_slice(&0x7fff_fff0_u32.as_bytes()[..end - at]);
+            match Snapshot::open(&sealed(forged)) {
+                Err(_) => *refused.entry(number).or_default() += 1,
+                Ok(snapshot) => {
+                    exercise(&snapshot);
+                }
+            }
+        }
+    }
+    for number in 0..SECTIONS {
+        assert!(
+            refused.contains_key(&number),
+            "no forged word of section {number} was refused"
+        );
+    }
+}
+
+#[test]
+fn loops_in_tries_are_refused() {
+    let image = image();
+    let at = size_of::<Header>() + layout::Section::TrieV4 as usize * size_of::<SectionEntry>();
+    let entry = SectionEntry::read_from_prefix(&image[at..]).unwrap().0;
+    let mut forged = image.clone();
+    let second = entry.offset as usize + 1024;
+    forged[second..second + 4].copy_from_slice(layout::TRIE_CHILD.as_bytes()); // a child that is the root
+    let error = Snapshot::open(&sealed(forged)).unwrap_err();
+    assert!(error.to_string().contains("does not come after it"), "{error}");
+}
+
+#[test]
+fn many_hosts_are_found_within_the_bounded_search() {
+    let mut image = ImageBuilder::new(Generation(1));
+    image.node("n");
+    let hosts: Vec<u32> = (0..5000).map(|number| number * 257 % 65_521).collect();
+    for number in &hosts {
+        let identity = image.identity(Identity {
+            node: 0,
+            epoch: u64::from(*number),
+            ..somewhere(IdentityKind::Node, 0)
+        });
+        let [_, b, c, d] = number.to_be_bytes();
+        image.host(v4(10, b, c, d), identity);
+        image.host(v6(*number as u16), identity);
+    }
+    let snapshot = Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap();
+    for number in 0..65_521_u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        for addr in [v4(10, b, c, d), v6(number as u16)] {
+            let identity = snapshot.identify(addr);
+            assert_eq!(
+                identity.kind == IdentityKind::Node,
+                hosts.contains(&number),
+                "{addr}"
+            );
+            if identity.kind == IdentityKind::Node {
+                assert_eq!(identity.epoch, u64::from(number));
+            }
+        }
+    }
+    assert_eq!(snapshot.sizes().hosts, 10_000);
+}
+
+#[test]
+fn wrong_calls_are_refused() {
+    let fails = |with: &dyn Fn(&mut ImageBuilder)| {
+        let mut image = ImageBuilder::new(Generation(1));
+        with(&mut image);
+        match image.finish([0; 32]) {
+            Ok(bytes) => Snapshot::open(&bytes)
+                .map(drop)
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+        .unwrap_err()
+    };
+    let overlap = [PortRange::allow(6, 1, 9, NONE), PortRange::allow(6, 9, 10, NONE)];
+    for (message, with) in [
+        (
+            "longer than its address",
+            &(|image: &mut ImageBuilder| image.prefix(v4(1, 2, 3, 4), 33, 0)) as &dyn Fn(&mut _),
+        ),
+        ("overlap", &|image: &mut ImageBuilder| {
+            image.port_map(PortDecision::DENY, &overlap);
+        }),
+        ("overlap", &|image: &mut ImageBuilder| {
+            image.port_map(PortDecision::DENY, &[PortRange::allow(47, 1, 1, NONE)]);
+        }),
+        ("does not exist", &|image: &mut ImageBuilder| {
+            image.host(v4(1, 2, 3, 4), 7)
+        }),
+        ("does not exist", &|image: &mut ImageBuilder| {
+            image.prefix(v4(1, 2, 3, 4), 30, 7)
+        }),
+        ("row that does not exist", &|image: &mut ImageBuilder| {
+            image.group(1, 0);
+        }),
+        ("out of order", &|image: &mut ImageBuilder| {
+            image.endpoint("b", "b", false, 0);
+            image.endpoint("a", "a", false, 0);
+        }),
+        ("build does not know", &|image: &mut ImageBuilder| {
+            let redirect = PortDecision {
+                decision: Decision(Decision::REDIRECT),
+                provenance: NONE,
+            };
+            image.port_map(redirect, &[]);
+        }),
+    ] {
+        let error = fails(with);
+        assert!(error.contains(message), "{error}: wanted {message}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever the bytes, with a checksum that fits: refused, or harmless to ask.
+    #[test]
+    fn forged_images_are_refused_or_harmless(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let mut forged = image();
+        for (at, value) in &changes {
+            let at = at.index(forged.len());
+            forged[at] = *value;
+        }
+        if let Ok(snapshot) = Snapshot::open(&sealed(forged)) {
+            exercise(&snapshot);
+        }
+    }
+
+    #[test]
+    fn longest_prefix_wins(prefixes in prop::collection::vec((any::<u32>(), 0..=32_u8), 0..40), extra in any::<u32>()) {
+        let mut image = ImageBuilder::new(Generation(1));
+        // Prefixes within 10.0.0.0/14, so that they nest.
+        let squeeze = |addr: u32| 0x0a00_0000 | (addr & 0x0003_ffff);
+        let mut expected: Vec<(u32, u8, u32)> = Vec::new();
+        for ((addr, length), class) in prefixes.iter().zip(1..) {
+            let identity = image.identity(somewhere(IdentityKind::External, class));
+            image.prefix(Addr::v4(squeeze(*addr).to_be_bytes()), *length, identity);
+            expected.push((squeeze(*addr), *length, class));
+        }
+        let snapshot = Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap();
+        let holds = |addr: u32, prefix: u32, length: u8| length == 0 || (addr ^ prefix) >> (32 - length) == 0;
+        for base in prefixes.iter().map(|(addr, _)| squeeze(*addr)).chain([extra]) {
+            for addr in [base, base.wrapping_add(1), base.wrapping_sub(1), base ^ 0x80] {
+                let longest = expected.iter().filter(|(prefix, length, _)| holds(addr, *prefix, *length));
+                // Of equal prefixes the last word counts.
+                let class = longest.max_by_key(|(_, length, class)| (*length, *class)).map_or(0, |(_, _, class)| *class);
+                prop_assert_eq!(snapshot.identify(Addr::v4(addr.to_be_bytes())).peer_class, class);
+            }
+        }
+    }
+}
