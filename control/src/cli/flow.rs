@@ -171,7 +171,7 @@ impl Flow {
         };
         let number = |key: &str, most: u64| match value(key) {
             None => Ok(None),
-            Some(value) => match value.as_u64().filter(|number| *number <= most) {
+            Some(value) => match whole(&value).filter(|number| *number <= most) {
                 Some(number) => Ok(Some(number)),
                 None => Err(format!("{key}: must be a number from 0 to {most}, not {value}")),
             },
@@ -182,7 +182,7 @@ impl Flow {
             Some(value) => {
                 let known = match &value {
                     serde_json::Value::String(name) => protocol_number(name),
-                    other => other.as_u64().and_then(|number| u8::try_from(number).ok()),
+                    other => whole(other).and_then(|number| u8::try_from(number).ok()),
                 };
                 known.ok_or_else(|| {
                     format!("protocol: {value} is not known: write TCP, UDP, SCTP, ICMP, ICMPv6 or a number up to 255")
@@ -201,6 +201,16 @@ impl Flow {
             service,
         })
     }
+}
+
+/// A whole number, however it is written (`80`, `80.0`, `8e1`).
+fn whole(value: &serde_json::Value) -> Option<u64> {
+    let float = || {
+        value
+            .as_f64()
+            .filter(|float| float.fract() == 0.0 && (0.0..1e9).contains(float))
+    };
+    value.as_u64().or_else(|| float().map(|float| float as u64))
 }
 
 impl EndName {

@@ -139,6 +139,18 @@ impl Judge {
         }
     }
 
+    /// Equal for ends that every policy treats alike, apart from traffic to themselves and their nodes.
+    pub(super) fn class(&self, end: &End) -> (u8, u32, u32, u32) {
+        let Identity {
+            kind,
+            node,
+            peer_class,
+            group,
+            ..
+        } = end.identity;
+        (kind as u8, node, peer_class, group)
+    }
+
     fn address(&self, address: IpAddr) -> End {
         let identity = self.snapshot.identify(Addr::from(address));
         End {

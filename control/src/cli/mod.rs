@@ -6,6 +6,7 @@ mod judge;
 mod matrix;
 mod query;
 mod shell;
+mod span;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -97,19 +97,23 @@ pub(super) fn parse(text: &str, json: bool) -> Result<Vec<Document>, SyntaxError
             .collect::<Result<_, _>>()
             .map_err(|error| SyntaxError {
                 line: Some(error.line() as u64),
-                message: error.to_string(),
+                message: plain(&error.to_string()),
             }),
     }
 }
 
-/// The parser's words without its own location, which stands before the message already.
+/// The parser's words without the place, which stands before the message already, and without advice for programmers.
 fn message(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
-    let first = text.lines().next().unwrap_or_default();
-    match first.split_once(": ") {
-        Some((place, rest)) if place.contains("line ") => rest.to_owned(),
-        _ => first.to_owned(),
-    }
+    plain(text.lines().next().unwrap_or_default())
+}
+
+fn plain(text: &str) -> String {
+    let text = text.split(" at line ").next().unwrap_or_default();
+    text.split(", set DuplicateKeyPolicy")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 impl Document {

@@ -1,1 +1,367 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
 
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(10);
+
+fn pod(name: &str, ip: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a}}\nstatus: {{podIP: {ip}}}\n")
+}
+
+fn policy(name: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: {name}\n  namespace: a\nspec:\n  podSelector: {{}}\n"
+    )
+}
+
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        write(dir.path(), name, text);
+    }
+    dir
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn read(dir: &Path) -> Result<Loaded, FolderError> {
+    load(dir, &Settings::default())
+}
+
+/// Problems with paths relative to the folder.
+fn told(dir: &Path, problems: &[Problem]) -> Vec<String> {
+    let prefix = format!("{}/", dir.display());
+    problems
+        .iter()
+        .map(|problem| problem.to_string().replace(&prefix, ""))
+        .collect()
+}
+
+fn refused(dir: &TempDir) -> Vec<String> {
+    match read(dir.path()) {
+        Err(FolderError::Broken(problems)) => told(dir.path(), &problems),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn manifests_are_found_below_and_other_files_passed_over() {
+    let dir = folder(&[
+        ("pods/one.yml", &pod("one", "10.0.0.1")),
+        (
+            "pods/deep/two.json",
+            r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"two","namespace":"a"}}"#,
+        ),
+        ("policy.yaml", &format!("{}---\n{}", policy("p"), policy("q"))),
+        ("README.md", "not: [yaml"),
+        (".hidden.yaml", "not: [yaml"),
+        (".git/x.yaml", "not: [yaml"),
+        ("backup.yaml~", "not: [yaml"),
+        ("empty.yaml", "\n# nothing\n---\n"),
+    ]);
+    let loaded = read(dir.path()).unwrap();
+    assert_eq!(
+        (
+            loaded.cluster.pods.len(),
+            loaded.cluster.policies.len(),
+            loaded.files
+        ),
+        (2, 2, 4)
+    );
+    assert!(loaded.cluster.namespaces.contains_key("a"), "supplied");
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    // A single file will do.
+    assert_eq!(
+        read(&dir.path().join("policy.yaml"))
+            .unwrap()
+            .cluster
+            .policies
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn a_mounted_config_map_is_read_once() {
+    let dir = folder(&[
+        ("..2025_01/p.yaml", &policy("p")),
+        ("..2025_01/q.yaml", &policy("q")),
+    ]);
+    symlink("..2025_01", dir.path().join("..data")).unwrap();
+    symlink("..data/p.yaml", dir.path().join("p.yaml")).unwrap();
+    symlink("..data/q.yaml", dir.path().join("q.yaml")).unwrap();
+    let loaded = read(dir.path()).unwrap();
+    assert_eq!((loaded.cluster.policies.len(), loaded.files), (2, 2));
+}
+
+#[test]
+fn links_that_turn_back_or_lead_nowhere() {
+    let dir = folder(&[("sub/p.yaml", &policy("p"))]);
+    symlink("..", dir.path().join("sub/up")).unwrap();
+    symlink("sub", dir.path().join("twice")).unwrap();
+    assert_eq!(read(dir.path()).unwrap().files, 1);
+    symlink("gone.yaml", dir.path().join("dangling.yaml")).unwrap();
+    assert_eq!(
+        refused(&dir),
+        ["dangling.yaml: links to a file that does not exist"]
+    );
+}
+
+#[test]
+fn every_mistake_says_file_line_and_field() {
+    let dir = folder(&[
+        (
+            "a.yaml",
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n   labels: {}\n",
+        ),
+        (
+            "b.yaml",
+            "# note\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  labels:\n    version: 1\n",
+        ),
+        ("c.yaml", "just: text\n"),
+        ("d.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {}\n"),
+        (
+            "e.yaml",
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: e\nstatus:\n  podIPs:\n  - ip: 10.0.0.256\n",
+        ),
+        ("f.json", "{\"kind\": \"Pod\",\n \"kind\": \"Pod\"}"),
+        ("g.yaml", "- a\n- b\n"),
+        (
+            "h.yaml",
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: n\nspec:\n  podCIDRs: [10.0.0.0/99]\n",
+        ),
+        (
+            "i.yaml",
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  name: y\n",
+        ),
+    ]);
+    fs::write(dir.path().join("z.yaml"), b"kind: Pod\nx: \xff\n").unwrap();
+    insta::assert_snapshot!(refused(&dir).join("\n"));
+}
+
+#[test]
+fn invalid_policies_isolate_and_are_told() {
+    let text = format!(
+        "{}---\n{}  ingres: []\n  ingress:\n  - from:\n    - {{}}\n",
+        policy("good"),
+        policy("bad")
+    );
+    let dir = folder(&[("p.yaml", &text), ("q.yaml", &policy("Odd"))]);
+    let loaded = read(dir.path()).unwrap();
+    assert_eq!(loaded.cluster.policies.len(), 3);
+    insta::assert_snapshot!(told(dir.path(), &loaded.problems).join("\n"));
+}
+
+#[test]
+fn one_object_in_two_files_is_an_error() {
+    let dir = folder(&[("a.yaml", &policy("p")), ("b.yaml", &policy("p"))]);
+    assert_eq!(
+        refused(&dir),
+        [format!(
+            "b.yaml:1: NetworkPolicy a/p: is described in {}/a.yaml:1 already: remove one",
+            dir.path().display()
+        )
+        .replace(&format!("{}/", dir.path().display()), "")]
+    );
+}
+
+#[test]
+fn a_workload_with_a_pods_name_gets_its_kind_before_it() {
+    let deployment =
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: a}\nspec: {template: {}}\n";
+    let dir = folder(&[("a.yaml", deployment), ("b.yaml", &pod("web", "10.0.0.1"))]);
+    let loaded = read(dir.path()).unwrap();
+    let names: Vec<String> = loaded.cluster.pods.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["a/deployment/web", "a/web"]);
+    assert_eq!(loaded.problems[0].severity, Severity::Warning);
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_unreadable() {
+    let error = read(Path::new("/nonexistent/manifests")).unwrap_err();
+    assert!(matches!(error, FolderError::Unreadable { .. }));
+    assert!(error.to_string().contains("/nonexistent/manifests"), "{error}");
+}
+
+fn watch(dir: &TempDir) -> (Loaded, FolderWatch) {
+    FolderWatch::start(dir.path(), Settings::default(), WatchOptions::default()).unwrap()
+}
+
+/// The next complete state that satisfies `wanted`.
+fn until(watch: &FolderWatch, wanted: impl Fn(&Loaded) -> bool) -> Loaded {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match watch.updates().recv_timeout(left).expect("no such state came") {
+            Update::State(loaded) if wanted(&loaded) => return loaded,
+            Update::State(_) => {}
+            Update::Held { reason, .. } => panic!("held: {reason}"),
+        }
+    }
+}
+
+fn held(watch: &FolderWatch) -> String {
+    match watch.updates().recv_timeout(LONG).unwrap() {
+        Update::Held { reason, .. } => reason,
+        Update::State(loaded) => panic!("not held: {:?}", loaded.cluster.policies.keys()),
+    }
+}
+
+fn names(loaded: &Loaded) -> Vec<String> {
+    loaded
+        .cluster
+        .policies
+        .keys()
+        .map(|key| key.name.clone())
+        .collect()
+}
+
+#[test]
+fn changes_are_taken_up_live() {
+    let dir = folder(&[("p.yaml", &policy("p"))]);
+    let (loaded, watch) = watch(&dir);
+    assert_eq!(names(&loaded), ["p"]);
+    write(dir.path(), "q.yaml", &policy("q"));
+    until(&watch, |loaded| names(loaded) == ["p", "q"]);
+    write(dir.path(), "q.yaml", &policy("r"));
+    until(&watch, |loaded| names(loaded) == ["p", "r"]);
+    fs::rename(dir.path().join("q.yaml"), dir.path().join("s.yaml")).unwrap();
+    write(dir.path(), "sub/t.yaml", &policy("t"));
+    until(&watch, |loaded| names(loaded) == ["p", "r", "t"]);
+    write(dir.path(), "sub/t.yaml", &policy("u"));
+    until(&watch, |loaded| names(loaded) == ["p", "r", "u"]);
+    fs::remove_file(dir.path().join("p.yaml")).unwrap();
+    let last = until(&watch, |loaded| names(loaded) == ["r", "u"]);
+    assert!(last.problems.is_empty(), "{:?}", last.problems);
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_objects_and_the_others_live() {
+    let dir = folder(&[("p.yaml", &policy("p")), ("q.yaml", &policy("q"))]);
+    let (_, watch) = watch(&dir);
+    write(dir.path(), "p.yaml", "spec: [oops\n");
+    let broken = until(&watch, |loaded| !loaded.problems.is_empty());
+    assert_eq!(names(&broken), ["p", "q"]);
+    assert!(broken.problems[0].file.ends_with("p.yaml") && broken.problems[0].line.is_some());
+    write(
+        dir.path(),
+        "q.yaml",
+        &format!("{}---\n{}", policy("q"), policy("r")),
+    );
+    until(&watch, |loaded| {
+        names(loaded) == ["p", "q", "r"] && !loaded.problems.is_empty()
+    });
+    // A new file that never was good takes nothing down either.
+    write(dir.path(), "s.yaml", "kind: 5\n");
+    until(&watch, |loaded| {
+        names(loaded) == ["p", "q", "r"] && loaded.problems.len() == 2
+    });
+    fs::remove_file(dir.path().join("s.yaml")).unwrap();
+    write(dir.path(), "p.yaml", &policy("again"));
+    until(&watch, |loaded| {
+        names(loaded) == ["again", "q", "r"] && loaded.problems.is_empty()
+    });
+}
+
+#[test]
+fn of_two_files_with_one_object_the_older_keeps_it() {
+    let dir = folder(&[("m.yaml", &policy("p"))]);
+    let (_, watch) = watch(&dir);
+    write(
+        dir.path(),
+        "a.yaml",
+        &format!("{}  policyTypes: [Egress]\n---\n{}", policy("p"), policy("x")),
+    );
+    let loaded = until(&watch, |loaded| names(loaded) == ["p", "x"]);
+    assert!(
+        loaded
+            .cluster
+            .policies
+            .values()
+            .all(|policy| policy.ingress.is_some())
+    );
+    assert_eq!(loaded.problems.len(), 1);
+    assert!(loaded.problems[0].file.ends_with("a.yaml"));
+}
+
+#[test]
+fn policies_that_vanish_are_held_until_accepted() {
+    let dir = folder(&[("pod.yaml", &pod("x", "10.0.0.1"))]);
+    for name in ["a", "b", "c"] {
+        write(dir.path(), &format!("p/{name}.yaml"), &policy(name));
+    }
+    let (_, watch) = watch(&dir);
+    // One of three is an everyday change.
+    fs::remove_file(dir.path().join("p/a.yaml")).unwrap();
+    until(&watch, |loaded| names(loaded) == ["b", "c"]);
+    fs::remove_dir_all(dir.path().join("p")).unwrap();
+    assert!(held(&watch).starts_with("2 of 2 policies are gone"));
+    watch.accept();
+    until(&watch, |loaded| names(loaded).is_empty());
+    // Held again, and let go by itself when the objects are back.
+    fs::remove_file(dir.path().join("pod.yaml")).unwrap();
+    assert!(held(&watch).starts_with("all objects are gone"));
+    write(dir.path(), "pod.yaml", &pod("x", "10.0.0.2"));
+    until(&watch, |loaded| loaded.cluster.pods.len() == 1);
+}
+
+#[test]
+fn the_swap_of_a_mounted_config_map_is_one_change() {
+    let dir = folder(&[("..1/p.yaml", &policy("p")), ("..2/p.yaml", &policy("q"))]);
+    symlink("..1", dir.path().join("..data")).unwrap();
+    symlink("..data/p.yaml", dir.path().join("p.yaml")).unwrap();
+    let (loaded, watch) = watch(&dir);
+    assert_eq!(names(&loaded), ["p"]);
+    symlink("..2", dir.path().join("..data_tmp")).unwrap();
+    fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    until(&watch, |loaded| names(loaded) == ["q"]);
+}
+
+#[test]
+fn a_file_that_is_still_being_written_is_left_alone() {
+    use std::io::Write;
+    let dir = folder(&[("p.yaml", &policy("p"))]);
+    let (_, watch) = watch(&dir);
+    let mut file = fs::File::create(dir.path().join("p.yaml")).unwrap();
+    // A valid beginning: half a file must not be taken for the whole.
+    file.write_all(policy("q").as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    file.write_all(b"---\n").unwrap();
+    file.write_all(policy("p").as_bytes()).unwrap();
+    drop(file);
+    let first = match watch.updates().recv_timeout(LONG).unwrap() {
+        Update::State(loaded) => loaded,
+        Update::Held { reason, .. } => panic!("held: {reason}"),
+    };
+    assert_eq!(names(&first), ["p", "q"], "half a file was taken up");
+}
+
+#[test]
+fn without_notification_the_folder_is_looked_at_again() {
+    let dir = folder(&[("p.yaml", &policy("p"))]);
+    let options = WatchOptions {
+        poll: Duration::from_millis(20),
+        ..WatchOptions::default()
+    };
+    let (_, watch) = FolderWatch::start_polling(dir.path(), Settings::default(), options).unwrap();
+    write(dir.path(), "q.yaml", &policy("q"));
+    until(&watch, |loaded| names(loaded) == ["p", "q"]);
+}

@@ -99,9 +99,28 @@ impl FolderWatch {
         settings: Settings,
         options: WatchOptions,
     ) -> Result<(Loaded, FolderWatch), FolderError> {
+        Self::begin(dir, settings, options, true)
+    }
+
+    /// As [`Self::start`], as if the system could not notify.
+    #[cfg(test)]
+    pub(super) fn start_polling(
+        dir: &Path,
+        settings: Settings,
+        options: WatchOptions,
+    ) -> Result<(Loaded, FolderWatch), FolderError> {
+        Self::begin(dir, settings, options, false)
+    }
+
+    fn begin(
+        dir: &Path,
+        settings: Settings,
+        options: WatchOptions,
+        notify: bool,
+    ) -> Result<(Loaded, FolderWatch), FolderError> {
         let (wake, wakes) = mpsc::channel();
         // Before the first look, so that nothing falls between the two.
-        let watcher = watcher(dir, wake.clone());
+        let watcher = if notify { watcher(dir, wake.clone()) } else { None };
         let mut reader = Reader::new(dir);
         reader.refresh(&Changed::All)?;
         let loaded = reader.assemble(&settings);
