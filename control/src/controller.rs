@@ -501,8 +501,12 @@ impl Controller {
                 workers,
             } => {
                 tracing::info!(generation, workers, "the dataplane is connected");
-                self.overview.connected(generation);
-                self.take_hello(generation, hash);
+                let ours = self
+                    .published
+                    .as_ref()
+                    .is_some_and(|it| it.generation == generation && Some(it.hash) == hash);
+                self.overview.connected(generation, ours);
+                self.take_hello(generation, ours);
             }
             Event::Disconnected { reason } => self.overview.disconnected(reason),
             Event::Sent { .. } => {}
@@ -525,13 +529,11 @@ impl Controller {
 
     /// Goes on above what the dataplane has. Where it has another snapshot than the one published last, that one is
     /// compiled again under a generation it will take.
-    fn take_hello(&mut self, generation: u64, hash: Option<ContentHash>) {
+    fn take_hello(&mut self, generation: u64, ours: bool) {
         let known = self.generation.unwrap_or(0);
         self.generation = Some(known.max(generation));
         let Some(published) = &self.published else { return };
-        if published.generation < generation
-            || (published.generation == generation && hash != Some(published.hash))
-        {
+        if published.generation <= generation && !ours {
             let state = Arc::clone(&published.state);
             self.publication.withdraw();
             self.waiting.get_or_insert(state);

@@ -92,6 +92,8 @@ pub struct Faults {
     pub hold_lists: bool,
     /// Events do not arrive at watches while this is set.
     pub hold_events: bool,
+    /// Events are lost on the way to watches while this is set.
+    pub lose_events: bool,
     /// Lists are answered so much later.
     pub list_delay: Duration,
     /// Status codes of the next requests, in order, instead of answers.
@@ -686,7 +688,11 @@ impl Connection {
             if self.shared.is_over() {
                 return Ok(());
             }
+            let version = world.version;
             let collection = &world.collections[index];
+            if collection.faults.lose_events {
+                last = version;
+            }
             if !collection.faults.hold_events {
                 let mut lines: Vec<String> = collection.injected[injected..].to_vec();
                 injected = collection.injected.len();

@@ -53,7 +53,7 @@ struct Inner {
     publication: PublicationStatus,
     line: Option<String>,
     ever_connected: bool,
-    /// Whether a snapshot of this process has been adopted.
+    /// Whether the dataplane that is connected decides by a snapshot of this process.
     in_force: bool,
 }
 
@@ -139,11 +139,14 @@ impl Overview {
         compiled.error = Some(reason);
     }
 
-    pub(super) fn connected(&self, generation: u64) {
+    /// The dataplane is there with a snapshot; `ours` where it is the one published last.
+    pub(super) fn connected(&self, generation: u64, ours: bool) {
         let mut inner = self.inner();
         inner.publication.connected = true;
         inner.publication.reconnects += u64::from(inner.ever_connected);
         inner.publication.accepted = generation;
+        inner.publication.adopted = generation;
+        inner.in_force = ours;
         inner.ever_connected = true;
         inner.line = None;
     }

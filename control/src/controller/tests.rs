@@ -1,1 +1,649 @@
+//! The whole loop, against a dataplane that speaks the protocol over the real socket.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use super::*;
+use crate::compile::CompileStats;
+use crate::protocol::{
+    Connection, DataplaneStatus, Listener, ProtocolError, Reply, Request, SnapshotStatus, Status, VERSION,
+    read_image,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Compiles into something to be compared: generation, then the names of everything.
+fn transcribe(
+    cluster: &Cluster,
+    generation: Generation,
+    key: &EpochKey,
+) -> Result<CompiledImage, CompileError> {
+    assert_ne!(key, &EpochKey::OFFLINE, "the installation has a key of its own");
+    let names: Vec<String> = cluster
+        .pods
+        .keys()
+        .chain(cluster.policies.keys())
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        !names.iter().any(|name| name.contains("panic")),
+        "a compiler that fails"
+    );
+    if names.iter().any(|name| name.contains("too-large")) {
+        return Err(CompileError::OverBudget {
+            needed: 2,
+            budget: 1,
+            heaviest: Vec::new(),
+        });
+    }
+    let content = names.join(" ");
+    Ok(CompiledImage {
+        bytes: format!("{}: {content}", generation.0).into_bytes(),
+        hash: *blake3::hash(content.as_bytes()).as_bytes(),
+        stats: CompileStats::default(),
+    })
+}
+
+/// What a dataplane keeps on disk and in memory.
+#[derive(Debug, Default)]
+struct Kept {
+    generation: u64,
+    hash: Option<ContentHash>,
+    images: Vec<String>,
+}
+
+/// A dataplane without packets.
+struct FakeDataplane {
+    kept: Arc<Mutex<Kept>>,
+    refuse: Arc<AtomicBool>,
+    version: Arc<AtomicU64>,
+    socket: PathBuf,
+    /// Connections that are open, to be cut.
+    open: Arc<Mutex<Vec<Arc<Connection>>>>,
+    running: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl FakeDataplane {
+    fn start(runtime_dir: &Path) -> Self {
+        let mut dataplane = Self {
+            kept: Arc::default(),
+            refuse: Arc::default(),
+            version: Arc::new(AtomicU64::new(u64::from(VERSION))),
+            socket: runtime_dir.join(DATAPLANE_SOCKET),
+            open: Arc::default(),
+            running: Arc::default(),
+            thread: None,
+        };
+        dataplane.resume();
+        dataplane
+    }
+
+    fn resume(&mut self) {
+        let listener = Listener::bind(&self.socket).unwrap();
+        self.running.store(true, Ordering::SeqCst);
+        let (kept, refuse, version) = (
+            Arc::clone(&self.kept),
+            Arc::clone(&self.refuse),
+            Arc::clone(&self.version),
+        );
+        let (open, running) = (Arc::clone(&self.open), Arc::clone(&self.running));
+        self.thread = Some(thread::spawn(move || {
+            while let Ok(connection) = listener.accept() {
+                if !running.load(Ordering::SeqCst) {
+                    return;
+                }
+                let connection = Arc::new(connection);
+                open.lock().unwrap().push(Arc::clone(&connection));
+                let (kept, refuse, version) = (Arc::clone(&kept), Arc::clone(&refuse), Arc::clone(&version));
+                thread::spawn(move || serve(&connection, &kept, &refuse, &version));
+            }
+        }));
+    }
+
+    /// Dies. What it kept stays, as on disk.
+    fn kill(&mut self) {
+        self.running.store(false, Ordering::SeqCst);
+        let _ = Connection::connect(&self.socket);
+        self.thread.take().unwrap().join().unwrap();
+        for connection in self.open.lock().unwrap().drain(..) {
+            connection.shutdown();
+        }
+    }
+
+    fn images(&self) -> Vec<String> {
+        self.kept.lock().unwrap().images.clone()
+    }
+
+    async fn image(&self, wanted: &str) -> Vec<String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let images = self.images();
+            if images.last().is_some_and(|image| image == wanted) {
+                return images;
+            }
+            assert!(Instant::now() < until, "never {wanted:?}: {images:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn serve(connection: &Connection, kept: &Mutex<Kept>, refuse: &AtomicBool, version: &AtomicU64) {
+    loop {
+        let received = match connection.receive::<Request>() {
+            Ok(received) => received,
+            Err(ProtocolError::Closed | ProtocolError::Io(_)) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let mut kept = kept.lock().unwrap();
+        let replies = match received.message {
+            Request::Hello { .. } => vec![Reply::Hello {
+                version: version.load(Ordering::SeqCst) as u32,
+                generation: kept.generation,
+                hash: kept.hash,
+                workers: 2,
+            }],
+            Request::Publish {
+                generation,
+                hash,
+                bytes,
+            } => {
+                let image = read_image(received.fd.expect("an image"), bytes).unwrap();
+                if refuse.load(Ordering::SeqCst) {
+                    vec![Reply::Refused {
+                        generation,
+                        reason: "a bad day".to_owned(),
+                    }]
+                } else {
+                    assert!(
+                        generation > kept.generation,
+                        "{generation} after {}",
+                        kept.generation
+                    );
+                    kept.generation = generation;
+                    kept.hash = Some(hash);
+                    kept.images.push(String::from_utf8(image).unwrap());
+                    vec![
+                        Reply::Accepted { generation },
+                        Reply::Adopted {
+                            generation,
+                            micros: 42,
+                        },
+                    ]
+                }
+            }
+            Request::Status => vec![Reply::Status {
+                status: Box::new(DataplaneStatus {
+                    version: "fake".to_owned(),
+                    snapshot: SnapshotStatus {
+                        generation: kept.generation,
+                        ..SnapshotStatus::default()
+                    },
+                    ..DataplaneStatus::default()
+                }),
+            }],
+        };
+        drop(kept);
+        for reply in replies {
+            // Cut off: the loop ends above.
+            let _ = connection.send(&reply, None);
+        }
+    }
+}
+
+struct Bed {
+    dir: tempfile::TempDir,
+    dataplane: FakeDataplane,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["run", "state", "manifests"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let dataplane = FakeDataplane::start(&dir.path().join("run"));
+        let bed = Self { dir, dataplane };
+        bed.pod("one");
+        bed
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn pod(&self, name: &str) {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a}}\n\
+             spec: {{containers: [{{name: c, image: i}}]}}\n"
+        );
+        self.write(name, &text);
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        // Complete at once, as an editor or a mount does it.
+        let hidden = self.dir.path().join("new");
+        std::fs::write(&hidden, text).unwrap();
+        std::fs::rename(hidden, self.path(&format!("manifests/{name}.yaml"))).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(&format!("manifests/{name}.yaml"))).unwrap();
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            name: "test".to_owned(),
+            source: SourceKind::Manifests {
+                dir: self.path("manifests"),
+            },
+            settings: Settings::default(),
+            stale_after: Duration::from_secs(60),
+            runtime_dir: self.path("run"),
+            state_dir: self.path("state"),
+            metrics_listen: "127.0.0.1:0".parse().unwrap(),
+            health_listen: None,
+            publication: publish::Timing {
+                answer: Duration::from_secs(2),
+                ..publish::Timing::default()
+            },
+            watches: kube::Timing::default(),
+            folder: WatchOptions::default(),
+        }
+    }
+
+    async fn control(&self) -> Running {
+        Running::new(Controller::start_with(self.options(), transcribe).await.unwrap())
+    }
+}
+
+/// A control process in a task.
+struct Running {
+    overview: Arc<Overview>,
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn new(mut controller: Controller) -> Self {
+        let (overview, address) = (controller.overview(), controller.servers().metrics);
+        let task = tokio::spawn(async move { controller.run().await });
+        Self {
+            overview,
+            address,
+            task,
+        }
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    async fn status_where(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let status = self.overview.status().await;
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < until, "never {what}: {status:#?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn ready(&self) -> Status {
+        self.status_where("ready", |status| status.control.as_ref().unwrap().ready)
+            .await
+    }
+
+    async fn get(&self, path: &'static str) -> (u16, String) {
+        let address = self.address;
+        tokio::task::spawn_blocking(move || ask(TcpStream::connect(address).unwrap(), "GET", path))
+            .await
+            .unwrap()
+    }
+}
+
+fn ask(mut stream: impl Read + Write, method: &str, path: &str) -> (u16, String) {
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_folder_reaches_the_workers() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    let status = control.ready().await;
+    let first = status.control.unwrap();
+    assert_eq!((first.snapshot.generation, first.publication.adopted), (1, 1));
+    assert_eq!(first.objects.pods, 1);
+    assert_eq!(status.dataplane.unwrap().version, "fake");
+
+    bed.pod("two");
+    bed.dataplane.image("2: a/one a/two").await;
+    let status = control
+        .status_where("adopted", |status| {
+            status.control.as_ref().unwrap().publication.adopted == 2
+        })
+        .await;
+    let micros = status
+        .control
+        .unwrap()
+        .publication
+        .event_to_adopted_micros
+        .unwrap();
+    assert!(micros < 1_000_000, "{micros} µs");
+    bed.remove("one");
+    bed.dataplane.image("3: a/two").await;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let (_, text) = control.get("/metrics").await;
+        let counted = |step| format!("ringwall_publication_seconds_count{{step=\"{step}\"}} 3");
+        if ["settle", "compile", "accept", "adopt", "total"]
+            .iter()
+            .all(|step| text.contains(&counted(step)))
+        {
+            break;
+        }
+        assert!(Instant::now() < until, "{text}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_control_goes_on_above_the_generation_of_the_dataplane() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    bed.pod("two");
+    bed.dataplane.image("2: a/one a/two").await;
+    control.stop().await;
+    let control = bed.control().await;
+    bed.dataplane.image("3: a/one a/two").await;
+    control.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_dataplane_gets_what_it_lacks_and_nothing_else() {
+    let mut bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    control.ready().await;
+
+    // With what it kept on disk.
+    bed.dataplane.kill();
+    control
+        .status_where("without dataplane", |status| {
+            let control = status.control.as_ref().unwrap();
+            !control.ready && control.not_ready[0].contains("dataplane is not connected")
+        })
+        .await;
+    bed.dataplane.resume();
+    let status = control.ready().await;
+    assert_eq!(bed.dataplane.images().len(), 1, "it has the snapshot");
+    assert!(status.control.unwrap().publication.reconnects >= 1);
+
+    // Without it.
+    bed.dataplane.kill();
+    *bed.dataplane.kept.lock().unwrap() = Kept::default();
+    bed.dataplane.resume();
+    assert_eq!(bed.dataplane.image("1: a/one").await.len(), 1);
+    control.ready().await;
+
+    // With another one under the same number, and under a higher one.
+    for (generation, expected) in [(1, "2: a/one"), (70, "71: a/one")] {
+        bed.dataplane.kill();
+        *bed.dataplane.kept.lock().unwrap() = Kept {
+            generation,
+            hash: Some(ContentHash([7; 32])),
+            images: Vec::new(),
+        };
+        bed.dataplane.resume();
+        bed.dataplane.image(expected).await;
+        control.ready().await;
+    }
+    bed.pod("two");
+    bed.dataplane.image("72: a/one a/two").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_the_dataplane_is_there_nothing_is_compiled_and_control_is_not_ready() {
+    let mut bed = Bed::new();
+    bed.dataplane.kill();
+    let control = bed.control().await;
+    control
+        .status_where("waiting", |status| status.control.as_ref().unwrap().source.synced)
+        .await;
+    let (code, reasons) = control.get("/readyz").await;
+    assert_eq!(code, 503);
+    assert!(reasons.contains("the dataplane is not connected"), "{reasons}");
+    bed.pod("two");
+    bed.dataplane.kept.lock().unwrap().generation = 9;
+    bed.dataplane.resume();
+    bed.dataplane.image("10: a/one a/two").await;
+    control.ready().await;
+    assert_eq!(control.get("/readyz").await, (200, "ok\n".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_compiled_changes_nothing_and_is_alarmed() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    control.ready().await;
+    for bad in ["too-large", "panic"] {
+        bed.pod(bad);
+        let status = control
+            .status_where("alarmed", |status| {
+                !status.control.as_ref().unwrap().alarms.is_empty()
+            })
+            .await;
+        let failed = status.control.unwrap();
+        assert!(!failed.ready && failed.snapshot.error.is_some(), "{failed:#?}");
+        assert_eq!(
+            bed.dataplane.images().last().unwrap().split_once(' ').unwrap().1,
+            "a/one"
+        );
+        bed.remove(bad);
+        let status = control.ready().await;
+        assert!(status.control.unwrap().alarms.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_dataplane_refuses_is_alarmed_until_it_accepts_again() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    bed.dataplane.refuse.store(true, Ordering::SeqCst);
+    bed.pod("two");
+    let status = control
+        .status_where("refused", |status| {
+            status.control.as_ref().unwrap().publication.refused > 0
+        })
+        .await;
+    let refused = status.control.unwrap();
+    assert!(
+        !refused.ready && refused.alarms.iter().any(|alarm| alarm.contains("a bad day")),
+        "{refused:#?}"
+    );
+    bed.dataplane.refuse.store(false, Ordering::SeqCst);
+    bed.pod("three");
+    bed.dataplane.image("3: a/one a/three a/two").await;
+    let status = control.ready().await;
+    assert!(status.control.unwrap().alarms.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dataplane_of_another_version_is_not_published_to() {
+    let bed = Bed::new();
+    bed.dataplane
+        .version
+        .store(u64::from(VERSION) + 1, Ordering::SeqCst);
+    let control = bed.control().await;
+    control
+        .status_where("told", |status| {
+            status
+                .control
+                .as_ref()
+                .unwrap()
+                .not_ready
+                .iter()
+                .any(|reason| reason.contains("version"))
+        })
+        .await;
+    assert!(bed.dataplane.images().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_answers_root_on_the_socket_and_monitoring_on_the_network() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    control.ready().await;
+    let socket = bed.path("run/control.sock");
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (code, body) =
+        tokio::task::spawn_blocking(move || ask(UnixStream::connect(socket).unwrap(), "GET", "/v1/status"))
+            .await
+            .unwrap();
+    assert_eq!(code, 200);
+    let status: Status = serde_json::from_str(&body).unwrap();
+    assert_eq!(status.name, "test");
+    assert!(status.control.unwrap().ready);
+    assert_eq!(status.dataplane.unwrap().snapshot.generation, 1);
+
+    assert_eq!(control.get("/v1/status").await.0, 404, "not on the network");
+    assert_eq!(control.get("/livez").await, (200, "ok\n".to_owned()));
+    let (code, text) = control.get("/metrics").await;
+    assert_eq!(code, 200);
+    for line in [
+        "ringwall_ready 1.0",
+        "ringwall_dataplane_up 1.0",
+        "ringwall_snapshot_adopted_generation 1.0",
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line} is missing in {text}");
+    }
+
+    let held = tokio::task::spawn_blocking({
+        let socket = bed.path("run/control.sock");
+        move || ask(UnixStream::connect(socket).unwrap(), "POST", "/v1/accept")
+    });
+    assert_eq!(held.await.unwrap().0, 409, "nothing is held back");
+    control.stop().await;
+    assert!(!bed.path("run/control.sock").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_folder_is_held_back_until_somebody_accepts_it() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    bed.remove("one");
+    let status = control
+        .status_where("held", |status| {
+            status.control.as_ref().unwrap().source.held_back.is_some()
+        })
+        .await;
+    assert!(
+        status
+            .control
+            .unwrap()
+            .alarms
+            .iter()
+            .any(|alarm| alarm.contains("held back"))
+    );
+    assert_eq!(bed.dataplane.images().len(), 1);
+    let socket = bed.path("run/control.sock");
+    let (code, _) =
+        tokio::task::spawn_blocking(move || ask(UnixStream::connect(socket).unwrap(), "POST", "/v1/accept"))
+            .await
+            .unwrap();
+    assert_eq!(code, 202);
+    bed.dataplane.image("2: ").await;
+    let status = control.ready().await;
+    assert!(status.control.unwrap().alarms.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_wrong_at_the_start_is_refused() {
+    let bed = Bed::new();
+    let refused = |options: Options| async {
+        match Controller::start_with(options, transcribe).await {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("accepted"),
+        }
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = refused(Options {
+        metrics_listen: address,
+        ..bed.options()
+    })
+    .await;
+    assert!(
+        error.contains(&address.to_string()) && error.contains("metricsListen"),
+        "{error}"
+    );
+
+    let dir = bed.path("absent");
+    let error = refused(Options {
+        source: SourceKind::Manifests { dir },
+        ..bed.options()
+    })
+    .await;
+    assert!(error.contains("absent"), "{error}");
+
+    let source = SourceKind::Kubeconfig {
+        file: bed.path("no-kubeconfig"),
+        context: None,
+    };
+    let error = refused(Options {
+        source,
+        ..bed.options()
+    })
+    .await;
+    assert!(error.contains("no-kubeconfig"), "{error}");
+
+    bed.write("broken", "kind: [\n");
+    let error = refused(bed.options()).await;
+    assert!(error.contains("broken.yaml"), "{error}");
+}
+
+#[test]
+fn the_epoch_key_stays_and_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let key = epoch_key(&state).unwrap();
+    assert_ne!(key, EpochKey::OFFLINE);
+    assert_eq!(epoch_key(&state).unwrap(), key);
+    let file = state.join(EPOCH_KEY_FILE);
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_ne!(epoch_key(&dir.path().join("other")).unwrap(), key);
+    std::fs::write(&file, "short").unwrap();
+    let error = epoch_key(&state).unwrap_err().to_string();
+    assert!(error.contains("5 bytes are no key"), "{error}");
+}

@@ -1,0 +1,831 @@
+//! The API server as a source, against a server that misbehaves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)] // a failed step is a failed test
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use ringwall::{
+    cluster::{Cluster, Settings},
+    protocol::SourceStatus,
+    source::{
+        feed::Feed,
+        kube::{Access, KubeError, Timing, start},
+    },
+};
+use ringwall_testbed::api_server::{ApiServer, NAMESPACES, NETWORK_POLICIES, NODES, PODS, Resource};
+use serde_json::{Value, json};
+
+const KINDS: [Resource; 4] = [NAMESPACES, NODES, PODS, NETWORK_POLICIES];
+
+/// Long enough for a loaded machine; nothing waits for it when all is well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn quick() -> Timing {
+    Timing {
+        list_timeout: Duration::from_secs(5),
+        backoff_first: Duration::from_millis(10),
+        backoff_most: Duration::from_millis(50),
+        ..Timing::default()
+    }
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}, "status": {"phase": "Active"}})
+}
+
+fn node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+    })
+}
+
+fn pod(namespace: &str, name: &str, ip: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80, "name": "http"}]}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "192.0.2.1"},
+    })
+}
+
+fn policy(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]},
+    })
+}
+
+/// Every state that a feed handed on.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<Cluster>>>);
+
+impl Recorder {
+    fn states(&self) -> Vec<Cluster> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn pods(&self) -> BTreeSet<Vec<String>> {
+        self.states().iter().map(pods_of).collect()
+    }
+}
+
+struct Bed {
+    server: ApiServer,
+    kubeconfig: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Bed {
+    /// A server with one object of each kind.
+    fn new() -> Self {
+        let server = ApiServer::start().unwrap();
+        server.apply(namespace("a"));
+        server.apply(node("n1"));
+        server.apply(pod("a", "p1", "10.0.0.11"));
+        server.apply(policy("a", "deny"));
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = dir.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, server.kubeconfig("secret")).unwrap();
+        Self {
+            server,
+            kubeconfig,
+            _dir: dir,
+        }
+    }
+
+    async fn start(&self, timing: Timing) -> Running {
+        let access = Access::Kubeconfig {
+            file: self.kubeconfig.clone(),
+            context: None,
+        };
+        Running::new(start(&access, Settings::default(), timing).await.unwrap())
+    }
+}
+
+struct Running {
+    feed: Feed,
+    recorder: Recorder,
+}
+
+impl Running {
+    fn new(feed: Feed) -> Self {
+        let recorder = Recorder::default();
+        let (record, mut states) = (recorder.clone(), feed.states.clone());
+        tokio::spawn(async move {
+            states.mark_changed();
+            while states.changed().await.is_ok() {
+                if let Some(state) = states.borrow_and_update().clone() {
+                    record.0.lock().unwrap().push(state.cluster.clone());
+                }
+            }
+        });
+        Self { feed, recorder }
+    }
+
+    fn health(&self) -> SourceStatus {
+        self.feed.health.status()
+    }
+
+    fn latest(&self) -> Option<Cluster> {
+        self.feed
+            .states
+            .borrow()
+            .as_ref()
+            .map(|state| state.cluster.clone())
+    }
+
+    /// Waits for a state that is as wanted.
+    async fn state(&self, what: &str, wanted: impl Fn(&Cluster) -> bool) -> Cluster {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(state) = self.recorder.0.lock().unwrap().last()
+                && wanted(state)
+            {
+                return state.clone();
+            }
+            if Instant::now() > until {
+                panic!(
+                    "no state with {what}; the last is {:#?}, {:#?}",
+                    self.latest(),
+                    self.health()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn health_where(&self, what: &str, wanted: impl Fn(&SourceStatus) -> bool) -> SourceStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let health = self.health();
+            if wanted(&health) {
+                return health;
+            }
+            assert!(Instant::now() < until, "never {what}: {health:#?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn connected(&self) {
+        self.health_where("connected", |health| {
+            health.watches.iter().all(|watch| watch.connected)
+        })
+        .await;
+    }
+}
+
+fn pods_of(cluster: &Cluster) -> Vec<String> {
+    cluster.pods.keys().map(ToString::to_string).collect()
+}
+
+fn has_pod(name: &str) -> impl Fn(&Cluster) -> bool {
+    move |cluster| pods_of(cluster).iter().any(|pod| pod == name)
+}
+
+/// Time for what must not happen to happen.
+async fn a_moment() {
+    tokio::time::sleep(Duration::from_millis(150)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_handed_on_before_every_list_has_come() {
+    for late in KINDS {
+        let bed = Bed::new();
+        bed.server.faults(late, |faults| faults.hold_lists = true);
+        let source = bed.start(quick()).await;
+        source
+            .health_where("three lists", |health| {
+                health.watches.iter().filter(|watch| watch.synced).count() == 3
+            })
+            .await;
+        a_moment().await;
+        assert!(source.latest().is_none(), "{} is missing", late.plural);
+        assert!(!source.health().synced);
+        bed.server.faults(late, |faults| faults.hold_lists = false);
+        let state = source.state("everything", |_| true).await;
+        assert_eq!(
+            (
+                state.namespaces.len(),
+                state.nodes.len(),
+                state.pods.len(),
+                state.policies.len()
+            ),
+            (1, 1, 1, 1),
+            "{} was late",
+            late.plural
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_many_pages_is_taken_whole_even_when_it_expires_on_the_way() {
+    let bed = Bed::new();
+    for n in 2..=9 {
+        bed.server
+            .apply(pod("a", &format!("p{n}"), &format!("10.0.0.1{n}")));
+    }
+    bed.server.faults(PODS, |faults| faults.expire_pages = 2);
+    let source = bed.start(Timing { page: 2, ..quick() }).await;
+    let state = source.state("everything", |_| true).await;
+    assert_eq!(state.pods.len(), 9);
+    assert_eq!(source.recorder.pods().len(), 1, "never less");
+    let pages = bed
+        .server
+        .seen()
+        .iter()
+        .filter(|seen| seen.query.contains_key("continue"))
+        .count();
+    assert!(pages >= 2 + 4, "{pages} pages");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_arrive_and_what_does_not_matter_makes_no_state() {
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    bed.server.apply(pod("a", "p2", "10.0.0.12"));
+    source.state("the new pod", has_pod("a/p2")).await;
+    let mut relabelled = pod("a", "p2", "10.0.0.12");
+    relabelled["metadata"]["labels"] = json!({"app": "other"});
+    bed.server.apply(relabelled);
+    source
+        .state("the new label", |cluster| {
+            cluster.pods.values().any(|pod| pod.labels["app"] == "other")
+        })
+        .await;
+    bed.server.delete(PODS, "a", "p1").unwrap();
+    source
+        .state("no old pod", |cluster| pods_of(cluster) == ["a/p2"])
+        .await;
+    bed.server.delete(NETWORK_POLICIES, "a", "deny").unwrap();
+    source
+        .state("no policy", |cluster| cluster.policies.is_empty())
+        .await;
+
+    let states = source.health().states;
+    let events = source.health().events;
+    let mut heartbeat = node("n1");
+    heartbeat["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    bed.server.apply(heartbeat);
+    source
+        .health_where("the heartbeat", |health| health.events > events)
+        .await;
+    a_moment().await;
+    assert_eq!(source.health().states, states, "a heartbeat changes nothing");
+    assert_eq!(source.health().errors, 0, "{:?}", source.health());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_55_a_gap_leads_to_a_new_list_and_never_to_a_partial_state() {
+    for by_status in [false, true] {
+        let bed = Bed::new();
+        for n in 2..=5 {
+            bed.server
+                .apply(pod("a", &format!("p{n}"), &format!("10.0.0.1{n}")));
+        }
+        let source = bed.start(Timing { page: 2, ..quick() }).await;
+        let before = pods_of(&source.state("the first", |_| true).await);
+        source.connected().await;
+        // While nobody watches, pods come and go, and the server forgets how.
+        bed.server.faults(PODS, |faults| {
+            faults.hold_events = true;
+            faults.gone_by_status = by_status;
+        });
+        for n in 1..=4 {
+            bed.server.delete(PODS, "a", &format!("p{n}")).unwrap();
+        }
+        for n in 6..=8 {
+            bed.server
+                .apply(pod("a", &format!("p{n}"), &format!("10.0.0.1{n}")));
+        }
+        bed.server.forget();
+        bed.server.cut(PODS);
+        bed.server.faults(PODS, |faults| faults.hold_events = false);
+        let after = pods_of(&source.state("the new pods", has_pod("a/p8")).await);
+        assert_eq!(after, ["a/p5", "a/p6", "a/p7", "a/p8"]);
+        assert_eq!(
+            source.recorder.pods(),
+            BTreeSet::from([before, after]),
+            "nothing in between"
+        );
+        assert!(source.health().relists >= 1);
+        // And it goes on from there.
+        bed.server.apply(pod("a", "p9", "10.0.0.19"));
+        source.state("the next event", has_pod("a/p9")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_connection_goes_on_from_the_last_version() {
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    for round in 2..6 {
+        bed.server.faults(PODS, |faults| faults.hold_events = true);
+        bed.server
+            .apply(pod("a", &format!("p{round}"), &format!("10.0.0.1{round}")));
+        bed.server.cut(PODS);
+        bed.server.faults(PODS, |faults| faults.hold_events = false);
+        source
+            .state("the pod of this round", has_pod(&format!("a/p{round}")))
+            .await;
+    }
+    assert_eq!(source.health().relists, 0, "no list was needed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_of_the_server_are_waited_out() {
+    let bed = Bed::new();
+    bed.server
+        .faults(PODS, |faults| faults.fail_next = vec![500, 429, 503, 500]);
+    bed.server.faults(NODES, |faults| faults.fail_next = vec![429]);
+    let source = bed.start(quick()).await;
+    source.state("everything", |_| true).await;
+    let health = source.health();
+    assert!(health.errors >= 5, "{health:#?}");
+    assert!(
+        health.watches[2].last_error.as_ref().unwrap().contains("pods"),
+        "{health:#?}"
+    );
+
+    source.connected().await;
+    bed.server
+        .faults(PODS, |faults| faults.fail_next = vec![500, 500, 429]);
+    bed.server.cut(PODS);
+    bed.server.apply(pod("a", "p2", "10.0.0.12"));
+    source.state("the pod after the errors", has_pod("a/p2")).await;
+    assert_eq!(source.health().relists, 0, "the version was still good");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_cannot_be_read_loses_nothing() {
+    for garbage in [
+        r#"{"type":"DELETED","object":{"metadata""#,
+        "\u{0}\u{1}nonsense",
+        r#"{"type":"EXPLODED","object":{"metadata":{"name":"x","namespace":"a","resourceVersion":"9"}}}"#,
+        r#"{"type":"MODIFIED","object":{"metadata":{"name":"x","namespace":"a"}}}"#,
+        r#"{"type":"DELETED","object":{"metadata":{"namespace":"a","resourceVersion":"9"}}}"#,
+        r#"{"type":"ADDED","object":null}"#,
+        r#"{"type":"ERROR","object":"what"}"#,
+        r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":""}}}"#,
+    ] {
+        let bed = Bed::new();
+        bed.server.apply(pod("a", "p2", "10.0.0.12"));
+        let source = bed.start(quick()).await;
+        source.state("the first", |_| true).await;
+        source.connected().await;
+        // The deletion happens, but what arrives in its place is garbage.
+        bed.server.faults(PODS, |faults| faults.lose_events = true);
+        bed.server.delete(PODS, "a", "p1").unwrap();
+        a_moment().await;
+        bed.server.faults(PODS, |faults| faults.lose_events = false);
+        assert_eq!(pods_of(&source.latest().unwrap()).len(), 2, "the event is lost");
+        bed.server.inject(PODS, garbage);
+        source
+            .state("without the deleted pod", |cluster| pods_of(cluster) == ["a/p2"])
+            .await;
+        let health = source
+            .health_where("listed again", |health| health.relists >= 1)
+            .await;
+        assert!(health.watches[2].errors >= 1, "{garbage}: {health:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_event_does_not_end_the_watch_for_good() {
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    bed.server.inject(
+        PODS,
+        r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"etcd is tired","reason":"InternalError","code":500}}"#,
+    );
+    source.health_where("an error", |health| health.errors >= 1).await;
+    bed.server.apply(pod("a", "p2", "10.0.0.12"));
+    source.state("the next pod", has_pod("a/p2")).await;
+    assert!(
+        source.health().watches[2]
+            .last_error
+            .as_ref()
+            .unwrap()
+            .contains("etcd is tired")
+    );
+    assert_eq!(source.health().relists, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_takes_too_long_is_asked_for_again() {
+    let bed = Bed::new();
+    bed.server
+        .faults(NODES, |faults| faults.list_delay = Duration::from_secs(3));
+    let source = bed
+        .start(Timing {
+            list_timeout: Duration::from_millis(100),
+            ..quick()
+        })
+        .await;
+    let health = source.health_where("an error", |health| health.errors >= 2).await;
+    assert!(
+        health
+            .last_error
+            .as_ref()
+            .unwrap()
+            .contains("list nodes: no answer"),
+        "{health:#?}"
+    );
+    assert!(source.latest().is_none());
+    bed.server
+        .faults(NODES, |faults| faults.list_delay = Duration::ZERO);
+    source.state("everything", |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bookmarks_keep_the_version_young() {
+    let bed = Bed::new();
+    // The server ends watches after a second.
+    let source = bed
+        .start(Timing {
+            watch_seconds: 1,
+            ..quick()
+        })
+        .await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    for round in 0..3 {
+        // Time passes on the server, but not for nodes: only bookmarks say so.
+        bed.server.apply(pod("a", "busy", &format!("10.0.0.2{round}")));
+        for resource in KINDS {
+            bed.server.bookmark(resource);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bed.server.forget();
+        let watches = || {
+            bed.server
+                .seen()
+                .iter()
+                .filter(|it| it.is_watch() && it.path.ends_with("nodes"))
+                .count()
+        };
+        let before = watches();
+        let until = Instant::now() + PATIENCE;
+        while watches() == before {
+            assert!(Instant::now() < until, "no new watch");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(source.health().relists, 0, "{:#?}", source.health());
+    assert_eq!(source.health().watches[1].events, 0, "bookmarks are no events");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_away_the_last_state_stands_and_becomes_stale() {
+    let bed = Bed::new();
+    let source = bed
+        .start(Timing {
+            stale_after: Duration::from_millis(200),
+            ..quick()
+        })
+        .await;
+    let first = source.state("the first", |_| true).await;
+    source.connected().await;
+    assert!(!source.health().stale);
+    bed.server.set_away(true);
+    let health = source.health_where("stale", |health| health.stale).await;
+    assert!(health.synced, "what is known is still known");
+    assert!(health.watches.iter().all(|watch| !watch.connected));
+    assert_eq!(source.latest().unwrap(), first);
+    bed.server.apply(pod("a", "p2", "10.0.0.12"));
+    bed.server.delete(PODS, "a", "p1").unwrap();
+    bed.server.set_away(false);
+    source
+        .state("what happened meanwhile", |cluster| pods_of(cluster) == ["a/p2"])
+        .await;
+    source.connected().await;
+    let health = source.health();
+    assert!(!health.stale && health.stale_seconds.is_none(), "{health:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_at_the_start_is_waited_for() {
+    let bed = Bed::new();
+    bed.server.set_away(true);
+    let source = bed.start(quick()).await;
+    source.health_where("errors", |health| health.errors >= 4).await;
+    assert!(source.latest().is_none());
+    bed.server.set_away(false);
+    source.state("everything", |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_forbidden_is_named() {
+    let bed = Bed::new();
+    bed.server
+        .faults(NETWORK_POLICIES, |faults| faults.fail_always = Some(403));
+    let source = bed.start(quick()).await;
+    let health = source
+        .health_where("an error", |health| health.watches[3].errors > 0)
+        .await;
+    let message = health.watches[3].last_error.clone().unwrap();
+    assert!(
+        message.contains("list networkpolicies.networking.k8s.io: forbidden")
+            && message.contains("ClusterRole"),
+        "{message}"
+    );
+    assert!(source.latest().is_none());
+    bed.server
+        .faults(NETWORK_POLICIES, |faults| faults.fail_always = None);
+    source.state("everything", |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_token_of_the_kubeconfig_is_sent_and_a_wrong_one_is_named() {
+    let bed = Bed::new();
+    bed.server.require_token("another");
+    let source = bed.start(quick()).await;
+    let health = source.health_where("an error", |health| health.errors > 0).await;
+    assert!(
+        health
+            .last_error
+            .unwrap()
+            .contains("does not accept the credentials")
+    );
+    bed.server.require_token("secret");
+    source.state("everything", |_| true).await;
+    assert!(
+        bed.server
+            .seen()
+            .iter()
+            .all(|seen| seen.token.as_deref() == Some("secret"))
+    );
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_is_no_use_is_refused_with_its_reason() {
+    let bed = Bed::new();
+    let refused = |file: PathBuf, context: Option<&str>| {
+        let access = Access::Kubeconfig {
+            file,
+            context: context.map(str::to_owned),
+        };
+        async move {
+            match start(&access, Settings::default(), quick()).await {
+                Err(error @ KubeError::Kubeconfig { .. }) => error.to_string(),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let missing = refused(bed.kubeconfig.with_file_name("absent"), None).await;
+    assert!(
+        missing.contains("absent") && missing.contains("No such file"),
+        "{missing}"
+    );
+    let context = refused(bed.kubeconfig.clone(), Some("elsewhere")).await;
+    assert!(context.contains("context \"elsewhere\""), "{context}");
+    let garbage = bed.kubeconfig.with_file_name("garbage");
+    std::fs::write(&garbage, "clusters: [{name: x, cluster: 5}]\n").unwrap();
+    let garbage = refused(garbage, None).await;
+    assert!(garbage.contains("garbage"), "{garbage}");
+    let in_cluster = start(&Access::InCluster, Settings::default(), quick()).await;
+    assert!(
+        matches!(in_cluster, Err(KubeError::InCluster(_))),
+        "{in_cluster:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_54_policies_hold_while_their_namespace_ends_in_every_order_of_the_watches() {
+    let orders: Vec<[Resource; 4]> = permutations();
+    assert_eq!(orders.len(), 24);
+    let mut finals = BTreeSet::new();
+    for order in orders {
+        let bed = Bed::new();
+        bed.server.apply(namespace("b"));
+        let source = bed.start(quick()).await;
+        source.state("the first", |_| true).await;
+        source.connected().await;
+        for resource in KINDS {
+            bed.server.faults(resource, |faults| faults.hold_events = true);
+        }
+        // As the namespace controller does it: policies first, pods take their time.
+        bed.server.terminate_namespace("a");
+        bed.server.delete(NETWORK_POLICIES, "a", "deny").unwrap();
+        bed.server.apply(node("n2"));
+        for resource in order {
+            let events = source.health().events;
+            bed.server.faults(resource, |faults| faults.hold_events = false);
+            if resource != PODS {
+                source
+                    .health_where("the events", |health| health.events > events)
+                    .await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        a_moment().await;
+        let held = source.latest().unwrap();
+        assert_eq!(held.policies.len(), 1, "the pod is still there: {order:?}");
+        assert_eq!(source.health().held_policies, 1);
+        assert!(
+            source
+                .recorder
+                .states()
+                .iter()
+                .all(|state| state.policies.len() == 1 || state.pods.is_empty()),
+            "the pod was never without it: {order:?}"
+        );
+        for resource in KINDS {
+            bed.server.faults(resource, |faults| faults.hold_events = true);
+        }
+        bed.server.delete(PODS, "a", "p1").unwrap();
+        bed.server.delete(NAMESPACES, "", "a").unwrap();
+        for resource in order {
+            bed.server.faults(resource, |faults| faults.hold_events = false);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let state = source
+            .state("no policy", |cluster| cluster.policies.is_empty())
+            .await;
+        assert_eq!(source.health().held_policies, 0);
+        finals.insert(format!("{state:?}"));
+    }
+    assert_eq!(finals.len(), 1, "{finals:#?}");
+}
+
+fn permutations() -> Vec<[Resource; 4]> {
+    let mut all = Vec::new();
+    for a in KINDS {
+        for b in KINDS {
+            for c in KINDS {
+                for d in KINDS {
+                    if BTreeSet::from([a, b, c, d]).len() == 4 {
+                        all.push([a, b, c, d]);
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_14_and_51_every_order_of_events_gives_the_same_state() {
+    let mut finals = BTreeSet::new();
+    for order in permutations() {
+        let bed = Bed::new();
+        let source = bed.start(quick()).await;
+        source.state("the first", |_| true).await;
+        source.connected().await;
+        for resource in KINDS {
+            bed.server.faults(resource, |faults| faults.hold_events = true);
+        }
+        let mut relabelled = namespace("a");
+        relabelled["metadata"]["labels"] = json!({"team": "red"});
+        bed.server.apply(relabelled);
+        bed.server.apply(namespace("b"));
+        bed.server.apply(pod("b", "q1", "10.0.0.31"));
+        bed.server.apply(policy("b", "allow"));
+        let mut terminating = pod("a", "p1", "10.0.0.11");
+        terminating["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        bed.server.apply(terminating);
+        bed.server.delete(NODES, "", "n1").unwrap();
+        bed.server.apply(node("n2"));
+        bed.server.delete(NETWORK_POLICIES, "a", "deny").unwrap();
+        bed.server.apply(policy("a", "deny-again"));
+        for resource in order {
+            bed.server.faults(resource, |faults| faults.hold_events = false);
+            tokio::time::sleep(Duration::from_millis(8)).await;
+        }
+        let state = source
+            .state("all of it", |cluster| {
+                cluster.namespaces.len() == 2
+                    && cluster.namespaces["a"].labels.contains_key("team")
+                    && pods_of(cluster) == ["a/p1", "b/q1"]
+                    && cluster.policies.len() == 2
+                    && cluster.policies.keys().any(|key| key.name == "deny-again")
+                    && !cluster.policies.keys().any(|key| key.name == "deny")
+                    && cluster.nodes.keys().eq(["n2"])
+            })
+            .await;
+        finals.insert(format!("{state:?}"));
+    }
+    assert_eq!(finals.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policy_kinds_that_are_not_evaluated_are_named() {
+    let bed = Bed::new();
+    let cluster_policies = Resource {
+        group: "policy.networking.k8s.io",
+        version: "v1alpha2",
+        plural: "clusternetworkpolicies",
+        kind: "ClusterNetworkPolicy",
+        namespaced: false,
+    };
+    let calico = Resource {
+        group: "crd.projectcalico.org",
+        version: "v1",
+        plural: "globalnetworkpolicies",
+        kind: "GlobalNetworkPolicy",
+        namespaced: false,
+    };
+    bed.server.serve(cluster_policies);
+    bed.server.serve(calico);
+    let object = |resource: Resource| {
+        json!({
+            "apiVersion": format!("{}/{}", resource.group, resource.version), "kind": resource.kind,
+            "metadata": {"name": "x"}, "spec": {},
+        })
+    };
+    bed.server.apply(object(cluster_policies));
+    let source = bed
+        .start(Timing {
+            probe: Duration::from_millis(30),
+            ..quick()
+        })
+        .await;
+    let state = source.state("the first", |_| true).await;
+    let first = BTreeSet::from(["ClusterNetworkPolicy.policy.networking.k8s.io".to_owned()]);
+    assert_eq!(state.unevaluated_kinds, first, "known from the first state on");
+    bed.server.apply(object(calico));
+    source
+        .state("both", |cluster| cluster.unevaluated_kinds.len() == 2)
+        .await;
+    // What cannot be looked at any more is not gone.
+    bed.server
+        .faults(cluster_policies, |faults| faults.fail_always = Some(403));
+    let errors = source.health().errors;
+    source
+        .health_where("an error", |health| health.errors > errors)
+        .await;
+    assert_eq!(source.latest().unwrap().unevaluated_kinds.len(), 2);
+    bed.server
+        .faults(cluster_policies, |faults| faults.fail_always = None);
+    bed.server.delete(cluster_policies, "", "x").unwrap();
+    bed.server.delete(calico, "", "x").unwrap();
+    source
+        .state("none", |cluster| cluster.unevaluated_kinds.is_empty())
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    let before = source.health().states;
+    let began = Instant::now();
+    // An event about every millisecond for 400 ms: quiet never comes, the limit does.
+    for n in 0..400 {
+        bed.server
+            .apply(pod("a", "storm", &format!("10.0.{}.{}", n / 200, n % 200 + 1)));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let took = began.elapsed();
+    source
+        .state("the last", |cluster| {
+            cluster
+                .pods
+                .values()
+                .any(|pod| pod.addresses == ["10.0.1.200".parse::<std::net::IpAddr>().unwrap()])
+        })
+        .await;
+    let states = source.health().states - before;
+    assert!(states >= 5, "{states} states in {took:?}: starved");
+    assert!(states < 200, "{states} states in {took:?}: not gathered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_that_are_wrong_are_reported_and_harm_nobody_else() {
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    let mut broken = policy("a", "deny");
+    broken["spec"]["ingress"][0]["from"][0] = json!({"ipBlock": {"cidr": "10.0.0.0/99"}});
+    bed.server.apply(broken);
+    bed.server.apply(pod("a", "odd", "not an address"));
+    bed.server.apply(pod("a", "fine", "10.0.0.40"));
+    let state = source.state("the fine pod", has_pod("a/fine")).await;
+    assert!(!has_pod("a/odd")(&state));
+    let policy = state.policies.values().next().unwrap();
+    assert_eq!(policy.ingress.as_deref(), Some(&[][..]), "isolated");
+    let problems = source.feed.states.borrow().as_ref().unwrap().problems.clone();
+    let objects: BTreeSet<&str> = problems.iter().map(|problem| problem.object.as_str()).collect();
+    assert_eq!(objects, BTreeSet::from(["a/deny", "a/odd"]), "{problems:#?}");
+    assert!(
+        problems
+            .iter()
+            .any(|it| it.path.contains("spec.ingress[0].from[0].ipBlock.cidr")),
+        "{problems:#?}"
+    );
+}
