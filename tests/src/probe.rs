@@ -65,6 +65,8 @@ impl fmt::Display for Outcome {
 pub struct Attempt<'a> {
     /// Where it starts.
     pub from: &'a Netns,
+    /// The address that it starts from, where the namespace has several.
+    pub source: Option<IpAddr>,
     /// Where it goes.
     pub to: IpAddr,
     /// What is tried.
@@ -73,11 +75,11 @@ pub struct Attempt<'a> {
 
 /// Makes one attempt, from the thread's own namespace. A lost packet is sent again within the time as usual: TCP after
 /// a second, the others a few times.
-pub fn attempt(to: IpAddr, service: Service, within: Duration) -> Outcome {
+pub fn attempt(source: Option<IpAddr>, to: IpAddr, service: Service, within: Duration) -> Outcome {
     let result = match service {
-        Service::Tcp(port) => tcp(SocketAddr::new(to, port), within),
-        Service::Udp(port) => udp(SocketAddr::new(to, port), within),
-        Service::Echo => echo(to, within),
+        Service::Tcp(port) => tcp(source, SocketAddr::new(to, port), within),
+        Service::Udp(port) => udp(source, SocketAddr::new(to, port), within),
+        Service::Echo => echo(source, to, within),
     };
     result.unwrap_or_else(|error| match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Outcome::Silence,
@@ -98,7 +100,7 @@ pub fn attempt_all(attempts: &[Attempt<'_>], within: Duration) -> Result<Vec<Out
                     one.from.enter().map_err(|error| {
                         crate::BedError::new(format!("cannot enter {}", one.from.name()), error)
                     })?;
-                    Ok(attempt(one.to, one.service, within))
+                    Ok(attempt(one.source, one.to, one.service, within))
                 })
             })
             .collect();
@@ -113,9 +115,14 @@ pub fn attempt_all(attempts: &[Attempt<'_>], within: Duration) -> Result<Vec<Out
     })
 }
 
-fn tcp(to: SocketAddr, within: Duration) -> io::Result<Outcome> {
+fn tcp(source: Option<IpAddr>, to: SocketAddr, within: Duration) -> io::Result<Outcome> {
     let end = Instant::now() + within;
-    let mut connection = TcpStream::connect_timeout(&to, within)?;
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    socket.connect_timeout(&to.into(), within)?;
+    let mut connection = TcpStream::from(socket);
     let left = end
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(100));
@@ -130,13 +137,13 @@ fn tcp(to: SocketAddr, within: Duration) -> io::Result<Outcome> {
     Ok(Outcome::Answered(name))
 }
 
-fn udp(to: SocketAddr, within: Duration) -> io::Result<Outcome> {
+fn udp(source: Option<IpAddr>, to: SocketAddr, within: Duration) -> io::Result<Outcome> {
     let any: IpAddr = if to.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((source.unwrap_or(any), 0))?;
     socket.connect(to)?;
     let mut buffer = [0; 2048];
     each_try(within, |number, wait| {
@@ -148,13 +155,16 @@ fn udp(to: SocketAddr, within: Duration) -> io::Result<Outcome> {
     })
 }
 
-fn echo(to: IpAddr, within: Duration) -> io::Result<Outcome> {
+fn echo(source: Option<IpAddr>, to: IpAddr, within: Duration) -> io::Result<Outcome> {
     // The kernel fills in identifier and checksum of a datagram socket and hands up only answers to it.
     let (domain, protocol, request, reply) = match to {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8, 0),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
     };
     let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
     socket.connect(&SocketAddr::new(to, 0).into())?;
     each_try(within, |number, wait| {
         socket.set_read_timeout(Some(wait))?;

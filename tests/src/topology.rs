@@ -39,6 +39,15 @@ pub const EXTERNAL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The gateway's IPv6 address on the external network.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// More addresses of the external client, behind its first one: inside and outside of the blocks that policies name.
+pub const EXTERNAL_MORE: [Ipv4Addr; 6] = [
+    Ipv4Addr::new(172, 17, 0, 10),
+    Ipv4Addr::new(172, 17, 1, 10),
+    Ipv4Addr::new(10, 0, 0, 10),
+    Ipv4Addr::new(192, 168, 1, 5),
+    Ipv4Addr::new(192, 168, 1, 7),
+    Ipv4Addr::new(203, 0, 113, 10),
+];
 /// The gateway address of every pod.
 const POD_GATEWAY: &str = "169.254.1.1";
 
@@ -150,7 +159,14 @@ impl Bed {
             Role::Routed => Vec::new(),
             Role::Wire => vec![router("inner router")?, router("outer router")?],
         };
-        let external = external(role, &gateway, &routers, queues)?;
+        let mut ports: Vec<u16> = plans
+            .iter()
+            .flat_map(|plan| plan.tcp.iter().copied())
+            .chain([80, 443])
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let external = external(role, &gateway, &routers, &ports, queues)?;
         let pods = std::thread::scope(|scope| {
             let threads: Vec<_> = plans
                 .iter()
@@ -314,7 +330,13 @@ fn pod(
     })
 }
 
-fn external(role: Role, gateway: &Arc<Netns>, routers: &[Arc<Netns>], queues: u32) -> Result<Member> {
+fn external(
+    role: Role,
+    gateway: &Arc<Netns>,
+    routers: &[Arc<Netns>],
+    tcp: &[u16],
+    queues: u32,
+) -> Result<Member> {
     let ns = Arc::new(Netns::new("external")?);
     let (host, queues) = match role {
         Role::Routed => (gateway, queues),
@@ -331,7 +353,9 @@ fn external(role: Role, gateway: &Arc<Netns>, routers: &[Arc<Netns>], queues: u3
         format!("route add default via {GATEWAY}"),
         format!("route add default via {GATEWAY_V6}"),
     ])?;
-    let servers = Servers::start(&ns, "external", &[80, 443], &[53])?;
+    ns.ip(&EXTERNAL_MORE.map(|address| format!("address add {address}/32 dev lo")))?;
+    host.ip(&EXTERNAL_MORE.map(|address| format!("route add {address}/32 via {EXTERNAL}")))?;
+    let servers = Servers::start(&ns, "external", tcp, &[53])?;
     Ok(Member {
         name: "external".to_owned(),
         ns,

@@ -34,6 +34,7 @@ fn everybody_reaches_everybody_by_the_kernel_and_nobody_without() {
                         attempts.push((
                             Attempt {
                                 from: &from.ns,
+                                source: None,
                                 to: to.address(v6),
                                 service,
                             },
