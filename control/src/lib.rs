@@ -6,6 +6,8 @@ pub mod cli;
 pub mod cluster;
 pub mod compile;
 pub mod controller;
+#[cfg(feature = "afxdp")]
+pub mod demo;
 pub mod metrics;
 pub mod model;
 pub mod protocol;

@@ -11,10 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+pub use nix::sys::signal::Signal;
+use nix::{sys::signal::kill, unistd::Pid};
 use serde_json::Value;
 
 use crate::{
@@ -345,6 +343,15 @@ impl Appliance {
     /// Process id of `ringwall run` itself.
     pub fn supervisor(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// Sends a signal to `ringwall run` itself.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal_supervisor(&self, signal: Signal) -> Result<()> {
+        kill(self.supervisor(), signal)
+            .map_err(|error| BedError::new(format!("{signal} to `ringwall run`"), error))
     }
 
     /// Ends it by a signal to the supervisor.

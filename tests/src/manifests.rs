@@ -22,13 +22,19 @@ pub fn namespace(name: &str, labels: &Labels) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 }
 
-/// A Node with its internal addresses.
-pub fn node(name: &str, addresses: &[IpAddr]) -> Value {
+/// A Node with its internal addresses and pod networks.
+pub fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[&str]) -> Value {
     let addresses: Vec<_> = addresses
         .iter()
         .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
         .collect();
-    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {}, "status": {"addresses": addresses}})
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": pod_cidrs},
+        "status": {"addresses": addresses},
+    })
 }
 
 /// What a Pod object says.

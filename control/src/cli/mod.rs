@@ -68,7 +68,9 @@ pub enum Command {
     /// The process that owns the policies; started by `run`
     #[command(hide = true)]
     Control(crate::controller::ControlArgs),
-    // HOOK demo: `Demo(...)`.
+    /// Shows policy enforced on real traffic, on a topology made for it (needs root)
+    #[cfg(feature = "afxdp")]
+    Demo(crate::demo::DemoArgs),
     /// Prints a completion script for a shell
     Completions(shell::CompletionsArgs),
     /// Writes the manual pages into a folder
@@ -95,7 +97,8 @@ impl Command {
             #[cfg(feature = "afxdp")]
             Self::Dataplane(args) => crate::run::dataplane::run(&args),
             Self::Control(args) => crate::controller::run(&args),
-            // HOOK demo: its arm.
+            #[cfg(feature = "afxdp")]
+            Self::Demo(args) => crate::demo::run(&args),
             Self::Completions(args) => shell::completions(&args),
             Self::Man(args) => shell::manual(&args),
         }
