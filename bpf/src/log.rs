@@ -1,6 +1,6 @@
 //! What libbpf says while it loads, kept for the error message instead of being printed.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use libbpf_rs::{PrintLevel, set_print};
 
@@ -13,6 +13,14 @@ fn text() -> MutexGuard<'static, String> {
 
 fn keep(_level: PrintLevel, line: String) {
     text().push_str(&line);
+}
+
+/// Keeps libbpf from printing to standard error, as it does until it is told otherwise.
+pub(crate) fn quiet() {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        set_print(None);
+    });
 }
 
 /// Collects libbpf's warnings until it is dropped; one at a time in a process.

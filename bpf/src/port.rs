@@ -181,6 +181,7 @@ pub fn ensure_bpffs(root: &Path) -> Result<(), BpfError> {
 /// # Errors
 /// See [`BpfError`]. Nothing is left attached that was not attached before.
 pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
+    crate::log::quiet();
     let ifindex = index_of(&spec.name)?;
     let directory = spec.pins.join(&spec.name);
     prepare_pins(spec, &directory)?;
@@ -250,6 +251,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
 /// # Errors
 /// Where a pin or the tc filter could not be removed.
 pub fn detach(pins: &Path, name: &str) -> Result<(), BpfError> {
+    crate::log::quiet();
     let directory = pins.join(name);
     if let Some(ifindex) = kernel::interface_index(name) {
         guard::detach(name, ifindex)?;
