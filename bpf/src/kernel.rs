@@ -176,6 +176,12 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     check(unsafe { sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) }).map(drop)
 }
 
+/// Takes a link's program off now, whoever else has the link; merely closing it may take effect later.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
+}
+
 /// The interface and the program id of an XDP link; index 0 where the interface is gone.
 pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let mut info = sys::bpf_link_info::default();

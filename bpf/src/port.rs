@@ -261,6 +261,9 @@ pub fn detach(pins: &Path, name: &str) -> Result<(), BpfError> {
         Err(error) => return Err(BpfError::system(format!("read {}", directory.display()), error)),
         Ok(entries) => entries,
     };
+    if let Ok(link) = kernel::open_pin(&directory.join(LINK)) {
+        take_off(link.as_fd(), name)?;
+    }
     for entry in entries.flatten() {
         remove_pin(&entry.path())?;
     }
@@ -278,6 +281,16 @@ fn remove_pin(path: &Path) -> Result<(), BpfError> {
             format!("remove the pin {}", path.display()),
             error,
         )),
+        _ => Ok(()),
+    }
+}
+
+/// Takes a link's program off; fine where its interface is gone.
+fn take_off(link: BorrowedFd<'_>, name: &str) -> Result<(), BpfError> {
+    match kernel::detach_link(link) {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK)) => Err(
+            BpfError::system(format!("take the XDP program off `{name}`"), error),
+        ),
         _ => Ok(()),
     }
 }
@@ -371,6 +384,7 @@ fn inherited_link(
         if wanted.is_none_or(|mode| mode == attached_mode(ifindex)) {
             return Ok(Some((link, program)));
         }
+        take_off(link.as_fd(), &spec.name)?;
     }
     remove_pin(&path)?;
     Ok(None)

@@ -91,8 +91,9 @@ impl Question {
             });
         }
         // SAFETY: just opened, nobody else has it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
-            socket: unsafe { OwnedFd::from_raw_fd(fd) },
+            socket,
             name: name.to_owned(),
         })
     }
@@ -153,38 +154,18 @@ impl Device {
             Some(libc::ENODEV | libc::ENXIO) => XskError::NoInterface(name.to_owned()),
             _ => XskError::system(format!("ask about interface `{name}`"), "CAP_NET_ADMIN", source),
         };
-        // SAFETY (the four below): the command fills this member, and any bytes are a valid value of it.
-        let index = unsafe {
-            question
-                .ask(libc::SIOCGIFINDEX as _)
-                .map_err(failed)?
-                .ifr_ifru
-                .ifru_ifindex
-        };
-        // SAFETY: see above.
-        let mtu = unsafe {
-            question
-                .ask(libc::SIOCGIFMTU as _)
-                .map_err(failed)?
-                .ifr_ifru
-                .ifru_mtu
-        };
-        // SAFETY: see above.
-        let address = unsafe {
-            question
-                .ask(libc::SIOCGIFHWADDR as _)
-                .map_err(failed)?
-                .ifr_ifru
-                .ifru_hwaddr
-        };
-        // SAFETY: see above.
-        let flags = unsafe {
-            question
-                .ask(libc::SIOCGIFFLAGS as _)
-                .map_err(failed)?
-                .ifr_ifru
-                .ifru_flags
-        };
+        let index = question.ask(libc::SIOCGIFINDEX as _).map_err(failed)?;
+        // SAFETY: the command fills this member of the union, and any bytes are a valid value of it.
+        let index = unsafe { index.ifr_ifru.ifru_ifindex };
+        let mtu = question.ask(libc::SIOCGIFMTU as _).map_err(failed)?;
+        // SAFETY: as above.
+        let mtu = unsafe { mtu.ifr_ifru.ifru_mtu };
+        let address = question.ask(libc::SIOCGIFHWADDR as _).map_err(failed)?;
+        // SAFETY: as above.
+        let address = unsafe { address.ifr_ifru.ifru_hwaddr };
+        let flags = question.ask(libc::SIOCGIFFLAGS as _).map_err(failed)?;
+        // SAFETY: as above.
+        let flags = unsafe { flags.ifr_ifru.ifru_flags };
         let mut mac = [0; 6];
         for (to, from) in mac.iter_mut().zip(address.sa_data) {
             *to = from as u8;

@@ -266,7 +266,7 @@ impl XskIo {
             while outbox.len() >= least.max(1) {
                 let from = outbox.len().saturating_sub(BATCH);
                 let batch: Batch = outbox.drain(from..).collect();
-                if let Err(batch) = self.pool.send_home(home, batch) {
+                if let Some(batch) = self.pool.send_home(home, batch) {
                     outbox.extend(batch);
                     break;
                 }

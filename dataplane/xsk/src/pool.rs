@@ -255,15 +255,16 @@ impl Pool {
     }
 
     /// Sends a batch home; gives it back where the way is full.
-    pub(crate) fn send_home(&self, worker: usize, batch: Batch) -> Result<(), Batch> {
+    #[must_use]
+    pub(crate) fn send_home(&self, worker: usize, batch: Batch) -> Option<Batch> {
         let frames = batch.len() as u64;
         let Some(queue) = self.returns.get(worker) else {
-            return Err(batch);
+            return Some(batch);
         };
         self.away.fetch_add(frames, Relaxed);
-        queue.push(batch).inspect_err(|_| {
-            self.away.fetch_sub(frames, Relaxed);
-        })
+        let back = queue.push(batch).err()?;
+        self.away.fetch_sub(frames, Relaxed);
+        Some(back)
     }
 
     /// A batch that has come home.
@@ -307,8 +308,8 @@ impl Pool {
     fn insist_home(&self, worker: usize, mut batch: Batch) {
         while !batch.is_empty() {
             match self.send_home(worker, batch) {
-                Ok(()) => return,
-                Err(back) => batch = back,
+                None => return,
+                Some(back) => batch = back,
             }
             std::thread::yield_now();
         }
