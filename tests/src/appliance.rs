@@ -247,12 +247,10 @@ impl Appliance {
     /// It does not in [`PATIENCE`], or the program has ended; status and last words are in the error.
     pub fn wait_until(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Result<Value> {
         let end = Instant::now() + PATIENCE;
-        let mut last = Value::Null;
         loop {
             match self.status() {
                 Ok(status) if condition(&status) => return Ok(status),
-                Ok(status) => last = status,
-                Err(_) => {}
+                _ => {}
             }
             let gone = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).map_or(true, |stat| {
                 stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
@@ -263,9 +261,14 @@ impl Appliance {
                 } else {
                     "it takes too long"
                 };
+                let status = self.ringwall(&["status", "--config", &self.config.to_string_lossy()])?;
                 return Err(BedError::other(
                     format!("waiting until {what}: {how}"),
-                    format!("\nstatus: {last:#}\nits words:\n{}", self.log()),
+                    format!(
+                        "{}\nits words:\n{}",
+                        String::from_utf8_lossy(&status.stdout),
+                        self.log()
+                    ),
                 ));
             }
             std::thread::sleep(Duration::from_millis(3));
@@ -289,6 +292,15 @@ impl Appliance {
     /// # Errors
     /// As [`Self::write`] and [`Self::wait_until`].
     pub fn apply(&self, objects: &[Value]) -> Result<Adoption> {
+        let text = manifests::file(objects);
+        if fs::read_to_string(self.manifests.join("bed.yaml")).is_ok_and(|old| old == text) {
+            let status = self.wait_until("the policies are in force", |status| settled(status).is_some())?;
+            return Ok(Adoption {
+                generation: settled(&status).unwrap_or(0),
+                event_to_adopted: None,
+                seen: Duration::ZERO,
+            });
+        }
         let compiled = |status: &Value| status["control"]["snapshot"]["compiled"].as_u64().unwrap_or(0);
         let before = compiled(&self.status()?);
         let start = Instant::now();

@@ -26,18 +26,19 @@ pub mod topology;
 
 /// Something about the bed did not work: what, and the system's word on it.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
+#[error("{what}: {cause}")]
 pub struct BedError {
     what: String,
-    source: std::io::Error,
+    /// Not the error's `source`: the message has it already.
+    cause: std::io::Error,
 }
 
 impl BedError {
     /// An error with its circumstances.
-    pub fn new(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+    pub fn new(what: impl Into<String>, cause: impl Into<std::io::Error>) -> Self {
         Self {
             what: what.into(),
-            source: source.into(),
+            cause: cause.into(),
         }
     }
 

@@ -79,19 +79,20 @@ impl Demo {
         }
         let answers = self.ask(&recipe.export(&scratch)?, &trials)?;
 
-        let adopted = adoption.event_to_adopted.unwrap_or(adoption.seen);
+        let when = match adoption.event_to_adopted {
+            Some(time) => format!(
+                "adopted by every worker {:.1} ms after the folder changed",
+                time.as_secs_f64() * 1e3
+            ),
+            None => "in force from the start".to_owned(),
+        };
         show.line(&format!(
             "{} {}  {}",
             show.paint(Look::Accent, &format!("[{number}/{of}]")),
             show.paint(Look::Bold, &recipe.title),
             show.paint(
                 Look::Dim,
-                &format!(
-                    "{}  generation {}, adopted by every worker {:.1} ms after the folder changed",
-                    recipe.slug,
-                    adoption.generation,
-                    adopted.as_secs_f64() * 1e3
-                )
+                &format!("{}  generation {}, {when}", recipe.slug, adoption.generation)
             ),
         ));
         if let Some(note) = &recipe.note {
