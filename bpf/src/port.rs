@@ -152,6 +152,7 @@ pub struct AttachedPort {
     mode: XdpMode,
     fallback: Option<String>,
     inherited: bool,
+    reused: bool,
     loaded: Loaded,
     _link: OwnedFd,
 }
@@ -203,7 +204,8 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
 
     // Same build: programs and maps go on as they are. Else, and at first: new ones.
     let reused = inherited_link.as_ref().and_then(|_| reuse(&directory));
-    let inherited = reused.is_some();
+    let inherited = inherited_link.is_some();
+    let same_build = reused.is_some();
     let loaded = match reused {
         Some(loaded) => loaded,
         None => load(spec)?,
@@ -213,7 +215,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
     let mut fallback = None;
     let (link, mode) = match inherited_link.take() {
         Some((link, _)) => {
-            if !inherited {
+            if !same_build {
                 kernel::update_link(link.as_fd(), loaded.programs[0].as_fd()).map_err(|source| {
                     BpfError::system(format!("replace the XDP program of `{}`", spec.name), source)
                 })?;
@@ -233,6 +235,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         mode,
         fallback,
         inherited,
+        reused: same_build,
         loaded,
         _link: link,
     };
@@ -544,7 +547,7 @@ impl AttachedPort {
         let ingress = by_skb.then(|| cross_program.as_fd());
         guard::set(&self.spec.name, self.ifindex, egress, ingress)?;
 
-        if self.inherited {
+        if self.reused {
             return Ok(());
         }
         let pin = |name: &str, object: BorrowedFd<'_>| {
@@ -583,9 +586,14 @@ impl AttachedPort {
         self.fallback.as_deref()
     }
 
-    /// Whether the programs and maps of an earlier process are used as they are.
+    /// Whether the interface carried a program of this installation already, which was taken over.
     pub fn inherited(&self) -> bool {
         self.inherited
+    }
+
+    /// Whether the programs and maps of an earlier process are used as they are: they are of the same build.
+    pub fn reused(&self) -> bool {
+        self.reused
     }
 
     /// The kernel's id of the XDP program, 0 where it cannot be told.

@@ -56,7 +56,7 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         );
 
         let mut second = attach(&spec(&bpffs, "p0")).unwrap();
-        assert!(second.inherited());
+        assert!(second.inherited() && second.reused());
         assert_eq!(second.program_id(), id);
         second
             .set_pod_cidrs(&["10.1.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()])
@@ -85,14 +85,14 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         // A program of another build, as far as the pins tell: replaced in place, the interface never without one.
         std::fs::remove_file(bpffs.pins().join("p0/port_config")).unwrap();
         let third = attach(&spec(&bpffs, "p0")).unwrap();
-        assert!(!third.inherited());
+        assert!(third.inherited() && !third.reused());
         assert_ne!(third.program_id(), id);
         assert!(
             host.ip("link show p0")
                 .contains(&format!("prog/xdp id {}", third.program_id()))
         );
         let fourth = attach(&spec(&bpffs, "p0")).unwrap();
-        assert!(fourth.inherited());
+        assert!(fourth.reused());
 
         // Another installation finds the interface taken.
         let mut other = spec(&bpffs, "p0");

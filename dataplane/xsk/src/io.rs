@@ -119,8 +119,8 @@ pub struct XskIo {
     outboxes: Vec<Vec<FrameNumber>>,
     /// Frames in the packet plane's hands that came from here, less those that were given back here.
     held: i64,
-    /// Packets that were not sent because the port is not open or its sender's inbox was full.
-    unsent: u64,
+    /// Packets that were accepted for others, whose port was closed meanwhile.
+    stranded: u64,
     /// Workers that were handed packets since the last flush, a bit each.
     touched: u64,
     polls: Vec<libc::pollfd>,
@@ -146,7 +146,7 @@ impl XskIo {
             queues: Vec::new(),
             routes: Vec::new(),
             held: 0,
-            unsent: 0,
+            stranded: 0,
             touched: 0,
             polls: Vec::new(),
         })
@@ -240,13 +240,13 @@ impl XskIo {
             match self.route(port) {
                 Route::Own(index) => {
                     if let Some(queue) = self.queues.get_mut(usize::from(index))
-                        && let Err(number) = queue.send(&pool, frame, &mut self.freed)
+                        && let Err(number) = queue.send(&pool, frame, true, &mut self.freed)
                     {
                         self.freed.push(number);
                     }
                 }
                 _ => {
-                    self.unsent += 1; // closed meanwhile
+                    self.stranded += 1; // closed meanwhile
                     self.freed.extend(pool.consume(frame).map(|(number, _)| number));
                 }
             }
@@ -293,7 +293,7 @@ impl XskIo {
         counts.receiving.store(receiving, Relaxed);
         counts.sending.store(sending, Relaxed);
         counts.held.store(self.held, Relaxed);
-        counts.unsent.store(self.unsent, Relaxed);
+        counts.stranded.store(self.stranded, Relaxed);
     }
 
     /// Carries out what the control side wants. Rare; it never waits for the lock.
@@ -380,7 +380,7 @@ impl PacketIo for XskIo {
                 let Some(queue) = self.queues.get_mut(usize::from(index)) else {
                     return false;
                 };
-                match queue.send(&self.pool, frame, &mut self.freed) {
+                match queue.send(&self.pool, frame, false, &mut self.freed) {
                     Ok(()) => true,
                     Err(number) => {
                         self.freed.push(number);
@@ -398,7 +398,6 @@ impl PacketIo for XskIo {
                         true
                     }
                     Err((_, frame)) => {
-                        self.unsent += 1;
                         self.freed
                             .extend(self.pool.consume(frame).map(|(number, _)| number));
                         false
@@ -406,7 +405,6 @@ impl PacketIo for XskIo {
                 }
             }
             Route::None => {
-                self.unsent += 1;
                 self.freed
                     .extend(self.pool.consume(frame).map(|(number, _)| number));
                 false

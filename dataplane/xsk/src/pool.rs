@@ -57,8 +57,8 @@ pub(crate) struct WorkerCounts {
     pub(crate) sending: AtomicU64,
     /// Taken from this worker's queues or pool and not given back to it; may be below 0.
     pub(crate) held: AtomicI64,
-    /// Packets for ports that are not open, or whose sender's inbox was full.
-    pub(crate) unsent: AtomicU64,
+    /// Packets that were accepted for another worker to send, whose port was closed meanwhile.
+    pub(crate) stranded: AtomicU64,
 }
 
 /// Packet memory, shared by all workers.

@@ -181,34 +181,33 @@ impl Queue {
         self.seen.rx_bytes += bytes;
     }
 
-    /// Queues a packet. Gives the frame back where it cannot be.
+    /// Queues a packet. Gives the frame back where it cannot be, which counts as `tx-full` where the sender is told, and
+    /// as lost where the packet was `accepted` before, for another worker.
     #[inline]
     pub(crate) fn send(
         &mut self,
         pool: &Pool,
         frame: Frame,
+        accepted: bool,
         free: &mut Vec<FrameNumber>,
     ) -> Result<(), FrameNumber> {
         let Some((number, length)) = pool.consume(frame) else {
             return Ok(()); // of no pool of ours; there is nothing to give back
         };
-        if self.gone {
-            self.seen.port_lost += 1;
-            return Err(number);
-        }
-        if !(MIN_PACKET..=pool.capacity()).contains(&length) {
-            self.seen.tx_invalid += 1;
-            return Err(number);
-        }
-        if self.room == 0 || self.pending.is_full() {
+        let fits = (MIN_PACKET..=pool.capacity()).contains(&length);
+        if fits && !self.gone && (self.room == 0 || self.pending.is_full()) {
             self.submit();
             if self.room == 0 {
                 self.kick(pool, free);
-                if self.room == 0 {
-                    self.seen.tx_full += 1;
-                    return Err(number);
-                }
             }
+        }
+        if !fits || self.gone || self.room == 0 {
+            self.seen.tx_invalid += u64::from(!fits);
+            match accepted {
+                true => self.seen.tx_lost += 1,
+                false => self.seen.tx_full += 1,
+            }
+            return Err(number);
         }
         let Some(descriptor) = pool.packet_descriptor(number, length) else {
             return Err(number);

@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    ops::AddAssign,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{
         Arc, PoisonError,
@@ -139,7 +140,32 @@ impl AsFd for QueueSocket {
     }
 }
 
-/// Counts of a queue since it was opened.
+impl QueueSocket {
+    /// This socket's counts, the kernel's too.
+    fn stats(&self) -> QueueStats {
+        let mut stats = self.counts.read();
+        if let Ok(kernel) = syscall::statistics(self.fd.as_raw_fd()) {
+            stats.kernel_rx_dropped = kernel.rx_dropped + kernel.rx_invalid_descs;
+            stats.kernel_rx_ring_full = kernel.rx_ring_full;
+            stats.kernel_fill_empty = kernel.rx_fill_ring_empty_descs;
+            stats.kernel_tx_invalid = kernel.tx_invalid_descs;
+        }
+        stats
+    }
+}
+
+/// Adds a queue's counts to those of the same queue.
+fn add(all: &mut Vec<(PortId, QueueId, QueueStats)>, port: PortId, queue: QueueId, stats: QueueStats) {
+    match all
+        .iter_mut()
+        .find(|(other, number, _)| (*other, *number) == (port, queue))
+    {
+        Some((_, _, sum)) => *sum += stats,
+        None => all.push((port, queue, stats)),
+    }
+}
+
+/// Counts of a queue, over all the times that it was open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStats {
     /// Frames received.
@@ -150,11 +176,12 @@ pub struct QueueStats {
     pub tx_frames: u64,
     /// Bytes put on the TX ring.
     pub tx_bytes: u64,
-    /// Frames released because the TX ring was full.
+    /// Frames that `send` refused, because the TX ring was full or the device gone: their sender knows.
     pub tx_full: u64,
-    /// Frames that the kernel took and lost (EBUSY: queue of the device full).
+    /// Frames that were accepted and lost: the kernel took them from the TX ring and the device's queue was full
+    /// (EBUSY), or another worker handed them over and the TX ring was full.
     pub tx_lost: u64,
-    /// Frames from or to this queue that were lost because the port went.
+    /// Frames that were accepted and lost because the port was closed before they were sent.
     pub port_lost: u64,
     /// Descriptors from the kernel that named no frame of this queue.
     pub bad_descriptors: u64,
@@ -168,6 +195,24 @@ pub struct QueueStats {
     pub tx_invalid: u64,
     /// Kernel: invalid TX descriptors.
     pub kernel_tx_invalid: u64,
+}
+
+impl AddAssign for QueueStats {
+    fn add_assign(&mut self, other: Self) {
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
+        self.tx_full += other.tx_full;
+        self.tx_lost += other.tx_lost;
+        self.port_lost += other.port_lost;
+        self.bad_descriptors += other.bad_descriptors;
+        self.kernel_rx_dropped += other.kernel_rx_dropped;
+        self.kernel_rx_ring_full += other.kernel_rx_ring_full;
+        self.kernel_fill_empty += other.kernel_fill_empty;
+        self.tx_invalid += other.tx_invalid;
+        self.kernel_tx_invalid += other.kernel_tx_invalid;
+    }
 }
 
 /// Where the frames of the pool are. Exact while the workers are idle.
@@ -201,6 +246,8 @@ pub struct Sockets {
     pool: Arc<Pool>,
     posts: Arc<[Arc<Post>]>,
     queues: Vec<QueueSocket>,
+    /// Counts of closed queues.
+    closed: Vec<(PortId, QueueId, QueueStats)>,
     /// Slots of closed queues, to be used again.
     slots: Vec<u16>,
     next_slot: u16,
@@ -333,6 +380,7 @@ fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), Xs
         pool,
         posts,
         queues: Vec::new(),
+        closed: Vec::new(),
         slots: Vec::new(),
         next_slot: 0,
         config: config.clone(),
@@ -678,10 +726,11 @@ impl Sockets {
             .partition(|queue| queue.port == port);
         self.queues = open;
         for queue in Vec::into_iter(closed) {
-            let slot = queue.slot;
+            let (slot, id, mut stats) = (queue.slot, queue.queue, queue.stats());
             drop(queue);
-            self.pool.reclaim(slot);
+            stats.port_lost += self.pool.reclaim(slot);
             self.slots.push(slot);
+            add(&mut self.closed, port, id, stats);
         }
         Ok(())
     }
@@ -710,30 +759,21 @@ impl Sockets {
         self.open_port(port, &device)
     }
 
-    /// Counts of every open queue.
+    /// Counts of every queue that is or was open, over all the times that it was.
     pub fn stats(&self) -> Vec<(PortId, QueueId, QueueStats)> {
-        self.queues
-            .iter()
-            .map(|queue| {
-                let mut stats = queue.counts.read();
-                if let Ok(kernel) = syscall::statistics(queue.fd.as_raw_fd()) {
-                    stats.kernel_rx_dropped = kernel.rx_dropped + kernel.rx_invalid_descs;
-                    stats.kernel_rx_ring_full = kernel.rx_ring_full;
-                    stats.kernel_fill_empty = kernel.rx_fill_ring_empty_descs;
-                    stats.kernel_tx_invalid = kernel.tx_invalid_descs;
-                }
-                (queue.port, queue.queue, stats)
-            })
-            .collect()
+        let mut all = self.closed.clone();
+        for queue in &self.queues {
+            add(&mut all, queue.port, queue.queue, queue.stats());
+        }
+        all
     }
 
-    /// Packets that were not sent because their port was not open, or because the worker that sends for it had too
-    /// many waiting.
-    pub fn unsent(&self) -> u64 {
+    /// Packets that a worker accepted for another to send and whose port was closed before it could.
+    pub fn stranded(&self) -> u64 {
         self.pool
             .counts
             .iter()
-            .map(|counts| counts.unsent.load(Relaxed))
+            .map(|counts| counts.stranded.load(Relaxed))
             .sum()
     }
 
