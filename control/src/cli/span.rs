@@ -113,7 +113,7 @@ impl Asked {
         }
         let mut words: Vec<String> = Vec::new();
         let mut run: Option<(u8, u16, u16)> = None;
-        let mut end_run = |run: &mut Option<(u8, u16, u16)>, words: &mut Vec<String>| {
+        let end_run = |run: &mut Option<(u8, u16, u16)>, words: &mut Vec<String>| {
             if let Some((protocol, first, last)) = run.take() {
                 let name = protocol_name(protocol);
                 words.push(match (first, last) {

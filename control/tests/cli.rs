@@ -1,0 +1,485 @@
+//! The offline commands as others script on them: exact output, exit status, messages.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn ringwall(args: &[&str], input: &str) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringwall"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that ends early does not read what it is given.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        status: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: red}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDRs: [10.1.0.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec:
+  nodeName: n1
+  containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]
+status: {podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: n1}
+status: {podIPs: [{ip: 10.1.0.2}, {ip: 'fd00::2'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: six, namespace: shop}
+status: {podIPs: [{ip: 'fd00::3'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: done, namespace: shop}
+status: {phase: Succeeded, podIP: 10.1.0.9}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: planned, namespace: shop, labels: {app: web}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: shop}
+spec: {template: {metadata: {labels: {app: api}}, spec: {}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - ports: [{port: 1, endPort: 9}]
+  - from: [{podSelector: {matchLabels: {app: api}}}, {ipBlock: {cidr: 203.0.113.0/24}}]
+    ports: [{port: 5432}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: backstop, namespace: shop}
+spec:
+  podSelector: {matchExpressions: [{key: app, operator: In, values: [db]}]}
+";
+
+fn shop() -> TempDir {
+    folder(&[("shop.yaml", SHOP)])
+}
+
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+fn path(dir: &TempDir) -> &str {
+    dir.path().to_str().unwrap()
+}
+
+fn query(dir: &TempDir, flows: &str) -> Ran {
+    ringwall(
+        &["query", "--manifests", path(dir), "--flows", "-", "-o", "json"],
+        flows,
+    )
+}
+
+#[test]
+fn query_answers_each_flow_in_its_place() {
+    let flows = r#"
+{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":5432}
+{"dst_port":5432.0,"dst":"shop/db",  "src":"203.0.113.9","protocol":6,"src_port":1}
+
+{"src":"shop/api","dst":"shop/db","protocol":"TCP","dst_port":5432}
+{"src":"shop/planned","dst":"shop/db","protocol":"TCP","dst_port":9}
+{"src":"shop/web","dst":"shop/web","protocol":"ICMP","icmp_type":8,"icmp_code":0}
+{"src":"shop/web","dst":"fd00::2","protocol":"ICMPv6","icmp_type":128}
+{"src":"192.168.0.1","dst":"shop/db","protocol":"UDP","dst_port":1}
+{"src":"10.1.0.77","dst":"1.2.3.4","protocol":47}
+{"src":"shop/db","dst":"shop/six","protocol":"SCTP","dst_port":0}
+{"src":"::ffff:10.1.0.1","dst":"10.1.0.2","protocol":132,"dst_port":65535}
+"#;
+    let ran = query(&shop(), flows);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    insta::assert_snapshot!(ran.out);
+}
+
+#[test]
+fn query_says_what_is_wrong_with_a_flow_and_goes_on() {
+    let flows = r#"
+{"src":"shop/nobody","dst":"shop/db","protocol":"TCP","dst_port":1}
+{"src":"shop/done","dst":"shop/db","protocol":"TCP","dst_port":1}
+{"src":"shop/web","dst":"shop/db","protocol":"TCP"}
+{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":null}
+{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":65536}
+{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":"80"}
+{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":80,"port":80}
+{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":80,"dst_port":81}
+{"src":"shop/web","dst":"shop/db","protocol":"tcp","dst_port":80}
+{"src":"shop/web","dst":"shop/db","protocol":256,"dst_port":80}
+{"src":"shop/web","dst":"shop/db","dst_port":80}
+{"src":"shop/six","dst":"10.1.0.1","protocol":"ICMP"}
+{"src":"10.1.0.1","dst":"fd00::1","protocol":"ICMP"}
+{"src":"web","dst":"shop/db","protocol":"ICMP"}
+{"src":"10.1.0.256","dst":"shop/db","protocol":"ICMP"}
+{"dst":"shop/db","protocol":"ICMP"}
+{"src":7,"dst":"shop/db","protocol":"ICMP"}
+{"src":"/x","dst":"shop/db","protocol":"ICMP"}
+{"src":"shop/web","dst":"shop/db","protocol":"ICMP","icmp_type":256}
+[1]
+"shop/web"
+{"src":"shop/web"
+"#;
+    let ran = query(&shop(), flows);
+    assert_eq!(ran.status, 2);
+    for line in ran.out.lines() {
+        let answer: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(answer.as_object().unwrap().keys().collect::<Vec<_>>(), ["error"]);
+    }
+    insta::assert_snapshot!(ran.out);
+    // One bad flow does not keep the others from an answer.
+    let mixed = query(
+        &shop(),
+        "{}\n{\"src\":\"shop/web\",\"dst\":\"shop/db\",\"protocol\":\"ICMP\"}\n",
+    );
+    assert_eq!((mixed.status, mixed.out.lines().count()), (2, 2));
+    assert!(mixed.out.lines().nth(1).unwrap().contains(r#""verdict":"deny""#));
+}
+
+#[test]
+fn query_reads_an_array_and_a_file_too() {
+    let dir = shop();
+    let flow = r#"{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":9}"#;
+    let lines = query(&dir, &format!("{flow}\n{flow}"));
+    let array = query(&dir, &format!("\n [{flow},\n{flow}]"));
+    assert_eq!((lines.status, lines.out.lines().count()), (0, 2));
+    assert_eq!(array.out, lines.out);
+    let file = folder(&[("flows.jsonl", &format!("{flow}\n\n{flow}\n"))]);
+    let flows = file.path().join("flows.jsonl");
+    let ran = ringwall(
+        &[
+            "query",
+            "--manifests",
+            path(&dir),
+            "--flows",
+            flows.to_str().unwrap(),
+            "-o",
+            "json",
+        ],
+        "",
+    );
+    assert_eq!(ran.out, lines.out);
+    let human = ringwall(&["query", "--manifests", path(&dir), "--flows", "-"], flow);
+    insta::assert_snapshot!(human.out, @"
+    allow  shop/web (10.1.0.1) -> shop/db (10.1.0.2) 9/TCP
+             egress  allow  no policy applies
+             ingress allow  shop/db, rule 0
+    ");
+    let broken = query(&dir, "[{]");
+    assert_eq!(broken.status, 2);
+    assert!(broken.err.contains("not a JSON array"), "{}", broken.err);
+    let gone = ringwall(
+        &["query", "--manifests", path(&dir), "--flows", "/nonexistent"],
+        "",
+    );
+    assert_eq!(gone.status, 2);
+    assert!(
+        gone.err.contains("cannot read flows from /nonexistent"),
+        "{}",
+        gone.err
+    );
+}
+
+#[test]
+fn invalid_policies_isolate_and_unknown_kinds_make_verdicts_incomplete() {
+    let dir = folder(&[
+        ("shop.yaml", SHOP),
+        (
+            "bad.yaml",
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec:\n  podSelector: {matchLabels: {app: web}}\n  ingress:\n  - from:\n    - podSelector: {}\n      ports: [{port: 80}]\n",
+        ),
+        (
+            "cilium.yaml",
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c}\n",
+        ),
+    ]);
+    let ran = query(
+        &dir,
+        r#"{"src":"shop/db","dst":"shop/web","protocol":"TCP","dst_port":80}"#,
+    );
+    assert_eq!(ran.status, 0);
+    let answer: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(answer["ingress"], "deny");
+    assert_eq!(answer["reasons"][1]["policy"], "shop/bad");
+    assert_eq!(
+        answer["incomplete"],
+        serde_json::json!(["CiliumNetworkPolicy.cilium.io"])
+    );
+    assert!(
+        ran.err
+            .contains("bad.yaml:9: NetworkPolicy shop/bad: spec.ingress[0].from[0].ports: unknown field"),
+        "{}",
+        ran.err
+    );
+
+    let check = ringwall(&["check", "--manifests", path(&dir), "-o", "json"], "");
+    assert_eq!(check.status, 1);
+    let lines: Vec<Value> = check
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[0]["path"], "spec.ingress[0].from[0].ports");
+    assert_eq!(
+        (&lines[0]["line"], &lines[0]["object"]),
+        (&9.into(), &"NetworkPolicy shop/bad".into())
+    );
+    assert_eq!((&lines[2]["ok"], &lines[2]["errors"]), (&false.into(), &2.into()));
+}
+
+#[test]
+fn a_folder_that_does_not_parse_is_refused_by_all_but_check() {
+    let dir = folder(&[("shop.yaml", SHOP), ("broken.yaml", "kind: Pod\nmetadata: [\n")]);
+    for args in [vec!["query", "--flows", "-"], vec!["matrix"]] {
+        let ran = ringwall(&[args.as_slice(), &["--manifests", path(&dir)]].concat(), "");
+        assert_eq!(ran.status, 2);
+        assert!(ran.err.contains("broken.yaml:"), "{}", ran.err);
+        assert_eq!(ran.out, "");
+    }
+    let ran = ringwall(&["check", "--manifests", path(&dir)], "");
+    assert_eq!(ran.status, 1);
+    assert!(
+        ran.out.contains("broken.yaml:") && ran.out.contains("failed: 1 error"),
+        "{}",
+        ran.out
+    );
+    for command in ["check", "matrix"] {
+        let ran = ringwall(&[command, "--manifests", "/nonexistent/folder"], "");
+        assert_eq!(ran.status, 2);
+        assert!(ran.err.contains("cannot read /nonexistent/folder"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn check_of_good_manifests_compares_and_passes() {
+    let ran = ringwall(&["check", "--manifests", path(&shop())], "");
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    assert!(ran.out.starts_with(
+        "ok: 0 errors, 0 warnings; 1 file, 2 policies, 6 pods; snapshot and reference agree on "
+    ));
+    let flows: usize = ran
+        .out
+        .split("agree on ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(flows > 1_000, "{}", ran.out);
+    // A warning is no error.
+    let odd = folder(&[(
+        "p.yaml",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  ingress:\n  - from: [{ipBlock: {cidr: 010.0.0.1/8}}]\n",
+    )]);
+    let ran = ringwall(&["check", "--manifests", path(&odd)], "");
+    assert_eq!(ran.status, 0);
+    assert!(
+        ran.out.contains("warning: ") && ran.out.contains("spec.ingress[0].from[0].ipBlock.cidr"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn matrix_shows_who_reaches_whom() {
+    let dir = shop();
+    let ran = ringwall(
+        &["matrix", "--manifests", path(&dir), "--external", "203.0.113.9"],
+        "",
+    );
+    assert_eq!(ran.status, 0);
+    insta::assert_snapshot!(ran.out);
+    let ran = ringwall(
+        &[
+            "matrix",
+            "--manifests",
+            path(&dir),
+            "--port",
+            "5432/TCP",
+            "--port",
+            "ICMP",
+        ],
+        "",
+    );
+    insta::assert_snapshot!(ran.out);
+    let ran = ringwall(&["matrix", "--manifests", path(&dir), "-o", "json"], "");
+    let cells: Vec<Value> = ran
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let cell = |src: &str, dst: &str| {
+        let cell = cells
+            .iter()
+            .find(|cell| cell["src"] == src && cell["dst"] == dst)
+            .unwrap();
+        (cell["verdict"].clone(), cell["allowed"].clone())
+    };
+    assert_eq!(
+        cell("shop/web", "shop/db"),
+        ("partial".into(), serde_json::json!(["1-9/TCP"]))
+    );
+    assert_eq!(
+        cell("shop/api", "shop/db"),
+        ("partial".into(), serde_json::json!(["1-9/TCP", "5432/TCP"]))
+    );
+    assert_eq!(
+        cell("shop/db", "shop/web"),
+        ("allow".into(), serde_json::json!(["all"]))
+    );
+}
+
+#[test]
+fn pod_networks_come_from_flags_and_configuration() {
+    let dir = shop();
+    let flow = r#"{"src":"10.9.0.1","dst":"shop/web","protocol":"ICMP"}"#;
+    let verdict = |more: &[&str]| {
+        let args = [
+            &["query", "--manifests", path(&dir), "--flows", "-", "-o", "json"],
+            more,
+        ]
+        .concat();
+        let ran = ringwall(&args, flow);
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        let answer: Value = serde_json::from_str(&ran.out).unwrap();
+        (answer["verdict"].clone(), answer["reasons"][0]["effect"].clone())
+    };
+    assert_eq!(verdict(&[]), ("allow".into(), "open".into()));
+    assert_eq!(
+        verdict(&["--pod-cidr", "10.9.0.0/16"]),
+        ("deny".into(), "unknown".into())
+    );
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/examples");
+    if example.exists() {
+        for entry in fs::read_dir(example).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_some_and(|it| it == "yaml") {
+                verdict(&["--config", file.to_str().unwrap()]);
+            }
+        }
+    }
+    let ran = ringwall(
+        &[
+            "matrix",
+            "--manifests",
+            path(&dir),
+            "--config",
+            "/nonexistent.yaml",
+        ],
+        "",
+    );
+    assert_eq!(ran.status, 2);
+    assert!(ran.err.contains("/nonexistent.yaml"), "{}", ran.err);
+}
+
+#[test]
+fn bad_usage_is_status_2_and_says_what() {
+    for (args, what) in [
+        (vec!["query", "--flows", "-"], "--manifests"),
+        (vec!["query", "--manifests", "."], "--flows"),
+        (vec!["query", "--manifest", ".", "--flows", "-"], "--manifest"),
+        (vec!["matrix", "--manifests", ".", "--port", "80"], "--port"),
+        (vec!["matrix", "--manifests", ".", "--port", "80/ICMP"], "--port"),
+        (
+            vec!["matrix", "--manifests", ".", "--port", "99999/TCP"],
+            "--port",
+        ),
+        (
+            vec!["matrix", "--manifests", ".", "--pod-cidr", "10.0.0.0/40"],
+            "--pod-cidr",
+        ),
+        (vec!["check", "--manifests", ".", "-o", "xml"], "xml"),
+        (vec!["frobnicate"], "frobnicate"),
+    ] {
+        let ran = ringwall(&args, "");
+        assert_eq!(ran.status, 2, "{args:?}");
+        assert!(ran.err.contains(what), "{args:?}: {}", ran.err);
+        assert_eq!(ran.out, "", "{args:?}");
+    }
+    assert_eq!(ringwall(&[], "").status, 2);
+    assert_eq!(ringwall(&["--help"], "").status, 0);
+    for command in ["query", "matrix", "check"] {
+        let help = ringwall(&[command, "--help"], "");
+        assert_eq!(help.status, 0);
+        assert!(help.out.contains("Examples:"), "{command}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = ringwall(&["completions", shell], "");
+        assert_eq!(ran.status, 0);
+        assert!(ran.out.contains("manifests"), "{shell}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man");
+    assert_eq!(ringwall(&["man", pages.to_str().unwrap()], "").status, 0);
+    for page in [
+        "ringwall.1",
+        "ringwall-query.1",
+        "ringwall-matrix.1",
+        "ringwall-check.1",
+    ] {
+        assert!(
+            fs::read_to_string(pages.join(page)).unwrap().contains("ringwall"),
+            "{page}"
+        );
+    }
+    let ran = ringwall(&["man", "/proc/nowhere"], "");
+    assert_eq!(ran.status, 2);
+    assert!(ran.err.contains("/proc/nowhere"), "{}", ran.err);
+}
