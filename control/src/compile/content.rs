@@ -239,6 +239,12 @@ impl Sum {
         }
     }
 
+    pub(super) fn subtract(&mut self, other: &Self) {
+        for (lane, other) in self.0.iter_mut().zip(other.0) {
+            *lane = lane.wrapping_sub(other);
+        }
+    }
+
     pub(super) fn digest(&self, digest: &mut Digest<'_>) {
         for lane in self.0 {
             digest.number(lane);

@@ -4,7 +4,7 @@
 //! a page costs what differs on it. Pages that no rule with peers touches are the same page.
 
 use hashbrown::HashMap;
-use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, PortDecision};
+use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, Page, PortDecision};
 
 use super::{
     cohorts::Cohorts,
@@ -96,6 +96,8 @@ pub(super) struct Rows<'a, 'c> {
     class_sums: Vec<Sum>,
     /// By page.
     page_sums: Vec<Sum>,
+    /// Of all classes.
+    all_sums: Sum,
     /// Egress port list by class, filled up like the sums.
     class_ports: Vec<u32>,
     classes: usize,
@@ -111,8 +113,7 @@ pub(super) struct Rows<'a, 'c> {
 struct WrittenPage {
     /// Positions of rules and the classes that they match.
     laid: Vec<(u32, u64)>,
-    /// Its index in the image.
-    index: u32,
+    page: Page,
     /// Classes and their port maps.
     parts: Vec<(u64, u32)>,
 }
@@ -136,7 +137,7 @@ impl<'a, 'c> Rows<'a, 'c> {
         class_sums.resize(pages * CLASSES_PER_PAGE, Sum::default());
         let mut class_ports: Vec<u32> = classes.iter().map(|class| class.egress_ports).collect();
         class_ports.resize(pages * CLASSES_PER_PAGE, 0);
-        let page_sums = class_sums
+        let page_sums: Vec<Sum> = class_sums
             .chunks(CLASSES_PER_PAGE)
             .map(|page| {
                 let mut sum = Sum::default();
@@ -144,7 +145,10 @@ impl<'a, 'c> Rows<'a, 'c> {
                 sum
             })
             .collect();
+        let mut all_sums = Sum::default();
+        page_sums.iter().for_each(|page| all_sums.add(page));
         Self {
+            all_sums,
             rules,
             cohorts,
             asks_names: rules.iter().map(RowRule::asks_names).collect(),
@@ -201,63 +205,63 @@ impl<'a, 'c> Rows<'a, 'c> {
                 }
             }
         }
+        let peer_names = spec.names == NamesOf::Peer;
+        let rule_at = |position: u32| spec.rules.get(position as usize).copied();
+        let asks = |position: u32| peer_names && rule_at(position).is_some_and(|rule| self.asks(rule));
+        // Rules for everyone whose ports each peer names for itself leave no two pages alike.
+        if everyone.iter().any(|position| asks(*position)) {
+            touched = (0..self.pages() as u32).collect();
+        }
         touched.sort_unstable();
 
-        let peer_names = spec.names == NamesOf::Peer;
-        let mut pages = Vec::with_capacity(self.pages());
+        // Pages that no rule with peers touches.
+        let rules: Vec<u32> = everyone.iter().filter_map(|position| rule_at(*position)).collect();
+        let names = match spec.names {
+            NamesOf::Subject(list) if rules.iter().any(|rule| self.asks(*rule)) => list,
+            _ => 0,
+        };
+        let map = self.map(image, &rules, names, spec.isolating);
+        let mut pages = vec![image.page(&[(u64::MAX, map)]); self.pages()];
         let mut sums: HashMap<u32, Sum> = HashMap::new();
+        if map != ImageBuilder::ISOLATED && touched.len() < self.pages() {
+            let mut sum = self.all_sums;
+            for page in &touched {
+                if let Some(page) = self.page_sums.get(*page as usize) {
+                    sum.subtract(page);
+                }
+            }
+            sums.insert(map, sum);
+        }
+
         // The page written last, by what was laid over it: neighbours are often alike.
         let mut last: Option<WrittenPage> = None;
-        let mut next_touched = touched.iter().copied().peekable();
-        for page in 0..self.pages() {
-            let mut laid: Vec<(u32, u64)> = everyone.iter().map(|position| (*position, u64::MAX)).collect();
-            if next_touched.next_if_eq(&(page as u32)).is_some()
-                && let Some(touching) = self.laid.get_mut(page)
-            {
-                laid.append(touching);
-                laid.sort_unstable_by_key(|(position, _)| *position);
-            }
+        for page in touched {
+            let page = page as usize;
+            let mut laid = self.laid.get_mut(page).map(std::mem::take).unwrap_or_default();
+            laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
+            laid.sort_unstable_by_key(|(position, _)| *position);
             let valid = valid_classes(self.classes, page);
-            let position_asks = |(position, _): &(u32, u64)| {
-                spec.rules
-                    .get(*position as usize)
-                    .is_some_and(|rule| self.asks(*rule))
-            };
-            let by_class = peer_names && laid.iter().any(position_asks);
-            let parts = match &last {
-                Some(page) if page.laid == laid && !by_class && valid == u64::MAX => {
-                    pages.push(page.index);
-                    page.parts.clone()
-                }
+            let by_class =
+                peer_names && laid.iter().any(|(position, _)| rule_at(*position).is_some_and(|rule| self.asks(rule)));
+            let written = match last.take() {
+                Some(written) if written.laid == laid && !by_class && valid == u64::MAX => written,
                 _ => {
                     let parts = self.parts(image, spec, &laid, page, valid, by_class);
-                    let mut cells = [ImageBuilder::ISOLATED; CLASSES_PER_PAGE];
-                    for (mask, map) in &parts {
-                        for (cell, bit) in cells.iter_mut().zip(0..) {
-                            if mask >> bit & 1 == 1 {
-                                *cell = *map;
-                            }
-                        }
-                    }
-                    let index = image.page(cells);
-                    pages.push(index);
-                    if by_class || valid != u64::MAX {
-                        last = None;
-                    } else {
-                        last = Some(WrittenPage {
-                            laid,
-                            index,
-                            parts: parts.clone(),
-                        });
-                    }
-                    parts
+                    let page = image.page(&parts);
+                    WrittenPage { laid, page, parts }
                 }
             };
-            for (mask, map) in parts {
-                if map != ImageBuilder::ISOLATED {
-                    let sum = self.sum(page, mask);
-                    sums.entry(map).or_default().add(&sum);
+            if let Some(page) = pages.get_mut(page) {
+                *page = written.page;
+            }
+            for (mask, map) in &written.parts {
+                if *map != ImageBuilder::ISOLATED {
+                    let sum = self.sum(page, *mask);
+                    sums.entry(*map).or_default().add(&sum);
                 }
+            }
+            if !by_class && valid == u64::MAX {
+                last = Some(written);
             }
         }
         let row = image.row_of_pages(spec.isolating_provenance, &pages, ImageBuilder::ISOLATED);

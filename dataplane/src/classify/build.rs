@@ -36,8 +36,8 @@ use super::{
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, EndpointRecord, FLAG_ALLOW_UNKNOWN, GroupRecord,
         Header, IdentityRecord, IntervalRecord, LAYOUT_VERSION, MAGIC, MAX_REACH, NONE, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, Page, PolicyRecord, PortMapRecord, ProvenanceRecord, SECTION_ALIGN, SECTIONS,
-        Section, SectionEntry, StringRecord, TRIE_CHILD, TrieNode, hash_v4, hash_v6,
+        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, SECTION_ALIGN,
+        SECTIONS, Section, SectionEntry, StringRecord, TRIE_CHILD, TrieNode, hash_v4, hash_v6,
     },
 };
 use crate::addr::Addr;
@@ -149,8 +149,11 @@ pub struct ImageBuilder {
     groups: Vec<GroupRecord>,
     rows: Vec<Row>,
     /// Pages of all rows, one after the other.
-    row_pages: Vec<u32>,
-    pages: Interned<Page>,
+    row_pages: Vec<PageRecord>,
+    patterns: Vec<Pattern>,
+    pattern_index: HashMap<Pattern, u32>,
+    palettes: Vec<u32>,
+    palette_index: HashMap<Vec<u32>, u32>,
     port_maps: Vec<PortMapRecord>,
     port_map_index: HashMap<(PortDecision, Vec<PortRange>), u32>,
     intervals: Vec<IntervalRecord>,
@@ -183,29 +186,9 @@ struct Prefix {
     identity: u32,
 }
 
-#[derive(Debug)]
-struct Interned<T> {
-    records: Vec<T>,
-    index: HashMap<T, u32>,
-}
-
-impl<T: Copy + Eq + std::hash::Hash> Interned<T> {
-    fn new() -> Self {
-        Self {
-            records: Vec::new(),
-            index: HashMap::new(),
-        }
-    }
-
-    fn add(&mut self, record: T) -> u32 {
-        let next = self.records.len() as u32;
-        let index = *self.index.entry(record).or_insert(next);
-        if index == next {
-            self.records.push(record);
-        }
-        index
-    }
-}
+/// 64 cells of a row, from [`ImageBuilder::page`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page(PageRecord);
 
 impl ImageBuilder {
     /// Index of the port map of isolation: nothing is allowed, by no rule.
@@ -226,7 +209,10 @@ impl ImageBuilder {
             groups: Vec::new(),
             rows: Vec::new(),
             row_pages: Vec::new(),
-            pages: Interned::new(),
+            patterns: Vec::new(),
+            pattern_index: HashMap::new(),
+            palettes: Vec::new(),
+            palette_index: HashMap::new(),
             port_maps: Vec::new(),
             port_map_index: HashMap::new(),
             intervals: Vec::new(),
@@ -431,21 +417,61 @@ impl ImageBuilder {
         });
     }
 
-    /// Answers the index of a page of cells: port maps of 64 consecutive peer classes.
-    pub fn page(&mut self, cells: [u32; CLASSES_PER_PAGE]) -> u32 {
-        self.pages.add(Page { cells })
+    /// Makes a page: port maps of 64 consecutive peer classes, as parts of masks (bit 0 is the first class) that do not
+    /// overlap. Classes in no part are [`Self::ISOLATED`].
+    pub fn page(&mut self, parts: &[(u64, u32)]) -> Page {
+        // Parts with equal port maps are one; parts are numbered in order of first occurrence, so that equal cells
+        // give equal patterns.
+        let mut merged: Vec<(u64, u32)> = Vec::with_capacity(parts.len() + 1);
+        let covered = parts.iter().fold(0, |covered, (mask, _)| covered | mask);
+        for (mask, map) in parts.iter().copied().chain([(!covered, Self::ISOLATED)]) {
+            match merged.iter_mut().find(|(_, known)| *known == map) {
+                Some((known, _)) => *known |= mask,
+                None => merged.push((mask, map)),
+            }
+        }
+        merged.retain(|(mask, _)| *mask != 0);
+        merged.sort_unstable_by_key(|(mask, _)| mask.trailing_zeros());
+        let mut pattern = Pattern {
+            parts: [0; CLASSES_PER_PAGE],
+        };
+        for ((mask, _), number) in merged.iter().zip(0..).skip(1) {
+            let mut left = *mask;
+            while left != 0 {
+                pattern.parts[left.trailing_zeros() as usize] = number;
+                left &= left - 1;
+            }
+        }
+        let next = self.patterns.len() as u32;
+        let pattern = *self.pattern_index.entry(pattern).or_insert_with_key(|pattern| {
+            self.patterns.push(*pattern);
+            next
+        });
+        let maps: Vec<u32> = merged.into_iter().map(|(_, map)| map).collect();
+        let next = self.palettes.len() as u32;
+        let palette = *self.palette_index.entry(maps).or_insert_with_key(|maps| {
+            self.palettes.extend_from_slice(maps);
+            next
+        });
+        self.index("palette entries", self.palettes.len());
+        Page(PageRecord { pattern, palette })
     }
 
     /// Adds a row: port maps by peer class, from class 0 on; all further classes have the last one. Empty: isolated
     /// from everyone. `isolating` is the provenance of what no rule decides. Answers the row's number, from 1.
     pub fn row(&mut self, isolating: u32, cells: &[u32]) -> u32 {
         let rest = cells.last().copied().unwrap_or(Self::ISOLATED);
-        let pages: Vec<u32> = cells
+        let pages: Vec<Page> = cells
             .chunks(CLASSES_PER_PAGE)
             .map(|chunk| {
-                let mut page = [rest; CLASSES_PER_PAGE];
-                page[..chunk.len()].copy_from_slice(chunk);
-                self.page(page)
+                let rest = std::iter::repeat_n(&rest, CLASSES_PER_PAGE - chunk.len());
+                let parts: Vec<(u64, u32)> = chunk
+                    .iter()
+                    .chain(rest)
+                    .zip(0..)
+                    .map(|(map, bit)| (1 << bit, *map))
+                    .collect();
+                self.page(&parts)
             })
             .collect();
         self.classes(cells.len() as u32);
@@ -453,14 +479,14 @@ impl ImageBuilder {
     }
 
     /// As [`Self::row`], of pages from [`Self::page`]; `rest` is the port map of the classes past the last of them.
-    pub fn row_of_pages(&mut self, isolating: u32, pages: &[u32], rest: u32) -> u32 {
+    pub fn row_of_pages(&mut self, isolating: u32, pages: &[Page], rest: u32) -> u32 {
         self.rows.push(Row {
             isolating,
             first: self.row_pages.len(),
             count: pages.len(),
             rest,
         });
-        self.row_pages.extend_from_slice(pages);
+        self.row_pages.extend(pages.iter().map(|page| page.0));
         self.index("row pages", self.row_pages.len());
         self.index("rows", self.rows.len()) + 1
     }
@@ -494,8 +520,9 @@ impl ImageBuilder {
     /// Bytes that the tables take so far, without tries and padding: for budgets, before memory is spent.
     pub fn size(&self) -> u64 {
         let of = |count: usize, size: usize| count as u64 * size as u64;
-        of(self.pages.records.len(), size_of::<Page>())
-            + of(self.row_pages.len(), size_of::<u32>())
+        of(self.row_pages.len(), size_of::<PageRecord>())
+            + of(self.patterns.len(), size_of::<Pattern>())
+            + of(self.palettes.len(), size_of::<u32>())
             + of(self.identities.len(), size_of::<IdentityRecord>())
             + of(self.intervals.len(), size_of::<IntervalRecord>())
             + of(self.port_maps.len(), size_of::<PortMapRecord>())
@@ -525,7 +552,8 @@ impl ImageBuilder {
             put(Section::TrieV6, trie_v6.as_bytes());
             put(Section::Groups, self.groups.as_bytes());
             put(Section::RowPages, row_pages.as_bytes());
-            put(Section::Pages, self.pages.records.as_bytes());
+            put(Section::Patterns, self.patterns.as_bytes());
+            put(Section::Palettes, self.palettes.as_bytes());
             put(Section::PortMaps, self.port_maps.as_bytes());
             put(Section::Intervals, self.intervals.as_bytes());
             put(Section::Isolating, isolating.as_bytes());
@@ -580,20 +608,22 @@ impl ImageBuilder {
     }
 
     /// The pages of every row, each row made as long as the widest.
-    fn padded_rows(&mut self, pages_per_row: usize) -> Vec<u32> {
+    fn padded_rows(&mut self, pages_per_row: usize) -> Vec<PageRecord> {
+        if self.rows.iter().all(|row| row.count == pages_per_row) {
+            return std::mem::take(&mut self.row_pages);
+        }
         let mut padded = Vec::with_capacity(self.rows.len() * pages_per_row);
-        for row in &self.rows {
+        for row in std::mem::take(&mut self.rows) {
             let own = self
                 .row_pages
                 .get(row.first..row.first + row.count)
                 .unwrap_or_default();
             padded.extend(own.iter().copied().take(pages_per_row));
-            if own.len() < pages_per_row {
-                let page = self.pages.add(Page {
-                    cells: [row.rest; CLASSES_PER_PAGE],
-                });
-                padded.resize(padded.len() + pages_per_row - own.len(), page);
+            if row.count < pages_per_row {
+                let page = self.page(&[(u64::MAX, row.rest)]);
+                padded.resize(padded.len() + pages_per_row - row.count, page.0);
             }
+            self.rows.push(row);
         }
         padded
     }

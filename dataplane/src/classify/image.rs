@@ -12,8 +12,8 @@ use super::{
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, EndpointRecord, FLAG_ALLOW_UNKNOWN, GroupRecord,
         Header, IdentityRecord, IntervalRecord, LAYOUT_VERSION, MAGIC, MAX_REACH, NONE, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, Page, PolicyRecord, PortMapRecord, ProvenanceRecord, SECTION_ALIGN, SECTIONS,
-        Section, SectionEntry, StringRecord, TRIE_CHILD, TrieNode, hash_v4, hash_v6,
+        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, SECTION_ALIGN,
+        SECTIONS, Section, SectionEntry, StringRecord, TRIE_CHILD, TrieNode, hash_v4, hash_v6,
     },
 };
 use crate::addr::Addr;
@@ -68,15 +68,15 @@ pub struct Sizes {
     pub classes: u32,
     /// Rows.
     pub rows: u32,
-    /// Distinct pages of 64 classes.
-    pub pages: u32,
+    /// Distinct patterns of 64 classes.
+    pub patterns: u32,
     /// Distinct port maps.
     pub port_maps: u32,
     /// Trie nodes of both families.
     pub trie_nodes: u32,
     /// The most cache lines that one address lookup reads (host bucket and trie, then the identity).
     pub worst_identify: u32,
-    /// The most cache lines that one direction reads (group, page list, cell, port map, intervals).
+    /// The most cache lines that one direction reads (group, page, pattern, palette, port map, intervals).
     pub worst_judge: u32,
 }
 
@@ -95,8 +95,9 @@ pub struct Snapshot {
     trie_v4: Box<[TrieNode]>,
     trie_v6: Box<[TrieNode]>,
     groups: Box<[GroupRecord]>,
-    row_pages: Box<[u32]>,
-    pages: Box<[Page]>,
+    row_pages: Box<[PageRecord]>,
+    patterns: Box<[Pattern]>,
+    palettes: Box<[u32]>,
     port_maps: Box<[PortMapRecord]>,
     intervals: Box<[IntervalRecord]>,
     isolating: Box<[u32]>,
@@ -166,7 +167,8 @@ impl Snapshot {
             trie_v6: sections.table(Section::TrieV6)?,
             groups: sections.table(Section::Groups)?,
             row_pages: sections.table(Section::RowPages)?,
-            pages: sections.table(Section::Pages)?,
+            patterns: sections.table(Section::Patterns)?,
+            palettes: sections.table(Section::Palettes)?,
             port_maps: sections.table(Section::PortMaps)?,
             intervals: sections.table(Section::Intervals)?,
             isolating: sections.table(Section::Isolating)?,
@@ -223,12 +225,12 @@ impl Snapshot {
             endpoints: self.endpoints.len() as u32,
             classes: self.classes,
             rows: self.isolating.len() as u32,
-            pages: self.pages.len() as u32,
+            patterns: self.patterns.len() as u32,
             port_maps: self.port_maps.len() as u32,
             trie_nodes: (self.trie_v4.len() + self.trie_v6.len()) as u32,
             worst_identify: 1 + (u32::from(reach_v4) + depth_v4).max(u32::from(reach_v6) + depth_v6),
-            // Group, page list, cell, port map; then a binary search over 8-byte intervals.
-            worst_judge: 4 + if longest == 0 { 0 } else { longest.ilog2() + 1 },
+            // Group, page, pattern, palette, port map; then a binary search over 8-byte intervals.
+            worst_judge: 5 + if longest == 0 { 0 } else { longest.ilog2() + 1 },
         }
     }
 
@@ -410,10 +412,10 @@ impl Snapshot {
         }
         let class = peer_class as usize;
         let slot = row * self.pages_per_row as usize + class / CLASSES_PER_PAGE;
-        let page = self.pages.get(*self.row_pages.get(slot)? as usize)?;
-        let map = self
-            .port_maps
-            .get(page.cells[class % CLASSES_PER_PAGE] as usize)?;
+        let page = self.row_pages.get(slot)?;
+        let part = self.patterns.get(page.pattern as usize)?.parts[class % CLASSES_PER_PAGE];
+        let cell = self.palettes.get(page.palette as usize + usize::from(part))?;
+        let map = self.port_maps.get(*cell as usize)?;
         let portless = (map.portless, map.portless_provenance);
         let L4::Port { protocol, port } = l4 else {
             return Some(portless);
@@ -652,22 +654,20 @@ impl Snapshot {
                 return Err(wrong("group", index, "has a row that does not exist"));
             }
         }
+        let parts = |pattern: &Pattern| pattern.parts.iter().max().copied().unwrap_or(0);
+        let parts: Vec<u8> = self.patterns.iter().map(parts).collect();
         for (index, page) in self.row_pages.iter().enumerate() {
-            if *page as usize >= self.pages.len() {
-                return Err(wrong(
-                    "row",
-                    index / self.pages_per_row as usize,
-                    "has a page that does not exist",
-                ));
+            let row = index / self.pages_per_row as usize;
+            let Some(last) = parts.get(page.pattern as usize) else {
+                return Err(wrong("row", row, "has a pattern that does not exist"));
+            };
+            if page.palette as usize + usize::from(*last) >= self.palettes.len() {
+                return Err(wrong("row", row, "has a palette that does not exist"));
             }
         }
-        for (index, page) in self.pages.iter().enumerate() {
-            if page
-                .cells
-                .iter()
-                .any(|cell| *cell as usize >= self.port_maps.len())
-            {
-                return Err(wrong("page", index, "has a port map that does not exist"));
+        for (index, map) in self.palettes.iter().enumerate() {
+            if *map as usize >= self.port_maps.len() {
+                return Err(wrong("palette", index, "has a port map that does not exist"));
             }
         }
         for (index, set) in self.isolating.iter().enumerate() {

@@ -85,7 +85,8 @@ pub(super) enum Section {
     TrieV6,
     Groups,
     RowPages,
-    Pages,
+    Patterns,
+    Palettes,
     PortMaps,
     Intervals,
     Isolating,
@@ -165,11 +166,22 @@ pub(super) struct GroupRecord {
     pub egress: u32,
 }
 
-/// Cells of 64 consecutive peer classes: indices of port maps.
+/// 64 cells of a row: `palette[pattern[class % 64]]` is the cell's port map. Patterns come from selectors and are shared
+/// by many rows; what a row does with them is its own, and short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct PageRecord {
+    /// Index of the pattern.
+    pub pattern: u32,
+    /// Index of the first entry of the palette.
+    pub palette: u32,
+}
+
+/// Which of 64 consecutive peer classes a row treats alike: numbers from 0 on, in order of first occurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
-pub(super) struct Page {
-    pub cells: [u32; CLASSES_PER_PAGE],
+pub(super) struct Pattern {
+    pub parts: [u8; CLASSES_PER_PAGE],
 }
 
 /// What is decided, as bits: never a bare yes or no, so that later actions need no new layout.

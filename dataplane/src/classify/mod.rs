@@ -9,7 +9,7 @@ mod layout;
 #[cfg(test)]
 mod tests;
 
-pub use build::{BuildError, ImageBuilder, PortDecision, PortRange};
+pub use build::{BuildError, ImageBuilder, Page, PortDecision, PortRange};
 pub use image::{ImageError, Sizes, Snapshot};
 pub use layout::{CLASSES_PER_PAGE, Decision, LAYOUT_VERSION, NONE};
 

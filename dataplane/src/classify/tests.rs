@@ -359,7 +359,7 @@ fn tables_that_contradict_each_other_are_refused() {
     assert_eq!(header.sections as usize, SECTIONS);
     let mut refused: BTreeMap<usize, usize> = BTreeMap::new();
     for (number, entry) in entries.iter().enumerate() {
-        // Tries and pages are long and repeat themselves.
+        // Tries are long and repeat themselves.
         let step = if entry.length > 2048 { 124 } else { 4 };
         for at in (entry.offset..entry.offset + entry.length).step_by(step) {
             let at = at as usize;
