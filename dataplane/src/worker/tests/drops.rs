@@ -1,0 +1,354 @@
+//! Every drop reason can be reached, is counted under its own name and port, and can be explained.
+
+use super::*;
+use crate::{
+    classify::Effect,
+    failsafe::{Failsafe, FailsafeRule, Prefix},
+    flow::{FlowConfig, SHARDS},
+    wire::subject::{NotSubject, NotSubjectTable},
+};
+
+#[test]
+fn policy_spoofing_and_service_drops_are_explained() {
+    for family in [0, 1] {
+        let mut bed = Bed::wire().settled();
+        let web = from_to(OUTSIDER[family], WEB[family]);
+        bed.drops(OUTSIDE, &web.tcp(1, 81, SYN, b""), DropReason::PolicyIngress);
+        let sample = bed.stats.next_sample().unwrap();
+        assert_eq!(
+            (sample.reason, sample.audit, sample.port),
+            (DropReason::PolicyIngress, false, OUTSIDE)
+        );
+        assert_eq!(
+            (sample.generation, sample.key.unwrap().dst_port),
+            (Generation(1), 81)
+        );
+        let (ingress, egress) = (sample.ingress.unwrap(), sample.egress.unwrap());
+        assert_eq!((ingress.effect, egress.effect), (Effect::Isolated, Effect::Open));
+        assert!(
+            bed.plane
+                .snapshots
+                .current()
+                .unwrap()
+                .provenance(ingress.provenance)
+                .is_some()
+        );
+
+        bed.drops(
+            INSIDE,
+            &from_to(BOX[family], OUTSIDER[family]).udp(1, 2, b""),
+            DropReason::PolicyEgress,
+        );
+        bed.drops(
+            INSIDE,
+            &from_to(CLIENT[family], NOBODY[family]).udp(1, 2, b""),
+            DropReason::UnknownEndpoint,
+        );
+        bed.drops(
+            OUTSIDE,
+            &from_to(NOBODY[family], CLIENT[family]).udp(1, 2, b""),
+            DropReason::UnknownEndpoint,
+        );
+        bed.drops(
+            INSIDE,
+            &from_to(CLIENT[family], SERVICE[family]).udp(1, 2, b""),
+            DropReason::ServiceUnsupported,
+        );
+        assert_eq!(bed.stats.sum_port(OUTSIDE, |port| port.drops.total()), 2);
+
+        bed.plane.forwarding.publish({
+            let mut builder = wire();
+            builder.port(port(INSIDE, PortKind::Wire { peer: OUTSIDE }, Side::Inside));
+            builder.port(port(OUTSIDE, PortKind::Wire { peer: INSIDE }, Side::Outside));
+            builder.build()
+        });
+        let client = from_to(CLIENT[family], OUTSIDER[family]);
+        assert!(bed.crosses(INSIDE, &client.udp(1, 2, b"")));
+        bed.drops(OUTSIDE, &client.udp(1, 3, b""), DropReason::SpoofedSource);
+        // Nor into a flow that exists.
+        bed.drops(OUTSIDE, &client.udp(1, 2, b""), DropReason::SpoofedSource);
+        let outsider = from_to(OUTSIDER[family], CLIENT[family]);
+        bed.drops(INSIDE, &outsider.udp(9, 9, b""), DropReason::SpoofedSource);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_or_does_not_belong_is_dropped() {
+    let mut bed = Bed::wire().settled();
+    let udp = from_to(CLIENT[0], WEB[0]).udp(1, 53, b"x");
+    bed.drops(INSIDE, &udp[..30], DropReason::Truncated);
+    let mut broken = udp.clone();
+    broken[24] ^= 1;
+    bed.drops(INSIDE, &broken, DropReason::Malformed);
+    bed.drops(
+        INSIDE,
+        &from_to("127.0.0.1", WEB[0]).udp(1, 53, b""),
+        DropReason::MartianAddress,
+    );
+    bed.drops(PortId(5), &udp, DropReason::PortUnavailable);
+    bed.plane.forwarding.publish({
+        let mut builder = ForwardingBuilder::new();
+        builder.port(port(INSIDE, PortKind::Wire { peer: OUTSIDE }, Side::Any));
+        builder.build()
+    });
+    bed.drops(INSIDE, &udp, DropReason::PortUnavailable);
+    bed.plane.forwarding.publish({
+        let mut builder = wire();
+        let mut small = port(OUTSIDE, PortKind::Wire { peer: INSIDE }, Side::Any);
+        small.mtu = 100;
+        builder.port(small);
+        builder.build()
+    });
+    bed.drops(
+        INSIDE,
+        &from_to(CLIENT[0], WEB[0]).udp(1, 53, &[0; 100]),
+        DropReason::TooBig,
+    );
+    bed.workers[0].io().limit_room(0);
+    bed.drops(INSIDE, &udp, DropReason::TxFull);
+}
+
+#[test]
+fn the_table_of_the_wire_decides_about_what_is_not_subject() {
+    let mut bed = Bed::with(
+        PlaneConfig {
+            wire_not_subject: NotSubjectTable::WIRE.with(NotSubject::Multicast, false),
+            ..PlaneConfig::default()
+        },
+        4096,
+    );
+    bed.publish(World::new(1));
+    bed.plane.forwarding.publish(wire().build());
+    let group = from_to(CLIENT[0], "239.1.1.1").udp(1, 2, b"");
+    bed.drops(INSIDE, &group, DropReason::NotSubject);
+}
+
+#[test]
+fn tcp_segments_that_no_state_admits_are_dropped() {
+    for family in [0, 1] {
+        let mut bed = Bed::wire().settled();
+        let (forth, back) = (
+            from_to(CLIENT[family], BOX[family]),
+            from_to(BOX[family], CLIENT[family]),
+        );
+        for flags in [0, SYN | TcpFlags::FIN, SYN | RST, TcpFlags::FIN] {
+            bed.drops(INSIDE, &forth.tcp(1, 22, flags, b""), DropReason::TcpInvalid);
+        }
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, SYN, b"")));
+        bed.drops(INSIDE, &forth.tcp(1, 22, SYN_ACK, b""), DropReason::TcpInvalid);
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 1, SYN_ACK, b"")));
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, ACK, b"")));
+        // The answering side may not begin a connection under the cover of this one.
+        bed.drops(OUTSIDE, &back.tcp(22, 1, SYN, b""), DropReason::TcpInvalid);
+        // Nor after its end: then it is judged.
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, FIN_ACK, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 1, FIN_ACK, b"")));
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, ACK, b"")));
+        bed.drops(OUTSIDE, &back.tcp(22, 1, SYN, b""), DropReason::PolicyEgress);
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, SYN, b"")));
+        assert_eq!(bed.flows()[0].state.name(), "tcp-syn");
+        // A reset that was none.
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 1, SYN_ACK, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 1, RST, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 1, ACK, b"")));
+        assert_eq!(bed.flows()[0].state.name(), "tcp-established");
+    }
+}
+
+#[test]
+fn without_a_snapshot_nothing_passes_but_the_failsafe() {
+    let rule = |from: &str, to: &str, protocol, ports| FailsafeRule {
+        from: Prefix::new(addr(from), 24),
+        to: Prefix::new(addr(to), 24),
+        protocol,
+        ports,
+    };
+    let config = PlaneConfig {
+        failsafe: Failsafe(vec![
+            rule("192.0.2.0", "10.9.0.0", Some(6), Some((6443, 6443))),
+            rule("10.0.0.0", "192.0.2.0", None, None),
+        ]),
+        ..PlaneConfig::default()
+    };
+    let mut bed = Bed::with(config, 4096);
+    bed.plane.forwarding.publish(wire().build());
+    let api = from_to(OUTSIDER[0], NODE[0]);
+    assert!(bed.crosses(OUTSIDE, &api.tcp(1, 6443, SYN, b"")));
+    assert!(bed.crosses(INSIDE, &from_to(NODE[0], OUTSIDER[0]).tcp(6443, 1, SYN_ACK, b"")));
+    bed.drops(OUTSIDE, &api.tcp(1, 6444, SYN, b""), DropReason::NoSnapshot);
+    bed.drops(
+        INSIDE,
+        &from_to(CLIENT[1], OUTSIDER[1]).udp(1, 2, b""),
+        DropReason::NoSnapshot,
+    );
+    // Before any policy: the box may send nothing, and its source is nobody's business either.
+    bed.publish(World::new(1));
+    let mut fragment = from_to(BOX[0], OUTSIDER[0]);
+    assert!(bed.crosses(INSIDE, &fragment.udp(1, 2, b"")));
+    fragment.fragment = Some((1, 0, true));
+    assert!(bed.crosses(INSIDE, &fragment.ip(17, &[0, 1, 0, 2, 0, 64, 0, 0])));
+    fragment.fragment = Some((1, 8, false));
+    assert!(bed.crosses(INSIDE, &fragment.ip(17, &[0; 56])));
+    assert_eq!(bed.flows().len(), 0);
+    let error =
+        from_to(OUTSIDER[0], BOX[0]).icmp(3, 0, [0; 4], &from_to(BOX[0], OUTSIDER[0]).udp(1, 2, b"")[14..]);
+    assert!(bed.crosses(OUTSIDE, &error));
+}
+
+/// So few places that they can be filled: 16 in a shard, 8 of them half-open.
+fn small() -> Bed {
+    let config = PlaneConfig {
+        flow: FlowConfig {
+            half_open_share: 128,
+            ..FlowConfig::default()
+        },
+        ..PlaneConfig::default()
+    };
+    let mut bed = Bed::with(config, SHARDS * 16);
+    bed.publish(World::new(1));
+    bed.plane.forwarding.publish(wire().build());
+    bed.settled()
+}
+
+#[test]
+fn a_full_shard_keeps_its_established_flows_and_judges_new_ones() {
+    for family in [0, 1] {
+        let mut bed = small();
+        let (forth, back) = (
+            from_to(CLIENT[family], BOX[family]),
+            from_to(BOX[family], CLIENT[family]),
+        );
+        for port in 0..16 {
+            assert!(bed.crosses(INSIDE, &forth.udp(port, 9, b"")));
+            assert!(bed.crosses(OUTSIDE, &back.udp(9, port, b"")));
+        }
+        // It could not be answered without an entry.
+        bed.drops(INSIDE, &forth.udp(16, 9, b""), DropReason::FlowTableFull);
+        // And what policy denies is denied.
+        bed.drops(OUTSIDE, &back.udp(17, 17, b""), DropReason::PolicyEgress);
+        for port in 0..16 {
+            assert!(bed.crosses(OUTSIDE, &back.udp(9, port, b"")));
+        }
+        assert_eq!(bed.count(|w| w.flows.evicted.get()), 0);
+        // What is over gives way.
+        let mut bed = small();
+        for port in 0..16 {
+            assert!(bed.crosses(INSIDE, &forth.tcp(port, 22, SYN, b"")));
+            assert!(bed.crosses(
+                OUTSIDE,
+                &back.tcp(22, port, if port == 9 { RST } else { SYN_ACK }, b"")
+            ));
+        }
+        assert!(bed.crosses(INSIDE, &forth.tcp(16, 22, SYN, b"")));
+        assert_eq!(bed.count(|w| w.flows.evicted.get()), 1);
+        assert!(bed.flows().iter().all(|flow| flow.key.src_port != 9));
+        bed.drops(INSIDE, &forth.tcp(17, 22, SYN, b""), DropReason::FlowTableFull);
+        bed.wait(Nanos::from_secs(1));
+        assert!(
+            bed.crosses(INSIDE, &forth.tcp(17, 22, SYN, b"")),
+            "the half-open one is old enough now"
+        );
+    }
+}
+
+#[test]
+fn a_full_shard_forwards_what_needs_no_entry() {
+    let mut bed = small();
+    let (forth, back) = (from_to(CLIENT[0], OUTSIDER[0]), from_to(OUTSIDER[0], CLIENT[0]));
+    for port in 0..16 {
+        assert!(bed.crosses(INSIDE, &forth.udp(port, 9, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.udp(9, port, b"")));
+    }
+    assert!(bed.crosses(INSIDE, &forth.udp(16, 9, b"")));
+    assert!(bed.crosses(OUTSIDE, &back.udp(9, 16, b"")));
+    assert_eq!(bed.count(|w| w.stateless.get()), 2);
+}
+
+#[test]
+fn half_open_flows_are_limited_and_thrown_out_oldest_first() {
+    for family in [0, 1] {
+        let mut bed = small();
+        let (forth, back) = (
+            from_to(CLIENT[family], BOX[family]),
+            from_to(BOX[family], CLIENT[family]),
+        );
+        for port in 0..8 {
+            assert!(bed.crosses(INSIDE, &forth.tcp(port, 22, SYN, b"")));
+        }
+        bed.drops(INSIDE, &forth.tcp(8, 22, SYN, b""), DropReason::HalfOpenLimit);
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 0, SYN_ACK, b"")));
+        assert!(
+            bed.crosses(INSIDE, &forth.tcp(8, 22, SYN, b"")),
+            "one of them is answered"
+        );
+        bed.wait(Nanos::from_millis(100));
+        assert!(
+            bed.crosses(INSIDE, &forth.tcp(9, 22, SYN, b"")),
+            "the oldest is old enough"
+        );
+        bed.drops(OUTSIDE, &back.tcp(22, 1, SYN_ACK, b""), DropReason::PolicyEgress);
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 2, SYN_ACK, b"")));
+        assert_eq!(bed.count(|w| w.flows.half_open.get()), 7);
+        assert_eq!(bed.count(|w| w.flows.half_open_limit.get()), 8 * SHARDS as u64);
+    }
+}
+
+#[test]
+fn a_full_hand_over_ring_drops() {
+    let config = PlaneConfig {
+        workers: 2,
+        handover: 1,
+        ..PlaneConfig::default()
+    };
+    let mut bed = Bed::with(config, 4096);
+    bed.publish(World::new(1));
+    bed.plane.forwarding.publish(wire().build());
+    // One of the two workers does not own the flow.
+    for worker in [0, 1] {
+        for _ in 0..2 {
+            assert!(
+                bed.workers[worker]
+                    .io()
+                    .inject(0, &from_to(CLIENT[0], WEB[0]).tcp(1, 80, SYN, b""))
+            );
+        }
+    }
+    // Both receive before either takes over: the one that does not own it hands over first.
+    let now = bed.now;
+    let stranger = (0..2)
+        .find(|worker| bed.workers[*worker].run_once(now).handed_to != 0)
+        .unwrap();
+    assert_eq!(bed.stats.drops(DropReason::HandoverFull), 1);
+    assert!(bed.workers[1 - stranger].has_work() || stranger == 1);
+    let sent = bed.run();
+    assert!(sent.len() + 2 >= 3 && !bed.workers[1 - stranger].has_work());
+}
+
+#[test]
+fn audit_forwards_what_it_would_have_dropped() {
+    let mut bed = Bed::with(
+        PlaneConfig {
+            mode: Mode::Audit,
+            ..PlaneConfig::default()
+        },
+        4096,
+    );
+    bed.plane.forwarding.publish(wire().build());
+    let denied = from_to(BOX[0], OUTSIDER[0]).udp(1, 2, b"");
+    assert!(bed.crosses(INSIDE, &denied));
+    bed.publish(World::new(1));
+    assert!(bed.crosses(INSIDE, &denied));
+    assert!(bed.crosses(INSIDE, &from_to(CLIENT[1], NOBODY[1]).udp(1, 2, b"")));
+    assert!(bed.crosses(INSIDE, &denied[..20]));
+    for reason in [
+        DropReason::NoSnapshot,
+        DropReason::PolicyEgress,
+        DropReason::UnknownEndpoint,
+        DropReason::Truncated,
+    ] {
+        assert_eq!(bed.count(|w| w.audited.get(reason)), 1, "{}", reason.name());
+    }
+    assert_eq!(bed.count(|w| w.drops.total()), 0);
+    assert!(bed.stats.next_sample().unwrap().audit);
+    assert_eq!(bed.flows().len(), 0);
+}
