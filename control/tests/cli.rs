@@ -25,6 +25,7 @@ struct Ran {
 fn ringwall(args: &[&str], input: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ringwall"))
         .args(args)
+        .env("NODE_NAME", "n1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

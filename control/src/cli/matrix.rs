@@ -39,7 +39,7 @@ pub struct MatrixArgs {
     external: Vec<std::net::IpAddr>,
 }
 
-/// Reads `80/TCP`, `ICMP` or `47`.
+/// Reads `80/TCP` or `ICMP`.
 fn service(text: &str) -> Result<Service, String> {
     let (port, protocol) = match text.split_once('/') {
         Some((port, protocol)) => {
@@ -50,8 +50,8 @@ fn service(text: &str) -> Result<Service, String> {
         }
         None => (None, text),
     };
-    let number = protocol_number(protocol).or_else(|| protocol.parse().ok()).ok_or_else(|| {
-        format!("{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP, ICMPv6 or a number")
+    let number = protocol_number(protocol).ok_or_else(|| {
+        format!("{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP or ICMPv6")
     })?;
     let service =
         Service::new(number, port).map_err(|_| format!("{text:?} lacks the port: write 80/{text}"))?;
