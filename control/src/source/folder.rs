@@ -48,6 +48,8 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Number of files read.
     pub files: usize,
+    /// When the first change that it holds was noticed.
+    pub began: std::time::Instant,
 }
 
 /// Why a folder cannot be used.

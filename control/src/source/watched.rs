@@ -2,12 +2,8 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::RecvTimeoutError,
-    },
-    time::{Duration, Instant},
+    sync::{Arc, mpsc::RecvTimeoutError},
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -31,7 +27,6 @@ pub fn start(
     options: WatchOptions,
     stale_after: Duration,
 ) -> Result<Feed, FolderError> {
-    let began = Instant::now();
     let (loaded, folder_watch) = FolderWatch::start(folder, settings, options)?;
     let health = Arc::new(Health::new(
         "folder",
@@ -40,14 +35,12 @@ pub fn start(
         Vec::new(),
     ));
     let (states, received) = watch::channel(None);
-    let accepted = Arc::new(AtomicBool::new(false));
-    let accept = Arc::clone(&accepted);
     let reader = Reader {
         states,
         health: Arc::clone(&health),
-        accepted,
     };
-    reader.hand_on(loaded, began);
+    let acceptor = folder_watch.acceptor();
+    reader.hand_on(loaded);
     std::thread::Builder::new()
         .name("rw-folder".to_owned())
         .spawn(move || reader.run(&folder_watch))
@@ -58,7 +51,7 @@ pub fn start(
     Ok(Feed {
         states: received,
         health,
-        accept: Some(Accept(Box::new(move || accept.store(true, Ordering::Relaxed)))),
+        accept: Some(Accept(Box::new(move || acceptor.accept()))),
         _task: None,
     })
 }
@@ -66,19 +59,15 @@ pub fn start(
 struct Reader {
     states: watch::Sender<Option<Arc<SourceState>>>,
     health: Arc<Health>,
-    accepted: Arc<AtomicBool>,
 }
 
 impl Reader {
     fn run(&self, folder: &FolderWatch) {
         while !self.states.is_closed() {
-            if self.accepted.swap(false, Ordering::Relaxed) {
-                folder.accept();
-            }
             match folder.updates().recv_timeout(LOOK) {
                 Ok(Update::State(loaded)) => {
                     self.health.event(None);
-                    self.hand_on(loaded, Instant::now());
+                    self.hand_on(loaded);
                 }
                 Ok(Update::Held { reason, problems }) => {
                     self.health.event(None);
@@ -99,7 +88,8 @@ impl Reader {
         }
     }
 
-    fn hand_on(&self, loaded: Loaded, began: Instant) {
+    fn hand_on(&self, loaded: Loaded) {
+        let began = loaded.began;
         let problems = loaded.problems.iter().map(describe).collect();
         self.health.current(true);
         self.health.handed_on();

@@ -246,6 +246,7 @@ impl Reader {
             cluster,
             problems,
             files: self.files.len(),
+            began: std::time::Instant::now(),
         };
         self.clashes = clashes;
         loaded

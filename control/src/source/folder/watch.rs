@@ -217,6 +217,8 @@ struct Watch {
 /// What a burst of events asks for.
 #[derive(Default)]
 struct Pending {
+    /// When the first of it was noticed.
+    began: Option<Instant>,
     paths: HashSet<PathBuf>,
     /// Something happened that does not name a manifest: a link changed, events were lost.
     all: bool,
@@ -245,6 +247,7 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let began = Instant::now();
+            pending.began = Some(began);
             while !pending.accept {
                 let left = self.options.limit.saturating_sub(began.elapsed());
                 match wakes.recv_timeout(self.options.settle.min(left)) {
@@ -326,7 +329,8 @@ impl Watch {
                 vec![unreadable],
             );
         }
-        let loaded = self.reader.assemble(&self.settings);
+        let mut loaded = self.reader.assemble(&self.settings);
+        loaded.began = pending.began.unwrap_or(loaded.began);
         if self.options.hold_vanished
             && !pending.accept
             && let Some(reason) = vanished(&self.current, &loaded.cluster)
