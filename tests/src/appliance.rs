@@ -219,7 +219,10 @@ impl Appliance {
     /// # Errors
     /// Nothing answers.
     pub fn status(&self) -> Result<Value> {
-        if let Ok(status) = ask(&self.control_socket) {
+        // Control may be up and its line to the dataplane not yet; the command then asks both.
+        if let Ok(status) = ask(&self.control_socket)
+            && !status["dataplane"].is_null()
+        {
             return Ok(status);
         }
         let output = self.ringwall(&["status", "--config", &self.config.to_string_lossy(), "-o", "json"])?;

@@ -106,10 +106,11 @@ impl Demo {
                 .find(|recipe| recipe.slug.contains(part))
                 .with_context(|| format!("no recipe {part}"))
         };
-        let (open, deny) = (find("no-policy")?, find("deny-all-to-an-application")?);
+        // In and out: with the direction of the acknowledgements alone denied, the sender would still try for a while.
+        let (open, deny) = (find("no-policy")?, find("deny-all-both-ways")?);
         self.revoke(bed, &appliance, open, deny)?;
-        self.kill_closed(bed, &appliance, open)?;
         self.accounts(bed, &appliance)?;
+        self.kill_closed(bed, &appliance, open)?;
         let ended = appliance.stop()?;
         self.check(
             ended.success(),
@@ -250,12 +251,15 @@ impl Demo {
         self.heading("The accounts");
         // Retransmissions and neighbour probes come to rest.
         let mut status = appliance.status()?;
+        let mut device = device_frames(bed)?;
         for _ in 0..20 {
-            std::thread::sleep(Duration::from_millis(250));
-            let next = appliance.status()?;
-            let still = next["dataplane"]["frames"] == status["dataplane"]["frames"];
-            status = next;
-            if still {
+            std::thread::sleep(Duration::from_millis(300));
+            (status, device) = (appliance.status()?, device_frames(bed)?);
+            let seen = ["received", "toKernel", "lost"]
+                .iter()
+                .filter_map(|key| status["dataplane"]["frames"][key].as_u64())
+                .sum::<u64>();
+            if device.saturating_sub(self.before_us) == seen {
                 break;
             }
         }
@@ -271,6 +275,14 @@ impl Demo {
                 "{} received + {} made = {} forwarded + {} dropped + {} held; {} passed to the kernel, {} lost before a worker",
                 count("received"), count("generated"), count("forwarded"), count("dropped"), count("held"),
                 count("toKernel"), count("lost"),
+            ),
+        );
+        let seen = count("received") + count("toKernel") + count("lost");
+        self.check(
+            device.saturating_sub(self.before_us) == seen,
+            &format!(
+                "the devices' own counters say {} frames came in since the start: {seen} accounted for",
+                device.saturating_sub(self.before_us)
             ),
         );
         let drops: Vec<String> = status["dataplane"]["drops"]
@@ -360,6 +372,25 @@ impl Demo {
         appliance.stop()?;
         Ok(())
     }
+}
+
+/// Frames that the kernel counts as received by the gateway's ports.
+pub(super) fn device_frames(bed: &Bed) -> anyhow::Result<u64> {
+    let table = bed.gateway.read("/proc/thread-self/net/dev")?;
+    let ports = bed
+        .pods
+        .iter()
+        .map(|pod| pod.port.as_str())
+        .chain(["uplink", ringwall_testbed::appliance::HOST_PORT]);
+    ports
+        .map(|port| {
+            table
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(port)?.strip_prefix(':'))
+                .and_then(|counters| counters.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .with_context(|| format!("no counters of {port} in /proc/net/dev"))
+        })
+        .sum()
 }
 
 fn member<'a>(

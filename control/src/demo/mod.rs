@@ -78,6 +78,8 @@ struct Demo {
     begin: Instant,
     failures: usize,
     attempts: usize,
+    /// Frames that the ports received before the dataplane counted.
+    before_us: u64,
 }
 
 impl Demo {
@@ -89,6 +91,7 @@ impl Demo {
             begin: Instant::now(),
             failures: 0,
             attempts: 0,
+            before_us: 0,
         })
     }
 
@@ -100,7 +103,13 @@ impl Demo {
         let first = self.recipes.first().context("no recipe")?;
         show.progress("starting `ringwall run`");
         let appliance = Appliance::start(&bed, &self.binary, &Options::default(), &first.objects)?;
-        self.introduce(&bed, &appliance)?;
+        let frames = &appliance.status()?["dataplane"]["frames"];
+        let counted: u64 = ["received", "toKernel", "lost"]
+            .iter()
+            .filter_map(|key| frames[key].as_u64())
+            .sum();
+        self.before_us = incidents::device_frames(&bed)?.saturating_sub(counted);
+        self.introduce(&appliance)?;
         let recipes = std::mem::take(&mut self.recipes);
         for (index, recipe) in recipes.iter().enumerate() {
             self.walk(&bed, &appliance, recipe, index + 1, recipes.len())?;
@@ -156,7 +165,7 @@ impl Demo {
         Ok(Bed::new(Role::Routed, &plans, 1)?)
     }
 
-    fn introduce(&self, bed: &Bed, appliance: &Appliance) -> anyhow::Result<()> {
+    fn introduce(&self, appliance: &Appliance) -> anyhow::Result<()> {
         let show = self.show;
         let status = appliance.status()?;
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -211,7 +220,6 @@ impl Demo {
              literal evaluator says, `got` what came of it. For the command behind a line, first: \n  \
              ringwall demo --export {EXPORTED}\n",
         ));
-        let _ = bed;
         Ok(())
     }
 
