@@ -88,6 +88,8 @@ pub struct Timeouts {
     /// UDP before an answer.
     pub udp_new: Nanos,
     /// UDP answered.
+    pub udp_answered: Nanos,
+    /// UDP in use beyond an answer.
     pub udp_established: Nanos,
     /// SCTP before an answer.
     pub sctp_new: Nanos,
@@ -114,6 +116,7 @@ impl Default for Timeouts {
             tcp_time_wait: seconds(120),
             tcp_reset: seconds(10),
             udp_new: seconds(30),
+            udp_answered: seconds(30),
             // RFC 4787 asks for at least 2 min.
             udp_established: seconds(180),
             sctp_new: seconds(60),

@@ -81,22 +81,24 @@ states! {
     TcpResetReply = 9, "tcp-reset-reply", tcp_reset, Closed;
     /// UDP, one direction seen.
     UdpNew = 10, "udp-new", udp_new, HalfOpen;
-    /// UDP, both seen.
-    UdpEstablished = 11, "udp-established", udp_established, Kept;
+    /// UDP, answered: a question and its answer are over with that, so it may give way to others.
+    UdpAnswered = 11, "udp-answered", udp_answered, Closed;
+    /// UDP, and the original side has gone on after the answer.
+    UdpEstablished = 12, "udp-established", udp_established, Kept;
     /// SCTP, one direction seen.
-    SctpNew = 12, "sctp-new", sctp_new, HalfOpen;
+    SctpNew = 13, "sctp-new", sctp_new, HalfOpen;
     /// SCTP, both seen.
-    SctpEstablished = 13, "sctp-established", sctp_established, Kept;
+    SctpEstablished = 14, "sctp-established", sctp_established, Kept;
     /// SCTP after SHUTDOWN COMPLETE or ABORT.
-    SctpClosed = 14, "sctp-closed", sctp_closed, Closed;
+    SctpClosed = 15, "sctp-closed", sctp_closed, Closed;
     /// Echo request seen.
-    IcmpNew = 15, "icmp-new", icmp, HalfOpen;
+    IcmpNew = 16, "icmp-new", icmp, HalfOpen;
     /// Echo answered.
-    IcmpEstablished = 16, "icmp-established", icmp, Kept;
+    IcmpAnswered = 17, "icmp-answered", icmp, Closed;
     /// Another protocol, one direction seen.
-    OtherNew = 17, "other-new", other, HalfOpen;
+    OtherNew = 18, "other-new", other, HalfOpen;
     /// Another protocol, both seen.
-    OtherEstablished = 18, "other-established", other, Kept;
+    OtherEstablished = 19, "other-established", other, Kept;
 }
 
 /// Which way a packet of a flow goes.
@@ -209,9 +211,9 @@ pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Act
     use Direction::{Original, Reply};
     use Segment::{Ack, Bad, End, Fin, Init, Rst, Syn, SynAck};
     use State::{
-        IcmpEstablished, IcmpNew, OtherEstablished, OtherNew, SctpClosed, SctpEstablished, SctpNew,
+        IcmpAnswered, IcmpNew, OtherEstablished, OtherNew, SctpClosed, SctpEstablished, SctpNew,
         TcpEstablished, TcpFinOriginal, TcpFinReply, TcpHandshake, TcpMidstream, TcpResetOriginal,
-        TcpResetReply, TcpSyn, TcpTimeWait, UdpEstablished, UdpNew,
+        TcpResetReply, TcpSyn, TcpTimeWait, UdpAnswered, UdpEstablished, UdpNew,
     };
 
     let reset = match direction {
@@ -273,12 +275,13 @@ pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Act
         (SctpNew, Reply, _) => (SctpEstablished, Pass),
 
         // The others: a packet each way.
-        (UdpNew, Reply, _) => (UdpEstablished, Pass),
-        (IcmpNew, Reply, _) => (IcmpEstablished, Pass),
+        (UdpNew, Reply, _) => (UdpAnswered, Pass),
+        (UdpAnswered, Original, _) => (UdpEstablished, Pass),
+        (IcmpNew, Reply, _) => (IcmpAnswered, Pass),
         (OtherNew, Reply, _) => (OtherEstablished, Pass),
         (
-            SctpNew | SctpEstablished | UdpNew | UdpEstablished | IcmpNew | IcmpEstablished | OtherNew
-            | OtherEstablished,
+            SctpNew | SctpEstablished | UdpNew | UdpAnswered | UdpEstablished | IcmpNew | IcmpAnswered
+            | OtherNew | OtherEstablished,
             _,
             _,
         ) => (state, Pass),

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // in tests a failed unwrap is the failure
 
 mod drops;
+mod figures;
 mod policy;
 mod random;
 mod restart;

@@ -144,6 +144,9 @@ fn semantics_59_a_udp_flow_lasts_as_long_as_its_timeout() {
         assert!(bed.crosses(INSIDE, &forth.udp(1000, 53, b"")));
         bed.wait(Nanos::from_secs(29));
         assert!(bed.crosses(OUTSIDE, &back.udp(53, 1000, b"")));
+        bed.wait(Nanos::from_secs(30));
+        assert!(bed.crosses(OUTSIDE, &back.udp(53, 1000, b"")));
+        assert!(bed.crosses(INSIDE, &forth.udp(1000, 53, b"")));
         bed.wait(Nanos::from_secs(180));
         assert!(bed.crosses(OUTSIDE, &back.udp(53, 1000, b"")));
         bed.wait(Nanos::from_secs(181));

@@ -1,0 +1,73 @@
+//! How long a packet takes, in memory. Not a test: run with
+//! `cargo test --release -p ringwall-dataplane figures -- --ignored --nocapture --test-threads 1`.
+
+use std::time::Instant;
+
+use super::*;
+
+/// Established flows from the client to the web pod's and others' addresses, `count` of them, one frame each, round and
+/// round.
+fn measure(name: &str, family: usize, count: usize, routed: bool) {
+    let pool = MemoryPool::new(count.max(64) + 64, 128);
+    let memory = FlowMemory::private((count * 2).max(1 << 16), 7).unwrap();
+    let (mut plane, seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+    plane.snapshots.publish(World::new(1).snapshot());
+    let mut builder = wire();
+    if routed {
+        builder = ForwardingBuilder::new();
+        builder.port(port(INSIDE, PortKind::Pod, Side::Pods));
+        builder.port(port(OUTSIDE, PortKind::Uplink, Side::Any));
+        let all = [("0.0.0.0", 0), ("::", 0)][family];
+        builder.route(
+            addr(CLIENT[family]),
+            128,
+            crate::forward::Route::connected(INSIDE),
+        );
+        let router = addr("172.16.0.1");
+        builder.route(addr(all.0), all.1, crate::forward::Route::via(OUTSIDE, router));
+        builder.neighbour(OUTSIDE, router, crate::forward::Neighbour::Reachable([6; 6]));
+    }
+    plane.forwarding.publish(builder.build());
+    let mut worker = Worker::new(seats.into_iter().next().unwrap(), MemoryIo::new(&pool, &[INSIDE]));
+    for flow in 0..count {
+        let dst = if family == 0 {
+            format!("198.18.{}.{}", flow / 256 % 256, flow % 256)
+        } else {
+            format!("2001:db8::{:x}:{:x}", flow / 256 % 256, flow % 256)
+        };
+        let mut template = from_to(CLIENT[family], &dst);
+        template.ttl = 255;
+        assert!(
+            worker
+                .io()
+                .inject(0, &template.udp((flow / 65536) as u16 + 1, 53, b"0123456789"))
+        );
+    }
+    let mut best = f64::MAX;
+    let mut now = 1u64;
+    for _ in 0..7 {
+        let start = Instant::now();
+        let mut frames = 0;
+        while frames < 2_000_000 {
+            now += 1000;
+            frames += worker.run_once(Nanos(now)).frames;
+            worker.io().recirculate(0);
+        }
+        best = best.min(start.elapsed().as_nanos() as f64 / frames as f64);
+    }
+    let stats = plane.stats();
+    let drops = stats.sum(|w| w.drops.total());
+    println!(
+        "{name}: {best:.1} ns/packet, {:.1} Mpps, {drops} drops",
+        1000.0 / best
+    );
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    measure("wire, IPv4, 1,000 flows", 0, 1_000, false);
+    measure("wire, IPv6, 1,000 flows", 1, 1_000, false);
+    measure("wire, IPv4, 60,000 flows", 0, 60_000, false);
+    measure("wire, IPv4, 500,000 flows", 0, 500_000, false);
+}
