@@ -12,6 +12,8 @@ mod content;
 mod owners;
 mod ports;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::{net::IpAddr, ops::Range};
 

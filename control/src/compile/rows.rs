@@ -215,7 +215,10 @@ impl<'a, 'c> Rows<'a, 'c> {
         touched.sort_unstable();
 
         // Pages that no rule with peers touches.
-        let rules: Vec<u32> = everyone.iter().filter_map(|position| rule_at(*position)).collect();
+        let rules: Vec<u32> = everyone
+            .iter()
+            .filter_map(|position| rule_at(*position))
+            .collect();
         let names = match spec.names {
             NamesOf::Subject(list) if rules.iter().any(|rule| self.asks(*rule)) => list,
             _ => 0,
@@ -241,8 +244,10 @@ impl<'a, 'c> Rows<'a, 'c> {
             laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
             laid.sort_unstable_by_key(|(position, _)| *position);
             let valid = valid_classes(self.classes, page);
-            let by_class =
-                peer_names && laid.iter().any(|(position, _)| rule_at(*position).is_some_and(|rule| self.asks(rule)));
+            let by_class = peer_names
+                && laid
+                    .iter()
+                    .any(|(position, _)| rule_at(*position).is_some_and(|rule| self.asks(rule)));
             let written = match last.take() {
                 Some(written) if written.laid == laid && !by_class && valid == u64::MAX => written,
                 _ => {
