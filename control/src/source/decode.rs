@@ -83,9 +83,26 @@ fn unfold(
         .map_err(nameless)?
         .or(inherited.map(|list| list.api_version));
     let Some(kind) = kind else {
+        // Values of a chart, a kustomization, notes: not an object that lost its kind, which would have one of these.
+        if !["apiVersion", "metadata", "spec", "items"]
+            .iter()
+            .any(|key| root.contains_key(*key))
+        {
+            let note = fault(
+                at,
+                "is no Kubernetes object (no apiVersion, kind, metadata, spec): passed over",
+            );
+            out.push(Decoded {
+                label: "document".to_owned(),
+                prefix: at.to_owned(),
+                object: Object::Ignored { kind: String::new() },
+                notes: vec![note],
+            });
+            return Ok(());
+        }
         return Err(nameless(fault(
             join(at, "kind"),
-            "is missing: every document must be a Kubernetes object; move other YAML out of the folder",
+            "is missing: write the kind of the object, such as NetworkPolicy, or move the file out of the folder",
         )));
     };
     let api_version = api_version.unwrap_or_default();

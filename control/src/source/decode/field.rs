@@ -123,8 +123,11 @@ pub(super) fn only(fields: &Fields, at: &str, known: &[&str], faults: &mut Vec<F
         let place = if at.is_empty() { "here" } else { at };
         let hint = match known.iter().find(|name| name.eq_ignore_ascii_case(key)) {
             Some(name) => format!("write {name}"),
-            None if key == "ports" && known.contains(&"podSelector") => {
-                "it belongs beside from or to, one level further out, or to a rule".to_owned()
+            None if key == "ports" && known.contains(&"ipBlock") => {
+                "it belongs beside from or to, one level further out".to_owned()
+            }
+            None if ["ports", "from", "to"].contains(&key.as_str()) && known.contains(&"policyTypes") => {
+                "it belongs into a rule of ingress or egress, one level further in".to_owned()
             }
             None => format!("known are {}; check the indentation", known.join(", ")),
         };

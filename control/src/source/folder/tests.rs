@@ -76,6 +76,7 @@ fn manifests_are_found_below_and_other_files_passed_over() {
         (".git/x.yaml", "not: [yaml"),
         ("backup.yaml~", "not: [yaml"),
         ("empty.yaml", "\n# nothing\n---\n"),
+        ("kustomization.yaml", "resources: [policy.yaml]\n"),
     ]);
     let loaded = read(dir.path()).unwrap();
     assert_eq!(
@@ -84,10 +85,16 @@ fn manifests_are_found_below_and_other_files_passed_over() {
             loaded.cluster.policies.len(),
             loaded.files
         ),
-        (2, 2, 4)
+        (2, 2, 5)
     );
     assert!(loaded.cluster.namespaces.contains_key("a"), "supplied");
-    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    assert_eq!(
+        told(dir.path(), &loaded.problems),
+        [
+            "kustomization.yaml:1: document: is no Kubernetes object (no apiVersion, kind, metadata, spec): passed over"
+        ]
+    );
+    assert_eq!(loaded.problems[0].severity, Severity::Warning);
     // A single file will do.
     assert_eq!(
         read(&dir.path().join("policy.yaml"))
@@ -136,7 +143,7 @@ fn every_mistake_says_file_line_and_field() {
             "b.yaml",
             "# note\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  labels:\n    version: 1\n",
         ),
-        ("c.yaml", "just: text\n"),
+        ("c.yaml", "metadata: {name: x}\n"),
         ("d.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {}\n"),
         (
             "e.yaml",
