@@ -12,6 +12,13 @@ use std::{
     thread,
 };
 
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{L4, NodeExemption, Snapshot},
+};
+use ringwall_testbed::api_server::{ApiServer, NETWORK_POLICIES, PODS};
+use serde_json::json;
+
 use super::*;
 use crate::compile::CompileStats;
 use crate::protocol::{
@@ -58,7 +65,7 @@ fn transcribe(
 struct Kept {
     generation: u64,
     hash: Option<ContentHash>,
-    images: Vec<String>,
+    images: Vec<Vec<u8>>,
 }
 
 /// A dataplane without packets.
@@ -120,8 +127,13 @@ impl FakeDataplane {
         }
     }
 
+    /// The images so far, of those that are text.
     fn images(&self) -> Vec<String> {
-        self.kept.lock().unwrap().images.clone()
+        let images = self.kept.lock().unwrap().images.clone();
+        images
+            .into_iter()
+            .map(|image| String::from_utf8(image).unwrap())
+            .collect()
     }
 
     async fn image(&self, wanted: &str) -> Vec<String> {
@@ -171,7 +183,7 @@ fn serve(connection: &Connection, kept: &Mutex<Kept>, refuse: &AtomicBool, versi
                     );
                     kept.generation = generation;
                     kept.hash = Some(hash);
-                    kept.images.push(String::from_utf8(image).unwrap());
+                    kept.images.push(image);
                     vec![
                         Reply::Accepted { generation },
                         Reply::Adopted {
@@ -628,6 +640,107 @@ async fn what_is_wrong_at_the_start_is_refused() {
     bed.write("broken", "kind: [\n");
     let error = refused(bed.options()).await;
     assert!(error.contains("broken.yaml"), "{error}");
+}
+
+/// Whether the newest published image lets `from` connect to `to`, port 80.
+fn passes(dataplane: &FakeDataplane, from: &str, to: &str) -> Option<bool> {
+    let image = dataplane.kept.lock().unwrap().images.last().cloned()?;
+    let snapshot = Snapshot::open(&image).unwrap();
+    let address = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().unwrap());
+    let (from, to) = (address(from), address(to));
+    let judgement = snapshot.judge(
+        &snapshot.identify(from),
+        &snapshot.identify(to),
+        from,
+        to,
+        L4::Port {
+            protocol: 6,
+            port: 80,
+        },
+        NodeExemption::Trusted,
+    );
+    Some(judgement.allow())
+}
+
+async fn until_passes(dataplane: &FakeDataplane, from: &str, to: &str, wanted: bool) {
+    let until = Instant::now() + PATIENCE;
+    while passes(dataplane, from, to) != Some(wanted) {
+        assert!(Instant::now() < until, "{from} -> {to} is never {wanted}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_at_the_api_server_becomes_a_snapshot_that_denies() {
+    let bed = Bed::new();
+    let server = ApiServer::start().unwrap();
+    let pod = |name: &str, ip: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "a", "labels": {"app": name}},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": ip}]},
+        })
+    };
+    let policy = |from: &str| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": "web", "namespace": "a"},
+            "spec": {
+                "podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": from}}}]}],
+            },
+        })
+    };
+    server.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}));
+    server.apply(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {"podCIDRs": ["10.0.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+    }));
+    for (name, ip) in [("web", "10.0.0.1"), ("one", "10.0.0.2"), ("two", "10.0.0.3")] {
+        server.apply(pod(name, ip));
+    }
+    let kubeconfig = bed.path("kubeconfig");
+    std::fs::write(&kubeconfig, server.kubeconfig("t")).unwrap();
+    let source = SourceKind::Kubeconfig {
+        file: kubeconfig,
+        context: None,
+    };
+    let controller = Controller::start(Options {
+        source,
+        ..bed.options()
+    })
+    .await
+    .unwrap();
+    let control = Running::new(controller);
+    let dataplane = &bed.dataplane;
+
+    until_passes(dataplane, "10.0.0.2", "10.0.0.1", true).await;
+    server.apply(policy("one"));
+    until_passes(dataplane, "10.0.0.3", "10.0.0.1", false).await;
+    assert_eq!(passes(dataplane, "10.0.0.2", "10.0.0.1"), Some(true));
+    // The pod is relabelled, the policy stays.
+    let mut relabelled = pod("two", "10.0.0.3");
+    relabelled["metadata"]["labels"]["app"] = json!("one");
+    server.apply(relabelled);
+    until_passes(dataplane, "10.0.0.3", "10.0.0.1", true).await;
+    // Another pod gets the address of one that is gone.
+    server.delete(PODS, "a", "two").unwrap();
+    until_passes(dataplane, "10.0.0.3", "10.0.0.1", false).await;
+    server.apply(pod("three", "10.0.0.3"));
+    server.apply(policy("three"));
+    until_passes(dataplane, "10.0.0.3", "10.0.0.1", true).await;
+    assert_eq!(passes(dataplane, "10.0.0.2", "10.0.0.1"), Some(false));
+    // While the server is away, nothing changes; then the policy is gone.
+    server.set_away(true);
+    server.delete(NETWORK_POLICIES, "a", "web").unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(passes(dataplane, "10.0.0.2", "10.0.0.1"), Some(false));
+    server.set_away(false);
+    until_passes(dataplane, "10.0.0.2", "10.0.0.1", true).await;
+    let status = control.ready().await.control.unwrap();
+    assert_eq!(status.source.kind, "kubernetes");
+    assert_eq!(status.objects.pods, 3);
 }
 
 #[test]
