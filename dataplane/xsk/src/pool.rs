@@ -374,3 +374,112 @@ pub(crate) fn source_of(error: &dyn std::error::Error) -> io::Error {
         None => io::Error::other(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what went wrong by panicking
+
+    use super::*;
+
+    /// A pool of two workers' frames; None without root, which a UMEM takes.
+    fn pool() -> Option<Pool> {
+        if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_NET_RAW).unwrap() {
+            let layout = Layout {
+                frame_size: 2048,
+                frames: vec![600, 424],
+                fill: 64,
+                completion: 64,
+                inbox: 8,
+            };
+            return Some(Pool::new(&layout).unwrap());
+        }
+        assert!(
+            std::env::var("REQUIRE_ROOT").as_deref() != Ok("1"),
+            "REQUIRE_ROOT=1, but no CAP_NET_RAW"
+        );
+        println!("SKIPPED: needs root");
+        None
+    }
+
+    #[test]
+    fn the_kernel_cannot_give_what_it_was_not_given() {
+        let Some(pool) = pool() else { return };
+        let address = 5 * 2048 + HEADROOM;
+        assert_eq!(
+            pool.take_back(address, receiving(3)),
+            None,
+            "a frame that was never given"
+        );
+        pool.set_place(5, receiving(3));
+        assert_eq!(pool.take_back(address, receiving(4)), None, "another queue's");
+        assert_eq!(pool.take_back(address, sending(3)), None, "the other ring's");
+        assert_eq!(pool.take_back(address, receiving(3)), Some(5));
+        assert_eq!(pool.take_back(address, receiving(3)), None, "twice");
+        assert_eq!(pool.take_back(1024 * 2048, receiving(3)), None, "past the end");
+        assert_eq!(pool.take_back(usize::MAX, receiving(3)), None, "far past the end");
+    }
+
+    #[test]
+    fn packets_stay_inside_their_frame() {
+        let Some(pool) = pool() else { return };
+        let port = PortId(1);
+        let start = 7 * 2048;
+        assert!(
+            pool.received(7, start + HEADROOM, 1793, port).is_none(),
+            "longer than the room"
+        );
+        assert!(pool.received(7, start + 2000, 49, port).is_none(), "over the end");
+        assert!(
+            pool.received(7, start - 1, 10, port).is_none(),
+            "before the start"
+        );
+        assert!(
+            pool.received(7, start + HEADROOM, usize::MAX - 4096, port)
+                .is_none(),
+            "absurd"
+        );
+        assert!(
+            pool.received(1024, 1024 * 2048, 0, port).is_none(),
+            "no such frame"
+        );
+
+        let mut frame = pool
+            .received(7, start + HEADROOM, 1792, port)
+            .expect("exactly the room");
+        frame.bytes_mut().copy_from_slice(&[3; 1792]);
+        assert_eq!(pool.consume(frame), Some((7, 1792)));
+        // A packet that a driver has put elsewhere is moved to where packets start.
+        let frame = pool
+            .received(7, start + HEADROOM + 100, 1000, port)
+            .expect("moved");
+        assert_eq!(frame.bytes(), [3; 1000]);
+        assert_eq!(pool.consume(frame), Some((7, 1000)));
+    }
+
+    #[test]
+    fn frames_know_their_homes_and_closed_queues_lose_none() {
+        let Some(pool) = pool() else { return };
+        assert_eq!(pool.home_frames(0).len(), 600);
+        assert_eq!(pool.home_frames(1), (600..1024).rev().collect::<Vec<_>>());
+        for number in 500..700 {
+            pool.set_place(number, if number % 2 == 0 { receiving(9) } else { sending(9) });
+        }
+        pool.set_place(3, receiving(8));
+        assert_eq!(pool.reclaim(9), 100, "those on the TX ring are lost packets");
+        assert_eq!(pool.on_their_way(), 200);
+        for (worker, frames) in [(0, 100), (1, 100)] {
+            let mut home = 0;
+            while let Some(batch) = pool.come_home(worker) {
+                assert!(batch.iter().all(|&number| pool.home(number) == worker));
+                home += batch.len();
+            }
+            assert_eq!(home, frames, "worker {worker}");
+        }
+        assert_eq!(pool.on_their_way(), 0);
+        assert_eq!(
+            pool.take_back(3 * 2048, receiving(8)),
+            Some(3),
+            "other queues' frames are left alone"
+        );
+    }
+}

@@ -337,7 +337,7 @@ fn frames_come_home_under_one_way_load_between_workers() {
     assert!(ask(&client, &server, 0), "neighbours are known");
     let receiver = std::thread::spawn(move || {
         let mut buffer = [0; 64];
-        let mut received = 0;
+        let mut received = 0u32;
         while server.recv_from(&mut buffer).is_ok() {
             received += 1;
         }
@@ -373,8 +373,9 @@ fn frames_come_home_under_one_way_load_between_workers() {
         rx > sockets.accounts().total,
         "frames were used more than once: {stats:?}"
     );
+    // How many arrive depends on what else the machine does; that it goes on when the pool was used up does not.
     assert!(
-        received > PACKETS * 9 / 10,
+        u64::from(received) > sockets.accounts().total,
         "{received} of {PACKETS} arrived: {stats:?}, refused {refused}"
     );
     ports
