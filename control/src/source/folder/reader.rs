@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -355,46 +356,49 @@ fn manifests(dir: &Path) -> Result<BTreeSet<PathBuf>, FolderError> {
         move |source| FolderError::Unreadable { path, source }
     };
     let mut found = BTreeSet::new();
-    if !fs::metadata(dir).map_err(unreadable(dir))?.is_dir() {
+    let root = fs::metadata(dir).map_err(unreadable(dir))?;
+    if !root.is_dir() {
         found.insert(dir.to_owned());
         return Ok(found);
     }
-    // Real paths, so that links make nothing be read twice and lead nowhere endless.
+    // By device and inode, so that links make nothing be read twice and lead nowhere endless.
     let mut seen = HashSet::new();
+    seen.insert((root.dev(), root.ino()));
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
-        if !seen.insert(fs::canonicalize(&folder).map_err(unreadable(&folder))?) {
-            continue;
-        }
         let listing = match fs::read_dir(&folder) {
             Ok(listing) => listing,
             // A folder below that went away meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound && folder != dir => continue,
             Err(error) => return Err(unreadable(&folder)(error)),
         };
-        let mut names: Vec<PathBuf> = Vec::new();
+        let mut paths: Vec<PathBuf> = Vec::new();
         for entry in listing {
-            names.push(entry.map_err(unreadable(&folder))?.path());
+            paths.push(entry.map_err(unreadable(&folder))?.path());
         }
-        names.sort();
-        for path in names {
+        paths.sort();
+        for path in paths {
             if path
                 .file_name()
                 .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
             {
                 continue;
             }
-            let is_dir = fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-            if is_dir {
-                folders.push(path);
-            } else if path
+            let named = path
                 .extension()
-                .is_some_and(|it| it == "yaml" || it == "yml" || it == "json")
-            {
-                let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-                if seen.insert(real) {
+                .is_some_and(|it| it == "yaml" || it == "yml" || it == "json");
+            match fs::metadata(&path) {
+                Ok(it) if !it.is_dir() && !named => {}
+                Ok(it) if !seen.insert((it.dev(), it.ino())) => {}
+                Ok(it) if it.is_dir() => folders.push(path),
+                Ok(_) => {
                     found.insert(path);
                 }
+                // A link to nothing, or no permission: reading it will say so.
+                Err(_) if named => {
+                    found.insert(path);
+                }
+                Err(_) => {}
             }
         }
     }
@@ -402,7 +406,6 @@ fn manifests(dir: &Path) -> Result<BTreeSet<PathBuf>, FolderError> {
 }
 
 fn stamp(path: &Path) -> io::Result<Stamp> {
-    use std::os::unix::fs::MetadataExt;
     let metadata = fs::metadata(path)?;
     Ok(Stamp {
         length: metadata.len(),

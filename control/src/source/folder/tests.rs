@@ -372,3 +372,37 @@ fn without_notification_the_folder_is_looked_at_again() {
     write(dir.path(), "q.yaml", &policy("q"));
     until(&watch, |loaded| names(loaded) == ["p", "q"]);
 }
+
+#[test]
+#[ignore = "a figure, not a check: run it with --ignored --nocapture"]
+fn latency_of_a_change_at_1000_pods_and_200_policies() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..1000 {
+        write(
+            dir.path(),
+            &format!("pods/{n}.yaml"),
+            &pod(&format!("p{n}"), &format!("10.0.{}.{}", n / 250, n % 250)),
+        );
+    }
+    for n in 0..200 {
+        write(
+            dir.path(),
+            &format!("policies/{n}.yaml"),
+            &policy(&format!("p{n}")),
+        );
+    }
+    let (_, watch) = watch(&dir);
+    let mut times: Vec<Duration> = (0..50)
+        .map(|round| {
+            let began = Instant::now();
+            write(dir.path(), "policies/new.yaml", &policy(&format!("new{round}")));
+            until(&watch, |_| true);
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!(
+        "file written -> new state handed out: median {:?}, worst {:?}",
+        times[25], times[49]
+    );
+}
