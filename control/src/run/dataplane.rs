@@ -399,12 +399,17 @@ fn random_seed() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(seed))
 }
 
-/// One pool for all ports: zero-copy where all ask for it, or take it.
+/// One pool for all ports: zero-copy where all ask for it, or take it. Where one of them surely has none, it is not
+/// tried: that would fill the pool's memory twice, in the time that a restart loses packets.
 fn zero_copy(plan: &Plan) -> ringwall_xsk::ZeroCopy {
     let has = |what| plan.ports.iter().any(|port| port.zero_copy == what);
+    let software = |name: &str| {
+        ringwall_xsk::device::Device::lookup(name)
+            .is_ok_and(|device| matches!(device.driver.as_str(), "veth" | "tun"))
+    };
     if has(ZeroCopy::Require) {
         ringwall_xsk::ZeroCopy::Require
-    } else if has(ZeroCopy::Off) {
+    } else if has(ZeroCopy::Off) || plan.ports.iter().any(|port| software(&port.name)) {
         ringwall_xsk::ZeroCopy::Off
     } else {
         ringwall_xsk::ZeroCopy::Prefer

@@ -1,0 +1,232 @@
+//! `ringwall run` on real interfaces: policy on real connections, deaths, restarts, interfaces that come and go.
+#![cfg(feature = "afxdp")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that panics has failed
+#![allow(missing_docs, unreachable_pub)] // a test
+
+mod run_bed;
+
+use run_bed::*;
+
+#[test]
+fn connections_pass_and_stop_with_the_policy_and_every_frame_is_accounted_for() {
+    if !may_run("connections_pass_and_stop_with_the_policy_and_every_frame_is_accounted_for") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    serve(&bed.a, POD_A, 80);
+    serve(&bed.b, POD_B, 80);
+    serve(&bed.a, POD_A_V6, 80);
+    serve(&bed.b, POD_B_V6, 80);
+    serve(&bed.outside, OUTSIDE, 80);
+    serve(&bed.gateway, GATEWAY, 80);
+    let paths = [
+        ("pod to pod", &bed.a, POD_B),
+        ("pod to pod, IPv6", &bed.a, POD_B_V6),
+        ("pod to the outside", &bed.a, OUTSIDE),
+        ("outside to pod", &bed.outside, POD_B),
+        ("host to pod", &bed.gateway, POD_B),
+        ("pod to host", &bed.b, GATEWAY),
+        ("outside to host", &bed.outside, GATEWAY),
+    ];
+    for (path, from, to) in paths {
+        connect(from, to, 80).unwrap_or_else(|error| panic!("{path}: {error}\n{}", bed.log()));
+    }
+
+    let mut open = connect(&bed.a, POD_B, 80).unwrap();
+    let before = bed.generation();
+    bed.manifest("np", ISOLATE_B);
+    bed.wait_newer(before);
+    for (from, to) in [(&bed.a, POD_B), (&bed.a, POD_B_V6), (&bed.outside, POD_B)] {
+        assert!(connect(from, to, 80).is_err(), "{to} is isolated");
+    }
+    open.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    assert!(echo(&mut open).is_err(), "a running connection is cut, too");
+    connect(&bed.b, POD_A, 80).expect("the other direction is open");
+    connect(&bed.gateway, POD_B, 80).expect("the hosting node always reaches its pods");
+
+    bed.remove_manifest("np");
+    bed.wait_newer(before + 1);
+    connect(&bed.a, POD_B, 80).expect("open again");
+
+    // At rest: retransmissions of the cut connection may still be under way, so look until two looks agree.
+    let accounts = |status: &serde_json::Value| {
+        let frames = &status["dataplane"]["frames"];
+        let number = |key: &str| frames[key].as_u64().unwrap();
+        (
+            number("received") + number("generated"),
+            number("forwarded") + number("dropped") + number("held"),
+        )
+    };
+    bed.wait_for("balance of frames", |bed| {
+        let (came, went) = accounts(&bed.status());
+        came == went
+    });
+    let status = bed.status();
+    let drops = status["dataplane"]["drops"]["policy-ingress"].as_u64().unwrap();
+    assert!(drops >= 4, "{status}");
+    let lost: u64 = status["dataplane"]["frames"]["lost"].as_u64().unwrap();
+    assert_eq!(lost, 0, "{status}");
+    assert_eq!(bed.stop(), Some(0), "{}", bed.log());
+}
+
+#[test]
+fn a_killed_dataplane_is_replaced_and_connections_go_on() {
+    if !may_run("a_killed_dataplane_is_replaced_and_connections_go_on") {
+        return;
+    }
+    let mut bed = Bed::new();
+    // Only what began under the first process may pass: the second one has to know it.
+    bed.manifest("np", ISOLATE_B);
+    bed.start();
+    serve(&bed.a, POD_A, 80);
+    let mut open: Vec<_> = (0..20).map(|_| connect(&bed.b, POD_A, 80).unwrap()).collect();
+    let first = bed.child("dataplane").unwrap();
+    sh(&format!("kill -9 {first}"));
+    bed.wait_for("successor", |bed| {
+        bed.child("dataplane").is_some_and(|pid| pid != first)
+            && bed.ask(&["status", "-o", "json"]).status.success()
+            && bed.status()["dataplane"]["pid"].as_u64() != Some(u64::from(first))
+            && bed.status()["dataplane"]["snapshot"]["generation"].as_u64() > Some(0)
+    });
+    for (number, stream) in open.iter_mut().enumerate() {
+        echo(stream).unwrap_or_else(|error| panic!("connection {number}: {error}\n{}", bed.log()));
+    }
+    let status = bed.status();
+    assert_eq!(status["supervision"]["dataplaneRestarts"], 1, "{status}");
+    assert!(
+        status["dataplane"]["flows"]["inherited"].as_u64().unwrap() >= 20,
+        "{status}"
+    );
+}
+
+#[test]
+fn a_killed_control_loses_nothing() {
+    if !may_run("a_killed_control_loses_nothing") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    let mut open = connect(&bed.a, POD_B, 80).unwrap();
+    let first = bed.child("control").unwrap();
+    sh(&format!("kill -9 {first}"));
+    echo(&mut open).unwrap();
+    connect(&bed.a, POD_B, 80).expect("new connections pass without control");
+    bed.wait_for("successor", |bed| bed.child("control").is_some_and(|pid| pid != first));
+    let before = bed.generation();
+    bed.manifest("np", ISOLATE_B);
+    bed.wait_newer(before);
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "the successor publishes");
+    assert_eq!(bed.status()["supervision"]["controlRestarts"], 1);
+}
+
+#[test]
+fn without_its_supervisor_everything_ends_and_the_fail_mode_holds_until_detached() {
+    if !may_run("without_its_supervisor_everything_ends_and_the_fail_mode_holds_until_detached") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    serve(&bed.gateway, GATEWAY, 80);
+    connect(&bed.a, POD_B, 80).unwrap();
+    let children = [bed.child("dataplane").unwrap(), bed.child("control").unwrap()];
+    bed.kill_supervisor();
+    bed.wait_for("end of the orphans", |_| {
+        children
+            .iter()
+            .all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+    });
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "closed: pod traffic drops");
+    assert!(connect(&bed.gateway, POD_B, 80).is_err(), "and no way around it by the kernel");
+    connect(&bed.outside, GATEWAY, 80).expect("the host's own traffic passes");
+    let status = bed.ask(&["status"]);
+    assert_eq!(status.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&status.stderr).contains("is not running"));
+
+    for _ in 0..2 {
+        let detach = bed.ask(&["detach"]);
+        assert!(detach.status.success(), "{}", String::from_utf8_lossy(&detach.stderr));
+    }
+    let left = bed.gateway.command("ip").args(["link"]).output().unwrap();
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    assert!(!left.contains("rw-host") && !left.contains("xdp"), "{left}");
+    assert!(!std::path::Path::new("/sys/fs/bpf/ringwall").join(&bed.name).exists());
+    let addresses = bed.gateway.command("ip").args(["addr"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&addresses.stdout).contains("169.254.1.1"));
+}
+
+#[test]
+fn pods_that_come_go_and_come_back_do_not_disturb_others() {
+    if !may_run("pods_that_come_go_and_come_back_do_not_disturb_others") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    serve(&bed.outside, OUTSIDE, 80);
+    let mut other = connect(&bed.a, OUTSIDE, 80).unwrap();
+
+    let third = Namespace::new("c");
+    bed.add_pod(&third, "pod-c", "10.1.1.4", "fd00:1::4");
+    bed.manifest(
+        "c",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: c, namespace: default}\nspec: {nodeName: node1, containers: [{name: c, image: x}]}\nstatus: {phase: Running, podIP: 10.1.1.4, podIPs: [{ip: 10.1.1.4}]}\n",
+    );
+    bed.wait_for("new pod", |_| connect(&third, OUTSIDE, 80).is_ok());
+
+    sh(&format!("ip -n {} link del pod-b", bed.gateway.0));
+    bed.wait_for("port that is gone", |bed| {
+        let status = bed.status();
+        let ports = status["dataplane"]["ports"].as_array().unwrap();
+        ports
+            .iter()
+            .any(|port| port["name"] == "pod-b" && port["problem"] == "the interface is gone")
+    });
+    echo(&mut other).expect("others are not affected");
+    bed.add_pod(&bed.b, "pod-b", POD_B, POD_B_V6);
+    bed.wait_for("pod that is back", |bed| connect(&bed.b, OUTSIDE, 80).is_ok());
+    echo(&mut other).expect("others are not affected");
+}
+
+#[test]
+fn what_cannot_run_is_refused_before_anything_is_changed() {
+    if !may_run("what_cannot_run_is_refused_before_anything_is_changed") {
+        return;
+    }
+    let mut bed = Bed::new();
+    let good = bed.config();
+    let links = |bed: &Bed| {
+        let output = bed.gateway.command("ip").args(["-o", "addr"]).output().unwrap();
+        let links = bed.gateway.command("ip").args(["-o", "link"]).output().unwrap();
+        [output.stdout, links.stdout].map(|text| String::from_utf8_lossy(&text).into_owned())
+    };
+    let before = links(&bed);
+    for (from, to, says) in [
+        ("name: up0", "name: up9", "interface `up9` does not exist"),
+        ("cpus: \"0\"", "cpus: \"4000\"", "CPU 4000"),
+        ("mode: enforce", "mode: enforced", "mode"),
+        ("failMode: closed", "failMode: closed\nfoo: 1", "foo"),
+        ("/manifests}", "/nothing}", "nothing"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        bed.configure(&good.replace(from, to));
+        let output = bed.ask(&["run"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{to}: {said}");
+        assert!(said.contains(says), "{to}: {said}");
+        assert_eq!(links(&bed), before, "{to} changed something");
+        assert!(!std::path::Path::new("/sys/fs/bpf/ringwall").join(&bed.name).exists());
+    }
+    bed.configure(&good);
+    bed.start();
+    let second = bed.ask(&["run"]);
+    assert_eq!(second.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("another `ringwall run`"),
+        "{}",
+        String::from_utf8_lossy(&second.stderr)
+    );
+    let detach = bed.ask(&["detach"]);
+    assert_eq!(detach.status.code(), Some(2), "not while it runs");
+}
