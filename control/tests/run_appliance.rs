@@ -40,7 +40,8 @@ fn connections_pass_and_stop_with_the_policy_and_every_frame_is_accounted_for() 
     for (from, to) in [(&bed.a, POD_B), (&bed.a, POD_B_V6), (&bed.outside, POD_B)] {
         assert!(connect(from, to, 80).is_err(), "{to} is isolated");
     }
-    open.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    open.set_read_timeout(Some(std::time::Duration::from_secs(1)))
+        .unwrap();
     assert!(echo(&mut open).is_err(), "a running connection is cut, too");
     connect(&bed.b, POD_A, 80).expect("the other direction is open");
     connect(&bed.gateway, POD_B, 80).expect("the hosting node always reaches its pods");
@@ -113,7 +114,9 @@ fn a_killed_control_loses_nothing() {
     sh(&format!("kill -9 {first}"));
     echo(&mut open).unwrap();
     connect(&bed.a, POD_B, 80).expect("new connections pass without control");
-    bed.wait_for("successor", |bed| bed.child("control").is_some_and(|pid| pid != first));
+    bed.wait_for("successor", |bed| {
+        bed.child("control").is_some_and(|pid| pid != first)
+    });
     let before = bed.generation();
     bed.manifest("np", ISOLATE_B);
     bed.wait_newer(before);
@@ -139,7 +142,10 @@ fn without_its_supervisor_everything_ends_and_the_fail_mode_holds_until_detached
             .all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
     });
     assert!(connect(&bed.a, POD_B, 80).is_err(), "closed: pod traffic drops");
-    assert!(connect(&bed.gateway, POD_B, 80).is_err(), "and no way around it by the kernel");
+    assert!(
+        connect(&bed.gateway, POD_B, 80).is_err(),
+        "and no way around it by the kernel"
+    );
     connect(&bed.outside, GATEWAY, 80).expect("the host's own traffic passes");
     let status = bed.ask(&["status"]);
     assert_eq!(status.status.code(), Some(2));
@@ -147,12 +153,20 @@ fn without_its_supervisor_everything_ends_and_the_fail_mode_holds_until_detached
 
     for _ in 0..2 {
         let detach = bed.ask(&["detach"]);
-        assert!(detach.status.success(), "{}", String::from_utf8_lossy(&detach.stderr));
+        assert!(
+            detach.status.success(),
+            "{}",
+            String::from_utf8_lossy(&detach.stderr)
+        );
     }
     let left = bed.gateway.command("ip").args(["link"]).output().unwrap();
     let left = String::from_utf8_lossy(&left.stdout).into_owned();
     assert!(!left.contains("rw-host") && !left.contains("xdp"), "{left}");
-    assert!(!std::path::Path::new("/sys/fs/bpf/ringwall").join(&bed.name).exists());
+    assert!(
+        !std::path::Path::new("/sys/fs/bpf/ringwall")
+            .join(&bed.name)
+            .exists()
+    );
     let addresses = bed.gateway.command("ip").args(["addr"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&addresses.stdout).contains("169.254.1.1"));
 }
@@ -216,7 +230,11 @@ fn what_cannot_run_is_refused_before_anything_is_changed() {
         assert_eq!(output.status.code(), Some(2), "{to}: {said}");
         assert!(said.contains(says), "{to}: {said}");
         assert_eq!(links(&bed), before, "{to} changed something");
-        assert!(!std::path::Path::new("/sys/fs/bpf/ringwall").join(&bed.name).exists());
+        assert!(
+            !std::path::Path::new("/sys/fs/bpf/ringwall")
+                .join(&bed.name)
+                .exists()
+        );
     }
     bed.configure(&good);
     bed.start();

@@ -66,7 +66,8 @@ impl Namespace {
         let path = self.path();
         std::thread::spawn(move || {
             let file = File::open(path).unwrap();
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network)).unwrap();
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))
+                .unwrap();
             body()
         })
         .join()
@@ -103,7 +104,11 @@ pub struct Bed {
 impl Bed {
     pub fn new() -> Self {
         let bed = Self {
-            name: format!("rt{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)),
+            name: format!(
+                "rt{}-{}",
+                std::process::id(),
+                NUMBER.fetch_add(1, Ordering::Relaxed)
+            ),
             gateway: Namespace::new("gw"),
             a: Namespace::new("a"),
             b: Namespace::new("b"),
@@ -230,13 +235,16 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
     /// Process ids of the supervisor's children by the name of their subcommand.
     pub fn child(&self, subcommand: &str) -> Option<u32> {
         let supervisor = self.supervisor();
-        let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
+        let children =
+            std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
         children
             .split_whitespace()
             .filter_map(|pid| pid.parse().ok())
             .find(|pid: &u32| {
-                std::fs::read(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == subcommand.as_bytes()))
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                    line.split(|byte| *byte == 0)
+                        .any(|word| word == subcommand.as_bytes())
+                })
             })
     }
 
@@ -244,7 +252,11 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
     pub fn wait_for(&self, what: &str, until: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !until(self) {
-            assert!(Instant::now() < deadline, "no {what} in time; log:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "no {what} in time; log:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -273,7 +285,9 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
     }
 
     pub fn generation(&self) -> u64 {
-        self.status()["dataplane"]["snapshot"]["generation"].as_u64().unwrap()
+        self.status()["dataplane"]["snapshot"]["generation"]
+            .as_u64()
+            .unwrap()
     }
 
     /// Ends it with SIGTERM; true where it ended by itself in time.
@@ -331,7 +345,8 @@ pub fn serve(namespace: &Namespace, address: &str, port: u16) {
 /// A connection, after one word went there and back.
 pub fn connect(namespace: &Namespace, address: &str, port: u16) -> io::Result<TcpStream> {
     let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
-    let mut stream = namespace.inside(move || TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?;
+    let mut stream =
+        namespace.inside(move || TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     echo(&mut stream)?;
     Ok(stream)

@@ -90,6 +90,8 @@ pub(crate) struct Shard {
     seed: Seed,
     pub(crate) deeds: Deeds,
     pub(crate) fragments: Fragments,
+    /// A flow was cut here: from then on nothing is picked up in the middle, or the rest of that flow would be.
+    pub(crate) has_revoked: bool,
     /// ICMP errors let through.
     pub(crate) icmp_passed: TokenBucket,
     /// ICMP errors sent.
@@ -142,6 +144,7 @@ impl Shard {
             seed,
             deeds: Deeds::default(),
             fragments: Fragments::new(config.fragmented, config.fragment_timeout),
+            has_revoked: false,
             icmp_passed: TokenBucket::new(config.icmp_errors),
             icmp_sent: TokenBucket::new(icmp_sent),
         };

@@ -166,7 +166,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if shard.entry(index).generation() != snapshot.generation()
             && !self.holds_still(snapshot, hash, index)
         {
-            self.shard(hash).remove(index);
+            let shard = self.shard(hash);
+            shard.remove(index);
+            shard.has_revoked = true;
             self.stats.counters.flows.revoked.add(1);
             return None;
         }
@@ -264,7 +266,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             self.shard(hash).entry_mut(index).cover_reply();
             return Ok(after);
         }
-        if self.now > self.shared.pickup_until {
+        if self.now > self.shared.pickup_until || self.shard(hash).has_revoked {
             return Err(judgement.into());
         }
         self.shard(hash).entry_mut(index).orient();
@@ -353,7 +355,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         src: &Identity,
         dst: &Identity,
     ) -> bool {
-        if self.now > self.shared.pickup_until {
+        if self.now > self.shared.pickup_until || self.shard(hash).has_revoked {
             return false;
         }
         let back = judge_reverse(snapshot, port, packet, src, dst);
