@@ -63,7 +63,8 @@ impl<'k> Digest<'k> {
     }
 
     pub(super) fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
+        // Names and labels are far shorter than 2^32 bytes.
+        self.bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(text.as_bytes());
     }
 

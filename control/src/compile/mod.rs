@@ -714,7 +714,16 @@ struct Writer<'a, 'c> {
 struct Host {
     addr: Addr,
     identity: u32,
-    content: Content,
+    owner: Owner,
+    class: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Owner {
+    /// Number of the endpoint.
+    Pod(u32),
+    /// Number of the node.
+    Node(u32),
 }
 
 impl Writer<'_, '_> {
@@ -728,12 +737,27 @@ impl Writer<'_, '_> {
         let mut hosts = Vec::with_capacity(self.owners.pods.len() + self.owners.node_addresses.len());
         self.endpoints(&mut hosts);
         self.nodes(&mut hosts);
-        hosts.sort_unstable_by_key(|host| host.addr);
+        hosts.sort_unstable_by_key(|host| host.addr.to_u128());
         self.canonical.number(hosts.len() as u64);
         for host in &hosts {
             self.image.host(host.addr, host.identity);
-            self.canonical.bytes(&host.addr.octets());
-            self.canonical.content(&host.content);
+            let canonical = &mut self.canonical;
+            canonical.bytes(&host.addr.octets());
+            match host.owner {
+                // Endpoints are numbered in order of their names.
+                Owner::Pod(number) => canonical.number(u64::from(number)),
+                Owner::Node(number) => {
+                    canonical.number(u64::MAX);
+                    canonical.text(
+                        self.owners
+                            .nodes
+                            .get(number as usize)
+                            .copied()
+                            .unwrap_or_default(),
+                    );
+                }
+            }
+            canonical.content(&self.classes.content(host.class));
         }
         self.prefixes();
         let hash = self.canonical.finish();
@@ -752,6 +776,7 @@ impl Writer<'_, '_> {
             .map(|(cohort, group)| {
                 let mut digest = Digest::new("cohort");
                 let pod = cohort.example;
+                digest.text(&pod.key.namespace);
                 if let Some(namespace) = self.cluster.namespaces.get(&pod.key.namespace) {
                     digest.labels(cohorts.seen_of_namespace(&namespace.labels));
                 }
@@ -782,7 +807,6 @@ impl Writer<'_, '_> {
                 .unwrap_or(NONE);
             let mut digest = Digest::keyed(&self.key.0, "pod");
             digest.text(&pod.uid);
-            digest.text(&pod.key.namespace);
             digest.text(&pod.key.name);
             digest.number(pod.created.map_or(u64::MAX, i64::cast_unsigned));
             digest.text(pod.node.as_deref().unwrap_or_default());
@@ -796,41 +820,34 @@ impl Writer<'_, '_> {
                 group: group.number,
                 epoch,
             };
-            let content = |class: Content| {
-                let mut digest = Digest::new("pod");
-                digest.text(&pod.key.namespace);
-                digest.text(&pod.key.name);
-                digest.number(u64::from(pod.template_of.is_some()));
-                digest.text(pod.node.as_deref().unwrap_or_default());
-                digest.content(&class);
-                digest.content(&group.ingress);
-                digest.content(&group.egress);
-                digest.finish()
-            };
             let class = self.classes.number((list, 0, ports));
             let nowhere = self.image.identity(identity(class));
-            let nowhere_content = content(self.classes.content(class));
             self.image.endpoint(
                 &pod.key.namespace,
                 &pod.key.name,
                 pod.template_of.is_some(),
                 nowhere,
             );
-            self.canonical.content(&nowhere_content);
+            let canonical = &mut self.canonical;
+            canonical.text(&pod.key.namespace);
+            canonical.text(&pod.key.name);
+            canonical.number(u64::from(pod.template_of.is_some()));
+            canonical.text(pod.node.as_deref().unwrap_or_default());
+            canonical.content(&self.classes.content(class));
+            canonical.content(&group.ingress);
+            canonical.content(&group.egress);
             for address in self.owned(pod, member) {
                 let of_address = self.classes.number((list, self.blocks.set_of(address), ports));
-                let (identity, content) = if of_address == class {
-                    (nowhere, nowhere_content)
+                let identity = if of_address == class {
+                    nowhere
                 } else {
-                    (
-                        self.image.identity(identity(of_address)),
-                        content(self.classes.content(of_address)),
-                    )
+                    self.image.identity(identity(of_address))
                 };
                 hosts.push(Host {
                     addr: address.into(),
                     identity,
-                    content,
+                    owner: Owner::Pod(member),
+                    class: of_address,
                 });
             }
         }
@@ -845,21 +862,18 @@ impl Writer<'_, '_> {
             pod.template_of.is_some(),
             identity,
         );
-        let mut digest = Digest::new("pod of unseen namespace");
-        digest.text(&pod.key.namespace);
-        digest.text(&pod.key.name);
-        digest.number(u64::from(pod.template_of.is_some()));
-        self.canonical.content(&digest.finish());
+        let canonical = &mut self.canonical;
+        canonical.text(&pod.key.namespace);
+        canonical.text(&pod.key.name);
+        canonical.number(2); // neither pod nor template: unknown
         for address in self.owned(pod, member) {
             let set = self.blocks.set_of(address);
-            let class = self.classes.number((0, set, 0));
-            let mut digest = Digest::new("unknown");
-            digest.content(&self.classes.content(class));
             let identity = self.place(IdentityKind::Unknown, set);
             hosts.push(Host {
                 addr: address.into(),
                 identity,
-                content: digest.finish(),
+                owner: Owner::Pod(member),
+                class: self.classes.number((0, set, 0)),
             });
         }
     }
@@ -898,13 +912,11 @@ impl Writer<'_, '_> {
                 group: 0,
                 epoch: digest.short(),
             });
-            let mut digest = Digest::new("node");
-            digest.text(name);
-            digest.content(&self.classes.content(class));
             hosts.push(Host {
                 addr: address.into(),
                 identity,
-                content: digest.finish(),
+                owner: Owner::Node(node),
+                class,
             });
         }
     }
