@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
 
-use crate::{BpfError, error::wrap};
+use crate::{BpfError, error::wrap, kernel};
 
 /// Handle and priority that name our filters; "rw". The first priority, so that no other filter accepts before us.
 const HANDLE: u32 = 0x7277;
@@ -47,10 +47,19 @@ pub(crate) fn set(
     Ok(())
 }
 
-/// Removes the port's filters. The qdisc, which others may use too, stays.
+/// Removes the port's filters, and the qdisc where nobody else has a filter on it.
 pub(crate) fn detach(name: &str, ifindex: u32) -> Result<(), BpfError> {
+    let ours = [TC_EGRESS, TC_INGRESS]
+        .iter()
+        .any(|&point| bare_hook(ifindex, point).query().is_ok());
     remove(name, ifindex, TC_EGRESS, "egress")?;
-    remove(name, ifindex, TC_INGRESS, "ingress")
+    remove(name, ifindex, TC_INGRESS, "ingress")?;
+    if ours && kernel::has_filters(ifindex).is_ok_and(|others| !others) {
+        bare_hook(ifindex, TC_EGRESS | TC_INGRESS)
+            .destroy()
+            .map_err(|error| wrap(&format!("remove the clsact qdisc of `{name}`"), error))?;
+    }
+    Ok(())
 }
 
 fn remove(name: &str, ifindex: u32, point: TcAttachPoint, place: &str) -> Result<(), BpfError> {

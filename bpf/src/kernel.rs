@@ -212,6 +212,65 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     owned(unsafe { sys::bpf_obj_get(path.as_ptr()) })
 }
 
+/// Whether any filter is on the clsact qdisc of an interface, in either direction.
+pub(crate) fn has_filters(ifindex: u32) -> io::Result<bool> {
+    // `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, the same for egress; `linux/pkt_sched.h`.
+    Ok(has_filters_at(ifindex, 0xffff_fff2)? || has_filters_at(ifindex, 0xffff_fff3)?)
+}
+
+fn has_filters_at(ifindex: u32, parent: u32) -> io::Result<bool> {
+    const DONE: u16 = libc::NLMSG_DONE as u16;
+    const ERROR: u16 = libc::NLMSG_ERROR as u16;
+    // SAFETY: no pointers.
+    let socket = owned_or_last(unsafe {
+        libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::NETLINK_ROUTE,
+        )
+    })?;
+    // `struct nlmsghdr` and `struct tcmsg`, host byte order.
+    let mut request = [0u8; 36];
+    request[0..4].copy_from_slice(&36u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&libc::RTM_GETTFILTER.to_ne_bytes());
+    request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    request[20..24].copy_from_slice(&ifindex.to_ne_bytes());
+    request[28..32].copy_from_slice(&parent.to_ne_bytes());
+    // SAFETY: pointer and length are of one array that outlives the call.
+    if unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = false;
+    let mut answer = vec![0u8; 32 << 10];
+    loop {
+        // SAFETY: pointer and length are of one buffer that outlives the call.
+        let length = unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
+        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+        let mut rest = answer.get(..length).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(found);
+        }
+        while let (Some(size), Some(kind)) = (rest.first_chunk::<4>(), rest.get(4..6)) {
+            let size = u32::from_ne_bytes(*size) as usize;
+            match u16::from_ne_bytes([kind[0], kind[1]]) {
+                DONE => return Ok(found),
+                ERROR => return Ok(false), // no such qdisc
+                kind => found |= kind == libc::RTM_NEWTFILTER,
+            }
+            rest = rest.get(size.max(16).next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// A descriptor that a system call has just made, or its error.
+fn owned_or_last(fd: i32) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Whether a directory lies on a BPF file system.
 pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
     let path = c_string(path.as_os_str().as_bytes())?;

@@ -118,9 +118,23 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         generic.detach().unwrap();
         assert!(!host.ip("link show p0").contains("prog/xdp"));
         assert!(!host_filters(&host).contains("ringwall"));
+        let qdiscs = || run(&format!("tc -n {} qdisc show dev p0", host.name));
+        assert!(!qdiscs().contains("clsact"), "{}", qdiscs());
         assert_eq!(pins(&bpffs.pins().join("p0")), 0);
         detach(&bpffs.pins(), "p0").unwrap();
         detach(&bpffs.pins(), "never there").unwrap();
+
+        // A filter of somebody else keeps its qdisc.
+        let port = attach(&spec(&bpffs, "p0")).unwrap();
+        let program = bpffs.pins().join("p0/cross").display().to_string();
+        run(&format!(
+            "tc -n {} filter add dev p0 ingress prio 9 bpf da object-pinned {program}",
+            host.name
+        ));
+        port.detach().unwrap();
+        assert!(qdiscs().contains("clsact"));
+        let kept = run(&format!("tc -n {} filter show dev p0 ingress", host.name));
+        assert!(kept.contains("pref 9"), "{kept}");
     });
 }
 

@@ -133,7 +133,9 @@ impl XskIo {
         let total = pool.frames();
         Some(Self {
             worker,
-            outboxes: (0..posts.len()).map(|_| Vec::with_capacity(total)).collect(),
+            outboxes: (0..posts.len())
+                .map(|home| Vec::with_capacity(pool.home_frames(home).len()))
+                .collect(),
             free: {
                 let mut list = Vec::with_capacity(total);
                 list.extend(free);

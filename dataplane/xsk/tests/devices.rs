@@ -1,0 +1,176 @@
+//! Interfaces, preflight, and what is refused when sockets are opened.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what went wrong by panicking
+
+mod net;
+
+use net::{Namespace, join, privileged, run};
+use ringwall_dataplane::port::PortId;
+use ringwall_xsk::{
+    Config, PortConfig, RingSizes, XskError, ZeroCopy,
+    device::Device,
+    open,
+    preflight::{Finding, Request, preflight},
+};
+
+fn pair() -> (Namespace, Namespace) {
+    let (far, near) = (Namespace::new("f"), Namespace::new("n"));
+    join(&far, "e0", &near, "p0", "10.0.0.1/24");
+    (far, near)
+}
+
+fn config(name: &str) -> Config {
+    Config {
+        ports: vec![PortConfig {
+            id: PortId(0),
+            name: name.to_owned(),
+            queues: None,
+            fill_frames: 64,
+        }],
+        workers: 1,
+        zero_copy: ZeroCopy::Off,
+        rings: RingSizes::default(),
+        frames: None,
+        bind_timeout_ms: 50,
+    }
+}
+
+#[test]
+fn a_device_is_seen_in_the_threads_own_namespace() {
+    if !privileged() {
+        return;
+    }
+    let (_far, near) = pair();
+    assert!(matches!(Device::lookup("p0"), Err(XskError::NoInterface(name)) if name == "p0"));
+    assert!(matches!(Device::lookup(""), Err(XskError::NoInterface(_))));
+    assert!(matches!(
+        Device::lookup("a-name-that-is-too-long"),
+        Err(XskError::NoInterface(_))
+    ));
+    near.ip("link set p0 mtu 1400");
+    near.within(|| {
+        let mut device = Device::lookup("p0").unwrap();
+        assert_eq!((device.mtu, device.queues, device.up), (1400, 1, true));
+        assert_eq!(device.driver, "veth");
+        assert!(device.partial_checksums());
+        let mac: Vec<String> = device.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(near.ip("link show p0").contains(&mac.join(":")));
+        if device.max_queues > 1 {
+            device.set_queues(2).unwrap();
+            assert_eq!(Device::lookup("p0").unwrap().queues, 2);
+        }
+        assert!(device.set_queues(device.max_queues + 1).is_err());
+    });
+}
+
+fn about<'a>(findings: &'a [Finding], what: &str) -> Option<&'a Finding> {
+    findings.iter().find(|finding| finding.problem.contains(what))
+}
+
+#[test]
+fn preflight_finds_and_repairs() {
+    if !privileged() {
+        return;
+    }
+    let (_far, near) = pair();
+    near.exec("sysctl -qw net.ipv4.conf.p0.forwarding=1 net.ipv4.conf.p0.send_redirects=1");
+    near.exec("ethtool -K p0 rxvlan on txvlan on");
+    near.within(|| {
+        let interfaces = ["p0".to_owned(), "p9".to_owned()];
+        let mut request = Request {
+            interfaces: &interfaces,
+            routed: true,
+            workers: 1,
+            repair: false,
+        };
+        let found = preflight(&request).unwrap();
+        for what in [
+            "p0.forwarding is on",
+            "p0.send_redirects is on",
+            "takes VLAN tags out",
+        ] {
+            let finding = about(&found, what).unwrap_or_else(|| panic!("{what}: {found:?}"));
+            assert!(
+                finding.fatal && finding.interface.as_deref() == Some("p0"),
+                "{finding:?}"
+            );
+        }
+        let missing = about(&found, "does not exist").unwrap();
+        assert!(missing.fatal && missing.interface.as_deref() == Some("p9"));
+
+        request.repair = true;
+        let found = preflight(&request).unwrap();
+        assert!(
+            found
+                .iter()
+                .all(|finding| !finding.fatal || finding.interface.as_deref() == Some("p9")),
+            "{found:?}"
+        );
+        request.repair = false;
+        request.interfaces = &interfaces[..1];
+        let found = preflight(&request).unwrap();
+        assert!(
+            found.iter().all(|finding| !finding.fatal),
+            "what was repaired stays so: {found:?}"
+        );
+
+        // A wire leaves the kernel's forwarding alone.
+        run(&format!(
+            "ip netns exec {} sysctl -qw net.ipv4.conf.p0.forwarding=1",
+            near.name
+        ));
+        request.routed = false;
+        assert!(about(&preflight(&request).unwrap(), "forwarding").is_none());
+    });
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_a_reason() {
+    if !privileged() {
+        return;
+    }
+    let (_far, near) = pair();
+    near.within(|| {
+        let refused = |config: &Config| open(config).err().expect("refused");
+        assert!(matches!(refused(&config("p9")), XskError::NoInterface(name) if name == "p9"));
+
+        let mut wrong = config("p0");
+        wrong.rings.tx = 1000;
+        assert!(refused(&wrong).to_string().contains("TX ring of 1000"));
+        let mut wrong = config("p0");
+        wrong.workers = 0;
+        assert!(refused(&wrong).to_string().contains("0 workers"));
+        let mut wrong = config("p0");
+        wrong.ports.clear();
+        assert!(refused(&wrong).to_string().contains("no port"));
+        let mut wrong = config("p0");
+        wrong.ports.push(wrong.ports[0].clone());
+        assert!(refused(&wrong).to_string().contains("port number 0"));
+        let mut wrong = config("p0");
+        wrong.ports[0].queues = Some(4000);
+        assert!(refused(&wrong).to_string().contains("4000"));
+
+        let mut zero_copy = config("p0");
+        zero_copy.zero_copy = ZeroCopy::Require;
+        assert!(matches!(refused(&zero_copy), XskError::NoZeroCopy { interface, .. } if interface == "p0"));
+        zero_copy.zero_copy = ZeroCopy::Prefer;
+        let (sockets, _workers) = open(&zero_copy).unwrap();
+        assert!(!sockets.zero_copy(), "a veth copies");
+
+        // Held by the sockets above.
+        assert!(matches!(
+            refused(&config("p0")),
+            XskError::Busy {
+                queue: 0,
+                waited_ms: 50..,
+                ..
+            }
+        ));
+        drop((sockets, _workers));
+        let (_sockets, _workers) = open(&config("p0")).unwrap();
+    });
+    near.ip("link set p0 mtu 9000");
+    near.within(|| {
+        let error = open(&config("p0")).err().expect("refused");
+        assert!(matches!(&error, XskError::Mtu { mtu: 9000, .. }), "{error}");
+    });
+}
