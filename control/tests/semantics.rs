@@ -1244,6 +1244,27 @@ fn s53_an_address_of_a_pod_network_that_nobody_owns_is_unknown() {
 }
 
 #[test]
+fn s53_service_addresses_are_not_unknown_but_pod_networks_come_first() {
+    let world = World::new(base()).after(|cluster| {
+        cluster.settings.pod_cidrs.push("10.0.0.0/8".parse().unwrap());
+        cluster
+            .settings
+            .service_cidrs
+            .push("172.20.0.0/16".parse().unwrap());
+        cluster
+            .settings
+            .service_cidrs
+            .push("10.96.0.0/12".parse().unwrap());
+    });
+    assert!(world.open("a/web", "172.20.0.1", "80/TCP"));
+    assert!(
+        !world.open("a/web", "10.96.0.1", "80/TCP"),
+        "inside of both: unknown"
+    );
+    assert!(!world.open("a/web", "10.200.0.1", "80/TCP"));
+}
+
+#[test]
 fn s54_a_pod_whose_namespace_has_not_been_seen_is_unknown() {
     let world = World::new(base()).after(|cluster| {
         cluster.namespaces.remove("b");

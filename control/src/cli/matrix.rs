@@ -1,7 +1,7 @@
 //! `ringwall matrix`: who can reach whom.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     io::{self, Write},
     process::ExitCode,
 };
@@ -151,26 +151,39 @@ fn json_lines(
     groups: &[Group],
     mut out: impl Write,
 ) -> anyhow::Result<()> {
-    let mut names: Vec<&EndName> = groups.iter().flat_map(|group| &group.members).collect();
-    names.sort_by_key(|name| match name {
+    let mut names: Vec<(usize, &EndName)> = groups
+        .iter()
+        .enumerate()
+        .flat_map(|(index, group)| group.members.iter().map(move |name| (index, name)))
+        .collect();
+    names.sort_by_key(|(_, name)| match name {
         EndName::Pod(key) => (0, key.to_string()),
         EndName::Address(address) => (1, address.to_string()),
     });
-    for src in &names {
-        for dst in &names {
-            let Some(allowed) = allowed(cluster, judge, asked, src, dst).map_err(anyhow::Error::msg)? else {
-                continue;
+    // Members of a group differ only towards themselves.
+    let mut known: HashMap<(usize, usize, bool), Option<(&str, Vec<String>)>> = HashMap::new();
+    for (src_group, src) in &names {
+        for (dst_group, dst) in &names {
+            let answer = match known.entry((*src_group, *dst_group, src == dst)) {
+                Entry::Occupied(answer) => answer.into_mut(),
+                Entry::Vacant(free) => {
+                    let allowed = allowed(cluster, judge, asked, src, dst).map_err(anyhow::Error::msg)?;
+                    free.insert(allowed.map(|allowed| {
+                        let verdict = match (allowed.iter().all(|it| *it), allowed.iter().any(|it| *it)) {
+                            (true, _) => word(true),
+                            (false, true) => "partial",
+                            (false, false) => word(false),
+                        };
+                        (verdict, asked.words(&allowed))
+                    }))
+                }
             };
-            let verdict = match (allowed.iter().all(|it| *it), allowed.iter().any(|it| *it)) {
-                (true, _) => word(true),
-                (false, true) => "partial",
-                (false, false) => word(false),
-            };
+            let Some((verdict, words)) = answer else { continue };
             let mut line = json!({
                 "src": src.to_string(),
                 "dst": dst.to_string(),
                 "verdict": verdict,
-                "allowed": asked.words(&allowed),
+                "allowed": words,
             });
             if !cluster.unevaluated_kinds.is_empty() {
                 line["incomplete"] = json!(cluster.unevaluated_kinds);

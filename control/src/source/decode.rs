@@ -7,6 +7,8 @@
 mod field;
 mod identity;
 mod policy;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 
