@@ -46,6 +46,9 @@ use crate::{
 /// Name of the file in the state directory that holds the key of the epochs: 32 random bytes.
 pub const EPOCH_KEY_FILE: &str = "epoch.key";
 
+/// Name of the file in the state directory that holds the policies last seen at the API server.
+pub const POLICIES_FILE: &str = "policies.json";
+
 /// How often the loop shows that it is not stuck.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -331,8 +334,8 @@ impl Controller {
     }
 
     async fn start_with(options: Options, compiler: Compiler) -> Result<Self, ControlError> {
-        let mut feed = open_source(&options).await?;
         let key = epoch_key(&options.state_dir)?;
+        let mut feed = open_source(&options).await?;
         let (publication, events) =
             Publication::start(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
         let overview = Arc::new(Overview::new(
@@ -602,5 +605,11 @@ async fn open_source(options: &Options) -> Result<Feed, ControlError> {
         stale_after: options.stale_after,
         ..options.watches.clone()
     };
-    Ok(kube::start(&access, settings, timing).await?)
+    Ok(kube::start(
+        &access,
+        settings,
+        timing,
+        Some(options.state_dir.join(POLICIES_FILE)),
+    )
+    .await?)
 }

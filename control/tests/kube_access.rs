@@ -47,7 +47,7 @@ async fn open(kubeconfig: &Path, context: Option<&str>) -> Feed {
         backoff_most: Duration::from_millis(50),
         ..Timing::default()
     };
-    start(&access, Settings::default(), timing).await.unwrap()
+    start(&access, Settings::default(), timing, None).await.unwrap()
 }
 
 async fn synced(feed: &Feed) {

@@ -107,7 +107,7 @@ impl Bed {
             file: self.kubeconfig.clone(),
             context: None,
         };
-        Running::new(start(&access, Settings::default(), timing).await.unwrap())
+        Running::new(start(&access, Settings::default(), timing, None).await.unwrap())
     }
 }
 
@@ -580,7 +580,7 @@ async fn a_kubeconfig_that_is_no_use_is_refused_with_its_reason() {
             context: context.map(str::to_owned),
         };
         async move {
-            match start(&access, Settings::default(), quick()).await {
+            match start(&access, Settings::default(), quick(), None).await {
                 Err(error @ KubeError::Kubeconfig { .. }) => error.to_string(),
                 other => panic!("{other:?}"),
             }
@@ -597,7 +597,7 @@ async fn a_kubeconfig_that_is_no_use_is_refused_with_its_reason() {
     std::fs::write(&garbage, "clusters: [{name: x, cluster: 5}]\n").unwrap();
     let garbage = refused(garbage, None).await;
     assert!(garbage.contains("garbage"), "{garbage}");
-    let in_cluster = start(&Access::InCluster, Settings::default(), quick()).await;
+    let in_cluster = start(&Access::InCluster, Settings::default(), quick(), None).await;
     assert!(
         matches!(in_cluster, Err(KubeError::InCluster(_))),
         "{in_cluster:?}"
@@ -660,6 +660,70 @@ async fn semantics_54_policies_hold_while_their_namespace_ends_in_every_order_of
         finals.insert((format!("{state:?}"), snapshot_hash(&state)));
     }
     assert_eq!(finals.len(), 1, "{finals:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_54_policies_deleted_with_their_namespace_during_a_restart_hold() {
+    let bed = Bed::new();
+    bed.server.apply(namespace("b"));
+    bed.server.apply(policy("b", "deny"));
+    let kept = bed.kubeconfig.with_file_name("policies.json");
+    let begin = || async {
+        let access = Access::Kubeconfig {
+            file: bed.kubeconfig.clone(),
+            context: None,
+        };
+        Running::new(
+            start(&access, Settings::default(), quick(), Some(kept.clone()))
+                .await
+                .unwrap(),
+        )
+    };
+    let source = begin().await;
+    source
+        .state("the first", |cluster| cluster.policies.len() == 2)
+        .await;
+    let until = Instant::now() + PATIENCE;
+    while !kept.exists() {
+        assert!(Instant::now() < until, "not written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(source);
+    // One namespace ends, in the other somebody deletes the policy.
+    bed.server.terminate_namespace("a");
+    bed.server.delete(NETWORK_POLICIES, "a", "deny").unwrap();
+    bed.server.delete(NETWORK_POLICIES, "b", "deny").unwrap();
+    let source = begin().await;
+    source
+        .state("the policy of the ending namespace alone", |cluster| {
+            cluster.policies.keys().map(ToString::to_string).eq(["a/deny"])
+        })
+        .await;
+    assert!(
+        source
+            .recorder
+            .states()
+            .iter()
+            .all(|state| state.policies.keys().any(|key| key.namespace == "a")),
+        "never without it"
+    );
+    drop(source);
+    // A second restart, and a damaged file.
+    let source = begin().await;
+    source
+        .state("still held", |cluster| cluster.policies.len() == 1)
+        .await;
+    bed.server.delete(PODS, "a", "p1").unwrap();
+    bed.server.delete(NAMESPACES, "", "a").unwrap();
+    source
+        .state("nothing", |cluster| cluster.policies.is_empty())
+        .await;
+    drop(source);
+    std::fs::write(&kept, "[{").unwrap();
+    begin()
+        .await
+        .state("the server's", |cluster| cluster.policies.is_empty())
+        .await;
 }
 
 fn snapshot_hash(cluster: &Cluster) -> [u8; 32] {

@@ -3,12 +3,14 @@
 //! * [`watch`] lists and watches one resource, for ever.
 //! * [`object`] decodes what arrives.
 //! * [`state`] puts the four together (pure), and holds policies of ending namespaces (SEMANTICS 54).
+//! * [`kept`] remembers the policies over a restart.
 //! * [`unevaluated`] looks for policy kinds that nobody evaluates here.
 //!
 //! Nothing is handed on before all four lists are complete; after that, every state handed on is one that the last
 //! complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
 //! While the server cannot be reached, the last state stands.
 
+mod kept;
 mod object;
 mod state;
 mod unevaluated;
@@ -35,6 +37,7 @@ use tokio::{
 };
 
 use self::{
+    kept::Keeper,
     state::{Item, Kind, NamespaceNow, State},
     watch::{Backoff, Watcher, chain, explain},
 };
@@ -140,12 +143,18 @@ enum Message {
     Unevaluated(BTreeSet<String>),
 }
 
-/// Begins to watch. Must be called within a tokio runtime.
+/// Begins to watch. Must be called within a tokio runtime. `kept` is a file of its own, where the policies last seen
+/// survive a restart: without it, those deleted meanwhile with their namespace do not hold (SEMANTICS 54).
 ///
 /// # Errors
 /// The kubeconfig or the service account cannot be used. A server that does not answer is no error: it is asked again
 /// until it does.
-pub async fn start(access: &Access, settings: Settings, timing: Timing) -> Result<Feed, KubeError> {
+pub async fn start(
+    access: &Access,
+    settings: Settings,
+    timing: Timing,
+    kept: Option<PathBuf>,
+) -> Result<Feed, KubeError> {
     let mut config = configuration(access).await?;
     config.connect_timeout = Some(Duration::from_secs(5));
     // Ours knows when a pause is due.
@@ -155,7 +164,7 @@ pub async fn start(access: &Access, settings: Settings, timing: Timing) -> Resul
         location: location.clone(),
         reason: chain(&error),
     })?;
-    Ok(start_with(client, location, settings, timing))
+    Ok(start_with(client, location, settings, timing, kept))
 }
 
 async fn configuration(access: &Access) -> Result<Config, KubeError> {
@@ -181,7 +190,13 @@ async fn configuration(access: &Access) -> Result<Config, KubeError> {
     }
 }
 
-fn start_with(client: Client, location: String, settings: Settings, timing: Timing) -> Feed {
+fn start_with(
+    client: Client,
+    location: String,
+    settings: Settings,
+    timing: Timing,
+    kept: Option<PathBuf>,
+) -> Feed {
     let watches = Kind::ALL
         .iter()
         .map(|kind| WatchStatus {
@@ -197,7 +212,7 @@ fn start_with(client: Client, location: String, settings: Settings, timing: Timi
         health: Arc::clone(&health),
         states: sender,
     };
-    let task = AbortOnDrop(tokio::spawn(assembler.run(settings)));
+    let task = AbortOnDrop(tokio::spawn(assembler.run(settings, kept)));
     Feed {
         states,
         health,
@@ -215,7 +230,7 @@ struct Assembler {
 }
 
 impl Assembler {
-    async fn run(self, settings: Settings) {
+    async fn run(self, settings: Settings, kept: Option<PathBuf>) {
         let (sender, mut messages) = mpsc::channel(1024);
         let mut tasks = JoinSet::new();
         for (number, kind) in Kind::ALL.into_iter().enumerate() {
@@ -237,6 +252,10 @@ impl Assembler {
         ));
 
         let mut state = State::new(settings);
+        if let Some(kept) = &kept {
+            state.remember(kept::read(kept));
+        }
+        let mut keeper = kept.map(Keeper::new);
         // Without the first look for other kinds a verdict could lack its "incomplete".
         let mut probed = false;
         let mut began: Option<Instant> = None;
@@ -250,6 +269,11 @@ impl Assembler {
                 biased;
                 () = until(due) => {
                     self.hand_on(&state, began.take().unwrap_or(quiet));
+                }
+                () = until(keeper.as_ref().and_then(|keeper| keeper.due(&state))) => {
+                    if let Some(keeper) = &mut keeper {
+                        keeper.write(&state);
+                    }
                 }
                 message = messages.recv() => {
                     // The watches live as long as this task.

@@ -1,6 +1,6 @@
 //! From an object of the API server to one of the cluster.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::state::{Item, Kind};
 use crate::{
@@ -40,6 +40,18 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
         fields.insert("apiVersion".to_owned(), kind.api_version().into());
         fields.insert("kind".to_owned(), kind.name().into());
     }
+    let source = (kind == Kind::NetworkPolicy).then(|| {
+        json!({
+            "apiVersion": kind.api_version(),
+            "kind": kind.name(),
+            "metadata": {
+                "name": object.pointer("/metadata/name"),
+                "namespace": object.pointer("/metadata/namespace"),
+                "uid": uid,
+            },
+            "spec": object.get("spec"),
+        })
+    });
     let problem = |fault: &Fault| ObjectProblem {
         kind: kind.name().to_owned(),
         object: match &reference {
@@ -106,5 +118,6 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
         uid,
         object,
         problems,
+        source,
     })
 }

@@ -9,8 +9,9 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
-    sync::Arc,
 };
+
+use serde_json::Value;
 
 use crate::{
     cluster::{Cluster, Object, ObjectKey, ObjectRef, Settings},
@@ -102,6 +103,8 @@ pub(super) struct Item {
     pub(super) object: Option<Object>,
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
+    /// For a NetworkPolicy: what has to be kept to know it again after a restart.
+    pub(super) source: Option<Value>,
 }
 
 /// What the API server says of a namespace when it is asked.
@@ -140,6 +143,10 @@ pub(super) struct State {
     holds: BTreeMap<ObjectKey, Hold>,
     asking: BTreeSet<String>,
     problems: BTreeMap<ObjectRef, Vec<ObjectProblem>>,
+    /// What the policies in `cluster` were decoded from.
+    sources: BTreeMap<ObjectKey, Value>,
+    /// Grows with every change of `sources`.
+    revision: u64,
 }
 
 impl State {
@@ -154,7 +161,27 @@ impl State {
             holds: BTreeMap::new(),
             asking: BTreeSet::new(),
             problems: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            revision: 0,
         }
+    }
+
+    /// Policies that were in force when this process last ran. Those that the first list does not have are treated as
+    /// deleted then: they hold where their namespace is ending.
+    pub(super) fn remember(&mut self, policies: Vec<Item>) {
+        for policy in policies {
+            self.insert(policy);
+        }
+    }
+
+    /// Grows with every change of [`Self::policy_sources`].
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What the policies in force were decoded from, for [`Self::remember`].
+    pub(super) fn policy_sources(&self) -> Vec<Value> {
+        self.sources.values().cloned().collect()
     }
 
     /// The state; complete where [`Self::synced`].
@@ -222,6 +249,9 @@ impl State {
     /// Namespaces that the API server must be asked about now; each must be answered by [`Self::answered`].
     pub(super) fn questions(&mut self) -> Vec<String> {
         let mut new = BTreeSet::new();
+        if !self.synced() {
+            return Vec::new();
+        }
         for (key, hold) in &mut self.holds {
             if *hold == (Hold::Asking { asked: false }) && !self.asking.contains(&key.namespace) {
                 *hold = Hold::Asking { asked: true };
@@ -250,8 +280,7 @@ impl State {
         let mut changed = false;
         for key in asked {
             if lives {
-                self.holds.remove(&key);
-                changed |= self.cluster.policies.remove(&key).is_some();
+                changed |= self.let_go(&key);
             } else {
                 self.holds.insert(key, Hold::Ending { uid: seen.clone() });
             }
@@ -308,10 +337,19 @@ impl State {
             uid,
             object,
             problems,
+            source,
         } = item;
         match &reference {
             ObjectRef::Namespace(name) => drop(self.namespace_uids.insert(name.clone(), uid)),
-            ObjectRef::NetworkPolicy(key) => drop(self.holds.remove(key)),
+            ObjectRef::NetworkPolicy(key) => {
+                self.holds.remove(key);
+                if let Some(source) = source
+                    && self.sources.get(key) != Some(&source)
+                {
+                    self.sources.insert(key.clone(), source);
+                    self.revision += 1;
+                }
+            }
             ObjectRef::Node(_) | ObjectRef::Pod(_) => {}
         }
         let mut changed = if problems.is_empty() {
@@ -367,8 +405,8 @@ impl State {
         if !self.cluster.policies.contains_key(key) || self.holds.contains_key(key) {
             return false;
         }
-        let namespace: Option<&Arc<_>> = self.cluster.namespaces.get(&key.namespace);
-        let hold = if namespace.is_none_or(|namespace| namespace.terminating) {
+        let namespace = self.cluster.namespaces.get(&key.namespace);
+        let hold = if self.synced() && namespace.is_none_or(|namespace| namespace.terminating) {
             Hold::Ending {
                 uid: self
                     .namespace_uids
@@ -385,6 +423,10 @@ impl State {
 
     /// Lets go of policies whose namespace is gone with its pods, or has come again as another one.
     fn release(&mut self) -> bool {
+        if !self.synced() {
+            // A namespace or pod that is missing may only not have been listed yet.
+            return false;
+        }
         let done: Vec<ObjectKey> = self
             .holds
             .iter()
@@ -401,10 +443,16 @@ impl State {
             .collect();
         let mut changed = false;
         for key in done {
-            self.holds.remove(&key);
-            changed |= self.cluster.policies.remove(&key).is_some();
+            changed |= self.let_go(&key);
         }
         changed
+    }
+
+    fn let_go(&mut self, key: &ObjectKey) -> bool {
+        self.holds.remove(key);
+        self.sources.remove(key);
+        self.revision += 1;
+        self.cluster.policies.remove(key).is_some()
     }
 
     fn has_pods(&self, namespace: &str) -> bool {

@@ -1,0 +1,99 @@
+//! The policies last seen, on disk: so that those which are deleted with their namespace while nobody watches still hold
+//! until its last pod is gone (SEMANTICS 54).
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::{
+    object::item,
+    state::{Item, Kind, State},
+};
+
+/// Written at most this often.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reads them. A file that is not there or not readable is no obstacle: what is in force comes from the server.
+pub(super) fn read(path: &Path) -> Vec<Item> {
+    let policies = match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice::<Vec<Value>>(&text).map_err(|error| error.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error.to_string()),
+    };
+    match policies {
+        Ok(policies) => policies
+            .into_iter()
+            .filter_map(|policy| item(Kind::NetworkPolicy, policy).ok())
+            .collect(),
+        Err(reason) => {
+            tracing::warn!(
+                "{}: {reason}; policies of namespaces that are ending now cannot be held",
+                path.display()
+            );
+            Vec::new()
+        }
+    }
+}
+
+/// Writes them when they have changed.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    path: PathBuf,
+    revision: u64,
+    next: Instant,
+    writing: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            revision: 0,
+            next: Instant::now(),
+            writing: None,
+        }
+    }
+
+    /// When [`Self::write`] should be called; None while there is nothing to write.
+    pub(super) fn due(&self, state: &State) -> Option<Instant> {
+        (state.synced() && state.revision() != self.revision).then_some(self.next)
+    }
+
+    pub(super) fn write(&mut self, state: &State) {
+        self.next = Instant::now() + INTERVAL;
+        if self
+            .writing
+            .as_ref()
+            .is_some_and(|writing| !writing.is_finished())
+        {
+            return;
+        }
+        self.revision = state.revision();
+        let (path, policies) = (self.path.clone(), state.policy_sources());
+        self.writing = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = write(&path, &policies) {
+                tracing::warn!("cannot write {}: {error}", path.display());
+            }
+        }));
+    }
+}
+
+/// Under another name first: whoever reads it finds all of it.
+fn write(path: &Path, policies: &[Value]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(&serde_json::to_vec(policies)?)?;
+    std::fs::rename(&new, path)
+}
