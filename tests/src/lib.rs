@@ -23,6 +23,8 @@ pub mod scratch;
 pub mod serve;
 /// Pods, routers and the gateway between them.
 pub mod topology;
+/// A cluster on a bed.
+pub mod world;
 
 /// Something about the bed did not work: what, and the system's word on it.
 #[derive(Debug, thiserror::Error)]
