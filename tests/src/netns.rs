@@ -232,6 +232,41 @@ impl Netns {
             .map_err(|error| BedError::new(format!("cannot set {key} to {value} in {}", self.name), error))
     }
 
+    /// Makes everything that a device sends leave by one of its transmit queues, whatever CPU and flow it comes from;
+    /// a veth receives it at the other end on the queue of the same number.
+    ///
+    /// # Errors
+    /// The device has no such queue, or the kernel no XPS.
+    pub fn send_by_queue(&self, device: &str, queue: u32) -> Result<()> {
+        let steer = || -> io::Result<()> {
+            // /sys shows the devices of the namespace that it was mounted in.
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+            let folder = format!("/sys/class/net/{device}/queues");
+            let all = std::thread::available_parallelism()?.get().min(63);
+            for entry in std::fs::read_dir(&folder)? {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                if let Some(number) = name.strip_prefix("tx-") {
+                    let mask = if number == queue.to_string() {
+                        (1u64 << all) - 1
+                    } else {
+                        0
+                    };
+                    std::fs::write(format!("{folder}/{name}/xps_cpus"), format!("{mask:x}"))?;
+                }
+            }
+            Ok(())
+        };
+        self.run(steer)?.map_err(|error| {
+            BedError::new(
+                format!("cannot steer {device} of {} to queue {queue}", self.name),
+                error,
+            )
+        })
+    }
+
     /// Reads a file inside: `/proc/sys` and `/proc/thread-self/net` show the namespace's own.
     ///
     /// # Errors
