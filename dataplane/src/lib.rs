@@ -17,6 +17,7 @@ pub mod frame;
 pub mod io;
 pub mod plane;
 pub mod port;
+mod prefetch;
 pub mod rcu;
 pub mod stats;
 pub mod time;

@@ -121,6 +121,35 @@ pub struct Seat {
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) shards: Vec<crate::flow::table::Shard>,
     pub(crate) seed: crate::flow::hash::Seed,
+    pub(crate) owners: Owners,
+}
+
+/// Which worker owns a shard, and where it has it: looked up, since a division would take as long as a hash.
+#[derive(Clone, Debug)]
+pub(crate) struct Owners {
+    owner: [u8; SHARDS],
+    place: [u8; SHARDS],
+}
+
+impl Owners {
+    fn new(workers: usize) -> Self {
+        Self {
+            owner: std::array::from_fn(|shard| (shard % workers) as u8),
+            place: std::array::from_fn(|shard| (shard / workers) as u8),
+        }
+    }
+
+    /// The worker.
+    #[inline]
+    pub(crate) fn owner(&self, shard: u8) -> usize {
+        usize::from(self.owner[usize::from(shard)])
+    }
+
+    /// Index among the worker's shards.
+    #[inline]
+    pub(crate) fn place(&self, shard: u8) -> usize {
+        usize::from(self.place[usize::from(shard)])
+    }
 }
 
 impl Plane {
@@ -165,6 +194,7 @@ impl Plane {
                 stats: Arc::clone(&stats[index]),
                 shards: Vec::with_capacity(SHARDS.div_ceil(workers)),
                 seed,
+                owners: Owners::new(workers),
             })
             .collect();
         for (number, shard) in memory

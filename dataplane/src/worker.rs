@@ -21,8 +21,9 @@ use crate::{
     forward::{Forwarding, hold::Holds},
     frame::Frame,
     io::{BURST, Burst, PacketIo},
-    plane::{Mode, Seat, Shared},
+    plane::{Mode, Owners, Seat, Shared},
     port::{Port, PortId, PortKind},
+    prefetch::prefetch,
     stats::{DropSample, WorkerStats},
     time::Nanos,
     verdict::DropReason,
@@ -85,6 +86,7 @@ struct TurnOf<'a, Io> {
     stats: &'a WorkerStats,
     shards: &'a mut [Shard],
     seed: &'a Seed,
+    owners: &'a Owners,
     holds: &'a mut Holds,
     snapshot: Option<&'a Snapshot>,
     forwarding: Option<&'a Forwarding>,
@@ -125,6 +127,7 @@ impl<Io: PacketIo> Worker<Io> {
             stats: &self.seat.stats,
             shards: &mut self.seat.shards,
             seed: &self.seat.seed,
+            owners: &self.seat.owners,
             holds: &mut self.holds,
             snapshot: snapshot.map(|(_, snapshot)| snapshot),
             forwarding: forwarding.map(|(_, forwarding)| forwarding),
@@ -166,11 +169,15 @@ impl<Io: PacketIo> Worker<Io> {
     }
 }
 
-/// A frame of this worker's shards, ready to be judged.
-type Ready = (Frame, Packet, KeyHash);
+/// What a frame of this worker's shards turned out to be.
+struct Head {
+    packet: Packet,
+    hash: KeyHash,
+}
 
 impl<'a, Io: PacketIo> TurnOf<'a, Io> {
-    /// A burst from one source. In two passes, so that the index lines of all its flows come from memory at once.
+    /// A burst from one source. In passes, so that what they need comes from memory for all of
+    /// its packets at once: headers, then index, then entries.
     fn burst(&mut self, burst: &mut Burst) {
         if burst.is_empty() {
             return;
@@ -178,17 +185,23 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         self.stats.counters.bursts.add(1);
         self.stats.counters.received.add(burst.len() as u64);
         self.turn.frames += burst.len();
-        let mut ready: ArrayVec<Ready, BURST> = ArrayVec::new();
-        let mut warm = 0;
+        for frame in burst.iter() {
+            prefetch(frame.bytes());
+        }
+        let mut frames: ArrayVec<Frame, BURST> = ArrayVec::new();
+        let mut heads: ArrayVec<Head, BURST> = ArrayVec::new();
         for frame in burst.drain(..) {
-            if let Some((frame, packet, hash)) = self.sort(frame) {
-                warm ^= self.shards[hash.shard() / self.shared.config.workers].warm(hash);
-                ready.push((frame, packet, hash));
+            if let Some((frame, head)) = self.sort(frame) {
+                self.shards[self.owners.place(head.hash.shard())].expect(head.hash);
+                frames.push(frame);
+                heads.push(head);
             }
         }
-        std::hint::black_box(warm); // else the loads that warm the cache would be optimised away
-        for (frame, packet, hash) in ready {
-            self.packet(frame, &packet, hash);
+        for head in &heads {
+            self.shards[self.owners.place(head.hash.shard())].expect_entry(head.hash);
+        }
+        for (frame, head) in frames.into_iter().zip(&heads) {
+            self.packet(frame, &head.packet, head.hash);
         }
     }
 
@@ -206,7 +219,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     /// Parses a frame and finds its owner. None where it went elsewhere: across, over, or away.
     #[inline]
-    fn sort(&mut self, frame: Frame) -> Option<Ready> {
+    fn sort(&mut self, frame: Frame) -> Option<(Frame, Head)> {
         let id = frame.port();
         if let Some(counters) = self.stats.ports.get(usize::from(id.0)) {
             counters.rx_frames.add(1);
@@ -224,9 +237,9 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             }
             Parsed::Subject(packet) => {
                 let hash = self.seed.key(&packet.owner_key(port.zone));
-                let owner = hash.shard() % self.shared.config.workers;
+                let owner = self.owners.owner(hash.shard());
                 if owner == self.index {
-                    return Some((frame, packet, hash));
+                    return Some((frame, Head { packet, hash }));
                 }
                 self.hand_over(owner, Handover { frame, packet, hash });
                 None
@@ -378,7 +391,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     #[inline]
     fn shard(&mut self, hash: KeyHash) -> &mut Shard {
-        &mut self.shards[hash.shard() / self.shared.config.workers]
+        &mut self.shards[self.owners.place(hash.shard())]
     }
 
     /// Work between packets: held ones, timeouts, gauges, questions.

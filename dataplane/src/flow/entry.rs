@@ -6,7 +6,7 @@ use super::{
     FlowRecord,
     state::{Direction, State},
 };
-use crate::{addr::Addr, classify::Generation, port::PortId, time::Nanos, wire::FlowKey};
+use crate::{addr::Addr, classify::Generation, port::PortId, prefetch::prefetch, time::Nanos, wire::FlowKey};
 
 pub(crate) const ENTRY_BYTES: usize = 128;
 const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES);
@@ -129,6 +129,13 @@ impl Entry {
                     && self.dst_port == key.src_port
             }
         }
+    }
+
+    /// Asks for both its cache lines.
+    #[inline]
+    pub(crate) fn expect(&self) {
+        prefetch(self);
+        prefetch(&self.generation);
     }
 
     /// None where the place is free.

@@ -20,8 +20,9 @@ pub(crate) struct KeyHash {
 impl KeyHash {
     /// The shard of the key.
     #[inline]
-    pub(crate) fn shard(self) -> usize {
-        (self.pair >> 56) as usize % SHARDS
+    pub(crate) fn shard(self) -> u8 {
+        const { assert!(SHARDS == 256) }
+        (self.pair >> 56) as u8
     }
 }
 

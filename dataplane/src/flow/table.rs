@@ -14,7 +14,7 @@ use super::{
     rate::TokenBucket,
     state::{Direction, Standing, State},
 };
-use crate::{time::Nanos, wire::FlowKey};
+use crate::{prefetch::prefetch, time::Nanos, wire::FlowKey};
 
 const SLOTS: usize = 8;
 const NONE: u32 = u32::MAX;
@@ -162,7 +162,7 @@ impl Shard {
             let key = entry.key();
             let hash = seed.key(&key);
             // A flow twice, or in a shard that is not its own, is not of our writing.
-            let fits = hash.shard() == number && self.find(hash, &key).is_none();
+            let fits = usize::from(hash.shard()) == number && self.find(hash, &key).is_none();
             if fits && self.index_both(index, &key) {
                 self.enlist(index, now);
                 self.deeds.inherited += 1;
@@ -182,10 +182,22 @@ impl Shard {
         (first, second, tag)
     }
 
-    /// Touches the bucket of a key, so that it is on its way from memory while other packets are looked at.
+    /// Asks for the bucket of a key.
     #[inline]
-    pub(crate) fn warm(&self, hash: KeyHash) -> u64 {
-        self.buckets[hash.directed as usize & self.mask].0[0]
+    pub(crate) fn expect(&self, hash: KeyHash) {
+        prefetch(&self.buckets[hash.directed as usize & self.mask]);
+    }
+
+    /// Asks for the entry that the bucket of a key seems to lead to.
+    #[inline]
+    pub(crate) fn expect_entry(&self, hash: KeyHash) {
+        let (first, _, tag) = self.places(hash);
+        let slots = &self.buckets[first].0;
+        if let Some(slot) = slots.iter().find(|slot| (**slot >> 32) as u32 == tag)
+            && let Some(entry) = self.entries.get(((*slot as u32) >> 1).wrapping_sub(1) as usize)
+        {
+            entry.expect();
+        }
     }
 
     /// The entry of a key and which of its directions the key is.

@@ -1,9 +1,13 @@
 //! How long a packet takes, in memory. Not a test: run with
 //! `cargo test --release -p ringwall-dataplane figures -- --ignored --nocapture --test-threads 1`.
 
-use std::time::Instant;
-
 use super::*;
+
+/// Nanoseconds that this thread has had of a CPU: others' use of it does not count.
+fn cpu_nanos() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
 
 /// Established flows from the client to the web pod's and others' addresses, `count` of them, one frame each, round and
 /// round.
@@ -46,14 +50,14 @@ fn measure(name: &str, family: usize, count: usize, routed: bool) {
     let mut best = f64::MAX;
     let mut now = 1u64;
     for _ in 0..7 {
-        let start = Instant::now();
+        let start = cpu_nanos();
         let mut frames = 0;
         while frames < 2_000_000 {
             now += 1000;
             frames += worker.run_once(Nanos(now)).frames;
             worker.io().recirculate(0);
         }
-        best = best.min(start.elapsed().as_nanos() as f64 / frames as f64);
+        best = best.min((cpu_nanos() - start) as f64 / frames as f64);
     }
     let stats = plane.stats();
     let drops = stats.sum(|w| w.drops.total());
@@ -68,6 +72,9 @@ fn measure(name: &str, family: usize, count: usize, routed: bool) {
 fn figures() {
     measure("wire, IPv4, 1,000 flows", 0, 1_000, false);
     measure("wire, IPv6, 1,000 flows", 1, 1_000, false);
+    if std::env::var_os("FEW").is_some() {
+        return;
+    }
     measure("wire, IPv4, 60,000 flows", 0, 60_000, false);
     measure("wire, IPv4, 500,000 flows", 0, 500_000, false);
 }
