@@ -1,0 +1,42 @@
+//! Medians and ranges of repeated measurements.
+
+use std::fmt;
+
+/// Repeated measurements of one thing, in order of size.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    sorted: Vec<f64>,
+    unit: &'static str,
+}
+
+impl Figures {
+    /// None of nothing.
+    pub(crate) fn of(mut values: Vec<f64>, unit: &'static str) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        (!values.is_empty()).then_some(Self { sorted: values, unit })
+    }
+
+    /// The value that a share of the measurements does not exceed.
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
+        let last = self.sorted.len() - 1;
+        self.sorted[((last as f64 * share).round() as usize).min(last)]
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sorted, unit } = self;
+        write!(
+            f,
+            "median {:.3} {unit}, range {:.3} to {:.3}, {} runs",
+            self.median(),
+            self.quantile(0.0),
+            self.quantile(1.0),
+            sorted.len()
+        )
+    }
+}

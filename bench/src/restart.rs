@@ -1,0 +1,124 @@
+//! Packets lost while a killed dataplane is replaced.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow, bail};
+use ringwall_testbed::{
+    appliance::{self, Appliance, Signal, built_binary},
+    manifests,
+    topology::{Bed, Member, Plan, Role},
+};
+
+use crate::figures::Figures;
+
+/// Options of the benchmark.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// How often the dataplane is killed.
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Pods, each with a port of its own.
+    #[arg(long, default_value_t = 4)]
+    pods: usize,
+}
+
+/// Time between two datagrams.
+const PACE: Duration = Duration::from_micros(200);
+const PORT: u16 = 7000;
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if options.pods < 2 {
+        bail!("--pods {}: two must talk with each other", options.pods);
+    }
+    let binary = built_binary()?;
+    let plans: Vec<_> = (0..options.pods)
+        .map(|index| Plan::new(&format!("bench/pod-{index}")))
+        .collect();
+    let bed = Bed::new(Role::Routed, &plans, 1)?;
+    let labels = manifests::labels([("app", "bench")]);
+    let mut objects = vec![manifests::namespace("bench", &manifests::labels([]))];
+    objects.extend(bed.pods.iter().enumerate().map(|(index, pod)| {
+        manifests::Pod {
+            namespace: "bench".to_owned(),
+            name: format!("pod-{index}"),
+            labels: labels.clone(),
+            addresses: vec![pod.v4.into(), pod.v6.into()],
+            node: "n1".to_owned(),
+            ports: Vec::new(),
+        }
+        .object()
+    }));
+    let appliance = Appliance::start(&bed, &binary, &appliance::Options::default(), &objects)?;
+    let (from, to) = (&bed.pods[0], &bed.pods[1]);
+    let mut lost = Vec::new();
+    for round in 1..=options.rounds {
+        let blocked = kill_under_load(&appliance, from, to)?;
+        println!("round {round}: {:.1} ms without packets", blocked * 1e3);
+        lost.push(blocked * 1e3);
+    }
+    let figures = Figures::of(lost, "ms").ok_or_else(|| anyhow!("no round was run"))?;
+    println!(
+        "dataplane killed with {} ports, one datagram every {} us: {figures}",
+        options.pods + 2,
+        PACE.as_micros()
+    );
+    Ok(())
+}
+
+/// Kills the dataplane in the middle of a stream of datagrams; answers how many seconds' worth of them was lost.
+fn kill_under_load(appliance: &Appliance, from: &Member, to: &Member) -> anyhow::Result<f64> {
+    let receiver = socket(to, PORT)?;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let sender = socket(from, 0)?;
+    let target = SocketAddr::new(IpAddr::V4(to.v4), PORT);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| -> anyhow::Result<u64> {
+            let start = Instant::now();
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // Paced by the clock, so that a late wake-up does not lower the rate.
+                let due = (start.elapsed().as_nanos() / PACE.as_nanos()) as u64;
+                while sent < due {
+                    sender.send_to(&u64::to_be_bytes(sent), target)?;
+                    sent += 1;
+                }
+                std::thread::sleep(PACE / 2);
+            }
+            Ok(sent)
+        });
+        let receiving = scope.spawn(|| {
+            let mut received = 0_u64;
+            let mut datagram = [0; 8];
+            while receiver.recv(&mut datagram).is_ok() {
+                received += 1;
+            }
+            received
+        });
+        let killed = (|| -> anyhow::Result<()> {
+            std::thread::sleep(Duration::from_millis(300));
+            appliance.signal("dataplane", Signal::SIGKILL)?;
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(())
+        })();
+        stop.store(true, Ordering::Relaxed);
+        let sent = sending.join().map_err(|_| anyhow!("the sender panicked"))??;
+        let received = receiving.join().map_err(|_| anyhow!("the receiver panicked"))?;
+        killed?;
+        if received == 0 {
+            bail!("nothing arrived at all: {}", appliance.log());
+        }
+        Ok(sent.saturating_sub(received) as f64 * PACE.as_secs_f64())
+    })
+}
+
+fn socket(member: &Member, port: u16) -> anyhow::Result<UdpSocket> {
+    member
+        .ns
+        .run(|| UdpSocket::bind((member.v4, port)))?
+        .with_context(|| format!("cannot bind port {port} of {}", member.name))
+}
