@@ -155,3 +155,19 @@ impl FlowMemory {
         self.inherited
     }
 }
+
+/// What memory would hold of shards: for tests of restarts.
+#[cfg(test)]
+pub(crate) fn image(seed: u64, per_shard: usize, shards: &[Vec<u8>]) -> Vec<u8> {
+    let header = Header {
+        magic: MAGIC,
+        version: LAYOUT_VERSION,
+        shards: SHARDS as u32,
+        per_shard: per_shard as u64,
+        seed,
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.resize(HEADER_BYTES, 0);
+    bytes.extend(shards.iter().flatten());
+    bytes
+}

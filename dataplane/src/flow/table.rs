@@ -449,6 +449,12 @@ impl Shard {
         .map(|n| n as u64)
     }
 
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        use zerocopy::IntoBytes;
+        self.entries.as_bytes().to_vec()
+    }
+
     pub(crate) fn capacity(&self) -> usize {
         self.entries.len()
     }
@@ -469,3 +475,6 @@ impl Shard {
 fn check(seed: &Seed, key: &FlowKey) -> u32 {
     seed.key(key).directed as u32 ^ 0x5a5a_5a5a
 }
+
+#[cfg(test)]
+mod tests;

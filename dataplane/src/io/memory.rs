@@ -119,6 +119,11 @@ impl MemoryIo {
         self.room = frames;
     }
 
+    /// Makes room for so many sent frames, so that sending allocates nothing.
+    pub fn reserve(&mut self, frames: usize) {
+        self.sent.reserve(frames);
+    }
+
     /// Lets a packet come in. False where the pool is empty, the packet too long or there is no such source.
     pub fn inject(&mut self, source: usize, bytes: &[u8]) -> bool {
         let Some((port, queue)) = self.sources.get_mut(source) else {

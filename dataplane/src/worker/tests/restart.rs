@@ -1,1 +1,116 @@
+//! What a killed process leaves behind is taken over.
 
+use super::*;
+use crate::flow::{SHARDS, memory};
+
+const ENTRIES: usize = SHARDS * 16;
+
+/// What the memory of a bed's flows holds, as it would lie in a shared mapping.
+fn left_by(bed: &Bed) -> &'static mut [u8] {
+    let workers = bed.workers.len();
+    let shards: Vec<Vec<u8>> = (0..SHARDS)
+        .map(|shard| bed.workers[shard % workers].seat.shards[shard / workers].bytes())
+        .collect();
+    let image = memory::image(7, 16, &shards);
+    // As words, for the alignment of a mapping.
+    let words: Vec<u64> = image
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|word| u64::from_ne_bytes(*word))
+        .collect();
+    zerocopy::IntoBytes::as_mut_bytes(Box::leak(words.into_boxed_slice()))
+}
+
+fn begin(workers: usize, memory: FlowMemory, now: Nanos) -> Bed {
+    let config = PlaneConfig {
+        workers,
+        ..PlaneConfig::default()
+    };
+    let mut bed = Bed::over(config, memory, now);
+    bed.plane.forwarding.publish(wire().build());
+    bed
+}
+
+#[test]
+fn flows_survive_a_restart_reply_first() {
+    for family in [0, 1] {
+        let mut bed = begin(
+            2,
+            FlowMemory::private(ENTRIES, 7).unwrap(),
+            Nanos::from_secs(1000),
+        );
+        bed.publish(World::new(5));
+        let (forth, back) = (
+            from_to(CLIENT[family], BOX[family]),
+            from_to(BOX[family], CLIENT[family]),
+        );
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, SYN, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.tcp(22, 1, SYN_ACK, b"")));
+        assert!(bed.crosses(INSIDE, &forth.tcp(1, 22, ACK, b"")));
+        let web = from_to(CLIENT[family], WEB[family]);
+        assert!(bed.crosses(INSIDE, &web.udp(1, 53, b"")));
+
+        // Another number of workers, and generations that begin anew.
+        let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, Nanos::from_secs(1010)).unwrap();
+        assert!(memory.is_inherited());
+        let mut next = begin(3, memory, Nanos::from_secs(1010));
+        next.publish(World::new(1));
+        assert!(next.crosses(OUTSIDE, &back.tcp(22, 1, ACK, b"")));
+        assert_eq!(next.count(|w| w.flows.inherited.get()), 2);
+        assert_eq!(next.count(|w| w.restamped.get()), 1);
+        // Nothing is picked up where flows were inherited.
+        next.drops(OUTSIDE, &back.tcp(22, 2, ACK, b""), DropReason::PolicyEgress);
+
+        // The policy has changed in the meantime.
+        let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, Nanos::from_secs(1010)).unwrap();
+        let mut next = begin(1, memory, Nanos::from_secs(1010));
+        next.publish(World {
+            web_allows: false,
+            web_epoch: 21,
+            ..World::new(5)
+        });
+        next.drops(INSIDE, &web.udp(1, 53, b""), DropReason::PolicyIngress);
+        assert_eq!(next.count(|w| w.flows.revoked.get()), 1);
+
+        // Its time has passed.
+        let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, Nanos::from_secs(90000)).unwrap();
+        let mut next = begin(1, memory, Nanos::from_secs(90000));
+        next.publish(World::new(5));
+        next.drops(OUTSIDE, &back.tcp(22, 1, ACK, b""), DropReason::PolicyEgress);
+    }
+}
+
+#[test]
+fn memory_of_another_shape_is_wiped() {
+    let mut bed = begin(
+        1,
+        FlowMemory::private(ENTRIES, 7).unwrap(),
+        Nanos::from_secs(1000),
+    );
+    bed.publish(World::new(1));
+    assert!(bed.crosses(INSIDE, &from_to(CLIENT[0], WEB[0]).udp(1, 53, b"")));
+    for change in [0, 8, 12, 16] {
+        let bytes = left_by(&bed);
+        bytes[change] ^= 1;
+        let memory = FlowMemory::open(bytes, ENTRIES, 99, Nanos::from_secs(1000)).unwrap();
+        assert!(!memory.is_inherited());
+        let mut next = begin(1, memory, Nanos::from_secs(1000));
+        let _ = next.run();
+        assert_eq!(
+            (next.count(|w| w.flows.inherited.get()), next.flows().len()),
+            (0, 0)
+        );
+    }
+    // A clock that has gone back, as after a reboot.
+    let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, Nanos::from_secs(1)).unwrap();
+    let mut next = begin(1, memory, Nanos::from_secs(1));
+    assert_eq!(next.flows().len(), 0);
+    // Too short, and not aligned.
+    let needed = FlowMemory::required_bytes(ENTRIES);
+    let words =
+        || zerocopy::IntoBytes::as_mut_bytes(Box::leak(vec![0u64; needed / 8 + 1].into_boxed_slice()));
+    assert!(FlowMemory::open(&mut words()[..needed - 1], ENTRIES, 1, Nanos(0)).is_err());
+    assert!(FlowMemory::open(&mut words()[1..], ENTRIES, 1, Nanos(0)).is_err());
+    assert!(FlowMemory::open(words(), ENTRIES, 1, Nanos(0)).is_ok());
+}
