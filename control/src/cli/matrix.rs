@@ -144,6 +144,9 @@ fn allowed(
         .map(Some)
 }
 
+/// A verdict and what is allowed, in words; None of it where there is no common family.
+type Cell = (&'static str, Vec<String>);
+
 fn json_lines(
     cluster: &Cluster,
     judge: &Judge,
@@ -161,7 +164,7 @@ fn json_lines(
         EndName::Address(address) => (1, address.to_string()),
     });
     // Members of a group differ only towards themselves.
-    let mut known: HashMap<(usize, usize, bool), Option<(&str, Vec<String>)>> = HashMap::new();
+    let mut known: HashMap<(usize, usize, bool), Option<Cell>> = HashMap::new();
     for (src_group, src) in &names {
         for (dst_group, dst) in &names {
             let answer = match known.entry((*src_group, *dst_group, src == dst)) {

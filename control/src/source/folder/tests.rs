@@ -362,6 +362,28 @@ fn a_file_that_is_still_being_written_is_left_alone() {
 }
 
 #[test]
+fn a_folder_that_is_replaced_is_watched_on() {
+    let dir = folder(&[("v1/p.yaml", &policy("p")), ("v2/q.yaml", &policy("q"))]);
+    let link = dir.path().join("now");
+    symlink("v1", &link).unwrap();
+    let options = WatchOptions {
+        poll: Duration::from_millis(5),
+        ..WatchOptions::default()
+    };
+    let (_, watch) = FolderWatch::start(&link, Settings::default(), options).unwrap();
+    symlink("v2", dir.path().join("next")).unwrap();
+    fs::rename(dir.path().join("next"), &link).unwrap();
+    until(&watch, |loaded| names(loaded) == ["q"]);
+    write(&dir.path().join("v2"), "r.yaml", &policy("r"));
+    until(&watch, |loaded| names(loaded) == ["q", "r"]);
+    // Gone for a while: the state is held, and taken up when there is a folder again.
+    fs::remove_file(&link).unwrap();
+    assert!(held(&watch).contains("the last good state stays in force"));
+    symlink("v1", &link).unwrap();
+    until(&watch, |loaded| names(loaded) == ["p"]);
+}
+
+#[test]
 fn without_notification_the_folder_is_looked_at_again() {
     let dir = folder(&[("p.yaml", &policy("p"))]);
     let options = WatchOptions {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread::JoinHandle,
@@ -134,8 +135,9 @@ impl FolderWatch {
             settings,
             options,
             reader,
-            notified: watcher.is_some(),
-            _watcher: watcher,
+            watched: watcher.is_some().then(|| inode(dir)).flatten(),
+            renew: notify.then(|| wake.clone()),
+            watcher,
             writing: HashMap::new(),
             current: loaded.cluster.clone(),
             problems: loaded.problems.clone(),
@@ -197,13 +199,22 @@ fn watcher(dir: &Path, wake: Sender<Wake>) -> Option<RecommendedWatcher> {
     Some(watcher)
 }
 
+fn inode(dir: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(dir)
+        .ok()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 struct Watch {
     dir: PathBuf,
     settings: Settings,
     options: WatchOptions,
     reader: Reader,
-    notified: bool,
-    _watcher: Option<RecommendedWatcher>,
+    watcher: Option<RecommendedWatcher>,
+    /// The folder that the watcher holds, by device and inode; None where the system does not notify.
+    watched: Option<(u64, u64)>,
+    /// To watch another folder that took the name of the first; None where nothing is to notify.
+    renew: Option<Sender<Wake>>,
     /// Files that were written to and not closed yet.
     writing: HashMap<PathBuf, Instant>,
     /// What was last handed out.
@@ -232,7 +243,7 @@ impl Watch {
             let mut pending = Pending::default();
             let idle = if !self.writing.is_empty() {
                 self.options.limit
-            } else if self.notified {
+            } else if self.watched.is_some() {
                 self.options.poll * 10
             } else {
                 self.options.poll
@@ -308,6 +319,12 @@ impl Watch {
 
     /// Reads the folder and says what came of it; false when nobody listens any more.
     fn look(&mut self, pending: &Pending) -> bool {
+        let present = inode(&self.dir);
+        if let Some(wake) = self.renew.as_ref().filter(|_| self.watched != present) {
+            // Removed, made anew or put in place by a rename: a watch stays with the old one.
+            self.watcher = present.and_then(|_| watcher(&self.dir, wake.clone()));
+            self.watched = present.filter(|_| self.watcher.is_some());
+        }
         self.writing.retain(|_, since| since.elapsed() < UNFINISHED);
         let unfinished: HashSet<PathBuf> = self.writing.keys().cloned().collect();
         let changed = if pending.all {
