@@ -344,6 +344,7 @@ impl Controller {
             feed.accept.take(),
             publication.inquiry(),
             options.runtime_dir.join(SUPERVISION_FILE),
+            options.publication.answer,
         ));
         let servers = Servers::start(
             Arc::clone(&overview),

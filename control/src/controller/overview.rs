@@ -37,6 +37,8 @@ pub struct Overview {
     accept: Option<Accept>,
     inquiry: DataplaneInquiry,
     supervision: PathBuf,
+    /// How long adoption may take.
+    patience: Duration,
     latencies: Latencies,
     inner: Mutex<Inner>,
 }
@@ -52,9 +54,24 @@ struct Inner {
     compiled: CompiledStatus,
     publication: PublicationStatus,
     line: Option<String>,
+    /// Accepted and not adopted yet: generation, and since when.
+    adopting: Option<(u64, Instant)>,
     ever_connected: bool,
     /// Whether the dataplane that is connected decides by a snapshot of this process.
     in_force: bool,
+}
+
+impl Inner {
+    fn overdue(&self, patience: Duration) -> Option<String> {
+        let (generation, since) = self.adopting?;
+        let waiting = since.elapsed();
+        (waiting > patience).then(|| {
+            format!(
+                "generation {generation} was accepted {} s ago and a worker has not adopted it",
+                waiting.as_secs()
+            )
+        })
+    }
 }
 
 impl Overview {
@@ -64,6 +81,7 @@ impl Overview {
         accept: Option<Accept>,
         inquiry: DataplaneInquiry,
         supervision: PathBuf,
+        patience: Duration,
     ) -> Self {
         let inner = Inner {
             beat: Instant::now(),
@@ -75,6 +93,7 @@ impl Overview {
             compiled: CompiledStatus::default(),
             publication: PublicationStatus::default(),
             line: None,
+            adopting: None,
             ever_connected: false,
             in_force: false,
         };
@@ -85,6 +104,7 @@ impl Overview {
             accept,
             inquiry,
             supervision,
+            patience,
             latencies: Latencies::default(),
             inner: Mutex::new(inner),
         }
@@ -154,6 +174,7 @@ impl Overview {
     pub(super) fn disconnected(&self, reason: String) {
         let mut inner = self.inner();
         inner.publication.connected = false;
+        inner.adopting = None;
         inner.line = Some(reason);
     }
 
@@ -161,6 +182,8 @@ impl Overview {
         let mut inner = self.inner();
         inner.publication.accepted = generation;
         inner.publication.refusal = None;
+        // Where one before is overdue, that is what counts.
+        inner.adopting.get_or_insert((generation, Instant::now()));
     }
 
     pub(super) fn refused(&self, reason: String) {
@@ -173,6 +196,10 @@ impl Overview {
         let mut inner = self.inner();
         inner.publication.adopted = generation;
         inner.publication.adoptions += 1;
+        if inner.adopting.is_some_and(|(waiting, _)| waiting <= generation) {
+            let accepted = inner.publication.accepted;
+            inner.adopting = (accepted > generation).then(|| (accepted, Instant::now()));
+        }
         if let Some(total) = total {
             inner.publication.event_to_adopted_micros = Some(total.as_micros() as u64);
         }
@@ -216,6 +243,7 @@ impl Overview {
         if let Some(error) = &inner.publication.refusal {
             reasons.push(format!("the dataplane refused the newest snapshot: {error}"));
         }
+        reasons.extend(inner.overdue(self.patience));
         if !inner.publication.connected {
             reasons.push(match &inner.line {
                 Some(error) => format!("the dataplane is not connected: {error}"),
@@ -254,6 +282,7 @@ impl Overview {
         if let Some(error) = &inner.publication.refusal {
             alarms.push(format!("the dataplane refused the newest snapshot: {error}"));
         }
+        alarms.extend(inner.overdue(self.patience));
         if !inner.incomplete.is_empty() {
             alarms.push(format!(
                 "policies of these kinds exist and are not evaluated: {}",

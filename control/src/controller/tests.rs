@@ -72,6 +72,8 @@ struct Kept {
 struct FakeDataplane {
     kept: Arc<Mutex<Kept>>,
     refuse: Arc<AtomicBool>,
+    /// Workers do not adopt.
+    stuck: Arc<AtomicBool>,
     version: Arc<AtomicU64>,
     socket: PathBuf,
     /// Connections that are open, to be cut.
@@ -85,6 +87,7 @@ impl FakeDataplane {
         let mut dataplane = Self {
             kept: Arc::default(),
             refuse: Arc::default(),
+            stuck: Arc::default(),
             version: Arc::new(AtomicU64::new(u64::from(VERSION))),
             socket: runtime_dir.join(DATAPLANE_SOCKET),
             open: Arc::default(),
@@ -98,11 +101,8 @@ impl FakeDataplane {
     fn resume(&mut self) {
         let listener = Listener::bind(&self.socket).unwrap();
         self.running.store(true, Ordering::SeqCst);
-        let (kept, refuse, version) = (
-            Arc::clone(&self.kept),
-            Arc::clone(&self.refuse),
-            Arc::clone(&self.version),
-        );
+        let (kept, version) = (Arc::clone(&self.kept), Arc::clone(&self.version));
+        let (refuse, stuck) = (Arc::clone(&self.refuse), Arc::clone(&self.stuck));
         let (open, running) = (Arc::clone(&self.open), Arc::clone(&self.running));
         self.thread = Some(thread::spawn(move || {
             while let Ok(connection) = listener.accept() {
@@ -111,8 +111,9 @@ impl FakeDataplane {
                 }
                 let connection = Arc::new(connection);
                 open.lock().unwrap().push(Arc::clone(&connection));
-                let (kept, refuse, version) = (Arc::clone(&kept), Arc::clone(&refuse), Arc::clone(&version));
-                thread::spawn(move || serve(&connection, &kept, &refuse, &version));
+                let (kept, version) = (Arc::clone(&kept), Arc::clone(&version));
+                let (refuse, stuck) = (Arc::clone(&refuse), Arc::clone(&stuck));
+                thread::spawn(move || serve(&connection, &kept, &refuse, &stuck, &version));
             }
         }));
     }
@@ -149,7 +150,13 @@ impl FakeDataplane {
     }
 }
 
-fn serve(connection: &Connection, kept: &Mutex<Kept>, refuse: &AtomicBool, version: &AtomicU64) {
+fn serve(
+    connection: &Connection,
+    kept: &Mutex<Kept>,
+    refuse: &AtomicBool,
+    stuck: &AtomicBool,
+    version: &AtomicU64,
+) {
     loop {
         let received = match connection.receive::<Request>() {
             Ok(received) => received,
@@ -184,13 +191,14 @@ fn serve(connection: &Connection, kept: &Mutex<Kept>, refuse: &AtomicBool, versi
                     kept.generation = generation;
                     kept.hash = Some(hash);
                     kept.images.push(image);
-                    vec![
-                        Reply::Accepted { generation },
-                        Reply::Adopted {
+                    let mut replies = vec![Reply::Accepted { generation }];
+                    if !stuck.load(Ordering::SeqCst) {
+                        replies.push(Reply::Adopted {
                             generation,
                             micros: 42,
-                        },
-                    ]
+                        });
+                    }
+                    replies
                 }
             }
             Request::Status => vec![Reply::Status {
@@ -500,6 +508,42 @@ async fn what_the_dataplane_refuses_is_alarmed_until_it_accepts_again() {
     bed.dataplane.refuse.store(false, Ordering::SeqCst);
     bed.pod("three");
     bed.dataplane.image("3: a/one a/three a/two").await;
+    let status = control.ready().await;
+    assert!(status.control.unwrap().alarms.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_does_not_adopt_is_alarmed_until_it_does() {
+    let bed = Bed::new();
+    let control = Running::new(
+        Controller::start_with(
+            Options {
+                publication: publish::Timing {
+                    answer: Duration::from_millis(200),
+                    ..publish::Timing::default()
+                },
+                ..bed.options()
+            },
+            transcribe,
+        )
+        .await
+        .unwrap(),
+    );
+    control.ready().await;
+    bed.dataplane.stuck.store(true, Ordering::SeqCst);
+    bed.pod("two");
+    let status = control
+        .status_where("overdue", |status| {
+            !status.control.as_ref().unwrap().alarms.is_empty()
+        })
+        .await;
+    let late = status.control.unwrap();
+    assert!(
+        !late.ready && late.alarms[0].contains("generation 2"),
+        "{late:#?}"
+    );
+    bed.dataplane.stuck.store(false, Ordering::SeqCst);
+    bed.pod("three");
     let status = control.ready().await;
     assert!(status.control.unwrap().alarms.is_empty());
 }
