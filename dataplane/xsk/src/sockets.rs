@@ -447,31 +447,33 @@ fn worker_of(port: PortId, queue: u16, workers: usize) -> usize {
 /// A pool in copy mode, and the socket that its UMEM belongs to.
 ///
 /// The kernel lets a socket share a UMEM only while the socket that registered it is bound to a device. So that every
-/// port may go and come back, that socket is bound to a device which never goes: the loopback of a network namespace
-/// made for it, or, where the process may not make one, that of its own.
+/// port may go and come back, that socket is bound to a device which never goes: the loopback; where somebody else has
+/// that (another instance here), the loopback of a network namespace made for it.
 fn anchored(layout: &Layout) -> Result<(Pool, Option<Rings>), XskError> {
-    let bound = |layout: &Layout| {
+    let bound = || {
         let pool = Pool::new(layout)?;
         let interface = interface("lo")?;
         let flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP;
         let config = socket_config(64, 64, flags)?;
-        let (_, rings) = bind(&pool, config, &interface, 0).map_err(|error| XskError::System {
-            action: "bind the UMEM's socket to `lo`".to_owned(),
-            source: pool::source_of(&error),
+        let (_, rings) = bind(&pool, config, &interface, 0).map_err(|error| {
+            XskError::system(
+                "bind the UMEM's socket to `lo`",
+                "CAP_NET_RAW (and CAP_NET_ADMIN)",
+                error.kernel(),
+            )
         })?;
         Ok((pool, Some(rings)))
     };
+    let here = bound();
+    match &here {
+        Err(XskError::System { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+        _ => return here,
+    }
     let apart = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| match syscall::leave_network_namespace() {
-            Ok(()) => Some(bound(layout)),
-            Err(_) => None,
-        });
+        let thread = scope.spawn(|| syscall::leave_network_namespace().ok().map(|()| bound()));
         thread.join().ok().flatten()
     });
-    match apart {
-        Some(answer) => answer,
-        None => bound(layout),
-    }
+    apart.unwrap_or(here)
 }
 
 fn interface(name: &str) -> Result<Interface, XskError> {

@@ -130,7 +130,7 @@ fn what_cannot_work_is_refused_with_a_reason() {
     }
     let (_far, near) = pair();
     near.within(|| {
-        let refused = |config: &Config| open(config).err().expect("refused");
+        let refused = |config: &Config| open(config).map(drop).expect_err("refused");
         assert!(matches!(refused(&config("p9")), XskError::NoInterface(name) if name == "p9"));
 
         let mut wrong = config("p0");
@@ -166,11 +166,15 @@ fn what_cannot_work_is_refused_with_a_reason() {
             }
         ));
         drop((sockets, _workers));
-        let (_sockets, _workers) = open(&config("p0")).unwrap();
+        let both = (open(&config("p0")).unwrap(), Namespace::new("x"));
+
+        // Two instances side by side, each with a pool of its own.
+        run(&format!("ip -n {} link add p1 type veth peer name e1", near.name));
+        drop((open(&config("p1")).unwrap(), both));
     });
     near.ip("link set p0 mtu 9000");
     near.within(|| {
-        let error = open(&config("p0")).err().expect("refused");
+        let error = open(&config("p0")).map(drop).expect_err("refused");
         assert!(matches!(&error, XskError::Mtu { mtu: 9000, .. }), "{error}");
     });
 }
