@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal},
+};
 
 /// A process of the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +121,25 @@ impl Child {
     /// Whether it has ended, and how.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
+    }
+
+    /// Whether it has begun to die: the kernel closes its standard input before its sockets, and takes its time with
+    /// those. Known before [`Self::ended`], so that a successor can begin meanwhile.
+    pub fn is_dying(&self) -> bool {
+        let Some(stdin) = &self.child.stdin else {
+            return false;
+        };
+        let mut fds = [PollFd::new(stdin, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        matches!(poll(&mut fds, Some(&now)), Ok(1..)) && fds[0].revents().contains(PollFlags::ERR)
+    }
+
+    /// The other end of its standard input: shows an error as soon as it dies.
+    pub fn lifeline(&self) -> Option<BorrowedFd<'_>> {
+        self.child.stdin.as_ref().map(AsFd::as_fd)
     }
 
     /// Asks it to end, or makes it.

@@ -31,7 +31,7 @@ use crate::protocol::DATAPLANE_SOCKET;
 use super::{
     follow::Follower,
     lifeline::StopSignal,
-    machine::Machine,
+    machine::{Machine, port_config},
     netlink::Netlink,
     plan::Plan,
     ports,
@@ -115,6 +115,26 @@ impl Running {
         }
         ringwall_bpf::ensure_bpffs(&config.bpffs)?;
 
+        // Packet memory and sockets take as long as all the rest together: beside it. Nothing comes in before the
+        // sockets are registered.
+        let sockets = {
+            let wanted = ringwall_xsk::Config {
+                ports: plan
+                    .ports
+                    .iter()
+                    .map(|port| port_config(port, config.umem))
+                    .collect(),
+                workers: plan.cpus.len(),
+                zero_copy: zero_copy(&plan),
+                rings: Default::default(),
+                frames: config
+                    .umem
+                    .total
+                    .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
+                bind_timeout_ms: BIND_TIMEOUT_MS,
+            };
+            spawn("rw-sockets", move || ringwall_xsk::open(&wanted))?
+        };
         let port_limit = plan.ports.len() + SPARE_PORTS;
         let (plane, seats) = packet_plane(config, &plan, port_limit)?;
         let stats = plane.stats();
@@ -133,7 +153,6 @@ impl Running {
                 }
             },
         ));
-        let planned = plan.ports.clone();
         let machine = Arc::new(Machine {
             plan: Mutex::new(plan.clone()),
             live: Mutex::new(Vec::new()),
@@ -156,26 +175,18 @@ impl Running {
         *locked(&machine.live) = ports::attach_all(&plan, follower.local(), &machine.pods)?;
         tracing::info!(micros = started.elapsed().as_micros() as u64, "programs attached");
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
-        let before_bind = Instant::now();
-        let opened = ringwall_xsk::open(&ringwall_xsk::Config {
-            ports: planned.iter().map(|port| machine.port_config(port)).collect(),
-            workers: seats.len(),
-            zero_copy: zero_copy(&plan),
-            rings: Default::default(),
-            frames: config
-                .umem
-                .total
-                .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
-            bind_timeout_ms: BIND_TIMEOUT_MS,
-        });
+        let opened = sockets
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that opens the sockets panicked"))
+            .and_then(|opened| Ok(opened?));
         let (sockets, ios) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 undo(&machine);
-                return Err(error.into());
+                return Err(error);
             }
         };
-        tracing::info!(micros = before_bind.elapsed().as_micros() as u64, "sockets bound");
+        tracing::info!(micros = started.elapsed().as_micros() as u64, "sockets bound");
         let sleepers = Arc::new(Sleepers::new(ios.iter().map(XskIo::waker).collect()));
         let _ = sleepers_cell.set(Arc::clone(&sleepers));
         *locked(&machine.sockets) = Some(sockets);
@@ -196,11 +207,7 @@ impl Running {
                 return Err(error);
             }
         };
-        tracing::info!(
-            micros = started.elapsed().as_micros() as u64,
-            after_bind_micros = before_bind.elapsed().as_micros() as u64,
-            "workers receive"
-        );
+        tracing::info!(micros = started.elapsed().as_micros() as u64, "workers receive");
 
         let disk = {
             let publication = Arc::clone(&publication);
@@ -288,7 +295,10 @@ impl Running {
 /// Bytes of a frame, for turning `umem.total` into frames.
 const FRAME_BYTES: u64 = 2048;
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<JoinHandle<T>> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)
@@ -332,7 +342,7 @@ fn packet_plane(
     ports: usize,
 ) -> anyhow::Result<(Plane, Vec<ringwall_dataplane::plane::Seat>)> {
     let entries = config.conntrack.max_entries.get() as usize;
-    let memory = ringwall_xsk::map_shared(
+    let memory = inherit(
         &plan.runtime_dir.join(FLOWS_FILE),
         FlowMemory::required_bytes(entries),
     )?;
@@ -357,6 +367,20 @@ fn packet_plane(
         flows,
         now,
     )?)
+}
+
+/// The flow table's memory, as soon as a dying predecessor has let go of it.
+fn inherit(path: &Path, bytes: usize) -> anyhow::Result<&'static mut [u8]> {
+    let deadline = Instant::now() + GRACE;
+    loop {
+        match ringwall_xsk::map_shared(path, bytes) {
+            Ok(memory) => return Ok(memory),
+            Err(ringwall_xsk::XskError::File { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn flow_config(config: &Config) -> FlowConfig {

@@ -89,25 +89,6 @@ impl Machine {
         }
     }
 
-    /// How the sockets of a port are to be opened.
-    pub fn port_config(&self, port: &PlannedPort) -> PortConfig {
-        PortConfig {
-            id: port.id,
-            name: port.name.clone(),
-            queues: match port.queues {
-                RxQueues::Count(count) => Some(count.get()),
-                RxQueues::All => None,
-            },
-            fill_frames: match port.kind {
-                PortKind::Pod => self
-                    .umem
-                    .frames_per_pod_port
-                    .map_or(POD_FRAMES, |frames| frames.get().min(OTHER_FRAMES)),
-                _ => OTHER_FRAMES,
-            },
-        }
-    }
-
     /// Tells the XDP programs which addresses are the host's own.
     pub fn set_local(&self, local: &[IpAddr]) {
         for port in locked(&self.live).iter_mut() {
@@ -240,7 +221,7 @@ impl Machine {
         {
             let mut sockets = locked(&self.sockets);
             let sockets = sockets.as_mut().context("the sockets are not open yet")?;
-            if let Err(error) = sockets.reopen(&self.port_config(port)) {
+            if let Err(error) = sockets.reopen(&port_config(port, self.umem)) {
                 ports::roll_back(vec![attached]);
                 return Err(error.into());
             }
@@ -381,6 +362,24 @@ impl Machine {
                 })
             })
             .collect()
+    }
+}
+
+/// How the sockets of a port are to be opened.
+pub fn port_config(port: &PlannedPort, umem: Umem) -> PortConfig {
+    PortConfig {
+        id: port.id,
+        name: port.name.clone(),
+        queues: match port.queues {
+            RxQueues::Count(count) => Some(count.get()),
+            RxQueues::All => None,
+        },
+        fill_frames: match port.kind {
+            PortKind::Pod => umem
+                .frames_per_pod_port
+                .map_or(POD_FRAMES, |frames| frames.get().min(OTHER_FRAMES)),
+            _ => OTHER_FRAMES,
+        },
     }
 }
 

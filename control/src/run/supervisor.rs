@@ -99,6 +99,8 @@ fn lock(runtime: &Path) -> anyhow::Result<File> {
 struct Post {
     recipe: Recipe,
     child: Option<Child>,
+    /// One that is dying while its successor begins.
+    dying: Option<Child>,
     backoff: Backoff,
     due: Option<Instant>,
     /// Whether it has ever said that it is ready: until then, exit status 2 is the user's to mend.
@@ -139,6 +141,7 @@ impl Supervisor {
                     arguments,
                 },
                 child: None,
+                dying: None,
                 backoff: Backoff::default(),
                 due: None,
                 was_ready: false,
@@ -181,11 +184,18 @@ impl Supervisor {
         self.tell_systemd();
         if let Some(since) = self.stopping {
             if since.elapsed() > GRACE {
-                for child in self.posts.iter().filter_map(|post| post.child.as_ref()) {
+                for child in self
+                    .posts
+                    .iter()
+                    .flat_map(|post| post.child.iter().chain(&post.dying))
+                {
                     child.signal(Signal::KILL);
                 }
             }
-            return Ok(self.posts.iter().any(|post| post.child.is_some()));
+            return Ok(self
+                .posts
+                .iter()
+                .any(|post| post.child.is_some() || post.dying.is_some()));
         }
         Ok(true)
     }
@@ -226,8 +236,15 @@ impl Supervisor {
             timeout = Duration::from_millis(50);
         }
         let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
-        for child in self.posts.iter().filter_map(|post| post.child.as_ref()) {
-            fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
+        for post in &self.posts {
+            for child in post.child.iter().chain(&post.dying) {
+                fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
+            }
+            if let Some(lifeline) = post.child.as_ref().and_then(Child::lifeline)
+                && post.was_ready
+            {
+                fds.push(PollFd::from_borrowed_fd(lifeline, PollFlags::empty()));
+            }
         }
         let timespec = Timespec {
             tv_sec: timeout.as_secs() as i64,
@@ -243,42 +260,73 @@ impl Supervisor {
         for role in Role::ALL {
             let stopping = self.stopping.is_some();
             let post = self.post(role);
+            let mut how = None;
+            if let Some(dying) = &mut post.dying
+                && let Some(status) = dying.ended()?
+            {
+                how = Some(describe(status));
+                post.dying = None;
+            }
+            if let Some(how) = how {
+                self.note_end(role, how);
+            }
+            let post = self.post(role);
             let Some(child) = &mut post.child else { continue };
-            let Some(status) = child.ended()? else { continue };
             let lived = child.lived();
+            let Some(status) = child.ended()? else {
+                // What was ready once is started again whatever its exit status: no need to wait for that.
+                if role == Role::Dataplane
+                    && post.was_ready
+                    && !stopping
+                    && post.dying.is_none()
+                    && child.is_dying()
+                {
+                    post.dying = post.child.take();
+                    self.start_again(role, lived);
+                }
+                continue;
+            };
             post.child = None;
             if stopping {
                 continue;
             }
-            let how = describe(status);
             if status.code() == Some(2) && !post.was_ready {
                 // It has said why itself.
                 self.outcome = ExitCode::from(2);
                 self.begin_stop(Signal::TERM);
                 continue;
             }
-            let wait = post.backoff.after(lived);
-            post.due = Some(Instant::now() + wait);
-            tracing::warn!(
-                process = role.name(),
-                how,
-                lived_seconds = lived.as_secs_f64(),
-                wait_milliseconds = wait.as_millis() as u64,
-                "ended; it is started again"
-            );
-            match role {
-                Role::Dataplane => {
-                    self.record.dataplane_restarts += 1;
-                    self.record.dataplane_last_exit = Some(how);
-                }
-                Role::Control => {
-                    self.record.control_restarts += 1;
-                    self.record.control_last_exit = Some(how);
-                }
-            }
-            self.write_record();
+            self.start_again(role, lived);
+            self.note_end(role, describe(status));
         }
         Ok(())
+    }
+
+    fn start_again(&mut self, role: Role, lived: Duration) {
+        let post = self.post(role);
+        let wait = post.backoff.after(lived);
+        post.due = Some(Instant::now() + wait);
+        match role {
+            Role::Dataplane => self.record.dataplane_restarts += 1,
+            Role::Control => self.record.control_restarts += 1,
+        }
+        tracing::warn!(
+            process = role.name(),
+            lived_seconds = lived.as_secs_f64(),
+            wait_milliseconds = wait.as_millis() as u64,
+            "ended; it is started again"
+        );
+        self.start_due();
+        self.write_record();
+    }
+
+    fn note_end(&mut self, role: Role, how: String) {
+        tracing::warn!(process = role.name(), how, "the process that ended");
+        match role {
+            Role::Dataplane => self.record.dataplane_last_exit = Some(how),
+            Role::Control => self.record.control_last_exit = Some(how),
+        }
+        self.write_record();
     }
 
     fn begin_stop(&mut self, signal: Signal) {
@@ -390,9 +438,7 @@ impl Supervisor {
     }
 
     fn end(self) -> ExitCode {
-        for name in [SUPERVISION_FILE, "run.lock"] {
-            let _ = std::fs::remove_file(self.plan.runtime_dir.join(name));
-        }
+        let _ = std::fs::remove_file(self.plan.runtime_dir.join(SUPERVISION_FILE));
         if self.announced {
             println!("stopped; {}", ringwall_bpf::DETACH_HINT);
         }
