@@ -23,12 +23,13 @@ use crate::{
 /// Arguments of `ringwall check`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Reads every manifest, reports unknown fields, values that an API server refuses and policies of kinds that are not
-evaluated yet, each with file, line and field; then compiles the policies and compares the result with the reference
-evaluator on a sample of flows between all endpoints.
+Reads every manifest, reports unknown fields, values that an API server
+refuses and policies of kinds that are not evaluated yet, each with file, line
+and field; then compiles the policies and compares the result with the
+reference evaluator on a sample of flows between all endpoints.
 
-Exit status: 0 without errors (there may be warnings), 1 with errors, 2 where the folder cannot be read.
-As JSON: one object per problem, then one with the summary.
+Exit status: 0 without errors (there may be warnings), 1 with errors, 2 where
+the folder cannot be read. As JSON: one object per problem, then the summary.
 
 Examples:
   ringwall check --manifests ./cluster

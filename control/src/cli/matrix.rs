@@ -19,15 +19,17 @@ use crate::cluster::Cluster;
 /// Arguments of `ringwall matrix`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Without --port the answer covers every port of TCP, UDP and SCTP and, as `other`, every protocol without ports.
-Endpoints of one namespace that every policy treats alike share a row and a column.
+Without --port the answer covers every port of TCP, UDP and SCTP and, as
+`other`, every protocol without ports. Endpoints of one namespace that every
+policy treats alike share a row and a column.
 
-As JSON: one object per pair of endpoints, {\"src\",\"dst\",\"verdict\":\"allow\"|\"deny\"|\"partial\",\"allowed\":[...]}.
+As JSON: one object per pair of endpoints, with src, dst, verdict (allow, deny
+or partial) and the list of what is allowed.
 
 Examples:
   ringwall matrix --manifests ./cluster
-  ringwall matrix --manifests ./cluster --port 80/TCP --port 53/UDP --external 203.0.113.9
-  ringwall matrix --manifests ./cluster -o json | jq 'select(.verdict==\"allow\")'")]
+  ringwall matrix --manifests ./cluster --port 80/TCP --external 203.0.113.9
+  ringwall matrix --manifests ./cluster -o json | jq 'select(.verdict==\"deny\")'")]
 pub struct MatrixArgs {
     #[command(flatten)]
     cluster: ClusterArgs,

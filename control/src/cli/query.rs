@@ -20,18 +20,19 @@ use crate::cluster::Cluster;
 /// Arguments of `ringwall query`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Each flow is a JSON object on a line of its own (or an element of one JSON array):
+Each flow is a JSON object on a line of its own (or one JSON array of them):
 
   {\"src\":\"shop/web-0\",\"dst\":\"10.1.2.3\",\"protocol\":\"TCP\",\"dst_port\":5432}
   {\"src\":\"192.0.2.7\",\"dst\":\"shop/web-0\",\"protocol\":\"ICMP\",\"icmp_type\":8}
 
-src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP, ICMPv6 or a number. The answer repeats
-these keys and adds src_ip, dst_ip, verdict, ingress, egress and reasons. A flow that cannot be answered gives
-{\"error\":...} in its place and exit status 2 at the end.
+src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP,
+ICMPv6 or a number. The answer repeats these keys and adds src_ip, dst_ip,
+verdict, ingress, egress and reasons. A flow that cannot be answered gives
+{\"error\":...} in its place, and exit status 2 at the end.
 
 Examples:
   ringwall query --manifests ./cluster --flows flows.jsonl -o json
-  echo '{\"src\":\"a/x\",\"dst\":\"b/y\",\"protocol\":\"TCP\",\"dst_port\":80}' | ringwall query --manifests . --flows -")]
+  ringwall query --manifests ./cluster --flows - < flows.jsonl")]
 pub struct QueryArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
