@@ -248,3 +248,86 @@ fn what_cannot_run_is_refused_before_anything_is_changed() {
     let detach = bed.ask(&["detach"]);
     assert_eq!(detach.status.code(), Some(2), "not while it runs");
 }
+
+#[test]
+fn a_wire_lets_through_what_policy_allows_and_fails_as_told() {
+    if !may_run("a_wire_lets_through_what_policy_allows_and_fails_as_told") {
+        return;
+    }
+    for (fail_mode, passes) in [("closed", false), ("open", true)] {
+        let mut bed = Bed::wire(fail_mode);
+        bed.start();
+        serve(&bed.a, POD_A, 80);
+        serve(&bed.b, POD_B, 80);
+        serve(&bed.b, POD_B_V6, 80);
+        connect(&bed.a, POD_B, 80).unwrap_or_else(|error| panic!("{error}\n{}", bed.log()));
+        connect(&bed.a, POD_B_V6, 80).expect("IPv6");
+        let before = bed.generation();
+        bed.manifest("np", ISOLATE_B);
+        bed.wait_newer(before);
+        assert!(connect(&bed.a, POD_B, 80).is_err(), "isolated");
+        connect(&bed.b, POD_A, 80).expect("the other direction");
+        bed.remove_manifest("np");
+        bed.wait_newer(before + 1);
+        connect(&bed.a, POD_B, 80).expect("open again");
+        bed.kill_supervisor();
+        bed.wait_for("end of the dataplane", |bed| {
+            bed.ask(&["status"]).status.code() == Some(2)
+        });
+        assert_eq!(connect(&bed.a, POD_B, 80).is_ok(), passes, "failMode {fail_mode}");
+    }
+}
+
+#[test]
+fn two_workers_share_the_ports() {
+    if !may_run("two_workers_share_the_ports") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.configure(&bed.config().replace("cpus: \"0\"", "cpus: \"0-1\""));
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    serve(&bed.outside, OUTSIDE, 80);
+    for _ in 0..16 {
+        connect(&bed.a, POD_B, 80).unwrap();
+        connect(&bed.a, OUTSIDE, 80).unwrap();
+        connect(&bed.outside, POD_B, 80).unwrap();
+    }
+    let status = bed.status();
+    let workers = status["dataplane"]["workers"].as_array().unwrap();
+    assert_eq!(workers.len(), 2, "{status}");
+    let cpus: Vec<_> = workers
+        .iter()
+        .map(|worker| worker["cpu"].as_u64().unwrap())
+        .collect();
+    assert_eq!(cpus, [0, 1]);
+    bed.wait_for("balance of frames", |bed| {
+        let frames = &bed.status()["dataplane"]["frames"];
+        let number = |key: &str| frames[key].as_u64().unwrap();
+        number("received") + number("generated") == number("forwarded") + number("dropped") + number("held")
+    });
+}
+
+#[test]
+fn workers_have_names_and_run_where_they_are_told() {
+    if !may_run("workers_have_names_and_run_where_they_are_told") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    let dataplane = bed.child("dataplane").unwrap();
+    let worker = std::fs::read_dir(format!("/proc/{dataplane}/task"))
+        .unwrap()
+        .flatten()
+        .find(|task| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "rw-worker-0")
+        })
+        .expect("the worker's thread has its name");
+    let status = std::fs::read_to_string(worker.path().join("status")).unwrap();
+    assert!(
+        status
+            .lines()
+            .any(|line| line.split_whitespace().eq(["Cpus_allowed_list:", "0"])),
+        "pinned to CPU 0:\n{status}"
+    );
+}

@@ -88,6 +88,30 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     outcome
 }
 
+/// Tells a worker that takes no turns from one that is busy or asleep. Counts looks, not seconds: while the whole
+/// process is stopped (a debugger, a suspended machine), nobody looks either.
+struct Watchdog {
+    /// By worker: turns at the last look, and looks since they changed.
+    seen: Vec<(u64, u32)>,
+}
+
+impl Watchdog {
+    fn new(workers: usize) -> Self {
+        Self {
+            seen: vec![(0, 0); workers],
+        }
+    }
+
+    fn is_stuck(&mut self, worker: usize, turns: u64) -> bool {
+        let Some((before, looks)) = self.seen.get_mut(worker) else {
+            return false;
+        };
+        *looks = if turns == *before { *looks + 1 } else { 0 };
+        *before = turns;
+        *looks >= STUCK_AFTER
+    }
+}
+
 /// A worker's thread.
 struct Thread {
     index: usize,
@@ -230,7 +254,7 @@ impl Running {
     /// Until told to stop. A worker that takes no turn ends the process: the fail mode holds until its successor is
     /// there.
     fn watch(&self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
-        let mut seen: Vec<(u64, u32)> = vec![(0, 0); self.workers.len()];
+        let mut watchdog = Watchdog::new(self.workers.len());
         loop {
             let timespec = Timespec {
                 tv_sec: 0,
@@ -243,18 +267,16 @@ impl Running {
             if stop.told() {
                 return Ok(ExitCode::SUCCESS);
             }
-            for (thread, (turns, misses)) in self.workers.iter().zip(&mut seen) {
+            for thread in &self.workers {
                 if thread.handle.is_finished() {
                     bail!("worker {} ended", thread.index);
                 }
-                let now = self
+                let turns = self
                     .machine
                     .stats
                     .worker(thread.index)
                     .map_or(0, |counters| counters.turns.get());
-                *misses = if now == *turns { *misses + 1 } else { 0 };
-                *turns = now;
-                if *misses >= STUCK_AFTER {
+                if watchdog.is_stuck(thread.index, turns) {
                     self.machine.alive[thread.index].store(false, Ordering::Relaxed);
                     tracing::error!(
                         worker = thread.index,
@@ -437,5 +459,27 @@ fn zero_copy(plan: &Plan) -> ringwall_xsk::ZeroCopy {
         ringwall_xsk::ZeroCopy::Off
     } else {
         ringwall_xsk::ZeroCopy::Prefer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_stuck_when_its_turns_stand_still_and_only_then() {
+        let mut watchdog = Watchdog::new(2);
+        for look in 0..20 {
+            assert!(
+                !watchdog.is_stuck(0, look + 1),
+                "one turn between two looks is enough"
+            );
+            assert_eq!(
+                watchdog.is_stuck(1, 7),
+                look >= u64::from(STUCK_AFTER),
+                "look {look}"
+            );
+        }
+        assert!(!watchdog.is_stuck(1, 8), "it goes on");
     }
 }

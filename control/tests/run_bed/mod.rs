@@ -131,6 +131,44 @@ impl Bed {
         bed
     }
 
+    /// The pods on one network, with the gateway as a wire between them: `w0` towards a, `w1` towards b.
+    pub fn wire(fail_mode: &str) -> Self {
+        let bed = Self {
+            name: format!(
+                "rt{}-{}",
+                std::process::id(),
+                NUMBER.fetch_add(1, Ordering::Relaxed)
+            ),
+            gateway: Namespace::new("gw"),
+            a: Namespace::new("a"),
+            b: Namespace::new("b"),
+            outside: Namespace::new("x"),
+            dir: tempfile::tempdir().unwrap(),
+            running: None,
+        };
+        let gw = &bed.gateway.0;
+        for (end, pod, v4, v6) in [
+            ("w0", &bed.a.0, POD_A, POD_A_V6),
+            ("w1", &bed.b.0, POD_B, POD_B_V6),
+        ] {
+            sh(&format!(
+                "ip -n {gw} link add {end} type veth peer name eth0 netns {pod}
+                 ip -n {gw} link set {end} up; ip -n {pod} link set eth0 up
+                 ip -n {pod} addr add {v4}/24 dev eth0; ip -n {pod} addr add {v6}/64 dev eth0 nodad"
+            ));
+        }
+        std::fs::create_dir(bed.dir.path().join("manifests")).unwrap();
+        bed.manifest("base", &base());
+        let usual = bed.config();
+        let (head, _) = usual.split_once("interfaces:").unwrap();
+        let (_, tail) = usual.split_once("failMode: closed\n").unwrap();
+        bed.configure(&format!(
+            "{}interfaces:\n  - {{name: w0, side: any}}\n  - {{name: w1, side: any}}\nwires:\n  - {{name: w, interfaces: [w0, w1], failMode: {fail_mode}}}\n{tail}",
+            head.replace("kind: Node", "kind: Gateway")
+        ));
+        bed
+    }
+
     /// A pod as a CNI with routes makes it.
     pub fn add_pod(&self, pod: &Namespace, port: &str, v4: &str, v6: &str) {
         let (gw, ns) = (&self.gateway.0, &pod.0);
