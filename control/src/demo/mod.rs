@@ -35,6 +35,9 @@ pub struct DemoArgs {
     /// Write each recipe's whole cluster into a folder of this one, for `query`, `matrix` and `check`, and end
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
+    /// Walk through the recipes on a wire between two routers instead, with the pods on both sides of it; no incidents
+    #[arg(long)]
+    wire: bool,
     /// Only say whether this machine and user can run the demo and the end-to-end tests
     #[arg(long, hide = true)]
     preflight: bool,
@@ -68,7 +71,12 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     if let Some(obstacle) = preflight::obstacle() {
         anyhow::bail!("the demo cannot run here: {obstacle}");
     }
-    Demo::new(recipes)?.run(args.only.is_none())
+    let demo = Demo::new(recipes)?;
+    if args.wire {
+        demo.run_wire()
+    } else {
+        demo.run(args.only.is_none())
+    }
 }
 
 struct Demo {
@@ -96,19 +104,7 @@ impl Demo {
     }
 
     fn run(mut self, incidents: bool) -> anyhow::Result<ExitCode> {
-        let show = self.show;
-        show.line(&show.paint(Look::Bold, "ringwall demo: NetworkPolicy on real traffic"));
-        show.progress("making pods, servers and the gateway");
-        let bed = self.bed()?;
-        let first = self.recipes.first().context("no recipe")?;
-        show.progress("starting `ringwall run`");
-        let appliance = Appliance::start(&bed, &self.binary, &Options::default(), &first.objects)?;
-        let frames = &appliance.status()?["dataplane"]["frames"];
-        let counted: u64 = ["received", "toKernel", "lost"]
-            .iter()
-            .filter_map(|key| frames[key].as_u64())
-            .sum();
-        self.before_us = incidents::device_frames(&bed)?.saturating_sub(counted);
+        let (bed, appliance) = self.set_up(Role::Routed, |_| false)?;
         self.introduce(&appliance)?;
         let recipes = std::mem::take(&mut self.recipes);
         for (index, recipe) in recipes.iter().enumerate() {
@@ -120,6 +116,101 @@ impl Demo {
             drop(appliance);
         }
         drop(bed);
+        Ok(self.finish())
+    }
+
+    /// Only what crosses a wire meets it. So the recipes are walked through with the pods divided between its ends in
+    /// several ways, until each promise of their texts has crossed.
+    fn run_wire(mut self) -> anyhow::Result<ExitCode> {
+        let mut recipes = std::mem::take(&mut self.recipes);
+        let divisions: [fn(usize) -> bool; 5] = [
+            |slot| (1..8).contains(&slot),
+            |slot| slot & 1 != 0,
+            |slot| slot & 2 != 0,
+            |slot| slot & 4 != 0,
+            |slot| slot & 8 != 0,
+        ];
+        for (number, outside) in divisions.into_iter().enumerate() {
+            self.recipes = std::mem::take(&mut recipes);
+            let crosses = |recipe: &Recipe, one: &recipe::Expectation| {
+                let side = |name: &str| recipe.pods.get(name).is_none_or(|slot| outside(*slot));
+                side(&one.from) != side(&one.to)
+            };
+            let (now, later): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.recipes).into_iter().partition(|recipe| {
+                    recipe.expect.is_empty() || recipe.expect.iter().any(|one| crosses(recipe, one))
+                });
+            recipes.extend(later);
+            if now.is_empty() {
+                continue;
+            }
+            self.recipes = now;
+            let (bed, appliance) = self.set_up(Role::Wire, outside)?;
+            let show = self.show;
+            show.line(&show.paint(
+                Look::Bold,
+                &format!("A wire between two routers, division {} of the pods:", number + 1),
+            ));
+            let names = |wanted: bool| {
+                (0..SLOTS)
+                    .filter(|slot| outside(*slot) == wanted)
+                    .map(|slot| format!("{slot}"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            show.line(&show.paint(
+                Look::Accent,
+                &format!(
+                    "  pods {}  ── router ── in [ringwall run] out ── router ──  external, pods {}\n",
+                    names(false),
+                    names(true)
+                ),
+            ));
+            let walked = std::mem::take(&mut self.recipes);
+            for (index, recipe) in walked.iter().enumerate() {
+                self.walk(&bed, &appliance, recipe, index + 1, walked.len())?;
+            }
+            for mut recipe in walked {
+                let expect = std::mem::take(&mut recipe.expect);
+                recipe.expect = expect.into_iter().filter(|one| !crosses(&recipe, one)).collect();
+                if !recipe.expect.is_empty() {
+                    recipes.push(recipe);
+                }
+            }
+        }
+        let left: usize = recipes.iter().map(|recipe| recipe.expect.len()).sum();
+        self.show.line(&format!(
+            "{left} promises have both ends on one side in every division and were not tried."
+        ));
+        Ok(self.finish())
+    }
+
+    /// Makes the bed and starts the firewall on it.
+    fn set_up(&mut self, role: Role, outside: impl Fn(usize) -> bool) -> anyhow::Result<(Bed, Appliance)> {
+        let show = self.show;
+        show.line(&show.paint(Look::Bold, "ringwall demo: NetworkPolicy on real traffic"));
+        show.progress("making pods, servers and the gateway");
+        let bed = self.bed(role, outside)?;
+        let first = self.recipes.first().context("no recipe")?;
+        show.progress("starting `ringwall run`");
+        let options = Options {
+            host_port: role == Role::Routed,
+            ..Options::default()
+        };
+        let appliance = Appliance::start(&bed, &self.binary, &options, &first.objects)?;
+        if role == Role::Routed {
+            let frames = &appliance.status()?["dataplane"]["frames"];
+            let counted: u64 = ["received", "toKernel", "lost"]
+                .iter()
+                .filter_map(|key| frames[key].as_u64())
+                .sum();
+            self.before_us = incidents::device_frames(&bed)?.saturating_sub(counted);
+        }
+        Ok((bed, appliance))
+    }
+
+    fn finish(self) -> ExitCode {
+        let show = self.show;
         let seconds = self.begin.elapsed().as_secs();
         show.line("");
         if self.failures == 0 {
@@ -128,19 +219,19 @@ impl Demo {
                 self.attempts
             );
             show.line(&show.paint(Look::Good, &text));
-            Ok(ExitCode::SUCCESS)
+            ExitCode::SUCCESS
         } else {
             let text = format!(
                 "{} of {} attempts and checks went otherwise than wanted.",
                 self.failures, self.attempts
             );
             show.line(&show.paint(Look::Bad, &text));
-            Ok(ExitCode::from(1))
+            ExitCode::from(1)
         }
     }
 
     /// A namespace for every slot, serving every port that some recipe speaks of.
-    fn bed(&self) -> anyhow::Result<Bed> {
+    fn bed(&self, role: Role, outside: impl Fn(usize) -> bool) -> anyhow::Result<Bed> {
         let mut tcp = vec![80, 443];
         let mut udp = vec![53];
         for service in self.recipes.iter().flat_map(|recipe| &recipe.ports) {
@@ -159,10 +250,10 @@ impl Demo {
                 name: format!("slot{slot}"),
                 tcp: tcp.clone(),
                 udp: udp.clone(),
-                outside: false,
+                outside: outside(slot),
             })
             .collect();
-        Ok(Bed::new(Role::Routed, &plans, 1)?)
+        Ok(Bed::new(role, &plans, 1)?)
     }
 
     fn introduce(&self, appliance: &Appliance) -> anyhow::Result<()> {

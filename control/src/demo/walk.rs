@@ -291,6 +291,9 @@ fn trials<'a>(bed: &'a Bed, recipe: &Recipe) -> Vec<Trial<'a>> {
         let (Some(source), Some(server)) = (member(from_slot), member(to_slot)) else {
             return;
         };
+        if !bed.crosses(source, server) {
+            return;
+        }
         trials.push(Trial {
             from: from.to_owned(),
             to: to.to_owned(),
