@@ -159,7 +159,6 @@ impl Appliance {
     /// Files cannot be written, or the program cannot be started.
     pub fn launch(bed: &Bed, binary: &Path, options: &Options, objects: &[Value]) -> Result<Self> {
         let config = bed.folder().join("ringwall.yaml");
-        let staged = bed.folder().join("staged.yaml");
         let write = |file: &Path, text: &str| {
             fs::write(file, text)
                 .map_err(|error| BedError::new(format!("cannot write {}", file.display()), error))
@@ -168,11 +167,19 @@ impl Appliance {
         if !objects.is_empty() {
             write(&bed.manifests().join("bed.yaml"), &manifests::file(objects))?;
         }
+        Self::launch_with(bed, binary, &config)
+    }
+
+    /// As [`Self::launch`], with a configuration file that is there.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn launch_with(bed: &Bed, binary: &Path, config: &Path) -> Result<Self> {
         let mut command = Command::new(binary);
         command
             .arg("run")
             .arg("--config")
-            .arg(&config)
+            .arg(config)
             .env("NO_COLOR", "1");
         let mut child = bed.gateway.spawn(command)?;
         let log = Arc::new(Mutex::new(String::new()));
@@ -198,12 +205,12 @@ impl Appliance {
             });
         }
         Ok(Self {
-            config,
+            config: config.to_owned(),
             binary: binary.to_owned(),
             control_socket: bed.folder().join("run/control.sock"),
             gateway: bed.gateway.clone(),
             manifests: bed.manifests(),
-            staged,
+            staged: bed.folder().join("staged.yaml"),
             child,
             log,
         })
@@ -353,6 +360,24 @@ impl Appliance {
     /// It does not end in time (it is then killed).
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.end(Signal::SIGTERM)
+    }
+
+    /// How it ended by itself; None where it still runs after so long.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn ended(&mut self, within: Duration) -> Result<Option<ExitStatus>> {
+        let end = Instant::now() + within;
+        loop {
+            let status = self
+                .child
+                .try_wait()
+                .map_err(|error| BedError::new("waiting for `ringwall run`", error))?;
+            if status.is_some() || Instant::now() > end {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Process id of `ringwall run` itself.

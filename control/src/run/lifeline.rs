@@ -47,8 +47,9 @@ impl StopSignal {
                         _ => {}
                     }
                 }
-                tracing::warn!("the supervisor is gone: stopping");
+                // First of all: the log's reader is likely gone with the supervisor.
                 let _ = io::Write::write_all(&mut &teller, &[0]);
+                tracing::warn!("the supervisor is gone: stopping");
             })?;
         Ok(())
     }

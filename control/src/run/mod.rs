@@ -36,7 +36,11 @@ fn load_config(path: &Path) -> anyhow::Result<Config> {
 fn start_log() {
     use tracing_subscriber::{EnvFilter, fmt};
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = fmt()
+        .with_env_filter(filter)
+        // Complaining about a broken standard error on standard error would panic.
+        .log_internal_errors(false)
+        .with_writer(io::stderr);
     // Fails where a log is running already (tests): that one stays.
     let _ = match std::env::var("RINGWALL_LOG").as_deref() {
         Ok("json") => builder.json().try_init(),
