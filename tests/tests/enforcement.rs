@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use ringwall_testbed::{
     api_server::ApiServer,
-    appliance::{Appliance, Options, built_binary},
+    appliance::{Appliance, Options, Signal, built_binary},
     manifests::labels,
     preflight::runs_here,
     probe::{Outcome, Service, attempt},
@@ -224,12 +224,8 @@ fn there_is_no_way_around() {
         }
     }
     // With the dataplane dead, the kernel forwards nothing between any two ports either.
-    firewall
-        .signal_supervisor(ringwall_testbed::appliance::Signal::SIGSTOP)
-        .unwrap();
-    firewall
-        .signal("dataplane", ringwall_testbed::appliance::Signal::SIGKILL)
-        .unwrap();
+    firewall.signal_supervisor(Signal::SIGSTOP).unwrap();
+    firewall.signal("dataplane", Signal::SIGKILL).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     let mut pairs = Vec::new();
     let names: Vec<&str> = bed
@@ -246,13 +242,49 @@ fn there_is_no_way_around() {
     assert_eq!(pairs.len(), 60);
     let different = differences(&bed, &pairs);
     let to_pod = host(db.v4.into(), HTTP);
-    firewall
-        .signal_supervisor(ringwall_testbed::appliance::Signal::SIGCONT)
-        .unwrap();
+    firewall.signal_supervisor(Signal::SIGCONT).unwrap();
     let different = different.unwrap();
     assert!(different.is_empty(), "{}", different.join("\n"));
     assert_eq!(to_pod, Outcome::Silence, "the host reaches a pod unjudged");
     wait_for_answer(&bed, "external", db.v4.into(), HTTP, Duration::from_secs(15)).unwrap();
+}
+
+#[test]
+fn a_kernel_that_forwards_gets_nothing_to_forward() {
+    if !runs_here("forwarding kernel") {
+        return;
+    }
+    let bed = bed(Role::Routed, 1);
+    bed.forward_by_kernel().unwrap();
+    let open = [
+        ("shop/client", "shop/web", HTTP, true),
+        ("external", "shop/web", HTTP, true),
+    ];
+    expect(&bed, &open);
+    let mut world = World::of(&bed);
+    world.policy(
+        "shop",
+        "nobody",
+        json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+    );
+    let firewall = start(&bed, &Options::default(), &world);
+    let denied = [
+        ("shop/client", "shop/web", HTTP, false),
+        ("ops/probe", "shop/web", ECHO, false),
+        ("external", "shop/web", DNS, false),
+        ("shop/web", "external", HTTP, false),
+        ("external", "ops/db", HTTP, true),
+    ];
+    expect(&bed, &denied);
+    firewall.signal_supervisor(Signal::SIGSTOP).unwrap();
+    firewall.signal("dataplane", Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let different = differences(
+        &bed,
+        &denied.map(|(from, to, service, _)| (from, to, service, false)),
+    );
+    firewall.signal_supervisor(Signal::SIGCONT).unwrap();
+    assert_eq!(different.unwrap(), [""; 0], "while the dataplane is dead");
 }
 
 #[test]

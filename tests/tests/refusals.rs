@@ -92,16 +92,6 @@ fn a_configuration_that_cannot_run_is_refused() {
 }
 
 #[test]
-fn a_forwarding_kernel_is_refused() {
-    if !runs_here("forwarding kernel") {
-        return;
-    }
-    let bed = bed();
-    bed.forward_by_kernel().unwrap();
-    refused(&bed, "mode: enforce", "mode: enforce", &["forwarding"]);
-}
-
-#[test]
 fn broken_manifests_refuse_a_cold_start_and_never_take_the_good_ones_down() {
     if !runs_here("broken manifests") {
         return;
