@@ -1,5 +1,7 @@
 //! Whether this machine and user can run the bed at all.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 
@@ -37,16 +39,22 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-/// For tests that need root: whether to go on. Says SKIPPED where not.
+/// For tests that need root: leave to go on, alone among the tests of this program, since attempts have deadlines. Says
+/// SKIPPED and answers None where the test cannot run.
 ///
 /// # Panics
 /// Where the test cannot run and `REQUIRE_ROOT=1` says that it must.
 #[allow(clippy::panic)] // it fails the test that asks
-pub fn runs_here(test: &str) -> bool {
-    let Some(obstacle) = obstacle() else { return true };
+#[must_use = "the next test begins when this is dropped"]
+pub fn runs_here(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let Some(obstacle) = obstacle() else {
+        // A test that failed before has left nothing that matters to this one.
+        return Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner));
+    };
     if std::env::var("REQUIRE_ROOT").is_ok_and(|value| value == "1") {
         panic!("{test} has to run (REQUIRE_ROOT=1) and cannot: {obstacle}");
     }
     eprintln!("SKIPPED {test}: {obstacle}");
-    false
+    None
 }

@@ -46,9 +46,9 @@ fn only_from(label: &str, value: &str) -> serde_json::Value {
 
 #[test]
 fn relabelling_pods_and_namespaces_changes_verdicts_at_once() {
-    if !runs_here("relabelling") {
+    let Some(_alone) = runs_here("relabelling") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 1);
     let mut world = World::of(&bed);
     let firewall = start(&bed, &Options::default(), &world);
@@ -114,9 +114,9 @@ fn relabelling_pods_and_namespaces_changes_verdicts_at_once() {
 
 #[test]
 fn a_reused_address_belongs_to_the_new_pod_and_a_vacant_one_to_nobody() {
-    if !runs_here("address reuse") {
+    let Some(_alone) = runs_here("address reuse") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 1);
     let mut world = World::of(&bed);
     world.policy("shop", "only-clients", only_from("app", "client"));
@@ -161,9 +161,9 @@ fn a_reused_address_belongs_to_the_new_pod_and_a_vacant_one_to_nobody() {
 
 #[test]
 fn an_empty_folder_is_a_cluster_without_pods() {
-    if !runs_here("empty folder") {
+    let Some(_alone) = runs_here("empty folder") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 1);
     let firewall = Appliance::start(&bed, &built_binary().unwrap(), &Options::default(), &[]).unwrap();
     // Every pod address is unknown, so nothing passes; the gateway itself is no pod and reaches out.
@@ -191,9 +191,9 @@ fn an_empty_folder_is_a_cluster_without_pods() {
 
 #[test]
 fn there_is_no_way_around() {
-    if !runs_here("no way around") {
+    let Some(_alone) = runs_here("no way around") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 1);
     let mut world = World::of(&bed);
     world.policy(
@@ -251,9 +251,9 @@ fn there_is_no_way_around() {
 
 #[test]
 fn a_kernel_that_forwards_gets_nothing_to_forward() {
-    if !runs_here("forwarding kernel") {
+    let Some(_alone) = runs_here("forwarding kernel") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 1);
     bed.forward_by_kernel().unwrap();
     let open = [
@@ -289,9 +289,7 @@ fn a_kernel_that_forwards_gets_nothing_to_forward() {
 
 #[test]
 fn a_wire_judges_what_crosses_it() {
-    if !runs_here("wire") {
-        return;
-    }
+    let Some(_alone) = runs_here("wire") else { return };
     let bed = bed(Role::Wire, 1);
     let mut world = World::of(&bed);
     let options = Options {
@@ -336,9 +334,9 @@ fn a_wire_judges_what_crosses_it() {
 
 #[test]
 fn two_workers_share_flows_whose_directions_arrive_at_different_queues() {
-    if !runs_here("two workers") {
+    let Some(_alone) = runs_here("two workers") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 2);
     // A worker has every other queue, ports counted through: with ports 0 and 2, queue 0 is one's and 1 the other's.
     // All that the client sends arrives at queue 0 of its port, all that the server sends at queue 1.
@@ -387,9 +385,9 @@ fn two_workers_share_flows_whose_directions_arrive_at_different_queues() {
 
 #[test]
 fn the_api_server_goes_away_and_comes_back() {
-    if !runs_here("API server") {
+    let Some(_alone) = runs_here("API server") else {
         return;
-    }
+    };
     let bed = bed(Role::Routed, 1);
     let mut world = World::of(&bed);
     let server = bed.gateway.run(ApiServer::start).unwrap().unwrap();

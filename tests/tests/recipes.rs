@@ -30,9 +30,9 @@ fn demo(arguments: &[&str]) -> String {
 
 #[test]
 fn every_recipe_routed_and_the_incidents() {
-    if !runs_here("recipes, routed") {
+    let Some(_alone) = runs_here("recipes, routed") else {
         return;
-    }
+    };
     let text = demo(&[]);
     assert!(text.contains("[39/39]"), "{text}");
     assert!(text.contains("failMode: open"), "{text}");
@@ -40,9 +40,9 @@ fn every_recipe_routed_and_the_incidents() {
 
 #[test]
 fn every_recipe_on_a_wire() {
-    if !runs_here("recipes, wire") {
+    let Some(_alone) = runs_here("recipes, wire") else {
         return;
-    }
+    };
     let text = demo(&["--wire"]);
     assert!(text.contains("\n0 promises have both ends on one side"), "{text}");
 }
@@ -59,9 +59,9 @@ fn processes(of: &str) -> Vec<String> {
 
 #[test]
 fn nothing_is_left_behind_however_it_ends() {
-    if !runs_here("nothing left") {
+    let Some(_alone) = runs_here("nothing left") else {
         return;
-    }
+    };
     for signal in ["KILL", "TERM", "INT"] {
         let mut child = Command::new(built_binary().unwrap())
             .args(["demo", "--only", "no-policy"])

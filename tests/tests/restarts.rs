@@ -65,9 +65,9 @@ fn round(stream: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
 
 #[test]
 fn control_is_killed_and_nothing_is_lost() {
-    if !runs_here("control restart") {
+    let Some(_alone) = runs_here("control restart") else {
         return;
-    }
+    };
     let bed = bed();
     let mut world = World::of(&bed);
     let firewall = Appliance::start(
@@ -137,9 +137,9 @@ fn control_is_killed_and_nothing_is_lost() {
 
 #[test]
 fn connections_outlive_the_dataplane() {
-    if !runs_here("dataplane restart") {
+    let Some(_alone) = runs_here("dataplane restart") else {
         return;
-    }
+    };
     let bed = bed();
     let mut world = World::of(&bed);
     // The server may not begin a connection to the client, so only inherited state lets its words through.
@@ -234,9 +234,9 @@ fn connections_outlive_the_dataplane() {
 /// A server that speaks first on a connection that was idle over the restart: only inherited state tells that it may.
 #[test]
 fn the_first_word_after_a_restart_may_be_the_servers() {
-    if !runs_here("reply first") {
+    let Some(_alone) = runs_here("reply first") else {
         return;
-    }
+    };
     let bed = bed();
     let mut world = World::of(&bed);
     world.policy(
@@ -290,9 +290,9 @@ fn the_first_word_after_a_restart_may_be_the_servers() {
 
 #[test]
 fn a_transfer_is_cut_and_permitted_again_while_it_runs() {
-    if !runs_here("live change") {
+    let Some(_alone) = runs_here("live change") else {
         return;
-    }
+    };
     let bed = bed();
     let mut world = World::of(&bed);
     let firewall = Appliance::start(
