@@ -322,8 +322,14 @@ fn trials<'a>(bed: &'a Bed, recipe: &Recipe) -> Vec<Trial<'a>> {
     for (i, from) in ends.iter().enumerate() {
         for (j, to) in ends.iter().enumerate().filter(|(j, _)| *j != i) {
             let turn = i * ends.len() + j;
-            add(from, to, turn % 2 == 1, Service::Tcp(80), None);
-            add(from, to, turn % 2 == 0, others[turn % others.len()], None);
+            add(from, to, !turn.is_multiple_of(2), Service::Tcp(80), None);
+            add(
+                from,
+                to,
+                turn.is_multiple_of(2),
+                others[turn % others.len()],
+                None,
+            );
         }
     }
     trials
