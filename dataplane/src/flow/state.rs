@@ -312,3 +312,50 @@ pub fn begin(packet: &Packet) -> Option<State> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    /// The whole table: every state, direction and segment. A change of it is read line by line before it is accepted.
+    #[test]
+    fn the_table() {
+        let mut text = String::new();
+        for state in State::ALL {
+            for direction in [Direction::Original, Direction::Reply] {
+                for segment in Segment::ALL {
+                    let (after, action) = next(*state, direction, *segment);
+                    let line = format!("{} {direction:?} {segment:?}", state.name());
+                    writeln!(text, "{line:40} -> {:20} {action:?}", after.name()).unwrap_or_default();
+                }
+            }
+        }
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn numbers_are_dense_and_names_are_unique() {
+        let mut names = std::collections::BTreeSet::new();
+        for (index, state) in State::ALL.iter().enumerate() {
+            assert_eq!(*state as usize, index + 1);
+            assert_eq!(State::from_number(index as u8 + 1), Some(*state));
+            assert!(names.insert(state.name()));
+        }
+        assert_eq!((State::from_number(0), State::from_number(99)), (None, None));
+    }
+
+    /// No packet of the answering side makes an established connection forget who began it, but by ending it.
+    #[test]
+    fn a_reply_never_renews_an_open_flow() {
+        for state in State::ALL {
+            for segment in Segment::ALL {
+                let (_, action) = next(*state, Direction::Reply, *segment);
+                if action == Action::Renew {
+                    assert_ne!(state.standing(), Standing::Kept, "{} {segment:?}", state.name());
+                }
+            }
+        }
+    }
+}

@@ -74,14 +74,13 @@ impl Fib {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)] // in tests a failed unwrap is the failure
+
     use super::*;
     use crate::port::PortId;
 
     fn v6(text: &str) -> Addr {
-        Addr::from(
-            text.parse::<std::net::IpAddr>()
-                .unwrap_or_else(|e| panic!("{text}: {e}")),
-        )
+        Addr::from(text.parse::<std::net::IpAddr>().unwrap())
     }
 
     #[test]

@@ -388,10 +388,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         hash: KeyHash,
     ) -> Result<Passed, Denial> {
         let unrelated = DropReason::IcmpUnrelated;
-        let Some(quoted) = quoted.filter(|quoted| quoted.src == packet.dst) else {
+        if quoted.is_none_or(|quoted| quoted.src != packet.dst) {
             return Err(unrelated.into());
-        };
-        let _ = quoted;
+        }
         let key = packet.owner_key(port.zone);
         let Some((index, direction)) = self.live(snapshot, hash, &key) else {
             return self.judge_by_failsafe(packet, unrelated);

@@ -71,7 +71,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 };
                 self.next_hop(frame, packet, port, hash, to);
             }
-            Path::Local => self.to_host(frame, packet, port, hash),
+            Path::Local => self.deliver(frame, packet, port, hash),
             Path::Blackhole => self.discard(frame, DropReason::RouteRefused),
             Path::Unreachable => self.refuse(
                 frame,
@@ -94,7 +94,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     /// To this host's kernel. It is the packet's destination, so that the hop is not counted.
-    fn to_host(&mut self, mut frame: Frame, packet: &Packet, port: &Port, hash: KeyHash) {
+    fn deliver(&mut self, mut frame: Frame, packet: &Packet, port: &Port, hash: KeyHash) {
         let host = self
             .forwarding
             .and_then(|forwarding| forwarding.host())
@@ -219,11 +219,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 self.count_drop(ingress, DropReason::PoolEmpty);
                 continue;
             };
-            let Some((held, true)) = Some((held.bytes(), frame.set_len(held.bytes().len()))) else {
-                self.discard(frame, DropReason::PoolEmpty);
+            if !frame.set_len(held.bytes().len()) {
+                self.count_drop(ingress, DropReason::PoolEmpty);
+                self.io.release(frame);
                 continue;
-            };
-            frame.bytes_mut().copy_from_slice(held);
+            }
+            frame.bytes_mut().copy_from_slice(held.bytes());
             rewrite::ethernet(frame.bytes_mut(), mac, out.mac);
             self.send(out.id, frame);
         }

@@ -74,8 +74,11 @@ fn frame(step: &Step) -> Vec<u8> {
     }
 }
 
+/// What came out after one step.
+type Sent = Vec<(PortId, Vec<u8>)>;
+
 /// What comes out, step by step, and how often each reason was named.
-fn results(steps: &[Step], workers: usize) -> (Vec<Vec<(PortId, Vec<u8>)>>, Vec<u64>) {
+fn results(steps: &[Step], workers: usize) -> (Vec<Sent>, Vec<u64>) {
     let config = PlaneConfig {
         workers,
         ..PlaneConfig::default()
