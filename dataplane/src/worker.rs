@@ -226,7 +226,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             counters.rx_bytes.add(frame.len() as u64);
         }
         let Some(port) = self.port(id) else {
-            self.discard(frame, DropReason::PortUnavailable);
+            self.drop_unread(frame, DropReason::PortUnavailable);
             return None;
         };
         let wire = matches!(port.kind, PortKind::Wire { .. });
@@ -332,13 +332,30 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         self.discard(frame, reason);
     }
 
+    /// Drops a packet that was allowed to pass, but that no way leads on for.
+    #[cold]
+    fn lose(&mut self, frame: Frame, packet: &Packet, port: &Port, reason: DropReason) {
+        self.sample(DropSample {
+            at: self.now,
+            reason,
+            audit: false,
+            port: port.id,
+            length: frame.len() as u32,
+            key: Some(packet.key(port.zone)),
+            generation: self.generation(),
+            ingress: None,
+            egress: None,
+        });
+        self.discard(frame, reason);
+    }
+
     fn hand_over(&mut self, owner: usize, handover: Handover) {
         match self.shared.handover[owner].push(handover) {
             Ok(()) => {
                 self.turn.handed_to |= 1 << owner;
                 self.stats.counters.handed_over.add(1);
             }
-            Err(handover) => self.discard(handover.frame, DropReason::HandoverFull),
+            Err(handover) => self.drop_unread(handover.frame, DropReason::HandoverFull),
         }
     }
 

@@ -1,7 +1,11 @@
 //! Packets copied aside until their next hop's Ethernet address is known.
 
 use super::ResolveRequest;
-use crate::{port::PortId, time::Nanos};
+use crate::{
+    flow::{RateLimit, rate::TokenBucket},
+    port::PortId,
+    time::Nanos,
+};
 
 /// Longest frame that is held.
 const LONGEST: usize = 9216;
@@ -49,6 +53,8 @@ pub(crate) struct Holds {
     used: usize,
     order: u64,
     keep_for: Nanos,
+    /// For neighbours that are known not to answer.
+    asks: TokenBucket,
 }
 
 impl Holds {
@@ -70,7 +76,16 @@ impl Holds {
             used: 0,
             order: 0,
             keep_for,
+            asks: TokenBucket::new(RateLimit {
+                per_second: 5,
+                burst: 5,
+            }),
         }
+    }
+
+    /// Whether to ask for a neighbour that did not answer: now and then.
+    pub(crate) fn may_ask(&mut self, now: Nanos) -> bool {
+        self.asks.take(now)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -38,8 +38,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         }
         match port.kind {
             PortKind::Wire { peer } => match self.port(peer) {
-                None => self.discard(frame, DropReason::PortUnavailable),
-                Some(out) if packet.total_length() > out.mtu => self.discard(frame, DropReason::TooBig),
+                None => self.lose(frame, packet, port, DropReason::PortUnavailable),
+                Some(out) if packet.total_length() > out.mtu => {
+                    self.lose(frame, packet, port, DropReason::TooBig)
+                }
                 Some(_) => {
                     self.send(peer, frame);
                 }
@@ -50,11 +52,11 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
     fn route(&mut self, frame: Frame, packet: &Packet, port: &Port, hash: KeyHash) {
         let Some(forwarding) = self.forwarding else {
-            self.discard(frame, DropReason::NoRoute);
+            self.lose(frame, packet, port, DropReason::NoRoute);
             return;
         };
         if is_link_local(packet) {
-            self.discard(frame, DropReason::MartianAddress);
+            self.lose(frame, packet, port, DropReason::MartianAddress);
             return;
         }
         // All fragments of a datagram go one way, so ports do not count for them.
@@ -72,7 +74,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 self.next_hop(frame, packet, port, hash, to);
             }
             Path::Local => self.deliver(frame, packet, port, hash),
-            Path::Blackhole => self.discard(frame, DropReason::RouteRefused),
+            Path::Blackhole => self.lose(frame, packet, port, DropReason::RouteRefused),
             Path::Unreachable => self.refuse(
                 frame,
                 packet,
@@ -109,7 +111,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 rewrite::ethernet(frame.bytes_mut(), mac, host.mac);
                 self.send(host.id, frame);
             }
-            _ => self.discard(frame, DropReason::PortUnavailable),
+            _ => self.lose(frame, packet, port, DropReason::PortUnavailable),
         }
     }
 
@@ -125,7 +127,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             .port(to.port)
             .filter(|out| out.id != port.id && !matches!(out.kind, PortKind::Wire { .. }))
         else {
-            self.discard(frame, DropReason::PortUnavailable);
+            self.lose(frame, packet, port, DropReason::PortUnavailable);
             return;
         };
         // What comes by the host port is this host's own: it leaves with the TTL that the kernel gave it.
@@ -144,6 +146,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             .forwarding
             .and_then(|forwarding| forwarding.neighbour(to.port, to.addr));
         if neighbour == Some(Neighbour::Failed) {
+            // It may be there by now; the kernel does not look again by itself.
+            if self.holds.may_ask(self.now) {
+                let _ = self.shared.resolve.push(to);
+            }
             let unresolved = DropReason::NeighbourUnresolved;
             self.refuse(frame, packet, port, hash, Problem::HostUnreachable, unresolved);
             return;
@@ -156,13 +162,13 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 rewrite::ethernet(frame.bytes_mut(), mac, out.mac);
                 self.send(out.id, frame);
             }
-            _ => self.hold(frame, port, to),
+            _ => self.hold(frame, packet, port, to),
         }
     }
 
     /// Copies a packet aside and asks for its next hop.
     #[cold]
-    fn hold(&mut self, frame: Frame, port: &Port, to: ResolveRequest) {
+    fn hold(&mut self, frame: Frame, packet: &Packet, port: &Port, to: ResolveRequest) {
         match self.holds.hold(frame.bytes(), to, port.id, self.now) {
             Hold::Kept { ask } => {
                 if ask {
@@ -172,7 +178,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 self.stats.counters.held.set(self.holds.len() as u64);
                 self.io.release(frame);
             }
-            Hold::NoRoom => self.discard(frame, DropReason::NeighbourUnresolved),
+            Hold::NoRoom => self.lose(frame, packet, port, DropReason::NeighbourUnresolved),
         }
     }
 
@@ -252,7 +258,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             self.stats.counters.icmp_sent.add(1);
             self.send(port.id, error);
         }
-        self.discard(frame, reason);
+        self.lose(frame, packet, port, reason);
     }
 }
 

@@ -336,6 +336,23 @@ fn an_unresolved_neighbour_is_asked_for_and_waited_for() {
         let sent = bed.on(0, CLIENT_PORT, &world);
         error(&sent, CLIENT_PORT, &world, [[3, 1], [1, 3]][family]);
         assert_eq!(bed.stats.drops(DropReason::NeighbourUnresolved), 3);
+        while bed
+            .plane
+            .next_resolve()
+            .is_some_and(|asked| asked.addr != addr(ROUTER[family]))
+        {}
+        let _ = bed.on(0, CLIENT_PORT, &world);
+        assert_eq!(
+            bed.plane.next_resolve().map(|asked| asked.port),
+            Some(UPLINK),
+            "asked for again"
+        );
+        let explained: Vec<_> = std::iter::from_fn(|| bed.stats.next_sample()).collect();
+        assert!(
+            explained
+                .iter()
+                .any(|sample| sample.key.is_some_and(|key| key.dst == addr(OUTSIDER[family])))
+        );
     }
 }
 
