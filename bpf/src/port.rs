@@ -601,6 +601,21 @@ impl AttachedPort {
         kernel::program_info(&self.loaded.programs[0]).map_or(0, |(id, _)| id)
     }
 
+    /// Looks up again what the port was told of other interfaces: the wire's other end, the host port. To be called when
+    /// one of them was made anew.
+    ///
+    /// # Errors
+    /// One of them does not exist, or the kernel refuses; the port goes on with what it had.
+    pub fn refresh(&mut self) -> Result<(), BpfError> {
+        let config = configuration(&self.spec, self.ifindex)?;
+        if config.peer_ifindex != 0 {
+            self.loaded.maps.set_peer(config.peer_ifindex)?;
+        }
+        self.loaded.maps.set_config(config)?;
+        self.config = config;
+        Ok(())
+    }
+
     /// Replaces the host's own addresses.
     ///
     /// # Errors

@@ -233,23 +233,25 @@ impl XskIo {
 
     /// Sends what other workers have handed over.
     fn send_for_others(&mut self) {
-        let pool = Arc::clone(&self.pool);
-        let Some(inbox) = pool.inboxes.get(self.worker) else {
+        let Some(inbox) = self.pool.inboxes.get(self.worker) else {
             return;
         };
         for _ in 0..MAX_FOR_OTHERS {
             let Some((port, frame)) = inbox.pop() else { return };
-            match self.route(port) {
-                Route::Own(index) => {
-                    if let Some(queue) = self.queues.get_mut(usize::from(index))
-                        && let Err(number) = queue.send(&pool, frame, true, &mut self.freed)
-                    {
+            let queue = match self.routes.get(usize::from(port.0)) {
+                Some(Route::Own(index)) => self.queues.get_mut(usize::from(*index)),
+                _ => None,
+            };
+            match queue {
+                Some(queue) => {
+                    if let Err(number) = queue.send(&self.pool, frame, true, &mut self.freed) {
                         self.freed.push(number);
                     }
                 }
-                _ => {
+                None => {
                     self.stranded += 1; // closed meanwhile
-                    self.freed.extend(pool.consume(frame).map(|(number, _)| number));
+                    self.freed
+                        .extend(self.pool.consume(frame).map(|(number, _)| number));
                 }
             }
         }
