@@ -231,6 +231,14 @@ impl Machine {
             live.retain(|other| other.planned.id != port.id);
             live.push(attached);
             live.sort_by_key(|port| port.planned.id);
+            // A wire's other end, or the guards that lead to the host port, know the interface that was there before.
+            for other in live.iter_mut().filter(|other| other.planned.id != port.id) {
+                if let Some(attached) = &mut other.attached
+                    && let Err(error) = attached.refresh()
+                {
+                    tracing::debug!(port = other.planned.name, %error, "not refreshed");
+                }
+            }
         }
         self.register(Some(port.id))
     }
