@@ -275,6 +275,36 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
             }
         });
     }),
+    ("the longest prefix wins", |cluster| {
+        let all: Vec<IpNet> = cluster
+            .policies
+            .values()
+            .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten())
+            .flat_map(|rule| rule.peers.iter().flatten())
+            .filter_map(|peer| match peer {
+                Peer::Block { cidr, .. } => Some(*cidr),
+                Peer::Pods { .. } => None,
+            })
+            .collect();
+        peers(cluster, |peer| {
+            if let Peer::Block { cidr, except } = peer {
+                except.extend(all.iter().filter(|other| *other != cidr && cidr.contains(*other)));
+            }
+        });
+    }),
+    ("blocks do not match pods", |cluster| {
+        let pods: Vec<IpNet> = cluster
+            .pods
+            .values()
+            .flat_map(|pod| &pod.addresses)
+            .map(|address| (*address).into())
+            .collect();
+        peers(cluster, |peer| {
+            if let Peer::Block { except, .. } = peer {
+                except.extend(&pods);
+            }
+        });
+    }),
     ("NotIn needs the key", |cluster| {
         requirements(cluster, |requirements| {
             let also: Vec<_> = requirements
