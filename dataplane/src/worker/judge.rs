@@ -103,7 +103,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 let snapshot = self.snapshot.ok_or(DropReason::NoSnapshot)?;
                 let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
                 self.check_source(port, packet, &src)?;
-                if generation != snapshot.generation() && epochs != [src.epoch, dst.epoch] {
+                if generation != snapshot.generation() && epochs != epochs_of(&src, &dst) {
                     let gone = FirstVerdict::Dropped(DropReason::FragmentUnknown);
                     self.shard(hash).fragments.decided(place, gone);
                     return Err(DropReason::FragmentUnknown.into());
@@ -182,7 +182,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let entry = self.shard(hash).entry(index);
         let (key, epochs, trusted) = (entry.key(), entry.epochs(), entry.is_trusted());
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
-        if epochs == [src.epoch, dst.epoch] {
+        if epochs == epochs_of(&src, &dst) {
             self.shard(hash).entry_mut(index).restamp(snapshot.generation());
             self.stats.counters.restamped.add(1);
             return true;
@@ -298,7 +298,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         }
         let passed = Passed {
             generation: snapshot.generation(),
-            epochs: [src.epoch, dst.epoch],
+            epochs: epochs_of(&src, &dst),
         };
         let judgement = judge(snapshot, port, packet, &src, &dst);
         let begins = state::begin(packet).filter(|_| is_known(&src) && is_known(&dst));
@@ -407,7 +407,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         self.stats.counters.icmp_related.add(1);
         Ok(Passed {
             generation: snapshot.generation(),
-            epochs: [src.epoch, snapshot.identify(packet.dst).epoch],
+            epochs: epochs_of(&src, &snapshot.identify(packet.dst)),
         })
     }
 
@@ -433,6 +433,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Err(DropReason::SpoofedSource.into())
         }
     }
+}
+
+/// What tells whether two ends are what they were. The kind counts too: an address without an endpoint may turn from
+/// external into unknown, and nothing else about it changes.
+fn epochs_of(src: &Identity, dst: &Identity) -> [u64; 2] {
+    [src, dst].map(|end| end.epoch.wrapping_add((end.kind as u64) << 56))
 }
 
 /// Only these may have an entry (SEMANTICS 53).
@@ -483,7 +489,7 @@ fn l4(key: &FlowKey) -> L4 {
 fn stamp(snapshot: &Snapshot, src: &Identity, dst: &Identity, judgement: &Judgement) -> Stamp {
     Stamp {
         generation: snapshot.generation(),
-        epochs: [src.epoch, dst.epoch],
+        epochs: epochs_of(src, dst),
         provenance: [judgement.ingress.provenance, judgement.egress.provenance],
     }
 }

@@ -65,6 +65,8 @@ struct World {
     /// Goes into the epoch of the web pod.
     web_epoch: u64,
     allow_unknown: bool,
+    /// Whether the pods' prefixes are known; else what is nobody's in them is external.
+    pod_cidrs: bool,
 }
 
 impl World {
@@ -74,6 +76,7 @@ impl World {
             web_allows: true,
             web_epoch: 20,
             allow_unknown: false,
+            pod_cidrs: true,
         }
     }
 
@@ -125,9 +128,11 @@ impl World {
                 image.host(addr(text), identity);
             }
         }
-        let unknown = image.identity(end(Unknown, NONE, NONE, 0, 0, 50));
-        image.prefix(addr("10.0.0.0"), 16, unknown);
-        image.prefix(addr("fd00::"), 48, unknown);
+        let unknown = image.identity(end(Unknown, NONE, NONE, 0, 0, 0));
+        if self.pod_cidrs {
+            image.prefix(addr("10.0.0.0"), 16, unknown);
+            image.prefix(addr("fd00::"), 48, unknown);
+        }
         let service = image.identity(end(Service, NONE, NONE, 0, 0, 60));
         image.prefix(addr("10.96.0.0"), 16, service);
         image.prefix(addr("fd96::"), 48, service);

@@ -135,3 +135,19 @@ fn a_dump_goes_on_where_it_stopped() {
     let hosts: std::collections::BTreeSet<_> = flows.iter().map(|flow| flow.key.dst).collect();
     assert_eq!((flows.len(), hosts.len()), (50, 50));
 }
+
+#[test]
+fn an_address_that_becomes_unknown_ends_its_flows() {
+    for family in [0, 1] {
+        let mut bed = Bed::wire().settled();
+        bed.publish(World {
+            pod_cidrs: false,
+            ..World::new(2)
+        });
+        let frame = from_to(CLIENT[family], NOBODY[family]).udp(1, 2, b"");
+        assert!(bed.crosses(INSIDE, &frame));
+        bed.publish(World::new(3));
+        bed.drops(INSIDE, &frame, DropReason::UnknownEndpoint);
+        assert_eq!(bed.flows().len(), 0);
+    }
+}

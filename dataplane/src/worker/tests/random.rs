@@ -96,6 +96,7 @@ fn results(steps: &[Step], workers: usize) -> (Vec<Sent>, Vec<u64>) {
                 web_epoch: 20 + u64::from(step.publish % 4),
                 allow_unknown: step.publish % 3 == 0,
                 generation,
+                pod_cidrs: true,
             });
         }
         bed.wait(Nanos::from_millis(u64::from(step.wait) / 4));
