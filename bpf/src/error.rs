@@ -10,7 +10,7 @@ pub enum BpfError {
     NoInterface(String),
     /// Another XDP program is on the interface.
     #[error(
-        "interface `{interface}` already carries the XDP program `{name}` (id {id}): detach it first (`ip link set dev {interface} xdp off`, or stop the software that owns it)"
+        "interface `{interface}` already carries the XDP program `{name}` (id {id}): stop the software that owns it (`bpftool net` and `bpftool link` tell more; a `ringwall_port` is of another ringwall installation, which `ringwall detach` removes)"
     )]
     OtherProgram {
         /// The interface.
@@ -36,7 +36,7 @@ pub enum BpfError {
         /// What was tried.
         action: String,
         /// The missing capability or capabilities.
-        capability: &'static str,
+        capability: String,
     },
     /// The kernel cannot do what is needed.
     #[error(
@@ -84,8 +84,30 @@ pub enum BpfError {
     },
 }
 
-/// What loading and attaching takes.
-pub(crate) const CAPABILITIES: &str = "CAP_BPF and CAP_NET_ADMIN (or root)";
+/// What loading and attaching takes, by bit number (`linux/capability.h`).
+const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
+
+/// Those of the needed capabilities that the calling thread lacks; all where it has them and was refused anyhow.
+fn missing_capabilities() -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
+        .unwrap_or(0);
+    let all = CAPABILITIES.iter().map(|&(_, name)| name);
+    let missing: Vec<&str> = CAPABILITIES
+        .iter()
+        .filter(|(bit, _)| effective & (1 << bit) == 0)
+        .map(|&(_, name)| name)
+        .collect();
+    match missing.is_empty() {
+        true => format!(
+            "{} (it has them: look for a security module that forbids it)",
+            all.collect::<Vec<_>>().join(" and ")
+        ),
+        false => missing.join(" and "),
+    }
+}
 
 impl BpfError {
     /// Wraps the answer of a system call, naming what is missing where that can be told.
@@ -94,7 +116,7 @@ impl BpfError {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::Permission {
                 action,
-                capability: CAPABILITIES,
+                capability: missing_capabilities(),
             },
             Some(libc::ENOSYS) => Self::Unsupported { action, source },
             _ => Self::System { action, source },
@@ -108,7 +130,7 @@ pub(crate) fn wrap(action: &str, error: libbpf_rs::Error) -> BpfError {
     match error.kind() {
         ErrorKind::PermissionDenied => BpfError::Permission {
             action: action.to_owned(),
-            capability: CAPABILITIES,
+            capability: missing_capabilities(),
         },
         _ => BpfError::System {
             action: action.to_owned(),
