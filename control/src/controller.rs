@@ -169,7 +169,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
             context: None,
         };
     }
-    start_log();
+    crate::log::start();
     // Watches and requests are few; compiling has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -189,16 +189,6 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
     // A compilation that still runs is of no use to anybody.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
-}
-
-fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGWALL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // Fails where a log is running already: as well.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .try_init();
 }
 
 /// Says something when the process has to stop.

@@ -67,7 +67,7 @@ pub struct DataplaneArgs {
 
 /// Runs until SIGTERM, or until the supervisor is gone. The programs stay on the ports, and the fail mode holds.
 pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
-    super::start_log();
+    crate::log::start();
     let stop = StopSignal::catch().context("cannot catch signals")?;
     if args.supervised {
         stop.follow_supervisor()?;

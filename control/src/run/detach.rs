@@ -23,7 +23,7 @@ pub struct DetachArgs {
 
 /// Removes pins, programs, the host port and runtime files. Fine when there is nothing to remove.
 pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
-    super::start_log();
+    crate::log::start();
     let config = super::load_config(&args.config)?;
     if let Ok(lock) = File::open(config.runtime_dir.join("run.lock"))
         && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()

@@ -32,22 +32,6 @@ fn load_config(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::load(path)?)
 }
 
-/// Log lines on standard error: warnings unless `RUST_LOG` says otherwise; as JSON with `RINGWALL_LOG=json`.
-fn start_log() {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let builder = fmt()
-        .with_env_filter(filter)
-        // Complaining about a broken standard error on standard error would panic.
-        .log_internal_errors(false)
-        .with_writer(io::stderr);
-    // Fails where a log is running already (tests): that one stays.
-    let _ = match std::env::var("RINGWALL_LOG").as_deref() {
-        Ok("json") => builder.json().try_init(),
-        _ => builder.try_init(),
-    };
-}
-
 /// Makes a directory, with its parents, that only root can enter.
 fn make_private_dir(path: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()

@@ -53,7 +53,7 @@ const ALIVE: Duration = Duration::from_secs(5);
 /// Runs until SIGTERM or SIGINT. Status 2 where nothing was started because of bad configuration or a missing
 /// interface, CPU or capability.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    super::start_log();
+    crate::log::start();
     let config = super::load_config(&args.config)?;
     // The dataplane makes the same plan again. Made here first, it refuses before anything is changed.
     let plan = Plan::make(&config)?;
