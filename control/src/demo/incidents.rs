@@ -312,7 +312,8 @@ impl Demo {
         self.show.line(&self.show.paint(
             Look::Dim,
             &format!(
-                "         $ ringwall status --config {}/ringwall.yaml",
+                "         $ {} status --config {}/ringwall.yaml",
+                self.program,
                 bed.folder().display()
             ),
         ));

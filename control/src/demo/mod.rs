@@ -81,6 +81,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 
 struct Demo {
     show: Show,
+    /// What the demo was called as.
+    program: String,
     recipes: Vec<Recipe>,
     binary: PathBuf,
     begin: Instant,
@@ -94,6 +96,7 @@ impl Demo {
     fn new(recipes: Vec<Recipe>) -> anyhow::Result<Self> {
         Ok(Self {
             show: Show::new(),
+            program: std::env::args().next().unwrap_or_else(|| "ringwall".to_owned()),
             recipes,
             binary: std::env::current_exe().context("cannot find the running program")?,
             begin: Instant::now(),
@@ -309,7 +312,8 @@ impl Demo {
         show.line(&format!(
             "\nEvery line is a real connection attempt. `text` is what the recipe's own words promise, `wanted` what the\n\
              literal evaluator says, `got` what came of it. For the command behind a line, first: \n  \
-             ringwall demo --export {EXPORTED}\n",
+             {} demo --export {EXPORTED}\n",
+            self.program,
         ));
         Ok(())
     }

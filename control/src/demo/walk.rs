@@ -119,7 +119,10 @@ impl Demo {
                     let text =
                         self.describe(trial, outcome, answer, good, Some(promise.allow), &promise.text);
                     show.line(&text);
-                    show.line(&show.paint(Look::Dim, &format!("         $ {}", command(recipe, trial))));
+                    show.line(&show.paint(
+                        Look::Dim,
+                        &format!("         $ {}", command(&self.program, recipe, trial)),
+                    ));
                 }
                 None if good => *others.entry(trial.wanted).or_default() += 1,
                 None => wrong.push(self.describe(trial, outcome, answer, good, None, "")),
@@ -227,7 +230,7 @@ fn flow(src: &str, dst: &str, trial: &Trial<'_>) -> Value {
 }
 
 /// The command that judges the same flow.
-fn command(recipe: &Recipe, trial: &Trial<'_>) -> String {
+fn command(program: &str, recipe: &Recipe, trial: &Trial<'_>) -> String {
     // Two names mean IPv4.
     let end = |name: &str, ip: IpAddr| {
         if recipe.pods.contains_key(name) && ip.is_ipv4() {
@@ -242,7 +245,7 @@ fn command(recipe: &Recipe, trial: &Trial<'_>) -> String {
         trial,
     );
     format!(
-        "echo '{flow}' | ringwall query --manifests {EXPORTED}/{} --flows -",
+        "echo '{flow}' | {program} query --manifests {EXPORTED}/{} --flows -",
         recipe.slug
     )
 }
