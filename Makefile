@@ -27,7 +27,7 @@ build: packages
 
 .PHONY: demo
 demo: build
-	@.ci/as-root target/debug/ringwall demo $(if $(RECIPES),--recipes '$(RECIPES)')
+	@.ci/as-root "$${CARGO_TARGET_DIR:-target}/debug/ringwall" demo $(if $(RECIPES),--recipes '$(RECIPES)')
 
 .PHONY: test
 test: packages

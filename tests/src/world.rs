@@ -120,7 +120,15 @@ pub fn differences(bed: &Bed, wanted: &[(&str, &str, Service, bool)]) -> Result<
         }
     }
     let tried: Vec<_> = attempts.iter().map(|(attempt, ..)| *attempt).collect();
-    let outcomes = attempt_all(&tried, Duration::from_millis(1300))?;
+    let mut outcomes = attempt_all(&tried, Duration::from_millis(1300))?;
+    // On a busy machine an answer may come late. What should be silent gets no second chance to be.
+    let late: Vec<usize> = (0..tried.len())
+        .filter(|index| attempts[*index].3 && outcomes[*index] == Outcome::Silence)
+        .collect();
+    let again: Vec<_> = late.iter().map(|index| tried[*index]).collect();
+    for (index, outcome) in late.iter().zip(attempt_all(&again, Duration::from_secs(5))?) {
+        outcomes[*index] = outcome;
+    }
     Ok(outcomes
         .iter()
         .zip(&attempts)

@@ -22,6 +22,8 @@ use super::{Demo, EXPORTED, judge, recipe::Recipe, show::Look};
 
 /// How long an attempt may take: a lost SYN is sent again after a second.
 const WITHIN: Duration = Duration::from_millis(1300);
+/// How long a second attempt may take, where the first should have been answered and was not.
+const PATIENT: Duration = Duration::from_secs(4);
 /// Attempts made at a time.
 const AT_ONCE: usize = 320;
 
@@ -39,6 +41,17 @@ struct Trial<'a> {
     wanted: bool,
     /// Who has to answer.
     server: Option<String>,
+}
+
+impl<'a> Trial<'a> {
+    fn attempt(&self) -> Attempt<'a> {
+        Attempt {
+            from: self.ns,
+            source: self.source,
+            to: self.to_ip,
+            service: self.service,
+        }
+    }
 }
 
 impl Demo {
@@ -66,16 +79,16 @@ impl Demo {
         ));
         let mut outcomes = Vec::new();
         for part in trials.chunks(AT_ONCE) {
-            let attempts: Vec<_> = part
-                .iter()
-                .map(|trial| Attempt {
-                    from: trial.ns,
-                    source: trial.source,
-                    to: trial.to_ip,
-                    service: trial.service,
-                })
-                .collect();
+            let attempts: Vec<_> = part.iter().map(Trial::attempt).collect();
             outcomes.extend(attempt_all(&attempts, WITHIN)?);
+        }
+        // On a busy machine an answer may come late. What should be silent gets no second chance to be.
+        let late: Vec<usize> = (0..trials.len())
+            .filter(|index| trials[*index].wanted && outcomes[*index] == Outcome::Silence)
+            .collect();
+        let again: Vec<_> = late.iter().map(|index| trials[*index].attempt()).collect();
+        for (index, outcome) in late.iter().zip(attempt_all(&again, PATIENT)?) {
+            outcomes[*index] = outcome;
         }
         let answers = self.ask(&recipe.export(&scratch)?, &trials)?;
 
@@ -142,6 +155,12 @@ impl Demo {
             others.get(&true).unwrap_or(&0),
             others.get(&false).unwrap_or(&0),
         ));
+        if !late.is_empty() {
+            show.line(&format!(
+                "       ({} of the allowed were answered at a second attempt only, or not at all)\n",
+                late.len()
+            ));
+        }
         Ok(())
     }
 
