@@ -292,7 +292,7 @@ impl Machine {
                 tx_frames: self
                     .stats
                     .sum_port(id, |counters| counters.tx_frames.get())
-                    .saturating_sub(of_port(id).map(|stats| stats.tx_lost).sum()),
+                    .saturating_sub(of_port(id).map(|stats| stats.tx_lost + stats.port_lost).sum()),
                 tx_bytes: self.stats.sum_port(id, |counters| counters.tx_bytes.get()),
                 to_kernel: passed,
                 fail_mode: port.count(&FAIL_MODE),
