@@ -83,7 +83,7 @@ fn equal_states_give_equal_bytes_whatever_their_history() {
 #[test]
 fn hash_says_what_is_meant() {
     let mut hashes: BTreeMap<[u8; 32], u64> = BTreeMap::new();
-    let mut same = 0;
+    let (mut same, mut alike) = (0, 0);
     for seed in 0..200 {
         let mut random = Random::new(seed);
         let cluster = cluster(&mut random);
@@ -96,6 +96,22 @@ fn hash_says_what_is_meant() {
             Compiled::of(&reworded).image.hash,
             "seed {seed}"
         );
+        // Nearly the same, and yet not.
+        for (name, mistake) in mutate::MISTAKES {
+            let mut misread = cluster.clone();
+            mistake(&mut misread);
+            let second = Compiled::of(&misread);
+            if second.image.hash == first.image.hash {
+                alike += 1;
+                for flow in flows(&cluster, &mut random, 150) {
+                    assert_eq!(
+                        first.answer(&flow),
+                        second.answer(&flow),
+                        "seed {seed}, {name}: {flow:?}"
+                    );
+                }
+            }
+        }
         if let Some(other) = hashes.insert(first.image.hash, seed) {
             // Clusters without pods, say. Equal hashes: equal answers.
             same += 1;
@@ -110,6 +126,11 @@ fn hash_says_what_is_meant() {
         }
     }
     assert!(same < 20, "{same} of 200 clusters mean the same as another");
+    let pairs = 200 * mutate::MISTAKES.len();
+    assert!(
+        alike > 0 && alike < pairs * 9 / 10,
+        "{alike} of {pairs} have one hash"
+    );
 }
 
 #[test]
@@ -122,6 +143,13 @@ fn epochs_change_with_decisions_and_with_nothing_else() {
         let (before, after) = (Compiled::of(&cluster), Compiled::of(&next));
         let flows = flows(&cluster, &mut random, 1500);
         changed += compare::decisions_that_changed(&before, &after, &flows, seed);
+        // One aspect of everything changes: labels, port names, nodes, rules.
+        for (_, change) in mutate::MISTAKES {
+            let mut next = cluster.clone();
+            change(&mut next);
+            let after = Compiled::of(&next);
+            changed += compare::decisions_that_changed(&before, &after, &flows[..200], seed);
+        }
     }
     assert!(
         changed > 100,

@@ -346,6 +346,11 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
     ("of two equal port names the last wins", |cluster| {
         pods(cluster, |pod| pod.named_ports.reverse());
     }),
+    ("a port name means the Service's port", |cluster| {
+        pods(cluster, |pod| {
+            pod.named_ports.iter_mut().for_each(|port| port.number ^= 1)
+        });
+    }),
     ("an unknown port name means every port", |cluster| {
         ports(cluster, |port| {
             if let PortMatch::Named { protocol, name } = port
@@ -410,6 +415,16 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
                 });
             }
         });
+    }),
+    ("peers of neighbouring rules are mixed up", |cluster| {
+        for policy in cluster.policies.values_mut() {
+            let policy = Arc::make_mut(policy);
+            for rules in policy.ingress.iter_mut().chain(&mut policy.egress) {
+                if let [first, second, ..] = rules.as_mut_slice() {
+                    std::mem::swap(&mut first.peers, &mut second.peers);
+                }
+            }
+        }
     }),
     ("invalid policies vanish", |cluster| {
         cluster.policies.retain(|_, policy| policy.faults.is_empty());
