@@ -72,8 +72,9 @@ pub(crate) struct Deeds {
     pub(crate) inherited: u64,
 }
 
-/// One shard: its flows, its fragmented datagrams, its limits.
+/// One shard: its flows, its fragmented datagrams, its limits. What every lookup reads shares its first cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Shard {
     entries: &'static mut [Entry],
     buckets: Box<[Bucket]>,
