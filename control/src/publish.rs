@@ -203,9 +203,11 @@ impl Line {
     async fn run(mut self) {
         let mut pause = self.timing.retry_first;
         let mut told = None;
+        let mut ever = false;
         loop {
             let reason = match self.connect().await {
                 Ok(session) => {
+                    ever = true;
                     pause = self.timing.retry_first;
                     told = None;
                     self.serve(session).await.to_string()
@@ -213,7 +215,12 @@ impl Line {
                 Err(error) => error.to_string(),
             };
             if told.as_ref() != Some(&reason) {
-                tracing::warn!("no line to the dataplane: {reason}");
+                if ever {
+                    tracing::warn!("no line to the dataplane: {reason}");
+                } else {
+                    // `ringwall run` starts control first.
+                    tracing::info!("no line to the dataplane yet: {reason}");
+                }
                 told = Some(reason.clone());
             }
             if self.events.send(Event::Disconnected { reason }).is_err() {

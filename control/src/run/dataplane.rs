@@ -77,11 +77,12 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     super::make_private_dir(&plan.runtime_dir)?;
     super::make_private_dir(&plan.state_dir)?;
     let first = !plan.state_dir.join(ports::MADE_FILE).exists();
-    let state_dir = plan.state_dir.clone();
+    let (state_dir, pins) = (plan.state_dir.clone(), plan.pins.clone());
     let running = Running::start(&config, plan).inspect_err(|_| {
         if first {
             ports::take_back(&state_dir);
         }
+        ports::remove_empty(&pins);
     })?;
     let outcome = running.watch(&stop);
     running.end();

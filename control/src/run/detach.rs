@@ -10,7 +10,7 @@ use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
 use super::{
     fib::View,
     netlink::Netlink,
-    ports::{MADE_FILE, Made},
+    ports::{MADE_FILE, Made, remove_empty},
 };
 
 /// Arguments of `ringwall detach`.
@@ -55,10 +55,7 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
             failed.push(error.to_string());
         }
     }
-    remove_dir(&pins);
-    if let Some(all) = pins.parent() {
-        remove_dir(all); // stays where another instance has pins
-    }
+    remove_empty(&pins);
 
     let made = Made::read(&config.state_dir);
     failed.extend(

@@ -166,6 +166,16 @@ pub fn take_back(state_dir: &Path) {
     }
 }
 
+/// Removes directories of pins that hold none, and the ones above that they were alone in.
+pub fn remove_empty(pins: &Path) {
+    for entry in std::fs::read_dir(pins).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_dir(entry.path()); // stays where pins are in it
+    }
+    for dir in pins.ancestors().take(2) {
+        let _ = std::fs::remove_dir(dir); // likewise
+    }
+}
+
 fn loosen_reverse_path(interface: &str) -> anyhow::Result<()> {
     let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
     std::fs::write(&path, "2").with_context(|| format!("cannot write {path}"))
