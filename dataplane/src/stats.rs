@@ -90,7 +90,7 @@ pub struct PortCounters {
 pub struct WorkerCounters {
     /// Frames received from ports.
     pub received: Counter,
-    /// Frames that it made itself: ICMP errors and copies of held packets' frames are not counted twice.
+    /// Frames that it made itself: ICMP errors. A held packet's copy is the packet that was received.
     pub generated: Counter,
     /// Frames that a port took to send, generated ones included.
     pub forwarded: Counter,

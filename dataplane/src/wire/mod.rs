@@ -171,7 +171,8 @@ pub struct Quoted {
 pub struct Fragment {
     /// Identification (16 bits in IPv4).
     pub id: u32,
-    /// First byte of the part, counted from the begin of layer 4 of the datagram.
+    /// First byte of the part, counted from the begin of what was cut: layer 4, or for IPv6 the extension headers
+    /// behind the fragment header.
     pub offset: u16,
     /// Bytes of the part.
     pub length: u16,
