@@ -196,12 +196,13 @@ impl Entry {
         self.generation = generation.0;
     }
 
-    /// Judged again and allowed.
+    /// Judged again and allowed. Whose addresses they are may have changed, so ports are asked again at the next packet.
     pub(crate) fn rejudged(&mut self, stamp: &Stamp) {
         self.generation = stamp.generation.0;
         self.epochs = stamp.epochs;
         self.provenance = stamp.provenance;
         self.decided = stamp.generation.0 as u32;
+        self.ports = [NO_PORT; 2];
         self.flags &= !REPLY_JUDGED;
     }
 
@@ -237,9 +238,13 @@ impl Entry {
         }
     }
 
+    /// What was judged on its own was judged as it came in by the port before.
     #[inline]
     pub(crate) fn set_port(&mut self, direction: Direction, port: PortId) {
         self.ports[direction as usize] = port.0;
+        if direction == Direction::Reply {
+            self.flags &= !REPLY_JUDGED;
+        }
     }
 
     #[inline]

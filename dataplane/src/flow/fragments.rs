@@ -72,7 +72,8 @@ impl Fragments {
             })
         });
         if let Some((way, datagram)) = known.and_then(|way| Some((way, ways[way].as_mut()?))) {
-            if !note(&mut datagram.seen, range) {
+            // A second first fragment could have ports that nobody judged, even where it adds no byte.
+            if fragment.offset == 0 || !note(&mut datagram.seen, range) {
                 datagram.verdict = Some(FirstVerdict::Dropped(DropReason::FragmentInvalid));
                 return Admission::Drop(DropReason::FragmentInvalid);
             }

@@ -209,7 +209,7 @@ pub enum Action {
 pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Action) {
     use Action::{Invalid, Pass, PassUnrefreshed, Renew};
     use Direction::{Original, Reply};
-    use Segment::{Ack, Bad, End, Fin, Init, Rst, Syn, SynAck};
+    use Segment::{Ack, Bad, EchoReply, End, Fin, Init, Rst, Syn, SynAck};
     use State::{
         IcmpAnswered, IcmpNew, OtherEstablished, OtherNew, SctpClosed, SctpEstablished, SctpNew,
         TcpEstablished, TcpFinOriginal, TcpFinReply, TcpHandshake, TcpMidstream, TcpResetOriginal,
@@ -277,7 +277,9 @@ pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Act
         // The others: a packet each way.
         (UdpNew, Reply, _) => (UdpAnswered, Pass),
         (UdpAnswered, Original, _) => (UdpEstablished, Pass),
-        (IcmpNew, Reply, _) => (IcmpAnswered, Pass),
+        // Only an echo reply answers: a request of the other side, or another message with the same key, is a new one.
+        (IcmpNew | IcmpAnswered, Reply, EchoReply) => (IcmpAnswered, Pass),
+        (IcmpNew | IcmpAnswered, Reply, _) => (state, Renew),
         (OtherNew, Reply, _) => (OtherEstablished, Pass),
         (
             SctpNew | SctpEstablished | UdpNew | UdpAnswered | UdpEstablished | IcmpNew | IcmpAnswered

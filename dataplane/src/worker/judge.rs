@@ -134,6 +134,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if let Transport::IcmpError { quoted } = packet.transport {
             return self.judge_related(snapshot, port, packet, quoted, hash);
         }
+        // What layer 4 is behind a chain that was not walked to its end is not known: it is no answer to anything.
+        if packet.transport == Transport::None {
+            return self.judge_new(snapshot, port, packet, hash, None);
+        }
         let key = packet.key(port.zone);
         match self.live(snapshot, hash, &key) {
             Some((index, direction)) => self.judge_known(snapshot, port, packet, hash, index, direction),
@@ -217,8 +221,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     ) -> Result<Passed, Denial> {
         let now = self.now;
         if self.shard(hash).entry(index).port(direction) != Some(port.id) {
-            self.check_source(port, packet, &snapshot.identify(packet.src))?;
-            self.shard(hash).entry_mut(index).set_port(direction, port.id);
+            self.arrives_elsewhere(snapshot, port, packet, hash, index, direction)?;
         }
         let entry = self.shard(hash).entry(index);
         let Some(before) = entry.state() else {
@@ -240,12 +243,40 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             entry.touch(now);
         }
         entry.count(direction, packet.total_length());
-        let epochs = entry.epochs();
+        let mut epochs = entry.epochs();
+        if direction == Direction::Reply {
+            epochs.reverse(); // of this packet's source and destination
+        }
         self.stats.counters.flow_hits.add(1);
         Ok(Passed {
             generation: snapshot.generation(),
             epochs,
         })
+    }
+
+    /// A packet of a flow that comes in by another port than those before it: its source must belong there. Where a
+    /// node's address was believed because of the port, it is not because of the flow (SEMANTICS 47).
+    #[cold]
+    fn arrives_elsewhere(
+        &mut self,
+        snapshot: &Snapshot,
+        port: &Port,
+        packet: &Packet,
+        hash: KeyHash,
+        index: usize,
+        direction: Direction,
+    ) -> Result<(), Denial> {
+        let src = snapshot.identify(packet.src);
+        self.check_source(port, packet, &src)?;
+        if direction == Direction::Original && self.shard(hash).entry(index).is_trusted() {
+            let dst = snapshot.identify(packet.dst);
+            let judgement = judge(snapshot, port, packet, &src, &dst);
+            if !judgement.allow() {
+                return Err(judgement.into());
+            }
+        }
+        self.shard(hash).entry_mut(index).set_port(direction, port.id);
+        Ok(())
     }
 
     /// The other direction of a flow that was begun in the middle: judged on its own; while connections are picked up,

@@ -203,7 +203,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                     let hash = self.seed.key(&packet.owner_key(port.zone));
                     // This worker held it, so the shard is its own.
                     let shard = &mut self.shards[self.owners.place(hash.shard())];
-                    if shard.icmp_sent.take(self.now)
+                    if icmp::may_answer(&packet)
+                        && shard.icmp_sent.take(self.now)
                         && let Some(error) = icmp_error(
                             self.io,
                             forwarding,

@@ -448,3 +448,62 @@ fn partial_checksums_of_veths_are_completed() {
         assert_eq!(bed.count(|w| w.checksums_completed.get()), 1);
     }
 }
+
+/// SEMANTICS 47: the flow was allowed because a node's address can be believed on the host's port.
+#[test]
+fn a_probes_flow_is_no_way_in_for_who_claims_the_nodes_address_elsewhere() {
+    for family in [0, 1] {
+        let mut bed = bed_of(node());
+        let from = |id| into(id, NODE[family], WEB[family]);
+        assert_eq!(bed.on(0, HOST, &from(HOST).tcp(1000, 9999, SYN, b"")).len(), 1);
+        for flags in [SYN, ACK, RST] {
+            let forged = from(UPLINK).tcp(1000, 9999, flags, b"");
+            bed.drops(UPLINK, &forged, DropReason::PolicyIngress);
+        }
+        assert_eq!(bed.on(0, HOST, &from(HOST).tcp(1000, 9999, ACK, b"")).len(), 1);
+        // What passes without that belief passes from anywhere, as a flow too.
+        let back = into(WEB_PORT, WEB[family], NODE[family]);
+        assert_eq!(bed.on(0, WEB_PORT, &back.tcp(1, 2, SYN, b"")).len(), 1);
+        assert_eq!(bed.on(0, UPLINK, &from(UPLINK).tcp(2, 1, SYN_ACK, b"")).len(), 1);
+    }
+}
+
+#[test]
+fn a_source_is_asked_for_its_port_again_when_its_flow_is_judged_again() {
+    for family in [0, 1] {
+        let mut bed = bed_of(node());
+        let frame = into(CLIENT_PORT, CLIENT[family], WEB[family]).udp(1, 53, b"");
+        assert_eq!(bed.on(0, CLIENT_PORT, &frame).len(), 1);
+        // The address is another pod's now.
+        let mut moved = node();
+        let longest = [32, 128][family];
+        moved.route(addr(CLIENT[family]), longest, Route::connected(HOST));
+        bed.plane.forwarding.publish(moved.build());
+        bed.publish(World {
+            web_epoch: 21,
+            ..World::new(2)
+        });
+        bed.drops(CLIENT_PORT, &frame, DropReason::SpoofedSource);
+    }
+}
+
+/// RFC 1122 3.2.2, RFC 4443 2.4 (e).
+#[test]
+fn nothing_is_said_about_an_icmp_error_that_found_no_neighbour() {
+    for (family, unreachable) in [(0, 3), (1, 1)] {
+        let mut bed = bed_of(node());
+        let asked = into(UPLINK, CLIENT[family], BOX[family]).udp(1, 2, b"12345678");
+        let mut reached = node();
+        reached.neighbour(CLIENT_PORT, addr(BOX[family]), Neighbour::Reachable(POD_MAC));
+        bed.plane.forwarding.publish(reached.build());
+        assert_eq!(bed.on(0, UPLINK, &asked).len(), 1);
+        bed.plane.forwarding.publish(node().build());
+        let answer = from_to(BOX[family], CLIENT[family]).udp(2, 1, b"12345678");
+        let about = into(UPLINK, OUTSIDER[family], BOX[family]).icmp(unreachable, 0, [0; 4], &answer[14..]);
+        assert_eq!(bed.on(0, UPLINK, &about), []);
+        assert_eq!(bed.count(|w| w.held.get()), 1);
+        bed.wait(Nanos::from_secs(2));
+        assert_eq!(bed.run(), []);
+        assert_eq!(bed.stats.drops(DropReason::NeighbourUnresolved), 1);
+    }
+}

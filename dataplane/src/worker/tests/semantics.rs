@@ -362,3 +362,81 @@ fn semantics_65_neighbour_discovery_survives_isolation() {
         DropReason::PolicyEgress,
     );
 }
+
+#[test]
+fn semantics_56_only_an_echo_reply_answers_an_echo_request() {
+    for (family, timestamp) in [(0, 13), (1, 139)] {
+        let mut bed = Bed::wire().settled();
+        let (forth, back) = (
+            from_to(CLIENT[family], BOX[family]),
+            from_to(BOX[family], CLIENT[family]),
+        );
+        for id in [0, 5] {
+            assert!(bed.crosses(INSIDE, &forth.echo(id, true)));
+            for _ in 0..2 {
+                bed.drops(OUTSIDE, &back.echo(id, true), DropReason::PolicyEgress);
+                // Messages without an identifier have the key of identifier 0.
+                let other = back.icmp(timestamp, 0, [0; 4], &[0; 12]);
+                bed.drops(OUTSIDE, &other, DropReason::PolicyEgress);
+                assert!(bed.crosses(OUTSIDE, &back.echo(id, false)));
+            }
+        }
+        // Where both may ask, both are answered, whoever asked first.
+        let (forth, back) = (
+            from_to(CLIENT[family], OUTSIDER[family]),
+            from_to(OUTSIDER[family], CLIENT[family]),
+        );
+        for _ in 0..2 {
+            assert!(bed.crosses(INSIDE, &forth.echo(9, true)));
+            assert!(bed.crosses(OUTSIDE, &back.echo(9, true)));
+            assert!(bed.crosses(INSIDE, &forth.echo(9, false)));
+            assert!(bed.crosses(OUTSIDE, &back.echo(9, false)));
+        }
+    }
+}
+
+#[test]
+fn semantics_62_later_fragments_of_an_answer_pass_under_a_newer_snapshot_too() {
+    for family in [0, 1] {
+        let mut bed = Bed::wire().settled();
+        assert!(bed.crosses(INSIDE, &from_to(CLIENT[family], BOX[family]).udp(53, 1000, b"")));
+        let mut template = from_to(BOX[family], CLIENT[family]);
+        let mut part = |offset: u16, more: bool| {
+            template.fragment = Some((1, offset, more));
+            let mut l4 = vec![0; 32];
+            l4[..8].copy_from_slice(&[3, 232, 0, 53, 0, 96, 0, 0]);
+            template.ip(17, &l4)
+        };
+        assert!(bed.crosses(OUTSIDE, &part(0, true)));
+        bed.publish(World::new(2));
+        assert!(bed.crosses(OUTSIDE, &part(32, true)));
+        assert!(bed.crosses(OUTSIDE, &part(64, false)));
+    }
+}
+
+#[test]
+fn semantics_62_a_second_first_fragment_never_rides_on_the_verdict_of_an_empty_one() {
+    let mut bed = Bed::wire().settled();
+    let mut template = from_to(CLIENT[1], BOX[1]);
+    // A chain so long that the fragment header is the last one looked at, and nothing behind it.
+    template.extensions = vec![(60, vec![0; 6]); 8];
+    template.fragment = Some((1, 0, true));
+    assert!(bed.crosses(INSIDE, &template.ip(17, &[])));
+    template.extensions.clear();
+    let judged_alone = template.udp(1000, 53, &[0; 8]);
+    bed.drops(INSIDE, &judged_alone, DropReason::FragmentInvalid);
+}
+
+#[test]
+fn semantics_63_a_chain_that_is_too_long_is_no_answer() {
+    let mut bed = Bed::wire().settled();
+    // Protocol 255 is reserved; what hides behind the chain is a connection of its own.
+    assert!(bed.crosses(INSIDE, &from_to(CLIENT[1], BOX[1]).ip(255, &[0; 20])));
+    let mut template = from_to(BOX[1], CLIENT[1]);
+    template.extensions = vec![(60, vec![0; 6]); 9];
+    bed.drops(
+        OUTSIDE,
+        &template.tcp(1000, 22, SYN, b""),
+        DropReason::PolicyEgress,
+    );
+}
