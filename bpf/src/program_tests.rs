@@ -394,10 +394,20 @@ fn closed_drops_pod_traffic_and_nothing_else() {
             Counter::FailDropped,
         );
         port.xdp(
-            "transit",
+            "tagged by an old type",
+            &vlan(&udp4(POD_A, OUTSIDE), 0x9100),
+            DROP,
+            Counter::FailDropped,
+        );
+        let (verdict, counter) = match role {
+            POD => (DROP, Counter::FailDropped),
+            _ => (PASS, Counter::FailPassed),
+        };
+        port.xdp(
+            "transit, or a pod's with a false source",
             &udp4(OUTSIDE, [203, 0, 113, 1]),
-            PASS,
-            Counter::FailPassed,
+            verdict,
+            counter,
         );
         port.xdp(
             "ARP",
@@ -417,6 +427,20 @@ fn closed_drops_pod_traffic_and_nothing_else() {
     }
     let mut port = Bench::new(UPLINK, 0);
     port.xdp("to the host", &udp4(OUTSIDE, NODE), PASS, Counter::KernelLocal);
+    // The host would answer to fe80::9, and the guard lets that out: a connection, both ways.
+    let mut port = Bench::new(POD, 0);
+    port.xdp(
+        "a pod to the gateway's link-local address",
+        &udp6("fe80::9", "fe80::1"),
+        DROP,
+        Counter::FailDropped,
+    );
+    port.xdp(
+        "a pod with a false source to the host",
+        &udp4(OUTSIDE, NODE),
+        DROP,
+        Counter::FailDropped,
+    );
 }
 
 #[test]

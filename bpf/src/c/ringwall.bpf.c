@@ -121,7 +121,7 @@ static __always_inline void count(__u32 counter)
 
 static __always_inline int is_vlan(__u16 type)
 {
-	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD) || type == bpf_htons(ETH_P_QINQ1);
 }
 
 /* IPv4 fixed header, by byte: RFC 791 section 3.1. */
@@ -360,7 +360,8 @@ static __always_inline int fail(const struct rw_config *config, const struct vie
 			count(RW_FAIL_MALFORMED);
 			return XDP_DROP;
 		}
-		if (touches_pod(v)) {
+		/* What comes from a pod is pod traffic, whatever source it claims. */
+		if (config->role == RW_POD || touches_pod(v)) {
 			if (!is_failsafe(v, config->failsafe_count)) {
 				count(RW_FAIL_DROPPED);
 				return XDP_DROP;
