@@ -137,7 +137,7 @@ fn converse(mut connection: &TcpStream, name: &str, stop: &AtomicBool) -> io::Re
     match path {
         "/stream" => {
             connection.set_write_timeout(Some(TICK))?;
-            write!(connection, "{head}\r\n")?;
+            connection.write_all(format!("{head}\r\n").as_bytes())?;
             let block = [b'r'; 16384];
             while !stop.load(Ordering::Relaxed) {
                 match connection.write(&block) {
@@ -149,7 +149,7 @@ fn converse(mut connection: &TcpStream, name: &str, stop: &AtomicBool) -> io::Re
         }
         "/echo" => {
             connection.set_read_timeout(Some(TICK))?;
-            write!(connection, "{head}\r\n")?;
+            connection.write_all(format!("{head}\r\n").as_bytes())?;
             while !stop.load(Ordering::Relaxed) {
                 match connection.read(&mut buffer) {
                     Ok(0) => return Ok(()),
@@ -159,11 +159,9 @@ fn converse(mut connection: &TcpStream, name: &str, stop: &AtomicBool) -> io::Re
                 }
             }
         }
-        _ => write!(
-            connection,
-            "{head}Content-Length: {}\r\n\r\n{name}\n",
-            name.len() + 1
-        )?,
+        // In one piece: `write!` would send each part by itself.
+        _ => connection
+            .write_all(format!("{head}Content-Length: {}\r\n\r\n{name}\n", name.len() + 1).as_bytes())?,
     }
     Ok(())
 }

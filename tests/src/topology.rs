@@ -17,6 +17,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -159,14 +160,15 @@ impl Bed {
             Role::Routed => Vec::new(),
             Role::Wire => vec![router("inner router")?, router("outer router")?],
         };
-        let mut ports: Vec<u16> = plans
-            .iter()
-            .flat_map(|plan| plan.tcp.iter().copied())
-            .chain([80, 443])
-            .collect();
-        ports.sort_unstable();
-        ports.dedup();
-        let external = external(role, &gateway, &routers, &ports, queues)?;
+        let union = |ports: fn(&Plan) -> &[u16], more: &[u16]| -> Vec<u16> {
+            let all: BTreeSet<u16> = plans.iter().flat_map(ports).chain(more).copied().collect();
+            all.into_iter().collect()
+        };
+        let (tcp, udp) = (
+            union(|plan| &plan.tcp, &[80, 443]),
+            union(|plan| &plan.udp, &[53]),
+        );
+        let external = external(role, &gateway, &routers, &tcp, &udp, queues)?;
         let pods = std::thread::scope(|scope| {
             let threads: Vec<_> = plans
                 .iter()
@@ -335,6 +337,7 @@ fn external(
     gateway: &Arc<Netns>,
     routers: &[Arc<Netns>],
     tcp: &[u16],
+    udp: &[u16],
     queues: u32,
 ) -> Result<Member> {
     let ns = Arc::new(Netns::new("external")?);
@@ -355,7 +358,7 @@ fn external(
     ])?;
     ns.ip(&EXTERNAL_MORE.map(|address| format!("address add {address}/32 dev lo")))?;
     host.ip(&EXTERNAL_MORE.map(|address| format!("route add {address}/32 via {EXTERNAL}")))?;
-    let servers = Servers::start(&ns, "external", tcp, &[53])?;
+    let servers = Servers::start(&ns, "external", tcp, udp)?;
     Ok(Member {
         name: "external".to_owned(),
         ns,
