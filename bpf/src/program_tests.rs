@@ -231,6 +231,27 @@ fn routed_ports_tell_the_kernels_packets_from_the_sockets() {
                 PASS,
                 Counter::KernelNeighbour,
             );
+            for on_link in ["fe80::1", "fe80::7", "ff02::1:ff00:1"] {
+                let solicit = ip6("fe80::2", on_link, 58, 255, &[kind, 0, 0, 0]);
+                port.xdp(
+                    "discovery on the link",
+                    &ethernet(MAC, 0x86dd, &solicit),
+                    PASS,
+                    Counter::KernelNeighbour,
+                );
+            }
+            // A kernel that routes IPv6 would send it on, and the guard sees no pod's address in it.
+            let elsewhere = ip6("2001:db8:bad::1", "2001:db8::9", 58, 255, &[kind, 0, 0, 0]);
+            let (verdict, counter) = match role {
+                POD => (REDIRECT, Counter::Xsk),
+                _ => (PASS, Counter::KernelNeighbour),
+            };
+            port.xdp(
+                "discovery of somebody else",
+                &ethernet(MAC, 0x86dd, &elsewhere),
+                verdict,
+                counter,
+            );
             let routed = ip6("fd00:111::2", "2001:db8::9", 58, 64, &[kind, 0, 0, 0]);
             port.xdp(
                 "routed discovery is false",

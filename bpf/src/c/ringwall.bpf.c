@@ -426,7 +426,9 @@ int ringwall_port(struct xdp_md *ctx)
 	if (v.kind == KIND_OTHER)
 		return to_kernel(RW_KERNEL_OTHER);
 	if (v.kind != KIND_MALFORMED) {
-		if (is_discovery(&v))
+		/* A pod's discovery is about its gateway. Elsewhere the kernel would route it, where it routes at all. */
+		if (is_discovery(&v) &&
+		    (config->role != RW_POD || is_multicast(&v) || is_link_local(&v) || is_local(&v)))
 			return to_kernel(RW_KERNEL_NEIGHBOUR);
 		if (is_multicast(&v)) {
 			int mld = v.kind == KIND_IP6 && v.protocol == IPPROTO_ICMPV6 &&
