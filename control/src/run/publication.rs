@@ -94,7 +94,9 @@ impl Publication {
         match Snapshot::open(&bytes) {
             Ok(snapshot) => {
                 tracing::info!(generation = snapshot.generation().0, file = %self.file.display(), "last snapshot loaded");
-                self.install(snapshot, bytes.len() as u64, SnapshotOrigin::Disk);
+                if let Err(reason) = self.install(snapshot, bytes.len() as u64, SnapshotOrigin::Disk) {
+                    self.cannot_load(&reason);
+                }
             }
             Err(error) => self.cannot_load(&error),
         }
@@ -109,8 +111,11 @@ impl Publication {
         locked(&self.state).problem = Some(problem);
     }
 
-    fn install(&self, snapshot: Snapshot, bytes: u64, origin: SnapshotOrigin) {
+    /// Publishes. Refuses what is not above the generation in force: two clients may have been found in order at the
+    /// same time, and flows that one snapshot allowed would be taken for allowed by another of the same generation.
+    fn install(&self, snapshot: Snapshot, bytes: u64, origin: SnapshotOrigin) -> Result<(), String> {
         let mut state = locked(&self.state);
+        above(snapshot.generation().0, state.status.generation)?;
         state.status = SnapshotStatus {
             generation: snapshot.generation().0,
             hash: Some(ContentHash(snapshot.hash())),
@@ -122,14 +127,17 @@ impl Publication {
         };
         state.problem = None;
         state.sequence = locked(&self.plane).snapshots.publish(snapshot);
+        Ok(())
     }
 
     /// Takes an image; the answer is what the workers now have to adopt.
     fn accept(&self, generation: u64, hash: ContentHash, image: Vec<u8>) -> Result<(), String> {
-        let result = self.check(generation, hash, &image);
+        let bytes = image.len() as u64;
+        let result = self
+            .check(generation, hash, &image)
+            .and_then(|snapshot| self.install(snapshot, bytes, SnapshotOrigin::Control));
         match result {
-            Ok(snapshot) => {
-                self.install(snapshot, image.len() as u64, SnapshotOrigin::Control);
+            Ok(()) => {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
                 to_disk.newest = Some(image);
@@ -144,12 +152,7 @@ impl Publication {
     }
 
     fn check(&self, generation: u64, hash: ContentHash, image: &[u8]) -> Result<Snapshot, String> {
-        let newest = locked(&self.state).status.generation;
-        if generation <= newest {
-            return Err(format!(
-                "generation {generation} is not above {newest}, which is in force"
-            ));
-        }
+        above(generation, locked(&self.state).status.generation)?;
         let snapshot = Snapshot::open(image).map_err(|error| format!("the image is not valid: {error}"))?;
         if snapshot.generation().0 != generation {
             return Err(format!(
@@ -239,6 +242,15 @@ impl Publication {
         locked(&self.to_disk).closing = true;
         self.disk_news.notify_all();
     }
+}
+
+fn above(generation: u64, newest: u64) -> Result<(), String> {
+    if generation > newest {
+        return Ok(());
+    }
+    Err(format!(
+        "generation {generation} is not above {newest}, which is in force"
+    ))
 }
 
 /// Answers the status of the dataplane.
@@ -381,4 +393,47 @@ fn refuse(connection: &Connection, message: &str) -> Result<(), ProtocolError> {
         },
         None,
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that panics has failed
+mod tests {
+    use ringwall_dataplane::{
+        classify::{Generation, Identity, IdentityKind, ImageBuilder, NONE},
+        flow::FlowMemory,
+        plane::PlaneConfig,
+        time::Nanos,
+    };
+
+    use super::*;
+
+    fn image(generation: u64) -> Vec<u8> {
+        let mut image = ImageBuilder::new(Generation(generation));
+        let node = image.node("node");
+        let identity = image.identity(Identity {
+            kind: IdentityKind::Node,
+            endpoint: NONE,
+            node,
+            peer_class: 0,
+            group: 0,
+            epoch: 1,
+        });
+        image.host(std::net::IpAddr::from([192, 0, 2, 1]).into(), identity);
+        image.finish([7; 32]).unwrap()
+    }
+
+    #[test]
+    fn of_two_clients_with_one_generation_the_second_is_refused_even_if_both_were_in_order() {
+        let memory = FlowMemory::private(1, 1).unwrap();
+        let (plane, _seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+        let nowhere = PathBuf::from("/nonexistent/snapshot.img");
+        let publication = Publication::new(Arc::new(Mutex::new(plane)), nowhere, 1, || {});
+        let both = [(); 2].map(|()| publication.check(5, ContentHash([7; 32]), &image(5)).unwrap());
+        let answers = both.map(|snapshot| publication.install(snapshot, 1, SnapshotOrigin::Control).is_ok());
+        assert_eq!(answers, [true, false]);
+        assert!(publication.accept(5, ContentHash([7; 32]), image(5)).is_err());
+        assert!(publication.accept(6, ContentHash([7; 32]), image(6)).is_ok());
+        let status = publication.status();
+        assert_eq!((status.generation, status.accepted, status.refused), (6, 2, 1));
+    }
 }
