@@ -288,6 +288,35 @@ fn a_kernel_that_forwards_gets_nothing_to_forward() {
 }
 
 #[test]
+fn audit_judges_and_forwards() {
+    let Some(_alone) = runs_here("audit") else { return };
+    let bed = bed(Role::Routed, 1);
+    let mut world = World::of(&bed);
+    world.policy(
+        "shop",
+        "nobody",
+        json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+    );
+    let audit = Options {
+        mode: "audit",
+        ..Options::default()
+    };
+    let mut firewall = start(&bed, &audit, &world);
+    let flows = |allow| {
+        [
+            ("shop/client", "shop/web", HTTP, allow),
+            ("external", "shop/web", ECHO, allow),
+            ("shop/web", "external", DNS, allow),
+        ]
+    };
+    expect(&bed, &flows(true));
+    firewall.stop().unwrap();
+    drop(firewall);
+    let _enforcing = start(&bed, &Options::default(), &world);
+    expect(&bed, &flows(false));
+}
+
+#[test]
 fn a_wire_judges_what_crosses_it() {
     let Some(_alone) = runs_here("wire") else { return };
     let bed = bed(Role::Wire, 1);
