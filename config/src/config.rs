@@ -9,10 +9,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::cpus::CpuId;
 pub use crate::raw::{
     FailMode, IdlePolicy, InterfaceKind, Kind, Midstream, Mode, Side, UnknownEndpoints, XdpMode, ZeroCopy,
 };
+use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
 /// Everything the appliance needs to know, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub role: Role,
     /// What happens to pod traffic while no dataplane runs (routed role; a wire has its own).
     pub fail_mode: FailMode,
+    /// What passes before any policy, in every mode and fail mode.
+    pub failsafe: Vec<FailsafeEntry>,
     /// Flow table.
     pub conntrack: Conntrack,
     /// Packet memory.

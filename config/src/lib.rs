@@ -7,6 +7,7 @@
 
 mod config;
 mod cpus;
+mod failsafe;
 mod outline;
 mod problem;
 mod quantity;
@@ -22,5 +23,6 @@ pub use config::{
     Umem, UnknownEndpoints, Wire, Workers, XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};
+pub use failsafe::FailsafeEntry;
 pub use problem::{ConfigError, Problem};
 pub use quantity::{Bytes, Period};

@@ -91,17 +91,6 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
         }
     }
     if let Some(failsafe) = &raw.failsafe {
-        use crate::raw::Networks;
-        let nodes = Networks::Named("nodeCIDRs".to_owned());
-        for (index, rule) in failsafe.allow.iter().enumerate() {
-            // Between nodes no pod is an end, so no policy applies and everything passes.
-            if rule.from != nodes || rule.to != nodes {
-                refuse(
-                    format!("failsafe.allow[{index}]"),
-                    "only traffic between nodes (`from: nodeCIDRs, to: nodeCIDRs`) passes before policy",
-                );
-            }
-        }
         if failsafe.confirm_timeout.is_some() {
             refuse(
                 "failsafe.confirmTimeout".into(),

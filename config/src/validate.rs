@@ -18,6 +18,7 @@ use crate::{
         SourceKind, Telemetry, Timeouts, Umem, Wire, Workers,
     },
     cpus::{CpuId, parse_cpu_list},
+    failsafe::failsafe,
     outline::Outline,
     problem::{ConfigError, Problem},
     quantity::Period,
@@ -160,6 +161,7 @@ impl Raw {
         let mut problems = unsupported(&self);
         let name = name(&self, environment, &mut problems);
         let cluster = cluster(&self.cluster, &mut problems);
+        let failsafe = failsafe(self.failsafe.as_ref(), &cluster, &mut problems);
         let source = source(&self.source, base, &mut problems);
         let workers = workers(&self.workers, &mut problems);
         let fail_mode = self.fail_mode.unwrap_or_default();
@@ -226,6 +228,7 @@ impl Raw {
                     interfaces,
                     role: if routed { Role::Routed } else { Role::Wire(wires) },
                     fail_mode,
+                    failsafe,
                     conntrack,
                     umem,
                     telemetry,

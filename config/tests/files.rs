@@ -80,7 +80,7 @@ fn the_name_may_come_from_the_environment() {
 fn a_value_that_asks_for_what_happens_anyway_is_accepted() {
     let text = format!(
         "{GOOD}routing: {{kernelTables: [main], ecmp: 5-tuple, controlProtocols: [bgp, bfd]}}\nantiSpoofing: strict\n\
-         failsafe: {{allow: [{{from: nodeCIDRs, to: nodeCIDRs}}]}}\nkernelPath: judge\nendpointDiscovery: routes\n\
+         kernelPath: judge\nendpointDiscovery: routes\n\
          logging: {{denied: none, ipfix: null}}\n"
     );
     parse(&text).unwrap();
@@ -402,6 +402,72 @@ fn every_mistake_is_named_with_its_place() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn failsafe_rules_become_pairs_of_networks_and_runs_of_ports() {
+    let config = parse(&format!(
+        "{GOOD}failsafe:\n  allow:\n    - {{from: podCIDRs, to: [192.0.2.10/32, \"2001:db8::/64\"], protocol: TCP, ports: [6443, 80, 81]}}\n    \
+         - {{from: [198.51.100.7/24], to: podCIDRs}}\n"
+    ))
+    .unwrap();
+    let shown: Vec<_> = config
+        .failsafe
+        .iter()
+        .map(|entry| {
+            let (from, to) = (entry.from, entry.to);
+            format!("{from} {to} {:?} {:?}", entry.protocol, entry.ports)
+        })
+        .collect();
+    let pods = config.cluster.pod_cidrs[0];
+    assert_eq!(
+        shown,
+        [
+            format!("{pods} 192.0.2.10/32 Some(6) Some((80, 81))"),
+            format!("{pods} 192.0.2.10/32 Some(6) Some((6443, 6443))"),
+            format!("198.51.100.0/24 {pods} None None"),
+        ]
+    );
+}
+
+#[test]
+fn failsafe_rules_that_cannot_be_meant_are_refused() {
+    for (rule, path, word) in [
+        ("{from: nodes, to: podCIDRs}", "from", "nodeCIDRs"),
+        ("{from: [], to: podCIDRs}", "from", "no network"),
+        (
+            "{from: [\"2001:db8::/64\"], to: [10.0.0.0/8]}",
+            "to",
+            "same family",
+        ),
+        ("{from: podCIDRs, to: podCIDRs, ports: [80]}", "ports", "protocol"),
+        (
+            "{from: podCIDRs, to: podCIDRs, protocol: TCP, ports: []}",
+            "ports",
+            "empty",
+        ),
+        (
+            "{from: podCIDRs, to: podCIDRs, protocol: ICMP}",
+            "protocol",
+            "ICMP",
+        ),
+    ] {
+        let error = parse(&format!("{GOOD}failsafe:\n  allow:\n    - {rule}\n")).unwrap_err();
+        let problem = &error.problems()[0];
+        assert_eq!(problem.path, format!("failsafe.allow[0].{path}"), "{rule}");
+        assert!(
+            problem.to_string().contains(word) || format!("{problem:?}").contains(word),
+            "{rule}: {problem:?}"
+        );
+    }
+    let ports: Vec<_> = (0..33).map(|index| (index * 2 + 1).to_string()).collect();
+    let text = format!(
+        "{GOOD}failsafe:\n  allow:\n    - {{from: podCIDRs, to: podCIDRs, protocol: TCP, ports: [{}]}}\n",
+        ports.join(", ")
+    );
+    let error = parse(&text).unwrap_err();
+    assert_eq!(error.problems()[0].path, "failsafe.allow");
+    assert!(error.to_string().contains("at most 32"), "{error}");
 }
 
 #[test]

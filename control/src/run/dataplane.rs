@@ -16,8 +16,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use ipnet::IpNet;
 use ringwall_config::{Config, IdlePolicy, Midstream, Mode, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
+    failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::{self, FlowConfig, FlowMemory},
     plane::{Plane, PlaneConfig},
     time::Nanos,
@@ -382,6 +384,7 @@ fn packet_plane(
                 Mode::Audit => ringwall_dataplane::plane::Mode::Audit,
                 Mode::Enforce => ringwall_dataplane::plane::Mode::Enforce,
             },
+            failsafe: failsafe(config),
             flow: flow_config(config),
             workers: plan.cpus.len(),
             ports,
@@ -390,6 +393,22 @@ fn packet_plane(
         flows,
         now,
     )?)
+}
+
+fn failsafe(config: &Config) -> Failsafe {
+    let prefix = |network: &IpNet| Prefix::new(network.network().into(), network.prefix_len());
+    Failsafe(
+        config
+            .failsafe
+            .iter()
+            .map(|entry| FailsafeRule {
+                from: prefix(&entry.from),
+                to: prefix(&entry.to),
+                protocol: entry.protocol,
+                ports: entry.ports,
+            })
+            .collect(),
+    )
 }
 
 /// The flow table's memory, as soon as a dying predecessor has let go of it.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use ringwall_config::{
-    Config, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind, InterfaceSelect, Mode, Role, RxQueues,
-    XdpMode, ZeroCopy,
+    Config, Cpus, FailMode, FailsafeEntry, IdlePolicy, Interface, InterfaceKind, InterfaceSelect, Mode, Role,
+    RxQueues, XdpMode, ZeroCopy,
 };
 use ringwall_dataplane::port::{PortId, PortKind, Side};
 
@@ -128,6 +128,8 @@ pub struct Plan {
     pub management: Option<String>,
     /// Of ports that come later.
     pub fail_mode: FailMode,
+    /// What passes before any policy.
+    pub failsafe: Vec<FailsafeEntry>,
     /// The host port's pair, where one is configured.
     pub host: Option<HostPair>,
     /// The CPU of each worker.
@@ -218,6 +220,7 @@ impl Plan {
                 .collect(),
             management: config.management.clone(),
             fail_mode: config.fail_mode,
+            failsafe: config.failsafe.clone(),
             host,
             cpus: worker_cpus(config, allowed)?,
             idle: config.workers.idle,

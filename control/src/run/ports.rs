@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use ringwall_bpf::{AttachMode, AttachedPort, Counter, Counters, EgressGuard, PortRole, PortSpec};
-use ringwall_config::{FailMode, XdpMode};
+use ringwall_config::{FailMode, FailsafeEntry, XdpMode};
 use ringwall_dataplane::port::{PortId, PortKind};
 use serde::{Deserialize, Serialize};
 
@@ -278,8 +278,17 @@ pub fn spec(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet]) -
         guard,
         local_addresses: local.to_vec(),
         pod_cidrs: pods.to_vec(),
-        failsafe: Vec::new(),
+        failsafe: plan.failsafe.iter().map(failsafe).collect(),
     })
+}
+
+fn failsafe(entry: &FailsafeEntry) -> ringwall_bpf::Failsafe {
+    ringwall_bpf::Failsafe {
+        from: entry.from,
+        to: entry.to,
+        protocol: entry.protocol,
+        ports: entry.ports,
+    }
 }
 
 /// Attaches one port.
