@@ -28,11 +28,23 @@ pub struct Template {
     pub extensions: Vec<(u8, Vec<u8>)>,
 }
 
+/// RFC 1112 6.4, RFC 2464 7; any one station for a unicast address.
+fn ethernet_destination(dst: Addr) -> [u8; 6] {
+    let octets = dst.octets();
+    let [.., a, b, c, d] = octets;
+    match (dst.is_v4(), a, octets[0]) {
+        (true, 255, _) => [255; 6],
+        (true, 224..240, _) => [1, 0, 0x5e, b & 0x7f, c, d],
+        (false, _, 0xff) => [0x33, 0x33, a, b, c, d],
+        _ => [2, 0, 0, 0, 0, 2],
+    }
+}
+
 impl Template {
-    /// From one address to another, with a TTL of 64.
+    /// From one address to another, with a TTL of 64; to a group of stations where the destination is a group of hosts.
     pub fn new(src: Addr, dst: Addr) -> Self {
         Self {
-            eth_dst: [2, 0, 0, 0, 0, 2],
+            eth_dst: ethernet_destination(dst),
             eth_src: [2, 0, 0, 0, 0, 1],
             vlans: Vec::new(),
             src,

@@ -149,14 +149,23 @@ fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> 
     if martian_source && src != [0; 4] || dst[0] == 0 || dst[0] == 127 {
         return Err(DropReason::MartianAddress.into());
     }
+    if !to_ethernet_group(frame) {
+        return Err(DropReason::MartianAddress.into());
+    }
     match (group, dst == [255; 4]) {
         (true, _) if packet.protocol == protocol::IGMP => Err(NotSubject::Igmp.into()),
         (false, true) if dhcp => Err(NotSubject::Dhcp.into()),
-        (false, false) if dhcp && src == [0; 4] => Err(NotSubject::Dhcp.into()),
         _ if src == [0; 4] => Err(DropReason::MartianAddress.into()),
         (true, _) => Err(NotSubject::Multicast.into()),
         _ => Err(NotSubject::Broadcast.into()),
     }
+}
+
+/// Whether the frame is for a group of stations. What is for a group of hosts and yet for one station would be a way
+/// around policy to that station: it may not occur (RFC 1122 3.3.6).
+#[inline]
+fn to_ethernet_group(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first & 1 != 0)
 }
 
 #[inline]
@@ -283,7 +292,11 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
         return Err(DropReason::MartianAddress.into());
     }
     if group {
-        return Err(NotSubject::Multicast.into());
+        return Err(if to_ethernet_group(frame) {
+            NotSubject::Multicast.into()
+        } else {
+            DropReason::MartianAddress.into()
+        });
     }
     let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
     if packet.protocol == protocol::UDP

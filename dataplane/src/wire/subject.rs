@@ -8,8 +8,7 @@ pub enum NotSubject {
     Arp = 0,
     /// IPv6 neighbour discovery: ICMPv6 133 to 137 with hop limit 255.
     Ndp,
-    /// DHCP where it cannot be judged by address: to the limited broadcast or from the unspecified address, and
-    /// DHCPv6 between link-local addresses. Unicast DHCPv4 is judged like any UDP, else port 67 would be a way around.
+    /// DHCP where it cannot be judged by address: to the limited broadcast, and DHCPv6 between link-local addresses. Unicast DHCPv4 is judged like any UDP, else port 67 would be a way around.
     Dhcp,
     /// IPv4 group membership, to a group.
     Igmp,

@@ -124,6 +124,36 @@ fn semantics_63_extension_headers_are_walked_and_bounded() {
 }
 
 #[test]
+fn semantics_65_what_is_for_a_group_of_hosts_and_one_station_is_no_way_around_policy() {
+    for (src, dst, ports) in [
+        ("10.0.0.1", "239.1.1.1", (1, 2)),
+        ("10.0.0.1", "255.255.255.255", (1, 2)),
+        ("0.0.0.0", "255.255.255.255", (68, 67)),
+        ("fd00::1", "ff02::1", (1, 2)),
+    ] {
+        let mut template = Template::new(addr(src), addr(dst));
+        let frame = template.udp(ports.0, ports.1, b"");
+        assert!(matches!(parse(&frame), Parsed::NotSubject(_)), "{dst}");
+        template.eth_dst = [2, 0, 0, 0, 0, 7];
+        let frame = template.udp(ports.0, ports.1, b"");
+        assert_eq!(
+            parse(&frame),
+            Parsed::Malformed(DropReason::MartianAddress),
+            "{dst}"
+        );
+    }
+    // A client without an address talks to everyone, not to one.
+    for eth_dst in [[2, 0, 0, 0, 0, 7], [255; 6]] {
+        let mut template = Template::new(addr("0.0.0.0"), addr("10.0.0.2"));
+        template.eth_dst = eth_dst;
+        assert_eq!(
+            parse(&template.udp(68, 67, b"")),
+            Parsed::Malformed(DropReason::MartianAddress)
+        );
+    }
+}
+
+#[test]
 fn semantics_65_what_is_not_subject() {
     let kinds = |frame: &[u8]| match parse(frame) {
         Parsed::NotSubject(kind) => kind,

@@ -133,7 +133,8 @@ fn what_is_not_for_the_router_is_dropped() {
     let mut tagged = into(CLIENT_PORT, CLIENT[0], OUTSIDER[0]);
     tagged.vlans = vec![3];
     bed.drops(CLIENT_PORT, &tagged.udp(1, 2, b""), DropReason::NotSubject);
-    let multicast = into(CLIENT_PORT, CLIENT[0], "239.1.1.1");
+    let mut multicast = into(CLIENT_PORT, CLIENT[0], "239.1.1.1");
+    multicast.eth_dst = [1, 0, 0x5e, 1, 1, 1];
     bed.drops(CLIENT_PORT, &multicast.udp(1, 2, b""), DropReason::NotSubject);
     let local = into(CLIENT_PORT, CLIENT[1], "fe80::1");
     bed.drops(CLIENT_PORT, &local.udp(1, 2, b""), DropReason::MartianAddress);
