@@ -110,7 +110,7 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
     if other(raw.anti_spoofing.as_ref(), &["strict"]) {
         refuse(
             "antiSpoofing".into(),
-            "sources are always checked against the `side` of the interface",
+            "sources are always checked against the `side` of the interface (`strict` also refuses `side: any`)",
         );
     }
     if let Some(logging) = &raw.logging {

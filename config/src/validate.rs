@@ -171,6 +171,19 @@ impl Raw {
         let umem = umem(&self.umem, &mut problems);
         let telemetry = telemetry(&self.telemetry, &mut problems);
 
+        let strict = self.anti_spoofing.as_deref() == Some("strict");
+        for (index, interface) in interfaces.iter().enumerate() {
+            if strict && interface.side == Side::Any && interface.kind != Some(InterfaceKind::Host) {
+                problems.push(
+                    Problem::new(
+                        format!("interfaces[{index}]"),
+                        "any source may come in here, pods' addresses too, and `antiSpoofing` is `strict`",
+                    )
+                    .help("give it `side: inside`, `outside`, `pods` or `nodes`, or remove `antiSpoofing`"),
+                );
+            }
+        }
+
         let routed = self.wires.is_none();
         if self.kind == Kind::Node && !routed {
             problems.push(

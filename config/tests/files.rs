@@ -405,6 +405,16 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
+fn strict_anti_spoofing_wants_a_side_of_every_interface() {
+    let loose = GOOD.replace(", side: outside", "");
+    parse(&loose).unwrap();
+    let error = parse(&format!("{loose}antiSpoofing: strict\n")).unwrap_err();
+    assert_eq!(error.problems().len(), 1, "{error}");
+    assert_eq!(error.problems()[0].path, "interfaces[1]");
+    parse(&format!("{GOOD}antiSpoofing: strict\n")).unwrap();
+}
+
+#[test]
 fn failsafe_rules_become_pairs_of_networks_and_runs_of_ports() {
     let config = parse(&format!(
         "{GOOD}failsafe:\n  allow:\n    - {{from: podCIDRs, to: [192.0.2.10/32, \"2001:db8::/64\"], protocol: TCP, ports: [6443, 80, 81]}}\n    \

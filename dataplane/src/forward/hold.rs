@@ -41,8 +41,11 @@ pub(crate) enum Hold {
         /// Whether to ask.
         ask: bool,
     },
-    /// No room, or too long.
-    NoRoom,
+    /// No room, or too long. `ask` as above: others' packets must not keep a neighbour from ever becoming known.
+    NoRoom {
+        /// Whether to ask.
+        ask: bool,
+    },
 }
 
 /// The packets that one worker holds.
@@ -53,7 +56,7 @@ pub(crate) struct Holds {
     used: usize,
     order: u64,
     keep_for: Nanos,
-    /// For neighbours that are known not to answer.
+    /// For neighbours that are known not to answer, and those that found no room.
     asks: TokenBucket,
 }
 
@@ -95,10 +98,12 @@ impl Holds {
     /// Copies a frame aside.
     pub(crate) fn hold(&mut self, frame: &[u8], to: ResolveRequest, ingress: PortId, now: Nanos) -> Hold {
         let same = || self.places[..self.used].iter().filter(|held| held.to == to);
-        if frame.len() > LONGEST || self.used == self.places.len() || same().count() >= PER_NEIGHBOUR {
-            return Hold::NoRoom;
-        }
         let asked = same().map(|held| held.asked).max();
+        if frame.len() > LONGEST || self.used == self.places.len() || same().count() >= PER_NEIGHBOUR {
+            return Hold::NoRoom {
+                ask: asked.is_none() && self.asks.take(now),
+            };
+        }
         let ask = asked.is_none_or(|asked| now.since(asked) >= ASK_EVERY);
         self.order += 1;
         let held = &mut self.places[self.used];
@@ -133,5 +138,42 @@ impl Holds {
         self.used -= 1;
         self.places.swap(index, self.used);
         Some((&self.places[self.used], answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Addr;
+
+    #[test]
+    fn a_full_hold_still_asks_for_other_neighbours_now_and_then() {
+        let places = 8;
+        let mut holds = Holds::new(places, Nanos::from_secs(2));
+        let to = |last: u8| ResolveRequest {
+            port: PortId(1),
+            addr: Addr::v4([10, 0, 0, last]),
+        };
+        let now = Nanos::from_secs(1);
+        for last in 0..places as u8 {
+            assert_eq!(
+                holds.hold(&[0; 60], to(last), PortId(0), now),
+                Hold::Kept { ask: true }
+            );
+        }
+        // One that waits already has been asked for.
+        assert_eq!(
+            holds.hold(&[0; 60], to(0), PortId(0), now),
+            Hold::NoRoom { ask: false }
+        );
+        let asked = (100..200)
+            .filter(|last| holds.hold(&[0; 60], to(*last), PortId(0), now) == Hold::NoRoom { ask: true })
+            .count();
+        assert_eq!(asked, 5);
+        let later = Nanos::from_secs(2);
+        assert_eq!(
+            holds.hold(&[0; 60], to(200), PortId(0), later),
+            Hold::NoRoom { ask: true }
+        );
     }
 }

@@ -178,7 +178,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 self.stats.counters.held.set(self.holds.len() as u64);
                 self.io.release(frame);
             }
-            Hold::NoRoom => self.lose(frame, packet, port, DropReason::NeighbourUnresolved),
+            Hold::NoRoom { ask } => {
+                if ask {
+                    let _ = self.shared.resolve.push(to);
+                }
+                self.lose(frame, packet, port, DropReason::NeighbourUnresolved);
+            }
         }
     }
 
