@@ -154,6 +154,7 @@ impl Plan {
         check(&ringwall_xsk::preflight::Request {
             interfaces: &[], // what is wrong with them can be mended by the process that owns them
             routed: plan.routed,
+            kernel_takes_over: plan.kernel_takes_over(),
             workers: plan.cpus.len(),
             repair: false,
         })?;
@@ -252,9 +253,15 @@ impl Plan {
         check(&ringwall_xsk::preflight::Request {
             interfaces: &interfaces,
             routed: self.routed,
+            kernel_takes_over: self.kernel_takes_over(),
             workers: self.cpus.len(),
             repair: true,
         })
+    }
+
+    /// Whether the kernel forwards while no dataplane runs: a wire has its peer for that.
+    fn kernel_takes_over(&self) -> bool {
+        self.routed && self.fail_mode == FailMode::Open
     }
 
     /// Ports that match a pattern and are not planned yet, without a number.

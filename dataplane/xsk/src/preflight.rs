@@ -24,8 +24,11 @@ pub struct Finding {
 pub struct Request<'a> {
     /// Interfaces of the ports.
     pub interfaces: &'a [String],
-    /// The kernel must not forward by itself (routed role).
+    /// The kernel must not forward by itself (routed role), but for `kernel_takes_over`.
     pub routed: bool,
+    /// The kernel forwards while no dataplane runs (routed role, fail mode open), so its forwarding must be on. While
+    /// one runs, the programs leave it nothing to forward.
+    pub kernel_takes_over: bool,
     /// How many workers will share the ports.
     pub workers: usize,
     /// Turn off what can be turned off: VLAN offloads, forwarding, accept_ra and redirects of the interfaces.
@@ -33,12 +36,7 @@ pub struct Request<'a> {
 }
 
 /// Settings of an interface under `/proc/sys/net` that must be 0 on a routed port, and why.
-const MUST_BE_OFF: [(&str, &str, &str); 6] = [
-    (
-        "ipv4",
-        "forwarding",
-        "the kernel would forward packets past the firewall",
-    ),
+const MUST_BE_OFF: [(&str, &str, &str); 5] = [
     (
         "ipv4",
         "accept_redirects",
@@ -92,7 +90,18 @@ pub fn preflight(request: &Request<'_>) -> Result<Vec<Finding>, XskError> {
             Err(error) => return Err(error),
         }
     }
-    if request.routed && read("/proc/sys/net/ipv6/conf/all/forwarding").as_deref() == Some("1") {
+    let forwards_v6 = read("/proc/sys/net/ipv6/conf/all/forwarding");
+    if request.kernel_takes_over && forwards_v6.as_deref() == Some("0") {
+        findings.push(Finding {
+            fatal: false,
+            interface: None,
+            problem:
+                "net.ipv6.conf.all.forwarding is 0: while no dataplane runs, the kernel forwards no IPv6"
+                    .to_owned(),
+            remedy: "`sysctl net.ipv6.conf.all.forwarding=1` where IPv6 is to pass then".to_owned(),
+        });
+    }
+    if request.routed && !request.kernel_takes_over && forwards_v6.as_deref() == Some("1") {
         findings.push(Finding {
             fatal: false,
             interface: None,
@@ -198,19 +207,35 @@ fn look_at(device: &Device, request: &Request<'_>, findings: &mut Vec<Finding>) 
     if !request.routed {
         return;
     }
-    for (family, setting, why) in MUST_BE_OFF {
+    let forwarding = if request.kernel_takes_over {
+        (
+            "ipv4",
+            "forwarding",
+            "1",
+            "the kernel could not take over while no dataplane runs",
+        )
+    } else {
+        (
+            "ipv4",
+            "forwarding",
+            "0",
+            "the kernel would forward packets past the firewall",
+        )
+    };
+    let off = MUST_BE_OFF.map(|(family, setting, why)| (family, setting, "0", why));
+    for (family, setting, wanted, why) in off.into_iter().chain([forwarding]) {
         let path = format!("/proc/sys/net/{family}/conf/{}/{setting}", device.name);
         // A family that is off has no such file.
-        if read(&path).is_none_or(|value| value == "0") {
+        let Some(value) = read(&path).filter(|value| value != wanted) else {
             continue;
-        }
-        if request.repair && fs::write(&path, "0").is_ok() && read(&path).as_deref() == Some("0") {
+        };
+        if request.repair && fs::write(&path, wanted).is_ok() && read(&path).as_deref() == Some(wanted) {
             continue;
         }
         add(
             true,
-            format!("net.{family}.conf.{}.{setting} is on: {why}", device.name),
-            format!("`sysctl -w net/{family}/conf/{}/{setting}=0`", device.name),
+            format!("net.{family}.conf.{}.{setting} is {value}: {why}", device.name),
+            format!("`sysctl -w net/{family}/conf/{}/{setting}={wanted}`", device.name),
         );
     }
     // The kernel takes the larger of the interface's value and `all`'s.

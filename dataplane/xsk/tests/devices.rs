@@ -78,14 +78,15 @@ fn preflight_finds_and_repairs() {
         let interfaces = ["p0".to_owned(), "p9".to_owned()];
         let mut request = Request {
             interfaces: &interfaces,
+            kernel_takes_over: false,
             routed: true,
             workers: 1,
             repair: false,
         };
         let found = preflight(&request).unwrap();
         for what in [
-            "p0.forwarding is on",
-            "p0.send_redirects is on",
+            "p0.forwarding is 1",
+            "p0.send_redirects is 1",
             "takes VLAN tags out",
         ] {
             let finding = about(&found, what).unwrap_or_else(|| panic!("{what}: {found:?}"));
@@ -112,6 +113,18 @@ fn preflight_finds_and_repairs() {
             found.iter().all(|finding| !finding.fatal),
             "what was repaired stays so: {found:?}"
         );
+
+        // Where the kernel is to take over, it must be able to.
+        request.kernel_takes_over = true;
+        let found = preflight(&request).unwrap();
+        let finding = about(&found, "p0.forwarding is 0").unwrap();
+        assert!(finding.fatal, "{finding:?}");
+        request.repair = true;
+        let found = preflight(&request).unwrap();
+        assert!(found.iter().all(|finding| !finding.fatal), "{found:?}");
+        request.repair = false;
+        request.kernel_takes_over = false;
+        assert!(about(&preflight(&request).unwrap(), "p0.forwarding is 1").is_some());
 
         // A wire leaves the kernel's forwarding alone.
         run(&format!(
