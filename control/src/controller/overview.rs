@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use crate::{
+    cluster::Cluster,
     metrics::Latencies,
     protocol::{
         CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ObjectProblem, PublicationStatus, Status,
@@ -27,6 +30,40 @@ const REMEMBER_VANISHED: Duration = Duration::from_secs(15 * 60);
 
 /// Fewer policies than this vanishing at once are nothing unusual.
 const FEW_POLICIES: u64 = 4;
+
+/// As many prefixes are named in one alarm.
+const NAMED_PREFIXES: usize = 8;
+
+/// The prefixes of nodes (`spec.podCIDRs`) that the configured prefixes do not hold, by node. The XDP programs and the
+/// egress guard know the configured ones alone: what lies outside of them is no pod to them.
+fn outside_pod_cidrs(cluster: &Cluster) -> Vec<(String, IpNet)> {
+    // Halves that are configured hold the whole.
+    let configured = IpNet::aggregate(&cluster.settings.pod_cidrs);
+    let covered = |prefix: &IpNet| configured.iter().any(|known| known.contains(prefix));
+    let mut outside: Vec<(String, IpNet)> = cluster
+        .nodes
+        .values()
+        .flat_map(|node| node.pod_cidrs.iter().map(|prefix| (node.name.clone(), *prefix)))
+        .filter(|(_, prefix)| !covered(prefix))
+        .collect();
+    outside.sort_unstable();
+    outside
+}
+
+fn uncovered_alarm(uncovered: &[(String, IpNet)]) -> String {
+    let mut named: Vec<String> = uncovered
+        .iter()
+        .take(NAMED_PREFIXES)
+        .map(|(node, prefix)| format!("{prefix} of node {node}"))
+        .collect();
+    if uncovered.len() > NAMED_PREFIXES {
+        named.push(format!("{} more", uncovered.len() - NAMED_PREFIXES));
+    }
+    format!(
+        "spec.podCIDRs lie outside of cluster.podCIDRs, so that fail mode and egress guard do not hold for the pods there: {}; add them to cluster.podCIDRs and restart",
+        named.join(", ")
+    )
+}
 
 /// What is known of everything. Written by the loop, read by whoever asks.
 #[derive(Debug)]
@@ -51,6 +88,8 @@ struct Inner {
     problems: Vec<ObjectProblem>,
     incomplete: Vec<String>,
     vanished: Option<(Instant, String)>,
+    /// Nodes whose pods the dataplane's programs do not take for pods, with the prefixes.
+    uncovered: Vec<(String, IpNet)>,
     compiled: CompiledStatus,
     publication: PublicationStatus,
     line: Option<String>,
@@ -90,6 +129,7 @@ impl Overview {
             problems: Vec::new(),
             incomplete: Vec::new(),
             vanished: None,
+            uncovered: Vec::new(),
             compiled: CompiledStatus::default(),
             publication: PublicationStatus::default(),
             line: None,
@@ -137,6 +177,21 @@ impl Overview {
             tracing::warn!("{text}");
             inner.vanished = Some((Instant::now(), text));
         }
+        let uncovered = outside_pod_cidrs(&state.cluster);
+        for (node, prefix) in &uncovered {
+            if !inner
+                .uncovered
+                .iter()
+                .any(|(name, known)| (name, known) == (node, prefix))
+            {
+                tracing::warn!(
+                    node,
+                    %prefix,
+                    "spec.podCIDRs of the node lies outside of cluster.podCIDRs: its pods are outside of fail mode and egress guard"
+                );
+            }
+        }
+        inner.uncovered = uncovered;
         inner.objects = objects;
         inner.problems.clone_from(&state.problems);
         inner.incomplete = state.cluster.unevaluated_kinds.iter().cloned().collect();
@@ -276,6 +331,9 @@ impl Overview {
         {
             alarms.push(text.clone());
         }
+        if !inner.uncovered.is_empty() {
+            alarms.push(uncovered_alarm(&inner.uncovered));
+        }
         if let Some(error) = &inner.compiled.error {
             alarms.push(format!("the newest state cannot be compiled: {error}"));
         }
@@ -321,5 +379,63 @@ impl Overview {
             dataplane,
             supervision,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed step is a failed test
+
+    use super::*;
+    use crate::cluster::Node;
+
+    fn outside(configured: &[&str], nodes: &[(&str, &[&str])]) -> Vec<String> {
+        let parse = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<IpNet>>()
+        };
+        let mut cluster = Cluster::default();
+        cluster.settings.pod_cidrs = parse(configured);
+        for (name, prefixes) in nodes {
+            let node = Node {
+                name: (*name).to_owned(),
+                addresses: Vec::new(),
+                pod_cidrs: parse(prefixes),
+            };
+            cluster.nodes.insert(node.name.clone(), Arc::new(node));
+        }
+        outside_pod_cidrs(&cluster)
+            .into_iter()
+            .map(|(node, prefix)| format!("{node} {prefix}"))
+            .collect()
+    }
+
+    #[test]
+    fn only_prefixes_that_the_configuration_does_not_hold_are_outside() {
+        let nodes: &[(&str, &[&str])] = &[
+            ("b", &["10.9.0.0/24", "fd00:2::/64"]),
+            ("a", &["10.1.1.0/24", "fd00:1::/64"]),
+            ("c", &["10.0.0.0/15"]),
+        ];
+        assert_eq!(
+            outside(&["10.1.0.0/16", "fd00:1::/48"], nodes),
+            ["b 10.9.0.0/24", "b fd00:2::/64", "c 10.0.0.0/15"],
+        );
+        assert!(
+            outside(&["10.0.0.0/9", "10.128.0.0/9", "fd00::/16"], nodes).is_empty(),
+            "two halves hold the whole"
+        );
+    }
+
+    #[test]
+    fn the_alarm_names_node_and_prefix_and_stays_short() {
+        let many: Vec<(String, IpNet)> = (0..20)
+            .map(|n| (format!("n{n}"), format!("10.{n}.0.0/24").parse().unwrap()))
+            .collect();
+        let text = uncovered_alarm(&many);
+        assert!(text.contains("10.3.0.0/24 of node n3"), "{text}");
+        assert!(text.contains("12 more") && !text.contains("n15"), "{text}");
     }
 }
