@@ -204,6 +204,116 @@ fn pods_that_come_go_and_come_back_do_not_disturb_others() {
 }
 
 #[test]
+fn a_pod_port_that_cannot_be_opened_holds_the_fail_mode_until_it_can() {
+    if !may_run("a_pod_port_that_cannot_be_opened_holds_the_fail_mode_until_it_can") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    serve(&bed.gateway, GATEWAY, 80);
+    serve(&bed.outside, OUTSIDE, 80);
+    let mut other = connect(&bed.a, OUTSIDE, 80).unwrap();
+    let port = |bed: &Bed| {
+        let status = bed.status();
+        let ports = status["dataplane"]["ports"].as_array().unwrap();
+        ports.iter().find(|port| port["name"] == "pod-c").cloned()
+    };
+    let problem = |bed: &Bed, says: &str| {
+        port(bed).is_some_and(|port| port["problem"].as_str().is_some_and(|text| text.contains(says)))
+    };
+
+    // Its frames would not fit: programs and no sockets.
+    let third = Namespace::new("c");
+    let gw = bed.gateway.0.clone();
+    sh(&format!(
+        "ip -n {gw} link add pod-c mtu 9000 numrxqueues 2 numtxqueues 2 type veth peer name eth0 mtu 9000 netns {}
+         ip -n {0} link set eth0 up; ip -n {gw} link set pod-c up
+         ip -n {0} addr add 10.1.1.4/32 dev eth0
+         ip -n {0} route add 169.254.1.1 dev eth0 scope link; ip -n {0} route add default via 169.254.1.1
+         ip -n {gw} route add 10.1.1.4/32 dev pod-c",
+        third.0
+    ));
+    bed.manifest(
+        "c",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: c, namespace: default}\nspec: {nodeName: node1, containers: [{name: c, image: x}]}\nstatus: {phase: Running, podIP: 10.1.1.4, podIPs: [{ip: 10.1.1.4}]}\n",
+    );
+    bed.wait_for("port without sockets", |bed| {
+        problem(bed, "attached without sockets")
+    });
+    serve(&third, "10.1.1.4", 80);
+    assert!(
+        connect(&third, GATEWAY, 80).is_err(),
+        "closed: a pod does not reach the host"
+    );
+    assert!(
+        connect(&bed.gateway, "10.1.1.4", 80).is_err(),
+        "nor the host the pod"
+    );
+    let counted = port(&bed).unwrap();
+    assert_ne!(counted["xdp"], "none", "{counted}");
+    assert!(counted["failMode"].as_u64().unwrap() > 0, "{counted}");
+    echo(&mut other).expect("others are not affected");
+
+    sh(&format!(
+        "ip -n {} link set eth0 mtu 1500; ip -n {gw} link set pod-c mtu 1500",
+        third.0
+    ));
+    bed.wait_for("pod that is open", |_| connect(&third, GATEWAY, 80).is_ok());
+    assert!(port(&bed).unwrap()["problem"].is_null());
+    echo(&mut other).expect("others are not affected");
+}
+
+#[test]
+fn a_pod_port_that_can_have_no_program_is_set_down_until_it_can() {
+    if !may_run("a_pod_port_that_can_have_no_program_is_set_down_until_it_can") {
+        return;
+    }
+    let mut bed = Bed::new();
+    // Native programs alone: a veth has none while its other end's packets are too large for a page.
+    bed.configure(&bed.config().replace("kind: pod}", "kind: pod, xdpMode: native}"));
+    bed.start();
+    serve(&bed.gateway, GATEWAY, 80);
+    let third = Namespace::new("c");
+    let gw = bed.gateway.0.clone();
+    sh(&format!(
+        "ip -n {gw} link add pod-c mtu 9000 numrxqueues 2 numtxqueues 2 type veth peer name eth0 mtu 9000 netns {0}
+         ip -n {0} link set eth0 up; ip -n {gw} link set pod-c up
+         ip -n {0} addr add 10.1.1.4/32 dev eth0
+         ip -n {0} route add 169.254.1.1 dev eth0 scope link; ip -n {0} route add default via 169.254.1.1",
+        third.0
+    ));
+    let is_up = |bed: &Bed| {
+        let output = bed
+            .gateway
+            .command("ip")
+            .args(["-o", "link", "show", "pod-c"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).contains(",UP")
+    };
+    bed.wait_for("alarm", |bed| {
+        let status = bed.status();
+        let alarms = status["dataplane"]["alarms"].as_array().unwrap();
+        alarms.iter().any(|alarm| {
+            alarm.as_str().unwrap().contains("pod-c") && alarm.as_str().unwrap().contains("was set down")
+        })
+    });
+    assert!(!is_up(&bed), "{}", bed.log());
+    sh(&format!(
+        "ip -n {} link set eth0 mtu 1500; ip -n {gw} link set pod-c mtu 1500",
+        third.0
+    ));
+    bed.wait_for("port that is open", |bed| {
+        let status = bed.status();
+        let ports = status["dataplane"]["ports"].as_array().unwrap();
+        is_up(bed)
+            && ports
+                .iter()
+                .any(|port| port["name"] == "pod-c" && port["problem"].is_null())
+    });
+}
+
+#[test]
 fn what_cannot_run_is_refused_before_anything_is_changed() {
     if !may_run("what_cannot_run_is_refused_before_anything_is_changed") {
         return;

@@ -22,6 +22,10 @@ const DEBOUNCE: Duration = Duration::from_millis(2);
 const DEBOUNCE_LIMIT: Duration = Duration::from_millis(20);
 /// How often workers' questions for neighbours are looked at.
 const RESOLVE_POLL: Duration = Duration::from_millis(2);
+/// How long after a failure ports are tried to be opened again: at first, and at most (doubled each time). A port that a
+/// link's change makes possible is opened at that change.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Neighbours that are resolved because traffic asked for them, at most. The oldest goes for a new one, so that a scan
 /// of an on-link network cannot fill the kernel's table.
 const ASKED_LIMIT: usize = 1024;
@@ -37,6 +41,8 @@ pub struct Follower {
     /// Neighbours that traffic asked for, oldest first.
     asked: VecDeque<(u32, IpAddr)>,
     local: Vec<IpAddr>,
+    /// When ports that could not be opened are tried again, and how long it waited for that.
+    retry: (Instant, Duration),
 }
 
 impl Follower {
@@ -51,6 +57,7 @@ impl Follower {
             wanted: BTreeSet::new(),
             asked: VecDeque::new(),
             local: Vec::new(),
+            retry: (Instant::now() + RETRY_FIRST, RETRY_FIRST),
         };
         follower.read_all()?;
         Ok(follower)
@@ -156,6 +163,7 @@ impl Follower {
     /// Until the machine stops.
     pub fn run(mut self) {
         while !self.machine.stop.load(Ordering::Relaxed) {
+            self.retry_ports();
             if let Err(error) = self.turn() {
                 tracing::error!(%error, "the kernel's routes cannot be followed; trying again");
                 std::thread::sleep(Duration::from_secs(1));
@@ -165,6 +173,22 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// What kept a port closed may be over without any change of a link: frames, a queue that somebody held.
+    fn retry_ports(&mut self) {
+        let (due, pause) = self.retry;
+        if Instant::now() < due {
+            return;
+        }
+        let pause = if self.machine.has_closed_ports(&self.view) {
+            self.machine.look_after_ports(&self.view, &self.local);
+            self.publish();
+            (pause * 2).min(RETRY_MOST)
+        } else {
+            RETRY_FIRST
+        };
+        self.retry = (Instant::now() + pause, pause);
     }
 
     fn turn(&mut self) -> Result<(), NetlinkError> {

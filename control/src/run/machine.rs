@@ -118,6 +118,12 @@ impl Machine {
                 attached.register_socket(queue.queue.0, queue.as_fd())?;
             }
         }
+        for port in live.iter_mut().filter(|port| port.attached.is_some()) {
+            if only.is_none_or(|only| only == port.planned.id) {
+                port.open = true;
+                port.problem = None;
+            }
+        }
         Ok(())
     }
 
@@ -131,25 +137,40 @@ impl Machine {
             let Some((index, link)) = view.link_named(&port.name) else {
                 continue;
             };
-            let mut live = locked(&self.live);
-            if let Some(found) = ports::by_id(&mut live, port.id) {
-                found.up = link.up;
-                if found.attached.is_some() {
-                    continue;
-                }
-            }
-            drop(live);
-            match self.open(&port, local) {
-                Ok(()) => tracing::info!(port = port.name, index, "port opened"),
-                Err(error) => {
-                    tracing::error!(port = port.name, "cannot be opened: {error:#}");
-                    let mut live = locked(&self.live);
-                    match ports::by_id(&mut live, port.id) {
-                        Some(found) => found.problem = Some(format!("{error:#}")),
-                        None => live.push(LivePort::absent(port, format!("{error:#}"))),
+            {
+                let mut live = locked(&self.live);
+                if let Some(found) = ports::by_id(&mut live, port.id) {
+                    found.up = link.up;
+                    if found.open {
+                        continue;
                     }
                 }
             }
+            match self.open(&port, index, local) {
+                Ok(()) => tracing::info!(port = port.name, index, "port opened"),
+                Err(error) => self.note_problem(port, &error),
+            }
+        }
+    }
+
+    /// Whether there are interfaces whose port is not open: to be tried again.
+    pub fn has_closed_ports(&self, view: &View) -> bool {
+        locked(&self.live)
+            .iter()
+            .any(|port| !port.open && view.link_named(&port.planned.name).is_some())
+    }
+
+    fn note_problem(&self, port: PlannedPort, error: &anyhow::Error) {
+        let problem = format!("{error:#}");
+        let mut live = locked(&self.live);
+        let known = ports::by_id(&mut live, port.id);
+        // It is tried again and again, and said once.
+        if known.as_ref().and_then(|found| found.problem.as_ref()) != Some(&problem) {
+            tracing::error!(port = port.name, "cannot be opened: {problem}");
+        }
+        match known {
+            Some(found) => found.problem = Some(problem),
+            None => live.push(LivePort::absent(port, problem)),
         }
     }
 
@@ -161,6 +182,7 @@ impl Machine {
             if index != Some(attached.ifindex()) {
                 tracing::warn!(port = port.planned.name, "the interface is gone");
                 port.attached = None;
+                port.open = false;
                 port.up = false;
                 port.problem = Some("the interface is gone".to_owned());
                 gone.push((port.planned.id, port.planned.name.clone()));
@@ -169,6 +191,7 @@ impl Machine {
         for (id, name) in gone {
             locked(&self.partial).remove(&name);
             if let Some(sockets) = locked(&self.sockets).as_mut()
+                && has_queues(sockets, id)
                 && let Err(error) = sockets.close(id)
             {
                 tracing::warn!(port = name, %error, "sockets");
@@ -209,24 +232,18 @@ impl Machine {
         }
     }
 
-    /// Opens one port while the others run.
-    fn open(&self, port: &PlannedPort, local: &[IpAddr]) -> anyhow::Result<()> {
+    /// Opens one port while the others run. The programs come first and stay whatever fails after them: without sockets
+    /// they hold the fail mode. May be called again for a port that is attached and not open.
+    fn open(&self, port: &PlannedPort, index: u32, local: &[IpAddr]) -> anyhow::Result<()> {
         let plan = locked(&self.plan).clone();
-        let mut netlink = Netlink::open()?;
         let mut one = plan.clone();
         one.ports.retain(|other| other.id == port.id);
-        ports::make_ready(&one, &mut netlink)?;
-        one.put_in_order(true)?;
-        let attached = ports::attach(&plan, port, local, &self.pods)?;
-        {
-            let mut sockets = locked(&self.sockets);
-            let sockets = sockets.as_mut().context("the sockets are not open yet")?;
-            if let Err(error) = sockets.reopen(&port_config(port, self.umem)) {
-                ports::roll_back(vec![attached]);
-                return Err(error.into());
-            }
-        }
-        {
+        let attached =
+            ports::by_id(&mut locked(&self.live), port.id).is_some_and(|found| found.attached.is_some());
+        if !attached {
+            let attached = self
+                .attach(&plan, &one, local)
+                .map_err(|error| ports::block(port, index, error))?;
             let mut live = locked(&self.live);
             live.retain(|other| other.planned.id != port.id);
             live.push(attached);
@@ -239,6 +256,35 @@ impl Machine {
                     tracing::debug!(port = other.planned.name, %error, "not refreshed");
                 }
             }
+        }
+        self.open_sockets(port, &one)
+            .context("attached without sockets, the fail mode holds (closed: pod traffic drops)")
+    }
+
+    /// Attaches the only port of `one`, which may be down: it is set up when its programs are there.
+    fn attach(&self, plan: &Plan, one: &Plan, local: &[IpAddr]) -> anyhow::Result<LivePort> {
+        // What can be put in order before lets the program run natively. The rest is said when it is attached.
+        let in_order = Netlink::open()
+            .map_err(anyhow::Error::from)
+            .and_then(|mut netlink| ports::set_mtus(one, &mut netlink))
+            .and_then(|()| Ok(one.put_in_order(true)?));
+        if let Err(error) = in_order {
+            tracing::debug!("not in order: {error:#}");
+        }
+        let port = one.ports.first().context("no port")?;
+        ports::attach(plan, port, local, &self.pods)
+    }
+
+    fn open_sockets(&self, port: &PlannedPort, one: &Plan) -> anyhow::Result<()> {
+        ports::make_ready(one, &mut Netlink::open()?)?;
+        one.put_in_order(true)?;
+        {
+            let mut sockets = locked(&self.sockets);
+            let sockets = sockets.as_mut().context("the sockets are not open yet")?;
+            if has_queues(sockets, port.id) {
+                sockets.close(port.id)?; // opened before, and not registered
+            }
+            sockets.reopen(&port_config(port, self.umem))?;
         }
         self.register(Some(port.id))
     }
@@ -371,6 +417,10 @@ impl Machine {
             })
             .collect()
     }
+}
+
+fn has_queues(sockets: &Sockets, port: PortId) -> bool {
+    sockets.queues().iter().any(|queue| queue.port == port)
 }
 
 /// How the sockets of a port are to be opened.

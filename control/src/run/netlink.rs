@@ -353,6 +353,30 @@ impl Netlink {
         )
     }
 
+    /// Sets an interface's MTU, and nothing else.
+    pub fn set_mtu(&mut self, link: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("set the MTU of interface {link} to {mtu}"),
+        )
+    }
+
+    /// Sets an interface down: nothing goes in or out by it.
+    pub fn set_down(&mut self, link: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.header.change_mask = LinkFlags::Up;
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("set interface {link} down"),
+        )
+    }
+
     /// Makes a veth pair whose ends have `queues` queues each way.
     pub fn add_veth(&mut self, name: &str, peer: &str, queues: u32) -> Result<(), NetlinkError> {
         let mut other = LinkMessage::default();

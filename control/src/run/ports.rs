@@ -116,17 +116,13 @@ pub fn make_ready(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
         netlink.set_link(outer, None)?;
         netlink.add_address(outer, GATEWAY_V4.0, GATEWAY_V4.1)?; // the loose check wants an address on the interface
     }
+    set_mtus(plan, netlink)?;
+    made.mtus = Made::read(&plan.state_dir).mtus;
     for port in &plan.ports {
-        let (index, link) = view
+        let (index, _) = view
             .link_named(&port.name)
             .with_context(|| format!("interface `{}` went away", port.name))?;
-        let mtu = port.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu);
-        if mtu.is_some() {
-            made.mtus.retain(|(name, _)| *name != port.name);
-            made.mtus.push((port.name.clone(), link.mtu));
-            made.write(&plan.state_dir)?;
-        }
-        netlink.set_link(index, mtu)?;
+        netlink.set_link(index, None)?;
         if port.kind == PortKind::Pod {
             for gateway in [GATEWAY_V4, GATEWAY_V6] {
                 match netlink.add_address(index, gateway.0, gateway.1) {
@@ -145,6 +141,42 @@ pub fn make_ready(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
         made.write(&plan.state_dir)?;
     }
     Ok(())
+}
+
+/// Sets the MTUs that are configured, each noted on disk before. Interfaces are not set up by that.
+pub fn set_mtus(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
+    let mut made = Made::read(&plan.state_dir);
+    let mut view = View::default();
+    view.set_links(&netlink.links()?);
+    for port in &plan.ports {
+        let (index, link) = view
+            .link_named(&port.name)
+            .with_context(|| format!("interface `{}` went away", port.name))?;
+        let Some(mtu) = port.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) else {
+            continue;
+        };
+        made.mtus.retain(|(name, _)| *name != port.name);
+        made.mtus.push((port.name.clone(), link.mtu));
+        made.write(&plan.state_dir)?;
+        netlink.set_mtu(index, mtu)?;
+    }
+    Ok(())
+}
+
+/// Where a pod's port can have no program: nothing would judge what the kernel and the pod send each other. With
+/// `failMode: closed` the interface is set down. The answer is the error, with what became of the port.
+pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error) -> anyhow::Error {
+    if port.kind != PortKind::Pod || port.fail_mode != FailMode::Closed {
+        return error.context("no program is attached");
+    }
+    match Netlink::open().and_then(|mut netlink| netlink.set_down(index)) {
+        Ok(()) => error.context(
+            "no program could be attached, so the interface was set down (failMode: closed); when it is opened again, routes through it may have to be made again",
+        ),
+        Err(down) => error.context(format!(
+            "no program could be attached and the interface could not be set down ({down}): traffic between the pod and the host is NOT JUDGED"
+        )),
+    }
 }
 
 /// Takes back everything that was made, and forgets it. What cannot be taken back is logged.
@@ -189,6 +221,8 @@ pub struct LivePort {
     pub attached: Option<AttachedPort>,
     /// What they had counted when this process began.
     base: Counters,
+    /// Whether its sockets are open and its program leads to them; else the fail mode holds.
+    pub open: bool,
     /// Whether the interface is set up.
     pub up: bool,
     /// What is wrong with it, in words.
@@ -202,6 +236,7 @@ impl LivePort {
             planned,
             attached: None,
             base: Counters::default(),
+            open: false,
             up: false,
             problem: Some(problem),
         }
@@ -301,6 +336,7 @@ pub fn attach(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet])
         planned: port.clone(),
         base: attached.counters()?,
         attached: Some(attached),
+        open: false,
         up: true,
         problem: None,
     })
