@@ -90,13 +90,13 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
             refuse("icmpErrors.rateLimit", "the limit is fixed");
         }
     }
-    if let Some(failsafe) = &raw.failsafe {
-        if failsafe.confirm_timeout.is_some() {
-            refuse(
-                "failsafe.confirmTimeout".into(),
-                "a configuration is in force when it is read",
-            );
-        }
+    if let Some(failsafe) = &raw.failsafe
+        && failsafe.confirm_timeout.is_some()
+    {
+        refuse(
+            "failsafe.confirmTimeout".into(),
+            "a configuration is in force when it is read",
+        );
     }
     if other(raw.masqueraded_sources.as_ref(), &["off"]) {
         refuse(
