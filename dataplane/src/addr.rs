@@ -17,15 +17,13 @@ impl Addr {
     /// An IPv4 address from its four bytes in network order.
     #[inline]
     pub fn v4(octets: [u8; 4]) -> Self {
-        let mut bytes = [0; 16];
-        bytes[..12].copy_from_slice(&V4_PREFIX);
-        bytes[12..].copy_from_slice(&octets);
-        Self(bytes)
+        // As one number: put together in memory from parts, it could not be read as a whole before it reached the cache.
+        Self((0xffff_0000_0000 | u128::from(u32::from_be_bytes(octets))).to_be_bytes())
     }
 
     /// An IPv6 address from its sixteen bytes in network order; must not be IPv4-mapped on the packet path.
     #[inline]
-    pub fn v6(octets: [u8; 16]) -> Self {
+    pub const fn v6(octets: [u8; 16]) -> Self {
         Self(octets)
     }
 

@@ -13,11 +13,14 @@ mod path;
 #[cfg(test)]
 mod tests;
 
-use arrayvec::ArrayVec;
-
 use crate::{
+    addr::Addr,
     classify::{Generation, Snapshot},
-    flow::{FlowDump, hash::KeyHash, hash::Seed, table::Shard},
+    flow::{
+        FlowDump,
+        hash::{KeyHash, Seed},
+        table::{Hint, Shard},
+    },
     forward::{Forwarding, hold::Holds},
     frame::Frame,
     io::{BURST, Burst, PacketIo},
@@ -27,7 +30,7 @@ use crate::{
     stats::{DropSample, WorkerStats},
     time::Nanos,
     verdict::DropReason,
-    wire::{self, Packet, Parsed, subject::NotSubject},
+    wire::{self, Packet, Parsed, Transport, subject::NotSubject},
 };
 use judge::Denial;
 
@@ -66,6 +69,8 @@ pub struct Worker<Io> {
     seat: Seat,
     holds: Holds,
     housekeeping: Housekeeping,
+    /// What the frames of a burst turned out to be, by their number in it.
+    heads: Box<[Head; BURST]>,
 }
 
 /// Where the work between packets goes on.
@@ -105,6 +110,7 @@ impl<Io: PacketIo> Worker<Io> {
             seat,
             holds,
             housekeeping: Housekeeping::default(),
+            heads: Box::new([Head::BLANK; BURST]),
         }
     }
 
@@ -139,7 +145,7 @@ impl<Io: PacketIo> Worker<Io> {
         let mut burst = Burst::new();
         for source in 0..turn.io.sources() {
             turn.io.receive(source, &mut burst);
-            turn.burst(&mut burst);
+            turn.burst(&mut burst, &mut self.heads);
         }
         turn.housekeeping(&mut self.housekeeping, sequence);
         turn.io.flush();
@@ -169,16 +175,54 @@ impl<Io: PacketIo> Worker<Io> {
     }
 }
 
-/// What a frame of this worker's shards turned out to be.
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug)]
+enum Course {
+    /// It is of this worker's shards.
+    Own,
+    /// It is of another worker's.
+    Across(usize),
+    /// Its port is gone.
+    NoPort,
+    NotSubject(NotSubject),
+    Malformed(DropReason),
+}
+
+/// What a frame turned out to be. `packet` and `hash` are of the frame only where its course is own or across, `hint`
+/// only where it is own; else they are left over from one before.
+#[derive(Clone, Copy, Debug)]
 struct Head {
     packet: Packet,
     hash: KeyHash,
+    hint: Hint,
+    course: Course,
+}
+
+impl Head {
+    const BLANK: Self = Self {
+        packet: Packet {
+            src: Addr::v6([0; 16]),
+            dst: Addr::v6([0; 16]),
+            vlan: 0,
+            l3: 0,
+            l4: 0,
+            end: 0,
+            protocol: wire::protocol::UNKNOWN,
+            ttl: 0,
+            dont_fragment: false,
+            transport: Transport::None,
+            fragment: None,
+        },
+        hash: KeyHash { pair: 0, directed: 0 },
+        hint: Hint::NONE,
+        course: Course::NoPort,
+    };
 }
 
 impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     /// A burst from one source. In passes, so that what they need comes from memory for all of
     /// its packets at once: headers, then index, then entries.
-    fn burst(&mut self, burst: &mut Burst) {
+    fn burst(&mut self, burst: &mut Burst, heads: &mut [Head; BURST]) {
         if burst.is_empty() {
             return;
         }
@@ -188,20 +232,50 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         for frame in burst.iter() {
             prefetch(frame.bytes());
         }
-        let mut frames: ArrayVec<Frame, BURST> = ArrayVec::new();
-        let mut heads: ArrayVec<Head, BURST> = ArrayVec::new();
-        for frame in burst.drain(..) {
-            if let Some((frame, head)) = self.sort(frame) {
-                self.shards[self.owners.place(head.hash.shard())].expect(head.hash);
-                frames.push(frame);
-                heads.push(head);
+        self.count_received(burst);
+        for (frame, head) in burst.iter().zip(heads.iter_mut()) {
+            head.course = self.sort(frame, head);
+        }
+        for head in heads.iter_mut().take(burst.len()) {
+            if matches!(head.course, Course::Own) {
+                head.hint = self.shards[self.owners.place(head.hash.shard())].expect_entry(head.hash);
             }
         }
-        for head in &heads {
-            self.shards[self.owners.place(head.hash.shard())].expect_entry(head.hash);
+        for (frame, head) in burst.drain(..).zip(heads.iter()) {
+            if matches!(head.course, Course::Own) {
+                self.packet(frame, &head.packet, head.hash, head.hint);
+            } else {
+                self.elsewhere(frame, head);
+            }
         }
-        for (frame, head) in frames.into_iter().zip(&heads) {
-            self.packet(frame, &head.packet, head.hash);
+    }
+
+    /// Counts what came in, by port; the frames of a burst are nearly always of one.
+    fn count_received(&self, burst: &Burst) {
+        for run in burst.chunk_by(|one, next| one.port() == next.port()) {
+            if let Some(counters) = self.stats.ports.get(usize::from(run[0].port().0)) {
+                counters.rx_frames.add(run.len() as u64);
+                counters
+                    .rx_bytes
+                    .add(run.iter().map(|frame| frame.len() as u64).sum());
+            }
+        }
+    }
+
+    /// Sends a frame on its way that this worker does not judge.
+    #[cold]
+    fn elsewhere(&mut self, frame: Frame, head: &Head) {
+        let Some(port) = self.port(frame.port()) else {
+            self.drop_unread(frame, DropReason::PortUnavailable);
+            return;
+        };
+        let Head { packet, hash, .. } = *head;
+        match head.course {
+            Course::Own => self.packet(frame, &packet, hash, head.hint),
+            Course::Across(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
+            Course::NoPort => self.drop_unread(frame, DropReason::PortUnavailable),
+            Course::NotSubject(kind) => self.not_subject(frame, port, kind),
+            Course::Malformed(reason) => self.malformed(frame, port, reason),
         }
     }
 
@@ -213,56 +287,46 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             };
             self.turn.frames += 1;
             self.stats.counters.taken_over.add(1);
-            self.packet(frame, &packet, hash);
+            self.packet(frame, &packet, hash, Hint::NONE);
         }
     }
 
-    /// Parses a frame and finds its owner. None where it went elsewhere: across, over, or away.
+    /// Reads a frame's headers into its head, finds its owner and asks for its place in the index.
     #[inline]
-    fn sort(&mut self, frame: Frame) -> Option<(Frame, Head)> {
-        let id = frame.port();
-        if let Some(counters) = self.stats.ports.get(usize::from(id.0)) {
-            counters.rx_frames.add(1);
-            counters.rx_bytes.add(frame.len() as u64);
-        }
-        let Some(port) = self.port(id) else {
-            self.drop_unread(frame, DropReason::PortUnavailable);
-            return None;
+    fn sort(&self, frame: &Frame, head: &mut Head) -> Course {
+        let Some(port) = self.port(frame.port()) else {
+            return Course::NoPort;
         };
-        let wire = matches!(port.kind, PortKind::Wire { .. });
-        match wire::parse(frame.bytes()) {
-            Parsed::Subject(_) if !wire && !path::is_ours(frame.bytes(), port) => {
-                self.not_subject(frame, port, NotSubject::NotOurs);
-                None
+        if let Some(packet) = wire::parse_common(frame.bytes()) {
+            head.hash = self.seed.key(&packet.key(port.zone));
+            head.packet = packet;
+        } else {
+            match wire::parse(frame.bytes()) {
+                Parsed::Subject(packet) => head.packet = packet,
+                Parsed::NotSubject(kind) => return Course::NotSubject(kind),
+                Parsed::Malformed(reason) => return Course::Malformed(reason),
             }
-            Parsed::Subject(packet) => {
-                let hash = self.seed.key(&packet.owner_key(port.zone));
-                let owner = self.owners.owner(hash.shard());
-                if owner == self.index {
-                    return Some((frame, Head { packet, hash }));
-                }
-                self.hand_over(owner, Handover { frame, packet, hash });
-                None
-            }
-            Parsed::NotSubject(kind) => {
-                self.not_subject(frame, port, kind);
-                None
-            }
-            Parsed::Malformed(reason) => {
-                self.malformed(frame, port, reason);
-                None
-            }
+            head.hash = self.seed.key(&head.packet.owner_key(port.zone));
         }
+        if !matches!(port.kind, PortKind::Wire { .. }) && !path::is_ours(frame.bytes(), port) {
+            return Course::NotSubject(NotSubject::NotOurs);
+        }
+        let owner = self.owners.owner(head.hash.shard());
+        if owner != self.index {
+            return Course::Across(owner);
+        }
+        self.shards[self.owners.place(head.hash.shard())].expect(head.hash);
+        Course::Own
     }
 
     /// Judges a packet of this worker's shards and sends it on its way.
     #[inline]
-    fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash) {
+    fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash, hint: Hint) {
         let Some(port) = self.port(frame.port()) else {
             self.discard(frame, DropReason::PortUnavailable);
             return;
         };
-        if let Err(denial) = self.judge(port, packet, hash)
+        if let Err(denial) = self.judge(port, packet, hash, hint)
             && !self.denied(&frame, packet, port, denial)
         {
             self.discard(frame, denial.reason);

@@ -27,8 +27,37 @@ struct Bucket([u64; SLOTS]);
 impl Bucket {
     const EMPTY: Self = Self([0; SLOTS]);
 
+    /// The slots with a tag, by bit. Without a branch: where in its bucket a key lies cannot be predicted.
+    #[inline]
+    fn tagged(&self, tag: u32) -> u32 {
+        let mut found = 0;
+        for (nth, slot) in self.0.iter().enumerate() {
+            found |= u32::from((*slot >> 32) as u32 == tag) << nth;
+        }
+        found
+    }
+
     fn room(&self) -> usize {
         self.0.iter().filter(|slot| **slot as u32 == 0).count()
+    }
+}
+
+/// Where the entry of a key seems to be: the lower half of a slot, or 0. Only a hint: the table may have changed since.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hint(u32);
+
+impl Hint {
+    pub(crate) const NONE: Self = Self(0);
+
+    /// The entry and the direction that a slot's lower half names.
+    #[inline]
+    fn place(self) -> Option<(usize, Direction)> {
+        let direction = if self.0 & 1 == 0 {
+            Direction::Original
+        } else {
+            Direction::Reply
+        };
+        Some(((self.0 as usize >> 1).checked_sub(1)?, direction))
     }
 }
 
@@ -189,20 +218,39 @@ impl Shard {
         prefetch(&self.buckets[hash.directed as usize & self.mask]);
     }
 
-    /// Asks for the entry that the bucket of a key seems to lead to.
+    /// Asks for the entry that the buckets of a key seem to lead to, and says which that is.
     #[inline]
-    pub(crate) fn expect_entry(&self, hash: KeyHash) {
-        let (first, _, tag) = self.places(hash);
-        let slots = &self.buckets[first].0;
-        if let Some(slot) = slots.iter().find(|slot| (**slot >> 32) as u32 == tag)
-            && let Some(entry) = self.entries.get(((*slot as u32) >> 1).wrapping_sub(1) as usize)
+    pub(crate) fn expect_entry(&self, hash: KeyHash) -> Hint {
+        let (first, second, tag) = self.places(hash);
+        let mut slots = &self.buckets[first];
+        let mut found = slots.tagged(tag);
+        if found == 0 {
+            slots = &self.buckets[second];
+            found = slots.tagged(tag);
+        }
+        if found == 0 {
+            return Hint::NONE;
+        }
+        let hint = Hint(slots.0[found.trailing_zeros() as usize % SLOTS] as u32);
+        if let Some((index, _)) = hint.place()
+            && let Some(entry) = self.entries.get(index)
         {
             entry.expect();
         }
+        hint
+    }
+
+    /// What [`Self::find`] would answer, if the hint still leads there. A key has one entry at most: an entry in use with
+    /// this key is the one.
+    #[inline(always)]
+    pub(crate) fn find_hinted(&self, key: &FlowKey, hint: Hint) -> Option<(usize, Direction)> {
+        let (index, direction) = hint.place()?;
+        let entry = self.entries.get(index)?;
+        (entry.state().is_some() && entry.is(key, direction)).then_some((index, direction))
     }
 
     /// The entry of a key and which of its directions the key is.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn find(&self, hash: KeyHash, key: &FlowKey) -> Option<(usize, Direction)> {
         let (first, second, tag) = self.places(hash);
         self.find_in(first, tag, key)
@@ -211,18 +259,14 @@ impl Shard {
 
     #[inline]
     fn find_in(&self, bucket: usize, tag: u32, key: &FlowKey) -> Option<(usize, Direction)> {
-        for slot in self.buckets[bucket].0 {
-            let low = slot as u32;
-            if (slot >> 32) as u32 != tag || low == 0 {
-                continue;
-            }
-            let index = (low >> 1) as usize - 1;
-            let direction = if low & 1 == 0 {
-                Direction::Original
-            } else {
-                Direction::Reply
-            };
-            if self.entries[index].is(key, direction) {
+        let slots = &self.buckets[bucket];
+        let mut found = slots.tagged(tag);
+        while found != 0 {
+            let slot = slots.0[found.trailing_zeros() as usize % SLOTS];
+            found &= found - 1;
+            if let Some((index, direction)) = Hint(slot as u32).place()
+                && self.entries[index].is(key, direction)
+            {
                 return Some((index, direction));
             }
         }

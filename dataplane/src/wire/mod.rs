@@ -12,6 +12,7 @@ mod parse;
 pub mod subject;
 
 pub use parse::parse;
+pub(crate) use parse::parse_common;
 
 #[cfg(test)]
 mod tests;

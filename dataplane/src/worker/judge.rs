@@ -7,7 +7,7 @@ use crate::{
         fragments::{Admission, FirstVerdict},
         hash::KeyHash,
         state::{self, Action, Direction, Segment, State},
-        table::NoPlace,
+        table::{Hint, NoPlace},
     },
     io::PacketIo,
     port::{Port, PortKind, Side},
@@ -68,9 +68,15 @@ const UNASKED: Passed = Passed {
 impl<Io: PacketIo> TurnOf<'_, Io> {
     /// Decides about a packet of this worker's shards and brings its flow up to date.
     #[inline]
-    pub(super) fn judge(&mut self, port: &Port, packet: &Packet, hash: KeyHash) -> Result<(), Denial> {
+    pub(super) fn judge(
+        &mut self,
+        port: &Port,
+        packet: &Packet,
+        hash: KeyHash,
+        hint: Hint,
+    ) -> Result<(), Denial> {
         match packet.fragment {
-            None => self.judge_whole(port, packet, hash).map(|_| ()),
+            None => self.judge_whole(port, packet, hash, hint).map(|_| ()),
             Some(fragment) => self.judge_fragment(port, packet, hash, &fragment),
         }
     }
@@ -111,7 +117,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 Ok(())
             }
             Admission::Judge(place) => {
-                let judged = self.judge_whole(port, packet, hash);
+                let judged = self.judge_whole(port, packet, hash, Hint::NONE);
                 let verdict = match &judged {
                     Ok(passed) => FirstVerdict::Passed {
                         generation: passed.generation,
@@ -127,7 +133,13 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
     /// Anything but a later fragment.
     #[inline]
-    fn judge_whole(&mut self, port: &Port, packet: &Packet, hash: KeyHash) -> Result<Passed, Denial> {
+    fn judge_whole(
+        &mut self,
+        port: &Port,
+        packet: &Packet,
+        hash: KeyHash,
+        hint: Hint,
+    ) -> Result<Passed, Denial> {
         let Some(snapshot) = self.snapshot else {
             return self.judge_by_failsafe(packet, DropReason::NoSnapshot);
         };
@@ -138,8 +150,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if packet.transport == Transport::None {
             return self.judge_new(snapshot, port, packet, hash, None);
         }
-        let key = packet.key(port.zone);
-        match self.live(snapshot, hash, &key) {
+        // The key is made twice, so that for the hint it need not exist in memory.
+        let shard = self.shard(hash);
+        let found = shard
+            .find_hinted(&packet.key(port.zone), hint)
+            .or_else(|| shard.find(hash, &packet.key(port.zone)));
+        match found.filter(|(index, _)| self.live(snapshot, hash, *index)) {
             Some((index, direction)) => self.judge_known(snapshot, port, packet, hash, index, direction),
             None => {
                 self.stats.counters.flow_misses.add(1);
@@ -156,16 +172,15 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         Err(otherwise.into())
     }
 
-    /// The entry of a key, if it has not timed out and still holds under the snapshot in force (SEMANTICS 58).
+    /// Whether an entry has not timed out and still holds under the snapshot in force (SEMANTICS 58); else it goes.
     #[inline]
-    fn live(&mut self, snapshot: &Snapshot, hash: KeyHash, key: &FlowKey) -> Option<(usize, Direction)> {
+    fn live(&mut self, snapshot: &Snapshot, hash: KeyHash, index: usize) -> bool {
         let now = self.now;
         let shard = self.shard(hash);
-        let (index, direction) = shard.find(hash, key)?;
         if shard.is_expired(index, now) {
             shard.remove(index);
             shard.deeds.expired += 1;
-            return None;
+            return false;
         }
         if shard.entry(index).generation() != snapshot.generation()
             && !self.holds_still(snapshot, hash, index)
@@ -174,9 +189,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             shard.remove(index);
             shard.has_revoked = true;
             self.stats.counters.flows.revoked.add(1);
-            return None;
+            return false;
         }
-        Some((index, direction))
+        true
     }
 
     /// Whether a flow is allowed under a newer snapshot too: for the same reasons if its endpoints are as they were,
@@ -423,7 +438,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             return Err(unrelated.into());
         }
         let key = packet.owner_key(port.zone);
-        let Some((index, direction)) = self.live(snapshot, hash, &key) else {
+        let found = self.shard(hash).find(hash, &key);
+        let Some((index, direction)) = found.filter(|(index, _)| self.live(snapshot, hash, *index)) else {
             return self.judge_by_failsafe(packet, unrelated);
         };
         if !self.shard(hash).entry(index).covers(direction) {

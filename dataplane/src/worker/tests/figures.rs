@@ -31,7 +31,7 @@ fn measure(name: &str, family: usize, count: usize) {
                 .inject(0, &template.udp((flow / 65536) as u16 + 1, 53, b"0123456789"))
         );
     }
-    let mut best = f64::MAX;
+    let mut taken = Vec::new();
     let mut now = 1u64;
     for _ in 0..7 {
         let start = cpu_nanos();
@@ -41,12 +41,14 @@ fn measure(name: &str, family: usize, count: usize) {
             frames += worker.run_once(Nanos(now)).frames;
             worker.io().recirculate(0);
         }
-        best = best.min((cpu_nanos() - start) as f64 / frames as f64);
+        taken.push((cpu_nanos() - start) as f64 / frames as f64);
     }
+    taken.sort_by(f64::total_cmp);
+    let (best, median, worst) = (taken[0], taken[taken.len() / 2], taken[taken.len() - 1]);
     let stats = plane.stats();
     let drops = stats.sum(|w| w.drops.total());
     println!(
-        "{name}: {best:.1} ns/packet, {:.1} Mpps, {drops} drops",
+        "{name}: {best:.1} ns/packet at best, {median:.1} median, {worst:.1} at worst, {:.1} Mpps, {drops} drops",
         1000.0 / best
     );
 }
