@@ -9,9 +9,8 @@ fn cpu_nanos() -> u64 {
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Established flows from the client to the web pod's and others' addresses, `count` of them, one frame each, round and
-/// round.
-fn measure(name: &str, family: usize, count: usize) {
+/// A worker with a frame waiting for each of `count` flows from the client to others' addresses.
+fn loaded(family: usize, count: usize) -> (Plane, Worker<MemoryIo>) {
     let pool = MemoryPool::new(count.max(64) + 64, 128);
     let memory = FlowMemory::private((count * 2).max(1 << 16), 7).unwrap();
     let (mut plane, seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
@@ -31,6 +30,12 @@ fn measure(name: &str, family: usize, count: usize) {
                 .inject(0, &template.udp((flow / 65536) as u16 + 1, 53, b"0123456789"))
         );
     }
+    (plane, worker)
+}
+
+/// Established flows, `count` of them, one frame each, round and round.
+fn measure(name: &str, family: usize, count: usize) {
+    let (plane, mut worker) = loaded(family, count);
     let mut taken = Vec::new();
     let mut now = 1u64;
     for _ in 0..7 {
@@ -61,4 +66,20 @@ fn figures() {
 
     measure("wire, IPv4, 60,000 flows", 0, 60_000);
     measure("wire, IPv4, 500,000 flows", 0, 500_000);
+}
+
+/// Exactly 100,000 packets of 1,000 flows, for `bench/instructions.sh` to count.
+#[test]
+#[ignore = "a measurement"]
+fn instructions() {
+    let (plane, mut worker) = loaded(0, 1_000);
+    let mut frames = 0;
+    let mut now = 1u64;
+    while frames < 100_000 {
+        now += 1000;
+        frames += worker.run_once(Nanos(now)).frames;
+        worker.io().recirculate(0);
+    }
+    let stats = plane.stats();
+    println!("packets {frames} drops {}", stats.sum(|w| w.drops.total()));
 }
