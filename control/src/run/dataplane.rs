@@ -51,8 +51,9 @@ const STUCK_AFTER: u32 = 6;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a queue that the process before still holds is tried again.
 const BIND_TIMEOUT_MS: u64 = 3000;
-/// Port numbers there are room for, beside those of the configuration.
-const SPARE_PORTS: usize = 1024;
+/// Port numbers there are room for, beside those of the start. None is given out twice, so this is how many pods may come
+/// before the process has to be restarted.
+const SPARE_PORTS: usize = 4096;
 /// Exit status of a dataplane whose worker is stuck (EX_SOFTWARE).
 const EXIT_STUCK: i32 = 70;
 
@@ -183,6 +184,7 @@ impl Running {
         let machine = Arc::new(Machine {
             plan: Mutex::new(plan.clone()),
             live: Mutex::new(Vec::new()),
+            refused: Mutex::default(),
             sockets: Mutex::new(None),
             plane,
             publication: Arc::clone(&publication),

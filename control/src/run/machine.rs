@@ -39,12 +39,22 @@ use super::{
 const POD_FRAMES: u32 = 512;
 const OTHER_FRAMES: u32 = 2048;
 
+/// An interface that should be a port and cannot be one in this process.
+pub struct Refused {
+    index: u32,
+    /// Whether its programs are attached: the fail mode holds.
+    guarded: bool,
+    problem: String,
+}
+
 /// The running dataplane.
 pub struct Machine {
     /// Grows when interfaces that match a pattern appear.
     pub plan: Mutex<Plan>,
     /// The ports with their programs.
     pub live: Mutex<Vec<LivePort>>,
+    /// Interfaces that match a pattern and have no number.
+    pub refused: Mutex<BTreeMap<String, Refused>>,
     /// The sockets; None until they are opened.
     pub sockets: Mutex<Option<Sockets>>,
     /// The publishing side of the packet plane.
@@ -131,7 +141,7 @@ impl Machine {
     /// takes in new ones that match a pattern. Other ports are not touched.
     pub fn look_after_ports(&self, view: &View, local: &[IpAddr]) {
         self.close_gone(view);
-        self.take_in_new(view);
+        self.take_in_new(view, local);
         let planned: Vec<PlannedPort> = locked(&self.plan).ports.clone();
         for port in planned {
             let Some((index, link)) = view.link_named(&port.name) else {
@@ -204,31 +214,58 @@ impl Machine {
         }
     }
 
-    fn take_in_new(&self, view: &View) {
-        let mut plan = locked(&self.plan);
-        let gone: Vec<PortId> = plan
-            .ports
-            .iter()
-            .filter(|port| view.link_named(&port.name).is_none())
-            .map(|port| port.id)
-            .collect();
-        let mut reusable = gone.into_iter();
-        for mut port in plan.newcomers(view) {
-            let next = plan.ports.len();
-            if next < self.port_limit {
-                port.id = PortId(next as u16);
-                plan.ports.push(port);
-            } else if let Some(id) = reusable.next() {
-                port.id = id;
-                locked(&self.live).retain(|live| live.planned.id != id);
-                plan.ports[usize::from(id.0)] = port;
-            } else {
-                tracing::error!(
-                    port = port.name,
-                    limit = self.port_limit,
-                    "too many ports: not taken in"
-                );
+    fn take_in_new(&self, view: &View, local: &[IpAddr]) {
+        let (plan, newcomers) = {
+            let mut plan = locked(&self.plan);
+            let newcomers = plan.take_in(view, self.port_limit);
+            let known = !locked(&self.refused).is_empty();
+            if newcomers.is_empty() && !known {
+                return;
             }
+            (plan.clone(), newcomers)
+        };
+        let mut refused = locked(&self.refused);
+        let index_of = |name: &str| view.link_named(name).map(|(index, _)| index);
+        refused.retain(|name, known| {
+            let there = index_of(name) == Some(known.index);
+            if !there && let Err(error) = ringwall_bpf::detach(&plan.pins, name) {
+                tracing::debug!(port = name, %error, "pins");
+            }
+            there
+        });
+        for port in newcomers {
+            let Some(index) = index_of(&port.name) else {
+                continue;
+            };
+            if refused.get(&port.name).is_some_and(|known| known.guarded) {
+                continue;
+            }
+            let mut one = plan.clone();
+            one.ports = vec![port.clone()];
+            // Programs without sockets: the fail mode holds there.
+            let attached = self.attach(&plan, &one, local);
+            let guarded = attached.is_ok();
+            let mut problem = format!(
+                "not taken in: all {} port numbers of this process have been given out, and none is given out twice; restart ringwall",
+                self.port_limit
+            );
+            if let Err(error) = attached {
+                problem = format!("{problem}; {:#}", ports::block(&port, index, error));
+            }
+            if refused
+                .get(&port.name)
+                .is_none_or(|known| known.problem != problem)
+            {
+                tracing::error!(port = port.name, "{problem}");
+            }
+            refused.insert(
+                port.name,
+                Refused {
+                    index,
+                    guarded,
+                    problem,
+                },
+            );
         }
     }
 
@@ -308,6 +345,11 @@ impl Machine {
                 .map(|(_, _, stats)| stats)
         };
         let mut alarms = self.publication.alarms();
+        alarms.extend(
+            locked(&self.refused)
+                .iter()
+                .map(|(name, refused)| format!("port {name}: {}", refused.problem)),
+        );
         let mut ports = Vec::new();
         let mut to_kernel = 0;
         for port in locked(&self.live).iter() {

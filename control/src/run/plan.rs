@@ -299,6 +299,23 @@ impl Plan {
         found
     }
 
+    /// Takes in the ports that match a pattern and are not planned yet. A number is never given out twice, not even when
+    /// its interface is gone for good: flows remember their ports by number. The answer is what numbers below `limit` do
+    /// not suffice for.
+    pub fn take_in(&mut self, view: &View, limit: usize) -> Vec<PlannedPort> {
+        let mut refused = Vec::new();
+        for mut port in self.newcomers(view) {
+            match u16::try_from(self.ports.len()) {
+                Ok(next) if usize::from(next) < limit => {
+                    port.id = PortId(next);
+                    self.ports.push(port);
+                }
+                _ => refused.push(port),
+            }
+        }
+        refused
+    }
+
     /// `enforce, routed` and the like.
     pub fn mode_in_words(&self) -> String {
         format!(
@@ -555,6 +572,28 @@ mod tests {
         );
         assert_eq!(plan.ports[2].id, PortId(2));
         assert_eq!(plan.cpus, [1], "auto takes one worker, on the last CPU");
+    }
+
+    #[test]
+    fn a_port_number_is_never_given_out_twice() {
+        let with = |pods: &[&str]| view(&[&["eth1", "cali-special"], pods].concat());
+        let mut plan = Plan::from_view(&config(NODE), &with(&["calia"]), &[0]).unwrap();
+        assert_eq!(plan.ports.len(), 3);
+        let names = |ports: &[PlannedPort]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>();
+        assert!(plan.take_in(&with(&["calib"]), 5).is_empty());
+        assert!(plan.take_in(&with(&["calic"]), 5).is_empty());
+        // All but one are gone, and yet there is no number left.
+        for _ in 0..2 {
+            let refused = plan.take_in(&with(&["calid", "calie"]), 5);
+            assert_eq!(names(&refused), ["calid", "calie"]);
+        }
+        // One that comes back is the port it was.
+        assert!(plan.take_in(&with(&["calia"]), 5).is_empty());
+        let names = names(&plan.ports);
+        assert_eq!(names, ["calia", "eth1", "cali-special", "calib", "calic"]);
+        for (number, port) in plan.ports.iter().enumerate() {
+            assert_eq!(usize::from(port.id.0), number);
+        }
     }
 
     #[test]

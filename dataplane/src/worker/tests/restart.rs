@@ -81,6 +81,45 @@ fn flows_survive_a_restart_reply_first() {
     }
 }
 
+/// A port's number may mean another interface after a restart.
+#[test]
+fn the_source_of_a_flow_is_asked_for_its_port_again_after_a_restart() {
+    let sides = |inside, outside| {
+        let mut builder = wire();
+        builder.port(port(INSIDE, PortKind::Wire { peer: OUTSIDE }, inside));
+        builder.port(port(OUTSIDE, PortKind::Wire { peer: INSIDE }, outside));
+        builder.build()
+    };
+    for family in [0, 1] {
+        let mut bed = begin(
+            1,
+            FlowMemory::private(ENTRIES, 7).unwrap(),
+            Nanos::from_secs(1000),
+        );
+        bed.publish(World::new(1));
+        bed.plane.forwarding.publish(sides(Side::Inside, Side::Outside));
+        let forth = from_to(CLIENT[family], OUTSIDER[family]).udp(1, 2, b"");
+        assert!(bed.crosses(INSIDE, &forth));
+
+        for (inside, outside, passes) in [
+            (Side::Inside, Side::Outside, true),
+            (Side::Outside, Side::Inside, false),
+        ] {
+            let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, Nanos::from_secs(1010)).unwrap();
+            let mut next = begin(1, memory, Nanos::from_secs(1010));
+            // The very snapshot that allowed it.
+            next.publish(World::new(1));
+            next.plane.forwarding.publish(sides(inside, outside));
+            if passes {
+                assert!(next.crosses(INSIDE, &forth));
+            } else {
+                next.drops(INSIDE, &forth, DropReason::SpoofedSource);
+            }
+            assert_eq!(next.count(|w| w.flows.inherited.get()), 1);
+        }
+    }
+}
+
 #[test]
 fn memory_of_another_shape_is_wiped() {
     let mut bed = begin(
