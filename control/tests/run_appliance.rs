@@ -102,6 +102,40 @@ fn a_killed_dataplane_is_replaced_and_connections_go_on() {
 }
 
 #[test]
+fn a_killed_dataplane_would_let_go_of_lifeline_and_flow_table_before_its_sockets() {
+    if !may_run("a_killed_dataplane_would_let_go_of_lifeline_and_flow_table_before_its_sockets") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    let dataplane = bed.child("dataplane").unwrap();
+    // The kernel closes from the highest number down.
+    let open: Vec<(u32, String)> = std::fs::read_dir(format!("/proc/{dataplane}/fd"))
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let number = path.file_name()?.to_str()?.parse().ok()?;
+            Some((number, std::fs::read_link(&path).ok()?.display().to_string()))
+        })
+        .collect();
+    let numbers = |what: &str| -> Vec<u32> {
+        open.iter()
+            .filter(|(number, target)| *number > 2 && target.contains(what))
+            .map(|(number, _)| *number)
+            .collect()
+    };
+    let last_socket = *numbers("socket:").iter().max().unwrap();
+    for early in ["pipe:", "flows.bin"] {
+        let numbers = numbers(early);
+        assert!(
+            !numbers.is_empty() && numbers.iter().all(|number| *number > last_socket),
+            "{early} {numbers:?}, sockets up to {last_socket}: {open:?}"
+        );
+    }
+    assert!(open.contains(&(0, "/dev/null".to_owned())), "{open:?}");
+}
+
+#[test]
 fn a_killed_control_loses_nothing() {
     if !may_run("a_killed_control_loses_nothing") {
         return;

@@ -51,6 +51,8 @@ const STUCK_AFTER: u32 = 6;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a queue that the process before still holds is tried again.
 const BIND_TIMEOUT_MS: u64 = 3000;
+/// The same, for each port more: the kernel closes the sockets of a killed process one after the other.
+const BIND_TIMEOUT_PER_PORT_MS: u64 = 50;
 /// Port numbers there are room for, beside those of the start. None is given out twice, so this is how many pods may come
 /// before the process has to be restarted.
 const SPARE_PORTS: usize = 4096;
@@ -70,6 +72,7 @@ pub struct DataplaneArgs {
 
 /// Runs until SIGTERM, or until the supervisor is gone. The programs stay on the ports, and the fail mode holds.
 pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
     crate::log::start();
     let stop = StopSignal::catch().context("cannot catch signals")?;
     if args.supervised {
@@ -77,11 +80,12 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     }
     let config = super::load_config(&args.config)?;
     let plan = Plan::make(&config)?;
+    done(started, "configuration and plan");
     super::make_private_dir(&plan.runtime_dir)?;
     super::make_private_dir(&plan.state_dir)?;
     let first = !plan.state_dir.join(ports::MADE_FILE).exists();
     let (state_dir, pins) = (plan.state_dir.clone(), plan.pins.clone());
-    let running = Running::start(&config, plan).inspect_err(|_| {
+    let running = Running::start(&config, plan, started).inspect_err(|_| {
         if first {
             ports::take_back(&state_dir);
         }
@@ -133,8 +137,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(config: &Config, plan: Plan) -> anyhow::Result<Self> {
-        let started = Instant::now();
+    fn start(config: &Config, plan: Plan, started: Instant) -> anyhow::Result<Self> {
         let mut netlink = Netlink::open()?;
         plan.put_in_order(false)?;
         ports::make_ready(&plan, &mut netlink)?;
@@ -142,6 +145,7 @@ impl Running {
             tracing::info!("{remark}");
         }
         ringwall_bpf::ensure_bpffs(&config.bpffs)?;
+        done(started, "interfaces ready");
 
         // Packet memory and sockets take as long as all the rest together: beside it. Nothing comes in before the
         // sockets are registered.
@@ -159,12 +163,16 @@ impl Running {
                     .umem
                     .total
                     .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
-                bind_timeout_ms: BIND_TIMEOUT_MS,
+                bind_timeout_ms: BIND_TIMEOUT_MS + BIND_TIMEOUT_PER_PORT_MS * plan.ports.len() as u64,
             };
-            spawn("rw-sockets", move || ringwall_xsk::open(&wanted))?
+            spawn("rw-sockets", move || {
+                let opened = ringwall_xsk::open(&wanted);
+                done(started, "sockets open");
+                opened
+            })?
         };
         let port_limit = plan.ports.len() + SPARE_PORTS;
-        let (plane, seats) = packet_plane(config, &plan, port_limit)?;
+        let (plane, seats) = packet_plane(config, &plan, port_limit, started)?;
         let stats = plane.stats();
         let plane = Arc::new(Mutex::new(plane));
         let sleepers_cell: Arc<std::sync::OnceLock<Arc<Sleepers>>> = Arc::default();
@@ -199,10 +207,11 @@ impl Running {
         });
         let mut follower = Follower::new(Arc::clone(&machine))?;
         follower.publish();
+        done(started, "snapshot and routes");
 
         // From here on the machine's ports change; what fails takes back what was not there before.
         *locked(&machine.live) = ports::attach_all(&plan, follower.local(), &machine.pods)?;
-        tracing::info!(micros = started.elapsed().as_micros() as u64, "programs attached");
+        done(started, "programs attached");
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let opened = sockets
             .join()
@@ -215,7 +224,7 @@ impl Running {
                 return Err(error);
             }
         };
-        tracing::info!(micros = started.elapsed().as_micros() as u64, "sockets bound");
+        done(started, "sockets bound");
         let sleepers = Arc::new(Sleepers::new(ios.iter().map(XskIo::waker).collect()));
         let _ = sleepers_cell.set(Arc::clone(&sleepers));
         *locked(&machine.sockets) = Some(sockets);
@@ -236,7 +245,7 @@ impl Running {
                 return Err(error);
             }
         };
-        tracing::info!(micros = started.elapsed().as_micros() as u64, "workers receive");
+        done(started, "workers receive");
 
         let disk = {
             let publication = Arc::clone(&publication);
@@ -319,6 +328,11 @@ impl Running {
     }
 }
 
+/// Notes how far the start is: what a restart costs is found here.
+fn done(started: Instant, what: &str) {
+    tracing::debug!(micros = started.elapsed().as_micros() as u64, what, "start");
+}
+
 /// Bytes of a frame, for turning `umem.total` into frames.
 const FRAME_BYTES: u64 = 2048;
 
@@ -367,12 +381,14 @@ fn packet_plane(
     config: &Config,
     plan: &Plan,
     ports: usize,
+    started: Instant,
 ) -> anyhow::Result<(Plane, Vec<ringwall_dataplane::plane::Seat>)> {
     let entries = config.conntrack.max_entries.get() as usize;
     let memory = inherit(
         &plan.runtime_dir.join(FLOWS_FILE),
         FlowMemory::required_bytes(entries),
     )?;
+    done(started, "flow table locked and mapped");
     let now = work::now();
     let flows = FlowMemory::open(memory, entries, random_seed()?, now)?;
     tracing::info!(
@@ -380,7 +396,7 @@ fn packet_plane(
         entries = flows.capacity(),
         "flow table"
     );
-    Ok(Plane::new(
+    let plane = Plane::new(
         PlaneConfig {
             mode: match config.mode {
                 Mode::Audit => ringwall_dataplane::plane::Mode::Audit,
@@ -394,7 +410,9 @@ fn packet_plane(
         },
         flows,
         now,
-    )?)
+    )?;
+    done(started, "flow table indexed");
+    Ok(plane)
 }
 
 fn failsafe(config: &Config) -> Failsafe {

@@ -1,6 +1,7 @@
 //! Ends a supervised process when it is told to, or when its supervisor is gone.
 
 use std::{
+    fs::File,
     io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -33,13 +34,18 @@ impl StopSignal {
     }
 
     /// Also stops when standard input ends: its other end is held by the supervisor and by nobody else.
+    ///
+    /// The supervisor in turn takes the end of this side for the death of the process. So that it hears of that before
+    /// the sockets are closed, standard input is moved to where the kernel closes first; /dev/null takes its place.
     pub fn follow_supervisor(&self) -> io::Result<()> {
         let teller = self._teller.try_clone()?;
+        let lifeline = ringwall_xsk::close_early(io::stdin().as_fd().try_clone_to_owned()?)?;
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         std::thread::Builder::new()
             .name("rw-lifeline".to_owned())
             .spawn(move || {
                 let mut nothing = [0; 64];
-                let mut input = io::stdin().lock();
+                let mut input = File::from(lifeline);
                 loop {
                     match input.read(&mut nothing) {
                         Ok(0) => break,

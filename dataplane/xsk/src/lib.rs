@@ -9,6 +9,7 @@
 //! * [`mapping`]: shared file memory for the flow table.
 
 pub mod affinity;
+pub mod closing;
 pub mod device;
 pub mod error;
 pub mod io;
@@ -20,6 +21,7 @@ pub mod sockets;
 mod syscall;
 
 pub use affinity::pin_to;
+pub use closing::close_early;
 pub use error::XskError;
 pub use io::{Waker, XskIo};
 pub use mapping::map_shared;

@@ -62,6 +62,8 @@ pub fn map_shared(path: &Path, len: usize) -> Result<&'static mut [u8], XskError
     }
     file.set_len(len as u64)
         .map_err(|error| failed("cannot be resized", error))?;
+    // Else the lock would outlive every socket of a killed process, and a successor would wait for it that long.
+    let file = File::from(crate::close_early(file.into()).map_err(|error| failed("cannot be moved", error))?);
     map(file, len).map_err(|error| failed("cannot be mapped", error))
 }
 

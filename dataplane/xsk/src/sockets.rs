@@ -45,6 +45,8 @@ const FRAMES_IN_HAND: u32 = 4096;
 const IN_FLIGHT: u32 = 256;
 /// Packets that may wait for the worker that sends them.
 const INBOX: usize = 2048;
+/// Between two looks at a queue that another process still has.
+const BUSY_RETRY: Duration = Duration::from_micros(200);
 /// How long workers may take to let go of a port.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -353,6 +355,7 @@ fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
 }
 
 fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), XskError> {
+    let started = Instant::now();
     let devices = config
         .ports
         .iter()
@@ -388,8 +391,17 @@ fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), Xs
         ordered: 0,
         _anchor: anchor,
     };
+    tracing::debug!(
+        micros = started.elapsed().as_micros() as u64,
+        "packet memory ready"
+    );
     for (port, device) in config.ports.iter().zip(&devices) {
         sockets.open_port(port, device)?;
+        tracing::debug!(
+            micros = started.elapsed().as_micros() as u64,
+            port = port.name,
+            "port bound"
+        );
     }
     for worker in &mut workers {
         worker.flush(); // takes its queues and fills their rings
@@ -614,9 +626,7 @@ impl Sockets {
             };
             match error.raw_os_error() {
                 // The queue of a process that has just ended is let go of by the kernel a little later.
-                Some(libc::EBUSY) if started.elapsed() < limit => {
-                    std::thread::sleep(Duration::from_micros(500))
-                }
+                Some(libc::EBUSY) if started.elapsed() < limit => std::thread::sleep(BUSY_RETRY),
                 Some(libc::EBUSY) => {
                     return Err(XskError::Busy {
                         interface: port.name.clone(),
