@@ -1,7 +1,7 @@
 //! The running appliance: `ringwall run` starts and supervises the control process and the dataplane process.
 //!
 //! * [`plan`] from configuration to ports, workers and places; changes nothing.
-//! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`] and [`lifeline`] below it.
+//! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
 //! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog.
 //! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
@@ -9,6 +9,7 @@
 pub mod children;
 pub mod dataplane;
 pub mod detach;
+pub mod expedited;
 pub mod fib;
 pub mod follow;
 pub mod lifeline;

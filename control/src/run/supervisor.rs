@@ -22,6 +22,7 @@ use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, SUPERVI
 
 use super::{
     children::{Backoff, Child, Recipe, Role, describe},
+    expedited::Expedited,
     lifeline::StopSignal,
     plan::Plan,
     status::ask_dataplane,
@@ -101,6 +102,8 @@ struct Post {
     child: Option<Child>,
     /// One that is dying while its successor begins.
     dying: Option<Child>,
+    /// So that it is gone soon.
+    expedited: Option<Expedited>,
     backoff: Backoff,
     due: Option<Instant>,
     /// Whether it has ever said that it is ready: until then, exit status 2 is the user's to mend.
@@ -142,6 +145,7 @@ impl Supervisor {
                 },
                 child: None,
                 dying: None,
+                expedited: None,
                 backoff: Backoff::default(),
                 due: None,
                 was_ready: false,
@@ -266,6 +270,7 @@ impl Supervisor {
             {
                 how = Some(describe(status));
                 post.dying = None;
+                post.expedited = None;
             }
             if let Some(how) = how {
                 self.note_end(role, how);
@@ -281,6 +286,7 @@ impl Supervisor {
                     && post.dying.is_none()
                     && child.is_dying()
                 {
+                    post.expedited = Expedited::begin();
                     post.dying = post.child.take();
                     self.start_again(role, lived);
                 }
