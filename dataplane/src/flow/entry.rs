@@ -149,8 +149,11 @@ impl Entry {
         self.state = state as u8;
     }
 
+    /// Writes only where there is something to free: opening a table must not touch all of a mapping's pages.
     pub(crate) fn free(&mut self) {
-        self.state = 0;
+        if self.state != 0 {
+            self.state = 0;
+        }
     }
 
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
