@@ -1,8 +1,8 @@
-//! Short RCU grace periods for the time in which a dead dataplane's sockets are closed.
+//! Short RCU grace periods for the time in which a dead dataplane is replaced.
 //!
 //! The kernel closes a killed process's AF_XDP sockets one after the other and waits out a grace period for each, about
-//! 10 ms; a queue cannot be bound anew before. While the knob is on, a grace period takes microseconds instead, at the
-//! price of interrupts on all CPUs. It is on for as long as the process takes to be gone.
+//! 10 ms; a queue cannot be bound anew before, and binding waits for one again. While the knob is on, a grace period
+//! takes microseconds instead, at the price of interrupts on all CPUs.
 
 use std::{
     fs,

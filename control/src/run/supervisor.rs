@@ -44,6 +44,8 @@ pub struct RunArgs {
 
 /// How long a process may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long grace periods are short after a dataplane began to die: more than a replacement takes.
+const HURRY: Duration = Duration::from_millis(500);
 /// How often the dataplane is asked whether it is ready, until it is.
 const READY_POLL: Duration = Duration::from_millis(10);
 /// How long control has, at the first start, to refuse its configuration before ports are touched.
@@ -102,8 +104,8 @@ struct Post {
     child: Option<Child>,
     /// One that is dying while its successor begins.
     dying: Option<Child>,
-    /// So that it is gone soon.
-    expedited: Option<Expedited>,
+    /// So that it is gone soon, and its successor's sockets bound; since when.
+    expedited: Option<(Expedited, Instant)>,
     backoff: Backoff,
     due: Option<Instant>,
     /// Whether it has ever said that it is ready: until then, exit status 2 is the user's to mend.
@@ -184,6 +186,9 @@ impl Supervisor {
             self.begin_stop(Signal::TERM);
         }
         self.collect_ended()?;
+        for post in &mut self.posts {
+            post.expedited.take_if(|(_, since)| since.elapsed() >= HURRY);
+        }
         self.look_at_readiness();
         self.tell_systemd();
         if let Some(since) = self.stopping {
@@ -236,6 +241,9 @@ impl Supervisor {
         for due in self.posts.iter().filter_map(|post| post.due) {
             timeout = timeout.min(due.saturating_duration_since(now));
         }
+        for (_, since) in self.posts.iter().filter_map(|post| post.expedited.as_ref()) {
+            timeout = timeout.min(HURRY.saturating_sub(since.elapsed()));
+        }
         if self.stopping.is_some() {
             timeout = Duration::from_millis(50);
         }
@@ -270,7 +278,6 @@ impl Supervisor {
             {
                 how = Some(describe(status));
                 post.dying = None;
-                post.expedited = None;
             }
             if let Some(how) = how {
                 self.note_end(role, how);
@@ -286,7 +293,7 @@ impl Supervisor {
                     && post.dying.is_none()
                     && child.is_dying()
                 {
-                    post.expedited = Expedited::begin();
+                    post.expedited = Expedited::begin().map(|expedited| (expedited, Instant::now()));
                     post.dying = post.child.take();
                     self.start_again(role, lived);
                 }
