@@ -8,6 +8,7 @@
 
 mod blocks;
 mod cohorts;
+mod compiler;
 mod content;
 mod owners;
 mod ports;
@@ -23,6 +24,7 @@ use ringwall_dataplane::{
     classify::{BuildError, Generation, Identity, IdentityKind, ImageBuilder, NONE},
 };
 
+pub use self::compiler::{Compiled, Compiler, Image};
 use self::{
     blocks::{Block, Blocks, Place},
     cohorts::Cohorts,
