@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
@@ -108,7 +109,9 @@ pub struct Settings {
     pub allow_unknown: bool,
 }
 
-/// The whole state. Cheap to clone: objects are shared.
+/// The whole state. A clone costs a few pointers, and a change after it copies one path of one map: two successive
+/// states share all else. What differs between them is found by [`OrdMap::diff`], which passes over shared subtrees by
+/// pointer, in time of the difference alone.
 ///
 /// What the objects mean for an address, in this order; reference and compiler each implement it:
 /// 1. Of the pods that are neither finished nor on the host network and list the address, the greatest by `(created,
@@ -121,15 +124,52 @@ pub struct Settings {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cluster {
     /// Namespaces by name.
-    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    pub namespaces: OrdMap<String, Arc<Namespace>>,
     /// Nodes by name.
-    pub nodes: BTreeMap<String, Arc<Node>>,
+    pub nodes: OrdMap<String, Arc<Node>>,
     /// Pods and workload templates.
-    pub pods: BTreeMap<ObjectKey, Arc<Pod>>,
+    pub pods: OrdMap<ObjectKey, Arc<Pod>>,
     /// NetworkPolicies, the invalid ones as far as they can be understood.
-    pub policies: BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
+    pub policies: OrdMap<ObjectKey, Arc<NetworkPolicy>>,
     /// Policy kinds that were met and are not evaluated yet (`"incomplete"` on every verdict), as `kind.group`.
     pub unevaluated_kinds: BTreeSet<String>,
     /// Configuration.
     pub settings: Settings,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local!(static COMPARED: Cell<usize> = const { Cell::new(0) });
+
+    /// Counts how often it is compared.
+    #[derive(Clone, Debug)]
+    struct Counted(u32);
+
+    impl PartialEq for Counted {
+        fn eq(&self, other: &Self) -> bool {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    /// Everything that follows a change relies on this property of the map.
+    #[test]
+    fn what_two_states_share_is_not_compared() {
+        let mut map: OrdMap<u32, Counted> = (0..100_000).map(|n| (n, Counted(n))).collect();
+        for (round, n) in (0..100_000).step_by(997).enumerate() {
+            let before = map.clone();
+            match round % 3 {
+                0 => drop(map.insert(n, Counted(n + 1))),
+                1 => drop(map.remove(&n)),
+                _ => drop(map.insert(200_000 + n, Counted(n))),
+            }
+            COMPARED.set(0);
+            assert_eq!(before.diff(&map).count(), 1);
+            assert!(COMPARED.get() < 200, "round {round}: {} compared", COMPARED.get());
+        }
+    }
 }

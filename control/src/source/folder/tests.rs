@@ -228,7 +228,7 @@ fn until(watch: &FolderWatch, wanted: impl Fn(&Loaded) -> bool) -> Loaded {
 fn held(watch: &FolderWatch) -> String {
     match watch.updates().recv_timeout(LONG).unwrap() {
         Update::Held { reason, .. } => reason,
-        Update::State(loaded) => panic!("not held: {:?}", loaded.cluster.policies.keys()),
+        Update::State(loaded) => panic!("not held: {:?}", loaded.cluster.policies),
     }
 }
 
