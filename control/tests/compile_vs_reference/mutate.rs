@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 use ringwall::cluster::{
     Cluster, Namespace, NetworkPolicy, Object, ObjectKey, Operator, Peer, Pod, PortMatch, Protocol,
@@ -159,10 +160,20 @@ pub(crate) fn reworded(cluster: &Cluster) -> Cluster {
 
 fn edit(cluster: &Cluster, change: impl Fn(&mut NetworkPolicy)) -> Cluster {
     let mut edited = cluster.clone();
-    for policy in edited.policies.values_mut() {
-        change(Arc::make_mut(policy));
-    }
+    each(&mut edited.policies, change);
     edited
+}
+
+/// Changes every object of a map.
+fn each<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, Arc<V>>, change: impl Fn(&mut V)) {
+    *map = map
+        .iter()
+        .map(|(key, value)| {
+            let mut value = Arc::clone(value);
+            change(Arc::make_mut(&mut value));
+            (key.clone(), value)
+        })
+        .collect();
 }
 
 /// A pod more, with labels of its own, that owns an address nobody had.
@@ -212,15 +223,14 @@ pub(crate) fn step(cluster: &Cluster, random: &mut Random) -> Cluster {
 type Mistake = fn(&mut Cluster);
 
 fn rules(cluster: &mut Cluster, change: impl Fn(&mut Rule)) {
-    for policy in cluster.policies.values_mut() {
-        let policy = Arc::make_mut(policy);
+    each(&mut cluster.policies, |policy| {
         policy
             .ingress
             .iter_mut()
             .chain(&mut policy.egress)
             .flatten()
             .for_each(&change);
-    }
+    });
 }
 
 fn peers(cluster: &mut Cluster, change: impl Fn(&mut Peer)) {
@@ -243,10 +253,7 @@ fn requirements(cluster: &mut Cluster, change: impl Fn(&mut Vec<Requirement>)) {
 }
 
 fn pods(cluster: &mut Cluster, change: impl Fn(&mut Pod)) {
-    cluster
-        .pods
-        .values_mut()
-        .for_each(|pod| change(Arc::make_mut(pod)));
+    each(&mut cluster.pods, change);
 }
 
 /// Mistakes that compilers of network policies make.
@@ -417,36 +424,33 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
         });
     }),
     ("peers of neighbouring rules are mixed up", |cluster| {
-        for policy in cluster.policies.values_mut() {
-            let policy = Arc::make_mut(policy);
+        each(&mut cluster.policies, |policy| {
             for rules in policy.ingress.iter_mut().chain(&mut policy.egress) {
                 if let [first, second, ..] = rules.as_mut_slice() {
                     std::mem::swap(&mut first.peers, &mut second.peers);
                 }
             }
-        }
+        });
     }),
     ("invalid policies vanish", |cluster| {
-        cluster.policies.retain(|_, policy| policy.faults.is_empty());
+        cluster.policies = (cluster.policies.iter())
+            .filter(|(_, policy)| policy.faults.is_empty())
+            .map(|(key, policy)| (key.clone(), Arc::clone(policy)))
+            .collect();
     }),
     ("a policy without rules does not isolate", |cluster| {
-        cluster.policies.values_mut().for_each(|policy| {
-            let policy = Arc::make_mut(policy);
+        each(&mut cluster.policies, |policy| {
             policy.ingress.take_if(|rules| rules.is_empty());
             policy.egress.take_if(|rules| rules.is_empty());
         });
     }),
     ("egress is the mirror of ingress", |cluster| {
-        cluster.policies.values_mut().for_each(|policy| {
-            let policy = Arc::make_mut(policy);
+        each(&mut cluster.policies, |policy| {
             std::mem::swap(&mut policy.ingress, &mut policy.egress);
         });
     }),
     ("Service addresses in a pod network are outside", |cluster| {
         cluster.settings.pod_cidrs.clear();
-        cluster
-            .nodes
-            .values_mut()
-            .for_each(|node| Arc::make_mut(node).pod_cidrs.clear());
+        each(&mut cluster.nodes, |node| node.pod_cidrs.clear());
     }),
 ];
