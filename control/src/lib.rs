@@ -8,6 +8,7 @@ pub mod compile;
 pub mod controller;
 #[cfg(feature = "afxdp")]
 pub mod demo;
+pub mod lint;
 mod log;
 pub mod metrics;
 pub mod model;

@@ -1,24 +1,19 @@
-//! `ringwall check`: manifests as strictly as an API server, then compiled and held against the reference evaluator.
+//! `ringwall check`: manifests as strictly as an API server, lints, and proof that the compiled snapshot means what they say.
+//!
+//! Each question is a [`Part`]: a function that gives findings and what to say in the summary. To add one: a function
+//! like [`prove`], a line in [`parts`].
 
-use std::{
-    io::{self, Write},
-    net::IpAddr,
-    process::ExitCode,
-};
+mod report;
+mod sample;
 
-use serde_json::json;
+use std::{io, process::ExitCode};
 
-use super::{
-    ClusterArgs, Output,
-    flow::{EndName, Service},
-    judge::{Judge, Reason},
-    span::Asked,
-};
+use super::{ClusterArgs, Output, judge::Judge};
 use crate::{
-    cluster::Cluster,
-    reference::{self, Cause},
-    source::folder::{self, Problem, Severity},
+    lint::{Finding, Place, Severity},
+    source::folder::{self, Loaded, Problem},
 };
+use report::Report;
 
 /// Arguments of `ringwall check`.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,239 +37,93 @@ pub struct CheckArgs {
     sample: usize,
 }
 
+/// What one question of the check came to.
+#[derive(Default)]
+struct Part {
+    /// What was found.
+    findings: Vec<Finding>,
+    /// What the summary line says about it.
+    words: Option<String>,
+    /// What the summary object holds about it.
+    fields: Vec<(&'static str, serde_json::Value)>,
+}
+
 pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> {
     let loaded = folder::inspect(&args.cluster.manifests, &args.cluster.settings()?)?;
-    let cluster = &loaded.cluster;
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let (mut errors, mut warnings) = (0usize, 0usize);
-    for problem in &loaded.problems {
-        match problem.severity {
-            Severity::Error => errors += 1,
-            Severity::Warning => warnings += 1,
-        }
-        match output {
-            Output::Human => writeln!(out, "{}: {problem}", severity(problem))?,
-            Output::Json => writeln!(out, "{}", problem_json(problem))?,
-        }
-    }
-
-    let compared = match Judge::new(cluster) {
-        Ok(judge) => compare(cluster, &judge, args.sample),
-        Err(error) => Err(format!("{error:#}")),
-    };
-    if let Err(message) = &compared {
-        errors += 1;
-        match output {
-            Output::Human => writeln!(out, "error: {message}")?,
-            Output::Json => writeln!(out, "{}", json!({ "severity": "error", "message": message }))?,
-        }
-    }
-
-    let ok = errors == 0;
-    let flows = compared.unwrap_or(0);
-    match output {
-        Output::Human => {
-            writeln!(
-                out,
-                "{}: {}, {}; {}, {}, {}; snapshot and reference agree on {}",
-                if ok { "ok" } else { "failed" },
-                count(errors, "error"),
-                count(warnings, "warning"),
-                count(loaded.files, "file"),
-                count(cluster.policies.len(), "policy"),
-                count(cluster.pods.len(), "pod"),
-                count(flows, "flow"),
-            )?;
-        }
-        Output::Json => writeln!(
-            out,
-            "{}",
-            json!({
-                "ok": ok,
-                "errors": errors,
-                "warnings": warnings,
-                "files": loaded.files,
-                "policies": cluster.policies.len(),
-                "pods": cluster.pods.len(),
-                "namespaces": cluster.namespaces.len(),
-                "nodes": cluster.nodes.len(),
-                "incomplete": cluster.unevaluated_kinds,
-                "compared_flows": flows,
-            })
-        )?,
-    }
-    out.flush()?;
-    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-fn count(number: usize, what: &str) -> String {
-    match (number, what) {
-        (1, what) => format!("1 {what}"),
-        (n, "policy") => format!("{n} policies"),
-        (n, what) => format!("{n} {what}s"),
-    }
-}
-
-fn severity(problem: &Problem) -> &'static str {
-    match problem.severity {
-        Severity::Error => "error",
-        Severity::Warning => "warning",
-    }
-}
-
-fn problem_json(problem: &Problem) -> serde_json::Value {
-    json!({
-        "severity": severity(problem),
-        "file": problem.file,
-        "line": problem.line,
-        "object": problem.object,
-        "path": problem.path,
-        "message": problem.message,
+    let report = Report::new(&loaded, parts(args, &loaded)?);
+    report.write(output, io::stdout().lock())?;
+    Ok(if report.ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
     })
 }
 
-/// Asks snapshot and reference the same about flows between all endpoints, and says how many.
+/// Every part, in the order in which they are told.
 ///
 /// # Errors
-/// They differ, in words.
-fn compare(cluster: &Cluster, judge: &Judge, sample: usize) -> Result<usize, String> {
-    let names = end_names(cluster);
-    let asked = Asked::everything(cluster);
-    let spans = asked.spans();
-    let all = names.len() * names.len() * spans.len();
-    if all == 0 || sample == 0 {
-        return Ok(0);
-    }
-    let resolved: Vec<_> = names
-        .iter()
-        .map(|name| {
-            let of_reference = match name {
-                EndName::Pod(key) => reference::named(cluster, key),
-                EndName::Address(address) => Some(reference::identify(cluster, *address)),
-            };
-            (
-                name,
-                judge.ends(cluster, name, name).map(|(end, _)| end),
-                of_reference,
-            )
-        })
-        .collect();
-    // A stride that shares no factor with either count passes through all pairs and all spans alike.
-    let shares = |stride: usize| gcd(stride, names.len()) > 1 || gcd(stride, spans.len()) > 1;
-    let stride = (all / sample).max(1);
-    let stride = (stride..)
-        .find(|stride| *stride == 1 || !shares(*stride))
-        .unwrap_or(1);
-    let mut compared = 0;
-    for index in (0..all).step_by(stride) {
-        let pair = index / spans.len();
-        let (Some(span), Some((src_name, src, a)), Some((dst_name, dst, b))) = (
-            spans.get(index % spans.len()),
-            resolved.get(pair / names.len()),
-            resolved.get(pair % names.len()),
-        ) else {
-            continue;
-        };
-        let (Ok(src), Some(a), Ok(dst), Some(b)) = (src, a, dst, b) else {
-            continue;
-        };
-        if let (Some(x), Some(y)) = (src.address, dst.address)
-            && x.is_ipv4() != y.is_ipv4()
-        {
-            continue;
-        }
-        let Service { protocol, port } = span.service;
-        let wanted = reference::judge(cluster, a, b, reference::Service { protocol, port });
-        let got = judge.judge(src, dst, span.service)?;
-        let same_way = (got.ingress, got.egress) == (wanted.ingress.allow, wanted.egress.allow);
-        if !same_way || got.reasons != reasons(&wanted) {
-            return Err(format!(
-                "the compiled snapshot contradicts the reference evaluator on {src_name} -> {dst_name} {}: {got:?} \
-                 instead of {wanted:?}; please report this",
-                span.service
-            ));
-        }
-        compared += 1;
-    }
-    Ok(compared)
+/// What the user gave cannot be used (status 2); what the manifests get wrong is a finding.
+fn parts(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Vec<Part>> {
+    Ok(vec![manifests(loaded), prove(args, loaded)])
 }
 
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// What cannot be read, or only isolates.
+fn manifests(loaded: &Loaded) -> Part {
+    Part {
+        findings: loaded.problems.iter().map(finding).collect(),
+        ..Part::default()
+    }
 }
 
-/// The reference's causes in the words of `query`.
-fn reasons(verdict: &reference::Verdict) -> Vec<Reason> {
-    use super::judge::Direction::{Egress, Ingress};
-    let mut out = Vec::new();
-    for (direction, decided) in [(Egress, &verdict.egress), (Ingress, &verdict.ingress)] {
-        let plain = |effect| Reason {
-            direction,
-            tier: None,
-            kind: None,
-            policy: None,
-            rule: None,
-            effect,
-        };
-        let named = |policy: &crate::cluster::ObjectKey, rule: Option<usize>, effect| Reason {
-            tier: Some("NetworkPolicy".to_owned()),
-            kind: Some("NetworkPolicy".to_owned()),
-            policy: Some(policy.to_string()),
-            rule: rule.and_then(|index| u32::try_from(index).ok()),
-            ..plain(effect)
-        };
-        match &decided.cause {
-            Cause::Rule { policy, index } => out.push(named(policy, Some(*index), "allow")),
-            Cause::Isolated(policies) => {
-                out.extend(policies.iter().map(|policy| named(policy, None, "isolated")));
-            }
-            Cause::Open => out.push(plain("open")),
-            Cause::SelfTraffic => out.push(plain("self")),
-            Cause::HostingNode => out.push(plain("node")),
-            Cause::Unknown => out.push(plain("unknown")),
-        }
+/// Compiles, and holds the snapshot against the reference.
+fn prove(args: &CheckArgs, loaded: &Loaded) -> Part {
+    let compared = match Judge::new(&loaded.cluster) {
+        Ok(judge) => sample::compare(&loaded.cluster, &judge, args.sample),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    let flows = *compared.as_ref().unwrap_or(&0);
+    Part {
+        findings: compared.err().map(failed_proof).into_iter().collect(),
+        words: Some(format!(
+            "snapshot and reference agree on {}",
+            report::count(flows, "flow")
+        )),
+        fields: vec![("compared_flows", flows.into())],
     }
-    out.sort();
-    out
 }
 
-/// Every address that the cluster or a policy speaks of, pods that have none, and some that nobody speaks of.
-fn end_names(cluster: &Cluster) -> Vec<EndName> {
-    let mut addresses = std::collections::BTreeSet::new();
-    let mut names = Vec::new();
-    for (key, pod) in &cluster.pods {
-        addresses.extend(pod.addresses.iter().copied());
-        if pod.addresses.is_empty() && !pod.host_network && !pod.finished {
-            names.push(EndName::Pod(key.clone()));
-        }
+/// The policies do not compile, or not to what they say.
+fn failed_proof(message: String) -> Finding {
+    Finding {
+        id: "RW009",
+        severity: Severity::Error,
+        place: None,
+        object: None,
+        path: None,
+        message,
+        witness: None,
+        fix: None,
     }
-    addresses.extend(
-        cluster
-            .nodes
-            .values()
-            .flat_map(|node| node.addresses.iter().copied()),
-    );
-    let pod_networks = cluster
-        .nodes
-        .values()
-        .flat_map(|node| &node.pod_cidrs)
-        .chain(&cluster.settings.pod_cidrs);
-    addresses.extend(pod_networks.map(ipnet::IpNet::broadcast));
-    for policy in cluster.policies.values() {
-        for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-            for peer in rule.peers.iter().flatten() {
-                if let crate::cluster::Peer::Block { cidr, except } = peer {
-                    for block in std::iter::once(cidr).chain(except) {
-                        addresses.extend([block.network(), block.broadcast()]);
-                    }
-                }
-            }
-        }
+}
+
+fn finding(problem: &Problem) -> Finding {
+    let (id, severity) = match problem.severity {
+        folder::Severity::Error => ("RW001", Severity::Error),
+        folder::Severity::Warning => ("RW002", Severity::Warning),
+    };
+    Finding {
+        id,
+        severity,
+        place: Some(Place {
+            file: problem.file.clone(),
+            line: problem.line,
+            column: None,
+            length: None,
+        }),
+        object: problem.object.clone(),
+        path: problem.path.clone(),
+        message: problem.message.clone(),
+        witness: None,
+        fix: None,
     }
-    addresses.extend([
-        IpAddr::from([203, 0, 113, 9]),
-        IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]),
-    ]);
-    names.extend(addresses.into_iter().map(EndName::Address));
-    names
 }
