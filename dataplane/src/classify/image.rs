@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
     DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption,
-    PolicyName, Provenance,
+    PolicyName, PortSpans, Provenance, Row,
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, EndpointRecord, FLAG_ALLOW_UNKNOWN, GroupRecord,
         Header, IdentityRecord, IntervalRecord, LAYOUT_VERSION, MAGIC, MAX_REACH, NONE, PROVENANCE_ISOLATING,
@@ -132,6 +132,12 @@ const NOBODY: Identity = Identity {
 const INVALID: DirectionVerdict = DirectionVerdict {
     allow: false,
     effect: Effect::Invalid,
+    provenance: NONE,
+};
+
+const UNKNOWN: DirectionVerdict = DirectionVerdict {
+    allow: false,
+    effect: Effect::Unknown,
     provenance: NONE,
 };
 
@@ -348,6 +354,72 @@ impl Snapshot {
         self.endpoint(index as u32)
     }
 
+    /// The rows that decide about an end: for ingress, and for egress. Cold, as all that follows: for those who ask
+    /// about every packet at once.
+    pub fn rows_of(&self, end: &Identity) -> (Row, Row) {
+        let row = |number| {
+            if number == 0 {
+                Row::Open
+            } else {
+                Row::Cells(number)
+            }
+        };
+        match end.kind {
+            IdentityKind::Pod => match self.groups.get(end.group as usize) {
+                Some(group) => (row(group.ingress), row(group.egress)),
+                None => (Row::Invalid, Row::Invalid),
+            },
+            IdentityKind::Unknown if !self.allow_unknown => (Row::Unknown, Row::Unknown),
+            _ => (Row::Open, Row::Open),
+        }
+    }
+
+    /// The port map of a row's cell, by its number; None for a row without cells and for numbers that are not of this
+    /// snapshot.
+    pub fn port_map_of(&self, row: Row, peer_class: u32) -> Option<u32> {
+        let Row::Cells(number) = row else { return None };
+        self.port_map(number as usize - 1, peer_class)
+    }
+
+    /// What a row decides by a port map, for each of TCP, UDP and SCTP by first port in order, and where no port is
+    /// known; None for numbers that are not of this snapshot.
+    pub fn port_spans(&self, row: Row, port_map: Option<u32>) -> Option<PortSpans> {
+        let same = |verdict| PortSpans {
+            protocols: [6, 17, 132].map(|protocol| (protocol, vec![(0, verdict)])),
+            portless: verdict,
+        };
+        let number = match row {
+            Row::Open => return Some(same(allowed(Effect::Open))),
+            Row::Unknown => return Some(same(UNKNOWN)),
+            Row::Invalid => return Some(same(INVALID)),
+            Row::Cells(number) => (number as usize).checked_sub(1)?,
+        };
+        let map = self.port_maps.get(port_map? as usize)?;
+        let portless = self.decided(number, map.portless, map.portless_provenance);
+        if map.uniform != 0 {
+            return Some(same(portless));
+        }
+        let spans = |from: u32, to: u32| {
+            let intervals = self.intervals.get(from as usize..to as usize)?;
+            let spans = intervals.iter().map(|interval| {
+                (
+                    interval.lo,
+                    self.decided(number, interval.decision, interval.provenance),
+                )
+            });
+            Some(spans.collect())
+        };
+        let [tcp, udp, sctp, end] = map.starts;
+        Some(PortSpans {
+            protocols: [
+                (6, spans(tcp, udp)?),
+                (17, spans(udp, sctp)?),
+                (132, spans(sctp, end)?),
+            ],
+            portless,
+        })
+    }
+
     /// The name of a node by number. Cold.
     pub fn node_name(&self, number: u32) -> Option<&str> {
         self.string(*self.nodes.get(number as usize)?)
@@ -366,11 +438,7 @@ impl Snapshot {
                 Some(group) => self.row(row(group), peer_class, l4),
                 None => INVALID,
             },
-            IdentityKind::Unknown if !self.allow_unknown => DirectionVerdict {
-                allow: false,
-                effect: Effect::Unknown,
-                provenance: NONE,
-            },
+            IdentityKind::Unknown if !self.allow_unknown => UNKNOWN,
             _ => allowed(Effect::Open),
         }
     }
@@ -384,6 +452,12 @@ impl Snapshot {
         let Some((decision, provenance)) = self.cell(row, peer_class, l4) else {
             return INVALID;
         };
+        self.decided(row, decision, provenance)
+    }
+
+    /// What a decision of the row with this index means.
+    #[inline]
+    fn decided(&self, row: usize, decision: Decision, provenance: u32) -> DirectionVerdict {
         match (decision.allows(), provenance) {
             (true, NONE) => allowed(Effect::Open),
             (true, rule) => DirectionVerdict {
@@ -404,9 +478,9 @@ impl Snapshot {
         }
     }
 
-    /// The decision of one cell; None where the numbers leave the tables.
+    /// The port map of one cell; None where the numbers leave the tables.
     #[inline]
-    fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
+    fn port_map(&self, row: usize, peer_class: u32) -> Option<u32> {
         if peer_class >= self.classes {
             return None;
         }
@@ -414,8 +488,15 @@ impl Snapshot {
         let slot = row * self.pages_per_row as usize + class / CLASSES_PER_PAGE;
         let page = self.row_pages.get(slot)?;
         let part = self.patterns.get(page.pattern as usize)?.parts[class % CLASSES_PER_PAGE];
-        let cell = self.palettes.get(page.palette as usize + usize::from(part))?;
-        let map = self.port_maps.get(*cell as usize)?;
+        self.palettes
+            .get(page.palette as usize + usize::from(part))
+            .copied()
+    }
+
+    /// The decision of one cell; None where the numbers leave the tables.
+    #[inline]
+    fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
+        let map = self.port_maps.get(self.port_map(row, peer_class)? as usize)?;
         let portless = (map.portless, map.portless_provenance);
         let L4::Port { protocol, port } = l4 else {
             return Some(portless);

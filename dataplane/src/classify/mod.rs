@@ -120,6 +120,28 @@ impl Judgement {
     }
 }
 
+/// Which row of a snapshot decides about an end in one direction. Cold: for those who ask about every packet at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Row {
+    /// Everything passes.
+    Open,
+    /// The end is an address that nobody owns: nothing passes.
+    Unknown,
+    /// The end is not of this snapshot: nothing passes.
+    Invalid,
+    /// The cells of a row, by the row's number.
+    Cells(u32),
+}
+
+/// What one cell decides about every protocol and port. Cold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpans {
+    /// For TCP, UDP and SCTP: protocol number, and from each port on what is decided; the first port is 0.
+    pub protocols: [(u8, Vec<(u16, DirectionVerdict)>); 3],
+    /// Where no port is known, and for every other protocol.
+    pub portless: DirectionVerdict,
+}
+
 /// Where a packet that claims a node's address came from (SEMANTICS 47).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeExemption {
