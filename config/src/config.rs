@@ -10,7 +10,8 @@ use std::{
 use ipnet::IpNet;
 
 pub use crate::raw::{
-    FailMode, IdlePolicy, InterfaceKind, Kind, Midstream, Mode, Side, UnknownEndpoints, XdpMode, ZeroCopy,
+    FailMode, IdlePolicy, InterfaceKind, Kind, Midstream, Mode, Side, UnknownEndpoints, Verify, XdpMode,
+    ZeroCopy,
 };
 use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub name: String,
     /// Whether verdicts are enforced.
     pub mode: Mode,
+    /// What is proven of a compiled policy before it is published.
+    pub verify: Verify,
     /// Interface that ringwall never touches.
     pub management: Option<String>,
     /// Networks of the cluster.

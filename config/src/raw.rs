@@ -24,6 +24,9 @@ pub struct Raw {
     pub mode: Mode,
     /// The machine's own access.
     pub management: Option<Management>,
+    /// What is proven of a compiled policy before it is published.
+    #[serde(default)]
+    pub verify: Verify,
     /// Networks of the cluster.
     pub cluster: Cluster,
     /// Where policy comes from.
@@ -98,6 +101,19 @@ pub enum Mode {
     /// Drop what policy denies.
     #[default]
     Enforce,
+}
+
+/// What is proven of a compiled policy before it is published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Verify {
+    /// All of it, each time.
+    Full,
+    /// All that a change can have touched; the whole, over and over, in the background.
+    #[default]
+    Changed,
+    /// Nothing.
+    Off,
 }
 
 /// The machine's own access.

@@ -234,6 +234,7 @@ impl Raw {
                     kind: self.kind,
                     name,
                     mode: self.mode,
+                    verify: self.verify,
                     management: self.management.map(|management| management.interface),
                     cluster,
                     source,

@@ -4,7 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use ringwall_config::{
-    Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Mode, Role, RxQueues, Side, SourceKind,
+    Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Mode, Role, RxQueues, Side, SourceKind, Verify,
     raw::Raw,
 };
 
@@ -46,6 +46,7 @@ fn defaults_are_safe() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.kind, Kind::Gateway);
     assert_eq!(config.mode, Mode::Enforce);
+    assert_eq!(config.verify, Verify::Changed);
     assert_eq!(config.role, Role::Routed);
     assert_eq!(config.fail_mode, FailMode::Closed);
     assert_eq!(
@@ -74,6 +75,17 @@ fn the_name_may_come_from_the_environment() {
             .name,
         "n-kube01"
     );
+}
+
+#[test]
+fn what_is_proven_before_a_publication_can_be_chosen() {
+    for (word, verify) in [
+        ("full", Verify::Full),
+        ("changed", Verify::Changed),
+        ("off", Verify::Off),
+    ] {
+        assert_eq!(parse(&format!("{GOOD}verify: {word}\n")).unwrap().verify, verify);
+    }
 }
 
 #[test]
@@ -107,6 +119,13 @@ fn every_mistake_is_named_with_its_place() {
             1,
             "apiVersion",
             &["ringwall.io/v1alpha1"],
+        ),
+        (
+            "name: gw\n",
+            "name: gw\nverify: sometimes\n",
+            4,
+            "verify",
+            &["unknown value `sometimes`", "full, changed, off"],
         ),
         (
             "name: gw\n",
