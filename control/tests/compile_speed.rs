@@ -139,6 +139,7 @@ fn synthetic(policies: usize, pods: usize, namespaces: usize) -> Cluster {
             subjects,
             ingress,
             egress,
+            types_written: false,
             faults: Vec::new(),
         }));
     }

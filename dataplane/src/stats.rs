@@ -10,6 +10,7 @@ use crossbeam::{queue::ArrayQueue, utils::CachePadded};
 
 use crate::{
     classify::{DirectionVerdict, Generation},
+    flow::FlowId,
     port::PortId,
     time::Nanos,
     verdict::DropReason,
@@ -166,6 +167,8 @@ pub struct FlowCounters {
 /// A dropped packet (or, in audit mode, one that would have been), with what explains it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropSample {
+    /// Names it.
+    pub id: FlowId,
     /// When.
     pub at: Nanos,
     /// Why.

@@ -17,7 +17,7 @@ use crate::{
     addr::Addr,
     classify::{Generation, Snapshot},
     flow::{
-        FlowDump,
+        FlowDump, FlowId,
         hash::{KeyHash, Seed},
         table::{Hint, Shard},
     },
@@ -42,6 +42,10 @@ const SWEEP_MOST: u64 = 256;
 const GAUGES_EVERY: Nanos = Nanos::from_millis(50);
 /// The most drops sampled in one turn.
 const SAMPLES_PER_TURN: usize = 32;
+/// The most places of the flow table looked at in one turn for somebody who asks about flows: a few microseconds.
+const LOOKS_PER_TURN: usize = 1024;
+/// A sample gets its name when it is kept.
+const UNNAMED: FlowId = FlowId(0);
 
 /// A frame on its way to the worker that owns its flow.
 #[derive(Debug)]
@@ -343,6 +347,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             self.stats.counters.audited.count(denial.reason);
         }
         self.sample(DropSample {
+            id: UNNAMED,
             at: self.now,
             reason: denial.reason,
             audit,
@@ -383,6 +388,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     /// Drops a frame whose headers say nothing about a flow.
     fn drop_unread(&mut self, frame: Frame, reason: DropReason) {
         self.sample(DropSample {
+            id: UNNAMED,
             at: self.now,
             reason,
             audit: false,
@@ -400,6 +406,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     #[cold]
     fn lose(&mut self, frame: Frame, packet: &Packet, port: &Port, reason: DropReason) {
         self.sample(DropSample {
+            id: UNNAMED,
             at: self.now,
             reason,
             audit: false,
@@ -453,11 +460,13 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         }
     }
 
-    fn sample(&mut self, sample: DropSample) {
+    /// Lets others know of a drop; gives it its name.
+    fn sample(&mut self, mut sample: DropSample) {
         if self.samples == SAMPLES_PER_TURN {
             self.stats.counters.samples_skipped.add(1);
             return;
         }
+        sample.id = FlowId(self.seed.drop_id(sample.key.as_ref(), sample.at, self.samples));
         self.samples += 1;
         self.stats.samples.force_push(sample);
     }
@@ -531,8 +540,9 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     fn answer(&mut self, mut dump: FlowDump) {
         let (mut shard, mut from) = dump.cursor;
+        let mut looks = LOOKS_PER_TURN;
         while let Some(flows) = self.shards.get(shard) {
-            if let Some(next) = flows.dump(from, &mut dump.records) {
+            if let Some(next) = flows.dump(from, &mut looks, &mut dump.records) {
                 from = next;
                 break;
             }

@@ -24,6 +24,9 @@ pub struct NetworkPolicy {
     pub ingress: Option<Vec<Rule>>,
     /// The egress rules; None where policyTypes lacks Egress, empty where nothing is allowed out.
     pub egress: Option<Vec<Rule>>,
+    /// Whether policyTypes was written; else the directions are those of defaulting (SEMANTICS 22). For people: what
+    /// is in force is in `ingress` and `egress`.
+    pub types_written: bool,
     /// Why it is invalid; empty for a valid one. A policy with faults has no rules: it only isolates.
     pub faults: Vec<Fault>,
 }

@@ -87,6 +87,7 @@ fn policy(name: &str, subjects: Selector, ingress: Vec<Rule>) -> Object {
         subjects,
         ingress: Some(ingress),
         egress: None,
+        types_written: false,
         faults: Vec::new(),
     })
 }
@@ -263,6 +264,7 @@ fn named_ports_are_the_destinations_own() {
         subjects: Selector::default(),
         ingress: None,
         egress: Some(vec![named()]),
+        types_written: false,
         faults: Vec::new(),
     }));
     let snapshot = open(&egress);

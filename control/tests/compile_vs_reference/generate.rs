@@ -180,6 +180,7 @@ fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
         subjects: selector(random, &["app", "tier"], &["web", "db", ""], 45),
         ingress: direction(random),
         egress: direction(random),
+        types_written: false,
         faults,
     }
 }

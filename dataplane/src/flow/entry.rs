@@ -3,7 +3,8 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    FlowRecord,
+    FlowId, FlowRecord,
+    hash::Seed,
     state::{Direction, State},
 };
 use crate::{addr::Addr, classify::Generation, port::PortId, prefetch::prefetch, time::Nanos, wire::FlowKey};
@@ -52,12 +53,17 @@ pub(crate) struct Entry {
     decided: u32,
     /// Of the destination's and the source's decision.
     provenance: [u32; 2],
-    /// By direction, low 32 and high 16 bits.
+    /// By direction: 48 bits each, the low 32 and the high 16 apart.
     packets_low: [u32; 2],
+    bytes_low: [u32; 2],
     packets_high: [u16; 2],
-    /// By direction.
-    bytes: [u64; 2],
+    bytes_high: [u16; 2],
+    /// When the flow began, in units of 2^[`BORN_SHIFT`] ns; with the key it names the flow.
+    born: u32,
 }
+
+/// Units of about 67 ms, in which 32 bits last for nine years.
+const BORN_SHIFT: u32 = 26;
 
 /// What was decided when an entry was made or judged again.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +76,14 @@ pub(crate) struct Stamp {
 }
 
 impl Entry {
-    pub(crate) fn new(key: &FlowKey, state: State, check: u32, stamp: &Stamp, trusted: bool) -> Self {
+    pub(crate) fn new(
+        key: &FlowKey,
+        state: State,
+        check: u32,
+        stamp: &Stamp,
+        trusted: bool,
+        now: Nanos,
+    ) -> Self {
         let oriented = state != State::TcpMidstream;
         Self {
             src: key.src.octets(),
@@ -85,14 +98,16 @@ impl Entry {
             reserved: 0,
             check,
             ports: [NO_PORT; 2],
-            last_seen: 0,
+            last_seen: now.0,
             generation: stamp.generation.0,
             epochs: stamp.epochs,
             decided: stamp.generation.0 as u32,
             provenance: stamp.provenance,
             packets_low: [0; 2],
+            bytes_low: [0; 2],
             packets_high: [0; 2],
-            bytes: [0; 2],
+            bytes_high: [0; 2],
+            born: (now.0 >> BORN_SHIFT) as u32,
         }
     }
 
@@ -256,22 +271,29 @@ impl Entry {
         let (low, carry) = self.packets_low[way].overflowing_add(1);
         self.packets_low[way] = low;
         self.packets_high[way] = self.packets_high[way].wrapping_add(u16::from(carry));
-        self.bytes[way] = self.bytes[way].wrapping_add(u64::from(bytes));
+        let (low, carry) = self.bytes_low[way].overflowing_add(u32::from(bytes));
+        self.bytes_low[way] = low;
+        self.bytes_high[way] = self.bytes_high[way].wrapping_add(u16::from(carry));
     }
 
-    pub(crate) fn record(&self) -> Option<FlowRecord> {
-        let packets = |way: usize| u64::from(self.packets_high[way]) << 32 | u64::from(self.packets_low[way]);
+    pub(crate) fn record(&self, seed: &Seed) -> Option<FlowRecord> {
+        let join = |high: [u16; 2], low: [u32; 2]| {
+            [0, 1].map(|way| u64::from(high[way]) << 32 | u64::from(low[way]))
+        };
+        let key = self.key();
         Some(FlowRecord {
-            key: self.key(),
+            id: FlowId(seed.flow_id(&key, self.born)),
+            key,
             state: self.state()?,
             oriented: self.is_oriented(),
             generation: self.generation(),
             decided: self.decided,
             provenance: self.provenance,
             ports: [self.port(Direction::Original), self.port(Direction::Reply)],
+            began: Nanos(u64::from(self.born) << BORN_SHIFT),
             last_seen: self.last_seen(),
-            packets: [packets(0), packets(1)],
-            bytes: self.bytes,
+            packets: join(self.packets_high, self.packets_low),
+            bytes: join(self.bytes_high, self.bytes_low),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Seeded hashing of flow keys: fast, and unpredictable to who does not know the seed.
 
-use crate::{addr::Addr, wire::FlowKey};
+use crate::{addr::Addr, time::Nanos, wire::FlowKey};
 
 use super::SHARDS;
 
@@ -63,6 +63,18 @@ impl Seed {
                 ports ^ self.0[0],
             ),
         }
+    }
+
+    /// Names the flow of a key that began at a time.
+    pub(crate) fn flow_id(&self, key: &FlowKey, born: u32) -> u64 {
+        mix(self.key(key).directed ^ self.0[2], u64::from(born) ^ self.0[0])
+    }
+
+    /// Names a dropped packet: the `nth` of its worker's turn. Does not depend on which worker that is, so that a replay
+    /// gives the same names for any number of them.
+    pub(crate) fn drop_id(&self, key: Option<&FlowKey>, at: Nanos, nth: usize) -> u64 {
+        let key = key.map_or(0, |key| self.key(key).directed);
+        mix(key ^ self.0[3] ^ nth as u64, at.0 ^ self.0[1])
     }
 
     /// Of a fragmented datagram; `pair` and the direction are in the key.

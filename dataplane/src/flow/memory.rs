@@ -19,7 +19,7 @@ use crate::time::Nanos;
 
 const MAGIC: [u8; 8] = *b"RWFLOW\r\n";
 /// Raised with every change of the header or of an entry.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 const HEADER_BYTES: usize = 4096;
 /// Below this a shard cannot hold half-open and established flows at once in any useful number.
 const MIN_PER_SHARD: usize = 16;

@@ -128,9 +128,40 @@ impl Default for Timeouts {
     }
 }
 
+/// Names one flow, or one dropped packet; 16 hexadecimal digits in text. A flow keeps it for its life, also across a
+/// restart that inherits the flow table; a later flow of the same addresses and ports has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowId(pub u64);
+
+impl std::fmt::Display for FlowId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl std::str::FromStr for FlowId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // `from_str_radix` would take a sign.
+        let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16)
+            .ok()
+            .filter(|_| digits)
+            .map(Self)
+            .ok_or_else(|| {
+                format!(
+                    "{text:?} is not a flow id: copy the 16 hexadecimal digits that `ringwall flows` shows"
+                )
+            })
+    }
+}
+
 /// An entry as a reader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowRecord {
+    /// Names it.
+    pub id: FlowId,
     /// Its original direction: who began, if that is known.
     pub key: FlowKey,
     /// Its state.
@@ -145,11 +176,13 @@ pub struct FlowRecord {
     pub provenance: [u32; 2],
     /// Where each direction last came in; None where it has not been seen since the start.
     pub ports: [Option<PortId>; 2],
+    /// When the first packet came, to 67 ms; a flow that was begun anew by its own ends began then.
+    pub began: Nanos,
     /// When the last packet came.
     pub last_seen: Nanos,
-    /// Packets by direction.
+    /// Packets by direction, modulo 2^48.
     pub packets: [u64; 2],
-    /// Bytes by direction.
+    /// Bytes by direction, modulo 2^48.
     pub bytes: [u64; 2],
 }
 
@@ -159,7 +192,7 @@ pub struct FlowRecord {
 pub struct FlowDump {
     /// Where to go on: (shard, entry). Begin with (0, 0); what comes back is where the next one begins.
     pub cursor: (usize, usize),
-    /// Filled up to its capacity.
+    /// Filled up to its capacity; less where the worker has looked at as many places as one turn has time for.
     pub records: Vec<FlowRecord>,
     /// Whether nothing is left behind the cursor.
     pub done: bool,

@@ -328,8 +328,7 @@ impl Shard {
         }
         let index = *self.free.last().ok_or(NoPlace::Full)? as usize;
         // Marked used last (see `memory`): a process killed before leaves a free place.
-        let mut entry = Entry::new(key, state, check(&self.seed, key), stamp, trusted);
-        entry.touch(now);
+        let mut entry = Entry::new(key, state, check(&self.seed, key), stamp, trusted, now);
         entry.free();
         self.entries[index] = entry;
         if !self.index_both(index, key) {
@@ -504,13 +503,20 @@ impl Shard {
         self.entries.len()
     }
 
-    /// Copies entries from `from` on into `records` up to its capacity; answers where to go on, None at the end.
-    pub(crate) fn dump(&self, from: usize, records: &mut Vec<FlowRecord>) -> Option<usize> {
+    /// Copies entries from `from` on into `records` up to its capacity, looking at `looks` places at most, which it
+    /// counts down; answers where to go on, None at the end.
+    pub(crate) fn dump(
+        &self,
+        from: usize,
+        looks: &mut usize,
+        records: &mut Vec<FlowRecord>,
+    ) -> Option<usize> {
         for (index, entry) in self.entries.iter().enumerate().skip(from) {
-            if records.len() == records.capacity() {
+            if records.len() == records.capacity() || *looks == 0 {
                 return Some(index);
             }
-            records.extend(entry.record());
+            *looks -= 1;
+            records.extend(entry.record(&self.seed));
         }
         None
     }

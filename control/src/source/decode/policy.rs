@@ -25,11 +25,13 @@ pub(super) struct Findings {
 struct Directions {
     ingress: bool,
     egress: bool,
+    written: bool,
 }
 
 const BOTH: Directions = Directions {
     ingress: true,
     egress: true,
+    written: false,
 };
 
 /// Reads a policy. It always comes out as something: with faults, as what it isolates.
@@ -105,6 +107,7 @@ pub(super) fn network_policy(
         subjects: subjects.unwrap_or_default(),
         ingress: directions.ingress.then_some(ingress),
         egress: directions.egress.then_some(egress),
+        types_written: directions.written,
         faults: Vec::new(),
     }
 }
@@ -124,6 +127,7 @@ fn isolating(
         subjects: subjects.unwrap_or_default(),
         ingress: directions.ingress.then(Vec::new),
         egress: directions.egress.then(Vec::new),
+        types_written: directions.written,
         faults: std::mem::take(&mut findings.faults),
     }
 }
@@ -152,11 +156,13 @@ fn policy_types(spec: &Fields, at: &str, findings: &mut Findings) -> Directions 
         return Directions {
             ingress: true,
             egress: egress || misspelt,
+            written: false,
         };
     }
     let mut read = Directions {
         ingress: false,
         egress: false,
+        written: true,
     };
     let mut unreadable = false;
     for (index, entry) in types.iter().enumerate() {
@@ -178,7 +184,14 @@ fn policy_types(spec: &Fields, at: &str, findings: &mut Findings) -> Directions 
             .push(fault(&path, "may not name more than two policy types"));
     }
     // A type that cannot be read may have been either.
-    if unreadable { BOTH } else { read }
+    if unreadable {
+        Directions {
+            written: true,
+            ..BOTH
+        }
+    } else {
+        read
+    }
 }
 
 /// A selector by value or pointer; None, with a fault, where it cannot be read. Absent reads as empty.

@@ -100,6 +100,7 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
                 subjects: Selector::default(),
                 ingress: Some(Vec::new()),
                 egress: Some(Vec::new()),
+                types_written: false,
                 faults,
             }))
         }

@@ -2,6 +2,7 @@
 
 mod drops;
 mod figures;
+mod names;
 mod policy;
 mod random;
 mod restart;
