@@ -4,6 +4,8 @@
 //! after that use `get` all the same and answer "denied" where it fails: no content of an image makes a read leave it,
 //! and none makes a failed read an allowed packet.
 
+mod extent;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{

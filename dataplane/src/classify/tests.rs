@@ -513,6 +513,11 @@ proptest! {
                 // Of equal prefixes the last word counts.
                 let class = longest.max_by_key(|(_, length, class)| (*length, *class)).map_or(0, |(_, _, class)| *class);
                 prop_assert_eq!(snapshot.identify(Addr::v4(addr.to_be_bytes())).peer_class, class);
+                // Nothing changes but at a border.
+                let borders = snapshot.range_borders(true).unwrap();
+                let above = borders.partition_point(|first| *first <= u128::from(addr));
+                let first = (borders[above - 1] as u32).to_be_bytes();
+                prop_assert_eq!(snapshot.identify(Addr::v4(first)).peer_class, class);
             }
         }
     }

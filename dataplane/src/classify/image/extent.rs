@@ -1,0 +1,69 @@
+//! Which addresses a snapshot tells apart: for those who ask about all of them at once. Cold.
+
+use super::{Snapshot, TRIE_CHILD, TrieNode};
+use crate::addr::Addr;
+
+impl Snapshot {
+    /// Every address that the host tables hold, in no order. Any other address is looked up among the ranges alone.
+    pub fn hosts(&self) -> impl Iterator<Item = Addr> + '_ {
+        let v4 = self.hosts_v4.iter().flat_map(|bucket| {
+            let used = bucket.keys.iter().take(usize::from(bucket.used));
+            used.map(|key| Addr::v4(key.to_be_bytes()))
+        });
+        let v6 = self.hosts_v6.iter().flat_map(|bucket| {
+            let used = bucket.keys.iter().take(usize::from(bucket.used));
+            used.map(|key| Addr::v6(*key))
+        });
+        v4.chain(v6)
+    }
+
+    /// The first address of each range of addresses that a lookup which finds no host tells apart, ascending, as
+    /// numbers of the family (IPv4: below 2^32). Neighbours may have one identity under two numbers. None where ranges
+    /// share their tables, which no compiler writes, since there may be more of them than can be counted.
+    pub fn range_borders(&self, v4: bool) -> Option<Vec<u128>> {
+        let (trie, bits) = if v4 {
+            (&self.trie_v4, 32)
+        } else {
+            (&self.trie_v6, 128)
+        };
+        let mut walk = Borders {
+            trie,
+            nodes: 0,
+            last: None,
+            borders: Vec::new(),
+        };
+        walk.node(0, 0, bits)?;
+        Some(walk.borders)
+    }
+}
+
+struct Borders<'a> {
+    trie: &'a [TrieNode],
+    /// Nodes visited.
+    nodes: usize,
+    /// Identity of the range that is being walked through.
+    last: Option<u32>,
+    borders: Vec<u128>,
+}
+
+impl Borders<'_> {
+    /// Walks through the node whose addresses begin at `first` and have `bits` free.
+    fn node(&mut self, index: usize, first: u128, bits: u32) -> Option<()> {
+        self.nodes += 1;
+        if self.nodes > self.trie.len() {
+            return None;
+        }
+        let trie = self.trie;
+        let below = bits.checked_sub(8)?;
+        for (entry, number) in trie.get(index)?.entries.iter().zip(0_u128..) {
+            let from = first | (number << below);
+            if entry & TRIE_CHILD != 0 {
+                self.node((entry & !TRIE_CHILD) as usize, from, below)?;
+            } else if self.last != Some(*entry) {
+                self.last = Some(*entry);
+                self.borders.push(from);
+            }
+        }
+        Some(())
+    }
+}
