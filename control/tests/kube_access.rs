@@ -163,7 +163,15 @@ async fn client_certificates_are_shown_and_the_servers_certificate_is_checked() 
     );
     let kubeconfig = write(dir.path(), "kubeconfig", &kubeconfig);
 
-    synced(&open(&kubeconfig, None).await).await;
+    let good = open(&kubeconfig, None).await;
+    synced(&good).await;
+    // All that it is going to ask has been asked.
+    let until = Instant::now() + PATIENCE;
+    while !good.health.status().watches.iter().all(|watch| watch.connected) {
+        assert!(Instant::now() < until, "{:#?}", good.health.status());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(good);
     assert!(!server.seen().is_empty());
     for context in ["bad-client", "bad-server"] {
         let seen = server.seen().len();

@@ -847,6 +847,38 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_in_a_quiet_cluster_waits_for_nothing() {
+    let bed = Bed::new();
+    let timing = Timing {
+        spacing: Duration::from_millis(300),
+        ..quick()
+    };
+    let source = bed.start(timing.clone()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    let mut waited = Vec::new();
+    for n in 0..2 {
+        tokio::time::sleep(timing.spacing * 2).await;
+        // The second of the two comes while the first is young.
+        for name in [format!("quiet{n}"), format!("busy{n}")] {
+            let applied = Instant::now();
+            bed.server.apply(pod("a", &name, &format!("10.0.{n}.1")));
+            let key = format!("a/{name}");
+            source
+                .state("the pod", |cluster| pods_of(cluster).contains(&key))
+                .await;
+            waited.push(applied.elapsed());
+        }
+    }
+    let (quiet, busy) = (waited[0].min(waited[2]), waited[1].max(waited[3]));
+    assert!(quiet < timing.spacing / 2, "{waited:?}: the leading event waited");
+    assert!(
+        busy > timing.spacing / 2 && busy < timing.spacing * 2,
+        "{waited:?}: the next one waits, and not for long"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
     let bed = Bed::new();
     let source = bed.start(quick()).await;
@@ -854,7 +886,7 @@ async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
     source.connected().await;
     let before = source.health().states;
     let began = Instant::now();
-    // An event about every millisecond for 400 ms: quiet never comes, the limit does.
+    // An event about every millisecond for 400 ms, which is more often than states are handed on.
     for n in 0..400 {
         bed.server
             .apply(pod("a", "storm", &format!("10.0.{}.{}", n / 200, n % 200 + 1)));

@@ -12,11 +12,13 @@ use crate::{
     cluster::Cluster,
     metrics::Latencies,
     protocol::{
-        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ObjectProblem, PublicationStatus, Status,
-        Supervision,
+        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, PublicationStatus, Status, Supervision,
     },
     publish::DataplaneInquiry,
-    source::feed::{Accept, Health, SourceState},
+    source::{
+        feed::{Accept, Health, SourceState},
+        problems::Problems,
+    },
 };
 
 /// How long the dataplane may take to say how it is doing.
@@ -85,7 +87,7 @@ struct Inner {
     beat: Instant,
     source_ended: bool,
     objects: ObjectCounts,
-    problems: Vec<ObjectProblem>,
+    problems: Problems,
     incomplete: Vec<String>,
     vanished: Option<(Instant, String)>,
     /// Nodes whose pods the dataplane's programs do not take for pods, with the prefixes.
@@ -126,7 +128,7 @@ impl Overview {
             beat: Instant::now(),
             source_ended: false,
             objects: ObjectCounts::default(),
-            problems: Vec::new(),
+            problems: Problems::default(),
             incomplete: Vec::new(),
             vanished: None,
             uncovered: Vec::new(),
@@ -367,7 +369,7 @@ impl Overview {
             not_ready,
             source: self.health.status(),
             objects: inner.objects.clone(),
-            problems: inner.problems.clone(),
+            problems: inner.problems.iter().cloned().collect(),
             incomplete: inner.incomplete.clone(),
             snapshot: inner.compiled.clone(),
             publication: inner.publication.clone(),

@@ -9,7 +9,8 @@ use tokio::sync::watch;
 
 use crate::{
     cluster::Cluster,
-    protocol::{ObjectProblem, SourceStatus, WatchStatus},
+    protocol::{SourceStatus, WatchStatus},
+    source::problems::Problems,
 };
 
 /// A complete state.
@@ -18,7 +19,7 @@ pub struct SourceState {
     /// The state.
     pub cluster: Cluster,
     /// What is wrong with objects in it.
-    pub problems: Vec<ObjectProblem>,
+    pub problems: Problems,
     /// When the first event that this state has over the one before arrived.
     pub began: Instant,
 }

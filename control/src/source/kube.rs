@@ -13,6 +13,7 @@
 mod kept;
 mod object;
 mod state;
+mod trim;
 mod unevaluated;
 mod watch;
 
@@ -76,10 +77,9 @@ pub struct Timing {
     pub backoff_first: Duration,
     /// Longest pause after errors.
     pub backoff_most: Duration,
-    /// A state is handed on once there has been no event for so long.
-    pub quiet: Duration,
-    /// But no later than this after its first event.
-    pub limit: Duration,
+    /// An event that comes when all is quiet is handed on at once; under churn, states are handed on no more often
+    /// than this.
+    pub spacing: Duration,
     /// How often to look for policy kinds that are not evaluated.
     pub probe: Duration,
     /// Alarm after so long without connection.
@@ -95,8 +95,7 @@ impl Default for Timing {
             watch_margin: Duration::from_secs(5),
             backoff_first: Duration::from_millis(200),
             backoff_most: Duration::from_secs(10),
-            quiet: Duration::from_millis(2),
-            limit: Duration::from_millis(20),
+            spacing: Duration::from_millis(4),
             probe: Duration::from_secs(60),
             stale_after: Duration::from_secs(15 * 60),
         }
@@ -133,15 +132,28 @@ pub enum KubeError {
 enum Message {
     /// A complete list.
     Listed(Kind, Vec<Item>),
-    /// A new or changed object.
-    Applied(Box<Item>),
-    /// The end of an object.
-    Deleted(ObjectRef),
+    /// A new or changed object, and when it was read.
+    Applied(Box<Item>, Instant),
+    /// The end of an object, and when it was read.
+    Deleted(ObjectRef, Instant),
     /// What became of a namespace.
     Namespace(String, NamespaceNow),
     /// The policy kinds that are not evaluated.
     Unevaluated(BTreeSet<String>),
 }
+
+impl Message {
+    /// When it came.
+    fn at(&self) -> Instant {
+        match self {
+            Self::Applied(_, at) | Self::Deleted(_, at) => *at,
+            Self::Listed(..) | Self::Namespace(..) | Self::Unevaluated(_) => Instant::now(),
+        }
+    }
+}
+
+/// Events taken before a state is handed on, at most.
+const TAKEN_AT_ONCE: usize = 256;
 
 /// Begins to watch. Must be called within a tokio runtime. `kept` is a file of its own, where the policies last seen
 /// survive a restart: without it, those deleted meanwhile with their namespace do not hold (SEMANTICS 54).
@@ -259,16 +271,16 @@ impl Assembler {
         // Without the first look for other kinds a verdict could lack its "incomplete".
         let mut probed = false;
         let mut began: Option<Instant> = None;
-        let mut quiet = Instant::now();
+        let mut last: Option<Instant> = None;
         loop {
-            let due = began.filter(|_| state.synced() && probed).map(|began| {
-                // Bounded, so that a stream of events cannot put it off for ever.
-                (quiet + self.timing.quiet).min(began + self.timing.limit)
-            });
+            let due = began
+                .filter(|_| state.synced() && probed)
+                .map(|began| last.map_or(began, |last| began.max(last + self.timing.spacing)));
             tokio::select! {
                 biased;
                 () = until(due) => {
-                    self.hand_on(&state, began.take().unwrap_or(quiet));
+                    self.hand_on(&state, began.take().unwrap_or_else(Instant::now));
+                    last = Some(Instant::now());
                 }
                 () = until(keeper.as_ref().and_then(|keeper| keeper.due(&state))) => {
                     if let Some(keeper) = &mut keeper {
@@ -277,12 +289,24 @@ impl Assembler {
                 }
                 message = messages.recv() => {
                     // The watches live as long as this task.
-                    let Some(message) = message else { return };
-                    probed |= matches!(message, Message::Unevaluated(_));
-                    let first = matches!(message, Message::Unevaluated(_)) && self.states.borrow().is_none();
-                    if take(&mut state, message) | first {
-                        quiet = Instant::now();
-                        began.get_or_insert(quiet);
+                    let Some(mut message) = message else { return };
+                    // What came together is one change.
+                    let mut left = TAKEN_AT_ONCE;
+                    loop {
+                        let first = matches!(message, Message::Unevaluated(_)) && !probed;
+                        probed |= matches!(message, Message::Unevaluated(_));
+                        let at = message.at();
+                        if take(&mut state, message) | first {
+                            began = Some(began.map_or(at, |began| began.min(at)));
+                        }
+                        left -= 1;
+                        if left == 0 {
+                            break;
+                        }
+                        match messages.try_recv() {
+                            Ok(next) => message = next,
+                            Err(_) => break,
+                        }
                     }
                     for namespace in state.questions() {
                         tasks.spawn(ask(
@@ -298,7 +322,7 @@ impl Assembler {
                     let counts = state.counts();
                     self.health.holds(
                         &[counts.namespaces, counts.nodes, counts.pods, counts.policies],
-                        state.held().count() as u64,
+                        state.held().len() as u64,
                     );
                 }
             }
@@ -319,8 +343,8 @@ impl Assembler {
 fn take(state: &mut State, message: Message) -> bool {
     match message {
         Message::Listed(kind, items) => state.listed(kind, items),
-        Message::Applied(item) => state.applied(*item),
-        Message::Deleted(reference) => state.deleted(&reference),
+        Message::Applied(item, _) => state.applied(*item),
+        Message::Deleted(reference, _) => state.deleted(&reference),
         Message::Namespace(name, now) => state.answered(&name, &now),
         Message::Unevaluated(kinds) => state.set_unevaluated(kinds),
     }

@@ -5,4 +5,5 @@ mod document;
 pub mod feed;
 pub mod folder;
 pub mod kube;
+pub mod problems;
 pub mod watched;

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     object::item,
-    state::{Item, Kind, State},
+    state::{Item, Kind, PolicySources, State},
 };
 
 /// Written at most this often.
@@ -86,7 +86,7 @@ impl Keeper {
 }
 
 /// Under another name first: whoever reads it finds all of it.
-fn write(path: &Path, policies: &[Value]) -> io::Result<()> {
+fn write(path: &Path, policies: &PolicySources) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = OpenOptions::new()
         .write(true)
@@ -94,6 +94,7 @@ fn write(path: &Path, policies: &[Value]) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&new)?;
-    file.write_all(&serde_json::to_vec(policies)?)?;
+    let texts: Vec<&str> = policies.values().map(|text| &**text).collect();
+    file.write_all(format!("[{}]", texts.join(",\n")).as_bytes())?;
     std::fs::rename(&new, path)
 }

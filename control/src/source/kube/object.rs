@@ -51,6 +51,8 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
             },
             "spec": object.get("spec"),
         })
+        .to_string()
+        .into()
     });
     let problem = |fault: &Fault| ObjectProblem {
         kind: kind.name().to_owned(),

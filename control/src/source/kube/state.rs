@@ -9,14 +9,19 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
+    sync::Arc,
 };
 
-use serde_json::Value;
+use imbl::OrdMap;
 
 use crate::{
     cluster::{Cluster, Object, ObjectKey, ObjectRef, Settings},
     protocol::{ObjectCounts, ObjectProblem},
+    source::problems::Problems,
 };
+
+/// What policies were decoded from, as JSON texts. A clone costs a pointer.
+pub(super) type PolicySources = OrdMap<ObjectKey, Arc<str>>;
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,7 +109,7 @@ pub(super) struct Item {
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
     /// For a NetworkPolicy: what has to be kept to know it again after a restart.
-    pub(super) source: Option<Value>,
+    pub(super) source: Option<Arc<str>>,
 }
 
 /// What the API server says of a namespace when it is asked.
@@ -142,9 +147,11 @@ pub(super) struct State {
     namespace_uids: BTreeMap<String, String>,
     holds: BTreeMap<ObjectKey, Hold>,
     asking: BTreeSet<String>,
-    problems: BTreeMap<ObjectRef, Vec<ObjectProblem>>,
-    /// What the policies in `cluster` were decoded from.
-    sources: BTreeMap<ObjectKey, Value>,
+    /// Namespaces with policies that are gone and that nobody has asked about yet.
+    unasked: BTreeSet<String>,
+    problems: Problems,
+    /// What the policies in `cluster` were decoded from, as JSON.
+    sources: PolicySources,
     /// Grows with every change of `sources`.
     revision: u64,
 }
@@ -160,8 +167,9 @@ impl State {
             namespace_uids: BTreeMap::new(),
             holds: BTreeMap::new(),
             asking: BTreeSet::new(),
-            problems: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            unasked: BTreeSet::new(),
+            problems: Problems::default(),
+            sources: PolicySources::new(),
             revision: 0,
         }
     }
@@ -180,8 +188,8 @@ impl State {
     }
 
     /// What the policies in force were decoded from, for [`Self::remember`].
-    pub(super) fn policy_sources(&self) -> Vec<Value> {
-        self.sources.values().cloned().collect()
+    pub(super) fn policy_sources(&self) -> PolicySources {
+        self.sources.clone()
     }
 
     /// The state; complete where [`Self::synced`].
@@ -195,7 +203,7 @@ impl State {
     }
 
     /// Policies that the API server no longer has and that stay in force (SEMANTICS 54).
-    pub(super) fn held(&self) -> impl Iterator<Item = &ObjectKey> {
+    pub(super) fn held(&self) -> impl ExactSizeIterator<Item = &ObjectKey> {
         self.holds.keys()
     }
 
@@ -205,8 +213,8 @@ impl State {
     }
 
     /// What is wrong with objects.
-    pub(super) fn problems(&self) -> Vec<ObjectProblem> {
-        self.problems.values().flatten().cloned().collect()
+    pub(super) fn problems(&self) -> Problems {
+        self.problems.clone()
     }
 
     /// Takes a complete list: what is not in it is gone. Answers whether the state changed.
@@ -224,19 +232,24 @@ impl State {
         for item in items {
             changed |= self.insert(item);
         }
-        changed | self.release()
+        let holding: BTreeSet<String> = self.holds.keys().map(|key| key.namespace.clone()).collect();
+        for namespace in holding {
+            changed |= self.release(&namespace);
+        }
+        changed
     }
 
     /// Takes a new or changed object. Answers whether the state changed.
     pub(super) fn applied(&mut self, item: Item) -> bool {
+        let namespace = namespace_of(&item.reference).map(str::to_owned);
         let changed = self.insert(item);
-        changed | self.release()
+        changed | namespace.is_some_and(|namespace| self.release(&namespace))
     }
 
     /// Takes the end of an object. Answers whether the state changed.
     pub(super) fn deleted(&mut self, reference: &ObjectRef) -> bool {
         let changed = self.remove(reference);
-        changed | self.release()
+        changed | namespace_of(reference).is_some_and(|namespace| self.release(namespace))
     }
 
     /// Sets which policy kinds exist that are not evaluated. Answers whether the state changed.
@@ -248,18 +261,28 @@ impl State {
 
     /// Namespaces that the API server must be asked about now; each must be answered by [`Self::answered`].
     pub(super) fn questions(&mut self) -> Vec<String> {
-        let mut new = BTreeSet::new();
-        if !self.synced() {
+        if self.unasked.is_empty() || !self.synced() {
             return Vec::new();
         }
-        for (key, hold) in &mut self.holds {
-            if *hold == (Hold::Asking { asked: false }) && !self.asking.contains(&key.namespace) {
-                *hold = Hold::Asking { asked: true };
-                new.insert(key.namespace.clone());
+        let (wait, now) = std::mem::take(&mut self.unasked)
+            .into_iter()
+            .partition(|namespace| self.asking.contains(namespace));
+        self.unasked = wait;
+        let mut questions: Vec<String> = Vec::new();
+        for namespace in now {
+            let mut any = false;
+            for (_, hold) in self.holds.range_mut(keys_of(&namespace)) {
+                if *hold == (Hold::Asking { asked: false }) {
+                    *hold = Hold::Asking { asked: true };
+                    any = true;
+                }
+            }
+            if any {
+                self.asking.insert(namespace.clone());
+                questions.push(namespace);
             }
         }
-        self.asking.extend(new.iter().cloned());
-        new.into_iter().collect()
+        questions
     }
 
     /// Takes the answer about a namespace. Answers whether the state changed.
@@ -273,8 +296,8 @@ impl State {
         let lives = matches!(now, NamespaceNow::Live { uid } if seen.is_empty() || *uid == seen);
         let asked: Vec<ObjectKey> = self
             .holds
-            .iter()
-            .filter(|(key, hold)| key.namespace == namespace && **hold == Hold::Asking { asked: true })
+            .range(keys_of(namespace))
+            .filter(|(_, hold)| **hold == Hold::Asking { asked: true })
             .map(|(key, _)| key.clone())
             .collect();
         let mut changed = false;
@@ -285,14 +308,14 @@ impl State {
                 self.holds.insert(key, Hold::Ending { uid: seen.clone() });
             }
         }
-        changed | self.release()
+        changed | self.release(namespace)
     }
 
     fn references(&self, kind: Kind) -> Vec<ObjectRef> {
         // Objects that never could be decoded are known by their problems alone.
         let faulty = self
             .problems
-            .keys()
+            .objects()
             .filter(|reference| Kind::of(reference) == kind)
             .cloned();
         match kind {
@@ -352,11 +375,7 @@ impl State {
             }
             ObjectRef::Node(_) | ObjectRef::Pod(_) => {}
         }
-        let mut changed = if problems.is_empty() {
-            self.problems.remove(&reference).is_some()
-        } else {
-            self.problems.insert(reference, problems.clone()) != Some(problems)
-        };
+        let mut changed = self.problems.set(&reference, problems);
         // Undecodable: the last good object stays.
         if let Some(object) = object
             && !self.holds_equal(&object)
@@ -388,7 +407,7 @@ impl State {
     }
 
     fn remove(&mut self, reference: &ObjectRef) -> bool {
-        let faulty = self.problems.remove(reference).is_some();
+        let faulty = self.problems.remove(reference);
         if let ObjectRef::NetworkPolicy(key) = reference {
             return self.policy_gone(key) | faulty;
         }
@@ -415,28 +434,27 @@ impl State {
                     .unwrap_or_default(),
             }
         } else {
+            self.unasked.insert(key.namespace.clone());
             Hold::Asking { asked: false }
         };
         self.holds.insert(key.clone(), hold);
         false
     }
 
-    /// Lets go of policies whose namespace is gone with its pods, or has come again as another one.
-    fn release(&mut self) -> bool {
-        if !self.synced() {
+    /// Lets go of a namespace's policies where that is gone with its pods, or has come again as another one.
+    fn release(&mut self, namespace: &str) -> bool {
+        if self.holds.is_empty() || !self.synced() {
             // A namespace or pod that is missing may only not have been listed yet.
             return false;
         }
         let done: Vec<ObjectKey> = self
             .holds
-            .iter()
-            .filter(|(key, hold)| match hold {
+            .range(keys_of(namespace))
+            .filter(|(_, hold)| match hold {
                 Hold::Asking { .. } => false,
-                Hold::Ending { uid } => match self.cluster.namespaces.get(&key.namespace) {
-                    None => !self.has_pods(&key.namespace),
-                    Some(namespace) => {
-                        !namespace.terminating && self.namespace_uids.get(&key.namespace) != Some(uid)
-                    }
+                Hold::Ending { uid } => match self.cluster.namespaces.get(namespace) {
+                    None => !self.has_pods(namespace),
+                    Some(now) => !now.terminating && self.namespace_uids.get(namespace) != Some(uid),
                 },
             })
             .map(|(key, _)| key.clone())
@@ -456,16 +474,31 @@ impl State {
     }
 
     fn has_pods(&self, namespace: &str) -> bool {
-        let first = ObjectKey {
-            namespace: namespace.to_owned(),
-            name: String::new(),
-        };
-        self.cluster
-            .pods
-            .range((Bound::Included(first), Bound::Unbounded))
-            .next()
-            .is_some_and(|(key, _)| key.namespace == namespace)
+        self.cluster.pods.range(keys_of(namespace)).next().is_some()
     }
+}
+
+/// The namespace in which an object's change can end what is held: a Namespace's own, that of what is in it.
+fn namespace_of(reference: &ObjectRef) -> Option<&str> {
+    match reference {
+        ObjectRef::Namespace(name) => Some(name),
+        ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => Some(&key.namespace),
+        ObjectRef::Node(_) => None,
+    }
+}
+
+/// Every key of a namespace.
+fn keys_of(namespace: &str) -> (Bound<ObjectKey>, Bound<ObjectKey>) {
+    let first = |namespace: String| ObjectKey {
+        namespace,
+        name: String::new(),
+    };
+    // No name is empty, and no text lies between a name and the same with a NUL behind it.
+    let next = format!("{namespace}\0");
+    (
+        Bound::Included(first(namespace.to_owned())),
+        Bound::Excluded(first(next)),
+    )
 }
 
 impl ObjectCounts {

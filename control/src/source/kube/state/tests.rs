@@ -249,8 +249,8 @@ fn an_object_that_cannot_be_decoded_keeps_its_last_good_content() {
     broken["status"]["podIPs"] = json!([{"ip": "not an address"}]);
     assert!(state.applied(item(Kind::Pod, broken.clone()).unwrap()));
     assert_eq!(state.cluster().pods[&policy_key("a", "p")].addresses.len(), 1);
-    assert_eq!(state.problems().len(), 1, "{:?}", state.problems());
-    assert_eq!(state.problems()[0].object, "a/p");
+    assert_eq!(state.problems().iter().count(), 1, "{:?}", state.problems());
+    assert_eq!(state.problems().iter().next().unwrap().object, "a/p");
     assert!(
         !state.applied(item(Kind::Pod, broken.clone()).unwrap()),
         "the same once more"
