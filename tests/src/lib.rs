@@ -21,6 +21,8 @@ pub mod probe;
 pub mod scratch;
 /// Servers.
 pub mod serve;
+/// Clusters of any size, by seed, and what happens in them.
+pub mod synthetic;
 /// Pods, routers and the gateway between them.
 pub mod topology;
 /// A cluster on a bed.
