@@ -58,6 +58,12 @@ impl Checker {
         self.full(cluster, snapshot)
     }
 
+    /// Sets what [`Self::step`] proves from its next pass on, without a proof now: for a checker that works in the
+    /// background alone. A pass under way ends with what it began with.
+    pub fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) {
+        self.last = Some((cluster.clone(), Arc::clone(snapshot)));
+    }
+
     /// Goes on with a whole proof of a snapshot that was proven not long ago, from nothing that is carried over, for
     /// about `budget`. For the background: a difference says that a proof before was wrong.
     ///
