@@ -2,11 +2,16 @@
 //! pages, bookmarks, expiry), and misbehaves on request.
 //!
 //! Threads and blocking sockets, so that it can listen in any network namespace: give it a listener made there.
+//!
+//! Objects are kept as text, made once when they are applied, so that a page or an event is only copied: 100,000 pods and
+//! thousands of events a second are no load. All pages of one list show the version at which it began.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt::Write as _,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    ops::Bound,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +22,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{BedError, Result};
+use crate::{
+    BedError, Result,
+    synthetic::{Event, EventKind},
+};
 
 /// A resource: the collection of one kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,11 +134,64 @@ impl Seen {
     }
 }
 
+/// Namespace (empty where there is none) and name.
+type Key = (String, String);
+
+/// An object as text.
+#[derive(Clone)]
+struct Stored {
+    /// With kind and apiVersion.
+    text: Arc<str>,
+    /// Where the text goes on after these two: items of a list do not say what they are.
+    item: usize,
+    uid: String,
+    created: String,
+}
+
+impl Stored {
+    fn new(resource: &Resource, object: Value) -> Self {
+        let of = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let (uid, created) = (of("uid"), of("creationTimestamp"));
+        let head = format!(
+            "{{\"kind\":{},\"apiVersion\":{},",
+            json!(resource.kind),
+            json!(resource.api_version())
+        );
+        let mut object = object;
+        if let Value::Object(fields) = &mut object {
+            fields.shift_remove("kind");
+            fields.shift_remove("apiVersion");
+        }
+        let rest = object.to_string();
+        Self {
+            item: head.len(),
+            // The object has metadata at least, so there is something after the comma.
+            text: Arc::from(head + rest.strip_prefix('{').unwrap_or(&rest)),
+            uid,
+            created,
+        }
+    }
+
+    fn value(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_default()
+    }
+}
+
+/// Objects by namespace and name, in the order of a list. Shared with the lists that have begun.
+type Objects = Arc<BTreeMap<Key, Stored>>;
+
+/// Lists that may still be asked for their further pages.
+const OPEN_LISTS: usize = 8;
+
 struct Collection {
     resource: Resource,
-    objects: BTreeMap<(String, String), Value>,
-    /// What happened, by version: the object's type of event and its content then.
-    history: Vec<(u64, &'static str, Value)>,
+    objects: Objects,
+    /// What happened, by version: the type of event and the object as it was then.
+    history: VecDeque<(u64, &'static str, Arc<str>)>,
+    /// Version of the newest event that there was no more room for.
+    trimmed: u64,
+    /// The objects at versions at which lists began, and what those hold.
+    open_lists: VecDeque<(u64, Objects)>,
     /// Lines for every watch that is connected, numbered.
     injected: Vec<String>,
     faults: Faults,
@@ -141,6 +202,8 @@ struct World {
     uids: u64,
     /// Events of this version and before are forgotten.
     forgotten: u64,
+    /// How many events of a resource are kept at most.
+    remembered: usize,
     collections: Vec<Collection>,
     token: Option<String>,
     seen: Vec<Seen>,
@@ -187,6 +250,7 @@ impl ApiServer {
             version: 100,
             uids: 0,
             forgotten: 0,
+            remembered: usize::MAX,
             collections,
             token: None,
             seen: Vec::new(),
@@ -245,6 +309,38 @@ impl ApiServer {
         version
     }
 
+    /// Creates objects as though they had always been there: no watch hears of them.
+    ///
+    /// # Panics
+    /// As [`Self::apply`].
+    pub fn load(&self, objects: impl IntoIterator<Item = Value>) {
+        for object in objects {
+            let mut world = self.shared.world();
+            world.put(object);
+        }
+        let mut world = self.shared.world();
+        world.forgotten = world.version;
+    }
+
+    /// Forgets all but so many events of each resource from now on: a long run would fill the memory with them.
+    pub fn remember(&self, events: usize) {
+        self.shared.world().remembered = events.max(1);
+    }
+
+    /// Lets happen what happens in a synthetic cluster. Answers the version.
+    ///
+    /// # Panics
+    /// As [`Self::apply`].
+    pub fn event(&self, event: Event) -> u64 {
+        let mut world = self.shared.world();
+        let version = match event.kind {
+            EventKind::Added | EventKind::Modified => world.apply(event.object),
+            EventKind::Deleted => world.delete_object(&event.object),
+        };
+        self.shared.changed.notify_all();
+        version
+    }
+
     /// Deletes an object. Answers the version, or None where it is not there.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Option<u64> {
         let mut world = self.shared.world();
@@ -274,7 +370,7 @@ impl ApiServer {
             .collection(resource.plural, resource.group)?
             .objects
             .get(&key)
-            .cloned()
+            .map(Stored::value)
     }
 
     /// Changes how a resource misbehaves.
@@ -387,8 +483,10 @@ impl Collection {
     fn new(resource: Resource) -> Self {
         Self {
             resource,
-            objects: BTreeMap::new(),
-            history: Vec::new(),
+            objects: Objects::default(),
+            history: VecDeque::new(),
+            trimmed: 0,
+            open_lists: VecDeque::new(),
             injected: Vec::new(),
             faults: Faults::default(),
         }
@@ -402,33 +500,53 @@ impl World {
             .find(|it| it.resource.plural == plural && it.resource.group == group)
     }
 
-    fn apply(&mut self, mut object: Value) -> u64 {
+    fn apply(&mut self, object: Value) -> u64 {
+        let Some((index, event, text)) = self.put(object) else {
+            return self.version;
+        };
+        self.happened(index, event, text);
+        self.version
+    }
+
+    fn happened(&mut self, index: usize, event: &'static str, text: Arc<str>) {
+        let (version, remembered) = (self.version, self.remembered);
+        let collection = &mut self.collections[index];
+        collection.history.push_back((version, event, text));
+        while collection.history.len() > remembered {
+            if let Some((version, ..)) = collection.history.pop_front() {
+                collection.trimmed = version;
+            }
+        }
+    }
+
+    /// Creates or replaces an object: which collection, what kind of event, the text.
+    fn put(&mut self, mut object: Value) -> Option<(usize, &'static str, Arc<str>)> {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let api_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         self.version += 1;
         self.uids += 1;
         let (version, uid) = (self.version, format!("00000000-0000-4000-8000-{:012}", self.uids));
-        let Some(collection) = self
+        let Some(index) = self
             .collections
-            .iter_mut()
-            .find(|it| it.resource.kind == kind && it.resource.api_version() == api_version)
+            .iter()
+            .position(|it| it.resource.kind == kind && it.resource.api_version() == api_version)
             .filter(|_| !name.is_empty())
         else {
             missing("resource for", &object.to_string());
-            return version;
+            return None;
         };
+        let collection = &mut self.collections[index];
         let namespace = if collection.resource.namespaced {
-            object["metadata"]["namespace"]
+            let namespace = object["metadata"]["namespace"]
                 .as_str()
                 .unwrap_or("default")
-                .to_owned()
+                .to_owned();
+            object["metadata"]["namespace"] = json!(namespace);
+            namespace
         } else {
             String::new()
         };
-        if collection.resource.namespaced {
-            object["metadata"]["namespace"] = json!(namespace);
-        }
         if collection.resource == NAMESPACES {
             object["metadata"]["labels"]["kubernetes.io/metadata.name"] = json!(name);
         }
@@ -438,8 +556,8 @@ impl World {
         metadata["resourceVersion"] = json!(version.to_string());
         match before {
             Some(before) => {
-                metadata["uid"] = before["metadata"]["uid"].clone();
-                metadata["creationTimestamp"] = before["metadata"]["creationTimestamp"].clone();
+                metadata["uid"] = json!(before.uid);
+                metadata["creationTimestamp"] = json!(before.created);
             }
             None => {
                 if metadata["uid"].is_null() {
@@ -451,25 +569,50 @@ impl World {
                 }
             }
         }
-        // What a real server adds, and nobody needs.
-        metadata["managedFields"] =
-            json!([{"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {}}}]);
+        if metadata["managedFields"].is_null() {
+            // What a real server adds, and nobody needs.
+            metadata["managedFields"] =
+                json!([{"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {}}}]);
+        }
         let event = if before.is_some() { "MODIFIED" } else { "ADDED" };
-        collection.history.push((version, event, object.clone()));
-        collection.objects.insert(key, object);
-        version
+        let stored = Stored::new(&collection.resource, object);
+        let text = Arc::clone(&stored.text);
+        Arc::make_mut(&mut collection.objects).insert(key, stored);
+        Some((index, event, text))
+    }
+
+    /// Deletes the object of this kind and name. Answers the version, a new one if it was there.
+    fn delete_object(&mut self, object: &Value) -> u64 {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let kind = text(&object["kind"]);
+        let resource = self
+            .collections
+            .iter()
+            .map(|it| it.resource)
+            .find(|it| it.kind == kind);
+        let (namespace, name) = (
+            text(&object["metadata"]["namespace"]),
+            text(&object["metadata"]["name"]),
+        );
+        resource
+            .and_then(|resource| self.delete(resource, &namespace, &name))
+            .unwrap_or(self.version)
     }
 
     fn delete(&mut self, resource: Resource, namespace: &str, name: &str) -> Option<u64> {
-        let version = self.version + 1;
-        let collection = self.collection(resource.plural, resource.group)?;
-        let mut object = collection
-            .objects
-            .remove(&(namespace.to_owned(), name.to_owned()))?;
-        object["metadata"]["resourceVersion"] = json!(version.to_string());
-        collection.history.push((version, "DELETED", object));
-        self.version = version;
-        Some(version)
+        let index = self
+            .collections
+            .iter()
+            .position(|it| it.resource.plural == resource.plural && it.resource.group == resource.group)?;
+        let collection = &mut self.collections[index];
+        let key = (namespace.to_owned(), name.to_owned());
+        let stored = Arc::make_mut(&mut collection.objects).remove(&key)?;
+        self.version += 1;
+        let mut object = stored.value();
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let text = Stored::new(&resource, object).text;
+        self.happened(index, "DELETED", text);
+        Some(self.version)
     }
 }
 
@@ -610,21 +753,29 @@ impl Connection {
             thread::sleep(delay);
             world = self.shared.world();
         }
-        let version = world.version;
+        let (version, last) = match request.query.get("continue").map(|token| token.splitn(3, '/')) {
+            None => (world.version, None),
+            Some(mut parts) => {
+                let mut next = || parts.next().unwrap_or_default().to_owned();
+                (next().parse().unwrap_or(0), Some((next(), next())))
+            }
+        };
+        let latest = world.version;
         let collection = &mut world.collections[index];
-        let mut first: usize = 0;
-        if let Some(token) = request.query.get("continue") {
+        let mut objects = Some(Arc::clone(&collection.objects));
+        if last.is_some() {
             if collection.faults.expire_pages > 0 {
                 collection.faults.expire_pages -= 1;
-                return failure(
-                    output,
-                    410,
-                    "Expired",
-                    "the provided continue parameter is too old",
-                );
+                objects = None;
+            } else if version != latest {
+                let open = collection.open_lists.iter().find(|(of, _)| *of == version);
+                objects = open.map(|(_, objects)| Arc::clone(objects));
             }
-            first = token.parse().unwrap_or(0);
         }
+        let Some(objects) = objects else {
+            let message = "the provided continue parameter is too old";
+            return failure(output, 410, "Expired", message);
+        };
         let name = request
             .query
             .get("fieldSelector")
@@ -634,33 +785,36 @@ impl Connection {
             .get("limit")
             .and_then(|text| text.parse().ok())
             .unwrap_or(usize::MAX);
-        let mut all: Vec<Value> = collection
-            .objects
-            .values()
-            .filter(|object| name.is_none_or(|name| object["metadata"]["name"] == name))
-            .cloned()
-            .collect();
-        // Items of a list do not say what they are.
-        for object in &mut all {
-            if let Value::Object(fields) = object {
-                fields.remove("kind");
-                fields.remove("apiVersion");
+        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = objects
+            .range::<Key, _>((after, Bound::Unbounded))
+            .filter(|((_, own), _)| name.is_none_or(|name| own == name))
+            .peekable();
+        let resource = collection.resource;
+        let page: Vec<(&Key, &Stored)> = found.by_ref().take(limit).collect();
+        let more = page.last().filter(|_| found.peek().is_some());
+        let mut metadata = json!({"resourceVersion": version.to_string()});
+        if let Some(((namespace, name), _)) = more {
+            metadata["continue"] = json!(format!("{version}/{namespace}/{name}"));
+            if collection.open_lists.iter().all(|(of, _)| *of != version) {
+                collection.open_lists.push_back((version, Arc::clone(&objects)));
+                if collection.open_lists.len() > OPEN_LISTS {
+                    collection.open_lists.pop_front();
+                }
             }
         }
-        let more = all.len() > first.saturating_add(limit);
-        let items: Vec<Value> = all.into_iter().skip(first).take(limit).collect();
-        let mut metadata = json!({"resourceVersion": version.to_string()});
-        if more {
-            metadata["continue"] = json!((first + limit).to_string());
-        }
-        let list = json!({
-            "kind": format!("{}List", collection.resource.kind),
-            "apiVersion": collection.resource.api_version(),
-            "metadata": metadata,
-            "items": items,
-        });
         drop(world);
-        respond(output, 200, &list)
+        let mut body = format!(
+            "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+            resource.kind,
+            resource.api_version()
+        );
+        for (place, (_, stored)) in page.iter().enumerate() {
+            body.push_str(if place == 0 { "{" } else { ",{" });
+            body.push_str(&stored.text[stored.item..]);
+        }
+        body.push_str("]}");
+        respond_text(output, 200, &body)
     }
 
     fn watch(&self, index: usize, request: &Request, output: &mut TcpStream) -> io::Result<()> {
@@ -669,19 +823,15 @@ impl Connection {
         let until = Instant::now() + Duration::from_secs(number("timeoutSeconds").unwrap_or(300));
         let mut world = self.shared.world();
         let mut injected = world.collections[index].injected.len();
-        if last < world.forgotten {
-            let message = format!("too old resource version: {last} ({})", world.forgotten);
+        let oldest = world.forgotten.max(world.collections[index].trimmed);
+        if last < oldest {
+            let message = format!("too old resource version: {last} ({oldest})");
             if world.collections[index].faults.gone_by_status {
                 return failure(output, 410, "Expired", &message);
             }
             drop(world);
             begin_chunks(output)?;
-            let status = json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": message, "reason": "Expired", "code": 410,
-            });
-            chunk(output, &json!({"type": "ERROR", "object": status}).to_string())?;
-            return output.write_all(b"0\r\n\r\n");
+            return expired(output, &message);
         }
         begin_chunks(output)?;
         loop {
@@ -693,20 +843,28 @@ impl Connection {
             if collection.faults.lose_events {
                 last = version;
             }
+            if last < collection.trimmed && !collection.faults.hold_events {
+                drop(world);
+                return expired(
+                    output,
+                    "the watch is too slow: events that it has not had are forgotten",
+                );
+            }
             if !collection.faults.hold_events {
-                let mut lines: Vec<String> = collection.injected[injected..].to_vec();
+                let lines: Vec<String> = collection.injected[injected..].to_vec();
                 injected = collection.injected.len();
-                for (version, event, object) in &collection.history {
-                    if *version > last {
-                        lines.push(json!({"type": event, "object": object}).to_string());
-                        last = *version;
-                    }
-                }
-                if !lines.is_empty() {
+                let next = collection
+                    .history
+                    .partition_point(|(version, ..)| *version <= last);
+                let events: Vec<(&'static str, Arc<str>)> = collection
+                    .history
+                    .range(next..)
+                    .map(|(_, event, text)| (*event, Arc::clone(text)))
+                    .collect();
+                last = version.max(last);
+                if !lines.is_empty() || !events.is_empty() {
                     drop(world);
-                    for line in lines {
-                        chunk(output, &line)?;
-                    }
+                    send(output, &lines, &events)?;
                     world = self.shared.world();
                     continue;
                 }
@@ -826,12 +984,15 @@ fn decoded(text: &str) -> String {
 }
 
 fn respond(output: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> {
-    let body = body.to_string();
+    respond_text(output, status, &body.to_string())
+}
+
+fn respond_text(output: &mut TcpStream, status: u16, body: &str) -> io::Result<()> {
     let head = format!(
         "HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    output.write_all((head + &body).as_bytes())
+    output.write_all((head + body).as_bytes())
 }
 
 fn failure(output: &mut TcpStream, status: u16, reason: &str, message: &str) -> io::Result<()> {
@@ -847,6 +1008,201 @@ fn begin_chunks(output: &mut TcpStream) -> io::Result<()> {
         .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
 }
 
+/// Ends a watch with the event that says that its version is gone.
+fn expired(output: &mut TcpStream, message: &str) -> io::Result<()> {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": "Expired", "code": 410,
+    });
+    chunk(output, &json!({"type": "ERROR", "object": status}).to_string())?;
+    output.write_all(b"0\r\n\r\n")
+}
+
+/// Sends lines and events, each a chunk, in one write.
+fn send(output: &mut TcpStream, lines: &[String], events: &[(&'static str, Arc<str>)]) -> io::Result<()> {
+    let mut text = String::new();
+    for line in lines {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{:x}\r\n{line}\n\r\n", line.len() + 1);
+    }
+    for (event, object) in events {
+        let length = r#"{"type":"","object":}"#.len() + event.len() + object.len() + 1;
+        let _ = write!(
+            text,
+            "{length:x}\r\n{{\"type\":\"{event}\",\"object\":{object}}}\n\r\n"
+        );
+    }
+    output.write_all(text.as_bytes())
+}
+
 fn chunk(output: &mut TcpStream, line: &str) -> io::Result<()> {
     output.write_all(format!("{:x}\r\n{line}\n\r\n", line.len() + 1).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
+
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpStream,
+        time::{Duration, Instant},
+    };
+
+    use serde_json::Value;
+
+    use super::{ApiServer, PODS};
+    use crate::{
+        manifests,
+        synthetic::{Churn, Spec, Synthetic},
+    };
+
+    /// A connection whose answer's head has been read.
+    fn watch(server: &ApiServer, target: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut input = BufReader::new(stream);
+        let mut line = String::from("-");
+        while !line.trim_end().is_empty() {
+            line.clear();
+            input.read_line(&mut line).unwrap();
+        }
+        input
+    }
+
+    /// The next event of a watch.
+    fn event(input: &mut BufReader<TcpStream>) -> Value {
+        let mut line = String::new();
+        input.read_line(&mut line).unwrap();
+        let length = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        let mut chunk = vec![0; length + 2];
+        input.read_exact(&mut chunk).unwrap();
+        serde_json::from_slice(&chunk[..length]).unwrap()
+    }
+
+    fn get(server: &ApiServer, target: &str) -> Value {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (_, body) = text.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap()
+    }
+
+    fn version(object: &Value) -> u64 {
+        object["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// A change between two pages is in neither of them, and comes by the watch from the list's version.
+    #[test]
+    fn pages_of_one_list_are_of_one_version() {
+        let server = ApiServer::start().unwrap();
+        let mut cluster = Synthetic::new(Spec::sized(10, 100, 4)).unwrap();
+        server.load(cluster.objects());
+        let first = get(&server, "/api/v1/pods?limit=30");
+        let mut names: Vec<Value> = first["items"].as_array().unwrap().clone();
+        let mut token = first["metadata"]["continue"].as_str().unwrap().to_owned();
+        let mut pages = 1;
+        let events = 300;
+        for _ in 0..events {
+            server.event(cluster.churn());
+        }
+        while !token.is_empty() {
+            let page = get(&server, &format!("/api/v1/pods?limit=30&continue={token}"));
+            assert_eq!(version(&page), version(&first));
+            names.extend(page["items"].as_array().unwrap().iter().cloned());
+            token = page["metadata"]["continue"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            pages += 1;
+        }
+        assert_eq!((pages, names.len()), (4, 100));
+        assert!(
+            names
+                .iter()
+                .all(|pod| version(pod) <= version(&first) && pod["kind"].is_null())
+        );
+        // What the watch says after it leads to what a new list says.
+        let mut state: std::collections::BTreeMap<String, u64> =
+            names.iter().map(|pod| (key(pod), version(pod))).collect();
+        let target = format!("/api/v1/pods?watch=true&resourceVersion={}", version(&first));
+        let mut input = watch(&server, &target);
+        let now = get(&server, "/api/v1/pods");
+        loop {
+            let wanted = now["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|pod| (key(pod), version(pod)));
+            if state == wanted.collect() {
+                break;
+            }
+            let event = event(&mut input);
+            assert_eq!(event["object"]["kind"], "Pod");
+            if event["type"] == "DELETED" {
+                assert!(state.remove(&key(&event["object"])).is_some());
+            } else {
+                state.insert(key(&event["object"]), version(&event["object"]));
+            }
+        }
+    }
+
+    fn key(object: &Value) -> String {
+        format!(
+            "{}/{}",
+            object["metadata"]["namespace"], object["metadata"]["name"]
+        )
+    }
+
+    #[test]
+    fn a_watch_that_is_too_far_behind_is_told_so() {
+        let server = ApiServer::start().unwrap();
+        server.remember(5);
+        server.apply(manifests::namespace("a", &manifests::labels([])));
+        for _ in 0..20 {
+            server.apply(manifests::namespace("b", &manifests::labels([])));
+        }
+        let mut input = watch(&server, "/api/v1/namespaces?watch=true&resourceVersion=101");
+        let event = event(&mut input);
+        assert_eq!(
+            (event["type"].as_str(), event["object"]["code"].as_u64()),
+            (Some("ERROR"), Some(410))
+        );
+    }
+
+    /// Far more events than are asked of it, in an unoptimized build: serving them is no bottleneck.
+    #[test]
+    fn events_are_served_faster_than_anyone_needs() {
+        let server = ApiServer::start().unwrap();
+        let mut spec = Spec::sized(0, 1_000, 20);
+        spec.churn = Churn::of_pods();
+        let mut cluster = Synthetic::new(spec).unwrap();
+        server.load(cluster.objects());
+        let version = version(&get(&server, "/api/v1/pods?limit=1"));
+        let mut input = watch(
+            &server,
+            &format!("/api/v1/pods?watch=true&resourceVersion={version}"),
+        );
+        let events: Vec<_> = (0..3_000).map(|_| cluster.churn()).collect();
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                events.into_iter().for_each(|event| {
+                    server.event(event);
+                })
+            });
+            (0..3_000).for_each(|_| drop(event(&mut input)));
+        });
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(3), "{took:?} for 3,000 events");
+        assert_eq!(server.watches(PODS), 1);
+    }
 }
