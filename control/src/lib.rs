@@ -16,6 +16,7 @@ pub mod model;
 pub mod protocol;
 pub mod publish;
 pub mod reference;
+pub mod refine;
 #[cfg(feature = "afxdp")]
 pub mod run;
 pub mod source;

@@ -1,0 +1,113 @@
+//! Protocols and ports: TCP, UDP and SCTP by destination port, and everything else, which no rule with ports matches.
+
+/// What is asked for, but for its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Service {
+    /// Protocol 6.
+    Tcp,
+    /// Protocol 17.
+    Udp,
+    /// Protocol 132.
+    Sctp,
+    /// Every other protocol, and packets whose ports cannot be read: no rule tells them apart (SEMANTICS 35, 63).
+    Other,
+}
+
+impl Service {
+    /// All, in order.
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Other];
+
+    /// Of an IP protocol number.
+    pub const fn of(protocol: u8) -> Self {
+        match protocol {
+            6 => Self::Tcp,
+            17 => Self::Udp,
+            132 => Self::Sctp,
+            _ => Self::Other,
+        }
+    }
+
+    /// `TCP`, `UDP`, `SCTP`, or `other`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether it has ports.
+    pub const fn has_ports(self) -> bool {
+        !matches!(self, Self::Other)
+    }
+
+    pub(super) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Ports `lo..=hi`; `0..=65535` for [`Service::Other`].
+pub type Span = (u16, u16);
+
+/// Walks over several lists of (first port, value), each beginning at port 0, and calls for each span in which none
+/// changes.
+pub(super) fn walk<T: Copy, const N: usize>(lists: [&[(u16, T)]; N], mut each: impl FnMut(Span, [T; N])) {
+    let mut at = [0_usize; N];
+    let mut lo = 0_u16;
+    loop {
+        let mut next = None;
+        let mut values = [None; N];
+        for ((list, at), value) in lists.iter().zip(&mut at).zip(&mut values) {
+            while list.get(*at + 1).is_some_and(|(first, _)| *first <= lo) {
+                *at += 1;
+            }
+            *value = list.get(*at).map(|(_, value)| *value);
+            if let Some((first, _)) = list.get(*at + 1) {
+                next = Some(next.map_or(*first, |next: u16| next.min(*first)));
+            }
+        }
+        let mut whole = values.iter().flatten().copied();
+        // A list without entries has nothing to say; the snapshot has none such.
+        let Some(first) = whole.next() else { return };
+        let mut found = [first; N];
+        for (place, value) in found.iter_mut().zip(values) {
+            let Some(value) = value else { return };
+            *place = value;
+        }
+        let hi = next.map_or(u16::MAX, |next| next - 1);
+        each((lo, hi), found);
+        match next {
+            Some(next) => lo = next,
+            None => return,
+        }
+    }
+}
+
+/// Adds a span to a list of spans in order; one that follows the last at once is joined to it.
+pub(super) fn push(spans: &mut Vec<Span>, span: Span) {
+    match spans.last_mut() {
+        Some(last) if last.1.checked_add(1) == Some(span.0) => last.1 = span.1,
+        _ => spans.push(span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_end_where_any_list_changes() {
+        let a = [(0, 'a'), (80, 'b'), (81, 'c')];
+        let b = [(0, 'x'), (81, 'y'), (65535, 'z')];
+        let mut got = Vec::new();
+        walk([&a[..], &b[..]], |span, values| got.push((span, values)));
+        let wanted = vec![
+            ((0, 79), ['a', 'x']),
+            ((80, 80), ['b', 'x']),
+            ((81, 65534), ['c', 'y']),
+            ((65535, 65535), ['c', 'z']),
+        ];
+        assert_eq!(got, wanted);
+    }
+}
