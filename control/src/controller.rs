@@ -1,9 +1,13 @@
-//! The control process: source -> compile -> publish -> adopted, for ever.
+//! The control process: source -> compile -> prove -> publish -> adopted, for ever.
 //!
-//! [`Controller::turn`] is the whole of it. One state is compiled at a time, on a thread of its own; what the source
-//! says meanwhile waits, the newest only. Whatever fails, the dataplane goes on with the snapshot it has.
+//! [`Controller::turn`] is the whole of it. One state is compiled and proven at a time, on a thread of its own
+//! ([`pipeline`]), and the next one not before the dataplane has answered for it; what the source says meanwhile waits,
+//! the newest only. Whatever fails, the dataplane goes on with the snapshot it has. Beside it the snapshot in force is
+//! proven whole, slowly ([`background`]).
 
+mod background;
 mod overview;
+mod pipeline;
 
 #[cfg(test)]
 mod tests;
@@ -19,20 +23,21 @@ use std::{
 };
 
 use anyhow::Context;
-use ringwall_config::{Config, SourceKind, UnknownEndpoints};
-use ringwall_dataplane::classify::Generation;
+use ringwall_config::{Config, SourceKind, UnknownEndpoints, Verify};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    task::{JoinError, JoinHandle},
 };
 
-pub use self::overview::Overview;
+pub use self::{background::Share, overview::Overview};
+use self::{
+    background::{Pass, RollingProof},
+    pipeline::{Job, Made, Outcome, Pipeline, Tools},
+};
 use crate::{
     api::Servers,
-    cluster::Cluster,
     cluster::Settings,
-    compile::{CompileError, CompiledImage, EpochKey, compile},
+    compile::EpochKey,
     protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
     publish::{self, Event, Outgoing, Publication},
     source::{
@@ -81,6 +86,9 @@ pub enum ControlError {
     /// Nobody could ask it.
     #[error(transparent)]
     Api(#[from] crate::api::ApiError),
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}; raise the limit of processes")]
+    Thread(io::Error),
     /// A file of the state directory.
     #[error("{}: {reason}", path.display())]
     StateFile {
@@ -121,6 +129,10 @@ pub struct Options {
     pub metrics_listen: std::net::SocketAddr,
     /// `/livez` and `/readyz`; with the metrics where None.
     pub health_listen: Option<std::net::SocketAddr>,
+    /// What is proven of a snapshot before it is published.
+    pub verify: Verify,
+    /// What the proof in the background may take.
+    pub share: Share,
     /// Of the line to the dataplane.
     pub publication: publish::Timing,
     /// Of the API server's watches; `stale_after` is taken from above.
@@ -146,6 +158,8 @@ impl Options {
             state_dir: config.state_dir.clone(),
             metrics_listen: config.telemetry.metrics_listen,
             health_listen: config.telemetry.health_listen,
+            verify: config.verify,
+            share: Share::default(),
             publication: publish::Timing::default(),
             watches: kube::Timing::default(),
             folder: WatchOptions::default(),
@@ -276,33 +290,34 @@ pub fn epoch_key(state_dir: &Path) -> Result<EpochKey, ControlError> {
     }
 }
 
-/// What compiles.
-type Compiler = fn(&Cluster, Generation, &EpochKey) -> Result<CompiledImage, CompileError>;
-
 /// The loop, and everything that it holds.
 pub struct Controller {
-    compiler: Compiler,
     overview: Arc<Overview>,
     feed: Feed,
+    pipeline: Pipeline,
+    /// None unless snapshots are proven by what changed.
+    rolling: Option<RollingProof>,
+    passes: mpsc::UnboundedReceiver<Pass>,
     publication: Publication,
     events: mpsc::UnboundedReceiver<Event>,
-    key: EpochKey,
     /// Ends the servers with the loop.
     servers: Servers,
     /// The newest state that has not been compiled.
     waiting: Option<Arc<SourceState>>,
-    compiling: Option<Compiling>,
+    /// The newest state of all, to be compiled once more where that is needed.
+    newest: Option<Arc<SourceState>>,
+    /// Whether what was compiled and proven before is not to be built on.
+    afresh: bool,
+    /// Since when a state is being compiled; None where none is.
+    compiling: Option<Instant>,
+    /// Generation that was published and that a connected dataplane has not answered for. What comes meanwhile is
+    /// gathered: it would only wait behind it.
+    unanswered: Option<u64>,
+    connected: bool,
     /// Newest generation that the dataplane or this process has given out; None before the dataplane has said.
     generation: Option<u64>,
     /// The compiled snapshot that was published last.
     published: Option<Published>,
-}
-
-struct Compiling {
-    state: Arc<SourceState>,
-    generation: u64,
-    started: Instant,
-    task: JoinHandle<Result<CompiledImage, CompileError>>,
 }
 
 struct Published {
@@ -320,16 +335,25 @@ impl Controller {
     /// # Errors
     /// One of them cannot be used. Whether the API server or the dataplane answers is another question.
     pub async fn start(options: Options) -> Result<Self, ControlError> {
-        Self::start_with(options, compile).await
+        Self::start_with(options, Tools::default()).await
     }
 
-    async fn start_with(options: Options, compiler: Compiler) -> Result<Self, ControlError> {
+    async fn start_with(options: Options, tools: Tools) -> Result<Self, ControlError> {
         let key = epoch_key(&options.state_dir)?;
         let mut feed = open_source(&options).await?;
         let (publication, events) =
             Publication::start(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
+        let (rolling, passes) = if options.verify == Verify::Changed {
+            let (rolling, passes) =
+                RollingProof::start(&tools, options.share).map_err(ControlError::Thread)?;
+            (Some(rolling), passes)
+        } else {
+            (None, mpsc::unbounded_channel().1)
+        };
+        let pipeline = Pipeline::start(tools, key, options.verify).map_err(ControlError::Thread)?;
         let overview = Arc::new(Overview::new(
             options.name,
+            options.verify,
             Arc::clone(&feed.health),
             feed.accept.take(),
             publication.inquiry(),
@@ -347,15 +371,20 @@ impl Controller {
         // The state that is there already counts as new.
         feed.states.mark_changed();
         Ok(Self {
-            compiler,
             overview,
             feed,
+            pipeline,
+            rolling,
+            passes,
             publication,
             events,
-            key,
             servers,
             waiting: None,
+            newest: None,
+            afresh: false,
             compiling: None,
+            unanswered: None,
+            connected: false,
             generation: None,
             published: None,
         })
@@ -398,7 +427,8 @@ impl Controller {
             event = self.events.recv() => if let Some(event) = event {
                 self.take_event(event);
             },
-            outcome = finished(&mut self.compiling) => self.take_image(outcome),
+            outcome = self.pipeline.finished() => self.take_outcome(outcome),
+            Some(pass) = self.passes.recv() => self.take_pass(pass),
             () = tokio::time::sleep(HEARTBEAT) => {}
         }
     }
@@ -410,81 +440,109 @@ impl Controller {
             .waiting
             .as_ref()
             .map_or(state.began, |waiting| waiting.began.min(state.began));
-        self.waiting = Some(if began == state.began {
+        let state = if began == state.began {
             state
         } else {
             Arc::new(SourceState {
                 began,
                 ..SourceState::clone(&state)
             })
-        });
+        };
+        self.newest = Some(Arc::clone(&state));
+        self.waiting = Some(state);
+    }
+
+    /// Has the newest state compiled once more.
+    fn again(&mut self) {
+        if self.waiting.is_none() {
+            self.waiting.clone_from(&self.newest);
+        }
     }
 
     fn begin_compiling(&mut self) {
-        if self.compiling.is_some() {
+        if self.compiling.is_some() || self.unanswered.is_some() {
             return;
         }
         // Before the dataplane has said what it has, no generation is safe.
         let Some(last) = self.generation else { return };
         let Some(state) = self.waiting.take() else { return };
-        let generation = last + 1;
-        let (compiler, key) = (self.compiler, self.key);
-        let input = Arc::clone(&state);
         let started = Instant::now();
-        let task =
-            tokio::task::spawn_blocking(move || compiler(&input.cluster, Generation(generation), &key));
         self.overview
             .latencies()
             .settle
             .observe(since(state.began, started));
-        self.compiling = Some(Compiling {
-            generation,
+        self.compiling = Some(started);
+        self.pipeline.begin(Job {
             state,
-            started,
-            task,
+            generation: last + 1,
+            afresh: std::mem::take(&mut self.afresh),
         });
     }
 
-    fn take_image(
-        &mut self,
-        (compiling, outcome): (Compiling, Result<Result<CompiledImage, CompileError>, JoinError>),
-    ) {
-        let elapsed = compiling.started.elapsed();
-        let image = match outcome {
-            Ok(Ok(image)) => image,
-            Ok(Err(error)) => return self.overview.not_compiled(error.to_string()),
-            Err(error) => {
-                return self
-                    .overview
-                    .not_compiled(format!("the compiler failed: {error}; please report it"));
-            }
+    fn take_outcome(&mut self, outcome: Outcome) {
+        self.compiling = None;
+        let Outcome {
+            state,
+            generation,
+            made,
+        } = outcome;
+        let made = match made {
+            Ok(made) => made,
+            Err(failure) => return self.overview.not_made(&failure),
         };
-        self.overview.latencies().compile.observe(elapsed.as_secs_f64());
-        let hash = ContentHash(image.hash);
-        self.overview
-            .compiled(compiling.generation, hash, image.bytes.len() as u64, elapsed);
+        let hash = ContentHash(made.compiled.hash);
+        self.note(generation, hash, &made);
         // The dataplane may have come back with a later generation meanwhile.
-        if self
-            .generation
-            .is_some_and(|generation| generation >= compiling.generation)
-        {
-            self.waiting.get_or_insert(compiling.state);
+        if self.generation.is_some_and(|newest| newest >= generation) {
+            self.again();
             return;
         }
-        self.generation = Some(compiling.generation);
+        self.prove_whole(generation, &state, &made);
+        self.generation = Some(generation);
+        self.unanswered = self.connected.then_some(generation);
         self.published = Some(Published {
-            state: compiling.state,
-            generation: compiling.generation,
+            state,
+            generation,
             hash,
             compiled: Instant::now(),
             accepted: None,
             adopted: false,
         });
         self.publication.publish(Outgoing {
-            generation: compiling.generation,
+            generation,
             hash,
-            image: Arc::new(image.bytes),
+            image: Arc::new(made.compiled.image.to_bytes()),
         });
+    }
+
+    fn note(&self, generation: u64, hash: ContentHash, made: &Made) {
+        let latencies = self.overview.latencies();
+        latencies.compile.observe(made.compile.as_secs_f64());
+        if let Some(proof) = &made.proof {
+            latencies.verify.observe(proof.took.as_secs_f64());
+        }
+        self.overview.made(generation, hash, made);
+    }
+
+    /// What was proven by its change alone is proven whole in the background.
+    fn prove_whole(&self, generation: u64, state: &SourceState, made: &Made) {
+        let (Some(rolling), Some(proof)) = (&self.rolling, &made.proof) else {
+            return;
+        };
+        if proof.report.whole {
+            rolling.nothing();
+        } else {
+            rolling.newest(generation, &state.cluster, &proof.snapshot);
+        }
+    }
+
+    /// A snapshot that was proven by its change and is wrong: what all was built on is wrong.
+    fn take_pass(&mut self, pass: Pass) {
+        if pass.outcome.is_err() {
+            self.afresh = true;
+            self.again();
+        }
+        self.overview.pass(pass);
     }
 
     fn take_event(&mut self, event: Event) {
@@ -495,6 +553,8 @@ impl Controller {
                 workers,
             } => {
                 tracing::info!(generation, workers, "the dataplane is connected");
+                self.connected = true;
+                self.unanswered = None;
                 let ours = self
                     .published
                     .as_ref()
@@ -502,9 +562,14 @@ impl Controller {
                 self.overview.connected(generation, ours);
                 self.take_hello(generation, ours);
             }
-            Event::Disconnected { reason } => self.overview.disconnected(reason),
+            Event::Disconnected { reason } => {
+                self.connected = false;
+                self.unanswered = None;
+                self.overview.disconnected(reason);
+            }
             Event::Sent { .. } => {}
             Event::Accepted { generation } => {
+                self.answered(generation);
                 self.overview.accepted(generation);
                 if let Some(published) = self.published_as(generation) {
                     let now = Instant::now();
@@ -514,10 +579,17 @@ impl Controller {
                 }
             }
             Event::Refused { generation, reason } => {
+                self.answered(generation);
                 tracing::error!(generation, reason, "the dataplane refused a snapshot");
                 self.overview.refused(reason);
             }
             Event::Adopted { generation, micros } => self.take_adoption(generation, micros),
+        }
+    }
+
+    fn answered(&mut self, generation: u64) {
+        if self.unanswered.is_some_and(|waiting| waiting <= generation) {
+            self.unanswered = None;
         }
     }
 
@@ -528,9 +600,8 @@ impl Controller {
         self.generation = Some(known.max(generation));
         let Some(published) = &self.published else { return };
         if published.generation <= generation && !ours {
-            let state = Arc::clone(&published.state);
             self.publication.withdraw();
-            self.waiting.get_or_insert(state);
+            self.again();
         }
     }
 
@@ -550,7 +621,7 @@ impl Controller {
             }
             latencies.total.observe(elapsed.as_secs_f64());
         }
-        tracing::info!(generation, micros, "adopted by every worker");
+        tracing::debug!(generation, micros, "adopted by every worker");
         self.overview.adopted(generation, total);
     }
 
@@ -558,20 +629,6 @@ impl Controller {
         self.published
             .as_mut()
             .filter(|published| published.generation == generation)
-    }
-}
-
-/// Waits for a compilation; for ever where there is none.
-async fn finished(
-    compiling: &mut Option<Compiling>,
-) -> (Compiling, Result<Result<CompiledImage, CompileError>, JoinError>) {
-    let Some(running) = compiling.as_mut() else {
-        return std::future::pending().await;
-    };
-    let outcome = (&mut running.task).await;
-    match compiling.take() {
-        Some(done) => (done, outcome),
-        None => std::future::pending().await,
     }
 }
 

@@ -384,6 +384,8 @@ pub struct ControlStatus {
     pub incomplete: Vec<String>,
     /// The snapshot compiled last.
     pub snapshot: CompiledStatus,
+    /// What is proven of snapshots.
+    pub proof: ProofStatus,
     /// The line to the dataplane.
     pub publication: PublicationStatus,
     /// What needs somebody's attention, in words; empty when all is well.
@@ -486,12 +488,44 @@ pub struct CompiledStatus {
     pub bytes: u64,
     /// How long compiling took, in microseconds.
     pub compile_micros: u64,
+    /// Whether it was made from the snapshot before, at the cost of what changed.
+    pub incremental: bool,
     /// Snapshots compiled.
     pub compiled: u64,
+    /// Snapshots among them that were made from the one before.
+    pub compiled_incrementally: u64,
     /// States that could not be compiled.
     pub failed: u64,
     /// Why the newest state could not be compiled; None where it could.
     pub error: Option<String>,
+}
+
+/// What is proven of compiled snapshots: that they decide what the objects say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProofStatus {
+    /// `full`, `changed` or `off`: what is proven before a snapshot is published.
+    pub verify: String,
+    /// Snapshots proven before they were published.
+    pub proven: u64,
+    /// How long the last of these proofs took, in microseconds.
+    pub micros: u64,
+    /// Classes of ends that it told apart.
+    pub classes: u64,
+    /// Whether it looked at everything.
+    pub whole: bool,
+    /// Differences between snapshots and objects that were found.
+    pub differences: u64,
+    /// The latest difference, with a packet that shows it; None once a later snapshot is proven.
+    pub difference: Option<String>,
+    /// Generation of the snapshot that was last proven whole; 0 before the first.
+    pub full_generation: u64,
+    /// Seconds since then; None before the first.
+    pub full_seconds: Option<f64>,
+    /// How long that took, pauses not counted, in microseconds.
+    pub full_micros: u64,
+    /// Passes over everything that the background has ended.
+    pub passes: u64,
 }
 
 /// The line from control to the dataplane.

@@ -1,18 +1,27 @@
 //! What is known of everything: for status, readiness and metrics.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use imbl::{OrdMap, ordmap::DiffItem};
 use ipnet::IpNet;
+use ringwall_config::Verify;
 
+use super::{
+    background::Pass,
+    pipeline::{Failure, Made},
+};
 use crate::{
-    cluster::Cluster,
+    check::Report,
+    cluster::{Cluster, Node},
     metrics::Latencies,
     protocol::{
-        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, PublicationStatus, Status, Supervision,
+        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus, Status,
+        Supervision,
     },
     publish::DataplaneInquiry,
     source::{
@@ -27,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The loop is stuck when it has not turned for so long.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// How long an alarm about vanished policies stays.
-const REMEMBER_VANISHED: Duration = Duration::from_secs(15 * 60);
+/// How long an alarm about something that is over stays.
+const REMEMBER: Duration = Duration::from_secs(15 * 60);
 
 /// Fewer policies than this vanishing at once are nothing unusual.
 const FEW_POLICIES: u64 = 4;
@@ -36,35 +45,74 @@ const FEW_POLICIES: u64 = 4;
 /// As many prefixes are named in one alarm.
 const NAMED_PREFIXES: usize = 8;
 
-/// The prefixes of nodes (`spec.podCIDRs`) that the configured prefixes do not hold, by node. The XDP programs and the
-/// egress guard know the configured ones alone: what lies outside of them is no pod to them.
-fn outside_pod_cidrs(cluster: &Cluster) -> Vec<(String, IpNet)> {
-    // Halves that are configured hold the whole.
-    let configured = IpNet::aggregate(&cluster.settings.pod_cidrs);
-    let covered = |prefix: &IpNet| configured.iter().any(|known| known.contains(prefix));
-    let mut outside: Vec<(String, IpNet)> = cluster
-        .nodes
-        .values()
-        .flat_map(|node| node.pod_cidrs.iter().map(|prefix| (node.name.clone(), *prefix)))
-        .filter(|(_, prefix)| !covered(prefix))
-        .collect();
-    outside.sort_unstable();
-    outside
+/// The prefixes of nodes (`spec.podCIDRs`) that the configured prefixes do not hold. The XDP programs and the egress
+/// guard know the configured ones alone: what lies outside of them is no pod to them.
+#[derive(Debug, Default)]
+struct Uncovered {
+    configured: Vec<IpNet>,
+    nodes: OrdMap<String, Arc<Node>>,
+    /// By node; no node without.
+    prefixes: BTreeMap<String, Vec<IpNet>>,
 }
 
-fn uncovered_alarm(uncovered: &[(String, IpNet)]) -> String {
-    let mut named: Vec<String> = uncovered
-        .iter()
-        .take(NAMED_PREFIXES)
-        .map(|(node, prefix)| format!("{prefix} of node {node}"))
-        .collect();
-    if uncovered.len() > NAMED_PREFIXES {
-        named.push(format!("{} more", uncovered.len() - NAMED_PREFIXES));
+impl Uncovered {
+    /// Takes the nodes of a state, at the cost of those that changed. Answers what is new.
+    fn update(&mut self, cluster: &Cluster) -> Vec<(String, IpNet)> {
+        if self.configured != cluster.settings.pod_cidrs {
+            self.configured.clone_from(&cluster.settings.pod_cidrs);
+            self.nodes = OrdMap::new();
+            self.prefixes.clear();
+        }
+        let mut news = Vec::new();
+        // Halves that are configured hold the whole.
+        let configured = IpNet::aggregate(&self.configured);
+        let covered = |prefix: &IpNet| configured.iter().any(|known| known.contains(prefix));
+        for change in self.nodes.diff(&cluster.nodes) {
+            let (name, node) = match change {
+                DiffItem::Add(name, node)
+                | DiffItem::Update {
+                    new: (name, node), ..
+                } => (name, Some(node)),
+                DiffItem::Remove(name, _) => (name, None),
+            };
+            let outside: Vec<IpNet> = (node.iter())
+                .flat_map(|node| node.pod_cidrs.iter().copied())
+                .filter(|prefix| !covered(prefix))
+                .collect();
+            let before = if outside.is_empty() {
+                self.prefixes.remove(name)
+            } else {
+                self.prefixes.insert(name.clone(), outside.clone())
+            };
+            let before = before.unwrap_or_default();
+            let new = outside.into_iter().filter(|prefix| !before.contains(prefix));
+            news.extend(new.map(|prefix| (name.clone(), prefix)));
+        }
+        self.nodes = cluster.nodes.clone();
+        news
     }
-    format!(
-        "spec.podCIDRs lie outside of cluster.podCIDRs, so that fail mode and egress guard do not hold for the pods there: {}; add them to cluster.podCIDRs and restart",
-        named.join(", ")
-    )
+
+    fn alarm(&self) -> Option<String> {
+        let all = || {
+            self.prefixes
+                .iter()
+                .flat_map(|(node, prefixes)| prefixes.iter().map(move |prefix| (node, prefix)))
+        };
+        let mut named: Vec<String> = all()
+            .take(NAMED_PREFIXES)
+            .map(|(node, prefix)| format!("{prefix} of node {node}"))
+            .collect();
+        let more = all().skip(NAMED_PREFIXES).count();
+        if more > 0 {
+            named.push(format!("{more} more"));
+        }
+        (!named.is_empty()).then(|| {
+            format!(
+                "spec.podCIDRs lie outside of cluster.podCIDRs, so that fail mode and egress guard do not hold for the pods there: {}; add them to cluster.podCIDRs and restart",
+                named.join(", ")
+            )
+        })
+    }
 }
 
 /// What is known of everything. Written by the loop, read by whoever asks.
@@ -91,8 +139,13 @@ struct Inner {
     incomplete: Vec<String>,
     vanished: Option<(Instant, String)>,
     /// Nodes whose pods the dataplane's programs do not take for pods, with the prefixes.
-    uncovered: Vec<(String, IpNet)>,
+    uncovered: Uncovered,
     compiled: CompiledStatus,
+    proof: ProofStatus,
+    /// When a snapshot was last proven whole.
+    proven_whole: Option<Instant>,
+    /// What was wrong with a snapshot that was compiled in full instead.
+    corrected: Option<(Instant, String)>,
     publication: PublicationStatus,
     line: Option<String>,
     /// Accepted and not adopted yet: generation, and since when.
@@ -103,6 +156,23 @@ struct Inner {
 }
 
 impl Inner {
+    fn proven_whole(&mut self, generation: u64, took: Duration) {
+        self.proven_whole = Some(Instant::now());
+        self.proof.full_generation = generation;
+        self.proof.full_micros = took.as_micros() as u64;
+    }
+
+    /// What is wrong with the newest state or with the snapshot in force, as far as compiling and proving go.
+    fn wrong(&self) -> Option<String> {
+        match (&self.compiled.error, &self.proof.difference) {
+            (Some(error), _) => Some(format!("the newest state cannot be published: {error}")),
+            (None, Some(difference)) => Some(format!(
+                "the snapshot in force contradicts the policies; please report it: {difference}"
+            )),
+            (None, None) => None,
+        }
+    }
+
     fn overdue(&self, patience: Duration) -> Option<String> {
         let (generation, since) = self.adopting?;
         let waiting = since.elapsed();
@@ -118,6 +188,7 @@ impl Inner {
 impl Overview {
     pub(super) fn new(
         name: String,
+        verify: Verify,
         health: Arc<Health>,
         accept: Option<Accept>,
         inquiry: DataplaneInquiry,
@@ -131,8 +202,19 @@ impl Overview {
             problems: Problems::default(),
             incomplete: Vec::new(),
             vanished: None,
-            uncovered: Vec::new(),
+            uncovered: Uncovered::default(),
             compiled: CompiledStatus::default(),
+            proof: ProofStatus {
+                verify: match verify {
+                    Verify::Full => "full",
+                    Verify::Changed => "changed",
+                    Verify::Off => "off",
+                }
+                .to_owned(),
+                ..ProofStatus::default()
+            },
+            proven_whole: None,
+            corrected: None,
             publication: PublicationStatus::default(),
             line: None,
             adopting: None,
@@ -179,41 +261,79 @@ impl Overview {
             tracing::warn!("{text}");
             inner.vanished = Some((Instant::now(), text));
         }
-        let uncovered = outside_pod_cidrs(&state.cluster);
-        for (node, prefix) in &uncovered {
-            if !inner
-                .uncovered
-                .iter()
-                .any(|(name, known)| (name, known) == (node, prefix))
-            {
-                tracing::warn!(
-                    node,
-                    %prefix,
-                    "spec.podCIDRs of the node lies outside of cluster.podCIDRs: its pods are outside of fail mode and egress guard"
-                );
-            }
+        for (node, prefix) in inner.uncovered.update(&state.cluster) {
+            tracing::warn!(
+                node,
+                %prefix,
+                "spec.podCIDRs of the node lies outside of cluster.podCIDRs: its pods are outside of fail mode and egress guard"
+            );
         }
-        inner.uncovered = uncovered;
         inner.objects = objects;
         inner.problems.clone_from(&state.problems);
         inner.incomplete = state.cluster.unevaluated_kinds.iter().cloned().collect();
     }
 
-    pub(super) fn compiled(&self, generation: u64, hash: ContentHash, bytes: u64, took: Duration) {
-        let compiled = &mut self.inner().compiled;
+    pub(super) fn made(&self, generation: u64, hash: ContentHash, made: &Made) {
+        let mut inner = self.inner();
+        let compiled = &mut inner.compiled;
         compiled.generation = generation;
         compiled.hash = Some(hash);
-        compiled.bytes = bytes;
-        compiled.compile_micros = took.as_micros() as u64;
+        compiled.bytes = made.compiled.stats.bytes;
+        compiled.compile_micros = made.compile.as_micros() as u64;
+        compiled.incremental = made.compiled.incremental;
         compiled.compiled += 1;
+        compiled.compiled_incrementally += u64::from(made.compiled.incremental);
         compiled.error = None;
+        if let Some(difference) = &made.corrected {
+            let text = difference.to_string();
+            tracing::error!(
+                "a snapshot made from the one before was wrong, it was compiled in full instead: {text}"
+            );
+            inner.proof.differences += 1;
+            inner.corrected = Some((Instant::now(), text));
+        }
+        if let Some(proof) = &made.proof {
+            inner.proof.proven += 1;
+            inner.proof.micros = proof.took.as_micros() as u64;
+            inner.proof.classes = proof.report.classes;
+            inner.proof.whole = proof.report.whole;
+            inner.proof.difference = None;
+            if proof.report.whole {
+                inner.proven_whole(generation, proof.took);
+            }
+        }
     }
 
-    pub(super) fn not_compiled(&self, reason: String) {
-        tracing::error!("the newest state cannot be compiled, the snapshot before stays in force: {reason}");
-        let compiled = &mut self.inner().compiled;
-        compiled.failed += 1;
-        compiled.error = Some(reason);
+    pub(super) fn not_made(&self, failure: &Failure) {
+        let reason = failure.to_string();
+        tracing::error!("the newest state cannot be published, the snapshot before stays in force: {reason}");
+        let mut inner = self.inner();
+        if let Failure::Differs(difference) = failure {
+            inner.proof.differences += 1;
+            inner.proof.difference = Some(difference.to_string());
+        }
+        inner.compiled.failed += 1;
+        inner.compiled.error = Some(reason);
+    }
+
+    /// A proof in the background has ended.
+    pub(super) fn pass(&self, pass: Pass) {
+        let mut inner = self.inner();
+        match pass.outcome {
+            Ok(Report { classes, .. }) => {
+                tracing::debug!(generation = pass.generation, classes, "proven whole");
+                inner.proof.passes += 1;
+                inner.proven_whole(pass.generation, pass.worked);
+            }
+            Err(reason) => {
+                tracing::error!(
+                    generation = pass.generation,
+                    "a snapshot that was published is wrong; compiling in full: {reason}"
+                );
+                inner.proof.differences += 1;
+                inner.proof.difference = Some(reason);
+            }
+        }
     }
 
     /// The dataplane is there with a snapshot; `ours` where it is the one published last.
@@ -294,9 +414,7 @@ impl Overview {
                 None => "the source is not synced yet".to_owned(),
             });
         }
-        if let Some(error) = &inner.compiled.error {
-            reasons.push(format!("the newest state cannot be compiled: {error}"));
-        }
+        reasons.extend(inner.wrong());
         if let Some(error) = &inner.publication.refusal {
             reasons.push(format!("the dataplane refused the newest snapshot: {error}"));
         }
@@ -329,15 +447,18 @@ impl Overview {
             alarms.push(format!("the source's newest state is held back: {reason}"));
         }
         if let Some((at, text)) = &inner.vanished
-            && at.elapsed() < REMEMBER_VANISHED
+            && at.elapsed() < REMEMBER
         {
             alarms.push(text.clone());
         }
-        if !inner.uncovered.is_empty() {
-            alarms.push(uncovered_alarm(&inner.uncovered));
-        }
-        if let Some(error) = &inner.compiled.error {
-            alarms.push(format!("the newest state cannot be compiled: {error}"));
+        alarms.extend(inner.uncovered.alarm());
+        alarms.extend(inner.wrong());
+        if let Some((at, text)) = &inner.corrected
+            && at.elapsed() < REMEMBER
+        {
+            alarms.push(format!(
+                "a snapshot made from the one before was wrong and was compiled in full instead; please report it: {text}"
+            ));
         }
         if let Some(error) = &inner.publication.refusal {
             alarms.push(format!("the dataplane refused the newest snapshot: {error}"));
@@ -372,6 +493,10 @@ impl Overview {
             problems: inner.problems.iter().cloned().collect(),
             incomplete: inner.incomplete.clone(),
             snapshot: inner.compiled.clone(),
+            proof: ProofStatus {
+                full_seconds: inner.proven_whole.map(|at| at.elapsed().as_secs_f64()),
+                ..inner.proof.clone()
+            },
             publication: inner.publication.clone(),
             alarms,
         };
@@ -389,9 +514,8 @@ mod tests {
     #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
     use super::*;
-    use crate::cluster::Node;
 
-    fn outside(configured: &[&str], nodes: &[(&str, &[&str])]) -> Vec<String> {
+    fn cluster(configured: &[&str], nodes: &[(&str, &[&str])]) -> Cluster {
         let parse = |texts: &[&str]| {
             texts
                 .iter()
@@ -408,7 +532,12 @@ mod tests {
             };
             cluster.nodes.insert(node.name.clone(), Arc::new(node));
         }
-        outside_pod_cidrs(&cluster)
+        cluster
+    }
+
+    fn news(uncovered: &mut Uncovered, configured: &[&str], nodes: &[(&str, &[&str])]) -> Vec<String> {
+        uncovered
+            .update(&cluster(configured, nodes))
             .into_iter()
             .map(|(node, prefix)| format!("{node} {prefix}"))
             .collect()
@@ -421,23 +550,43 @@ mod tests {
             ("a", &["10.1.1.0/24", "fd00:1::/64"]),
             ("c", &["10.0.0.0/15"]),
         ];
+        let mut uncovered = Uncovered::default();
+        let configured: &[&str] = &["10.1.0.0/16", "fd00:1::/48"];
         assert_eq!(
-            outside(&["10.1.0.0/16", "fd00:1::/48"], nodes),
+            news(&mut uncovered, configured, nodes),
             ["b 10.9.0.0/24", "b fd00:2::/64", "c 10.0.0.0/15"],
         );
-        assert!(
-            outside(&["10.0.0.0/9", "10.128.0.0/9", "fd00::/16"], nodes).is_empty(),
-            "two halves hold the whole"
+        assert!(news(&mut uncovered, configured, nodes).is_empty(), "said once");
+        assert_eq!(
+            news(
+                &mut uncovered,
+                configured,
+                &[("b", &["10.9.0.0/24", "10.8.0.0/24"]), nodes[1]]
+            ),
+            ["b 10.8.0.0/24"],
         );
+        let alarm = uncovered.alarm().unwrap();
+        assert!(
+            alarm.contains("10.9.0.0/24 of node b, 10.8.0.0/24 of node b;") && !alarm.contains("node c"),
+            "{alarm}"
+        );
+        news(
+            &mut uncovered,
+            &["10.0.0.0/9", "10.128.0.0/9", "fd00::/16"],
+            nodes,
+        );
+        assert_eq!(uncovered.alarm(), None, "two halves hold the whole");
     }
 
     #[test]
     fn the_alarm_names_node_and_prefix_and_stays_short() {
-        let many: Vec<(String, IpNet)> = (0..20)
-            .map(|n| (format!("n{n}"), format!("10.{n}.0.0/24").parse().unwrap()))
-            .collect();
-        let text = uncovered_alarm(&many);
-        assert!(text.contains("10.3.0.0/24 of node n3"), "{text}");
-        assert!(text.contains("12 more") && !text.contains("n15"), "{text}");
+        let mut uncovered = Uncovered::default();
+        for n in 10..30 {
+            let prefix = format!("10.{n}.0.0/24").parse().unwrap();
+            uncovered.prefixes.insert(format!("n{n}"), vec![prefix]);
+        }
+        let text = uncovered.alarm().unwrap();
+        assert!(text.contains("10.13.0.0/24 of node n13"), "{text}");
+        assert!(text.contains("12 more") && !text.contains("n25"), "{text}");
     }
 }

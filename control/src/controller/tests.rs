@@ -14,50 +14,62 @@ use std::{
 
 use ringwall_dataplane::{
     addr::Addr,
-    classify::{L4, NodeExemption, Snapshot},
+    classify::{Generation, L4, NodeExemption, Snapshot},
 };
 use ringwall_testbed::api_server::{ApiServer, NETWORK_POLICIES, PODS};
 use serde_json::json;
 
 use super::*;
-use crate::compile::CompileStats;
 use crate::protocol::{
     Connection, DataplaneStatus, Listener, ProtocolError, Reply, Request, SnapshotStatus, Status, VERSION,
     read_image,
 };
+use crate::{
+    check::{Answer, Difference, Progress, Report},
+    cluster::Cluster,
+    compile::{Budget, CompileError, Compiled, Compiler},
+    controller::pipeline::{Compile, Prove},
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Compiles into something to be compared: generation, then the names of everything.
-fn transcribe(
-    cluster: &Cluster,
-    generation: Generation,
-    key: &EpochKey,
-) -> Result<CompiledImage, CompileError> {
-    assert_ne!(key, &EpochKey::OFFLINE, "the installation has a key of its own");
-    let names: Vec<String> = cluster
-        .pods
-        .keys()
-        .chain(cluster.policies.keys())
-        .map(ToString::to_string)
-        .collect();
-    assert!(
-        !names.iter().any(|name| name.contains("panic")),
-        "a compiler that fails"
-    );
-    if names.iter().any(|name| name.contains("too-large")) {
-        return Err(CompileError::OverBudget {
-            needed: 2,
-            budget: 1,
-            heaviest: Vec::new(),
-        });
+/// Compiles, unless the name of a pod says otherwise.
+struct Moody(Compiler);
+
+impl Compile for Moody {
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
+        let named = |name: &str| cluster.pods.keys().any(|key| key.name == name);
+        assert!(!named("panic"), "a compiler that fails");
+        if named("too-large") {
+            return Err(CompileError::OverBudget {
+                needed: 2,
+                budget: 1,
+                heaviest: Vec::new(),
+            });
+        }
+        self.0.update(cluster, generation)
     }
-    let content = names.join(" ");
-    Ok(CompiledImage {
-        bytes: format!("{}: {content}", generation.0).into_bytes(),
-        hash: *blake3::hash(content.as_bytes()).as_bytes(),
-        stats: CompileStats::default(),
-    })
+}
+
+fn moody() -> Tools {
+    Tools {
+        compiler: Arc::new(|key| {
+            assert!(key != EpochKey::OFFLINE, "the installation has a key of its own");
+            Box::new(Moody(Compiler::new(key, Budget::default())))
+        }),
+        ..Tools::default()
+    }
+}
+
+/// An image as text to be compared: its generation, then the pods in it.
+fn describe(image: &[u8]) -> String {
+    let snapshot = Snapshot::open(image).unwrap();
+    let mut names: Vec<String> = (0..snapshot.sizes().endpoints)
+        .filter_map(|number| snapshot.endpoint(number))
+        .map(|endpoint| format!("{}/{}", endpoint.namespace, endpoint.name))
+        .collect();
+    names.sort();
+    format!("{}: {}", snapshot.generation().0, names.join(" "))
 }
 
 /// What a dataplane keeps on disk and in memory.
@@ -75,6 +87,8 @@ struct FakeDataplane {
     /// Workers do not adopt.
     stuck: Arc<AtomicBool>,
     version: Arc<AtomicU64>,
+    /// How long it looks at a snapshot, in milliseconds.
+    slow: Arc<AtomicU64>,
     socket: PathBuf,
     /// Connections that are open, to be cut.
     open: Arc<Mutex<Vec<Arc<Connection>>>>,
@@ -89,6 +103,7 @@ impl FakeDataplane {
             refuse: Arc::default(),
             stuck: Arc::default(),
             version: Arc::new(AtomicU64::new(u64::from(VERSION))),
+            slow: Arc::default(),
             socket: runtime_dir.join(DATAPLANE_SOCKET),
             open: Arc::default(),
             running: Arc::default(),
@@ -103,6 +118,7 @@ impl FakeDataplane {
         self.running.store(true, Ordering::SeqCst);
         let (kept, version) = (Arc::clone(&self.kept), Arc::clone(&self.version));
         let (refuse, stuck) = (Arc::clone(&self.refuse), Arc::clone(&self.stuck));
+        let slow = Arc::clone(&self.slow);
         let (open, running) = (Arc::clone(&self.open), Arc::clone(&self.running));
         self.thread = Some(thread::spawn(move || {
             while let Ok(connection) = listener.accept() {
@@ -113,7 +129,8 @@ impl FakeDataplane {
                 open.lock().unwrap().push(Arc::clone(&connection));
                 let (kept, version) = (Arc::clone(&kept), Arc::clone(&version));
                 let (refuse, stuck) = (Arc::clone(&refuse), Arc::clone(&stuck));
-                thread::spawn(move || serve(&connection, &kept, &refuse, &stuck, &version));
+                let slow = Arc::clone(&slow);
+                thread::spawn(move || serve(&connection, &kept, &refuse, &stuck, &version, &slow));
             }
         }));
     }
@@ -128,13 +145,10 @@ impl FakeDataplane {
         }
     }
 
-    /// The images so far, of those that are text.
+    /// The images so far.
     fn images(&self) -> Vec<String> {
         let images = self.kept.lock().unwrap().images.clone();
-        images
-            .into_iter()
-            .map(|image| String::from_utf8(image).unwrap())
-            .collect()
+        images.iter().map(|image| describe(image)).collect()
     }
 
     async fn image(&self, wanted: &str) -> Vec<String> {
@@ -156,6 +170,7 @@ fn serve(
     refuse: &AtomicBool,
     stuck: &AtomicBool,
     version: &AtomicU64,
+    slow: &AtomicU64,
 ) {
     loop {
         let received = match connection.receive::<Request>() {
@@ -163,6 +178,9 @@ fn serve(
             Err(ProtocolError::Closed | ProtocolError::Io(_)) => return,
             Err(error) => panic!("{error}"),
         };
+        if matches!(received.message, Request::Publish { .. }) {
+            thread::sleep(Duration::from_millis(slow.load(Ordering::SeqCst)));
+        }
         let mut kept = kept.lock().unwrap();
         let replies = match received.message {
             Request::Hello { .. } => vec![Reply::Hello {
@@ -272,6 +290,8 @@ impl Bed {
             state_dir: self.path("state"),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             health_listen: None,
+            verify: Verify::Changed,
+            share: Share::default(),
             publication: publish::Timing {
                 answer: Duration::from_secs(2),
                 ..publish::Timing::default()
@@ -282,7 +302,11 @@ impl Bed {
     }
 
     async fn control(&self) -> Running {
-        Running::new(Controller::start_with(self.options(), transcribe).await.unwrap())
+        self.control_with(self.options(), moody()).await
+    }
+
+    async fn control_with(&self, options: Options, tools: Tools) -> Running {
+        Running::new(Controller::start_with(options, tools).await.unwrap())
     }
 }
 
@@ -290,7 +314,7 @@ impl Bed {
 struct Running {
     overview: Arc<Overview>,
     address: SocketAddr,
-    task: JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -524,7 +548,7 @@ async fn a_worker_that_does_not_adopt_is_alarmed_until_it_does() {
                 },
                 ..bed.options()
             },
-            transcribe,
+            moody(),
         )
         .await
         .unwrap(),
@@ -645,7 +669,7 @@ async fn an_emptied_folder_is_held_back_until_somebody_accepts_it() {
 async fn what_is_wrong_at_the_start_is_refused() {
     let bed = Bed::new();
     let refused = |options: Options| async {
-        match Controller::start_with(options, transcribe).await {
+        match Controller::start_with(options, moody()).await {
             Err(error) => error.to_string(),
             Ok(_) => panic!("accepted"),
         }
@@ -858,4 +882,317 @@ async fn a_change_among_1000_pods_and_200_policies_is_adopted_quickly() {
     eprintln!("event to adopted, median of {}: {} µs", micros.len(), micros[4]);
     // Unoptimised it takes some 22 ms; a machine under load gets ten times that before this fails.
     assert!(micros[4] < 250_000, "{micros:?}");
+}
+
+/// A checker that says what it is told to say.
+#[derive(Clone, Default)]
+struct Oracle {
+    /// Every proof finds a difference.
+    wrong: Arc<AtomicBool>,
+    /// A step in the background does.
+    wrong_behind: Arc<AtomicBool>,
+    /// How long a proof takes, in milliseconds.
+    slow: Arc<AtomicU64>,
+    /// How long a step in the background takes, in milliseconds.
+    slow_behind: Arc<AtomicU64>,
+    /// Proofs of all, proofs of what changed, steps.
+    asked: Arc<[AtomicU64; 3]>,
+    /// Whether this one has proven anything.
+    begun: bool,
+}
+
+impl Oracle {
+    fn tools(&self) -> Tools {
+        let oracle = self.clone();
+        Tools {
+            checker: Arc::new(move || Box::new(oracle.clone())),
+            ..moody()
+        }
+    }
+
+    fn answer(&mut self, whole: bool) -> Result<Report, Box<Difference>> {
+        thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        if self.wrong.load(Ordering::SeqCst) {
+            return Err(packet());
+        }
+        self.begun = true;
+        Ok(Report {
+            classes: 7,
+            whole,
+            ..Report::default()
+        })
+    }
+
+    fn asked(&self) -> [u64; 3] {
+        [0, 1, 2].map(|n: usize| self.asked[n].load(Ordering::SeqCst))
+    }
+}
+
+impl Prove for Oracle {
+    fn full(&mut self, _: &Cluster, _: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
+        self.asked[0].fetch_add(1, Ordering::SeqCst);
+        self.answer(true)
+    }
+
+    fn changed(&mut self, _: &Cluster, _: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
+        self.asked[1].fetch_add(1, Ordering::SeqCst);
+        let whole = !self.begun;
+        self.answer(whole)
+    }
+
+    fn look_at(&mut self, _: &Cluster, _: &Arc<Snapshot>) {
+        self.begun = false;
+    }
+
+    fn step(&mut self, _: Duration) -> Result<Progress, Box<Difference>> {
+        self.asked[2].fetch_add(1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(self.slow_behind.load(Ordering::SeqCst)));
+        if self.wrong_behind.swap(false, Ordering::SeqCst) {
+            return Err(packet());
+        }
+        // Two steps make a pass.
+        self.begun = !self.begun;
+        Ok(if self.begun {
+            Progress::Working
+        } else {
+            Progress::Done(Report {
+                whole: true,
+                ..Report::default()
+            })
+        })
+    }
+}
+
+fn packet() -> Box<Difference> {
+    let answer = |allow| Answer {
+        allow,
+        ingress: "open".to_owned(),
+        egress: "open".to_owned(),
+    };
+    Box::new(Difference {
+        src: "192.0.2.7".to_owned(),
+        dst: "a/one".to_owned(),
+        protocol: 6,
+        port: Some(80),
+        wanted: answer(true),
+        got: answer(false),
+        what: "ingress is decided otherwise".to_owned(),
+        policies: Vec::new(),
+    })
+}
+
+fn proof(status: &Status) -> &crate::protocol::ProofStatus {
+    &status.control.as_ref().unwrap().proof
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_contradicts_the_policies_is_not_published() {
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    let control = bed.control_with(bed.options(), oracle.tools()).await;
+    let status = control.ready().await;
+    assert_eq!(proof(&status).verify, "changed");
+    assert_eq!((proof(&status).proven, proof(&status).classes), (1, 7));
+    assert_eq!(
+        proof(&status).full_generation,
+        1,
+        "the first proof is a whole one"
+    );
+
+    oracle.wrong.store(true, Ordering::SeqCst);
+    bed.pod("two");
+    let status = control
+        .status_where("a difference", |status| proof(status).differences > 0)
+        .await;
+    let refused = status.control.as_ref().unwrap();
+    assert!(!refused.ready, "{refused:#?}");
+    for text in [&refused.alarms, &refused.not_ready] {
+        assert!(
+            text.iter()
+                .any(|it| it.contains("192.0.2.7 -> a/one protocol 6 port 80")),
+            "{text:?}"
+        );
+    }
+    let (code, reasons) = control.get("/readyz").await;
+    assert_eq!(code, 503, "{reasons}");
+    assert!(
+        control
+            .get("/metrics")
+            .await
+            .1
+            .contains("ringwall_proof_differences_total 1\n")
+    );
+    assert_eq!(bed.dataplane.images(), ["1: a/one"], "the old snapshot stays");
+
+    oracle.wrong.store(false, Ordering::SeqCst);
+    bed.pod("three");
+    bed.dataplane.image("2: a/one a/three a/two").await;
+    let status = control.ready().await;
+    assert_eq!(proof(&status).difference, None);
+    assert!(status.control.unwrap().alarms.is_empty());
+}
+
+/// Believes after its first snapshot that it goes on from the one before; and so goes wrong.
+struct Astray {
+    compiler: Compiler,
+    begun: bool,
+    wrong: Arc<AtomicBool>,
+}
+
+impl Compile for Astray {
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
+        let incremental = std::mem::replace(&mut self.begun, true);
+        self.wrong.store(incremental, Ordering::SeqCst);
+        Ok(Compiled {
+            incremental,
+            ..self.compiler.update(cluster, generation)?
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_step_is_compiled_in_full_and_alarmed() {
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    let wrong = Arc::clone(&oracle.wrong);
+    let tools = Tools {
+        compiler: Arc::new(move |key| {
+            Box::new(Astray {
+                compiler: Compiler::new(key, Budget::default()),
+                begun: false,
+                wrong: Arc::clone(&wrong),
+            })
+        }),
+        ..oracle.tools()
+    };
+    let control = bed.control_with(bed.options(), tools).await;
+    control.ready().await;
+    bed.pod("two");
+    bed.dataplane.image("2: a/one a/two").await;
+    let status = control.ready().await;
+    assert_eq!(proof(&status).differences, 1);
+    let alarms = status.control.unwrap().alarms;
+    assert!(
+        alarms.len() == 1
+            && alarms[0].contains("compiled in full instead")
+            && alarms[0].contains("192.0.2.7 -> a/one"),
+        "{alarms:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_proof_delays_its_snapshot_and_gathers_what_comes() {
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    let control = bed.control_with(bed.options(), oracle.tools()).await;
+    control.ready().await;
+    oracle.slow.store(400, Ordering::SeqCst);
+    for name in ["b", "c", "d", "e", "f"] {
+        bed.pod(name);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    let all = "3: a/b a/c a/d a/e a/f a/one";
+    let images = bed.dataplane.image(all).await;
+    assert_eq!(images.len(), 3, "{images:?}");
+    let status = control.ready().await;
+    assert!(proof(&status).micros > 390_000, "{:?}", proof(&status));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proof_in_the_background_delays_nothing() {
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    oracle.slow_behind.store(700, Ordering::SeqCst);
+    let options = Options {
+        share: Share {
+            rest: 0,
+            pause: Duration::ZERO,
+            ..Share::default()
+        },
+        ..bed.options()
+    };
+    let control = bed.control_with(options, oracle.tools()).await;
+    control.ready().await;
+    assert_eq!(oracle.asked()[2], 0, "what was proven whole is not proven again");
+    bed.pod("two");
+    bed.dataplane.image("2: a/one a/two").await;
+    control.status_where("a step", |_| oracle.asked()[2] > 0).await;
+    let began = Instant::now();
+    bed.pod("three");
+    bed.dataplane.image("3: a/one a/three a/two").await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(600), "{took:?}: waited for a step");
+    let status = control
+        .status_where("two passes", |status| proof(status).passes == 2)
+        .await;
+    assert_eq!(proof(&status).full_generation, 3);
+    assert!(proof(&status).full_micros >= 1_400_000, "{:?}", proof(&status));
+    assert!(proof(&status).full_seconds.unwrap() < 60.0);
+    let asked = oracle.asked();
+    assert_eq!((asked[0], asked[1]), (0, 3), "by what changed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_difference_found_in_the_background_has_all_compiled_again() {
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    let control = bed.control_with(bed.options(), oracle.tools()).await;
+    control.ready().await;
+    oracle.slow.store(300, Ordering::SeqCst);
+    oracle.wrong_behind.store(true, Ordering::SeqCst);
+    bed.pod("two");
+    let status = control
+        .status_where("a difference", |status| proof(status).differences > 0)
+        .await;
+    let status = status.control.unwrap();
+    assert!(!status.ready, "{status:#?}");
+    assert!(
+        status
+            .alarms
+            .iter()
+            .any(|it| it.contains("in force contradicts") && it.contains("192.0.2.7")),
+        "{status:#?}"
+    );
+    bed.dataplane.image("3: a/one a/two").await;
+    let status = control.ready().await;
+    assert!(proof(&status).whole, "from nothing");
+    assert!(status.control.unwrap().alarms.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_configuration_says_what_is_proven() {
+    for (verify, expected) in [
+        (Verify::Off, [0, 0]),
+        (Verify::Full, [2, 0]),
+        (Verify::Changed, [0, 2]),
+    ] {
+        let bed = Bed::new();
+        let oracle = Oracle::default();
+        oracle.wrong.store(verify == Verify::Off, Ordering::SeqCst);
+        let options = Options {
+            verify,
+            ..bed.options()
+        };
+        let control = bed.control_with(options, oracle.tools()).await;
+        bed.dataplane.image("1: a/one").await;
+        bed.pod("two");
+        bed.dataplane.image("2: a/one a/two").await;
+        control.ready().await;
+        assert_eq!(oracle.asked()[..2], expected, "{verify:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_dataplane_looks_at_a_snapshot_what_comes_is_gathered() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    control.ready().await;
+    bed.dataplane.slow.store(400, Ordering::SeqCst);
+    for name in ["b", "c", "d", "e", "f"] {
+        bed.pod(name);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    let status = control.overview.status().await.control.unwrap();
+    assert_eq!(status.snapshot.compiled, 2, "compiled for nothing");
+    bed.dataplane.image("3: a/b a/c a/d a/e a/f a/one").await;
 }

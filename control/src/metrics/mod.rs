@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::protocol::{ControlStatus, DataplaneStatus, Status};
+use crate::protocol::{ControlStatus, DataplaneStatus, ProofStatus, Status};
 
 /// Content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,7 +26,9 @@ pub struct Latencies {
     pub settle: Histogram,
     /// The compilation.
     pub compile: Histogram,
-    /// From the end of the compilation to the dataplane's acceptance.
+    /// The proof before it is published.
+    pub verify: Histogram,
+    /// From the end of both to the dataplane's acceptance.
     pub accept: Histogram,
     /// From the acceptance to the adoption by the last worker.
     pub adopt: Histogram,
@@ -41,6 +43,7 @@ impl Default for Latencies {
         Self {
             settle: histogram(),
             compile: histogram(),
+            verify: histogram(),
             accept: histogram(),
             adopt: histogram(),
             total: histogram(),
@@ -56,6 +59,7 @@ impl Latencies {
         for (step, histogram) in [
             ("settle", &self.settle),
             ("compile", &self.compile),
+            ("verify", &self.verify),
             ("accept", &self.accept),
             ("adopt", &self.adopt),
             ("total", &self.total),
@@ -284,9 +288,21 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     )?;
     counter(
         e,
-        ("snapshots_failed", "States that could not be compiled"),
+        (
+            "snapshots_compiled_incrementally",
+            "Snapshots among them that were made from the one before",
+        ),
+        one(snapshot.compiled_incrementally),
+    )?;
+    counter(
+        e,
+        (
+            "snapshots_failed",
+            "States that could not be compiled, or whose snapshot was wrong",
+        ),
         one(snapshot.failed),
     )?;
+    proof_metrics(e, &control.proof)?;
     let publication = &control.publication;
     gauge(
         e,
@@ -315,6 +331,56 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         ("dataplane_reconnects", "Lines to the dataplane made again"),
         one(publication.reconnects),
+    )
+}
+
+fn proof_metrics(e: &mut DescriptorEncoder<'_>, proof: &ProofStatus) -> fmt::Result {
+    counter(
+        e,
+        ("snapshots_proven", "Snapshots proven before they were published"),
+        one(proof.proven),
+    )?;
+    gauge(
+        e,
+        ("proof_classes", "Classes of ends that the last proof told apart"),
+        one(proof.classes as f64),
+    )?;
+    counter(
+        e,
+        (
+            "proof_differences",
+            "Differences found between snapshots and the objects they were made from",
+        ),
+        one(proof.differences),
+    )?;
+    counter(
+        e,
+        (
+            "proof_passes",
+            "Passes over a whole snapshot that the background has ended",
+        ),
+        one(proof.passes),
+    )?;
+    let Some(seconds) = proof.full_seconds else {
+        return Ok(());
+    };
+    gauge(
+        e,
+        (
+            "proof_whole_age_seconds",
+            "Time since a snapshot was last proven whole",
+        ),
+        one(seconds),
+    )?;
+    gauge(
+        e,
+        ("proof_whole_seconds", "How long that took, pauses not counted"),
+        one(proof.full_micros as f64 / 1e6),
+    )?;
+    gauge(
+        e,
+        ("proof_whole_generation", "Generation of that snapshot"),
+        one(proof.full_generation as f64),
     )
 }
 

@@ -1,0 +1,291 @@
+//! Compile, then prove: one state after the other, on a thread of its own.
+//!
+//! The compiler keeps what it compiled and the checker what it proved, each to go on at the cost of the next change.
+//! After a panic or a difference neither is believed any more: both begin from nothing.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use ringwall_config::Verify;
+use ringwall_dataplane::classify::{Generation, Snapshot};
+use tokio::sync::mpsc as events;
+
+use crate::{
+    check::{Checker, Difference, Progress, Report},
+    cluster::Cluster,
+    compile::{Budget, CompileError, Compiled, Compiler, EpochKey},
+    source::feed::SourceState,
+};
+
+/// Makes a snapshot of a state.
+pub(super) trait Compile: Send {
+    /// As [`Compiler::update`].
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError>;
+}
+
+impl Compile for Compiler {
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
+        Compiler::update(self, cluster, generation)
+    }
+}
+
+/// Proves that a snapshot is what its state says.
+pub(super) trait Prove: Send {
+    /// As [`Checker::full`].
+    fn full(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>>;
+    /// As [`Checker::changed`].
+    fn changed(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>>;
+    /// As [`Checker::look_at`].
+    fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>);
+    /// As [`Checker::step`].
+    fn step(&mut self, budget: Duration) -> Result<Progress, Box<Difference>>;
+}
+
+impl Prove for Checker {
+    fn full(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
+        Checker::full(self, cluster, snapshot)
+    }
+
+    fn changed(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
+        Checker::changed(self, cluster, snapshot)
+    }
+
+    fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) {
+        Checker::look_at(self, cluster, snapshot);
+    }
+
+    fn step(&mut self, budget: Duration) -> Result<Progress, Box<Difference>> {
+        Checker::step(self, budget)
+    }
+}
+
+/// Makes compilers and checkers. A test puts others in their place.
+#[derive(Clone)]
+pub(super) struct Tools {
+    pub(super) compiler: Arc<dyn Fn(EpochKey) -> Box<dyn Compile> + Send + Sync>,
+    pub(super) checker: Arc<dyn Fn() -> Box<dyn Prove> + Send + Sync>,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Self {
+            compiler: Arc::new(|key| Box::new(Compiler::new(key, Budget::default()))),
+            checker: Arc::new(|| Box::new(Checker::new())),
+        }
+    }
+}
+
+/// What is to be made.
+pub(super) struct Job {
+    pub(super) state: Arc<SourceState>,
+    pub(super) generation: u64,
+    /// Whether to begin from nothing.
+    pub(super) afresh: bool,
+}
+
+/// A snapshot that may be published.
+pub(super) struct Made {
+    pub(super) compiled: Compiled,
+    /// How long compiling took.
+    pub(super) compile: Duration,
+    /// The snapshot that was proven, how, and how long that took; None where nothing is to be proven.
+    pub(super) proof: Option<Proof>,
+    /// What was wrong with the one that was made from the snapshot before; this one was compiled in full instead.
+    pub(super) corrected: Option<Box<Difference>>,
+}
+
+/// A proof that was found.
+pub(super) struct Proof {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) report: Report,
+    pub(super) took: Duration,
+}
+
+/// Why nothing can be published.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// It cannot be compiled.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// It says something else than the objects.
+    #[error("the compiled snapshot contradicts the policies and is not published; please report it: {0}")]
+    Differs(Box<Difference>),
+    /// It cannot even be read.
+    #[error("the compiled snapshot cannot be read: {0}; please report it")]
+    Unreadable(String),
+    /// The compiler or the checker panicked.
+    #[error("the compiler or the checker failed: {0}; please report it")]
+    Panicked(String),
+}
+
+/// What came of a [`Job`].
+pub(super) struct Outcome {
+    pub(super) state: Arc<SourceState>,
+    pub(super) generation: u64,
+    pub(super) made: Result<Made, Failure>,
+}
+
+/// The thread. It ends with its last job when this is dropped.
+pub(super) struct Pipeline {
+    jobs: mpsc::Sender<Job>,
+    outcomes: events::UnboundedReceiver<Outcome>,
+}
+
+impl Pipeline {
+    pub(super) fn start(tools: Tools, key: EpochKey, verify: Verify) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        // One for each job, and the loop has one job at a time.
+        let (finished, outcomes) = events::unbounded_channel();
+        std::thread::Builder::new()
+            .name("rw-compile".to_owned())
+            .spawn(move || {
+                let mut stage = Stage::new(tools, key, verify);
+                for job in queue {
+                    let made = stage.run(&job);
+                    let outcome = Outcome {
+                        state: job.state,
+                        generation: job.generation,
+                        made,
+                    };
+                    if finished.send(outcome).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(Self { jobs, outcomes })
+    }
+
+    pub(super) fn begin(&self, job: Job) {
+        // The thread lives as long as this: what panics in it is caught.
+        let _ = self.jobs.send(job);
+    }
+
+    /// What came of the job that was begun; for ever where none was.
+    pub(super) async fn finished(&mut self) -> Outcome {
+        match self.outcomes.recv().await {
+            Some(outcome) => outcome,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+struct Stage {
+    tools: Tools,
+    key: EpochKey,
+    verify: Verify,
+    compiler: Box<dyn Compile>,
+    checker: Box<dyn Prove>,
+}
+
+impl Stage {
+    fn new(tools: Tools, key: EpochKey, verify: Verify) -> Self {
+        Self {
+            compiler: (tools.compiler)(key),
+            checker: (tools.checker)(),
+            tools,
+            key,
+            verify,
+        }
+    }
+
+    fn begin_afresh(&mut self) {
+        self.compiler = (self.tools.compiler)(self.key);
+        self.checker = (self.tools.checker)();
+    }
+
+    fn run(&mut self, job: &Job) -> Result<Made, Failure> {
+        if job.afresh {
+            self.begin_afresh();
+        }
+        // Whatever a panic leaves half done is thrown away.
+        match catch_unwind(AssertUnwindSafe(|| self.make(job))) {
+            Ok(made) => made,
+            Err(panic) => {
+                self.begin_afresh();
+                Err(Failure::Panicked(words(&*panic)))
+            }
+        }
+    }
+
+    fn make(&mut self, job: &Job) -> Result<Made, Failure> {
+        match self.attempt(job) {
+            Err((Failure::Differs(difference), true)) => {
+                // The step from the snapshot before was wrong; the whole way may be right.
+                self.begin_afresh();
+                match self.attempt(job) {
+                    Ok(made) => Ok(Made {
+                        corrected: Some(difference),
+                        ..made
+                    }),
+                    Err((failure, _)) => {
+                        self.begin_afresh();
+                        Err(failure)
+                    }
+                }
+            }
+            Err((failure, _)) => {
+                if !matches!(failure, Failure::Compile(_)) {
+                    self.begin_afresh();
+                }
+                Err(failure)
+            }
+            Ok(made) => Ok(made),
+        }
+    }
+
+    /// Beside a failure: whether what failed was made from the snapshot before.
+    fn attempt(&mut self, job: &Job) -> Result<Made, (Failure, bool)> {
+        let cluster = &job.state.cluster;
+        let started = Instant::now();
+        let compiled = self
+            .compiler
+            .update(cluster, Generation(job.generation))
+            .map_err(|error| (error.into(), false))?;
+        let compile = started.elapsed();
+        let incremental = compiled.incremental;
+        let proof = self
+            .prove(cluster, &compiled)
+            .map_err(|failure| (failure, incremental))?;
+        Ok(Made {
+            compiled,
+            compile,
+            proof,
+            corrected: None,
+        })
+    }
+
+    fn prove(&mut self, cluster: &Cluster, compiled: &Compiled) -> Result<Option<Proof>, Failure> {
+        if self.verify == Verify::Off {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let snapshot = Snapshot::open(&compiled.image.to_bytes())
+            .map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let snapshot = Arc::new(snapshot);
+        let report = if self.verify == Verify::Full {
+            self.checker.full(cluster, &snapshot)
+        } else {
+            self.checker.changed(cluster, &snapshot)
+        };
+        Ok(Some(Proof {
+            snapshot,
+            report: report.map_err(Failure::Differs)?,
+            took: started.elapsed(),
+        }))
+    }
+}
+
+/// What a panic said.
+pub(super) fn words(panic: &(dyn Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "it panicked".to_owned()
+    }
+}
