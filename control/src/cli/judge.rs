@@ -140,15 +140,16 @@ impl Judge {
     }
 
     /// Equal for ends that every policy treats alike, apart from traffic to themselves and their nodes.
-    pub(super) fn class(&self, end: &End) -> (u8, u32, u32, u32) {
+    pub(super) fn class(&self, end: &End) -> (u8, u32, u32, u32, u32) {
         let Identity {
             kind,
             node,
             peer_class,
-            group,
+            ingress,
+            egress,
             ..
         } = end.identity;
-        (kind as u8, node, peer_class, group)
+        (kind as u8, node, peer_class, ingress, egress)
     }
 
     fn address(&self, address: IpAddr) -> End {

@@ -1,22 +1,9 @@
 //! The compiler that keeps what it compiled: one state after the other, at the cost of what changed between them.
 
-use ringwall_dataplane::classify::Generation;
+use ringwall_dataplane::classify::{Generation, Image};
 
 use super::{Budget, CompileError, CompileStats, EpochKey, compile_within};
 use crate::cluster::Cluster;
-
-/// A snapshot in memory, as the compiler hands it out.
-#[derive(Clone, Debug)]
-pub struct Image {
-    bytes: Vec<u8>,
-}
-
-impl Image {
-    /// The whole image: open it with [`ringwall_dataplane::classify::Snapshot::open`].
-    pub fn to_bytes(&self) -> Vec<u8> {
-        self.bytes.clone()
-    }
-}
 
 /// What [`Compiler::update`] answers.
 #[derive(Clone, Debug)]
@@ -49,7 +36,7 @@ impl Compiler {
     pub fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
         let image = compile_within(cluster, generation, &self.key, &self.budget)?;
         Ok(Compiled {
-            image: Image { bytes: image.bytes },
+            image: image.image,
             hash: image.hash,
             stats: image.stats,
             incremental: false,

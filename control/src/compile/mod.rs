@@ -21,10 +21,10 @@ use std::{net::IpAddr, ops::Range};
 use hashbrown::HashMap;
 use ringwall_dataplane::{
     addr::Addr,
-    classify::{BuildError, Generation, Identity, IdentityKind, ImageBuilder, NONE},
+    classify::{BuildError, Generation, Identity, IdentityKind, Image, ImageBuilder, NONE},
 };
 
-pub use self::compiler::{Compiled, Compiler, Image};
+pub use self::compiler::{Compiled, Compiler};
 use self::{
     blocks::{Block, Blocks, Place},
     cohorts::Cohorts,
@@ -68,7 +68,9 @@ impl Default for Budget {
 /// A snapshot, ready to be published.
 #[derive(Clone, Debug)]
 pub struct CompiledImage {
-    /// The image; open it with [`ringwall_dataplane::classify::Snapshot::open`].
+    /// The image; read it with [`ringwall_dataplane::classify::Snapshot::from_image`].
+    pub image: Image,
+    /// The image as a whole; open it with [`ringwall_dataplane::classify::Snapshot::open`].
     pub bytes: Vec<u8>,
     /// Hash of the canonical content: equal for clusters whose snapshots mean the same, whatever the generation, the
     /// epoch key and the order in which the cluster came to be.
@@ -170,10 +172,10 @@ pub fn compile_within(
         places: HashMap::new(),
         canonical: Digest::new("snapshot"),
     };
-    let (image, hash, hosts) = writer.write();
-    let bytes = image.finish(hash)?;
+    let (mut image, hash, hosts) = writer.write();
+    let image = image.image(generation, hash)?;
     let stats = CompileStats {
-        bytes: bytes.len() as u64,
+        bytes: image.bytes(),
         endpoints: cohorts.members.len() as u32,
         hosts,
         cohorts: cohorts.cohorts.len() as u32,
@@ -187,7 +189,12 @@ pub fn compile_within(
     if stats.bytes > budget.bytes {
         return Err(over_budget(&force, &groups.costs, stats.bytes, budget));
     }
-    Ok(CompiledImage { bytes, hash, stats })
+    Ok(CompiledImage {
+        bytes: image.to_bytes(),
+        image,
+        hash,
+        stats,
+    })
 }
 
 /// A policy that selects a pod.
@@ -509,8 +516,8 @@ fn contents_of_lists(lists: &[Vec<u32>], things: &[Content]) -> Vec<Content> {
 /// The rows of a cohort.
 #[derive(Clone, Copy)]
 struct Group {
-    /// Number in the image.
-    number: u32,
+    /// Rows' numbers in the image.
+    rows: (u32, u32),
     /// What the rows decide.
     ingress: Content,
     egress: Content,
@@ -565,7 +572,6 @@ impl Groups {
         };
         let mut ingress_rows: HashMap<(&[u32], u32), WrittenRow> = HashMap::new();
         let mut egress_rows: HashMap<&[u32], WrittenRow> = HashMap::new();
-        let mut numbers: HashMap<(u32, u32), u32> = HashMap::from([((0, 0), 0)]);
         let asks_names: Vec<bool> = force
             .policies
             .iter()
@@ -608,13 +614,11 @@ impl Groups {
                 egress_rows.insert(egress, row);
                 row
             };
-            let pair = (ingress_row.number, egress_row.number);
-            let number = *numbers.entry(pair).or_insert_with(|| image.group(pair.0, pair.1));
             let mut digest = Digest::new("rules");
             digest.content(&ingress_row.rules);
             digest.content(&egress_row.rules);
             this.groups.push(Group {
-                number,
+                rows: (ingress_row.number, egress_row.number),
                 ingress: ingress_row.content,
                 egress: egress_row.content,
                 rules: digest.finish(),
@@ -819,7 +823,8 @@ impl Writer<'_, '_> {
                 endpoint: member,
                 node,
                 peer_class,
-                group: group.number,
+                ingress: group.rows.0,
+                egress: group.rows.1,
                 epoch,
             };
             let class = self.classes.number((list, 0, ports));
@@ -911,7 +916,8 @@ impl Writer<'_, '_> {
                 endpoint: NONE,
                 node,
                 peer_class: class,
-                group: 0,
+                ingress: 0,
+                egress: 0,
                 epoch: digest.short(),
             });
             hosts.push(Host {
@@ -938,7 +944,8 @@ impl Writer<'_, '_> {
             endpoint: NONE,
             node: NONE,
             peer_class: class,
-            group: 0,
+            ingress: 0,
+            egress: 0,
             epoch: digest.short(),
         });
         self.places.insert((kind as u32, class), identity);

@@ -415,7 +415,8 @@ mod tests {
             endpoint: NONE,
             node,
             peer_class: 0,
-            group: 0,
+            ingress: 0,
+            egress: 0,
             epoch: 1,
         });
         image.host(std::net::IpAddr::from([192, 0, 2, 1]).into(), identity);

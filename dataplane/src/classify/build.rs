@@ -1,5 +1,33 @@
 //! Writing images: what the compiler, and tests that need a small snapshot, put tables together with.
 //!
+//! An [`ImageBuilder`] lives as long as the compiler wants. [`ImageBuilder::image`] answers the tables as they are now;
+//! what is changed after that does not change the image, and two successive images share all that did not change.
+//!
+//! **Numbers.** Whatever a call answers keeps its number until it is freed; then the number is given out again. Numbers
+//! have history and holes, so nothing may depend on their order. [`ImageBuilder::waste`] says when a new builder pays.
+//!
+//! **Who frees what.** Identities, hosts, prefixes, rows, policies, rules, endpoints and nodes belong to the caller, who frees
+//! each once nothing points to it any more. Port maps and isolating sets are kept once however often they are asked
+//! for and are counted: each call that answers one counts for the caller, who gives it back with
+//! [`ImageBuilder::release_port_map`] or [`ImageBuilder::release_isolating`]; pages count theirs themselves, so a
+//! caller that keeps no port map may give it back as soon as the page that it is for has been set. Strings, patterns and
+//! palettes are counted within.
+//!
+//! **What a change costs**, in records written (each copies its 16 KiB chunk if the last image has it too):
+//!
+//! | change | calls | records |
+//! |---|---|---|
+//! | a pod comes, its cohort is known | [`identity`](ImageBuilder::identity), [`endpoint`](ImageBuilder::endpoint), [`host`](ImageBuilder::host) per address | identity, endpoint, its name, a host bucket or two |
+//! | a pod goes | [`remove_host`](ImageBuilder::remove_host), [`free_endpoint`](ImageBuilder::free_endpoint), [`free_identity`](ImageBuilder::free_identity) | the same |
+//! | a pod changes its class, rows or epoch | [`set_identity`](ImageBuilder::set_identity) | one |
+//! | a class comes or goes | [`set_cell`](ImageBuilder::set_cell) for each row in which it differs from what is there | one per row, together in memory |
+//! | a row comes or goes | [`row`](ImageBuilder::row), [`free_row`](ImageBuilder::free_row) | one per page |
+//! | a rule changes | [`set_page`](ImageBuilder::set_page) or [`set_cell`](ImageBuilder::set_cell) | one per page |
+//! | a prefix comes or goes | [`prefix`](ImageBuilder::prefix), [`remove_prefix`](ImageBuilder::remove_prefix) | the trie is made anew: O(prefixes) |
+//!
+//! An error (see [`BuildError`]) is remembered and answered by every [`ImageBuilder::image`] from then on: begin with a new
+//! builder.
+//!
 //! ```
 //! # use ringwall_dataplane::{addr::Addr, classify::*};
 //! // Pod 10.0.0.1 accepts TCP 80 from everyone, by rule 0 of policy default/web.
@@ -9,12 +37,14 @@
 //! let map = image.port_map(PortDecision::DENY, &[PortRange::allow(6, 80, 80, rule)]);
 //! let isolating = image.isolating(&[policy]);
 //! let row = image.row(isolating, &[map]); // one peer class, 0: everyone
-//! let group = image.group(row, 0);
-//! let pod = Identity { kind: IdentityKind::Pod, endpoint: 0, node: NONE, peer_class: 0, group, epoch: 1 };
+//! let pod = Identity {
+//!     kind: IdentityKind::Pod, endpoint: 0, node: NONE, peer_class: 0, ingress: row, egress: 0, epoch: 1,
+//! };
 //! let web = image.identity(pod);
 //! image.endpoint("default", "web-0", false, web);
 //! image.host(Addr::v4([10, 0, 0, 1]), web);
-//! let snapshot = Snapshot::open(&image.finish([0; 32])?)?;
+//! let first = image.image(Generation(1), [0; 32])?;
+//! let snapshot = Snapshot::open(&first.to_bytes())?;
 //!
 //! let (from, to) = (Addr::v4([192, 0, 2, 1]), Addr::v4([10, 0, 0, 1]));
 //! let (src, dst) = (snapshot.identify(from), snapshot.identify(to));
@@ -24,21 +54,34 @@
 //! };
 //! assert!(judge(80));
 //! assert!(!judge(81));
+//!
+//! // It is opened in both directions: the next image costs one record.
+//! image.set_identity(web, Identity { ingress: 0, epoch: 2, ..pod });
+//! let second = image.image(Generation(2), [1; 32])?;
+//! let snapshot = snapshot.apply(&second.delta_since(&first).unwrap())?;
+//! assert_eq!(snapshot.identify(to).ingress, 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use hashbrown::HashMap;
-use zerocopy::IntoBytes;
+mod hosts;
+mod interned;
 
+use std::collections::BTreeMap;
+
+use self::{
+    hosts::{Hosts, Names},
+    interned::{Interned, Numbers, Runs, Strings},
+};
 use super::{
-    Generation, Identity, IdentityKind,
-    image::checksum,
+    Generation, Identity, IdentityKind, Image,
+    image::Tables,
     layout::{
-        BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, EndpointRecord, FLAG_ALLOW_UNKNOWN, GroupRecord,
-        Header, IdentityRecord, IntervalRecord, LAYOUT_VERSION, MAGIC, MAX_REACH, NONE, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, SECTION_ALIGN,
-        SECTIONS, Section, SectionEntry, StringRecord, TRIE_CHILD, TrieNode, hash_v4, hash_v6,
+        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
+        FLAG_ALLOW_UNKNOWN, Head, IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING,
+        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, TILE_PAGES,
+        TILE_ROWS, TRIE_CHILD, TrieNode, name_tag, page_slot, page_slots,
     },
+    table::Table,
 };
 use crate::addr::Addr;
 
@@ -66,6 +109,22 @@ pub enum BuildError {
     TooMany {
         /// Which table.
         table: &'static str,
+    },
+    /// Two endpoints of one name.
+    #[error("the endpoint {namespace}/{name} is there already")]
+    Twice {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A name longer than a chunk.
+    #[error("a name of {length} bytes: the most is {most}")]
+    NameLength {
+        /// Its bytes.
+        length: usize,
+        /// The most.
+        most: usize,
     },
     /// No hash function places every host within the bounded search.
     #[error("the {family} host table cannot be laid out for {hosts} addresses")]
@@ -133,110 +192,97 @@ impl PortRange {
     }
 }
 
-/// Collects tables and writes them as an image. Equal calls in equal order give equal bytes.
+/// Collects tables and answers them as images. Equal calls in equal order give equal images.
 ///
-/// Indices are checked by [`super::Snapshot::open`], not here.
-#[derive(Debug)]
+/// Indices are checked by [`super::Snapshot::open`] and [`super::Snapshot::apply`], not here.
+#[derive(Default)]
 pub struct ImageBuilder {
     generation: Generation,
     flags: u32,
     classes: u32,
-    identities: Vec<IdentityRecord>,
-    hosts_v4: Vec<(u32, u32)>,
-    hosts_v6: Vec<([u8; 16], u32)>,
-    prefixes_v4: Vec<Prefix>,
-    prefixes_v6: Vec<Prefix>,
-    groups: Vec<GroupRecord>,
-    rows: Vec<Row>,
-    /// Pages of all rows, one after the other.
-    row_pages: Vec<PageRecord>,
-    patterns: Vec<Pattern>,
-    pattern_index: HashMap<Pattern, u32>,
-    palettes: Vec<u32>,
-    palette_index: HashMap<Vec<u32>, u32>,
-    port_maps: Vec<PortMapRecord>,
-    port_map_index: HashMap<(PortDecision, Vec<PortRange>), u32>,
-    intervals: Vec<IntervalRecord>,
-    provenance: Vec<ProvenanceRecord>,
-    isolating_index: HashMap<Vec<u32>, u32>,
-    policies: Vec<PolicyRecord>,
-    policy_lists: Vec<u32>,
-    endpoints: Vec<EndpointRecord>,
-    nodes: Vec<u32>,
-    strings: Vec<StringRecord>,
-    string_index: HashMap<String, u32>,
-    text: String,
+    tables: Tables,
+    identities: Numbers,
+    hosts_v4: Hosts,
+    hosts_v6: Hosts,
+    prefixes_v4: Prefixes,
+    prefixes_v6: Prefixes,
+    /// By row from row 1: the port map of classes for which no page was given; None of a free row.
+    rows: Vec<Option<u32>>,
+    free_rows: Vec<u32>,
+    /// Tiles of rows that the row pages have room for.
+    row_tiles: u32,
+    patterns: Interned<Pattern>,
+    pattern_numbers: Numbers,
+    palettes: Interned<Box<[u32]>>,
+    palette_runs: Runs,
+    port_maps: Interned<PortMapKey>,
+    port_map_numbers: Numbers,
+    interval_runs: Runs,
+    provenance: Numbers,
+    isolating: Interned<Box<[u32]>>,
+    policies: Numbers,
+    policy_list_runs: Runs,
+    endpoints: Numbers,
+    names: Names,
+    nodes: Numbers,
+    strings: Strings,
     error: Option<BuildError>,
 }
 
-#[derive(Debug)]
-struct Row {
-    isolating: u32,
-    first: usize,
-    count: usize,
-    /// Port map of the classes past the last page.
-    rest: u32,
+type PortMapKey = (PortDecision, Vec<PortRange>);
+
+/// By length and address: identities. Shortest first, as [`trie`] wants them.
+#[derive(Default)]
+struct Prefixes {
+    known: BTreeMap<(u8, [u8; 16]), u32>,
+    changed: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Prefix {
-    /// The family's bytes, from the first.
-    bytes: [u8; 16],
-    length: u8,
-    identity: u32,
-}
-
-/// 64 cells of a row, from [`ImageBuilder::page`].
+/// 64 cells of a row, from [`ImageBuilder::page`] or [`ImageBuilder::page_of`]. Good until the row that it was made for or taken from, or
+/// another with the same page, changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page(PageRecord);
+
+/// Any number: hosts are the administrator's, not an attacker's, and endpoints are hashed so that nobody can choose.
+const SEED: u64 = 0x7269_6e67_7761_6c6c;
+
+impl std::fmt::Debug for ImageBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageBuilder")
+            .field("classes", &self.classes)
+            .field("rows", &self.rows.len())
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
 
 impl ImageBuilder {
     /// Index of the port map of isolation: nothing is allowed, by no rule.
     pub const ISOLATED: u32 = 0;
 
-    /// An image in which every address is external and of class 0, group 0 is open in both directions and port map 0
-    /// is [`Self::ISOLATED`].
+    /// An image in which every address is external and of class 0, and port map 0 is [`Self::ISOLATED`].
     pub fn new(generation: Generation) -> Self {
         let mut image = Self {
             generation,
-            flags: 0,
-            classes: 1,
-            identities: Vec::new(),
-            hosts_v4: Vec::new(),
-            hosts_v6: Vec::new(),
-            prefixes_v4: Vec::new(),
-            prefixes_v6: Vec::new(),
-            groups: Vec::new(),
-            rows: Vec::new(),
-            row_pages: Vec::new(),
-            patterns: Vec::new(),
-            pattern_index: HashMap::new(),
-            palettes: Vec::new(),
-            palette_index: HashMap::new(),
-            port_maps: Vec::new(),
-            port_map_index: HashMap::new(),
-            intervals: Vec::new(),
-            provenance: Vec::new(),
-            isolating_index: HashMap::new(),
-            policies: Vec::new(),
-            policy_lists: Vec::new(),
-            endpoints: Vec::new(),
-            nodes: Vec::new(),
-            strings: Vec::new(),
-            string_index: HashMap::new(),
-            text: String::new(),
-            error: None,
+            row_tiles: 1,
+            ..Self::default()
         };
+        image.prefixes_v4.changed = true;
+        image.prefixes_v6.changed = true;
         image.identity(Identity {
             kind: IdentityKind::External,
             endpoint: NONE,
             node: NONE,
             peer_class: 0,
-            group: 0,
+            ingress: 0,
+            egress: 0,
             epoch: 0,
         });
-        image.group(0, 0);
+        image.classes(1);
         image.port_map(PortDecision::DENY, &[]);
+        // What zeros say of a page: isolated from all of its classes.
+        let page = image.page(&[]);
+        image.hold_page(page);
         image
     }
 
@@ -245,34 +291,96 @@ impl ImageBuilder {
         self.flags = if allow { FLAG_ALLOW_UNKNOWN } else { 0 };
     }
 
-    /// Makes room for at least so many peer classes. Rows and identities ask for what they use themselves.
+    /// Makes room for at least so many peer classes. Rows and identities ask for what they use themselves. There is no
+    /// way back: a class that nobody has any more is the caller's to use again.
     pub fn classes(&mut self, classes: u32) {
-        self.classes = self.classes.max(classes);
+        if classes <= self.classes {
+            return;
+        }
+        let pages = self.pages();
+        self.classes = classes;
+        if self.pages() == pages {
+            return;
+        }
+        let slots = page_slots(classes, self.row_tiles);
+        self.index("row pages", slots);
+        self.tables.row_pages.resize(slots);
+        for row in 0..self.rows.len() {
+            let rest = self.rows.get(row).copied().flatten().unwrap_or(Self::ISOLATED);
+            if rest != Self::ISOLATED {
+                let page = self.page(&[(u64::MAX, rest)]);
+                (pages..self.pages()).for_each(|at| self.put_page(row, at, page));
+            }
+        }
+    }
+
+    /// Pages of every row: 64 classes each.
+    pub fn pages(&self) -> usize {
+        (self.classes as usize).div_ceil(CLASSES_PER_PAGE)
     }
 
     /// Adds an identity and answers its index.
     pub fn identity(&mut self, identity: Identity) -> u32 {
+        let record = self.identity_record(identity);
+        let index = self.identities.put(&mut self.tables.identities, record);
+        self.index("identities", self.tables.identities.len());
+        index
+    }
+
+    /// Changes an identity, for everybody who has it.
+    pub fn set_identity(&mut self, index: u32, identity: Identity) {
+        let record = self.identity_record(identity);
+        self.tables.identities.set(index as usize, record);
+    }
+
+    /// Frees an identity that no host, prefix and endpoint has any more.
+    pub fn free_identity(&mut self, index: u32) {
+        self.identities.free(index);
+    }
+
+    fn identity_record(&mut self, identity: Identity) -> IdentityRecord {
         self.classes(identity.peer_class.saturating_add(1));
-        self.identities.push(IdentityRecord {
+        IdentityRecord {
             kind: identity.kind as u32,
             endpoint: identity.endpoint,
             node: identity.node,
             peer_class: identity.peer_class,
-            group: identity.group,
-            reserved: 0,
+            ingress: identity.ingress,
+            egress: identity.egress,
             epoch: identity.epoch,
-        });
-        self.index("identities", self.identities.len())
+        }
     }
 
-    /// Says whose a host address is. The last word on an address counts.
+    /// Makes room for so many hosts at once, where they are known before.
+    pub fn expect_hosts(&mut self, v4: usize, v6: usize) {
+        let room = self.hosts_v4.reserve(&mut self.tables.hosts_v4, SEED, v4);
+        self.note(room);
+        let room = self.hosts_v6.reserve(&mut self.tables.hosts_v6, SEED, v6);
+        self.note(room);
+    }
+
+    /// Says whose a host address is from now on.
     pub fn host(&mut self, addr: Addr, identity: u32) {
-        let octets = addr.octets();
-        if addr.is_v4() {
-            let [.., a, b, c, d] = octets;
-            self.hosts_v4.push((u32::from_be_bytes([a, b, c, d]), identity));
-        } else {
-            self.hosts_v6.push((octets, identity));
+        let done = match v4_key(addr) {
+            Some(key) => self
+                .hosts_v4
+                .insert(&mut self.tables.hosts_v4, SEED, key, identity),
+            None => {
+                let key = addr.octets();
+                self.hosts_v6
+                    .insert(&mut self.tables.hosts_v6, SEED, key, identity)
+            }
+        };
+        self.note(done);
+    }
+
+    /// Takes a host address out: it is whose its prefix is. Answers the identity that it had.
+    pub fn remove_host(&mut self, addr: Addr) -> Option<u32> {
+        match v4_key(addr) {
+            Some(key) => self.hosts_v4.remove(&mut self.tables.hosts_v4, SEED, key),
+            None => self
+                .hosts_v6
+                .remove(&mut self.tables.hosts_v6, SEED, addr.octets()),
         }
     }
 
@@ -280,24 +388,35 @@ impl ImageBuilder {
     /// from the first bit of the family's address: 0..=32 for IPv4, 0..=128 for IPv6. Bits past it do not matter. The
     /// last word on a prefix counts.
     pub fn prefix(&mut self, addr: Addr, length: u8, identity: u32) {
-        let v4 = addr.is_v4();
-        if length > if v4 { 32 } else { 128 } {
+        if length > if addr.is_v4() { 32 } else { 128 } {
             self.error
                 .get_or_insert(BuildError::PrefixLength { addr, length });
             return;
         }
-        let mut bytes = addr.octets();
-        let prefixes = if v4 {
-            bytes.rotate_left(12);
+        let (prefixes, key) = self.prefix_key(addr, length);
+        prefixes.changed |= prefixes.known.insert(key, identity) != Some(identity);
+    }
+
+    /// Takes a prefix out. Answers the identity that it had.
+    pub fn remove_prefix(&mut self, addr: Addr, length: u8) -> Option<u32> {
+        let (prefixes, key) = self.prefix_key(addr, length);
+        let gone = prefixes.known.remove(&key);
+        prefixes.changed |= gone.is_some();
+        gone
+    }
+
+    fn prefix_key(&mut self, addr: Addr, length: u8) -> (&mut Prefixes, (u8, [u8; 16])) {
+        let mut number = addr.to_u128();
+        let prefixes = if addr.is_v4() {
+            number <<= 96;
             &mut self.prefixes_v4
         } else {
             &mut self.prefixes_v6
         };
-        prefixes.push(Prefix {
-            bytes,
-            length,
-            identity,
-        });
+        let kept = u128::MAX
+            .checked_shl(128 - u32::from(length.min(128)))
+            .unwrap_or(0);
+        (prefixes, (length, (number & kept).to_be_bytes()))
     }
 
     /// Adds a policy's name and answers its index.
@@ -308,54 +427,131 @@ impl ImageBuilder {
             namespace: self.string(namespace),
             name: self.string(name),
         };
-        self.policies.push(record);
-        self.index("policies", self.policies.len())
+        let index = self.policies.put(&mut self.tables.policies, record);
+        self.index("policies", self.tables.policies.len());
+        index
+    }
+
+    /// Frees a policy's name that no rule and no isolating set has any more.
+    pub fn free_policy(&mut self, policy: u32) {
+        if let Some(record) = self.tables.policies.get(policy as usize).copied() {
+            for string in [record.tier, record.kind, record.namespace, record.name] {
+                self.strings.release(&mut self.tables, string);
+            }
+            self.policies.free(policy);
+        }
     }
 
     /// Adds the provenance of a rule of a policy and answers its index.
     pub fn rule(&mut self, policy: u32, rule: u32) -> u32 {
-        self.provenance.push(ProvenanceRecord {
-            kind: PROVENANCE_RULE,
-            first: policy,
-            second: rule,
-        });
-        self.index("rules", self.provenance.len())
+        self.put_provenance(PROVENANCE_RULE, policy, rule)
     }
 
-    /// Provenance of a set of isolating policies, given in order of their names.
-    pub fn isolating(&mut self, policies: &[u32]) -> u32 {
-        if let Some(index) = self.isolating_index.get(policies) {
-            return *index;
-        }
-        self.provenance.push(ProvenanceRecord {
-            kind: PROVENANCE_ISOLATING,
-            first: self.policy_lists.len() as u32,
-            second: policies.len() as u32,
-        });
-        self.policy_lists.extend_from_slice(policies);
-        self.index("policy lists", self.policy_lists.len());
-        let index = self.index("rules", self.provenance.len());
-        self.isolating_index.insert(policies.to_vec(), index);
+    /// Frees the provenance of a rule that no port map has any more.
+    pub fn free_rule(&mut self, rule: u32) {
+        self.provenance.free(rule);
+    }
+
+    fn put_provenance(&mut self, kind: u32, first: u32, second: u32) -> u32 {
+        let record = ProvenanceRecord {
+            kind,
+            first,
+            second,
+            reserved: 0,
+        };
+        let index = self.provenance.put(&mut self.tables.provenance, record);
+        self.index("rules", self.tables.provenance.len());
         index
     }
 
+    /// Provenance of a set of isolating policies, given in order of their names. Counts for the caller.
+    pub fn isolating(&mut self, policies: &[u32]) -> u32 {
+        if let Some(index) = self.isolating.find(policies) {
+            self.isolating.hold(index);
+            return index;
+        }
+        let first = self
+            .policy_list_runs
+            .put(&mut self.tables.policy_lists, policies, None);
+        self.index("policy lists", self.tables.policy_lists.len());
+        let index = self.put_provenance(PROVENANCE_ISOLATING, first, policies.len() as u32);
+        self.isolating.insert(index, policies.into());
+        self.isolating.hold(index);
+        index
+    }
+
+    /// Gives an isolating set back, once for each time that [`Self::isolating`] answered it.
+    pub fn release_isolating(&mut self, index: u32) {
+        if let Some(policies) = self.isolating.release(index)
+            && let Some(record) = self.tables.provenance.get(index as usize)
+        {
+            self.policy_list_runs.free(record.first, policies.len());
+            self.provenance.free(index);
+        }
+    }
+
     /// Answers the index of a port map: `otherwise` is what holds for ports in no range and for packets without ports;
-    /// the ranges of a protocol do not overlap.
+    /// the ranges of a protocol do not overlap. Counts for the caller.
     pub fn port_map(&mut self, otherwise: PortDecision, ranges: &[PortRange]) -> u32 {
         let mut sorted = ranges.to_vec();
         sorted.sort_by_key(|range| (range.protocol, range.lo));
-        if let Some(index) = self.port_map_index.get(&(otherwise, sorted.clone())) {
-            return *index;
+        let key = (otherwise, sorted);
+        if let Some(index) = self.port_maps.find(&key) {
+            self.port_maps.hold(index);
+            return index;
         }
+        let (mut record, intervals) = self.lay_out_ports(otherwise, &key.1);
+        let first = self.interval_runs.put(
+            &mut self.tables.intervals,
+            &intervals,
+            Some(IntervalRecord::of(0, PortDecision::DENY)),
+        );
+        record.starts = record.starts.map(|start| start + first);
+        self.index("port intervals", self.tables.intervals.len());
+        let index = self.port_map_numbers.put(&mut self.tables.port_maps, record);
+        self.index("port maps", self.tables.port_maps.len());
+        self.port_maps.insert(index, key);
+        self.port_maps.hold(index);
+        index
+    }
+
+    /// Gives a port map back, once for each time that [`Self::port_map`] answered it.
+    pub fn release_port_map(&mut self, map: u32) {
+        if self.port_maps.release(map).is_none() {
+            return;
+        }
+        let tables = &mut self.tables;
+        let (Some(record), Some(isolated)) = (
+            tables.port_maps.get(map as usize).copied(),
+            tables.port_maps.get(Self::ISOLATED as usize).copied(),
+        ) else {
+            return;
+        };
+        let [first, .., end] = record.starts;
+        let length = (end - first) as usize;
+        let neutral = vec![IntervalRecord::of(0, PortDecision::DENY); length];
+        tables.intervals.write(first as usize, &neutral);
+        self.interval_runs.free(first, length);
+        tables.port_maps.set(map as usize, isolated);
+        self.port_map_numbers.free(map);
+    }
+
+    /// A port map whose intervals begin at 0, and those intervals.
+    fn lay_out_ports(
+        &mut self,
+        otherwise: PortDecision,
+        sorted: &[PortRange],
+    ) -> (PortMapRecord, Vec<IntervalRecord>) {
         let mut starts = [0; 4];
-        let mut rest = sorted.as_slice();
+        let mut intervals: Vec<IntervalRecord> = Vec::new();
+        let mut rest = sorted;
         let mut uniform = true;
         for (protocol, start) in [6, 17, 132].into_iter().zip(0..) {
-            starts[start] = self.intervals.len() as u32;
+            starts[start] = intervals.len() as u32;
             let own = rest.partition_point(|range| range.protocol <= protocol);
             let (ranges, after) = rest.split_at(own);
             rest = after;
-            let first = self.intervals.len();
+            let first = intervals.len();
             let mut next = 0_u32;
             for range in ranges {
                 if range.protocol != protocol || range.lo > range.hi || u32::from(range.lo) < next {
@@ -363,51 +559,29 @@ impl ImageBuilder {
                     continue;
                 }
                 if u32::from(range.lo) > next {
-                    self.interval(first, next as u16, otherwise);
+                    add_interval(&mut intervals, first, next as u16, otherwise);
                 }
-                self.interval(first, range.lo, range.then);
+                add_interval(&mut intervals, first, range.lo, range.then);
                 next = u32::from(range.hi) + 1;
             }
             if let Ok(lo) = u16::try_from(next) {
-                self.interval(first, lo, otherwise);
+                add_interval(&mut intervals, first, lo, otherwise);
             }
-            let begun = self.intervals.get(first..).unwrap_or_default();
-            uniform &= begun.len() == 1
-                && begun.iter().all(|interval| {
-                    (interval.decision, interval.provenance) == (otherwise.decision, otherwise.provenance)
-                });
+            let begun = intervals.get(first..).unwrap_or_default();
+            uniform &= begun == [IntervalRecord::of(0, otherwise)];
         }
         if let Some(range) = rest.first() {
             self.bad_range(range);
         }
-        starts[3] = self.intervals.len() as u32;
-        self.index("port intervals", self.intervals.len());
-        self.port_maps.push(PortMapRecord {
+        starts[3] = intervals.len() as u32;
+        let record = PortMapRecord {
             starts,
             portless_provenance: otherwise.provenance,
             portless: otherwise.decision,
             uniform: u8::from(uniform),
             reserved: [0; 10],
-        });
-        let index = self.index("port maps", self.port_maps.len());
-        self.port_map_index.insert((otherwise, sorted), index);
-        index
-    }
-
-    fn interval(&mut self, first: usize, lo: u16, then: PortDecision) {
-        let record = IntervalRecord {
-            lo,
-            decision: then.decision,
-            reserved: 0,
-            provenance: then.provenance,
         };
-        let begun = self.intervals.get(first..).unwrap_or_default();
-        let same = begun
-            .last()
-            .is_some_and(|last| (last.decision, last.provenance) == (record.decision, record.provenance));
-        if !same {
-            self.intervals.push(record);
-        }
+        (record, intervals)
     }
 
     fn bad_range(&mut self, range: &PortRange) {
@@ -442,24 +616,46 @@ impl ImageBuilder {
                 left &= left - 1;
             }
         }
-        let next = self.patterns.len() as u32;
-        let pattern = *self.pattern_index.entry(pattern).or_insert_with_key(|pattern| {
-            self.patterns.push(*pattern);
-            next
+        let maps: Box<[u32]> = merged.into_iter().map(|(_, map)| map).collect();
+        self.page_like(pattern, maps)
+    }
+
+    /// A page of a pattern in order of first occurrence and the port maps of its parts.
+    fn page_like(&mut self, pattern: Pattern, maps: Box<[u32]>) -> Page {
+        let pattern = self.patterns.find(&pattern).unwrap_or_else(|| {
+            let number = self.pattern_numbers.put(&mut self.tables.patterns, pattern);
+            self.patterns.insert(number, pattern);
+            number
         });
-        let maps: Vec<u32> = merged.into_iter().map(|(_, map)| map).collect();
-        let next = self.palettes.len() as u32;
-        let palette = *self.palette_index.entry(maps).or_insert_with_key(|maps| {
-            self.palettes.extend_from_slice(maps);
-            next
+        let palette = self.palettes.find(&maps).unwrap_or_else(|| {
+            let first = self.palette_runs.put(&mut self.tables.palettes, &maps, None);
+            maps.iter().for_each(|map| self.port_maps.hold(*map));
+            self.palettes.insert(first, maps);
+            first
         });
-        self.index("palette entries", self.palettes.len());
+        self.index("palette entries", self.tables.palettes.len());
         Page(PageRecord { pattern, palette })
+    }
+
+    fn hold_page(&mut self, Page(page): Page) {
+        self.patterns.hold(page.pattern);
+        self.palettes.hold(page.palette);
+    }
+
+    fn release_page(&mut self, Page(page): Page) {
+        if self.patterns.release(page.pattern).is_some() {
+            self.pattern_numbers.free(page.pattern);
+        }
+        if let Some(maps) = self.palettes.release(page.palette) {
+            self.palette_runs.free(page.palette, maps.len());
+            maps.iter().for_each(|map| self.release_port_map(*map));
+        }
     }
 
     /// Adds a row: port maps by peer class, from class 0 on; all further classes have the last one. Empty: isolated
     /// from everyone. `isolating` is the provenance of what no rule decides. Answers the row's number, from 1.
     pub fn row(&mut self, isolating: u32, cells: &[u32]) -> u32 {
+        self.classes(cells.len() as u32);
         let rest = cells.last().copied().unwrap_or(Self::ISOLATED);
         let pages: Vec<Page> = cells
             .chunks(CLASSES_PER_PAGE)
@@ -474,291 +670,388 @@ impl ImageBuilder {
                 self.page(&parts)
             })
             .collect();
-        self.classes(cells.len() as u32);
         self.row_of_pages(isolating, &pages, rest)
     }
 
-    /// As [`Self::row`], of pages from [`Self::page`]; `rest` is the port map of the classes past the last of them.
+    /// As [`Self::row`], of pages from [`Self::page`]; `rest` is the port map of the classes past the last of them, of those
+    /// too that there will be later.
     pub fn row_of_pages(&mut self, isolating: u32, pages: &[Page], rest: u32) -> u32 {
-        self.rows.push(Row {
-            isolating,
-            first: self.row_pages.len(),
-            count: pages.len(),
-            rest,
-        });
-        self.row_pages.extend(pages.iter().map(|page| page.0));
-        self.index("row pages", self.row_pages.len());
-        self.index("rows", self.rows.len()) + 1
+        self.port_maps.hold(rest);
+        let row = match self.free_rows.pop() {
+            Some(row) => row as usize - 1,
+            None => {
+                self.rows.push(None);
+                self.tables.isolating.push(NONE);
+                self.make_room_for_rows();
+                self.rows.len() - 1
+            }
+        };
+        if let Some(place) = self.rows.get_mut(row) {
+            *place = Some(rest);
+        }
+        self.tables.isolating.set(row, isolating);
+        let last = self.page(&[(u64::MAX, rest)]);
+        for at in 0..self.pages() {
+            self.put_page(row, at, pages.get(at).copied().unwrap_or(last));
+        }
+        row as u32 + 1
     }
 
-    /// Adds a group and answers its index: rows of [`Self::row`], 0 for a direction that is open.
-    pub fn group(&mut self, ingress: u32, egress: u32) -> u32 {
-        self.groups.push(GroupRecord { ingress, egress });
-        self.index("groups", self.groups.len())
+    /// Frees a row that no identity has any more.
+    pub fn free_row(&mut self, row: u32) {
+        let Some(rest) = self.known_row(row).and_then(|row| self.rows.get_mut(row)?.take()) else {
+            return;
+        };
+        let index = row as usize - 1;
+        (0..self.pages()).for_each(|at| self.put_page(index, at, ISOLATED_PAGE));
+        self.tables.isolating.set(index, NONE);
+        self.release_port_map(rest);
+        self.free_rows.push(row);
     }
 
-    /// Names an endpoint. Numbers are given in order of the calls, from 0, and calls are in order of namespace and
-    /// name. `identity` is who it is apart from any address.
+    /// Changes the provenance of what no rule decides in a row.
+    pub fn set_isolating(&mut self, row: u32, isolating: u32) {
+        if let Some(row) = self.known_row(row) {
+            self.tables.isolating.set(row, isolating);
+        }
+    }
+
+    /// Changes 64 cells of a row: those of classes `64 * at..64 * (at + 1)`.
+    pub fn set_page(&mut self, row: u32, at: usize, page: Page) {
+        self.classes((at * CLASSES_PER_PAGE + 1) as u32);
+        if let Some(row) = self.known_row(row) {
+            self.put_page(row, at, page);
+        }
+    }
+
+    /// 64 cells of a row; None where there are no such row or classes.
+    pub fn page_of(&self, row: u32, at: usize) -> Option<Page> {
+        let row = self.known_row(row).filter(|_| at < self.pages())?;
+        let slot = page_slot(row, at, self.row_tiles);
+        self.tables.row_pages.get(slot).copied().map(Page)
+    }
+
+    /// Changes one cell of a row. Costs nothing where the cell is as it should be.
+    pub fn set_cell(&mut self, row: u32, class: u32, map: u32) {
+        self.classes(class.saturating_add(1));
+        let (at, bit) = (
+            class as usize / CLASSES_PER_PAGE,
+            class as usize % CLASSES_PER_PAGE,
+        );
+        if self.cell(row, class) == Some(map) {
+            return;
+        }
+        let Some(cells) = self.page_of(row, at).and_then(|page| self.cells(page)) else {
+            return;
+        };
+        let parts: Vec<(u64, u32)> = cells
+            .into_iter()
+            .zip(0..)
+            .map(|(known, number)| (1 << number, if number == bit { map } else { known }))
+            .collect();
+        let page = self.page(&parts);
+        self.set_page(row, at, page);
+    }
+
+    /// The port map of a cell; None where there are no such row or class.
+    pub fn cell(&self, row: u32, class: u32) -> Option<u32> {
+        let (at, bit) = (
+            class as usize / CLASSES_PER_PAGE,
+            class as usize % CLASSES_PER_PAGE,
+        );
+        let Page(page) = self.page_of(row, at)?;
+        let part = self.tables.patterns.get(page.pattern as usize)?.parts[bit];
+        let map = self
+            .tables
+            .palettes
+            .get(page.palette as usize + usize::from(part));
+        map.copied()
+    }
+
+    fn cells(&self, Page(page): Page) -> Option<Vec<u32>> {
+        let pattern = self.tables.patterns.get(page.pattern as usize)?;
+        let map = |part: &u8| {
+            let map = self
+                .tables
+                .palettes
+                .get(page.palette as usize + usize::from(*part));
+            map.copied()
+        };
+        pattern.parts.iter().map(map).collect()
+    }
+
+    /// Index of a row that is in use.
+    fn known_row(&self, row: u32) -> Option<usize> {
+        let index = (row as usize).checked_sub(1)?;
+        self.rows.get(index)?.is_some().then_some(index)
+    }
+
+    fn put_page(&mut self, row: usize, at: usize, page: Page) {
+        let slot = page_slot(row, at, self.row_tiles);
+        let Some(old) = self.tables.row_pages.get(slot).copied().map(Page) else {
+            return;
+        };
+        if old == page {
+            return;
+        }
+        // Pages of zeros were never counted; the first pattern and palette are held for ever.
+        self.hold_page(page);
+        self.tables.row_pages.set(slot, page.0);
+        if old != ISOLATED_PAGE {
+            self.release_page(old);
+        }
+    }
+
+    fn make_room_for_rows(&mut self) {
+        self.index("rows", self.rows.len());
+        let tiles = self.rows.len().div_ceil(TILE_ROWS);
+        let before = self.row_tiles as usize;
+        if tiles <= before {
+            return;
+        }
+        // A quarter more than needed: the tiles of all further pages move.
+        let after = tiles.max(before + before / 4);
+        let blocks = self.pages().div_ceil(TILE_PAGES);
+        let order = (0..blocks)
+            .flat_map(|block| (0..after).map(move |tile| (tile < before).then_some(block * before + tile)));
+        self.tables.row_pages.rearrange(order);
+        self.index("row pages", self.tables.row_pages.len());
+        self.row_tiles = after as u32;
+    }
+
+    /// Names an endpoint and answers its number. `identity` is who it is apart from any address; where it is a pod, it has
+    /// this number: [`Self::next_endpoint`].
     pub fn endpoint(&mut self, namespace: &str, name: &str, template: bool, identity: u32) -> u32 {
         let record = EndpointRecord {
             namespace: self.string(namespace),
             name: self.string(name),
             identity,
-            template: u32::from(template),
+            state: endpoint_state(template),
         };
-        self.endpoints.push(record);
-        self.index("endpoints", self.endpoints.len())
+        let number = self.endpoints.put(&mut self.tables.endpoints, record);
+        self.index("endpoints", self.tables.endpoints.len());
+        let tag = name_tag(namespace, name, SEED);
+        let has_name = |other: u32| {
+            let other = self.tables.endpoints.get(other as usize);
+            other.is_some_and(|other| (other.namespace, other.name) == (record.namespace, record.name))
+        };
+        if !self.names.insert(&mut self.tables.names, tag, number, has_name) {
+            let twice = BuildError::Twice {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            };
+            self.error.get_or_insert(twice);
+        }
+        number
+    }
+
+    /// The number that the next call of [`Self::endpoint`] will answer.
+    pub fn next_endpoint(&self) -> u32 {
+        let next = self.tables.endpoints.len() as u32;
+        self.endpoints.next().unwrap_or(next)
+    }
+
+    /// Changes what an endpoint is.
+    pub fn set_endpoint(&mut self, number: u32, template: bool, identity: u32) {
+        if let Some(record) = self.tables.endpoints.get(number as usize).copied() {
+            let record = EndpointRecord {
+                identity,
+                state: endpoint_state(template),
+                ..record
+            };
+            self.tables.endpoints.set(number as usize, record);
+        }
+    }
+
+    /// Frees an endpoint's number and name.
+    pub fn free_endpoint(&mut self, number: u32) {
+        let Some(record) = self.tables.endpoints.get(number as usize).copied() else {
+            return;
+        };
+        if record.state == ENDPOINT_NONE {
+            return;
+        }
+        if let (Some(namespace), Some(name)) =
+            (self.strings.get(record.namespace), self.strings.get(record.name))
+        {
+            let tag = name_tag(namespace, name, SEED);
+            self.names.remove(&mut self.tables.names, tag, number);
+        }
+        self.strings.release(&mut self.tables, record.namespace);
+        self.strings.release(&mut self.tables, record.name);
+        let free = EndpointRecord {
+            namespace: NONE,
+            name: NONE,
+            identity: NONE,
+            state: ENDPOINT_NONE,
+        };
+        self.tables.endpoints.set(number as usize, free);
+        self.endpoints.free(number);
     }
 
     /// Names a node and answers its number.
     pub fn node(&mut self, name: &str) -> u32 {
         let name = self.string(name);
-        self.nodes.push(name);
-        self.index("nodes", self.nodes.len())
+        let number = self.nodes.put(&mut self.tables.nodes, name);
+        self.index("nodes", self.tables.nodes.len());
+        number
+    }
+
+    /// Frees a node's number and name, once no identity has it any more.
+    pub fn free_node(&mut self, number: u32) {
+        if let Some(name) = self.tables.nodes.get(number as usize).copied() {
+            self.strings.release(&mut self.tables, name);
+            self.tables.nodes.set(number as usize, NONE);
+            self.nodes.free(number);
+        }
     }
 
     /// Bytes that the tables take so far, without tries and padding: for budgets, before memory is spent.
     pub fn size(&self) -> u64 {
         let of = |count: usize, size: usize| count as u64 * size as u64;
-        of(self.row_pages.len(), size_of::<PageRecord>())
-            + of(self.patterns.len(), size_of::<Pattern>())
-            + of(self.palettes.len(), size_of::<u32>())
-            + of(self.identities.len(), size_of::<IdentityRecord>())
-            + of(self.intervals.len(), size_of::<IntervalRecord>())
-            + of(self.port_maps.len(), size_of::<PortMapRecord>())
-            + self.text.len() as u64
+        let tables = &self.tables;
+        of(self.rows.len() * self.pages(), size_of::<PageRecord>())
+            + of(tables.patterns.len(), size_of::<Pattern>())
+            + of(tables.palettes.len(), size_of::<u32>())
+            + of(tables.identities.len(), size_of::<IdentityRecord>())
+            + of(tables.intervals.len(), size_of::<IntervalRecord>())
+            + of(tables.port_maps.len(), size_of::<PortMapRecord>())
+            + tables.text.len() as u64
     }
 
-    /// Writes the image. `content` is the canonical hash; tests may give zeros.
-    pub fn finish(mut self, content: [u8; 32]) -> Result<Vec<u8>, BuildError> {
-        let pages_per_row = (self.classes as usize).div_ceil(CLASSES_PER_PAGE);
-        let row_pages = self.padded_rows(pages_per_row);
-        let seed = 0x7269_6e67_7761_6c6c; // any number: hosts are the administrator's, not an attacker's
-        let hosts_v4 = lay_out_v4(std::mem::take(&mut self.hosts_v4), seed)?;
-        let hosts_v6 = lay_out_v6(std::mem::take(&mut self.hosts_v6), seed)?;
-        let trie_v4 = trie(std::mem::take(&mut self.prefixes_v4))?;
-        let trie_v6 = trie(std::mem::take(&mut self.prefixes_v6))?;
-        let isolating: Vec<u32> = self.rows.iter().map(|row| row.isolating).collect();
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        let sections: [&[u8]; SECTIONS] = {
-            let mut sections: [&[u8]; SECTIONS] = [&[]; SECTIONS];
-            let mut put = |section: Section, bytes| sections[section as usize] = bytes;
-            put(Section::Identities, self.identities.as_bytes());
-            put(Section::HostsV4, hosts_v4.as_bytes());
-            put(Section::HostsV6, hosts_v6.as_bytes());
-            put(Section::TrieV4, trie_v4.as_bytes());
-            put(Section::TrieV6, trie_v6.as_bytes());
-            put(Section::Groups, self.groups.as_bytes());
-            put(Section::RowPages, row_pages.as_bytes());
-            put(Section::Patterns, self.patterns.as_bytes());
-            put(Section::Palettes, self.palettes.as_bytes());
-            put(Section::PortMaps, self.port_maps.as_bytes());
-            put(Section::Intervals, self.intervals.as_bytes());
-            put(Section::Isolating, isolating.as_bytes());
-            put(Section::Provenance, self.provenance.as_bytes());
-            put(Section::Policies, self.policies.as_bytes());
-            put(Section::PolicyLists, self.policy_lists.as_bytes());
-            put(Section::Endpoints, self.endpoints.as_bytes());
-            put(Section::Nodes, self.nodes.as_bytes());
-            put(Section::Strings, self.strings.as_bytes());
-            put(Section::Text, self.text.as_bytes());
-            sections
-        };
-        let mut end = size_of::<Header>() + SECTIONS * size_of::<SectionEntry>();
-        let entries: Vec<SectionEntry> = sections
-            .iter()
-            .zip(0..)
-            .map(|(bytes, kind)| {
-                let offset = end.next_multiple_of(SECTION_ALIGN);
-                end = offset + bytes.len();
-                SectionEntry {
-                    kind,
-                    reserved: 0,
-                    offset: offset as u64,
-                    length: bytes.len() as u64,
+    /// Share of [`Self::size`] that nobody uses any more, from 0 to 1. Past a half, a new builder pays.
+    pub fn waste(&self) -> f64 {
+        let of = |count: usize, size: usize| count as u64 * size as u64;
+        let free = of(self.free_rows.len() * self.pages(), size_of::<PageRecord>())
+            + of(self.pattern_numbers.count(), size_of::<Pattern>())
+            + of(self.palette_runs.count(), size_of::<u32>())
+            + of(self.identities.count(), size_of::<IdentityRecord>())
+            + of(self.interval_runs.count(), size_of::<IntervalRecord>())
+            + of(self.port_map_numbers.count(), size_of::<PortMapRecord>())
+            + self.strings.waste() as u64;
+        free as f64 / self.size().max(1) as f64
+    }
+
+    /// The tables as they are now. `content` is the canonical hash; tests may give zeros.
+    ///
+    /// Costs a reference per 16 KiB, and the tries where prefixes have changed. Generations only go up.
+    pub fn image(&mut self, generation: Generation, content: [u8; 32]) -> Result<Image, BuildError> {
+        let tables = &mut self.tables;
+        for (prefixes, table) in [
+            (&mut self.prefixes_v4, &mut tables.trie_v4),
+            (&mut self.prefixes_v6, &mut tables.trie_v6),
+        ] {
+            if std::mem::take(&mut prefixes.changed) {
+                let before = table.len();
+                match trie(&prefixes.known) {
+                    Ok(nodes) => *table = Table::sharing(&nodes, table),
+                    Err(error) => {
+                        self.error.get_or_insert(error);
+                    }
                 }
-            })
-            .collect();
-        let mut header = Header {
-            magic: MAGIC,
-            version: LAYOUT_VERSION,
-            flags: self.flags,
-            generation: self.generation.0,
-            length: end as u64,
+                table.resize(before); // nodes that nothing leads to; a delta takes nothing away
+            }
+        }
+        if let Some(error) = &self.error {
+            return Err(error.clone());
+        }
+        let head = Head {
+            generation: generation.0,
+            seed: SEED,
             content,
-            checksum: [0; 32],
+            flags: self.flags,
             classes: self.classes,
             rows: self.rows.len() as u32,
-            seed,
-            pages_per_row: pages_per_row as u32,
-            sections: SECTIONS as u32,
+            row_tiles: self.row_tiles,
         };
-        let mut image = Vec::with_capacity(end);
-        image.extend_from_slice(header.as_bytes());
-        image.extend_from_slice(entries.as_bytes());
-        for (bytes, entry) in sections.iter().zip(&entries) {
-            image.resize(entry.offset as usize, 0);
-            image.extend_from_slice(bytes);
-        }
-        header.checksum = checksum(&image);
-        image[..size_of::<Header>()].copy_from_slice(header.as_bytes());
-        Ok(image)
+        Ok(Image::new(head, self.tables.clone()))
     }
 
-    /// The pages of every row, each row made as long as the widest.
-    fn padded_rows(&mut self, pages_per_row: usize) -> Vec<PageRecord> {
-        if self.rows.iter().all(|row| row.count == pages_per_row) {
-            return std::mem::take(&mut self.row_pages);
-        }
-        let mut padded = Vec::with_capacity(self.rows.len() * pages_per_row);
-        for row in std::mem::take(&mut self.rows) {
-            let own = self
-                .row_pages
-                .get(row.first..row.first + row.count)
-                .unwrap_or_default();
-            padded.extend(own.iter().copied().take(pages_per_row));
-            if row.count < pages_per_row {
-                let page = self.page(&[(u64::MAX, row.rest)]);
-                padded.resize(padded.len() + pages_per_row - row.count, page.0);
-            }
-            self.rows.push(row);
-        }
-        padded
+    /// The bytes of the image of the generation that [`Self::new`] was given, for those who want no other.
+    pub fn finish(mut self, content: [u8; 32]) -> Result<Vec<u8>, BuildError> {
+        Ok(self.image(self.generation, content)?.to_bytes())
     }
 
     fn string(&mut self, string: &str) -> u32 {
-        if let Some(index) = self.string_index.get(string) {
-            return *index;
+        match self.strings.hold(&mut self.tables, string) {
+            Ok(number) => {
+                self.index("bytes of names", self.tables.text.len());
+                number
+            }
+            Err(error) => {
+                self.error.get_or_insert(error);
+                NONE
+            }
         }
-        self.strings.push(StringRecord {
-            offset: self.text.len() as u32,
-            length: string.len() as u32,
-        });
-        self.text.push_str(string);
-        self.index("bytes of names", self.text.len());
-        let index = self.index("names", self.strings.len());
-        self.string_index.insert(string.to_owned(), index);
-        index
     }
 
-    /// Index of the last of `count` records.
-    fn index(&mut self, table: &'static str, count: usize) -> u32 {
+    fn note(&mut self, outcome: Result<(), BuildError>) {
+        if let Err(error) = outcome {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    /// Notes a table that has too many records.
+    fn index(&mut self, table: &'static str, count: usize) {
         if count > (u32::MAX >> 1) as usize {
             self.error.get_or_insert(BuildError::TooMany { table });
         }
-        count.saturating_sub(1) as u32
     }
 }
 
-/// Puts each key into the first free slot from its home bucket on. The table doubles until every key is within
-/// [`MAX_REACH`] buckets of its home.
-fn lay_out<K, B>(
-    family: &'static str,
-    mut hosts: Vec<(K, u32)>,
-    slots: usize,
-    empty: impl Fn() -> B,
-    home: impl Fn(&K, usize) -> usize,
-    put: impl Fn(&mut B, K, u32) -> bool,
-    reach: impl Fn(&mut B) -> &mut u16,
-) -> Result<Vec<B>, BuildError>
-where
-    K: Copy + Ord,
-    B: Clone,
-{
-    // Stable sort, so that of several words on one address the last stays.
-    hosts.sort_by_key(|(key, _)| *key);
-    hosts.reverse();
-    hosts.dedup_by_key(|(key, _)| *key);
-    hosts.reverse();
-    // Two thirds full: most keys sit in their home bucket.
-    let mut count = (hosts.len() * 3 / 2).div_ceil(slots).max(1);
-    for _ in 0..8 {
-        let mut buckets = vec![empty(); count];
-        let placed = hosts.iter().all(|(key, identity)| {
-            let start = home(key, count);
-            (0..usize::from(MAX_REACH).min(count)).any(|step| {
-                let placed = buckets
-                    .get_mut((start + step) % count)
-                    .is_some_and(|bucket| put(bucket, *key, *identity));
-                if placed && let Some(bucket) = buckets.get_mut(start) {
-                    let reach = reach(bucket);
-                    *reach = (*reach).max(step as u16 + 1);
-                }
-                placed
-            })
-        });
-        if placed {
-            return Ok(buckets);
+/// What zeros say of a page.
+const ISOLATED_PAGE: Page = Page(PageRecord {
+    pattern: 0,
+    palette: 0,
+});
+
+fn endpoint_state(template: bool) -> u32 {
+    if template { ENDPOINT_TEMPLATE } else { ENDPOINT_POD }
+}
+
+fn v4_key(addr: Addr) -> Option<u32> {
+    let [.., a, b, c, d] = addr.octets();
+    addr.is_v4().then_some(u32::from_be_bytes([a, b, c, d]))
+}
+
+impl IntervalRecord {
+    fn of(lo: u16, then: PortDecision) -> Self {
+        Self {
+            lo,
+            decision: then.decision,
+            reserved: 0,
+            provenance: then.provenance,
         }
-        count *= 2;
     }
-    Err(BuildError::Hosts {
-        family,
-        hosts: hosts.len(),
-    })
 }
 
-fn lay_out_v4(hosts: Vec<(u32, u32)>, seed: u64) -> Result<Vec<BucketV4>, BuildError> {
-    let empty = || BucketV4 {
-        keys: [0; 7],
-        used: 0,
-        reach: 1,
-        identities: [0; 7],
-        reserved: 0,
-    };
-    let put = |bucket: &mut BucketV4, key, identity| {
-        let slot = usize::from(bucket.used);
-        let (Some(to), Some(value)) = (bucket.keys.get_mut(slot), bucket.identities.get_mut(slot)) else {
-            return false;
-        };
-        (*to, *value) = (key, identity);
-        bucket.used += 1;
-        true
-    };
-    let home = |key: &u32, count| hash_v4(*key, seed, count);
-    lay_out("IPv4", hosts, 7, empty, home, put, |bucket| &mut bucket.reach)
-}
-
-fn lay_out_v6(hosts: Vec<([u8; 16], u32)>, seed: u64) -> Result<Vec<BucketV6>, BuildError> {
-    let empty = || BucketV6 {
-        keys: [[0; 16]; 3],
-        identities: [0; 3],
-        used: 0,
-        reach: 1,
-    };
-    let put = |bucket: &mut BucketV6, key, identity| {
-        let slot = usize::from(bucket.used);
-        let (Some(to), Some(value)) = (bucket.keys.get_mut(slot), bucket.identities.get_mut(slot)) else {
-            return false;
-        };
-        (*to, *value) = (key, identity);
-        bucket.used += 1;
-        true
-    };
-    let home = |key: &[u8; 16], count| hash_v6(key, seed, count);
-    lay_out("IPv6", hosts, 3, empty, home, put, |bucket| &mut bucket.reach)
+/// Adds an interval to those from `first` on, unless the one before goes on.
+fn add_interval(intervals: &mut Vec<IntervalRecord>, first: usize, lo: u16, then: PortDecision) {
+    let record = IntervalRecord::of(lo, then);
+    let before = intervals.get(first..).and_then(<[IntervalRecord]>::last);
+    if !before.is_some_and(|before| IntervalRecord { lo, ..*before } == record) {
+        intervals.push(record);
+    }
 }
 
 /// A stride-8 trie in which every entry is an identity or a child: prefixes are pushed down to the entries that they
 /// cover.
-fn trie(mut prefixes: Vec<Prefix>) -> Result<Vec<TrieNode>, BuildError> {
-    // Shortest first: an entry that a prefix fills has no child yet, since only longer prefixes make children there.
-    prefixes.sort_by_key(|prefix| prefix.length);
+///
+/// Shortest first: an entry that a prefix fills has no child yet, since only longer prefixes make children there.
+fn trie(prefixes: &BTreeMap<(u8, [u8; 16]), u32>) -> Result<Vec<TrieNode>, BuildError> {
     let mut nodes = vec![TrieNode { entries: [0; 256] }];
-    for prefix in prefixes {
+    for ((length, bytes), identity) in prefixes {
         let mut at = 0;
-        let mut left = prefix.length;
-        for byte in prefix.bytes {
+        let mut left = *length;
+        for byte in bytes {
             if left <= 8 {
                 let span = 1_usize << (8 - left);
-                let first = usize::from(byte) & !(span - 1);
+                let first = usize::from(*byte) & !(span - 1);
                 if let Some(entries) = nodes
                     .get_mut(at)
                     .and_then(|node| node.entries.get_mut(first..first + span))
                 {
-                    entries.fill(prefix.identity);
+                    entries.fill(*identity);
                 }
                 break;
             }
@@ -767,7 +1060,10 @@ fn trie(mut prefixes: Vec<Prefix>) -> Result<Vec<TrieNode>, BuildError> {
             if next >= TRIE_CHILD as usize {
                 return Err(BuildError::TooMany { table: "trie nodes" });
             }
-            let Some(entry) = nodes.get_mut(at).map(|node| &mut node.entries[usize::from(byte)]) else {
+            let Some(entry) = nodes
+                .get_mut(at)
+                .map(|node| &mut node.entries[usize::from(*byte)])
+            else {
                 break;
             };
             let found = *entry;

@@ -1,7 +1,8 @@
 //! How an image lies in memory: little-endian plain data, no pointers, so it can be copied, hashed and read anywhere.
 //!
 //! ```text
-//! header | section table | sections, each at a multiple of 64 bytes
+//! image: header | section table | sections, each at a multiple of 64 bytes
+//! delta: header | lengths of the sections | patches | the patches' bytes
 //! ```
 //! Every field is a number in little-endian byte order; addresses are in network byte order.
 
@@ -12,11 +13,14 @@ compile_error!(
     "snapshot images are read in place as little-endian numbers: big-endian targets are not supported"
 );
 
+/// First eight bytes of a delta.
+pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
+
 /// First eight bytes of an image.
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -27,6 +31,26 @@ pub const CLASSES_PER_PAGE: usize = 64;
 /// Sections start at multiples of this many bytes.
 pub(super) const SECTION_ALIGN: usize = 64;
 
+/// What describes an image apart from its tables; the same in an image and in a delta to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct Head {
+    /// The snapshot's generation.
+    pub generation: u64,
+    /// Chooses the hash functions of the host and name tables.
+    pub seed: u64,
+    /// Hash of the canonical content, by the compiler.
+    pub content: [u8; 32],
+    /// [`FLAG_ALLOW_UNKNOWN`]; other bits are refused.
+    pub flags: u32,
+    /// Peer classes: columns of a row.
+    pub classes: u32,
+    /// Rows are numbered from 1 to this; 0 is open.
+    pub rows: u32,
+    /// Tiles of rows that the row pages have room for; see [`page_slot`].
+    pub row_tiles: u32,
+}
+
 /// What an image begins with.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -35,26 +59,56 @@ pub(super) struct Header {
     pub magic: [u8; 8],
     /// [`LAYOUT_VERSION`].
     pub version: u32,
-    /// [`FLAG_ALLOW_UNKNOWN`]; other bits are refused.
-    pub flags: u32,
-    /// The snapshot's generation.
-    pub generation: u64,
-    /// Bytes of the whole image.
-    pub length: u64,
-    /// Hash of the canonical content, by the compiler.
-    pub content: [u8; 32],
-    /// blake3 of the whole image with this field zero.
-    pub checksum: [u8; 32],
-    /// Peer classes: columns of a row.
-    pub classes: u32,
-    /// Stored rows; rows are numbered from 1, 0 is open.
-    pub rows: u32,
-    /// Chooses the hash functions of the host tables.
-    pub seed: u64,
-    /// Pages per row.
-    pub pages_per_row: u32,
     /// Entries of the section table.
     pub sections: u32,
+    /// Bytes of the whole image.
+    pub length: u64,
+    /// blake3 of header and section table, with this field zero.
+    pub checksum: [u8; 32],
+    /// Sum of the tables' chunks; see [`super::image::Sum`].
+    pub sum: [u64; 4],
+    /// The rest.
+    pub head: Head,
+}
+
+/// What a delta begins with.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct DeltaHeader {
+    /// [`DELTA_MAGIC`].
+    pub magic: [u8; 8],
+    /// [`LAYOUT_VERSION`].
+    pub version: u32,
+    /// Lengths that follow.
+    pub sections: u32,
+    /// Bytes of the whole delta.
+    pub length: u64,
+    /// blake3 of the whole delta with this field zero.
+    pub checksum: [u8; 32],
+    /// Generation of the image that this changes.
+    pub base: u64,
+    /// That image's sum.
+    pub base_sum: [u64; 4],
+    /// The new image's sum.
+    pub sum: [u64; 4],
+    /// The new image's head.
+    pub head: Head,
+    /// Patches that follow the lengths.
+    pub patches: u64,
+}
+
+/// Bytes of one chunk that differ. The bytes of all patches follow the last of them, in order, without gaps.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct PatchRecord {
+    /// [`Section`] as a number.
+    pub section: u32,
+    /// The chunk.
+    pub chunk: u32,
+    /// First byte in the chunk.
+    pub offset: u32,
+    /// Bytes.
+    pub length: u32,
 }
 
 /// Traffic of unknown endpoints is allowed.
@@ -66,8 +120,8 @@ pub(super) const FLAG_ALLOW_UNKNOWN: u32 = 1;
 pub(super) struct SectionEntry {
     /// Which section: [`Section`] as a number, equal to the entry's index.
     pub kind: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Bytes of a record.
+    pub record: u32,
     /// First byte, from the beginning of the image.
     pub offset: u64,
     /// Bytes.
@@ -83,7 +137,6 @@ pub(super) enum Section {
     HostsV6,
     TrieV4,
     TrieV6,
-    Groups,
     RowPages,
     Patterns,
     Palettes,
@@ -94,6 +147,7 @@ pub(super) enum Section {
     Policies,
     PolicyLists,
     Endpoints,
+    Names,
     Nodes,
     Strings,
     Text,
@@ -110,8 +164,10 @@ pub(super) struct IdentityRecord {
     pub endpoint: u32,
     pub node: u32,
     pub peer_class: u32,
-    pub group: u32,
-    pub reserved: u32,
+    /// Row of what may come in; 0 is open.
+    pub ingress: u32,
+    /// Row of what may go out; 0 is open.
+    pub egress: u32,
     pub epoch: u64,
 }
 
@@ -158,14 +214,6 @@ pub(super) struct TrieNode {
 /// The entry is the index of a node.
 pub(super) const TRIE_CHILD: u32 = 1 << 31;
 
-/// The rows of pods with the same rules; 0 is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct GroupRecord {
-    pub ingress: u32,
-    pub egress: u32,
-}
-
 /// 64 cells of a row: `palette[pattern[class % 64]]` is the cell's port map. Patterns come from selectors and are shared
 /// by many rows; what a row does with them is its own, and short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -175,6 +223,29 @@ pub(super) struct PageRecord {
     pub pattern: u32,
     /// Index of the first entry of the palette.
     pub palette: u32,
+}
+
+/// Rows in a tile.
+pub(super) const TILE_ROWS: usize = 256;
+
+/// Pages in a tile: a tile is one chunk of the row pages.
+pub(super) const TILE_PAGES: usize = 8;
+
+/// Where a page of a row (counted from 0) lies among the row pages, of which there is room for `row_tiles` tiles of
+/// rows.
+///
+/// In tiles, so that a further column costs about as many chunks as a further row; a tile page by page, so that a
+/// column's pages lie together. Tiles of the same pages lie together, so that further pages go to the end.
+#[inline]
+pub(super) fn page_slot(row: usize, page: usize, row_tiles: u32) -> usize {
+    let tile = page / TILE_PAGES * row_tiles as usize + row / TILE_ROWS;
+    (tile * TILE_PAGES + page % TILE_PAGES) * TILE_ROWS + row % TILE_ROWS
+}
+
+/// Row pages for so many rows and classes.
+pub(super) fn page_slots(classes: u32, row_tiles: u32) -> usize {
+    let pages = (classes as usize).div_ceil(CLASSES_PER_PAGE);
+    pages.div_ceil(TILE_PAGES) * row_tiles as usize * (TILE_ROWS * TILE_PAGES)
 }
 
 /// Which of 64 consecutive peer classes a row treats alike: numbers from 0 on, in order of first occurrence.
@@ -253,6 +324,7 @@ pub(super) struct ProvenanceRecord {
     pub first: u32,
     /// Rule: index of the rule. Isolating: number of entries.
     pub second: u32,
+    pub reserved: u32,
 }
 
 pub(super) const PROVENANCE_RULE: u32 = 0;
@@ -268,7 +340,7 @@ pub(super) struct PolicyRecord {
     pub name: u32,
 }
 
-/// A pod or template; sorted by namespace and name.
+/// A pod or template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct EndpointRecord {
@@ -276,8 +348,39 @@ pub(super) struct EndpointRecord {
     pub name: u32,
     /// Index of its identity apart from any address.
     pub identity: u32,
-    /// 1 for a template.
-    pub template: u32,
+    /// [`ENDPOINT_POD`], [`ENDPOINT_TEMPLATE`] or [`ENDPOINT_NONE`].
+    pub state: u32,
+}
+
+pub(super) const ENDPOINT_POD: u32 = 0;
+pub(super) const ENDPOINT_TEMPLATE: u32 = 1;
+/// The number is free.
+pub(super) const ENDPOINT_NONE: u32 = 2;
+
+/// A place in the hash table of endpoints by name: the search for a name begins at its home and ends at an empty slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NameSlot {
+    /// Hash of the name: its home is `tag * slots >> 32`.
+    pub tag: u32,
+    /// The endpoint's number plus 1; 0 in an empty slot.
+    pub endpoint: u32,
+}
+
+/// Hash of an endpoint's name.
+pub(super) fn name_tag(namespace: &str, name: &str, seed: u64) -> u32 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(&(namespace.len() as u64).to_le_bytes());
+    hasher.update(namespace.as_bytes());
+    hasher.update(name.as_bytes());
+    let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Where the search for a name begins. `slots` below 2^32.
+pub(super) fn name_home(tag: u32, slots: usize) -> usize {
+    ((u64::from(tag) * slots as u64) >> 32) as usize
 }
 
 /// A string: bytes of the text section.

@@ -1,17 +1,22 @@
 //! The snapshot: who an address is and what may pass between two of them.
 //!
-//! Read side of an image that the compiler writes. Immutable, position-independent, fully validated when opened: no
-//! content of an image makes a read leave it.
+//! The compiler fills an [`ImageBuilder`] and changes it; each [`Image`] that it answers is immutable and shares what did
+//! not change with the one before. It travels as a whole ([`Image::to_bytes`]) or as a delta ([`Image::delta_since`]). A
+//! [`Snapshot`] is the read side: fully validated when opened or changed by a delta; no content makes a read leave it.
 
 mod build;
 mod image;
 mod layout;
+mod snapshot;
+mod table;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 pub use build::{BuildError, ImageBuilder, Page, PortDecision, PortRange};
-pub use image::{ImageError, Sizes, Snapshot};
+pub use image::{Image, ImageError};
 pub use layout::{CLASSES_PER_PAGE, Decision, LAYOUT_VERSION, NONE};
+pub use snapshot::{Sizes, Snapshot};
 
 /// Number of a snapshot; strictly increasing, 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,8 +49,10 @@ pub struct Identity {
     pub node: u32,
     /// Column in the rows of others.
     pub peer_class: u32,
-    /// Its ingress and egress rows.
-    pub group: u32,
+    /// Row of what may come in to a pod; 0 is open.
+    pub ingress: u32,
+    /// Row of what may go out of a pod; 0 is open.
+    pub egress: u32,
     /// Changes whenever a decision about this endpoint could change: hash of its incarnation, what selectors see of
     /// it, and the rules that apply to it.
     pub epoch: u64,

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    image::checksum,
+    image::{Sum, checksum},
     layout::{Header, SECTIONS, SectionEntry},
+    table::CHUNK_BYTES,
     *,
 };
 use crate::addr::Addr;
@@ -28,7 +29,8 @@ const fn somewhere(kind: IdentityKind, peer_class: u32) -> Identity {
         endpoint: NONE,
         node: NONE,
         peer_class,
-        group: 0,
+        ingress: 0,
+        egress: 0,
         epoch: 1,
     }
 }
@@ -59,20 +61,18 @@ fn image() -> Vec<u8> {
     let isolating = image.isolating(&[policy, other]);
     let row = image.row(isolating, &cells);
     let closed = image.row(isolating, &[]);
-    let group = image.group(row, 0);
-    let shut = image.group(closed, closed);
-
-    let pod = |endpoint, peer_class, group| Identity {
+    let pod = |endpoint, peer_class, (ingress, egress)| Identity {
         kind: IdentityKind::Pod,
         endpoint,
         node: 0,
         peer_class,
-        group,
+        ingress,
+        egress,
         epoch: 2,
     };
-    let any = image.identity(pod(0, 70, 0));
-    let sealed = image.identity(pod(1, 0, shut));
-    let web = image.identity(pod(2, 0, group));
+    let any = image.identity(pod(0, 70, (0, 0)));
+    let sealed = image.identity(pod(1, 0, (closed, closed)));
+    let web = image.identity(pod(2, 0, (row, 0)));
     image.endpoint("default", "any", false, any);
     image.endpoint("default", "sealed", true, sealed);
     image.endpoint("default", "web", false, web);
@@ -276,9 +276,9 @@ fn identities_of_another_snapshot_are_denied() {
         .judge_ends(&stranger, &web, false, tcp(80), NodeExemption::Trusted)
         .ingress;
     assert_eq!((verdict.allow, verdict.effect), (false, Effect::Invalid));
-    let groupless = Identity { group: 99, ..web };
+    let rowless = Identity { ingress: 99, ..web };
     let verdict = snapshot
-        .judge_ends(&web, &groupless, false, tcp(80), NodeExemption::Trusted)
+        .judge_ends(&web, &rowless, false, tcp(80), NodeExemption::Trusted)
         .ingress;
     assert_eq!((verdict.allow, verdict.effect), (false, Effect::Invalid));
 }
@@ -301,11 +301,24 @@ fn every_damaged_byte_is_noticed() {
     assert!(Snapshot::open(&longer).is_err());
 }
 
-/// Writes the checksum anew, as somebody who wants to be believed would.
+/// Writes the sum and the checksum anew, as somebody who wants to be believed would.
 fn sealed(mut image: Vec<u8>) -> Vec<u8> {
-    let at = std::mem::offset_of!(Header, checksum);
-    let sum = checksum(&image);
-    image[at..at + 32].copy_from_slice(&sum);
+    let (mut header, rest) = Header::read_from_prefix(&image).unwrap();
+    let (entries, _) = <[SectionEntry; SECTIONS]>::read_from_prefix(rest).unwrap();
+    let mut sum = Sum::default();
+    for (number, entry) in entries.iter().enumerate() {
+        let end = entry.offset.saturating_add(entry.length) as usize;
+        let content = image.get(entry.offset as usize..end).unwrap_or_default();
+        for (chunk, content) in content.chunks(CHUNK_BYTES).enumerate() {
+            let mut whole = vec![0; CHUNK_BYTES];
+            whole[..content.len()].copy_from_slice(content);
+            sum.add(Sum::of(number, chunk, blake3::hash(&whole).as_bytes()));
+        }
+    }
+    header.sum = sum.0;
+    header.checksum = [0; 32];
+    header.checksum = checksum(&[header.as_bytes(), entries.as_bytes()]);
+    image[..size_of::<Header>()].copy_from_slice(header.as_bytes());
     image
 }
 
@@ -459,11 +472,14 @@ fn wrong_calls_are_refused() {
             image.prefix(v4(1, 2, 3, 4), 30, 7)
         }),
         ("row that does not exist", &|image: &mut ImageBuilder| {
-            image.group(1, 0);
+            image.identity(Identity {
+                ingress: 1,
+                ..somewhere(IdentityKind::External, 0)
+            });
         }),
-        ("out of order", &|image: &mut ImageBuilder| {
-            image.endpoint("b", "b", false, 0);
-            image.endpoint("a", "a", false, 0);
+        ("a/b is there already", &|image: &mut ImageBuilder| {
+            image.endpoint("a", "b", false, 0);
+            image.endpoint("a", "b", false, 0);
         }),
         ("build does not know", &|image: &mut ImageBuilder| {
             let redirect = PortDecision {

@@ -104,22 +104,23 @@ impl World {
         let web_row = image.row(isolating, &[web_outside, web_client, deny]);
         let box_in = image.row(isolating, &[deny, all, deny]);
         let box_out = image.row(isolating, &[deny, deny, deny]);
-        let web_group = image.group(web_row, 0);
-        let box_group = image.group(box_in, box_out);
-        let end = |kind, endpoint, node, peer_class, group, epoch| Identity {
+        let web_rows = (web_row, 0);
+        let box_rows = (box_in, box_out);
+        let end = |kind, endpoint, node, peer_class, (ingress, egress), epoch| Identity {
             kind,
             endpoint,
             node,
             peer_class,
-            group,
+            ingress,
+            egress,
             epoch,
         };
         use IdentityKind::{Node, Pod, Service, Unknown};
         for (who, name, identity) in [
-            (BOX, "box", end(Pod, 0, NONE, 2, box_group, 30)),
-            (CLIENT, "client", end(Pod, 1, NONE, 1, 0, 10)),
-            (WEB, "web", end(Pod, 2, 0, 2, web_group, self.web_epoch)),
-            (NODE, "", end(Node, NONE, 0, 0, 0, 40)),
+            (BOX, "box", end(Pod, 0, NONE, 2, box_rows, 30)),
+            (CLIENT, "client", end(Pod, 1, NONE, 1, (0, 0), 10)),
+            (WEB, "web", end(Pod, 2, 0, 2, web_rows, self.web_epoch)),
+            (NODE, "", end(Node, NONE, 0, 0, (0, 0), 40)),
         ] {
             let identity = image.identity(identity);
             if !name.is_empty() {
@@ -129,12 +130,12 @@ impl World {
                 image.host(addr(text), identity);
             }
         }
-        let unknown = image.identity(end(Unknown, NONE, NONE, 0, 0, 0));
+        let unknown = image.identity(end(Unknown, NONE, NONE, 0, (0, 0), 0));
         if self.pod_cidrs {
             image.prefix(addr("10.0.0.0"), 16, unknown);
             image.prefix(addr("fd00::"), 48, unknown);
         }
-        let service = image.identity(end(Service, NONE, NONE, 0, 0, 60));
+        let service = image.identity(end(Service, NONE, NONE, 0, (0, 0), 60));
         image.prefix(addr("10.96.0.0"), 16, service);
         image.prefix(addr("fd96::"), 48, service);
         Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap()

@@ -1,16 +1,23 @@
 //! Which addresses a snapshot tells apart: for those who ask about all of them at once. Cold.
 
-use super::{Snapshot, TRIE_CHILD, TrieNode};
-use crate::addr::Addr;
+use super::Snapshot;
+use crate::{
+    addr::Addr,
+    classify::{
+        layout::{TRIE_CHILD, TrieNode},
+        table::Table,
+    },
+};
 
 impl Snapshot {
     /// Every address that the host tables hold, in no order. Any other address is looked up among the ranges alone.
     pub fn hosts(&self) -> impl Iterator<Item = Addr> + '_ {
-        let v4 = self.hosts_v4.iter().flat_map(|bucket| {
+        let tables = &self.image.tables;
+        let v4 = tables.hosts_v4.iter().flat_map(|bucket| {
             let used = bucket.keys.iter().take(usize::from(bucket.used));
             used.map(|key| Addr::v4(key.to_be_bytes()))
         });
-        let v6 = self.hosts_v6.iter().flat_map(|bucket| {
+        let v6 = tables.hosts_v6.iter().flat_map(|bucket| {
             let used = bucket.keys.iter().take(usize::from(bucket.used));
             used.map(|key| Addr::v6(*key))
         });
@@ -22,9 +29,9 @@ impl Snapshot {
     /// share their tables, which no compiler writes, since there may be more of them than can be counted.
     pub fn range_borders(&self, v4: bool) -> Option<Vec<u128>> {
         let (trie, bits) = if v4 {
-            (&self.trie_v4, 32)
+            (&self.image.tables.trie_v4, 32)
         } else {
-            (&self.trie_v6, 128)
+            (&self.image.tables.trie_v6, 128)
         };
         let mut walk = Borders {
             trie,
@@ -38,7 +45,7 @@ impl Snapshot {
 }
 
 struct Borders<'a> {
-    trie: &'a [TrieNode],
+    trie: &'a Table<TrieNode>,
     /// Nodes visited.
     nodes: usize,
     /// Identity of the range that is being walked through.

@@ -1,0 +1,311 @@
+//! Hash tables of the image that are changed in place: hosts by address, endpoints by name.
+
+use crate::classify::{
+    BuildError,
+    layout::{BucketV4, BucketV6, MAX_REACH, NameSlot, hash_v4, hash_v6, name_home},
+    table::{Record, Table},
+};
+
+/// A bucket of hosts.
+pub(super) trait Bucket: Record {
+    type Key: Copy + Eq;
+    const FAMILY: &'static str;
+    const SLOTS: usize;
+    const EMPTY: Self;
+    fn home(key: &Self::Key, seed: u64, buckets: usize) -> usize;
+    fn used(&self) -> usize;
+    fn set_used(&mut self, used: usize);
+    fn reach(&self) -> u16;
+    fn set_reach(&mut self, reach: u16);
+    fn slot(&self, slot: usize) -> (Self::Key, u32);
+    fn set_slot(&mut self, slot: usize, key: Self::Key, identity: u32);
+}
+
+macro_rules! bucket {
+    ($bucket:ty, $key:ty, $family:literal, $slots:literal, $empty:expr, $home:expr) => {
+        impl Bucket for $bucket {
+            type Key = $key;
+            const FAMILY: &'static str = $family;
+            const SLOTS: usize = $slots;
+            const EMPTY: Self = $empty;
+
+            fn home(key: &$key, seed: u64, buckets: usize) -> usize {
+                $home(key, seed, buckets)
+            }
+
+            fn used(&self) -> usize {
+                usize::from(self.used).min(Self::SLOTS)
+            }
+
+            fn set_used(&mut self, used: usize) {
+                self.used = used as u16;
+            }
+
+            fn reach(&self) -> u16 {
+                self.reach
+            }
+
+            fn set_reach(&mut self, reach: u16) {
+                self.reach = reach;
+            }
+
+            fn slot(&self, slot: usize) -> ($key, u32) {
+                (self.keys[slot], self.identities[slot])
+            }
+
+            fn set_slot(&mut self, slot: usize, key: $key, identity: u32) {
+                self.keys[slot] = key;
+                self.identities[slot] = identity;
+            }
+        }
+    };
+}
+
+bucket!(
+    BucketV4,
+    u32,
+    "IPv4",
+    7,
+    BucketV4 {
+        keys: [0; 7],
+        used: 0,
+        reach: 1,
+        identities: [0; 7],
+        reserved: 0,
+    },
+    |key: &u32, seed, buckets| hash_v4(*key, seed, buckets)
+);
+bucket!(
+    BucketV6,
+    [u8; 16],
+    "IPv6",
+    3,
+    BucketV6 {
+        keys: [[0; 16]; 3],
+        identities: [0; 3],
+        used: 0,
+        reach: 1,
+    },
+    hash_v6
+);
+
+/// Where a host lies: bucket and slot.
+type Place = (usize, usize);
+
+/// Fills a host table. The table is the image's; this counts what is in it.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    count: usize,
+}
+
+impl Hosts {
+    /// Makes room for so many hosts at once.
+    pub(super) fn reserve<B: Bucket>(
+        &self,
+        table: &mut Table<B>,
+        seed: u64,
+        hosts: usize,
+    ) -> Result<(), BuildError> {
+        // Two thirds full: most keys sit in their home bucket.
+        let buckets = (hosts * 3 / 2).div_ceil(B::SLOTS);
+        if buckets > table.len() {
+            self.rebuild(table, seed, buckets)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a host or says whose it is from now on.
+    pub(super) fn insert<B: Bucket>(
+        &mut self,
+        table: &mut Table<B>,
+        seed: u64,
+        key: B::Key,
+        identity: u32,
+    ) -> Result<(), BuildError> {
+        if let Some((at, slot)) = find(table, seed, &key) {
+            if let Some(mut bucket) = table.get(at).copied() {
+                bucket.set_slot(slot, key, identity);
+                table.set(at, bucket);
+            }
+            return Ok(());
+        }
+        // Four fifths full at most, so that few hosts lie outside of their home bucket.
+        if (self.count + 1) * 5 > table.len() * B::SLOTS * 4 {
+            self.rebuild(table, seed, (table.len() * 3 / 2).max(1))?;
+        }
+        while !place(table, seed, key, identity) {
+            self.rebuild(table, seed, table.len() * 3 / 2 + 1)?;
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Takes a host out and answers whose it was.
+    pub(super) fn remove<B: Bucket>(&mut self, table: &mut Table<B>, seed: u64, key: B::Key) -> Option<u32> {
+        let (at, slot) = find(table, seed, &key)?;
+        let mut bucket = *table.get(at)?;
+        let (_, identity) = bucket.slot(slot);
+        let last = bucket.used() - 1;
+        let (moved, whose) = bucket.slot(last);
+        bucket.set_slot(slot, moved, whose);
+        let (zero, none) = B::EMPTY.slot(0);
+        bucket.set_slot(last, zero, none);
+        bucket.set_used(last);
+        table.set(at, bucket);
+        self.count -= 1;
+        Some(identity)
+    }
+
+    /// Lays all hosts out anew, in so many buckets or more.
+    fn rebuild<B: Bucket>(&self, table: &mut Table<B>, seed: u64, buckets: usize) -> Result<(), BuildError> {
+        let hosts: Vec<(B::Key, u32)> = table
+            .iter()
+            .flat_map(|bucket| (0..bucket.used()).map(|slot| bucket.slot(slot)))
+            .collect();
+        let mut count = buckets;
+        for _ in 0..16 {
+            let mut fresh = Table::sharing(&vec![B::EMPTY; count], &Table::default());
+            if hosts
+                .iter()
+                .all(|(key, identity)| place(&mut fresh, seed, *key, *identity))
+            {
+                *table = fresh;
+                return Ok(());
+            }
+            count = count * 3 / 2 + 1;
+        }
+        Err(BuildError::Hosts {
+            family: B::FAMILY,
+            hosts: hosts.len(),
+        })
+    }
+}
+
+fn find<B: Bucket>(table: &Table<B>, seed: u64, key: &B::Key) -> Option<Place> {
+    let buckets = table.len();
+    if buckets == 0 {
+        return None;
+    }
+    let home = B::home(key, seed, buckets);
+    let reach = usize::from(table.get(home)?.reach());
+    (0..reach).map(|step| (home + step) % buckets).find_map(|at| {
+        let bucket = table.get(at)?;
+        let slot = (0..bucket.used()).find(|slot| bucket.slot(*slot).0 == *key)?;
+        Some((at, slot))
+    })
+}
+
+/// Puts a key that is not there into the first free slot from its home on. Whether there was one within reach.
+fn place<B: Bucket>(table: &mut Table<B>, seed: u64, key: B::Key, identity: u32) -> bool {
+    let buckets = table.len();
+    if buckets == 0 {
+        return false;
+    }
+    let home = B::home(&key, seed, buckets);
+    for step in 0..usize::from(MAX_REACH).min(buckets) {
+        let at = (home + step) % buckets;
+        let Some(mut bucket) = table.get(at).copied() else {
+            return false;
+        };
+        if bucket.used() == B::SLOTS {
+            continue;
+        }
+        bucket.set_slot(bucket.used(), key, identity);
+        bucket.set_used(bucket.used() + 1);
+        table.set(at, bucket);
+        if let Some(mut bucket) = table.get(home).copied()
+            && usize::from(bucket.reach()) <= step
+        {
+            bucket.set_reach(step as u16 + 1);
+            table.set(home, bucket);
+        }
+        return true;
+    }
+    false
+}
+
+/// Fills the table of endpoints by name.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    count: usize,
+}
+
+impl Names {
+    /// Adds an endpoint, unless one of its name is there.
+    pub(super) fn insert(
+        &mut self,
+        table: &mut Table<NameSlot>,
+        tag: u32,
+        endpoint: u32,
+        has_name: impl Fn(u32) -> bool,
+    ) -> bool {
+        let slots = table.len();
+        let there = (0..slots)
+            .map_while(|step| table.get((name_home(tag, slots) + step) % slots))
+            .map_while(|slot| Some((slot.tag, slot.endpoint.checked_sub(1)?)))
+            .any(|(known, endpoint)| known == tag && has_name(endpoint));
+        if there {
+            return false;
+        }
+        // Three quarters full at most.
+        if (self.count + 1) * 4 > table.len() * 3 {
+            let slots: Vec<NameSlot> = table.iter().copied().filter(|slot| slot.endpoint != 0).collect();
+            let mut fresh = Table::default();
+            fresh.resize((table.len() * 2).max(16));
+            for slot in slots {
+                put(&mut fresh, slot);
+            }
+            *table = fresh;
+        }
+        let slot = NameSlot {
+            tag,
+            endpoint: endpoint + 1,
+        };
+        put(table, slot);
+        self.count += 1;
+        true
+    }
+
+    /// Takes an endpoint out, and moves up those that its slot had been in the way of.
+    pub(super) fn remove(&mut self, table: &mut Table<NameSlot>, tag: u32, endpoint: u32) {
+        let slots = table.len();
+        let gone = NameSlot {
+            tag,
+            endpoint: endpoint + 1,
+        };
+        let steps = (0..slots).map(|step| (name_home(tag, slots) + step) % slots);
+        let found = steps
+            .take_while(|at| table.get(*at).is_some_and(|slot| slot.endpoint != 0))
+            .find(|at| table.get(*at) == Some(&gone));
+        let Some(mut hole) = found else {
+            return;
+        };
+        self.count -= 1;
+        let mut at = hole;
+        loop {
+            at = (at + 1) % slots;
+            let Some(slot) = table.get(at).copied().filter(|slot| slot.endpoint != 0) else {
+                break;
+            };
+            // It may move to the hole unless its search begins after that.
+            let home = name_home(slot.tag, slots);
+            if (at + slots - home) % slots >= (at + slots - hole) % slots {
+                table.set(hole, slot);
+                hole = at;
+            }
+        }
+        let empty = NameSlot { tag: 0, endpoint: 0 };
+        table.set(hole, empty);
+    }
+}
+
+fn put(table: &mut Table<NameSlot>, slot: NameSlot) {
+    let slots = table.len();
+    let home = name_home(slot.tag, slots);
+    let free = (0..slots)
+        .map(|step| (home + step) % slots)
+        .find(|at| table.get(*at).is_some_and(|slot| slot.endpoint == 0));
+    if let Some(at) = free {
+        table.set(at, slot);
+    }
+}

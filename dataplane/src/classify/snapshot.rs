@@ -1,0 +1,610 @@
+//! Reading from an image: who is an address, what may pass.
+//!
+//! [`Snapshot::open`] and [`Snapshot::apply`] check every index, offset and order of what is new once. Lookups after
+//! that use `get` all the same and answer "denied" where it fails: no content of an image makes a read leave it, and
+//! none makes a failed read an allowed packet.
+
+mod extent;
+
+use super::{
+    DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Image, ImageError, Judgement, L4,
+    NodeExemption, PolicyName, PortSpans, Provenance, Row,
+    layout::{
+        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN, IntervalRecord,
+        MAX_REACH, NONE, PROVENANCE_RULE, TRIE_CHILD, TrieNode, hash_v4, hash_v6, name_home, name_tag,
+        page_slot,
+    },
+    table::Table,
+};
+use crate::addr::Addr;
+
+/// Sizes of a snapshot's tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Host addresses of pods and nodes.
+    pub hosts: u32,
+    /// Pods and templates known by name.
+    pub endpoints: u32,
+    /// Peer classes: columns.
+    pub classes: u32,
+    /// Rows.
+    pub rows: u32,
+    /// Distinct patterns of 64 classes.
+    pub patterns: u32,
+    /// Distinct port maps.
+    pub port_maps: u32,
+    /// Trie nodes of both families.
+    pub trie_nodes: u32,
+    /// The most cache lines that one address lookup reads (host bucket and trie, then the identity).
+    pub worst_identify: u32,
+    /// The most cache lines that one direction reads (page, pattern, palette, port map, intervals).
+    pub worst_judge: u32,
+}
+
+/// An image that may be read: validated, or made by this process; immutable. A clone shares everything.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub(super) image: Image,
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("generation", &self.generation())
+            .field("sizes", &self.sizes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a lookup answers that leaves its table: a pod without rows, to and from which everything is denied.
+const NOBODY: Identity = Identity {
+    kind: IdentityKind::Pod,
+    endpoint: NONE,
+    node: NONE,
+    peer_class: NONE,
+    ingress: NONE,
+    egress: NONE,
+    epoch: 0,
+};
+
+const INVALID: DirectionVerdict = DirectionVerdict {
+    allow: false,
+    effect: Effect::Invalid,
+    provenance: NONE,
+};
+
+const UNKNOWN: DirectionVerdict = DirectionVerdict {
+    allow: false,
+    effect: Effect::Unknown,
+    provenance: NONE,
+};
+
+const fn allowed(effect: Effect) -> DirectionVerdict {
+    DirectionVerdict {
+        allow: true,
+        effect,
+        provenance: NONE,
+    }
+}
+
+impl Snapshot {
+    /// Copies an image, checks all of it and answers the snapshot.
+    ///
+    /// `bytes` need no alignment. Errors name the first table and record that is wrong.
+    pub fn open(bytes: &[u8]) -> Result<Self, ImageError> {
+        let image = Image::read(bytes)?;
+        let everything = image.everything();
+        Self { image }.validated(&everything)
+    }
+
+    /// The snapshot that a delta of [`Image::delta_since`] turns this one into; this one stays as it is. All that the
+    /// delta does not change is shared. What it changes is checked as [`Self::open`] does.
+    ///
+    /// [`ImageError::Base`] where the delta is not to this snapshot: then only the whole image will do.
+    pub fn apply(&self, delta: &[u8]) -> Result<Self, ImageError> {
+        let (image, changed) = self.image.patched(delta)?;
+        Self { image }.validated(&changed)
+    }
+
+    /// Reads an image that this process has made itself, without a copy or a check.
+    pub fn from_image(image: &Image) -> Self {
+        Self { image: image.clone() }
+    }
+
+    /// What it reads.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Its generation.
+    #[inline]
+    pub fn generation(&self) -> Generation {
+        self.image.generation()
+    }
+
+    /// Hash of its canonical content: equal for snapshots that mean the same, whatever their generation.
+    pub fn hash(&self) -> [u8; 32] {
+        self.image.hash()
+    }
+
+    /// Whether traffic of unknown endpoints is allowed.
+    #[inline]
+    pub fn allow_unknown(&self) -> bool {
+        self.image.head.flags & FLAG_ALLOW_UNKNOWN != 0
+    }
+
+    /// Sizes of its tables.
+    pub fn sizes(&self) -> Sizes {
+        let tables = &self.image.tables;
+        let reach_v4 = tables
+            .hosts_v4
+            .iter()
+            .map(|bucket| bucket.reach)
+            .max()
+            .unwrap_or(0);
+        let reach_v6 = tables
+            .hosts_v6
+            .iter()
+            .map(|bucket| bucket.reach)
+            .max()
+            .unwrap_or(0);
+        let depth_v4 = depth(&tables.trie_v4);
+        let depth_v6 = depth(&tables.trie_v6);
+        let longest = tables
+            .port_maps
+            .iter()
+            .filter(|map| map.uniform == 0)
+            .flat_map(|map| {
+                map.starts
+                    .windows(2)
+                    .map(|pair| pair[1].saturating_sub(pair[0]))
+                    .max()
+            })
+            .max()
+            .unwrap_or(0);
+        Sizes {
+            bytes: self.image.bytes(),
+            hosts: tables
+                .hosts_v4
+                .iter()
+                .map(|bucket| u32::from(bucket.used))
+                .chain(tables.hosts_v6.iter().map(|bucket| u32::from(bucket.used)))
+                .sum(),
+            endpoints: self.endpoints().count() as u32,
+            classes: self.image.head.classes,
+            rows: self.image.head.rows,
+            patterns: tables.patterns.len() as u32,
+            port_maps: tables.port_maps.len() as u32,
+            trie_nodes: (tables.trie_v4.len() + tables.trie_v6.len()) as u32,
+            worst_identify: 1 + (u32::from(reach_v4) + depth_v4).max(u32::from(reach_v6) + depth_v6),
+            // Page, pattern, palette, port map; then a binary search over 8-byte intervals.
+            worst_judge: 4 + if longest == 0 { 0 } else { longest.ilog2() + 1 },
+        }
+    }
+
+    /// Who an address is.
+    #[inline]
+    pub fn identify(&self, addr: Addr) -> Identity {
+        let index = if addr.is_v4() {
+            let [.., a, b, c, d] = addr.octets();
+            let bytes = [a, b, c, d];
+            match self.host_v4(u32::from_be_bytes(bytes)) {
+                Some((_, index)) => index,
+                None => walk(&self.image.tables.trie_v4, &bytes),
+            }
+        } else {
+            let bytes = addr.octets();
+            match self.host_v6(&bytes) {
+                Some((_, index)) => index,
+                None => walk(&self.image.tables.trie_v6, &bytes),
+            }
+        };
+        self.identity(index)
+    }
+
+    /// Decides about a packet that begins a flow, in order: a pod to its own address; a pod and its node; else each
+    /// end that is a pod by its rows, each unknown end as the settings say, other ends are open.
+    ///
+    /// `src` and `dst` come from [`Self::identify`] of this snapshot.
+    #[inline]
+    pub fn judge(
+        &self,
+        src: &Identity,
+        dst: &Identity,
+        src_addr: Addr,
+        dst_addr: Addr,
+        l4: L4,
+        node: NodeExemption,
+    ) -> Judgement {
+        self.judge_ends(src, dst, src_addr == dst_addr, l4, node)
+    }
+
+    /// As [`Self::judge`], for ends that may have no address: `same_address` says whether they have the same one.
+    #[inline]
+    pub fn judge_ends(
+        &self,
+        src: &Identity,
+        dst: &Identity,
+        same_address: bool,
+        l4: L4,
+        node: NodeExemption,
+    ) -> Judgement {
+        use IdentityKind::{Node, Pod};
+        let both = |verdict| Judgement {
+            ingress: verdict,
+            egress: verdict,
+        };
+        if same_address
+            && src.kind == Pod
+            && dst.kind == Pod
+            && src.endpoint == dst.endpoint
+            && src.endpoint != NONE
+        {
+            return both(allowed(Effect::SelfTraffic));
+        }
+        if node == NodeExemption::Trusted
+            && src.node == dst.node
+            && src.node != NONE
+            && matches!((src.kind, dst.kind), (Pod, Node) | (Node, Pod))
+        {
+            return both(allowed(Effect::Node));
+        }
+        Judgement {
+            ingress: self.direction(dst, dst.ingress, src.peer_class, l4),
+            egress: self.direction(src, src.egress, dst.peer_class, l4),
+        }
+    }
+
+    /// Names behind a provenance index; None for [`NONE`] and for numbers that are not of this snapshot. Cold.
+    pub fn provenance(&self, index: u32) -> Option<Provenance<'_>> {
+        let tables = &self.image.tables;
+        let record = tables.provenance.get(index as usize)?;
+        if record.kind == PROVENANCE_RULE {
+            return Some(Provenance::Rule {
+                policy: self.policy(record.first)?,
+                rule: record.second,
+            });
+        }
+        let end = record.first.checked_add(record.second)?;
+        let names: Option<Vec<_>> = (record.first..end)
+            .map(|at| self.policy(*tables.policy_lists.get(at as usize)?))
+            .collect();
+        Some(Provenance::Isolating(names?))
+    }
+
+    /// An endpoint by number. Cold.
+    pub fn endpoint(&self, number: u32) -> Option<Endpoint<'_>> {
+        let record = self.image.tables.endpoints.get(number as usize)?;
+        if record.state == ENDPOINT_NONE {
+            return None;
+        }
+        Some(Endpoint {
+            number,
+            namespace: self.string(record.namespace)?,
+            name: self.string(record.name)?,
+            template: record.state == ENDPOINT_TEMPLATE,
+            identity: self.identity(record.identity),
+        })
+    }
+
+    /// All endpoints, by number. Cold.
+    pub fn endpoints(&self) -> impl Iterator<Item = Endpoint<'_>> + '_ {
+        let numbers = 0..self.image.tables.endpoints.len() as u32;
+        numbers.filter_map(|number| self.endpoint(number))
+    }
+
+    /// An endpoint by name. Cold.
+    pub fn find_endpoint(&self, namespace: &str, name: &str) -> Option<Endpoint<'_>> {
+        let names = &self.image.tables.names;
+        let tag = name_tag(namespace, name, self.image.head.seed);
+        let home = name_home(tag, names.len());
+        for step in 0..names.len() {
+            let slot = names.get((home + step) % names.len())?;
+            let number = slot.endpoint.checked_sub(1)?;
+            if slot.tag == tag
+                && let Some(endpoint) = self.endpoint(number)
+                && (endpoint.namespace, endpoint.name) == (namespace, name)
+            {
+                return Some(endpoint);
+            }
+        }
+        None
+    }
+
+    /// The rows that decide about an end: for ingress, and for egress. Cold, as all that follows: for those who ask
+    /// about every packet at once.
+    pub fn rows_of(&self, end: &Identity) -> (Row, Row) {
+        let row = |number| match number {
+            0 => Row::Open,
+            number if number > self.image.head.rows => Row::Invalid,
+            number => Row::Cells(number),
+        };
+        match end.kind {
+            IdentityKind::Pod => (row(end.ingress), row(end.egress)),
+            IdentityKind::Unknown if !self.allow_unknown() => (Row::Unknown, Row::Unknown),
+            _ => (Row::Open, Row::Open),
+        }
+    }
+
+    /// The port map of a row's cell, by its number; None for a row without cells and for numbers that are not of this
+    /// snapshot.
+    pub fn port_map_of(&self, row: Row, peer_class: u32) -> Option<u32> {
+        let Row::Cells(number) = row else { return None };
+        self.port_map((number as usize).checked_sub(1)?, peer_class)
+    }
+
+    /// What a row decides by a port map, for each of TCP, UDP and SCTP by first port in order, and where no port is
+    /// known; None for numbers that are not of this snapshot.
+    pub fn port_spans(&self, row: Row, port_map: Option<u32>) -> Option<PortSpans> {
+        let same = |verdict| PortSpans {
+            protocols: [6, 17, 132].map(|protocol| (protocol, vec![(0, verdict)])),
+            portless: verdict,
+        };
+        let number = match row {
+            Row::Open => return Some(same(allowed(Effect::Open))),
+            Row::Unknown => return Some(same(UNKNOWN)),
+            Row::Invalid => return Some(same(INVALID)),
+            Row::Cells(number) => (number as usize).checked_sub(1)?,
+        };
+        let tables = &self.image.tables;
+        let map = tables.port_maps.get(port_map? as usize)?;
+        let portless = self.decided(number, map.portless, map.portless_provenance);
+        if map.uniform != 0 {
+            return Some(same(portless));
+        }
+        let spans = |from: u32, to: u32| {
+            let spans = (from..to).map(|at| {
+                let interval = tables.intervals.get(at as usize)?;
+                let verdict = self.decided(number, interval.decision, interval.provenance);
+                Some((interval.lo, verdict))
+            });
+            spans.collect::<Option<Vec<_>>>()
+        };
+        let [tcp, udp, sctp, end] = map.starts;
+        Some(PortSpans {
+            protocols: [
+                (6, spans(tcp, udp)?),
+                (17, spans(udp, sctp)?),
+                (132, spans(sctp, end)?),
+            ],
+            portless,
+        })
+    }
+
+    /// The name of a node by number. Cold.
+    pub fn node_name(&self, number: u32) -> Option<&str> {
+        self.string(*self.image.tables.nodes.get(number as usize)?)
+    }
+
+    #[inline]
+    fn direction(&self, end: &Identity, row: u32, peer_class: u32, l4: L4) -> DirectionVerdict {
+        match end.kind {
+            IdentityKind::Pod => self.row(row, peer_class, l4),
+            IdentityKind::Unknown if !self.allow_unknown() => UNKNOWN,
+            _ => allowed(Effect::Open),
+        }
+    }
+
+    #[inline]
+    fn row(&self, row: u32, peer_class: u32, l4: L4) -> DirectionVerdict {
+        if row == 0 {
+            return allowed(Effect::Open);
+        }
+        let row = row as usize - 1;
+        let Some((decision, provenance)) = self.cell(row, peer_class, l4) else {
+            return INVALID;
+        };
+        self.decided(row, decision, provenance)
+    }
+
+    /// What a decision of the row with this index means.
+    #[inline]
+    fn decided(&self, row: usize, decision: Decision, provenance: u32) -> DirectionVerdict {
+        match (decision.allows(), provenance) {
+            (true, NONE) => allowed(Effect::Open),
+            (true, rule) => DirectionVerdict {
+                allow: true,
+                effect: Effect::Allow,
+                provenance: rule,
+            },
+            (false, NONE) => DirectionVerdict {
+                allow: false,
+                effect: Effect::Isolated,
+                provenance: self.image.tables.isolating.get(row).copied().unwrap_or(NONE),
+            },
+            (false, rule) => DirectionVerdict {
+                allow: false,
+                effect: Effect::Deny,
+                provenance: rule,
+            },
+        }
+    }
+
+    /// The port map of one cell; None where the numbers leave the tables.
+    #[inline]
+    fn port_map(&self, row: usize, peer_class: u32) -> Option<u32> {
+        let (head, tables) = (&self.image.head, &self.image.tables);
+        if peer_class >= head.classes || row >= head.rows as usize {
+            return None;
+        }
+        let class = peer_class as usize;
+        let slot = page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles);
+        let page = tables.row_pages.get(slot)?;
+        let part = tables.patterns.get(page.pattern as usize)?.parts[class % CLASSES_PER_PAGE];
+        tables
+            .palettes
+            .get(page.palette as usize + usize::from(part))
+            .copied()
+    }
+
+    /// The decision of one cell; None where the numbers leave the tables.
+    #[inline]
+    fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
+        let tables = &self.image.tables;
+        let map = tables.port_maps.get(self.port_map(row, peer_class)? as usize)?;
+        let portless = (map.portless, map.portless_provenance);
+        let L4::Port { protocol, port } = l4 else {
+            return Some(portless);
+        };
+        if map.uniform != 0 {
+            return Some(portless);
+        }
+        let [tcp, udp, sctp, end] = map.starts;
+        let (from, to) = match protocol {
+            6 => (tcp, udp),
+            17 => (udp, sctp),
+            132 => (sctp, end),
+            _ => return Some(portless),
+        };
+        let interval = match tables.intervals.slice(from as usize, to as usize) {
+            Some(intervals) => {
+                let above = intervals.partition_point(|interval| interval.lo <= port);
+                intervals.get(above.checked_sub(1)?)?
+            }
+            None => self.interval_across_chunks(from, to, port)?,
+        };
+        Some((interval.decision, interval.provenance))
+    }
+
+    /// The last interval of `from..to` that does not begin above a port.
+    #[cold]
+    fn interval_across_chunks(&self, from: u32, to: u32, port: u16) -> Option<&IntervalRecord> {
+        let intervals = &self.image.tables.intervals;
+        let (mut low, mut high) = (from as usize, to as usize);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if intervals.get(middle)?.lo <= port {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        intervals.get(low.checked_sub(1)?).filter(|_| low > from as usize)
+    }
+
+    #[inline]
+    fn identity(&self, index: u32) -> Identity {
+        let Some(record) = self.image.tables.identities.get(index as usize) else {
+            return NOBODY;
+        };
+        let Some(kind) = kind(record.kind) else {
+            return NOBODY;
+        };
+        Identity {
+            kind,
+            endpoint: record.endpoint,
+            node: record.node,
+            peer_class: record.peer_class,
+            ingress: record.ingress,
+            egress: record.egress,
+            epoch: record.epoch,
+        }
+    }
+
+    /// Bucket and identity of an IPv4 host.
+    #[inline]
+    pub(super) fn host_v4(&self, key: u32) -> Option<(usize, u32)> {
+        let hosts = &self.image.tables.hosts_v4;
+        let buckets = hosts.len();
+        let mut at = hash_v4(key, self.image.head.seed, buckets);
+        let mut left = hosts.get(at)?.reach.min(MAX_REACH);
+        while left > 0 {
+            let bucket = hosts.get(at)?;
+            for (slot, candidate) in bucket.keys.iter().enumerate() {
+                if *candidate == key && slot < usize::from(bucket.used) {
+                    return Some((at, bucket.identities[slot]));
+                }
+            }
+            at = if at + 1 == buckets { 0 } else { at + 1 };
+            left -= 1;
+        }
+        None
+    }
+
+    /// Bucket and identity of an IPv6 host.
+    #[inline]
+    pub(super) fn host_v6(&self, key: &[u8; 16]) -> Option<(usize, u32)> {
+        let hosts = &self.image.tables.hosts_v6;
+        let buckets = hosts.len();
+        let mut at = hash_v6(key, self.image.head.seed, buckets);
+        let mut left = hosts.get(at)?.reach.min(MAX_REACH);
+        while left > 0 {
+            let bucket = hosts.get(at)?;
+            for (slot, candidate) in bucket.keys.iter().enumerate() {
+                if candidate == key && slot < usize::from(bucket.used) {
+                    return Some((at, bucket.identities[slot]));
+                }
+            }
+            at = if at + 1 == buckets { 0 } else { at + 1 };
+            left -= 1;
+        }
+        None
+    }
+
+    fn policy(&self, index: u32) -> Option<PolicyName<'_>> {
+        let record = self.image.tables.policies.get(index as usize)?;
+        Some(PolicyName {
+            tier: self.string(record.tier)?,
+            kind: self.string(record.kind)?,
+            namespace: self.string(record.namespace)?,
+            name: self.string(record.name)?,
+        })
+    }
+
+    pub(super) fn string(&self, index: u32) -> Option<&str> {
+        let tables = &self.image.tables;
+        let record = tables.strings.get(index as usize)?;
+        let end = record.offset.checked_add(record.length)?;
+        let bytes = match record.length {
+            0 => &[],
+            _ => tables.text.slice(record.offset as usize, end as usize)?,
+        };
+        std::str::from_utf8(bytes).ok()
+    }
+}
+
+#[inline]
+pub(super) fn kind(number: u32) -> Option<IdentityKind> {
+    Some(match number {
+        0 => IdentityKind::Pod,
+        1 => IdentityKind::Node,
+        2 => IdentityKind::External,
+        3 => IdentityKind::Unknown,
+        4 => IdentityKind::Service,
+        _ => return None,
+    })
+}
+
+/// Follows an address, byte by byte; answers an index that does not exist where the trie is broken.
+#[inline]
+fn walk(trie: &Table<TrieNode>, bytes: &[u8]) -> u32 {
+    let mut at = 0;
+    // No longer than an address, whatever the trie says.
+    for byte in bytes {
+        let Some(node) = trie.get(at) else {
+            return NONE;
+        };
+        let entry = node.entries[usize::from(*byte)];
+        if entry & TRIE_CHILD == 0 {
+            return entry;
+        }
+        at = (entry & !TRIE_CHILD) as usize;
+    }
+    NONE
+}
+
+/// Levels of a validated trie.
+fn depth(trie: &Table<TrieNode>) -> u32 {
+    let mut depths = vec![1_u32; trie.len()];
+    for (index, node) in trie.iter().enumerate() {
+        for entry in node.entries.iter().filter(|entry| **entry & TRIE_CHILD != 0) {
+            let below = depths[index] + 1;
+            if let Some(depth) = depths.get_mut((entry & !TRIE_CHILD) as usize) {
+                *depth = below.max(*depth);
+            }
+        }
+    }
+    depths.into_iter().max().unwrap_or(0)
+}

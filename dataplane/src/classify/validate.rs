@@ -1,0 +1,407 @@
+//! Checks of what an image says: every index, offset and order, of all records or of those that a delta brought.
+//!
+//! Tables never get shorter by a delta, so what pointed somewhere before still does, and only what is new needs a look.
+//! What an unchanged record means may change with the record that it points to; reads are safe whatever that is.
+
+use super::{
+    IdentityKind, ImageError, Snapshot,
+    image::{Changed, knows_flags, wrong},
+    layout::{
+        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE,
+        SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
+    },
+    snapshot::kind,
+    table::Table,
+};
+
+/// What is wrong with a record, if anything.
+type Verdict = Result<(), &'static str>;
+
+/// The first thing that must hold and does not.
+fn all(conditions: &[(bool, &'static str)]) -> Verdict {
+    match conditions.iter().find(|(holds, _)| !holds) {
+        Some((_, problem)) => Err(problem),
+        None => Ok(()),
+    }
+}
+
+impl Snapshot {
+    /// Answers the snapshot if these records of every section are as they must be.
+    pub(super) fn validated(self, records: &[Changed; SECTIONS]) -> Result<Self, ImageError> {
+        self.check_head()?;
+        let check = |section: Section, table: &'static str, check: &dyn Fn(usize) -> Verdict| {
+            for (from, to) in &records[section as usize] {
+                for index in *from..*to {
+                    check(index).map_err(|problem| wrong(table, index, problem))?;
+                }
+            }
+            Ok(())
+        };
+        check(Section::Strings, "string", &|index| self.check_string(index))?;
+        check(Section::Policies, "policy", &|index| self.check_policy(index))?;
+        check(Section::Nodes, "node", &|index| self.check_node(index))?;
+        check(Section::PolicyLists, "policy list", &|index| {
+            self.check_policy_list(index)
+        })?;
+        check(Section::Provenance, "provenance", &|index| {
+            self.check_provenance(index)
+        })?;
+        check(Section::Endpoints, "endpoint", &|index| {
+            self.check_endpoint(index)
+        })?;
+        check(Section::Names, "name", &|index| self.check_name(index))?;
+        check(Section::Identities, "identity", &|index| {
+            self.check_identity(index)
+        })?;
+        check(Section::HostsV4, "IPv4 host bucket", &|index| {
+            self.check_bucket_v4(index)
+        })?;
+        check(Section::HostsV6, "IPv6 host bucket", &|index| {
+            self.check_bucket_v6(index)
+        })?;
+        let tables = &self.image.tables;
+        check(Section::TrieV4, "IPv4 trie", &|index| {
+            self.check_node_of(&tables.trie_v4, index)
+        })?;
+        check(Section::TrieV6, "IPv6 trie", &|index| {
+            self.check_node_of(&tables.trie_v6, index)
+        })?;
+        check(Section::Isolating, "row", &|index| self.check_isolating(index))?;
+        let parts: Vec<u8> = match records[Section::RowPages as usize].is_empty() {
+            true => Vec::new(),
+            false => tables
+                .patterns
+                .iter()
+                .map(|pattern| pattern.parts.iter().max().copied().unwrap_or(0))
+                .collect(),
+        };
+        check(Section::RowPages, "row page", &|index| {
+            self.check_page(index, &parts)
+        })?;
+        check(Section::Patterns, "pattern", &|index| self.check_pattern(index))?;
+        check(Section::Palettes, "palette", &|index| self.check_palette(index))?;
+        check(Section::PortMaps, "port map", &|index| self.check_port_map(index))?;
+        check(Section::Intervals, "interval", &|index| {
+            self.check_interval(index)
+        })?;
+        Ok(self)
+    }
+
+    fn check_head(&self) -> Result<(), ImageError> {
+        let (head, tables) = (&self.image.head, &self.image.tables);
+        let rows = head.rows as usize;
+        all(&[
+            (knows_flags(head), "has flags that this build does not know"),
+            (head.classes > 0, "has no peer classes"),
+            (
+                tables.isolating.len() == rows
+                    && rows <= head.row_tiles as usize * super::layout::TILE_ROWS
+                    && tables.row_pages.len() == page_slots(head.classes, head.row_tiles),
+                "has another number of rows or classes than the tables",
+            ),
+            (
+                tables.trie_v4.len() > 0 && tables.trie_v6.len() > 0,
+                "has no tries",
+            ),
+        ])
+        .map_err(|problem| wrong("header", 0, problem))
+    }
+
+    fn has_string(&self, index: u32) -> bool {
+        (index as usize) < self.image.tables.strings.len()
+    }
+
+    fn has_identity(&self, index: u32) -> bool {
+        (index as usize) < self.image.tables.identities.len()
+    }
+
+    fn check_string(&self, index: usize) -> Verdict {
+        all(&[(
+            self.string(index as u32).is_some(),
+            "leaves the text or is not UTF-8",
+        )])
+    }
+
+    fn check_policy(&self, index: usize) -> Verdict {
+        let Some(policy) = self.image.tables.policies.get(index) else {
+            return Ok(());
+        };
+        let names = [policy.tier, policy.kind, policy.namespace, policy.name];
+        all(&[(
+            names.into_iter().all(|name| self.has_string(name)),
+            "names a string that does not exist",
+        )])
+    }
+
+    fn check_node(&self, index: usize) -> Verdict {
+        let node = self.image.tables.nodes.get(index);
+        all(&[(
+            node.is_none_or(|name| *name == NONE || self.has_string(*name)),
+            "names a string that does not exist",
+        )])
+    }
+
+    fn check_policy_list(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let policy = tables.policy_lists.get(index);
+        all(&[(
+            policy.is_none_or(|policy| (*policy as usize) < tables.policies.len()),
+            "names a policy that does not exist",
+        )])
+    }
+
+    fn check_provenance(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let Some(record) = tables.provenance.get(index) else {
+            return Ok(());
+        };
+        let inside = match record.kind {
+            PROVENANCE_RULE => (record.first as usize) < tables.policies.len(),
+            PROVENANCE_ISOLATING => {
+                u64::from(record.first) + u64::from(record.second) <= tables.policy_lists.len() as u64
+            }
+            _ => return Err("is of an unknown kind"),
+        };
+        all(&[
+            (inside, "names policies that do not exist"),
+            (record.reserved == 0, "has bits that this build does not know"),
+        ])
+    }
+
+    fn check_endpoint(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let Some(record) = tables.endpoints.get(index) else {
+            return Ok(());
+        };
+        if record.state == ENDPOINT_NONE {
+            return Ok(());
+        }
+        let identity = tables.identities.get(record.identity as usize);
+        let own = identity.is_some_and(|identity| {
+            identity.kind != IdentityKind::Pod as u32 || identity.endpoint as usize == index
+        });
+        all(&[
+            (
+                self.has_string(record.namespace) && self.has_string(record.name),
+                "names a string that does not exist",
+            ),
+            (identity.is_some(), "names an identity that does not exist"),
+            (own, "has the identity of another"),
+            (record.state < ENDPOINT_NONE, "is neither pod nor template"),
+        ])
+    }
+
+    fn check_name(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let slot = tables.names.get(index);
+        all(&[(
+            slot.is_none_or(|slot| slot.endpoint as usize <= tables.endpoints.len()),
+            "is of an endpoint that does not exist",
+        )])
+    }
+
+    fn check_identity(&self, index: usize) -> Verdict {
+        let (head, tables) = (&self.image.head, &self.image.tables);
+        let Some(record) = tables.identities.get(index) else {
+            return Ok(());
+        };
+        let Some(kind) = kind(record.kind) else {
+            return Err("is of an unknown kind");
+        };
+        let has_node = record.node != NONE;
+        all(&[
+            (
+                record.peer_class < head.classes,
+                "has a peer class that does not exist",
+            ),
+            (
+                record.ingress <= head.rows && record.egress <= head.rows,
+                "has a row that does not exist",
+            ),
+            (
+                !has_node || (record.node as usize) < tables.nodes.len(),
+                "has a node that does not exist",
+            ),
+            (
+                has_node || kind != IdentityKind::Node,
+                "is a node without a number",
+            ),
+            (
+                kind != IdentityKind::Pod || (record.endpoint as usize) < tables.endpoints.len(),
+                "has an endpoint that does not exist",
+            ),
+        ])
+    }
+
+    fn check_bucket_v4(&self, index: usize) -> Verdict {
+        let Some(bucket) = self.image.tables.hosts_v4.get(index) else {
+            return Ok(());
+        };
+        check_bucket(usize::from(bucket.used), bucket.keys.len(), bucket.reach)?;
+        for (key, identity) in bucket
+            .keys
+            .iter()
+            .zip(&bucket.identities)
+            .take(bucket.used.into())
+        {
+            self.check_host(*identity, self.host_v4(*key) == Some((index, *identity)))?;
+        }
+        Ok(())
+    }
+
+    fn check_bucket_v6(&self, index: usize) -> Verdict {
+        let Some(bucket) = self.image.tables.hosts_v6.get(index) else {
+            return Ok(());
+        };
+        check_bucket(usize::from(bucket.used), bucket.keys.len(), bucket.reach)?;
+        for (key, identity) in bucket
+            .keys
+            .iter()
+            .zip(&bucket.identities)
+            .take(bucket.used.into())
+        {
+            self.check_host(*identity, self.host_v6(key) == Some((index, *identity)))?;
+        }
+        Ok(())
+    }
+
+    fn check_host(&self, identity: u32, found: bool) -> Verdict {
+        all(&[
+            (
+                self.has_identity(identity),
+                "names an identity that does not exist",
+            ),
+            (found, "holds an address that a lookup would not find there"),
+        ])
+    }
+
+    /// Children have higher indices than their parents, so that no path is a circle; a walk ends with the address.
+    fn check_node_of(&self, trie: &Table<TrieNode>, index: usize) -> Verdict {
+        let entries = trie.get(index).into_iter().flat_map(|node| node.entries);
+        for entry in entries {
+            if entry & TRIE_CHILD == 0 {
+                all(&[(self.has_identity(entry), "names an identity that does not exist")])?;
+                continue;
+            }
+            let child = (entry & !TRIE_CHILD) as usize;
+            all(&[(
+                child > index && child < trie.len(),
+                "has a child that does not come after it",
+            )])?;
+        }
+        Ok(())
+    }
+
+    fn check_isolating(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let is_set = |set: u32| {
+            let record = tables.provenance.get(set as usize);
+            record.is_some_and(|record| record.kind == PROVENANCE_ISOLATING)
+        };
+        let set = tables.isolating.get(index);
+        all(&[(
+            set.is_none_or(|set| *set == NONE || is_set(*set)),
+            "has isolating policies that do not exist",
+        )])
+    }
+
+    /// `parts` is the highest part of each pattern.
+    fn check_page(&self, index: usize, parts: &[u8]) -> Verdict {
+        let tables = &self.image.tables;
+        let Some(page) = tables.row_pages.get(index) else {
+            return Ok(());
+        };
+        let Some(last) = parts.get(page.pattern as usize) else {
+            return Err("has a pattern that does not exist");
+        };
+        all(&[(
+            page.palette as usize + usize::from(*last) < tables.palettes.len(),
+            "has a palette that does not exist",
+        )])
+    }
+
+    /// A pattern that is changed may have more parts than the palettes beside it in unchanged pages: their cells are then
+    /// of no port map, or of a wrong one that the sum tells from what was published.
+    fn check_pattern(&self, index: usize) -> Verdict {
+        let pattern = self.image.tables.patterns.get(index);
+        all(&[(
+            pattern.is_none_or(|pattern| {
+                pattern
+                    .parts
+                    .iter()
+                    .all(|part| usize::from(*part) < CLASSES_PER_PAGE)
+            }),
+            "has more parts than classes",
+        )])
+    }
+
+    fn check_palette(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let map = tables.palettes.get(index);
+        all(&[(
+            map.is_none_or(|map| (*map as usize) < tables.port_maps.len()),
+            "has a port map that does not exist",
+        )])
+    }
+
+    fn is_decided(&self, decision: Decision, provenance: u32) -> bool {
+        let rule = self.image.tables.provenance.get(provenance as usize);
+        decision.is_known() && (provenance == NONE || rule.is_some_and(|rule| rule.kind == PROVENANCE_RULE))
+    }
+
+    fn check_port_map(&self, index: usize) -> Verdict {
+        let tables = &self.image.tables;
+        let Some(map) = tables.port_maps.get(index) else {
+            return Ok(());
+        };
+        all(&[
+            (
+                self.is_decided(map.portless, map.portless_provenance),
+                "has a decision that this build does not know",
+            ),
+            (
+                map.uniform <= 1 && map.reserved == [0; 10],
+                "has bits that this build does not know",
+            ),
+        ])?;
+        for pair in map.starts.windows(2) {
+            let (from, to) = (pair[0] as usize, pair[1] as usize);
+            if from > to || to > tables.intervals.len() {
+                return Err("has intervals that do not exist");
+            }
+            let mut last = None;
+            for interval in (from..to).filter_map(|at| tables.intervals.get(at)) {
+                let uniform =
+                    (interval.decision, interval.provenance) == (map.portless, map.portless_provenance);
+                all(&[
+                    (last.is_some() || interval.lo == 0, "does not begin at port 0"),
+                    (
+                        last.is_none_or(|last| last < interval.lo),
+                        "has intervals out of order",
+                    ),
+                    (map.uniform == 0 || uniform, "is not uniform"),
+                ])?;
+                last = Some(interval.lo);
+            }
+            all(&[(last.is_some(), "does not begin at port 0")])?;
+        }
+        Ok(())
+    }
+
+    fn check_interval(&self, index: usize) -> Verdict {
+        let Some(interval) = self.image.tables.intervals.get(index) else {
+            return Ok(());
+        };
+        all(&[(
+            self.is_decided(interval.decision, interval.provenance) && interval.reserved == 0,
+            "has a decision that this build does not know",
+        )])
+    }
+}
+
+fn check_bucket(used: usize, slots: usize, reach: u16) -> Verdict {
+    all(&[
+        (used <= slots, "has more entries than slots"),
+        (reach > 0 && reach <= MAX_REACH, "has a reach out of bounds"),
+    ])
+}
