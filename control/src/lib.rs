@@ -9,6 +9,7 @@ pub mod compile;
 pub mod controller;
 #[cfg(feature = "afxdp")]
 pub mod demo;
+pub mod explain;
 pub mod lint;
 mod log;
 pub mod metrics;

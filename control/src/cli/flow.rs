@@ -12,29 +12,29 @@ use crate::cluster::ObjectKey;
 
 /// A flow that is asked about.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(crate) struct Flow {
     /// The keys of the input and their values as written, in their order.
-    pub(super) verbatim: Verbatim,
+    pub(crate) verbatim: Verbatim,
     /// Source.
-    pub(super) src: EndName,
+    pub(crate) src: EndName,
     /// Destination.
-    pub(super) dst: EndName,
+    pub(crate) dst: EndName,
     /// What is asked for.
-    pub(super) service: Service,
+    pub(crate) service: Service,
 }
 
 /// Protocol and destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Service {
+pub(crate) struct Service {
     /// IP protocol number.
-    pub(super) protocol: u8,
+    pub(crate) protocol: u8,
     /// Destination port; always there for TCP, UDP and SCTP, never for others.
-    pub(super) port: Option<u16>,
+    pub(crate) port: Option<u16>,
 }
 
 /// How an end is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum EndName {
+pub(crate) enum EndName {
     /// By address.
     Address(IpAddr),
     /// As `namespace/name`.
@@ -43,7 +43,7 @@ pub(super) enum EndName {
 
 /// A JSON object whose order and spelling are kept.
 #[derive(Debug)]
-pub(super) struct Verbatim(pub(super) Vec<(String, Box<RawValue>)>);
+pub(crate) struct Verbatim(pub(crate) Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Verbatim {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -83,7 +83,7 @@ impl Service {
     ///
     /// # Errors
     /// A protocol with ports needs one.
-    pub(super) fn new(protocol: u8, port: Option<u16>) -> Result<Self, String> {
+    pub(crate) fn new(protocol: u8, port: Option<u16>) -> Result<Self, String> {
         if !WITH_PORTS.contains(&protocol) {
             return Ok(Self { protocol, port: None });
         }
@@ -100,6 +100,39 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Reads `80/TCP`, `ICMP` or the number of a protocol, such as `47`; names in any case.
+    ///
+    /// # Errors
+    /// Says what to write instead.
+    pub(crate) fn read(text: &str) -> Result<Self, String> {
+        let (port, protocol) = match text.split_once('/') {
+            Some((port, protocol)) => {
+                let port = port
+                    .parse::<u16>()
+                    .map_err(|_| format!("{port:?} is not a port: write 0 to 65535"))?;
+                (Some(port), protocol)
+            }
+            None => (None, text),
+        };
+        let name = ["TCP", "UDP", "SCTP", "ICMP", "ICMPv6"]
+            .into_iter()
+            .find(|name| name.eq_ignore_ascii_case(protocol))
+            .unwrap_or(protocol);
+        let number = protocol_number(name).or_else(|| protocol.parse::<u8>().ok()).ok_or_else(|| {
+            format!(
+                "{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP, ICMPv6 or a protocol's number"
+            )
+        })?;
+        let service =
+            Self::new(number, port).map_err(|_| format!("{text:?} lacks the port: write 80/{text}"))?;
+        if service.port.is_none() && port.is_some() {
+            return Err(format!("{protocol} has no ports: write {protocol} alone"));
+        }
+        Ok(service)
+    }
+}
+
 /// `80/TCP`, `ICMP`, `47`.
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,7 +144,7 @@ impl fmt::Display for Service {
 }
 
 /// The name of a protocol, or its number.
-pub(super) fn protocol_name(protocol: u8) -> String {
+pub(crate) fn protocol_name(protocol: u8) -> String {
     match protocol {
         1 => "ICMP".to_owned(),
         6 => "TCP".to_owned(),
@@ -123,7 +156,7 @@ pub(super) fn protocol_name(protocol: u8) -> String {
 }
 
 /// The number of a protocol's name.
-pub(super) fn protocol_number(name: &str) -> Option<u8> {
+pub(crate) fn protocol_number(name: &str) -> Option<u8> {
     Some(match name {
         "TCP" => 6,
         "UDP" => 17,
@@ -139,7 +172,7 @@ impl Flow {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(crate) fn read(text: &str) -> Result<Self, String> {
         let verbatim: Verbatim =
             serde_json::from_str(text).map_err(|error| format!("not a flow in JSON: {error}"))?;
         Self::from_entries(verbatim)
@@ -218,7 +251,7 @@ impl EndName {
     ///
     /// # Errors
     /// It is neither.
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(crate) fn read(text: &str) -> Result<Self, String> {
         if let Some((namespace, name)) = text.split_once('/') {
             if namespace.is_empty() || name.is_empty() {
                 return Err(format!("{text:?} is not namespace/pod"));

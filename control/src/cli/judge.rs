@@ -14,20 +14,21 @@ use serde::Serialize;
 
 use super::flow::{EndName, Service};
 use crate::{
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, ObjectKey, Pod},
     compile::{self, EpochKey},
+    reference::{self, Cause},
 };
 
 /// A compiled cluster.
-pub(super) struct Judge {
+pub(crate) struct Judge {
     snapshot: Snapshot,
 }
 
 /// One end of a flow, in the words of a snapshot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct End {
+pub(crate) struct End {
     /// Its address; None for a pod or template without one.
-    pub(super) address: Option<IpAddr>,
+    pub(crate) address: Option<IpAddr>,
     identity: Identity,
     template: bool,
 }
@@ -35,38 +36,38 @@ pub(super) struct End {
 /// Which end's policies decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     Egress,
     Ingress,
 }
 
 /// Why a direction is decided as it is; in the order of `query`'s output.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(super) struct Reason {
-    pub(super) direction: Direction,
-    pub(super) tier: Option<String>,
-    pub(super) kind: Option<String>,
-    pub(super) policy: Option<String>,
-    pub(super) rule: Option<u32>,
-    pub(super) effect: &'static str,
+pub(crate) struct Reason {
+    pub(crate) direction: Direction,
+    pub(crate) tier: Option<String>,
+    pub(crate) kind: Option<String>,
+    pub(crate) policy: Option<String>,
+    pub(crate) rule: Option<u32>,
+    pub(crate) effect: &'static str,
 }
 
 /// The answer about a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) ingress: bool,
-    pub(super) egress: bool,
-    pub(super) reasons: Vec<Reason>,
+pub(crate) struct Answer {
+    pub(crate) ingress: bool,
+    pub(crate) egress: bool,
+    pub(crate) reasons: Vec<Reason>,
 }
 
 impl Answer {
-    pub(super) fn allow(&self) -> bool {
+    pub(crate) fn allow(&self) -> bool {
         self.ingress && self.egress
     }
 }
 
 /// `allow` or `deny`.
-pub(super) fn word(allow: bool) -> &'static str {
+pub(crate) fn word(allow: bool) -> &'static str {
     if allow { "allow" } else { "deny" }
 }
 
@@ -75,18 +76,37 @@ impl Judge {
     ///
     /// # Errors
     /// It cannot be compiled.
-    pub(super) fn new(cluster: &Cluster) -> anyhow::Result<Self> {
+    pub(crate) fn new(cluster: &Cluster) -> anyhow::Result<Self> {
         let image = compile::compile(cluster, Generation(1), &EpochKey::OFFLINE)
             .context("cannot compile the policies")?;
         let snapshot = Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")?;
         Ok(Self { snapshot })
     }
 
+    /// Who an end is, to the snapshot: `pod ns/name`, `node name`, `outside` or `unknown`.
+    pub(crate) fn who(&self, end: &End) -> String {
+        let identity = end.identity;
+        match identity.kind {
+            IdentityKind::Pod => match self.snapshot.endpoint(identity.endpoint) {
+                Some(endpoint) => format!("pod {}/{}", endpoint.namespace, endpoint.name),
+                None => "a pod without a name".to_owned(),
+            },
+            IdentityKind::Node => {
+                format!(
+                    "node {}",
+                    self.snapshot.node_name(identity.node).unwrap_or_default()
+                )
+            }
+            IdentityKind::External | IdentityKind::Service => "outside".to_owned(),
+            IdentityKind::Unknown => "unknown".to_owned(),
+        }
+    }
+
     /// Finds both ends of a flow: by the addresses of one family, IPv4 where there is a choice.
     ///
     /// # Errors
     /// A name that is not known or whose addresses are not its own, or no common family.
-    pub(super) fn ends(&self, cluster: &Cluster, src: &EndName, dst: &EndName) -> Result<(End, End), String> {
+    pub(crate) fn ends(&self, cluster: &Cluster, src: &EndName, dst: &EndName) -> Result<(End, End), String> {
         let (a, b) = (Candidates::of(cluster, src)?, Candidates::of(cluster, dst)?);
         let family = [true, false]
             .into_iter()
@@ -140,7 +160,7 @@ impl Judge {
     }
 
     /// Equal for ends that every policy treats alike, apart from traffic to themselves and their nodes.
-    pub(super) fn class(&self, end: &End) -> (u8, u32, u32, u32, u32) {
+    pub(crate) fn class(&self, end: &End) -> (u8, u32, u32, u32, u32) {
         let Identity {
             kind,
             node,
@@ -165,7 +185,7 @@ impl Judge {
     ///
     /// # Errors
     /// The snapshot contradicts itself.
-    pub(super) fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
+    pub(crate) fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
         let l4 = match service.port {
             Some(port) => L4::Port {
                 protocol: service.protocol,
@@ -226,6 +246,41 @@ impl Judge {
         }
         Ok(())
     }
+}
+
+/// The reference's causes in the words of `query`.
+pub(crate) fn reference_reasons(verdict: &reference::Verdict) -> Vec<Reason> {
+    use Direction::{Egress, Ingress};
+    let mut out = Vec::new();
+    for (direction, decided) in [(Egress, &verdict.egress), (Ingress, &verdict.ingress)] {
+        let plain = |effect| Reason {
+            direction,
+            tier: None,
+            kind: None,
+            policy: None,
+            rule: None,
+            effect,
+        };
+        let named = |policy: &ObjectKey, rule: Option<usize>, effect| Reason {
+            tier: Some("NetworkPolicy".to_owned()),
+            kind: Some("NetworkPolicy".to_owned()),
+            policy: Some(policy.to_string()),
+            rule: rule.and_then(|index| u32::try_from(index).ok()),
+            ..plain(effect)
+        };
+        match &decided.cause {
+            Cause::Rule { policy, index } => out.push(named(policy, Some(*index), "allow")),
+            Cause::Isolated(policies) => {
+                out.extend(policies.iter().map(|policy| named(policy, None, "isolated")));
+            }
+            Cause::Open => out.push(plain("open")),
+            Cause::SelfTraffic => out.push(plain("self")),
+            Cause::HostingNode => out.push(plain("node")),
+            Cause::Unknown => out.push(plain("unknown")),
+        }
+    }
+    out.sort();
+    out
 }
 
 fn effect_name(effect: Effect) -> &'static str {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{
     ClusterArgs, Output,
-    flow::{EndName, Service, protocol_number},
+    flow::{EndName, Service},
     judge::{Judge, word},
     span::Asked,
 };
@@ -34,33 +34,11 @@ pub struct MatrixArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
     /// Ask for this port alone, such as 80/TCP or ICMP; may be repeated
-    #[arg(long = "port", value_name = "PORT/PROTOCOL", value_parser = service)]
+    #[arg(long = "port", value_name = "PORT/PROTOCOL", value_parser = Service::read)]
     ports: Vec<Service>,
     /// Show this address beside the pods; may be repeated
     #[arg(long = "external", value_name = "ADDRESS")]
     external: Vec<std::net::IpAddr>,
-}
-
-/// Reads `80/TCP` or `ICMP`.
-fn service(text: &str) -> Result<Service, String> {
-    let (port, protocol) = match text.split_once('/') {
-        Some((port, protocol)) => {
-            let port = port
-                .parse::<u16>()
-                .map_err(|_| format!("{port:?} is not a port: write 0 to 65535"))?;
-            (Some(port), protocol)
-        }
-        None => (None, text),
-    };
-    let number = protocol_number(protocol).ok_or_else(|| {
-        format!("{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP or ICMPv6")
-    })?;
-    let service =
-        Service::new(number, port).map_err(|_| format!("{text:?} lacks the port: write 80/{text}"))?;
-    if service.port.is_none() && port.is_some() {
-        return Err(format!("{protocol} has no ports: write {protocol} alone"));
-    }
-    Ok(service)
 }
 
 pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode> {

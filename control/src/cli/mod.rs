@@ -1,8 +1,9 @@
 //! The command line. Each command is one variant here and one function in its own module.
 
 mod check;
-mod flow;
-mod judge;
+mod explain;
+pub(crate) mod flow;
+pub(crate) mod judge;
 mod matrix;
 mod query;
 mod shell;
@@ -50,6 +51,8 @@ pub enum Command {
     Query(query::QueryArgs),
     /// Shows who can reach whom
     Matrix(matrix::MatrixArgs),
+    /// Explains step by step why a flow passes or does not, and what would change that
+    Explain(explain::ExplainArgs),
     /// Checks manifests as strictly as an API server
     Check(check::CheckArgs),
     /// Starts the firewall
@@ -87,6 +90,7 @@ impl Command {
         match self {
             Self::Query(args) => query::run(&args, output),
             Self::Matrix(args) => matrix::run(&args, output),
+            Self::Explain(args) => explain::run(&args, output),
             Self::Check(args) => check::run(&args, output),
             #[cfg(feature = "afxdp")]
             Self::Run(args) => crate::run::supervisor::run(&args),

@@ -4,13 +4,10 @@ use std::net::IpAddr;
 
 use super::super::{
     flow::{EndName, Service},
-    judge::{Judge, Reason},
+    judge::{Judge, reference_reasons},
     span::Asked,
 };
-use crate::{
-    cluster::Cluster,
-    reference::{self, Cause},
-};
+use crate::{cluster::Cluster, reference};
 
 /// Asks snapshot and reference the same about flows between all endpoints, and says how many.
 ///
@@ -66,7 +63,7 @@ pub(super) fn compare(cluster: &Cluster, judge: &Judge, sample: usize) -> Result
         let wanted = reference::judge(cluster, a, b, reference::Service { protocol, port });
         let got = judge.judge(src, dst, span.service)?;
         let same_way = (got.ingress, got.egress) == (wanted.ingress.allow, wanted.egress.allow);
-        if !same_way || got.reasons != reasons(&wanted) {
+        if !same_way || got.reasons != reference_reasons(&wanted) {
             return Err(format!(
                 "the compiled snapshot contradicts the reference evaluator on {src_name} -> {dst_name} {}: {got:?} \
                  instead of {wanted:?}; please report this",
@@ -80,41 +77,6 @@ pub(super) fn compare(cluster: &Cluster, judge: &Judge, sample: usize) -> Result
 
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// The reference's causes in the words of `query`.
-fn reasons(verdict: &reference::Verdict) -> Vec<Reason> {
-    use super::super::judge::Direction::{Egress, Ingress};
-    let mut out = Vec::new();
-    for (direction, decided) in [(Egress, &verdict.egress), (Ingress, &verdict.ingress)] {
-        let plain = |effect| Reason {
-            direction,
-            tier: None,
-            kind: None,
-            policy: None,
-            rule: None,
-            effect,
-        };
-        let named = |policy: &crate::cluster::ObjectKey, rule: Option<usize>, effect| Reason {
-            tier: Some("NetworkPolicy".to_owned()),
-            kind: Some("NetworkPolicy".to_owned()),
-            policy: Some(policy.to_string()),
-            rule: rule.and_then(|index| u32::try_from(index).ok()),
-            ..plain(effect)
-        };
-        match &decided.cause {
-            Cause::Rule { policy, index } => out.push(named(policy, Some(*index), "allow")),
-            Cause::Isolated(policies) => {
-                out.extend(policies.iter().map(|policy| named(policy, None, "isolated")));
-            }
-            Cause::Open => out.push(plain("open")),
-            Cause::SelfTraffic => out.push(plain("self")),
-            Cause::HostingNode => out.push(plain("node")),
-            Cause::Unknown => out.push(plain("unknown")),
-        }
-    }
-    out.sort();
-    out
 }
 
 /// Every address that the cluster or a policy speaks of, pods that have none, and some that nobody speaks of.

@@ -1,0 +1,268 @@
+//! Why a flow passes or does not, in steps that a person can follow, and the smallest change that would turn it round.
+//!
+//! * `conditions` what matches, and the first condition at which something does not.
+//! * `trace` one direction, policy by policy and rule by rule. `parties` who the ends are.
+//! * [`edit`] changes of policies and labels. `changes` the search for the smallest. `effects` what else they change.
+//! * [`report`] the explanation as data. [`words`] as text.
+//!
+//! The steps are this module's own reading of the objects. The verdict is the compiled snapshot's; it, the reference
+//! evaluator and the steps must agree, and each call checks that they do.
+
+mod changes;
+mod conditions;
+pub mod edit;
+mod effects;
+mod parties;
+pub mod report;
+mod trace;
+pub mod words;
+
+
+use crate::{
+    cli::{
+        flow::{EndName, Service},
+        judge::{self, Judge, Reason},
+    },
+    cluster::{Cluster, NetworkPolicy, Rule},
+    reference::{self, End},
+};
+pub use changes::{Found, smallest_changes};
+use report::{Decider, Explanation, Word};
+use trace::{Case, Words};
+
+/// Which end's policies decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// The source's.
+    Egress,
+    /// The destination's.
+    Ingress,
+}
+
+impl Direction {
+    /// A policy's rules of the direction; None where it has no part in it.
+    pub fn rules(self, policy: &NetworkPolicy) -> Option<&[Rule]> {
+        match self {
+            Self::Egress => policy.egress.as_deref(),
+            Self::Ingress => policy.ingress.as_deref(),
+        }
+    }
+
+    /// What a manifest calls the peers of its rules.
+    fn peers_key(self) -> &'static str {
+        match self {
+            Self::Egress => "to",
+            Self::Ingress => "from",
+        }
+    }
+}
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        })
+    }
+}
+
+/// What is to be explained.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) src: EndName,
+    pub(crate) dst: EndName,
+    pub(crate) service: Service,
+}
+
+/// Why there is no explanation.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExplainError {
+    /// An end cannot be found.
+    #[error("{0}")]
+    End(String),
+    /// Snapshot, reference and steps do not say the same.
+    #[error(
+        "{src} -> {dst} {service}: {what}. At most one of them can be right, so nothing is explained; please report this \
+         with the manifests"
+    )]
+    Contradiction {
+        /// The source.
+        src: String,
+        /// The destination.
+        dst: String,
+        /// Protocol and port.
+        service: String,
+        /// Who says what.
+        what: String,
+    },
+}
+
+/// Explains a flow.
+///
+/// # Errors
+/// An end is not known, or the snapshot, the reference evaluator and the steps contradict each other.
+pub(crate) fn explain(
+    cluster: &Cluster,
+    judge: &Judge,
+    question: &Question,
+) -> Result<Explanation, ExplainError> {
+    let (src, dst) = judge
+        .ends(cluster, &question.src, &question.dst)
+        .map_err(ExplainError::End)?;
+    let contradiction = |what: String| ExplainError::Contradiction {
+        src: question.src.to_string(),
+        dst: question.dst.to_string(),
+        service: question.service.to_string(),
+        what,
+    };
+    let answer = judge.judge(&src, &dst, question.service).map_err(contradiction)?;
+    let (a, b) = reference_ends(cluster, question, &src, &dst).map_err(ExplainError::End)?;
+    for (name, end, compiled) in [(&question.src, &a, &src), (&question.dst, &b, &dst)] {
+        let (says, compiled) = (who(end), judge.who(compiled));
+        if says != compiled {
+            return Err(contradiction(format!(
+                "the reference evaluator takes {name} for {says}, the compiled snapshot for {compiled}"
+            )));
+        }
+    }
+    let case = Case {
+        cluster,
+        src: a,
+        dst: b,
+        service: reference::Service {
+            protocol: question.service.protocol,
+            port: question.service.port,
+        },
+    };
+    let words = Words {
+        src: call(&question.src, &a),
+        dst: call(&question.dst, &b),
+        service: question.service.to_string(),
+    };
+    let (egress, egress_decision) = case.side(Direction::Egress, &words);
+    let (ingress, ingress_decision) = case.side(Direction::Ingress, &words);
+    let steps = reference::Verdict {
+        ingress: ingress_decision,
+        egress: egress_decision,
+    };
+    let wanted = reference::judge(cluster, &a, &b, case.service);
+    if steps != wanted {
+        return Err(contradiction(format!(
+            "the steps come to {steps:?}, the reference evaluator to {wanted:?}"
+        )));
+    }
+    if (answer.ingress, answer.egress) != (wanted.ingress.allow, wanted.egress.allow)
+        || answer.reasons != judge::reference_reasons(&wanted)
+    {
+        return Err(contradiction(format!(
+            "the compiled snapshot says {answer:?}, the reference evaluator {wanted:?}"
+        )));
+    }
+    let found = smallest_changes(cluster, &a, &b, case.service);
+    let (changes, no_change) = match found {
+        Found::Changes(changes) => (changes.iter().map(changes::Change::record).collect(), None),
+        Found::None(why) => (Vec::new(), Some(why)),
+    };
+    Ok(Explanation {
+        src: parties::party(cluster, &question.src, &a),
+        dst: parties::party(cluster, &question.dst, &b),
+        protocol: question.service.protocol,
+        port: question.service.port,
+        service: words.service,
+        verdict: Word::of(answer.allow()),
+        exemption: case.exemption().map(|_| egress.why.clone()),
+        notes: notes(&case),
+        egress,
+        ingress,
+        reasons: answer.reasons.iter().map(decider).collect(),
+        incomplete: cluster.unevaluated_kinds.iter().cloned().collect(),
+        changes,
+        no_change,
+        generation: None,
+    })
+}
+
+/// The ends as the reference evaluator finds them, by the same addresses.
+fn reference_ends<'a>(
+    cluster: &'a Cluster,
+    question: &Question,
+    src: &judge::End,
+    dst: &judge::End,
+) -> Result<(End<'a>, End<'a>), String> {
+    let find = |name: &EndName, end: &judge::End| match (end.address, name) {
+        (Some(address), _) => Ok(reference::identify(cluster, address)),
+        (None, EndName::Pod(key)) => {
+            reference::named(cluster, key).ok_or_else(|| format!("no pod or workload is named {key}"))
+        }
+        (None, EndName::Address(address)) => Ok(reference::identify(cluster, *address)),
+    };
+    Ok((find(&question.src, src)?, find(&question.dst, dst)?))
+}
+
+/// Who an end is, in the words of [`Judge::who`].
+fn who(end: &End<'_>) -> String {
+    match end.identity {
+        reference::Identity::Pod(pod) => format!("pod {}", pod.key),
+        reference::Identity::Node(name) => format!("node {}", name.unwrap_or_default()),
+        reference::Identity::External => "outside".to_owned(),
+        reference::Identity::Unknown => "unknown".to_owned(),
+    }
+}
+
+/// What to call an end in a sentence.
+fn call(asked: &EndName, end: &End<'_>) -> String {
+    match end.identity {
+        reference::Identity::Pod(pod) => pod.key.to_string(),
+        reference::Identity::Node(Some(name)) => format!("node {name}"),
+        _ => end
+            .address
+            .map_or_else(|| asked.to_string(), |address| address.to_string()),
+    }
+}
+
+fn decider(reason: &Reason) -> Decider {
+    Decider {
+        direction: match reason.direction {
+            judge::Direction::Egress => "egress",
+            judge::Direction::Ingress => "ingress",
+        }
+        .to_owned(),
+        tier: reason.tier.clone(),
+        kind: reason.kind.clone(),
+        policy: reason.policy.clone(),
+        rule: reason.rule,
+        effect: reason.effect.to_owned(),
+    }
+}
+
+/// What else is worth knowing about a flow.
+fn notes(case: &Case<'_>) -> Vec<String> {
+    use reference::{Cause, Identity::Pod};
+    let mut notes = Vec::new();
+    if case.exemption() == Some(Cause::HostingNode) {
+        notes.push(
+            "on the wire this holds where the node's address can be believed: towards the node, or from the host port or a port of side nodes"
+                .to_owned(),
+        );
+    }
+    if let (Pod(src), Pod(dst)) = (case.src.identity, case.dst.identity)
+        && src.key != dst.key
+        && src.node.is_some()
+        && src.node == dst.node
+    {
+        notes.push("both pods are on one node: a gateway beside the node does not see this flow".to_owned());
+    }
+    let service_networks = &case.cluster.settings.service_cidrs;
+    if let (reference::Identity::External, Some(address)) = (case.dst.identity, case.dst.address)
+        && service_networks.iter().any(|network| network.contains(&address))
+    {
+        notes.push(
+            "packets to Service addresses are dropped as service-unsupported: policies speak of the pods behind a Service"
+                .to_owned(),
+        );
+    }
+    if case.service.port == Some(0) {
+        notes.push("port 0 is matched by rules without a port number alone".to_owned());
+    }
+    notes
+}
