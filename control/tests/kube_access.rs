@@ -312,3 +312,38 @@ async fn objects_as_a_real_server_sends_them_are_understood() {
         node.addresses
     );
 }
+
+/// The kernel's timers of the connections to a port, as /proc/net/tcp has them: 2 is keepalive.
+fn timers(port: u16) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| {
+            fields
+                .get(2)
+                .is_some_and(|remote| remote.ends_with(&format!(":{port:04X}")))
+                && fields[3] == "01"
+        })
+        .map(|fields| fields[5].split(':').next().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kernel_asks_whether_the_server_of_a_silent_watch_is_still_there() {
+    let server = server_with_a_namespace();
+    let dir = tempfile::tempdir().unwrap();
+    let kubeconfig = write(dir.path(), "kubeconfig", &server.kubeconfig("t"));
+    let feed = open(&kubeconfig, None).await;
+    synced(&feed).await;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let timers = timers(server.address().port());
+        // Four watches, and perhaps an idle connection that lists were fetched on.
+        if timers.len() >= 4 && timers.iter().all(|timer| timer == "02") {
+            return;
+        }
+        assert!(Instant::now() < until, "{timers:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

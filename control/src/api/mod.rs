@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -17,13 +18,38 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::Listener,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, UnixListener},
-    task::JoinHandle,
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 
 use crate::{controller::Overview, metrics};
+
+/// How patient a server is.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// Until the head of a request is there; also the longest pause between two requests.
+    head: Duration,
+    /// For everything on one connection.
+    connection: Duration,
+    /// Connections at once; more wait.
+    connections: usize,
+}
+
+const PATIENCE: Patience = Patience {
+    head: Duration::from_secs(10),
+    connection: Duration::from_secs(300),
+    connections: 64,
+};
 
 /// Why the control process cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -97,12 +123,14 @@ impl Servers {
             with_metrics.clone().merge(with_health.clone())
         };
         let mut tasks = vec![
-            tokio::spawn(serve_tcp(
+            tokio::spawn(serve(
                 on_metrics,
+                PATIENCE,
                 on_network.with_state(Arc::clone(&overview)),
             )),
-            tokio::spawn(serve_unix(
+            tokio::spawn(serve(
                 on_socket,
+                PATIENCE,
                 with_status
                     .merge(with_metrics)
                     .merge(with_health.clone())
@@ -110,8 +138,9 @@ impl Servers {
             )),
         ];
         if let Some(listener) = on_health {
-            tasks.push(tokio::spawn(serve_tcp(
+            tasks.push(tokio::spawn(serve(
                 listener,
+                PATIENCE,
                 with_health.with_state(overview),
             )));
         }
@@ -160,14 +189,28 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve_tcp(listener: TcpListener, router: Router) {
-    // Never returns; single connections that fail are the client's loss.
-    let _ = axum::serve(listener, router).await;
-}
-
-async fn serve_unix(listener: UnixListener, router: Router) {
-    // As above.
-    let _ = axum::serve(listener, router).await;
+/// Serves for ever. axum's own server would wait for a request without end.
+async fn serve(mut listener: impl Listener, patience: Patience, router: Router) {
+    let places = Arc::new(Semaphore::new(patience.connections));
+    // They end with this.
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return; // never closed
+        };
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(patience.head)
+            .serve_connection(TokioIo::new(stream), service);
+        connections.spawn(async move {
+            // One that fails is the client's loss.
+            let _ = timeout(patience.connection, connection).await;
+            drop(place);
+        });
+        while connections.try_join_next().is_some() {}
+    }
 }
 
 async fn scrape(State(overview): State<Arc<Overview>>) -> Response {
@@ -205,5 +248,68 @@ async fn accept(State(overview): State<Arc<Overview>>) -> Response {
         )
             .into_response(),
         Err(reason) => (StatusCode::CONFLICT, format!("{reason}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a failed step is a failed test
+mod tests {
+    use std::time::Instant;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    async fn ask(stream: &mut TcpStream) -> String {
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = [0; 1024];
+        let length = stream.read(&mut text).await.unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    }
+
+    /// Reads until the server closes, which it must in time.
+    async fn closed(mut stream: TcpStream) -> Duration {
+        let began = Instant::now();
+        let mut rest = Vec::new();
+        let end = timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+        assert!(end.is_ok(), "still open");
+        began.elapsed()
+    }
+
+    #[tokio::test]
+    async fn who_does_not_ask_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let patience = Patience {
+            head: Duration::from_millis(300),
+            connection: Duration::from_secs(60),
+            connections: 2,
+        };
+        let router = Router::new().route("/", get(|| async { "fine" }));
+        let server = tokio::spawn(serve(listener, patience, router));
+
+        // Both places are taken by clients that say nothing, or half of something.
+        let silent = TcpStream::connect(address).await.unwrap();
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+        let mut third = TcpStream::connect(address).await.unwrap();
+        let began = Instant::now();
+        assert!(ask(&mut third).await.ends_with("fine"));
+        assert!(began.elapsed() > Duration::from_millis(200), "a third place");
+        closed(silent).await;
+        closed(slow).await;
+        // One that asked is not held for ever, either.
+        let pause = closed(third).await;
+        assert!(
+            pause > Duration::from_millis(200),
+            "{pause:?}: no time for a second request"
+        );
+        server.abort();
     }
 }

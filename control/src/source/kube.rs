@@ -10,6 +10,7 @@
 //! complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
 //! While the server cannot be reached, the last state stands.
 
+mod connect;
 mod kept;
 mod object;
 mod state;
@@ -172,7 +173,7 @@ pub async fn start(
     // Ours knows when a pause is due.
     config.default_retry = false;
     let location = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| KubeError::Credentials {
+    let client = connect::client(config).map_err(|error| KubeError::Credentials {
         location: location.clone(),
         reason: chain(&error),
     })?;
