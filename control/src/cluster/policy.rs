@@ -120,7 +120,7 @@ impl Protocol {
 }
 
 /// One `ports` entry.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PortMatch {
     /// Every port of a protocol, 0 included.
     All(Protocol),

@@ -63,6 +63,7 @@ pub(super) struct Range {
 }
 
 /// All blocks of a snapshot.
+#[derive(Debug)]
 pub(super) struct Blocks {
     /// Distinct sets of blocks, each in ascending order; 0 is empty.
     pub sets: Vec<Vec<u32>>,

@@ -2,7 +2,7 @@
 
 use ringwall_dataplane::classify::{Generation, Image};
 
-use super::{Budget, CompileError, CompileStats, EpochKey, compile_within};
+use super::{Budget, CompileError, CompileStats, EpochKey, state::State};
 use crate::cluster::Cluster;
 
 /// What [`Compiler::update`] answers.
@@ -23,23 +23,47 @@ pub struct Compiled {
 pub struct Compiler {
     key: EpochKey,
     budget: Budget,
+    state: Option<State>,
 }
 
 impl Compiler {
     /// A compiler that has not seen a state yet.
     pub fn new(key: EpochKey, budget: Budget) -> Self {
-        Self { key, budget }
+        Self {
+            key,
+            budget,
+            state: None,
+        }
     }
 
-    /// Compiles `cluster`, in which anything may have changed since the call before. On error all is as before that
-    /// call, and the next one compares with the state of the last success.
+    /// Compiles `cluster`, in which anything may have changed since the call before. After an error the next call
+    /// compiles in full.
     pub fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
-        let image = compile_within(cluster, generation, &self.key, &self.budget)?;
-        Ok(Compiled {
-            image: image.image,
-            hash: image.hash,
-            stats: image.stats,
-            incremental: false,
-        })
+        if let Some(mut state) = self.state.take()
+            && state.update(cluster)
+            && let Ok(compiled) = finish(&mut state, generation, &self.budget, true)
+        {
+            self.state = Some(state);
+            return Ok(compiled);
+        }
+        let mut state = State::full(cluster, self.key, &self.budget)?;
+        let compiled = finish(&mut state, generation, &self.budget, false)?;
+        self.state = Some(state);
+        Ok(compiled)
     }
+}
+
+fn finish(
+    state: &mut State,
+    generation: Generation,
+    budget: &Budget,
+    incremental: bool,
+) -> Result<Compiled, CompileError> {
+    let (image, stats) = state.image(generation, budget)?;
+    Ok(Compiled {
+        hash: image.hash(),
+        image,
+        stats,
+        incremental,
+    })
 }

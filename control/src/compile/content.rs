@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::blocks::Block;
+use super::{blocks::Block, ports::NamedPort};
 use crate::{
-    cluster::{Operator, PortMatch, Protocol, Selector},
-    model::{Action, NamespaceSet, Peer, PodSet, Rule},
+    cluster::{Operator, PortMatch, Selector},
+    model::{Action, NamespaceSet, PodSet, Rule},
 };
 
 /// A content hash.
@@ -85,7 +85,7 @@ impl<'k> Digest<'k> {
         self.number(0);
     }
 
-    pub(super) fn named_ports(&mut self, ports: &[((Protocol, &str), u16)]) {
+    pub(super) fn named_ports(&mut self, ports: &[NamedPort]) {
         self.number(ports.len() as u64);
         for ((protocol, name), number) in ports {
             self.number(u64::from(protocol.number()));
@@ -149,8 +149,19 @@ impl<'k> Digest<'k> {
         }
     }
 
-    /// All that a rule says.
-    pub(super) fn rule(&mut self, rule: &Rule<'_>) {
+    /// Contents in any order, each once.
+    pub(super) fn set(&mut self, mut contents: Vec<Content>) {
+        contents.sort_unstable();
+        contents.dedup();
+        self.number(contents.len() as u64);
+        for content in &contents {
+            self.content(content);
+        }
+    }
+
+    /// All that a rule says; `peers` are the contents of its peers. Order and repetition of peers and ports do not
+    /// matter.
+    pub(super) fn rule(&mut self, rule: &Rule<'_>, peers: Option<Vec<Content>>) {
         self.number(u64::from(rule.index));
         self.number(match rule.action {
             Action::Allow => 0,
@@ -158,27 +169,16 @@ impl<'k> Digest<'k> {
             Action::Pass => 2,
             Action::Log => 3,
         });
-        match &rule.peers {
+        match peers {
             None => self.number(u64::MAX),
-            Some(peers) => {
-                self.number(peers.len() as u64);
-                for peer in peers {
-                    match peer {
-                        Peer::Pods(set) => {
-                            self.number(0);
-                            self.pod_set(set);
-                        }
-                        Peer::Block { cidr, except } => {
-                            self.number(1);
-                            self.block(cidr, except);
-                        }
-                    }
-                }
-            }
+            Some(peers) => self.set(peers),
         }
         match rule.ports {
             None => self.number(u64::MAX),
             Some(ports) => {
+                let mut ports: Vec<&PortMatch> = ports.iter().collect();
+                ports.sort_unstable();
+                ports.dedup();
                 self.number(ports.len() as u64);
                 for port in ports {
                     self.port(port);
@@ -221,7 +221,7 @@ pub(super) fn of_block(block: &Block) -> Content {
     digest.finish()
 }
 
-/// A set of contents, summed: the same in any order, and cheap to extend.
+/// A set of contents, summed: the same in any order, and cheap to keep up to date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sum([u64; 4]);
 

@@ -1,91 +1,125 @@
-//! Who owns which address (the order is in [`Cluster`]'s documentation).
+//! Who owns which address (the order is in [`crate::cluster::Cluster`]'s documentation).
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use hashbrown::HashMap;
 
-use super::cohorts::Cohorts;
-use crate::cluster::{Cluster, Pod};
+use super::members::Members;
+use crate::cluster::{Node, Pod};
 
-/// Owners of addresses, and nodes by number.
-pub(super) struct Owners<'a> {
-    /// Names of nodes in order; their numbers are their positions.
-    pub nodes: Vec<&'a str>,
-    /// By member of the cohorts: number of its node.
-    pub hosts: Vec<Option<u32>>,
-    /// The pod that owns an address: its position among the members.
-    pub pods: HashMap<IpAddr, u32>,
-    /// The node that owns an address, where no pod does.
-    pub node_addresses: HashMap<IpAddr, u32>,
+/// Who owns an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// Number of the member.
+    Pod(u32),
+    /// Name of the node.
+    Node(String),
 }
 
-impl<'a> Owners<'a> {
-    pub(super) fn of(cluster: &'a Cluster, cohorts: &Cohorts<'a>) -> Self {
-        let mut node_numbers: HashMap<&str, u32> = HashMap::new();
-        for name in cluster.nodes.keys() {
-            node_numbers.insert(name, 0);
-        }
-        for name in cluster.pods.values().filter_map(|pod| pod.node.as_deref()) {
-            node_numbers.insert(name, 0);
-        }
-        let mut nodes: Vec<&str> = node_numbers.keys().copied().collect();
-        nodes.sort_unstable();
-        for (name, number) in nodes.iter().zip(0..) {
-            node_numbers.insert(name, number);
-        }
-        let number = |pod: &Pod| node_numbers.get(pod.node.as_deref()?).copied();
-        let hosts = cohorts.members.iter().map(|(pod, _)| number(pod)).collect();
+/// Everybody who says that an address is his.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    pods: HashMap<IpAddr, Claim>,
+    nodes: HashMap<IpAddr, BTreeSet<String>>,
+    /// Nodes that pods on the host network name, with how many do.
+    hosted: HashMap<IpAddr, BTreeMap<String, u32>>,
+}
 
-        let mut pods: HashMap<IpAddr, u32> = HashMap::with_capacity(cohorts.members.len());
-        let age = |pod: &'a Pod| (pod.created, &pod.uid, &pod.key);
-        for ((pod, _), member) in cohorts.members.iter().zip(0..) {
-            for address in &pod.addresses {
-                let owner = pods.entry(*address).or_insert(member);
-                let newer = cohorts
-                    .members
-                    .get(*owner as usize)
-                    .is_none_or(|(current, _)| age(current) < age(pod));
-                if newer {
-                    *owner = member;
+/// Members that list an address: nearly always one.
+#[derive(Debug)]
+enum Claim {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl Owners {
+    /// A member lists an address; once, however often it does.
+    pub(super) fn claim(&mut self, address: IpAddr, member: u32) {
+        match self.pods.get_mut(&address) {
+            None => drop(self.pods.insert(address, Claim::One(member))),
+            Some(Claim::One(other)) if *other != member => {
+                let both = vec![*other, member];
+                self.pods.insert(address, Claim::Many(both));
+            }
+            Some(Claim::Many(others)) if !others.contains(&member) => others.push(member),
+            Some(_) => {}
+        }
+    }
+
+    /// A member lists it no longer.
+    pub(super) fn release(&mut self, address: IpAddr, member: u32) {
+        match self.pods.get_mut(&address) {
+            Some(Claim::One(owner)) if *owner == member => drop(self.pods.remove(&address)),
+            Some(Claim::Many(claims)) => {
+                claims.retain(|claim| *claim != member);
+                if let [last] = claims[..] {
+                    self.pods.insert(address, Claim::One(last));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A node comes or goes.
+    pub(super) fn node(&mut self, node: &Node, comes: bool) {
+        for address in &node.addresses {
+            let names = self.nodes.entry(*address).or_default();
+            if comes {
+                names.insert(node.name.clone());
+            } else {
+                names.remove(&node.name);
+                if names.is_empty() {
+                    self.nodes.remove(address);
                 }
             }
         }
+    }
 
-        // Of several nodes the first by name: numbers are in that order.
-        let mut node_addresses: HashMap<IpAddr, u32> = HashMap::new();
-        for (address, name) in cluster
-            .nodes
-            .values()
-            .flat_map(|node| node.addresses.iter().map(|address| (address, node.name.as_str())))
-        {
-            if let Some(number) = node_numbers.get(name) {
-                let owner = node_addresses.entry(*address).or_insert(*number);
-                *owner = (*owner).min(*number);
+    /// A live pod on the host network comes or goes.
+    pub(super) fn hosted(&mut self, pod: &Pod, comes: bool) {
+        let Some(node) = &pod.node else { return };
+        for address in &pod.addresses {
+            let names = self.hosted.entry(*address).or_default();
+            let count = names.entry(node.clone()).or_default();
+            if comes {
+                *count += 1;
+            } else {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    names.remove(node);
+                }
+                if names.is_empty() {
+                    self.hosted.remove(address);
+                }
             }
         }
-        let mut hosted: HashMap<IpAddr, u32> = HashMap::new();
-        for pod in cluster
-            .pods
-            .values()
-            .filter(|pod| pod.host_network && !pod.finished)
-        {
-            let Some(number) = number(pod) else { continue };
-            for address in pod
-                .addresses
-                .iter()
-                .filter(|address| !node_addresses.contains_key(*address))
-            {
-                let owner = hosted.entry(*address).or_insert(number);
-                *owner = (*owner).min(number);
-            }
+    }
+
+    /// Who owns an address; None where nobody does.
+    pub(super) fn of(&self, address: IpAddr, members: &Members) -> Option<Owner> {
+        let newest = |claims: &[u32]| {
+            claims.iter().copied().max_by(|one, other| {
+                let age = |member: u32| {
+                    members
+                        .get(member)
+                        .map(|it| (it.pod.created, &it.pod.uid, &it.pod.key))
+                };
+                age(*one).cmp(&age(*other))
+            })
+        };
+        let pod = match self.pods.get(&address) {
+            Some(Claim::One(member)) => Some(*member),
+            Some(Claim::Many(claims)) => newest(claims),
+            None => None,
+        };
+        if let Some(member) = pod {
+            return Some(Owner::Pod(member));
         }
-        node_addresses.extend(hosted);
-        node_addresses.retain(|address, _| !pods.contains_key(address));
-        Self {
-            nodes,
-            hosts,
-            pods,
-            node_addresses,
-        }
+        let node = self.nodes.get(&address).and_then(BTreeSet::first);
+        let hosted = || self.hosted.get(&address)?.keys().next();
+        node.or_else(hosted).map(|name| Owner::Node(name.clone()))
     }
 }

@@ -21,10 +21,7 @@ pub(super) struct CellRule<'a> {
 }
 
 /// A port name that policies ask for, and the destination's number for it.
-pub(super) type NamedPort<'a> = ((Protocol, &'a str), u16);
-
-/// Named ports of a destination.
-pub(super) type NamedPorts<'a> = [NamedPort<'a>];
+pub(super) type NamedPort = ((Protocol, String), u16);
 
 /// What a cell decides.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +33,7 @@ pub(super) struct Cell {
 
 /// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` is the tier that
 /// denies what none of its rules matches, where one selects the pod.
-pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &NamedPorts<'_>) -> Cell {
+pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &[NamedPort]) -> Cell {
     let portless = rules.iter().filter(|rule| rule.ports.is_none());
     let otherwise = first_match(portless, isolating);
     let mut ranges = Vec::new();
@@ -91,7 +88,7 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &Nam
 }
 
 /// Port ranges of a protocol that rules name, with the position of the rule.
-fn cover(rules: &[CellRule<'_>], protocol: Protocol, named: &NamedPorts<'_>) -> Vec<(u16, u16, usize)> {
+fn cover(rules: &[CellRule<'_>], protocol: Protocol, named: &[NamedPort]) -> Vec<(u16, u16, usize)> {
     let mut covered = Vec::new();
     for (position, rule) in rules.iter().enumerate() {
         for port in rule.ports.unwrap_or_default() {
@@ -103,7 +100,7 @@ fn cover(rules: &[CellRule<'_>], protocol: Protocol, named: &NamedPorts<'_>) -> 
                 PortMatch::Named { protocol: of, name } if *of == protocol => {
                     let found = named
                         .iter()
-                        .find(|(wanted, _)| *wanted == (protocol, name.as_str()));
+                        .find(|((of, known), _)| (*of, known) == (protocol, name));
                     covered.extend(found.map(|(_, number)| (*number, *number, position)));
                 }
                 _ => {}
@@ -256,7 +253,8 @@ mod tests {
             name: "dns".to_owned(),
         }];
         let rules = [rule(0, Action::Allow, 1, Some(&ports))];
-        let named = [((Protocol::Tcp, "dns"), 53), ((Protocol::Udp, "dns"), 5353)];
+        let dns = |protocol, number| ((protocol, "dns".to_owned()), number);
+        let named = [dns(Protocol::Tcp, 53), dns(Protocol::Udp, 5353)];
         let cell = decide(&rules, Some(0), &named);
         assert_eq!(at(&cell, 17, 5353), PortDecision::allow(1));
         assert_eq!(at(&cell, 17, 53), PortDecision::DENY);

@@ -1,31 +1,47 @@
-//! Rows: what the pods of a group let in or out, by peer class.
+//! Rows: what the pods of a cohort let in or out, by peer class.
 //!
 //! A selector's or block's classes are held as pages and 64-bit masks, so a rule is laid over 64 classes at a time and
-//! a page costs what differs on it. Pages that no rule with peers touches are the same page.
+//! a page costs what differs on it. Pages that no rule with peers touches are the same page; classes that do not exist
+//! yet are decided as those that no such rule matches.
 
 use hashbrown::HashMap;
-use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, Page, PortDecision};
+use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page};
 
 use super::{
-    cohorts::Cohorts,
-    content::{Content, Digest, Sum},
-    ports::{self, CellRule},
+    classes::{Class, Classes},
+    content::{Content, Digest},
+    policies::{Policies, Slot},
+    ports::{self, CellRule, NamedPort},
+    selectors::Vocabulary,
 };
-use crate::{cluster::PortMatch, model::Action};
+use crate::{
+    cluster::PortMatch,
+    model::{Action, Rule},
+};
 
 /// Classes: pages and masks, in ascending order of pages.
 pub(super) type ClassSet = Vec<(u32, u64)>;
 
-/// Adds a class with a number not below any in the set.
+/// Adds a class.
 pub(super) fn add_class(set: &mut ClassSet, class: u32) {
-    let (page, bit) = (
-        class / CLASSES_PER_PAGE as u32,
-        1 << (class % CLASSES_PER_PAGE as u32),
-    );
-    match set.last_mut() {
-        Some((last, mask)) if *last == page => *mask |= bit,
-        _ => set.push((page, bit)),
+    let page = class / CLASSES_PER_PAGE as u32;
+    let bit = 1 << (class % CLASSES_PER_PAGE as u32);
+    match set.binary_search_by_key(&page, |(page, _)| *page) {
+        Ok(at) => {
+            if let Some((_, mask)) = set.get_mut(at) {
+                *mask |= bit;
+            }
+        }
+        Err(at) => set.insert(at, (page, bit)),
     }
+}
+
+/// The classes of a set, in ascending order.
+pub(super) fn classes_of(set: &ClassSet) -> impl Iterator<Item = u32> {
+    set.iter().flat_map(|(page, mask)| {
+        let bits = (0..CLASSES_PER_PAGE as u32).filter(move |bit| mask >> bit & 1 == 1);
+        bits.map(move |bit| page * CLASSES_PER_PAGE as u32 + bit)
+    })
 }
 
 /// Who a rule is for.
@@ -37,24 +53,36 @@ pub(super) enum Atom {
     Block(u32),
 }
 
-/// A rule of a policy that selects a pod.
+/// A rule of a policy.
 #[derive(Debug)]
-pub(super) struct RowRule<'a> {
-    pub tier: u32,
-    pub action: Action,
+pub(super) struct RowRule {
+    tier: u32,
+    action: Action,
     /// None for everyone.
-    pub peers: Option<Vec<Atom>>,
-    pub ports: Option<&'a [PortMatch]>,
-    pub provenance: u32,
-    /// Names the rule for people: tier, policy, index.
-    pub content: Content,
+    peers: Option<Vec<Atom>>,
+    ports: Option<Vec<PortMatch>>,
+    /// Whether what it does depends on the destination's named ports.
+    asks_names: bool,
+    provenance: u32,
 }
 
-impl RowRule<'_> {
-    /// Whether what it does depends on the destination's named ports.
-    pub(super) fn asks_names(&self) -> bool {
+impl RowRule {
+    pub(super) fn new(tier: u32, rule: &Rule<'_>, peers: Option<Vec<Atom>>, provenance: u32) -> Self {
         let named = |port: &PortMatch| matches!(port, PortMatch::Named { .. });
-        self.ports.is_some_and(|ports| ports.iter().any(named))
+        Self {
+            tier,
+            action: rule.action,
+            peers,
+            ports: rule.ports.map(<[PortMatch]>::to_vec),
+            asks_names: rule.ports.is_some_and(|ports| ports.iter().any(named)),
+            provenance,
+        }
+    }
+
+    /// Blocks that it names.
+    pub(super) fn blocks(&self) -> u64 {
+        let peers = self.peers.iter().flatten();
+        peers.filter(|peer| matches!(peer, Atom::Block(_))).count() as u64
     }
 
     /// Whether no later rule decides anything that it matches.
@@ -72,114 +100,245 @@ pub(super) enum NamesOf {
     Peer,
 }
 
-/// A row to be written.
-pub(super) struct RowSpec<'s> {
+/// What a row was written from.
+#[derive(Debug)]
+struct Row {
     /// Indices of rules, in the order in which they decide.
-    pub rules: &'s [u32],
-    pub names: NamesOf,
+    rules: Vec<u32>,
+    names: NamesOf,
     /// The tier that denies what none of its rules matches.
-    pub isolating: Option<u32>,
-    /// Provenance of the policies that isolate.
-    pub isolating_provenance: u32,
-    /// Names of the policies that isolate.
-    pub isolating_content: Content,
+    isolating: Option<u32>,
+    /// Whether a rule may lead past one that matches everything.
+    passes: bool,
+    /// All that its policies say.
+    content: Content,
 }
 
-/// Writes rows.
-pub(super) struct Rows<'a, 'c> {
-    rules: &'c [RowRule<'a>],
-    cohorts: &'c Cohorts<'a>,
-    asks_names: Vec<bool>,
-    pod_classes: Vec<ClassSet>,
-    block_classes: Vec<ClassSet>,
-    /// By class, filled up to whole pages with zeros.
-    class_sums: Vec<Sum>,
-    /// By page.
-    page_sums: Vec<Sum>,
-    /// Of all classes.
-    all_sums: Sum,
-    /// Egress port list by class, filled up like the sums.
-    class_ports: Vec<u32>,
-    classes: usize,
+/// What rows are written from.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub policies: &'a Policies,
+    pub vocabulary: &'a Vocabulary,
+    pub classes: &'a Classes,
+}
+
+/// All rows, numbered from 1.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    rows: Vec<Row>,
+    /// By policies and the named ports that count.
+    known: HashMap<(Vec<u32>, NamesOf), u32>,
     /// Port map by rules, named ports and isolating tier.
     maps: HashMap<(Vec<u32>, u32, Option<u32>), u32>,
-    /// By port map.
-    map_contents: HashMap<u32, Content>,
+    /// Egress rows with a rule for everyone whose ports each peer names for itself.
+    asking: Vec<u32>,
+    /// Sets and blocks that new rows name, for whoever keeps count of them.
+    pub named: Vec<(Atom, u32)>,
+    /// Bytes by policy, shared evenly by the policies of a row.
+    pub costs: Vec<u64>,
+    /// Pages of each row.
+    pages: usize,
     /// By page: rules (position in the row) and the classes that they match.
     laid: Vec<Vec<(u32, u64)>>,
 }
 
 /// A page of a row.
 struct WrittenPage {
-    /// Positions of rules and the classes that they match.
     laid: Vec<(u32, u64)>,
     page: Page,
-    /// Classes and their port maps.
-    parts: Vec<(u64, u32)>,
 }
 
-/// What the writer needs to know of each class, by number.
-pub(super) struct ClassFacts {
-    pub content: Content,
-    pub egress_ports: u32,
-}
+impl Rows {
+    pub(super) fn len(&self) -> u32 {
+        self.rows.len() as u32
+    }
 
-impl<'a, 'c> Rows<'a, 'c> {
-    pub(super) fn new(
-        rules: &'c [RowRule<'a>],
-        cohorts: &'c Cohorts<'a>,
-        classes: &[ClassFacts],
-        pod_classes: Vec<ClassSet>,
-        block_classes: Vec<ClassSet>,
-    ) -> Self {
-        let pages = classes.len().div_ceil(CLASSES_PER_PAGE);
-        let mut class_sums: Vec<Sum> = classes.iter().map(|class| Sum::of(&class.content)).collect();
-        class_sums.resize(pages * CLASSES_PER_PAGE, Sum::default());
-        let mut class_ports: Vec<u32> = classes.iter().map(|class| class.egress_ports).collect();
-        class_ports.resize(pages * CLASSES_PER_PAGE, 0);
-        let page_sums: Vec<Sum> = class_sums
-            .chunks(CLASSES_PER_PAGE)
-            .map(|page| {
-                let mut sum = Sum::default();
-                page.iter().for_each(|class| sum.add(class));
-                sum
+    /// All that the policies of a row say; zeros for row 0.
+    pub(super) fn content(&self, row: u32) -> Content {
+        let row = (row as usize).checked_sub(1).and_then(|row| self.rows.get(row));
+        row.map_or([0; 32], |row| row.content)
+    }
+
+    /// The row of the pods that `policies` select in a direction: one that is there, or a new one. 0 where none does.
+    /// `ports` is the pods' list of named ports that ingress rules ask for; None for egress.
+    pub(super) fn of(
+        &mut self,
+        policies: &[u32],
+        ports: Option<u32>,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) -> u32 {
+        let ingress = ports.is_some();
+        let slots = || {
+            let slots = policies
+                .iter()
+                .filter_map(|policy| from.policies.slots.get(*policy as usize));
+            slots.filter(|slot| slot.direction(ingress).is_some())
+        };
+        let own: Vec<u32> = policies
+            .iter()
+            .copied()
+            .filter(|policy| {
+                let slot = from.policies.slots.get(*policy as usize);
+                slot.is_some_and(|slot| slot.direction(ingress).is_some())
             })
             .collect();
-        let mut all_sums = Sum::default();
-        page_sums.iter().for_each(|page| all_sums.add(page));
-        Self {
-            all_sums,
+        if own.is_empty() {
+            return 0;
+        }
+        let rules: Vec<u32> = slots()
+            .filter_map(|slot| slot.direction(ingress))
+            .flat_map(|direction| direction.rules.clone())
+            .collect();
+        let asks = |rule: &u32| {
+            from.policies
+                .rules
+                .get(*rule as usize)
+                .is_some_and(|rule| rule.asks_names)
+        };
+        let names = match ports {
+            Some(list) if rules.iter().any(asks) => NamesOf::Subject(list),
+            Some(_) => NamesOf::Subject(0),
+            None => NamesOf::Peer,
+        };
+        let key = (own, names);
+        if let Some(row) = self.known.get(&key) {
+            return *row;
+        }
+        let before = tables.size();
+        let mut content = Digest::new("row");
+        for direction in slots().filter_map(|slot| slot.direction(ingress)) {
+            content.content(&direction.content);
+        }
+        if let NamesOf::Subject(list) = names {
+            content.content(&from.vocabulary.ports_content(list));
+        }
+        let numbers: Vec<u32> = slots()
+            .filter(|slot| slot.isolating.is_some())
+            .map(|slot| slot.number)
+            .collect();
+        let isolating = if numbers.is_empty() {
+            NONE
+        } else {
+            tables.isolating(&numbers)
+        };
+        let passes = |rule: &u32| {
+            let rule = from.policies.rules.get(*rule as usize);
+            rule.is_some_and(|rule| rule.action == Action::Pass)
+        };
+        let row = Row {
+            names,
+            isolating: slots().find_map(|slot: &Slot| slot.isolating),
+            passes: rules.iter().any(passes),
+            content: content.finish(),
             rules,
-            cohorts,
-            asks_names: rules.iter().map(RowRule::asks_names).collect(),
-            pod_classes,
-            block_classes,
-            class_sums,
-            page_sums,
-            class_ports,
-            classes: classes.len(),
-            maps: HashMap::new(),
-            map_contents: HashMap::new(),
-            laid: vec![Vec::new(); pages],
+        };
+        let number = self.write(row, isolating, from, tables);
+        self.note(number, from.policies);
+        self.charge(&key.0, tables.size() - before);
+        self.known.insert(key, number);
+        number
+    }
+
+    fn charge(&mut self, policies: &[u32], bytes: u64) {
+        let share = bytes / policies.len().max(1) as u64;
+        for policy in policies {
+            let policy = *policy as usize;
+            if self.costs.len() <= policy {
+                self.costs.resize(policy + 1, 0);
+            }
+            if let Some(cost) = self.costs.get_mut(policy) {
+                *cost += share;
+            }
         }
     }
 
-    /// Pages in each row.
-    pub(super) fn pages(&self) -> usize {
-        self.laid.len()
+    /// Notes which sets and blocks a row names.
+    fn note(&mut self, number: u32, policies: &Policies) {
+        let Some(row) = self.rows.get(number as usize - 1) else {
+            return;
+        };
+        let mut asks = false;
+        for rule in &row.rules {
+            let Some(rule) = policies.rules.get(*rule as usize) else {
+                continue;
+            };
+            match &rule.peers {
+                Some(peers) => self.named.extend(peers.iter().map(|peer| (*peer, number))),
+                None => asks |= rule.asks_names && row.names == NamesOf::Peer,
+            }
+        }
+        if asks {
+            self.asking.push(number);
+        }
     }
 
-    fn asks(&self, rule: u32) -> bool {
-        self.asks_names.get(rule as usize) == Some(&true)
+    /// Makes room for so many classes.
+    pub(super) fn make_room(&mut self, classes: usize, tables: &mut ImageBuilder) {
+        tables.classes(classes as u32);
+        self.pages = classes.div_ceil(CLASSES_PER_PAGE);
+        self.laid.resize_with(self.pages, Vec::new);
     }
 
-    /// Writes a row; answers its number and what it means.
-    pub(super) fn write(&mut self, image: &mut ImageBuilder, spec: &RowSpec<'_>) -> (u32, Content) {
+    /// Decides about a class that is new, in each row that says anything of its own about it. `rows` are those that
+    /// name a set or a block that holds it, with or without repetition.
+    pub(super) fn add_column(
+        &mut self,
+        number: u32,
+        mut rows: Vec<u32>,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) {
+        let Some(class) = from.classes.get(number) else {
+            return;
+        };
+        if class.ports() != 0 {
+            rows.extend(&self.asking);
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        let (sets, blocks) = from.classes.held_by(class);
+        let mut rules = Vec::new();
+        for row in rows {
+            let Some(written) = self.rows.get(row as usize - 1) else {
+                continue;
+            };
+            rules.clear();
+            for rule in &written.rules {
+                let Some(known) = from.policies.rules.get(*rule as usize) else {
+                    continue;
+                };
+                let matches = known.peers.as_ref().is_none_or(|peers| {
+                    peers.iter().any(|peer| match peer {
+                        Atom::Pods(set) => sets.binary_search(set).is_ok(),
+                        Atom::Block(block) => blocks.binary_search(block).is_ok(),
+                    })
+                });
+                if matches {
+                    rules.push(*rule);
+                    if known.ends() && !written.passes {
+                        break;
+                    }
+                }
+            }
+            let names = match written.names {
+                NamesOf::Subject(list) => list,
+                NamesOf::Peer => class.ports(),
+            };
+            let isolating = written.isolating;
+            let map = self.map(&rules, names, isolating, from, tables);
+            tables.set_cell(row, number, map);
+        }
+    }
+
+    /// Writes a row and answers its number.
+    fn write(&mut self, row: Row, isolating: u32, from: &Sources<'_>, tables: &mut ImageBuilder) -> u32 {
         // Rules for everyone, and the pages that rules for some touch.
         let mut everyone: Vec<u32> = Vec::new();
         let mut touched: Vec<u32> = Vec::new();
-        for (rule, position) in spec.rules.iter().zip(0..) {
-            let Some(rule) = self.rules.get(*rule as usize) else {
+        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
+        for (rule, position) in row.rules.iter().zip(0..) {
+            let Some(rule) = rule_of(*rule) else {
                 continue;
             };
             let Some(peers) = &rule.peers else {
@@ -188,8 +347,16 @@ impl<'a, 'c> Rows<'a, 'c> {
             };
             for peer in peers {
                 let classes = match peer {
-                    Atom::Pods(index) => self.pod_classes.get(*index as usize),
-                    Atom::Block(index) => self.block_classes.get(*index as usize),
+                    Atom::Pods(set) => from
+                        .policies
+                        .sets
+                        .get(*set as usize)
+                        .map(|set| &set.named.classes),
+                    Atom::Block(block) => from
+                        .policies
+                        .named_blocks
+                        .get(*block as usize)
+                        .map(|block| &block.classes),
                 };
                 for (page, mask) in classes.into_iter().flatten() {
                     let Some(laid) = self.laid.get_mut(*page as usize) else {
@@ -205,12 +372,17 @@ impl<'a, 'c> Rows<'a, 'c> {
                 }
             }
         }
-        let peer_names = spec.names == NamesOf::Peer;
-        let rule_at = |position: u32| spec.rules.get(position as usize).copied();
-        let asks = |position: u32| peer_names && rule_at(position).is_some_and(|rule| self.asks(rule));
+        let peer_names = row.names == NamesOf::Peer;
+        let rule_at = |position: u32| row.rules.get(position as usize).copied();
+        let asks = |position: u32| {
+            peer_names
+                && rule_at(position)
+                    .and_then(rule_of)
+                    .is_some_and(|rule| rule.asks_names)
+        };
         // Rules for everyone whose ports each peer names for itself leave no two pages alike.
         if everyone.iter().any(|position| asks(*position)) {
-            touched = (0..self.pages() as u32).collect();
+            touched = (0..self.pages as u32).collect();
         }
         touched.sort_unstable();
 
@@ -219,22 +391,13 @@ impl<'a, 'c> Rows<'a, 'c> {
             .iter()
             .filter_map(|position| rule_at(*position))
             .collect();
-        let names = match spec.names {
-            NamesOf::Subject(list) if rules.iter().any(|rule| self.asks(*rule)) => list,
-            _ => 0,
+        let names = match row.names {
+            NamesOf::Subject(list) => list,
+            NamesOf::Peer => 0,
         };
-        let map = self.map(image, &rules, names, spec.isolating);
-        let mut pages = vec![image.page(&[(u64::MAX, map)]); self.pages()];
-        let mut sums: HashMap<u32, Sum> = HashMap::new();
-        if map != ImageBuilder::ISOLATED && touched.len() < self.pages() {
-            let mut sum = self.all_sums;
-            for page in &touched {
-                if let Some(page) = self.page_sums.get(*page as usize) {
-                    sum.subtract(page);
-                }
-            }
-            sums.insert(map, sum);
-        }
+        let map = self.map(&rules, names, row.isolating, from, tables);
+        let rest = tables.page(&[(u64::MAX, map)]);
+        let mut pages = vec![rest; self.pages];
 
         // The page written last, by what was laid over it: neighbours are often alike.
         let mut last: Option<WrittenPage> = None;
@@ -243,72 +406,44 @@ impl<'a, 'c> Rows<'a, 'c> {
             let mut laid = self.laid.get_mut(page).map(std::mem::take).unwrap_or_default();
             laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
             laid.sort_unstable_by_key(|(position, _)| *position);
-            let valid = valid_classes(self.classes, page);
-            let by_class = peer_names
-                && laid
-                    .iter()
-                    .any(|(position, _)| rule_at(*position).is_some_and(|rule| self.asks(rule)));
+            let by_class = laid.iter().any(|(position, _)| asks(*position));
             let written = match last.take() {
-                Some(written) if written.laid == laid && !by_class && valid == u64::MAX => written,
+                Some(written) if written.laid == laid && !by_class => written,
                 _ => {
-                    let parts = self.parts(image, spec, &laid, page, valid, by_class);
-                    let page = image.page(&parts);
-                    WrittenPage { laid, page, parts }
+                    let parts = self.parts(&row, &laid, page, by_class, from, tables);
+                    let page = tables.page(&parts);
+                    WrittenPage { laid, page }
                 }
             };
             if let Some(page) = pages.get_mut(page) {
                 *page = written.page;
             }
-            for (mask, map) in &written.parts {
-                if *map != ImageBuilder::ISOLATED {
-                    let sum = self.sum(page, *mask);
-                    sums.entry(*map).or_default().add(&sum);
-                }
-            }
-            if !by_class && valid == u64::MAX {
+            if !by_class {
                 last = Some(written);
             }
         }
-        let row = image.row_of_pages(spec.isolating_provenance, &pages, ImageBuilder::ISOLATED);
-
-        let mut cells: Vec<(Content, Sum)> = sums
-            .into_iter()
-            .filter_map(|(map, sum)| Some((*self.map_contents.get(&map)?, sum)))
-            .collect();
-        cells.sort_unstable_by_key(|(content, _)| *content);
-        let mut digest = Digest::new("row");
-        digest.content(&spec.isolating_content);
-        for (content, sum) in cells {
-            digest.content(&content);
-            sum.digest(&mut digest);
-        }
-        (row, digest.finish())
+        self.rows.push(row);
+        tables.row_of_pages(isolating, &pages, map)
     }
 
     /// Cuts a page's classes by the rules that match them; answers masks and port maps.
     fn parts(
         &mut self,
-        image: &mut ImageBuilder,
-        spec: &RowSpec<'_>,
+        row: &Row,
         laid: &[(u32, u64)],
         page: usize,
-        valid: u64,
         by_class: bool,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
     ) -> Vec<(u64, u32)> {
+        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
         // Classes and the rules that match them; the flag says that no further rule matters.
-        let mut parts: Vec<(u64, Vec<u32>, bool)> = vec![(valid, Vec::new(), false)];
-        // A Pass may lead past a rule that matches everything.
-        let rule_passes = |rule: &u32| {
-            self.rules
-                .get(*rule as usize)
-                .is_some_and(|rule| rule.action == Action::Pass)
-        };
-        let passes = spec.rules.iter().any(rule_passes);
+        let mut parts: Vec<(u64, Vec<u32>, bool)> = vec![(u64::MAX, Vec::new(), false)];
         for (position, mask) in laid {
-            let Some(rule) = spec.rules.get(*position as usize).copied() else {
+            let Some(rule) = row.rules.get(*position as usize).copied() else {
                 continue;
             };
-            let ends = !passes && self.rules.get(rule as usize).is_some_and(RowRule::ends);
+            let ends = !row.passes && rule_of(rule).is_some_and(RowRule::ends);
             for at in 0..parts.len() {
                 let Some(part) = parts.get_mut(at) else { break };
                 let inside = part.0 & mask;
@@ -332,98 +467,65 @@ impl<'a, 'c> Rows<'a, 'c> {
             if mask == 0 {
                 continue;
             }
-            let asks = rules.iter().any(|rule| self.asks(*rule));
-            match spec.names {
-                NamesOf::Peer if asks && by_class => {
-                    let own = self
-                        .class_ports
-                        .get(page * CLASSES_PER_PAGE..)
-                        .unwrap_or_default();
+            match row.names {
+                NamesOf::Peer if by_class => {
                     let mut split: Vec<(u32, u64)> = Vec::new();
-                    for (ports, bit) in own.iter().zip(0..CLASSES_PER_PAGE) {
-                        if mask >> bit & 1 == 0 {
-                            continue;
-                        }
-                        match split.iter_mut().find(|(known, _)| known == ports) {
+                    for bit in (0..CLASSES_PER_PAGE).filter(|bit| mask >> bit & 1 == 1) {
+                        let class = from.classes.get((page * CLASSES_PER_PAGE + bit) as u32);
+                        let ports = class.map_or(0, Class::ports);
+                        match split.iter_mut().find(|(known, _)| *known == ports) {
                             Some((_, mask)) => *mask |= 1 << bit,
-                            None => split.push((*ports, 1 << bit)),
+                            None => split.push((ports, 1 << bit)),
                         }
                     }
                     for (ports, mask) in split {
-                        mapped.push((mask, self.map(image, &rules, ports, spec.isolating)));
+                        mapped.push((mask, self.map(&rules, ports, row.isolating, from, tables)));
                     }
                 }
-                NamesOf::Subject(ports) if asks => {
-                    mapped.push((mask, self.map(image, &rules, ports, spec.isolating)));
+                NamesOf::Subject(list) => {
+                    mapped.push((mask, self.map(&rules, list, row.isolating, from, tables)));
                 }
-                _ => mapped.push((mask, self.map(image, &rules, 0, spec.isolating))),
+                NamesOf::Peer => mapped.push((mask, self.map(&rules, 0, row.isolating, from, tables))),
             }
         }
         mapped
     }
 
-    /// The port map of rules that all match.
-    fn map(&mut self, image: &mut ImageBuilder, rules: &[u32], ports: u32, isolating: Option<u32>) -> u32 {
+    /// The port map of rules that all match; `ports` is the destination's list of named ports.
+    fn map(
+        &mut self,
+        rules: &[u32],
+        ports: u32,
+        isolating: Option<u32>,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) -> u32 {
+        let own = || {
+            rules
+                .iter()
+                .filter_map(|rule| from.policies.rules.get(*rule as usize))
+        };
+        let ports = if own().any(|rule| rule.asks_names) {
+            ports
+        } else {
+            0
+        };
         let key = (rules.to_vec(), ports, isolating);
         if let Some(map) = self.maps.get(&key) {
             return *map;
         }
-        let own: Vec<&RowRule<'_>> = rules
-            .iter()
-            .filter_map(|rule| self.rules.get(*rule as usize))
-            .collect();
-        let cell_rules: Vec<CellRule<'_>> = own
-            .iter()
+        let cell_rules: Vec<CellRule<'_>> = own()
             .map(|rule| CellRule {
                 tier: rule.tier,
                 action: rule.action,
                 provenance: rule.provenance,
-                ports: rule.ports,
+                ports: rule.ports.as_deref(),
             })
             .collect();
-        let cell = ports::decide(&cell_rules, isolating, self.cohorts.ports(ports));
-        let map = image.port_map(cell.otherwise, &cell.ranges);
-        self.map_contents.entry(map).or_insert_with(|| {
-            let mut digest = Digest::new("port map");
-            let decision = |digest: &mut Digest<'_>, then: PortDecision| {
-                digest.number(u64::from(then.decision.0));
-                match own.iter().find(|rule| rule.provenance == then.provenance) {
-                    Some(rule) => digest.content(&rule.content),
-                    None => digest.content(&[0; 32]),
-                }
-            };
-            decision(&mut digest, cell.otherwise);
-            for range in &cell.ranges {
-                digest.number(u64::from(range.protocol));
-                digest.number(u64::from(range.lo) << 16 | u64::from(range.hi));
-                decision(&mut digest, range.then);
-            }
-            digest.finish()
-        });
+        let named: &[NamedPort] = from.vocabulary.ports(ports);
+        let cell = ports::decide(&cell_rules, isolating, named);
+        let map = tables.port_map(cell.otherwise, &cell.ranges);
         self.maps.insert(key, map);
         map
-    }
-
-    fn sum(&self, page: usize, mask: u64) -> Sum {
-        if mask == u64::MAX {
-            return self.page_sums.get(page).copied().unwrap_or_default();
-        }
-        let mut sum = Sum::default();
-        let classes = self.class_sums.get(page * CLASSES_PER_PAGE..).unwrap_or_default();
-        for (class, bit) in classes.iter().zip(0..CLASSES_PER_PAGE) {
-            if mask >> bit & 1 == 1 {
-                sum.add(class);
-            }
-        }
-        sum
-    }
-}
-
-/// The classes that exist of a page.
-fn valid_classes(classes: usize, page: usize) -> u64 {
-    match classes.saturating_sub(page * CLASSES_PER_PAGE) {
-        0 => 0,
-        left @ 1..CLASSES_PER_PAGE => (1 << left) - 1,
-        _ => u64::MAX,
     }
 }

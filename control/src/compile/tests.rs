@@ -2,14 +2,14 @@
 //! evaluator in `tests/compile_vs_reference`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ringwall_dataplane::classify::{Effect, L4, NodeExemption, Snapshot};
 
 use super::*;
 use crate::cluster::{
-    NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, PortMatch,
-    Protocol, Requirement, Rule, Selector,
+    NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, Pod,
+    PortMatch, Protocol, Requirement, Rule, Selector,
 };
 
 fn key(namespace: &str, name: &str) -> ObjectKey {

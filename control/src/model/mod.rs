@@ -20,13 +20,30 @@ pub struct Model<'a> {
 /// Policies that are decided together.
 #[derive(Debug)]
 pub struct Tier<'a> {
-    /// Its name in reasons.
-    pub name: &'static str,
-    /// Whether a pod that any of its policies selects in a direction is decided here: what no rule matches is denied.
-    pub isolates: bool,
+    /// What it is. Where it isolates, a pod that any of its policies selects in a direction is decided here: what no
+    /// rule matches is denied.
+    pub facts: TierFacts,
     /// In the order in which they decide; for additive tiers, by namespace and name.
     pub policies: Vec<Policy<'a>>,
 }
+
+/// What a tier is, apart from its policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TierFacts {
+    /// Its position among the tiers.
+    pub number: u32,
+    /// Its name in reasons.
+    pub name: &'static str,
+    /// Whether it isolates; see [`Tier`].
+    pub isolates: bool,
+}
+
+/// The tier of `networking.k8s.io/v1`.
+pub const NETWORK_POLICY_TIER: TierFacts = TierFacts {
+    number: 0,
+    name: NETWORK_POLICY,
+    isolates: true,
+};
 
 /// One policy.
 #[derive(Debug)]
@@ -109,8 +126,7 @@ impl<'a> Model<'a> {
     pub fn of(cluster: &'a Cluster) -> Self {
         Self {
             tiers: vec![Tier {
-                name: NETWORK_POLICY,
-                isolates: true,
+                facts: NETWORK_POLICY_TIER,
                 policies: cluster
                     .policies
                     .values()
@@ -121,7 +137,8 @@ impl<'a> Model<'a> {
     }
 }
 
-fn network_policy(policy: &cluster::NetworkPolicy) -> Policy<'_> {
+/// The model of one NetworkPolicy, of [`NETWORK_POLICY_TIER`].
+pub fn network_policy(policy: &cluster::NetworkPolicy) -> Policy<'_> {
     Policy {
         kind: NETWORK_POLICY,
         key: &policy.key,

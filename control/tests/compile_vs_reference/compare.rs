@@ -1,6 +1,6 @@
 //! Asking both sides the same.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall::{
     cluster::{Cluster, ObjectKey},
@@ -16,13 +16,24 @@ use crate::generate::{Flow, Place};
 
 pub(crate) struct Compiled {
     pub image: CompiledImage,
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
 }
 
 impl Compiled {
     pub(crate) fn of(cluster: &Cluster) -> Self {
         let image = compile(cluster, Generation(7), &EpochKey::OFFLINE).expect("the cluster compiles");
-        let snapshot = Snapshot::open(&image.bytes).expect("the image opens");
+        let snapshot = Arc::new(Snapshot::open(&image.bytes).expect("the image opens"));
+        Self { image, snapshot }
+    }
+
+    /// What an incremental compiler answered, and what a dataplane has of it.
+    pub(crate) fn from_parts(compiled: ringwall::compile::Compiled, snapshot: Arc<Snapshot>) -> Self {
+        let image = CompiledImage {
+            bytes: Vec::new(),
+            image: compiled.image,
+            hash: compiled.hash,
+            stats: compiled.stats,
+        };
         Self { image, snapshot }
     }
 

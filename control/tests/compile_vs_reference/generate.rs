@@ -92,7 +92,7 @@ pub(crate) fn cluster(random: &mut Random) -> Cluster {
     cluster
 }
 
-fn labels(random: &mut Random, keys: &[&str], values: &[&str]) -> Labels {
+pub(crate) fn labels(random: &mut Random, keys: &[&str], values: &[&str]) -> Labels {
     let mut labels = Labels::new();
     for key in keys {
         if random.percent(60) {
@@ -102,7 +102,7 @@ fn labels(random: &mut Random, keys: &[&str], values: &[&str]) -> Labels {
     labels
 }
 
-fn pod(random: &mut Random, number: usize) -> Pod {
+pub(crate) fn pod(random: &mut Random, number: usize) -> Pod {
     let host_network = random.percent(12);
     let template_of = random.percent(10).then(|| "Deployment".to_owned());
     let mut addresses = Vec::new();
@@ -155,7 +155,7 @@ fn pod(random: &mut Random, number: usize) -> Pod {
     }
 }
 
-fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
+pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
     let faults = if random.percent(8) {
         vec![Fault {
             path: "spec".to_owned(),

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
 
 mod compare;
+mod events;
 mod generate;
+mod incremental;
 mod mutate;
 mod random;
 
