@@ -3,20 +3,37 @@
 //! Shares no code with the model, the compiler or the writing side of images: it has its own matching of selectors,
 //! blocks and ports, and its own derivation of who owns an address.
 
+mod held;
+mod matching;
+mod ports;
+mod proof;
 mod report;
+mod rules;
+mod sets;
+mod space;
+mod view;
+mod witness;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ringwall_dataplane::classify::Snapshot;
 
+use self::proof::Proof;
 pub use self::report::{Answer, Difference, Report};
 use crate::cluster::Cluster;
 
 /// Proves snapshots, one after the other.
 #[derive(Debug, Default)]
 pub struct Checker {
-    /// The state and the snapshot of the last proof.
-    last: Option<(Cluster, Arc<Snapshot>)>,
+    /// The last proof, from which the next one carries over.
+    last: Option<Box<Proof>>,
+    /// What the next pass in the background is about.
+    target: Option<(Cluster, Arc<Snapshot>)>,
+    /// The pass under way.
+    rolling: Option<Box<Proof>>,
 }
 
 /// How far the rolling pass is.
@@ -41,8 +58,13 @@ impl Checker {
     /// # Errors
     /// A packet about which it is wrong. The checker then forgets what it knew, so that the next proof is a whole one.
     pub fn full(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
-        self.last = Some((cluster.clone(), Arc::clone(snapshot)));
-        Ok(Report::default())
+        self.last = None;
+        let mut proof = Box::new(Proof::new(cluster, snapshot));
+        while !proof.advance(None)? {}
+        let report = proof.report;
+        self.last = Some(proof);
+        self.look_at(cluster, snapshot);
+        Ok(report)
     }
 
     /// Proves what can differ from the snapshot that was proven last, and carries over the rest; all of it where none
@@ -61,7 +83,7 @@ impl Checker {
     /// Sets what [`Self::step`] proves from its next pass on, without a proof now: for a checker that works in the
     /// background alone. A pass under way ends with what it began with.
     pub fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) {
-        self.last = Some((cluster.clone(), Arc::clone(snapshot)));
+        self.target = Some((cluster.clone(), Arc::clone(snapshot)));
     }
 
     /// Goes on with a whole proof of a snapshot that was proven not long ago, from nothing that is carried over, for
@@ -70,10 +92,15 @@ impl Checker {
     /// # Errors
     /// As [`Self::full`].
     pub fn step(&mut self, budget: Duration) -> Result<Progress, Box<Difference>> {
-        let _ = budget;
-        Ok(match &self.last {
-            None => Progress::Idle,
-            Some(_) => Progress::Done(Report::default()),
-        })
+        let mut proof = match (self.rolling.take(), &self.target) {
+            (Some(proof), _) => proof,
+            (None, Some((cluster, snapshot))) => Box::new(Proof::new(cluster, snapshot)),
+            (None, None) => return Ok(Progress::Idle),
+        };
+        if proof.advance(Some(Instant::now() + budget))? {
+            return Ok(Progress::Done(proof.report));
+        }
+        self.rolling = Some(proof);
+        Ok(Progress::Working)
     }
 }

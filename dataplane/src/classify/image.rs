@@ -98,7 +98,7 @@ pub(super) struct Tables {
 
 impl Tables {
     /// In order of [`super::layout::Section`].
-    fn sections(&self) -> [&dyn Section; SECTIONS] {
+    pub(super) fn sections(&self) -> [&dyn Section; SECTIONS] {
         [
             &self.identities,
             &self.hosts_v4,

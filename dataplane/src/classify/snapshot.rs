@@ -5,6 +5,9 @@
 //! none makes a failed read an allowed packet.
 
 mod extent;
+mod since;
+
+pub use since::Since;
 
 use super::{
     DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Image, ImageError, Judgement, L4,

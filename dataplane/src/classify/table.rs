@@ -140,6 +140,23 @@ impl<T: Record> Table<T> {
         records.take(self.len)
     }
 
+    /// Indices of the records that both tables have and that are not the same. What they share costs a comparison of
+    /// pointers for each chunk.
+    pub(super) fn differing(&self, older: &Self, into: &mut Vec<usize>) {
+        let both = self.len.min(older.len);
+        for (number, (chunk, old)) in self.chunks.iter().zip(&older.chunks).enumerate() {
+            if Arc::ptr_eq(chunk, old) {
+                continue;
+            }
+            let first = number * T::PER_CHUNK;
+            let records = chunk.records.as_ref().iter().zip(old.records.as_ref());
+            let differ = records
+                .enumerate()
+                .filter(|(_, (a, b))| a.as_bytes() != b.as_bytes());
+            into.extend(differ.map(|(at, _)| first + at).take_while(|index| *index < both));
+        }
+    }
+
     /// Writes a record that is there. One that is as it should be costs no copy.
     pub(super) fn set(&mut self, index: usize, record: T) {
         if index >= self.len {

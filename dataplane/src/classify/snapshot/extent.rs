@@ -24,6 +24,17 @@ impl Snapshot {
         v4.chain(v6)
     }
 
+    /// Whether the host tables hold an address.
+    pub fn is_host(&self, addr: Addr) -> bool {
+        let octets = addr.octets();
+        if addr.is_v4() {
+            let [.., a, b, c, d] = octets;
+            self.host_v4(u32::from_be_bytes([a, b, c, d])).is_some()
+        } else {
+            self.host_v6(&octets).is_some()
+        }
+    }
+
     /// The first address of each range of addresses that a lookup which finds no host tells apart, ascending, as
     /// numbers of the family (IPv4: below 2^32). Neighbours may have one identity under two numbers. None where ranges
     /// share their tables, which no compiler writes, since there may be more of them than can be counted.

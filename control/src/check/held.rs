@@ -1,0 +1,266 @@
+//! What each number of a snapshot stands for: the relation between its peer classes, groups and rows and what the
+//! objects say, counted so that it follows when ends come and go.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use hashbrown::HashMap;
+use ringwall_dataplane::classify::{Identity, IdentityKind};
+
+use super::view::{End, Who};
+
+/// An end that can be asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Place {
+    Address(IpAddr),
+    /// A pod or template by name, apart from any address: its slot.
+    Name(u32),
+}
+
+/// What the snapshot says about an end, and what it has to stand for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub end: End,
+    pub class: u32,
+    /// Rows, by direction; None for ends that no row decides about.
+    pub rows: Option<[u32; 2]>,
+    /// Number of the node that it is, or that hosts it.
+    pub node: u32,
+}
+
+impl Seen {
+    pub(super) fn new(end: End, identity: &Identity) -> Self {
+        Self {
+            end,
+            class: identity.peer_class,
+            rows: (identity.kind == IdentityKind::Pod).then_some([identity.ingress, identity.egress]),
+            node: identity.node,
+        }
+    }
+}
+
+/// A row, by its number, and the subject that it decides about; the subject says in which direction.
+pub(super) type Line = (u32, u32);
+
+/// A peer class and the meaning of some end in it.
+pub(super) type Column = (u32, u32);
+
+/// The relation.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    ends: HashMap<Place, Seen>,
+    /// Ranges of addresses that nobody has, by family (IPv4 first) and an address of the range.
+    ranges: [BTreeMap<u128, Seen>; 2],
+    columns: BTreeMap<Column, u32>,
+    lines: BTreeMap<Line, u32>,
+    /// Node names by number of the snapshot and back, with the number of addresses.
+    node_numbers: HashMap<u32, (u32, u32)>,
+    nodes: HashMap<u32, u32>,
+    /// Where both sides' ranges begin, by family.
+    cuts: [Vec<u128>; 2],
+    /// What has come since it was last asked for.
+    new_columns: BTreeSet<Column>,
+    new_lines: BTreeSet<Line>,
+}
+
+impl Held {
+    /// Takes what was found out about an end, in place of what was known.
+    pub(super) fn put(&mut self, place: Place, seen: Seen) {
+        self.count(&seen);
+        if let Some(before) = self.ends.insert(place, seen) {
+            self.uncount(&before);
+        }
+    }
+
+    /// Forgets an end.
+    pub(super) fn drop(&mut self, place: Place) {
+        if let Some(before) = self.ends.remove(&place) {
+            self.uncount(&before);
+        }
+    }
+
+    pub(super) fn get(&self, place: Place) -> Option<&Seen> {
+        self.ends.get(&place)
+    }
+
+    /// Takes what was found out about all ranges of a family, each by an address of it that nobody has, in place of
+    /// what was known. `cuts` are where ranges begin, those with and without such an address.
+    pub(super) fn put_ranges(&mut self, v4: bool, cuts: Vec<u128>, ranges: BTreeMap<u128, Seen>) {
+        let family = usize::from(!v4);
+        for seen in ranges.values() {
+            self.count(seen);
+        }
+        let before = std::mem::replace(&mut self.ranges[family], ranges);
+        for seen in before.values() {
+            self.uncount(seen);
+        }
+        self.cuts[family] = cuts;
+    }
+
+    /// Takes what was found out about an address that is part of its range alone: it may be the first one of it that
+    /// nobody has.
+    pub(super) fn put_in_range(&mut self, address: IpAddr, seen: Seen) {
+        let family = usize::from(!address.is_ipv4());
+        let number = super::matching::number(address);
+        let above = self.cuts[family].partition_point(|first| *first <= number);
+        let first = self.cuts[family].get(above.wrapping_sub(1)).copied().unwrap_or(0);
+        let last = self.cuts[family].get(above).map_or(u128::MAX, |next| next - 1);
+        if self.ranges[family].range(first..=last).next().is_none() {
+            self.count(&seen);
+            self.ranges[family].insert(number, seen);
+        }
+    }
+
+    fn count(&mut self, seen: &Seen) {
+        let column = (seen.class, seen.end.meaning);
+        let ends = self.columns.entry(column).or_default();
+        *ends += 1;
+        if *ends == 1 {
+            self.new_columns.insert(column);
+        }
+        if let Who::Node(name) = seen.end.who {
+            let of_name = self.node_numbers.entry(name).or_insert((seen.node, 0));
+            of_name.1 += 1;
+            self.nodes.insert(seen.node, name);
+        }
+        for line in seen.rows.into_iter().flatten().zip(seen.end.subjects) {
+            let ends = self.lines.entry(line).or_default();
+            *ends += 1;
+            if *ends == 1 {
+                self.new_lines.insert(line);
+            }
+        }
+    }
+
+    fn uncount(&mut self, seen: &Seen) {
+        let column = (seen.class, seen.end.meaning);
+        if let Some(ends) = self.columns.get_mut(&column) {
+            *ends -= 1;
+            if *ends == 0 {
+                self.columns.remove(&column);
+                self.new_columns.remove(&column);
+            }
+        }
+        if let Who::Node(name) = seen.end.who
+            && let Some((number, ends)) = self.node_numbers.get_mut(&name)
+        {
+            *ends -= 1;
+            if *ends == 0 {
+                let number = *number;
+                self.node_numbers.remove(&name);
+                self.nodes.remove(&number);
+            }
+        }
+        for line in seen.rows.into_iter().flatten().zip(seen.end.subjects) {
+            if let Some(ends) = self.lines.get_mut(&line) {
+                *ends -= 1;
+                if *ends == 0 {
+                    self.lines.remove(&line);
+                    self.new_lines.remove(&line);
+                }
+            }
+        }
+    }
+
+    /// The snapshot's number of a node, by the number of its name; None where nothing has an address of it.
+    pub(super) fn node_number(&self, name: u32) -> Option<u32> {
+        self.node_numbers.get(&name).map(|(number, _)| *number)
+    }
+
+    /// The node, by the number of its name, that a number of the snapshot stands for.
+    pub(super) fn node_of(&self, number: u32) -> Option<u32> {
+        self.nodes.get(&number).copied()
+    }
+
+    pub(super) fn columns(&self) -> impl Iterator<Item = Column> + '_ {
+        self.columns.keys().copied()
+    }
+
+    pub(super) fn lines(&self) -> impl Iterator<Item = Line> + '_ {
+        self.lines.keys().copied()
+    }
+
+    pub(super) fn take_new(&mut self) -> (BTreeSet<Line>, BTreeSet<Column>) {
+        (
+            std::mem::take(&mut self.new_lines),
+            std::mem::take(&mut self.new_columns),
+        )
+    }
+
+    /// Distinct columns and lines.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.columns.len(), self.lines.len())
+    }
+
+    /// Ends about which a line decides.
+    pub(super) fn subjects_of(&self, line: Line) -> Vec<Place> {
+        let of_line = |seen: &Seen| {
+            let mut lines = seen.rows.into_iter().flatten().zip(seen.end.subjects);
+            lines.any(|own| own == line)
+        };
+        let mut places: Vec<Place> = self
+            .ends
+            .iter()
+            .filter(|(_, seen)| of_line(seen))
+            .map(|(place, _)| *place)
+            .collect();
+        places.sort_unstable();
+        places
+    }
+
+    /// Ends in a column.
+    pub(super) fn peers_in(&self, column: Column) -> Vec<Place> {
+        let in_column = |seen: &Seen| (seen.class, seen.end.meaning) == column;
+        let mut places: Vec<Place> = self
+            .ends
+            .iter()
+            .filter(|(_, seen)| in_column(seen))
+            .map(|(place, _)| *place)
+            .collect();
+        for (v4, ranges) in [true, false].into_iter().zip(&self.ranges) {
+            let ranges = ranges.iter().filter(|(_, seen)| in_column(seen));
+            places.extend(ranges.map(|(first, _)| Place::Address(super::matching::address(v4, *first))));
+        }
+        places.sort_unstable();
+        places
+    }
+
+    /// Every end, and an address of every range.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let mut places: Vec<Place> = self.ends.keys().copied().collect();
+        for (v4, ranges) in [true, false].into_iter().zip(&self.ranges) {
+            places.extend(
+                ranges
+                    .keys()
+                    .map(|first| Place::Address(super::matching::address(v4, *first))),
+            );
+        }
+        places.sort_unstable();
+        places
+    }
+}
+
+/// Somebody of whom only the row matters: a subject to be judged.
+pub(super) fn subject(row: u32) -> Identity {
+    Identity {
+        kind: IdentityKind::Pod,
+        ingress: row,
+        egress: row,
+        ..peer(0)
+    }
+}
+
+/// Somebody of whom only the class matters: a peer.
+pub(super) fn peer(class: u32) -> Identity {
+    Identity {
+        kind: IdentityKind::External,
+        endpoint: u32::MAX,
+        node: u32::MAX,
+        peer_class: class,
+        ingress: 0,
+        egress: 0,
+        epoch: 0,
+    }
+}

@@ -1,0 +1,327 @@
+//! From what is wrong to a packet that shows it, with both answers in words.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ringwall_dataplane::classify::{DirectionVerdict, Effect, Identity, L4, NodeExemption, Provenance};
+
+use super::{
+    held::Place,
+    matching::{self, PortOf},
+    ports::WITH_PORTS,
+    proof::{Proof, Suspect, Wrong},
+    report::{Answer, Difference},
+    rules::Direction,
+    space,
+    view::{End, Who},
+};
+
+/// Most ends and ports that are tried in search of a packet.
+const TRIED_ENDS: usize = 256;
+const TRIED_PORTS: usize = 64;
+
+/// An answer, with the policies that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    sides: [(bool, String); 2],
+    policies: BTreeSet<String>,
+}
+
+/// The answer about a name that stands for nobody.
+fn nobody() -> Told {
+    Told {
+        sides: [(); 2].map(|()| (false, "no such name".to_owned())),
+        policies: BTreeSet::new(),
+    }
+}
+
+impl Told {
+    fn answer(&self) -> Answer {
+        let [(ingress, in_words), (egress, out_words)] = &self.sides;
+        Answer {
+            allow: *ingress && *egress,
+            ingress: in_words.clone(),
+            egress: out_words.clone(),
+        }
+    }
+
+    fn allow(&self) -> bool {
+        self.sides.iter().all(|(allow, _)| *allow)
+    }
+}
+
+impl Proof {
+    /// Finds a packet that shows what is wrong: best one whose verdict differs, else one whose reason does.
+    pub(super) fn explain(&mut self, wrong: Wrong) -> Box<Difference> {
+        let tried = match wrong.suspect {
+            Suspect::Packet { src, dst, l4 } => vec![(src, dst, l4)],
+            Suspect::End(place) => self.around(place),
+            Suspect::Anything => {
+                let unknown = self.unknown_address();
+                self.around(Place::Address(unknown))
+            }
+        };
+        let mut shown: Option<(Place, Place, L4, NodeExemption, Told, Told)> = None;
+        'tried: for (src, dst, l4) in &tried {
+            for trust in [NodeExemption::Trusted, NodeExemption::Untrusted] {
+                let wanted = self.wanted(*src, *dst, *l4, trust);
+                let got = self.got(*src, *dst, *l4, trust);
+                let better = match &shown {
+                    None => true,
+                    Some((.., before, told)) => before == told && wanted != got,
+                };
+                let decided = wanted.allow() != got.allow();
+                if better || decided {
+                    shown = Some((*src, *dst, *l4, trust, wanted, got));
+                }
+                if decided {
+                    break 'tried;
+                }
+            }
+        }
+        let (src, dst, l4, trust, wanted, got) = shown.unwrap_or_else(|| {
+            // Not reached: every suspect gives at least one packet.
+            let nowhere = Place::Address(IpAddr::from([0; 4]));
+            let nothing = Told {
+                sides: [(false, String::new()), (false, String::new())],
+                policies: BTreeSet::new(),
+            };
+            let l4 = L4::NoPort { protocol: 255 };
+            (
+                nowhere,
+                nowhere,
+                l4,
+                NodeExemption::Trusted,
+                nothing.clone(),
+                nothing,
+            )
+        });
+        let mut what = wrong.what;
+        if trust == NodeExemption::Untrusted {
+            what.push_str(" (where node addresses are not trusted)");
+        }
+        let (protocol, port) = match l4 {
+            L4::Port { protocol, port } => (protocol, Some(port)),
+            L4::NoPort { protocol } => (protocol, None),
+        };
+        Box::new(Difference {
+            src: self.words(src),
+            dst: self.words(dst),
+            protocol,
+            port,
+            wanted: wanted.answer(),
+            got: got.answer(),
+            what,
+            policies: wanted.policies.union(&got.policies).cloned().collect(),
+        })
+    }
+
+    /// Packets to and from an end.
+    fn around(&self, place: Place) -> Vec<(Place, Place, L4)> {
+        let mut others = vec![place];
+        let fits = |other: &Place| match (place, *other) {
+            (Place::Address(a), Place::Address(b)) => a.is_ipv4() == b.is_ipv4(),
+            _ => true,
+        };
+        let known = self.held.places();
+        let stride = known.len().div_ceil(TRIED_ENDS).max(1);
+        others.extend(known.into_iter().step_by(stride).filter(fits));
+        let mut asked = vec![L4::NoPort { protocol: 255 }];
+        for protocol in WITH_PORTS {
+            let ports = self.view.rules.ports_named().into_iter();
+            let named = self.view.named_ports(place);
+            let own = ports
+                .chain(named)
+                .filter(|(of, _)| *of == protocol)
+                .map(|(_, port)| port);
+            let ports: BTreeSet<u16> = own.chain([0]).collect();
+            asked.extend(ports.into_iter().take(TRIED_PORTS).map(|port| L4::Port {
+                protocol: protocol.number(),
+                port,
+            }));
+        }
+        let mut packets = Vec::new();
+        for other in others {
+            for l4 in &asked {
+                packets.push((other, place, *l4));
+                packets.push((place, other, *l4));
+            }
+        }
+        packets
+    }
+
+    fn unknown_address(&self) -> IpAddr {
+        for v4 in [true, false] {
+            let ranges = self.view.space.family(v4).iter();
+            let mut unknown = ranges.filter(|range| range.place == space::Place::PodNetwork);
+            if let Some(range) = unknown.next() {
+                return matching::address(v4, range.first);
+            }
+        }
+        IpAddr::from([0; 4])
+    }
+
+    fn end_at(&mut self, place: Place) -> End {
+        match place {
+            Place::Address(address) => self.view.end(address),
+            Place::Name(slot) => self.view.nameless(slot),
+        }
+    }
+
+    fn identity_at(&self, place: Place) -> Option<Identity> {
+        match place {
+            Place::Address(address) => Some(self.snapshot.identify(address.into())),
+            Place::Name(slot) => {
+                let key = &self.view.pod(slot)?.pod.key;
+                let endpoint = self.snapshot.find_endpoint(&key.namespace, &key.name)?;
+                Some(endpoint.identity)
+            }
+        }
+    }
+
+    /// Whether a place is not the name of a pod that has no place of its own.
+    fn has_name(&self, place: Place) -> bool {
+        match place {
+            Place::Address(_) => true,
+            Place::Name(slot) => self.view.pod(slot).is_some_and(|known| known.is_endpoint()),
+        }
+    }
+
+    /// Whether two places are one end's, to which its traffic to itself is open.
+    fn is_one(&self, src: Place, dst: Place) -> bool {
+        src == dst && !matches!(src, Place::Name(slot) if self.is_template(slot))
+    }
+
+    /// What the objects say.
+    fn wanted(&mut self, src: Place, dst: Place, l4: L4, trust: NodeExemption) -> Told {
+        let (from, to) = (self.end_at(src), self.end_at(dst));
+        let both = |words: &str| Told {
+            sides: [(true, words.to_owned()), (true, words.to_owned())],
+            policies: BTreeSet::new(),
+        };
+        if !self.has_name(src) || !self.has_name(dst) {
+            return nobody();
+        }
+        if let (Who::Pod(a), Who::Pod(b)) = (from.who, to.who)
+            && a == b
+            && self.is_one(src, dst)
+        {
+            return both("self");
+        }
+        if let (Who::Pod(pod), Who::Node(node)) | (Who::Node(node), Who::Pod(pod)) = (from.who, to.who)
+            && trust == NodeExemption::Trusted
+            && self.view.pod(pod).is_some_and(|known| known.node == Some(node))
+        {
+            return both("its node");
+        }
+        let mut policies = BTreeSet::new();
+        let sides = [
+            self.side(Direction::Ingress, &to, &from, l4, &mut policies),
+            self.side(Direction::Egress, &from, &to, l4, &mut policies),
+        ];
+        Told { sides, policies }
+    }
+
+    fn side(
+        &mut self,
+        direction: Direction,
+        own: &End,
+        other: &End,
+        l4: L4,
+        policies: &mut BTreeSet<String>,
+    ) -> (bool, String) {
+        if own.who.is_unknown() && !self.view.settings().allow_unknown {
+            return (false, "unknown".to_owned());
+        }
+        let asked: PortOf = match l4 {
+            L4::Port { protocol, port } => {
+                let of = WITH_PORTS.into_iter().find(|of| of.number() == protocol);
+                of.map(|of| (of, port))
+            }
+            L4::NoPort { .. } => None,
+        };
+        let of = own.subjects[direction as usize];
+        match self.view.decision(of, other.meaning, asked) {
+            None => (true, "open".to_owned()),
+            Some(Some(rule)) => {
+                let rule = self.view.rules.rule(rule);
+                let policy = self.view.rules.policy(rule.policy).to_string();
+                let words = format!("rule {} of {policy}", rule.index);
+                policies.insert(policy);
+                (true, words)
+            }
+            Some(None) => {
+                let isolating = &self.view.subject_of(of).policies;
+                let names: Vec<String> = isolating
+                    .iter()
+                    .map(|number| self.view.rules.policy(*number).to_string())
+                    .collect();
+                let words = format!("isolated by {}", names.join(", "));
+                policies.extend(names);
+                (false, words)
+            }
+        }
+    }
+
+    /// What the snapshot says.
+    fn got(&self, src: Place, dst: Place, l4: L4, trust: NodeExemption) -> Told {
+        let mut policies = BTreeSet::new();
+        let (Some(from), Some(to)) = (self.identity_at(src), self.identity_at(dst)) else {
+            return nobody();
+        };
+        let same = self.is_one(src, dst);
+        let told = self.snapshot.judge_ends(&from, &to, same, l4, trust);
+        let mut words = |side: DirectionVerdict| {
+            let words = match side.effect {
+                Effect::Open => "open".to_owned(),
+                Effect::SelfTraffic => "self".to_owned(),
+                Effect::Node => "its node".to_owned(),
+                Effect::Unknown => "unknown".to_owned(),
+                Effect::Invalid => "numbers that are not the snapshot's".to_owned(),
+                Effect::Allow | Effect::Isolated | Effect::Deny => {
+                    match self.snapshot.provenance(side.provenance) {
+                        Some(Provenance::Rule { policy, rule }) => {
+                            policies.insert(policy.to_string());
+                            let denies = if side.allow { "" } else { "denied by " };
+                            format!("{denies}rule {rule} of {policy}")
+                        }
+                        Some(Provenance::Isolating(isolating)) => {
+                            let names: Vec<String> = isolating.iter().map(ToString::to_string).collect();
+                            policies.extend(names.iter().cloned());
+                            format!("isolated by {}", names.join(", "))
+                        }
+                        None => "for a reason that it does not know".to_owned(),
+                    }
+                }
+            };
+            (side.allow, words)
+        };
+        let sides = [words(told.ingress), words(told.egress)];
+        Told { sides, policies }
+    }
+
+    /// An end in words.
+    pub(super) fn words(&self, place: Place) -> String {
+        match place {
+            Place::Address(address) => address.to_string(),
+            Place::Name(slot) => match self.view.pod(slot) {
+                Some(known) => known.pod.key.to_string(),
+                None => "nobody".to_owned(),
+            },
+        }
+    }
+
+    pub(super) fn describe(&self, who: Who) -> String {
+        let key = |slot| match self.view.pod(slot) {
+            Some(known) => known.pod.key.to_string(),
+            None => "nobody".to_owned(),
+        };
+        match who {
+            Who::Pod(slot) => format!("pod {}", key(slot)),
+            Who::Unseen(slot) => format!("{}, whose namespace has not been seen", key(slot)),
+            Who::Node(name) => format!("node {}", self.view.node_name(name)),
+            Who::Place(space::Place::PodNetwork) => "nobody's in a pod network".to_owned(),
+            Who::Place(space::Place::Service) => "a Service's".to_owned(),
+            Who::Place(space::Place::Outside) => "outside".to_owned(),
+        }
+    }
+}

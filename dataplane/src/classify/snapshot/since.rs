@@ -1,0 +1,313 @@
+//! Which answers of a snapshot can differ from an older one's: for those who know about the older one's. Cold.
+//!
+//! Found by comparing the tables themselves, chunk by chunk: what two snapshots share is passed over by pointer. A
+//! record that the older one did not have counts for nothing by itself, since only a record that differs can lead to it.
+
+use hashbrown::HashSet;
+
+use super::Snapshot;
+use crate::{
+    addr::Addr,
+    classify::{
+        Identity,
+        layout::{
+            CLASSES_PER_PAGE, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, hash_v4, hash_v6, page_slot,
+        },
+        table::{Record, Table},
+    },
+};
+
+/// What can differ. Anything that depends on none of these is answered as before.
+#[derive(Clone, Debug, Default)]
+pub struct Since {
+    /// Addresses whose search among the hosts may end elsewhere.
+    pub hosts: Vec<Addr>,
+    /// What identities were whose records differ.
+    pub identities: Vec<Identity>,
+    /// Whether the ranges of addresses may be others.
+    pub ranges: bool,
+    /// Numbers of endpoints that are others now, or have another name.
+    pub endpoints: Vec<u32>,
+    /// Numbers of endpoints, then or now, whose search by name may end elsewhere.
+    pub names: Vec<u32>,
+    /// Whether a node that was there has another name.
+    pub nodes: bool,
+    /// Rows (from 1) and the first of 64 classes each, whose cells may have another port map or one that decides
+    /// otherwise.
+    pub pages: Vec<(u32, u32)>,
+    /// Port maps that decide otherwise or name other reasons.
+    pub port_maps: HashSet<u32>,
+    /// Rows (from 1) whose isolating policies may be others.
+    pub isolating: Vec<u32>,
+    /// Provenances that name others.
+    pub provenance: HashSet<u32>,
+}
+
+impl Snapshot {
+    /// What can differ from an older snapshot; None where the tables are laid out anew, so that all of it can.
+    pub fn since(&self, older: &Self) -> Option<Since> {
+        let (head, was) = (&self.image.head, &older.image.head);
+        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let anew = head.seed != was.seed
+            || tables.hosts_v4.len() != old.hosts_v4.len()
+            || tables.hosts_v6.len() != old.hosts_v6.len()
+            || tables.names.len() != old.names.len()
+            || head.classes < was.classes
+            || head.rows < was.rows
+            || tables
+                .sections()
+                .iter()
+                .zip(old.sections())
+                .any(|(new, old)| new.records() < old.records());
+        if anew {
+            return None;
+        }
+        let strings = self.strings_since(older);
+        let provenance = self.provenance_since(older, &strings);
+        let port_maps = self.port_maps_since(older, &provenance);
+        let mut since = Since {
+            identities: differing(&tables.identities, &old.identities)
+                .into_iter()
+                .map(|index| older.identity(index as u32))
+                .collect(),
+            ranges: !differing(&tables.trie_v4, &old.trie_v4).is_empty()
+                || !differing(&tables.trie_v6, &old.trie_v6).is_empty(),
+            endpoints: self.endpoints_since(older, &strings),
+            nodes: !differing(&tables.nodes, &old.nodes).is_empty()
+                || tables.nodes.iter().any(|name| strings.contains(name)),
+            pages: self.pages_since(older, &port_maps),
+            isolating: self.isolating_since(older, &provenance),
+            port_maps,
+            provenance,
+            ..Since::default()
+        };
+        self.hosts_since(older, &mut since.hosts);
+        self.names_since(older, &mut since.names);
+        Some(since)
+    }
+
+    /// Strings that say something else.
+    fn strings_since(&self, older: &Self) -> HashSet<u32> {
+        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let mut found: HashSet<u32> = numbers(&tables.strings, &old.strings).collect();
+        let bytes = differing(&tables.text, &old.text);
+        if let (Some(first), Some(last)) = (bytes.first(), bytes.last()) {
+            for (string, number) in tables.strings.iter().zip(0..) {
+                let (from, to) = (
+                    string.offset as usize,
+                    string.offset as usize + string.length as usize,
+                );
+                if from > *last || to <= *first {
+                    continue;
+                }
+                let at = bytes.partition_point(|byte| *byte < from);
+                if bytes.get(at).is_some_and(|byte| *byte < to) {
+                    found.insert(number);
+                }
+            }
+        }
+        found
+    }
+
+    fn endpoints_since(&self, older: &Self, strings: &HashSet<u32>) -> Vec<u32> {
+        let tables = &self.image.tables;
+        let mut found: Vec<u32> = numbers(&tables.endpoints, &older.image.tables.endpoints).collect();
+        if !strings.is_empty() {
+            let named = tables.endpoints.iter().zip(0..);
+            let named = named.filter(|(endpoint, _)| {
+                strings.contains(&endpoint.namespace) || strings.contains(&endpoint.name)
+            });
+            found.extend(named.map(|(_, number)| number));
+            found.sort_unstable();
+            found.dedup();
+        }
+        found
+    }
+
+    fn provenance_since(&self, older: &Self, strings: &HashSet<u32>) -> HashSet<u32> {
+        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let mut policies: HashSet<u32> = numbers(&tables.policies, &old.policies).collect();
+        if !strings.is_empty() {
+            for (policy, number) in tables.policies.iter().zip(0..) {
+                let names = [policy.tier, policy.kind, policy.namespace, policy.name];
+                if names.iter().any(|name| strings.contains(name)) {
+                    policies.insert(number);
+                }
+            }
+        }
+        let mut found: HashSet<u32> = numbers(&tables.provenance, &old.provenance).collect();
+        let mut lists: HashSet<u32> = numbers(&tables.policy_lists, &old.policy_lists).collect();
+        if policies.is_empty() && lists.is_empty() {
+            return found;
+        }
+        let naming = tables.policy_lists.iter().zip(0..);
+        lists.extend(
+            naming
+                .filter(|(policy, _)| policies.contains(*policy))
+                .map(|(_, at)| at),
+        );
+        for (record, number) in tables.provenance.iter().zip(0..) {
+            let touched = if record.kind == PROVENANCE_RULE {
+                policies.contains(&record.first)
+            } else {
+                (record.first..record.first.saturating_add(record.second)).any(|at| lists.contains(&at))
+            };
+            if touched {
+                found.insert(number);
+            }
+        }
+        found
+    }
+
+    fn port_maps_since(&self, older: &Self, provenance: &HashSet<u32>) -> HashSet<u32> {
+        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let mut found: HashSet<u32> = numbers(&tables.port_maps, &old.port_maps).collect();
+        let intervals: HashSet<u32> = numbers(&tables.intervals, &old.intervals).collect();
+        if intervals.is_empty() && provenance.is_empty() {
+            return found;
+        }
+        for (map, number) in tables.port_maps.iter().zip(0..) {
+            let [from, .., to] = map.starts;
+            let touched = provenance.contains(&map.portless_provenance)
+                || (from..to).any(|at| {
+                    let interval = tables.intervals.get(at as usize);
+                    intervals.contains(&at)
+                        || interval.is_none_or(|interval| provenance.contains(&interval.provenance))
+                });
+            if touched {
+                found.insert(number);
+            }
+        }
+        found
+    }
+
+    fn pages_since(&self, older: &Self, port_maps: &HashSet<u32>) -> Vec<(u32, u32)> {
+        let (head, was) = (&self.image.head, &older.image.head);
+        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let patterns: HashSet<u32> = numbers(&tables.patterns, &old.patterns).collect();
+        let mut palettes: Vec<u32> = numbers(&tables.palettes, &old.palettes).collect();
+        if !port_maps.is_empty() {
+            let cells = tables.palettes.iter().zip(0..);
+            palettes.extend(
+                cells
+                    .filter(|(map, _)| port_maps.contains(*map))
+                    .map(|(_, at)| at),
+            );
+            palettes.sort_unstable();
+        }
+        let pages = (was.classes as usize).div_ceil(CLASSES_PER_PAGE);
+        let rows = was.rows as usize;
+        let mut found = Vec::new();
+        let mut note = |row: usize, page: usize| {
+            found.push((row as u32 + 1, (page * CLASSES_PER_PAGE) as u32));
+        };
+        if head.row_tiles == was.row_tiles && patterns.is_empty() && palettes.is_empty() {
+            for slot in differing(&tables.row_pages, &old.row_pages) {
+                let (in_tile, tile) = (slot % (TILE_ROWS * TILE_PAGES), slot / (TILE_ROWS * TILE_PAGES));
+                let row = tile % head.row_tiles as usize * TILE_ROWS + in_tile % TILE_ROWS;
+                let page = tile / head.row_tiles as usize * TILE_PAGES + in_tile / TILE_ROWS;
+                if row < rows && page < pages {
+                    note(row, page);
+                }
+            }
+            return found;
+        }
+        for page in 0..pages {
+            for row in 0..rows {
+                let record = tables.row_pages.get(page_slot(row, page, head.row_tiles));
+                let same = record == old.row_pages.get(page_slot(row, page, was.row_tiles));
+                let touched = record.is_none_or(|record| {
+                    let at = palettes.partition_point(|palette| *palette < record.palette);
+                    let end = record.palette.saturating_add(CLASSES_PER_PAGE as u32);
+                    patterns.contains(&record.pattern)
+                        || palettes.get(at).is_some_and(|palette| *palette < end)
+                });
+                if !same || touched {
+                    note(row, page);
+                }
+            }
+        }
+        found
+    }
+
+    fn isolating_since(&self, older: &Self, provenance: &HashSet<u32>) -> Vec<u32> {
+        let tables = &self.image.tables;
+        let mut found: Vec<u32> = numbers(&tables.isolating, &older.image.tables.isolating).collect();
+        if !provenance.is_empty() {
+            let rows = tables.isolating.iter().zip(0..);
+            found.extend(
+                rows.filter(|(set, _)| provenance.contains(*set))
+                    .map(|(_, row)| row),
+            );
+        }
+        found.iter_mut().for_each(|row| *row += 1);
+        found
+    }
+
+    fn hosts_since(&self, older: &Self, into: &mut Vec<Addr>) {
+        // A lookup may read `reach` buckets from its home on: what lies in those can be found elsewhere now, or no more.
+        let (new, old) = (&self.image.tables.hosts_v4, &older.image.tables.hosts_v4);
+        for at in differing(new, old) {
+            for table in [new, old] {
+                for step in 0..usize::from(MAX_REACH) {
+                    let bucket = table.get((at + step) % table.len());
+                    for key in bucket
+                        .iter()
+                        .flat_map(|bucket| bucket.keys.iter().take(usize::from(bucket.used)))
+                    {
+                        if step == 0 || hash_v4(*key, self.image.head.seed, table.len()) == at {
+                            into.push(Addr::v4(key.to_be_bytes()));
+                        }
+                    }
+                }
+            }
+        }
+        let (new, old) = (&self.image.tables.hosts_v6, &older.image.tables.hosts_v6);
+        for at in differing(new, old) {
+            for table in [new, old] {
+                for step in 0..usize::from(MAX_REACH) {
+                    let bucket = table.get((at + step) % table.len());
+                    for key in bucket
+                        .iter()
+                        .flat_map(|bucket| bucket.keys.iter().take(usize::from(bucket.used)))
+                    {
+                        if step == 0 || hash_v6(key, self.image.head.seed, table.len()) == at {
+                            into.push(Addr::v6(*key));
+                        }
+                    }
+                }
+            }
+        }
+        into.sort_unstable();
+        into.dedup();
+    }
+
+    fn names_since(&self, older: &Self, into: &mut Vec<u32>) {
+        // A search goes from its home to the next empty slot: what lies in the run around a slot can be concerned.
+        let (new, old) = (&self.image.tables.names, &older.image.tables.names);
+        for at in differing(new, old) {
+            for table in [new, old] {
+                let taken = |step: usize| {
+                    let slot = table.get((at + step) % table.len())?;
+                    slot.endpoint.checked_sub(1)
+                };
+                into.extend(taken(0));
+                into.extend((1..table.len()).map_while(taken));
+                into.extend((1..table.len()).map_while(|step| taken(table.len() - step)));
+            }
+        }
+        into.sort_unstable();
+        into.dedup();
+    }
+}
+
+/// Indices of records that both tables have and that are not the same.
+fn differing<T: Record>(table: &Table<T>, older: &Table<T>) -> Vec<usize> {
+    let mut found = Vec::new();
+    table.differing(older, &mut found);
+    found
+}
+
+fn numbers<T: Record>(table: &Table<T>, older: &Table<T>) -> impl Iterator<Item = u32> + use<T> {
+    differing(table, older).into_iter().map(|index| index as u32)
+}
