@@ -39,7 +39,7 @@ use crate::{
     cluster::Settings,
     compile::EpochKey,
     protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
-    publish::{self, Event, Outgoing, Publication},
+    publish::{self, Event, Publication},
     source::{
         feed::{Feed, SourceState},
         folder::{FolderError, WatchOptions},
@@ -508,11 +508,7 @@ impl Controller {
             accepted: None,
             adopted: false,
         });
-        self.publication.publish(Outgoing {
-            generation,
-            hash,
-            image: Arc::new(made.compiled.image.to_bytes()),
-        });
+        self.publication.publish(made.compiled.image);
     }
 
     fn note(&self, generation: u64, hash: ContentHash, made: &Made) {

@@ -8,7 +8,7 @@
 //! control                          dataplane
 //! Hello{version}               ->
 //!                              <-  Hello{version, generation, hash, workers}
-//! Publish{generation,..} + fd  ->
+//! Publish{generation,..} + fd  ->                                     (the whole image, or a delta to `base`)
 //!                              <-  Accepted{generation} | Refused{generation, reason}
 //!                              <-  Adopted{generation, micros}       (once every worker has moved to it)
 //! Status                       ->
@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Any number of clients may be connected; answers go to the one that asked. `Adopted` may come between a question and
-//! its answer. The dataplane refuses a generation that is not above its own and an image that it cannot validate; it
-//! then goes on with what it has. Nothing that arrives here makes either end panic: an unreadable message ends the
+//! its answer. The dataplane refuses a generation that is not above its own, an image that it cannot validate and a delta to
+//! an image that it has not; it then goes on with what it has. Whoever sent a delta sends the whole image next. Nothing that arrives here makes either end panic: an unreadable message ends the
 //! connection.
 
 mod socket;
@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 
 /// Version of the messages; both ends must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Name of the dataplane's socket in the runtime directory.
 pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
@@ -57,14 +57,17 @@ pub enum Request {
         /// [`VERSION`].
         version: u32,
     },
-    /// Take over the snapshot in the memfd that comes with this message.
+    /// Take over the snapshot in, or by, the memfd that comes with this message.
     Publish {
         /// Its generation; above every one before.
         generation: u64,
         /// Canonical hash of its content.
         hash: ContentHash,
-        /// Size of the image in bytes.
+        /// Bytes in the memfd.
         bytes: u64,
+        /// The memfd holds a delta to the image of this generation; None: a whole image.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<u64>,
     },
     /// Say how it is going.
     Status,

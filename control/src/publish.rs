@@ -2,15 +2,19 @@
 //!
 //! One task owns the connection and makes it again when it breaks. A snapshot is sent to every connection that does
 //! not have it yet, the newest only; while the dataplane looks at one, a newer one waits.
+//!
+//! What the dataplane accepted last is kept, so that the next snapshot travels as a delta to it: as long as that is
+//! shorter, and the dataplane has what it had, which it says when it is greeted. A delta that it refuses for whatever
+//! reason is followed by the whole image; only that one's refusal is told.
 
 use std::{
     collections::VecDeque,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
+use ringwall_dataplane::classify::Image;
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, oneshot, watch},
@@ -20,17 +24,6 @@ use tokio::{
 use crate::protocol::{
     Connection, ContentHash, DataplaneStatus, ProtocolError, Reply, Request, VERSION, image_memfd,
 };
-
-/// A snapshot on its way.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// Its generation.
-    pub generation: u64,
-    /// Its canonical hash.
-    pub hash: ContentHash,
-    /// Its image.
-    pub image: Arc<Vec<u8>>,
-}
 
 /// What happens on the line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +94,7 @@ type StatusAnswer = oneshot::Sender<Result<DataplaneStatus, String>>;
 /// The line. It is cut when this is dropped.
 #[derive(Debug)]
 pub struct Publication {
-    outgoing: watch::Sender<Option<Outgoing>>,
+    outgoing: watch::Sender<Option<Image>>,
     questions: mpsc::Sender<StatusAnswer>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -123,6 +116,7 @@ impl Publication {
             path: path.to_owned(),
             timing,
             newest,
+            held: None,
             asked,
             events,
         };
@@ -138,7 +132,7 @@ impl Publication {
     }
 
     /// Makes this the newest snapshot: it is sent as soon as the dataplane has answered for the one before.
-    pub fn publish(&self, snapshot: Outgoing) {
+    pub fn publish(&self, snapshot: Image) {
         self.outgoing.send_replace(Some(snapshot));
     }
 
@@ -183,7 +177,9 @@ impl DataplaneInquiry {
 struct Line {
     path: PathBuf,
     timing: Timing,
-    newest: watch::Receiver<Option<Outgoing>>,
+    newest: watch::Receiver<Option<Image>>,
+    /// What the dataplane accepted last, on whichever connection.
+    held: Option<Image>,
     asked: mpsc::Receiver<StatusAnswer>,
     events: mpsc::UnboundedSender<Event>,
 }
@@ -193,10 +189,19 @@ struct Session {
     connection: AsyncFd<Connection>,
     /// Generation that the dataplane has, or was offered on this connection.
     offered: u64,
-    /// Whether an offer has not been answered yet, and by when it must be.
-    answer_due: Option<Instant>,
+    /// The offer that has not been answered yet.
+    offer: Option<Offer>,
     /// Questions sent, in order.
     asked: VecDeque<StatusAnswer>,
+}
+
+/// A snapshot that was sent.
+struct Offer {
+    image: Image,
+    /// Whether it went as a delta.
+    is_delta: bool,
+    /// By when it must be answered.
+    due: Instant,
 }
 
 impl Line {
@@ -263,6 +268,10 @@ impl Line {
                 hash,
                 workers,
             } => {
+                // One that began anew, or got a snapshot from elsewhere.
+                self.held = self.held.take().filter(|held| {
+                    held.generation().0 == generation && hash == Some(ContentHash(held.hash()))
+                });
                 // The receiver lives as long as the controller.
                 let _ = self.events.send(Event::Connected {
                     generation,
@@ -272,7 +281,7 @@ impl Line {
                 Ok(Session {
                     connection,
                     offered: generation,
-                    answer_due: None,
+                    offer: None,
                     asked: VecDeque::new(),
                 })
             }
@@ -295,15 +304,16 @@ impl Line {
     }
 
     async fn step(&mut self, session: &mut Session) -> Result<(), ProtocolError> {
-        let idle = session.answer_due.is_none();
+        let idle = session.offer.is_none();
         tokio::select! {
-            reply = receive(&session.connection) => self.take(session, reply?),
+            reply = receive(&session.connection) => self.take(session, reply?).await,
             changed = self.newest.changed(), if idle => {
                 changed.map_err(|_| ProtocolError::Closed)?;
                 let newest = self.newest.borrow_and_update().clone();
                 match newest {
-                    Some(snapshot) if snapshot.generation > session.offered => {
-                        self.offer(session, snapshot).await
+                    Some(image) if image.generation().0 > session.offered => {
+                        let base = self.held.clone();
+                        self.offer(session, image, base).await
                     }
                     _ => Ok(()),
                 }
@@ -313,34 +323,41 @@ impl Line {
                 session.asked.push_back(question);
                 Ok(())
             }
-            () = until(session.answer_due) => Err(ProtocolError::TimedOut),
+            () = until(session.offer.as_ref().map(|offer| offer.due)) => Err(ProtocolError::TimedOut),
         }
     }
 
-    async fn offer(&mut self, session: &mut Session, snapshot: Outgoing) -> Result<(), ProtocolError> {
-        let Outgoing {
-            generation,
-            hash,
-            image,
-        } = snapshot;
-        let bytes = image.len() as u64;
-        let memory = tokio::task::spawn_blocking(move || image_memfd("ringwall-snapshot", &image))
+    /// Sends a snapshot: what changes `base`, or the whole of it.
+    async fn offer(
+        &mut self,
+        session: &mut Session,
+        image: Image,
+        base: Option<Image>,
+    ) -> Result<(), ProtocolError> {
+        let packed = image.clone();
+        let (memory, bytes, base) = tokio::task::spawn_blocking(move || pack(&packed, base.as_ref()))
             .await
             .map_err(|error| ProtocolError::Unexpected(error.to_string()))??;
+        let generation = image.generation().0;
         let publish = Request::Publish {
             generation,
-            hash,
+            hash: ContentHash(image.hash()),
             bytes,
+            base,
         };
         send(&session.connection, &publish, Some(&memory)).await?;
         session.offered = generation;
-        session.answer_due = Some(Instant::now() + self.timing.answer);
+        session.offer = Some(Offer {
+            image,
+            is_delta: base.is_some(),
+            due: Instant::now() + self.timing.answer,
+        });
         // The receiver lives as long as the controller.
         let _ = self.events.send(Event::Sent { generation });
         Ok(())
     }
 
-    fn take(&mut self, session: &mut Session, reply: Reply) -> Result<(), ProtocolError> {
+    async fn take(&mut self, session: &mut Session, reply: Reply) -> Result<(), ProtocolError> {
         let event = match reply {
             Reply::Status { status } => {
                 if let Some(question) = session.asked.pop_front() {
@@ -350,13 +367,20 @@ impl Line {
                 return Ok(());
             }
             Reply::Accepted { generation } => {
-                session.answer_due = None;
+                let offer = session.offer.take();
+                self.held = offer
+                    .map(|offer| offer.image)
+                    .filter(|image| image.generation().0 == generation);
                 Event::Accepted { generation }
             }
-            Reply::Refused { generation, reason } => {
-                session.answer_due = None;
-                Event::Refused { generation, reason }
-            }
+            Reply::Refused { generation, reason } => match session.offer.take() {
+                Some(offer) if offer.is_delta => {
+                    tracing::info!(generation, reason, "delta refused: sending the whole snapshot");
+                    self.held = None;
+                    return self.offer(session, offer.image, None).await;
+                }
+                _ => Event::Refused { generation, reason },
+            },
             Reply::Adopted { generation, micros } => Event::Adopted { generation, micros },
             Reply::Error { message } => return Err(ProtocolError::Unexpected(message)),
             Reply::Hello { .. } => return Err(ProtocolError::Unexpected("a second hello".to_owned())),
@@ -365,6 +389,22 @@ impl Line {
         let _ = self.events.send(event);
         Ok(())
     }
+}
+
+/// An image in memory to be sent, its length, and the generation that it is a delta to.
+fn pack(
+    image: &Image,
+    base: Option<&Image>,
+) -> Result<(std::os::fd::OwnedFd, u64, Option<u64>), ProtocolError> {
+    let delta = base
+        .and_then(|base| Some((base.generation().0, image.delta_since(base)?)))
+        .filter(|(_, delta)| (delta.len() as u64) < image.bytes());
+    let (base, bytes) = match delta {
+        Some((base, delta)) => (Some(base), delta),
+        None => (None, image.to_bytes()),
+    };
+    let memory = image_memfd("ringwall-snapshot", &bytes)?;
+    Ok((memory, bytes.len() as u64, base))
 }
 
 async fn until(due: Option<Instant>) {
@@ -395,5 +435,134 @@ async fn receive(connection: &AsyncFd<Connection>) -> Result<Reply, ProtocolErro
             Err(ProtocolError::TimedOut) => ready.clear_ready(),
             outcome => return outcome.map(|received| received.message),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
+mod tests {
+    use ringwall_dataplane::classify::{Generation, ImageBuilder, Snapshot};
+
+    use super::*;
+    use crate::protocol::{Listener, read_image};
+
+    /// What a dataplane was sent: generation, base, whether it is the whole image.
+    type Sent = (u64, Option<u64>, bool);
+
+    /// Greets one connection as one that has `has`, and reads a snapshot, which it accepts or not.
+    fn answer(listener: &Listener, has: Option<&Image>, accepts: &[bool]) -> Vec<Sent> {
+        let connection = listener.accept().unwrap();
+        let hello = connection.receive::<Request>().unwrap();
+        assert!(matches!(hello.message, Request::Hello { .. }));
+        let greeting = Reply::Hello {
+            version: VERSION,
+            generation: has.map_or(0, |image| image.generation().0),
+            hash: has.map(|image| ContentHash(image.hash())),
+            workers: 1,
+        };
+        connection.send(&greeting, None).unwrap();
+        let mut sent = Vec::new();
+        for accept in accepts {
+            let received = connection.receive::<Request>().unwrap();
+            let Request::Publish {
+                generation,
+                bytes,
+                base,
+                ..
+            } = received.message
+            else {
+                panic!("{:?}", received.message);
+            };
+            let bytes = read_image(received.fd.unwrap(), bytes).unwrap();
+            sent.push((generation, base, Snapshot::open(&bytes).is_ok()));
+            let reply = match accept {
+                true => Reply::Accepted { generation },
+                false => Reply::Refused {
+                    generation,
+                    reason: "a bad day".to_owned(),
+                },
+            };
+            connection.send(&reply, None).unwrap();
+        }
+        sent
+    }
+
+    async fn until_event(events: &mut mpsc::UnboundedReceiver<Event>, wanted: &Event) {
+        loop {
+            let event = timeout(Duration::from_secs(10), events.recv())
+                .await
+                .unwrap()
+                .unwrap();
+            assert!(
+                !matches!(event, Event::Refused { .. }) || event == *wanted,
+                "{event:?}"
+            );
+            if event == *wanted {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_delta_goes_to_whoever_has_its_base_and_the_whole_image_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let listener = Listener::bind(&socket).unwrap();
+        let mut builder = ImageBuilder::new(Generation(0));
+        for number in 0..1000 {
+            builder.node(&format!("node-{number}")); // so that a delta is the shorter one
+        }
+        let images: Vec<Image> = (1..=6)
+            .map(|generation| {
+                builder.node(&format!("new-{generation}"));
+                builder
+                    .image(Generation(generation), [generation as u8; 32])
+                    .unwrap()
+            })
+            .collect();
+        let kept = images.clone();
+        let dataplane = std::thread::spawn(move || {
+            let mut sent = Vec::new();
+            // Begins with nothing. The second refuses a delta, and then the whole image too.
+            sent.push(answer(&listener, None, &[true, true, false, true]));
+            // Comes back with what it had.
+            sent.push(answer(&listener, Some(&kept[2]), &[true]));
+            // Comes back from its disk, which is behind.
+            sent.push(answer(&listener, Some(&kept[0]), &[true]));
+            // Comes back with the same number of another's.
+            let stranger = ImageBuilder::new(Generation(5))
+                .image(Generation(5), [9; 32])
+                .unwrap();
+            sent.push(answer(&listener, Some(&stranger), &[false]));
+            sent
+        });
+        let (publication, mut events) = Publication::start(&socket, Timing::default());
+        for generation in 1..=5 {
+            publication.publish(images[generation - 1].clone());
+            let accepted = Event::Accepted {
+                generation: generation as u64,
+            };
+            until_event(&mut events, &accepted).await;
+        }
+        publication.publish(images[5].clone());
+        let refused = Event::Refused {
+            generation: 6,
+            reason: "a bad day".to_owned(),
+        };
+        until_event(&mut events, &refused).await;
+        assert_eq!(
+            dataplane.join().unwrap(),
+            [
+                vec![
+                    (1, None, true),
+                    (2, Some(1), false),
+                    (3, Some(2), false),
+                    (3, None, true)
+                ],
+                vec![(4, Some(3), false)],
+                vec![(5, None, true)],
+                vec![(6, None, true)],
+            ]
+        );
     }
 }

@@ -114,9 +114,6 @@ pub(super) enum Failure {
     /// It says something else than the objects.
     #[error("the compiled snapshot contradicts the policies and is not published; please report it: {0}")]
     Differs(Box<Difference>),
-    /// It cannot even be read.
-    #[error("the compiled snapshot cannot be read: {0}; please report it")]
-    Unreadable(String),
     /// The compiler or the checker panicked.
     #[error("the compiler or the checker failed: {0}; please report it")]
     Panicked(String),
@@ -263,9 +260,7 @@ impl Stage {
             return Ok(None);
         }
         let started = Instant::now();
-        let snapshot = Snapshot::open(&compiled.image.to_bytes())
-            .map_err(|error| Failure::Unreadable(error.to_string()))?;
-        let snapshot = Arc::new(snapshot);
+        let snapshot = Arc::new(Snapshot::from_image(&compiled.image));
         let report = if self.verify == Verify::Full {
             self.checker.full(cluster, &snapshot)
         } else {

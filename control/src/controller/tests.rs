@@ -64,8 +64,8 @@ fn moody() -> Tools {
 /// An image as text to be compared: its generation, then the pods in it.
 fn describe(image: &[u8]) -> String {
     let snapshot = Snapshot::open(image).unwrap();
-    let mut names: Vec<String> = (0..snapshot.sizes().endpoints)
-        .filter_map(|number| snapshot.endpoint(number))
+    let mut names: Vec<String> = snapshot
+        .endpoints()
         .map(|endpoint| format!("{}/{}", endpoint.namespace, endpoint.name))
         .collect();
     names.sort();
@@ -193,8 +193,14 @@ fn serve(
                 generation,
                 hash,
                 bytes,
+                base,
             } => {
-                let image = read_image(received.fd.expect("an image"), bytes).unwrap();
+                let mut image = read_image(received.fd.expect("an image"), bytes).unwrap();
+                if let Some(base) = base {
+                    let last = Snapshot::open(kept.images.last().expect("a base")).unwrap();
+                    assert_eq!(last.generation().0, base);
+                    image = last.apply(&image).unwrap().image().to_bytes();
+                }
                 if refuse.load(Ordering::SeqCst) {
                     vec![Reply::Refused {
                         generation,

@@ -17,7 +17,6 @@ pub mod report;
 mod trace;
 pub mod words;
 
-
 use crate::{
     cli::{
         flow::{EndName, Service},

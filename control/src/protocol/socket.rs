@@ -391,6 +391,7 @@ mod tests {
             generation: 7,
             hash: ContentHash([0xab; 32]),
             bytes: image.len() as u64,
+            base: None,
         };
         a.send(&publish, Some(fd.as_fd())).unwrap();
         let received = b.receive::<Request>().unwrap();

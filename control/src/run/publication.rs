@@ -1,10 +1,10 @@
 //! Takes snapshots in, hands them to the workers, and answers on the dataplane's socket.
 //!
-//! Nothing here runs on a worker's CPU share: an image is copied out of the sender's memory, validated, swapped in by
-//! [`rcu::Publisher`](ringwall_dataplane::rcu::Publisher), and freed here when every worker has moved on.
+//! Nothing here runs on a worker's CPU share: an image is copied out of the sender's memory, or made from the one in force
+//! and a delta, validated, swapped in by [`rcu::Publisher`](ringwall_dataplane::rcu::Publisher), and freed here when every
+//! worker has moved on. What is kept on disk for a restart is always a whole image.
 
 use std::{
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -20,12 +20,18 @@ use crate::protocol::{
     SnapshotOrigin, SnapshotStatus, VERSION, read_image,
 };
 
-/// How often it is looked whether every worker has adopted.
+/// How often it is looked whether every worker has adopted, after [`ADOPTION_YIELDS`].
 const ADOPTION_POLL: Duration = Duration::from_micros(50);
+/// How often it is looked at once: a worker's turn takes microseconds, a sleep at least fifty and as many until it ends.
+/// Each time the CPU is offered to whoever else wants it, such as that worker.
+const ADOPTION_YIELDS: u32 = 50;
 /// How long adoption is waited for; a worker that takes longer is the watchdog's business.
 const ADOPTION_LIMIT: Duration = Duration::from_secs(10);
 /// Least time between two writes of the snapshot to disk.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
+/// And at least so many times as long as the write before took, so that large images under constant change take a small
+/// share of a CPU and of the disk.
+const WRITE_SHARE: u32 = 20;
 /// Clients at a time.
 const CLIENTS: usize = 32;
 
@@ -43,13 +49,24 @@ pub struct Publication {
 
 struct State {
     sequence: u64,
+    /// What deltas are to.
+    newest: Option<Snapshot>,
     status: SnapshotStatus,
     problem: Option<String>,
 }
 
+/// A snapshot that was announced and lies in memory.
+struct Announced {
+    generation: u64,
+    hash: ContentHash,
+    /// Generation that `bytes` are a delta to; None: they are a whole image.
+    base: Option<u64>,
+    bytes: Vec<u8>,
+}
+
 #[derive(Default)]
 struct ToDisk {
-    newest: Option<Vec<u8>>,
+    newest: Option<Snapshot>,
     closing: bool,
     problem: Option<String>,
 }
@@ -72,6 +89,7 @@ impl Publication {
             plane,
             state: Mutex::new(State {
                 sequence: 0,
+                newest: None,
                 status: SnapshotStatus::default(),
                 problem: None,
             }),
@@ -94,7 +112,7 @@ impl Publication {
         match Snapshot::open(&bytes) {
             Ok(snapshot) => {
                 tracing::info!(generation = snapshot.generation().0, file = %self.file.display(), "last snapshot loaded");
-                if let Err(reason) = self.install(snapshot, bytes.len() as u64, SnapshotOrigin::Disk) {
+                if let Err(reason) = self.install(snapshot, SnapshotOrigin::Disk) {
                     self.cannot_load(&reason);
                 }
             }
@@ -113,34 +131,35 @@ impl Publication {
 
     /// Publishes. Refuses what is not above the generation in force: two clients may have been found in order at the
     /// same time, and flows that one snapshot allowed would be taken for allowed by another of the same generation.
-    fn install(&self, snapshot: Snapshot, bytes: u64, origin: SnapshotOrigin) -> Result<(), String> {
+    fn install(&self, snapshot: Snapshot, origin: SnapshotOrigin) -> Result<(), String> {
         let mut state = locked(&self.state);
         above(snapshot.generation().0, state.status.generation)?;
         state.status = SnapshotStatus {
             generation: snapshot.generation().0,
             hash: Some(ContentHash(snapshot.hash())),
-            bytes,
+            bytes: snapshot.image().bytes(),
             origin,
             adoption_micros: None,
             accepted: state.status.accepted + u64::from(origin == SnapshotOrigin::Control),
             refused: state.status.refused,
         };
         state.problem = None;
+        state.newest = Some(snapshot.clone());
         state.sequence = locked(&self.plane).snapshots.publish(snapshot);
         Ok(())
     }
 
-    /// Takes an image; the answer is what the workers now have to adopt.
-    fn accept(&self, generation: u64, hash: ContentHash, image: Vec<u8>) -> Result<(), String> {
-        let bytes = image.len() as u64;
-        let result = self
-            .check(generation, hash, &image)
-            .and_then(|snapshot| self.install(snapshot, bytes, SnapshotOrigin::Control));
-        match result {
-            Ok(()) => {
+    /// Takes a snapshot over; the workers now have to adopt it.
+    fn accept(&self, announced: &Announced) -> Result<(), String> {
+        let taken = self.open(announced).and_then(|snapshot| {
+            self.install(snapshot.clone(), SnapshotOrigin::Control)?;
+            Ok(snapshot)
+        });
+        match taken {
+            Ok(snapshot) => {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
-                to_disk.newest = Some(image);
+                to_disk.newest = Some(snapshot);
                 self.disk_news.notify_all();
                 Ok(())
             }
@@ -151,9 +170,25 @@ impl Publication {
         }
     }
 
-    fn check(&self, generation: u64, hash: ContentHash, image: &[u8]) -> Result<Snapshot, String> {
-        above(generation, locked(&self.state).status.generation)?;
-        let snapshot = Snapshot::open(image).map_err(|error| format!("the image is not valid: {error}"))?;
+    fn open(&self, announced: &Announced) -> Result<Snapshot, String> {
+        let Announced {
+            generation,
+            hash,
+            base,
+            ref bytes,
+        } = *announced;
+        let newest = {
+            let state = locked(&self.state);
+            above(generation, state.status.generation)?;
+            state.newest.clone()
+        };
+        let snapshot = match (base, newest) {
+            (None, _) => Snapshot::open(bytes).map_err(|error| format!("the image is not valid: {error}")),
+            (Some(base), Some(newest)) if newest.generation().0 == base => newest
+                .apply(bytes)
+                .map_err(|error| format!("the delta to generation {base} cannot be applied: {error}")),
+            (Some(base), _) => Err(format!("a delta to generation {base}, which is not in force")),
+        }?;
         if snapshot.generation().0 != generation {
             return Err(format!(
                 "announced as generation {generation}, but the image says {}",
@@ -170,7 +205,7 @@ impl Publication {
     /// None where one does not in time.
     fn adopted(&self, generation: u64, since: Instant) -> Option<u64> {
         let deadline = Instant::now() + ADOPTION_LIMIT;
-        loop {
+        for look in 0_u32.. {
             {
                 let mut state = locked(&self.state);
                 let mut plane = locked(&self.plane);
@@ -183,11 +218,15 @@ impl Publication {
                     return Some(micros);
                 }
             }
-            if Instant::now() > deadline {
-                return None;
+            if look < ADOPTION_YIELDS {
+                std::thread::yield_now();
+            } else if Instant::now() > deadline {
+                break;
+            } else {
+                std::thread::sleep(ADOPTION_POLL);
             }
-            std::thread::sleep(ADOPTION_POLL);
         }
+        None
     }
 
     /// For the status.
@@ -206,8 +245,11 @@ impl Publication {
     pub fn keep_on_disk(&self) {
         let mut to_disk = locked(&self.to_disk);
         loop {
-            if let Some(image) = to_disk.newest.take() {
+            if let Some(snapshot) = to_disk.newest.take() {
                 drop(to_disk);
+                let began = Instant::now();
+                let image = snapshot.image().to_bytes();
+                drop(snapshot); // it may be the last to share what has changed since
                 let problem = super::write_atomically(&self.file, &image).err().map(|error| {
                     format!(
                         "the snapshot cannot be written to {} ({error}): a restart without control would begin without policies",
@@ -217,12 +259,14 @@ impl Publication {
                 if let Some(problem) = &problem {
                     tracing::warn!("{problem}");
                 }
+                drop(image);
+                let pause = WRITE_PAUSE.max(began.elapsed() * WRITE_SHARE);
                 to_disk = locked(&self.to_disk);
                 to_disk.problem = problem;
                 if !to_disk.closing {
                     to_disk = self
                         .disk_news
-                        .wait_timeout_while(to_disk, WRITE_PAUSE, |to_disk| !to_disk.closing)
+                        .wait_timeout_while(to_disk, pause, |to_disk| !to_disk.closing)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0;
                 }
@@ -343,8 +387,19 @@ fn converse(
                 generation,
                 hash,
                 bytes,
+                base,
             } => {
-                publish(connection, publication, generation, hash, bytes, fd)?;
+                let arrived = Instant::now();
+                let announced = fd
+                    .ok_or_else(|| "no memory came with the announcement".to_owned())
+                    .and_then(|fd| read_image(fd, bytes).map_err(|error| error.to_string()))
+                    .map(|bytes| Announced {
+                        generation,
+                        hash,
+                        base,
+                        bytes,
+                    });
+                publish(connection, publication, generation, announced, arrived)?;
             }
             Request::Status => connection.send(
                 &Reply::Status {
@@ -360,15 +415,10 @@ fn publish(
     connection: &Connection,
     publication: &Publication,
     generation: u64,
-    hash: ContentHash,
-    bytes: u64,
-    fd: Option<OwnedFd>,
+    announced: Result<Announced, String>,
+    arrived: Instant,
 ) -> Result<(), ProtocolError> {
-    let arrived = Instant::now();
-    let accepted = fd
-        .ok_or_else(|| "no memory came with the announcement".to_owned())
-        .and_then(|fd| read_image(fd, bytes).map_err(|error| error.to_string()))
-        .and_then(|image| publication.accept(generation, hash, image));
+    let accepted = announced.and_then(|announced| publication.accept(&announced));
     if let Err(reason) = accepted {
         tracing::warn!(generation, reason, "snapshot refused");
         return connection.send(&Reply::Refused { generation, reason }, None);
@@ -399,7 +449,8 @@ fn refuse(connection: &Connection, message: &str) -> Result<(), ProtocolError> {
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
     use ringwall_dataplane::{
-        classify::{Generation, Identity, IdentityKind, ImageBuilder, NONE},
+        addr::Addr,
+        classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE},
         flow::FlowMemory,
         plane::PlaneConfig,
         time::Nanos,
@@ -407,34 +458,152 @@ mod tests {
 
     use super::*;
 
-    fn image(generation: u64) -> Vec<u8> {
-        let mut image = ImageBuilder::new(Generation(generation));
-        let node = image.node("node");
-        let identity = image.identity(Identity {
-            kind: IdentityKind::Node,
-            endpoint: NONE,
-            node,
-            peer_class: 0,
-            ingress: 0,
-            egress: 0,
-            epoch: 1,
-        });
-        image.host(std::net::IpAddr::from([192, 0, 2, 1]).into(), identity);
-        image.finish([7; 32]).unwrap()
+    const ADDRESS: [u8; 4] = [192, 0, 2, 1];
+
+    fn addr() -> Addr {
+        std::net::IpAddr::from(ADDRESS).into()
+    }
+
+    /// Images of one node whose epoch is the generation, and the builder that they come from.
+    struct Images(ImageBuilder, u32);
+
+    impl Images {
+        fn new() -> Self {
+            let mut builder = ImageBuilder::new(Generation(0));
+            builder.node("node");
+            let identity = builder.identity(Self::node(0));
+            builder.host(addr(), identity);
+            Self(builder, identity)
+        }
+
+        fn node(epoch: u64) -> Identity {
+            Identity {
+                kind: IdentityKind::Node,
+                endpoint: NONE,
+                node: 0,
+                peer_class: 0,
+                ingress: 0,
+                egress: 0,
+                epoch,
+            }
+        }
+
+        fn next(&mut self, generation: u64) -> Image {
+            self.0.set_identity(self.1, Self::node(generation));
+            self.0.image(Generation(generation), [7; 32]).unwrap()
+        }
+    }
+
+    fn announced(image: &Image, base: Option<&Image>) -> Announced {
+        Announced {
+            generation: image.generation().0,
+            hash: ContentHash(image.hash()),
+            base: base.map(|base| base.generation().0),
+            bytes: base.map_or_else(|| image.to_bytes(), |base| image.delta_since(base).unwrap()),
+        }
+    }
+
+    fn publication(file: PathBuf) -> Publication {
+        let memory = FlowMemory::private(1, 1).unwrap();
+        let (plane, _seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+        Publication::new(Arc::new(Mutex::new(plane)), file, 1, || {})
+    }
+
+    /// Generation in force and the epoch of the node by it.
+    fn in_force(publication: &Publication) -> (u64, u64) {
+        let plane = locked(&publication.plane);
+        let snapshot = plane.snapshots.current().unwrap();
+        (snapshot.generation().0, snapshot.identify(addr()).epoch)
     }
 
     #[test]
     fn of_two_clients_with_one_generation_the_second_is_refused_even_if_both_were_in_order() {
-        let memory = FlowMemory::private(1, 1).unwrap();
-        let (plane, _seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
-        let nowhere = PathBuf::from("/nonexistent/snapshot.img");
-        let publication = Publication::new(Arc::new(Mutex::new(plane)), nowhere, 1, || {});
-        let both = [(); 2].map(|()| publication.check(5, ContentHash([7; 32]), &image(5)).unwrap());
-        let answers = both.map(|snapshot| publication.install(snapshot, 1, SnapshotOrigin::Control).is_ok());
+        let publication = publication(PathBuf::from("/nonexistent/snapshot.img"));
+        let mut images = Images::new();
+        let five = announced(&images.next(5), None);
+        let both = [(); 2].map(|()| publication.open(&five).unwrap());
+        let answers = both.map(|snapshot| publication.install(snapshot, SnapshotOrigin::Control).is_ok());
         assert_eq!(answers, [true, false]);
-        assert!(publication.accept(5, ContentHash([7; 32]), image(5)).is_err());
-        assert!(publication.accept(6, ContentHash([7; 32]), image(6)).is_ok());
+        assert!(publication.accept(&five).is_err());
+        assert!(publication.accept(&announced(&images.next(6), None)).is_ok());
         let status = publication.status();
         assert_eq!((status.generation, status.accepted, status.refused), (6, 2, 1));
+    }
+
+    #[test]
+    fn a_delta_changes_what_is_in_force_and_no_other() {
+        let publication = publication(PathBuf::from("/nonexistent/snapshot.img"));
+        let mut images = Images::new();
+        let [one, two, three, four] = [1, 2, 3, 4].map(|generation| images.next(generation));
+        // Nothing is in force yet.
+        let error = publication.accept(&announced(&two, Some(&one))).unwrap_err();
+        assert!(error.contains("not in force"), "{error}");
+        publication.accept(&announced(&one, None)).unwrap();
+        publication.accept(&announced(&two, Some(&one))).unwrap();
+        assert_eq!(in_force(&publication), (2, 2));
+        // A base that is gone, one that is not there yet.
+        for base in [&one, &three] {
+            let error = publication.accept(&announced(&four, Some(base))).unwrap_err();
+            assert!(error.contains("not in force"), "{error}");
+        }
+        // The generation is right, the image another's: control lost its state, and counts as before.
+        let other = Images::new().next(2);
+        let mut stranger = Images::new();
+        stranger.0.node("another");
+        let (other_two, other_three) = (stranger.next(2), stranger.next(3));
+        assert!(
+            publication
+                .accept(&announced(&other_three, Some(&other_two)))
+                .is_err()
+        );
+        assert_eq!(
+            other.to_bytes(),
+            two.to_bytes(),
+            "equal images may stand in for each other"
+        );
+        assert_eq!(in_force(&publication), (2, 2));
+        publication.accept(&announced(&four, Some(&two))).unwrap();
+        assert_eq!(in_force(&publication), (4, 4));
+        assert_eq!(publication.status().bytes, four.bytes());
+    }
+
+    #[test]
+    fn a_corrupted_delta_changes_nothing() {
+        let publication = publication(PathBuf::from("/nonexistent/snapshot.img"));
+        let mut images = Images::new();
+        let (one, two) = (images.next(1), images.next(2));
+        publication.accept(&announced(&one, None)).unwrap();
+        let mut delta = announced(&two, Some(&one));
+        for at in 0..delta.bytes.len() {
+            delta.bytes[at] ^= 1;
+            assert!(publication.accept(&delta).is_err(), "byte {at}");
+            delta.bytes[at] ^= 1;
+        }
+        assert_eq!(in_force(&publication), (1, 1));
+        publication.accept(&delta).unwrap();
+        assert_eq!(in_force(&publication), (2, 2));
+    }
+
+    #[test]
+    fn after_deltas_a_restart_finds_the_whole_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("snapshot.img");
+        let mut images = Images::new();
+        let (one, two) = (images.next(1), images.next(2));
+        let before = Arc::new(publication(file.clone()));
+        let keeper = {
+            let before = Arc::clone(&before);
+            std::thread::spawn(move || before.keep_on_disk())
+        };
+        before.accept(&announced(&one, None)).unwrap();
+        before.accept(&announced(&two, Some(&one))).unwrap();
+        before.close();
+        keeper.join().unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), two.to_bytes());
+        let after = publication(file);
+        assert_eq!(in_force(&after), (2, 2));
+        // Control still has what it had: it goes on with deltas.
+        after.accept(&announced(&images.next(3), Some(&two))).unwrap();
+        assert_eq!(in_force(&after), (3, 3));
     }
 }

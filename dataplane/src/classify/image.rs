@@ -1,6 +1,6 @@
 //! Images: the tables of a snapshot with what describes them, as a whole or as a delta to the image before.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -192,10 +192,15 @@ impl Sum {
 /// The chunks of a section that a delta changed.
 pub(super) type Changed = Vec<(usize, usize)>;
 
-/// The tables of a snapshot at one generation: immutable, cheap to clone, shares its chunks with its predecessors and
-/// successors. Made by [`super::ImageBuilder::image`] and read by [`super::Snapshot`].
+/// The tables of a snapshot at one generation: immutable, shares its chunks with its predecessors and successors; a clone
+/// shares everything. Made by [`super::ImageBuilder::image`] and read by [`super::Snapshot`].
 #[derive(Clone)]
 pub struct Image {
+    pub(super) parts: Arc<Parts>,
+}
+
+/// What an image is made of.
+pub(super) struct Parts {
     pub(super) head: Head,
     pub(super) tables: Tables,
     /// Once somebody asked.
@@ -205,7 +210,7 @@ pub struct Image {
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Image")
-            .field("generation", &self.head.generation)
+            .field("generation", &self.parts.head.generation)
             .field("bytes", &self.bytes())
             .finish_non_exhaustive()
     }
@@ -213,28 +218,30 @@ impl std::fmt::Debug for Image {
 
 impl Image {
     pub(super) fn new(head: Head, tables: Tables) -> Self {
+        Self::with_sum(head, tables, OnceLock::new())
+    }
+
+    fn with_sum(head: Head, tables: Tables, sum: OnceLock<Sum>) -> Self {
         Self {
-            head,
-            tables,
-            sum: OnceLock::new(),
+            parts: Arc::new(Parts { head, tables, sum }),
         }
     }
 
     /// Its generation.
     #[inline]
     pub fn generation(&self) -> Generation {
-        Generation(self.head.generation)
+        Generation(self.parts.head.generation)
     }
 
     /// Hash of its canonical content: equal for images that mean the same, whatever their generation.
     pub fn hash(&self) -> [u8; 32] {
-        self.head.content
+        self.parts.head.content
     }
 
     /// Length of [`Self::to_bytes`].
     pub fn bytes(&self) -> u64 {
         let mut end = prefix_bytes();
-        for section in self.tables.sections() {
+        for section in self.parts.tables.sections() {
             end = end.next_multiple_of(SECTION_ALIGN) + section.records() * section.record_bytes();
         }
         end as u64
@@ -242,7 +249,7 @@ impl Image {
 
     /// The whole image: self-contained and position-independent, for [`super::Snapshot::open`].
     pub fn to_bytes(&self) -> Vec<u8> {
-        let sections = self.tables.sections();
+        let sections = self.parts.tables.sections();
         let mut end = prefix_bytes();
         let mut entries = Vec::with_capacity(SECTIONS);
         for (section, kind) in sections.iter().zip(0..) {
@@ -265,7 +272,7 @@ impl Image {
             length: end as u64,
             checksum: [0; 32],
             sum: self.sum().0,
-            head: self.head,
+            head: self.parts.head,
         };
         header.checksum = checksum(&[header.as_bytes(), entries.as_bytes()]);
         let mut image = Vec::with_capacity(end);
@@ -292,7 +299,12 @@ impl Image {
         let mut patches: Vec<PatchRecord> = Vec::new();
         let mut bytes: Vec<u8> = Vec::new();
         let mut lengths = [0_u64; SECTIONS];
-        let sections = self.tables.sections().into_iter().zip(base.tables.sections());
+        let sections = self
+            .parts
+            .tables
+            .sections()
+            .into_iter()
+            .zip(base.parts.tables.sections());
         for ((number, (new, old)), length) in sections.enumerate().zip(&mut lengths) {
             if new.records() < old.records() {
                 return None;
@@ -321,7 +333,7 @@ impl Image {
                 }
             }
         }
-        let sum = *self.sum.get_or_init(|| sum);
+        let sum = *self.parts.sum.get_or_init(|| sum);
         let mut header = DeltaHeader {
             magic: DELTA_MAGIC,
             version: LAYOUT_VERSION,
@@ -331,10 +343,10 @@ impl Image {
                 + size_of_val(patches.as_slice())
                 + bytes.len()) as u64,
             checksum: [0; 32],
-            base: base.head.generation,
+            base: base.parts.head.generation,
             base_sum: base.sum().0,
             sum: sum.0,
-            head: self.head,
+            head: self.parts.head,
             patches: patches.len() as u64,
         };
         let rest = [lengths.as_bytes(), patches.as_bytes(), &bytes];
@@ -348,10 +360,10 @@ impl Image {
     /// Copies an image's bytes and checks that they are whole; what they say is not looked at.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, ImageError> {
         let (header, entries) = read_prefix(bytes)?;
-        let mut image = Self::new(header.head, Tables::default());
+        let mut tables = Tables::default();
         let mut end = prefix_bytes() as u64;
         let mut sum = Sum::default();
-        for ((index, section), entry) in image.tables.sections_mut().into_iter().enumerate().zip(&entries) {
+        for ((index, section), entry) in tables.sections_mut().into_iter().enumerate().zip(&entries) {
             if entry.kind as usize != index || entry.record as usize != section.record_bytes() {
                 return Err(wrong("section", index, "is not the one that belongs there"));
             }
@@ -398,8 +410,7 @@ impl Image {
         if sum.0 != header.sum {
             return Err(ImageError::Checksum);
         }
-        image.sum = OnceLock::from(sum);
-        Ok(image)
+        Ok(Self::with_sum(header.head, tables, OnceLock::from(sum)))
     }
 
     /// The image that a delta turns this one into, and the chunks that it changes, of every section. What they say is
@@ -411,15 +422,15 @@ impl Image {
             patches,
             mut bytes,
         } = Delta::read(delta)?;
-        if header.base != self.head.generation || header.base_sum != self.sum().0 {
+        if header.base != self.parts.head.generation || header.base_sum != self.sum().0 {
             return Err(ImageError::Base {
                 wanted: header.base,
-                found: self.head.generation,
+                found: self.parts.head.generation,
             });
         }
-        let mut image = Self::new(header.head, self.tables.clone());
+        let mut tables = self.parts.tables.clone();
         let mut changed: [Vec<usize>; SECTIONS] = Default::default();
-        let mut sections = image.tables.sections_mut();
+        let mut sections = tables.sections_mut();
         for (((index, section), length), changed) in
             sections.iter_mut().enumerate().zip(lengths).zip(&mut changed)
         {
@@ -469,7 +480,7 @@ impl Image {
             return Err(wrong("delta", 0, "has bytes that belong to no patch"));
         }
         let mut sum = self.sum();
-        let sections = image.tables.sections().into_iter().zip(self.tables.sections());
+        let sections = tables.sections().into_iter().zip(self.parts.tables.sections());
         for ((index, (new, old)), changed) in sections.enumerate().zip(&mut changed) {
             changed.sort_unstable();
             changed.dedup();
@@ -481,7 +492,6 @@ impl Image {
         if sum.0 != header.sum {
             return Err(ImageError::Checksum);
         }
-        image.sum = OnceLock::from(sum);
         let ranges = |(section, chunks): (&dyn Section, Vec<usize>)| {
             let per_chunk = CHUNK_BYTES / section.record_bytes();
             chunks
@@ -495,22 +505,25 @@ impl Image {
                 .collect()
         };
         let mut of_section = changed.into_iter();
-        let changed = image
-            .tables
+        let changed = tables
             .sections()
             .map(|section| ranges((section, of_section.next().unwrap_or_default())));
+        let image = Self::with_sum(header.head, tables, OnceLock::from(sum));
         Ok((image, changed))
     }
 
     /// Every record of every section.
     pub(super) fn everything(&self) -> [Changed; SECTIONS] {
-        self.tables.sections().map(|section| vec![(0, section.records())])
+        self.parts
+            .tables
+            .sections()
+            .map(|section| vec![(0, section.records())])
     }
 
     fn sum(&self) -> Sum {
-        *self.sum.get_or_init(|| {
+        *self.parts.sum.get_or_init(|| {
             let mut sum = Sum::default();
-            for (number, section) in self.tables.sections().into_iter().enumerate() {
+            for (number, section) in self.parts.tables.sections().into_iter().enumerate() {
                 for chunk in 0..section.chunks() {
                     sum.add(Sum::of_chunk(number, section, chunk));
                 }

@@ -135,12 +135,12 @@ impl Snapshot {
     /// Whether traffic of unknown endpoints is allowed.
     #[inline]
     pub fn allow_unknown(&self) -> bool {
-        self.image.head.flags & FLAG_ALLOW_UNKNOWN != 0
+        self.image.parts.head.flags & FLAG_ALLOW_UNKNOWN != 0
     }
 
     /// Sizes of its tables.
     pub fn sizes(&self) -> Sizes {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let reach_v4 = tables
             .hosts_v4
             .iter()
@@ -176,8 +176,8 @@ impl Snapshot {
                 .chain(tables.hosts_v6.iter().map(|bucket| u32::from(bucket.used)))
                 .sum(),
             endpoints: self.endpoints().count() as u32,
-            classes: self.image.head.classes,
-            rows: self.image.head.rows,
+            classes: self.image.parts.head.classes,
+            rows: self.image.parts.head.rows,
             patterns: tables.patterns.len() as u32,
             port_maps: tables.port_maps.len() as u32,
             trie_nodes: (tables.trie_v4.len() + tables.trie_v6.len()) as u32,
@@ -195,13 +195,13 @@ impl Snapshot {
             let bytes = [a, b, c, d];
             match self.host_v4(u32::from_be_bytes(bytes)) {
                 Some((_, index)) => index,
-                None => walk(&self.image.tables.trie_v4, &bytes),
+                None => walk(&self.image.parts.tables.trie_v4, &bytes),
             }
         } else {
             let bytes = addr.octets();
             match self.host_v6(&bytes) {
                 Some((_, index)) => index,
-                None => walk(&self.image.tables.trie_v6, &bytes),
+                None => walk(&self.image.parts.tables.trie_v6, &bytes),
             }
         };
         self.identity(index)
@@ -262,7 +262,7 @@ impl Snapshot {
 
     /// Names behind a provenance index; None for [`NONE`] and for numbers that are not of this snapshot. Cold.
     pub fn provenance(&self, index: u32) -> Option<Provenance<'_>> {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let record = tables.provenance.get(index as usize)?;
         if record.kind == PROVENANCE_RULE {
             return Some(Provenance::Rule {
@@ -279,7 +279,7 @@ impl Snapshot {
 
     /// An endpoint by number. Cold.
     pub fn endpoint(&self, number: u32) -> Option<Endpoint<'_>> {
-        let record = self.image.tables.endpoints.get(number as usize)?;
+        let record = self.image.parts.tables.endpoints.get(number as usize)?;
         if record.state == ENDPOINT_NONE {
             return None;
         }
@@ -294,14 +294,14 @@ impl Snapshot {
 
     /// All endpoints, by number. Cold.
     pub fn endpoints(&self) -> impl Iterator<Item = Endpoint<'_>> + '_ {
-        let numbers = 0..self.image.tables.endpoints.len() as u32;
+        let numbers = 0..self.image.parts.tables.endpoints.len() as u32;
         numbers.filter_map(|number| self.endpoint(number))
     }
 
     /// An endpoint by name. Cold.
     pub fn find_endpoint(&self, namespace: &str, name: &str) -> Option<Endpoint<'_>> {
-        let names = &self.image.tables.names;
-        let tag = name_tag(namespace, name, self.image.head.seed);
+        let names = &self.image.parts.tables.names;
+        let tag = name_tag(namespace, name, self.image.parts.head.seed);
         let home = name_home(tag, names.len());
         for step in 0..names.len() {
             let slot = names.get((home + step) % names.len())?;
@@ -321,7 +321,7 @@ impl Snapshot {
     pub fn rows_of(&self, end: &Identity) -> (Row, Row) {
         let row = |number| match number {
             0 => Row::Open,
-            number if number > self.image.head.rows => Row::Invalid,
+            number if number > self.image.parts.head.rows => Row::Invalid,
             number => Row::Cells(number),
         };
         match end.kind {
@@ -351,7 +351,7 @@ impl Snapshot {
             Row::Invalid => return Some(same(INVALID)),
             Row::Cells(number) => (number as usize).checked_sub(1)?,
         };
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let map = tables.port_maps.get(port_map? as usize)?;
         let portless = self.decided(number, map.portless, map.portless_provenance);
         if map.uniform != 0 {
@@ -378,7 +378,7 @@ impl Snapshot {
 
     /// The name of a node by number. Cold.
     pub fn node_name(&self, number: u32) -> Option<&str> {
-        self.string(*self.image.tables.nodes.get(number as usize)?)
+        self.string(*self.image.parts.tables.nodes.get(number as usize)?)
     }
 
     #[inline]
@@ -415,7 +415,14 @@ impl Snapshot {
             (false, NONE) => DirectionVerdict {
                 allow: false,
                 effect: Effect::Isolated,
-                provenance: self.image.tables.isolating.get(row).copied().unwrap_or(NONE),
+                provenance: self
+                    .image
+                    .parts
+                    .tables
+                    .isolating
+                    .get(row)
+                    .copied()
+                    .unwrap_or(NONE),
             },
             (false, rule) => DirectionVerdict {
                 allow: false,
@@ -428,7 +435,7 @@ impl Snapshot {
     /// The port map of one cell; None where the numbers leave the tables.
     #[inline]
     fn port_map(&self, row: usize, peer_class: u32) -> Option<u32> {
-        let (head, tables) = (&self.image.head, &self.image.tables);
+        let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
         if peer_class >= head.classes || row >= head.rows as usize {
             return None;
         }
@@ -445,7 +452,7 @@ impl Snapshot {
     /// The decision of one cell; None where the numbers leave the tables.
     #[inline]
     fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let map = tables.port_maps.get(self.port_map(row, peer_class)? as usize)?;
         let portless = (map.portless, map.portless_provenance);
         let L4::Port { protocol, port } = l4 else {
@@ -474,7 +481,7 @@ impl Snapshot {
     /// The last interval of `from..to` that does not begin above a port.
     #[cold]
     fn interval_across_chunks(&self, from: u32, to: u32, port: u16) -> Option<&IntervalRecord> {
-        let intervals = &self.image.tables.intervals;
+        let intervals = &self.image.parts.tables.intervals;
         let (mut low, mut high) = (from as usize, to as usize);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -489,7 +496,7 @@ impl Snapshot {
 
     #[inline]
     fn identity(&self, index: u32) -> Identity {
-        let Some(record) = self.image.tables.identities.get(index as usize) else {
+        let Some(record) = self.image.parts.tables.identities.get(index as usize) else {
             return NOBODY;
         };
         let Some(kind) = kind(record.kind) else {
@@ -509,9 +516,9 @@ impl Snapshot {
     /// Bucket and identity of an IPv4 host.
     #[inline]
     pub(super) fn host_v4(&self, key: u32) -> Option<(usize, u32)> {
-        let hosts = &self.image.tables.hosts_v4;
+        let hosts = &self.image.parts.tables.hosts_v4;
         let buckets = hosts.len();
-        let mut at = hash_v4(key, self.image.head.seed, buckets);
+        let mut at = hash_v4(key, self.image.parts.head.seed, buckets);
         let mut left = hosts.get(at)?.reach.min(MAX_REACH);
         while left > 0 {
             let bucket = hosts.get(at)?;
@@ -529,9 +536,9 @@ impl Snapshot {
     /// Bucket and identity of an IPv6 host.
     #[inline]
     pub(super) fn host_v6(&self, key: &[u8; 16]) -> Option<(usize, u32)> {
-        let hosts = &self.image.tables.hosts_v6;
+        let hosts = &self.image.parts.tables.hosts_v6;
         let buckets = hosts.len();
-        let mut at = hash_v6(key, self.image.head.seed, buckets);
+        let mut at = hash_v6(key, self.image.parts.head.seed, buckets);
         let mut left = hosts.get(at)?.reach.min(MAX_REACH);
         while left > 0 {
             let bucket = hosts.get(at)?;
@@ -547,7 +554,7 @@ impl Snapshot {
     }
 
     fn policy(&self, index: u32) -> Option<PolicyName<'_>> {
-        let record = self.image.tables.policies.get(index as usize)?;
+        let record = self.image.parts.tables.policies.get(index as usize)?;
         Some(PolicyName {
             tier: self.string(record.tier)?,
             kind: self.string(record.kind)?,
@@ -557,7 +564,7 @@ impl Snapshot {
     }
 
     pub(super) fn string(&self, index: u32) -> Option<&str> {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let record = tables.strings.get(index as usize)?;
         let end = record.offset.checked_add(record.length)?;
         let bytes = match record.length {

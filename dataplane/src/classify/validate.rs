@@ -59,7 +59,7 @@ impl Snapshot {
         check(Section::HostsV6, "IPv6 host bucket", &|index| {
             self.check_bucket_v6(index)
         })?;
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         check(Section::TrieV4, "IPv4 trie", &|index| {
             self.check_node_of(&tables.trie_v4, index)
         })?;
@@ -88,7 +88,7 @@ impl Snapshot {
     }
 
     fn check_head(&self) -> Result<(), ImageError> {
-        let (head, tables) = (&self.image.head, &self.image.tables);
+        let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
         let rows = head.rows as usize;
         all(&[
             (knows_flags(head), "has flags that this build does not know"),
@@ -108,11 +108,11 @@ impl Snapshot {
     }
 
     fn has_string(&self, index: u32) -> bool {
-        (index as usize) < self.image.tables.strings.len()
+        (index as usize) < self.image.parts.tables.strings.len()
     }
 
     fn has_identity(&self, index: u32) -> bool {
-        (index as usize) < self.image.tables.identities.len()
+        (index as usize) < self.image.parts.tables.identities.len()
     }
 
     fn check_string(&self, index: usize) -> Verdict {
@@ -123,7 +123,7 @@ impl Snapshot {
     }
 
     fn check_policy(&self, index: usize) -> Verdict {
-        let Some(policy) = self.image.tables.policies.get(index) else {
+        let Some(policy) = self.image.parts.tables.policies.get(index) else {
             return Ok(());
         };
         let names = [policy.tier, policy.kind, policy.namespace, policy.name];
@@ -134,7 +134,7 @@ impl Snapshot {
     }
 
     fn check_node(&self, index: usize) -> Verdict {
-        let node = self.image.tables.nodes.get(index);
+        let node = self.image.parts.tables.nodes.get(index);
         all(&[(
             node.is_none_or(|name| *name == NONE || self.has_string(*name)),
             "names a string that does not exist",
@@ -142,7 +142,7 @@ impl Snapshot {
     }
 
     fn check_policy_list(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let policy = tables.policy_lists.get(index);
         all(&[(
             policy.is_none_or(|policy| (*policy as usize) < tables.policies.len()),
@@ -151,7 +151,7 @@ impl Snapshot {
     }
 
     fn check_provenance(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let Some(record) = tables.provenance.get(index) else {
             return Ok(());
         };
@@ -169,7 +169,7 @@ impl Snapshot {
     }
 
     fn check_endpoint(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let Some(record) = tables.endpoints.get(index) else {
             return Ok(());
         };
@@ -192,7 +192,7 @@ impl Snapshot {
     }
 
     fn check_name(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let slot = tables.names.get(index);
         all(&[(
             slot.is_none_or(|slot| slot.endpoint as usize <= tables.endpoints.len()),
@@ -201,7 +201,7 @@ impl Snapshot {
     }
 
     fn check_identity(&self, index: usize) -> Verdict {
-        let (head, tables) = (&self.image.head, &self.image.tables);
+        let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
         let Some(record) = tables.identities.get(index) else {
             return Ok(());
         };
@@ -234,7 +234,7 @@ impl Snapshot {
     }
 
     fn check_bucket_v4(&self, index: usize) -> Verdict {
-        let Some(bucket) = self.image.tables.hosts_v4.get(index) else {
+        let Some(bucket) = self.image.parts.tables.hosts_v4.get(index) else {
             return Ok(());
         };
         check_bucket(usize::from(bucket.used), bucket.keys.len(), bucket.reach)?;
@@ -250,7 +250,7 @@ impl Snapshot {
     }
 
     fn check_bucket_v6(&self, index: usize) -> Verdict {
-        let Some(bucket) = self.image.tables.hosts_v6.get(index) else {
+        let Some(bucket) = self.image.parts.tables.hosts_v6.get(index) else {
             return Ok(());
         };
         check_bucket(usize::from(bucket.used), bucket.keys.len(), bucket.reach)?;
@@ -293,7 +293,7 @@ impl Snapshot {
     }
 
     fn check_isolating(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let is_set = |set: u32| {
             let record = tables.provenance.get(set as usize);
             record.is_some_and(|record| record.kind == PROVENANCE_ISOLATING)
@@ -307,7 +307,7 @@ impl Snapshot {
 
     /// `parts` is the highest part of each pattern.
     fn check_page(&self, index: usize, parts: &[u8]) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let Some(page) = tables.row_pages.get(index) else {
             return Ok(());
         };
@@ -323,7 +323,7 @@ impl Snapshot {
     /// A pattern that is changed may have more parts than the palettes beside it in unchanged pages: their cells are then
     /// of no port map, or of a wrong one that the sum tells from what was published.
     fn check_pattern(&self, index: usize) -> Verdict {
-        let pattern = self.image.tables.patterns.get(index);
+        let pattern = self.image.parts.tables.patterns.get(index);
         all(&[(
             pattern.is_none_or(|pattern| {
                 pattern
@@ -336,7 +336,7 @@ impl Snapshot {
     }
 
     fn check_palette(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let map = tables.palettes.get(index);
         all(&[(
             map.is_none_or(|map| (*map as usize) < tables.port_maps.len()),
@@ -345,12 +345,12 @@ impl Snapshot {
     }
 
     fn is_decided(&self, decision: Decision, provenance: u32) -> bool {
-        let rule = self.image.tables.provenance.get(provenance as usize);
+        let rule = self.image.parts.tables.provenance.get(provenance as usize);
         decision.is_known() && (provenance == NONE || rule.is_some_and(|rule| rule.kind == PROVENANCE_RULE))
     }
 
     fn check_port_map(&self, index: usize) -> Verdict {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let Some(map) = tables.port_maps.get(index) else {
             return Ok(());
         };
@@ -389,7 +389,7 @@ impl Snapshot {
     }
 
     fn check_interval(&self, index: usize) -> Verdict {
-        let Some(interval) = self.image.tables.intervals.get(index) else {
+        let Some(interval) = self.image.parts.tables.intervals.get(index) else {
             return Ok(());
         };
         all(&[(

@@ -12,7 +12,7 @@ use crate::{
 impl Snapshot {
     /// Every address that the host tables hold, in no order. Any other address is looked up among the ranges alone.
     pub fn hosts(&self) -> impl Iterator<Item = Addr> + '_ {
-        let tables = &self.image.tables;
+        let tables = &self.image.parts.tables;
         let v4 = tables.hosts_v4.iter().flat_map(|bucket| {
             let used = bucket.keys.iter().take(usize::from(bucket.used));
             used.map(|key| Addr::v4(key.to_be_bytes()))
@@ -40,9 +40,9 @@ impl Snapshot {
     /// share their tables, which no compiler writes, since there may be more of them than can be counted.
     pub fn range_borders(&self, v4: bool) -> Option<Vec<u128>> {
         let (trie, bits) = if v4 {
-            (&self.image.tables.trie_v4, 32)
+            (&self.image.parts.tables.trie_v4, 32)
         } else {
-            (&self.image.tables.trie_v6, 128)
+            (&self.image.parts.tables.trie_v6, 128)
         };
         let mut walk = Borders {
             trie,

@@ -46,8 +46,8 @@ pub struct Since {
 impl Snapshot {
     /// What can differ from an older snapshot; None where the tables are laid out anew, so that all of it can.
     pub fn since(&self, older: &Self) -> Option<Since> {
-        let (head, was) = (&self.image.head, &older.image.head);
-        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let (head, was) = (&self.image.parts.head, &older.image.parts.head);
+        let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let anew = head.seed != was.seed
             || tables.hosts_v4.len() != old.hosts_v4.len()
             || tables.hosts_v6.len() != old.hosts_v6.len()
@@ -88,7 +88,7 @@ impl Snapshot {
 
     /// Strings that say something else.
     fn strings_since(&self, older: &Self) -> HashSet<u32> {
-        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut found: HashSet<u32> = numbers(&tables.strings, &old.strings).collect();
         let bytes = differing(&tables.text, &old.text);
         if let (Some(first), Some(last)) = (bytes.first(), bytes.last()) {
@@ -110,8 +110,8 @@ impl Snapshot {
     }
 
     fn endpoints_since(&self, older: &Self, strings: &HashSet<u32>) -> Vec<u32> {
-        let tables = &self.image.tables;
-        let mut found: Vec<u32> = numbers(&tables.endpoints, &older.image.tables.endpoints).collect();
+        let tables = &self.image.parts.tables;
+        let mut found: Vec<u32> = numbers(&tables.endpoints, &older.image.parts.tables.endpoints).collect();
         if !strings.is_empty() {
             let named = tables.endpoints.iter().zip(0..);
             let named = named.filter(|(endpoint, _)| {
@@ -125,7 +125,7 @@ impl Snapshot {
     }
 
     fn provenance_since(&self, older: &Self, strings: &HashSet<u32>) -> HashSet<u32> {
-        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut policies: HashSet<u32> = numbers(&tables.policies, &old.policies).collect();
         if !strings.is_empty() {
             for (policy, number) in tables.policies.iter().zip(0..) {
@@ -160,7 +160,7 @@ impl Snapshot {
     }
 
     fn port_maps_since(&self, older: &Self, provenance: &HashSet<u32>) -> HashSet<u32> {
-        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut found: HashSet<u32> = numbers(&tables.port_maps, &old.port_maps).collect();
         let intervals: HashSet<u32> = numbers(&tables.intervals, &old.intervals).collect();
         if intervals.is_empty() && provenance.is_empty() {
@@ -182,8 +182,8 @@ impl Snapshot {
     }
 
     fn pages_since(&self, older: &Self, port_maps: &HashSet<u32>) -> Vec<(u32, u32)> {
-        let (head, was) = (&self.image.head, &older.image.head);
-        let (tables, old) = (&self.image.tables, &older.image.tables);
+        let (head, was) = (&self.image.parts.head, &older.image.parts.head);
+        let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let patterns: HashSet<u32> = numbers(&tables.patterns, &old.patterns).collect();
         let mut palettes: Vec<u32> = numbers(&tables.palettes, &old.palettes).collect();
         if !port_maps.is_empty() {
@@ -231,8 +231,8 @@ impl Snapshot {
     }
 
     fn isolating_since(&self, older: &Self, provenance: &HashSet<u32>) -> Vec<u32> {
-        let tables = &self.image.tables;
-        let mut found: Vec<u32> = numbers(&tables.isolating, &older.image.tables.isolating).collect();
+        let tables = &self.image.parts.tables;
+        let mut found: Vec<u32> = numbers(&tables.isolating, &older.image.parts.tables.isolating).collect();
         if !provenance.is_empty() {
             let rows = tables.isolating.iter().zip(0..);
             found.extend(
@@ -246,7 +246,10 @@ impl Snapshot {
 
     fn hosts_since(&self, older: &Self, into: &mut Vec<Addr>) {
         // A lookup may read `reach` buckets from its home on: what lies in those can be found elsewhere now, or no more.
-        let (new, old) = (&self.image.tables.hosts_v4, &older.image.tables.hosts_v4);
+        let (new, old) = (
+            &self.image.parts.tables.hosts_v4,
+            &older.image.parts.tables.hosts_v4,
+        );
         for at in differing(new, old) {
             for table in [new, old] {
                 for step in 0..usize::from(MAX_REACH) {
@@ -255,14 +258,17 @@ impl Snapshot {
                         .iter()
                         .flat_map(|bucket| bucket.keys.iter().take(usize::from(bucket.used)))
                     {
-                        if step == 0 || hash_v4(*key, self.image.head.seed, table.len()) == at {
+                        if step == 0 || hash_v4(*key, self.image.parts.head.seed, table.len()) == at {
                             into.push(Addr::v4(key.to_be_bytes()));
                         }
                     }
                 }
             }
         }
-        let (new, old) = (&self.image.tables.hosts_v6, &older.image.tables.hosts_v6);
+        let (new, old) = (
+            &self.image.parts.tables.hosts_v6,
+            &older.image.parts.tables.hosts_v6,
+        );
         for at in differing(new, old) {
             for table in [new, old] {
                 for step in 0..usize::from(MAX_REACH) {
@@ -271,7 +277,7 @@ impl Snapshot {
                         .iter()
                         .flat_map(|bucket| bucket.keys.iter().take(usize::from(bucket.used)))
                     {
-                        if step == 0 || hash_v6(key, self.image.head.seed, table.len()) == at {
+                        if step == 0 || hash_v6(key, self.image.parts.head.seed, table.len()) == at {
                             into.push(Addr::v6(*key));
                         }
                     }
@@ -284,7 +290,7 @@ impl Snapshot {
 
     fn names_since(&self, older: &Self, into: &mut Vec<u32>) {
         // A search goes from its home to the next empty slot: what lies in the run around a slot can be concerned.
-        let (new, old) = (&self.image.tables.names, &older.image.tables.names);
+        let (new, old) = (&self.image.parts.tables.names, &older.image.parts.tables.names);
         for at in differing(new, old) {
             for table in [new, old] {
                 let taken = |step: usize| {
