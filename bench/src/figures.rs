@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
 /// Repeated measurements of one thing, in order of size.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Figures {
     sorted: Vec<f64>,
     unit: &'static str,
@@ -24,6 +26,18 @@ impl Figures {
 
     pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)
+    }
+
+    /// For other programs.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "unit": self.unit,
+            "runs": self.sorted.len(),
+            "median": self.median(),
+            "least": self.quantile(0.0),
+            "most": self.quantile(1.0),
+            "p99": self.quantile(0.99),
+        })
     }
 }
 

@@ -3,14 +3,17 @@
 mod figures;
 mod latency;
 mod packets;
+mod policy;
 mod restart;
+mod synthetic;
 mod veth;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
-/// Measures the real `ringwall run` on network namespaces and veth pairs of its own. Needs root, two CPUs and release
-/// builds: `cargo build --release -p ringwall -p ringwall-bench -p ringwall-xsk --bins --examples`.
+/// Measures ringwall: the real `ringwall run` on network namespaces and veth pairs of its own, which needs root and two
+/// CPUs, and the policy engine on synthetic clusters, which does not. All need release builds:
+/// `cargo build --release -p ringwall -p ringwall-bench -p ringwall-xsk --bins --examples`.
 ///
 /// Figures of a veth are not figures of a NIC: compare within a run.
 #[derive(Debug, Parser)]
@@ -28,16 +31,26 @@ enum Benchmark {
     Latency(latency::Options),
     /// Packets lost while a killed dataplane is replaced.
     Restart(restart::Options),
+    /// What the policy engine costs, on synthetic clusters: compile, memory, latency, churn
+    Policy(policy::Options),
+    /// Makes a synthetic cluster: a folder of manifests, or an API server
+    Synthetic(synthetic::Options),
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    if let Some(obstacle) = ringwall_testbed::preflight::obstacle() {
-        bail!("cannot measure here: {obstacle}");
+    match Arguments::parse().benchmark {
+        Benchmark::Veth(options) => on_a_bed().and_then(|()| veth::run(&options)),
+        Benchmark::Latency(options) => on_a_bed().and_then(|()| latency::run(&options)),
+        Benchmark::Restart(options) => on_a_bed().and_then(|()| restart::run(&options)),
+        Benchmark::Policy(options) => policy::run(&options),
+        Benchmark::Synthetic(options) => synthetic::run(&options),
     }
-    match arguments.benchmark {
-        Benchmark::Veth(options) => veth::run(&options),
-        Benchmark::Latency(options) => latency::run(&options),
-        Benchmark::Restart(options) => restart::run(&options),
+}
+
+/// Whether network namespaces can be made.
+fn on_a_bed() -> anyhow::Result<()> {
+    match ringwall_testbed::preflight::obstacle() {
+        Some(obstacle) => bail!("cannot measure here: {obstacle}"),
+        None => Ok(()),
     }
 }

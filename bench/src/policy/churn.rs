@@ -1,0 +1,187 @@
+//! From events to the workers: one at a time, and many for a while.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use super::{
+    Options, Size,
+    control::{Bed, said},
+    inside::Arrivals,
+    report::{Report, Target},
+};
+use crate::{figures::Figures, synthetic::Pace};
+
+/// How long an event may take to arrive before the measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After the arrival of one event, before the next is sent: beyond every debounce.
+const PAUSE: Duration = Duration::from_millis(30);
+/// Longest time for one row of single changes.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Connections that pass during the churn.
+const CONNECTIONS: usize = 10_000;
+
+/// One pod that comes or goes, again and again, each after the one before has arrived.
+pub(super) fn change(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
+    for verify in ["changed", "off"] {
+        let mut bed = Bed::start(size, verify)?;
+        let lags = single(&mut bed, options.changes)?;
+        let bound = match (verify, size) {
+            ("changed", Size::Medium) => Target::P99(2.0),
+            ("changed", Size::Large) => Target::P99(10.0),
+            _ => Target::None,
+        };
+        let what = format!(
+            "one pod changed to adopted by all workers, verify: {verify}, {}",
+            size.words()
+        );
+        report.add(
+            "change",
+            what,
+            bound,
+            Figures::of(lags, "ms"),
+            "from the API server's side of the watch",
+        )?;
+    }
+    Ok(())
+}
+
+/// Milliseconds of each change.
+fn single(bed: &mut Bed, changes: usize) -> anyhow::Result<Vec<f64>> {
+    let mut arrivals = Arrivals::default();
+    let began = Instant::now();
+    while arrivals.lags.len() < changes && began.elapsed() < LIMIT {
+        let event = bed.synthetic.churn();
+        let word = said(&event);
+        let at = Instant::now();
+        bed.server.event(event);
+        if let Some(word) = word {
+            arrivals.said(at, word);
+            wait(bed, &mut arrivals)?;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(arrivals.lags.iter().map(|lag| lag * 1e3).collect())
+}
+
+/// Waits until everything said has arrived.
+fn wait(bed: &mut Bed, arrivals: &mut Arrivals) -> anyhow::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let mut seen = None;
+    while arrivals.waiting() > 0 {
+        look(bed, arrivals, &mut seen);
+        if Instant::now() > until {
+            bed.lives()?;
+            bail!(
+                "an event has not arrived after {} s; control says:\n{}",
+                PATIENCE.as_secs(),
+                bed.said()
+            );
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
+
+/// Looks once, if there is a newly adopted snapshot.
+fn look(bed: &Bed, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
+    if let Some(sequence) = bed.inside.adopted().filter(|sequence| Some(*sequence) != *seen) {
+        let at = Instant::now();
+        bed.inside.ask(|snapshot| arrivals.look(snapshot, at));
+        *seen = Some(sequence);
+    }
+}
+
+/// Pods come and go at a rate, while connections pass.
+pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
+    let mut bed = Bed::start(size, "changed")?;
+    let addresses: Vec<_> = bed
+        .synthetic
+        .objects()
+        .filter_map(|object| {
+            let running = object["kind"] == "Pod" && object["status"]["phase"] == "Running";
+            object["status"]["podIP"]
+                .as_str()
+                .filter(|_| running)?
+                .parse()
+                .ok()
+        })
+        .collect();
+    let connections = bed.inside.establish(&addresses, CONNECTIONS);
+    // Every connection has had both directions by then.
+    std::thread::sleep(Duration::from_secs(1));
+    let count = |bed: &Bed| {
+        let stats = &bed.inside.stats;
+        [
+            stats.sum(|it| it.flow_hits.get()),
+            stats.sum(|it| it.restamped.get()),
+            stats.sum(|it| it.rejudged.get()),
+            stats.sum(|it| it.flows.revoked.get()),
+            stats.sum(|it| it.flow_misses.get()),
+        ]
+    };
+    let before = count(&bed);
+    let generations = bed.inside.adopted().unwrap_or(0);
+    let cpu = bed.cpu()?;
+    let start = Instant::now();
+    let arrivals = events(&mut bed, options)?;
+    let took = start.elapsed().as_secs_f64();
+    let cpu = (bed.cpu()? - cpu) / took;
+    let after = count(&bed);
+    let [hits, restamped, rejudged, revoked, misses]: [u64; 5] =
+        std::array::from_fn(|place| after[place] - before[place]);
+    let snapshots = bed.inside.adopted().unwrap_or(0).saturating_sub(generations);
+
+    let words = size.words();
+    let rate = options.events_per_second;
+    let (lag, cores) = match size {
+        Size::Large => (Target::Most(100.0), Target::Most(100.0)),
+        _ => (Target::None, Target::None),
+    };
+    let lags = arrivals.lags.iter().map(|lag| lag * 1e3).collect();
+    let note = format!("{snapshots} snapshots adopted");
+    let seconds = options.seconds;
+    let what = format!("lag of {rate} pod events/s for {seconds} s, {words}");
+    report.add("churn", what, lag, Figures::of(lags, "ms"), note)?;
+    let what = format!("CPU of control meanwhile, {words}");
+    report.add(
+        "churn",
+        what,
+        cores,
+        Figures::of(vec![cpu * 100.0], "%"),
+        "of one core",
+    )?;
+    let share = 100.0 * (rejudged + revoked) as f64 / (hits.max(1)) as f64;
+    let note = format!(
+        "{connections} connections, {hits} packets by their entry, {restamped} restamped, {rejudged} judged again, {revoked} revoked, {misses} without an entry"
+    );
+    let what = format!("packets of established flows judged again, {words}");
+    report.add("churn", what, Target::None, Figures::of(vec![share], "%"), note)
+}
+
+/// Sends the events in their time and watches them arrive; waits for the last.
+fn events(bed: &mut Bed, options: &Options) -> anyhow::Result<Arrivals> {
+    let total = u64::from(options.seconds) * u64::from(options.events_per_second);
+    // Made before: making them is not what is measured.
+    let events: Vec<_> = (0..total)
+        .map(|_| {
+            let event = bed.synthetic.churn();
+            let word = said(&event);
+            (event, word)
+        })
+        .collect();
+    let mut arrivals = Arrivals::default();
+    let mut seen = None;
+    let pace = Pace::per_second(options.events_per_second);
+    for (number, (event, word)) in events.into_iter().enumerate() {
+        pace.wait(number as u64);
+        let at = Instant::now();
+        bed.server.event(event);
+        if let Some(word) = word {
+            arrivals.said(at, word);
+        }
+        look(bed, &mut arrivals, &mut seen);
+    }
+    wait(bed, &mut arrivals)?;
+    Ok(arrivals)
+}

@@ -1,0 +1,114 @@
+//! What the policy engine costs: one row for each figure, on synthetic clusters, with the control where there is one.
+
+mod churn;
+mod cluster;
+mod compile;
+mod control;
+mod inside;
+mod machine;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::ValueEnum;
+
+use self::report::Report;
+
+/// Options of the benchmark.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  \
+    ringwall-bench policy                    # every row, some minutes\n  \
+    ringwall-bench policy compile --rounds 5\n  \
+    ringwall-bench policy change churn --json figures.json\n\n\
+    Rows that start the control process need `ringwall` beside this program, built with the same profile.\n\
+    Figures of a machine that does something else are worth nothing.")]
+pub(crate) struct Options {
+    /// Which figures; all where none is named
+    #[arg(value_enum)]
+    rows: Vec<RowName>,
+    /// Sizes to measure at
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Size::Medium, Size::Large])]
+    sizes: Vec<Size>,
+    /// How often what is repeated is repeated; rows with many events have their own numbers
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Changes measured one after the other (`change`)
+    #[arg(long, default_value_t = 200)]
+    changes: usize,
+    /// How long pods come and go (`churn`)
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+    /// Events in a second (`churn`)
+    #[arg(long, default_value_t = 1000)]
+    events_per_second: u32,
+    /// Write the figures to this file as JSON, one object
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RowName {
+    /// Full compile, size of the image.
+    Compile,
+    /// Memory of the control process, fed by the HTTP watch; time from its start to the first adopted snapshot.
+    Memory,
+    /// One pod changed, to the adoption by all workers.
+    Change,
+    /// Pods come and go for a while: lag, CPU, flows judged again.
+    Churn,
+}
+
+/// A cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Size {
+    /// 200 policies, 1,000 pods, 20 namespaces
+    Small,
+    /// 1,000 policies, 10,000 pods, 100 namespaces
+    Medium,
+    /// 10,000 policies, 100,000 pods, 1,000 namespaces
+    Large,
+}
+
+impl Size {
+    /// Policies, pods, namespaces.
+    fn counts(self) -> (usize, usize, usize) {
+        match self {
+            Self::Small => (200, 1_000, 20),
+            Self::Medium => (1_000, 10_000, 100),
+            Self::Large => (10_000, 100_000, 1_000),
+        }
+    }
+
+    fn words(self) -> String {
+        let (policies, pods, namespaces) = self.counts();
+        format!("{policies} policies, {pods} pods, {namespaces} namespaces")
+    }
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let mut report = Report::new(machine::describe());
+    println!("{}\n", report.machine());
+    let rows: &[RowName] = if options.rows.is_empty() {
+        RowName::value_variants()
+    } else {
+        &options.rows
+    };
+    for row in rows {
+        for size in &options.sizes {
+            match row {
+                RowName::Compile => compile::run(options, *size, &mut report)?,
+                RowName::Memory => control::memory(*size, &mut report)?,
+                RowName::Change => churn::change(options, *size, &mut report)?,
+                RowName::Churn => churn::sustained(options, *size, &mut report)?,
+            }
+        }
+    }
+    println!("\n{}", report.table());
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{}\n", report.json()))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
