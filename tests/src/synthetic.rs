@@ -38,6 +38,9 @@ use crate::{BedError, Result, manifests};
 /// The network of the cluster's Services, for configurations.
 pub const SERVICE_CIDR: &str = "10.96.0.0/12";
 
+/// The networks of the cluster's pods, for configurations: all that the nodes' networks can be.
+pub const POD_CIDRS: [&str; 2] = ["10.0.0.0/10", "10.64.0.0/11"];
+
 /// A threshold of Kubernetes SIG Scalability.
 const MOST_PODS_OF_NAMESPACE: usize = 3_000;
 /// A threshold of Kubernetes SIG Scalability, there for the endpoints of a Service.

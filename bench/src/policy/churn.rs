@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::{
     Options, Size,
-    control::{Bed, said},
+    control::{Bed, Owners},
     inside::Arrivals,
     report::{Report, Target},
 };
@@ -49,10 +49,11 @@ pub(super) fn change(options: &Options, size: Size, report: &mut Report) -> anyh
 /// Milliseconds of each change.
 fn single(bed: &mut Bed, changes: usize) -> anyhow::Result<Vec<f64>> {
     let mut arrivals = Arrivals::default();
+    let mut owners = Owners::of(&bed.synthetic);
     let began = Instant::now();
     while arrivals.lags.len() < changes && began.elapsed() < LIMIT {
         let event = bed.synthetic.churn();
-        let word = said(&event);
+        let word = owners.said(&event);
         let at = Instant::now();
         bed.server.event(event);
         if let Some(word) = word {
@@ -73,8 +74,10 @@ fn wait(bed: &mut Bed, arrivals: &mut Arrivals) -> anyhow::Result<()> {
         if Instant::now() > until {
             bed.lives()?;
             bail!(
-                "an event has not arrived after {} s; control says:\n{}",
+                "{:?} has not arrived after {} s, nor {} after it; control says:\n{}",
+                arrivals.oldest(),
                 PATIENCE.as_secs(),
+                arrivals.waiting() - 1,
                 bed.said()
             );
         }
@@ -95,18 +98,8 @@ fn look(bed: &Bed, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
 /// Pods come and go at a rate, while connections pass.
 pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
     let mut bed = Bed::start(size, "changed")?;
-    let addresses: Vec<_> = bed
-        .synthetic
-        .objects()
-        .filter_map(|object| {
-            let running = object["kind"] == "Pod" && object["status"]["phase"] == "Running";
-            object["status"]["podIP"]
-                .as_str()
-                .filter(|_| running)?
-                .parse()
-                .ok()
-        })
-        .collect();
+    let mut owners = Owners::of(&bed.synthetic);
+    let addresses = owners.addresses();
     let connections = bed.inside.establish(&addresses, CONNECTIONS);
     // Every connection has had both directions by then.
     std::thread::sleep(Duration::from_secs(1));
@@ -124,7 +117,7 @@ pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> a
     let generations = bed.inside.adopted().unwrap_or(0);
     let cpu = bed.cpu()?;
     let start = Instant::now();
-    let arrivals = events(&mut bed, options)?;
+    let arrivals = events(&mut bed, &mut owners, options)?;
     let took = start.elapsed().as_secs_f64();
     let cpu = (bed.cpu()? - cpu) / took;
     let after = count(&bed);
@@ -160,13 +153,13 @@ pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> a
 }
 
 /// Sends the events in their time and watches them arrive; waits for the last.
-fn events(bed: &mut Bed, options: &Options) -> anyhow::Result<Arrivals> {
+fn events(bed: &mut Bed, owners: &mut Owners, options: &Options) -> anyhow::Result<Arrivals> {
     let total = u64::from(options.seconds) * u64::from(options.events_per_second);
     // Made before: making them is not what is measured.
     let events: Vec<_> = (0..total)
         .map(|_| {
             let event = bed.synthetic.churn();
-            let word = said(&event);
+            let word = owners.said(&event);
             (event, word)
         })
         .collect();

@@ -1,6 +1,7 @@
 //! The real control process, fed by an API server of this process over HTTP.
 
 use std::{
+    collections::HashMap,
     fs,
     net::IpAddr,
     path::PathBuf,
@@ -13,7 +14,7 @@ use ringwall_testbed::{
     api_server::ApiServer,
     appliance::built_binary,
     scratch::Scratch,
-    synthetic::{Event, EventKind, SERVICE_CIDR, Synthetic},
+    synthetic::{Event, EventKind, POD_CIDRS, SERVICE_CIDR, Synthetic},
 };
 use serde_json::Value;
 
@@ -57,12 +58,13 @@ impl Bed {
         fs::write(path("kubeconfig"), server.kubeconfig("none"))?;
         let config = format!(
             "apiVersion: ringwall.io/v1alpha1\nkind: Gateway\nname: bench\nmode: enforce\nverify: {verify}\n\
-             cluster: {{podCIDRs: [10.0.0.0/8], serviceCIDRs: [{SERVICE_CIDR}]}}\n\
+             cluster: {{podCIDRs: [{1}], serviceCIDRs: [{SERVICE_CIDR}]}}\n\
              source: {{kubeconfig: {0}/kubeconfig}}\n\
              interfaces:\n- {{name: lan0, side: inside}}\n- {{name: lan1, side: outside}}\n\
              wires:\n- {{name: w0, interfaces: [lan0, lan1], failMode: closed}}\n\
              runtimeDir: {0}/run\nstateDir: {0}/state\ntelemetry: {{metricsListen: \"127.0.0.1:0\"}}\n",
-            scratch.path().display()
+            scratch.path().display(),
+            POD_CIDRS.join(", ")
         );
         fs::write(path("config.yaml"), config)?;
         let inside = Inside::start(&path("run"))?;
@@ -72,6 +74,7 @@ impl Bed {
             .arg("control")
             .arg("--config")
             .arg(path("config.yaml"))
+            .env("RUST_LOG", "ringwall=warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?)
@@ -86,12 +89,16 @@ impl Bed {
             log,
             _scratch: scratch,
         };
-        if bed.inside.adopted_after(0, PATIENCE).is_none() {
-            bail!(
-                "no snapshot within {} s; control says:\n{}",
-                PATIENCE.as_secs(),
-                bed.said()
-            );
+        while bed.inside.adopted().is_none_or(|sequence| sequence == 0) {
+            bed.lives()?;
+            if start.elapsed() > PATIENCE {
+                bail!(
+                    "no snapshot within {} s; control says:\n{}",
+                    PATIENCE.as_secs(),
+                    bed.said()
+                );
+            }
+            std::thread::sleep(Duration::from_micros(200));
         }
         bed.first = start.elapsed();
         Ok(bed)
@@ -153,38 +160,59 @@ impl Drop for Bed {
     }
 }
 
-/// What an event says about an address; None where nothing changes for any.
-pub(super) fn said(event: &Event) -> Option<Said> {
-    let pod = &event.object;
-    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
-    if text("/kind") != Some("Pod") || pod.pointer("/spec/hostNetwork").is_some() {
-        return None;
-    }
-    let address: IpAddr = text("/status/podIP")?.parse().ok()?;
-    let owner = (
-        text("/metadata/namespace")?.to_owned(),
-        text("/metadata/name")?.to_owned(),
-    );
-    match event.kind {
-        EventKind::Deleted if text("/status/phase") == Some("Running") => Some(Said { address, owner: None }),
-        // A finished pod has lost its address before.
-        EventKind::Deleted => None,
-        // Its address is new when it begins to run: ready it is later.
-        _ if is_new(pod) => Some(Said {
-            address,
-            owner: Some(owner),
-        }),
-        _ => None,
-    }
-}
+/// Who has which address, as the events so far say.
+#[derive(Debug, Default)]
+pub(super) struct Owners(HashMap<IpAddr, (String, String)>);
 
-fn is_new(pod: &Value) -> bool {
-    let ready = pod["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|it| it["type"] == "Ready" && it["status"] == "True");
-    !ready && pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null()
+impl Owners {
+    /// As the cluster is now.
+    pub(super) fn of(synthetic: &Synthetic) -> Self {
+        let mut owners = Self::default();
+        for object in synthetic.objects() {
+            owners.said(&Event {
+                kind: EventKind::Added,
+                object,
+            });
+        }
+        owners
+    }
+
+    /// Addresses of pods, in order.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = self.0.keys().copied().collect();
+        addresses.sort_unstable();
+        addresses
+    }
+
+    /// What an event says about an address; None where nothing changes for any.
+    pub(super) fn said(&mut self, event: &Event) -> Option<Said> {
+        let pod = &event.object;
+        let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
+        if text("/kind") != Some("Pod") || pod.pointer("/spec/hostNetwork").is_some() {
+            return None;
+        }
+        let address: IpAddr = text("/status/podIP")?.parse().ok()?;
+        let pod = (
+            text("/metadata/namespace")?.to_owned(),
+            text("/metadata/name")?.to_owned(),
+        );
+        let leaves = event.kind == EventKind::Deleted || text("/status/phase") == Some("Succeeded");
+        let before = self.0.get(&address);
+        if leaves {
+            // What it had may have gone to another before.
+            before.filter(|owner| **owner == pod)?;
+            self.0.remove(&address);
+            return Some(Said { address, owner: None });
+        }
+        if before == Some(&pod) {
+            return None;
+        }
+        self.0.insert(address, pod.clone());
+        Some(Said {
+            address,
+            owner: Some(pod),
+        })
+    }
 }
 
 pub(super) fn memory(size: Size, report: &mut Report) -> anyhow::Result<()> {

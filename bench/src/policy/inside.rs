@@ -37,8 +37,6 @@ use ringwall_dataplane::{
 const IDLE: Duration = Duration::from_millis(20);
 /// Between two bursts of established flows: a load, but not one that takes a whole CPU.
 const BETWEEN_BURSTS: Duration = Duration::from_micros(200);
-/// How often it is looked whether a snapshot was adopted.
-const LOOK: Duration = Duration::from_micros(50);
 /// How many pairs of addresses are tried for a flow that is allowed.
 const TRIES: usize = 1 << 20;
 
@@ -109,19 +107,6 @@ impl Inside {
             stop,
             threads,
         })
-    }
-
-    /// Waits until every worker decides by a snapshot that was published after `before`; answers its number, None where
-    /// there is none in time.
-    pub(super) fn adopted_after(&self, before: u64, patience: Duration) -> Option<u64> {
-        let until = Instant::now() + patience;
-        while Instant::now() < until {
-            if let Some(sequence) = self.adopted().filter(|sequence| *sequence > before) {
-                return Some(sequence);
-            }
-            std::thread::sleep(LOOK);
-        }
-        None
     }
 
     /// The number of the newest snapshot, if every worker decides by it; 0 before the first.
@@ -250,6 +235,11 @@ impl Arrivals {
 
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// What has waited longest.
+    pub(super) fn oldest(&self) -> Option<&Said> {
+        self.waiting.front().map(|(_, _, said)| said)
     }
 
     /// Looks which of the oldest have arrived in a snapshot that was adopted at `at`. Events arrive in order.

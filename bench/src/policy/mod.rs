@@ -6,6 +6,7 @@ mod compile;
 mod control;
 mod inside;
 mod machine;
+mod nft;
 mod report;
 
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ enum RowName {
     Change,
     /// Pods come and go for a while: lag, CPU, flows judged again.
     Churn,
+    /// The same rules loaded by `nft -f`, for comparison; needs root.
+    Nft,
 }
 
 /// A cluster.
@@ -101,6 +104,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 RowName::Compile => compile::run(options, *size, &mut report)?,
                 RowName::Memory => control::memory(*size, &mut report)?,
                 RowName::Change => churn::change(options, *size, &mut report)?,
+                RowName::Nft => nft::run(options, *size, &mut report)?,
                 RowName::Churn => churn::sustained(options, *size, &mut report)?,
             }
         }
