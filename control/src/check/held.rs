@@ -58,6 +58,7 @@ pub(super) struct Held {
     /// Node names by number of the snapshot and back, with the number of addresses.
     node_numbers: HashMap<u32, (u32, u32)>,
     nodes: HashMap<u32, u32>,
+    node_changes: u64,
     /// Where both sides' ranges begin, by family.
     cuts: [Vec<u128>; 2],
     /// What has come since it was last asked for.
@@ -79,10 +80,6 @@ impl Held {
         if let Some(before) = self.ends.remove(&place) {
             self.uncount(&before);
         }
-    }
-
-    pub(super) fn get(&self, place: Place) -> Option<&Seen> {
-        self.ends.get(&place)
     }
 
     /// Takes what was found out about all ranges of a family, each by an address of it that nobody has, in place of
@@ -123,6 +120,7 @@ impl Held {
         if let Who::Node(name) = seen.end.who {
             let of_name = self.node_numbers.entry(name).or_insert((seen.node, 0));
             of_name.1 += 1;
+            self.node_changes += u64::from(of_name.1 == 1);
             self.nodes.insert(seen.node, name);
         }
         for line in seen.rows.into_iter().flatten().zip(seen.end.subjects) {
@@ -150,6 +148,7 @@ impl Held {
             if *ends == 0 {
                 let number = *number;
                 self.node_numbers.remove(&name);
+                self.node_changes += 1;
                 self.nodes.remove(&number);
             }
         }
@@ -180,6 +179,26 @@ impl Held {
 
     pub(super) fn lines(&self) -> impl Iterator<Item = Line> + '_ {
         self.lines.keys().copied()
+    }
+
+    /// Lines of a row.
+    pub(super) fn lines_of(&self, row: u32) -> impl Iterator<Item = Line> + '_ {
+        self.lines
+            .range((row, 0)..=(row, u32::MAX))
+            .map(|(line, _)| *line)
+    }
+
+    /// Columns of the 64 classes from this one on.
+    pub(super) fn columns_from(&self, class: u32) -> impl Iterator<Item = Column> + '_ {
+        let end = class.saturating_add(64);
+        self.columns
+            .range((class, 0)..(end, 0))
+            .map(|(column, _)| *column)
+    }
+
+    /// How often a node got its first address or lost its last one.
+    pub(super) fn node_changes(&self) -> u64 {
+        self.node_changes
     }
 
     pub(super) fn take_new(&mut self) -> (BTreeSet<Line>, BTreeSet<Column>) {

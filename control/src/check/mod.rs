@@ -3,6 +3,7 @@
 //! Shares no code with the model, the compiler or the writing side of images: it has its own matching of selectors,
 //! blocks and ports, and its own derivation of who owns an address.
 
+mod change;
 mod held;
 mod matching;
 mod ports;
@@ -77,7 +78,18 @@ impl Checker {
         cluster: &Cluster,
         snapshot: &Arc<Snapshot>,
     ) -> Result<Report, Box<Difference>> {
-        self.full(cluster, snapshot)
+        let Some(mut proof) = self.last.take() else {
+            return self.full(cluster, snapshot);
+        };
+        match proof.follow(cluster, snapshot) {
+            None => self.full(cluster, snapshot),
+            Some(proven) => {
+                let report = proven?;
+                self.last = Some(proof);
+                self.look_at(cluster, snapshot);
+                Ok(report)
+            }
+        }
     }
 
     /// Sets what [`Self::step`] proves from its next pass on, without a proof now: for a checker that works in the

@@ -105,11 +105,6 @@ impl Decisions {
         self.denying[number as usize]
     }
 
-    /// How many lists there are.
-    pub(super) fn len(&self) -> usize {
-        self.lists.len()
-    }
-
     fn spans_of(&self, mut list: u32, names: &PortNames, rules: &Rules) -> Spans {
         let mut in_order = Vec::new();
         while list != 0 {

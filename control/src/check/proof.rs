@@ -9,7 +9,7 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{
         DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NodeExemption, PolicyName,
-        Provenance, Row, Snapshot,
+        Provenance, Row, Since, Snapshot,
     },
 };
 
@@ -68,6 +68,8 @@ pub(super) struct Proof {
     isolating_names: HashSet<(u32, u32)>,
     /// Rows whose isolating policies were asked for.
     named: HashSet<Line>,
+    /// Whether some cell is wrong that no packet reads: as long as nobody comes who could send one.
+    pub excused: bool,
     lists: Lists,
     pub report: Report,
     todo: Todo,
@@ -102,6 +104,7 @@ impl Proof {
             rule_names: HashSet::new(),
             isolating_names: HashSet::new(),
             named: HashSet::new(),
+            excused: false,
             lists: Lists::default(),
             report: Report {
                 whole: true,
@@ -697,7 +700,7 @@ impl Proof {
 
     /// A cell that says something else is wrong if there is a packet that is decided by it: of one family, and not from
     /// an end to itself.
-    fn visible(&self, line: Line, column: Column, l4: L4) -> Result<(), Wrong> {
+    fn visible(&mut self, line: Line, column: Column, l4: L4) -> Result<(), Wrong> {
         let direction = self.view.subject_of(line.1).direction;
         let peers = self.held.peers_in(column);
         for own in self.held.subjects_of(line) {
@@ -714,7 +717,20 @@ impl Proof {
                 }
             }
         }
+        self.excused = true;
         Ok(())
+    }
+
+    /// Forgets what was compared with records that differ now.
+    pub(super) fn forget(&mut self, since: &Since) {
+        if !since.port_maps.is_empty() {
+            self.matched.retain(|(_, map)| !since.port_maps.contains(map));
+        }
+        if !since.provenance.is_empty() {
+            self.rule_names.retain(|(at, _)| !since.provenance.contains(at));
+            self.isolating_names
+                .retain(|(at, _)| !since.provenance.contains(at));
+        }
     }
 
     /// Whether a packet between two ends can be, and is judged.
@@ -747,7 +763,7 @@ fn is_policy(told: &PolicyName<'_>, key: &ObjectKey) -> bool {
 }
 
 /// The row of a number.
-fn cells(row: u32) -> Row {
+pub(super) fn cells(row: u32) -> Row {
     if row == 0 { Row::Open } else { Row::Cells(row) }
 }
 

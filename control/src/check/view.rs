@@ -302,15 +302,6 @@ impl View {
         &self.subjects[number as usize].0
     }
 
-    /// Rules that decide about a subject, in order.
-    pub(super) fn rules_of(&self, subject: u32) -> &[u32] {
-        &self.subjects[subject as usize].1
-    }
-
-    pub(super) fn meaning(&self, number: u32) -> Meaning {
-        self.meanings[number as usize]
-    }
-
     /// Distinct subjects and meanings that ever were.
     pub(super) fn sizes(&self) -> [usize; 2] {
         [self.subjects.len(), self.meanings.len()]

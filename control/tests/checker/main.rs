@@ -11,6 +11,7 @@ mod confirm;
 #[allow(dead_code)]
 #[path = "../compile_vs_reference/generate.rs"]
 mod generate;
+mod history;
 mod mistakes;
 #[allow(dead_code)]
 #[path = "../compile_vs_reference/mutate.rs"]
@@ -86,7 +87,7 @@ fn wrong_compilers_are_found() {
             let compiled = Compiled::of(&misread);
             let flows = generate::flows(&cluster, &mut random, 200);
             let visible = first_difference(&cluster, &compiled, &flows, &mut Outcomes::default());
-            match check(&cluster, &Arc::new(compiled.snapshot)) {
+            match check(&cluster, &compiled.snapshot) {
                 Ok(_) => assert!(
                     visible.is_none(),
                     "seed {seed}, {name}: not found: {}",

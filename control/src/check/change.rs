@@ -1,0 +1,244 @@
+//! From the proof of one snapshot to the proof of its successor: what neither the objects nor the tables touched is
+//! carried over.
+//!
+//! Both sides are compared by the checker itself, the states by the difference of their maps, the snapshots by the
+//! difference of their tables. The argument is in the crate's DESIGN.md; the numbers in comments are its steps.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use imbl::ordmap::DiffItem;
+use ringwall_dataplane::classify::{IdentityKind, Since, Snapshot};
+
+use super::{
+    held::Place,
+    proof::{Proof, Suspect, Wrong, cells, key_of},
+    report::{Difference, Report},
+    view::Who,
+};
+use crate::cluster::{Cluster, ObjectKey};
+
+/// What has to be looked at again.
+#[derive(Debug, Default)]
+struct Touched {
+    ends: BTreeSet<Place>,
+    /// Endpoints of the snapshot that may be nobody's.
+    endpoints: BTreeSet<ObjectKey>,
+    /// Names that nobody has any more.
+    gone: BTreeSet<ObjectKey>,
+    ranges: bool,
+}
+
+impl Proof {
+    /// Proves the successor. None where all of it has to be proven anew.
+    pub(super) fn follow(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Arc<Snapshot>,
+    ) -> Option<Result<Report, Box<Difference>>> {
+        let begun = Instant::now();
+        if self.has_grown() || self.excused || is_other(self.view.cluster(), cluster) {
+            return None;
+        }
+        let since = snapshot.since(&self.snapshot)?;
+        if since.nodes {
+            return None;
+        }
+        let older = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
+        self.report = Report::default();
+        let nodes = self.held.node_changes();
+        let mut touched = Touched {
+            ranges: since.ranges,
+            ..Touched::default()
+        };
+        self.touched_by_tables(&since, &older, &mut touched)?;
+        self.touched_by_objects(cluster, &mut touched);
+        let ends = self.ends_again(&touched);
+        // Whether a node has an address says what its pods are exempt from.
+        if ends.is_ok() && self.held.node_changes() != nodes {
+            return None;
+        }
+        let proven = ends.and_then(|()| self.cells_again(&since, &older));
+        self.view.follow(cluster);
+        self.report.classes = self.classes();
+        self.report.micros = begun.elapsed().as_micros() as u64;
+        Some(match proven {
+            Ok(()) => Ok(self.report),
+            Err(wrong) => Err(self.explain(wrong)),
+        })
+    }
+
+    /// 6: ends of which some record that answers for them differs. None where those cannot be told.
+    fn touched_by_tables(&self, since: &Since, older: &Snapshot, touched: &mut Touched) -> Option<()> {
+        touched
+            .ends
+            .extend(since.hosts.iter().map(|addr| Place::Address((*addr).into())));
+        for identity in &since.identities {
+            match identity.kind {
+                // Whoever had this identity was proven to be the endpoint that it names.
+                IdentityKind::Pod => {
+                    if let Some(endpoint) = older.endpoint(identity.endpoint) {
+                        self.touch(&key_of(&endpoint), touched);
+                    }
+                }
+                IdentityKind::Node
+                | IdentityKind::External
+                | IdentityKind::Unknown
+                | IdentityKind::Service => {
+                    return None;
+                }
+            }
+        }
+        for number in since.endpoints.iter().chain(&since.names) {
+            if let Some(endpoint) = older.endpoint(*number) {
+                self.touch(&key_of(&endpoint), touched);
+            }
+            if let Some(endpoint) = self.snapshot.endpoint(*number) {
+                let key = key_of(&endpoint);
+                self.touch(&key, touched);
+                touched.endpoints.insert(key);
+            }
+        }
+        Some(())
+    }
+
+    /// Everything that is asked about a pod.
+    fn touch(&self, key: &ObjectKey, touched: &mut Touched) {
+        let Some(slot) = self.view.slot(key) else { return };
+        touched.ends.insert(Place::Name(slot));
+        if let Some(known) = self.view.pod(slot) {
+            touched
+                .ends
+                .extend(known.pod.addresses.iter().copied().map(Place::Address));
+        }
+    }
+
+    /// 6: ends of which some object differs; the view is that of the new state then.
+    fn touched_by_objects(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let before = self.view.cluster().clone();
+        let mut come = Vec::new();
+        for item in before.pods.diff(&cluster.pods) {
+            let (gone, new) = match item {
+                DiffItem::Add(_, pod) => (None, Some(pod)),
+                DiffItem::Update { old, new } => (Some(old.1), Some(new.1)),
+                DiffItem::Remove(_, pod) => (Some(pod), None),
+            };
+            for pod in gone.into_iter().chain(new) {
+                touched
+                    .ends
+                    .extend(pod.addresses.iter().copied().map(Place::Address));
+            }
+            if let Some(pod) = gone {
+                touched.gone.insert(pod.key.clone());
+                if let Some((slot, _)) = self.view.remove(&pod.key) {
+                    touched.ends.insert(Place::Name(slot));
+                }
+            }
+            come.extend(new);
+        }
+        for pod in come {
+            touched.gone.remove(&pod.key);
+            let slot = self.view.add(pod);
+            touched.ends.insert(Place::Name(slot));
+        }
+    }
+
+    fn ends_again(&mut self, touched: &Touched) -> Result<(), Wrong> {
+        self.settings()?;
+        let (nodes, others): (Vec<Place>, Vec<Place>) = touched.ends.iter().partition(|place| {
+            matches!(place, Place::Address(address) if matches!(self.view.who(*address), Who::Node(_)))
+        });
+        if touched.ranges {
+            self.ranges(true)?;
+            self.ranges(false)?;
+        }
+        for place in nodes.into_iter().chain(others) {
+            self.end(place)?;
+        }
+        for key in &touched.endpoints {
+            self.endpoint_is_known(key.clone())?;
+        }
+        for key in &touched.gone {
+            if self.snapshot.find_endpoint(&key.namespace, &key.name).is_some() {
+                return Err(Wrong {
+                    what: format!("the snapshot knows {key}, which is gone"),
+                    suspect: Suspect::Anything,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// 7: cells that are read for the first time, and those of which some record differs.
+    fn cells_again(&mut self, since: &Since, older: &Snapshot) -> Result<(), Wrong> {
+        self.forget(since);
+        let (mut new_lines, new_columns) = self.held.take_new();
+        for row in &since.isolating {
+            new_lines.extend(self.held.lines_of(*row));
+        }
+        if !new_lines.is_empty() {
+            let columns: Vec<_> = self.held.columns().collect();
+            for line in &new_lines {
+                self.line(*line, &columns)?;
+            }
+        }
+        if !new_columns.is_empty() {
+            let lines: Vec<_> = self
+                .held
+                .lines()
+                .filter(|line| !new_lines.contains(line))
+                .collect();
+            for line in lines {
+                for column in &new_columns {
+                    self.one(line, *column)?;
+                }
+            }
+        }
+        let mut columns = Vec::new();
+        let mut of_page = None;
+        for (row, first) in &since.pages {
+            if of_page != Some(*first) {
+                of_page = Some(*first);
+                columns.clear();
+                columns.extend(
+                    self.held
+                        .columns_from(*first)
+                        .filter(|column| !new_columns.contains(column)),
+                );
+            }
+            let lines: Vec<_> = self
+                .held
+                .lines_of(*row)
+                .filter(|line| !new_lines.contains(line))
+                .collect();
+            if lines.is_empty() {
+                continue;
+            }
+            for column in &columns {
+                let map = self.snapshot.port_map_of(cells(*row), column.0);
+                let same = map == older.port_map_of(cells(*row), column.0);
+                if same && map.is_some_and(|map| !since.port_maps.contains(&map)) {
+                    continue;
+                }
+                for line in &lines {
+                    self.one(*line, *column)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether much of what has been numbered can be nobody's any more.
+    fn has_grown(&self) -> bool {
+        let (columns, lines) = self.held.sizes();
+        let [subjects, meanings] = self.view.sizes();
+        subjects + meanings > 4 * (columns + lines) + 50_000
+    }
+}
+
+/// Whether more than pods differs.
+fn is_other(before: &Cluster, after: &Cluster) -> bool {
+    before.settings != after.settings
+        || before.namespaces.diff(&after.namespaces).next().is_some()
+        || before.nodes.diff(&after.nodes).next().is_some()
+        || before.policies.diff(&after.policies).next().is_some()
+}

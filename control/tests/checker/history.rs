@@ -1,0 +1,148 @@
+//! Clusters in motion: one state after the other, compiled by one compiler, proven by one checker.
+
+use std::sync::Arc;
+
+use ringwall::{
+    check::Checker,
+    cluster::{Cluster, Object},
+    compile::{Budget, Compiler, EpochKey},
+};
+use ringwall_dataplane::classify::{Generation, Snapshot};
+
+use crate::{generate, mistakes, mutate, random::Random};
+
+/// A pod more, less, replaced or changed; seldom anything else.
+fn event(cluster: &Cluster, random: &mut Random) -> Cluster {
+    let mut next = cluster.clone();
+    let other = generate::cluster(random);
+    let keys: Vec<_> = cluster.pods.keys().cloned().collect();
+    match random.below(20) {
+        0 => next = mutate::step(cluster, random),
+        1..=6 => {
+            if !keys.is_empty() {
+                next.pods.remove(random.one(&keys));
+            }
+        }
+        _ => {
+            let pods: Vec<_> = other.pods.values().collect();
+            if !pods.is_empty() {
+                let mut pod: ringwall::cluster::Pod = (***random.one(&pods)).clone();
+                pod.key.name = format!("p{}", random.below(20));
+                next.insert(Object::Pod(pod));
+            }
+        }
+    }
+    next
+}
+
+fn update(compiler: &mut Compiler, cluster: &Cluster, generation: u64) -> Arc<Snapshot> {
+    let compiled = compiler
+        .update(cluster, Generation(generation))
+        .expect("the cluster compiles");
+    Arc::new(Snapshot::from_image(&compiled.image))
+}
+
+#[test]
+fn successors_are_proven_from_what_differs() {
+    let mut carried = 0;
+    for seed in crate::seeds(40) {
+        let mut random = Random::new(seed);
+        let mut cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        for generation in 1..25 {
+            let snapshot = update(&mut compiler, &cluster, generation);
+            let report = checker.changed(&cluster, &snapshot);
+            let report =
+                report.unwrap_or_else(|difference| panic!("seed {seed}, {generation}: {difference}"));
+            carried += u32::from(!report.whole);
+            cluster = event(&cluster, &mut random);
+        }
+    }
+    assert!(carried > 300, "only {carried} proofs carried anything over");
+}
+
+/// A compiler that has compiled the state before correctly reads the next one wrongly: what a whole proof finds, the
+/// proof of what changed finds too, whatever they share.
+#[test]
+fn successors_with_a_mistake_are_found() {
+    let all: Vec<_> = mutate::MISTAKES.iter().chain(mistakes::MISTAKES).collect();
+    let (mut wrong, mut right, mut carried) = (0, 0, 0);
+    for seed in crate::seeds(250) {
+        let mut random = Random::new(seed);
+        let cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        let first = update(&mut compiler, &cluster, 1);
+        assert!(checker.changed(&cluster, &first).is_ok());
+        let next = event(&cluster, &mut random);
+        let mut misread = next.clone();
+        if random.percent(50) {
+            let (_, mistake) = random.one(&all);
+            mistake(&mut misread);
+        } else {
+            // It missed the event, or heard of another one.
+            misread = if random.percent(50) {
+                cluster.clone()
+            } else {
+                event(&cluster, &mut random)
+            };
+        }
+        let second = update(&mut compiler, &misread, 2);
+        let whole = Checker::new().full(&next, &second);
+        let changed = checker.changed(&next, &second);
+        assert_eq!(
+            whole.is_ok(),
+            changed.is_ok(),
+            "seed {seed}: whole {whole:?}, changed {changed:?}"
+        );
+        match changed {
+            Ok(report) => {
+                right += 1;
+                carried += u32::from(!report.whole);
+            }
+            Err(difference) => {
+                wrong += 1;
+                crate::confirm::confirm(&next, &difference);
+                // Nothing is carried over from a refused snapshot.
+                let again = update(&mut compiler, &next, 3);
+                let report = checker.changed(&next, &again).expect("the right one is proven");
+                assert!(report.whole);
+            }
+        }
+    }
+    assert!(
+        wrong > 50 && right > 20 && carried > 10,
+        "{wrong} wrong, {right} right, {carried} carried over"
+    );
+}
+
+#[test]
+fn the_rolling_pass_sees_everything_in_steps() {
+    let cluster = generate::cluster(&mut Random::new(5));
+    let snapshot = crate::snapshot(&cluster);
+    let mut checker = Checker::new();
+    assert_eq!(
+        checker.step(std::time::Duration::ZERO).unwrap(),
+        ringwall::check::Progress::Idle
+    );
+    let report = checker.full(&cluster, &snapshot).unwrap();
+    let mut steps = 0;
+    let rolled = loop {
+        steps += 1;
+        match checker.step(std::time::Duration::ZERO).unwrap() {
+            ringwall::check::Progress::Done(report) => break report,
+            progress => assert_eq!(progress, ringwall::check::Progress::Working),
+        }
+    };
+    assert!(steps > 10, "{steps} steps");
+    let counts =
+        |report: ringwall::check::Report| (report.classes, report.pairs, report.addresses, report.questions);
+    assert_eq!(counts(rolled), counts(report));
+    // A wrong snapshot is found there as well.
+    let mut misread = cluster.clone();
+    misread.pods.clear();
+    checker.look_at(&cluster, &crate::snapshot(&misread));
+    let found = (0..10_000).any(|_| checker.step(std::time::Duration::ZERO).is_err());
+    assert!(found);
+}
