@@ -2,7 +2,8 @@
 //!
 //! * [`plan`] from configuration to ports, workers and places; changes nothing.
 //! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
-//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog.
+//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`] and
+//!   [`huge_pages`] what it changes on the machine.
 //! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
 
@@ -12,6 +13,7 @@ pub mod detach;
 pub mod expedited;
 pub mod fib;
 pub mod follow;
+pub mod huge_pages;
 pub mod lifeline;
 pub mod machine;
 pub mod mirror;

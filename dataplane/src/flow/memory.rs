@@ -3,6 +3,7 @@
 //! ```text
 //! header (4096 bytes) | shard 0: entries of 128 bytes | shard 1 | ... | shard 255
 //! ```
+//! The header says for each shard how many of its entries were ever used, so that a successor reads only those.
 //! Only the entries lie there; whatever leads to them (index, lists, free places) is private and built again from them.
 //! So what a predecessor left, or anybody wrote into the file, is believed entry by entry or not at all. A process may
 //! be killed at any moment: an entry is marked used last when it is made and unmarked first when it goes, and a
@@ -34,6 +35,17 @@ struct Header {
     per_shard: u64,
     /// Chooses the shard of a key.
     seed: u64,
+    /// By shard: entries from here on have never been used, whatever they hold.
+    reached: [u32; SHARDS],
+}
+const _: () = assert!(size_of::<Header>() <= HEADER_BYTES);
+
+/// A shard's part of the memory.
+#[derive(Debug)]
+pub(super) struct ShardMemory {
+    pub(super) entries: &'static mut [Entry],
+    /// Entries from here on have never been used. Raised before such an entry is; believed only as far as it saves reading.
+    pub(super) reached: &'static mut u32,
 }
 
 /// Why memory cannot hold a flow table.
@@ -63,7 +75,7 @@ pub enum FlowMemoryError {
 /// The entries of every shard, ready to be given to workers.
 #[derive(Debug)]
 pub struct FlowMemory {
-    pub(super) shards: Vec<&'static mut [Entry]>,
+    pub(super) shards: Vec<ShardMemory>,
     pub(crate) seed: Seed,
     inherited: bool,
     pub(super) now: Nanos,
@@ -118,13 +130,18 @@ impl FlowMemory {
             header.shards = SHARDS as u32;
             header.per_shard = per_shard as u64;
             header.seed = seed;
+            header.reached = [0; SHARDS];
             std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
             header.magic = MAGIC;
         }
         let seed = Seed::new(header.seed);
         let entries = <[Entry]>::mut_from_bytes(body).map_err(|_| FlowMemoryError::Misaligned)?;
         Ok(Self {
-            shards: entries.chunks_exact_mut(per_shard).collect(),
+            shards: entries
+                .chunks_exact_mut(per_shard)
+                .zip(&mut header.reached)
+                .map(|(entries, reached)| ShardMemory { entries, reached })
+                .collect(),
             seed,
             inherited: known,
             now,
@@ -147,7 +164,7 @@ impl FlowMemory {
 
     /// Entries that fit.
     pub fn capacity(&self) -> usize {
-        self.shards.iter().map(|shard| shard.len()).sum()
+        self.shards.iter().map(|shard| shard.entries.len()).sum()
     }
 
     /// Whether it holds a predecessor's table (which may be empty).
@@ -156,18 +173,23 @@ impl FlowMemory {
     }
 }
 
-/// What memory would hold of shards: for tests of restarts.
+/// What memory would hold of shards, given how many of their entries were ever used: for tests of restarts.
 #[cfg(test)]
-pub(crate) fn image(seed: u64, per_shard: usize, shards: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn image(seed: u64, per_shard: usize, shards: &[(u32, Vec<u8>)]) -> Vec<u8> {
+    let mut reached = [0; SHARDS];
+    for (to, (from, _)) in reached.iter_mut().zip(shards) {
+        *to = *from;
+    }
     let header = Header {
         magic: MAGIC,
         version: LAYOUT_VERSION,
         shards: SHARDS as u32,
         per_shard: per_shard as u64,
         seed,
+        reached,
     };
     let mut bytes = header.as_bytes().to_vec();
     bytes.resize(HEADER_BYTES, 0);
-    bytes.extend(shards.iter().flatten());
+    bytes.extend(shards.iter().flat_map(|(_, entries)| entries));
     bytes
 }

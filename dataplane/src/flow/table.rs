@@ -10,7 +10,7 @@ use super::{
     entry::{Entry, Stamp},
     fragments::Fragments,
     hash::{KeyHash, Seed},
-    memory::FlowMemory,
+    memory::{FlowMemory, ShardMemory},
     rate::TokenBucket,
     state::{Direction, Standing, State},
 };
@@ -108,7 +108,12 @@ pub(crate) struct Shard {
     entries: &'static mut [Entry],
     buckets: Box<[Bucket]>,
     mask: usize,
+    /// Places of entries that were used once.
     free: Vec<u32>,
+    /// Places from here on have never been used.
+    fresh: usize,
+    /// `fresh`, for a successor.
+    reached: &'static mut u32,
     links: Box<[Link]>,
     half_open: List,
     closed: List,
@@ -135,27 +140,31 @@ impl FlowMemory {
         self.shards
             .into_iter()
             .enumerate()
-            .map(|(number, entries)| Shard::open(entries, number, seed, config, icmp_sent, now))
+            .map(|(number, memory)| Shard::open(memory, number, seed, config, icmp_sent, now))
             .collect()
     }
 }
 
 impl Shard {
     fn open(
-        entries: &'static mut [Entry],
+        memory: ShardMemory,
         number: usize,
         seed: Seed,
         config: &FlowConfig,
         icmp_sent: super::RateLimit,
         now: Nanos,
     ) -> Self {
+        let ShardMemory { entries, reached } = memory;
         let count = entries.len();
+        let fresh = count.min(*reached as usize);
         let buckets = (count * 4).div_ceil(SLOTS).next_power_of_two();
         let mut shard = Self {
             entries,
             buckets: vec![Bucket::EMPTY; buckets].into_boxed_slice(),
             mask: buckets - 1,
             free: Vec::with_capacity(count),
+            fresh,
+            reached,
             links: vec![
                 Link {
                     prev: NONE,
@@ -179,7 +188,7 @@ impl Shard {
             icmp_sent: TokenBucket::new(icmp_sent),
         };
         // From the end, so that places are given out from the begin.
-        for index in (0..count).rev() {
+        for index in (0..fresh).rev() {
             shard.open_entry(index, number, now);
         }
         shard
@@ -323,10 +332,10 @@ impl Shard {
         if half_open && self.half_open.length >= self.half_open_limit && !self.evict_half_open(now) {
             return Err(NoPlace::HalfOpen);
         }
-        if self.free.is_empty() && !self.evict_closed() && !self.evict_half_open(now) {
+        if self.next_free().is_none() && !self.evict_closed() && !self.evict_half_open(now) {
             return Err(NoPlace::Full);
         }
-        let index = *self.free.last().ok_or(NoPlace::Full)? as usize;
+        let index = self.next_free().ok_or(NoPlace::Full)?;
         // Marked used last (see `memory`): a process killed before leaves a free place.
         let mut entry = Entry::new(key, state, check(&self.seed, key), stamp, trusted, now);
         entry.free();
@@ -334,12 +343,23 @@ impl Shard {
         if !self.index_both(index, key) {
             return Err(NoPlace::Full);
         }
-        self.free.pop();
+        if self.free.pop().is_none() {
+            self.fresh = index + 1;
+            *self.reached = self.fresh as u32;
+        }
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         self.entries[index].set_state(state);
         self.enlist(index, now);
         self.deeds.created += 1;
         Ok(index)
+    }
+
+    /// The place that the next entry gets: used ones first, so that a successor has little to read.
+    fn next_free(&self) -> Option<usize> {
+        match self.free.last() {
+            Some(index) => Some(*index as usize),
+            None => (self.fresh < self.entries.len()).then_some(self.fresh),
+        }
     }
 
     /// Takes an entry out.
@@ -471,9 +491,9 @@ impl Shard {
 
     /// Looks at the next few entries and takes out those that have outlived their time.
     pub(crate) fn sweep(&mut self, budget: usize, now: Nanos) {
-        for _ in 0..budget.min(self.entries.len()) {
+        for _ in 0..budget.min(self.fresh) {
             let index = self.sweep;
-            self.sweep = (self.sweep + 1) % self.entries.len();
+            self.sweep = (self.sweep + 1) % self.fresh;
             if self.entries[index].state().is_some() && self.is_expired(index, now) {
                 self.remove(index);
                 self.deeds.expired += 1;
@@ -485,7 +505,7 @@ impl Shard {
     pub(crate) fn fill(&self) -> [u64; 4] {
         let capacity = self.entries.len();
         [
-            capacity - self.free.len(),
+            self.fresh - self.free.len(),
             capacity,
             self.half_open.length,
             self.half_open_limit,
@@ -493,10 +513,11 @@ impl Shard {
         .map(|n| n as u64)
     }
 
+    /// How many entries were ever used, and all of them.
     #[cfg(test)]
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> (u32, Vec<u8>) {
         use zerocopy::IntoBytes;
-        self.entries.as_bytes().to_vec()
+        (*self.reached, self.entries.as_bytes().to_vec())
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -511,7 +532,7 @@ impl Shard {
         looks: &mut usize,
         records: &mut Vec<FlowRecord>,
     ) -> Option<usize> {
-        for (index, entry) in self.entries.iter().enumerate().skip(from) {
+        for (index, entry) in self.entries.iter().enumerate().take(self.fresh).skip(from) {
             if records.len() == records.capacity() || *looks == 0 {
                 return Some(index);
             }

@@ -43,51 +43,41 @@ pub fn parse(frame: &[u8]) -> Parsed {
     }
 }
 
-/// The same for what nearly all frames are: untagged IPv4 without options, whole, TCP or UDP, in order and between
-/// ordinary addresses. None says only that it is not that: ask [`parse`]. Small enough to be part of the worker's
-/// loop, where what it reads stays in registers.
+/// The same for what nearly all frames are: untagged, without options or extension headers, whole, TCP or UDP, in
+/// order and between ordinary addresses. None says only that it is not that: ask [`parse`]. Small enough to be part of
+/// the worker's loop, where what it reads stays in registers.
 #[inline(always)]
 pub(crate) fn parse_common(frame: &[u8]) -> Option<Packet> {
+    // Offsets in `Packet` are 16 bits wide.
+    if frame.len() > usize::from(u16::MAX) {
+        return None;
+    }
+    match *frame.get(12..15)? {
+        [0x08, 0x00, 0x45] => common_v4(frame),
+        [0x86, 0xdd, 0x60..=0x6f] => common_v6(frame),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn common_v4(frame: &[u8]) -> Option<Packet> {
     const L4: usize = ETHERNET + 20;
     let header: &[u8; L4 + 8] = frame.first_chunk()?;
     let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     let quad = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
     let flags = word(20);
-    if word(12) != TYPE_IPV4 || header[14] != 0x45 || flags & !0x4000 != 0 {
-        return None;
-    }
     let end = ETHERNET + usize::from(word(16));
     let native = |at: usize| u64::from(u32::from_ne_bytes(quad(at)));
     let sum = native(14) + native(18) + native(22) + native(26) + native(30);
     let (src, dst) = (quad(26), quad(30));
-    if end < L4
+    if flags & !0x4000 != 0
+        || end < L4
         || end > frame.len()
-        || frame.len() > usize::from(u16::MAX)
         || checksum::fold(sum) != 0xffff
         || !are_ordinary(src, dst)
     {
         return None;
     }
-    let (src_port, dst_port, length) = (word(L4), word(L4 + 2), end - L4);
-    let transport = match header[23] {
-        protocol::UDP if (8..=length).contains(&usize::from(word(L4 + 4))) => Transport::Udp {
-            src: src_port,
-            dst: dst_port,
-        },
-        protocol::TCP => {
-            let tcp: &[u8; 20] = frame.get(L4..end)?.first_chunk()?;
-            let offset = usize::from(tcp[12] >> 4) * 4;
-            if !(20..=length).contains(&offset) {
-                return None;
-            }
-            Transport::Tcp {
-                src: src_port,
-                dst: dst_port,
-                flags: TcpFlags(tcp[13] & 0x3f),
-            }
-        }
-        _ => return None,
-    };
     Some(Packet {
         src: Addr::v4(src),
         dst: Addr::v4(dst),
@@ -98,9 +88,57 @@ pub(crate) fn parse_common(frame: &[u8]) -> Option<Packet> {
         protocol: header[23],
         ttl: header[22],
         dont_fragment: flags != 0,
-        transport,
+        transport: common_transport(frame.get(L4..end)?, header[23])?,
         fragment: None,
     })
+}
+
+#[inline(always)]
+fn common_v6(frame: &[u8]) -> Option<Packet> {
+    const L4: usize = ETHERNET + 40;
+    let header: &[u8; L4] = frame.first_chunk()?;
+    let (src, rest) = header[22..].split_first_chunk::<16>()?;
+    let dst = rest.first_chunk::<16>()?;
+    // No group, nothing link-local, and neither unspecified, loopback nor IPv4-mapped.
+    let is_ordinary = |address: &[u8; 16]| address[0] < 0xfe && address[..8] != [0; 8];
+    let end = L4 + usize::from(u16::from_be_bytes([header[18], header[19]]));
+    if end > frame.len() || !is_ordinary(src) || !is_ordinary(dst) {
+        return None;
+    }
+    Some(Packet {
+        src: Addr::v6(*src),
+        dst: Addr::v6(*dst),
+        vlan: 0,
+        l3: ETHERNET as u16,
+        l4: L4 as u16,
+        end: end as u16,
+        protocol: header[20],
+        ttl: header[21],
+        dont_fragment: true,
+        transport: common_transport(frame.get(L4..end)?, header[20])?,
+        fragment: None,
+    })
+}
+
+/// TCP or UDP with a whole header.
+#[inline(always)]
+fn common_transport(l4: &[u8], protocol: u8) -> Option<Transport> {
+    let header: &[u8; 8] = l4.first_chunk()?;
+    let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let (src, dst) = (word(0), word(2));
+    match protocol {
+        protocol::UDP if (8..=l4.len()).contains(&usize::from(word(4))) => Some(Transport::Udp { src, dst }),
+        protocol::TCP => {
+            let tcp: &[u8; 20] = l4.first_chunk()?;
+            let offset = usize::from(tcp[12] >> 4) * 4;
+            (20..=l4.len()).contains(&offset).then_some(Transport::Tcp {
+                src,
+                dst,
+                flags: TcpFlags(tcp[13] & 0x3f),
+            })
+        }
+        _ => None,
+    }
 }
 
 #[inline]

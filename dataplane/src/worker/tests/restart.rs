@@ -8,7 +8,7 @@ const ENTRIES: usize = SHARDS * 16;
 /// What the memory of a bed's flows holds, as it would lie in a shared mapping.
 pub(super) fn left_by(bed: &Bed) -> &'static mut [u8] {
     let workers = bed.workers.len();
-    let shards: Vec<Vec<u8>> = (0..SHARDS)
+    let shards: Vec<(u32, Vec<u8>)> = (0..SHARDS)
         .map(|shard| bed.workers[shard % workers].seat.shards[shard / workers].bytes())
         .collect();
     let image = memory::image(7, 16, &shards);
