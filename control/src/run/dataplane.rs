@@ -32,6 +32,7 @@ use crate::protocol::DATAPLANE_SOCKET;
 
 use super::{
     follow::Follower,
+    huge_pages,
     lifeline::StopSignal,
     machine::{Machine, port_config},
     netlink::Netlink,
@@ -47,6 +48,8 @@ pub const FLOWS_FILE: &str = "flows.bin";
 /// How often the watchdog looks, and after how many looks without a turn a worker counts as stuck.
 const LOOK: Duration = Duration::from_millis(500);
 const STUCK_AFTER: u32 = 6;
+/// After how many looks a successor is prepared for.
+const SETTLED_AFTER: u32 = 4;
 /// How long workers may take to end.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a queue that the process before still holds is tried again.
@@ -91,8 +94,11 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
         }
         ports::remove_empty(&pins);
     })?;
-    let outcome = running.watch(&stop);
+    let outcome = running.watch(&stop, &state_dir);
     running.end();
+    if outcome.is_ok() {
+        huge_pages::give_back(&state_dir);
+    }
     outcome
 }
 
@@ -267,8 +273,9 @@ impl Running {
 
     /// Until told to stop. A worker that takes no turn ends the process: the fail mode holds until its successor is
     /// there.
-    fn watch(&self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
+    fn watch(&self, stop: &StopSignal, state_dir: &Path) -> anyhow::Result<ExitCode> {
         let mut watchdog = Watchdog::new(self.workers.len());
+        let mut looks = 0_u32;
         loop {
             let timespec = Timespec {
                 tv_sec: 0,
@@ -280,6 +287,10 @@ impl Running {
             }
             if stop.told() {
                 return Ok(ExitCode::SUCCESS);
+            }
+            looks = looks.saturating_add(1);
+            if looks == SETTLED_AFTER {
+                self.prepare_successor(state_dir);
             }
             for thread in &self.workers {
                 if thread.handle.is_finished() {
@@ -301,6 +312,16 @@ impl Running {
                     std::process::exit(EXIT_STUCK);
                 }
             }
+        }
+    }
+
+    /// By now the packet memory of the process before has come back.
+    fn prepare_successor(&self, state_dir: &Path) {
+        let sockets = locked(&self.machine.sockets);
+        let packet_memory = sockets.as_ref().map_or(0, |sockets| sockets.packet_memory());
+        drop(sockets);
+        if let Err(error) = huge_pages::set_aside(packet_memory, state_dir) {
+            tracing::warn!(%error, "no huge pages are set aside: a restart takes longer");
         }
     }
 

@@ -1,71 +1,100 @@
-//! Huge pages for packet memory, where the machine has some to spare.
+//! Huge pages, kept free for the packet memory of a successor.
 //!
-//! A successor of a dead dataplane has to have its packet memory at once: in pages of 4 KiB it costs a fault each. The
-//! kernel gives huge pages out of what is free as far as this knob allows; nothing is set aside, and where memory is
-//! too scattered, packet memory is made of small pages.
+//! A successor of a dead dataplane has to have its packet memory at once, while the predecessor's is still pinned. In
+//! pages of 4 KiB it costs a fault each, and huge pages on demand may have to be put together first. So as many are set
+//! aside as one successor takes, a while after every start, and given back when the dataplane ends in order: then
+//! nobody waits for a successor. Where that cannot be done, small pages serve.
 
 use std::path::Path;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-/// The kernel's knob: how many huge pages it may make on demand.
-const KNOB: &str = "/proc/sys/vm/nr_overcommit_hugepages";
-/// Of one page on every machine that is supported.
-const BYTES: u64 = 2 << 20;
+/// Where the kernel keeps account of huge pages of 2 MiB.
+const ACCOUNT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+/// Name of the file in the state directory that holds [`SetAside`].
+const FILE: &str = "huge-pages.json";
+const PAGE_BYTES: u64 = 2 << 20;
+/// No more is set aside without being asked: an administrator who has larger rings sets huge pages aside himself.
+const MOST_PAGES: u64 = 128;
 
-/// How the knob was changed.
+/// How many huge pages there are because of us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allowed {
+pub struct SetAside {
     before: u64,
-    set: u64,
+    now: u64,
 }
 
-impl Allowed {
-    /// What would have to be changed for packet memory of so many bytes and that of a predecessor which is still
-    /// going; None where nothing has to be or can be.
-    pub fn wanted(bytes: u64) -> Option<Self> {
-        Self::wanted_of(Path::new(KNOB), bytes)
+/// Sets aside what packet memory of so many bytes takes, unless that much is free. Noted on disk before it is done.
+pub fn set_aside(bytes: u64, state_dir: &Path) -> anyhow::Result<()> {
+    let account = Account(Path::new(ACCOUNT));
+    if let Some(wanted) = account.wanted(bytes, noted(state_dir)) {
+        let file = state_dir.join(FILE);
+        super::write_atomically(&file, &serde_json::to_vec(&wanted)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        account.set(wanted.now);
     }
+    Ok(())
+}
 
-    fn wanted_of(knob: &Path, bytes: u64) -> Option<Self> {
-        let before = read(knob)?;
-        let set = 2 * bytes.div_ceil(BYTES);
-        (set > before).then_some(Self { before, set })
-    }
-
-    /// The change together with an earlier one of ours, which a reboot may have undone.
-    pub fn after(self, earlier: Option<Self>) -> Self {
-        Self {
-            before: earlier.map_or(self.before, |earlier| earlier.before.min(self.before)),
-            ..self
-        }
-    }
-
-    /// Changes it. Where that is not possible (a container), packet memory is made of small pages.
-    pub fn apply(self) {
-        self.apply_to(Path::new(KNOB));
-    }
-
-    fn apply_to(self, knob: &Path) {
-        if let Err(error) = std::fs::write(knob, self.set.to_string()) {
-            tracing::info!(%error, "no huge pages for packet memory: restarts take longer");
-        }
-    }
-
-    /// Puts it back, unless somebody else has changed it since.
-    pub fn take_back(self) {
-        self.take_back_from(Path::new(KNOB));
-    }
-
-    fn take_back_from(self, knob: &Path) {
-        if read(knob) == Some(self.set) {
-            let _ = std::fs::write(knob, self.before.to_string()); // where it could be set, it can be set back
-        }
+/// Gives back what was set aside, unless somebody else has changed the number since.
+pub fn give_back(state_dir: &Path) {
+    if let Some(set_aside) = noted(state_dir) {
+        Account(Path::new(ACCOUNT)).give_back(set_aside);
+        let _ = std::fs::remove_file(state_dir.join(FILE)); // read again, it would change nothing
     }
 }
 
-fn read(knob: &Path) -> Option<u64> {
-    std::fs::read_to_string(knob).ok()?.trim().parse().ok()
+fn noted(state_dir: &Path) -> Option<SetAside> {
+    serde_json::from_slice(&std::fs::read(state_dir.join(FILE)).ok()?).ok()
+}
+
+struct Account<'a>(&'a Path);
+
+impl Account<'_> {
+    fn read(&self, name: &str) -> Option<u64> {
+        std::fs::read_to_string(self.0.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    fn pages(&self) -> Option<u64> {
+        self.read("nr_hugepages")
+    }
+
+    /// None where enough are free, too many would be needed, or the kernel keeps none.
+    fn wanted(&self, bytes: u64, earlier: Option<SetAside>) -> Option<SetAside> {
+        let needed = bytes.div_ceil(PAGE_BYTES);
+        let free = self
+            .read("free_hugepages")?
+            .saturating_sub(self.read("resv_hugepages")?);
+        let pages = self.pages()?;
+        // A reboot may have undone what was set aside earlier.
+        let before = earlier.map_or(pages, |earlier| earlier.before.min(pages));
+        (needed <= MOST_PAGES && free < needed).then_some(SetAside {
+            before,
+            now: pages + needed - free,
+        })
+    }
+
+    fn set(&self, pages: u64) {
+        match std::fs::write(self.0.join("nr_hugepages"), pages.to_string()) {
+            Err(error) => tracing::info!(%error, "no huge pages for packet memory: a restart takes longer"),
+            // The kernel finds as many as it can.
+            Ok(()) if self.pages() < Some(pages) => {
+                tracing::info!("memory is too scattered for huge pages: a restart takes longer");
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn give_back(&self, set_aside: SetAside) {
+        if self.pages() == Some(set_aside.now) {
+            self.set(set_aside.before);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -74,22 +103,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_knob_is_raised_only_and_put_back_unless_somebody_else_turned_it() {
+    fn as_many_are_set_aside_as_are_missing_and_given_back_unless_somebody_else_changed_them() {
         let dir = tempfile::tempdir().unwrap();
-        let knob = dir.path().join("knob");
-        assert_eq!(Allowed::wanted_of(&knob, 1), None, "there is none");
-        std::fs::write(&knob, "16\n").unwrap();
-        assert_eq!(Allowed::wanted_of(&knob, 16 << 20), None, "enough already");
-        let allowed = Allowed::wanted_of(&knob, 17 << 20).unwrap();
-        allowed.apply_to(&knob);
-        assert_eq!(read(&knob), Some(18));
-        let more = Allowed::wanted_of(&knob, 30 << 20).unwrap().after(Some(allowed));
-        assert_eq!((more.before, more.set), (16, 30));
-        allowed.take_back_from(&knob);
-        assert_eq!(read(&knob), Some(16));
-        allowed.apply_to(&knob);
-        std::fs::write(&knob, "40\n").unwrap();
-        allowed.take_back_from(&knob);
-        assert_eq!(read(&knob), Some(40));
+        let account = Account(dir.path());
+        let kernel = |pages: u64, free: u64| {
+            for (name, value) in [
+                ("nr_hugepages", pages),
+                ("free_hugepages", free),
+                ("resv_hugepages", 1),
+            ] {
+                std::fs::write(dir.path().join(name), format!("{value}\n")).unwrap();
+            }
+        };
+        assert_eq!(account.wanted(1, None), None, "the kernel keeps none");
+        kernel(16, 9);
+        assert_eq!(account.wanted(16 << 20, None), None, "enough are free");
+        let first = account.wanted(17 << 20, None).unwrap();
+        assert_eq!((first.before, first.now), (16, 17));
+        assert_eq!(account.wanted(1 << 30, None), None, "not without being asked");
+        account.set(first.now);
+        assert_eq!(account.pages(), Some(17));
+
+        kernel(17, 1);
+        let second = account.wanted(17 << 20, Some(first)).unwrap();
+        assert_eq!((second.before, second.now), (16, 26));
+        kernel(26, 9);
+        account.give_back(first);
+        assert_eq!(account.pages(), Some(26), "not the number that was set");
+        account.give_back(second);
+        assert_eq!(account.pages(), Some(16));
+        kernel(0, 0);
+        let rebooted = account.wanted(2 << 20, Some(second)).unwrap();
+        assert_eq!(
+            (rebooted.before, rebooted.now),
+            (0, 1),
+            "reserved ones are not there"
+        );
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     fib::View,
-    huge_pages::Allowed,
+    huge_pages,
     netlink::{Netlink, NetlinkError},
     plan::{Plan, PlannedPort},
 };
@@ -36,8 +36,6 @@ pub struct Made {
     pub addresses: Vec<(String, IpAddr, u8)>,
     /// MTUs that were changed: interface, earlier MTU.
     pub mtus: Vec<(String, u32)>,
-    /// Huge pages that the kernel may make.
-    pub huge_pages: Option<Allowed>,
 }
 
 impl Made {
@@ -94,9 +92,6 @@ impl Made {
                 note(netlink.delete_link(index));
             }
         }
-        if let Some(allowed) = self.huge_pages {
-            allowed.take_back();
-        }
         failed
     }
 }
@@ -121,11 +116,6 @@ pub fn make_ready(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
         loosen_reverse_path(&pair.outer)?;
         netlink.set_link(outer, None)?;
         netlink.add_address(outer, GATEWAY_V4.0, GATEWAY_V4.1)?; // the loose check wants an address on the interface
-    }
-    if let Some(allowed) = Allowed::wanted(most_packet_memory(plan)) {
-        made.huge_pages = Some(allowed.after(made.huge_pages));
-        made.write(&plan.state_dir)?;
-        allowed.apply();
     }
     set_mtus(plan, netlink)?;
     made.mtus = Made::read(&plan.state_dir).mtus;
@@ -152,13 +142,6 @@ pub fn make_ready(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
         made.write(&plan.state_dir)?;
     }
     Ok(())
-}
-
-/// Bytes that packet memory may take: more than it does, since the queues are not counted yet.
-fn most_packet_memory(plan: &Plan) -> u64 {
-    const PER_PORT: u64 = 16 << 20;
-    const PER_WORKER: u64 = 16 << 20;
-    plan.ports.len() as u64 * PER_PORT + plan.cpus.len() as u64 * PER_WORKER
 }
 
 /// Sets the MTUs that are configured, each noted on disk before. Interfaces are not set up by that.
@@ -199,6 +182,7 @@ pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error) -> anyhow::Er
 
 /// Takes back everything that was made, and forgets it. What cannot be taken back is logged.
 pub fn take_back(state_dir: &Path) {
+    huge_pages::give_back(state_dir);
     let made = Made::read(state_dir);
     let taken = Netlink::open().and_then(|mut netlink| {
         let mut view = View::default();

@@ -147,6 +147,10 @@ impl Pool {
         &self.umem
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.frames() * self.frame_size) as u64
+    }
+
     pub(crate) fn frames(&self) -> usize {
         self.descriptors.len()
     }

@@ -551,6 +551,11 @@ impl Sockets {
         &self.queues
     }
 
+    /// Bytes of packet memory.
+    pub fn packet_memory(&self) -> u64 {
+        self.pool.bytes()
+    }
+
     /// Whether packets are not copied.
     pub fn zero_copy(&self) -> bool {
         self.zero_copy
