@@ -1,7 +1,12 @@
 //! One line of `query`'s input: read strictly, kept verbatim.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    io::{self, BufRead, BufReader},
+    net::IpAddr,
+};
 
+use anyhow::Context;
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -33,7 +38,7 @@ pub(crate) struct Service {
 }
 
 /// How an end is named.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum EndName {
     /// By address.
     Address(IpAddr),
@@ -74,6 +79,57 @@ const KEYS: &[&str] = &[
     "icmp_type",
     "icmp_code",
 ];
+
+/// Calls for each flow of an input: JSON objects on lines of their own, or one array of them. `waits` says that all that
+/// could be read so far has been.
+///
+/// # Errors
+/// The input cannot be read, or begins like an array and is none.
+pub(super) fn each<R: io::Read>(
+    mut input: BufReader<R>,
+    mut take: impl FnMut(&str, bool) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    if first_byte(&mut input)? == Some(b'[') {
+        let mut text = String::new();
+        io::Read::read_to_string(&mut input, &mut text)?;
+        let flows: Vec<Box<RawValue>> =
+            serde_json::from_str(&text).context("the flows begin with [ but are not a JSON array")?;
+        for flow in flows {
+            take(flow.get(), false)?;
+        }
+        return Ok(());
+    }
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if input.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&line);
+        if !text.trim().is_empty() {
+            take(text.trim(), input.buffer().is_empty())?;
+        }
+    }
+}
+
+/// The first byte that is not white space, left in place.
+fn first_byte<R: io::Read>(input: &mut BufReader<R>) -> io::Result<Option<u8>> {
+    loop {
+        let buffer = input.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        let blank = buffer
+            .iter()
+            .take_while(|byte| byte.is_ascii_whitespace())
+            .count();
+        let next = buffer.get(blank).copied();
+        input.consume(blank);
+        if next.is_some() {
+            return Ok(next);
+        }
+    }
+}
 
 /// TCP, UDP and SCTP.
 const WITH_PORTS: &[u8] = &[6, 17, 132];

@@ -1,6 +1,7 @@
 //! The command line. Each command is one variant here and one function in its own module.
 
 mod check;
+mod diff;
 mod explain;
 pub(crate) mod flow;
 pub(crate) mod judge;
@@ -55,6 +56,8 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     /// Checks manifests as strictly as an API server
     Check(check::CheckArgs),
+    /// Says exactly which flows two folders of manifests decide differently
+    Diff(diff::DiffArgs),
     /// Starts the firewall
     #[cfg(feature = "afxdp")]
     Run(crate::run::supervisor::RunArgs),
@@ -92,6 +95,7 @@ impl Command {
             Self::Matrix(args) => matrix::run(&args, output),
             Self::Explain(args) => explain::run(&args, output),
             Self::Check(args) => check::run(&args, output),
+            Self::Diff(args) => diff::run(&args, output),
             #[cfg(feature = "afxdp")]
             Self::Run(args) => crate::run::supervisor::run(&args),
             #[cfg(feature = "afxdp")]

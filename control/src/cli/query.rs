@@ -2,17 +2,17 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufReader, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::Context;
-use serde_json::{json, value::RawValue};
+use serde_json::json;
 
 use super::{
     ClusterArgs, Output,
-    flow::Flow,
+    flow::{self, Flow},
     judge::{Answer, Direction, End, Judge, word},
 };
 use crate::cluster::Cluster;
@@ -79,36 +79,13 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    fn answer_all<R: io::Read>(
-        &mut self,
-        mut input: BufReader<R>,
-        mut out: impl Write,
-    ) -> anyhow::Result<()> {
-        if first_byte(&mut input)? == Some(b'[') {
-            let mut text = String::new();
-            io::Read::read_to_string(&mut input, &mut text)?;
-            let flows: Vec<Box<RawValue>> =
-                serde_json::from_str(&text).context("the flows begin with [ but are not a JSON array")?;
-            for flow in flows {
-                writeln!(out, "{}", self.answer(flow.get()))?;
-            }
-            return Ok(out.flush()?);
-        }
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            if input.read_until(b'\n', &mut line)? == 0 {
-                return Ok(out.flush()?);
-            }
-            let text = String::from_utf8_lossy(&line);
-            if !text.trim().is_empty() {
-                writeln!(out, "{}", self.answer(text.trim()))?;
-            }
+    fn answer_all<R: io::Read>(&mut self, input: BufReader<R>, mut out: impl Write) -> anyhow::Result<()> {
+        flow::each(input, |text, waits| {
+            writeln!(out, "{}", self.answer(text))?;
             // Who asks one flow at a time waits for its answer.
-            if input.buffer().is_empty() {
-                out.flush()?;
-            }
-        }
+            if waits { out.flush() } else { Ok(()) }
+        })?;
+        Ok(out.flush()?)
     }
 
     fn answer(&mut self, text: &str) -> String {
@@ -153,8 +130,8 @@ impl Asker<'_> {
     }
 
     fn words(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
-        let end = |name: &super::flow::EndName, end: &End| match (name, end.address) {
-            (super::flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
+        let end = |name: &flow::EndName, end: &End| match (name, end.address) {
+            (flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
             (name, _) => name.to_string(),
         };
         let mut line = format!(
@@ -201,24 +178,5 @@ impl Asker<'_> {
             ));
         }
         line
-    }
-}
-
-/// The first byte that is not white space, left in place.
-fn first_byte<R: io::Read>(input: &mut BufReader<R>) -> io::Result<Option<u8>> {
-    loop {
-        let buffer = input.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(None);
-        }
-        let blank = buffer
-            .iter()
-            .take_while(|byte| byte.is_ascii_whitespace())
-            .count();
-        let next = buffer.get(blank).copied();
-        input.consume(blank);
-        if next.is_some() {
-            return Ok(next);
-        }
     }
 }

@@ -18,6 +18,35 @@ pub struct Reason {
     pub rule: Option<u32>,
 }
 
+impl Reason {
+    /// The reason of a verdict of the cluster's snapshot.
+    ///
+    /// # Errors
+    /// The snapshot contradicts itself.
+    pub fn of(compiled: &Compiled<'_>, verdict: &DirectionVerdict) -> Result<Self, RefineError> {
+        let wrong = RefineError::Snapshot;
+        let (policies, rule) = match verdict.effect {
+            Effect::Allow | Effect::Isolated | Effect::Deny => {
+                match compiled.snapshot.provenance(verdict.provenance) {
+                    Some(Provenance::Rule { policy, rule }) => (vec![policy.to_string()], Some(rule)),
+                    Some(Provenance::Isolating(policies)) => {
+                        (policies.iter().map(ToString::to_string).collect(), None)
+                    }
+                    None => return Err(wrong("it does not say which policy decided")),
+                }
+            }
+            Effect::Invalid => return Err(wrong("an end is not its own")),
+            Effect::Open | Effect::SelfTraffic | Effect::Node | Effect::Unknown => (Vec::new(), None),
+        };
+        Ok(Self {
+            allow: verdict.allow,
+            effect: verdict.effect,
+            policies,
+            rule,
+        })
+    }
+}
+
 /// From each port on, the number of a [`Reason`].
 pub(super) type Reasons = Vec<(u16, u32)>;
 
@@ -170,25 +199,7 @@ impl<'a, const N: usize> Cells<'a, N> {
             return Ok(*number);
         }
         let compiled = self.sides.get(side).ok_or(wrong("a side that does not exist"))?;
-        let (policies, rule) = match verdict.effect {
-            Effect::Allow | Effect::Isolated | Effect::Deny => {
-                match compiled.snapshot.provenance(verdict.provenance) {
-                    Some(Provenance::Rule { policy, rule }) => (vec![policy.to_string()], Some(rule)),
-                    Some(Provenance::Isolating(policies)) => {
-                        (policies.iter().map(ToString::to_string).collect(), None)
-                    }
-                    None => return Err(wrong("it does not say which policy decided")),
-                }
-            }
-            Effect::Invalid => return Err(wrong("an end is not its own")),
-            Effect::Open | Effect::SelfTraffic | Effect::Node | Effect::Unknown => (Vec::new(), None),
-        };
-        let (number, _) = self.reasons.number(Reason {
-            allow: verdict.allow,
-            effect: verdict.effect,
-            policies,
-            rule,
-        });
+        let (number, _) = self.reasons.number(Reason::of(compiled, verdict)?);
         if let Some(known) = self.known_reasons.get_mut(side) {
             known.insert(key, number);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use ringwall_dataplane::classify::L4;
 
 use super::{
     Compiled, Ends, Family, OneSided, RefineError, Region, Service, Span,
@@ -23,6 +24,48 @@ pub struct Difference<'a> {
     pub regions: Vec<Region>,
     /// Endpoints that only one has: of [`OneSided::side`] 0 they are removed, of 1 added.
     pub one_sided: Vec<OneSided>,
+}
+
+/// How a single flow changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowChange {
+    /// Whether each side allows it.
+    pub allow: [bool; 2],
+    /// Policies that decide, on either side, in the directions that change; in order. None where nothing does.
+    pub policies: Vec<String>,
+}
+
+impl Difference<'_> {
+    /// What both sides decide about one flow; None where its ends do not have the family in common.
+    ///
+    /// # Errors
+    /// A snapshot contradicts itself.
+    pub fn of_flow(
+        &self,
+        pair: (u32, u32),
+        family: Family,
+        l4: L4,
+    ) -> Result<Option<FlowChange>, RefineError> {
+        let judge = |side| self.ends.judge(side, pair, family, l4);
+        let (Some(from), Some(to)) = (judge(0), judge(1)) else {
+            return Ok(None);
+        };
+        let mut policies = Vec::new();
+        for verdicts in [[from.egress, to.egress], [from.ingress, to.ingress]] {
+            let [a, b] = verdicts;
+            if a.allow != b.allow && from.allow() != to.allow() {
+                for (compiled, verdict) in self.ends.sides.iter().zip(&verdicts) {
+                    policies.extend(Reason::of(compiled, verdict)?.policies);
+                }
+            }
+        }
+        policies.sort_unstable();
+        policies.dedup();
+        Ok(Some(FlowChange {
+            allow: [from.allow(), to.allow()],
+            policies,
+        }))
+    }
 }
 
 /// What changes between `from` and `to`.

@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
-    classify::{Identity, IdentityKind, NONE, Row},
+    classify::{Identity, IdentityKind, Judgement, L4, NONE, NodeExemption, Row},
 };
 
 use super::{
@@ -329,6 +329,18 @@ impl<'a, const N: usize> Ends<'a, N> {
     /// Whether an end to itself is never a question: a pod's traffic to its own address always passes.
     pub fn is_itself(&self, src: u32, dst: u32) -> bool {
         src == dst && self.all.get(src as usize).is_some_and(|end| !end.meets_itself)
+    }
+
+    /// What one side decides about a packet between two ends; None where they do not have the family in common.
+    pub fn judge(&self, side: usize, (src, dst): (u32, u32), family: Family, l4: L4) -> Option<Judgement> {
+        let face = |end: u32| {
+            let faces = self.all.get(end as usize)?.faces.get(family as usize)?.as_ref()?;
+            faces.get(side)
+        };
+        let (from, to) = (face(src)?, face(dst)?);
+        let snapshot = &self.sides.get(side)?.snapshot;
+        let same = self.is_itself(src, dst);
+        Some(snapshot.judge_ends(&from.identity, &to.identity, same, l4, NodeExemption::Trusted))
     }
 
     /// The end of an endpoint's name.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use addresses::Family;
-pub use difference::{Difference, difference};
+pub use difference::{Difference, FlowChange, difference};
 pub use ends::{End, Ends, OneSided, What};
 pub use ports::{Service, Span};
 pub use region::Region;

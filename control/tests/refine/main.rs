@@ -12,6 +12,7 @@ mod oracle;
 #[path = "../compile_vs_reference/random.rs"]
 #[allow(dead_code, reason = "shared with the other test")]
 mod random;
+mod speed;
 
 use std::collections::BTreeMap;
 
