@@ -96,8 +96,6 @@ pub(super) fn port_matches(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn blocks_span_what_they_hold() {
         let span = |text: &str| super::span(&text.parse().unwrap_or_else(|_| unreachable!("a block")));

@@ -98,6 +98,11 @@ impl Checker {
         self.target = Some((cluster.clone(), Arc::clone(snapshot)));
     }
 
+    /// What the pass under way has come to; None between two passes.
+    pub fn so_far(&self) -> Option<Report> {
+        self.rolling.as_ref().map(|proof| proof.report)
+    }
+
     /// Goes on with a whole proof of a snapshot that was proven not long ago, from nothing that is carried over, for
     /// about `budget`. For the background: a difference says that a proof before was wrong.
     ///

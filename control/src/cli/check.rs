@@ -4,11 +4,13 @@
 //! like [`prove`], a line in [`parts`].
 
 mod report;
-mod sample;
 
-use std::{io, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
-use super::{ClusterArgs, Output, judge::Judge};
+use anyhow::Context;
+use ringwall_dataplane::classify::Snapshot;
+
+use super::{ClusterArgs, Output, verify};
 use crate::{
     lint::{Finding, Place, Severity},
     source::folder::{self, Loaded, Problem},
@@ -20,21 +22,24 @@ use report::Report;
 #[command(after_long_help = "\
 Reads every manifest, reports unknown fields, values that an API server
 refuses and policies of kinds that are not evaluated yet, each with file, line
-and field; then compiles the policies and compares the result with the
-reference evaluator on a sample of flows between all endpoints.
+and field; then compiles the policies and proves that the snapshot decides
+about every packet as the policies say: every address, every pair of classes,
+every port. With --snapshot it proves that file instead.
 
-Exit status: 0 without errors (there may be warnings), 1 with errors, 2 where
-the folder cannot be read. As JSON: one object per problem, then the summary.
+Exit status: 0 without errors (there may be warnings), 1 with errors (a packet
+that is decided otherwise is one), 2 where the folder cannot be read or the
+file is no snapshot. As JSON: one object per problem, then the summary.
 
 Examples:
   ringwall check --manifests ./cluster
+  ringwall check --manifests ./cluster --snapshot policy.img
   ringwall check --manifests ./cluster -o json | jq -r 'select(.severity==\"error\")'")]
 pub struct CheckArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// How many flows to compare at most
-    #[arg(long, value_name = "N", default_value_t = 50_000)]
-    sample: usize,
+    /// Snapshot to prove, from `ringwall compile`, instead of what the manifests compile to
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
 }
 
 /// What one question of the check came to.
@@ -64,7 +69,7 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
 /// # Errors
 /// What the user gave cannot be used (status 2); what the manifests get wrong is a finding.
 fn parts(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Vec<Part>> {
-    Ok(vec![manifests(loaded), prove(args, loaded)])
+    Ok(vec![manifests(loaded), prove(args, loaded)?])
 }
 
 /// What cannot be read, or only isolates.
@@ -75,24 +80,42 @@ fn manifests(loaded: &Loaded) -> Part {
     }
 }
 
-/// Compiles, and holds the snapshot against the reference.
-fn prove(args: &CheckArgs, loaded: &Loaded) -> Part {
-    let compared = match Judge::new(&loaded.cluster) {
-        Ok(judge) => sample::compare(&loaded.cluster, &judge, args.sample),
-        Err(error) => Err(format!("{error:#}")),
+/// Compiles, or reads a snapshot, and proves it.
+///
+/// # Errors
+/// The file cannot be read or is no snapshot.
+fn prove(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Part> {
+    let snapshot = match &args.snapshot {
+        Some(file) => verify::read(file)?,
+        None => {
+            let compiled = verify::compiled(&loaded.cluster).and_then(|image| {
+                Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")
+            });
+            match compiled {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    return Ok(Part {
+                        findings: vec![failed_proof(format!("{error:#}"))],
+                        ..Part::default()
+                    });
+                }
+            }
+        }
     };
-    let flows = *compared.as_ref().unwrap_or(&0);
-    Part {
-        findings: compared.err().map(failed_proof).into_iter().collect(),
-        words: Some(format!(
-            "snapshot and reference agree on {}",
-            report::count(flows, "flow")
-        )),
-        fields: vec![("compared_flows", flows.into())],
-    }
+    Ok(match verify::prove(&loaded.cluster, snapshot) {
+        Ok(report) => Part {
+            findings: Vec::new(),
+            words: Some(verify::words(&report)),
+            fields: verify::fields(&report),
+        },
+        Err(difference) => Part {
+            findings: vec![verify::finding(&difference)],
+            ..Part::default()
+        },
+    })
 }
 
-/// The policies do not compile, or not to what they say.
+/// The policies do not compile.
 fn failed_proof(message: String) -> Finding {
     Finding {
         id: "RW009",

@@ -1,6 +1,7 @@
 //! The command line. Each command is one variant here and one function in its own module.
 
 mod check;
+mod compile;
 mod diff;
 mod explain;
 pub(crate) mod flow;
@@ -9,6 +10,7 @@ mod matrix;
 mod query;
 mod shell;
 mod span;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -58,6 +60,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Says exactly which flows two folders of manifests decide differently
     Diff(diff::DiffArgs),
+    /// Compiles manifests to a snapshot file
+    Compile(compile::CompileArgs),
     /// Starts the firewall
     #[cfg(feature = "afxdp")]
     Run(crate::run::supervisor::RunArgs),
@@ -96,6 +100,7 @@ impl Command {
             Self::Explain(args) => explain::run(&args, output),
             Self::Check(args) => check::run(&args, output),
             Self::Diff(args) => diff::run(&args, output),
+            Self::Compile(args) => compile::run(&args, output),
             #[cfg(feature = "afxdp")]
             Self::Run(args) => crate::run::supervisor::run(&args),
             #[cfg(feature = "afxdp")]

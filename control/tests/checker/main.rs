@@ -8,6 +8,8 @@
 #[path = "../compile_vs_reference/compare.rs"]
 mod compare;
 mod confirm;
+mod corruption;
+mod forge;
 #[allow(dead_code)]
 #[path = "../compile_vs_reference/generate.rs"]
 mod generate;

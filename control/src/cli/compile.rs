@@ -1,0 +1,115 @@
+//! `ringwall compile`: the snapshot of a folder of manifests, as a file.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::Context;
+use ringwall_dataplane::classify::Snapshot;
+use serde_json::json;
+
+use super::{ClusterArgs, Output, verify};
+
+/// Arguments of `ringwall compile`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+Compiles the policies and writes the snapshot: what the dataplane decides by,
+in one file that can be copied anywhere and held against manifests with
+`ringwall check --snapshot`. The file is complete before it has its name.
+
+Exit status: 0 when it is written, 2 where the folder cannot be read, the
+policies cannot be compiled or the file cannot be written.
+
+Examples:
+  ringwall compile --manifests ./cluster --out policy.img
+  ringwall check --snapshot policy.img --manifests ./cluster")]
+pub struct CompileArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// File to write; one that is there is replaced
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &CompileArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let cluster = args.cluster.load()?;
+    let begun = Instant::now();
+    let image = verify::compiled(&cluster)?;
+    let micros = begun.elapsed().as_micros() as u64;
+    let snapshot = Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")?;
+    write_atomically(&args.out, &image.bytes)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+
+    let (stats, sizes) = (&image.stats, snapshot.sizes());
+    let hash: String = image.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut out = io::stdout().lock();
+    match output {
+        Output::Human => {
+            writeln!(
+                out,
+                "{}: {} bytes, {} policies, {} rules, {} endpoints, {} addresses, {} classes, {} rows; compiled in {:.1} ms",
+                args.out.display(),
+                stats.bytes,
+                stats.policies,
+                stats.rules,
+                stats.endpoints,
+                stats.hosts,
+                stats.classes,
+                stats.rows,
+                micros as f64 / 1e3
+            )?;
+            writeln!(
+                out,
+                "a lookup reads at most {} cache lines for an address and {} for a direction; hash {hash}",
+                sizes.worst_identify, sizes.worst_judge
+            )?;
+        }
+        Output::Json => writeln!(
+            out,
+            "{}",
+            json!({
+                "file": args.out,
+                "hash": hash,
+                "bytes": stats.bytes,
+                "policies": stats.policies,
+                "rules": stats.rules,
+                "selectors": stats.selectors,
+                "blocks": stats.blocks,
+                "endpoints": stats.endpoints,
+                "hosts": stats.hosts,
+                "cohorts": stats.cohorts,
+                "classes": stats.classes,
+                "rows": stats.rows,
+                "worst_identify": sizes.worst_identify,
+                "worst_judge": sizes.worst_judge,
+                "incomplete": cluster.unevaluated_kinds,
+                "micros": micros,
+            })
+        )?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes beside the file and renames, so that nobody ever reads half of it.
+fn write_atomically(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let name = file
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no name"))?;
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(format!(".{}", std::process::id()));
+    let beside = folder.join(beside);
+    let write = || {
+        let mut new = File::create_new(&beside)?;
+        new.write_all(bytes)?;
+        new.sync_all()?;
+        std::fs::rename(&beside, file)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
+}

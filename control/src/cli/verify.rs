@@ -1,0 +1,162 @@
+//! Proving a snapshot on the command line: one that was just compiled, or one from a file.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use ringwall_dataplane::classify::{Generation, Snapshot};
+use serde_json::{Value, json};
+
+use crate::{
+    check::{Checker, Difference, Progress, Report},
+    cluster::Cluster,
+    compile::{self, CompiledImage, EpochKey},
+    lint::{Finding, Severity, Witness},
+};
+
+/// How long a proof takes before somebody at a terminal is told that it goes on.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often they are told.
+const STEP: Duration = Duration::from_millis(250);
+
+/// Compiles as every offline command does.
+///
+/// # Errors
+/// The policies cannot be compiled.
+pub(super) fn compiled(cluster: &Cluster) -> anyhow::Result<CompiledImage> {
+    compile::compile(cluster, Generation(1), &EpochKey::OFFLINE).context("cannot compile the policies")
+}
+
+/// Reads a snapshot from its file.
+///
+/// # Errors
+/// The file cannot be read or is no snapshot.
+pub(super) fn read(file: &Path) -> anyhow::Result<Snapshot> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Snapshot::open(&bytes).with_context(|| {
+        format!(
+            "{} is no snapshot: write one with `ringwall compile --out FILE`",
+            file.display()
+        )
+    })
+}
+
+/// Proves all of a snapshot. Somebody at a terminal is told how far it is.
+///
+/// # Errors
+/// A packet about which it is wrong.
+pub(super) fn prove(cluster: &Cluster, snapshot: Snapshot) -> Result<Report, Box<Difference>> {
+    let snapshot = Arc::new(snapshot);
+    let mut checker = Checker::new();
+    checker.look_at(cluster, &snapshot);
+    let begun = Instant::now();
+    let mut told = false;
+    let report = loop {
+        match checker.step(STEP) {
+            Ok(Progress::Done(report)) => break Ok(report),
+            Ok(Progress::Idle | Progress::Working) => {}
+            Err(difference) => break Err(difference),
+        }
+        if begun.elapsed() > PATIENCE && std::io::stderr().is_terminal() {
+            let so_far = checker.so_far().unwrap_or_default();
+            let seconds = begun.elapsed().as_secs();
+            let _ = write!(
+                std::io::stderr(),
+                "\rproving: {seconds} s, {} addresses, {} pairs ",
+                so_far.addresses,
+                so_far.pairs
+            );
+            told = true;
+        }
+    };
+    if told {
+        let _ = writeln!(std::io::stderr());
+    }
+    report
+}
+
+/// A proof in words.
+pub(super) fn words(report: &Report) -> String {
+    format!(
+        "the snapshot is proven: {} classes, {} pairs, {} addresses, {} questions in {}",
+        report.classes,
+        report.pairs,
+        report.addresses,
+        report.questions,
+        duration(report.micros)
+    )
+}
+
+fn duration(micros: u64) -> String {
+    match micros {
+        0..1_000 => format!("{micros} us"),
+        1_000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        _ => format!("{:.1} s", micros as f64 / 1e6),
+    }
+}
+
+/// A proof as fields of a summary.
+pub(super) fn fields(report: &Report) -> Vec<(&'static str, Value)> {
+    vec![(
+        "proof",
+        json!({
+            "classes": report.classes,
+            "pairs": report.pairs,
+            "addresses": report.addresses,
+            "questions": report.questions,
+            "micros": report.micros,
+        }),
+    )]
+}
+
+/// A difference as something that was found.
+pub(super) fn finding(difference: &Difference) -> Finding {
+    let policy = difference.policies.first();
+    Finding {
+        id: "RW009",
+        severity: Severity::Error,
+        place: None,
+        object: policy.map(|policy| format!("NetworkPolicy {policy}")),
+        path: None,
+        message: format!(
+            "the compiled snapshot contradicts the policies: {difference}; do not enforce it, and please report this"
+        ),
+        witness: Some(Witness {
+            from: difference.src.clone(),
+            to: difference.dst.clone(),
+            service: service(difference),
+            allowed: difference.got.allow,
+            why: format!(
+                "ingress: {}; egress: {}",
+                difference.got.ingress, difference.got.egress
+            ),
+            wanted: format!(
+                "{} (ingress: {}; egress: {})",
+                super::judge::word(difference.wanted.allow),
+                difference.wanted.ingress,
+                difference.wanted.egress
+            ),
+        }),
+        fix: None,
+    }
+}
+
+fn service(difference: &Difference) -> String {
+    let protocol = match difference.protocol {
+        1 => "ICMP".to_owned(),
+        6 => "TCP".to_owned(),
+        17 => "UDP".to_owned(),
+        58 => "ICMPv6".to_owned(),
+        132 => "SCTP".to_owned(),
+        number => format!("protocol {number}"),
+    };
+    match difference.port {
+        Some(port) => format!("{port}/{protocol}"),
+        None => protocol,
+    }
+}
