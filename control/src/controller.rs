@@ -6,6 +6,7 @@
 //! proven whole, slowly ([`background`]).
 
 mod background;
+mod deciding;
 mod overview;
 mod pipeline;
 
@@ -29,9 +30,11 @@ use tokio::{
     sync::mpsc,
 };
 
+pub(crate) use self::deciding::AskError;
 pub use self::{background::Share, overview::Overview};
 use self::{
     background::{Pass, RollingProof},
+    deciding::Deciding,
     pipeline::{Job, Made, Outcome, Pipeline, Tools},
 };
 use crate::{
@@ -499,6 +502,11 @@ impl Controller {
         }
         self.prove_whole(generation, &state, &made);
         self.generation = Some(generation);
+        self.overview.deciding().published(Deciding {
+            generation,
+            state: Arc::clone(&state),
+            image: made.compiled.image.clone(),
+        });
         self.unanswered = self.connected.then_some(generation);
         self.published = Some(Published {
             state,
@@ -556,6 +564,9 @@ impl Controller {
                     .as_ref()
                     .is_some_and(|it| it.generation == generation && Some(it.hash) == hash);
                 self.overview.connected(generation, ours);
+                if ours {
+                    self.overview.deciding().adopted(generation);
+                }
                 self.take_hello(generation, ours);
             }
             Event::Disconnected { reason } => {
@@ -618,6 +629,7 @@ impl Controller {
             latencies.total.observe(elapsed.as_secs_f64());
         }
         tracing::debug!(generation, micros, "adopted by every worker");
+        self.overview.deciding().adopted(generation);
         self.overview.adopted(generation, total);
     }
 

@@ -13,6 +13,8 @@
 //!                              <-  Adopted{generation, micros}       (once every worker has moved to it)
 //! Status                       ->
 //!                              <-  Status{..}
+//! Flows{filter, cursor}        ->
+//!                              <-  Flows{page}
 //! ```
 //!
 //! Any number of clients may be connected; answers go to the one that asked. `Adopted` may come between a question and
@@ -20,12 +22,14 @@
 //! an image that it has not; it then goes on with what it has. Whoever sent a delta sends the whole image next. Nothing that arrives here makes either end panic: an unreadable message ends the
 //! connection.
 
+mod flows;
 mod socket;
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
+pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 
 /// Version of the messages; both ends must have the same.
@@ -71,6 +75,13 @@ pub enum Request {
     },
     /// Say how it is going.
     Status,
+    /// Show flows and recent drops.
+    Flows {
+        /// Which.
+        filter: FlowFilter,
+        /// Where the answer before ended; None to begin with.
+        cursor: Option<FlowCursor>,
+    },
 }
 
 /// From the dataplane.
@@ -111,6 +122,11 @@ pub enum Reply {
     Status {
         /// The state.
         status: Box<DataplaneStatus>,
+    },
+    /// To [`Request::Flows`].
+    Flows {
+        /// The records.
+        page: Box<FlowPage>,
     },
     /// To a message that could not be served; the connection ends.
     Error {

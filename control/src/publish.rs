@@ -383,6 +383,11 @@ impl Line {
             },
             Reply::Adopted { generation, micros } => Event::Adopted { generation, micros },
             Reply::Error { message } => return Err(ProtocolError::Unexpected(message)),
+            Reply::Flows { .. } => {
+                return Err(ProtocolError::Unexpected(
+                    "flows that nobody asked for".to_owned(),
+                ));
+            }
             Reply::Hello { .. } => return Err(ProtocolError::Unexpected("a second hello".to_owned())),
         };
         // The receiver lives as long as the controller.

@@ -27,6 +27,16 @@ macro_rules! drop_reasons {
             pub const fn name(self) -> &'static str {
                 match self { $(DropReason::$variant => $name,)+ }
             }
+
+            /// What it means, in a sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// The reason with a name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.name() == name)
+            }
         }
     };
 }
@@ -98,6 +108,8 @@ mod tests {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
             assert!(names.insert(reason.name()), "{} twice", reason.name());
+            assert_eq!(DropReason::from_name(reason.name()), Some(*reason));
+            assert!(reason.meaning().ends_with('.'), "{}", reason.meaning());
         }
     }
 }

@@ -3,6 +3,8 @@
 //! The network listeners serve nothing that names an object: metrics carry counts, health says ready or why not. Status
 //! is for root, on the Unix socket.
 
+pub(crate) mod client;
+
 use std::{
     io,
     net::SocketAddr,
@@ -32,7 +34,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{controller::Overview, metrics};
+use crate::{
+    controller::{AskError, Overview},
+    explain::{ExplainError, Question},
+    metrics,
+};
 
 /// How patient a server is.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +122,8 @@ impl Servers {
             .route("/readyz", get(ready));
         let with_status = Router::new()
             .route("/v1/status", get(status))
-            .route("/v1/accept", post(accept));
+            .route("/v1/accept", post(accept))
+            .route("/v1/explain", post(explain));
         let on_network = if on_health.is_some() {
             with_metrics.clone()
         } else {
@@ -311,5 +318,38 @@ mod tests {
             "{pause:?}: no time for a second request"
         );
         server.abort();
+    }
+}
+
+/// What `POST /v1/explain` takes.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExplainRequest {
+    /// An address or `namespace/pod`.
+    pub(crate) from: String,
+    /// An address or `namespace/pod`.
+    pub(crate) to: String,
+    /// `80/TCP`, `ICMP` or `ip/47`.
+    pub(crate) service: String,
+}
+
+async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<ExplainRequest>) -> Response {
+    let ExplainRequest { from, to, service } = request;
+    let question = match Question::read(&from, &to, &service) {
+        Ok(question) => question,
+        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
+    };
+    let answer = tokio::task::spawn_blocking(move || overview.explain(&question)).await;
+    match answer {
+        Ok(Ok(explanation)) => Json(explanation).into_response(),
+        Ok(Err(error)) => {
+            let status = match &error {
+                AskError::Nothing => StatusCode::SERVICE_UNAVAILABLE,
+                AskError::Explain(ExplainError::End(_)) => StatusCode::NOT_FOUND,
+                AskError::Explain(ExplainError::Contradiction { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            (status, error.to_string()).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -157,17 +157,23 @@ impl Service {
 }
 
 impl Service {
-    /// Reads `80/TCP`, `ICMP` or the number of a protocol, such as `47`; names in any case.
+    /// Reads `80/TCP`, `ICMP`, or `ip/47` for a protocol by its number; names in any case.
     ///
     /// # Errors
     /// Says what to write instead.
     pub(crate) fn read(text: &str) -> Result<Self, String> {
         let (port, protocol) = match text.split_once('/') {
+            Some((ip, protocol)) if ip.eq_ignore_ascii_case("ip") => (None, protocol),
             Some((port, protocol)) => {
                 let port = port
                     .parse::<u16>()
                     .map_err(|_| format!("{port:?} is not a port: write 0 to 65535"))?;
                 (Some(port), protocol)
+            }
+            None if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                return Err(format!(
+                    "{text:?} may mean a port or a protocol: write {text}/TCP or ip/{text}"
+                ));
             }
             None => (None, text),
         };
@@ -177,7 +183,7 @@ impl Service {
             .unwrap_or(protocol);
         let number = protocol_number(name).or_else(|| protocol.parse::<u8>().ok()).ok_or_else(|| {
             format!(
-                "{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP, ICMPv6 or a protocol's number"
+                "{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP, ICMPv6 or ip/NUMBER"
             )
         })?;
         let service =
@@ -186,6 +192,16 @@ impl Service {
             return Err(format!("{protocol} has no ports: write {protocol} alone"));
         }
         Ok(service)
+    }
+}
+
+impl Service {
+    /// As [`Self::read`] takes it.
+    pub(crate) fn asked(&self) -> String {
+        match self.port {
+            Some(port) => format!("{port}/{}", self.protocol),
+            None => format!("ip/{}", self.protocol),
+        }
     }
 }
 

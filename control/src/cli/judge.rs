@@ -83,6 +83,11 @@ impl Judge {
         Ok(Self { snapshot })
     }
 
+    /// Asks a snapshot that somebody else has made.
+    pub(crate) fn over(snapshot: Snapshot) -> Self {
+        Self { snapshot }
+    }
+
     /// Who an end is, to the snapshot: `pod ns/name`, `node name`, `outside` or `unknown`.
     pub(crate) fn who(&self, end: &End) -> String {
         let identity = end.identity;
@@ -283,7 +288,7 @@ pub(crate) fn reference_reasons(verdict: &reference::Verdict) -> Vec<Reason> {
     out
 }
 
-fn effect_name(effect: Effect) -> &'static str {
+pub(crate) fn effect_name(effect: Effect) -> &'static str {
     match effect {
         Effect::Allow => "allow",
         Effect::Isolated => "isolated",

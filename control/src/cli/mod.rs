@@ -5,6 +5,7 @@ mod compile;
 mod diff;
 mod explain;
 pub(crate) mod flow;
+mod flows;
 pub(crate) mod judge;
 mod matrix;
 mod query;
@@ -65,6 +66,8 @@ pub enum Command {
     /// Starts the firewall
     #[cfg(feature = "afxdp")]
     Run(crate::run::supervisor::RunArgs),
+    /// Lists the flows and recent drops of the running firewall, and who decided about them
+    Flows(flows::FlowsArgs),
     /// Shows what runs, in which generation, and what was dropped
     #[cfg(feature = "afxdp")]
     Status(crate::run::status::StatusArgs),
@@ -98,6 +101,7 @@ impl Command {
             Self::Query(args) => query::run(&args, output),
             Self::Matrix(args) => matrix::run(&args, output),
             Self::Explain(args) => explain::run(&args, output),
+            Self::Flows(args) => flows::run(&args, output),
             Self::Check(args) => check::run(&args, output),
             Self::Diff(args) => diff::run(&args, output),
             Self::Compile(args) => compile::run(&args, output),

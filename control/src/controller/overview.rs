@@ -13,11 +13,13 @@ use ringwall_config::Verify;
 
 use super::{
     background::Pass,
+    deciding::{AskError, InForce},
     pipeline::{Failure, Made},
 };
 use crate::{
     check::Report,
     cluster::{Cluster, Node},
+    explain::{Question, report::Explanation},
     metrics::Latencies,
     protocol::{
         CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus, Status,
@@ -127,6 +129,7 @@ pub struct Overview {
     /// How long adoption may take.
     patience: Duration,
     latencies: Latencies,
+    deciding: InForce,
     inner: Mutex<Inner>,
 }
 
@@ -230,6 +233,7 @@ impl Overview {
             supervision,
             patience,
             latencies: Latencies::default(),
+            deciding: InForce::default(),
             inner: Mutex::new(inner),
         }
     }
@@ -242,6 +246,19 @@ impl Overview {
     /// How long each step takes.
     pub fn latencies(&self) -> &Latencies {
         &self.latencies
+    }
+
+    /// The state and the snapshot that decide now.
+    pub(super) fn deciding(&self) -> &InForce {
+        &self.deciding
+    }
+
+    /// Explains a flow under the state and the snapshot that decide now. Takes a while.
+    ///
+    /// # Errors
+    /// There is none yet, an end is not known, or the state and the snapshot contradict each other.
+    pub(crate) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
+        self.deciding.explain(question)
     }
 
     pub(super) fn beat(&self) {

@@ -274,13 +274,17 @@ impl Edit {
                     text,
                 )
             }
-            Self::RemovePolicy(key) => (
-                "remove-policy",
-                policy(key),
-                None,
-                None,
-                format!("delete NetworkPolicy {key}"),
-            ),
+            Self::RemovePolicy(key) => {
+                let valid = |policy: &Arc<NetworkPolicy>| policy.faults.is_empty();
+                let text = if cluster.policies.get(key).is_none_or(valid) {
+                    format!("delete NetworkPolicy {key}")
+                } else {
+                    format!(
+                        "delete NetworkPolicy {key}, which is invalid, or mend it so that it says what it means"
+                    )
+                };
+                ("remove-policy", policy(key), None, None, text)
+            }
         };
         EditRecord {
             action: action.to_owned(),

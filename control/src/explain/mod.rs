@@ -17,6 +17,8 @@ pub mod report;
 mod trace;
 pub mod words;
 
+use ringwall_dataplane::classify::Snapshot;
+
 use crate::{
     cli::{
         flow::{EndName, Service},
@@ -25,7 +27,7 @@ use crate::{
     cluster::{Cluster, NetworkPolicy, Rule},
     reference::{self, End},
 };
-pub use changes::{Found, smallest_changes};
+pub use changes::{Change, Found, smallest_changes};
 use report::{Decider, Explanation, Word};
 use trace::{Case, Words};
 
@@ -67,15 +69,29 @@ impl std::fmt::Display for Direction {
 
 /// What is to be explained.
 #[derive(Clone, Debug)]
-pub(crate) struct Question {
+pub struct Question {
     pub(crate) src: EndName,
     pub(crate) dst: EndName,
     pub(crate) service: Service,
 }
 
+impl Question {
+    /// Reads a question: ends as addresses or `namespace/pod`, then `80/TCP`, `ICMP` or `ip/47`.
+    ///
+    /// # Errors
+    /// Says what to write instead.
+    pub fn read(src: &str, dst: &str, service: &str) -> Result<Self, String> {
+        Ok(Self {
+            src: EndName::read(src)?,
+            dst: EndName::read(dst)?,
+            service: Service::read(service)?,
+        })
+    }
+}
+
 /// Why there is no explanation.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ExplainError {
+pub enum ExplainError {
     /// An end cannot be found.
     #[error("{0}")]
     End(String),
@@ -96,15 +112,42 @@ pub(crate) enum ExplainError {
     },
 }
 
-/// Explains a flow.
-///
-/// # Errors
-/// An end is not known, or the snapshot, the reference evaluator and the steps contradict each other.
-pub(crate) fn explain(
-    cluster: &Cluster,
-    judge: &Judge,
-    question: &Question,
-) -> Result<Explanation, ExplainError> {
+/// A state and the snapshot compiled of it, ready to be asked.
+pub struct Explainer<'a> {
+    cluster: &'a Cluster,
+    judge: Judge,
+}
+
+impl<'a> Explainer<'a> {
+    /// Compiles a state.
+    ///
+    /// # Errors
+    /// It cannot be compiled.
+    pub fn new(cluster: &'a Cluster) -> anyhow::Result<Self> {
+        Ok(Self {
+            cluster,
+            judge: Judge::new(cluster)?,
+        })
+    }
+
+    /// Explains by a snapshot that was compiled of the state before.
+    pub fn over(cluster: &'a Cluster, snapshot: Snapshot) -> Self {
+        Self {
+            cluster,
+            judge: Judge::over(snapshot),
+        }
+    }
+
+    /// Explains a flow.
+    ///
+    /// # Errors
+    /// An end is not known, or the snapshot, the reference evaluator and the steps contradict each other.
+    pub fn explain(&self, question: &Question) -> Result<Explanation, ExplainError> {
+        explain(self.cluster, &self.judge, question)
+    }
+}
+
+fn explain(cluster: &Cluster, judge: &Judge, question: &Question) -> Result<Explanation, ExplainError> {
     let (src, dst) = judge
         .ends(cluster, &question.src, &question.dst)
         .map_err(ExplainError::End)?;

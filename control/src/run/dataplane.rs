@@ -31,6 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::protocol::DATAPLANE_SOCKET;
 
 use super::{
+    flows::LiveFlows,
     follow::Follower,
     huge_pages,
     lifeline::StopSignal,
@@ -260,7 +261,15 @@ impl Running {
         spawn("rw-netlink", move || follower.run())?;
         let socket = plan.runtime_dir.join(DATAPLANE_SOCKET);
         let reporter = Arc::clone(&machine);
-        serve(&socket, publication, Arc::new(move || reporter.status()))?;
+        let flows = LiveFlows::new(Arc::clone(&machine));
+        let drops = Arc::clone(&flows);
+        spawn("rw-drops", move || drops.gather_drops())?;
+        serve(
+            &socket,
+            publication,
+            Arc::new(move || reporter.status()),
+            Arc::new(move |filter, cursor| flows.page(filter, cursor)),
+        )?;
         Ok(Self {
             machine,
             stop_workers,

@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod detach;
 pub mod expedited;
 pub mod fib;
+mod flows;
 pub mod follow;
 pub mod huge_pages;
 pub mod lifeline;

@@ -5,6 +5,7 @@
 //! worker has moved on. What is kept on disk for a restart is always a whole image.
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -16,8 +17,8 @@ use std::{
 use ringwall_dataplane::{classify::Snapshot, plane::Plane};
 
 use crate::protocol::{
-    Connection, ContentHash, DataplaneStatus, Listener, ProtocolError, Received, Reply, Request,
-    SnapshotOrigin, SnapshotStatus, VERSION, read_image,
+    Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener, ProtocolError,
+    Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, read_image,
 };
 
 /// How often it is looked whether every worker has adopted, after [`ADOPTION_YIELDS`].
@@ -32,6 +33,8 @@ const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// And at least so many times as long as the write before took, so that large images under constant change take a small
 /// share of a CPU and of the disk.
 const WRITE_SHARE: u32 = 20;
+/// Snapshots remembered for what they decided.
+const REMEMBERED: usize = 64;
 /// Clients at a time.
 const CLIENTS: usize = 32;
 
@@ -45,6 +48,8 @@ pub struct Publication {
     workers: u32,
     /// Gets parked workers to look.
     wake: Box<dyn Fn() + Send + Sync>,
+    /// The last snapshots, newest last: they name who decided about flows and drops.
+    past: Mutex<VecDeque<Snapshot>>,
 }
 
 struct State {
@@ -98,6 +103,7 @@ impl Publication {
             file,
             workers,
             wake: Box::new(wake),
+            past: Mutex::default(),
         };
         publication.load();
         publication
@@ -145,6 +151,7 @@ impl Publication {
         };
         state.problem = None;
         state.newest = Some(snapshot.clone());
+        self.remember(&snapshot);
         state.sequence = locked(&self.plane).snapshots.publish(snapshot);
         Ok(())
     }
@@ -157,6 +164,35 @@ impl Publication {
         });
         match taken {
             Ok(snapshot) => {
+    /// Keeps a snapshot for what it decides: its tables are shared with the one that workers read.
+    fn remember(&self, snapshot: &Snapshot) {
+        let mut past = locked(&self.past);
+        if past.len() == REMEMBERED {
+            past.pop_front();
+        }
+        past.push_back(snapshot.clone());
+    }
+
+    /// The snapshot that a predicate on generations chooses, where it is still there; the newest of several.
+    pub fn remembered(&self, chosen: impl Fn(u64) -> bool) -> Option<Snapshot> {
+        let past = locked(&self.past);
+        let found = past.iter().rev().find(|snapshot| chosen(snapshot.generation().0));
+        found.cloned()
+    }
+
+    /// Gets parked workers to look.
+    pub fn wake(&self) {
+        (self.wake)();
+    }
+
+    /// Takes an image; the answer is what the workers now have to adopt.
+    fn accept(&self, generation: u64, hash: ContentHash, image: Vec<u8>) -> Result<(), String> {
+        let bytes = image.len() as u64;
+        let result = self
+            .check(generation, hash, &image)
+            .and_then(|snapshot| self.install(snapshot, bytes, SnapshotOrigin::Control));
+        match result {
+            Ok(()) => {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
                 to_disk.newest = Some(snapshot);
@@ -300,11 +336,15 @@ fn above(generation: u64, newest: u64) -> Result<(), String> {
 /// Answers the status of the dataplane.
 pub type StatusSource = Arc<dyn Fn() -> DataplaneStatus + Send + Sync>;
 
+/// Answers which flows there are.
+pub type FlowSource = Arc<dyn Fn(&FlowFilter, Option<FlowCursor>) -> FlowPage + Send + Sync>;
+
 /// Listens, and serves each client on a thread of its own. Returns at once.
 pub fn serve(
     socket: &Path,
     publication: Arc<Publication>,
     status: StatusSource,
+    flows: FlowSource,
 ) -> Result<(), ProtocolError> {
     let listener = Listener::bind(socket)?;
     let clients = Arc::new(AtomicUsize::new(0));
@@ -322,14 +362,15 @@ pub fn serve(
                 clients.fetch_sub(1, Ordering::Relaxed);
                 continue; // closed by dropping it
             }
-            let (publication, status, left) = (
+            let (publication, status, flows, left) = (
                 Arc::clone(&publication),
                 Arc::clone(&status),
+                Arc::clone(&flows),
                 Arc::clone(&clients),
             );
             let thread = std::thread::Builder::new().name("rw-client".to_owned());
             let client = move || {
-                if let Err(error) = converse(&connection, &publication, &status) {
+                if let Err(error) = converse(&connection, &publication, &status, &flows) {
                     tracing::debug!(%error, "client left");
                 }
                 left.fetch_sub(1, Ordering::Relaxed);
@@ -349,6 +390,7 @@ fn converse(
     connection: &Connection,
     publication: &Publication,
     status: &StatusSource,
+    flows: &FlowSource,
 ) -> Result<(), ProtocolError> {
     connection.set_send_timeout(Some(Duration::from_secs(5)))?;
     let mut greeted = false;
@@ -401,6 +443,12 @@ fn converse(
                     });
                 publish(connection, publication, generation, announced, arrived)?;
             }
+            Request::Flows { filter, cursor } => connection.send(
+                &Reply::Flows {
+                    page: Box::new(flows(&filter, cursor)),
+                },
+                None,
+            )?,
             Request::Status => connection.send(
                 &Reply::Status {
                     status: Box::new(status()),

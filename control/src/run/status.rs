@@ -2,15 +2,15 @@
 
 use std::{
     fmt::Write as _,
-    io::{Read, Write},
-    os::unix::net::UnixStream,
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
+use crate::api::client;
 use crate::protocol::{
     CONTROL_SOCKET, Connection, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProtocolError, Reply,
     Request, SUPERVISION_FILE, Status, Supervision, VERSION,
@@ -26,8 +26,6 @@ pub struct StatusArgs {
 
 /// How long either process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Longest answer of control.
-const MAX_ANSWER: u64 = 64 << 20;
 
 /// Asks the control process, or the dataplane where that is away. Status 2 where nothing runs.
 pub fn run(args: &StatusArgs, json: bool) -> anyhow::Result<ExitCode> {
@@ -69,23 +67,13 @@ fn read_supervision(runtime: &Path) -> Option<Supervision> {
     serde_json::from_slice(&std::fs::read(runtime.join(SUPERVISION_FILE)).ok()?).ok()
 }
 
-/// Asks control over HTTP/1.0: one request, one answer, the end.
+/// Asks control.
 fn ask_control(socket: &Path) -> anyhow::Result<Status> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: ringwall\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    let end = answer
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n")
-        .context("not an HTTP answer")?;
-    let head = String::from_utf8_lossy(&answer[..end]);
-    if head.split_whitespace().nth(1) != Some("200") {
-        bail!("{}", head.lines().next().unwrap_or_default());
+    let answer = client::ask(socket, "/v1/status", None, PATIENCE)?;
+    if answer.status != 200 {
+        bail!("status {}", answer.status);
     }
-    Ok(serde_json::from_slice(&answer[end + 4..])?)
+    Ok(serde_json::from_slice(&answer.body)?)
 }
 
 /// Asks the dataplane.

@@ -1,0 +1,78 @@
+//! The state and the snapshot that decide now, for explanations.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringwall_dataplane::classify::{Image, Snapshot};
+
+use crate::{
+    explain::{ExplainError, Explainer, Question, report::Explanation},
+    source::feed::SourceState,
+};
+
+/// A state, and the snapshot that was compiled of it.
+#[derive(Debug)]
+pub(super) struct Deciding {
+    pub(super) generation: u64,
+    pub(super) state: Arc<SourceState>,
+    pub(super) image: Image,
+}
+
+/// What was published last, and what every worker has adopted.
+#[derive(Debug, Default)]
+pub(super) struct InForce {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    published: Option<Arc<Deciding>>,
+    adopted: Option<Arc<Deciding>>,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// There is nothing to ask.
+    #[error("no policy has been compiled yet; see `ringwall status`")]
+    Nothing,
+    /// The question cannot be answered.
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
+}
+
+impl InForce {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Only shared pointers are in it, each replaced as a whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn published(&self, deciding: Deciding) {
+        self.inner().published = Some(Arc::new(deciding));
+    }
+
+    pub(super) fn adopted(&self, generation: u64) {
+        let mut inner = self.inner();
+        if let Some(published) = inner.published.as_ref().filter(|it| it.generation == generation) {
+            inner.adopted = Some(Arc::clone(published));
+        }
+    }
+
+    /// Explains a flow under what decides now. Takes a while: not for the loop's thread.
+    pub(super) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
+        let (deciding, adopted) = {
+            let inner = self.inner();
+            let deciding = inner.adopted.clone().or_else(|| inner.published.clone());
+            (deciding.ok_or(AskError::Nothing)?, inner.adopted.is_some())
+        };
+        let snapshot = Snapshot::from_image(&deciding.image);
+        let mut explanation = Explainer::over(&deciding.state.cluster, snapshot).explain(question)?;
+        explanation.generation = Some(deciding.generation);
+        if !adopted {
+            explanation.notes.push(
+                "the dataplane has not adopted this snapshot yet: what it decides by now may be older"
+                    .to_owned(),
+            );
+        }
+        Ok(explanation)
+    }
+}

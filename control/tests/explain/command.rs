@@ -1,0 +1,197 @@
+//! The command as others script on it.
+
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn ringwall(args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
+        .args(args)
+        .output()
+        .unwrap();
+    Ran {
+        status: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: red}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: office, labels: {team: blue}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDRs: [10.1.0.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec:
+  nodeName: n1
+  containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]
+status: {podIPs: [{ip: 10.1.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}, creationTimestamp: '2024-05-01T00:00:00Z'}
+spec: {nodeName: n1}
+status: {podIPs: [{ip: 10.1.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: old, namespace: shop, creationTimestamp: '2024-01-01T00:00:00Z'}
+status: {podIPs: [{ip: 10.1.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: done, namespace: shop}
+status: {phase: Succeeded, podIP: 10.1.0.9}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: proxy, namespace: shop}
+spec: {nodeName: n1, hostNetwork: true}
+status: {podIP: 192.168.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: desk, namespace: office, labels: {app: desk}}
+status: {podIPs: [{ip: 10.1.0.3}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: shop}
+spec: {template: {metadata: {labels: {app: api}}, spec: {}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress]
+  ingress:
+  - ports: [{port: 1, endPort: 9}]
+  - from:
+    - podSelector: {matchLabels: {app: api}}
+    - namespaceSelector: {matchExpressions: [{key: team, operator: In, values: [green, red]}]}
+      podSelector: {matchExpressions: [{key: trusted, operator: Exists}]}
+    - ipBlock: {cidr: 10.1.0.0/24, except: [10.1.0.0/28]}
+    ports: [{port: 5432}, {port: sql}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: backstop, namespace: shop}
+spec:
+  podSelector: {matchExpressions: [{key: app, operator: In, values: [db, web]}]}
+  egress: [{to: [{podSelector: {}}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: wrong, namespace: office}
+spec:
+  podSelector: {}
+  ingress: [{from: [{podSelektor: {}}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: anp}
+spec: {}
+";
+
+fn shop() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    dir
+}
+
+fn explain(dir: &TempDir, args: &[&str]) -> Ran {
+    let path = dir.path().to_str().unwrap();
+    ringwall(&[&["explain", "--manifests", path], args].concat())
+}
+
+#[test]
+fn a_person_can_read_why() {
+    let dir = shop();
+    for (name, from, to, service) in [
+        ("denied", "shop/web", "shop/db", "5432/TCP"),
+        ("allowed", "shop/api", "shop/db", "5432/tcp"),
+        ("invalid", "203.0.113.9", "office/desk", "ICMP"),
+        ("unknown", "10.1.0.9", "10.1.0.2", "80/UDP"),
+        ("node", "192.168.0.1", "shop/web", "80/TCP"),
+        ("both_deny", "shop/web", "office/desk", "ip/47"),
+    ] {
+        let ran = explain(&dir, &[from, to, service]);
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        insta::assert_snapshot!(format!("words_{name}"), ran.out);
+    }
+}
+
+#[test]
+fn a_program_can_read_why() {
+    let ran = explain(&shop(), &["shop/web", "shop/db", "5432/TCP", "-o", "json"]);
+    assert_eq!((ran.status, ran.out.lines().count()), (0, 1), "{}", ran.err);
+    let answer: Value = serde_json::from_str(&ran.out).unwrap();
+    insta::assert_snapshot!(serde_json::to_string_pretty(&answer).unwrap());
+}
+
+#[test]
+fn what_cannot_be_explained_is_status_2() {
+    let dir = shop();
+    for (args, what) in [
+        (
+            ["shop/nobody", "shop/db", "1/TCP"],
+            "no pod or workload is named shop/nobody",
+        ),
+        (["shop/done", "shop/db", "1/TCP"], "has finished"),
+        (["shop/old", "shop/web", "1/TCP"], "belongs to shop/db now"),
+        (["shop/web", "shop/db", "80"], "write 80/TCP or ip/80"),
+        (["shop/web", "shop/db", "TCP"], "lacks the port"),
+        (["shop/web", "shop/db", "80/ICMP"], "has no ports"),
+        (
+            ["web", "shop/db", "80/TCP"],
+            "neither an address nor namespace/pod",
+        ),
+    ] {
+        let ran = explain(&dir, &args);
+        assert_eq!((ran.status, ran.out.as_str()), (2, ""), "{args:?}");
+        assert!(ran.err.contains(what), "{args:?}: {}", ran.err);
+    }
+    for (args, what) in [
+        (vec!["explain", "a/b", "c/d", "1/TCP"], "--manifests"),
+        (vec!["explain", "--manifests", "."], "<FROM>"),
+        (vec!["explain", "--flow", "0123456789abcdef"], "--config"),
+        (
+            vec!["explain", "--config", "x", "--flow", "12"],
+            "16 hexadecimal digits",
+        ),
+        (
+            vec!["explain", "--config", "/nonexistent", "a/b", "c/d", "1/TCP"],
+            "/nonexistent",
+        ),
+        (vec!["flows"], "--config"),
+        (vec!["flows", "--config", "/nonexistent"], "/nonexistent"),
+    ] {
+        let ran = ringwall(&args);
+        assert_eq!(ran.status, 2, "{args:?}");
+        assert!(ran.err.contains(what), "{args:?}: {}", ran.err);
+    }
+    for command in ["explain", "flows"] {
+        let help = ringwall(&[command, "--help"]);
+        assert!(help.out.contains("Examples:"), "{}", help.out);
+    }
+}
