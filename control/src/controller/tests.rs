@@ -189,6 +189,7 @@ fn serve(
                 hash: kept.hash,
                 workers: 2,
             }],
+            Request::Flows { .. } => panic!("control never asks for flows"),
             Request::Publish {
                 generation,
                 hash,

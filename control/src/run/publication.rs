@@ -33,8 +33,9 @@ const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// And at least so many times as long as the write before took, so that large images under constant change take a small
 /// share of a CPU and of the disk.
 const WRITE_SHARE: u32 = 20;
-/// Snapshots remembered for what they decided.
+/// Snapshots remembered for what they decided: so many, and so many bytes of them besides the newest.
 const REMEMBERED: usize = 64;
+const REMEMBERED_BYTES: usize = 64 << 20;
 /// Clients at a time.
 const CLIENTS: usize = 32;
 
@@ -48,8 +49,8 @@ pub struct Publication {
     workers: u32,
     /// Gets parked workers to look.
     wake: Box<dyn Fn() + Send + Sync>,
-    /// The last snapshots, newest last: they name who decided about flows and drops.
-    past: Mutex<VecDeque<Snapshot>>,
+    /// The last snapshots, newest last, each with the bytes that came for it, which is about what it has of its own: they name who decided about flows and drops.
+    past: Mutex<VecDeque<(Snapshot, usize)>>,
 }
 
 struct State {
@@ -118,7 +119,7 @@ impl Publication {
         match Snapshot::open(&bytes) {
             Ok(snapshot) => {
                 tracing::info!(generation = snapshot.generation().0, file = %self.file.display(), "last snapshot loaded");
-                if let Err(reason) = self.install(snapshot, SnapshotOrigin::Disk) {
+                if let Err(reason) = self.install(snapshot, bytes.len(), SnapshotOrigin::Disk) {
                     self.cannot_load(&reason);
                 }
             }
@@ -137,7 +138,7 @@ impl Publication {
 
     /// Publishes. Refuses what is not above the generation in force: two clients may have been found in order at the
     /// same time, and flows that one snapshot allowed would be taken for allowed by another of the same generation.
-    fn install(&self, snapshot: Snapshot, origin: SnapshotOrigin) -> Result<(), String> {
+    fn install(&self, snapshot: Snapshot, bytes: usize, origin: SnapshotOrigin) -> Result<(), String> {
         let mut state = locked(&self.state);
         above(snapshot.generation().0, state.status.generation)?;
         state.status = SnapshotStatus {
@@ -151,33 +152,28 @@ impl Publication {
         };
         state.problem = None;
         state.newest = Some(snapshot.clone());
-        self.remember(&snapshot);
+        self.remember(&snapshot, bytes);
         state.sequence = locked(&self.plane).snapshots.publish(snapshot);
         Ok(())
     }
 
-    /// Takes a snapshot over; the workers now have to adopt it.
-    fn accept(&self, announced: &Announced) -> Result<(), String> {
-        let taken = self.open(announced).and_then(|snapshot| {
-            self.install(snapshot.clone(), SnapshotOrigin::Control)?;
-            Ok(snapshot)
-        });
-        match taken {
-            Ok(snapshot) => {
-    /// Keeps a snapshot for what it decides: its tables are shared with the one that workers read.
-    fn remember(&self, snapshot: &Snapshot) {
+    /// Keeps a snapshot for what it decides. Successors by delta share their tables; whole images do not, so that few of
+    /// those are kept.
+    fn remember(&self, snapshot: &Snapshot, bytes: usize) {
         let mut past = locked(&self.past);
-        if past.len() == REMEMBERED {
-            past.pop_front();
+        past.push_back((snapshot.clone(), bytes));
+        let mut own: usize = past.iter().map(|(_, bytes)| bytes).sum();
+        own -= bytes;
+        while past.len() > REMEMBERED || (past.len() > 1 && own > REMEMBERED_BYTES) {
+            own -= past.pop_front().map_or(0, |(_, bytes)| bytes);
         }
-        past.push_back(snapshot.clone());
     }
 
     /// The snapshot that a predicate on generations chooses, where it is still there; the newest of several.
     pub fn remembered(&self, chosen: impl Fn(u64) -> bool) -> Option<Snapshot> {
         let past = locked(&self.past);
-        let found = past.iter().rev().find(|snapshot| chosen(snapshot.generation().0));
-        found.cloned()
+        let found = past.iter().rev().find(|(it, _)| chosen(it.generation().0));
+        found.map(|(snapshot, _)| snapshot.clone())
     }
 
     /// Gets parked workers to look.
@@ -185,14 +181,14 @@ impl Publication {
         (self.wake)();
     }
 
-    /// Takes an image; the answer is what the workers now have to adopt.
-    fn accept(&self, generation: u64, hash: ContentHash, image: Vec<u8>) -> Result<(), String> {
-        let bytes = image.len() as u64;
-        let result = self
-            .check(generation, hash, &image)
-            .and_then(|snapshot| self.install(snapshot, bytes, SnapshotOrigin::Control));
-        match result {
-            Ok(()) => {
+    /// Takes a snapshot over; the workers now have to adopt it.
+    fn accept(&self, announced: &Announced) -> Result<(), String> {
+        let taken = self.open(announced).and_then(|snapshot| {
+            self.install(snapshot.clone(), announced.bytes.len(), SnapshotOrigin::Control)?;
+            Ok(snapshot)
+        });
+        match taken {
+            Ok(snapshot) => {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
                 to_disk.newest = Some(snapshot);
@@ -570,12 +566,37 @@ mod tests {
         let mut images = Images::new();
         let five = announced(&images.next(5), None);
         let both = [(); 2].map(|()| publication.open(&five).unwrap());
-        let answers = both.map(|snapshot| publication.install(snapshot, SnapshotOrigin::Control).is_ok());
+        let answers = both.map(|snapshot| publication.install(snapshot, 1, SnapshotOrigin::Control).is_ok());
         assert_eq!(answers, [true, false]);
         assert!(publication.accept(&five).is_err());
         assert!(publication.accept(&announced(&images.next(6), None)).is_ok());
         let status = publication.status();
         assert_eq!((status.generation, status.accepted, status.refused), (6, 2, 1));
+    }
+
+    #[test]
+    fn the_last_snapshots_are_remembered_as_far_as_they_cost_little() {
+        let publication = publication(PathBuf::from("/nonexistent/snapshot.img"));
+        let mut images = Images::new();
+        let snapshots: Vec<Snapshot> = (0..REMEMBERED as u64 + 3)
+            .map(|generation| Snapshot::from_image(&images.next(generation + 1)))
+            .collect();
+        let is = |generation| {
+            publication
+                .remembered(|it| it == generation)
+                .map(|it| it.generation().0)
+        };
+        for snapshot in &snapshots {
+            publication.remember(snapshot, 1);
+        }
+        assert_eq!([is(1), is(3), is(4), is(67)], [None, None, Some(4), Some(67)]);
+        // Whole images share nothing: two of more than the limit are not kept.
+        publication.remember(&snapshots[0], REMEMBERED_BYTES);
+        assert_eq!([is(1), is(67)], [Some(1), Some(67)]);
+        publication.remember(&snapshots[1], REMEMBERED_BYTES + 1);
+        assert_eq!([is(2), is(1), is(67)], [Some(2), Some(1), None]);
+        publication.remember(&snapshots[2], 1);
+        assert_eq!([is(3), is(2)], [Some(3), None]);
     }
 
     #[test]

@@ -1,0 +1,176 @@
+//! `ringwall flows` and `ringwall explain` against a running appliance: real packets, explained by their ids.
+#![cfg(feature = "afxdp")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that panics has failed
+#![allow(missing_docs, unreachable_pub, dead_code)] // a test, and a bed that other tests use more of
+
+mod run_bed;
+
+use run_bed::*;
+use serde_json::Value;
+
+/// Pod a may reach pod b on port 80, and nobody else may reach it.
+const ONLY_A: &str = "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: only-a, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: b}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: a}}}]
+    ports: [{port: 80}]
+";
+
+fn json(bed: &Bed, arguments: &[&str]) -> Vec<Value> {
+    let output = bed.ask(&[arguments, &["-o", "json"]].concat());
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        bed.log()
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn words(bed: &Bed, arguments: &[&str]) -> String {
+    let output = bed.ask(arguments);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn id(record: &Value) -> &str {
+    let id = record["id"].as_str().unwrap();
+    assert!(
+        id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{id}"
+    );
+    id
+}
+
+#[test]
+fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
+    if !may_run("an_allowed_flow_and_a_drop_are_explained_by_their_ids") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.manifest("np", ONLY_A);
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    let mut open = connect(&bed.a, POD_B, 80).unwrap_or_else(|error| panic!("{error}\n{}", bed.log()));
+    assert!(connect(&bed.outside, POD_B, 80).is_err(), "nobody else");
+
+    // The flow.
+    let flows = json(
+        &bed,
+        &["flows", "--pod", "default/a", "--policy", "default/only-a"],
+    );
+    assert_eq!(flows.len(), 1, "{flows:?}");
+    let flow = &flows[0];
+    let named = ["kind", "src_pod", "dst_pod", "state"].map(|key| flow[key].as_str().unwrap());
+    assert_eq!(named, ["flow", "default/a", "default/b", "tcp-established"]);
+    assert_eq!(
+        (flow["src"].as_str(), flow["dst_port"].as_u64()),
+        (Some(POD_A), Some(80))
+    );
+    assert_eq!(flow["ports"], serde_json::json!(["pod-a", "pod-b"]));
+    assert!(flow["packets"][0].as_u64() >= Some(2), "{flow}");
+    assert_eq!(flow["decided"].as_u64(), Some(bed.generation()));
+    let reasons = &flow["reasons"];
+    assert_eq!(
+        (&reasons[0]["effect"], &reasons[1]["policy"]),
+        (&"open".into(), &"default/only-a".into())
+    );
+    assert_eq!(reasons[1]["rule"], 0);
+    let flow_id = id(flow).to_owned();
+    let explained = &json(&bed, &["explain", "--flow", &flow_id])[0];
+    assert_eq!(explained["differs"], false, "{explained}");
+    assert_eq!(explained["now"]["verdict"], "allow");
+    assert_eq!(explained["now"]["reasons"], *reasons);
+    assert_eq!(explained["now"]["generation"].as_u64(), Some(bed.generation()));
+    let text = words(&bed, &["explain", "--flow", &flow_id]);
+    for part in [
+        "tcp-established",
+        "decided the same",
+        "rule 0 of default/only-a allows it",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+
+    // The drop.
+    let drops = json(&bed, &["flows", "--dropped", "--pod", POD_B, "--limit", "1"]);
+    let drop = &drops[0];
+    assert_eq!(
+        (&drop["kind"], &drop["reason"]),
+        (&"drop".into(), &"policy-ingress".into())
+    );
+    assert_eq!(
+        (drop["src"].as_str(), drop["port"].as_str()),
+        (Some(OUTSIDE), Some("up0"))
+    );
+    assert_eq!(drop["recorded"], true);
+    let drop_id = id(drop).to_owned();
+    let explained = &json(&bed, &["explain", "--flow", &drop_id])[0];
+    assert_eq!(
+        (&explained["differs"], &explained["now"]["verdict"]),
+        (&false.into(), &"deny".into())
+    );
+    assert!(!explained["now"]["changes"].as_array().unwrap().is_empty());
+    let text = words(&bed, &["explain", "--flow", &drop_id]);
+    for part in [
+        "policy-ingress: A pod is isolated",
+        "isolated by default/only-a",
+        "selectors match pods",
+        "smallest changes",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+
+    // A flow between two that are named, as the running state has it.
+    let live = &json(&bed, &["explain", "default/b", "default/a", "53/UDP"])[0];
+    assert_eq!(
+        (&live["verdict"], &live["src"]["name"]),
+        (&"allow".into(), &"default/b".into())
+    );
+    let output = bed.ask(&["explain", "default/nobody", "default/a", "53/UDP"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no pod or workload is named default/nobody"));
+
+    // The policy changes: what was recorded stays, what holds now is said to differ.
+    let before = bed.generation();
+    bed.manifest("np", ISOLATE_B);
+    bed.wait_newer(before);
+    let explained = &json(&bed, &["explain", "--flow", &flow_id])[0];
+    assert_eq!(
+        (&explained["differs"], &explained["now"]["verdict"]),
+        (&true.into(), &"deny".into())
+    );
+    assert_eq!(explained["flow"]["reasons"], *reasons, "{explained}");
+    open.set_read_timeout(Some(std::time::Duration::from_millis(500)))
+        .unwrap();
+    assert!(echo(&mut open).is_err(), "the flow is cut at its next packet");
+    let gone = bed.ask(&["explain", "--flow", &flow_id]);
+    assert_eq!(
+        gone.status.code(),
+        Some(1),
+        "{}",
+        String::from_utf8_lossy(&gone.stdout)
+    );
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("no flow and no recent drop"));
+
+    // Names and reasons do not need control.
+    let table = words(&bed, &["flows", "--limit", "3"]);
+    assert!(
+        table.starts_with("ID ") && table.contains("DROP policy-ingress"),
+        "{table}"
+    );
+    assert_eq!(bed.stop(), Some(0), "{}", bed.log());
+    let nothing = bed.ask(&["flows"]);
+    assert_eq!(nothing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("is `ringwall run` running?"));
+}
