@@ -27,6 +27,8 @@ pub struct Config {
     pub mode: Mode,
     /// What is proven of a compiled policy before it is published.
     pub verify: Verify,
+    /// Bytes that one snapshot may take.
+    pub snapshot_budget: u64,
     /// Interface that ringwall never touches.
     pub management: Option<String>,
     /// Networks of the cluster.

@@ -27,6 +27,9 @@ pub struct Raw {
     /// What is proven of a compiled policy before it is published.
     #[serde(default)]
     pub verify: Verify,
+    /// The compiled policy.
+    #[serde(default)]
+    pub snapshot: Snapshot,
     /// Networks of the cluster.
     pub cluster: Cluster,
     /// Where policy comes from.
@@ -114,6 +117,15 @@ pub enum Verify {
     Changed,
     /// Nothing.
     Off,
+}
+
+/// The compiled policy.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Snapshot {
+    /// The most memory of one snapshot. A policy that needs more is refused, with the heaviest policies named, and the
+    /// snapshot before stays in force. Default: 512MiB.
+    pub budget: Option<Bytes>,
 }
 
 /// The machine's own access.

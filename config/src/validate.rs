@@ -169,6 +169,7 @@ impl Raw {
         let interfaces = interfaces(&self, &mut problems);
         let conntrack = conntrack(&self.conntrack, &mut problems);
         let umem = umem(&self.umem, &mut problems);
+        let snapshot_budget = snapshot_budget(&self.snapshot, &mut problems);
         let telemetry = telemetry(&self.telemetry, &mut problems);
 
         let strict = self.anti_spoofing.as_deref() == Some("strict");
@@ -235,6 +236,7 @@ impl Raw {
                     name,
                     mode: self.mode,
                     verify: self.verify,
+                    snapshot_budget,
                     management: self.management.map(|management| management.interface),
                     cluster,
                     source,
@@ -669,6 +671,15 @@ fn conntrack(raw: &raw::Conntrack, problems: &mut Vec<Problem>) -> Option<Conntr
             .map_or(Duration::from_secs(120), |period| period.0),
         timeouts,
     })
+}
+
+/// Bytes. The most is what one message to the dataplane may be.
+fn snapshot_budget(raw: &raw::Snapshot, problems: &mut Vec<Problem>) -> u64 {
+    let budget = raw.budget.map_or(512 << 20, |budget| budget.0);
+    if !(1 << 20..=1 << 30).contains(&budget) {
+        problems.push(Problem::new("snapshot.budget", "out of range").help("use 1MiB to 1GiB"));
+    }
+    budget
 }
 
 fn umem(raw: &raw::Umem, problems: &mut Vec<Problem>) -> Umem {

@@ -258,6 +258,13 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             "interfaces:\n",
+            "snapshot: {budget: 2GiB}\ninterfaces:\n",
+            8,
+            "snapshot.budget",
+            &["out of range", "1MiB to 1GiB"],
+        ),
+        (
+            "interfaces:\n",
             "conntrack: {maxEntries: 7}\ninterfaces:\n",
             8,
             "conntrack.maxEntries",

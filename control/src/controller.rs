@@ -40,7 +40,7 @@ use self::{
 use crate::{
     api::Servers,
     cluster::Settings,
-    compile::EpochKey,
+    compile::{Budget, EpochKey},
     protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
     publish::{self, Event, Publication},
     source::{
@@ -134,6 +134,8 @@ pub struct Options {
     pub health_listen: Option<std::net::SocketAddr>,
     /// What is proven of a snapshot before it is published.
     pub verify: Verify,
+    /// What one snapshot may take.
+    pub budget: Budget,
     /// What the proof in the background may take.
     pub share: Share,
     /// Of the line to the dataplane.
@@ -162,6 +164,9 @@ impl Options {
             metrics_listen: config.telemetry.metrics_listen,
             health_listen: config.telemetry.health_listen,
             verify: config.verify,
+            budget: Budget {
+                bytes: config.snapshot_budget,
+            },
             share: Share::default(),
             publication: publish::Timing::default(),
             watches: kube::Timing::default(),
@@ -338,7 +343,8 @@ impl Controller {
     /// # Errors
     /// One of them cannot be used. Whether the API server or the dataplane answers is another question.
     pub async fn start(options: Options) -> Result<Self, ControlError> {
-        Self::start_with(options, Tools::default()).await
+        let tools = Tools::within(options.budget);
+        Self::start_with(options, tools).await
     }
 
     async fn start_with(options: Options, tools: Tools) -> Result<Self, ControlError> {

@@ -70,10 +70,11 @@ pub(super) struct Tools {
     pub(super) checker: Arc<dyn Fn() -> Box<dyn Prove> + Send + Sync>,
 }
 
-impl Default for Tools {
-    fn default() -> Self {
+impl Tools {
+    /// Those of every installation; snapshots may take `budget`.
+    pub(super) fn within(budget: Budget) -> Self {
         Self {
-            compiler: Arc::new(|key| Box::new(Compiler::new(key, Budget::default()))),
+            compiler: Arc::new(move |key| Box::new(Compiler::new(key, budget))),
             checker: Arc::new(|| Box::new(Checker::new())),
         }
     }

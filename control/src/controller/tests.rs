@@ -57,7 +57,7 @@ fn moody() -> Tools {
             assert!(key != EpochKey::OFFLINE, "the installation has a key of its own");
             Box::new(Moody(Compiler::new(key, Budget::default())))
         }),
-        ..Tools::default()
+        ..Tools::within(Budget::default())
     }
 }
 
@@ -298,6 +298,7 @@ impl Bed {
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             health_listen: None,
             verify: Verify::Changed,
+            budget: Budget::default(),
             share: Share::default(),
             publication: publish::Timing {
                 answer: Duration::from_secs(2),
@@ -517,6 +518,52 @@ async fn what_cannot_be_compiled_changes_nothing_and_is_alarmed() {
         let status = control.ready().await;
         assert!(status.control.unwrap().alarms.is_empty());
     }
+}
+
+/// Blocks that cut across each other: each is everything but one address, so every range is in all others.
+fn across(blocks: u32) -> String {
+    let mut text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: across, namespace: a}\n\
+                    spec:\n  podSelector: {}\n  ingress:\n  - from:\n"
+        .to_owned();
+    for number in 0..blocks {
+        let address = format!("20.0.{}.{}/32", number / 256, number % 256);
+        text += &format!("    - ipBlock: {{cidr: 0.0.0.0/0, except: [{address}]}}\n");
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_over_its_budget_is_refused_and_the_one_before_stays() {
+    let bed = Bed::new();
+    bed.pod("one");
+    let budget = Budget { bytes: 128 << 10 };
+    let options = Options {
+        budget,
+        ..bed.options()
+    };
+    let control = Running::new(Controller::start(options).await.unwrap());
+    bed.dataplane.image("1: a/one").await;
+    bed.write("across", &across(400));
+    let status = control
+        .status_where("over budget", |status| {
+            status.control.as_ref().unwrap().snapshot.error.is_some()
+        })
+        .await;
+    let failed = status.control.unwrap();
+    let error = failed.snapshot.error.clone().unwrap();
+    assert!(
+        error.contains("a/across (100 %)") && error.contains("131072"),
+        "it names the policy, its share and the budget: {error}"
+    );
+    assert!(!failed.ready && failed.alarms.iter().any(|alarm| alarm.contains("a/across")));
+    // What happens meanwhile does not get through either, and what is in force stays.
+    bed.pod("two");
+    assert_eq!(bed.dataplane.images().len(), 1, "{:?}", bed.dataplane.images());
+    bed.remove("across");
+    let status = control.ready().await;
+    assert!(status.control.unwrap().alarms.is_empty());
+    let last = bed.dataplane.images().last().unwrap().clone();
+    assert!(last.ends_with(": a/one a/two"), "{last}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
