@@ -15,6 +15,7 @@ use super::{
 use crate::addr::Addr;
 
 mod deltas;
+mod figures;
 
 fn v4(a: u8, b: u8, c: u8, d: u8) -> Addr {
     Addr::v4([a, b, c, d])
