@@ -16,7 +16,7 @@ mod validate;
 pub use build::{BuildError, ImageBuilder, Page, PortDecision, PortRange};
 pub use image::{Image, ImageError};
 pub use layout::{CLASSES_PER_PAGE, Decision, LAYOUT_VERSION, NONE};
-pub use snapshot::{Since, Sizes, Snapshot};
+pub use snapshot::{BATCH, FirstPacket, Judged, Since, Sizes, Snapshot};
 
 /// Number of a snapshot; strictly increasing, 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,9 +4,11 @@
 //! that use `get` all the same and answer "denied" where it fails: no content of an image makes a read leave it, and
 //! none makes a failed read an allowed packet.
 
+mod batch;
 mod extent;
 mod since;
 
+pub use batch::{BATCH, FirstPacket, Judged};
 pub use since::Since;
 
 use super::{
@@ -190,7 +192,13 @@ impl Snapshot {
     /// Who an address is.
     #[inline]
     pub fn identify(&self, addr: Addr) -> Identity {
-        let index = if addr.is_v4() {
+        self.identity(self.lookup(addr))
+    }
+
+    /// Index of an address's identity.
+    #[inline]
+    fn lookup(&self, addr: Addr) -> u32 {
+        if addr.is_v4() {
             let [.., a, b, c, d] = addr.octets();
             let bytes = [a, b, c, d];
             match self.host_v4(u32::from_be_bytes(bytes)) {
@@ -203,8 +211,7 @@ impl Snapshot {
                 Some((_, index)) => index,
                 None => walk(&self.image.parts.tables.trie_v6, &bytes),
             }
-        };
-        self.identity(index)
+        }
     }
 
     /// Decides about a packet that begins a flow, in order: a pod to its own address; a pod and its node; else each
@@ -234,6 +241,24 @@ impl Snapshot {
         l4: L4,
         node: NodeExemption,
     ) -> Judgement {
+        if let Some(judgement) = self.exempt(src, dst, same_address, node) {
+            return judgement;
+        }
+        Judgement {
+            ingress: self.direction(dst, dst.ingress, src.peer_class, l4),
+            egress: self.direction(src, src.egress, dst.peer_class, l4),
+        }
+    }
+
+    /// What passes whatever the rows say: a pod to itself, a pod and its node.
+    #[inline]
+    fn exempt(
+        &self,
+        src: &Identity,
+        dst: &Identity,
+        same_address: bool,
+        node: NodeExemption,
+    ) -> Option<Judgement> {
         use IdentityKind::{Node, Pod};
         let both = |verdict| Judgement {
             ingress: verdict,
@@ -245,19 +270,16 @@ impl Snapshot {
             && src.endpoint == dst.endpoint
             && src.endpoint != NONE
         {
-            return both(allowed(Effect::SelfTraffic));
+            return Some(both(allowed(Effect::SelfTraffic)));
         }
         if node == NodeExemption::Trusted
             && src.node == dst.node
             && src.node != NONE
             && matches!((src.kind, dst.kind), (Pod, Node) | (Node, Pod))
         {
-            return both(allowed(Effect::Node));
+            return Some(both(allowed(Effect::Node)));
         }
-        Judgement {
-            ingress: self.direction(dst, dst.ingress, src.peer_class, l4),
-            egress: self.direction(src, src.egress, dst.peer_class, l4),
-        }
+        None
     }
 
     /// Names behind a provenance index; None for [`NONE`] and for numbers that are not of this snapshot. Cold.
@@ -452,8 +474,14 @@ impl Snapshot {
     /// The decision of one cell; None where the numbers leave the tables.
     #[inline]
     fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
+        self.port_decision(self.port_map(row, peer_class)? as usize, l4)
+    }
+
+    /// The decision of a port map; None where the numbers leave the tables.
+    #[inline]
+    fn port_decision(&self, map: usize, l4: L4) -> Option<(Decision, u32)> {
         let tables = &self.image.parts.tables;
-        let map = tables.port_maps.get(self.port_map(row, peer_class)? as usize)?;
+        let map = tables.port_maps.get(map)?;
         let portless = (map.portless, map.portless_provenance);
         let L4::Port { protocol, port } = l4 else {
             return Some(portless);

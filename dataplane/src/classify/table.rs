@@ -13,6 +13,8 @@ use super::layout::{
     PolicyRecord, PortMapRecord, ProvenanceRecord, StringRecord, TrieNode,
 };
 
+use crate::prefetch::prefetch;
+
 /// Bytes of a chunk. What one changed record costs each side is a copy and a hash of this; what each snapshot costs is
 /// a reference for every chunk.
 pub(super) const CHUNK_BYTES: usize = 16 * 1024;
@@ -118,6 +120,14 @@ impl<T: Record> Table<T> {
         }
         let chunk = self.chunks.get(index / T::PER_CHUNK)?;
         chunk.records.as_ref().get(index % T::PER_CHUNK)
+    }
+
+    /// Starts to load a record's cache line, if there is one.
+    #[inline]
+    pub(super) fn expect(&self, index: usize) {
+        if let Some(record) = self.get(index) {
+            prefetch(record);
+        }
     }
 
     /// Consecutive records, if they are all there and in one chunk.

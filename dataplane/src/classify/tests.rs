@@ -287,6 +287,53 @@ fn identities_of_another_snapshot_are_denied() {
 }
 
 #[test]
+fn many_at_once_are_judged_as_one_by_one() {
+    let snapshot = Snapshot::open(&image()).unwrap();
+    let addresses = [
+        v4(10, 0, 0, 1),
+        v4(10, 0, 0, 2),
+        v4(10, 0, 0, 9),
+        v4(192, 168, 0, 0),
+        v4(203, 0, 113, 200),
+        v4(8, 8, 8, 8),
+        v6(2),
+        v6(3),
+        v4(10, 96, 0, 1),
+    ];
+    let mut packets = Vec::new();
+    for src in addresses {
+        for dst in addresses {
+            for l4 in [tcp(0), tcp(80), tcp(8500), L4::NoPort { protocol: 1 }] {
+                packets.push(FirstPacket { src, dst, l4 });
+            }
+        }
+    }
+    let mut effects = BTreeMap::new();
+    for node in [NodeExemption::Trusted, NodeExemption::Untrusted] {
+        for packets in packets.chunks(61) {
+            let judged = snapshot.judge_many(packets, |number, src, _| {
+                assert_eq!(*src, snapshot.identify(packets[number].src));
+                node
+            });
+            assert_eq!(judged.len(), packets.len());
+            for (packet, judged) in packets.iter().zip(judged) {
+                let alone = judge_from(&snapshot, packet.src, packet.dst, packet.l4, node);
+                assert_eq!(judged.judgement, alone, "{packet:?}");
+                assert_eq!(judged.dst, snapshot.identify(packet.dst));
+                *effects.entry(alone.ingress.effect).or_insert(0) += 1;
+            }
+        }
+    }
+    assert!(effects.len() >= 6, "{effects:?}");
+    assert_eq!(
+        snapshot
+            .judge_many(&packets, |_, _, _| NodeExemption::Trusted)
+            .len(),
+        BATCH
+    );
+}
+
+#[test]
 fn every_damaged_byte_is_noticed() {
     let image = image();
     // All of the header and section table; of the sections, which are long, a sample.
