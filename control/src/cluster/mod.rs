@@ -145,6 +145,43 @@ mod tests {
 
     thread_local!(static COMPARED: Cell<usize> = const { Cell::new(0) });
 
+    #[test]
+    fn a_state_put_together_anew_shares_what_is_equal() {
+        let pod = |name: &str, uid: &str| {
+            Object::Pod(Pod {
+                key: ObjectKey {
+                    namespace: "a".to_owned(),
+                    name: name.to_owned(),
+                },
+                uid: uid.to_owned(),
+                created: None,
+                labels: Labels::new(),
+                addresses: Vec::new(),
+                node: None,
+                host_network: false,
+                finished: false,
+                named_ports: Vec::new(),
+                template_of: None,
+            })
+        };
+        let state = |pods: &[(&str, &str)]| {
+            let mut cluster = Cluster::default();
+            for (name, uid) in pods {
+                cluster.insert(pod(name, uid));
+            }
+            cluster.unevaluated_kinds.insert(format!("{}.x", pods.len()));
+            cluster
+        };
+        let old = state(&[("one", "1"), ("two", "2"), ("three", "3")]);
+        let wanted = state(&[("one", "1"), ("two", "new"), ("four", "4"), ("five", "5")]);
+        let new = old.turned_into(wanted.clone());
+        assert_eq!(new, wanted);
+        for ((key, before), shared) in old.pods.iter().zip([true, false, false]) {
+            let same = new.pods.get(key).is_some_and(|now| Arc::ptr_eq(before, now));
+            assert_eq!(same, shared, "{key}");
+        }
+    }
+
     /// Counts how often it is compared.
     #[derive(Clone, Debug)]
     struct Counted(u32);

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use imbl::{OrdMap, ordmap::DiffItem};
+
 use super::{Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod};
 
 /// Label that every namespace carries (SEMANTICS 13).
@@ -91,6 +93,19 @@ impl Cluster {
         }
     }
 
+    /// The state `other`, made from this one: whatever is equal in both is shared with this one, so that what follows
+    /// costs as much as differs. For sources that put every state together anew.
+    #[must_use]
+    pub fn turned_into(&self, other: Self) -> Self {
+        Self {
+            namespaces: turned_into(&self.namespaces, &other.namespaces),
+            nodes: turned_into(&self.nodes, &other.nodes),
+            pods: turned_into(&self.pods, &other.pods),
+            policies: turned_into(&self.policies, &other.policies),
+            ..other
+        }
+    }
+
     /// Adds the namespaces that pods and policies name and no manifest describes: manifests rarely hold their
     /// Namespace objects (SEMANTICS 13). Never used for an API server, where an unseen namespace means an unknown pod
     /// (SEMANTICS 54).
@@ -112,4 +127,21 @@ impl Cluster {
             }
         }
     }
+}
+
+fn turned_into<K: Ord + Clone, V: PartialEq>(
+    old: &OrdMap<K, Arc<V>>,
+    new: &OrdMap<K, Arc<V>>,
+) -> OrdMap<K, Arc<V>> {
+    let mut out = old.clone();
+    for change in old.diff(new) {
+        match change {
+            DiffItem::Add(key, value)
+            | DiffItem::Update {
+                new: (key, value), ..
+            } => drop(out.insert(key.clone(), Arc::clone(value))),
+            DiffItem::Remove(key, _) => drop(out.remove(key)),
+        }
+    }
+    out
 }

@@ -1250,3 +1250,68 @@ async fn while_the_dataplane_looks_at_a_snapshot_what_comes_is_gathered() {
     let status = control.ready().await.control.unwrap();
     assert_eq!(status.snapshot.compiled, 3, "none is compiled for nothing");
 }
+
+/// Loses every policy once a certain pod is there.
+struct Forgetful(Compiler);
+
+impl Compile for Forgetful {
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
+        let mut seen = cluster.clone();
+        if cluster.pods.keys().any(|key| key.name == "distraction") {
+            seen.policies.clear();
+        }
+        self.0.update(&seen, generation)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compiler_that_loses_a_policy_is_found_out() {
+    for verify in [Verify::Changed, Verify::Full] {
+        let bed = Bed::new();
+        let addressed = |name: &str, ip: &str| {
+            bed.write(
+                name,
+                &format!(
+                    "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a}}\n\
+                     spec: {{containers: [{{name: c, image: i}}]}}\n\
+                     status: {{phase: Running, podIPs: [{{ip: {ip}}}]}}\n"
+                ),
+            );
+        };
+        addressed("one", "10.0.0.1");
+        bed.write(
+            "deny",
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: a}\n\
+             spec: {podSelector: {}, policyTypes: [Ingress]}\n",
+        );
+        let tools = Tools {
+            compiler: Arc::new(|key| Box::new(Forgetful(Compiler::new(key, Budget::default())))),
+            ..Tools::within(Budget::default())
+        };
+        let options = Options {
+            verify,
+            ..bed.options()
+        };
+        let control = bed.control_with(options, tools).await;
+        control.ready().await;
+        assert_eq!(passes(&bed.dataplane, "192.0.2.1", "10.0.0.1"), Some(false));
+        addressed("distraction", "10.0.0.2");
+        let status = control
+            .status_where("found out", |status| proof(status).differences > 0)
+            .await;
+        let found = status.control.unwrap();
+        assert!(!found.ready, "{found:#?}");
+        assert!(
+            found
+                .alarms
+                .iter()
+                .any(|alarm| alarm.contains("contradicts the policies") && alarm.contains("10.0.0.")),
+            "{:#?}",
+            found.alarms
+        );
+        assert_eq!(passes(&bed.dataplane, "192.0.2.1", "10.0.0.1"), Some(false));
+        bed.remove("distraction");
+        let status = control.ready().await;
+        assert!(status.control.unwrap().alarms.is_empty());
+    }
+}

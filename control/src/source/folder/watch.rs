@@ -360,6 +360,7 @@ impl Watch {
             return true;
         }
         self.held = None;
+        loaded.cluster = self.current.turned_into(loaded.cluster);
         self.current = loaded.cluster.clone();
         self.problems.clone_from(&loaded.problems);
         self.out.send(Update::State(loaded)).is_ok()
