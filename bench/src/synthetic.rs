@@ -57,7 +57,7 @@ pub(crate) struct Shape {
     /// Share of the namespaces with policies
     #[arg(long, value_name = "SHARE")]
     protected: Option<f64>,
-    /// Share of the policies that isolate egress
+    /// Share of the namespaces whose policies isolate egress
     #[arg(long, value_name = "SHARE")]
     egress: Option<f64>,
     /// Share of the peers that are address blocks

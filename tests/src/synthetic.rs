@@ -86,6 +86,10 @@ struct Space {
     team: &'static str,
     environment: &'static str,
     serial: u64,
+    /// Whether its policies isolate egress, too.
+    egress: bool,
+    /// Whether its pods may reach each other, whatever else is said.
+    open_inside: bool,
     /// One of those that every cluster has: it stays.
     system: bool,
     life: Life,
@@ -112,6 +116,8 @@ struct Workload {
     template: u32,
     /// Its pods, by place; none of them gone.
     pods: Vec<usize>,
+    /// How many it should have; what else changes it brings it back there.
+    wanted: usize,
     /// Gone with its namespace.
     gone: bool,
 }
@@ -309,8 +315,11 @@ impl Synthetic {
     fn add_namespace(&mut self, name: String, team: &'static str, system: bool) -> usize {
         let serial = self.next_serial();
         let environment = ["prod", "prod", "staging", "dev"][self.random.below(4)];
+        let (egress, open_inside) = (self.random.chance(self.spec.egress), self.random.chance(0.5));
         self.namespaces.push(Space {
             name,
+            egress,
+            open_inside,
             team,
             environment: if system { "prod" } else { environment },
             serial,
@@ -371,6 +380,7 @@ impl Synthetic {
             .min(left);
             left -= replicas;
             let place = self.add_workload(space, app);
+            self.workloads[place].wanted = replicas;
             for _ in 0..replicas {
                 let pod = self.create_pod(place, false);
                 self.schedule(pod);
@@ -417,6 +427,7 @@ impl Synthetic {
             version: 1 + self.random.below(4) as u32,
             template: self.random.below(1 << 30) as u32,
             pods: Vec::new(),
+            wanted: 0,
             gone: false,
         });
         self.namespaces[space].workloads.push(place);

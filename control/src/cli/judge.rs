@@ -164,8 +164,14 @@ impl Judge {
         }
     }
 
-    /// Equal for ends that every policy treats alike, apart from traffic to themselves and their nodes.
-    pub(crate) fn class(&self, end: &End) -> (u8, u32, u32, u32, u32) {
+    /// Whether an end is a node.
+    pub(crate) fn is_node(&self, end: &End) -> bool {
+        end.identity.kind == IdentityKind::Node
+    }
+
+    /// Equal for ends that every policy treats alike, apart from traffic to themselves and, unless `with_node`, to and
+    /// from their nodes.
+    pub(crate) fn class(&self, end: &End, with_node: bool) -> (u8, u32, u32, u32, u32) {
         let Identity {
             kind,
             node,
@@ -174,7 +180,13 @@ impl Judge {
             egress,
             ..
         } = end.identity;
-        (kind as u8, node, peer_class, ingress, egress)
+        (
+            kind as u8,
+            if with_node { node } else { 0 },
+            peer_class,
+            ingress,
+            egress,
+        )
     }
 
     fn address(&self, address: IpAddr) -> End {

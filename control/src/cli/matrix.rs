@@ -1,12 +1,20 @@
 //! `ringwall matrix`: who can reach whom.
 
+mod graph;
+mod grid;
+mod picture;
+
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use anyhow::Context;
 use serde_json::json;
+
+use self::grid::{Cell, Grid, Group, groups};
 
 use super::{
     ClusterArgs, Output,
@@ -21,7 +29,7 @@ use crate::cluster::Cluster;
 #[command(after_long_help = "\
 Without --port the answer covers every port of TCP, UDP and SCTP and, as
 `other`, every protocol without ports. Endpoints of one namespace that every
-policy treats alike share a row and a column.
+policy treats alike share a row and a column, in pictures, too.
 
 As JSON: one object per pair of endpoints, with src, dst, verdict (allow, deny
 or partial) and the list of what is allowed.
@@ -29,6 +37,8 @@ or partial) and the list of what is allowed.
 Examples:
   ringwall matrix --manifests ./cluster
   ringwall matrix --manifests ./cluster --port 80/TCP --external 203.0.113.9
+  ringwall matrix --manifests ./cluster --namespace shop --svg shop.svg
+  ringwall matrix --manifests ./cluster --dot - | dot -Tsvg > graph.svg
   ringwall matrix --manifests ./cluster -o json | jq 'select(.verdict==\"deny\")'")]
 pub struct MatrixArgs {
     #[command(flatten)]
@@ -39,6 +49,15 @@ pub struct MatrixArgs {
     /// Show this address beside the pods; may be repeated
     #[arg(long = "external", value_name = "ADDRESS")]
     external: Vec<std::net::IpAddr>,
+    /// Show this namespace alone; may be repeated
+    #[arg(long = "namespace", value_name = "NAME")]
+    namespaces: Vec<String>,
+    /// Draw the matrix into this SVG file (`-`: standard output) instead of printing it
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write who reaches whom as a graph in Graphviz's language into this file (`-`: standard output) instead
+    #[arg(long, value_name = "FILE")]
+    dot: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode> {
@@ -49,61 +68,61 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
     } else {
         Asked::only(&args.ports)
     };
-    let groups = groups(&cluster, &judge, &args.external);
-    let out = io::BufWriter::new(io::stdout().lock());
-    match output {
-        Output::Json => json_lines(&cluster, &judge, &asked, &groups, out)?,
-        Output::Human => table(&cluster, &judge, &asked, &groups, out)?,
+    let groups = groups(&cluster, &judge, &args.external, &args.namespaces);
+    if let Some(missing) = args
+        .namespaces
+        .iter()
+        .find(|name| !groups.iter().any(|it| it.namespace == **name))
+    {
+        anyhow::bail!("--namespace {missing}: no pods and no workloads there");
+    }
+    let pictures = args.svg.is_some() || args.dot.is_some();
+    if output == Output::Json && !pictures {
+        let out = io::BufWriter::new(io::stdout().lock());
+        json_lines(&cluster, &judge, &asked, &groups, out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if pictures && groups.len() > MOST_DRAWN {
+        anyhow::bail!(
+            "{} rows are too many for a picture (most: {MOST_DRAWN}); choose namespaces with --namespace",
+            groups.len()
+        );
+    }
+    let grid = Grid::of(&cluster, &judge, &asked, groups).map_err(anyhow::Error::msg)?;
+    let caption = Caption {
+        what: what(&cluster, &asked),
+        warning: incomplete(&cluster),
+    };
+    if let Some(file) = &args.svg {
+        save(file, &picture::svg(&grid, &caption))?;
+    }
+    if let Some(file) = &args.dot {
+        save(file, &graph::dot(&grid, &caption))?;
+    }
+    if !pictures {
+        table(&cluster, &asked, &grid, io::BufWriter::new(io::stdout().lock()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Endpoints that every policy treats alike.
-struct Group {
-    /// Namespace, empty for addresses outside.
-    namespace: String,
-    members: Vec<EndName>,
+/// What a picture says besides its cells.
+struct Caption {
+    /// What was asked about.
+    what: String,
+    /// What the answers leave out.
+    warning: Option<String>,
 }
 
-fn groups(cluster: &Cluster, judge: &Judge, external: &[std::net::IpAddr]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut by_class = BTreeMap::new();
-    for (key, pod) in &cluster.pods {
-        if pod.host_network || pod.finished {
-            continue;
-        }
-        let name = EndName::Pod(key.clone());
-        // A pod whose address has gone to another has no part in anything.
-        let Ok((end, _)) = judge.ends(cluster, &name, &name) else {
-            continue;
-        };
-        // Templates stand for several pods and pods for one: they differ towards themselves.
-        let families: Vec<bool> = pod.addresses.iter().map(std::net::IpAddr::is_ipv4).collect();
-        let class = (
-            key.namespace.clone(),
-            judge.class(&end),
-            pod.template_of.is_some(),
-            families,
-        );
-        let index = *by_class.entry(class).or_insert_with(|| {
-            groups.push(Group {
-                namespace: key.namespace.clone(),
-                members: Vec::new(),
-            });
-            groups.len() - 1
-        });
-        if let Some(group) = groups.get_mut(index) {
-            group.members.push(name);
-        }
+/// Writes a picture: to standard output where the file is `-`.
+fn save(file: &Path, text: &str) -> anyhow::Result<()> {
+    if file == Path::new("-") {
+        return Ok(io::stdout().lock().write_all(text.as_bytes())?);
     }
-    for address in external {
-        groups.push(Group {
-            namespace: String::new(),
-            members: vec![EndName::Address(address.to_canonical())],
-        });
-    }
-    groups
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
+
+/// More than these cannot be read in a picture.
+const MOST_DRAWN: usize = 200;
 
 /// What of the asked is allowed; None where the two have no address family in common.
 fn allowed(
@@ -125,7 +144,7 @@ fn allowed(
 }
 
 /// A verdict and what is allowed, in words; None of it where there is no common family.
-type Cell = (&'static str, Vec<String>);
+type Verdict = (&'static str, Vec<String>);
 
 fn json_lines(
     cluster: &Cluster,
@@ -144,7 +163,7 @@ fn json_lines(
         EndName::Address(address) => (1, address.to_string()),
     });
     // Members of a group differ only towards themselves.
-    let mut known: HashMap<(usize, usize, bool), Option<Cell>> = HashMap::new();
+    let mut known: HashMap<(usize, usize, bool), Option<Verdict>> = HashMap::new();
     for (src_group, src) in &names {
         for (dst_group, dst) in &names {
             let answer = match known.entry((*src_group, *dst_group, src == dst)) {
@@ -181,53 +200,27 @@ const ALL: &str = "+";
 const NONE: &str = ".";
 const SAME: &str = "\\";
 
-fn table(
-    cluster: &Cluster,
-    judge: &Judge,
-    asked: &Asked,
-    groups: &[Group],
-    mut out: impl Write,
-) -> anyhow::Result<()> {
+fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> anyhow::Result<()> {
+    let groups = &grid.groups;
     if groups.is_empty() {
         writeln!(out, "No pods and no workloads in the manifests.")?;
         return Ok(out.flush()?);
     }
-    let mut marks: Vec<String> = Vec::new();
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for src in groups {
-        let mut row = Vec::new();
-        for dst in groups {
-            let (Some(from), Some(mut to)) = (src.members.first(), dst.members.first()) else {
-                continue;
-            };
-            if std::ptr::eq(src, dst) {
-                match dst.members.get(1) {
-                    Some(other) => to = other,
-                    None if matches!(from, EndName::Pod(key) if cluster.pods.get(key).is_some_and(|pod| pod.template_of.is_some())) =>
-                        {}
-                    None => {
-                        row.push(SAME.to_owned());
-                        continue;
-                    }
-                }
-            }
-            let allowed = allowed(cluster, judge, asked, from, to).map_err(anyhow::Error::msg)?;
-            row.push(match allowed {
-                None => String::new(),
-                Some(allowed) if allowed.iter().all(|it| *it) => ALL.to_owned(),
-                Some(allowed) if !allowed.iter().any(|it| *it) => NONE.to_owned(),
-                Some(allowed) => {
-                    let words = asked.words(&allowed).join(" ");
-                    let index = marks.iter().position(|mark| *mark == words).unwrap_or_else(|| {
-                        marks.push(words);
-                        marks.len() - 1
-                    });
-                    letter(index)
-                }
-            });
-        }
-        rows.push(row);
-    }
+    let rows: Vec<Vec<String>> = grid
+        .cells
+        .iter()
+        .map(|row| {
+            row.iter()
+                .map(|cell| match cell {
+                    Cell::Apart => String::new(),
+                    Cell::Itself => SAME.to_owned(),
+                    Cell::All => ALL.to_owned(),
+                    Cell::Nothing => NONE.to_owned(),
+                    Cell::Some(mark) => letter(*mark),
+                })
+                .collect()
+        })
+        .collect();
 
     let number_width = groups.len().to_string().len();
     let label = |group: &Group| {
@@ -270,20 +263,33 @@ fn table(
     }
 
     writeln!(out)?;
-    let what = if asked == &Asked::everything(cluster) {
+    writeln!(
+        out,
+        "{ALL} {}   {NONE} nothing   {SAME} itself",
+        what(cluster, asked)
+    )?;
+    for (index, mark) in grid.marks.iter().enumerate() {
+        writeln!(out, "{} {}", letter(index), mark.join(" "))?;
+    }
+    if let Some(warning) = incomplete(cluster) {
+        writeln!(out, "{warning}")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// What was asked about.
+fn what(cluster: &Cluster, asked: &Asked) -> String {
+    if asked == &Asked::everything(cluster) {
         "everything".to_owned()
     } else {
         asked.words(&vec![true; asked.spans().len()]).join(" ")
-    };
-    writeln!(out, "{ALL} {what}   {NONE} nothing   {SAME} itself")?;
-    for (index, mark) in marks.iter().enumerate() {
-        writeln!(out, "{} {mark}", letter(index))?;
     }
-    if !cluster.unevaluated_kinds.is_empty() {
-        let kinds: Vec<&str> = cluster.unevaluated_kinds.iter().map(String::as_str).collect();
-        writeln!(out, "Incomplete: {} are not evaluated.", kinds.join(", "))?;
-    }
-    Ok(out.flush()?)
+}
+
+/// Says which policy kinds are left out, if any.
+fn incomplete(cluster: &Cluster) -> Option<String> {
+    let kinds: Vec<&str> = cluster.unevaluated_kinds.iter().map(String::as_str).collect();
+    (!kinds.is_empty()).then(|| format!("Incomplete: {} are not evaluated.", kinds.join(", ")))
 }
 
 /// a, b, ... z, aa, ab, ...

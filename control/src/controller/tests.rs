@@ -522,9 +522,10 @@ async fn what_cannot_be_compiled_changes_nothing_and_is_alarmed() {
 
 /// Blocks that cut across each other: each is everything but one address, so every range is in all others.
 fn across(blocks: u32) -> String {
-    let mut text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: across, namespace: a}\n\
+    let mut text =
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: across, namespace: a}\n\
                     spec:\n  podSelector: {}\n  ingress:\n  - from:\n"
-        .to_owned();
+            .to_owned();
     for number in 0..blocks {
         let address = format!("20.0.{}.{}/32", number / 256, number % 256);
         text += &format!("    - ipBlock: {{cidr: 0.0.0.0/0, except: [{address}]}}\n");

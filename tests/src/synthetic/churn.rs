@@ -208,17 +208,19 @@ impl Synthetic {
         let Some(place) = self.any_workload(fits) else {
             return Vec::new();
         };
-        let pods = &self.workloads[place].pods;
-        if self.live_pods > self.spec.pods || pods.len() >= MOST_PODS_OF_WORKLOAD {
-            let last = pods[pods.len() - 1];
+        let many = self.live_pods > self.spec.pods;
+        let workload = &mut self.workloads[place];
+        match (workload.pods.len(), many) {
             // The last one stays, else a workload would be gone for good.
-            if pods.len() > 1 {
-                vec![Step::Retire(last), Step::Remove(last)]
-            } else {
-                Vec::new()
-            }
-        } else {
-            [Step::Create(place)].into_iter().chain(BIRTH).collect()
+            (2.., true) => workload.wanted = (workload.wanted - 1).max(1),
+            (..MOST_PODS_OF_WORKLOAD, false) => workload.wanted += 1,
+            _ => {}
+        }
+        let pods = &workload.pods;
+        match pods.last() {
+            Some(last) if pods.len() > workload.wanted => vec![Step::Retire(*last), Step::Remove(*last)],
+            _ if pods.len() < workload.wanted => [Step::Create(place)].into_iter().chain(BIRTH).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -294,6 +296,12 @@ impl Synthetic {
                 let of = &self.workloads[workload];
                 if of.gone || self.namespaces[of.space].life != Life::Active {
                     script.steps.clear();
+                    return None;
+                }
+                // Of two rollouts at once, one has made enough.
+                let surge = 1 + of.wanted / 4;
+                if of.app.controller != Controller::Job && of.pods.len() >= of.wanted + surge {
+                    script.made = None;
                     return None;
                 }
                 let pod = self.create_pod(workload, false);
@@ -404,7 +412,9 @@ impl Synthetic {
         }
         for app in [&APPS[0], &APPS[1]] {
             let workload = self.add_workload(space, app);
-            for _ in 0..self.random.long_tailed(2, 20) {
+            let wanted = self.random.long_tailed(2, 20);
+            self.workloads[workload].wanted = wanted;
+            for _ in 0..wanted {
                 script.steps.push_back(Step::Create(workload));
                 script.steps.extend(BIRTH);
             }

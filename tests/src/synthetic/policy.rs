@@ -141,10 +141,12 @@ impl Synthetic {
     pub(super) fn add_policy(&mut self, space: usize, number: usize) -> usize {
         let serial = self.next_serial();
         let (name, spec) = match number {
-            0 => ("default-deny".to_owned(), self.default_deny()),
-            1 => ("allow-own-namespace".to_owned(), self.own_namespace()),
+            0 => ("default-deny".to_owned(), self.default_deny(space)),
+            1 if self.namespaces[space].open_inside => {
+                ("allow-own-namespace".to_owned(), self.own_namespace(space))
+            }
             2 => ("allow-monitoring".to_owned(), self.monitoring()),
-            3 if self.spec.egress > 0.0 => ("allow-dns".to_owned(), dns_for(&json!({}))),
+            3 if self.namespaces[space].egress => ("allow-dns".to_owned(), dns_for(&json!({}))),
             _ => {
                 let workload = self.workload_of(space);
                 let instance = self.workloads[workload].instance.clone();
@@ -170,16 +172,16 @@ impl Synthetic {
         self.policies[place].spec = spec;
     }
 
-    fn default_deny(&mut self) -> Value {
-        if self.random.chance(self.spec.egress) {
+    fn default_deny(&self, space: usize) -> Value {
+        if self.namespaces[space].egress {
             json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})
         } else {
             json!({"podSelector": {}, "policyTypes": ["Ingress"]})
         }
     }
 
-    fn own_namespace(&mut self) -> Value {
-        if self.random.chance(self.spec.egress) {
+    fn own_namespace(&self, space: usize) -> Value {
+        if self.namespaces[space].egress {
             json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"],
                    "ingress": [{"from": [{"podSelector": {}}]}], "egress": [{"to": [{"podSelector": {}}]}]})
         } else {
@@ -220,7 +222,7 @@ impl Synthetic {
             }
             ingress.push(rule);
         }
-        if !self.random.chance(self.spec.egress) {
+        if !self.namespaces[space].egress {
             return json!({"podSelector": subjects, "policyTypes": ["Ingress"], "ingress": ingress});
         }
         let mut egress = vec![dns_rule()];

@@ -29,7 +29,7 @@ pub struct Spec {
     pub policies: usize,
     /// Share of the namespaces that have policies.
     pub protected: f64,
-    /// Share of the policies that (also) isolate egress.
+    /// Share of the namespaces whose policies (also) isolate egress.
     pub egress: f64,
     /// Share of the peers that are address blocks.
     pub blocks: f64,

@@ -76,7 +76,7 @@ fn what_cannot_be_is_refused() {
 /// What a cluster of a thousand pods should look like: shares within a third of what was asked for.
 #[test]
 fn distributions_are_as_described() {
-    let mut spec = Spec::sized(1_000, 6_000, 60);
+    let mut spec = Spec::sized(1_000, 6_000, 200);
     spec.dual_stack = true;
     spec.excepts = 0.5;
     let cluster = Synthetic::new(spec.clone()).unwrap();
@@ -88,7 +88,8 @@ fn distributions_are_as_described() {
         );
     };
     let (mut host_network, mut finished, mut addresses) = (0, 0, HashSet::new());
-    let (mut egress, mut peers, mut blocks, mut ports, mut ranges, mut named) = (0, 0, 0, 0, 0, 0);
+    let (mut peers, mut blocks, mut ports, mut ranges, mut named) = (0, 0, 0, 0, 0);
+    let mut isolating = BTreeSet::new();
     let (mut protected, mut excepts, mut six, mut expressions) = (BTreeSet::new(), 0, 0, 0);
     for object in cluster.objects() {
         match text(&object, "/kind") {
@@ -103,7 +104,9 @@ fn distributions_are_as_described() {
             "NetworkPolicy" => {
                 protected.insert(text(&object, "/metadata/namespace").to_owned());
                 expressions += usize::from(object.to_string().contains("matchExpressions"));
-                egress += usize::from(object["spec"]["policyTypes"].to_string().contains("Egress"));
+                if object["spec"]["policyTypes"].to_string().contains("Egress") {
+                    isolating.insert(text(&object, "/metadata/namespace").to_owned());
+                }
                 for (direction, end) in [("ingress", "from"), ("egress", "to")] {
                     for rule in object["spec"][direction].as_array().into_iter().flatten() {
                         for peer in rule[end].as_array().into_iter().flatten() {
@@ -129,8 +132,8 @@ fn distributions_are_as_described() {
     }
     near("host network", host_network, 6_000, spec.host_network);
     near("finished", finished, 6_000, spec.finished);
-    near("protected", protected.len(), 60, spec.protected);
-    near("egress", egress, 1_000, spec.egress);
+    near("protected", protected.len(), 200, spec.protected);
+    near("egress", isolating.len(), protected.len(), spec.egress);
     near("blocks", blocks, peers, spec.blocks);
     near("excepts", excepts, blocks, spec.excepts);
     near("IPv6", six, blocks, 0.5);
