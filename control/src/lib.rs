@@ -10,6 +10,7 @@ pub mod controller;
 #[cfg(feature = "afxdp")]
 pub mod demo;
 pub mod explain;
+pub mod intents;
 pub mod lint;
 mod log;
 pub mod metrics;

@@ -3,7 +3,10 @@
 use hashbrown::HashMap;
 use ringwall_dataplane::classify::{DirectionVerdict, Effect, NONE, Provenance, Row};
 
-use super::{Compiled, RefineError, ports::Service};
+use super::{
+    Compiled, Ends, Family, RefineError, Span,
+    ports::{self, Service},
+};
 
 /// Why a direction is decided as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -230,6 +233,97 @@ impl<'a, const N: usize> Cells<'a, N> {
                 .iter()
                 .zip(&other.services)
                 .any(|(a, b)| a != b && allowed(a) != allowed(b))
+        })
+    }
+}
+
+/// What all sides decide between two classes over one family: looked up when asked for, once.
+pub struct Grid<'a, const N: usize> {
+    cells: Cells<'a, N>,
+    /// By class: numbers of its egress row, ingress row and column; None where it does not have the family.
+    classes: Vec<Option<[u32; 3]>>,
+    egress: Numbered<[Row; N]>,
+    ingress: Numbered<[Row; N]>,
+    columns: Numbered<[u32; N]>,
+    /// By row, then by column; [`NONE`] where nobody asked yet.
+    known_egress: HashMap<u32, Vec<u32>>,
+    known_ingress: HashMap<u32, Vec<u32>>,
+}
+
+impl<'a, const N: usize> Grid<'a, N> {
+    /// Of the classes of some ends.
+    pub fn new(ends: &Ends<'a, N>, family: Family) -> Self {
+        let mut this = Self {
+            cells: Cells::new(ends.sides),
+            classes: Vec::with_capacity(ends.classes.len()),
+            egress: Numbered::new(),
+            ingress: Numbered::new(),
+            columns: Numbered::new(),
+            known_egress: HashMap::new(),
+            known_ingress: HashMap::new(),
+        };
+        for class in &ends.classes {
+            let sights = class.sights.get(family as usize).copied().flatten();
+            let numbers = sights.map(|sights| {
+                [
+                    this.egress.number(sights.map(|sight| sight.egress)).0,
+                    this.ingress.number(sights.map(|sight| sight.ingress)).0,
+                    this.columns.number(sights.map(|sight| sight.peer_class)).0,
+                ]
+            });
+            this.classes.push(numbers);
+        }
+        this
+    }
+
+    /// What is decided at the source and at the destination; None where they do not have the family in common.
+    ///
+    /// # Errors
+    /// A snapshot contradicts itself.
+    pub fn between(&mut self, source: u32, destination: u32) -> Result<Option<(u32, u32)>, RefineError> {
+        let class = |class: u32| self.classes.get(class as usize).copied().flatten();
+        let (Some([egress, _, from]), Some([_, ingress, to])) = (class(source), class(destination)) else {
+            return Ok(None);
+        };
+        let columns = self.columns.values().len();
+        let mut cell =
+            |known: &mut HashMap<u32, Vec<u32>>, rows: &Numbered<[Row; N]>, row: u32, column: u32| {
+                let wrong = RefineError::Snapshot("a class that does not exist");
+                let own = known.entry(row).or_insert_with(|| vec![NONE; columns]);
+                let place = own.get_mut(column as usize).ok_or(wrong)?;
+                if *place == NONE {
+                    let wrong = || RefineError::Snapshot("a class that does not exist");
+                    let rows = rows.get(row).ok_or_else(wrong)?;
+                    let classes = self.columns.get(column).ok_or_else(wrong)?;
+                    *place = self.cells.joint(rows, classes)?;
+                }
+                Ok::<u32, RefineError>(*place)
+            };
+        let out = cell(&mut self.known_egress, &self.egress, egress, to)?;
+        let into = cell(&mut self.known_ingress, &self.ingress, ingress, from)?;
+        Ok(Some((out, into)))
+    }
+}
+
+impl Grid<'_, 1> {
+    /// The first service and port that `wanted` finds in what [`Self::between`] answered: it is asked about every span of
+    /// ports and whether that is allowed.
+    pub fn first(
+        &self,
+        (egress, ingress): (u32, u32),
+        wanted: impl Fn(Service, Span, bool) -> Option<u16>,
+    ) -> Option<(Service, u16)> {
+        Service::ALL.into_iter().find_map(|service| {
+            let [out] = self.cells.of(egress, service);
+            let [into] = self.cells.of(ingress, service);
+            let mut found = None;
+            ports::walk([out, into], |span, reasons| {
+                let allow = reasons
+                    .iter()
+                    .all(|reason| self.cells.reason(*reason).is_some_and(|reason| reason.allow));
+                found = found.or_else(|| wanted(service, span, allow));
+            });
+            Some((service, found?))
         })
     }
 }
