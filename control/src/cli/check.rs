@@ -3,6 +3,7 @@
 //! Each question is a [`Part`]: a function that gives findings and what to say in the summary. To add one: a function
 //! like [`prove`], a line in [`parts`].
 
+mod intents;
 mod report;
 
 use std::{io, path::PathBuf, process::ExitCode};
@@ -24,7 +25,8 @@ Reads every manifest, reports unknown fields, values that an API server
 refuses and policies of kinds that are not evaluated yet, each with file, line
 and field; then compiles the policies and proves that the snapshot decides
 about every packet as the policies say: every address, every pair of classes,
-every port. With --snapshot it proves that file instead.
+every port. With --snapshot it proves that file instead. With --intents it
+holds assertions about who can reach whom against them, exactly.
 
 Exit status: 0 without errors (there may be warnings), 1 with errors (a packet
 that is decided otherwise is one), 2 where the folder cannot be read or the
@@ -33,6 +35,7 @@ file is no snapshot. As JSON: one object per problem, then the summary.
 Examples:
   ringwall check --manifests ./cluster
   ringwall check --manifests ./cluster --snapshot policy.img
+  ringwall check --manifests ./cluster --intents intents.yaml
   ringwall check --manifests ./cluster -o json | jq -r 'select(.severity==\"error\")'")]
 pub struct CheckArgs {
     #[command(flatten)]
@@ -40,6 +43,9 @@ pub struct CheckArgs {
     /// Snapshot to prove, from `ringwall compile`, instead of what the manifests compile to
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
+    /// File of assertions about who can reach whom (docs/intents.md); may be repeated
+    #[arg(long, value_name = "FILE")]
+    intents: Vec<PathBuf>,
 }
 
 /// What one question of the check came to.
@@ -47,6 +53,8 @@ pub struct CheckArgs {
 struct Part {
     /// What was found.
     findings: Vec<Finding>,
+    /// Objects of their own that come before the summary object.
+    lines: Vec<serde_json::Value>,
     /// What the summary line says about it.
     words: Option<String>,
     /// What the summary object holds about it.
@@ -69,7 +77,11 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
 /// # Errors
 /// What the user gave cannot be used (status 2); what the manifests get wrong is a finding.
 fn parts(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Vec<Part>> {
-    Ok(vec![manifests(loaded), prove(args, loaded)?])
+    let mut parts = vec![manifests(loaded), prove(args, loaded)?];
+    if !args.intents.is_empty() {
+        parts.push(intents::part(&args.intents, loaded)?);
+    }
+    Ok(parts)
 }
 
 /// What cannot be read, or only isolates.
@@ -104,9 +116,9 @@ fn prove(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Part> {
     };
     Ok(match verify::prove(&loaded.cluster, snapshot) {
         Ok(report) => Part {
-            findings: Vec::new(),
             words: Some(verify::words(&report)),
             fields: verify::fields(&report),
+            ..Part::default()
         },
         Err(difference) => Part {
             findings: vec![verify::finding(&difference)],

@@ -76,6 +76,9 @@ struct Duty<'s> {
     allow: bool,
 }
 
+/// The first service and port of a cell that are otherwise than a duty says.
+type Packet = Option<(Service, u16)>;
+
 /// The flows of one duty that are otherwise.
 struct Violations {
     /// The first pair of ends, its family and what of it is otherwise.
@@ -234,7 +237,7 @@ impl<'a> Checker<'a> {
                 *exempt.entry((src, dst)).or_default() += 1;
             }
         }
-        let mut known: [HashMap<(u32, u32), Option<(Service, u16)>>; 2] = Default::default();
+        let mut known: [HashMap<(u32, u32), Packet>; 2] = Default::default();
         let mut found: Option<Violations> = None;
         for (source, from) in &sources {
             for (destination, to) in &destinations {

@@ -46,6 +46,11 @@ impl<'a> Report<'a> {
                 Output::Json => writeln!(out, "{}", object(finding))?,
             }
         }
+        if output == Output::Json {
+            for line in self.parts.iter().flat_map(|part| &part.lines) {
+                writeln!(out, "{line}")?;
+            }
+        }
         match output {
             Output::Human => writeln!(out, "{}", self.summary())?,
             Output::Json => writeln!(out, "{}", self.summary_object())?,
