@@ -218,7 +218,7 @@ fn query_reads_an_array_and_a_file_too() {
     ");
     let broken = query(&dir, "[{]");
     assert_eq!(broken.status, 2);
-    assert!(broken.err.contains("not a JSON array"), "{}", broken.err);
+    assert!(broken.out.contains("not a JSON array"), "{}", broken.out);
     let gone = ringwall(
         &["query", "--manifests", path(&dir), "--flows", "/nonexistent"],
         "",
@@ -270,13 +270,15 @@ fn invalid_policies_isolate_and_unknown_kinds_make_verdicts_incomplete() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(lines.len(), 3);
-    assert_eq!(lines[0]["path"], "spec.ingress[0].from[0].ports");
+    let bad = lines.iter().find(|line| line["id"] == "RW101").unwrap();
+    assert_eq!(bad["path"], "spec.ingress[0].from[0].ports");
     assert_eq!(
-        (&lines[0]["line"], &lines[0]["object"]),
-        (&9.into(), &"NetworkPolicy shop/bad".into())
+        (&bad["line"], &bad["object"], &bad["severity"]),
+        (&9.into(), &"NetworkPolicy shop/bad".into(), &"error".into())
     );
-    assert_eq!((&lines[2]["ok"], &lines[2]["errors"]), (&false.into(), &2.into()));
+    assert!(lines.iter().any(|line| line["id"] == "RW003"));
+    let summary = lines.last().unwrap();
+    assert_eq!((&summary["ok"], &summary["errors"]), (&false.into(), &2.into()));
 }
 
 #[test]
@@ -308,7 +310,8 @@ fn check_of_good_manifests_proves_and_passes() {
     assert_eq!((ran.status, ran.err.as_str()), (0, ""));
     assert!(
         ran.out
-            .starts_with("ok: 0 errors, 0 warnings; 1 file, 2 policies, 6 pods; the snapshot is proven: "),
+            .contains("; 1 file, 2 policies, 6 pods; the snapshot is proven: ")
+            && ran.out.lines().last().unwrap().starts_with("ok: 0 errors, "),
         "{}",
         ran.out
     );
@@ -320,7 +323,7 @@ fn check_of_good_manifests_proves_and_passes() {
     let ran = ringwall(&["check", "--manifests", path(&odd)], "");
     assert_eq!(ran.status, 0);
     assert!(
-        ran.out.contains("warning: ") && ran.out.contains("spec.ingress[0].from[0].ipBlock.cidr"),
+        ran.out.contains("warning[RW302]: ") && ran.out.contains("spec.ingress[0].from[0].ipBlock.cidr"),
         "{}",
         ran.out
     );
@@ -392,8 +395,8 @@ fn a_compiled_file_is_proven_and_a_corrupted_one_is_not() {
         damaged[at] ^= 1;
         std::fs::write(file, &damaged).unwrap();
         let ran = ringwall(&check, "");
-        assert_eq!((ran.status, ran.out.as_str()), (2, ""));
-        assert!(ran.err.contains(file) && ran.err.contains(what), "{}", ran.err);
+        assert_eq!((ran.status, ran.err.as_str()), (2, ""));
+        assert!(ran.out.contains(file) && ran.out.contains(what), "{}", ran.out);
     }
     let ran = ringwall(
         &[

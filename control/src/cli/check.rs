@@ -5,47 +5,88 @@
 
 mod intents;
 mod report;
+mod sarif;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use ringwall_dataplane::classify::Snapshot;
 
 use super::{ClusterArgs, Output, verify};
 use crate::{
-    lint::{Finding, Place, Severity},
-    source::folder::{self, Loaded, Problem},
+    lint::{
+        self, BadId, Finding, Linted, Place, Severity, Silence,
+        rules::{self, Rule},
+    },
+    source::folder::{self, Loaded, Problem, ProblemKind, Written},
 };
 use report::Report;
 
 /// Arguments of `ringwall check`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Reads every manifest, reports unknown fields, values that an API server
-refuses and policies of kinds that are not evaluated yet, each with file, line
-and field; then compiles the policies and proves that the snapshot decides
-about every packet as the policies say: every address, every pair of classes,
-every port. With --snapshot it proves that file instead. With --intents it
-holds assertions about who can reach whom against them, exactly.
+Reads every manifest as strictly as an API server does and says what it would
+refuse, with file, line and field. Then looks for policies that hardly do what
+their author wanted; each such finding names a packet, what the compiled
+snapshot decides about it, and what was most likely wanted. At last proves that
+the snapshot decides about every packet as the policies say: every address,
+every pair of classes, every port. With --snapshot it proves that file instead.
+With --intents it holds assertions about who can reach whom against them.
 
-Exit status: 0 without errors (there may be warnings), 1 with errors (a packet
-that is decided otherwise is one), 2 where the folder cannot be read or the
-file is no snapshot. As JSON: one object per problem, then the summary.
+Every finding has an id, such as RW102, and a page: --explain RW102. Silence
+one by --allow RW102, for one object by the annotation
+`ringwall.io/allow-RW102: reason`, or for good in a file for --decisions:
+
+  allow:
+    RW404: these namespaces are protected by their owners
+  deny: [RW103]
+
+Exit status: 0 without errors (there may be warnings and notes), 1 with errors
+(a packet that is decided otherwise is one) or, given --strict, warnings, 2
+where the input cannot be used. As JSON: one object per finding, then the
+summary.
 
 Examples:
   ringwall check --manifests ./cluster
+  ringwall check --manifests ./cluster --strict --sarif findings.sarif
   ringwall check --manifests ./cluster --snapshot policy.img
   ringwall check --manifests ./cluster --intents intents.yaml
-  ringwall check --manifests ./cluster -o json | jq -r 'select(.severity==\"error\")'")]
+  ringwall check --manifests ./cluster -o json | jq -r 'select(.severity==\"error\")'
+  ringwall check --explain RW102")]
+#[command(mut_arg("manifests", |it| it.required(false).required_unless_present("explain")))]
 pub struct CheckArgs {
+    // None with --explain alone.
     #[command(flatten)]
-    cluster: ClusterArgs,
+    cluster: Option<ClusterArgs>,
     /// Snapshot to prove, from `ringwall compile`, instead of what the manifests compile to
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
     /// File of assertions about who can reach whom (docs/intents.md); may be repeated
     #[arg(long, value_name = "FILE")]
     intents: Vec<PathBuf>,
+    /// Fail on warnings, too
+    #[arg(long)]
+    strict: bool,
+    /// Leave out the findings of a rule; may be repeated
+    #[arg(long, value_name = "ID")]
+    allow: Vec<String>,
+    /// Make errors of the findings of a rule; may be repeated
+    #[arg(long, value_name = "ID")]
+    deny: Vec<String>,
+    /// File of rules to allow, each with a reason, and to deny
+    #[arg(long, value_name = "FILE")]
+    decisions: Option<PathBuf>,
+    /// Write the findings as SARIF 2.1.0, too; - for standard output, instead
+    #[arg(long, value_name = "FILE")]
+    sarif: Option<PathBuf>,
+    /// Print the page of a rule, or the list of all rules for `all`, and check nothing
+    #[arg(long, value_name = "ID")]
+    explain: Option<String>,
 }
 
 /// What one question of the check came to.
@@ -61,11 +102,35 @@ struct Part {
     fields: Vec<(&'static str, serde_json::Value)>,
 }
 
+/// What there is to check.
+struct Input {
+    loaded: Loaded,
+    written: Vec<Written>,
+}
+
 pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let loaded = folder::inspect(&args.cluster.manifests, &args.cluster.settings()?)?;
-    let report = Report::new(&loaded, parts(args, &loaded)?);
-    report.write(output, io::stdout().lock())?;
-    Ok(if report.ok() {
+    if let Some(id) = &args.explain {
+        return explain(id, output);
+    }
+    let silence = silence(args)?;
+    let cluster = args
+        .cluster
+        .as_ref()
+        .context("--manifests is missing: name the folder to check")?;
+    let (loaded, written) = folder::inspect(&cluster.manifests, &cluster.settings()?)?;
+    let input = Input { loaded, written };
+    let report = Report::new(&input.loaded, parts(args, &input, &silence)?);
+    match &args.sarif {
+        Some(file) if file.as_os_str() == "-" => report.write_sarif(io::stdout().lock())?,
+        Some(file) => {
+            let out = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+            report.write_sarif(io::BufWriter::new(out))?;
+            report.write(output, io::stdout().lock())?;
+        }
+        None => report.write(output, io::stdout().lock())?,
+    }
+    let fine = report.ok() && !(args.strict && report.number(Severity::Warning) > 0);
+    Ok(if fine {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
@@ -76,19 +141,85 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
 ///
 /// # Errors
 /// What the user gave cannot be used (status 2); what the manifests get wrong is a finding.
-fn parts(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Vec<Part>> {
-    let mut parts = vec![manifests(loaded), prove(args, loaded)?];
+fn parts(args: &CheckArgs, input: &Input, silence: &Silence) -> anyhow::Result<Vec<Part>> {
+    let mut parts = vec![
+        manifests(&input.loaded),
+        lints(input, silence),
+        prove(args, &input.loaded)?,
+    ];
     if !args.intents.is_empty() {
-        parts.push(intents::part(&args.intents, loaded)?);
+        parts.push(intents::part(&args.intents, &input.loaded)?);
     }
     Ok(parts)
 }
 
+/// What the user has decided about findings.
+fn silence(args: &CheckArgs) -> anyhow::Result<Silence> {
+    let text = args
+        .decisions
+        .as_ref()
+        .map(|file| std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display())))
+        .transpose()?;
+    let silence = Silence::new(&args.allow, &args.deny, text.as_deref());
+    match &args.decisions {
+        Some(file) => silence.with_context(|| format!("in {} or the options", file.display())),
+        None => Ok(silence?),
+    }
+}
+
+/// Prints the page of a rule, or what rules there are.
+fn explain(id: &str, output: Output) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let chosen: Vec<&Rule> = match id {
+        "all" => rules::ALL.to_vec(),
+        id => vec![rules::by_id(id).ok_or_else(|| BadId::Unknown(id.to_owned()))?],
+    };
+    for rule in &chosen {
+        match output {
+            Output::Json => writeln!(out, "{}", report::rule_object(rule))?,
+            Output::Human if id == "all" => {
+                writeln!(
+                    out,
+                    "{}  {:<8} {:<24} {}",
+                    rule.id, rule.severity, rule.name, rule.summary
+                )?;
+            }
+            Output::Human => write!(out, "{}", rule.page)?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// What cannot be read, or only isolates.
 fn manifests(loaded: &Loaded) -> Part {
+    let told = loaded
+        .problems
+        .iter()
+        .filter(|problem| !lint::takes_over(problem));
     Part {
-        findings: loaded.problems.iter().map(finding).collect(),
+        findings: told.map(finding).collect(),
         ..Part::default()
+    }
+}
+
+/// What hardly does what its author wanted.
+fn lints(input: &Input, silence: &Silence) -> Part {
+    let Loaded {
+        cluster, problems, ..
+    } = &input.loaded;
+    match lint::run(cluster, &input.written, problems, silence) {
+        Ok(Linted { findings, silenced }) => Part {
+            findings,
+            words: (silenced > 0).then(|| format!("{} silenced", report::count(silenced, "finding"))),
+            fields: vec![("silenced", silenced.into())],
+            ..Part::default()
+        },
+        // The proof says why nothing compiles; the lints alone may also be too many pods imagined.
+        Err(message) => Part {
+            words: Some(format!("lints not run: {message}")),
+            fields: vec![("lints_not_run", message.into())],
+            ..Part::default()
+        },
     }
 }
 
@@ -130,7 +261,7 @@ fn prove(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Part> {
 /// The policies do not compile.
 fn failed_proof(message: String) -> Finding {
     Finding {
-        id: "RW009",
+        id: rules::NOT_PROVEN.id,
         severity: Severity::Error,
         place: None,
         object: None,
@@ -142,18 +273,25 @@ fn failed_proof(message: String) -> Finding {
 }
 
 fn finding(problem: &Problem) -> Finding {
-    let (id, severity) = match problem.severity {
-        folder::Severity::Error => ("RW001", Severity::Error),
-        folder::Severity::Warning => ("RW002", Severity::Warning),
+    let rule = match problem.kind {
+        ProblemKind::Unreadable => rules::UNREADABLE,
+        ProblemKind::Invalid => rules::INVALID,
+        ProblemKind::Unevaluated => rules::UNEVALUATED_KIND,
+        ProblemKind::Duplicate => rules::DUPLICATE_OBJECT,
+        ProblemKind::Odd => rules::ODD_WRITING,
+    };
+    let severity = match problem.severity {
+        folder::Severity::Error => Severity::Error,
+        folder::Severity::Warning => Severity::Warning,
     };
     Finding {
-        id,
+        id: rule.id,
         severity,
         place: Some(Place {
             file: problem.file.clone(),
             line: problem.line,
-            column: None,
-            length: None,
+            column: problem.span.map(|(column, _)| column),
+            length: problem.span.map(|(_, length)| length),
         }),
         object: problem.object.clone(),
         path: problem.path.clone(),

@@ -176,12 +176,41 @@ impl ClusterArgs {
 /// Parses the command line, runs the command, turns its outcome into an exit status: 0 fine, 1 the answer is no,
 /// 2 bad input or usage.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && json_is_asked_for(std::env::args()) => {
+            let text = error.render().to_string();
+            let words = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+            let message = words.collect::<Vec<_>>().join(" ");
+            println!("{}", fatal(message.trim_start_matches("error: ")));
+            return ExitCode::from(2);
+        }
+        Err(error) => error.exit(),
+    };
     match cli.command.run(cli.output) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("ringwall: {error:#}");
+            match cli.output {
+                Output::Human => eprintln!("ringwall: {error:#}"),
+                Output::Json => println!("{}", fatal(&format!("{error:#}"))),
+            }
             ExitCode::from(2)
         }
     }
+}
+
+/// What a program reads where a command could not do its work.
+fn fatal(message: &str) -> serde_json::Value {
+    serde_json::json!({ "error": message })
+}
+
+/// Whether a command line that cannot be understood asks for JSON.
+fn json_is_asked_for(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.take_while(|argument| argument != "--").collect();
+    let joined = |argument: &String| matches!(argument.as_str(), "--output=json" | "-ojson" | "-o=json");
+    let apart = |pair: &[String]| match pair {
+        [option, value] => (option == "-o" || option == "--output") && value == "json",
+        _ => false,
+    };
+    arguments.iter().any(joined) || arguments.windows(2).any(apart)
 }

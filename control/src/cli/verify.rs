@@ -118,7 +118,7 @@ pub(super) fn fields(report: &Report) -> Vec<(&'static str, Value)> {
 pub(super) fn finding(difference: &Difference) -> Finding {
     let policy = difference.policies.first();
     Finding {
-        id: "RW009",
+        id: crate::lint::rules::NOT_PROVEN.id,
         severity: Severity::Error,
         place: None,
         object: policy.map(|policy| format!("NetworkPolicy {policy}")),
@@ -127,6 +127,7 @@ pub(super) fn finding(difference: &Difference) -> Finding {
             "the compiled snapshot contradicts the policies: {difference}; do not enforce it, and please report this"
         ),
         witness: Some(Witness {
+            imagined: false,
             from: difference.src.clone(),
             to: difference.dst.clone(),
             service: service(difference),

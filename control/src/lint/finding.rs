@@ -67,6 +67,8 @@ pub struct Witness {
     pub from: String,
     /// Where it goes to, in words.
     pub to: String,
+    /// Whether an end is no pod of the manifests, but one imagined for the purpose.
+    pub imagined: bool,
     /// `80/TCP`, `ICMP`.
     pub service: String,
     /// Whether the compiled snapshot lets it through.

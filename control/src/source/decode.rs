@@ -278,13 +278,15 @@ fn object(
         }
         Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
     };
-    if namespaced && !dns_label(namespace) {
+    // Of a policy these are faults, and found with the others.
+    let policy = matches!(object, Object::NetworkPolicy(_));
+    if namespaced && !policy && !dns_label(namespace) {
         findings.notes.push(fault(
             join(&metadata_at, "namespace"),
             bad_name(namespace, "a DNS label"),
         ));
     }
-    if !dns_subdomain(name.trim_end_matches('-')) {
+    if !policy && !dns_subdomain(name.trim_end_matches('-')) {
         findings
             .notes
             .push(fault(join(&metadata_at, "name"), bad_name(name, "a DNS name")));

@@ -36,6 +36,10 @@ struct Located {
 struct Place {
     /// Line, from 1; 0 where unknown.
     line: u64,
+    /// Column, from 1; 0 where unknown.
+    column: u64,
+    /// Characters.
+    length: u64,
     /// Byte, from 0.
     byte: Option<u64>,
 }
@@ -44,9 +48,22 @@ impl From<Location> for Place {
     fn from(location: Location) -> Self {
         Self {
             line: location.line(),
+            column: location.column(),
+            length: location.span().len(),
             byte: location.span().byte_offset(),
         }
     }
+}
+
+/// Where a field stands: what to point at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// Line, from 1.
+    pub(super) line: u64,
+    /// Column of the first character, from 1.
+    pub(super) column: u64,
+    /// Characters from there, all on this line as far as the place is a key or a plain value.
+    pub(super) length: u64,
 }
 
 enum Node {
@@ -127,15 +144,52 @@ impl Document {
         Some(self.root.place.line).filter(|line| *line != 0)
     }
 
+    /// The value of a field.
+    pub(super) fn value_at(&self, path: &str) -> Option<Value> {
+        self.root.at("", path).map(Located::value)
+    }
+
     /// Line of a field; of the nearest field around it that exists where it does not.
     pub(super) fn line_of(&self, path: &str) -> Option<u64> {
-        let mut best = self.root.place.line;
+        self.spot(path).map(|spot| spot.line)
+    }
+
+    /// Where a field stands, or the nearest field around it: its plain value, or the key of a list or mapping.
+    pub(super) fn spot(&self, path: &str) -> Option<Spot> {
+        let mut best = self.root.place;
         self.root.find("", path, &mut best);
-        Some(best).filter(|line| *line != 0)
+        (best.line != 0).then_some(Spot {
+            line: best.line,
+            column: best.column.max(1),
+            length: best.length.max(1),
+        })
     }
 }
 
 impl Located {
+    /// The subtree of a path; itself for the empty one.
+    fn at(&self, at: &str, wanted: &str) -> Option<&Self> {
+        if at == wanted {
+            return Some(self);
+        }
+        let inside = |here: &str| {
+            wanted
+                .strip_prefix(here)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        match &self.node {
+            Node::Scalar(_) => None,
+            Node::List(items) => items.iter().enumerate().find_map(|(index, value)| {
+                let here = item(at, index);
+                inside(&here).then(|| value.at(&here, wanted)).flatten()
+            }),
+            Node::Mapping(entries) => entries.iter().find_map(|entry| {
+                let here = join(at, &entry.key);
+                inside(&here).then(|| entry.value.at(&here, wanted)).flatten()
+            }),
+        }
+    }
+
     fn value(&self) -> Value {
         match &self.node {
             Node::Scalar(value) => value.clone(),
@@ -189,11 +243,11 @@ impl Located {
         }
     }
 
-    fn find(&self, at: &str, wanted: &str, best: &mut u64) {
-        let mut step = |here: String, line: u64, value: &Self| {
+    fn find(&self, at: &str, wanted: &str, best: &mut Place) {
+        let mut step = |here: String, place: Place, value: &Self| {
             let rest = wanted.strip_prefix(here.as_str());
             if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])) {
-                *best = line;
+                *best = place;
                 value.find(&here, wanted, best);
             }
         };
@@ -201,14 +255,31 @@ impl Located {
             Node::Scalar(_) => {}
             Node::List(items) => {
                 for (index, value) in items.iter().enumerate() {
-                    step(item(at, index), value.place.line, value);
+                    step(item(at, index), value.beginning(), value);
                 }
             }
             Node::Mapping(entries) => {
                 for entry in entries {
-                    step(join(at, &entry.key), entry.place.line, &entry.value);
+                    // A plain value says more than its key; a list or mapping has no extent of its own to point at.
+                    let place = match &entry.value.node {
+                        Node::Scalar(value)
+                            if !value.is_null() && entry.value.place.line == entry.place.line =>
+                        {
+                            entry.value.place
+                        }
+                        _ => entry.place,
+                    };
+                    step(join(at, &entry.key), place, &entry.value);
                 }
             }
+        }
+    }
+
+    /// What to point at for an entry of a list: its first key, or its value.
+    fn beginning(&self) -> Place {
+        match &self.node {
+            Node::Mapping(entries) => entries.first().map_or(self.place, |entry| entry.place),
+            Node::Scalar(_) | Node::List(_) => self.place,
         }
     }
 }

@@ -6,12 +6,14 @@
 
 mod reader;
 mod watch;
+mod written;
 
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Settings};
 
 pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
+pub use written::Written;
 
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +22,21 @@ pub enum Severity {
     Error,
     /// Odd, but understood.
     Warning,
+}
+
+/// What kind of problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProblemKind {
+    /// A file cannot be read, or is no YAML or JSON, or holds something that is no object.
+    Unreadable,
+    /// An object that an API server would refuse.
+    Invalid,
+    /// A policy of a kind that is not evaluated.
+    Unevaluated,
+    /// An object that stands in two files.
+    Duplicate,
+    /// Understood, but oddly written.
+    Odd,
 }
 
 /// Something wrong in a manifest.
@@ -31,6 +48,10 @@ pub struct Problem {
     pub file: PathBuf,
     /// Line in it, from 1.
     pub line: Option<u64>,
+    /// Column, from 1, and how many characters.
+    pub span: Option<(u64, u64)>,
+    /// What kind of problem.
+    pub kind: ProblemKind,
     /// `Kind namespace/name`.
     pub object: Option<String>,
     /// Path of the field within the document.
@@ -92,14 +113,15 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
     }
 }
 
-/// Reads a folder once, however broken it is: what can be understood, and every problem.
+/// Reads a folder once, however broken it is: what can be understood, every problem, and the objects as their authors
+/// wrote them, in order of file and place.
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn inspect(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
-    let mut reader = reader::Reader::new(dir);
+pub fn inspect(dir: &Path, settings: &Settings) -> Result<(Loaded, Vec<Written>), FolderError> {
+    let mut reader = reader::Reader::keeping_documents(dir);
     reader.refresh(&reader::Changed::All)?;
-    Ok(reader.assemble(settings))
+    Ok((reader.assemble(settings), reader.written()))
 }
 
 impl std::fmt::Display for Problem {

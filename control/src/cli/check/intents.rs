@@ -9,7 +9,7 @@ use super::{Part, report::count};
 use crate::{
     cli::judge::word,
     intents::{Assertion, Checker, CounterExample, Decision, Intents, Outcome},
-    lint::{Finding, Place, Severity},
+    lint::{Finding, Place, Severity, rules},
     refine::{Compiled, RefineError},
     source::folder::Loaded,
 };
@@ -95,10 +95,10 @@ fn finding(file: &Path, assertion: &Assertion, outcome: &Outcome) -> Option<Find
     let (id, message) = match outcome {
         Outcome::Holds => return None,
         Outcome::Vacuous { which } => (
-            "RW031",
+            rules::INTENT_VACUOUS.id,
             format!("vacuous: `{which}` matches nothing; correct it, or write mayBeEmpty: true"),
         ),
-        Outcome::Fails(example) => ("RW030", words(example)),
+        Outcome::Fails(example) => (rules::INTENT_FAILED.id, words(example)),
     };
     Some(Finding {
         id,

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::field::{
-    Fields, NO_FIELDS, bad_label_key, bad_label_value, bad_port_name, cidr, fault, item, join, kind_of, list,
-    mapping, only, present, string, whole, wrong_type,
+    Fields, NO_FIELDS, bad_label_key, bad_label_value, bad_port_name, cidr, dns_label, dns_subdomain, fault,
+    item, join, kind_of, list, mapping, only, present, string, whole, wrong_type,
 };
 use crate::cluster::{
     Fault, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
@@ -48,6 +48,7 @@ pub(super) fn network_policy(
         &["apiVersion", "kind", "metadata", "spec", "status"],
         &mut findings.faults,
     );
+    metadata(root, at, &key, findings);
     let spec_at = join(at, "spec");
     let spec = match root.get("spec") {
         Some(Value::Object(spec)) => spec,
@@ -76,28 +77,6 @@ pub(super) fn network_policy(
     let directions = policy_types(spec, &spec_at, findings);
     let ingress = rules(spec, &spec_at, "ingress", "from", findings);
     let egress = rules(spec, &spec_at, "egress", "to", findings);
-    if !directions.ingress && !ingress.is_empty() {
-        findings.notes.push(fault(
-            join(&spec_at, "ingress"),
-            "ignored: policyTypes does not name Ingress",
-        ));
-    }
-    if !directions.egress && !egress.is_empty() {
-        findings.notes.push(fault(
-            join(&spec_at, "egress"),
-            "ignored: policyTypes does not name Egress",
-        ));
-    }
-    if !directions.egress
-        && spec.get("policyTypes").is_none()
-        && egress.is_empty()
-        && spec.contains_key("egress")
-    {
-        findings.notes.push(fault(
-            join(&spec_at, "egress"),
-            "isolates nothing: an empty egress counts only with policyTypes: [Egress]",
-        ));
-    }
     if !findings.faults.is_empty() {
         return isolating(key, uid, subjects, directions, findings);
     }
@@ -109,6 +88,104 @@ pub(super) fn network_policy(
         egress: directions.egress.then_some(egress),
         types_written: directions.written,
         faults: Vec::new(),
+    }
+}
+
+/// Fields of an object's metadata.
+const METADATA: &[&str] = &[
+    "name",
+    "generateName",
+    "namespace",
+    "labels",
+    "annotations",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
+    "selfLink",
+    "clusterName",
+];
+
+/// Most bytes that annotations may have together.
+const MOST_ANNOTATIONS: usize = 256 * 1024;
+
+/// Names, labels and annotations. A misspelt `namespace` would put the policy into another one.
+fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
+    let at = join(at, "metadata");
+    // That it is a mapping with a name has been seen before.
+    let Some(Value::Object(fields)) = root.get("metadata") else {
+        return;
+    };
+    only(fields, &at, METADATA, &mut findings.faults);
+    if !dns_label(&key.namespace) {
+        findings.faults.push(fault(
+            join(&at, "namespace"),
+            format!(
+                "{:?} is not the name of a namespace: write 1 to 63 lower case letters, digits and '-', a letter or \
+                 digit at both ends",
+                key.namespace
+            ),
+        ));
+    }
+    // What `generateName` begins, the server goes on.
+    if !dns_subdomain(key.name.trim_end_matches('-'))
+        || (key.name.ends_with('-') && fields.contains_key("name"))
+    {
+        findings.faults.push(fault(
+            join(&at, "name"),
+            format!(
+                "{:?} is not a name: write at most 253 lower case letters, digits, '-' and '.', a letter or digit at \
+                 both ends",
+                key.name
+            ),
+        ));
+    }
+    match mapping(fields, &at, "labels") {
+        Err(wrong) => findings.faults.push(wrong),
+        Ok(labels) => {
+            let labels_at = join(&at, "labels");
+            for (key, value) in labels {
+                let at = join(&labels_at, key);
+                findings
+                    .faults
+                    .extend(bad_label_key(key).map(|wrong| fault(&at, wrong)));
+                label_value(value, &at, findings);
+            }
+        }
+    }
+    annotations(fields, &at, findings);
+}
+
+fn annotations(metadata: &Fields, at: &str, findings: &mut Findings) {
+    let annotations = match mapping(metadata, at, "annotations") {
+        Ok(annotations) => annotations,
+        Err(wrong) => return findings.faults.push(wrong),
+    };
+    let at = join(at, "annotations");
+    let mut size = 0;
+    for (key, value) in annotations {
+        let here = join(&at, key);
+        // Keys are compared without regard to case, unlike those of labels.
+        let wrong = bad_label_key(&key.to_ascii_lowercase());
+        findings
+            .faults
+            .extend(wrong.map(|wrong| fault(&here, wrong.replace("a label", "an annotation"))));
+        match value {
+            Value::Null => {}
+            Value::String(text) => size += key.len() + text.len(),
+            other => findings.faults.push(fault(here, wrong_type(other, "a string"))),
+        }
+    }
+    if size > MOST_ANNOTATIONS {
+        findings.faults.push(fault(
+            at,
+            format!("{size} bytes of annotations are too many: an API server takes {MOST_ANNOTATIONS}"),
+        ));
     }
 }
 
@@ -173,15 +250,20 @@ fn policy_types(spec: &Fields, at: &str, findings: &mut Findings) -> Directions 
                 unreadable = true;
                 findings.faults.push(fault(
                     item(&path, index),
-                    format!("{entry} is not a policy type: write Ingress or Egress"),
+                    match entry.as_str().map(str::to_ascii_lowercase).as_deref() {
+                        Some("ingress") => format!("{entry} is not a policy type: write Ingress"),
+                        Some("egress") => format!("{entry} is not a policy type: write Egress"),
+                        _ => format!("{entry} is not a policy type: write Ingress or Egress"),
+                    },
                 ));
             }
         }
     }
     if types.len() > 2 {
-        findings
-            .faults
-            .push(fault(&path, "may not name more than two policy types"));
+        findings.faults.push(fault(
+            &path,
+            "may not name more than two policy types: write Ingress, Egress or both, each once",
+        ));
     }
     // A type that cannot be read may have been either.
     if unreadable {
@@ -300,15 +382,17 @@ fn requirement(expression: &Value, at: &str, findings: &mut Findings) -> Option<
     let given = list(fields, at, "values").is_ok_and(|values| !values.is_empty());
     let operator = match operator {
         "In" | "NotIn" if !given => {
-            findings
-                .faults
-                .push(fault(values_at, format!("{operator} needs at least one value")));
+            findings.faults.push(fault(
+                values_at,
+                format!("{operator} needs at least one value: write them, or Exists or DoesNotExist"),
+            ));
             return None;
         }
         "Exists" | "DoesNotExist" if given => {
-            findings
-                .faults
-                .push(fault(values_at, format!("{operator} takes no values")));
+            findings.faults.push(fault(
+                values_at,
+                format!("{operator} takes no values: leave them out, or write In or NotIn"),
+            ));
             return None;
         }
         "In" => Operator::In(values),
@@ -318,7 +402,10 @@ fn requirement(expression: &Value, at: &str, findings: &mut Findings) -> Option<
         other => {
             findings.faults.push(fault(
                 join(at, "operator"),
-                format!("{other:?} is not an operator: write In, NotIn, Exists or DoesNotExist"),
+                match other {
+                    "" => "is missing: write In, NotIn, Exists or DoesNotExist".to_owned(),
+                    other => format!("{other:?} is not an operator: write In, NotIn, Exists or DoesNotExist"),
+                },
             ));
             return None;
         }
@@ -344,12 +431,7 @@ fn rules(spec: &Fields, at: &str, key: &str, peers_key: &str, findings: &mut Fin
         let fields = match value {
             Value::Object(fields) => fields,
             // An API server reads an empty list item as an empty rule, which allows everything.
-            Value::Null => {
-                findings
-                    .notes
-                    .push(fault(&at, "an empty rule allows everything: write {} to say so"));
-                &NO_FIELDS
-            }
+            Value::Null => &NO_FIELDS,
             other => {
                 findings.faults.push(fault(&at, wrong_type(other, "a mapping")));
                 continue;
@@ -473,9 +555,15 @@ fn ip_block(value: &Value, at: &str, findings: &mut Findings) -> Option<Peer> {
         if let Some(whole) = block
             && !(whole.contains(&hole) && whole.prefix_len() < hole.prefix_len())
         {
-            findings
-                .faults
-                .push(fault(at, format!("{hole} is not strictly inside {whole}")));
+            findings.faults.push(fault(
+                at,
+                match hole == whole {
+                    true => format!(
+                        "{hole} is the whole block: write a smaller part of it, or leave the peer out"
+                    ),
+                    false => format!("{hole} is not strictly inside {whole}: write a part of it"),
+                },
+            ));
         }
         except.push(hole);
     }
@@ -506,7 +594,14 @@ fn port(fields: &Fields, at: &str, findings: &mut Findings) -> Option<PortMatch>
             _ => {
                 findings.faults.push(fault(
                     join(at, "protocol"),
-                    format!("{value} is not supported here: write TCP, UDP or SCTP"),
+                    match value.as_str().map(str::to_ascii_uppercase).as_deref() {
+                        Some(name @ ("TCP" | "UDP" | "SCTP")) => format!("{value} is not a protocol: write {name}"),
+                        Some("ICMP" | "ICMPV6") => format!(
+                            "{value} has no ports and no rule can name it: write TCP, UDP or SCTP; a rule without \
+                             ports allows it"
+                        ),
+                        _ => format!("{value} is not supported here: write TCP, UDP or SCTP"),
+                    },
                 ));
                 None
             }
@@ -544,7 +639,7 @@ fn port(fields: &Fields, at: &str, findings: &mut Findings) -> Option<PortMatch>
             if end.is_some() {
                 findings.faults.push(fault(
                     end_at(),
-                    format!("needs a numeric port, not the name {name:?}"),
+                    format!("needs a numeric port, not the name {name:?}: write the first number of the range as port"),
                 ));
                 return None;
             }

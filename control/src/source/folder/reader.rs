@@ -5,13 +5,17 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
-use super::{FolderError, Loaded, Problem, Severity};
+use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written};
 use crate::{
     cluster::{Cluster, Fault, Object, ObjectKey, ObjectRef, Settings},
-    source::{decode, document},
+    source::{
+        decode,
+        document::{self, Document},
+    },
 };
 
 /// Which files may have changed since the last look, besides those whose metadata say so.
@@ -39,6 +43,8 @@ struct Item {
     object: Object,
     /// Faults and notes, ready to show.
     problems: Vec<Problem>,
+    /// As it stands in its file; only for a reader that keeps documents.
+    written: Option<Written>,
 }
 
 struct FileState {
@@ -55,6 +61,7 @@ struct FileState {
 /// A folder and what has been read of it.
 pub(super) struct Reader {
     dir: PathBuf,
+    keep_documents: bool,
     files: BTreeMap<PathBuf, FileState>,
     looks: u64,
     /// Problems between files, found when they were last put together.
@@ -65,10 +72,28 @@ impl Reader {
     pub(super) fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            keep_documents: false,
             files: BTreeMap::new(),
             looks: 0,
             clashes: Vec::new(),
         }
+    }
+
+    /// A reader that can say afterwards where each field stands.
+    pub(super) fn keeping_documents(dir: &Path) -> Self {
+        Self {
+            keep_documents: true,
+            ..Self::new(dir)
+        }
+    }
+
+    /// The objects of all files as they stand there.
+    pub(super) fn written(&self) -> Vec<Written> {
+        self.files
+            .values()
+            .flat_map(|file| &file.good)
+            .filter_map(|item| item.written.clone())
+            .collect()
     }
 
     /// Looks at the folder again.
@@ -124,7 +149,7 @@ impl Reader {
                 since: old.since,
             });
         }
-        Some(match read(path, &text) {
+        Some(match read(path, &text, self.keep_documents) {
             Ok(good) => FileState {
                 stamp,
                 text,
@@ -138,7 +163,7 @@ impl Reader {
                     stamp,
                     text,
                     good,
-                    broken: Some(problem),
+                    broken: Some(*problem),
                     since,
                 }
             }
@@ -206,7 +231,10 @@ impl Reader {
                             let place = other.line.map_or_else(String::new, |line| format!(":{line}"));
                             let message =
                                 format!("is described in {}{place} already: remove one", first.display());
-                            clashes.push(problem(path, item.line, Some(&item.label), None, message));
+                            clashes.push(Problem {
+                                kind: ProblemKind::Duplicate,
+                                ..problem(path, item.line, Some(&item.label), None, message)
+                            });
                             continue;
                         }
                     }
@@ -234,6 +262,7 @@ impl Reader {
                 let odd = problem(path, item.line, Some(&item.label), None, message);
                 problems.push(Problem {
                     severity: Severity::Warning,
+                    kind: ProblemKind::Odd,
                     ..odd
                 });
                 pod.key = key;
@@ -263,8 +292,10 @@ fn problem(
 ) -> Problem {
     Problem {
         severity: Severity::Error,
+        kind: ProblemKind::Unreadable,
         file: file.to_owned(),
         line,
+        span: None,
         object: object.map(str::to_owned),
         path: path.map(str::to_owned),
         message,
@@ -272,81 +303,92 @@ fn problem(
 }
 
 /// Decodes a file, whole or not at all.
-fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Item>, Problem> {
+fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Box<Problem>> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = bytes
             .get(..error.valid_up_to())
             .map_or(1, |good| 1 + good.iter().filter(|b| **b == b'\n').count());
-        problem(
-            path,
-            Some(line as u64),
-            None,
-            None,
-            "is not UTF-8 text".to_owned(),
-        )
+        let message = "is not UTF-8 text".to_owned();
+        Box::new(problem(path, Some(line as u64), None, None, message))
     })?;
     let json = path.extension().is_some_and(|extension| extension == "json");
-    let documents =
-        document::parse(text, json).map_err(|error| problem(path, error.line, None, None, error.message))?;
+    let documents = document::parse(text, json)
+        .map_err(|error| Box::new(problem(path, error.line, None, None, error.message)))?;
     let mut items = Vec::new();
     for document in documents {
+        let document = Arc::new(document);
         let value = document.value();
-        let decoded = decode::decode(&value).map_err(|error| {
-            let decode::DecodeError {
-                label,
-                fault: Fault { path: field, message },
-            } = error;
-            problem(
-                path,
-                document.line_of(&field),
-                Some(&label),
-                Some(&field),
-                message,
-            )
-        })?;
-        for decode::Decoded {
-            label,
-            prefix,
-            object,
-            notes,
-        } in decoded
-        {
-            let line = if prefix.is_empty() {
-                document.line()
-            } else {
-                document.line_of(&prefix)
-            };
-            let at = |fault: &Fault| {
-                problem(
+        let at = |label: &str, fault: &Fault| {
+            let spot = document.spot(&fault.path);
+            Problem {
+                kind: ProblemKind::Invalid,
+                span: spot.map(|spot| (spot.column, spot.length)),
+                ..problem(
                     path,
-                    document.line_of(&fault.path),
-                    Some(&label),
+                    spot.map(|spot| spot.line),
+                    Some(label),
                     Some(&fault.path),
                     fault.message.clone(),
                 )
-            };
-            let mut problems = Vec::new();
-            if let Object::NetworkPolicy(policy) = &object {
-                problems.extend(policy.faults.iter().map(at));
             }
-            if let Object::Unevaluated { kind } = &object {
-                let message =
-                    format!("policies of kind {kind} are not evaluated yet: every verdict is incomplete");
-                problems.push(problem(path, line, None, None, message));
-            }
-            problems.extend(notes.iter().map(|note| Problem {
-                severity: Severity::Warning,
-                ..at(note)
-            }));
-            items.push(Item {
-                label,
-                line,
-                object,
-                problems,
-            });
+        };
+        let decoded = decode::decode(&value).map_err(|error| Box::new(at(&error.label, &error.fault)))?;
+        for it in decoded {
+            items.push(self::item(path, &document, it, keep_documents, &at));
         }
     }
     Ok(items)
+}
+
+/// One decoded object with what is wrong with it.
+fn item(
+    path: &Path,
+    document: &Arc<Document>,
+    decoded: decode::Decoded,
+    keep_document: bool,
+    at: &dyn Fn(&str, &Fault) -> Problem,
+) -> Item {
+    let decode::Decoded {
+        label,
+        prefix,
+        object,
+        notes,
+    } = decoded;
+    let line = if prefix.is_empty() {
+        document.line()
+    } else {
+        document.line_of(&prefix)
+    };
+    let mut problems = Vec::new();
+    if let Object::NetworkPolicy(policy) = &object {
+        problems.extend(policy.faults.iter().map(|fault| at(&label, fault)));
+    }
+    if let Object::Unevaluated { kind } = &object {
+        let message = format!("policies of kind {kind} are not evaluated yet: every verdict is incomplete");
+        problems.push(Problem {
+            kind: ProblemKind::Unevaluated,
+            ..problem(path, line, None, None, message)
+        });
+    }
+    problems.extend(notes.iter().map(|note| Problem {
+        severity: Severity::Warning,
+        kind: ProblemKind::Odd,
+        ..at(&label, note)
+    }));
+    let written = keep_document.then(|| Written {
+        file: path.to_owned(),
+        kind: label.split(' ').next().unwrap_or_default().to_owned(),
+        label: label.clone(),
+        prefix,
+        document: document.clone(),
+    });
+    Item {
+        label,
+        line,
+        object,
+        problems,
+        written,
+    }
 }
 
 /// Every manifest of the folder, by the path it is met at first.

@@ -15,7 +15,7 @@ use notify::{
 };
 
 use super::{
-    FolderError, Loaded, Problem, Severity,
+    FolderError, Loaded, Problem, ProblemKind, Severity,
     reader::{Changed, Reader},
 };
 use crate::cluster::{Cluster, Settings};
@@ -334,6 +334,8 @@ impl Watch {
         };
         if let Err(error) = self.reader.refresh_except(&changed, &unfinished) {
             let unreadable = Problem {
+                kind: ProblemKind::Unreadable,
+                span: None,
                 severity: Severity::Error,
                 file: self.dir.clone(),
                 line: None,
