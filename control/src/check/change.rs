@@ -6,11 +6,12 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
+use hashbrown::HashSet;
 use imbl::ordmap::DiffItem;
 use ringwall_dataplane::classify::{IdentityKind, Since, Snapshot};
 
 use super::{
-    held::Place,
+    held::{Place, Seen},
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
     view::Who,
@@ -50,9 +51,14 @@ impl Proof {
             ranges: since.ranges,
             ..Touched::default()
         };
-        self.touched_by_tables(&since, &older, &mut touched)?;
-        self.touched_by_objects(cluster, &mut touched);
+        self.touched_by_tables(&since, &older, &mut touched);
+        let reseat = self.touched_by_policies(cluster, &mut touched)?;
+        self.touched_by_namespaces(cluster, &mut touched);
+        self.touched_by_pods(cluster, &mut touched);
         let ends = self.ends_again(&touched);
+        if reseat {
+            self.reseat();
+        }
         // Whether a node has an address says what its pods are exempt from.
         if ends.is_ok() && self.held.node_changes() != nodes {
             return None;
@@ -67,26 +73,33 @@ impl Proof {
         })
     }
 
-    /// 6: ends of which some record that answers for them differs. None where those cannot be told.
-    fn touched_by_tables(&self, since: &Since, older: &Snapshot, touched: &mut Touched) -> Option<()> {
+    /// 6: ends of which some record that answers for them differs.
+    fn touched_by_tables(&self, since: &Since, older: &Snapshot, touched: &mut Touched) {
         touched
             .ends
             .extend(since.hosts.iter().map(|addr| Place::Address((*addr).into())));
+        let (mut nodes, mut places) = (HashSet::new(), false);
         for identity in &since.identities {
+            // Whoever had this identity was proven to be what it says.
             match identity.kind {
-                // Whoever had this identity was proven to be the endpoint that it names.
                 IdentityKind::Pod => {
                     if let Some(endpoint) = older.endpoint(identity.endpoint) {
                         self.touch(&key_of(&endpoint), touched);
                     }
                 }
-                IdentityKind::Node
-                | IdentityKind::External
-                | IdentityKind::Unknown
-                | IdentityKind::Service => {
-                    return None;
-                }
+                IdentityKind::Node => drop(nodes.insert(identity.node)),
+                IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => places = true,
             }
+        }
+        if places || !nodes.is_empty() {
+            touched.ranges |= places;
+            let concerned = |seen: &Seen| match seen.end.who {
+                Who::Pod(_) => false,
+                Who::Node(_) => nodes.contains(&seen.node),
+                Who::Unseen(_) | Who::Place(_) => places,
+            };
+            let ends = self.held.ends().filter(|(_, seen)| concerned(seen));
+            touched.ends.extend(ends.map(|(place, _)| *place));
         }
         for number in since.endpoints.iter().chain(&since.names) {
             if let Some(endpoint) = older.endpoint(*number) {
@@ -98,7 +111,6 @@ impl Proof {
                 touched.endpoints.insert(key);
             }
         }
-        Some(())
     }
 
     /// Everything that is asked about a pod.
@@ -112,8 +124,71 @@ impl Proof {
         }
     }
 
-    /// 6: ends of which some object differs; the view is that of the new state then.
-    fn touched_by_objects(&mut self, cluster: &Cluster, touched: &mut Touched) {
+    /// 6: what policies say. Whoever they concern is the same one as before: only what its numbers have to stand for is
+    /// another; true where that is so. None where pods have to be grouped otherwise.
+    fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> Option<bool> {
+        let before = self.view.cluster().policies.clone();
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        for item in before.diff(&cluster.policies) {
+            match item {
+                DiffItem::Add(_, policy) => new.push(Arc::clone(policy)),
+                DiffItem::Remove(key, _) => gone.push(key.clone()),
+                DiffItem::Update {
+                    old,
+                    new: (_, policy),
+                } => {
+                    gone.push(old.0.clone());
+                    new.push(Arc::clone(policy));
+                }
+            }
+        }
+        if gone.is_empty() && new.is_empty() {
+            return Some(false);
+        }
+        touched.ranges |= self.view.replace_policies(cluster, &gone, &new)?;
+        Some(true)
+    }
+
+    /// 6: pods of namespaces that came, went or have other labels.
+    fn touched_by_namespaces(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let before = self.view.cluster().namespaces.clone();
+        let changed: HashSet<String> = before
+            .diff(&cluster.namespaces)
+            .map(|item| match item {
+                DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name.clone(),
+                DiffItem::Update { new, .. } => new.0.clone(),
+            })
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        for slot in self.view.replace_namespaces(cluster, &changed) {
+            touched.ends.insert(Place::Name(slot));
+            if let Some(known) = self.view.pod(slot) {
+                touched
+                    .ends
+                    .extend(known.pod.addresses.iter().copied().map(Place::Address));
+            }
+        }
+    }
+
+    /// Sets anew what the numbers of every end have to stand for.
+    fn reseat(&mut self) {
+        let ends: Vec<(Place, Seen)> = self.held.ends().map(|(place, seen)| (*place, *seen)).collect();
+        for (place, seen) in ends {
+            let blocks = match place {
+                Place::Address(address) => self.view.space.find(address).blocks,
+                Place::Name(_) => 0,
+            };
+            let end = self.view.end_of(seen.end.who, blocks);
+            if end != seen.end {
+                self.held.put(place, Seen { end, ..seen });
+            }
+        }
+    }
+
+    /// 6: ends of pods that differ; the view is that of the new state then.
+    fn touched_by_pods(&mut self, cluster: &Cluster, touched: &mut Touched) {
         let before = self.view.cluster().clone();
         let mut come = Vec::new();
         for item in before.pods.diff(&cluster.pods) {
@@ -230,15 +305,12 @@ impl Proof {
     /// Whether much of what has been numbered can be nobody's any more.
     fn has_grown(&self) -> bool {
         let (columns, lines) = self.held.sizes();
-        let [subjects, meanings] = self.view.sizes();
-        subjects + meanings > 4 * (columns + lines) + 50_000
+        let policies = self.view.cluster().policies.len();
+        self.view.ever() > 4 * (columns + lines + policies) + 50_000
     }
 }
 
-/// Whether more than pods differs.
+/// Whether settings or nodes differ.
 fn is_other(before: &Cluster, after: &Cluster) -> bool {
-    before.settings != after.settings
-        || before.namespaces.diff(&after.namespaces).next().is_some()
-        || before.nodes.diff(&after.nodes).next().is_some()
-        || before.policies.diff(&after.policies).next().is_some()
+    before.settings != after.settings || before.nodes.diff(&after.nodes).next().is_some()
 }

@@ -82,6 +82,11 @@ impl Held {
         }
     }
 
+    /// Every end.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (&Place, &Seen)> + '_ {
+        self.ends.iter()
+    }
+
     /// Takes what was found out about all ranges of a family, each by an address of it that nobody has, in place of
     /// what was known. `cuts` are where ranges begin, those with and without such an address.
     pub(super) fn put_ranges(&mut self, v4: bool, cuts: Vec<u128>, ranges: BTreeMap<u128, Seen>) {

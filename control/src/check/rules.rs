@@ -81,11 +81,12 @@ pub(super) struct Block {
 /// Every policy of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    /// In order of namespace and name, the order that decides about reasons.
+    /// Those that were replaced or deleted included: numbers are not given out twice.
     policies: Vec<Arc<NetworkPolicy>>,
     /// First rule of each policy, per direction.
     first: Vec<[u32; 2]>,
     rules: Vec<Rule>,
+    /// Policies in force, in order of their names: the order that decides about reasons.
     of_namespace: HashMap<String, Vec<u32>>,
     terms: Vec<PodTerm>,
     term_numbers: HashMap<PodTerm, u32>,
@@ -108,13 +109,16 @@ impl Rules {
         this
     }
 
-    fn add(&mut self, policy: &Arc<NetworkPolicy>) {
+    /// Adds a policy that is not there.
+    pub(super) fn add(&mut self, policy: &Arc<NetworkPolicy>) {
         let number = self.policies.len() as u32;
         self.policies.push(Arc::clone(policy));
-        self.of_namespace
+        let own = self
+            .of_namespace
             .entry_ref(policy.key.namespace.as_str())
-            .or_default()
-            .push(number);
+            .or_default();
+        let at = own.partition_point(|other| self.policies[*other as usize].key.name < policy.key.name);
+        own.insert(at, number);
         self.note_keys(&policy.subjects);
         let mut first = [0; 2];
         for (direction, first) in Direction::BOTH.into_iter().zip(&mut first) {
@@ -136,6 +140,33 @@ impl Rules {
             }
         }
         self.first.push(first);
+    }
+
+    /// Takes a policy out of force.
+    pub(super) fn remove(&mut self, key: &ObjectKey) {
+        if let Some(own) = self.of_namespace.get_mut(&key.namespace) {
+            own.retain(|number| self.policies[*number as usize].key != *key);
+        }
+    }
+
+    /// Distinct label keys and names of ports that are asked for: what pods are grouped by.
+    pub(super) fn words(&self) -> [usize; 3] {
+        let names = |direction: Direction| {
+            self.port_names[direction as usize]
+                .values()
+                .map(BTreeSet::len)
+                .sum()
+        };
+        [
+            self.keys.len(),
+            names(Direction::Ingress),
+            names(Direction::Egress),
+        ]
+    }
+
+    /// Policies that ever were.
+    pub(super) fn policies_ever(&self) -> usize {
+        self.policies.len()
     }
 
     fn terms(&mut self, policy: &NetworkPolicy, peers: &[Peer]) -> Terms {

@@ -21,6 +21,13 @@ impl Sets {
         }
     }
 
+    /// Makes room for members below `bound`.
+    pub(super) fn grow(&mut self, bound: usize) {
+        if bound > self.holding.len() {
+            self.holding.resize(bound, Vec::new());
+        }
+    }
+
     /// The number of a set, given in ascending order.
     pub(super) fn number(&mut self, set: Vec<u32>) -> u32 {
         if let Some(number) = self.numbers.get(&set) {

@@ -11,7 +11,7 @@ use super::{
     sets::Sets,
     space::{Place, Space},
 };
-use crate::cluster::{Cluster, ObjectKey, Pod, PortMatch, Protocol, Settings};
+use crate::cluster::{Cluster, NetworkPolicy, ObjectKey, Pod, PortMatch, Protocol, Settings};
 
 /// Who an end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub(super) struct Meaning {
 pub(super) struct Known {
     pub pod: Arc<Pod>,
     /// What it shares with pods that no selector and no port name tells apart; None where its namespace is unseen.
-    group: Option<Group>,
+    group: Option<u32>,
     /// The name of the node that it says hosts it.
     pub node: Option<u32>,
 }
@@ -81,8 +81,11 @@ impl Known {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Pods that no selector and no port name tells apart.
+#[derive(Debug)]
 struct Group {
+    /// One of them.
+    example: Arc<Pod>,
     terms: u32,
     names: u32,
     subjects: [u32; 2],
@@ -113,7 +116,8 @@ pub(super) struct View {
     pub decisions: Decisions,
     /// Pod terms that pods of a namespace can match.
     terms_of: HashMap<String, Arc<Vec<u32>>>,
-    groups: HashMap<Vec<u8>, Group>,
+    groups: Vec<Group>,
+    group_numbers: HashMap<Vec<u8>, u32>,
     subjects: Vec<(Subject, Vec<u32>)>,
     subject_numbers: HashMap<Subject, u32>,
     meanings: Vec<Meaning>,
@@ -146,7 +150,8 @@ impl View {
             block_sets,
             decisions: Decisions::new(),
             terms_of: HashMap::new(),
-            groups: HashMap::new(),
+            groups: Vec::new(),
+            group_numbers: HashMap::new(),
             subjects: Vec::new(),
             subject_numbers: HashMap::new(),
             meanings: Vec::new(),
@@ -302,9 +307,9 @@ impl View {
         &self.subjects[number as usize].0
     }
 
-    /// Distinct subjects and meanings that ever were.
-    pub(super) fn sizes(&self) -> [usize; 2] {
-        [self.subjects.len(), self.meanings.len()]
+    /// Groups, subjects, meanings and policies that ever were.
+    pub(super) fn ever(&self) -> usize {
+        self.groups.len() + self.subjects.len() + self.meanings.len() + self.rules.policies_ever()
     }
 
     /// Who has an address.
@@ -363,7 +368,10 @@ impl View {
             Who::Unseen(_) | Who::Node(_) | Who::Place(_) => None,
         };
         let (terms, names, subjects) = match group {
-            Some(group) => (group.terms, group.names, group.subjects),
+            Some(number) => {
+                let group = &self.groups[number as usize];
+                (group.terms, group.names, group.subjects)
+            }
             None => (0, 0, OPEN),
         };
         let meaning = self.meaning_number(Meaning { terms, blocks, names });
@@ -398,43 +406,135 @@ impl View {
         number
     }
 
-    /// What selectors and port names see of a pod; None where its namespace has not been seen.
-    fn group(&mut self, pod: &Pod) -> Option<Group> {
-        let namespace = Arc::clone(self.cluster.namespaces.get(&pod.key.namespace)?);
-        let key = self.seen_of(pod);
-        if let Some(group) = self.groups.get(&key) {
-            return Some(*group);
+    /// The group of a pod; None where its namespace has not been seen.
+    fn group(&mut self, pod: &Arc<Pod>) -> Option<u32> {
+        if !self.cluster.namespaces.contains_key(&pod.key.namespace) {
+            return None;
         }
+        let key = self.seen_of(pod);
+        if let Some(number) = self.group_numbers.get(&key) {
+            return Some(*number);
+        }
+        let names = self.port_names(pod, &|protocol, name| {
+            self.rules.names_port(Direction::Egress, protocol, name)
+        });
+        let group = Group {
+            example: Arc::clone(pod),
+            terms: self.terms_matching(pod),
+            names: self.names_number(names),
+            subjects: self.subjects_for(pod),
+        };
+        let number = self.groups.len() as u32;
+        self.groups.push(group);
+        self.group_numbers.insert(key, number);
+        Some(number)
+    }
+
+    /// The set of pod terms that match a pod.
+    fn terms_matching(&mut self, pod: &Pod) -> u32 {
         let of_namespace = match self.terms_of.get(&pod.key.namespace) {
             Some(terms) => Arc::clone(terms),
             None => {
-                let terms = self.rules.terms_of_namespace(&namespace.name, &namespace.labels);
+                let terms = match self.cluster.namespaces.get(&pod.key.namespace) {
+                    Some(namespace) => self.rules.terms_of_namespace(&namespace.name, &namespace.labels),
+                    None => Vec::new(),
+                };
                 let terms = Arc::new(terms);
-                self.terms_of.insert(namespace.name.clone(), Arc::clone(&terms));
+                self.terms_of
+                    .insert(pod.key.namespace.clone(), Arc::clone(&terms));
                 terms
             }
         };
         let terms = self.rules.matching_terms(&of_namespace, &pod.labels);
-        let terms = self.term_sets.number(terms);
-        let names = self.port_names(pod, &|protocol, name| {
-            self.rules.names_port(Direction::Egress, protocol, name)
-        });
-        let names = self.names_number(names);
-        let subjects = Direction::BOTH.map(|direction| {
+        self.term_sets.number(terms)
+    }
+
+    /// What decides about a pod, by direction.
+    fn subjects_for(&mut self, pod: &Pod) -> [u32; 2] {
+        Direction::BOTH.map(|direction| {
             let policies = self.rules.selecting(&pod.key.namespace, &pod.labels, direction);
             let names = match direction {
                 Direction::Ingress => self.asked_names(pod, &policies),
                 Direction::Egress => Vec::new(), // the peer's
             };
             self.subject(direction, policies, &names)
-        });
-        let group = Group {
-            terms,
-            names,
-            subjects,
-        };
-        self.groups.insert(key, group);
-        Some(group)
+        })
+    }
+
+    /// Takes over policies: those that are gone or replaced, then those that are new. Answers whether the address space
+    /// is cut otherwise; None where pods have to be grouped otherwise, so that a new view is needed.
+    pub(super) fn replace_policies(
+        &mut self,
+        cluster: &Cluster,
+        gone: &[ObjectKey],
+        new: &[Arc<NetworkPolicy>],
+    ) -> Option<bool> {
+        let words = self.rules.words();
+        let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
+        for key in gone {
+            self.rules.remove(key);
+        }
+        for policy in new {
+            self.rules.add(policy);
+        }
+        if self.rules.words() != words {
+            return None;
+        }
+        let namespaces: HashSet<&str> = gone
+            .iter()
+            .chain(new.iter().map(|policy| &policy.key))
+            .map(|key| key.namespace.as_str())
+            .collect();
+        self.term_sets.grow(self.rules.term_count());
+        let more_terms = self.rules.term_count() > terms;
+        if more_terms {
+            self.terms_of.clear();
+        }
+        for number in 0..self.groups.len() {
+            let pod = Arc::clone(&self.groups[number].example);
+            if more_terms {
+                self.groups[number].terms = self.terms_matching(&pod);
+            }
+            if namespaces.contains(pod.key.namespace.as_str()) {
+                self.groups[number].subjects = self.subjects_for(&pod);
+            }
+        }
+        let more_blocks = self.rules.blocks().len() > blocks;
+        if more_blocks {
+            self.block_sets.grow(self.rules.blocks().len());
+            self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
+        }
+        Some(more_blocks)
+    }
+
+    /// Takes over what namespaces are now, and answers the slots of the pods in those that are given.
+    pub(super) fn replace_namespaces(&mut self, cluster: &Cluster, changed: &HashSet<String>) -> Vec<u32> {
+        self.cluster.namespaces = cluster.namespaces.clone();
+        for name in changed {
+            self.terms_of.remove(name);
+        }
+        for number in 0..self.groups.len() {
+            let pod = Arc::clone(&self.groups[number].example);
+            if changed.contains(&pod.key.namespace) {
+                self.groups[number].terms = self.terms_matching(&pod);
+            }
+        }
+        let mut slots = Vec::new();
+        for slot in 0..self.pods.len() {
+            let Some(known) = &self.pods[slot] else { continue };
+            if !changed.contains(&known.pod.key.namespace) {
+                continue;
+            }
+            slots.push(slot as u32);
+            if known.is_endpoint() {
+                let pod = Arc::clone(&known.pod);
+                let group = self.group(&pod);
+                if let Some(known) = &mut self.pods[slot] {
+                    known.group = group;
+                }
+            }
+        }
+        slots
     }
 
     /// All of a pod that any selector or port entry can see, as bytes.

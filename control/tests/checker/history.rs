@@ -11,14 +11,36 @@ use ringwall_dataplane::classify::{Generation, Snapshot};
 
 use crate::{generate, mistakes, mutate, random::Random};
 
-/// A pod more, less, replaced or changed; seldom anything else.
+/// A pod, policy or namespace more, less, replaced or changed; seldom anything else.
 fn event(cluster: &Cluster, random: &mut Random) -> Cluster {
     let mut next = cluster.clone();
     let other = generate::cluster(random);
     let keys: Vec<_> = cluster.pods.keys().cloned().collect();
     match random.below(20) {
         0 => next = mutate::step(cluster, random),
-        1..=6 => {
+        1 | 2 => {
+            let policies: Vec<_> = other.policies.values().collect();
+            if !policies.is_empty() {
+                let policy: ringwall::cluster::NetworkPolicy = (***random.one(&policies)).clone();
+                next.insert(Object::NetworkPolicy(policy));
+            }
+        }
+        3 => {
+            let policies: Vec<_> = cluster.policies.keys().cloned().collect();
+            if !policies.is_empty() {
+                next.policies.remove(random.one(&policies));
+            }
+        }
+        4 => {
+            let namespaces: Vec<_> = other.namespaces.values().collect();
+            let namespace: ringwall::cluster::Namespace = (***random.one(&namespaces)).clone();
+            if random.percent(25) {
+                next.namespaces.remove(&namespace.name);
+            } else {
+                next.insert(Object::Namespace(namespace));
+            }
+        }
+        5..=9 => {
             if !keys.is_empty() {
                 next.pods.remove(random.one(&keys));
             }
@@ -44,22 +66,34 @@ fn update(compiler: &mut Compiler, cluster: &Cluster, generation: u64) -> Arc<Sn
 
 #[test]
 fn successors_are_proven_from_what_differs() {
-    let mut carried = 0;
+    let (mut carried, mut with_policies, mut whole) = (0, 0, 0);
     for seed in crate::seeds(40) {
         let mut random = Random::new(seed);
         let mut cluster = generate::cluster(&mut random);
         let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
         let mut checker = Checker::new();
+        let mut last = Cluster::default();
         for generation in 1..25 {
             let snapshot = update(&mut compiler, &cluster, generation);
             let report = checker.changed(&cluster, &snapshot);
             let report =
                 report.unwrap_or_else(|difference| panic!("seed {seed}, {generation}: {difference}"));
-            carried += u32::from(!report.whole);
+            let same_policies =
+                (&last.policies, &last.namespaces) == (&cluster.policies, &cluster.namespaces);
+            match (report.whole, same_policies) {
+                (true, _) => whole += 1,
+                (false, true) => carried += 1,
+                (false, false) => with_policies += 1,
+            }
+            last = cluster.clone();
             cluster = event(&cluster, &mut random);
         }
     }
-    assert!(carried > 300, "only {carried} proofs carried anything over");
+    println!("{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole");
+    assert!(
+        carried > 300 && with_policies > 50,
+        "{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole"
+    );
 }
 
 /// A compiler that has compiled the state before correctly reads the next one wrongly: what a whole proof finds, the
