@@ -15,12 +15,14 @@ use ringwall::{
         Cluster, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey,
         Operator, Peer, Pod, PortMatch, Protocol, Requirement, Rule, Selector,
     },
-    compile::{EpochKey, compile},
+    compile::{Budget, Compiler, EpochKey, compile},
+    source::decode::decode,
 };
 use ringwall_dataplane::{
     addr::Addr,
     classify::{Generation, L4, NodeExemption, Snapshot},
 };
+use ringwall_testbed::synthetic::{EventKind, Spec, Synthetic};
 
 /// Choices from a seed (SplitMix64).
 struct Random(u64);
@@ -214,6 +216,12 @@ fn port(random: &mut Random) -> PortMatch {
     }
 }
 
+/// Time that this thread had a processor: other programs are none of its business.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
 fn median(mut times: Vec<Duration>) -> (Duration, Duration, Duration) {
     times.sort();
     (times[times.len() / 2], times[0], times[times.len() - 1])
@@ -231,9 +239,9 @@ fn figures() {
         let (mut compiling, mut opening) = (Vec::new(), Vec::new());
         let mut last = None;
         for _ in 0..rounds {
-            let start = Instant::now();
+            let start = processor_time();
             let image = compile(&cluster, Generation(1), &EpochKey::OFFLINE).unwrap();
-            compiling.push(start.elapsed());
+            compiling.push(processor_time() - start);
             let start = Instant::now();
             let snapshot = Snapshot::open(&image.bytes).unwrap();
             opening.push(start.elapsed());
@@ -279,6 +287,112 @@ fn figures() {
                 times.push(start.elapsed() / (rounds / 5) / flows.len() as u32);
             }
             println!("  both ends and verdict, {name} in turn: {:?}", median(times));
+        }
+    }
+}
+
+/// Times of one kind of change, in microseconds.
+#[derive(Default)]
+struct Times {
+    update: Vec<u64>,
+    delta: Vec<u64>,
+    bytes: Vec<u64>,
+    in_full: usize,
+}
+
+fn spread(mut values: Vec<u64>) -> String {
+    values.sort_unstable();
+    let at = |share: f64| values[((values.len() - 1) as f64 * share) as usize];
+    format!("{} / {} / {} / {}", at(0.5), at(0.9), at(0.99), at(1.0))
+}
+
+/// What one event costs: the update and the delta that a dataplane gets. The churn of synthetic clusters, and a pod that
+/// has labels of its own: a new cohort in a new class.
+#[test]
+#[ignore = "a measurement, for release builds"]
+fn changes() {
+    for (policies, pods, namespaces, events) in [(1_000, 10_000, 100, 4_000), (10_000, 100_000, 1_000, 4_000)]
+    {
+        let mut synthetic = Synthetic::new(Spec::sized(policies, pods, namespaces)).unwrap();
+        let mut cluster = Cluster::default();
+        let decoded = |object: &serde_json::Value| decode(object).unwrap().remove(0).object;
+        for object in synthetic.objects() {
+            cluster.insert(decoded(&object));
+        }
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let start = processor_time();
+        let first = compiler.update(&cluster, Generation(1)).unwrap();
+        println!("{policies} policies, {pods} pods, {namespaces} namespaces");
+        println!("  in full {:?}, {:?}", processor_time() - start, first.stats);
+        println!("  {:?}", Snapshot::from_image(&first.image).sizes());
+        let mut last = first.image;
+        let mut times: std::collections::BTreeMap<String, Times> = Default::default();
+        let mut generation = 1;
+        let mut update = |cluster: &Cluster, what: String| {
+            generation += 1;
+            let start = processor_time();
+            let compiled = compiler.update(cluster, Generation(generation)).unwrap();
+            let took = (processor_time() - start).as_micros() as u64;
+            let times = times.entry(what).or_default();
+            if compiled.incremental {
+                let start = processor_time();
+                let delta = compiled.image.delta_since(&last).map_or(0, |delta| delta.len());
+                times.delta.push((processor_time() - start).as_micros() as u64);
+                times.bytes.push(delta as u64);
+                times.update.push(took);
+            } else {
+                times.in_full += 1;
+            }
+            last = compiled.image;
+        };
+        for _ in 0..events {
+            let event = synthetic.churn();
+            let object = decoded(&event.object);
+            if event.kind == EventKind::Deleted {
+                cluster.remove(&object.reference().unwrap());
+            } else {
+                cluster.insert(object);
+            }
+            update(
+                &cluster,
+                format!("{} {}", event.object["kind"], event.kind.word()),
+            );
+        }
+        let random = &mut Random(7);
+        let keys: Vec<ObjectKey> = cluster.pods.keys().cloned().collect();
+        let selected: Vec<(String, String)> = cluster
+            .policies
+            .values()
+            .flat_map(|policy| &policy.subjects.requirements)
+            .filter_map(|requirement| match &requirement.operator {
+                Operator::In(values) => Some((requirement.key.clone(), values.first()?.clone())),
+                _ => None,
+            })
+            .collect();
+        for _ in 0..300 {
+            let mut pod = (*cluster.pods[&keys[random.below(keys.len())]]).clone();
+            // Labels that pods elsewhere have: sets, classes and rows that this namespace has not seen together.
+            for _ in 0..2 {
+                let (key, value) = selected[random.below(selected.len())].clone();
+                pod.labels.insert(key, value);
+            }
+            cluster.insert(Object::Pod(pod));
+            update(&cluster, "Pod with labels of another".to_owned());
+        }
+        println!("  microseconds: median / p90 / p99 / worst of update; of delta; bytes of delta");
+        for (what, times) in times {
+            let in_full = times.in_full;
+            if times.update.is_empty() {
+                println!("  {what}: {in_full} in full");
+                continue;
+            }
+            println!(
+                "  {what}: {} times, {in_full} in full: {}; {}; {}",
+                times.update.len(),
+                spread(times.update),
+                spread(times.delta),
+                spread(times.bytes)
+            );
         }
     }
 }

@@ -40,7 +40,7 @@ impl Compiler {
     /// compiles in full.
     pub fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
         if let Some(mut state) = self.state.take()
-            && state.update(cluster)
+            && state.update(cluster, &self.budget)
             && let Ok(compiled) = finish(&mut state, generation, &self.budget, true)
         {
             self.state = Some(state);

@@ -71,7 +71,7 @@ pub struct CompiledImage {
     pub stats: CompileStats,
 }
 
-/// Figures about a snapshot. Worst lookups: [`ringwall_dataplane::classify::Snapshot::sizes`].
+/// Figures about a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompileStats {
     /// Bytes of the image.
@@ -94,6 +94,10 @@ pub struct CompileStats {
     pub classes: u32,
     /// Rows.
     pub rows: u32,
+    /// The most cache lines that the lookup of an address reads, when it was last compiled in full.
+    pub worst_identify: u32,
+    /// The most cache lines that a direction reads, when it was last compiled in full.
+    pub worst_judge: u32,
 }
 
 /// Why there is no snapshot.

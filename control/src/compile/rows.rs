@@ -130,6 +130,8 @@ pub(super) struct Rows {
     known: HashMap<(Vec<u32>, NamesOf), u32>,
     /// Port map by rules, named ports and isolating tier.
     maps: HashMap<(Vec<u32>, u32, Option<u32>), u32>,
+    /// Bytes of the rules in `maps`.
+    pub remembered: u64,
     /// Egress rows with a rule for everyone whose ports each peer names for itself.
     asking: Vec<u32>,
     /// Sets and blocks that new rows name, for whoever keeps count of them.
@@ -525,6 +527,7 @@ impl Rows {
         let named: &[NamedPort] = from.vocabulary.ports(ports);
         let cell = ports::decide(&cell_rules, isolating, named);
         let map = tables.port_map(cell.otherwise, &cell.ranges);
+        self.remembered += size_of_val(key.0.as_slice()) as u64;
         self.maps.insert(key, map);
         map
     }

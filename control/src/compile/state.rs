@@ -7,9 +7,10 @@
 use std::{net::IpAddr, sync::Arc};
 
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
-    classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE},
+    classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE, Snapshot},
 };
 
 use super::{
@@ -51,9 +52,13 @@ pub(super) struct State {
     by_rows: Bag,
     /// What the canonical hash holds besides classes and rows.
     loose: Sum,
+    /// Prefixes of the image's tries, with their identities.
+    prefixed: HashMap<IpNet, u32>,
     /// How the address ranges were counted: class and content.
     ranges: Vec<(u32, Sum)>,
     pub(super) tables: ImageBuilder,
+    /// The most cache lines that a lookup of an address and one of a direction read.
+    worst: (u32, u32),
 }
 
 /// An address that a pod or node owns.
@@ -100,8 +105,10 @@ impl State {
             places: HashMap::new(),
             by_rows: Bag::new("rows"),
             loose: Sum::default(),
+            prefixed: HashMap::new(),
             ranges: Vec::new(),
             tables,
+            worst: (0, 0),
         };
         state.fill(budget)?;
         Ok(state)
@@ -170,13 +177,16 @@ impl State {
 
     /// Refuses what is over the budget.
     pub(super) fn within(&self, budget: &Budget) -> Result<(), CompileError> {
-        match self.tables.size() {
+        // What remembers the port maps is no part of the image, and yet memory.
+        match self.tables.size().max(self.rows.remembered) {
             size if size > budget.bytes => Err(self.policies.over_budget(&self.rows.costs, size, budget)),
             _ => Ok(()),
         }
     }
 
     /// The image of the tables as they are.
+    ///
+    /// The worst lookups are counted when it was compiled in full: that looks at all tables.
     pub(super) fn image(
         &mut self,
         generation: Generation,
@@ -187,6 +197,10 @@ impl State {
         self.classes.total().digest(&mut digest);
         self.by_rows.total().digest(&mut digest);
         let image = self.tables.image(generation, digest.finish())?;
+        if self.worst == (0, 0) {
+            let sizes = Snapshot::from_image(&image).sizes();
+            self.worst = (sizes.worst_identify, sizes.worst_judge);
+        }
         let counts = self.policies.counts;
         let stats = CompileStats {
             bytes: image.bytes(),
@@ -199,6 +213,8 @@ impl State {
             blocks: counts.blocks,
             classes: self.classes.len() as u32,
             rows: self.rows.len(),
+            worst_identify: self.worst.0,
+            worst_judge: self.worst.1,
         };
         if stats.bytes > budget.bytes {
             return Err(self.policies.over_budget(&self.rows.costs, stats.bytes, budget));
@@ -617,18 +633,42 @@ impl State {
         identity
     }
 
+    /// Networks of pods came or went, which cut the address ranges anew. False where that changed which blocks hold an
+    /// address.
+    pub(super) fn cut_again(&mut self) -> bool {
+        let cluster = self.cluster.clone();
+        let Some(blocks) = Blocks::of(&cluster, &self.policies.blocks, u64::MAX) else {
+            return false;
+        };
+        if blocks.sets != self.blocks.sets {
+            return false;
+        }
+        self.blocks = blocks;
+        self.prefixes();
+        self.count_ranges();
+        true
+    }
+
+    /// Says what addresses are that no host is.
     fn prefixes(&mut self) {
         let prefixes = std::mem::take(&mut self.blocks.prefixes);
         let mut identities: Vec<u32> = Vec::with_capacity(prefixes.len());
+        let mut before = std::mem::take(&mut self.prefixed);
         for prefix in &prefixes {
             let identity = self.place(kind_of(prefix.place), prefix.set);
             let outer = prefix.outer.and_then(|outer| identities.get(outer as usize));
             // What the surrounding prefix says anyway needs no place in the trie.
             if outer != Some(&identity) {
-                self.tables
-                    .prefix(prefix.net.network().into(), prefix.net.prefix_len(), identity);
+                if before.remove(&prefix.net) != Some(identity) {
+                    self.tables
+                        .prefix(prefix.net.network().into(), prefix.net.prefix_len(), identity);
+                }
+                self.prefixed.insert(prefix.net, identity);
             }
             identities.push(identity);
+        }
+        for net in before.keys() {
+            self.tables.remove_prefix(net.network().into(), net.prefix_len());
         }
         self.blocks.prefixes = prefixes;
     }

@@ -469,6 +469,127 @@ fn over_budget_names_the_heaviest() {
     assert!(compile_within(&cluster, Generation(1), &EpochKey::OFFLINE, &exact).is_ok());
 }
 
+/// Pods and policies whose selectors cut across each other: pod n has label kI iff bit I of n is set, every policy
+/// selects and admits by one bit, on a port of its own.
+fn independent(bits: u16, policies: std::ops::Range<u16>) -> Cluster {
+    let mut pods = Vec::new();
+    for number in 0..1_u32 << bits {
+        let labels: Vec<String> = (0..bits)
+            .filter(|bit| number >> bit & 1 == 1)
+            .map(|bit| format!("k{bit}"))
+            .collect();
+        let labels: Vec<(&str, &str)> = labels.iter().map(|label| (label.as_str(), "")).collect();
+        let address = format!("10.1.{}.{}", number / 256, number % 256);
+        pods.push(pod("a", &format!("p{number}"), &address, &labels));
+    }
+    let mut cluster = cluster(pods);
+    for bit in policies {
+        cluster.insert(crossing(bit));
+    }
+    cluster
+}
+
+fn crossing(bit: u16) -> Object {
+    let key = format!("k{bit}");
+    let rule = Rule {
+        peers: Some(vec![pods_with(&key, "")]),
+        ports: Some(vec![PortMatch::Range {
+            protocol: Protocol::Tcp,
+            lo: 80 + bit,
+            hi: 80 + bit,
+        }]),
+    };
+    policy(&format!("bit{bit}"), having(&key, ""), vec![rule])
+}
+
+#[test]
+fn independent_selectors_are_refused_before_memory_is_spent() {
+    // Each further policy doubles rows and classes: what is needed grows fourfold, what is spent does not.
+    let budget = Budget { bytes: 400 << 10 };
+    let fits = independent(10, 0..3);
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, budget);
+    let first = compiler.update(&fits, Generation(1)).unwrap();
+    assert!(first.stats.bytes < budget.bytes);
+    let error = compiler
+        .update(&independent(10, 0..10), Generation(2))
+        .unwrap_err();
+    let CompileError::OverBudget { needed, heaviest, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(
+        (budget.bytes..budget.bytes * 5 / 4).contains(needed),
+        "noticed at {needed} bytes"
+    );
+    assert_eq!(heaviest.len(), 5, "{error}");
+    // What came before is compiled as if nothing had been; so are changes to it.
+    let again = compiler.update(&fits, Generation(3)).unwrap();
+    assert_eq!(again.hash, first.hash);
+    let mut next = fits.clone();
+    next.pods.remove(&key("a", "p7"));
+    assert!(compiler.update(&next, Generation(4)).unwrap().incremental);
+}
+
+#[test]
+fn a_budget_holds_for_changes_too() {
+    // One policy after the other, each of words that are known: the compiler follows until it is too much.
+    let known = |mut cluster: Cluster| {
+        let words: Vec<_> = (0..12)
+            .map(|bit| pods_with(&format!("k{bit}"), "never"))
+            .collect();
+        cluster.insert(policy("words", Selector::default(), vec![from(words)]));
+        cluster
+    };
+    let mut cluster = known(independent(8, 0..1));
+    let budget = Budget {
+        bytes: image(&cluster).stats.bytes * 2,
+    };
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, budget);
+    let mut last = compiler.update(&cluster, Generation(1)).unwrap();
+    let (mut refused, mut incremental) = (None, 0);
+    for bit in 1..8 {
+        cluster.insert(crossing(bit));
+        match compiler.update(&cluster, Generation(u64::from(bit) + 1)) {
+            Ok(compiled) => last = compiled,
+            Err(error) => {
+                refused = Some((bit, error));
+                break;
+            }
+        }
+        // Where what was left behind is too much, it is swept out.
+        incremental += u32::from(last.incremental);
+        assert!(last.stats.bytes <= budget.bytes);
+    }
+    let (bit, error) = refused.expect("256 classes by 256 rows are too much");
+    assert!(matches!(error, CompileError::OverBudget { .. }), "{error}");
+    assert!(incremental > 1);
+    cluster.policies.remove(&key("a", &format!("bit{bit}")));
+    assert_eq!(
+        compiler.update(&cluster, Generation(99)).unwrap().hash,
+        last.hash,
+        "the one before stands"
+    );
+}
+
+#[test]
+fn what_came_and_went_is_swept_out() {
+    let mut cluster = three_pods();
+    let everyone = from(vec![pods_with("app", "client")]);
+    cluster.insert(policy("p", having("app", "web"), vec![everyone]));
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    let mut in_full = 0;
+    for number in 0..700 {
+        let label = format!("v{number}");
+        cluster.insert(Object::Pod(pod("a", "changing", "10.0.0.9", &[("app", &label)])));
+        let compiled = compiler.update(&cluster, Generation(number + 1)).unwrap();
+        in_full += u32::from(!compiled.incremental);
+        assert_eq!(compiled.stats.cohorts, 4);
+    }
+    assert!(
+        (2..10).contains(&in_full),
+        "700 cohorts of one pod each: {in_full} times in full"
+    );
+}
+
 #[test]
 fn blocks_that_cut_across_each_other_are_counted_before_memory_is_spent() {
     // Every block is everything but one address: n ranges, each in n - 1 sets.

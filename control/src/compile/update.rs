@@ -4,9 +4,9 @@ use std::{net::IpAddr, sync::Arc};
 
 use imbl::ordmap::DiffItem;
 
-use super::state::State;
+use super::{Budget, state::State};
 use crate::{
-    cluster::{Cluster, ObjectKey, Pod},
+    cluster::{Cluster, Node, ObjectKey, Pod},
     model::{self, NETWORK_POLICY_TIER},
 };
 
@@ -22,17 +22,15 @@ struct Again {
 
 impl State {
     /// Takes up everything that is different in `next`. False where it has to be compiled in full: then this is of no
-    /// more use.
-    pub(super) fn update(&mut self, next: &Cluster) -> bool {
+    /// more use. So it is when it went over the budget.
+    pub(super) fn update(&mut self, next: &Cluster, budget: &Budget) -> bool {
         let last = std::mem::replace(&mut self.cluster, next.clone());
         if last.settings != next.settings {
             return false;
         }
         let mut again = Again::default();
-        if !self.update_nodes(&last, &mut again)
-            || !self.update_policies(&last, &mut again)
-            || !self.update_namespaces(&last, &mut again)
-        {
+        let cut = self.update_nodes(&last, &mut again);
+        if !self.update_policies(&last, &mut again) || !self.update_namespaces(&last, &mut again) {
             return false;
         }
         self.update_pods(&last, &mut again);
@@ -44,6 +42,9 @@ impl State {
         }
         for member in &again.members {
             self.identify(*member);
+            if self.within(budget).is_err() {
+                return false;
+            }
             if let Some(member) = self.members.get(*member) {
                 again.addresses.extend(&member.pod.addresses);
             }
@@ -56,15 +57,19 @@ impl State {
         let turned = self.policies.settle();
         self.classes
             .turned(&turned.sets, &turned.blocks, &self.policies, &self.vocabulary);
-        if !turned.blocks.is_empty() {
+        if cut && !self.cut_again() {
+            return false;
+        }
+        if !turned.blocks.is_empty() && !cut {
             self.count_ranges();
         }
         !self.is_mostly_waste()
     }
 
-    /// Nodes are names and addresses. Their pod networks cut the address ranges: then in full.
+    /// Nodes are names and addresses. True where their pod networks have changed, which cut the address ranges.
     fn update_nodes(&mut self, last: &Cluster, again: &mut Again) -> bool {
         let next = self.cluster.nodes.clone();
+        let mut cut = false;
         for change in last.nodes.diff(&next) {
             let (old, new) = match change {
                 DiffItem::Add(_, new) => (None, Some(new)),
@@ -74,13 +79,8 @@ impl State {
                     new: (_, new),
                 } => (Some(old), Some(new)),
             };
-            let none = Vec::new();
-            let networks = |node: Option<&Arc<crate::cluster::Node>>| {
-                node.map_or(none.clone(), |node| node.pod_cidrs.clone())
-            };
-            if networks(old) != networks(new) {
-                return false;
-            }
+            let networks = |node: Option<&Arc<Node>>| node.map(|node| node.pod_cidrs.clone());
+            cut |= networks(old).unwrap_or_default() != networks(new).unwrap_or_default();
             for (node, comes) in [(old, false), (new, true)] {
                 if let Some(node) = node {
                     self.owners.node(node, comes);
@@ -88,7 +88,7 @@ impl State {
                 }
             }
         }
-        true
+        cut
     }
 
     fn update_policies(&mut self, last: &Cluster, again: &mut Again) -> bool {

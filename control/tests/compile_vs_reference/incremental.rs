@@ -140,8 +140,10 @@ fn updates_answer_what_a_full_compile_answers() {
                 incremental > 0,
                 "{kind}: {full} times in full and never otherwise"
             );
-            let is_pod = kind.starts_with("a pod") || kind.starts_with("a namespace");
-            assert!(!is_pod || full == 0, "{kind}: {full} times in full");
+            assert!(
+                kind.starts_with("a policy") || full == 0,
+                "{kind}: {full} times in full"
+            );
         }
     }
 }
