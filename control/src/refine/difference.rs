@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ringwall_dataplane::classify::L4;
 
 use super::{
@@ -92,8 +92,12 @@ struct Change {
     service: Service,
     ports: Vec<Span>,
     from: bool,
-    policies: Vec<String>,
+    /// Number of the list of policies.
+    policies: u32,
 }
+
+/// Numbers of what decides in each direction on each side, and the sides on which the pair is exempt.
+type Deciding = ([[u32; 2]; 2], [bool; 2]);
 
 /// A change, and the family that it is of where the pair has both and they differ.
 type Tagged = (u32, Option<Family>);
@@ -102,6 +106,10 @@ type Tagged = (u32, Option<Family>);
 struct Changes<'a> {
     cells: Cells<'a, 2>,
     changes: Numbered<Change>,
+    /// Lists of policies that decide, in order.
+    policies: Numbered<Arc<[String]>>,
+    /// Whether the first side allows it and the policies that decide; None where the sides agree.
+    decided: HashMap<Deciding, Option<(bool, u32)>>,
     sets: Numbered<Vec<u32>>,
     /// Set by what decides at the source, at the destination, and the sides on which the pair is exempt.
     known: HashMap<(Joint, Joint, [bool; 2]), u32>,
@@ -118,6 +126,8 @@ impl<'a> Changes<'a> {
         Self {
             cells,
             changes: Numbered::new(),
+            policies: Numbered::new(),
+            decided: HashMap::new(),
             sets,
             known: HashMap::new(),
             tagged,
@@ -146,17 +156,31 @@ impl<'a> Changes<'a> {
         number
     }
 
-    fn of_service(&self, service: Service, egress: Joint, ingress: Joint, exempt: [bool; 2]) -> Vec<Change> {
-        let [from_egress, to_egress] = self.cells.of(egress, service);
-        let [from_ingress, to_ingress] = self.cells.of(ingress, service);
+    fn of_service(
+        &mut self,
+        service: Service,
+        egress: Joint,
+        ingress: Joint,
+        exempt: [bool; 2],
+    ) -> Vec<Change> {
+        let Self {
+            cells,
+            policies,
+            decided,
+            ..
+        } = self;
+        let [from_egress, to_egress] = cells.of(egress, service);
+        let [from_ingress, to_ingress] = cells.of(ingress, service);
         let mut found: Vec<Change> = Vec::new();
         ports::walk(
             [from_egress, to_egress, from_ingress, to_ingress],
             |span, [from_egress, to_egress, from_ingress, to_ingress]| {
-                let directions = [[from_egress, to_egress], [from_ingress, to_ingress]];
-                let Some((from, policies)) = self.decided(directions, exempt) else {
-                    return;
-                };
+                let key = ([[from_egress, to_egress], [from_ingress, to_ingress]], exempt);
+                let change = *decided.entry(key).or_insert_with(|| {
+                    let (from, names) = decide(cells, key)?;
+                    Some((from, policies.number(names.into()).0))
+                });
+                let Some((from, policies)) = change else { return };
                 let same = |change: &&mut Change| change.from == from && change.policies == policies;
                 match found.iter_mut().find(same) {
                     Some(change) => ports::push(&mut change.ports, span),
@@ -170,30 +194,6 @@ impl<'a> Changes<'a> {
             },
         );
         found
-    }
-
-    /// Whether the first side allows it and which policies decide, where the sides differ. `directions`: reasons by
-    /// direction and side.
-    fn decided(&self, directions: [[u32; 2]; 2], exempt: [bool; 2]) -> Option<(bool, Vec<String>)> {
-        let [from_exempt, to_exempt] = exempt;
-        // An exempt pair passes, and no policy says so.
-        let reason = |number: u32, exempt: bool| if exempt { None } else { self.cells.reason(number) };
-        let allows = |reason: Option<&Reason>| reason.is_none_or(|reason| reason.allow);
-        let (mut from, mut to) = (true, true);
-        let mut policies: Vec<String> = Vec::new();
-        for [a, b] in directions {
-            let (a, b) = (reason(a, from_exempt), reason(b, to_exempt));
-            from &= allows(a);
-            to &= allows(b);
-            if allows(a) != allows(b) {
-                for reason in a.iter().chain(&b) {
-                    policies.extend(reason.policies.iter().cloned());
-                }
-            }
-        }
-        policies.sort_unstable();
-        policies.dedup();
-        (from != to).then_some((from, policies))
     }
 
     /// The changes of a pair from those over each family; None where the pair does not have it.
@@ -230,6 +230,29 @@ impl<'a> Changes<'a> {
     fn tagged(&self, set: u32) -> &[Tagged] {
         self.tagged.get(set).map(Vec::as_slice).unwrap_or_default()
     }
+}
+
+/// Whether the first side allows it and which policies decide, where the sides differ.
+fn decide(cells: &Cells<'_, 2>, (directions, exempt): Deciding) -> Option<(bool, Vec<String>)> {
+    let [from_exempt, to_exempt] = exempt;
+    // An exempt pair passes, and no policy says so.
+    let reason = |number: u32, exempt: bool| if exempt { None } else { cells.reason(number) };
+    let allows = |reason: Option<&Reason>| reason.is_none_or(|reason| reason.allow);
+    let (mut from, mut to) = (true, true);
+    let mut policies: Vec<String> = Vec::new();
+    for [a, b] in directions {
+        let (a, b) = (reason(a, from_exempt), reason(b, to_exempt));
+        from &= allows(a);
+        to &= allows(b);
+        if allows(a) != allows(b) {
+            for reason in a.iter().chain(&b) {
+                policies.extend(reason.policies.iter().cloned());
+            }
+        }
+    }
+    policies.sort_unstable();
+    policies.dedup();
+    (from != to).then_some((from, policies))
 }
 
 /// The changes between classes.
@@ -575,30 +598,48 @@ fn merge(ends: &Ends<'_, 2>, changes: &Changes<'_>, groups: Vec<Group>) -> Vec<R
         }
         merged.entry((change, dst)).or_default().extend(src);
     }
-    let mut regions: Vec<Region> = merged
+    in_order(changes, merged)
+}
+
+/// Regions of the merged changes, sorted.
+fn in_order(changes: &Changes<'_>, merged: HashMap<(Tagged, Arc<[u32]>), Vec<u32>>) -> Vec<Region> {
+    let regions: Vec<Region> = merged
         .into_iter()
         .filter_map(|(((change, family), dst), mut src)| {
             src.sort_unstable();
-            let change = changes.changes.get(change)?.clone();
+            let change = changes.changes.get(change)?;
             Some(Region {
-                src,
+                src: src.into(),
                 dst,
                 family,
                 service: change.service,
-                ports: change.ports,
+                ports: change.ports.clone(),
                 from: change.from,
-                policies: change.policies,
+                policies: changes.policies.get(change.policies)?.clone(),
             })
         })
         .collect();
-    regions.sort_unstable_by(|a, b| {
+    // Few lists of ends belong to many regions: each is compared with the others once.
+    let mut lists: Vec<Arc<[u32]>> = regions
+        .iter()
+        .flat_map(|region| [region.src.clone(), region.dst.clone()])
+        .collect();
+    let mut known = HashSet::new();
+    lists.retain(|list| known.insert(list.clone()));
+    lists.sort_unstable();
+    let ranks: HashMap<Arc<[u32]>, u32> = lists.into_iter().zip(0..).collect();
+    let rank = |list: &Arc<[u32]>| ranks.get(list).copied().unwrap_or(u32::MAX);
+    let mut ranked: Vec<((u32, u32), Region)> = regions
+        .into_iter()
+        .map(|region| ((rank(&region.src), rank(&region.dst)), region))
+        .collect();
+    ranked.sort_unstable_by(|(a_rank, a), (b_rank, b)| {
         let key = |region: &Region| (region.service, region.family, region.from);
-        a.src
-            .cmp(&b.src)
-            .then_with(|| a.dst.cmp(&b.dst))
+        a_rank
+            .cmp(b_rank)
             .then_with(|| key(a).cmp(&key(b)))
             .then_with(|| a.ports.cmp(&b.ports))
             .then_with(|| a.policies.cmp(&b.policies))
     });
-    regions
+    ranked.into_iter().map(|(_, region)| region).collect()
 }

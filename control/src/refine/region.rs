@@ -8,7 +8,7 @@ use super::{Ends, Family, Service, Span};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Indices of ends, in order.
-    pub src: Vec<u32>,
+    pub src: Arc<[u32]>,
     /// Indices of ends, in order.
     pub dst: Arc<[u32]>,
     /// Over one family alone, though the ends have both; None for whatever families they have in common.
@@ -20,7 +20,7 @@ pub struct Region {
     /// Whether the first side allows it; the second does not, or the other way round.
     pub from: bool,
     /// Policies that decide, on either side, in the directions that change; in order.
-    pub policies: Vec<String>,
+    pub policies: Arc<[String]>,
 }
 
 impl Region {
@@ -43,7 +43,7 @@ impl Region {
 
     /// Whether the lists of ends hold pairs that are not meant: a pod and itself.
     pub fn excepts_self<const N: usize>(&self, ends: &Ends<'_, N>) -> bool {
-        let (src, dst) = (self.src.as_slice(), &*self.dst);
+        let (src, dst) = (&*self.src, &*self.dst);
         let (small, large) = if src.len() < dst.len() {
             (src, dst)
         } else {

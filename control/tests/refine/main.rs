@@ -5,6 +5,7 @@
 //! one pair.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
 
+mod assertions;
 #[path = "../compile_vs_reference/generate.rs"]
 #[allow(dead_code, reason = "flows are the other test's")]
 mod generate;
@@ -55,7 +56,7 @@ fn with_difference<T>(a: &Cluster, b: &Cluster, then: impl FnOnce(&Difference<'_
 #[test]
 fn a_packet_is_covered_if_and_only_if_the_evaluators_disagree() {
     let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
-    for seed in seeds(60) {
+    for seed in seeds(45) {
         let (a, b, mut random) = pair(seed);
         with_difference(&a, &b, |found| {
             let oracle = Oracle::new(&a, &b);
@@ -72,7 +73,7 @@ fn a_packet_is_covered_if_and_only_if_the_evaluators_disagree() {
                     (None, []) => {}
                     (Some((from, policies)), [region]) => {
                         assert_eq!(region.from, *from, "{}", said());
-                        assert_eq!(&region.policies, policies, "{}", said());
+                        assert_eq!(&region.policies[..], policies, "{}", said());
                     }
                     (wanted, _) => panic!("wanted {wanted:?}, {}", said()),
                 }
@@ -116,7 +117,7 @@ fn a_packet_is_covered_if_and_only_if_the_evaluators_disagree() {
 #[test]
 fn regions_are_disjoint_maximal_in_ports_and_in_order() {
     let mut regions = 0;
-    for seed in seeds(150) {
+    for seed in seeds(80) {
         let (a, b, _) = pair(seed);
         with_difference(&a, &b, |found| {
             regions += found.regions.len();
@@ -214,7 +215,7 @@ fn spoken(found: &Difference<'_>, flip: bool) -> Vec<String> {
 #[test]
 fn nothing_changes_between_a_cluster_and_itself_and_back_is_the_mirror() {
     let mut changes = 0;
-    for seed in seeds(150) {
+    for seed in seeds(80) {
         let (a, b, _) = pair(seed);
         with_difference(&a, &a.clone(), |found| {
             assert_eq!(found.regions, [], "seed {seed}");
@@ -234,7 +235,7 @@ fn nothing_changes_between_a_cluster_and_itself_and_back_is_the_mirror() {
 #[test]
 fn names_and_the_order_in_which_objects_came_do_not_matter() {
     let mut changes = 0;
-    for seed in seeds(150) {
+    for seed in seeds(80) {
         let (a, b, mut random) = pair(seed);
         let found = with_difference(&a, &b, |found| spoken(found, false));
         changes += found.len();

@@ -363,7 +363,7 @@ fn inside(what: &What, a: &Cluster, b: &Cluster, random: &mut Random) -> Option<
     })
 }
 
-fn ports(a: &Cluster, b: &Cluster) -> BTreeSet<u16> {
+pub(crate) fn ports(a: &Cluster, b: &Cluster) -> BTreeSet<u16> {
     let mut ports = BTreeSet::from([0, 1, 65535]);
     for cluster in [a, b] {
         for policy in cluster.policies.values() {

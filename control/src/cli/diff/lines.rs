@@ -63,7 +63,7 @@ fn rest(ends: &Ends<'_, 2>, region: &Region, incomplete: &[String]) -> String {
         "ports": ports,
         "from": word(region.from),
         "to": word(!region.from),
-        "policies": region.policies,
+        "policies": &region.policies[..],
     });
     if let Some(family) = region.family {
         rest["family"] = family.name().into();

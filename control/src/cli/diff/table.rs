@@ -50,7 +50,7 @@ type Line<'a> = (bool, &'a [u32], &'a [u32], Option<Family>);
 pub(super) fn write(found: &Difference<'_>, style: Style, out: &mut impl Write) -> io::Result<()> {
     let mut groups: BTreeMap<&[String], BTreeMap<Line<'_>, Vec<&Region>>> = BTreeMap::new();
     for region in &found.regions {
-        let line = (region.from, region.src.as_slice(), &*region.dst, region.family);
+        let line = (region.from, &*region.src, &*region.dst, region.family);
         let group = groups.entry(&region.policies).or_default();
         group.entry(line).or_default().push(region);
     }
