@@ -385,6 +385,32 @@ fn a_compiled_file_is_proven_and_a_corrupted_one_is_not() {
         "{found}"
     );
 
+    // Of a policy that says another thing: it is named with its file, and a packet shows it.
+    let other = folder(&[("shop.yaml", &SHOP.replace("endPort: 9", "endPort: 8"))]);
+    let ran = ringwall(
+        &[
+            "check",
+            "--snapshot",
+            file,
+            "--manifests",
+            path(&other),
+            "-o",
+            "json",
+        ],
+        "",
+    );
+    assert_eq!(ran.status, 1, "{}", ran.out);
+    let found: Value = ran
+        .out
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .find(|found| found["severity"] == "error")
+        .unwrap();
+    let message = found["message"].as_str().unwrap();
+    assert!(message.contains("port 9"), "{message}");
+    assert!(found["file"].as_str().unwrap().ends_with("shop.yaml"), "{found}");
+    assert_eq!(found["object"], "NetworkPolicy shop/backstop");
+
     // No image any more.
     for (at, what) in [
         (0, "magic"),

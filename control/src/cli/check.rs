@@ -145,7 +145,7 @@ fn parts(args: &CheckArgs, input: &Input, silence: &Silence) -> anyhow::Result<V
     let mut parts = vec![
         manifests(&input.loaded),
         lints(input, silence),
-        prove(args, &input.loaded)?,
+        prove(args, input)?,
     ];
     if !args.intents.is_empty() {
         parts.push(intents::part(&args.intents, &input.loaded)?);
@@ -227,7 +227,8 @@ fn lints(input: &Input, silence: &Silence) -> Part {
 ///
 /// # Errors
 /// The file cannot be read or is no snapshot.
-fn prove(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Part> {
+fn prove(args: &CheckArgs, input: &Input) -> anyhow::Result<Part> {
+    let loaded = &input.loaded;
     let snapshot = match &args.snapshot {
         Some(file) => verify::read(file)?,
         None => {
@@ -252,7 +253,7 @@ fn prove(args: &CheckArgs, loaded: &Loaded) -> anyhow::Result<Part> {
             ..Part::default()
         },
         Err(difference) => Part {
-            findings: vec![verify::finding(&difference)],
+            findings: vec![verify::finding(&difference, &input.written)],
             ..Part::default()
         },
     })

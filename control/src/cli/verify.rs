@@ -15,7 +15,8 @@ use crate::{
     check::{Checker, Difference, Progress, Report},
     cluster::Cluster,
     compile::{self, CompiledImage, EpochKey},
-    lint::{Finding, Severity, Witness},
+    lint::{Finding, Place, Severity, Witness},
+    source::folder::Written,
 };
 
 /// How long a proof takes before somebody at a terminal is told that it goes on.
@@ -114,14 +115,29 @@ pub(super) fn fields(report: &Report) -> Vec<(&'static str, Value)> {
     )]
 }
 
-/// A difference as something that was found.
-pub(super) fn finding(difference: &Difference) -> Finding {
-    let policy = difference.policies.first();
+/// A difference as something that was found, at the first policy that either side names.
+pub(super) fn finding(difference: &Difference, written: &[Written]) -> Finding {
+    let policy = difference
+        .policies
+        .first()
+        .map(|policy| format!("NetworkPolicy {policy}"));
+    let at = written
+        .iter()
+        .find(|object| Some(object.label()) == policy.as_deref());
+    let place = at.map(|object| {
+        let spot = object.spot("metadata.name");
+        Place {
+            file: object.file().to_owned(),
+            line: spot.map(|(line, ..)| line),
+            column: spot.map(|(_, column, _)| column),
+            length: spot.map(|(.., length)| length),
+        }
+    });
     Finding {
         id: crate::lint::rules::NOT_PROVEN.id,
         severity: Severity::Error,
-        place: None,
-        object: policy.map(|policy| format!("NetworkPolicy {policy}")),
+        place,
+        object: policy,
         path: None,
         message: format!(
             "the compiled snapshot contradicts the policies: {difference}; do not enforce it, and please report this"

@@ -102,7 +102,7 @@ fn successors_are_proven_from_what_differs() {
 fn successors_with_a_mistake_are_found() {
     let all: Vec<_> = mutate::MISTAKES.iter().chain(mistakes::MISTAKES).collect();
     let (mut wrong, mut right, mut carried) = (0, 0, 0);
-    for seed in crate::seeds(250) {
+    for seed in crate::seeds(150) {
         let mut random = Random::new(seed);
         let cluster = generate::cluster(&mut random);
         let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
@@ -146,7 +146,7 @@ fn successors_with_a_mistake_are_found() {
         }
     }
     assert!(
-        wrong > 50 && right > 20 && carried > 10,
+        wrong > 40 && right > 20 && carried > 10,
         "{wrong} wrong, {right} right, {carried} carried over"
     );
 }
