@@ -15,15 +15,17 @@ use super::{
     conditions::{policies_of, unmet},
     edit::{Edit, Labelled},
     report::SideEffects,
-    trace::Case,
+    trace::{Case, selecting},
 };
 use crate::{
-    cluster::{Cluster, Labels, NamedPort, ObjectKey, Peer, Pod, PortMatch, Protocol},
+    cluster::{Cluster, Labels, NamedPort, NetworkPolicy, ObjectKey, Peer, Pod, PortMatch, Protocol},
     reference::{End, Identity, Service},
 };
 
-/// The most judgements for counting the effects of one change.
-const MOST_JUDGED: usize = 50_000;
+/// The most pairs of groups that are looked at for counting the effects of one change, and the most judgements of single
+/// ports where rules differ.
+const MOST_PAIRS: usize = 200_000;
+const MOST_JUDGED: usize = 20_000;
 /// The most blocks by which addresses are told apart; more are not counted.
 const MOST_BLOCKS: usize = 512;
 
@@ -171,11 +173,15 @@ impl<'a> Bystanders<'a> {
         let mut counting = Counting {
             bystanders: self,
             changed,
+            groups: &groups,
+            selected: groups.iter().map(|_| None).collect(),
             cuts: HashMap::new(),
+            pairs: 0,
             judged: 0,
         };
         let asked = [self.src, self.dst].map(|end| groups.iter().position(|group| group.is_of(&end)));
         let roles: Vec<[bool; 2]> = groups.iter().map(|group| self.touched(group, edits)).collect();
+        let touched = |index: usize, role: usize| roles.get(index).is_some_and(|roles| roles[role]);
         let mut effects = SideEffects {
             pairs: 0,
             other_ports: false,
@@ -183,17 +189,16 @@ impl<'a> Bystanders<'a> {
         };
         for (s, src) in groups.iter().enumerate() {
             for (d, dst) in groups.iter().enumerate() {
-                let touched = |index: usize, role: usize| roles.get(index).is_some_and(|roles| roles[role]);
                 if !touched(s, 0) && !touched(d, 1) {
                     continue;
                 }
-                if counting.judged > MOST_JUDGED {
+                if counting.is_tired() {
                     effects.exact = false;
                     return effects;
                 }
                 if asked == [Some(s), Some(d)] {
-                    effects.other_ports = counting.other_ports(src, dst);
-                } else if counting.changes(src, dst, s == d) {
+                    effects.other_ports = counting.other_ports(s, d);
+                } else if counting.changes(s, d) {
                     effects.pairs += pairs(src, dst, s == d);
                 }
             }
@@ -347,29 +352,52 @@ fn pairs(src: &Group<'_>, dst: &Group<'_>, same: bool) -> u64 {
 /// The cut points of ports, by protocol.
 type Cuts = BTreeMap<Protocol, BTreeSet<u16>>;
 
+/// The policies that isolate the pods of a group, by direction.
+type Selected<'c> = [Vec<&'c NetworkPolicy>; 2];
+
 /// Counting the effects of one change.
 struct Counting<'c, 'a> {
     bystanders: &'c Bystanders<'a>,
     changed: &'c Cluster,
+    groups: &'c [Group<'a>],
+    /// By group, once they are needed: before and after the change.
+    selected: Vec<Option<[Selected<'c>; 2]>>,
     /// By namespace: where its policies, before or after, may change their mind.
     cuts: HashMap<String, Cuts>,
+    pairs: usize,
     judged: usize,
 }
 
-impl<'a> Counting<'_, 'a> {
+/// What lets something through in a direction: the ports of every rule whose peers match; None where all passes.
+type Offer<'c> = Option<Vec<&'c Option<Vec<PortMatch>>>>;
+
+impl<'c, 'a> Counting<'c, 'a>
+where
+    'a: 'c,
+{
+    fn is_tired(&self) -> bool {
+        self.pairs > MOST_PAIRS || self.judged > MOST_JUDGED
+    }
+
     /// Whether anything changes between two groups.
-    fn changes(&mut self, src: &Group<'a>, dst: &Group<'a>, same: bool) -> bool {
-        let spans = self.spans(src.namespace(), dst.namespace());
-        spans
-            .into_iter()
-            .any(|(service, _)| self.differs(src, dst, same, service))
+    fn changes(&mut self, s: usize, d: usize) -> bool {
+        let Some([before, after]) = self.pair(s, d) else {
+            return false;
+        };
+        self.offers_differ(s, d, &before, &after)
+            && self
+                .spans(s, d)
+                .into_iter()
+                .any(|(service, _)| self.differs(&before, &after, service))
     }
 
     /// Whether anything but the flow itself changes between its ends.
-    fn other_ports(&mut self, src: &Group<'a>, dst: &Group<'a>) -> bool {
+    fn other_ports(&mut self, s: usize, d: usize) -> bool {
+        let Some([before, after]) = self.pair(s, d) else {
+            return false;
+        };
         let asked = self.bystanders.service;
-        let spans = self.spans(src.namespace(), dst.namespace());
-        spans.into_iter().any(|(service, ports)| {
+        self.spans(s, d).into_iter().any(|(service, ports)| {
             let own = match (asked.port, ports) {
                 (Some(port), Some((lo, hi))) => {
                     service.protocol == asked.protocol && (lo..=hi).contains(&port)
@@ -378,37 +406,73 @@ impl<'a> Counting<'_, 'a> {
                 _ => false,
             };
             let alone = own && ports.is_some_and(|(lo, hi)| lo == hi);
-            !alone && self.differs(src, dst, false, service)
+            !alone && self.differs(&before, &after, service)
         })
     }
 
-    fn differs(&mut self, src: &Group<'a>, dst: &Group<'a>, same: bool, service: Service) -> bool {
-        self.judged += 1;
+    /// Two members, before and after the change; None where they cannot talk or always may.
+    fn pair(&mut self, s: usize, d: usize) -> Option<[Case<'c>; 2]> {
+        self.pairs += 1;
+        let (src, dst) = (self.groups.get(s)?, self.groups.get(d)?);
         // Two different members, where there are.
-        let second = usize::from(same && dst.pods.len() > 1);
+        let second = usize::from(s == d && dst.pods.len() > 1);
         let common = |v4: bool| {
             (src.is_nameless() || src.first_address(0, v4).is_some())
                 && (dst.is_nameless() || dst.first_address(second, v4).is_some())
         };
-        let Some(v4) = [true, false].into_iter().find(|v4| common(*v4)) else {
-            return false;
+        let v4 = [true, false].into_iter().find(|v4| common(*v4))?;
+        let case = |cluster: &'c Cluster| {
+            Some(Case {
+                cluster,
+                src: src.end(0, v4, cluster)?,
+                dst: dst.end(second, v4, cluster)?,
+                service: self.bystanders.service,
+            })
         };
-        let passes = |cluster: &Cluster| {
-            Some(
-                Case {
-                    cluster,
-                    src: src.end(0, v4, cluster)?,
-                    dst: dst.end(second, v4, cluster)?,
-                    service,
-                }
-                .passes(),
-            )
+        let (before, after) = (case(self.bystanders.cluster)?, case(self.changed)?);
+        before.exemption().is_none().then_some([before, after])
+    }
+
+    /// Whether other rules let something through after the change than before: else no port need be looked at.
+    fn offers_differ(&mut self, s: usize, d: usize, before: &Case<'c>, after: &Case<'c>) -> bool {
+        [(Direction::Egress, s), (Direction::Ingress, d)]
+            .into_iter()
+            .any(|(direction, subject)| {
+                let [first, second] = self.selected(subject);
+                let [first, second] = [first, second].map(|selected| match direction {
+                    Direction::Egress => &selected[0],
+                    Direction::Ingress => &selected[1],
+                });
+                offer(before, direction, first) != offer(after, direction, second)
+            })
+    }
+
+    /// The policies that isolate a group's pods.
+    fn selected(&mut self, group: usize) -> &[Selected<'c>; 2] {
+        const NOBODY: &[Selected<'_>; 2] = &[[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+        let pod = self.groups.get(group).and_then(|group| group.pods.first());
+        let (Some(pod), Some(known)) = (pod, self.selected.get_mut(group)) else {
+            return NOBODY;
         };
-        passes(self.bystanders.cluster) != passes(self.changed)
+        known.get_or_insert_with(|| {
+            [self.bystanders.cluster, self.changed].map(|cluster| {
+                let pod = cluster.pods.get(&pod.key);
+                [Direction::Egress, Direction::Ingress].map(|direction| {
+                    pod.map_or(Vec::new(), |pod| selecting(cluster, pod, direction).collect())
+                })
+            })
+        })
+    }
+
+    fn differs(&mut self, before: &Case<'c>, after: &Case<'c>, service: Service) -> bool {
+        self.judged += 1;
+        let [before, after] = [before, after].map(|case| Case { service, ..*case }.passes());
+        before != after
     }
 
     /// The ports, cut where the policies of two namespaces may change their mind, and what has no ports.
-    fn spans(&mut self, one: &str, other: &str) -> Vec<Span> {
+    fn spans(&mut self, s: usize, d: usize) -> Vec<Span> {
+        let [one, other] = [s, d].map(|group| self.groups.get(group).map_or("", Group::namespace));
         let mut cuts = self.cuts_of(one);
         for (protocol, more) in self.cuts_of(other) {
             cuts.entry(protocol).or_default().extend(more);
@@ -486,4 +550,20 @@ impl<'a> Counting<'_, 'a> {
             }
         }
     }
+}
+
+/// What lets something through in a direction, by the policies that isolate its subject.
+fn offer<'c>(case: &Case<'c>, direction: Direction, selected: &[&'c NetworkPolicy]) -> Offer<'c> {
+    if selected.is_empty() {
+        return None;
+    }
+    let mut ports = Vec::new();
+    for policy in selected {
+        for rule in direction.rules(policy).unwrap_or_default() {
+            if case.peers_match(policy, rule, direction) {
+                ports.push(&rule.ports);
+            }
+        }
+    }
+    Some(ports)
 }

@@ -199,7 +199,7 @@ impl LiveFlows {
         });
         LiveFlow {
             id: record.id.to_string(),
-            ends: ends(named_by.as_ref(), &record.key),
+            ends: ends(named_by.as_deref(), &record.key),
             state: record.state.name().to_owned(),
             oriented: record.oriented,
             age_seconds: seconds(now.since(record.began)),
@@ -224,7 +224,7 @@ impl LiveFlows {
         };
         LiveDrop {
             id: sample.id.to_string(),
-            ends: sample.key.map(|key| ends(named_by.as_ref(), &key)),
+            ends: sample.key.map(|key| ends(named_by.as_deref(), &key)),
             reason: sample.reason.name().to_owned(),
             audit: sample.audit,
             age_seconds: 0.0,

@@ -50,7 +50,7 @@ pub struct Publication {
     /// Gets parked workers to look.
     wake: Box<dyn Fn() + Send + Sync>,
     /// The last snapshots, newest last, each with the bytes that came for it, which is about what it has of its own: they name who decided about flows and drops.
-    past: Mutex<VecDeque<(Snapshot, usize)>>,
+    past: Mutex<VecDeque<(Arc<Snapshot>, usize)>>,
 }
 
 struct State {
@@ -161,7 +161,7 @@ impl Publication {
     /// those are kept.
     fn remember(&self, snapshot: &Snapshot, bytes: usize) {
         let mut past = locked(&self.past);
-        past.push_back((snapshot.clone(), bytes));
+        past.push_back((Arc::new(snapshot.clone()), bytes));
         let mut own: usize = past.iter().map(|(_, bytes)| bytes).sum();
         own -= bytes;
         while past.len() > REMEMBERED || (past.len() > 1 && own > REMEMBERED_BYTES) {
@@ -170,10 +170,10 @@ impl Publication {
     }
 
     /// The snapshot that a predicate on generations chooses, where it is still there; the newest of several.
-    pub fn remembered(&self, chosen: impl Fn(u64) -> bool) -> Option<Snapshot> {
+    pub fn remembered(&self, chosen: impl Fn(u64) -> bool) -> Option<Arc<Snapshot>> {
         let past = locked(&self.past);
         let found = past.iter().rev().find(|(it, _)| chosen(it.generation().0));
-        found.map(|(snapshot, _)| snapshot.clone())
+        found.map(|(snapshot, _)| Arc::clone(snapshot))
     }
 
     /// Gets parked workers to look.

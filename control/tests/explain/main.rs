@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, dead_code, reason = "shares the generator of another test")]
 
 mod command;
+mod figures;
 #[path = "../compile_vs_reference/generate.rs"]
 mod generate;
 #[path = "../compile_vs_reference/random.rs"]
