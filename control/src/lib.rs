@@ -7,6 +7,7 @@ pub mod cli;
 pub mod cluster;
 pub mod compile;
 pub mod controller;
+pub mod coverage;
 #[cfg(feature = "afxdp")]
 pub mod demo;
 pub mod explain;

@@ -36,6 +36,7 @@ use tokio::{
 
 use crate::{
     controller::{AskError, Overview},
+    coverage::Place,
     explain::{ExplainError, Question},
     metrics,
 };
@@ -123,7 +124,8 @@ impl Servers {
         let with_status = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/accept", post(accept))
-            .route("/v1/explain", post(explain));
+            .route("/v1/explain", post(explain))
+            .route("/v1/coverage", post(coverage));
         let on_network = if on_health.is_some() {
             with_metrics.clone()
         } else {
@@ -331,6 +333,15 @@ pub(crate) struct ExplainRequest {
     pub(crate) to: String,
     /// `80/TCP`, `ICMP` or `ip/47`.
     pub(crate) service: String,
+}
+
+async fn coverage(State(overview): State<Arc<Overview>>, Json(place): Json<Place>) -> Response {
+    let answer = tokio::task::spawn_blocking(move || overview.coverage(&place)).await;
+    match answer {
+        Ok(Ok(coverage)) => Json(coverage).into_response(),
+        Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<ExplainRequest>) -> Response {

@@ -2,6 +2,7 @@
 
 mod check;
 mod compile;
+mod coverage;
 mod diff;
 mod explain;
 pub(crate) mod flow;
@@ -63,6 +64,8 @@ pub enum Command {
     Diff(diff::DiffArgs),
     /// Compiles manifests to a snapshot file
     Compile(compile::CompileArgs),
+    /// Shows which pods, namespaces and policies are enforced, and why others are not
+    Coverage(coverage::CoverageArgs),
     /// Starts the firewall
     #[cfg(feature = "afxdp")]
     Run(crate::run::supervisor::RunArgs),
@@ -105,6 +108,7 @@ impl Command {
             Self::Check(args) => check::run(&args, output),
             Self::Diff(args) => diff::run(&args, output),
             Self::Compile(args) => compile::run(&args, output),
+            Self::Coverage(args) => coverage::run(&args, output),
             #[cfg(feature = "afxdp")]
             Self::Run(args) => crate::run::supervisor::run(&args),
             #[cfg(feature = "afxdp")]

@@ -1,10 +1,11 @@
-//! The state and the snapshot that decide now, for explanations.
+//! The state and the snapshot that decide now, for explanations and coverage.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringwall_dataplane::classify::{Image, Snapshot};
 
 use crate::{
+    coverage::{Coverage, Place},
     explain::{ExplainError, Explainer, Question, report::Explanation},
     source::feed::SourceState,
 };
@@ -55,6 +56,21 @@ impl InForce {
         if let Some(published) = inner.published.as_ref().filter(|it| it.generation == generation) {
             inner.adopted = Some(Arc::clone(published));
         }
+    }
+
+    /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.
+    pub(super) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
+        let deciding = {
+            let inner = self.inner();
+            inner
+                .adopted
+                .clone()
+                .or_else(|| inner.published.clone())
+                .ok_or(AskError::Nothing)?
+        };
+        let mut coverage = Coverage::of(&deciding.state.cluster, place);
+        coverage.generation = Some(deciding.generation);
+        Ok(coverage)
     }
 
     /// Explains a flow under what decides now. Takes a while: not for the loop's thread.

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     check::Report,
     cluster::{Cluster, Node},
+    coverage::{Coverage, Place},
     explain::{Question, report::Explanation},
     metrics::Latencies,
     protocol::{
@@ -259,6 +260,14 @@ impl Overview {
     /// There is none yet, an end is not known, or the state and the snapshot contradict each other.
     pub(crate) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
         self.deciding.explain(question)
+    }
+
+    /// Says what of the state that decides now is enforced from a place. Takes a while.
+    ///
+    /// # Errors
+    /// There is none yet.
+    pub(crate) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
+        self.deciding.coverage(place)
     }
 
     pub(super) fn beat(&self) {

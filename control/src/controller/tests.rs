@@ -29,6 +29,7 @@ use crate::{
     cluster::Cluster,
     compile::{Budget, CompileError, Compiled, Compiler},
     controller::pipeline::{Compile, Prove},
+    coverage::{Coverage, Place},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -864,6 +865,25 @@ async fn a_policy_at_the_api_server_becomes_a_snapshot_that_denies() {
     let status = control.ready().await.control.unwrap();
     assert_eq!(status.source.kind, "kubernetes");
     assert_eq!(status.objects.pods, 3);
+    // What is in force can be asked for, from a place.
+    let socket = bed.path("run").join(crate::protocol::CONTROL_SOCKET);
+    let place = Place {
+        gateway: Some(true),
+        pod_cidrs: None,
+    };
+    let request = serde_json::to_string(&place).unwrap();
+    let answer = tokio::task::spawn_blocking(move || {
+        crate::api::client::ask(&socket, "/v1/coverage", Some(&request), PATIENCE).unwrap()
+    });
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status, 200);
+    let coverage: Coverage = serde_json::from_slice(&answer.body).unwrap();
+    assert!(coverage.generation.is_some());
+    assert_eq!(
+        (coverage.total.pods, coverage.total.partly),
+        (3, 3),
+        "{coverage:?}"
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The first requirement of a selector that labels do not meet.
-pub(super) fn unmet<'a>(selector: &'a Selector, labels: &Labels) -> Option<&'a Requirement> {
+pub(crate) fn unmet<'a>(selector: &'a Selector, labels: &Labels) -> Option<&'a Requirement> {
     selector
         .requirements
         .iter()

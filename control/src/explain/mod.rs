@@ -9,7 +9,7 @@
 //! evaluator and the steps must agree, and each call checks that they do.
 
 mod changes;
-mod conditions;
+pub(crate) mod conditions;
 pub mod edit;
 mod effects;
 mod parties;
