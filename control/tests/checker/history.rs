@@ -6,8 +6,10 @@ use ringwall::{
     check::Checker,
     cluster::{Cluster, Object},
     compile::{Budget, Compiler, EpochKey},
+    source::decode::decode,
 };
 use ringwall_dataplane::classify::{Generation, Snapshot};
+use ringwall_testbed::synthetic::{EventKind, Spec, Synthetic};
 
 use crate::{generate, mistakes, mutate, random::Random};
 
@@ -179,4 +181,66 @@ fn the_rolling_pass_sees_everything_in_steps() {
     checker.look_at(&cluster, &crate::snapshot(&misread));
     let found = (0..10_000).any(|_| checker.step(std::time::Duration::ZERO).is_err());
     assert!(found);
+}
+
+fn decoded(object: &serde_json::Value) -> Object {
+    decode(object).expect("it decodes").remove(0).object
+}
+
+/// Larger clusters, whose tables grow, shrink and are hashed anew: a snapshot that is one event late or early is found
+/// exactly when a whole proof finds it.
+#[test]
+fn late_and_early_snapshots_are_found() {
+    let mut spec = Spec::sized(15, 60, 4);
+    spec.dual_stack = true;
+    spec.named = 0.4;
+    spec.blocks = 0.4;
+    spec.excepts = 0.7;
+    spec.churn.namespace = 0.05;
+    spec.churn.policy = 0.2;
+    let mut synthetic = Synthetic::new(spec).expect("the sizes fit");
+    let mut cluster = Cluster::default();
+    for object in synthetic.objects() {
+        cluster.insert(decoded(&object));
+    }
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    let mut snapshot = update(&mut compiler, &cluster, 1);
+    let mut honest = Checker::new();
+    honest.full(&cluster, &snapshot).expect("it is proven");
+    let (mut found, mut carried) = (0, 0);
+    for generation in 2..32 {
+        let event = synthetic.churn();
+        let mut next = cluster.clone();
+        let object = decoded(&event.object);
+        if event.kind == EventKind::Deleted {
+            next.remove(&object.reference().expect("it is an object"));
+        } else {
+            next.insert(object);
+        }
+        let successor = update(&mut compiler, &next, generation);
+        let report = honest.changed(&next, &successor).expect("it is proven");
+        carried += u32::from(!report.whole);
+        for (objects, tables) in [(&next, &snapshot), (&cluster, &successor)] {
+            let mut checker = Checker::new();
+            checker.full(&cluster, &snapshot).expect("it is proven");
+            let changed = checker.changed(objects, tables);
+            let whole = Checker::new().full(objects, tables);
+            assert_eq!(
+                changed.is_ok(),
+                whole.is_ok(),
+                "{generation}, {} {}: changed {changed:?}, whole {whole:?}",
+                event.kind.word(),
+                event.object["metadata"]["name"]
+            );
+            if let Err(difference) = changed {
+                found += 1;
+                crate::confirm::confirm(objects, &difference);
+            }
+        }
+        (cluster, snapshot) = (next, successor);
+    }
+    assert!(
+        found > 15 && carried > 15,
+        "{found} found, {carried} carried over"
+    );
 }
