@@ -169,6 +169,59 @@ fn endpoints_of_one_side_are_no_changes_of_a_verdict() {
 }
 
 #[test]
+fn families_of_pods_that_have_both_are_told_apart_where_they_differ() {
+    let dir = TempDir::new().unwrap();
+    let pods = "
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: x}, status: {podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: x, labels: {app: b}}, status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}}
+";
+    let policy = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: b, namespace: x}
+spec:
+  podSelector: {matchLabels: {app: b}}
+  ingress:
+  - {from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}
+  - {from: [{ipBlock: {cidr: 'fd00::/8'}}], ports: [{port: 81}]}
+";
+    for name in ["from", "to"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("pods.yaml"), pods).unwrap();
+    }
+    fs::write(dir.path().join("to/policy.yaml"), policy).unwrap();
+    let lines = diff(dir.path(), &["-o", "json"]).lines();
+    let between: Vec<(Value, Value, Value)> = lines
+        .iter()
+        .filter(|line| line["src"]["pods"] == json!(["x/a"]))
+        .map(|line| {
+            (
+                line["protocol"].clone(),
+                line["family"].clone(),
+                line["ports"].clone(),
+            )
+        })
+        .collect();
+    for wanted in [
+        (json!("TCP"), json!("IPv4"), json!([[0, 79], [81, 65535]])),
+        (json!("TCP"), json!("IPv6"), json!([[0, 80], [82, 65535]])),
+        (json!("UDP"), Value::Null, json!([[0, 65535]])),
+        (json!("other"), Value::Null, Value::Null),
+    ] {
+        assert!(between.contains(&wanted), "{wanted:?}: {between:#?}");
+    }
+    assert_eq!(
+        between
+            .iter()
+            .filter(|(protocol, _, _)| protocol == "TCP")
+            .count(),
+        2,
+        "{between:#?}"
+    );
+}
+
+#[test]
 fn people_see_which_policy_did_it() {
     let dir = folders("", &database("{}", 5432).replace("from: [{}]", "from: []"));
     insta::assert_snapshot!(diff(dir.path(), &[]).out);
