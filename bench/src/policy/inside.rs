@@ -14,7 +14,7 @@ use std::{
 };
 
 use ringwall::{
-    protocol::DataplaneStatus,
+    protocol::{DataplaneStatus, FlowPage},
     run::{
         publication::{Publication, locked, serve},
         work::now,
@@ -78,6 +78,7 @@ impl Inside {
             &folder.join(ringwall::protocol::DATAPLANE_SOCKET),
             Arc::clone(&publication),
             Arc::new(DataplaneStatus::default),
+            Arc::new(|_, _| FlowPage::default()),
         )?;
         let stop = Arc::new(AtomicBool::new(false));
         let frames: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();

@@ -7,6 +7,7 @@ mod control;
 mod inside;
 mod machine;
 mod nft;
+mod proof;
 mod report;
 
 use std::path::PathBuf;
@@ -59,6 +60,12 @@ enum RowName {
     Change,
     /// Pods come and go for a while: lag, CPU, flows judged again.
     Churn,
+    /// Whole proof; one changed pod compiled and proven.
+    Checker,
+    /// Difference of two clusters.
+    Diff,
+    /// First packets, alone and batched, from few rules to many; its sizes are its own.
+    FirstPacket,
     /// The same rules loaded by `nft -f`, for comparison; needs root.
     Nft,
 }
@@ -99,11 +106,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         &options.rows
     };
     for row in rows {
+        if *row == RowName::FirstPacket {
+            proof::first_packet(options, &mut report)?;
+            continue;
+        }
         for size in &options.sizes {
             match row {
                 RowName::Compile => compile::run(options, *size, &mut report)?,
                 RowName::Memory => control::memory(*size, &mut report)?,
                 RowName::Change => churn::change(options, *size, &mut report)?,
+                RowName::Checker => proof::checker(options, *size, &mut report)?,
+                RowName::Diff => proof::diff(options, *size, &mut report)?,
+                RowName::FirstPacket => {}
                 RowName::Nft => nft::run(options, *size, &mut report)?,
                 RowName::Churn => churn::sustained(options, *size, &mut report)?,
             }
