@@ -13,9 +13,11 @@ mod path;
 #[cfg(test)]
 mod tests;
 
+use arrayvec::ArrayVec;
+
 use crate::{
     addr::Addr,
-    classify::{Generation, Snapshot},
+    classify::{Generation, Judged, Snapshot},
     flow::{
         FlowDump, FlowId,
         hash::{KeyHash, Seed},
@@ -192,6 +194,25 @@ enum Course {
     Malformed(DropReason),
 }
 
+/// With fewer packets in a burst that seem to begin a flow, asking for all at once costs more than it saves.
+const FORESEEN_LEAST: usize = 4;
+
+/// What is known of a packet before it is its turn.
+#[derive(Clone, Copy, Debug)]
+struct Ahead<'h> {
+    /// Where its entry seems to be.
+    hint: Hint,
+    /// What policy says about it, should it begin a flow.
+    judged: Option<&'h Judged>,
+}
+
+impl Ahead<'_> {
+    const NOTHING: Self = Self {
+        hint: Hint::NONE,
+        judged: None,
+    };
+}
+
 /// What a frame turned out to be. `packet` and `hash` are of the frame only where its course is own or across, `hint`
 /// only where it is own; else they are left over from one before.
 #[derive(Clone, Copy, Debug)]
@@ -199,8 +220,13 @@ struct Head {
     packet: Packet,
     hash: KeyHash,
     hint: Hint,
+    /// Place among the packets of the burst that policy was asked about, only where it is own.
+    judged: u8,
     course: Course,
 }
+
+/// Of a packet that policy was not asked about.
+const UNJUDGED: u8 = u8::MAX;
 
 impl Head {
     const BLANK: Self = Self {
@@ -219,6 +245,7 @@ impl Head {
         },
         hash: KeyHash { pair: 0, directed: 0 },
         hint: Hint::NONE,
+        judged: UNJUDGED,
         course: Course::NoPort,
     };
 }
@@ -240,14 +267,26 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         for (frame, head) in burst.iter().zip(heads.iter_mut()) {
             head.course = self.sort(frame, head);
         }
+        let mut unknown = 0;
         for head in heads.iter_mut().take(burst.len()) {
             if matches!(head.course, Course::Own) {
                 head.hint = self.shards[self.owners.place(head.hash.shard())].expect_entry(head.hash);
+                head.judged = UNJUDGED;
+                unknown += usize::from(head.hint == Hint::NONE);
             }
         }
+        let judged = if unknown >= FORESEEN_LEAST {
+            self.foresee(burst, heads)
+        } else {
+            ArrayVec::new()
+        };
         for (frame, head) in burst.drain(..).zip(heads.iter()) {
             if matches!(head.course, Course::Own) {
-                self.packet(frame, &head.packet, head.hash, head.hint);
+                let ahead = Ahead {
+                    hint: head.hint,
+                    judged: judged.get(usize::from(head.judged)),
+                };
+                self.packet(frame, &head.packet, head.hash, ahead);
             } else {
                 self.elsewhere(frame, head);
             }
@@ -275,7 +314,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         };
         let Head { packet, hash, .. } = *head;
         match head.course {
-            Course::Own => self.packet(frame, &packet, hash, head.hint),
+            Course::Own => self.packet(frame, &packet, hash, Ahead::NOTHING),
             Course::Across(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
             Course::NoPort => self.drop_unread(frame, DropReason::PortUnavailable),
             Course::NotSubject(kind) => self.not_subject(frame, port, kind),
@@ -291,7 +330,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             };
             self.turn.frames += 1;
             self.stats.counters.taken_over.add(1);
-            self.packet(frame, &packet, hash, Hint::NONE);
+            self.packet(frame, &packet, hash, Ahead::NOTHING);
         }
     }
 
@@ -325,12 +364,12 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     /// Judges a packet of this worker's shards and sends it on its way.
     #[inline]
-    fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash, hint: Hint) {
+    fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash, ahead: Ahead<'_>) {
         let Some(port) = self.port(frame.port()) else {
             self.discard(frame, DropReason::PortUnavailable);
             return;
         };
-        if let Err(denial) = self.judge(port, packet, hash, hint)
+        if let Err(denial) = self.judge(port, packet, hash, ahead)
             && !self.denied(&frame, packet, port, denial)
         {
             self.discard(frame, denial.reason);

@@ -43,7 +43,7 @@ impl Bucket {
 }
 
 /// Where the entry of a key seems to be: the lower half of a slot, or 0. Only a hint: the table may have changed since.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hint(u32);
 
 impl Hint {

@@ -1,7 +1,12 @@
 //! Whether a packet may pass: fragments, flow, spoofing, policy, flow update.
 
+use arrayvec::ArrayVec;
+
 use crate::{
-    classify::{Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption, Snapshot},
+    classify::{
+        BATCH, Effect, FirstPacket, Generation, Identity, IdentityKind, Judged, Judgement, L4, NodeExemption,
+        Snapshot,
+    },
     flow::{
         entry::Stamp,
         fragments::{Admission, FirstVerdict},
@@ -9,13 +14,13 @@ use crate::{
         state::{self, Action, Direction, Segment, State},
         table::{Hint, NoPlace},
     },
-    io::PacketIo,
+    io::{BURST, Burst, PacketIo},
     port::{Port, PortKind, Side},
     verdict::DropReason,
     wire::{FlowKey, Fragment, Packet, Quoted, Transport, protocol},
 };
 
-use super::TurnOf;
+use super::{Ahead, Course, Head, TurnOf};
 
 /// Why a packet does not pass, and the judgement behind it where there was one.
 #[derive(Clone, Copy, Debug)]
@@ -73,12 +78,43 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         port: &Port,
         packet: &Packet,
         hash: KeyHash,
-        hint: Hint,
+        ahead: Ahead<'_>,
     ) -> Result<(), Denial> {
         match packet.fragment {
-            None => self.judge_whole(port, packet, hash, hint).map(|_| ()),
+            None => self.judge_whole(port, packet, hash, ahead).map(|_| ()),
             Some(fragment) => self.judge_fragment(port, packet, hash, &fragment),
         }
+    }
+
+    /// Asks policy about the packets of a burst that seem to begin a flow, all at once. What it says depends on the
+    /// snapshot and the packet alone, so it holds for those too whose flow is there after all.
+    #[cold]
+    pub(super) fn foresee(&self, burst: &Burst, heads: &mut [Head; BURST]) -> ArrayVec<Judged, BATCH> {
+        let Some(snapshot) = self.snapshot else {
+            return ArrayVec::new();
+        };
+        let mut packets: ArrayVec<FirstPacket, BATCH> = ArrayVec::new();
+        let mut ports: ArrayVec<&Port, BATCH> = ArrayVec::new();
+        for (frame, head) in burst.iter().zip(heads).take(BATCH) {
+            let packet = &head.packet;
+            let begins = matches!(head.course, Course::Own)
+                && head.hint == Hint::NONE
+                && packet.fragment.is_none()
+                && !matches!(packet.transport, Transport::IcmpError { .. });
+            if begins && let Some(port) = self.port(frame.port()) {
+                head.judged = packets.len() as u8;
+                packets.push(FirstPacket {
+                    src: packet.src,
+                    dst: packet.dst,
+                    l4: packet.l4_seen(),
+                });
+                ports.push(port);
+            }
+        }
+        snapshot.judge_many(&packets, |number, src, dst| {
+            let port = ports.get(number);
+            port.map_or(NodeExemption::Untrusted, |port| exemption(port, src, dst))
+        })
     }
 
     /// A later fragment is as its first (SEMANTICS 62), as long as the endpoints are what they were.
@@ -117,7 +153,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 Ok(())
             }
             Admission::Judge(place) => {
-                let judged = self.judge_whole(port, packet, hash, Hint::NONE);
+                let judged = self.judge_whole(port, packet, hash, Ahead::NOTHING);
                 let verdict = match &judged {
                     Ok(passed) => FirstVerdict::Passed {
                         generation: passed.generation,
@@ -138,7 +174,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         port: &Port,
         packet: &Packet,
         hash: KeyHash,
-        hint: Hint,
+        ahead: Ahead<'_>,
     ) -> Result<Passed, Denial> {
         let Some(snapshot) = self.snapshot else {
             return self.judge_by_failsafe(packet, DropReason::NoSnapshot);
@@ -148,18 +184,18 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         }
         // What layer 4 is behind a chain that was not walked to its end is not known: it is no answer to anything.
         if packet.transport == Transport::None {
-            return self.judge_new(snapshot, port, packet, hash, None);
+            return self.judge_new(snapshot, port, packet, hash, None, None);
         }
         // The key is made twice, so that for the hint it need not exist in memory.
         let shard = self.shard(hash);
         let found = shard
-            .find_hinted(&packet.key(port.zone), hint)
+            .find_hinted(&packet.key(port.zone), ahead.hint)
             .or_else(|| shard.find(hash, &packet.key(port.zone)));
         match found.filter(|(index, _)| self.live(snapshot, hash, *index)) {
             Some((index, direction)) => self.judge_known(snapshot, port, packet, hash, index, direction),
             None => {
                 self.stats.counters.flow_misses.add(1);
-                self.judge_new(snapshot, port, packet, hash, None)
+                self.judge_new(snapshot, port, packet, hash, None, ahead.judged)
             }
         }
     }
@@ -245,7 +281,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let (mut after, action) = state::next(before, direction, Segment::of(packet));
         match action {
             Action::Invalid => return Err(DropReason::TcpInvalid.into()),
-            Action::Renew => return self.judge_new(snapshot, port, packet, hash, Some(index)),
+            Action::Renew => return self.judge_new(snapshot, port, packet, hash, Some(index), None),
             Action::Pass | Action::PassUnrefreshed => {}
         }
         if !entry.covers(direction) {
@@ -329,12 +365,16 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
         hash: KeyHash,
         replaces: Option<usize>,
+        judged: Option<&Judged>,
     ) -> Result<Passed, Denial> {
         if self.shared.config.failsafe.admits(packet) {
             self.stats.counters.failsafe.add(1);
             return Ok(UNASKED);
         }
-        let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
+        let (src, dst) = match judged {
+            Some(judged) => (judged.src, judged.dst),
+            None => (snapshot.identify(packet.src), snapshot.identify(packet.dst)),
+        };
         self.check_source(port, packet, &src)?;
         if dst.kind == IdentityKind::Service {
             return Err(DropReason::ServiceUnsupported.into());
@@ -346,7 +386,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             generation: snapshot.generation(),
             epochs: epochs_of(&src, &dst),
         };
-        let judgement = judge(snapshot, port, packet, &src, &dst);
+        let judgement = judged.map_or_else(
+            || judge(snapshot, port, packet, &src, &dst),
+            |judged| judged.judgement,
+        );
         let begins = state::begin(packet).filter(|_| is_known(&src) && is_known(&dst));
         if !judgement.allow() {
             if begins == Some(State::TcpMidstream) && self.pick_up(snapshot, port, packet, hash, &src, &dst) {

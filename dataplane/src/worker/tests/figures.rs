@@ -2,6 +2,7 @@
 //! `cargo test --release -p ringwall-dataplane figures -- --ignored --nocapture --test-threads 1`.
 
 use super::*;
+use crate::io::BURST;
 
 /// Nanoseconds that this thread has had of a CPU: others' use of it does not count.
 fn cpu_nanos() -> u64 {
@@ -66,6 +67,79 @@ fn figures() {
 
     measure("wire, IPv4, 60,000 flows", 0, 60_000);
     measure("wire, IPv4, 500,000 flows", 0, 500_000);
+}
+
+/// Packets between isolated pods, none of which may pass, so that each is judged: `pods` pods with a row each.
+fn measure_denied(name: &str, pods: u32, at_once: usize) {
+    let pool = MemoryPool::new(16_384, 128);
+    let memory = FlowMemory::private(1 << 16, 7).unwrap();
+    let (mut plane, seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+    let mut image = ImageBuilder::new(Generation(1));
+    let policy = image.policy("NetworkPolicy", "NetworkPolicy", "default", "none");
+    for pod in 0..pods {
+        let rule = image.rule(policy, pod);
+        let map = image.port_map(
+            PortDecision::DENY,
+            &[PortRange::allow(6, pod as u16, pod as u16, rule)],
+        );
+        let row = image.row(NONE, &[map]);
+        let identity = image.identity(Identity {
+            kind: IdentityKind::Pod,
+            endpoint: pod,
+            node: NONE,
+            peer_class: 0,
+            ingress: row,
+            egress: row,
+            epoch: 1,
+        });
+        image.endpoint("default", &pod.to_string(), false, identity);
+        let [_, b, c, d] = pod.to_be_bytes();
+        image.host(Addr::v4([10, b, c, d]), identity);
+    }
+    plane
+        .snapshots
+        .publish(Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap());
+    plane.forwarding.publish(wire().build());
+    let mut worker = Worker::new(seats.into_iter().next().unwrap(), MemoryIo::new(&pool, &[INSIDE]));
+    let pod = |number: u32| {
+        let [_, b, c, d] = (number % pods).to_be_bytes();
+        format!("10.{b}.{c}.{d}")
+    };
+    let frames: Vec<Vec<u8>> = (0..8192_u32)
+        .map(|number| from_to(&pod(number * 7919), &pod(number * 104_729 + 1)).udp(1, 53, b"0123456789"))
+        .collect();
+    let mut taken = Vec::new();
+    let (mut now, mut next) = (1_u64, 0);
+    for _ in 0..7 {
+        let (mut nanos, mut judged) = (0, 0);
+        while judged < 500_000 {
+            for _ in 0..4096 {
+                assert!(worker.io().inject(0, &frames[next % frames.len()]));
+                next += 1;
+            }
+            let start = cpu_nanos();
+            for _ in 0..4096 / at_once {
+                now += 1000;
+                judged += worker.run_once(Nanos(now)).frames;
+            }
+            nanos += cpu_nanos() - start;
+        }
+        taken.push(nanos as f64 / judged as f64);
+    }
+    taken.sort_by(f64::total_cmp);
+    let denied = plane.stats().sum(|w| w.drops.total());
+    assert!(denied >= 500_000 * 7);
+    println!(
+        "{name}: {:.1} ns/packet at best, {:.1} median, {:.1} at worst",
+        taken[0], taken[3], taken[6]
+    );
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn denied_figures() {
+    measure_denied("denied, 64 pods", 64, BURST);
+    measure_denied("denied, 20,000 pods", 20_000, BURST);
 }
 
 /// Exactly 100,000 packets of 1,000 flows, for `bench/instructions.sh` to count.
