@@ -40,20 +40,20 @@ pub struct Judged {
 /// What one direction of a packet is on its way through the passes.
 #[derive(Clone, Copy)]
 struct Way {
-    /// Row, as an index; [`NONE`] where no row decides.
-    row: u32,
+    /// Row, as an index; `usize::MAX` where no row decides.
+    row: usize,
     /// Peer class, of those of a page.
-    class: u32,
-    /// First a place among the row pages, then a port map.
-    at: u32,
+    class: usize,
+    /// First a place among the row pages, then one among the palettes, then a port map.
+    at: usize,
     page: PageRecord,
 }
 
 impl Way {
     const BLANK: Self = Self {
-        row: NONE,
+        row: usize::MAX,
         class: 0,
-        at: NONE,
+        at: usize::MAX,
         page: PageRecord {
             pattern: 0,
             palette: 0,
@@ -100,26 +100,22 @@ impl Snapshot {
             .unwrap_or_default()
             .as_flattened_mut();
         for way in ways.iter_mut() {
-            if let Some(page) = tables.row_pages.get(way.at as usize) {
+            if let Some(page) = tables.row_pages.get(way.at) {
                 way.page = *page;
                 tables.patterns.expect(page.pattern as usize);
                 tables.palettes.expect(page.palette as usize);
             }
         }
-        for way in ways.iter_mut().filter(|way| way.row != NONE) {
+        for way in ways.iter_mut().filter(|way| way.row != usize::MAX) {
             let pattern = tables.patterns.get(way.page.pattern as usize);
-            let part = pattern.map(|pattern| pattern.parts[way.class as usize % CLASSES_PER_PAGE]);
+            let part = pattern.map(|pattern| pattern.parts[way.class]);
             let map =
                 part.and_then(|part| tables.palettes.get(way.page.palette as usize + usize::from(part)));
-            way.at = map.copied().unwrap_or(NONE);
-            tables.port_maps.expect(way.at as usize);
+            way.at = map.map_or(usize::MAX, |map| *map as usize);
+            tables.port_maps.expect(way.at);
         }
-        for way in ways.iter_mut().filter(|way| way.row != NONE) {
-            if let Some(map) = tables
-                .port_maps
-                .get(way.at as usize)
-                .filter(|map| map.uniform == 0)
-            {
+        for way in ways.iter_mut().filter(|way| way.row != usize::MAX) {
+            if let Some(map) = tables.port_maps.get(way.at).filter(|map| map.uniform == 0) {
                 tables.intervals.expect(map.starts[0] as usize);
             }
         }
@@ -156,11 +152,10 @@ impl Snapshot {
         let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
         if peer_class < head.classes && row <= head.rows {
             let class = peer_class as usize;
-            let slot = page_slot(row as usize - 1, class / CLASSES_PER_PAGE, head.row_tiles);
-            way.row = row - 1;
-            way.class = (class % CLASSES_PER_PAGE) as u32;
-            way.at = slot as u32; // below 2^31: there are no more row pages
-            tables.row_pages.expect(slot);
+            way.row = row as usize - 1;
+            way.class = class % CLASSES_PER_PAGE;
+            way.at = page_slot(way.row, class / CLASSES_PER_PAGE, head.row_tiles);
+            tables.row_pages.expect(way.at);
         }
         INVALID
     }
@@ -168,10 +163,10 @@ impl Snapshot {
     /// What a row's port map decides, where there is a row.
     #[inline]
     fn end(&self, way: &Way, l4: L4, verdict: &mut DirectionVerdict) {
-        if way.row != NONE
-            && let Some((decision, provenance)) = self.port_decision(way.at as usize, l4)
+        if way.row != usize::MAX
+            && let Some((decision, provenance)) = self.port_decision(way.at, l4)
         {
-            *verdict = self.decided(way.row as usize, decision, provenance);
+            *verdict = self.decided(way.row, decision, provenance);
         }
     }
 }

@@ -135,12 +135,9 @@ impl Tables {
     }
 }
 
-/// A first packet.
-type Ask = (Addr, Addr, L4);
-
-fn one_by_one(snapshot: &Snapshot, asked: &[Ask]) -> usize {
+fn one_by_one(snapshot: &Snapshot, asked: &[FirstPacket]) -> usize {
     let mut allowed = 0;
-    for (src, dst, l4) in asked {
+    for FirstPacket { src, dst, l4 } in asked {
         let (from, to) = (snapshot.identify(*src), snapshot.identify(*dst));
         let judgement = snapshot.judge(&from, &to, *src, *dst, *l4, NodeExemption::Untrusted);
         allowed += usize::from(judgement.allow());
@@ -148,25 +145,22 @@ fn one_by_one(snapshot: &Snapshot, asked: &[Ask]) -> usize {
     allowed
 }
 
-fn batched(snapshot: &Snapshot, asked: &[Ask]) -> usize {
+fn batched(snapshot: &Snapshot, asked: &[FirstPacket]) -> usize {
     let mut allowed = 0;
-    for asked in asked.chunks(BATCH) {
-        let packets: arrayvec::ArrayVec<FirstPacket, BATCH> = asked
-            .iter()
-            .map(|(src, dst, l4)| FirstPacket {
-                src: *src,
-                dst: *dst,
-                l4: *l4,
-            })
-            .collect();
-        let judged = snapshot.judge_many(&packets, |_, _, _| NodeExemption::Untrusted);
+    for packets in asked.chunks(BATCH) {
+        let judged = snapshot.judge_many(packets, |_, _, _| NodeExemption::Untrusted);
         allowed += judged.iter().filter(|judged| judged.judgement.allow()).count();
     }
     allowed
 }
 
 /// Best, median and worst of nine rounds, in nanoseconds per packet.
-fn measure(name: &str, snapshot: &Snapshot, asked: &[Ask], how: fn(&Snapshot, &[Ask]) -> usize) {
+fn measure(
+    name: &str,
+    snapshot: &Snapshot,
+    asked: &[FirstPacket],
+    how: fn(&Snapshot, &[FirstPacket]) -> usize,
+) {
     let mut taken = Vec::new();
     for _ in 0..9 {
         let start = cpu_nanos();
@@ -184,10 +178,13 @@ fn measure(name: &str, snapshot: &Snapshot, asked: &[Ask], how: fn(&Snapshot, &[
     );
 }
 
-fn asks(count: usize, src: impl Fn(usize) -> Addr, dst: impl Fn(usize) -> Addr) -> Vec<Ask> {
-    (0..count)
-        .map(|at| (src(at), dst(at), tcp((at * 7919 % 31_000) as u16)))
-        .collect()
+fn asks(count: usize, src: impl Fn(usize) -> Addr, dst: impl Fn(usize) -> Addr) -> Vec<FirstPacket> {
+    let packet = |at: usize| FirstPacket {
+        src: src(at),
+        dst: dst(at),
+        l4: tcp((at * 7919 % 31_000) as u16),
+    };
+    (0..count).map(packet).collect()
 }
 
 #[test]
@@ -235,7 +232,7 @@ fn classification_figures() {
             ])
         };
         for (name, how) in [
-            ("alone", one_by_one as fn(&Snapshot, &[Ask]) -> usize),
+            ("alone", one_by_one as fn(&Snapshot, &[FirstPacket]) -> usize),
             ("batched", batched),
         ] {
             measure(
