@@ -526,6 +526,14 @@ impl Controller {
     }
 
     fn note(&self, generation: u64, hash: ContentHash, made: &Made) {
+        tracing::debug!(
+            generation,
+            incremental = made.compiled.incremental,
+            compile = ?made.compile,
+            verify = ?made.proof.as_ref().map(|proof| proof.took),
+            report = ?made.proof.as_ref().map(|proof| proof.report),
+            "compiled"
+        );
         let latencies = self.overview.latencies();
         latencies.compile.observe(made.compile.as_secs_f64());
         if let Some(proof) = &made.proof {

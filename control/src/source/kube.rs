@@ -353,6 +353,8 @@ fn take(state: &mut State, message: Message) -> bool {
 
 async fn until(due: Option<Instant>) {
     match due {
+        // The timer's milliseconds end late: what is due would wait for the end of this one.
+        Some(due) if due <= Instant::now() => {}
         Some(due) => sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
