@@ -133,6 +133,30 @@ fn every_page_has_an_example_that_fires_and_one_that_does_not() {
     }
 }
 
+/// `docs/lints/README.md`, from the rules. `UPDATE=1` writes it.
+#[test]
+fn the_index_of_pages_is_up_to_date() {
+    let mut index = "# What `ringwall check` finds\n\nEach page says what it is, shows an example that fires, why it surprises and what to do. \
+        `ringwall check --explain ID`\nprints one. Silence a finding by `--allow ID`, by the annotation `ringwall.io/allow-ID: reason` on the \
+        object, or in a file for\n`--decisions`; errors cannot be silenced.\n\n| id | name | severity | what |\n|---|---|---|---|\n"
+        .to_owned();
+    for rule in rules::ALL {
+        index.push_str(&format!(
+            "| [{0}]({0}.md) | {1} | {2} | {3} |\n",
+            rule.id, rule.name, rule.severity, rule.summary
+        ));
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/lints/README.md");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&file, &index).unwrap();
+    }
+    assert_eq!(
+        fs::read_to_string(&file).unwrap(),
+        index,
+        "run the test with UPDATE=1"
+    );
+}
+
 #[test]
 fn portability_notes_name_their_sources() {
     for rule in rules::ALL.iter().filter(|rule| rule.id.starts_with("RW5")) {
@@ -286,6 +310,21 @@ fn findings_are_silenced_and_denied() {
         0
     );
     assert_eq!(check(dir.path(), &["--deny", "RW106"]).status, 1);
+
+    // What reading warns of is silenced, too; what is an error is not.
+    let odd = folder(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: shop}\n",
+    );
+    assert!(ids(&findings(odd.path(), &[]).0).contains("RW005"));
+    let (found, summary) = findings(odd.path(), &["--allow", "RW005"]);
+    assert!(!ids(&found).contains("RW005"));
+    assert_eq!(summary["silenced"], 1);
+    assert_eq!(check(odd.path(), &["--allow", "RW002"]).status, 2);
+    let contradictory = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: shop}\nspec:\n  podSelector: {matchExpressions: [{key: a, operator: Exists}, {key: a, operator: DoesNotExist}]}\n  ports: [{port: 1}]\n";
+    assert_eq!(
+        check(folder(contradictory).path(), &["--allow", "RW101"]).status,
+        1
+    );
 
     let decisions = dir.path().join("decisions.txt");
     let file = decisions.to_str().unwrap();
@@ -482,4 +521,36 @@ fn a_fatal_error_is_json_where_that_is_asked_for() {
     }
     let ran = ringwall(&["check", "--output=human", "--manifests", "/nonexistent"]);
     assert_eq!((ran.status, ran.out.as_str()), (2, ""));
+}
+
+/// Findings by id and the time that the lints take, on synthetic clusters.
+#[test]
+#[ignore = "a figure, not a check: run it with --release --ignored --nocapture"]
+fn lints_of_synthetic_clusters() {
+    use ringwall::{cluster::Settings, lint, source::folder};
+    use ringwall_testbed::synthetic::{Spec, Synthetic};
+    let sizes = std::env::var("SIZES").unwrap_or_else(|_| "200/2000/20 1000/10000/100".to_owned());
+    for size in sizes.split(' ') {
+        let of: Vec<usize> = size.split('/').map(|it| it.parse().unwrap()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        Synthetic::new(Spec::sized(of[0], of[1], of[2]))
+            .unwrap()
+            .write(dir.path())
+            .unwrap();
+        let (loaded, written) = folder::inspect(dir.path(), &Settings::default()).unwrap();
+        let began = std::time::Instant::now();
+        let linted = lint::run(
+            &loaded.cluster,
+            &written,
+            &loaded.problems,
+            &lint::Silence::default(),
+        )
+        .unwrap();
+        let took = began.elapsed();
+        let mut counts = std::collections::BTreeMap::new();
+        for finding in &linted.findings {
+            *counts.entry(finding.id).or_insert(0) += 1;
+        }
+        println!("{size} (policies/pods/namespaces): {took:?} {counts:?}");
+    }
 }

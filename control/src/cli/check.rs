@@ -8,6 +8,7 @@ mod report;
 mod sarif;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Write},
     path::PathBuf,
@@ -142,9 +143,22 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
 /// # Errors
 /// What the user gave cannot be used (status 2); what the manifests get wrong is a finding.
 fn parts(args: &CheckArgs, input: &Input, silence: &Silence) -> anyhow::Result<Vec<Part>> {
+    let linted = lint::run(
+        &input.loaded.cluster,
+        &input.written,
+        &input.loaded.problems,
+        silence,
+    );
+    let read = manifests(input, linted.as_ref().ok(), silence);
+    let silenced = read.silenced + linted.as_ref().map_or(0, |linted| linted.silenced);
     let mut parts = vec![
-        manifests(&input.loaded),
-        lints(input, silence),
+        Part {
+            findings: read.findings,
+            words: (silenced > 0).then(|| format!("{} silenced", report::count(silenced, "finding"))),
+            fields: vec![("silenced", silenced.into())],
+            ..Part::default()
+        },
+        lints(linted),
         prove(args, input)?,
     ];
     if !args.intents.is_empty() {
@@ -190,28 +204,23 @@ fn explain(id: &str, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What cannot be read, or only isolates.
-fn manifests(loaded: &Loaded) -> Part {
-    let told = loaded
-        .problems
-        .iter()
-        .filter(|problem| !lint::takes_over(problem));
-    Part {
-        findings: told.map(finding).collect(),
-        ..Part::default()
-    }
-}
-
-/// What hardly does what its author wanted.
-fn lints(input: &Input, silence: &Silence) -> Part {
+/// What cannot be read, or only isolates, but for what a lint says more about.
+fn manifests(input: &Input, linted: Option<&Linted>, silence: &Silence) -> Linted {
     let Loaded {
         cluster, problems, ..
     } = &input.loaded;
-    match lint::run(cluster, &input.written, problems, silence) {
-        Ok(Linted { findings, silenced }) => Part {
-            findings,
-            words: (silenced > 0).then(|| format!("{} silenced", report::count(silenced, "finding"))),
-            fields: vec![("silenced", silenced.into())],
+    let told = problems.iter().map(finding).filter(|finding| {
+        let place = finding.object.clone().zip(finding.path.clone());
+        !place.is_some_and(|place| linted.is_some_and(|linted| linted.instead_of.contains(&place)))
+    });
+    lint::silenced(cluster, &input.written, told.collect(), silence)
+}
+
+/// What hardly does what its author wanted.
+fn lints(linted: Result<Linted, String>) -> Part {
+    match linted {
+        Ok(linted) => Part {
+            findings: linted.findings,
             ..Part::default()
         },
         // The proof says why nothing compiles; the lints alone may also be too many pods imagined.

@@ -1,7 +1,5 @@
 //! ipBlocks.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::{
@@ -34,7 +32,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
 }
 
 /// A CIDR that is written otherwise than it is read: its lint names a packet.
-pub(super) fn takes_over(problem: &Problem) -> bool {
+fn is_odd_block(problem: &Problem) -> bool {
     problem.kind == ProblemKind::Odd
         && problem
             .path
@@ -49,7 +47,7 @@ pub(super) fn odd<'a>(
     cast: &mut Cast<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
-    for problem in problems.iter().filter(|problem| takes_over(problem)) {
+    for problem in problems.iter().filter(|problem| is_odd_block(problem)) {
         let (Some(object), Some(path)) = (&problem.object, &problem.path) else {
             continue;
         };
@@ -104,10 +102,8 @@ fn block_for_pods<'a>(
     cast: &mut Cast<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
-    let inside =
-        |address: &IpAddr| cidr.contains(address) && !except.iter().any(|hole| hole.contains(address));
     let single = cidr.prefix_len() == cidr.max_prefix_len();
-    let owner: Option<&Pod> = cast.all().find(|pod| pod.addresses.iter().any(inside));
+    let owner = cast.pods_in(cidr, except).next();
     let network = cast
         .pod_networks()
         .into_iter()

@@ -34,6 +34,8 @@ pub(super) enum Where<'a> {
 pub(super) struct Cast<'a> {
     cluster: &'a Cluster,
     by_namespace: BTreeMap<&'a str, Vec<&'a Pod>>,
+    /// Live pods off the host network; of several with one address, any.
+    by_address: BTreeMap<IpAddr, &'a Pod>,
     /// The cluster with them.
     staged: Cluster,
     imagined: BTreeMap<ObjectKey, Labels>,
@@ -44,14 +46,17 @@ pub(super) struct Cast<'a> {
 impl<'a> Cast<'a> {
     pub(super) fn new(cluster: &'a Cluster) -> Self {
         let mut by_namespace: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
-        for (key, pod) in &cluster.pods {
-            if !pod.finished {
-                by_namespace.entry(&key.namespace).or_default().push(pod);
+        let mut by_address: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
+        for (key, pod) in cluster.pods.iter().filter(|(_, pod)| !pod.finished) {
+            by_namespace.entry(&key.namespace).or_default().push(pod);
+            if !pod.host_network {
+                by_address.extend(pod.addresses.iter().map(|address| (*address, &**pod)));
             }
         }
         Self {
             cluster,
             by_namespace,
+            by_address,
             staged: cluster.clone(),
             imagined: BTreeMap::new(),
             subject: None,
@@ -83,6 +88,18 @@ impl<'a> Cast<'a> {
             .flatten()
             .copied()
             .filter(|pod| !pod.host_network)
+    }
+
+    /// The pods with an address in a block, in order of addresses.
+    pub(super) fn pods_in<'s>(
+        &'s self,
+        cidr: &IpNet,
+        except: &'s [IpNet],
+    ) -> impl Iterator<Item = &'a Pod> + 's {
+        let inside = self.by_address.range(cidr.network()..=cidr.broadcast());
+        inside
+            .filter(|(address, _)| !except.iter().any(|hole| hole.contains(*address)))
+            .map(|(_, pod)| *pod)
     }
 
     /// Namespaces of the cluster.

@@ -22,6 +22,8 @@ mod subject;
 mod tests;
 mod unprotected;
 
+use std::collections::BTreeSet;
+
 use crate::{
     cli::judge::Judge,
     cluster::Cluster,
@@ -40,11 +42,13 @@ pub struct Linted {
     pub findings: Vec<Finding>,
     /// How many findings a person has silenced.
     pub silenced: usize,
+    /// Object and path of what was found instead of a problem of reading, silenced or not: the lint says more about it.
+    pub instead_of: BTreeSet<(String, String)>,
 }
 
 /// Runs every lint.
 ///
-/// `problems` are those of reading: some lints begin with one and take its place (see [`takes_over`]).
+/// `problems` are those of reading: some lints begin with one and take its place.
 ///
 /// # Errors
 /// The policies do not compile.
@@ -71,14 +75,22 @@ pub fn run(
     }
     blocks::odd(&subject, problems, &mut cast, &mut drafts);
     let judge = Judge::new(cast.staged()).map_err(|error| format!("{error:#}"))?;
-    let findings = drafts
+    let mut findings: Vec<Finding> = drafts
         .iter()
         .filter_map(|draft| draft.finding(&cast, &judge))
         .collect();
-    Ok(silence.apply(findings, &subject))
+    let instead = |finding: &Finding| {
+        let of_reading = [rules::MIS_INDENTED_PORTS.id, rules::ODD_BLOCK.id].contains(&finding.id);
+        of_reading.then(|| Some((finding.object.clone()?, finding.path.clone()?)))?
+    };
+    let instead_of = findings.iter().filter_map(instead).collect();
+    findings.extend(silence::without_reason(&subject));
+    let mut linted = silence.apply(findings, &subject);
+    linted.instead_of = instead_of;
+    Ok(linted)
 }
 
-/// Whether a lint tells of a problem of reading, and better.
-pub fn takes_over(problem: &Problem) -> bool {
-    structure::takes_over(problem) || blocks::takes_over(problem)
+/// What a person has left of findings that no lint made.
+pub fn silenced(cluster: &Cluster, written: &[Written], findings: Vec<Finding>, silence: &Silence) -> Linted {
+    silence.apply(findings, &Subject::new(cluster, written))
 }

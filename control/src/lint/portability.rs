@@ -1,8 +1,6 @@
 //! Where another implementation would decide otherwise. Each is told once, of the first policy that it concerns, with the
 //! number of the others: they are about the implementation more than about the policy.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::{
@@ -75,10 +73,9 @@ fn blocks_and_pods<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>
             continue;
         };
         let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
-        let inside = |it: &IpAddr| cidr.contains(it) && !except.iter().any(|hole| hole.contains(it));
         let pods: Vec<&Pod> = cast
-            .all()
-            .filter(|pod| pod.addresses.iter().any(inside) && EndName::Pod(pod.key.clone()) != us)
+            .pods_in(cidr, except)
+            .filter(|pod| EndName::Pod(pod.key.clone()) != us)
             .filter(|pod| !by_selector(policy, placed, pod, cast))
             .take(MOST_PODS)
             .collect();

@@ -93,7 +93,6 @@ impl Silence {
             }
             linted.findings.push(finding);
         }
-        linted.findings.extend(without_reason(subject));
         linted
             .findings
             .sort_by(|a, b| (&a.place, a.id, &a.path).cmp(&(&b.place, b.id, &b.path)));
@@ -121,7 +120,7 @@ fn reason<'v>(object: &'v Value, id: &str) -> Option<&'v str> {
 }
 
 /// Annotations that silence nothing: no reason, or no such rule.
-fn without_reason(subject: &Subject<'_>) -> Vec<Finding> {
+pub(super) fn without_reason(subject: &Subject<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for policy in subject.policies.iter().chain(&subject.invalid) {
         let object = policy.written.value();

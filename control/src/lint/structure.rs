@@ -13,7 +13,6 @@ use super::{
 use crate::{
     cli::flow::EndName,
     cluster::{Peer, PortMatch, Protocol, Rule},
-    source::folder::{Problem, ProblemKind},
 };
 
 /// A port that stands for "any other".
@@ -31,29 +30,6 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
     for policy in &subject.invalid {
         ports_among_peers(policy, cast, drafts);
     }
-}
-
-/// An unknown field `ports` among the peers or in `spec`: [`ports_among_peers`] says more about it.
-pub(super) fn takes_over(problem: &Problem) -> bool {
-    let path = problem.path.as_deref().unwrap_or_default();
-    let of_policy = problem
-        .object
-        .as_deref()
-        .is_some_and(|it| it.starts_with("NetworkPolicy "));
-    problem.kind == ProblemKind::Invalid
-        && of_policy
-        && path.strip_suffix(".ports").is_some_and(no_place_for_ports)
-}
-
-/// Whether `ports` is unknown there: in `spec`, or in an entry of `from` or `to`.
-fn no_place_for_ports(path: &str) -> bool {
-    let entry = |key: &str| {
-        path.rsplit_once(key).is_some_and(|(_, rest)| {
-            rest.strip_suffix(']')
-                .is_some_and(|it| it.bytes().all(|b| b.is_ascii_digit()))
-        })
-    };
-    path == "spec" || path.ends_with(".spec") || entry(".from[") || entry(".to[")
 }
 
 fn outside_or_strangers(policy: &Policy<'_>, cast: &mut Cast<'_>) -> Vec<EndName> {
@@ -142,9 +118,8 @@ fn ports_among_peers<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut 
         }
     }
     for (direction, at, ports) in places {
-        let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
-            continue;
-        };
+        // Told even where nobody could be selected: it is an error.
+        let us = cast.subject(policy.namespace(), &policy.it.subjects);
         let number = ports
             .pointer("/0/port")
             .and_then(Value::as_u64)
@@ -173,7 +148,10 @@ fn ports_among_peers<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut 
             )
             .severity(Severity::Error)
             .shown(Shown::Itself)
-            .asking(others.iter().map(|end| Ask::new(direction, &us, end, service, false, wanted))),
+            .asking(us.iter().flat_map(|us| {
+                let ask = |end| Ask::new(direction, us, end, service, false, wanted);
+                others.iter().map(ask).collect::<Vec<_>>()
+            })),
         );
     }
 }

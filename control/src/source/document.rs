@@ -179,10 +179,10 @@ impl Located {
         };
         match &self.node {
             Node::Scalar(_) => None,
-            Node::List(items) => items.iter().enumerate().find_map(|(index, value)| {
-                let here = item(at, index);
-                inside(&here).then(|| value.at(&here, wanted)).flatten()
-            }),
+            Node::List(items) => {
+                let index = next_index(at, wanted)?;
+                items.get(index)?.at(&item(at, index), wanted)
+            }
             Node::Mapping(entries) => entries.iter().find_map(|entry| {
                 let here = join(at, &entry.key);
                 inside(&here).then(|| entry.value.at(&here, wanted)).flatten()
@@ -254,7 +254,8 @@ impl Located {
         match &self.node {
             Node::Scalar(_) => {}
             Node::List(items) => {
-                for (index, value) in items.iter().enumerate() {
+                if let Some((index, value)) = next_index(at, wanted).and_then(|it| Some((it, items.get(it)?)))
+                {
                     step(item(at, index), value.beginning(), value);
                 }
             }
@@ -282,6 +283,12 @@ impl Located {
             Node::Scalar(_) | Node::List(_) => self.place,
         }
     }
+}
+
+/// The index that a path goes on with below `at`: a list may have a hundred thousand entries.
+fn next_index(at: &str, wanted: &str) -> Option<usize> {
+    let (index, _) = wanted.strip_prefix(at)?.strip_prefix('[')?.split_once(']')?;
+    index.parse().ok()
 }
 
 /// A value as it is deserialized. `LINES` says whether the parser knows places: only [`serde_saphyr`] does, and
