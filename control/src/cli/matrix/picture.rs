@@ -26,7 +26,7 @@ const LONGEST: usize = 36;
 /// Between two lines of the legend.
 const LINE: usize = 20;
 /// Height of title and summary.
-const HEAD: usize = 58;
+const HEAD: usize = 76;
 /// Digits of a port that fit into a cell.
 const FITS: usize = 5;
 
@@ -66,23 +66,22 @@ impl Layout {
             offsets.push(next);
             next += CELL;
         }
-        let width = |text: &str| (text.chars().count() as f64 * LETTER_WIDTH) as usize;
         let names = grid
             .groups
             .iter()
-            .map(|group| width(&cut(&group.short_name())))
+            .map(|group| text_width(&cut(&group.short_name())))
             .max()
             .unwrap_or(0);
         let spaces = grid
             .groups
             .iter()
-            .map(|group| width(&cut(place_of(group))))
+            .map(|group| text_width(&cut(place_of(group))))
             .max()
             .unwrap_or(0);
         let full = grid
             .groups
             .iter()
-            .map(|group| width(&column_name(group)))
+            .map(|group| text_width(&column_name(group)))
             .max()
             .unwrap_or(0);
         // Columns' names are slanted by 45 degrees.
@@ -101,10 +100,16 @@ impl Layout {
 pub(super) fn svg(grid: &Grid, caption: &Caption) -> String {
     let layout = Layout::of(grid);
     let legend = legend(grid, caption, layout.top + layout.side + 44);
-    let width = (layout.left + layout.side + layout.overhang + MARGIN).max(560);
+    let summary = summary(grid, caption);
+    let widest = summary
+        .iter()
+        .map(|line| text_width(line) + MARGIN)
+        .max()
+        .unwrap_or(0)
+        .max(legend.width);
+    let width = (layout.left + layout.side + layout.overhang).max(widest) + MARGIN;
     let height = legend.until + MARGIN;
     let mut out = String::new();
-    let summary = summary(grid, caption);
     // Writing to a string does not fail, here and below.
     let _ = write!(
         out,
@@ -113,9 +118,10 @@ pub(super) fn svg(grid: &Grid, caption: &Caption) -> String {
          <title id=\"title\">Who can reach whom</title>\n<desc id=\"summary\">{}</desc>\n<style>{STYLE}</style>\n\
          <rect class=\"bg\" width=\"{width}\" height=\"{height}\"/>\n\
          <text class=\"h\" x=\"{MARGIN}\" y=\"32\">Who can reach whom</text>\n\
-         <text class=\"m\" x=\"{MARGIN}\" y=\"52\">{}</text>\n",
-        escaped(&summary),
-        escaped(&summary)
+         <text class=\"m\" x=\"{MARGIN}\" y=\"52\">{}</text>\n<text class=\"m\" x=\"{MARGIN}\" y=\"70\">{}</text>\n",
+        escaped(&summary.join(" ")),
+        escaped(&summary[0]),
+        escaped(&summary[1])
     );
     columns(&mut out, grid, &layout);
     rows(&mut out, grid, &layout);
@@ -278,8 +284,9 @@ fn short(grid: &Grid, mark: usize) -> Vec<String> {
 
 struct Legend {
     text: String,
-    /// Where it ends.
+    /// Where it ends, below and to the right.
     until: usize,
+    width: usize,
 }
 
 fn legend(grid: &Grid, caption: &Caption, top: usize) -> Legend {
@@ -304,8 +311,9 @@ fn legend(grid: &Grid, caption: &Caption, top: usize) -> Legend {
             x + CELL + 6,
             escaped(&words)
         );
-        x += CELL + 30 + (words.chars().count() as f64 * LETTER_WIDTH) as usize;
+        x += CELL + 30 + text_width(&words);
     }
+    let mut width = x;
     y += CELL + 6;
     let mut numbers = false;
     for mark in 0..grid.marks.len() {
@@ -330,6 +338,7 @@ fn legend(grid: &Grid, caption: &Caption, top: usize) -> Legend {
                 MARGIN + CELL + 6,
                 escaped(&line)
             );
+            width = width.max(MARGIN + CELL + 6 + text_width(&line));
             y += LINE;
         }
         y += CELL + 4 - LINE;
@@ -347,11 +356,13 @@ fn legend(grid: &Grid, caption: &Caption, top: usize) -> Legend {
             "<text class=\"w\" x=\"{MARGIN}\" y=\"{y}\">{}</text>",
             escaped(warning)
         );
+        width = width.max(MARGIN + text_width(warning));
         y += LINE;
     }
     Legend {
         text,
         until: y - LINE + 4,
+        width,
     }
 }
 
@@ -382,21 +393,31 @@ fn lines(words: &str) -> Vec<String> {
     lines
 }
 
-fn summary(grid: &Grid, caption: &Caption) -> String {
+fn summary(grid: &Grid, caption: &Caption) -> [String; 2] {
     let count = |wanted: fn(&Cell) -> bool| grid.cells.iter().flatten().filter(|cell| wanted(cell)).count();
     let all = count(|cell| *cell == Cell::All);
     let some = count(|cell| matches!(cell, Cell::Some(_)));
     let nothing = count(|cell| *cell == Cell::Nothing);
     let namespaces: BTreeSet<&str> = grid.groups.iter().map(|group| group.namespace.as_str()).collect();
     let outside = usize::from(namespaces.contains(""));
-    format!(
-        "{} endpoints in {} rows and {} namespaces. Of {} pairs of rows, {all} are open to {}, {some} in part, {nothing} closed.",
-        grid.groups.iter().map(|group| group.members.len()).sum::<usize>(),
-        grid.groups.len(),
-        namespaces.len() - outside,
-        all + some + nothing,
-        caption.what
-    )
+    [
+        format!(
+            "{} endpoints in {} rows and {} namespaces.",
+            grid.groups.iter().map(|group| group.members.len()).sum::<usize>(),
+            grid.groups.len(),
+            namespaces.len() - outside
+        ),
+        format!(
+            "Of {} pairs of rows, {all} are open to {}, {some} in part, {nothing} closed.",
+            all + some + nothing,
+            caption.what
+        ),
+    ]
+}
+
+/// How wide a text is at most.
+fn text_width(text: &str) -> usize {
+    (text.chars().count() as f64 * LETTER_WIDTH) as usize
 }
 
 fn place_of(group: &Group) -> &str {
