@@ -63,7 +63,7 @@ pub(super) fn odd<'a>(
             policy,
             field,
             problem.message.clone(),
-            "write the block as it is read",
+            "write the block as it is read; if one address is meant, that with /32 or /128",
         );
         let of_peer = policy
             .all_peers()
@@ -302,14 +302,22 @@ fn missing_family<'a>(
             policy,
             format!("{}.ipBlock.cidr", placed.peer_path(index)),
             format!(
-                "{has} is everywhere in one address family; {} has {} address{} too, and no block of that family stands here",
+                "{has} is everywhere in one address family; {} {}, and no block of that family stands here",
                 pod.key,
-                if missing_v6 { "an IPv6" } else { "an IPv4" },
-                if alone.is_some() { " alone," } else { "," },
+                match (alone.is_some(), missing_v6) {
+                    (true, true) => "has IPv6 addresses alone",
+                    (true, false) => "has IPv4 addresses alone",
+                    (false, true) => "has an IPv6 address, too",
+                    (false, false) => "has an IPv4 address, too",
+                },
             ),
             format!("add an ipBlock with {lacks}, if it is meant"),
         )
-        .severity(if alone.is_some() { Severity::Warning } else { Severity::Note })
+        .severity(if alone.is_some() {
+            Severity::Warning
+        } else {
+            Severity::Note
+        })
         .asking(asks),
     );
 }

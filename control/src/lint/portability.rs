@@ -169,7 +169,7 @@ fn port_limit<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> 
             policy,
             placed.port_path(AWS_PORTS),
             format!(
-                "{} ports and ranges for one peer: the AWS network policy agent keeps the first {AWS_PORTS} of an address",
+                "{} ports and ranges for one peer: the AWS network policy agent keeps {AWS_PORTS} for one address",
                 ports.len()
             ),
             "join ports to ranges with endPort",

@@ -525,17 +525,14 @@ fn unknown_named_ports<'a>(
                     it.name
                 )
             }
-            None => format!(
-                "{} has {}",
-                destinations
-                    .first()
-                    .map(|pod| pod.key.to_string())
-                    .unwrap_or_default(),
-                match destinations.first().is_some_and(|pod| pod.named_ports.is_empty()) {
-                    true => "no named ports",
-                    false => "other names for its ports",
+            None => match destinations.first() {
+                Some(pod) if pod.named_ports.is_empty() => format!("{} has no named ports", pod.key),
+                Some(pod) => {
+                    let names: Vec<&str> = pod.named_ports.iter().map(|it| it.name.as_str()).collect();
+                    format!("{} has {}", pod.key, names.join(", "))
                 }
-            ),
+                None => "there is none".to_owned(),
+            },
         };
         let number = near.map_or(80, |(_, it)| it.number);
         let mut asks = Vec::new();
