@@ -52,7 +52,7 @@ impl Proof {
             ..Touched::default()
         };
         self.touched_by_tables(&since, &older, &mut touched);
-        let reseat = self.touched_by_policies(cluster, &mut touched)?;
+        let reseat = self.touched_by_policies(cluster, &mut touched);
         self.touched_by_namespaces(cluster, &mut touched);
         self.touched_by_pods(cluster, &mut touched);
         let ends = self.ends_again(&touched);
@@ -125,8 +125,8 @@ impl Proof {
     }
 
     /// 6: what policies say. Whoever they concern is the same one as before: only what its numbers have to stand for is
-    /// another; true where that is so. None where pods have to be grouped otherwise.
-    fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> Option<bool> {
+    /// another; true where that is so.
+    fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> bool {
         let before = self.view.cluster().policies.clone();
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         for item in before.diff(&cluster.policies) {
@@ -143,10 +143,10 @@ impl Proof {
             }
         }
         if gone.is_empty() && new.is_empty() {
-            return Some(false);
+            return false;
         }
-        touched.ranges |= self.view.replace_policies(cluster, &gone, &new)?;
-        Some(true)
+        touched.ranges |= self.view.replace_policies(cluster, &gone, &new);
+        true
     }
 
     /// 6: pods of namespaces that came, went or have other labels.

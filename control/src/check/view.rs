@@ -462,13 +462,13 @@ impl View {
     }
 
     /// Takes over policies: those that are gone or replaced, then those that are new. Answers whether the address space
-    /// is cut otherwise; None where pods have to be grouped otherwise, so that a new view is needed.
+    /// is cut otherwise.
     pub(super) fn replace_policies(
         &mut self,
         cluster: &Cluster,
         gone: &[ObjectKey],
         new: &[Arc<NetworkPolicy>],
-    ) -> Option<bool> {
+    ) -> bool {
         let words = self.rules.words();
         let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
         for key in gone {
@@ -477,18 +477,19 @@ impl View {
         for policy in new {
             self.rules.add(policy);
         }
-        if self.rules.words() != words {
-            return None;
+        self.term_sets.grow(self.rules.term_count());
+        let more_terms = self.rules.term_count() > terms;
+        if more_terms {
+            self.terms_of.clear();
         }
         let namespaces: HashSet<&str> = gone
             .iter()
             .chain(new.iter().map(|policy| &policy.key))
             .map(|key| key.namespace.as_str())
             .collect();
-        self.term_sets.grow(self.rules.term_count());
-        let more_terms = self.rules.term_count() > terms;
-        if more_terms {
-            self.terms_of.clear();
+        if self.rules.words() != words {
+            // Selectors or rules can tell pods apart now that they could not.
+            self.regroup();
         }
         for number in 0..self.groups.len() {
             let pod = Arc::clone(&self.groups[number].example);
@@ -504,7 +505,23 @@ impl View {
             self.block_sets.grow(self.rules.blocks().len());
             self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
         }
-        Some(more_blocks)
+        more_blocks
+    }
+
+    /// Groups all pods anew.
+    fn regroup(&mut self) {
+        self.groups.clear();
+        self.group_numbers.clear();
+        for slot in 0..self.pods.len() {
+            let Some(known) = self.pods[slot].as_ref().filter(|known| known.is_endpoint()) else {
+                continue;
+            };
+            let pod = Arc::clone(&known.pod);
+            let group = self.group(&pod);
+            if let Some(known) = &mut self.pods[slot] {
+                known.group = group;
+            }
+        }
     }
 
     /// Takes over what namespaces are now, and answers the slots of the pods in those that are given.
