@@ -8,7 +8,6 @@ mod report;
 mod sarif;
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{self, Write},
     path::PathBuf,
