@@ -903,7 +903,12 @@ async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
         .await;
     let states = source.health().states - before;
     assert!(states >= 5, "{states} states in {took:?}: starved");
-    assert!(states < 200, "{states} states in {took:?}: not gathered");
+    // `took` ends before the last state is there.
+    let most = took.as_millis() / quick().spacing.as_millis() + 10;
+    assert!(
+        u128::from(states) <= most,
+        "{states} states in {took:?}: not gathered"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
