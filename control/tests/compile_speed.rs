@@ -330,14 +330,17 @@ fn changes() {
         let mut generation = 1;
         let mut update = |cluster: &Cluster, what: String| {
             generation += 1;
-            let start = processor_time();
+            let start = Instant::now();
             let compiled = compiler.update(cluster, Generation(generation)).unwrap();
-            let took = (processor_time() - start).as_micros() as u64;
+            let took = start.elapsed().as_micros() as u64;
             let times = times.entry(what).or_default();
             if compiled.incremental {
-                let start = processor_time();
-                let delta = compiled.image.delta_since(&last).map_or(0, |delta| delta.len());
-                times.delta.push((processor_time() - start).as_micros() as u64);
+                let start = Instant::now();
+                let delta = compiled
+                    .image
+                    .delta_since(&last)
+                    .map_or(0, |delta| delta.len());
+                times.delta.push(start.elapsed().as_micros() as u64);
                 times.bytes.push(delta as u64);
                 times.update.push(took);
             } else {

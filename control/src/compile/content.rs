@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 use super::{blocks::Block, ports::NamedPort};
 use crate::{
@@ -19,10 +20,10 @@ pub(super) type Content = [u8; 32];
 /// Collects content.
 ///
 /// In memory until the end: most contents are short, and hashing one of them in one go costs a fraction of setting up
-/// an incremental hasher.
+/// an incremental hasher; nor do short ones ask for memory.
 pub(super) struct Digest<'k> {
     key: Option<&'k [u8; 32]>,
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; 320]>,
 }
 
 impl<'k> Digest<'k> {
@@ -38,7 +39,7 @@ impl<'k> Digest<'k> {
     fn with_key(key: Option<&'k [u8; 32]>, of: &str) -> Self {
         let mut digest = Self {
             key,
-            bytes: Vec::with_capacity(256),
+            bytes: SmallVec::new(),
         };
         digest.text(of);
         digest

@@ -6,7 +6,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
@@ -119,10 +119,10 @@ impl State {
         let mut settings = Digest::new("settings");
         settings.number(u64::from(cluster.settings.allow_unknown));
         self.loose.add(&Sum::of(&settings.finish()));
-        let mut names: Vec<&str> = cluster.nodes.keys().map(String::as_str).collect();
+        let mut names: HashSet<&str> = cluster.nodes.keys().map(String::as_str).collect();
         names.extend(cluster.pods.values().filter_map(|pod| pod.node.as_deref()));
+        let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
-        names.dedup();
         for name in names {
             self.node_number(name);
         }
