@@ -1,6 +1,5 @@
 //! What the policy engine costs: one row for each figure, on synthetic clusters, with the control where there is one.
 
-mod appliance;
 mod churn;
 mod cluster;
 mod compile;
@@ -59,8 +58,6 @@ enum RowName {
     Memory,
     /// One pod changed, to the adoption by all workers.
     Change,
-    /// The same with the whole appliance and AF_XDP workers; needs root.
-    Appliance,
     /// Pods come and go for a while: lag, CPU, flows judged again.
     Churn,
     /// Whole proof; one changed pod compiled and proven.
@@ -121,7 +118,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 RowName::Checker => proof::checker(options, *size, &mut report)?,
                 RowName::Diff => proof::diff(options, *size, &mut report)?,
                 RowName::FirstPacket => {}
-                RowName::Appliance => appliance::run(options, *size, &mut report)?,
                 RowName::Nft => nft::run(options, *size, &mut report)?,
                 RowName::Churn => churn::sustained(options, *size, &mut report)?,
             }
