@@ -336,10 +336,7 @@ fn changes() {
             let times = times.entry(what).or_default();
             if compiled.incremental {
                 let start = Instant::now();
-                let delta = compiled
-                    .image
-                    .delta_since(&last)
-                    .map_or(0, |delta| delta.len());
+                let delta = compiled.image.delta_since(&last).map_or(0, |delta| delta.len());
                 times.delta.push(start.elapsed().as_micros() as u64);
                 times.bytes.push(delta as u64);
                 times.update.push(took);

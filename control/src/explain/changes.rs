@@ -239,7 +239,12 @@ impl<'a> Search<'a> {
         for candidate in candidates {
             let touches: Vec<String> = candidate.iter().map(Edit::touches).collect();
             let alike = kept.iter().filter(|(other, _)| *other == touches).count();
-            if alike < COMPARED_OF_ONE && self.after(&candidate).allow() != self.allowed {
+            // Smaller ones come first: what holds one of them does more than it needs to.
+            let more_than_needed = kept
+                .iter()
+                .any(|(_, other)| other.iter().all(|edit| candidate.contains(edit)));
+            if alike < COMPARED_OF_ONE && !more_than_needed && self.after(&candidate).allow() != self.allowed
+            {
                 kept.push((touches, candidate));
                 if kept.len() == COMPARED {
                     break;

@@ -18,7 +18,7 @@ use generate::{Flow, Place, cluster, flows};
 use random::Random;
 use ringwall::{
     cluster::{Cluster, ObjectKey, Pod},
-    explain::{ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes},
+    explain::{Change, ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes},
     reference::{End, Identity, Service, identify, judge, named},
 };
 
@@ -153,6 +153,13 @@ fn changes_turn_verdicts_round_and_their_effects_are_counted() {
             };
             assert!((1..=3).contains(&changes.len()));
             assert!(changes.windows(2).all(|pair| pair[0].size <= pair[1].size));
+            for (nth, change) in changes.iter().enumerate() {
+                let holds = |other: &Change| other.edits.iter().all(|edit| change.edits.contains(edit));
+                assert!(
+                    !changes[..nth].iter().any(holds),
+                    "seed {seed}, {flow:?}: more than it takes"
+                );
+            }
             for change in &changes {
                 let changed = change.applied(&cluster);
                 let (src, dst) = ends(&changed, &flow).unwrap();
