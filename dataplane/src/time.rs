@@ -1,8 +1,10 @@
 //! Time as the packet path knows it: a number that it is given once per burst.
 
+use zerocopy::FromZeros;
+
 /// Nanoseconds of a clock that never goes back and that a restarted process goes on with (CLOCK_MONOTONIC; a capture's
 /// timestamps in a replay).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros)]
 pub struct Nanos(pub u64);
 
 impl Nanos {

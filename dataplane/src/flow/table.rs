@@ -5,6 +5,8 @@
 //! most. Entries that may be thrown out stand in one of two lists, oldest first. Index, lists and free places are private
 //! and are built from the entries when the shard is opened.
 
+use zerocopy::FromZeros;
+
 use super::{
     FlowConfig, FlowRecord, Timeouts,
     entry::{Entry, Stamp},
@@ -20,13 +22,11 @@ const SLOTS: usize = 8;
 const NONE: u32 = u32::MAX;
 
 /// Slots hold a tag in the upper half and, in the lower, 0 for nothing or twice (1 + the entry's number) + direction.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[derive(Clone, Copy, Debug, FromZeros)]
+#[repr(C, align(64))]
 struct Bucket([u64; SLOTS]);
 
 impl Bucket {
-    const EMPTY: Self = Self([0; SLOTS]);
-
     /// The slots with a tag, by bit. Without a branch: where in its bucket a key lies cannot be predicted.
     #[inline]
     fn tagged(&self, tag: u32) -> u32 {
@@ -61,8 +61,9 @@ impl Hint {
     }
 }
 
-/// An entry's place in its list.
-#[derive(Clone, Copy, Debug)]
+/// An entry's place in its list; means nothing for one that is in none.
+#[derive(Clone, Copy, Debug, FromZeros)]
+#[repr(C)]
 struct Link {
     prev: u32,
     next: u32,
@@ -157,23 +158,18 @@ impl Shard {
         let ShardMemory { entries, reached } = memory;
         let count = entries.len();
         let fresh = count.min(*reached as usize);
-        let buckets = (count * 4).div_ceil(SLOTS).next_power_of_two();
+        let mask = (count * 4).div_ceil(SLOTS).next_power_of_two() - 1;
+        // Zeroed by the system where they are first touched: all at once, they would be most of a restart.
+        let buckets = zeroed(mask + 1);
+        let links = zeroed(count);
         let mut shard = Self {
             entries,
-            buckets: vec![Bucket::EMPTY; buckets].into_boxed_slice(),
-            mask: buckets - 1,
+            buckets,
+            mask,
             free: Vec::with_capacity(count),
             fresh,
             reached,
-            links: vec![
-                Link {
-                    prev: NONE,
-                    next: NONE,
-                    since: Nanos(0)
-                };
-                count
-            ]
-            .into_boxed_slice(),
+            links,
             half_open: EMPTY_LIST,
             closed: EMPTY_LIST,
             half_open_limit: (count * usize::from(config.half_open_share) / 256).max(1),
@@ -541,6 +537,13 @@ impl Shard {
         }
         None
     }
+}
+
+/// So many records of zeros.
+fn zeroed<T: FromZeros>(count: usize) -> Box<[T]> {
+    // Errors where the size overflows or memory is out, as `vec![]` would abort there.
+    <[T]>::new_box_zeroed_with_elems(count)
+        .unwrap_or_else(|_| std::alloc::handle_alloc_error(std::alloc::Layout::new::<T>()))
 }
 
 /// Over the key of an entry.
