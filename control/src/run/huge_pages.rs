@@ -60,8 +60,10 @@ impl Account<'_> {
             .ok()
     }
 
+    /// Without those that the kernel made on demand, which go by themselves.
     fn pages(&self) -> Option<u64> {
-        self.read("nr_hugepages")
+        let surplus = self.read("surplus_hugepages").unwrap_or(0);
+        Some(self.read("nr_hugepages")?.saturating_sub(surplus))
     }
 
     /// None where enough are free, too many would be needed, or the kernel keeps none.
