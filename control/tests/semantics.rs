@@ -81,15 +81,7 @@ impl World {
         };
         let ((a, src_id), (b, dst_id)) = (self.end(src), self.end(dst));
         let verdict = reference::judge(&self.cluster, &a, &b, service);
-        let l4 = match service.port {
-            Some(port) => L4::Port {
-                protocol: service.protocol,
-                port,
-            },
-            None => L4::NoPort {
-                protocol: service.protocol,
-            },
-        };
+        let l4 = L4::of(service.protocol, service.port);
         let same = match (a.address, b.address) {
             (None, None) => src == dst && self.cluster.pods[&key_of(src).unwrap()].template_of.is_none(),
             (x, y) => x == y,

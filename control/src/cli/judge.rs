@@ -203,15 +203,7 @@ impl Judge {
     /// # Errors
     /// The snapshot contradicts itself.
     pub(crate) fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
-        let l4 = match service.port {
-            Some(port) => L4::Port {
-                protocol: service.protocol,
-                port,
-            },
-            None => L4::NoPort {
-                protocol: service.protocol,
-            },
-        };
+        let l4 = L4::of(service.protocol, service.port);
         // Without addresses, one name is one pod, but a template stands for many.
         let same = src.address == dst.address && (src.address.is_some() || !src.template);
         let Judgement { ingress, egress } =

@@ -11,6 +11,7 @@ use anyhow::Context;
 use ringwall_dataplane::classify::{Generation, Snapshot};
 use serde_json::{Value, json};
 
+use super::flow::Service;
 use crate::{
     check::{Checker, Difference, Progress, Report},
     cluster::Cluster,
@@ -146,7 +147,11 @@ pub(super) fn finding(difference: &Difference, written: &[Written]) -> Finding {
             imagined: false,
             from: difference.src.clone(),
             to: difference.dst.clone(),
-            service: service(difference),
+            service: Service {
+                protocol: difference.protocol,
+                port: difference.port,
+            }
+            .to_string(),
             allowed: difference.got.allow,
             why: format!(
                 "ingress: {}; egress: {}",
@@ -160,20 +165,5 @@ pub(super) fn finding(difference: &Difference, written: &[Written]) -> Finding {
             ),
         }),
         fix: None,
-    }
-}
-
-fn service(difference: &Difference) -> String {
-    let protocol = match difference.protocol {
-        1 => "ICMP".to_owned(),
-        6 => "TCP".to_owned(),
-        17 => "UDP".to_owned(),
-        58 => "ICMPv6".to_owned(),
-        132 => "SCTP".to_owned(),
-        number => format!("protocol {number}"),
-    };
-    match difference.port {
-        Some(port) => format!("{port}/{protocol}"),
-        None => protocol,
     }
 }

@@ -297,10 +297,7 @@ impl<'a> Checker<'a> {
             (Service::Other, Family::V4) => 1,
             (Service::Other, Family::V6) => 58,
         };
-        let l4 = match port {
-            Some(port) => L4::Port { protocol, port },
-            None => L4::NoPort { protocol },
-        };
+        let l4 = L4::of(protocol, port);
         let lost = RefineError::Snapshot("an end is not its own");
         let judgement = self.ends.judge(0, (src, dst), family, l4).ok_or(lost)?;
         let [compiled] = self.ends.sides;

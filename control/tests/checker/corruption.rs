@@ -51,15 +51,7 @@ fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
         return "nobody".to_owned();
     };
     let same = flow.src == flow.dst && !template;
-    let l4 = match flow.port {
-        Some(port) => L4::Port {
-            protocol: flow.protocol,
-            port,
-        },
-        None => L4::NoPort {
-            protocol: flow.protocol,
-        },
-    };
+    let l4 = L4::of(flow.protocol, flow.port);
     let mut words = format!("{} {}", who(snapshot, &src), who(snapshot, &dst));
     for trust in [NodeExemption::Trusted, NodeExemption::Untrusted] {
         let told = snapshot.judge_ends(&src, &dst, same, l4, trust);

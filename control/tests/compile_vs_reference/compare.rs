@@ -52,15 +52,7 @@ impl Compiled {
         let (src, template) = self.identify(&flow.src)?;
         let (dst, _) = self.identify(&flow.dst)?;
         let same = flow.src == flow.dst && !template;
-        let l4 = match flow.port {
-            Some(port) => L4::Port {
-                protocol: flow.protocol,
-                port,
-            },
-            None => L4::NoPort {
-                protocol: flow.protocol,
-            },
-        };
+        let l4 = L4::of(flow.protocol, flow.port);
         let judgement = self
             .snapshot
             .judge_ends(&src, &dst, same, l4, NodeExemption::Trusted);

@@ -243,6 +243,12 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
 
     /// Starts `ringwall run` and waits until policies are in force.
     pub fn start(&mut self) {
+        self.launch();
+        self.wait_for("policies in force", |bed| bed.log().contains("policies in force"));
+    }
+
+    /// Starts `ringwall run` and waits for nothing.
+    pub fn launch(&mut self) {
         let log = File::create(self.log_file()).unwrap();
         let child = self
             .ringwall(&["run"])
@@ -253,7 +259,6 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
             .spawn()
             .unwrap();
         self.running = Some(child);
-        self.wait_for("policies in force", |bed| bed.log().contains("policies in force"));
     }
 
     fn log_file(&self) -> PathBuf {

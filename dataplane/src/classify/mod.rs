@@ -76,6 +76,17 @@ pub enum L4 {
     },
 }
 
+impl L4 {
+    /// Of an IP protocol number and the destination port, where the protocol has one and it could be read.
+    #[inline]
+    pub fn of(protocol: u8, port: Option<u16>) -> Self {
+        match port {
+            Some(port) => Self::Port { protocol, port },
+            None => Self::NoPort { protocol },
+        }
+    }
+}
+
 /// Why a direction was decided as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]

@@ -219,15 +219,7 @@ impl Packet {
     /// What policies see of layer 4.
     #[inline]
     pub fn l4_seen(&self) -> L4 {
-        match self.dst_port() {
-            Some(port) => L4::Port {
-                protocol: self.protocol,
-                port,
-            },
-            None => L4::NoPort {
-                protocol: self.protocol,
-            },
-        }
+        L4::of(self.protocol, self.dst_port())
     }
 
     /// Whether it is a fragment other than the first.

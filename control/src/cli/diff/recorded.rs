@@ -189,15 +189,7 @@ fn fate(found: &Difference<'_>, src: &EndName, dst: &EndName, service: Service) 
         (Ok(src), Ok(dst)) => (src, dst),
         (Err(only), _) | (_, Err(only)) => return Ok(Fate::Unmatched(only)),
     };
-    let l4 = match service.port {
-        Some(port) => L4::Port {
-            protocol: service.protocol,
-            port,
-        },
-        None => L4::NoPort {
-            protocol: service.protocol,
-        },
-    };
+    let l4 = L4::of(service.protocol, service.port);
     let families = Family::BOTH.into_iter().filter(|family| {
         let of = |end: &EndName| match end {
             EndName::Address(address) => Family::of(*address) == *family,

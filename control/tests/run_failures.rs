@@ -1,0 +1,146 @@
+//! What `ringwall run` does when a part of it fails that cannot be made to fail from outside by ordinary means.
+#![cfg(feature = "afxdp")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that panics has failed
+#![allow(dead_code, missing_docs, unreachable_pub)] // a test, and parts of the bed serve others
+
+mod run_bed;
+
+use nix::{
+    sys::{
+        ptrace,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use run_bed::*;
+
+/// The thread of the first worker.
+fn worker_thread(dataplane: u32) -> Pid {
+    let task = std::fs::read_dir(format!("/proc/{dataplane}/task"))
+        .unwrap()
+        .flatten()
+        .find(|task| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "rw-worker-0")
+        })
+        .expect("a worker");
+    Pid::from_raw(task.file_name().to_str().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_worker_that_hangs_is_replaced_with_its_process() {
+    if !may_run("a_worker_that_hangs_is_replaced_with_its_process") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    let mut open = connect(&bed.a, POD_B, 80).unwrap();
+    let hung = bed.child("dataplane").unwrap();
+    let thread = worker_thread(hung);
+    // Who traces a thread stops it alone.
+    ptrace::attach(thread).unwrap();
+    let stopped = waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "the worker hangs");
+    // Its end is the tracer's to be told; the process is gone only then.
+    let ended = waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    assert_eq!(ended, WaitStatus::Exited(thread, 70), "{}", bed.log());
+    bed.wait_for("successor", |bed| {
+        bed.child("dataplane").is_some_and(|pid| pid != hung) && connect(&bed.a, POD_B, 80).is_ok()
+    });
+    echo(&mut open).unwrap_or_else(|error| panic!("the connection: {error}\n{}", bed.log()));
+    assert!(bed.log().contains("the worker takes no turns"), "{}", bed.log());
+    assert_eq!(bed.status()["supervision"]["dataplaneRestarts"], 1);
+}
+
+/// A bed that has run with `ISOLATE_B`, whose source is an API server that does not answer from now on.
+fn without_source() -> Bed {
+    let mut bed = Bed::new();
+    bed.manifest("np", ISOLATE_B);
+    bed.start();
+    assert_eq!(bed.stop(), Some(0), "{}", bed.log());
+    let kubeconfig = bed.dir.path().join("kubeconfig");
+    std::fs::write(
+        &kubeconfig,
+        "apiVersion: v1
+kind: Config
+clusters: [{name: gone, cluster: {server: \"http://127.0.0.1:1\"}}]
+users: [{name: nobody, user: {}}]
+contexts: [{name: gone, context: {cluster: gone, user: nobody}}]
+current-context: gone
+",
+    )
+    .unwrap();
+    let folder = format!("manifests: {}/manifests", bed.dir.path().display());
+    let config = bed.config();
+    assert!(config.contains(&folder));
+    bed.configure(&config.replace(&folder, &format!("kubeconfig: {}", kubeconfig.display())));
+    bed
+}
+
+fn snapshot_of(bed: &Bed) -> Option<serde_json::Value> {
+    let output = bed.ask(&["status", "-o", "json"]);
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    status["dataplane"]["workers"].get(0)?;
+    Some(status)
+}
+
+#[test]
+fn the_last_snapshot_decides_until_there_is_an_api_server() {
+    if !may_run("the_last_snapshot_decides_until_there_is_an_api_server") {
+        return;
+    }
+    let mut bed = without_source();
+    serve(&bed.a, POD_A, 80);
+    serve(&bed.b, POD_B, 80);
+    bed.launch();
+    bed.wait_for("worker with the last snapshot", |bed| {
+        snapshot_of(bed).is_some_and(|status| status["dataplane"]["workers"][0]["generation"] != 0)
+    });
+    let status = bed.status();
+    assert_eq!(status["dataplane"]["snapshot"]["origin"], "disk", "{status}");
+    assert_eq!(status["control"]["ready"], false, "{status}");
+    connect(&bed.b, POD_A, 80).expect("what it allows");
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "what it denies");
+}
+
+#[test]
+fn a_damaged_snapshot_on_disk_decides_nothing() {
+    if !may_run("a_damaged_snapshot_on_disk_decides_nothing") {
+        return;
+    }
+    let mut bed = without_source();
+    serve(&bed.a, POD_A, 80);
+    serve(&bed.gateway, GATEWAY, 80);
+    let file = bed.dir.path().join("state/snapshot.img");
+    let mut image = std::fs::read(&file).unwrap();
+    let middle = image.len() / 2;
+    image[middle] ^= 1;
+    std::fs::write(&file, image).unwrap();
+    bed.launch();
+    let alarm = |bed: &Bed| {
+        let status = snapshot_of(bed)?;
+        let alarms = status["dataplane"]["alarms"].as_array()?.clone();
+        alarms
+            .iter()
+            .filter_map(|alarm| alarm.as_str())
+            .find(|alarm| alarm.contains("snapshot.img"))
+            .map(str::to_owned)
+    };
+    bed.wait_for("alarm", |bed| alarm(bed).is_some());
+    assert!(
+        alarm(&bed).unwrap().contains("pod traffic waits for control"),
+        "{:?}",
+        alarm(&bed)
+    );
+    assert!(
+        connect(&bed.b, POD_A, 80).is_err(),
+        "not even what was allowed: nothing says so"
+    );
+    connect(&bed.outside, GATEWAY, 80).expect("the host's own traffic is not pods'");
+    let drops = bed.status()["dataplane"]["drops"].clone();
+    assert!(
+        drops["no-snapshot"].as_u64().is_some_and(|count| count > 0),
+        "{drops}"
+    );
+}
