@@ -37,7 +37,8 @@ impl Class {
 struct List {
     /// In ascending order.
     sets: Vec<u32>,
-    content: Content,
+    /// None until a class sees it.
+    content: Option<Content>,
     /// Classes that see it.
     classes: Vec<u32>,
     /// Cohorts that have it.
@@ -63,7 +64,7 @@ impl Classes {
         let sets = block_sets.iter();
         let nothing = List {
             sets: Vec::new(),
-            content: policies.sets_content(&[]),
+            content: None,
             classes: Vec::new(),
             cohorts: 0,
         };
@@ -102,12 +103,12 @@ impl Classes {
     }
 
     /// Index of a list of sets, one cohort more of which there is.
-    pub(super) fn list(&mut self, sets: Vec<u32>, policies: &Policies) -> u32 {
+    pub(super) fn list(&mut self, sets: Vec<u32>) -> u32 {
         let next = self.lists.len() as u32;
         let number = *self.known_lists.entry(sets).or_insert_with_key(|sets| {
             self.lists.push(List {
-                content: policies.sets_content(sets),
                 sets: sets.clone(),
+                content: None,
                 classes: Vec::new(),
                 cohorts: 0,
             });
@@ -179,7 +180,8 @@ impl Classes {
             return (*known, false);
         }
         let number = self.classes.len() as u32;
-        let part = self.bag.part(self.content(sight, vocabulary));
+        let content = self.content(sight, policies, vocabulary);
+        let part = self.bag.part(content);
         self.classes.push(Class {
             sight,
             members: Members::default(),
@@ -221,11 +223,14 @@ impl Classes {
         named.flat_map(|named| named.rows.iter().copied()).collect()
     }
 
-    fn content(&self, sight: Sight, vocabulary: &Vocabulary) -> Content {
+    fn content(&mut self, sight: Sight, policies: &Policies, vocabulary: &Vocabulary) -> Content {
         let (list, blocks, ports) = sight;
         let mut digest = Digest::new("class");
-        let list = self.lists.get(list as usize);
-        digest.content(list.map_or(&[0; 32], |list| &list.content));
+        let list = self.lists.get_mut(list as usize).map(|list| {
+            let content = || policies.sets_content(&list.sets);
+            *list.content.get_or_insert_with(content)
+        });
+        digest.content(&list.unwrap_or_default());
         let blocks = self.block_sets.get(blocks as usize);
         digest.content(blocks.map_or(&[0; 32], |set| &set.1));
         digest.content(&vocabulary.ports_content(ports));
@@ -290,7 +295,7 @@ impl Classes {
             .collect();
         classes.sort_unstable();
         classes.dedup();
-        self.classes_changed(&classes, vocabulary);
+        self.classes_changed(&classes, policies, vocabulary);
     }
 
     fn lists_changed(
@@ -303,18 +308,19 @@ impl Classes {
             let Some(list) = self.lists.get_mut(number as usize) else {
                 continue;
             };
-            list.content = policies.sets_content(&list.sets);
+            list.content = None;
             let classes = list.classes.clone();
-            self.classes_changed(&classes, vocabulary);
+            self.classes_changed(&classes, policies, vocabulary);
         }
     }
 
-    fn classes_changed(&mut self, classes: &[u32], vocabulary: &Vocabulary) {
+    fn classes_changed(&mut self, classes: &[u32], policies: &Policies, vocabulary: &Vocabulary) {
         for number in classes {
             let Some(sight) = self.get(*number).map(|class| class.sight) else {
                 continue;
             };
-            let part = self.bag.part(self.content(sight, vocabulary));
+            let content = self.content(sight, policies, vocabulary);
+            let part = self.bag.part(content);
             if let Some(class) = self.classes.get_mut(*number as usize)
                 && class.part != part
             {

@@ -6,7 +6,6 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use smallvec::SmallVec;
 
 use super::{blocks::Block, ports::NamedPort};
 use crate::{
@@ -20,10 +19,10 @@ pub(super) type Content = [u8; 32];
 /// Collects content.
 ///
 /// In memory until the end: most contents are short, and hashing one of them in one go costs a fraction of setting up
-/// an incremental hasher; nor do short ones ask for memory.
+/// an incremental hasher.
 pub(super) struct Digest<'k> {
     key: Option<&'k [u8; 32]>,
-    bytes: SmallVec<[u8; 320]>,
+    bytes: Vec<u8>,
 }
 
 impl<'k> Digest<'k> {
@@ -39,7 +38,7 @@ impl<'k> Digest<'k> {
     fn with_key(key: Option<&'k [u8; 32]>, of: &str) -> Self {
         let mut digest = Self {
             key,
-            bytes: SmallVec::new(),
+            bytes: Vec::with_capacity(256), // few contents are longer
         };
         digest.text(of);
         digest
@@ -59,13 +58,18 @@ impl<'k> Digest<'k> {
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 
-    pub(super) fn number(&mut self, number: u64) {
-        self.bytes.extend_from_slice(&number.to_le_bytes());
+    /// Seven bits at a time, the lowest first; all but the last byte have the highest bit. What is hashed for each pod
+    /// then mostly fits one block of the hash.
+    pub(super) fn number(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.bytes.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.bytes.push(number as u8);
     }
 
     pub(super) fn text(&mut self, text: &str) {
-        // Names and labels are far shorter than 2^32 bytes.
-        self.bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        self.number(text.len() as u64);
         self.bytes.extend_from_slice(text.as_bytes());
     }
 

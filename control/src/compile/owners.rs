@@ -98,6 +98,11 @@ impl Owners {
         }
     }
 
+    /// Whether exactly one member lists an address, who owns it then.
+    pub(super) fn is_claimed_once(&self, address: IpAddr) -> bool {
+        matches!(self.pods.get(&address), Some(Claim::One(_)))
+    }
+
     /// Who owns an address; None where nobody does.
     pub(super) fn of(&self, address: IpAddr, members: &Members) -> Option<Owner> {
         let newest = |claims: &[u32]| {

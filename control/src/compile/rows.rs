@@ -4,7 +4,7 @@
 //! a page costs what differs on it. Pages that no rule with peers touches are the same page; classes that do not exist
 //! yet are decided as those that no such rule matches.
 
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page};
 
 use super::{
@@ -129,7 +129,7 @@ pub(super) struct Rows {
     /// By policies and the named ports that count.
     known: HashMap<(Vec<u32>, NamesOf), u32>,
     /// Port map by rules, named ports and isolating tier.
-    maps: HashMap<(Vec<u32>, u32, Option<u32>), u32>,
+    maps: HashMap<MapKey<Vec<u32>>, u32>,
     /// Bytes of the rules in `maps`.
     pub remembered: u64,
     /// Egress rows with a rule for everyone whose ports each peer names for itself.
@@ -144,8 +144,19 @@ pub(super) struct Rows {
     laid: Vec<Vec<(u32, u64)>>,
 }
 
+/// Rules, named ports and isolating tier, owned or borrowed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct MapKey<R>(R, u32, Option<u32>);
+
+impl Equivalent<MapKey<Vec<u32>>> for MapKey<&[u32]> {
+    fn equivalent(&self, key: &MapKey<Vec<u32>>) -> bool {
+        (self.0, self.1, self.2) == (key.0.as_slice(), key.1, key.2)
+    }
+}
+
 /// A page of a row.
 struct WrittenPage {
+    at: usize,
     laid: Vec<(u32, u64)>,
     page: Page,
 }
@@ -188,18 +199,16 @@ impl Rows {
         if own.is_empty() {
             return 0;
         }
-        let rules: Vec<u32> = slots()
-            .filter_map(|slot| slot.direction(ingress))
-            .flat_map(|direction| direction.rules.clone())
-            .collect();
-        let asks = |rule: &u32| {
-            from.policies
-                .rules
-                .get(*rule as usize)
-                .is_some_and(|rule| rule.asks_names)
+        let rules = || {
+            let directions = slots().filter_map(|slot| slot.direction(ingress));
+            directions.flat_map(|direction| direction.rules.clone())
+        };
+        let asks = |rule: u32| {
+            let rule = from.policies.rules.get(rule as usize);
+            rule.is_some_and(|rule| rule.asks_names)
         };
         let names = match ports {
-            Some(list) if rules.iter().any(asks) => NamesOf::Subject(list),
+            Some(list) if list != 0 && rules().any(asks) => NamesOf::Subject(list),
             Some(_) => NamesOf::Subject(0),
             None => NamesOf::Peer,
         };
@@ -224,16 +233,16 @@ impl Rows {
         } else {
             tables.isolating(&numbers)
         };
-        let passes = |rule: &u32| {
-            let rule = from.policies.rules.get(*rule as usize);
+        let passes = |rule: u32| {
+            let rule = from.policies.rules.get(rule as usize);
             rule.is_some_and(|rule| rule.action == Action::Pass)
         };
         let row = Row {
             names,
             isolating: slots().find_map(|slot: &Slot| slot.isolating),
-            passes: rules.iter().any(passes),
+            passes: rules().any(passes),
             content: content.finish(),
-            rules,
+            rules: rules().collect(),
         };
         let number = self.write(row, isolating, from, tables);
         self.note(number, from.policies);
@@ -403,29 +412,48 @@ impl Rows {
 
         // The page written last, by what was laid over it: neighbours are often alike.
         let mut last: Option<WrittenPage> = None;
-        for page in touched {
-            let page = page as usize;
-            let mut laid = self.laid.get_mut(page).map(std::mem::take).unwrap_or_default();
+        for at in touched {
+            let at = at as usize;
+            let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
             laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
             laid.sort_unstable_by_key(|(position, _)| *position);
             let by_class = laid.iter().any(|(position, _)| asks(*position));
             let written = match last.take() {
-                Some(written) if written.laid == laid && !by_class => written,
-                _ => {
-                    let parts = self.parts(&row, &laid, page, by_class, from, tables);
+                Some(written) if written.laid == laid && !by_class => {
+                    self.clear(at, laid);
+                    written
+                }
+                before => {
+                    if let Some(before) = before {
+                        self.clear(before.at, before.laid);
+                    }
+                    let parts = self.parts(&row, &laid, at, by_class, from, tables);
                     let page = tables.page(&parts);
-                    WrittenPage { laid, page }
+                    WrittenPage { at, laid, page }
                 }
             };
-            if let Some(page) = pages.get_mut(page) {
+            if let Some(page) = pages.get_mut(at) {
                 *page = written.page;
             }
-            if !by_class {
+            if by_class {
+                self.clear(written.at, written.laid);
+            } else {
                 last = Some(written);
             }
         }
+        if let Some(written) = last {
+            self.clear(written.at, written.laid);
+        }
         self.rows.push(row);
         tables.row_of_pages(isolating, &pages, map)
+    }
+
+    /// Gives a page's rules back, so that the next row needs no memory for them.
+    fn clear(&mut self, page: usize, mut laid: Vec<(u32, u64)>) {
+        laid.clear();
+        if let Some(place) = self.laid.get_mut(page) {
+            *place = laid;
+        }
     }
 
     /// Cuts a page's classes by the rules that match them; answers masks and port maps.
@@ -512,8 +540,7 @@ impl Rows {
         } else {
             0
         };
-        let key = (rules.to_vec(), ports, isolating);
-        if let Some(map) = self.maps.get(&key) {
+        if let Some(map) = self.maps.get(&MapKey(rules, ports, isolating)) {
             return *map;
         }
         let cell_rules: Vec<CellRule<'_>> = own()
@@ -527,8 +554,8 @@ impl Rows {
         let named: &[NamedPort] = from.vocabulary.ports(ports);
         let cell = ports::decide(&cell_rules, isolating, named);
         let map = tables.port_map(cell.otherwise, &cell.ranges);
-        self.remembered += size_of_val(key.0.as_slice()) as u64;
-        self.maps.insert(key, map);
+        self.remembered += size_of_val(rules) as u64;
+        self.maps.insert(MapKey(rules.to_vec(), ports, isolating), map);
         map
     }
 }

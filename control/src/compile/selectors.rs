@@ -140,6 +140,7 @@ pub(super) struct Vocabulary {
     /// Distinct lists of named ports; 0 is empty.
     port_lists: Vec<PortList>,
     known_lists: HashMap<Vec<(u8, u32, u16)>, u32>,
+    scratch: Vec<(u8, u32, u16)>,
 }
 
 impl Default for Vocabulary {
@@ -151,6 +152,7 @@ impl Default for Vocabulary {
             names: HashMap::new(),
             port_lists: vec![PortList::of(Vec::new())],
             known_lists: HashMap::from([(Vec::new(), 0)]),
+            scratch: Vec::new(),
         }
     }
 }
@@ -253,7 +255,8 @@ impl Vocabulary {
         if self.names.is_empty() || pod.named_ports.is_empty() {
             return 0;
         }
-        let mut list: Vec<(u8, u32, u16)> = Vec::new();
+        let mut list = std::mem::take(&mut self.scratch);
+        list.clear();
         for port in &pod.named_ports {
             let Some(name) = self.names.get(&port.name) else {
                 continue;
@@ -269,7 +272,9 @@ impl Vocabulary {
         }
         list.sort_unstable();
         if let Some(known) = self.known_lists.get(&list) {
-            return *known;
+            let known = *known;
+            self.scratch = list;
+            return known;
         }
         let mut ports: Vec<NamedPort> = Vec::new();
         for port in &pod.named_ports {

@@ -134,40 +134,77 @@ impl State {
         let v4 = addresses().filter(|address| address.is_ipv4()).count();
         self.tables.expect_hosts(v4, addresses().count() - v4);
 
+        let mut numbers = Vec::with_capacity(cluster.pods.len());
+        // Addresses whose owner is not known before all pods are.
+        let mut open: Vec<IpAddr> = Vec::new();
+        // Cohorts, with sets of blocks that hold addresses of their pods.
+        let mut placed: Vec<(u32, u32)> = Vec::new();
+        // Replicas come one after the other, in the same cohort.
+        let mut last: Option<(&Pod, Option<u32>)> = None;
+        for pod in cluster.pods.values() {
+            let Some(number) = self.admit(pod) else {
+                open.extend(&pod.addresses);
+                continue;
+            };
+            numbers.push(number);
+            match last {
+                Some((other, cohort)) if are_replicas(pod, other) => self.join(number, cohort),
+                _ => self.attach(number),
+            }
+            let cohort = self.members.get(number).and_then(|member| member.cohort);
+            last = Some((pod, cohort));
+            for address in &pod.addresses {
+                let place = cohort.map(|cohort| (cohort, self.blocks.set_of(*address)));
+                if placed.last() != place.as_ref() {
+                    placed.extend(place.filter(|(_, set)| *set != 0));
+                }
+            }
+        }
+        placed.sort_unstable();
+        placed.dedup();
+        // What is in force before what lists and classes are, which is of that.
+        let turned = self.policies.settle();
+        self.classes
+            .turned(&turned.sets, &turned.blocks, &self.policies, &self.vocabulary);
         // All classes before any row. Class 0 is of addresses that nothing is known of.
         self.class((0, 0, 0));
         for set in 0..self.blocks.sets.len() as u32 {
             self.class((0, set, 0));
         }
-        let mut numbers = Vec::with_capacity(cluster.pods.len());
-        for pod in cluster.pods.values() {
-            if let Some(number) = self.admit(pod) {
-                self.attach(number);
-                numbers.push(number);
-                self.classes_of_member(number);
+        let mut placed = placed.into_iter().peekable();
+        for number in 0..self.cohorts.cohorts.len() as u32 {
+            let Some(cohort) = self.cohorts.get(number) else {
+                continue;
+            };
+            let (list, ports) = (cohort.list, cohort.egress_ports);
+            self.class((list, 0, ports));
+            while let Some((_, set)) = placed.next_if(|place| place.0 == number) {
+                self.class((list, set, ports));
             }
         }
-        let turned = self.policies.settle();
-        self.classes
-            .turned(&turned.sets, &turned.blocks, &self.policies, &self.vocabulary);
+        self.tables.expect_endpoints(numbers.len());
         self.rows.make_room(self.classes.len(), &mut self.tables);
         for cohort in 0..self.cohorts.cohorts.len() as u32 {
             self.rows_of(cohort);
             self.within(budget)?;
         }
-        for number in &numbers {
-            self.identify(*number);
-        }
-        for pod in cluster.pods.values() {
+        for number in numbers {
+            self.identify(number);
+            let Some(pod) = self.members.get(number).map(|member| Arc::clone(&member.pod)) else {
+                continue;
+            };
             for address in &pod.addresses {
-                if !self.hosts.contains_key(address) {
+                if self.owners.is_claimed_once(*address) {
                     self.resolve(*address);
+                } else {
+                    open.push(*address);
                 }
             }
         }
-        for address in cluster.nodes.values().flat_map(|node| &node.addresses) {
-            if !self.hosts.contains_key(address) {
-                self.resolve(*address);
+        open.extend(cluster.nodes.values().flat_map(|node| &node.addresses));
+        for address in open {
+            if !self.hosts.contains_key(&address) {
+                self.resolve(address);
             }
         }
         self.prefixes();
@@ -286,27 +323,33 @@ impl State {
 
     /// Puts a member into its cohort, where its namespace has been seen.
     pub(super) fn attach(&mut self, number: u32) {
-        let Some(member) = self.members.get_mut(number) else {
+        let Some(member) = self.members.get(number).filter(|member| !member.attached) else {
             return;
         };
-        if member.attached {
-            return;
-        }
-        member.attached = true;
         let Some(namespace) = self.cluster.namespaces.get(&member.pod.key.namespace) else {
+            self.join(number, None);
             return;
         };
         let (index, is_new) = self.cohorts.of(&member.pod, namespace, &mut self.vocabulary);
-        member.cohort = Some(index);
         if is_new {
             let (policies, sets) = self.cohorts.policies_and_sets(index, &self.policies);
-            let list = self.classes.list(sets, &self.policies);
+            let list = self.classes.list(sets);
             if let Some(cohort) = self.cohorts.cohorts.get_mut(index as usize) {
                 cohort.policies = policies;
                 cohort.list = list;
             }
         }
-        let Some(cohort) = self.cohorts.cohorts.get_mut(index as usize) else {
+        self.join(number, Some(index));
+    }
+
+    /// Makes a member one of a cohort; None where its namespace has not been seen.
+    fn join(&mut self, number: u32, index: Option<u32>) {
+        let Some(member) = self.members.get_mut(number) else {
+            return;
+        };
+        member.attached = true;
+        member.cohort = index;
+        let Some(cohort) = index.and_then(|index| self.cohorts.cohorts.get_mut(index as usize)) else {
             return;
         };
         member.position = cohort.members.len();
@@ -336,22 +379,6 @@ impl State {
         }
         if let Some(moved) = moved.and_then(|moved| self.members.get_mut(moved)) {
             moved.position = position;
-        }
-    }
-
-    /// Makes the classes of an attached member's name and addresses.
-    fn classes_of_member(&mut self, number: u32) {
-        let Some(member) = self.members.get(number) else {
-            return;
-        };
-        let Some(cohort) = member.cohort.and_then(|cohort| self.cohorts.get(cohort)) else {
-            return;
-        };
-        let (list, ports) = (cohort.list, cohort.egress_ports);
-        let pod = Arc::clone(&member.pod);
-        self.class((list, 0, ports));
-        for address in &pod.addresses {
-            self.class((list, self.blocks.set_of(*address), ports));
         }
     }
 
@@ -699,6 +726,13 @@ impl State {
             self.ranges.push((class, piece));
         }
     }
+}
+
+/// Whether no selector and no rule can tell two pods apart.
+fn are_replicas(one: &Pod, other: &Pod) -> bool {
+    one.key.namespace == other.key.namespace
+        && one.labels == other.labels
+        && one.named_ports == other.named_ports
 }
 
 fn host_digest(address: IpAddr, pod: bool) -> Digest<'static> {

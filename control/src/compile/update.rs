@@ -180,7 +180,7 @@ impl State {
             sets.push(set); // it is new, so above all others
             for cohort in cohorts {
                 self.classes.leave_list(list);
-                let list = self.classes.list(sets.clone(), &self.policies);
+                let list = self.classes.list(sets.clone());
                 if let Some(cohort) = self.cohorts.cohorts.get_mut(cohort as usize) {
                     cohort.list = list;
                     again.members.extend(&cohort.members);

@@ -359,6 +359,12 @@ impl ImageBuilder {
         self.note(room);
     }
 
+    /// Makes room for so many endpoints at once, where they are known before.
+    pub fn expect_endpoints(&mut self, endpoints: usize) {
+        self.names.reserve(&mut self.tables.names, endpoints);
+        self.strings.reserve(endpoints);
+    }
+
     /// Says whose a host address is from now on.
     pub fn host(&mut self, addr: Addr, identity: u32) {
         let done = match v4_key(addr) {
@@ -616,21 +622,21 @@ impl ImageBuilder {
                 left &= left - 1;
             }
         }
-        let maps: Box<[u32]> = merged.into_iter().map(|(_, map)| map).collect();
-        self.page_like(pattern, maps)
+        let maps: Vec<u32> = merged.into_iter().map(|(_, map)| map).collect();
+        self.page_like(pattern, &maps)
     }
 
     /// A page of a pattern in order of first occurrence and the port maps of its parts.
-    fn page_like(&mut self, pattern: Pattern, maps: Box<[u32]>) -> Page {
+    fn page_like(&mut self, pattern: Pattern, maps: &[u32]) -> Page {
         let pattern = self.patterns.find(&pattern).unwrap_or_else(|| {
             let number = self.pattern_numbers.put(&mut self.tables.patterns, pattern);
             self.patterns.insert(number, pattern);
             number
         });
-        let palette = self.palettes.find(&maps).unwrap_or_else(|| {
-            let first = self.palette_runs.put(&mut self.tables.palettes, &maps, None);
+        let palette = self.palettes.find(maps).unwrap_or_else(|| {
+            let first = self.palette_runs.put(&mut self.tables.palettes, maps, None);
             maps.iter().for_each(|map| self.port_maps.hold(*map));
-            self.palettes.insert(first, maps);
+            self.palettes.insert(first, maps.into());
             first
         });
         self.index("palette entries", self.tables.palettes.len());

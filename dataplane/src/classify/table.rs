@@ -223,7 +223,7 @@ impl<T: Record> Table<T> {
     pub(super) fn push(&mut self, record: T) -> usize {
         let index = self.len;
         self.resize(index + 1);
-        self.set(index, record);
+        self.write(index, &[record]);
         index
     }
 

@@ -231,6 +231,18 @@ pub(super) struct Names {
 }
 
 impl Names {
+    /// Makes room for so many endpoints at once.
+    pub(super) fn reserve(&self, table: &mut Table<NameSlot>, endpoints: usize) {
+        let mut slots = table.len().max(16);
+        // As if they came one by one.
+        while endpoints * 4 > slots * 3 {
+            slots *= 2;
+        }
+        if slots > table.len() {
+            rebuild_names(table, slots);
+        }
+    }
+
     /// Adds an endpoint, unless one of its name is there.
     pub(super) fn insert(
         &mut self,
@@ -249,13 +261,8 @@ impl Names {
         }
         // Three quarters full at most.
         if (self.count + 1) * 4 > table.len() * 3 {
-            let slots: Vec<NameSlot> = table.iter().copied().filter(|slot| slot.endpoint != 0).collect();
-            let mut fresh = Table::default();
-            fresh.resize((table.len() * 2).max(16));
-            for slot in slots {
-                put(&mut fresh, slot);
-            }
-            *table = fresh;
+            let slots = (table.len() * 2).max(16);
+            rebuild_names(table, slots);
         }
         let slot = NameSlot {
             tag,
@@ -297,6 +304,16 @@ impl Names {
         let empty = NameSlot { tag: 0, endpoint: 0 };
         table.set(hole, empty);
     }
+}
+
+/// Lays all names out anew, in so many slots.
+fn rebuild_names(table: &mut Table<NameSlot>, slots: usize) {
+    let mut fresh = Table::default();
+    fresh.resize(slots);
+    for slot in table.iter().filter(|slot| slot.endpoint != 0) {
+        put(&mut fresh, *slot);
+    }
+    *table = fresh;
 }
 
 fn put(table: &mut Table<NameSlot>, slot: NameSlot) {

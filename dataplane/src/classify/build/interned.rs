@@ -1,8 +1,11 @@
 //! Things that are kept once however often they are asked for, and counted; and the places that freed ones leave.
 
-use std::hash::Hash;
+use std::{
+    borrow::Borrow,
+    hash::{BuildHasher, Hash},
+};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use crate::classify::{
     BuildError,
@@ -14,7 +17,9 @@ use crate::classify::{
 /// What is kept once, by content; numbers are the caller's.
 #[derive(Debug)]
 pub(super) struct Interned<K> {
-    index: HashMap<K, u32>,
+    /// Numbers by content.
+    index: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     /// By number: content and how many hold it.
     held: Vec<(Option<K>, u32)>,
 }
@@ -22,27 +27,42 @@ pub(super) struct Interned<K> {
 impl<K> Default for Interned<K> {
     fn default() -> Self {
         Self {
-            index: HashMap::new(),
+            index: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
             held: Vec::new(),
         }
     }
 }
 
-impl<K: Hash + Eq + Clone> Interned<K> {
-    pub(super) fn find<Q: Hash + hashbrown::Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<u32> {
-        self.index.get(key).copied()
+impl<K: Hash> Interned<K> {
+    /// Makes room for so many more.
+    pub(super) fn reserve(&mut self, more: usize) {
+        let (held, hasher) = (&self.held, &self.hasher);
+        self.index.reserve(more, |number| hash_of(held, hasher, *number));
+        self.held.reserve(more);
+    }
+
+    pub(super) fn find<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<u32>
+    where
+        K: Borrow<Q>,
+    {
+        let is = |number: &u32| self.get(*number).is_some_and(|known| known.borrow() == key);
+        self.index.find(self.hasher.hash_one(key), is).copied()
     }
 
     /// Notes a new one that nobody holds yet.
     pub(super) fn insert(&mut self, number: u32, key: K) {
+        let hash = self.hasher.hash_one(&key);
         let at = number as usize;
         if self.held.len() <= at {
             self.held.resize_with(at + 1, || (None, 0));
         }
         if let Some(place) = self.held.get_mut(at) {
-            *place = (Some(key.clone()), 0);
+            *place = (Some(key), 0);
         }
-        self.index.insert(key, number);
+        let (held, hasher) = (&self.held, &self.hasher);
+        self.index
+            .insert_unique(hash, number, |number| hash_of(held, hasher, *number));
     }
 
     #[inline]
@@ -64,9 +84,17 @@ impl<K: Hash + Eq + Clone> Interned<K> {
             return None;
         }
         let key = key.take()?;
-        self.index.remove(&key);
+        let hash = self.hasher.hash_one(&key);
+        if let Ok(entry) = self.index.find_entry(hash, |known| *known == number) {
+            entry.remove();
+        }
         Some(key)
     }
+}
+
+fn hash_of<K: Hash>(held: &[(Option<K>, u32)], hasher: &DefaultHashBuilder, number: u32) -> u64 {
+    let key = held.get(number as usize).and_then(|(key, _)| key.as_ref());
+    key.map_or(0, |key| hasher.hash_one(key))
 }
 
 /// Numbers of single records in a table.
@@ -156,9 +184,15 @@ pub(super) struct Strings {
     known: Interned<Box<str>>,
     numbers: Numbers,
     places: Runs,
+    padded: Vec<u8>,
 }
 
 impl Strings {
+    /// Makes room for so many more.
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.known.reserve(more);
+    }
+
     /// The number of a string; counts.
     pub(super) fn hold(&mut self, tables: &mut Tables, string: &str) -> Result<u32, BuildError> {
         if let Some(number) = self.known.find(string) {
@@ -172,10 +206,11 @@ impl Strings {
             });
         }
         // Places of few lengths are used again more often.
-        let mut bytes = string.as_bytes().to_vec();
-        bytes.resize(string.len().next_multiple_of(16), 0);
+        self.padded.clear();
+        self.padded.extend_from_slice(string.as_bytes());
+        self.padded.resize(string.len().next_multiple_of(16), 0);
         let record = StringRecord {
-            offset: self.places.put(&mut tables.text, &bytes, Some(0)),
+            offset: self.places.put(&mut tables.text, &self.padded, Some(0)),
             length: string.len() as u32,
         };
         let number = self.numbers.put(&mut tables.strings, record);
