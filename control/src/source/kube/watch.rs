@@ -81,7 +81,7 @@ struct Event<'a> {
 
 impl Watcher {
     pub(super) async fn run(self) {
-        let mut backoff = Backoff::new(&self.timing);
+        let mut pauses = Pauses::new(&self.timing);
         let mut version: Option<String> = None;
         loop {
             let began = Instant::now();
@@ -89,7 +89,7 @@ impl Watcher {
                 None => match self.list().await {
                     Ok(listed) => {
                         version = Some(listed);
-                        // The watch that follows tells whether the server is well again.
+                        pauses.listed();
                         continue;
                     }
                     Err(end) => end,
@@ -100,23 +100,17 @@ impl Watcher {
                     end
                 }
             };
-            if began.elapsed() > self.timing.backoff_most {
-                backoff.reset();
-            }
+            let pause = pauses.after(&end, began.elapsed());
             match end {
                 End::Unheard => return,
-                End::Closed if began.elapsed() >= self.timing.backoff_first => backoff.reset(),
-                End::Closed => sleep(backoff.next()).await,
-                End::Failed(reason) => {
-                    self.trouble(reason);
-                    sleep(backoff.next()).await;
-                }
+                End::Closed => {}
+                End::Failed(reason) => self.trouble(reason),
                 End::Gone(reason) => {
                     tracing::info!(resource = self.kind.resource(), reason, "listing again");
                     version = None;
-                    sleep(backoff.next()).await;
                 }
             }
+            sleep(pause).await;
         }
     }
 
@@ -332,6 +326,44 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// How long to wait before the next attempt. A server that answers that a version is gone is well: after an outage, that
+/// answer must not wait as long as the attempts before it came to wait.
+#[derive(Debug)]
+struct Pauses {
+    failures: Backoff,
+    lists: Backoff,
+}
+
+impl Pauses {
+    fn new(timing: &Timing) -> Self {
+        Self {
+            failures: Backoff::new(timing),
+            lists: Backoff::new(timing),
+        }
+    }
+
+    /// A list has come. A server whose watches end at once is not listed again for that.
+    fn listed(&mut self) {
+        self.failures.reset();
+    }
+
+    /// After an attempt that lasted so long.
+    fn after(&mut self, end: &End, lasted: Duration) -> Duration {
+        if lasted > self.failures.most {
+            self.failures.reset();
+            self.lists.reset();
+        }
+        match end {
+            End::Closed if lasted >= self.failures.first => {
+                self.failures.reset();
+                Duration::ZERO
+            }
+            End::Gone(_) => self.lists.next(),
+            End::Closed | End::Failed(_) | End::Unheard => self.failures.next(),
+        }
+    }
+}
+
 /// Growing pauses, each between half of and its full length, so that many clients do not come back at once.
 #[derive(Debug)]
 pub(super) struct Backoff {
@@ -358,5 +390,34 @@ impl Backoff {
 
     pub(super) fn reset(&mut self) {
         self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_gone_after_an_outage_is_no_reason_to_wait() {
+        let timing = Timing::default();
+        let failed = || End::Failed(String::new());
+        let gone = || End::Gone(String::new());
+        let mut pauses = Pauses::new(&timing);
+        let outage: Vec<Duration> = (0..10).map(|_| pauses.after(&failed(), Duration::ZERO)).collect();
+        assert!(outage[9] >= timing.backoff_most / 2, "{outage:?}");
+        assert!(pauses.after(&gone(), Duration::ZERO) <= timing.backoff_first);
+        pauses.listed();
+        assert!(pauses.after(&failed(), Duration::ZERO) <= timing.backoff_first);
+        // One whose versions are gone again and again is not listed without end.
+        let lists: Vec<Duration> = (0..10)
+            .map(|_| {
+                pauses.listed();
+                pauses.after(&gone(), Duration::ZERO)
+            })
+            .collect();
+        assert!(lists[9] >= timing.backoff_most / 2, "{lists:?}");
+        assert!(pauses.after(&gone(), timing.backoff_most * 2) <= timing.backoff_first);
+        // Closed by the server in its time.
+        assert_eq!(pauses.after(&End::Closed, timing.backoff_first), Duration::ZERO);
     }
 }
