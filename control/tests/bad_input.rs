@@ -183,6 +183,11 @@ const RULES: &[(&str, &str, &str)] = &[
         "from[0].namespaceSelector.matchExpressions",
         "must be a list",
     ),
+    (
+        "from: [{namespaceSelector: {matchExpressions: [{key: a, operator: is}]}, podSelector: {matchLabels: {-a: x}}}]",
+        "from[0].podSelector.matchLabels.-a",
+        "is not a label key",
+    ),
     // Blocks.
     ("from: [{ipBlock: {}}]", "from[0].ipBlock.cidr", "is missing"),
     (
@@ -229,6 +234,17 @@ const RULES: &[(&str, &str, &str)] = &[
         "from: [{ipBlock: {cidr: 10.0.0.0/16, except: [10.1.0.0/16, 10.0.0.0/8]}}]",
         "from[0].ipBlock.except[1]",
         "is not strictly inside",
+    ),
+    // Oddly written besides.
+    (
+        "from: [{ipBlock: {cidr: '::ffff:10.0.0.1/128', except: ['::ffff:10.0.0.1/128']}}]",
+        "from[0].ipBlock.except[0]",
+        "is the whole block",
+    ),
+    (
+        "from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.1/16]}}]",
+        "from[0].ipBlock.except[0]",
+        "is not strictly inside 10.0.0.0/8",
     ),
     (
         "from: [{ipBlock: {cidr: 10.0.0.0/8, except: ['fd00::/16']}}]",
@@ -465,6 +481,36 @@ const CASES: &[Case] = &[
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop, labels: {'a b': c}}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
         "metadata.labels[\"a b\"]",
         "is not a label key",
+        Ingress,
+    ),
+    case(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {generateName: Bad-, namespace: shop}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
+        "metadata.generateName",
+        "lower case",
+        Ingress,
+    ),
+    case(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop, uid: 7}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
+        "metadata.uid",
+        "write \"7\"",
+        Ingress,
+    ),
+    case(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop, generation: x}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
+        "metadata.generation",
+        "must be a whole number",
+        Ingress,
+    ),
+    case(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop, finalizers: {}}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
+        "metadata.finalizers",
+        "must be a list",
+        Ingress,
+    ),
+    case(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop, creationTimestamp: yesterday}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
+        "metadata.creationTimestamp",
+        "is not a time",
         Ingress,
     ),
     case(

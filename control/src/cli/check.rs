@@ -210,7 +210,9 @@ fn manifests(input: &Input, linted: Option<&Linted>, silence: &Silence) -> Linte
     } = &input.loaded;
     let told = problems.iter().map(finding).filter(|finding| {
         let place = finding.object.clone().zip(finding.path.clone());
-        !place.is_some_and(|place| linted.is_some_and(|linted| linted.instead_of.contains(&place)))
+        !place.is_some_and(|(object, path)| {
+            linted.is_some_and(|linted| linted.instead_of.contains(&(finding.severity, object, path)))
+        })
     });
     lint::silenced(cluster, &input.written, told.collect(), silence)
 }

@@ -42,8 +42,9 @@ pub struct Linted {
     pub findings: Vec<Finding>,
     /// How many findings a person has silenced.
     pub silenced: usize,
-    /// Object and path of what was found instead of a problem of reading, silenced or not: the lint says more about it.
-    pub instead_of: BTreeSet<(String, String)>,
+    /// Severity, object and path of what was found instead of an equally bad problem of reading, silenced or not: the lint
+    /// says more about it.
+    pub instead_of: BTreeSet<(Severity, String, String)>,
 }
 
 /// Runs every lint.
@@ -81,7 +82,7 @@ pub fn run(
         .collect();
     let instead = |finding: &Finding| {
         let of_reading = [rules::MIS_INDENTED_PORTS.id, rules::ODD_BLOCK.id].contains(&finding.id);
-        of_reading.then(|| Some((finding.object.clone()?, finding.path.clone()?)))?
+        of_reading.then(|| Some((finding.severity, finding.object.clone()?, finding.path.clone()?)))?
     };
     let instead_of = findings.iter().filter_map(instead).collect();
     findings.extend(silence::without_reason(&subject));

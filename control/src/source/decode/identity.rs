@@ -139,18 +139,7 @@ pub(super) fn pod(
     }
     let phase = string(status, &status_at, "phase")?;
     let metadata_at = join(at, "metadata");
-    let created = match string(metadata, &metadata_at, "creationTimestamp")? {
-        None => None,
-        Some(text) => match seconds(text) {
-            Some(seconds) => Some(seconds),
-            None => {
-                return Err(fault(
-                    join(&metadata_at, "creationTimestamp"),
-                    format!("{text:?} is not a time: write it like 2025-01-31T12:00:00Z"),
-                ));
-            }
-        },
-    };
+    let created = time(metadata, &metadata_at, "creationTimestamp")?;
     Ok(Pod {
         key,
         uid,
@@ -242,6 +231,20 @@ fn named_ports(spec: &Fields, at: &str) -> Result<Vec<NamedPort>, Fault> {
         }
     }
     Ok(out)
+}
+
+/// A time in seconds since 1970; None where absent.
+pub(super) fn time(fields: &Fields, at: &str, key: &str) -> Result<Option<i64>, Fault> {
+    let Some(text) = string(fields, at, key)? else {
+        return Ok(None);
+    };
+    match seconds(text) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => Err(fault(
+            join(at, key),
+            format!("{text:?} is not a time: write it like 2025-01-31T12:00:00Z"),
+        )),
+    }
 }
 
 /// Seconds since 1970 of an RFC 3339 time, fractions cut off.

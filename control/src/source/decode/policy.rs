@@ -9,6 +9,7 @@ use super::field::{
     Fields, NO_FIELDS, bad_label_key, bad_label_value, bad_port_name, cidr, dns_label, dns_subdomain, fault,
     item, join, kind_of, list, mapping, only, present, string, whole, wrong_type,
 };
+use super::identity::time;
 use crate::cluster::{
     Fault, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
@@ -91,6 +92,27 @@ pub(super) fn network_policy(
     }
 }
 
+/// Fields of an object's metadata that are strings besides its names.
+const STRINGS: &[&str] = &["uid", "resourceVersion", "selfLink", "clusterName"];
+
+/// Those that are times.
+const TIMES: &[&str] = &["creationTimestamp", "deletionTimestamp"];
+
+/// Those that are numbers.
+const NUMBERS: &[&str] = &["generation", "deletionGracePeriodSeconds"];
+
+/// Those that are lists.
+const LISTS: &[&str] = &["ownerReferences", "finalizers", "managedFields"];
+
+fn number(fields: &Fields, at: &str, key: &str) -> Result<(), Fault> {
+    match present(fields, key) {
+        Some(value) if whole(value).is_none() => {
+            Err(fault(join(at, key), wrong_type(value, "a whole number")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Fields of an object's metadata.
 const METADATA: &[&str] = &[
     "name",
@@ -122,6 +144,17 @@ fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
         return;
     };
     only(fields, &at, METADATA, &mut findings.faults);
+    type Read = fn(&Fields, &str, &str) -> Result<(), Fault>;
+    let read_as: [(&[&str], Read); 4] = [
+        (STRINGS, |fields, at, key| string(fields, at, key).map(drop)),
+        (TIMES, |fields, at, key| time(fields, at, key).map(drop)),
+        (NUMBERS, number),
+        (LISTS, |fields, at, key| list(fields, at, key).map(drop)),
+    ];
+    for (keys, read) in read_as {
+        let wrong = keys.iter().filter_map(|key| read(fields, &at, key).err());
+        findings.faults.extend(wrong);
+    }
     if !dns_label(&key.namespace) {
         findings.faults.push(fault(
             join(&at, "namespace"),
@@ -133,11 +166,13 @@ fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
         ));
     }
     // What `generateName` begins, the server goes on.
-    if !dns_subdomain(key.name.trim_end_matches('-'))
-        || (key.name.ends_with('-') && fields.contains_key("name"))
-    {
+    let written = match present(fields, "name").and_then(Value::as_str) {
+        None | Some("") => "generateName",
+        Some(_) => "name",
+    };
+    if !dns_subdomain(key.name.trim_end_matches('-')) || (key.name.ends_with('-') && written == "name") {
         findings.faults.push(fault(
-            join(&at, "name"),
+            join(&at, written),
             format!(
                 "{:?} is not a name: write at most 253 lower case letters, digits, '-' and '.', a letter or digit at \
                  both ends",
@@ -504,13 +539,13 @@ fn peer(fields: &Fields, at: &str, findings: &mut Findings) -> Option<Peer> {
         }
         return None;
     }
-    let namespaces = if namespaces {
-        Some(selector(fields, at, "namespaceSelector", findings)?)
-    } else {
-        None
-    };
-    let pods = selector(fields, at, "podSelector", findings)?;
-    Some(Peer::Pods { namespaces, pods })
+    // Both are read, so that the faults of both are told.
+    let of_namespaces = selector(fields, at, "namespaceSelector", findings);
+    let pods = selector(fields, at, "podSelector", findings);
+    Some(Peer::Pods {
+        namespaces: if namespaces { Some(of_namespaces?) } else { None },
+        pods: pods?,
+    })
 }
 
 fn ip_block(value: &Value, at: &str, findings: &mut Findings) -> Option<Peer> {
@@ -632,15 +667,15 @@ fn port(fields: &Fields, at: &str, findings: &mut Findings) -> Option<PortMatch>
             Some(PortMatch::All(protocol?))
         }
         Some(Value::String(name)) => {
-            if let Some(wrong) = bad_port_name(name) {
-                findings.faults.push(fault(join(at, "port"), wrong));
-                return None;
-            }
-            if end.is_some() {
-                findings.faults.push(fault(
+            let bad_name = bad_port_name(name).map(|wrong| fault(join(at, "port"), wrong));
+            let bad_end = end.map(|_| {
+                fault(
                     end_at(),
                     format!("needs a numeric port, not the name {name:?}: write the first number of the range as port"),
-                ));
+                )
+            });
+            if bad_name.is_some() || bad_end.is_some() {
+                findings.faults.extend(bad_name.into_iter().chain(bad_end));
                 return None;
             }
             Some(PortMatch::Named {
