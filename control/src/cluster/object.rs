@@ -118,15 +118,35 @@ impl Cluster {
             .collect();
         for name in named {
             if !self.namespaces.contains_key(&name) {
-                let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.clone())]);
-                self.insert(Object::Namespace(Namespace {
-                    name,
-                    labels,
-                    terminating: false,
-                }));
+                self.insert(supplied(name));
             }
         }
     }
+
+    /// Adds one namespace that no manifest describes, or takes it out where no pod and no policy is in it any more.
+    pub(crate) fn supply_namespace(&mut self, name: &str) {
+        let first = ObjectKey {
+            namespace: name.to_owned(),
+            name: String::new(),
+        };
+        let pod = self.pods.range(first.clone()..).next().map(|(key, _)| key);
+        let policy = self.policies.range(first..).next().map(|(key, _)| key);
+        if pod.into_iter().chain(policy).any(|key| key.namespace == name) {
+            self.insert(supplied(name.to_owned()));
+        } else {
+            self.namespaces.remove(name);
+        }
+    }
+}
+
+/// A namespace that nobody describes: without labels of its own.
+fn supplied(name: String) -> Object {
+    let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.clone())]);
+    Object::Namespace(Namespace {
+        name,
+        labels,
+        terminating: false,
+    })
 }
 
 fn turned_into<K: Ord + Clone, V: PartialEq>(

@@ -6,6 +6,7 @@
 
 mod reader;
 mod watch;
+mod whole;
 mod written;
 
 use std::path::{Path, PathBuf};
@@ -102,9 +103,9 @@ pub enum FolderError {
 /// # Errors
 /// The folder cannot be read, or a file in it does not parse.
 pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
-    let mut reader = reader::Reader::new(dir);
+    let mut reader = reader::Reader::new(dir, settings);
     reader.refresh(&reader::Changed::All)?;
-    let loaded = reader.assemble(settings);
+    let loaded = reader.assemble();
     let broken = reader.broken();
     if broken.is_empty() {
         Ok(loaded)
@@ -119,9 +120,9 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
 /// # Errors
 /// The folder cannot be read.
 pub fn inspect(dir: &Path, settings: &Settings) -> Result<(Loaded, Vec<Written>), FolderError> {
-    let mut reader = reader::Reader::keeping_documents(dir);
+    let mut reader = reader::Reader::keeping_documents(dir, settings);
     reader.refresh(&reader::Changed::All)?;
-    Ok((reader.assemble(settings), reader.written()))
+    Ok((reader.assemble(), reader.written()))
 }
 
 impl std::fmt::Display for Problem {

@@ -1,7 +1,7 @@
 //! Files and their last good objects, and the cluster they make up together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -9,22 +9,24 @@ use std::{
     time::SystemTime,
 };
 
-use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written};
+use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
 use crate::{
-    cluster::{Cluster, Fault, Object, ObjectKey, ObjectRef, Settings},
+    cluster::{Cluster, Fault, Object, Settings},
     source::{
         decode,
         document::{self, Document},
     },
 };
 
-/// Which files may have changed since the last look, besides those whose metadata say so.
+/// Which files may have changed since the last look.
 #[derive(Clone, Debug)]
 pub(super) enum Changed {
-    /// Any.
+    /// Any: all are read again.
     All,
-    /// These.
-    Paths(HashSet<PathBuf>),
+    /// These, and others whose metadata say so.
+    These(HashSet<PathBuf>),
+    /// These alone.
+    Only(HashSet<PathBuf>),
 }
 
 /// What tells a changed file from an unchanged one without reading it.
@@ -36,62 +38,89 @@ struct Stamp {
 }
 
 /// One object as it stands in a file.
-#[derive(Clone)]
-struct Item {
-    label: String,
-    line: Option<u64>,
-    object: Object,
+pub(super) struct Item {
+    pub(super) label: String,
+    pub(super) line: Option<u64>,
+    pub(super) object: Object,
     /// Faults and notes, ready to show.
-    problems: Vec<Problem>,
+    pub(super) problems: Vec<Problem>,
     /// As it stands in its file; only for a reader that keeps documents.
     written: Option<Written>,
 }
 
-struct FileState {
+pub(super) struct FileState {
     stamp: Stamp,
     text: Vec<u8>,
     /// The objects of the last content that could be understood.
-    good: Vec<Item>,
+    pub(super) good: Arc<Vec<Item>>,
     /// Why the present content cannot be.
-    broken: Option<Problem>,
+    pub(super) broken: Option<Problem>,
     /// The look at which `good` was taken over; of two files with one object, the older keeps it.
-    since: u64,
+    pub(super) since: u64,
 }
+
+impl FileState {
+    /// What changes when it says something else.
+    fn says(&self) -> (u64, Option<Problem>) {
+        (self.since, self.broken.clone())
+    }
+}
+
+/// The objects that files held, by path.
+pub(super) type Before = BTreeMap<PathBuf, Arc<Vec<Item>>>;
 
 /// A folder and what has been read of it.
 pub(super) struct Reader {
     dir: PathBuf,
+    settings: Settings,
     keep_documents: bool,
     files: BTreeMap<PathBuf, FileState>,
+    /// The folders that `files` are in.
+    folders: HashSet<PathBuf>,
+    /// Whether none of these and no file has a second name, so that what happens at one path is no news of another.
+    plain: bool,
     looks: u64,
-    /// Problems between files, found when they were last put together.
-    clashes: Vec<Problem>,
+    /// What the files said together when they were last put together.
+    whole: Option<Whole>,
+    /// Which files have changed since, and their objects before.
+    before: Before,
 }
 
 impl Reader {
-    pub(super) fn new(dir: &Path) -> Self {
+    pub(super) fn new(dir: &Path, settings: &Settings) -> Self {
         Self {
             dir: dir.to_owned(),
+            settings: settings.clone(),
             keep_documents: false,
             files: BTreeMap::new(),
+            folders: HashSet::new(),
+            plain: false,
             looks: 0,
-            clashes: Vec::new(),
+            whole: None,
+            before: Before::new(),
         }
     }
 
     /// A reader that can say afterwards where each field stands.
-    pub(super) fn keeping_documents(dir: &Path) -> Self {
+    pub(super) fn keeping_documents(dir: &Path, settings: &Settings) -> Self {
         Self {
             keep_documents: true,
-            ..Self::new(dir)
+            ..Self::new(dir, settings)
         }
+    }
+
+    /// Puts the files together as if they never had been.
+    #[cfg(test)]
+    pub(super) fn anew(&mut self) -> Loaded {
+        self.whole = None;
+        self.assemble()
     }
 
     /// The objects of all files as they stand there.
     pub(super) fn written(&self) -> Vec<Written> {
         self.files
             .values()
-            .flat_map(|file| &file.good)
+            .flat_map(|file| file.good.iter())
             .filter_map(|item| item.written.clone())
             .collect()
     }
@@ -111,24 +140,71 @@ impl Reader {
         unfinished: &HashSet<PathBuf>,
     ) -> Result<(), FolderError> {
         self.looks += 1;
-        let found = manifests(&self.dir)?;
-        self.files.retain(|path, _| found.contains(path));
-        for path in found {
-            if unfinished.contains(&path) {
-                continue;
+        if let Changed::Only(paths) = changed
+            && let Some(manifests) = self.alone(paths)
+        {
+            for path in manifests.difference(unfinished) {
+                self.look(path, true);
             }
-            let old = self.files.remove(&path);
-            let state = self.look(&path, old, changed);
-            self.files.extend(state.map(|state| (path, state)));
+            return Ok(());
+        }
+        let found = walk(&self.dir)?;
+        self.folders = found.folders;
+        self.plain = found.plain;
+        for (path, file) in self
+            .files
+            .extract_if(.., |path, _| !found.manifests.contains(path))
+        {
+            self.before.entry(path).or_insert(file.good);
+        }
+        let named = match changed {
+            Changed::All => None,
+            Changed::These(paths) | Changed::Only(paths) => Some(paths),
+        }
+        // Behind a hidden name may be what a link leads to.
+        .filter(|paths| self.plain || !paths.iter().any(|path| hidden(&self.dir, path)));
+        for path in found.manifests.iter().filter(|path| !unfinished.contains(*path)) {
+            self.look(path, named.is_none_or(|named| named.contains(path)));
         }
         Ok(())
     }
 
-    fn look(&self, path: &Path, old: Option<FileState>, changed: &Changed) -> Option<FileState> {
-        let told = match changed {
-            Changed::All => true,
-            Changed::Paths(paths) => paths.contains(path),
-        };
+    /// The manifests among paths at which something happened, where nothing else can have changed by it. None asks for
+    /// a walk: something may have come by another name, or gone to one.
+    fn alone(&self, paths: &HashSet<PathBuf>) -> Option<HashSet<PathBuf>> {
+        if !self.plain {
+            return None;
+        }
+        let mut manifests = HashSet::new();
+        for path in paths.iter().filter(|path| !hidden(&self.dir, path)) {
+            if self.folders.contains(path) || !self.folders.contains(path.parent()?) {
+                return None;
+            }
+            match path.symlink_metadata() {
+                Ok(it) if it.is_file() && it.nlink() == 1 => {
+                    manifests.extend(is_manifest(path).then(|| path.clone()));
+                }
+                // Never was one of ours: the first name of a file that is then put in place.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !self.files.contains_key(path) => {}
+                _ => return None,
+            }
+        }
+        Some(manifests)
+    }
+
+    /// Takes a file up as it is now. One that was not named is read if its metadata have changed.
+    fn look(&mut self, path: &Path, told: bool) {
+        let old = self.files.remove(path);
+        let good = old.as_ref().map(|old| Arc::clone(&old.good)).unwrap_or_default();
+        let said = old.as_ref().map(FileState::says);
+        let state = self.state(path, old, told);
+        if state.as_ref().map(FileState::says) != said {
+            self.before.entry(path.to_owned()).or_insert(good);
+        }
+        self.files.extend(state.map(|state| (path.to_owned(), state)));
+    }
+
+    fn state(&self, path: &Path, old: Option<FileState>, told: bool) -> Option<FileState> {
         let (stamp, text) = match stamp(path) {
             Ok(stamp) if !told && old.as_ref().is_some_and(|old| old.stamp == stamp) => return old,
             Ok(stamp) => match fs::read(path) {
@@ -137,23 +213,15 @@ impl Reader {
             },
             Err(error) => return self.unreadable(path, old, &error),
         };
-        if let Some(old) = old
-            .as_ref()
-            .filter(|old| old.text == text && !old.text.is_empty())
-        {
-            return Some(FileState {
-                stamp,
-                text,
-                good: old.good.clone(),
-                broken: old.broken.clone(),
-                since: old.since,
-            });
-        }
+        let old = match old {
+            Some(old) if old.text == text && !old.text.is_empty() => return Some(FileState { stamp, ..old }),
+            old => old,
+        };
         Some(match read(path, &text, self.keep_documents) {
             Ok(good) => FileState {
                 stamp,
                 text,
-                good,
+                good: Arc::new(good),
                 broken: None,
                 since: self.looks,
             },
@@ -200,90 +268,37 @@ impl Reader {
         self.files
             .values()
             .filter_map(|file| file.broken.clone())
-            .chain(self.clashes.iter().cloned())
+            .chain(self.whole.iter().flat_map(|whole| whole.clashes.iter().cloned()))
             .collect()
     }
 
-    /// Puts the good objects of all files together.
-    pub(super) fn assemble(&mut self, settings: &Settings) -> Loaded {
-        let mut cluster = Cluster {
-            settings: settings.clone(),
-            ..Cluster::default()
+    /// The good objects of all files together.
+    pub(super) fn assemble(&mut self) -> Loaded {
+        let before = std::mem::take(&mut self.before);
+        let whole = match self.whole.take() {
+            Some(mut whole) => match whole.follow(&self.files, &before) {
+                true => whole,
+                false => Whole::of(&self.files, whole.cluster),
+            },
+            None => Whole::of(
+                &self.files,
+                Cluster {
+                    settings: self.settings.clone(),
+                    ..Cluster::default()
+                },
+            ),
         };
-        let mut problems = Vec::new();
-        let mut clashes = Vec::new();
-        let mut owners: HashMap<(String, ObjectRef), (&Path, &Item)> = HashMap::new();
-        let mut templates: Vec<(&Path, &Item)> = Vec::new();
-        let mut by_age: Vec<(&PathBuf, &FileState)> = self.files.iter().collect();
-        by_age.sort_by_key(|(path, file)| (file.since, *path));
-        for (path, file) in by_age {
-            problems.extend(file.broken.clone());
-            for item in &file.good {
-                if let Some(reference) = item.object.reference() {
-                    // A Pod and a Deployment of one name are two objects.
-                    let kind = item.label.split(' ').next().unwrap_or_default().to_owned();
-                    match owners.entry((kind, reference)) {
-                        Entry::Vacant(free) => {
-                            free.insert((path, item));
-                        }
-                        Entry::Occupied(taken) => {
-                            let (first, other) = *taken.get();
-                            let place = other.line.map_or_else(String::new, |line| format!(":{line}"));
-                            let message =
-                                format!("is described in {}{place} already: remove one", first.display());
-                            clashes.push(Problem {
-                                kind: ProblemKind::Duplicate,
-                                ..problem(path, item.line, Some(&item.label), None, message)
-                            });
-                            continue;
-                        }
-                    }
-                }
-                problems.extend(item.problems.iter().cloned());
-                match &item.object {
-                    Object::Pod(pod) if pod.template_of.is_some() => templates.push((path, item)),
-                    object => cluster.insert(object.clone()),
-                }
-            }
-        }
-        templates.sort_by(|a, b| a.1.label.cmp(&b.1.label));
-        for (path, item) in templates {
-            let Object::Pod(pod) = &item.object else { continue };
-            let mut pod = pod.clone();
-            if let Some(other) = cluster.pods.get(&pod.key) {
-                let other = other.template_of.as_deref().unwrap_or("Pod");
-                let kind = pod.template_of.clone().unwrap_or_default().to_ascii_lowercase();
-                let ObjectKey { namespace, name } = &pod.key;
-                let key = ObjectKey {
-                    namespace: namespace.clone(),
-                    name: format!("{kind}/{name}"),
-                };
-                let message = format!("has the name of a {other}: ask for it as {key}");
-                let odd = problem(path, item.line, Some(&item.label), None, message);
-                problems.push(Problem {
-                    severity: Severity::Warning,
-                    kind: ProblemKind::Odd,
-                    ..odd
-                });
-                pod.key = key;
-            }
-            cluster.insert(Object::Pod(pod));
-        }
-        cluster.supply_namespaces();
-        problems.extend(clashes.iter().cloned());
-        problems.sort_by(|a, b| (&a.file, a.line, &a.path).cmp(&(&b.file, b.line, &b.path)));
-        let loaded = Loaded {
-            cluster,
-            problems,
+        let whole = self.whole.insert(whole);
+        Loaded {
+            cluster: whole.cluster.clone(),
+            problems: whole.problems.clone(),
             files: self.files.len(),
             began: std::time::Instant::now(),
-        };
-        self.clashes = clashes;
-        loaded
+        }
     }
 }
 
-fn problem(
+pub(super) fn problem(
     file: &Path,
     line: Option<u64>,
     object: Option<&str>,
@@ -391,18 +406,29 @@ fn item(
     }
 }
 
-/// Every manifest of the folder, by the path it is met at first.
-fn manifests(dir: &Path) -> Result<BTreeSet<PathBuf>, FolderError> {
+/// What a folder holds.
+#[derive(Default)]
+struct Found {
+    /// Every manifest, by the path it is met at first.
+    manifests: BTreeSet<PathBuf>,
+    /// It and the folders below.
+    folders: HashSet<PathBuf>,
+    /// See [`Reader::plain`].
+    plain: bool,
+}
+
+fn walk(dir: &Path) -> Result<Found, FolderError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| FolderError::Unreadable { path, source }
     };
-    let mut found = BTreeSet::new();
+    let mut found = Found::default();
     let root = fs::metadata(dir).map_err(unreadable(dir))?;
     if !root.is_dir() {
-        found.insert(dir.to_owned());
+        found.manifests.insert(dir.to_owned());
         return Ok(found);
     }
+    found.plain = true;
     // By device and inode, so that links make nothing be read twice and lead nowhere endless.
     let mut seen = HashSet::new();
     seen.insert((root.dev(), root.ino()));
@@ -416,35 +442,46 @@ fn manifests(dir: &Path) -> Result<BTreeSet<PathBuf>, FolderError> {
         };
         let mut paths: Vec<PathBuf> = Vec::new();
         for entry in listing {
-            paths.push(entry.map_err(unreadable(&folder))?.path());
-        }
-        paths.sort();
-        for path in paths {
-            if path
-                .file_name()
-                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-            {
+            let entry = entry.map_err(unreadable(&folder))?;
+            let path = entry.path();
+            if hidden(&folder, &path) {
                 continue;
             }
-            let named = path
-                .extension()
-                .is_some_and(|it| it == "yaml" || it == "yml" || it == "json");
+            found.plain &= entry.file_type().is_ok_and(|it| !it.is_symlink());
+            paths.push(path);
+        }
+        found.folders.insert(folder);
+        paths.sort();
+        for path in paths {
+            let named = is_manifest(&path);
             match fs::metadata(&path) {
                 Ok(it) if !it.is_dir() && !named => {}
-                Ok(it) if !seen.insert((it.dev(), it.ino())) => {}
+                Ok(it) if !seen.insert((it.dev(), it.ino())) => found.plain = false,
                 Ok(it) if it.is_dir() => folders.push(path),
-                Ok(_) => {
-                    found.insert(path);
+                Ok(it) => {
+                    found.plain &= it.nlink() == 1;
+                    found.manifests.insert(path);
                 }
                 // A link to nothing, or no permission: reading it will say so.
                 Err(_) if named => {
-                    found.insert(path);
+                    found.manifests.insert(path);
                 }
                 Err(_) => {}
             }
         }
     }
     Ok(found)
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|it| it == "yaml" || it == "yml" || it == "json")
+}
+
+/// Whether a path lies under a name with a dot, as the links of a mounted ConfigMap do.
+fn hidden(dir: &Path, path: &Path) -> bool {
+    path.strip_prefix(dir)
+        .is_ok_and(|below| below.iter().any(|name| name.as_encoded_bytes().starts_with(b".")))
 }
 
 fn stamp(path: &Path) -> io::Result<Stamp> {

@@ -383,6 +383,130 @@ fn a_folder_that_is_replaced_is_watched_on() {
     until(&watch, |loaded| names(loaded) == ["p"]);
 }
 
+/// Two readers of one folder, one told of what happened, one that reads everything each time: they never differ.
+#[test]
+fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
+    use super::reader::{Changed, Reader};
+    let mut seed = 1u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    let (mut told, mut links, mut steps) = ([0; 3], 0, 0);
+    for round in 0..40 {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["d", "..1", "..2"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        let settings = Settings::default();
+        let (mut quick, mut thorough) = (
+            Reader::new(dir.path(), &settings),
+            Reader::new(dir.path(), &settings),
+        );
+        quick.refresh(&Changed::All).unwrap();
+        thorough.refresh(&Changed::All).unwrap();
+        for step in 0..60 {
+            let name = |n: usize| {
+                [
+                    "a.yaml", "b.yaml", "c.json", "d/a.yaml", "d/b.yml", "e.yaml", "notes", ".x.yaml",
+                ][n]
+            };
+            let (one, other) = (name(random(8)), name(random(8)));
+            let mut events = vec![at(one)];
+            // In half of the rounds nothing has a second name.
+            match random(if round % 2 == 0 { 8 } else { 14 }) {
+                0..5 => {
+                    let objects = (0..random(3)).map(|_| {
+                        let object = random(4).to_string();
+                        match random(12) {
+                            0 => format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{x: y{object}}}}}\n"),
+                            1 => format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: p{object}, namespace: a}}\nspec: {{template: {{}}}}\n"),
+                            2 => "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: g}\n".to_owned(),
+                            3 => "kind: [\n".to_owned(),
+                            4 => format!("{}  ingress: [x]\n", policy(&object)),
+                            5 => format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n{object}}}\n"),
+                            6 | 7 => policy(&object),
+                            _ => pod(&format!("p{object}"), &format!("10.0.{step}.{}", random(200)))
+                                .replace("namespace: a", ["namespace: a", "namespace: b"][random(2)]),
+                        }
+                    });
+                    // Each text is longer than those before, so that metadata always tell, too.
+                    let text: Vec<String> = objects
+                        .chain([format!("#{}\n", "x".repeat(500 + step))])
+                        .collect();
+                    // A link may lead in circles.
+                    drop(fs::write(at(one), text.join("---\n")));
+                }
+                5 => drop(fs::remove_file(at(one))),
+                6 => {
+                    events.push(at(other));
+                    drop(fs::rename(at(one), at(other)));
+                }
+                7 => {
+                    events = vec![at("d"), at("d2")];
+                    if fs::rename(at("d"), at("d2")).is_ok() {
+                        fs::create_dir(at("d")).unwrap();
+                    } else {
+                        fs::remove_dir_all(at("d2")).unwrap();
+                    }
+                }
+                8 => {
+                    drop(fs::remove_file(at(one)));
+                    drop(symlink(at(other), at(one)));
+                }
+                9 => drop(fs::hard_link(at(other), at(one))),
+                10 => {
+                    fs::write(at("..1/p.yaml"), format!("{}#{}", policy("p"), "x".repeat(step))).unwrap();
+                    fs::write(
+                        at("..2/p.yaml"),
+                        format!("{}#{}", pod("p", "10.0.0.1"), "x".repeat(step)),
+                    )
+                    .unwrap();
+                    events = vec![at("..1/p.yaml"), at("..2/p.yaml")];
+                }
+                _ => {
+                    drop(symlink("..data/p.yaml", at("p.yaml")));
+                    drop(fs::remove_file(at("..data")));
+                    symlink(["..1", "..2"][random(2)], at("..data")).unwrap();
+                    events = vec![at("..data"), at("p.yaml")];
+                }
+            }
+            links += usize::from(at("p.yaml").exists());
+            let events = events.into_iter().collect();
+            quick.refresh(&Changed::Only(events)).unwrap();
+            thorough.refresh(&Changed::All).unwrap();
+            let (found, wanted) = (quick.assemble(), thorough.anew());
+            assert_eq!(found.cluster, wanted.cluster, "round {round}, step {step}");
+            assert_eq!(found.problems, wanted.problems, "round {round}, step {step}");
+            assert_eq!(found.files, wanted.files, "round {round}, step {step}");
+            told[0] += usize::from(found.problems.iter().any(|it| it.kind == ProblemKind::Duplicate));
+            told[1] += usize::from(!found.cluster.pods.is_empty());
+            told[2] += usize::from(!found.cluster.unevaluated_kinds.is_empty());
+            steps += 1;
+        }
+    }
+    assert!(
+        told.iter()
+            .chain([&links])
+            .all(|count| *count > 50 && *count < steps),
+        "{told:?}, {links} of {steps}"
+    );
+}
+
+/// A misspelt kind makes no second policy of that name.
+#[test]
+fn one_policy_by_two_kinds_is_one() {
+    let dir = folder(&[
+        ("a.yaml", &policy("p")),
+        (
+            "b.yaml",
+            &policy("p").replace("kind: NetworkPolicy", "kind: NetworkPolicies"),
+        ),
+    ]);
+    assert!(refused(&dir)[0].contains("is described in"));
+}
+
 #[test]
 fn without_notification_the_folder_is_looked_at_again() {
     let dir = folder(&[("p.yaml", &policy("p"))]);
@@ -397,34 +521,36 @@ fn without_notification_the_folder_is_looked_at_again() {
 
 #[test]
 #[ignore = "a figure, not a check: run it with --ignored --nocapture"]
-fn latency_of_a_change_at_1000_pods_and_200_policies() {
-    let dir = tempfile::tempdir().unwrap();
-    for n in 0..1000 {
-        write(
-            dir.path(),
-            &format!("pods/{n}.yaml"),
-            &pod(&format!("p{n}"), &format!("10.0.{}.{}", n / 250, n % 250)),
+fn latency_of_a_change() {
+    for (pods, policies) in [(1000, 200), (10_000, 1000)] {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..pods {
+            let text = pod(
+                &format!("p{n}"),
+                &format!("10.{}.{}.{}", n / 40_000, n / 200 % 200, n % 200),
+            );
+            write(dir.path(), &format!("pods/{n}.yaml"), &text);
+        }
+        for n in 0..policies {
+            write(
+                dir.path(),
+                &format!("policies/{n}.yaml"),
+                &policy(&format!("p{n}")),
+            );
+        }
+        let (_, watch) = watch(&dir);
+        let mut times: Vec<Duration> = (0..50)
+            .map(|round| {
+                let began = Instant::now();
+                write(dir.path(), "policies/new.yaml", &policy(&format!("new{round}")));
+                until(&watch, |_| true);
+                began.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!(
+            "{pods} pods, {policies} policies: file written -> new state handed out: median {:?}, {:?} to {:?}",
+            times[25], times[0], times[49]
         );
     }
-    for n in 0..200 {
-        write(
-            dir.path(),
-            &format!("policies/{n}.yaml"),
-            &policy(&format!("p{n}")),
-        );
-    }
-    let (_, watch) = watch(&dir);
-    let mut times: Vec<Duration> = (0..50)
-        .map(|round| {
-            let began = Instant::now();
-            write(dir.path(), "policies/new.yaml", &policy(&format!("new{round}")));
-            until(&watch, |_| true);
-            began.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!(
-        "file written -> new state handed out: median {:?}, worst {:?}",
-        times[25], times[49]
-    );
 }

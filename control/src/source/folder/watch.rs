@@ -122,9 +122,9 @@ impl FolderWatch {
         let (wake, wakes) = mpsc::channel();
         // Before the first look, so that nothing falls between the two.
         let watcher = if notify { watcher(dir, wake.clone()) } else { None };
-        let mut reader = Reader::new(dir);
+        let mut reader = Reader::new(dir, &settings);
         reader.refresh(&Changed::All)?;
-        let loaded = reader.assemble(&settings);
+        let loaded = reader.assemble();
         let broken = reader.broken();
         if !broken.is_empty() {
             return Err(FolderError::Broken(broken));
@@ -132,12 +132,12 @@ impl FolderWatch {
         let (out, updates) = mpsc::channel();
         let watch = Watch {
             dir: dir.to_owned(),
-            settings,
             options,
             reader,
             watched: watcher.is_some().then(|| inode(dir)).flatten(),
             renew: notify.then(|| wake.clone()),
             watcher,
+            walked: Instant::now(),
             writing: HashMap::new(),
             current: loaded.cluster.clone(),
             problems: loaded.problems.clone(),
@@ -207,7 +207,6 @@ fn inode(dir: &Path) -> Option<(u64, u64)> {
 
 struct Watch {
     dir: PathBuf,
-    settings: Settings,
     options: WatchOptions,
     reader: Reader,
     watcher: Option<RecommendedWatcher>,
@@ -215,6 +214,8 @@ struct Watch {
     watched: Option<(u64, u64)>,
     /// To watch another folder that took the name of the first; None where nothing is to notify.
     renew: Option<Sender<Wake>>,
+    /// When every file was last looked at.
+    walked: Instant,
     /// Files that were written to and not closed yet.
     writing: HashMap<PathBuf, Instant>,
     /// What was last handed out.
@@ -231,7 +232,7 @@ struct Pending {
     /// When the first of it was noticed.
     began: Option<Instant>,
     paths: HashSet<PathBuf>,
-    /// Something happened that does not name a manifest: a link changed, events were lost.
+    /// Events were lost.
     all: bool,
     any: bool,
     accept: bool,
@@ -241,20 +242,16 @@ impl Watch {
     fn run(mut self, wakes: &Receiver<Wake>) {
         loop {
             let mut pending = Pending::default();
-            let idle = if !self.writing.is_empty() {
-                self.options.limit
-            } else if self.watched.is_some() {
-                self.options.poll * 10
-            } else {
-                self.options.poll
-            };
-            match wakes.recv_timeout(idle) {
+            match wakes.recv_timeout(self.idle()) {
                 Ok(wake) => {
                     if self.take(wake, &mut pending) {
                         return;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => pending.any = true,
+                Err(RecvTimeoutError::Timeout) => {
+                    pending.paths.extend(self.left_open());
+                    pending.any = !pending.paths.is_empty() || self.due().is_zero();
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let began = Instant::now();
@@ -271,10 +268,37 @@ impl Watch {
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
-            if (pending.any || pending.accept) && !self.look(&pending) {
+            if (pending.any || pending.accept) && !self.look(pending) {
                 return;
             }
         }
+    }
+
+    /// How long until every file is looked at, in case an event was lost.
+    fn due(&self) -> Duration {
+        let interval = match self.watched {
+            Some(_) => self.options.poll * 10,
+            None => self.options.poll,
+        };
+        interval.saturating_sub(self.walked.elapsed())
+    }
+
+    /// How long to wait for an event.
+    fn idle(&self) -> Duration {
+        let due = self.due();
+        if self.writing.is_empty() {
+            due
+        } else {
+            due.min(self.options.limit)
+        }
+    }
+
+    /// Takes the files that have been written to for long enough, or were left open.
+    fn left_open(&mut self) -> HashSet<PathBuf> {
+        self.writing
+            .extract_if(|_, since| since.elapsed() >= UNFINISHED)
+            .map(|(path, _)| path)
+            .collect()
     }
 
     /// Notes what a wake-up means; true to end.
@@ -312,26 +336,33 @@ impl Watch {
             _ => {}
         }
         pending.any = true;
-        pending.all |= event.need_rescan() || event.paths.iter().any(|path| hidden(&self.dir, path));
+        pending.all |= event.need_rescan();
         pending.paths.extend(event.paths);
         false
     }
 
     /// Reads the folder and says what came of it; false when nobody listens any more.
-    fn look(&mut self, pending: &Pending) -> bool {
+    fn look(&mut self, mut pending: Pending) -> bool {
         let present = inode(&self.dir);
         if let Some(wake) = self.renew.as_ref().filter(|_| self.watched != present) {
             // Removed, made anew or put in place by a rename: a watch stays with the old one.
             self.watcher = present.and_then(|_| watcher(&self.dir, wake.clone()));
             self.watched = present.filter(|_| self.watcher.is_some());
+            pending.all = true;
         }
-        self.writing.retain(|_, since| since.elapsed() < UNFINISHED);
+        pending.paths.extend(self.left_open());
         let unfinished: HashSet<PathBuf> = self.writing.keys().cloned().collect();
+        let paths = std::mem::take(&mut pending.paths);
         let changed = if pending.all {
             Changed::All
+        } else if pending.accept || self.due().is_zero() {
+            Changed::These(paths)
         } else {
-            Changed::Paths(pending.paths.clone())
+            Changed::Only(paths)
         };
+        if !matches!(changed, Changed::Only(_)) {
+            self.walked = Instant::now();
+        }
         if let Err(error) = self.reader.refresh_except(&changed, &unfinished) {
             let unreadable = Problem {
                 kind: ProblemKind::Unreadable,
@@ -348,7 +379,7 @@ impl Watch {
                 vec![unreadable],
             );
         }
-        let mut loaded = self.reader.assemble(&self.settings);
+        let mut loaded = self.reader.assemble();
         loaded.began = pending.began.unwrap_or(loaded.began);
         if self.options.hold_vanished
             && !pending.accept
@@ -362,7 +393,6 @@ impl Watch {
             return true;
         }
         self.held = None;
-        loaded.cluster = self.current.turned_into(loaded.cluster);
         self.current = loaded.cluster.clone();
         self.problems.clone_from(&loaded.problems);
         self.out.send(Update::State(loaded)).is_ok()
@@ -375,12 +405,6 @@ impl Watch {
         self.held = Some(reason.clone());
         self.out.send(Update::Held { reason, problems }).is_ok()
     }
-}
-
-/// Whether a path lies under a name with a dot, as the links of a mounted ConfigMap do.
-fn hidden(dir: &Path, path: &Path) -> bool {
-    path.strip_prefix(dir)
-        .is_ok_and(|below| below.iter().any(|name| name.as_encoded_bytes().starts_with(b".")))
 }
 
 /// Why the step from one state to the next looks like an accident rather than a decision.
