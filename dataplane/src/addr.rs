@@ -39,6 +39,13 @@ impl Addr {
         self.0
     }
 
+    /// An IPv4 address as a number, first byte most significant.
+    #[inline]
+    pub fn to_v4(self) -> Option<u32> {
+        let [.., a, b, c, d] = self.0;
+        self.is_v4().then_some(u32::from_be_bytes([a, b, c, d]))
+    }
+
     /// The address as a number, most significant byte first.
     #[inline]
     pub fn to_u128(self) -> u128 {

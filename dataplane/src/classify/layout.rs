@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -181,9 +181,9 @@ pub(super) struct BucketV4 {
     pub used: u16,
     /// Buckets that a lookup that begins here may read, this one included; at least 1.
     pub reach: u16,
-    /// Indices of identities.
-    pub identities: [u32; 7],
-    pub reserved: u32,
+    /// Indices of identities plus 1; 0 in an empty slot. The last is of no slot: with it, these are as many numbers as
+    /// the keys and what follows them.
+    pub identities: [u32; 8],
 }
 
 /// Three IPv6 hosts in one cache line.
@@ -192,7 +192,7 @@ pub(super) struct BucketV4 {
 pub(super) struct BucketV6 {
     /// Addresses in network byte order.
     pub keys: [[u8; 16]; 3],
-    /// Indices of identities.
+    /// Indices of identities plus 1; 0 in an empty slot.
     pub identities: [u32; 3],
     /// Occupied slots, from slot 0 on.
     pub used: u16,
@@ -401,8 +401,8 @@ pub(super) fn hash_v4(key: u32, seed: u64, buckets: usize) -> usize {
 
 /// The bucket where the search for an IPv6 host begins. `buckets` below 2^32.
 #[inline]
-pub(super) fn hash_v6(key: &[u8; 16], seed: u64, buckets: usize) -> usize {
-    let number = u128::from_be_bytes(*key);
+pub(super) fn hash_v6(key: [u8; 16], seed: u64, buckets: usize) -> usize {
+    let number = u128::from_be_bytes(key);
     let high = ((number >> 64) as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let low = (number as u64 ^ high.rotate_left(32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
     let hash = (low ^ (low >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);

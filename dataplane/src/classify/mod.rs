@@ -4,6 +4,7 @@
 //! not change with the one before. It travels as a whole ([`Image::to_bytes`]) or as a delta ([`Image::delta_since`]). A
 //! [`Snapshot`] is the read side: fully validated when opened or changed by a delta; no content makes a read leave it.
 
+mod bucket;
 mod build;
 mod image;
 mod layout;
@@ -12,6 +13,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod validate;
+
+use zerocopy::{Immutable, KnownLayout, TryFromBytes};
 
 pub use build::{BuildError, ImageBuilder, Page, PortDecision, PortRange};
 pub use image::{Image, ImageError};
@@ -23,8 +26,8 @@ pub use snapshot::{BATCH, FirstPacket, Judged, Since, Sizes, Snapshot};
 pub struct Generation(pub u64);
 
 /// What an address is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]
+#[repr(u32)]
 pub enum IdentityKind {
     /// A live pod's address.
     Pod = 0,
@@ -38,8 +41,9 @@ pub enum IdentityKind {
     Service = 4,
 }
 
-/// Who an address is, in numbers of one snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who an address is, in numbers of one snapshot. Lies in memory as it does in images, so that it is not put together anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, Immutable, KnownLayout)]
+#[repr(C)]
 pub struct Identity {
     /// What it is.
     pub kind: IdentityKind,

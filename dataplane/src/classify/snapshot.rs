@@ -10,14 +10,16 @@ mod since;
 
 pub use batch::{BATCH, FirstPacket, Judged};
 pub use since::Since;
+use zerocopy::try_transmute_ref;
 
 use super::{
     DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Image, ImageError, Judgement, L4,
     NodeExemption, PolicyName, PortSpans, Provenance, Row,
+    bucket::{self, Bucket},
     layout::{
-        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN, IntervalRecord,
-        MAX_REACH, NONE, PROVENANCE_RULE, TRIE_CHILD, TrieNode, hash_v4, hash_v6, name_home, name_tag,
-        page_slot,
+        BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
+        IdentityRecord, IntervalRecord, NONE, PROVENANCE_RULE, PageRecord, PortMapRecord, TRIE_CHILD,
+        TrieNode, name_home, name_tag, page_slot,
     },
     table::Table,
 };
@@ -63,8 +65,17 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
+/// The bucket where the search for an address begins.
+#[derive(Clone, Copy)]
+enum Home<'a> {
+    /// The family has no hosts.
+    Nowhere,
+    V4(u32, &'a BucketV4),
+    V6(&'a BucketV6),
+}
+
 /// What a lookup answers that leaves its table: a pod without rows, to and from which everything is denied.
-const NOBODY: Identity = Identity {
+static NOBODY: Identity = Identity {
     kind: IdentityKind::Pod,
     endpoint: NONE,
     node: NONE,
@@ -198,19 +209,67 @@ impl Snapshot {
     /// Index of an address's identity.
     #[inline]
     fn lookup(&self, addr: Addr) -> u32 {
-        if addr.is_v4() {
-            let [.., a, b, c, d] = addr.octets();
-            let bytes = [a, b, c, d];
-            match self.host_v4(u32::from_be_bytes(bytes)) {
-                Some((_, index)) => index,
-                None => walk(&self.image.parts.tables.trie_v4, &bytes),
-            }
-        } else {
-            let bytes = addr.octets();
-            match self.host_v6(&bytes) {
-                Some((_, index)) => index,
-                None => walk(&self.image.parts.tables.trie_v6, &bytes),
-            }
+        let (found, reach) = match self.home(addr) {
+            Home::V4(key, home) => (home.find(key), home.reach),
+            Home::V6(home) => (home.find(addr.octets()), home.reach),
+            Home::Nowhere => (None, 0),
+        };
+        match found {
+            Some(identity) => identity,
+            None => self.lookup_further(addr, reach),
+        }
+    }
+
+    /// As [`Self::lookup`], where the answer of [`Self::home`] is at hand, for many addresses side by side.
+    #[inline(always)]
+    fn lookup_at_once(&self, addr: Addr, home: Home<'_>) -> u32 {
+        let (found, reach) = match home {
+            Home::V4(key, home) => (home.find_at_once(key), home.reach),
+            Home::V6(home) => (home.find_at_once(addr.octets()), home.reach),
+            Home::Nowhere => (None, 0),
+        };
+        match found {
+            Some(identity) => identity,
+            None => self.lookup_further(addr, reach),
+        }
+    }
+
+    /// As [`Self::lookup`], for an address that is not in its home bucket, whose reach is given.
+    #[inline(never)]
+    fn lookup_further(&self, addr: Addr, reach: u16) -> u32 {
+        let host = if reach > 1 { self.host(addr) } else { None };
+        host.unwrap_or_else(|| self.range(addr))
+    }
+
+    /// Index of a host's identity; None for what the host tables do not hold.
+    #[inline]
+    fn host(&self, addr: Addr) -> Option<u32> {
+        let (tables, seed) = (&self.image.parts.tables, self.image.parts.head.seed);
+        let (_, identity) = match addr.to_v4() {
+            Some(key) => bucket::find(&tables.hosts_v4, seed, key),
+            None => bucket::find(&tables.hosts_v6, seed, addr.octets()),
+        }?;
+        Some(identity)
+    }
+
+    /// The bucket where the search for an address begins.
+    #[inline]
+    fn home(&self, addr: Addr) -> Home<'_> {
+        let (tables, seed) = (&self.image.parts.tables, self.image.parts.head.seed);
+        let home = match addr.to_v4() {
+            Some(key) => bucket::home(&tables.hosts_v4, seed, key).map(|bucket| Home::V4(key, bucket)),
+            None => bucket::home(&tables.hosts_v6, seed, addr.octets()).map(Home::V6),
+        };
+        home.unwrap_or(Home::Nowhere)
+    }
+
+    /// Index of the identity of the range that an address lies in.
+    #[inline]
+    fn range(&self, addr: Addr) -> u32 {
+        let tables = &self.image.parts.tables;
+        match addr.to_v4() {
+            Some(key) => walk(&tables.trie_v4, &key.to_be_bytes()),
+            None => walk(&tables.trie_v6, &addr.octets()),
         }
     }
 
@@ -463,7 +522,13 @@ impl Snapshot {
         }
         let class = peer_class as usize;
         let slot = page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles);
-        let page = tables.row_pages.get(slot)?;
+        self.port_map_in(tables.row_pages.get(slot)?, class)
+    }
+
+    /// The port map of one of a page's cells.
+    #[inline]
+    fn port_map_in(&self, page: &PageRecord, class: usize) -> Option<u32> {
+        let tables = &self.image.parts.tables;
         let part = tables.patterns.get(page.pattern as usize)?.parts[class % CLASSES_PER_PAGE];
         tables
             .palettes
@@ -474,14 +539,14 @@ impl Snapshot {
     /// The decision of one cell; None where the numbers leave the tables.
     #[inline]
     fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
-        self.port_decision(self.port_map(row, peer_class)? as usize, l4)
+        let map = self.port_map(row, peer_class)? as usize;
+        self.port_decision(self.image.parts.tables.port_maps.get(map)?, l4)
     }
 
     /// The decision of a port map; None where the numbers leave the tables.
     #[inline]
-    fn port_decision(&self, map: usize, l4: L4) -> Option<(Decision, u32)> {
+    fn port_decision(&self, map: &PortMapRecord, l4: L4) -> Option<(Decision, u32)> {
         let tables = &self.image.parts.tables;
-        let map = tables.port_maps.get(map)?;
         let portless = (map.portless, map.portless_provenance);
         let L4::Port { protocol, port } = l4 else {
             return Some(portless);
@@ -524,61 +589,7 @@ impl Snapshot {
 
     #[inline]
     fn identity(&self, index: u32) -> Identity {
-        let Some(record) = self.image.parts.tables.identities.get(index as usize) else {
-            return NOBODY;
-        };
-        let Some(kind) = kind(record.kind) else {
-            return NOBODY;
-        };
-        Identity {
-            kind,
-            endpoint: record.endpoint,
-            node: record.node,
-            peer_class: record.peer_class,
-            ingress: record.ingress,
-            egress: record.egress,
-            epoch: record.epoch,
-        }
-    }
-
-    /// Bucket and identity of an IPv4 host.
-    #[inline]
-    pub(super) fn host_v4(&self, key: u32) -> Option<(usize, u32)> {
-        let hosts = &self.image.parts.tables.hosts_v4;
-        let buckets = hosts.len();
-        let mut at = hash_v4(key, self.image.parts.head.seed, buckets);
-        let mut left = hosts.get(at)?.reach.min(MAX_REACH);
-        while left > 0 {
-            let bucket = hosts.get(at)?;
-            for (slot, candidate) in bucket.keys.iter().enumerate() {
-                if *candidate == key && slot < usize::from(bucket.used) {
-                    return Some((at, bucket.identities[slot]));
-                }
-            }
-            at = if at + 1 == buckets { 0 } else { at + 1 };
-            left -= 1;
-        }
-        None
-    }
-
-    /// Bucket and identity of an IPv6 host.
-    #[inline]
-    pub(super) fn host_v6(&self, key: &[u8; 16]) -> Option<(usize, u32)> {
-        let hosts = &self.image.parts.tables.hosts_v6;
-        let buckets = hosts.len();
-        let mut at = hash_v6(key, self.image.parts.head.seed, buckets);
-        let mut left = hosts.get(at)?.reach.min(MAX_REACH);
-        while left > 0 {
-            let bucket = hosts.get(at)?;
-            for (slot, candidate) in bucket.keys.iter().enumerate() {
-                if candidate == key && slot < usize::from(bucket.used) {
-                    return Some((at, bucket.identities[slot]));
-                }
-            }
-            at = if at + 1 == buckets { 0 } else { at + 1 };
-            left -= 1;
-        }
-        None
+        *identity_of(self.image.parts.tables.identities.get(index as usize))
     }
 
     fn policy(&self, index: u32) -> Option<PolicyName<'_>> {
@@ -603,16 +614,16 @@ impl Snapshot {
     }
 }
 
+/// The identity that a record holds.
 #[inline]
-pub(super) fn kind(number: u32) -> Option<IdentityKind> {
-    Some(match number {
-        0 => IdentityKind::Pod,
-        1 => IdentityKind::Node,
-        2 => IdentityKind::External,
-        3 => IdentityKind::Unknown,
-        4 => IdentityKind::Service,
-        _ => return None,
-    })
+fn identity_of(record: Option<&IdentityRecord>) -> &Identity {
+    record.and_then(as_identity).unwrap_or(&NOBODY)
+}
+
+/// A record as what it means; None where it is of an unknown kind.
+#[inline]
+pub(super) fn as_identity(record: &IdentityRecord) -> Option<&Identity> {
+    try_transmute_ref!(record).ok()
 }
 
 /// Follows an address, byte by byte; answers an index that does not exist where the trie is broken.

@@ -122,12 +122,12 @@ impl<T: Record> Table<T> {
         chunk.records.as_ref().get(index % T::PER_CHUNK)
     }
 
-    /// Starts to load a record's cache line, if there is one.
+    /// A record, whose cache line is on its way from now on.
     #[inline]
-    pub(super) fn expect(&self, index: usize) {
-        if let Some(record) = self.get(index) {
-            prefetch(record);
-        }
+    pub(super) fn ahead(&self, index: usize) -> Option<&T> {
+        let record = self.get(index)?;
+        prefetch(record);
+        Some(record)
     }
 
     /// Consecutive records, if they are all there and in one chunk.

@@ -299,6 +299,10 @@ fn many_at_once_are_judged_as_one_by_one() {
         v6(2),
         v6(3),
         v4(10, 96, 0, 1),
+        // As the counts of a bucket look that is compared whole, and as an empty slot does.
+        v4(0, 1, 0, 1),
+        v4(0, 1, 0, 2),
+        v4(0, 0, 0, 0),
     ];
     let mut packets = Vec::new();
     for src in addresses {

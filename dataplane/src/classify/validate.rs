@@ -4,13 +4,14 @@
 //! What an unchanged record means may change with the record that it points to; reads are safe whatever that is.
 
 use super::{
-    IdentityKind, ImageError, Snapshot,
+    Identity, IdentityKind, ImageError, Snapshot,
+    bucket::{self, Bucket},
     image::{Changed, knows_flags, wrong},
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE,
         SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
     },
-    snapshot::kind,
+    snapshot::as_identity,
     table::Table,
 };
 
@@ -29,6 +30,7 @@ impl Snapshot {
     /// Answers the snapshot if these records of every section are as they must be.
     pub(super) fn validated(self, records: &[Changed; SECTIONS]) -> Result<Self, ImageError> {
         self.check_head()?;
+        let tables = &self.image.parts.tables;
         let check = |section: Section, table: &'static str, check: &dyn Fn(usize) -> Verdict| {
             for (from, to) in &records[section as usize] {
                 for index in *from..*to {
@@ -54,12 +56,11 @@ impl Snapshot {
             self.check_identity(index)
         })?;
         check(Section::HostsV4, "IPv4 host bucket", &|index| {
-            self.check_bucket_v4(index)
+            self.check_bucket(&tables.hosts_v4, index)
         })?;
         check(Section::HostsV6, "IPv6 host bucket", &|index| {
-            self.check_bucket_v6(index)
+            self.check_bucket(&tables.hosts_v6, index)
         })?;
-        let tables = &self.image.parts.tables;
         check(Section::TrieV4, "IPv4 trie", &|index| {
             self.check_node_of(&tables.trie_v4, index)
         })?;
@@ -205,7 +206,7 @@ impl Snapshot {
         let Some(record) = tables.identities.get(index) else {
             return Ok(());
         };
-        let Some(kind) = kind(record.kind) else {
+        let Some(Identity { kind, .. }) = as_identity(record).copied() else {
             return Err("is of an unknown kind");
         };
         let has_node = record.node != NONE;
@@ -233,46 +234,31 @@ impl Snapshot {
         ])
     }
 
-    fn check_bucket_v4(&self, index: usize) -> Verdict {
-        let Some(bucket) = self.image.parts.tables.hosts_v4.get(index) else {
+    fn check_bucket<B: Bucket>(&self, hosts: &Table<B>, index: usize) -> Verdict {
+        let Some(bucket) = hosts.get(index) else {
             return Ok(());
         };
-        check_bucket(usize::from(bucket.used), bucket.keys.len(), bucket.reach)?;
-        for (key, identity) in bucket
-            .keys
-            .iter()
-            .zip(&bucket.identities)
-            .take(bucket.used.into())
-        {
-            self.check_host(*identity, self.host_v4(*key) == Some((index, *identity)))?;
-        }
-        Ok(())
-    }
-
-    fn check_bucket_v6(&self, index: usize) -> Verdict {
-        let Some(bucket) = self.image.parts.tables.hosts_v6.get(index) else {
-            return Ok(());
-        };
-        check_bucket(usize::from(bucket.used), bucket.keys.len(), bucket.reach)?;
-        for (key, identity) in bucket
-            .keys
-            .iter()
-            .zip(&bucket.identities)
-            .take(bucket.used.into())
-        {
-            self.check_host(*identity, self.host_v6(key) == Some((index, *identity)))?;
-        }
-        Ok(())
-    }
-
-    fn check_host(&self, identity: u32, found: bool) -> Verdict {
         all(&[
+            (bucket.is_clean(), "does not say which of its slots are occupied"),
             (
-                self.has_identity(identity),
-                "names an identity that does not exist",
+                bucket.reach() > 0 && bucket.reach() <= MAX_REACH,
+                "has a reach out of bounds",
             ),
-            (found, "holds an address that a lookup would not find there"),
-        ])
+        ])?;
+        let seed = self.image.parts.head.seed;
+        for (key, identity) in bucket.hosts() {
+            all(&[
+                (
+                    self.has_identity(identity),
+                    "names an identity that does not exist",
+                ),
+                (
+                    bucket::find(hosts, seed, key) == Some((index, identity)),
+                    "holds an address that a lookup would not find there",
+                ),
+            ])?;
+        }
+        Ok(())
     }
 
     /// Children have higher indices than their parents, so that no path is a circle; a walk ends with the address.
@@ -397,11 +383,4 @@ impl Snapshot {
             "has a decision that this build does not know",
         )])
     }
-}
-
-fn check_bucket(used: usize, slots: usize, reach: u16) -> Verdict {
-    all(&[
-        (used <= slots, "has more entries than slots"),
-        (reach > 0 && reach <= MAX_REACH, "has a reach out of bounds"),
-    ])
 }

@@ -2,92 +2,10 @@
 
 use crate::classify::{
     BuildError,
-    layout::{BucketV4, BucketV6, MAX_REACH, NameSlot, hash_v4, hash_v6, name_home},
-    table::{Record, Table},
+    bucket::{self, Bucket},
+    layout::{MAX_REACH, NameSlot, name_home},
+    table::Table,
 };
-
-/// A bucket of hosts.
-pub(super) trait Bucket: Record {
-    type Key: Copy + Eq;
-    const FAMILY: &'static str;
-    const SLOTS: usize;
-    const EMPTY: Self;
-    fn home(key: &Self::Key, seed: u64, buckets: usize) -> usize;
-    fn used(&self) -> usize;
-    fn set_used(&mut self, used: usize);
-    fn reach(&self) -> u16;
-    fn set_reach(&mut self, reach: u16);
-    fn slot(&self, slot: usize) -> (Self::Key, u32);
-    fn set_slot(&mut self, slot: usize, key: Self::Key, identity: u32);
-}
-
-macro_rules! bucket {
-    ($bucket:ty, $key:ty, $family:literal, $slots:literal, $empty:expr, $home:expr) => {
-        impl Bucket for $bucket {
-            type Key = $key;
-            const FAMILY: &'static str = $family;
-            const SLOTS: usize = $slots;
-            const EMPTY: Self = $empty;
-
-            fn home(key: &$key, seed: u64, buckets: usize) -> usize {
-                $home(key, seed, buckets)
-            }
-
-            fn used(&self) -> usize {
-                usize::from(self.used).min(Self::SLOTS)
-            }
-
-            fn set_used(&mut self, used: usize) {
-                self.used = used as u16;
-            }
-
-            fn reach(&self) -> u16 {
-                self.reach
-            }
-
-            fn set_reach(&mut self, reach: u16) {
-                self.reach = reach;
-            }
-
-            fn slot(&self, slot: usize) -> ($key, u32) {
-                (self.keys[slot], self.identities[slot])
-            }
-
-            fn set_slot(&mut self, slot: usize, key: $key, identity: u32) {
-                self.keys[slot] = key;
-                self.identities[slot] = identity;
-            }
-        }
-    };
-}
-
-bucket!(
-    BucketV4,
-    u32,
-    "IPv4",
-    7,
-    BucketV4 {
-        keys: [0; 7],
-        used: 0,
-        reach: 1,
-        identities: [0; 7],
-        reserved: 0,
-    },
-    |key: &u32, seed, buckets| hash_v4(*key, seed, buckets)
-);
-bucket!(
-    BucketV6,
-    [u8; 16],
-    "IPv6",
-    3,
-    BucketV6 {
-        keys: [[0; 16]; 3],
-        identities: [0; 3],
-        used: 0,
-        reach: 1,
-    },
-    hash_v6
-);
 
 /// Where a host lies: bucket and slot.
 type Place = (usize, usize);
@@ -122,7 +40,7 @@ impl Hosts {
         key: B::Key,
         identity: u32,
     ) -> Result<(), BuildError> {
-        if let Some((at, slot)) = find(table, seed, &key) {
+        if let Some((at, slot)) = find(table, seed, key) {
             if let Some(mut bucket) = table.get(at).copied() {
                 bucket.set_slot(slot, key, identity);
                 table.set(at, bucket);
@@ -142,14 +60,13 @@ impl Hosts {
 
     /// Takes a host out and answers whose it was.
     pub(super) fn remove<B: Bucket>(&mut self, table: &mut Table<B>, seed: u64, key: B::Key) -> Option<u32> {
-        let (at, slot) = find(table, seed, &key)?;
+        let (at, slot) = find(table, seed, key)?;
         let mut bucket = *table.get(at)?;
         let (_, identity) = bucket.slot(slot);
         let last = bucket.used() - 1;
         let (moved, whose) = bucket.slot(last);
         bucket.set_slot(slot, moved, whose);
-        let (zero, none) = B::EMPTY.slot(0);
-        bucket.set_slot(last, zero, none);
+        bucket.clear_slot(last);
         bucket.set_used(last);
         table.set(at, bucket);
         self.count -= 1;
@@ -158,10 +75,7 @@ impl Hosts {
 
     /// Lays all hosts out anew, in so many buckets or more.
     fn rebuild<B: Bucket>(&self, table: &mut Table<B>, seed: u64, buckets: usize) -> Result<(), BuildError> {
-        let hosts: Vec<(B::Key, u32)> = table
-            .iter()
-            .flat_map(|bucket| (0..bucket.used()).map(|slot| bucket.slot(slot)))
-            .collect();
+        let hosts: Vec<(B::Key, u32)> = table.iter().flat_map(B::hosts).collect();
         let mut count = buckets;
         for _ in 0..16 {
             let mut fresh = Table::sharing(&vec![B::EMPTY; count], &Table::default());
@@ -181,18 +95,10 @@ impl Hosts {
     }
 }
 
-fn find<B: Bucket>(table: &Table<B>, seed: u64, key: &B::Key) -> Option<Place> {
-    let buckets = table.len();
-    if buckets == 0 {
-        return None;
-    }
-    let home = B::home(key, seed, buckets);
-    let reach = usize::from(table.get(home)?.reach());
-    (0..reach).map(|step| (home + step) % buckets).find_map(|at| {
-        let bucket = table.get(at)?;
-        let slot = (0..bucket.used()).find(|slot| bucket.slot(*slot).0 == *key)?;
-        Some((at, slot))
-    })
+fn find<B: Bucket>(table: &Table<B>, seed: u64, key: B::Key) -> Option<Place> {
+    let (at, _) = bucket::find(table, seed, key)?;
+    let slot = table.get(at)?.hosts().position(|(host, _)| host == key)?;
+    Some((at, slot))
 }
 
 /// Puts a key that is not there into the first free slot from its home on. Whether there was one within reach.
@@ -201,7 +107,7 @@ fn place<B: Bucket>(table: &mut Table<B>, seed: u64, key: B::Key, identity: u32)
     if buckets == 0 {
         return false;
     }
-    let home = B::home(&key, seed, buckets);
+    let home = B::home(key, seed, buckets);
     for step in 0..usize::from(MAX_REACH).min(buckets) {
         let at = (home + step) % buckets;
         let Some(mut bucket) = table.get(at).copied() else {

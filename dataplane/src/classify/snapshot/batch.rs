@@ -3,13 +3,14 @@
 
 use arrayvec::ArrayVec;
 
-use super::{INVALID, Snapshot};
+use super::{Home, INVALID, Snapshot, identity_of};
 use crate::{
     addr::Addr,
     classify::{
         DirectionVerdict, Identity, IdentityKind, Judgement, L4, NodeExemption,
-        layout::{CLASSES_PER_PAGE, NONE, PageRecord, hash_v4, hash_v6, page_slot},
+        layout::{CLASSES_PER_PAGE, Decision, IdentityRecord, page_slot},
     },
+    prefetch::prefetch,
 };
 
 /// Packets in a batch.
@@ -37,136 +38,171 @@ pub struct Judged {
     pub judgement: Judgement,
 }
 
-/// What one direction of a packet is on its way through the passes.
-#[derive(Clone, Copy)]
-struct Way {
-    /// Row, as an index; `usize::MAX` where no row decides.
-    row: usize,
-    /// Peer class, of those of a page.
-    class: usize,
-    /// First a place among the row pages, then one among the palettes, then a port map.
-    at: usize,
-    page: PageRecord,
+/// A direction of a packet that a row decides about.
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    /// Row, as an index.
+    row: u32,
+    /// Peer class.
+    class: u32,
+    packet: u8,
+    egress: bool,
 }
 
-impl Way {
-    const BLANK: Self = Self {
-        row: usize::MAX,
-        class: 0,
-        at: usize::MAX,
-        page: PageRecord {
-            pattern: 0,
-            palette: 0,
-        },
-    };
+/// Cells in a batch: two for each packet.
+const CELLS: usize = 2 * BATCH;
+
+/// The cells of a batch. Each is written and then kept if it counts, without a branch: which pods have rows cannot be
+/// foretold.
+struct Asked {
+    cells: [Cell; CELLS],
+    count: usize,
 }
 
 impl Snapshot {
     /// As [`Self::identify`] and [`Self::judge`] for each packet, in order; of more than [`BATCH`] only the first.
     /// `node` says whether a node's address is believed.
+    ///
+    /// What one pass finds is handed to the next as references, so each table is asked once and bounds are checked
+    /// once. What fails is not handed on: its direction stays denied.
     pub fn judge_many(
         &self,
         packets: &[FirstPacket],
         node: impl Fn(usize, &Identity, &Identity) -> NodeExemption,
     ) -> ArrayVec<Judged, BATCH> {
         let packets = packets.get(..BATCH).unwrap_or(packets);
-        let tables = &self.image.parts.tables;
-        for packet in packets {
-            self.expect_host(packet.src);
-            self.expect_host(packet.dst);
+        let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
+        let mut homes = [[Home::Nowhere; 2]; BATCH];
+        for (packet, homes) in packets.iter().zip(&mut homes) {
+            *homes = [self.home_ahead(packet.src), self.home_ahead(packet.dst)];
         }
-        let mut found = [[NONE; 2]; BATCH];
-        for (packet, found) in packets.iter().zip(&mut found) {
-            *found = [self.lookup(packet.src), self.lookup(packet.dst)];
-            tables.identities.expect(found[0] as usize);
-            tables.identities.expect(found[1] as usize);
+        let mut ends = [[None; 2]; BATCH];
+        for ((packet, [src, dst]), ends) in packets.iter().zip(&homes).zip(&mut ends) {
+            *ends = [self.end_ahead(packet.src, *src), self.end_ahead(packet.dst, *dst)];
         }
-        let mut ways = [[Way::BLANK; 2]; BATCH];
         let mut judged = ArrayVec::new();
-        for ((found, ways), (number, packet)) in found.iter().zip(&mut ways).zip(packets.iter().enumerate()) {
-            let [src, dst] = found.map(|index| self.identity(index));
-            let judgement = match self.exempt(&src, &dst, packet.src == packet.dst, node(number, &src, &dst))
-            {
+        let mut asked = Asked {
+            cells: [Cell::default(); CELLS],
+            count: 0,
+        };
+        for ((packet, number), [src, dst]) in packets.iter().zip(0_u8..).zip(&ends) {
+            let (src, dst) = (identity_of(*src), identity_of(*dst));
+            let node = node(usize::from(number), src, dst);
+            let judgement = match self.exempt(src, dst, packet.src == packet.dst, node) {
                 Some(judgement) => judgement,
                 None => Judgement {
-                    ingress: self.begin(&dst, dst.ingress, src.peer_class, &mut ways[0]),
-                    egress: self.begin(&src, src.egress, dst.peer_class, &mut ways[1]),
+                    ingress: self.begin(dst, &mut asked, number, false, dst.ingress, src.peer_class),
+                    egress: self.begin(src, &mut asked, number, true, src.egress, dst.peer_class),
                 },
             };
-            judged.push(Judged { src, dst, judgement });
+            judged.push(Judged {
+                src: *src,
+                dst: *dst,
+                judgement,
+            });
         }
-        let ways = ways
-            .get_mut(..packets.len())
-            .unwrap_or_default()
-            .as_flattened_mut();
-        for way in ways.iter_mut() {
-            if let Some(page) = tables.row_pages.get(way.at) {
-                way.page = *page;
-                tables.patterns.expect(page.pattern as usize);
-                tables.palettes.expect(page.palette as usize);
+        let cells = asked.cells.get(..asked.count).unwrap_or_default();
+        let mut pages = [None; CELLS];
+        for (cell, page) in cells.iter().zip(&mut pages) {
+            if cell.class < head.classes && cell.row < head.rows {
+                let (row, class) = (cell.row as usize, cell.class as usize);
+                *page = tables
+                    .row_pages
+                    .ahead(page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles));
             }
         }
-        for way in ways.iter_mut().filter(|way| way.row != usize::MAX) {
-            let pattern = tables.patterns.get(way.page.pattern as usize);
-            let part = pattern.map(|pattern| pattern.parts[way.class]);
-            let map =
-                part.and_then(|part| tables.palettes.get(way.page.palette as usize + usize::from(part)));
-            way.at = map.map_or(usize::MAX, |map| *map as usize);
-            tables.port_maps.expect(way.at);
-        }
-        for way in ways.iter_mut().filter(|way| way.row != usize::MAX) {
-            if let Some(map) = tables.port_maps.get(way.at).filter(|map| map.uniform == 0) {
-                tables.intervals.expect(map.starts[0] as usize);
+        let mut maps = [None; CELLS];
+        for ((cell, page), map) in cells.iter().zip(&pages).zip(&mut maps) {
+            if let Some(page) = page {
+                let number = self.port_map_in(page, cell.class as usize);
+                *map = number.and_then(|number| tables.port_maps.ahead(number as usize));
             }
         }
-        let (ways, _) = ways.as_chunks::<2>();
-        for ((packet, judged), [ingress, egress]) in packets.iter().zip(&mut judged).zip(ways) {
-            let judgement = &mut judged.judgement;
-            self.end(ingress, packet.l4, &mut judgement.ingress);
-            self.end(egress, packet.l4, &mut judgement.egress);
+        let (mut by_port, mut ported) = ([0_u8; CELLS], 0);
+        for ((cell, map), number) in cells.iter().zip(&maps).zip(0..) {
+            if let Some(map) = map {
+                self.decide(&mut judged, cell, Some((map.portless, map.portless_provenance)));
+                if let Some(place) = by_port.get_mut(ported) {
+                    *place = number;
+                }
+                ported += usize::from(map.uniform == 0);
+            }
+        }
+        let by_port = by_port.get(..ported).unwrap_or_default();
+        for number in by_port {
+            if let Some(Some(map)) = maps.get(usize::from(*number)) {
+                tables.intervals.ahead(map.starts[0] as usize);
+            }
+        }
+        for number in by_port {
+            let number = usize::from(*number);
+            if let (Some(cell), Some(Some(map))) = (cells.get(number), maps.get(number))
+                && let Some(packet) = packets.get(usize::from(cell.packet))
+            {
+                self.decide(&mut judged, cell, self.port_decision(map, packet.l4));
+            }
         }
         judged
     }
 
-    /// Asks for the bucket where the search for a host begins.
+    /// What is known of a direction without its row, which is asked for.
     #[inline]
-    fn expect_host(&self, addr: Addr) {
-        let (tables, seed) = (&self.image.parts.tables, self.image.parts.head.seed);
-        if addr.is_v4() {
-            let [.., a, b, c, d] = addr.octets();
-            let key = u32::from_be_bytes([a, b, c, d]);
-            let hosts = &tables.hosts_v4;
-            hosts.expect(hash_v4(key, seed, hosts.len()));
-        } else {
-            let hosts = &tables.hosts_v6;
-            hosts.expect(hash_v6(&addr.octets(), seed, hosts.len()));
+    fn begin(
+        &self,
+        end: &Identity,
+        asked: &mut Asked,
+        packet: u8,
+        egress: bool,
+        row: u32,
+        class: u32,
+    ) -> DirectionVerdict {
+        let decides = end.kind == IdentityKind::Pod && row != 0;
+        if let Some(cell) = asked.cells.get_mut(asked.count) {
+            *cell = Cell {
+                row: row.wrapping_sub(1),
+                class,
+                packet,
+                egress,
+            };
+        }
+        asked.count += usize::from(decides);
+        match decides {
+            true => INVALID,
+            false => self.direction(end, 0, 0, L4::NoPort { protocol: 0 }),
         }
     }
 
-    /// What is known of a direction without its row; asks for the row's page where there is one.
+    /// Writes down what a cell decides.
     #[inline]
-    fn begin(&self, end: &Identity, row: u32, peer_class: u32, way: &mut Way) -> DirectionVerdict {
-        if end.kind != IdentityKind::Pod || row == 0 {
-            return self.direction(end, 0, 0, L4::NoPort { protocol: 0 });
+    fn decide(&self, judged: &mut [Judged], cell: &Cell, decision: Option<(Decision, u32)>) {
+        if let Some(judged) = judged.get_mut(usize::from(cell.packet)) {
+            let judgement = &mut judged.judgement;
+            let verdict = match cell.egress {
+                true => &mut judgement.egress,
+                false => &mut judgement.ingress,
+            };
+            *verdict = decision.map_or(INVALID, |(decision, provenance)| {
+                self.decided(cell.row as usize, decision, provenance)
+            });
         }
-        let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
-        if peer_class < head.classes && row <= head.rows {
-            let class = peer_class as usize;
-            way.row = row as usize - 1;
-            way.class = class % CLASSES_PER_PAGE;
-            way.at = page_slot(way.row, class / CLASSES_PER_PAGE, head.row_tiles);
-            tables.row_pages.expect(way.at);
-        }
-        INVALID
     }
 
-    /// What a row's port map decides, where there is a row.
-    #[inline]
-    fn end(&self, way: &Way, l4: L4, verdict: &mut DirectionVerdict) {
-        if way.row != usize::MAX
-            && let Some((decision, provenance)) = self.port_decision(way.at, l4)
-        {
-            *verdict = self.decided(way.row, decision, provenance);
+    /// As [`Self::home`]; asks for the bucket.
+    #[inline(always)]
+    fn home_ahead(&self, addr: Addr) -> Home<'_> {
+        let home = self.home(addr);
+        match home {
+            Home::V4(_, bucket) => prefetch(bucket),
+            Home::V6(bucket) => prefetch(bucket),
+            Home::Nowhere => {}
         }
+        home
+    }
+
+    /// The record of an address's identity; asks for it.
+    #[inline(always)]
+    fn end_ahead(&self, addr: Addr, home: Home<'_>) -> Option<&IdentityRecord> {
+        let index = self.lookup_at_once(addr, home);
+        self.image.parts.tables.identities.ahead(index as usize)
     }
 }

@@ -4,6 +4,7 @@ use super::Snapshot;
 use crate::{
     addr::Addr,
     classify::{
+        bucket::Bucket,
         layout::{TRIE_CHILD, TrieNode},
         table::Table,
     },
@@ -13,26 +14,13 @@ impl Snapshot {
     /// Every address that the host tables hold, in no order. Any other address is looked up among the ranges alone.
     pub fn hosts(&self) -> impl Iterator<Item = Addr> + '_ {
         let tables = &self.image.parts.tables;
-        let v4 = tables.hosts_v4.iter().flat_map(|bucket| {
-            let used = bucket.keys.iter().take(usize::from(bucket.used));
-            used.map(|key| Addr::v4(key.to_be_bytes()))
-        });
-        let v6 = tables.hosts_v6.iter().flat_map(|bucket| {
-            let used = bucket.keys.iter().take(usize::from(bucket.used));
-            used.map(|key| Addr::v6(*key))
-        });
-        v4.chain(v6)
+        let v4 = addresses(&tables.hosts_v4);
+        v4.chain(addresses(&tables.hosts_v6))
     }
 
     /// Whether the host tables hold an address.
     pub fn is_host(&self, addr: Addr) -> bool {
-        let octets = addr.octets();
-        if addr.is_v4() {
-            let [.., a, b, c, d] = octets;
-            self.host_v4(u32::from_be_bytes([a, b, c, d])).is_some()
-        } else {
-            self.host_v6(&octets).is_some()
-        }
+        self.host(addr).is_some()
     }
 
     /// The first address of each range of addresses that a lookup which finds no host tells apart, ascending, as
@@ -53,6 +41,10 @@ impl Snapshot {
         walk.node(0, 0, bits)?;
         Some(walk.borders)
     }
+}
+
+fn addresses<B: Bucket>(hosts: &Table<B>) -> impl Iterator<Item = Addr> + '_ {
+    hosts.iter().flat_map(B::hosts).map(|(key, _)| B::addr(key))
 }
 
 struct Borders<'a> {

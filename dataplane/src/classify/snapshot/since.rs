@@ -10,9 +10,8 @@ use crate::{
     addr::Addr,
     classify::{
         Identity,
-        layout::{
-            CLASSES_PER_PAGE, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, hash_v4, hash_v6, page_slot,
-        },
+        bucket::Bucket,
+        layout::{CLASSES_PER_PAGE, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, page_slot},
         table::{Record, Table},
     },
 };
@@ -81,7 +80,10 @@ impl Snapshot {
             provenance,
             ..Since::default()
         };
-        self.hosts_since(older, &mut since.hosts);
+        hosts_since(&tables.hosts_v4, &old.hosts_v4, head.seed, &mut since.hosts);
+        hosts_since(&tables.hosts_v6, &old.hosts_v6, head.seed, &mut since.hosts);
+        since.hosts.sort_unstable();
+        since.hosts.dedup();
         self.names_since(older, &mut since.names);
         Some(since)
     }
@@ -244,50 +246,6 @@ impl Snapshot {
         found
     }
 
-    fn hosts_since(&self, older: &Self, into: &mut Vec<Addr>) {
-        // A lookup may read `reach` buckets from its home on: what lies in those can be found elsewhere now, or no more.
-        let (new, old) = (
-            &self.image.parts.tables.hosts_v4,
-            &older.image.parts.tables.hosts_v4,
-        );
-        for at in differing(new, old) {
-            for table in [new, old] {
-                for step in 0..usize::from(MAX_REACH) {
-                    let bucket = table.get((at + step) % table.len());
-                    for key in bucket
-                        .iter()
-                        .flat_map(|bucket| bucket.keys.iter().take(usize::from(bucket.used)))
-                    {
-                        if step == 0 || hash_v4(*key, self.image.parts.head.seed, table.len()) == at {
-                            into.push(Addr::v4(key.to_be_bytes()));
-                        }
-                    }
-                }
-            }
-        }
-        let (new, old) = (
-            &self.image.parts.tables.hosts_v6,
-            &older.image.parts.tables.hosts_v6,
-        );
-        for at in differing(new, old) {
-            for table in [new, old] {
-                for step in 0..usize::from(MAX_REACH) {
-                    let bucket = table.get((at + step) % table.len());
-                    for key in bucket
-                        .iter()
-                        .flat_map(|bucket| bucket.keys.iter().take(usize::from(bucket.used)))
-                    {
-                        if step == 0 || hash_v6(key, self.image.parts.head.seed, table.len()) == at {
-                            into.push(Addr::v6(*key));
-                        }
-                    }
-                }
-            }
-        }
-        into.sort_unstable();
-        into.dedup();
-    }
-
     fn names_since(&self, older: &Self, into: &mut Vec<u32>) {
         // A search goes from its home to the next empty slot: what lies in the run around a slot can be concerned.
         let (new, old) = (&self.image.parts.tables.names, &older.image.parts.tables.names);
@@ -304,6 +262,22 @@ impl Snapshot {
         }
         into.sort_unstable();
         into.dedup();
+    }
+}
+
+/// A lookup may read `reach` buckets from its home on: what lies in those can be found elsewhere now, or no more.
+fn hosts_since<B: Bucket>(new: &Table<B>, old: &Table<B>, seed: u64, into: &mut Vec<Addr>) {
+    for at in differing(new, old) {
+        for table in [new, old] {
+            for step in 0..usize::from(MAX_REACH) {
+                let hosts = table
+                    .get((at + step) % table.len())
+                    .into_iter()
+                    .flat_map(B::hosts);
+                let concerned = hosts.filter(|(key, _)| step == 0 || B::home(*key, seed, table.len()) == at);
+                into.extend(concerned.map(|(key, _)| B::addr(key)));
+            }
+        }
     }
 }
 
