@@ -36,6 +36,13 @@ enum Claim {
 }
 
 impl Owners {
+    pub(super) fn with_capacity(pods: usize) -> Self {
+        Self {
+            pods: HashMap::with_capacity(pods),
+            ..Self::default()
+        }
+    }
+
     /// A member lists an address; once, however often it does.
     pub(super) fn claim(&mut self, address: IpAddr, member: u32) {
         match self.pods.get_mut(&address) {

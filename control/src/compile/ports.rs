@@ -48,29 +48,34 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &[Na
                 active.insert(position, 1);
             }
         }
-        let mut edges: BTreeMap<u32, Vec<(usize, bool)>> = BTreeMap::new();
+        // By port; at one port, what begins before what ends, so that no count falls below zero.
+        let mut edges: Vec<(u32, bool, usize)> = Vec::with_capacity(2 * covered.len());
         for (lo, hi, position) in covered {
-            edges.entry(u32::from(lo)).or_default().push((position, true));
-            edges
-                .entry(u32::from(hi) + 1)
-                .or_default()
-                .push((position, false));
+            edges.push((u32::from(lo), false, position));
+            edges.push((u32::from(hi) + 1, true, position));
         }
-        let mut edges = edges.into_iter().peekable();
-        while let Some((lo, changes)) = edges.next() {
-            for (position, begins) in changes {
-                let count = active.entry(position).or_default();
-                if begins {
-                    *count += 1;
-                } else {
+        edges.sort_unstable();
+        let mut edges = edges.chunk_by(|one, other| one.0 == other.0).peekable();
+        while let Some(changes) = edges.next() {
+            for (_, ends, position) in changes {
+                let count = active.entry(*position).or_default();
+                if *ends {
                     *count -= 1;
+                } else {
+                    *count += 1;
                 }
                 if *count == 0 {
-                    active.remove(&position);
+                    active.remove(position);
                 }
             }
-            let Ok(lo) = u16::try_from(lo) else { break };
-            let hi = edges.peek().map_or(u16::MAX, |(next, _)| (next - 1) as u16);
+            let first = |changes: &&[(u32, bool, usize)]| changes.first().map(|edge| edge.0);
+            let Some(lo) = first(&changes).and_then(|lo| u16::try_from(lo).ok()) else {
+                break;
+            };
+            let hi = edges
+                .peek()
+                .and_then(first)
+                .map_or(u16::MAX, |next| (next - 1) as u16);
             let matching = active.keys().filter_map(|position| rules.get(*position));
             let then = first_match(matching, isolating);
             if then != otherwise {

@@ -142,6 +142,8 @@ pub(super) struct Rows {
     pages: usize,
     /// By page: rules (position in the row) and the classes that they match.
     laid: Vec<Vec<(u32, u64)>>,
+    /// Memory for lists of rules.
+    spare: Vec<Vec<u32>>,
 }
 
 /// Rules, named ports and isolating tier, owned or borrowed.
@@ -468,7 +470,8 @@ impl Rows {
     ) -> Vec<(u64, u32)> {
         let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
         // Classes and the rules that match them; the flag says that no further rule matters.
-        let mut parts: Vec<(u64, Vec<u32>, bool)> = vec![(u64::MAX, Vec::new(), false)];
+        let mut parts: Vec<(u64, Vec<u32>, bool)> =
+            vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
         for (position, mask) in laid {
             let Some(rule) = row.rules.get(*position as usize).copied() else {
                 continue;
@@ -481,7 +484,9 @@ impl Rows {
                     continue;
                 }
                 if inside != part.0 {
-                    let outside = (part.0 & !mask, part.1.clone(), part.2);
+                    let mut same = self.spare.pop().unwrap_or_default();
+                    same.extend_from_slice(&part.1);
+                    let outside = (part.0 & !mask, same, part.2);
                     part.0 = inside;
                     part.1.push(rule);
                     part.2 = ends;
@@ -493,10 +498,7 @@ impl Rows {
             }
         }
         let mut mapped = Vec::with_capacity(parts.len());
-        for (mask, rules, _) in parts {
-            if mask == 0 {
-                continue;
-            }
+        for (mask, mut rules, _) in parts {
             match row.names {
                 NamesOf::Peer if by_class => {
                     let mut split: Vec<(u32, u64)> = Vec::new();
@@ -517,6 +519,8 @@ impl Rows {
                 }
                 NamesOf::Peer => mapped.push((mask, self.map(&rules, 0, row.isolating, from, tables))),
             }
+            rules.clear();
+            self.spare.push(rules);
         }
         mapped
     }

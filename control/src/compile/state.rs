@@ -98,7 +98,7 @@ impl State {
             cohorts: Cohorts::default(),
             blocks,
             rows: Rows::default(),
-            owners: Owners::default(),
+            owners: Owners::with_capacity(cluster.pods.len()),
             members: Members::with_capacity(cluster.pods.len()),
             hosts: HashMap::with_capacity(cluster.pods.len()),
             nodes: HashMap::new(),
