@@ -9,6 +9,7 @@ use super::{Assertion, Claim, Intents, Place, Ports, raw};
 use crate::{
     cluster::{ObjectKey, Operator, Requirement, Selector},
     refine::{Service, Span},
+    source::document::SyntaxError,
 };
 
 /// What is wrong with a file of intents.
@@ -39,9 +40,13 @@ impl Intents {
     /// # Errors
     /// The first thing that is wrong, with its line.
     pub fn parse(name: &str, text: &str) -> Result<Self, IntentError> {
-        let raw: raw::Intents = serde_saphyr::from_str(text).map_err(|error| IntentError {
-            file: name.to_owned(),
-            message: error.to_string(),
+        let raw: raw::Intents = serde_saphyr::from_str(text).map_err(|error| {
+            let SyntaxError { line, message } = SyntaxError::from(&error);
+            let line = line.map_or_else(String::new, |line| format!(":{line}"));
+            IntentError {
+                file: format!("{name}{line}"),
+                message,
+            }
         })?;
         let mut names = BTreeSet::new();
         let mut assertions = Vec::new();

@@ -10,6 +10,7 @@ use super::{
     rules::{self, Rule},
     subject::{Subject, place},
 };
+use crate::source::document::SyntaxError;
 
 /// Prefix of annotations that silence a rule for one object; their value is the reason.
 const ANNOTATION: &str = "ringwall.io/allow-";
@@ -25,7 +26,7 @@ pub struct Silence {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadId {
     /// No rule has the id.
-    #[error("no rule is called {0:?}: write an id such as RW102; `ringwall check --rules` lists them")]
+    #[error("no rule is called {0:?}: write an id such as RW102; `ringwall check --explain all` lists them")]
     Unknown(String),
     /// What an API server refuses stays refused.
     #[error("{0} is an error and cannot be silenced: correct what it tells of")]
@@ -54,7 +55,11 @@ impl Silence {
         let file: File = match file {
             None => File::default(),
             Some(text) => serde_saphyr::from_str(text).map_err(|error| {
-                BadId::File(error.to_string().lines().next().unwrap_or_default().to_owned())
+                let SyntaxError { line, message } = SyntaxError::from(&error);
+                BadId::File(match line {
+                    Some(line) => format!("line {line}: {message}"),
+                    None => message,
+                })
             })?,
         };
         if let Some((id, _)) = file.allow.iter().find(|(_, reason)| reason.trim().is_empty()) {

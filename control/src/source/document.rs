@@ -11,13 +11,13 @@ use serde_saphyr::{Location, Spanned};
 
 use super::decode::{item, join};
 
-/// Text that is neither YAML nor JSON.
+/// Text that is neither YAML nor JSON, or not what is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SyntaxError {
+pub(crate) struct SyntaxError {
     /// Line, from 1.
-    pub(super) line: Option<u64>,
+    pub(crate) line: Option<u64>,
     /// What is wrong.
-    pub(super) message: String,
+    pub(crate) message: String,
 }
 
 /// One document of a file.
@@ -40,17 +40,19 @@ struct Place {
     column: u64,
     /// Characters.
     length: u64,
-    /// Byte, from 0.
+    /// Byte of the text that it was read from, from 0.
     byte: Option<u64>,
 }
 
-impl From<Location> for Place {
-    fn from(location: Location) -> Self {
+impl<T> From<&Spanned<T>> for Place {
+    /// What an alias stands for is pointed at where the alias is, and read where it is written.
+    fn from(value: &Spanned<T>) -> Self {
+        let location: Location = value.referenced;
         Self {
             line: location.line(),
             column: location.column(),
             length: location.span().len(),
-            byte: location.span().byte_offset(),
+            byte: value.defined.span().byte_offset(),
         }
     }
 }
@@ -101,13 +103,7 @@ pub(super) fn parse(text: &str, json: bool) -> Result<Vec<Document>, SyntaxError
                 Document { root }
             })
             .collect()),
-        Err(error) if !json => {
-            let line = error.location().map(|location| location.line());
-            Err(SyntaxError {
-                line,
-                message: message(&error),
-            })
-        }
+        Err(error) if !json => Err(SyntaxError::from(&error)),
         Err(_) => serde_json::Deserializer::from_str(text)
             .into_iter::<Child<false>>()
             .map(|child| child.map(|Child(root)| Document { root }))
@@ -119,10 +115,15 @@ pub(super) fn parse(text: &str, json: bool) -> Result<Vec<Document>, SyntaxError
     }
 }
 
-/// The parser's words without the place, which stands before the message already, and without advice for programmers.
-fn message(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
-    plain(text.lines().next().unwrap_or_default())
+impl From<&serde_saphyr::Error> for SyntaxError {
+    /// The parser's words without the place, and without advice for programmers.
+    fn from(error: &serde_saphyr::Error) -> Self {
+        let text = error.without_snippet().to_string();
+        Self {
+            line: error.location().map(|location| location.line()),
+            message: plain(text.lines().next().unwrap_or_default()),
+        }
+    }
 }
 
 fn plain(text: &str) -> String {
@@ -209,7 +210,8 @@ impl Located {
     fn read_as_written(&mut self, text: &str) {
         let word = |place: Place| {
             let rest = text.get(usize::try_from(place.byte?).ok()?..)?;
-            rest.split(|c: char| !c.is_ascii_alphanumeric()).next()
+            rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '.')
+                .next()
         };
         let letter = |place| {
             word(place)
@@ -300,7 +302,7 @@ impl<'de, const LINES: bool> Deserialize<'de> for Child<LINES> {
         if LINES {
             let spanned = Spanned::<Tree<LINES>>::deserialize(deserializer)?;
             Ok(Self(Located {
-                place: spanned.referenced.into(),
+                place: Place::from(&spanned),
                 node: spanned.value.0,
             }))
         } else {
@@ -438,6 +440,13 @@ mod tests {
                 .value();
         let text = value.to_string();
         insta::assert_snapshot!(text, @r#"{"a":80,"b":"80","c":true,"d":null,"e":null,"f":1.5,"g":8,"h":"2024-01-01T00:00:00Z","1":"x","i":16,"y":"n","true":"n","j":""}"#);
+    }
+
+    #[test]
+    fn what_an_alias_stands_for_is_read_like_the_original() {
+        let value = one("a: &a {app: y, n: 010, o: 010.5}\nb: *a\nc: {<<: *a}\nd: [&d y, *d]\n").value();
+        let text = value.to_string();
+        insta::assert_snapshot!(text, @r#"{"a":{"app":"y","n":8,"o":10.5},"b":{"app":"y","n":8,"o":10.5},"c":{"app":"y","n":8,"o":10.5},"d":["y","y"]}"#);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where policy and identity come from: a folder of manifests, or an API server.
 
 pub mod decode;
-mod document;
+pub(crate) mod document;
 pub mod feed;
 pub mod folder;
 pub mod kube;
