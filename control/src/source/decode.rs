@@ -12,7 +12,8 @@ mod tests;
 
 use serde_json::Value;
 
-pub(super) use field::{item, join};
+pub(super) use field::item;
+pub(crate) use field::join;
 
 use crate::cluster::{Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey};
 use field::{
@@ -110,8 +111,8 @@ fn unfold(
     let api_version = api_version.unwrap_or_default();
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
 
-    if let Some(Value::Array(items)) = root.get("items")
-        && let Some(item_kind) = kind.strip_suffix("List")
+    if let Some(item_kind) = kind.strip_suffix("List")
+        && let Some(items) = items(root, at, item_kind, group, api_version).map_err(nameless)?
     {
         let named = Inherited {
             api_version,
@@ -127,6 +128,29 @@ fn unfold(
     }
     out.push(object(root, at, kind, group, api_version)?);
     Ok(())
+}
+
+/// The items of a list; None for a kind that only ends like one. A list of what matters here has to have items, or a
+/// misspelt key would take all of them away without a word.
+fn items<'a>(
+    root: &'a Fields,
+    at: &str,
+    item_kind: &str,
+    group: &str,
+    api_version: &str,
+) -> Result<Option<&'a [Value]>, Fault> {
+    let matters = item_kind.is_empty() || !matches!(role(item_kind, group, api_version, at), Role::Ignored);
+    match root.get("items") {
+        Some(Value::Array(items)) => Ok(Some(items)),
+        // What Go writes for none.
+        Some(Value::Null) if matters => Ok(Some(&[])),
+        Some(other) if matters => Err(fault(join(at, "items"), wrong_type(other, "a list"))),
+        None if matters => Err(fault(
+            join(at, "items"),
+            "is missing: a list without objects has items: []",
+        )),
+        _ => Ok(None),
+    }
 }
 
 /// What an object is to policy, from its kind and API group.

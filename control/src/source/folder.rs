@@ -78,12 +78,12 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// The folder or a file in it cannot be read.
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read {}: {reason}", .path.display())]
     Unreadable {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Files that do not parse, and no earlier state to fall back to.
     #[error("the manifests cannot be understood:{}", listed(.0))]

@@ -21,7 +21,7 @@ pub(super) fn fault(path: impl Into<String>, message: impl Into<String>) -> Faul
 }
 
 /// `parent.key`, or `parent["key"]` where the key would be mistaken for more than one step.
-pub(in crate::source) fn join(parent: &str, key: &str) -> String {
+pub(crate) fn join(parent: &str, key: &str) -> String {
     let plain = !key.is_empty()
         && key
             .chars()

@@ -207,7 +207,7 @@ impl Reader {
     fn state(&self, path: &Path, old: Option<FileState>, told: bool) -> Option<FileState> {
         let (stamp, text) = match stamp(path) {
             Ok(stamp) if !told && old.as_ref().is_some_and(|old| old.stamp == stamp) => return old,
-            Ok(stamp) => match fs::read(path) {
+            Ok(stamp) => match contents(path) {
                 Ok(text) => (stamp, text),
                 Err(error) => return self.unreadable(path, old, &error),
             },
@@ -420,7 +420,7 @@ struct Found {
 fn walk(dir: &Path) -> Result<Found, FolderError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
-        move |source| FolderError::Unreadable { path, source }
+        move |reason| FolderError::Unreadable { path, reason }
     };
     let mut found = Found::default();
     let root = fs::metadata(dir).map_err(unreadable(dir))?;
@@ -482,6 +482,14 @@ fn is_manifest(path: &Path) -> bool {
 fn hidden(dir: &Path, path: &Path) -> bool {
     path.strip_prefix(dir)
         .is_ok_and(|below| below.iter().any(|name| name.as_encoded_bytes().starts_with(b".")))
+}
+
+/// What is in a file. A pipe or device has no content that could be read again, and might never end.
+fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is neither a file nor a folder"));
+    }
+    fs::read(path)
 }
 
 fn stamp(path: &Path) -> io::Result<Stamp> {

@@ -133,6 +133,40 @@ fn links_that_turn_back_or_lead_nowhere() {
 }
 
 #[test]
+fn what_is_no_file_is_not_waited_for() {
+    let dir = folder(&[]);
+    let made = std::process::Command::new("mkfifo")
+        .arg(dir.path().join("pipe.yaml"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+    assert_eq!(
+        refused(&dir),
+        ["pipe.yaml: cannot be read: it is neither a file nor a folder"]
+    );
+}
+
+#[test]
+fn a_list_does_not_lose_what_stands_under_another_key() {
+    let of = |kind: &str, rest: &str| {
+        let text = format!("apiVersion: networking.k8s.io/v1\nkind: {kind}\n{rest}\n");
+        let dir = folder(&[("list.yaml", &text)]);
+        match read(dir.path()) {
+            Ok(_) => Vec::new(),
+            Err(_) => refused(&dir),
+        }
+    };
+    for kind in ["List", "NetworkPolicyList"] {
+        let missing = ["list.yaml:1: document: items: is missing: a list without objects has items: []"];
+        assert_eq!(of(kind, "item: [{kind: NetworkPolicy}]"), missing);
+        let wrong = ["list.yaml:3: document: items: must be a list, not a mapping"];
+        assert_eq!(of(kind, "items: {kind: NetworkPolicy}"), wrong);
+        assert!(of(kind, "items: null").is_empty());
+    }
+    assert!(of("AllowList", "items: {a: b}").is_empty(), "of another kind");
+}
+
+#[test]
 fn every_mistake_says_file_line_and_field() {
     let dir = folder(&[
         (
