@@ -10,8 +10,11 @@ use super::{
     conditions::{labels_words, port_words, protocol_words, selector_words},
     report::EditRecord,
 };
-use crate::cluster::{
-    Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Requirement, Rule, Selector,
+use crate::{
+    cluster::{
+        Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Requirement, Rule, Selector,
+    },
+    source::decode::join,
 };
 
 /// An object that has labels.
@@ -109,11 +112,14 @@ impl Edit {
                     ports.remove(*port);
                 }
             }),
-            Self::RemoveRule(place) => change_rules(cluster, &place.policy, place.direction, |rules| {
-                if place.rule < rules.len() {
-                    rules.remove(place.rule);
-                }
-            }),
+            Self::RemoveRule(place) => {
+                change_rules(cluster, &place.policy, place.direction, |rules| {
+                    if place.rule < rules.len() {
+                        rules.remove(place.rule);
+                    }
+                });
+                isolate_by_default(cluster, &place.policy);
+            }
             Self::RemoveExcept(place, peer, hole) => change_excepts(cluster, place, *peer, |except| {
                 except.retain(|other| other != hole);
             }),
@@ -297,13 +303,13 @@ impl Edit {
 }
 
 fn label_record(cluster: &Cluster, of: &Labelled, key: &str, value: Option<&str>) -> EditRecord {
-    let (object, template, before) = match of {
+    let (object, kind, before) = match of {
         Labelled::Pod(pod) => {
             let found = cluster.pods.get(pod);
             let kind = found.and_then(|pod| pod.template_of.clone());
             let before = found.and_then(|pod| pod.labels.get(key)).cloned();
             let name = format!("{} {pod}", kind.as_deref().unwrap_or("Pod"));
-            (name, kind.is_some(), before)
+            (name, kind, before)
         }
         Labelled::Namespace(name) => {
             let before = cluster
@@ -311,10 +317,14 @@ fn label_record(cluster: &Cluster, of: &Labelled, key: &str, value: Option<&str>
                 .get(name)
                 .and_then(|namespace| namespace.labels.get(key))
                 .cloned();
-            (format!("Namespace {name}"), false, before)
+            (format!("Namespace {name}"), None, before)
         }
     };
-    let whose = if template { "the pod template of " } else { "" };
+    let whose = if kind.is_some() {
+        "the pod template of "
+    } else {
+        ""
+    };
     let labelled = |value: &str| labels_words(&Labels::from([(key.to_owned(), value.to_owned())]));
     let text = match (value, before) {
         (Some(value), Some(before)) => format!(
@@ -333,11 +343,14 @@ fn label_record(cluster: &Cluster, of: &Labelled, key: &str, value: Option<&str>
         }
         .to_owned(),
         object,
-        path: Some(if template {
-            format!("spec.template.metadata.labels[{key}]")
-        } else {
-            format!("metadata.labels[{key}]")
-        }),
+        path: Some(join(
+            match kind.as_deref() {
+                None => "metadata.labels",
+                Some("CronJob") => "spec.jobTemplate.spec.template.metadata.labels",
+                Some(_) => "spec.template.metadata.labels",
+            },
+            key,
+        )),
         value: value.map(|value| json!(value)),
         text,
     }
@@ -377,6 +390,17 @@ fn change_rules(
         if let Some(rules) = rules {
             change(rules);
         }
+    }
+}
+
+/// Without policyTypes it is the egress rules that make a policy isolate for egress.
+fn isolate_by_default(cluster: &mut Cluster, policy: &ObjectKey) {
+    if let Some(policy) = cluster.policies.get_mut(policy)
+        && !policy.types_written
+        && policy.faults.is_empty()
+        && policy.egress.as_ref().is_some_and(Vec::is_empty)
+    {
+        Arc::make_mut(policy).egress = None;
     }
 }
 
