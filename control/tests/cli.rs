@@ -6,40 +6,13 @@
     reason = "a test may stop at the first surprise"
 )]
 
-use std::{
-    fs,
-    io::Write,
-    path::Path,
-    process::{Command, Stdio},
-};
+mod ran;
 
+use std::{fs, path::Path};
+
+use ran::{Ran, ringwall_reading as ringwall};
 use serde_json::Value;
 use tempfile::TempDir;
-
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-fn ringwall(args: &[&str], input: &str) -> Ran {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .args(args)
-        .env("NODE_NAME", "n1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A command that ends early does not read what it is given.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
 
 const SHOP: &str = "
 apiVersion: v1
@@ -188,10 +161,26 @@ fn query_says_what_is_wrong_with_a_flow_and_goes_on() {
 }
 
 #[test]
+fn a_pod_on_the_host_network_does_not_answer_for_who_has_its_address() {
+    let host = "apiVersion: v1\nkind: Pod\nmetadata: {name: agent, namespace: shop}\n\
+                spec: {hostNetwork: true}\nstatus: {podIP: 10.1.0.2}\n";
+    let dir = folder(&[("shop.yaml", SHOP), ("agent.yaml", host)]);
+    let ran = query(
+        &dir,
+        r#"{"src":"shop/agent","dst":"1.2.3.4","protocol":"TCP","dst_port":1}"#,
+    );
+    assert_eq!(ran.status, 2);
+    assert_eq!(
+        ran.lines()[0]["error"],
+        "shop/agent: its address 10.1.0.2 belongs to shop/db now"
+    );
+}
+
+#[test]
 fn query_reads_an_array_and_a_file_too() {
     let dir = shop();
     let flow = r#"{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":9}"#;
-    let lines = query(&dir, &format!("{flow}\n{flow}"));
+    let lines = query(&dir, &format!("\u{feff}{flow}\r\n{flow}"));
     let array = query(&dir, &format!("\n [{flow},\n{flow}]"));
     assert_eq!((lines.status, lines.out.lines().count()), (0, 2));
     assert_eq!(array.out, lines.out);
@@ -565,6 +554,87 @@ fn bad_usage_is_status_2_and_says_what() {
         assert_eq!(help.status, 0);
         assert!(help.out.contains("Examples:"), "{command}");
     }
+}
+
+#[test]
+fn what_is_written_is_whole_and_what_is_no_file_stays() {
+    let (dir, out) = (shop(), tempfile::tempdir().unwrap());
+    let compile = |to: &Path| {
+        let args = [
+            "compile",
+            "--manifests",
+            path(&dir),
+            "--out",
+            to.to_str().unwrap(),
+        ];
+        ringwall(&args, "").status
+    };
+    let (file, link, pipe) = (
+        out.path().join("policy.img"),
+        out.path().join("link"),
+        out.path().join("pipe"),
+    );
+    fs::write(&file, "old").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    assert_eq!(compile(&link), 0);
+    assert!(link.is_symlink() && fs::metadata(&file).unwrap().len() > 3);
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::read(pipe).unwrap()
+    });
+    assert_eq!(compile(&pipe), 0);
+    assert_eq!(reader.join().unwrap(), fs::read(&file).unwrap());
+    assert!(!pipe.is_file());
+    assert_eq!(compile(Path::new("-")), 2);
+    assert_eq!(
+        fs::read_dir(out.path()).unwrap().count(),
+        3,
+        "nothing is left beside"
+    );
+}
+
+#[test]
+fn output_that_nobody_takes_is_status_2_without_a_panic() {
+    let dir = shop();
+    let flow = r#"{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":9}"#;
+    let flows = folder(&[("flows.jsonl", &format!("{flow}\n").repeat(2_000))]);
+    let flows = flows.path().join("flows.jsonl");
+    let query = |output: &str, out: std::process::Stdio| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_ringwall"))
+            .args(["query", "--manifests", path(&dir), "-o", output, "--flows"])
+            .arg(&flows)
+            .stdout(out)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    for output in ["json", "human"] {
+        // As `| head` does.
+        let mut child = query(output, std::process::Stdio::piped());
+        drop(child.stdout.take());
+        let ran = child.wait_with_output().unwrap();
+        assert_eq!((ran.status.code(), ran.stderr.as_slice()), (Some(2), &b""[..]));
+        let full = fs::File::create("/dev/full").unwrap();
+        let ran = query(output, full.into()).wait_with_output().unwrap();
+        assert_eq!(ran.status.code(), Some(2));
+        let said = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(said, "ringwall: No space left on device (os error 28)\n");
+    }
+}
+
+#[test]
+fn a_folder_without_manifests_is_told_of() {
+    let dir = folder(&[("notes.txt", "")]);
+    for command in ["check", "matrix", "coverage"] {
+        let ran = ringwall(&[command, "--manifests", path(&dir)], "");
+        assert_eq!(ran.status, 0);
+        assert!(ran.err.contains("there is no manifest"), "{}", ran.err);
+    }
+    let ran = ringwall(&["check", "--manifests", "/nowhere"], "");
+    assert_eq!(ran.status, 2);
+    assert_eq!(ran.err.matches("os error").count(), 1, "{}", ran.err);
 }
 
 #[test]

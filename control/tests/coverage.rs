@@ -1,29 +1,16 @@
 //! `ringwall coverage` as a program.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test says what failed by panicking
 
-use std::{path::Path, process::Command};
+mod ran;
 
+use std::path::Path;
+
+use ran::{Ran, ringwall};
 use ringwall_testbed::synthetic::{POD_CIDRS, Spec, Synthetic};
 use serde_json::Value;
 
-struct Ran {
-    status: Option<i32>,
-    out: String,
-    err: String,
-}
-
 fn coverage(args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .arg("coverage")
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran {
-        status: output.status.code(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
+    ringwall(&[&["coverage"], args].concat())
 }
 
 fn config(folder: &Path, networks: &str) -> String {
@@ -47,7 +34,7 @@ fn a_gateway_says_what_it_cannot_see() {
     let manifests = manifests.to_str().unwrap();
     let config = config(dir.path(), &POD_CIDRS.join(", "));
     let ran = coverage(&["--manifests", manifests, "--config", &config]);
-    assert_eq!(ran.status, Some(0), "{}", ran.err);
+    assert_eq!(ran.status, 0, "{}", ran.err);
     let total = ran.out.lines().find(|line| line.starts_with("TOTAL")).unwrap();
     assert_eq!(total.split_whitespace().nth(1), Some("300"), "{total}");
     for word in [
@@ -83,8 +70,8 @@ fn a_gateway_says_what_it_cannot_see() {
     let strict = |more: &[&str]| {
         coverage(&[&["--manifests", manifests, "--config", &config, "--strict"], more].concat()).status
     };
-    assert_eq!(strict(&[]), Some(1));
-    assert_eq!(strict(&["--accept", "host-network"]), Some(1));
+    assert_eq!(strict(&[]), 1);
+    assert_eq!(strict(&["--accept", "host-network"]), 1);
     let all = [
         "--accept",
         "host-network",
@@ -93,7 +80,7 @@ fn a_gateway_says_what_it_cannot_see() {
         "--accept",
         "selects-unenforced",
     ];
-    assert_eq!(strict(&all), Some(0));
+    assert_eq!(strict(&all), 0);
 }
 
 #[test]
@@ -110,7 +97,7 @@ fn what_cannot_be_asked_is_status_2_and_says_why() {
     ];
     for (args, what) in cases {
         let ran = coverage(args);
-        assert_eq!(ran.status, Some(2), "{args:?}: {}", ran.err);
+        assert_eq!(ran.status, 2, "{args:?}: {}", ran.err);
         assert!(ran.err.contains(what), "{args:?}: {}", ran.err);
         assert_eq!(ran.out, "");
     }

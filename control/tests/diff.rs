@@ -6,35 +6,13 @@
     reason = "a test may stop at the first surprise"
 )]
 
-use std::{fs, path::Path, process::Command};
+mod ran;
 
+use std::{fs, path::Path};
+
+use ran::{Ran, ringwall};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn lines(&self) -> Vec<Value> {
-        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
-        self.out.lines().map(parse).collect()
-    }
-}
-
-fn ringwall(args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .args(args)
-        .output()
-        .unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
 
 const SHOP: &str = "
 apiVersion: v1

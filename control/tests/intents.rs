@@ -2,12 +2,14 @@
 //! wrong says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
 
+mod ran;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
+use ran::{Ran, ringwall};
 use ringwall::intents::{Intents, raw};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -38,34 +40,14 @@ fn recipe(name: &str) -> TempDir {
     dir
 }
 
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
 fn check(manifests: &Path, intents: &Path, more: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .args(["check", "--manifests"])
-        .arg(manifests)
-        .arg("--intents")
-        .arg(intents)
-        .args(more)
-        .output()
-        .unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
+    let [manifests, intents] = [manifests, intents].map(|path| path.to_str().unwrap());
+    ringwall(&[&["check", "--manifests", manifests, "--intents", intents], more].concat())
 }
 
 /// Lines about assertions.
 fn lines(ran: &Ran) -> Vec<Value> {
-    let all = ran
-        .out
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let all = ran.lines().into_iter();
     all.filter(|line| line.get("intent").is_some()).collect()
 }
 

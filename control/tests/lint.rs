@@ -6,6 +6,8 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod ran;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -13,30 +15,13 @@ use std::{
     process::Command,
 };
 
+use ran::{Ran, ringwall};
 use ringwall::lint::{
     Severity,
     rules::{self, Rule},
 };
 use serde_json::Value;
 use tempfile::TempDir;
-
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-fn ringwall(args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .args(args)
-        .output()
-        .unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
 
 fn check(dir: &Path, more: &[&str]) -> Ran {
     let mut args = vec!["check", "--manifests", dir.to_str().unwrap()];
@@ -48,11 +33,7 @@ fn check(dir: &Path, more: &[&str]) -> Ran {
 fn findings(dir: &Path, more: &[&str]) -> (Vec<Value>, Value) {
     let ran = check(dir, &[&["-o", "json"], more].concat());
     assert_eq!(ran.err, "");
-    let mut lines: Vec<Value> = ran
-        .out
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let mut lines = ran.lines();
     let summary = lines.pop().unwrap();
     assert_eq!(ran.status == 0, summary["ok"] == true, "{summary}");
     (lines, summary)

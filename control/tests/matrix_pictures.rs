@@ -1,31 +1,25 @@
 //! The pictures of `ringwall matrix`: valid, the same every time, and saying what its JSON says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
 
+mod ran;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    process::Command,
 };
 
+use ran::{Ran, ringwall};
 use ringwall_testbed::synthetic::{Spec, Synthetic};
 use serde_json::{Value, json};
 
-fn matrix(manifests: &Path, more: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .arg("matrix")
-        .arg("--manifests")
-        .arg(manifests)
-        .args(more)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+fn matrix(manifests: &Path, more: &[&str]) -> Ran {
+    ringwall(&[&["matrix", "--manifests", manifests.to_str().unwrap()], more].concat())
 }
 
 fn drawn(manifests: &Path, more: &[&str]) -> String {
-    let (code, out, said) = matrix(manifests, more);
-    assert_eq!(code, Some(0), "{said}");
-    out
+    let ran = matrix(manifests, more);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    ran.out
 }
 
 /// Workloads by name that stand for themselves, so that every one has its own row or shares one; and policies.
@@ -289,17 +283,18 @@ fn what_cannot_be_drawn_is_refused() {
         file += &format!("---\n{pod}\n---\n{policy}\n");
     }
     std::fs::write(dir.path().join("many.yaml"), file).unwrap();
-    let (code, _, said) = matrix(dir.path(), &["--svg", "-"]);
-    assert_eq!(code, Some(2), "{said}");
+    let refused = matrix(dir.path(), &["--svg", "-"]);
+    assert_eq!(refused.status, 2, "{}", refused.err);
     assert!(
-        said.contains("201 rows") && said.contains("--namespace"),
-        "{said}"
+        refused.err.contains("201 rows") && refused.err.contains("--namespace"),
+        "{}",
+        refused.err
     );
-    let (code, _, said) = matrix(dir.path(), &["--svg", "-", "--namespace", "y"]);
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("--namespace y"), "{said}");
-    let (code, _, said) = matrix(dir.path(), &["--dot", "/nonexistent/x.dot", "--namespace", "x"]);
-    assert_eq!(code, Some(2), "{said}");
+    let refused = matrix(dir.path(), &["--svg", "-", "--namespace", "y"]);
+    assert_eq!(refused.status, 2, "{}", refused.err);
+    assert!(refused.err.contains("--namespace y"), "{}", refused.err);
+    let refused = matrix(dir.path(), &["--dot", "/nonexistent/x.dot", "--namespace", "x"]);
+    assert_eq!(refused.status, 2, "{}", refused.err);
 }
 
 #[test]

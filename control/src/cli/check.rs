@@ -8,7 +8,6 @@ mod report;
 mod sarif;
 
 use std::{
-    fs::File,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -17,7 +16,7 @@ use std::{
 use anyhow::Context;
 use ringwall_dataplane::classify::Snapshot;
 
-use super::{ClusterArgs, Output, verify};
+use super::{ClusterArgs, Output, verify, warn_of_nothing, write_whole};
 use crate::{
     lint::{
         self, BadId, Finding, Linted, Place, Severity, Silence,
@@ -118,13 +117,15 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
         .as_ref()
         .context("--manifests is missing: name the folder to check")?;
     let (loaded, written) = folder::inspect(&cluster.manifests, &cluster.settings()?)?;
+    warn_of_nothing(&cluster.manifests, &loaded);
     let input = Input { loaded, written };
     let report = Report::new(&input.loaded, parts(args, &input, &silence)?);
     match &args.sarif {
         Some(file) if file.as_os_str() == "-" => report.write_sarif(io::stdout().lock())?,
         Some(file) => {
-            let out = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
-            report.write_sarif(io::BufWriter::new(out))?;
+            let mut sarif = Vec::new();
+            report.write_sarif(&mut sarif)?;
+            write_whole(file, &sarif)?;
             report.write(output, io::stdout().lock())?;
         }
         None => report.write(output, io::stdout().lock())?,

@@ -1,7 +1,6 @@
 //! `ringwall compile`: the snapshot of a folder of manifests, as a file.
 
 use std::{
-    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -12,7 +11,7 @@ use anyhow::Context;
 use ringwall_dataplane::classify::Snapshot;
 use serde_json::json;
 
-use super::{ClusterArgs, Output, verify};
+use super::{ClusterArgs, Output, verify, write_whole};
 
 /// Arguments of `ringwall compile`.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,13 +35,16 @@ pub struct CompileArgs {
 }
 
 pub(super) fn run(args: &CompileArgs, output: Output) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(
+        args.out != Path::new("-"),
+        "--out -: name a file, since the summary is on standard output"
+    );
     let cluster = args.cluster.load()?;
     let begun = Instant::now();
     let image = verify::compiled(&cluster)?;
     let micros = begun.elapsed().as_micros() as u64;
     let snapshot = Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")?;
-    write_atomically(&args.out, &image.bytes)
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    write_whole(&args.out, &image.bytes)?;
 
     let (stats, sizes) = (&image.stats, snapshot.sizes());
     let hash: String = image.hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -92,24 +94,4 @@ pub(super) fn run(args: &CompileArgs, output: Output) -> anyhow::Result<ExitCode
         )?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Writes beside the file and renames, so that nobody ever reads half of it.
-fn write_atomically(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let name = file
-        .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no name"))?;
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{}", std::process::id()));
-    let beside = folder.join(beside);
-    let write = || {
-        let mut new = File::create_new(&beside)?;
-        new.write_all(bytes)?;
-        new.sync_all()?;
-        std::fs::rename(&beside, file)
-    };
-    write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }

@@ -2,8 +2,10 @@
 
 use std::{
     fmt,
+    fs::File,
     io::{self, BufRead, BufReader},
     net::IpAddr,
+    path::Path,
 };
 
 use anyhow::Context;
@@ -80,20 +82,31 @@ const KEYS: &[&str] = &[
     "icmp_code",
 ];
 
-/// Calls for each flow of an input: JSON objects on lines of their own, or one array of them. `waits` says that all that
-/// could be read so far has been.
+/// Calls for each flow of a file, or of standard input for `-`: JSON objects on lines of their own, or one array of them.
+/// `waits` says that all that could be read so far has been.
 ///
 /// # Errors
-/// The input cannot be read, or begins like an array and is none.
-pub(super) fn each<R: io::Read>(
+/// The input cannot be read, or begins like an array and is none; or what is called fails.
+pub(super) fn each(from: &Path, take: impl FnMut(&str, bool) -> io::Result<()>) -> anyhow::Result<()> {
+    let reading = || format!("cannot read flows from {}", from.display());
+    if from == Path::new("-") {
+        return each_of(BufReader::new(io::stdin().lock()), reading, take);
+    }
+    let file = File::open(from).with_context(reading)?;
+    each_of(BufReader::new(file), reading, take)
+}
+
+fn each_of<R: io::Read>(
     mut input: BufReader<R>,
+    reading: impl Fn() -> String,
     mut take: impl FnMut(&str, bool) -> io::Result<()>,
 ) -> anyhow::Result<()> {
-    if first_byte(&mut input)? == Some(b'[') {
+    if first_byte(&mut input).with_context(&reading)? == Some(b'[') {
         let mut text = String::new();
-        io::Read::read_to_string(&mut input, &mut text)?;
-        let flows: Vec<Box<RawValue>> =
-            serde_json::from_str(&text).context("the flows begin with [ but are not a JSON array")?;
+        io::Read::read_to_string(&mut input, &mut text).with_context(&reading)?;
+        let flows: Vec<Box<RawValue>> = serde_json::from_str(&text)
+            .context("the flows begin with [ but are not a JSON array")
+            .with_context(reading)?;
         for flow in flows {
             take(flow.get(), false)?;
         }
@@ -102,12 +115,14 @@ pub(super) fn each<R: io::Read>(
     let mut line = Vec::new();
     loop {
         line.clear();
-        if input.read_until(b'\n', &mut line)? == 0 {
+        if input.read_until(b'\n', &mut line).with_context(&reading)? == 0 {
             return Ok(());
         }
         let text = String::from_utf8_lossy(&line);
-        if !text.trim().is_empty() {
-            take(text.trim(), input.buffer().is_empty())?;
+        // Some editors begin a file with a mark.
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if !text.is_empty() {
+            take(text, input.buffer().is_empty())?;
         }
     }
 }

@@ -146,11 +146,12 @@ impl Judge {
                     return Err(format!("{} has no address of the family", pod.key));
                 };
                 let end = self.address(address);
-                if pod.host_network || end.identity.kind == IdentityKind::Unknown {
+                let kind = end.identity.kind;
+                if kind == IdentityKind::Unknown || (pod.host_network && kind != IdentityKind::Pod) {
                     return Ok(end);
                 }
                 let owner = self.snapshot.endpoint(end.identity.endpoint);
-                match owner.filter(|_| end.identity.kind == IdentityKind::Pod) {
+                match owner.filter(|_| kind == IdentityKind::Pod) {
                     Some(owner) if owner.namespace == pod.key.namespace && owner.name == pod.key.name => {
                         Ok(end)
                     }

@@ -11,7 +11,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
 use serde_json::json;
 
 use self::grid::{Cell, Grid, Group, groups};
@@ -21,6 +20,7 @@ use super::{
     flow::{EndName, Service},
     judge::{Judge, word},
     span::Asked,
+    write_whole,
 };
 use crate::cluster::Cluster;
 
@@ -118,7 +118,7 @@ fn save(file: &Path, text: &str) -> anyhow::Result<()> {
     if file == Path::new("-") {
         return Ok(io::stdout().lock().write_all(text.as_bytes())?);
     }
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    write_whole(file, text.as_bytes())
 }
 
 /// More than these cannot be read in a picture.

@@ -14,13 +14,19 @@ mod shell;
 mod span;
 mod verify;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     cluster::{Cluster, Settings},
-    source::folder::{self, Severity},
+    source::folder::{self, Loaded, Severity},
 };
 
 /// Kubernetes network firewall: NetworkPolicy enforced by an AF_XDP dataplane.
@@ -173,8 +179,49 @@ impl ClusterArgs {
         {
             eprintln!("ringwall: {problem}");
         }
+        warn_of_nothing(&self.manifests, &loaded);
         Ok(loaded.cluster)
     }
+}
+
+/// A folder without any manifest says that everything is allowed, and is most likely not the one that was meant.
+fn warn_of_nothing(manifests: &Path, loaded: &Loaded) {
+    if loaded.files == 0 {
+        eprintln!(
+            "ringwall: there is no manifest (.yaml, .yml, .json) in {}",
+            manifests.display()
+        );
+    }
+}
+
+/// Writes a file beside the wanted one and renames it, so that nobody ever reads half of it. What is no file, such as a
+/// pipe, stays what it is and is written to.
+///
+/// # Errors
+/// It cannot be written; a file that was there before is as it was.
+fn write_whole(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    // A link stays a link.
+    let target = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let write = || {
+        if target.metadata().is_ok_and(|it| !it.is_file()) {
+            return std::fs::write(&target, bytes);
+        }
+        let name = target
+            .file_name()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no name"))?;
+        let mut beside = std::ffi::OsString::from(".");
+        beside.push(name);
+        beside.push(format!(".{}", std::process::id()));
+        let beside = target.with_file_name(beside);
+        let write = || {
+            let mut new = File::create_new(&beside)?;
+            new.write_all(bytes)?;
+            new.sync_all()?;
+            std::fs::rename(&beside, &target)
+        };
+        write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Parses the command line, runs the command, turns its outcome into an exit status: 0 fine, 1 the answer is no,
@@ -186,7 +233,7 @@ pub fn main() -> ExitCode {
             let text = error.render().to_string();
             let words = text.lines().map(str::trim).take_while(|line| !line.is_empty());
             let message = words.collect::<Vec<_>>().join(" ");
-            println!("{}", fatal(message.trim_start_matches("error: ")));
+            tell(message.trim_start_matches("error: "), Output::Json);
             return ExitCode::from(2);
         }
         Err(error) => error.exit(),
@@ -194,18 +241,23 @@ pub fn main() -> ExitCode {
     match cli.command.run(cli.output) {
         Ok(code) => code,
         Err(error) => {
-            match cli.output {
-                Output::Human => eprintln!("ringwall: {error:#}"),
-                Output::Json => println!("{}", fatal(&format!("{error:#}"))),
+            let gone = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+            // Who reads no further (`| head`) wants no message either.
+            if !error.chain().filter_map(|cause| cause.downcast_ref()).any(gone) {
+                tell(&format!("{error:#}"), cli.output);
             }
             ExitCode::from(2)
         }
     }
 }
 
-/// What a program reads where a command could not do its work.
-fn fatal(message: &str) -> serde_json::Value {
-    serde_json::json!({ "error": message })
+/// Says why a command could not do its work: to a program on standard output, unless that is what failed.
+fn tell(message: &str, output: Output) {
+    let object = serde_json::json!({ "error": message });
+    if output == Output::Human || writeln!(io::stdout(), "{object}").is_err() {
+        // Where nobody can be told, the exit status has to do.
+        drop(writeln!(io::stderr(), "ringwall: {message}"));
+    }
 }
 
 /// Whether a command line that cannot be understood asks for JSON.

@@ -1,13 +1,11 @@
 //! `ringwall query`: one verdict per flow, through the compiled snapshot.
 
 use std::{
-    fs::File,
-    io::{self, BufReader, Write},
-    path::PathBuf,
+    io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
 use serde_json::json;
 
 use super::{
@@ -50,19 +48,7 @@ pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> 
         output,
         failed: false,
     };
-    let from = &args.flows;
-    let reading = || format!("cannot read flows from {}", from.display());
-    let out = io::BufWriter::new(io::stdout().lock());
-    if from.as_os_str() == "-" {
-        asker
-            .answer_all(BufReader::new(io::stdin().lock()), out)
-            .with_context(reading)?;
-    } else {
-        let file = File::open(from).with_context(reading)?;
-        asker
-            .answer_all(BufReader::new(file), out)
-            .with_context(reading)?;
-    }
+    asker.answer_all(&args.flows, io::BufWriter::new(io::stdout().lock()))?;
     Ok(if asker.failed {
         ExitCode::from(2)
     } else {
@@ -79,8 +65,8 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    fn answer_all<R: io::Read>(&mut self, input: BufReader<R>, mut out: impl Write) -> anyhow::Result<()> {
-        flow::each(input, |text, waits| {
+    fn answer_all(&mut self, from: &Path, mut out: impl Write) -> anyhow::Result<()> {
+        flow::each(from, |text, waits| {
             writeln!(out, "{}", self.answer(text))?;
             // Who asks one flow at a time waits for its answer.
             if waits { out.flush() } else { Ok(()) }

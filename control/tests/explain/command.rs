@@ -1,27 +1,9 @@
 //! The command as others script on it.
 
-use std::process::Command;
-
 use serde_json::Value;
 use tempfile::TempDir;
 
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-fn ringwall(args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringwall"))
-        .args(args)
-        .output()
-        .unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
+use crate::ran::{Ran, ringwall};
 
 const SHOP: &str = "
 apiVersion: v1
@@ -194,4 +176,55 @@ fn what_cannot_be_explained_is_status_2() {
         let help = ringwall(&[command, "--help"]);
         assert!(help.out.contains("Examples:"), "{}", help.out);
     }
+}
+
+#[test]
+fn the_last_egress_rule_is_what_isolates_where_no_types_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {}
+  egress: [{ports: [{port: 80}]}, {to: [{ipBlock: {cidr: 192.0.2.0/24}}]}]
+";
+    std::fs::write(dir.path().join("shop.yaml"), pods).unwrap();
+    let ran = explain(&dir, &["shop/web", "192.0.2.1", "80/TCP", "-o", "json"]);
+    let answer = &ran.lines()[0];
+    assert_eq!(answer["verdict"], "allow");
+    let changes = answer["changes"].as_array().unwrap();
+    assert!(!changes.is_empty());
+    for change in changes {
+        let removed = |edit: &&Value| edit["action"] == "remove-rule";
+        let removed = change["edits"].as_array().unwrap().iter().filter(removed);
+        assert!(removed.count() < 2, "opens egress: {change}");
+    }
+}
+
+#[test]
+fn a_change_says_where_the_label_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let objects = "
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: report, namespace: shop}
+spec: {jobTemplate: {spec: {template: {metadata: {labels: {example.com/role: x}}}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  podSelector: {matchLabels: {example.com/role: x}}
+";
+    std::fs::write(dir.path().join("shop.yaml"), objects).unwrap();
+    let ran = explain(&dir, &["192.0.2.1", "shop/report", "80/TCP", "-o", "json"]);
+    let path = r#"spec.jobTemplate.spec.template.metadata.labels["example.com/role"]"#;
+    let edits = ran.lines()[0]["changes"].to_string();
+    assert!(edits.contains(&Value::from(path).to_string()), "{edits}");
 }

@@ -6,6 +6,8 @@ mod command;
 mod figures;
 #[path = "../compile_vs_reference/generate.rs"]
 mod generate;
+#[path = "../ran/mod.rs"]
+mod ran;
 #[path = "../compile_vs_reference/random.rs"]
 mod random;
 

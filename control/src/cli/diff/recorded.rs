@@ -2,13 +2,11 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, BufReader, Write},
+    io::{self, Write},
     net::IpAddr,
     path::Path,
 };
 
-use anyhow::Context;
 use ringwall_dataplane::{
     addr::Addr,
     classify::{IdentityKind, L4},
@@ -92,13 +90,7 @@ pub(super) fn read_flows(path: &Path) -> anyhow::Result<Recorded> {
         }
         Ok(())
     };
-    let reading = || format!("cannot read flows from {}", path.display());
-    if path.as_os_str() == "-" {
-        flow::each(BufReader::new(io::stdin().lock()), take).with_context(reading)?;
-    } else {
-        let file = File::open(path).with_context(reading)?;
-        flow::each(BufReader::new(file), take).with_context(reading)?;
-    }
+    flow::each(path, take)?;
     Ok(recorded)
 }
 
