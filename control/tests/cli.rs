@@ -481,6 +481,30 @@ fn matrix_shows_who_reaches_whom() {
 }
 
 #[test]
+fn matrix_tells_pods_apart_that_a_block_of_one_family_does() {
+    let pod = |namespace: &str, name: &str, addresses: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             status: {{podIPs: [{addresses}]}}\n---\n"
+        )
+    };
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: b}\nspec:\n  \
+                  podSelector: {}\n  ingress: [{from: [{ipBlock: {cidr: 'fd00::1/128'}}]}]\n";
+    let objects = [
+        pod("a", "x", "{ip: 10.0.0.1}, {ip: 'fd00::1'}"),
+        pod("a", "y", "{ip: 10.0.0.2}, {ip: 'fd00::2'}"),
+        pod("b", "z", "{ip: 'fd00::9'}"),
+        policy.to_owned(),
+    ];
+    let dir = folder(&[("all.yaml", &objects.concat())]);
+    let lines = ringwall(&["matrix", "--manifests", path(&dir), "-o", "json"], "").lines();
+    for (src, verdict) in [("a/x", "allow"), ("a/y", "deny")] {
+        let of = |line: &&Value| line["src"] == src && line["dst"] == "b/z";
+        assert_eq!(lines.iter().find(of).unwrap()["verdict"], verdict, "{src}");
+    }
+}
+
+#[test]
 fn pod_networks_come_from_flags_and_configuration() {
     let dir = shop();
     let flow = r#"{"src":"10.9.0.1","dst":"shop/web","protocol":"ICMP"}"#;
@@ -586,6 +610,17 @@ fn what_is_written_is_whole_and_what_is_no_file_stays() {
     });
     assert_eq!(compile(&pipe), 0);
     assert_eq!(reader.join().unwrap(), fs::read(&file).unwrap());
+    let manifest = out.path().join("manifest");
+    fs::create_dir(&manifest).unwrap();
+    fs::rename(&pipe, manifest.join("pipe.yaml")).unwrap();
+    let ran = ringwall(&["check", "--manifests", manifest.to_str().unwrap()], "");
+    assert!(
+        ran.status == 1 && ran.out.contains("neither a file nor a folder"),
+        "{}",
+        ran.out
+    );
+    fs::rename(manifest.join("pipe.yaml"), &pipe).unwrap();
+    fs::remove_dir(&manifest).unwrap();
     assert!(!pipe.is_file());
     assert_eq!(compile(Path::new("-")), 2);
     assert_eq!(

@@ -77,7 +77,11 @@ impl<'a> Report<'a> {
         }
         for (file, mut findings) in by_file {
             findings.sort_by_key(|finding| finding.place.as_ref().map(|place| (place.line, place.column)));
-            let text = fs::read_to_string(file).unwrap_or_default();
+            // A pipe has no lines to show, and would be waited for.
+            let text = match file.is_file() {
+                true => fs::read_to_string(file).unwrap_or_default(),
+                false => String::new(),
+            };
             let lines: Vec<&str> = text.lines().collect();
             for finding in findings {
                 writeln!(out, "{}", words(finding, &lines))?;

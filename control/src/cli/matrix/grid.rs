@@ -182,13 +182,22 @@ pub(super) fn groups(
         let Ok((end, _)) = judge.ends(cluster, &name, &name) else {
             continue;
         };
+        // A block may tell two pods apart over one family alone.
+        let over = |address: &IpAddr| {
+            let name = EndName::Address(*address);
+            let ends = judge.ends(cluster, &name, &name).ok();
+            (
+                address.is_ipv4(),
+                ends.map(|(end, _)| judge.class(&end, with_node)),
+            )
+        };
+        let addresses: Vec<_> = pod.addresses.iter().map(over).collect();
         // Templates stand for several pods and pods for one: they differ towards themselves.
-        let families: Vec<bool> = pod.addresses.iter().map(IpAddr::is_ipv4).collect();
         let class = (
             key.namespace.clone(),
             judge.class(&end, with_node),
             pod.template_of.is_some(),
-            families,
+            addresses,
         );
         let index = *by_class.entry(class).or_insert_with(|| {
             groups.push(Group {
