@@ -466,3 +466,73 @@ fn what_a_capture_does_not_show_is_counted() {
     assert_eq!(ran.status, 2);
     assert!(ran.err.contains("link type 195"), "{}", ran.err);
 }
+
+#[test]
+fn why_a_folder_cannot_be_read_is_said_once() {
+    let dir = folders("", "");
+    let missing = dir.path().join("missing");
+    let (missing, there) = (missing.to_str().unwrap(), dir.path().join("to"));
+    let args = ["diff", "--from", missing, "--to", there.to_str().unwrap()];
+    let wanted = format!("cannot read {missing}: No such file or directory (os error 2)");
+    let ran = ringwall(&args);
+    assert_eq!((ran.status, ran.err), (2, format!("ringwall: {wanted}\n")));
+    let ran = ringwall(&[&args[..], &["-o", "json"]].concat());
+    assert_eq!((ran.status, ran.lines()), (2, vec![json!({ "error": wanted })]));
+}
+
+/// So many namespaces that isolate their only pod that each pair of them is a region.
+fn isolating(namespaces: usize) -> (String, String) {
+    let (mut pods, mut policies) = (String::new(), String::new());
+    for number in 0..namespaces {
+        pods.push_str(&format!(
+            "
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: pod, namespace: n{number:02}}}
+spec: {{nodeName: n1}}
+status: {{podIPs: [{{ip: 10.1.0.{}}}]}}
+",
+            number + 10
+        ));
+        policies.push_str(&format!(
+            "
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: deny, namespace: n{number:02}}}
+spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress]}}
+"
+        ));
+    }
+    (pods, policies)
+}
+
+#[test]
+fn what_nobody_could_read_is_summed_up_for_people() {
+    let (pods, policies) = isolating(10);
+    let dir = folders(&format!("{pods}{policies}"), &pods);
+    let ran = diff(dir.path(), &[]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    for wanted in [
+        "closed       opened\n",
+        "           0           90  90 more pairs of namespaces\n",
+        "           0            3  n00 -> shop\n",
+        "Policies: 10 removed.\n",
+        "0 regions closed, 440 regions opened.\n",
+        "All of them: --all, or -o json.\n",
+    ] {
+        assert!(ran.out.contains(wanted), "no {wanted:?} in:\n{}", ran.out);
+    }
+    assert!(!ran.out.contains("n00/pod"), "{}", ran.out);
+    assert!(ran.out.lines().count() < 60, "{}", ran.out);
+    // All of it where it is asked for, and always for programs.
+    let all = diff(dir.path(), &["--all"]);
+    assert!(
+        all.out.contains("deny  -> allow  n00/pod  ->  n01/pod  all"),
+        "{}",
+        all.out
+    );
+    let lines = diff(dir.path(), &["-o", "json"]).lines();
+    assert!(lines.len() > 300, "{} lines", lines.len());
+}

@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context;
 use ringwall_dataplane::classify::Snapshot;
 
-use super::{ClusterArgs, Output, verify, warn_of_nothing, write_whole};
+use super::{ClusterArgs, Output, progress::Progress, verify, warn_of_nothing, write_whole};
 use crate::{
     lint::{
         self, BadId, Finding, Linted, Place, Severity, Silence,
@@ -116,10 +116,16 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
         .cluster
         .as_ref()
         .context("--manifests is missing: name the folder to check")?;
-    let (loaded, written) = folder::inspect(&cluster.manifests, &cluster.settings()?)?;
+    let settings = cluster.settings()?;
+    let (loaded, written) = {
+        let _progress = Progress::new("reading manifests");
+        folder::inspect(&cluster.manifests, &settings)?
+    };
     warn_of_nothing(&cluster.manifests, &loaded);
     let input = Input { loaded, written };
+    let progress = Progress::new("checking and proving");
     let report = Report::new(&input.loaded, parts(args, &input, &silence)?);
+    drop(progress);
     match &args.sarif {
         Some(file) if file.as_os_str() == "-" => report.write_sarif(io::stdout().lock())?,
         Some(file) => {
@@ -250,7 +256,7 @@ fn prove(args: &CheckArgs, input: &Input) -> anyhow::Result<Part> {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
                     return Ok(Part {
-                        findings: vec![failed_proof(format!("{error:#}"))],
+                        findings: vec![failed_proof(super::whole(&error))],
                         ..Part::default()
                     });
                 }

@@ -3,6 +3,7 @@
 mod capture;
 mod lines;
 mod recorded;
+mod sums;
 mod table;
 
 use std::{
@@ -11,11 +12,14 @@ use std::{
     process::ExitCode,
 };
 
-use super::{ClusterArgs, Output};
+use super::{ClusterArgs, Output, progress::Progress};
 use crate::{
     cluster::Cluster,
     refine::{self, Compiled},
 };
+
+/// More regions than anybody reads.
+const MANY: usize = 300;
 
 /// Arguments of `ringwall diff`.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,6 +42,9 @@ or IPv6 alone. Then {\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
 
 With --flows or --pcap: which of the recorded flows change, the most frequent
 first, then a summary.
+
+For people, a change of more than 300 regions is summed up by namespaces; --all
+shows every region. JSON always has them all.
 
 Exit status: 0; with --exit-code 1 where something changes; 2 for input that
 cannot be read.
@@ -65,6 +72,9 @@ pub struct DiffArgs {
     /// Captured packets (pcap or pcapng): say which of their flows change
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// Show every region, however many there are
+    #[arg(long)]
+    all: bool,
     /// Exit with status 1 where something changes
     #[arg(long)]
     exit_code: bool,
@@ -91,9 +101,12 @@ struct Outcome {
 pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
     let clusters = [args.load(&args.from)?, args.load(&args.to)?];
     let [from, to] = &clusters;
+    let progress = Progress::new("compiling");
     let (from, to) = (Compiled::of(from)?, Compiled::of(to)?);
+    progress.stage("comparing");
     let found = refine::difference(&from, &to)?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    drop(progress);
+    let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let style = table::Style {
         colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
@@ -105,6 +118,7 @@ pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
         recorded::tell(&found, recorded, output, style, &mut out)?
     } else {
         match output {
+            Output::Human if found.regions.len() > MANY && !args.all => sums::write(&found, &mut out)?,
             Output::Human => table::write(&found, style, &mut out)?,
             Output::Json => lines::write(&found, &mut out)?,
         }

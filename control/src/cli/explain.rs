@@ -15,6 +15,7 @@ use super::{
     ClusterArgs, Output,
     flow::{EndName, Service},
     flows::{Live, deciders_words, ends_words, period},
+    progress::Progress,
 };
 use crate::{
     api::{ExplainRequest, client},
@@ -110,6 +111,7 @@ fn offline(args: &ExplainArgs, manifests: &Path, question: &Question) -> anyhow:
         pod_cidrs: args.pod_cidrs.clone(),
     }
     .load()?;
+    let _progress = Progress::new("explaining");
     Ok(Explainer::new(&cluster)?.explain(question)?)
 }
 
@@ -160,7 +162,7 @@ fn explain_flow(config: &Path, id: FlowId, output: Output) -> anyhow::Result<Exi
     };
     let differs = now.as_ref().ok().and_then(|now| differs(&flow, now));
     let explained = FlowExplained {
-        now_unknown: now.as_ref().err().map(|error| format!("{error:#}")),
+        now_unknown: now.as_ref().err().map(super::whole),
         now: now.ok(),
         flow,
         differs,

@@ -19,6 +19,7 @@ use super::{
     ClusterArgs, Output,
     flow::{EndName, Service},
     judge::{Judge, word},
+    progress::Progress,
     span::Asked,
     write_whole,
 };
@@ -88,7 +89,9 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
             groups.len()
         );
     }
+    let progress = Progress::new("judging");
     let grid = Grid::of(&cluster, &judge, &asked, groups).map_err(anyhow::Error::msg)?;
+    drop(progress);
     let caption = Caption {
         what: what(&cluster, &asked),
         warning: incomplete(&cluster),

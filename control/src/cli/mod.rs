@@ -9,6 +9,7 @@ pub(crate) mod flow;
 mod flows;
 pub(crate) mod judge;
 mod matrix;
+mod progress;
 mod query;
 mod shell;
 mod span;
@@ -24,6 +25,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use self::progress::Progress;
 use crate::{
     cluster::{Cluster, Settings},
     source::folder::{self, Loaded, Severity},
@@ -171,7 +173,11 @@ impl ClusterArgs {
 
     /// The cluster that the manifests describe. Policies that are invalid isolate; standard error says so.
     fn load(&self) -> anyhow::Result<Cluster> {
-        let loaded = folder::load(&self.manifests, &self.settings()?)?;
+        let settings = self.settings()?;
+        let loaded = {
+            let _progress = Progress::new("reading manifests");
+            folder::load(&self.manifests, &settings)?
+        };
         for problem in loaded
             .problems
             .iter()
@@ -244,11 +250,26 @@ pub fn main() -> ExitCode {
             let gone = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
             // Who reads no further (`| head`) wants no message either.
             if !error.chain().filter_map(|cause| cause.downcast_ref()).any(gone) {
-                tell(&format!("{error:#}"), cli.output);
+                tell(&whole(&error), cli.output);
             }
             ExitCode::from(2)
         }
     }
+}
+
+/// An error and its causes. Many errors tell their cause in their own words and name it as their source, too: each is
+/// said once.
+pub(crate) fn whole(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Says why a command could not do its work: to a program on standard output, unless that is what failed.

@@ -75,7 +75,7 @@ pub fn run(
         lint(&subject, &mut cast, &mut drafts);
     }
     blocks::odd(&subject, problems, &mut cast, &mut drafts);
-    let judge = Judge::new(cast.staged()).map_err(|error| format!("{error:#}"))?;
+    let judge = Judge::new(cast.staged()).map_err(|error| crate::cli::whole(&error))?;
     let mut findings: Vec<Finding> = drafts
         .iter()
         .filter_map(|draft| draft.finding(&cast, &judge))

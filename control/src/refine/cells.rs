@@ -1,6 +1,11 @@
 //! What rows decide about classes, read from the compiled snapshots: once per cell, and equal answers get equal numbers.
 
-use hashbrown::HashMap;
+use std::{
+    borrow::Borrow,
+    hash::{BuildHasher, Hash},
+};
+
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use ringwall_dataplane::classify::{DirectionVerdict, Effect, NONE, Provenance, Row};
 
 use super::{
@@ -78,27 +83,66 @@ pub(super) type Joint = u32;
 
 /// Values and their numbers.
 pub(super) struct Numbered<T> {
-    numbers: HashMap<T, u32>,
+    numbers: HashTable<u32>,
     values: Vec<T>,
+    hasher: DefaultHashBuilder,
 }
 
-impl<T: Clone + Eq + std::hash::Hash> Numbered<T> {
+impl<T: Eq + Hash> Numbered<T> {
     pub(super) fn new() -> Self {
         Self {
-            numbers: HashMap::new(),
+            numbers: HashTable::new(),
             values: Vec::new(),
+            hasher: DefaultHashBuilder::default(),
         }
     }
 
     /// The value's number, and whether it is new.
     pub(super) fn number(&mut self, value: T) -> (u32, bool) {
-        if let Some(number) = self.numbers.get(&value) {
-            return (*number, false);
+        match self.find(&value) {
+            Some(number) => (number, false),
+            None => (self.add(value), true),
         }
+    }
+
+    /// The number of a value that is made only where it is new.
+    pub(super) fn number_of<Q>(&mut self, value: &Q) -> u32
+    where
+        T: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = T> + ?Sized,
+    {
+        match self.find(value) {
+            Some(number) => number,
+            None => self.add(value.to_owned()),
+        }
+    }
+
+    fn find<Q: Eq + Hash + ?Sized>(&self, value: &Q) -> Option<u32>
+    where
+        T: Borrow<Q>,
+    {
+        let is = |number: &u32| {
+            let known = self.values.get(*number as usize);
+            known.is_some_and(|known| known.borrow() == value)
+        };
+        self.numbers.find(self.hasher.hash_one(value), is).copied()
+    }
+
+    fn add(&mut self, value: T) -> u32 {
         let number = self.values.len() as u32;
-        self.values.push(value.clone());
-        self.numbers.insert(value, number);
-        (number, true)
+        let Self {
+            numbers,
+            values,
+            hasher,
+        } = self;
+        values.push(value);
+        let of = |number: &u32| {
+            values
+                .get(*number as usize)
+                .map_or(0, |value| hasher.hash_one(value))
+        };
+        numbers.insert_unique(of(&number), number, of);
+        number
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&T> {
@@ -237,14 +281,56 @@ impl<'a, const N: usize> Cells<'a, N> {
     }
 }
 
+/// The rows and columns of classes over one family, each under a number.
+pub(super) struct Lines<const N: usize> {
+    /// By class: None where it does not have the family.
+    pub(super) classes: Vec<Option<Line>>,
+    /// Rows for what goes out.
+    pub(super) egress: Numbered<[Row; N]>,
+    /// Rows for what comes in.
+    pub(super) ingress: Numbered<[Row; N]>,
+    /// Columns in the rows of others.
+    pub(super) columns: Numbered<[u32; N]>,
+}
+
+/// Numbers of a class's rows and column.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    pub(super) egress: u32,
+    pub(super) ingress: u32,
+    pub(super) column: u32,
+}
+
+impl<const N: usize> Lines<N> {
+    pub(super) fn of(ends: &Ends<'_, N>, family: Family) -> Self {
+        let mut this = Self {
+            classes: Vec::with_capacity(ends.classes.len()),
+            egress: Numbered::new(),
+            ingress: Numbered::new(),
+            columns: Numbered::new(),
+        };
+        for class in &ends.classes {
+            let sights = class.sights.get(family as usize).copied().flatten();
+            let line = sights.map(|sights| Line {
+                egress: this.egress.number(sights.map(|sight| sight.egress)).0,
+                ingress: this.ingress.number(sights.map(|sight| sight.ingress)).0,
+                column: this.columns.number(sights.map(|sight| sight.peer_class)).0,
+            });
+            this.classes.push(line);
+        }
+        this
+    }
+
+    /// Of a class; None where it does not have the family.
+    pub(super) fn line(&self, class: u32) -> Option<Line> {
+        self.classes.get(class as usize).copied().flatten()
+    }
+}
+
 /// What all sides decide between two classes over one family: looked up when asked for, once.
 pub struct Grid<'a, const N: usize> {
     cells: Cells<'a, N>,
-    /// By class: numbers of its egress row, ingress row and column; None where it does not have the family.
-    classes: Vec<Option<[u32; 3]>>,
-    egress: Numbered<[Row; N]>,
-    ingress: Numbered<[Row; N]>,
-    columns: Numbered<[u32; N]>,
+    lines: Lines<N>,
     /// By row, then by column; [`NONE`] where nobody asked yet.
     known_egress: HashMap<u32, Vec<u32>>,
     known_ingress: HashMap<u32, Vec<u32>>,
@@ -253,27 +339,12 @@ pub struct Grid<'a, const N: usize> {
 impl<'a, const N: usize> Grid<'a, N> {
     /// Of the classes of some ends.
     pub fn new(ends: &Ends<'a, N>, family: Family) -> Self {
-        let mut this = Self {
+        Self {
             cells: Cells::new(ends.sides),
-            classes: Vec::with_capacity(ends.classes.len()),
-            egress: Numbered::new(),
-            ingress: Numbered::new(),
-            columns: Numbered::new(),
+            lines: Lines::of(ends, family),
             known_egress: HashMap::new(),
             known_ingress: HashMap::new(),
-        };
-        for class in &ends.classes {
-            let sights = class.sights.get(family as usize).copied().flatten();
-            let numbers = sights.map(|sights| {
-                [
-                    this.egress.number(sights.map(|sight| sight.egress)).0,
-                    this.ingress.number(sights.map(|sight| sight.ingress)).0,
-                    this.columns.number(sights.map(|sight| sight.peer_class)).0,
-                ]
-            });
-            this.classes.push(numbers);
         }
-        this
     }
 
     /// What is decided at the source and at the destination; None where they do not have the family in common.
@@ -281,11 +352,11 @@ impl<'a, const N: usize> Grid<'a, N> {
     /// # Errors
     /// A snapshot contradicts itself.
     pub fn between(&mut self, source: u32, destination: u32) -> Result<Option<(u32, u32)>, RefineError> {
-        let class = |class: u32| self.classes.get(class as usize).copied().flatten();
-        let (Some([egress, _, from]), Some([_, ingress, to])) = (class(source), class(destination)) else {
+        let (Some(source), Some(destination)) = (self.lines.line(source), self.lines.line(destination))
+        else {
             return Ok(None);
         };
-        let columns = self.columns.values().len();
+        let columns = self.lines.columns.values().len();
         let mut cell =
             |known: &mut HashMap<u32, Vec<u32>>, rows: &Numbered<[Row; N]>, row: u32, column: u32| {
                 let wrong = RefineError::Snapshot("a class that does not exist");
@@ -294,13 +365,23 @@ impl<'a, const N: usize> Grid<'a, N> {
                 if *place == NONE {
                     let wrong = || RefineError::Snapshot("a class that does not exist");
                     let rows = rows.get(row).ok_or_else(wrong)?;
-                    let classes = self.columns.get(column).ok_or_else(wrong)?;
+                    let classes = self.lines.columns.get(column).ok_or_else(wrong)?;
                     *place = self.cells.joint(rows, classes)?;
                 }
                 Ok::<u32, RefineError>(*place)
             };
-        let out = cell(&mut self.known_egress, &self.egress, egress, to)?;
-        let into = cell(&mut self.known_ingress, &self.ingress, ingress, from)?;
+        let out = cell(
+            &mut self.known_egress,
+            &self.lines.egress,
+            source.egress,
+            destination.column,
+        )?;
+        let into = cell(
+            &mut self.known_ingress,
+            &self.lines.ingress,
+            destination.ingress,
+            source.column,
+        )?;
         Ok(Some((out, into)))
     }
 }

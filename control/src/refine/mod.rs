@@ -11,10 +11,14 @@
 
 mod addresses;
 pub mod cells;
+mod changes;
 pub mod difference;
 pub mod ends;
 mod ports;
 mod region;
+mod sets;
+mod sweep;
+mod totals;
 
 use ringwall_dataplane::classify::{Generation, ImageError, Snapshot};
 
@@ -28,6 +32,7 @@ pub use difference::{Difference, FlowChange, difference};
 pub use ends::{End, Ends, OneSided, What};
 pub use ports::{Service, Span};
 pub use region::Region;
+pub use totals::{Pairs, Totals};
 
 /// A cluster and the snapshot that it compiles to.
 #[derive(Debug)]

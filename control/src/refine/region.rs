@@ -1,6 +1,6 @@
 //! What a line of a difference says.
 
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 use super::{Ends, Family, Service, Span};
 
@@ -16,11 +16,11 @@ pub struct Region {
     /// Protocol.
     pub service: Service,
     /// Destination ports: in order, apart from one another; the whole of them for [`Service::Other`].
-    pub ports: Vec<Span>,
+    pub ports: Arc<[Span]>,
     /// Whether the first side allows it; the second does not, or the other way round.
     pub from: bool,
     /// Policies that decide, on either side, in the directions that change; in order.
-    pub policies: Arc<[String]>,
+    pub policies: Arc<[Arc<str>]>,
 }
 
 impl Region {
@@ -43,14 +43,29 @@ impl Region {
 
     /// Whether the lists of ends hold pairs that are not meant: a pod and itself.
     pub fn excepts_self<const N: usize>(&self, ends: &Ends<'_, N>) -> bool {
-        let (src, dst) = (&*self.src, &*self.dst);
-        let (small, large) = if src.len() < dst.len() {
-            (src, dst)
-        } else {
-            (dst, src)
-        };
-        small
-            .iter()
-            .any(|end| ends.is_itself(*end, *end) && large.binary_search(end).is_ok())
+        let (mut a, mut b) = (&*self.src, &*self.dst);
+        // Both are in order, and far apart more often than not: from the one that is behind skip to where the other is.
+        while let (Some(first), Some(other)) = (a.first(), b.first()) {
+            match first.cmp(other) {
+                Ordering::Less => a = skip(a, *other),
+                Ordering::Greater => b = skip(b, *first),
+                Ordering::Equal if ends.is_itself(*first, *first) => return true,
+                Ordering::Equal => (a, b) = (skip(a, first + 1), skip(b, first + 1)),
+            }
+        }
+        false
+    }
+}
+
+/// The list, which is in order, from the first that is not below `to`: near ones are found as fast as far ones.
+fn skip(list: &[u32], to: u32) -> &[u32] {
+    let mut reach = 1;
+    while list.get(reach).is_some_and(|end| *end < to) {
+        reach *= 2;
+    }
+    let (near, far) = list.split_at(reach.min(list.len()));
+    match near.partition_point(|end| *end < to) {
+        at if at == near.len() => far,
+        at => list.get(at..).unwrap_or_default(),
     }
 }

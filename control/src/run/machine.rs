@@ -171,7 +171,7 @@ impl Machine {
     }
 
     fn note_problem(&self, port: PlannedPort, error: &anyhow::Error) {
-        let problem = format!("{error:#}");
+        let problem = crate::cli::whole(error);
         let mut live = locked(&self.live);
         let known = ports::by_id(&mut live, port.id);
         // It is tried again and again, and said once.

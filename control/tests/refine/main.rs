@@ -17,11 +17,11 @@ mod speed;
 
 use std::collections::BTreeMap;
 
-use oracle::{Oracle, edit, packets, rename};
+use oracle::{Oracle, edit, far_apart, packets, rename};
 use random::Random;
 use ringwall::{
     cluster::Cluster,
-    refine::{Compiled, Difference, Family, Region, difference},
+    refine::{Compiled, Difference, Family, Pairs, Region, What, difference},
 };
 
 fn seeds(default: u64) -> std::ops::Range<u64> {
@@ -33,9 +33,13 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
     0..count.unwrap_or(default)
 }
 
-/// Two clusters: unrelated, or one edited.
+/// Two clusters: unrelated, far apart, or one edited.
 fn pair(seed: u64) -> (Cluster, Cluster, Random) {
     let mut random = Random::new(seed);
+    if random.percent(25) {
+        let (a, b, _) = far_apart(&mut random);
+        return (a, b, random);
+    }
     let a = generate::cluster(&mut random);
     let b = if random.percent(40) {
         generate::cluster(&mut random)
@@ -73,7 +77,7 @@ fn a_packet_is_covered_if_and_only_if_the_evaluators_disagree() {
                     (None, []) => {}
                     (Some((from, policies)), [region]) => {
                         assert_eq!(region.from, *from, "{}", said());
-                        assert_eq!(&region.policies[..], policies, "{}", said());
+                        assert!(region.policies.iter().map(|it| &**it).eq(policies), "{}", said());
                     }
                     (wanted, _) => panic!("wanted {wanted:?}, {}", said()),
                 }
@@ -181,6 +185,77 @@ fn regions_are_disjoint_maximal_in_ports_and_in_order() {
         regions > 500 || std::env::var("SEED").is_ok(),
         "only {regions} regions"
     );
+}
+
+/// What a region says but for its ends.
+fn change(region: &Region) -> impl Ord + use<> {
+    let Region { ports, policies, .. } = region.clone();
+    (region.service, region.family, region.from, ports, policies)
+}
+
+#[test]
+fn regions_are_as_large_as_the_order_of_merging_allows() {
+    let mut joined = 0;
+    for seed in seeds(80) {
+        let (a, b, _) = pair(seed);
+        with_difference(&a, &b, |found| {
+            let place = |region: &Region| (region.src.clone(), region.dst.clone(), change(region));
+            for pair in found.regions.windows(2) {
+                assert!(place(&pair[0]) < place(&pair[1]), "seed {seed}: {pair:#?}");
+            }
+            // Destinations before sources: a source has all that it has of one change in one region.
+            let mut sources = std::collections::BTreeSet::new();
+            for region in &found.regions {
+                joined += usize::from(region.src.len() > 1 && region.dst.len() > 1);
+                for src in &*region.src {
+                    assert!(sources.insert((*src, change(region))), "seed {seed}: {region:?}");
+                }
+            }
+        });
+    }
+    assert!(
+        joined > 150 || std::env::var("SEED").is_ok(),
+        "only {joined} regions"
+    );
+}
+
+#[test]
+fn totals_are_what_counting_every_pair_finds() {
+    let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
+    for seed in seeds(60) {
+        let (a, b, what) = far_apart(&mut Random::new(seed));
+        with_difference(&a, &b, |found| {
+            let mut pairs: BTreeMap<(u32, u32), [bool; 2]> = BTreeMap::new();
+            for region in &found.regions {
+                let dst = |src: &u32| region.dst.iter().map(|dst| (*src, *dst)).collect::<Vec<_>>();
+                for (src, dst) in region.src.iter().flat_map(dst) {
+                    if !found.ends.is_itself(src, dst) {
+                        pairs.entry((src, dst)).or_default()[usize::from(!region.from)] = true;
+                    }
+                }
+            }
+            let namespace = |end: u32| match &found.ends.all[end as usize].what {
+                What::Endpoint(key) => Some(key.namespace.as_str()),
+                What::Range { .. } => None,
+            };
+            let mut wanted: BTreeMap<[Option<&str>; 2], Pairs> = BTreeMap::new();
+            for ((src, dst), [closed, opened]) in pairs {
+                let sums = wanted.entry([namespace(src), namespace(dst)]).or_default();
+                sums.closed += u64::from(closed);
+                sums.opened += u64::from(opened);
+                *outcomes.entry(what).or_default() += 1;
+            }
+            let got: BTreeMap<_, _> = found.totals.pairs().collect();
+            assert_eq!(got, wanted, "seed {seed}: {what}");
+        });
+    }
+    for what in ["no policies", "other labels", "empty", "other places"] {
+        let came = outcomes.get(what).is_some_and(|count| *count > 30);
+        assert!(
+            came || std::env::var("SEED").is_ok(),
+            "{what} never came: {outcomes:?}"
+        );
+    }
 }
 
 /// Regions in words, in order of the words.

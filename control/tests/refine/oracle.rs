@@ -449,6 +449,50 @@ pub(crate) fn edit(cluster: &Cluster, random: &mut Random) -> Cluster {
     edited
 }
 
+/// Two clusters with little in common, and what sets them apart.
+pub(crate) fn far_apart(random: &mut Random) -> (Cluster, Cluster, &'static str) {
+    let full = generate::cluster(random);
+    let mut other = full.clone();
+    let what = match random.below(4) {
+        0 => {
+            for key in full.policies.keys() {
+                other.remove(&ObjectRef::NetworkPolicy(key.clone()));
+            }
+            "no policies"
+        }
+        1 => {
+            let pods: Vec<Arc<Pod>> = full.pods.values().cloned().collect();
+            for (pod, other_pod) in pods.iter().zip(pods.iter().cycle().skip(1)) {
+                let mut pod = (**pod).clone();
+                pod.labels = other_pod.labels.clone();
+                other.insert(Object::Pod(pod));
+            }
+            "other labels"
+        }
+        2 => {
+            other = Cluster {
+                settings: full.settings.clone(),
+                ..Cluster::default()
+            };
+            "empty"
+        }
+        _ => {
+            let policies: Vec<_> = full.policies.values().cloned().collect();
+            for (policy, place) in policies.iter().zip(policies.iter().cycle().skip(1)) {
+                let mut policy = (**policy).clone();
+                policy.subjects = place.subjects.clone();
+                policy.key = place.key.clone();
+                other.insert(Object::NetworkPolicy(policy));
+            }
+            "other places"
+        }
+    };
+    match random.percent(50) {
+        true => (full, other, what),
+        false => (other, full, what),
+    }
+}
+
 /// The cluster with pods and nodes under other names, in another order, and put together in another order.
 pub(crate) fn rename(cluster: &Cluster, random: &mut Random) -> Cluster {
     let mut objects = Vec::new();

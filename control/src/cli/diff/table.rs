@@ -48,7 +48,7 @@ type Line<'a> = (bool, &'a [u32], &'a [u32], Option<Family>);
 
 /// Writes the table and the summary.
 pub(super) fn write(found: &Difference<'_>, style: Style, out: &mut impl Write) -> io::Result<()> {
-    let mut groups: BTreeMap<&[String], BTreeMap<Line<'_>, Vec<&Region>>> = BTreeMap::new();
+    let mut groups: BTreeMap<&[Arc<str>], BTreeMap<Line<'_>, Vec<&Region>>> = BTreeMap::new();
     for region in &found.regions {
         let line = (region.from, &*region.src, &*region.dst, region.family);
         let group = groups.entry(&region.policies).or_default();
@@ -96,7 +96,7 @@ pub(super) fn write(found: &Difference<'_>, style: Style, out: &mut impl Write) 
     summary(found, out)
 }
 
-fn summary(found: &Difference<'_>, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn summary(found: &Difference<'_>, out: &mut impl Write) -> io::Result<()> {
     if found.regions.is_empty() {
         writeln!(out, "No verdict changes.")?;
     } else {
@@ -124,32 +124,35 @@ fn summary(found: &Difference<'_>, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// The policies that decide, each with what became of it.
-fn heading(found: &Difference<'_>, policies: &[String]) -> String {
+fn heading(found: &Difference<'_>, policies: &[Arc<str>]) -> String {
     if policies.is_empty() {
         return "No policy decides (who an address belongs to does)".to_owned();
     }
+    let became = |name: &str| {
+        let (namespace, name) = name.split_once('/')?;
+        let key = ObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        became(found, &key)
+    };
     let named: Vec<String> = policies
         .iter()
-        .map(|name| match became(found, name) {
+        .map(|name| match became(name) {
             Some(what) => format!("{name} ({what})"),
-            None => name.clone(),
+            None => name.to_string(),
         })
         .collect();
     let mut heading = named.join(", ");
-    if policies.iter().all(|name| became(found, name).is_none()) {
+    if policies.iter().all(|name| became(name).is_none()) {
         heading.push_str(": unchanged, whom they select is not");
     }
     heading
 }
 
-fn became(found: &Difference<'_>, name: &str) -> Option<&'static str> {
-    let (namespace, name) = name.split_once('/')?;
-    let key = ObjectKey {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
+pub(super) fn became(found: &Difference<'_>, key: &ObjectKey) -> Option<&'static str> {
     let policy = |side: usize| -> Option<&Arc<NetworkPolicy>> {
-        found.ends.sides.get(side)?.cluster.policies.get(&key)
+        found.ends.sides.get(side)?.cluster.policies.get(key)
     };
     let said = |policy: &Arc<NetworkPolicy>| {
         let NetworkPolicy {

@@ -1,0 +1,104 @@
+//! What a command is doing, for whoever waits for it: a line on standard error, after a second, on a terminal only.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Before that nobody waits.
+const PATIENCE: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
+
+/// The line is there until this is dropped: before the command writes anything else.
+pub(super) struct Progress {
+    stages: Option<Sender<&'static str>>,
+    shows: Option<JoinHandle<()>>,
+}
+
+impl Progress {
+    /// Begins with what is done first.
+    pub(super) fn new(stage: &'static str) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self {
+                stages: None,
+                shows: None,
+            };
+        }
+        let (stages, receiver) = channel();
+        let shows = std::thread::Builder::new().spawn(move || show(stage, &receiver, PATIENCE, io::stderr()));
+        Self {
+            stages: Some(stages),
+            shows: shows.ok(),
+        }
+    }
+
+    /// Says what is done next.
+    pub(super) fn stage(&self, stage: &'static str) {
+        if let Some(stages) = &self.stages {
+            // Without a thread there is no line.
+            let _ = stages.send(stage);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.stages = None;
+        if let Some(shows) = self.shows.take() {
+            let _ = shows.join();
+        }
+    }
+}
+
+/// Writes the line again and again until nobody sends stages any more, then clears it.
+fn show(mut stage: &'static str, stages: &Receiver<&'static str>, patience: Duration, mut out: impl Write) {
+    let begin = Instant::now();
+    let mut shown = false;
+    loop {
+        match stages.recv_timeout(TICK) {
+            Ok(next) => stage = next,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        let since = begin.elapsed();
+        if since >= patience {
+            shown = true;
+            let line = write!(out, "\r\x1b[K{stage} ... {} s", since.as_secs());
+            if line.and_then(|()| out.flush()).is_err() {
+                return;
+            }
+        }
+    }
+    if shown {
+        // Whoever closed standard error does not want it.
+        let _ = write!(out, "\r\x1b[K").and_then(|()| out.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn shown(patience: Duration) -> String {
+        let (stages, receiver) = channel();
+        stages.send("comparing").unwrap();
+        drop(stages);
+        let mut out = Vec::new();
+        show("reading", &receiver, patience, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn who_waits_is_told_the_stage_and_the_line_is_gone_afterwards() {
+        assert_eq!(shown(Duration::ZERO), "\r\x1b[Kcomparing ... 0 s\r\x1b[K");
+    }
+
+    #[test]
+    fn who_does_not_wait_is_told_nothing() {
+        assert_eq!(shown(PATIENCE), "");
+    }
+}

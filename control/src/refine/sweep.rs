@@ -1,0 +1,251 @@
+//! Source by source, what changes about every destination: rows of the table of all pairs of classes, of which only one
+//! is held at a time.
+
+use ringwall_dataplane::classify::NONE;
+
+use super::{
+    Ends, Family, RefineError, Totals,
+    cells::{Cells, Joint, Line, Lines, Numbered},
+    changes::{Changes, Tagged},
+};
+
+/// A number that was given out leads nowhere.
+const NO_CLASS: RefineError = RefineError::Snapshot("a class that does not exist");
+
+/// Rows of the table.
+pub(super) struct Sweep<'e, 'a> {
+    ends: &'e Ends<'a, 2>,
+    families: [OneFamily; 2],
+    /// By family: destinations and their sets of changes, of the row at hand.
+    sets: [Vec<(u32, u32)>; 2],
+}
+
+impl<'e, 'a> Sweep<'e, 'a> {
+    pub(super) fn new(ends: &'e Ends<'a, 2>) -> Self {
+        Self {
+            ends,
+            families: Family::BOTH.map(|family| OneFamily::new(ends, family)),
+            sets: [Vec::new(), Vec::new()],
+        }
+    }
+
+    /// The classes of sources, those with the same rows and columns beside one another.
+    pub(super) fn order(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.ends.classes.len() as u32).collect();
+        order.sort_by_cached_key(|class| {
+            let lines = self.families.each_ref().map(|family| family.lines.line(*class));
+            lines.map(|line| line.map(|line| (line.egress, line.column)))
+        });
+        order
+    }
+
+    /// Destinations and their sets of tagged changes, where there are any, in order of the destinations.
+    pub(super) fn row(
+        &mut self,
+        source: u32,
+        changes: &mut Changes<'a>,
+        out: &mut Vec<(u32, u32)>,
+    ) -> Result<(), RefineError> {
+        for (family, sets) in self.families.iter_mut().zip(&mut self.sets) {
+            family.row(source, changes, sets)?;
+        }
+        out.clear();
+        let [v4, v6] = &self.sets;
+        let (mut v4, mut v6) = (v4.iter().peekable(), v6.iter().peekable());
+        loop {
+            let next = [v4.peek(), v6.peek()].into_iter().flatten();
+            let Some(class) = next.map(|(class, _)| *class).min() else {
+                return Ok(());
+            };
+            let sets = [&mut v4, &mut v6].map(|sets| sets.next_if(|(own, _)| *own == class));
+            let mut by_family = [None; 2];
+            for ((family, own), set) in self.families.iter().zip(&mut by_family).zip(sets) {
+                if family.lines.line(source).is_some() && family.lines.line(class).is_some() {
+                    *own = Some(set.map_or(0, |(_, set)| *set));
+                }
+            }
+            let tagged = changes.tag(by_family);
+            if tagged != 0 {
+                out.push((class, tagged));
+            }
+        }
+    }
+}
+
+/// Rows of the table over one family.
+struct OneFamily {
+    lines: Lines<2>,
+    /// The classes that have the family.
+    own: Vec<(u32, Line)>,
+    /// What the last source's row says of every column, and every row of its column.
+    of_row: Answers,
+    of_column: Answers,
+    /// Set of changes by answer at the source, then at the destination; [`NONE`] where nobody asked yet.
+    known: Vec<u32>,
+}
+
+/// Answers in one direction: few are distinct.
+struct Answers {
+    /// Number of the row or column.
+    of: u32,
+    /// By column or row: index of the answer among the distinct ones.
+    indices: Vec<u32>,
+    distinct: Numbered<Joint>,
+}
+
+impl Answers {
+    fn none() -> Self {
+        Self {
+            of: NONE,
+            indices: Vec::new(),
+            distinct: Numbered::new(),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        of: u32,
+        answers: impl Iterator<Item = Result<Joint, RefineError>>,
+    ) -> Result<(), RefineError> {
+        if self.of == of {
+            return Ok(());
+        }
+        *self = Self { of, ..Self::none() };
+        for answer in answers {
+            self.indices.push(self.distinct.number(answer?).0);
+        }
+        Ok(())
+    }
+}
+
+impl OneFamily {
+    fn new(ends: &Ends<'_, 2>, family: Family) -> Self {
+        let lines = Lines::of(ends, family);
+        let own = lines.classes.iter().zip(0..);
+        let own = own.filter_map(|(line, class)| Some((class, (*line)?))).collect();
+        Self {
+            lines,
+            own,
+            of_row: Answers::none(),
+            of_column: Answers::none(),
+            known: Vec::new(),
+        }
+    }
+
+    /// Destinations and their sets of changes, where there are any, in order.
+    fn row(
+        &mut self,
+        source: u32,
+        changes: &mut Changes<'_>,
+        out: &mut Vec<(u32, u32)>,
+    ) -> Result<(), RefineError> {
+        out.clear();
+        let Some(line) = self.lines.line(source) else {
+            return Ok(());
+        };
+        let Lines {
+            egress,
+            ingress,
+            columns,
+            ..
+        } = &self.lines;
+        let cells: &mut Cells<'_, 2> = &mut changes.cells;
+        let rows = egress.get(line.egress).ok_or(NO_CLASS)?;
+        let classes = columns.get(line.column).ok_or(NO_CLASS)?;
+        self.of_row.ask(
+            line.egress,
+            columns.values().iter().map(|classes| cells.joint(rows, classes)),
+        )?;
+        self.of_column.ask(
+            line.column,
+            ingress.values().iter().map(|rows| cells.joint(rows, classes)),
+        )?;
+        let (at_source, at_destination) = (self.of_row.distinct.values(), self.of_column.distinct.values());
+        self.known.clear();
+        self.known.resize(at_source.len() * at_destination.len(), NONE);
+        for (destination, line) in &self.own {
+            let (Some(egress), Some(ingress)) = (
+                self.of_row.indices.get(line.column as usize),
+                self.of_column.indices.get(line.ingress as usize),
+            ) else {
+                continue;
+            };
+            let place = *egress as usize * at_destination.len() + *ingress as usize;
+            let Some(known) = self.known.get_mut(place) else {
+                continue;
+            };
+            if *known == NONE
+                && let (Some(egress), Some(ingress)) = (
+                    at_source.get(*egress as usize),
+                    at_destination.get(*ingress as usize),
+                )
+            {
+                *known = changes.set(*egress, *ingress, [false; 2]);
+            }
+            if *known != 0 {
+                out.push((*destination, *known));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One destination of one source that changes otherwise than its class: it is exempt on some side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Deviation {
+    pub(super) source: u32,
+    pub(super) change: Tagged,
+    pub(super) destination: u32,
+    /// The change is there, though it is not of the class; else it is missing.
+    pub(super) added: bool,
+}
+
+/// How pods and the nodes that host them change otherwise than their classes, in order.
+pub(super) fn deviations(
+    ends: &Ends<'_, 2>,
+    changes: &mut Changes<'_>,
+    totals: &mut Totals,
+) -> Result<Vec<Deviation>, RefineError> {
+    let mut out = Vec::new();
+    let families = Family::BOTH.map(|family| Lines::of(ends, family));
+    for pair in &ends.hosted {
+        for (src, dst) in [(pair.endpoint, pair.node), (pair.node, pair.endpoint)] {
+            let class = |end: u32| ends.all.get(end as usize).map(|end| end.class).ok_or(NO_CLASS);
+            let (source, destination) = (class(src)?, class(dst)?);
+            // One of them is an address, so they have one family in common.
+            for lines in &families {
+                let (Some(source), Some(destination)) = (lines.line(source), lines.line(destination)) else {
+                    continue;
+                };
+                let column = |line: Line| lines.columns.get(line.column).ok_or(NO_CLASS);
+                let egress = lines.egress.get(source.egress).ok_or(NO_CLASS)?;
+                let ingress = lines.ingress.get(destination.ingress).ok_or(NO_CLASS)?;
+                let egress = changes.cells.joint(egress, column(destination)?)?;
+                let ingress = changes.cells.joint(ingress, column(source)?)?;
+                let of_class = changes.set(egress, ingress, [false; 2]);
+                let own = changes.set(egress, ingress, pair.sides);
+                if own == of_class {
+                    continue;
+                }
+                let (of_class, own) = (changes.of(of_class), changes.of(own));
+                totals.correct(
+                    (src, dst),
+                    changes.closes_and_opens(of_class.iter().copied()),
+                    changes.closes_and_opens(own.iter().copied()),
+                );
+                let deviation = |change: &u32, added| Deviation {
+                    source: src,
+                    change: (*change, None),
+                    destination: dst,
+                    added,
+                };
+                let missing = of_class.iter().filter(|change| !own.contains(change));
+                out.extend(missing.map(|change| deviation(change, false)));
+                let more = own.iter().filter(|change| !of_class.contains(change));
+                out.extend(more.map(|change| deviation(change, true)));
+            }
+        }
+    }
+    out.sort_unstable();
+    Ok(out)
+}
