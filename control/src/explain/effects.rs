@@ -57,19 +57,20 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// The nth member in a state where its labels may be others.
-    fn end<'b>(&self, nth: usize, v4: bool, cluster: &'b Cluster) -> Option<End<'b>>
+    /// The nth member before a change and after it, when its labels may be others; `after` are the pods then.
+    fn ends<'b>(&self, nth: usize, v4: bool, after: [Option<&'b Pod>; 2]) -> Option<[End<'b>; 2]>
     where
         'a: 'b,
     {
+        if let Some(end) = self.other {
+            return Some([end; 2]);
+        }
         let address = self.first_address(nth, v4);
-        Some(match self.other {
-            Some(end) => end,
-            None => End {
-                identity: Identity::Pod(cluster.pods.get(&self.pods.get(nth)?.key)?),
-                address,
-            },
-        })
+        let end = |pod: &'b Pod| End {
+            identity: Identity::Pod(pod),
+            address,
+        };
+        Some([end(self.pods.get(nth)?), end((*after.get(nth)?)?)])
     }
 }
 
@@ -174,6 +175,16 @@ impl<'a> Bystanders<'a> {
             bystanders: self,
             changed,
             groups: &groups,
+            members: groups.iter().map(|group| group.first_two_in(changed)).collect(),
+            relabels_namespaces: edits.iter().any(|edit| {
+                matches!(
+                    edit,
+                    Edit::Label {
+                        of: Labelled::Namespace(_),
+                        ..
+                    }
+                )
+            }),
             selected: groups.iter().map(|_| None).collect(),
             cuts: HashMap::new(),
             pairs: 0,
@@ -302,6 +313,11 @@ impl<'a> Bystanders<'a> {
 }
 
 impl Group<'_> {
+    /// The first two pods in another state.
+    fn first_two_in<'c>(&self, cluster: &'c Cluster) -> [Option<&'c Pod>; 2] {
+        [0, 1].map(|nth| cluster.pods.get(&self.pods.get(nth)?.key).map(AsRef::as_ref))
+    }
+
     fn is_of(&self, end: &End<'_>) -> bool {
         match (self.other, end.identity) {
             (None, Identity::Pod(pod)) => {
@@ -360,6 +376,9 @@ struct Counting<'c, 'a> {
     bystanders: &'c Bystanders<'a>,
     changed: &'c Cluster,
     groups: &'c [Group<'a>],
+    /// By group: its first two pods after the change.
+    members: Vec<[Option<&'c Pod>; 2]>,
+    relabels_namespaces: bool,
     /// By group, once they are needed: before and after the change.
     selected: Vec<Option<[Selected<'c>; 2]>>,
     /// By namespace: where its policies, before or after, may change their mind.
@@ -421,29 +440,51 @@ where
                 && (dst.is_nameless() || dst.first_address(second, v4).is_some())
         };
         let v4 = [true, false].into_iter().find(|v4| common(*v4))?;
-        let case = |cluster: &'c Cluster| {
-            Some(Case {
-                cluster,
-                src: src.end(0, v4, cluster)?,
-                dst: dst.end(second, v4, cluster)?,
-                service: self.bystanders.service,
-            })
+        let ends = |index: usize, group: &Group<'a>, nth| group.ends(nth, v4, *self.members.get(index)?);
+        let ([src, src_after], [dst, dst_after]) = (ends(s, src, 0)?, ends(d, dst, second)?);
+        let service = self.bystanders.service;
+        let case = |cluster, src, dst| Case {
+            cluster,
+            src,
+            dst,
+            service,
         };
-        let (before, after) = (case(self.bystanders.cluster)?, case(self.changed)?);
+        let before = case(self.bystanders.cluster, src, dst);
+        let after = case(self.changed, src_after, dst_after);
         before.exemption().is_none().then_some([before, after])
     }
 
     /// Whether other rules let something through after the change than before: else no port need be looked at.
     fn offers_differ(&mut self, s: usize, d: usize, before: &Case<'c>, after: &Case<'c>) -> bool {
+        // What matches a policy's peers is the same before and after, unless somebody is labelled otherwise.
+        let same = |before: &End<'_>, after: &End<'_>| match (before.identity, after.identity) {
+            (Identity::Pod(before), Identity::Pod(after)) => std::ptr::eq(before, after),
+            (before, after) => before == after,
+        };
+        let relabelled =
+            self.relabels_namespaces || !same(&before.src, &after.src) || !same(&before.dst, &after.dst);
         [(Direction::Egress, s), (Direction::Ingress, d)]
             .into_iter()
             .any(|(direction, subject)| {
                 let [first, second] = self.selected(subject);
                 let [first, second] = [first, second].map(|selected| match direction {
-                    Direction::Egress => &selected[0],
-                    Direction::Ingress => &selected[1],
+                    Direction::Egress => selected[0].as_slice(),
+                    Direction::Ingress => selected[1].as_slice(),
                 });
-                offer(before, direction, first) != offer(after, direction, second)
+                if relabelled {
+                    return offer(before, direction, first) != offer(after, direction, second);
+                }
+                // So only those that are not the same let other things through.
+                let others =
+                    |own: &[&'c NetworkPolicy], others: &[&NetworkPolicy]| -> Vec<&'c NetworkPolicy> {
+                        let shared =
+                            |policy: &NetworkPolicy| others.iter().any(|other| std::ptr::eq(*other, policy));
+                        own.iter().copied().filter(|policy| !shared(policy)).collect()
+                    };
+                let offered =
+                    |case, own: &[&'c NetworkPolicy]| offer(case, direction, own).unwrap_or_default();
+                first.is_empty() != second.is_empty()
+                    || offered(before, &others(first, second)) != offered(after, &others(second, first))
             })
     }
 
