@@ -35,12 +35,12 @@ pub use self::{background::Share, overview::Overview};
 use self::{
     background::{Pass, RollingProof},
     deciding::Deciding,
-    pipeline::{Job, Made, Outcome, Pipeline, Tools},
+    pipeline::{Failure, Job, Made, Outcome, Pipeline, Tools},
 };
 use crate::{
     api::Servers,
-    cluster::Settings,
-    compile::{Budget, EpochKey},
+    cluster::{Cluster, Settings},
+    compile::{Budget, CompileError, EpochKey},
     protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
     publish::{self, Event, Publication},
     source::{
@@ -59,6 +59,12 @@ pub const POLICIES_FILE: &str = "policies.json";
 
 /// How often the loop shows that it is not stuck.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// After a state over the budget, how many times as long as it took the next one waits unless its policies differ.
+const REST: u32 = 10;
+
+/// And how long at most.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// Arguments of `ringwall control`.
 #[derive(Clone, Debug, clap::Args)]
@@ -318,6 +324,8 @@ pub struct Controller {
     afresh: bool,
     /// Since when a state is being compiled; None where none is.
     compiling: Option<Instant>,
+    /// None unless the last state was over the budget.
+    over_budget: Option<OverBudget>,
     /// Generation that was published and that a connected dataplane has not answered for. What comes meanwhile is
     /// gathered: it would only wait behind it.
     unanswered: Option<u64>,
@@ -326,6 +334,21 @@ pub struct Controller {
     generation: Option<u64>,
     /// The compiled snapshot that was published last.
     published: Option<Published>,
+}
+
+/// A state that was over the budget. The next one is likely to be, too, and can only be compiled in full.
+struct OverBudget {
+    cluster: Cluster,
+    /// When the next one is tried, whatever it is.
+    until: Instant,
+}
+
+impl OverBudget {
+    /// Whether a state is not to be tried yet.
+    fn defers(&self, next: &Cluster) -> bool {
+        let mut changed = self.cluster.policies.diff(&next.policies);
+        Instant::now() < self.until && changed.next().is_none()
+    }
 }
 
 struct Published {
@@ -392,6 +415,7 @@ impl Controller {
             newest: None,
             afresh: false,
             compiling: None,
+            over_budget: None,
             unanswered: None,
             connected: false,
             generation: None,
@@ -419,6 +443,7 @@ impl Controller {
     async fn turn(&mut self) {
         self.begin_compiling();
         self.overview.beat();
+        let pause = self.pause();
         tokio::select! {
             changed = self.feed.states.changed() => match changed {
                 Ok(()) => {
@@ -438,8 +463,17 @@ impl Controller {
             },
             outcome = self.pipeline.finished() => self.take_outcome(outcome),
             Some(pass) = self.passes.recv() => self.take_pass(pass),
-            () = tokio::time::sleep(HEARTBEAT) => {}
+            () = tokio::time::sleep(pause) => {}
         }
+    }
+
+    /// How long to wait for anything to happen.
+    fn pause(&self) -> Duration {
+        let over_budget = self.over_budget.as_ref().filter(|_| self.compiling.is_none());
+        over_budget
+            .map(|it| it.until.saturating_duration_since(Instant::now()))
+            .filter(|left| !left.is_zero())
+            .map_or(HEARTBEAT, |left| left.min(HEARTBEAT))
     }
 
     fn take_state(&mut self, state: Arc<SourceState>) {
@@ -474,7 +508,13 @@ impl Controller {
         }
         // Before the dataplane has said what it has, no generation is safe.
         let Some(last) = self.generation else { return };
-        let Some(state) = self.waiting.take() else { return };
+        let due = |state: &mut Arc<SourceState>| {
+            let over_budget = self.over_budget.as_ref();
+            !over_budget.is_some_and(|it| it.defers(&state.cluster))
+        };
+        let Some(state) = self.waiting.take_if(due) else {
+            return;
+        };
         let started = Instant::now();
         self.overview
             .latencies()
@@ -489,7 +529,8 @@ impl Controller {
     }
 
     fn take_outcome(&mut self, outcome: Outcome) {
-        self.compiling = None;
+        let began = self.compiling.take();
+        self.over_budget = None;
         let Outcome {
             state,
             generation,
@@ -497,7 +538,16 @@ impl Controller {
         } = outcome;
         let made = match made {
             Ok(made) => made,
-            Err(failure) => return self.overview.not_made(&failure),
+            Err(failure) => {
+                if let (Failure::Compile(CompileError::OverBudget { .. }), Some(began)) = (&failure, began) {
+                    let took = began.elapsed();
+                    self.over_budget = Some(OverBudget {
+                        cluster: state.cluster.clone(),
+                        until: Instant::now() + (took * REST).min(LONGEST_REST),
+                    });
+                }
+                return self.overview.not_made(&failure);
+            }
         };
         let hash = ContentHash(made.compiled.hash);
         self.note(generation, hash, &made);

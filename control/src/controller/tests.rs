@@ -579,6 +579,69 @@ async fn a_snapshot_over_its_budget_is_refused_and_the_one_before_stays() {
     assert!(status.control.unwrap().alarms.is_empty());
 }
 
+/// Takes its time, and then finds a state with a pod `too-large` too large.
+struct Slow {
+    compiler: Compiler,
+    attempts: Arc<AtomicU64>,
+}
+
+impl Compile for Slow {
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
+        if cluster.pods.keys().all(|key| key.name != "too-large") {
+            return self.compiler.update(cluster, generation);
+        }
+        self.attempts.fetch_add(1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(200));
+        Err(CompileError::OverBudget {
+            needed: 2,
+            budget: 1,
+            heaviest: Vec::new(),
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_the_budget_pods_do_not_have_all_compiled_in_vain_and_policies_do() {
+    let bed = Bed::new();
+    let attempts = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&attempts);
+    let tools = Tools {
+        compiler: Arc::new(move |key| {
+            Box::new(Slow {
+                compiler: Compiler::new(key, Budget::default()),
+                attempts: Arc::clone(&counted),
+            })
+        }),
+        ..Tools::within(Budget::default())
+    };
+    let control = bed.control_with(bed.options(), tools).await;
+    control.ready().await;
+    bed.pod("too-large");
+    control
+        .status_where("over budget", |status| {
+            status.control.as_ref().unwrap().snapshot.error.is_some()
+        })
+        .await;
+    // It rests for ten times 200 ms: what pods do meanwhile waits.
+    for number in 0..10 {
+        bed.pod(&format!("pod{number}"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(attempts.load(Ordering::SeqCst), 1);
+    // A policy may be what brings it back under the budget.
+    bed.write("across", &across(1));
+    let began = Instant::now();
+    while attempts.load(Ordering::SeqCst) == 1 {
+        assert!(began.elapsed() < Duration::from_secs(1), "it waited all the same");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Nothing happens any more after this, and it is tried when the rest is over.
+    bed.remove("too-large");
+    control.ready().await;
+    let rested = began.elapsed();
+    assert!(rested > Duration::from_secs(1), "{rested:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_dataplane_refuses_is_alarmed_until_it_accepts_again() {
     let bed = Bed::new();
