@@ -5,7 +5,7 @@
 //! most. Entries that may be thrown out stand in one of two lists, oldest first. Index, lists and free places are private
 //! and are built from the entries when the shard is opened.
 
-use zerocopy::FromZeros;
+use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
 use super::{
     FlowConfig, FlowRecord, Timeouts,
@@ -22,7 +22,7 @@ const SLOTS: usize = 8;
 const NONE: u32 = u32::MAX;
 
 /// Slots hold a tag in the upper half and, in the lower, 0 for nothing or twice (1 + the entry's number) + direction.
-#[derive(Clone, Copy, Debug, FromZeros)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(64))]
 struct Bucket([u64; SLOTS]);
 
@@ -107,7 +107,7 @@ pub(crate) struct Deeds {
 #[repr(C, align(64))]
 pub(crate) struct Shard {
     entries: &'static mut [Entry],
-    buckets: Box<[Bucket]>,
+    buckets: &'static mut [Bucket],
     mask: usize,
     /// Places of entries that were used once.
     free: Vec<u32>,
@@ -138,10 +138,15 @@ impl FlowMemory {
     /// Builds the shards: what a predecessor left is checked entry by entry, and the index is made anew.
     pub(crate) fn into_shards(self, config: &FlowConfig, icmp_sent: super::RateLimit) -> Vec<Shard> {
         let (seed, now) = (self.seed, self.now);
+        let each = bucket_count(self.shards.first().map_or(0, |shard| shard.entries.len()));
+        let buckets = buckets(each * self.shards.len());
         self.shards
             .into_iter()
+            .zip(buckets.chunks_exact_mut(each))
             .enumerate()
-            .map(|(number, memory)| Shard::open(memory, number, seed, config, icmp_sent, now))
+            .map(|(number, (memory, buckets))| {
+                Shard::open(memory, buckets, number, seed, config, icmp_sent, now)
+            })
             .collect()
     }
 }
@@ -149,6 +154,7 @@ impl FlowMemory {
 impl Shard {
     fn open(
         memory: ShardMemory,
+        buckets: &'static mut [Bucket],
         number: usize,
         seed: Seed,
         config: &FlowConfig,
@@ -158,14 +164,11 @@ impl Shard {
         let ShardMemory { entries, reached } = memory;
         let count = entries.len();
         let fresh = count.min(*reached as usize);
-        let mask = (count * 4).div_ceil(SLOTS).next_power_of_two() - 1;
-        // Zeroed by the system where they are first touched: all at once, they would be most of a restart.
-        let buckets = zeroed(mask + 1);
         let links = zeroed(count);
         let mut shard = Self {
             entries,
+            mask: buckets.len() - 1,
             buckets,
-            mask,
             free: Vec::with_capacity(count),
             fresh,
             reached,
@@ -537,6 +540,22 @@ impl Shard {
         }
         None
     }
+}
+
+/// Buckets of a shard with so many entries.
+fn bucket_count(entries: usize) -> usize {
+    (entries * 4).div_ceil(SLOTS).next_power_of_two()
+}
+
+/// So many empty buckets, for the rest of the process's life. The system zeroes them where they are first touched: all at
+/// once, they would be most of a restart. It does so for one large allocation of words, not for what the allocator has to
+/// align to cache lines.
+fn buckets(count: usize) -> &'static mut [Bucket] {
+    let words = Box::leak(vec![0_u64; (count + 1) * SLOTS].into_boxed_slice());
+    let skip = words.as_ptr().align_offset(align_of::<Bucket>());
+    let lines = words.get_mut(skip..skip + count * SLOTS).unwrap_or_default();
+    <[Bucket]>::mut_from_bytes(lines.as_mut_bytes())
+        .unwrap_or_else(|_| unreachable!("aligned, and of whole buckets"))
 }
 
 /// So many records of zeros.

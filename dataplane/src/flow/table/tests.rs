@@ -21,7 +21,12 @@ fn shard(entries: usize) -> Shard {
     };
     let reached = Box::leak(Box::new(0));
     let memory = ShardMemory { entries, reached };
-    Shard::open(memory, 0, Seed::new(3), &config, config.icmp_errors, Nanos(0))
+    open(memory, &config, Nanos(0))
+}
+
+fn open(memory: ShardMemory, config: &FlowConfig, now: Nanos) -> Shard {
+    let buckets = buckets(bucket_count(memory.entries.len()));
+    Shard::open(memory, buckets, 0, Seed::new(3), config, config.icmp_errors, now)
 }
 
 fn zeroed() -> Entry {
@@ -222,7 +227,7 @@ proptest! {
         let entries = Box::leak(entries.into_boxed_slice());
         let reached = Box::leak(Box::new(claimed.unwrap_or(reached)));
         let memory = ShardMemory { entries, reached };
-        let mut second = Shard::open(memory, 0, Seed::new(3), &config, config.icmp_errors, Nanos(9));
+        let mut second = open(memory, &config, Nanos(9));
         check_whole(&second);
         for n in 0..60 {
             if second.find(second.seed.key(&key(n)), &key(n)).is_none() {
