@@ -1,7 +1,7 @@
 //! AF_XDP for ringwall: sockets on every queue of every port, one pool of frames, and [`XskIo`], a worker's
 //! [`ringwall_dataplane::io::PacketIo`] on top of them. The only place with xsk-rs.
 //!
-//! * [`sockets`]: [`open`] the ports; [`Sockets`] is the control side: statistics, accounts, lost ports, re-opening.
+//! * [`sockets`]: [`open`] the ports, with [`Spare`] memory or without; [`Sockets`] is the control side: statistics, accounts, lost ports, re-opening.
 //! * [`io`]: a worker's side.
 //! * [`device`]: queues, MTU, offloads and addresses of an interface, by ioctl.
 //! * [`preflight`]: what must hold before anything is opened.
@@ -26,5 +26,6 @@ pub use error::XskError;
 pub use io::{Waker, XskIo};
 pub use mapping::map_shared;
 pub use sockets::{
-    Accounts, Config, PortConfig, QueueSocket, QueueStats, RingSizes, Sockets, ZeroCopy, open,
+    Accounts, Config, PortConfig, QueueSocket, QueueStats, RingSizes, Sockets, Spare, ZeroCopy, open,
+    open_with,
 };

@@ -102,11 +102,29 @@ pub(crate) struct Layout {
     pub(crate) inbox: usize,
 }
 
+impl Layout {
+    pub(crate) fn bytes(&self) -> usize {
+        self.frames.iter().sum::<u32>() as usize * self.frame_size as usize
+    }
+
+    /// Whether a pool laid out like this is as good as one laid out like the other: the same, with as many frames or more.
+    pub(crate) fn covers(&self, wanted: &Self) -> bool {
+        let more = self.frames.len() == wanted.frames.len()
+            && self
+                .frames
+                .iter()
+                .zip(&wanted.frames)
+                .all(|(have, want)| have >= want);
+        let of = |layout: &Self| (layout.frame_size, layout.fill, layout.completion, layout.inbox);
+        more && of(self) == of(wanted)
+    }
+}
+
 impl Pool {
     /// Maps and registers the memory.
     pub(crate) fn new(layout: &Layout) -> Result<Self, XskError> {
         let total: u32 = layout.frames.iter().sum();
-        let bytes = total as usize * layout.frame_size as usize;
+        let bytes = layout.bytes();
         let (umem, descriptors) = create_umem(layout, total, bytes)?;
         let mut homes = Vec::with_capacity(total as usize);
         for (worker, &frames) in layout.frames.iter().enumerate() {
@@ -145,10 +163,6 @@ impl Pool {
 
     pub(crate) fn umem(&self) -> &Umem {
         &self.umem
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        (self.frames() * self.frame_size) as u64
     }
 
     pub(crate) fn frames(&self) -> usize {

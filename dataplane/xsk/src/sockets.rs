@@ -39,10 +39,17 @@ const MAX_PACKET: u32 = 4096 - HEADROOM as u32;
 pub(crate) const MAX_MTU: u32 = MAX_PACKET - ETHERNET;
 /// Bytes of an Ethernet header with two VLAN tags.
 const ETHERNET: u32 = 14 + 8;
-/// Frames that a worker may have in bursts, holds and hand-over rings.
+/// Frames that a worker may have in bursts, holds and hand-over rings; one that is alone hands nothing over. Few are better:
+/// the kernel has a table of all frames for each queue, and makes it at the bind.
 const FRAMES_IN_HAND: u32 = 4096;
+const FRAMES_IN_HAND_ALONE: u32 = 512;
 /// Frames that a queue may have on its TX and completion rings without the others feeling it.
 const IN_FLIGHT: u32 = 256;
+/// Bytes of the kernel's `struct xdp_buff_xsk`, of which it has one for each frame and queue.
+const TABLE_ENTRY: u64 = 128;
+/// Most of such tables that a spare has kept.
+const TABLES_MOST: u64 = 64 << 20;
+const PAGE: u64 = 4096;
 /// Packets that may wait for the worker that sends them.
 const INBOX: usize = 2048;
 /// Between two looks at a queue that another process still has.
@@ -261,21 +268,112 @@ pub struct Sockets {
     _anchor: Option<Rings>,
 }
 
+/// Packet memory for sockets that are opened later: it takes as long as all the rest.
+#[derive(Debug)]
+pub struct Spare {
+    layout: Layout,
+    zero_copy: bool,
+    pool: Pool,
+    anchor: Option<Rings>,
+    /// Memory that the kernel will want at the binds, as [`keep_tables`] has it kept.
+    tables: Option<OwnedFd>,
+}
+
+impl Spare {
+    /// What is there, where it is enough for this configuration now, else what [`open_with`] would make; None where that
+    /// is more than `most` bytes. No port is opened or changed.
+    ///
+    /// # Errors
+    /// As [`open`]; an interface that does not exist, too.
+    pub fn refresh(spare: Option<Self>, config: &Config, most: u64) -> Result<Option<Self>, XskError> {
+        check(config)?;
+        let zero_copy = config.zero_copy != ZeroCopy::Off;
+        let devices = devices(config)?;
+        let wanted = layout(config, &devices);
+        if spare
+            .as_ref()
+            .is_some_and(|spare| spare.serves(&wanted, zero_copy))
+        {
+            return Ok(spare);
+        }
+        drop(spare); // before there is another
+        if wanted.bytes() as u64 > most {
+            return Ok(None);
+        }
+        syscall::lift_memory_lock();
+        let tables = keep_tables(&wanted, &devices);
+        let spare = Self::of(wanted, zero_copy)?;
+        Ok(Some(Self { tables, ..spare }))
+    }
+
+    fn of(layout: Layout, zero_copy: bool) -> Result<Self, XskError> {
+        let (pool, anchor) = if zero_copy {
+            (Pool::new(&layout)?, None)
+        } else {
+            anchored(&layout)?
+        };
+        Ok(Self {
+            layout,
+            zero_copy,
+            pool,
+            anchor,
+            tables: None,
+        })
+    }
+
+    fn serves(&self, wanted: &Layout, zero_copy: bool) -> bool {
+        self.zero_copy == zero_copy && self.layout.covers(wanted)
+    }
+}
+
+/// Has the kernel keep what it will allocate at the binds: a table of all frames for each queue. Where a virtual machine's
+/// free memory goes back to its host, a megabyte that is touched for the first time takes milliseconds. Without it binds
+/// take longer.
+fn keep_tables(layout: &Layout, devices: &[Device]) -> Option<OwnedFd> {
+    let queues: u64 = devices.iter().map(|device| u64::from(device.queues)).sum();
+    let frames = u64::from(layout.frames.iter().sum::<u32>());
+    let bytes = (frames * TABLE_ENTRY).next_multiple_of(PAGE);
+    if bytes * queues > TABLES_MOST {
+        return None;
+    }
+    syscall::keep_blocks(queues as u32, bytes as u32).ok()
+}
+
+/// The devices of the ports, with the queues that they are going to have.
+fn devices(config: &Config) -> Result<Vec<Device>, XskError> {
+    let look = |port: &PortConfig| {
+        let mut device = Device::lookup(&port.name)?;
+        device.queues = wanted_queues(port, &device, config.workers).min(device.max_queues);
+        Ok(device)
+    };
+    config.ports.iter().map(look).collect()
+}
+
 /// Opens every port, with a pool of frames, for `workers` workers; the answer has one [`XskIo`] for each. Nothing is
 /// received before the sockets are registered in the ports' XSKMAPs.
 ///
 /// # Errors
 /// See [`XskError`]. Nothing stays open.
 pub fn open(config: &Config) -> Result<(Sockets, Vec<XskIo>), XskError> {
+    open_with(config, None)
+}
+
+/// As [`open`], with packet memory that was made before, where that is enough.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(config: &Config, spare: Option<Spare>) -> Result<(Sockets, Vec<XskIo>), XskError> {
     check(config)?;
     syscall::lift_memory_lock();
-    if config.zero_copy != ZeroCopy::Off {
-        match open_as(config, true) {
-            Err(XskError::NoZeroCopy { .. }) if config.zero_copy == ZeroCopy::Prefer => {}
-            other => return other,
-        }
+    if config.zero_copy == ZeroCopy::Off {
+        return open_as(config, false, spare);
     }
-    open_as(config, false)
+    match open_as(config, true, spare) {
+        Err(XskError::NoZeroCopy { .. }) if config.zero_copy == ZeroCopy::Prefer => {
+            open_as(config, false, None)
+        }
+        other => other,
+    }
 }
 
 fn check(config: &Config) -> Result<(), XskError> {
@@ -323,6 +421,12 @@ fn check(config: &Config) -> Result<(), XskError> {
     Ok(())
 }
 
+/// How many queues a port should have. Every queue that the device has can receive, so every one gets a socket: never fewer
+/// than there are, unless a number is asked for.
+fn wanted_queues(port: &PortConfig, device: &Device, workers: usize) -> u16 {
+    port.queues.unwrap_or(device.queues.max(workers as u16)).max(1)
+}
+
 /// Looks a port's device up and gives it the queues that it should have.
 fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
     let mut device = Device::lookup(&port.name)?;
@@ -334,9 +438,7 @@ fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
             max,
         });
     }
-    // Every queue that the device has can receive, so every one gets a socket: never fewer than there are, unless a
-    // number is asked for.
-    let wanted = port.queues.unwrap_or(device.queues.max(workers as u16)).max(1);
+    let wanted = wanted_queues(port, &device, workers);
     if wanted != device.queues {
         if port.queues.is_some() && wanted > device.max_queues {
             return Err(XskError::Config(format!(
@@ -354,7 +456,11 @@ fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
     Ok(device)
 }
 
-fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), XskError> {
+fn open_as(
+    config: &Config,
+    zero_copy: bool,
+    spare: Option<Spare>,
+) -> Result<(Sockets, Vec<XskIo>), XskError> {
     let started = Instant::now();
     let devices = config
         .ports
@@ -362,10 +468,11 @@ fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), Xs
         .map(|port| prepare(port, config.workers))
         .collect::<Result<Vec<_>, _>>()?;
     let layout = layout(config, &devices);
-    let (pool, anchor) = if zero_copy {
-        (Pool::new(&layout)?, None)
-    } else {
-        anchored(&layout)?
+    let Spare {
+        pool, anchor, tables, ..
+    } = match spare.filter(|spare| spare.serves(&layout, zero_copy)) {
+        Some(spare) => spare,
+        None => Spare::of(layout, zero_copy)?,
     };
     let pool = Arc::new(pool);
     let posts: Vec<Arc<Post>> = (0..config.workers)
@@ -395,6 +502,7 @@ fn open_as(config: &Config, zero_copy: bool) -> Result<(Sockets, Vec<XskIo>), Xs
         micros = started.elapsed().as_micros() as u64,
         "packet memory ready"
     );
+    drop(tables); // now the kernel wants it
     for (port, device) in config.ports.iter().zip(&devices) {
         sockets.open_port(port, device)?;
         tracing::debug!(
@@ -421,7 +529,11 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
     } else {
         4096
     };
-    let mut frames = vec![FRAMES_IN_HAND; config.workers];
+    let in_hand = match config.workers {
+        1 => FRAMES_IN_HAND_ALONE,
+        _ => FRAMES_IN_HAND,
+    };
+    let mut frames = vec![in_hand; config.workers];
     for (port, device) in config.ports.iter().zip(devices) {
         for queue in 0..device.queues {
             let worker = worker_of(port.id, queue, config.workers);
@@ -549,11 +661,6 @@ impl Sockets {
     /// The open queues.
     pub fn queues(&self) -> &[QueueSocket] {
         &self.queues
-    }
-
-    /// Bytes of packet memory.
-    pub fn packet_memory(&self) -> u64 {
-        self.pool.bytes()
     }
 
     /// Whether packets are not copied.

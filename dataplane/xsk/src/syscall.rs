@@ -49,6 +49,33 @@ fn get_option<T: Default>(fd: RawFd, option: libc::c_int) -> io::Result<T> {
     Ok(value)
 }
 
+/// Has the kernel allocate so many blocks of so many bytes, whole pages each, and keep them until the answer is closed: as
+/// a packet ring that receives nothing.
+pub(crate) fn keep_blocks(blocks: u32, bytes: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = answer(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just opened, nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let ring = libc::tpacket_req {
+        tp_block_size: bytes,
+        tp_block_nr: blocks,
+        tp_frame_size: bytes,
+        tp_frame_nr: blocks,
+    };
+    let length = mem::size_of_val(&ring) as libc::socklen_t;
+    // SAFETY: `ring` is `length` readable bytes and outlives the call.
+    answer(unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_PACKET,
+            libc::PACKET_RX_RING,
+            (&raw const ring).cast(),
+            length,
+        )
+    })?;
+    Ok(socket)
+}
+
 /// Tells the kernel to send what is on the TX ring. The error is the kernel's own.
 pub(crate) fn kick(fd: RawFd) -> Result<(), i32> {
     // SAFETY: a length of 0 with no buffer and no address.

@@ -20,7 +20,7 @@ use ringwall_dataplane::{
     io::{Burst, PacketIo},
     port::PortId,
 };
-use ringwall_xsk::{Config, PortConfig, RingSizes, Sockets, XskIo, ZeroCopy};
+use ringwall_xsk::{Config, PortConfig, RingSizes, Sockets, Spare, XskIo, ZeroCopy};
 
 const PORTS: [&str; 2] = ["p0", "p1"];
 
@@ -317,6 +317,58 @@ fn the_fail_mode_holds_when_the_sockets_are_gone() {
             .into_iter()
             .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
     }
+}
+
+#[test]
+fn packet_memory_that_was_made_before_is_used_where_it_is_enough() {
+    if !privileged() {
+        return;
+    }
+    let wire = Wire::new();
+    let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+    let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+    let wanted = |frames: u32| Config {
+        zero_copy: ZeroCopy::Off,
+        frames: Some(frames),
+        ..config(1, None)
+    };
+    let (small, large) = (wanted(8 << 10), wanted(16 << 10));
+    let refresh = |spare, config: &Config, most| {
+        wire.middle
+            .within(|| Spare::refresh(spare, config, most).unwrap())
+    };
+    let open = |config: &Config, spare| {
+        wire.middle
+            .within(|| ringwall_xsk::open_with(config, spare).unwrap())
+    };
+    assert!(refresh(None, &small, (8 << 10) * 2048 - 1).is_none(), "too much");
+
+    // Made while another has the ports, as by a process that stands by.
+    let (sockets, ios) = open(&small, None);
+    register(&mut ports, &sockets);
+    let running = Workers::start(ios);
+    let spare = refresh(None, &large, u64::MAX);
+    assert!(ask(&client, &server, 1), "nobody is disturbed");
+    // More than enough: kept.
+    let spare = refresh(spare, &small, u64::MAX);
+    drop((running.stop(), sockets));
+    let (sockets, ios) = open(&small, spare);
+    assert_eq!(sockets.accounts().total, 16 << 10);
+    register(&mut ports, &sockets);
+    let running = Workers::start(ios);
+    assert!(ask(&client, &server, 2));
+    let mut ios = running.stop();
+    assert_accounts(&sockets, &mut ios);
+    drop((ios, sockets));
+
+    // Not enough, by now.
+    let spare = refresh(None, &small, u64::MAX);
+    let (sockets, _ios) = open(&large, spare);
+    assert_eq!(sockets.accounts().total, 16 << 10);
+    drop(sockets);
+    ports
+        .into_iter()
+        .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
 }
 
 #[test]
