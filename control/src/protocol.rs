@@ -321,6 +321,10 @@ pub struct FlowStatus {
     pub expired: u64,
     /// Entries cut because the policy changed.
     pub revoked: u64,
+    /// Entries judged again because the policy changed, and still allowed.
+    pub rejudged: u64,
+    /// Entries whose ends were looked up again after a change, which was not about them.
+    pub restamped: u64,
     /// Entries made from the middle of a TCP connection after a start (SEMANTICS 60).
     pub picked_up: u64,
     /// Entries taken over from the process before.
@@ -359,6 +363,8 @@ pub struct Supervision {
     pub dataplane_restarts: u64,
     /// Of control, since `ringwall run` was started.
     pub control_restarts: u64,
+    /// Process id of the dataplane that stands by, to replace one that ends.
+    pub dataplane_standby: Option<u32>,
     /// How the dataplane ended last, in words.
     pub dataplane_last_exit: Option<String>,
     /// How control ended last, in words.
@@ -531,6 +537,8 @@ pub struct ProofStatus {
     pub micros: u64,
     /// Classes of ends that it told apart.
     pub classes: u64,
+    /// Pairs of them, in one direction, that it compared.
+    pub pairs: u64,
     /// Whether it looked at everything.
     pub whole: bool,
     /// Differences between snapshots and objects that were found.

@@ -23,13 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(30);
 /// Longest time for one row of single changes.
 const LIMIT: Duration = Duration::from_secs(60);
+/// In which every one of them has had a packet each way.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Connections that pass during the churn.
 const CONNECTIONS: usize = 10_000;
 
 /// One pod that comes or goes, again and again, each after the one before has arrived.
 pub(super) fn change(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
     for verify in ["changed", "off"] {
-        let mut bed = Bed::start(size, verify)?;
+        let mut bed = Bed::start(size, verify, options.dataplane)?;
         let lags = single(&mut bed, options.changes)?;
         let bound = match (verify, size) {
             ("changed", Size::Medium) => Target::P99(2.0),
@@ -37,7 +39,8 @@ pub(super) fn change(options: &Options, size: Size, report: &mut Report) -> anyh
             _ => Target::None,
         };
         let what = format!(
-            "one pod changed to adopted by all workers, verify: {verify}, {}",
+            "one pod changed to adopted by all workers ({}), verify: {verify}, {}",
+            options.dataplane.words(),
             size.words()
         );
         report.add(
@@ -75,7 +78,7 @@ fn wait(bed: &mut Bed, arrivals: &mut Arrivals) -> anyhow::Result<()> {
     let until = Instant::now() + PATIENCE;
     let mut seen = None;
     while arrivals.waiting() > 0 {
-        look(bed, arrivals, &mut seen);
+        bed.look(arrivals, &mut seen);
         if Instant::now() > until {
             bed.lives()?;
             bail!(
@@ -91,50 +94,32 @@ fn wait(bed: &mut Bed, arrivals: &mut Arrivals) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Looks once, if there is a newly adopted snapshot.
-fn look(bed: &Bed, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
-    if let Some(sequence) = bed.inside.adopted().filter(|sequence| Some(*sequence) != *seen) {
-        let at = Instant::now();
-        bed.inside.ask(|snapshot| arrivals.look(snapshot, at));
-        *seen = Some(sequence);
-    }
-}
-
 /// Pods come and go at a rate, while connections pass.
 pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
-    let mut bed = Bed::start(size, "changed")?;
+    let mut bed = Bed::start(size, "changed", options.dataplane)?;
     let mut owners = Owners::of(&bed.synthetic);
     let mut addresses = owners.addresses();
     let events = make(&mut bed, &mut owners, options);
     // Only those that nothing happens to: none of their connections should be judged again.
     let touched: HashSet<IpAddr> = events.iter().filter_map(|(event, _)| address(event)).collect();
     addresses.retain(|address| !touched.contains(address));
-    let connections = bed.inside.establish(&addresses, CONNECTIONS);
+    let connections = bed.establish(&addresses, CONNECTIONS)?;
     // Every connection has had both directions by then.
-    std::thread::sleep(Duration::from_secs(1));
-    let count = |bed: &Bed| {
-        let stats = &bed.inside.stats;
-        [
-            stats.sum(|it| it.flow_hits.get()),
-            stats.sum(|it| it.restamped.get()),
-            stats.sum(|it| it.rejudged.get()),
-            stats.sum(|it| it.flows.revoked.get()),
-            stats.sum(|it| it.flow_misses.get()),
-        ]
-    };
-    let before = count(&bed);
-    let generations = bed.inside.adopted().unwrap_or(0);
+    std::thread::sleep(SETTLED);
+    let before = bed.established()?;
+    let generations = bed.adopted();
     let cpu = bed.cpu()?;
     let start = Instant::now();
     let arrivals = send(&mut bed, events, options)?;
     let took = start.elapsed().as_secs_f64();
     let cpu = (bed.cpu()? - cpu) / took;
-    let after = count(&bed);
-    let [hits, restamped, rejudged, revoked, misses]: [u64; 5] =
-        std::array::from_fn(|place| after[place] - before[place]);
-    let snapshots = bed.inside.adopted().unwrap_or(0).saturating_sub(generations);
+    let after = bed.established()?;
+    let [rejudged, revoked, made]: [u64; 3] =
+        std::array::from_fn(|place| after.again[place] - before.again[place]);
+    let (packets, restamped) = (after.packets - before.packets, after.restamped - before.restamped);
+    let snapshots = bed.adopted().saturating_sub(generations);
 
-    let words = size.words();
+    let words = format!("{}, {}", options.dataplane.words(), size.words());
     let rate = options.events_per_second;
     let (lag, cores) = match size {
         Size::Large => (Target::Most(100.0), Target::Most(100.0)),
@@ -153,10 +138,10 @@ pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> a
         Figures::of(vec![cpu * 100.0], "%"),
         "of one core",
     )?;
-    let again = (rejudged + revoked + misses) as f64;
+    let again = (rejudged + revoked + made) as f64;
     let note = format!(
-        "{connections} connections of pods that nothing happens to: {hits} packets by their entry, {restamped} restamped, \
-         {rejudged} judged again, {revoked} revoked, {misses} without an entry"
+        "{connections} connections of pods that nothing happens to: {packets} packets, {restamped} restamped, \
+         {rejudged} judged again, {revoked} revoked, {made} new entries"
     );
     let what = format!("established flows judged again, {words}");
     report.add(
@@ -197,7 +182,7 @@ fn send(bed: &mut Bed, events: Vec<(Event, Option<Said>)>, options: &Options) ->
         if let Some(word) = word {
             arrivals.said(at, word);
         }
-        look(bed, &mut arrivals, &mut seen);
+        bed.look(&mut arrivals, &mut seen);
     }
     wait(bed, &mut arrivals)?;
     Ok(arrivals)

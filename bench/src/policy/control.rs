@@ -19,8 +19,10 @@ use ringwall_testbed::{
 use serde_json::Value;
 
 use super::{
-    Size, cluster,
-    inside::{Inside, Said},
+    Dataplane, Size,
+    apart::Apart,
+    cluster,
+    inside::{Arrivals, Established, Inside, Said},
     report::{Report, Target},
 };
 use crate::figures::Figures;
@@ -36,22 +38,160 @@ const TICKS: f64 = 100.0;
 pub(super) struct Bed {
     pub(super) synthetic: Synthetic,
     pub(super) server: ApiServer,
-    pub(super) inside: Inside,
-    child: Child,
-    /// From the start of the control process to the first snapshot at the workers.
-    pub(super) first: Duration,
-    log: PathBuf,
-    _scratch: Scratch,
+    running: Running,
+}
+
+/// Control, and the dataplane that it feeds.
+enum Running {
+    /// Frames in the memory of this process.
+    Memory(Box<Alone>),
+    /// Both processes of `ringwall run`.
+    AfXdp(Box<Apart>),
 }
 
 impl Bed {
     /// Starts everything and waits for the first snapshot. `verify` is the configuration's.
-    pub(super) fn start(size: Size, verify: &str) -> anyhow::Result<Self> {
-        let binary = built_binary()?;
+    pub(super) fn start(size: Size, verify: &str, dataplane: Dataplane) -> anyhow::Result<Self> {
         let synthetic = cluster::synthetic(size)?;
-        let server = ApiServer::start()?;
-        server.remember(REMEMBERED);
-        server.load(synthetic.objects());
+        let serve = || -> anyhow::Result<ApiServer> {
+            let server = ApiServer::start()?;
+            server.remember(REMEMBERED);
+            server.load(synthetic.objects());
+            Ok(server)
+        };
+        let (running, server) = match dataplane {
+            Dataplane::Memory => {
+                let server = serve()?;
+                (Running::Memory(Box::new(Alone::start(&server, verify)?)), server)
+            }
+            Dataplane::Afxdp => {
+                let (apart, server) = Apart::start(serve, verify)?;
+                (Running::AfXdp(Box::new(apart)), server)
+            }
+        };
+        Ok(Self {
+            synthetic,
+            server,
+            running,
+        })
+    }
+
+    /// From the start of the processes to the first snapshot at the workers.
+    pub(super) fn first(&self) -> Duration {
+        match &self.running {
+            Running::Memory(alone) => alone.first,
+            Running::AfXdp(apart) => apart.first,
+        }
+    }
+
+    /// Snapshots that all workers adopted so far.
+    pub(super) fn adopted(&self) -> u64 {
+        match &self.running {
+            Running::Memory(alone) => alone.inside.adopted().unwrap_or(0),
+            Running::AfXdp(apart) => apart.adopted(),
+        }
+    }
+
+    /// Looks what has arrived at the workers since the last look, which `seen` is about.
+    pub(super) fn look(&self, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
+        match &self.running {
+            Running::Memory(alone) => alone.inside.look(arrivals, seen),
+            Running::AfXdp(apart) => apart.look(arrivals),
+        }
+    }
+
+    /// Lets connections pass between these addresses from now on; answers how many it found.
+    pub(super) fn establish(&self, addresses: &[IpAddr], wanted: usize) -> anyhow::Result<usize> {
+        match &self.running {
+            Running::Memory(alone) => Ok(alone.inside.establish(addresses, wanted)),
+            Running::AfXdp(apart) => apart.establish(addresses, wanted),
+        }
+    }
+
+    /// What became of their packets.
+    pub(super) fn established(&self) -> anyhow::Result<Established> {
+        match &self.running {
+            Running::Memory(alone) => Ok(alone.inside.established()),
+            Running::AfXdp(apart) => apart.established(),
+        }
+    }
+
+    /// The end of the log.
+    pub(super) fn said(&self) -> String {
+        let text = match &self.running {
+            Running::Memory(alone) => fs::read_to_string(&alone.log).unwrap_or_default(),
+            Running::AfXdp(apart) => apart.said(),
+        };
+        last_lines(&text)
+    }
+
+    /// Fails if what was started has ended.
+    pub(super) fn lives(&mut self) -> anyhow::Result<()> {
+        match &mut self.running {
+            Running::Memory(alone) => alone.lives(),
+            Running::AfXdp(apart) => apart.lives(),
+        }
+    }
+
+    /// Process id of control.
+    fn control(&self) -> u32 {
+        match &self.running {
+            Running::Memory(alone) => alone.child.id(),
+            Running::AfXdp(apart) => apart.control,
+        }
+    }
+
+    /// Bytes of a line of its /proc/status: VmRSS, VmHWM.
+    fn memory(&self, line: &str) -> anyhow::Result<f64> {
+        let pid = self.control();
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kilobytes = text
+            .lines()
+            .find_map(|it| {
+                it.strip_prefix(line)?
+                    .trim_start_matches(':')
+                    .trim()
+                    .strip_suffix(" kB")
+            })
+            .ok_or_else(|| anyhow!("/proc/{pid}/status has no {line}"))?;
+        Ok(kilobytes.trim().parse::<f64>()? * 1024.0)
+    }
+
+    /// Seconds of CPU that it has had.
+    pub(super) fn cpu(&self) -> anyhow::Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.control()))?;
+        // The name in brackets may hold spaces.
+        let (_, rest) = text
+            .rsplit_once(')')
+            .ok_or_else(|| anyhow!("/proc/PID/stat is odd: {text}"))?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let ticks = |place: usize| {
+            fields
+                .get(place)
+                .and_then(|it| it.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        };
+        Ok((ticks(11) + ticks(12)) / TICKS)
+    }
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+/// A control process, and a dataplane in this one.
+struct Alone {
+    inside: Inside,
+    child: Child,
+    first: Duration,
+    log: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Alone {
+    fn start(server: &ApiServer, verify: &str) -> anyhow::Result<Self> {
+        let binary = built_binary()?;
         let scratch = Scratch::new()?;
         let path = |name: &str| scratch.path().join(name);
         fs::create_dir(path("run")).context("make a folder for sockets")?;
@@ -80,79 +220,41 @@ impl Bed {
             .stderr(fs::File::create(&log)?)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut bed = Self {
-            synthetic,
-            server,
+        let mut alone = Self {
             inside,
             child,
             first: Duration::ZERO,
             log,
             _scratch: scratch,
         };
-        while bed.inside.adopted().is_none_or(|sequence| sequence == 0) {
-            bed.lives()?;
+        while alone.inside.adopted().is_none_or(|sequence| sequence == 0) {
+            alone.lives()?;
             if start.elapsed() > PATIENCE {
                 bail!(
                     "no snapshot within {} s; control says:\n{}",
                     PATIENCE.as_secs(),
-                    bed.said()
+                    alone.said()
                 );
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        bed.first = start.elapsed();
-        Ok(bed)
+        alone.first = start.elapsed();
+        Ok(alone)
     }
 
-    /// The end of its log.
-    pub(super) fn said(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+    fn said(&self) -> String {
+        last_lines(&fs::read_to_string(&self.log).unwrap_or_default())
     }
 
-    /// Fails if the control process has ended.
-    pub(super) fn lives(&mut self) -> anyhow::Result<()> {
+    fn lives(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("control ended ({status}):\n{}", self.said()),
         }
     }
-
-    /// Bytes of a line of its /proc/status: VmRSS, VmHWM.
-    fn memory(&self, line: &str) -> anyhow::Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let kilobytes = text
-            .lines()
-            .find_map(|it| {
-                it.strip_prefix(line)?
-                    .trim_start_matches(':')
-                    .trim()
-                    .strip_suffix(" kB")
-            })
-            .ok_or_else(|| anyhow!("/proc/{}/status has no {line}", self.child.id()))?;
-        Ok(kilobytes.trim().parse::<f64>()? * 1024.0)
-    }
-
-    /// Seconds of CPU that it has had.
-    pub(super) fn cpu(&self) -> anyhow::Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name in brackets may hold spaces.
-        let (_, rest) = text
-            .rsplit_once(')')
-            .ok_or_else(|| anyhow!("/proc/PID/stat is odd: {text}"))?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let ticks = |place: usize| {
-            fields
-                .get(place)
-                .and_then(|it| it.parse::<f64>().ok())
-                .unwrap_or(0.0)
-        };
-        Ok((ticks(11) + ticks(12)) / TICKS)
-    }
 }
 
-impl Drop for Bed {
+impl Drop for Alone {
     fn drop(&mut self) {
         // It has ended already: as well.
         let _ = self.child.kill();
@@ -215,8 +317,8 @@ impl Owners {
     }
 }
 
-pub(super) fn memory(size: Size, report: &mut Report) -> anyhow::Result<()> {
-    let bed = Bed::start(size, "changed")?;
+pub(super) fn memory(size: Size, dataplane: Dataplane, report: &mut Report) -> anyhow::Result<()> {
+    let bed = Bed::start(size, "changed", dataplane)?;
     std::thread::sleep(Duration::from_secs(2));
     let words = size.words();
     let target = if size == Size::Large {
@@ -240,7 +342,7 @@ pub(super) fn memory(size: Size, report: &mut Report) -> anyhow::Result<()> {
         now,
         "",
     )?;
-    let first = Figures::of(vec![bed.first.as_secs_f64()], "s");
+    let first = Figures::of(vec![bed.first().as_secs_f64()], "s");
     report.add(
         "memory",
         format!("start to first snapshot adopted, {words}"),

@@ -43,7 +43,7 @@ const TRIES: usize = 1 << 20;
 /// The dataplane. It ends when this is dropped.
 pub(super) struct Inside {
     plane: Arc<Mutex<Plane>>,
-    pub(super) stats: StatsReader,
+    stats: StatsReader,
     publication: Arc<Publication>,
     frames: Arc<Mutex<Vec<Vec<u8>>>>,
     stop: Arc<AtomicBool>,
@@ -110,6 +110,29 @@ impl Inside {
         })
     }
 
+    /// Looks what has arrived in the newest snapshot, where it has been adopted and is not the one `seen` last.
+    pub(super) fn look(&self, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
+        if let Some(sequence) = self.adopted().filter(|sequence| Some(*sequence) != *seen) {
+            let at = Instant::now();
+            self.ask(|snapshot| arrivals.look(snapshot, at));
+            *seen = Some(sequence);
+        }
+    }
+
+    /// What became of the packets of connections.
+    pub(super) fn established(&self) -> Established {
+        let stats = &self.stats;
+        Established {
+            packets: stats.sum(|it| it.received.get()),
+            restamped: stats.sum(|it| it.restamped.get()),
+            again: [
+                stats.sum(|it| it.rejudged.get()),
+                stats.sum(|it| it.flows.revoked.get()),
+                stats.sum(|it| it.flows.created.get()),
+            ],
+        }
+    }
+
     /// The number of the newest snapshot, if every worker decides by it; 0 before the first.
     pub(super) fn adopted(&self) -> Option<u64> {
         let plane = locked(&self.plane);
@@ -118,27 +141,15 @@ impl Inside {
     }
 
     /// Asks the newest snapshot something; None before the first.
-    pub(super) fn ask<T>(&self, question: impl FnOnce(&Snapshot) -> T) -> Option<T> {
+    fn ask<T>(&self, question: impl FnOnce(&Snapshot) -> T) -> Option<T> {
         locked(&self.plane).snapshots.current().map(question)
     }
 
     /// Lets so many connections (UDP, both directions) between these addresses pass again and again from now on: pairs that
     /// the newest snapshot allows. Answers how many it found.
     pub(super) fn establish(&self, addresses: &[IpAddr], wanted: usize) -> usize {
-        let pairs = (0..TRIES).map(|number| {
-            let from = number.wrapping_mul(7919) % addresses.len();
-            (
-                addresses[from],
-                addresses[(from + 1 + number % 911) % addresses.len()],
-            )
-        });
-        let found: Vec<(IpAddr, IpAddr)> = self
-            .ask(|snapshot| {
-                pairs
-                    .filter(|(src, dst)| src != dst && allowed(snapshot, *src, *dst))
-                    .take(wanted)
-                    .collect()
-            })
+        let found = self
+            .ask(|snapshot| pairs(snapshot, addresses, wanted))
             .unwrap_or_default();
         let mut frames = locked(&self.frames);
         for (number, (src, dst)) in found.iter().enumerate() {
@@ -160,6 +171,30 @@ impl Drop for Inside {
             let _ = thread.join();
         }
     }
+}
+
+/// Counts of the packets of connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Established {
+    /// Received.
+    pub(super) packets: u64,
+    /// Entries whose ends were looked up again and had not changed.
+    pub(super) restamped: u64,
+    /// Entries that were judged again, cut, and made.
+    pub(super) again: [u64; 3],
+}
+
+/// Pairs of these addresses that a snapshot lets connect: as many as are wanted, or found.
+pub(super) fn pairs(snapshot: &Snapshot, addresses: &[IpAddr], wanted: usize) -> Vec<(IpAddr, IpAddr)> {
+    (0..TRIES)
+        .map(|number| {
+            let from = number.wrapping_mul(7919) % addresses.len();
+            let to = (from + 1 + number % 911) % addresses.len();
+            (addresses[from], addresses[to])
+        })
+        .filter(|(src, dst)| src != dst && allowed(snapshot, *src, *dst))
+        .take(wanted)
+        .collect()
 }
 
 fn port(id: u16, peer: u16) -> Port {

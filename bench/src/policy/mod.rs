@@ -1,5 +1,6 @@
 //! What the policy engine costs: one row for each figure, on synthetic clusters, with the control where there is one.
 
+mod apart;
 mod churn;
 mod cluster;
 mod compile;
@@ -22,7 +23,8 @@ use self::report::Report;
 #[command(after_help = "Examples:\n  \
     ringwall-bench policy                    # every row, some minutes\n  \
     ringwall-bench policy compile --rounds 5\n  \
-    ringwall-bench policy change churn --json figures.json\n\n\
+    ringwall-bench policy change churn --json figures.json\n  \
+    ringwall-bench policy change churn --dataplane afxdp\n\n\
     Rows that start the control process need `ringwall` beside this program, built with the same profile.\n\
     Figures of a machine that does something else are worth nothing.")]
 pub(crate) struct Options {
@@ -44,6 +46,9 @@ pub(crate) struct Options {
     /// Events in a second (`churn`)
     #[arg(long, default_value_t = 1000)]
     events_per_second: u32,
+    /// Where the dataplane of `memory`, `change` and `churn` is
+    #[arg(long, value_enum, default_value_t = Dataplane::Memory)]
+    dataplane: Dataplane,
     /// Write the figures to this file as JSON, one object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -68,6 +73,24 @@ enum RowName {
     FirstPacket,
     /// The same rules loaded by `nft -f`, for comparison; needs root.
     Nft,
+}
+
+/// A dataplane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Dataplane {
+    /// In this process, with one worker on frames in memory
+    Memory,
+    /// Both processes of `ringwall run`, with two AF_XDP workers on a wire between veth pairs; needs root
+    Afxdp,
+}
+
+impl Dataplane {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Memory => "workers on memory",
+            Self::Afxdp => "AF_XDP workers",
+        }
+    }
 }
 
 /// A cluster.
@@ -113,7 +136,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         for size in &options.sizes {
             match row {
                 RowName::Compile => compile::run(options, *size, &mut report)?,
-                RowName::Memory => control::memory(*size, &mut report)?,
+                RowName::Memory => control::memory(*size, options.dataplane, &mut report)?,
                 RowName::Change => churn::change(options, *size, &mut report)?,
                 RowName::Checker => proof::checker(options, *size, &mut report)?,
                 RowName::Diff => proof::diff(options, *size, &mut report)?,

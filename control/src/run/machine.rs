@@ -432,6 +432,8 @@ impl Machine {
                 created: flows(|f| f.created.get()),
                 expired: flows(|f| f.expired.get()),
                 revoked: flows(|f| f.revoked.get()),
+                rejudged: self.stats.sum(|worker| worker.rejudged.get()),
+                restamped: self.stats.sum(|worker| worker.restamped.get()),
                 picked_up: flows(|f| f.picked_up.get()),
                 inherited: flows(|f| f.inherited.get()),
             },
