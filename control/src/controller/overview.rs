@@ -322,6 +322,7 @@ impl Overview {
             inner.proof.proven += 1;
             inner.proof.micros = proof.took.as_micros() as u64;
             inner.proof.classes = proof.report.classes;
+            inner.proof.pairs = proof.report.pairs;
             inner.proof.whole = proof.report.whole;
             inner.proof.difference = None;
             if proof.report.whole {

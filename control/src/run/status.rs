@@ -12,8 +12,8 @@ use anyhow::bail;
 
 use crate::api::client;
 use crate::protocol::{
-    CONTROL_SOCKET, Connection, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProtocolError, Reply,
-    Request, SUPERVISION_FILE, Status, Supervision, VERSION,
+    CONTROL_SOCKET, Connection, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProofStatus, ProtocolError,
+    Reply, Request, SUPERVISION_FILE, Status, Supervision, VERSION,
 };
 
 /// Arguments of `ringwall status`.
@@ -167,6 +167,7 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
             problem.kind, problem.object, problem.path, problem.message
         );
     }
+    describe_proof(text, &control.proof);
     if let Some(error) = &control.snapshot.error {
         let _ = writeln!(text, "  compile  {error}");
     }
@@ -175,6 +176,36 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
     }
     for alarm in &control.alarms {
         let _ = writeln!(text, "  alarm    {alarm}");
+    }
+}
+
+fn describe_proof(text: &mut String, proof: &ProofStatus) {
+    let _ = write!(text, "  proof    verify: {}", proof.verify);
+    if proof.proven > 0 {
+        let _ = write!(
+            text,
+            "; {} proven before use, the last in {:.1} ms ({}: {} classes, {} pairs)",
+            proof.proven,
+            proof.micros as f64 / 1000.0,
+            if proof.whole { "all of it" } else { "what changed" },
+            proof.classes,
+            proof.pairs
+        );
+    }
+    if let Some(seconds) = proof.full_seconds {
+        let _ = write!(
+            text,
+            "; all of generation {} proven {} ago",
+            proof.full_generation,
+            period(seconds)
+        );
+    }
+    if proof.differences > 0 {
+        let _ = write!(text, "; {} DIFFERENCES", proof.differences);
+    }
+    text.push('\n');
+    if let Some(difference) = &proof.difference {
+        let _ = writeln!(text, "           {difference}");
     }
 }
 
@@ -385,6 +416,47 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("malformed"), "{text}");
+    }
+
+    #[test]
+    fn the_proof_is_said_in_one_line_and_a_difference_in_another() {
+        let text = |proof: ProofStatus| {
+            describe(&Status {
+                control: Some(ControlStatus {
+                    proof,
+                    ..ControlStatus::default()
+                }),
+                ..Status::default()
+            })
+        };
+        let off = text(ProofStatus {
+            verify: "off".to_owned(),
+            ..ProofStatus::default()
+        });
+        assert!(off.contains("\n  proof    verify: off\n"), "{off}");
+        let proven = ProofStatus {
+            verify: "changed".to_owned(),
+            proven: 3,
+            micros: 1234,
+            classes: 5,
+            pairs: 20,
+            full_generation: 7,
+            full_seconds: Some(63.0),
+            ..ProofStatus::default()
+        };
+        let line = "\n  proof    verify: changed; 3 proven before use, the last in 1.2 ms (what changed: 5 classes, \
+                    20 pairs); all of generation 7 proven 1 min 3 s ago\n";
+        let said = text(proven.clone());
+        assert!(said.contains(line), "{said}");
+        let wrong = text(ProofStatus {
+            differences: 1,
+            difference: Some("a packet that shows it".to_owned()),
+            ..proven
+        });
+        assert!(
+            wrong.contains("ago; 1 DIFFERENCES\n           a packet that shows it\n"),
+            "{wrong}"
+        );
     }
 
     #[test]
