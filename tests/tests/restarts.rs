@@ -231,6 +231,94 @@ fn connections_outlive_the_dataplane() {
     );
 }
 
+fn alive(pid: i64) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// The dataplane that stands by, once there is one besides `not`.
+fn standby(firewall: &Appliance, not: Option<i64>) -> i64 {
+    let pid = |status: &serde_json::Value| status["supervision"]["dataplaneStandby"].as_i64();
+    let status = firewall
+        .wait_until("another dataplane stands by", |status| {
+            pid(status).is_some() && pid(status) != not
+        })
+        .unwrap();
+    pid(&status).unwrap()
+}
+
+#[test]
+fn the_dataplane_that_stands_by_takes_over_what_is_true_then_and_is_never_left() {
+    let Some(_alone) = runs_here("standby") else {
+        return;
+    };
+    let bed = bed();
+    let world = World::of(&bed);
+    let mut firewall = Appliance::start(
+        &bed,
+        &built_binary().unwrap(),
+        &Options::default(),
+        &world.objects(),
+    )
+    .unwrap();
+    let running = i64::from(firewall.pid("dataplane").unwrap().as_raw());
+    let first = standby(&firewall, None);
+    assert_ne!(first, running);
+
+    // One that dies is replaced, and it was nobody's business.
+    let kill = |pid: i64| {
+        let status = std::process::Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    kill(first);
+    let second = standby(&firewall, Some(first));
+    assert_eq!(i64::from(firewall.pid("dataplane").unwrap().as_raw()), running);
+    assert!(!alive(first));
+
+    // It goes by the configuration of the moment, not by that of its start.
+    let text = std::fs::read_to_string(&firewall.config).unwrap();
+    std::fs::write(
+        &firewall.config,
+        format!("{text}conntrack: {{maxEntries: 4096}}\n"),
+    )
+    .unwrap();
+    firewall.signal("dataplane", Signal::SIGKILL).unwrap();
+    let status = firewall
+        .wait_until("it has taken over", |status| {
+            status["dataplane"]["pid"].as_i64() == Some(second)
+                && status["control"]["publication"]["connected"] == true
+        })
+        .unwrap();
+    assert_eq!(status["dataplane"]["flows"]["capacity"], 4096);
+    assert_eq!(status["supervision"]["dataplaneRestarts"], 1);
+    assert!(
+        status["dataplane"]["uptimeSeconds"].as_f64().unwrap() < 5.0,
+        "{status:#}"
+    );
+    let different = differences(&bed, &[("shop/client", "shop/web", HTTP, true)]).unwrap();
+    assert!(different.is_empty(), "{}", different.join("\n"));
+
+    // It ends with the others, in order or not.
+    let third = standby(&firewall, Some(second));
+    assert!(firewall.stop().unwrap().success());
+    assert!(!alive(third) && !alive(second));
+    let mut firewall = Appliance::start(
+        &bed,
+        &built_binary().unwrap(),
+        &Options::default(),
+        &world.objects(),
+    )
+    .unwrap();
+    let fourth = standby(&firewall, None);
+    firewall.end(Signal::SIGKILL).unwrap();
+    let patience = Instant::now() + Duration::from_secs(5);
+    while alive(fourth) {
+        assert!(Instant::now() < patience, "it outlived its supervisor");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A server that speaks first on a connection that was idle over the restart: only inherited state tells that it may.
 #[test]
 fn the_first_word_after_a_restart_may_be_the_servers() {

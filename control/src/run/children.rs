@@ -1,9 +1,12 @@
 //! The processes that the supervisor runs, and when it starts them again.
 
 use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    io::{self, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -75,17 +78,40 @@ pub struct Recipe {
     pub arguments: Vec<std::ffi::OsString>,
 }
 
-/// A running child. Its standard input is a pipe that nobody writes to: when the supervisor dies, however it dies, the
-/// child reads the end of it and stops.
+/// A running child. Its standard input is a pipe: when the supervisor dies, however it dies, the child reads the end of it
+/// and stops. One byte tells a dataplane to go.
 pub struct Child {
     child: std::process::Child,
     pidfd: OwnedFd,
-    started: Instant,
+    /// When it was started or told to go.
+    began: Instant,
+    /// The program's file as it was then.
+    program: Option<FileId>,
+}
+
+/// Tells a file from one that replaced it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl FileId {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
 }
 
 impl Child {
     /// Starts it.
     pub fn start(recipe: &Recipe) -> io::Result<Self> {
+        let program = FileId::of(&recipe.program);
         let mut child = Command::new(&recipe.program)
             .args(&recipe.arguments)
             .env_remove("NOTIFY_SOCKET") // the supervisor alone speaks to systemd
@@ -98,7 +124,8 @@ impl Child {
             Ok(pidfd) => Ok(Self {
                 child,
                 pidfd,
-                started: Instant::now(),
+                began: Instant::now(),
+                program,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -113,9 +140,23 @@ impl Child {
         self.child.id()
     }
 
-    /// How long it has been running.
+    /// How long it has been running, standing by left out.
     pub fn lived(&self) -> Duration {
-        self.started.elapsed()
+        self.began.elapsed()
+    }
+
+    /// Tells it to go.
+    pub fn go(&mut self) {
+        self.began = Instant::now();
+        if let Some(stdin) = &mut self.child.stdin {
+            // Fails only where it has ended already.
+            let _ = stdin.write_all(&[1]);
+        }
+    }
+
+    /// Whether its program has been replaced since, by an upgrade.
+    pub fn is_outdated(&self, recipe: &Recipe) -> bool {
+        FileId::of(&recipe.program).is_some_and(|now| Some(now) != self.program)
     }
 
     /// Whether it has ended, and how.
@@ -179,7 +220,10 @@ pub fn describe(status: ExitStatus) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -198,6 +242,25 @@ mod tests {
         }
         assert_eq!(backoff.after(HEALTHY), Duration::ZERO);
         assert_eq!(backoff.after(Duration::ZERO), FIRST_WAIT);
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_outdated() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        symlink("/bin/cat", &program).unwrap();
+        let recipe = Recipe {
+            role: Role::Dataplane,
+            program: program.clone(),
+            arguments: Vec::new(),
+        };
+        let child = Child::start(&recipe).unwrap();
+        assert!(!child.is_outdated(&recipe));
+        symlink("/bin/sh", dir.path().join("next")).unwrap();
+        std::fs::rename(dir.path().join("next"), &program).unwrap();
+        assert!(child.is_outdated(&recipe));
+        std::fs::remove_file(&program).unwrap();
+        assert!(!child.is_outdated(&recipe), "there is no other to start");
     }
 
     #[test]

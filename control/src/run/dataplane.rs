@@ -1,7 +1,8 @@
 //! The hidden `ringwall dataplane`: the process that owns the ports.
 //!
 //! Whatever is slow comes before the sockets are bound, so that a restart loses little: memory, programs, snapshot,
-//! routes; then sockets, workers, and last the entries of the XSKMAP.
+//! routes; then sockets, workers, and last the entries of the XSKMAP. Packet memory comes first of all: a process that
+//! the supervisor has started and not yet told to go stands by with it ([`stand_by`]).
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ use ringwall_dataplane::{
     time::Nanos,
     worker::Worker,
 };
-use ringwall_xsk::XskIo;
+use ringwall_xsk::{Spare, XskIo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::protocol::DATAPLANE_SOCKET;
@@ -33,7 +34,6 @@ use crate::protocol::DATAPLANE_SOCKET;
 use super::{
     flows::LiveFlows,
     follow::Follower,
-    huge_pages,
     lifeline::StopSignal,
     machine::{Machine, port_config},
     netlink::Netlink,
@@ -49,10 +49,12 @@ pub const FLOWS_FILE: &str = "flows.bin";
 /// How often the watchdog looks, and after how many looks without a turn a worker counts as stuck.
 const LOOK: Duration = Duration::from_millis(500);
 const STUCK_AFTER: u32 = 6;
-/// After how many looks a successor is prepared for.
-const SETTLED_AFTER: u32 = 4;
 /// How long workers may take to end.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often a process that stands by looks whether its packet memory is still what it would take.
+const STANDBY_LOOK: Duration = Duration::from_secs(1);
+/// Most packet memory that a process that stands by has; one that needs more makes it when it goes.
+const STANDBY_MOST: u64 = 256 << 20;
 /// How long a queue that the process before still holds is tried again.
 const BIND_TIMEOUT_MS: u64 = 3000;
 /// The same, for each port more: the kernel closes the sockets of a killed process one after the other.
@@ -69,19 +71,23 @@ pub struct DataplaneArgs {
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// End when standard input ends: the supervisor holds its other end
+    /// Begin when standard input has a byte, end when it ends: the supervisor holds its other end
     #[arg(long, hide = true)]
     pub supervised: bool,
 }
 
 /// Runs until SIGTERM, or until the supervisor is gone. The programs stay on the ports, and the fail mode holds.
 pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
-    let started = Instant::now();
     crate::log::start();
     let stop = StopSignal::catch().context("cannot catch signals")?;
+    let mut spare = None;
     if args.supervised {
+        if !stand_by(&args.config, &stop, &mut spare)? {
+            return Ok(ExitCode::SUCCESS);
+        }
         stop.follow_supervisor()?;
     }
+    let started = Instant::now();
     let config = super::load_config(&args.config)?;
     let plan = Plan::make(&config)?;
     done(started, "configuration and plan");
@@ -89,18 +95,55 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     super::make_private_dir(&plan.state_dir)?;
     let first = !plan.state_dir.join(ports::MADE_FILE).exists();
     let (state_dir, pins) = (plan.state_dir.clone(), plan.pins.clone());
-    let running = Running::start(&config, plan, started).inspect_err(|_| {
+    let running = Running::start(&config, plan, spare, started).inspect_err(|_| {
         if first {
             ports::take_back(&state_dir);
         }
         ports::remove_empty(&pins);
     })?;
-    let outcome = running.watch(&stop, &state_dir);
+    let outcome = running.watch(&stop);
     running.end();
-    if outcome.is_ok() {
-        huge_pages::give_back(&state_dir);
-    }
     outcome
+}
+
+/// Waits for the supervisor's word: true for to begin, false for to end. Until then nothing is changed on the machine, and
+/// nothing is kept but packet memory: whatever else could be outdated by then is read afterwards, as at every start.
+fn stand_by(config: &Path, stop: &StopSignal, spare: &mut Option<Spare>) -> anyhow::Result<bool> {
+    let stdin = std::io::stdin();
+    let mut patience = Duration::ZERO;
+    loop {
+        let timespec = Timespec {
+            tv_sec: patience.as_secs() as i64,
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        };
+        let mut fds = [
+            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(&stdin, PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&timespec)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for the supervisor"),
+        }
+        let told = !fds[1].revents().is_empty();
+        if stop.told() {
+            return Ok(false);
+        }
+        if told {
+            let heard = rustix::io::read(&stdin, &mut [0; 1]).context("cannot hear the supervisor")?;
+            return Ok(heard > 0);
+        }
+        *spare = refresh(spare.take(), config).unwrap_or_else(|error| {
+            tracing::debug!("no packet memory is kept: {error:#}");
+            None
+        });
+        patience = STANDBY_LOOK;
+    }
+}
+
+fn refresh(spare: Option<Spare>, config: &Path) -> anyhow::Result<Option<Spare>> {
+    let config = super::load_config(config)?;
+    let wanted = socket_config(&config, &Plan::outline(&config)?);
+    Ok(Spare::refresh(spare, &wanted, STANDBY_MOST)?)
 }
 
 /// Tells a worker that takes no turns from one that is busy or asleep. Counts looks, not seconds: while the whole
@@ -144,7 +187,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(config: &Config, plan: Plan, started: Instant) -> anyhow::Result<Self> {
+    fn start(config: &Config, plan: Plan, spare: Option<Spare>, started: Instant) -> anyhow::Result<Self> {
         let mut netlink = Netlink::open()?;
         plan.put_in_order(false)?;
         ports::make_ready(&plan, &mut netlink)?;
@@ -157,23 +200,9 @@ impl Running {
         // Packet memory and sockets take as long as all the rest together: beside it. Nothing comes in before the
         // sockets are registered.
         let sockets = {
-            let wanted = ringwall_xsk::Config {
-                ports: plan
-                    .ports
-                    .iter()
-                    .map(|port| port_config(port, config.umem))
-                    .collect(),
-                workers: plan.cpus.len(),
-                zero_copy: zero_copy(&plan),
-                rings: Default::default(),
-                frames: config
-                    .umem
-                    .total
-                    .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
-                bind_timeout_ms: BIND_TIMEOUT_MS + BIND_TIMEOUT_PER_PORT_MS * plan.ports.len() as u64,
-            };
+            let wanted = socket_config(config, &plan);
             spawn("rw-sockets", move || {
-                let opened = ringwall_xsk::open(&wanted);
+                let opened = ringwall_xsk::open_with(&wanted, spare);
                 done(started, "sockets open");
                 opened
             })?
@@ -282,9 +311,8 @@ impl Running {
 
     /// Until told to stop. A worker that takes no turn ends the process: the fail mode holds until its successor is
     /// there.
-    fn watch(&self, stop: &StopSignal, state_dir: &Path) -> anyhow::Result<ExitCode> {
+    fn watch(&self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
         let mut watchdog = Watchdog::new(self.workers.len());
-        let mut looks = 0_u32;
         loop {
             let timespec = Timespec {
                 tv_sec: 0,
@@ -296,10 +324,6 @@ impl Running {
             }
             if stop.told() {
                 return Ok(ExitCode::SUCCESS);
-            }
-            looks = looks.saturating_add(1);
-            if looks == SETTLED_AFTER {
-                self.prepare_successor(state_dir);
             }
             for thread in &self.workers {
                 if thread.handle.is_finished() {
@@ -321,16 +345,6 @@ impl Running {
                     std::process::exit(EXIT_STUCK);
                 }
             }
-        }
-    }
-
-    /// By now the packet memory of the process before has come back.
-    fn prepare_successor(&self, state_dir: &Path) {
-        let sockets = locked(&self.machine.sockets);
-        let packet_memory = sockets.as_ref().map_or(0, |sockets| sockets.packet_memory());
-        drop(sockets);
-        if let Err(error) = huge_pages::set_aside(packet_memory, state_dir) {
-            tracing::warn!(%error, "no huge pages are set aside: a restart takes longer");
         }
     }
 
@@ -404,6 +418,25 @@ fn start_workers(
         answer?;
     }
     Ok(threads)
+}
+
+/// The sockets of every port.
+fn socket_config(config: &Config, plan: &Plan) -> ringwall_xsk::Config {
+    ringwall_xsk::Config {
+        ports: plan
+            .ports
+            .iter()
+            .map(|port| port_config(port, config.umem))
+            .collect(),
+        workers: plan.cpus.len(),
+        zero_copy: zero_copy(plan),
+        rings: Default::default(),
+        frames: config
+            .umem
+            .total
+            .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
+        bind_timeout_ms: BIND_TIMEOUT_MS + BIND_TIMEOUT_PER_PORT_MS * plan.ports.len() as u64,
+    }
 }
 
 /// The packet plane over the flow table that the process before left.

@@ -9,7 +9,6 @@ use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
 
 use super::{
     fib::View,
-    huge_pages,
     netlink::Netlink,
     ports::{MADE_FILE, Made, remove_empty},
 };
@@ -58,7 +57,6 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     }
     remove_empty(&pins);
 
-    huge_pages::give_back(&config.state_dir);
     let made = Made::read(&config.state_dir);
     failed.extend(
         made.take_back(&mut netlink, &view)

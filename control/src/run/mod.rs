@@ -2,8 +2,8 @@
 //!
 //! * [`plan`] from configuration to ports, workers and places; changes nothing.
 //! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
-//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`] and
-//!   [`huge_pages`] what it changes on the machine.
+//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`]
+//!   what it changes on the machine.
 //! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
 
@@ -14,7 +14,6 @@ pub mod expedited;
 pub mod fib;
 mod flows;
 pub mod follow;
-pub mod huge_pages;
 pub mod lifeline;
 pub mod machine;
 pub mod mirror;

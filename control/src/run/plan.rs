@@ -145,12 +145,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Asks the kernel what there is, and plans.
-    pub fn make(config: &Config) -> Result<Self, PlanError> {
+    /// Plans for what there is, without a look at whether this process may and the kernel can.
+    pub fn outline(config: &Config) -> Result<Self, PlanError> {
         let mut netlink = Netlink::open()?;
         let mut view = View::default();
         view.set_links(&netlink.links()?);
-        let plan = Self::from_view(config, &view, &allowed_cpus()?)?;
+        Self::from_view(config, &view, &allowed_cpus()?)
+    }
+
+    /// Asks the kernel what there is and what it can, and plans.
+    pub fn make(config: &Config) -> Result<Self, PlanError> {
+        let plan = Self::outline(config)?;
         check(&ringwall_xsk::preflight::Request {
             interfaces: &[], // what is wrong with them can be mended by the process that owns them
             routed: plan.routed,

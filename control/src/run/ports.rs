@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     fib::View,
-    huge_pages,
     netlink::{Netlink, NetlinkError},
     plan::{Plan, PlannedPort},
 };
@@ -182,7 +181,6 @@ pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error) -> anyhow::Er
 
 /// Takes back everything that was made, and forgets it. What cannot be taken back is logged.
 pub fn take_back(state_dir: &Path) {
-    huge_pages::give_back(state_dir);
     let made = Made::read(state_dir);
     let taken = Netlink::open().and_then(|mut netlink| {
         let mut view = View::default();

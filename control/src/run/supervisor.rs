@@ -46,6 +46,8 @@ pub struct RunArgs {
 const GRACE: Duration = Duration::from_secs(5);
 /// How long grace periods are short after a dataplane began to die: more than a replacement takes.
 const HURRY: Duration = Duration::from_millis(500);
+/// How long after a dataplane went its successor is started, to stand by: the replacement is over by then.
+const SETTLED: Duration = HURRY;
 /// How often the dataplane is asked whether it is ready, until it is.
 const READY_POLL: Duration = Duration::from_millis(10);
 /// How long control has, at the first start, to refuse its configuration before ports are touched.
@@ -64,6 +66,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::make_private_dir(&runtime)?;
     let _lock = lock(&runtime)?;
     let stop = StopSignal::catch().context("cannot catch signals")?;
+    Expedited::clear();
     let mut supervisor = Supervisor::new(args, plan)?;
     supervisor.start()?;
     while supervisor.turn(&stop)? {}
@@ -112,9 +115,18 @@ struct Post {
     was_ready: bool,
 }
 
+/// The next dataplane, started and not told to go. It has its packet memory and nothing of the machine.
+#[derive(Default)]
+struct Standby {
+    child: Option<Child>,
+    backoff: Backoff,
+    due: Option<Instant>,
+}
+
 struct Supervisor {
     plan: Plan,
     posts: [Post; 2],
+    standby: Standby,
     record: Supervision,
     announced: bool,
     in_force: bool,
@@ -156,6 +168,7 @@ impl Supervisor {
         Ok(Self {
             plan,
             posts: Role::ALL.map(post),
+            standby: Standby::default(),
             record: Supervision::default(),
             announced: false,
             in_force: false,
@@ -181,6 +194,7 @@ impl Supervisor {
     /// One turn: start what is due, wait for an event, take it in. False when both have ended.
     fn turn(&mut self, stop: &StopSignal) -> anyhow::Result<bool> {
         self.start_due();
+        self.keep_standby()?;
         self.wait(stop)?;
         if stop.told() {
             self.begin_stop(Signal::TERM);
@@ -217,8 +231,17 @@ impl Supervisor {
             if post.child.is_some() || post.due.is_none_or(|due| due > Instant::now()) {
                 continue;
             }
-            match Child::start(&post.recipe) {
-                Ok(child) => {
+            let standby = match post.recipe.role {
+                Role::Dataplane => self.standby.child.take(),
+                Role::Control => None,
+            };
+            match standby.map_or_else(|| Child::start(&post.recipe), Ok) {
+                Ok(mut child) => {
+                    if post.recipe.role == Role::Dataplane {
+                        child.go();
+                        self.standby.due = Some(Instant::now() + SETTLED);
+                        self.record.dataplane_standby = None;
+                    }
                     tracing::info!(process = post.recipe.role.name(), pid = child.pid(), "started");
                     post.child = Some(child);
                     post.due = None;
@@ -231,6 +254,42 @@ impl Supervisor {
         }
     }
 
+    /// Has the next dataplane stand by, once the first has shown that there can be one.
+    fn keep_standby(&mut self) -> anyhow::Result<()> {
+        let (post, standby) = (&self.posts[Role::Dataplane as usize], &mut self.standby);
+        if let Some(child) = &mut standby.child {
+            if let Some(status) = child.ended()? {
+                let wait = standby.backoff.after(child.lived());
+                tracing::warn!(how = describe(status), "the dataplane that stood by ended");
+                standby.child = None;
+                standby.due = Some(Instant::now() + wait);
+            } else if child.is_outdated(&post.recipe) {
+                tracing::info!("the program was replaced: another dataplane stands by");
+                standby.child = None;
+                standby.due = Some(Instant::now());
+            }
+        }
+        let due = standby.due.is_some_and(|due| due <= Instant::now());
+        if self.stopping.is_none() && post.was_ready && due {
+            match Child::start(&post.recipe) {
+                Ok(child) => {
+                    standby.child = Some(child);
+                    standby.due = None;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no dataplane can stand by");
+                    standby.due = Some(Instant::now() + standby.backoff.after(Duration::ZERO));
+                }
+            }
+        }
+        let pid = standby.child.as_ref().map(Child::pid);
+        if self.record.dataplane_standby != pid {
+            self.record.dataplane_standby = pid;
+            self.write_record();
+        }
+        Ok(())
+    }
+
     fn wait(&self, stop: &StopSignal) -> anyhow::Result<()> {
         let now = Instant::now();
         let mut timeout = if self.announced && self.in_force {
@@ -238,7 +297,8 @@ impl Supervisor {
         } else {
             READY_POLL
         };
-        for due in self.posts.iter().filter_map(|post| post.due) {
+        let standby = self.standby.due;
+        for due in self.posts.iter().filter_map(|post| post.due).chain(standby) {
             timeout = timeout.min(due.saturating_duration_since(now));
         }
         for (_, since) in self.posts.iter().filter_map(|post| post.expedited.as_ref()) {
@@ -248,6 +308,9 @@ impl Supervisor {
             timeout = Duration::from_millis(50);
         }
         let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+        if let Some(child) = &self.standby.child {
+            fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
+        }
         for post in &self.posts {
             for child in post.child.iter().chain(&post.dying) {
                 fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
@@ -352,6 +415,7 @@ impl Supervisor {
                 child.signal(signal);
             }
         }
+        self.standby = Standby::default();
     }
 
     /// Until the first policies are in force, looks how far the processes are and tells the user.
