@@ -309,3 +309,32 @@ fn the_example_in_the_documentation_is_what_is_drawn() {
         assert_eq!(kept, now, "draw {file} again");
     }
 }
+
+#[test]
+fn what_nobody_could_read_is_refused_and_a_part_of_it_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods: String = (0..501)
+        .map(|n| {
+            format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: n{n}}}\nspec: {{}}\n")
+        })
+        .collect();
+    std::fs::write(dir.path().join("pods.yaml"), pods).unwrap();
+    for (more, most) in [(&[][..], 500), (&["--svg", "-"], 200), (&["--dot", "-"], 200)] {
+        let ran = matrix(dir.path(), more);
+        assert_eq!((ran.status, ran.out.as_str()), (2, ""), "{more:?}");
+        let says = format!(
+            "501 rows are too many for a {} (most: {most})",
+            if more.is_empty() { "table" } else { "picture" }
+        );
+        assert!(
+            ran.err.contains(&says) && ran.err.contains("--namespace"),
+            "{}",
+            ran.err
+        );
+        let part = drawn(
+            dir.path(),
+            &[more, &["--namespace", "n0", "--namespace", "n500"]].concat(),
+        );
+        assert!(part.contains("n0/p") && part.contains("n500/p"), "{part}");
+    }
+}

@@ -83,12 +83,16 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
         json_lines(&cluster, &judge, &asked, &groups, out)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if pictures && groups.len() > MOST_DRAWN {
-        anyhow::bail!(
-            "{} rows are too many for a picture (most: {MOST_DRAWN}); choose namespaces with --namespace",
-            groups.len()
-        );
-    }
+    let (kind, most) = if pictures {
+        ("picture", MOST_DRAWN)
+    } else {
+        ("table", MOST_PRINTED)
+    };
+    anyhow::ensure!(
+        groups.len() <= most,
+        "{} rows are too many for a {kind} (most: {most}); choose namespaces with --namespace, or take -o json",
+        groups.len()
+    );
     let progress = Progress::new("judging");
     let grid = Grid::of(&cluster, &judge, &asked, groups).map_err(anyhow::Error::msg)?;
     drop(progress);
@@ -126,6 +130,9 @@ fn save(file: &Path, text: &str) -> anyhow::Result<()> {
 
 /// More than these cannot be read in a picture.
 const MOST_DRAWN: usize = 200;
+
+/// Nor these in a table, wherever it is scrolled.
+const MOST_PRINTED: usize = 500;
 
 /// What of the asked is allowed; None where the two have no address family in common.
 fn allowed(
