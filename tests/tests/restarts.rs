@@ -280,7 +280,7 @@ fn the_dataplane_that_stands_by_takes_over_what_is_true_then_and_is_never_left()
     let text = std::fs::read_to_string(&firewall.config).unwrap();
     std::fs::write(
         &firewall.config,
-        format!("{text}conntrack: {{maxEntries: 4096}}\n"),
+        format!("{text}conntrack: {{maxEntries: 16384}}\n"),
     )
     .unwrap();
     firewall.signal("dataplane", Signal::SIGKILL).unwrap();
@@ -290,7 +290,7 @@ fn the_dataplane_that_stands_by_takes_over_what_is_true_then_and_is_never_left()
                 && status["control"]["publication"]["connected"] == true
         })
         .unwrap();
-    assert_eq!(status["dataplane"]["flows"]["capacity"], 4096);
+    assert_eq!(status["dataplane"]["flows"]["capacity"], 16384);
     assert_eq!(status["supervision"]["dataplaneRestarts"], 1);
     assert!(
         status["dataplane"]["uptimeSeconds"].as_f64().unwrap() < 5.0,
