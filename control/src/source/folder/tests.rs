@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use super::*;
@@ -135,11 +136,7 @@ fn links_that_turn_back_or_lead_nowhere() {
 #[test]
 fn what_is_no_file_is_not_waited_for() {
     let dir = folder(&[]);
-    let made = std::process::Command::new("mkfifo")
-        .arg(dir.path().join("pipe.yaml"))
-        .status()
-        .unwrap();
-    assert!(made.success());
+    mknodat(CWD, dir.path().join("pipe.yaml"), FileType::Fifo, Mode::RUSR, 0).unwrap();
     assert_eq!(
         refused(&dir),
         ["pipe.yaml: cannot be read: it is neither a file nor a folder"]
