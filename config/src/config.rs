@@ -79,6 +79,8 @@ pub struct Source {
     pub kind: SourceKind,
     /// Alarm after this long without word from the API server.
     pub stale_after: Duration,
+    /// A full list of the API server is compared with what its watches said about this often.
+    pub full_list_every: Duration,
 }
 
 /// Kinds of policy source.

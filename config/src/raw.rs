@@ -182,6 +182,8 @@ pub struct Source {
     pub manifests: Option<PathBuf>,
     /// Alarm after this long without word from the API server. Default: 15m.
     pub stale_after: Option<Period>,
+    /// How often, about, a full list of the API server is compared with what its watches said; at least 5m. Default: 1h.
+    pub full_list_every: Option<Period>,
     /// Longest random wait before the first list.
     pub start_jitter: Option<Period>,
 }

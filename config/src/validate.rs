@@ -333,6 +333,12 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
+/// How often a full list is compared with what was watched.
+const FULL_LIST_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// No more often: a list of a large cluster is hundreds of megabytes.
+const LEAST_FULL_LIST_EVERY: Duration = Duration::from_secs(5 * 60);
+
 fn source(raw: &raw::Source, base: &Path, problems: &mut Vec<Problem>) -> Option<Source> {
     let in_cluster = raw.in_cluster == Some(true);
     let kind = match (&raw.kubeconfig, in_cluster, &raw.manifests) {
@@ -363,11 +369,22 @@ fn source(raw: &raw::Source, base: &Path, problems: &mut Vec<Problem>) -> Option
                 .help("add `kubeconfig: FILE` or remove it"),
         );
     }
+    let full_list_every = raw.full_list_every.map_or(FULL_LIST_EVERY, |period| period.0);
+    if full_list_every < LEAST_FULL_LIST_EVERY {
+        problems.push(
+            Problem::new(
+                "source.fullListEvery",
+                "full lists would keep the API server busy",
+            )
+            .help("write 5m or more"),
+        );
+    }
     Some(Source {
         kind,
         stale_after: raw
             .stale_after
             .map_or(Duration::from_secs(15 * 60), |period| period.0),
+        full_list_every,
     })
 }
 

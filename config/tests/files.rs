@@ -59,6 +59,7 @@ fn defaults_are_safe() {
         }
     );
     assert_eq!(config.source.stale_after, Duration::from_secs(900));
+    assert_eq!(config.source.full_list_every, Duration::from_secs(3600));
     assert_eq!(config.workers.cpus, Cpus::Auto);
     assert_eq!(config.interface("p1").unwrap().kind, Some(InterfaceKind::Pod));
     assert_eq!(config.interface("p1").unwrap().side, Side::Pods);
@@ -223,6 +224,13 @@ fn every_mistake_is_named_with_its_place() {
             8,
             "source.staleAfter",
             &["`soon` is not a duration"],
+        ),
+        (
+            "  manifests: policies",
+            "  manifests: p\n  fullListEvery: 10s",
+            8,
+            "source.fullListEvery",
+            &["5m or more"],
         ),
         (
             "interfaces:\n",

@@ -175,7 +175,10 @@ impl Options {
             },
             share: Share::default(),
             publication: publish::Timing::default(),
-            watches: kube::Timing::default(),
+            watches: kube::Timing {
+                full_list: config.source.full_list_every,
+                ..kube::Timing::default()
+            },
             folder: WatchOptions::default(),
         }
     }

@@ -443,6 +443,14 @@ pub struct SourceStatus {
     pub errors: u64,
     /// The latest error, in words.
     pub last_error: Option<String>,
+    /// Seconds since then.
+    pub last_error_seconds: Option<f64>,
+    /// How often credentials were read again.
+    pub renewals: u64,
+    /// How often a watch was compared with a full list.
+    pub full_lists: u64,
+    /// Objects that were not in a full list as the watch had said.
+    pub differences: u64,
     /// Policies that are gone and stay in force until their namespace is gone with its pods.
     pub held_policies: u64,
     /// Why the newest state of the source is not taken; None where it is.

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use ringwall::{
 };
 use ringwall_testbed::api_server::ApiServer;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -42,12 +43,18 @@ async fn open(kubeconfig: &Path, context: Option<&str>) -> Feed {
         file: kubeconfig.to_owned(),
         context: context.map(str::to_owned),
     };
-    let timing = Timing {
+    start(&access, Settings::default(), quick(), None).await.unwrap()
+}
+
+fn quick() -> Timing {
+    Timing {
         backoff_first: Duration::from_millis(10),
         backoff_most: Duration::from_millis(50),
+        credentials_check: Duration::from_millis(20),
+        renew_spacing: Duration::from_millis(100),
+        exec_timeout: Duration::from_secs(10),
         ..Timing::default()
-    };
-    start(&access, Settings::default(), timing, None).await.unwrap()
+    }
 }
 
 async fn synced(feed: &Feed) {
@@ -93,40 +100,65 @@ impl Authority {
     }
 }
 
-/// Ends TLS in front of a plain server; clients need a certificate of the authority.
-async fn tls_in_front(server: SocketAddr, authority: &Authority) -> SocketAddr {
-    let provider = Arc::new(ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.issuer.der().clone()).unwrap();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .build()
-        .unwrap();
-    let (certificate, key) = authority.issue("127.0.0.1");
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-        )
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // A client that is refused sees it itself.
-                if let Ok(mut inside) = acceptor.accept(stream).await {
-                    let mut outside = tokio::net::TcpStream::connect(server).await.unwrap();
-                    let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
-                }
-            });
-        }
-    });
-    address
+/// Ends TLS in front of a plain server; clients need a certificate.
+struct Front {
+    address: SocketAddr,
+    acceptor: Arc<Mutex<TlsAcceptor>>,
+    connections: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Front {
+    /// Shows a certificate of `server` and believes those of `clients`.
+    fn acceptor(server: &Authority, clients: &Authority) -> TlsAcceptor {
+        let provider = Arc::new(ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(clients.issuer.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .unwrap();
+        let (certificate, key) = server.issue("127.0.0.1");
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    async fn start(to: SocketAddr, server: &Authority, clients: &Authority) -> Self {
+        let acceptor = Arc::new(Mutex::new(Self::acceptor(server, clients)));
+        let connections = Arc::new(Mutex::new(JoinSet::new()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let front = Self {
+            address,
+            acceptor: Arc::clone(&acceptor),
+            connections: Arc::clone(&connections),
+        };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.lock().unwrap().clone();
+                connections.lock().unwrap().spawn(async move {
+                    // A client that is refused sees it itself.
+                    if let Ok(mut inside) = acceptor.accept(stream).await {
+                        let mut outside = tokio::net::TcpStream::connect(to).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
+                    }
+                });
+            }
+        });
+        front
+    }
+
+    /// Is another one from now on, as a server that was started anew.
+    fn restart(&self, server: &Authority, clients: &Authority) {
+        *self.acceptor.lock().unwrap() = Self::acceptor(server, clients);
+        self.connections.lock().unwrap().abort_all();
+    }
 }
 
 fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
@@ -139,7 +171,7 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
 async fn client_certificates_are_shown_and_the_servers_certificate_is_checked() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let server = server_with_a_namespace();
-    let address = tls_in_front(server.address(), &ours).await;
+    let address = Front::start(server.address(), &ours, &ours).await.address;
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "ours.crt", &ours.issuer.pem());
     write(dir.path(), "theirs.crt", &theirs.issuer.pem());
@@ -346,4 +378,279 @@ async fn the_kernel_asks_whether_the_server_of_a_silent_watch_is_still_there() {
         assert!(Instant::now() < until, "{timers:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A gateway with a client certificate, whose kubeconfig names files.
+struct Tls {
+    server: ApiServer,
+    front: Front,
+    dir: tempfile::TempDir,
+    feed: Feed,
+    namespaces: usize,
+}
+
+impl Tls {
+    async fn new(authority: &Authority) -> Self {
+        let server = server_with_a_namespace();
+        let front = Front::start(server.address(), authority, authority).await;
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+             clusters:\n- {{name: here, cluster: {{server: \"https://{}\", certificate-authority: ca.crt}}}}\n\
+             users:\n- {{name: me, user: {{client-certificate: me.crt, client-key: me.key}}}}\n\
+             contexts:\n- {{name: test, context: {{cluster: here, user: me}}}}\n",
+            front.address
+        );
+        write(dir.path(), "ca.crt", &authority.issuer.pem());
+        let (certificate, key) = authority.issue("ringwall");
+        write(dir.path(), "me.crt", &certificate.pem());
+        write(dir.path(), "me.key", &key.serialize_pem());
+        let feed = open(&write(dir.path(), "kubeconfig", &kubeconfig), None).await;
+        synced(&feed).await;
+        Self {
+            server,
+            front,
+            dir,
+            feed,
+            namespaces: 1,
+        }
+    }
+
+    /// Something happens, and arrives.
+    async fn follows(&mut self, when: &str) {
+        self.namespaces += 1;
+        let name = format!("n{}", self.namespaces);
+        self.server
+            .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+        let mut states = self.feed.states.clone();
+        let there = states.wait_for(|state| {
+            let cluster = state.as_ref().map(|state| &state.cluster);
+            cluster.is_some_and(|cluster| cluster.namespaces.contains_key(&name))
+        });
+        let there = tokio::time::timeout(PATIENCE, there).await.map(drop);
+        assert!(
+            there.is_ok(),
+            "{when}: {:#?} {:?}",
+            self.feed.health.status(),
+            self.feed.health.alarms()
+        );
+    }
+
+    async fn cannot_connect(&self) {
+        let until = Instant::now() + PATIENCE;
+        while self.feed.health.status().watches.iter().any(|it| it.connected) {
+            assert!(Instant::now() < until, "{:#?}", self.feed.health.status());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn alarm(&self, words: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.feed.health.alarms().iter().any(|it| it.contains(words)) {
+            assert!(
+                Instant::now() < until,
+                "no {words:?}: {:?}",
+                self.feed.health.alarms()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn no_alarm(&self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.feed.health.alarms().is_empty() {
+            assert!(Instant::now() < until, "{:?}", self.feed.health.alarms());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_client_certificate_is_taken_up() {
+    let old = Authority::new("old");
+    let new = Authority::new("new");
+    let mut tls = Tls::new(&old).await;
+    tls.follows("at first").await;
+    // Its files first, the server's trust then.
+    let (certificate, key) = new.issue("ringwall");
+    write(tls.dir.path(), "me.crt", &certificate.pem());
+    write(tls.dir.path(), "me.key", &key.serialize_pem());
+    tls.front.restart(&old, &new);
+    tls.follows("renewed before the old one was refused").await;
+    // The other way round: refused for a while.
+    tls.front.restart(&old, &old);
+    tls.cannot_connect().await;
+    let (certificate, key) = old.issue("ringwall");
+    write(tls.dir.path(), "me.crt", &certificate.pem());
+    write(tls.dir.path(), "me.key", &key.serialize_pem());
+    tls.follows("renewed after it").await;
+    assert!(tls.feed.health.status().renewals >= 2);
+    tls.no_alarm().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_authority_is_taken_up() {
+    let old = Authority::new("old");
+    let new = Authority::new("new");
+    let mut tls = Tls::new(&old).await;
+    // The right order: both are believed before the server shows a certificate of the new one.
+    let both = old.issuer.pem() + &new.issuer.pem();
+    write(tls.dir.path(), "ca.crt", &both);
+    tls.front.restart(&new, &old);
+    tls.follows("both are believed").await;
+    // A server that nobody has told us of is not believed.
+    let stranger = Authority::new("stranger");
+    tls.front.restart(&stranger, &old);
+    tls.cannot_connect().await;
+    let error = tls.feed.health.status().last_error.unwrap().to_lowercase();
+    assert!(
+        error.contains("certificate") || error.contains("broke"),
+        "{error}"
+    );
+    write(tls.dir.path(), "ca.crt", &stranger.issuer.pem());
+    tls.follows("now it is").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_are_no_use_leave_those_before_in_use() {
+    let old = Authority::new("old");
+    let mut tls = Tls::new(&old).await;
+    let (certificate, key) = old.issue("ringwall");
+    // A certificate whose key has not been written yet.
+    write(tls.dir.path(), "me.crt", &certificate.pem());
+    tls.alarm("those before stay in use").await;
+    tls.front.restart(&old, &old);
+    tls.follows("with the ones before").await;
+    write(tls.dir.path(), "me.key", &key.serialize_pem());
+    tls.no_alarm().await;
+    tls.front.restart(&old, &old);
+    tls.follows("with the new ones").await;
+    // The kubeconfig itself is half written.
+    let kubeconfig = tls.dir.path().join("kubeconfig");
+    let text = std::fs::read_to_string(&kubeconfig).unwrap();
+    std::fs::write(&kubeconfig, &text[..text.len() / 2]).unwrap();
+    tls.alarm("those before stay in use").await;
+    tls.front.restart(&old, &old);
+    tls.follows("with half a kubeconfig").await;
+    std::fs::write(&kubeconfig, &text).unwrap();
+    tls.no_alarm().await;
+}
+
+/// As `server_with_a_namespace`, for a kubeconfig whose user is this.
+async fn with_user(dir: &Path, server: &ApiServer, user: &str) -> Feed {
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         clusters:\n- {{name: here, cluster: {{server: \"http://{}\"}}}}\n\
+         users:\n- {{name: me, user: {user}}}\n\
+         contexts:\n- {{name: test, context: {{cluster: here, user: me}}}}\n",
+        server.address(),
+    );
+    open(&write(dir, "kubeconfig", &kubeconfig), None).await
+}
+
+/// Requires another token, breaks what is connected, and waits until it is connected with that.
+async fn accepts(server: &ApiServer, feed: &Feed, token: &str) {
+    let seen = server.seen().len();
+    server.require_token(token);
+    server.set_away(true);
+    server.set_away(false);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let with = server.seen().split_off(seen);
+        let status = feed.health.status();
+        if status.watches.iter().all(|it| it.connected)
+            && with
+                .iter()
+                .any(|it| it.is_watch() && it.token.as_deref() == Some(token))
+        {
+            return;
+        }
+        assert!(Instant::now() < until, "never with {token}: {status:#?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_every_kind_are_taken_up_again() {
+    let server = server_with_a_namespace();
+    let dir = tempfile::tempdir().unwrap();
+    server.require_token("one");
+
+    // In a file.
+    let file = write(dir.path(), "token", "one");
+    let user = format!("{{tokenFile: {}}}", file.display());
+    let feed = with_user(dir.path(), &server, &user).await;
+    synced(&feed).await;
+    write(dir.path(), "token", "two");
+    accepts(&server, &feed, "two").await;
+    drop(feed);
+
+    // In the kubeconfig.
+    let feed = with_user(dir.path(), &server, "{token: two}").await;
+    synced(&feed).await;
+    let kubeconfig = dir.path().join("kubeconfig");
+    let text = std::fs::read_to_string(&kubeconfig).unwrap();
+    std::fs::write(&kubeconfig, text.replace("token: two", "token: three")).unwrap();
+    accepts(&server, &feed, "three").await;
+    drop(feed);
+
+    // Made by a program that names no end of it: run again where the token is refused.
+    write(dir.path(), "made", "three");
+    let script = write(
+        dir.path(),
+        "program",
+        &format!(
+            "#!/bin/sh\necho \"{{kind: ExecCredential, status: {{token: $(cat {}/made)}}}}\"\n",
+            dir.path().display()
+        ),
+    );
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let exec = |more: &str| {
+        format!(
+            "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {}, interactiveMode: Never{more}}}}}",
+            script.display()
+        )
+    };
+    let feed = with_user(dir.path(), &server, &exec("")).await;
+    synced(&feed).await;
+    write(dir.path(), "made", "four");
+    accepts(&server, &feed, "four").await;
+    drop(feed);
+
+    // Or that says when it ends: run again before.
+    let script_with_end = format!(
+        "#!/bin/sh\necho \"{{kind: ExecCredential, status: {{token: $(cat {}/made), \
+         expirationTimestamp: '2020-01-01T00:00:00Z'}}}}\"\n",
+        dir.path().display()
+    );
+    write(dir.path(), "program", &script_with_end);
+    let feed = with_user(dir.path(), &server, &exec("")).await;
+    synced(&feed).await;
+    let until = Instant::now() + PATIENCE;
+    while feed.health.status().renewals < 2 {
+        assert!(Instant::now() < until, "{:#?}", feed.health.status());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = feed.health.status();
+    assert_eq!(
+        (status.relists, status.errors),
+        (0, 0),
+        "a renewal disturbs no watch"
+    );
+    drop(feed);
+
+    // And one that hangs holds nothing up for longer than its time.
+    write(dir.path(), "program", "#!/bin/sh\nexec sleep 600\n");
+    let access = Access::Kubeconfig {
+        file: dir.path().join("kubeconfig"),
+        context: None,
+    };
+    let timing = Timing {
+        exec_timeout: Duration::from_millis(200),
+        ..quick()
+    };
+    let error = start(&access, Settings::default(), timing, None)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("longer than 0.2 s"), "{error}");
 }

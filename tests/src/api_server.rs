@@ -112,6 +112,10 @@ pub struct Faults {
     pub expire_pages: u32,
     /// Watches from a forgotten version are answered by status 410 instead of an event that says so.
     pub gone_by_status: bool,
+    /// What comes with a 429: `Retry-After`, in seconds.
+    pub retry_after: Option<u64>,
+    /// Watches are closed after so long, in order and before their time.
+    pub close_watches_after: Option<Duration>,
 }
 
 /// A request that was answered.
@@ -183,6 +187,13 @@ type Objects = Arc<BTreeMap<Key, Stored>>;
 /// Lists that may still be asked for their further pages.
 const OPEN_LISTS: usize = 8;
 
+/// The data at some time, as a snapshot of etcd.
+pub struct Backup {
+    version: u64,
+    collections: Vec<Collection>,
+}
+
+#[derive(Clone)]
 struct Collection {
     resource: Resource,
     objects: Objects,
@@ -206,6 +217,8 @@ struct World {
     remembered: usize,
     collections: Vec<Collection>,
     token: Option<String>,
+    /// Status code that every request for the groups and resources that there are is answered with.
+    discovery: Option<u16>,
     seen: Vec<Seen>,
 }
 
@@ -213,6 +226,7 @@ struct Shared {
     world: Mutex<World>,
     changed: Condvar,
     away: AtomicBool,
+    hung: AtomicBool,
     ended: AtomicBool,
     connections: Mutex<BTreeMap<u64, (TcpStream, Option<&'static str>)>>,
     numbers: AtomicU64,
@@ -253,12 +267,14 @@ impl ApiServer {
             remembered: usize::MAX,
             collections,
             token: None,
+            discovery: None,
             seen: Vec::new(),
         };
         let shared = Arc::new(Shared {
             world: Mutex::new(world),
             changed: Condvar::new(),
             away: AtomicBool::new(false),
+            hung: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             connections: Mutex::new(BTreeMap::new()),
             numbers: AtomicU64::new(0),
@@ -290,6 +306,11 @@ impl ApiServer {
     /// Accepts only requests with this bearer token from now on.
     pub fn require_token(&self, token: &str) {
         self.shared.world().token = Some(token.to_owned());
+    }
+
+    /// Answers every request for the groups and resources that there are with a status code.
+    pub fn refuse_discovery(&self, status: Option<u16>) {
+        self.shared.world().discovery = status;
     }
 
     /// Serves another resource, too.
@@ -420,6 +441,35 @@ impl ApiServer {
         }
     }
 
+    /// Hangs as a stopped process does, its connections open and accepted, or goes on.
+    pub fn set_hung(&self, hung: bool) {
+        self.shared.hung.store(hung, Ordering::SeqCst);
+        self.shared.changed.notify_all();
+    }
+
+    /// The data as it is.
+    pub fn backup(&self) -> Backup {
+        let world = self.shared.world();
+        Backup {
+            version: world.version,
+            collections: world.collections.clone(),
+        }
+    }
+
+    /// Has older data again, versions included. Connections stay; [`Self::set_away`] breaks them.
+    pub fn restore(&self, backup: &Backup) {
+        let mut world = self.shared.world();
+        world.version = backup.version;
+        for (now, before) in world.collections.iter_mut().zip(&backup.collections) {
+            now.objects = Arc::clone(&before.objects);
+            now.history.clone_from(&before.history);
+            now.trimmed = before.trimmed;
+            now.open_lists.clear();
+        }
+        drop(world);
+        self.shared.changed.notify_all();
+    }
+
     /// Goes away, with every connection, or comes back.
     pub fn set_away(&self, away: bool) {
         self.shared.away.store(away, Ordering::SeqCst);
@@ -474,6 +524,14 @@ impl Shared {
         }
     }
 
+    /// Waits until the server does not hang.
+    fn awake<'a>(&'a self, mut world: MutexGuard<'a, World>) -> MutexGuard<'a, World> {
+        while self.hung.load(Ordering::SeqCst) && !self.is_over() {
+            world = self.changed.wait(world).unwrap_or_else(PoisonError::into_inner);
+        }
+        world
+    }
+
     fn is_over(&self) -> bool {
         self.away.load(Ordering::SeqCst) || self.ended.load(Ordering::SeqCst)
     }
@@ -490,6 +548,33 @@ impl Collection {
             injected: Vec::new(),
             faults: Faults::default(),
         }
+    }
+}
+
+impl Collection {
+    /// The objects as they were at a version that is not forgotten.
+    fn at(&self, version: u64) -> Objects {
+        let mut objects = Arc::clone(&self.objects);
+        let later = self.history.partition_point(|(of, ..)| *of <= version);
+        for (.., text) in self.history.range(later..) {
+            let object: Value = serde_json::from_str(text).unwrap_or_default();
+            let of = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+            let key = (of("namespace"), of("name"));
+            let before = self.history.range(..later).rev().find(|(.., text)| {
+                let object: Value = serde_json::from_str(text).unwrap_or_default();
+                object["metadata"]["namespace"].as_str().unwrap_or_default() == key.0
+                    && object["metadata"]["name"].as_str() == Some(&key.1)
+            });
+            let objects = Arc::make_mut(&mut objects);
+            match before {
+                Some((_, event, text)) if *event != "DELETED" => {
+                    let object = serde_json::from_str(text).unwrap_or_default();
+                    objects.insert(key, Stored::new(&self.resource, object));
+                }
+                _ => drop(objects.remove(&key)),
+            }
+        }
+        objects
     }
 }
 
@@ -672,7 +757,7 @@ impl Connection {
     }
 
     fn answer(&self, request: &Request, output: &mut TcpStream) -> io::Result<()> {
-        let mut world = self.shared.world();
+        let mut world = self.shared.awake(self.shared.world());
         let seen = Seen {
             path: request.path.clone(),
             query: request.query.clone(),
@@ -681,6 +766,15 @@ impl Connection {
         world.seen.push(seen.clone());
         if world.token.is_some() && world.token != request.token {
             return failure(output, 401, "Unauthorized", "the token is not known");
+        }
+        if request.path.starts_with("/apis")
+            && !world
+                .collections
+                .iter()
+                .any(|it| it.resource.path() == request.path)
+            && let Some(status) = world.discovery
+        {
+            return failure(output, status, "Forbidden", "discovery is not for you");
         }
         let groups = groups(&world);
         if request.path == "/apis" {
@@ -709,6 +803,7 @@ impl Connection {
         } else {
             Some(faults.fail_next.remove(0))
         };
+        let retry_after = faults.retry_after;
         if let Some(status) = status {
             let account = "User \"me\" cannot do that";
             return match status {
@@ -719,7 +814,11 @@ impl Connection {
                     &format!("{plural} is forbidden: {account}"),
                 ),
                 410 => failure(output, 410, "Expired", "too old resource version"),
-                429 => failure(output, 429, "TooManyRequests", "try again later"),
+                429 => {
+                    let header = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n"));
+                    // As the filter for requests in flight says it: no Status.
+                    respond_with(output, 429, &header.unwrap_or_default(), "Too many requests")
+                }
                 other => failure(output, other, "InternalError", "something went wrong"),
             };
         }
@@ -761,8 +860,26 @@ impl Connection {
             }
         };
         let latest = world.version;
+        let exact = request
+            .query
+            .get("resourceVersionMatch")
+            .filter(|how| *how == "Exact")
+            .and_then(|_| request.query.get("resourceVersion")?.parse::<u64>().ok());
+        let forgotten = world.forgotten;
         let collection = &mut world.collections[index];
         let mut objects = Some(Arc::clone(&collection.objects));
+        let version = match exact {
+            // As etcd says it of a version that is to come.
+            Some(exact) if exact > latest => {
+                let message = "etcdserver: mvcc: required revision is a future revision";
+                return failure(output, 500, "InternalError", message);
+            }
+            Some(exact) => {
+                objects = (exact >= forgotten.max(collection.trimmed)).then(|| collection.at(exact));
+                exact
+            }
+            None => version,
+        };
         if last.is_some() {
             if collection.faults.expire_pages > 0 {
                 collection.faults.expire_pages -= 1;
@@ -834,10 +951,17 @@ impl Connection {
             return expired(output, &message);
         }
         begin_chunks(output)?;
+        let began = Instant::now();
         loop {
+            world = self.shared.awake(world);
             if self.shared.is_over() {
                 return Ok(());
             }
+            let close = world.collections[index]
+                .faults
+                .close_watches_after
+                .map(|after| began + after);
+            let until = close.map_or(until, |close| close.min(until));
             let version = world.version;
             let collection = &world.collections[index];
             if collection.faults.lose_events {
@@ -861,7 +985,7 @@ impl Connection {
                     .range(next..)
                     .map(|(_, event, text)| (*event, Arc::clone(text)))
                     .collect();
-                last = version.max(last);
+                last = last.max(version);
                 if !lines.is_empty() || !events.is_empty() {
                     drop(world);
                     send(output, &lines, &events)?;
@@ -988,8 +1112,12 @@ fn respond(output: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> 
 }
 
 fn respond_text(output: &mut TcpStream, status: u16, body: &str) -> io::Result<()> {
+    respond_with(output, status, "", body)
+}
+
+fn respond_with(output: &mut TcpStream, status: u16, headers: &str, body: &str) -> io::Result<()> {
     let head = format!(
-        "HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.1 {status} -\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n",
         body.len()
     );
     output.write_all((head + body).as_bytes())

@@ -19,6 +19,9 @@ pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
 
+/// Stands among the unevaluated kinds where it is not known which there are.
+pub const UNKNOWN_KINDS: &str = "unknown";
+
 /// Labels of an object, by key.
 pub type Labels = BTreeMap<String, String>;
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     check::Report,
-    cluster::{Cluster, Node},
+    cluster::{Cluster, Node, UNKNOWN_KINDS},
     coverage::{Coverage, Place},
     explain::{Question, report::Explanation},
     metrics::Latencies,
@@ -43,7 +43,7 @@ const STUCK: Duration = Duration::from_secs(30);
 const REMEMBER: Duration = Duration::from_secs(15 * 60);
 
 /// Fewer policies than this vanishing at once are nothing unusual.
-const FEW_POLICIES: u64 = 4;
+const FEW_POLICIES: u64 = 10;
 
 /// As many prefixes are named in one alarm.
 const NAMED_PREFIXES: usize = 8;
@@ -491,12 +491,20 @@ impl Overview {
             alarms.push(format!("the dataplane refused the newest snapshot: {error}"));
         }
         alarms.extend(inner.overdue(self.patience));
-        if !inner.incomplete.is_empty() {
+        // Why the kinds are not known the source says itself.
+        let kinds: Vec<&str> = inner
+            .incomplete
+            .iter()
+            .map(String::as_str)
+            .filter(|kind| *kind != UNKNOWN_KINDS)
+            .collect();
+        if !kinds.is_empty() {
             alarms.push(format!(
                 "policies of these kinds exist and are not evaluated: {}",
-                inner.incomplete.join(", ")
+                kinds.join(", ")
             ));
         }
+        alarms.extend(self.health.alarms());
         alarms
     }
 

@@ -212,6 +212,24 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         ("source_errors", "Errors of the source"),
         vec![(labels(), source.errors)],
     )?;
+    counter(
+        e,
+        ("source_renewals", "Credentials read again"),
+        vec![(labels(), source.renewals)],
+    )?;
+    counter(
+        e,
+        ("source_full_lists", "Watches compared with a full list"),
+        vec![(labels(), source.full_lists)],
+    )?;
+    counter(
+        e,
+        (
+            "source_differences",
+            "Objects that were not in a full list as the watch had said",
+        ),
+        vec![(labels(), source.differences)],
+    )?;
     let watches = |value: fn(&crate::protocol::WatchStatus) -> u64| -> Series<'_, u64> {
         source
             .watches

@@ -1,8 +1,8 @@
 //! From one YAML or JSON document to objects of the cluster, strictly.
 //!
-//! Both sources use it: the folder for what people wrote, the API server's watch for what the server holds. Where the
-//! two differ (an API server has already refused most mistakes) the strict reading is used for both; a mistake costs
-//! the object's owner, never its neighbours.
+//! Both sources use it: the folder for what people wrote, the API server's watch for what the server holds. What decides
+//! (`spec`, names, labels) is read strictly from both; a mistake costs the object's owner, never its neighbours. Unknown
+//! fields around it are mistakes in a folder alone.
 
 mod field;
 mod identity;
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 pub(super) use field::item;
 pub(crate) use field::join;
+pub(super) use identity::seconds_since_1970;
 
 use crate::cluster::{Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey};
 use field::{
@@ -53,8 +54,28 @@ pub struct DecodeError {
 /// The document is no Kubernetes object, or an object that ringwall needs has a field that cannot be read.
 pub fn decode(value: &Value) -> Result<Vec<Decoded>, DecodeError> {
     let mut out = Vec::new();
-    unfold(value, "", None, &mut out)?;
+    unfold(value, "", None, Origin::Folder, &mut out)?;
     Ok(out)
+}
+
+/// Decodes one object as an API server delivers it.
+///
+/// # Errors
+/// As those of [`decode`].
+pub(super) fn decode_served(value: &Value) -> Result<Vec<Decoded>, DecodeError> {
+    let mut out = Vec::new();
+    unfold(value, "", None, Origin::Server, &mut out)?;
+    Ok(out)
+}
+
+/// Who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Somebody who may have misspelt anything.
+    Folder,
+    /// An API server. It has refused or dropped what it does not know; what it has of fields around `spec` that are not
+    /// known here, a newer one has added.
+    Server,
 }
 
 /// Kind and apiVersion that the items of a typed list leave out.
@@ -67,6 +88,7 @@ fn unfold(
     value: &Value,
     at: &str,
     inherited: Option<&Inherited<'_>>,
+    origin: Origin,
     out: &mut Vec<Decoded>,
 ) -> Result<(), DecodeError> {
     let nameless = |fault| DecodeError {
@@ -122,11 +144,11 @@ fn unfold(
         let named = (!item_kind.is_empty()).then_some(&named);
         let items_at = join(at, "items");
         for (index, value) in items.iter().enumerate() {
-            unfold(value, &item(&items_at, index), named, out)?;
+            unfold(value, &item(&items_at, index), named, origin, out)?;
         }
         return Ok(());
     }
-    out.push(object(root, at, kind, group, api_version)?);
+    out.push(object(root, at, kind, group, api_version, origin)?);
     Ok(())
 }
 
@@ -208,6 +230,7 @@ fn object(
     kind: &str,
     group: &str,
     api_version: &str,
+    origin: Origin,
 ) -> Result<Decoded, DecodeError> {
     let role = role(kind, group, api_version, at);
     let unnamed = |object| Decoded {
@@ -294,11 +317,11 @@ fn object(
         }
         Role::Template(path) => Object::Pod(identity::template(root, at, path, kind, key).map_err(wrong)?),
         Role::NetworkPolicy => {
-            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, &mut findings))
+            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
         }
         Role::Misnamed(misnamed) => {
             findings.faults.push(misnamed);
-            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, &mut findings))
+            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
         }
         Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
     };

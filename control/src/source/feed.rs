@@ -1,6 +1,7 @@
 //! What every source hands on: complete states, the latest only, and how it is doing.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -27,7 +28,8 @@ pub struct SourceState {
 /// A running source. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Feed {
-    /// The latest complete state; None before the first. The sender goes when the source ends.
+    /// The latest complete state; None before the first. The sender goes when the source ends, which no source does
+    /// while all is well: [`Health::ended`] says why.
     pub states: watch::Receiver<Option<Arc<SourceState>>>,
     /// How it is doing.
     pub health: Arc<Health>,
@@ -63,26 +65,79 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// What may be wrong with a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Condition {
+    /// The API server refuses the credentials, or they its certificate.
+    Credentials,
+    /// New credentials cannot be used.
+    Renewal,
+    /// Which policy kinds there are cannot be looked up.
+    Discovery,
+    /// The API server's data became older.
+    WentBack,
+    /// A full list was not what the watch had said.
+    Differences,
+}
+
+/// What is wrong since when.
+#[derive(Debug)]
+struct Standing {
+    since: Instant,
+    /// An alarm after so long.
+    patience: Duration,
+    /// Until then; for as long as it is not taken back where None.
+    until: Option<Instant>,
+    text: String,
+}
+
+impl Standing {
+    fn alarm(&self) -> Option<String> {
+        let lasts = self.since.elapsed();
+        let over = self.until.is_some_and(|until| Instant::now() >= until);
+        (lasts >= self.patience && !over).then(|| match self.until {
+            None => format!("{} (for {} s)", self.text, lasts.as_secs()),
+            Some(_) => format!("{} ({} s ago)", self.text, lasts.as_secs()),
+        })
+    }
+}
+
+/// What happened once stays an alarm for so long.
+const REMEMBER: Duration = Duration::from_secs(15 * 60);
+
+/// Held policies that an alarm names.
+const NAMED: usize = 5;
+
 /// How a source is doing. Written by the source, read for status and metrics.
 #[derive(Debug)]
 pub struct Health {
     kind: &'static str,
-    location: String,
     stale_after: Duration,
+    /// Alarm where a deleted policy stays in force without an answer for so long.
+    hold_alarm: Duration,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
+    location: String,
+    /// Why the source has ended.
+    ended: Option<String>,
     synced: bool,
     last_event: Option<Instant>,
     stale_since: Option<Instant>,
     states: u64,
     events: u64,
     errors: u64,
-    last_error: Option<String>,
+    last_error: Option<(Instant, String)>,
     held_policies: u64,
+    /// Policies that are gone and stay until the API server says what became of their namespace, and since when.
+    unanswered: BTreeMap<String, Instant>,
     held_back: Option<String>,
+    renewals: u64,
+    full_lists: u64,
+    differences: u64,
+    conditions: BTreeMap<Condition, Standing>,
     watches: Vec<WatchStatus>,
 }
 
@@ -95,16 +150,22 @@ impl Health {
         watches: Vec<WatchStatus>,
     ) -> Self {
         let inner = Inner {
+            location,
             stale_since: Some(Instant::now()),
             watches,
             ..Inner::default()
         };
         Self {
             kind,
-            location,
             stale_after,
+            hold_alarm: Duration::from_secs(5),
             inner: Mutex::new(inner),
         }
+    }
+
+    /// The same with another patience for deleted policies that wait for an answer.
+    pub(super) fn with_hold_alarm(self, hold_alarm: Duration) -> Self {
+        Self { hold_alarm, ..self }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -135,7 +196,102 @@ impl Health {
             watch.errors += 1;
             watch.last_error = Some(message.clone());
         }
-        inner.last_error = Some(message);
+        inner.last_error = Some((Instant::now(), message));
+    }
+
+    /// The source has ended, which it never should.
+    pub(super) fn end(&self, reason: String) {
+        tracing::error!("the source has ended: {reason}");
+        self.inner().ended.get_or_insert(reason);
+    }
+
+    /// Why the source has ended; None while it runs. It does not come back: whoever depends on it must start anew.
+    pub fn ended(&self) -> Option<String> {
+        self.inner().ended.clone()
+    }
+
+    /// What is wrong as long as it is, or None where nothing is; an alarm where it lasts longer than `patience`.
+    pub(super) fn condition(&self, condition: Condition, patience: Duration, text: Option<String>) {
+        let conditions = &mut self.inner().conditions;
+        match text {
+            None => drop(conditions.remove(&condition)),
+            Some(text) => {
+                let since = conditions
+                    .get(&condition)
+                    .map_or_else(Instant::now, |standing| standing.since);
+                let standing = Standing {
+                    since,
+                    patience,
+                    until: None,
+                    text,
+                };
+                conditions.insert(condition, standing);
+            }
+        }
+    }
+
+    /// Something happened that is to be known for a while.
+    pub(super) fn remember(&self, condition: Condition, text: String) {
+        let standing = Standing {
+            since: Instant::now(),
+            patience: Duration::ZERO,
+            until: Some(Instant::now() + REMEMBER),
+            text,
+        };
+        self.inner().conditions.insert(condition, standing);
+    }
+
+    /// The credentials were read again.
+    pub(super) fn renewed(&self) {
+        self.inner().renewals += 1;
+    }
+
+    /// The source is somewhere else now.
+    pub(super) fn moved(&self, location: String) {
+        self.inner().location = location;
+    }
+
+    /// What was watched was compared with a full list, with so many differences.
+    pub(super) fn compared(&self, differences: u64) {
+        let mut inner = self.inner();
+        inner.full_lists += 1;
+        inner.differences += differences;
+    }
+
+    /// Policies that are gone and stay until the API server says what became of their namespace.
+    pub(super) fn unanswered(&self, policies: impl Iterator<Item = String>) {
+        let mut inner = self.inner();
+        let before = std::mem::take(&mut inner.unanswered);
+        inner.unanswered = policies
+            .map(|policy| {
+                let since = before.get(&policy).copied().unwrap_or_else(Instant::now);
+                (policy, since)
+            })
+            .collect();
+    }
+
+    /// What needs somebody's attention.
+    pub fn alarms(&self) -> Vec<String> {
+        let inner = self.inner();
+        let mut alarms: Vec<String> = inner.conditions.values().filter_map(Standing::alarm).collect();
+        let late: Vec<(&str, Duration)> = inner
+            .unanswered
+            .iter()
+            .map(|(policy, since)| (policy.as_str(), since.elapsed()))
+            .filter(|(_, waits)| *waits >= self.hold_alarm)
+            .collect();
+        if let Some(longest) = late.iter().map(|(_, waits)| waits).max() {
+            let named: Vec<&str> = late.iter().take(NAMED).map(|(policy, _)| *policy).collect();
+            let more = late.len() - named.len();
+            alarms.push(format!(
+                "{} deleted policies are still in force, for up to {} s: the API server does not say whether their                  namespace lives: {}{}",
+                late.len(),
+                longest.as_secs(),
+                named.join(", "),
+                if more > 0 { format!(" and {more} more") } else { String::new() },
+            ));
+        }
+        alarms
     }
 
     /// A watch's list has come; `first` where it is its first one.
@@ -204,7 +360,7 @@ impl Health {
         let stale = inner.stale_since.map(|since| since.elapsed());
         SourceStatus {
             kind: self.kind.to_owned(),
-            location: self.location.clone(),
+            location: inner.location.clone(),
             synced: inner.synced,
             last_event_seconds: inner.last_event.map(|at| at.elapsed().as_secs_f64()),
             stale_seconds: stale.map(|since| since.as_secs_f64()),
@@ -213,7 +369,14 @@ impl Health {
             events: inner.events,
             relists: inner.watches.iter().map(|watch| watch.relists).sum(),
             errors: inner.errors,
-            last_error: inner.last_error.clone(),
+            last_error: inner.last_error.as_ref().map(|(_, error)| error.clone()),
+            last_error_seconds: inner
+                .last_error
+                .as_ref()
+                .map(|(at, _)| at.elapsed().as_secs_f64()),
+            renewals: inner.renewals,
+            full_lists: inner.full_lists,
+            differences: inner.differences,
             held_policies: inner.held_policies,
             held_back: inner.held_back.clone(),
             watches: inner.watches.clone(),

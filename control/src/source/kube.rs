@@ -1,6 +1,10 @@
 //! A Kubernetes API server as the source: four watches, put together.
 //!
+//! * [`connect`] makes a client of a kubeconfig or a service account; [`exec`] runs the program that it may name.
+//! * [`connection`] is what the watches share: the client in use, its credentials, and orders to list anew.
 //! * [`watch`] lists and watches one resource, for ever.
+//! * [`pulse`] asks whether the server still answers, and from the same history as before.
+//! * [`compare`] holds what a watch has said against a full list.
 //! * [`object`] decodes what arrives.
 //! * [`state`] puts the four together (pure), and holds policies of ending namespaces (SEMANTICS 54).
 //! * [`kept`] remembers the policies over a restart.
@@ -10,9 +14,13 @@
 //! complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
 //! While the server cannot be reached, the last state stands.
 
+mod compare;
 mod connect;
+mod connection;
+mod exec;
 mod kept;
 mod object;
+mod pulse;
 mod state;
 mod trim;
 mod unevaluated;
@@ -25,27 +33,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{
-    Client,
-    config::{Config, KubeConfigOptions, Kubeconfig},
-    core::{Request, params::ListParams},
-};
+use kube::core::{Request, params::ListParams};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch as latest},
-    task::JoinSet,
-    time::{sleep, sleep_until, timeout},
+    task::{JoinError, JoinSet},
+    time::{sleep, sleep_until},
 };
 
 use self::{
+    connect::Built,
+    connection::Connection,
     kept::Keeper,
     state::{Item, Kind, NamespaceNow, State},
-    watch::{Backoff, Watcher, chain, explain},
+    unevaluated::Found,
+    watch::{Backoff, Watcher, explain},
 };
-use super::feed::{AbortOnDrop, Feed, Health, SourceState};
+use super::feed::{AbortOnDrop, Condition, Feed, Health, SourceState};
 use crate::{
-    cluster::{ObjectRef, Settings},
+    cluster::{ObjectRef, Settings, UNKNOWN_KINDS},
     protocol::WatchStatus,
 };
 
@@ -70,10 +77,18 @@ pub struct Timing {
     pub list_timeout: Duration,
     /// Objects in a page.
     pub page: u32,
-    /// After this many seconds the server ends a watch; below 295.
+    /// After so many seconds, or up to a quarter less, the server ends a watch; below 295.
     pub watch_seconds: u32,
     /// A watch that is silent for so much longer is dead.
     pub watch_margin: Duration,
+    /// A watch that has had a bookmark and is silent for so long is dead; a server sends one a minute.
+    pub bookmark_patience: Duration,
+    /// How often to ask whether the server answers.
+    pub pulse: Duration,
+    /// How long it may take to answer that; asked twice.
+    pub pulse_patience: Duration,
+    /// What a watch has said is held against a full list about this often.
+    pub full_list: Duration,
     /// First pause after an error.
     pub backoff_first: Duration,
     /// Longest pause after errors.
@@ -85,6 +100,14 @@ pub struct Timing {
     pub probe: Duration,
     /// Alarm after so long without connection.
     pub stale_after: Duration,
+    /// Alarm where a deleted policy stays in force for so long because nobody says whether its namespace lives.
+    pub hold_alarm: Duration,
+    /// How often to look whether the files with the credentials have changed.
+    pub credentials_check: Duration,
+    /// Credentials that are refused are read again this often at most.
+    pub renew_spacing: Duration,
+    /// How long a program may take that makes credentials.
+    pub exec_timeout: Duration,
 }
 
 impl Default for Timing {
@@ -94,11 +117,19 @@ impl Default for Timing {
             page: 500,
             watch_seconds: 290,
             watch_margin: Duration::from_secs(5),
+            bookmark_patience: Duration::from_secs(150),
+            pulse: Duration::from_secs(30),
+            pulse_patience: Duration::from_secs(10),
+            full_list: Duration::from_secs(60 * 60),
             backoff_first: Duration::from_millis(200),
             backoff_most: Duration::from_secs(10),
             spacing: Duration::from_millis(4),
             probe: Duration::from_secs(60),
             stale_after: Duration::from_secs(15 * 60),
+            hold_alarm: Duration::from_secs(5),
+            credentials_check: Duration::from_secs(5),
+            renew_spacing: Duration::from_secs(30),
+            exec_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -141,6 +172,8 @@ enum Message {
     Namespace(String, NamespaceNow),
     /// The policy kinds that are not evaluated.
     Unevaluated(BTreeSet<String>),
+    /// What a watch has said up to this version is to be held against a full list.
+    Compare(Kind, String),
 }
 
 impl Message {
@@ -148,7 +181,9 @@ impl Message {
     fn at(&self) -> Instant {
         match self {
             Self::Applied(_, at) | Self::Deleted(_, at) => *at,
-            Self::Listed(..) | Self::Namespace(..) | Self::Unevaluated(_) => Instant::now(),
+            Self::Listed(..) | Self::Namespace(..) | Self::Unevaluated(_) | Self::Compare(..) => {
+                Instant::now()
+            }
         }
     }
 }
@@ -168,44 +203,16 @@ pub async fn start(
     timing: Timing,
     kept: Option<PathBuf>,
 ) -> Result<Feed, KubeError> {
-    let mut config = configuration(access).await?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    // Ours knows when a pause is due.
-    config.default_retry = false;
-    let location = config.cluster_url.to_string();
-    let client = connect::client(config).map_err(|error| KubeError::Credentials {
-        location: location.clone(),
-        reason: chain(&error),
-    })?;
-    Ok(start_with(client, location, settings, timing, kept))
+    let built = connect::build(access, &timing).await?;
+    Ok(start_with(access.clone(), built, settings, timing, kept))
 }
 
-async fn configuration(access: &Access) -> Result<Config, KubeError> {
-    match access {
-        Access::InCluster => Config::incluster().map_err(|error| KubeError::InCluster(chain(&error))),
-        Access::Kubeconfig { file, context } => {
-            let failed = |reason: String| KubeError::Kubeconfig {
-                path: file.clone(),
-                reason,
-            };
-            let kubeconfig = Kubeconfig::read_from(file).map_err(|error| failed(chain(&error)))?;
-            let options = KubeConfigOptions {
-                context: context.clone(),
-                ..KubeConfigOptions::default()
-            };
-            Config::from_custom_kubeconfig(kubeconfig, &options)
-                .await
-                .map_err(|error| match context {
-                    Some(context) => failed(format!("context {context:?}: {}", chain(&error))),
-                    None => failed(chain(&error)),
-                })
-        }
-    }
-}
+/// The tasks that a source cannot do without, by name. None of them ever ends while all is well.
+type Essential = JoinSet<&'static str>;
 
 fn start_with(
-    client: Client,
-    location: String,
+    access: Access,
+    built: Built,
     settings: Settings,
     timing: Timing,
     kept: Option<PathBuf>,
@@ -217,53 +224,106 @@ fn start_with(
             ..WatchStatus::default()
         })
         .collect();
-    let health = Arc::new(Health::new("kubernetes", location, timing.stale_after, watches));
-    let (sender, states) = latest::channel(None);
+    let health = Health::new("kubernetes", built.location.clone(), timing.stale_after, watches);
+    let health = Arc::new(health.with_hold_alarm(timing.hold_alarm));
+    let connection = Arc::new(Connection::new(&built, timing.clone(), Arc::clone(&health)));
+    let (sender, messages) = mpsc::channel(1024);
     let assembler = Assembler {
-        client,
+        connection: Arc::clone(&connection),
         timing,
-        health: Arc::clone(&health),
-        states: sender,
-    };
-    let task = AbortOnDrop(tokio::spawn(assembler.run(settings, kept)));
-    Feed {
-        states,
         health,
-        accept: None,
-        _task: Some(task),
-    }
+        messages: sender,
+    };
+    let mut essential = assembler.watchers();
+    essential.spawn(async move {
+        connection.keep_credentials(access, built).await;
+        "the renewal of credentials"
+    });
+    assembler.start(settings, kept, messages, essential)
 }
 
 /// Puts the watches together and hands complete states on.
+#[derive(Clone)]
 struct Assembler {
-    client: Client,
+    connection: Arc<Connection>,
     timing: Timing,
     health: Arc<Health>,
-    states: latest::Sender<Option<Arc<SourceState>>>,
+    messages: mpsc::Sender<Message>,
 }
 
 impl Assembler {
-    async fn run(self, settings: Settings, kept: Option<PathBuf>) {
-        let (sender, mut messages) = mpsc::channel(1024);
-        let mut tasks = JoinSet::new();
+    /// Begins to watch.
+    fn watchers(&self) -> Essential {
+        let mut essential = Essential::new();
         for (number, kind) in Kind::ALL.into_iter().enumerate() {
             let watcher = Watcher {
                 kind,
                 number,
-                client: self.client.clone(),
+                connection: Arc::clone(&self.connection),
                 timing: self.timing.clone(),
                 health: Arc::clone(&self.health),
-                messages: sender.clone(),
+                messages: self.messages.clone(),
             };
-            tasks.spawn(watcher.run());
+            essential.spawn(async move {
+                watcher.run().await;
+                kind.resource()
+            });
         }
-        tasks.spawn(probe(
-            self.client.clone(),
-            self.timing.clone(),
-            Arc::clone(&self.health),
-            sender.clone(),
-        ));
+        let it = self.clone();
+        essential.spawn(async move {
+            probe(&it).await;
+            "the look for other policy kinds"
+        });
+        let it = self.clone();
+        essential.spawn(async move {
+            pulse::run(&it.connection, &it.timing, &it.health).await;
+            "the pulse"
+        });
+        essential
+    }
 
+    /// Puts together what the watches say, until one of them ends: the feed ends then, and says why.
+    fn start(
+        self,
+        settings: Settings,
+        kept: Option<PathBuf>,
+        messages: mpsc::Receiver<Message>,
+        essential: Essential,
+    ) -> Feed {
+        let (sender, states) = latest::channel(None);
+        let health = Arc::clone(&self.health);
+        let ending = Arc::clone(&health);
+        let mut assembling = JoinSet::new();
+        // As long as this is there, the feed has not ended: whoever sees its end must find the reason.
+        let alive = sender.clone();
+        assembling.spawn(async move { self.run(settings, kept, messages, essential, &sender).await });
+        let task = AbortOnDrop(tokio::spawn(async move {
+            let reason = match assembling.join_next().await {
+                Some(Ok(reason)) => reason,
+                Some(Err(error)) => described("the assembly of the watches", &error),
+                None => "nothing runs".to_owned(),
+            };
+            ending.end(reason);
+            drop(alive);
+        }));
+        Feed {
+            states,
+            health,
+            accept: None,
+            _task: Some(task),
+        }
+    }
+
+    /// Answers why it ended.
+    async fn run(
+        self,
+        settings: Settings,
+        kept: Option<PathBuf>,
+        mut messages: mpsc::Receiver<Message>,
+        mut essential: Essential,
+        states: &latest::Sender<Option<Arc<SourceState>>>,
+    ) -> String {
+        let mut questions = JoinSet::new();
         let mut state = State::new(settings);
         if let Some(kept) = &kept {
             state.remember(kept::read(kept));
@@ -279,8 +339,12 @@ impl Assembler {
                 .map(|began| last.map_or(began, |last| began.max(last + self.timing.spacing)));
             tokio::select! {
                 biased;
+                Some(ended) = essential.join_next() => return match ended {
+                    Ok(name) => format!("{name} ended"),
+                    Err(error) => described("a task", &error),
+                },
                 () = until(due) => {
-                    self.hand_on(&state, began.take().unwrap_or_else(Instant::now));
+                    self.hand_on(states, &state, began.take().unwrap_or_else(Instant::now));
                     last = Some(Instant::now());
                 }
                 () = until(keeper.as_ref().and_then(|keeper| keeper.due(&state))) => {
@@ -289,15 +353,23 @@ impl Assembler {
                     }
                 }
                 message = messages.recv() => {
-                    // The watches live as long as this task.
-                    let Some(mut message) = message else { return };
+                    // This task has a sender itself.
+                    let Some(mut message) = message else { return "nobody speaks any more".to_owned() };
                     // What came together is one change.
                     let mut left = TAKEN_AT_ONCE;
                     loop {
                         let first = matches!(message, Message::Unevaluated(_)) && !probed;
                         probed |= matches!(message, Message::Unevaluated(_));
                         let at = message.at();
-                        if take(&mut state, message) | first {
+                        if let Message::Compare(kind, version) = message {
+                            questions.spawn(compare::compare(
+                                Arc::clone(&self.connection),
+                                self.timing.clone(),
+                                Arc::clone(&self.health),
+                                (kind, version),
+                                state.watched(),
+                            ));
+                        } else if take(&mut state, message) | first {
                             began = Some(began.map_or(at, |began| began.min(at)));
                         }
                         left -= 1;
@@ -310,16 +382,14 @@ impl Assembler {
                         }
                     }
                     for namespace in state.questions() {
-                        tasks.spawn(ask(
-                            namespace,
-                            self.client.clone(),
-                            self.timing.clone(),
-                            Arc::clone(&self.health),
-                            sender.clone(),
-                        ));
+                        questions.spawn(ask(namespace, self.clone()));
                     }
-                    // Finished questions.
-                    while tasks.try_join_next().is_some() {}
+                    while let Some(finished) = questions.try_join_next() {
+                        if let Err(error) = finished {
+                            return described("a question", &error);
+                        }
+                    }
+                    self.health.unanswered(state.unanswered().map(ToString::to_string));
                     let counts = state.counts();
                     self.health.holds(
                         &[counts.namespaces, counts.nodes, counts.pods, counts.policies],
@@ -330,14 +400,23 @@ impl Assembler {
         }
     }
 
-    fn hand_on(&self, state: &State, began: Instant) {
+    fn hand_on(&self, states: &latest::Sender<Option<Arc<SourceState>>>, state: &State, began: Instant) {
         let handed = SourceState {
             cluster: state.cluster().clone(),
             problems: state.problems(),
             began,
         };
         self.health.handed_on();
-        self.states.send_replace(Some(Arc::new(handed)));
+        states.send_replace(Some(Arc::new(handed)));
+    }
+}
+
+/// What became of a task, in words.
+fn described(what: &str, error: &JoinError) -> String {
+    if error.is_panic() {
+        format!("{what} panicked; please report it with the log")
+    } else {
+        format!("{what} was cancelled")
     }
 }
 
@@ -348,6 +427,7 @@ fn take(state: &mut State, message: Message) -> bool {
         Message::Deleted(reference, _) => state.deleted(&reference),
         Message::Namespace(name, now) => state.answered(&name, &now),
         Message::Unevaluated(kinds) => state.set_unevaluated(kinds),
+        Message::Compare(..) => false,
     }
 }
 
@@ -367,37 +447,44 @@ struct Namespaces {
 
 /// Asks what became of a namespace until the server says. It is asked by a list, which needs no other permission than
 /// the watch has.
-async fn ask(
-    namespace: String,
-    client: Client,
-    timing: Timing,
-    health: Arc<Health>,
-    messages: mpsc::Sender<Message>,
-) {
-    let mut backoff = Backoff::new(&timing);
+async fn ask(namespace: String, source: Assembler) {
+    let mut backoff = Backoff::new(&source.timing);
+    let mut retries = source.connection.retries();
     let params = ListParams {
         field_selector: Some(format!("metadata.name={namespace}")),
         ..ListParams::default()
     };
+    let mut refusals = 0;
     loop {
-        let answer = match Request::new(Kind::Namespace.path()).list(&params) {
-            Ok(request) => match timeout(timing.list_timeout, client.request::<Namespaces>(request)).await {
-                Ok(Ok(list)) => Ok(list),
-                Ok(Err(error)) => Err(explain("list", Kind::Namespace.resource(), &error)),
-                Err(_) => Err("list namespaces: no answer in time".to_owned()),
-            },
-            Err(error) => Err(error.to_string()),
+        retries.borrow_and_update();
+        let request = match Request::new(Kind::Namespace.path()).list(&params) {
+            Ok(request) => request,
+            Err(error) => return source.health.error(None, error.to_string()),
         };
-        match answer {
+        let answer = source
+            .connection
+            .call(source.timing.list_timeout, |client| async move {
+                client.request::<Namespaces>(request).await
+            })
+            .await;
+        let error = match answer {
             Ok(list) => {
                 let now = namespace_now(&namespace, list.items.unwrap_or_default());
                 // Nobody listens: the source has ended.
-                let _ = messages.send(Message::Namespace(namespace, now)).await;
+                let _ = source.messages.send(Message::Namespace(namespace, now)).await;
                 return;
             }
-            Err(reason) => health.error(None, format!("{reason} (policies of {namespace} stay meanwhile)")),
+            Err(error) => error,
+        };
+        let reason = explain("list", Kind::Namespace.resource(), &error, refusals > 0);
+        refusals += u32::from(error.code() == Some(403));
+        source
+            .health
+            .error(None, format!("{reason} (policies of {namespace} stay meanwhile)"));
+        tokio::select! {
+            () = sleep(backoff.next().max(error.retry_after().unwrap_or_default())) => {}
+            Ok(()) = retries.changed() => {}
         }
-        sleep(backoff.next()).await;
     }
 }
 
@@ -422,31 +509,117 @@ fn namespace_now(name: &str, items: Vec<Value>) -> NamespaceNow {
 }
 
 /// Looks for policy kinds that are not evaluated, again and again. What was found once stays until a look that could
-/// see everything says otherwise.
-async fn probe(client: Client, timing: Timing, health: Arc<Health>, messages: mpsc::Sender<Message>) {
-    let mut backoff = Backoff::new(&timing);
+/// see everything says otherwise. What cannot be looked up is said to be unknown, and holds nothing up.
+async fn probe(source: &Assembler) {
+    let mut backoff = Backoff::new(&source.timing);
     let mut known = BTreeSet::new();
     loop {
-        match unevaluated::probe(&client).await {
-            Ok(found) => {
-                if found.errors.is_empty() {
-                    known = found.kinds;
-                } else {
-                    known.extend(found.kinds);
-                }
-                for error in found.errors {
-                    health.error(None, format!("{error} (policies there would go unnoticed)"));
-                }
-                if messages.send(Message::Unevaluated(known.clone())).await.is_err() {
-                    return;
-                }
-                backoff.reset();
-                sleep(timing.probe).await;
-            }
-            Err(reason) => {
-                health.error(None, reason);
-                sleep(backoff.next()).await;
-            }
+        let Found { kinds, errors } = unevaluated::probe(&source.connection).await;
+        for error in &errors {
+            source.health.error(
+                None,
+                format!("{} (policies there would go unnoticed)", error.reason),
+            );
         }
+        if errors.is_empty() {
+            known = kinds;
+        } else {
+            known.extend(kinds);
+        }
+        let unknown = errors.iter().find(|error| {
+            let of = error.of.as_ref();
+            of.is_none_or(|of| !known.contains(of))
+        });
+        source.health.condition(
+            Condition::Discovery,
+            source.timing.probe,
+            unknown.map(|error| {
+                format!(
+                    "whether there are policies of kinds that are not evaluated cannot be looked up: {}",
+                    error.reason
+                )
+            }),
+        );
+        let mut said = known.clone();
+        if unknown.is_some() {
+            said.insert(UNKNOWN_KINDS.to_owned());
+        }
+        if source.messages.send(Message::Unevaluated(said)).await.is_err() {
+            return;
+        }
+        if errors.is_empty() {
+            backoff.reset();
+            sleep(source.timing.probe).await;
+        } else {
+            sleep(backoff.next().min(source.timing.probe)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
+
+    use super::*;
+
+    /// A source of which one task does what is given, with a server that nobody reaches.
+    async fn feed_with<F>(task: F) -> Feed
+    where
+        F: Future<Output = &'static str> + Send + 'static,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kubeconfig");
+        std::fs::write(
+            &file,
+            "{current-context: c, clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+             contexts: [{name: c, context: {cluster: c}}]}",
+        )
+        .unwrap();
+        let access = Access::Kubeconfig { file, context: None };
+        let timing = Timing::default();
+        let built = connect::build(&access, &timing).await.unwrap();
+        let health = Arc::new(Health::new(
+            "kubernetes",
+            String::new(),
+            timing.stale_after,
+            Vec::new(),
+        ));
+        let connection = Arc::new(Connection::new(&built, timing.clone(), Arc::clone(&health)));
+        let (sender, messages) = mpsc::channel(8);
+        let assembler = Assembler {
+            connection,
+            timing,
+            health,
+            messages: sender,
+        };
+        let mut essential = assembler.watchers();
+        essential.spawn(task);
+        assembler.start(Settings::default(), None, messages, essential)
+    }
+
+    async fn reason(mut feed: Feed) -> String {
+        let ended = tokio::time::timeout(Duration::from_secs(20), feed.states.changed()).await;
+        assert!(ended.unwrap().is_err(), "the end is an event");
+        feed.health.ended().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_source_with_its_reason() {
+        let feed = feed_with(async { panic!("as a watcher might") }).await;
+        let reason = reason(feed).await;
+        assert!(reason.contains("panicked"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_returns_ends_the_source_with_its_name() {
+        let feed = feed_with(async { "pods" }).await;
+        assert_eq!(reason(feed).await, "pods ended");
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_well_does_not_end() {
+        let mut feed = feed_with(std::future::pending()).await;
+        let quiet = tokio::time::timeout(Duration::from_millis(100), feed.states.changed()).await;
+        assert!(quiet.is_err() && feed.health.ended().is_none());
     }
 }

@@ -238,7 +238,7 @@ pub(super) fn time(fields: &Fields, at: &str, key: &str) -> Result<Option<i64>, 
     let Some(text) = string(fields, at, key)? else {
         return Ok(None);
     };
-    match seconds(text) {
+    match seconds_since_1970(text) {
         Some(seconds) => Ok(Some(seconds)),
         None => Err(fault(
             join(at, key),
@@ -248,7 +248,7 @@ pub(super) fn time(fields: &Fields, at: &str, key: &str) -> Result<Option<i64>, 
 }
 
 /// Seconds since 1970 of an RFC 3339 time, fractions cut off.
-fn seconds(text: &str) -> Option<i64> {
+pub(in crate::source) fn seconds_since_1970(text: &str) -> Option<i64> {
     let (date, time) = text.split_once(['T', 't', ' '])?;
     let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
@@ -288,15 +288,18 @@ fn seconds(text: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::seconds;
+    use super::seconds_since_1970;
 
     #[test]
     fn times_are_read_to_the_second() {
-        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
-        assert_eq!(seconds("2024-02-29T23:59:59Z"), Some(1_709_251_199));
-        assert_eq!(seconds("2024-03-01T01:00:00.123+01:00"), Some(1_709_251_200));
-        assert_eq!(seconds("2000-03-01T00:00:00Z"), Some(951_868_800));
-        assert_eq!(seconds("2024-13-01T00:00:00Z"), None);
-        assert_eq!(seconds("yesterday"), None);
+        assert_eq!(seconds_since_1970("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(seconds_since_1970("2024-02-29T23:59:59Z"), Some(1_709_251_199));
+        assert_eq!(
+            seconds_since_1970("2024-03-01T01:00:00.123+01:00"),
+            Some(1_709_251_200)
+        );
+        assert_eq!(seconds_since_1970("2000-03-01T00:00:00Z"), Some(951_868_800));
+        assert_eq!(seconds_since_1970("2024-13-01T00:00:00Z"), None);
+        assert_eq!(seconds_since_1970("yesterday"), None);
     }
 }

@@ -9,7 +9,7 @@ use super::field::{
     Fields, NO_FIELDS, bad_label_key, bad_label_value, bad_port_name, cidr, dns_label, dns_subdomain, fault,
     item, join, kind_of, list, mapping, only, present, string, whole, wrong_type,
 };
-use super::identity::time;
+use super::{Origin, identity::time};
 use crate::cluster::{
     Fault, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
@@ -41,15 +41,18 @@ pub(super) fn network_policy(
     at: &str,
     key: ObjectKey,
     uid: String,
+    origin: Origin,
     findings: &mut Findings,
 ) -> NetworkPolicy {
-    only(
-        root,
-        at,
-        &["apiVersion", "kind", "metadata", "spec", "status"],
-        &mut findings.faults,
-    );
-    metadata(root, at, &key, findings);
+    if origin == Origin::Folder {
+        only(
+            root,
+            at,
+            &["apiVersion", "kind", "metadata", "spec", "status"],
+            &mut findings.faults,
+        );
+        metadata(root, at, &key, findings);
+    }
     let spec_at = join(at, "spec");
     let spec = match root.get("spec") {
         Some(Value::Object(spec)) => spec,

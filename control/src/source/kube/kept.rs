@@ -2,7 +2,7 @@
 //! until its last pod is gone (SEMANTICS 54).
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -96,5 +96,11 @@ fn write(path: &Path, policies: &PolicySources) -> io::Result<()> {
         .open(&new)?;
     let texts: Vec<&str> = policies.values().map(|text| &**text).collect();
     file.write_all(format!("[{}]", texts.join(",\n")).as_bytes())?;
-    std::fs::rename(&new, path)
+    // On disk before the name is: a machine that loses power in between has the one before.
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
 }

@@ -6,7 +6,7 @@ use super::state::{Item, Kind};
 use crate::{
     cluster::{Fault, NetworkPolicy, Object, ObjectKey, ObjectRef, Selector},
     protocol::ObjectProblem,
-    source::decode::decode,
+    source::decode::decode_served,
 };
 
 /// Name and uid of an object; else what is wrong with it.
@@ -64,7 +64,7 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
         message: fault.message.clone(),
     };
     let mut problems = Vec::new();
-    let decoded = match decode(&object) {
+    let decoded = match decode_served(&object) {
         Ok(decoded) => decoded
             .into_iter()
             .find(|it| it.object.reference().as_ref() == Some(&reference)),

@@ -78,7 +78,7 @@ impl Kind {
         }
     }
 
-    const fn number(self) -> usize {
+    pub(super) const fn number(self) -> usize {
         match self {
             Self::Namespace => 0,
             Self::Node => 1,
@@ -205,6 +205,23 @@ impl State {
     /// Policies that the API server no longer has and that stay in force (SEMANTICS 54).
     pub(super) fn held(&self) -> impl ExactSizeIterator<Item = &ObjectKey> {
         self.holds.keys()
+    }
+
+    /// Those of them of which nobody has said yet whether their namespace lives.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = &ObjectKey> {
+        let asking = |hold: &Hold| matches!(hold, Hold::Asking { .. });
+        self.holds
+            .iter()
+            .filter(move |(_, hold)| asking(hold))
+            .map(|(key, _)| key)
+    }
+
+    /// What the watches have said, as it is now.
+    pub(super) fn watched(&self) -> Watched {
+        Watched {
+            cluster: self.cluster.clone(),
+            held: self.holds.keys().cloned().collect(),
+        }
     }
 
     /// How many objects of each kind there are.
@@ -386,24 +403,9 @@ impl State {
         changed
     }
 
-    /// Whether the object is in the state as it is. Most events change nothing that matters here: heartbeats of
-    /// nodes, conditions of pods.
+    /// Most events change nothing that matters here: heartbeats of nodes, conditions of pods.
     fn holds_equal(&self, object: &Object) -> bool {
-        match object {
-            Object::Namespace(it) => self
-                .cluster
-                .namespaces
-                .get(&it.name)
-                .is_some_and(|held| **held == *it),
-            Object::Node(it) => self.cluster.nodes.get(&it.name).is_some_and(|held| **held == *it),
-            Object::Pod(it) => self.cluster.pods.get(&it.key).is_some_and(|held| **held == *it),
-            Object::NetworkPolicy(it) => self
-                .cluster
-                .policies
-                .get(&it.key)
-                .is_some_and(|held| **held == *it),
-            Object::Unevaluated { .. } | Object::Ignored { .. } => true,
-        }
+        holds_equal(&self.cluster, object)
     }
 
     fn remove(&mut self, reference: &ObjectRef) -> bool {
@@ -475,6 +477,55 @@ impl State {
 
     fn has_pods(&self, namespace: &str) -> bool {
         self.cluster.pods.range(keys_of(namespace)).next().is_some()
+    }
+}
+
+/// What the watches had said at some time.
+#[derive(Debug)]
+pub(super) struct Watched {
+    cluster: Cluster,
+    /// Policies that are gone and stay in force.
+    held: BTreeSet<ObjectKey>,
+}
+
+impl Watched {
+    /// Whether an object of a list is what a watch said it is. One that cannot be decoded may be anything.
+    pub(super) fn has(&self, item: &Item) -> bool {
+        let held = matches!(&item.reference, ObjectRef::NetworkPolicy(key) if self.held.contains(key));
+        !held
+            && item
+                .object
+                .as_ref()
+                .is_none_or(|object| holds_equal(&self.cluster, object))
+    }
+
+    /// Every object of a kind that a list should have.
+    pub(super) fn references(&self, kind: Kind) -> Box<dyn Iterator<Item = ObjectRef> + '_> {
+        let cluster = &self.cluster;
+        match kind {
+            Kind::Namespace => Box::new(cluster.namespaces.keys().cloned().map(ObjectRef::Namespace)),
+            Kind::Node => Box::new(cluster.nodes.keys().cloned().map(ObjectRef::Node)),
+            Kind::Pod => Box::new(cluster.pods.keys().cloned().map(ObjectRef::Pod)),
+            Kind::NetworkPolicy => Box::new(
+                cluster
+                    .policies
+                    .keys()
+                    .filter(|key| !self.held.contains(key))
+                    .cloned()
+                    .map(ObjectRef::NetworkPolicy),
+            ),
+        }
+    }
+}
+
+/// Whether an object is in a state as it is.
+fn holds_equal(cluster: &Cluster, object: &Object) -> bool {
+    match object {
+        Object::Namespace(it) => cluster.namespaces.get(&it.name).is_some_and(|held| **held == *it),
+        Object::Node(it) => cluster.nodes.get(&it.name).is_some_and(|held| **held == *it),
+        Object::Pod(it) => cluster.pods.get(&it.key).is_some_and(|held| **held == *it),
+        Object::NetworkPolicy(it) => cluster.policies.get(&it.key).is_some_and(|held| **held == *it),
+        Object::Unevaluated { .. } | Object::Ignored { .. } => true,
     }
 }
 

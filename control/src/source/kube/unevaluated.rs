@@ -2,15 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kube::{
-    Client,
-    core::{Request, params::ListParams},
-};
+use kube::core::{Request, params::ListParams};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
-use super::watch::explain;
+use super::{connection::Connection, watch::explain};
 
 /// Group and kind of what else decides about packets in a cluster.
 const KINDS: &[(&str, &str)] = &[
@@ -36,7 +32,16 @@ pub(super) struct Found {
     /// Kinds with at least one object, as `kind.group`.
     pub(super) kinds: BTreeSet<String>,
     /// Why something may be missing from `kinds`.
-    pub(super) errors: Vec<String>,
+    pub(super) errors: Vec<Unseen>,
+}
+
+/// What could not be looked at.
+#[derive(Debug)]
+pub(super) struct Unseen {
+    /// The kind, as `kind.group`; None where it may be any.
+    pub(super) of: Option<String>,
+    /// Why.
+    pub(super) reason: String,
 }
 
 #[derive(Deserialize)]
@@ -44,14 +49,23 @@ struct AnyList {
     items: Option<Vec<Box<RawValue>>>,
 }
 
-/// Looks for objects of kinds that are not evaluated. The error says that the server could not be asked at all.
-pub(super) async fn probe(client: &Client) -> Result<Found, String> {
-    let groups = timeout(PATIENCE, client.list_api_groups())
-        .await
-        .map_err(|_| "list the API groups: no answer in time".to_owned())?
-        .map_err(|error| explain("list", "the API groups", &error))?;
+/// Looks for objects of kinds that are not evaluated.
+pub(super) async fn probe(connection: &Connection) -> Found {
     let mut found = Found::default();
-    for group in groups.groups {
+    let groups = connection
+        .call(PATIENCE, |client| async move { client.list_api_groups().await })
+        .await;
+    let groups = match groups {
+        Ok(groups) => groups.groups,
+        Err(error) => {
+            found.errors.push(Unseen {
+                of: None,
+                reason: explain("list", "the API groups", &error, false),
+            });
+            return found;
+        }
+    };
+    for group in groups {
         let kinds: Vec<&str> = KINDS
             .iter()
             .filter(|(name, _)| *name == group.name)
@@ -67,17 +81,24 @@ pub(super) async fn probe(client: &Client) -> Result<Found, String> {
             .collect();
         versions.sort();
         for version in versions {
-            look(client, &group.name, &version, &kinds, &mut found).await;
+            look(connection, &group.name, &version, &kinds, &mut found).await;
         }
     }
-    Ok(found)
+    found
 }
 
-async fn look(client: &Client, group: &str, version: &str, kinds: &[&str], found: &mut Found) {
-    let resources = match timeout(PATIENCE, client.list_api_group_resources(version)).await {
-        Ok(Ok(resources)) => resources.resources,
-        Ok(Err(error)) => return found.errors.push(explain("list", version, &error)),
-        Err(_) => return found.errors.push(format!("list {version}: no answer in time")),
+async fn look(connection: &Connection, group: &str, version: &str, kinds: &[&str], found: &mut Found) {
+    let resources = connection
+        .call(PATIENCE, |client| async move {
+            client.list_api_group_resources(version).await
+        })
+        .await;
+    let resources = match resources {
+        Ok(resources) => resources.resources,
+        Err(error) => {
+            let reason = explain("list", version, &error, false);
+            return found.errors.push(Unseen { of: None, reason });
+        }
     };
     for resource in resources {
         let name = format!("{}.{group}", resource.kind);
@@ -89,23 +110,31 @@ async fn look(client: &Client, group: &str, version: &str, kinds: &[&str], found
             limit: Some(1),
             ..ListParams::default()
         };
+        let unseen = |reason| Unseen {
+            of: Some(name.clone()),
+            reason,
+        };
         let request = match Request::new(format!("/apis/{version}/{}", resource.name)).list(&params) {
             Ok(request) => request,
             Err(error) => {
-                found.errors.push(error.to_string());
+                found.errors.push(unseen(error.to_string()));
                 continue;
             }
         };
         let plural = format!("{}.{group}", resource.name);
-        match timeout(PATIENCE, client.request::<AnyList>(request)).await {
-            Ok(Ok(list)) if list.items.as_ref().is_some_and(|items| !items.is_empty()) => {
+        let list = connection
+            .call(PATIENCE, |client| async move {
+                client.request::<AnyList>(request).await
+            })
+            .await;
+        match list {
+            Ok(list) if list.items.as_ref().is_some_and(|items| !items.is_empty()) => {
                 found.kinds.insert(name);
             }
-            Ok(Ok(_)) => {}
+            Ok(_) => {}
             // Served no more: nobody has objects of it.
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
-            Ok(Err(error)) => found.errors.push(explain("list", &plural, &error)),
-            Err(_) => found.errors.push(format!("list {plural}: no answer in time")),
+            Err(error) if error.code() == Some(404) => {}
+            Err(error) => found.errors.push(unseen(explain("list", &plural, &error, true))),
         }
     }
 }
