@@ -113,14 +113,15 @@ pub(crate) fn interface_driver(name: &str) -> String {
         .unwrap_or_default()
 }
 
+/// What a driver can do with XDP, `NETDEV_XDP_ACT_*` of `linux/netdev.h`; 0 where it can nothing or the kernel (before
+/// 6.3) does not tell.
+pub(crate) fn xdp_features(ifindex: u32) -> io::Result<u64> {
+    Ok(xdp_query(ifindex)?.feature_flags)
+}
+
 /// What XDP program an interface carries: its id, and whether it is native.
 pub(crate) fn xdp_program(ifindex: u32) -> io::Result<Option<(u32, bool)>> {
-    let mut options = sys::bpf_xdp_query_opts {
-        sz: mem::size_of::<sys::bpf_xdp_query_opts>() as _,
-        ..Default::default()
-    };
-    // SAFETY: `options` is initialised, its size is in `sz`, and it outlives the call.
-    check(unsafe { sys::bpf_xdp_query(ifindex as i32, 0, &mut options) })?;
+    let options = xdp_query(ifindex)?;
     let native = u32::from(options.attach_mode) != sys::XDP_ATTACHED_SKB;
     let id = [
         options.prog_id,
@@ -131,6 +132,16 @@ pub(crate) fn xdp_program(ifindex: u32) -> io::Result<Option<(u32, bool)>> {
     .into_iter()
     .find(|&id| id != 0);
     Ok(id.map(|id| (id, native)))
+}
+
+fn xdp_query(ifindex: u32) -> io::Result<sys::bpf_xdp_query_opts> {
+    let mut options = sys::bpf_xdp_query_opts {
+        sz: mem::size_of::<sys::bpf_xdp_query_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: `options` is initialised, its size is in `sz`, and it outlives the call.
+    check(unsafe { sys::bpf_xdp_query(ifindex as i32, 0, &mut options) })?;
+    Ok(options)
 }
 
 /// A program's name.
@@ -300,6 +311,16 @@ pub(crate) fn mount_bpffs(path: &Path) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Unmounts a file system.
+pub(crate) fn unmount(path: &Path) -> io::Result<()> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    match unsafe { libc::umount2(path.as_ptr(), 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

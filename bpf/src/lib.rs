@@ -23,6 +23,6 @@ mod program_tests;
 pub use counters::{Counter, Counters};
 pub use error::BpfError;
 pub use port::{
-    AttachMode, AttachedPort, DETACH_HINT, EgressGuard, FailMode, Failsafe, PortRole, PortSpec, XdpMode,
-    attach, detach, ensure_bpffs,
+    AttachMode, AttachedPort, DETACH_HINT, DeviceXdp, EgressGuard, FailMode, Failsafe, PortRole, PortSpec,
+    XdpMode, attach, detach, ensure_bpffs, inspect, needs_bpffs, unmount_empty,
 };

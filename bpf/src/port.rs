@@ -176,6 +176,78 @@ pub fn ensure_bpffs(root: &Path) -> Result<(), BpfError> {
     kernel::mount_bpffs(root).map_err(none)
 }
 
+/// Whether [`ensure_bpffs`] would have to mount something.
+pub fn needs_bpffs(root: &Path) -> bool {
+    !kernel::is_bpffs(root).unwrap_or(false)
+}
+
+/// Unmounts a BPF file system that [`ensure_bpffs`] mounted and nobody has put anything into. Fine where it is gone or in
+/// use.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn unmount_empty(root: &Path) -> Result<(), BpfError> {
+    let empty = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none());
+    if !empty || needs_bpffs(root) {
+        return Ok(());
+    }
+    match kernel::unmount(root) {
+        Err(error)
+            if !matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ENOENT | libc::EBUSY)
+            ) =>
+        {
+            Err(BpfError::system(format!("unmount {}", root.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an interface can do and carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceXdp {
+    /// Whether its driver runs XDP programs; None where the kernel does not tell.
+    pub native: Option<bool>,
+    /// Whether its driver has zero-copy AF_XDP sockets; None where the kernel does not tell.
+    pub zero_copy: Option<bool>,
+    /// A program that is not of the installation whose pins are at `PINS`: id and name.
+    pub other_program: Option<(u32, String)>,
+}
+
+/// Looks at an interface, and changes nothing.
+///
+/// # Errors
+/// There is no such interface, or the kernel does not answer.
+pub fn inspect(pins: &Path, name: &str) -> Result<DeviceXdp, BpfError> {
+    /// `NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_XSK_ZEROCOPY`.
+    const BASIC: u64 = 1;
+    const ZERO_COPY: u64 = 8;
+    crate::log::quiet();
+    let ifindex = index_of(name)?;
+    let failed = |source| BpfError::system(format!("ask what XDP can do on `{name}`"), source);
+    let features = Some(kernel::xdp_features(ifindex).map_err(failed)?).filter(|features| *features != 0);
+    let ours = kernel::open_pin(&pins.join(name).join(LINK))
+        .and_then(|link| kernel::xdp_link_info(link.as_fd()))
+        .ok()
+        .filter(|(linked, _)| *linked == ifindex)
+        .map(|(_, program)| program);
+    let other_program = kernel::xdp_program(ifindex)
+        .map_err(failed)?
+        .filter(|(id, _)| Some(*id) != ours)
+        .map(|(id, _)| {
+            (
+                id,
+                kernel::program_name(id).unwrap_or_else(|_| "unknown".to_owned()),
+            )
+        });
+    Ok(DeviceXdp {
+        native: features.map(|features| features & BASIC != 0),
+        zero_copy: features.map(|features| features & ZERO_COPY != 0),
+        other_program,
+    })
+}
+
 /// Attaches the programs of a port and pins them, taking over what an earlier process left: the program stays attached
 /// throughout, and is replaced atomically where it was built from another source.
 ///

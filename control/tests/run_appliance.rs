@@ -372,7 +372,7 @@ fn what_cannot_run_is_refused_before_anything_is_changed() {
     ] {
         assert!(good.contains(from), "{from}");
         bed.configure(&good.replace(from, to));
-        let output = bed.ask(&["run"]);
+        let output = bed.ask_shortly(&["run"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{to}: {said}");
         assert!(said.contains(says), "{to}: {said}");
@@ -385,7 +385,7 @@ fn what_cannot_run_is_refused_before_anything_is_changed() {
     }
     bed.configure(&good);
     bed.start();
-    let second = bed.ask(&["run"]);
+    let second = bed.ask_shortly(&["run"]);
     assert_eq!(second.status.code(), Some(2));
     assert!(
         String::from_utf8_lossy(&second.stderr).contains("another `ringwall run`"),

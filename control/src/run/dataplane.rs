@@ -5,6 +5,7 @@
 //! the supervisor has started and not yet told to go stands by with it ([`stand_by`]).
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -23,6 +24,7 @@ use ringwall_dataplane::{
     failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::{self, FlowConfig, FlowMemory},
     plane::{Plane, PlaneConfig},
+    port::PortKind,
     time::Nanos,
     worker::Worker,
 };
@@ -32,12 +34,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::protocol::DATAPLANE_SOCKET;
 
 use super::{
+    changes::{Change, Changes},
+    fib::View,
     flows::LiveFlows,
     follow::Follower,
     lifeline::StopSignal,
     machine::{Machine, port_config},
     netlink::Netlink,
-    plan::Plan,
+    plan::{Plan, PlannedPort},
     ports,
     publication::{Publication, locked, serve},
     work::{self, Sleepers},
@@ -93,17 +97,74 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     done(started, "configuration and plan");
     super::make_private_dir(&plan.runtime_dir)?;
     super::make_private_dir(&plan.state_dir)?;
-    let first = !plan.state_dir.join(ports::MADE_FILE).exists();
-    let (state_dir, pins) = (plan.state_dir.clone(), plan.pins.clone());
-    let running = Running::start(&config, plan, spare, started).inspect_err(|_| {
-        if first {
-            ports::take_back(&state_dir);
+    let mut changes = Changes::open(&plan.state_dir)?;
+    take_back_others(&plan, &mut changes);
+    let (mark, pins, state_dir) = (changes.mark(), plan.pins.clone(), plan.state_dir.clone());
+    let first = mark == 0 && pinned(&pins).is_empty();
+    let running = Running::start(&config, plan, changes, spare, started).inspect_err(|_| {
+        // What an earlier process made stays: its fail mode holds.
+        if let Err(error) = take_back_since(mark, first, &pins, &state_dir) {
+            say_not_taken_back(&[format!("{error:#}")]);
         }
-        ports::remove_empty(&pins);
     })?;
     let outcome = running.watch(&stop);
     running.end();
     outcome
+}
+
+/// Takes programs and changes off interfaces that were ports of an earlier process and are none now.
+fn take_back_others(plan: &Plan, changes: &mut Changes) {
+    let is_port = |name: &str| {
+        let host = plan.host.as_ref();
+        plan.ports.iter().any(|port| port.name == name) || host.is_some_and(|host| host.outer == name)
+    };
+    let mut failed = Vec::new();
+    for name in pinned(&plan.pins).into_iter().filter(|name| !is_port(name)) {
+        failed.extend(
+            ringwall_bpf::detach(&plan.pins, &name)
+                .err()
+                .map(|error| error.to_string()),
+        );
+    }
+    failed.extend(changes.take_back(0, |change| {
+        let gateway = matches!(change, Change::Address { interface, .. } if interface.name == "lo");
+        !gateway
+            && change
+                .interface()
+                .is_some_and(|interface| !is_port(&interface.name))
+    }));
+    say_not_taken_back(&failed);
+}
+
+/// The ports that have pins.
+pub(super) fn pinned(pins: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(pins).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// Takes back what a start that failed has made; where it was the `first`, whatever of ringwall is on the machine.
+fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> anyhow::Result<()> {
+    if first {
+        for name in pinned(pins) {
+            ringwall_bpf::detach(pins, &name)?;
+        }
+        Netlink::open()?.forget_managed()?;
+    }
+    ports::remove_empty(pins);
+    let mut changes = Changes::open(state_dir)?;
+    say_not_taken_back(&changes.take_back(mark, |_| true));
+    if first && changes.mark() == 0 {
+        changes.remove()?;
+    }
+    Ok(())
+}
+
+fn say_not_taken_back(failed: &[String]) {
+    for error in failed {
+        tracing::warn!(error, "cannot be taken back");
+    }
 }
 
 /// Waits for the supervisor's word: true for to begin, false for to end. Until then nothing is changed on the machine, and
@@ -142,7 +203,8 @@ fn stand_by(config: &Path, stop: &StopSignal, spare: &mut Option<Spare>) -> anyh
 
 fn refresh(spare: Option<Spare>, config: &Path) -> anyhow::Result<Option<Spare>> {
     let config = super::load_config(config)?;
-    let wanted = socket_config(&config, &Plan::outline(&config)?);
+    let plan = Plan::outline(&config)?;
+    let wanted = socket_config(&config, &plan, &fit(&plan, &BTreeMap::new())?);
     Ok(Spare::refresh(spare, &wanted, STANDBY_MOST)?)
 }
 
@@ -187,20 +249,30 @@ struct Running {
 }
 
 impl Running {
-    fn start(config: &Config, plan: Plan, spare: Option<Spare>, started: Instant) -> anyhow::Result<Self> {
-        let mut netlink = Netlink::open()?;
-        plan.put_in_order(false)?;
-        ports::make_ready(&plan, &mut netlink)?;
-        for remark in plan.put_in_order(true)? {
+    fn start(
+        config: &Config,
+        plan: Plan,
+        mut changes: Changes,
+        spare: Option<Spare>,
+        started: Instant,
+    ) -> anyhow::Result<Self> {
+        if ringwall_bpf::needs_bpffs(&config.bpffs) {
+            changes.about_to_make([Change::Mount {
+                path: config.bpffs.clone(),
+            }])?;
+            ringwall_bpf::ensure_bpffs(&config.bpffs)?;
+        }
+        ports::make_ready(&plan, &mut Netlink::open()?, &mut changes)?;
+        let found = ports::put_in_order(&plan, &mut changes)?;
+        for remark in &found.remarks {
             tracing::info!("{remark}");
         }
-        ringwall_bpf::ensure_bpffs(&config.bpffs)?;
         done(started, "interfaces ready");
 
         // Packet memory and sockets take as long as all the rest together: beside it. Nothing comes in before the
         // sockets are registered.
         let sockets = {
-            let wanted = socket_config(config, &plan);
+            let wanted = socket_config(config, &plan, &fit(&plan, &found.unfit)?);
             spawn("rw-sockets", move || {
                 let opened = ringwall_xsk::open_with(&wanted, spare);
                 done(started, "sockets open");
@@ -238,6 +310,7 @@ impl Running {
             stop: AtomicBool::new(false),
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
             port_limit,
+            changes: Mutex::new(changes),
             partial: Mutex::default(),
             started,
         });
@@ -246,7 +319,12 @@ impl Running {
         done(started, "snapshot and routes");
 
         // From here on the machine's ports change; what fails takes back what was not there before.
-        *locked(&machine.live) = ports::attach_all(&plan, follower.local(), &machine.pods)?;
+        *locked(&machine.live) = ports::attach_all(
+            &plan,
+            follower.local(),
+            &machine.pods,
+            &mut locked(&machine.changes),
+        )?;
         done(started, "programs attached");
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let opened = sockets
@@ -420,14 +498,22 @@ fn start_workers(
     Ok(threads)
 }
 
-/// The sockets of every port.
-fn socket_config(config: &Config, plan: &Plan) -> ringwall_xsk::Config {
+/// The ports that can be opened at the start. A pod's that is down waits for who sets it up, one that is unfit for who
+/// mends it.
+fn fit(plan: &Plan, unfit: &BTreeMap<String, String>) -> anyhow::Result<Vec<PlannedPort>> {
+    let mut view = View::default();
+    view.set_links(&Netlink::open()?.links()?);
+    let waits = |port: &PlannedPort| {
+        unfit.contains_key(&port.name)
+            || port.kind == PortKind::Pod && view.link_named(&port.name).is_some_and(|(_, link)| !link.up)
+    };
+    Ok(plan.ports.iter().filter(|port| !waits(port)).cloned().collect())
+}
+
+/// The sockets of these ports.
+fn socket_config(config: &Config, plan: &Plan, fit: &[PlannedPort]) -> ringwall_xsk::Config {
     ringwall_xsk::Config {
-        ports: plan
-            .ports
-            .iter()
-            .map(|port| port_config(port, config.umem))
-            .collect(),
+        ports: fit.iter().map(|port| port_config(port, config.umem)).collect(),
         workers: plan.cpus.len(),
         zero_copy: zero_copy(plan),
         rings: Default::default(),

@@ -7,11 +7,7 @@ use rustix::fs::FlockOperation;
 
 use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
 
-use super::{
-    fib::View,
-    netlink::Netlink,
-    ports::{MADE_FILE, Made, remove_empty},
-};
+use super::{changes::Changes, fib::View, netlink::Netlink, ports::remove_empty};
 
 /// Arguments of `ringwall detach`.
 #[derive(Clone, Debug, clap::Args)]
@@ -25,8 +21,10 @@ pub struct DetachArgs {
 pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     crate::log::start();
     let config = super::load_config(&args.config)?;
-    if let Ok(lock) = File::open(config.runtime_dir.join("run.lock"))
-        && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
+    // Held to the end: a `run` that starts meanwhile would lose what is taken off here.
+    let lock = File::open(config.runtime_dir.join("run.lock"));
+    if let Ok(lock) = &lock
+        && rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()
     {
         bail!("`{}` is running: stop `ringwall run` first", config.name);
     }
@@ -42,13 +40,7 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
         .map(|link| link.name.clone())
         .filter(|name| config.interface(name).is_some())
         .collect();
-    if let Ok(entries) = std::fs::read_dir(&pins) {
-        ports.extend(
-            entries
-                .flatten()
-                .filter_map(|entry| entry.file_name().into_string().ok()),
-        );
-    }
+    ports.extend(super::dataplane::pinned(&pins));
     let mut failed = Vec::new();
     for port in &ports {
         if let Err(error) = ringwall_bpf::detach(&pins, port) {
@@ -57,16 +49,19 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     }
     remove_empty(&pins);
 
-    let made = Made::read(&config.state_dir);
-    failed.extend(
-        made.take_back(&mut netlink, &view)
-            .into_iter()
-            .map(|error| error.to_string()),
-    );
+    if let Err(error) = netlink.forget_managed() {
+        failed.push(error.to_string());
+    }
+    if config.state_dir.exists() {
+        let mut changes = Changes::open(&config.state_dir)?;
+        failed.extend(changes.take_back(0, |_| true));
+        if failed.is_empty() {
+            changes.remove()?;
+        }
+    }
     if !failed.is_empty() {
         bail!("not everything could be taken off:\n{}", failed.join("\n"));
     }
-    remove_file(&config.state_dir.join(MADE_FILE))?;
     for name in [
         CONTROL_SOCKET,
         DATAPLANE_SOCKET,

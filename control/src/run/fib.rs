@@ -90,6 +90,8 @@ pub struct View {
     pub routes: BTreeMap<IpNet, Route>,
     /// Neighbours of which the kernel knows something, by interface and address.
     pub neighbours: BTreeMap<(u32, IpAddr), Known>,
+    /// Neighbours that an administrator has set: nothing but their word changes them.
+    pub fixed: BTreeSet<(u32, IpAddr)>,
 }
 
 /// What the kernel knows of a neighbour.
@@ -157,10 +159,22 @@ impl View {
     /// Takes the neighbours of a dump.
     pub fn set_neighbours(&mut self, messages: &[NeighbourMessage]) {
         self.neighbours.clear();
+        self.fixed.clear();
         for message in messages {
-            if let Some((key, Some(known))) = neighbour(message) {
-                self.neighbours.insert(key, known);
+            if let Some((key, known)) = neighbour(message) {
+                self.fix(key, is_fixed(message));
+                if let Some(known) = known {
+                    self.neighbours.insert(key, known);
+                }
             }
+        }
+    }
+
+    fn fix(&mut self, key: (u32, IpAddr), fixed: bool) {
+        if fixed {
+            self.fixed.insert(key);
+        } else {
+            self.fixed.remove(&key);
         }
     }
 
@@ -181,6 +195,7 @@ impl View {
             }
             RouteNetlinkMessage::NewNeighbour(m) => {
                 if let Some((key, known)) = neighbour(m) {
+                    self.fix(key, is_fixed(m));
                     let before = match known {
                         Some(known) => self.neighbours.insert(key, known),
                         None => self.neighbours.remove(&key),
@@ -190,6 +205,7 @@ impl View {
             }
             RouteNetlinkMessage::DelNeighbour(m) => {
                 if let Some((key, _)) = neighbour(m) {
+                    self.fixed.remove(&key);
                     stale.neighbours = self.neighbours.remove(&key).is_some();
                 }
             }
@@ -240,7 +256,8 @@ fn link(message: &LinkMessage) -> Link {
     found
 }
 
-fn address(message: &AddressMessage) -> Option<(u32, IpAddr, u8)> {
+/// An address of this host: interface, address, length of the prefix.
+pub fn address(message: &AddressMessage) -> Option<(u32, IpAddr, u8)> {
     // IFA_LOCAL is ours; IFA_ADDRESS is the other end on a point-to-point link and ours elsewhere.
     let mut ours = None;
     for attribute in &message.attributes {
@@ -400,6 +417,11 @@ fn forward(flags: RouteFlags, single: &Single, multipath: Option<&[RouteNextHop]
     }
     found.sort_unstable(); // the order of a dump must not move flows from one path to another
     Action::Forward(found)
+}
+
+/// Whether an administrator has set a neighbour: PERMANENT, NOARP.
+pub fn is_fixed(message: &NeighbourMessage) -> bool {
+    u16::from(message.header.state) & (0x80 | 0x40) != 0
 }
 
 /// The key of a neighbour, and what the kernel knows of it.

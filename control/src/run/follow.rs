@@ -106,15 +106,25 @@ impl Follower {
     }
 
     fn keep_resolved(&mut self, wanted: BTreeSet<(u32, IpAddr)>) {
+        // What an administrator has set needs nothing, until it is gone.
+        let wanted: BTreeSet<(u32, IpAddr)> = wanted.difference(&self.view.fixed).copied().collect();
         for (link, address) in wanted.difference(&self.wanted) {
             if let Err(error) = self.netlink.manage_neighbour(*link, *address) {
                 tracing::warn!(%error, "neighbour");
             }
         }
-        for (link, address) in self.wanted.difference(&wanted) {
-            let _ = self.netlink.forget_neighbour(*link, *address); // gone with its link, mostly
-        }
+        let gone: Vec<(u32, IpAddr)> = self.wanted.difference(&wanted).copied().collect();
         self.wanted = wanted;
+        for key in gone {
+            self.forget(key);
+        }
+    }
+
+    /// Forgets a neighbour, unless an administrator has set it since.
+    fn forget(&mut self, key: (u32, IpAddr)) {
+        if !self.view.fixed.contains(&key) {
+            let _ = self.netlink.forget_neighbour(key.0, key.1); // gone with its link, mostly
+        }
     }
 
     /// What workers ask for.
@@ -132,11 +142,14 @@ impl Follower {
                 continue;
             };
             let key = (link, IpAddr::from(addr));
+            if self.view.fixed.contains(&key) {
+                continue;
+            }
             if !self.wanted.contains(&key) && !self.asked.contains(&key) {
                 if self.asked.len() >= ASKED_LIMIT
-                    && let Some((link, address)) = self.asked.pop_front()
+                    && let Some(oldest) = self.asked.pop_front()
                 {
-                    let _ = self.netlink.forget_neighbour(link, address);
+                    self.forget(oldest);
                 }
                 self.asked.push_back(key);
             }
@@ -156,7 +169,7 @@ impl Follower {
             .collect();
         for key in failed {
             self.asked.retain(|other| *other != key);
-            let _ = self.netlink.forget_neighbour(key.0, key.1);
+            self.forget(key);
         }
     }
 
@@ -220,6 +233,7 @@ impl Follower {
             self.view
                 .neighbours
                 .retain(|(link, _), _| links.contains_key(link));
+            self.view.fixed.retain(|(link, _)| links.contains_key(link));
         } else if stale.routes {
             self.view.set_routes(&self.netlink.routes()?);
         }

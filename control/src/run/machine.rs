@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context;
 use ipnet::IpNet;
 use ringwall_bpf::XdpMode;
-use ringwall_config::{RxQueues, Umem};
+use ringwall_config::Umem;
 use ringwall_dataplane::{
     plane::Plane,
     port::{PortId, PortKind, Side},
@@ -28,6 +28,7 @@ use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device};
 use crate::protocol::{DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, WorkerStatus};
 
 use super::{
+    changes::Changes,
     fib::View,
     netlink::Netlink,
     plan::{Plan, PlannedPort},
@@ -73,6 +74,8 @@ pub struct Machine {
     pub alive: Vec<AtomicBool>,
     /// Most ports that there can be.
     pub port_limit: usize,
+    /// What was changed on the machine.
+    pub changes: Mutex<Changes>,
     /// By interface: whether its packets may carry partial checksums.
     pub partial: Mutex<BTreeMap<String, bool>>,
     /// When the process began.
@@ -129,7 +132,8 @@ impl Machine {
             }
         }
         for port in live.iter_mut().filter(|port| port.attached.is_some()) {
-            if only.is_none_or(|only| only == port.planned.id) {
+            let id = port.planned.id;
+            if only.is_none_or(|only| only == id) && has_queues(sockets, id) {
                 port.open = true;
                 port.problem = None;
             }
@@ -156,7 +160,8 @@ impl Machine {
                     }
                 }
             }
-            match self.open(&port, index, local) {
+            match self.open(&port, index, link.up, local) {
+                Ok(()) if port.kind == PortKind::Pod && !link.up => {}
                 Ok(()) => tracing::info!(port = port.name, index, "port opened"),
                 Err(error) => self.note_problem(port, &error),
             }
@@ -168,6 +173,15 @@ impl Machine {
         locked(&self.live)
             .iter()
             .any(|port| !port.open && view.link_named(&port.planned.name).is_some())
+    }
+
+    /// Forgets changes of interfaces that are no more.
+    fn forget_changes(&self, view: &View) {
+        locked(&self.changes).forget(|change| {
+            change
+                .interface()
+                .is_some_and(|interface| !view.links.contains_key(&interface.index))
+        });
     }
 
     fn note_problem(&self, port: PlannedPort, error: &anyhow::Error) {
@@ -197,6 +211,9 @@ impl Machine {
                 port.problem = Some("the interface is gone".to_owned());
                 gone.push((port.planned.id, port.planned.name.clone()));
             }
+        }
+        if !gone.is_empty() {
+            self.forget_changes(view);
         }
         for (id, name) in gone {
             locked(&self.partial).remove(&name);
@@ -250,7 +267,8 @@ impl Machine {
                 self.port_limit
             );
             if let Err(error) = attached {
-                problem = format!("{problem}; {:#}", ports::block(&port, index, error));
+                let blocked = ports::block(&port, index, error, &mut locked(&self.changes));
+                problem = format!("{problem}; {blocked:#}");
             }
             if refused
                 .get(&port.name)
@@ -270,8 +288,9 @@ impl Machine {
     }
 
     /// Opens one port while the others run. The programs come first and stay whatever fails after them: without sockets
-    /// they hold the fail mode. May be called again for a port that is attached and not open.
-    fn open(&self, port: &PlannedPort, index: u32, local: &[IpAddr]) -> anyhow::Result<()> {
+    /// they hold the fail mode. May be called again for a port that is attached and not open. A pod's port that is down
+    /// waits for who sets it up.
+    fn open(&self, port: &PlannedPort, index: u32, up: bool, local: &[IpAddr]) -> anyhow::Result<()> {
         let plan = locked(&self.plan).clone();
         let mut one = plan.clone();
         one.ports.retain(|other| other.id == port.id);
@@ -280,7 +299,8 @@ impl Machine {
         if !attached {
             let attached = self
                 .attach(&plan, &one, local)
-                .map_err(|error| ports::block(port, index, error))?;
+                .map_err(|error| ports::block(port, index, error, &mut locked(&self.changes)))?;
+            ports::unblock(port, index, &mut locked(&self.changes))?;
             let mut live = locked(&self.live);
             live.retain(|other| other.planned.id != port.id);
             live.push(attached);
@@ -294,6 +314,9 @@ impl Machine {
                 }
             }
         }
+        if port.kind == PortKind::Pod && !up {
+            return Ok(());
+        }
         self.open_sockets(port, &one)
             .context("attached without sockets, the fail mode holds (closed: pod traffic drops)")
     }
@@ -303,8 +326,11 @@ impl Machine {
         // What can be put in order before lets the program run natively. The rest is said when it is attached.
         let in_order = Netlink::open()
             .map_err(anyhow::Error::from)
-            .and_then(|mut netlink| ports::set_mtus(one, &mut netlink))
-            .and_then(|()| Ok(one.put_in_order(true)?));
+            .and_then(|mut netlink| {
+                let mut changes = locked(&self.changes);
+                ports::set_mtus(one, &mut netlink, &mut changes)?;
+                ports::put_in_order(one, &mut changes)
+            });
         if let Err(error) = in_order {
             tracing::debug!("not in order: {error:#}");
         }
@@ -313,8 +339,13 @@ impl Machine {
     }
 
     fn open_sockets(&self, port: &PlannedPort, one: &Plan) -> anyhow::Result<()> {
-        ports::make_ready(one, &mut Netlink::open()?)?;
-        one.put_in_order(true)?;
+        {
+            let mut changes = locked(&self.changes);
+            ports::make_ready(one, &mut Netlink::open()?, &mut changes)?;
+            if let Some(problem) = ports::put_in_order(one, &mut changes)?.unfit.remove(&port.name) {
+                anyhow::bail!(problem);
+            }
+        }
         {
             let mut sockets = locked(&self.sockets);
             let sockets = sockets.as_mut().context("the sockets are not open yet")?;
@@ -472,10 +503,7 @@ pub fn port_config(port: &PlannedPort, umem: Umem) -> PortConfig {
     PortConfig {
         id: port.id,
         name: port.name.clone(),
-        queues: match port.queues {
-            RxQueues::Count(count) => Some(count.get()),
-            RxQueues::All => None,
-        },
+        queues: port.queues_asked(),
         fill_frames: match port.kind {
             PortKind::Pod => umem
                 .frames_per_pod_port

@@ -15,6 +15,7 @@ use ringwall_dataplane::{
 use super::{
     fib::{Action, Known, View},
     plan::{HostPair, PlannedPort},
+    ports::GATEWAY_V4,
 };
 
 /// What the mirror makes of the kernel's state.
@@ -86,6 +87,12 @@ pub fn mirror(
                 builder.port_address(*port, (*address).into());
             }
             local.insert(*address);
+        }
+        // Pods know the gateway by this address, whatever interface of the machine holds it.
+        if local.contains(&IpAddr::V4(GATEWAY_V4)) {
+            for port in planned.iter().filter(|port| port.kind == PortKind::Pod) {
+                builder.port_address(port.id, Addr::from(IpAddr::V4(GATEWAY_V4)));
+            }
         }
         // After the routes: an address of ours wins over any route to it.
         for address in local.iter().filter(|address| !is_link_local(address)) {
@@ -210,6 +217,7 @@ mod tests {
             queues: RxQueues::All,
             mtu: None,
             fail_mode: FailMode::Closed,
+            matched: false,
         }
     }
 

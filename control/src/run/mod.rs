@@ -3,10 +3,11 @@
 //! * [`plan`] from configuration to ports, workers and places; changes nothing.
 //! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
 //! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`]
-//!   what it changes on the machine.
+//!   makes interfaces ready, [`changes`] keeps the record of what was changed on the machine, and takes it back.
 //! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
 
+pub mod changes;
 pub mod children;
 pub mod dataplane;
 pub mod detach;

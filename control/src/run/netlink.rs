@@ -18,10 +18,15 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage},
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::fib::is_fixed;
+
+/// Marks neighbours as ringwall's, for `ip neigh` and for whoever takes them back.
+const OUR_PROTOCOL: RouteProtocol = RouteProtocol::Other(114);
 
 /// What went wrong in talking to the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -274,18 +279,80 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Makes the kernel resolve a neighbour now and keep it resolved, although it sees none of our traffic to it.
-    pub fn manage_neighbour(&mut self, link: u32, address: IpAddr) -> Result<(), NetlinkError> {
+    /// Makes the kernel resolve a neighbour now and keep it resolved, although it sees none of our traffic to it. False
+    /// where an administrator has set the neighbour: that stays as it is.
+    pub fn manage_neighbour(&mut self, link: u32, address: IpAddr) -> Result<bool, NetlinkError> {
         let mut message = neighbour(link, address);
         message.header.flags = NeighbourFlags::ExtLearned; // keeps the garbage collector away
-        message
-            .attributes
-            .push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
-        self.change(
-            RouteNetlinkMessage::NewNeighbour(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
-            &format!("resolve {address} on interface {link}"),
-        )
+        message.attributes.extend([
+            NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed),
+            NeighbourAttribute::Protocol(OUR_PROTOCOL),
+        ]);
+        let what = format!("resolve {address} on interface {link}");
+        // Managing one that is there would make a permanent one dynamic: only what is not there is made in one step.
+        let request = RouteNetlinkMessage::NewNeighbour(message);
+        match self.change(request.clone(), NLM_F_CREATE | NLM_F_EXCL, &what) {
+            Err(error) if error.errno() == Some(rustix::io::Errno::EXIST.raw_os_error()) => {}
+            other => return other.map(|()| true),
+        }
+        if self
+            .neighbour(link, address)?
+            .is_some_and(|found| is_fixed(&found))
+        {
+            return Ok(false);
+        }
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE, &what)
+            .map(|()| true)
+    }
+
+    fn neighbour(&mut self, link: u32, address: IpAddr) -> Result<Option<NeighbourMessage>, NetlinkError> {
+        let mut message = neighbour(link, address);
+        message.header.kind = RouteType::Unspec;
+        let what = format!("ask for {address} on interface {link}");
+        let sequence = self.send(RouteNetlinkMessage::GetNeighbour(message), 0, &what)?;
+        loop {
+            for message in self.answer(&what)? {
+                if message.header.sequence_number != sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(found)) => {
+                        return Ok(Some(found));
+                    }
+                    NetlinkPayload::Error(error) => {
+                        let source = error.to_io();
+                        if source.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) {
+                            return Ok(None);
+                        }
+                        return Err(NetlinkError::Refused { what, source });
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Forgets every neighbour that [`Self::manage_neighbour`] made, in this process or an earlier one.
+    pub fn forget_managed(&mut self) -> Result<(), NetlinkError> {
+        for message in self.neighbours()? {
+            let ours = message
+                .attributes
+                .contains(&NeighbourAttribute::Protocol(OUR_PROTOCOL));
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+                _ => None,
+            });
+            if let Some(address) = address.filter(|_| ours && !is_fixed(&message)) {
+                match self.forget_neighbour(message.header.ifindex, address) {
+                    Err(error) if error.errno() != Some(rustix::io::Errno::NOENT.raw_os_error()) => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a neighbour.

@@ -7,6 +7,10 @@ use ringwall_config::{
     RxQueues, XdpMode, ZeroCopy,
 };
 use ringwall_dataplane::port::{PortId, PortKind, Side};
+use ringwall_xsk::{
+    device::Device,
+    preflight::{Asked, Repair},
+};
 
 use super::{
     fib::{Link, View},
@@ -98,6 +102,18 @@ pub struct PlannedPort {
     pub mtu: Option<u16>,
     /// What holds while no worker listens.
     pub fail_mode: FailMode,
+    /// Found by a pattern, not by its name: what is wrong with it concerns it alone, and keeps nothing else from running.
+    pub matched: bool,
+}
+
+impl PlannedPort {
+    /// The number of queues that the configuration names.
+    pub fn queues_asked(&self) -> Option<u16> {
+        match self.queues {
+            RxQueues::Count(count) => Some(count.get()),
+            RxQueues::All => None,
+        }
+    }
 }
 
 /// The veth pair that leads to the kernel of this host.
@@ -156,14 +172,17 @@ impl Plan {
     /// Asks the kernel what there is and what it can, and plans.
     pub fn make(config: &Config) -> Result<Self, PlanError> {
         let plan = Self::outline(config)?;
-        check(&ringwall_xsk::preflight::Request {
-            interfaces: &[], // what is wrong with them can be mended by the process that owns them
-            routed: plan.routed,
-            kernel_takes_over: plan.kernel_takes_over(),
-            workers: plan.cpus.len(),
-            repair: false,
-        })?;
-        Ok(plan)
+        let mut wrong = match plan.look(true) {
+            Ok(_) => Vec::new(),
+            Err(PlanError::NotReady(wrong)) => vec![wrong],
+            Err(error) => return Err(error),
+        };
+        wrong.extend(plan.what_drivers_refuse());
+        if wrong.is_empty() {
+            Ok(plan)
+        } else {
+            Err(PlanError::NotReady(wrong.join("\n")))
+        }
     }
 
     /// The plan for a machine that has these interfaces and CPUs.
@@ -211,6 +230,7 @@ impl Plan {
                 queues: interface.rx_queues,
                 mtu: interface.mtu,
                 fail_mode,
+                matched: matches!(interface.select, InterfaceSelect::Match(_)),
             });
         }
         Ok(Self {
@@ -236,37 +256,122 @@ impl Plan {
         })
     }
 
-    /// Puts the interfaces in order as far as that can be done by switches; the answer is what remains and is not
-    /// fatal. Interfaces that are not there yet, or whose MTU is still to be set, are left out where `ready` is false.
-    pub fn put_in_order(&self, ready: bool) -> Result<Vec<String>, PlanError> {
+    /// What is to be put in order on the interfaces before they can be ports, and what is worth a remark.
+    ///
+    /// # Errors
+    /// Something is wrong that ringwall cannot or must not mend itself.
+    pub fn findings(&self) -> Result<Findings, PlanError> {
+        self.look(false)
+    }
+
+    /// `at_first`: ports whose interface is made later, and settings that are mended later, are in order.
+    fn look(&self, at_first: bool) -> Result<Findings, PlanError> {
         let made_later = |name: &str| {
             self.host
                 .as_ref()
                 .is_some_and(|host| !host.exists && host.inner == name)
         };
-        let mut interfaces: Vec<String> = self
+        let mut interfaces: Vec<Asked> = self
             .ports
             .iter()
-            .filter(|port| ready || (port.mtu.is_none() && !made_later(&port.name)))
-            .map(|port| port.name.clone())
+            .filter(|port| !at_first || !made_later(&port.name))
+            .map(|port| Asked {
+                name: port.name.clone(),
+                pod: port.kind == PortKind::Pod,
+                mtu: port.mtu.map(u32::from),
+            })
             .collect();
         if let Some(host) = &self.host
-            && (ready || host.exists)
+            && (!at_first || host.exists)
         {
-            interfaces.push(host.outer.clone());
+            interfaces.push(Asked {
+                name: host.outer.clone(),
+                pod: false,
+                mtu: None,
+            });
         }
-        check(&ringwall_xsk::preflight::Request {
+        let request = ringwall_xsk::preflight::Request {
             interfaces: &interfaces,
             routed: self.routed,
             kernel_takes_over: self.kernel_takes_over(),
             workers: self.cpus.len(),
-            repair: true,
-        })
+        };
+        let matched = |name: &str| self.ports.iter().any(|port| port.matched && port.name == name);
+        check(&request, &matched)
+    }
+
+    /// What the drivers of the ports do not have and the configuration asks for; programs of others.
+    fn what_drivers_refuse(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let needs_zero_copy = self.ports.iter().find(|port| port.zero_copy == ZeroCopy::Require);
+        let pair_is_made = self.host.as_ref().is_some_and(|host| !host.exists);
+        if let Some(asks) = needs_zero_copy {
+            let without = |name: &str, driver: &str| {
+                format!(
+                    "interface {}: zeroCopy: require, but all ports share one packet memory and `{name}` ({driver}) has no zero-copy: set `zeroCopy: prefer` or `off`",
+                    asks.name
+                )
+            };
+            if let Some(host) = self.host.as_ref().filter(|_| pair_is_made) {
+                wrong.push(without(&host.inner, "veth"));
+            }
+            for port in self.ports.iter().filter(|port| !port.matched) {
+                let device = Device::lookup(&port.name).ok();
+                let known = ringwall_bpf::inspect(&self.pins, &port.name).ok();
+                if let Some(device) = device
+                    && known.is_some_and(|known| known.zero_copy == Some(false))
+                {
+                    wrong.push(without(&port.name, &device.driver));
+                }
+            }
+        }
+        for port in self.ports.iter().filter(|port| !port.matched) {
+            let Ok(device) = Device::lookup(&port.name) else {
+                continue; // made later, or named by the preflight
+            };
+            if let RxQueues::Count(count) = port.queues
+                && count.get() > device.max_queues
+            {
+                wrong.push(format!(
+                    "interface {}: it can have {} queues, {count} are asked for: lower `rxQueues`",
+                    port.name, device.max_queues
+                ));
+            }
+            if device.driver == "veth" && port.xdp == XdpMode::Generic {
+                wrong.push(format!(
+                    "interface {}: xdpMode: generic on a veth would lose the large segments that its other end sends: use `auto` or `native`",
+                    port.name
+                ));
+            }
+            let Ok(known) = ringwall_bpf::inspect(&self.pins, &port.name) else {
+                continue;
+            };
+            if port.xdp == XdpMode::Native && known.native == Some(false) {
+                wrong.push(format!(
+                    "interface {}: xdpMode: native, but its driver ({}) has no XDP: use `auto` or another device",
+                    port.name, device.driver
+                ));
+            }
+            if let Some((id, name)) = known.other_program {
+                wrong.push(format!(
+                    "interface {0}: it carries an XDP program of somebody else (id {id}, `{name}`): stop what attached it, or `ip link set dev {0} xdp off`",
+                    port.name
+                ));
+            }
+        }
+        wrong
     }
 
     /// Whether the kernel forwards while no dataplane runs: a wire has its peer for that.
     fn kernel_takes_over(&self) -> bool {
         self.routed && self.fail_mode == FailMode::Open
+    }
+
+    /// Whether pods may come that are not there yet.
+    pub fn takes_pods(&self) -> bool {
+        self.patterns
+            .iter()
+            .any(|pattern| pattern.kind == Some(InterfaceKind::Pod))
     }
 
     /// Ports that match a pattern and are not planned yet, without a number.
@@ -298,6 +403,7 @@ impl Plan {
                     queues: interface.rx_queues,
                     mtu: interface.mtu,
                     fail_mode: self.fail_mode,
+                    matched: true,
                 });
             }
         }
@@ -334,15 +440,43 @@ impl Plan {
     }
 }
 
-fn check(request: &ringwall_xsk::preflight::Request<'_>) -> Result<Vec<String>, PlanError> {
+/// What is to be done before the interfaces can be ports.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Interface, what mends it, and what is wrong in words.
+    pub repairs: Vec<(String, Repair, String)>,
+    /// Worth saying.
+    pub remarks: Vec<String>,
+    /// Interfaces that a pattern found and that cannot be opened as they are, with what is wrong.
+    pub unfit: BTreeMap<String, String>,
+}
+
+fn check(
+    request: &ringwall_xsk::preflight::Request<'_>,
+    matched: &dyn Fn(&str) -> bool,
+) -> Result<Findings, PlanError> {
+    let mut unfit = BTreeMap::new();
     // What is wrong with several interfaces in the same way is said once.
     let mut found: BTreeMap<(bool, String), Vec<String>> = BTreeMap::new();
+    let mut repairs = Vec::new();
     for finding in ringwall_xsk::preflight::preflight(request)? {
         let text = format!("{}: {}", finding.problem, finding.remedy);
+        if let (Some(name), Some(repair)) = (&finding.interface, finding.repair) {
+            repairs.push((name.clone(), repair, text));
+            continue;
+        }
+        if let Some(name) = finding
+            .interface
+            .as_deref()
+            .filter(|name| finding.fatal && matched(name))
+        {
+            unfit.insert(name.to_owned(), format!("interface {name}: {text}"));
+            continue;
+        }
         let names = found.entry((finding.fatal, text)).or_default();
         names.extend(finding.interface);
     }
-    let (mut fatal, mut warnings) = (Vec::new(), Vec::new());
+    let (mut fatal, mut remarks) = (Vec::new(), Vec::new());
     for ((is_fatal, text), names) in found {
         let text = if names.is_empty() {
             text
@@ -352,11 +486,15 @@ fn check(request: &ringwall_xsk::preflight::Request<'_>) -> Result<Vec<String>, 
         if is_fatal {
             fatal.push(text);
         } else {
-            warnings.push(text);
+            remarks.push(text);
         }
     }
     if fatal.is_empty() {
-        Ok(warnings)
+        Ok(Findings {
+            repairs,
+            remarks,
+            unfit,
+        })
     } else {
         Err(PlanError::NotReady(fatal.join("\n")))
     }

@@ -10,142 +10,204 @@ use ipnet::IpNet;
 use ringwall_bpf::{AttachMode, AttachedPort, Counter, Counters, EgressGuard, PortRole, PortSpec};
 use ringwall_config::{FailMode, FailsafeEntry, XdpMode};
 use ringwall_dataplane::port::{PortId, PortKind};
-use serde::{Deserialize, Serialize};
+use ringwall_xsk::{device::Device, preflight::Repair};
 
 use super::{
+    changes::{Change, Changes, Interface, read_setting, write_setting},
     fib::View,
     netlink::{Netlink, NetlinkError},
-    plan::{Plan, PlannedPort},
+    plan::{Findings, Plan, PlannedPort},
 };
 
-/// The gateway that pods have, which every pod port owns.
-const GATEWAY_V4: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)), 32);
-/// The same for IPv6.
+/// The gateway that pods have. It is an address of the machine, on an interface of ringwall's own or the loopback, never on
+/// a pod's port: when the last IPv4 address of an interface goes, the kernel takes the interface's routes along, which are
+/// not ours. The kernel answers ARP for it on every interface.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same for IPv6, on every pod port: neighbour discovery is about addresses of the link.
 const GATEWAY_V6: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), 64);
-/// Name of the file in the state directory that holds [`Made`].
-pub const MADE_FILE: &str = "made.json";
 
-/// What ringwall changed on the machine and `ringwall detach` takes back.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Made {
-    /// An end of a veth pair that was made.
-    pub links: Vec<String>,
-    /// Addresses that were added: interface, address, length of the prefix.
-    pub addresses: Vec<(String, IpAddr, u8)>,
-    /// MTUs that were changed: interface, earlier MTU.
-    pub mtus: Vec<(String, u32)>,
+/// Puts the interfaces in order as far as that can be done by settings and switches. The answer is worth a remark, and
+/// names interfaces that cannot be opened.
+pub fn put_in_order(plan: &Plan, changes: &mut Changes) -> anyhow::Result<Findings> {
+    let mut found = plan.findings()?;
+    if found.repairs.is_empty() {
+        return Ok(found);
+    }
+    let view = links()?;
+    let mut wanted = Vec::new();
+    for (name, repair, text) in std::mem::take(&mut found.repairs) {
+        let interface = of(&view, &name)?;
+        wanted.push((
+            match repair {
+                Repair::Setting {
+                    path,
+                    of_interface,
+                    before,
+                    after,
+                } => Change::Setting {
+                    path,
+                    interface: of_interface.then_some(interface),
+                    before,
+                    after,
+                },
+                Repair::VlanOffload { before } => Change::VlanOffload { interface, before },
+            },
+            text,
+        ));
+    }
+    changes.about_to_make(wanted.iter().map(|(change, _)| change.clone()))?;
+    for (change, text) in wanted {
+        match &change {
+            Change::VlanOffload { interface, .. } => Device::lookup(&interface.name)
+                .and_then(|device| device.keep_vlan())
+                .with_context(|| format!("interface {}: {text}", interface.name))?,
+            Change::Setting { path, after, .. } => write_setting(path, after).context(text)?,
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
-impl Made {
-    /// What earlier runs made.
-    pub fn read(state_dir: &Path) -> Self {
-        std::fs::read(state_dir.join(MADE_FILE))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
-    }
-
-    fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
-        let path = state_dir.join(MADE_FILE);
-        super::write_atomically(&path, &serde_json::to_vec(self)?)
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    fn add_link(&mut self, name: &str) {
-        if !self.links.iter().any(|link| link == name) {
-            self.links.push(name.to_owned());
-        }
-    }
-
-    fn add_address(&mut self, name: &str, (address, length): (IpAddr, u8)) {
-        let entry = (name.to_owned(), address, length);
-        if !self.addresses.contains(&entry) {
-            self.addresses.push(entry);
-        }
-    }
-
-    /// Takes it all back; goes on where a part is gone already. The answer is what could not be taken back.
-    pub fn take_back(&self, netlink: &mut Netlink, view: &View) -> Vec<NetlinkError> {
-        let mut failed = Vec::new();
-        let mut note = |result: Result<(), NetlinkError>| {
-            if let Err(error) = result {
-                let gone = [rustix::io::Errno::NODEV, rustix::io::Errno::ADDRNOTAVAIL];
-                if !gone.iter().any(|gone| error.errno() == Some(gone.raw_os_error())) {
-                    failed.push(error);
-                }
-            }
-        };
-        for (name, address, length) in &self.addresses {
-            if let Some((index, _)) = view.link_named(name) {
-                note(netlink.delete_address(index, *address, *length));
-            }
-        }
-        for (name, mtu) in &self.mtus {
-            if let Some((index, _)) = view.link_named(name) {
-                note(netlink.set_link(index, Some(*mtu)));
-            }
-        }
-        for name in &self.links {
-            if let Some((index, _)) = view.link_named(name) {
-                note(netlink.delete_link(index));
-            }
-        }
-        failed
-    }
-}
-
-/// Makes the interfaces ready: the host pair, MTUs, up, the pods' gateway addresses. Everything is noted on disk
-/// before the next thing is changed.
-pub fn make_ready(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
-    let mut made = Made::read(&plan.state_dir);
+fn links() -> Result<View, NetlinkError> {
     let mut view = View::default();
-    view.set_links(&netlink.links()?);
+    view.set_links(&Netlink::open()?.links()?);
+    Ok(view)
+}
+
+fn of(view: &View, name: &str) -> anyhow::Result<Interface> {
+    let (index, _) = view
+        .link_named(name)
+        .with_context(|| format!("interface `{name}` went away"))?;
+    Ok(Interface {
+        name: name.to_owned(),
+        index,
+    })
+}
+
+/// Makes the interfaces ready: the host pair, MTUs, queues, up, the pods' gateway addresses.
+pub fn make_ready(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> anyhow::Result<()> {
+    let mut view = links()?;
+    let has_pods = plan.ports.iter().any(|port| port.kind == PortKind::Pod) || plan.takes_pods();
+    let mut gateway_on = "lo";
     if let Some(pair) = &plan.host {
         if view.link_named(&pair.inner).is_none() {
-            made.add_link(&pair.inner);
-            made.write(&plan.state_dir)?;
+            changes.about_to_make([Change::Pair {
+                inner: pair.inner.clone(),
+                outer: pair.outer.clone(),
+            }])?;
             netlink.add_veth(&pair.inner, &pair.outer, plan.cpus.len() as u32)?;
             view.set_links(&netlink.links()?);
         }
-        let (outer, _) = view
-            .link_named(&pair.outer)
+        let outer = of(&view, &pair.outer)
             .with_context(|| format!("the host port's other end `{}` is not there", pair.outer))?;
         // Pods' packets come in here, while the route back to them leaves by their own port.
-        loosen_reverse_path(&pair.outer)?;
-        netlink.set_link(outer, None)?;
-        netlink.add_address(outer, GATEWAY_V4.0, GATEWAY_V4.1)?; // the loose check wants an address on the interface
-    }
-    set_mtus(plan, netlink)?;
-    made.mtus = Made::read(&plan.state_dir).mtus;
-    for port in &plan.ports {
-        let (index, _) = view
-            .link_named(&port.name)
-            .with_context(|| format!("interface `{}` went away", port.name))?;
-        netlink.set_link(index, None)?;
-        if port.kind == PortKind::Pod {
-            for gateway in [GATEWAY_V4, GATEWAY_V6] {
-                match netlink.add_address(index, gateway.0, gateway.1) {
-                    Ok(true) => made.add_address(&port.name, gateway),
-                    Ok(false) => {}
-                    // IPv6 may be off on the machine: then pods have none either.
-                    Err(error) if gateway.0.is_ipv6() => {
-                        tracing::info!(port = port.name, %error, "no IPv6 gateway")
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
+        let path = format!("net/ipv4/conf/{}/rp_filter", pair.outer);
+        if let Some(before) = read_setting(&path).filter(|value| value != "2") {
+            changes.about_to_make([Change::Setting {
+                path: path.clone(),
+                interface: Some(outer.clone()),
+                before,
+                after: "2".to_owned(),
+            }])?;
+            write_setting(&path, "2")?;
         }
+        set_up(&outer, &view, netlink, changes)?;
+        gateway_on = &pair.outer; // whose loose check wants an address, too
     }
-    if made != Made::read(&plan.state_dir) {
-        made.write(&plan.state_dir)?;
+    if plan.host.is_some() || has_pods {
+        let interface = of(&view, gateway_on)?;
+        add_address(interface, (GATEWAY_V4.into(), 32), netlink, changes)?;
+    }
+    set_mtus(plan, netlink, changes)?;
+    for port in &plan.ports {
+        let interface = of(&view, &port.name)?;
+        set_queues(port, plan.cpus.len(), &interface, changes)?;
+        if port.kind != PortKind::Pod {
+            set_up(&interface, &view, netlink, changes)?;
+            continue;
+        }
+        // IPv6 may be off on the machine: then pods have none either.
+        if let Err(error) = add_address(interface, GATEWAY_V6, netlink, changes) {
+            tracing::info!(port = port.name, %error, "no IPv6 gateway");
+        }
     }
     Ok(())
 }
 
-/// Sets the MTUs that are configured, each noted on disk before. Interfaces are not set up by that.
-pub fn set_mtus(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
-    let mut made = Made::read(&plan.state_dir);
+fn add_address(
+    interface: Interface,
+    (address, length): (IpAddr, u8),
+    netlink: &mut Netlink,
+    changes: &mut Changes,
+) -> anyhow::Result<()> {
+    let there = netlink
+        .addresses()?
+        .iter()
+        .filter_map(super::fib::address)
+        .any(|found| found == (interface.index, address, length));
+    if there {
+        return Ok(());
+    }
+    let index = interface.index;
+    changes.about_to_make([Change::Address {
+        interface,
+        address,
+        length,
+    }])?;
+    netlink.add_address(index, address, length)?;
+    Ok(())
+}
+
+/// Sets an interface up that is down. A pod's is left to who makes the pod: it may be down because it is not ready yet.
+fn set_up(
+    interface: &Interface,
+    view: &View,
+    netlink: &mut Netlink,
+    changes: &mut Changes,
+) -> anyhow::Result<()> {
+    if view.links.get(&interface.index).is_some_and(|link| !link.up) {
+        changes.about_to_make([Change::Up {
+            interface: interface.clone(),
+            after: true,
+        }])?;
+        netlink.set_link(interface.index, None)?;
+    }
+    Ok(())
+}
+
+/// Gives an interface the queues that its sockets will want.
+fn set_queues(
+    port: &PlannedPort,
+    workers: usize,
+    interface: &Interface,
+    changes: &mut Changes,
+) -> anyhow::Result<()> {
+    let device = Device::lookup(&port.name)?;
+    let wanted = ringwall_xsk::queues_for(&device, port.queues_asked(), workers);
+    if wanted == device.queues {
+        return Ok(());
+    }
+    let (before, after) = (device.channels()?, device.channels_for(wanted)?);
+    changes.about_to_make([Change::Queues {
+        interface: interface.clone(),
+        before,
+        after,
+    }])?;
+    match device.set_channels(after) {
+        // Asked for by name: an error. Else fewer queues do, too.
+        Err(error) if port.queues_asked().is_some() => Err(error.into()),
+        Err(error) => {
+            tracing::debug!(port = port.name, %error, "queues");
+            changes
+                .forget(|change| matches!(change, Change::Queues { interface: of, .. } if of == interface));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Sets the MTUs that are configured. Interfaces are not set up by that.
+pub fn set_mtus(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> anyhow::Result<()> {
     let mut view = View::default();
     view.set_links(&netlink.links()?);
     for port in &plan.ports {
@@ -155,9 +217,14 @@ pub fn set_mtus(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
         let Some(mtu) = port.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) else {
             continue;
         };
-        made.mtus.retain(|(name, _)| *name != port.name);
-        made.mtus.push((port.name.clone(), link.mtu));
-        made.write(&plan.state_dir)?;
+        changes.about_to_make([Change::Mtu {
+            interface: Interface {
+                name: port.name.clone(),
+                index,
+            },
+            before: link.mtu,
+            after: mtu,
+        }])?;
         netlink.set_mtu(index, mtu)?;
     }
     Ok(())
@@ -165,11 +232,21 @@ pub fn set_mtus(plan: &Plan, netlink: &mut Netlink) -> anyhow::Result<()> {
 
 /// Where a pod's port can have no program: nothing would judge what the kernel and the pod send each other. With
 /// `failMode: closed` the interface is set down. The answer is the error, with what became of the port.
-pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error) -> anyhow::Error {
+pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error, changes: &mut Changes) -> anyhow::Error {
     if port.kind != PortKind::Pod || port.fail_mode != FailMode::Closed {
         return error.context("no program is attached");
     }
-    match Netlink::open().and_then(|mut netlink| netlink.set_down(index)) {
+    let mut down = || -> anyhow::Result<()> {
+        let mut netlink = Netlink::open()?;
+        let mut view = View::default();
+        view.set_links(&netlink.links()?);
+        if view.links.get(&index).is_some_and(|link| link.up) {
+            changes.about_to_make([set_down_by_us(port, index)])?;
+            netlink.set_down(index)?;
+        }
+        Ok(())
+    };
+    match down() {
         Ok(()) => error.context(
             "no program could be attached, so the interface was set down (failMode: closed); when it is opened again, routes through it may have to be made again",
         ),
@@ -179,23 +256,24 @@ pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error) -> anyhow::Er
     }
 }
 
-/// Takes back everything that was made, and forgets it. What cannot be taken back is logged.
-pub fn take_back(state_dir: &Path) {
-    let made = Made::read(state_dir);
-    let taken = Netlink::open().and_then(|mut netlink| {
-        let mut view = View::default();
-        view.set_links(&netlink.links()?);
-        Ok(made.take_back(&mut netlink, &view))
-    });
-    match taken {
-        Ok(failed) => {
-            for error in failed {
-                tracing::warn!(%error, "cannot be taken back");
-            }
-            let _ = std::fs::remove_file(state_dir.join(MADE_FILE)); // none where nothing was made
-        }
-        Err(error) => tracing::warn!(%error, "cannot be taken back"),
+fn set_down_by_us(port: &PlannedPort, index: u32) -> Change {
+    Change::Up {
+        interface: Interface {
+            name: port.name.clone(),
+            index,
+        },
+        after: false,
     }
+}
+
+/// Sets an interface up again that [`block`] has set down.
+pub fn unblock(port: &PlannedPort, index: u32, changes: &mut Changes) -> anyhow::Result<()> {
+    let ours = set_down_by_us(port, index);
+    if changes.has(&ours) {
+        Netlink::open()?.set_link(index, None)?;
+        changes.forget(|change| *change == ours);
+    }
+    Ok(())
 }
 
 /// Removes directories of pins that hold none, and the ones above that they were alone in.
@@ -206,11 +284,6 @@ pub fn remove_empty(pins: &Path) {
     for dir in pins.ancestors().take(2) {
         let _ = std::fs::remove_dir(dir); // likewise
     }
-}
-
-fn loosen_reverse_path(interface: &str) -> anyhow::Result<()> {
-    let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
-    std::fs::write(&path, "2").with_context(|| format!("cannot write {path}"))
 }
 
 /// A port with its programs.
@@ -342,12 +415,24 @@ pub fn attach(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet])
     })
 }
 
-/// Attaches every port. Where one fails, those that were not attached before this call are taken off again.
-pub fn attach_all(plan: &Plan, local: &[IpAddr], pods: &[IpNet]) -> anyhow::Result<Vec<LivePort>> {
+/// Attaches every port. Where one fails, those that were not attached before this call are taken off again; but one that a
+/// pattern found is blocked, and the others go on.
+pub fn attach_all(
+    plan: &Plan,
+    local: &[IpAddr],
+    pods: &[IpNet],
+    changes: &mut Changes,
+) -> anyhow::Result<Vec<LivePort>> {
     let mut live: Vec<LivePort> = Vec::new();
     for port in &plan.ports {
         match attach(plan, port, local, pods) {
-            Ok(port) => live.push(port),
+            Ok(attached) => live.push(attached),
+            Err(error) if port.matched => {
+                let index = links()?.link_named(&port.name).map_or(0, |(index, _)| index);
+                let problem = crate::cli::whole(&block(port, index, error, changes));
+                tracing::error!(port = port.name, "cannot be opened: {problem}");
+                live.push(LivePort::absent(port.clone(), problem));
+            }
             Err(error) => {
                 roll_back(live);
                 return Err(error);

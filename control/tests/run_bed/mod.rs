@@ -241,6 +241,17 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
         self.ringwall(arguments).output().unwrap()
     }
 
+    /// Runs a ringwall command that should end by itself soon; killed where it does not.
+    pub fn ask_shortly(&self, arguments: &[&str]) -> Output {
+        let mut command = self.gateway.command("timeout");
+        command
+            .args(["-k", "1", "20", env!("CARGO_BIN_EXE_ringwall")])
+            .args(arguments)
+            .arg("--config")
+            .arg(self.config_file());
+        command.output().unwrap()
+    }
+
     /// Starts `ringwall run` and waits until policies are in force.
     pub fn start(&mut self) {
         self.launch();

@@ -207,6 +207,63 @@ impl Device {
         matches!(self.driver.as_str(), "veth" | "virtio_net" | "tun")
     }
 
+    /// Numbers of receive, transmit and combined queues in use.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    pub fn channels(&self) -> Result<[u32; 3], XskError> {
+        let channels = Question::new(&self.name)?.channels().map_err(|source| {
+            XskError::system(
+                format!("ask interface `{}` for its queues", self.name),
+                "CAP_NET_ADMIN",
+                source,
+            )
+        })?;
+        Ok([channels.rx, channels.tx, channels.combined])
+    }
+
+    /// What [`Self::channels`] will be with so many receive and transmit queues.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    pub fn channels_for(&self, queues: u16) -> Result<[u32; 3], XskError> {
+        let now = self.channels()?;
+        let max = Question::new(&self.name)
+            .and_then(|question| {
+                question
+                    .channels()
+                    .map_err(|source| XskError::system("ask for queues", "CAP_NET_ADMIN", source))
+            })?
+            .max_combined;
+        let queues = u32::from(queues);
+        Ok(match now {
+            [0, 0, _] if max > 0 => [0, 0, queues],
+            [_, _, combined] => [queues, queues, combined],
+        })
+    }
+
+    /// Sets the numbers of receive, transmit and combined queues in use.
+    ///
+    /// # Errors
+    /// The device cannot, or the process may not.
+    pub fn set_channels(&self, [rx, tx, combined]: [u32; 3]) -> Result<(), XskError> {
+        let question = Question::new(&self.name)?;
+        let failed = |source| {
+            XskError::system(
+                format!(
+                    "give interface `{}` {rx} receive, {tx} transmit and {combined} combined queues",
+                    self.name
+                ),
+                "CAP_NET_ADMIN",
+                source,
+            )
+        };
+        let mut channels = question.channels().map_err(failed)?;
+        channels.command = SET_CHANNELS;
+        (channels.rx, channels.tx, channels.combined) = (rx, tx, combined);
+        question.ethtool(&mut channels).map_err(failed)
+    }
+
     /// Sets the number of receive and transmit queues in use.
     ///
     /// # Errors
@@ -215,31 +272,27 @@ impl Device {
         if queues == self.queues {
             return Ok(());
         }
-        let question = Question::new(&self.name)?;
-        let action = format!("give interface `{}` {queues} queues", self.name);
-        let failed = |source| XskError::system(action.clone(), "CAP_NET_ADMIN", source);
-        let mut channels = question.channels().map_err(failed)?;
-        channels.command = SET_CHANNELS;
-        if channels.max_combined > 0 && channels.rx == 0 && channels.tx == 0 {
-            channels.combined = u32::from(queues);
-        } else {
-            channels.rx = u32::from(queues);
-            channels.tx = u32::from(queues);
-        }
-        question.ethtool(&mut channels).map_err(failed)?;
+        self.set_channels(self.channels_for(queues)?)?;
         self.queues = queues;
         Ok(())
+    }
+
+    /// `ETHTOOL_GFLAGS`: 0 where the device does not tell.
+    pub fn vlan_flags(&self) -> u32 {
+        let mut value = Value {
+            command: GET_FLAGS,
+            data: 0,
+        };
+        match Question::new(&self.name).map(|question| question.ethtool(&mut value)) {
+            Ok(Ok(())) => value.data,
+            _ => 0,
+        }
     }
 
     /// Whether the device takes VLAN tags out of received packets or puts them into sent ones. An AF_XDP socket then
     /// never sees them.
     pub fn strips_vlan(&self) -> bool {
-        let mut value = Value {
-            command: GET_FLAGS,
-            data: 0,
-        };
-        Question::new(&self.name).is_ok_and(|question| question.ethtool(&mut value).is_ok())
-            && value.data & (FLAG_RX_VLAN | FLAG_TX_VLAN) != 0
+        self.vlan_flags() & (FLAG_RX_VLAN | FLAG_TX_VLAN) != 0
     }
 
     /// Turns both VLAN offloads off.
@@ -247,10 +300,19 @@ impl Device {
     /// # Errors
     /// The device cannot, or the process may not.
     pub fn keep_vlan(&self) -> Result<(), XskError> {
+        self.set_vlan_flags(0)
+    }
+
+    /// Sets both VLAN offloads to what they are in `flags`.
+    ///
+    /// # Errors
+    /// The device cannot, or the process may not.
+    pub fn set_vlan_flags(&self, flags: u32) -> Result<(), XskError> {
+        const BOTH: u32 = FLAG_RX_VLAN | FLAG_TX_VLAN;
         let question = Question::new(&self.name)?;
         let failed = |source| {
             XskError::system(
-                format!("turn the VLAN offloads of `{}` off", self.name),
+                format!("set the VLAN offloads of `{}`", self.name),
                 "CAP_NET_ADMIN",
                 source,
             )
@@ -262,7 +324,7 @@ impl Device {
         question.ethtool(&mut value).map_err(failed)?;
         value = Value {
             command: SET_FLAGS,
-            data: value.data & !(FLAG_RX_VLAN | FLAG_TX_VLAN),
+            data: value.data & !BOTH | flags & BOTH,
         };
         question.ethtool(&mut value).map_err(failed)
     }

@@ -27,5 +27,5 @@ pub use io::{Waker, XskIo};
 pub use mapping::map_shared;
 pub use sockets::{
     Accounts, Config, PortConfig, QueueSocket, QueueStats, RingSizes, Sockets, Spare, ZeroCopy, open,
-    open_with,
+    open_with, queues_for,
 };

@@ -17,13 +17,36 @@ pub struct Finding {
     pub problem: String,
     /// What to do about it.
     pub remedy: String,
+    /// What ringwall itself can do about it.
+    pub repair: Option<Repair>,
+}
+
+/// A change of the machine that mends a finding. Whoever makes it puts it on record before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Write a setting.
+    Setting {
+        /// Its path below `/proc/sys`.
+        path: String,
+        /// Whether it is of the interface, or of all.
+        of_interface: bool,
+        /// Its value.
+        before: String,
+        /// What is wanted.
+        after: String,
+    },
+    /// Turn the VLAN offloads off.
+    VlanOffload {
+        /// [`Device::vlan_flags`] now.
+        before: u32,
+    },
 }
 
 /// What to look at.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     /// Interfaces of the ports.
-    pub interfaces: &'a [String],
+    pub interfaces: &'a [Asked],
     /// The kernel must not forward by itself (routed role), but for `kernel_takes_over`.
     pub routed: bool,
     /// The kernel forwards while no dataplane runs (routed role, fail mode open), so its forwarding must be on. While
@@ -31,33 +54,84 @@ pub struct Request<'a> {
     pub kernel_takes_over: bool,
     /// How many workers will share the ports.
     pub workers: usize,
-    /// Turn off what can be turned off: VLAN offloads, forwarding, accept_ra and redirects of the interfaces.
-    pub repair: bool,
 }
 
-/// Settings of an interface under `/proc/sys/net` that must be 0 on a routed port, and why.
-const MUST_BE_OFF: [(&str, &str, &str); 5] = [
-    (
-        "ipv4",
-        "accept_redirects",
-        "a neighbour could change the kernel's routes",
-    ),
-    (
+/// An interface of a port, as far as preflight has to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its name.
+    pub name: String,
+    /// Whether a pod is behind it.
+    pub pod: bool,
+    /// The MTU that it is going to have; None: the one it has.
+    pub mtu: Option<u32>,
+}
+
+/// A setting below `/proc/sys/net/FAMILY/conf/INTERFACE` that must have a value on a routed port.
+struct Wanted {
+    family: &'static str,
+    setting: &'static str,
+    value: &'static str,
+    /// Why, in words.
+    why: &'static str,
+    /// The value of `all` counts, too: the kernel takes the larger of both.
+    with_all: bool,
+    /// On ports to pods alone.
+    pods_only: bool,
+}
+
+const fn off(family: &'static str, setting: &'static str, why: &'static str) -> Wanted {
+    Wanted {
+        family,
+        setting,
+        value: "0",
+        why,
+        with_all: false,
+        pods_only: false,
+    }
+}
+
+const MUST_BE_OFF: [Wanted; 6] = [
+    Wanted {
+        with_all: true,
+        ..off(
+            "ipv4",
+            "accept_redirects",
+            "a neighbour could change the kernel's routes",
+        )
+    },
+    off(
         "ipv4",
         "send_redirects",
         "the kernel would tell pods of ways past the firewall",
     ),
-    (
-        "ipv4",
-        "proxy_arp",
-        "the kernel would answer for addresses that are not its own",
-    ),
-    (
-        "ipv6",
-        "accept_ra",
-        "a neighbour could give the kernel routes and addresses",
-    ),
-    (
+    Wanted {
+        with_all: true,
+        ..off(
+            "ipv4",
+            "proxy_arp",
+            "the kernel would answer for addresses that are not its own",
+        )
+    },
+    Wanted {
+        pods_only: true,
+        with_all: true,
+        ..off(
+            "ipv4",
+            "arp_ignore",
+            "the kernel would not answer pods that ask for their gateway 169.254.1.1",
+        )
+    },
+    // An uplink may have its address and default route from a router's advertisements.
+    Wanted {
+        pods_only: true,
+        ..off(
+            "ipv6",
+            "accept_ra",
+            "a pod could give the kernel routes and addresses",
+        )
+    },
+    off(
         "ipv6",
         "accept_redirects",
         "a neighbour could change the kernel's routes",
@@ -79,13 +153,14 @@ pub fn preflight(request: &Request<'_>) -> Result<Vec<Finding>, XskError> {
     let mut findings = Vec::new();
     process(&mut findings);
     for interface in request.interfaces {
-        match Device::lookup(interface) {
-            Ok(device) => look_at(&device, request, &mut findings),
+        match Device::lookup(&interface.name) {
+            Ok(device) => look_at(&device, interface, request, &mut findings),
             Err(XskError::NoInterface(name)) => findings.push(Finding {
                 fatal: true,
                 interface: Some(name),
                 problem: "does not exist in this network namespace".to_owned(),
                 remedy: "correct the name, or create it (`ip link`)".to_owned(),
+                repair: None,
             }),
             Err(error) => return Err(error),
         }
@@ -99,6 +174,7 @@ pub fn preflight(request: &Request<'_>) -> Result<Vec<Finding>, XskError> {
                 "net.ipv6.conf.all.forwarding is 0: while no dataplane runs, the kernel forwards no IPv6"
                     .to_owned(),
             remedy: "`sysctl net.ipv6.conf.all.forwarding=1` where IPv6 is to pass then".to_owned(),
+            repair: None,
         });
     }
     if request.routed && !request.kernel_takes_over && forwards_v6.as_deref() == Some("1") {
@@ -108,6 +184,7 @@ pub fn preflight(request: &Request<'_>) -> Result<Vec<Finding>, XskError> {
             problem: "net.ipv6.conf.all.forwarding is 1: the kernel forwards IPv6 by itself; the guard on the ports keeps it from pods"
                 .to_owned(),
             remedy: "`sysctl net.ipv6.conf.all.forwarding=0` where nothing else needs it".to_owned(),
+            repair: None,
         });
     }
     Ok(findings)
@@ -120,6 +197,7 @@ fn process(findings: &mut Vec<Finding>) {
             interface: None,
             problem,
             remedy: remedy.to_owned(),
+            repair: None,
         });
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
@@ -163,21 +241,53 @@ fn read(path: impl Into<PathBuf>) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-fn look_at(device: &Device, request: &Request<'_>, findings: &mut Vec<Finding>) {
-    let mut add = |fatal, problem: String, remedy: String| {
+/// Drivers of devices that are made of others, and what to name instead: their XDP programs run elsewhere, or their
+/// packets come with what lies below.
+const MADE_OF_OTHERS: [(&str, &str); 4] = [
+    (
+        "bonding",
+        "its slaves receive the packets, and their sockets are not the bond's: name a port of its own for each slave, or take the interface out of the bond",
+    ),
+    (
+        "team",
+        "its members receive the packets, and their sockets are not the team's: name a port of its own for each member, or take the interface out of the team",
+    ),
+    (
+        "bridge",
+        "it has no receive queues of its own: name its members as ports",
+    ),
+    (
+        "802.1Q VLAN Support",
+        "its packets come by the interface below it: name that one, whose frames are judged with their tags",
+    ),
+];
+
+fn look_at(device: &Device, asked: &Asked, request: &Request<'_>, findings: &mut Vec<Finding>) {
+    let mut add = |fatal, problem: String, remedy: String, repair| {
         findings.push(Finding {
             fatal,
             interface: Some(device.name.clone()),
             problem,
             remedy,
+            repair,
         });
     };
-    let max = crate::sockets::MAX_MTU;
-    if device.mtu > max {
+    if let Some((driver, remedy)) = MADE_OF_OTHERS.iter().find(|(driver, _)| *driver == device.driver) {
         add(
             true,
-            format!("has MTU {}, at most {max} fits into a frame", device.mtu),
+            format!("is made of other interfaces ({driver}) and cannot be a port"),
+            (*remedy).to_owned(),
+            None,
+        );
+    }
+    let max = crate::sockets::MAX_MTU;
+    let mtu = asked.mtu.unwrap_or(device.mtu);
+    if mtu > max {
+        add(
+            true,
+            format!("has MTU {mtu}, at most {max} fits into a frame"),
             format!("`ip link set dev {} mtu {max}`", device.name),
+            None,
         );
     }
     if !device.up {
@@ -185,6 +295,7 @@ fn look_at(device: &Device, request: &Request<'_>, findings: &mut Vec<Finding>) 
             false,
             "is down".to_owned(),
             format!("`ip link set dev {} up`", device.name),
+            None,
         );
     }
     if usize::from(device.max_queues) < request.workers {
@@ -195,55 +306,82 @@ fn look_at(device: &Device, request: &Request<'_>, findings: &mut Vec<Finding>) 
                 device.max_queues, request.workers
             ),
             "a veth is made with more by `ip link add ... numrxqueues N numtxqueues N`".to_owned(),
+            None,
         );
     }
-    if device.strips_vlan() && !(request.repair && device.keep_vlan().is_ok() && !device.strips_vlan()) {
+    if device.strips_vlan() {
         add(
             true,
             "takes VLAN tags out of packets, which then are lost".to_owned(),
             format!("`ethtool -K {} rxvlan off txvlan off`", device.name),
+            Some(Repair::VlanOffload {
+                before: device.vlan_flags(),
+            }),
         );
     }
     if !request.routed {
         return;
     }
     let forwarding = if request.kernel_takes_over {
-        (
-            "ipv4",
-            "forwarding",
-            "1",
-            "the kernel could not take over while no dataplane runs",
-        )
+        Wanted {
+            value: "1",
+            ..off(
+                "ipv4",
+                "forwarding",
+                "the kernel could not take over while no dataplane runs",
+            )
+        }
     } else {
-        (
+        off(
             "ipv4",
             "forwarding",
-            "0",
             "the kernel would forward packets past the firewall",
         )
     };
-    let off = MUST_BE_OFF.map(|(family, setting, why)| (family, setting, "0", why));
-    for (family, setting, wanted, why) in off.into_iter().chain([forwarding]) {
-        let path = format!("/proc/sys/net/{family}/conf/{}/{setting}", device.name);
-        // A family that is off has no such file.
-        let Some(value) = read(&path).filter(|value| value != wanted) else {
-            continue;
-        };
-        if request.repair && fs::write(&path, wanted).is_ok() && read(&path).as_deref() == Some(wanted) {
+    for wanted in MUST_BE_OFF.iter().chain([&forwarding]) {
+        if wanted.pods_only && !asked.pod {
             continue;
         }
-        add(
-            true,
-            format!("net.{family}.conf.{}.{setting} is {value}: {why}", device.name),
-            format!("`sysctl -w net/{family}/conf/{}/{setting}={wanted}`", device.name),
-        );
+        for conf in [device.name.as_str(), "all"] {
+            if conf == "all" && !wanted.with_all {
+                continue;
+            }
+            let Wanted {
+                family,
+                setting,
+                value,
+                why,
+                ..
+            } = wanted;
+            let path = format!("net/{family}/conf/{conf}/{setting}");
+            // A family that is off has no such file.
+            let Some(before) = read(format!("/proc/sys/{path}")).filter(|found| found != value) else {
+                continue;
+            };
+            // Addresses of other interfaces may be hidden on purpose: not ours to show.
+            let ours = conf != "all" || *setting != "arp_ignore";
+            findings.push(Finding {
+                fatal: true,
+                interface: ours.then(|| device.name.clone()),
+                problem: format!("net.{family}.conf.{conf}.{setting} is {before}: {why}"),
+                remedy: format!("`sysctl -w {path}={value}`"),
+                repair: ours.then(|| Repair::Setting {
+                    path,
+                    of_interface: conf != "all",
+                    before,
+                    after: (*value).to_owned(),
+                }),
+            });
+        }
     }
     // The kernel takes the larger of the interface's value and `all`'s.
     if read("/proc/sys/net/ipv4/conf/all/send_redirects").as_deref() == Some("1") {
-        add(
-            false,
-            "net.ipv4.conf.all.send_redirects is 1, which holds for every interface".to_owned(),
-            "`sysctl net.ipv4.conf.all.send_redirects=0`".to_owned(),
-        );
+        findings.push(Finding {
+            fatal: false,
+            interface: Some(device.name.clone()),
+            problem: "net.ipv4.conf.all.send_redirects is 1, which holds for every interface".to_owned(),
+            remedy: "`sysctl net.ipv4.conf.all.send_redirects=0`".to_owned(),
+            repair: None,
+        });
     }
 }

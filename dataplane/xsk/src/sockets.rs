@@ -427,6 +427,13 @@ fn wanted_queues(port: &PortConfig, device: &Device, workers: usize) -> u16 {
     port.queues.unwrap_or(device.queues.max(workers as u16)).max(1)
 }
 
+/// How many queues [`open`] gives a device, where the device can: to be set before by whoever keeps a record of changes.
+pub fn queues_for(device: &Device, asked: Option<u16>, workers: usize) -> u16 {
+    asked
+        .unwrap_or(device.queues.max(workers as u16))
+        .clamp(1, device.max_queues)
+}
+
 /// Looks a port's device up and gives it the queues that it should have.
 fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
     let mut device = Device::lookup(&port.name)?;

@@ -9,7 +9,7 @@ use ringwall_xsk::{
     Config, PortConfig, RingSizes, XskError, ZeroCopy,
     device::Device,
     open,
-    preflight::{Finding, Request, preflight},
+    preflight::{Asked, Finding, Repair, Request, preflight},
 };
 
 fn pair() -> (Namespace, Namespace) {
@@ -66,52 +66,88 @@ fn about<'a>(findings: &'a [Finding], what: &str) -> Option<&'a Finding> {
     findings.iter().find(|finding| finding.problem.contains(what))
 }
 
+/// Makes what the findings propose, as whoever keeps the record would.
+fn mend(findings: &[Finding]) {
+    for finding in findings {
+        match &finding.repair {
+            Some(Repair::Setting {
+                path, before, after, ..
+            }) => {
+                let path = std::path::Path::new("/proc/sys").join(path);
+                assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), before);
+                std::fs::write(path, after).unwrap();
+            }
+            Some(Repair::VlanOffload { .. }) => {
+                let name = finding.interface.as_deref().unwrap();
+                Device::lookup(name).unwrap().keep_vlan().unwrap();
+            }
+            None => {}
+        }
+    }
+}
+
 #[test]
-fn preflight_finds_and_repairs() {
+fn preflight_finds_and_says_what_mends() {
     if !privileged() {
         return;
     }
     let (_far, near) = pair();
     near.exec("sysctl -qw net.ipv4.conf.p0.forwarding=1 net.ipv4.conf.p0.send_redirects=1");
+    near.exec("sysctl -qw net.ipv6.conf.p0.accept_ra=1 net.ipv4.conf.all.accept_redirects=1");
     near.exec("ethtool -K p0 rxvlan on txvlan on");
     near.within(|| {
-        let interfaces = ["p0".to_owned(), "p9".to_owned()];
+        let asked = |name: &str, pod| Asked {
+            name: name.to_owned(),
+            pod,
+            mtu: None,
+        };
+        let interfaces = [asked("p0", true), asked("p9", false)];
         let mut request = Request {
             interfaces: &interfaces,
             kernel_takes_over: false,
             routed: true,
             workers: 1,
-            repair: false,
         };
         let found = preflight(&request).unwrap();
         for what in [
             "p0.forwarding is 1",
             "p0.send_redirects is 1",
+            "all.accept_redirects is 1",
+            "p0.accept_ra is 1",
             "takes VLAN tags out",
         ] {
             let finding = about(&found, what).unwrap_or_else(|| panic!("{what}: {found:?}"));
             assert!(
-                finding.fatal && finding.interface.as_deref() == Some("p0"),
+                finding.fatal && finding.repair.is_some() && finding.interface.as_deref() == Some("p0"),
                 "{finding:?}"
             );
         }
         let missing = about(&found, "does not exist").unwrap();
-        assert!(missing.fatal && missing.interface.as_deref() == Some("p9"));
-
-        request.repair = true;
-        let found = preflight(&request).unwrap();
+        assert!(missing.fatal && missing.repair.is_none() && missing.interface.as_deref() == Some("p9"));
+        let uplink = [asked("p0", false)];
+        let found = preflight(&Request {
+            interfaces: &uplink,
+            ..request.clone()
+        });
         assert!(
-            found
-                .iter()
-                .all(|finding| !finding.fatal || finding.interface.as_deref() == Some("p9")),
-            "{found:?}"
+            about(&found.unwrap(), "accept_ra").is_none(),
+            "an uplink may live by advertisements"
         );
-        request.repair = false;
+        near.exec("sysctl -qw net.ipv4.conf.all.arp_ignore=1");
+        let found = preflight(&request).unwrap();
+        let finding = about(&found, "all.arp_ignore is 1").unwrap();
+        assert!(
+            finding.fatal && finding.repair.is_none(),
+            "not ours to change: {finding:?}"
+        );
+        near.exec("sysctl -qw net.ipv4.conf.all.arp_ignore=0");
+
+        mend(&preflight(&request).unwrap());
         request.interfaces = &interfaces[..1];
         let found = preflight(&request).unwrap();
         assert!(
             found.iter().all(|finding| !finding.fatal),
-            "what was repaired stays so: {found:?}"
+            "what was mended stays so: {found:?}"
         );
 
         // Where the kernel is to take over, it must be able to.
@@ -119,10 +155,9 @@ fn preflight_finds_and_repairs() {
         let found = preflight(&request).unwrap();
         let finding = about(&found, "p0.forwarding is 0").unwrap();
         assert!(finding.fatal, "{finding:?}");
-        request.repair = true;
+        mend(&found);
         let found = preflight(&request).unwrap();
         assert!(found.iter().all(|finding| !finding.fatal), "{found:?}");
-        request.repair = false;
         request.kernel_takes_over = false;
         assert!(about(&preflight(&request).unwrap(), "p0.forwarding is 1").is_some());
 
@@ -133,6 +168,46 @@ fn preflight_finds_and_repairs() {
         ));
         request.routed = false;
         assert!(about(&preflight(&request).unwrap(), "forwarding").is_none());
+
+        // A packet must fit, with the MTU that the port is going to have.
+        let large = [Asked {
+            mtu: Some(9000),
+            ..asked("p0", false)
+        }];
+        request.interfaces = &large;
+        let found = preflight(&request).unwrap();
+        assert!(
+            about(&found, "MTU 9000").is_some_and(|finding| finding.fatal),
+            "{found:?}"
+        );
+    });
+}
+
+#[test]
+fn queues_and_vlan_offloads_go_back_to_what_they_were() {
+    if !privileged() {
+        return;
+    }
+    let (_far, near) = pair();
+    run(&format!(
+        "ip -n {0} link add q0 numrxqueues 4 numtxqueues 4 type veth peer name q1",
+        near.name
+    ));
+    near.exec("ethtool -L q0 rx 1 tx 3");
+    near.exec("ethtool -K q0 rxvlan on txvlan off");
+    near.within(|| {
+        let device = Device::lookup("q0").unwrap();
+        let (channels, flags) = (device.channels().unwrap(), device.vlan_flags());
+        assert_eq!(channels, [1, 3, 0]);
+        let after = device.channels_for(2).unwrap();
+        assert_eq!(after, [2, 2, 0]);
+        device.set_channels(after).unwrap();
+        device.keep_vlan().unwrap();
+        assert!(!device.strips_vlan());
+        device.set_channels(channels).unwrap();
+        device.set_vlan_flags(flags).unwrap();
+        assert_eq!(device.channels().unwrap(), channels);
+        assert_eq!(device.vlan_flags(), flags);
     });
 }
 
