@@ -535,3 +535,30 @@ fn lints_of_synthetic_clusters() {
         println!("{size} (policies/pods/namespaces): {took:?} {counts:?}");
     }
 }
+
+/// Workloads have no addresses yet, but will have some of the pod network.
+#[test]
+fn blocks_that_will_hold_the_pods_of_workloads_are_told() {
+    let workload = |name: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+             selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    \
+             spec: {{containers: [{{name: c}}]}}\n---\n"
+        )
+    };
+    let said = |cidr: &str, pods: &[&str]| {
+        let policy = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: db, namespace: shop}}\nspec:\n  \
+             podSelector: {{matchLabels: {{app: db}}}}\n  ingress: [{{from: [{{ipBlock: {{cidr: {cidr}}}}}]}}]\n"
+        );
+        let dir = folder(&(workload("web") + &workload("db") + &policy));
+        let more: Vec<&str> = pods.iter().flat_map(|network| ["--pod-cidr", network]).collect();
+        ids(&findings(dir.path(), &more).0).contains("RW501")
+    };
+    assert!(said("10.0.0.0/8", &["10.0.0.0/8"]));
+    assert!(said("10.1.0.0/16", &["10.0.0.0/8"]));
+    assert!(said("0.0.0.0/0", &[]));
+    assert!(!said("203.0.113.0/24", &["10.0.0.0/8"]));
+    // Nothing says that pods are there.
+    assert!(!said("203.0.113.0/24", &[]));
+}

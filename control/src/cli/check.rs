@@ -160,7 +160,7 @@ fn parts(args: &CheckArgs, input: &Input, silence: &Silence) -> anyhow::Result<V
     let mut parts = vec![
         Part {
             findings: read.findings,
-            words: (silenced > 0).then(|| format!("{} silenced", report::count(silenced, "finding"))),
+            words: (silenced > 0).then(|| format!("{} silenced", super::count(silenced, "finding"))),
             fields: vec![("silenced", silenced.into())],
             ..Part::default()
         },

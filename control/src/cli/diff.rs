@@ -12,6 +12,8 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
+
 use super::{ClusterArgs, Output, progress::Progress};
 use crate::{
     cluster::Cluster,
@@ -38,7 +40,9 @@ other: every protocol without ports, whose ports are null. cidrs never mean the
 addresses of pods inside them. policies are those that decide, on either side,
 in the direction that changes. A region with \"except\":\"self\" does not mean a
 pod's traffic to itself, which always passes; one with \"family\" is about IPv4
-or IPv6 alone. Then {\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
+or IPv6 alone. from or to is depends where an ipBlock holds a part of the pod
+network and the manifests do not say which address a pod or workload will have;
+--pod-cidr says where pods' addresses are. Then {\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
 
 With --flows or --pcap: which of the recorded flows change, the most frequent
 first, then a summary.
@@ -102,9 +106,14 @@ pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
     let clusters = [args.load(&args.from)?, args.load(&args.to)?];
     let [from, to] = &clusters;
     let progress = Progress::new("compiling");
-    let (from, to) = (Compiled::of(from)?, Compiled::of(to)?);
+    let readings = |cluster: &Cluster| match cluster.readings() {
+        Some(readings) => readings.to_vec(),
+        None => vec![cluster.clone()],
+    };
+    let (from, to) = (readings(from), readings(to));
+    let (from, to) = (compiled(&from)?, compiled(&to)?);
     progress.stage("comparing");
-    let found = refine::difference(&from, &to)?;
+    let found = refine::difference_of_readings(&from, &to)?.context("there is nothing to compare")?;
     drop(progress);
     let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let style = table::Style {
@@ -133,6 +142,10 @@ pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
         Outcome { changes: true, .. } if args.exit_code => ExitCode::from(1),
         _ => ExitCode::SUCCESS,
     })
+}
+
+fn compiled(readings: &[Cluster]) -> Result<Vec<Compiled<'_>>, refine::RefineError> {
+    readings.iter().map(Compiled::of).collect()
 }
 
 /// Policy kinds that either side does not evaluate yet.

@@ -21,7 +21,40 @@ use crate::{
 
 /// A compiled cluster.
 pub(crate) struct Judge {
+    /// Where ipBlocks match pods without addresses surely.
     snapshot: Snapshot,
+    /// Where they match them possibly, if that is not the same.
+    possible: Option<Snapshot>,
+}
+
+/// What is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Fate {
+    Deny,
+    /// The manifests do not say: it depends on the address that a pod will have.
+    Depends,
+    Allow,
+}
+
+impl Fate {
+    /// From what passes where ipBlocks match pods without addresses surely, and where they match them possibly.
+    pub(crate) fn of(surely: bool, possibly: bool) -> Self {
+        match (surely, possibly) {
+            (true, _) => Self::Allow,
+            (false, true) => Self::Depends,
+            (false, false) => Self::Deny,
+        }
+    }
+
+    /// As JSON has it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Depends => "depends",
+            Self::Allow => "allow",
+        }
+    }
 }
 
 /// One end of a flow, in the words of a snapshot.
@@ -30,6 +63,8 @@ pub(crate) struct End {
     /// Its address; None for a pod or template without one.
     pub(crate) address: Option<IpAddr>,
     identity: Identity,
+    /// In the words of the other snapshot, where there is one.
+    possible: Option<Identity>,
     template: bool,
 }
 
@@ -55,16 +90,48 @@ pub(crate) struct Reason {
 /// The answer about a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    pub(crate) ingress: bool,
-    pub(crate) egress: bool,
+    pub(crate) ingress: Fate,
+    pub(crate) egress: Fate,
+    /// Of a direction that depends: what may allow it, with the effect `depends`.
     pub(crate) reasons: Vec<Reason>,
 }
 
 impl Answer {
+    /// What becomes of the flow.
+    pub(crate) fn fate(&self) -> Fate {
+        self.ingress.min(self.egress)
+    }
+
+    /// Whether it passes, wherever pods are.
     pub(crate) fn allow(&self) -> bool {
-        self.ingress && self.egress
+        self.fate() == Fate::Allow
+    }
+
+    /// The ends whose addresses decide: a direction is about the other end's address.
+    pub(crate) fn depends_on<'n>(&self, src: &'n EndName, dst: &'n EndName) -> Vec<&'n EndName> {
+        let depends = self.fate() == Fate::Depends;
+        let of = |fate, end: &'n EndName| (depends && fate == Fate::Depends).then_some(end);
+        let mut ends: Vec<&EndName> = of(self.ingress, src)
+            .into_iter()
+            .chain(of(self.egress, dst))
+            .collect();
+        ends.dedup();
+        ends
     }
 }
+
+/// Why a verdict depends, for people.
+pub(crate) fn depends_words(on: &[&EndName]) -> String {
+    let names: Vec<String> = on.iter().map(ToString::to_string).collect();
+    format!(
+        "depends on the address that {} will have: an ipBlock holds some of the pod network{}",
+        names.join(" and "),
+        SAY_WHERE
+    )
+}
+
+/// What makes a verdict that depends a sure one.
+pub(crate) const SAY_WHERE: &str = " (name it with --pod-cidr, or select pods by label)";
 
 /// `allow` or `deny`.
 pub(crate) fn word(allow: bool) -> &'static str {
@@ -77,15 +144,26 @@ impl Judge {
     /// # Errors
     /// It cannot be compiled.
     pub(crate) fn new(cluster: &Cluster) -> anyhow::Result<Self> {
-        let image = compile::compile(cluster, Generation(1), &EpochKey::OFFLINE)
-            .context("cannot compile the policies")?;
-        let snapshot = Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")?;
-        Ok(Self { snapshot })
+        let snapshot = |cluster: &Cluster| {
+            let image = compile::compile(&cluster.for_compiler(), Generation(1), &EpochKey::OFFLINE)
+                .context("cannot compile the policies")?;
+            Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")
+        };
+        Ok(match cluster.readings() {
+            None => Self::over(snapshot(cluster)?),
+            Some([surely, possibly]) => Self {
+                snapshot: snapshot(&surely)?,
+                possible: Some(snapshot(&possibly)?),
+            },
+        })
     }
 
-    /// Asks a snapshot that somebody else has made.
+    /// Asks a snapshot that somebody else has made, of pods that all have their addresses.
     pub(crate) fn over(snapshot: Snapshot) -> Self {
-        Self { snapshot }
+        Self {
+            snapshot,
+            possible: None,
+        }
     }
 
     /// Who an end is, to the snapshot: `pod ns/name`, `node name`, `outside` or `unknown`.
@@ -134,9 +212,12 @@ impl Judge {
                     .snapshot
                     .find_endpoint(&pod.key.namespace, &pod.key.name)
                     .ok_or_else(|| format!("{} has no address and no policy can know it", pod.key))?;
+                let possible = self.possible.as_ref();
+                let possible = possible.and_then(|it| it.find_endpoint(&pod.key.namespace, &pod.key.name));
                 Ok(End {
                     address: None,
                     identity: endpoint.identity,
+                    possible: possible.map(|endpoint| endpoint.identity),
                     template: endpoint.template,
                 })
             }
@@ -172,29 +253,33 @@ impl Judge {
 
     /// Equal for ends that every policy treats alike, apart from traffic to themselves and, unless `with_node`, to and
     /// from their nodes.
-    pub(crate) fn class(&self, end: &End, with_node: bool) -> (u8, u32, u32, u32, u32) {
-        let Identity {
-            kind,
-            node,
-            peer_class,
-            ingress,
-            egress,
-            ..
-        } = end.identity;
-        (
-            kind as u8,
-            if with_node { node } else { 0 },
-            peer_class,
-            ingress,
-            egress,
+    pub(crate) fn class(&self, end: &End, with_node: bool) -> [(u8, u32, u32, u32, u32); 2] {
+        [end.identity, end.possible.unwrap_or(end.identity)].map(
+            |Identity {
+                 kind,
+                 node,
+                 peer_class,
+                 ingress,
+                 egress,
+                 ..
+             }| {
+                (
+                    kind as u8,
+                    if with_node { node } else { 0 },
+                    peer_class,
+                    ingress,
+                    egress,
+                )
+            },
         )
     }
 
     fn address(&self, address: IpAddr) -> End {
-        let identity = self.snapshot.identify(Addr::from(address));
+        let address_of = Addr::from(address);
         End {
             address: Some(address),
-            identity,
+            identity: self.snapshot.identify(address_of),
+            possible: self.possible.as_ref().map(|it| it.identify(address_of)),
             template: false,
         }
     }
@@ -207,62 +292,96 @@ impl Judge {
         let l4 = L4::of(service.protocol, service.port);
         // Without addresses, one name is one pod, but a template stands for many.
         let same = src.address == dst.address && (src.address.is_some() || !src.template);
-        let Judgement { ingress, egress } =
-            self.snapshot
-                .judge_ends(&src.identity, &dst.identity, same, l4, NodeExemption::Trusted);
+        let of = |snapshot: &Snapshot, src, dst| {
+            let Judgement { ingress, egress } =
+                snapshot.judge_ends(src, dst, same, l4, NodeExemption::Trusted);
+            [(Direction::Ingress, ingress), (Direction::Egress, egress)]
+        };
+        let surely = of(&self.snapshot, &src.identity, &dst.identity);
+        let possibly = match (&self.possible, src.possible, dst.possible) {
+            (Some(snapshot), Some(src), Some(dst)) => Some((snapshot, of(snapshot, &src, &dst))),
+            _ => None,
+        };
         let mut reasons = Vec::new();
-        self.reasons(Direction::Ingress, ingress, &mut reasons)?;
-        self.reasons(Direction::Egress, egress, &mut reasons)?;
+        let mut fates = [Fate::Deny; 2];
+        for ((index, (direction, verdict)), fate) in surely.into_iter().enumerate().zip(&mut fates) {
+            let other = possibly.as_ref();
+            let other = other.and_then(|(snapshot, verdicts)| Some((*snapshot, verdicts.get(index)?.1)));
+            *fate = Fate::of(
+                verdict.allow,
+                other.map_or(verdict.allow, |(_, other)| other.allow),
+            );
+            match other {
+                Some((snapshot, other)) if *fate == Fate::Depends => {
+                    reasons_of(snapshot, direction, other, "depends", &mut reasons)?;
+                }
+                _ => reasons_of(
+                    &self.snapshot,
+                    direction,
+                    verdict,
+                    effect_name(verdict.effect),
+                    &mut reasons,
+                )?,
+            }
+        }
         reasons.sort();
+        let [ingress, egress] = fates;
         Ok(Answer {
-            ingress: ingress.allow,
-            egress: egress.allow,
+            ingress,
+            egress,
             reasons,
         })
     }
+}
 
-    fn reasons(
-        &self,
-        direction: Direction,
-        verdict: DirectionVerdict,
-        out: &mut Vec<Reason>,
-    ) -> Result<(), String> {
-        let effect = effect_name(verdict.effect);
-        let plain = Reason {
-            direction,
-            tier: None,
-            kind: None,
-            policy: None,
-            rule: None,
-            effect,
-        };
-        if !matches!(verdict.effect, Effect::Allow | Effect::Isolated | Effect::Deny) {
-            out.push(plain);
-            return Ok(());
-        }
-        let named = |policy: ringwall_dataplane::classify::PolicyName<'_>, rule| Reason {
-            tier: Some(policy.tier.to_owned()),
-            kind: Some(policy.kind.to_owned()),
-            policy: Some(policy.to_string()),
-            rule,
-            ..plain.clone()
-        };
-        match self.snapshot.provenance(verdict.provenance) {
-            Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
-            Some(Provenance::Isolating(policies)) => {
-                out.extend(policies.into_iter().map(|policy| named(policy, None)));
-            }
-            None => return Err("the snapshot does not say which policy decided".to_owned()),
-        }
-        Ok(())
+fn reasons_of(
+    snapshot: &Snapshot,
+    direction: Direction,
+    verdict: DirectionVerdict,
+    effect: &'static str,
+    out: &mut Vec<Reason>,
+) -> Result<(), String> {
+    let plain = Reason {
+        direction,
+        tier: None,
+        kind: None,
+        policy: None,
+        rule: None,
+        effect,
+    };
+    if !matches!(verdict.effect, Effect::Allow | Effect::Isolated | Effect::Deny) {
+        out.push(plain);
+        return Ok(());
     }
+    let named = |policy: ringwall_dataplane::classify::PolicyName<'_>, rule| Reason {
+        tier: Some(policy.tier.to_owned()),
+        kind: Some(policy.kind.to_owned()),
+        policy: Some(policy.to_string()),
+        rule,
+        ..plain.clone()
+    };
+    match snapshot.provenance(verdict.provenance) {
+        Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
+        Some(Provenance::Isolating(policies)) => {
+            out.extend(policies.into_iter().map(|policy| named(policy, None)));
+        }
+        None => return Err("the snapshot does not say which policy decided".to_owned()),
+    }
+    Ok(())
 }
 
 /// The reference's causes in the words of `query`.
-pub(crate) fn reference_reasons(verdict: &reference::Verdict) -> Vec<Reason> {
+///
+/// `possibly`: its verdict where ipBlocks match pods without addresses possibly.
+pub(crate) fn reference_reasons(surely: &reference::Verdict, possibly: &reference::Verdict) -> Vec<Reason> {
     use Direction::{Egress, Ingress};
     let mut out = Vec::new();
-    for (direction, decided) in [(Egress, &verdict.egress), (Ingress, &verdict.ingress)] {
+    for (direction, surely, possibly) in [
+        (Egress, &surely.egress, &possibly.egress),
+        (Ingress, &surely.ingress, &possibly.ingress),
+    ] {
+        let depends = Fate::of(surely.allow, possibly.allow) == Fate::Depends;
+        let decided = if depends { possibly } else { surely };
         let plain = |effect| Reason {
             direction,
             tier: None,
@@ -279,7 +398,10 @@ pub(crate) fn reference_reasons(verdict: &reference::Verdict) -> Vec<Reason> {
             ..plain(effect)
         };
         match &decided.cause {
-            Cause::Rule { policy, index } => out.push(named(policy, Some(*index), "allow")),
+            Cause::Rule { policy, index } => {
+                let effect = if depends { "depends" } else { "allow" };
+                out.push(named(policy, Some(*index), effect));
+            }
             Cause::Isolated(policies) => {
                 out.extend(policies.iter().map(|policy| named(policy, None, "isolated")));
             }

@@ -18,7 +18,7 @@ use self::grid::{Cell, Grid, Group, groups};
 use super::{
     ClusterArgs, Output,
     flow::{EndName, Service},
-    judge::{Judge, word},
+    judge::{Fate, Judge, SAY_WHERE, word},
     progress::Progress,
     span::Asked,
     write_whole,
@@ -32,8 +32,11 @@ Without --port the answer covers every port of TCP, UDP and SCTP and, as
 `other`, every protocol without ports. Endpoints of one namespace that every
 policy treats alike share a row and a column, in pictures, too.
 
-As JSON: one object per pair of endpoints, with src, dst, verdict (allow, deny
-or partial) and the list of what is allowed.
+As JSON: one object per pair of endpoints, with src, dst, verdict (allow, deny,
+partial or depends) and the list of what is allowed. A verdict depends where an
+ipBlock holds a part of the pod network and the manifests do not say which
+address a pod or workload will have: depends lists that. --pod-cidr says where
+pods' addresses are.
 
 Examples:
   ringwall matrix --manifests ./cluster
@@ -134,27 +137,27 @@ const MOST_DRAWN: usize = 200;
 /// Nor these in a table, wherever it is scrolled.
 const MOST_PRINTED: usize = 500;
 
-/// What of the asked is allowed; None where the two have no address family in common.
-fn allowed(
+/// What becomes of the asked; None where the two have no address family in common.
+fn fates(
     cluster: &Cluster,
     judge: &Judge,
     asked: &Asked,
     src: &EndName,
     dst: &EndName,
-) -> Result<Option<Vec<bool>>, String> {
+) -> Result<Option<Vec<Fate>>, String> {
     let Ok((a, b)) = judge.ends(cluster, src, dst) else {
         return Ok(None);
     };
     asked
         .spans()
         .iter()
-        .map(|span| Ok(judge.judge(&a, &b, span.service)?.allow()))
-        .collect::<Result<Vec<bool>, String>>()
+        .map(|span| Ok(judge.judge(&a, &b, span.service)?.fate()))
+        .collect::<Result<Vec<Fate>, String>>()
         .map(Some)
 }
 
-/// A verdict and what is allowed, in words; None of it where there is no common family.
-type Verdict = (&'static str, Vec<String>);
+/// A verdict, what is allowed and what depends, in words; None of it where there is no common family.
+type Verdict = (&'static str, Vec<String>, Vec<String>);
 
 fn json_lines(
     cluster: &Cluster,
@@ -179,24 +182,36 @@ fn json_lines(
             let answer = match known.entry((*src_group, *dst_group, src == dst)) {
                 Entry::Occupied(answer) => answer.into_mut(),
                 Entry::Vacant(free) => {
-                    let allowed = allowed(cluster, judge, asked, src, dst).map_err(anyhow::Error::msg)?;
-                    free.insert(allowed.map(|allowed| {
+                    let fates = fates(cluster, judge, asked, src, dst).map_err(anyhow::Error::msg)?;
+                    free.insert(fates.map(|fates| {
+                        let that = |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
+                        let (allowed, depends) = (that(Fate::Allow), that(Fate::Depends));
                         let verdict = match (allowed.iter().all(|it| *it), allowed.iter().any(|it| *it)) {
+                            _ if depends.contains(&true) => Fate::Depends.word(),
                             (true, _) => word(true),
                             (false, true) => "partial",
                             (false, false) => word(false),
                         };
-                        (verdict, asked.words(&allowed))
+                        let depends = match depends.contains(&true) {
+                            true => asked.words(&depends),
+                            false => Vec::new(),
+                        };
+                        (verdict, asked.words(&allowed), depends)
                     }))
                 }
             };
-            let Some((verdict, words)) = answer else { continue };
+            let Some((verdict, words, depends)) = answer else {
+                continue;
+            };
             let mut line = json!({
                 "src": src.to_string(),
                 "dst": dst.to_string(),
                 "verdict": verdict,
                 "allowed": words,
             });
+            if !depends.is_empty() {
+                line["depends"] = json!(depends);
+            }
             if !cluster.unevaluated_kinds.is_empty() {
                 line["incomplete"] = json!(cluster.unevaluated_kinds);
             }
@@ -209,6 +224,7 @@ fn json_lines(
 const ALL: &str = "+";
 const NONE: &str = ".";
 const SAME: &str = "\\";
+const DEPENDS: &str = "?";
 
 fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> anyhow::Result<()> {
     let groups = &grid.groups;
@@ -226,6 +242,7 @@ fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> 
                     Cell::Itself => SAME.to_owned(),
                     Cell::All => ALL.to_owned(),
                     Cell::Nothing => NONE.to_owned(),
+                    Cell::Depends => DEPENDS.to_owned(),
                     Cell::Some(mark) => letter(*mark),
                 })
                 .collect()
@@ -280,6 +297,12 @@ fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> 
     )?;
     for (index, mark) in grid.marks.iter().enumerate() {
         writeln!(out, "{} {}", letter(index), mark.join(" "))?;
+    }
+    if grid.depends() {
+        writeln!(
+            out,
+            "{DEPENDS} depends on the address that a pod will have{SAY_WHERE}"
+        )?;
     }
     if let Some(warning) = incomplete(cluster) {
         writeln!(out, "{warning}")?;

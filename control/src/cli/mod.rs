@@ -200,6 +200,16 @@ fn warn_of_nothing(manifests: &Path, loaded: &Loaded) {
     }
 }
 
+/// `1 pod`, `2 pods`, `2 policies`, `2 classes`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    match (number, what) {
+        (1, what) => format!("1 {what}"),
+        (n, "policy") => format!("{n} policies"),
+        (n, "class") => format!("{n} classes"),
+        (n, what) => format!("{n} {what}s"),
+    }
+}
+
 /// Writes a file beside the wanted one and renames it, so that nobody ever reads half of it. What is no file, such as a
 /// pipe, stays what it is and is written to.
 ///

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{
     ClusterArgs, Output,
     flow::{self, Flow},
-    judge::{Answer, Direction, End, Judge, word},
+    judge::{Answer, Direction, End, Fate, Judge, depends_words},
 };
 use crate::cluster::Cluster;
 
@@ -27,6 +27,11 @@ src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP,
 ICMPv6 or a number. The answer repeats these keys and adds src_ip, dst_ip,
 verdict, ingress, egress and reasons. A flow that cannot be answered gives
 {\"error\":...} in its place, and exit status 2 at the end.
+
+A verdict is allow, deny or depends. It depends where the manifests do not say
+which address a pod or workload will have and an ipBlock holds a part of the pod
+network; depends_on names those whose address decides, and the reason with the
+effect depends the rule. --pod-cidr says where pods' addresses are.
 
 Examples:
   ringwall query --manifests ./cluster --flows flows.jsonl -o json
@@ -98,11 +103,16 @@ impl Asker<'_> {
         let mut ours = json!({
             "src_ip": src.address,
             "dst_ip": dst.address,
-            "verdict": word(answer.allow()),
-            "ingress": word(answer.ingress),
-            "egress": word(answer.egress),
+            "verdict": answer.fate().word(),
+            "ingress": answer.ingress.word(),
+            "egress": answer.egress.word(),
             "reasons": answer.reasons,
         });
+        let depends_on = answer.depends_on(&flow.src, &flow.dst);
+        if !depends_on.is_empty() {
+            let names: Vec<String> = depends_on.iter().map(ToString::to_string).collect();
+            ours["depends_on"] = json!(names);
+        }
         if !self.cluster.unevaluated_kinds.is_empty() {
             ours["incomplete"] = json!(self.cluster.unevaluated_kinds);
         }
@@ -122,22 +132,25 @@ impl Asker<'_> {
         };
         let mut line = format!(
             "{:<5}  {} -> {} {}",
-            word(answer.allow()),
+            answer.fate().word(),
             end(&flow.src, src),
             end(&flow.dst, dst),
             flow.service
         );
         for direction in [Direction::Egress, Direction::Ingress] {
-            let (name, allow) = match direction {
+            let (name, fate) = match direction {
                 Direction::Egress => ("egress", answer.egress),
                 Direction::Ingress => ("ingress", answer.ingress),
             };
-            line.push_str(&format!("\n         {name:<7} {:<5}  ", word(allow)));
+            line.push_str(&format!("\n         {name:<7} {:<5}  ", fate.word()));
             let why: Vec<String> = answer
                 .reasons
                 .iter()
                 .filter(|reason| reason.direction == direction)
                 .map(|reason| match (&reason.policy, reason.rule) {
+                    (Some(policy), Some(rule)) if fate == Fate::Depends => {
+                        format!("{policy}, rule {rule}, may hold its address")
+                    }
                     (Some(policy), Some(rule)) => format!("{policy}, rule {rule}"),
                     (Some(policy), None) => format!("isolated by {policy}"),
                     (None, _) => match reason.effect {
@@ -150,6 +163,10 @@ impl Asker<'_> {
                 })
                 .collect();
             line.push_str(&why.join("; "));
+        }
+        let depends_on = answer.depends_on(&flow.src, &flow.dst);
+        if !depends_on.is_empty() {
+            line.push_str(&format!("\n         {}", depends_words(&depends_on)));
         }
         if !self.cluster.unevaluated_kinds.is_empty() {
             let kinds: Vec<&str> = self

@@ -4,6 +4,7 @@
 
 mod object;
 mod policy;
+mod unplaced;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,7 @@ pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
+pub use unplaced::{PodNetworks, Unplaced};
 
 /// Stands among the unevaluated kinds where it is not known which there are.
 pub const UNKNOWN_KINDS: &str = "unknown";
@@ -123,7 +125,7 @@ pub struct Settings {
 ///    with this address names (SEMANTICS 46), whether or not there is such a Node; of several the first by name.
 /// 3. Inside a pod CIDR of a node or of the settings: unknown. Else: a Service address, or outside.
 ///
-/// A template (`template_of`) and a pod without address are endpoints by name alone.
+/// A template (`template_of`) and a pod without address are endpoints by name alone; see [`Unplaced`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cluster {
     /// Namespaces by name.
@@ -138,6 +140,8 @@ pub struct Cluster {
     pub unevaluated_kinds: BTreeSet<String>,
     /// Configuration.
     pub settings: Settings,
+    /// How ipBlocks are read for pods whose address nobody knows; None: no block holds them, as in a running firewall.
+    pub unplaced: Option<Arc<Unplaced>>,
 }
 
 #[cfg(test)]

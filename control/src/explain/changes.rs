@@ -112,6 +112,7 @@ impl<'a> Search<'a> {
     fn new(whole: &'a Cluster, src: &End<'a>, dst: &End<'a>, service: Service, allowed: bool) -> Self {
         let mut part = Cluster {
             settings: whole.settings.clone(),
+            unplaced: whole.unplaced.clone(),
             ..Cluster::default()
         };
         for end in [src, dst] {

@@ -22,13 +22,13 @@ use ringwall_dataplane::classify::Snapshot;
 use crate::{
     cli::{
         flow::{EndName, Service},
-        judge::{self, Judge, Reason},
+        judge::{self, Fate, Judge, Reason},
     },
     cluster::{Cluster, NetworkPolicy, Rule},
     reference::{self, End},
 };
 pub use changes::{Change, Found, smallest_changes};
-use report::{Decider, Explanation, Word};
+use report::{Decider, Explanation, Side, Word};
 use trace::{Case, Words};
 
 /// Which end's policies decide.
@@ -115,6 +115,8 @@ pub enum ExplainError {
 /// A state and the snapshot compiled of it, ready to be asked.
 pub struct Explainer<'a> {
     cluster: &'a Cluster,
+    /// Where ipBlocks match pods without addresses surely, and possibly; None where that is the same.
+    readings: Option<[Cluster; 2]>,
     judge: Judge,
 }
 
@@ -126,6 +128,7 @@ impl<'a> Explainer<'a> {
     pub fn new(cluster: &'a Cluster) -> anyhow::Result<Self> {
         Ok(Self {
             cluster,
+            readings: cluster.readings(),
             judge: Judge::new(cluster)?,
         })
     }
@@ -134,6 +137,7 @@ impl<'a> Explainer<'a> {
     pub fn over(cluster: &'a Cluster, snapshot: Snapshot) -> Self {
         Self {
             cluster,
+            readings: None,
             judge: Judge::over(snapshot),
         }
     }
@@ -143,11 +147,19 @@ impl<'a> Explainer<'a> {
     /// # Errors
     /// An end is not known, or the snapshot, the reference evaluator and the steps contradict each other.
     pub fn explain(&self, question: &Question) -> Result<Explanation, ExplainError> {
-        explain(self.cluster, &self.judge, question)
+        let [surely, possibly] = match &self.readings {
+            Some([surely, possibly]) => [surely, possibly],
+            None => [self.cluster; 2],
+        };
+        explain([surely, possibly], &self.judge, question)
     }
 }
 
-fn explain(cluster: &Cluster, judge: &Judge, question: &Question) -> Result<Explanation, ExplainError> {
+fn explain(
+    [cluster, possibly]: [&Cluster; 2],
+    judge: &Judge,
+    question: &Question,
+) -> Result<Explanation, ExplainError> {
     let (src, dst) = judge
         .ends(cluster, &question.src, &question.dst)
         .map_err(ExplainError::End)?;
@@ -167,40 +179,71 @@ fn explain(cluster: &Cluster, judge: &Judge, question: &Question) -> Result<Expl
             )));
         }
     }
-    let case = Case {
-        cluster,
-        src: a,
-        dst: b,
-        service: reference::Service {
-            protocol: question.service.protocol,
-            port: question.service.port,
-        },
-    };
     let words = Words {
         src: call(&question.src, &a),
         dst: call(&question.dst, &b),
         service: question.service.to_string(),
     };
-    let (egress, egress_decision) = case.side(Direction::Egress, &words);
-    let (ingress, ingress_decision) = case.side(Direction::Ingress, &words);
-    let steps = reference::Verdict {
-        ingress: ingress_decision,
-        egress: egress_decision,
+    let service = reference::Service {
+        protocol: question.service.protocol,
+        port: question.service.port,
     };
-    let wanted = reference::judge(cluster, &a, &b, case.service);
-    if steps != wanted {
-        return Err(contradiction(format!(
-            "the steps come to {steps:?}, the reference evaluator to {wanted:?}"
-        )));
-    }
-    if (answer.ingress, answer.egress) != (wanted.ingress.allow, wanted.egress.allow)
-        || answer.reasons != judge::reference_reasons(&wanted)
+    // The steps, and the decision that the reference evaluator agrees they come to.
+    let decide = |cluster, src, dst| -> Result<_, ExplainError> {
+        let case = Case {
+            cluster,
+            src,
+            dst,
+            service,
+        };
+        let (egress, egress_decision) = case.side(Direction::Egress, &words);
+        let (ingress, ingress_decision) = case.side(Direction::Ingress, &words);
+        let steps = reference::Verdict {
+            ingress: ingress_decision,
+            egress: egress_decision,
+        };
+        let wanted = reference::judge(cluster, &src, &dst, service);
+        if steps != wanted {
+            return Err(contradiction(format!(
+                "the steps come to {steps:?}, the reference evaluator to {wanted:?}"
+            )));
+        }
+        Ok((case, wanted, egress, ingress))
+    };
+    let (case, surely_wanted, egress, ingress) = decide(cluster, a, b)?;
+    let (c, d) = reference_ends(possibly, question, &src, &dst).map_err(ExplainError::End)?;
+    let (_, wanted, possible_egress, possible_ingress) = decide(possibly, c, d)?;
+    let fates = [
+        (&surely_wanted.ingress, &wanted.ingress),
+        (&surely_wanted.egress, &wanted.egress),
+    ]
+    .map(|(surely, possibly)| Fate::of(surely.allow, possibly.allow));
+    if [answer.ingress, answer.egress] != fates
+        || answer.reasons != judge::reference_reasons(&surely_wanted, &wanted)
     {
         return Err(contradiction(format!(
-            "the compiled snapshot says {answer:?}, the reference evaluator {wanted:?}"
+            "the compiled snapshot says {answer:?}, the reference evaluator {surely_wanted:?} surely and {wanted:?} \
+             possibly"
         )));
     }
-    let found = smallest_changes(cluster, &a, &b, case.service);
+    let [ingress_fate, egress_fate] = fates;
+    let egress = told(egress_fate, egress, possible_egress, &words.dst);
+    let ingress = told(ingress_fate, ingress, possible_ingress, &words.src);
+    let depends_on: Vec<String> = answer
+        .depends_on(&question.src, &question.dst)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    // What is to be denied must be denied wherever pods are, what is to be allowed allowed wherever they are.
+    let found = match answer.fate() {
+        Fate::Deny => smallest_changes(cluster, &a, &b, service),
+        Fate::Allow => smallest_changes(possibly, &c, &d, service),
+        Fate::Depends => Found::None(format!(
+            "it depends on the address that {} will have{}",
+            depends_on.join(" and "),
+            judge::SAY_WHERE
+        )),
+    };
     let (changes, no_change) = match found {
         Found::Changes(changes) => (changes.iter().map(changes::Change::record).collect(), None),
         Found::None(why) => (Vec::new(), Some(why)),
@@ -211,7 +254,8 @@ fn explain(cluster: &Cluster, judge: &Judge, question: &Question) -> Result<Expl
         protocol: question.service.protocol,
         port: question.service.port,
         service: words.service,
-        verdict: Word::of(answer.allow()),
+        verdict: word_of(answer.fate()),
+        depends_on,
         exemption: case.exemption().map(|_| egress.why.clone()),
         notes: notes(&case),
         egress,
@@ -222,6 +266,31 @@ fn explain(cluster: &Cluster, judge: &Judge, question: &Question) -> Result<Expl
         no_change,
         generation: None,
     })
+}
+
+fn word_of(fate: Fate) -> Word {
+    match fate {
+        Fate::Allow => Word::Allow,
+        Fate::Depends => Word::Depends,
+        Fate::Deny => Word::Deny,
+    }
+}
+
+/// A direction in steps: those of what is possible where it depends on the address of `other`.
+fn told(fate: Fate, surely: Side, possibly: Side, other: &str) -> Side {
+    if fate != Fate::Depends {
+        return surely;
+    }
+    let why = format!(
+        "it depends on the address that {other} will have: {} if its ipBlock holds it",
+        possibly.why
+    );
+    Side {
+        verdict: Word::Depends,
+        effect: "depends".to_owned(),
+        why,
+        ..possibly
+    }
 }
 
 /// The ends as the reference evaluator finds them, by the same addresses.

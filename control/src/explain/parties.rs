@@ -40,7 +40,7 @@ fn pod_party(cluster: &Cluster, mut party: Party, pod: &Pod) -> Party {
         (Some(kind), _) => {
             party.kind = PartyKind::Template;
             party.why.push(format!(
-                "the template of {kind} {}: it stands for its pods, which selectors know by its labels and no ipBlock matches",
+                "the template of {kind} {}: it stands for its pods, which selectors know by its labels; their addresses are not known",
                 pod.key
             ));
         }
@@ -48,7 +48,7 @@ fn pod_party(cluster: &Cluster, mut party: Party, pod: &Pod) -> Party {
             party.kind = PartyKind::Pod;
             party
                 .why
-                .push("a pod without an address yet: selectors match it, no ipBlock does".to_owned());
+                .push("a pod without an address yet: selectors match it by its labels".to_owned());
         }
         (None, Some(address)) => {
             party.kind = PartyKind::Pod;

@@ -22,6 +22,9 @@ pub struct Explanation {
     pub service: String,
     /// What the compiled snapshot says: it passes where both directions allow it.
     pub verdict: Word,
+    /// The ends whose unknown address decides, as they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<String>,
     /// What decides both directions before any policy; None where nothing does.
     pub exemption: Option<String>,
     /// At the source.
@@ -44,7 +47,7 @@ pub struct Explanation {
     pub generation: Option<u64>,
 }
 
-/// `allow` or `deny`.
+/// `allow`, `deny` or `depends`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Word {
@@ -52,6 +55,8 @@ pub enum Word {
     Allow,
     /// It does not.
     Deny,
+    /// It depends on an address that nobody knows yet.
+    Depends,
 }
 
 impl Word {
@@ -72,6 +77,7 @@ impl std::fmt::Display for Word {
         f.write_str(match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
+            Self::Depends => "depends",
         })
     }
 }
@@ -122,7 +128,7 @@ pub struct Party {
 pub struct Side {
     /// What it says.
     pub verdict: Word,
-    /// `allow`, `isolated`, `open`, `self`, `node` or `unknown`, as in `query`.
+    /// `allow`, `isolated`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
     pub effect: String,
     /// Whose policies decide: the source's for egress, the destination's for ingress.
     pub subject: String,
@@ -203,7 +209,7 @@ pub struct Decider {
     pub policy: Option<String>,
     /// Index of the rule.
     pub rule: Option<u32>,
-    /// `allow`, `isolated`, `open`, `self`, `node` or `unknown`.
+    /// `allow`, `isolated`, `open`, `self`, `node`, `unknown` or `depends`.
     pub effect: String,
 }
 

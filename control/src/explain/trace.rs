@@ -3,13 +3,13 @@
 use super::{
     Direction,
     conditions::{
-        has_words, peer, peer_miss_words, peer_words, policies_of, port, port_miss_words, port_words,
-        requirement_words, selector_words, unmet,
+        PeerMiss, has_words, peer, peer_miss_words, peer_words, policies_of, port, port_miss_words,
+        port_words, requirement_words, selector_words, unmet,
     },
     report::{EntryTrace, FaultTrace, PolicyTrace, RuleTrace, Side, Word},
 };
 use crate::{
-    cluster::{Cluster, NetworkPolicy, ObjectKey, Pod, Rule},
+    cluster::{Cluster, NetworkPolicy, ObjectKey, Peer, Pod, Rule},
     reference::{self, Cause, End, Identity, Service},
 };
 
@@ -89,10 +89,17 @@ impl<'a> Case<'a> {
     pub(super) fn peers_match(&self, policy: &NetworkPolicy, rule: &Rule, direction: Direction) -> bool {
         let (_, other) = self.ends(direction);
         rule.peers.as_ref().is_none_or(|peers| {
-            peers
-                .iter()
-                .any(|entry| peer(self.cluster, &policy.key.namespace, entry, &other).is_ok())
+            self.blocks_match_unplaced(peers, &other)
+                || peers
+                    .iter()
+                    .any(|entry| peer(self.cluster, &policy.key.namespace, entry, &other).is_ok())
         })
+    }
+
+    /// Whether a rule's blocks match an end whose address nobody knows.
+    fn blocks_match_unplaced(&self, peers: &[Peer], other: &End<'_>) -> bool {
+        let unplaced = self.cluster.unplaced.as_ref();
+        is_unplaced(other) && unplaced.is_some_and(|unplaced| unplaced.matches(peers))
     }
 
     /// Whether one of a rule's ports matches.
@@ -273,12 +280,33 @@ impl<'a> Case<'a> {
             Direction::Ingress => &words.src,
         };
         let peers: Option<Vec<EntryTrace>> = rule.peers.as_ref().map(|peers| {
+            let unplaced = self.cluster.unplaced.as_ref();
+            let held = self.blocks_match_unplaced(peers, &other);
             let trace = |entry| {
                 let missed = peer(self.cluster, &policy.key.namespace, entry, &other).err();
+                let (mut words, mut matches) = (peer_words(entry), missed.is_none());
+                let mut why = missed
+                    .as_ref()
+                    .map(|miss| peer_miss_words(self.cluster, miss, who, &other));
+                if let (Some(PeerMiss::NoAddress), Some(unplaced), true) =
+                    (missed, unplaced, is_unplaced(&other))
+                {
+                    matches = held;
+                    why = (!held).then(|| {
+                        format!(
+                            "{who} has no address yet, and no address that it may have is sure to be in it"
+                        )
+                    });
+                    words.push_str(match (held, unplaced.possibly) {
+                        (true, true) => " (some addresses that it may have are in it)",
+                        (true, false) => " (every address that it may have is in the blocks of this rule)",
+                        (false, _) => "",
+                    });
+                }
                 EntryTrace {
-                    entry: peer_words(entry),
-                    matches: missed.is_none(),
-                    why: missed.map(|miss| peer_miss_words(self.cluster, &miss, who, &other)),
+                    entry: words,
+                    matches,
+                    why,
                 }
             };
             peers.iter().map(trace).collect()
@@ -313,6 +341,11 @@ impl<'a> Case<'a> {
             ports,
         }
     }
+}
+
+/// Whether an end is a pod whose address nobody knows.
+fn is_unplaced(end: &End<'_>) -> bool {
+    end.address.is_none() && matches!(end.identity, Identity::Pod(_))
 }
 
 /// The policies that select a pod and isolate it in a direction.

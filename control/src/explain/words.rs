@@ -52,6 +52,8 @@ impl Style {
         match (self.terminal, word) {
             (true, Word::Allow) => "\u{1b}[1;32mallow\u{1b}[0m".to_owned(),
             (true, Word::Deny) => "\u{1b}[1;31mDENY\u{1b}[0m".to_owned(),
+            (true, Word::Depends) => "\u{1b}[1;33mDEPENDS\u{1b}[0m".to_owned(),
+            (false, Word::Depends) => "DEPENDS".to_owned(),
             (false, Word::Allow) => "allow".to_owned(),
             (false, Word::Deny) => "DENY".to_owned(),
         }
@@ -258,6 +260,9 @@ impl Page {
 
     fn changes(&mut self, explanation: &Explanation) {
         self.blank();
+        if let (Word::Depends, Some(why)) = (explanation.verdict, &explanation.no_change) {
+            return self.line(0, "", &format!("No change is proposed: {why}."));
+        }
         let wanted = explanation.verdict.opposite();
         if let Some(why) = &explanation.no_change {
             return self.line(

@@ -46,6 +46,8 @@ pub struct CounterExample {
     pub port: Option<u16>,
     /// Whether it passes.
     pub allow: bool,
+    /// Whether that depends on the address that a pod without one will have: it passes if an ipBlock holds it.
+    pub depends: bool,
     /// Why: at the source, then at the destination.
     pub decisions: [Decision; 2],
     /// Further pairs of a source (a pod, or a range of addresses) and a destination that contradict it.
@@ -63,9 +65,25 @@ pub struct Decision {
 
 /// Answers assertions about one compiled cluster.
 pub struct Checker<'a> {
+    /// Where ipBlocks match pods without addresses surely.
+    surely: Reading<'a>,
+    /// Where they match them possibly; None where that is the same.
+    possibly: Option<Reading<'a>>,
+}
+
+/// A cluster and what it decides. Both readings number their ends alike.
+struct Reading<'a> {
     ends: Ends<'a, 1>,
     /// By family.
     grids: [Grid<'a, 1>; 2],
+}
+
+impl<'a> Reading<'a> {
+    fn of(compiled: &'a Compiled<'a>, networks: &[IpNet]) -> Self {
+        let ends = Ends::of([compiled], networks);
+        let grids = Family::BOTH.map(|family| Grid::new(&ends, family));
+        Self { ends, grids }
+    }
 }
 
 /// Flows that must all pass, or none of them.
@@ -87,17 +105,28 @@ struct Violations {
 }
 
 impl<'a> Checker<'a> {
-    /// `files`: all whose assertions will be asked about.
-    pub fn new(compiled: &'a Compiled<'a>, files: &[Intents]) -> Self {
+    /// `files`: all whose assertions will be asked about. `compiled`: the cluster, or both of its readings where
+    /// [`crate::cluster::Cluster::readings`] has two.
+    pub fn new(compiled: &'a [Compiled<'a>], files: &[Intents]) -> Option<Self> {
         let networks: Vec<IpNet> = files.iter().flat_map(Intents::networks).collect();
-        let ends = Ends::of([compiled], &networks);
-        let grids = Family::BOTH.map(|family| Grid::new(&ends, family));
-        Self { ends, grids }
+        let mut readings = compiled.iter().map(|compiled| Reading::of(compiled, &networks));
+        Some(Self {
+            surely: readings.next()?,
+            possibly: readings.next(),
+        })
+    }
+
+    /// What an assertion is held against: to be allowed, a flow has to pass wherever pods are; to be denied, nowhere.
+    fn reading(&mut self, allow: bool) -> &mut Reading<'a> {
+        match &mut self.possibly {
+            Some(possibly) if !allow => possibly,
+            _ => &mut self.surely,
+        }
     }
 
     /// How many sources and destinations there are, and how many classes of them.
     pub fn sizes(&self) -> (usize, usize) {
-        (self.ends.all.len(), self.ends.classes.len())
+        (self.surely.ends.all.len(), self.surely.ends.classes.len())
     }
 
     /// Whether an assertion holds.
@@ -105,7 +134,10 @@ impl<'a> Checker<'a> {
     /// # Errors
     /// The snapshot contradicts itself.
     pub fn check(&mut self, assertion: &Assertion) -> Result<Outcome, RefineError> {
-        let (from, to) = (self.select(&assertion.from), self.select(&assertion.to));
+        // What must not be has to be denied to whoever may be meant.
+        let possibly = assertion.claim == Claim::Deny;
+        let select = |places: &[Place]| self.select(places, possibly);
+        let (from, to) = (select(&assertion.from), select(&assertion.to));
         let ports = &assertion.ports;
         if !assertion.may_be_empty {
             for (which, ends) in [("from", &from), ("to", &to)] {
@@ -114,7 +146,7 @@ impl<'a> Checker<'a> {
                 }
             }
         }
-        let all = vec![true; self.ends.all.len()];
+        let all = vec![true; self.surely.ends.all.len()];
         let others = |ends: &[bool]| -> Vec<bool> { ends.iter().map(|own| !own).collect() };
         let (not_from, not_to) = (others(&from), others(&to));
         let other_ports = ports.others();
@@ -138,7 +170,7 @@ impl<'a> Checker<'a> {
         }
         let mut found: Option<Violations> = None;
         for duty in &duties {
-            if let Some(violations) = self.violations(duty)? {
+            if let Some(violations) = self.reading(duty.allow).violations(duty)? {
                 match &mut found {
                     Some(found) => found.pairs += violations.pairs,
                     None => found = Some(violations),
@@ -151,9 +183,10 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The ends that any of the places mean.
-    fn select(&self, places: &[Place]) -> Vec<bool> {
-        let [compiled] = self.ends.sides;
+    /// The ends that any of the places mean. `possibly`: a network means pods without addresses that may come to be in it,
+    /// else only those that must.
+    fn select(&self, places: &[Place], possibly: bool) -> Vec<bool> {
+        let [compiled] = self.surely.ends.sides;
         let meant = |place: &Place, end: &crate::refine::End<1>| {
             let mut faces = end.faces.iter().flatten().flatten();
             let kind = |wanted: IdentityKind| {
@@ -171,11 +204,19 @@ impl<'a> Checker<'a> {
                 Place::Outside => kind(IdentityKind::External),
                 Place::Nodes => kind(IdentityKind::Node),
                 Place::Pod(key) => end.what == What::Endpoint(key.clone()),
-                Place::Block { cidr, except } => faces.any(|face| {
-                    face.address.is_some_and(|address| {
-                        cidr.contains(&address) && !except.iter().any(|hole| hole.contains(&address))
+                Place::Block { cidr, except } => {
+                    let unplaced = compiled.cluster.unplaced.as_ref();
+                    let will_be = || {
+                        matches!(end.what, What::Endpoint(_))
+                            && unplaced.is_some_and(|it| it.may_be_in(cidr, except, possibly))
+                    };
+                    faces.any(|face| match face.address {
+                        Some(address) => {
+                            cidr.contains(&address) && !except.iter().any(|hole| hole.contains(&address))
+                        }
+                        None => will_be(),
                     })
-                }),
+                }
                 Place::Pods {
                     namespace,
                     namespaces,
@@ -199,9 +240,59 @@ impl<'a> Checker<'a> {
             }
         };
         let any = |end| places.iter().any(|place| meant(place, end));
-        self.ends.all.iter().map(any).collect()
+        self.surely.ends.all.iter().map(any).collect()
     }
 
+    fn counter_example(&self, violations: &Violations) -> Result<CounterExample, RefineError> {
+        let (src, dst, family, service, port) = violations.first;
+        let port = service.has_ports().then_some(port);
+        let protocol = match (service, family) {
+            (Service::Tcp, _) => 6,
+            (Service::Udp, _) => 17,
+            (Service::Sctp, _) => 132,
+            (Service::Other, Family::V4) => 1,
+            (Service::Other, Family::V6) => 58,
+        };
+        let l4 = L4::of(protocol, port);
+        let lost = RefineError::Snapshot("an end is not its own");
+        let judge = |reading: &Reading<'_>| reading.ends.judge(0, (src, dst), family, l4);
+        let surely = judge(&self.surely).ok_or(lost)?;
+        let possibly = match &self.possibly {
+            Some(reading) => judge(reading).ok_or(RefineError::Snapshot("an end is not its own"))?,
+            None => surely,
+        };
+        let depends = surely.allow() != possibly.allow();
+        let (judgement, reading) = match &self.possibly {
+            // What would allow it says more than what denies it.
+            Some(reading) if depends => (possibly, reading),
+            _ => (surely, &self.surely),
+        };
+        let [compiled] = reading.ends.sides;
+        let decision = |direction, verdict| -> Result<Decision, RefineError> {
+            let reason = Reason::of(compiled, verdict)?;
+            Ok(Decision { direction, reason })
+        };
+        let (from, from_address) = reading.name(src, family);
+        let (to, to_address) = reading.name(dst, family);
+        Ok(CounterExample {
+            from,
+            from_address,
+            to,
+            to_address,
+            service,
+            port,
+            allow: surely.allow(),
+            depends,
+            decisions: [
+                decision("egress", &judgement.egress)?,
+                decision("ingress", &judgement.ingress)?,
+            ],
+            more: violations.pairs.saturating_sub(1),
+        })
+    }
+}
+
+impl Reading<'_> {
     fn violations(&mut self, duty: &Duty<'_>) -> Result<Option<Violations>, RefineError> {
         let ends = &self.ends;
         let members = |of: &[bool], class: u32| -> Vec<u32> {
@@ -285,42 +376,6 @@ impl<'a> Checker<'a> {
             }
         }
         Ok(found)
-    }
-
-    fn counter_example(&self, violations: &Violations) -> Result<CounterExample, RefineError> {
-        let (src, dst, family, service, port) = violations.first;
-        let port = service.has_ports().then_some(port);
-        let protocol = match (service, family) {
-            (Service::Tcp, _) => 6,
-            (Service::Udp, _) => 17,
-            (Service::Sctp, _) => 132,
-            (Service::Other, Family::V4) => 1,
-            (Service::Other, Family::V6) => 58,
-        };
-        let l4 = L4::of(protocol, port);
-        let lost = RefineError::Snapshot("an end is not its own");
-        let judgement = self.ends.judge(0, (src, dst), family, l4).ok_or(lost)?;
-        let [compiled] = self.ends.sides;
-        let decision = |direction, verdict| -> Result<Decision, RefineError> {
-            let reason = Reason::of(compiled, verdict)?;
-            Ok(Decision { direction, reason })
-        };
-        let (from, from_address) = self.name(src, family);
-        let (to, to_address) = self.name(dst, family);
-        Ok(CounterExample {
-            from,
-            from_address,
-            to,
-            to_address,
-            service,
-            port,
-            allow: judgement.allow(),
-            decisions: [
-                decision("egress", &judgement.egress)?,
-                decision("ingress", &judgement.ingress)?,
-            ],
-            more: violations.pairs.saturating_sub(1),
-        })
     }
 
     /// Name and address of an end.

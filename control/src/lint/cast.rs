@@ -294,6 +294,17 @@ impl<'a> Cast<'a> {
         matches!(end, EndName::Pod(key) if self.imagined.contains_key(key))
     }
 
+    /// Whether a block holds a part of the pod network: of the known one, or of any where none is known.
+    pub(super) fn may_hold_pods(&self, cidr: &IpNet, except: &[IpNet]) -> bool {
+        let networks = self.pod_networks();
+        let outside = |network: &IpNet| except.iter().any(|hole| hole.contains(network));
+        let meets = |network: &IpNet| network.contains(cidr) || cidr.contains(network) && !outside(network);
+        match networks.is_empty() {
+            true => cidr.prefix_len() == 0,
+            false => networks.iter().any(meets),
+        }
+    }
+
     /// The pod networks that are known.
     pub(super) fn pod_networks(&self) -> Vec<IpNet> {
         let nodes = self.cluster.nodes.values().flat_map(|node| &node.pod_cidrs);

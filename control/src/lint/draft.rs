@@ -177,14 +177,21 @@ impl Ask {
         let answer = judge.judge(&src, &dst, self.service).ok()?;
         // A pod and itself, or its node: whatever the policies say.
         let exempt = |reason: &Reason| matches!(reason.effect, "self" | "node");
-        (!answer.reasons.iter().any(exempt)).then_some(answer)
+        // What depends on addresses shows nothing.
+        let depends =
+            answer.fate() == judge::Fate::Depends || self.directed_fate(&answer) == judge::Fate::Depends;
+        (!depends && !answer.reasons.iter().any(exempt)).then_some(answer)
     }
 
-    fn directed(&self, answer: &Answer) -> bool {
+    fn directed_fate(&self, answer: &Answer) -> judge::Fate {
         match self.direction {
             Direction::Ingress => answer.ingress,
             Direction::Egress => answer.egress,
         }
+    }
+
+    fn directed(&self, answer: &Answer) -> bool {
+        self.directed_fate(answer) == judge::Fate::Allow
     }
 
     fn witness(&self, answer: &Answer, cast: &Cast<'_>) -> Witness {
@@ -207,7 +214,7 @@ fn why(answer: &Answer) -> String {
         (judge::Direction::Egress, "egress", answer.egress),
         (judge::Direction::Ingress, "ingress", answer.ingress),
     ] {
-        if !answer.allow() && allowed {
+        if !answer.allow() && allowed == judge::Fate::Allow {
             continue;
         }
         let of: Vec<&Reason> = answer

@@ -79,11 +79,37 @@ fn blocks_and_pods<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>
             .filter(|pod| !by_selector(policy, placed, pod, cast))
             .take(MOST_PODS)
             .collect();
-        let Some(pod) = pods.first() else { continue };
-        let message = format!(
-            "{cidr} holds pod addresses, that of {} for one: it matches here, and not where Cilium enforces the policy",
-            pod.key
-        );
+        // Workloads have no addresses yet, but will have some of the pod network.
+        let will_be = |pod: &&Pod| {
+            pod.is_unplaced()
+                && EndName::Pod(pod.key.clone()) != us
+                && !by_selector(policy, placed, pod, cast)
+        };
+        let later: Vec<&Pod> = match pods.is_empty() && cast.may_hold_pods(cidr, except) {
+            true => cast.all().filter(will_be).take(MOST_PODS).collect(),
+            false => Vec::new(),
+        };
+        let (message, pods, shown) = match (pods.first(), later.first()) {
+            (Some(pod), _) => (
+                format!(
+                    "{cidr} holds pod addresses, that of {} for one: it matches here, and not where Cilium enforces the \
+                     policy",
+                    pod.key
+                ),
+                pods,
+                Shown::OneFate,
+            ),
+            (None, Some(pod)) => (
+                format!(
+                    "{cidr} holds addresses that pods may have, those of {} for one: it matches them here, and not where \
+                     Cilium enforces the policy",
+                    pod.key
+                ),
+                later,
+                Shown::Itself,
+            ),
+            (None, None) => continue,
+        };
         let wanted = "Cilium denies it, unless another rule selects the pod";
         let port = placed.some_port(80);
         let asks = pods.iter().map(|pod| {
@@ -104,7 +130,7 @@ fn blocks_and_pods<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>
             "add a peer that selects the pods, if they are meant; leave them out by `except`, if not",
             asks,
         )?;
-        return Some(draft.shown(Shown::OneFate));
+        return Some(draft.shown(shown));
     }
     None
 }

@@ -256,9 +256,15 @@ fn rule_matches(
 ) -> bool {
     let peers = match &rule.peers {
         None => true,
-        Some(peers) => peers
-            .iter()
-            .any(|entry| peer_matches(cluster, policy, entry, peer)),
+        Some(peers) => {
+            // Nobody knows its address yet: manifests alone leave open which blocks hold it.
+            let unplaced = peer.address.is_none() && matches!(peer.identity, Identity::Pod(_));
+            let unplaced = cluster.unplaced.as_ref().filter(|_| unplaced);
+            peers
+                .iter()
+                .any(|entry| peer_matches(cluster, policy, entry, peer))
+                || unplaced.is_some_and(|unplaced| unplaced.matches(peers))
+        }
     };
     let ports = match &rule.ports {
         None => true,

@@ -9,6 +9,7 @@ use super::{
     Compiled, Ends, Family, OneSided, RefineError, Region, Totals,
     cells::{Cells, Reason},
     changes::{Changes, Tagged},
+    readings::Compared,
     sets::{SetId, Sets},
     sweep::{Deviation, Sweep, deviations},
 };
@@ -18,6 +19,8 @@ use super::{
 pub struct Difference<'a> {
     /// The ends that both know.
     pub ends: Ends<'a, 2>,
+    /// The same ends where ipBlocks match pods without addresses possibly; None where they match no more than surely.
+    pub possibly: Option<Ends<'a, 2>>,
     /// In order; no two speak of one flow.
     pub regions: Vec<Region>,
     /// How many pairs of ends change, by namespaces.
@@ -31,6 +34,8 @@ pub struct Difference<'a> {
 pub struct FlowChange {
     /// Whether each side allows it.
     pub allow: [bool; 2],
+    /// On which sides it depends on the address that a pod without one will have, instead.
+    pub depends: [bool; 2],
     /// Policies that decide, on either side, in the directions that change; in order. None where nothing does.
     pub policies: Vec<String>,
 }
@@ -46,15 +51,26 @@ impl Difference<'_> {
         family: Family,
         l4: L4,
     ) -> Result<Option<FlowChange>, RefineError> {
-        let judge = |side| self.ends.judge(side, pair, family, l4);
-        let (Some(from), Some(to)) = (judge(0), judge(1)) else {
+        let judge =
+            |ends: &Ends<'_, 2>| Some([ends.judge(0, pair, family, l4)?, ends.judge(1, pair, family, l4)?]);
+        let Some([from, to]) = judge(&self.ends) else {
             return Ok(None);
+        };
+        let surely = [from.allow(), to.allow()];
+        let other = self.possibly.as_ref().and_then(|ends| Some((ends, judge(ends)?)));
+        let possibly = other
+            .as_ref()
+            .map_or(surely, |(_, [from, to])| [from.allow(), to.allow()]);
+        let depends = [surely[0] != possibly[0], surely[1] != possibly[1]];
+        let (ends, [from, to]) = match other {
+            Some(other) if surely[0] == surely[1] => other,
+            _ => (&self.ends, [from, to]),
         };
         let mut policies = Vec::new();
         for verdicts in [[from.egress, to.egress], [from.ingress, to.ingress]] {
             let [a, b] = verdicts;
             if a.allow != b.allow && from.allow() != to.allow() {
-                for (compiled, verdict) in self.ends.sides.iter().zip(&verdicts) {
+                for (compiled, verdict) in ends.sides.iter().zip(&verdicts) {
                     policies.extend(Reason::of(compiled, verdict)?.policies);
                 }
             }
@@ -62,7 +78,8 @@ impl Difference<'_> {
         policies.sort_unstable();
         policies.dedup();
         Ok(Some(FlowChange {
-            allow: [from.allow(), to.allow()],
+            allow: surely,
+            depends,
             policies,
         }))
     }
@@ -83,10 +100,56 @@ pub fn difference<'a>(from: &'a Compiled<'a>, to: &'a Compiled<'a>) -> Result<Di
     let one_sided = std::mem::take(&mut ends.one_sided);
     Ok(Difference {
         ends,
+        possibly: None,
         regions,
         totals,
         one_sided,
     })
+}
+
+/// What changes between `from` and `to`, each a cluster or both of its readings where [`crate::cluster::Cluster::readings`]
+/// has two; None where one is empty.
+///
+/// # Errors
+/// A snapshot contradicts itself.
+pub fn difference_of_readings<'a>(
+    from: &'a [Compiled<'a>],
+    to: &'a [Compiled<'a>],
+) -> Result<Option<Difference<'a>>, RefineError> {
+    let ends = |side: &'a [Compiled<'a>]| Some((side.first()?, side.last()?));
+    let (Some((from, from_possibly)), Some((to, to_possibly))) = (ends(from), ends(to)) else {
+        return Ok(None);
+    };
+    let mut found = difference(from, to)?;
+    if std::ptr::eq(from, from_possibly) && std::ptr::eq(to, to_possibly) {
+        return Ok(Some(found));
+    }
+    let possibly = difference(from_possibly, to_possibly)?;
+    let compared = Compared {
+        surely: std::mem::take(&mut found.regions),
+        possibly: possibly.regions,
+        crossed: [
+            difference(from, to_possibly)?.regions,
+            difference(from_possibly, to)?.regions,
+        ],
+    };
+    let differs = |name: &str| {
+        let policy = |side: &Compiled<'_>| {
+            let policies = &side.cluster.policies;
+            let found = policies.iter().find(|(key, _)| key.to_string() == name);
+            found.map(|(_, policy)| {
+                (
+                    policy.subjects.clone(),
+                    policy.ingress.clone(),
+                    policy.egress.clone(),
+                )
+            })
+        };
+        policy(from) != policy(to)
+    };
+    found.regions = compared.joined(&found.ends, differs);
+    found.possibly = Some(possibly.ends);
+    Ok(Some(found))
 }
 
 /// Sources of a change with the same destinations.
@@ -272,6 +335,7 @@ fn in_order(changes: &Changes<'_>, sets: &Sets<'_, '_, 2>, merged: Vec<Merged>) 
             service: change.service,
             ports: ports.get(change.ports as usize)?.clone(),
             from: change.from,
+            depends: [false; 2],
             policies: policies.get(change.policies as usize)?.clone(),
         })
     };

@@ -15,6 +15,7 @@ mod changes;
 pub mod difference;
 pub mod ends;
 mod ports;
+mod readings;
 mod region;
 mod sets;
 mod sweep;
@@ -28,10 +29,10 @@ use crate::{
 };
 
 pub use addresses::Family;
-pub use difference::{Difference, FlowChange, difference};
+pub use difference::{Difference, FlowChange, difference, difference_of_readings};
 pub use ends::{End, Ends, OneSided, What};
 pub use ports::{Service, Span};
-pub use region::Region;
+pub use region::{Region, verdicts};
 pub use totals::{Pairs, Totals};
 
 /// A cluster and the snapshot that it compiles to.
@@ -63,7 +64,7 @@ impl<'a> Compiled<'a> {
     /// # Errors
     /// It does not compile.
     pub fn of(cluster: &'a Cluster) -> Result<Self, RefineError> {
-        let image = compile::compile(cluster, Generation(1), &EpochKey::OFFLINE)?;
+        let image = compile::compile(&cluster.for_compiler(), Generation(1), &EpochKey::OFFLINE)?;
         let snapshot = Snapshot::open(&image.bytes)?;
         Ok(Self { cluster, snapshot })
     }

@@ -19,11 +19,23 @@ pub struct Region {
     pub ports: Arc<[Span]>,
     /// Whether the first side allows it; the second does not, or the other way round.
     pub from: bool,
+    /// On which sides it depends on the address that a pod without one will have, instead.
+    pub depends: [bool; 2],
     /// Policies that decide, on either side, in the directions that change; in order.
     pub policies: Arc<[Arc<str>]>,
 }
 
 impl Region {
+    /// The verdicts of both sides: `allow`, `deny` or `depends`.
+    pub fn verdicts(&self) -> [&'static str; 2] {
+        verdicts([self.from, !self.from], self.depends)
+    }
+
+    /// Whether both sides' verdicts are certain.
+    pub fn is_certain(&self) -> bool {
+        self.depends == [false; 2]
+    }
+
     /// Whether it speaks of a flow; `port` counts where the service has ports.
     pub fn covers<const N: usize>(
         &self,
@@ -55,6 +67,17 @@ impl Region {
         }
         false
     }
+}
+
+/// Verdicts as words, of whether each side allows it and whether that depends.
+pub fn verdicts(allow: [bool; 2], depends: [bool; 2]) -> [&'static str; 2] {
+    let [from, to] = allow;
+    let [a, b] = depends;
+    [(from, a), (to, b)].map(|(allow, depends)| match (depends, allow) {
+        (true, _) => "depends",
+        (false, true) => "allow",
+        (false, false) => "deny",
+    })
 }
 
 /// The list, which is in order, from the first that is not below `to`: near ones are found as fast as far ones.

@@ -137,7 +137,7 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
         let compiled = Compiled::of(&cluster).unwrap();
         let assertions: Vec<Assertion> = (0..12).map(|_| assertion(&cluster, &mut random)).collect();
         let files = [Intents { assertions }];
-        let mut checker = Checker::new(&compiled, &files);
+        let mut checker = Checker::new(std::slice::from_ref(&compiled), &files).unwrap();
         let ends = Ends::of([&compiled], &files[0].networks());
         // By family and end.
         let seen: [Vec<Option<Seen<'_>>>; 2] = Family::BOTH.map(|family| {

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::{Part, report::count};
+use super::Part;
 use crate::{
-    cli::judge::word,
+    cli::{
+        count,
+        judge::{Fate, SAY_WHERE, word},
+    },
     intents::{Assertion, Checker, CounterExample, Decision, Intents, Outcome},
     lint::{Finding, Place, Severity, rules},
     refine::{Compiled, RefineError},
@@ -25,13 +28,18 @@ pub(super) fn part(files: &[PathBuf], loaded: &Loaded) -> anyhow::Result<Part> {
             .with_context(|| format!("cannot read assertions from {}", file.display()))?;
         read.push(Intents::parse(&file.display().to_string(), &text)?);
     }
-    let compiled = match Compiled::of(&loaded.cluster) {
+    let readings = match loaded.cluster.readings() {
+        Some(readings) => readings.to_vec(),
+        None => vec![loaded.cluster.surely()],
+    };
+    let compiled: Vec<Compiled<'_>> = match readings.iter().map(Compiled::of).collect() {
         Ok(compiled) => compiled,
         // What does not compile is told by the proof.
         Err(RefineError::Compile(_)) => return Ok(Part::default()),
         Err(error) => return Err(error.into()),
     };
-    let mut checker = Checker::new(&compiled, &read);
+    let mut checker =
+        Checker::new(&compiled, &read).context("there is no cluster to hold assertions against")?;
     let mut part = Part::default();
     let (mut all, mut failed) = (0, 0);
     for (file, intents) in files.iter().zip(&read) {
@@ -72,13 +80,17 @@ fn line(file: &Path, assertion: &Assertion, outcome: &Outcome) -> Value {
                 "dst_ip": example.to_address,
                 "protocol": example.service.name(),
                 "dst_port": example.port,
-                "verdict": word(example.allow),
+                "verdict": fate(example).word(),
                 "reasons": example.decisions.iter().map(reason).collect::<Vec<_>>(),
             });
             line["more"] = example.more.into();
         }
     }
     line
+}
+
+fn fate(example: &CounterExample) -> Fate {
+    Fate::of(example.allow, example.allow || example.depends)
 }
 
 fn reason(decision: &Decision) -> Value {
@@ -152,7 +164,13 @@ fn words(example: &CounterExample) -> String {
         "does not hold: {} -> {} {service} is {} ({}){more}",
         end(&example.from, example.from_address),
         end(&example.to, example.to_address),
-        if example.allow { "allowed" } else { "denied" },
+        match fate(example) {
+            Fate::Allow => "allowed".to_owned(),
+            Fate::Deny => "denied".to_owned(),
+            Fate::Depends => format!(
+                "not decided by the manifests: it passes if an ipBlock holds the address that a pod will have{SAY_WHERE}"
+            ),
+        },
         why.join("; "),
     )
 }

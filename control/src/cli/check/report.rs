@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Output, Part, sarif};
 use crate::{
+    cli::count,
     lint::{
         Finding, Severity, Witness,
         rules::{self, Rule},
@@ -130,14 +131,6 @@ impl<'a> Report<'a> {
             put(key, value.clone());
         }
         Value::Object(fields)
-    }
-}
-
-pub(super) fn count(number: usize, what: &str) -> String {
-    match (number, what) {
-        (1, what) => format!("1 {what}"),
-        (n, "policy") => format!("{n} policies"),
-        (n, what) => format!("{n} {what}s"),
     }
 }
 

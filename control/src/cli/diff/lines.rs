@@ -9,10 +9,7 @@ use std::{
 use serde_json::json;
 
 use super::incomplete;
-use crate::{
-    cli::judge::word,
-    refine::{Difference, Ends, OneSided, Region, What},
-};
+use crate::refine::{Difference, Ends, OneSided, Region, What};
 
 /// Writes every region, then the endpoints of one side.
 pub(super) fn write(found: &Difference<'_>, out: &mut impl Write) -> io::Result<()> {
@@ -110,7 +107,7 @@ impl<'a> Writer<'a> {
         } else {
             out.write_all(b"null")?;
         }
-        let (from, to) = (word(region.from), word(!region.from));
+        let [from, to] = region.verdicts();
         write!(out, ",\"from\":\"{from}\",\"to\":\"{to}\",\"policies\":[")?;
         for (index, policy) in region.policies.iter().enumerate() {
             if index > 0 {

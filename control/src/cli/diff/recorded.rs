@@ -18,10 +18,9 @@ use crate::{
     cli::{
         Output,
         flow::{self, EndName, Flow, Service, protocol_name, protocol_number},
-        judge::word,
     },
     cluster::ObjectKey,
-    refine::{Difference, Family, FlowChange},
+    refine::{Difference, Family, FlowChange, verdicts},
 };
 
 /// Flows of one source, destination, protocol and port.
@@ -194,7 +193,7 @@ fn fate(found: &Difference<'_>, src: &EndName, dst: &EndName, service: Service) 
             .of_flow((from, to), family, l4)
             .map_err(|error| error.to_string())?;
         let Some(change) = change else { continue };
-        let [a, b] = change.allow;
+        let [a, b] = verdicts(change.allow, change.depends);
         return Ok(if a == b || found.ends.is_itself(from, to) {
             Fate::Stays
         } else {
@@ -301,9 +300,9 @@ impl Told {
             Fate::Stays => return None,
             Fate::Unmatched(why) => line["unmatched"] = why.as_str().into(),
             Fate::Changes(change) => {
-                let [from, to] = change.allow;
-                line["from"] = word(from).into();
-                line["to"] = word(to).into();
+                let [from, to] = verdicts(change.allow, change.depends);
+                line["from"] = from.into();
+                line["to"] = to.into();
                 line["policies"] = json!(change.policies);
                 if !incomplete.is_empty() {
                     line["incomplete"] = json!(incomplete);
@@ -327,14 +326,14 @@ impl Told {
             Fate::Stays => None,
             Fate::Unmatched(why) => Some(format!("?                {flow}  ({times}; {why})")),
             Fate::Changes(change) => {
-                let opened = change.allow == [false, true];
+                let verdicts = verdicts(change.allow, change.depends);
                 let by = match change.policies.as_slice() {
                     [] => String::new(),
                     policies => format!("; {}", policies.join(", ")),
                 };
                 Some(style.mark(
-                    opened,
-                    &format!("{}  {flow}  ({times}{by})", super::table::verdicts(!opened)),
+                    super::table::opens(verdicts),
+                    &format!("{}  {flow}  ({times}{by})", super::table::arrow(verdicts)),
                 ))
             }
         }
@@ -357,7 +356,12 @@ impl Summary {
             let those = told.iter().filter(|told| wanted(&told.fate));
             those.map(|told| told.times.flows).sum::<u64>()
         };
-        let changes = |from: bool| move |fate: &Fate| matches!(fate, Fate::Changes(change) if change.allow == [from, !from]);
+        let changes = |closes: bool| {
+            move |fate: &Fate| {
+                let Fate::Changes(change) = fate else { return false };
+                super::table::opens(verdicts(change.allow, change.depends)) != closes
+            }
+        };
         let (closed, opened) = (sum(&changes(true)), sum(&changes(false)));
         Self {
             flows,

@@ -10,8 +10,9 @@ use ipnet::IpNet;
 
 use super::{incomplete, lines};
 use crate::{
+    cli::{count, judge::SAY_WHERE},
     cluster::{NetworkPolicy, ObjectKey},
-    refine::{Difference, Family, Region, Service, Span, What},
+    refine::{self, Difference, Family, Region, Service, Span, What},
 };
 
 /// How text looks.
@@ -38,28 +39,39 @@ impl Style {
     }
 }
 
-/// `allow -> deny`, or the other way round, equally wide.
-pub(super) fn verdicts(from: bool) -> &'static str {
-    if from { "allow -> deny " } else { "deny  -> allow" }
+/// `allow -> deny`, `deny -> depends` and so on; those of two certain verdicts equally wide.
+pub(super) fn arrow([from, to]: [&'static str; 2]) -> String {
+    format!("{from:<5} -> {to:<5}")
 }
 
-/// What one line of the table is about: whether it was allowed, source, destination, family.
-type Line<'a> = (bool, &'a [u32], &'a [u32], Option<Family>);
+/// Whether more is allowed after than before, as far as that is known.
+pub(super) fn opens([from, to]: [&'static str; 2]) -> bool {
+    to == "allow" || from == "deny"
+}
+
+/// What one line of the table is about: whether it was allowed, on which sides it depends, source, destination, family.
+type Line<'a> = (bool, [bool; 2], &'a [u32], &'a [u32], Option<Family>);
 
 /// Writes the table and the summary.
 pub(super) fn write(found: &Difference<'_>, style: Style, out: &mut impl Write) -> io::Result<()> {
     let mut groups: BTreeMap<&[Arc<str>], BTreeMap<Line<'_>, Vec<&Region>>> = BTreeMap::new();
     for region in &found.regions {
-        let line = (region.from, &*region.src, &*region.dst, region.family);
+        let line = (
+            region.from,
+            region.depends,
+            &*region.src,
+            &*region.dst,
+            region.family,
+        );
         let group = groups.entry(&region.policies).or_default();
         group.entry(line).or_default().push(region);
     }
     let names = Names::of(found);
     for (policies, group) in &groups {
         writeln!(out, "{}", style.head(&heading(found, policies)))?;
-        let rows: Vec<(bool, [String; 3])> = group
+        let rows: Vec<([&'static str; 2], [String; 3])> = group
             .iter()
-            .map(|((from, src, dst, family), regions)| {
+            .map(|((from, depends, src, dst, family), regions)| {
                 let family = family.map_or(String::new(), |family| format!(" ({} only)", family.name()));
                 let itself = match regions.iter().any(|region| region.excepts_self(&found.ends)) {
                     true => ", not to itself",
@@ -67,7 +79,7 @@ pub(super) fn write(found: &Difference<'_>, style: Style, out: &mut impl Write) 
                 };
                 let services = format!("{}{family}{itself}", services(regions));
                 (
-                    *from,
+                    refine::verdicts([*from, !from], *depends),
                     [names.words(found, src), names.words(found, dst), services],
                 )
             })
@@ -77,12 +89,12 @@ pub(super) fn write(found: &Difference<'_>, style: Style, out: &mut impl Write) 
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0).min(60)
         };
         let (src_width, dst_width) = (width(0), width(1));
-        for (from, [src, dst, services]) in &rows {
+        for (verdicts, [src, dst, services]) in &rows {
             let row = format!(
                 "{}  {src:src_width$}  ->  {dst:dst_width$}  {services}",
-                verdicts(*from)
+                arrow(*verdicts)
             );
-            writeln!(out, "  {}", style.mark(!from, &row))?;
+            writeln!(out, "  {}", style.mark(opens(*verdicts), &row))?;
         }
         writeln!(out)?;
     }
@@ -101,10 +113,16 @@ pub(super) fn summary(found: &Difference<'_>, out: &mut impl Write) -> io::Resul
         writeln!(out, "No verdict changes.")?;
     } else {
         let distinct = |from: bool| {
-            let regions = found.regions.iter().filter(|region| region.from == from).count();
-            format!("{regions} {}", if regions == 1 { "region" } else { "regions" })
+            let certain = found.regions.iter().filter(|region| region.is_certain());
+            count(certain.filter(|region| region.from == from).count(), "region")
         };
-        writeln!(out, "{} closed, {} opened.", distinct(true), distinct(false))?;
+        write!(out, "{} closed, {} opened", distinct(true), distinct(false))?;
+        let depend = match found.regions.iter().filter(|region| !region.is_certain()).count() {
+            0 => String::new(),
+            1 => format!("; 1 region depends on addresses that pods will have{SAY_WHERE}"),
+            some => format!("; {some} regions depend on addresses that pods will have{SAY_WHERE}"),
+        };
+        writeln!(out, "{depend}.")?;
     }
     let sided = |side| {
         found
@@ -114,7 +132,12 @@ pub(super) fn summary(found: &Difference<'_>, out: &mut impl Write) -> io::Resul
             .count()
     };
     if !found.one_sided.is_empty() {
-        writeln!(out, "{} endpoints added, {} removed.", sided(1), sided(0))?;
+        writeln!(
+            out,
+            "{} added, {} removed.",
+            count(sided(1), "endpoint"),
+            sided(0)
+        )?;
     }
     let incomplete = incomplete(found);
     if !incomplete.is_empty() {

@@ -98,6 +98,7 @@ impl<'a> Graph<'a> {
         match self.grid.cells[src][dst] {
             Cell::All => Some("all".to_owned()),
             some @ Cell::Some(_) => Some(self.grid.words(some)),
+            Cell::Depends => Some("all?".to_owned()),
             Cell::Nothing | Cell::Itself | Cell::Apart => None,
         }
     }

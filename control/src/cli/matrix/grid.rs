@@ -5,9 +5,13 @@ use std::{
     net::IpAddr,
 };
 
-use super::allowed;
+use super::fates;
 use crate::{
-    cli::{flow::EndName, judge::Judge, span::Asked},
+    cli::{
+        flow::EndName,
+        judge::{Fate, Judge},
+        span::Asked,
+    },
     cluster::{Cluster, Pod},
 };
 
@@ -70,6 +74,8 @@ pub(super) enum Cell {
     All,
     /// Nothing of it.
     Nothing,
+    /// All of it depends on addresses that nobody knows.
+    Depends,
     /// What [`Grid::marks`] has at this place.
     Some(usize),
 }
@@ -79,7 +85,8 @@ pub(super) struct Grid {
     pub(super) groups: Vec<Group>,
     /// By source, then destination.
     pub(super) cells: Vec<Vec<Cell>>,
-    /// What is allowed where it is neither all nor nothing, in the order of first appearance: ports in words.
+    /// What is allowed where it is neither all nor nothing, in the order of first appearance: ports in words, with a
+    /// question mark where it depends.
     pub(super) marks: Vec<Vec<String>>,
 }
 
@@ -104,14 +111,21 @@ impl Grid {
                     row.push(Cell::Itself);
                     continue;
                 };
-                row.push(match allowed(cluster, judge, asked, from, to)? {
+                row.push(match fates(cluster, judge, asked, from, to)? {
                     None => Cell::Apart,
-                    Some(allowed) if allowed.iter().all(|it| *it) => Cell::All,
-                    Some(allowed) if !allowed.iter().any(|it| *it) => Cell::Nothing,
-                    Some(allowed) => {
-                        let words = asked.words(&allowed);
-                        Cell::Some(*places.entry(words.clone()).or_insert_with(|| {
-                            marks.push(words);
+                    Some(fates) if fates.iter().all(|it| *it == Fate::Allow) => Cell::All,
+                    Some(fates) if fates.iter().all(|it| *it == Fate::Deny) => Cell::Nothing,
+                    Some(fates) if fates.iter().all(|it| *it == Fate::Depends) => Cell::Depends,
+                    Some(fates) => {
+                        let that = |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
+                        let words = |wanted| match that(wanted) {
+                            some if some.contains(&true) => asked.words(&some),
+                            _ => Vec::new(),
+                        };
+                        let mut words_of = words(Fate::Allow);
+                        words_of.extend(words(Fate::Depends).into_iter().map(|word| format!("{word}?")));
+                        Cell::Some(*places.entry(words_of.clone()).or_insert_with(|| {
+                            marks.push(words_of);
                             marks.len() - 1
                         }))
                     }
@@ -122,6 +136,12 @@ impl Grid {
         Ok(Self { groups, cells, marks })
     }
 
+    /// Whether some cell depends on addresses that nobody knows.
+    pub(super) fn depends(&self) -> bool {
+        let marked = self.marks.iter().flatten().any(|word| word.ends_with('?'));
+        marked || self.cells.iter().flatten().any(|cell| *cell == Cell::Depends)
+    }
+
     /// What a cell stands for, in words.
     pub(super) fn words(&self, cell: Cell) -> String {
         match cell {
@@ -129,6 +149,7 @@ impl Grid {
             Cell::Itself => "itself".to_owned(),
             Cell::All => "everything".to_owned(),
             Cell::Nothing => "nothing".to_owned(),
+            Cell::Depends => "depends on the address that a pod will have".to_owned(),
             Cell::Some(mark) => self
                 .marks
                 .get(mark)

@@ -211,7 +211,7 @@ fn draw(out: &mut String, grid: &Grid, cell: Cell, x: usize, y: usize, words: &s
     let class = match cell {
         Cell::All => "a",
         Cell::Nothing => "n",
-        Cell::Some(_) => "p",
+        Cell::Some(_) | Cell::Depends => "p",
         Cell::Itself | Cell::Apart => "i",
     };
     let side = CELL - 3;
@@ -249,8 +249,11 @@ fn draw(out: &mut String, grid: &Grid, cell: Cell, x: usize, y: usize, words: &s
                 side - 12
             );
         }
-        Cell::Some(mark) => {
-            let lines = short(grid, mark);
+        Cell::Some(_) | Cell::Depends => {
+            let lines = match cell {
+                Cell::Some(mark) => short(grid, mark),
+                _ => vec!["?".to_owned()],
+            };
             let first = middle.1 + 4 - (lines.len() - 1) * 5;
             for (place, line) in lines.iter().enumerate() {
                 let class = if line.len() < FITS { "t" } else { "t5" };
@@ -297,6 +300,7 @@ fn legend(grid: &Grid, caption: &Caption, top: usize) -> Legend {
     let samples = [
         (Cell::All, caption.what.clone()),
         (Cell::Nothing, "nothing".to_owned()),
+        (Cell::Depends, grid.words(Cell::Depends)),
         (Cell::Itself, "itself".to_owned()),
         (Cell::Apart, "no address family in common".to_owned()),
     ];
@@ -374,6 +378,7 @@ fn form(cell: Cell) -> u8 {
         Cell::Itself => 2,
         Cell::Apart => 3,
         Cell::Some(_) => 4,
+        Cell::Depends => 5,
     }
 }
 
@@ -398,6 +403,11 @@ fn summary(grid: &Grid, caption: &Caption) -> [String; 2] {
     let all = count(|cell| *cell == Cell::All);
     let some = count(|cell| matches!(cell, Cell::Some(_)));
     let nothing = count(|cell| *cell == Cell::Nothing);
+    let depends = count(|cell| *cell == Cell::Depends);
+    let unsaid = match depends {
+        0 => String::new(),
+        some => format!(" {some} depend on addresses that pods will have."),
+    };
     let namespaces: BTreeSet<&str> = grid.groups.iter().map(|group| group.namespace.as_str()).collect();
     let outside = usize::from(namespaces.contains(""));
     [
@@ -408,8 +418,8 @@ fn summary(grid: &Grid, caption: &Caption) -> [String; 2] {
             namespaces.len() - outside
         ),
         format!(
-            "Of {} pairs of rows, {all} are open to {}, {some} in part, {nothing} closed.",
-            all + some + nothing,
+            "Of {} pairs of rows, {all} are open to {}, {some} in part, {nothing} closed.{unsaid}",
+            all + some + nothing + depends,
             caption.what
         ),
     ]

@@ -25,6 +25,10 @@ const UNFINISHED: Duration = Duration::from_secs(1);
 
 /// What a watched folder says.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all are the large one, and there is one at a time"
+)]
 pub enum Update {
     /// A complete new state. Broken files are in it with their last good objects; `problems` names them.
     State(Loaded),
