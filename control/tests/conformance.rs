@@ -115,6 +115,7 @@ fn cluster(step: &Step) -> Cluster {
             node: None,
             host_network: false,
             finished: false,
+            terminating: false,
             named_ports,
             template_of: None,
         }));

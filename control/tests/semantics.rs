@@ -1187,6 +1187,41 @@ fn s51_a_terminating_pod_keeps_its_policy() {
 }
 
 #[test]
+fn s51_a_terminating_pod_gives_its_address_to_a_pod_that_stays() {
+    let at = |name: &str, created: &str, app: &str, leaves: bool| {
+        let mut pod = pod(name, &["10.0.0.8"], app, json!({}));
+        pod["metadata"]["creationTimestamp"] = created.into();
+        if leaves {
+            pod["metadata"]["deletionTimestamp"] = "2025-06-01T00:00:00Z".into();
+        }
+        pod
+    };
+    let (early, late) = ("2025-01-01T00:00:00Z", "2025-02-01T00:00:00Z");
+    let peers = json!([{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "granted"}}}]);
+    let allow = policy("a/p", json!({"ingress": [{"from": peers}]}));
+    let opens = |pods: [Value; 2]| {
+        let world = World::new(base().into_iter().chain([allow.clone()]).chain(pods));
+        world.open("10.0.0.8", "a/db", "80/TCP")
+    };
+    // The younger one is on its way out, on a node that died: the older one was given the address later.
+    assert!(!opens([
+        at("b/leaving", late, "app=granted", true),
+        at("b/staying", early, "app=other", false),
+    ]));
+    assert!(opens([
+        at("b/leaving", late, "app=other", true),
+        at("b/staying", early, "app=granted", false),
+    ]));
+    // Of two that leave, or two that stay, the younger.
+    for leave in [false, true] {
+        assert!(opens([
+            at("b/x", late, "app=granted", leave),
+            at("b/y", early, "app=other", leave),
+        ]));
+    }
+}
+
+#[test]
 fn s52_all_addresses_are_the_pod() {
     let world = World::new(dual().into_iter().chain([
         pod("b/client", &["10.0.1.1", "fd00:1::1"], "app=client", json!({})),

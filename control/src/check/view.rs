@@ -340,6 +340,12 @@ impl View {
         let (Some(x), Some(y)) = (self.pod(a), self.pod(b)) else {
             return a;
         };
+        // Where one is on its way out and the other is not, the address has been given to the other.
+        match (x.pod.terminating, y.pod.terminating) {
+            (true, false) => return b,
+            (false, true) => return a,
+            (true, true) | (false, false) => {}
+        }
         let order = x.pod.created.cmp(&y.pod.created);
         let order = order.then_with(|| x.pod.uid.cmp(&y.pod.uid));
         match order.then_with(|| x.pod.key.cmp(&y.pod.key)) {

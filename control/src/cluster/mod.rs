@@ -84,6 +84,9 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether its phase is Succeeded or Failed (SEMANTICS 50).
     pub finished: bool,
+    /// Whether it is being deleted: it keeps its policy (SEMANTICS 51), but not its address where a pod that stays has
+    /// it, too.
+    pub terminating: bool,
     /// Named container ports, in the order that decides (SEMANTICS 33).
     pub named_ports: Vec<NamedPort>,
     /// The kind of the workload whose template this is (`Deployment`, ...); None for a Pod.
@@ -119,8 +122,8 @@ pub struct Settings {
 /// pointer, in time of the difference alone.
 ///
 /// What the objects mean for an address, in this order; reference and compiler each implement it:
-/// 1. Of the pods that are neither finished nor on the host network and list the address, the greatest by `(created,
-///    uid, key)` owns it. Is its Namespace not in the state, the address is unknown (SEMANTICS 54).
+/// 1. Of the pods that are neither finished nor on the host network and list the address, one that is not being deleted
+///    owns it before one that is; of several, the greatest by `(created, uid, key)`. Is its Namespace not in the state, the address is unknown (SEMANTICS 54).
 /// 2. A node that lists it owns it; of several the first by name. Else the node that a live pod on the host network
 ///    with this address names (SEMANTICS 46), whether or not there is such a Node; of several the first by name.
 /// 3. Inside a pod CIDR of a node or of the settings: unknown. Else: a Service address, or outside.
@@ -167,6 +170,7 @@ mod tests {
                 node: None,
                 host_network: false,
                 finished: false,
+                terminating: false,
                 named_ports: Vec::new(),
                 template_of: None,
             })

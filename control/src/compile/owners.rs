@@ -117,7 +117,7 @@ impl Owners {
                 let age = |member: u32| {
                     members
                         .get(member)
-                        .map(|it| (it.pod.created, &it.pod.uid, &it.pod.key))
+                        .map(|it| (!it.pod.terminating, it.pod.created, &it.pod.uid, &it.pod.key))
                 };
                 age(*one).cmp(&age(*other))
             })

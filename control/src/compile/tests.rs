@@ -36,6 +36,7 @@ fn pod(namespace: &str, name: &str, address: &str, labels: &[(&str, &str)]) -> P
         node: Some("n1".to_owned()),
         host_network: false,
         finished: false,
+        terminating: false,
         named_ports: Vec::new(),
         template_of: None,
     }

@@ -463,6 +463,6 @@ impl<'a> View<'a> {
 }
 
 /// Of several pods with an address the greatest has it.
-fn rank(pod: &Pod) -> (Option<i64>, &str, &crate::cluster::ObjectKey) {
-    (pod.created, &pod.uid, &pod.key)
+fn rank(pod: &Pod) -> (bool, Option<i64>, &str, &crate::cluster::ObjectKey) {
+    (!pod.terminating, pod.created, &pod.uid, &pod.key)
 }

@@ -338,12 +338,17 @@ fn owners(cluster: &Cluster) -> HashMap<IpAddr, &Pod> {
         }
         for address in &pod.addresses {
             let owner = owners.entry(*address).or_insert(pod);
-            if (owner.created, &owner.uid, &owner.key) < (pod.created, &pod.uid, &pod.key) {
+            if rank(owner) < rank(pod) {
                 *owner = pod;
             }
         }
     }
     owners
+}
+
+/// Of several pods with an address the greatest has it.
+fn rank(pod: &Pod) -> (bool, Option<i64>, &str, &ObjectKey) {
+    (!pod.terminating, pod.created, &pod.uid, &pod.key)
 }
 
 fn is_endpoint(cluster: &Cluster, owners: &HashMap<IpAddr, &Pod>, pod: &Pod) -> bool {

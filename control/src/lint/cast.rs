@@ -223,6 +223,7 @@ impl<'a> Cast<'a> {
             node: None,
             host_network: false,
             finished: false,
+            terminating: false,
             named_ports: Vec::new(),
             template_of: None,
         };

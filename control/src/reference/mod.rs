@@ -101,8 +101,9 @@ pub fn identify(cluster: &Cluster, address: IpAddr) -> End<'_> {
         .pods
         .values()
         .filter(|pod| !pod.host_network && !pod.finished && pod.addresses.contains(&address));
-    // 50, 54: of several, the newest; then the greatest UID; the name only settles what manifests leave open.
-    if let Some(pod) = claimants.max_by_key(|pod| (pod.created, &pod.uid, &pod.key)) {
+    // 50, 54: of several, the newest that is not going away; then the greatest UID; the name only settles what manifests
+    // leave open.
+    if let Some(pod) = claimants.max_by_key(|pod| (!pod.terminating, pod.created, &pod.uid, &pod.key)) {
         // 54: nobody can say which selectors match a pod whose namespace has not been seen.
         let seen = cluster.namespaces.contains_key(&pod.key.namespace);
         return end(if seen {

@@ -155,7 +155,10 @@ fn successors_with_a_mistake_are_found() {
 
 #[test]
 fn the_rolling_pass_sees_everything_in_steps() {
-    let cluster = generate::cluster(&mut Random::new(5));
+    let cluster = (0..)
+        .map(|seed| generate::cluster(&mut Random::new(seed)))
+        .find(|cluster| cluster.pods.len() >= 10 && cluster.policies.len() >= 5)
+        .expect("a large one");
     let snapshot = crate::snapshot(&cluster);
     let mut checker = Checker::new();
     assert_eq!(

@@ -58,7 +58,7 @@ fn pod_changes(cluster: &mut Cluster, random: &mut Random) -> &'static str {
     };
     let other = generate::pod(random, 0);
     let mut pod = (*cluster.pods[&key]).clone();
-    let what = match random.below(9) {
+    let what = match random.below(10) {
         0 | 1 => {
             pod.labels = other.labels;
             "a pod is relabelled"
@@ -90,6 +90,10 @@ fn pod_changes(cluster: &mut Cluster, random: &mut Random) -> &'static str {
         7 => {
             pod.host_network = !pod.host_network;
             "a pod changes networks"
+        }
+        8 => {
+            pod.terminating = !pod.terminating;
+            "a pod begins to go"
         }
         _ => {
             pod.uid = other.uid;

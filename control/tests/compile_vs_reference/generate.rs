@@ -150,6 +150,7 @@ pub(crate) fn pod(random: &mut Random, number: usize) -> Pod {
         node: random.percent(80).then(|| (*random.one(&NODES)).to_owned()),
         host_network,
         finished: random.percent(12),
+        terminating: random.percent(20),
         named_ports,
         template_of,
     }

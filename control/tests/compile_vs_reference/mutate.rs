@@ -196,6 +196,7 @@ pub(crate) fn with_another_pod(cluster: &Cluster) -> (Cluster, ObjectKey) {
         node: Some("n1".to_owned()),
         host_network: false,
         finished: false,
+        terminating: false,
         named_ports: Vec::new(),
         template_of: None,
     }));
@@ -399,6 +400,15 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
     }),
     ("the oldest pod owns a reused address", |cluster| {
         pods(cluster, |pod| pod.created = pod.created.map(|created| -created));
+    }),
+    ("a pod that is being deleted keeps a reused address", |cluster| {
+        pods(cluster, |pod| pod.terminating = false);
+    }),
+    ("a pod that is being deleted has no policy any more", |cluster| {
+        cluster.pods = (cluster.pods.iter())
+            .filter(|(_, pod)| !pod.terminating)
+            .map(|(key, pod)| (key.clone(), Arc::clone(pod)))
+            .collect();
     }),
     ("an unseen namespace has no labels", |cluster| {
         cluster.insert(Object::Namespace(Namespace {

@@ -151,6 +151,7 @@ pub(super) fn pod(
             .map(str::to_owned),
         host_network: boolean(spec, &spec_at, "hostNetwork")?,
         finished: matches!(phase, Some("Succeeded" | "Failed")),
+        terminating: present(metadata, "deletionTimestamp").is_some(),
         named_ports: named_ports(spec, &spec_at)?,
         template_of: None,
     })
@@ -175,6 +176,7 @@ pub(super) fn template(
         node: None,
         host_network: boolean(spec, &spec_at, "hostNetwork")?,
         finished: false,
+        terminating: false,
         named_ports: named_ports(spec, &spec_at)?,
         template_of: Some(kind.to_owned()),
     })

@@ -190,3 +190,37 @@ proptest! {
         prop_assert_eq!(policy.subjects.requirements.len(), usize::from(place.get(1).is_none_or(|it| it != "podSelector")));
     }
 }
+
+#[test]
+fn a_pod_that_is_being_deleted_says_so_from_either_source() {
+    for (since, terminating) in [(json!("2025-01-01T00:00:00Z"), true), (Value::Null, false)] {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "namespace": "a", "deletionTimestamp": since},
+            "spec": {"containers": []}, "status": {"phase": "Running", "podIP": "10.0.0.1"},
+        });
+        for decoded in [decode(&pod).unwrap(), decode_served(&pod).unwrap()] {
+            assert!(matches!(&decoded[0].object, Object::Pod(pod) if pod.terminating == terminating));
+        }
+    }
+}
+
+#[test]
+fn what_is_unknown_around_a_policy_is_a_fault_in_a_folder_and_none_from_a_server() {
+    let policy = |spec: Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": "p", "namespace": "a", "shard": {"key": 7}}, "observed": [],
+            "spec": spec,
+        })
+    };
+    let faults = |decoded: Vec<Decoded>| match &decoded[0].object {
+        Object::NetworkPolicy(policy) => policy.faults.iter().map(|it| it.path.clone()).collect(),
+        _ => Vec::new(),
+    };
+    let good = policy(json!({"podSelector": {}}));
+    assert_eq!(faults(decode(&good).unwrap()), ["observed", "metadata.shard"]);
+    assert!(faults(decode_served(&good).unwrap()).is_empty());
+    let strange = policy(json!({"podSelector": {}, "unless": true}));
+    assert_eq!(faults(decode_served(&strange).unwrap()), ["spec.unless"]);
+}
