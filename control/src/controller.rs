@@ -41,6 +41,7 @@ use crate::{
     api::Servers,
     cluster::{Cluster, Settings},
     compile::{Budget, CompileError, EpochKey},
+    essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
     protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
     publish::{self, Event, Publication},
     source::{
@@ -59,6 +60,9 @@ pub const POLICIES_FILE: &str = "policies.json";
 
 /// How often the loop shows that it is not stuck.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether it is.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// After a state over the budget, how many times as long as it took the next one waits unless its policies differ.
 const REST: u32 = 10;
@@ -208,18 +212,46 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the asynchronous runtime")?;
     let supervised = args.supervised;
-    runtime.block_on(async move {
+    let code = runtime.block_on(async move {
         let mut controller = Controller::start(options).await?;
+        watch_loop(controller.overview())?;
         let mut stop = stop_signal(supervised)?;
-        tokio::select! {
-            () = controller.run() => {}
-            _ = stop.recv() => tracing::info!("stopping"),
-        }
-        Ok::<(), anyhow::Error>(())
+        Ok::<_, anyhow::Error>(tokio::select! {
+            ended = controller.run() => {
+                tracing::error!("{ended}: ending the process, the last snapshot keeps deciding");
+                ExitCode::from(EXIT_SOFTWARE)
+            }
+            _ = stop.recv() => {
+                tracing::info!("stopping");
+                ExitCode::SUCCESS
+            }
+        })
     })?;
     // A compilation that still runs is of no use to anybody.
     runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+/// Ends the process where the loop stands still: nothing else could, as the servers of health share its thread.
+fn watch_loop(overview: Arc<Overview>) -> anyhow::Result<()> {
+    let mut standstill = Standstill::after((overview::STUCK.as_millis() / LOOK.as_millis()) as u32);
+    let look = move || {
+        loop {
+            std::thread::sleep(LOOK);
+            if standstill.is_stuck(overview.turns()) {
+                tracing::error!(
+                    seconds = overview::STUCK.as_secs(),
+                    "the control loop does not turn: ending the process, the last snapshot keeps deciding"
+                );
+                std::process::exit(i32::from(EXIT_SOFTWARE));
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("rw-watchdog".to_owned())
+        .spawn(look)
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
 /// Says something when the process has to stop.
@@ -310,6 +342,8 @@ pub fn epoch_key(state_dir: &Path) -> Result<EpochKey, ControlError> {
 /// The loop, and everything that it holds.
 pub struct Controller {
     overview: Arc<Overview>,
+    /// Of the tasks and threads below.
+    ends: Ends,
     feed: Feed,
     pipeline: Pipeline,
     /// None unless snapshots are proven by what changed.
@@ -375,17 +409,31 @@ impl Controller {
 
     async fn start_with(options: Options, tools: Tools) -> Result<Self, ControlError> {
         let key = epoch_key(&options.state_dir)?;
-        let mut feed = open_source(&options).await?;
-        let (publication, events) =
-            Publication::start(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
+        let feed = open_source(&options).await?;
+        Self::start_from(feed, key, options, tools).await
+    }
+
+    async fn start_from(
+        mut feed: Feed,
+        key: EpochKey,
+        options: Options,
+        tools: Tools,
+    ) -> Result<Self, ControlError> {
+        let (essential, ends) = Essential::new();
+        let (publication, events) = Publication::start(
+            &options.runtime_dir.join(DATAPLANE_SOCKET),
+            options.publication,
+            &essential,
+        );
         let (rolling, passes) = if options.verify == Verify::Changed {
             let (rolling, passes) =
-                RollingProof::start(&tools, options.share).map_err(ControlError::Thread)?;
+                RollingProof::start(&tools, options.share, &essential).map_err(ControlError::Thread)?;
             (Some(rolling), passes)
         } else {
             (None, mpsc::unbounded_channel().1)
         };
-        let pipeline = Pipeline::start(tools, key, options.verify).map_err(ControlError::Thread)?;
+        let pipeline =
+            Pipeline::start(tools, key, options.verify, &essential).map_err(ControlError::Thread)?;
         let overview = Arc::new(Overview::new(
             options.name,
             options.verify,
@@ -400,6 +448,7 @@ impl Controller {
             &options.runtime_dir.join(CONTROL_SOCKET),
             options.metrics_listen,
             options.health_listen,
+            &essential,
         )
         .await?;
         tracing::info!(metrics = %servers.metrics, health = %servers.health, "control is running");
@@ -407,6 +456,7 @@ impl Controller {
         feed.states.mark_changed();
         Ok(Self {
             overview,
+            ends,
             feed,
             pipeline,
             rolling,
@@ -436,14 +486,16 @@ impl Controller {
         &self.servers
     }
 
-    /// Runs until it is dropped.
-    pub async fn run(&mut self) {
+    /// Runs until it is dropped, or until something ends that it cannot do without.
+    pub async fn run(&mut self) -> Ended {
         loop {
-            self.turn().await;
+            if let Some(ended) = self.turn().await {
+                return ended;
+            }
         }
     }
 
-    async fn turn(&mut self) {
+    async fn turn(&mut self) -> Option<Ended> {
         self.begin_compiling();
         self.overview.beat();
         let pause = self.pause();
@@ -455,12 +507,13 @@ impl Controller {
                         self.take_state(state);
                     }
                 }
-                // It has said why. What is in force stays in force.
-                Err(_) => {
-                    self.overview.source_ended();
-                    tokio::time::sleep(HEARTBEAT).await;
-                }
+                // It has said why itself.
+                Err(_) => return Some(Ended {
+                    name: "the source".to_owned(),
+                    panicked: false,
+                }),
             },
+            ended = self.ends.next() => return Some(ended),
             event = self.events.recv() => if let Some(event) = event {
                 self.take_event(event);
             },
@@ -468,6 +521,7 @@ impl Controller {
             Some(pass) = self.passes.recv() => self.take_pass(pass),
             () = tokio::time::sleep(pause) => {}
         }
+        None
     }
 
     /// How long to wait for anything to happen.

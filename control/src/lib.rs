@@ -10,6 +10,7 @@ pub mod controller;
 pub mod coverage;
 #[cfg(feature = "afxdp")]
 pub mod demo;
+pub mod essential;
 pub mod explain;
 pub mod intents;
 pub mod lint;

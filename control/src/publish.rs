@@ -21,6 +21,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
+use crate::essential::Essential;
 use crate::protocol::{
     Connection, ContentHash, DataplaneStatus, ProtocolError, Reply, Request, VERSION, image_memfd,
 };
@@ -107,7 +108,11 @@ pub struct DataplaneInquiry {
 
 impl Publication {
     /// Begins to connect to the socket at `path`. Must be called within a tokio runtime.
-    pub fn start(path: &Path, timing: Timing) -> (Self, mpsc::UnboundedReceiver<Event>) {
+    pub fn start(
+        path: &Path,
+        timing: Timing,
+        essential: &Essential,
+    ) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (outgoing, newest) = watch::channel(None);
         let (questions, asked) = mpsc::channel(16);
         // Unbounded, but a handful for each snapshot, and read by the one who makes the snapshots.
@@ -120,7 +125,7 @@ impl Publication {
             asked,
             events,
         };
-        let task = tokio::spawn(line.run());
+        let task = essential.task("the line to the dataplane", line.run());
         (
             Self {
                 outgoing,
@@ -541,7 +546,7 @@ mod tests {
             sent.push(answer(&listener, Some(&stranger), &[false]));
             sent
         });
-        let (publication, mut events) = Publication::start(&socket, Timing::default());
+        let (publication, mut events) = Publication::start(&socket, Timing::default(), &Essential::new().0);
         for generation in 1..=5 {
             publication.publish(images[generation - 1].clone());
             let accepted = Event::Accepted {

@@ -37,6 +37,7 @@ use tokio::{
 use crate::{
     controller::{AskError, Overview},
     coverage::Place,
+    essential::Essential,
     explain::{ExplainError, Question},
     metrics,
 };
@@ -102,6 +103,7 @@ impl Servers {
         socket: &Path,
         metrics: SocketAddr,
         health: Option<SocketAddr>,
+        essential: &Essential,
     ) -> Result<Self, ApiError> {
         let on_metrics = listen(metrics, "telemetry.metricsListen").await?;
         let on_health = match health {
@@ -132,26 +134,27 @@ impl Servers {
             with_metrics.clone().merge(with_health.clone())
         };
         let mut tasks = vec![
-            tokio::spawn(serve(
-                on_metrics,
-                PATIENCE,
-                on_network.with_state(Arc::clone(&overview)),
-            )),
-            tokio::spawn(serve(
-                on_socket,
-                PATIENCE,
-                with_status
-                    .merge(with_metrics)
-                    .merge(with_health.clone())
-                    .with_state(Arc::clone(&overview)),
-            )),
+            essential.task(
+                "the server of metrics",
+                serve(on_metrics, PATIENCE, on_network.with_state(Arc::clone(&overview))),
+            ),
+            essential.task(
+                "the server of the control socket",
+                serve(
+                    on_socket,
+                    PATIENCE,
+                    with_status
+                        .merge(with_metrics)
+                        .merge(with_health.clone())
+                        .with_state(Arc::clone(&overview)),
+                ),
+            ),
         ];
         if let Some(listener) = on_health {
-            tasks.push(tokio::spawn(serve(
-                listener,
-                PATIENCE,
-                with_health.with_state(overview),
-            )));
+            tasks.push(essential.task(
+                "the server of health",
+                serve(listener, PATIENCE, with_health.with_state(overview)),
+            ));
         }
         Ok(Self {
             tasks,

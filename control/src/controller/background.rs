@@ -16,6 +16,7 @@ use super::pipeline::{Prove, Tools, words};
 use crate::{
     check::{Progress, Report},
     cluster::Cluster,
+    essential::Essential,
 };
 
 /// How much of the machine the proof may have.
@@ -79,6 +80,7 @@ impl RollingProof {
     pub(super) fn start(
         tools: &Tools,
         share: Share,
+        essential: &Essential,
     ) -> std::io::Result<(Self, mpsc::UnboundedReceiver<Pass>)> {
         // One for each pass, and a pass takes a while.
         let (passes, received) = mpsc::unbounded_channel();
@@ -89,13 +91,11 @@ impl RollingProof {
             passes,
         };
         let make = Arc::clone(&tools.checker);
-        std::thread::Builder::new()
-            .name("rw-proof".to_owned())
-            .spawn(move || {
-                // Where that is not allowed, its share still is small.
-                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-                worker.run(&*make);
-            })?;
+        essential.thread("rw-proof", move || {
+            // Where that is not allowed, its share still is small.
+            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+            worker.run(&*make);
+        })?;
         Ok((Self { desk }, received))
     }
 

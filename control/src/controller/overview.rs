@@ -37,7 +37,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The loop is stuck when it has not turned for so long.
-const STUCK: Duration = Duration::from_secs(30);
+pub(super) const STUCK: Duration = Duration::from_secs(30);
 
 /// How long an alarm about something that is over stays.
 const REMEMBER: Duration = Duration::from_secs(15 * 60);
@@ -137,7 +137,7 @@ pub struct Overview {
 #[derive(Debug)]
 struct Inner {
     beat: Instant,
-    source_ended: bool,
+    turns: u64,
     objects: ObjectCounts,
     problems: Problems,
     incomplete: Vec<String>,
@@ -201,7 +201,7 @@ impl Overview {
     ) -> Self {
         let inner = Inner {
             beat: Instant::now(),
-            source_ended: false,
+            turns: 0,
             objects: ObjectCounts::default(),
             problems: Problems::default(),
             incomplete: Vec::new(),
@@ -271,11 +271,14 @@ impl Overview {
     }
 
     pub(super) fn beat(&self) {
-        self.inner().beat = Instant::now();
+        let mut inner = self.inner();
+        inner.beat = Instant::now();
+        inner.turns += 1;
     }
 
-    pub(super) fn source_ended(&self) {
-        self.inner().source_ended = true;
+    /// How often the loop has turned.
+    pub(super) fn turns(&self) -> u64 {
+        self.inner().turns
     }
 
     pub(super) fn state(&self, state: &SourceState) {
@@ -466,9 +469,6 @@ impl Overview {
                 "the source has been away for {} s, longer than staleAfter",
                 source.stale_seconds.unwrap_or(0.0) as u64
             ));
-        }
-        if inner.source_ended {
-            alarms.push("the source has ended; restart `ringwall control`".to_owned());
         }
         if let Some(reason) = &source.held_back {
             alarms.push(format!("the source's newest state is held back: {reason}"));

@@ -18,6 +18,7 @@ use crate::{
     check::{Checker, Difference, Progress, Report},
     cluster::Cluster,
     compile::{Budget, CompileError, Compiled, Compiler, EpochKey},
+    essential::Essential,
     source::feed::SourceState,
 };
 
@@ -134,31 +135,34 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn start(tools: Tools, key: EpochKey, verify: Verify) -> std::io::Result<Self> {
+    pub(super) fn start(
+        tools: Tools,
+        key: EpochKey,
+        verify: Verify,
+        essential: &Essential,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         // One for each job, and the loop has one job at a time.
         let (finished, outcomes) = events::unbounded_channel();
-        std::thread::Builder::new()
-            .name("rw-compile".to_owned())
-            .spawn(move || {
-                let mut stage = Stage::new(tools, key, verify);
-                for job in queue {
-                    let made = stage.run(&job);
-                    let outcome = Outcome {
-                        state: job.state,
-                        generation: job.generation,
-                        made,
-                    };
-                    if finished.send(outcome).is_err() {
-                        return;
-                    }
+        essential.thread("rw-compile", move || {
+            let mut stage = Stage::new(tools, key, verify);
+            for job in queue {
+                let made = stage.run(&job);
+                let outcome = Outcome {
+                    state: job.state,
+                    generation: job.generation,
+                    made,
+                };
+                if finished.send(outcome).is_err() {
+                    return;
                 }
-            })?;
+            }
+        })?;
         Ok(Self { jobs, outcomes })
     }
 
     pub(super) fn begin(&self, job: Job) {
-        // The thread lives as long as this: what panics in it is caught.
+        // Where the thread has ended, that is reported.
         let _ = self.jobs.send(job);
     }
 

@@ -323,7 +323,7 @@ impl Bed {
 struct Running {
     overview: Arc<Overview>,
     address: SocketAddr,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Ended>,
 }
 
 impl Running {
@@ -340,6 +340,12 @@ impl Running {
     async fn stop(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+
+    /// What ended it.
+    async fn ended(self) -> String {
+        let ended = tokio::time::timeout(PATIENCE, self.task).await;
+        ended.expect("it goes on").unwrap().to_string()
     }
 
     async fn status_where(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
@@ -700,6 +706,54 @@ async fn a_worker_that_does_not_adopt_is_alarmed_until_it_does() {
     bed.pod("three");
     let status = control.ready().await;
     assert!(status.control.unwrap().alarms.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_ends_ends_control() {
+    let bed = Bed::new();
+    let options = bed.options();
+    let mut feed = open_source(&options).await.unwrap();
+    let (states, received) = tokio::sync::watch::channel(feed.states.borrow().clone());
+    feed.states = received;
+    let key = epoch_key(&options.state_dir).unwrap();
+    let control = Running::new(Controller::start_from(feed, key, options, moody()).await.unwrap());
+    control.ready().await;
+    assert!(!control.task.is_finished());
+    drop(states);
+    assert_eq!(control.ended().await, "the source ended unexpectedly");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thread_that_panics_ends_control() {
+    let panics_on = |thread: &'static str, tools: Tools| {
+        let (compiler, checker) = (Arc::clone(&tools.compiler), Arc::clone(&tools.checker));
+        let here = move || assert_ne!(thread::current().name(), Some(thread), "a fault");
+        Tools {
+            compiler: Arc::new(move |key| {
+                here();
+                compiler(key)
+            }),
+            checker: Arc::new(move || {
+                here();
+                checker()
+            }),
+        }
+    };
+    let bed = Bed::new();
+    let control = bed
+        .control_with(bed.options(), panics_on("rw-compile", moody()))
+        .await;
+    assert_eq!(control.ended().await, "rw-compile panicked");
+
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    let control = bed
+        .control_with(bed.options(), panics_on("rw-proof", oracle.tools()))
+        .await;
+    control.ready().await;
+    // The first is proven whole; the second is left to the background.
+    bed.pod("two");
+    assert_eq!(control.ended().await, "rw-proof panicked");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

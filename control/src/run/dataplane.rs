@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use ipnet::IpNet;
 use ringwall_config::{Config, IdlePolicy, Midstream, Mode, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
@@ -31,7 +31,10 @@ use ringwall_dataplane::{
 use ringwall_xsk::{Spare, XskIo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::protocol::DATAPLANE_SOCKET;
+use crate::{
+    essential::{EXIT_SOFTWARE, Ends, Essential, Standstill},
+    protocol::DATAPLANE_SOCKET,
+};
 
 use super::{
     changes::{Change, Changes},
@@ -66,8 +69,6 @@ const BIND_TIMEOUT_PER_PORT_MS: u64 = 50;
 /// Port numbers there are room for, beside those of the start. None is given out twice, so this is how many pods may come
 /// before the process has to be restarted.
 const SPARE_PORTS: usize = 4096;
-/// Exit status of a dataplane whose worker is stuck (EX_SOFTWARE).
-const EXIT_STUCK: i32 = 70;
 
 /// Arguments of `ringwall dataplane`, which `ringwall run` starts.
 #[derive(Clone, Debug, clap::Args)]
@@ -101,7 +102,7 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     take_back_others(&plan, &mut changes);
     let (mark, pins, state_dir) = (changes.mark(), plan.pins.clone(), plan.state_dir.clone());
     let first = mark == 0 && pinned(&pins).is_empty();
-    let running = Running::start(&config, plan, changes, spare, started).inspect_err(|_| {
+    let mut running = Running::start(&config, plan, changes, spare, started).inspect_err(|_| {
         // What an earlier process made stays: its fail mode holds.
         if let Err(error) = take_back_since(mark, first, &pins, &state_dir) {
             say_not_taken_back(&[format!("{error:#}")]);
@@ -208,30 +209,6 @@ fn refresh(spare: Option<Spare>, config: &Path) -> anyhow::Result<Option<Spare>>
     Ok(Spare::refresh(spare, &wanted, STANDBY_MOST)?)
 }
 
-/// Tells a worker that takes no turns from one that is busy or asleep. Counts looks, not seconds: while the whole
-/// process is stopped (a debugger, a suspended machine), nobody looks either.
-struct Watchdog {
-    /// By worker: turns at the last look, and looks since they changed.
-    seen: Vec<(u64, u32)>,
-}
-
-impl Watchdog {
-    fn new(workers: usize) -> Self {
-        Self {
-            seen: vec![(0, 0); workers],
-        }
-    }
-
-    fn is_stuck(&mut self, worker: usize, turns: u64) -> bool {
-        let Some((before, looks)) = self.seen.get_mut(worker) else {
-            return false;
-        };
-        *looks = if turns == *before { *looks + 1 } else { 0 };
-        *before = turns;
-        *looks >= STUCK_AFTER
-    }
-}
-
 /// A worker's thread.
 struct Thread {
     index: usize,
@@ -245,6 +222,8 @@ struct Running {
     sleepers: Arc<Sleepers>,
     workers: Vec<Thread>,
     disk: JoinHandle<()>,
+    /// Of every thread that goes on as long as the process.
+    ends: Ends,
     socket: PathBuf,
 }
 
@@ -349,7 +328,8 @@ impl Running {
             .zip(&plan.cpus)
             .map(|((seat, io), cpu)| (Worker::new(seat, io), *cpu))
             .collect();
-        let begun = start_workers(workers, plan.idle, &sleepers, &stop_workers)
+        let (essential, ends) = Essential::new();
+        let begun = start_workers(workers, plan.idle, &sleepers, &stop_workers, &essential)
             .and_then(|threads| machine.register(None).map(|()| threads));
         let workers = match begun {
             Ok(threads) => threads,
@@ -363,19 +343,20 @@ impl Running {
 
         let disk = {
             let publication = Arc::clone(&publication);
-            spawn("rw-disk", move || publication.keep_on_disk())?
+            lasting(&essential, "rw-disk", move || publication.keep_on_disk())?
         };
-        spawn("rw-netlink", move || follower.run())?;
+        lasting(&essential, "rw-netlink", move || follower.run())?;
         let socket = plan.runtime_dir.join(DATAPLANE_SOCKET);
         let reporter = Arc::clone(&machine);
         let flows = LiveFlows::new(Arc::clone(&machine));
         let drops = Arc::clone(&flows);
-        spawn("rw-drops", move || drops.gather_drops())?;
+        lasting(&essential, "rw-drops", move || drops.gather_drops())?;
         serve(
             &socket,
             publication,
             Arc::new(move || reporter.status()),
             Arc::new(move |filter, cursor| flows.page(filter, cursor)),
+            &essential,
         )?;
         Ok(Self {
             machine,
@@ -383,14 +364,19 @@ impl Running {
             sleepers,
             workers,
             disk,
+            ends,
             socket,
         })
     }
 
-    /// Until told to stop. A worker that takes no turn ends the process: the fail mode holds until its successor is
-    /// there.
-    fn watch(&self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
-        let mut watchdog = Watchdog::new(self.workers.len());
+    /// Until told to stop. A thread that ends, or a worker that takes no turn, ends the process: the fail mode holds until
+    /// its successor is there.
+    fn watch(&mut self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
+        let mut standstills: Vec<Standstill> = self
+            .workers
+            .iter()
+            .map(|_| Standstill::after(STUCK_AFTER))
+            .collect();
         loop {
             let timespec = Timespec {
                 tv_sec: 0,
@@ -403,16 +389,17 @@ impl Running {
             if stop.told() {
                 return Ok(ExitCode::SUCCESS);
             }
-            for thread in &self.workers {
-                if thread.handle.is_finished() {
-                    bail!("worker {} ended", thread.index);
-                }
+            if let Some(ended) = self.ends.take() {
+                tracing::error!("{ended}: ending the process, the fail mode holds");
+                return Ok(ExitCode::from(EXIT_SOFTWARE));
+            }
+            for (thread, standstill) in self.workers.iter().zip(&mut standstills) {
                 let turns = self
                     .machine
                     .stats
                     .worker(thread.index)
                     .map_or(0, |counters| counters.turns.get());
-                if watchdog.is_stuck(thread.index, turns) {
+                if standstill.is_stuck(turns) {
                     self.machine.alive[thread.index].store(false, Ordering::Relaxed);
                     tracing::error!(
                         worker = thread.index,
@@ -420,7 +407,7 @@ impl Running {
                         "the worker takes no turns: ending the process, the fail mode holds"
                     );
                     // Not by returning: that would wait for the worker.
-                    std::process::exit(EXIT_STUCK);
+                    std::process::exit(i32::from(EXIT_SOFTWARE));
                 }
             }
         }
@@ -468,19 +455,31 @@ fn spawn<T: Send + 'static>(
         .with_context(|| format!("cannot start the thread {name}"))
 }
 
+/// Starts a thread that goes on as long as the process.
+fn lasting(
+    essential: &Essential,
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<JoinHandle<()>> {
+    essential
+        .thread(name, body)
+        .with_context(|| format!("cannot start the thread {name}"))
+}
+
 /// Starts the workers, each pinned to its CPU; fails where one cannot be pinned.
 fn start_workers(
     workers: Vec<(Worker<XskIo>, u16)>,
     idle: IdlePolicy,
     sleepers: &Arc<Sleepers>,
     stop: &Arc<AtomicBool>,
+    essential: &Essential,
 ) -> anyhow::Result<Vec<Thread>> {
     let (pinned, answers) = mpsc::channel();
     let mut threads = Vec::new();
     for (worker, cpu) in workers {
         let index = worker.index();
         let (sleepers, stop, pinned) = (Arc::clone(sleepers), Arc::clone(stop), pinned.clone());
-        let handle = spawn(&format!("rw-worker-{index}"), move || {
+        let handle = lasting(essential, &format!("rw-worker-{index}"), move || {
             let result = ringwall_xsk::pin_to(usize::from(cpu));
             let fine = result.is_ok();
             let _ = pinned.send(result);
@@ -648,27 +647,5 @@ fn zero_copy(plan: &Plan) -> ringwall_xsk::ZeroCopy {
         ringwall_xsk::ZeroCopy::Off
     } else {
         ringwall_xsk::ZeroCopy::Prefer
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worker_is_stuck_when_its_turns_stand_still_and_only_then() {
-        let mut watchdog = Watchdog::new(2);
-        for look in 0..20 {
-            assert!(
-                !watchdog.is_stuck(0, look + 1),
-                "one turn between two looks is enough"
-            );
-            assert_eq!(
-                watchdog.is_stuck(1, 7),
-                look >= u64::from(STUCK_AFTER),
-                "look {look}"
-            );
-        }
-        assert!(!watchdog.is_stuck(1, 8), "it goes on");
     }
 }

@@ -38,12 +38,13 @@ impl StopSignal {
     /// The supervisor in turn takes the end of this side for the death of the process. So that it hears of that before
     /// the sockets are closed, standard input is moved to where the kernel closes first; /dev/null takes its place.
     pub fn follow_supervisor(&self) -> io::Result<()> {
-        let teller = self._teller.try_clone()?;
+        let teller = Teller(self._teller.try_clone()?);
         let lifeline = ringwall_xsk::close_early(io::stdin().as_fd().try_clone_to_owned()?)?;
         rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         std::thread::Builder::new()
             .name("rw-lifeline".to_owned())
             .spawn(move || {
+                let teller = teller;
                 let mut nothing = [0; 64];
                 let mut input = File::from(lifeline);
                 loop {
@@ -54,7 +55,7 @@ impl StopSignal {
                     }
                 }
                 // First of all: the log's reader is likely gone with the supervisor.
-                let _ = io::Write::write_all(&mut &teller, &[0]);
+                drop(teller);
                 tracing::warn!("the supervisor is gone: stopping");
             })?;
         Ok(())
@@ -64,6 +65,16 @@ impl StopSignal {
     pub fn told(&self) -> bool {
         let mut byte = [0; 16];
         matches!((&self.told).read(&mut byte), Ok(n) if n > 0)
+    }
+}
+
+/// Tells the process to stop when it is dropped, by a panic, too: a process that could not hear the end of its supervisor
+/// would outlive it.
+struct Teller(UnixStream);
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        let _ = io::Write::write_all(&mut &self.0, &[0]);
     }
 }
 

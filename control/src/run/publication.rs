@@ -16,6 +16,7 @@ use std::{
 
 use ringwall_dataplane::{classify::Snapshot, plane::Plane};
 
+use crate::essential::Essential;
 use crate::protocol::{
     Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener, ProtocolError,
     Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, read_image,
@@ -341,6 +342,7 @@ pub fn serve(
     publication: Arc<Publication>,
     status: StatusSource,
     flows: FlowSource,
+    essential: &Essential,
 ) -> Result<(), ProtocolError> {
     let listener = Listener::bind(socket)?;
     let clients = Arc::new(AtomicUsize::new(0));
@@ -358,28 +360,32 @@ pub fn serve(
                 clients.fetch_sub(1, Ordering::Relaxed);
                 continue; // closed by dropping it
             }
-            let (publication, status, flows, left) = (
-                Arc::clone(&publication),
-                Arc::clone(&status),
-                Arc::clone(&flows),
-                Arc::clone(&clients),
-            );
+            let place = Place(Arc::clone(&clients));
+            let (publication, status, flows) =
+                (Arc::clone(&publication), Arc::clone(&status), Arc::clone(&flows));
             let thread = std::thread::Builder::new().name("rw-client".to_owned());
             let client = move || {
+                let _place = place;
                 if let Err(error) = converse(&connection, &publication, &status, &flows) {
                     tracing::debug!(%error, "client left");
                 }
-                left.fetch_sub(1, Ordering::Relaxed);
             };
-            if thread.spawn(client).is_err() {
-                clients.fetch_sub(1, Ordering::Relaxed);
+            if let Err(error) = thread.spawn(client) {
+                tracing::warn!(%error, "cannot serve a client");
             }
         }
     };
-    std::thread::Builder::new()
-        .name("rw-socket".to_owned())
-        .spawn(serve)?;
+    essential.thread("rw-socket", serve)?;
     Ok(())
+}
+
+/// A client's place among [`CLIENTS`]; free again when it leaves, however it does.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn converse(

@@ -79,6 +79,7 @@ impl Reader {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
+                    tracing::error!("the folder is not watched any more");
                     self.health
                         .error(None, "the folder is not watched any more".to_owned());
                     self.health.current(false);
