@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 
 pub use crate::raw::{
-    FailMode, IdlePolicy, InterfaceKind, Kind, Midstream, Mode, Side, UnknownEndpoints, Verify, XdpMode,
-    ZeroCopy,
+    FailMode, IdlePolicy, InterfaceKind, Kind, Midstream, Mode, OnDeadline, Side, UnknownEndpoints, Verify,
+    XdpMode, ZeroCopy,
 };
 use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
@@ -27,6 +27,10 @@ pub struct Config {
     pub mode: Mode,
     /// What is proven of a compiled policy before it is published.
     pub verify: Verify,
+    /// How long that may take.
+    pub verify_deadline: Duration,
+    /// What happens to a policy whose proof takes longer.
+    pub on_deadline: OnDeadline,
     /// Bytes that one snapshot may take.
     pub snapshot_budget: u64,
     /// Interface that ringwall never touches.
@@ -81,6 +85,12 @@ pub struct Source {
     pub stale_after: Duration,
     /// A full list of the API server is compared with what its watches said about this often.
     pub full_list_every: Duration,
+    /// Alarm, and not ready, where a state is not adopted within this time.
+    pub adopt_within: Duration,
+    /// The last snapshot is not used at a start where it was current longer ago; any age where None.
+    pub max_age: Option<Duration>,
+    /// Whether to start with a folder in which no pod has an address.
+    pub allow_no_pods: bool,
 }
 
 /// Kinds of policy source.

@@ -19,8 +19,8 @@ mod validate;
 
 pub use config::{
     ClusterNetworks, Config, Conntrack, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind,
-    InterfaceSelect, Kind, Midstream, Mode, Role, RxQueues, Side, Source, SourceKind, Telemetry, Timeouts,
-    Umem, UnknownEndpoints, Verify, Wire, Workers, XdpMode, ZeroCopy,
+    InterfaceSelect, Kind, Midstream, Mode, OnDeadline, Role, RxQueues, Side, Source, SourceKind, Telemetry,
+    Timeouts, Umem, UnknownEndpoints, Verify, Wire, Workers, XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};
 pub use failsafe::FailsafeEntry;

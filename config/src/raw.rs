@@ -1,10 +1,13 @@
 //! What the file says, word for word. Each struct refuses keys that it does not know.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IntoDeserializer, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 use crate::quantity::{Bytes, Period};
 
@@ -26,7 +29,7 @@ pub struct Raw {
     pub management: Option<Management>,
     /// What is proven of a compiled policy before it is published.
     #[serde(default)]
-    pub verify: Verify,
+    pub verify: Verification,
     /// The compiled policy.
     #[serde(default)]
     pub snapshot: Snapshot,
@@ -104,6 +107,77 @@ pub enum Mode {
     /// Drop what policy denies.
     #[default]
     Enforce,
+}
+
+/// What is proven, in a word or in full.
+#[derive(Clone, Copy, Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum Verification {
+    /// With the usual deadline.
+    Word(Verify),
+    /// In full.
+    Full(VerifyInFull),
+}
+
+impl Default for Verification {
+    fn default() -> Self {
+        Self::Word(Verify::default())
+    }
+}
+
+// Not derived: an untagged enum would not say which words there are.
+impl<'de> Deserialize<'de> for Verification {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+
+        impl<'de> Visitor<'de> for Words {
+            type Value = Verification;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`full`, `changed`, `off`, or a map of `proof`, `deadline` and `onDeadline`")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Self::Value, E> {
+                Verify::deserialize(word.into_deserializer()).map(Verification::Word)
+            }
+
+            // YAML takes an `off` without quotes for a boolean.
+            fn visit_bool<E: de::Error>(self, word: bool) -> Result<Self::Value, E> {
+                self.visit_str(if word { "on" } else { "off" })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                VerifyInFull::deserialize(MapAccessDeserializer::new(map)).map(Verification::Full)
+            }
+        }
+
+        deserializer.deserialize_any(Words)
+    }
+}
+
+/// What is proven, and what happens where that takes long.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VerifyInFull {
+    /// What is proven of a compiled policy before it is published. Default: changed.
+    #[serde(default)]
+    pub proof: Verify,
+    /// How long a proof may take. Default: 30s.
+    pub deadline: Option<Period>,
+    /// What happens to a policy whose proof takes longer. Default: hold.
+    #[serde(default)]
+    pub on_deadline: OnDeadline,
+}
+
+/// What happens to a policy whose proof takes longer than its deadline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnDeadline {
+    /// It waits for the proof; the policy before stays in force, with an alarm.
+    #[default]
+    Hold,
+    /// It is published, with an alarm, and proven afterwards.
+    Publish,
 }
 
 /// What is proven of a compiled policy before it is published.
@@ -184,6 +258,14 @@ pub struct Source {
     pub stale_after: Option<Period>,
     /// How often, about, a full list of the API server is compared with what its watches said; at least 5m. Default: 1h.
     pub full_list_every: Option<Period>,
+    /// A state of the source has to be adopted by every worker within this time, else `/readyz` fails and an alarm is
+    /// raised. Default: 30s.
+    pub adopt_within: Option<Period>,
+    /// At a start, a last snapshot that was last known to be current longer ago than this is not used. Default: any age.
+    pub max_age: Option<Period>,
+    /// Start with a folder in which no pod has an address: all traffic of pods is that of unknown endpoints then.
+    #[serde(default)]
+    pub allow_no_pods: bool,
     /// Longest random wait before the first list.
     pub start_jitter: Option<Period>,
 }

@@ -22,12 +22,21 @@ use crate::{
     outline::Outline,
     problem::{ConfigError, Problem},
     quantity::Period,
-    raw::{self, CpuSet, FailMode, InterfaceKind, Kind, QueueCount, Raw, Side},
+    raw::{
+        self, CpuSet, FailMode, InterfaceKind, Kind, OnDeadline, QueueCount, Raw, Side, Verification,
+        VerifyInFull,
+    },
     support::unsupported,
 };
 
 /// Longest interface name in Linux, in bytes.
 const MAX_INTERFACE_NAME: usize = 15;
+
+/// How long a proof may take, unless said otherwise: several times what it takes with 150,000 pods.
+const VERIFY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Within what time a state has to be adopted, unless said otherwise.
+const ADOPT_WITHIN: Duration = Duration::from_secs(30);
 
 impl Config {
     /// Reads a configuration file. Relative paths in it start at the file's folder.
@@ -229,13 +238,29 @@ impl Raw {
                     .help("use a path of at most 90 bytes"),
             );
         }
+        let verify = match self.verify {
+            Verification::Word(proof) => VerifyInFull {
+                proof,
+                deadline: None,
+                on_deadline: OnDeadline::default(),
+            },
+            Verification::Full(verify) => verify,
+        };
+        if verify.deadline.is_some_and(|deadline| deadline.0.is_zero()) {
+            problems.push(
+                Problem::new("verify.deadline", "nothing is proven in no time")
+                    .help("give it some seconds, or say `verify: off`"),
+            );
+        }
         match (source, workers, conntrack, telemetry) {
             (Some(source), Some(workers), Some(conntrack), Some(telemetry)) if problems.is_empty() => {
                 Ok(Config {
                     kind: self.kind,
                     name,
                     mode: self.mode,
-                    verify: self.verify,
+                    verify: verify.proof,
+                    verify_deadline: verify.deadline.map_or(VERIFY_DEADLINE, |period| period.0),
+                    on_deadline: verify.on_deadline,
                     snapshot_budget,
                     management: self.management.map(|management| management.interface),
                     cluster,
@@ -385,6 +410,9 @@ fn source(raw: &raw::Source, base: &Path, problems: &mut Vec<Problem>) -> Option
             .stale_after
             .map_or(Duration::from_secs(15 * 60), |period| period.0),
         full_list_every,
+        adopt_within: raw.adopt_within.map_or(ADOPT_WITHIN, |period| period.0),
+        max_age: raw.max_age.map(|period| period.0),
+        allow_no_pods: raw.allow_no_pods,
     })
 }
 

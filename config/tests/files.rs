@@ -4,8 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use ringwall_config::{
-    Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Mode, Role, RxQueues, Side, SourceKind, Verify,
-    raw::Raw,
+    Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Mode, OnDeadline, Role, RxQueues, Side,
+    SourceKind, Verify, raw::Raw,
 };
 
 const GOOD: &str = "\
@@ -89,7 +89,37 @@ fn what_is_proven_before_a_publication_can_be_chosen() {
         ("off", Verify::Off),
     ] {
         assert_eq!(parse(&format!("{GOOD}verify: {word}\n")).unwrap().verify, verify);
+        let config = parse(&format!(
+            "{GOOD}verify: {{proof: {word}, deadline: 2s, onDeadline: publish}}\n"
+        ))
+        .unwrap();
+        assert_eq!(config.verify, verify);
+        assert_eq!(config.verify_deadline, Duration::from_secs(2));
+        assert_eq!(config.on_deadline, OnDeadline::Publish);
     }
+    let config = parse(&format!("{GOOD}verify: {{}}\n")).unwrap();
+    assert_eq!(
+        (config.verify, config.on_deadline),
+        (Verify::Changed, OnDeadline::Hold)
+    );
+}
+
+#[test]
+fn how_old_a_policy_may_be_can_be_chosen() {
+    let source = parse(GOOD).unwrap().source;
+    assert_eq!(source.adopt_within, Duration::from_secs(30));
+    assert_eq!((source.max_age, source.allow_no_pods), (None, false));
+    let text = GOOD.replace(
+        "manifests: policies",
+        "manifests: policies\n  adoptWithin: 1m\n  maxAge: 12h\n  allowNoPods: true",
+    );
+    assert_ne!(text, GOOD);
+    let source = parse(&text).unwrap().source;
+    assert_eq!(source.adopt_within, Duration::from_secs(60));
+    assert_eq!(
+        (source.max_age, source.allow_no_pods),
+        (Some(Duration::from_secs(12 * 3600)), true)
+    );
 }
 
 #[test]
@@ -130,6 +160,20 @@ fn every_mistake_is_named_with_its_place() {
             4,
             "verify",
             &["unknown value `sometimes`", "full, changed, off"],
+        ),
+        (
+            "name: gw\n",
+            "name: gw\nverify: {deadline: 0s}\n",
+            4,
+            "verify.deadline",
+            &["no time", "verify: off"],
+        ),
+        (
+            "name: gw\n",
+            "name: gw\nverify: {onDeadline: perhaps}\n",
+            4,
+            "verify.onDeadline",
+            &["unknown value `perhaps`", "hold, publish"],
         ),
         (
             "name: gw\n",

@@ -7,6 +7,7 @@
 
 mod background;
 mod deciding;
+mod journal;
 mod overview;
 mod pipeline;
 
@@ -14,6 +15,7 @@ mod pipeline;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -24,17 +26,22 @@ use std::{
 };
 
 use anyhow::Context;
-use ringwall_config::{Config, SourceKind, UnknownEndpoints, Verify};
+use ringwall_config::{Config, OnDeadline, SourceKind, UnknownEndpoints, Verify};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
 pub(crate) use self::deciding::AskError;
-pub use self::{background::Share, overview::Overview};
+pub use self::{
+    background::Share,
+    overview::{Overview, Reason},
+};
 use self::{
     background::{Pass, RollingProof},
     deciding::Deciding,
+    journal::{Entry, Journal},
+    overview::{Limits, Progress},
     pipeline::{Failure, Job, Made, Outcome, Pipeline, Tools},
 };
 use crate::{
@@ -70,6 +77,15 @@ const REST: u32 = 10;
 /// And how long at most.
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
+/// How long after its second failure a state is compiled once more; doubled each time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// And how long at most.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// As many files are remembered for the log.
+const FILES: usize = 100;
+
 /// Arguments of `ringwall control`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ControlArgs {
@@ -91,8 +107,16 @@ pub struct ControlArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The folder of manifests cannot be used.
-    #[error("{}", explain_folder(.0))]
+    #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The folder says nothing about any address.
+    #[error(
+        "no pod in {} has an address, so all traffic in cluster.podCIDRs would be dropped as that of unknown endpoints; \
+         export what runs (`kubectl get namespaces,nodes,pods,networkpolicies -A -o yaml`), take policies from the API \
+         server (`source.kubeconfig`), or say `source.allowNoPods: true`",
+        .0.display()
+    )]
+    NoPods(PathBuf),
     /// The API server cannot be used.
     #[error(transparent)]
     Kube(#[from] KubeError),
@@ -112,17 +136,6 @@ pub enum ControlError {
     },
 }
 
-fn explain_folder(error: &FolderError) -> String {
-    let mut text = error.to_string();
-    if let FolderError::Broken(problems) = error {
-        for problem in problems {
-            let it = watched::describe(problem);
-            text.push_str(&format!("\n  {}", [it.message, it.path].join(" ").trim_end()));
-        }
-    }
-    text
-}
-
 /// What the control process needs of the configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -134,6 +147,10 @@ pub struct Options {
     pub settings: Settings,
     /// Alarm after so long without connection to the source.
     pub stale_after: Duration,
+    /// Alarm, and not ready, where a state is not adopted within this time.
+    pub adopt_within: Duration,
+    /// Whether to begin with a folder in which no pod has an address.
+    pub allow_no_pods: bool,
     /// Sockets.
     pub runtime_dir: PathBuf,
     /// The key of the epochs.
@@ -144,6 +161,10 @@ pub struct Options {
     pub health_listen: Option<std::net::SocketAddr>,
     /// What is proven of a snapshot before it is published.
     pub verify: Verify,
+    /// How long a proof may take, and what happens then.
+    pub deadline: (Duration, OnDeadline),
+    /// What failed is tried again at once, then after this time, doubled each time.
+    pub retry: Duration,
     /// What one snapshot may take.
     pub budget: Budget,
     /// What the proof in the background may take.
@@ -169,11 +190,15 @@ impl Options {
                 allow_unknown: config.cluster.unknown_endpoints == UnknownEndpoints::Allow,
             },
             stale_after: config.source.stale_after,
+            adopt_within: config.source.adopt_within,
+            allow_no_pods: config.source.allow_no_pods,
             runtime_dir: config.runtime_dir.clone(),
             state_dir: config.state_dir.clone(),
             metrics_listen: config.telemetry.metrics_listen,
             health_listen: config.telemetry.health_listen,
             verify: config.verify,
+            deadline: (config.verify_deadline, config.on_deadline),
+            retry: RETRY,
             budget: Budget {
                 bytes: config.snapshot_budget,
             },
@@ -265,6 +290,9 @@ fn stop_signal(supervised: bool) -> anyhow::Result<mpsc::Receiver<()>> {
             let _ = sender.send(()).await;
         });
     }
+    // Sent to the whole group when a terminal closes.
+    let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
+    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
     if supervised {
         std::thread::Builder::new()
             .name("rw-lifeline".to_owned())
@@ -359,8 +387,14 @@ pub struct Controller {
     newest: Option<Arc<SourceState>>,
     /// Whether what was compiled and proven before is not to be built on.
     afresh: bool,
-    /// Since when a state is being compiled; None where none is.
-    compiling: Option<Instant>,
+    /// The state that is being compiled; None where none is.
+    compiling: Option<Compiling>,
+    /// First event of the states that could not be published and that none after them has replaced.
+    failed: Option<Instant>,
+    retry: Retry,
+    /// Files of the source that changed since a snapshot was published last.
+    files: BTreeSet<String>,
+    journal: Journal,
     /// None unless the last state was over the budget.
     over_budget: Option<OverBudget>,
     /// Generation that was published and that a connected dataplane has not answered for. What comes meanwhile is
@@ -371,6 +405,51 @@ pub struct Controller {
     generation: Option<u64>,
     /// The compiled snapshot that was published last.
     published: Option<Published>,
+}
+
+/// A state on its way.
+struct Compiling {
+    /// Since when it is compiled.
+    since: Instant,
+    /// Its first event.
+    began: Instant,
+}
+
+/// When the newest state is compiled once more that failed in a way that may be the failure of a step rather than its own.
+struct Retry {
+    first: Duration,
+    failures: u32,
+    due: Option<Instant>,
+}
+
+impl Retry {
+    fn after(first: Duration) -> Self {
+        Self {
+            first,
+            failures: 0,
+            due: None,
+        }
+    }
+
+    /// At once, then after longer and longer.
+    fn failed(&mut self) {
+        let pause = match self.failures {
+            0 => Duration::ZERO,
+            failures => (self.first * (1 << (failures - 1).min(16))).min(LONGEST_RETRY),
+        };
+        self.failures = self.failures.saturating_add(1);
+        self.due = Some(Instant::now() + pause);
+    }
+
+    fn succeeded(&mut self) {
+        *self = Self::after(self.first);
+    }
+
+    /// How long until then; None where nothing is to be tried again.
+    fn left(&self) -> Option<Duration> {
+        let due = self.due?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// A state that was over the budget. The next one is likely to be, too, and can only be compiled in full.
@@ -395,6 +474,9 @@ struct Published {
     compiled: Instant,
     accepted: Option<Instant>,
     adopted: bool,
+    /// First event that it has over what the workers decided by; since they lost it, where they had it.
+    unadopted: Instant,
+    entry: Entry,
 }
 
 impl Controller {
@@ -441,7 +523,11 @@ impl Controller {
             feed.accept.take(),
             publication.inquiry(),
             options.runtime_dir.join(SUPERVISION_FILE),
-            options.publication.answer,
+            Limits {
+                adoption: options.publication.answer,
+                unadopted: options.adopt_within,
+                proof: options.deadline.0,
+            },
         ));
         let servers = Servers::start(
             Arc::clone(&overview),
@@ -468,6 +554,10 @@ impl Controller {
             newest: None,
             afresh: false,
             compiling: None,
+            failed: None,
+            retry: Retry::after(options.retry),
+            files: BTreeSet::new(),
+            journal: Journal::default(),
             over_budget: None,
             unanswered: None,
             connected: false,
@@ -496,12 +586,19 @@ impl Controller {
     }
 
     async fn turn(&mut self) -> Option<Ended> {
+        if self.retry.left().is_some_and(|left| left.is_zero()) {
+            self.retry.due = None;
+            self.afresh = true;
+            self.again();
+        }
         self.begin_compiling();
-        self.overview.beat();
+        self.overview.beat(self.progress());
         let pause = self.pause();
         tokio::select! {
             changed = self.feed.states.changed() => match changed {
                 Ok(()) => {
+                    let files = self.feed.health.take_changed();
+                    self.files.extend(files.into_iter().take(FILES));
                     let state = self.feed.states.borrow_and_update().clone();
                     if let Some(state) = state {
                         self.take_state(state);
@@ -527,10 +624,39 @@ impl Controller {
     /// How long to wait for anything to happen.
     fn pause(&self) -> Duration {
         let over_budget = self.over_budget.as_ref().filter(|_| self.compiling.is_none());
-        over_budget
+        let rest = over_budget
             .map(|it| it.until.saturating_duration_since(Instant::now()))
-            .filter(|left| !left.is_zero())
-            .map_or(HEARTBEAT, |left| left.min(HEARTBEAT))
+            .filter(|left| !left.is_zero());
+        let pauses = rest.into_iter().chain(self.retry.left());
+        pauses.fold(HEARTBEAT, Duration::min)
+    }
+
+    /// How far the newest state is.
+    fn progress(&self) -> Progress {
+        let published = self.published.as_ref().filter(|it| !it.adopted);
+        let waiting = self.waiting.as_ref().map(|state| state.began);
+        let compiling = self.compiling.as_ref();
+        let unadopted = [
+            waiting,
+            compiling.map(|it| it.began),
+            self.failed,
+            published.map(|it| it.unadopted),
+        ];
+        Progress {
+            unadopted: unadopted.into_iter().flatten().min(),
+            compiling: compiling.map(|it| it.since),
+            waits_for: if compiling.is_some() {
+                "the compiler and the proof"
+            } else if self.unanswered.is_some() {
+                "the dataplane's answer"
+            } else if published.is_some() {
+                "its adoption by the workers"
+            } else if self.failed.is_some() {
+                "a state that can be published"
+            } else {
+                "the dataplane"
+            },
+        }
     }
 
     fn take_state(&mut self, state: Arc<SourceState>) {
@@ -554,9 +680,22 @@ impl Controller {
 
     /// Has the newest state compiled once more.
     fn again(&mut self) {
-        if self.waiting.is_none() {
-            self.waiting.clone_from(&self.newest);
+        if self.waiting.is_some() {
+            return;
         }
+        let Some(newest) = &self.newest else { return };
+        // Where it has been published, its first event is not what it waits since.
+        let published = self.published.as_ref();
+        let again = published
+            .filter(|it| Arc::ptr_eq(&it.state, newest))
+            .map(|it| if it.adopted { Instant::now() } else { it.unadopted });
+        self.waiting = Some(match again {
+            None => Arc::clone(newest),
+            Some(began) => Arc::new(SourceState {
+                began,
+                ..SourceState::clone(newest)
+            }),
+        });
     }
 
     fn begin_compiling(&mut self) {
@@ -577,7 +716,10 @@ impl Controller {
             .latencies()
             .settle
             .observe(since(state.began, started));
-        self.compiling = Some(started);
+        self.compiling = Some(Compiling {
+            since: started,
+            began: state.began,
+        });
         self.pipeline.begin(Job {
             state,
             generation: last + 1,
@@ -596,8 +738,14 @@ impl Controller {
         let made = match made {
             Ok(made) => made,
             Err(failure) => {
+                self.failed = Some(self.failed.map_or(state.began, |first| first.min(state.began)));
+                match failure {
+                    // All of it is what it is.
+                    Failure::Compile(_) => {}
+                    Failure::Differs(_) | Failure::Panicked(_) => self.retry.failed(),
+                }
                 if let (Failure::Compile(CompileError::OverBudget { .. }), Some(began)) = (&failure, began) {
-                    let took = began.elapsed();
+                    let took = began.since.elapsed();
                     self.over_budget = Some(OverBudget {
                         cluster: state.cluster.clone(),
                         until: Instant::now() + (took * REST).min(LONGEST_REST),
@@ -614,6 +762,8 @@ impl Controller {
             return;
         }
         self.prove_whole(generation, &state, &made);
+        let source = self.feed.health.location();
+        let entry = Entry::new(source, std::mem::take(&mut self.files), &made);
         self.generation = Some(generation);
         self.overview.deciding().published(Deciding {
             generation,
@@ -621,13 +771,19 @@ impl Controller {
             image: made.compiled.image.clone(),
         });
         self.unanswered = self.connected.then_some(generation);
+        let unadopted = self.published.as_ref().filter(|it| !it.adopted);
+        let unadopted = unadopted.map(|it| it.unadopted).into_iter();
         self.published = Some(Published {
+            unadopted: unadopted
+                .chain(self.failed.take())
+                .fold(state.began, Instant::min),
             state,
             generation,
             hash,
             compiled: Instant::now(),
             accepted: None,
             adopted: false,
+            entry,
         });
         self.publication.publish(made.compiled.image);
     }
@@ -686,7 +842,7 @@ impl Controller {
                     .is_some_and(|it| it.generation == generation && Some(it.hash) == hash);
                 self.overview.connected(generation, ours);
                 if ours {
-                    self.overview.deciding().adopted(generation);
+                    self.take_adoption(generation, None);
                 }
                 self.take_hello(generation, ours);
             }
@@ -698,6 +854,7 @@ impl Controller {
             Event::Sent { .. } => {}
             Event::Accepted { generation } => {
                 self.answered(generation);
+                self.retry.succeeded();
                 self.overview.accepted(generation);
                 if let Some(published) = self.published_as(generation) {
                     let now = Instant::now();
@@ -710,8 +867,11 @@ impl Controller {
                 self.answered(generation);
                 tracing::error!(generation, reason, "the dataplane refused a snapshot");
                 self.overview.refused(reason);
+                self.retry.failed();
             }
-            Event::Adopted { generation, micros } => self.take_adoption(generation, micros),
+            Event::Adopted { generation, micros } => {
+                self.take_adoption(generation, Some(Duration::from_micros(micros)));
+            }
         }
     }
 
@@ -726,14 +886,22 @@ impl Controller {
     fn take_hello(&mut self, generation: u64, ours: bool) {
         let known = self.generation.unwrap_or(0);
         self.generation = Some(known.max(generation));
-        let Some(published) = &self.published else { return };
+        let Some(published) = &mut self.published else {
+            return;
+        };
+        if !ours && published.adopted {
+            // Lost it.
+            published.adopted = false;
+            published.unadopted = Instant::now();
+        }
         if published.generation <= generation && !ours {
             self.publication.withdraw();
             self.again();
         }
     }
 
-    fn take_adoption(&mut self, generation: u64, micros: u64) {
+    /// Every worker decides by this generation; `took` is how long that took, where the dataplane said so.
+    fn take_adoption(&mut self, generation: u64, took: Option<Duration>) {
         let mut total = None;
         if let Some(published) = self.published_as(generation)
             && !published.adopted
@@ -741,17 +909,23 @@ impl Controller {
             published.adopted = true;
             let now = Instant::now();
             let adopted = published.accepted.map(|accepted| since(accepted, now));
-            let elapsed = now.saturating_duration_since(published.state.began);
-            total = Some(elapsed);
+            let elapsed = now.saturating_duration_since(published.unadopted);
+            let entry = published.entry.clone();
             let latencies = self.overview.latencies();
             if let Some(adopted) = adopted {
                 latencies.adopt.observe(adopted);
             }
             latencies.total.observe(elapsed.as_secs_f64());
+            total = Some(elapsed);
+            if let Some((before, after)) = self.overview.deciding().adopted(generation) {
+                self.journal
+                    .adopted(before, after, entry, took.unwrap_or_default(), elapsed);
+            }
         }
-        tracing::debug!(generation, micros, "adopted by every worker");
-        self.overview.deciding().adopted(generation);
-        self.overview.adopted(generation, total);
+        // With the greeting of a dataplane that has it, that says so.
+        if took.is_some() {
+            self.overview.adopted(generation, total);
+        }
     }
 
     fn published_as(&mut self, generation: u64) -> Option<&mut Published> {
@@ -765,11 +939,27 @@ fn since(earlier: Instant, later: Instant) -> f64 {
     later.saturating_duration_since(earlier).as_secs_f64()
 }
 
+/// Whether any pod has an address of its own.
+fn has_address(cluster: &Cluster) -> bool {
+    let mut pods = cluster.pods.values();
+    pods.any(|pod| !pod.host_network && !pod.finished && !pod.addresses.is_empty())
+}
+
 async fn open_source(options: &Options) -> Result<Feed, ControlError> {
     let settings = options.settings.clone();
     let access = match &options.source {
         SourceKind::Manifests { dir } => {
             let feed = watched::start(dir, settings, options.folder.clone(), options.stale_after)?;
+            let state = feed.states.borrow().clone();
+            if state.is_some_and(|state| !has_address(&state.cluster)) {
+                if !options.allow_no_pods {
+                    return Err(ControlError::NoPods(dir.clone()));
+                }
+                tracing::warn!(
+                    folder = %dir.display(),
+                    "no pod in the folder has an address: all traffic in cluster.podCIDRs is that of unknown endpoints"
+                );
+            }
             return Ok(feed);
         }
         SourceKind::Kubeconfig { file, context } => Access::Kubeconfig {

@@ -144,7 +144,9 @@ mod tests {
     async fn whatever_ends_is_reported_by_name_and_how() {
         let (essential, mut ends) = Essential::new();
         let (hold, held) = std::sync::mpsc::channel::<()>();
-        let stays = essential.thread("stays", move || assert!(held.recv().is_err())).unwrap();
+        let stays = essential
+            .thread("stays", move || assert!(held.recv().is_err()))
+            .unwrap();
         essential.task("stays too", std::future::pending());
         assert_eq!(ends.take(), None);
 

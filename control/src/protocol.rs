@@ -220,6 +220,8 @@ pub struct SnapshotStatus {
     pub bytes: u64,
     /// Where it came from.
     pub origin: SnapshotOrigin,
+    /// Seconds since it was last known to be what the source says; of one from the disk.
+    pub age_seconds: Option<f64>,
     /// From arrival to adoption by the last worker, in microseconds; None while a worker has not moved yet.
     pub adoption_micros: Option<u64>,
     /// Generations accepted.
@@ -581,6 +583,8 @@ pub struct PublicationStatus {
     pub refusal: Option<String>,
     /// Connections made again.
     pub reconnects: u64,
+    /// Seconds since the first event of the source that not every worker decides by; None where all do.
+    pub unadopted_seconds: Option<f64>,
     /// From the event at the source to the adoption by the last worker, of the newest snapshot, in microseconds.
     pub event_to_adopted_micros: Option<u64>,
 }

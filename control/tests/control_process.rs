@@ -24,7 +24,7 @@ impl Bed {
         std::fs::create_dir(dir.path().join("run")).unwrap();
         let config = format!(
             "apiVersion: ringwall.io/v1alpha1\nkind: Gateway\nname: kubetest\nmode: enforce\n\
-             cluster: {{podCIDRs: [10.0.0.0/16]}}\nsource: {{manifests: manifests}}\n\
+             cluster: {{podCIDRs: [10.0.0.0/16]}}\nsource: {{manifests: manifests, allowNoPods: true}}\n\
              interfaces:\n- {{name: lan0, side: inside}}\n- {{name: lan1, side: outside}}\n\
              wires:\n- {{name: w0, interfaces: [lan0, lan1], failMode: closed}}\n\
              runtimeDir: {0}/run\nstateDir: {0}/state\ntelemetry: {{metricsListen: \"127.0.0.1:0\"}}\n",
@@ -54,7 +54,12 @@ impl Bed {
 
     /// Starts it and waits for its socket.
     fn start(&self, more: &[&str]) -> Child {
-        let child = self.command(more).spawn().unwrap();
+        self.spawn(self.command(more))
+    }
+
+    /// Starts a command and waits for its socket.
+    fn spawn(&self, mut command: Command) -> Child {
+        let child = command.spawn().unwrap();
         let until = Instant::now() + PATIENCE;
         while !self.path("run/control.sock").exists() {
             assert!(Instant::now() < until, "no socket");
@@ -119,6 +124,39 @@ fn it_answers_without_a_dataplane_and_ends_when_told() {
 }
 
 #[test]
+fn a_hangup_ends_nothing() {
+    let bed = Bed::new();
+    let socket = bed.path("run/control.sock");
+    let mut child = bed.start(&[]);
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    // Answered after the signal was delivered.
+    assert!(get(&socket, "/v1/status").starts_with("HTTP/1.1 200"));
+    assert!(child.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(ended(child, &socket), Some(0));
+}
+
+#[test]
+fn with_json_every_line_of_the_log_is_json() {
+    let bed = Bed::new();
+    let socket = bed.path("run/control.sock");
+    let mut command = bed.command(&[]);
+    command.env("RINGWALL_LOG_FORMAT", "json").env_remove("RUST_LOG");
+    let child = bed.spawn(command);
+    assert!(get(&socket, "/v1/status").starts_with("HTTP/1.1 200"));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        log.contains("control is running"),
+        "the default level says so: {log}"
+    );
+    for line in log.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+}
+
+#[test]
 fn it_ends_with_its_supervisor() {
     let bed = Bed::new();
     let mut child = bed.start(&["--supervised"]);
@@ -150,6 +188,16 @@ fn what_cannot_be_read_at_the_start_ends_with_status_2_and_its_place() {
     std::fs::write(bed.path("manifests/bad.yaml"), "apiVersion: v1\nkind: [\n").unwrap();
     let (code, message) = bed.refused(&[]);
     assert_eq!(code, Some(2), "{message}");
-    assert!(message.contains("bad.yaml:"), "{message}");
+    assert_eq!(message.matches("bad.yaml:").count(), 1, "said once: {message}");
+    std::fs::remove_file(bed.path("manifests/bad.yaml")).unwrap();
+
+    let config = std::fs::read_to_string(bed.path("config.yaml")).unwrap();
+    std::fs::write(bed.path("config.yaml"), config.replace(", allowNoPods: true", "")).unwrap();
+    let (code, message) = bed.refused(&[]);
+    assert_eq!(code, Some(2), "{message}");
+    assert!(
+        message.contains("no pod in") && message.contains("allowNoPods"),
+        "{message}"
+    );
     assert!(!bed.path("run/control.sock").exists());
 }

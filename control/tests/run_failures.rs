@@ -128,6 +128,7 @@ fn a_damaged_snapshot_on_disk_decides_nothing() {
             .map(str::to_owned)
     };
     bed.wait_for("alarm", |bed| alarm(bed).is_some());
+    assert_eq!(bed.ask(&["status"]).status.code(), Some(1), "alarmed");
     assert!(
         alarm(&bed).unwrap().contains("pod traffic waits for control"),
         "{:?}",
@@ -143,4 +144,34 @@ fn a_damaged_snapshot_on_disk_decides_nothing() {
         drops["no-snapshot"].as_u64().is_some_and(|count| count > 0),
         "{drops}"
     );
+}
+
+/// How often a process has gone to sleep by itself.
+fn sleeps(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_supervisor_waits_quietly_for_the_first_policy_and_a_hangup_ends_nothing() {
+    if !may_run("a_supervisor_waits_quietly_for_the_first_policy_and_a_hangup_ends_nothing") {
+        return;
+    }
+    let mut bed = without_source();
+    std::fs::remove_file(bed.dir.path().join("state/snapshot.img")).unwrap();
+    bed.launch();
+    bed.wait_for("dataplane", |bed| snapshot_of(bed).is_some());
+    assert_eq!(bed.ask(&["status"]).status.code(), Some(1), "not ready");
+    let supervisor = bed.supervisor();
+    sh(&format!("kill -HUP {supervisor}"));
+    bed.wait_for("word of the hangup", |bed| bed.log().contains("SIGHUP"));
+    // Once a second for systemd, and less and less often for the first policy: it was a hundred times a second.
+    let before = sleeps(supervisor);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let slept = sleeps(supervisor) - before;
+    assert!(slept < 60, "{slept} times in three seconds");
+    assert!(bed.child("dataplane").is_some() && bed.child("control").is_some());
 }

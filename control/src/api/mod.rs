@@ -1,7 +1,7 @@
 //! What the control process answers over HTTP: status on its Unix socket, metrics and health on the network.
 //!
-//! The network listeners serve nothing that names an object: metrics carry counts, health says ready or why not. Status
-//! is for root, on the Unix socket.
+//! The network listeners serve nothing that names an object: metrics carry counts, health says ready or in general words
+//! why not. Status, and health in detail, are for root, on the Unix socket.
 
 pub(crate) mod client;
 
@@ -124,6 +124,8 @@ impl Servers {
             .route("/livez", get(live))
             .route("/readyz", get(ready));
         let with_status = Router::new()
+            .route("/livez", get(live))
+            .route("/readyz", get(ready_in_detail))
             .route("/v1/status", get(status))
             .route("/v1/accept", post(accept))
             .route("/v1/explain", post(explain))
@@ -143,10 +145,7 @@ impl Servers {
                 serve(
                     on_socket,
                     PATIENCE,
-                    with_status
-                        .merge(with_metrics)
-                        .merge(with_health.clone())
-                        .with_state(Arc::clone(&overview)),
+                    with_status.merge(with_metrics).with_state(Arc::clone(&overview)),
                 ),
             ),
         ];
@@ -239,8 +238,22 @@ async fn live(State(overview): State<Arc<Overview>>) -> Response {
     }
 }
 
+/// For strangers.
 async fn ready(State(overview): State<Arc<Overview>>) -> Response {
-    let reasons = overview.not_ready();
+    let reasons = overview.not_ready().into_iter();
+    readiness(reasons.map(|reason| match reason.detail {
+        Some(_) => reason.brief + "; see `ringwall status`",
+        None => reason.brief,
+    }))
+}
+
+/// For root.
+async fn ready_in_detail(State(overview): State<Arc<Overview>>) -> Response {
+    readiness(overview.not_ready().iter().map(ToString::to_string))
+}
+
+fn readiness(reasons: impl Iterator<Item = String>) -> Response {
+    let reasons: Vec<String> = reasons.collect();
     if reasons.is_empty() {
         "ok\n".into_response()
     } else {

@@ -76,6 +76,7 @@ pub enum Command {
     Coverage(coverage::CoverageArgs),
     /// Starts the firewall
     #[cfg(feature = "afxdp")]
+    #[command(after_help = crate::log::HELP)]
     Run(crate::run::supervisor::RunArgs),
     /// Lists the flows and recent drops of the running firewall, and who decided about them
     Flows(flows::FlowsArgs),
@@ -122,7 +123,7 @@ impl Command {
             #[cfg(feature = "afxdp")]
             Self::Status(args) => crate::run::status::run(&args, json),
             #[cfg(feature = "afxdp")]
-            Self::Detach(args) => crate::run::detach::run(&args),
+            Self::Detach(args) => crate::run::detach::run(&args, json),
             #[cfg(feature = "afxdp")]
             Self::Dataplane(args) => crate::run::dataplane::run(&args),
             Self::Control(args) => crate::controller::run(&args),
@@ -285,7 +286,10 @@ pub(crate) fn whole(error: &anyhow::Error) -> String {
 /// Says why a command could not do its work: to a program on standard output, unless that is what failed.
 fn tell(message: &str, output: Output) {
     let object = serde_json::json!({ "error": message });
-    if output == Output::Human || writeln!(io::stdout(), "{object}").is_err() {
+    if crate::log::is_json() && output == Output::Human {
+        // All of that stream is JSON.
+        drop(writeln!(io::stderr(), "{object}"));
+    } else if output == Output::Human || writeln!(io::stdout(), "{object}").is_err() {
         // Where nobody can be told, the exit status has to do.
         drop(writeln!(io::stderr(), "ringwall: {message}"));
     }

@@ -51,11 +51,24 @@ impl InForce {
         self.inner().published = Some(Arc::new(deciding));
     }
 
-    pub(super) fn adopted(&self, generation: u64) {
+    /// Every worker decides by this generation; answers what decided before, and what decides now. None where it is not
+    /// the one that was published last, or is no news.
+    pub(super) fn adopted(&self, generation: u64) -> Option<(Option<Arc<Deciding>>, Arc<Deciding>)> {
         let mut inner = self.inner();
-        if let Some(published) = inner.published.as_ref().filter(|it| it.generation == generation) {
-            inner.adopted = Some(Arc::clone(published));
+        let published = inner
+            .published
+            .as_ref()
+            .filter(|it| it.generation == generation)?;
+        let published = Arc::clone(published);
+        if inner
+            .adopted
+            .as_ref()
+            .is_some_and(|it| it.generation == generation)
+        {
+            return None;
         }
+        let before = inner.adopted.replace(Arc::clone(&published));
+        Some((before, published))
     }
 
     /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -38,6 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The loop is stuck when it has not turned for so long.
 pub(super) const STUCK: Duration = Duration::from_secs(30);
+
+/// Control is stuck, too, where a state is compiled and proven for as many times as long as its adoption may take: more
+/// than the largest cluster takes on a busy machine.
+const HUNG: u32 = 4;
 
 /// How long an alarm about something that is over stays.
 const REMEMBER: Duration = Duration::from_secs(15 * 60);
@@ -118,6 +123,63 @@ impl Uncovered {
     }
 }
 
+/// Why control is not ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Names no object, no address and no place.
+    pub brief: String,
+    /// For root alone.
+    pub detail: Option<String>,
+}
+
+impl Reason {
+    fn new(brief: impl Into<String>) -> Self {
+        Self {
+            brief: brief.into(),
+            detail: None,
+        }
+    }
+
+    fn detailed(brief: &str, detail: impl Into<String>) -> Self {
+        Self {
+            brief: brief.to_owned(),
+            detail: Some(detail.into()),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.brief)?;
+        match &self.detail {
+            Some(detail) => write!(f, ": {detail}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How long things may take before somebody has to look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// From the acceptance by the dataplane to the adoption by the last worker.
+    pub(super) adoption: Duration,
+    /// From the first event of a state to its adoption by every worker.
+    pub(super) unadopted: Duration,
+    /// A proof.
+    pub(super) proof: Duration,
+}
+
+/// How far the newest state is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    /// First event of the oldest state that no later one has replaced in all workers.
+    pub(super) unadopted: Option<Instant>,
+    /// Since when a state is being compiled and proven.
+    pub(super) compiling: Option<Instant>,
+    /// What a state waits for.
+    pub(super) waits_for: &'static str,
+}
+
 /// What is known of everything. Written by the loop, read by whoever asks.
 #[derive(Debug)]
 pub struct Overview {
@@ -127,8 +189,7 @@ pub struct Overview {
     accept: Option<Accept>,
     inquiry: DataplaneInquiry,
     supervision: PathBuf,
-    /// How long adoption may take.
-    patience: Duration,
+    limits: Limits,
     latencies: Latencies,
     deciding: InForce,
     inner: Mutex<Inner>,
@@ -138,6 +199,7 @@ pub struct Overview {
 struct Inner {
     beat: Instant,
     turns: u64,
+    progress: Progress,
     objects: ObjectCounts,
     problems: Problems,
     incomplete: Vec<String>,
@@ -167,24 +229,37 @@ impl Inner {
     }
 
     /// What is wrong with the newest state or with the snapshot in force, as far as compiling and proving go.
-    fn wrong(&self) -> Option<String> {
+    fn wrong(&self) -> Option<Reason> {
         match (&self.compiled.error, &self.proof.difference) {
-            (Some(error), _) => Some(format!("the newest state cannot be published: {error}")),
-            (None, Some(difference)) => Some(format!(
-                "the snapshot in force contradicts the policies; please report it: {difference}"
+            (Some(error), _) => Some(Reason::detailed("the newest state cannot be published", error)),
+            (None, Some(difference)) => Some(Reason::detailed(
+                "the snapshot in force contradicts the policies; please report it",
+                difference,
             )),
             (None, None) => None,
         }
     }
 
-    fn overdue(&self, patience: Duration) -> Option<String> {
+    /// Whether a state has waited for its adoption for too long.
+    fn late(&self, limits: Limits) -> Option<Reason> {
+        let waiting = self.progress.unadopted?.elapsed();
+        (waiting > limits.unadopted).then(|| {
+            Reason::new(format!(
+                "the newest state of the source has not been adopted by every worker for {} s, longer than source.adoptWithin: it waits for {}",
+                waiting.as_secs(),
+                self.progress.waits_for
+            ))
+        })
+    }
+
+    fn overdue(&self, limits: Limits) -> Option<Reason> {
         let (generation, since) = self.adopting?;
         let waiting = since.elapsed();
-        (waiting > patience).then(|| {
-            format!(
+        (waiting > limits.adoption).then(|| {
+            Reason::new(format!(
                 "generation {generation} was accepted {} s ago and a worker has not adopted it",
                 waiting.as_secs()
-            )
+            ))
         })
     }
 }
@@ -197,11 +272,12 @@ impl Overview {
         accept: Option<Accept>,
         inquiry: DataplaneInquiry,
         supervision: PathBuf,
-        patience: Duration,
+        limits: Limits,
     ) -> Self {
         let inner = Inner {
             beat: Instant::now(),
             turns: 0,
+            progress: Progress::default(),
             objects: ObjectCounts::default(),
             problems: Problems::default(),
             incomplete: Vec::new(),
@@ -232,7 +308,7 @@ impl Overview {
             accept,
             inquiry,
             supervision,
-            patience,
+            limits,
             latencies: Latencies::default(),
             deciding: InForce::default(),
             inner: Mutex::new(inner),
@@ -270,8 +346,9 @@ impl Overview {
         self.deciding.coverage(place)
     }
 
-    pub(super) fn beat(&self) {
+    pub(super) fn beat(&self, progress: Progress) {
         let mut inner = self.inner();
+        inner.progress = progress;
         inner.beat = Instant::now();
         inner.turns += 1;
     }
@@ -427,35 +504,52 @@ impl Overview {
         }
     }
 
-    /// Why the loop does not turn; None where it does.
+    /// Why control is stuck; None where it is not. What waits for others is no reason: a new process would wait, too.
     pub fn stuck(&self) -> Option<String> {
-        let since = self.inner().beat.elapsed();
-        (since > STUCK).then(|| format!("the control loop has not turned for {} s", since.as_secs()))
+        let inner = self.inner();
+        let since = inner.beat.elapsed();
+        if since > STUCK {
+            return Some(format!(
+                "the control loop has not turned for {} s",
+                since.as_secs()
+            ));
+        }
+        let compiling = inner.progress.compiling?.elapsed();
+        (compiling > self.limits.unadopted * HUNG).then(|| {
+            format!(
+                "a state has been compiled and proven for {} s without an end",
+                compiling.as_secs()
+            )
+        })
     }
 
     /// Why the policy in force is not that of a synced source; empty where it is.
-    pub fn not_ready(&self) -> Vec<String> {
+    pub fn not_ready(&self) -> Vec<Reason> {
         let source = self.health.status();
         let inner = self.inner();
         let mut reasons = Vec::new();
         if !source.synced {
             reasons.push(match &source.last_error {
-                Some(error) => format!("the source is not synced: {error}"),
-                None => "the source is not synced yet".to_owned(),
+                Some(error) => Reason::detailed("the source is not synced", error),
+                None => Reason::new("the source is not synced yet"),
             });
         }
         reasons.extend(inner.wrong());
         if let Some(error) = &inner.publication.refusal {
-            reasons.push(format!("the dataplane refused the newest snapshot: {error}"));
+            reasons.push(Reason::detailed(
+                "the dataplane refused the newest snapshot",
+                error,
+            ));
         }
-        reasons.extend(inner.overdue(self.patience));
+        reasons.extend(inner.overdue(self.limits));
+        reasons.extend(inner.late(self.limits));
         if !inner.publication.connected {
             reasons.push(match &inner.line {
-                Some(error) => format!("the dataplane is not connected: {error}"),
-                None => "the dataplane is not connected yet".to_owned(),
+                Some(error) => Reason::detailed("the dataplane is not connected", error),
+                None => Reason::new("the dataplane is not connected yet"),
             });
         } else if !inner.in_force {
-            reasons.push("no snapshot of the source has been adopted yet".to_owned());
+            reasons.push(Reason::new("no snapshot of the source has been adopted yet"));
         }
         reasons
     }
@@ -479,7 +573,7 @@ impl Overview {
             alarms.push(text.clone());
         }
         alarms.extend(inner.uncovered.alarm());
-        alarms.extend(inner.wrong());
+        alarms.extend(inner.wrong().map(|reason| reason.to_string()));
         if let Some((at, text)) = &inner.corrected
             && at.elapsed() < REMEMBER
         {
@@ -490,7 +584,16 @@ impl Overview {
         if let Some(error) = &inner.publication.refusal {
             alarms.push(format!("the dataplane refused the newest snapshot: {error}"));
         }
-        alarms.extend(inner.overdue(self.patience));
+        alarms.extend(inner.overdue(self.limits).map(|reason| reason.to_string()));
+        alarms.extend(inner.late(self.limits).map(|reason| reason.to_string()));
+        if let Some(since) = inner.progress.compiling
+            && since.elapsed() > self.limits.proof
+        {
+            alarms.push(format!(
+                "a state has been compiled and proven for {} s, longer than verify.deadline",
+                since.elapsed().as_secs()
+            ));
+        }
         // Why the kinds are not known the source says itself.
         let kinds: Vec<&str> = inner
             .incomplete
@@ -514,7 +617,7 @@ impl Overview {
         let supervision = std::fs::read(&self.supervision)
             .ok()
             .and_then(|text| serde_json::from_slice::<Supervision>(&text).ok());
-        let not_ready = self.not_ready();
+        let not_ready: Vec<String> = self.not_ready().iter().map(Reason::to_string).collect();
         let alarms = self.alarms();
         let inner = self.inner();
         let control = ControlStatus {
@@ -532,7 +635,13 @@ impl Overview {
                 full_seconds: inner.proven_whole.map(|at| at.elapsed().as_secs_f64()),
                 ..inner.proof.clone()
             },
-            publication: inner.publication.clone(),
+            publication: PublicationStatus {
+                unadopted_seconds: inner
+                    .progress
+                    .unadopted
+                    .map(|since| since.elapsed().as_secs_f64()),
+                ..inner.publication.clone()
+            },
             alarms,
         };
         Status {

@@ -294,11 +294,15 @@ impl Bed {
             },
             settings: Settings::default(),
             stale_after: Duration::from_secs(60),
+            adopt_within: Duration::from_secs(60),
+            allow_no_pods: true,
             runtime_dir: self.path("run"),
             state_dir: self.path("state"),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             health_listen: None,
             verify: Verify::Changed,
+            deadline: (Duration::from_secs(60), OnDeadline::Hold),
+            retry: Duration::from_millis(50),
             budget: Budget::default(),
             share: Share::default(),
             publication: publish::Timing {
@@ -527,6 +531,238 @@ async fn what_cannot_be_compiled_changes_nothing_and_is_alarmed() {
     }
 }
 
+/// Fails the first time that it sees a certain pod.
+struct Startled(Compiler, Arc<AtomicBool>);
+
+impl Compile for Startled {
+    fn update(&mut self, cluster: &Cluster, generation: Generation) -> Result<Compiled, CompileError> {
+        let two = cluster.pods.keys().any(|key| key.name == "two");
+        assert!(
+            !two || self.1.swap(true, Ordering::SeqCst),
+            "a fault of the moment"
+        );
+        self.0.update(cluster, generation)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_panicked_is_tried_once_more_at_once() {
+    let bed = Bed::new();
+    let failed = Arc::new(AtomicBool::new(false));
+    let tools = Tools {
+        compiler: Arc::new({
+            let failed = Arc::clone(&failed);
+            move |key| {
+                Box::new(Startled(
+                    Compiler::new(key, Budget::default()),
+                    Arc::clone(&failed),
+                ))
+            }
+        }),
+        ..Tools::within(Budget::default())
+    };
+    let options = Options {
+        // So that nothing but the first try can help.
+        retry: Duration::from_secs(3600),
+        ..bed.options()
+    };
+    let control = bed.control_with(options, tools).await;
+    control.ready().await;
+    bed.pod("two");
+    bed.dataplane.image("2: a/one a/two").await;
+    assert!(failed.load(Ordering::SeqCst));
+    let status = control.ready().await.control.unwrap();
+    assert_eq!(status.snapshot.failed, 1);
+    assert!(status.alarms.is_empty(), "{:?}", status.alarms);
+}
+
+#[test]
+fn tries_come_at_once_then_after_longer_and_longer() {
+    let mut retry = Retry::after(Duration::from_secs(1));
+    assert_eq!(retry.left(), None);
+    let mut seconds = Vec::new();
+    for _ in 0..10 {
+        retry.failed();
+        seconds.push(retry.left().unwrap().as_secs_f64().ceil() as u64);
+    }
+    assert_eq!(seconds, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    retry.succeeded();
+    assert_eq!(retry.left(), None);
+    retry.failed();
+    assert_eq!(retry.left(), Some(Duration::ZERO));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_proof_is_alarmed_and_not_ready() {
+    let bed = Bed::new();
+    let oracle = Oracle::default();
+    let options = Options {
+        adopt_within: Duration::from_millis(200),
+        deadline: (Duration::from_millis(100), OnDeadline::Hold),
+        ..bed.options()
+    };
+    let control = bed.control_with(options, oracle.tools()).await;
+    let status = control.ready().await.control.unwrap();
+    assert_eq!(status.publication.unadopted_seconds, None);
+    let (_, metrics) = control.get("/metrics").await;
+    assert!(metrics.contains("ringwall_unadopted_seconds 0.0\n"), "{metrics}");
+
+    oracle.hang(true);
+    bed.pod("two");
+    let status = control
+        .status_where("late", |status| {
+            status.control.as_ref().unwrap().alarms.len() == 2
+        })
+        .await;
+    let late = status.control.unwrap();
+    assert!(!late.ready, "{late:#?}");
+    let wanted = [
+        "waits for the compiler and the proof",
+        "longer than verify.deadline",
+    ];
+    for (alarm, words) in late.alarms.iter().zip(wanted) {
+        assert!(alarm.contains(words), "{:?}", late.alarms);
+    }
+    assert!(late.publication.unadopted_seconds.unwrap() >= 0.2);
+    let (code, reasons) = control.get("/readyz").await;
+    assert!(code == 503 && reasons.contains("source.adoptWithin"), "{reasons}");
+    control
+        .status_where("hung", |_| control.overview.stuck().is_some())
+        .await;
+    let (code, reason) = control.get("/livez").await;
+    assert!(code == 503 && reason.contains("compiled and proven"), "{reason}");
+    let (_, metrics) = control.get("/metrics").await;
+    assert!(!metrics.contains("ringwall_unadopted_seconds 0.0\n"), "{metrics}");
+
+    oracle.hang(false);
+    let status = control.ready().await.control.unwrap();
+    assert!(status.alarms.is_empty(), "{:?}", status.alarms);
+    assert_eq!(status.publication.unadopted_seconds, None);
+    assert_eq!(control.get("/livez").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dataplane_lost_is_missing_since_then() {
+    let mut bed = Bed::new();
+    let oracle = Oracle::default();
+    let control = bed.control_with(bed.options(), oracle.tools()).await;
+    control.ready().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    oracle.hang(true);
+    bed.dataplane.kill();
+    *bed.dataplane.kept.lock().unwrap() = Kept {
+        generation: 7,
+        ..Kept::default()
+    };
+    bed.dataplane.resume();
+    let status = control
+        .status_where("unadopted", |status| {
+            status
+                .control
+                .as_ref()
+                .unwrap()
+                .publication
+                .unadopted_seconds
+                .is_some()
+        })
+        .await;
+    let seconds = status.control.unwrap().publication.unadopted_seconds.unwrap();
+    assert!(seconds < 2.0, "{seconds} s: its event is older, its loss is not");
+    oracle.hang(false);
+    bed.dataplane.image("8: a/one").await;
+    let status = control.ready().await.control.unwrap();
+    assert_eq!(status.publication.unadopted_seconds, None);
+}
+
+/// What the log says, of this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    async fn line(&self, words: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+            if let Some(line) = text.lines().find(|line| line.contains(words)) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < until, "no {words:?} in {text}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_has_a_line_for_each_generation() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(crate::log::DEFAULT)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let bed = Bed::new();
+    bed.write("one", &addressed("one", "10.0.0.1"));
+    let control = bed.control().await;
+    control.ready().await;
+    let line = log.line("generation=1").await;
+    assert!(
+        line.contains("policy in force: 0 NetworkPolicies, 1 Namespaces, 0 Nodes, 1 Pods"),
+        "{line}"
+    );
+
+    bed.write("deny", DENY);
+    let line = log.line("generation=2").await;
+    let file = bed.path("manifests/deny.yaml");
+    for words in [
+        "policy in force: added NetworkPolicy a/deny generation=2".to_owned(),
+        format!("from=\"{}: {}\"", bed.path("manifests").display(), file.display()),
+        "pairs_opened=0 pairs_closed=1 ".to_owned(),
+        "proven=\"what changed in ".to_owned(),
+        "adopted_micros=42 ".to_owned(),
+        "since_event_micros=".to_owned(),
+    ] {
+        assert!(line.contains(&words), "{words}: {line}");
+    }
+
+    bed.write("two", &addressed("two", "10.0.0.2"));
+    let line = log.line("generation=3").await;
+    assert!(line.contains("added Pod a/two generation=3"), "{line}");
+    assert!(line.contains("two.yaml"), "{line}");
+    assert!(line.contains("no policy changed"), "{line}");
+}
+
+#[tokio::test]
+async fn a_folder_without_a_pod_address_is_refused() {
+    let bed = Bed::new();
+    let options = Options {
+        allow_no_pods: false,
+        ..bed.options()
+    };
+    let Err(error) = Controller::start(options.clone()).await else {
+        panic!("it starts");
+    };
+    let text = error.to_string();
+    let folder = bed.path("manifests").display().to_string();
+    for words in [folder.as_str(), "kubectl get", "source.allowNoPods"] {
+        assert!(text.contains(words), "{text}");
+    }
+    bed.write("one", &addressed("one", "10.0.0.1"));
+    assert!(Controller::start(options).await.is_ok());
+}
+
 /// Blocks that cut across each other: each is everything but one address, so every range is in all others.
 fn across(blocks: u32) -> String {
     let mut text =
@@ -665,10 +901,18 @@ async fn what_the_dataplane_refuses_is_alarmed_until_it_accepts_again() {
         !refused.ready && refused.alarms.iter().any(|alarm| alarm.contains("a bad day")),
         "{refused:#?}"
     );
+    // It is offered again without another event, compiled from nothing under another generation.
     bed.dataplane.refuse.store(false, Ordering::SeqCst);
-    bed.pod("three");
-    bed.dataplane.image("3: a/one a/three a/two").await;
     let status = control.ready().await;
+    let (generation, pods) = bed
+        .dataplane
+        .images()
+        .pop()
+        .unwrap()
+        .split_once(": ")
+        .map(|(a, b)| (a.parse::<u64>().unwrap(), b.to_owned()))
+        .unwrap();
+    assert!(generation > 2 && pods == "a/one a/two", "{generation} {pods}");
     assert!(status.control.unwrap().alarms.is_empty());
 }
 
@@ -1096,6 +1340,8 @@ struct Oracle {
     wrong_behind: Arc<AtomicBool>,
     /// How long a proof takes, in milliseconds.
     slow: Arc<AtomicU64>,
+    /// No proof ends.
+    hung: Arc<AtomicBool>,
     /// How long a step in the background takes, in milliseconds.
     slow_behind: Arc<AtomicU64>,
     /// Proofs of all, proofs of what changed, steps.
@@ -1115,6 +1361,9 @@ impl Oracle {
 
     fn answer(&mut self, whole: bool) -> Result<Report, Box<Difference>> {
         thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        while self.hung.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
         if self.wrong.load(Ordering::SeqCst) {
             return Err(packet());
         }
@@ -1124,6 +1373,10 @@ impl Oracle {
             whole,
             ..Report::default()
         })
+    }
+
+    fn hang(&self, hung: bool) {
+        self.hung.store(hung, Ordering::SeqCst);
     }
 
     fn asked(&self) -> [u64; 3] {
@@ -1216,20 +1469,34 @@ async fn a_snapshot_that_contradicts_the_policies_is_not_published() {
             "{text:?}"
         );
     }
+    // Strangers hear that something is wrong, root what.
     let (code, reasons) = control.get("/readyz").await;
     assert_eq!(code, 503, "{reasons}");
-    assert!(
-        control
-            .get("/metrics")
+    assert_eq!(
+        reasons,
+        "the newest state cannot be published; see `ringwall status`\n"
+    );
+    let socket = bed.path("run/control.sock");
+    let (code, detail) =
+        tokio::task::spawn_blocking(move || ask(UnixStream::connect(socket).unwrap(), "GET", "/readyz"))
             .await
-            .1
-            .contains("ringwall_proof_differences_total 1\n")
+            .unwrap();
+    assert_eq!(code, 503, "{detail}");
+    assert!(detail.contains("192.0.2.7 -> a/one"), "{detail}");
+    let (_, metrics) = control.get("/metrics").await;
+    assert!(
+        !metrics.contains("a/one") && !metrics.contains("192.0.2.7"),
+        "{metrics}"
+    );
+    assert!(
+        !metrics.contains("ringwall_proof_differences_total 0"),
+        "{metrics}"
     );
     assert_eq!(bed.dataplane.images(), ["1: a/one"], "the old snapshot stays");
 
+    // It is tried again without another event.
     oracle.wrong.store(false, Ordering::SeqCst);
-    bed.pod("three");
-    bed.dataplane.image("2: a/one a/three a/two").await;
+    bed.dataplane.image("2: a/one a/two").await;
     let status = control.ready().await;
     assert_eq!(proof(&status).difference, None);
     assert!(status.control.unwrap().alarms.is_empty());
@@ -1413,26 +1680,23 @@ impl Compile for Forgetful {
     }
 }
 
+fn addressed(name: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a}}\n\
+         spec: {{containers: [{{name: c, image: i}}]}}\n\
+         status: {{phase: Running, podIPs: [{{ip: {ip}}}]}}\n"
+    )
+}
+
+const DENY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: a}\n\
+     spec: {podSelector: {}, policyTypes: [Ingress]}\n";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compiler_that_loses_a_policy_is_found_out() {
     for verify in [Verify::Changed, Verify::Full] {
         let bed = Bed::new();
-        let addressed = |name: &str, ip: &str| {
-            bed.write(
-                name,
-                &format!(
-                    "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a}}\n\
-                     spec: {{containers: [{{name: c, image: i}}]}}\n\
-                     status: {{phase: Running, podIPs: [{{ip: {ip}}}]}}\n"
-                ),
-            );
-        };
-        addressed("one", "10.0.0.1");
-        bed.write(
-            "deny",
-            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: a}\n\
-             spec: {podSelector: {}, policyTypes: [Ingress]}\n",
-        );
+        bed.write("one", &addressed("one", "10.0.0.1"));
+        bed.write("deny", DENY);
         let tools = Tools {
             compiler: Arc::new(|key| Box::new(Forgetful(Compiler::new(key, Budget::default())))),
             ..Tools::within(Budget::default())
@@ -1444,7 +1708,7 @@ async fn a_compiler_that_loses_a_policy_is_found_out() {
         let control = bed.control_with(options, tools).await;
         control.ready().await;
         assert_eq!(passes(&bed.dataplane, "192.0.2.1", "10.0.0.1"), Some(false));
-        addressed("distraction", "10.0.0.2");
+        bed.write("distraction", &addressed("distraction", "10.0.0.2"));
         let status = control
             .status_where("found out", |status| proof(status).differences > 0)
             .await;

@@ -168,6 +168,14 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     let labels = || vec![("source", source.kind.as_str())];
     gauge(
         e,
+        (
+            "unadopted_seconds",
+            "Age of the oldest event of the source that not every worker decides by; 0 where all do",
+        ),
+        one(control.publication.unadopted_seconds.unwrap_or(0.0)),
+    )?;
+    gauge(
+        e,
         ("ready", "Whether the policy in force is that of a synced source"),
         one(yes(control.ready)),
     )?;

@@ -206,13 +206,20 @@ impl Drop for Child {
     }
 }
 
+/// Such as `KILL`.
+fn signal_name(signal: Signal) -> String {
+    let debug = format!("{signal:?}");
+    let name = debug.trim_matches('"');
+    name.trim_start_matches("Signal::").to_owned()
+}
+
 /// How a process ended, in words.
 pub fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => match Signal::from_named_raw(signal) {
-            Some(name) => format!("killed by {name:?}"),
+            Some(name) => format!("killed by SIG{}", signal_name(name)),
             None => format!("killed by signal {signal}"),
         },
         (None, None) => "ended in an unknown way".to_owned(),
@@ -225,6 +232,21 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn an_end_is_said_in_the_words_of_the_kernel() {
+        use std::os::unix::process::ExitStatusExt;
+        let said = [9, 15, 2 << 8, 70 << 8].map(|raw| describe(ExitStatus::from_raw(raw)));
+        assert_eq!(
+            said,
+            [
+                "killed by SIGKILL",
+                "killed by SIGTERM",
+                "exit status 2",
+                "exit status 70"
+            ]
+        );
+    }
 
     #[test]
     fn the_first_restart_is_immediate_and_repeated_ones_wait_longer() {

@@ -18,7 +18,7 @@ pub struct DetachArgs {
 }
 
 /// Removes pins, programs, the host port and runtime files. Fine when there is nothing to remove.
-pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     crate::log::start();
     let config = super::load_config(&args.config)?;
     // Held to the end: a `run` that starts meanwhile would lose what is taken off here.
@@ -72,10 +72,14 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<ExitCode> {
         remove_file(&config.runtime_dir.join(name))?;
     }
     remove_dir(&config.runtime_dir);
-    println!(
-        "{}: nothing of ringwall is on this machine's interfaces any more",
-        config.name
-    );
+    if json {
+        println!("{}", serde_json::json!({ "name": config.name, "detached": true }));
+    } else {
+        println!(
+            "{}: nothing of ringwall is on this machine's interfaces any more",
+            config.name
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,9 +7,13 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Becomes readable when the process has to stop: SIGTERM, SIGINT, or the end of the supervisor.
 #[derive(Debug)]
@@ -17,19 +21,23 @@ pub struct StopSignal {
     told: UnixStream,
     /// Kept so that the read end never sees the end of the stream by accident.
     _teller: UnixStream,
+    hung_up: Arc<AtomicBool>,
 }
 
 impl StopSignal {
-    /// Catches SIGTERM and SIGINT from now on.
+    /// Catches SIGTERM and SIGINT from now on, and SIGHUP, which ends nothing.
     pub fn catch() -> io::Result<Self> {
         let (told, teller) = UnixStream::pair()?;
         told.set_nonblocking(true)?;
         for signal in [SIGTERM, SIGINT] {
             signal_hook::low_level::pipe::register(signal, teller.try_clone()?)?;
         }
+        let hung_up = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGHUP, Arc::clone(&hung_up))?;
         Ok(Self {
             told,
             _teller: teller,
+            hung_up,
         })
     }
 
@@ -59,6 +67,11 @@ impl StopSignal {
                 tracing::warn!("the supervisor is gone: stopping");
             })?;
         Ok(())
+    }
+
+    /// Whether there was a SIGHUP since this was last asked.
+    pub fn hung_up(&self) -> bool {
+        self.hung_up.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the process has to stop.

@@ -147,6 +147,7 @@ impl Publication {
             hash: Some(ContentHash(snapshot.hash())),
             bytes: snapshot.image().bytes(),
             origin,
+            age_seconds: None,
             adoption_micros: None,
             accepted: state.status.accepted + u64::from(origin == SnapshotOrigin::Control),
             refused: state.status.refused,
@@ -476,7 +477,8 @@ fn publish(
     connection.send(&Reply::Accepted { generation }, None)?;
     match publication.adopted(generation, arrived) {
         Some(micros) => {
-            tracing::info!(generation, micros, "snapshot adopted");
+            // Control says it, with what it brings.
+            tracing::debug!(generation, micros, "snapshot adopted");
             connection.send(&Reply::Adopted { generation, micros }, None)
         }
         None => {

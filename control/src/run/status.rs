@@ -13,7 +13,7 @@ use anyhow::bail;
 use crate::api::client;
 use crate::protocol::{
     CONTROL_SOCKET, Connection, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProofStatus, ProtocolError,
-    Reply, Request, SUPERVISION_FILE, Status, Supervision, VERSION,
+    Reply, Request, SUPERVISION_FILE, SnapshotOrigin, Status, Supervision, VERSION,
 };
 
 /// Arguments of `ringwall status`.
@@ -27,7 +27,8 @@ pub struct StatusArgs {
 /// How long either process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Asks the control process, or the dataplane where that is away. Status 2 where nothing runs.
+/// Asks the control process, or the dataplane where that is away. Status 1 where something is not ready or alarmed, 2
+/// where nothing runs or this user may not look.
 pub fn run(args: &StatusArgs, json: bool) -> anyhow::Result<ExitCode> {
     let config = super::load_config(&args.config)?;
     let status = ask(&config.name, &config.runtime_dir)?;
@@ -38,11 +39,30 @@ pub fn run(args: &StatusArgs, json: bool) -> anyhow::Result<ExitCode> {
     } else {
         out.write_all(describe(&status).as_bytes())?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if is_fine(&status) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}
+
+/// Whether everything is there, ready and without an alarm.
+fn is_fine(status: &Status) -> bool {
+    let control = status.control.as_ref();
+    let dataplane = status.dataplane.as_ref();
+    control.is_some_and(|control| control.ready && control.alarms.is_empty())
+        && dataplane.is_some_and(|dataplane| {
+            dataplane.alarms.is_empty() && dataplane.workers.iter().all(|worker| worker.alive)
+        })
 }
 
 /// The status of the instance whose sockets are in `runtime`.
 fn ask(name: &str, runtime: &Path) -> anyhow::Result<Status> {
+    if let Err(error) = std::fs::metadata(runtime.join(CONTROL_SOCKET))
+        && error.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        bail!(forbidden(name, runtime));
+    }
     if let Ok(mut status) = ask_control(&runtime.join(CONTROL_SOCKET)) {
         if status.dataplane.is_none() {
             status.dataplane = ask_dataplane(&runtime.join(DATAPLANE_SOCKET), PATIENCE).ok();
@@ -56,11 +76,22 @@ fn ask(name: &str, runtime: &Path) -> anyhow::Result<Status> {
             dataplane: Some(dataplane),
             supervision: read_supervision(runtime),
         }),
+        Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            bail!(forbidden(name, runtime))
+        }
         Err(error) => bail!(
             "{name} is not running: neither {CONTROL_SOCKET} nor {DATAPLANE_SOCKET} in {} answers ({error}); start it with `ringwall run`",
             runtime.display()
         ),
     }
+}
+
+/// What a user is told who may not look: whether anything runs, only root can say.
+fn forbidden(name: &str, runtime: &Path) -> String {
+    format!(
+        "this user may not look at {name}: {} is for root alone; ask as root",
+        runtime.display()
+    )
 }
 
 fn read_supervision(runtime: &Path) -> Option<Supervision> {
@@ -161,10 +192,21 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
         let _ = writeln!(text, "  not evaluated: {}", control.incomplete.join(", "));
     }
     for problem in &control.problems {
+        let path = match problem.path.as_str() {
+            "" => String::new(),
+            path => format!(" {path}"),
+        };
         let _ = writeln!(
             text,
-            "  fault    {} {} {}: {}",
-            problem.kind, problem.object, problem.path, problem.message
+            "  fault    {} {}{path}: {}",
+            problem.kind, problem.object, problem.message
+        );
+    }
+    if let Some(seconds) = control.publication.unadopted_seconds {
+        let _ = writeln!(
+            text,
+            "  policy   the newest is not adopted since {}",
+            period(seconds)
         );
     }
     describe_proof(text, &control.proof);
@@ -222,9 +264,19 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
         .map_or("-".to_owned(), |hash| hash.to_string().chars().take(12).collect());
     let _ = writeln!(
         text,
-        "  snapshot generation {}, hash {hash}, {} bytes{}",
+        "  snapshot generation {}, hash {hash}, {} bytes{}{}",
         snapshot.generation,
         snapshot.bytes,
+        match (snapshot.origin, snapshot.age_seconds) {
+            (SnapshotOrigin::Disk, Some(seconds)) => {
+                format!(
+                    ", STALE: of the disk, last known to be current {} ago",
+                    period(seconds)
+                )
+            }
+            (SnapshotOrigin::Disk, None) => ", STALE: of the disk".to_owned(),
+            _ => String::new(),
+        },
         match snapshot.adoption_micros {
             Some(micros) => format!(", adopted in {:.1} ms", micros as f64 / 1000.0),
             None => String::new(),
@@ -372,7 +424,7 @@ fn period(seconds: f64) -> String {
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
     use super::*;
-    use crate::protocol::{FrameAccounts, PortStatus, SnapshotStatus, WorkerStatus};
+    use crate::protocol::{FrameAccounts, ObjectProblem, PortStatus, SnapshotStatus, WorkerStatus};
 
     #[test]
     fn a_status_names_what_a_person_asks_for() {
@@ -465,5 +517,85 @@ mod tests {
         let error = ask("gw", dir.path()).unwrap_err().to_string();
         assert!(error.contains("gw is not running"), "{error}");
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_ready_alarmed_or_away_is_not_fine() {
+        let fine = || Status {
+            control: Some(ControlStatus {
+                ready: true,
+                ..ControlStatus::default()
+            }),
+            dataplane: Some(DataplaneStatus {
+                workers: vec![WorkerStatus {
+                    alive: true,
+                    ..WorkerStatus::default()
+                }],
+                ..DataplaneStatus::default()
+            }),
+            ..Status::default()
+        };
+        assert!(is_fine(&fine()));
+        let spoils: [fn(&mut Status); 6] = [
+            |status| status.control = None,
+            |status| status.dataplane = None,
+            |status| status.control.as_mut().unwrap().ready = false,
+            |status| status.control.as_mut().unwrap().alarms.push("a".to_owned()),
+            |status| status.dataplane.as_mut().unwrap().alarms.push("a".to_owned()),
+            |status| status.dataplane.as_mut().unwrap().workers[0].alive = false,
+        ];
+        for (at, spoil) in spoils.into_iter().enumerate() {
+            let mut status = fine();
+            spoil(&mut status);
+            assert!(!is_fine(&status), "{at}: {status:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_the_disk_is_said_to_be_stale_and_how_old() {
+        let text = describe(&Status {
+            dataplane: Some(DataplaneStatus {
+                snapshot: SnapshotStatus {
+                    generation: 7,
+                    origin: SnapshotOrigin::Disk,
+                    age_seconds: Some(7200.0),
+                    ..SnapshotStatus::default()
+                },
+                ..DataplaneStatus::default()
+            }),
+            ..Status::default()
+        });
+        let said = "STALE: of the disk, last known to be current 2 h 0 min ago";
+        assert!(text.contains(said), "{text}");
+    }
+
+    #[test]
+    fn a_fault_says_its_place_once() {
+        let text = describe(&Status {
+            control: Some(ControlStatus {
+                problems: vec![
+                    ObjectProblem {
+                        kind: "file".to_owned(),
+                        object: "/x/np.yaml:3".to_owned(),
+                        path: String::new(),
+                        message: "mapping values are not allowed".to_owned(),
+                    },
+                    ObjectProblem {
+                        kind: "NetworkPolicy".to_owned(),
+                        object: "a/deny".to_owned(),
+                        path: "spec.podSelctor".to_owned(),
+                        message: "/x/np.yaml:7: unknown field".to_owned(),
+                    },
+                ],
+                ..ControlStatus::default()
+            }),
+            ..Status::default()
+        });
+        for line in [
+            "  fault    file /x/np.yaml:3: mapping values are not allowed\n",
+            "  fault    NetworkPolicy a/deny spec.podSelctor: /x/np.yaml:7: unknown field\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 }

@@ -18,7 +18,10 @@ use rustix::{
     process::Signal,
 };
 
-use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, SUPERVISION_FILE, Supervision};
+use crate::{
+    log,
+    protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, SUPERVISION_FILE, Supervision},
+};
 
 use super::{
     children::{Backoff, Child, Recipe, Role, describe},
@@ -48,8 +51,12 @@ const GRACE: Duration = Duration::from_secs(5);
 const HURRY: Duration = Duration::from_millis(500);
 /// How long after a dataplane went its successor is started, to stand by: the replacement is over by then.
 const SETTLED: Duration = HURRY;
-/// How often the dataplane is asked whether it is ready, until it is.
-const READY_POLL: Duration = Duration::from_millis(10);
+/// How often it is looked at first whether the processes are ready and policies in force: the longer that takes, the less
+/// often, at most once in [`READY_LOOK_MOST`].
+const READY_LOOK: Duration = Duration::from_millis(10);
+const READY_LOOK_MOST: Duration = Duration::from_secs(2);
+/// How long the dataplane may take to answer; meanwhile nothing else is looked after.
+const ANSWER: Duration = Duration::from_millis(300);
 /// How long control has, at the first start, to refuse its configuration before ports are touched.
 const CONTROL_HEAD_START: Duration = Duration::from_secs(5);
 /// Between two signs of life to systemd.
@@ -133,6 +140,9 @@ struct Supervisor {
     stopping: Option<Instant>,
     outcome: ExitCode,
     last_alive: Instant,
+    /// When a process was started last, and when it is looked next how far they are.
+    started: Instant,
+    next_look: Instant,
 }
 
 impl Supervisor {
@@ -175,6 +185,8 @@ impl Supervisor {
             stopping: None,
             outcome: ExitCode::SUCCESS,
             last_alive: Instant::now(),
+            started: Instant::now(),
+            next_look: Instant::now(),
         })
     }
 
@@ -198,6 +210,9 @@ impl Supervisor {
         self.wait(stop)?;
         if stop.told() {
             self.begin_stop(Signal::TERM);
+        }
+        if stop.hung_up() {
+            tracing::info!("SIGHUP: nothing is read again; restart to take up another configuration");
         }
         self.collect_ended()?;
         for post in &mut self.posts {
@@ -245,6 +260,8 @@ impl Supervisor {
                     tracing::info!(process = post.recipe.role.name(), pid = child.pid(), "started");
                     post.child = Some(child);
                     post.due = None;
+                    self.started = Instant::now();
+                    self.next_look = self.started;
                 }
                 Err(error) => {
                     tracing::error!(process = post.recipe.role.name(), %error, "cannot be started");
@@ -292,11 +309,10 @@ impl Supervisor {
 
     fn wait(&self, stop: &StopSignal) -> anyhow::Result<()> {
         let now = Instant::now();
-        let mut timeout = if self.announced && self.in_force {
-            Duration::from_secs(1)
-        } else {
-            READY_POLL
-        };
+        let mut timeout = Duration::from_secs(1);
+        if !self.is_settled() {
+            timeout = timeout.min(self.next_look.saturating_duration_since(now));
+        }
         let standby = self.standby.due;
         for due in self.posts.iter().filter_map(|post| post.due).chain(standby) {
             timeout = timeout.min(due.saturating_duration_since(now));
@@ -418,11 +434,17 @@ impl Supervisor {
         self.standby = Standby::default();
     }
 
+    /// Whether the first policies are in force.
+    fn is_settled(&self) -> bool {
+        self.announced && self.in_force
+    }
+
     /// Until the first policies are in force, looks how far the processes are and tells the user.
     fn look_at_readiness(&mut self) {
-        if self.stopping.is_some() || (self.announced && self.in_force) {
+        if self.stopping.is_some() || self.is_settled() || Instant::now() < self.next_look {
             return;
         }
+        self.next_look = Instant::now() + look_after(self.started.elapsed());
         let runtime = self.plan.runtime_dir.clone();
         let control = self.post(Role::Control);
         if !control.was_ready && control.child.is_some() && runtime.join(CONTROL_SOCKET).exists() {
@@ -436,7 +458,7 @@ impl Supervisor {
         if dataplane.child.is_none() {
             return;
         }
-        let Ok(status) = ask_dataplane(&runtime.join(DATAPLANE_SOCKET), Duration::from_secs(1)) else {
+        let Ok(status) = ask_dataplane(&runtime.join(DATAPLANE_SOCKET), ANSWER) else {
             return;
         };
         self.post(Role::Dataplane).was_ready = true;
@@ -448,12 +470,30 @@ impl Supervisor {
         let generation = status.snapshot.generation;
         if !self.in_force && generation > 0 && status.workers.iter().all(|w| w.generation == generation) {
             self.in_force = true;
-            println!("policies in force: generation {generation}");
+            if log::is_json() {
+                tracing::info!(generation, "policies in force");
+            } else {
+                println!("policies in force: generation {generation}");
+            }
         }
     }
 
     /// What runs, for the person who started it.
     fn say(&self, status: &DataplaneStatus) -> io::Result<()> {
+        if log::is_json() {
+            let ports: Vec<&str> = status.ports.iter().map(|port| port.name.as_str()).collect();
+            tracing::info!(
+                name = self.plan.name,
+                mode = self.plan.mode_in_words(),
+                workers = status.workers.len(),
+                ports = ports.join(" "),
+                "running"
+            );
+            for alarm in &status.alarms {
+                tracing::warn!("{alarm}");
+            }
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         let bold = |text: &str| {
             if io::stdout().is_terminal() {
@@ -517,8 +557,34 @@ impl Supervisor {
     fn end(self) -> ExitCode {
         let _ = std::fs::remove_file(self.plan.runtime_dir.join(SUPERVISION_FILE));
         if self.announced {
-            println!("stopped; {}", ringwall_bpf::DETACH_HINT);
+            if log::is_json() {
+                tracing::info!("stopped; {}", ringwall_bpf::DETACH_HINT);
+            } else {
+                println!("stopped; {}", ringwall_bpf::DETACH_HINT);
+            }
         }
         self.outcome
+    }
+}
+
+/// How long until it is looked again how far the processes are, so long after the last was started: soon at first, as most
+/// starts take a fraction of a second; a start may also wait for an API server for ever.
+fn look_after(started: Duration) -> Duration {
+    (started / 8).clamp(READY_LOOK, READY_LOOK_MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_takes_long_is_looked_at_less_and_less_often() {
+        let (mut elapsed, mut looks) = (Duration::ZERO, 0);
+        while elapsed < Duration::from_secs(3600) {
+            elapsed += look_after(elapsed);
+            looks += 1;
+        }
+        assert!(looks < 1900, "{looks} in an hour");
+        assert_eq!(look_after(Duration::from_millis(80)), READY_LOOK);
     }
 }

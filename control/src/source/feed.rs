@@ -25,6 +25,9 @@ pub struct SourceState {
     pub began: Instant,
 }
 
+/// As much of what changed at the source is remembered.
+const CHANGED: usize = 1000;
+
 /// A running source. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Feed {
@@ -138,6 +141,8 @@ struct Inner {
     full_lists: u64,
     differences: u64,
     conditions: BTreeMap<Condition, Standing>,
+    /// What changed at the source since it was last asked for.
+    changed: Vec<String>,
     watches: Vec<WatchStatus>,
 }
 
@@ -347,6 +352,23 @@ impl Health {
     /// A state is held back, for a reason.
     pub(super) fn held_back(&self, reason: String) {
         self.inner().held_back = Some(reason);
+    }
+
+    /// Something at the source changed, such as a file. Before the state that it is in is handed on.
+    pub(super) fn changed(&self, what: impl Iterator<Item = String>) {
+        let mut inner = self.inner();
+        let room = CHANGED.saturating_sub(inner.changed.len());
+        inner.changed.extend(what.take(room));
+    }
+
+    /// What changed at the source since this was last asked: not all of it where that is very much.
+    pub fn take_changed(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner().changed)
+    }
+
+    /// The folder, or the API server's address.
+    pub fn location(&self) -> String {
+        self.inner().location.clone()
     }
 
     /// Why a state is held back; None where none is.

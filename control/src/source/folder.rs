@@ -70,6 +70,8 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Number of files read.
     pub files: usize,
+    /// The files that say something else than when the folder was last read; none at the first time.
+    pub changed: Vec<PathBuf>,
     /// When the first change that it holds was noticed.
     pub began: std::time::Instant,
 }

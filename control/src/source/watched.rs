@@ -73,7 +73,7 @@ impl Reader {
                     self.health.event(None);
                     tracing::warn!("the folder's content is held back: {reason}");
                     for problem in &problems {
-                        tracing::warn!("{}", describe(problem).message);
+                        tracing::warn!("{problem}");
                     }
                     self.health.held_back(reason);
                 }
@@ -93,6 +93,8 @@ impl Reader {
         let began = loaded.began;
         let problems = loaded.problems.iter().map(describe).collect();
         self.health.current(true);
+        self.health
+            .changed(loaded.changed.iter().map(|file| file.display().to_string()));
         self.health.handed_on();
         self.states.send_replace(Some(Arc::new(SourceState {
             cluster: loaded.cluster,
@@ -115,10 +117,15 @@ pub fn describe(problem: &Problem) -> ObjectProblem {
             problem.object.clone().unwrap_or_else(|| place.clone()),
         ),
     };
+    let message = if object == place {
+        problem.message.clone()
+    } else {
+        format!("{place}: {}", problem.message)
+    };
     ObjectProblem {
         kind,
         object,
         path: problem.path.clone().unwrap_or_default(),
-        message: format!("{place}: {}", problem.message),
+        message,
     }
 }

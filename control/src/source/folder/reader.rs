@@ -275,6 +275,10 @@ impl Reader {
     /// The good objects of all files together.
     pub(super) fn assemble(&mut self) -> Loaded {
         let before = std::mem::take(&mut self.before);
+        let changed = match self.whole {
+            Some(_) => before.keys().cloned().collect(),
+            None => Vec::new(),
+        };
         let whole = match self.whole.take() {
             Some(mut whole) => match whole.follow(&self.files, &before) {
                 true => whole,
@@ -293,6 +297,7 @@ impl Reader {
             cluster: whole.cluster.clone(),
             problems: whole.problems.clone(),
             files: self.files.len(),
+            changed,
             began: std::time::Instant::now(),
         }
     }
