@@ -40,7 +40,7 @@ pub use self::{
 use self::{
     background::{Pass, RollingProof},
     deciding::Deciding,
-    journal::{Entry, Journal},
+    journal::{Adopted, Entry, Journal},
     overview::{Limits, Progress},
     pipeline::{Failure, Job, Made, Outcome, Pipeline, Tools},
 };
@@ -82,6 +82,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// And how long at most.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// Generations that change nothing but pods share a line of the log for so long: there may be hundreds of them in a second.
+const GATHER: Duration = Duration::from_secs(1);
 
 /// As many files are remembered for the log.
 const FILES: usize = 100;
@@ -165,6 +168,8 @@ pub struct Options {
     pub deadline: (Duration, OnDeadline),
     /// What failed is tried again at once, then after this time, doubled each time.
     pub retry: Duration,
+    /// Generations that change nothing but pods share a line of the log for so long.
+    pub gather: Duration,
     /// What one snapshot may take.
     pub budget: Budget,
     /// What the proof in the background may take.
@@ -199,6 +204,7 @@ impl Options {
             verify: config.verify,
             deadline: (config.verify_deadline, config.on_deadline),
             retry: RETRY,
+            gather: GATHER,
             budget: Budget {
                 bytes: config.snapshot_budget,
             },
@@ -557,7 +563,7 @@ impl Controller {
             failed: None,
             retry: Retry::after(options.retry),
             files: BTreeSet::new(),
-            journal: Journal::default(),
+            journal: Journal::new(options.gather),
             over_budget: None,
             unanswered: None,
             connected: false,
@@ -591,6 +597,7 @@ impl Controller {
             self.afresh = true;
             self.again();
         }
+        self.journal.turn();
         self.begin_compiling();
         self.overview.beat(self.progress());
         let pause = self.pause();
@@ -918,8 +925,14 @@ impl Controller {
             latencies.total.observe(elapsed.as_secs_f64());
             total = Some(elapsed);
             if let Some((before, after)) = self.overview.deciding().adopted(generation) {
-                self.journal
-                    .adopted(before, after, entry, took.unwrap_or_default(), elapsed);
+                self.journal.adopted(Adopted {
+                    before,
+                    after,
+                    entry,
+                    adoption: took.unwrap_or_default(),
+                    total: elapsed,
+                    generations: 1,
+                });
             }
         }
         // With the greeting of a dataplane that has it, that says so.

@@ -79,6 +79,7 @@ impl Inside {
             Arc::clone(&publication),
             Arc::new(DataplaneStatus::default),
             Arc::new(|_, _| FlowPage::default()),
+            &ringwall::essential::Essential::new().0,
         )?;
         let stop = Arc::new(AtomicBool::new(false));
         let frames: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();

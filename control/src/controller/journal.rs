@@ -1,11 +1,12 @@
 //! One line of the log for each generation, once every worker decides by it: what changed and from where, which flows
-//! that opens and closes, how it was proven and how long it took.
+//! that opens and closes, how it was proven and how long it took. Generations that follow each other within a second and
+//! change nothing but pods share a line: there may be hundreds of them.
 
 use std::{
     collections::BTreeSet,
     fmt::{Display, Write},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use imbl::{OrdMap, ordmap::DiffItem};
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::{deciding::Deciding, pipeline::Made};
 use crate::{
     cluster::Cluster,
-    refine::{self, Compiled},
+    refine::{self, Compiled, RefineError},
 };
 
 /// As many objects of a kind are named in one line, and as many files.
@@ -69,70 +70,150 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
+/// A generation, or several, that every worker has adopted.
+#[derive(Debug)]
+pub(super) struct Adopted {
+    /// What decided before.
+    pub(super) before: Option<Arc<Deciding>>,
+    /// What decides now.
+    pub(super) after: Arc<Deciding>,
+    pub(super) entry: Entry,
+    /// From its arrival at the dataplane to the adoption by the last worker.
+    pub(super) adoption: Duration,
+    /// From its first event to that.
+    pub(super) total: Duration,
+    /// How many generations.
+    pub(super) generations: u64,
+}
+
+impl Adopted {
+    fn followed_by(&mut self, next: Self) {
+        let Self {
+            after,
+            mut entry,
+            adoption,
+            total,
+            generations,
+            ..
+        } = next;
+        entry.files.append(&mut self.entry.files);
+        self.after = after;
+        self.entry = entry;
+        self.adoption = self.adoption.max(adoption);
+        self.total = self.total.max(total);
+        self.generations += generations;
+    }
+
+    fn changes(&self) -> Changes {
+        let before = self.before.as_ref().map(|it| &it.state.cluster);
+        Changes::between(before, &self.after.state.cluster)
+    }
+
+    /// Whether flows can be counted beside the work.
+    fn is_small(&self) -> bool {
+        let small = |it: &Arc<Deciding>| it.state.cluster.pods.len() <= COUNTED_PODS;
+        self.before.as_ref().is_some_and(small) && small(&self.after)
+    }
+
+    fn write(&self, changes: &Changes, flows: Result<Flows, String>) {
+        let (opened, closed, flows) = match flows {
+            Ok(Flows { opened, closed }) => (Some(opened), Some(closed), None),
+            Err(why) => (None, None, Some(why)),
+        };
+        tracing::info!(
+            generation = self.after.generation,
+            generations = (self.generations > 1).then_some(self.generations),
+            from = self.entry.from(),
+            pairs_opened = opened,
+            pairs_closed = closed,
+            flows,
+            proven = self.entry.proven,
+            adopted_micros = self.adoption.as_micros() as u64,
+            since_event_micros = self.total.as_micros() as u64,
+            "policy in force: {}",
+            changes.text
+        );
+    }
+}
+
 /// Writes the lines.
 #[derive(Debug)]
 pub(super) struct Journal {
     /// So that flows are counted for one generation at a time.
     counting: Arc<Semaphore>,
-}
-
-impl Default for Journal {
-    fn default() -> Self {
-        Self {
-            counting: Arc::new(Semaphore::new(1)),
-        }
-    }
+    /// What has not been written yet.
+    gathered: Option<Adopted>,
+    /// Generations that change nothing but pods share a line for so long.
+    gather: Duration,
+    /// When a line about pods alone may be written next.
+    next: Option<Instant>,
 }
 
 impl Journal {
-    /// Says that `after` is in force, `before` was. Within a tokio runtime.
-    pub(super) fn adopted(
-        &self,
-        before: Option<Arc<Deciding>>,
-        after: Arc<Deciding>,
-        entry: Entry,
-        adoption: Duration,
-        total: Duration,
-    ) {
-        let changes = Changes::between(before.as_ref().map(|it| &it.state.cluster), &after.state.cluster);
-        let generation = after.generation;
-        let write = move |flows: Result<Flows, String>| {
-            let (opened, closed, flows) = match flows {
-                Ok(Flows { opened, closed }) => (Some(opened), Some(closed), None),
-                Err(why) => (None, None, Some(why)),
-            };
-            tracing::info!(
-                generation,
-                from = entry.from(),
-                pairs_opened = opened,
-                pairs_closed = closed,
-                flows,
-                proven = entry.proven,
-                adopted_micros = adoption.as_micros() as u64,
-                since_event_micros = total.as_micros() as u64,
-                "policy in force: {}",
-                changes.text
-            );
-        };
-        let small = |it: &Deciding| it.state.cluster.pods.len() <= COUNTED_PODS;
-        match before {
-            Some(before) if changes.of_policy && small(&before) && small(&after) => {
-                match Arc::clone(&self.counting).try_acquire_owned() {
-                    Ok(permit) => drop(tokio::spawn(async move {
+    pub(super) fn new(gather: Duration) -> Self {
+        Self {
+            counting: Arc::new(Semaphore::new(1)),
+            gathered: None,
+            gather,
+            next: None,
+        }
+    }
+
+    /// Notes what is in force. Within a tokio runtime.
+    pub(super) fn adopted(&mut self, adopted: Adopted) {
+        let before = adopted.before.as_ref().map(|it| &it.state.cluster);
+        if of_policy(before, &adopted.after.state.cluster) {
+            self.write_gathered();
+            return self.write(adopted);
+        }
+        match &mut self.gathered {
+            Some(gathered) => gathered.followed_by(adopted),
+            None => self.gathered = Some(adopted),
+        }
+        self.turn();
+    }
+
+    /// Writes what is due.
+    pub(super) fn turn(&mut self) {
+        if self.next.is_none_or(|next| next <= Instant::now()) {
+            self.write_gathered();
+        }
+    }
+
+    fn write_gathered(&mut self) {
+        if let Some(gathered) = self.gathered.take() {
+            self.next = Some(Instant::now() + self.gather);
+            self.write(gathered);
+        }
+    }
+
+    fn write(&self, adopted: Adopted) {
+        let changes = adopted.changes();
+        let why_not = match &adopted.before {
+            None => "the first".to_owned(),
+            Some(_) if !changes.of_policy => "no policy changed".to_owned(),
+            Some(_) if !adopted.is_small() => format!("more than {COUNTED_PODS} pods"),
+            Some(before) => match Arc::clone(&self.counting).try_acquire_owned() {
+                Ok(permit) => {
+                    let (before, after) = (Arc::clone(before), Arc::clone(&adopted.after));
+                    tokio::spawn(async move {
                         let counted = tokio::task::spawn_blocking(move || Flows::between(&before, &after));
                         let counted = counted.await;
                         drop(permit);
-                        write(counted.unwrap_or_else(|error| Err(format!("not counted: {error}"))));
-                    })),
-                    Err(_) => write(Err("not counted: those before are still being counted".to_owned())),
+                        let failed = |error: &dyn Display| format!("not counted: {error}");
+                        adopted.write(
+                            &changes,
+                            counted
+                                .map_err(|error| failed(&error))
+                                .and_then(|counted| counted.map_err(|error| failed(&error))),
+                        );
+                    });
+                    return;
                 }
-            }
-            Some(_) if changes.of_policy => {
-                write(Err(format!("not counted: more than {COUNTED_PODS} pods")));
-            }
-            Some(_) => write(Err("not counted: no policy changed".to_owned())),
-            None => write(Err("not counted: the first".to_owned())),
-        }
+                Err(_) => "those before are still being counted".to_owned(),
+            },
+        };
+        adopted.write(&changes, Err(format!("not counted: {why_not}")));
     }
 }
 
@@ -143,7 +224,7 @@ struct Flows {
 }
 
 impl Flows {
-    fn between(before: &Deciding, after: &Deciding) -> Result<Self, String> {
+    fn between(before: &Deciding, after: &Deciding) -> Result<Self, RefineError> {
         let side = |deciding: &Deciding| Snapshot::from_image(&deciding.image);
         let from = Compiled {
             cluster: &before.state.cluster,
@@ -153,7 +234,7 @@ impl Flows {
             cluster: &after.state.cluster,
             snapshot: side(after),
         };
-        let difference = refine::difference(&from, &to).map_err(|error| format!("not counted: {error}"))?;
+        let difference = refine::difference(&from, &to)?;
         let mut flows = Self { opened: 0, closed: 0 };
         for (_, pairs) in difference.totals.pairs() {
             flows.opened += pairs.opened;
@@ -189,16 +270,24 @@ impl Changes {
         of_kind("NetworkPolicy", &before.policies, &after.policies, &mut parts);
         of_kind("Namespace", &before.namespaces, &after.namespaces, &mut parts);
         of_kind("Node", &before.nodes, &after.nodes, &mut parts);
-        let of_policy = !parts.is_empty() || before.settings != after.settings;
         of_kind("Pod", &before.pods, &after.pods, &mut parts);
         if parts.is_empty() {
             parts.push("nothing that counts".to_owned());
         }
         Self {
             text: parts.join("; "),
-            of_policy,
+            of_policy: of_policy(Some(before), after),
         }
     }
+}
+
+/// Whether anything but pods differs.
+fn of_policy(before: Option<&Cluster>, after: &Cluster) -> bool {
+    let Some(before) = before else { return true };
+    before.policies.diff(&after.policies).next().is_some()
+        || before.namespaces.diff(&after.namespaces).next().is_some()
+        || before.nodes.diff(&after.nodes).next().is_some()
+        || before.settings != after.settings
 }
 
 fn of_kind<K: Ord + Clone + Display, V: PartialEq + Clone>(

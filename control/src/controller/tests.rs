@@ -303,6 +303,7 @@ impl Bed {
             verify: Verify::Changed,
             deadline: (Duration::from_secs(60), OnDeadline::Hold),
             retry: Duration::from_millis(50),
+            gather: Duration::from_secs(3600),
             budget: Budget::default(),
             share: Share::default(),
             publication: publish::Timing {
@@ -742,6 +743,30 @@ async fn the_log_has_a_line_for_each_generation() {
     assert!(line.contains("added Pod a/two generation=3"), "{line}");
     assert!(line.contains("two.yaml"), "{line}");
     assert!(line.contains("no policy changed"), "{line}");
+
+    // More of them share a line; a policy has its own, after them.
+    for (name, image) in [
+        ("three", "4: a/one a/three a/two"),
+        ("four", "5: a/four a/one a/three a/two"),
+    ] {
+        bed.pod(name);
+        bed.dataplane.image(image).await;
+    }
+    bed.remove("deny");
+    let line = log.line("generation=6").await;
+    assert!(
+        line.contains("removed NetworkPolicy a/deny generation=6") && line.contains("pairs_closed=0 "),
+        "{line}"
+    );
+    let line = log.line("generation=5").await;
+    assert!(
+        line.contains("added Pod a/four, a/three generation=5 generations=2"),
+        "{line}"
+    );
+    assert!(
+        line.contains("four.yaml") && line.contains("three.yaml"),
+        "{line}"
+    );
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ impl Reader {
             match folder.updates().recv_timeout(LOOK) {
                 Ok(Update::State(loaded)) => {
                     self.health.event(None);
-                    self.hand_on(loaded);
+                    self.hand_on(*loaded);
                 }
                 Ok(Update::Held { reason, problems }) => {
                     self.health.event(None);

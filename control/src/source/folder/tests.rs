@@ -249,7 +249,7 @@ fn until(watch: &FolderWatch, wanted: impl Fn(&Loaded) -> bool) -> Loaded {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match watch.updates().recv_timeout(left).expect("no such state came") {
-            Update::State(loaded) if wanted(&loaded) => return loaded,
+            Update::State(loaded) if wanted(&loaded) => return *loaded,
             Update::State(_) => {}
             Update::Held { reason, .. } => panic!("held: {reason}"),
         }
@@ -386,7 +386,7 @@ fn a_file_that_is_still_being_written_is_left_alone() {
     file.write_all(policy("p").as_bytes()).unwrap();
     drop(file);
     let first = match watch.updates().recv_timeout(LONG).unwrap() {
-        Update::State(loaded) => loaded,
+        Update::State(loaded) => *loaded,
         Update::Held { reason, .. } => panic!("held: {reason}"),
     };
     assert_eq!(names(&first), ["p", "q"], "half a file was taken up");

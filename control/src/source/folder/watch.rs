@@ -31,7 +31,7 @@ const UNFINISHED: Duration = Duration::from_secs(1);
 )]
 pub enum Update {
     /// A complete new state. Broken files are in it with their last good objects; `problems` names them.
-    State(Loaded),
+    State(Box<Loaded>),
     /// The folder's content would take away all objects or over half of the policies at once, or the folder cannot
     /// be read: the old state stays until [`FolderWatch::accept`] or a less drastic content.
     Held {
@@ -399,7 +399,7 @@ impl Watch {
         self.held = None;
         self.current = loaded.cluster.clone();
         self.problems.clone_from(&loaded.problems);
-        self.out.send(Update::State(loaded)).is_ok()
+        self.out.send(Update::State(Box::new(loaded))).is_ok()
     }
 
     fn hold(&mut self, reason: String, problems: Vec<Problem>) -> bool {
