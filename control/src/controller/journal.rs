@@ -391,6 +391,7 @@ mod tests {
                 node: None,
                 host_network: false,
                 finished: false,
+                terminating: false,
                 named_ports: Vec::new(),
                 template_of: None,
             }),
