@@ -639,12 +639,41 @@ async fn tokens_of_every_kind_are_taken_up_again() {
     );
     drop(feed);
 
-    // And one that hangs holds nothing up for longer than its time.
-    write(dir.path(), "program", "#!/bin/sh\nexec sleep 600\n");
+    // One whose tokens are refused again and again is not run for each refusal.
+    let runs = dir.path().join("runs");
+    let count = || std::fs::read_to_string(&runs).unwrap_or_default().len();
+    write(
+        dir.path(),
+        "program",
+        &format!(
+            "#!/bin/sh\nprintf x >> {}\necho '{{kind: ExecCredential, status: {{token: refused}}}}'\n",
+            runs.display()
+        ),
+    );
     let access = Access::Kubeconfig {
         file: dir.path().join("kubeconfig"),
         context: None,
     };
+    let timing = Timing {
+        renew_spacing: Duration::from_secs(3600),
+        ..quick()
+    };
+    let feed = start(&access, Settings::default(), timing, None).await.unwrap();
+    let until = Instant::now() + PATIENCE;
+    while feed.health.status().errors < 40 || count() < 2 {
+        assert!(
+            Instant::now() < until,
+            "{} runs, {:#?}",
+            count(),
+            feed.health.status()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(count(), 2, "at the start, and at the first refusal");
+    drop(feed);
+
+    // And one that hangs holds nothing up for longer than its time.
+    write(dir.path(), "program", "#!/bin/sh\nexec sleep 600\n");
     let timing = Timing {
         exec_timeout: Duration::from_millis(200),
         ..quick()

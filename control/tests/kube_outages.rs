@@ -291,6 +291,29 @@ async fn a_server_that_is_back_is_noticed_by_everybody_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_watches_of_many_gateways_do_not_end_in_one_moment() {
+    let bed = Bed::new();
+    for _ in 0..4 {
+        let source = bed.start(quick()).await;
+        source.state("the first", |_| true).await;
+        source.connected().await;
+    }
+    let ends: Vec<u64> = bed
+        .server
+        .seen()
+        .iter()
+        .filter(|seen| seen.is_watch())
+        .map(|seen| seen.query["timeoutSeconds"].parse().unwrap())
+        .collect();
+    assert!(
+        ends.len() >= 16 && ends.iter().all(|end| (217..=290).contains(end)),
+        "{ends:?}"
+    );
+    let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+    assert!(last - first >= 20, "{ends:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_server_is_asked_again_when_it_says() {
     let bed = Bed::new();
     bed.server.faults(PODS, |faults| {

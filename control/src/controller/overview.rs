@@ -362,8 +362,7 @@ impl Overview {
         let mut inner = self.inner();
         let objects = ObjectCounts::of(&state.cluster);
         let (before, now) = (inner.objects.policies, objects.policies);
-        if before >= FEW_POLICIES && now * 2 < before {
-            let text = format!("{} of {before} policies vanished at once", before - now);
+        if let Some(text) = vanished(before, now) {
             tracing::warn!("{text}");
             inner.vanished = Some((Instant::now(), text));
         }
@@ -653,6 +652,12 @@ impl Overview {
     }
 }
 
+/// Whether so many policies are gone at once that somebody should look.
+fn vanished(before: u64, now: u64) -> Option<String> {
+    (before >= FEW_POLICIES && now * 2 < before)
+        .then(|| format!("{} of {before} policies vanished at once", before - now))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)] // a failed step is a failed test
@@ -685,6 +690,13 @@ mod tests {
             .into_iter()
             .map(|(node, prefix)| format!("{node} {prefix}"))
             .collect()
+    }
+
+    #[test]
+    fn a_few_policies_that_vanish_are_nothing_unusual() {
+        assert_eq!(vanished(9, 0), None);
+        assert_eq!(vanished(10, 5), None);
+        assert_eq!(vanished(10, 4).unwrap(), "6 of 10 policies vanished at once");
     }
 
     #[test]

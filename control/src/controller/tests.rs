@@ -1283,6 +1283,45 @@ async fn a_policy_at_the_api_server_becomes_a_snapshot_that_denies() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_refuses_discovery_has_its_policies_enforced_with_an_alarm() {
+    let bed = Bed::new();
+    let server = ApiServer::start().unwrap();
+    server.refuse_discovery(Some(403));
+    server.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}));
+    let kubeconfig = bed.path("kubeconfig");
+    std::fs::write(&kubeconfig, server.kubeconfig("t")).unwrap();
+    let controller = Controller::start(Options {
+        source: SourceKind::Kubeconfig {
+            file: kubeconfig,
+            context: None,
+        },
+        watches: kube::Timing {
+            probe: Duration::from_millis(50),
+            ..kube::Timing::default()
+        },
+        ..bed.options()
+    })
+    .await
+    .unwrap();
+    let control = Running::new(controller);
+    control.ready().await;
+    let status = control
+        .status_where("an alarm", |status| {
+            !status.control.as_ref().unwrap().alarms.is_empty()
+        })
+        .await;
+    let status = status.control.unwrap();
+    assert!(status.ready, "{:?}", status.not_ready);
+    assert_eq!(status.incomplete, ["unknown"]);
+    assert_eq!(status.alarms.len(), 1, "{:?}", status.alarms);
+    assert!(
+        status.alarms[0].contains("cannot be looked up"),
+        "{:?}",
+        status.alarms
+    );
+}
+
 #[test]
 fn the_epoch_key_stays_and_is_private() {
     let dir = tempfile::tempdir().unwrap();

@@ -182,6 +182,12 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
             (false, false) => "not synced",
         }
     );
+    if let Some(seconds) = source.stale_seconds {
+        let _ = writeln!(text, "           not known to be current for {}", period(seconds));
+    }
+    if let (Some(error), Some(seconds)) = (&source.last_error, source.last_error_seconds) {
+        let _ = writeln!(text, "           last error, {} ago: {error}", period(seconds));
+    }
     let objects = &control.objects;
     let _ = writeln!(
         text,

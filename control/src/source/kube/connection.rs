@@ -245,6 +245,11 @@ impl Connection {
         (version != 0).then_some(version)
     }
 
+    /// Whether there is a watch that has not begun to list anew.
+    pub(super) fn is_watching(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| self.version(kind).is_some())
+    }
+
     /// The API server has an older version than it had: its data is another's, an older snapshot's.
     pub(super) fn went_back(&self, kind: Kind, before: u64, now: u64) {
         let text = format!(

@@ -60,8 +60,10 @@ pub(super) async fn run(connection: &Arc<Connection>, timing: &Timing, health: &
                     let reason = explain("list", kind.resource(), &error, false);
                     health.error(None, reason.clone());
                     if error.is_unreachable() {
-                        // Where the watches are connected they are so in name only.
-                        connection.relist(format!("the API server does not answer: {reason}"));
+                        // Where watches are connected they are so in name only. What is listed already goes on.
+                        if connection.is_watching() {
+                            connection.relist(format!("the API server does not answer: {reason}"));
+                        }
                         break;
                     }
                 }
