@@ -493,13 +493,13 @@ fn matrix_tells_pods_apart_that_a_block_of_one_family_does() {
                   podSelector: {}\n  ingress: [{from: [{ipBlock: {cidr: 'fd00::1/128'}}]}]\n";
     let objects = [
         pod("a", "x", "{ip: 10.0.0.1}, {ip: 'fd00::1'}"),
-        pod("a", "y", "{ip: 10.0.0.2}, {ip: 'fd00::2'}"),
+        pod("a", "w", "{ip: 10.0.0.2}, {ip: 'fd00::2'}"),
         pod("b", "z", "{ip: 'fd00::9'}"),
         policy.to_owned(),
     ];
     let dir = folder(&[("all.yaml", &objects.concat())]);
     let lines = ringwall(&["matrix", "--manifests", path(&dir), "-o", "json"], "").lines();
-    for (src, verdict) in [("a/x", "allow"), ("a/y", "deny")] {
+    for (src, verdict) in [("a/x", "allow"), ("a/w", "deny")] {
         let of = |line: &&Value| line["src"] == src && line["dst"] == "b/z";
         assert_eq!(lines.iter().find(of).unwrap()["verdict"], verdict, "{src}");
     }

@@ -20,7 +20,7 @@ use ringwall::lint::{
     Severity,
     rules::{self, Rule},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 fn check(dir: &Path, more: &[&str]) -> Ran {
@@ -561,4 +561,54 @@ fn blocks_that_will_hold_the_pods_of_workloads_are_told() {
     assert!(!said("203.0.113.0/24", &["10.0.0.0/8"]));
     // Nothing says that pods are there.
     assert!(!said("203.0.113.0/24", &[]));
+}
+
+/// A selector is what `kubectl` makes of it, and its words are those of the file.
+#[test]
+fn labels_that_are_no_text_to_yaml_are_told_as_they_are_written() {
+    let policy = |labels: &str| {
+        folder(&format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: web, namespace: shop}}\nspec:\n  \
+             podSelector: {{matchLabels: {{{labels}}}}}\n  policyTypes: [Ingress]\n"
+        ))
+    };
+    let (found, summary) = findings(policy("on: x").path(), &[]);
+    let told = found.iter().find(|it| it["id"] == "RW007").unwrap();
+    assert_eq!(
+        (&told["line"], &summary["ok"]),
+        (&json!(5), &json!(true)),
+        "{told}"
+    );
+    assert!(
+        told["message"]
+            .as_str()
+            .unwrap()
+            .contains("the key on as a boolean, and it becomes \"true\""),
+        "{told}"
+    );
+    for (labels, says) in [
+        ("app: on", "YAML reads on as a boolean: write \"on\""),
+        ("app: 1.10", "YAML reads 1.10 as a number: write \"1.10\""),
+        ("app: y", "YAML reads y as a boolean: write \"y\""),
+    ] {
+        let (found, summary) = findings(policy(labels).path(), &[]);
+        assert_eq!(summary["ok"], false, "{labels}");
+        let told = found.iter().find(|it| it["id"] == "RW002").unwrap();
+        assert!(told["message"].as_str().unwrap().contains(says), "{told}");
+        assert!(!ids(&found).contains("RW007"), "{found:?}");
+    }
+    // Of kinds that have no part in policy, too.
+    let service =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: web, labels: {app: 1.10}}\ndata: {n: x}\n";
+    let (found, _) = findings(folder(service).path(), &[]);
+    let told = found.iter().find(|it| it["id"] == "RW007").unwrap();
+    assert!(
+        told["message"].as_str().unwrap().contains("write \"1.10\""),
+        "{told}"
+    );
+    assert_eq!(
+        found.iter().filter(|it| it["id"] == "RW007").count(),
+        1,
+        "{found:?}"
+    );
 }

@@ -192,7 +192,7 @@ fn explain(id: &str, output: Output) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let chosen: Vec<&Rule> = match id {
         "all" => rules::ALL.to_vec(),
-        id => vec![rules::by_id(id).ok_or_else(|| BadId::Unknown(id.to_owned()))?],
+        id => vec![rules::by_id(&id.to_uppercase()).ok_or_else(|| BadId::Unknown(id.to_owned()))?],
     };
     for rule in &chosen {
         match output {
@@ -297,6 +297,7 @@ fn finding(problem: &Problem) -> Finding {
         ProblemKind::Unevaluated => rules::UNEVALUATED_KIND,
         ProblemKind::Duplicate => rules::DUPLICATE_OBJECT,
         ProblemKind::Odd => rules::ODD_WRITING,
+        ProblemKind::LabelType => rules::LABEL_TYPE,
     };
     let severity = match problem.severity {
         folder::Severity::Error => Severity::Error,

@@ -41,7 +41,7 @@ impl Intents {
     /// The first thing that is wrong, with its line.
     pub fn parse(name: &str, text: &str) -> Result<Self, IntentError> {
         let raw: raw::Intents = serde_saphyr::from_str(text).map_err(|error| {
-            let SyntaxError { line, message } = SyntaxError::from(&error);
+            let SyntaxError { line, message, .. } = SyntaxError::from(&error);
             let line = line.map_or_else(String::new, |line| format!(":{line}"));
             IntentError {
                 file: format!("{name}{line}"),

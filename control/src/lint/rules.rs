@@ -41,6 +41,7 @@ rules! {
     DUPLICATE_OBJECT "RW004" "duplicate-object" Error "One object that stands in two files."
     ODD_WRITING "RW005" "odd-writing" Warning "A value that is understood, but means something else than it looks like."
     SILENT_WITHOUT_REASON "RW006" "silence-without-reason" Warning "An annotation that silences a lint without saying why, or one that there is not."
+    LABEL_TYPE "RW007" "label-type" Warning "A key or value of labels that is a boolean or a number to YAML."
     NOT_PROVEN "RW009" "not-proven" Error "Policies that do not compile, or a snapshot that contradicts them."
     INTENT_FAILED "RW030" "intent-failed" Error "An assertion about who can reach whom that the policies do not fulfil."
     INTENT_VACUOUS "RW031" "intent-vacuous" Error "An assertion about nobody."

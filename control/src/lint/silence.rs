@@ -55,7 +55,7 @@ impl Silence {
         let file: File = match file {
             None => File::default(),
             Some(text) => serde_saphyr::from_str(text).map_err(|error| {
-                let SyntaxError { line, message } = SyntaxError::from(&error);
+                let SyntaxError { line, message, .. } = SyntaxError::from(&error);
                 BadId::File(match line {
                     Some(line) => format!("line {line}: {message}"),
                     None => message,

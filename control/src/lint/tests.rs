@@ -250,7 +250,7 @@ fn imagined_pods_change_nothing() {
     let text = manifests(&[(
         "{matchLabels: {k0: v0}}".to_owned(),
         vec![
-            "{from: [{podSelector: {matchLabels: {k1: v1}}}, {namespaceSelector: {matchLabels: {x: y}}}]}"
+            "{from: [{podSelector: {matchLabels: {k1: v1}}}, {namespaceSelector: {matchLabels: {x: z}}}]}"
                 .to_owned(),
         ],
         vec!["{to: [{ipBlock: {cidr: 10.0.0.0/9}}], ports: [{port: 3}]}".to_owned()],

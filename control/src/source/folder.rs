@@ -38,6 +38,8 @@ pub enum ProblemKind {
     Duplicate,
     /// Understood, but oddly written.
     Odd,
+    /// A key or value of labels that is no text to YAML.
+    LabelType,
 }
 
 /// Something wrong in a manifest.

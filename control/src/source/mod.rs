@@ -7,3 +7,4 @@ pub mod folder;
 pub mod kube;
 pub mod problems;
 pub mod watched;
+mod yaml;

@@ -348,7 +348,7 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Bo
                     spot.map(|spot| spot.line),
                     Some(label),
                     Some(&fault.path),
-                    fault.message.clone(),
+                    as_written(&document, fault),
                 )
             }
         };
@@ -358,6 +358,24 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Bo
         }
     }
     Ok(items)
+}
+
+/// What is wrong, with scalars that YAML does not read as text as they are written, not as they are read.
+fn as_written(document: &Document, fault: &Fault) -> String {
+    match (
+        document.written(&fault.path),
+        fault.message.rsplit_once(": write \""),
+    ) {
+        (Some(written), Some((before, _))) if before.contains(", but YAML reads ") => {
+            let (before, _) = before.split_once(" reads ").unwrap_or((before, ""));
+            let kind = match document.value_at(&fault.path) {
+                Some(serde_json::Value::Bool(_)) => "a boolean",
+                _ => "a number",
+            };
+            format!("{before} reads {written} as {kind}: write \"{written}\"")
+        }
+        _ => fault.message.clone(),
+    }
 }
 
 /// One decoded object with what is wrong with it.
@@ -395,6 +413,19 @@ fn item(
         kind: ProblemKind::Odd,
         ..at(&label, note)
     }));
+    for (path, message) in document.odd_labels(&prefix) {
+        if problems
+            .iter()
+            .any(|problem: &Problem| problem.path.as_deref() == Some(path.as_str()))
+        {
+            continue;
+        }
+        problems.push(Problem {
+            severity: Severity::Warning,
+            kind: ProblemKind::LabelType,
+            ..at(&label, &Fault { path, message })
+        });
+    }
     let written = keep_document.then(|| Written {
         file: path.to_owned(),
         kind: label.split(' ').next().unwrap_or_default().to_owned(),

@@ -184,7 +184,7 @@ fn every_mistake_says_file_line_and_field() {
         ("g.yaml", "- a\n- b\n"),
         (
             "h.yaml",
-            "apiVersion: v1\nkind: Node\nmetadata:\n  name: n\nspec:\n  podCIDRs: [10.0.0.0/99]\n",
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: m\nspec:\n  podCIDRs: [10.0.0.0/99]\n",
         ),
         (
             "i.yaml",
