@@ -659,13 +659,135 @@ fn output_that_nobody_takes_is_status_2_without_a_panic() {
     }
 }
 
+/// An invalid policy isolates whom it selects, and a pod on its node's network is nobody's subject: every answer says so.
 #[test]
-fn a_folder_without_manifests_is_told_of() {
-    let dir = folder(&[("notes.txt", "")]);
-    for command in ["check", "matrix", "coverage"] {
-        let ran = ringwall(&[command, "--manifests", path(&dir)], "");
-        assert_eq!(ran.status, 0);
-        assert!(ran.err.contains("there is no manifest"), "{}", ran.err);
+fn answers_say_what_is_invalid_and_what_is_not_shown() {
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: use_x, namespace: shop}\nspec: \
+                  {podSelector: {matchLabels: {app: db}}}\n";
+    let agent =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: agent, namespace: shop}\nspec: {hostNetwork: true}\n";
+    let dir = folder(&[("a.yaml", SHOP), ("b.yaml", policy), ("c.yaml", agent)]);
+    let flows = [
+        ("shop/web", "shop/db", true),
+        ("shop/web", "shop/planned", false),
+        ("10.1.0.2", "shop/web", true),
+    ];
+    for (src, dst, marked) in flows {
+        let flow = serde_json::json!({"src": src, "dst": dst, "protocol": "TCP", "dst_port": 80});
+        let answer = query(&dir, &flow.to_string()).lines().remove(0);
+        let invalid = answer.get("invalid").cloned();
+        assert_eq!(
+            invalid,
+            marked.then(|| serde_json::json!(["shop/use_x"])),
+            "{answer}"
+        );
+    }
+    let ran = ringwall(&["matrix", "--manifests", path(&dir), "-o", "json"], "");
+    let mut lines = ran.lines();
+    assert_eq!(
+        lines.pop().unwrap(),
+        serde_json::json!({"host_network": ["shop/agent"]})
+    );
+    for line in lines {
+        let db = line["src"] == "shop/db" || line["dst"] == "shop/db";
+        assert_eq!(line.get("invalid").is_some(), db, "{line}");
+    }
+    let ran = ringwall(&["matrix", "--manifests", path(&dir)], "");
+    assert!(
+        ran.out.contains("shop/db !") && ran.out.contains("Invalid: shop/use_x"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains("1 pod is on its node's network"), "{}", ran.out);
+    let image = dir.path().join("image");
+    let compile = [
+        "compile",
+        "--manifests",
+        path(&dir),
+        "--out",
+        image.to_str().unwrap(),
+    ];
+    assert!(ringwall(&compile, "").out.contains("Invalid: shop/use_x"));
+    let json = ringwall(&[compile.as_slice(), &["-o", "json"]].concat(), "")
+        .lines()
+        .remove(0);
+    assert_eq!(json["invalid"], serde_json::json!(["shop/use_x"]));
+    let ran = ringwall(&["diff", "--from", path(&dir), "--to", path(&dir)], "");
+    assert!(
+        ran.out.contains("Invalid: shop/use_x") && ran.out.contains("1 pod on the network"),
+        "{}",
+        ran.out
+    );
+    // Nothing is proven of what is left out.
+    let ran = ringwall(&["check", "--manifests", path(&dir)], "");
+    assert!(
+        !ran.out.contains("proven") && ran.out.contains("what is left"),
+        "{}",
+        ran.out
+    );
+    // Pods that no policy applies to are not nobody.
+    let alone = folder(&[("c.yaml", agent)]);
+    let ran = ringwall(&["matrix", "--manifests", path(&alone)], "");
+    assert!(
+        ran.out
+            .contains("No pods and no workloads that policies apply to."),
+        "{}",
+        ran.out
+    );
+}
+
+/// A wrong path in a pipeline must not pass.
+#[test]
+fn nothing_is_no_answer_unless_it_is_allowed() {
+    let empty = folder(&[("notes.txt", "")]);
+    let others = folder(&[("a.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")]);
+    let shop = shop();
+    for (dir, says) in [
+        (&empty, "there is no manifest"),
+        (&others, "there is no pod, workload, namespace"),
+    ] {
+        let image = dir.path().join("image");
+        let commands: [&[&str]; 8] = [
+            &["check", "--manifests", path(dir)],
+            &["matrix", "--manifests", path(dir)],
+            &["coverage", "--manifests", path(dir)],
+            &[
+                "compile",
+                "--manifests",
+                path(dir),
+                "--out",
+                image.to_str().unwrap(),
+            ],
+            &["query", "--manifests", path(dir), "--flows", "-"],
+            &[
+                "explain",
+                "--manifests",
+                path(dir),
+                "192.0.2.1",
+                "192.0.2.2",
+                "80/TCP",
+            ],
+            &["diff", "--from", path(dir), "--to", path(&shop)],
+            &["diff", "--from", path(&shop), "--to", path(dir)],
+        ];
+        for command in commands {
+            let ran = ringwall(command, "");
+            assert_eq!((ran.status, ran.out.as_str()), (2, ""), "{command:?}");
+            assert!(
+                ran.err.contains(says) && ran.err.contains("--allow-empty"),
+                "{}",
+                ran.err
+            );
+            let ran = ringwall(&[command, &["-o", "json"]].concat(), "");
+            assert_eq!(ran.status, 2);
+            assert!(
+                ran.lines()[0]["error"].as_str().unwrap().contains(says),
+                "{}",
+                ran.out
+            );
+            let ran = ringwall(&[command, &["--allow-empty"]].concat(), "");
+            assert_eq!(ran.status, 0, "{command:?}: {}", ran.err);
+        }
     }
     let ran = ringwall(&["check", "--manifests", "/nowhere"], "");
     assert_eq!(ran.status, 2);

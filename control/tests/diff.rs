@@ -536,3 +536,44 @@ fn what_nobody_could_read_is_summed_up_for_people() {
     let lines = diff(dir.path(), &["-o", "json"]).lines();
     assert!(lines.len() > 300, "{} lines", lines.len());
 }
+
+const CLUSTER_POLICY: &str = "
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: x}
+spec: {priority: 1, ingress: [{action: ACTION}]}
+";
+
+/// What is not evaluated is no proof that nothing changes.
+#[test]
+fn policies_that_are_not_evaluated_are_told_and_count_as_changes_where_they_differ() {
+    let folder = |action: &str| {
+        let dir = TempDir::new().unwrap();
+        let text = SHOP.to_owned() + &CLUSTER_POLICY.replace("ACTION", action);
+        fs::write(dir.path().join("a.yaml"), text).unwrap();
+        dir
+    };
+    let (from, to) = (folder("Accept"), folder("Deny"));
+    let diff = |to: &TempDir, more: &[&str]| {
+        let [from, to] = [&from, to].map(|dir| dir.path().to_str().unwrap());
+        ringwall(&[&["diff", "--from", from, "--to", to, "--exit-code"], more].concat())
+    };
+    for (to, differs) in [(&to, true), (&from, false)] {
+        let ran = diff(to, &["-o", "json"]);
+        let wanted = json!({
+            "incomplete": ["ClusterNetworkPolicy.policy.networking.k8s.io"],
+            "incomplete_differs": differs,
+        });
+        assert_eq!((ran.status, ran.lines()), (i32::from(differs), vec![wanted]));
+        let ran = diff(to, &[]);
+        assert_eq!(ran.status, i32::from(differs));
+        assert!(ran.out.contains("Incomplete: "), "{}", ran.out);
+        assert_eq!(
+            ran.out.contains("not the same on both sides"),
+            differs,
+            "{}",
+            ran.out
+        );
+    }
+}

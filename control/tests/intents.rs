@@ -284,11 +284,12 @@ fn a_file_that_is_wrong_says_where() {
         );
     }
     let dir = TempDir::new().unwrap();
-    let ran = check(dir.path(), Path::new("/nonexistent.yaml"), &[]);
+    let ran = check(dir.path(), Path::new("/nonexistent.yaml"), &["--allow-empty"]);
     assert_eq!(ran.status, 2);
     assert!(ran.err.contains("/nonexistent.yaml"), "{}", ran.err);
-    let ran = check(dir.path(), &file(&dir, "  - name: a\n"), &[]);
+    let ran = check(dir.path(), &file(&dir, "  - name: a\n"), &["--allow-empty"]);
     assert_eq!(ran.status, 2, "{}", ran.out);
+    assert!(ran.err.contains("intents.txt:4"), "{}", ran.err);
 }
 
 /// `config/intents.schema.json` is generated: `UPDATE_SCHEMA=1 cargo test -p ringwall --test intents` writes it.

@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context;
 use ringwall_dataplane::classify::Snapshot;
 
-use super::{ClusterArgs, Output, progress::Progress, verify, warn_of_nothing, write_whole};
+use super::{ClusterArgs, Output, progress::Progress, refuse_nothing, verify, write_whole};
 use crate::{
     lint::{
         self, BadId, Finding, Linted, Place, Severity, Silence,
@@ -121,7 +121,12 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
         let _progress = Progress::new("reading manifests");
         folder::inspect(&cluster.manifests, &settings)?
     };
-    warn_of_nothing(&cluster.manifests, &loaded);
+    // What cannot be read is told as that.
+    let told = loaded
+        .problems
+        .iter()
+        .any(|problem| problem.severity == folder::Severity::Error);
+    refuse_nothing(&cluster.manifests, &loaded, cluster.allow_empty || told)?;
     let input = Input { loaded, written };
     let progress = Progress::new("checking and proving");
     let report = Report::new(&input.loaded, parts(args, &input, &silence)?);
@@ -246,6 +251,8 @@ fn lints(linted: Result<Linted, String>) -> Part {
 /// The file cannot be read or is no snapshot.
 fn prove(args: &CheckArgs, input: &Input) -> anyhow::Result<Part> {
     let loaded = &input.loaded;
+    let left_out = |problem: &Problem| problem.severity == folder::Severity::Error;
+    let whole = !loaded.problems.iter().any(left_out);
     let snapshot = match &args.snapshot {
         Some(file) => verify::read(file)?,
         None => {
@@ -265,7 +272,7 @@ fn prove(args: &CheckArgs, input: &Input) -> anyhow::Result<Part> {
     };
     Ok(match verify::prove(&loaded.cluster, snapshot) {
         Ok(report) => Part {
-            words: Some(verify::words(&report)),
+            words: Some(verify::words(&report, whole)),
             fields: verify::fields(&report),
             ..Part::default()
         },

@@ -11,7 +11,11 @@ use anyhow::Context;
 use ringwall_dataplane::classify::Snapshot;
 use serde_json::json;
 
-use super::{ClusterArgs, Output, verify, write_whole};
+use super::{
+    ClusterArgs, Output,
+    gaps::{Gaps, invalid_words},
+    verify, write_whole,
+};
 
 /// Arguments of `ringwall compile`.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,6 +50,7 @@ pub(super) fn run(args: &CompileArgs, output: Output) -> anyhow::Result<ExitCode
     let snapshot = Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")?;
     write_whole(&args.out, &image.bytes)?;
 
+    let gaps = Gaps::of(&cluster);
     let (stats, sizes) = (&image.stats, snapshot.sizes());
     let hash: String = image.hash.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut out = io::stdout().lock();
@@ -69,6 +74,12 @@ pub(super) fn run(args: &CompileArgs, output: Output) -> anyhow::Result<ExitCode
                 "a lookup reads at most {} cache lines for an address and {} for a direction; hash {hash}",
                 sizes.worst_identify, sizes.worst_judge
             )?;
+            for line in [gaps.incomplete_words(), invalid_words(&gaps.invalid())]
+                .into_iter()
+                .flatten()
+            {
+                writeln!(out, "{line}")?;
+            }
         }
         Output::Json => writeln!(
             out,
@@ -89,6 +100,7 @@ pub(super) fn run(args: &CompileArgs, output: Output) -> anyhow::Result<ExitCode
                 "worst_identify": sizes.worst_identify,
                 "worst_judge": sizes.worst_judge,
                 "incomplete": cluster.unevaluated_kinds,
+                "invalid": gaps.invalid(),
                 "micros": micros,
             })
         )?,

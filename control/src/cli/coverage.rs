@@ -56,6 +56,9 @@ pub struct CoverageArgs {
     /// Pod network besides those of the Nodes and of --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR", requires = "manifests")]
     pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long, requires = "manifests")]
+    allow_empty: bool,
     /// Exit with status 1 where something is not, or not all, enforced
     #[arg(long)]
     strict: bool,
@@ -117,6 +120,7 @@ fn offline(args: &CoverageArgs, manifests: &Path, place: &Place) -> anyhow::Resu
         manifests: manifests.to_owned(),
         config: args.config.clone(),
         pod_cidrs: args.pod_cidrs.clone(),
+        allow_empty: args.allow_empty,
     }
     .load()?;
     Ok(Coverage::of(&cluster, place))

@@ -7,17 +7,24 @@ mod sums;
 mod table;
 
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context;
+use serde_json::json;
 
-use super::{ClusterArgs, Output, progress::Progress};
+use super::{
+    ClusterArgs, Output, count,
+    gaps::{Gaps, invalid_words},
+    progress::Progress,
+};
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Settings},
     refine::{self, Compiled},
+    source::folder::{self, Written},
 };
 
 /// More regions than anybody reads.
@@ -50,8 +57,14 @@ first, then a summary.
 For people, a change of more than 300 regions is summed up by namespaces; --all
 shows every region. JSON always has them all.
 
-Exit status: 0; with --exit-code 1 where something changes; 2 for input that
-cannot be read.
+Last come objects for what the comparison leaves out, if anything:
+{\"incomplete\":[kinds],\"incomplete_differs\":true} for policies that are not
+evaluated and whether they are the same on both sides, {\"invalid\":[policies]}
+for those that an API server refuses, and {\"host_network\":[pods]} for pods to
+which no policy applies.
+
+Exit status: 0; with --exit-code 1 where something changes, or policies that are
+not evaluated do; 2 for input that cannot be read.
 
 Examples:
   ringwall diff --from ./cluster --to ./cluster-new
@@ -70,6 +83,9 @@ pub struct DiffArgs {
     /// Pod network besides those of the Nodes and of --config, for both; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long)]
+    allow_empty: bool,
     /// Recorded flows, as `query` reads them; - for standard input: say which of them change
     #[arg(long, value_name = "FILE", conflicts_with = "pcap")]
     flows: Option<PathBuf>,
@@ -90,6 +106,7 @@ impl DiffArgs {
             manifests: manifests.to_owned(),
             config: self.config.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
+            allow_empty: self.allow_empty,
         };
         args.load()
     }
@@ -136,16 +153,105 @@ pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
             failed: false,
         }
     };
+    let unknown = unevaluated_change(args, &found)?;
+    let gaps = Left::of(&found, unknown);
+    match output {
+        Output::Human => gaps.words(&mut out)?,
+        Output::Json => gaps.lines(&mut out)?,
+    }
     out.flush()?;
     Ok(match outcome {
         Outcome { failed: true, .. } => ExitCode::from(2),
-        Outcome { changes: true, .. } if args.exit_code => ExitCode::from(1),
+        Outcome { changes, .. } if args.exit_code && (changes || unknown) => ExitCode::from(1),
         _ => ExitCode::SUCCESS,
     })
 }
 
 fn compiled(readings: &[Cluster]) -> Result<Vec<Compiled<'_>>, refine::RefineError> {
     readings.iter().map(Compiled::of).collect()
+}
+
+/// Whether policies that are not evaluated differ: then nobody knows what else does.
+fn unevaluated_change(args: &DiffArgs, found: &refine::Difference<'_>) -> anyhow::Result<bool> {
+    let kinds = incomplete(found);
+    if kinds.is_empty() {
+        return Ok(false);
+    }
+    let read = |manifests: &Path| -> anyhow::Result<Vec<(String, String)>> {
+        let (_, written) = folder::inspect(manifests, &Settings::default())?;
+        let meant = |it: &&Written| kinds.iter().any(|kind| kind.split('.').next() == Some(it.kind()));
+        let mut found: Vec<(String, String)> = written
+            .iter()
+            .filter(meant)
+            .map(|it| (it.label().to_owned(), it.value().to_string()))
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    };
+    Ok(read(&args.from)? != read(&args.to)?)
+}
+
+/// What a difference leaves out.
+struct Left {
+    incomplete: Vec<String>,
+    /// Whether what is not evaluated differs.
+    unknown: bool,
+    invalid: Vec<String>,
+    host_network: Vec<String>,
+}
+
+impl Left {
+    fn of(found: &refine::Difference<'_>, unknown: bool) -> Self {
+        let sides: Vec<Gaps<'_>> = found
+            .ends
+            .sides
+            .iter()
+            .map(|side| Gaps::of(side.cluster))
+            .collect();
+        let all = |of: &dyn Fn(&Gaps<'_>) -> Vec<String>| {
+            let all: BTreeSet<String> = sides.iter().flat_map(of).collect();
+            all.into_iter().collect()
+        };
+        Self {
+            incomplete: incomplete(found),
+            unknown,
+            invalid: all(&|gaps| gaps.invalid()),
+            host_network: all(&|gaps| gaps.host_network.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    fn words(&self, out: &mut impl Write) -> io::Result<()> {
+        if self.unknown {
+            writeln!(
+                out,
+                "They are not the same on both sides: other verdicts may change."
+            )?;
+        }
+        if let Some(words) = invalid_words(&self.invalid) {
+            writeln!(out, "{words}")?;
+        }
+        if !self.host_network.is_empty() {
+            writeln!(
+                out,
+                "{} on the network of nodes, where no policy applies: not compared.",
+                count(self.host_network.len(), "pod")
+            )?;
+        }
+        Ok(())
+    }
+
+    fn lines(&self, out: &mut impl Write) -> io::Result<()> {
+        if !self.incomplete.is_empty() {
+            let line = json!({ "incomplete": self.incomplete, "incomplete_differs": self.unknown });
+            writeln!(out, "{line}")?;
+        }
+        for (key, names) in [("invalid", &self.invalid), ("host_network", &self.host_network)] {
+            if !names.is_empty() {
+                writeln!(out, "{}", json!({ key: names }))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Policy kinds that either side does not evaluate yet.

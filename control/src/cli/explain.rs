@@ -73,6 +73,9 @@ pub struct ExplainArgs {
     /// Pod network besides those of the Nodes and of --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR", requires = "manifests")]
     pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long, requires = "manifests")]
+    allow_empty: bool,
     /// A flow or drop of the running instance, by its id
     #[arg(long, value_name = "ID", requires = "config", conflicts_with_all = ["from", "manifests"])]
     flow: Option<FlowId>,
@@ -109,6 +112,7 @@ fn offline(args: &ExplainArgs, manifests: &Path, question: &Question) -> anyhow:
         manifests: manifests.to_owned(),
         config: args.config.clone(),
         pod_cidrs: args.pod_cidrs.clone(),
+        allow_empty: args.allow_empty,
     }
     .load()?;
     let _progress = Progress::new("explaining");

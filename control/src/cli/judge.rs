@@ -185,6 +185,18 @@ impl Judge {
         }
     }
 
+    /// The pod that an end is.
+    pub(crate) fn pod(&self, end: &End) -> Option<ObjectKey> {
+        let endpoint = match end.identity.kind {
+            IdentityKind::Pod => self.snapshot.endpoint(end.identity.endpoint)?,
+            _ => return None,
+        };
+        Some(ObjectKey {
+            namespace: endpoint.namespace.to_owned(),
+            name: endpoint.name.to_owned(),
+        })
+    }
+
     /// Finds both ends of a flow: by the addresses of one family, IPv4 where there is a choice.
     ///
     /// # Errors

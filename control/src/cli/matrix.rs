@@ -18,12 +18,13 @@ use self::grid::{Cell, Grid, Group, groups};
 use super::{
     ClusterArgs, Output,
     flow::{EndName, Service},
+    gaps::Gaps,
     judge::{Fate, Judge, SAY_WHERE, word},
     progress::Progress,
     span::Asked,
     write_whole,
 };
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ObjectKey};
 
 /// Arguments of `ringwall matrix`.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,7 +37,10 @@ As JSON: one object per pair of endpoints, with src, dst, verdict (allow, deny,
 partial or depends) and the list of what is allowed. A verdict depends where an
 ipBlock holds a part of the pod network and the manifests do not say which
 address a pod or workload will have: depends lists that. --pod-cidr says where
-pods' addresses are.
+pods' addresses are. invalid names the policies that select either and that an
+API server refuses, incomplete the kinds that are not evaluated. A last object
+lists the pods on their nodes' network, to which no policy applies, if any:
+host_network.
 
 Examples:
   ringwall matrix --manifests ./cluster
@@ -80,10 +84,11 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
     {
         anyhow::bail!("--namespace {missing}: no pods and no workloads there");
     }
+    let gaps = Gaps::of(&cluster);
     let pictures = args.svg.is_some() || args.dot.is_some();
     if output == Output::Json && !pictures {
         let out = io::BufWriter::new(io::stdout().lock());
-        json_lines(&cluster, &judge, &asked, &groups, out)?;
+        json_lines(&cluster, &judge, &asked, &groups, &gaps, out)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (kind, most) = if pictures {
@@ -101,7 +106,7 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
     drop(progress);
     let caption = Caption {
         what: what(&cluster, &asked),
-        warning: incomplete(&cluster),
+        warning: Some(gaps.words().join(" ")).filter(|words| !words.is_empty()),
     };
     if let Some(file) = &args.svg {
         save(file, &picture::svg(&grid, &caption))?;
@@ -110,7 +115,13 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
         save(file, &graph::dot(&grid, &caption))?;
     }
     if !pictures {
-        table(&cluster, &asked, &grid, io::BufWriter::new(io::stdout().lock()))?;
+        table(
+            &cluster,
+            &asked,
+            &grid,
+            &gaps,
+            io::BufWriter::new(io::stdout().lock()),
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -164,6 +175,7 @@ fn json_lines(
     judge: &Judge,
     asked: &Asked,
     groups: &[Group],
+    gaps: &Gaps<'_>,
     mut out: impl Write,
 ) -> anyhow::Result<()> {
     let mut names: Vec<(usize, &EndName)> = groups
@@ -215,8 +227,23 @@ fn json_lines(
             if !cluster.unevaluated_kinds.is_empty() {
                 line["incomplete"] = json!(cluster.unevaluated_kinds);
             }
+            let ends: Vec<&ObjectKey> = [*src, *dst]
+                .into_iter()
+                .filter_map(|end| match end {
+                    EndName::Pod(key) => Some(key),
+                    EndName::Address(_) => None,
+                })
+                .collect();
+            let invalid = gaps.invalid_for(&ends);
+            if !invalid.is_empty() {
+                line["invalid"] = json!(invalid);
+            }
             writeln!(out, "{line}")?;
         }
+    }
+    if !gaps.host_network.is_empty() {
+        let pods: Vec<String> = gaps.host_network.iter().map(ToString::to_string).collect();
+        writeln!(out, "{}", json!({ "host_network": pods }))?;
     }
     Ok(out.flush()?)
 }
@@ -226,10 +253,23 @@ const NONE: &str = ".";
 const SAME: &str = "\\";
 const DEPENDS: &str = "?";
 
-fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> anyhow::Result<()> {
+fn table(
+    cluster: &Cluster,
+    asked: &Asked,
+    grid: &Grid,
+    gaps: &Gaps<'_>,
+    mut out: impl Write,
+) -> anyhow::Result<()> {
     let groups = &grid.groups;
     if groups.is_empty() {
-        writeln!(out, "No pods and no workloads in the manifests.")?;
+        let which = match gaps.host_network.is_empty() {
+            true => "No pods and no workloads in the manifests.",
+            false => "No pods and no workloads that policies apply to.",
+        };
+        writeln!(out, "{which}")?;
+        for line in gaps.words() {
+            writeln!(out, "{line}")?;
+        }
         return Ok(out.flush()?);
     }
     let rows: Vec<Vec<String>> = grid
@@ -252,9 +292,22 @@ fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> 
     let number_width = groups.len().to_string().len();
     let label = |group: &Group| {
         let first = group.members.first().map(ToString::to_string).unwrap_or_default();
+        let members: Vec<&ObjectKey> = group
+            .members
+            .iter()
+            .filter_map(|member| match member {
+                EndName::Pod(key) => Some(key),
+                EndName::Address(_) => None,
+            })
+            .collect();
+        let mark = if gaps.invalid_for(&members).is_empty() {
+            ""
+        } else {
+            " !"
+        };
         match group.members.len() {
-            0 | 1 => first,
-            many => format!("{first} and {} more", many - 1),
+            0 | 1 => format!("{first}{mark}"),
+            many => format!("{first} and {} more{mark}", many - 1),
         }
     };
     let labels: Vec<String> = groups.iter().map(label).collect();
@@ -304,8 +357,11 @@ fn table(cluster: &Cluster, asked: &Asked, grid: &Grid, mut out: impl Write) -> 
             "{DEPENDS} depends on the address that a pod will have{SAY_WHERE}"
         )?;
     }
-    if let Some(warning) = incomplete(cluster) {
-        writeln!(out, "{warning}")?;
+    if labels.iter().any(|label| label.ends_with(" !")) {
+        writeln!(out, "! selected by an invalid policy")?;
+    }
+    for line in gaps.words() {
+        writeln!(out, "{line}")?;
     }
     Ok(out.flush()?)
 }
@@ -317,12 +373,6 @@ fn what(cluster: &Cluster, asked: &Asked) -> String {
     } else {
         asked.words(&vec![true; asked.spans().len()]).join(" ")
     }
-}
-
-/// Says which policy kinds are left out, if any.
-fn incomplete(cluster: &Cluster) -> Option<String> {
-    let kinds: Vec<&str> = cluster.unevaluated_kinds.iter().map(String::as_str).collect();
-    (!kinds.is_empty()).then(|| format!("Incomplete: {} are not evaluated.", kinds.join(", ")))
 }
 
 /// a, b, ... z, aa, ab, ...

@@ -7,6 +7,7 @@ mod diff;
 mod explain;
 pub(crate) mod flow;
 mod flows;
+mod gaps;
 pub(crate) mod judge;
 mod matrix;
 mod progress;
@@ -147,6 +148,9 @@ pub struct ClusterArgs {
     /// Pod network besides those of the Nodes and of --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pub pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long)]
+    pub allow_empty: bool,
 }
 
 impl ClusterArgs {
@@ -186,19 +190,33 @@ impl ClusterArgs {
         {
             eprintln!("ringwall: {problem}");
         }
-        warn_of_nothing(&self.manifests, &loaded);
+        refuse_nothing(&self.manifests, &loaded, self.allow_empty)?;
         Ok(loaded.cluster)
     }
 }
 
-/// A folder without any manifest says that everything is allowed, and is most likely not the one that was meant.
-fn warn_of_nothing(manifests: &Path, loaded: &Loaded) {
-    if loaded.files == 0 {
-        eprintln!(
-            "ringwall: there is no manifest (.yaml, .yml, .json) in {}",
-            manifests.display()
-        );
-    }
+/// A folder that says nothing says that everything is allowed, and is most likely not the one that was meant: a pipeline
+/// with a wrong path must not pass.
+///
+/// # Errors
+/// There is no object that policy is about.
+fn refuse_nothing(manifests: &Path, loaded: &Loaded, allowed: bool) -> anyhow::Result<()> {
+    let cluster = &loaded.cluster;
+    let empty = cluster.pods.is_empty()
+        && cluster.policies.is_empty()
+        && cluster.namespaces.is_empty()
+        && cluster.nodes.is_empty()
+        && cluster.unevaluated_kinds.is_empty();
+    let what = match loaded.files {
+        0 => "there is no manifest (.yaml, .yml, .json)",
+        _ => "there is no pod, workload, namespace, node or policy",
+    };
+    anyhow::ensure!(
+        !empty || allowed,
+        "{what} in {}; if that is meant, say --allow-empty",
+        manifests.display()
+    );
+    Ok(())
 }
 
 /// `1 pod`, `2 pods`, `2 policies`, `2 classes`.
@@ -206,7 +224,7 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     match (number, what) {
         (1, what) => format!("1 {what}"),
         (n, "policy") => format!("{n} policies"),
-        (n, "class") => format!("{n} classes"),
+        (n, "class" | "address") => format!("{n} {what}es"),
         (n, what) => format!("{n} {what}s"),
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{
     ClusterArgs, Output,
     flow::{self, Flow},
+    gaps::{Gaps, invalid_words},
     judge::{Answer, Direction, End, Fate, Judge, depends_words},
 };
 use crate::cluster::Cluster;
@@ -50,6 +51,7 @@ pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> 
     let mut asker = Asker {
         cluster: &cluster,
         judge: &judge,
+        gaps: Gaps::of(&cluster),
         output,
         failed: false,
     };
@@ -64,6 +66,7 @@ pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> 
 struct Asker<'a> {
     cluster: &'a Cluster,
     judge: &'a Judge,
+    gaps: Gaps<'a>,
     output: Output,
     /// Whether some flow could not be answered.
     failed: bool,
@@ -115,6 +118,12 @@ impl Asker<'_> {
         }
         if !self.cluster.unevaluated_kinds.is_empty() {
             ours["incomplete"] = json!(self.cluster.unevaluated_kinds);
+        }
+        let invalid = self
+            .gaps
+            .invalid_at(self.judge, [(&flow.src, src), (&flow.dst, dst)]);
+        if !invalid.is_empty() {
+            ours["invalid"] = json!(invalid);
         }
         let mut line = String::from("{");
         for (key, value) in &flow.verbatim.0 {
@@ -179,6 +188,13 @@ impl Asker<'_> {
                 "\n         incomplete: {} not evaluated",
                 kinds.join(", ")
             ));
+        }
+        let invalid = self
+            .gaps
+            .invalid_at(self.judge, [(&flow.src, src), (&flow.dst, dst)]);
+        let invalid: Vec<String> = invalid.into_iter().collect();
+        if let Some(words) = invalid_words(&invalid) {
+            line.push_str(&format!("\n         {words}"));
         }
         line
     }

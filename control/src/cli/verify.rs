@@ -11,7 +11,7 @@ use anyhow::Context;
 use ringwall_dataplane::classify::{Generation, Snapshot};
 use serde_json::{Value, json};
 
-use super::flow::Service;
+use super::{count, flow::Service};
 use crate::{
     check::{Checker, Difference, Progress, Report},
     cluster::Cluster,
@@ -82,14 +82,18 @@ pub(super) fn prove(cluster: &Cluster, snapshot: Snapshot) -> Result<Report, Box
     report
 }
 
-/// A proof in words.
-pub(super) fn words(report: &Report) -> String {
+/// A proof in words. `whole`: of all that the manifests say; else of what is left of them.
+pub(super) fn words(report: &Report, whole: bool) -> String {
     format!(
-        "the snapshot is proven: {} classes, {} pairs, {} addresses, {} questions in {}",
-        report.classes,
-        report.pairs,
-        report.addresses,
-        report.questions,
+        "{}: {}, {}, {}, {} in {}",
+        match whole {
+            true => "the snapshot is proven",
+            false => "the snapshot means what is left without what is told above",
+        },
+        count(report.classes as usize, "class"),
+        count(report.pairs as usize, "pair"),
+        count(report.addresses as usize, "address"),
+        count(report.questions as usize, "question"),
         duration(report.micros)
     )
 }
