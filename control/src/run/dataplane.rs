@@ -44,6 +44,7 @@ use super::{
     lifeline::StopSignal,
     machine::{Machine, port_config},
     netlink::Netlink,
+    numbers::Numbers,
     plan::{Plan, PlannedPort},
     ports,
     publication::{Publication, locked, serve},
@@ -66,8 +67,8 @@ const STANDBY_MOST: u64 = 256 << 20;
 const BIND_TIMEOUT_MS: u64 = 3000;
 /// The same, for each port more: the kernel closes the sockets of a killed process one after the other.
 const BIND_TIMEOUT_PER_PORT_MS: u64 = 50;
-/// Port numbers there are room for, beside those of the start. None is given out twice, so this is how many pods may come
-/// before the process has to be restarted.
+/// Port numbers there are room for, beside those of the start: pods at one time, and those that went and are still named by
+/// flows.
 const SPARE_PORTS: usize = 4096;
 
 /// Arguments of `ringwall dataplane`, which `ringwall run` starts.
@@ -288,7 +289,7 @@ impl Running {
             umem: config.umem,
             stop: AtomicBool::new(false),
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
-            port_limit,
+            numbers: Mutex::new(Numbers::new(plan.ports.len(), port_limit)),
             changes: Mutex::new(changes),
             partial: Mutex::default(),
             started,
@@ -520,8 +521,26 @@ fn socket_config(config: &Config, plan: &Plan, fit: &[PlannedPort]) -> ringwall_
             .umem
             .total
             .map(|bytes| u32::try_from(bytes / FRAME_BYTES).unwrap_or(u32::MAX)),
+        late_ports: late_ports(plan),
         bind_timeout_ms: BIND_TIMEOUT_MS + BIND_TIMEOUT_PER_PORT_MS * plan.ports.len() as u64,
     }
+}
+
+/// How many pods may come later: as many as a kubelet runs unless told otherwise, less those that are there.
+fn late_ports(plan: &Plan) -> u32 {
+    /// `maxPods` of a kubelet's configuration.
+    const PODS: u32 = 110;
+    /// Pods that are replaced overlap with their successors.
+    const LEAST: u32 = 32;
+    if !plan.takes_pods() {
+        return 0;
+    }
+    let there = plan
+        .ports
+        .iter()
+        .filter(|port| port.kind == PortKind::Pod)
+        .count();
+    PODS.saturating_sub(there as u32).max(LEAST)
 }
 
 /// The packet plane over the flow table that the process before left.

@@ -4,7 +4,7 @@
 //! runs on a worker, and no worker waits for it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -63,8 +63,39 @@ impl LiveFlows {
     pub(super) fn gather_drops(&self) {
         while !self.machine.stop.load(Ordering::Relaxed) {
             self.gather();
+            self.free_numbers();
             std::thread::sleep(GATHER);
         }
+    }
+
+    /// Where numbers for ports become few: frees those that rest and that no flow names any more.
+    fn free_numbers(&self) {
+        let asked = self.machine.started.elapsed();
+        if !locked(&self.machine.numbers).is_low(asked) {
+            return;
+        }
+        let Some(named) = self.named_ports() else { return };
+        locked(&self.machine.numbers).release(&named, asked);
+    }
+
+    /// The ports that flows name; None where a worker does not answer.
+    fn named_ports(&self) -> Option<BTreeSet<PortId>> {
+        let mut named = BTreeSet::new();
+        let mut at = FlowCursor::default();
+        while at.worker < self.machine.alive.len() {
+            let dump = {
+                let _asking = locked(&self.asking);
+                self.ask(at)?
+            };
+            named.extend(dump.records.iter().flat_map(|record| record.ports).flatten());
+            let (shard, entry) = dump.cursor;
+            at = if dump.done {
+                next_worker(at)
+            } else {
+                FlowCursor { shard, entry, ..at }
+            };
+        }
+        Some(named)
     }
 
     fn gather(&self) {

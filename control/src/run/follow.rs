@@ -194,6 +194,7 @@ impl Follower {
         if Instant::now() < due {
             return;
         }
+        self.machine.retire_gone();
         let pause = if self.machine.has_closed_ports(&self.view) {
             self.machine.look_after_ports(&self.view, &self.local);
             self.publish();

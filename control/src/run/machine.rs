@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -19,7 +19,7 @@ use ringwall_bpf::XdpMode;
 use ringwall_config::Umem;
 use ringwall_dataplane::{
     plane::Plane,
-    port::{PortId, PortKind, Side},
+    port::{PortId, PortKind, QueueId, Side},
     stats::StatsReader,
     verdict::DropReason,
 };
@@ -31,14 +31,18 @@ use super::{
     changes::Changes,
     fib::View,
     netlink::Netlink,
+    numbers::{Numbers, REST},
     plan::{Plan, PlannedPort},
-    ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL},
+    ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL, Traffic},
     publication::{Publication, locked},
 };
 
 /// Frames kept ready in the fill ring of a pod's queue, and of any other.
 const POD_FRAMES: u32 = 512;
 const OTHER_FRAMES: u32 = 2048;
+/// How long a pod's port that is gone keeps its number and its place in the status: an interface that is made anew under its
+/// name is the port it was.
+const FORGET_AFTER: Duration = Duration::from_secs(30);
 
 /// An interface that should be a port and cannot be one in this process.
 pub struct Refused {
@@ -72,8 +76,8 @@ pub struct Machine {
     pub stop: AtomicBool,
     /// By worker: whether it takes its turns.
     pub alive: Vec<AtomicBool>,
-    /// Most ports that there can be.
-    pub port_limit: usize,
+    /// Numbers of ports.
+    pub numbers: Mutex<Numbers>,
     /// What was changed on the machine.
     pub changes: Mutex<Changes>,
     /// By interface: whether its packets may carry partial checksums.
@@ -201,10 +205,15 @@ impl Machine {
     fn close_gone(&self, view: &View) {
         let mut gone = Vec::new();
         for port in locked(&self.live).iter_mut() {
-            let Some(attached) = &port.attached else { continue };
             let index = view.link_named(&port.planned.name).map(|(index, _)| index);
+            if index.is_some() {
+                port.gone = None;
+            } else if port.gone.is_none() {
+                port.gone = Some(Instant::now());
+            }
+            let Some(attached) = &port.attached else { continue };
             if index != Some(attached.ifindex()) {
-                tracing::warn!(port = port.planned.name, "the interface is gone");
+                tracing::info!(port = port.planned.name, "the interface is gone");
                 port.attached = None;
                 port.open = false;
                 port.up = false;
@@ -231,10 +240,45 @@ impl Machine {
         }
     }
 
+    /// Forgets ports that a pattern found and whose interface has been gone for a while; their numbers rest.
+    pub fn retire_gone(&self) {
+        let mut plan = locked(&self.plan);
+        let mut live = locked(&self.live);
+        let mut numbers = locked(&self.numbers);
+        live.retain(|port| {
+            let over = port.has_ended() && port.gone.is_some_and(|gone| gone.elapsed() >= FORGET_AFTER);
+            if over {
+                plan.ports.retain(|planned| planned.id != port.planned.id);
+                numbers.retire(port.planned.id, self.started.elapsed());
+            }
+            !over
+        });
+    }
+
+    /// What a number has counted, whoever's it was.
+    fn traffic(&self, id: PortId, stats: &[(PortId, QueueId, QueueStats)]) -> Traffic {
+        let of_port = || {
+            stats
+                .iter()
+                .filter(|(port, _, _)| *port == id)
+                .map(|(_, _, stats)| stats)
+        };
+        Traffic {
+            rx_frames: self.stats.sum_port(id, |counters| counters.rx_frames.get()),
+            rx_bytes: self.stats.sum_port(id, |counters| counters.rx_bytes.get()),
+            tx_frames: self
+                .stats
+                .sum_port(id, |counters| counters.tx_frames.get())
+                .saturating_sub(of_port().map(|stats| stats.tx_lost + stats.port_lost).sum()),
+            tx_bytes: self.stats.sum_port(id, |counters| counters.tx_bytes.get()),
+            rx_lost: of_port().map(lost_before).sum(),
+        }
+    }
+
     fn take_in_new(&self, view: &View, local: &[IpAddr]) {
         let (plan, newcomers) = {
             let mut plan = locked(&self.plan);
-            let newcomers = plan.take_in(view, self.port_limit);
+            let newcomers = plan.take_in(view, &mut locked(&self.numbers));
             let known = !locked(&self.refused).is_empty();
             if newcomers.is_empty() && !known {
                 return;
@@ -263,8 +307,8 @@ impl Machine {
             let attached = self.attach(&plan, &one, local);
             let guarded = attached.is_ok();
             let mut problem = format!(
-                "not taken in: all {} port numbers of this process have been given out, and none is given out twice; restart ringwall",
-                self.port_limit
+                "not taken in: every port number is in use, or rests for {} s after its port went; it is taken in when one is free",
+                REST.as_secs()
             );
             if let Err(error) = attached {
                 let blocked = ports::block(&port, index, error, &mut locked(&self.changes));
@@ -297,11 +341,20 @@ impl Machine {
         let attached =
             ports::by_id(&mut locked(&self.live), port.id).is_some_and(|found| found.attached.is_some());
         if !attached {
-            let attached = self
+            let mut attached = self
                 .attach(&plan, &one, local)
                 .map_err(|error| ports::block(port, index, error, &mut locked(&self.changes)))?;
             ports::unblock(port, index, &mut locked(&self.changes))?;
+            let stats = locked(&self.sockets)
+                .as_ref()
+                .map(Sockets::stats)
+                .unwrap_or_default();
             let mut live = locked(&self.live);
+            // One that comes back goes on counting; a number that was another port's does not.
+            attached.before = match ports::by_id(&mut live, port.id) {
+                Some(known) => known.before,
+                None => self.traffic(port.id, &stats),
+            };
             live.retain(|other| other.planned.id != port.id);
             live.push(attached);
             live.sort_by_key(|port| port.planned.id);
@@ -369,12 +422,6 @@ impl Machine {
             (sockets.stats(), sockets.accounts(), open)
         });
         let (stats, pool, open) = queues.unwrap_or_default();
-        let of_port = |id: PortId| {
-            stats
-                .iter()
-                .filter(move |(port, _, _)| *port == id)
-                .map(|(_, _, stats)| stats)
-        };
         let mut alarms = self.publication.alarms();
         alarms.extend(
             locked(&self.refused)
@@ -387,10 +434,11 @@ impl Machine {
             let id = port.planned.id;
             let passed = port.count(&TO_KERNEL);
             to_kernel += passed;
-            if let Some(problem) = &port.problem {
+            if let Some(problem) = port.problem.as_ref().filter(|_| !port.has_ended()) {
                 alarms.push(format!("port {}: {problem}", port.planned.name));
             }
             let device = Device::lookup(&port.planned.name).ok();
+            let traffic = self.traffic(id, &stats).since(port.before);
             ports.push(PortStatus {
                 name: port.planned.name.clone(),
                 kind: kind_name(port.planned.kind).to_owned(),
@@ -406,17 +454,14 @@ impl Machine {
                 queues: open.iter().filter(|(port, _)| *port == id).count() as u32,
                 mtu: device.as_ref().map_or(0, |device| device.mtu),
                 up: port.attached.is_some() && device.is_some_and(|device| device.up),
-                rx_frames: self.stats.sum_port(id, |counters| counters.rx_frames.get()),
-                rx_bytes: self.stats.sum_port(id, |counters| counters.rx_bytes.get()),
-                tx_frames: self
-                    .stats
-                    .sum_port(id, |counters| counters.tx_frames.get())
-                    .saturating_sub(of_port(id).map(|stats| stats.tx_lost + stats.port_lost).sum()),
-                tx_bytes: self.stats.sum_port(id, |counters| counters.tx_bytes.get()),
+                rx_frames: traffic.rx_frames,
+                rx_bytes: traffic.rx_bytes,
+                tx_frames: traffic.tx_frames,
+                tx_bytes: traffic.tx_bytes,
                 to_kernel: passed,
                 fail_mode: port.count(&FAIL_MODE),
                 guarded: port.count(&GUARDED),
-                rx_lost: of_port(id).map(lost_before).sum(),
+                rx_lost: traffic.rx_lost,
                 problem: port.problem.clone(),
             });
         }

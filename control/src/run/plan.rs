@@ -15,6 +15,7 @@ use ringwall_xsk::{
 use super::{
     fib::{Link, View},
     netlink::{Netlink, NetlinkError},
+    numbers::Numbers,
 };
 
 /// Why the configuration cannot run on this machine.
@@ -410,18 +411,16 @@ impl Plan {
         found
     }
 
-    /// Takes in the ports that match a pattern and are not planned yet. A number is never given out twice, not even when
-    /// its interface is gone for good: flows remember their ports by number. The answer is what numbers below `limit` do
-    /// not suffice for.
-    pub fn take_in(&mut self, view: &View, limit: usize) -> Vec<PlannedPort> {
+    /// Takes in the ports that match a pattern and are not planned yet. The answer is what there are no numbers for.
+    pub fn take_in(&mut self, view: &View, numbers: &mut Numbers) -> Vec<PlannedPort> {
         let mut refused = Vec::new();
         for mut port in self.newcomers(view) {
-            match u16::try_from(self.ports.len()) {
-                Ok(next) if usize::from(next) < limit => {
-                    port.id = PortId(next);
+            match numbers.take() {
+                Some(id) => {
+                    port.id = id;
                     self.ports.push(port);
                 }
-                _ => refused.push(port),
+                None => refused.push(port),
             }
         }
         refused
@@ -718,20 +717,21 @@ mod tests {
     }
 
     #[test]
-    fn a_port_number_is_never_given_out_twice() {
+    fn newcomers_get_numbers_while_there_are_some() {
         let with = |pods: &[&str]| view(&[&["eth1", "cali-special"], pods].concat());
         let mut plan = Plan::from_view(&config(NODE), &with(&["calia"]), &[0]).unwrap();
         assert_eq!(plan.ports.len(), 3);
+        let mut numbers = Numbers::new(3, 5);
         let names = |ports: &[PlannedPort]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>();
-        assert!(plan.take_in(&with(&["calib"]), 5).is_empty());
-        assert!(plan.take_in(&with(&["calic"]), 5).is_empty());
-        // All but one are gone, and yet there is no number left.
+        assert!(plan.take_in(&with(&["calib"]), &mut numbers).is_empty());
+        assert!(plan.take_in(&with(&["calic"]), &mut numbers).is_empty());
+        // All but one are gone, and none has been retired: there is no number left.
         for _ in 0..2 {
-            let refused = plan.take_in(&with(&["calid", "calie"]), 5);
+            let refused = plan.take_in(&with(&["calid", "calie"]), &mut numbers);
             assert_eq!(names(&refused), ["calid", "calie"]);
         }
         // One that comes back is the port it was.
-        assert!(plan.take_in(&with(&["calia"]), 5).is_empty());
+        assert!(plan.take_in(&with(&["calia"]), &mut numbers).is_empty());
         let names = names(&plan.ports);
         assert_eq!(names, ["calia", "eth1", "cali-special", "calib", "calic"]);
         for (number, port) in plan.ports.iter().enumerate() {

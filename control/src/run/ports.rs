@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    time::Instant,
 };
 
 use anyhow::{Context, bail};
@@ -300,6 +301,39 @@ pub struct LivePort {
     pub up: bool,
     /// What is wrong with it, in words.
     pub problem: Option<String>,
+    /// Since when its interface is gone.
+    pub gone: Option<Instant>,
+    /// What its number had counted before it was this port's.
+    pub before: Traffic,
+}
+
+/// Frames and bytes of a port, as its workers and sockets count them by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames sent, less those that were lost after all.
+    pub tx_frames: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Frames that the kernel lost before the worker.
+    pub rx_lost: u64,
+}
+
+impl Traffic {
+    /// What came since.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            rx_frames: self.rx_frames.saturating_sub(before.rx_frames),
+            rx_bytes: self.rx_bytes.saturating_sub(before.rx_bytes),
+            tx_frames: self.tx_frames.saturating_sub(before.tx_frames),
+            tx_bytes: self.tx_bytes.saturating_sub(before.tx_bytes),
+            rx_lost: self.rx_lost.saturating_sub(before.rx_lost),
+        }
+    }
 }
 
 impl LivePort {
@@ -312,7 +346,14 @@ impl LivePort {
             open: false,
             up: false,
             problem: Some(problem),
+            gone: None,
+            before: Traffic::default(),
         }
+    }
+
+    /// Whether a pattern found it and its interface is gone: that is how pods end, and wrong in no way.
+    pub fn has_ended(&self) -> bool {
+        self.planned.matched && self.gone.is_some()
     }
 
     /// A counter, from the start of this process.
@@ -353,7 +394,7 @@ pub fn spec(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet]) -
         PortKind::Uplink => PortRole::Uplink,
         PortKind::Host => PortRole::Host,
         PortKind::Wire { peer } => {
-            let Some(peer) = plan.ports.get(usize::from(peer.0)) else {
+            let Some(peer) = plan.ports.iter().find(|other| other.id == peer) else {
                 bail!("the wire of `{}` has no other end", port.name);
             };
             PortRole::Wire {
@@ -412,6 +453,8 @@ pub fn attach(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet])
         open: false,
         up: true,
         problem: None,
+        gone: None,
+        before: Traffic::default(),
     })
 }
 

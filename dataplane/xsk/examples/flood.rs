@@ -44,6 +44,7 @@ fn flood() -> Result<(), Box<dyn Error>> {
         zero_copy: ZeroCopy::Prefer,
         rings: RingSizes::default(),
         frames: None,
+        late_ports: 0,
         bind_timeout_ms: 2000,
     })?;
     let io = workers.first_mut().ok_or("no worker")?;

@@ -84,6 +84,7 @@ fn forward() -> Result<(), Box<dyn Error>> {
         zero_copy: ZeroCopy::Prefer,
         rings,
         frames: None,
+        late_ports: 0,
         bind_timeout_ms: 2000,
     };
     let (sockets, workers) = ringwall_xsk::open(&config)?;

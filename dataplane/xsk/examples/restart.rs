@@ -33,6 +33,7 @@ fn start(spec: &PortSpec) -> Result<Parts, Box<dyn Error>> {
         zero_copy: ZeroCopy::Off,
         rings: RingSizes::default(),
         frames: None,
+        late_ports: 0,
         bind_timeout_ms: 2000,
     })?;
     let opened = started.elapsed();

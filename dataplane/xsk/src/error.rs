@@ -31,6 +31,20 @@ pub enum XskError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The pool has no frames left for another port.
+    #[error(
+        "no packet memory is left for interface `{interface}`: its queues need {needed} frames, and worker {worker} has {left} that no open port was promised; raise `umem.total` and restart ringwall"
+    )]
+    NoFrames {
+        /// The interface.
+        interface: String,
+        /// The worker whose frames do not suffice.
+        worker: usize,
+        /// Frames that its queues would take.
+        needed: u32,
+        /// Frames that are left.
+        left: u32,
+    },
     /// Somebody else holds the queue.
     #[error(
         "queue {queue} of interface `{interface}` stayed busy for {waited_ms} ms: another AF_XDP socket is bound to it (`ss --xdp` shows whose)"

@@ -65,8 +65,9 @@ pub(crate) struct WorkerCounts {
 #[derive(Debug)]
 pub(crate) struct Pool {
     umem: Umem,
-    /// First byte of the UMEM.
-    base: NonNull<u8>,
+    /// Address of the first byte of the UMEM. Pointers are made of it with the provenance of the whole mapping, which the C
+    /// library made and so exposed; one that comes from a frame's slice would be good for that frame alone.
+    base: usize,
     frame_size: usize,
     /// Descriptor of each frame, at the place where packets start.
     descriptors: Box<[FrameDesc]>,
@@ -83,7 +84,7 @@ pub(crate) struct Pool {
     pub(crate) counts: Box<[CachePadded<WorkerCounts>]>,
 }
 
-// SAFETY: `base` points to memory that the UMEM keeps mapped and that only owners of frames reach. `umem` is used by
+// SAFETY: the memory at `base` stays mapped as long as the UMEM, and only owners of frames reach it. `umem` is used by
 // `Sync` methods alone (its region is shared memory, its creation of sockets takes a lock of its own).
 unsafe impl Send for Pool {}
 // SAFETY: see above.
@@ -137,8 +138,13 @@ impl Pool {
         let mut data = unsafe { umem.data_mut(&mut first) };
         let length = data.cursor().buf_len();
         data.cursor().set_pos(length);
-        let base = data.contents_mut().as_mut_ptr().wrapping_sub(HEADROOM);
-        let base = NonNull::new(base).ok_or_else(|| XskError::Config("the UMEM has no memory".to_owned()))?;
+        let base = data
+            .contents_mut()
+            .as_mut_ptr()
+            .expose_provenance()
+            .checked_sub(HEADROOM)
+            .filter(|base| *base > 0)
+            .ok_or_else(|| XskError::Config("the UMEM has no memory".to_owned()))?;
         Ok(Self {
             base,
             frame_size: layout.frame_size as usize,
@@ -159,6 +165,12 @@ impl Pool {
             descriptors: descriptors.into_boxed_slice(),
             umem,
         })
+    }
+
+    /// A pointer into the UMEM, `offset` bytes from its start.
+    #[inline]
+    fn at(&self, offset: usize) -> *mut u8 {
+        std::ptr::with_exposed_provenance_mut(self.base.wrapping_add(offset))
     }
 
     pub(crate) fn umem(&self) -> &Umem {
@@ -244,7 +256,7 @@ impl Pool {
         if offset != HEADROOM {
             // A driver or program that moved the packet. Put it where packets start, so that one table of
             // descriptors serves.
-            let frame = self.base.as_ptr().wrapping_add(start);
+            let frame = self.at(start);
             // SAFETY: both ranges are inside the frame (checked above), which nobody else owns now.
             unsafe { std::ptr::copy(frame.wrapping_add(offset), frame.wrapping_add(HEADROOM), length) };
         }
@@ -258,7 +270,7 @@ impl Pool {
         if number as usize >= self.frames() || length > self.capacity() {
             return None;
         }
-        let data = NonNull::new(self.base.as_ptr().wrapping_add(start))?;
+        let data = NonNull::new(self.at(start))?;
         // SAFETY: the frame lies inside the UMEM, which stays mapped while the pool lives, and every worker's side
         // keeps the pool; the caller owns the buffer, which no ring has (its place is `HELD`), and gives it up here.
         Some(unsafe { Frame::from_raw(data, length as u32, self.capacity() as u32, start as u64, port) })

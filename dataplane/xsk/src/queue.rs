@@ -201,7 +201,9 @@ impl Queue {
                 self.kick(pool, free);
             }
         }
-        if !fits || self.gone || self.room == 0 {
+        // A device that is down takes nothing: what waits for it stays, and no more of the pool goes there.
+        let stuck = self.down && self.sending > 0;
+        if !fits || self.gone || self.room == 0 || stuck {
             self.seen.tx_invalid += u64::from(!fits);
             match accepted {
                 true => self.seen.tx_lost += 1,

@@ -45,6 +45,16 @@ const FRAMES_IN_HAND: u32 = 4096;
 const FRAMES_IN_HAND_ALONE: u32 = 512;
 /// Frames that a queue may have on its TX and completion rings without the others feeling it.
 const IN_FLIGHT: u32 = 256;
+/// The least that a port which comes later is given on its fill rings, and on its TX rings, over all its queues; and the
+/// least for one queue, where it has many.
+const LATE_FILL: u32 = 64;
+const LATE_IN_FLIGHT: u32 = 32;
+const LATE_FILL_QUEUE: u32 = 16;
+const LATE_IN_FLIGHT_QUEUE: u32 = 8;
+/// Which part of what is left a port that comes later is given at most: the first get more than the last.
+const LATE_SHARE: u32 = 80;
+/// Reserved for each port that may come later, in parts of ten of the least: what [`LATE_SHARE`] gives the first beyond it.
+const LATE_RESERVE_TENTHS: u32 = 13;
 /// Bytes of the kernel's `struct xdp_buff_xsk`, of which it has one for each frame and queue.
 const TABLE_ENTRY: u64 = 128;
 /// Most of such tables that a spare has kept.
@@ -118,8 +128,11 @@ pub struct Config {
     pub zero_copy: ZeroCopy,
     /// Ring sizes.
     pub rings: RingSizes,
-    /// Frames in the pool; None: what the rings of `ports` can hold, and some for the workers' hands.
+    /// Frames in the pool; None: what the rings of `ports` can hold, some for the workers' hands, and a reserve for
+    /// `late_ports`.
     pub frames: Option<u32>,
+    /// How many ports may come later by [`Sockets::reopen`].
+    pub late_ports: u32,
     /// How long a busy queue is retried, in milliseconds.
     pub bind_timeout_ms: u64,
 }
@@ -140,6 +153,8 @@ pub struct QueueSocket {
     /// A descriptor of our own; the socket lives until this and the queue's are closed.
     fd: OwnedFd,
     slot: u16,
+    /// Frames of its worker that it was promised.
+    promised: u32,
     counts: Arc<QueueCounts>,
 }
 
@@ -264,6 +279,8 @@ pub struct Sockets {
     zero_copy: bool,
     /// Orders given to each worker so far.
     ordered: u64,
+    /// Frames of each worker that no open queue was promised.
+    left: Vec<u32>,
     /// The socket that holds the UMEM together; its first socket must outlive the others' binds.
     _anchor: Option<Rings>,
 }
@@ -476,7 +493,11 @@ fn open_as(
         .collect::<Result<Vec<_>, _>>()?;
     let layout = layout(config, &devices);
     let Spare {
-        pool, anchor, tables, ..
+        layout,
+        pool,
+        anchor,
+        tables,
+        ..
     } = match spare.filter(|spare| spare.serves(&layout, zero_copy)) {
         Some(spare) => spare,
         None => Spare::of(layout, zero_copy)?,
@@ -503,6 +524,11 @@ fn open_as(
         config: config.clone(),
         zero_copy,
         ordered: 0,
+        left: layout
+            .frames
+            .iter()
+            .map(|frames| frames.saturating_sub(in_hand(config.workers)))
+            .collect(),
         _anchor: anchor,
     };
     tracing::debug!(
@@ -511,7 +537,8 @@ fn open_as(
     );
     drop(tables); // now the kernel wants it
     for (port, device) in config.ports.iter().zip(&devices) {
-        sockets.open_port(port, device)?;
+        let frames = sockets.promise(port, device)?;
+        sockets.open_port(port, device, frames)?;
         tracing::debug!(
             micros = started.elapsed().as_micros() as u64,
             port = port.name,
@@ -536,11 +563,7 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
     } else {
         4096
     };
-    let in_hand = match config.workers {
-        1 => FRAMES_IN_HAND_ALONE,
-        _ => FRAMES_IN_HAND,
-    };
-    let mut frames = vec![in_hand; config.workers];
+    let mut frames = vec![in_hand(config.workers); config.workers];
     for (port, device) in config.ports.iter().zip(devices) {
         for queue in 0..device.queues {
             let worker = worker_of(port.id, queue, config.workers);
@@ -548,6 +571,11 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
                 *frames += port.fill_frames.min(config.rings.fill) + IN_FLIGHT.min(config.rings.tx);
             }
         }
+    }
+    if config.frames.is_none() {
+        let (fill, in_flight) = late_least(config.workers as u32);
+        let reserve = config.late_ports * (fill + in_flight) * LATE_RESERVE_TENTHS / 10;
+        frames.iter_mut().for_each(|frames| *frames += reserve);
     }
     if let Some(wanted) = config.frames {
         let spare = wanted.saturating_sub(frames.iter().sum()) / config.workers as u32;
@@ -568,6 +596,30 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
         completion: config.rings.completion,
         inbox: INBOX,
     }
+}
+
+/// Frames of each worker that no queue is promised.
+fn in_hand(workers: usize) -> u32 {
+    match workers {
+        1 => FRAMES_IN_HAND_ALONE,
+        _ => FRAMES_IN_HAND,
+    }
+}
+
+/// The least that a queue of a port which comes later is given on its fill ring and on its TX ring.
+fn late_least(queues: u32) -> (u32, u32) {
+    let queues = queues.max(1);
+    (
+        (LATE_FILL / queues).max(LATE_FILL_QUEUE),
+        (LATE_IN_FLIGHT / queues).max(LATE_IN_FLIGHT_QUEUE),
+    )
+}
+
+/// Frames that a port's queues are promised: on the fill ring, and beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Promise {
+    fill: u32,
+    in_flight: u32,
 }
 
 /// The worker that has a queue. Ports with few queues are spread over the workers.
@@ -675,12 +727,64 @@ impl Sockets {
         self.zero_copy
     }
 
+    /// What the queues of a port may take of their workers' frames. A port of the start gets what was laid out for it, one
+    /// that comes later a part of what is left, and never what others were promised: a queue without frames receives
+    /// nothing, and nothing would say so.
+    fn promise(&self, port: &PortConfig, device: &Device) -> Result<Promise, XskError> {
+        let mut queues = vec![0u32; self.config.workers];
+        for queue in 0..device.queues {
+            if let Some(queues) = queues.get_mut(worker_of(port.id, queue, self.config.workers)) {
+                *queues += 1;
+            }
+        }
+        let rings = self.config.rings;
+        let full = Promise {
+            fill: port.fill_frames.min(rings.fill),
+            in_flight: IN_FLIGHT.min(rings.tx),
+        };
+        let fits = |promise: Promise| {
+            let short = queues
+                .iter()
+                .zip(&self.left)
+                .position(|(queues, left)| queues * (promise.fill + promise.in_flight) > *left);
+            short.map_or(Ok(promise), |worker| {
+                Err(XskError::NoFrames {
+                    interface: port.name.clone(),
+                    worker,
+                    needed: queues.get(worker).unwrap_or(&0) * (promise.fill + promise.in_flight),
+                    left: self.left.get(worker).copied().unwrap_or(0),
+                })
+            })
+        };
+        if self
+            .config
+            .ports
+            .iter()
+            .any(|known| known.id == port.id && known.name == port.name)
+            && let Ok(promise) = fits(full)
+        {
+            return Ok(promise);
+        }
+        let (fill, in_flight) = late_least(u32::from(device.queues));
+        let share = queues
+            .iter()
+            .zip(&self.left)
+            .filter(|(queues, _)| **queues > 0)
+            .map(|(queues, left)| left / queues / LATE_SHARE)
+            .min()
+            .unwrap_or(0);
+        fits(Promise {
+            fill: share.max(fill).min(full.fill),
+            in_flight: in_flight.min(full.in_flight),
+        })
+    }
+
     /// Opens the queues of a port and gives them to the workers.
-    fn open_port(&mut self, port: &PortConfig, device: &Device) -> Result<(), XskError> {
+    fn open_port(&mut self, port: &PortConfig, device: &Device, frames: Promise) -> Result<(), XskError> {
         let workers = self.config.workers;
         let mut opened: Vec<(QueueSocket, Queue)> = Vec::new();
         for queue in 0..device.queues {
-            match self.open_queue(port, queue) {
+            match self.open_queue(port, queue, frames) {
                 Ok((socket, ring)) => opened.push((socket, ring)),
                 Err(error) => {
                     let slots = opened.iter().map(|(socket, _)| socket.slot);
@@ -694,6 +798,9 @@ impl Sockets {
         for (socket, ring) in opened {
             if let Some(order) = orders.get_mut(socket.worker) {
                 order.push(ring);
+            }
+            if let Some(left) = self.left.get_mut(socket.worker) {
+                *left = left.saturating_sub(socket.promised);
             }
             self.queues.push(socket);
         }
@@ -726,7 +833,12 @@ impl Sockets {
         Ok(())
     }
 
-    fn open_queue(&mut self, port: &PortConfig, queue: u16) -> Result<(QueueSocket, Queue), XskError> {
+    fn open_queue(
+        &mut self,
+        port: &PortConfig,
+        queue: u16,
+        frames: Promise,
+    ) -> Result<(QueueSocket, Queue), XskError> {
         let started = Instant::now();
         // All but the first take their flags from the UMEM's first socket.
         let flags = BindFlags::XDP_USE_NEED_WAKEUP
@@ -793,8 +905,7 @@ impl Sockets {
             }
             None => return Err(XskError::Config(format!("more than {MAX_SLOTS} queues"))),
         };
-        let target = port.fill_frames.min(self.config.rings.fill);
-        let ring = Queue::new(port.id, slot, fd, rings, target);
+        let ring = Queue::new(port.id, slot, fd, rings, frames.fill);
         let socket = QueueSocket {
             port: port.id,
             queue: QueueId(queue),
@@ -803,6 +914,7 @@ impl Sockets {
             bind_micros: started.elapsed().as_micros() as u64,
             fd: own,
             slot,
+            promised: frames.fill + frames.in_flight,
             counts: Arc::clone(&ring.counts),
         };
         Ok((socket, ring))
@@ -858,6 +970,9 @@ impl Sockets {
         self.queues = open;
         for queue in Vec::into_iter(closed) {
             let (slot, id, mut stats) = (queue.slot, queue.queue, queue.stats());
+            if let Some(left) = self.left.get_mut(queue.worker) {
+                *left += queue.promised;
+            }
             drop(queue);
             stats.port_lost += self.pool.reclaim(slot);
             self.slots.push(slot);
@@ -870,7 +985,7 @@ impl Sockets {
     /// [`Self::queues`] and have to be registered. Frames come from the pool that [`open`] made.
     ///
     /// # Errors
-    /// As [`open`]; the other ports are not touched.
+    /// As [`open`], and [`XskError::NoFrames`]; the other ports are not touched.
     pub fn reopen(&mut self, port: &PortConfig) -> Result<(), XskError> {
         if self.queues.iter().any(|queue| queue.port == port.id) {
             return Err(XskError::Config(format!("port {} is open already", port.id.0)));
@@ -887,7 +1002,8 @@ impl Sockets {
                 max: largest,
             });
         }
-        self.open_port(port, &device)
+        let frames = self.promise(port, &device)?;
+        self.open_port(port, &device, frames)
     }
 
     /// Counts of every queue that is or was open, over all the times that it was.

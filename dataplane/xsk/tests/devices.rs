@@ -30,6 +30,7 @@ fn config(name: &str) -> Config {
         zero_copy: ZeroCopy::Off,
         rings: RingSizes::default(),
         frames: None,
+        late_ports: 0,
         bind_timeout_ms: 50,
     }
 }

@@ -87,6 +87,7 @@ fn config(workers: usize, queues: Option<u16>) -> Config {
         zero_copy: ZeroCopy::Prefer,
         rings: RingSizes::default(),
         frames: None,
+        late_ports: 0,
         bind_timeout_ms: 2000,
     }
 }
