@@ -6,7 +6,7 @@
 pub enum Counter {
     /// Given to an AF_XDP socket.
     Xsk = 0,
-    /// To the kernel: ARP, IPv6 neighbour and router discovery, MLD.
+    /// To the kernel: ARP, IPv6 neighbour and router discovery, MLD; a pod's DHCP.
     KernelNeighbour = 1,
     /// To the kernel: multicast and broadcast (DHCP too).
     KernelMulticast = 2,
@@ -36,6 +36,8 @@ pub enum Counter {
     GuardFailOpen = 14,
     /// A frame that a wire would have sent on could not be redirected.
     RedirectFailed = 15,
+    /// Meant for the kernel and dropped: a redirect, or what is neither ARP nor IP from a pod.
+    KernelRefused = 16,
 }
 
 /// Values of every counter of a port, summed over CPUs.
@@ -44,7 +46,7 @@ pub struct Counters([u64; Counter::ALL.len()]);
 
 impl Counter {
     /// Every counter, in order of number.
-    pub const ALL: [Counter; 16] = [
+    pub const ALL: [Counter; 17] = [
         Counter::Xsk,
         Counter::KernelNeighbour,
         Counter::KernelMulticast,
@@ -61,6 +63,7 @@ impl Counter {
         Counter::GuardDropped,
         Counter::GuardFailOpen,
         Counter::RedirectFailed,
+        Counter::KernelRefused,
     ];
 
     /// The name in metrics and status.
@@ -82,6 +85,7 @@ impl Counter {
             Counter::GuardDropped => "guard-dropped",
             Counter::GuardFailOpen => "guard-fail-open",
             Counter::RedirectFailed => "redirect-failed",
+            Counter::KernelRefused => "kernel-refused",
         }
     }
 }

@@ -217,41 +217,58 @@ fn routed_ports_tell_the_kernels_packets_from_the_sockets() {
             PASS,
             Counter::KernelNeighbour,
         );
+        let is_pod = role == POD;
+        let judged = |to_kernel: Counter| match is_pod {
+            true => (REDIRECT, Counter::Xsk),
+            false => (PASS, to_kernel),
+        };
+        let (verdict, counter) = match is_pod {
+            true => (DROP, Counter::KernelRefused),
+            false => (PASS, Counter::KernelOther),
+        };
         port.xdp(
             "LLDP",
             &ethernet([1, 0x80, 0xc2, 0, 0, 14], 0x88cc, &[0; 40]),
-            PASS,
-            Counter::KernelOther,
+            verdict,
+            counter,
         );
         for kind in 133..=137 {
+            let asks = matches!(kind, 133 | 135 | 136);
+            let (verdict, counter) = match (is_pod, kind) {
+                (true, _) if asks => (PASS, Counter::KernelNeighbour),
+                (true, _) => (REDIRECT, Counter::Xsk),
+                (false, 137) => (DROP, Counter::KernelRefused),
+                (false, _) => (PASS, Counter::KernelNeighbour),
+            };
             let solicit = ip6("fd00:111::2", "2001:db8::1", 58, 255, &[kind, 0, 0, 0]);
-            port.xdp(
-                "discovery",
-                &ethernet(MAC, 0x86dd, &solicit),
-                PASS,
-                Counter::KernelNeighbour,
-            );
+            port.xdp("discovery", &ethernet(MAC, 0x86dd, &solicit), verdict, counter);
             for on_link in ["fe80::1", "fe80::7", "ff02::1:ff00:1"] {
                 let solicit = ip6("fe80::2", on_link, 58, 255, &[kind, 0, 0, 0]);
                 port.xdp(
                     "discovery on the link",
                     &ethernet(MAC, 0x86dd, &solicit),
-                    PASS,
-                    Counter::KernelNeighbour,
+                    verdict,
+                    counter,
                 );
             }
             // A kernel that routes IPv6 would send it on, and the guard sees no pod's address in it.
             let elsewhere = ip6("2001:db8:bad::1", "2001:db8::9", 58, 255, &[kind, 0, 0, 0]);
-            let (verdict, counter) = match role {
-                POD => (REDIRECT, Counter::Xsk),
-                _ => (PASS, Counter::KernelNeighbour),
-            };
+            let (verdict, counter) = judged(Counter::KernelNeighbour);
             port.xdp(
                 "discovery of somebody else",
                 &ethernet(MAC, 0x86dd, &elsewhere),
                 verdict,
                 counter,
             );
+            let beyond = ip6("fe80::2", "ff0e::5", 58, 255, &[kind, 0, 0, 0]);
+            if is_pod {
+                port.xdp(
+                    "discovery to a group that is not the link's",
+                    &ethernet(MAC, 0x86dd, &beyond),
+                    REDIRECT,
+                    Counter::Xsk,
+                );
+            }
             let routed = ip6("fd00:111::2", "2001:db8::9", 58, 64, &[kind, 0, 0, 0]);
             port.xdp(
                 "routed discovery is false",
@@ -261,26 +278,56 @@ fn routed_ports_tell_the_kernels_packets_from_the_sockets() {
             );
         }
         let report = ip6("fe80::2", "ff02::16", 58, 1, &[143, 0, 0, 0]);
+        let (verdict, counter) = judged(Counter::KernelNeighbour);
         port.xdp(
             "MLD",
             &ethernet([0x33, 0x33, 0, 0, 0, 0x16], 0x86dd, &report),
-            PASS,
-            Counter::KernelNeighbour,
+            verdict,
+            counter,
         );
+        let (verdict, counter) = match is_pod {
+            true => (PASS, Counter::KernelNeighbour),
+            false => (PASS, Counter::KernelMulticast),
+        };
         let discover = ip4([0; 4], [255; 4], 17, &ports(68, 67));
+        port.xdp("DHCP", &ethernet(BROADCAST, 0x0800, &discover), verdict, counter);
+        let solicit = ip6("fe80::2", "ff02::1:2", 17, 1, &ports(546, 547));
         port.xdp(
-            "DHCP",
-            &ethernet(BROADCAST, 0x0800, &discover),
-            PASS,
-            Counter::KernelMulticast,
+            "DHCPv6",
+            &ethernet([0x33, 0x33, 0, 1, 0, 2], 0x86dd, &solicit),
+            verdict,
+            counter,
         );
+        // A service of the host that listens on any address hears these.
+        for (what, packet) in [
+            ("false DHCP", ip4(OUTSIDE, [255; 4], 17, &ports(68, 67))),
+            ("broadcast", ip4([0; 4], [255; 4], 17, &ports(68, 7100))),
+            ("all hosts", ip4(OUTSIDE, [224, 0, 0, 1], 17, &ports(1, 7100))),
+        ] {
+            let (verdict, counter) = judged(Counter::KernelMulticast);
+            port.xdp(what, &ethernet(MAC, 0x0800, &packet), verdict, counter);
+        }
+        for group in ["ff02::1", "ff02::fb", "ff02::1:2"] {
+            let packet = ip6("fe80::2", group, 17, 1, &ports(1, 7100));
+            let (verdict, counter) = judged(Counter::KernelMulticast);
+            port.xdp(group, &ethernet(MAC, 0x86dd, &packet), verdict, counter);
+        }
         let mdns = ip4(POD_A, [224, 0, 0, 251], 17, &ports(5353, 5353));
         port.xdp(
-            "mDNS",
+            "a pod's mDNS",
             &ethernet([1, 0, 0x5e, 0, 0, 0xfb], 0x0800, &mdns),
-            PASS,
-            Counter::KernelMulticast,
+            REDIRECT,
+            Counter::Xsk,
         );
+        if !is_pod {
+            let redirect = ip4(OUTSIDE, NODE, 1, &[5, 0, 0, 0, 0, 0, 0, 0]);
+            port.xdp(
+                "an ICMP redirect",
+                &ethernet(MAC, 0x0800, &redirect),
+                DROP,
+                Counter::KernelRefused,
+            );
+        }
         port.xdp("pod to pod", &udp4(POD_A, POD_B), REDIRECT, Counter::Xsk);
         port.xdp("pod to outside", &udp4(POD_A, OUTSIDE), REDIRECT, Counter::Xsk);
         port.xdp("outside to pod", &udp4(OUTSIDE, POD_A), REDIRECT, Counter::Xsk);
@@ -436,6 +483,8 @@ fn closed_drops_pod_traffic_and_nothing_else() {
             PASS,
             Counter::KernelNeighbour,
         );
+        let tunnel = ethernet(MAC, 0x0800, &ip4(OUTSIDE, [203, 0, 113, 1], 4, &[0; 40]));
+        port.xdp("a tunnel in transit", &tunnel, DROP, Counter::FailDropped);
         let mut bad = udp4(POD_A, POD_B);
         bad[14] = 0x43;
         port.xdp("malformed", &bad, DROP, Counter::FailMalformed);
@@ -582,6 +631,52 @@ fn a_wire_sends_everything_to_the_socket() {
         Counter::FailRedirected,
     );
 
+    // What may hold a pod's packet, or is not understood, is not let through because nobody is there to judge it.
+    let udp = |from: u16, to: u16| ip4(OUTSIDE, NODE, 17, &ports(from, to));
+    let mut fragment = udp(1, 2);
+    fragment[7] = 1;
+    let mut closed = vec![
+        ("PPPoE", ethernet(MAC, 0x8864, &[0; 40])),
+        ("MPLS", ethernet(MAC, 0x8847, &[0; 40])),
+        ("an odd tag", vlan(&udp4(OUTSIDE, NODE), 0x9200)),
+        ("LLC", ethernet(MAC, 40, &[0xaa; 40])),
+        ("LLDP", ethernet([1, 0x80, 0xc2, 0, 0, 14], 0x88cc, &[0; 40])),
+        ("a later fragment of UDP", ethernet(MAC, 0x0800, &fragment)),
+        ("VXLAN", ethernet(MAC, 0x0800, &udp(9, 4789))),
+        ("VXLAN, as Linux has it", ethernet(MAC, 0x0800, &udp(9, 8472))),
+        ("Geneve", ethernet(MAC, 0x0800, &udp(9, 6081))),
+        ("WireGuard", ethernet(MAC, 0x0800, &udp(51820, 9))),
+        (
+            "VXLAN, IPv6",
+            ethernet(
+                MAC,
+                0x86dd,
+                &ip6("2001:db8::5", "2001:db8::6", 17, 64, &ports(9, 4789)),
+            ),
+        ),
+        (
+            "an extension header",
+            ethernet(
+                MAC,
+                0x86dd,
+                &ip6("2001:db8::5", "2001:db8::6", 60, 64, &[41, 0, 0, 0, 0, 0, 0, 0]),
+            ),
+        ),
+    ];
+    for protocol in [4, 41, 47, 50, 51, 97, 115, 137] {
+        closed.push((
+            "a tunnel",
+            ethernet(MAC, 0x0800, &ip4(OUTSIDE, NODE, protocol, &[0; 40])),
+        ));
+    }
+    for (what, packet) in closed {
+        wire.xdp(what, &packet, DROP, Counter::FailDropped);
+    }
+    for protocol in [1, 2, 6, 89, 112] {
+        let packet = ethernet(MAC, 0x0800, &ip4(OUTSIDE, NODE, protocol, &[8; 40]));
+        wire.xdp("nobody's pod", &packet, REDIRECT, Counter::FailRedirected);
+    }
+
     let mut wire = Bench::new(WIRE, 0).with_socket();
     wire.xdp(
         "not all judged, no pod",
@@ -634,6 +729,34 @@ fn the_guard_lets_the_kernel_reach_no_pod_unjudged() {
         port.expect(GUARD, "discovery", &solicit, TC_OK, None);
         port.expect(GUARD, "link-local", &udp6("fe80::1", "fe80::2"), TC_OK, None);
         port.expect(GUARD, "no pod", &udp4(NODE, OUTSIDE), TC_OK, None);
+
+        // On a pod's port, every address is a pod's.
+        port.config.role = POD;
+        port.loaded.maps.set_config(port.config).unwrap();
+        port.expect(GUARD, "ARP", &arp, TC_OK, None);
+        port.expect(GUARD, "discovery", &solicit, TC_OK, None);
+        let offer = ethernet(BROADCAST, 0x0800, &ip4(NODE, [255; 4], 17, &ports(67, 68)));
+        port.expect(GUARD, "DHCP", &offer, TC_OK, None);
+        for (what, packet) in [
+            ("a pod outside of all networks", udp4(NODE, OUTSIDE)),
+            (
+                "a pod outside of all networks",
+                udp6("2001:db8::1", "2001:db8::9"),
+            ),
+            ("to a pod", udp4(NODE, POD_A)),
+        ] {
+            port.expect(GUARD, what, &packet, TC_REDIRECT, Some(Counter::GuardRedirected));
+        }
+        for (what, packet) in [
+            ("link-local", udp6("fe80::1", "fe80::2")),
+            ("all nodes", udp6("fe80::1", "ff02::1")),
+            ("all hosts", udp4(NODE, [224, 0, 0, 1])),
+            ("broadcast", udp4(NODE, [255; 4])),
+            ("LLDP", ethernet([1, 0x80, 0xc2, 0, 0, 14], 0x88cc, &[0; 40])),
+        ] {
+            port.expect(GUARD, what, &packet, TC_SHOT, Some(Counter::GuardDropped));
+        }
+        port.config.role = UPLINK;
 
         port.config.flags = 0;
         port.loaded.maps.set_config(port.config).unwrap();

@@ -106,8 +106,9 @@ struct view {
 	__u16 dport;
 	__u8 protocol;
 	__u8 hops;
-	__u8 icmp_type;
+	__u8 icmp_type;		/* of ICMP and ICMPv6; 0 where it is not there */
 	__u8 ports;		/* sport and dport are known */
+	__u8 later;		/* IPv4: a fragment that is not the first */
 	__u8 group;		/* Ethernet multicast or broadcast */
 };
 
@@ -209,9 +210,16 @@ static __always_inline void parse(struct xdp_md *ctx, struct view *v)
 		if (header < sizeof(*ip) || l3 + header > end)
 			return;
 		view_ip4(v, ip);
-		if (ip->fragment & bpf_htons(0x1fff))
+		if (ip->fragment & bpf_htons(0x1fff)) {
+			v->later = 1;
 			return; /* a later fragment has no ports */
+		}
 		l4 = l3 + header;
+		if (v->protocol == IPPROTO_ICMP) {
+			if (l4 + 1 <= end)
+				v->icmp_type = *(__u8 *)l4;
+			return;
+		}
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
 		struct ip6 *ip = l3;
 
@@ -272,6 +280,11 @@ static __always_inline int is_discovery(const struct view *v)
 	       v->hops == 255;
 }
 
+static __always_inline int is_ip(const struct view *v)
+{
+	return v->kind == KIND_IP4 || v->kind == KIND_IP6;
+}
+
 static __always_inline int is_multicast(const struct view *v)
 {
 	if (v->kind == KIND_IP4)
@@ -282,6 +295,88 @@ static __always_inline int is_multicast(const struct view *v)
 static __always_inline int is_link_local(const struct view *v)
 {
 	return v->kind == KIND_IP6 && (v->dst[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* A multicast group whose packets stay on the link: ff02::/16. */
+static __always_inline int is_link_group(const struct view *v)
+{
+	return v->kind == KIND_IP6 && (v->dst[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
+}
+
+static __always_inline int is_local(const struct view *v);
+
+/* What a pod has to tell the gateway about the link: router and neighbour solicitations, neighbour advertisements. */
+static __always_inline int asks_on_link(const struct view *v)
+{
+	if (!is_discovery(v) || (v->icmp_type != 133 && v->icmp_type != 135 && v->icmp_type != 136))
+		return 0;
+	return is_link_group(v) || is_link_local(v) || is_local(v);
+}
+
+/* A redirect would change the kernel's routes. Its settings refuse them, too; this holds whoever changes those. */
+static __always_inline int is_redirect(const struct view *v)
+{
+	return (v->kind == KIND_IP4 && v->protocol == IPPROTO_ICMP && v->icmp_type == 5) ||
+	       (v->kind == KIND_IP6 && v->protocol == IPPROTO_ICMPV6 && v->icmp_type == 137);
+}
+
+/* What a DHCP client sends before it has an address, to nobody in particular; or a server's answer to it. */
+static __always_inline int is_dhcp(const struct view *v, int from_client)
+{
+	__u16 sport = bpf_ntohs(v->sport), dport = bpf_ntohs(v->dport);
+	int link_source = (v->src[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+
+	if (v->protocol != IPPROTO_UDP || !v->ports)
+		return 0;
+	if (v->kind == KIND_IP4) {
+		if (v->dst[0] != 0xffffffff)
+			return 0;
+		return from_client ? v->src[0] == 0 && sport == 68 && dport == 67 : sport == 67 && dport == 68;
+	}
+	if (!link_source)
+		return 0;
+	if (from_client) /* ff02::1:2, RFC 8415 section 7.1 */
+		return sport == 546 && dport == 547 && v->dst[0] == bpf_htonl(0xff020000) && v->dst[1] == 0 &&
+		       v->dst[2] == 0 && v->dst[3] == bpf_htonl(0x00010002);
+	return sport == 547 && dport == 546 && is_link_local(v);
+}
+
+/* Whether a packet is what it says, as far as its outer header goes. What may hold another packet, or hides what it is,
+ * may be a pod's: while nobody judges, closed means closed. */
+static __always_inline int is_plain(const struct view *v)
+{
+	__u16 sport = bpf_ntohs(v->sport), dport = bpf_ntohs(v->dport);
+
+	switch (v->protocol) {
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+	case IPPROTO_IGMP:
+	case IPPROTO_TCP:
+	case IPPROTO_SCTP:
+	case 89:	/* OSPF */
+	case 103:	/* PIM */
+	case 112:	/* VRRP */
+		return 1;
+	case IPPROTO_UDP:
+		break;
+	default:
+		return 0;
+	}
+	if (v->later || !v->ports)
+		return 0; /* its ports are in another packet */
+	switch (dport) {
+	case 1701:	/* L2TP */
+	case 4500:	/* IPsec */
+	case 4789:	/* VXLAN */
+	case 4790:	/* VXLAN-GPE */
+	case 6081:	/* Geneve */
+	case 6635:	/* MPLS */
+	case 8472:	/* VXLAN, as Linux has it */
+	case 51820:	/* WireGuard */
+	case 51821:
+		return 0;
+	}
+	return sport != 1701 && sport != 4500 && sport != 51820 && sport != 51821;
 }
 
 static __always_inline int is_local(const struct view *v)
@@ -360,8 +455,13 @@ static __always_inline int fail(const struct rw_config *config, const struct vie
 			count(RW_FAIL_MALFORMED);
 			return XDP_DROP;
 		}
+		/* A wire carries nothing that is not understood, but ARP: without it nothing of the rest is. */
+		if (v->kind == KIND_OTHER && config->role == RW_WIRE) {
+			count(RW_FAIL_DROPPED);
+			return XDP_DROP;
+		}
 		/* What comes from a pod is pod traffic, whatever source it claims. */
-		if (config->role == RW_POD || touches_pod(v)) {
+		if (config->role == RW_POD || touches_pod(v) || (is_ip(v) && !is_plain(v))) {
 			if (!is_failsafe(v, config->failsafe_count)) {
 				count(RW_FAIL_DROPPED);
 				return XDP_DROP;
@@ -423,26 +523,36 @@ int ringwall_port(struct xdp_md *ctx)
 
 	if (v.kind == KIND_ARP)
 		return to_kernel(RW_KERNEL_NEIGHBOUR);
-	if (v.kind == KIND_OTHER)
-		return to_kernel(RW_KERNEL_OTHER);
-	if (v.kind != KIND_MALFORMED) {
-		/* A pod's discovery is about its gateway. Elsewhere the kernel would route it, where it routes at all. */
-		if (is_discovery(&v) &&
-		    (config->role != RW_POD || is_multicast(&v) || is_link_local(&v) || is_local(&v)))
-			return to_kernel(RW_KERNEL_NEIGHBOUR);
-		if (is_multicast(&v)) {
-			int mld = v.kind == KIND_IP6 && v.protocol == IPPROTO_ICMPV6 &&
-				  ((v.icmp_type >= 130 && v.icmp_type <= 132) || v.icmp_type == 143);
-
-			return to_kernel(mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
+	if (config->role == RW_POD) {
+		/* Whatever is not about the link itself is judged, to the host and to groups too, whatever source it claims:
+		 * the host's services listen there. */
+		if (v.kind == KIND_OTHER) {
+			count(RW_KERNEL_REFUSED);
+			return XDP_DROP;
 		}
-		/* All other IP of a pod is judged, to the host too, whatever source it claims. */
-		if (config->role != RW_POD) {
+		if (is_ip(&v) && (asks_on_link(&v) || is_dhcp(&v, 1)))
+			return to_kernel(RW_KERNEL_NEIGHBOUR);
+	} else if (v.kind == KIND_OTHER) {
+		return to_kernel(RW_KERNEL_OTHER);
+	} else if (v.kind != KIND_MALFORMED) {
+		if (is_redirect(&v) && (is_local(&v) || is_multicast(&v) || is_link_local(&v))) {
+			count(RW_KERNEL_REFUSED);
+			return XDP_DROP;
+		}
+		if (is_discovery(&v))
+			return to_kernel(RW_KERNEL_NEIGHBOUR);
+		if (!from_pod(&v)) {
+			if (is_multicast(&v)) {
+				int mld = v.kind == KIND_IP6 && v.protocol == IPPROTO_ICMPV6 &&
+					  ((v.icmp_type >= 130 && v.icmp_type <= 132) || v.icmp_type == 143);
+
+				return to_kernel(mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
+			}
 			if (is_link_local(&v))
 				return to_kernel(RW_KERNEL_LINK_LOCAL);
-			if (v.group && !from_pod(&v)) /* directed broadcast */
+			if (v.group) /* directed broadcast */
 				return to_kernel(RW_KERNEL_MULTICAST);
-			if (is_local(&v) && !from_pod(&v))
+			if (is_local(&v))
 				return to_kernel(RW_KERNEL_LOCAL);
 		}
 	}
@@ -479,8 +589,10 @@ static __always_inline void parse_skb(struct __sk_buff *skb, struct view *v)
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 			return;
 		view_ip4(v, &ip);
-		if (ip.fragment & bpf_htons(0x1fff))
+		if (ip.fragment & bpf_htons(0x1fff)) {
+			v->later = 1;
 			return;
+		}
 		offset += (ip.version_ihl & 0xf) * 4;
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
 		struct ip6 ip;
@@ -519,13 +631,25 @@ int ringwall_guard(struct __sk_buff *skb)
 		count(RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}
-	if (!touches_pod(&v) || is_discovery(&v) || is_link_local(&v))
+	if (config->role == RW_POD) {
+		/* Whatever the kernel sends here is to a pod, by any address. */
+		if (v.kind == KIND_ARP || (is_ip(&v) && (is_discovery(&v) || is_dhcp(&v, 0))))
+			return TC_ACT_OK;
+	} else if (!touches_pod(&v) || is_discovery(&v)) {
 		return TC_ACT_OK;
+	}
 	/* Queue 0 stands for the port: the dataplane fills and loses all slots together. */
 	if (!bpf_map_lookup_elem(&xsks, &zero) &&
-	    (config->flags & RW_FAIL_OPEN || is_failsafe(&v, config->failsafe_count))) {
+	    (config->flags & RW_FAIL_OPEN || (is_ip(&v) && is_failsafe(&v, config->failsafe_count)))) {
 		count(RW_GUARD_FAIL_OPEN);
 		return TC_ACT_OK;
+	}
+	/* What the kernel forwards came in unjudged, or was judged for another destination or source: its forwarding is off
+	 * on ringwall's ports, and this holds where somebody turns it on. The host port has no way for groups or for
+	 * addresses of the link. */
+	if (skb->ingress_ifindex || !is_ip(&v) || is_multicast(&v) || is_link_local(&v)) {
+		count(RW_GUARD_DROPPED);
+		return TC_ACT_SHOT;
 	}
 	if (!(config->flags & RW_GUARD_REDIRECT)) {
 		count(RW_GUARD_DROPPED);

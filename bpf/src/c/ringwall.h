@@ -21,7 +21,8 @@ enum rw_counter {
 	RW_GUARD_DROPPED = 13,
 	RW_GUARD_FAIL_OPEN = 14,
 	RW_REDIRECT_FAILED = 15,
-	RW_COUNTERS = 16,
+	RW_KERNEL_REFUSED = 16,
+	RW_COUNTERS = 17,
 };
 
 enum rw_role {
@@ -39,7 +40,7 @@ enum rw_role {
 
 #define RW_MAX_QUEUES 256
 #define RW_MAX_LOCAL 4096
-#define RW_MAX_PREFIXES 16384
+#define RW_MAX_PREFIXES 131072
 #define RW_MAX_FAILSAFE 32
 
 /* The only element of `port_config`. Host byte order. */

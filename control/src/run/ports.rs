@@ -384,8 +384,12 @@ pub const FAIL_MODE: [Counter; 5] = [
     Counter::FailPassed,
     Counter::FailSafe,
 ];
-/// Counters of what the egress guard stopped or redirected.
-pub const GUARDED: [Counter; 2] = [Counter::GuardRedirected, Counter::GuardDropped];
+/// Counters of what the egress guard stopped or redirected, and of what was kept from the kernel.
+pub const GUARDED: [Counter; 3] = [
+    Counter::GuardRedirected,
+    Counter::GuardDropped,
+    Counter::KernelRefused,
+];
 
 /// What a port's programs are told.
 pub fn spec(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet]) -> anyhow::Result<PortSpec> {
