@@ -22,6 +22,7 @@ mod program_tests;
 
 pub use counters::{Counter, Counters};
 pub use error::BpfError;
+pub use maps::MAX_PREFIXES;
 pub use port::{
     AttachMode, AttachedPort, DETACH_HINT, DeviceXdp, EgressGuard, FailMode, Failsafe, PortRole, PortSpec,
     XdpMode, attach, detach, ensure_bpffs, inspect, needs_bpffs, unmount_empty,

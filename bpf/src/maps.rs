@@ -28,7 +28,8 @@ pub(crate) const MAPS: [&str; 9] = [
 
 pub(crate) const MAX_QUEUES: usize = 256;
 pub(crate) const MAX_LOCAL: usize = 4096;
-pub(crate) const MAX_PREFIXES: usize = 131_072;
+/// Most prefixes of pods that the programs of a port hold, both families together.
+pub const MAX_PREFIXES: usize = 131_072;
 pub(crate) const MAX_FAILSAFE: usize = 32;
 
 pub(crate) const FLAG_FAIL_OPEN: u32 = 1;

@@ -46,6 +46,7 @@ use super::{
     netlink::Netlink,
     numbers::Numbers,
     plan::{Plan, PlannedPort},
+    pods::PodNetworks,
     ports,
     publication::{Publication, locked, serve},
     work::{self, Sleepers},
@@ -285,26 +286,25 @@ impl Running {
             plane,
             publication: Arc::clone(&publication),
             stats,
-            pods: config.cluster.pod_cidrs.clone(),
+            pods: Mutex::new(PodNetworks::new(config.cluster.pod_cidrs.clone())),
             umem: config.umem,
             stop: AtomicBool::new(false),
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
             numbers: Mutex::new(Numbers::new(plan.ports.len(), port_limit)),
             changes: Mutex::new(changes),
+            meddled: Mutex::default(),
             partial: Mutex::default(),
             started,
         });
         let mut follower = Follower::new(Arc::clone(&machine))?;
         follower.publish();
+        machine.learn_pods(); // from the last snapshot, where there is one
         done(started, "snapshot and routes");
 
+        let pods = locked(&machine.pods).known.clone();
         // From here on the machine's ports change; what fails takes back what was not there before.
-        *locked(&machine.live) = ports::attach_all(
-            &plan,
-            follower.local(),
-            &machine.pods,
-            &mut locked(&machine.changes),
-        )?;
+        *locked(&machine.live) =
+            ports::attach_all(&plan, follower.local(), &pods, &mut locked(&machine.changes))?;
         done(started, "programs attached");
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let opened = sockets
@@ -346,6 +346,10 @@ impl Running {
             let publication = Arc::clone(&publication);
             lasting(&essential, "rw-disk", move || publication.keep_on_disk())?
         };
+        {
+            let machine = Arc::clone(&machine);
+            lasting(&essential, "rw-pods", move || machine.follow_pods())?;
+        }
         lasting(&essential, "rw-netlink", move || follower.run())?;
         let socket = plan.runtime_dir.join(DATAPLANE_SOCKET);
         let reporter = Arc::clone(&machine);

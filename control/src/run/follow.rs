@@ -26,6 +26,8 @@ const RESOLVE_POLL: Duration = Duration::from_millis(2);
 /// link's change makes possible is opened at that change.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(30);
+/// How often settings are read of whose changes the kernel says nothing (redirects, proxy ARP).
+const SETTINGS_POLL: Duration = Duration::from_secs(2);
 /// Neighbours that are resolved because traffic asked for them, at most. The oldest goes for a new one, so that a scan
 /// of an on-link network cannot fill the kernel's table.
 const ASKED_LIMIT: usize = 1024;
@@ -43,6 +45,8 @@ pub struct Follower {
     local: Vec<IpAddr>,
     /// When ports that could not be opened are tried again, and how long it waited for that.
     retry: (Instant, Duration),
+    /// When settings are read again, even where the kernel says nothing.
+    settings_due: Instant,
 }
 
 impl Follower {
@@ -58,6 +62,7 @@ impl Follower {
             asked: VecDeque::new(),
             local: Vec::new(),
             retry: (Instant::now() + RETRY_FIRST, RETRY_FIRST),
+            settings_due: Instant::now() + SETTINGS_POLL,
         };
         follower.read_all()?;
         Ok(follower)
@@ -177,6 +182,10 @@ impl Follower {
     pub fn run(mut self) {
         while !self.machine.stop.load(Ordering::Relaxed) {
             self.retry_ports();
+            if self.changes.settings_changed() || self.settings_due <= Instant::now() {
+                self.machine.keep_settings(&self.view);
+                self.settings_due = Instant::now() + SETTINGS_POLL;
+            }
             if let Err(error) = self.turn() {
                 tracing::error!(%error, "the kernel's routes cannot be followed; trying again");
                 std::thread::sleep(Duration::from_secs(1));

@@ -3,7 +3,7 @@
 //! Locks are taken in the order of the fields, and never on a worker.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::AsFd,
     sync::{
@@ -14,7 +14,6 @@ use std::{
 };
 
 use anyhow::Context;
-use ipnet::IpNet;
 use ringwall_bpf::XdpMode;
 use ringwall_config::Umem;
 use ringwall_dataplane::{
@@ -23,7 +22,7 @@ use ringwall_dataplane::{
     stats::StatsReader,
     verdict::DropReason,
 };
-use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device};
+use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device, preflight::Repair};
 
 use crate::protocol::{DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, WorkerStatus};
 
@@ -33,6 +32,7 @@ use super::{
     netlink::Netlink,
     numbers::{Numbers, REST},
     plan::{Plan, PlannedPort},
+    pods::PodNetworks,
     ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL, Traffic},
     publication::{Publication, locked},
 };
@@ -40,6 +40,8 @@ use super::{
 /// Frames kept ready in the fill ring of a pod's queue, and of any other.
 const POD_FRAMES: u32 = 512;
 const OTHER_FRAMES: u32 = 2048;
+/// How long it is an alarm that somebody changed settings.
+const MEDDLED_FOR: Duration = Duration::from_secs(900);
 /// How long a pod's port that is gone keeps its number and its place in the status: an interface that is made anew under its
 /// name is the port it was.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
@@ -68,8 +70,8 @@ pub struct Machine {
     pub publication: Arc<Publication>,
     /// The workers' numbers.
     pub stats: StatsReader,
-    /// Where pods live.
-    pub pods: Vec<IpNet>,
+    /// Where pods live: as configured, and as the newest snapshot says.
+    pub pods: Mutex<PodNetworks>,
     /// Sizes of packet memory.
     pub umem: Umem,
     /// Told to end.
@@ -80,6 +82,8 @@ pub struct Machine {
     pub numbers: Mutex<Numbers>,
     /// What was changed on the machine.
     pub changes: Mutex<Changes>,
+    /// Settings that somebody changed and that were put back, and when last.
+    pub meddled: Mutex<Option<(Instant, String)>>,
     /// By interface: whether its packets may carry partial checksums.
     pub partial: Mutex<BTreeMap<String, bool>>,
     /// When the process began.
@@ -177,6 +181,48 @@ impl Machine {
         locked(&self.live)
             .iter()
             .any(|port| !port.open && view.link_named(&port.planned.name).is_some())
+    }
+
+    /// Puts back settings of the ports that somebody changed. Meanwhile the programs let nothing past.
+    pub fn keep_settings(&self, view: &View) {
+        let mut plan = locked(&self.plan).clone();
+        plan.ports.retain(|port| view.link_named(&port.name).is_some());
+        if plan
+            .host
+            .as_ref()
+            .is_some_and(|host| view.link_named(&host.outer).is_none())
+        {
+            plan.host = None;
+        }
+        let found = match plan.findings() {
+            Ok(found) => found,
+            Err(error) => return tracing::debug!(%error, "settings"),
+        };
+        // VLAN offloads and what is of ports that are not open yet is not meddling, and is looked after elsewhere.
+        let open: BTreeSet<String> = locked(&self.live)
+            .iter()
+            .filter(|port| port.open)
+            .map(|port| port.planned.name.clone())
+            .collect();
+        let meddled: Vec<String> = found
+            .repairs
+            .iter()
+            .filter(|(name, repair, _)| matches!(repair, Repair::Setting { .. }) && open.contains(name))
+            .map(|(_, _, text)| text.split(": ").next().unwrap_or(text).to_owned())
+            .collect();
+        let (Some(first), count) = (meddled.first(), meddled.len()) else {
+            return;
+        };
+        let mut said = format!("somebody changed settings that ringwall depends on: {first}");
+        if count > 1 {
+            said = format!("{said} and {} more", count - 1);
+        }
+        said = match ports::put_in_order(&plan, &mut locked(&self.changes)) {
+            Ok(_) => format!("{said}; put back"),
+            Err(error) => format!("{said}; cannot be put back: {error:#}"),
+        };
+        tracing::warn!("{said}");
+        *locked(&self.meddled) = Some((Instant::now(), said));
     }
 
     /// Forgets changes of interfaces that are no more.
@@ -388,7 +434,8 @@ impl Machine {
             tracing::debug!("not in order: {error:#}");
         }
         let port = one.ports.first().context("no port")?;
-        ports::attach(plan, port, local, &self.pods)
+        let pods = locked(&self.pods).known.clone();
+        ports::attach(plan, port, local, &pods)
     }
 
     fn open_sockets(&self, port: &PlannedPort, one: &Plan) -> anyhow::Result<()> {
@@ -427,6 +474,13 @@ impl Machine {
             locked(&self.refused)
                 .iter()
                 .map(|(name, refused)| format!("port {name}: {}", refused.problem)),
+        );
+        alarms.extend(locked(&self.pods).problem.clone());
+        alarms.extend(
+            locked(&self.meddled)
+                .as_ref()
+                .filter(|(when, _)| when.elapsed() < MEDDLED_FOR)
+                .map(|(_, said)| said.clone()),
         );
         let mut ports = Vec::new();
         let mut to_kernel = 0;

@@ -6,6 +6,7 @@ use std::{
     io,
     net::IpAddr,
     os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -550,13 +551,17 @@ pub enum Change {
     Overrun,
 }
 
-/// The kernel's stream of changes of links, addresses, routes and neighbours.
+/// The kernel's stream of changes of links, addresses, routes, neighbours and interfaces' settings.
 pub struct Changes {
     socket: Socket,
+    /// A setting changed since [`Self::settings_changed`] was asked.
+    settings: AtomicBool,
 }
 
-/// Groups of rtnetlink: link, neigh, IPv4 and IPv6 addresses and routes.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Groups of rtnetlink: link, neigh, IPv4 and IPv6 addresses and routes, settings of both.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// `RTM_NEWNETCONF`: some settings of an interface changed (forwarding and a few others).
+const NEW_SETTINGS: u16 = 80;
 /// Room for a few thousand changes between two reads.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -573,7 +578,16 @@ impl Changes {
                 .map_err(|error| NetlinkError::Socket(error.into()))?;
         }
         socket.set_non_blocking(true).map_err(NetlinkError::Socket)?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            settings: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether settings of interfaces changed since this was asked last. Which ones is not said, and of some the kernel
+    /// says nothing.
+    pub fn settings_changed(&self) -> bool {
+        self.settings.swap(false, Ordering::Relaxed)
     }
 
     /// Waits up to `timeout` and takes what is there; an empty list when the time is up.
@@ -585,6 +599,10 @@ impl Changes {
         loop {
             match self.socket.recv_from_full() {
                 Ok((bytes, _)) => {
+                    if bytes.get(4..6) == Some(&NEW_SETTINGS.to_ne_bytes()) {
+                        self.settings.store(true, Ordering::Relaxed);
+                        continue;
+                    }
                     found.extend(messages(&bytes).into_iter().filter_map(|m| match m.payload {
                         NetlinkPayload::InnerMessage(inner) => Some(inner),
                         _ => None,

@@ -8,6 +8,7 @@ mod bucket;
 mod build;
 mod image;
 mod layout;
+mod pods;
 mod snapshot;
 mod table;
 #[cfg(test)]

@@ -265,7 +265,7 @@ impl Snapshot {
 
     /// Index of the identity of the range that an address lies in.
     #[inline]
-    fn range(&self, addr: Addr) -> u32 {
+    pub(super) fn range(&self, addr: Addr) -> u32 {
         let tables = &self.image.parts.tables;
         match addr.to_v4() {
             Some(key) => walk(&tables.trie_v4, &key.to_be_bytes()),
@@ -616,7 +616,7 @@ impl Snapshot {
 
 /// The identity that a record holds.
 #[inline]
-fn identity_of(record: Option<&IdentityRecord>) -> &Identity {
+pub(super) fn identity_of(record: Option<&IdentityRecord>) -> &Identity {
     record.and_then(as_identity).unwrap_or(&NOBODY)
 }
 
