@@ -343,6 +343,33 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<(u3
     Ok((options.retval, output))
 }
 
+/// As [`test_run`], for a tc program and a packet that the kernel forwards: it came in by an interface.
+#[cfg(test)]
+pub(crate) fn test_run_forwarded(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    ingress_ifindex: u32,
+) -> io::Result<u32> {
+    let mut output = vec![0; packet.len() + 256];
+    // The first words of `struct __sk_buff`; `ingress_ifindex` is the tenth.
+    let mut context = [0u32; 11];
+    context[9] = ingress_ifindex;
+    let mut options = sys::bpf_test_run_opts {
+        sz: mem::size_of::<sys::bpf_test_run_opts>() as _,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: packet.len() as u32,
+        data_out: output.as_mut_ptr().cast(),
+        data_size_out: output.len() as u32,
+        ctx_in: context.as_mut_ptr().cast(),
+        ctx_size_in: mem::size_of_val(&context) as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: buffers and context are as long as the sizes beside them say and outlive the call.
+    check(unsafe { sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })?;
+    Ok(options.retval)
+}
+
 /// An AF_XDP socket that is bound to nothing: enough to fill a slot of an XSKMAP.
 #[cfg(test)]
 pub(crate) fn unbound_xsk() -> io::Result<OwnedFd> {

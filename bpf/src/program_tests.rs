@@ -730,6 +730,17 @@ fn the_guard_lets_the_kernel_reach_no_pod_unjudged() {
         port.expect(GUARD, "link-local", &udp6("fe80::1", "fe80::2"), TC_OK, None);
         port.expect(GUARD, "no pod", &udp4(NODE, OUTSIDE), TC_OK, None);
 
+        // What the kernel forwards to a pod, whoever turned that on: NAT may have made it look like the host's own.
+        for packet in [udp4(NODE, POD_A), udp6("2001:db8::1", "fd00:111::2")] {
+            let guard = port.loaded.programs[GUARD].as_fd();
+            assert_eq!(kernel::test_run_forwarded(guard, &packet, 7).unwrap(), TC_SHOT);
+            assert_eq!(
+                kernel::test_run_forwarded(guard, &packet, 0).unwrap(),
+                TC_REDIRECT
+            );
+        }
+        port.seen = port.loaded.maps.counters().unwrap();
+
         // On a pod's port, every address is a pod's.
         port.config.role = POD;
         port.loaded.maps.set_config(port.config).unwrap();

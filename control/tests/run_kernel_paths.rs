@@ -73,6 +73,21 @@ fn link_local(namespace: &Namespace, interface: &str) -> String {
     address.unwrap().split('/').next().unwrap().to_owned()
 }
 
+/// Addresses of the link come when they have been asked about.
+fn wait_for_link_local(bed: &Bed, interfaces: &[(&Namespace, &str)]) {
+    bed.wait_for("link-local addresses", |_| {
+        interfaces.iter().all(|(namespace, interface)| {
+            let output = namespace
+                .command("ip")
+                .args(["-6", "addr", "show", interface])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.contains("fe80::") && !text.contains("tentative")
+        })
+    });
+}
+
 /// Says a word on each way and answers which ones arrive at one of the ears.
 fn open_ways(from: &Namespace, ways: &[String], ears: &[&Ear]) -> Vec<String> {
     for ear in ears {
@@ -121,16 +136,7 @@ fn a_pod_reaches_the_gateways_services_neither_by_groups_nor_by_broadcast_dead_o
     );
     let ears = [&v4, &v6];
     let eth0 = index(&bed.a, "eth0");
-    bed.wait_for("link-local address", |bed| {
-        let output = bed
-            .a
-            .command("ip")
-            .args(["-6", "addr", "show", "eth0"])
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.contains("fe80::") && !text.contains("tentative")
-    });
+    wait_for_link_local(&bed, &[(&bed.a, "eth0"), (&bed.gateway, "pod-a")]);
     let gateway = link_local(&bed.gateway, "pod-a");
     let ways = [
         "255.255.255.255:7100".to_owned(),
@@ -161,19 +167,7 @@ fn the_host_reaches_an_isolated_pod_neither_by_its_link_local_address_nor_by_gro
     sh(&format!(
         "ip -n {gw} route add 255.255.255.255/32 dev pod-b; ip -n {gw} route add 224.0.0.1/32 dev pod-b"
     ));
-    bed.wait_for("link-local addresses", |bed| {
-        [(&bed.b, "eth0"), (&bed.gateway, "pod-b")]
-            .iter()
-            .all(|(namespace, interface)| {
-                let output = namespace
-                    .command("ip")
-                    .args(["-6", "addr", "show", interface])
-                    .output()
-                    .unwrap();
-                let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                text.contains("fe80::") && !text.contains("tentative")
-            })
-    });
+    wait_for_link_local(&bed, &[(&bed.b, "eth0"), (&bed.gateway, "pod-b")]);
     let (v4, v6) = (Ear::new(&bed.b, "0.0.0.0:7100"), Ear::new(&bed.b, "[::]:7101"));
     let ears = [&v4, &v6];
     let port = index(&bed.gateway, "pod-b");
