@@ -346,11 +346,6 @@ impl Running {
             let publication = Arc::clone(&publication);
             lasting(&essential, "rw-disk", move || publication.keep_on_disk())?
         };
-        {
-            let machine = Arc::clone(&machine);
-            lasting(&essential, "rw-pods", move || machine.follow_pods())?;
-        }
-        lasting(&essential, "rw-netlink", move || follower.run())?;
         let socket = plan.runtime_dir.join(DATAPLANE_SOCKET);
         let reporter = Arc::clone(&machine);
         let flows = LiveFlows::new(Arc::clone(&machine));
@@ -363,6 +358,12 @@ impl Running {
             Arc::new(move |filter, cursor| flows.page(filter, cursor)),
             &essential,
         )?;
+        // The last: these keep the machine as it has to be, and a start that fails takes it back.
+        {
+            let machine = Arc::clone(&machine);
+            lasting(&essential, "rw-pods", move || machine.follow_pods())?;
+        }
+        lasting(&essential, "rw-netlink", move || follower.run())?;
         Ok(Self {
             machine,
             stop_workers,
