@@ -691,6 +691,17 @@ impl Write for Log {
 }
 
 impl Log {
+    /// Takes what is logged on this thread, and on those that are given its log.
+    fn begin(&self) -> tracing::subscriber::DefaultGuard {
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(crate::log::DEFAULT)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
     async fn line(&self, words: &str) -> String {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -707,13 +718,7 @@ impl Log {
 #[tokio::test]
 async fn the_log_has_a_line_for_each_generation() {
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(crate::log::DEFAULT)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _default = tracing::subscriber::set_default(subscriber);
+    let _default = log.begin();
     let bed = Bed::new();
     bed.write("one", &addressed("one", "10.0.0.1"));
     let control = bed.control().await;
@@ -766,6 +771,65 @@ async fn the_log_has_a_line_for_each_generation() {
     assert!(
         line.contains("four.yaml") && line.contains("three.yaml"),
         "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_policy_that_becomes_invalid_stays_and_is_told_of() {
+    let log = Log::default();
+    let _default = log.begin();
+    let bed = Bed::new();
+    bed.write("one", &addressed("one", "10.0.0.1"));
+    bed.write(
+        "allow",
+        &DENY
+            .replace("deny", "allow")
+            .replace("[Ingress]", "[Ingress], ingress: [{}]"),
+    );
+    let control = bed.control().await;
+    control.ready().await;
+    assert_eq!(passes(&bed.dataplane, "192.0.2.1", "10.0.0.1"), Some(true));
+
+    let misspelt = DENY.replace("deny", "allow").replace("podSelector", "podSelctor");
+    bed.write("allow", &misspelt);
+    let status = control
+        .status_where("alarm", |status| {
+            !status.control.as_ref().unwrap().alarms.is_empty()
+        })
+        .await
+        .control
+        .unwrap();
+    let words = [
+        "last good version stays in force",
+        "allow.yaml:",
+        "a/allow",
+        "podSelctor",
+    ];
+    for words in words {
+        assert!(status.alarms[0].contains(words), "{words}: {:?}", status.alarms);
+    }
+    assert!(
+        status.problems.iter().any(|it| it.object == "a/allow"),
+        "{:?}",
+        status.problems
+    );
+    let line = log.line("WARN").await;
+    assert!(
+        line.contains("last good version stays in force") && line.contains("podSelctor"),
+        "{line}"
+    );
+    // Nothing else happens: another event goes its way, and the policy holds.
+    bed.write("two", &addressed("two", "10.0.0.2"));
+    until_passes(&bed.dataplane, "192.0.2.1", "10.0.0.2", true).await;
+    assert_eq!(passes(&bed.dataplane, "192.0.2.1", "10.0.0.1"), Some(true));
+
+    bed.write("allow", &misspelt.replace("podSelctor", "podSelector"));
+    until_passes(&bed.dataplane, "192.0.2.1", "10.0.0.1", false).await;
+    let status = control.ready().await.control.unwrap();
+    assert!(
+        status.alarms.is_empty() && status.problems.is_empty(),
+        "{:?}",
+        status.alarms
     );
 }
 

@@ -81,6 +81,8 @@ pub(super) enum Condition {
     WentBack,
     /// A full list was not what the watch had said.
     Differences,
+    /// What a folder says cannot be used; what it said before stays.
+    Invalid,
 }
 
 /// What is wrong since when.

@@ -2,7 +2,8 @@
 //!
 //! `.yaml`, `.yml` and `.json`, read recursively in order of their paths. Names that begin with a dot are passed over;
 //! links are followed, so a mounted ConfigMap (names linked to `..data/...`) is read once. A file is taken whole or not
-//! at all: one that does not parse keeps its last good objects, and without any the folder is refused.
+//! at all: one that does not parse keeps its last good objects, and without any the folder is refused. A policy that becomes
+//! invalid keeps its last good version; one that never was valid isolates its pods.
 
 mod reader;
 mod watch;
@@ -61,6 +62,8 @@ pub struct Problem {
     pub path: Option<String>,
     /// What is wrong and what to do.
     pub message: String,
+    /// Whether what the folder said before stays in force instead.
+    pub kept: bool,
 }
 
 /// A folder that was read whole.
@@ -76,6 +79,13 @@ pub struct Loaded {
     pub changed: Vec<PathBuf>,
     /// When the first change that it holds was noticed.
     pub began: std::time::Instant,
+}
+
+impl Loaded {
+    /// What is wrong with what stays as it was.
+    pub fn kept(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().filter(|problem| problem.kept)
+    }
 }
 
 /// Why a folder cannot be used.

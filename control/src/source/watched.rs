@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    feed::{Accept, Feed, Health, SourceState},
+    feed::{Accept, Condition, Feed, Health, SourceState},
     folder::{FolderError, FolderWatch, Loaded, Problem, Update, WatchOptions},
 };
 use crate::{cluster::Settings, protocol::ObjectProblem};
@@ -35,15 +35,21 @@ pub fn start(
         Vec::new(),
     ));
     let (states, received) = watch::channel(None);
-    let reader = Reader {
+    let mut reader = Reader {
         states,
         health: Arc::clone(&health),
+        kept: Vec::new(),
     };
     let acceptor = folder_watch.acceptor();
+    // That of whoever starts it.
+    let log = tracing::dispatcher::get_default(Clone::clone);
     reader.hand_on(loaded);
     std::thread::Builder::new()
         .name("rw-folder".to_owned())
-        .spawn(move || reader.run(&folder_watch))
+        .spawn(move || {
+            let _log = tracing::dispatcher::set_default(&log);
+            reader.run(&folder_watch);
+        })
         .map_err(|error| FolderError::Unwatchable {
             path: folder.to_owned(),
             reason: error.to_string(),
@@ -59,10 +65,31 @@ pub fn start(
 struct Reader {
     states: watch::Sender<Option<Arc<SourceState>>>,
     health: Arc<Health>,
+    /// What is wrong with what stays as it was.
+    kept: Vec<String>,
 }
 
 impl Reader {
-    fn run(&self, folder: &FolderWatch) {
+    /// Says what stays though the folder says something else that cannot be used.
+    fn tell_kept<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
+        let kept: Vec<String> = problems.map(Problem::to_string).collect();
+        for problem in kept.iter().filter(|problem| !self.kept.contains(problem)) {
+            tracing::warn!("not used, the last good version stays in force: {problem}");
+        }
+        if kept.is_empty() && !self.kept.is_empty() {
+            tracing::info!("all of the folder can be used again");
+        }
+        self.kept = kept;
+        let alarm = self.kept.first().map(|first| match self.kept.len() {
+            1 => format!("not used, the last good version stays in force: {first}"),
+            many => format!(
+                "{many} faults in the folder; the last good versions stay in force; the first: {first}"
+            ),
+        });
+        self.health.condition(Condition::Invalid, Duration::ZERO, alarm);
+    }
+
+    fn run(mut self, folder: &FolderWatch) {
         while !self.states.is_closed() {
             match folder.updates().recv_timeout(LOOK) {
                 Ok(Update::State(loaded)) => {
@@ -79,9 +106,7 @@ impl Reader {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    tracing::error!("the folder is not watched any more");
-                    self.health
-                        .error(None, "the folder is not watched any more".to_owned());
+                    self.health.end("the folder is not watched any more".to_owned());
                     self.health.current(false);
                     return;
                 }
@@ -89,8 +114,9 @@ impl Reader {
         }
     }
 
-    fn hand_on(&self, loaded: Loaded) {
+    fn hand_on(&mut self, loaded: Loaded) {
         let began = loaded.began;
+        self.tell_kept(loaded.kept());
         let problems = loaded.problems.iter().map(describe).collect();
         self.health.current(true);
         self.health

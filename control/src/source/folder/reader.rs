@@ -9,9 +9,11 @@ use std::{
     time::SystemTime,
 };
 
+use imbl::OrdMap;
+
 use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
 use crate::{
-    cluster::{Cluster, Fault, Object, Settings},
+    cluster::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, Settings},
     source::{
         decode,
         document::{self, Document},
@@ -80,6 +82,8 @@ pub(super) struct Reader {
     /// Whether none of these and no file has a second name, so that what happens at one path is no news of another.
     plain: bool,
     looks: u64,
+    /// Policies that are in force: what one of them is replaced by has to be valid.
+    in_force: OrdMap<ObjectKey, Arc<NetworkPolicy>>,
     /// What the files said together when they were last put together.
     whole: Option<Whole>,
     /// Which files have changed since, and their objects before.
@@ -96,6 +100,7 @@ impl Reader {
             folders: HashSet::new(),
             plain: false,
             looks: 0,
+            in_force: OrdMap::new(),
             whole: None,
             before: Before::new(),
         }
@@ -114,6 +119,30 @@ impl Reader {
     pub(super) fn anew(&mut self) -> Loaded {
         self.whole = None;
         self.assemble()
+    }
+
+    /// Says which policies are in force from now on.
+    pub(super) fn in_force(&mut self, cluster: &Cluster) {
+        self.in_force = cluster.policies.clone();
+    }
+
+    /// Keeps what is in force of those that are invalid now.
+    fn keep_good(&self, items: &mut [Item]) {
+        for item in items {
+            let Object::NetworkPolicy(policy) = &item.object else {
+                continue;
+            };
+            let good = self
+                .in_force
+                .get(&policy.key)
+                .filter(|good| good.faults.is_empty());
+            if let Some(good) = good.filter(|_| !policy.faults.is_empty()) {
+                item.object = Object::NetworkPolicy(NetworkPolicy::clone(good));
+                for problem in &mut item.problems {
+                    problem.kept = problem.severity == Severity::Error;
+                }
+            }
+        }
     }
 
     /// The objects of all files as they stand there.
@@ -218,20 +247,26 @@ impl Reader {
             old => old,
         };
         Some(match read(path, &text, self.keep_documents) {
-            Ok(good) => FileState {
-                stamp,
-                text,
-                good: Arc::new(good),
-                broken: None,
-                since: self.looks,
-            },
+            Ok(mut good) => {
+                self.keep_good(&mut good);
+                FileState {
+                    stamp,
+                    text,
+                    good: Arc::new(good),
+                    broken: None,
+                    since: self.looks,
+                }
+            }
             Err(problem) => {
                 let (good, since) = old.map(|old| (old.good, old.since)).unwrap_or_default();
                 FileState {
                     stamp,
                     text,
                     good,
-                    broken: Some(*problem),
+                    broken: Some(Problem {
+                        kept: true,
+                        ..*problem
+                    }),
                     since,
                 }
             }
@@ -253,7 +288,10 @@ impl Reader {
             modified: None,
             identity: (0, 0),
         };
-        let broken = Some(problem(path, None, None, None, message));
+        let broken = Some(Problem {
+            kept: true,
+            ..problem(path, None, None, None, message)
+        });
         Some(FileState {
             stamp,
             text: Vec::new(),
@@ -319,6 +357,7 @@ pub(super) fn problem(
         object: object.map(str::to_owned),
         path: path.map(str::to_owned),
         message,
+        kept: false,
     }
 }
 

@@ -291,6 +291,74 @@ fn changes_are_taken_up_live() {
     assert!(last.problems.is_empty(), "{:?}", last.problems);
 }
 
+/// A policy that isolates egress, and one as it is after a slip of the pen.
+fn egress(name: &str) -> String {
+    policy(name) + "  policyTypes: [Egress]\n"
+}
+
+fn misspelt(name: &str) -> String {
+    egress(name).replace("podSelector", "podSelctor")
+}
+
+fn only_policy(loaded: &Loaded) -> &crate::cluster::NetworkPolicy {
+    assert_eq!(loaded.cluster.policies.len(), 1);
+    loaded.cluster.policies.values().next().unwrap()
+}
+
+#[test]
+fn a_policy_that_becomes_invalid_keeps_its_last_good_version() {
+    let dir = folder(&[("p.yaml", &egress("p"))]);
+    let (first, watch) = watch(&dir);
+    let good = only_policy(&first).clone();
+    assert!(good.faults.is_empty() && first.kept().next().is_none());
+
+    // Whatever is wrong with it, and wherever it is now.
+    for (file, text) in [
+        ("p.yaml", misspelt("p")),
+        ("p.yaml", misspelt("p") + "  more: 1\n"),
+        ("q.yaml", misspelt("p")),
+    ] {
+        if file == "q.yaml" {
+            fs::rename(dir.path().join("p.yaml"), dir.path().join("q.yaml")).unwrap();
+        }
+        write(dir.path(), file, &text);
+        let kept = until(&watch, |loaded| {
+            let all = told(dir.path(), &loaded.problems);
+            !all.is_empty() && all.iter().all(|problem| problem.starts_with(file))
+        });
+        assert_eq!(*only_policy(&kept), good, "{file}: {text}");
+        let problems: Vec<String> = kept.kept().map(ToString::to_string).collect();
+        assert!(problems[0].contains("podSelctor"), "{problems:?}");
+    }
+
+    // What is valid again counts, and what is gone is gone.
+    write(dir.path(), "q.yaml", &policy("p"));
+    let mended = until(&watch, |loaded| loaded.problems.is_empty());
+    assert_ne!(*only_policy(&mended), good);
+    write(dir.path(), "r.yaml", &policy("r"));
+    until(&watch, |loaded| names(loaded) == ["p", "r"]);
+    fs::remove_file(dir.path().join("q.yaml")).unwrap();
+    until(&watch, |loaded| names(loaded) == ["r"]);
+
+    // One that never was valid isolates.
+    write(dir.path(), "s.yaml", &misspelt("s"));
+    let new = until(&watch, |loaded| names(loaded) == ["r", "s"]);
+    let invalid = new.cluster.policies.values().last().unwrap();
+    assert!(!invalid.faults.is_empty() && new.kept().next().is_none());
+}
+
+#[test]
+fn at_a_cold_start_an_invalid_policy_isolates() {
+    let dir = folder(&[("p.yaml", &misspelt("p"))]);
+    let (first, watch) = watch(&dir);
+    assert!(!only_policy(&first).faults.is_empty());
+    assert!(first.kept().next().is_none());
+    // Still: nothing good is in force.
+    write(dir.path(), "p.yaml", &(misspelt("p") + "  more: 1\n"));
+    let later = until(&watch, |loaded| loaded.problems.len() > first.problems.len());
+    assert!(!only_policy(&later).faults.is_empty());
+}
+
 #[test]
 fn a_broken_file_keeps_its_last_good_objects_and_the_others_live() {
     let dir = folder(&[("p.yaml", &policy("p")), ("q.yaml", &policy("q"))]);

@@ -129,6 +129,7 @@ impl FolderWatch {
         let mut reader = Reader::new(dir, &settings);
         reader.refresh(&Changed::All)?;
         let loaded = reader.assemble();
+        reader.in_force(&loaded.cluster);
         let broken = reader.broken();
         if !broken.is_empty() {
             return Err(FolderError::Broken(broken));
@@ -376,6 +377,7 @@ impl Watch {
                 line: None,
                 object: None,
                 path: None,
+                kept: true,
                 message: error.to_string(),
             };
             return self.hold(
@@ -398,6 +400,7 @@ impl Watch {
         }
         self.held = None;
         self.current = loaded.cluster.clone();
+        self.reader.in_force(&self.current);
         self.problems.clone_from(&loaded.problems);
         self.out.send(Update::State(Box::new(loaded))).is_ok()
     }

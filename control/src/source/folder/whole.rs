@@ -54,6 +54,7 @@ impl Whole {
                             let message =
                                 format!("is described in {}{place} already: remove one", first.display());
                             clashes.push(Problem {
+                                kept: true,
                                 kind: ProblemKind::Duplicate,
                                 ..problem(path, item.line, Some(&item.label), None, message)
                             });
