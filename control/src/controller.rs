@@ -68,6 +68,9 @@ pub const POLICIES_FILE: &str = "policies.json";
 /// How often the loop shows that it is not stuck.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// How often the dataplane is told that what it decides by is what the source says.
+const CONFIRM: Duration = Duration::from_secs(30);
+
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -226,15 +229,11 @@ impl Options {
 pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config)?;
     let mut options = Options::new(&config);
-    if let Some(dir) = &args.manifests {
-        options.source = SourceKind::Manifests { dir: dir.clone() };
-    }
-    if let Some(file) = &args.kubeconfig {
-        options.source = SourceKind::Kubeconfig {
-            file: file.clone(),
-            context: None,
-        };
-    }
+    choose_source(
+        &mut options.source,
+        args.manifests.as_deref(),
+        args.kubeconfig.as_deref(),
+    );
     crate::log::start();
     // Watches and requests are few; compiling has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -261,6 +260,19 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
     // A compilation that still runs is of no use to anybody.
     runtime.shutdown_background();
     Ok(code)
+}
+
+/// What the command line says goes before the configuration.
+pub(crate) fn choose_source(source: &mut SourceKind, manifests: Option<&Path>, kubeconfig: Option<&Path>) {
+    if let Some(dir) = manifests {
+        *source = SourceKind::Manifests { dir: dir.to_owned() };
+    }
+    if let Some(file) = kubeconfig {
+        *source = SourceKind::Kubeconfig {
+            file: file.to_owned(),
+            context: None,
+        };
+    }
 }
 
 /// Ends the process where the loop stands still: nothing else could, as the servers of health share its thread.
@@ -401,6 +413,8 @@ pub struct Controller {
     /// Files of the source that changed since a snapshot was published last.
     files: BTreeSet<String>,
     journal: Journal,
+    /// When the dataplane was last told that what it decides by is what the source says.
+    confirmed: Instant,
     /// None unless the last state was over the budget.
     over_budget: Option<OverBudget>,
     /// Generation that was published and that a connected dataplane has not answered for. What comes meanwhile is
@@ -564,6 +578,7 @@ impl Controller {
             retry: Retry::after(options.retry),
             files: BTreeSet::new(),
             journal: Journal::new(options.gather),
+            confirmed: Instant::now(),
             over_budget: None,
             unanswered: None,
             connected: false,
@@ -598,6 +613,7 @@ impl Controller {
             self.again();
         }
         self.journal.turn();
+        self.confirm();
         self.begin_compiling();
         self.overview.beat(self.progress());
         let pause = self.pause();
@@ -636,6 +652,19 @@ impl Controller {
             .filter(|left| !left.is_zero());
         let pauses = rest.into_iter().chain(self.retry.left());
         pauses.fold(HEARTBEAT, Duration::min)
+    }
+
+    /// Tells the dataplane now and then that what it decides by is what the source says.
+    fn confirm(&mut self) {
+        if self.confirmed.elapsed() < CONFIRM || self.progress().unadopted.is_some() {
+            return;
+        }
+        let source = self.feed.health.status();
+        let current = source.stale_seconds.is_none() && source.held_back.is_none();
+        if let Some(published) = self.published.as_ref().filter(|_| current) {
+            self.publication.confirm(published.generation);
+            self.confirmed = Instant::now();
+        }
     }
 
     /// How far the newest state is.

@@ -11,6 +11,7 @@
 //! Publish{generation,..} + fd  ->                                     (the whole image, or a delta to `base`)
 //!                              <-  Accepted{generation} | Refused{generation, reason}
 //!                              <-  Adopted{generation, micros}       (once every worker has moved to it)
+//! Current{generation}          ->                                     (no answer)
 //! Status                       ->
 //!                              <-  Status{..}
 //! Flows{filter, cursor}        ->
@@ -33,7 +34,7 @@ pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, 
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 
 /// Version of the messages; both ends must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Name of the dataplane's socket in the runtime directory.
 pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
@@ -72,6 +73,11 @@ pub enum Request {
         /// The memfd holds a delta to the image of this generation; None: a whole image.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         base: Option<u64>,
+    },
+    /// The snapshot of this generation is what the source says now. No answer.
+    Current {
+        /// Its generation.
+        generation: u64,
     },
     /// Say how it is going.
     Status,

@@ -97,6 +97,7 @@ type StatusAnswer = oneshot::Sender<Result<DataplaneStatus, String>>;
 pub struct Publication {
     outgoing: watch::Sender<Option<Image>>,
     questions: mpsc::Sender<StatusAnswer>,
+    current: mpsc::Sender<u64>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -115,6 +116,7 @@ impl Publication {
     ) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (outgoing, newest) = watch::channel(None);
         let (questions, asked) = mpsc::channel(16);
+        let (current, confirmed) = mpsc::channel(1);
         // Unbounded, but a handful for each snapshot, and read by the one who makes the snapshots.
         let (events, received) = mpsc::unbounded_channel();
         let line = Line {
@@ -123,6 +125,7 @@ impl Publication {
             newest,
             held: None,
             asked,
+            confirmed,
             events,
         };
         let task = essential.task("the line to the dataplane", line.run());
@@ -130,6 +133,7 @@ impl Publication {
             Self {
                 outgoing,
                 questions,
+                current,
                 task,
             },
             received,
@@ -144,6 +148,12 @@ impl Publication {
     /// Sends nothing on connections to come until [`Self::publish`] is called again.
     pub fn withdraw(&self) {
         self.outgoing.send_replace(None);
+    }
+
+    /// Tells the dataplane that the snapshot of this generation is what the source says now.
+    pub fn confirm(&self, generation: u64) {
+        // One that waits to be sent will do.
+        let _ = self.current.try_send(generation);
     }
 
     /// For those who want to ask the dataplane.
@@ -186,6 +196,7 @@ struct Line {
     /// What the dataplane accepted last, on whichever connection.
     held: Option<Image>,
     asked: mpsc::Receiver<StatusAnswer>,
+    confirmed: mpsc::Receiver<u64>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -322,6 +333,9 @@ impl Line {
                     }
                     _ => Ok(()),
                 }
+            }
+            Some(generation) = self.confirmed.recv() => {
+                send(&session.connection, &Request::Current { generation }, None).await
             }
             Some(question) = self.asked.recv() => {
                 send(&session.connection, &Request::Status, None).await?;

@@ -12,6 +12,8 @@ use nix::{
     },
     unistd::Pid,
 };
+use ringwall::run::last_snapshot::{LastSnapshot, MadeOf};
+use ringwall_config::Config;
 use run_bed::*;
 
 /// The thread of the first worker.
@@ -53,8 +55,21 @@ fn a_worker_that_hangs_is_replaced_with_its_process() {
     assert_eq!(bed.status()["supervision"]["dataplaneRestarts"], 1);
 }
 
-/// A bed that has run with `ISOLATE_B`, whose source is an API server that does not answer from now on.
+/// A bed that has run with `ISOLATE_B`, whose source is an API server that does not answer from now on: its last snapshot
+/// is that server's.
 fn without_source() -> Bed {
+    let (bed, before) = with_another_source();
+    let config = Config::load(&bed.config_file()).unwrap();
+    let file = config.snapshot_file();
+    let last = LastSnapshot::new(file.clone(), before, None).load().unwrap();
+    let now = LastSnapshot::new(file, MadeOf::of(&config), None);
+    now.write(&last.unwrap().snapshot).unwrap();
+    bed
+}
+
+/// A bed that has run with `ISOLATE_B` of a folder, whose source is an API server that does not answer from now on, and
+/// what its last snapshot was made of.
+fn with_another_source() -> (Bed, MadeOf) {
     let mut bed = Bed::new();
     bed.manifest("np", ISOLATE_B);
     bed.start();
@@ -74,8 +89,9 @@ current-context: gone
     let folder = format!("manifests: {}/manifests", bed.dir.path().display());
     let config = bed.config();
     assert!(config.contains(&folder));
+    let before = MadeOf::of(&Config::load(&bed.config_file()).unwrap());
     bed.configure(&config.replace(&folder, &format!("kubeconfig: {}", kubeconfig.display())));
-    bed
+    (bed, before)
 }
 
 fn snapshot_of(bed: &Bed) -> Option<serde_json::Value> {
@@ -100,8 +116,43 @@ fn the_last_snapshot_decides_until_there_is_an_api_server() {
     let status = bed.status();
     assert_eq!(status["dataplane"]["snapshot"]["origin"], "disk", "{status}");
     assert_eq!(status["control"]["ready"], false, "{status}");
+    let age = status["dataplane"]["snapshot"]["ageSeconds"].as_f64();
+    assert!(age.is_some_and(|age| age < 60.0), "{status}");
+    let text = String::from_utf8(bed.ask(&["status"]).stdout).unwrap();
+    assert!(text.contains("STALE: of the disk"), "{text}");
     connect(&bed.b, POD_A, 80).expect("what it allows");
     assert!(connect(&bed.a, POD_B, 80).is_err(), "what it denies");
+}
+
+/// What is wrong with the last snapshot.
+fn alarm(bed: &Bed) -> Option<String> {
+    let status = snapshot_of(bed)?;
+    let alarms = status["dataplane"]["alarms"].as_array()?.clone();
+    alarms
+        .iter()
+        .filter_map(|alarm| alarm.as_str())
+        .find(|alarm| alarm.contains("snapshot.img"))
+        .map(str::to_owned)
+}
+
+#[test]
+fn a_snapshot_of_another_source_decides_nothing() {
+    if !may_run("a_snapshot_of_another_source_decides_nothing") {
+        return;
+    }
+    let (mut bed, _) = with_another_source();
+    serve(&bed.a, POD_A, 80);
+    bed.launch();
+    bed.wait_for("alarm", |bed| alarm(bed).is_some());
+    let alarm = alarm(&bed).unwrap();
+    for words in [
+        "it was made from folder ",
+        "the source is kubeconfig ",
+        "pod traffic waits",
+    ] {
+        assert!(alarm.contains(words), "{alarm}");
+    }
+    assert!(connect(&bed.b, POD_A, 80).is_err(), "what another source allowed");
 }
 
 #[test]
@@ -118,15 +169,6 @@ fn a_damaged_snapshot_on_disk_decides_nothing() {
     image[middle] ^= 1;
     std::fs::write(&file, image).unwrap();
     bed.launch();
-    let alarm = |bed: &Bed| {
-        let status = snapshot_of(bed)?;
-        let alarms = status["dataplane"]["alarms"].as_array()?.clone();
-        alarms
-            .iter()
-            .filter_map(|alarm| alarm.as_str())
-            .find(|alarm| alarm.contains("snapshot.img"))
-            .map(str::to_owned)
-    };
     bed.wait_for("alarm", |bed| alarm(bed).is_some());
     assert_eq!(bed.ask(&["status"]).status.code(), Some(1), "alarmed");
     assert!(

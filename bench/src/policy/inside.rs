@@ -16,6 +16,7 @@ use std::{
 use ringwall::{
     protocol::{DataplaneStatus, FlowPage},
     run::{
+        last_snapshot::{LastSnapshot, MadeOf},
         publication::{Publication, locked, serve},
         work::now,
     },
@@ -63,7 +64,7 @@ impl Inside {
         let sleeper: Arc<OnceLock<Thread>> = Arc::default();
         let publication = Arc::new(Publication::new(
             Arc::clone(&plane),
-            folder.join("snapshot.img"),
+            LastSnapshot::new(folder.join("snapshot.img"), MadeOf::default(), None),
             seats.len() as u32,
             {
                 let sleeper = Arc::clone(&sleeper);

@@ -1,9 +1,12 @@
 //! The compiler that keeps what it compiled: one state after the other, at the cost of what changed between them.
 
-use ringwall_dataplane::classify::{Generation, Image};
+use ringwall_dataplane::classify::{BuildError, Generation, Image};
 
 use super::{Budget, CompileError, CompileStats, EpochKey, state::State};
 use crate::cluster::Cluster;
+
+/// How many further seeds are tried where one has no room for some address.
+const TRIES: u32 = 3;
 
 /// What [`Compiler::update`] answers.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub struct Compiled {
 #[derive(Debug)]
 pub struct Compiler {
     key: EpochKey,
+    /// Of the hash tables; the usual one where None.
+    seed: Option<u64>,
     budget: Budget,
     state: Option<State>,
 }
@@ -31,8 +36,17 @@ impl Compiler {
     pub fn new(key: EpochKey, budget: Budget) -> Self {
         Self {
             key,
+            seed: None,
             budget,
             state: None,
+        }
+    }
+
+    /// As [`Self::new`], with hash tables that are seeded by a number which nobody knows who chooses addresses.
+    pub fn seeded(key: EpochKey, budget: Budget, seed: u64) -> Self {
+        Self {
+            seed: Some(seed),
+            ..Self::new(key, budget)
         }
     }
 
@@ -46,10 +60,25 @@ impl Compiler {
             self.state = Some(state);
             return Ok(compiled);
         }
-        let mut state = State::full(cluster, self.key, &self.budget)?;
-        let compiled = finish(&mut state, generation, &self.budget, false)?;
-        self.state = Some(state);
-        Ok(compiled)
+        let mut tries = 0..TRIES;
+        loop {
+            let full = State::full(cluster, self.key, self.seed, &self.budget);
+            let compiled = full.and_then(|mut state| {
+                let compiled = finish(&mut state, generation, &self.budget, false)?;
+                Ok((state, compiled))
+            });
+            match (compiled, self.seed, tries.next()) {
+                (Ok((state, compiled)), ..) => {
+                    self.state = Some(state);
+                    return Ok(compiled);
+                }
+                // Another seed may have room for them all.
+                (Err(CompileError::Image(BuildError::Hosts { .. })), Some(seed), Some(_)) => {
+                    self.seed = Some(seed.rotate_left(17).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                }
+                (Err(error), ..) => return Err(error),
+            }
+        }
     }
 }
 

@@ -146,7 +146,7 @@ pub fn compile_within(
     key: &EpochKey,
     budget: &Budget,
 ) -> Result<CompiledImage, CompileError> {
-    let mut state = State::full(cluster, *key, budget)?;
+    let mut state = State::full(cluster, *key, None, budget)?;
     let (image, stats) = state.image(generation, budget)?;
     Ok(CompiledImage {
         bytes: image.to_bytes(),

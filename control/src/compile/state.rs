@@ -74,9 +74,17 @@ struct Host {
 
 impl State {
     /// Compiles in full.
-    pub(super) fn full(cluster: &Cluster, key: EpochKey, budget: &Budget) -> Result<Self, CompileError> {
+    pub(super) fn full(
+        cluster: &Cluster,
+        key: EpochKey,
+        seed: Option<u64>,
+        budget: &Budget,
+    ) -> Result<Self, CompileError> {
         let model = Model::of(cluster);
-        let mut tables = ImageBuilder::new(Generation(0));
+        let mut tables = match seed {
+            Some(seed) => ImageBuilder::seeded(Generation(0), seed),
+            None => ImageBuilder::new(Generation(0)),
+        };
         tables.allow_unknown(cluster.settings.allow_unknown);
         let (mut vocabulary, mut policies) = (Vocabulary::default(), Policies::default());
         for policy in model.tiers.iter().flat_map(|tier| &tier.policies) {

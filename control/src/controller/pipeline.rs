@@ -5,6 +5,7 @@
 
 use std::{
     any::Any,
+    hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
@@ -75,7 +76,11 @@ impl Tools {
     /// Those of every installation; snapshots may take `budget`.
     pub(super) fn within(budget: Budget) -> Self {
         Self {
-            compiler: Arc::new(move |key| Box::new(Compiler::new(key, budget))),
+            // Whoever chooses addresses of pods does not know where they lie.
+            compiler: Arc::new(move |key| {
+                let seed = RandomState::new().hash_one("hosts");
+                Box::new(Compiler::seeded(key, budget, seed))
+            }),
             checker: Arc::new(|| Box::new(Checker::new())),
         }
     }

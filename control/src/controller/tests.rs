@@ -191,6 +191,10 @@ fn serve(
                 workers: 2,
             }],
             Request::Flows { .. } => panic!("control never asks for flows"),
+            Request::Current { generation } => {
+                assert_eq!(generation, kept.generation);
+                Vec::new()
+            }
             Request::Publish {
                 generation,
                 hash,
@@ -1027,7 +1031,9 @@ async fn a_worker_that_does_not_adopt_is_alarmed_until_it_does() {
     bed.pod("two");
     let status = control
         .status_where("overdue", |status| {
-            !status.control.as_ref().unwrap().alarms.is_empty()
+            let control = status.control.as_ref().unwrap();
+            // They are looked at one after the other.
+            !control.ready && !control.alarms.is_empty()
         })
         .await;
     let late = status.control.unwrap();

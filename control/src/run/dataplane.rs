@@ -41,6 +41,7 @@ use super::{
     fib::View,
     flows::LiveFlows,
     follow::Follower,
+    last_snapshot::{LastSnapshot, MadeOf},
     lifeline::StopSignal,
     machine::{Machine, port_config},
     netlink::Netlink,
@@ -81,6 +82,12 @@ pub struct DataplaneArgs {
     /// Begin when standard input has a byte, end when it ends: the supervisor holds its other end
     #[arg(long, hide = true)]
     pub supervised: bool,
+    /// Folder of manifests that policies come from, whatever the configuration says
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub manifests: Option<PathBuf>,
+    /// Kubeconfig of the API server that policies come from, whatever the configuration says
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Runs until SIGTERM, or until the supervisor is gone. The programs stay on the ports, and the fail mode holds.
@@ -95,7 +102,12 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
         stop.follow_supervisor()?;
     }
     let started = Instant::now();
-    let config = super::load_config(&args.config)?;
+    let mut config = super::load_config(&args.config)?;
+    crate::controller::choose_source(
+        &mut config.source.kind,
+        args.manifests.as_deref(),
+        args.kubeconfig.as_deref(),
+    );
     let plan = Plan::make(&config)?;
     done(started, "configuration and plan");
     super::make_private_dir(&plan.runtime_dir)?;
@@ -267,7 +279,7 @@ impl Running {
         let sleepers_cell: Arc<std::sync::OnceLock<Arc<Sleepers>>> = Arc::default();
         let publication = Arc::new(Publication::new(
             Arc::clone(&plane),
-            config.snapshot_file(),
+            LastSnapshot::new(config.snapshot_file(), MadeOf::of(config), config.source.max_age),
             seats.len() as u32,
             {
                 let sleepers = Arc::clone(&sleepers_cell);

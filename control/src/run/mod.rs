@@ -16,6 +16,7 @@ pub mod expedited;
 pub mod fib;
 mod flows;
 pub mod follow;
+pub mod last_snapshot;
 pub mod lifeline;
 pub mod machine;
 pub mod mirror;

@@ -2,11 +2,11 @@
 //!
 //! Nothing here runs on a worker's CPU share: an image is copied out of the sender's memory, or made from the one in force
 //! and a delta, validated, swapped in by [`rcu::Publisher`](ringwall_dataplane::rcu::Publisher), and freed here when every
-//! worker has moved on. What is kept on disk for a restart is always a whole image.
+//! worker has moved on. What is kept on disk for a restart is a whole image and the changes since ([`last_snapshot`]).
 
 use std::{
     collections::VecDeque,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -16,6 +16,7 @@ use std::{
 
 use ringwall_dataplane::{classify::Snapshot, plane::Plane};
 
+use super::last_snapshot::{self, Delta, Kept, LastSnapshot};
 use crate::essential::Essential;
 use crate::protocol::{
     Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener, ProtocolError,
@@ -29,7 +30,9 @@ const ADOPTION_POLL: Duration = Duration::from_micros(50);
 const ADOPTION_YIELDS: u32 = 50;
 /// How long adoption is waited for; a worker that takes longer is the watchdog's business.
 const ADOPTION_LIMIT: Duration = Duration::from_secs(10);
-/// Least time between two writes of the snapshot to disk.
+/// Changes that follow each other within this time are written to disk together.
+const APPEND_PAUSE: Duration = Duration::from_millis(100);
+/// Least time between two writes of the whole snapshot to disk.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// And at least so many times as long as the write before took, so that large images under constant change take a small
 /// share of a CPU and of the disk.
@@ -46,7 +49,7 @@ pub struct Publication {
     state: Mutex<State>,
     to_disk: Mutex<ToDisk>,
     disk_news: Condvar,
-    file: PathBuf,
+    last: LastSnapshot,
     workers: u32,
     /// Gets parked workers to look.
     wake: Box<dyn Fn() + Send + Sync>,
@@ -60,9 +63,12 @@ struct State {
     newest: Option<Snapshot>,
     status: SnapshotStatus,
     problem: Option<String>,
+    /// When it was loaded from disk, and how old it was then.
+    loaded: Option<(Instant, Duration)>,
 }
 
 /// A snapshot that was announced and lies in memory.
+#[derive(Clone)]
 struct Announced {
     generation: u64,
     hash: ContentHash,
@@ -74,6 +80,10 @@ struct Announced {
 #[derive(Default)]
 struct ToDisk {
     newest: Option<Snapshot>,
+    /// What leads to it from one before; empty where that is not known.
+    deltas: Vec<Delta>,
+    /// Whether control has said since that it is what the source says.
+    confirmed: bool,
     closing: bool,
     problem: Option<String>,
 }
@@ -88,7 +98,7 @@ impl Publication {
     /// Starts with the snapshot of the process before, where one is on disk.
     pub fn new(
         plane: Arc<Mutex<Plane>>,
-        file: PathBuf,
+        last: LastSnapshot,
         workers: u32,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
@@ -99,10 +109,11 @@ impl Publication {
                 newest: None,
                 status: SnapshotStatus::default(),
                 problem: None,
+                loaded: None,
             }),
             to_disk: Mutex::new(ToDisk::default()),
             disk_news: Condvar::new(),
-            file,
+            last,
             workers,
             wake: Box::new(wake),
             past: Mutex::default(),
@@ -112,26 +123,27 @@ impl Publication {
     }
 
     fn load(&self) {
-        let bytes = match std::fs::read(&self.file) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-            Err(error) => return self.cannot_load(&error),
+        let last_snapshot::Loaded { snapshot, bytes, age } = match self.last.load() {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => return,
+            Err(reason) => return self.cannot_load(&reason),
         };
-        match Snapshot::open(&bytes) {
-            Ok(snapshot) => {
-                tracing::info!(generation = snapshot.generation().0, file = %self.file.display(), "last snapshot loaded");
-                if let Err(reason) = self.install(snapshot, bytes.len(), SnapshotOrigin::Disk) {
-                    self.cannot_load(&reason);
-                }
-            }
-            Err(error) => self.cannot_load(&error),
+        tracing::info!(
+            generation = snapshot.generation().0,
+            file = %self.last.file().display(),
+            age_seconds = age.map(|age| age.as_secs()),
+            "last snapshot loaded"
+        );
+        match self.install(snapshot, bytes, SnapshotOrigin::Disk) {
+            Ok(()) => locked(&self.state).loaded = age.map(|age| (Instant::now(), age)),
+            Err(reason) => self.cannot_load(&reason),
         }
     }
 
     fn cannot_load(&self, error: &dyn std::fmt::Display) {
         let problem = format!(
             "the last snapshot {} cannot be used ({error}): pod traffic waits for control",
-            self.file.display()
+            self.last.file().display()
         );
         tracing::warn!("{problem}");
         locked(&self.state).problem = Some(problem);
@@ -184,8 +196,8 @@ impl Publication {
     }
 
     /// Takes a snapshot over; the workers now have to adopt it.
-    fn accept(&self, announced: &Announced) -> Result<(), String> {
-        let taken = self.open(announced).and_then(|snapshot| {
+    fn accept(&self, announced: Announced) -> Result<(), String> {
+        let taken = self.open(&announced).and_then(|snapshot| {
             self.install(snapshot.clone(), announced.bytes.len(), SnapshotOrigin::Control)?;
             Ok(snapshot)
         });
@@ -194,6 +206,14 @@ impl Publication {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
                 to_disk.newest = Some(snapshot);
+                match announced.base {
+                    Some(base) => to_disk.deltas.push(Delta {
+                        base,
+                        generation: announced.generation,
+                        bytes: announced.bytes,
+                    }),
+                    None => to_disk.deltas.clear(),
+                }
                 self.disk_news.notify_all();
                 Ok(())
             }
@@ -265,7 +285,22 @@ impl Publication {
 
     /// For the status.
     pub fn status(&self) -> SnapshotStatus {
-        locked(&self.state).status.clone()
+        let state = locked(&self.state);
+        let age = state
+            .loaded
+            .filter(|_| state.status.origin == SnapshotOrigin::Disk);
+        SnapshotStatus {
+            age_seconds: age.map(|(at, age)| (at.elapsed() + age).as_secs_f64()),
+            ..state.status.clone()
+        }
+    }
+
+    /// The snapshot of this generation is what the source says.
+    fn confirm(&self, generation: u64) {
+        if locked(&self.state).status.generation == generation {
+            locked(&self.to_disk).confirmed = true;
+            self.disk_news.notify_all();
+        }
     }
 
     /// What is wrong, in words.
@@ -275,42 +310,59 @@ impl Publication {
         alarms
     }
 
-    /// Writes the newest snapshot to disk whenever there is one, until [`Self::close`]. For a thread of its own.
+    /// Keeps the newest snapshot on disk until [`Self::close`]: appends what changes it, and writes it whole now and then.
+    /// For a thread of its own.
     pub fn keep_on_disk(&self) {
+        let mut disk = Disk {
+            last: &self.last,
+            kept: None,
+            whole_at: Instant::now(),
+            behind: None,
+        };
         let mut to_disk = locked(&self.to_disk);
         loop {
-            if let Some(snapshot) = to_disk.newest.take() {
+            let (newest, deltas) = (to_disk.newest.take(), std::mem::take(&mut to_disk.deltas));
+            let (confirmed, closing) = (std::mem::take(&mut to_disk.confirmed), to_disk.closing);
+            if newest.is_some() || confirmed || disk.is_due(closing) {
                 drop(to_disk);
-                let began = Instant::now();
-                let image = snapshot.image().to_bytes();
-                drop(snapshot); // it may be the last to share what has changed since
-                let problem = super::write_atomically(&self.file, &image).err().map(|error| {
+                let done = disk.keep(newest, &deltas, confirmed, closing);
+                let problem = done.err().map(|error| {
                     format!(
                         "the snapshot cannot be written to {} ({error}): a restart without control would begin without policies",
-                        self.file.display()
+                        self.last.file().display()
                     )
                 });
                 if let Some(problem) = &problem {
                     tracing::warn!("{problem}");
                 }
-                drop(image);
-                let pause = WRITE_PAUSE.max(began.elapsed() * WRITE_SHARE);
                 to_disk = locked(&self.to_disk);
-                to_disk.problem = problem;
-                if !to_disk.closing {
-                    to_disk = self
-                        .disk_news
-                        .wait_timeout_while(to_disk, pause, |to_disk| !to_disk.closing)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
+                if problem.is_some() || disk.kept.is_some() {
+                    to_disk.problem = problem;
                 }
-            } else if to_disk.closing {
-                return;
-            } else {
+                if closing && to_disk.newest.is_none() {
+                    return;
+                }
+                // So that changes that follow each other are written together.
                 to_disk = self
                     .disk_news
-                    .wait(to_disk)
-                    .unwrap_or_else(PoisonError::into_inner);
+                    .wait_timeout_while(to_disk, APPEND_PAUSE, |to_disk| !to_disk.closing)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            } else if closing {
+                return;
+            } else {
+                let idle =
+                    |to_disk: &mut ToDisk| to_disk.newest.is_none() && !to_disk.confirmed && !to_disk.closing;
+                to_disk = match disk.until_due() {
+                    Some(left) => {
+                        let waited = self.disk_news.wait_timeout_while(to_disk, left, idle);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => self
+                        .disk_news
+                        .wait_while(to_disk, idle)
+                        .unwrap_or_else(PoisonError::into_inner),
+                };
             }
         }
     }
@@ -319,6 +371,66 @@ impl Publication {
     pub fn close(&self) {
         locked(&self.to_disk).closing = true;
         self.disk_news.notify_all();
+    }
+}
+
+/// The last snapshot's file and what of it is to be done.
+struct Disk<'a> {
+    last: &'a LastSnapshot,
+    kept: Option<Kept>,
+    /// When the whole snapshot may be written next.
+    whole_at: Instant,
+    /// The newest one, where the file has it as changes of another alone: a restart has to apply each.
+    behind: Option<Snapshot>,
+}
+
+impl Disk<'_> {
+    fn keep(
+        &mut self,
+        newest: Option<Snapshot>,
+        deltas: &[Delta],
+        confirmed: bool,
+        closing: bool,
+    ) -> std::io::Result<()> {
+        if let Some(snapshot) = newest {
+            let generation = snapshot.generation().0;
+            self.behind = Some(snapshot);
+            let may_append = !closing && Instant::now() < self.whole_at && !deltas.is_empty();
+            if let Some(mut kept) = self.kept.take_if(|_| may_append) {
+                // One that fails is not gone on with.
+                let appended = kept.append(deltas)? && kept.generation() == generation;
+                self.kept = appended.then_some(kept);
+            } else {
+                self.kept = None;
+            }
+        }
+        let whole = self.kept.is_none() || closing || Instant::now() >= self.whole_at;
+        if let Some(snapshot) = self.behind.take_if(|_| whole) {
+            let began = Instant::now();
+            let written = self.last.write(&snapshot);
+            self.whole_at = Instant::now() + WRITE_PAUSE.max(began.elapsed() * WRITE_SHARE);
+            match written {
+                Ok(kept) => self.kept = Some(kept),
+                Err(error) => {
+                    self.kept = None;
+                    self.behind = Some(snapshot);
+                    return Err(error);
+                }
+            }
+        } else if confirmed && let Some(kept) = &self.kept {
+            kept.confirm()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the whole snapshot is to be written though there is nothing new.
+    fn is_due(&self, closing: bool) -> bool {
+        self.behind.is_some() && (closing || Instant::now() >= self.whole_at)
+    }
+
+    fn until_due(&self) -> Option<Duration> {
+        let _ = self.behind.as_ref()?;
+        Some(self.whole_at.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -446,6 +558,7 @@ fn converse(
                     });
                 publish(connection, publication, generation, announced, arrived)?;
             }
+            Request::Current { generation } => publication.confirm(generation),
             Request::Flows { filter, cursor } => connection.send(
                 &Reply::Flows {
                     page: Box::new(flows(&filter, cursor)),
@@ -469,7 +582,7 @@ fn publish(
     announced: Result<Announced, String>,
     arrived: Instant,
 ) -> Result<(), ProtocolError> {
-    let accepted = announced.and_then(|announced| publication.accept(&announced));
+    let accepted = announced.and_then(|announced| publication.accept(announced));
     if let Err(reason) = accepted {
         tracing::warn!(generation, reason, "snapshot refused");
         return connection.send(&Reply::Refused { generation, reason }, None);
@@ -507,6 +620,8 @@ mod tests {
         plane::PlaneConfig,
         time::Nanos,
     };
+
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -558,7 +673,8 @@ mod tests {
     fn publication(file: PathBuf) -> Publication {
         let memory = FlowMemory::private(1, 1).unwrap();
         let (plane, _seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
-        Publication::new(Arc::new(Mutex::new(plane)), file, 1, || {})
+        let last = LastSnapshot::new(file, last_snapshot::MadeOf::default(), None);
+        Publication::new(Arc::new(Mutex::new(plane)), last, 1, || {})
     }
 
     /// Generation in force and the epoch of the node by it.
@@ -576,8 +692,8 @@ mod tests {
         let both = [(); 2].map(|()| publication.open(&five).unwrap());
         let answers = both.map(|snapshot| publication.install(snapshot, 1, SnapshotOrigin::Control).is_ok());
         assert_eq!(answers, [true, false]);
-        assert!(publication.accept(&five).is_err());
-        assert!(publication.accept(&announced(&images.next(6), None)).is_ok());
+        assert!(publication.accept(five).is_err());
+        assert!(publication.accept(announced(&images.next(6), None)).is_ok());
         let status = publication.status();
         assert_eq!((status.generation, status.accepted, status.refused), (6, 2, 1));
     }
@@ -613,14 +729,14 @@ mod tests {
         let mut images = Images::new();
         let [one, two, three, four] = [1, 2, 3, 4].map(|generation| images.next(generation));
         // Nothing is in force yet.
-        let error = publication.accept(&announced(&two, Some(&one))).unwrap_err();
+        let error = publication.accept(announced(&two, Some(&one))).unwrap_err();
         assert!(error.contains("not in force"), "{error}");
-        publication.accept(&announced(&one, None)).unwrap();
-        publication.accept(&announced(&two, Some(&one))).unwrap();
+        publication.accept(announced(&one, None)).unwrap();
+        publication.accept(announced(&two, Some(&one))).unwrap();
         assert_eq!(in_force(&publication), (2, 2));
         // A base that is gone, one that is not there yet.
         for base in [&one, &three] {
-            let error = publication.accept(&announced(&four, Some(base))).unwrap_err();
+            let error = publication.accept(announced(&four, Some(base))).unwrap_err();
             assert!(error.contains("not in force"), "{error}");
         }
         // The generation is right, the image another's: control lost its state, and counts as before.
@@ -630,7 +746,7 @@ mod tests {
         let (other_two, other_three) = (stranger.next(2), stranger.next(3));
         assert!(
             publication
-                .accept(&announced(&other_three, Some(&other_two)))
+                .accept(announced(&other_three, Some(&other_two)))
                 .is_err()
         );
         assert_eq!(
@@ -639,7 +755,7 @@ mod tests {
             "equal images may stand in for each other"
         );
         assert_eq!(in_force(&publication), (2, 2));
-        publication.accept(&announced(&four, Some(&two))).unwrap();
+        publication.accept(announced(&four, Some(&two))).unwrap();
         assert_eq!(in_force(&publication), (4, 4));
         assert_eq!(publication.status().bytes, four.bytes());
     }
@@ -649,15 +765,15 @@ mod tests {
         let publication = publication(PathBuf::from("/nonexistent/snapshot.img"));
         let mut images = Images::new();
         let (one, two) = (images.next(1), images.next(2));
-        publication.accept(&announced(&one, None)).unwrap();
+        publication.accept(announced(&one, None)).unwrap();
         let mut delta = announced(&two, Some(&one));
         for at in 0..delta.bytes.len() {
             delta.bytes[at] ^= 1;
-            assert!(publication.accept(&delta).is_err(), "byte {at}");
+            assert!(publication.accept(delta.clone()).is_err(), "byte {at}");
             delta.bytes[at] ^= 1;
         }
         assert_eq!(in_force(&publication), (1, 1));
-        publication.accept(&delta).unwrap();
+        publication.accept(delta.clone()).unwrap();
         assert_eq!(in_force(&publication), (2, 2));
     }
 
@@ -672,15 +788,59 @@ mod tests {
             let before = Arc::clone(&before);
             std::thread::spawn(move || before.keep_on_disk())
         };
-        before.accept(&announced(&one, None)).unwrap();
-        before.accept(&announced(&two, Some(&one))).unwrap();
+        before.accept(announced(&one, None)).unwrap();
+        before.accept(announced(&two, Some(&one))).unwrap();
         before.close();
         keeper.join().unwrap();
-        assert_eq!(std::fs::read(&file).unwrap(), two.to_bytes());
-        let after = publication(file);
+        let after = publication(file.clone());
+        assert_eq!(after.status().origin, SnapshotOrigin::Disk);
+        assert!(after.status().age_seconds.is_some());
         assert_eq!(in_force(&after), (2, 2));
         // Control still has what it had: it goes on with deltas.
-        after.accept(&announced(&images.next(3), Some(&two))).unwrap();
+        after.accept(announced(&images.next(3), Some(&two))).unwrap();
         assert_eq!(in_force(&after), (3, 3));
+    }
+
+    #[test]
+    fn a_change_is_on_disk_within_a_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("snapshot.img");
+        let mut images = Images::new();
+        let publication = Arc::new(publication(file.clone()));
+        let keeper = {
+            let publication = Arc::clone(&publication);
+            std::thread::spawn(move || publication.keep_on_disk())
+        };
+        let on_disk = |wanted: u64| {
+            let last = LastSnapshot::new(file.clone(), last_snapshot::MadeOf::default(), None);
+            let began = Instant::now();
+            loop {
+                let loaded = last.load().unwrap();
+                if loaded.is_some_and(|loaded| loaded.snapshot.generation().0 == wanted) {
+                    return began.elapsed();
+                }
+                assert!(began.elapsed() < Duration::from_secs(20), "never {wanted}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let mut before = images.next(1);
+        publication.accept(announced(&before, None)).unwrap();
+        on_disk(1);
+        // The whole one is written once a second at most; the changes are there before.
+        let began = Instant::now();
+        for generation in 2..=5 {
+            let next = images.next(generation);
+            publication.accept(announced(&next, Some(&before))).unwrap();
+            on_disk(generation);
+            before = next;
+        }
+        let took = began.elapsed();
+        assert!(
+            took < Duration::from_secs(3),
+            "{took:?} for four changes: each waited for a whole one"
+        );
+        publication.close();
+        keeper.join().unwrap();
+        assert_eq!(on_disk(5).as_secs(), 0);
     }
 }

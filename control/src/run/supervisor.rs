@@ -152,13 +152,11 @@ impl Supervisor {
         let config = std::path::absolute(&args.config)?;
         let post = |role: Role| {
             let mut arguments = vec![role.name().into(), "--config".into(), config.clone().into()];
-            if role == Role::Control {
-                if let Some(folder) = &args.manifests {
-                    arguments.extend(["--manifests".into(), folder.clone().into()]);
-                }
-                if let Some(file) = &args.kubeconfig {
-                    arguments.extend(["--kubeconfig".into(), file.clone().into()]);
-                }
+            if let Some(folder) = &args.manifests {
+                arguments.extend(["--manifests".into(), folder.clone().into()]);
+            }
+            if let Some(file) = &args.kubeconfig {
+                arguments.extend(["--kubeconfig".into(), file.clone().into()]);
             }
             arguments.push("--supervised".into());
             Post {

@@ -198,6 +198,8 @@ impl PortRange {
 #[derive(Default)]
 pub struct ImageBuilder {
     generation: Generation,
+    /// Of the hash tables.
+    seed: u64,
     flags: u32,
     classes: u32,
     tables: Tables,
@@ -243,7 +245,7 @@ struct Prefixes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page(PageRecord);
 
-/// Any number: hosts are the administrator's, not an attacker's, and endpoints are hashed so that nobody can choose.
+/// Any number, for images whose addresses nobody chooses to anybody's harm.
 const SEED: u64 = 0x7269_6e67_7761_6c6c;
 
 impl std::fmt::Debug for ImageBuilder {
@@ -262,8 +264,15 @@ impl ImageBuilder {
 
     /// An image in which every address is external and of class 0, and port map 0 is [`Self::ISOLATED`].
     pub fn new(generation: Generation) -> Self {
+        Self::seeded(generation, SEED)
+    }
+
+    /// As [`Self::new`], with hash tables that are seeded: where others choose addresses, with a number that they do not
+    /// know.
+    pub fn seeded(generation: Generation, seed: u64) -> Self {
         let mut image = Self {
             generation,
+            seed,
             row_tiles: 1,
             ..Self::default()
         };
@@ -353,9 +362,9 @@ impl ImageBuilder {
 
     /// Makes room for so many hosts at once, where they are known before.
     pub fn expect_hosts(&mut self, v4: usize, v6: usize) {
-        let room = self.hosts_v4.reserve(&mut self.tables.hosts_v4, SEED, v4);
+        let room = self.hosts_v4.reserve(&mut self.tables.hosts_v4, self.seed, v4);
         self.note(room);
-        let room = self.hosts_v6.reserve(&mut self.tables.hosts_v6, SEED, v6);
+        let room = self.hosts_v6.reserve(&mut self.tables.hosts_v6, self.seed, v6);
         self.note(room);
     }
 
@@ -370,11 +379,11 @@ impl ImageBuilder {
         let done = match v4_key(addr) {
             Some(key) => self
                 .hosts_v4
-                .insert(&mut self.tables.hosts_v4, SEED, key, identity),
+                .insert(&mut self.tables.hosts_v4, self.seed, key, identity),
             None => {
                 let key = addr.octets();
                 self.hosts_v6
-                    .insert(&mut self.tables.hosts_v6, SEED, key, identity)
+                    .insert(&mut self.tables.hosts_v6, self.seed, key, identity)
             }
         };
         self.note(done);
@@ -383,10 +392,10 @@ impl ImageBuilder {
     /// Takes a host address out: it is whose its prefix is. Answers the identity that it had.
     pub fn remove_host(&mut self, addr: Addr) -> Option<u32> {
         match v4_key(addr) {
-            Some(key) => self.hosts_v4.remove(&mut self.tables.hosts_v4, SEED, key),
+            Some(key) => self.hosts_v4.remove(&mut self.tables.hosts_v4, self.seed, key),
             None => self
                 .hosts_v6
-                .remove(&mut self.tables.hosts_v6, SEED, addr.octets()),
+                .remove(&mut self.tables.hosts_v6, self.seed, addr.octets()),
         }
     }
 
@@ -836,7 +845,7 @@ impl ImageBuilder {
         };
         let number = self.endpoints.put(&mut self.tables.endpoints, record);
         self.index("endpoints", self.tables.endpoints.len());
-        let tag = name_tag(namespace, name, SEED);
+        let tag = name_tag(namespace, name, self.seed);
         let has_name = |other: u32| {
             let other = self.tables.endpoints.get(other as usize);
             other.is_some_and(|other| (other.namespace, other.name) == (record.namespace, record.name))
@@ -880,7 +889,7 @@ impl ImageBuilder {
         if let (Some(namespace), Some(name)) =
             (self.strings.get(record.namespace), self.strings.get(record.name))
         {
-            let tag = name_tag(namespace, name, SEED);
+            let tag = name_tag(namespace, name, self.seed);
             self.names.remove(&mut self.tables.names, tag, number);
         }
         self.strings.release(&mut self.tables, record.namespace);
@@ -963,7 +972,7 @@ impl ImageBuilder {
         }
         let head = Head {
             generation: generation.0,
-            seed: SEED,
+            seed: self.seed,
             content,
             flags: self.flags,
             classes: self.classes,

@@ -7,6 +7,10 @@ use crate::classify::{
     table::Table,
 };
 
+/// How often a table is laid out anew, each time half as large again, before it is given up: it is then five times as
+/// large as its hosts need, which is the fault of the seed or of whoever knows it.
+const LAYOUTS: usize = 4;
+
 /// Where a host lies: bucket and slot.
 type Place = (usize, usize);
 
@@ -51,11 +55,22 @@ impl Hosts {
         if (self.count + 1) * 5 > table.len() * B::SLOTS * 4 {
             self.rebuild(table, seed, (table.len() * 3 / 2).max(1))?;
         }
-        while !place(table, seed, key, identity) {
+        for _ in 0..=LAYOUTS {
+            if place(table, seed, key, identity) {
+                self.count += 1;
+                return Ok(());
+            }
+            // Never much larger than its hosts need, whatever they are.
+            let needed = ((self.count + 1) * 3 / 2).div_ceil(B::SLOTS);
+            if table.len() > needed * 8 + 8 {
+                break;
+            }
             self.rebuild(table, seed, table.len() * 3 / 2 + 1)?;
         }
-        self.count += 1;
-        Ok(())
+        Err(BuildError::Hosts {
+            family: B::FAMILY,
+            hosts: self.count + 1,
+        })
     }
 
     /// Takes a host out and answers whose it was.
@@ -77,7 +92,7 @@ impl Hosts {
     fn rebuild<B: Bucket>(&self, table: &mut Table<B>, seed: u64, buckets: usize) -> Result<(), BuildError> {
         let hosts: Vec<(B::Key, u32)> = table.iter().flat_map(B::hosts).collect();
         let mut count = buckets;
-        for _ in 0..16 {
+        for _ in 0..LAYOUTS {
             let mut fresh = Table::sharing(&vec![B::EMPTY; count], &Table::default());
             if hosts
                 .iter()
@@ -230,5 +245,52 @@ fn put(table: &mut Table<NameSlot>, slot: NameSlot) {
         .find(|at| table.get(*at).is_some_and(|slot| slot.endpoint == 0));
     if let Some(at) = free {
         table.set(at, slot);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a failed step is a failed test
+mod tests {
+    use super::*;
+    use crate::classify::layout::{BucketV6, hash_v6};
+
+    /// Addresses whose search begins in the same bucket by `seed`, in a table of up to 1,024 buckets.
+    fn colliding(seed: u64, count: usize) -> Vec<[u8; 16]> {
+        (0_u128..)
+            .map(|number| ((0xfd00_u128 << 112) + number).to_be_bytes())
+            .filter(|key| hash_v6(*key, seed, 1024) == 7)
+            .take(count)
+            .collect()
+    }
+
+    fn fill(seed: u64, keys: &[[u8; 16]]) -> (Result<(), BuildError>, usize) {
+        let (mut hosts, mut table) = (Hosts::default(), Table::<BucketV6>::default());
+        let mut insert = |key: &[u8; 16]| hosts.insert(&mut table, seed, *key, 1);
+        let done = keys.iter().try_for_each(&mut insert);
+        (done, table.len())
+    }
+
+    #[test]
+    fn addresses_that_were_chosen_to_collide_are_an_error_and_no_endless_table() {
+        let keys = colliding(5, 64);
+        let (done, buckets) = fill(5, &keys);
+        assert!(
+            matches!(done, Err(BuildError::Hosts { family: "IPv6", hosts }) if hosts > 12),
+            "{done:?}"
+        );
+        assert!(buckets < 200, "{buckets} buckets");
+        // Who chose them did not know this one.
+        let (done, buckets) = fill(6, &keys);
+        assert!(done.is_ok() && buckets < 200, "{done:?}, {buckets} buckets");
+    }
+
+    #[test]
+    fn a_table_of_many_hosts_stays_as_large_as_they_need() {
+        let keys: Vec<[u8; 16]> = (0..20_000_u128)
+            .map(|number| ((0xfd00_u128 << 112) + number).to_be_bytes())
+            .collect();
+        let (done, buckets) = fill(6, &keys);
+        assert!(done.is_ok(), "{done:?}");
+        assert!(buckets < 5 * keys.len() / BucketV6::SLOTS, "{buckets} buckets");
     }
 }
