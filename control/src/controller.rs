@@ -243,9 +243,10 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         .context("cannot start the asynchronous runtime")?;
     let supervised = args.supervised;
     let code = runtime.block_on(async move {
+        // First of all: a signal that comes while the folder is read is one, too.
+        let mut stop = stop_signal(supervised)?;
         let mut controller = Controller::start(options).await?;
         watch_loop(controller.overview())?;
-        let mut stop = stop_signal(supervised)?;
         Ok::<_, anyhow::Error>(tokio::select! {
             ended = controller.run() => {
                 tracing::error!("{ended}: ending the process, the last snapshot keeps deciding");
