@@ -343,7 +343,7 @@ fn a_policy_that_becomes_invalid_keeps_its_last_good_version() {
     // One that never was valid isolates.
     write(dir.path(), "s.yaml", &misspelt("s"));
     let new = until(&watch, |loaded| names(loaded) == ["r", "s"]);
-    let invalid = new.cluster.policies.values().last().unwrap();
+    let invalid = new.cluster.policies.values().next_back().unwrap();
     assert!(!invalid.faults.is_empty() && new.kept().next().is_none());
 }
 
