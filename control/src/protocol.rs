@@ -477,6 +477,8 @@ pub struct WatchStatus {
     pub synced: bool,
     /// Whether it is connected, as far as known.
     pub connected: bool,
+    /// The newest version that it has seen; None while it lists.
+    pub version: Option<u64>,
     /// Objects it holds.
     pub objects: u64,
     /// Events seen.

@@ -271,7 +271,7 @@ async fn a_server_that_is_back_is_noticed_by_everybody_at_once() {
     let source = bed
         .start(Timing {
             pulse: Duration::from_millis(50),
-            backoff_first: Duration::from_millis(10),
+            backoff_first: NEVER,
             backoff_most: NEVER,
             ..quick()
         })
@@ -279,9 +279,10 @@ async fn a_server_that_is_back_is_noticed_by_everybody_at_once() {
     source.state("the first", |_| true).await;
     source.connected().await;
     bed.server.set_away(true);
-    // So often that the next attempt of each is minutes away.
-    let failed = |health: &SourceStatus| health.watches.iter().all(|watch| watch.errors >= 9);
-    source.health_where("far apart", failed).await;
+    // Each of the watches tries again in half an hour or later; the pulse has noticed, too.
+    source
+        .health_where("away", |health| disconnected(health) && health.errors > 4)
+        .await;
     bed.server.apply(policy("a", "new"));
     bed.server.set_away(false);
     source

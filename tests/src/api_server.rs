@@ -418,8 +418,8 @@ impl ApiServer {
         self.shared.changed.notify_all();
     }
 
-    /// Sends a bookmark of the current version to every watch of a resource.
-    pub fn bookmark(&self, resource: Resource) {
+    /// Sends a bookmark of the current version to every watch of a resource that is connected now. Answers the version.
+    pub fn bookmark(&self, resource: Resource) -> u64 {
         let version = self.shared.world().version;
         let object = json!({
             "kind": resource.kind, "apiVersion": resource.api_version(),
@@ -429,6 +429,7 @@ impl ApiServer {
             resource,
             &json!({"type": "BOOKMARK", "object": object}).to_string(),
         );
+        version
     }
 
     /// Breaks the connections of a resource's watches.

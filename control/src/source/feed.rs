@@ -221,11 +221,23 @@ impl Health {
     pub(super) fn condition(&self, condition: Condition, patience: Duration, text: Option<String>) {
         let conditions = &mut self.inner().conditions;
         match text {
-            None => drop(conditions.remove(&condition)),
+            None => {
+                if let Some(standing) = conditions.remove(&condition) {
+                    tracing::info!(
+                        seconds = standing.since.elapsed().as_secs(),
+                        "over: {}",
+                        standing.text
+                    );
+                }
+            }
             Some(text) => {
-                let since = conditions
-                    .get(&condition)
-                    .map_or_else(Instant::now, |standing| standing.since);
+                let since = match conditions.get(&condition) {
+                    Some(standing) => standing.since,
+                    None => {
+                        tracing::warn!("{text}");
+                        Instant::now()
+                    }
+                };
                 let standing = Standing {
                     since,
                     patience,
@@ -331,6 +343,13 @@ impl Health {
             inner.stale_since = None;
         } else if inner.stale_since.is_none() {
             inner.stale_since = Some(Instant::now());
+        }
+    }
+
+    /// A watch has seen a version; None where it lists anew.
+    pub(super) fn seen(&self, watch: usize, version: Option<u64>) {
+        if let Some(watch) = self.inner().watches.get_mut(watch) {
+            watch.version = version;
         }
     }
 

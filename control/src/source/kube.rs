@@ -27,7 +27,7 @@ mod unevaluated;
 mod watch;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -37,8 +37,8 @@ use kube::core::{Request, params::ListParams};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, watch as latest},
-    task::{JoinError, JoinSet},
+    sync::{Semaphore, mpsc, watch as latest},
+    task::{Id, JoinError, JoinSet},
     time::{sleep, sleep_until},
 };
 
@@ -207,8 +207,31 @@ pub async fn start(
     Ok(start_with(access.clone(), built, settings, timing, kept))
 }
 
-/// The tasks that a source cannot do without, by name. None of them ever ends while all is well.
-type Essential = JoinSet<&'static str>;
+/// The tasks that a source cannot do without. None of them ever ends while all is well.
+#[derive(Default)]
+struct Essential {
+    tasks: JoinSet<()>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Essential {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let id = self.tasks.spawn(task).id();
+        self.names.insert(id, name);
+    }
+
+    /// Waits until one of them has ended, and says which and how.
+    async fn ended(&mut self) -> String {
+        let (id, how) = match self.tasks.join_next_with_id().await {
+            // Without tasks there is nothing to end.
+            None => return std::future::pending().await,
+            Some(Ok((id, ()))) => (id, "ended"),
+            Some(Err(error)) => (error.id(), described(&error)),
+        };
+        let name = self.names.get(&id).copied().unwrap_or("a task");
+        format!("{name} {how}")
+    }
+}
 
 fn start_with(
     access: Access,
@@ -233,12 +256,13 @@ fn start_with(
         timing,
         health,
         messages: sender,
+        questions: Arc::new(Semaphore::new(QUESTIONS)),
     };
     let mut essential = assembler.watchers();
-    essential.spawn(async move {
-        connection.keep_credentials(access, built).await;
-        "the renewal of credentials"
-    });
+    essential.spawn(
+        "the renewal of credentials",
+        connection.keep_credentials(access, built),
+    );
     assembler.start(settings, kept, messages, essential)
 }
 
@@ -249,12 +273,18 @@ struct Assembler {
     timing: Timing,
     health: Arc<Health>,
     messages: mpsc::Sender<Message>,
+    /// Questions about namespaces that are asked at once: whoever deletes a thousand namespaces must not have the
+    /// server asked a thousand times in a moment.
+    questions: Arc<Semaphore>,
 }
+
+/// As many at once.
+const QUESTIONS: usize = 8;
 
 impl Assembler {
     /// Begins to watch.
     fn watchers(&self) -> Essential {
-        let mut essential = Essential::new();
+        let mut essential = Essential::default();
         for (number, kind) in Kind::ALL.into_iter().enumerate() {
             let watcher = Watcher {
                 kind,
@@ -264,20 +294,13 @@ impl Assembler {
                 health: Arc::clone(&self.health),
                 messages: self.messages.clone(),
             };
-            essential.spawn(async move {
-                watcher.run().await;
-                kind.resource()
-            });
+            essential.spawn(kind.watch(), watcher.run());
         }
         let it = self.clone();
-        essential.spawn(async move {
-            probe(&it).await;
-            "the look for other policy kinds"
-        });
+        essential.spawn("the look for other policy kinds", async move { probe(&it).await });
         let it = self.clone();
-        essential.spawn(async move {
+        essential.spawn("the pulse", async move {
             pulse::run(&it.connection, &it.timing, &it.health).await;
-            "the pulse"
         });
         essential
     }
@@ -300,7 +323,7 @@ impl Assembler {
         let task = AbortOnDrop(tokio::spawn(async move {
             let reason = match assembling.join_next().await {
                 Some(Ok(reason)) => reason,
-                Some(Err(error)) => described("the assembly of the watches", &error),
+                Some(Err(error)) => format!("the assembly of the watches {}", described(&error)),
                 None => "nothing runs".to_owned(),
             };
             ending.end(reason);
@@ -339,10 +362,7 @@ impl Assembler {
                 .map(|began| last.map_or(began, |last| began.max(last + self.timing.spacing)));
             tokio::select! {
                 biased;
-                Some(ended) = essential.join_next() => return match ended {
-                    Ok(name) => format!("{name} ended"),
-                    Err(error) => described("a task", &error),
-                },
+                ended = essential.ended() => return ended,
                 () = until(due) => {
                     self.hand_on(states, &state, began.take().unwrap_or_else(Instant::now));
                     last = Some(Instant::now());
@@ -386,7 +406,7 @@ impl Assembler {
                     }
                     while let Some(finished) = questions.try_join_next() {
                         if let Err(error) = finished {
-                            return described("a question", &error);
+                            return format!("a question about a namespace or a full list {}", described(&error));
                         }
                     }
                     self.health.unanswered(state.unanswered().map(ToString::to_string));
@@ -412,11 +432,11 @@ impl Assembler {
 }
 
 /// What became of a task, in words.
-fn described(what: &str, error: &JoinError) -> String {
+fn described(error: &JoinError) -> &'static str {
     if error.is_panic() {
-        format!("{what} panicked; please report it with the log")
+        "panicked; please report it with the log"
     } else {
-        format!("{what} was cancelled")
+        "was cancelled"
     }
 }
 
@@ -454,19 +474,21 @@ async fn ask(namespace: String, source: Assembler) {
         field_selector: Some(format!("metadata.name={namespace}")),
         ..ListParams::default()
     };
-    let mut refusals = 0;
+    let (mut attempts, mut refusals) = (0_u64, 0_u32);
     loop {
         retries.borrow_and_update();
         let request = match Request::new(Kind::Namespace.path()).list(&params) {
             Ok(request) => request,
             Err(error) => return source.health.error(None, error.to_string()),
         };
+        let turn = source.questions.acquire().await;
         let answer = source
             .connection
             .call(source.timing.list_timeout, |client| async move {
                 client.request::<Namespaces>(request).await
             })
             .await;
+        drop(turn);
         let error = match answer {
             Ok(list) => {
                 let now = namespace_now(&namespace, list.items.unwrap_or_default());
@@ -477,10 +499,13 @@ async fn ask(namespace: String, source: Assembler) {
             Err(error) => error,
         };
         let reason = explain("list", Kind::Namespace.resource(), &error, refusals > 0);
+        let reason = format!("{reason} (policies of {namespace} stay meanwhile)");
         refusals += u32::from(error.code() == Some(403));
-        source
-            .health
-            .error(None, format!("{reason} (policies of {namespace} stay meanwhile)"));
+        if attempts == 0 {
+            tracing::warn!("{reason}");
+        }
+        attempts += 1;
+        source.health.error(None, reason);
         tokio::select! {
             () = sleep(backoff.next().max(error.retry_after().unwrap_or_default())) => {}
             Ok(()) = retries.changed() => {}
@@ -511,7 +536,7 @@ fn namespace_now(name: &str, items: Vec<Value>) -> NamespaceNow {
 /// Looks for policy kinds that are not evaluated, again and again. What was found once stays until a look that could
 /// see everything says otherwise. What cannot be looked up is said to be unknown, and holds nothing up.
 async fn probe(source: &Assembler) {
-    let mut backoff = Backoff::new(&source.timing);
+    let mut backoff = Backoff::up_to(source.timing.probe, &source.timing);
     let mut known = BTreeSet::new();
     loop {
         let Found { kinds, errors } = unevaluated::probe(&source.connection).await;
@@ -551,7 +576,7 @@ async fn probe(source: &Assembler) {
             backoff.reset();
             sleep(source.timing.probe).await;
         } else {
-            sleep(backoff.next().min(source.timing.probe)).await;
+            sleep(backoff.next()).await;
         }
     }
 }
@@ -565,7 +590,7 @@ mod tests {
     /// A source of which one task does what is given, with a server that nobody reaches.
     async fn feed_with<F>(task: F) -> Feed
     where
-        F: Future<Output = &'static str> + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
     {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kubeconfig");
@@ -591,9 +616,10 @@ mod tests {
             timing,
             health,
             messages: sender,
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
         };
         let mut essential = assembler.watchers();
-        essential.spawn(task);
+        essential.spawn("the task", task);
         assembler.start(Settings::default(), None, messages, essential)
     }
 
@@ -607,13 +633,13 @@ mod tests {
     async fn a_task_that_panics_ends_the_source_with_its_reason() {
         let feed = feed_with(async { panic!("as a watcher might") }).await;
         let reason = reason(feed).await;
-        assert!(reason.contains("panicked"), "{reason}");
+        assert!(reason.starts_with("the task panicked"), "{reason}");
     }
 
     #[tokio::test]
     async fn a_task_that_returns_ends_the_source_with_its_name() {
-        let feed = feed_with(async { "pods" }).await;
-        assert_eq!(reason(feed).await, "pods ended");
+        let feed = feed_with(async {}).await;
+        assert_eq!(reason(feed).await, "the task ended");
     }
 
     #[tokio::test]

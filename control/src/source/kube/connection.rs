@@ -84,15 +84,21 @@ impl RequestError {
     fn is_about_credentials(&self) -> bool {
         match self {
             Self::Kube(kube::Error::Auth(_)) => true,
-            // What TLS says has no type that is ours to name. One renewal too many does no harm.
-            Self::Kube(error) if self.is_unreachable() => {
-                let text = chain(error).to_lowercase();
-                ["certificate", "tls", "handshake", "alert"]
-                    .iter()
-                    .any(|word| text.contains(word))
-            }
+            // What TLS says has no type that is ours to name.
+            _ if self.is_unreachable() => self.says(&["certificate", "tls", "handshake", "alert"]),
             _ => self.code() == Some(401),
         }
+    }
+
+    /// Whether other credentials are worth a try: a server that refuses a client's certificate may close the connection
+    /// before it can be read why.
+    fn may_be_about_credentials(&self) -> bool {
+        self.is_about_credentials() || self.is_unreachable() && self.says(&["reset", "broken pipe"])
+    }
+
+    fn says(&self, words: &[&str]) -> bool {
+        let text = self.to_string().to_lowercase();
+        words.iter().any(|word| text.contains(word))
     }
 }
 
@@ -183,10 +189,13 @@ impl Connection {
     }
 
     fn note(&self, number: u64, error: Option<&RequestError>) {
+        if error.is_some_and(RequestError::may_be_about_credentials) {
+            self.refused.fetch_max(number, Ordering::SeqCst);
+            self.renew.notify_one();
+        }
         if let Some(error) = error
             && error.is_about_credentials()
         {
-            self.refused.fetch_max(number, Ordering::SeqCst);
             self.health.condition(
                 Condition::Credentials,
                 REFUSED_FOR,
@@ -194,7 +203,6 @@ impl Connection {
                     "the API server and our credentials do not agree: {error}"
                 )),
             );
-            self.renew.notify_one();
         }
         if error.is_some_and(RequestError::is_unreachable) {
             self.unreachable.store(true, Ordering::SeqCst);
@@ -235,8 +243,9 @@ impl Connection {
     /// A watch has seen a version; None where it lists anew.
     pub(super) fn seen(&self, kind: Kind, version: Option<&str>) {
         // A version that is no number cannot be compared.
-        let number = version.and_then(|version| version.parse().ok()).unwrap_or(0);
-        self.versions[kind.number()].store(number, Ordering::SeqCst);
+        let number: Option<u64> = version.and_then(|version| version.parse().ok());
+        self.versions[kind.number()].store(number.unwrap_or(0), Ordering::SeqCst);
+        self.health.seen(kind.number(), number);
     }
 
     /// The newest version that a watch has seen.

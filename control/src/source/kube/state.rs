@@ -68,6 +68,16 @@ impl Kind {
         }
     }
 
+    /// As the log names its watch.
+    pub(super) const fn watch(self) -> &'static str {
+        match self {
+            Self::Namespace => "the watch of namespaces",
+            Self::Node => "the watch of nodes",
+            Self::Pod => "the watch of pods",
+            Self::NetworkPolicy => "the watch of networkpolicies",
+        }
+    }
+
     /// Path of the collection of all namespaces.
     pub(super) const fn path(self) -> &'static str {
         match self {

@@ -47,6 +47,9 @@ pub(super) struct Watcher {
 /// Objects of a list that are decoded before somebody else has a turn: a few milliseconds.
 const DECODED_AT_ONCE: usize = 64;
 
+/// Those who wait for the server come back within so long once somebody has reached it.
+const WAKE_SPREAD: Duration = Duration::from_millis(200);
+
 /// Longest that the server may have us wait.
 const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -287,7 +290,7 @@ impl Watcher {
                 tokio::select! {
                     () = sleep(pause) => {}
                     // Not all in one moment.
-                    Ok(()) = retries.changed() => sleep(jittered(pause.min(self.timing.backoff_first), 0.0, 1.0)).await,
+                    Ok(()) = retries.changed() => sleep(jittered(pause.min(WAKE_SPREAD), 0.0, 1.0)).await,
                 }
             } else {
                 sleep(pause).await;
@@ -576,9 +579,13 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn new(timing: &Timing) -> Self {
+        Self::up_to(timing.backoff_most, timing)
+    }
+
+    pub(super) fn up_to(most: Duration, timing: &Timing) -> Self {
         Self {
             first: timing.backoff_first,
-            most: timing.backoff_most,
+            most,
             next: timing.backoff_first,
         }
     }
