@@ -598,8 +598,7 @@ fn labels_that_are_no_text_to_yaml_are_told_as_they_are_written() {
         assert!(!ids(&found).contains("RW007"), "{found:?}");
     }
     // Of kinds that have no part in policy, too.
-    let other =
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: web, labels: {app: 1.10}}\ndata: {n: x}\n";
+    let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: web, labels: {app: 1.10}}\ndata: {n: x}\n";
     let (found, _) = findings(folder(other).path(), &["--allow-empty"]);
     let told = found.iter().find(|it| it["id"] == "RW007").unwrap();
     assert!(

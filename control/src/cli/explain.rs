@@ -41,7 +41,7 @@ by the id that `ringwall flows` shows: what was decided, and what would be now.
 For each direction the answer names every policy of the pod's namespace,
 whether it selects the pod and at which requirement not, and for each rule of
 those that do whether it matches or the first condition that it fails at; then
-up to three of the smallest changes of a label or policy that would turn the
+up to three changes of a label or policy that would turn the
 verdict round, each tried out, with the number of other pairs of endpoints
 that would change, too.
 

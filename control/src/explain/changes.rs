@@ -1,4 +1,7 @@
-//! The smallest change of a policy or label that turns a verdict round.
+//! The change of a policy or label that turns a verdict round and changes the least besides.
+//!
+//! What an API server refuses is no change, and neither is what takes somebody out of his policies: it works, and leaves
+//! him open.
 //!
 //! Candidates are made from where the rules fail or match, then each is tried: applied to the state and judged again, in
 //! both directions, by the reference evaluator. Trying happens on what the verdict depends on alone (both pods, their
@@ -66,13 +69,13 @@ impl Change {
 /// What was found.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// The smallest changes, smallest first; at least one.
+    /// The changes that change least besides, and of those the smallest first; at least one.
     Changes(Vec<Change>),
     /// None, for this reason.
     None(String),
 }
 
-/// Finds the smallest changes of policies and labels after which the flow would be decided the other way.
+/// Finds small changes of policies and labels after which the flow would be decided the other way.
 pub fn smallest_changes(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) -> Found {
     let allowed = reference::judge(cluster, src, dst, service).allow();
     let search = Search::new(cluster, src, dst, service, allowed);
@@ -244,7 +247,10 @@ impl<'a> Search<'a> {
             let more_than_needed = kept
                 .iter()
                 .any(|(_, other)| other.iter().all(|edit| candidate.contains(edit)));
-            if alike < COMPARED_OF_ONE && !more_than_needed && self.after(&candidate).allow() != self.allowed
+            if alike < COMPARED_OF_ONE
+                && !more_than_needed
+                && self.after(&candidate).allow() != self.allowed
+                && self.is_harmless(&candidate)
             {
                 kept.push((touches, candidate));
                 if kept.len() == COMPARED {
@@ -267,6 +273,7 @@ impl<'a> Search<'a> {
                         Direction::Ingress => after.ingress.allow,
                     }
                 })
+                .filter(|candidate| self.is_harmless(candidate))
                 .take(COMBINED)
                 .cloned()
                 .collect()
@@ -307,10 +314,10 @@ impl<'a> Search<'a> {
         changes.sort_by_key(|(_, change)| {
             let effects = &change.side_effects;
             (
-                change.size,
                 !effects.exact,
                 effects.pairs,
                 effects.other_ports,
+                change.size,
                 change.edits.len(),
             )
         });
@@ -350,22 +357,21 @@ impl<'a> Search<'a> {
                     .map(|rule| vec![Edit::AddRule(policy.key.clone(), direction, rule)]),
             );
         }
-        out.push(
-            policies
-                .iter()
-                .map(|policy| Edit::RemovePolicy(policy.key.clone()))
-                .collect(),
-        );
-        // Out of reach of each policy: by a label where it has a selector, else the policy goes.
-        out.push(
-            policies
-                .iter()
-                .map(|policy| match policy.subjects.requirements.first() {
-                    Some(requirement) => label(Labelled::Pod(pod.key.clone()), violate(requirement)),
-                    None => Edit::RemovePolicy(policy.key.clone()),
-                })
-                .collect(),
-        );
+        // A policy of its own, which adds to what the others allow, valid or not.
+        for rule in self.rules_for(&pod.key.namespace, &other) {
+            let of = |wanted: Direction| (direction == wanted).then(|| vec![rule.clone()]);
+            out.extend(selectors_of(&pod.labels).into_iter().map(|subjects| {
+                vec![Edit::AddPolicy(NetworkPolicy {
+                    key: self.free_name("allow", &pod.key, direction),
+                    uid: String::new(),
+                    subjects,
+                    ingress: of(Direction::Ingress),
+                    egress: of(Direction::Egress),
+                    types_written: true,
+                    faults: Vec::new(),
+                })]
+            }));
+        }
         out
     }
 
@@ -656,7 +662,7 @@ impl<'a> Search<'a> {
             for rules in &rules {
                 let of = |wanted: Direction| (direction == wanted).then(|| rules.clone());
                 out.push(vec![Edit::AddPolicy(NetworkPolicy {
-                    key: self.free_name(&pod.key, direction),
+                    key: self.free_name("isolate", &pod.key, direction),
                     uid: String::new(),
                     subjects: subjects.clone(),
                     ingress: of(Direction::Ingress),
@@ -669,18 +675,83 @@ impl<'a> Search<'a> {
         out
     }
 
-    /// A name for a policy that isolates a pod.
-    fn free_name(&self, pod: &ObjectKey, direction: Direction) -> ObjectKey {
+    /// A name for a policy about a pod, as an API server takes it.
+    fn free_name(&self, what: &str, pod: &ObjectKey, direction: Direction) -> ObjectKey {
+        let plain = |c: char| match c.to_ascii_lowercase() {
+            c if c.is_ascii_alphanumeric() => c,
+            _ => '-',
+        };
+        let about: String = pod.name.chars().take(200).map(plain).collect();
         let mut key = ObjectKey {
             namespace: pod.namespace.clone(),
-            name: format!("isolate-{}-{direction}", pod.name),
+            name: format!("{what}-{about}-{direction}"),
         };
         while self.whole.policies.contains_key(&key) {
             key.name.push_str("-2");
         }
         key
     }
+
+    /// Whether a change is one that can be asked for: an API server takes it, and nobody is taken out of his policies by it.
+    ///
+    /// Labels that a pod has stay: the selector of its workload may ask for them, and then an API server refuses a template
+    /// without them, and a controller gives up a pod without them.
+    fn is_harmless(&self, candidate: &[Edit]) -> bool {
+        let keeps_labels = |edit: &Edit| match edit {
+            Edit::Label {
+                of: Labelled::Pod(pod),
+                key,
+                ..
+            } => !self
+                .part
+                .pods
+                .get(pod)
+                .is_some_and(|pod| pod.labels.contains_key(key)),
+            _ => true,
+        };
+        let removed = |key: &ObjectKey| candidate.contains(&Edit::RemovePolicy(key.clone()));
+        let stays_isolated = |edit: &Edit| {
+            let Edit::RemovePolicy(key) = edit else {
+                return true;
+            };
+            let Some(policy) = self.whole.policies.get(key) else {
+                return true;
+            };
+            let mut pods = self.whole.pods.values().filter(|pod| {
+                pod.key.namespace == key.namespace && missing(&policy.subjects, &pod.labels).next().is_none()
+            });
+            pods.all(|pod| {
+                DIRECTIONS.into_iter().all(|direction| {
+                    direction.rules(policy).is_none()
+                        || selecting(self.whole, pod, direction).any(|other| !removed(&other.key))
+                })
+            })
+        };
+        if !candidate
+            .iter()
+            .all(|edit| keeps_labels(edit) && stays_isolated(edit))
+        {
+            return false;
+        }
+        let changed = applied(&self.part, candidate);
+        [self.src, self.dst].iter().all(|end| {
+            let (Identity::Pod(before), Identity::Pod(after)) = (end.identity, again(end, &changed).identity)
+            else {
+                return true;
+            };
+            DIRECTIONS.into_iter().all(|direction| {
+                let still = |policy: &NetworkPolicy| {
+                    removed(&policy.key)
+                        || selecting(&changed, after, direction).any(|other| other.key == policy.key)
+                };
+                selecting(&self.part, before, direction).all(still)
+            })
+        })
+    }
 }
+
+/// Both.
+const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 
 /// A rule that matches everybody but one address.
 fn everybody_but(hole: IpNet) -> Rule {

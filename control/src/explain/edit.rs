@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::{
     Direction,
-    conditions::{labels_words, port_words, protocol_words, selector_words},
+    conditions::{labels_words, peer_words, port_words, protocol_words, selector_words},
     report::EditRecord,
+    yaml,
 };
 use crate::{
     cluster::{
@@ -185,7 +186,7 @@ impl Edit {
             Self::Label { of, key, value } => return label_record(cluster, of, key, value.as_deref()),
             Self::AddPeer(place, peer) => {
                 let value = peer_json(peer);
-                let text = format!("add the peer {value} to {}", rule(place));
+                let text = format!("add the peer {} to {}", peer_words(peer), rule(place));
                 let path = rule_path(place, &format!(".{}", place.direction.peers_key()));
                 ("add-peer", policy(&place.policy), path, Some(value), text)
             }
@@ -202,7 +203,7 @@ impl Edit {
             }
             Self::AddRule(key, direction, rule) => {
                 let value = rule_json(*direction, rule);
-                let text = format!("add the {direction} rule {value} to NetworkPolicy {key}");
+                let text = format!("add an {direction} rule to NetworkPolicy {key}");
                 (
                     "add-rule",
                     policy(key),
@@ -225,13 +226,13 @@ impl Edit {
                     true => "every pod".to_owned(),
                     false => format!("pods with {}", selector_words(&new.subjects)),
                 };
-                let types = if new.ingress.is_some() {
-                    "ingress"
-                } else {
-                    "egress"
+                let (types, rules) = match (&new.ingress, &new.egress) {
+                    (Some(rules), _) => ("ingress", rules.as_slice()),
+                    (None, rules) => ("egress", rules.as_deref().unwrap_or_default()),
                 };
+                let does = if rules.is_empty() { "isolates" } else { "is about" };
                 let text = format!(
-                    "make a NetworkPolicy {} that isolates {selects} in {} for {types}: {value}",
+                    "make a NetworkPolicy {} that {does} {selects} in {} for {types}",
                     new.key, new.key.namespace
                 );
                 ("add-policy", policy(&new.key), None, Some(value), text)
@@ -292,12 +293,27 @@ impl Edit {
                 ("remove-policy", policy(key), None, None, text)
             }
         };
+        let yaml = match self {
+            Self::AddPolicy(new) => Some(yaml::of(&json!({
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": new.key.name, "namespace": new.key.namespace},
+                "spec": policy_json(new),
+            }))),
+            // What is added is an entry of the list that the path names.
+            Self::AddPeer(..) | Self::AddPort(..) | Self::AddRule(..) | Self::AddExcept(..) => value
+                .as_ref()
+                .zip(path.as_deref())
+                .map(|(value, path)| yaml::at(path, &json!([value]))),
+            _ => None,
+        };
         EditRecord {
             action: action.to_owned(),
             object,
             path,
             value,
             text,
+            yaml,
         }
     }
 }
@@ -335,6 +351,11 @@ fn label_record(cluster: &Cluster, of: &Labelled, key: &str, value: Option<&str>
         (Some(value), None) => format!("add label {} to {whose}{object}", labelled(value)),
         (None, _) => format!("remove label {key} from {whose}{object}"),
     };
+    let labels_at = match kind.as_deref() {
+        None => "metadata.labels",
+        Some("CronJob") => "spec.jobTemplate.spec.template.metadata.labels",
+        Some(_) => "spec.template.metadata.labels",
+    };
     EditRecord {
         action: if value.is_some() {
             "set-label"
@@ -343,16 +364,10 @@ fn label_record(cluster: &Cluster, of: &Labelled, key: &str, value: Option<&str>
         }
         .to_owned(),
         object,
-        path: Some(join(
-            match kind.as_deref() {
-                None => "metadata.labels",
-                Some("CronJob") => "spec.jobTemplate.spec.template.metadata.labels",
-                Some(_) => "spec.template.metadata.labels",
-            },
-            key,
-        )),
+        path: Some(join(labels_at, key)),
         value: value.map(|value| json!(value)),
         text,
+        yaml: value.map(|value| yaml::at(labels_at, &json!({ key: value }))),
     }
 }
 

@@ -16,6 +16,7 @@ mod parties;
 pub mod report;
 mod trace;
 pub mod words;
+mod yaml;
 
 use ringwall_dataplane::classify::Snapshot;
 

@@ -38,7 +38,7 @@ pub struct Explanation {
     /// Policy kinds that exist and are not evaluated, as `kind.group`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<String>,
-    /// The smallest changes after which the verdict would be the opposite, smallest first; at most three.
+    /// Changes after which the verdict would be the opposite, those that change the least besides first; at most three.
     pub changes: Vec<Change>,
     /// Why no change of a policy or label would do that; None where there are changes.
     pub no_change: Option<String>,
@@ -238,6 +238,9 @@ pub struct EditRecord {
     pub value: Option<Value>,
     /// The step in a sentence.
     pub text: String,
+    /// What is to be written, as YAML; the path is a comment in front of it where it is not a whole object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yaml: Option<String>,
 }
 
 /// Which other flows a change would change.

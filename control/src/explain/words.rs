@@ -271,12 +271,19 @@ impl Page {
                 &format!("No change of a policy or label would {wanted} it: {why}."),
             );
         }
-        self.line(0, "", &format!("The smallest changes that would {wanted} it:"));
+        self.line(
+            0,
+            "",
+            &format!("Changes that would {wanted} it, those that change the least besides first:"),
+        );
         for (change, number) in explanation.changes.iter().zip(1..) {
             let mut mark = format!("{number}.");
             for edit in &change.edits {
                 self.line(2, &mark, &edit.text);
                 mark = "  ".to_owned();
+                for line in edit.yaml.iter().flat_map(|yaml| yaml.lines()) {
+                    let _ = writeln!(self.text, "         {line}");
+                }
             }
             self.line(2, "  ", &effects_words(&change.side_effects));
         }

@@ -25,7 +25,7 @@ pub(crate) struct SyntaxError {
 }
 
 /// One document of a file.
-pub(super) struct Document {
+pub(crate) struct Document {
     root: Located,
 }
 
@@ -89,7 +89,7 @@ pub(super) struct Entry {
 
 /// Splits a file into its documents. `json` also accepts what only a JSON parser can read (tabs, documents one after
 /// the other without a separator), without lines.
-pub(super) fn parse(text: &str, json: bool) -> Result<Vec<Document>, SyntaxError> {
+pub(crate) fn parse(text: &str, json: bool) -> Result<Vec<Document>, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match yaml::load(text) {
         Ok(roots) => Ok(roots
@@ -128,6 +128,15 @@ impl From<&serde_saphyr::Error> for SyntaxError {
                 .to_owned(),
             indentation: None,
         }
+    }
+}
+
+/// The value of the only document.
+#[cfg(test)]
+pub(crate) fn only_value(documents: &[Document]) -> Option<Value> {
+    match documents {
+        [only] => Some(only.value()),
+        _ => None,
     }
 }
 

@@ -8,3 +8,5 @@ pub mod kube;
 pub mod problems;
 pub mod watched;
 mod yaml;
+
+pub(crate) use yaml::is_text as yaml_text;

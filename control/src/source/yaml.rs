@@ -423,6 +423,11 @@ impl Resolved {
     }
 }
 
+/// Whether a plain scalar is text.
+pub(crate) fn is_text(scalar: &str) -> bool {
+    resolve(scalar) == Resolved::String
+}
+
 /// go-yaml's `resolve` for untagged plain scalars.
 fn resolve(text: &str) -> Resolved {
     match text {

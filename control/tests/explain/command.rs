@@ -214,17 +214,61 @@ fn a_change_says_where_the_label_stands() {
 apiVersion: batch/v1
 kind: CronJob
 metadata: {name: report, namespace: shop}
-spec: {jobTemplate: {spec: {template: {metadata: {labels: {example.com/role: x}}}}}}
+spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: report}}}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: closed, namespace: shop}
+metadata: {name: db, namespace: shop}
 spec:
-  podSelector: {matchLabels: {example.com/role: x}}
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{podSelector: {matchLabels: {example.com/role: x}}}]}]
 ";
     std::fs::write(dir.path().join("shop.yaml"), objects).unwrap();
-    let ran = explain(&dir, &["192.0.2.1", "shop/report", "80/TCP", "-o", "json"]);
+    let ran = explain(&dir, &["shop/report", "shop/db", "80/TCP", "-o", "json"]);
     let path = r#"spec.jobTemplate.spec.template.metadata.labels["example.com/role"]"#;
     let edits = ran.lines()[0]["changes"].to_string();
     assert!(edits.contains(&Value::from(path).to_string()), "{edits}");
+}
+
+/// A label under a workload's own selector cannot be taken away, and a database that no policy selects is open.
+#[test]
+fn nobody_is_told_to_take_a_workload_out_of_its_policies() {
+    let dir = tempfile::tempdir().unwrap();
+    let objects = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: db, namespace: shop}
+spec: {selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: db}}, spec: {containers: [{name: c}]}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress]
+";
+    std::fs::write(dir.path().join("shop.yaml"), objects).unwrap();
+    let ran = explain(&dir, &["203.0.113.9", "shop/db", "5432/TCP", "-o", "json"]);
+    let changes = ran.lines()[0]["changes"].as_array().unwrap().clone();
+    assert!(!changes.is_empty());
+    for edit in changes
+        .iter()
+        .flat_map(|change| change["edits"].as_array().unwrap())
+    {
+        let action = edit["action"].as_str().unwrap();
+        assert!(
+            !["set-label", "remove-label", "remove-policy"].contains(&action),
+            "{edit}"
+        );
+        assert!(
+            edit["yaml"].as_str().unwrap().contains("203.0.113.9/32"),
+            "{edit}"
+        );
+    }
+    let text = explain(&dir, &["203.0.113.9", "shop/db", "5432/TCP"]).out;
+    assert!(text.contains("- ipBlock:\n"), "{text}");
 }

@@ -19,7 +19,7 @@ use std::{
 use generate::{Flow, Place, cluster, flows};
 use random::Random;
 use ringwall::{
-    cluster::{Cluster, ObjectKey, Pod},
+    cluster::{Cluster, ObjectKey, Operator, Pod, Requirement},
     explain::{Change, ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes},
     reference::{End, Identity, Service, identify, judge, named},
 };
@@ -172,7 +172,8 @@ fn changes_turn_verdicts_round_and_their_effects_are_counted() {
                 }
             };
             assert!((1..=3).contains(&changes.len()));
-            assert!(changes.windows(2).all(|pair| pair[0].size <= pair[1].size));
+            let order = |change: &Change| (!change.side_effects.exact, change.side_effects.pairs);
+            assert!(changes.windows(2).all(|pair| order(&pair[0]) <= order(&pair[1])));
             for (nth, change) in changes.iter().enumerate() {
                 let holds = |other: &Change| other.edits.iter().all(|edit| change.edits.contains(edit));
                 assert!(
@@ -182,6 +183,11 @@ fn changes_turn_verdicts_round_and_their_effects_are_counted() {
             }
             for change in &changes {
                 let changed = change.applied(&cluster);
+                assert!(
+                    nobody_is_let_out(&cluster, &changed),
+                    "seed {seed}, {flow:?}: {:?}",
+                    change.edits
+                );
                 let (src, dst) = ends(&changed, &flow).unwrap();
                 assert_ne!(
                     judge(&changed, &src, &dst, service(&flow)).allow(),
@@ -235,6 +241,46 @@ fn changes_turn_verdicts_round_and_their_effects_are_counted() {
         counted > 20 && effects.len() > 4,
         "{counted} counted: {effects:?}"
     );
+}
+
+/// Whether every pod that some policy isolates still is isolated, and every pod has the labels that it had.
+fn nobody_is_let_out(before: &Cluster, after: &Cluster) -> bool {
+    let isolated = |cluster: &Cluster, key: &ObjectKey| {
+        let pod = &cluster.pods[key];
+        let selecting = cluster.policies.values().filter(|policy| {
+            policy.key.namespace == key.namespace
+                && policy
+                    .subjects
+                    .requirements
+                    .iter()
+                    .all(|it| meets(it, &pod.labels))
+        });
+        let (mut ingress, mut egress) = (false, false);
+        for policy in selecting {
+            ingress |= policy.ingress.is_some();
+            egress |= policy.egress.is_some();
+        }
+        [ingress, egress]
+    };
+    before.pods.iter().all(|(key, pod)| {
+        let [a, b] = [isolated(before, key), isolated(after, key)];
+        let labels = &after.pods[key].labels;
+        let kept = pod
+            .labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value));
+        kept && a.iter().zip(b).all(|(before, after)| !before || after)
+    })
+}
+
+fn meets(requirement: &Requirement, labels: &ringwall::cluster::Labels) -> bool {
+    let value = labels.get(&requirement.key);
+    match &requirement.operator {
+        Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+        Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+        Operator::Exists => value.is_some(),
+        Operator::DoesNotExist => value.is_none(),
+    }
 }
 
 /// Whether it is true that nothing can be done.
