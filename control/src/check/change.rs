@@ -4,19 +4,25 @@
 //! Both sides are compared by the checker itself, the states by the difference of their maps, the snapshots by the
 //! difference of their tables. The argument is in the crate's DESIGN.md; the numbers in comments are its steps.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use imbl::ordmap::DiffItem;
-use ringwall_dataplane::classify::{IdentityKind, Since, Snapshot};
+use ringwall_dataplane::classify::{IdentityKind, L4, Since, Snapshot};
 
 use super::{
     held::{Place, Seen},
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
-    view::Who,
+    rules::Direction,
+    view::{End, Who},
 };
-use crate::cluster::{Cluster, ObjectKey};
+use crate::cluster::{Cluster, Node, ObjectKey};
 
 /// What has to be looked at again.
 #[derive(Debug, Default)]
@@ -37,7 +43,7 @@ impl Proof {
         snapshot: &Arc<Snapshot>,
     ) -> Option<Result<Report, Box<Difference>>> {
         let begun = Instant::now();
-        if self.has_grown() || self.excused || is_other(self.view.cluster(), cluster) {
+        if self.has_grown() || self.excused || self.view.cluster().settings != cluster.settings {
             return None;
         }
         let since = snapshot.since(&self.snapshot)?;
@@ -46,7 +52,8 @@ impl Proof {
         }
         let older = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
         self.report = Report::default();
-        let nodes = self.held.node_changes();
+        self.held.take_moved();
+        self.view.terms_stay();
         let mut touched = Touched {
             ranges: since.ranges,
             ..Touched::default()
@@ -54,16 +61,15 @@ impl Proof {
         self.touched_by_tables(&since, &older, &mut touched);
         let reseat = self.touched_by_policies(cluster, &mut touched);
         self.touched_by_namespaces(cluster, &mut touched);
+        self.touched_by_nodes(cluster, &mut touched);
         self.touched_by_pods(cluster, &mut touched);
         let ends = self.ends_again(&touched);
         if reseat {
             self.reseat();
         }
-        // Whether a node has an address says what its pods are exempt from.
-        if ends.is_ok() && self.held.node_changes() != nodes {
-            return None;
-        }
-        let proven = ends.and_then(|()| self.cells_again(&since, &older));
+        let proven = ends
+            .and_then(|()| self.cells_again(&since, &older))
+            .and_then(|()| self.epochs_again(cluster, &touched, &older));
         self.view.follow(cluster);
         self.report.classes = self.classes();
         self.report.micros = begun.elapsed().as_micros() as u64;
@@ -187,6 +193,34 @@ impl Proof {
         }
     }
 
+    /// 6: addresses of nodes that differ, and the address ranges where their networks do.
+    fn touched_by_nodes(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let before = self.view.cluster().nodes.clone();
+        let mut cut = false;
+        for item in before.diff(&cluster.nodes) {
+            let (name, old, new) = match item {
+                DiffItem::Add(name, node) => (name, None, Some(node)),
+                DiffItem::Remove(name, node) => (name, Some(node), None),
+                DiffItem::Update { old, new } => (old.0, Some(old.1), Some(new.1)),
+            };
+            let addresses = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.addresses.clone());
+            let networks = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.pod_cidrs.clone());
+            let (old_addresses, new_addresses) = (addresses(old), addresses(new));
+            self.view.replace_node(name, &old_addresses, &new_addresses);
+            touched
+                .ends
+                .extend(old_addresses.into_iter().chain(new_addresses).map(Place::Address));
+            cut |= networks(old) != networks(new);
+        }
+        if cut {
+            self.view.cut_again(cluster);
+            touched.ranges = true;
+            let nobodys = |seen: &Seen| matches!(seen.end.who, Who::Place(_));
+            let nobodys = self.held.ends().filter(|(_, seen)| nobodys(seen));
+            touched.ends.extend(nobodys.map(|(place, _)| *place));
+        }
+    }
+
     /// 6: ends of pods that differ; the view is that of the new state then.
     fn touched_by_pods(&mut self, cluster: &Cluster, touched: &mut Touched) {
         let before = self.view.cluster().clone();
@@ -219,15 +253,36 @@ impl Proof {
 
     fn ends_again(&mut self, touched: &Touched) -> Result<(), Wrong> {
         self.settings()?;
+        // Those of nodes first, then as now: by then it is known which nodes have addresses.
         let (nodes, others): (Vec<Place>, Vec<Place>) = touched.ends.iter().partition(|place| {
-            matches!(place, Place::Address(address) if matches!(self.view.who(*address), Who::Node(_)))
+            let was = self.held.seen(**place).map(|seen| seen.end.who);
+            let now = match place {
+                Place::Address(address) => Some(self.view.who(*address)),
+                Place::Name(_) => None,
+            };
+            [was, now]
+                .into_iter()
+                .flatten()
+                .any(|who| matches!(who, Who::Node(_)))
         });
+        self.held.take_changed_nodes();
         if touched.ranges {
             self.ranges(true)?;
             self.ranges(false)?;
         }
         for place in nodes.into_iter().chain(others) {
             self.end(place)?;
+        }
+        // Whether a node has an address says what its pods are exempt from.
+        let nodes = self.held.take_changed_nodes();
+        if !nodes.is_empty() {
+            for slot in self.view.hosted_by(&nodes) {
+                self.end(Place::Name(slot))?;
+                let addresses = self.view.pod(slot).map(|known| known.pod.addresses.clone());
+                for address in addresses.into_iter().flatten() {
+                    self.end(Place::Address(address))?;
+                }
+            }
         }
         for key in &touched.endpoints {
             self.endpoint_is_known(key.clone())?;
@@ -302,15 +357,148 @@ impl Proof {
         Ok(())
     }
 
+    /// 8: a dataplane goes on with a flow while neither end's epoch changes. So who has an address now that another had, and
+    /// two ends between whom something else passes now, do not both have the epochs that they had.
+    fn epochs_again(&mut self, cluster: &Cluster, touched: &Touched, older: &Snapshot) -> Result<(), Wrong> {
+        let moved = self.held.take_moved();
+        for place in &touched.ends {
+            if let Place::Address(address) = place
+                && self.keeps_epoch(*address, older)
+                && let Some(what) = self.is_another(*address, cluster, older)
+            {
+                return Err(Wrong {
+                    what: format!("{what}, and its epoch is what it was: its flows would go on"),
+                    suspect: Suspect::End(*place),
+                });
+            }
+        }
+        // Ends whose epoch is what it was, and what they were. To selectors and names of ports that nobody asked for
+        // before, what everybody decided before is the same.
+        let mut was: HashMap<Place, End> = HashMap::new();
+        for (place, old) in moved {
+            if let Place::Address(address) = place
+                && let Some(new) = self.held.seen(place).map(|seen| seen.end)
+                && (old.subjects != new.subjects || !self.view.only_gained(old.meaning, new.meaning))
+                && self.keeps_epoch(address, older)
+            {
+                was.entry(place).or_insert(old);
+            }
+        }
+        let (mut subjects, mut meanings) = (BTreeMap::new(), BTreeMap::new());
+        for (place, old) in &was {
+            let Some(new) = self.held.seen(*place).map(|seen| seen.end) else {
+                continue;
+            };
+            for pair in old.subjects.into_iter().zip(new.subjects) {
+                if pair.0 != pair.1 {
+                    subjects.entry(pair).or_insert(*place);
+                }
+            }
+            if !self.view.only_gained(old.meaning, new.meaning) {
+                meanings.entry((old.meaning, new.meaning)).or_insert(*place);
+            }
+        }
+        let columns: Vec<_> = self.held.columns().collect();
+        for ((old, new), own) in subjects {
+            for column in &columns {
+                if self.view.pass_alike((old, column.1), (new, column.1)) {
+                    continue;
+                }
+                for peer in self.held.peers_in(*column) {
+                    let meant = was.get(&peer).map_or(column.1, |end| end.meaning);
+                    if self.both_keep(own, peer, older)
+                        && !self.view.pass_alike((old, meant), (new, column.1))
+                    {
+                        return Err(self.stale(own, peer, new));
+                    }
+                }
+            }
+        }
+        let lines: Vec<_> = self.held.lines().collect();
+        for ((old, new), peer) in meanings {
+            for line in &lines {
+                if self.view.pass_alike((line.1, old), (line.1, new)) {
+                    continue;
+                }
+                for own in self.held.subjects_of(*line) {
+                    let same = was.get(&own).is_none_or(|end| end.subjects.contains(&line.1));
+                    if same && self.both_keep(own, peer, older) {
+                        return Err(self.stale(own, peer, line.1));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keeps_epoch(&self, address: IpAddr, older: &Snapshot) -> bool {
+        older.identify(address.into()).epoch == self.snapshot.identify(address.into()).epoch
+    }
+
+    /// Whether a flow between two ends that are both addresses would go on.
+    fn both_keep(&self, own: Place, peer: Place, older: &Snapshot) -> bool {
+        match (own, peer) {
+            (Place::Address(a), Place::Address(b)) => {
+                a != b
+                    && a.is_ipv4() == b.is_ipv4()
+                    && self.keeps_epoch(a, older)
+                    && self.keeps_epoch(b, older)
+            }
+            _ => false,
+        }
+    }
+
+    fn stale(&self, own: Place, peer: Place, subject: u32) -> Wrong {
+        let (src, dst) = match self.view.subject_of(subject).direction {
+            Direction::Ingress => (peer, own),
+            Direction::Egress => (own, peer),
+        };
+        Wrong {
+            what: "something else passes than before, and both epochs are what they were: flows would go on"
+                .to_owned(),
+            suspect: Suspect::Packet {
+                src,
+                dst,
+                l4: L4::NoPort { protocol: 255 },
+            },
+        }
+    }
+
+    /// In what an address is somebody else's than it was; None where it is not. Both snapshots say rightly whose it is.
+    fn is_another(&self, address: IpAddr, cluster: &Cluster, older: &Snapshot) -> Option<String> {
+        let (old, new) = (
+            older.identify(address.into()),
+            self.snapshot.identify(address.into()),
+        );
+        if old.kind != new.kind {
+            return Some(format!("{address} was {:?} and is {:?}", old.kind, new.kind));
+        }
+        match new.kind {
+            IdentityKind::Pod => {
+                let of = |snapshot: &Snapshot, number| snapshot.endpoint(number).map(|it| key_of(&it));
+                let key = of(&self.snapshot, new.endpoint)?;
+                let was = of(older, old.endpoint)?;
+                if key != was {
+                    return Some(format!("{address} was {was} and is {key}"));
+                }
+                let (old, new) = (self.view.cluster().pods.get(&key)?, cluster.pods.get(&key)?);
+                if old.uid != new.uid {
+                    return Some(format!("{key} was replaced"));
+                }
+                (old.node != new.node).then(|| format!("{key} moved to another node"))
+            }
+            IdentityKind::Node => {
+                let (was, is) = (older.node_name(old.node), self.snapshot.node_name(new.node));
+                (was != is).then(|| format!("{address} is another node's"))
+            }
+            IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => None,
+        }
+    }
+
     /// Whether much of what has been numbered can be nobody's any more.
     fn has_grown(&self) -> bool {
         let (columns, lines) = self.held.sizes();
         let policies = self.view.cluster().policies.len();
         self.view.ever() > 4 * (columns + lines + policies) + 50_000
     }
-}
-
-/// Whether settings or nodes differ.
-fn is_other(before: &Cluster, after: &Cluster) -> bool {
-    before.settings != after.settings || before.nodes.diff(&after.nodes).next().is_some()
 }

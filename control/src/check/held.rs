@@ -58,7 +58,10 @@ pub(super) struct Held {
     /// Node names by number of the snapshot and back, with the number of addresses.
     node_numbers: HashMap<u32, (u32, u32)>,
     nodes: HashMap<u32, u32>,
-    node_changes: u64,
+    /// Names of nodes that got their first address or lost their last one, since that was last asked for.
+    changed_nodes: BTreeSet<u32>,
+    /// Ends that were others, since that was last asked for, and what they were.
+    moved: Vec<(Place, End)>,
     /// Where both sides' ranges begin, by family.
     cuts: [Vec<u128>; 2],
     /// What has come since it was last asked for.
@@ -72,6 +75,9 @@ impl Held {
         self.count(&seen);
         if let Some(before) = self.ends.insert(place, seen) {
             self.uncount(&before);
+            if before.end != seen.end {
+                self.moved.push((place, before.end));
+            }
         }
     }
 
@@ -125,7 +131,9 @@ impl Held {
         if let Who::Node(name) = seen.end.who {
             let of_name = self.node_numbers.entry(name).or_insert((seen.node, 0));
             of_name.1 += 1;
-            self.node_changes += u64::from(of_name.1 == 1);
+            if of_name.1 == 1 {
+                self.changed_nodes.insert(name);
+            }
             self.nodes.insert(seen.node, name);
         }
         for line in seen.rows.into_iter().flatten().zip(seen.end.subjects) {
@@ -153,7 +161,7 @@ impl Held {
             if *ends == 0 {
                 let number = *number;
                 self.node_numbers.remove(&name);
-                self.node_changes += 1;
+                self.changed_nodes.insert(name);
                 self.nodes.remove(&number);
             }
         }
@@ -201,9 +209,19 @@ impl Held {
             .map(|(column, _)| *column)
     }
 
-    /// How often a node got its first address or lost its last one.
-    pub(super) fn node_changes(&self) -> u64 {
-        self.node_changes
+    /// Names of nodes that got their first address or lost their last one since this was last asked.
+    pub(super) fn take_changed_nodes(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.changed_nodes)
+    }
+
+    /// Ends that are others than they were, and what they were, since this was last asked.
+    pub(super) fn take_moved(&mut self) -> Vec<(Place, End)> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// What is known of an end.
+    pub(super) fn seen(&self, place: Place) -> Option<&Seen> {
+        self.ends.get(&place)
     }
 
     pub(super) fn take_new(&mut self) -> (BTreeSet<Line>, BTreeSet<Column>) {

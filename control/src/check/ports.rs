@@ -26,7 +26,41 @@ pub(super) struct Spans {
     pub portless: u32,
 }
 
+/// What passes, whatever the rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passes {
+    protocols: [Vec<(u16, bool)>; 3],
+    portless: bool,
+}
+
+impl Passes {
+    pub(super) fn everything() -> Self {
+        Self {
+            protocols: [(); 3].map(|()| vec![(0, true)]),
+            portless: true,
+        }
+    }
+}
+
 impl Spans {
+    /// What passes by them.
+    pub(super) fn passes(&self) -> Passes {
+        let protocols = [0, 1, 2].map(|protocol: usize| {
+            let mut passes: Vec<(u16, bool)> = Vec::new();
+            for (first, rule) in &self.protocols[protocol] {
+                let pass = *rule != NO_RULE;
+                if passes.last().is_none_or(|(_, last)| *last != pass) {
+                    passes.push((*first, pass));
+                }
+            }
+            passes
+        });
+        Passes {
+            protocols,
+            portless: self.portless != NO_RULE,
+        }
+    }
+
     /// The rule for a packet.
     pub(super) fn rule(&self, asked: PortOf) -> u32 {
         let Some((protocol, port)) = asked else {

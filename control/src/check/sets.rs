@@ -42,6 +42,11 @@ impl Sets {
         number
     }
 
+    /// A set's members, in ascending order.
+    pub(super) fn members(&self, set: u32) -> &[u32] {
+        &self.members[set as usize]
+    }
+
     /// Numbers of the sets that hold a member.
     pub(super) fn holding(&self, member: u32) -> &[u32] {
         &self.holding[member as usize]

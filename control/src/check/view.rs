@@ -6,7 +6,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::{
     matching::PortOf,
-    ports::{Decisions, NO_RULE, PortNames},
+    ports::{Decisions, NO_RULE, Passes, PortNames},
     rules::{Direction, Rules},
     sets::Sets,
     space::{Place, Space},
@@ -113,6 +113,8 @@ pub(super) struct View {
     pub space: Space,
     pub term_sets: Sets,
     pub block_sets: Sets,
+    /// How many pod terms there were before the policies were last replaced.
+    terms_before: usize,
     pub decisions: Decisions,
     /// Pod terms that pods of a namespace can match.
     terms_of: HashMap<String, Arc<Vec<u32>>>,
@@ -148,6 +150,7 @@ impl View {
             space,
             term_sets,
             block_sets,
+            terms_before: usize::MAX,
             decisions: Decisions::new(),
             terms_of: HashMap::new(),
             groups: Vec::new(),
@@ -402,6 +405,83 @@ impl View {
         number
     }
 
+    /// Takes over what a node is now; None: it is not there. The address space is to be [cut again](Self::cut_again) where
+    /// its networks differ.
+    pub(super) fn replace_node(&mut self, name: &str, before: &[IpAddr], after: &[IpAddr]) {
+        let number = self.node_number(name);
+        for address in before {
+            let Some(claims) = self.claims.get_mut(address) else {
+                continue;
+            };
+            claims.nodes.retain(|node| *node != number);
+            if claims.pods.is_empty() && claims.nodes.is_empty() && claims.hosts.is_empty() {
+                self.claims.remove(address);
+            }
+        }
+        for address in after {
+            let claims = self.claims.entry(*address).or_default();
+            if !claims.nodes.contains(&number) {
+                claims.nodes.push(number);
+            }
+        }
+    }
+
+    /// Says that from here on all pod terms that there are were there before.
+    pub(super) fn terms_stay(&mut self) {
+        self.terms_before = self.rules.term_count();
+    }
+
+    /// Cuts the address space at the networks of a state.
+    pub(super) fn cut_again(&mut self, cluster: &Cluster) {
+        self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
+    }
+
+    /// Slots of pods that one of these nodes hosts.
+    pub(super) fn hosted_by(&self, nodes: &std::collections::BTreeSet<u32>) -> Vec<u32> {
+        let hosted = |known: &Known| known.node.is_some_and(|node| nodes.contains(&node));
+        let slots = self.pods.iter().zip(0..);
+        slots
+            .filter(|(known, _)| known.as_ref().is_some_and(hosted))
+            .map(|(_, slot)| slot)
+            .collect()
+    }
+
+    /// Whether a meaning is another's and no more than selectors and names of ports that came with the last policies. The
+    /// blocks that hold an address are not looked at: they never change.
+    pub(super) fn only_gained(&self, old: u32, new: u32) -> bool {
+        if old == new {
+            return true;
+        }
+        let (old, new) = (self.meanings[old as usize], self.meanings[new as usize]);
+        let terms = self.term_sets.members(old.terms).iter();
+        let before = self.term_sets.members(new.terms).iter();
+        let before = before.filter(|term| (**term as usize) < self.terms_before);
+        let names = &self.names[new.names as usize];
+        terms.eq(before)
+            && self.names[old.names as usize]
+                .iter()
+                .all(|name| names.contains(name))
+    }
+
+    /// Whether two subjects let the same pass between them and a peer, which may mean something else to the second.
+    pub(super) fn pass_alike(&mut self, a: (u32, u32), b: (u32, u32)) -> bool {
+        let [a, b] = [a, b].map(|(subject, meaning)| {
+            if self.subjects[subject as usize].0.policies.is_empty() {
+                return None;
+            }
+            let list = self.list_of(subject, meaning);
+            Some(self.decide(subject, list, meaning))
+        });
+        if a == b {
+            return true;
+        }
+        let passes = |decided: Option<u32>| match decided {
+            None => Passes::everything(),
+            Some(decided) => self.decisions.spans(decided).passes(),
+        };
+        passes(a) == passes(b)
+    }
+
     fn node_number(&mut self, name: &str) -> u32 {
         if let Some(number) = self.node_numbers.get(name) {
             return *number;
@@ -477,6 +557,7 @@ impl View {
     ) -> bool {
         let words = self.rules.words();
         let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
+        self.terms_before = terms;
         for key in gone {
             self.rules.remove(key);
         }

@@ -110,6 +110,21 @@ impl Forged {
         true
     }
 
+    /// Gives identities other epochs.
+    pub(crate) fn epochs(&mut self, other: impl Fn(u64) -> Option<u64>) {
+        let Section {
+            record,
+            offset,
+            length,
+        } = self.sections[0];
+        let records = self.bytes[offset..offset + length].chunks_mut(record);
+        for epoch in records.filter_map(|record| record.last_chunk_mut::<8>()) {
+            if let Some(other) = other(u64::from_le_bytes(*epoch)) {
+                *epoch = other.to_le_bytes();
+            }
+        }
+    }
+
     /// The image, with sums that fit.
     pub(crate) fn sealed(mut self) -> Vec<u8> {
         let mut sum = [0_u64; 4];

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use ringwall::{
-    check::Checker,
+    check::{Checker, Difference},
     cluster::{Cluster, Object},
     compile::{Budget, Compiler, EpochKey},
     source::decode::decode,
 };
-use ringwall_dataplane::classify::{Generation, Snapshot};
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{Generation, L4, NodeExemption, Snapshot},
+};
 use ringwall_testbed::synthetic::{EventKind, Spec, Synthetic};
 
 use crate::{generate, mistakes, mutate, random::Random};
@@ -57,6 +60,14 @@ fn event(cluster: &Cluster, random: &mut Random) -> Cluster {
         }
     }
     next
+}
+
+/// Whether a proof failed for flows that would go on.
+fn is_about_epochs<T>(proof: &Result<T, Box<Difference>>) -> bool {
+    let would = "flows would go on";
+    proof
+        .as_ref()
+        .is_err_and(|difference| difference.what.contains(would))
 }
 
 fn update(compiler: &mut Compiler, cluster: &Cluster, generation: u64) -> Arc<Snapshot> {
@@ -127,6 +138,10 @@ fn successors_with_a_mistake_are_found() {
         let second = update(&mut compiler, &misread, 2);
         let whole = Checker::new().full(&next, &second);
         let changed = checker.changed(&next, &second);
+        if is_about_epochs(&changed) {
+            // A snapshot by itself is not wrong about them.
+            continue;
+        }
         assert_eq!(
             whole.is_ok(),
             changed.is_ok(),
@@ -210,7 +225,7 @@ fn late_and_early_snapshots_are_found() {
     let mut snapshot = update(&mut compiler, &cluster, 1);
     let mut honest = Checker::new();
     honest.full(&cluster, &snapshot).expect("it is proven");
-    let (mut found, mut carried) = (0, 0);
+    let (mut found, mut carried, mut epochs) = (0, 0, 0);
     for generation in 2..32 {
         let event = synthetic.churn();
         let mut next = cluster.clone();
@@ -228,6 +243,10 @@ fn late_and_early_snapshots_are_found() {
             checker.full(&cluster, &snapshot).expect("it is proven");
             let changed = checker.changed(objects, tables);
             let whole = Checker::new().full(objects, tables);
+            if is_about_epochs(&changed) {
+                epochs += 1;
+                continue;
+            }
             assert_eq!(
                 changed.is_ok(),
                 whole.is_ok(),
@@ -243,7 +262,191 @@ fn late_and_early_snapshots_are_found() {
         (cluster, snapshot) = (next, successor);
     }
     assert!(
-        found > 15 && carried > 15,
+        found + epochs > 15 && found > 5 && carried > 15,
         "{found} found, {carried} carried over"
     );
+}
+
+/// Nodes that come, go, get other addresses and networks: what is carried over is right, and a compiler that missed the event
+/// is found exactly when a whole proof finds it.
+#[test]
+fn nodes_are_carried_over() {
+    let (mut carried, mut whole_proofs, mut found) = (0, 0, 0);
+    for seed in crate::seeds(60) {
+        let mut random = Random::new(seed);
+        let mut cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        let mut snapshot = update(&mut compiler, &cluster, 1);
+        checker.changed(&cluster, &snapshot).expect("it is proven");
+        for generation in 2..12 {
+            let next = node_event(&cluster, &mut random);
+            // As if the compiler had not heard of it.
+            let mut deaf = Checker::new();
+            deaf.full(&cluster, &snapshot).expect("it is proven");
+            let late = deaf.changed(&next, &snapshot);
+            let whole = Checker::new().full(&next, &snapshot);
+            if !is_about_epochs(&late) {
+                assert_eq!(
+                    late.is_ok(),
+                    whole.is_ok(),
+                    "seed {seed}, {generation}: changed {late:?}, whole {whole:?}"
+                );
+            }
+            found += u32::from(late.is_err());
+
+            cluster = next;
+            snapshot = update(&mut compiler, &cluster, generation);
+            let report = checker.changed(&cluster, &snapshot);
+            let report =
+                report.unwrap_or_else(|difference| panic!("seed {seed}, {generation}: {difference}"));
+            if report.whole {
+                whole_proofs += 1;
+            } else {
+                carried += 1;
+            }
+        }
+    }
+    println!("{carried} carried over, {whole_proofs} whole, {found} found");
+    assert!(
+        carried > 3 * whole_proofs && found > 50,
+        "{carried} carried over, {whole_proofs} whole, {found} found"
+    );
+}
+
+fn node_event(cluster: &Cluster, random: &mut Random) -> Cluster {
+    let mut next = cluster.clone();
+    let names: Vec<String> = cluster.nodes.keys().cloned().collect();
+    let mut node = match random.below(4) {
+        0 if !names.is_empty() => {
+            next.nodes.remove(random.one(&names));
+            return next;
+        }
+        1 | 2 if !names.is_empty() => (*cluster.nodes[random.one(&names)]).clone(),
+        _ => ringwall::cluster::Node {
+            name: format!("new-{}", random.below(5)),
+            addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+        },
+    };
+    // Addresses that others have, too: of pods, of other nodes, of nobody.
+    let pods = cluster
+        .pods
+        .values()
+        .flat_map(|pod| pod.addresses.iter().copied());
+    let nodes = cluster
+        .nodes
+        .values()
+        .flat_map(|node| node.addresses.iter().copied());
+    let mut addresses: Vec<_> = pods.chain(nodes).collect();
+    addresses.push(std::net::IpAddr::from([192, 0, 2, random.below(4) as u8]));
+    node.addresses = (0..random.below(3)).map(|_| *random.one(&addresses)).collect();
+    node.addresses.sort_unstable();
+    node.addresses.dedup();
+    let networks = ["10.0.0.0/24", "10.9.0.0/24", "192.0.2.0/30", "fd00:9::/64"];
+    node.pod_cidrs = (0..random.below(3))
+        .map(|_| random.one(&networks).parse().expect("a network"))
+        .collect();
+    next.insert(Object::Node(node));
+    next
+}
+
+/// A compiler that changes what decides and leaves the epochs of pods as they were: flows that it revokes would go on.
+#[test]
+fn epochs_that_stay_are_found() {
+    let (mut wrong, mut found, mut carried) = (0, 0, 0);
+    for seed in crate::seeds(300) {
+        let mut random = Random::new(seed);
+        let cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        let first = update(&mut compiler, &cluster, 1);
+        checker.full(&cluster, &first).expect("it is proven");
+        let next = event(&cluster, &mut random);
+        let second = update(&mut compiler, &next, 2);
+        let mut stay = std::collections::HashMap::new();
+        for key in next.pods.keys() {
+            let find = |snapshot: &Snapshot| {
+                let found = snapshot.find_endpoint(&key.namespace, &key.name);
+                found.map(|endpoint| endpoint.identity.epoch)
+            };
+            if let (Some(before), Some(after)) = (find(&first), find(&second)) {
+                stay.insert(after, before);
+            }
+        }
+        let mut forged = crate::forge::Forged::of(&second.image().to_bytes());
+        forged.epochs(|epoch| stay.get(&epoch).copied());
+        let forged = Arc::new(Snapshot::open(&forged.sealed()).expect("the image opens"));
+        let stale = stale_flow(&cluster, &first, &forged);
+        let proof = checker.changed(&next, &forged);
+        match &proof {
+            Ok(report) if report.whole => {}
+            Ok(_) => {
+                assert!(stale.is_none(), "seed {seed}: not found: {stale:?}");
+                carried += 1;
+            }
+            Err(difference) => {
+                assert!(is_about_epochs(&proof), "seed {seed}: {difference}");
+                found += 1;
+            }
+        }
+        wrong += u32::from(stale.is_some());
+    }
+    println!("{wrong} wrong, {found} found, {carried} carried over");
+    assert!(
+        wrong > 30 && found >= 30 && carried > 20,
+        "{wrong} wrong, {found} found, {carried} carried over"
+    );
+}
+
+/// Two addresses whose epochs stay and between whom something else passes.
+fn stale_flow(
+    cluster: &Cluster,
+    before: &Snapshot,
+    after: &Snapshot,
+) -> Option<(std::net::IpAddr, std::net::IpAddr)> {
+    let pods = cluster
+        .pods
+        .values()
+        .flat_map(|pod| pod.addresses.iter().copied());
+    let mut addresses: Vec<_> = pods.collect();
+    addresses.extend([
+        std::net::IpAddr::from([192, 0, 2, 7]),
+        std::net::IpAddr::from([10, 200, 0, 1]),
+    ]);
+    let services = [
+        L4::Port {
+            protocol: 6,
+            port: 80,
+        },
+        L4::Port {
+            protocol: 6,
+            port: 443,
+        },
+        L4::Port {
+            protocol: 17,
+            port: 53,
+        },
+        L4::NoPort { protocol: 47 },
+    ];
+    let passes = |snapshot: &Snapshot, src, dst, l4| {
+        let (src, dst): (Addr, Addr) = (std::net::IpAddr::into(src), std::net::IpAddr::into(dst));
+        let (a, b) = (snapshot.identify(src), snapshot.identify(dst));
+        let told = snapshot.judge_ends(&a, &b, false, l4, NodeExemption::Untrusted);
+        (a.epoch, b.epoch, told.ingress.allow && told.egress.allow)
+    };
+    for src in &addresses {
+        for dst in addresses
+            .iter()
+            .filter(|dst| *dst != src && dst.is_ipv4() == src.is_ipv4())
+        {
+            for l4 in services {
+                let (old, new) = (passes(before, *src, *dst, l4), passes(after, *src, *dst, l4));
+                if (old.0, old.1) == (new.0, new.1) && old.2 != new.2 {
+                    return Some((*src, *dst));
+                }
+            }
+        }
+    }
+    None
 }

@@ -11,6 +11,7 @@ use crate::{
     classify::{
         Identity,
         bucket::Bucket,
+        image::Tables,
         layout::{CLASSES_PER_PAGE, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, page_slot},
         table::{Record, Table},
     },
@@ -53,11 +54,7 @@ impl Snapshot {
             || tables.names.len() != old.names.len()
             || head.classes < was.classes
             || head.rows < was.rows
-            || tables
-                .sections()
-                .iter()
-                .zip(old.sections())
-                .any(|(new, old)| new.records() < old.records());
+            || shrank(tables, old);
         if anew {
             return None;
         }
@@ -69,7 +66,9 @@ impl Snapshot {
                 .into_iter()
                 .map(|index| older.identity(index as u32))
                 .collect(),
-            ranges: !differing(&tables.trie_v4, &old.trie_v4).is_empty()
+            ranges: tables.trie_v4.len() != old.trie_v4.len()
+                || tables.trie_v6.len() != old.trie_v6.len()
+                || !differing(&tables.trie_v4, &old.trie_v4).is_empty()
                 || !differing(&tables.trie_v6, &old.trie_v6).is_empty(),
             endpoints: self.endpoints_since(older, &strings),
             nodes: !differing(&tables.nodes, &old.nodes).is_empty()
@@ -282,6 +281,17 @@ fn hosts_since<B: Bucket>(new: &Table<B>, old: &Table<B>, seed: u64, into: &mut 
 }
 
 /// Indices of records that both tables have and that are not the same.
+/// Whether a table has fewer records. Those of the ranges may: of these nothing is said but whether they are others.
+fn shrank(tables: &Tables, old: &Tables) -> bool {
+    let (mut tables, mut old) = (tables.clone(), old.clone());
+    for tables in [&mut tables, &mut old] {
+        tables.trie_v4 = Table::default();
+        tables.trie_v6 = Table::default();
+    }
+    let mut sections = tables.sections().into_iter().zip(old.sections());
+    sections.any(|(new, old)| new.records() < old.records())
+}
+
 fn differing<T: Record>(table: &Table<T>, older: &Table<T>) -> Vec<usize> {
     let mut found = Vec::new();
     table.differing(older, &mut found);
