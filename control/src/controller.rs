@@ -42,7 +42,7 @@ use self::{
     deciding::Deciding,
     journal::{Adopted, Entry, Journal},
     overview::{Limits, Progress},
-    pipeline::{Failure, Job, Made, Outcome, Pipeline, Tools},
+    pipeline::{Failure, Job, Made, Outcome, Pipeline, Proof, Tools},
 };
 use crate::{
     api::Servers,
@@ -528,15 +528,20 @@ impl Controller {
             options.publication,
             &essential,
         );
-        let (rolling, passes) = if options.verify == Verify::Changed {
+        let (limit, on_deadline) = options.deadline;
+        let publish_after = (on_deadline == OnDeadline::Publish).then_some(limit);
+        // What is not proven before it is published is proven afterwards.
+        let behind =
+            options.verify == Verify::Changed || (options.verify == Verify::Full && publish_after.is_some());
+        let (rolling, passes) = if behind {
             let (rolling, passes) =
                 RollingProof::start(&tools, options.share, &essential).map_err(ControlError::Thread)?;
             (Some(rolling), passes)
         } else {
             (None, mpsc::unbounded_channel().1)
         };
-        let pipeline =
-            Pipeline::start(tools, key, options.verify, &essential).map_err(ControlError::Thread)?;
+        let pipeline = Pipeline::start(tools, key, options.verify, publish_after, &essential)
+            .map_err(ControlError::Thread)?;
         let overview = Arc::new(Overview::new(
             options.name,
             options.verify,
@@ -844,13 +849,13 @@ impl Controller {
 
     /// What was proven by its change alone is proven whole in the background.
     fn prove_whole(&self, generation: u64, state: &SourceState, made: &Made) {
-        let (Some(rolling), Some(proof)) = (&self.rolling, &made.proof) else {
-            return;
-        };
-        if proof.report.whole {
-            rolling.nothing();
-        } else {
-            rolling.newest(generation, &state.cluster, &proof.snapshot);
+        let Some(rolling) = &self.rolling else { return };
+        match (&made.proof, &made.unproven) {
+            (Some(proof), _) if proof.report.whole => rolling.nothing(),
+            (Some(Proof { snapshot, .. }), _) | (None, Some(snapshot)) => {
+                rolling.newest(generation, &state.cluster, snapshot);
+            }
+            (None, None) => {}
         }
     }
 

@@ -92,6 +92,37 @@ impl Checker {
         }
     }
 
+    /// As [`Self::changed`], or [`Self::full`] where `full`, but not beyond a time: None where a whole proof is not done by
+    /// then. The next one then begins from nothing.
+    ///
+    /// # Errors
+    /// As [`Self::full`].
+    pub fn within(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Arc<Snapshot>,
+        full: bool,
+        until: Instant,
+    ) -> Result<Option<Report>, Box<Difference>> {
+        if let Some(mut proof) = self.last.take()
+            && !full
+            && let Some(proven) = proof.follow(cluster, snapshot)
+        {
+            let report = proven?;
+            self.last = Some(proof);
+            self.look_at(cluster, snapshot);
+            return Ok(Some(report));
+        }
+        let mut proof = Box::new(Proof::new(cluster, snapshot));
+        if !proof.advance(Some(until))? {
+            return Ok(None);
+        }
+        let report = proof.report;
+        self.last = Some(proof);
+        self.look_at(cluster, snapshot);
+        Ok(Some(report))
+    }
+
     /// Sets what [`Self::step`] proves from its next pass on, without a proof now: for a checker that works in the
     /// background alone. A pass under way ends with what it began with.
     pub fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) {

@@ -39,6 +39,7 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(source: String, files: BTreeSet<String>, made: &Made) -> Self {
         let proven = match &made.proof {
+            None if made.unproven.is_some() => "not yet: it took longer than verify.deadline".to_owned(),
             None => "not".to_owned(),
             Some(proof) => format!(
                 "{} in {:.1} ms",

@@ -208,6 +208,8 @@ struct Inner {
     uncovered: Uncovered,
     compiled: CompiledStatus,
     proof: ProofStatus,
+    /// Generation that was published before its proof had ended.
+    unproven: Option<u64>,
     /// When a snapshot was last proven whole.
     proven_whole: Option<Instant>,
     /// What was wrong with a snapshot that was compiled in full instead.
@@ -223,6 +225,7 @@ struct Inner {
 
 impl Inner {
     fn proven_whole(&mut self, generation: u64, took: Duration) {
+        self.unproven = self.unproven.filter(|unproven| *unproven > generation);
         self.proven_whole = Some(Instant::now());
         self.proof.full_generation = generation;
         self.proof.full_micros = took.as_micros() as u64;
@@ -293,6 +296,7 @@ impl Overview {
                 .to_owned(),
                 ..ProofStatus::default()
             },
+            unproven: None,
             proven_whole: None,
             corrected: None,
             publication: PublicationStatus::default(),
@@ -397,7 +401,15 @@ impl Overview {
             inner.proof.differences += 1;
             inner.corrected = Some((Instant::now(), text));
         }
+        if made.unproven.is_some() {
+            tracing::warn!(
+                generation,
+                "published before it was proven: that takes longer than verify.deadline"
+            );
+            inner.unproven = Some(generation);
+        }
         if let Some(proof) = &made.proof {
+            inner.unproven = None;
             inner.proof.proven += 1;
             inner.proof.micros = proof.took.as_micros() as u64;
             inner.proof.classes = proof.report.classes;
@@ -585,6 +597,11 @@ impl Overview {
         }
         alarms.extend(inner.overdue(self.limits).map(|reason| reason.to_string()));
         alarms.extend(inner.late(self.limits).map(|reason| reason.to_string()));
+        if let Some(generation) = inner.unproven {
+            alarms.push(format!(
+                "generation {generation} was published before it was proven, which takes longer than verify.deadline; it is being proven"
+            ));
+        }
         if let Some(since) = inner.progress.compiling
             && since.elapsed() > self.limits.proof
         {

@@ -41,6 +41,14 @@ pub(super) trait Prove: Send {
     fn full(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>>;
     /// As [`Checker::changed`].
     fn changed(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>>;
+    /// As [`Checker::within`].
+    fn within(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Arc<Snapshot>,
+        full: bool,
+        until: Instant,
+    ) -> Result<Option<Report>, Box<Difference>>;
     /// As [`Checker::look_at`].
     fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>);
     /// As [`Checker::step`].
@@ -54,6 +62,16 @@ impl Prove for Checker {
 
     fn changed(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
         Checker::changed(self, cluster, snapshot)
+    }
+
+    fn within(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Arc<Snapshot>,
+        full: bool,
+        until: Instant,
+    ) -> Result<Option<Report>, Box<Difference>> {
+        Checker::within(self, cluster, snapshot, full, until)
     }
 
     fn look_at(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) {
@@ -101,6 +119,8 @@ pub(super) struct Made {
     pub(super) compile: Duration,
     /// The snapshot that was proven, how, and how long that took; None where nothing is to be proven.
     pub(super) proof: Option<Proof>,
+    /// The snapshot, where its proof took too long: it is published nevertheless.
+    pub(super) unproven: Option<Arc<Snapshot>>,
     /// What was wrong with the one that was made from the snapshot before; this one was compiled in full instead.
     pub(super) corrected: Option<Box<Difference>>,
 }
@@ -110,6 +130,12 @@ pub(super) struct Proof {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) report: Report,
     pub(super) took: Duration,
+}
+
+/// What came of a proof that found nothing wrong.
+enum Proving {
+    Done(Proof),
+    TooLong(Arc<Snapshot>),
 }
 
 /// Why nothing can be published.
@@ -144,13 +170,14 @@ impl Pipeline {
         tools: Tools,
         key: EpochKey,
         verify: Verify,
+        publish_after: Option<Duration>,
         essential: &Essential,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         // One for each job, and the loop has one job at a time.
         let (finished, outcomes) = events::unbounded_channel();
         essential.thread("rw-compile", move || {
-            let mut stage = Stage::new(tools, key, verify);
+            let mut stage = Stage::new(tools, key, verify, publish_after);
             for job in queue {
                 let made = stage.run(&job);
                 let outcome = Outcome {
@@ -184,18 +211,21 @@ struct Stage {
     tools: Tools,
     key: EpochKey,
     verify: Verify,
+    /// After so long a snapshot is published without its proof.
+    publish_after: Option<Duration>,
     compiler: Box<dyn Compile>,
     checker: Box<dyn Prove>,
 }
 
 impl Stage {
-    fn new(tools: Tools, key: EpochKey, verify: Verify) -> Self {
+    fn new(tools: Tools, key: EpochKey, verify: Verify, publish_after: Option<Duration>) -> Self {
         Self {
             compiler: (tools.compiler)(key),
             checker: (tools.checker)(),
             tools,
             key,
             verify,
+            publish_after,
         }
     }
 
@@ -254,32 +284,40 @@ impl Stage {
             .map_err(|error| (error.into(), false))?;
         let compile = started.elapsed();
         let incremental = compiled.incremental;
-        let proof = self
-            .prove(cluster, &compiled)
-            .map_err(|failure| (failure, incremental))?;
+        let (proof, unproven) = match self.prove(cluster, &compiled) {
+            Ok(None) => (None, None),
+            Ok(Some(Proving::Done(proof))) => (Some(proof), None),
+            Ok(Some(Proving::TooLong(snapshot))) => (None, Some(snapshot)),
+            Err(failure) => return Err((failure, incremental)),
+        };
         Ok(Made {
             compiled,
             compile,
             proof,
+            unproven,
             corrected: None,
         })
     }
 
-    fn prove(&mut self, cluster: &Cluster, compiled: &Compiled) -> Result<Option<Proof>, Failure> {
+    fn prove(&mut self, cluster: &Cluster, compiled: &Compiled) -> Result<Option<Proving>, Failure> {
         if self.verify == Verify::Off {
             return Ok(None);
         }
         let started = Instant::now();
         let snapshot = Arc::new(Snapshot::from_image(&compiled.image));
-        let report = if self.verify == Verify::Full {
-            self.checker.full(cluster, &snapshot)
-        } else {
-            self.checker.changed(cluster, &snapshot)
+        let full = self.verify == Verify::Full;
+        let report = match self.publish_after {
+            Some(limit) => self.checker.within(cluster, &snapshot, full, started + limit),
+            None if full => self.checker.full(cluster, &snapshot).map(Some),
+            None => self.checker.changed(cluster, &snapshot).map(Some),
         };
-        Ok(Some(Proof {
-            snapshot,
-            report: report.map_err(Failure::Differs)?,
-            took: started.elapsed(),
+        Ok(Some(match report.map_err(Failure::Differs)? {
+            Some(report) => Proving::Done(Proof {
+                snapshot,
+                report,
+                took: started.elapsed(),
+            }),
+            None => Proving::TooLong(snapshot),
         }))
     }
 }

@@ -647,6 +647,61 @@ async fn a_hung_proof_is_alarmed_and_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_it_is_configured_a_proof_that_takes_long_is_published_before() {
+    for verify in [Verify::Changed, Verify::Full] {
+        let bed = Bed::new();
+        let oracle = Oracle::default();
+        oracle.slow_behind.store(100, Ordering::SeqCst);
+        let options = Options {
+            verify,
+            deadline: (Duration::from_millis(100), OnDeadline::Publish),
+            share: Share {
+                rest: 0,
+                pause: Duration::ZERO,
+                ..Share::default()
+            },
+            ..bed.options()
+        };
+        let control = bed.control_with(options, oracle.tools()).await;
+        control.ready().await;
+        oracle.hang(true);
+        bed.pod("two");
+        bed.dataplane.image("2: a/one a/two").await;
+        let status = control
+            .status_where("alarm", |status| {
+                !status.control.as_ref().unwrap().alarms.is_empty()
+            })
+            .await
+            .control
+            .unwrap();
+        assert!(
+            status.alarms[0].contains("generation 2 was published before it was proven"),
+            "{status:#?}"
+        );
+        assert_eq!(status.proof.proven, 1, "not counted as proven");
+        // The background proves it.
+        let status = control
+            .status_where("proven", |status| {
+                status.control.as_ref().unwrap().alarms.is_empty()
+            })
+            .await
+            .control
+            .unwrap();
+        assert_eq!(status.proof.full_generation, 2);
+        // And finds what is wrong.
+        oracle.wrong_behind.store(true, Ordering::SeqCst);
+        oracle.hang(true);
+        bed.pod("three");
+        control
+            .status_where("a difference", |status| proof(status).differences > 0)
+            .await;
+        oracle.hang(false);
+        let status = control.ready().await.control.unwrap();
+        assert!(status.alarms.is_empty(), "{:?}", status.alarms);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dataplane_lost_is_missing_since_then() {
     let mut bed = Bed::new();
     let oracle = Oracle::default();
@@ -1519,6 +1574,26 @@ impl Oracle {
 }
 
 impl Prove for Oracle {
+    fn within(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Arc<Snapshot>,
+        full: bool,
+        until: Instant,
+    ) -> Result<Option<Report>, Box<Difference>> {
+        while self.hung.load(Ordering::SeqCst) {
+            if Instant::now() >= until {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        if full {
+            self.full(cluster, snapshot).map(Some)
+        } else {
+            self.changed(cluster, snapshot).map(Some)
+        }
+    }
+
     fn full(&mut self, _: &Cluster, _: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
         self.asked[0].fetch_add(1, Ordering::SeqCst);
         self.answer(true)

@@ -362,7 +362,7 @@ fn epochs_that_stay_are_found() {
         let mut checker = Checker::new();
         let first = update(&mut compiler, &cluster, 1);
         checker.full(&cluster, &first).expect("it is proven");
-        let next = event(&cluster, &mut random);
+        let next = revoking(&cluster, &mut random);
         let second = update(&mut compiler, &next, 2);
         let mut stay = std::collections::HashMap::new();
         for key in next.pods.keys() {
@@ -380,6 +380,7 @@ fn epochs_that_stay_are_found() {
         let stale = stale_flow(&cluster, &first, &forged);
         let proof = checker.changed(&next, &forged);
         match &proof {
+            // The tables were laid out anew: by itself the second is right.
             Ok(report) if report.whole => {}
             Ok(_) => {
                 assert!(stale.is_none(), "seed {seed}: not found: {stale:?}");
@@ -394,9 +395,28 @@ fn epochs_that_stay_are_found() {
     }
     println!("{wrong} wrong, {found} found, {carried} carried over");
     assert!(
-        wrong > 30 && found >= 30 && carried > 20,
+        wrong > 30 && found > 8 && carried > 20,
         "{wrong} wrong, {found} found, {carried} carried over"
     );
+}
+
+/// A policy less, or a pod with the labels of another one; seldom anything else.
+fn revoking(cluster: &Cluster, random: &mut Random) -> Cluster {
+    let mut next = cluster.clone();
+    let (policies, pods): (Vec<_>, Vec<_>) = (
+        cluster.policies.keys().cloned().collect(),
+        cluster.pods.values().cloned().collect(),
+    );
+    match random.below(4) {
+        0 | 1 if !policies.is_empty() => drop(next.policies.remove(random.one(&policies))),
+        2 if !pods.is_empty() => {
+            let mut pod = (**random.one(&pods)).clone();
+            pod.labels = random.one(&pods).labels.clone();
+            next.insert(Object::Pod(pod));
+        }
+        _ => return event(cluster, random),
+    }
+    next
 }
 
 /// Two addresses whose epochs stay and between whom something else passes.
