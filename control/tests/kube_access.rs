@@ -389,17 +389,33 @@ struct Tls {
     namespaces: usize,
 }
 
+/// Certificate and key as a program of a kubeconfig hands them over.
+fn credential(authority: &Authority) -> String {
+    let (certificate, key) = authority.issue("ringwall");
+    let status = json!({"clientCertificateData": certificate.pem(), "clientKeyData": key.serialize_pem()});
+    json!({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status})
+        .to_string()
+}
+
 impl Tls {
     async fn new(authority: &Authority) -> Self {
+        Self::with_user(authority, |_| {
+            "{client-certificate: me.crt, client-key: me.key}".to_owned()
+        })
+        .await
+    }
+
+    async fn with_user(authority: &Authority, user: impl FnOnce(&Path) -> String) -> Self {
         let server = server_with_a_namespace();
         let front = Front::start(server.address(), authority, authority).await;
         let dir = tempfile::tempdir().unwrap();
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
              clusters:\n- {{name: here, cluster: {{server: \"https://{}\", certificate-authority: ca.crt}}}}\n\
-             users:\n- {{name: me, user: {{client-certificate: me.crt, client-key: me.key}}}}\n\
+             users:\n- {{name: me, user: {}}}\n\
              contexts:\n- {{name: test, context: {{cluster: here, user: me}}}}\n",
-            front.address
+            front.address,
+            user(dir.path()),
         );
         write(dir.path(), "ca.crt", &authority.issuer.pem());
         let (certificate, key) = authority.issue("ringwall");
@@ -537,6 +553,54 @@ async fn credentials_that_are_no_use_leave_those_before_in_use() {
     tls.front.restart(&old, &old);
     tls.follows("with half a kubeconfig").await;
     std::fs::write(&kubeconfig, &text).unwrap();
+    tls.no_alarm().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_a_program_makes_is_made_again_when_it_is_refused() {
+    let old = Authority::new("old");
+    let new = Authority::new("new");
+    let mut tls = Tls::with_user(&old, |dir| {
+        write(dir, "credential", &credential(&old));
+        let script = format!("#!/bin/sh\nexec cat {}/credential\n", dir.display());
+        let program = write(dir, "program", &script);
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        format!(
+            "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {}, interactiveMode: Never}}}}",
+            program.display()
+        )
+    })
+    .await;
+    tls.follows("at first").await;
+    // No file that the kubeconfig names changes.
+    write(tls.dir.path(), "credential", &credential(&new));
+    tls.front.restart(&old, &new);
+    tls.follows("made again").await;
+    tls.no_alarm().await;
+}
+
+/// Five rotations of everything, and four restarts of the server under each: what happens meanwhile arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_and_restarts_leave_nothing_behind() {
+    let mut old = Authority::new("first");
+    let mut tls = Tls::new(&old).await;
+    let mut worst = Duration::ZERO;
+    for rotation in 0..5 {
+        let new = Authority::new("next");
+        write(tls.dir.path(), "ca.crt", &(old.issuer.pem() + &new.issuer.pem()));
+        let (certificate, key) = new.issue("ringwall");
+        write(tls.dir.path(), "me.crt", &certificate.pem());
+        write(tls.dir.path(), "me.key", &key.serialize_pem());
+        for restart in 0..4 {
+            tls.front.restart(&new, &new);
+            let began = Instant::now();
+            tls.follows(&format!("rotation {rotation}, restart {restart}"))
+                .await;
+            worst = worst.max(began.elapsed());
+        }
+        old = new;
+    }
+    println!("the latest change arrived after {worst:?}");
     tls.no_alarm().await;
 }
 
