@@ -303,7 +303,8 @@ impl Health {
             let named: Vec<&str> = late.iter().take(NAMED).map(|(policy, _)| *policy).collect();
             let more = late.len() - named.len();
             alarms.push(format!(
-                "{} deleted policies are still in force, for up to {} s: the API server does not say whether their                  namespace lives: {}{}",
+                "deleted policies are still in force ({}, for up to {} s), since the API server does not say whether \
+                 their namespace lives: {}{}",
                 late.len(),
                 longest.as_secs(),
                 named.join(", "),

@@ -106,6 +106,8 @@ pub struct Timing {
     pub credentials_check: Duration,
     /// Credentials that are refused are read again this often at most.
     pub renew_spacing: Duration,
+    /// Refused credentials are an alarm after so long: a renewal takes less.
+    pub refused_alarm: Duration,
     /// How long a program may take that makes credentials.
     pub exec_timeout: Duration,
 }
@@ -129,6 +131,7 @@ impl Default for Timing {
             hold_alarm: Duration::from_secs(5),
             credentials_check: Duration::from_secs(5),
             renew_spacing: Duration::from_secs(30),
+            refused_alarm: Duration::from_secs(10),
             exec_timeout: Duration::from_secs(30),
         }
     }

@@ -31,9 +31,6 @@ use crate::source::feed::{Condition, Health};
 /// Credentials are renewed so long before they expire.
 const BEFORE_EXPIRY: Duration = Duration::from_secs(60);
 
-/// Refused credentials are an alarm after so long: a renewal takes less.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
-
 /// Why a request has no answer that is of use.
 #[derive(Debug)]
 pub(super) enum RequestError {
@@ -198,9 +195,9 @@ impl Connection {
         {
             self.health.condition(
                 Condition::Credentials,
-                REFUSED_FOR,
+                self.timing.refused_alarm,
                 Some(format!(
-                    "the API server and our credentials do not agree: {error}"
+                    "the API server refuses the credentials, or its certificate is refused: {error}"
                 )),
             );
         }
@@ -209,7 +206,8 @@ impl Connection {
             return;
         }
         if error.is_none_or(|error| !error.is_about_credentials()) {
-            self.health.condition(Condition::Credentials, REFUSED_FOR, None);
+            self.health
+                .condition(Condition::Credentials, self.timing.refused_alarm, None);
         }
         if self.unreachable.swap(false, Ordering::SeqCst) {
             self.retry_now();
