@@ -51,17 +51,16 @@ pub struct FailsafeRule {
 }
 
 impl FailsafeRule {
+    /// Whether a packet with this key may begin.
     #[inline]
     fn admits(&self, key: &FlowKey) -> bool {
         let ported = matches!(key.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
-        let fits = |port: u16| {
-            self.protocol.is_none_or(|protocol| protocol == key.protocol)
-                && self
-                    .ports
-                    .is_none_or(|(lo, hi)| ported && (lo..=hi).contains(&port))
-        };
-        self.from.contains(key.src) && self.to.contains(key.dst) && fits(key.dst_port)
-            || self.from.contains(key.dst) && self.to.contains(key.src) && fits(key.src_port)
+        self.from.contains(key.src)
+            && self.to.contains(key.dst)
+            && self.protocol.is_none_or(|protocol| protocol == key.protocol)
+            && self
+                .ports
+                .is_none_or(|(lo, hi)| ported && (lo..=hi).contains(&key.dst_port))
     }
 }
 
@@ -70,17 +69,20 @@ impl FailsafeRule {
 pub struct Failsafe(pub Vec<FailsafeRule>);
 
 impl Failsafe {
-    /// Whether a rule lets a packet through that is no later fragment. An ICMP error passes where the packet that it
-    /// quotes would, to the sender of that.
+    /// Whether a rule lets the flow of a key begin. What answers it passes by that flow.
     #[inline]
-    pub fn admits(&self, packet: &Packet) -> bool {
-        if self.0.is_empty() {
-            return false;
-        }
+    pub fn admits(&self, key: &FlowKey) -> bool {
+        self.0.iter().any(|rule| rule.admits(key))
+    }
+
+    /// Whether a rule lets a packet through that is no later fragment, or what it would answer: for as long as nothing
+    /// else can be asked, since no snapshot has been adopted. An ICMP error passes where the packet that it quotes would,
+    /// to the sender of that.
+    pub fn admits_without_state(&self, packet: &Packet) -> bool {
         let key = match packet.transport {
             Transport::IcmpError { quoted: Some(quoted) } if quoted.src != packet.dst => return false,
             _ => packet.owner_key(0),
         };
-        self.0.iter().any(|rule| rule.admits(&key))
+        self.admits(&key) || self.admits(&key.reversed())
     }
 }

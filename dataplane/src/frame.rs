@@ -95,6 +95,12 @@ impl Frame {
         self.port
     }
 
+    /// Says that the packet came in on a port: of a frame that a packet was copied into.
+    #[inline]
+    pub fn set_port(&mut self, port: PortId) {
+        self.port = port;
+    }
+
     /// Consumes the frame for the pool that made it: its name for the buffer and the packet's length.
     #[inline]
     pub fn into_token(self) -> (u64, u32) {

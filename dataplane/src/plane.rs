@@ -12,12 +12,12 @@ use crossbeam::queue::ArrayQueue;
 use crate::{
     classify::Snapshot,
     failsafe::Failsafe,
-    flow::{FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS},
+    flow::{FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, shard::Shard, table::FlowTable},
     forward::{Forwarding, ResolveRequest},
     rcu,
     stats::{StatsReader, WorkerStats},
     time::Nanos,
-    wire::subject::NotSubjectTable,
+    wire::{FlowKey, protocol},
     worker::Handover,
 };
 
@@ -30,6 +30,41 @@ pub enum Mode {
     Enforce,
 }
 
+/// What counts as a tunnel: a packet that holds another one, of another source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnels {
+    /// Whether pods may send into tunnels, and anybody into those of nodes, as policy allows.
+    pub allowed: bool,
+    /// UDP ports where nodes unpack.
+    pub ports: Vec<u16>,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self {
+            allowed: false,
+            // Flannel's udp, VXLAN, Geneve, VXLAN as Linux numbered it.
+            ports: vec![8285, 4789, 6081, 8472],
+        }
+    }
+}
+
+impl Tunnels {
+    /// IPv4 and IPv6 in IP, GRE, EtherIP, L2TP, MPLS in IP.
+    const PROTOCOLS: [u8; 6] = [4, 41, 47, 97, 115, 137];
+
+    /// Whether a packet with this key is one that is not allowed as such.
+    #[inline]
+    pub(crate) fn is_one(&self, key: &FlowKey) -> bool {
+        !self.allowed
+            && match key.protocol {
+                protocol::TCP => false,
+                protocol::UDP => self.ports.contains(&key.dst_port),
+                other => Self::PROTOCOLS.contains(&other),
+            }
+    }
+}
+
 /// How the packet plane behaves; fixed for its life.
 #[derive(Clone, Debug)]
 pub struct PlaneConfig {
@@ -37,8 +72,10 @@ pub struct PlaneConfig {
     pub mode: Mode,
     /// Passes before any policy.
     pub failsafe: Failsafe,
-    /// What becomes of frames that are not subject to policy, on wires.
-    pub wire_not_subject: NotSubjectTable,
+    /// Whether pods on ports of kind `pod` have this machine for their node, whatever addresses it has (SEMANTICS 47).
+    pub hosts_pods: bool,
+    /// What counts as a tunnel.
+    pub tunnels: Tunnels,
     /// Flow timeouts and limits.
     pub flow: FlowConfig,
     /// ICMP errors that the dataplane sends itself, per shard.
@@ -62,7 +99,8 @@ impl Default for PlaneConfig {
         Self {
             mode: Mode::Enforce,
             failsafe: Failsafe::default(),
-            wire_not_subject: NotSubjectTable::WIRE,
+            hosts_pods: false,
+            tunnels: Tunnels::default(),
             flow: FlowConfig::default(),
             icmp_sent: RateLimit {
                 per_second: 10,
@@ -71,7 +109,7 @@ impl Default for PlaneConfig {
             workers: 1,
             ports: 512,
             handover: 1024,
-            held: 64,
+            held: 256,
             held_for: Nanos::from_secs(2),
             samples: 1024,
         }
@@ -119,7 +157,8 @@ pub struct Seat {
     pub(crate) snapshots: rcu::Subscriber<Snapshot>,
     pub(crate) forwarding: rcu::Subscriber<Forwarding>,
     pub(crate) stats: Arc<WorkerStats>,
-    pub(crate) shards: Vec<crate::flow::table::Shard>,
+    pub(crate) table: FlowTable,
+    pub(crate) shards: Vec<Shard>,
     pub(crate) seed: crate::flow::hash::Seed,
     pub(crate) owners: Owners,
 }
@@ -182,28 +221,27 @@ impl Plane {
             },
             config,
         });
-        let mut seats: Vec<Seat> = snapshot_readers
+        let tables = memory.into_tables(workers, &shared.config.flow);
+        let seats: Vec<Seat> = snapshot_readers
             .into_iter()
             .zip(forwarding_readers)
+            .zip(tables)
             .enumerate()
-            .map(|(index, (snapshots, forwarding))| Seat {
+            .map(|(index, ((snapshots, forwarding), table))| Seat {
                 index,
+                shards: (index..SHARDS)
+                    .step_by(workers)
+                    .map(|_| Shard::new(&shared.config.flow, shared.config.icmp_sent))
+                    .collect(),
                 shared: Arc::clone(&shared),
                 snapshots,
                 forwarding,
                 stats: Arc::clone(&stats[index]),
-                shards: Vec::with_capacity(SHARDS.div_ceil(workers)),
+                table,
                 seed,
                 owners: Owners::new(workers),
             })
             .collect();
-        for (number, shard) in memory
-            .into_shards(&shared.config.flow, shared.config.icmp_sent)
-            .into_iter()
-            .enumerate()
-        {
-            seats[number % workers].shards.push(shard);
-        }
         let plane = Self {
             snapshots,
             forwarding,

@@ -1,5 +1,7 @@
 //! Ports: the interfaces that the dataplane receives from and sends to.
 
+use crate::wire::subject::NotSubjectTable;
+
 /// Index of a port in the table of the running configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u16);
@@ -39,6 +41,18 @@ pub enum Side {
     Any,
 }
 
+/// Where the route back to a source has to lead on an uplink (RFC 3704). A pod's port is always strict, and the address of
+/// this machine, or of a pod behind a port of its own, never comes in elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReversePath {
+    /// Out of the port that the packet came in by, or of one of several hops.
+    Strict,
+    /// Anywhere.
+    Loose,
+    /// Nothing is asked.
+    Off,
+}
+
 /// A port of the running configuration, as the packet path needs it.
 #[derive(Clone, Debug)]
 pub struct Port {
@@ -56,6 +70,12 @@ pub struct Port {
     pub mtu: u16,
     /// Separates overlapping address spaces; part of the flow key.
     pub zone: u32,
+    /// Where the route back to a source has to lead, on an uplink.
+    pub reverse_path: ReversePath,
+    /// Whether a pod's packets must bear the Ethernet address of the next hop to that pod, on an uplink.
+    pub binds_sources: bool,
+    /// Which frames without a policy cross the wire that it is an end of.
+    pub not_subject: NotSubjectTable,
     /// Whether packets on it may carry partial checksums (veth, virtio): see `wire::checksum`.
     pub partial_checksums: bool,
 }

@@ -48,7 +48,7 @@ drop_reasons! {
     PolicyEgress = 1, "policy-egress";
     /// An address inside a pod CIDR that belongs to no live pod and no node.
     UnknownEndpoint = 2, "unknown-endpoint";
-    /// The source address belongs to another side than the port's.
+    /// The source address cannot be where the packet came in: another side, another port, the destination itself.
     SpoofedSource = 3, "spoofed-source";
     /// Shorter than its headers say, or than the shortest packet of its kind.
     Truncated = 4, "truncated";
@@ -96,6 +96,15 @@ drop_reasons! {
     PortUnavailable = 25, "port-unavailable";
     /// The snapshot gave an answer outside of its own tables; never expected, never forwarded.
     SnapshotInvalid = 26, "snapshot-invalid";
+    /// A tunnel from a pod, or to a node from what is no node.
+    Encapsulation = 27, "encapsulation";
+    /// Source routing, which would lead past the destination that policy judges: IPv4 source route options, IPv6 routing
+    /// headers with segments left.
+    SourceRouted = 28, "source-routed";
+    /// An ICMP error longer than a router may send (576 bytes, IPv6 1280).
+    IcmpTooLong = 29, "icmp-too-long";
+    /// One endpoint has begun as many flows as it may.
+    EndpointQuota = 30, "endpoint-quota";
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! A packet's whole life.
 //!
 //! ```text
-//! receive -> parse -> owner's shard, else hand over -> fragments -> flow lookup -> spoof check -> classify
-//!         -> flow update -> forward (wire | routed) -> send
+//! receive -> parse -> owner's shard, else hand over -> look up -> judge -> route -> commit -> transmit
 //! ```
-//! [`Worker::run_once`] is one turn of that, over a burst from every source. Everything that a turn decides, it decides
+//! What a packet changes is committed when it is known that the packet is forwarded: of one that is dropped nothing is
+//! remembered. [`Worker::run_once`] is one turn of that, over a burst from every source. Everything that a turn decides, it decides
 //! by one snapshot and one [`Forwarding`].
 
+mod commit;
 mod judge;
-mod path;
+mod route;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,8 @@ use crate::{
     flow::{
         FlowDump, FlowId,
         hash::{KeyHash, Seed},
-        table::{Hint, Shard},
+        shard::Shard,
+        table::{FlowTable, Hint},
     },
     forward::{Forwarding, hold::Holds},
     frame::Frame,
@@ -35,6 +37,7 @@ use crate::{
     wire::{self, Packet, Parsed, Transport, subject::NotSubject},
 };
 use judge::Denial;
+use route::Way;
 
 /// Every entry is looked at for its timeout about this often.
 const SWEEP_ALL_IN: Nanos = Nanos::from_secs(10);
@@ -82,7 +85,6 @@ pub struct Worker<Io> {
 /// Where the work between packets goes on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Housekeeping {
-    shard: usize,
     swept: Nanos,
     gauges: Nanos,
     /// Sequence of the `Forwarding` that the held packets were last tried with, and when.
@@ -95,6 +97,7 @@ struct TurnOf<'a, Io> {
     index: usize,
     shared: &'a Shared,
     stats: &'a WorkerStats,
+    table: &'a mut FlowTable,
     shards: &'a mut [Shard],
     seed: &'a Seed,
     owners: &'a Owners,
@@ -137,6 +140,7 @@ impl<Io: PacketIo> Worker<Io> {
             index: self.seat.index,
             shared: &self.seat.shared,
             stats: &self.seat.stats,
+            table: &mut self.seat.table,
             shards: &mut self.seat.shards,
             seed: &self.seat.seed,
             owners: &self.seat.owners,
@@ -204,12 +208,20 @@ struct Ahead<'h> {
     hint: Hint,
     /// What policy says about it, should it begin a flow.
     judged: Option<&'h Judged>,
+    /// Whether it may wait for its next hop.
+    may_wait: bool,
 }
 
 impl Ahead<'_> {
     const NOTHING: Self = Self {
         hint: Hint::NONE,
         judged: None,
+        may_wait: true,
+    };
+    /// It has waited already.
+    const AFTER_WAIT: Self = Self {
+        may_wait: false,
+        ..Self::NOTHING
     };
 }
 
@@ -270,7 +282,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         let mut unknown = 0;
         for head in heads.iter_mut().take(burst.len()) {
             if matches!(head.course, Course::Own) {
-                head.hint = self.shards[self.owners.place(head.hash.shard())].expect_entry(head.hash);
+                head.hint = self.table.expect_entry(head.hash);
                 head.judged = UNJUDGED;
                 unknown += usize::from(head.hint == Hint::NONE);
             }
@@ -285,6 +297,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
                 let ahead = Ahead {
                     hint: head.hint,
                     judged: judged.get(usize::from(head.judged)),
+                    may_wait: true,
                 };
                 self.packet(frame, &head.packet, head.hash, ahead);
             } else {
@@ -351,36 +364,56 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             }
             head.hash = self.seed.key(&head.packet.owner_key(port.zone));
         }
-        if !matches!(port.kind, PortKind::Wire { .. }) && !path::is_ours(frame.bytes(), port) {
+        if !matches!(port.kind, PortKind::Wire { .. }) && !route::is_ours(frame.bytes(), port) {
             return Course::NotSubject(NotSubject::NotOurs);
         }
         let owner = self.owners.owner(head.hash.shard());
         if owner != self.index {
             return Course::Across(owner);
         }
-        self.shards[self.owners.place(head.hash.shard())].expect(head.hash);
+        self.table.expect(head.hash);
         Course::Own
     }
 
-    /// Judges a packet of this worker's shards and sends it on its way.
+    /// A packet of this worker's shards: look up, judge, route, commit, transmit.
     #[inline]
     fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash, ahead: Ahead<'_>) {
         let Some(port) = self.port(frame.port()) else {
             self.discard(frame, DropReason::PortUnavailable);
             return;
         };
-        if let Err(denial) = self.judge(port, packet, hash, ahead)
-            && !self.denied(&frame, packet, port, denial)
-        {
-            self.discard(frame, denial.reason);
+        let lookup = self.look_up(port, packet, hash, ahead.hint);
+        let change = match self.judge(port, frame.bytes(), packet, hash, lookup, ahead.judged) {
+            Ok(change) => change,
+            Err(denial) => {
+                if !self.denied(&frame, packet, port, &denial) {
+                    self.discard(frame, denial.reason);
+                    return;
+                }
+                denial.in_audit
+            }
+        };
+        let way = match self.route(packet, port, hash) {
+            Ok(Way::Wait(to)) if ahead.may_wait => {
+                self.wait(frame, packet, port, to);
+                return;
+            }
+            Ok(way) => way,
+            Err(why) => {
+                self.refuse(frame, packet, port, hash, why);
+                return;
+            }
+        };
+        if let Err(full) = self.commit(&change, port, way.out(), packet, hash) {
+            self.lose(frame, packet, port, full);
             return;
         }
-        self.forward(frame, packet, port, hash);
+        self.transmit(frame, packet, port, way);
     }
 
     /// Writes down a denial; answers whether the packet goes on all the same.
     #[cold]
-    fn denied(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: Denial) -> bool {
+    fn denied(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: &Denial) -> bool {
         let audit = self.shared.config.mode == Mode::Audit;
         if audit {
             self.stats.counters.audited.count(denial.reason);
@@ -404,7 +437,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     #[cold]
     fn not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
         match port.kind {
-            PortKind::Wire { peer } if self.shared.config.wire_not_subject.crosses(kind) => {
+            PortKind::Wire { peer } if port.not_subject.crosses(kind) => {
                 self.stats.counters.not_subject.add(1);
                 self.send(peer, frame);
             }
@@ -523,6 +556,10 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         &mut self.shards[self.owners.place(hash.shard())]
     }
 
+    fn shard_of(&self, hash: KeyHash) -> &Shard {
+        &self.shards[self.owners.place(hash.shard())]
+    }
+
     /// Work between packets: held ones, timeouts, gauges, questions.
     fn housekeeping(&mut self, state: &mut Housekeeping, forwarding: u64) {
         let now = self.now;
@@ -544,32 +581,24 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     }
 
     fn sweep(&mut self, state: &mut Housekeeping) {
-        let entries: u64 = self.shards.iter().map(|shard| shard.capacity() as u64).sum();
-        let share = SWEEP_ALL_IN.0 / entries.max(1);
+        let share = SWEEP_ALL_IN.0 / (self.table.capacity() as u64).max(1);
         let due = (self.now.since(state.swept).0 / share.max(1)).min(SWEEP_MOST);
         // In lumps, so that most turns touch nothing.
-        if due < SWEEP_MOST / 8 || self.shards.is_empty() {
+        if due < SWEEP_MOST / 8 {
             return;
         }
         state.swept = self.now;
-        state.shard = (state.shard + 1) % self.shards.len();
-        self.shards[state.shard].sweep(due as usize, self.now);
+        self.table.sweep(due as usize, self.now);
     }
 
     fn gauges(&mut self) {
         let flows = &self.stats.counters.flows;
-        let mut fill = [0; 4];
-        for shard in self.shards.iter_mut() {
-            for (sum, part) in fill.iter_mut().zip(shard.fill()) {
-                *sum += part;
-            }
-            let deeds = std::mem::take(&mut shard.deeds);
-            flows.created.add(deeds.created);
-            flows.expired.add(deeds.expired);
-            flows.evicted.add(deeds.evicted);
-            flows.inherited.add(deeds.inherited);
-        }
-        let [used, capacity, half_open, half_open_limit] = fill;
+        let activity = std::mem::take(&mut self.table.activity);
+        flows.created.add(activity.created);
+        flows.expired.add(activity.expired);
+        flows.evicted.add(activity.evicted);
+        flows.inherited.add(activity.inherited);
+        let [used, capacity, half_open, half_open_limit] = self.table.fill();
         flows.used.set(used);
         flows.capacity.set(capacity);
         flows.half_open.set(half_open);
@@ -578,17 +607,11 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     }
 
     fn answer(&mut self, mut dump: FlowDump) {
-        let (mut shard, mut from) = dump.cursor;
         let mut looks = LOOKS_PER_TURN;
-        while let Some(flows) = self.shards.get(shard) {
-            if let Some(next) = flows.dump(from, &mut looks, &mut dump.records) {
-                from = next;
-                break;
-            }
-            (shard, from) = (shard + 1, 0);
+        match self.table.dump(dump.cursor, &mut looks, &mut dump.records) {
+            Some(next) => dump.cursor = next,
+            None => dump.done = true,
         }
-        dump.cursor = (shard, from);
-        dump.done = shard >= self.shards.len();
         // The queue of answers is longer than the one of questions; an asker that never reads loses its own.
         let _ = self.shared.answered[self.index].force_push(dump);
     }

@@ -172,6 +172,8 @@ pub enum NodeExemption {
     Trusted,
     /// Else: judged like any external address.
     Untrusted,
+    /// Between a pod on a port of this machine and this machine itself, by whatever address of it: always passes.
+    ThisNode,
 }
 
 /// Who decided: what [`DirectionVerdict::provenance`] points to. Cold: read for first packets and by people.

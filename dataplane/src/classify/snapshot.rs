@@ -331,11 +331,16 @@ impl Snapshot {
         {
             return Some(both(allowed(Effect::SelfTraffic)));
         }
-        if node == NodeExemption::Trusted
-            && src.node == dst.node
-            && src.node != NONE
-            && matches!((src.kind, dst.kind), (Pod, Node) | (Node, Pod))
-        {
+        let exempt = match node {
+            NodeExemption::Untrusted => false,
+            NodeExemption::Trusted => {
+                src.node == dst.node
+                    && src.node != NONE
+                    && matches!((src.kind, dst.kind), (Pod, Node) | (Node, Pod))
+            }
+            NodeExemption::ThisNode => (src.kind == Pod) != (dst.kind == Pod),
+        };
+        if exempt {
             return Some(both(allowed(Effect::Node)));
         }
         None

@@ -1,4 +1,5 @@
-//! One flow in 128 bytes of plain old data: the first 64 find it, the second 64 decide and count.
+//! One flow in three cache lines of plain old data: the first finds it, every packet reads and writes the second, and
+//! the third is touched when the flow begins, is judged again, or is shown to somebody.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -6,11 +7,17 @@ use super::{
     FlowId, FlowRecord,
     hash::Seed,
     state::{Direction, State},
+    tcp::Windows,
 };
-use crate::{addr::Addr, classify::Generation, port::PortId, prefetch::prefetch, time::Nanos, wire::FlowKey};
+use crate::{
+    addr::Addr, classify::Generation, port::PortId, prefetch::prefetch, time::Nanos, verdict::DropReason,
+    wire::FlowKey,
+};
 
-pub(crate) const ENTRY_BYTES: usize = 128;
+pub(crate) const ENTRY_BYTES: usize = 192;
 const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES);
+const _: () = assert!(std::mem::offset_of!(Entry, generation) == 64);
+const _: () = assert!(std::mem::offset_of!(Entry, decided) == 128);
 
 /// No port seen.
 const NO_PORT: u16 = u16::MAX;
@@ -21,7 +28,13 @@ const ORIENTED: u8 = 1;
 const REPLY_JUDGED: u8 = 2;
 /// The first packet came where a node's address can be believed (SEMANTICS 47).
 const TRUSTED: u8 = 4;
-const ALL_FLAGS: u8 = ORIENTED | REPLY_JUDGED | TRUSTED;
+/// One end is this machine and the other a pod on one of its ports (SEMANTICS 47).
+const THIS_NODE: u8 = 8;
+/// A failsafe rule lets it pass, whatever policy says.
+const FAILSAFE: u8 = 16;
+/// Policy denies it; audit mode forwards it all the same.
+const AUDITED: u8 = 32;
+const ALL_FLAGS: u8 = ORIENTED | REPLY_JUDGED | TRUSTED | THIS_NODE | FAILSAFE | AUDITED;
 
 /// Native byte order, but for addresses; all zero is a free place.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -41,29 +54,44 @@ pub(crate) struct Entry {
     reserved: u8,
     /// Over the key: shows an entry that was torn.
     check: u32,
-    /// Ingress port by direction.
+    /// By direction: the port where its packets come in, which is where the other direction's went out.
     ports: [u16; 2],
     /// Nanoseconds.
     last_seen: u64,
+
     /// Snapshot under which it was last found allowed; 0 for none.
     generation: u64,
     /// Of the source and the destination, under that snapshot.
     epochs: [u64; 2],
+    /// By direction: 48 bits each, these are the low 32.
+    packets_low: [u32; 2],
+    bytes_low: [u32; 2],
+    /// TCP only.
+    windows: Windows,
+
     /// Snapshot that decided: low 32 bits.
     decided: u32,
     /// Of the destination's and the source's decision.
     provenance: [u32; 2],
-    /// By direction: 48 bits each, the low 32 and the high 16 apart.
-    packets_low: [u32; 2],
-    bytes_low: [u32; 2],
     packets_high: [u16; 2],
     bytes_high: [u16; 2],
     /// When the flow began, in units of 2^[`BORN_SHIFT`] ns; with the key it names the flow.
     born: u32,
+    /// In whose account it stands: the source's and the destination's. See `quota`.
+    charged: [u32; 2],
+    /// ICMP errors about it: when the last one passed, in units of 2^[`ERROR_SHIFT`] ns, and how many more may.
+    error_at: u32,
+    errors_left: u8,
+    /// Why audit mode would drop it: a [`DropReason`] plus one; 0 for nothing.
+    would_drop: u8,
+    cold: [u8; 26],
 }
 
 /// Units of about 67 ms, in which 32 bits last for nine years.
 const BORN_SHIFT: u32 = 26;
+/// Units of about 100 ms: ten ICMP errors a second may pass about one flow, ten at once.
+const ERROR_SHIFT: u32 = 27;
+const ERRORS_AT_ONCE: u8 = 10;
 
 /// What was decided when an entry was made or judged again.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +101,42 @@ pub(crate) struct Stamp {
     pub(crate) epochs: [u64; 2],
     /// Of the destination's and the source's decision.
     pub(crate) provenance: [u32; 2],
+    /// On what ground besides policy.
+    pub(crate) ground: Ground,
+}
+
+/// On what ground a flow passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// Policy alone.
+    Policy,
+    /// Its node end is believed because of the port (SEMANTICS 47).
+    TrustedNode,
+    /// Its node end is this machine itself (SEMANTICS 47).
+    ThisNode,
+    /// A failsafe rule.
+    Failsafe,
+    /// None: the mode is audit. Why enforcement would drop it.
+    Audit(DropReason),
+}
+
+impl Ground {
+    fn flag(self) -> u8 {
+        match self {
+            Self::Policy => 0,
+            Self::TrustedNode => TRUSTED,
+            Self::ThisNode => THIS_NODE,
+            Self::Failsafe => FAILSAFE,
+            Self::Audit(_) => AUDITED,
+        }
+    }
+
+    fn would_drop(self) -> u8 {
+        match self {
+            Self::Audit(reason) => reason as u8 + 1,
+            _ => 0,
+        }
+    }
 }
 
 impl Entry {
@@ -80,8 +144,8 @@ impl Entry {
         key: &FlowKey,
         state: State,
         check: u32,
+        charged: [u32; 2],
         stamp: &Stamp,
-        trusted: bool,
         now: Nanos,
     ) -> Self {
         let oriented = state != State::TcpMidstream;
@@ -94,20 +158,26 @@ impl Entry {
             dst_port: key.dst_port,
             protocol: key.protocol,
             state: state as u8,
-            flags: if oriented { ORIENTED } else { 0 } | if trusted { TRUSTED } else { 0 },
+            flags: if oriented { ORIENTED } else { 0 } | stamp.ground.flag(),
             reserved: 0,
             check,
             ports: [NO_PORT; 2],
             last_seen: now.0,
             generation: stamp.generation.0,
             epochs: stamp.epochs,
-            decided: stamp.generation.0 as u32,
-            provenance: stamp.provenance,
             packets_low: [0; 2],
             bytes_low: [0; 2],
+            windows: Windows::default(),
+            decided: stamp.generation.0 as u32,
+            provenance: stamp.provenance,
             packets_high: [0; 2],
             bytes_high: [0; 2],
             born: (now.0 >> BORN_SHIFT) as u32,
+            charged,
+            error_at: (now.0 >> ERROR_SHIFT) as u32,
+            errors_left: ERRORS_AT_ONCE,
+            would_drop: stamp.ground.would_drop(),
+            cold: [0; 26],
         }
     }
 
@@ -172,10 +242,12 @@ impl Entry {
     }
 
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
-    /// numbers now and generations begin anew, so both are asked again at the next packet.
-    pub(crate) fn adopt(&mut self, check: impl Fn(&FlowKey) -> u32, now: Nanos) -> bool {
+    /// numbers now and generations begin anew, so both are asked again at the next packet; connections may have gone on
+    /// unseen.
+    pub(crate) fn adopt(&mut self, check: impl Fn(&FlowKey) -> u32, charged: [u32; 2], now: Nanos) -> bool {
         let sound = self.state().is_some()
             && self.flags & !ALL_FLAGS == 0
+            && self.flags & AUDITED == 0
             && self.reserved == 0
             && self.last_seen <= now.0
             && self.check == check(&self.key());
@@ -184,6 +256,9 @@ impl Entry {
             self.generation = 0;
             self.decided = 0;
             self.flags &= !REPLY_JUDGED;
+            self.windows.forget();
+            self.charged = charged;
+            self.would_drop = 0;
         }
         sound
     }
@@ -221,12 +296,29 @@ impl Entry {
         self.provenance = stamp.provenance;
         self.decided = stamp.generation.0 as u32;
         self.ports = [NO_PORT; 2];
-        self.flags &= !REPLY_JUDGED;
+        self.flags &= ORIENTED;
+        self.flags |= stamp.ground.flag();
+        self.would_drop = stamp.ground.would_drop();
     }
 
-    #[inline]
-    pub(crate) fn is_trusted(&self) -> bool {
-        self.flags & TRUSTED != 0
+    /// On what ground it passes.
+    pub(crate) fn ground(&self) -> Ground {
+        match self.flags {
+            flags if flags & AUDITED != 0 => {
+                Ground::Audit(self.would_drop().unwrap_or(DropReason::PolicyIngress))
+            }
+            flags if flags & FAILSAFE != 0 => Ground::Failsafe,
+            flags if flags & THIS_NODE != 0 => Ground::ThisNode,
+            flags if flags & TRUSTED != 0 => Ground::TrustedNode,
+            _ => Ground::Policy,
+        }
+    }
+
+    /// Why audit mode would drop it.
+    pub(crate) fn would_drop(&self) -> Option<DropReason> {
+        DropReason::ALL
+            .get(usize::from(self.would_drop.checked_sub(1)?))
+            .copied()
     }
 
     #[inline]
@@ -236,6 +328,12 @@ impl Entry {
 
     pub(crate) fn orient(&mut self) {
         self.flags |= ORIENTED;
+    }
+
+    /// Whether nothing but its port and its state needs to be asked about a packet, in either direction.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.flags & (ORIENTED | AUDITED) == ORIENTED
     }
 
     /// Whether a packet in this direction needs no judgement of its own.
@@ -248,6 +346,7 @@ impl Entry {
         self.flags |= REPLY_JUDGED;
     }
 
+    /// Where packets of a direction come in; None where that has not been seen since the start.
     #[inline]
     pub(crate) fn port(&self, direction: Direction) -> Option<PortId> {
         match self.ports[direction as usize] {
@@ -256,13 +355,43 @@ impl Entry {
         }
     }
 
-    /// What was judged on its own was judged as it came in by the port before.
+    /// Binds a direction to the port where its packets come in.
     #[inline]
-    pub(crate) fn set_port(&mut self, direction: Direction, port: PortId) {
-        self.ports[direction as usize] = port.0;
-        if direction == Direction::Reply {
+    pub(crate) fn bind(&mut self, direction: Direction, port: PortId) {
+        // What was judged on its own was judged as it came in by the port before.
+        if direction == Direction::Reply && self.ports[1] != port.0 {
             self.flags &= !REPLY_JUDGED;
         }
+        self.ports[direction as usize] = port.0;
+    }
+
+    #[inline]
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    #[inline]
+    pub(crate) fn windows_mut(&mut self) -> &mut Windows {
+        &mut self.windows
+    }
+
+    /// In whose accounts it stands.
+    #[inline]
+    pub(crate) fn charged(&self) -> [u32; 2] {
+        self.charged
+    }
+
+    /// ICMP errors that may pass about it now.
+    pub(crate) fn errors_left(&self, now: Nanos) -> u8 {
+        let gone = ((now.0 >> ERROR_SHIFT) as u32).wrapping_sub(self.error_at);
+        let gained = u8::try_from(gone).unwrap_or(u8::MAX);
+        self.errors_left.saturating_add(gained).min(ERRORS_AT_ONCE)
+    }
+
+    /// An ICMP error about it passed.
+    pub(crate) fn count_error(&mut self, now: Nanos) {
+        self.errors_left = self.errors_left(now).saturating_sub(1);
+        self.error_at = (now.0 >> ERROR_SHIFT) as u32;
     }
 
     #[inline]
@@ -276,7 +405,9 @@ impl Entry {
         self.bytes_high[way] = self.bytes_high[way].wrapping_add(u16::from(carry));
     }
 
+    /// What somebody sees of it; None for a free place and for what policy has cut.
     pub(crate) fn record(&self, seed: &Seed) -> Option<FlowRecord> {
+        let state = self.state().filter(|state| *state != State::Revoked)?;
         let join = |high: [u16; 2], low: [u32; 2]| {
             [0, 1].map(|way| u64::from(high[way]) << 32 | u64::from(low[way]))
         };
@@ -284,8 +415,9 @@ impl Entry {
         Some(FlowRecord {
             id: FlowId(seed.flow_id(&key, self.born)),
             key,
-            state: self.state()?,
+            state,
             oriented: self.is_oriented(),
+            would_drop: self.would_drop(),
             generation: self.generation(),
             decided: self.decided,
             provenance: self.provenance,

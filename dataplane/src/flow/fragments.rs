@@ -3,34 +3,33 @@
 //! Per shard, fixed in number; nothing is held back or put together. A datagram whose parts overlap is cut from then
 //! on (RFC 5722): who puts them together could see ports that nobody judged.
 
-use crate::{classify::Generation, time::Nanos, verdict::DropReason, wire::FlowKey, wire::Fragment};
+use crate::{
+    classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey, wire::Fragment,
+};
 
 /// Datagrams looked at for one fragment.
 const WAYS: usize = 8;
 /// Gaps in what was seen of one datagram: more are not followed.
 const RANGES: usize = 6;
 
-/// What the first fragment got.
+/// Under what a first fragment passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FirstVerdict {
-    /// It passed, under a snapshot and with endpoints as they were.
-    Passed {
-        /// The snapshot; 0 where none was asked (failsafe).
-        generation: Generation,
-        /// Of source and destination.
-        epochs: [u64; 2],
-    },
-    /// It was dropped.
-    Dropped(DropReason),
+pub(crate) struct Passed {
+    /// The snapshot; 0 where none was asked (failsafe).
+    pub(crate) generation: Generation,
+    /// Of source and destination.
+    pub(crate) epochs: [u64; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Datagram {
     key: FlowKey,
     id: u32,
+    /// Where its first fragment came in.
+    port: PortId,
     until: Nanos,
-    /// Until the first fragment has been decided.
-    verdict: Option<FirstVerdict>,
+    /// None from the moment on that its parts contradict each other.
+    passed: Option<Passed>,
     /// Begins and ends of what was seen, in bytes of the datagram; empty ones are unused.
     seen: [(u16, u16); RANGES],
 }
@@ -45,10 +44,10 @@ pub(crate) struct Fragments {
 /// What to do with a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// The first one: judge it, then tell [`Fragments::decided`] with this place.
-    Judge(usize),
-    /// A later one of a datagram whose first fragment was decided so.
-    As(usize, FirstVerdict),
+    /// The first one: judge it, and [`Fragments::follow`] its datagram where it is forwarded.
+    Judge,
+    /// A later one of a datagram whose first fragment passed so.
+    As(Passed),
     /// It contradicts what was seen, or nothing was seen.
     Drop(DropReason),
 }
@@ -61,56 +60,83 @@ impl Fragments {
         }
     }
 
-    /// Takes note of a fragment. `key` without ports, `hash` of key and identification.
-    pub(crate) fn admit(&mut self, key: &FlowKey, hash: u64, fragment: &Fragment, now: Nanos) -> Admission {
+    /// The places where a datagram can be.
+    fn ways(&mut self, hash: u64) -> &mut [Option<Datagram>] {
         let set = (hash as usize % (self.datagrams.len() / WAYS)) * WAYS;
-        let range = (fragment.offset, fragment.offset.saturating_add(fragment.length));
-        let ways = &mut self.datagrams[set..set + WAYS];
-        let known = ways.iter().position(|way| {
-            way.as_ref().is_some_and(|datagram| {
-                datagram.key == *key && datagram.id == fragment.id && datagram.until >= now
-            })
-        });
-        if let Some((way, datagram)) = known.and_then(|way| Some((way, ways[way].as_mut()?))) {
-            // A second first fragment could have ports that nobody judged, even where it adds no byte.
-            if fragment.offset == 0 || !note(&mut datagram.seen, range) {
-                datagram.verdict = Some(FirstVerdict::Dropped(DropReason::FragmentInvalid));
-                return Admission::Drop(DropReason::FragmentInvalid);
-            }
-            return match datagram.verdict {
-                Some(verdict) => Admission::As(set + way, verdict),
-                None => Admission::Drop(DropReason::FragmentUnknown),
-            };
-        }
-        if fragment.offset != 0 {
-            return Admission::Drop(DropReason::FragmentUnknown);
-        }
-        // An unused or outlived place, else the one that ends first.
-        let Some((way, place)) = ways
+        &mut self.datagrams[set..set + WAYS]
+    }
+
+    /// What is known of a fragment's datagram. `key` without ports, `hash` of key and identification. What contradicts
+    /// the datagram ends it at once; nothing else is changed but the note of what was seen of it.
+    pub(crate) fn admit(
+        &mut self,
+        key: &FlowKey,
+        hash: u64,
+        fragment: &Fragment,
+        port: PortId,
+        now: Nanos,
+    ) -> Admission {
+        let known = self
+            .ways(hash)
             .iter_mut()
-            .enumerate()
-            .min_by_key(|(_, place)| place.as_ref().map_or(Nanos(0), |datagram| datagram.until))
-        else {
+            .flatten()
+            .find(|datagram| datagram.key == *key && datagram.id == fragment.id && datagram.until >= now);
+        let Some(datagram) = known else {
+            return if fragment.offset == 0 {
+                Admission::Judge
+            } else {
+                Admission::Drop(DropReason::FragmentUnknown)
+            };
+        };
+        // From elsewhere it is no part of this datagram, whatever it says.
+        if datagram.port != port {
             return Admission::Drop(DropReason::FragmentUnknown);
+        }
+        // A second first fragment could have ports that nobody judged, even where it adds no byte.
+        if datagram.passed.is_none() || fragment.offset == 0 || !note(&mut datagram.seen, range(fragment)) {
+            datagram.passed = None;
+            return Admission::Drop(DropReason::FragmentInvalid);
+        }
+        datagram
+            .passed
+            .map_or(Admission::Drop(DropReason::FragmentInvalid), Admission::As)
+    }
+
+    /// Follows the datagram of a first fragment that is forwarded.
+    pub(crate) fn follow(
+        &mut self,
+        key: &FlowKey,
+        hash: u64,
+        fragment: &Fragment,
+        port: PortId,
+        passed: Passed,
+        now: Nanos,
+    ) {
+        let until = now.after(self.timeout);
+        // An unused or outlived place, else the one that ends first.
+        let Some(place) = self
+            .ways(hash)
+            .iter_mut()
+            .min_by_key(|place| place.as_ref().map_or(Nanos(0), |datagram| datagram.until))
+        else {
+            return;
         };
         let mut seen = [(0, 0); RANGES];
-        seen[0] = range;
+        seen[0] = range(fragment);
         *place = Some(Datagram {
             key: *key,
             id: fragment.id,
-            until: now.after(self.timeout),
-            verdict: None,
+            port,
+            until,
+            passed: Some(passed),
             seen,
         });
-        Admission::Judge(set + way)
     }
+}
 
-    /// Remembers what a first fragment got.
-    pub(crate) fn decided(&mut self, place: usize, verdict: FirstVerdict) {
-        if let Some(Some(datagram)) = self.datagrams.get_mut(place) {
-            datagram.verdict = Some(verdict);
-        }
-    }
+/// Begin and end of a part, in bytes of the datagram.
+fn range(fragment: &Fragment) -> (u16, u16) {
+    (fragment.offset, fragment.offset.saturating_add(fragment.length))
 }
 
 /// Adds a range to those seen; answers false where it meets one of them, or there is no room to remember it.

@@ -65,6 +65,20 @@ impl Seed {
         }
     }
 
+    /// The account of an endpoint.
+    pub(crate) fn account(&self, addr: Addr) -> u32 {
+        (self.addr(addr) >> 32) as u32
+    }
+
+    /// The account of an end that is outside of the cluster: one person may have all of an IPv6 network of 64 bits.
+    pub(crate) fn outside_account(&self, addr: Addr) -> u32 {
+        let octets = addr.octets();
+        let mut network = [0; 16];
+        network[..8].copy_from_slice(&octets[..8]);
+        let whole = if addr.is_v4() { octets } else { network };
+        self.account(Addr::v6(whole))
+    }
+
     /// Names the flow of a key that began at a time.
     pub(crate) fn flow_id(&self, key: &FlowKey, born: u32) -> u64 {
         mix(self.key(key).directed ^ self.0[2], u64::from(born) ^ self.0[0])

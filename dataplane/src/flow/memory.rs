@@ -1,9 +1,10 @@
-//! The entries of all shards in one piece of memory that may be a file mapping and outlive the process.
+//! The entries of all workers in one piece of memory that may be a file mapping and outlive the process.
 //!
 //! ```text
-//! header (4096 bytes) | shard 0: entries of 128 bytes | shard 1 | ... | shard 255
+//! header (4096 bytes) | segment 0: entries of 192 bytes | segment 1 | ... | segment 255
 //! ```
-//! The header says for each shard how many of its entries were ever used, so that a successor reads only those.
+//! Each worker has some of the segments, one after the other; another number of workers shares them out anew. The header
+//! says for each segment how many of its entries were ever used, so that a successor reads only those.
 //! Only the entries lie there; whatever leads to them (index, lists, free places) is private and built again from them.
 //! So what a predecessor left, or anybody wrote into the file, is believed entry by entry or not at all. A process may
 //! be killed at any moment: an entry is marked used last when it is made and unmarked first when it goes, and a
@@ -12,7 +13,6 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    SHARDS,
     entry::{ENTRY_BYTES, Entry},
     hash::Seed,
 };
@@ -20,32 +20,37 @@ use crate::time::Nanos;
 
 const MAGIC: [u8; 8] = *b"RWFLOW\r\n";
 /// Raised with every change of the header or of an entry.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 const HEADER_BYTES: usize = 4096;
-/// Below this a shard cannot hold half-open and established flows at once in any useful number.
-const MIN_PER_SHARD: usize = 16;
+/// Parts of the memory that are never divided between workers.
+pub(crate) const SEGMENTS: usize = 256;
+/// Below this a worker of many cannot hold half-open and established flows at once in any useful number.
+const MIN_PER_SEGMENT: usize = 16;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Header {
     magic: [u8; 8],
     version: u32,
-    shards: u32,
-    /// Entries of one shard.
-    per_shard: u64,
+    segments: u32,
+    /// Entries of one segment.
+    per_segment: u64,
     /// Chooses the shard of a key.
     seed: u64,
-    /// By shard: entries from here on have never been used, whatever they hold.
-    reached: [u32; SHARDS],
+    /// By segment: entries from here on have never been used, whatever they hold.
+    reached: [u32; SEGMENTS],
 }
 const _: () = assert!(size_of::<Header>() <= HEADER_BYTES);
 
-/// A shard's part of the memory.
+/// A worker's part of the memory.
 #[derive(Debug)]
-pub(super) struct ShardMemory {
+pub(super) struct TableMemory {
     pub(super) entries: &'static mut [Entry],
-    /// Entries from here on have never been used. Raised before such an entry is; believed only as far as it saves reading.
-    pub(super) reached: &'static mut u32,
+    /// By segment: entries from here on have never been used. Raised before such an entry is; believed only as far as it
+    /// saves reading.
+    pub(super) reached: &'static mut [u32],
+    /// Entries of one segment.
+    pub(super) segment: usize,
 }
 
 /// Why memory cannot hold a flow table.
@@ -72,32 +77,32 @@ pub enum FlowMemoryError {
     },
 }
 
-/// The entries of every shard, ready to be given to workers.
+/// The entries of every worker, ready to be given to them.
 #[derive(Debug)]
 pub struct FlowMemory {
-    pub(super) shards: Vec<ShardMemory>,
+    entries: &'static mut [Entry],
+    reached: &'static mut [u32],
     pub(crate) seed: Seed,
     inherited: bool,
     pub(super) now: Nanos,
 }
 
-/// Entries per shard for a total.
-fn per_shard(entries: usize) -> usize {
-    entries.div_ceil(SHARDS).max(MIN_PER_SHARD)
+/// Entries per segment for a total.
+fn per_segment(entries: usize) -> usize {
+    entries.div_ceil(SEGMENTS).max(MIN_PER_SEGMENT)
 }
 
-/// The most entries of one table: an index slot has 31 bits for them, per shard.
-const MOST: usize = (1 << 30) * SHARDS;
+/// The most entries: an index slot has 31 bits for them.
+const MOST: usize = 1 << 30;
 
 impl FlowMemory {
-    /// Bytes that [`Self::open`] needs for a number of entries. Entries are spread evenly over [`SHARDS`]
-    /// shards, 16 each at least.
+    /// Bytes that [`Self::open`] needs for a number of entries: a multiple of 256 of them, 4,096 at least.
     pub fn required_bytes(entries: usize) -> usize {
-        HEADER_BYTES + SHARDS * per_shard(entries.min(MOST)) * ENTRY_BYTES
+        HEADER_BYTES + SEGMENTS * per_segment(entries.min(MOST)) * ENTRY_BYTES
     }
 
     /// Takes memory over. Where it holds the table of a predecessor with the same layout and number of entries, its
-    /// flows are kept (each is checked when the shards are built); anything else is wiped. `seed` is random and used
+    /// flows are kept (each is checked when the tables are built); anything else is wiped. `seed` is random and used
     /// for a new table; a predecessor's is kept. `now` is on the clock that the workers will be given, and that the
     /// predecessor was given.
     pub fn open(
@@ -116,32 +121,29 @@ impl FlowMemory {
         };
         let (head, body) = memory.split_at_mut(HEADER_BYTES);
         let (header, _) = Header::mut_from_prefix(head).map_err(|_| FlowMemoryError::Misaligned)?;
-        let per_shard = per_shard(entries);
+        let per_segment = per_segment(entries);
         let known = header.magic == MAGIC
             && header.version == LAYOUT_VERSION
-            && header.shards == SHARDS as u32
-            && header.per_shard == per_shard as u64;
+            && header.segments == SEGMENTS as u32
+            && header.per_segment == per_segment as u64;
         if !known {
             // The magic goes first and comes last: a process killed in between leaves nothing to believe.
             header.magic = [0; 8];
             std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
             body.fill(0);
             header.version = LAYOUT_VERSION;
-            header.shards = SHARDS as u32;
-            header.per_shard = per_shard as u64;
+            header.segments = SEGMENTS as u32;
+            header.per_segment = per_segment as u64;
             header.seed = seed;
-            header.reached = [0; SHARDS];
+            header.reached = [0; SEGMENTS];
             std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
             header.magic = MAGIC;
         }
         let seed = Seed::new(header.seed);
         let entries = <[Entry]>::mut_from_bytes(body).map_err(|_| FlowMemoryError::Misaligned)?;
         Ok(Self {
-            shards: entries
-                .chunks_exact_mut(per_shard)
-                .zip(&mut header.reached)
-                .map(|(entries, reached)| ShardMemory { entries, reached })
-                .collect(),
+            entries,
+            reached: &mut header.reached,
             seed,
             inherited: known,
             now,
@@ -164,7 +166,27 @@ impl FlowMemory {
 
     /// Entries that fit.
     pub fn capacity(&self) -> usize {
-        self.shards.iter().map(|shard| shard.entries.len()).sum()
+        self.entries.len()
+    }
+
+    /// Shares the segments out to workers, evenly and in order.
+    pub(super) fn split(self, workers: usize) -> Vec<TableMemory> {
+        let segment = self.entries.len() / SEGMENTS;
+        let (mut entries, mut reached) = (self.entries, self.reached);
+        let mut begin = 0;
+        (1..=workers)
+            .map(|nth| {
+                let end = SEGMENTS * nth / workers;
+                let (own, rest) = std::mem::take(&mut entries).split_at_mut((end - begin) * segment);
+                let (own_reached, rest_reached) = std::mem::take(&mut reached).split_at_mut(end - begin);
+                (entries, reached, begin) = (rest, rest_reached, end);
+                TableMemory {
+                    entries: own,
+                    reached: own_reached,
+                    segment,
+                }
+            })
+            .collect()
     }
 
     /// Whether it holds a predecessor's table (which may be empty).
@@ -173,23 +195,26 @@ impl FlowMemory {
     }
 }
 
-/// What memory would hold of shards, given how many of their entries were ever used: for tests of restarts.
+/// What memory would hold of tables, given how many of their segments' entries were ever used: for tests of restarts.
 #[cfg(test)]
-pub(crate) fn image(seed: u64, per_shard: usize, shards: &[(u32, Vec<u8>)]) -> Vec<u8> {
-    let mut reached = [0; SHARDS];
-    for (to, (from, _)) in reached.iter_mut().zip(shards) {
+pub(crate) fn image(seed: u64, per_segment: usize, tables: &[(Vec<u32>, Vec<u8>)]) -> Vec<u8> {
+    let mut reached = [0; SEGMENTS];
+    for (to, from) in reached
+        .iter_mut()
+        .zip(tables.iter().flat_map(|(reached, _)| reached))
+    {
         *to = *from;
     }
     let header = Header {
         magic: MAGIC,
         version: LAYOUT_VERSION,
-        shards: SHARDS as u32,
-        per_shard: per_shard as u64,
+        segments: SEGMENTS as u32,
+        per_segment: per_segment as u64,
         seed,
         reached,
     };
     let mut bytes = header.as_bytes().to_vec();
     bytes.resize(HEADER_BYTES, 0);
-    bytes.extend(shards.iter().flat_map(|(_, entries)| entries));
+    bytes.extend(tables.iter().flat_map(|(_, entries)| entries));
     bytes
 }

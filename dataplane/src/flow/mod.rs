@@ -1,24 +1,28 @@
 //! Flows: who talks with whom, in which state, and by which decision.
 //!
-//! State lives in [`SHARDS`] shards, chosen by the zone and the unordered pair of addresses, so that both directions,
-//! fragments and ICMP errors of a flow meet in one. A worker owns whole shards and every table and limit is per shard:
-//! results do not depend on the number of workers.
+//! Flows are spread over [`SHARDS`] shards by the zone and the unordered pair of addresses, so that both directions,
+//! fragments and ICMP errors of a flow meet in one. A worker owns whole shards and one table for all their flows: while
+//! that has room, results do not depend on the number of workers.
 //!
 //! * [`memory`] the entries as plain old data in memory that may outlive the process.
 //! * `entry` one entry. `state` the state machine. `table` a shard: index, expiry, eviction.
-//! * `fragments` which verdict the first fragment got. `hash` seeded hashing.
+//! * `tcp` sequence numbers. `quota` how much of the table each endpoint holds. `shard` what only one pair of addresses
+//!   shares. `fragments` which verdict the first fragment got. `hash` seeded hashing.
 
 pub(crate) mod entry;
 pub(crate) mod fragments;
 pub(crate) mod hash;
 pub mod memory;
+pub(crate) mod quota;
 pub(crate) mod rate;
+pub(crate) mod shard;
 pub mod state;
 pub(crate) mod table;
+pub(crate) mod tcp;
 
 pub use memory::{FlowMemory, FlowMemoryError};
 
-use crate::{classify::Generation, port::PortId, time::Nanos, wire::FlowKey};
+use crate::{classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey};
 
 /// Shards of the flow state, whatever the number of workers.
 pub const SHARDS: usize = 256;
@@ -28,12 +32,22 @@ pub const SHARDS: usize = 256;
 pub struct FlowConfig {
     /// How long an entry in a state lives after its last packet.
     pub timeouts: Timeouts,
-    /// Share of a shard's entries that may be half-open, in 1/256.
+    /// Share of the entries that may be half-open, in 1/256.
     pub half_open_share: u8,
+    /// Share of the entries that one endpoint may have begun, in 1/256; 256 is no limit.
+    pub endpoint_share: u16,
+    /// Share of the half-open entries that may be of one endpoint, in 1/256.
+    pub endpoint_half_open_share: u16,
+    /// An open flow gives way to another endpoint's new one only after this long without a packet.
+    pub idle_grace: Nanos,
     /// A half-open entry is not thrown out for a new one before this age.
     pub half_open_grace: Nanos,
     /// How long after a start without inherited flows connections are picked up in the middle (SEMANTICS 60).
     pub pickup_window: Nanos,
+    /// Whether an answer alone is picked up, too: what it answers may never have been said.
+    pub pickup_answers: bool,
+    /// Whether resets and FINs are believed only where sequence numbers show that an end may have sent them.
+    pub tcp_strict: bool,
     /// Fragmented datagrams that a shard follows at once.
     pub fragmented: usize,
     /// How long the later fragments of a datagram may take.
@@ -47,8 +61,13 @@ impl Default for FlowConfig {
         Self {
             timeouts: Timeouts::default(),
             half_open_share: 64,
+            endpoint_share: 64,
+            endpoint_half_open_share: 64,
+            idle_grace: Nanos::from_secs(1),
             half_open_grace: Nanos::from_millis(100),
             pickup_window: Nanos::from_secs(120),
+            pickup_answers: false,
+            tcp_strict: true,
             fragmented: 64,
             fragment_timeout: Nanos::from_secs(10),
             icmp_errors: RateLimit {
@@ -101,6 +120,8 @@ pub struct Timeouts {
     pub icmp: Nanos,
     /// Any other protocol.
     pub other: Nanos,
+    /// A flow that policy has cut, after its ends fell silent.
+    pub revoked: Nanos,
 }
 
 impl Default for Timeouts {
@@ -124,6 +145,7 @@ impl Default for Timeouts {
             sctp_closed: seconds(10),
             icmp: seconds(30),
             other: seconds(120),
+            revoked: seconds(180),
         }
     }
 }
@@ -168,13 +190,15 @@ pub struct FlowRecord {
     pub state: state::State,
     /// Whether it is known who began; else each direction is judged on its own (SEMANTICS 60).
     pub oriented: bool,
+    /// Why enforcement would drop it, where audit mode lets it pass.
+    pub would_drop: Option<DropReason>,
     /// The snapshot under which it was last found allowed.
     pub generation: Generation,
     /// The snapshot that decided, low 32 bits; [`Self::provenance`] are indices into that one.
     pub decided: u32,
     /// Who decided about the destination and about the source.
     pub provenance: [u32; 2],
-    /// Where each direction last came in; None where it has not been seen since the start.
+    /// Where each direction comes in; None where that has not been seen since the start.
     pub ports: [Option<PortId>; 2],
     /// When the first packet came, to 67 ms; a flow that was begun anew by its own ends began then.
     pub began: Nanos,
@@ -190,8 +214,8 @@ pub struct FlowRecord {
 /// memory, so that the worker allocates nothing.
 #[derive(Debug)]
 pub struct FlowDump {
-    /// Where to go on: (shard, entry). Begin with (0, 0); what comes back is where the next one begins.
-    pub cursor: (usize, usize),
+    /// The entry to go on from. Begin with 0; what comes back is where the next one begins.
+    pub cursor: usize,
     /// Filled up to its capacity; less where the worker has looked at as many places as one turn has time for.
     pub records: Vec<FlowRecord>,
     /// Whether nothing is left behind the cursor.
@@ -202,7 +226,7 @@ impl FlowDump {
     /// Asks for up to `records` entries from the first on.
     pub fn new(records: usize) -> Self {
         Self {
-            cursor: (0, 0),
+            cursor: 0,
             records: Vec::with_capacity(records),
             done: false,
         }

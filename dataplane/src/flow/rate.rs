@@ -23,18 +23,27 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token, if there is one.
-    pub(crate) fn take(&mut self, now: Nanos) -> bool {
+    /// Billionths of a token that there are now.
+    fn level(&self, now: Nanos) -> u64 {
         // One token per second is one billionth per nanosecond.
         let gained = now
             .since(self.filled)
             .0
             .saturating_mul(u64::from(self.limit.per_second));
-        self.filled = self.filled.max(now);
-        self.tokens = self
-            .tokens
+        self.tokens
             .saturating_add(gained)
-            .min(u64::from(self.limit.burst) * TOKEN);
+            .min(u64::from(self.limit.burst) * TOKEN)
+    }
+
+    /// Whether there is a token to take.
+    pub(crate) fn has(&self, now: Nanos) -> bool {
+        self.level(now) >= TOKEN
+    }
+
+    /// Takes a token, if there is one.
+    pub(crate) fn take(&mut self, now: Nanos) -> bool {
+        self.tokens = self.level(now);
+        self.filled = self.filled.max(now);
         let there = self.tokens >= TOKEN;
         self.tokens -= if there { TOKEN } else { 0 };
         there

@@ -1,8 +1,9 @@
 //! The state of a flow: one enumeration for all protocols and one total function.
 //!
-//! TCP follows segments' flags, not sequence numbers. A forged reset therefore reaches
-//! [`State::TcpResetOriginal`] or its mirror, but does no harm: traffic passes on while the entry
-//! lasts, and the next segment of the side that is said to have reset proves that it did not.
+//! TCP follows segments' flags. Whether a reset or a FIN may be what it says is asked of `tcp` before it gets here; where
+//! that is not known ([`FlowConfig::tcp_strict`](super::FlowConfig::tcp_strict) is off) a reset that was none does little
+//! harm: traffic passes on while the entry lasts, and the next segment of the side that is said to have reset proves
+//! that it did not.
 
 use super::Timeouts;
 use crate::{
@@ -42,7 +43,7 @@ macro_rules! states {
 
             /// Which entries go first when there is no room.
             #[inline]
-            pub(super) fn standing(self) -> Standing {
+            pub(crate) fn standing(self) -> Standing {
                 match self { $(State::$variant => Standing::$list,)+ }
             }
         }
@@ -51,7 +52,7 @@ macro_rules! states {
 
 /// Which entries go first when there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(crate) enum Standing {
     /// Both ends have spoken: never thrown out.
     Kept,
     /// One end has spoken, or it is not known who began: limited in number, thrown out after closed ones.
@@ -99,6 +100,9 @@ states! {
     OtherNew = 18, "other-new", other, HalfOpen;
     /// Another protocol, both seen.
     OtherEstablished = 19, "other-established", other, Kept;
+    /// Policy has cut it. It stands for nothing any more, but keeps a late packet of one end from beginning a flow that
+    /// would let the other one in again.
+    Revoked = 20, "revoked", revoked, HalfOpen;
 }
 
 /// Which way a packet of a flow goes.
@@ -200,6 +204,8 @@ pub enum Action {
     PassUnrefreshed,
     /// The flow is over and this packet begins another one: judge it as new.
     Renew,
+    /// Judge it as new. If it is allowed it passes, but answers to it are judged as new, too.
+    Alone,
     /// Nothing admits it: drop as `tcp-invalid`.
     Invalid,
 }
@@ -207,11 +213,11 @@ pub enum Action {
 /// The state after a packet, and what to do with it. Total: every state, direction and segment has an answer.
 #[inline]
 pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Action) {
-    use Action::{Invalid, Pass, PassUnrefreshed, Renew};
+    use Action::{Alone, Invalid, Pass, PassUnrefreshed, Renew};
     use Direction::{Original, Reply};
     use Segment::{Ack, Bad, EchoReply, End, Fin, Init, Rst, Syn, SynAck};
     use State::{
-        IcmpAnswered, IcmpNew, OtherEstablished, OtherNew, SctpClosed, SctpEstablished, SctpNew,
+        IcmpAnswered, IcmpNew, OtherEstablished, OtherNew, Revoked, SctpClosed, SctpEstablished, SctpNew,
         TcpEstablished, TcpFinOriginal, TcpFinReply, TcpHandshake, TcpMidstream, TcpResetOriginal,
         TcpResetReply, TcpSyn, TcpTimeWait, UdpAnswered, UdpEstablished, UdpNew,
     };
@@ -228,10 +234,17 @@ pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Act
             Bad,
         ) => (state, Invalid),
 
-        // Opening (RFC 9293 3.5), simultaneous open included.
+        // Cut by policy. Only what proves that an end begins anew ends that.
+        (Revoked, _, Bad) => (Revoked, Invalid),
+        (Revoked, _, Syn | Init) => (Revoked, Renew),
+        (Revoked, _, _) => (Revoked, Alone),
+
+        // Opening (RFC 9293 3.5). A SYN is never an answer: where both open at once, both have to be allowed.
         (TcpSyn, Original, Syn) => (TcpSyn, Pass),
         (TcpSyn, Original, SynAck) => (TcpSyn, Invalid),
-        (TcpSyn, Reply, Syn | SynAck) => (TcpHandshake, Pass),
+        (TcpSyn, Reply, Syn) => (TcpHandshake, Alone),
+        (TcpSyn, Reply, SynAck) => (TcpHandshake, Pass),
+        (TcpHandshake, Reply, Syn) => (TcpHandshake, Alone),
         (TcpHandshake, _, Syn | SynAck) => (TcpHandshake, Pass),
         (TcpHandshake, Original, Ack) => (TcpEstablished, Pass),
         // The answer to an old half of a connection: it keeps neither from opening.
@@ -239,10 +252,10 @@ pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Act
         (TcpSyn | TcpHandshake, Original, Fin) => (TcpFinOriginal, Pass),
         (TcpSyn | TcpHandshake, Reply, Fin) => (TcpFinReply, Pass),
 
-        // Open. A SYN of the original side is answered by a challenge (RFC 5961 4); one of the other side would begin
+        // Open. A SYN of the original side is answered by a challenge (RFC 5961 4); one of the other side begins
         // a connection that nobody has judged.
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Original, Syn | SynAck) => (state, Pass),
-        (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, Syn) => (state, Invalid),
+        (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, Syn) => (state, Alone),
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, SynAck) => (state, Pass),
         (TcpEstablished | TcpFinOriginal | TcpFinReply, _, Ack) => (state, Pass),
 

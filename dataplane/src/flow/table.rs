@@ -1,18 +1,21 @@
-//! A shard of the flow table: two directional keys lead to one entry.
+//! The flow table of one worker: two directional keys lead to one entry.
 //!
 //! The index has buckets of eight slots, one cache line each, and at least four slots per entry (two keys each, half
 //! full at most). A key has two buckets to be in; it goes where more room is, and is looked for in sixteen slots at
 //! most. Entries that may be thrown out stand in one of two lists, oldest first. Index, lists and free places are private
-//! and are built from the entries when the shard is opened.
+//! and are built from the entries when the table is opened.
+//!
+//! All flows share its places. That nobody takes everybody's is seen to by [`Holdings`]: an endpoint may begin so many
+//! flows and no more, and where there is no place left, flows of who holds most give way to those of who holds less.
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
 use super::{
-    FlowConfig, FlowRecord, Timeouts,
+    FlowConfig, FlowRecord, RateLimit, Timeouts,
     entry::{Entry, Stamp},
-    fragments::Fragments,
     hash::{KeyHash, Seed},
-    memory::{FlowMemory, ShardMemory},
+    memory::{FlowMemory, TableMemory},
+    quota::Holdings,
     rate::TokenBucket,
     state::{Direction, Standing, State},
 };
@@ -91,21 +94,26 @@ pub(crate) enum NoPlace {
     Full,
     /// Too many half-open entries, all of them young.
     HalfOpen,
+    /// Its source has begun as many flows as one endpoint may.
+    Quota,
 }
 
-/// What a shard did since it was asked last.
+/// What a table did since it was asked last.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Deeds {
+pub(crate) struct Activity {
     pub(crate) created: u64,
     pub(crate) expired: u64,
     pub(crate) evicted: u64,
     pub(crate) inherited: u64,
 }
 
-/// One shard: its flows, its fragmented datagrams, its limits. What every lookup reads shares its first cache line.
+/// Entries looked at for one to give way: of a list from its oldest on, and of all from where the last look ended.
+const LOOKED_AT: usize = 32;
+
+/// The flows of one worker. What every lookup reads shares its first cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(crate) struct Shard {
+pub(crate) struct FlowTable {
     entries: &'static mut [Entry],
     buckets: &'static mut [Bucket],
     mask: usize,
@@ -113,102 +121,174 @@ pub(crate) struct Shard {
     free: Vec<u32>,
     /// Places from here on have never been used.
     fresh: usize,
-    /// `fresh`, for a successor.
-    reached: &'static mut u32,
+    /// `fresh`, for a successor: by segment, of so many entries each.
+    reached: &'static mut [u32],
+    segment: usize,
     links: Box<[Link]>,
     half_open: List,
     closed: List,
-    half_open_limit: usize,
-    half_open_grace: Nanos,
+    limits: Limits,
     timeouts: Timeouts,
-    /// Where the sweep goes on.
+    /// Flows by the endpoints at both their ends, and the half-open ones among them.
+    flows: Holdings,
+    half_open_flows: Holdings,
+    /// Where the sweep goes on, and the search for idle flows.
     sweep: usize,
+    idle: usize,
+    /// Searches for idle flows: under a flood they would be most of the work.
+    searches: TokenBucket,
     seed: Seed,
-    pub(crate) deeds: Deeds,
-    pub(crate) fragments: Fragments,
-    /// A flow was cut here: from then on nothing is picked up in the middle, or the rest of that flow would be.
-    pub(crate) has_revoked: bool,
-    /// ICMP errors let through.
-    pub(crate) icmp_passed: TokenBucket,
-    /// ICMP errors sent.
-    pub(crate) icmp_sent: TokenBucket,
+    pub(crate) activity: Activity,
 }
 
-impl FlowMemory {
-    /// Builds the shards: what a predecessor left is checked entry by entry, and the index is made anew.
-    pub(crate) fn into_shards(self, config: &FlowConfig, icmp_sent: super::RateLimit) -> Vec<Shard> {
-        let (seed, now) = (self.seed, self.now);
-        let each = bucket_count(self.shards.first().map_or(0, |shard| shard.entries.len()));
-        let buckets = buckets(each * self.shards.len());
-        self.shards
-            .into_iter()
-            .zip(buckets.chunks_exact_mut(each))
-            .enumerate()
-            .map(|(number, (memory, buckets))| {
-                Shard::open(memory, buckets, number, seed, config, icmp_sent, now)
-            })
-            .collect()
+/// How many entries there may be of each kind.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    half_open: usize,
+    /// Flows that one endpoint may have begun.
+    endpoint: u32,
+    /// Half-open flows of one endpoint.
+    endpoint_half_open: u32,
+    half_open_grace: Nanos,
+    idle_grace: Nanos,
+}
+
+impl Limits {
+    fn new(entries: usize, config: &FlowConfig) -> Self {
+        let share = |of: usize, share: u16| (of * usize::from(share) / 256).max(1);
+        let half_open = share(entries, config.half_open_share.into());
+        Self {
+            half_open,
+            endpoint: match config.endpoint_share {
+                256.. => u32::MAX,
+                part => share(entries, part) as u32,
+            },
+            endpoint_half_open: share(half_open, config.endpoint_half_open_share) as u32,
+            half_open_grace: config.half_open_grace,
+            idle_grace: config.idle_grace,
+        }
     }
 }
 
-impl Shard {
+impl FlowMemory {
+    /// Builds the tables of so many workers: what a predecessor left is checked entry by entry, and the index is made
+    /// anew. A flow that another worker owns now moves to its table.
+    pub(crate) fn into_tables(self, workers: usize, config: &FlowConfig) -> Vec<FlowTable> {
+        let (seed, now) = (self.seed, self.now);
+        let mut strays = Vec::new();
+        let mut tables: Vec<FlowTable> = self
+            .split(workers)
+            .into_iter()
+            .enumerate()
+            .map(|(worker, memory)| {
+                let owned = |shard: u8| usize::from(shard) % workers == worker;
+                FlowTable::open(memory, owned, seed, config, now, &mut strays)
+            })
+            .collect();
+        for stray in strays {
+            let shard = seed.key(&stray.key()).shard();
+            tables[usize::from(shard) % workers].take_in(stray, now);
+        }
+        tables
+    }
+}
+
+impl FlowTable {
     fn open(
-        memory: ShardMemory,
-        buckets: &'static mut [Bucket],
-        number: usize,
+        memory: TableMemory,
+        owned: impl Fn(u8) -> bool,
         seed: Seed,
         config: &FlowConfig,
-        icmp_sent: super::RateLimit,
         now: Nanos,
+        strays: &mut Vec<Entry>,
     ) -> Self {
-        let ShardMemory { entries, reached } = memory;
+        let TableMemory {
+            entries,
+            reached,
+            segment,
+        } = memory;
         let count = entries.len();
-        let fresh = count.min(*reached as usize);
-        let links = zeroed(count);
-        let mut shard = Self {
+        let buckets = buckets(bucket_count(count));
+        let used: Vec<usize> = reached
+            .iter()
+            .map(|reached| segment.min(*reached as usize))
+            .collect();
+        let last = used.iter().rposition(|used| *used > 0);
+        let fresh = last.map_or(0, |last| last * segment + used[last]);
+        let mut table = Self {
             entries,
             mask: buckets.len() - 1,
             buckets,
             free: Vec::with_capacity(count),
             fresh,
             reached,
-            links,
+            segment,
+            links: zeroed(count),
             half_open: EMPTY_LIST,
             closed: EMPTY_LIST,
-            half_open_limit: (count * usize::from(config.half_open_share) / 256).max(1),
-            half_open_grace: config.half_open_grace,
+            limits: Limits::new(count, config),
             timeouts: config.timeouts.clone(),
+            flows: Holdings::new(),
+            half_open_flows: Holdings::new(),
             sweep: 0,
+            idle: 0,
+            searches: TokenBucket::new(RateLimit {
+                per_second: 2000,
+                burst: 256,
+            }),
             seed,
-            deeds: Deeds::default(),
-            fragments: Fragments::new(config.fragmented, config.fragment_timeout),
-            has_revoked: false,
-            icmp_passed: TokenBucket::new(config.icmp_errors),
-            icmp_sent: TokenBucket::new(icmp_sent),
+            activity: Activity::default(),
         };
         // From the end, so that places are given out from the begin.
         for index in (0..fresh).rev() {
-            shard.open_entry(index, number, now);
+            if index % segment < used[index / segment] {
+                table.open_entry(index, &owned, now, strays);
+            } else {
+                table.entries[index].free();
+                table.free.push(index as u32);
+            }
         }
-        shard
+        table
     }
 
-    fn open_entry(&mut self, index: usize, number: usize, now: Nanos) {
+    fn open_entry(&mut self, index: usize, owned: impl Fn(u8) -> bool, now: Nanos, strays: &mut Vec<Entry>) {
         let seed = self.seed;
         let entry = &mut self.entries[index];
-        if entry.state().is_some() && entry.adopt(|key| check(&seed, key), now) {
+        if entry.state().is_some() {
             let key = entry.key();
-            let hash = seed.key(&key);
-            // A flow twice, or in a shard that is not its own, is not of our writing.
-            let fits = usize::from(hash.shard()) == number && self.find(hash, &key).is_none();
-            if fits && self.index_both(index, &key) {
-                self.enlist(index, now);
-                self.deeds.inherited += 1;
-                return;
+            let charged = [key.src, key.dst].map(|addr| seed.account(addr));
+            if entry.adopt(|key| check(&seed, key), charged, now) {
+                let hash = seed.key(&key);
+                if !owned(hash.shard()) {
+                    strays.push(*entry);
+                } else if self.find(hash, &key).is_none() && self.index_both(index, &key) {
+                    // A flow that is there twice is not of our writing.
+                    self.account_for(index);
+                    self.enlist(index, now);
+                    self.activity.inherited += 1;
+                    return;
+                }
             }
         }
         self.entries[index].free();
         self.free.push(index as u32);
+    }
+
+    /// Gives a flow a place that lay in another table's memory.
+    fn take_in(&mut self, stray: Entry, now: Nanos) {
+        let (key, Some(state)) = (stray.key(), stray.state()) else {
+            return;
+        };
+        if self.find(self.seed.key(&key), &key).is_some() {
+            return;
+        }
+        let Some(index) = self.next_free() else { return };
+        self.entries[index] = stray;
+        self.entries[index].free();
+        if self.index_both(index, &key) {
+            self.use_place(index, state, now);
+            self.activity.inherited += 1;
+        }
     }
 
     /// The two buckets of a hash and its tag.
@@ -318,39 +398,76 @@ impl Shard {
         }
     }
 
-    /// Makes an entry for a flow that has none. Throws out closed entries first, then half-open ones.
+    /// Makes an entry for a flow that has none. Throws out closed entries first, then half-open ones, then idle ones of
+    /// endpoints that hold more than this flow's. `charged`: the accounts of its source and destination.
     pub(crate) fn insert(
         &mut self,
         key: &FlowKey,
         state: State,
+        charged: [u32; 2],
         stamp: &Stamp,
-        trusted: bool,
         now: Nanos,
     ) -> Result<usize, NoPlace> {
-        let half_open = state.standing() == Standing::HalfOpen;
-        if half_open && self.half_open.length >= self.half_open_limit && !self.evict_half_open(now) {
-            return Err(NoPlace::HalfOpen);
+        if state.standing() == Standing::HalfOpen {
+            self.admit_half_open(charged, now)?;
         }
-        if self.next_free().is_none() && !self.evict_closed() && !self.evict_half_open(now) {
+        if self.flows.of(charged[0]) >= self.limits.endpoint && !self.evict_own(charged[0], now) {
+            return Err(NoPlace::Quota);
+        }
+        if self.next_free().is_none()
+            && !self.evict_closed()
+            && !self.evict_half_open(now)
+            && !self.evict_idle(charged, now)
+        {
             return Err(NoPlace::Full);
         }
         let index = self.next_free().ok_or(NoPlace::Full)?;
         // Marked used last (see `memory`): a process killed before leaves a free place.
-        let mut entry = Entry::new(key, state, check(&self.seed, key), stamp, trusted, now);
+        let mut entry = Entry::new(key, state, check(&self.seed, key), charged, stamp, now);
         entry.free();
         self.entries[index] = entry;
         if !self.index_both(index, key) {
             return Err(NoPlace::Full);
         }
+        self.use_place(index, state, now);
+        self.activity.created += 1;
+        Ok(index)
+    }
+
+    /// Marks an entry used that is written and indexed.
+    fn use_place(&mut self, index: usize, state: State, now: Nanos) {
         if self.free.pop().is_none() {
             self.fresh = index + 1;
-            *self.reached = self.fresh as u32;
+        }
+        let (segment, within) = (index / self.segment, index % self.segment);
+        if let Some(reached) = self.reached.get_mut(segment) {
+            *reached = (*reached).max(within as u32 + 1);
         }
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         self.entries[index].set_state(state);
+        self.account_for(index);
         self.enlist(index, now);
-        self.deeds.created += 1;
-        Ok(index)
+    }
+
+    fn account_for(&mut self, index: usize) {
+        for account in self.entries[index].charged() {
+            self.flows.add(account);
+        }
+    }
+
+    /// Whether one more half-open flow may be, after others have given way.
+    fn admit_half_open(&mut self, charged: [u32; 2], now: Nanos) -> Result<(), NoPlace> {
+        for account in charged {
+            if self.half_open_flows.of(account) >= self.limits.endpoint_half_open
+                && !self.evict_half_open_of(account, now)
+            {
+                return Err(NoPlace::HalfOpen);
+            }
+        }
+        if self.half_open.length >= self.limits.half_open && !self.evict_half_open(now) {
+            return Err(NoPlace::HalfOpen);
+        }
+        Ok(())
     }
 
     /// The place that the next entry gets: used ones first, so that a successor has little to read.
@@ -367,6 +484,9 @@ impl Shard {
             return;
         }
         self.delist(index);
+        for account in self.entries[index].charged() {
+            self.flows.remove(account);
+        }
         let key = self.entries[index].key();
         self.entries[index].free();
         for key in [key, key.reversed()] {
@@ -445,6 +565,16 @@ impl Shard {
         if before != NONE {
             self.links[before as usize].next = index as u32;
         }
+        if self.is_half_open(index) {
+            for account in self.entries[index].charged() {
+                self.half_open_flows.add(account);
+            }
+        }
+    }
+
+    fn is_half_open(&self, index: usize) -> bool {
+        let state = self.entries[index].state();
+        state.is_some_and(|state| state.standing() == Standing::HalfOpen)
     }
 
     /// Takes an entry out of the list that its state belongs to.
@@ -466,6 +596,11 @@ impl Shard {
         if next != NONE {
             self.links[next as usize].prev = prev;
         }
+        if self.is_half_open(index) {
+            for account in self.entries[index].charged() {
+                self.half_open_flows.remove(account);
+            }
+        }
     }
 
     fn evict_closed(&mut self) -> bool {
@@ -475,8 +610,65 @@ impl Shard {
     fn evict_half_open(&mut self, now: Nanos) -> bool {
         let oldest = self.half_open.oldest;
         oldest != NONE
-            && now.since(self.links[oldest as usize].since) >= self.half_open_grace
+            && now.since(self.links[oldest as usize].since) >= self.limits.half_open_grace
             && self.evict(oldest)
+    }
+
+    /// The oldest half-open flow of an endpoint gives way to another of its own. Who fills a share has most of the
+    /// oldest, too.
+    fn evict_half_open_of(&mut self, account: u32, now: Nanos) -> bool {
+        let mut at = self.half_open.oldest;
+        for _ in 0..LOOKED_AT {
+            if at == NONE || now.since(self.links[at as usize].since) < self.limits.half_open_grace {
+                return false;
+            }
+            if self.entries[at as usize].charged().contains(&account) {
+                return self.evict(at);
+            }
+            at = self.links[at as usize].next;
+        }
+        false
+    }
+
+    /// What of the table the endpoint at its heavier end holds.
+    fn weight(&self, charged: [u32; 2]) -> u32 {
+        self.flows.of(charged[0]).max(self.flows.of(charged[1]))
+    }
+
+    /// The longest idle of a few open flows that a source has begun gives way to its own next one.
+    fn evict_own(&mut self, account: u32, now: Nanos) -> bool {
+        self.evict_longest_idle(now, |_, entry| entry.charged()[0] == account)
+    }
+
+    /// The longest idle of a few open flows of endpoints that hold more than those of a new one.
+    fn evict_idle(&mut self, charged: [u32; 2], now: Nanos) -> bool {
+        let weight = self.weight(charged);
+        self.evict_longest_idle(now, |table, entry| table.weight(entry.charged()) > weight + 1)
+    }
+
+    #[cold]
+    fn evict_longest_idle(&mut self, now: Nanos, may_go: impl Fn(&Self, &Entry) -> bool) -> bool {
+        if self.fresh == 0 || !self.searches.take(now) {
+            return false;
+        }
+        let mut found: Option<(u32, Nanos)> = None;
+        for _ in 0..LOOKED_AT.min(self.fresh) {
+            self.idle = if self.idle + 1 < self.fresh {
+                self.idle + 1
+            } else {
+                0
+            };
+            let entry = &self.entries[self.idle];
+            let idle = now.since(entry.last_seen());
+            if entry.state().is_some()
+                && idle >= self.limits.idle_grace
+                && found.is_none_or(|(_, longest)| idle > longest)
+                && may_go(self, entry)
+            {
+                found = Some((self.idle as u32, idle));
+            }
+        }
+        found.is_some_and(|(index, _)| self.evict(index))
     }
 
     fn evict(&mut self, index: u32) -> bool {
@@ -484,7 +676,7 @@ impl Shard {
             return false;
         }
         self.remove(index as usize);
-        self.deeds.evicted += 1;
+        self.activity.evicted += 1;
         true
     }
 
@@ -495,7 +687,7 @@ impl Shard {
             self.sweep = (self.sweep + 1) % self.fresh;
             if self.entries[index].state().is_some() && self.is_expired(index, now) {
                 self.remove(index);
-                self.deeds.expired += 1;
+                self.activity.expired += 1;
             }
         }
     }
@@ -507,16 +699,16 @@ impl Shard {
             self.fresh - self.free.len(),
             capacity,
             self.half_open.length,
-            self.half_open_limit,
+            self.limits.half_open,
         ]
         .map(|n| n as u64)
     }
 
-    /// How many entries were ever used, and all of them.
+    /// How many entries of each segment were ever used, and all entries.
     #[cfg(test)]
-    pub(crate) fn bytes(&self) -> (u32, Vec<u8>) {
+    pub(crate) fn bytes(&self) -> (Vec<u32>, Vec<u8>) {
         use zerocopy::IntoBytes;
-        (*self.reached, self.entries.as_bytes().to_vec())
+        (self.reached.to_vec(), self.entries.as_bytes().to_vec())
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -542,7 +734,7 @@ impl Shard {
     }
 }
 
-/// Buckets of a shard with so many entries.
+/// Buckets of a table with so many entries.
 fn bucket_count(entries: usize) -> usize {
     (entries * 4).div_ceil(SLOTS).next_power_of_two()
 }

@@ -1,25 +1,38 @@
 //! Packets copied aside until their next hop's Ethernet address is known.
+//!
+//! Places are few and anybody may ask for neighbours that are not there, so they are shared out: so many for one source,
+//! so many for what came in by one port, and pods' ports together always find some. Whoever has all of its share gives
+//! way to itself: its oldest packet goes. A neighbour that did not answer is not waited for again for a while.
 
 use super::ResolveRequest;
 use crate::{
+    addr::Addr,
     flow::{RateLimit, rate::TokenBucket},
-    port::PortId,
+    port::{Port, PortId, PortKind},
     time::Nanos,
 };
 
 /// Longest frame that is held.
-const LONGEST: usize = 9216;
-/// Packets held for one neighbour.
+const LONGEST: usize = 4096;
+/// Packets held for one neighbour, and of one source.
 const PER_NEIGHBOUR: usize = 3;
+const PER_SOURCE: usize = 8;
 /// How often the same neighbour is asked for.
 const ASK_EVERY: Nanos = Nanos::from_secs(1);
+/// How long a neighbour that did not answer counts as absent, and how many are remembered.
+const ABSENT_FOR: Nanos = Nanos::from_secs(2);
+const ABSENT: usize = 1024;
 
-/// A packet, ready to go but for its Ethernet addresses.
+/// A packet as it came.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) to: ResolveRequest,
+    to: ResolveRequest,
     /// Where it came in.
     pub(crate) ingress: PortId,
+    /// Whether its next hop is known, else it has waited too long.
+    pub(crate) resolved: bool,
+    from_pod: bool,
+    src: Addr,
     since: Nanos,
     asked: Nanos,
     order: u64,
@@ -35,17 +48,14 @@ impl Held {
 
 /// What became of a packet that was to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// Held; `ask` whether the neighbour should be asked for now.
-    Kept {
-        /// Whether to ask.
-        ask: bool,
-    },
-    /// No room, or too long. `ask` as above: others' packets must not keep a neighbour from ever becoming known.
-    NoRoom {
-        /// Whether to ask.
-        ask: bool,
-    },
+pub(crate) struct Hold {
+    /// Whether it is held; else there is no room, or it is too long.
+    pub(crate) kept: bool,
+    /// Whether the neighbour should be asked for now: also where it found no room, since others' packets must not keep a
+    /// neighbour from ever becoming known.
+    pub(crate) ask: bool,
+    /// Where the packet came in that gave way to it.
+    pub(crate) gave_way: Option<PortId>,
 }
 
 /// The packets that one worker holds.
@@ -56,6 +66,8 @@ pub(crate) struct Holds {
     used: usize,
     order: u64,
     keep_for: Nanos,
+    /// Neighbours that did not answer, each in the place of its hash, and until when that counts.
+    absent: Box<[Option<(ResolveRequest, Nanos)>]>,
     /// For neighbours that are known not to answer, and those that found no room.
     asks: TokenBucket,
 }
@@ -65,9 +77,12 @@ impl Holds {
         let place = || Held {
             to: ResolveRequest {
                 port: PortId(0),
-                addr: crate::addr::Addr::v4([0; 4]),
+                addr: Addr::v4([0; 4]),
             },
             ingress: PortId(0),
+            resolved: false,
+            from_pod: false,
+            src: Addr::v4([0; 4]),
             since: Nanos(0),
             asked: Nanos(0),
             order: 0,
@@ -79,6 +94,7 @@ impl Holds {
             used: 0,
             order: 0,
             keep_for,
+            absent: vec![None; ABSENT].into_boxed_slice(),
             asks: TokenBucket::new(RateLimit {
                 per_second: 5,
                 burst: 5,
@@ -86,94 +102,248 @@ impl Holds {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.used
+    }
+
     /// Whether to ask for a neighbour that did not answer: now and then.
     pub(crate) fn may_ask(&mut self, now: Nanos) -> bool {
         self.asks.take(now)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.used
+    /// Whether a neighbour did not answer not long ago.
+    pub(crate) fn is_absent(&self, to: ResolveRequest, now: Nanos) -> bool {
+        self.absent[absent_place(to)].is_some_and(|(absent, until)| absent == to && until > now)
     }
 
-    /// Copies a frame aside.
-    pub(crate) fn hold(&mut self, frame: &[u8], to: ResolveRequest, ingress: PortId, now: Nanos) -> Hold {
+    /// Copies a frame aside that came in by `port` from `src`.
+    pub(crate) fn hold(
+        &mut self,
+        frame: &[u8],
+        to: ResolveRequest,
+        port: &Port,
+        src: Addr,
+        now: Nanos,
+    ) -> Hold {
         let same = || self.places[..self.used].iter().filter(|held| held.to == to);
         let asked = same().map(|held| held.asked).max();
-        if frame.len() > LONGEST || self.used == self.places.len() || same().count() >= PER_NEIGHBOUR {
-            return Hold::NoRoom {
-                ask: asked.is_none() && self.asks.take(now),
+        let from_pod = port.kind == PortKind::Pod;
+        let none = Hold {
+            kept: false,
+            ask: asked.is_none() && self.asks.has(now),
+            gave_way: None,
+        };
+        let gives_way = self.who_gives_way(port.id, from_pod, src);
+        if frame.len() > LONGEST || same().count() >= PER_NEIGHBOUR || gives_way == Room::None {
+            return Hold {
+                ask: none.ask && self.asks.take(now),
+                ..none
             };
         }
+        let gave_way = match gives_way {
+            Room::InPlaceOf(index) => {
+                let ingress = self.places[index].ingress;
+                self.used -= 1;
+                self.places.swap(index, self.used);
+                Some(ingress)
+            }
+            Room::Free | Room::None => None,
+        };
         let ask = asked.is_none_or(|asked| now.since(asked) >= ASK_EVERY);
         self.order += 1;
         let held = &mut self.places[self.used];
         self.used += 1;
         held.to = to;
-        held.ingress = ingress;
+        held.ingress = port.id;
+        (held.from_pod, held.src) = (from_pod, src);
         held.since = now;
         held.asked = if ask { now } else { asked.unwrap_or(now) };
         held.order = self.order;
         held.length = frame.len();
         held.bytes[..frame.len()].copy_from_slice(frame);
-        Hold::Kept { ask }
+        Hold {
+            kept: true,
+            ask,
+            gave_way,
+        }
     }
 
-    /// The oldest packet that `ready` has an answer for, or whose time is over (None). It is gone with the next call
+    /// Where a packet finds room that came in by `port` from `src`.
+    fn who_gives_way(&self, port: PortId, from_pod: bool, src: Addr) -> Room {
+        let all = self.places.len();
+        // Others than pods leave a quarter to them, and one port leaves more than half to others.
+        let most = if from_pod { all } else { all * 3 / 4 };
+        let (mut of_source, mut of_port, mut of_kind) = (Oldest::default(), Oldest::default(), 0);
+        for (index, held) in self.places[..self.used].iter().enumerate() {
+            of_source.count(index, held, held.ingress == port && held.src == src);
+            of_port.count(index, held, held.ingress == port);
+            of_kind += usize::from(from_pod || !held.from_pod);
+        }
+        if of_source.count >= PER_SOURCE {
+            of_source.room()
+        } else if of_port.count >= (all * 3 / 8).max(1) || self.used == all || of_kind >= most {
+            of_port.room()
+        } else {
+            Room::Free
+        }
+    }
+
+    /// The oldest packet whose neighbour `ready` has an answer for, or whose time is over. It is gone with the next call
     /// of any method.
     pub(crate) fn next<T>(
         &mut self,
         now: Nanos,
         ready: impl Fn(&ResolveRequest) -> Option<T>,
-    ) -> Option<(&Held, Option<T>)> {
-        let (index, answer) = self.places[..self.used]
+    ) -> Option<&Held> {
+        let (index, resolved) = self.places[..self.used]
             .iter()
             .enumerate()
             .filter_map(|(index, held)| match ready(&held.to) {
-                Some(answer) => Some((index, held.order, Some(answer))),
-                None if now.since(held.since) >= self.keep_for => Some((index, held.order, None)),
+                Some(_) => Some((index, held.order, true)),
+                None if now.since(held.since) >= self.keep_for => Some((index, held.order, false)),
                 None => None,
             })
             .min_by_key(|(_, order, _)| *order)
-            .map(|(index, _, answer)| (index, answer))?;
+            .map(|(index, _, resolved)| (index, resolved))?;
         self.used -= 1;
         self.places.swap(index, self.used);
-        Some((&self.places[self.used], answer))
+        let held = &mut self.places[self.used];
+        held.resolved = resolved;
+        if !resolved {
+            self.absent[absent_place(held.to)] = Some((held.to, now.after(ABSENT_FOR)));
+        }
+        Some(&self.places[self.used])
+    }
+}
+
+/// Where an absent neighbour is remembered.
+fn absent_place(to: ResolveRequest) -> usize {
+    let addr = to.addr.to_u128();
+    let folded = (addr >> 64) as u64 ^ addr as u64 ^ u64::from(to.port.0) << 48;
+    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % ABSENT
+}
+
+/// Where one more packet can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Free,
+    InPlaceOf(usize),
+    None,
+}
+
+/// How many packets of a kind are held, and the oldest of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Oldest {
+    count: usize,
+    /// Its number, and its place in the order.
+    oldest: Option<(usize, u64)>,
+}
+
+impl Oldest {
+    fn count(&mut self, index: usize, held: &Held, counts: bool) {
+        if !counts {
+            return;
+        }
+        self.count += 1;
+        if self.oldest.is_none_or(|(_, order)| held.order < order) {
+            self.oldest = Some((index, held.order));
+        }
+    }
+
+    fn room(self) -> Room {
+        self.oldest
+            .map_or(Room::None, |(index, _)| Room::InPlaceOf(index))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Addr;
+    use crate::{
+        port::{ReversePath, Side},
+        wire::subject::NotSubjectTable,
+    };
+
+    fn port(id: u16, kind: PortKind) -> Port {
+        Port {
+            id: PortId(id),
+            name: String::new(),
+            kind,
+            side: Side::Any,
+            mac: [0; 6],
+            mtu: 1500,
+            zone: 0,
+            reverse_path: ReversePath::Strict,
+            binds_sources: false,
+            not_subject: NotSubjectTable::ROUTED,
+            partial_checksums: false,
+        }
+    }
+
+    fn to(net: u8, last: u8) -> ResolveRequest {
+        ResolveRequest {
+            port: PortId(net.into()),
+            addr: Addr::v4([10, 0, net, last]),
+        }
+    }
+
+    fn source(last: u8) -> Addr {
+        Addr::v4([192, 0, 2, last])
+    }
 
     #[test]
-    fn a_full_hold_still_asks_for_other_neighbours_now_and_then() {
-        let places = 8;
-        let mut holds = Holds::new(places, Nanos::from_secs(2));
-        let to = |last: u8| ResolveRequest {
-            port: PortId(1),
-            addr: Addr::v4([10, 0, 0, last]),
-        };
+    fn a_scan_gives_way_to_itself_and_takes_nobody_elses_room() {
+        let mut holds = Holds::new(64, Nanos::from_secs(2));
+        let (uplink, pod, other) = (
+            port(1, PortKind::Uplink),
+            port(2, PortKind::Pod),
+            port(3, PortKind::Pod),
+        );
         let now = Nanos::from_secs(1);
-        for last in 0..places as u8 {
-            assert_eq!(
-                holds.hold(&[0; 60], to(last), PortId(0), now),
-                Hold::Kept { ask: true }
-            );
+        // From sources that are all made up, and from one.
+        for last in 0..200 {
+            assert!(holds.hold(&[0; 60], to(7, last), &uplink, source(last), now).kept);
+            assert!(holds.hold(&[0; 60], to(8, last), &pod, source(1), now).kept);
         }
-        // One that waits already has been asked for.
-        assert_eq!(
-            holds.hold(&[0; 60], to(0), PortId(0), now),
-            Hold::NoRoom { ask: false }
+        let of = |holds: &Holds, id: u16| {
+            holds.places[..holds.used]
+                .iter()
+                .filter(|held| held.ingress == PortId(id))
+                .count()
+        };
+        assert_eq!((of(&holds, 1), of(&holds, 2)), (24, PER_SOURCE));
+        for last in 0..3 {
+            let hold = holds.hold(&[0; 60], to(9, last), &other, source(9), now);
+            assert_eq!((hold.kept, hold.ask, hold.gave_way), (true, true, None));
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_did_not_answer_is_absent_for_a_while() {
+        let mut holds = Holds::new(8, Nanos::from_secs(2));
+        let uplink = port(1, PortKind::Uplink);
+        let now = Nanos::from_secs(1);
+        assert!(holds.hold(&[0; 60], to(7, 7), &uplink, source(1), now).kept);
+        let late = now.after(Nanos::from_secs(2));
+        assert!(
+            holds
+                .next(late, |_| None::<()>)
+                .is_some_and(|held| !held.resolved)
         );
-        let asked = (100..200)
-            .filter(|last| holds.hold(&[0; 60], to(*last), PortId(0), now) == Hold::NoRoom { ask: true })
-            .count();
-        assert_eq!(asked, 5);
-        let later = Nanos::from_secs(2);
-        assert_eq!(
-            holds.hold(&[0; 60], to(200), PortId(0), later),
-            Hold::NoRoom { ask: true }
-        );
+        assert!(holds.is_absent(to(7, 7), late) && !holds.is_absent(to(7, 8), late));
+        assert!(!holds.is_absent(to(7, 7), late.after(Nanos::from_secs(2))));
+    }
+
+    #[test]
+    fn a_neighbour_without_room_is_still_asked_for_now_and_then() {
+        let mut holds = Holds::new(0, Nanos::from_secs(2));
+        let uplink = port(1, PortKind::Uplink);
+        let asked = |holds: &mut Holds, now| {
+            (0..100)
+                .filter(|last| holds.hold(&[0; 60], to(7, *last), &uplink, source(1), now).ask)
+                .count()
+        };
+        assert_eq!(asked(&mut holds, Nanos::from_secs(1)), 5);
+        assert_eq!(asked(&mut holds, Nanos::from_secs(2)), 5);
     }
 }

@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 
 use crate::{
     addr::Addr,
-    port::{Port, PortId, PortKind},
+    port::{Port, PortId, PortKind, ReversePath},
 };
 
 use fib::Fib;
@@ -248,13 +248,72 @@ impl Forwarding {
         }
     }
 
-    /// Whether the route back to `src` leaves by `port` (strict reverse path).
-    pub fn reverse_path(&self, src: Addr, port: PortId) -> bool {
-        match self.fib.lookup(src) {
-            Some(Route::Hop(hop)) => hop.port == port,
-            Some(Route::Multipath(hops)) => hops.iter().any(|hop| hop.port == port),
-            _ => false,
+    /// Whether an address is this machine's own.
+    pub fn is_local(&self, addr: Addr) -> bool {
+        matches!(self.fib.lookup(addr), Some(Route::Local))
+    }
+
+    /// Whether an address is reached by the port of one pod.
+    pub fn is_behind_pod_port(&self, addr: Addr) -> bool {
+        self.hops(addr).iter().any(|hop| self.is_pod_port(hop.port))
+    }
+
+    fn is_pod_port(&self, port: PortId) -> bool {
+        self.port(port).is_some_and(|port| port.kind == PortKind::Pod)
+    }
+
+    /// The ways to an address; none where no route leads over a port.
+    fn hops(&self, addr: Addr) -> &[Hop] {
+        match self.fib.lookup(addr) {
+            Some(Route::Hop(hop)) => std::slice::from_ref(hop),
+            Some(Route::Multipath(hops)) => hops,
+            _ => &[],
         }
+    }
+
+    /// Whether packets to an address may leave by a port: the one of its route, or one of several.
+    pub fn leads_to(&self, addr: Addr, port: &Port) -> bool {
+        match port.kind {
+            PortKind::Host => self.is_local(addr),
+            _ => self.hops(addr).iter().any(|hop| hop.port == port.id),
+        }
+    }
+
+    /// Whether packets from an address may come in by a port of a router. By the port of kind `host` only this machine's
+    /// own come in: what it forwards from elsewhere could claim any source.
+    pub fn source_fits(&self, src: Addr, port: &Port) -> bool {
+        let local = self.is_local(src);
+        match (port.kind, port.reverse_path) {
+            (PortKind::Host, _) => local,
+            _ if local => false,
+            (PortKind::Pod, _) | (_, ReversePath::Strict) => self.leads_to(src, port),
+            _ if self.is_behind_pod_port(src) => false,
+            (_, ReversePath::Loose) => !self.hops(src).is_empty(),
+            (_, ReversePath::Off) => !matches!(self.fib.lookup(src), Some(Route::Blackhole)),
+        }
+    }
+
+    /// Whether a packet from an address comes from the station that packets to it would be sent to. Answers the neighbour
+    /// that has to be known first where it is not.
+    pub fn source_is_of_next_hop(
+        &self,
+        src: Addr,
+        port: &Port,
+        station: [u8; 6],
+    ) -> Result<bool, ResolveRequest> {
+        let mut unknown = None;
+        for hop in self.hops(src).iter().filter(|hop| hop.port == port.id) {
+            let request = ResolveRequest {
+                port: port.id,
+                addr: hop.gateway.unwrap_or(src),
+            };
+            match self.neighbour(request.port, request.addr) {
+                Some(Neighbour::Reachable(mac)) if mac == station => return Ok(true),
+                Some(_) => {}
+                None => unknown = Some(request),
+            }
+        }
+        unknown.map_or(Ok(false), Err)
     }
 
     /// A neighbour on a port.

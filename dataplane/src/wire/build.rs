@@ -57,11 +57,25 @@ impl Template {
         }
     }
 
-    /// A TCP segment.
+    /// A TCP segment with both numbers zero.
     pub fn tcp(&self, src_port: u16, dst_port: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+        self.tcp_at(src_port, dst_port, flags, [0, 0], payload)
+    }
+
+    /// A TCP segment with these sequence and acknowledgement numbers.
+    pub fn tcp_at(
+        &self,
+        src_port: u16,
+        dst_port: u16,
+        flags: u8,
+        [seq, ack]: [u32; 2],
+        payload: &[u8],
+    ) -> Vec<u8> {
         let mut l4 = vec![0; 20];
         l4[..2].copy_from_slice(&src_port.to_be_bytes());
         l4[2..4].copy_from_slice(&dst_port.to_be_bytes());
+        l4[4..8].copy_from_slice(&seq.to_be_bytes());
+        l4[8..12].copy_from_slice(&ack.to_be_bytes());
         l4[12] = 0x50;
         l4[13] = flags;
         l4[14..16].copy_from_slice(&[0xff, 0xff]);

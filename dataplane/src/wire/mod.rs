@@ -12,7 +12,7 @@ mod parse;
 pub mod subject;
 
 pub use parse::parse;
-pub(crate) use parse::parse_common;
+pub(crate) use parse::{parse_common, quoted_sequence};
 
 #[cfg(test)]
 mod tests;

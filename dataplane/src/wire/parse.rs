@@ -170,20 +170,31 @@ fn ethernet(frame: &[u8]) -> Result<Packet, Stop> {
     match kind {
         TYPE_IPV4 => ipv4(frame, l3, vlan),
         TYPE_IPV6 => ipv6(frame, l3, vlan),
-        _ => Err(not_ip(frame, kind).into()),
+        _ => Err(not_ip(frame, kind, l3)),
     }
 }
 
 #[cold]
-fn not_ip(frame: &[u8], kind: u16) -> NotSubject {
+fn not_ip(frame: &[u8], kind: u16, l3: usize) -> Stop {
     match kind {
-        0x0806 | 0x8035 => NotSubject::Arp,
-        0x88cc => NotSubject::Lldp,
-        0x8809 => NotSubject::Lacp,
-        0..=1535 if frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0]) => NotSubject::Stp,
-        0..=1535 => NotSubject::Llc,
-        _ => NotSubject::OtherType,
+        0x0806 | 0x8035 if is_plain_arp(frame.get(l3..).unwrap_or_default()) => NotSubject::Arp.into(),
+        0x0806 | 0x8035 => DropReason::Malformed.into(),
+        0x88cc => NotSubject::Lldp.into(),
+        0x8809 => NotSubject::Lacp.into(),
+        0x8863 | 0x8864 => NotSubject::Pppoe.into(),
+        0x8847 | 0x8848 => NotSubject::Mpls.into(),
+        0..=1535 if frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0]) => NotSubject::Stp.into(),
+        0..=1535 => NotSubject::Llc.into(),
+        _ => NotSubject::OtherType.into(),
     }
+}
+
+/// Whether an ARP packet has the one form that it has for IPv4 over Ethernet, and no more behind it than a frame of the
+/// least length is padded with: else it could carry anything past policy.
+fn is_plain_arp(packet: &[u8]) -> bool {
+    /// The least Ethernet frame without its header and check sum, and one VLAN tag.
+    const LONGEST: usize = 46 + 4;
+    packet.starts_with(&[0, 1, 8, 0, 6, 4]) && (28..=LONGEST).contains(&packet.len())
 }
 
 #[inline]
@@ -202,6 +213,9 @@ fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
     }
     if !checksum::ipv4_header_holds(header.slice()) {
         return Err(DropReason::Malformed.into());
+    }
+    if is_source_routed(header.slice().get(20..).unwrap_or_default()) {
+        return Err(DropReason::SourceRouted.into());
     }
     let fragment = header.is_fragmenting_payload().then(|| Fragment {
         id: u32::from(header.identification()),
@@ -227,6 +241,22 @@ fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
     Ok(packet)
 }
 
+/// Whether IPv4 options hold a loose or strict source route (RFC 791 3.1), or what a receiver might take for one behind
+/// an option that cannot be read.
+fn is_source_routed(mut options: &[u8]) -> bool {
+    loop {
+        match *options {
+            [] | [0, ..] => return false,
+            [1, ref rest @ ..] => options = rest,
+            [131 | 137, ..] => return true,
+            [_, length, ..] if length >= 2 && usize::from(length) <= options.len() => {
+                options = options.get(usize::from(length)..).unwrap_or_default();
+            }
+            _ => return true,
+        }
+    }
+}
+
 #[inline]
 fn is_martian_source(src: [u8; 4]) -> bool {
     src[0] == 0 || src[0] == 127 || src[0] >= 224 && (src[0] < 240 || src == [255; 4])
@@ -247,26 +277,29 @@ fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> 
     }
     let martian_source = is_martian_source(src);
     let group = (224..240).contains(&dst[0]);
-    let dhcp = packet.protocol == protocol::UDP
-        && !packet.is_later_fragment()
-        && matches!(
-            (
-                be16(frame, usize::from(packet.l4)),
-                be16(frame, usize::from(packet.l4) + 2)
-            ),
-            (Some(67), Some(67 | 68)) | (Some(68), Some(67))
-        );
+    let dhcp = if packet.protocol == protocol::UDP && packet.fragment.is_none() {
+        match (
+            be16(frame, usize::from(packet.l4)),
+            be16(frame, usize::from(packet.l4) + 2),
+        ) {
+            (Some(68), Some(67)) => Some(NotSubject::Dhcp),
+            (Some(67), Some(67 | 68)) => Some(NotSubject::DhcpServer),
+            _ => None,
+        }
+    } else {
+        None
+    };
     if martian_source && src != [0; 4] || dst[0] == 0 || dst[0] == 127 {
         return Err(DropReason::MartianAddress.into());
     }
     if !to_ethernet_group(frame) {
         return Err(DropReason::MartianAddress.into());
     }
-    match (group, dst == [255; 4]) {
-        (true, _) if packet.protocol == protocol::IGMP => Err(NotSubject::Igmp.into()),
-        (false, true) if dhcp => Err(NotSubject::Dhcp.into()),
+    match (group, dst == [255; 4], dhcp) {
+        (true, ..) if packet.protocol == protocol::IGMP => Err(NotSubject::Igmp.into()),
+        (false, true, Some(kind)) => Err(kind.into()),
         _ if src == [0; 4] => Err(DropReason::MartianAddress.into()),
-        (true, _) => Err(NotSubject::Multicast.into()),
+        (true, ..) => Err(NotSubject::Multicast.into()),
         _ => Err(NotSubject::Broadcast.into()),
     }
 }
@@ -327,12 +360,14 @@ fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, Stop> {
         let rest = frame.get(at..usize::from(packet.end)).unwrap_or_default();
         let length = match kind {
             0 if nth != 0 => return Err(DropReason::Malformed.into()), // only directly behind the IPv6 header
-            0 | 43 | 60 | 135 | 139 | 140 => {
-                let &[_, units, third, fourth, ..] = rest else {
+            // Mobility, HIP and shim6 headers (135, 139, 140) end the chain: who does not speak them takes them for layer
+            // 4, and what policy allows behind them is not what such a receiver reads.
+            0 | 43 | 60 => {
+                let &[_, units, _, segments_left, ..] = rest else {
                     return Err(cut_short.into());
                 };
-                if kind == 43 && third == 0 && fourth != 0 {
-                    return Err(DropReason::Malformed.into()); // type 0 routing, RFC 5095
+                if kind == 43 && segments_left != 0 {
+                    return Err(DropReason::SourceRouted.into()); // it goes on to another destination
                 }
                 8 + 8 * usize::from(units)
             }
@@ -387,13 +422,17 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
     }
     let l4 = usize::from(packet.l4);
     let group = dst[0] == 0xff;
+    let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
     if packet.protocol == protocol::ICMPV6 && packet.fragment.is_none() {
-        match frame
+        let kind = frame
             .get(l4..usize::from(packet.end))
-            .and_then(|icmp| icmp.first())
-        {
-            Some(133..=137) if packet.ttl == 255 => return Err(NotSubject::Ndp.into()),
-            Some(133..=137) => return Err(DropReason::Malformed.into()),
+            .and_then(|icmp| icmp.first().copied());
+        // Between other addresses it is judged like any ICMP: it could carry anything from one end to the other.
+        let on_link = group || link_local(&dst) && (link_local(&src) || from == 0);
+        match kind {
+            Some(133..=137) if packet.ttl != 255 => return Err(DropReason::Malformed.into()),
+            Some(134 | 137) => return Err(NotSubject::RouterAdvertisement.into()),
+            Some(133 | 135 | 136) if on_link => return Err(NotSubject::Ndp.into()),
             Some(130..=132 | 143) if packet.ttl == 1 && group => return Err(NotSubject::Mld.into()),
             _ => {}
         }
@@ -401,26 +440,24 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
     if from == 0 {
         return Err(DropReason::MartianAddress.into());
     }
-    if group {
-        return Err(if to_ethernet_group(frame) {
-            NotSubject::Multicast.into()
-        } else {
-            DropReason::MartianAddress.into()
-        });
+    let dhcp = if packet.protocol == protocol::UDP && packet.fragment.is_none() && link_local(&src) {
+        match (be16(frame, l4), be16(frame, l4 + 2)) {
+            // All relay agents and servers (RFC 9915 7.1).
+            (Some(546), Some(547)) if link_local(&dst) || to == 0xff02_0000_0000_0000_0000_0000_0001_0002 => {
+                Some(NotSubject::Dhcp)
+            }
+            (Some(547), Some(546)) if link_local(&dst) => Some(NotSubject::DhcpServer),
+            _ => None,
+        }
+    } else {
+        None
+    };
+    match (group, dhcp) {
+        (true, _) if !to_ethernet_group(frame) => Err(DropReason::MartianAddress.into()),
+        (_, Some(kind)) => Err(kind.into()),
+        (true, None) => Err(NotSubject::Multicast.into()),
+        (false, None) => Ok(()),
     }
-    let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
-    if packet.protocol == protocol::UDP
-        && packet.fragment.is_none()
-        && link_local(&src)
-        && link_local(&dst)
-        && matches!(
-            (be16(frame, l4), be16(frame, l4 + 2)),
-            (Some(546), Some(547)) | (Some(547), Some(546))
-        )
-    {
-        return Err(NotSubject::Dhcp.into());
-    }
-    Ok(())
 }
 
 /// Reads the layer 4 header of a whole datagram or a first fragment.
@@ -543,10 +580,25 @@ fn quoted(bytes: &[u8], v4: bool) -> Option<Quoted> {
     })
 }
 
+/// The sequence number of the TCP segment that an ICMP error in `frame` quotes: with the eight bytes behind its IP header
+/// that every error has.
+#[cold]
+pub(crate) fn quoted_sequence(frame: &[u8], packet: &Packet) -> Option<u32> {
+    let bytes = frame.get(usize::from(packet.l4) + 8..usize::from(packet.end))?;
+    let l4 = if packet.src.is_v4() {
+        let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
+        bytes.get(header.slice().len()..)?
+    } else {
+        let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
+        quoted_extensions(header.next_header().0, bytes.get(40..)?)?.1
+    };
+    Some(u32::from_be_bytes(*l4.get(4..)?.first_chunk()?))
+}
+
 fn quoted_extensions(mut kind: u8, mut rest: &[u8]) -> Option<(u8, &[u8])> {
     for _ in 0..MAX_EXTENSIONS {
         let length = match kind {
-            0 | 43 | 60 | 135 | 139 | 140 => 8 + 8 * usize::from(*rest.get(1)?),
+            0 | 43 | 60 => 8 + 8 * usize::from(*rest.get(1)?),
             44 if be16(rest, 2)? & !7 == 0 => 8,
             44 => return None,
             _ => return Some((kind, rest)),

@@ -110,17 +110,60 @@ fn semantics_63_extension_headers_are_walked_and_bounded() {
     // An authentication header is a protocol of its own to policies (SEMANTICS 35).
     template.extensions = vec![(51, vec![0; 6])];
     assert_eq!(subject(&template.udp(1, 53, b"")).protocol, 51);
-    // Hop-by-hop options anywhere but first, and type 0 routing with hops left.
+    // Hop-by-hop options anywhere but first.
     template.extensions = vec![(60, vec![0; 6]), (0, vec![0; 6])];
     assert_eq!(
         parse(&template.udp(1, 53, b"")),
         Parsed::Malformed(DropReason::Malformed)
     );
-    template.extensions = vec![(43, vec![0, 1, 0, 0, 0, 0])];
-    assert_eq!(
-        parse(&template.udp(1, 53, b"")),
-        Parsed::Malformed(DropReason::Malformed)
-    );
+}
+
+/// Policy judges the destination in the header, so a packet may not lead on to another one from there.
+#[test]
+fn source_routes_are_dropped() {
+    let routed = Parsed::Malformed(DropReason::SourceRouted);
+    for kind in [0, 2, 3, 4] {
+        let mut template = v6();
+        template.extensions = vec![(43, vec![kind, 1, 0, 0, 0, 0])];
+        assert_eq!(parse(&template.udp(1, 53, b"")), routed);
+        template.extensions.insert(0, (0, vec![1, 4, 0, 0, 0, 0]));
+        assert_eq!(
+            parse(&template.udp(1, 53, b"")),
+            routed,
+            "behind hop-by-hop options"
+        );
+        template.extensions = vec![(43, vec![kind, 0, 0, 0, 0, 0])];
+        assert_eq!(
+            subject(&template.udp(1, 53, b"")).dst_port(),
+            Some(53),
+            "it has arrived"
+        );
+    }
+    for (options, wanted) in [
+        (vec![131, 7, 4, 10, 0, 0, 1, 0], true),
+        (vec![1, 137, 7, 4, 10, 0, 0, 1], true),
+        (vec![7, 4, 4, 0, 131, 3, 4, 0], true),
+        (vec![68, 40, 5, 0], true), // longer than there is room for: nobody can say what is behind it
+        (vec![7, 4, 4, 0, 0, 131, 3, 4], false),
+        (vec![148, 4, 0, 0], false),
+    ] {
+        let mut template = v4();
+        template.options = options;
+        let dropped = parse(&template.udp(1, 53, b"")) == routed;
+        assert_eq!(dropped, wanted, "{:?}", template.options);
+    }
+}
+
+/// Who does not speak these takes them for layer 4.
+#[test]
+fn mobility_hip_and_shim6_headers_hide_no_ports() {
+    for kind in [135, 139, 140] {
+        let mut template = v6();
+        template.extensions = vec![(kind, vec![0; 6])];
+        let packet = subject(&template.udp(1, 53, b""));
+        assert_eq!((packet.protocol, packet.dst_port()), (kind, None));
+        assert_eq!(packet.transport, Transport::Other);
+    }
 }
 
 #[test]
@@ -160,7 +203,16 @@ fn semantics_65_what_is_not_subject() {
         other => panic!("{other:?}"),
     };
     let ethernet = |dst: [u8; 6], kind: u16| [&dst[..], &[2; 6], &kind.to_be_bytes(), &[0; 46]].concat();
-    assert_eq!(kinds(&ethernet([255; 6], 0x0806)), NotSubject::Arp);
+    let arp = [&[255; 6][..], &[2; 6], &[8, 6, 0, 1, 8, 0, 6, 4], &[0; 40]].concat();
+    assert_eq!(kinds(&arp), NotSubject::Arp);
+    for (kind, name) in [
+        (0x8863, NotSubject::Pppoe),
+        (0x8864, NotSubject::Pppoe),
+        (0x8847, NotSubject::Mpls),
+        (0x9200, NotSubject::OtherType),
+    ] {
+        assert_eq!(kinds(&ethernet([2; 6], kind)), name);
+    }
     assert_eq!(
         kinds(&ethernet([1, 0x80, 0xc2, 0, 0, 0xe], 0x88cc)),
         NotSubject::Lldp
@@ -191,20 +243,46 @@ fn semantics_65_what_is_not_subject() {
     );
     assert_eq!(
         kinds(&to("fe80::1", "fe80::2").udp(547, 546, b"")),
-        NotSubject::Dhcp
+        NotSubject::DhcpServer
+    );
+    assert_eq!(
+        kinds(&to("10.0.0.1", "255.255.255.255").udp(67, 68, b"")),
+        NotSubject::DhcpServer
     );
     assert_eq!(
         kinds(&to("fe80::1", "ff02::1:2").udp(546, 547, b"")),
+        NotSubject::Dhcp
+    );
+    assert_eq!(
+        kinds(&to("fe80::1", "ff02::1:3").udp(546, 547, b"")),
         NotSubject::Multicast
     );
     let mut hop = to("::", "ff02::1:ff00:1");
     hop.ttl = 255;
     assert_eq!(kinds(&hop.icmp(135, 0, [0; 4], &[0; 16])), NotSubject::Ndp);
+    let mut router = to("fe80::1", "ff02::1");
+    router.ttl = 255;
+    for kind in [134, 137] {
+        let frame = router.icmp(kind, 0, [0; 4], &[0; 16]);
+        assert_eq!(kinds(&frame), NotSubject::RouterAdvertisement);
+    }
+    // From one end to another it could carry anything: judged like any ICMP.
+    let mut unicast = v6();
+    unicast.ttl = 255;
+    for kind in [133, 135, 136] {
+        let packet = subject(&unicast.icmp(kind, 0, [0; 4], &[0; 16]));
+        assert_eq!(packet.transport, Transport::Icmp { kind, code: 0 });
+    }
     let mut hop = to("fe80::1", "ff02::16");
     hop.ttl = 1;
     hop.extensions = vec![(0, vec![5, 2, 0, 0, 1, 0])];
     assert_eq!(kinds(&hop.icmp(143, 0, [0; 4], &[])), NotSubject::Mld);
     // What only claims to be is judged, or dropped.
+    let long = [&arp[..], &[0; 9]].concat();
+    let other = [&[255; 6][..], &[2; 6], &[8, 6, 0, 6, 8, 0, 6, 4], &[0; 40]].concat();
+    for frame in [long, other] {
+        assert_eq!(parse(&frame), Parsed::Malformed(DropReason::Malformed));
+    }
     assert_eq!(subject(&v4().udp(68, 67, b"")).dst_port(), Some(67));
     assert_eq!(subject(&v4().ip(2, &[0; 8])).protocol, 2);
     assert_eq!(

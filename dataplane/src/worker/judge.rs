@@ -1,32 +1,41 @@
-//! Whether a packet may pass: fragments, flow, spoofing, policy, flow update.
+//! Look up and verdict: which flow a packet belongs to, and whether it may pass. Nothing is remembered here; what a
+//! packet changes is the answer, and is committed when it is known that the packet is forwarded.
 
 use arrayvec::ArrayVec;
 
 use crate::{
+    addr::Addr,
     classify::{
-        BATCH, Effect, FirstPacket, Generation, Identity, IdentityKind, Judged, Judgement, L4, NodeExemption,
-        Snapshot,
+        BATCH, Effect, FirstPacket, Identity, IdentityKind, Judged, Judgement, L4, NodeExemption, Snapshot,
     },
     flow::{
-        entry::Stamp,
-        fragments::{Admission, FirstVerdict},
+        entry::{Ground, Stamp},
+        fragments::{Admission, Passed},
         hash::KeyHash,
-        state::{self, Action, Direction, Segment, State},
-        table::{Hint, NoPlace},
+        state::{self, Action, Direction, Segment, Standing, State},
+        table::Hint,
+        tcp,
     },
     io::{BURST, Burst, PacketIo},
+    plane::Mode,
     port::{Port, PortKind, Side},
     verdict::DropReason,
-    wire::{FlowKey, Fragment, Packet, Quoted, Transport, protocol},
+    wire::{self, FlowKey, Fragment, Packet, Quoted, Transport, protocol},
 };
 
-use super::{Ahead, Course, Head, TurnOf};
+use super::{Course, Head, TurnOf};
+
+/// Longest ICMP errors (RFC 1812 4.3.2.3, RFC 4443 2.4 (c)).
+const LONGEST_ERROR_V4: u16 = 576;
+const LONGEST_ERROR_V6: u16 = 1280;
 
 /// Why a packet does not pass, and the judgement behind it where there was one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Denial {
     pub(super) reason: DropReason,
     pub(super) judgement: Option<Judgement>,
+    /// What the packet changes where audit mode forwards it all the same.
+    pub(super) in_audit: Change,
 }
 
 impl From<DropReason> for Denial {
@@ -34,6 +43,7 @@ impl From<DropReason> for Denial {
         Self {
             reason,
             judgement: None,
+            in_audit: Change::Nothing,
         }
     }
 }
@@ -52,37 +62,266 @@ impl From<Judgement> for Denial {
             _ => policy,
         };
         Self {
-            reason,
             judgement: Some(judgement),
+            ..reason.into()
         }
     }
 }
 
-/// Under what a packet passes: what its later fragments are measured by.
-struct Passed {
-    generation: Generation,
-    epochs: [u64; 2],
+/// What is known of a packet before it is judged.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lookup {
+    /// Nothing: it may begin a flow.
+    Nothing,
+    /// It is of a flow.
+    Flow(Known),
+    /// It is an ICMP error about a packet of a flow, whose direction this is.
+    Quoted(Known),
+    /// It is a later fragment of a datagram whose first passed.
+    LaterFragment(Passed),
+    /// It is a fragment that has no first one, or contradicts others.
+    Refused(DropReason),
 }
 
-/// It passed without being asked about.
-const UNASKED: Passed = Passed {
-    generation: Generation(0),
-    epochs: [0; 2],
-};
+/// The flow of a packet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) index: usize,
+    pub(super) direction: Direction,
+    pub(super) renewal: Renewal,
+}
+
+/// What an entry needs so that it holds under the snapshot in force.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Renewal {
+    /// Nothing: it was found allowed under this very snapshot.
+    Current,
+    /// Its ends are what they were.
+    Restamp,
+    /// An end has changed; it was judged again.
+    Rejudged(Stamp),
+}
+
+/// What becomes of the flow state when a packet is forwarded.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// Nothing: the packet passes without an entry.
+    Nothing,
+    /// The flow goes on.
+    GoOn(Progress),
+    /// A flow begins.
+    Begin(Beginning),
+    /// An ICMP error about a flow passes.
+    Related(usize),
+}
+
+/// How a flow goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    pub(super) index: usize,
+    pub(super) direction: Direction,
+    pub(super) renewal: Renewal,
+    pub(super) state: State,
+    /// Whether its timeout begins anew.
+    pub(super) refreshes: bool,
+    /// Whether its ports are those by which this packet comes and goes from now on.
+    pub(super) binds: bool,
+    /// Where it is not known who began: what this packet shows.
+    pub(super) orientation: Orientation,
+    /// TCP: its numbers, and whether it is a SYN of a connection that is not open yet.
+    pub(super) segment: Option<tcp::Segment>,
+    pub(super) opens: bool,
+}
+
+/// What a packet shows of a flow that was begun in the middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Orientation {
+    /// Nothing new.
+    Unchanged,
+    /// The reply direction is allowed on its own.
+    ReplyAllowed,
+    /// The packet that the entry was made for began it.
+    Oriented,
+}
+
+/// How a flow begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beginning {
+    /// Of the original direction.
+    pub(super) key: FlowKey,
+    /// Which direction the packet is of: the reply where a connection is picked up by an answer.
+    pub(super) direction: Direction,
+    pub(super) state: State,
+    pub(super) stamp: Stamp,
+    /// The accounts of the flow's source and destination.
+    pub(super) charged: [u32; 2],
+    /// The entry in whose place it comes.
+    pub(super) replaces: Option<usize>,
+    pub(super) segment: Option<tcp::Segment>,
+}
+
+/// Where a packet came in, as far as its flow is concerned.
+enum Arrival {
+    /// From there it belongs to the flow, which is bound to this port from now on.
+    Rebind(Renewal),
+    /// Not where the flow's packets of its direction come from.
+    Elsewhere,
+}
 
 impl<Io: PacketIo> TurnOf<'_, Io> {
-    /// Decides about a packet of this worker's shards and brings its flow up to date.
-    #[inline]
-    pub(super) fn judge(
+    /// Finds what is known of a packet: the flow that it belongs to, or speaks about, or the datagram that it is a part
+    /// of. An entry that has timed out goes; one that no longer holds under the snapshot in force is cut (SEMANTICS 58).
+    #[inline(always)]
+    pub(super) fn look_up(&mut self, port: &Port, packet: &Packet, hash: KeyHash, hint: Hint) -> Lookup {
+        if let Some(fragment) = packet.fragment {
+            match self.look_up_datagram(port, packet, hash, &fragment) {
+                Admission::Judge => {}
+                Admission::As(passed) => return Lookup::LaterFragment(passed),
+                Admission::Drop(reason) => return Lookup::Refused(reason),
+            }
+        }
+        let Some(snapshot) = self.snapshot else {
+            return Lookup::Nothing;
+        };
+        // What layer 4 is behind a chain that was not walked to its end is not known: it is no answer to anything.
+        if matches!(packet.transport, Transport::IcmpError { .. } | Transport::None) {
+            return self.look_up_quoted(snapshot, port, packet, hash);
+        }
+        // The key is made twice, so that for the hint it need not exist in memory.
+        let found = self
+            .table
+            .find_hinted(&packet.key(port.zone), hint)
+            .or_else(|| self.table.find(hash, &packet.key(port.zone)));
+        match found {
+            Some((index, direction)) => self
+                .revalidate(snapshot, hash, index, direction)
+                .map_or(Lookup::Nothing, Lookup::Flow),
+            None => Lookup::Nothing,
+        }
+    }
+
+    /// An entry, if it still stands for anything.
+    #[inline(always)]
+    fn revalidate(
+        &mut self,
+        snapshot: &Snapshot,
+        hash: KeyHash,
+        index: usize,
+        direction: Direction,
+    ) -> Option<Known> {
+        if self.table.is_expired(index, self.now) {
+            self.table.remove(index);
+            self.table.activity.expired += 1;
+            return None;
+        }
+        let renewal = if self.table.entry(index).generation() == snapshot.generation() {
+            Renewal::Current
+        } else {
+            self.renew(snapshot, hash, index)?
+        };
+        Some(Known {
+            index,
+            direction,
+            renewal,
+        })
+    }
+
+    #[cold]
+    fn look_up_quoted(&mut self, snapshot: &Snapshot, port: &Port, packet: &Packet, hash: KeyHash) -> Lookup {
+        if !matches!(packet.transport, Transport::IcmpError { quoted: Some(_) }) {
+            return Lookup::Nothing;
+        }
+        let found = self.table.find(hash, &packet.owner_key(port.zone));
+        found
+            .and_then(|(index, direction)| self.revalidate(snapshot, hash, index, direction))
+            .map_or(Lookup::Nothing, Lookup::Quoted)
+    }
+
+    #[cold]
+    fn look_up_datagram(
         &mut self,
         port: &Port,
         packet: &Packet,
         hash: KeyHash,
-        ahead: Ahead<'_>,
-    ) -> Result<(), Denial> {
-        match packet.fragment {
-            None => self.judge_whole(port, packet, hash, ahead).map(|_| ()),
-            Some(fragment) => self.judge_fragment(port, packet, hash, &fragment),
+        fragment: &Fragment,
+    ) -> Admission {
+        let (key, datagram) = self.datagram(port, packet, fragment);
+        let now = self.now;
+        let fragments = &mut self.shard(hash).fragments;
+        fragments.admit(&key, datagram, fragment, port.id, now)
+    }
+
+    /// The key of a fragment's datagram, and its hash.
+    pub(super) fn datagram(&self, port: &Port, packet: &Packet, fragment: &Fragment) -> (FlowKey, u64) {
+        let key = FlowKey {
+            src_port: 0,
+            dst_port: 0,
+            // RFC 8200 4.5: what puts IPv6 together does not look at the protocol, which may differ by fragment.
+            protocol: if packet.src.is_v4() { packet.protocol } else { 0 },
+            ..packet.key(port.zone)
+        };
+        let datagram = self.seed.datagram(&key, fragment.id);
+        (key, datagram)
+    }
+
+    /// Whether a flow is allowed under a newer snapshot too: for the same reasons if its endpoints are as they were,
+    /// else judged again in its original direction. One that is not stays as [`State::Revoked`]. None where a revoked one
+    /// would be allowed again: then there is nothing left to remember.
+    #[cold]
+    fn renew(&mut self, snapshot: &Snapshot, hash: KeyHash, index: usize) -> Option<Renewal> {
+        let entry = self.table.entry(index);
+        let revoked = entry.state() == Some(State::Revoked);
+        let (key, ground) = (entry.key(), entry.ground());
+        let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
+        if !revoked && entry.epochs() == epochs_of(&src, &dst) {
+            return Some(Renewal::Restamp);
+        }
+        let exemption = match ground {
+            Ground::TrustedNode => NodeExemption::Trusted,
+            Ground::ThisNode => NodeExemption::ThisNode,
+            Ground::Policy | Ground::Failsafe | Ground::Audit(_) => NodeExemption::Untrusted,
+        };
+        let decided = if ground == Ground::Failsafe && self.shared.config.failsafe.admits(&key) {
+            Ok(None)
+        } else if !is_known(&src) || !is_known(&dst) {
+            Err(DropReason::UnknownEndpoint.into())
+        } else {
+            self.decide(snapshot, &key, &src, &dst, exemption).map(Some)
+        };
+        match decided {
+            Ok(_) if revoked => {
+                self.table.remove(index);
+                None
+            }
+            Ok(judgement) => {
+                let ground = match exemption {
+                    _ if judgement.is_none() => Ground::Failsafe,
+                    NodeExemption::Trusted => Ground::TrustedNode,
+                    NodeExemption::ThisNode => Ground::ThisNode,
+                    NodeExemption::Untrusted => Ground::Policy,
+                };
+                Some(Renewal::Rejudged(stamp(snapshot, &src, &dst, judgement, ground)))
+            }
+            Err(denial) if self.shared.config.mode == Mode::Audit => {
+                let ground = Ground::Audit(denial.reason);
+                Some(Renewal::Rejudged(stamp(
+                    snapshot,
+                    &src,
+                    &dst,
+                    denial.judgement,
+                    ground,
+                )))
+            }
+            Err(_) => {
+                if !revoked {
+                    self.table.set_state(index, State::Revoked, self.now);
+                    self.shard(hash).has_revoked = true;
+                    self.stats.counters.flows.revoked.add(1);
+                }
+                // It is asked again under the next snapshot.
+                self.table.entry_mut(index).restamp(snapshot.generation());
+                Some(Renewal::Current)
+            }
         }
     }
 
@@ -94,7 +333,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             return ArrayVec::new();
         };
         let mut packets: ArrayVec<FirstPacket, BATCH> = ArrayVec::new();
-        let mut ports: ArrayVec<&Port, BATCH> = ArrayVec::new();
+        let mut asked: ArrayVec<(&Port, u8), BATCH> = ArrayVec::new();
         for (frame, head) in burst.iter().zip(heads).take(BATCH) {
             let packet = &head.packet;
             let begins = matches!(head.course, Course::Own)
@@ -108,402 +347,531 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                     dst: packet.dst,
                     l4: packet.l4_seen(),
                 });
-                ports.push(port);
+                asked.push((port, packet.protocol));
             }
         }
         snapshot.judge_many(&packets, |number, src, dst| {
-            let port = ports.get(number);
-            port.map_or(NodeExemption::Untrusted, |port| exemption(port, src, dst))
+            match (asked.get(number), packets.get(number)) {
+                (Some((port, protocol)), Some(packet)) => {
+                    self.exemption(port, (packet.src, packet.dst), *protocol, src, dst)
+                }
+                _ => NodeExemption::Untrusted,
+            }
         })
+    }
+
+    /// Whether a packet may pass, and what that changes.
+    #[inline(always)]
+    pub(super) fn judge(
+        &self,
+        port: &Port,
+        frame: &[u8],
+        packet: &Packet,
+        hash: KeyHash,
+        lookup: Lookup,
+        judged: Option<&Judged>,
+    ) -> Result<Change, Denial> {
+        let Some(snapshot) = self.snapshot else {
+            return self.judge_without_snapshot(port, packet, lookup);
+        };
+        match lookup {
+            Lookup::Flow(known) => self.judge_known(snapshot, port, frame, packet, hash, known),
+            Lookup::Nothing if matches!(packet.transport, Transport::IcmpError { .. }) => {
+                Err(DropReason::IcmpUnrelated.into())
+            }
+            Lookup::Nothing => {
+                self.stats.counters.flow_misses.add(1);
+                self.judge_new(snapshot, port, frame, packet, hash, None, judged)
+            }
+            Lookup::Quoted(known) => self.judge_related(snapshot, port, frame, packet, hash, known),
+            Lookup::LaterFragment(passed) => self.judge_later_fragment(snapshot, port, frame, packet, passed),
+            Lookup::Refused(reason) => Err(reason.into()),
+        }
     }
 
     /// A later fragment is as its first (SEMANTICS 62), as long as the endpoints are what they were.
     #[cold]
-    fn judge_fragment(
-        &mut self,
+    fn judge_later_fragment(
+        &self,
+        snapshot: &Snapshot,
         port: &Port,
+        frame: &[u8],
         packet: &Packet,
-        hash: KeyHash,
-        fragment: &Fragment,
-    ) -> Result<(), Denial> {
-        let key = FlowKey {
-            src_port: 0,
-            dst_port: 0,
-            // RFC 8200 4.5: what puts IPv6 together does not look at the protocol, which may differ by fragment.
-            protocol: if packet.src.is_v4() { packet.protocol } else { 0 },
-            ..packet.key(port.zone)
-        };
-        let datagram = self.seed.datagram(&key, fragment.id);
-        let now = self.now;
-        match self.shard(hash).fragments.admit(&key, datagram, fragment, now) {
-            Admission::Drop(reason) => Err(reason.into()),
-            Admission::As(_, FirstVerdict::Dropped(reason)) => Err(reason.into()),
-            Admission::As(place, FirstVerdict::Passed { generation, epochs }) => {
-                if generation == Generation(0) {
-                    return Ok(());
-                }
-                let snapshot = self.snapshot.ok_or(DropReason::NoSnapshot)?;
-                let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
-                self.check_source(port, packet, &src)?;
-                if generation != snapshot.generation() && epochs != epochs_of(&src, &dst) {
-                    let gone = FirstVerdict::Dropped(DropReason::FragmentUnknown);
-                    self.shard(hash).fragments.decided(place, gone);
-                    return Err(DropReason::FragmentUnknown.into());
-                }
-                Ok(())
-            }
-            Admission::Judge(place) => {
-                let judged = self.judge_whole(port, packet, hash, Ahead::NOTHING);
-                let verdict = match &judged {
-                    Ok(passed) => FirstVerdict::Passed {
-                        generation: passed.generation,
-                        epochs: passed.epochs,
-                    },
-                    Err(denial) => FirstVerdict::Dropped(denial.reason),
-                };
-                self.shard(hash).fragments.decided(place, verdict);
-                judged.map(|_| ())
-            }
+        passed: Passed,
+    ) -> Result<Change, Denial> {
+        let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
+        self.check_source(port, frame, packet, &src)?;
+        if passed.generation != snapshot.generation() && passed.epochs != epochs_of(&src, &dst) {
+            return Err(DropReason::FragmentUnknown.into());
         }
+        Ok(Change::Nothing)
     }
 
-    /// Anything but a later fragment.
-    #[inline]
-    fn judge_whole(
-        &mut self,
-        port: &Port,
-        packet: &Packet,
-        hash: KeyHash,
-        ahead: Ahead<'_>,
-    ) -> Result<Passed, Denial> {
-        let Some(snapshot) = self.snapshot else {
-            return self.judge_by_failsafe(packet, DropReason::NoSnapshot);
-        };
-        if let Transport::IcmpError { quoted } = packet.transport {
-            return self.judge_related(snapshot, port, packet, quoted, hash);
-        }
-        // What layer 4 is behind a chain that was not walked to its end is not known: it is no answer to anything.
-        if packet.transport == Transport::None {
-            return self.judge_new(snapshot, port, packet, hash, None, None);
-        }
-        // The key is made twice, so that for the hint it need not exist in memory.
-        let shard = self.shard(hash);
-        let found = shard
-            .find_hinted(&packet.key(port.zone), ahead.hint)
-            .or_else(|| shard.find(hash, &packet.key(port.zone)));
-        match found.filter(|(index, _)| self.live(snapshot, hash, *index)) {
-            Some((index, direction)) => self.judge_known(snapshot, port, packet, hash, index, direction),
-            None => {
-                self.stats.counters.flow_misses.add(1);
-                self.judge_new(snapshot, port, packet, hash, None, ahead.judged)
-            }
-        }
-    }
-
-    fn judge_by_failsafe(&self, packet: &Packet, otherwise: DropReason) -> Result<Passed, Denial> {
-        if self.shared.config.failsafe.admits(packet) {
-            self.stats.counters.failsafe.add(1);
-            return Ok(UNASKED);
-        }
-        Err(otherwise.into())
-    }
-
-    /// Whether an entry has not timed out and still holds under the snapshot in force (SEMANTICS 58); else it goes.
-    #[inline]
-    fn live(&mut self, snapshot: &Snapshot, hash: KeyHash, index: usize) -> bool {
-        let now = self.now;
-        let shard = self.shard(hash);
-        if shard.is_expired(index, now) {
-            shard.remove(index);
-            shard.deeds.expired += 1;
-            return false;
-        }
-        if shard.entry(index).generation() != snapshot.generation()
-            && !self.holds_still(snapshot, hash, index)
-        {
-            let shard = self.shard(hash);
-            shard.remove(index);
-            shard.has_revoked = true;
-            self.stats.counters.flows.revoked.add(1);
-            return false;
-        }
-        true
-    }
-
-    /// Whether a flow is allowed under a newer snapshot too: for the same reasons if its endpoints are as they were,
-    /// else judged again in its original direction.
+    /// Before the first snapshot nobody can be identified and nothing be remembered: failsafe rules let their packets and
+    /// the answers to them pass, from where they can come.
     #[cold]
-    fn holds_still(&mut self, snapshot: &Snapshot, hash: KeyHash, index: usize) -> bool {
-        let entry = self.shard(hash).entry(index);
-        let (key, epochs, trusted) = (entry.key(), entry.epochs(), entry.is_trusted());
-        let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
-        if epochs == epochs_of(&src, &dst) {
-            self.shard(hash).entry_mut(index).restamp(snapshot.generation());
-            self.stats.counters.restamped.add(1);
-            return true;
-        }
-        if !is_known(&src) || !is_known(&dst) || dst.kind == IdentityKind::Service {
-            return false;
-        }
-        let exemption = if trusted {
-            NodeExemption::Trusted
-        } else {
-            NodeExemption::Untrusted
+    fn judge_without_snapshot(&self, port: &Port, packet: &Packet, lookup: Lookup) -> Result<Change, Denial> {
+        let admitted = match lookup {
+            Lookup::Refused(reason) => return Err(reason.into()),
+            Lookup::LaterFragment(_) => true,
+            _ => self.shared.config.failsafe.admits_without_state(packet),
         };
-        let judgement = snapshot.judge(&src, &dst, key.src, key.dst, l4(&key), exemption);
-        if judgement.allow() {
-            let stamp = stamp(snapshot, &src, &dst, &judgement);
-            self.shard(hash).entry_mut(index).rejudged(&stamp);
-            self.stats.counters.rejudged.add(1);
+        if !admitted {
+            return Err(DropReason::NoSnapshot.into());
         }
-        judgement.allow()
+        if !self.has_place(port, packet.src, packet.dst) {
+            return Err(DropReason::SpoofedSource.into());
+        }
+        self.stats.counters.failsafe.add(1);
+        Ok(Change::Nothing)
     }
 
     /// A packet of a flow that has an entry.
-    #[inline]
+    #[inline(always)]
     fn judge_known(
-        &mut self,
+        &self,
         snapshot: &Snapshot,
         port: &Port,
+        frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
-        index: usize,
-        direction: Direction,
-    ) -> Result<Passed, Denial> {
-        let now = self.now;
-        if self.shard(hash).entry(index).port(direction) != Some(port.id) {
-            self.arrives_elsewhere(snapshot, port, packet, hash, index, direction)?;
+        known: Known,
+    ) -> Result<Change, Denial> {
+        let Known {
+            index,
+            direction,
+            mut renewal,
+        } = known;
+        let entry = self.table.entry(index);
+        let bound = entry.port(direction) == Some(port.id) && !matches!(renewal, Renewal::Rejudged(_));
+        if !bound {
+            match self.arrives_elsewhere(snapshot, port, frame, packet, known)? {
+                Arrival::Rebind(renewed) => renewal = renewed,
+                Arrival::Elsewhere => {
+                    return self.judge_beside(snapshot, port, frame, packet, hash, index);
+                }
+            }
         }
-        let entry = self.shard(hash).entry(index);
         let Some(before) = entry.state() else {
             return Err(DropReason::SnapshotInvalid.into()); // `find` gives entries in use only
         };
-        let (mut after, action) = state::next(before, direction, Segment::of(packet));
+        let meaning = Segment::of(packet);
+        let (mut state, mut action) = state::next(before, direction, meaning);
+        let mut segment = None;
+        if let Transport::Tcp { .. } = packet.transport {
+            segment = tcp::Segment::of(frame, packet);
+            if matches!(meaning, Segment::Rst | Segment::Fin)
+                && !self.believes_end(index, direction, before, meaning, segment)
+            {
+                (state, action) = match meaning {
+                    Segment::Fin => state::next(before, direction, Segment::Ack),
+                    _ => (before, Action::PassUnrefreshed),
+                };
+            }
+        }
+        let mut progress = Progress {
+            index,
+            direction,
+            renewal,
+            state,
+            refreshes: action != Action::PassUnrefreshed,
+            binds: !bound,
+            orientation: Orientation::Unchanged,
+            segment,
+            opens: matches!(meaning, Segment::Syn | Segment::SynAck)
+                && matches!(before, State::TcpSyn | State::TcpHandshake),
+        };
         match action {
-            Action::Invalid => return Err(DropReason::TcpInvalid.into()),
-            Action::Renew => return self.judge_new(snapshot, port, packet, hash, Some(index), None),
             Action::Pass | Action::PassUnrefreshed => {}
+            Action::Invalid => return Err(DropReason::TcpInvalid.into()),
+            Action::Renew => {
+                return self.judge_new(snapshot, port, frame, packet, hash, Some(index), None);
+            }
+            Action::Alone => {
+                self.decide_packet(snapshot, port, packet)?;
+                return Ok(Change::GoOn(progress));
+            }
         }
-        if !entry.covers(direction) {
-            after = self.judge_unoriented(snapshot, port, packet, hash, index, after)?;
+        if !entry.is_plain() {
+            self.judge_not_plain(snapshot, port, packet, hash, &mut progress)?;
         }
-        let shard = self.shard(hash);
-        shard.set_state(index, after, now);
-        let entry = shard.entry_mut(index);
-        if action == Action::Pass {
-            entry.touch(now);
-        }
-        entry.count(direction, packet.total_length());
-        let mut epochs = entry.epochs();
-        if direction == Direction::Reply {
-            epochs.reverse(); // of this packet's source and destination
-        }
-        self.stats.counters.flow_hits.add(1);
-        Ok(Passed {
-            generation: snapshot.generation(),
-            epochs,
-        })
+        Ok(Change::GoOn(progress))
     }
 
-    /// A packet of a flow that comes in by another port than those before it: its source must belong there. Where a
-    /// node's address was believed because of the port, it is not because of the flow (SEMANTICS 47).
+    /// Whether a reset or a FIN is one that its end may have sent.
     #[cold]
-    fn arrives_elsewhere(
-        &mut self,
+    fn believes_end(
+        &self,
+        index: usize,
+        direction: Direction,
+        before: State,
+        meaning: Segment,
+        segment: Option<tcp::Segment>,
+    ) -> bool {
+        let Some(segment) = segment.filter(|_| self.shared.config.flow.tcp_strict) else {
+            return true;
+        };
+        let windows = self.table.entry(index).windows();
+        match meaning {
+            Segment::Rst => windows.believes_reset(direction, &segment, before == State::TcpSyn),
+            _ => windows.believes_fin(direction, &segment),
+        }
+    }
+
+    /// A flow of which it is not known who began, or that passes only because the mode is audit.
+    #[cold]
+    fn judge_not_plain(
+        &self,
         snapshot: &Snapshot,
         port: &Port,
         packet: &Packet,
         hash: KeyHash,
-        index: usize,
-        direction: Direction,
+        progress: &mut Progress,
     ) -> Result<(), Denial> {
-        let src = snapshot.identify(packet.src);
-        self.check_source(port, packet, &src)?;
-        if direction == Direction::Original && self.shard(hash).entry(index).is_trusted() {
-            let dst = snapshot.identify(packet.dst);
-            let judgement = judge(snapshot, port, packet, &src, &dst);
-            if !judgement.allow() {
-                return Err(judgement.into());
+        let entry = self.table.entry(progress.index);
+        let would_drop = match progress.renewal {
+            Renewal::Rejudged(stamp) => match stamp.ground {
+                Ground::Audit(reason) => Some(reason),
+                _ => None,
+            },
+            Renewal::Current | Renewal::Restamp => entry.would_drop(),
+        };
+        if let Some(reason) = would_drop {
+            return Err(Denial {
+                in_audit: Change::GoOn(*progress),
+                ..reason.into()
+            });
+        }
+        let covered = entry.covers(progress.direction)
+            && (progress.direction == Direction::Original || !progress.binds || entry.is_oriented());
+        if covered {
+            return Ok(());
+        }
+        // The direction against the first packet is judged on its own, too; while connections are picked up, it passes
+        // as an answer (SEMANTICS 60).
+        match self.decide_packet(snapshot, port, packet) {
+            Ok(_) => progress.orientation = Orientation::ReplyAllowed,
+            Err(denial) => {
+                if self.now > self.shared.pickup_until || self.shard_of(hash).has_revoked {
+                    return Err(denial);
+                }
+                progress.orientation = Orientation::Oriented;
+                progress.state = State::TcpEstablished;
             }
         }
-        self.shard(hash).entry_mut(index).set_port(direction, port.id);
         Ok(())
     }
 
-    /// The other direction of a flow that was begun in the middle: judged on its own; while connections are picked up,
-    /// it passes as an answer too, and it is known from then on who began (SEMANTICS 60). Answers the state.
+    /// A packet of a flow that comes in by another port than those before it (or the first one since a start or a change
+    /// of an endpoint). The original direction belongs to the flow from wherever its source can be, if it is allowed from
+    /// there; a reply only from where the original went.
     #[cold]
-    fn judge_unoriented(
-        &mut self,
+    fn arrives_elsewhere(
+        &self,
         snapshot: &Snapshot,
         port: &Port,
+        frame: &[u8],
+        packet: &Packet,
+        known: Known,
+    ) -> Result<Arrival, Denial> {
+        let src = snapshot.identify(packet.src);
+        self.check_source(port, frame, packet, &src)?;
+        let entry = self.table.entry(known.index);
+        let rejudged = matches!(known.renewal, Renewal::Rejudged(_));
+        let bound = |direction| entry.port(direction).filter(|_| !rejudged);
+        let is_wire = matches!(port.kind, PortKind::Wire { .. });
+        let began = match known.direction {
+            Direction::Original => {
+                let turned = is_wire && bound(Direction::Reply) == Some(port.id);
+                if turned
+                    && entry
+                        .state()
+                        .is_some_and(|state| state.standing() == Standing::Kept)
+                {
+                    // Both ends have spoken, across the wire the other way round.
+                    return Err(DropReason::SpoofedSource.into());
+                }
+                packet.key(port.zone)
+            }
+            Direction::Reply => {
+                let from_there = if is_wire {
+                    bound(Direction::Reply).is_none()
+                } else {
+                    self.forwarding
+                        .is_some_and(|forwarding| forwarding.leads_to(packet.src, port))
+                };
+                if !from_there {
+                    return Ok(Arrival::Elsewhere);
+                }
+                packet.key(port.zone).reversed()
+            }
+        };
+        let revoked = entry.state() == Some(State::Revoked);
+        if revoked || bound(known.direction).is_none() && known.direction == Direction::Reply {
+            return Ok(Arrival::Rebind(known.renewal));
+        }
+        // Judged anew in the direction in which it was begun: by another way, a node may not be believed.
+        let ground = match known.renewal {
+            Renewal::Rejudged(stamp) => stamp.ground,
+            Renewal::Current | Renewal::Restamp => entry.ground(),
+        };
+        if matches!(ground, Ground::Failsafe | Ground::Audit(_)) {
+            return Ok(Arrival::Rebind(known.renewal));
+        }
+        let (src, dst) = (snapshot.identify(began.src), snapshot.identify(began.dst));
+        let exemption = match known.direction {
+            Direction::Original => self.exemption(port, (began.src, began.dst), began.protocol, &src, &dst),
+            Direction::Reply => match ground {
+                Ground::TrustedNode => NodeExemption::Trusted,
+                Ground::ThisNode => NodeExemption::ThisNode,
+                _ => NodeExemption::Untrusted,
+            },
+        };
+        let judgement = self.decide(snapshot, &began, &src, &dst, exemption)?;
+        let stamp = stamp(snapshot, &src, &dst, Some(judgement), ground_of(exemption));
+        Ok(Arrival::Rebind(Renewal::Rejudged(stamp)))
+    }
+
+    /// A packet with the addresses and ports of a flow, that comes from where none of its packets does: it is judged as
+    /// new. It takes the flow's place only where nobody has answered in that.
+    #[cold]
+    fn judge_beside(
+        &self,
+        snapshot: &Snapshot,
+        port: &Port,
+        frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
         index: usize,
-        after: State,
-    ) -> Result<State, Denial> {
-        let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
-        let judgement = judge(snapshot, port, packet, &src, &dst);
-        if judgement.allow() {
-            self.shard(hash).entry_mut(index).cover_reply();
-            return Ok(after);
+    ) -> Result<Change, Denial> {
+        let state = self.table.entry(index).state();
+        let open = state.is_some_and(|state| state.standing() == Standing::Kept || state == State::Revoked);
+        if open {
+            self.decide_packet(snapshot, port, packet)?;
+            return Ok(Change::Nothing);
         }
-        if self.now > self.shared.pickup_until || self.shard(hash).has_revoked {
-            return Err(judgement.into());
-        }
-        self.shard(hash).entry_mut(index).orient();
-        self.stats.counters.flows.picked_up.add(1);
-        Ok(State::TcpEstablished)
+        self.judge_new(snapshot, port, frame, packet, hash, Some(index), None)
     }
 
     /// A packet without an entry, or one that begins a flow anew in the place of the entry given.
     #[inline(never)]
+    #[allow(clippy::too_many_arguments)] // what is known of a packet by then
     fn judge_new(
-        &mut self,
+        &self,
         snapshot: &Snapshot,
         port: &Port,
+        frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
         replaces: Option<usize>,
         judged: Option<&Judged>,
-    ) -> Result<Passed, Denial> {
-        if self.shared.config.failsafe.admits(packet) {
-            self.stats.counters.failsafe.add(1);
-            return Ok(UNASKED);
-        }
+    ) -> Result<Change, Denial> {
         let (src, dst) = match judged {
             Some(judged) => (judged.src, judged.dst),
             None => (snapshot.identify(packet.src), snapshot.identify(packet.dst)),
         };
-        self.check_source(port, packet, &src)?;
-        if dst.kind == IdentityKind::Service {
-            return Err(DropReason::ServiceUnsupported.into());
-        }
+        self.check_source(port, frame, packet, &src)?;
         if Segment::of(packet) == Segment::Bad {
             return Err(DropReason::TcpInvalid.into());
         }
-        let passed = Passed {
-            generation: snapshot.generation(),
-            epochs: epochs_of(&src, &dst),
-        };
-        let judgement = judged.map_or_else(
-            || judge(snapshot, port, packet, &src, &dst),
-            |judged| judged.judgement,
-        );
-        let begins = state::begin(packet).filter(|_| is_known(&src) && is_known(&dst));
-        if !judgement.allow() {
-            if begins == Some(State::TcpMidstream) && self.pick_up(snapshot, port, packet, hash, &src, &dst) {
-                return Ok(passed);
-            }
-            return Err(judgement.into());
-        }
-        let Some(state) = begins else {
-            self.stats.counters.stateless.add(1);
-            return Ok(passed);
-        };
         let key = packet.key(port.zone);
-        let trusted = exemption(port, &src, &dst) == NodeExemption::Trusted;
-        let stamp = stamp(snapshot, &src, &dst, &judgement);
-        let now = self.now;
-        let shard = self.shard(hash);
-        if let Some(old) = replaces {
-            shard.remove(old);
+        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
+        let begins = state::begin(packet).filter(|_| is_known(&src) && is_known(&dst));
+        let begin = |state, judgement: Option<Judgement>, ground| {
+            Change::Begin(Beginning {
+                key,
+                direction: Direction::Original,
+                state,
+                stamp: stamp(snapshot, &src, &dst, judgement, ground),
+                charged: [self.account(key.src, &src), self.account(key.dst, &dst)],
+                replaces,
+                segment: tcp::Segment::of(frame, packet),
+            })
+        };
+        if packet.transport != Transport::None && self.shared.config.failsafe.admits(&key) {
+            // Whoever may begin a connection here may go on with it, so it is known who began.
+            let state = match state::begin(packet) {
+                Some(State::TcpMidstream) => State::TcpEstablished,
+                Some(state) => state,
+                None => return Ok(Change::Nothing),
+            };
+            return Ok(begin(state, None, Ground::Failsafe));
         }
-        match shard.insert(&key, state, &stamp, trusted, now) {
-            Ok(index) => {
-                let entry = shard.entry_mut(index);
-                entry.set_port(Direction::Original, port.id);
-                entry.count(Direction::Original, packet.total_length());
-                Ok(passed)
-            }
-            // It can do without an entry where its answers are allowed on their own.
-            Err(full) => {
-                let back = judge_reverse(snapshot, port, packet, &src, &dst);
-                if state == State::TcpMidstream || back.allow() {
-                    self.stats.counters.stateless.add(1);
-                    return Ok(passed);
+        let decided = match judged {
+            Some(judged) => self.decide_on(&key, &src, &dst, judged.judgement),
+            None => self.decide(snapshot, &key, &src, &dst, exemption),
+        };
+        let judgement = match decided {
+            Ok(judgement) => judgement,
+            Err(denial) => {
+                if begins == Some(State::TcpMidstream)
+                    && let Some(change) = self.pick_up(snapshot, port, frame, packet, hash, [&src, &dst])
+                {
+                    return Ok(change);
                 }
-                Err(match full {
-                    NoPlace::Full => DropReason::FlowTableFull,
-                    NoPlace::HalfOpen => DropReason::HalfOpenLimit,
-                }
-                .into())
+                let in_audit = match begins {
+                    Some(state) if self.shared.config.mode == Mode::Audit => {
+                        begin(state, denial.judgement, Ground::Audit(denial.reason))
+                    }
+                    _ => Change::Nothing,
+                };
+                return Err(Denial { in_audit, ..denial });
             }
+        };
+        match begins {
+            Some(state) => Ok(begin(state, Some(judgement), ground_of(exemption))),
+            None => Ok(Change::Nothing),
         }
     }
 
-    /// In the time after a start without inherited flows: takes a segment from the middle of a connection for an
-    /// answer, if the connection would be allowed the other way round (SEMANTICS 60).
+    /// Whether the packets of a flow can do without an entry: answers to them pass on their own.
+    #[cold]
+    pub(super) fn can_do_without(&self, port: &Port, beginning: &Beginning) -> bool {
+        let Some(snapshot) = self.snapshot else {
+            return false;
+        };
+        if beginning.state == State::TcpMidstream
+            || matches!(beginning.stamp.ground, Ground::Failsafe | Ground::Audit(_))
+        {
+            return true;
+        }
+        let key = beginning.key.reversed();
+        let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
+        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
+        self.decide(snapshot, &key, &src, &dst, exemption).is_ok()
+    }
+
+    /// Where that is configured, in the time after a start without inherited flows: takes a segment from the middle of a
+    /// connection for an answer, if the connection would be allowed the other way round (SEMANTICS 60). Who knows that
+    /// time can send segments to anybody in it, by a pod that may answer: so it is not the default.
     #[cold]
     fn pick_up(
-        &mut self,
+        &self,
         snapshot: &Snapshot,
         port: &Port,
+        frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
-        src: &Identity,
-        dst: &Identity,
-    ) -> bool {
-        if self.now > self.shared.pickup_until || self.shard(hash).has_revoked {
-            return false;
-        }
-        let back = judge_reverse(snapshot, port, packet, src, dst);
-        if !back.allow() {
-            return false;
+        [src, dst]: [&Identity; 2],
+    ) -> Option<Change> {
+        let may = self.shared.config.flow.pickup_answers
+            && self.now <= self.shared.pickup_until
+            && !self.shard_of(hash).has_revoked;
+        if !may {
+            return None;
         }
         let key = packet.key(port.zone).reversed();
-        let trusted = exemption(port, dst, src) == NodeExemption::Trusted;
-        let stamp = stamp(snapshot, dst, src, &back);
-        let now = self.now;
-        let shard = self.shard(hash);
-        let Ok(index) = shard.insert(&key, State::TcpEstablished, &stamp, trusted, now) else {
-            return false;
-        };
-        let entry = shard.entry_mut(index);
-        entry.set_port(Direction::Reply, port.id);
-        entry.count(Direction::Reply, packet.total_length());
-        self.stats.counters.flows.picked_up.add(1);
-        true
+        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, dst, src);
+        let judgement = self.decide(snapshot, &key, dst, src, exemption).ok()?;
+        Some(Change::Begin(Beginning {
+            key,
+            direction: Direction::Reply,
+            state: State::TcpEstablished,
+            stamp: stamp(snapshot, dst, src, Some(judgement), ground_of(exemption)),
+            charged: [self.account(key.src, dst), self.account(key.dst, src)],
+            replaces: None,
+            segment: tcp::Segment::of(frame, packet),
+        }))
     }
 
-    /// An ICMP error passes if it quotes a packet of a live flow and goes to who sent that (SEMANTICS 57).
+    /// An ICMP error passes if it quotes a packet of a live flow, goes to who sent that, and comes from where that went
+    /// (SEMANTICS 57).
     #[cold]
     fn judge_related(
-        &mut self,
+        &self,
         snapshot: &Snapshot,
         port: &Port,
+        frame: &[u8],
         packet: &Packet,
-        quoted: Option<Quoted>,
         hash: KeyHash,
-    ) -> Result<Passed, Denial> {
+        known: Known,
+    ) -> Result<Change, Denial> {
         let unrelated = DropReason::IcmpUnrelated;
-        if quoted.is_none_or(|quoted| quoted.src != packet.dst) {
-            return Err(unrelated.into());
-        }
-        let key = packet.owner_key(port.zone);
-        let found = self.shard(hash).find(hash, &key);
-        let Some((index, direction)) = found.filter(|(index, _)| self.live(snapshot, hash, *index)) else {
-            return self.judge_by_failsafe(packet, unrelated);
+        let longest = if packet.src.is_v4() {
+            LONGEST_ERROR_V4
+        } else {
+            LONGEST_ERROR_V6
         };
-        if !self.shard(hash).entry(index).covers(direction) {
+        if packet.total_length() > longest {
+            return Err(DropReason::IcmpTooLong.into());
+        }
+        let Transport::IcmpError { quoted: Some(quoted) } = packet.transport else {
+            return Err(unrelated.into());
+        };
+        let Known {
+            index,
+            direction,
+            renewal,
+        } = known;
+        let entry = self.table.entry(index);
+        let audited = matches!(renewal, Renewal::Rejudged(stamp) if matches!(stamp.ground, Ground::Audit(_)));
+        if quoted.src != packet.dst
+            || audited
+            || entry.state() == Some(State::Revoked)
+            || !entry.covers(direction)
+        {
             return Err(unrelated.into());
         }
-        let src = snapshot.identify(packet.src);
-        self.check_source(port, packet, &src)?;
-        let now = self.now;
-        if !self.shard(hash).icmp_passed.take(now) {
+        let from_there = match entry.port(direction.flipped()) {
+            Some(bound) if bound == port.id => true,
+            Some(_) if matches!(port.kind, PortKind::Wire { .. }) => false,
+            None if matches!(port.kind, PortKind::Wire { .. }) => true,
+            _ => self
+                .forwarding
+                .is_some_and(|forwarding| forwarding.leads_to(quoted.dst, port)),
+        };
+        if !from_there {
+            return Err(unrelated.into());
+        }
+        self.check_error_source(port, frame, packet, &quoted, &snapshot.identify(packet.src))?;
+        if self.shared.config.flow.tcp_strict
+            && quoted.protocol == protocol::TCP
+            && !wire::quoted_sequence(frame, packet)
+                .is_some_and(|seq| entry.windows().has_sent(direction, seq))
+        {
+            return Err(unrelated.into());
+        }
+        let rate = &self.shard_of(hash).icmp_passed;
+        if !rate.has(self.now) || entry.errors_left(self.now) == 0 {
             return Err(DropReason::IcmpRateLimited.into());
         }
-        self.stats.counters.icmp_related.add(1);
-        Ok(Passed {
-            generation: snapshot.generation(),
-            epochs: epochs_of(&src, &snapshot.identify(packet.dst)),
-        })
+        Ok(Change::Related(index))
     }
 
-    /// Whether a source address may come in by the port: by its side, and on a pod's port by the route back to it.
+    /// Who may send an error: the end that is quoted, or a router on the way to it. A router is no endpoint of the
+    /// cluster, and may have addresses that lead elsewhere; a pod speaks for itself alone.
+    fn check_error_source(
+        &self,
+        port: &Port,
+        frame: &[u8],
+        packet: &Packet,
+        quoted: &Quoted,
+        src: &Identity,
+    ) -> Result<(), Denial> {
+        match src.kind {
+            IdentityKind::External if packet.src != quoted.dst => {
+                let own = port.kind == PortKind::Host;
+                let claims_to_be_us = self
+                    .forwarding
+                    .is_some_and(|forwarding| forwarding.is_local(packet.src) != own);
+                if claims_to_be_us && !matches!(port.kind, PortKind::Wire { .. })
+                    || port.kind == PortKind::Pod
+                {
+                    return Err(DropReason::SpoofedSource.into());
+                }
+                Ok(())
+            }
+            IdentityKind::Pod | IdentityKind::Unknown | IdentityKind::Service if packet.src != quoted.dst => {
+                Err(DropReason::IcmpUnrelated.into())
+            }
+            _ => self.check_source(port, frame, packet, src),
+        }
+    }
+
+    /// Whether a source may come in by a port: not from itself, by its side, by the route back to it, and from the
+    /// station that leads there.
     #[inline]
-    fn check_source(&self, port: &Port, packet: &Packet, src: &Identity) -> Result<(), Denial> {
+    fn check_source(&self, port: &Port, frame: &[u8], packet: &Packet, src: &Identity) -> Result<(), Denial> {
         use IdentityKind::{External, Node, Pod, Service, Unknown};
         let fits = match port.side {
             Side::Any => true,
@@ -512,22 +880,139 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Side::Inside => matches!(src.kind, Pod | Unknown | Node),
             Side::Outside => matches!(src.kind, External | Service),
         };
-        let strict = port.kind == PortKind::Pod;
-        let back = !strict
-            || self
-                .forwarding
-                .is_some_and(|forwarding| forwarding.reverse_path(packet.src, port.id));
-        if fits && back {
-            Ok(())
+        if !fits || !self.has_place(port, packet.src, packet.dst) {
+            return Err(DropReason::SpoofedSource.into());
+        }
+        if port.binds_sources && matches!(src.kind, Pod | Unknown) {
+            self.check_station(port, frame, packet)?;
+        }
+        Ok(())
+    }
+
+    /// What of a source's place can be told without knowing whose it is.
+    #[inline]
+    fn has_place(&self, port: &Port, src: Addr, dst: Addr) -> bool {
+        src != dst
+            && (matches!(port.kind, PortKind::Wire { .. })
+                || self
+                    .forwarding
+                    .is_some_and(|forwarding| forwarding.source_fits(src, port)))
+    }
+
+    /// Whether a pod's packet bears the Ethernet address of the next hop to that pod: its node's.
+    #[cold]
+    fn check_station(&self, port: &Port, frame: &[u8], packet: &Packet) -> Result<(), Denial> {
+        let (Some(forwarding), Some(station)) = (self.forwarding, frame.get(6..12)) else {
+            return Err(DropReason::SpoofedSource.into());
+        };
+        let mut mac = [0; 6];
+        mac.copy_from_slice(station);
+        match forwarding.source_is_of_next_hop(packet.src, port, mac) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(DropReason::SpoofedSource.into()),
+            Err(unknown) => {
+                // Sources that have not been seen on their link yet: the kernel looks for them, the next packet passes.
+                let _ = self.shared.resolve.push(unknown);
+                Err(DropReason::NeighbourUnresolved.into())
+            }
+        }
+    }
+
+    /// Judges a packet as new, in its own direction.
+    fn decide_packet(&self, snapshot: &Snapshot, port: &Port, packet: &Packet) -> Result<Judgement, Denial> {
+        let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
+        let key = packet.key(port.zone);
+        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
+        self.decide(snapshot, &key, &src, &dst, exemption)
+    }
+
+    /// What policy says about a flow that begins, and what goes before it. Answers judgements that allow.
+    fn decide(
+        &self,
+        snapshot: &Snapshot,
+        key: &FlowKey,
+        src: &Identity,
+        dst: &Identity,
+        node: NodeExemption,
+    ) -> Result<Judgement, Denial> {
+        let judgement = snapshot.judge(src, dst, key.src, key.dst, l4(key), node);
+        self.decide_on(key, src, dst, judgement)
+    }
+
+    /// As [`Self::decide`], where policy has been asked.
+    fn decide_on(
+        &self,
+        key: &FlowKey,
+        src: &Identity,
+        dst: &Identity,
+        judgement: Judgement,
+    ) -> Result<Judgement, Denial> {
+        use IdentityKind::{Node, Pod, Service, Unknown};
+        if dst.kind == Service {
+            return Err(DropReason::ServiceUnsupported.into());
+        }
+        // What is inside of a tunnel is another packet, of another source. Nodes have tunnels among themselves.
+        let forbidden = matches!(src.kind, Pod | Unknown) || dst.kind == Node && src.kind != Node;
+        if forbidden && self.shared.config.tunnels.is_one(key) {
+            return Err(Denial {
+                judgement: Some(judgement),
+                ..DropReason::Encapsulation.into()
+            });
+        }
+        if judgement.allow() {
+            Ok(judgement)
         } else {
-            Err(DropReason::SpoofedSource.into())
+            Err(judgement.into())
+        }
+    }
+
+    /// Whether a node's address can be believed (SEMANTICS 47): the packet goes to a node, comes from where only nodes
+    /// are, or is of this machine itself. It covers what nodes and pods say to each other, not what a node would unpack.
+    fn exemption(
+        &self,
+        port: &Port,
+        (from, to): (Addr, Addr),
+        protocol: u8,
+        src: &Identity,
+        dst: &Identity,
+    ) -> NodeExemption {
+        use protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
+        if !matches!(protocol, TCP | UDP | SCTP | ICMP | ICMPV6) {
+            return NodeExemption::Untrusted;
+        }
+        if self.shared.config.hosts_pods
+            && let Some(forwarding) = self.forwarding
+        {
+            let ours = match port.kind {
+                PortKind::Host => forwarding.is_local(from) && forwarding.is_behind_pod_port(to),
+                PortKind::Pod => forwarding.is_local(to),
+                _ => false,
+            };
+            if ours {
+                return NodeExemption::ThisNode;
+            }
+        }
+        let from_node =
+            src.kind == IdentityKind::Node && (port.kind == PortKind::Host || port.side == Side::Nodes);
+        if from_node || dst.kind == IdentityKind::Node {
+            NodeExemption::Trusted
+        } else {
+            NodeExemption::Untrusted
+        }
+    }
+
+    /// In whose account a flow of an endpoint stands.
+    fn account(&self, addr: Addr, identity: &Identity) -> u32 {
+        match identity.kind {
+            IdentityKind::External => self.seed.outside_account(addr),
+            _ => self.seed.account(addr),
         }
     }
 }
 
 /// What tells whether two ends are what they were. The kind counts too: an address without an endpoint may turn from
 /// external into unknown, and nothing else about it changes.
-fn epochs_of(src: &Identity, dst: &Identity) -> [u64; 2] {
+pub(super) fn epochs_of(src: &Identity, dst: &Identity) -> [u64; 2] {
     [src, dst].map(|end| end.epoch.wrapping_add((end.kind as u64) << 56))
 }
 
@@ -536,33 +1021,12 @@ fn is_known(identity: &Identity) -> bool {
     identity.kind != IdentityKind::Unknown
 }
 
-/// Whether a node's address can be believed (SEMANTICS 47): the packet goes to a node, or comes from where only
-/// nodes are.
-fn exemption(port: &Port, src: &Identity, dst: &Identity) -> NodeExemption {
-    let from_node =
-        src.kind == IdentityKind::Node && (port.kind == PortKind::Host || port.side == Side::Nodes);
-    if from_node || dst.kind == IdentityKind::Node {
-        NodeExemption::Trusted
-    } else {
-        NodeExemption::Untrusted
+fn ground_of(exemption: NodeExemption) -> Ground {
+    match exemption {
+        NodeExemption::Untrusted => Ground::Policy,
+        NodeExemption::Trusted => Ground::TrustedNode,
+        NodeExemption::ThisNode => Ground::ThisNode,
     }
-}
-
-fn judge(snapshot: &Snapshot, port: &Port, packet: &Packet, src: &Identity, dst: &Identity) -> Judgement {
-    let node = exemption(port, src, dst);
-    snapshot.judge(src, dst, packet.src, packet.dst, packet.l4_seen(), node)
-}
-
-/// The judgement of a flow of which the packet would be an answer.
-fn judge_reverse(
-    snapshot: &Snapshot,
-    port: &Port,
-    packet: &Packet,
-    src: &Identity,
-    dst: &Identity,
-) -> Judgement {
-    let key = packet.key(port.zone).reversed();
-    snapshot.judge(dst, src, key.src, key.dst, l4(&key), exemption(port, dst, src))
 }
 
 /// What policies see of a key's layer 4.
@@ -576,10 +1040,19 @@ fn l4(key: &FlowKey) -> L4 {
     }
 }
 
-fn stamp(snapshot: &Snapshot, src: &Identity, dst: &Identity, judgement: &Judgement) -> Stamp {
+fn stamp(
+    snapshot: &Snapshot,
+    src: &Identity,
+    dst: &Identity,
+    judgement: Option<Judgement>,
+    ground: Ground,
+) -> Stamp {
     Stamp {
         generation: snapshot.generation(),
         epochs: epochs_of(src, dst),
-        provenance: [judgement.ingress.provenance, judgement.egress.provenance],
+        provenance: judgement.map_or([crate::classify::NONE; 2], |judgement| {
+            [judgement.ingress.provenance, judgement.egress.provenance]
+        }),
+        ground,
     }
 }

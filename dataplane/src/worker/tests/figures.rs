@@ -163,7 +163,11 @@ fn instructions() {
 #[ignore = "a measurement"]
 fn successor() {
     use crate::{
-        flow::{SHARDS, entry::Stamp, hash::Seed, memory, state::State},
+        flow::{
+            entry::{Ground, Stamp},
+            memory::{self, SEGMENTS},
+            state::State,
+        },
         wire::FlowKey,
     };
     const ENTRIES: usize = 262_144;
@@ -172,10 +176,11 @@ fn successor() {
         generation: Generation(1),
         epochs: [1, 2],
         provenance: [3, 4],
+        ground: Ground::Policy,
     };
     for flows in [0_usize, 1_000, 60_000] {
         let memory = FlowMemory::private(ENTRIES, 7).unwrap();
-        let mut shards = memory.into_shards(&config.flow, config.icmp_sent);
+        let mut tables = memory.into_tables(1, &config.flow);
         for flow in 0..flows {
             let [.., a, b, c] = flow.to_be_bytes();
             let key = FlowKey {
@@ -187,12 +192,11 @@ fn successor() {
                 dst_port: 8,
                 protocol: 17,
             };
-            let shard = usize::from(Seed::new(7).key(&key).shard());
-            let made = shards[shard].insert(&key, State::UdpEstablished, &stamp, true, Nanos(2));
+            let made = tables[0].insert(&key, State::UdpEstablished, [flow as u32; 2], &stamp, Nanos(2));
             made.unwrap();
         }
-        let left: Vec<_> = shards.iter().map(|shard| shard.bytes()).collect();
-        let image = memory::image(7, ENTRIES / SHARDS, &left);
+        let left: Vec<_> = tables.iter().map(|table| table.bytes()).collect();
+        let image = memory::image(7, ENTRIES / SEGMENTS, &left);
         let words: Vec<u64> = image
             .as_chunks::<8>()
             .0
@@ -204,10 +208,10 @@ fn successor() {
                 let memory = zerocopy::IntoBytes::as_mut_bytes(words.clone().leak());
                 let start = std::time::Instant::now();
                 let memory = FlowMemory::open(memory, ENTRIES, 7, Nanos(3)).unwrap();
-                let shards = memory.into_shards(&config.flow, config.icmp_sent);
+                let tables = memory.into_tables(1, &config.flow);
                 let taken = start.elapsed().as_secs_f64() * 1e3;
                 assert_eq!(
-                    shards.iter().map(|shard| shard.deeds.inherited).sum::<u64>(),
+                    tables.iter().map(|table| table.activity.inherited).sum::<u64>(),
                     flows as u64
                 );
                 taken

@@ -19,11 +19,11 @@ use crate::{
     forward::ForwardingBuilder,
     io::memory::{MemoryIo, MemoryPool},
     plane::{Mode, Plane, PlaneConfig},
-    port::{Port, PortId, PortKind, Side},
+    port::{Port, PortId, PortKind, ReversePath, Side},
     stats::StatsReader,
     time::Nanos,
     verdict::DropReason,
-    wire::{TcpFlags, build::Template},
+    wire::{TcpFlags, build::Template, subject::NotSubjectTable},
     worker::Worker,
 };
 
@@ -152,6 +152,9 @@ fn port(id: PortId, kind: PortKind, side: Side) -> Port {
         mac: [2, 0, 0, 0, 1, id.0 as u8],
         mtu: 1500,
         zone: 0,
+        reverse_path: ReversePath::Strict,
+        binds_sources: false,
+        not_subject: NotSubjectTable::WIRE,
         partial_checksums: false,
     }
 }

@@ -1,9 +1,9 @@
 //! Flows and drops have names that a person can copy.
 
 use super::{restart::left_by, *};
-use crate::flow::{FlowId, SHARDS};
+use crate::flow::{FlowId, memory::SEGMENTS};
 
-const ENTRIES: usize = SHARDS * 16;
+const ENTRIES: usize = SEGMENTS * 16;
 
 fn only_flow(bed: &mut Bed) -> FlowRecord {
     let flows = bed.flows();
@@ -84,7 +84,7 @@ fn drops_have_names_that_do_not_depend_on_the_worker() {
 /// A question about a large and nearly empty table does not hold its worker up.
 #[test]
 fn a_question_about_flows_is_answered_in_small_parts() {
-    let mut bed = Bed::with(PlaneConfig::default(), SHARDS * 256);
+    let mut bed = Bed::with(PlaneConfig::default(), SEGMENTS * 256);
     bed.publish(World::new(1));
     bed.plane.forwarding.publish(wire().build());
     let flows = (0..3000_u16)

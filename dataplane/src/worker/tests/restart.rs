@@ -1,17 +1,18 @@
 //! What a killed process leaves behind is taken over.
 
 use super::*;
-use crate::flow::{SHARDS, memory};
+use crate::flow::memory::{self, SEGMENTS};
 
-const ENTRIES: usize = SHARDS * 16;
+const ENTRIES: usize = SEGMENTS * 16;
 
 /// What the memory of a bed's flows holds, as it would lie in a shared mapping.
 pub(super) fn left_by(bed: &Bed) -> &'static mut [u8] {
-    let workers = bed.workers.len();
-    let shards: Vec<(u32, Vec<u8>)> = (0..SHARDS)
-        .map(|shard| bed.workers[shard % workers].seat.shards[shard / workers].bytes())
+    let tables: Vec<(Vec<u32>, Vec<u8>)> = bed
+        .workers
+        .iter()
+        .map(|worker| worker.seat.table.bytes())
         .collect();
-    let image = memory::image(7, 16, &shards);
+    let image = memory::image(7, 16, &tables);
     // As words, for the alignment of a mapping.
     let words: Vec<u64> = image
         .as_chunks::<8>()

@@ -30,9 +30,10 @@ fn node() -> ForwardingBuilder {
     for family in [0, 1] {
         let longest = if family == 0 { 32 } else { 128 };
         builder.route(addr(CLIENT[family]), longest, Route::connected(CLIENT_PORT));
-        builder.route(addr(BOX[family]), longest, Route::connected(CLIENT_PORT));
+        builder.route(addr(BOX[family]), longest, Route::connected(WEB_PORT));
         builder.route(addr(WEB[family]), longest, Route::connected(WEB_PORT));
         builder.route(addr(OWN[family]), longest, Route::Local);
+        builder.route(addr(NODE[family]), longest, Route::Local);
         builder.route(
             addr(["0.0.0.0", "::"][family]),
             0,
@@ -289,44 +290,39 @@ fn an_unresolved_neighbour_is_asked_for_and_waited_for() {
         let mut without = node();
         without.neighbour(UPLINK, addr(ROUTER[family]), Neighbour::Failed);
         let request = ResolveRequest {
-            port: CLIENT_PORT,
+            port: WEB_PORT,
             addr: addr(BOX[family]),
         };
         let mut bed = bed_of(node());
         // The box's neighbour entry is missing.
         let from_client = |n: u8| {
             let mut template = from_to(CLIENT[family], BOX[family]);
-            template.eth_dst = mac(UPLINK);
+            template.eth_dst = mac(CLIENT_PORT);
             template.udp(n.into(), 2, &[n])
         };
         for n in 0..3 {
-            assert_eq!(bed.on(0, UPLINK, &from_client(n)), []);
+            assert_eq!(bed.on(0, CLIENT_PORT, &from_client(n)), []);
         }
         assert_eq!(bed.count(|w| w.held.get()), 3);
         assert_eq!(
             (bed.plane.next_resolve(), bed.plane.next_resolve()),
             (Some(request), None)
         );
-        bed.drops(UPLINK, &from_client(3), DropReason::NeighbourUnresolved);
+        bed.drops(CLIENT_PORT, &from_client(3), DropReason::NeighbourUnresolved);
         // Found: they go, in order.
         let mut found = node();
-        found.neighbour(CLIENT_PORT, addr(BOX[family]), Neighbour::Reachable(POD_MAC));
+        found.neighbour(WEB_PORT, addr(BOX[family]), Neighbour::Reachable(POD_MAC));
         bed.plane.forwarding.publish(found.build());
         let sent = bed.run();
-        let template = hop(
-            &from_to(CLIENT[family], BOX[family]),
-            mac(CLIENT_PORT),
-            POD_MAC,
-            63,
-        );
+        let template = hop(&from_to(CLIENT[family], BOX[family]), mac(WEB_PORT), POD_MAC, 63);
         let want: Vec<_> = (0..3)
-            .map(|n: u8| (CLIENT_PORT, template.udp(n.into(), 2, &[n])))
+            .map(|n: u8| (WEB_PORT, template.udp(n.into(), 2, &[n])))
             .collect();
         assert_eq!(sent, want);
         assert_eq!(bed.count(|w| w.held.get()), 0);
         // Not found in time.
         bed.plane.forwarding.publish(node().build());
-        assert_eq!(bed.on(0, UPLINK, &from_client(9)), []);
+        assert_eq!(bed.on(0, CLIENT_PORT, &from_client(9)), []);
         bed.wait(Nanos::from_secs(2));
         let sent = bed.run();
         assert_eq!(sent.len(), 1, "an ICMP error");
@@ -361,10 +357,10 @@ fn an_unresolved_neighbour_is_asked_for_and_waited_for() {
 fn an_empty_pool_is_a_reason_of_its_own() {
     let mut bed = bed_of(node());
     let mut template = from_to(CLIENT[0], BOX[0]);
-    template.eth_dst = mac(UPLINK);
-    assert_eq!(bed.on(0, UPLINK, &template.udp(1, 2, b"")), []);
+    template.eth_dst = mac(CLIENT_PORT);
+    assert_eq!(bed.on(0, CLIENT_PORT, &template.udp(1, 2, b"")), []);
     let mut found = node();
-    found.neighbour(CLIENT_PORT, addr(BOX[0]), Neighbour::Reachable(POD_MAC));
+    found.neighbour(WEB_PORT, addr(BOX[0]), Neighbour::Reachable(POD_MAC));
     bed.plane.forwarding.publish(found.build());
     // All frames are in a queue that nobody empties.
     let mut other = MemoryIo::new(&bed.pool, &[PortId(9)]);
@@ -459,13 +455,15 @@ fn a_probes_flow_is_no_way_in_for_who_claims_the_nodes_address_elsewhere() {
         assert_eq!(bed.on(0, HOST, &from(HOST).tcp(1000, 9999, SYN, b"")).len(), 1);
         for flags in [SYN, ACK, RST] {
             let forged = from(UPLINK).tcp(1000, 9999, flags, b"");
-            bed.drops(UPLINK, &forged, DropReason::PolicyIngress);
+            bed.drops(UPLINK, &forged, DropReason::SpoofedSource);
         }
         assert_eq!(bed.on(0, HOST, &from(HOST).tcp(1000, 9999, ACK, b"")).len(), 1);
-        // What passes without that belief passes from anywhere, as a flow too.
+        // Nor for an answer to what the pod says to its node.
         let back = into(WEB_PORT, WEB[family], NODE[family]);
         assert_eq!(bed.on(0, WEB_PORT, &back.tcp(1, 2, SYN, b"")).len(), 1);
-        assert_eq!(bed.on(0, UPLINK, &from(UPLINK).tcp(2, 1, SYN_ACK, b"")).len(), 1);
+        let forged = from(UPLINK).tcp(2, 1, SYN_ACK, b"");
+        bed.drops(UPLINK, &forged, DropReason::SpoofedSource);
+        assert_eq!(bed.on(0, HOST, &from(HOST).tcp(2, 1, SYN_ACK, b"")).len(), 1);
     }
 }
 
@@ -493,15 +491,16 @@ fn a_source_is_asked_for_its_port_again_when_its_flow_is_judged_again() {
 fn nothing_is_said_about_an_icmp_error_that_found_no_neighbour() {
     for (family, unreachable) in [(0, 3), (1, 1)] {
         let mut bed = bed_of(node());
-        let asked = into(UPLINK, CLIENT[family], BOX[family]).udp(1, 2, b"12345678");
+        let asked = into(CLIENT_PORT, CLIENT[family], BOX[family]).udp(1, 2, b"12345678");
         let mut reached = node();
-        reached.neighbour(CLIENT_PORT, addr(BOX[family]), Neighbour::Reachable(POD_MAC));
+        reached.neighbour(WEB_PORT, addr(BOX[family]), Neighbour::Reachable(POD_MAC));
         bed.plane.forwarding.publish(reached.build());
-        assert_eq!(bed.on(0, UPLINK, &asked).len(), 1);
+        assert_eq!(bed.on(0, CLIENT_PORT, &asked).len(), 1);
         bed.plane.forwarding.publish(node().build());
         let answer = from_to(BOX[family], CLIENT[family]).udp(2, 1, b"12345678");
-        let about = into(UPLINK, OUTSIDER[family], BOX[family]).icmp(unreachable, 0, [0; 4], &answer[14..]);
-        assert_eq!(bed.on(0, UPLINK, &about), []);
+        let about =
+            into(CLIENT_PORT, CLIENT[family], BOX[family]).icmp(unreachable, 0, [0; 4], &answer[14..]);
+        assert_eq!(bed.on(0, CLIENT_PORT, &about), []);
         assert_eq!(bed.count(|w| w.held.get()), 1);
         bed.wait(Nanos::from_secs(2));
         assert_eq!(bed.run(), []);

@@ -1,0 +1,188 @@
+//! Commit: what is remembered of a packet that is forwarded, and of no other.
+
+use crate::{
+    classify::Generation,
+    flow::{entry::Ground, fragments::Passed, hash::KeyHash, state::Direction, table::NoPlace},
+    io::PacketIo,
+    port::{Port, PortId, PortKind},
+    verdict::DropReason,
+    wire::{Fragment, Packet},
+};
+
+use super::{
+    TurnOf,
+    judge::{Beginning, Change, Orientation, Progress, Renewal, epochs_of},
+};
+
+impl<Io: PacketIo> TurnOf<'_, Io> {
+    /// Brings the flow of a packet up to date that leaves by `out`. Fails where the packet begins a flow that needs an
+    /// entry and there is no place for one.
+    #[inline(always)]
+    pub(super) fn commit(
+        &mut self,
+        change: &Change,
+        port: &Port,
+        out: PortId,
+        packet: &Packet,
+        hash: KeyHash,
+    ) -> Result<(), DropReason> {
+        match change {
+            Change::GoOn(progress) => self.go_on(progress, port, out, packet),
+            Change::Begin(beginning) => self.begin(beginning, port, out, packet)?,
+            Change::Nothing => self.pass_without_entry(),
+            Change::Related(index) => self.pass_error(*index, hash),
+        }
+        if let Some(fragment) = packet.fragment {
+            self.follow(port, packet, hash, &fragment);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn go_on(&mut self, progress: &Progress, port: &Port, out: PortId, packet: &Packet) {
+        let Progress { index, direction, .. } = *progress;
+        if progress.binds || !matches!(progress.renewal, Renewal::Current) {
+            self.renew_entry(progress, port, out);
+        }
+        let now = self.now;
+        self.table.set_state(index, progress.state, now);
+        let entry = self.table.entry_mut(index);
+        if progress.refreshes {
+            entry.touch(now);
+        }
+        entry.count(direction, packet.total_length());
+        if let Some(segment) = &progress.segment {
+            entry.windows_mut().observe(direction, segment, progress.opens);
+        }
+        if progress.orientation != Orientation::Unchanged {
+            self.orient(progress);
+        }
+        self.stats.counters.flow_hits.add(1);
+    }
+
+    #[cold]
+    fn renew_entry(&mut self, progress: &Progress, port: &Port, out: PortId) {
+        let generation = self.generation();
+        let entry = self.table.entry_mut(progress.index);
+        match progress.renewal {
+            Renewal::Current => {}
+            Renewal::Restamp => {
+                entry.restamp(generation);
+                self.stats.counters.restamped.add(1);
+            }
+            Renewal::Rejudged(stamp) => {
+                entry.rejudged(&stamp);
+                self.stats.counters.rejudged.add(1);
+            }
+        }
+        if !progress.binds {
+            return;
+        }
+        entry.bind(progress.direction, port.id);
+        // A reply does not tell by which port the original came on a router: that may be another way.
+        if progress.direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
+            entry.bind(progress.direction.flipped(), out);
+        }
+    }
+
+    #[cold]
+    fn orient(&mut self, progress: &Progress) {
+        let entry = self.table.entry_mut(progress.index);
+        match progress.orientation {
+            Orientation::Unchanged => {}
+            Orientation::ReplyAllowed => entry.cover_reply(),
+            Orientation::Oriented => {
+                entry.orient();
+                self.stats.counters.flows.picked_up.add(1);
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn begin(
+        &mut self,
+        beginning: &Beginning,
+        port: &Port,
+        out: PortId,
+        packet: &Packet,
+    ) -> Result<(), DropReason> {
+        let now = self.now;
+        if let Some(old) = beginning.replaces {
+            self.table.remove(old);
+        }
+        let Beginning {
+            key,
+            state,
+            charged,
+            stamp,
+            direction,
+            ..
+        } = beginning;
+        match self.table.insert(key, *state, *charged, stamp, now) {
+            Ok(index) => {
+                let entry = self.table.entry_mut(index);
+                entry.bind(*direction, port.id);
+                if *direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
+                    entry.bind(direction.flipped(), out);
+                }
+                entry.count(*direction, packet.total_length());
+                if let Some(segment) = &beginning.segment {
+                    entry.windows_mut().observe(*direction, segment, true);
+                }
+                if *direction == Direction::Reply {
+                    self.stats.counters.flows.picked_up.add(1);
+                }
+                if stamp.ground == Ground::Failsafe {
+                    self.stats.counters.failsafe.add(1);
+                }
+                Ok(())
+            }
+            Err(_) if self.can_do_without(port, beginning) => {
+                self.stats.counters.stateless.add(1);
+                Ok(())
+            }
+            Err(NoPlace::Full) => Err(DropReason::FlowTableFull),
+            Err(NoPlace::HalfOpen) => Err(DropReason::HalfOpenLimit),
+            Err(NoPlace::Quota) => Err(DropReason::EndpointQuota),
+        }
+    }
+
+    #[cold]
+    fn pass_without_entry(&mut self) {
+        let counters = &self.stats.counters;
+        match self.snapshot {
+            Some(_) => counters.stateless.add(1),
+            None => counters.failsafe.add(1),
+        }
+    }
+
+    #[cold]
+    fn pass_error(&mut self, index: usize, hash: KeyHash) {
+        let now = self.now;
+        let _ = self.shard(hash).icmp_passed.take(now); // it was looked whether there is one
+        self.table.entry_mut(index).count_error(now);
+        self.stats.counters.icmp_related.add(1);
+    }
+
+    /// Remembers under what a first fragment passed, for the later ones.
+    #[cold]
+    fn follow(&mut self, port: &Port, packet: &Packet, hash: KeyHash, fragment: &Fragment) {
+        if fragment.offset != 0 {
+            return;
+        }
+        let passed = match self.snapshot {
+            None => Passed {
+                generation: Generation(0),
+                epochs: [0; 2],
+            },
+            Some(snapshot) => Passed {
+                generation: snapshot.generation(),
+                epochs: epochs_of(&snapshot.identify(packet.src), &snapshot.identify(packet.dst)),
+            },
+        };
+        let (key, datagram) = self.datagram(port, packet, fragment);
+        let now = self.now;
+        let fragments = &mut self.shard(hash).fragments;
+        fragments.follow(&key, datagram, fragment, port.id, passed, now);
+    }
+}
