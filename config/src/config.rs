@@ -1,6 +1,7 @@
 //! The validated configuration.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU16, NonZeroU32},
     path::PathBuf,
@@ -10,8 +11,8 @@ use std::{
 use ipnet::IpNet;
 
 pub use crate::raw::{
-    FailMode, IdlePolicy, InterfaceKind, Kind, Midstream, Mode, OnDeadline, Side, UnknownEndpoints, Verify,
-    XdpMode, ZeroCopy,
+    AntiSpoofing, FailMode, IdlePolicy, InterfaceKind, Kind, L2Action, L2Protocol, Midstream, Mode,
+    OnDeadline, ReversePath, Side, TcpTracking, UnknownEndpoints, Verify, XdpMode, ZeroCopy,
 };
 use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
@@ -45,6 +46,12 @@ pub struct Config {
     pub interfaces: Vec<Interface>,
     /// How packets are forwarded.
     pub role: Role,
+    /// Where the route back to a source has to lead, on uplinks.
+    pub reverse_path: ReversePath,
+    /// What is asked of a source address.
+    pub anti_spoofing: AntiSpoofing,
+    /// What counts as a tunnel.
+    pub tunnels: Tunnels,
     /// What happens to pod traffic while no dataplane runs (routed role; a wire has its own).
     pub fail_mode: FailMode,
     /// What passes before any policy, in every mode and fail mode.
@@ -178,6 +185,15 @@ pub enum Role {
     Routed,
 }
 
+/// What counts as a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnels {
+    /// Whether policy decides about those of pods.
+    pub allowed: bool,
+    /// UDP ports where nodes unpack them.
+    pub ports: Vec<u16>,
+}
+
 /// A pair of interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wire {
@@ -185,6 +201,8 @@ pub struct Wire {
     pub name: String,
     /// Its ends; both are in [`Config::interfaces`].
     pub interfaces: [String; 2],
+    /// What happens to frames that no policy speaks about; kinds that are not here have their default.
+    pub l2_protocols: BTreeMap<L2Protocol, L2Action>,
     /// What happens to pod traffic while no dataplane runs.
     pub fail_mode: FailMode,
 }
@@ -196,6 +214,8 @@ pub struct Conntrack {
     pub max_entries: NonZeroU32,
     /// TCP without a seen beginning.
     pub tcp_midstream: Midstream,
+    /// Which resets and FINs are believed.
+    pub tcp: TcpTracking,
     /// How long after a start without inherited flows `pickup` lasts.
     pub pickup_window: Duration,
     /// How long a silent flow is kept.

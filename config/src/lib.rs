@@ -18,9 +18,10 @@ pub mod support;
 mod validate;
 
 pub use config::{
-    ClusterNetworks, Config, Conntrack, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind,
-    InterfaceSelect, Kind, Midstream, Mode, OnDeadline, Role, RxQueues, Side, Source, SourceKind, Telemetry,
-    Timeouts, Umem, UnknownEndpoints, Verify, Wire, Workers, XdpMode, ZeroCopy,
+    AntiSpoofing, ClusterNetworks, Config, Conntrack, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind,
+    InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, ReversePath, Role, RxQueues,
+    Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts, Tunnels, Umem, UnknownEndpoints, Verify,
+    Wire, Workers, XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};
 pub use failsafe::FailsafeEntry;

@@ -54,8 +54,9 @@ pub struct Raw {
     pub masqueraded_sources: Option<String>,
     /// Tunnels.
     pub overlay: Option<Overlay>,
-    /// Whether sources must fit the side of their interface.
-    pub anti_spoofing: Option<String>,
+    /// What is asked of a source address besides policy.
+    #[serde(default)]
+    pub anti_spoofing: AntiSpoofing,
     /// Flow table.
     #[serde(default)]
     pub conntrack: Conntrack,
@@ -324,7 +325,8 @@ pub struct Interface {
     pub vlan: Option<u16>,
     /// What it leads to; `uplink` where absent and the interface is no end of a wire.
     pub kind: Option<InterfaceKind>,
-    /// Whose source addresses may come in. Default: pods on a `pod` port, else any.
+    /// Whose source addresses may come in. Pods on a `pod` port; any on a node's uplink and the `host` port; a gateway has to
+    /// say it.
     pub side: Option<Side>,
     /// Receive queues taken: a number, or `all` (the default).
     pub rx_queues: Option<QueueCount>,
@@ -376,6 +378,84 @@ pub enum Side {
     Any,
 }
 
+/// What is asked of a source address besides policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AntiSpoofing {
+    /// It fits the `side` of its interface and, on a router, the route back.
+    #[default]
+    Sides,
+    /// On a router, a pod's packets also bear the Ethernet address of the next hop to that pod: its node's.
+    Strict,
+    /// Interfaces of `side: any` are accepted where verdicts are enforced: whoever is there can send as any pod.
+    Off,
+}
+
+/// Where the route back to a source has to lead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ReversePath {
+    /// Out of the interface that the packet came in by, or by one of several ways there.
+    #[default]
+    Strict,
+    /// Anywhere.
+    Loose,
+    /// Nothing is asked.
+    Off,
+}
+
+/// What happens on a wire to frames that no policy speaks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum L2Action {
+    /// They cross.
+    Forward,
+    /// They end.
+    Drop,
+    /// They cross from the end of `side: outside` to the other one.
+    FromOutside,
+    /// They cross from the end of `side: inside`, `pods` or `nodes` to the other one.
+    FromInside,
+}
+
+/// Frames that no policy speaks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum L2Protocol {
+    /// ARP. Default: forward.
+    Arp,
+    /// IPv6 neighbour discovery, but for routers. Default: forward.
+    Ndp,
+    /// DHCP of clients. Default: forward.
+    Dhcp,
+    /// DHCP of servers. Default: from-outside.
+    DhcpServer,
+    /// IPv6 router advertisements and redirects. Default: from-outside.
+    RouterAdvertisement,
+    /// IPv4 group membership. Default: drop.
+    Igmp,
+    /// IPv6 multicast listener discovery. Default: forward.
+    Mld,
+    /// IP to groups. Default: drop.
+    Multicast,
+    /// IPv4 to everyone. Default: drop.
+    Broadcast,
+    /// Link layer discovery. Default: drop.
+    Lldp,
+    /// Link aggregation. Default: forward.
+    Lacp,
+    /// Spanning tree. Default: forward.
+    Stp,
+    /// IEEE 802.3 frames with a length. Default: drop.
+    Llc,
+    /// PPP over Ethernet. Default: drop.
+    Pppoe,
+    /// Label switching. Default: drop.
+    Mpls,
+    /// Any other Ethernet type. Default: drop.
+    Other,
+}
+
 /// How the XDP program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -425,8 +505,9 @@ pub struct Wire {
     pub vlans: Option<String>,
     /// Whether one end going down takes the other down.
     pub link_state_propagation: Option<bool>,
-    /// What happens to link layer protocols.
-    pub l2_protocols: Option<BTreeMap<String, String>>,
+    /// What happens to frames that no policy speaks about; each kind has a default.
+    #[serde(default)]
+    pub l2_protocols: BTreeMap<L2Protocol, L2Action>,
     /// What happens to pod traffic while no dataplane runs.
     pub fail_mode: Option<FailMode>,
 }
@@ -439,8 +520,9 @@ pub struct Routing {
     pub kernel_tables: Option<Vec<String>>,
     /// What one of several next hops is chosen by.
     pub ecmp: Option<String>,
-    /// Reverse path check.
-    pub reverse_path: Option<String>,
+    /// Where the route back to a source has to lead. Default: strict.
+    #[serde(default)]
+    pub reverse_path: ReversePath,
     /// Protocols that stay with the kernel.
     pub control_protocols: Option<Vec<String>>,
     /// ICMP errors that ringwall sends.
@@ -497,12 +579,29 @@ pub enum Networks {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Overlay {
+    /// Whether pods may send into tunnels, and others than nodes into those of nodes, as far as policy allows. What is
+    /// inside is not looked into. Default: drop.
+    #[serde(default)]
+    pub from_pods: TunnelAction,
+    /// UDP ports where nodes unpack tunnels. Default: 4789, 6081, 8285, 8472.
+    pub ports: Option<Vec<u16>>,
     /// UDP ports of VXLAN.
     pub vxlan_ports: Option<Vec<u16>>,
     /// Whether IP in IP is looked into.
     pub ipip: Option<bool>,
     /// What happens to tunnels that cannot be looked into.
     pub opaque: Option<String>,
+}
+
+/// What happens to tunnels of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TunnelAction {
+    /// They drop.
+    #[default]
+    Drop,
+    /// Policy decides.
+    Allow,
 }
 
 /// Flow table.
@@ -514,6 +613,9 @@ pub struct Conntrack {
     /// TCP without a seen beginning.
     #[serde(default)]
     pub tcp_midstream: Midstream,
+    /// Which resets and FINs are believed.
+    #[serde(default)]
+    pub tcp: TcpTracking,
     /// How long after a start without inherited flows `pickup` lasts. Default: 120s.
     pub pickup_window: Option<Period>,
     /// How long a silent flow is kept.
@@ -525,11 +627,25 @@ pub struct Conntrack {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Midstream {
-    /// For a while after a start, a segment also passes if its reverse would be allowed.
+    /// Judged as new. For a while after a start without inherited flows, what answers an allowed segment passes, too.
     #[default]
     Pickup,
+    /// As `pickup`, and in that time a segment passes also if it would be an answer to an allowed connection that has not
+    /// been seen: a pod that may only be talked to can then talk to everyone.
+    PickupAnswers,
     /// Judged as new, always.
     Strict,
+}
+
+/// Which resets and FINs end a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TcpTracking {
+    /// Those that their sequence numbers show to be of an end of the connection.
+    #[default]
+    Strict,
+    /// All: where only one direction of connections comes by here.
+    Loose,
 }
 
 /// How long a silent flow is kept.

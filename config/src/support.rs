@@ -43,15 +43,6 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
         if wire.link_state_propagation == Some(true) {
             refuse("linkStatePropagation", "the ends' link states are independent");
         }
-        // A wire carries every frame that is no IP to its other end.
-        if wire
-            .l2_protocols
-            .iter()
-            .flatten()
-            .any(|(_, action)| action != "forward")
-        {
-            refuse("l2Protocols", "every link layer protocol crosses the wire");
-        }
     }
     if let Some(routing) = &raw.routing {
         let mut refuse = |key: &str, why: &str| refuse(format!("routing.{key}"), why);
@@ -64,12 +55,6 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
         }
         if other(routing.ecmp.as_ref(), &["5-tuple"]) {
             refuse("ecmp", "one of several next hops is chosen by the flow's 5-tuple");
-        }
-        if other(routing.reverse_path.as_ref(), &["off"]) {
-            refuse(
-                "reversePath",
-                "`pod` interfaces always check the route back, others only the `side` of the source",
-            );
         }
         // BGP and BFD are addressed to the host itself, which the kernel always gets.
         if routing.control_protocols.as_ref().is_some_and(|protocols| {
@@ -104,14 +89,17 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
             "node addresses are judged as what they are",
         );
     }
-    if raw.overlay.is_some() {
-        refuse("overlay".into(), "tunnels are not looked into");
-    }
-    if other(raw.anti_spoofing.as_ref(), &["strict"]) {
-        refuse(
-            "antiSpoofing".into(),
-            "sources are always checked against the `side` of the interface (`strict` also refuses `side: any`)",
-        );
+    if let Some(overlay) = &raw.overlay {
+        let mut refuse = |key: &str| refuse(format!("overlay.{key}"), "tunnels are not looked into");
+        if overlay.vxlan_ports.is_some() {
+            refuse("vxlanPorts");
+        }
+        if overlay.ipip.is_some() {
+            refuse("ipip");
+        }
+        if overlay.opaque.is_some() {
+            refuse("opaque");
+        }
     }
     if let Some(logging) = &raw.logging {
         let mut refuse = |key: &str| refuse(format!("logging.{key}"), "flows are not logged");

@@ -15,7 +15,7 @@ use serde_saphyr::Error as YamlError;
 use crate::{
     config::{
         ClusterNetworks, Config, Conntrack, Cpus, Interface, InterfaceSelect, Role, RxQueues, Source,
-        SourceKind, Telemetry, Timeouts, Umem, Wire, Workers,
+        SourceKind, Telemetry, Timeouts, Tunnels, Umem, Wire, Workers,
     },
     cpus::{CpuId, parse_cpu_list},
     failsafe::failsafe,
@@ -23,8 +23,8 @@ use crate::{
     problem::{ConfigError, Problem},
     quantity::Period,
     raw::{
-        self, CpuSet, FailMode, InterfaceKind, Kind, OnDeadline, QueueCount, Raw, Side, Verification,
-        VerifyInFull,
+        self, AntiSpoofing, CpuSet, FailMode, InterfaceKind, Kind, Mode, OnDeadline, QueueCount, Raw, Side,
+        Verification, VerifyInFull,
     },
     support::unsupported,
 };
@@ -181,18 +181,7 @@ impl Raw {
         let snapshot_budget = snapshot_budget(&self.snapshot, &mut problems);
         let telemetry = telemetry(&self.telemetry, &mut problems);
 
-        let strict = self.anti_spoofing.as_deref() == Some("strict");
-        for (index, interface) in interfaces.iter().enumerate() {
-            if strict && interface.side == Side::Any && interface.kind != Some(InterfaceKind::Host) {
-                problems.push(
-                    Problem::new(
-                        format!("interfaces[{index}]"),
-                        "any source may come in here, pods' addresses too, and `antiSpoofing` is `strict`",
-                    )
-                    .help("give it `side: inside`, `outside`, `pods` or `nodes`, or remove `antiSpoofing`"),
-                );
-            }
-        }
+        sides(&self, &interfaces, &mut problems);
 
         let routed = self.wires.is_none();
         if self.kind == Kind::Node && !routed {
@@ -268,6 +257,11 @@ impl Raw {
                     workers,
                     interfaces,
                     role: if routed { Role::Routed } else { Role::Wire(wires) },
+                    reverse_path: self
+                        .routing
+                        .map_or_else(Default::default, |routing| routing.reverse_path),
+                    anti_spoofing: self.anti_spoofing,
+                    tunnels: tunnels(self.overlay.as_ref()),
                     fail_mode,
                     failsafe,
                     conntrack,
@@ -522,6 +516,7 @@ fn wires(raw: &Raw, fail_mode: FailMode, problems: &mut Vec<Problem>) -> Vec<Wir
         wires.push(Wire {
             name: wire.name.clone(),
             interfaces: [a.clone(), b.clone()],
+            l2_protocols: wire.l2_protocols.clone(),
             fail_mode: wire.fail_mode.unwrap_or(fail_mode),
         });
     }
@@ -672,8 +667,40 @@ fn interfaces(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Interface> {
     interfaces
 }
 
+/// A gateway has to know whose addresses are on which side of it: else everybody there can send as any pod, and with that
+/// make answers of what nobody asked.
+fn sides(raw: &Raw, interfaces: &[Interface], problems: &mut Vec<Problem>) {
+    if raw.kind == Kind::Node || raw.anti_spoofing == AntiSpoofing::Off {
+        return;
+    }
+    for (index, (interface, written)) in interfaces.iter().zip(&raw.interfaces).enumerate() {
+        let path = format!("interfaces[{index}]");
+        let wrong_already = problems.iter().any(|problem| problem.path.starts_with(&path));
+        if wrong_already || matches!(interface.kind, Some(InterfaceKind::Host | InterfaceKind::Pod)) {
+            continue;
+        }
+        let help = "give it `side: inside`, `outside`, `pods` or `nodes`; `antiSpoofing: off` accepts `any`";
+        if written.side.is_none() {
+            let text = "its `side` is missing: whose addresses are there?";
+            problems.push(Problem::new(path, text).help(help));
+        } else if interface.side == Side::Any && raw.mode == Mode::Enforce {
+            let text = "any source may come in here, pods' addresses too, and the mode is `enforce`";
+            problems.push(Problem::new(format!("{path}.side"), text).help(help));
+        }
+    }
+}
+
+fn tunnels(raw: Option<&raw::Overlay>) -> Tunnels {
+    Tunnels {
+        allowed: raw.is_some_and(|overlay| overlay.from_pods == raw::TunnelAction::Allow),
+        ports: raw
+            .and_then(|overlay| overlay.ports.clone())
+            .unwrap_or_else(|| vec![4789, 6081, 8285, 8472]),
+    }
+}
+
 fn conntrack(raw: &raw::Conntrack, problems: &mut Vec<Problem>) -> Option<Conntrack> {
-    // 256 shards of at least 64 entries; 2^28 entries are 32 GiB.
+    // 2^28 entries are 48 GiB.
     const RANGE: std::ops::RangeInclusive<u32> = 16_384..=268_435_456;
     let entries = raw.max_entries.unwrap_or(262_144);
     if !RANGE.contains(&entries) {
@@ -711,6 +738,7 @@ fn conntrack(raw: &raw::Conntrack, problems: &mut Vec<Problem>) -> Option<Conntr
     Some(Conntrack {
         max_entries: NonZeroU32::new(entries)?,
         tcp_midstream: raw.tcp_midstream,
+        tcp: raw.tcp,
         pickup_window: raw
             .pickup_window
             .map_or(Duration::from_secs(120), |period| period.0),

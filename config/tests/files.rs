@@ -4,8 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use ringwall_config::{
-    Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Mode, OnDeadline, Role, RxQueues, Side,
-    SourceKind, Verify, raw::Raw,
+    AntiSpoofing, Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Midstream, Mode, OnDeadline,
+    ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify, raw::Raw,
 };
 
 const GOOD: &str = "\
@@ -136,7 +136,7 @@ fn a_value_that_asks_for_what_happens_anyway_is_accepted() {
 #[test]
 fn every_mistake_is_named_with_its_place() {
     let wire = "wires:\n  - {name: w0, interfaces: [a, b]}\n";
-    let wired = "  - {name: a}\n  - {name: b}\n";
+    let wired = "  - {name: a, side: inside}\n  - {name: b, side: outside}\n";
     let mut wrong = Vec::new();
     let pods = "  - {name: p1, kind: pod}\n  - {name: up, kind: uplink, side: outside}\n";
     for (from, to, line, path, words) in [
@@ -404,14 +404,14 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             pods,
-            &format!("  - {{name: a}}\n{wire}"),
+            &format!("  - {{name: a, side: inside}}\n{wire}"),
             11,
             "wires[0].interfaces[1]",
             &["`b` is not in `interfaces`"],
         ),
         (
             pods,
-            &format!("  - {{name: a, kind: pod}}\n  - {{name: b}}\n{wire}"),
+            &format!("  - {{name: a, kind: uplink, side: inside}}\n  - {{name: b, side: outside}}\n{wire}"),
             12,
             "wires[0].interfaces[0]",
             &["remove its `kind`"],
@@ -427,7 +427,7 @@ fn every_mistake_is_named_with_its_place() {
             "interfaces:\n",
             "overlay: {ipip: true}\ninterfaces:\n",
             8,
-            "overlay",
+            "overlay.ipip",
             &["not supported yet", "remove it"],
         ),
         (
@@ -446,10 +446,10 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             "interfaces:\n",
-            "routing: {reversePath: strict}\ninterfaces:\n",
+            "routing: {reversePath: feasible}\ninterfaces:\n",
             8,
             "routing.reversePath",
-            &["not supported yet"],
+            &["unknown value `feasible`", "strict, loose, off"],
         ),
         (
             "kind: pod}",
@@ -486,13 +486,42 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
-fn strict_anti_spoofing_wants_a_side_of_every_interface() {
-    let loose = GOOD.replace(", side: outside", "");
-    parse(&loose).unwrap();
-    let error = parse(&format!("{loose}antiSpoofing: strict\n")).unwrap_err();
-    assert_eq!(error.problems().len(), 1, "{error}");
-    assert_eq!(error.problems()[0].path, "interfaces[1]");
-    parse(&format!("{GOOD}antiSpoofing: strict\n")).unwrap();
+fn a_gateway_names_the_side_of_every_interface() {
+    let unnamed = GOOD.replace(", side: outside", "");
+    for more in ["", "antiSpoofing: strict\n", "mode: audit\n"] {
+        let error = parse(&format!("{unnamed}{more}")).unwrap_err();
+        assert_eq!(error.problems().len(), 1, "{error}");
+        assert_eq!(error.problems()[0].path, "interfaces[1]");
+    }
+    let any = GOOD.replace("side: outside", "side: any");
+    let error = parse(&any).unwrap_err();
+    assert_eq!(error.problems()[0].path, "interfaces[1].side");
+    parse(&format!("{any}mode: audit\n")).unwrap();
+    parse(&format!("{any}antiSpoofing: off\n")).unwrap();
+    let node = unnamed.replace("kind: Gateway", "kind: Node");
+    assert_eq!(parse(&node).unwrap().interface("up").unwrap().side, Side::Any);
+}
+
+#[test]
+fn what_packets_may_claim_can_be_chosen() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.anti_spoofing, AntiSpoofing::Sides);
+    assert_eq!(config.reverse_path, ReversePath::Strict);
+    assert_eq!(config.tunnels.ports, [4789, 6081, 8285, 8472]);
+    assert_eq!(
+        (config.tunnels.allowed, config.conntrack.tcp),
+        (false, TcpTracking::Strict)
+    );
+    let config = parse(&format!(
+        "{GOOD}antiSpoofing: strict\nrouting: {{reversePath: loose}}\noverlay: {{fromPods: allow, ports: [4790]}}\n\
+         conntrack: {{tcp: loose, tcpMidstream: pickupAnswers}}\n"
+    ))
+    .unwrap();
+    assert_eq!(config.anti_spoofing, AntiSpoofing::Strict);
+    assert_eq!(config.reverse_path, ReversePath::Loose);
+    assert_eq!((config.tunnels.allowed, config.tunnels.ports), (true, vec![4790]));
+    assert_eq!(config.conntrack.tcp, TcpTracking::Loose);
+    assert_eq!(config.conntrack.tcp_midstream, Midstream::PickupAnswers);
 }
 
 #[test]

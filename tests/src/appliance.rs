@@ -134,7 +134,9 @@ impl Bed {
                 }
             }
             Role::Wire => {
-                text.push_str("  - {name: in, side: inside}\n  - {name: out, side: any}\nwires:\n");
+                text.push_str(
+                    "  - {name: in, side: inside}\n  - {name: out, side: any}\nantiSpoofing: off\nwires:\n",
+                );
                 text.push_str("  - {name: w0, interfaces: [in, out]}\n");
             }
         }

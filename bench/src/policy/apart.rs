@@ -213,7 +213,7 @@ fn configuration(folder: &Path, verify: &str) -> String {
         "apiVersion: ringwall.io/v1alpha1\nkind: Gateway\nname: bench\nmode: enforce\nverify: {verify}\n\
          cluster: {{podCIDRs: [{1}], serviceCIDRs: [{SERVICE_CIDR}]}}\n\
          source: {{kubeconfig: {0}/kubeconfig}}\nworkers: {{cpus: auto, count: 2, idlePolicy: adaptive}}\n\
-         interfaces:\n- {{name: in, side: any}}\n- {{name: out, side: any}}\n\
+         antiSpoofing: off\ninterfaces:\n- {{name: in, side: any}}\n- {{name: out, side: any}}\n\
          wires:\n- {{name: w0, interfaces: [in, out], failMode: closed}}\n\
          runtimeDir: {0}/run\nstateDir: {0}/state\nbpffs: {0}/bpf\ntelemetry: {{metricsListen: \"127.0.0.1:0\"}}\n",
         folder.display(),

@@ -28,9 +28,10 @@ use ringwall_dataplane::{
     forward::ForwardingBuilder,
     io::memory::{MemoryIo, MemoryPool},
     plane::{Plane, PlaneConfig},
-    port::{Port, PortId, PortKind, Side},
+    port::{Port, PortId, PortKind, ReversePath, Side},
     stats::StatsReader,
     wire::build::Template,
+    wire::subject::NotSubjectTable,
     worker::Worker,
 };
 
@@ -208,6 +209,9 @@ fn port(id: u16, peer: u16) -> Port {
         mac: [2, 0, 0, 0, 0, id as u8],
         mtu: 1500,
         zone: 0,
+        reverse_path: ReversePath::Off,
+        binds_sources: false,
+        not_subject: NotSubjectTable::WIRE,
         partial_checksums: false,
     }
 }

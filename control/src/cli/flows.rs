@@ -174,7 +174,10 @@ fn row(record: &LiveRecord) -> [String; 8] {
     });
     let (state, age, packets) = match record {
         LiveRecord::Flow(flow) => (
-            flow.state.clone(),
+            match &flow.would_drop {
+                Some(reason) => format!("audit {reason}"),
+                None => flow.state.clone(),
+            },
             flow.age_seconds,
             format!("{}/{}", flow.packets[0], flow.packets[1]),
         ),

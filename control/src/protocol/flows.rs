@@ -23,14 +23,12 @@ pub struct FlowFilter {
     pub dropped: bool,
 }
 
-/// Where the next question goes on: worker, shard, entry.
+/// Where the next question goes on: worker, entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCursor {
     /// Number of the worker.
     pub worker: usize,
-    /// Its shard.
-    pub shard: usize,
-    /// Place in the shard.
+    /// Place in its flow table.
     pub entry: usize,
 }
 
@@ -111,6 +109,9 @@ pub struct LiveFlow {
     pub state: String,
     /// Whether it is known who began.
     pub oriented: bool,
+    /// In audit mode, why enforcement would drop it; absent where it is allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_drop: Option<String>,
     /// Seconds since its first packet.
     pub age_seconds: f64,
     /// Seconds since its last packet.

@@ -19,11 +19,11 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use ringwall_config::{Config, IdlePolicy, Midstream, Mode, Timeouts, ZeroCopy};
+use ringwall_config::{Config, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
     failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::{self, FlowConfig, FlowMemory},
-    plane::{Plane, PlaneConfig},
+    plane::{Plane, PlaneConfig, Tunnels},
     port::PortKind,
     time::Nanos,
     worker::Worker,
@@ -587,6 +587,11 @@ fn packet_plane(
                 Mode::Enforce => ringwall_dataplane::plane::Mode::Enforce,
             },
             failsafe: failsafe(config),
+            hosts_pods: config.kind == Kind::Node,
+            tunnels: Tunnels {
+                allowed: config.tunnels.allowed,
+                ports: config.tunnels.ports.clone(),
+            },
             flow: flow_config(config),
             workers: plan.cpus.len(),
             ports,
@@ -633,9 +638,11 @@ fn flow_config(config: &Config) -> FlowConfig {
     FlowConfig {
         timeouts: timeouts(&config.conntrack.timeouts),
         pickup_window: match config.conntrack.tcp_midstream {
-            Midstream::Pickup => nanos(config.conntrack.pickup_window),
+            Midstream::Pickup | Midstream::PickupAnswers => nanos(config.conntrack.pickup_window),
             Midstream::Strict => Nanos(0),
         },
+        pickup_answers: config.conntrack.tcp_midstream == Midstream::PickupAnswers,
+        tcp_strict: config.conntrack.tcp == TcpTracking::Strict,
         ..FlowConfig::default()
     }
 }

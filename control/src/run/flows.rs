@@ -155,11 +155,13 @@ impl LiveFlows {
                 .map(|record| LiveRecord::Flow(self.flow_record(record, now, &ports)))
                 .filter(|record| wanted(filter, record));
             page.records.extend(named);
-            let (shard, entry) = dump.cursor;
             at = if dump.done {
                 next_worker(at)
             } else {
-                FlowCursor { shard, entry, ..at }
+                FlowCursor {
+                    entry: dump.cursor,
+                    ..at
+                }
             };
         }
         drop(asking);
@@ -169,7 +171,7 @@ impl LiveFlows {
     /// Asks a worker for its next few flows; None where it does not answer.
     fn ask(&self, at: FlowCursor) -> Option<FlowDump> {
         let mut dump = FlowDump::new(ASKED);
-        dump.cursor = (at.shard, at.entry);
+        dump.cursor = at.entry;
         let plane = &self.machine.plane;
         // What an asker before did not wait for.
         while locked(plane).next_flows(at.worker).is_some() {}
@@ -233,6 +235,7 @@ impl LiveFlows {
             ends: ends(named_by.as_deref(), &record.key),
             state: record.state.name().to_owned(),
             oriented: record.oriented,
+            would_drop: record.would_drop.map(|reason| reason.name().to_owned()),
             age_seconds: seconds(now.since(record.began)),
             idle_seconds: seconds(now.since(record.last_seen)),
             ports: record.ports.map(|port| port.and_then(ports)),

@@ -56,6 +56,9 @@ pub fn mirror(
             mac: link.mac,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             zone: 0,
+            reverse_path: port.sources.reverse_path,
+            binds_sources: port.sources.binds && port.kind == PortKind::Uplink,
+            not_subject: port.not_subject,
             partial_checksums: partial_checksums(&port.name),
         });
     }
@@ -201,10 +204,17 @@ fn want(
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
     use ringwall_config::{FailMode, RxQueues, XdpMode, ZeroCopy};
-    use ringwall_dataplane::{forward::Path, port::Side};
+    use ringwall_dataplane::{
+        forward::Path,
+        port::{ReversePath, Side},
+        wire::subject::NotSubjectTable,
+    };
 
     use super::*;
-    use crate::run::fib::{self, Link};
+    use crate::run::{
+        fib::{self, Link},
+        plan::SourceChecks,
+    };
 
     fn planned(id: u16, name: &str, kind: PortKind) -> PlannedPort {
         PlannedPort {
@@ -212,6 +222,11 @@ mod tests {
             name: name.to_owned(),
             kind,
             side: Side::Any,
+            sources: SourceChecks {
+                reverse_path: ReversePath::Strict,
+                binds: false,
+            },
+            not_subject: NotSubjectTable::ROUTED,
             xdp: XdpMode::Auto,
             zero_copy: ZeroCopy::Off,
             queues: RxQueues::All,

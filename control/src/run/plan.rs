@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use ringwall_config::{
-    Config, Cpus, FailMode, FailsafeEntry, IdlePolicy, Interface, InterfaceKind, InterfaceSelect, Mode, Role,
-    RxQueues, XdpMode, ZeroCopy,
+    AntiSpoofing, Config, Cpus, FailMode, FailsafeEntry, IdlePolicy, Interface, InterfaceKind,
+    InterfaceSelect, L2Action, L2Protocol, Mode, Role, RxQueues, Wire, XdpMode, ZeroCopy,
 };
-use ringwall_dataplane::port::{PortId, PortKind, Side};
+use ringwall_dataplane::{
+    port::{PortId, PortKind, ReversePath, Side},
+    wire::subject::{NotSubject, NotSubjectTable},
+};
 use ringwall_xsk::{
     device::Device,
     preflight::{Asked, Repair},
@@ -93,6 +96,10 @@ pub struct PlannedPort {
     pub kind: PortKind,
     /// Whose sources it accepts.
     pub side: Side,
+    /// What else is asked of them.
+    pub sources: SourceChecks,
+    /// Which frames without a policy cross the wire that it is an end of.
+    pub not_subject: NotSubjectTable,
     /// Native or generic.
     pub xdp: XdpMode,
     /// Copy or not.
@@ -113,6 +120,28 @@ impl PlannedPort {
         match self.queues {
             RxQueues::Count(count) => Some(count.get()),
             RxQueues::All => None,
+        }
+    }
+}
+
+/// What is asked of sources besides their side, on uplinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceChecks {
+    /// Where the route back has to lead.
+    pub reverse_path: ReversePath,
+    /// Whether a pod's packets must bear the Ethernet address of the next hop to that pod.
+    pub binds: bool,
+}
+
+impl SourceChecks {
+    fn of(config: &Config) -> Self {
+        Self {
+            reverse_path: match config.reverse_path {
+                ringwall_config::ReversePath::Strict => ReversePath::Strict,
+                ringwall_config::ReversePath::Loose => ReversePath::Loose,
+                ringwall_config::ReversePath::Off => ReversePath::Off,
+            },
+            binds: config.anti_spoofing == AntiSpoofing::Strict,
         }
     }
 }
@@ -145,6 +174,8 @@ pub struct Plan {
     pub management: Option<String>,
     /// Of ports that come later.
     pub fail_mode: FailMode,
+    /// Likewise.
+    pub sources: SourceChecks,
     /// What passes before any policy.
     pub failsafe: Vec<FailsafeEntry>,
     /// The host port's pair, where one is configured.
@@ -201,7 +232,7 @@ impl Plan {
         };
         let mut ports = Vec::new();
         for (index, (name, interface)) in names.iter().enumerate() {
-            let (kind, fail_mode) = match &config.role {
+            let (kind, fail_mode, not_subject) = match &config.role {
                 Role::Routed => (
                     match interface.kind {
                         Some(InterfaceKind::Pod) => PortKind::Pod,
@@ -209,16 +240,18 @@ impl Plan {
                         Some(InterfaceKind::Uplink) | None => PortKind::Uplink,
                     },
                     config.fail_mode,
+                    NotSubjectTable::ROUTED,
                 ),
                 Role::Wire(wires) => {
                     let ends = wires.iter().find_map(|wire| match &wire.interfaces {
-                        [a, b] if a == name => Some((b, wire.fail_mode)),
-                        [a, b] if b == name => Some((a, wire.fail_mode)),
+                        [a, b] if a == name => Some((b, wire)),
+                        [a, b] if b == name => Some((a, wire)),
                         _ => None,
                     });
-                    let Some((peer, fail_mode)) = ends else { continue };
+                    let Some((peer, wire)) = ends else { continue };
                     let peer = id_of(peer).ok_or_else(|| no_interface(peer, view))?;
-                    (PortKind::Wire { peer }, fail_mode)
+                    let table = not_subject(wire, side(interface.side));
+                    (PortKind::Wire { peer }, wire.fail_mode, table)
                 }
             };
             ports.push(PlannedPort {
@@ -226,6 +259,8 @@ impl Plan {
                 name: name.clone(),
                 kind,
                 side: side(interface.side),
+                sources: SourceChecks::of(config),
+                not_subject,
                 xdp: interface.xdp_mode,
                 zero_copy: interface.zero_copy,
                 queues: interface.rx_queues,
@@ -247,6 +282,7 @@ impl Plan {
                 .collect(),
             management: config.management.clone(),
             fail_mode: config.fail_mode,
+            sources: SourceChecks::of(config),
             failsafe: config.failsafe.clone(),
             host,
             cpus: worker_cpus(config, allowed)?,
@@ -399,6 +435,8 @@ impl Plan {
                         Some(InterfaceKind::Uplink) | None => PortKind::Uplink,
                     },
                     side: side(interface.side),
+                    sources: self.sources,
+                    not_subject: NotSubjectTable::ROUTED,
                     xdp: interface.xdp_mode,
                     zero_copy: interface.zero_copy,
                     queues: interface.rx_queues,
@@ -508,6 +546,46 @@ fn side(side: ringwall_config::Side) -> Side {
         ringwall_config::Side::Any => Side::Any,
     }
 }
+
+/// Which frames without a policy cross a wire from its end of a side.
+fn not_subject(wire: &Wire, side: Side) -> NotSubjectTable {
+    L2_PROTOCOLS
+        .iter()
+        .fold(NotSubjectTable::ROUTED, |table, (protocol, kind)| {
+            let default = match kind {
+                NotSubject::RouterAdvertisement | NotSubject::DhcpServer => L2Action::FromOutside,
+                kind if NotSubjectTable::WIRE.crosses(*kind) => L2Action::Forward,
+                _ => L2Action::Drop,
+            };
+            let crosses = match wire.l2_protocols.get(protocol).unwrap_or(&default) {
+                L2Action::Forward => true,
+                L2Action::Drop => false,
+                L2Action::FromOutside => side == Side::Outside,
+                L2Action::FromInside => matches!(side, Side::Inside | Side::Pods | Side::Nodes),
+            };
+            table.with(*kind, crosses)
+        })
+}
+
+/// What the configuration calls each kind.
+const L2_PROTOCOLS: [(L2Protocol, NotSubject); 16] = [
+    (L2Protocol::Arp, NotSubject::Arp),
+    (L2Protocol::Ndp, NotSubject::Ndp),
+    (L2Protocol::Dhcp, NotSubject::Dhcp),
+    (L2Protocol::DhcpServer, NotSubject::DhcpServer),
+    (L2Protocol::RouterAdvertisement, NotSubject::RouterAdvertisement),
+    (L2Protocol::Igmp, NotSubject::Igmp),
+    (L2Protocol::Mld, NotSubject::Mld),
+    (L2Protocol::Multicast, NotSubject::Multicast),
+    (L2Protocol::Broadcast, NotSubject::Broadcast),
+    (L2Protocol::Lldp, NotSubject::Lldp),
+    (L2Protocol::Lacp, NotSubject::Lacp),
+    (L2Protocol::Stp, NotSubject::Stp),
+    (L2Protocol::Llc, NotSubject::Llc),
+    (L2Protocol::Pppoe, NotSubject::Pppoe),
+    (L2Protocol::Mpls, NotSubject::Mpls),
+    (L2Protocol::Other, NotSubject::OtherType),
+];
 
 fn no_interface(name: &str, view: &View) -> PlanError {
     let present: Vec<&str> = view.links.values().map(|link| link.name.as_str()).collect();
@@ -801,6 +879,26 @@ mod tests {
     }
 
     #[test]
+    fn what_crosses_a_wire_without_a_policy_can_be_chosen() {
+        let config = config_of(
+            "Gateway",
+            "interfaces:\n  - {name: a, side: inside}\n  - {name: b, side: outside}\nwires:\n  - {name: w0, interfaces: [a, b], \
+             l2Protocols: {lldp: forward, stp: drop, router-advertisement: from-inside, mpls: from-outside}}\n",
+        );
+        let plan = Plan::from_view(&config, &view(&["b", "a"]), &[0]).unwrap();
+        for (kind, wanted) in [
+            (NotSubject::Lldp, [true, true]),
+            (NotSubject::Stp, [false, false]),
+            (NotSubject::RouterAdvertisement, [true, false]),
+            (NotSubject::Mpls, [false, true]),
+            (NotSubject::Arp, [true, true]),
+        ] {
+            let crosses = [0, 1].map(|port: usize| plan.ports[port].not_subject.crosses(kind));
+            assert_eq!(crosses, wanted, "{}", kind.name());
+        }
+    }
+
+    #[test]
     fn the_ends_of_a_wire_are_each_others_peers() {
         let config = config_of(
             "Gateway",
@@ -809,6 +907,15 @@ mod tests {
         let plan = Plan::from_view(&config, &view(&["b", "a"]), &[0]).unwrap();
         assert!(!plan.routed);
         assert_eq!(plan.ports[0].kind, PortKind::Wire { peer: PortId(1) });
+        // `ports` are in the order of the configuration: `a`, inside, then `b`, outside.
+        let crosses = |kind| [0, 1].map(|port: usize| plan.ports[port].not_subject.crosses(kind));
+        for kind in NotSubject::ALL {
+            let wanted = match kind {
+                NotSubject::RouterAdvertisement | NotSubject::DhcpServer => [false, true],
+                kind => [NotSubjectTable::WIRE.crosses(*kind); 2],
+            };
+            assert_eq!(crosses(*kind), wanted, "{}", kind.name());
+        }
         assert_eq!(plan.ports[1].kind, PortKind::Wire { peer: PortId(0) });
         assert_eq!(plan.ports[0].fail_mode, FailMode::Open);
     }

@@ -163,7 +163,7 @@ impl Bed {
         let (head, _) = usual.split_once("interfaces:").unwrap();
         let (_, tail) = usual.split_once("failMode: closed\n").unwrap();
         bed.configure(&format!(
-            "{}interfaces:\n  - {{name: w0, side: any}}\n  - {{name: w1, side: any}}\nwires:\n  - {{name: w, interfaces: [w0, w1], failMode: {fail_mode}}}\n{tail}",
+            "{}antiSpoofing: off\ninterfaces:\n  - {{name: w0, side: any}}\n  - {{name: w1, side: any}}\nwires:\n  - {{name: w, interfaces: [w0, w1], failMode: {fail_mode}}}\n{tail}",
             head.replace("kind: Node", "kind: Gateway")
         ));
         bed
@@ -199,7 +199,7 @@ cluster: {{podCIDRs: [10.1.0.0/16, \"fd00:1::/64\"], nodeCIDRs: [192.0.2.1/32]}}
 workers: {{cpus: \"0\", idlePolicy: adaptive}}
 interfaces:
   - {{match: \"pod-*\", kind: pod}}
-  - {{name: up0, kind: uplink}}
+  - {{name: up0, kind: uplink, side: outside}}
   - {{name: rw-host, kind: host}}
 failMode: closed
 conntrack: {{maxEntries: 16384}}
