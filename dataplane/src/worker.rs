@@ -383,14 +383,15 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             return;
         };
         let lookup = self.look_up(port, packet, hash, ahead.hint);
-        let change = match self.judge(port, frame.bytes(), packet, hash, lookup, ahead.judged) {
+        let verdict = self.judge(port, frame.bytes(), packet, hash, lookup, ahead.judged);
+        let change = match &verdict {
             Ok(change) => change,
             Err(denial) => {
-                if !self.denied(&frame, packet, port, &denial) {
+                if !self.denied(&frame, packet, port, denial) {
                     self.discard(frame, denial.reason);
                     return;
                 }
-                denial.in_audit
+                &denial.in_audit
             }
         };
         let way = match self.route(packet, port, hash) {
@@ -404,7 +405,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
                 return;
             }
         };
-        if let Err(full) = self.commit(&change, port, way.out(), packet, hash) {
+        if let Err(full) = self.commit(change, port, way.out(), frame.bytes(), packet, hash) {
             self.lose(frame, packet, port, full);
             return;
         }

@@ -355,6 +355,12 @@ impl Entry {
         }
     }
 
+    /// Whether packets of a direction come in by a port, as far as it has been seen.
+    #[inline]
+    pub(crate) fn is_bound(&self, direction: Direction, port: PortId) -> bool {
+        self.ports[direction as usize] == port.0
+    }
+
     /// Binds a direction to the port where its packets come in.
     #[inline]
     pub(crate) fn bind(&mut self, direction: Direction, port: PortId) {

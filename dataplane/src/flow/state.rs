@@ -105,6 +105,18 @@ states! {
     Revoked = 20, "revoked", revoked, HalfOpen;
 }
 
+impl State {
+    /// Whether both ends have spoken and a packet of either may still come.
+    pub(crate) fn is_answered(self) -> bool {
+        use State::{Revoked, SctpClosed, TcpResetOriginal, TcpResetReply, TcpTimeWait};
+        let over = matches!(
+            self,
+            TcpTimeWait | TcpResetOriginal | TcpResetReply | SctpClosed | Revoked
+        );
+        self.standing() != Standing::HalfOpen && !over
+    }
+}
+
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]

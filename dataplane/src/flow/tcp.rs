@@ -141,11 +141,15 @@ impl Windows {
         last >= 0 && ahead(segment.seq, self.acked[to]) >= 0
     }
 
-    /// Whether a FIN can be of the end that it says it is of: it lies in the window, and nothing is missing before it.
+    /// Whether a FIN can be of the end that it says it is of: nothing is missing before it, and nothing behind it has been
+    /// acknowledged.
     pub(crate) fn believes_fin(&self, direction: Direction, segment: &Segment) -> bool {
-        self.known & END[direction as usize] != 0
-            && ahead(self.end[direction as usize], segment.seq) >= 0
+        let (from, to) = (direction as usize, direction.flipped() as usize);
+        let last = segment.end.wrapping_sub(1);
+        self.known & END[from] != 0
+            && ahead(self.end[from], segment.seq) >= 0
             && self.is_in_window(direction, segment)
+            && (self.known & ACKED[to] == 0 || ahead(last, self.acked[to]) >= 0)
     }
 
     /// Whether an end has sent the byte of a number not long ago: what an ICMP error quotes (RFC 5927 4).

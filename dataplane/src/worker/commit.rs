@@ -2,16 +2,16 @@
 
 use crate::{
     classify::Generation,
-    flow::{entry::Ground, fragments::Passed, hash::KeyHash, state::Direction, table::NoPlace},
+    flow::{entry::Ground, fragments::Passed, hash::KeyHash, state::Direction, table::NoPlace, tcp},
     io::PacketIo,
     port::{Port, PortId, PortKind},
     verdict::DropReason,
-    wire::{Fragment, Packet},
+    wire::{Fragment, Packet, Transport},
 };
 
 use super::{
     TurnOf,
-    judge::{Beginning, Change, Orientation, Progress, Renewal, epochs_of},
+    judge::{Beginning, Change, Numbers, Orientation, Progress, Renewal, Step, epochs_of},
 };
 
 impl<Io: PacketIo> TurnOf<'_, Io> {
@@ -23,12 +23,17 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         change: &Change,
         port: &Port,
         out: PortId,
+        frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
     ) -> Result<(), DropReason> {
         match change {
-            Change::GoOn(progress) => self.go_on(progress, port, out, packet),
-            Change::Begin(beginning) => self.begin(beginning, port, out, packet)?,
+            Change::Pass(step) => {
+                self.go_on(*step, out, true);
+                self.count(*step, frame, packet, Numbers::GoOn);
+            }
+            Change::GoOn(progress) => self.go_on_further(progress, port, out, frame, packet),
+            Change::Begin(beginning) => self.begin(beginning, port, out, frame, packet)?,
             Change::Nothing => self.pass_without_entry(),
             Change::Related(index) => self.pass_error(*index, hash),
         }
@@ -38,32 +43,73 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         Ok(())
     }
 
-    #[inline(always)]
-    fn go_on(&mut self, progress: &Progress, port: &Port, out: PortId, packet: &Packet) {
-        let Progress { index, direction, .. } = *progress;
+    #[inline(never)]
+    fn go_on_further(
+        &mut self,
+        progress: &Progress,
+        port: &Port,
+        out: PortId,
+        frame: &[u8],
+        packet: &Packet,
+    ) {
         if progress.binds || !matches!(progress.renewal, Renewal::Current) {
             self.renew_entry(progress, port, out);
         }
-        let now = self.now;
-        self.table.set_state(index, progress.state, now);
-        let entry = self.table.entry_mut(index);
-        if progress.refreshes {
-            entry.touch(now);
-        }
-        entry.count(direction, packet.total_length());
-        if let Some(segment) = &progress.segment {
-            entry.windows_mut().observe(direction, segment, progress.opens);
-        }
+        self.go_on(progress.step, out, progress.refreshes);
         if progress.orientation != Orientation::Unchanged {
             self.orient(progress);
         }
+        self.count(progress.step, frame, packet, progress.numbers);
+    }
+
+    #[inline(always)]
+    fn go_on(&mut self, step: Step, out: PortId, refreshes: bool) {
+        let now = self.now;
+        self.table.set_state(step.index, step.state, now);
+        let entry = self.table.entry_mut(step.index);
+        if refreshes {
+            entry.touch(now);
+        }
+        if step.direction == Direction::Original && !entry.is_bound(Direction::Reply, out) {
+            self.leaves_elsewhere(step.index, out);
+        }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, step: Step, frame: &[u8], packet: &Packet, numbers: Numbers) {
+        let entry = self.table.entry_mut(step.index);
+        entry.count(step.direction, packet.total_length());
+        if matches!(packet.transport, Transport::Tcp { .. })
+            && numbers != Numbers::Ignored
+            && let Some(segment) = tcp::Segment::of(frame, packet)
+        {
+            entry
+                .windows_mut()
+                .observe(step.direction, &segment, numbers == Numbers::Begin);
+        }
         self.stats.counters.flow_hits.add(1);
+    }
+
+    /// The original leaves by another port than before: its route has changed, so replies come by another one. Not where
+    /// they come by another of several ways that the route has.
+    #[cold]
+    fn leaves_elsewhere(&mut self, index: usize, out: PortId) {
+        let entry = self.table.entry(index);
+        let dst = entry.key().dst;
+        let still_leads_there = entry
+            .port(Direction::Reply)
+            .and_then(|bound| self.port(bound))
+            .zip(self.forwarding)
+            .is_some_and(|(bound, forwarding)| forwarding.leads_to(dst, bound));
+        if !still_leads_there {
+            self.table.entry_mut(index).bind(Direction::Reply, out);
+        }
     }
 
     #[cold]
     fn renew_entry(&mut self, progress: &Progress, port: &Port, out: PortId) {
         let generation = self.generation();
-        let entry = self.table.entry_mut(progress.index);
+        let entry = self.table.entry_mut(progress.step.index);
         match progress.renewal {
             Renewal::Current => {}
             Renewal::Restamp => {
@@ -78,16 +124,16 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if !progress.binds {
             return;
         }
-        entry.bind(progress.direction, port.id);
+        entry.bind(progress.step.direction, port.id);
         // A reply does not tell by which port the original came on a router: that may be another way.
-        if progress.direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
-            entry.bind(progress.direction.flipped(), out);
+        if progress.step.direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
+            entry.bind(progress.step.direction.flipped(), out);
         }
     }
 
     #[cold]
     fn orient(&mut self, progress: &Progress) {
-        let entry = self.table.entry_mut(progress.index);
+        let entry = self.table.entry_mut(progress.step.index);
         match progress.orientation {
             Orientation::Unchanged => {}
             Orientation::ReplyAllowed => entry.cover_reply(),
@@ -104,6 +150,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         beginning: &Beginning,
         port: &Port,
         out: PortId,
+        frame: &[u8],
         packet: &Packet,
     ) -> Result<(), DropReason> {
         let now = self.now;
@@ -126,8 +173,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                     entry.bind(direction.flipped(), out);
                 }
                 entry.count(*direction, packet.total_length());
-                if let Some(segment) = &beginning.segment {
-                    entry.windows_mut().observe(*direction, segment, true);
+                if let Some(segment) = tcp::Segment::of(frame, packet) {
+                    entry.windows_mut().observe(*direction, &segment, true);
                 }
                 if *direction == Direction::Reply {
                     self.stats.counters.flows.picked_up.add(1);

@@ -12,7 +12,7 @@ use crate::{
         entry::{Ground, Stamp},
         fragments::{Admission, Passed},
         hash::KeyHash,
-        state::{self, Action, Direction, Segment, Standing, State},
+        state::{self, Action, Direction, Segment, State},
         table::Hint,
         tcp,
     },
@@ -107,7 +107,9 @@ pub(super) enum Renewal {
 pub(super) enum Change {
     /// Nothing: the packet passes without an entry.
     Nothing,
-    /// The flow goes on.
+    /// The flow goes on as it was.
+    Pass(Step),
+    /// The flow goes on, and something else about it changes, too.
     GoOn(Progress),
     /// A flow begins.
     Begin(Beginning),
@@ -115,22 +117,38 @@ pub(super) enum Change {
     Related(usize),
 }
 
+/// A packet of a flow, and the state after it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) index: usize,
+    pub(super) direction: Direction,
+    pub(super) state: State,
+}
+
 /// How a flow goes on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
-    pub(super) index: usize,
-    pub(super) direction: Direction,
+    pub(super) step: Step,
     pub(super) renewal: Renewal,
-    pub(super) state: State,
     /// Whether its timeout begins anew.
     pub(super) refreshes: bool,
     /// Whether its ports are those by which this packet comes and goes from now on.
     pub(super) binds: bool,
     /// Where it is not known who began: what this packet shows.
     pub(super) orientation: Orientation,
-    /// TCP: its numbers, and whether it is a SYN of a connection that is not open yet.
-    pub(super) segment: Option<tcp::Segment>,
-    pub(super) opens: bool,
+    /// What its sequence numbers say about a TCP connection.
+    pub(super) numbers: Numbers,
+}
+
+/// What the sequence numbers of a segment say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// Where its end is now.
+    GoOn,
+    /// Where its end begins: a SYN of a connection that is not open yet.
+    Begin,
+    /// Nothing: it is not believed.
+    Ignored,
 }
 
 /// What a packet shows of a flow that was begun in the middle.
@@ -157,7 +175,6 @@ pub(super) struct Beginning {
     pub(super) charged: [u32; 2],
     /// The entry in whose place it comes.
     pub(super) replaces: Option<usize>,
-    pub(super) segment: Option<tcp::Segment>,
 }
 
 /// Where a packet came in, as far as its flow is concerned.
@@ -426,9 +443,39 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         Ok(Change::Nothing)
     }
 
-    /// A packet of a flow that has an entry.
+    /// A packet of a flow that has an entry. Nearly all need nothing but a look at its port and its state.
     #[inline(always)]
     fn judge_known(
+        &self,
+        snapshot: &Snapshot,
+        port: &Port,
+        frame: &[u8],
+        packet: &Packet,
+        hash: KeyHash,
+        known: Known,
+    ) -> Result<Change, Denial> {
+        let Known { index, direction, .. } = known;
+        let entry = self.table.entry(index);
+        let meaning = Segment::of(packet);
+        if matches!(known.renewal, Renewal::Current)
+            && entry.is_bound(direction, port.id)
+            && entry.is_plain()
+            && matches!(meaning, Segment::Ack | Segment::Data)
+            && let Some(before) = entry.state()
+            && let (state, Action::Pass) = state::next(before, direction, meaning)
+        {
+            return Ok(Change::Pass(Step {
+                index,
+                direction,
+                state,
+            }));
+        }
+        self.judge_known_further(snapshot, port, frame, packet, hash, known)
+    }
+
+    /// A packet that is not of an open flow, from where its packets come, under the snapshot that allowed it.
+    #[inline(never)]
+    fn judge_known_further(
         &self,
         snapshot: &Snapshot,
         port: &Port,
@@ -443,7 +490,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             mut renewal,
         } = known;
         let entry = self.table.entry(index);
-        let bound = entry.port(direction) == Some(port.id) && !matches!(renewal, Renewal::Rejudged(_));
+        let bound = entry.is_bound(direction, port.id) && !matches!(renewal, Renewal::Rejudged(_));
         if !bound {
             match self.arrives_elsewhere(snapshot, port, frame, packet, known)? {
                 Arrival::Rebind(renewed) => renewal = renewed,
@@ -457,29 +504,32 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         };
         let meaning = Segment::of(packet);
         let (mut state, mut action) = state::next(before, direction, meaning);
-        let mut segment = None;
-        if let Transport::Tcp { .. } = packet.transport {
-            segment = tcp::Segment::of(frame, packet);
-            if matches!(meaning, Segment::Rst | Segment::Fin)
-                && !self.believes_end(index, direction, before, meaning, segment)
-            {
-                (state, action) = match meaning {
-                    Segment::Fin => state::next(before, direction, Segment::Ack),
-                    _ => (before, Action::PassUnrefreshed),
-                };
+        let mut numbers = match meaning {
+            Segment::Syn | Segment::SynAck if matches!(before, State::TcpSyn | State::TcpHandshake) => {
+                Numbers::Begin
             }
+            _ => Numbers::GoOn,
+        };
+        if matches!(meaning, Segment::Rst | Segment::Fin)
+            && !self.believes_end(index, direction, before, meaning, frame, packet)
+        {
+            numbers = Numbers::Ignored;
+            (state, action) = match meaning {
+                Segment::Fin => state::next(before, direction, Segment::Ack),
+                _ => (before, Action::PassUnrefreshed),
+            };
         }
         let mut progress = Progress {
-            index,
-            direction,
+            step: Step {
+                index,
+                direction,
+                state,
+            },
             renewal,
-            state,
             refreshes: action != Action::PassUnrefreshed,
             binds: !bound,
             orientation: Orientation::Unchanged,
-            segment,
-            opens: matches!(meaning, Segment::Syn | Segment::SynAck)
-                && matches!(before, State::TcpSyn | State::TcpHandshake),
+            numbers,
         };
         match action {
             Action::Pass | Action::PassUnrefreshed => {}
@@ -506,10 +556,14 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         direction: Direction,
         before: State,
         meaning: Segment,
-        segment: Option<tcp::Segment>,
+        frame: &[u8],
+        packet: &Packet,
     ) -> bool {
-        let Some(segment) = segment.filter(|_| self.shared.config.flow.tcp_strict) else {
+        if !self.shared.config.flow.tcp_strict {
             return true;
+        }
+        let Some(segment) = tcp::Segment::of(frame, packet) else {
+            return false;
         };
         let windows = self.table.entry(index).windows();
         match meaning {
@@ -528,7 +582,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         hash: KeyHash,
         progress: &mut Progress,
     ) -> Result<(), Denial> {
-        let entry = self.table.entry(progress.index);
+        let entry = self.table.entry(progress.step.index);
         let would_drop = match progress.renewal {
             Renewal::Rejudged(stamp) => match stamp.ground {
                 Ground::Audit(reason) => Some(reason),
@@ -542,8 +596,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 ..reason.into()
             });
         }
-        let covered = entry.covers(progress.direction)
-            && (progress.direction == Direction::Original || !progress.binds || entry.is_oriented());
+        let direction = progress.step.direction;
+        let covered = entry.covers(direction)
+            && (direction == Direction::Original || !progress.binds || entry.is_oriented());
         if covered {
             return Ok(());
         }
@@ -556,7 +611,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                     return Err(denial);
                 }
                 progress.orientation = Orientation::Oriented;
-                progress.state = State::TcpEstablished;
+                progress.step.state = State::TcpEstablished;
             }
         }
         Ok(())
@@ -583,11 +638,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let began = match known.direction {
             Direction::Original => {
                 let turned = is_wire && bound(Direction::Reply) == Some(port.id);
-                if turned
-                    && entry
-                        .state()
-                        .is_some_and(|state| state.standing() == Standing::Kept)
-                {
+                if turned && entry.state().is_some_and(State::is_answered) {
                     // Both ends have spoken, across the wire the other way round.
                     return Err(DropReason::SpoofedSource.into());
                 }
@@ -645,8 +696,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         index: usize,
     ) -> Result<Change, Denial> {
         let state = self.table.entry(index).state();
-        let open = state.is_some_and(|state| state.standing() == Standing::Kept || state == State::Revoked);
-        if open {
+        if state.is_some_and(|state| state.is_answered() || state == State::Revoked) {
             self.decide_packet(snapshot, port, packet)?;
             return Ok(Change::Nothing);
         }
@@ -685,7 +735,6 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 stamp: stamp(snapshot, &src, &dst, judgement, ground),
                 charged: [self.account(key.src, &src), self.account(key.dst, &dst)],
                 replaces,
-                segment: tcp::Segment::of(frame, packet),
             })
         };
         if packet.transport != Transport::None && self.shared.config.failsafe.admits(&key) {
@@ -705,7 +754,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Ok(judgement) => judgement,
             Err(denial) => {
                 if begins == Some(State::TcpMidstream)
-                    && let Some(change) = self.pick_up(snapshot, port, frame, packet, hash, [&src, &dst])
+                    && let Some(change) = self.pick_up(snapshot, port, packet, hash, [&src, &dst])
                 {
                     return Ok(change);
                 }
@@ -749,7 +798,6 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         &self,
         snapshot: &Snapshot,
         port: &Port,
-        frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
         [src, dst]: [&Identity; 2],
@@ -770,7 +818,6 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             stamp: stamp(snapshot, dst, src, Some(judgement), ground_of(exemption)),
             charged: [self.account(key.src, dst), self.account(key.dst, src)],
             replaces: None,
-            segment: tcp::Segment::of(frame, packet),
         }))
     }
 

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // in tests a failed unwrap is the failure
 
+mod attacks;
 mod bursts;
 mod drops;
 mod figures;
