@@ -165,7 +165,15 @@ fn an_empty_folder_is_a_cluster_without_pods() {
         return;
     };
     let bed = bed(Role::Routed, 1);
-    let firewall = Appliance::start(&bed, &built_binary().unwrap(), &Options::default(), &[]).unwrap();
+    let manifests = bed.manifests();
+    let options = Options {
+        source: Some(format!(
+            "{{manifests: {}, allowNoPods: true}}",
+            manifests.display()
+        )),
+        ..Options::default()
+    };
+    let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &[]).unwrap();
     // Every pod address is unknown, so nothing passes; the gateway itself is no pod and reaches out.
     expect(
         &bed,

@@ -412,6 +412,30 @@ fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, Stop> {
     Ok(false)
 }
 
+/// Whether a solicitation or advertisement of a neighbour says nothing but what everybody can see: whose address is at the
+/// Ethernet address that it comes from. Such are the probes and answers of neighbours that use their global addresses.
+fn is_bare_neighbour_discovery(frame: &[u8], packet: &Packet) -> bool {
+    let bytes = frame.get(usize::from(packet.l4)..usize::from(packet.end));
+    let Some((header, option)) = bytes.and_then(|bytes| bytes.split_at_checked(24)) else {
+        return false;
+    };
+    let &[kind, code, _, _, flags, a, b, c, ref target @ ..] = header else {
+        return false;
+    };
+    let (about, flags_allowed, own) = match kind {
+        135 => (packet.dst, 0, 1),
+        136 => (packet.src, 0xe0, 2),
+        _ => return false,
+    };
+    let option_is_own = option.is_empty()
+        || option.len() == 8 && option[..2] == [own, 1] && frame.get(6..12) == Some(&option[2..]);
+    code == 0
+        && flags & !flags_allowed == 0
+        && [a, b, c] == [0; 3]
+        && target == about.octets().as_slice()
+        && option_is_own
+}
+
 /// As for IPv4 (RFC 4291 2.5 and 2.7, RFC 4861 6 and 7, RFC 3810 5).
 #[inline]
 fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
@@ -427,8 +451,10 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
         let kind = frame
             .get(l4..usize::from(packet.end))
             .and_then(|icmp| icmp.first().copied());
-        // Between other addresses it is judged like any ICMP: it could carry anything from one end to the other.
-        let on_link = group || link_local(&dst) && (link_local(&src) || from == 0);
+        // Between other addresses it is judged like any ICMP, if it could carry anything from one end to the other.
+        let on_link = group
+            || link_local(&dst) && (link_local(&src) || from == 0)
+            || is_bare_neighbour_discovery(frame, packet);
         match kind {
             Some(133..=137) if packet.ttl != 255 => return Err(DropReason::Malformed.into()),
             Some(134 | 137) => return Err(NotSubject::RouterAdvertisement.into()),

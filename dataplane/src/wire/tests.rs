@@ -266,12 +266,31 @@ fn semantics_65_what_is_not_subject() {
         let frame = router.icmp(kind, 0, [0; 4], &[0; 16]);
         assert_eq!(kinds(&frame), NotSubject::RouterAdvertisement);
     }
-    // From one end to another it could carry anything: judged like any ICMP.
+    // From one end to another it could carry anything: judged like any ICMP. Not what says nothing but whose address
+    // is where it comes from.
     let mut unicast = v6();
     unicast.ttl = 255;
     for kind in [133, 135, 136] {
         let packet = subject(&unicast.icmp(kind, 0, [0; 4], &[0; 16]));
         assert_eq!(packet.transport, Transport::Icmp { kind, code: 0 });
+    }
+    for (kind, flags, about, option) in [(135, 0, unicast.dst, 1), (136, 0x60, unicast.src, 2)] {
+        let own = [&[option, 1][..], &unicast.eth_src].concat();
+        let target = about.octets();
+        for rest in [target.to_vec(), [&target[..], &own].concat()] {
+            let frame = unicast.icmp(kind, 0, [flags, 0, 0, 0], &rest);
+            assert_eq!(kinds(&frame), NotSubject::Ndp);
+        }
+        let other = [&[option, 1][..], &[7; 6]].concat();
+        for (word, rest) in [
+            ([flags, 0, 0, 1], target.to_vec()),
+            ([flags | 1, 0, 0, 0], target.to_vec()),
+            ([flags, 0, 0, 0], [7; 16].to_vec()),
+            ([flags, 0, 0, 0], [&target[..], &other].concat()),
+            ([flags, 0, 0, 0], [&target[..], &own, &own].concat()),
+        ] {
+            subject(&unicast.icmp(kind, 0, word, &rest));
+        }
     }
     let mut hop = to("fe80::1", "ff02::16");
     hop.ttl = 1;

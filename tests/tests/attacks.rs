@@ -1,0 +1,606 @@
+//! What outsiders, pods and neighbours may try, with real packets through the real appliance. `docs/security/threats.md`
+//! says what is promised about each; `dataplane/src/worker/tests/attacks.rs` tries more of the same in memory.
+#![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{
+        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt,
+        socket, sockopt::ReceiveTimeout,
+    },
+    sys::time::{TimeVal, TimeValLike},
+};
+use ringwall_dataplane::wire::{TcpFlags, build::Template};
+use ringwall_testbed::{
+    appliance::{Appliance, Options, built_binary},
+    netns::Netns,
+    preflight::runs_here,
+    topology::{Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, Plan, Role},
+    world::World,
+};
+use serde_json::{Value, json};
+
+/// What one waits for a frame that should come.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A port that nobody serves.
+const QUIET: u16 = 9;
+
+/// An interface by which frames are sent and seen as they are.
+struct Tap {
+    socket: OwnedFd,
+    address: LinkAddr,
+}
+
+impl Tap {
+    fn open(ns: &Netns, interface: &str) -> Self {
+        ns.run(|| {
+            let socket = socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::empty(),
+                SockProtocol::EthAll,
+            )
+            .unwrap();
+            setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
+            let address = link_address(interface);
+            bind(socket.as_raw_fd(), &address).unwrap();
+            Self { socket, address }
+        })
+        .unwrap()
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.address.addr().unwrap()
+    }
+
+    fn send(&self, frame: &[u8]) {
+        sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty()).unwrap();
+    }
+
+    /// Which of these texts arrive, until `last` has, or nothing more can be expected.
+    fn seen(&self, texts: &[String], last: &str) -> Vec<String> {
+        let until = Instant::now() + PATIENCE;
+        let mut buffer = [0; 4096];
+        let mut seen = Vec::new();
+        while Instant::now() < until {
+            let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) else {
+                continue;
+            };
+            let holds = |text: &str| {
+                buffer[..length]
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            };
+            seen.extend(texts.iter().filter(|text| holds(text)).cloned());
+            if holds(last) {
+                return seen;
+            }
+        }
+        panic!("`{last}` did not arrive: the bed does not work, so nothing can be said about attacks");
+    }
+}
+
+/// Of an interface of the namespace that the thread is in.
+fn link_address(interface: &str) -> LinkAddr {
+    getifaddrs()
+        .unwrap()
+        .filter(|it| it.interface_name == interface)
+        .find_map(|it| it.address?.as_link_addr().copied())
+        .unwrap()
+}
+
+/// The Ethernet address of a port of the gateway.
+fn mac_of(ns: &Netns, interface: &str) -> [u8; 6] {
+    ns.run(|| link_address(interface).addr().unwrap()).unwrap()
+}
+
+/// One direction across the firewall: where frames are put in, and where they come out.
+struct Way {
+    from: Tap,
+    to: Tap,
+    /// Where the frames go first.
+    next: [u8; 6],
+}
+
+impl Way {
+    fn template(&self, src: IpAddr, dst: IpAddr) -> Template {
+        let mut template = Template::new(src.into(), dst.into());
+        template.eth_src = self.from.mac();
+        // Frames to groups keep the group's Ethernet address.
+        if template.eth_dst[0] & 1 == 0 {
+            template.eth_dst = self.next;
+        }
+        template
+    }
+
+    /// Sends attacks, each with a text of its own in it, and then what is allowed; asserts that this alone arrives.
+    fn only_the_last_passes(&self, attacks: &[(&str, Vec<u8>)], allowed: Vec<u8>, last: &str) {
+        for (_, frame) in attacks {
+            self.from.send(frame);
+        }
+        self.from.send(&allowed);
+        let texts: Vec<String> = attacks.iter().map(|(text, _)| (*text).to_owned()).collect();
+        assert_eq!(self.to.seen(&texts, last), [""; 0], "these passed");
+    }
+
+    /// The other way round, for a control: they all arrive.
+    fn all_pass(&self, frames: &[(&str, Vec<u8>)]) {
+        for (text, frame) in frames {
+            self.from.send(frame);
+            self.to.seen(&[], text);
+        }
+    }
+}
+
+/// A bed with a pod `shop/web`, which only it matters who reaches, `shop/box`, which may not do anything, and
+/// `shop/client`, which may do everything.
+struct Scene {
+    bed: Bed,
+    firewall: Appliance,
+}
+
+impl Scene {
+    fn new(role: Role, more: &str) -> Self {
+        let plans = [
+            Plan::new("shop/web"),
+            Plan::new("shop/box"),
+            Plan::new("shop/client"),
+        ];
+        let bed = Bed::new(role, &plans, 1).unwrap();
+        let mut world = World::of(&bed);
+        let select = |app: &str, types: &[&str]| json!({"podSelector": {"matchLabels": {"app": app}}, "policyTypes": types});
+        world.policy("shop", "nobody-reaches-web", select("web", &["Ingress"]));
+        world.policy("shop", "box-does-nothing", select("box", &["Ingress", "Egress"]));
+        let options = Options {
+            host_port: role == Role::Routed,
+            more: more.to_owned(),
+            ..Options::default()
+        };
+        let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+        Self { bed, firewall }
+    }
+
+    fn address(&self, name: &str, v6: bool) -> IpAddr {
+        match name {
+            "external" if v6 => EXTERNAL_V6.into(),
+            "external" => EXTERNAL.into(),
+            "gateway" if v6 => GATEWAY_V6.into(),
+            "gateway" => GATEWAY.into(),
+            name => self.bed.member(name).unwrap().address(v6),
+        }
+    }
+
+    /// From the outsider to a pod.
+    fn inward(&self, pod: &str) -> Way {
+        match self.bed.role {
+            Role::Routed => Way {
+                from: Tap::open(&self.bed.external.ns, "eth0"),
+                to: Tap::open(&self.bed.member(pod).unwrap().ns, "eth0"),
+                next: mac_of(&self.bed.gateway, "uplink"),
+            },
+            Role::Wire => across(&self.bed, 1, 0),
+        }
+    }
+
+    /// From a pod to the outsider.
+    fn outward(&self, pod: &str) -> Way {
+        match self.bed.role {
+            Role::Routed => {
+                let member = self.bed.member(pod).unwrap();
+                Way {
+                    from: Tap::open(&member.ns, "eth0"),
+                    to: Tap::open(&self.bed.external.ns, "eth0"),
+                    next: mac_of(&self.bed.gateway, &member.port),
+                }
+            }
+            Role::Wire => across(&self.bed, 0, 1),
+        }
+    }
+
+    /// Frames dropped for a reason since the start.
+    fn dropped(&self, reason: &str) -> u64 {
+        let status = self.firewall.status().unwrap();
+        let drops = &status["dataplane"]["frames"]["drops"];
+        drops[reason]
+            .as_u64()
+            .unwrap_or_else(|| find(&status, reason).unwrap_or(0))
+    }
+}
+
+/// The number under a key, wherever it stands.
+fn find(value: &Value, key: &str) -> Option<u64> {
+    match value {
+        Value::Object(map) => map.iter().find_map(|(name, value)| {
+            if name == key {
+                value.as_u64()
+            } else {
+                find(value, key)
+            }
+        }),
+        Value::Array(list) => list.iter().find_map(|value| find(value, key)),
+        _ => None,
+    }
+}
+
+fn across(bed: &Bed, from: usize, to: usize) -> Way {
+    let [from, to] = [from, to].map(|router| Tap::open(&bed.routers[router], "wire"));
+    Way {
+        next: to.mac(),
+        from,
+        to,
+    }
+}
+
+const SYN: u8 = TcpFlags::SYN;
+const ACK: u8 = TcpFlags::ACK;
+
+/// Both families, a port of its own for each attack, so that no flow answers for another.
+fn families() -> [(bool, u16); 2] {
+    [(false, 20_000), (true, 30_000)]
+}
+
+fn a_stranger_makes_the_reply_flow(role: Role) {
+    let scene = Scene::new(role, "");
+    let way = scene.inward("shop/web");
+    for (v6, own) in families() {
+        let [web, outsider, client] =
+            ["shop/web", "external", "shop/client"].map(|name| scene.address(name, v6));
+        let (forged, real) = (way.template(web, outsider), way.template(outsider, web));
+        // What the pod may say, said by the outsider, and then the answers.
+        for frame in [
+            forged.tcp(80, own, SYN, b""),
+            forged.udp(53, own, b""),
+            forged.ip(132, &[0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 4]),
+            forged.echo(own, true),
+        ] {
+            way.from.send(&frame);
+        }
+        way.only_the_last_passes(
+            &[
+                ("syn answers", real.tcp(own, 80, SYN, b"syn answers")),
+                (
+                    "syn-ack answers",
+                    real.tcp(own, 80, SYN | ACK, b"syn-ack answers"),
+                ),
+                ("data answers", real.tcp(own, 80, ACK, b"data answers")),
+                ("datagram answers", real.udp(own, 53, b"datagram answers")),
+            ],
+            way.template(outsider, client).udp(own, QUIET, b"allowed"),
+            "allowed",
+        );
+    }
+}
+
+#[test]
+fn a_stranger_does_not_make_the_reply_flow_himself_on_a_router() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_stranger_makes_the_reply_flow(Role::Routed);
+}
+
+/// With sides that accept everything, as `antiSpoofing: off` allows.
+#[test]
+fn a_stranger_does_not_make_the_reply_flow_himself_on_a_wire() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_stranger_makes_the_reply_flow(Role::Wire);
+}
+
+fn a_pod_sends_errors_and_tunnels(role: Role) {
+    let scene = Scene::new(role, "");
+    let (inward, outward) = (scene.inward("shop/client"), scene.outward("shop/box"));
+    let speaker = scene.outward("shop/client");
+    for (v6, own) in families() {
+        let [boxed, client, outsider] =
+            ["shop/box", "shop/client", "external"].map(|name| scene.address(name, v6));
+        // The outsider's own flow with another pod, for the pod that may send nothing to quote.
+        let theirs = inward
+            .template(outsider, client)
+            .udp(own, QUIET, b"their datagram");
+        inward.from.send(&theirs);
+        inward.to.seen(&[], "their datagram");
+        let unreachable = if v6 { 1 } else { 3 };
+        let quote = |text: &str, length: usize| {
+            let mut quote = theirs[14..].to_vec();
+            quote.extend_from_slice(text.as_bytes());
+            quote.resize(quote.len().max(length), b'.');
+            quote
+        };
+        let error = |way: &Way, from, text: &str, length| {
+            way.template(from, outsider)
+                .icmp(unreachable, 0, [0; 4], &quote(text, length))
+        };
+        outward.only_the_last_passes(
+            &[
+                (
+                    "error of nobody concerned",
+                    error(&outward, boxed, "error of nobody concerned", 0),
+                ),
+                (
+                    "datagram",
+                    outward.template(boxed, outsider).udp(own, QUIET, b"datagram"),
+                ),
+                (
+                    "answer to nothing",
+                    outward
+                        .template(boxed, outsider)
+                        .tcp(22, own, ACK, b"answer to nothing"),
+                ),
+            ],
+            error(&speaker, client, "error of the end itself", 0),
+            "error of the end itself",
+        );
+        // With a datagram behind it, not even of the end itself.
+        speaker.only_the_last_passes(
+            &[("long error", error(&speaker, client, "long error", 1400))],
+            speaker.template(client, outsider).udp(own, QUIET, b"allowed"),
+            "allowed",
+        );
+        // A pod that may talk to everybody, into tunnels, and past the destination that was judged.
+        let out = speaker.template(client, outsider);
+        let inner = |text: &str| [&theirs[14..], text.as_bytes()].concat();
+        let mut routed = out.clone();
+        if v6 {
+            routed.extensions = vec![(43, vec![4, 1, 0, 0, 0, 0])];
+        } else {
+            routed.options = vec![131, 7, 4, 192, 0, 2, 77, 0];
+        }
+        let before = scene.dropped("encapsulation");
+        let mut attacks: Vec<(String, Vec<u8>)> = [4, 41, 47, 97, 115, 137]
+            .map(|protocol| {
+                let text = format!("in protocol {protocol}.");
+                (text.clone(), out.ip(protocol, &inner(&text)))
+            })
+            .into();
+        attacks.extend([4789, 8472, 6081, 8285].map(|port| {
+            let text = format!("in port {port}.");
+            (text.clone(), out.udp(own, port, &inner(&text)))
+        }));
+        attacks.push((
+            "source routed".to_owned(),
+            routed.udp(own, QUIET, b"source routed"),
+        ));
+        let attacks: Vec<(&str, Vec<u8>)> = attacks
+            .iter()
+            .map(|(text, frame)| (text.as_str(), frame.clone()))
+            .collect();
+        speaker.only_the_last_passes(&attacks, out.udp(own, QUIET, b"allowed, too"), "allowed, too");
+        assert_eq!(scene.dropped("encapsulation"), before + 10);
+    }
+    assert_eq!(scene.dropped("source-routed"), 2);
+}
+
+#[test]
+fn errors_tunnels_and_source_routes_are_no_way_out_on_a_router() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_pod_sends_errors_and_tunnels(Role::Routed);
+}
+
+#[test]
+fn errors_tunnels_and_source_routes_are_no_way_out_on_a_wire() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_pod_sends_errors_and_tunnels(Role::Wire);
+}
+
+/// Addresses of this machine and of its pods, from where they are not.
+#[test]
+fn a_source_has_its_place_on_a_router() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Routed, "");
+    for (v6, own) in families() {
+        let [web, boxed, client, outsider, gateway] =
+            ["shop/web", "shop/box", "shop/client", "external", "gateway"]
+                .map(|name| scene.address(name, v6));
+        let way = scene.inward("shop/client");
+        way.only_the_last_passes(
+            &[
+                ("as a pod", way.template(web, client).udp(own, QUIET, b"as a pod")),
+                (
+                    "as the gateway",
+                    way.template(gateway, client).udp(own, QUIET, b"as the gateway"),
+                ),
+                (
+                    "as itself",
+                    way.template(client, client).udp(own, QUIET, b"as itself"),
+                ),
+            ],
+            way.template(outsider, client).udp(own, QUIET, b"as the outsider"),
+            "as the outsider",
+        );
+        let way = scene.outward("shop/client");
+        way.only_the_last_passes(
+            &[
+                (
+                    "as another pod",
+                    way.template(boxed, outsider).udp(own, QUIET, b"as another pod"),
+                ),
+                (
+                    "as the gateway",
+                    way.template(gateway, outsider).udp(own, QUIET, b"as the gateway"),
+                ),
+            ],
+            way.template(client, outsider).udp(own, QUIET, b"as the pod"),
+            "as the pod",
+        );
+    }
+}
+
+/// A failsafe rule lets connections begin; its port is not a way out of a pod that may send nothing.
+#[test]
+fn a_failsafe_rule_is_no_way_out_by_its_source_port() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let more = "failsafe:\n  allow:\n    - {from: [192.0.2.0/24, \"2001:db8::/64\"], to: podCIDRs, protocol: TCP, ports: [22]}\n";
+    let scene = Scene::new(Role::Routed, more);
+    let (inward, outward) = (scene.inward("shop/box"), scene.outward("shop/box"));
+    for (v6, own) in families() {
+        let [boxed, outsider] = ["shop/box", "external"].map(|name| scene.address(name, v6));
+        let (forth, back) = (
+            inward.template(outsider, boxed),
+            outward.template(boxed, outsider),
+        );
+        inward.all_pass(&[("managed", forth.tcp(own, 22, SYN, b"managed"))]);
+        let attacks: Vec<(&str, Vec<u8>)> = vec![
+            ("from port 22", back.tcp(22, own + 1, SYN, b"from port 22")),
+            (
+                "data from port 22",
+                back.tcp(22, own + 2, ACK, b"data from port 22"),
+            ),
+        ];
+        outward.only_the_last_passes(&attacks, back.tcp(22, own, SYN | ACK, b"answer"), "answer");
+    }
+}
+
+/// Two who agree on it, on both sides of a wire, past a pod that may send nothing.
+#[test]
+fn what_no_policy_speaks_about_carries_nothing_across_a_wire() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Wire, "");
+    for way in [scene.outward("shop/box"), scene.inward("shop/box")] {
+        let (own, next) = (way.from.mac(), way.next);
+        let frame = |to: [u8; 6], kind: u16, body: &[u8]| {
+            let mut frame = [&to[..], &own, &kind.to_be_bytes(), body].concat();
+            frame.resize(frame.len().max(60), 0);
+            frame
+        };
+        let arp = |body: &[u8]| {
+            [
+                &[0, 1, 8, 0, 6, 4, 0, 1][..],
+                &own,
+                &[198, 51, 100, 1],
+                &[0; 6],
+                &[198, 51, 100, 2],
+                body,
+            ]
+            .concat()
+        };
+        let v4 = |dst: [u8; 4], text: &str| {
+            way.template(EXTERNAL.into(), Ipv4Addr::from(dst).into())
+                .udp(1, 2, text.as_bytes())
+        };
+        let v6 = |src: &str, dst: &str| {
+            let mut template = way.template(
+                src.parse::<Ipv6Addr>().unwrap().into(),
+                dst.parse::<Ipv6Addr>().unwrap().into(),
+            );
+            template.ttl = 255;
+            template
+        };
+        let boxed = scene.address("shop/box", true).to_string();
+        let mut tagged = frame(next, 0x9200, &[0, 5, 8, 0]);
+        tagged.extend_from_slice(b"odd tag");
+        let llc = frame(next, 40, b"\xaa\xaa\x03\0\0\0\x08\0snap");
+        way.only_the_last_passes(
+            &[
+                ("other type", frame(next, 0x88b5, b"other type")),
+                ("pppoe", frame(next, 0x8864, b"pppoe")),
+                ("mpls", frame(next, 0x8847, b"mpls")),
+                ("odd tag", tagged),
+                ("snap", llc),
+                ("lldp", frame([1, 0x80, 0xc2, 0, 0, 0xe], 0x88cc, b"lldp")),
+                (
+                    "arp with data",
+                    frame([255; 6], 0x0806, &arp(&[&[0; 30][..], b"arp with data"].concat())),
+                ),
+                ("to a group", v4([239, 1, 2, 3], "to a group")),
+                ("to everyone", v4([255, 255, 255, 255], "to everyone")),
+                (
+                    "to a v6 group",
+                    v6("2001:db8::10", "ff0e::5").udp(1, 2, b"to a v6 group"),
+                ),
+                (
+                    "solicitation",
+                    v6(&boxed, "2001:db8::10").icmp(135, 0, [0; 4], b"solicitation"),
+                ),
+                (
+                    "redirect",
+                    v6("fe80::9", "fe80::8").icmp(137, 0, [0; 4], b"redirect"),
+                ),
+            ],
+            frame([255; 6], 0x0806, &arp(b"real arp")),
+            "real arp",
+        );
+        way.all_pass(&[(
+            "neighbour",
+            v6("fe80::9", "ff02::1:ff00:1").icmp(135, 0, [0; 4], b"neighbour solicited"),
+        )]);
+    }
+}
+
+/// An idle connection outlives resets and FINs that somebody made up.
+#[test]
+fn a_forged_reset_does_not_end_a_connection() {
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpStream},
+    };
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Routed, "conntrack: {timeouts: {tcpClosing: 1s}}\n");
+    let way = scene.inward("shop/client");
+    for (v6, _) in families() {
+        let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
+        let external = &scene.bed.external.ns;
+        let mut stream = external
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(client, 80), PATIENCE))
+            .unwrap()
+            .unwrap();
+        let port = stream.local_addr().unwrap().port();
+        let states = || -> Vec<String> {
+            let output = scene
+                .firewall
+                .ringwall(&[
+                    "flows",
+                    "--config",
+                    scene.firewall.config.to_str().unwrap(),
+                    "-o",
+                    "json",
+                ])
+                .unwrap();
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+                .filter(|flow| flow["src_port"] == port)
+                .filter_map(|flow| flow["state"].as_str().map(str::to_owned))
+                .collect()
+        };
+        assert_eq!(states(), ["tcp-established"]);
+        // Of the outsider; far from where its numbers are.
+        for seq in [1, 0x4000_0000, 0x8000_0000, 0xc000_0000] {
+            for flags in [TcpFlags::RST, TcpFlags::RST | ACK, TcpFlags::FIN | ACK] {
+                way.from.send(
+                    &way.template(outsider, client)
+                        .tcp_at(port, 80, flags, [seq, 1], b"forged"),
+                );
+            }
+        }
+        way.from
+            .send(&way.template(outsider, client).udp(port, QUIET, b"through"));
+        way.to.seen(&[], "through");
+        assert_eq!(states(), ["tcp-established"]);
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("shop/client"), "{answer}");
+    }
+}
