@@ -88,11 +88,13 @@ impl LiveFlows {
                 self.ask(at)?
             };
             named.extend(dump.records.iter().flat_map(|record| record.ports).flatten());
-            let (shard, entry) = dump.cursor;
             at = if dump.done {
                 next_worker(at)
             } else {
-                FlowCursor { shard, entry, ..at }
+                FlowCursor {
+                    entry: dump.cursor,
+                    ..at
+                }
             };
         }
         Some(named)
