@@ -371,7 +371,7 @@ fn a_compiled_file_is_proven_and_a_corrupted_one_is_not() {
         found["message"]
             .as_str()
             .unwrap()
-            .contains("contradicts the policies"),
+            .contains("does not mean what these manifests say"),
         "{found}"
     );
 

@@ -611,3 +611,132 @@ fn labels_that_are_no_text_to_yaml_are_told_as_they_are_written() {
         "{found:?}"
     );
 }
+
+const SELECTING: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  \
+                         podSelector: {matchLabels: {app: web}}\n  policyTypes: [Ingress]\n---\n";
+
+const OTHER_POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata: {name: db, namespace: shop, labels: {app: db}}\n---\n";
+
+/// A kind that nobody here knows may hold a template of pods, or make pods in its own way.
+#[test]
+fn pods_of_kinds_that_nobody_knows_are_read_or_allowed_for() {
+    let rollout = "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {name: web, namespace: shop}\nspec:\n  \
+                   template:\n    metadata: {labels: {app: web}}\n    spec: {containers: [{name: c}]}\n";
+    let (found, summary) = findings(folder(&format!("{SELECTING}{OTHER_POD}{rollout}")).path(), &[]);
+    assert_eq!(
+        (summary["pods"].as_u64(), ids(&found).contains("RW202")),
+        (Some(2), false),
+        "{found:#?}"
+    );
+    let database = "apiVersion: db.example.com/v1\nkind: Database\nmetadata: {name: web, namespace: shop}\nspec: {size: 3}\n";
+    let (found, _) = findings(folder(&format!("{SELECTING}{OTHER_POD}{database}")).path(), &[]);
+    let told = found.iter().find(|it| it["id"] == "RW202").unwrap();
+    assert_eq!(told["severity"], "note", "{told}");
+    assert!(
+        told["message"]
+            .as_str()
+            .unwrap()
+            .contains("pods that Database may make"),
+        "{told}"
+    );
+    let (found, _) = findings(folder(&format!("{SELECTING}{OTHER_POD}")).path(), &[]);
+    let told = found.iter().find(|it| it["id"] == "RW202").unwrap();
+    assert_eq!(told["severity"], "warning", "{told}");
+}
+
+#[test]
+fn a_namespace_that_is_named_and_not_here_is_elsewhere() {
+    let spaces = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: red}}\n---\n";
+    let policy = |selector: &str| {
+        format!(
+            "{spaces}{OTHER_POD}apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: \
+             shop}}\nspec:\n  podSelector: {{}}\n  ingress: [{{from: [{{namespaceSelector: {{matchLabels: \
+             {{{selector}}}}}}}]}}]\n"
+        )
+    };
+    for (selector, severity) in [
+        ("kubernetes.io/metadata.name: istio-system", "note"),
+        ("kubernetes.io/metadata.name: shopp", "warning"),
+        ("team: blue", "warning"),
+    ] {
+        let (found, _) = findings(folder(&policy(selector)).path(), &[]);
+        let told = found.iter().find(|it| it["id"] == "RW201").unwrap();
+        assert_eq!(told["severity"], severity, "{told}");
+    }
+}
+
+#[test]
+fn dns_is_where_its_pods_listen() {
+    let policy = |rule: &str| {
+        format!(
+            "{OTHER_POD}apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec:\n  podSelector: {{}}\n  policyTypes: [Egress]\n  egress: [{rule}]\n"
+        )
+    };
+    let dns = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: dns, namespace: kube-system, labels: {k8s-app: kube-dns}}\n";
+    let web = "{to: [{podSelector: {}}], ports: [{port: 80}]}";
+    let openshift = "{to: [{namespaceSelector: {}}], ports: [{port: 5353, protocol: UDP}]}";
+    let dns_lints = |text: &str| -> BTreeSet<String> {
+        let found = ids(&findings(folder(text).path(), &[]).0);
+        found
+            .into_iter()
+            .filter(|id| ["RW103", "RW104", "RW105"].contains(&id.as_str()))
+            .collect()
+    };
+    let only = |id: &str| BTreeSet::from([id.to_owned()]);
+    assert_eq!(dns_lints(&policy(web)), only("RW103"));
+    assert_eq!(
+        dns_lints(&policy(&format!("{web}, {openshift}"))),
+        BTreeSet::new()
+    );
+    // Where the servers are known, they listen on 53.
+    assert_eq!(
+        dns_lints(&(policy(&format!("{web}, {openshift}")) + dns)),
+        only("RW103")
+    );
+    // A rule without ports has opened port 53 for nobody in particular.
+    assert_eq!(
+        dns_lints(&(policy("{to: [{podSelector: {}}]}") + dns)),
+        only("RW103")
+    );
+}
+
+#[test]
+fn what_is_no_manifest_yet_says_what_to_do_first() {
+    let patch = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n$patch: delete\n---\n";
+    let (found, summary) = findings(folder(&format!("{OTHER_POD}{patch}")).path(), &[]);
+    assert_eq!(
+        (summary["ok"].as_bool(), summary["pods"].as_u64()),
+        (Some(true), Some(1)),
+        "{found:#?}"
+    );
+    assert!(found.iter().any(|it| {
+        it["message"]
+            .as_str()
+            .unwrap()
+            .contains("check what kustomize builds")
+    }));
+    let kustomization =
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: auth\n---\n";
+    let (found, _) = findings(folder(&format!("{OTHER_POD}{kustomization}")).path(), &[]);
+    assert!(found.iter().any(|it| {
+        it["message"]
+            .as_str()
+            .unwrap()
+            .contains("kustomize builds this folder")
+    }));
+    let template = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {{ .Values.name }}\n  {{- if .Values.x }}\n  x: y\n  {{- end }}\n";
+    for (name, text) in [
+        ("a.yaml", template),
+        ("Chart.yaml", "apiVersion: v2\nname: x\nversion: 1.0.0\n"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(name), text).unwrap();
+        let (found, _) = findings(dir.path(), &[]);
+        assert!(
+            found[0]["message"].as_str().unwrap().contains("helm template"),
+            "{found:#?}"
+        );
+    }
+}

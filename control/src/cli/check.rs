@@ -277,7 +277,11 @@ fn prove(args: &CheckArgs, input: &Input) -> anyhow::Result<Part> {
             ..Part::default()
         },
         Err(difference) => Part {
-            findings: vec![verify::finding(&difference, &input.written)],
+            findings: vec![verify::finding(
+                &difference,
+                &input.written,
+                args.snapshot.is_some(),
+            )],
             ..Part::default()
         },
     })

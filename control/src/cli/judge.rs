@@ -440,6 +440,20 @@ pub(crate) fn effect_name(effect: Effect) -> &'static str {
     }
 }
 
+/// That nobody has a name, and who has one that is nearly the same.
+fn unknown_name(cluster: &Cluster, key: &ObjectKey) -> String {
+    let alike = |other: &&ObjectKey| {
+        let whole = strsim::jaro_winkler(&key.to_string(), &other.to_string());
+        let own = if key.name == other.name { 1.0 } else { 0.0 };
+        whole.max(own)
+    };
+    let near = cluster.pods.keys().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    match near.filter(|near| alike(near) > 0.9) {
+        Some(near) => format!("no pod or workload is named {key}; did you mean {near}?"),
+        None => format!("no pod or workload is named {key}"),
+    }
+}
+
 /// What an end may be, before a family is chosen.
 enum Candidates<'a> {
     Address(IpAddr),
@@ -455,7 +469,7 @@ impl<'a> Candidates<'a> {
             EndName::Pod(key) => key,
         };
         let Some(pod) = cluster.pods.get(key) else {
-            return Err(format!("no pod or workload is named {key}"));
+            return Err(unknown_name(cluster, key));
         };
         if pod.finished {
             return Err(format!("{key} has finished: it has no address any more"));

@@ -120,8 +120,9 @@ pub(super) fn fields(report: &Report) -> Vec<(&'static str, Value)> {
     )]
 }
 
-/// A difference as something that was found, at the first policy that either side names.
-pub(super) fn finding(difference: &Difference, written: &[Written]) -> Finding {
+/// A difference as something that was found, at the first policy that either side names. `given`: the snapshot is one of the
+/// user's, and may be of other manifests.
+pub(super) fn finding(difference: &Difference, written: &[Written], given: bool) -> Finding {
     let policy = difference
         .policies
         .first()
@@ -144,9 +145,15 @@ pub(super) fn finding(difference: &Difference, written: &[Written]) -> Finding {
         place,
         object: policy,
         path: None,
-        message: format!(
-            "the compiled snapshot contradicts the policies: {difference}; do not enforce it, and please report this"
-        ),
+        message: match given {
+            true => format!(
+                "the snapshot does not mean what these manifests say: {difference}; if it was made of them, and not of older \
+                 ones, please report this"
+            ),
+            false => format!(
+                "the compiled snapshot contradicts the policies: {difference}; do not enforce it, and please report this"
+            ),
+        },
         witness: Some(Witness {
             imagined: false,
             from: difference.src.clone(),

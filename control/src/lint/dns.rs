@@ -14,6 +14,9 @@ use crate::{
     cluster::{Labels, ObjectKey, Peer, Pod, PortMatch, Protocol, Rule},
 };
 
+/// Where OpenShift's DNS pods listen: policies see the ports of pods, not those of Services.
+const OPENSHIFT: u16 = 5353;
+
 /// How many DNS servers are asked about at most.
 const MOST_SERVERS: usize = 8;
 
@@ -70,7 +73,9 @@ fn resolving<'a>(
         rules
             .iter()
             .copied()
-            .filter(|rule| opens(rule, protocol))
+            .filter(|rule| {
+                opens(rule, protocol, 53) || servers.is_empty() && opens(rule, protocol, OPENSHIFT)
+            })
             .collect::<Vec<_>>()
     };
     let (udp, tcp) = (by(Protocol::Udp), by(Protocol::Tcp));
@@ -120,7 +125,25 @@ fn resolving<'a>(
         ];
     }
     let mut drafts = Vec::new();
-    if !servers.is_empty() && udp.iter().any(|rule| into_the_cluster(rule, cast)) {
+    // Nobody has opened port 53 where every rule that allows it restricts no ports.
+    let meant = udp.iter().any(|rule| rule.ports.is_some());
+    if !servers.is_empty() && !meant {
+        let asks = asks(
+            cast,
+            Protocol::Udp,
+            "allow: what may be reached is reached by name",
+        );
+        let without = Draft::of(
+            rules::EGRESS_WITHOUT_DNS,
+            policy,
+            field,
+            "the pods may reach something, but no DNS server: nothing can be reached by name",
+            "add a rule with ports 53/UDP and 53/TCP to the cluster's DNS pods (namespace kube-system, \
+             k8s-app: kube-dns)",
+        );
+        drafts.push(without.shown(Shown::EveryPacket).asking(asks));
+    }
+    if !servers.is_empty() && meant && udp.iter().any(|rule| into_the_cluster(rule, cast)) {
         let asks = asks(cast, Protocol::Udp, "allow: that is what port 53 was opened for");
         let elsewhere = Draft::of(
             rules::DNS_ELSEWHERE,
@@ -134,7 +157,7 @@ fn resolving<'a>(
         .asking(asks);
         drafts.push(elsewhere);
     }
-    if tcp.is_empty() {
+    if tcp.is_empty() && udp.iter().any(|rule| opens(rule, Protocol::Udp, 53)) {
         let asks = asks(cast, Protocol::Tcp, "allow: long answers come by TCP");
         drafts.push(
             Draft::of(
@@ -150,12 +173,12 @@ fn resolving<'a>(
     drafts
 }
 
-/// Whether a rule allows port 53 to anybody.
-fn opens(rule: &Rule, wanted: Protocol) -> bool {
+/// Whether a rule allows a port to anybody.
+fn opens(rule: &Rule, wanted: Protocol, number: u16) -> bool {
     let Some(ports) = &rule.ports else { return true };
     ports.iter().any(|port| match port {
         PortMatch::All(protocol) => *protocol == wanted,
-        PortMatch::Range { protocol, lo, hi } => *protocol == wanted && (*lo..=*hi).contains(&53),
+        PortMatch::Range { protocol, lo, hi } => *protocol == wanted && (*lo..=*hi).contains(&number),
         PortMatch::Named { protocol, name } => *protocol == wanted && name.starts_with("dns"),
     })
 }

@@ -21,7 +21,7 @@ const MOST_WITNESSES: usize = 16;
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policy in &subject.policies {
-        policy_selects_nothing(policy, cast, drafts);
+        policy_selects_nothing(subject, policy, cast, drafts);
         host_network_only(policy, cast, drafts);
         absent_keys(policy, cast, drafts);
         for (placed, index, peer) in policy.all_peers() {
@@ -90,7 +90,29 @@ fn near(selector: &Selector, labels: &Labels) -> Option<(f64, String)> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
-fn policy_selects_nothing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+/// How bad it is that nobody is selected: kinds that are passed over may make the pods that are meant.
+fn severity(subject: &Subject<'_>) -> Severity {
+    match subject.foreign.is_empty() {
+        true => Severity::Warning,
+        false => Severity::Note,
+    }
+}
+
+/// What may make the pods that are not there, to be added to a message.
+fn perhaps_made(subject: &Subject<'_>) -> String {
+    let kinds: Vec<&str> = subject.foreign.iter().map(String::as_str).take(4).collect();
+    match kinds.is_empty() {
+        true => String::new(),
+        false => format!(" (pods that {} may make are not known here)", kinds.join(", ")),
+    }
+}
+
+fn policy_selects_nothing<'a>(
+    subject: &Subject<'a>,
+    policy: &Policy<'a>,
+    cast: &mut Cast<'_>,
+    drafts: &mut Vec<Draft<'a>>,
+) {
     let own = policy.namespace();
     let selector = &policy.it.subjects;
     if selector.requirements.is_empty() || cast.pods_of(own).iter().any(|pod| policy.selects(&pod.labels)) {
@@ -159,6 +181,7 @@ fn policy_selects_nothing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: 
         ),
         None => format!("selects no pod of namespace {own}: none has {}", words(selector)),
     };
+    let message = message + &perhaps_made(subject);
     let witness = near.map(|(pod, _)| pod).or_else(|| cast.live(own).next());
     let draft = Draft::of(
         rules::POLICY_SELECTS_NOTHING,
@@ -167,6 +190,7 @@ fn policy_selects_nothing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: 
         message,
         "correct the labels, or remove the policy",
     )
+    .severity(severity(subject))
     .shown(Shown::Itself)
     .asking(witness.map(|pod| asks(cast, pod)).unwrap_or_default());
     drafts.push(draft);
@@ -236,6 +260,20 @@ fn peer_selects_nothing<'a>(
         no_pod(&scope, pods, cast, namespaces.is_none().then_some(own))
     };
     let Some((message, near)) = found else { return };
+    // A namespace that is meant by its name and is not here is somewhere else.
+    let elsewhere = spaces.is_empty()
+        && near.is_empty()
+        && namespaces
+            .iter()
+            .flat_map(|selector| &selector.requirements)
+            .any(|it| it.key == NAMESPACE_NAME_LABEL && matches!(it.operator, Operator::In(_)));
+    let (message, worst) = match elsewhere {
+        true => (
+            format!("{message}; it is not in these manifests, so nothing can be said of its pods"),
+            Severity::Note,
+        ),
+        false => (message + &perhaps_made(subject), severity(subject)),
+    };
     let Some(us) = cast.subject(own, &policy.it.subjects) else {
         return;
     };
@@ -268,7 +306,7 @@ fn peer_selects_nothing<'a>(
         message,
         "correct the selector, or remove the peer",
     );
-    drafts.push(draft.shown(Shown::Itself).asking(asks));
+    drafts.push(draft.severity(worst).shown(Shown::Itself).asking(asks));
 }
 
 /// Why a selector of namespaces matches none, and whom it may have meant.

@@ -170,6 +170,8 @@ pub(super) struct Subject<'a> {
     /// The others.
     pub(super) invalid: Vec<Policy<'a>>,
     pub(super) services: Vec<Service>,
+    /// Kinds that are none of Kubernetes' own and no policies, and that were passed over.
+    pub(super) foreign: std::collections::BTreeSet<String>,
     written: HashMap<&'a str, &'a Written>,
 }
 
@@ -210,6 +212,15 @@ impl<'a> Subject<'a> {
             policies,
             invalid,
             services,
+            foreign: all
+                .iter()
+                .filter(|it| it.label() == it.kind() && is_foreign(&it.value()))
+                .filter(|it| {
+                    let own = |kind: &String| kind.split('.').next() == Some(it.kind());
+                    !cluster.unevaluated_kinds.iter().any(own)
+                })
+                .map(|it| it.kind().to_owned())
+                .collect(),
             written,
         }
     }
@@ -234,6 +245,15 @@ impl<'a> Subject<'a> {
             .take_while(move |policy| policy.namespace() == namespace)
             .filter(move |policy| policy.selects(labels))
     }
+}
+
+/// Whether an object is of a group that is none of Kubernetes' own: whoever defined it may make pods of it.
+fn is_foreign(value: &Value) -> bool {
+    let version = value.get("apiVersion").and_then(Value::as_str);
+    let group = version
+        .and_then(|version| version.split_once('/'))
+        .map(|(group, _)| group);
+    group.is_some_and(|group| group.contains('.') && !group.ends_with(".k8s.io"))
 }
 
 /// Where a field of an object stands.

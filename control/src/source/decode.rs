@@ -181,6 +181,8 @@ enum Role {
     Node,
     Pod,
     Template(&'static [&'static str]),
+    /// Of a kind that nobody here knows, with a template of pods where workloads have theirs.
+    Foreign,
     NetworkPolicy,
     /// A NetworkPolicy that names itself wrongly: isolates.
     Misnamed(Fault),
@@ -218,6 +220,16 @@ fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
     }
 }
 
+/// Whether an object holds a template of pods: labels and containers where a Deployment has them.
+fn has_pod_template(root: &Fields) -> bool {
+    let template = root.get("spec").and_then(|spec| spec.get("template"));
+    let at = |path: &str| template.and_then(|template| template.pointer(path));
+    let named = root.get("metadata").and_then(|metadata| metadata.get("name"));
+    at("/metadata/labels").is_some_and(Value::is_object)
+        && at("/spec/containers").is_some_and(Value::is_array)
+        && named.is_some_and(Value::is_string)
+}
+
 /// Whether a kind of `networking.k8s.io` was meant to be NetworkPolicy.
 fn looks_like_policy(kind: &str) -> bool {
     let lower = kind.to_ascii_lowercase();
@@ -232,19 +244,35 @@ fn object(
     api_version: &str,
     origin: Origin,
 ) -> Result<Decoded, DecodeError> {
-    let role = role(kind, group, api_version, at);
+    let role = match role(kind, group, api_version, at) {
+        Role::Ignored if has_pod_template(root) => Role::Foreign,
+        role => role,
+    };
     let unnamed = |object| Decoded {
         label: kind.to_owned(),
         prefix: at.to_owned(),
         object,
         notes: Vec::new(),
     };
-    match role {
-        Role::Ignored => {
-            return Ok(unnamed(Object::Ignored {
+    let passed_over = |notes| {
+        Ok(Decoded {
+            notes,
+            ..unnamed(Object::Ignored {
                 kind: kind.to_owned(),
-            }));
+            })
+        })
+    };
+    // A patch of kustomize looks like the object that it changes.
+    if root.contains_key("$patch") {
+        let message = "is a patch for kustomize and no object: passed over; check what kustomize builds";
+        return passed_over(vec![fault(join(at, "$patch"), message.to_owned())]);
+    }
+    match role {
+        Role::Ignored if group == "kustomize.config.k8s.io" && kind == "Kustomization" => {
+            let message = "kustomize builds this folder, and may change names, namespaces and labels: check what it builds";
+            return passed_over(vec![fault(join(at, "kind"), message.to_owned())]);
         }
+        Role::Ignored => return passed_over(Vec::new()),
         Role::Unevaluated => {
             let kind = if group.is_empty() {
                 kind.to_owned()
@@ -316,6 +344,11 @@ fn object(
             Object::Pod(identity::pod(root, at, metadata, key, uid, &mut findings.notes).map_err(wrong)?)
         }
         Role::Template(path) => Object::Pod(identity::template(root, at, path, kind, key).map_err(wrong)?),
+        Role::Foreign => match identity::template(root, at, &["spec", "template"], kind, key) {
+            Ok(pod) => Object::Pod(pod),
+            // Whoever defines the kind says what it may look like.
+            Err(_) => return passed_over(Vec::new()),
+        },
         Role::NetworkPolicy => {
             Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
         }

@@ -139,6 +139,10 @@ fn what_cannot_be_explained_is_status_2() {
             ["shop/nobody", "shop/db", "1/TCP"],
             "no pod or workload is named shop/nobody",
         ),
+        (
+            ["shop/wbe", "shop/db", "1/TCP"],
+            "is named shop/wbe; did you mean shop/web?",
+        ),
         (["shop/done", "shop/db", "1/TCP"], "has finished"),
         (["shop/old", "shop/web", "1/TCP"], "belongs to shop/db now"),
         (["shop/web", "shop/db", "80"], "write 80/TCP or ip/80"),

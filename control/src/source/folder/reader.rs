@@ -371,8 +371,17 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Bo
         Box::new(problem(path, Some(line as u64), None, None, message))
     })?;
     let json = path.extension().is_some_and(|extension| extension == "json");
-    let documents = document::parse(text, json)
-        .map_err(|error| Box::new(problem(path, error.line, None, None, error.message)))?;
+    let documents = document::parse(text, json).map_err(|error| {
+        let message = match text.contains("{{") {
+            true => format!(
+                "{}; this is a template: render it first (helm template)",
+                error.message
+            ),
+            false => error.message,
+        };
+        Box::new(problem(path, error.line, None, None, message))
+    })?;
+    let chart = path.file_name().is_some_and(|name| name == "Chart.yaml");
     let mut items = Vec::new();
     for document in documents {
         let document = Arc::new(document);
@@ -391,7 +400,13 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Bo
                 )
             }
         };
-        let decoded = decode::decode(&value).map_err(|error| Box::new(at(&error.label, &error.fault)))?;
+        let decoded = decode::decode(&value).map_err(|error| {
+            let mut problem = at(&error.label, &error.fault);
+            if chart {
+                problem.message = "is a Helm chart: render it first (helm template)".to_owned();
+            }
+            Box::new(problem)
+        })?;
         for it in decoded {
             items.push(self::item(path, &document, it, keep_documents, &at));
         }
