@@ -665,11 +665,11 @@ impl Controller {
         if self.confirmed.elapsed() < CONFIRM || self.progress().unadopted.is_some() {
             return;
         }
+        self.confirmed = Instant::now();
         let source = self.feed.health.status();
         let current = source.stale_seconds.is_none() && source.held_back.is_none();
         if let Some(published) = self.published.as_ref().filter(|_| current) {
             self.publication.confirm(published.generation);
-            self.confirmed = Instant::now();
         }
     }
 

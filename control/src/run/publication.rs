@@ -32,6 +32,8 @@ const ADOPTION_YIELDS: u32 = 50;
 const ADOPTION_LIMIT: Duration = Duration::from_secs(10);
 /// Changes that follow each other within this time are written to disk together.
 const APPEND_PAUSE: Duration = Duration::from_millis(100);
+/// As many changes wait to be written.
+const MOST_DELTAS: usize = 1024;
 /// Least time between two writes of the whole snapshot to disk.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// And at least so many times as long as the write before took, so that large images under constant change take a small
@@ -206,6 +208,10 @@ impl Publication {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
                 to_disk.newest = Some(snapshot);
+                // More than a disk that hangs is waited for: then the whole one is written.
+                if to_disk.deltas.len() >= MOST_DELTAS {
+                    to_disk.deltas.clear();
+                }
                 match announced.base {
                     Some(base) => to_disk.deltas.push(Delta {
                         base,
