@@ -13,7 +13,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::{BpfError, Counter, Counters, Failsafe, error::wrap};
 
-/// Names of the maps, which are also the names of their pins. `port_config` is pinned last: it says whose the rest is.
+/// Names of the maps that all ports share, which are also the names of their pins. `port_config` is pinned last: it says whose
+/// the rest is.
 pub(crate) const MAPS: [&str; 9] = [
     "xsks",
     "wire_peer",
@@ -26,6 +27,10 @@ pub(crate) const MAPS: [&str; 9] = [
     "port_config",
 ];
 
+/// Most ports of an installation.
+pub const MAX_PORTS: usize = 8192;
+/// The key of the build's name in `port_config`; no interface has this index.
+const BUILD: u32 = 0;
 pub(crate) const MAX_QUEUES: usize = 256;
 pub(crate) const MAX_LOCAL: usize = 4096;
 /// Most prefixes of pods that the programs of a port hold, both families together.
@@ -48,10 +53,13 @@ pub(crate) struct PortConfig {
     pub(crate) guard_ifindex: u32,
     pub(crate) guard_mac: [u8; 6],
     pub(crate) failsafe_count: u16,
+    pub(crate) name: [u8; 16],
 }
 
 impl PortConfig {
-    pub(crate) const BYTES: usize = 40;
+    pub(crate) const BYTES: usize = 56;
+    /// Where the name is.
+    const NAME: std::ops::Range<usize> = 36..52;
 
     /// Layout of `struct rw_config`, host byte order; 4 bytes of padding at the end.
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
@@ -64,7 +72,73 @@ impl PortConfig {
         bytes[24..28].copy_from_slice(&self.guard_ifindex.to_ne_bytes());
         bytes[28..34].copy_from_slice(&self.guard_mac);
         bytes[34..36].copy_from_slice(&self.failsafe_count.to_ne_bytes());
+        bytes[Self::NAME].copy_from_slice(&self.name);
         bytes
+    }
+}
+
+/// A name of an interface as the maps have it.
+pub(crate) fn name_bytes(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
+    bytes
+}
+
+/// The sockets of one port, by queue.
+#[derive(Debug)]
+pub(crate) struct PortSockets(MapHandle);
+
+impl PortSockets {
+    /// An empty map.
+    pub(crate) fn new() -> Result<Self, BpfError> {
+        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+            sz: std::mem::size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        let map = MapHandle::create(
+            libbpf_rs::MapType::Xskmap,
+            Some("port_xsks"),
+            4,
+            4,
+            MAX_QUEUES as u32,
+            &options,
+        );
+        map.map(Self)
+            .map_err(|error| wrap("make the map of a port's sockets", error))
+    }
+
+    /// The one that is pinned.
+    pub(crate) fn open(path: &Path) -> Option<Self> {
+        MapHandle::from_pinned_path(path).ok().map(Self)
+    }
+
+    pub(crate) fn set(&self, queue: u16, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
+        check_count("receive queues", usize::from(queue) + 1, MAX_QUEUES)?;
+        self.0
+            .update(
+                &u32::from(queue).to_ne_bytes(),
+                &socket.as_raw_fd().to_ne_bytes(),
+                MapFlags::ANY,
+            )
+            .map_err(|error| wrap(&format!("register the socket of queue {queue}"), error))
+    }
+
+    pub(crate) fn clear(&self, queue: u16) -> Result<(), BpfError> {
+        check_count("receive queues", usize::from(queue) + 1, MAX_QUEUES)?;
+        match self.0.delete(&u32::from(queue).to_ne_bytes()) {
+            Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
+                Err(wrap(&format!("empty the slot of queue {queue}"), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsFd for PortSockets {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -107,7 +181,7 @@ fn failsafe_value(entry: &Failsafe) -> [u8; 72] {
     bytes
 }
 
-/// The maps of one port.
+/// The maps that all ports share.
 #[derive(Debug)]
 pub(crate) struct Maps {
     handles: Vec<MapHandle>,
@@ -150,41 +224,94 @@ impl Maps {
         if map.value_size() as usize != PortConfig::BYTES {
             return None;
         }
-        let value = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let value = map.lookup(&BUILD.to_ne_bytes(), MapFlags::ANY).ok()??;
         Some(u64::from_ne_bytes(value.get(..8)?.try_into().ok()?))
     }
 
-    pub(crate) fn set_config(&self, config: PortConfig) -> Result<(), BpfError> {
+    /// Says who wrote the maps.
+    pub(crate) fn set_build(&self, build_id: u64) -> Result<(), BpfError> {
+        let config = PortConfig {
+            build_id,
+            ..PortConfig::default()
+        };
         self.map("port_config")?
-            .update(&0u32.to_ne_bytes(), &config.to_bytes(), MapFlags::ANY)
+            .update(&BUILD.to_ne_bytes(), &config.to_bytes(), MapFlags::ANY)
+            .map_err(|error| wrap("write the build", error))
+    }
+
+    /// Makes an interface known, or writes its configuration again.
+    pub(crate) fn set_config(&self, config: PortConfig) -> Result<(), BpfError> {
+        let key = config.ifindex.to_ne_bytes();
+        let counters = self.map("counters")?;
+        let known = counters.lookup_percpu(&key, MapFlags::ANY);
+        if known.is_ok_and(|known| known.is_none()) {
+            let cpus = libbpf_rs::num_possible_cpus().map_err(|error| wrap("count the CPUs", error))?;
+            let zeroes = vec![vec![0; 8 * Counter::ALL.len()]; cpus];
+            counters
+                .update_percpu(&key, &zeroes, MapFlags::ANY)
+                .map_err(|error| wrap("make the port's counters", error))?;
+        }
+        self.map("port_config")?
+            .update(&key, &config.to_bytes(), MapFlags::ANY)
             .map_err(|error| wrap("write the port's configuration", error))
     }
 
-    pub(crate) fn set_peer(&self, ifindex: u32) -> Result<(), BpfError> {
+    /// The interfaces that are known by a name: one that was made anew has another index.
+    fn indices_of(&self, name: &str) -> Vec<[u8; 4]> {
+        let Ok(map) = self.map("port_config") else {
+            return Vec::new();
+        };
+        let wanted = name_bytes(name);
+        map.keys()
+            .filter_map(|key| <[u8; 4]>::try_from(key).ok())
+            .filter(|key| {
+                let value = map.lookup(key, MapFlags::ANY).ok().flatten();
+                value.is_some_and(|value| value.get(PortConfig::NAME) == Some(wanted.as_slice()))
+            })
+            .collect()
+    }
+
+    /// Forgets the interfaces of a name, except one.
+    pub(crate) fn forget(&self, name: &str, except: Option<u32>) -> Result<(), BpfError> {
+        for key in self.indices_of(name) {
+            if Some(u32::from_ne_bytes(key)) == except {
+                continue;
+            }
+            for map in ["xsks", "wire_peer", "port_config", "counters"] {
+                match self.map(map)?.delete(&key) {
+                    Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
+                        return Err(wrap(&format!("forget `{name}`"), error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_peer(&self, ifindex: u32, peer: u32) -> Result<(), BpfError> {
         self.map("wire_peer")?
-            .update(&0u32.to_ne_bytes(), &ifindex.to_ne_bytes(), MapFlags::ANY)
+            .update(&ifindex.to_ne_bytes(), &peer.to_ne_bytes(), MapFlags::ANY)
             .map_err(|error| wrap("write the wire's other end", error))
     }
 
-    pub(crate) fn set_socket(&self, queue: u16, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        check_count("receive queues", usize::from(queue) + 1, MAX_QUEUES)?;
-        self.map("xsks")?
-            .update(
-                &u32::from(queue).to_ne_bytes(),
-                &socket.as_raw_fd().to_ne_bytes(),
-                MapFlags::ANY,
-            )
-            .map_err(|error| wrap(&format!("register the socket of queue {queue}"), error))
+    /// Whether the programs are led to a port's sockets.
+    pub(crate) fn has_sockets(&self, ifindex: u32) -> bool {
+        self.map("xsks")
+            .ok()
+            .and_then(|map| map.lookup(&ifindex.to_ne_bytes(), MapFlags::ANY).ok()?)
+            .is_some()
     }
 
-    pub(crate) fn clear_socket(&self, queue: u16) -> Result<(), BpfError> {
-        check_count("receive queues", usize::from(queue) + 1, MAX_QUEUES)?;
-        match self.map("xsks")?.delete(&u32::from(queue).to_ne_bytes()) {
-            Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
-                Err(wrap(&format!("empty the slot of queue {queue}"), error))
-            }
-            _ => Ok(()),
-        }
+    /// Leads the programs to a port's sockets.
+    pub(crate) fn set_sockets(&self, ifindex: u32, sockets: &PortSockets) -> Result<(), BpfError> {
+        self.map("xsks")?
+            .update(
+                &ifindex.to_ne_bytes(),
+                &sockets.as_fd().as_raw_fd().to_ne_bytes(),
+                MapFlags::ANY,
+            )
+            .map_err(|error| wrap("lead to the port's sockets", error))
     }
 
     /// Makes the keys of a set-like map these, adding before removing.
@@ -240,17 +367,17 @@ impl Maps {
         Ok(())
     }
 
-    pub(crate) fn counters(&self) -> Result<Counters, BpfError> {
-        let map = self.map("counters")?;
+    /// What was counted for an interface.
+    pub(crate) fn counters(&self, ifindex: u32) -> Result<Counters, BpfError> {
         let mut counters = Counters::default();
-        for counter in Counter::ALL {
-            let index = counter as u32;
-            let values = map
-                .lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)
-                .map_err(|error| wrap("read the counters", error))?;
-            for value in values.into_iter().flatten() {
-                if let Some(value) = value.get(..8).and_then(|bytes| bytes.try_into().ok()) {
-                    counters.add(index as usize, u64::from_ne_bytes(value));
+        let values = self
+            .map("counters")?
+            .lookup_percpu(&ifindex.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|error| wrap("read the counters", error))?;
+        for value in values.into_iter().flatten() {
+            for (index, value) in value.chunks_exact(8).enumerate() {
+                if let Ok(value) = value.try_into() {
+                    counters.add(index, u64::from_ne_bytes(value));
                 }
             }
         }

@@ -1,11 +1,13 @@
 //! A port's programs: attach, feed, detach.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     mem::MaybeUninit,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use ipnet::IpNet;
@@ -18,7 +20,10 @@ use crate::{
     BpfError, Counters,
     error::wrap,
     guard, kernel,
-    maps::{FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, Maps, PortConfig},
+    maps::{
+        FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, Maps, PortConfig, PortSockets,
+        name_bytes,
+    },
     skeleton::RingwallSkelBuilder,
 };
 
@@ -125,8 +130,12 @@ pub struct PortSpec {
     pub failsafe: Vec<Failsafe>,
 }
 
-/// Names of the pins of the link and the programs.
+/// Names of a port's pins: its link and its sockets.
 const LINK: &str = "link";
+const SOCKETS: &str = "sockets";
+/// Directory of the pins of what all ports share. No interface has so long a name.
+const SHARED: &str = "programs-and-maps";
+/// Names of the pins of the programs.
 const PROGRAMS: [&str; 3] = ["port", "guard", "cross"];
 
 /// Names the programs of this build.
@@ -136,7 +145,7 @@ fn build_id() -> u64 {
     BUILD_ID.parse().unwrap_or(0)
 }
 
-/// The programs of a port, in the order of [`PROGRAMS`], and its maps.
+/// The programs, in the order of [`PROGRAMS`], and their maps: one set for all ports.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) programs: [OwnedFd; 3],
@@ -154,7 +163,25 @@ pub struct AttachedPort {
     inherited: bool,
     reused: bool,
     loaded: Loaded,
+    sockets: PortSockets,
+    /// Whether the programs know the map of the port's sockets.
+    led: bool,
     _link: OwnedFd,
+}
+
+/// What this process has last written for all ports of an installation, so that each further port costs nothing of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Filled {
+    local_addresses: Vec<IpAddr>,
+    pod_cidrs: Vec<IpNet>,
+    failsafe: Vec<Failsafe>,
+}
+
+/// By directory of the installation.
+static FILLED: Mutex<BTreeMap<PathBuf, Filled>> = Mutex::new(BTreeMap::new());
+
+fn filled() -> MutexGuard<'static, BTreeMap<PathBuf, Filled>> {
+    FILLED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes sure that a BPF file system is mounted at `root` (usually `/sys/fs/bpf`), mounting one where it is not.
@@ -275,19 +302,25 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
     }
 
     // Same build: programs and maps go on as they are. Else, and at first: new ones.
-    let reused = inherited_link.as_ref().and_then(|_| reuse(&directory));
     let inherited = inherited_link.is_some();
-    let same_build = reused.is_some();
-    let loaded = match reused {
-        Some(loaded) => loaded,
-        None => load(spec)?,
+    let (loaded, reused) = shared(spec)?;
+    fill(&loaded.maps, spec)?;
+    // Where no socket is known to the programs, the fail mode holds.
+    let sockets = match PortSockets::open(&directory.join(SOCKETS)).filter(|_| reused && inherited) {
+        Some(sockets) => sockets,
+        None => PortSockets::new()?,
     };
-    fill(&loaded.maps, spec, config)?;
+    loaded.maps.forget(&spec.name, Some(ifindex))?;
+    loaded.maps.set_config(config)?;
+    if config.peer_ifindex != 0 {
+        loaded.maps.set_peer(ifindex, config.peer_ifindex)?;
+    }
 
     let mut fallback = None;
     let (link, mode) = match inherited_link.take() {
-        Some((link, _)) => {
-            if !same_build {
+        Some((link, program)) => {
+            let current = kernel::program_info(&loaded.programs[0]).map(|(id, _)| id);
+            if current.ok() != Some(program) {
                 kernel::update_link(link.as_fd(), loaded.programs[0].as_fd()).map_err(|source| {
                     BpfError::system(format!("replace the XDP program of `{}`", spec.name), source)
                 })?;
@@ -295,7 +328,11 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
             (link, attached_mode(ifindex))
         }
         None => {
-            let (link, mode, reason) = link(spec, loaded.programs[0].as_fd(), ifindex)?;
+            let linked = link(spec, loaded.programs[0].as_fd(), ifindex);
+            let (link, mode, reason) = linked.inspect_err(|_| {
+                let _ = loaded.maps.forget(&spec.name, None);
+                let _ = remove_shared(&spec.pins);
+            })?;
             fallback = reason;
             (link, mode)
         }
@@ -307,8 +344,10 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         mode,
         fallback,
         inherited,
-        reused: same_build,
+        reused: reused && inherited,
+        led: reused && inherited && loaded.maps.has_sockets(ifindex),
         loaded,
+        sockets,
         _link: link,
     };
     if let Err(error) = port.finish(&directory) {
@@ -321,6 +360,72 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
     Ok(port)
 }
 
+/// Whether an interface carries the program of this installation, attached in any way.
+pub fn is_attached(pins: &Path, name: &str) -> bool {
+    let linked = kernel::open_pin(&pins.join(name).join(LINK))
+        .and_then(|link| kernel::xdp_link_info(link.as_fd()))
+        .ok();
+    linked.is_some_and(|(ifindex, _)| kernel::interface_index(name) == Some(ifindex))
+}
+
+/// The ports that have pins.
+pub fn pinned_ports(pins: &Path) -> Vec<String> {
+    let entries = fs::read_dir(pins).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| [LINK, SOCKETS].iter().any(|pin| entry.path().join(pin).exists()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// The programs and maps of an installation: those of an earlier process of the same build, or new ones; which.
+fn shared(spec: &PortSpec) -> Result<(Loaded, bool), BpfError> {
+    let directory = spec.pins.join(SHARED);
+    if let Some(loaded) = reuse(&directory) {
+        return Ok((loaded, true));
+    }
+    let loaded = load(spec)?;
+    filled().remove(&spec.pins);
+    fill(&loaded.maps, spec)?;
+    fs::create_dir_all(&directory)
+        .map_err(|source| BpfError::system(format!("make {}", directory.display()), source))?;
+    let pin = |name: &str, object: BorrowedFd<'_>| {
+        let path = directory.join(name);
+        remove_pin(&path)?;
+        kernel::pin(object, &path)
+            .map_err(|source| BpfError::system(format!("pin {}", path.display()), source))
+    };
+    for (name, program) in PROGRAMS.iter().zip(&loaded.programs) {
+        pin(name, program.as_fd())?;
+    }
+    loaded.maps.set_build(build_id())?;
+    // The configuration is last: its build id vouches for the other pins.
+    loaded.maps.each().try_for_each(|(name, map)| pin(name, map))?;
+    Ok((loaded, false))
+}
+
+/// Removes what ports share, where there is no port any more.
+fn remove_shared(pins: &Path) -> Result<(), BpfError> {
+    if !pinned_ports(pins).is_empty() {
+        return Ok(());
+    }
+    filled().remove(pins);
+    remove_pins(&pins.join(SHARED))
+}
+
+/// Removes a directory of pins with what is in it. Fine where it is not there.
+fn remove_pins(directory: &Path) -> Result<(), BpfError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(BpfError::system(format!("read {}", directory.display()), error)),
+        Ok(entries) => entries,
+    };
+    for entry in entries.flatten() {
+        remove_pin(&entry.path())?;
+    }
+    fs::remove_dir(directory)
+        .map_err(|error| BpfError::system(format!("remove {}", directory.display()), error))
+}
+
 /// Takes the programs and pins of a port off. Fine where there are none.
 ///
 /// # Errors
@@ -331,19 +436,14 @@ pub fn detach(pins: &Path, name: &str) -> Result<(), BpfError> {
     if let Some(ifindex) = kernel::interface_index(name) {
         guard::detach(name, ifindex)?;
     }
-    let entries = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(BpfError::system(format!("read {}", directory.display()), error)),
-        Ok(entries) => entries,
-    };
     if let Ok(link) = kernel::open_pin(&directory.join(LINK)) {
         take_off(link.as_fd(), name)?;
     }
-    for entry in entries.flatten() {
-        remove_pin(&entry.path())?;
+    remove_pins(&directory)?;
+    if let Some(loaded) = reuse(&pins.join(SHARED)) {
+        loaded.maps.forget(name, None)?;
     }
-    fs::remove_dir(&directory)
-        .map_err(|error| BpfError::system(format!("remove {}", directory.display()), error))
+    remove_shared(pins)
 }
 
 fn index_of(name: &str) -> Result<u32, BpfError> {
@@ -407,6 +507,7 @@ fn configuration(spec: &PortSpec, ifindex: u32) -> Result<PortConfig, BpfError> 
     let mut config = PortConfig {
         build_id: build_id(),
         ifindex,
+        name: name_bytes(&spec.name),
         failsafe_count: spec.failsafe.len() as u16,
         flags: if spec.fail_mode == FailMode::Open {
             FLAG_FAIL_OPEN
@@ -540,16 +641,22 @@ pub(crate) fn load(spec: &PortSpec) -> Result<Loaded, BpfError> {
     Ok(Loaded { programs, maps })
 }
 
-/// Fills the maps; the configuration, which points to the rest, last.
-fn fill(maps: &Maps, spec: &PortSpec, config: PortConfig) -> Result<(), BpfError> {
+/// Fills the maps that all ports share, as far as this process has not.
+fn fill(maps: &Maps, spec: &PortSpec) -> Result<(), BpfError> {
+    let wanted = Filled {
+        local_addresses: spec.local_addresses.clone(),
+        pod_cidrs: spec.pod_cidrs.clone(),
+        failsafe: spec.failsafe.clone(),
+    };
+    if filled().get(&spec.pins) == Some(&wanted) {
+        return Ok(());
+    }
     maps.set_local_addresses(&spec.local_addresses)?;
     maps.set_pod_cidrs(&spec.pod_cidrs)?;
     check_failsafe(&spec.failsafe)?;
     maps.set_failsafe(&spec.failsafe)?;
-    if config.peer_ifindex != 0 {
-        maps.set_peer(config.peer_ifindex)?;
-    }
-    maps.set_config(config)
+    filled().insert(spec.pins.clone(), wanted);
+    Ok(())
 }
 
 fn check_failsafe(entries: &[Failsafe]) -> Result<(), BpfError> {
@@ -619,23 +726,24 @@ impl AttachedPort {
         let ingress = by_skb.then(|| cross_program.as_fd());
         guard::set(&self.spec.name, self.ifindex, egress, ingress)?;
 
-        if self.reused {
-            return Ok(());
+        if !self.reused {
+            // What a build before left, which had programs and maps for each port.
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_name() != LINK {
+                    remove_pin(&entry.path())?;
+                }
+            }
+            let pin = |name: &str, object: BorrowedFd<'_>| {
+                let path = directory.join(name);
+                kernel::pin(object, &path)
+                    .map_err(|source| BpfError::system(format!("pin {}", path.display()), source))
+            };
+            if !directory.join(LINK).exists() {
+                pin(LINK, self._link.as_fd())?;
+            }
+            pin(SOCKETS, self.sockets.as_fd())?;
         }
-        let pin = |name: &str, object: BorrowedFd<'_>| {
-            let path = directory.join(name);
-            remove_pin(&path)?;
-            kernel::pin(object, &path)
-                .map_err(|source| BpfError::system(format!("pin {}", path.display()), source))
-        };
-        if !directory.join(LINK).exists() {
-            pin(LINK, self._link.as_fd())?;
-        }
-        for (name, program) in PROGRAMS.iter().zip(&self.loaded.programs) {
-            pin(name, program.as_fd())?;
-        }
-        // The configuration is last: its build id vouches for the other pins.
-        self.loaded.maps.each().try_for_each(|(name, map)| pin(name, map))
+        Ok(())
     }
 
     /// The interface.
@@ -681,44 +789,50 @@ impl AttachedPort {
     pub fn refresh(&mut self) -> Result<(), BpfError> {
         let config = configuration(&self.spec, self.ifindex)?;
         if config.peer_ifindex != 0 {
-            self.loaded.maps.set_peer(config.peer_ifindex)?;
+            self.loaded.maps.set_peer(self.ifindex, config.peer_ifindex)?;
         }
         self.loaded.maps.set_config(config)?;
         self.config = config;
         Ok(())
     }
 
-    /// Replaces the host's own addresses.
+    fn fill(&mut self, spec: PortSpec) -> Result<(), BpfError> {
+        fill(&self.loaded.maps, &spec)?;
+        self.spec = spec;
+        Ok(())
+    }
+
+    /// Replaces the host's own addresses, which all ports of the installation share.
     ///
     /// # Errors
     /// Too many addresses, or the kernel refuses.
     pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
-        self.loaded.maps.set_local_addresses(addresses)?;
-        self.spec.local_addresses = addresses.to_vec();
-        Ok(())
+        let mut spec = self.spec.clone();
+        spec.local_addresses = addresses.to_vec();
+        self.fill(spec)
     }
 
-    /// Replaces the pod prefixes. New ones are added before old ones go.
+    /// Replaces the pod prefixes, which all ports of the installation share. New ones are added before old ones go.
     ///
     /// # Errors
     /// Too many prefixes, or the kernel refuses.
     pub fn set_pod_cidrs(&mut self, cidrs: &[IpNet]) -> Result<(), BpfError> {
-        self.loaded.maps.set_pod_cidrs(cidrs)?;
-        self.spec.pod_cidrs = cidrs.to_vec();
-        Ok(())
+        let mut spec = self.spec.clone();
+        spec.pod_cidrs = cidrs.to_vec();
+        self.fill(spec)
     }
 
-    /// Replaces the failsafe list.
+    /// Replaces the failsafe list, which all ports of the installation share.
     ///
     /// # Errors
     /// Too many entries, entries that make no sense, or the kernel refuses.
     pub fn set_failsafe(&mut self, failsafe: &[Failsafe]) -> Result<(), BpfError> {
         check_failsafe(failsafe)?;
-        self.loaded.maps.set_failsafe(failsafe)?;
+        let mut spec = self.spec.clone();
+        spec.failsafe = failsafe.to_vec();
+        self.fill(spec)?;
         self.config.failsafe_count = failsafe.len() as u16;
-        self.loaded.maps.set_config(self.config)?;
-        self.spec.failsafe = failsafe.to_vec();
-        Ok(())
+        self.loaded.maps.set_config(self.config)
     }
 
     /// Gives the packets of a receive queue to an AF_XDP socket bound to this port and queue. The slot empties itself
@@ -727,7 +841,12 @@ impl AttachedPort {
     /// # Errors
     /// The queue is beyond the map, or the kernel refuses the socket.
     pub fn register_socket(&mut self, queue: u16, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        self.loaded.maps.set_socket(queue, socket)
+        // Not before there is a socket: the kernel waits for a grace period, and meanwhile the fail mode holds.
+        if !self.led {
+            self.loaded.maps.set_sockets(self.ifindex, &self.sockets)?;
+            self.led = true;
+        }
+        self.sockets.set(queue, socket)
     }
 
     /// Empties a queue's slot, so that the fail mode holds for it. Fine where it is empty.
@@ -735,7 +854,7 @@ impl AttachedPort {
     /// # Errors
     /// The kernel refuses.
     pub fn unregister_socket(&mut self, queue: u16) -> Result<(), BpfError> {
-        self.loaded.maps.clear_socket(queue)
+        self.sockets.clear(queue)
     }
 
     /// What the programs have counted since they were loaded.
@@ -743,7 +862,7 @@ impl AttachedPort {
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Counters, BpfError> {
-        self.loaded.maps.counters()
+        self.loaded.maps.counters(self.ifindex)
     }
 
     /// Takes everything off.

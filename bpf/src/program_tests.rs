@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, path::PathBuf};
 
 use crate::{
     Counter, Failsafe, kernel,
-    maps::{FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, PortConfig},
+    maps::{FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, PortConfig, PortSockets},
     port::{AttachMode, EgressGuard, FailMode, Loaded, PortRole, PortSpec, load},
 };
 
@@ -106,6 +106,7 @@ const OUTSIDE: [u8; 4] = [198, 51, 100, 7];
 struct Bench {
     loaded: Loaded,
     config: PortConfig,
+    sockets: PortSockets,
     socket: Option<std::os::fd::OwnedFd>,
     seen: crate::Counters,
 }
@@ -147,7 +148,9 @@ impl Bench {
         loaded.maps.set_pod_cidrs(&pods).unwrap();
         loaded.maps.set_local_addresses(&local).unwrap();
         loaded.maps.set_failsafe(&failsafe).unwrap();
-        loaded.maps.set_peer(1).unwrap();
+        loaded.maps.set_peer(1, 1).unwrap();
+        let sockets = PortSockets::new().unwrap();
+        loaded.maps.set_sockets(1, &sockets).unwrap();
         let config = PortConfig {
             role,
             flags,
@@ -162,6 +165,7 @@ impl Bench {
         Self {
             loaded,
             config,
+            sockets,
             socket: None,
             seen: crate::Counters::default(),
         }
@@ -169,7 +173,7 @@ impl Bench {
 
     fn with_socket(mut self) -> Self {
         let socket = kernel::unbound_xsk().unwrap();
-        self.loaded.maps.set_socket(0, socket.as_fd()).unwrap();
+        self.sockets.set(0, socket.as_fd()).unwrap();
         self.socket = Some(socket);
         self
     }
@@ -185,7 +189,7 @@ impl Bench {
     ) -> Vec<u8> {
         let (got, output) = kernel::test_run(self.loaded.programs[program].as_fd(), packet).unwrap();
         assert_eq!(got, verdict, "{what}: verdict");
-        let now = self.loaded.maps.counters().unwrap();
+        let now = self.loaded.maps.counters(1).unwrap();
         for (name, value) in now.iter() {
             let moved = value - self.seen.get(name);
             assert_eq!(
@@ -739,7 +743,7 @@ fn the_guard_lets_the_kernel_reach_no_pod_unjudged() {
                 TC_REDIRECT
             );
         }
-        port.seen = port.loaded.maps.counters().unwrap();
+        port.seen = port.loaded.maps.counters(1).unwrap();
 
         // On a pod's port, every address is a pod's.
         port.config.role = POD;
@@ -832,6 +836,7 @@ fn header_and_rust_agree() {
     }
     for (name, value) in [
         ("RW_MAX_QUEUES", crate::maps::MAX_QUEUES),
+        ("RW_MAX_PORTS", crate::maps::MAX_PORTS),
         ("RW_MAX_LOCAL", crate::maps::MAX_LOCAL),
         ("RW_MAX_PREFIXES", crate::maps::MAX_PREFIXES),
         ("RW_MAX_FAILSAFE", crate::maps::MAX_FAILSAFE),

@@ -83,7 +83,7 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         ));
 
         // A program of another build, as far as the pins tell: replaced in place, the interface never without one.
-        std::fs::remove_file(bpffs.pins().join("p0/port_config")).unwrap();
+        std::fs::remove_file(bpffs.pins().join("programs-and-maps/port_config")).unwrap();
         let third = attach(&spec(&bpffs, "p0")).unwrap();
         assert!(third.inherited() && !third.reused());
         assert_ne!(third.program_id(), id);
@@ -120,13 +120,18 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         assert!(!host_filters(&host).contains("ringwall"));
         let qdiscs = || run(&format!("tc -n {} qdisc show dev p0", host.name));
         assert!(!qdiscs().contains("clsact"), "{}", qdiscs());
-        assert_eq!(pins(&bpffs.pins().join("p0")), 0);
+        for of in ["p0", "programs-and-maps"] {
+            assert!(
+                !bpffs.pins().join(of).exists(),
+                "nothing of the last port stays: {of}"
+            );
+        }
         detach(&bpffs.pins(), "p0").unwrap();
         detach(&bpffs.pins(), "never there").unwrap();
 
         // A filter of somebody else keeps its qdisc.
         let port = attach(&spec(&bpffs, "p0")).unwrap();
-        let program = bpffs.pins().join("p0/cross").display().to_string();
+        let program = bpffs.pins().join("programs-and-maps/cross").display().to_string();
         run(&format!(
             "tc -n {} filter add dev p0 ingress prio 9 bpf da object-pinned {program}",
             host.name
@@ -270,6 +275,7 @@ fn the_kernel_reaches_pods_by_the_host_port_alone_large_segments_too() {
     // With an XDP program on the inner end, as the real one has it, the kernel cuts segments up before: slower, whole.
     let inner = pod.within(|| {
         let mut spec = spec(&bpffs, "inner");
+        spec.pins = bpffs.pins().join("inner-side"); // another namespace: another installation
         spec.role = PortRole::Host;
         spec.guard = EgressGuard::Off;
         spec.fail_mode = FailMode::Open;

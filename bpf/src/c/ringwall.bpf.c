@@ -7,7 +7,8 @@
  *   ringwall_cross  tc ingress on a wire whose driver cannot take redirected XDP frames from us: what the fail mode
  *                   lets cross, crosses as an skb.
  *
- * Each port has a copy of its own, with maps of its own.
+ * One copy serves every port: what is of one port is found by its interface's index. So a port is attached by a few system
+ * calls, and nothing is loaded for it. Its sockets are in a map of its own.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -22,23 +23,35 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
+/* By index of the interface; index 0, which none has, names the build. */
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, RW_MAX_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct rw_config);
 } port_config SEC(".maps");
 
-struct {
+struct port_xsks {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, RW_MAX_QUEUES);
 	__type(key, __u32);
 	__type(value, __u32);
+};
+
+/* By index of the interface: the sockets of its queues. None: no socket has any. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, RW_MAX_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__array(values, struct port_xsks);
 } xsks SEC(".maps");
 
+/* By index of one end: the other. */
 struct {
-	__uint(type, BPF_MAP_TYPE_DEVMAP);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, RW_MAX_WIRE_ENDS);
 	__type(key, __u32);
 	__type(value, __u32);
 } wire_peer SEC(".maps");
@@ -82,12 +95,20 @@ struct {
 	__type(value, struct rw_failsafe);
 } failsafe SEC(".maps");
 
+/* By index of the interface. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, RW_COUNTERS);
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, RW_MAX_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct rw_counts);
 } counters SEC(".maps");
+
+/* What a program knows of the port whose packet it has. */
+struct port {
+	struct rw_config *config;
+	struct rw_counts *counts;
+};
 
 enum kind {
 	KIND_OTHER,	/* neither ARP nor IP */
@@ -112,12 +133,20 @@ struct view {
 	__u8 group;		/* Ethernet multicast or broadcast */
 };
 
-static __always_inline void count(__u32 counter)
+/* Finds a port; 0 where the interface is none. */
+static __always_inline int find_port(__u32 ifindex, struct port *port)
 {
-	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+	port->config = bpf_map_lookup_elem(&port_config, &ifindex);
+	if (!port->config)
+		return 0;
+	port->counts = bpf_map_lookup_elem(&counters, &ifindex);
+	return port->counts != 0;
+}
 
-	if (value)
-		*value += 1;
+static __always_inline void count(const struct port *port, __u32 counter)
+{
+	if (counter < RW_COUNTERS)
+		port->counts->values[counter] += 1;
 }
 
 static __always_inline int is_vlan(__u16 type)
@@ -432,77 +461,82 @@ __noinline int is_failsafe(const struct view *v, __u32 entries)
 }
 
 /* Sends a frame to the other end of the wire. */
-static __always_inline int cross(const struct rw_config *config)
+static __always_inline int cross(const struct port *port)
 {
-	if (config->flags & RW_PEER_BY_SKB)
+	if (port->config->flags & RW_PEER_BY_SKB)
 		return XDP_PASS; /* to ringwall_cross */
-	if (bpf_redirect_map(&wire_peer, 0, XDP_DROP) == XDP_REDIRECT)
+	if (bpf_redirect_map(&wire_peer, port->config->ifindex, XDP_DROP) == XDP_REDIRECT)
 		return XDP_REDIRECT;
-	count(RW_REDIRECT_FAILED);
+	count(port, RW_REDIRECT_FAILED);
 	return XDP_DROP;
 }
 
-static __always_inline int pass_over(const struct rw_config *config)
+static __always_inline int pass_over(const struct port *port)
 {
-	return config->role == RW_WIRE ? cross(config) : XDP_PASS;
+	return port->config->role == RW_WIRE ? cross(port) : XDP_PASS;
 }
 
 /* No socket has the packet's queue. */
-static __always_inline int fail(const struct rw_config *config, const struct view *v)
+static __always_inline int fail(const struct port *port, const struct view *v)
 {
+	const struct rw_config *config = port->config;
+
 	if (!(config->flags & RW_FAIL_OPEN)) {
 		if (v->kind == KIND_MALFORMED) {
-			count(RW_FAIL_MALFORMED);
+			count(port, RW_FAIL_MALFORMED);
 			return XDP_DROP;
 		}
 		/* A wire carries nothing that is not understood, but ARP: without it nothing of the rest is. */
 		if (v->kind == KIND_OTHER && config->role == RW_WIRE) {
-			count(RW_FAIL_DROPPED);
+			count(port, RW_FAIL_DROPPED);
 			return XDP_DROP;
 		}
 		/* What comes from a pod is pod traffic, whatever source it claims. */
 		if (config->role == RW_POD || touches_pod(v) || (is_ip(v) && !is_plain(v))) {
 			if (!is_failsafe(v, config->failsafe_count)) {
-				count(RW_FAIL_DROPPED);
+				count(port, RW_FAIL_DROPPED);
 				return XDP_DROP;
 			}
-			count(RW_FAIL_SAFE);
-			return pass_over(config);
+			count(port, RW_FAIL_SAFE);
+			return pass_over(port);
 		}
 	}
-	count(config->role == RW_WIRE ? RW_FAIL_REDIRECTED : RW_FAIL_PASSED);
-	return pass_over(config);
+	count(port, config->role == RW_WIRE ? RW_FAIL_REDIRECTED : RW_FAIL_PASSED);
+	return pass_over(port);
 }
 
 /* The slot's socket, or -1. The kernel empties a slot when its socket closes. */
-static __always_inline int to_socket(struct xdp_md *ctx)
+static __always_inline int to_socket(struct xdp_md *ctx, const struct port *port)
 {
-	if (bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_ABORTED) != XDP_REDIRECT)
+	__u32 ifindex = port->config->ifindex;
+	void *sockets = bpf_map_lookup_elem(&xsks, &ifindex);
+
+	if (!sockets || bpf_redirect_map(sockets, ctx->rx_queue_index, XDP_ABORTED) != XDP_REDIRECT)
 		return -1;
-	count(RW_XSK);
+	count(port, RW_XSK);
 	return XDP_REDIRECT;
 }
 
-static __always_inline int to_kernel(__u32 counter)
+static __always_inline int to_kernel(const struct port *port, __u32 counter)
 {
-	count(counter);
+	count(port, counter);
 	return XDP_PASS;
 }
 
 SEC("xdp")
 int ringwall_port(struct xdp_md *ctx)
 {
-	struct rw_config *config;
+	const struct rw_config *config;
+	struct port port;
 	struct view v;
-	__u32 zero = 0;
 	int action;
 
-	config = bpf_map_lookup_elem(&port_config, &zero);
-	if (!config)
+	if (!find_port(ctx->ingress_ifindex, &port))
 		return XDP_DROP;
+	config = port.config;
 
 	if (config->role == RW_WIRE && config->flags & RW_JUDGE_ALL) {
-		action = to_socket(ctx);
+		action = to_socket(ctx, &port);
 		if (action >= 0)
 			return action;
 	}
@@ -511,55 +545,55 @@ int ringwall_port(struct xdp_md *ctx)
 	if (config->role == RW_WIRE) {
 		if (!(config->flags & RW_JUDGE_ALL)) {
 			if (v.kind != KIND_MALFORMED && !touches_pod(&v)) {
-				count(RW_WIRE_BYPASS);
-				return cross(config);
+				count(&port, RW_WIRE_BYPASS);
+				return cross(&port);
 			}
-			action = to_socket(ctx);
+			action = to_socket(ctx, &port);
 			if (action >= 0)
 				return action;
 		}
-		return fail(config, &v);
+		return fail(&port, &v);
 	}
 
 	if (v.kind == KIND_ARP)
-		return to_kernel(RW_KERNEL_NEIGHBOUR);
+		return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 	if (config->role == RW_POD) {
 		/* Whatever is not about the link itself is judged, to the host and to groups too, whatever source it claims:
 		 * the host's services listen there. */
 		if (v.kind == KIND_OTHER) {
-			count(RW_KERNEL_REFUSED);
+			count(&port, RW_KERNEL_REFUSED);
 			return XDP_DROP;
 		}
 		if (is_ip(&v) && (asks_on_link(&v) || is_dhcp(&v, 1)))
-			return to_kernel(RW_KERNEL_NEIGHBOUR);
+			return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 	} else if (v.kind == KIND_OTHER) {
-		return to_kernel(RW_KERNEL_OTHER);
+		return to_kernel(&port, RW_KERNEL_OTHER);
 	} else if (v.kind != KIND_MALFORMED) {
 		if (is_redirect(&v) && (is_local(&v) || is_multicast(&v) || is_link_local(&v))) {
-			count(RW_KERNEL_REFUSED);
+			count(&port, RW_KERNEL_REFUSED);
 			return XDP_DROP;
 		}
 		if (is_discovery(&v))
-			return to_kernel(RW_KERNEL_NEIGHBOUR);
+			return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 		if (!from_pod(&v)) {
 			if (is_multicast(&v)) {
 				int mld = v.kind == KIND_IP6 && v.protocol == IPPROTO_ICMPV6 &&
 					  ((v.icmp_type >= 130 && v.icmp_type <= 132) || v.icmp_type == 143);
 
-				return to_kernel(mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
+				return to_kernel(&port, mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
 			}
 			if (is_link_local(&v))
-				return to_kernel(RW_KERNEL_LINK_LOCAL);
+				return to_kernel(&port, RW_KERNEL_LINK_LOCAL);
 			if (v.group) /* directed broadcast */
-				return to_kernel(RW_KERNEL_MULTICAST);
+				return to_kernel(&port, RW_KERNEL_MULTICAST);
 			if (is_local(&v))
-				return to_kernel(RW_KERNEL_LOCAL);
+				return to_kernel(&port, RW_KERNEL_LOCAL);
 		}
 	}
-	action = to_socket(ctx);
+	action = to_socket(ctx, &port);
 	if (action >= 0)
 		return action;
-	return fail(config, &v);
+	return fail(&port, &v);
 }
 
 /* The same view of an skb, whose headers may not be linear. */
@@ -619,16 +653,19 @@ static __always_inline void parse_skb(struct __sk_buff *skb, struct view *v)
 SEC("tc")
 int ringwall_guard(struct __sk_buff *skb)
 {
-	struct rw_config *config;
+	const struct rw_config *config;
+	struct port port;
 	struct view v;
+	__u32 ifindex = skb->ifindex;
 	__u32 zero = 0;
+	void *sockets;
 
-	config = bpf_map_lookup_elem(&port_config, &zero);
-	if (!config)
+	if (!find_port(ifindex, &port))
 		return TC_ACT_SHOT;
+	config = port.config;
 	parse_skb(skb, &v);
 	if (v.kind == KIND_MALFORMED) {
-		count(RW_GUARD_DROPPED);
+		count(&port, RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}
 	if (config->role == RW_POD) {
@@ -639,27 +676,28 @@ int ringwall_guard(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	}
 	/* Queue 0 stands for the port: the dataplane fills and loses all slots together. */
-	if (!bpf_map_lookup_elem(&xsks, &zero) &&
+	sockets = bpf_map_lookup_elem(&xsks, &ifindex);
+	if ((!sockets || !bpf_map_lookup_elem(sockets, &zero)) &&
 	    (config->flags & RW_FAIL_OPEN || (is_ip(&v) && is_failsafe(&v, config->failsafe_count)))) {
-		count(RW_GUARD_FAIL_OPEN);
+		count(&port, RW_GUARD_FAIL_OPEN);
 		return TC_ACT_OK;
 	}
 	/* What the kernel forwards came in unjudged, or was judged for another destination or source: its forwarding is off
 	 * on ringwall's ports, and this holds where somebody turns it on. The host port has no way for groups or for
 	 * addresses of the link. */
 	if (skb->ingress_ifindex || !is_ip(&v) || is_multicast(&v) || is_link_local(&v)) {
-		count(RW_GUARD_DROPPED);
+		count(&port, RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}
 	if (!(config->flags & RW_GUARD_REDIRECT)) {
-		count(RW_GUARD_DROPPED);
+		count(&port, RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}
 	if (bpf_skb_store_bytes(skb, 0, config->guard_mac, ETH_ALEN, 0)) {
-		count(RW_GUARD_DROPPED);
+		count(&port, RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}
-	count(RW_GUARD_REDIRECTED);
+	count(&port, RW_GUARD_REDIRECTED);
 	return bpf_redirect(config->guard_ifindex, 0);
 }
 
@@ -667,9 +705,9 @@ SEC("tc")
 int ringwall_cross(struct __sk_buff *skb)
 {
 	struct rw_config *config;
-	__u32 zero = 0;
+	__u32 ifindex = skb->ifindex;
 
-	config = bpf_map_lookup_elem(&port_config, &zero);
+	config = bpf_map_lookup_elem(&port_config, &ifindex);
 	if (!config)
 		return TC_ACT_SHOT;
 	return bpf_redirect(config->peer_ifindex, 0);

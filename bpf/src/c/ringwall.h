@@ -38,12 +38,19 @@ enum rw_role {
 #define RW_PEER_BY_SKB 4u	/* wire: the peer is reached by the tc ingress program, not by the devmap */
 #define RW_GUARD_REDIRECT 8u	/* guard: hand to guard_ifindex; else drop */
 
+#define RW_MAX_PORTS 8192
+#define RW_MAX_WIRE_ENDS 1024
 #define RW_MAX_QUEUES 256
 #define RW_MAX_LOCAL 4096
 #define RW_MAX_PREFIXES 131072
 #define RW_MAX_FAILSAFE 32
 
-/* The only element of `port_config`. Host byte order. */
+/* An element of `counters`. */
+struct rw_counts {
+	__u64 values[RW_COUNTERS];
+};
+
+/* An element of `port_config`. Host byte order. */
 struct rw_config {
 	__u64 build_id;		/* of the programs that wrote the maps */
 	__u32 role;		/* enum rw_role */
@@ -53,6 +60,7 @@ struct rw_config {
 	__u32 guard_ifindex;	/* guard: the kernel's end of the host port */
 	__u8 guard_mac[6];	/* guard: Ethernet address of its judged end */
 	__u16 failsafe_count;
+	char name[16];		/* of the interface */
 };
 
 /* Key of `local6`, network byte order. */

@@ -45,6 +45,7 @@ use super::{
     lifeline::StopSignal,
     machine::{Machine, port_config},
     netlink::Netlink,
+    newcomers::Newcomers,
     numbers::Numbers,
     plan::{Plan, PlannedPort},
     pods::PodNetworks,
@@ -115,7 +116,7 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     let mut changes = Changes::open(&plan.state_dir)?;
     take_back_others(&plan, &mut changes);
     let (mark, pins, state_dir) = (changes.mark(), plan.pins.clone(), plan.state_dir.clone());
-    let first = mark == 0 && pinned(&pins).is_empty();
+    let first = mark == 0 && ringwall_bpf::pinned_ports(&pins).is_empty();
     let mut running = Running::start(&config, plan, changes, spare, started).inspect_err(|_| {
         // What an earlier process made stays: its fail mode holds.
         if let Err(error) = take_back_since(mark, first, &pins, &state_dir) {
@@ -134,7 +135,10 @@ fn take_back_others(plan: &Plan, changes: &mut Changes) {
         plan.ports.iter().any(|port| port.name == name) || host.is_some_and(|host| host.outer == name)
     };
     let mut failed = Vec::new();
-    for name in pinned(&plan.pins).into_iter().filter(|name| !is_port(name)) {
+    for name in ringwall_bpf::pinned_ports(&plan.pins)
+        .into_iter()
+        .filter(|name| !is_port(name))
+    {
         failed.extend(
             ringwall_bpf::detach(&plan.pins, &name)
                 .err()
@@ -151,18 +155,10 @@ fn take_back_others(plan: &Plan, changes: &mut Changes) {
     say_not_taken_back(&failed);
 }
 
-/// The ports that have pins.
-pub(super) fn pinned(pins: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(pins).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
-}
-
 /// Takes back what a start that failed has made; where it was the `first`, whatever of ringwall is on the machine.
 fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> anyhow::Result<()> {
     if first {
-        for name in pinned(pins) {
+        for name in ringwall_bpf::pinned_ports(pins) {
             ringwall_bpf::detach(pins, &name)?;
         }
         Netlink::open()?.forget_managed()?;
@@ -303,6 +299,8 @@ impl Running {
             stop: AtomicBool::new(false),
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
             numbers: Mutex::new(Numbers::new(plan.ports.len(), port_limit)),
+            local: Mutex::default(),
+            attaching: Mutex::new(()),
             changes: Mutex::new(changes),
             meddled: Mutex::default(),
             partial: Mutex::default(),
@@ -318,6 +316,16 @@ impl Running {
         *locked(&machine.live) =
             ports::attach_all(&plan, follower.local(), &pods, &mut locked(&machine.changes))?;
         done(started, "programs attached");
+        let named_and_generic = locked(&machine.live)
+            .iter()
+            .find(|port| !port.planned.matched && port.would_lose_segments())
+            .map(|port| port.planned.name.clone());
+        if let Some(name) = named_and_generic {
+            ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
+            anyhow::bail!(
+                "interface `{name}` is a veth and cannot have native XDP (the log says why): generic XDP would lose the large segments that its other end sends"
+            );
+        }
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let opened = sockets
             .join()
@@ -370,11 +378,13 @@ impl Running {
             Arc::new(move |filter, cursor| flows.page(filter, cursor)),
             &essential,
         )?;
+        let newcomers = Newcomers::new(Arc::clone(&machine))?;
         // The last: these keep the machine as it has to be, and a start that fails takes it back.
         {
             let machine = Arc::clone(&machine);
             lasting(&essential, "rw-pods", move || machine.follow_pods())?;
         }
+        lasting(&essential, "rw-newcomers", move || newcomers.run())?;
         lasting(&essential, "rw-netlink", move || follower.run())?;
         Ok(Self {
             machine,

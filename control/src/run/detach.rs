@@ -40,7 +40,7 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
         .map(|link| link.name.clone())
         .filter(|name| config.interface(name).is_some())
         .collect();
-    ports.extend(super::dataplane::pinned(&pins));
+    ports.extend(ringwall_bpf::pinned_ports(&pins));
     let mut failed = Vec::new();
     for port in &ports {
         if let Err(error) = ringwall_bpf::detach(&pins, port) {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use ringwall_bpf::XdpMode;
 use ringwall_config::Umem;
 use ringwall_dataplane::{
@@ -80,6 +81,10 @@ pub struct Machine {
     pub alive: Vec<AtomicBool>,
     /// Numbers of ports.
     pub numbers: Mutex<Numbers>,
+    /// The host's own addresses.
+    pub local: Mutex<Vec<IpAddr>>,
+    /// Held while a port's programs are attached or taken off.
+    pub attaching: Mutex<()>,
     /// What was changed on the machine.
     pub changes: Mutex<Changes>,
     /// Settings that somebody changed and that were put back, and when last.
@@ -112,6 +117,7 @@ impl Machine {
 
     /// Tells the XDP programs which addresses are the host's own.
     pub fn set_local(&self, local: &[IpAddr]) {
+        *locked(&self.local) = local.to_vec();
         for port in locked(&self.live).iter_mut() {
             if let Some(attached) = &mut port.attached
                 && let Err(error) = attached.set_local_addresses(local)
@@ -120,6 +126,11 @@ impl Machine {
                 port.problem = Some(error.to_string());
             }
         }
+    }
+
+    /// What all programs are told: the host's own addresses, and where pods live.
+    pub fn addresses(&self) -> (Vec<IpAddr>, Vec<IpNet>) {
+        (locked(&self.local).clone(), locked(&self.pods).known.clone())
     }
 
     /// Gives the open queues of a port (or of all) to its program.
@@ -133,15 +144,14 @@ impl Machine {
             if only.is_some_and(|only| only != queue.port) {
                 continue;
             }
-            if let Some(attached) =
-                ports::by_id(&mut live, queue.port).and_then(|port| port.attached.as_mut())
-            {
+            let port = ports::by_id(&mut live, queue.port).filter(|port| !port.would_lose_segments());
+            if let Some(attached) = port.and_then(|port| port.attached.as_mut()) {
                 attached.register_socket(queue.queue.0, queue.as_fd())?;
             }
         }
         for port in live.iter_mut().filter(|port| port.attached.is_some()) {
             let id = port.planned.id;
-            if only.is_none_or(|only| only == id) && has_queues(sockets, id) {
+            if only.is_none_or(|only| only == id) && has_queues(sockets, id) && !port.would_lose_segments() {
                 port.open = true;
                 port.problem = None;
             }
@@ -280,7 +290,11 @@ impl Machine {
             }
             // The pins of a device that is no more hold nothing.
             let pins = locked(&self.plan).pins.clone();
-            if let Err(error) = ringwall_bpf::detach(&pins, &name) {
+            let _one_at_a_time = locked(&self.attaching);
+            // Unless it is there again already.
+            if Device::lookup(&name).is_err()
+                && let Err(error) = ringwall_bpf::detach(&pins, &name)
+            {
                 tracing::debug!(port = name, %error, "pins");
             }
         }
@@ -416,12 +430,53 @@ impl Machine {
         if port.kind == PortKind::Pod && !up {
             return Ok(());
         }
-        self.open_sockets(port, &one)
+        self.open_sockets(port, &one, local)
             .context("attached without sockets, the fail mode holds (closed: pod traffic drops)")
+    }
+
+    /// A veth whose programs run generically gets no sockets: its other end sends segments that no frame holds. What is in the
+    /// way of native XDP may be gone by now.
+    fn insist_on_native(&self, plan: &Plan, port: &PlannedPort, local: &[IpAddr]) -> anyhow::Result<()> {
+        let loses =
+            ports::by_id(&mut locked(&self.live), port.id).is_some_and(|port| port.would_lose_segments());
+        if !loses {
+            return Ok(());
+        }
+        let native = PlannedPort {
+            xdp: ringwall_config::XdpMode::Native,
+            ..port.clone()
+        };
+        let (attached, error) = match self.attach_as_it_is(plan, &native, local) {
+            Ok(attached) => (attached, None),
+            Err(error) => (self.attach_as_it_is(plan, port, local)?, Some(error)),
+        };
+        if let Some(known) = ports::by_id(&mut locked(&self.live), port.id) {
+            known.attached = attached.attached;
+        }
+        error.map_or(Ok(()), |error| {
+            Err(error.context(
+                "a veth needs native XDP: generic XDP would lose the large segments that its other end sends",
+            ))
+        })
     }
 
     /// Attaches the only port of `one`, which may be down: it is set up when its programs are there.
     fn attach(&self, plan: &Plan, one: &Plan, local: &[IpAddr]) -> anyhow::Result<LivePort> {
+        // Guarded first, where the interface is as it should be: its programs may be there already.
+        if let Some(port) = one
+            .ports
+            .first()
+            .filter(|port| port.xdp == ringwall_config::XdpMode::Auto)
+        {
+            let native = PlannedPort {
+                xdp: ringwall_config::XdpMode::Native,
+                ..port.clone()
+            };
+            if let Ok(mut attached) = self.attach_as_it_is(plan, &native, local) {
+                attached.planned = port.clone();
+                return Ok(attached);
+            }
+        }
         // What can be put in order before lets the program run natively. The rest is said when it is attached.
         let in_order = Netlink::open()
             .map_err(anyhow::Error::from)
@@ -434,11 +489,16 @@ impl Machine {
             tracing::debug!("not in order: {error:#}");
         }
         let port = one.ports.first().context("no port")?;
+        self.attach_as_it_is(plan, port, local)
+    }
+
+    fn attach_as_it_is(&self, plan: &Plan, port: &PlannedPort, local: &[IpAddr]) -> anyhow::Result<LivePort> {
+        let _one_at_a_time = locked(&self.attaching);
         let pods = locked(&self.pods).known.clone();
         ports::attach(plan, port, local, &pods)
     }
 
-    fn open_sockets(&self, port: &PlannedPort, one: &Plan) -> anyhow::Result<()> {
+    fn open_sockets(&self, port: &PlannedPort, one: &Plan, local: &[IpAddr]) -> anyhow::Result<()> {
         {
             let mut changes = locked(&self.changes);
             ports::make_ready(one, &mut Netlink::open()?, &mut changes)?;
@@ -446,6 +506,7 @@ impl Machine {
                 anyhow::bail!(problem);
             }
         }
+        self.insist_on_native(one, port, local)?;
         {
             let mut sockets = locked(&self.sockets);
             let sockets = sockets.as_mut().context("the sockets are not open yet")?;

@@ -4,7 +4,7 @@
 //! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
 //! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`]
 //!   makes interfaces ready, [`changes`] keeps the record of what was changed on the machine, and takes it back.
-//! * [`numbers`] of ports that come and go; [`pods`] where the kernel's programs find pods.
+//! * [`newcomers`] are guarded at once; [`numbers`] of ports that come and go; [`pods`] where the kernel's programs find pods.
 //! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
 
@@ -21,6 +21,7 @@ pub mod lifeline;
 pub mod machine;
 pub mod mirror;
 pub mod netlink;
+pub mod newcomers;
 pub mod numbers;
 pub mod plan;
 pub mod pods;

@@ -568,9 +568,18 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 impl Changes {
     /// Subscribes. What changes from now on is seen; dump after this, never before.
     pub fn subscribe() -> Result<Self, NetlinkError> {
+        Self::of(&GROUPS)
+    }
+
+    /// Subscribes to changes of links alone.
+    pub fn of_links() -> Result<Self, NetlinkError> {
+        Self::of(&GROUPS[..1])
+    }
+
+    fn of(groups: &[u32]) -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Socket)?;
         socket.bind_auto().map_err(NetlinkError::Socket)?;
-        for group in GROUPS {
+        for &group in groups {
             socket.add_membership(group).map_err(NetlinkError::Socket)?;
         }
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {

@@ -413,40 +413,44 @@ impl Plan {
 
     /// Ports that match a pattern and are not planned yet, without a number.
     pub fn newcomers(&self, view: &View) -> Vec<PlannedPort> {
-        let mut found: Vec<PlannedPort> = Vec::new();
-        for link in view.links.values() {
-            let taken = self.management.as_ref() == Some(&link.name)
-                || self.host.as_ref().is_some_and(|host| host.outer == link.name)
-                || self.ports.iter().any(|port| port.name == link.name);
-            if taken {
-                continue;
-            }
-            if let Some(interface) = self
-                .patterns
-                .iter()
-                .find(|interface| interface.select.matches(&link.name))
-            {
-                found.push(PlannedPort {
-                    id: PortId(u16::MAX),
-                    name: link.name.clone(),
-                    kind: match interface.kind {
-                        Some(InterfaceKind::Pod) => PortKind::Pod,
-                        Some(InterfaceKind::Host) => PortKind::Host,
-                        Some(InterfaceKind::Uplink) | None => PortKind::Uplink,
-                    },
-                    side: side(interface.side),
-                    sources: self.sources,
-                    not_subject: NotSubjectTable::ROUTED,
-                    xdp: interface.xdp_mode,
-                    zero_copy: interface.zero_copy,
-                    queues: interface.rx_queues,
-                    mtu: interface.mtu,
-                    fail_mode: self.fail_mode,
-                    matched: true,
-                });
-            }
-        }
-        found
+        let names = view.links.values().map(|link| link.name.as_str());
+        names
+            .filter(|name| self.ports.iter().all(|port| port.name != *name))
+            .filter_map(|name| self.matching(name))
+            .collect()
+    }
+
+    /// The port that an interface of this name is or would be: planned, or of a pattern and without a number.
+    pub fn port_named(&self, name: &str) -> Option<PlannedPort> {
+        let planned = self.ports.iter().find(|port| port.name == name);
+        planned.cloned().or_else(|| self.matching(name))
+    }
+
+    fn matching(&self, name: &str) -> Option<PlannedPort> {
+        let taken = self.management.as_deref() == Some(name)
+            || self.host.as_ref().is_some_and(|host| host.outer == name);
+        let interface = self
+            .patterns
+            .iter()
+            .find(|interface| !taken && interface.select.matches(name))?;
+        Some(PlannedPort {
+            id: PortId(u16::MAX),
+            name: name.to_owned(),
+            kind: match interface.kind {
+                Some(InterfaceKind::Pod) => PortKind::Pod,
+                Some(InterfaceKind::Host) => PortKind::Host,
+                Some(InterfaceKind::Uplink) | None => PortKind::Uplink,
+            },
+            side: side(interface.side),
+            sources: self.sources,
+            not_subject: NotSubjectTable::ROUTED,
+            xdp: interface.xdp_mode,
+            zero_copy: interface.zero_copy,
+            queues: interface.rx_queues,
+            mtu: interface.mtu,
+            fail_mode: self.fail_mode,
+            matched: true,
+        })
     }
 
     /// Takes in the ports that match a pattern and are not planned yet. The answer is what there are no numbers for.

@@ -351,6 +351,15 @@ impl LivePort {
         }
     }
 
+    /// Whether its programs run generically on a veth: its other end then sends segments larger than any frame.
+    pub fn would_lose_segments(&self) -> bool {
+        let generic = self
+            .attached
+            .as_ref()
+            .is_some_and(|port| port.mode() == ringwall_bpf::XdpMode::Generic);
+        generic && Device::lookup(&self.planned.name).is_ok_and(|device| device.driver == "veth")
+    }
+
     /// Whether a pattern found it and its interface is gone: that is how pods end, and wrong in no way.
     pub fn has_ended(&self) -> bool {
         self.planned.matched && self.gone.is_some()

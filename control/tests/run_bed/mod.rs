@@ -263,7 +263,10 @@ telemetry: {{metricsListen: \"127.0.0.1:9469\"}}
         let log = File::create(self.log_file()).unwrap();
         let child = self
             .ringwall(&["run"])
-            .env("RUST_LOG", "info")
+            .env(
+                "RUST_LOG",
+                std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -1,0 +1,135 @@
+//! Pods' interfaces are guarded as soon as the kernel says that they are there, before anything else is looked after.
+//!
+//! Until its programs are attached, a new interface of a machine that forwards is a way past every policy. So a thread of its own
+//! listens to links alone and attaches; the programs are loaded already, and hold the fail mode without sockets. Whoever opens the
+//! port later finds them there and takes them over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage},
+};
+use ringwall_config::XdpMode;
+use ringwall_dataplane::port::PortKind;
+
+use super::{
+    machine::Machine,
+    netlink::{Change, Changes, Netlink, NetlinkError},
+    ports,
+    publication::locked,
+};
+
+/// Between two looks whether the machine stops.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Attaches programs to pods' interfaces that come.
+pub struct Newcomers {
+    machine: Arc<Machine>,
+    changes: Changes,
+    /// Interfaces that are guarded, with the names that they had.
+    guarded: BTreeMap<u32, String>,
+}
+
+impl Newcomers {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(machine: Arc<Machine>) -> Result<Self, NetlinkError> {
+        let changes = Changes::of_links()?;
+        let guarded = locked(&machine.live)
+            .iter()
+            .filter_map(|port| Some((port.attached.as_ref()?.ifindex(), port.planned.name.clone())))
+            .collect();
+        Ok(Self {
+            machine,
+            changes,
+            guarded,
+        })
+    }
+
+    /// Until the machine stops.
+    pub fn run(mut self) {
+        self.look_at_all(); // what came before the subscription
+        while !self.machine.stop.load(Ordering::Relaxed) {
+            match self.changes.wait(LOOK) {
+                Ok(Change::Messages(messages)) => {
+                    for message in &messages {
+                        match message {
+                            RouteNetlinkMessage::NewLink(link) => self.look_at(link),
+                            RouteNetlinkMessage::DelLink(link) => {
+                                self.guarded.remove(&link.header.index);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Ok(Change::Overrun) => self.look_at_all(),
+                Err(error) => {
+                    tracing::error!(%error, "new interfaces cannot be followed; trying again");
+                    std::thread::sleep(LOOK);
+                }
+            }
+        }
+    }
+
+    fn look_at_all(&mut self) {
+        match Netlink::open().and_then(|mut netlink| netlink.links()) {
+            Ok(links) => {
+                let there: BTreeSet<u32> = links.iter().map(|link| link.header.index).collect();
+                self.guarded.retain(|index, _| there.contains(index));
+                links.iter().for_each(|link| self.look_at(link));
+            }
+            Err(error) => tracing::error!(%error, "the interfaces cannot be listed"),
+        }
+    }
+
+    fn look_at(&mut self, link: &LinkMessage) {
+        let index = link.header.index;
+        let name = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        });
+        let Some(name) = name.filter(|_| link.header.interface_family != AddressFamily::Bridge) else {
+            return;
+        };
+        if self.guarded.get(&index).is_some_and(|known| known == name) {
+            return;
+        }
+        let began = Instant::now();
+        let plan = locked(&self.machine.plan).clone();
+        let Some(mut port) = plan.port_named(name).filter(|port| port.kind == PortKind::Pod) else {
+            return;
+        };
+        // Natively or not at all: whoever opens the port may put it in order first.
+        if port.xdp == XdpMode::Auto {
+            port.xdp = XdpMode::Native;
+        }
+        let attached = {
+            let _one_at_a_time = locked(&self.machine.attaching);
+            // Whoever opens ports may have been faster, and attached it in another way.
+            if ringwall_bpf::is_attached(&plan.pins, name) {
+                self.guarded.insert(index, name.to_owned());
+                return;
+            }
+            let (local, pods) = self.machine.addresses();
+            ports::attach(&plan, &port, &local, &pods)
+        };
+        match attached {
+            Ok(_) => {
+                tracing::debug!(
+                    port = name,
+                    micros = began.elapsed().as_micros() as u64,
+                    "guarded"
+                );
+                self.guarded.insert(index, name.to_owned());
+            }
+            Err(error) => tracing::debug!(port = name, "not guarded yet: {error:#}"),
+        }
+    }
+}
