@@ -444,8 +444,8 @@ fn what_a_capture_does_not_show_is_counted() {
     let mut wrong = ethernet(&ipv4(PEER, DB, 6, &tcp(1, 2, 0)));
     wrong[24] ^= 1;
     let mut arp = vec![0xff; 12];
-    arp.extend([8, 6]);
-    arp.extend([0; 28]);
+    arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp.extend([0; 20]);
     let mut bytes = pcap(1, 65535, &[ethernet(&later), wrong, arp]);
     // Cut within the ports, then within the file.
     let short = pcap(1, 36, &[ethernet(&ipv4(PEER, DB, 6, &tcp(1, 2, 0)))]);
