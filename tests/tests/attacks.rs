@@ -121,10 +121,15 @@ impl Way {
 
     /// Sends attacks, each with a text of its own in it, and then what is allowed; asserts that this alone arrives.
     fn only_the_last_passes(&self, attacks: &[(&str, Vec<u8>)], allowed: Vec<u8>, last: &str) {
+        self.only_passes(attacks, (self, allowed), last);
+    }
+
+    /// The same, where what is allowed is sent elsewhere.
+    fn only_passes(&self, attacks: &[(&str, Vec<u8>)], (by, allowed): (&Self, Vec<u8>), last: &str) {
         for (_, frame) in attacks {
             self.from.send(frame);
         }
-        self.from.send(&allowed);
+        by.from.send(&allowed);
         let texts: Vec<String> = attacks.iter().map(|(text, _)| (*text).to_owned()).collect();
         assert_eq!(self.to.seen(&texts, last), [""; 0], "these passed");
     }
@@ -247,11 +252,13 @@ fn families() -> [(bool, u16); 2] {
 
 fn a_stranger_makes_the_reply_flow(role: Role) {
     let scene = Scene::new(role, "");
-    let way = scene.inward("shop/web");
+    let (way, out) = (scene.inward("shop/web"), scene.outward("shop/web"));
     for (v6, own) in families() {
-        let [web, outsider, client] =
-            ["shop/web", "external", "shop/client"].map(|name| scene.address(name, v6));
+        let [web, outsider] = ["shop/web", "external"].map(|name| scene.address(name, v6));
         let (forged, real) = (way.template(web, outsider), way.template(outsider, web));
+        // A flow of the pod's own, for what may pass.
+        let asks = out.template(web, outsider).udp(own + 1, QUIET, b"the pod asks");
+        out.all_pass(&[("the pod asks", asks)]);
         // What the pod may say, said by the outsider, and then the answers.
         for frame in [
             forged.tcp(80, own, SYN, b""),
@@ -269,10 +276,10 @@ fn a_stranger_makes_the_reply_flow(role: Role) {
                     real.tcp(own, 80, SYN | ACK, b"syn-ack answers"),
                 ),
                 ("data answers", real.tcp(own, 80, ACK, b"data answers")),
-                ("datagram answers", real.udp(own, 53, b"datagram answers")),
+                ("data by UDP answers", real.udp(own, 53, b"data by UDP answers")),
             ],
-            way.template(outsider, client).udp(own, QUIET, b"allowed"),
-            "allowed",
+            real.udp(QUIET, own + 1, b"answers the pod"),
+            "answers the pod",
         );
     }
 }
@@ -318,15 +325,15 @@ fn a_pod_sends_errors_and_tunnels(role: Role) {
             way.template(from, outsider)
                 .icmp(unreachable, 0, [0; 4], &quote(text, length))
         };
-        outward.only_the_last_passes(
+        outward.only_passes(
             &[
                 (
                     "error of nobody concerned",
                     error(&outward, boxed, "error of nobody concerned", 0),
                 ),
                 (
-                    "datagram",
-                    outward.template(boxed, outsider).udp(own, QUIET, b"datagram"),
+                    "plain data",
+                    outward.template(boxed, outsider).udp(own, QUIET, b"plain data"),
                 ),
                 (
                     "answer to nothing",
@@ -335,7 +342,7 @@ fn a_pod_sends_errors_and_tunnels(role: Role) {
                         .tcp(22, own, ACK, b"answer to nothing"),
                 ),
             ],
-            error(&speaker, client, "error of the end itself", 0),
+            (&speaker, error(&speaker, client, "error of the end itself", 0)),
             "error of the end itself",
         );
         // With a datagram behind it, not even of the end itself.
@@ -473,7 +480,13 @@ fn what_no_policy_speaks_about_carries_nothing_across_a_wire() {
         return;
     };
     let scene = Scene::new(Role::Wire, "");
-    for way in [scene.outward("shop/box"), scene.inward("shop/box")] {
+    for inward in [false, true] {
+        // One after the other: what one sends, the other would see go out.
+        let way = if inward {
+            scene.inward("shop/box")
+        } else {
+            scene.outward("shop/box")
+        };
         let (own, next) = (way.from.mac(), way.next);
         let frame = |to: [u8; 6], kind: u16, body: &[u8]| {
             let mut frame = [&to[..], &own, &kind.to_be_bytes(), body].concat();
@@ -556,7 +569,7 @@ fn a_forged_reset_does_not_end_a_connection() {
     };
     let scene = Scene::new(Role::Routed, "conntrack: {timeouts: {tcpClosing: 1s}}\n");
     let way = scene.inward("shop/client");
-    for (v6, _) in families() {
+    for (v6, own) in families() {
         let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
         let external = &scene.bed.external.ns;
         let mut stream = external
@@ -594,7 +607,7 @@ fn a_forged_reset_does_not_end_a_connection() {
             }
         }
         way.from
-            .send(&way.template(outsider, client).udp(port, QUIET, b"through"));
+            .send(&way.template(outsider, client).udp(own, QUIET, b"through"));
         way.to.seen(&[], "through");
         assert_eq!(states(), ["tcp-established"]);
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();

@@ -78,7 +78,8 @@ impl End {
         }
     }
 
-    /// Sends one chunk. INIT and INIT ACK have the fields of RFC 9260 3.3.2, all others a few bytes.
+    /// Sends one chunk. INIT and INIT ACK have the fields of RFC 9260 3.3.2, all others a few bytes. COOKIE ECHO goes without
+    /// its CRC, as a kernel with an SCTP stack leaves it to the device.
     fn send(&self, kind: u8) {
         // An INIT has no verification tag.
         let tag: u32 = if kind == chunk::INIT { 0 } else { 0x5157_e57a };
@@ -97,8 +98,10 @@ impl End {
         packet.extend_from_slice(&[kind, 0]);
         packet.extend_from_slice(&length.to_be_bytes());
         packet.extend_from_slice(&body);
-        let sum = crc32c(&packet).to_le_bytes();
-        packet[8..12].copy_from_slice(&sum);
+        if kind != chunk::COOKIE_ECHO {
+            let sum = crc32c(&packet).to_le_bytes();
+            packet[8..12].copy_from_slice(&sum);
+        }
         self.socket.send(&packet).unwrap();
     }
 

@@ -623,3 +623,29 @@ proptest! {
         prop_assert_eq!(checksum::update(before, old, new), !checksum::fold(checksum::sum(&bytes)));
     }
 }
+
+/// A kernel with an SCTP stack leaves the CRC of its packets to a veth, which leaves it to nobody.
+#[test]
+fn the_crc_of_sctp_is_completed_where_it_was_left_out() {
+    for template in [v4(), v6()] {
+        let mut frame = template.sctp(5001, 5000, 1); // with zero in the field
+        let packet = subject(&frame);
+        assert!(checksum::complete_partial(&mut frame, &packet));
+        let l4 = usize::from(packet.l4);
+        let mut blank = frame[l4..].to_vec();
+        blank[8..12].fill(0);
+        // RFC 9260 appendix A, bit by bit.
+        let crc = !blank.iter().fold(!0_u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
+            })
+        });
+        assert_eq!(frame[l4 + 8..l4 + 12], crc.to_le_bytes());
+        let whole = frame.clone();
+        assert!(
+            !checksum::complete_partial(&mut frame, &packet),
+            "it is there already"
+        );
+        assert_eq!(frame, whole);
+    }
+}

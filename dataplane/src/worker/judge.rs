@@ -1,5 +1,6 @@
 //! Look up and verdict: which flow a packet belongs to, and whether it may pass. Nothing is remembered here; what a
 //! packet changes is the answer, and is committed when it is known that the packet is forwarded.
+#![allow(clippy::result_large_err)] // nothing is allocated for a packet, and what is large is not on the common way
 
 use arrayvec::ArrayVec;
 
