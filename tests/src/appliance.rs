@@ -38,6 +38,8 @@ pub struct Options {
     pub workers: u16,
     /// Whether there is a port to the host's kernel (routed role).
     pub host_port: bool,
+    /// Whose addresses are on the outer end of a wire; `any` is taken with `antiSpoofing: off`.
+    pub outer_side: &'static str,
     /// Policy source: None for the bed's folder, else the lines of `source`.
     pub source: Option<String>,
     /// More lines of the configuration.
@@ -51,6 +53,7 @@ impl Default for Options {
             mode: "enforce",
             workers: 1,
             host_port: true,
+            outer_side: "any",
             source: None,
             more: String::new(),
         }
@@ -134,9 +137,15 @@ impl Bed {
                 }
             }
             Role::Wire => {
-                text.push_str(
-                    "  - {name: in, side: inside}\n  - {name: out, side: any}\nantiSpoofing: off\nwires:\n",
+                let side = options.outer_side;
+                let _ = writeln!(
+                    text,
+                    "  - {{name: in, side: inside}}\n  - {{name: out, side: {side}}}"
                 );
+                if side == "any" {
+                    text.push_str("antiSpoofing: off\n");
+                }
+                text.push_str("wires:\n");
                 text.push_str("  - {name: w0, interfaces: [in, out]}\n");
             }
         }
