@@ -546,14 +546,18 @@ fn what_no_policy_speaks_about_carries_nothing_across_a_wire() {
                     "solicitation",
                     v6(&boxed, "2001:db8::10").icmp(135, 0, [0; 4], b"solicitation"),
                 ),
-                (
-                    "redirect",
-                    v6("fe80::9", "fe80::8").icmp(137, 0, [0; 4], b"redirect"),
-                ),
             ],
             frame([255; 6], 0x0806, &arp(b"real arp")),
             "real arp",
         );
+        // Routers are on the outer side alone.
+        let advertised = v6("fe80::9", "ff02::1").icmp(134, 0, [0; 4], b"advertised");
+        if inward {
+            way.all_pass(&[("advertised", advertised)]);
+        } else {
+            let after = frame([255; 6], 0x0806, &arp(b"more arp"));
+            way.only_the_last_passes(&[("advertised", advertised)], after, "more arp");
+        }
         way.all_pass(&[(
             "neighbour",
             v6("fe80::9", "ff02::1:ff00:1").icmp(135, 0, [0; 4], b"neighbour solicited"),
