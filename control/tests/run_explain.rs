@@ -126,7 +126,7 @@ fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
         "policy-ingress: A pod is isolated",
         "isolated by default/only-a",
         "selectors match pods",
-        "smallest changes",
+        "Changes that would allow it",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }

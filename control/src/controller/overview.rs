@@ -1,15 +1,12 @@
 //! What is known of everything: for status, readiness and metrics.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use imbl::{OrdMap, ordmap::DiffItem};
-use ipnet::IpNet;
 use ringwall_config::Verify;
 
 use super::{
@@ -19,7 +16,7 @@ use super::{
 };
 use crate::{
     check::Report,
-    cluster::{Cluster, Node, UNKNOWN_KINDS},
+    cluster::UNKNOWN_KINDS,
     coverage::{Coverage, Place},
     explain::{Question, report::Explanation},
     metrics::Latencies,
@@ -49,79 +46,6 @@ const REMEMBER: Duration = Duration::from_secs(15 * 60);
 
 /// Fewer policies than this vanishing at once are nothing unusual.
 const FEW_POLICIES: u64 = 10;
-
-/// As many prefixes are named in one alarm.
-const NAMED_PREFIXES: usize = 8;
-
-/// The prefixes of nodes (`spec.podCIDRs`) that the configured prefixes do not hold. The XDP programs and the egress
-/// guard know the configured ones alone: what lies outside of them is no pod to them.
-#[derive(Debug, Default)]
-struct Uncovered {
-    configured: Vec<IpNet>,
-    nodes: OrdMap<String, Arc<Node>>,
-    /// By node; no node without.
-    prefixes: BTreeMap<String, Vec<IpNet>>,
-}
-
-impl Uncovered {
-    /// Takes the nodes of a state, at the cost of those that changed. Answers what is new.
-    fn update(&mut self, cluster: &Cluster) -> Vec<(String, IpNet)> {
-        if self.configured != cluster.settings.pod_cidrs {
-            self.configured.clone_from(&cluster.settings.pod_cidrs);
-            self.nodes = OrdMap::new();
-            self.prefixes.clear();
-        }
-        let mut news = Vec::new();
-        // Halves that are configured hold the whole.
-        let configured = IpNet::aggregate(&self.configured);
-        let covered = |prefix: &IpNet| configured.iter().any(|known| known.contains(prefix));
-        for change in self.nodes.diff(&cluster.nodes) {
-            let (name, node) = match change {
-                DiffItem::Add(name, node)
-                | DiffItem::Update {
-                    new: (name, node), ..
-                } => (name, Some(node)),
-                DiffItem::Remove(name, _) => (name, None),
-            };
-            let outside: Vec<IpNet> = (node.iter())
-                .flat_map(|node| node.pod_cidrs.iter().copied())
-                .filter(|prefix| !covered(prefix))
-                .collect();
-            let before = if outside.is_empty() {
-                self.prefixes.remove(name)
-            } else {
-                self.prefixes.insert(name.clone(), outside.clone())
-            };
-            let before = before.unwrap_or_default();
-            let new = outside.into_iter().filter(|prefix| !before.contains(prefix));
-            news.extend(new.map(|prefix| (name.clone(), prefix)));
-        }
-        self.nodes = cluster.nodes.clone();
-        news
-    }
-
-    fn alarm(&self) -> Option<String> {
-        let all = || {
-            self.prefixes
-                .iter()
-                .flat_map(|(node, prefixes)| prefixes.iter().map(move |prefix| (node, prefix)))
-        };
-        let mut named: Vec<String> = all()
-            .take(NAMED_PREFIXES)
-            .map(|(node, prefix)| format!("{prefix} of node {node}"))
-            .collect();
-        let more = all().skip(NAMED_PREFIXES).count();
-        if more > 0 {
-            named.push(format!("{more} more"));
-        }
-        (!named.is_empty()).then(|| {
-            format!(
-                "spec.podCIDRs lie outside of cluster.podCIDRs, so that fail mode and egress guard do not hold for the pods there: {}; add them to cluster.podCIDRs and restart",
-                named.join(", ")
-            )
-        })
-    }
-}
 
 /// Why control is not ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,8 +128,6 @@ struct Inner {
     problems: Problems,
     incomplete: Vec<String>,
     vanished: Option<(Instant, String)>,
-    /// Nodes whose pods the dataplane's programs do not take for pods, with the prefixes.
-    uncovered: Uncovered,
     compiled: CompiledStatus,
     proof: ProofStatus,
     /// Generation that was published before its proof had ended.
@@ -285,7 +207,6 @@ impl Overview {
             problems: Problems::default(),
             incomplete: Vec::new(),
             vanished: None,
-            uncovered: Uncovered::default(),
             compiled: CompiledStatus::default(),
             proof: ProofStatus {
                 verify: match verify {
@@ -369,13 +290,6 @@ impl Overview {
         if let Some(text) = vanished(before, now) {
             tracing::warn!("{text}");
             inner.vanished = Some((Instant::now(), text));
-        }
-        for (node, prefix) in inner.uncovered.update(&state.cluster) {
-            tracing::warn!(
-                node,
-                %prefix,
-                "spec.podCIDRs of the node lies outside of cluster.podCIDRs: its pods are outside of fail mode and egress guard"
-            );
         }
         inner.objects = objects;
         inner.problems.clone_from(&state.problems);
@@ -583,7 +497,6 @@ impl Overview {
         {
             alarms.push(text.clone());
         }
-        alarms.extend(inner.uncovered.alarm());
         alarms.extend(inner.wrong().map(|reason| reason.to_string()));
         if let Some((at, text)) = &inner.corrected
             && at.elapsed() < REMEMBER
@@ -681,85 +594,10 @@ mod tests {
 
     use super::*;
 
-    fn cluster(configured: &[&str], nodes: &[(&str, &[&str])]) -> Cluster {
-        let parse = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|text| text.parse().unwrap())
-                .collect::<Vec<IpNet>>()
-        };
-        let mut cluster = Cluster::default();
-        cluster.settings.pod_cidrs = parse(configured);
-        for (name, prefixes) in nodes {
-            let node = Node {
-                name: (*name).to_owned(),
-                addresses: Vec::new(),
-                pod_cidrs: parse(prefixes),
-            };
-            cluster.nodes.insert(node.name.clone(), Arc::new(node));
-        }
-        cluster
-    }
-
-    fn news(uncovered: &mut Uncovered, configured: &[&str], nodes: &[(&str, &[&str])]) -> Vec<String> {
-        uncovered
-            .update(&cluster(configured, nodes))
-            .into_iter()
-            .map(|(node, prefix)| format!("{node} {prefix}"))
-            .collect()
-    }
-
     #[test]
     fn a_few_policies_that_vanish_are_nothing_unusual() {
         assert_eq!(vanished(9, 0), None);
         assert_eq!(vanished(10, 5), None);
         assert_eq!(vanished(10, 4).unwrap(), "6 of 10 policies vanished at once");
-    }
-
-    #[test]
-    fn only_prefixes_that_the_configuration_does_not_hold_are_outside() {
-        let nodes: &[(&str, &[&str])] = &[
-            ("b", &["10.9.0.0/24", "fd00:2::/64"]),
-            ("a", &["10.1.1.0/24", "fd00:1::/64"]),
-            ("c", &["10.0.0.0/15"]),
-        ];
-        let mut uncovered = Uncovered::default();
-        let configured: &[&str] = &["10.1.0.0/16", "fd00:1::/48"];
-        assert_eq!(
-            news(&mut uncovered, configured, nodes),
-            ["b 10.9.0.0/24", "b fd00:2::/64", "c 10.0.0.0/15"],
-        );
-        assert!(news(&mut uncovered, configured, nodes).is_empty(), "said once");
-        assert_eq!(
-            news(
-                &mut uncovered,
-                configured,
-                &[("b", &["10.9.0.0/24", "10.8.0.0/24"]), nodes[1]]
-            ),
-            ["b 10.8.0.0/24"],
-        );
-        let alarm = uncovered.alarm().unwrap();
-        assert!(
-            alarm.contains("10.9.0.0/24 of node b, 10.8.0.0/24 of node b;") && !alarm.contains("node c"),
-            "{alarm}"
-        );
-        news(
-            &mut uncovered,
-            &["10.0.0.0/9", "10.128.0.0/9", "fd00::/16"],
-            nodes,
-        );
-        assert_eq!(uncovered.alarm(), None, "two halves hold the whole");
-    }
-
-    #[test]
-    fn the_alarm_names_node_and_prefix_and_stays_short() {
-        let mut uncovered = Uncovered::default();
-        for n in 10..30 {
-            let prefix = format!("10.{n}.0.0/24").parse().unwrap();
-            uncovered.prefixes.insert(format!("n{n}"), vec![prefix]);
-        }
-        let text = uncovered.alarm().unwrap();
-        assert!(text.contains("10.13.0.0/24 of node n13"), "{text}");
-        assert!(text.contains("12 more") && !text.contains("n25"), "{text}");
     }
 }
