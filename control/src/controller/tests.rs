@@ -1039,16 +1039,14 @@ async fn what_the_dataplane_refuses_is_alarmed_until_it_accepts_again() {
     bed.dataplane.image("1: a/one").await;
     bed.dataplane.refuse.store(true, Ordering::SeqCst);
     bed.pod("two");
-    let status = control
-        .status_where("refused", |status| {
-            status.control.as_ref().unwrap().publication.refused > 0
+    control
+        .status_where("refused, alarmed and not ready", |status| {
+            let refused = status.control.as_ref().unwrap();
+            refused.publication.refused > 0
+                && !refused.ready
+                && refused.alarms.iter().any(|alarm| alarm.contains("a bad day"))
         })
         .await;
-    let refused = status.control.unwrap();
-    assert!(
-        !refused.ready && refused.alarms.iter().any(|alarm| alarm.contains("a bad day")),
-        "{refused:#?}"
-    );
     // It is offered again without another event, compiled from nothing under another generation.
     bed.dataplane.refuse.store(false, Ordering::SeqCst);
     let status = control.ready().await;
