@@ -111,7 +111,7 @@ pub struct WorkerCounters {
     pub taken_over: Counter,
     /// Packets that were not subject to policy and crossed a wire.
     pub not_subject: Counter,
-    /// Packets that a failsafe rule let through.
+    /// Flows that a failsafe rule let begin; before the first snapshot, packets.
     pub failsafe: Counter,
     /// Packets let through by the entry of their flow.
     pub flow_hits: Counter,

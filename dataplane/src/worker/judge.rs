@@ -440,7 +440,6 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if !self.has_place(port, packet.src, packet.dst) {
             return Err(DropReason::SpoofedSource.into());
         }
-        self.stats.counters.failsafe.add(1);
         Ok(Change::Nothing)
     }
 

@@ -175,6 +175,7 @@ fn without_a_snapshot_nothing_passes_but_the_failsafe() {
     let api = from_to(OUTSIDER[0], NODE[0]);
     assert!(bed.crosses(OUTSIDE, &api.tcp(1, 6443, SYN, b"")));
     assert!(bed.crosses(INSIDE, &from_to(NODE[0], OUTSIDER[0]).tcp(6443, 1, SYN_ACK, b"")));
+    assert_eq!(bed.count(|w| w.failsafe.get()), 2);
     bed.drops(OUTSIDE, &api.tcp(1, 6444, SYN, b""), DropReason::NoSnapshot);
     bed.drops(
         INSIDE,
