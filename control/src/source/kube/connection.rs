@@ -310,6 +310,8 @@ impl Connection {
 
     fn replace(&self, built: Built, changed: bool) {
         tracing::info!(changed, "the credentials were read again");
+        // Before the first request with them: whoever sees what they bring finds them counted.
+        self.health.renewed();
         let moved = {
             let mut in_use = self.in_use();
             let moved = in_use.location != built.location;
@@ -320,7 +322,6 @@ impl Connection {
             };
             moved
         };
-        self.health.renewed();
         self.health.condition(Condition::Renewal, Duration::ZERO, None);
         if moved {
             self.health.moved(built.location.clone());
