@@ -49,7 +49,7 @@ use crate::{
     cluster::{Cluster, Settings},
     compile::{Budget, CompileError, EpochKey},
     essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
-    protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, SUPERVISION_FILE},
+    protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, SUPERVISION_FILE},
     publish::{self, Event, Publication},
     source::{
         feed::{Feed, SourceState},
@@ -313,11 +313,12 @@ fn stop_signal(supervised: bool) -> anyhow::Result<mpsc::Receiver<()>> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
     tokio::spawn(async move { while hangup.recv().await.is_some() {} });
     if supervised {
+        let line = Lifeline::of_stdin().context("cannot hear the supervisor")?;
         std::thread::Builder::new()
             .name("rw-lifeline".to_owned())
             .spawn(move || {
-                // Nobody writes there: it ends with the supervisor, however that ends.
-                let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+                // It ends with the supervisor, however that ends.
+                while line.hear().is_some() {}
                 let _ = sender.blocking_send(());
             })
             .context("cannot start a thread")?;

@@ -25,6 +25,7 @@
 
 mod flows;
 mod socket;
+mod supervision;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
+pub use supervision::{Lifeline, Order, Report, SUPERVISION_VERSION};
 
 /// Version of the messages; both ends must have the same.
 pub const VERSION: u32 = 3;

@@ -243,6 +243,19 @@ impl Connection {
     }
 }
 
+impl From<OwnedFd> for Connection {
+    /// One end of a pair that was made elsewhere.
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}
+
+impl From<Connection> for OwnedFd {
+    fn from(connection: Connection) -> Self {
+        connection.socket
+    }
+}
+
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

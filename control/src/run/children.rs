@@ -1,13 +1,15 @@
 //! The processes that the supervisor runs, and when it starts them again.
 
 use std::{
-    io::{self, Write},
+    fs::File,
+    io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{fs::MetadataExt, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +17,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal},
 };
+
+use crate::protocol::{Connection, Order, Received, Report};
 
 /// A process of the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,65 +71,97 @@ impl Backoff {
     }
 }
 
+/// A program, held open: a file that takes its place changes nothing.
+#[derive(Clone, Debug)]
+pub struct Program {
+    file: Arc<File>,
+    /// What it is called in words.
+    path: PathBuf,
+}
+
+impl Program {
+    /// The one that runs now.
+    ///
+    /// # Errors
+    /// There is no /proc.
+    pub fn running() -> io::Result<Self> {
+        Ok(Self {
+            file: Arc::new(File::open("/proc/self/exe")?),
+            path: std::env::current_exe()?,
+        })
+    }
+
+    /// One that somebody has opened.
+    pub fn of(file: File, path: PathBuf) -> Self {
+        Self {
+            file: Arc::new(file),
+            path,
+        }
+    }
+
+    /// Where it was found; what is there now may be another one.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether both are one file.
+    pub fn is(&self, other: &Self) -> bool {
+        let id = |program: &Self| program.file.metadata().map(|it| (it.dev(), it.ino())).ok();
+        id(self).is_some() && id(self) == id(other)
+    }
+
+    /// A command that runs it.
+    pub fn command(&self) -> Command {
+        // The child has the descriptor until the kernel has found the program.
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        command.arg0("ringwall");
+        command
+            .env_remove("NOTIFY_SOCKET") // the supervisor alone speaks to systemd
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID");
+        command
+    }
+}
+
 /// How to start a process.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// Which.
     pub role: Role,
-    /// The program: this one.
-    pub program: PathBuf,
+    /// The program.
+    pub program: Program,
     /// Its arguments.
     pub arguments: Vec<std::ffi::OsString>,
 }
 
-/// A running child. Its standard input is a pipe: when the supervisor dies, however it dies, the child reads the end of it
-/// and stops. One byte tells a dataplane to go.
+/// A running child. Its standard input is one end of a socket: when the supervisor dies, however it dies, the child reads
+/// the end of it and stops. [`Order`] and [`Report`] travel there.
 pub struct Child {
     child: std::process::Child,
     pidfd: OwnedFd,
+    line: Connection,
     /// When it was started or told to go.
     began: Instant,
-    /// The program's file as it was then.
-    program: Option<FileId>,
-}
-
-/// Tells a file from one that replaced it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId {
-    device: u64,
-    inode: u64,
-    modified: (i64, i64),
-}
-
-impl FileId {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
-    }
 }
 
 impl Child {
     /// Starts it.
     pub fn start(recipe: &Recipe) -> io::Result<Self> {
-        let program = FileId::of(&recipe.program);
-        let mut child = Command::new(&recipe.program)
+        let (line, far) = Connection::pair().map_err(io::Error::other)?;
+        line.set_nonblocking().map_err(io::Error::other)?;
+        let mut child = recipe
+            .program
+            .command()
             .args(&recipe.arguments)
-            .env_remove("NOTIFY_SOCKET") // the supervisor alone speaks to systemd
-            .env_remove("WATCHDOG_USEC")
-            .env_remove("WATCHDOG_PID")
-            .stdin(Stdio::piped())
+            .stdin(OwnedFd::from(far))
             .spawn()?;
         let pid = Pid::from_child(&child);
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self {
                 child,
                 pidfd,
+                line,
                 began: Instant::now(),
-                program,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -146,17 +182,20 @@ impl Child {
     }
 
     /// Tells it to go.
-    pub fn go(&mut self) {
+    pub fn go(&mut self, on_trial: bool) {
         self.began = Instant::now();
-        if let Some(stdin) = &mut self.child.stdin {
-            // Fails only where it has ended already.
-            let _ = stdin.write_all(&[1]);
-        }
+        self.order(&Order::Go { on_trial }, None);
     }
 
-    /// Whether its program has been replaced since, by an upgrade.
-    pub fn is_outdated(&self, recipe: &Recipe) -> bool {
-        FileId::of(&recipe.program).is_some_and(|now| Some(now) != self.program)
+    /// Tells it something.
+    pub fn order(&self, order: &Order, fd: Option<BorrowedFd<'_>>) {
+        // Fails only where it has ended already.
+        let _ = self.line.send(order, fd);
+    }
+
+    /// What it has said and nobody has read yet; None where that is nothing.
+    pub fn report(&self) -> Option<Received<Report>> {
+        self.line.receive().ok()
     }
 
     /// Whether it has ended, and how.
@@ -164,23 +203,20 @@ impl Child {
         self.child.try_wait()
     }
 
-    /// Whether it has begun to die: the kernel closes its standard input before its sockets, and takes its time with
+    /// Whether it has begun to die: the kernel closes its end of the line before its sockets, and takes its time with
     /// those. Known before [`Self::ended`], so that a successor can begin meanwhile.
     pub fn is_dying(&self) -> bool {
-        let Some(stdin) = &self.child.stdin else {
-            return false;
-        };
-        let mut fds = [PollFd::new(stdin, PollFlags::empty())];
+        let mut fds = [PollFd::new(&self.line, PollFlags::empty())];
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        matches!(poll(&mut fds, Some(&now)), Ok(1..)) && fds[0].revents().contains(PollFlags::ERR)
+        matches!(poll(&mut fds, Some(&now)), Ok(1..)) && fds[0].revents().contains(PollFlags::HUP)
     }
 
-    /// The other end of its standard input: shows an error as soon as it dies.
-    pub fn lifeline(&self) -> Option<BorrowedFd<'_>> {
-        self.child.stdin.as_ref().map(AsFd::as_fd)
+    /// The line to it: readable when it says something, and hung up as soon as it dies.
+    pub fn line(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
     }
 
     /// Asks it to end, or makes it.
@@ -229,8 +265,6 @@ pub fn describe(status: ExitStatus) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use super::*;
 
     #[test]
@@ -267,22 +301,41 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_was_replaced_is_outdated() {
+    fn a_program_stays_the_same_when_its_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("program");
-        symlink("/bin/cat", &program).unwrap();
+        let path = dir.path().join("program");
+        let copy = |from: &str| {
+            let next = dir.path().join("next");
+            std::fs::copy(from, &next).unwrap();
+            std::fs::rename(next, &path).unwrap();
+            Program::of(File::open(&path).unwrap(), path.clone())
+        };
+        let before = copy("/bin/echo");
+        let after = copy("/bin/false");
+        assert!(before.is(&before.clone()) && !before.is(&after));
+        let said = |program: &Program| program.command().arg("before").output().unwrap();
+        assert_eq!(said(&before).stdout, b"before\n");
+        assert_eq!(said(&after).status.code(), Some(1));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(said(&before).stdout, b"before\n");
+    }
+
+    #[test]
+    fn a_child_hears_orders_and_its_end_is_known() {
         let recipe = Recipe {
             role: Role::Dataplane,
-            program: program.clone(),
+            program: Program::of(File::open("/bin/cat").unwrap(), "/bin/cat".into()),
             arguments: Vec::new(),
         };
-        let child = Child::start(&recipe).unwrap();
-        assert!(!child.is_outdated(&recipe));
-        symlink("/bin/sh", dir.path().join("next")).unwrap();
-        std::fs::rename(dir.path().join("next"), &program).unwrap();
-        assert!(child.is_outdated(&recipe));
-        std::fs::remove_file(&program).unwrap();
-        assert!(!child.is_outdated(&recipe), "there is no other to start");
+        let mut child = Child::start(&recipe).unwrap();
+        assert!(!child.is_dying() && child.report().is_none());
+        child.signal(Signal::KILL);
+        let mut fds = [PollFd::from_borrowed_fd(child.line(), PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        assert!(child.is_dying());
+        let mut fds = [PollFd::new(&child, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        assert_eq!(describe(child.ended().unwrap().unwrap()), "killed by SIGKILL");
     }
 
     #[test]

@@ -33,7 +33,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     essential::{EXIT_SOFTWARE, Ends, Essential, Standstill},
-    protocol::DATAPLANE_SOCKET,
+    protocol::{DATAPLANE_SOCKET, Lifeline},
 };
 
 use super::{
@@ -42,7 +42,7 @@ use super::{
     flows::LiveFlows,
     follow::Follower,
     last_snapshot::{LastSnapshot, MadeOf},
-    lifeline::StopSignal,
+    lifeline::{StopSignal, take_line},
     machine::{Machine, port_config},
     netlink::Netlink,
     newcomers::Newcomers,
@@ -80,7 +80,7 @@ pub struct DataplaneArgs {
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Begin when standard input has a byte, end when it ends: the supervisor holds its other end
+    /// Begin when told to on standard input, end when that ends: the supervisor holds its other end
     #[arg(long, hide = true)]
     pub supervised: bool,
     /// Folder of manifests that policies come from, whatever the configuration says
@@ -97,10 +97,11 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     let stop = StopSignal::catch().context("cannot catch signals")?;
     let mut spare = None;
     if args.supervised {
-        if !stand_by(&args.config, &stop, &mut spare)? {
+        let line = Arc::new(take_line()?);
+        if !stand_by(&args.config, &stop, &line, &mut spare)? {
             return Ok(ExitCode::SUCCESS);
         }
-        stop.follow_supervisor()?;
+        stop.follow_supervisor(line)?;
     }
     let started = Instant::now();
     let mut config = super::load_config(&args.config)?;
@@ -180,18 +181,19 @@ fn say_not_taken_back(failed: &[String]) {
 
 /// Waits for the supervisor's word: true for to begin, false for to end. Until then nothing is changed on the machine, and
 /// nothing is kept but packet memory: whatever else could be outdated by then is read afterwards, as at every start.
-fn stand_by(config: &Path, stop: &StopSignal, spare: &mut Option<Spare>) -> anyhow::Result<bool> {
-    let stdin = std::io::stdin();
+fn stand_by(
+    config: &Path,
+    stop: &StopSignal,
+    line: &Lifeline,
+    spare: &mut Option<Spare>,
+) -> anyhow::Result<bool> {
     let mut patience = Duration::ZERO;
     loop {
         let timespec = Timespec {
             tv_sec: patience.as_secs() as i64,
             tv_nsec: i64::from(patience.subsec_nanos()),
         };
-        let mut fds = [
-            PollFd::new(stop, PollFlags::IN),
-            PollFd::new(&stdin, PollFlags::IN),
-        ];
+        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(line, PollFlags::IN)];
         match poll(&mut fds, Some(&timespec)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for the supervisor"),
@@ -201,8 +203,7 @@ fn stand_by(config: &Path, stop: &StopSignal, spare: &mut Option<Spare>) -> anyh
             return Ok(false);
         }
         if told {
-            let heard = rustix::io::read(&stdin, &mut [0; 1]).context("cannot hear the supervisor")?;
-            return Ok(heard > 0);
+            return Ok(line.hear().is_some());
         }
         *spare = refresh(spare.take(), config).unwrap_or_else(|error| {
             tracing::debug!("no packet memory is kept: {error:#}");

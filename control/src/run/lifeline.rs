@@ -1,7 +1,6 @@
 //! Ends a supervised process when it is told to, or when its supervisor is gone.
 
 use std::{
-    fs::File,
     io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -10,10 +9,19 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
 };
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::protocol::{Lifeline, Order};
+
+/// Takes the line to the supervisor over. The supervisor takes its end for the death of the process; so that it hears of
+/// that before the sockets are closed, the line is moved to where the kernel closes first.
+pub fn take_line() -> io::Result<Lifeline> {
+    Ok(ringwall_xsk::close_early(Lifeline::of_stdin()?.into())?.into())
+}
 
 /// Becomes readable when the process has to stop: SIGTERM, SIGINT, or the end of the supervisor.
 #[derive(Debug)]
@@ -41,32 +49,24 @@ impl StopSignal {
         })
     }
 
-    /// Also stops when standard input ends: its other end is held by the supervisor and by nobody else.
-    ///
-    /// The supervisor in turn takes the end of this side for the death of the process. So that it hears of that before
-    /// the sockets are closed, standard input is moved to where the kernel closes first; /dev/null takes its place.
-    pub fn follow_supervisor(&self) -> io::Result<()> {
+    /// Also stops when the line to the supervisor ends, which holds its other end and nobody else does. Answers what
+    /// orders come until then.
+    pub fn follow_supervisor(&self, line: Arc<Lifeline>) -> io::Result<mpsc::Receiver<Order>> {
         let teller = Teller(self._teller.try_clone()?);
-        let lifeline = ringwall_xsk::close_early(io::stdin().as_fd().try_clone_to_owned()?)?;
-        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        let (heard, orders) = mpsc::channel();
         std::thread::Builder::new()
             .name("rw-lifeline".to_owned())
             .spawn(move || {
                 let teller = teller;
-                let mut nothing = [0; 64];
-                let mut input = File::from(lifeline);
-                loop {
-                    match input.read(&mut nothing) {
-                        Ok(0) => break,
-                        Err(error) if error.kind() != io::ErrorKind::Interrupted => break,
-                        _ => {}
-                    }
+                while let Some(received) = line.hear() {
+                    // Nobody may wait for one.
+                    let _ = heard.send(received.message);
                 }
                 // First of all: the log's reader is likely gone with the supervisor.
                 drop(teller);
                 tracing::warn!("the supervisor is gone: stopping");
             })?;
-        Ok(())
+        Ok(orders)
     }
 
     /// Whether there was a SIGHUP since this was last asked.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    children::{Backoff, Child, Recipe, Role, describe},
+    children::{Backoff, Child, Program, Recipe, Role, describe},
     expedited::Expedited,
     lifeline::StopSignal,
     plan::Plan,
@@ -147,8 +147,8 @@ struct Supervisor {
 
 impl Supervisor {
     fn new(args: &RunArgs, plan: Plan) -> anyhow::Result<Self> {
-        // The running program itself, even where the file has been replaced by an upgrade since: then the new one.
-        let program = std::env::current_exe().context("cannot find the running program")?;
+        // Held open, so that a crash after its file was replaced starts no other.
+        let program = Program::running().context("cannot open the running program")?;
         let config = std::path::absolute(&args.config)?;
         let post = |role: Role| {
             let mut arguments = vec![role.name().into(), "--config".into(), config.clone().into()];
@@ -210,7 +210,9 @@ impl Supervisor {
             self.begin_stop(Signal::TERM);
         }
         if stop.hung_up() {
-            tracing::info!("SIGHUP: nothing is read again; restart to take up another configuration");
+            tracing::info!(
+                "SIGHUP: nothing is read again; restart to take up another configuration, `ringwall upgrade` to change the program"
+            );
         }
         self.collect_ended()?;
         for post in &mut self.posts {
@@ -251,7 +253,7 @@ impl Supervisor {
             match standby.map_or_else(|| Child::start(&post.recipe), Ok) {
                 Ok(mut child) => {
                     if post.recipe.role == Role::Dataplane {
-                        child.go();
+                        child.go(false);
                         self.standby.due = Some(Instant::now() + SETTLED);
                         self.record.dataplane_standby = None;
                     }
@@ -272,17 +274,13 @@ impl Supervisor {
     /// Has the next dataplane stand by, once the first has shown that there can be one.
     fn keep_standby(&mut self) -> anyhow::Result<()> {
         let (post, standby) = (&self.posts[Role::Dataplane as usize], &mut self.standby);
-        if let Some(child) = &mut standby.child {
-            if let Some(status) = child.ended()? {
-                let wait = standby.backoff.after(child.lived());
-                tracing::warn!(how = describe(status), "the dataplane that stood by ended");
-                standby.child = None;
-                standby.due = Some(Instant::now() + wait);
-            } else if child.is_outdated(&post.recipe) {
-                tracing::info!("the program was replaced: another dataplane stands by");
-                standby.child = None;
-                standby.due = Some(Instant::now());
-            }
+        if let Some(child) = &mut standby.child
+            && let Some(status) = child.ended()?
+        {
+            let wait = standby.backoff.after(child.lived());
+            tracing::warn!(how = describe(status), "the dataplane that stood by ended");
+            standby.child = None;
+            standby.due = Some(Instant::now() + wait);
         }
         let due = standby.due.is_some_and(|due| due <= Instant::now());
         if self.stopping.is_none() && post.was_ready && due {
@@ -329,10 +327,8 @@ impl Supervisor {
             for child in post.child.iter().chain(&post.dying) {
                 fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
             }
-            if let Some(lifeline) = post.child.as_ref().and_then(Child::lifeline)
-                && post.was_ready
-            {
-                fds.push(PollFd::from_borrowed_fd(lifeline, PollFlags::empty()));
+            if let Some(child) = post.child.as_ref().filter(|_| post.was_ready) {
+                fds.push(PollFd::from_borrowed_fd(child.line(), PollFlags::empty()));
             }
         }
         let timespec = Timespec {
