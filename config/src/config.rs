@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 pub use crate::raw::{
     AntiSpoofing, FailMode, IdlePolicy, InterfaceKind, Kind, L2Action, L2Protocol, Midstream, Mode,
-    OnDeadline, ReversePath, Side, TcpTracking, UnknownEndpoints, Verify, XdpMode, ZeroCopy,
+    OnDeadline, ReversePath, Side, TcpTracking, UnknownEndpoints, User, Verify, XdpMode, ZeroCopy,
 };
 use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
@@ -62,9 +62,11 @@ pub struct Config {
     pub umem: Umem,
     /// HTTP listeners.
     pub telemetry: Telemetry,
+    /// User that the control process runs as; chosen by what it has to read where None.
+    pub control_user: Option<User>,
     /// Sockets, flow table, lock: on a tmpfs.
     pub runtime_dir: PathBuf,
-    /// Last snapshot, epoch key.
+    /// Last snapshot, record of what was changed on the machine; below it what the control process keeps.
     pub state_dir: PathBuf,
     /// Mount point of the BPF file system.
     pub bpffs: PathBuf,

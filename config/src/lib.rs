@@ -20,8 +20,8 @@ mod validate;
 pub use config::{
     AntiSpoofing, ClusterNetworks, Config, Conntrack, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind,
     InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, ReversePath, Role, RxQueues,
-    Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts, Tunnels, Umem, UnknownEndpoints, Verify,
-    Wire, Workers, XdpMode, ZeroCopy,
+    Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts, Tunnels, Umem, UnknownEndpoints, User,
+    Verify, Wire, Workers, XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};
 pub use failsafe::FailsafeEntry;

@@ -74,12 +74,35 @@ pub struct Raw {
     /// Packet memory.
     #[serde(default)]
     pub umem: Umem,
+    /// The process that reads policies.
+    #[serde(default)]
+    pub control: Control,
     /// Sockets, flow table and lock; on a tmpfs. Default: `/run/ringwall/NAME`.
     pub runtime_dir: Option<PathBuf>,
     /// Last snapshot and epoch key. Default: `/var/lib/ringwall/NAME`.
     pub state_dir: Option<PathBuf>,
     /// Mount point of the BPF file system. Default: `/sys/fs/bpf`.
     pub bpffs: Option<PathBuf>,
+}
+
+/// The process that reads policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Control {
+    /// Name or number of the user that it runs as; it has to be able to read the kubeconfig with what that names, or the
+    /// manifests. Default: the first that can, of the user `ringwall` (a number of its own where there is no such user), the
+    /// owner of the kubeconfig or of the folder, and root. It has no capabilities as any of them.
+    pub user: Option<User>,
+}
+
+/// A user of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum User {
+    /// Number.
+    Id(u32),
+    /// Name.
+    Name(String),
 }
 
 /// Versions of the format.

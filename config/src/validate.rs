@@ -267,6 +267,7 @@ impl Raw {
                     conntrack,
                     umem,
                     telemetry,
+                    control_user: self.control.user,
                     runtime_dir,
                     state_dir,
                     bpffs: self

@@ -48,6 +48,7 @@ use crate::{
     api::Servers,
     cluster::{Cluster, Settings},
     compile::{Budget, CompileError, EpochKey},
+    confine::{self, CONTROL_FOLDER},
     essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
     protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, SUPERVISION_FILE},
     publish::{self, Event, Publication},
@@ -157,9 +158,11 @@ pub struct Options {
     pub adopt_within: Duration,
     /// Whether to begin with a folder in which no pod has an address.
     pub allow_no_pods: bool,
-    /// Sockets.
+    /// The dataplane's socket, and what the supervisor counts.
     pub runtime_dir: PathBuf,
-    /// The key of the epochs.
+    /// Its own socket.
+    pub socket: PathBuf,
+    /// The key of the epochs, and the policies seen last.
     pub state_dir: PathBuf,
     /// `/metrics`.
     pub metrics_listen: std::net::SocketAddr,
@@ -201,7 +204,8 @@ impl Options {
             adopt_within: config.source.adopt_within,
             allow_no_pods: config.source.allow_no_pods,
             runtime_dir: config.runtime_dir.clone(),
-            state_dir: config.state_dir.clone(),
+            socket: config.runtime_dir.join(CONTROL_FOLDER).join(CONTROL_SOCKET),
+            state_dir: config.state_dir.join(CONTROL_FOLDER),
             metrics_listen: config.telemetry.metrics_listen,
             health_listen: config.telemetry.health_listen,
             verify: config.verify,
@@ -235,6 +239,8 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         args.kubeconfig.as_deref(),
     );
     crate::log::start();
+    // While there is no other thread.
+    confine::control(&config, &options.source)?;
     // Watches and requests are few; compiling has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -558,7 +564,7 @@ impl Controller {
         ));
         let servers = Servers::start(
             Arc::clone(&overview),
-            &options.runtime_dir.join(CONTROL_SOCKET),
+            &options.socket,
             options.metrics_listen,
             options.health_listen,
             &essential,

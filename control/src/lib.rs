@@ -6,6 +6,7 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod compile;
+pub mod confine;
 pub mod controller;
 pub mod coverage;
 #[cfg(feature = "afxdp")]

@@ -5,6 +5,7 @@ use std::{backtrace::Backtrace, io, panic};
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// For the help of commands that log.
+#[cfg(feature = "afxdp")]
 pub(crate) const HELP: &str = "\
 Log, on standard error:
   RUST_LOG             what is logged, such as warn or ringwall=debug; default warn,ringwall=info:

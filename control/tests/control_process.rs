@@ -120,7 +120,7 @@ fn it_answers_without_a_dataplane_and_ends_when_told() {
         kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(ended(child, &socket), Some(0));
     }
-    assert!(bed.path("state/epoch.key").exists());
+    assert!(bed.path("state/control/epoch.key").exists());
 }
 
 #[test]

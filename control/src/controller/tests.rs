@@ -301,6 +301,7 @@ impl Bed {
             adopt_within: Duration::from_secs(60),
             allow_no_pods: true,
             runtime_dir: self.path("run"),
+            socket: self.path("run").join(CONTROL_SOCKET),
             state_dir: self.path("state"),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             health_listen: None,

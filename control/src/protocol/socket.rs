@@ -306,8 +306,8 @@ impl Listener {
                 None,
             )?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-            // Nobody can connect before listen, so the mode is in force in time.
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            // Nobody can connect before listen, so the mode is in force in time. The folder's group is that of control.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
             rustix::net::listen(&socket, 16)?;
             Ok(socket)
         };
@@ -486,7 +486,7 @@ mod tests {
         let listener = Listener::bind(&path).unwrap();
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
+            0o660
         );
         assert!(matches!(Listener::bind(&path), Err(ProtocolError::Listen { .. })));
         // The second attempt looked whether anybody listens.

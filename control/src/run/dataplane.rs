@@ -96,13 +96,15 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     crate::log::start();
     let stop = StopSignal::catch().context("cannot catch signals")?;
     let mut spare = None;
-    if args.supervised {
+    let line = if args.supervised {
         let line = Arc::new(take_line()?);
         if !stand_by(&args.config, &stop, &line, &mut spare)? {
             return Ok(ExitCode::SUCCESS);
         }
-        stop.follow_supervisor(line)?;
-    }
+        Some(line)
+    } else {
+        None
+    };
     let started = Instant::now();
     let mut config = super::load_config(&args.config)?;
     crate::controller::choose_source(
@@ -118,7 +120,22 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     take_back_others(&plan, &mut changes);
     let (mark, pins, state_dir) = (changes.mark(), plan.pins.clone(), plan.state_dir.clone());
     let first = mark == 0 && ringwall_bpf::pinned_ports(&pins).is_empty();
-    let mut running = Running::start(&config, plan, changes, spare, started).inspect_err(|_| {
+    let start = |mut changes: Changes| {
+        // A process that gave up its rights mounts nothing.
+        if ringwall_bpf::needs_bpffs(&config.bpffs) {
+            changes.about_to_make([Change::Mount {
+                path: config.bpffs.clone(),
+            }])?;
+            ringwall_bpf::ensure_bpffs(&config.bpffs)?;
+        }
+        // Before there is another thread: it would keep its rights.
+        crate::confine::dataplane(&config)?;
+        if let Some(line) = line {
+            stop.follow_supervisor(line)?;
+        }
+        Running::start(&config, plan, changes, spare, started)
+    };
+    let mut running = start(changes).inspect_err(|_| {
         // What an earlier process made stays: its fail mode holds.
         if let Err(error) = take_back_since(mark, first, &pins, &state_dir) {
             say_not_taken_back(&[format!("{error:#}")]);
@@ -168,6 +185,17 @@ fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> a
     let mut changes = Changes::open(state_dir)?;
     say_not_taken_back(&changes.take_back(mark, |_| true));
     if first && changes.mark() == 0 {
+        changes.remove()?;
+    }
+    Ok(())
+}
+
+/// Takes back the mount of the BPF file system that a first start left which failed: a process that gave up its rights
+/// cannot.
+pub(super) fn take_back_mount(state_dir: &Path) -> anyhow::Result<()> {
+    let mut changes = Changes::open(state_dir)?;
+    say_not_taken_back(&changes.take_back(0, |change| matches!(change, Change::Mount { .. })));
+    if changes.mark() == 0 {
         changes.remove()?;
     }
     Ok(())
@@ -246,12 +274,6 @@ impl Running {
         spare: Option<Spare>,
         started: Instant,
     ) -> anyhow::Result<Self> {
-        if ringwall_bpf::needs_bpffs(&config.bpffs) {
-            changes.about_to_make([Change::Mount {
-                path: config.bpffs.clone(),
-            }])?;
-            ringwall_bpf::ensure_bpffs(&config.bpffs)?;
-        }
         ports::make_ready(&plan, &mut Netlink::open()?, &mut changes)?;
         let found = ports::put_in_order(&plan, &mut changes)?;
         for remark in &found.remarks {

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs::File, path::PathBuf, process::ExitCode};
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 
+use crate::confine::CONTROL_FOLDER;
 use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
 
 use super::{changes::Changes, fib::View, netlink::Netlink, ports::remove_empty};
@@ -62,6 +63,9 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     if !failed.is_empty() {
         bail!("not everything could be taken off:\n{}", failed.join("\n"));
     }
+    let of_control = config.runtime_dir.join(CONTROL_FOLDER);
+    remove_file(&of_control.join(CONTROL_SOCKET))?;
+    remove_dir(&of_control);
     for name in [
         CONTROL_SOCKET,
         DATAPLANE_SOCKET,

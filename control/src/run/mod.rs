@@ -31,7 +31,12 @@ pub mod status;
 pub mod supervisor;
 pub mod work;
 
-use std::{io, io::Write, os::unix::fs::DirBuilderExt, path::Path};
+use std::{
+    io,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+};
 
 use anyhow::Context;
 use ringwall_config::Config;
@@ -55,6 +60,8 @@ fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut next = path.as_os_str().to_owned();
     next.push(".next");
     let mut file = std::fs::File::create(&next)?;
+    // Whatever the umask: control, of the folder's group, reads it.
+    file.set_permissions(std::fs::Permissions::from_mode(0o640))?;
     file.write_all(content)?;
     file.sync_data()?;
     std::fs::rename(&next, path)

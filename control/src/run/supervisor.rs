@@ -25,6 +25,7 @@ use crate::{
 
 use super::{
     children::{Backoff, Child, Program, Recipe, Role, describe},
+    dataplane::take_back_mount,
     expedited::Expedited,
     lifeline::StopSignal,
     plan::Plan,
@@ -550,6 +551,12 @@ impl Supervisor {
 
     fn end(self) -> ExitCode {
         let _ = std::fs::remove_file(self.plan.runtime_dir.join(SUPERVISION_FILE));
+        if !self.announced
+            && ringwall_bpf::pinned_ports(&self.plan.pins).is_empty()
+            && let Err(error) = take_back_mount(&self.plan.state_dir)
+        {
+            tracing::warn!("{error:#}");
+        }
         if self.announced {
             if log::is_json() {
                 tracing::info!("stopped; {}", ringwall_bpf::DETACH_HINT);

@@ -42,6 +42,7 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
+pub(crate) use self::connect::reads;
 use self::{
     connect::Built,
     connection::Connection,

@@ -14,6 +14,7 @@ use imbl::OrdMap;
 use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
 use crate::{
     cluster::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, Settings},
+    confine::{self, Needs},
     source::{
         decode,
         document::{self, Document},
@@ -510,7 +511,10 @@ struct Found {
 fn walk(dir: &Path) -> Result<Found, FolderError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
-        move |reason| FolderError::Unreadable { path, reason }
+        move |reason| FolderError::Unreadable {
+            reason: beyond_reach(reason, &path),
+            path,
+        }
     };
     let mut found = Found::default();
     let root = fs::metadata(dir).map_err(unreadable(dir))?;
@@ -579,7 +583,15 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is neither a file nor a folder"));
     }
-    fs::read(path)
+    fs::read(path).map_err(|error| beyond_reach(error, path))
+}
+
+/// Where the process may read less than its user, because something leads elsewhere since the start, it ends.
+fn beyond_reach(error: io::Error, path: &Path) -> io::Error {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        confine::end_unless_covered(&Needs::of_file(path), path);
+    }
+    error
 }
 
 fn stamp(path: &Path) -> io::Result<Stamp> {

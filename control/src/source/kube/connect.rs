@@ -58,7 +58,7 @@ pub(super) struct Fingerprint(blake3::Hash);
 /// Takes the fingerprint. Blocks. A file that cannot be read differs from one that can.
 pub(super) fn fingerprint(access: &Access) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();
-    for file in files(access) {
+    for file in reads(access).files {
         match std::fs::read(&file) {
             Ok(bytes) => {
                 hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -70,13 +70,27 @@ pub(super) fn fingerprint(access: &Access) -> Fingerprint {
     Fingerprint(hasher.finalize())
 }
 
-/// The kubeconfig and what it names, of any user and cluster: which of them count is the context's business.
-fn files(access: &Access) -> Vec<PathBuf> {
+/// What credentials are made of.
+#[derive(Default)]
+pub(crate) struct Reads {
+    /// The kubeconfig first.
+    pub(crate) files: Vec<PathBuf>,
+    /// Whether a program makes some of them.
+    pub(crate) runs_programs: bool,
+}
+
+/// The kubeconfig and what it names, of any user and cluster: which of them count is the context's business. A kubeconfig
+/// that cannot be read names nothing.
+pub(crate) fn reads(access: &Access) -> Reads {
     let Access::Kubeconfig { file, .. } = access else {
-        return ["token", "ca.crt"]
-            .map(|name| Path::new(SERVICE_ACCOUNT).join(name))
-            .to_vec();
+        return Reads {
+            files: ["token", "ca.crt"]
+                .map(|name| Path::new(SERVICE_ACCOUNT).join(name))
+                .to_vec(),
+            runs_programs: false,
+        };
     };
+    let mut runs_programs = false;
     let mut named = BTreeSet::new();
     if let Ok(kubeconfig) = Kubeconfig::read_from(file) {
         for cluster in kubeconfig.clusters.into_iter().filter_map(|it| it.cluster) {
@@ -86,10 +100,14 @@ fn files(access: &Access) -> Vec<PathBuf> {
             named.extend(user.client_certificate);
             named.extend(user.client_key);
             named.extend(user.token_file);
+            runs_programs |= user.exec.is_some() || user.auth_provider.is_some();
         }
     }
     let named = named.into_iter().map(PathBuf::from);
-    std::iter::once(file.clone()).chain(named).collect()
+    Reads {
+        files: std::iter::once(file.clone()).chain(named).collect(),
+        runs_programs,
+    }
 }
 
 /// Makes a client of what the files say now.

@@ -26,7 +26,10 @@ use super::{
     state::Kind,
     watch::chain,
 };
-use crate::source::feed::{Condition, Health};
+use crate::{
+    confine::{self, Needs},
+    source::feed::{Condition, Health},
+};
 
 /// Credentials are renewed so long before they expire.
 const BEFORE_EXPIRY: Duration = Duration::from_secs(60);
@@ -286,6 +289,9 @@ impl Connection {
                 continue;
             };
             let changed = now != made_of && failed != Some(now);
+            if changed && let Access::Kubeconfig { file, .. } = &access {
+                confine::end_unless_covered(&Needs::of_access(&access), file);
+            }
             let refused = self.refused.load(Ordering::SeqCst) >= self.in_use().number;
             let expires = valid_until.is_some_and(|at| at <= SystemTime::now() + BEFORE_EXPIRY);
             let rested = attempted.is_none_or(|at| at.elapsed() >= self.timing.renew_spacing);

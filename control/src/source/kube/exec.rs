@@ -17,6 +17,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::confine;
+
 /// More than any credential.
 const MOST_OUTPUT: u64 = 1 << 20;
 
@@ -95,6 +97,7 @@ pub(super) fn run(exec: &ExecConfig, limit: Duration) -> Result<Credential, Stri
 
 fn command(exec: &ExecConfig, name: &str) -> Result<Command, String> {
     let mut command = Command::new(name);
+    command.envs(confine::home().map(|home| ("HOME", home)));
     command.args(exec.args.iter().flatten());
     for variable in exec.env.iter().flatten() {
         if let (Some(name), Some(value)) = (variable.get("name"), variable.get("value")) {
