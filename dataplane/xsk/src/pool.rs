@@ -43,6 +43,9 @@ pub(crate) fn sending(slot: u16) -> u16 {
     2 + 2 * slot
 }
 
+/// Place of frames that a closed queue was sending: a driver that does not copy may not have sent their bytes yet.
+const RESTING: u16 = u16::MAX;
+
 /// The most queues that places can tell apart.
 pub(crate) const MAX_SLOTS: usize = 32_000;
 
@@ -309,21 +312,35 @@ impl Pool {
         self.away.load(Relaxed)
     }
 
-    /// Frees the frames that a closed queue's rings had. The queue's socket must be closed.
-    pub(crate) fn reclaim(&self, slot: u16) -> u64 {
-        let mut lost = 0;
+    /// Frees the frames that a closed queue was to receive into, and answers those that it was sending: nobody may write to
+    /// them before the driver is surely done, then they are to be [released](Self::release). The queue's socket must be
+    /// closed.
+    pub(crate) fn reclaim(&self, slot: u16) -> Vec<FrameNumber> {
+        let at = |place: u16| {
+            let places = self.places.iter().enumerate();
+            places
+                .filter(move |(_, at)| at.load(Relaxed) == place)
+                .map(|(number, _)| number as FrameNumber)
+        };
+        let sending: Vec<_> = at(sending(slot)).collect();
+        for number in &sending {
+            self.set_place(*number, RESTING);
+        }
+        self.free(at(receiving(slot)));
+        sending
+    }
+
+    /// Frees frames that have rested.
+    pub(crate) fn release(&self, frames: &[FrameNumber]) {
+        self.free(frames.iter().copied());
+    }
+
+    /// Sends frames home that no ring has.
+    fn free(&self, frames: impl Iterator<Item = FrameNumber>) {
         let mut batch = Batch::new();
         let mut home = 0;
-        for number in 0..self.frames() as FrameNumber {
-            let Some(place) = self.places.get(number as usize) else {
-                break;
-            };
-            let at = place.load(Relaxed);
-            if at != receiving(slot) && at != sending(slot) {
-                continue;
-            }
-            lost += u64::from(at == sending(slot));
-            place.store(HELD, Relaxed);
+        for number in frames {
+            self.set_place(number, HELD);
             if home != self.home(number) || batch.is_full() {
                 self.insist_home(home, std::mem::take(&mut batch));
                 home = self.home(number);
@@ -331,7 +348,6 @@ impl Pool {
             batch.push(number);
         }
         self.insist_home(home, batch);
-        lost
     }
 
     /// Sends a batch home, waiting for the way to be free: for the control side only.
@@ -495,16 +511,32 @@ mod tests {
             pool.set_place(number, if number % 2 == 0 { receiving(9) } else { sending(9) });
         }
         pool.set_place(3, receiving(8));
-        assert_eq!(pool.reclaim(9), 100, "those on the TX ring are lost packets");
-        assert_eq!(pool.on_their_way(), 200);
-        for (worker, frames) in [(0, 100), (1, 100)] {
-            let mut home = 0;
-            while let Some(batch) = pool.come_home(worker) {
-                assert!(batch.iter().all(|&number| pool.home(number) == worker));
-                home += batch.len();
+        let come_home = |wanted: u32| {
+            for worker in [0, 1] {
+                let mut home = Vec::new();
+                while let Some(batch) = pool.come_home(worker) {
+                    home.extend(batch);
+                }
+                assert!(
+                    home.iter()
+                        .all(|&number| pool.home(number) == worker && number % 2 == wanted)
+                );
+                assert_eq!(home.len(), 50, "worker {worker}");
             }
-            assert_eq!(home, frames, "worker {worker}");
-        }
+        };
+        let resting = pool.reclaim(9);
+        assert_eq!(
+            resting,
+            (500..700).filter(|number| number % 2 == 1).collect::<Vec<_>>(),
+            "these are lost packets"
+        );
+        assert_eq!(pool.on_their_way(), 100);
+        come_home(0);
+        // A queue that gets the number of the closed one has nothing to do with them.
+        assert!(pool.reclaim(9).is_empty());
+        assert_eq!(pool.take_back(501 * 2048, sending(9)), None);
+        pool.release(&resting);
+        come_home(1);
         assert_eq!(pool.on_their_way(), 0);
         assert_eq!(
             pool.take_back(3 * 2048, receiving(8)),

@@ -26,7 +26,7 @@ use crate::{
     XskError, XskIo,
     device::Device,
     io::{Order, Post},
-    pool::{self, HEADROOM, Layout, MAX_SLOTS, Pool},
+    pool::{self, FrameNumber, HEADROOM, Layout, MAX_SLOTS, Pool},
     queue::{Queue, QueueCounts, Rings},
     syscall,
 };
@@ -66,6 +66,8 @@ const INBOX: usize = 2048;
 const BUSY_RETRY: Duration = Duration::from_micros(200);
 /// How long workers may take to let go of a port.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long what a closed queue was sending stays untouched: longer than any driver keeps a packet.
+const REST: Duration = Duration::from_secs(1);
 
 /// Whether the kernel copies packets between device memory and the UMEM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -272,6 +274,8 @@ pub struct Sockets {
     queues: Vec<QueueSocket>,
     /// Counts of closed queues.
     closed: Vec<(PortId, QueueId, QueueStats)>,
+    /// Frames that closed queues were sending, and since when they rest.
+    resting: Vec<(Instant, Vec<FrameNumber>)>,
     /// Slots of closed queues, to be used again.
     slots: Vec<u16>,
     next_slot: u16,
@@ -519,6 +523,7 @@ fn open_as(
         posts,
         queues: Vec::new(),
         closed: Vec::new(),
+        resting: Vec::new(),
         slots: Vec::new(),
         next_slot: 0,
         config: config.clone(),
@@ -974,11 +979,25 @@ impl Sockets {
                 *left += queue.promised;
             }
             drop(queue);
-            stats.port_lost += self.pool.reclaim(slot);
+            let sending = self.pool.reclaim(slot);
+            stats.port_lost += sending.len() as u64;
+            self.resting.push((Instant::now(), sending));
             self.slots.push(slot);
             add(&mut self.closed, port, id, stats);
         }
         Ok(())
+    }
+
+    /// Frees the frames that closed queues were sending long enough ago that no driver has them any more. To be called now
+    /// and then.
+    pub fn free_rested(&mut self) {
+        self.resting.retain(|(since, frames)| {
+            let rests = since.elapsed() < REST;
+            if !rests {
+                self.pool.release(frames);
+            }
+            rests
+        });
     }
 
     /// Opens a port again, or a new one, and hands its queues to the workers. The new sockets are in
@@ -1029,6 +1048,7 @@ impl Sockets {
         let mut accounts = Accounts {
             total: self.pool.frames() as u64,
             free: self.pool.on_their_way(),
+            sending: self.resting.iter().map(|(_, frames)| frames.len() as u64).sum(),
             handed_over: self.pool.inboxes.iter().map(|inbox| inbox.len() as u64).sum(),
             ..Accounts::default()
         };

@@ -177,10 +177,11 @@ fn ask(client: &UdpSocket, server: &UdpSocket, what: u32) -> bool {
 }
 
 /// Waits until no frame is on its way, and demands that all are there.
-fn assert_accounts(sockets: &Sockets, workers: &mut [XskIo]) {
+fn assert_accounts(sockets: &mut Sockets, workers: &mut [XskIo]) {
     let end = Instant::now() + Duration::from_secs(2);
     loop {
         workers.iter_mut().for_each(PacketIo::flush);
+        sockets.free_rested();
         let accounts = sockets.accounts();
         assert!(accounts.balanced(), "{accounts:?}");
         if accounts.sending == 0 && accounts.held == 0 && accounts.handed_over == 0 {
@@ -204,7 +205,7 @@ fn udp_crosses_and_every_frame_is_accounted_for() {
                 .iter()
                 .all(|port| port.mode() == XdpMode::Native && !port.inherited())
         );
-        let (sockets, ios) = wire
+        let (mut sockets, ios) = wire
             .middle
             .within(|| ringwall_xsk::open(&config(workers, queues)).unwrap());
         let per_port = if queues == Some(1) { 1 } else { workers };
@@ -227,7 +228,7 @@ fn udp_crosses_and_every_frame_is_accounted_for() {
             );
         }
         let mut ios = running.stop();
-        assert_accounts(&sockets, &mut ios);
+        assert_accounts(&mut sockets, &mut ios);
         let stats = sockets.stats();
         for port in 0..2 {
             let of = |value: fn(&ringwall_xsk::QueueStats) -> u64| -> u64 {
@@ -309,14 +310,14 @@ fn the_fail_mode_holds_when_the_sockets_are_gone() {
             Counter::FailDropped
         };
         assert!(counted.get(reason) >= 1, "{counted:?}");
-        let (sockets, ios) = wire
+        let (mut sockets, ios) = wire
             .middle
             .within(|| ringwall_xsk::open(&config(1, None)).unwrap());
         register(&mut ports, &sockets);
         let running = Workers::start(ios);
         while server.recv_from(&mut [0; 64]).is_ok() {} // what crossed before
         assert!(ask(&client, &server, 2), "with the successor's sockets");
-        assert_accounts(&sockets, &mut running.stop());
+        assert_accounts(&mut sockets, &mut running.stop());
         ports
             .into_iter()
             .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
@@ -356,13 +357,13 @@ fn packet_memory_that_was_made_before_is_used_where_it_is_enough() {
     // More than enough: kept.
     let spare = refresh(spare, &small, u64::MAX);
     drop((running.stop(), sockets));
-    let (sockets, ios) = open(&small, spare);
+    let (mut sockets, ios) = open(&small, spare);
     assert_eq!(sockets.accounts().total, 16 << 10);
     register(&mut ports, &sockets);
     let running = Workers::start(ios);
     assert!(ask(&client, &server, 2));
     let mut ios = running.stop();
-    assert_accounts(&sockets, &mut ios);
+    assert_accounts(&mut sockets, &mut ios);
     drop((ios, sockets));
 
     // Not enough, by now.
@@ -385,7 +386,7 @@ fn frames_come_home_under_one_way_load_between_workers() {
     const PACKETS: u32 = 30_000;
     let wire = Wire::new();
     let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
-    let (sockets, ios) = wire
+    let (mut sockets, ios) = wire
         .middle
         .within(|| ringwall_xsk::open(&config(2, Some(1))).unwrap());
     assert!(
@@ -413,7 +414,7 @@ fn frames_come_home_under_one_way_load_between_workers() {
     }
     let received = receiver.join().unwrap();
     let refused = Arc::clone(&running.refused);
-    assert_accounts(&sockets, &mut running.stop());
+    assert_accounts(&mut sockets, &mut running.stop());
     let refused = refused.load(Ordering::Relaxed);
     let stats = sockets.stats();
     let rx: u64 = stats
@@ -512,7 +513,7 @@ fn a_port_that_goes_and_returns_is_opened_again_alone() {
         assert!(ask(&client, &server, number));
     }
     let mut ios = running.stop();
-    assert_accounts(&sockets, &mut ios);
+    assert_accounts(&mut sockets, &mut ios);
     ports
         .into_iter()
         .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
