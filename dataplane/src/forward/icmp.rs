@@ -43,10 +43,17 @@ const LONGEST_V4: usize = 576;
 const LONGEST_V6: usize = 1280;
 const ETHERNET: usize = 14;
 
-/// Whether an error may be sent about a packet at all.
+/// Whether an error may be sent about a packet at all: never about an error, of whatever type, nor a redirect (RFC 1122
+/// 3.2.2, RFC 4443 2.4 (e)).
 pub(crate) fn may_answer(packet: &Packet) -> bool {
-    let is_error = matches!(packet.transport, Transport::IcmpError { .. })
-        || matches!(packet.transport, Transport::Icmp { kind: 5, .. }) && packet.src.is_v4();
+    let is_error = match packet.transport {
+        Transport::IcmpError { .. } => true,
+        Transport::Icmp { kind: 4 | 5, .. } if packet.src.is_v4() => true,
+        Transport::Icmp {
+            kind: 0..128 | 137, ..
+        } => !packet.src.is_v4(),
+        _ => false,
+    };
     !is_error && !packet.is_later_fragment()
 }
 

@@ -484,6 +484,17 @@ fn icmp_errors_show_what_they_quote() {
     }
 }
 
+/// Fuzzing found that a quotation had other ports than the packet.
+#[test]
+fn icmp_of_the_other_family_has_no_ports_in_a_quotation_either() {
+    for (template, other, kind, error) in [(v4(), protocol::ICMPV6, 8, 3), (v6(), protocol::ICMP, 128, 1)] {
+        let cause = template.ip(other, &[kind, 0, 0, 0, 0, 58, 0, 0]);
+        let back = Template::new(template.dst, template.src);
+        let error = subject(&back.icmp(error, 0, [0; 4], &cause[14..]));
+        assert_eq!(error.owner_key(0), subject(&cause).key(0));
+    }
+}
+
 fn naive(bytes: &[u8]) -> u16 {
     let mut total = 0u32;
     for pair in bytes.chunks(2) {

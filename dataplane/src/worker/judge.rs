@@ -291,15 +291,22 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let revoked = entry.state() == Some(State::Revoked);
         let (key, ground) = (entry.key(), entry.ground());
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
-        if !revoked && entry.epochs() == epochs_of(&src, &dst) {
+        // What else it passes by may have gone, with an address or with a predecessor's configuration; and the entry of a
+        // predecessor may say anything.
+        let stands = match ground {
+            Ground::Failsafe => self.shared.config.failsafe.admits(&key),
+            Ground::ThisNode => self.is_own(&key),
+            Ground::Policy | Ground::TrustedNode | Ground::Audit(_) => true,
+        };
+        if !revoked && stands && entry.epochs() == epochs_of(&src, &dst) {
             return Some(Renewal::Restamp);
         }
         let exemption = match ground {
             Ground::TrustedNode => NodeExemption::Trusted,
-            Ground::ThisNode => NodeExemption::ThisNode,
-            Ground::Policy | Ground::Failsafe | Ground::Audit(_) => NodeExemption::Untrusted,
+            Ground::ThisNode if stands => NodeExemption::ThisNode,
+            _ => NodeExemption::Untrusted,
         };
-        let decided = if ground == Ground::Failsafe && self.shared.config.failsafe.admits(&key) {
+        let decided = if ground == Ground::Failsafe && stands {
             Ok(None)
         } else if !is_known(&src) || !is_known(&dst) {
             Err(DropReason::UnknownEndpoint.into())
@@ -1046,6 +1053,14 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         } else {
             NodeExemption::Untrusted
         }
+    }
+
+    /// Whether an end of a flow is this machine itself, which hosts pods.
+    fn is_own(&self, key: &FlowKey) -> bool {
+        self.shared.config.hosts_pods
+            && self
+                .forwarding
+                .is_some_and(|forwarding| forwarding.is_local(key.src) || forwarding.is_local(key.dst))
     }
 
     /// In whose account a flow of an endpoint stands.

@@ -1,7 +1,10 @@
 //! What a killed process leaves behind is taken over.
 
 use super::*;
-use crate::flow::memory::{self, SEGMENTS};
+use crate::{
+    failsafe::{Failsafe, FailsafeRule, Prefix},
+    flow::memory::{self, SEGMENTS},
+};
 
 const ENTRIES: usize = SEGMENTS * 16;
 
@@ -116,6 +119,57 @@ fn the_source_of_a_flow_is_asked_for_its_port_again_after_a_restart() {
             } else {
                 next.drops(INSIDE, &forth, DropReason::SpoofedSource);
             }
+            assert_eq!(next.count(|w| w.flows.inherited.get()), 1);
+        }
+    }
+}
+
+/// A failsafe rule that is gone, and a flag that anybody could have written: neither is a way around the policy of today.
+#[test]
+fn an_inherited_flow_passes_by_what_holds_now_alone() {
+    /// In an entry.
+    const STATE: usize = 45;
+    const FLAGS: usize = 46;
+    const FAILSAFE: u8 = 16;
+    const THIS_NODE: u8 = 8;
+    for family in [0, 1] {
+        let [outside, inside] =
+            [OUTSIDER, BOX].map(|who| Prefix::new(addr(who[family]), if family == 0 { 32 } else { 128 }));
+        let failsafe = Failsafe(vec![FailsafeRule {
+            from: outside,
+            to: inside,
+            protocol: None,
+            ports: None,
+        }]);
+        let config = |failsafe: &Failsafe| PlaneConfig {
+            failsafe: failsafe.clone(),
+            ..PlaneConfig::default()
+        };
+        let memory = FlowMemory::private(ENTRIES, 7).unwrap();
+        let mut bed = Bed::over(config(&failsafe), memory, Nanos::from_secs(1000));
+        bed.plane.forwarding.publish(wire().build());
+        bed.publish(World::new(1));
+        let asked = from_to(OUTSIDER[family], BOX[family]).tcp(5, 22, SYN, b"");
+        let answer = from_to(BOX[family], OUTSIDER[family]).tcp(22, 5, SYN_ACK, b"");
+        assert!(bed.crosses(OUTSIDE, &asked));
+        assert!(bed.crosses(INSIDE, &answer));
+        for (rules, flag, passes) in [
+            (&failsafe, FAILSAFE, true),
+            (&Failsafe::default(), FAILSAFE, false),
+            (&Failsafe::default(), THIS_NODE, false),
+        ] {
+            let bytes = left_by(&bed);
+            let entry = bytes[4096..]
+                .chunks_exact_mut(192)
+                .find(|entry| entry[STATE] != 0)
+                .unwrap();
+            assert_eq!(entry[FLAGS] & (FAILSAFE | THIS_NODE), FAILSAFE);
+            entry[FLAGS] = entry[FLAGS] & !FAILSAFE | flag;
+            let memory = FlowMemory::open(bytes, ENTRIES, 99, Nanos::from_secs(1001)).unwrap();
+            let mut next = Bed::over(config(rules), memory, Nanos::from_secs(1001));
+            next.plane.forwarding.publish(wire().build());
+            next.publish(World::new(1));
+            assert_eq!(next.crosses(INSIDE, &answer), passes, "{flag}");
             assert_eq!(next.count(|w| w.flows.inherited.get()), 1);
         }
     }

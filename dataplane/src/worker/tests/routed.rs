@@ -507,3 +507,23 @@ fn nothing_is_said_about_an_icmp_error_that_found_no_neighbour() {
         assert_eq!(bed.stats.drops(DropReason::NeighbourUnresolved), 1);
     }
 }
+
+/// Fuzzing found that types without a meaning yet were answered.
+#[test]
+fn no_error_is_sent_about_an_error_of_any_type() {
+    for (family, kinds) in [(0, &[4, 5][..]), (1, &[5, 100, 127])] {
+        let mut bed = bed_of(node());
+        let mut old = into(CLIENT_PORT, CLIENT[family], OUTSIDER[family]);
+        old.ttl = 1;
+        for kind in kinds {
+            assert_eq!(
+                bed.on(0, CLIENT_PORT, &old.icmp(*kind, 0, [0; 4], b"")),
+                [],
+                "{kind}"
+            );
+        }
+        let question = [13, 139][family];
+        let told = bed.on(0, CLIENT_PORT, &old.icmp(question, 0, [0; 4], b""));
+        assert_eq!(told.len(), 1, "a question is answered");
+    }
+}
