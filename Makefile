@@ -10,11 +10,12 @@ help:
 	@echo '  make demo                shows policy being enforced on real traffic (about two minutes after the build)'
 	@echo '  make demo RECIPES=DIR    the same with your own folder of policies'
 	@echo '  make test                runs every test, the end-to-end ones in network namespaces included'
+	@echo '  make fuzz                fuzzes everything that reads what others wrote, a minute each (FUZZ_SECONDS=60)'
 	@echo '  make build               builds target/debug/ringwall'
 	@echo '  make packages            installs the Debian packages that are missing, and nothing else'
 	@echo '  make ci                  what the continuous integration runs'
 	@echo
-	@echo 'demo and test install what is missing and use root (sudo where needed) for the run alone.'
+	@echo 'demo, test and fuzz install what is missing and use root (sudo where needed) for the run alone.'
 
 .PHONY: packages
 packages:
@@ -32,6 +33,10 @@ demo: build
 .PHONY: test
 test: packages
 	@.ci/test
+
+.PHONY: fuzz
+fuzz: packages
+	@.ci/fuzz
 
 .PHONY: ci
 ci:

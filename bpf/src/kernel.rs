@@ -325,7 +325,7 @@ pub(crate) fn unmount(path: &Path) -> io::Result<()> {
 }
 
 /// Runs a program on a packet, in the kernel, and answers its return value and the packet afterwards.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
     let mut output = vec![0; packet.len() + 256];
     let mut options = sys::bpf_test_run_opts {
@@ -371,7 +371,7 @@ pub(crate) fn test_run_forwarded(
 }
 
 /// An AF_XDP socket that is bound to nothing: enough to fill a slot of an XSKMAP.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn unbound_xsk() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };

@@ -8,6 +8,8 @@
 
 pub mod counters;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guard;
 mod kernel;
 mod log;

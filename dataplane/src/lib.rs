@@ -5,6 +5,7 @@
 //!   and what may pass. [`failsafe`] what passes before any policy. [`forward`] wire and routed forwarding.
 //! * [`rcu`] publication to workers that never wait. [`plane`] putting it all together. [`stats`] what workers count.
 //! * [`io`] where packets come from and go to. [`frame`] packet buffers with one owner each.
+//! * `fuzzing` (a feature) what the fuzz targets need to get past checksums.
 //! * [`addr`], [`port`], [`time`], [`verdict`] the words that all of these use.
 #![allow(unexpected_cfgs)] // `cfg(loom)`, set by hand to check the model of `rcu`
 
@@ -14,6 +15,8 @@ pub mod failsafe;
 pub mod flow;
 pub mod forward;
 pub mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod io;
 pub mod plane;
 pub mod port;

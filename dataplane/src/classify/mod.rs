@@ -6,6 +6,8 @@
 
 mod bucket;
 mod build;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod forged;
 mod image;
 mod layout;
 mod pods;

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    image::{Sum, checksum},
+    forged::seal,
+    image::checksum,
     layout::{Header, SECTIONS, SectionEntry},
-    table::CHUNK_BYTES,
     *,
 };
 use crate::addr::Addr;
@@ -355,24 +355,9 @@ fn every_damaged_byte_is_noticed() {
     assert!(Snapshot::open(&longer).is_err());
 }
 
-/// Writes the sum and the checksum anew, as somebody who wants to be believed would.
+/// As somebody who wants to be believed would write it.
 fn sealed(mut image: Vec<u8>) -> Vec<u8> {
-    let (mut header, rest) = Header::read_from_prefix(&image).unwrap();
-    let (entries, _) = <[SectionEntry; SECTIONS]>::read_from_prefix(rest).unwrap();
-    let mut sum = Sum::default();
-    for (number, entry) in entries.iter().enumerate() {
-        let end = entry.offset.saturating_add(entry.length) as usize;
-        let content = image.get(entry.offset as usize..end).unwrap_or_default();
-        for (chunk, content) in content.chunks(CHUNK_BYTES).enumerate() {
-            let mut whole = vec![0; CHUNK_BYTES];
-            whole[..content.len()].copy_from_slice(content);
-            sum.add(Sum::of(number, chunk, blake3::hash(&whole).as_bytes()));
-        }
-    }
-    header.sum = sum.0;
-    header.checksum = [0; 32];
-    header.checksum = checksum(&[header.as_bytes(), entries.as_bytes()]);
-    image[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+    assert!(seal(&mut image));
     image
 }
 

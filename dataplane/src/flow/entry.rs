@@ -241,6 +241,12 @@ impl Entry {
         }
     }
 
+    /// Writes the check sum anew.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn seal(&mut self, check: impl Fn(&FlowKey) -> u32) {
+        self.check = check(&self.key());
+    }
+
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
     /// numbers now and generations begin anew, so both are asked again at the next packet; connections may have gone on
     /// unseen.

@@ -196,7 +196,7 @@ impl FlowMemory {
 }
 
 /// What memory would hold of tables, given how many of their segments' entries were ever used: for tests of restarts.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn image(seed: u64, per_segment: usize, tables: &[(Vec<u32>, Vec<u8>)]) -> Vec<u8> {
     let mut reached = [0; SEGMENTS];
     for (to, from) in reached

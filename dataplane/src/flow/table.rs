@@ -743,6 +743,10 @@ fn bucket_count(entries: usize) -> usize {
 /// once, they would be most of a restart. It does so for one large allocation of words, not for what the allocator has to
 /// align to cache lines.
 fn buckets(count: usize) -> &'static mut [Bucket] {
+    #[cfg(feature = "fuzzing")]
+    if let Some(buckets) = reuse::take(count) {
+        return buckets;
+    }
     let words = Box::leak(vec![0_u64; (count + 1) * SLOTS].into_boxed_slice());
     let skip = words.as_ptr().align_offset(align_of::<Bucket>());
     let lines = words.get_mut(skip..skip + count * SLOTS).unwrap_or_default();
@@ -760,6 +764,45 @@ fn zeroed<T: FromZeros>(count: usize) -> Box<[T]> {
 /// Over the key of an entry.
 fn check(seed: &Seed, key: &FlowKey) -> u32 {
     seed.key(key).directed as u32 ^ 0x5a5a_5a5a
+}
+
+/// Writes the check sum of an entry's key anew.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn seal(seed: &Seed, entry: &mut [u8; super::entry::ENTRY_BYTES]) {
+    if let Ok(entry) = <Entry as zerocopy::FromBytes>::mut_from_bytes(entry) {
+        entry.seal(|key| check(seed, key));
+    }
+}
+
+/// A process makes its tables once and keeps them. A fuzz target makes thousands: each takes over the buckets of one
+/// before it.
+#[cfg(feature = "fuzzing")]
+mod reuse {
+    use std::cell::RefCell;
+
+    use super::{Bucket, FlowTable};
+
+    thread_local! {
+        static SPARE: RefCell<Vec<&'static mut [Bucket]>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn take(count: usize) -> Option<&'static mut [Bucket]> {
+        let buckets = SPARE.with_borrow_mut(|spare| {
+            let at = spare.iter().position(|buckets| buckets.len() == count)?;
+            Some(spare.swap_remove(at))
+        })?;
+        for bucket in buckets.iter_mut() {
+            bucket.0.fill(0);
+        }
+        Some(buckets)
+    }
+
+    impl Drop for FlowTable {
+        fn drop(&mut self) {
+            let buckets = std::mem::take(&mut self.buckets);
+            SPARE.with_borrow_mut(|spare| spare.push(buckets));
+        }
+    }
 }
 
 #[cfg(test)]

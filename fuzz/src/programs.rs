@@ -1,0 +1,264 @@
+//! Input: a frame. The XDP program and the tc guard see it, in the kernel (PROG_TEST_RUN), as ports of every role, and what
+//! they do with it is held against what the dataplane's parser says about it. Needs root.
+//!
+//! What must hold: no packet that is subject to policy and touches a pod gets past the sockets, to the kernel or to a
+//! wire's other end, whatever its headers look like; but for what a link needs to work. Without a socket it drops. Exactly
+//! one counter moves, and frames are not touched.
+
+use std::cell::RefCell;
+
+use ringwall_bpf::{
+    Counter,
+    fuzzing::{Bench, Outcome, Program, Role},
+};
+use ringwall_dataplane::{
+    addr::Addr,
+    failsafe::Prefix,
+    wire::{Packet, Parsed, Transport, parse, protocol, subject::NotSubject},
+};
+
+use crate::{headers::mended, world::addr};
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+const TC_OK: u32 = 0;
+const TC_SHOT: u32 = 2;
+const TC_REDIRECT: u32 = 7;
+
+const PODS: [(&str, u8); 2] = [("10.0.0.0", 16), ("fd00::", 48)];
+const LOCAL: [&str; 4] = ["172.16.0.9", "10.9.0.1", "fd16::9", "fe80::1"];
+
+/// The kernel's limits: an Ethernet header, and a page less what it needs itself.
+const LENGTHS: std::ops::RangeInclusive<usize> = 14..=2048;
+
+struct Benches {
+    wire: Bench,
+    wire_all: Bench,
+    wire_alone: Bench,
+    pod: Bench,
+    pod_alone: Bench,
+    uplink: Bench,
+    host: Bench,
+}
+
+thread_local! {
+    static BENCHES: RefCell<Option<Benches>> = const { RefCell::new(None) };
+}
+
+/// Whether programs can be loaded: else every input passes.
+pub fn is_possible() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+impl Benches {
+    fn load() -> Self {
+        let pods: Vec<_> = PODS
+            .iter()
+            .map(|(at, length)| format!("{at}/{length}").parse().unwrap())
+            .collect();
+        let local: Vec<_> = LOCAL.iter().map(|at| at.parse().unwrap()).collect();
+        let bench = |role, socket, judge_all| {
+            Bench::new(role, socket, judge_all, &pods, &local).unwrap_or_else(|error| panic!("{error}"))
+        };
+        Self {
+            wire: bench(Role::Wire, true, false),
+            wire_all: bench(Role::Wire, true, true),
+            wire_alone: bench(Role::Wire, false, false),
+            pod: bench(Role::Pod, true, false),
+            pod_alone: bench(Role::Pod, false, false),
+            uplink: bench(Role::Uplink, true, false),
+            host: bench(Role::Host, true, false),
+        }
+    }
+}
+
+/// Checks one frame.
+pub fn run(frame: &[u8]) {
+    if !is_possible() || !LENGTHS.contains(&frame.len()) {
+        return;
+    }
+    BENCHES.with_borrow_mut(|benches| {
+        let benches = benches.get_or_insert_with(Benches::load);
+        check(benches, frame);
+        if let Some(mended) = mended(frame) {
+            check(benches, &mended);
+        }
+    });
+}
+
+fn is_pod(at: Addr) -> bool {
+    PODS.iter()
+        .any(|(prefix, length)| Prefix::new(addr(prefix), *length).contains(at))
+}
+
+fn is_local(at: Addr) -> bool {
+    LOCAL.iter().any(|own| addr(own) == at)
+}
+
+/// A frame, and what the dataplane says about it.
+struct Seen<'f> {
+    frame: &'f [u8],
+    parsed: Parsed,
+    /// What is subject to policy.
+    packet: Option<Packet>,
+    touches_pod: bool,
+}
+
+fn check(benches: &mut Benches, frame: &[u8]) {
+    let parsed = parse(frame);
+    let packet = match parsed {
+        Parsed::Subject(packet) => Some(packet),
+        _ => None,
+    };
+    let seen = Seen {
+        frame,
+        parsed,
+        packet,
+        touches_pod: packet.is_some_and(|packet| is_pod(packet.src) || is_pod(packet.dst)),
+    };
+    seen.check_wires(benches);
+    seen.check_pod(&mut benches.pod, true);
+    seen.check_pod(&mut benches.pod_alone, false);
+    seen.check_routed(&mut benches.uplink);
+    seen.check_routed(&mut benches.host);
+    seen.check_guards(benches);
+}
+
+impl Seen<'_> {
+    fn xdp(&self, bench: &mut Bench) -> (u32, Counter) {
+        let Outcome {
+            verdict,
+            counter,
+            packet,
+        } = bench
+            .run(Program::Port, self.frame)
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(packet, self.frame, "the program changed the frame");
+        let counter = counter.unwrap_or_else(|| panic!("not exactly one counter moved: {:?}", self.parsed));
+        (verdict, counter)
+    }
+
+    fn check_wires(&self, benches: &mut Benches) {
+        let parsed = self.parsed;
+        assert_eq!(self.xdp(&mut benches.wire_all), (XDP_REDIRECT, Counter::Xsk));
+        let said = self.xdp(&mut benches.wire);
+        match said {
+            (XDP_REDIRECT, Counter::Xsk) => {
+                assert!(
+                    self.packet.is_none() || self.touches_pod,
+                    "judged for nothing: {parsed:?}"
+                );
+            }
+            (XDP_REDIRECT, Counter::WireBypass) => {
+                assert!(!self.touches_pod, "past the sockets: {parsed:?}");
+            }
+            other => panic!("{other:?} of a wire: {parsed:?}"),
+        }
+        let alone = self.xdp(&mut benches.wire_alone);
+        match alone {
+            (XDP_DROP, Counter::FailDropped | Counter::FailMalformed) => {
+                assert_eq!(
+                    said.1,
+                    Counter::Xsk,
+                    "dropped, and past the sockets where there are some: {parsed:?}"
+                );
+            }
+            (XDP_REDIRECT, Counter::WireBypass) => assert_eq!(said, alone),
+            other => panic!("{other:?} of a wire without sockets: {parsed:?}"),
+        }
+    }
+
+    /// What a pod tells about its link: neighbour discovery for somebody on it, and router solicitations.
+    fn is_for_the_link(&self) -> bool {
+        match self.parsed {
+            Parsed::NotSubject(NotSubject::Arp | NotSubject::Ndp | NotSubject::Dhcp) => true,
+            // What the kernel finds out itself.
+            Parsed::Malformed(_) => true,
+            Parsed::NotSubject(_) => false,
+            Parsed::Subject(packet) => {
+                let [a, b, ..] = packet.dst.octets();
+                let on_link = a == 0xfe && b & 0xc0 == 0x80 || is_local(packet.dst);
+                matches!(self.discovery(), Some(133 | 135 | 136)) && on_link
+            }
+        }
+    }
+
+    /// The type of what is neighbour discovery, and was not routed here (RFC 4861 7.1).
+    fn discovery(&self) -> Option<u8> {
+        let packet = self.packet.filter(|packet| packet.ttl == 255)?;
+        match packet.transport {
+            Transport::Icmp {
+                kind: kind @ 133..=137,
+                ..
+            } if packet.protocol == protocol::ICMPV6 => Some(kind),
+            _ => None,
+        }
+    }
+
+    fn check_pod(&self, bench: &mut Bench, judged: bool) {
+        let parsed = self.parsed;
+        match self.xdp(bench) {
+            (XDP_PASS, Counter::KernelNeighbour) => {
+                assert!(self.is_for_the_link(), "from a pod to the kernel: {parsed:?}");
+            }
+            (XDP_DROP, Counter::KernelRefused) => assert!(self.packet.is_none(), "refused: {parsed:?}"),
+            (XDP_REDIRECT, Counter::Xsk) if judged => {}
+            (XDP_DROP, Counter::FailDropped | Counter::FailMalformed) if !judged => {}
+            other => panic!("{other:?} of a pod's port: {parsed:?}"),
+        }
+    }
+
+    fn check_routed(&self, bench: &mut Bench) {
+        let parsed = self.parsed;
+        let said = self.xdp(bench);
+        let Some(packet) = self.packet else {
+            return; // the kernel makes of it what it likes, as on any other port
+        };
+        let octets = packet.dst.octets();
+        let link_local = !packet.dst.is_v4() && octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
+        let group = self.frame.first().is_some_and(|first| first & 1 == 1);
+        let for_kernel = group || link_local || is_local(packet.dst);
+        match said {
+            (XDP_REDIRECT, Counter::Xsk) => {}
+            (XDP_PASS, Counter::KernelNeighbour) => {
+                assert!(self.discovery().is_some(), "past the sockets: {parsed:?}");
+            }
+            (XDP_PASS, Counter::KernelMulticast | Counter::KernelLinkLocal | Counter::KernelLocal) => {
+                assert!(for_kernel && !is_pod(packet.src), "past the sockets: {parsed:?}");
+            }
+            (XDP_DROP, Counter::KernelRefused) => {
+                let redirect = matches!(packet.transport, Transport::Icmp { kind: 5 | 137, .. });
+                assert!(redirect, "refused: {parsed:?}");
+            }
+            other => panic!("{other:?} of a routed port: {parsed:?}"),
+        }
+    }
+
+    fn check_guards(&self, benches: &mut Benches) {
+        let parsed = self.parsed;
+        for (bench, is_pod_port) in [(&mut benches.pod, true), (&mut benches.uplink, false)] {
+            let said = bench
+                .run(Program::Guard, self.frame)
+                .unwrap_or_else(|error| panic!("{error}"));
+            match said.verdict {
+                TC_OK => {
+                    let harmless = if is_pod_port {
+                        self.packet.is_none() || self.discovery().is_some()
+                    } else {
+                        !self.touches_pod || self.discovery().is_some()
+                    };
+                    assert!(harmless, "past the guard: {parsed:?}");
+                    assert_eq!(said.packet, self.frame);
+                }
+                TC_SHOT => assert_eq!(said.counter, Some(Counter::GuardDropped)),
+                TC_REDIRECT => {
+                    assert_eq!(said.counter, Some(Counter::GuardRedirected));
+                    assert_eq!(said.packet[..6], [2, 0, 0, 0, 0, 99]);
+                    assert_eq!(said.packet[6..], self.frame[6..]);
+                }
+                other => panic!("{other} of the guard: {parsed:?}"),
+            }
+        }
+    }
+}
