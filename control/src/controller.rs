@@ -27,6 +27,7 @@ use std::{
 
 use anyhow::Context;
 use ringwall_config::{Config, OnDeadline, SourceKind, UnknownEndpoints, Verify};
+use ringwall_dataplane::classify::Image;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -45,12 +46,15 @@ use self::{
     pipeline::{Failure, Job, Made, Outcome, Pipeline, Proof, Tools},
 };
 use crate::{
-    api::Servers,
+    api::{Servers, client},
     cluster::{Cluster, Settings},
     compile::{Budget, CompileError, EpochKey},
     confine::{self, CONTROL_FOLDER},
     essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
-    protocol::{CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, SUPERVISION_FILE},
+    protocol::{
+        CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report, SUPERVISION_FILE, Status,
+        image_memfd,
+    },
     publish::{self, Event, Publication},
     source::{
         feed::{Feed, SourceState},
@@ -90,6 +94,13 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// Generations that change nothing but pods share a line of the log for so long: there may be hundreds of them in a second.
 const GATHER: Duration = Duration::from_secs(1);
 
+/// How long a staged process waits for the word of the one in charge about the generation in force.
+const ASK: Duration = Duration::from_secs(3);
+
+/// The first generation of a staged process is so far above the one in force: others may come meanwhile, and numbers go on
+/// to grow. Nothing but the order in the log depends on it.
+const AHEAD: u64 = 1000;
+
 /// As many files are remembered for the log.
 const FILES: usize = 100;
 
@@ -108,6 +119,9 @@ pub struct ControlArgs {
     /// End when standard input ends
     #[arg(long)]
     pub supervised: bool,
+    /// Hand the first snapshot to the supervisor, and take over when it says so
+    #[arg(long, hide = true, requires = "supervised")]
+    pub staged: bool,
 }
 
 /// Why the control process cannot begin.
@@ -247,22 +261,32 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         .thread_name("rw-control")
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let supervised = args.supervised;
+    let (supervised, staged) = (args.supervised, args.staged);
     let code = runtime.block_on(async move {
         // First of all: a signal that comes while the folder is read is one, too.
-        let mut stop = stop_signal(supervised)?;
-        let mut controller = Controller::start(options).await?;
+        let mut orders = Orders::hear(supervised)?;
+        let mut controller = if staged {
+            Controller::stage(options).await?
+        } else {
+            Controller::start(options).await?
+        };
+        if let Some(line) = orders.line.take() {
+            controller.tell(Box::new(move |milestone| report(&line, milestone)));
+        }
         watch_loop(controller.overview())?;
-        Ok::<_, anyhow::Error>(tokio::select! {
-            ended = controller.run() => {
-                tracing::error!("{ended}: ending the process, the last snapshot keeps deciding");
-                ExitCode::from(EXIT_SOFTWARE)
+        loop {
+            tokio::select! {
+                ended = controller.run() => {
+                    tracing::error!("{ended}: ending the process, the last snapshot keeps deciding");
+                    return Ok(ExitCode::from(EXIT_SOFTWARE));
+                }
+                _ = orders.stop.recv() => {
+                    tracing::info!("stopping");
+                    return Ok::<_, anyhow::Error>(ExitCode::SUCCESS);
+                }
+                Some(()) = orders.go.recv() => controller.take_over().await?,
             }
-            _ = stop.recv() => {
-                tracing::info!("stopping");
-                ExitCode::SUCCESS
-            }
-        })
+        }
     })?;
     // A compilation that still runs is of no use to anybody.
     runtime.shutdown_background();
@@ -304,38 +328,89 @@ fn watch_loop(overview: Arc<Overview>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says something when the process has to stop.
-fn stop_signal(supervised: bool) -> anyhow::Result<mpsc::Receiver<()>> {
-    let (sender, receiver) = mpsc::channel(1);
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signal = signal(kind).context("cannot catch signals")?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            signal.recv().await;
-            let _ = sender.send(()).await;
-        });
+/// What the process is told from outside.
+struct Orders {
+    /// To stop.
+    stop: mpsc::Receiver<()>,
+    /// To take over.
+    go: mpsc::UnboundedReceiver<()>,
+    /// Where to report; None where nobody supervises it.
+    line: Option<Arc<Lifeline>>,
+}
+
+impl Orders {
+    fn hear(supervised: bool) -> anyhow::Result<Self> {
+        let (sender, stop) = mpsc::channel(1);
+        let (goes, go) = mpsc::unbounded_channel();
+        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+            let mut signal = signal(kind).context("cannot catch signals")?;
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                signal.recv().await;
+                let _ = sender.send(()).await;
+            });
+        }
+        // Sent to the whole group when a terminal closes.
+        let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
+        tokio::spawn(async move { while hangup.recv().await.is_some() {} });
+        let mut line = None;
+        if supervised {
+            let ours = Arc::new(Lifeline::of_stdin().context("cannot hear the supervisor")?);
+            line = Some(Arc::clone(&ours));
+            std::thread::Builder::new()
+                .name("rw-lifeline".to_owned())
+                .spawn(move || {
+                    // It ends with the supervisor, however that ends.
+                    while let Some(received) = ours.hear() {
+                        if let Order::Go { .. } = received.message {
+                            let _ = goes.send(());
+                        }
+                    }
+                    let _ = sender.blocking_send(());
+                })
+                .context("cannot start a thread")?;
+        } else {
+            // Open for ever, so that nothing but a signal is received.
+            tokio::spawn(async move {
+                let _keep = (sender, goes);
+                std::future::pending::<()>().await;
+            });
+        }
+        Ok(Self { stop, go, line })
     }
-    // Sent to the whole group when a terminal closes.
-    let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
-    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
-    if supervised {
-        let line = Lifeline::of_stdin().context("cannot hear the supervisor")?;
-        std::thread::Builder::new()
-            .name("rw-lifeline".to_owned())
-            .spawn(move || {
-                // It ends with the supervisor, however that ends.
-                while line.hear().is_some() {}
-                let _ = sender.blocking_send(());
-            })
-            .context("cannot start a thread")?;
-    } else {
-        // Open for ever, so that nothing but a signal is received.
-        tokio::spawn(async move {
-            let _keep = sender;
-            std::future::pending::<()>().await;
-        });
-    }
-    Ok(receiver)
+}
+
+/// What a supervisor hears of.
+enum Milestone {
+    /// The first snapshot of a staged process.
+    Staged(Image),
+    /// There is none.
+    NotMade(String),
+    /// The dataplane is connected, and this process can be asked.
+    InCharge,
+}
+
+fn report(line: &Lifeline, milestone: Milestone) {
+    let refused = |reason: String| (Report::Refused { reason }, None);
+    let (report, fd) = match milestone {
+        Milestone::Staged(image) => {
+            let bytes = image.to_bytes();
+            match image_memfd("ringwall-staged", &bytes) {
+                Ok(memory) => {
+                    let staged = Report::Staged {
+                        generation: image.generation().0,
+                        hash: ContentHash(image.hash()),
+                        bytes: bytes.len() as u64,
+                    };
+                    (staged, Some(memory))
+                }
+                Err(error) => refused(format!("the snapshot cannot be handed over: {error}")),
+            }
+        }
+        Milestone::NotMade(reason) => refused(reason),
+        Milestone::InCharge => (Report::InCharge, None),
+    };
+    line.report(&report, fd);
 }
 
 /// Reads the key of the epochs, or makes it.
@@ -405,8 +480,14 @@ pub struct Controller {
     passes: mpsc::UnboundedReceiver<Pass>,
     publication: Publication,
     events: mpsc::UnboundedReceiver<Event>,
-    /// Ends the servers with the loop.
-    servers: Servers,
+    /// What it listens on and where it connects to.
+    offices: Offices,
+    essential: Essential,
+    /// Ends the servers with the loop; None before this process is in charge.
+    servers: Option<Servers>,
+    /// Whether the first snapshot is handed over instead of being published.
+    staging: bool,
+    milestones: Option<Box<dyn FnMut(Milestone) + Send>>,
     /// The newest state that has not been compiled.
     waiting: Option<Arc<SourceState>>,
     /// The newest state of all, to be compiled once more where that is needed.
@@ -433,6 +514,13 @@ pub struct Controller {
     generation: Option<u64>,
     /// The compiled snapshot that was published last.
     published: Option<Published>,
+}
+
+/// What only the process in charge may have.
+struct Offices {
+    socket: PathBuf,
+    metrics: std::net::SocketAddr,
+    health: Option<std::net::SocketAddr>,
 }
 
 /// A state on its way.
@@ -524,17 +612,71 @@ impl Controller {
     }
 
     async fn start_from(
-        mut feed: Feed,
+        feed: Feed,
         key: EpochKey,
         options: Options,
         tools: Tools,
     ) -> Result<Self, ControlError> {
+        let mut controller = Self::prepare(feed, key, options, tools)?;
+        controller.take_over().await?;
+        Ok(controller)
+    }
+
+    /// Opens the source and nothing else, beside the process that is in charge: the first snapshot that comes of it is
+    /// handed to the supervisor, and what follows waits for [`Self::take_over`].
+    ///
+    /// # Errors
+    /// The source cannot be used.
+    pub async fn stage(options: Options) -> Result<Self, ControlError> {
+        let key = epoch_key(&options.state_dir)?;
+        let feed = open_source(&options).await?;
+        let socket = options.socket.clone();
+        let asked = tokio::task::spawn_blocking(move || generation_in_force(&socket)).await;
+        let tools = Tools::within(options.budget);
+        let mut controller = Self::prepare(feed, key, options, tools)?;
+        controller.generation = Some(asked.ok().flatten().unwrap_or(0) + AHEAD);
+        controller.staging = true;
+        Ok(controller)
+    }
+
+    /// Becomes the process that answers and publishes.
+    ///
+    /// # Errors
+    /// A socket cannot be used.
+    pub async fn take_over(&mut self) -> Result<(), ControlError> {
+        if self.servers.is_some() {
+            return Ok(());
+        }
+        self.staging = false;
+        self.publication.connect(&self.essential);
+        let servers = Servers::start(
+            self.overview(),
+            &self.offices.socket,
+            self.offices.metrics,
+            self.offices.health,
+            &self.essential,
+        )
+        .await?;
+        tracing::info!(metrics = %servers.metrics, health = %servers.health, "control is running");
+        self.servers = Some(servers);
+        Ok(())
+    }
+
+    /// Has someone told how far this process is.
+    fn tell(&mut self, milestones: Box<dyn FnMut(Milestone) + Send>) {
+        self.milestones = Some(milestones);
+    }
+
+    fn milestone(&mut self, milestone: Milestone) {
+        if let Some(tell) = &mut self.milestones {
+            tell(milestone);
+        }
+    }
+
+    fn prepare(mut feed: Feed, key: EpochKey, options: Options, tools: Tools) -> Result<Self, ControlError> {
         let (essential, ends) = Essential::new();
-        let (publication, events) = Publication::start(
-            &options.runtime_dir.join(DATAPLANE_SOCKET),
-            options.publication,
-            &essential,
-        );
+        let (publication, events) =
+            Publication::prepare(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
         let (limit, on_deadline) = options.deadline;
         let publish_after = (on_deadline == OnDeadline::Publish).then_some(limit);
         // What is not proven before it is published is proven afterwards.
@@ -562,15 +704,11 @@ impl Controller {
                 proof: options.deadline.0,
             },
         ));
-        let servers = Servers::start(
-            Arc::clone(&overview),
-            &options.socket,
-            options.metrics_listen,
-            options.health_listen,
-            &essential,
-        )
-        .await?;
-        tracing::info!(metrics = %servers.metrics, health = %servers.health, "control is running");
+        let offices = Offices {
+            socket: options.socket,
+            metrics: options.metrics_listen,
+            health: options.health_listen,
+        };
         // The state that is there already counts as new.
         feed.states.mark_changed();
         Ok(Self {
@@ -582,7 +720,11 @@ impl Controller {
             passes,
             publication,
             events,
-            servers,
+            offices,
+            essential,
+            servers: None,
+            staging: false,
+            milestones: None,
             waiting: None,
             newest: None,
             afresh: false,
@@ -605,9 +747,9 @@ impl Controller {
         Arc::clone(&self.overview)
     }
 
-    /// Where it can be asked.
-    pub fn servers(&self) -> &Servers {
-        &self.servers
+    /// Where it can be asked; None before it is in charge.
+    pub fn servers(&self) -> Option<&Servers> {
+        self.servers.as_ref()
     }
 
     /// Runs until it is dropped, or until something ends that it cannot do without.
@@ -800,6 +942,9 @@ impl Controller {
                         until: Instant::now() + (took * REST).min(LONGEST_REST),
                     });
                 }
+                if std::mem::take(&mut self.staging) {
+                    self.milestone(Milestone::NotMade(failure.to_string()));
+                }
                 return self.overview.not_made(&failure);
             }
         };
@@ -834,6 +979,9 @@ impl Controller {
             adopted: false,
             entry,
         });
+        if std::mem::take(&mut self.staging) {
+            self.milestone(Milestone::Staged(made.compiled.image.clone()));
+        }
         self.publication.publish(made.compiled.image);
     }
 
@@ -894,6 +1042,7 @@ impl Controller {
                     self.take_adoption(generation, None);
                 }
                 self.take_hello(generation, ours);
+                self.milestone(Milestone::InCharge);
             }
             Event::Disconnected { reason } => {
                 self.connected = false;
@@ -988,6 +1137,13 @@ impl Controller {
             .as_mut()
             .filter(|published| published.generation == generation)
     }
+}
+
+/// What the dataplane decides by, as the control process in charge says.
+fn generation_in_force(control: &Path) -> Option<u64> {
+    let answer = client::ask(control, "/v1/status", None, ASK).ok()?;
+    let status: Status = serde_json::from_slice(&answer.body).ok()?;
+    Some(status.dataplane?.snapshot.generation)
 }
 
 fn since(earlier: Instant, later: Instant) -> f64 {

@@ -33,16 +33,29 @@ use serde::{Deserialize, Serialize};
 
 pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
-pub use supervision::{Lifeline, Order, Report, SUPERVISION_VERSION};
+pub use supervision::{
+    Lifeline, Order, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome, UpgradeRequest,
+    UpgradeStatus,
+};
 
 /// Version of the messages; both ends must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = if cfg!(feature = "neighbour") { 1003 } else { 3 };
+
+/// Version of this program.
+pub const RELEASE: &str = if cfg!(feature = "neighbour") {
+    concat!(env!("CARGO_PKG_VERSION"), "+neighbour")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// Name of the dataplane's socket in the runtime directory.
 pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
 
 /// Name of the control process's HTTP socket in the runtime directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// Name of the supervisor's socket in the runtime directory, for [`UpgradeRequest`].
+pub const SUPERVISOR_SOCKET: &str = "supervisor.sock";
 
 /// Name of the file in the runtime directory where the supervisor keeps [`Supervision`].
 pub const SUPERVISION_FILE: &str = "supervision.json";
@@ -369,6 +382,10 @@ pub struct FrameAccounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Supervision {
+    /// Version of the supervisor's program.
+    pub version: String,
+    /// The upgrade that runs, or the last one.
+    pub upgrade: Option<UpgradeStatus>,
     /// Of the dataplane, since `ringwall run` was started.
     pub dataplane_restarts: u64,
     /// Of control, since `ringwall run` was started.

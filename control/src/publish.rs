@@ -98,7 +98,9 @@ pub struct Publication {
     outgoing: watch::Sender<Option<Image>>,
     questions: mpsc::Sender<StatusAnswer>,
     current: mpsc::Sender<u64>,
-    task: tokio::task::JoinHandle<()>,
+    /// Before it is started.
+    line: Option<Line>,
+    task: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// Asks the dataplane how it is doing.
@@ -114,6 +116,13 @@ impl Publication {
         timing: Timing,
         essential: &Essential,
     ) -> (Self, mpsc::UnboundedReceiver<Event>) {
+        let (mut publication, events) = Self::prepare(path, timing);
+        publication.connect(essential);
+        (publication, events)
+    }
+
+    /// As [`Self::start`], but nothing is connected before [`Self::connect`].
+    pub fn prepare(path: &Path, timing: Timing) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (outgoing, newest) = watch::channel(None);
         let (questions, asked) = mpsc::channel(16);
         let (current, confirmed) = mpsc::channel(1);
@@ -128,16 +137,23 @@ impl Publication {
             confirmed,
             events,
         };
-        let task = essential.task("the line to the dataplane", line.run());
         (
             Self {
                 outgoing,
                 questions,
                 current,
-                task,
+                line: Some(line),
+                task: None,
             },
             received,
         )
+    }
+
+    /// Begins to connect. Must be called within a tokio runtime.
+    pub fn connect(&mut self, essential: &Essential) {
+        if let Some(line) = self.line.take() {
+            self.task = Some(essential.task("the line to the dataplane", line.run()));
+        }
     }
 
     /// Makes this the newest snapshot: it is sent as soon as the dataplane has answered for the one before.
@@ -166,7 +182,9 @@ impl Publication {
 
 impl Drop for Publication {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 
@@ -189,6 +207,7 @@ impl DataplaneInquiry {
     }
 }
 
+#[derive(Debug)]
 struct Line {
     path: PathBuf,
     timing: Timing,

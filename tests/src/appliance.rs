@@ -90,18 +90,33 @@ pub struct Adoption {
 /// # Errors
 /// It has not been built.
 pub fn built_binary() -> Result<PathBuf> {
+    built("ringwall", "cargo build -p ringwall")
+}
+
+/// The same program with the numbers of another version.
+///
+/// # Errors
+/// It has not been built.
+pub fn built_neighbour() -> Result<PathBuf> {
+    built(
+        "ringwall-neighbour",
+        "cargo build -p ringwall --features neighbour --bin ringwall-neighbour",
+    )
+}
+
+fn built(name: &str, command: &str) -> Result<PathBuf> {
     let test =
         std::env::current_exe().map_err(|error| BedError::new("cannot find the running program", error))?;
     let binary = test
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|dir| dir.join("ringwall"))
+        .map(|dir| dir.join(name))
         .find(|file| file.is_file());
     binary.ok_or_else(|| {
         BedError::other(
-            format!("no `ringwall` beside {}", test.display()),
-            "build it with the same profile first: cargo build -p ringwall",
+            format!("no `{name}` beside {}", test.display()),
+            format!("build it with the same profile first: {command}"),
         )
     })
 }
@@ -260,6 +275,26 @@ impl Appliance {
         let mut command = Command::new(&self.binary);
         command.args(arguments).env("NO_COLOR", "1");
         self.gateway.output(command)
+    }
+
+    /// Runs any program inside the gateway to its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_inside(&self, program: &Path, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program);
+        command.args(arguments).env("NO_COLOR", "1");
+        self.gateway.output(command)
+    }
+
+    /// Starts the binary inside the gateway, with its output to be read.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn begin(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).env("NO_COLOR", "1");
+        self.gateway.spawn(command)
     }
 
     /// Waits until the status satisfies a condition and answers it.

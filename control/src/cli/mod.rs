@@ -36,7 +36,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(
     name = "ringwall",
-    version,
+    version = crate::protocol::RELEASE,
     arg_required_else_help = true,
     max_term_width = 100
 )]
@@ -84,9 +84,17 @@ pub enum Command {
     /// Shows what runs, in which generation, and what was dropped
     #[cfg(feature = "afxdp")]
     Status(crate::run::status::StatusArgs),
+    /// Replaces the running processes by those of another version, under traffic
+    #[cfg(feature = "afxdp")]
+    #[command(after_help = crate::run::upgrade::command::HELP)]
+    Upgrade(crate::run::upgrade::command::UpgradeArgs),
     /// Takes everything off the machine that ringwall put there
     #[cfg(feature = "afxdp")]
     Detach(crate::run::detach::DetachArgs),
+    /// What this program is, for the supervisor of another one
+    #[cfg(feature = "afxdp")]
+    #[command(hide = true)]
+    About(crate::run::about::AboutArgs),
     /// The process that owns the ports; started by `run`
     #[cfg(feature = "afxdp")]
     #[command(hide = true)]
@@ -123,6 +131,10 @@ impl Command {
             Self::Run(args) => crate::run::supervisor::run(&args),
             #[cfg(feature = "afxdp")]
             Self::Status(args) => crate::run::status::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::Upgrade(args) => crate::run::upgrade::command::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::About(args) => crate::run::about::run(&args),
             #[cfg(feature = "afxdp")]
             Self::Detach(args) => crate::run::detach::run(&args, json),
             #[cfg(feature = "afxdp")]

@@ -550,7 +550,7 @@ impl Overview {
         let alarms = self.alarms();
         let inner = self.inner();
         let control = ControlStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::protocol::RELEASE.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             ready: not_ready.is_empty(),

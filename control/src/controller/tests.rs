@@ -338,7 +338,7 @@ struct Running {
 
 impl Running {
     fn new(mut controller: Controller) -> Self {
-        let (overview, address) = (controller.overview(), controller.servers().metrics);
+        let (overview, address) = (controller.overview(), controller.servers().unwrap().metrics);
         let task = tokio::spawn(async move { controller.run().await });
         Self {
             overview,

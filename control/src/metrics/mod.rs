@@ -136,7 +136,7 @@ impl Collector for Scrape {
         gauge(
             e,
             ("build_info", "Version of the program"),
-            vec![(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+            vec![(vec![("version", crate::protocol::RELEASE)], 1.0)],
         )?;
         if let Some(control) = &status.control {
             control_metrics(e, control)?;

@@ -14,6 +14,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,69 @@ pub enum Report {
     Receiving,
     /// Of control: it can be asked, and the dataplane is connected.
     InCharge,
+}
+
+/// From `ringwall upgrade` to the supervisor, with the program as a descriptor. Unlike other messages these are between any
+/// two versions: nothing that is there now may change its meaning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum UpgradeRequest {
+    /// Replace the processes by those of the program that comes with this.
+    Upgrade {
+        /// What the program is called.
+        path: PathBuf,
+    },
+}
+
+/// From the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum UpgradeAnswer {
+    /// What happens now, in words.
+    Step {
+        /// The words.
+        text: String,
+    },
+    /// How it ended. The last one.
+    End {
+        /// All about it.
+        upgrade: UpgradeStatus,
+    },
+}
+
+/// An upgrade.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpgradeStatus {
+    /// How it ended.
+    pub outcome: UpgradeOutcome,
+    /// The program.
+    pub program: PathBuf,
+    /// Version before.
+    pub from: String,
+    /// Version that it is to be; empty before that is known.
+    pub to: String,
+    /// What happens now or happened last, in words.
+    pub step: String,
+    /// Why it was refused or rolled back, or what is left to be seen to, in words.
+    pub reason: Option<String>,
+    /// When it began, in seconds since 1970.
+    pub began: u64,
+}
+
+/// How an upgrade ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpgradeOutcome {
+    /// It has not yet.
+    #[default]
+    Running,
+    /// The processes are of the new version.
+    Done,
+    /// Nothing was replaced.
+    Refused,
+    /// The processes are of the old version again.
+    RolledBack,
 }
 
 /// A process's end of the line to its supervisor.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -21,6 +22,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use ringwall_config::{Config, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
+    classify::Snapshot,
     failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::{self, FlowConfig, FlowMemory},
     plane::{Plane, PlaneConfig, Tunnels},
@@ -33,7 +35,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     essential::{EXIT_SOFTWARE, Ends, Essential, Standstill},
-    protocol::{DATAPLANE_SOCKET, Lifeline},
+    protocol::{ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Received, Report, read_image},
 };
 
 use super::{
@@ -50,7 +52,7 @@ use super::{
     plan::{Plan, PlannedPort},
     pods::PodNetworks,
     ports,
-    publication::{Publication, locked, serve},
+    publication::{FlowSource, Publication, StatusSource, locked, serve, serve_after},
     work::{self, Sleepers},
 };
 
@@ -95,23 +97,17 @@ pub struct DataplaneArgs {
 pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     crate::log::start();
     let stop = StopSignal::catch().context("cannot catch signals")?;
-    let mut spare = None;
-    let line = if args.supervised {
+    let beginning = if args.supervised {
         let line = Arc::new(take_line()?);
-        if !stand_by(&args.config, &stop, &line, &mut spare)? {
-            return Ok(ExitCode::SUCCESS);
+        match stand_by(args, &stop, line)? {
+            Some(beginning) => beginning,
+            None => return Ok(ExitCode::SUCCESS),
         }
-        Some(line)
     } else {
-        None
+        Beginning::default()
     };
     let started = Instant::now();
-    let mut config = super::load_config(&args.config)?;
-    crate::controller::choose_source(
-        &mut config.source.kind,
-        args.manifests.as_deref(),
-        args.kubeconfig.as_deref(),
-    );
+    let config = load(args)?;
     let plan = Plan::make(&config)?;
     done(started, "configuration and plan");
     super::make_private_dir(&plan.runtime_dir)?;
@@ -130,10 +126,9 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
         }
         // Before there is another thread: it would keep its rights.
         crate::confine::dataplane(&config)?;
-        if let Some(line) = line {
-            stop.follow_supervisor(line)?;
-        }
-        Running::start(&config, plan, changes, spare, started)
+        let line = beginning.line.clone();
+        let orders = line.map(|line| stop.follow_supervisor(line)).transpose()?;
+        Running::start(&config, plan, changes, beginning, orders, started)
     };
     let mut running = start(changes).inspect_err(|_| {
         // What an earlier process made stays: its fail mode holds.
@@ -207,38 +202,117 @@ fn say_not_taken_back(failed: &[String]) {
     }
 }
 
-/// Waits for the supervisor's word: true for to begin, false for to end. Until then nothing is changed on the machine, and
-/// nothing is kept but packet memory: whatever else could be outdated by then is read afterwards, as at every start.
+/// The configuration, with the source that the command line names.
+fn load(args: &DataplaneArgs) -> anyhow::Result<Config> {
+    let mut config = super::load_config(&args.config)?;
+    crate::controller::choose_source(
+        &mut config.source.kind,
+        args.manifests.as_deref(),
+        args.kubeconfig.as_deref(),
+    );
+    Ok(config)
+}
+
+/// What a process begins with that has stood by.
+#[derive(Default)]
+struct Beginning {
+    spare: Option<Spare>,
+    /// What it decides by from the first packet, instead of the snapshot on disk.
+    snapshot: Option<Snapshot>,
+    /// The line to the supervisor.
+    line: Option<Arc<Lifeline>>,
+    /// Whether it has to wait for [`Order::Serve`].
+    on_trial: bool,
+}
+
+/// Waits for the supervisor's word to begin; None where there is none to come. Until then nothing is changed on the machine,
+/// and nothing is kept but packet memory and a snapshot: whatever else could be outdated by then is read afterwards, as
+/// at every start.
 fn stand_by(
-    config: &Path,
+    args: &DataplaneArgs,
     stop: &StopSignal,
-    line: &Lifeline,
-    spare: &mut Option<Spare>,
-) -> anyhow::Result<bool> {
+    line: Arc<Lifeline>,
+) -> anyhow::Result<Option<Beginning>> {
+    let mut beginning = Beginning::default();
     let mut patience = Duration::ZERO;
     loop {
         let timespec = Timespec {
             tv_sec: patience.as_secs() as i64,
             tv_nsec: i64::from(patience.subsec_nanos()),
         };
-        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(line, PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(&*line, PollFlags::IN),
+        ];
         match poll(&mut fds, Some(&timespec)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for the supervisor"),
         }
         let told = !fds[1].revents().is_empty();
         if stop.told() {
-            return Ok(false);
+            return Ok(None);
         }
         if told {
-            return Ok(line.hear().is_some());
+            let Some(Received { message, fd }) = line.hear() else {
+                return Ok(None);
+            };
+            match message {
+                Order::Go { on_trial } => {
+                    beginning.on_trial = on_trial;
+                    beginning.line = Some(line);
+                    return Ok(Some(beginning));
+                }
+                Order::Snapshot {
+                    generation,
+                    hash,
+                    bytes,
+                } => {
+                    let image = fd.context("no memory came with the snapshot");
+                    let checked = image.and_then(|fd| check(args, fd, bytes, generation, hash));
+                    beginning.spare = refresh_or_none(beginning.spare.take(), &args.config);
+                    let report = match checked {
+                        Ok(snapshot) => {
+                            beginning.snapshot = Some(snapshot);
+                            Report::Ready
+                        }
+                        Err(error) => Report::Refused {
+                            reason: format!("{error:#}"),
+                        },
+                    };
+                    line.report(&report, None);
+                }
+                Order::Serve => {}
+            }
+            continue;
         }
-        *spare = refresh(spare.take(), config).unwrap_or_else(|error| {
-            tracing::debug!("no packet memory is kept: {error:#}");
-            None
-        });
+        beginning.spare = refresh_or_none(beginning.spare.take(), &args.config);
         patience = STANDBY_LOOK;
     }
+}
+
+/// Whether this process could begin with a snapshot, as far as that can be known without changing anything.
+fn check(
+    args: &DataplaneArgs,
+    image: OwnedFd,
+    bytes: u64,
+    generation: u64,
+    hash: ContentHash,
+) -> anyhow::Result<Snapshot> {
+    Plan::make(&load(args)?)?;
+    let image = read_image(image, bytes).context("the snapshot cannot be read")?;
+    let snapshot = Snapshot::open(&image).context("the snapshot is not valid")?;
+    anyhow::ensure!(
+        snapshot.generation().0 == generation && snapshot.hash() == hash.0,
+        "the snapshot is not the announced one"
+    );
+    Ok(snapshot)
+}
+
+fn refresh_or_none(spare: Option<Spare>, config: &Path) -> Option<Spare> {
+    refresh(spare, config).unwrap_or_else(|error| {
+        tracing::debug!("no packet memory is kept: {error:#}");
+        None
+    })
 }
 
 fn refresh(spare: Option<Spare>, config: &Path) -> anyhow::Result<Option<Spare>> {
@@ -271,9 +345,16 @@ impl Running {
         config: &Config,
         plan: Plan,
         mut changes: Changes,
-        spare: Option<Spare>,
+        beginning: Beginning,
+        orders: Option<mpsc::Receiver<Order>>,
         started: Instant,
     ) -> anyhow::Result<Self> {
+        let Beginning {
+            spare,
+            snapshot,
+            line,
+            on_trial,
+        } = beginning;
         ports::make_ready(&plan, &mut Netlink::open()?, &mut changes)?;
         let found = ports::put_in_order(&plan, &mut changes)?;
         for remark in &found.remarks {
@@ -296,19 +377,21 @@ impl Running {
         let stats = plane.stats();
         let plane = Arc::new(Mutex::new(plane));
         let sleepers_cell: Arc<std::sync::OnceLock<Arc<Sleepers>>> = Arc::default();
-        let publication = Arc::new(Publication::new(
-            Arc::clone(&plane),
-            LastSnapshot::new(config.snapshot_file(), MadeOf::of(config), config.source.max_age),
-            seats.len() as u32,
-            {
-                let sleepers = Arc::clone(&sleepers_cell);
-                move || {
-                    if let Some(sleepers) = sleepers.get() {
-                        sleepers.wake_all();
-                    }
+        let is_staged = snapshot.is_some();
+        let publication = {
+            let last = LastSnapshot::new(config.snapshot_file(), MadeOf::of(config), config.source.max_age);
+            let sleepers = Arc::clone(&sleepers_cell);
+            let wake = move || {
+                if let Some(sleepers) = sleepers.get() {
+                    sleepers.wake_all();
                 }
-            },
-        ));
+            };
+            let (plane, workers) = (Arc::clone(&plane), seats.len() as u32);
+            Arc::new(match snapshot {
+                Some(snapshot) => Publication::staged(plane, last, workers, wake, snapshot),
+                None => Publication::new(plane, last, workers, wake),
+            })
+        };
         let machine = Arc::new(Machine {
             plan: Mutex::new(plan.clone()),
             live: Mutex::new(Vec::new()),
@@ -394,13 +477,27 @@ impl Running {
         let flows = LiveFlows::new(Arc::clone(&machine));
         let drops = Arc::clone(&flows);
         lasting(&essential, "rw-drops", move || drops.gather_drops())?;
-        serve(
-            &socket,
-            publication,
-            Arc::new(move || reporter.status()),
-            Arc::new(move |filter, cursor| flows.page(filter, cursor)),
-            &essential,
-        )?;
+        let status: StatusSource = Arc::new(move || reporter.status());
+        let flows: FlowSource = Arc::new(move |filter, cursor| flows.page(filter, cursor));
+        match orders.filter(|_| on_trial) {
+            Some(orders) => {
+                let kept = Arc::clone(&publication);
+                let word = move || {
+                    let stays = orders.iter().any(|order| order == Order::Serve);
+                    if stays {
+                        kept.keep();
+                    }
+                    stays
+                };
+                serve_after(word, &socket, publication, status, flows, &essential)?;
+            }
+            None => {
+                if is_staged {
+                    publication.keep();
+                }
+                serve(&socket, publication, status, flows, &essential)?;
+            }
+        }
         let newcomers = Newcomers::new(Arc::clone(&machine))?;
         // The last: these keep the machine as it has to be, and a start that fails takes it back.
         {
@@ -409,6 +506,9 @@ impl Running {
         }
         lasting(&essential, "rw-newcomers", move || newcomers.run())?;
         lasting(&essential, "rw-netlink", move || follower.run())?;
+        if let Some(line) = line {
+            line.report(&Report::Receiving, None);
+        }
         Ok(Self {
             machine,
             stop_workers,

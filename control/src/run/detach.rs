@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 
 use crate::confine::CONTROL_FOLDER;
-use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
+use crate::protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE, SUPERVISOR_SOCKET};
 
 use super::{changes::Changes, fib::View, netlink::Netlink, ports::remove_empty};
 
@@ -69,6 +69,7 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     for name in [
         CONTROL_SOCKET,
         DATAPLANE_SOCKET,
+        SUPERVISOR_SOCKET,
         SUPERVISION_FILE,
         super::dataplane::FLOWS_FILE,
         "run.lock",

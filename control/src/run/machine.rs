@@ -611,7 +611,7 @@ impl Machine {
             self.stats.sum(|worker| read(&worker.flows))
         };
         DataplaneStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::protocol::RELEASE.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             snapshot: self.publication.status(),

@@ -2,12 +2,14 @@
 //!
 //! * [`plan`] from configuration to ports, workers and places; changes nothing.
 //! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
+//! * [`upgrade`] to another program, under traffic; [`about`] what a program is.
 //! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`]
 //!   makes interfaces ready, [`changes`] keeps the record of what was changed on the machine, and takes it back.
 //! * [`newcomers`] are guarded at once; [`numbers`] of ports that come and go; [`pods`] where the kernel's programs find pods.
 //! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
 //! * [`status`] and [`detach`] the commands of the same name.
 
+pub mod about;
 pub mod changes;
 pub mod children;
 pub mod dataplane;
@@ -29,6 +31,7 @@ pub mod ports;
 pub mod publication;
 pub mod status;
 pub mod supervisor;
+pub mod upgrade;
 pub mod work;
 
 use std::{

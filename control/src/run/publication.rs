@@ -104,7 +104,35 @@ impl Publication {
         workers: u32,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let publication = Self {
+        let publication = Self::without_any(plane, last, workers, wake);
+        publication.load();
+        publication
+    }
+
+    /// Starts with the snapshot that was staged for this process; it is kept on disk by [`Self::keep`].
+    pub fn staged(
+        plane: Arc<Mutex<Plane>>,
+        last: LastSnapshot,
+        workers: u32,
+        wake: impl Fn() + Send + Sync + 'static,
+        snapshot: Snapshot,
+    ) -> Self {
+        let publication = Self::without_any(plane, last, workers, wake);
+        let bytes = usize::try_from(snapshot.image().bytes()).unwrap_or(usize::MAX);
+        if let Err(reason) = publication.install(snapshot, bytes, SnapshotOrigin::Control) {
+            tracing::warn!(reason, "the staged snapshot is not used");
+            publication.load();
+        }
+        publication
+    }
+
+    fn without_any(
+        plane: Arc<Mutex<Plane>>,
+        last: LastSnapshot,
+        workers: u32,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
             plane,
             state: Mutex::new(State {
                 sequence: 0,
@@ -119,9 +147,17 @@ impl Publication {
             workers,
             wake: Box::new(wake),
             past: Mutex::default(),
-        };
-        publication.load();
-        publication
+        }
+    }
+
+    /// Has the staged snapshot, or what has come since, written to disk.
+    pub fn keep(&self) {
+        let newest = locked(&self.state).newest.clone();
+        let mut to_disk = locked(&self.to_disk);
+        if to_disk.newest.is_none() {
+            to_disk.newest = newest;
+            self.disk_news.notify_all();
+        }
     }
 
     fn load(&self) {
@@ -464,38 +500,65 @@ pub fn serve(
     essential: &Essential,
 ) -> Result<(), ProtocolError> {
     let listener = Listener::bind(socket)?;
-    let clients = Arc::new(AtomicUsize::new(0));
-    let serve = move || {
-        loop {
-            let connection = match listener.accept() {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a client");
-                    std::thread::sleep(Duration::from_millis(100));
-                    continue;
-                }
-            };
-            if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
-                clients.fetch_sub(1, Ordering::Relaxed);
-                continue; // closed by dropping it
-            }
-            let place = Place(Arc::clone(&clients));
-            let (publication, status, flows) =
-                (Arc::clone(&publication), Arc::clone(&status), Arc::clone(&flows));
-            let thread = std::thread::Builder::new().name("rw-client".to_owned());
-            let client = move || {
-                let _place = place;
-                if let Err(error) = converse(&connection, &publication, &status, &flows) {
-                    tracing::debug!(%error, "client left");
-                }
-            };
-            if let Err(error) = thread.spawn(client) {
-                tracing::warn!(%error, "cannot serve a client");
-            }
-        }
-    };
-    essential.thread("rw-socket", serve)?;
+    essential.thread("rw-socket", move || {
+        accept(&listener, &publication, &status, &flows)
+    })?;
     Ok(())
+}
+
+/// As [`serve`], once `word` has come, which answers whether it will ever: until then nobody can connect.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn serve_after(
+    word: impl FnOnce() -> bool + Send + 'static,
+    socket: &Path,
+    publication: Arc<Publication>,
+    status: StatusSource,
+    flows: FlowSource,
+    essential: &Essential,
+) -> std::io::Result<()> {
+    let socket = socket.to_owned();
+    essential.thread("rw-socket", move || {
+        if !word() {
+            return;
+        }
+        match Listener::bind(&socket) {
+            Ok(listener) => accept(&listener, &publication, &status, &flows),
+            Err(error) => tracing::error!("{error}"),
+        }
+    })?;
+    Ok(())
+}
+
+fn accept(listener: &Listener, publication: &Arc<Publication>, status: &StatusSource, flows: &FlowSource) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let connection = match listener.accept() {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
+            clients.fetch_sub(1, Ordering::Relaxed);
+            continue; // closed by dropping it
+        }
+        let place = Place(Arc::clone(&clients));
+        let (publication, status, flows) = (Arc::clone(publication), Arc::clone(status), Arc::clone(flows));
+        let thread = std::thread::Builder::new().name("rw-client".to_owned());
+        let client = move || {
+            let _place = place;
+            if let Err(error) = converse(&connection, &publication, &status, &flows) {
+                tracing::debug!(%error, "client left");
+            }
+        };
+        if let Err(error) = thread.spawn(client) {
+            tracing::warn!(%error, "cannot serve a client");
+        }
+    }
 }
 
 /// A client's place among [`CLIENTS`]; free again when it leaves, however it does.

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::bail;
 
+use super::upgrade::command::describe as describe_upgrade;
 use crate::api::client;
 use crate::protocol::{
     CONTROL_SOCKET, Connection, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProofStatus, ProtocolError,
@@ -87,7 +88,7 @@ fn ask(name: &str, runtime: &Path) -> anyhow::Result<Status> {
 }
 
 /// What a user is told who may not look: whether anything runs, only root can say.
-fn forbidden(name: &str, runtime: &Path) -> String {
+pub(super) fn forbidden(name: &str, runtime: &Path) -> String {
     format!(
         "this user may not look at {name}: {} is for root alone; ask as root",
         runtime.display()
@@ -148,6 +149,7 @@ fn describe(status: &Status) -> String {
         }
     }
     text.push('\n');
+    describe_versions(&mut text, status);
     match &status.control {
         Some(control) => describe_control(&mut text, control),
         None => text.push_str("\ncontrol    away: the last snapshot keeps deciding\n"),
@@ -157,6 +159,32 @@ fn describe(status: &Status) -> String {
         None => text.push_str("\ndataplane  away: the fail mode decides\n"),
     }
     text
+}
+
+/// Which versions run, where they are not one, and what became of the last upgrade.
+fn describe_versions(text: &mut String, status: &Status) {
+    let supervisor = status.supervision.as_ref().map(|it| it.version.as_str());
+    let control = status.control.as_ref().map(|it| it.version.as_str());
+    let dataplane = status.dataplane.as_ref().map(|it| it.version.as_str());
+    let versions = [
+        ("supervisor", supervisor),
+        ("control", control),
+        ("dataplane", dataplane),
+    ];
+    let known: Vec<(&str, &str)> = versions
+        .into_iter()
+        .filter_map(|(what, version)| Some((what, version.filter(|version| !version.is_empty())?)))
+        .collect();
+    if known.windows(2).any(|pair| pair[0].1 != pair[1].1) {
+        let known: Vec<String> = known
+            .iter()
+            .map(|(what, version)| format!("{what} {version}"))
+            .collect();
+        let _ = writeln!(text, "versions   {}", known.join(", "));
+    }
+    if let Some(upgrade) = status.supervision.as_ref().and_then(|it| it.upgrade.as_ref()) {
+        let _ = writeln!(text, "upgrade    {}", describe_upgrade(upgrade));
+    }
 }
 
 fn describe_control(text: &mut String, control: &ControlStatus) {
@@ -430,7 +458,9 @@ fn period(seconds: f64) -> String {
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
     use super::*;
-    use crate::protocol::{FrameAccounts, ObjectProblem, PortStatus, SnapshotStatus, WorkerStatus};
+    use crate::protocol::{
+        FrameAccounts, ObjectProblem, PortStatus, SnapshotStatus, UpgradeOutcome, UpgradeStatus, WorkerStatus,
+    };
 
     #[test]
     fn a_status_names_what_a_person_asks_for() {
@@ -474,6 +504,46 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("malformed"), "{text}");
+    }
+
+    #[test]
+    fn versions_are_said_where_they_differ_and_the_last_upgrade_always() {
+        let status = |dataplane: &str, upgrade| {
+            describe(&Status {
+                control: Some(ControlStatus {
+                    version: "1.1".to_owned(),
+                    ..ControlStatus::default()
+                }),
+                dataplane: Some(DataplaneStatus {
+                    version: dataplane.to_owned(),
+                    ..DataplaneStatus::default()
+                }),
+                supervision: Some(Supervision {
+                    version: "1.1".to_owned(),
+                    upgrade,
+                    ..Supervision::default()
+                }),
+                ..Status::default()
+            })
+        };
+        let same = status("1.1", None);
+        assert!(!same.contains("versions") && !same.contains("upgrade"), "{same}");
+        let text = status(
+            "1.2",
+            Some(UpgradeStatus {
+                outcome: UpgradeOutcome::RolledBack,
+                from: "1.1".to_owned(),
+                to: "1.2".to_owned(),
+                reason: Some("it died".to_owned()),
+                ..UpgradeStatus::default()
+            }),
+        );
+        for line in [
+            "versions   supervisor 1.1, control 1.1, dataplane 1.2\n",
+            "upgrade    rolled back from 1.2 to 1.1: it died\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `ringwall run`: starts the dataplane and the control process, keeps both alive, ends both.
 //!
-//! The supervisor holds no socket and no policy. What it does fits on one screen: [`Supervisor::turn`].
+//! The supervisor holds no port and no policy. What it does fits on one screen: [`Supervisor::turn`]. Upgrades have a file of
+//! their own ([`upgrading`]).
+
+mod upgrading;
 
 use std::{
     fs::File,
@@ -20,16 +23,21 @@ use rustix::{
 
 use crate::{
     log,
-    protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, SUPERVISION_FILE, Supervision},
+    protocol::{
+        CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, Report, SUPERVISION_FILE, Supervision,
+    },
 };
 
+use self::upgrading::{Relieved, Upgrade};
 use super::{
+    about::About,
     children::{Backoff, Child, Program, Recipe, Role, describe},
     dataplane::take_back_mount,
     expedited::Expedited,
     lifeline::StopSignal,
     plan::Plan,
     status::ask_dataplane,
+    upgrade::requests::Requests,
 };
 
 /// Arguments of `ringwall run`.
@@ -135,6 +143,13 @@ struct Supervisor {
     plan: Plan,
     posts: [Post; 2],
     standby: Standby,
+    /// Who wants an upgrade.
+    requests: Requests,
+    upgrade: Option<Upgrade>,
+    /// Children that were told to end, and whose end is no news.
+    relieved: Vec<Relieved>,
+    /// What the program is that processes are started from.
+    about: About,
     record: Supervision,
     announced: bool,
     in_force: bool,
@@ -151,6 +166,7 @@ impl Supervisor {
         // Held open, so that a crash after its file was replaced starts no other.
         let program = Program::running().context("cannot open the running program")?;
         let config = std::path::absolute(&args.config)?;
+        let requests = Requests::listen(&plan.runtime_dir)?;
         let post = |role: Role| {
             let mut arguments = vec![role.name().into(), "--config".into(), config.clone().into()];
             if let Some(folder) = &args.manifests {
@@ -178,7 +194,14 @@ impl Supervisor {
             plan,
             posts: Role::ALL.map(post),
             standby: Standby::default(),
-            record: Supervision::default(),
+            requests,
+            upgrade: None,
+            relieved: Vec::new(),
+            about: About::this(),
+            record: Supervision {
+                version: RELEASE.to_owned(),
+                ..Supervision::default()
+            },
             announced: false,
             in_force: false,
             stopping: None,
@@ -216,6 +239,9 @@ impl Supervisor {
             );
         }
         self.collect_ended()?;
+        let heard = self.take_reports();
+        self.collect_relieved()?;
+        self.step_upgrade(&heard)?;
         for post in &mut self.posts {
             post.expedited.take_if(|(_, since)| since.elapsed() >= HURRY);
         }
@@ -234,7 +260,8 @@ impl Supervisor {
             return Ok(self
                 .posts
                 .iter()
-                .any(|post| post.child.is_some() || post.dying.is_some()));
+                .any(|post| post.child.is_some() || post.dying.is_some())
+                || !self.relieved.is_empty());
         }
         Ok(true)
     }
@@ -254,6 +281,9 @@ impl Supervisor {
             match standby.map_or_else(|| Child::start(&post.recipe), Ok) {
                 Ok(mut child) => {
                     if post.recipe.role == Role::Dataplane {
+                        if let Some(upgrade) = &self.upgrade {
+                            upgrade.hand_snapshot(&child);
+                        }
                         child.go(false);
                         self.standby.due = Some(Instant::now() + SETTLED);
                         self.record.dataplane_standby = None;
@@ -329,9 +359,23 @@ impl Supervisor {
                 fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
             }
             if let Some(child) = post.child.as_ref().filter(|_| post.was_ready) {
-                fds.push(PollFd::from_borrowed_fd(child.line(), PollFlags::empty()));
+                fds.push(PollFd::from_borrowed_fd(child.line(), PollFlags::IN));
             }
         }
+        if let Some(upgrade) = &self.upgrade {
+            timeout = timeout.min(upgrade.left());
+            fds.extend(
+                upgrade
+                    .fds()
+                    .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+            );
+        }
+        for relieved in &self.relieved {
+            timeout = timeout.min(relieved.left());
+            fds.push(PollFd::from_borrowed_fd(relieved.as_fd(), PollFlags::IN));
+        }
+        let asking = self.requests.fds();
+        fds.extend(asking.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let timespec = Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
@@ -340,6 +384,17 @@ impl Supervisor {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("cannot wait for the processes"),
         }
+    }
+
+    /// What the processes have said, each with its process id.
+    fn take_reports(&self) -> Vec<(u32, Report)> {
+        let children = self.posts.iter().filter_map(|post| post.child.as_ref());
+        children
+            .flat_map(|child| {
+                let reports = std::iter::from_fn(|| child.report());
+                reports.map(|received| (child.pid(), received.message))
+            })
+            .collect()
     }
 
     fn collect_ended(&mut self) -> anyhow::Result<()> {
@@ -427,6 +482,7 @@ impl Supervisor {
             }
         }
         self.standby = Standby::default();
+        self.stop_upgrade();
     }
 
     /// Whether the first policies are in force.

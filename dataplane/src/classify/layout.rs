@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1003 } else { 3 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;

@@ -20,7 +20,7 @@ pub mod state;
 pub(crate) mod table;
 pub(crate) mod tcp;
 
-pub use memory::{FlowMemory, FlowMemoryError};
+pub use memory::{FlowMemory, FlowMemoryError, LAYOUT_VERSION};
 
 use crate::{classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey};
 

@@ -87,7 +87,8 @@ impl Keeper {
 
 /// Under another name first: whoever reads it finds all of it.
 fn write(path: &Path, policies: &PolicySources) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // During an upgrade another process does the same.
+    let new = path.with_extension(format!("new.{}", std::process::id()));
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)

@@ -1,0 +1,169 @@
+//! The supervisor's socket: who wants an upgrade.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::Path,
+};
+
+use super::super::children::Program;
+use crate::protocol::{
+    Connection, Listener, ProtocolError, Received, SUPERVISOR_SOCKET, UpgradeAnswer, UpgradeOutcome,
+    UpgradeRequest, UpgradeStatus,
+};
+
+/// Clients that have connected and not asked yet: more are sent away.
+const MOST: usize = 8;
+
+/// Those who ask. Nothing here waits.
+#[derive(Debug)]
+pub struct Requests {
+    listener: Listener,
+    connected: Vec<Connection>,
+}
+
+/// Someone who wants an upgrade.
+#[derive(Debug)]
+pub struct Client(Connection);
+
+impl Client {
+    /// Says what happens. Who has gone hears nothing.
+    pub fn step(&self, text: &str) {
+        let text = text.to_owned();
+        let _ = self.0.send(&UpgradeAnswer::Step { text }, None);
+    }
+
+    /// Says how it ended.
+    pub fn end(self, upgrade: UpgradeStatus) {
+        let _ = self.0.send(&UpgradeAnswer::End { upgrade }, None);
+    }
+}
+
+impl Requests {
+    /// Listens in the runtime directory.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn listen(runtime: &Path) -> Result<Self, ProtocolError> {
+        let path = runtime.join(SUPERVISOR_SOCKET);
+        let listener = Listener::bind(&path)?;
+        // Not for the folder's group, which is control's.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        rustix::io::ioctl_fionbio(&listener, true)?;
+        Ok(Self {
+            listener,
+            connected: Vec::new(),
+        })
+    }
+
+    /// What becomes readable when somebody connects or asks.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.listener.as_fd()).chain(self.connected.iter().map(AsFd::as_fd))
+    }
+
+    /// Those who have asked.
+    pub fn take(&mut self) -> Vec<(Client, Program)> {
+        while let Ok(connection) = self.listener.accept() {
+            if self.connected.len() >= MOST || connection.set_nonblocking().is_err() {
+                continue;
+            }
+            // At once: a process id means its process only as long as that lives.
+            if may_ask(&connection) {
+                self.connected.push(connection);
+            } else {
+                tracing::warn!("somebody without the rights of the supervisor wanted an upgrade");
+                Client(connection).end(UpgradeStatus {
+                    outcome: UpgradeOutcome::Refused,
+                    reason: Some(
+                        "only who has every right of the supervisor may ask for one: ask as root".to_owned(),
+                    ),
+                    ..UpgradeStatus::default()
+                });
+            }
+        }
+        let mut asked = Vec::new();
+        for connection in std::mem::take(&mut self.connected) {
+            match connection.receive() {
+                Ok(Received {
+                    message: UpgradeRequest::Upgrade { path },
+                    fd: Some(fd),
+                }) => asked.push((Client(connection), Program::of(File::from(fd), path))),
+                Err(ProtocolError::TimedOut) => self.connected.push(connection),
+                Ok(_) | Err(_) => {} // gone, or not understood: closed
+            }
+        }
+        asked
+    }
+}
+
+/// Whether a peer has every right that the program would get. The user alone does not say so: control may have stayed root,
+/// without capabilities, and must not choose what the supervisor starts.
+fn may_ask(connection: &Connection) -> bool {
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(connection) else {
+        return false;
+    };
+    let own = rustix::process::geteuid();
+    let of = |process: &str| capabilities(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?);
+    let (Some(ours), Some(theirs)) = (of("self"), of(&peer.pid.to_string())) else {
+        return false;
+    };
+    peer.uid == own && theirs & ours == ours
+}
+
+/// The effective capabilities in the text of `/proc/PID/status`.
+fn capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that panics has failed
+mod tests {
+    use super::*;
+    #[test]
+    fn effective_capabilities_are_read() {
+        let status =
+            "Name:\tx\nCapInh:\t0000000000000000\nCapEff:\t000000000000102a\nCapBnd:\t000001ffffffffff\n";
+        assert_eq!(capabilities(status), Some(0x102a));
+        assert_eq!(capabilities("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn requests_are_taken_and_answered_without_waiting_for_anybody() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut requests = Requests::listen(dir.path()).unwrap();
+        assert!(requests.take().is_empty());
+        let connect = || Connection::connect(&dir.path().join(SUPERVISOR_SOCKET)).unwrap();
+        let (silent, asking, empty) = (connect(), connect(), connect());
+        assert!(requests.take().is_empty());
+        let upgrade = UpgradeRequest::Upgrade {
+            path: "/opt/ringwall".into(),
+        };
+        let program = File::open("/bin/cat").unwrap();
+        asking.send(&upgrade, Some(program.as_fd())).unwrap();
+        empty.send(&upgrade, None).unwrap();
+        let mut asked = requests.take();
+        assert_eq!(asked.len(), 1);
+        let (client, program) = asked.remove(0);
+        assert_eq!(program.path(), Path::new("/opt/ringwall"));
+        assert!(program.is(&Program::of(File::open("/bin/cat").unwrap(), "x".into())));
+        client.step("one");
+        client.end(UpgradeStatus {
+            outcome: UpgradeOutcome::Done,
+            ..UpgradeStatus::default()
+        });
+        let step = UpgradeAnswer::Step { text: "one".into() };
+        assert_eq!(asking.receive::<UpgradeAnswer>().unwrap().message, step);
+        let end = asking.receive::<UpgradeAnswer>().unwrap().message;
+        assert!(matches!(end, UpgradeAnswer::End { upgrade } if upgrade.outcome == UpgradeOutcome::Done));
+        assert!(matches!(
+            empty.receive::<UpgradeAnswer>(),
+            Err(ProtocolError::Closed)
+        ));
+        drop(silent);
+        assert!(requests.take().is_empty() && requests.fds().count() == 1);
+    }
+}
