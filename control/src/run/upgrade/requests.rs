@@ -11,7 +11,7 @@ use std::{
 
 use super::super::children::Program;
 use crate::protocol::{
-    Connection, Listener, ProtocolError, Received, SUPERVISOR_SOCKET, UpgradeAnswer, UpgradeOutcome,
+    Connection, Listener, ProtocolError, RELEASE, Received, SUPERVISOR_SOCKET, UpgradeAnswer, UpgradeOutcome,
     UpgradeRequest, UpgradeStatus,
 };
 
@@ -22,7 +22,15 @@ const MOST: usize = 8;
 #[derive(Debug)]
 pub struct Requests {
     listener: Listener,
-    connected: Vec<Connection>,
+    connected: Vec<Connected>,
+}
+
+/// Someone who has not asked yet.
+#[derive(Debug)]
+struct Connected {
+    connection: Connection,
+    /// Whether it may have what it asks for.
+    allowed: bool,
 }
 
 /// Someone who wants an upgrade.
@@ -61,7 +69,7 @@ impl Requests {
 
     /// What becomes readable when somebody connects or asks.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.listener.as_fd()).chain(self.connected.iter().map(AsFd::as_fd))
+        std::iter::once(self.listener.as_fd()).chain(self.connected.iter().map(|it| it.connection.as_fd()))
     }
 
     /// Those who have asked.
@@ -71,27 +79,31 @@ impl Requests {
                 continue;
             }
             // At once: a process id means its process only as long as that lives.
-            if may_ask(&connection) {
-                self.connected.push(connection);
-            } else {
-                tracing::warn!("somebody without the rights of the supervisor wanted an upgrade");
-                Client(connection).end(UpgradeStatus {
-                    outcome: UpgradeOutcome::Refused,
-                    reason: Some(
-                        "only who has every right of the supervisor may ask for one: ask as root".to_owned(),
-                    ),
-                    ..UpgradeStatus::default()
-                });
-            }
+            let allowed = may_ask(&connection);
+            self.connected.push(Connected { connection, allowed });
         }
         let mut asked = Vec::new();
-        for connection in std::mem::take(&mut self.connected) {
+        for Connected { connection, allowed } in std::mem::take(&mut self.connected) {
             match connection.receive() {
                 Ok(Received {
                     message: UpgradeRequest::Upgrade { path },
                     fd: Some(fd),
-                }) => asked.push((Client(connection), Program::of(File::from(fd), path))),
-                Err(ProtocolError::TimedOut) => self.connected.push(connection),
+                }) if allowed => asked.push((Client(connection), Program::of(File::from(fd), path))),
+                Ok(Received {
+                    message: UpgradeRequest::Upgrade { path },
+                    fd: _,
+                }) if !allowed => {
+                    tracing::warn!("somebody without the rights of the supervisor wanted an upgrade");
+                    let reason = "only who has every right of the supervisor may ask for one: ask as root";
+                    Client(connection).end(UpgradeStatus {
+                        outcome: UpgradeOutcome::Refused,
+                        program: path,
+                        from: RELEASE.to_owned(),
+                        reason: Some(reason.to_owned()),
+                        ..UpgradeStatus::default()
+                    });
+                }
+                Err(ProtocolError::TimedOut) => self.connected.push(Connected { connection, allowed }),
                 Ok(_) | Err(_) => {} // gone, or not understood: closed
             }
         }
