@@ -1936,3 +1936,73 @@ async fn a_compiler_that_loses_a_policy_is_found_out() {
         assert!(status.control.unwrap().alarms.is_empty());
     }
 }
+
+/// Runs until the supervisor of a staged process is told something.
+async fn told(staged: &mut Controller, heard: &mut mpsc::UnboundedReceiver<Milestone>) -> Milestone {
+    tokio::select! {
+        ended = staged.run() => panic!("{ended}"),
+        milestone = heard.recv() => milestone.unwrap(),
+    }
+}
+
+async fn staged(options: Options) -> (Controller, mpsc::UnboundedReceiver<Milestone>) {
+    let mut staged = Controller::stage(options).await.unwrap();
+    let (tell, heard) = mpsc::unbounded_channel();
+    staged.tell(Box::new(move |milestone| drop(tell.send(milestone))));
+    (staged, heard)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_staged_process_hands_its_snapshot_over_and_is_silent_until_it_takes_over() {
+    let bed = Bed::new();
+    let (mut staged, mut heard) = staged(bed.options()).await;
+    let Milestone::Staged(image) = told(&mut staged, &mut heard).await else {
+        panic!("nothing is staged");
+    };
+    assert_eq!(describe(&image.to_bytes()), "1001: a/one");
+    // It follows the source meanwhile.
+    bed.pod("two");
+    let overview = staged.overview();
+    let compiled = async {
+        while overview.status().await.control.unwrap().snapshot.generation < 1002 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        ended = staged.run() => panic!("{ended}"),
+        () = compiled => {}
+        () = tokio::time::sleep(PATIENCE) => panic!("the source is not followed"),
+    }
+    assert!(!bed.path("run/control.sock").exists());
+    assert!(bed.dataplane.open.lock().unwrap().is_empty(), "it has connected");
+
+    // The new dataplane has begun with what was handed over: only what has changed since is published.
+    {
+        let mut kept = bed.dataplane.kept.lock().unwrap();
+        kept.generation = 1001;
+        kept.hash = Some(ContentHash(image.hash()));
+        kept.images.push(image.to_bytes());
+    }
+    staged.take_over().await.unwrap();
+    let told = told(&mut staged, &mut heard).await;
+    assert!(matches!(told, Milestone::InCharge));
+    let control = Running::new(staged);
+    let images = bed.dataplane.image("1002: a/one a/two").await;
+    assert_eq!(images, ["1001: a/one", "1002: a/one a/two"]);
+    assert!(bed.path("run/control.sock").exists());
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_staged_process_that_cannot_compile_says_why() {
+    let bed = Bed::new();
+    let options = Options {
+        budget: Budget { bytes: 1 },
+        ..bed.options()
+    };
+    let (mut staged, mut heard) = staged(options).await;
+    let Milestone::NotMade(reason) = told(&mut staged, &mut heard).await else {
+        panic!("it was made");
+    };
+    assert!(reason.contains("its budget is 1"), "{reason}");
+}
