@@ -1,7 +1,9 @@
 //! `ringwall-bench`: what the running firewall costs. Each figure comes with its control from the same run.
 
 mod figures;
+mod hostile;
 mod latency;
+mod outages;
 mod packets;
 mod policy;
 mod restart;
@@ -31,6 +33,10 @@ enum Benchmark {
     Latency(latency::Options),
     /// Packets lost while a killed dataplane is replaced.
     Restart(restart::Options),
+    /// What floods of strangers and tenants take from everybody else.
+    Hostile(hostile::Options),
+    /// What outages of control, the API server and credentials cost traffic and policy.
+    Outages(outages::Options),
     /// What the policy engine costs, on synthetic clusters: compile, memory, latency, churn
     Policy(policy::Options),
     /// Makes a synthetic cluster: a folder of manifests, or an API server
@@ -42,6 +48,8 @@ fn main() -> anyhow::Result<()> {
         Benchmark::Veth(options) => on_a_bed().and_then(|()| veth::run(&options)),
         Benchmark::Latency(options) => on_a_bed().and_then(|()| latency::run(&options)),
         Benchmark::Restart(options) => on_a_bed().and_then(|()| restart::run(&options)),
+        Benchmark::Hostile(options) => on_a_bed().and_then(|()| hostile::run(&options)),
+        Benchmark::Outages(options) => on_a_bed().and_then(|()| outages::run(&options)),
         Benchmark::Policy(options) => policy::run(&options),
         Benchmark::Synthetic(options) => synthetic::run(&options),
     }

@@ -39,6 +39,16 @@ impl Traffic {
     /// Loads both programs. The generator sends frames of `length` bytes whose first [`HEADERS`] bytes are those of
     /// the given packets in turn.
     pub fn load(packets: &[[u8; HEADERS]], length: usize) -> Result<Self, BpfError> {
+        Self::load_as(packets, length, false)
+    }
+
+    /// As [`Self::load`], of TCP over IPv4 without options: each time that all have been sent, their source ports go on by
+    /// one.
+    pub fn load_varied(packets: &[[u8; HEADERS]], length: usize) -> Result<Self, BpfError> {
+        Self::load_as(packets, length, true)
+    }
+
+    fn load_as(packets: &[[u8; HEADERS]], length: usize, vary: bool) -> Result<Self, BpfError> {
         if packets.is_empty() || packets.len() > MAX_FLOWS {
             return Err(BpfError::TooMany {
                 what: "packets of the generator",
@@ -53,6 +63,7 @@ impl Traffic {
             .map_err(|error| wrap("opening the traffic programs", error))?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             rodata.flow_count = packets.len() as u32;
+            rodata.vary = u32::from(vary);
         }
         let skel = open
             .load()
@@ -116,6 +127,14 @@ impl Traffic {
             .map(|packets| u64::from_ne_bytes(*packets))
             .sum())
     }
+}
+
+/// The Ethernet address of an interface.
+///
+/// # Errors
+/// There is no such interface.
+pub fn mac(interface: &str) -> io::Result<[u8; 6]> {
+    crate::kernel::interface_mac(interface)
 }
 
 fn attach(program: &libbpf_rs::ProgramMut<'_>, interface: &str) -> Result<Link, BpfError> {

@@ -154,6 +154,9 @@ struct Pod {
 #[derive(Clone, Debug)]
 struct Node {
     serial: u64,
+    /// How often it has said that it is there.
+    beats: u32,
+    gone: bool,
     taken: [bool; 256],
     next: u8,
 }
@@ -161,6 +164,9 @@ struct Node {
 impl Node {
     /// A free address's last byte, from 2 to 254; None where all are taken.
     fn take(&mut self) -> Option<u8> {
+        if self.gone {
+            return None;
+        }
         for _ in 0..253 {
             let slot = self.next;
             self.next = if slot == 254 { 2 } else { slot + 1 };
@@ -211,7 +217,7 @@ impl Synthetic {
     pub fn counts(&self) -> Counts {
         Counts {
             namespaces: self.namespaces.iter().filter(|it| !it.is_gone()).count(),
-            nodes: self.nodes.len(),
+            nodes: self.nodes_there().count(),
             workloads: self
                 .workloads
                 .iter()
@@ -227,7 +233,7 @@ impl Synthetic {
         let namespaces = (0..self.namespaces.len())
             .filter(|place| !self.namespaces[*place].is_gone())
             .map(|place| self.namespace_object(place));
-        let nodes = (0..self.nodes.len()).map(|place| self.node_object(place));
+        let nodes = self.nodes_there().map(|place| self.node_object(place));
         let pods = (0..self.pods.len()).filter_map(|place| self.pod_object(place));
         let policies = (0..self.policies.len())
             .filter(|place| !self.policies[*place].gone)
@@ -256,9 +262,7 @@ impl Synthetic {
             .collect();
         let namespaces = live.iter().map(|place| self.namespace_object(*place)).collect();
         save(&folder.join("namespaces.yaml"), namespaces)?;
-        let nodes = (0..self.nodes.len())
-            .map(|place| self.node_object(place))
-            .collect();
+        let nodes = self.nodes_there().map(|place| self.node_object(place)).collect();
         save(&folder.join("nodes.yaml"), nodes)?;
         let mut policies: Vec<Vec<Value>> = vec![Vec::new(); self.namespaces.len()];
         for (place, policy) in self.policies.iter().enumerate().filter(|(_, it)| !it.gone) {
@@ -288,13 +292,33 @@ impl Synthetic {
 
     fn add_nodes(&mut self) {
         for _ in 0..self.spec.nodes {
-            let serial = self.next_serial();
-            self.nodes.push(Node {
-                serial,
-                taken: [false; 256],
-                next: 2,
-            });
+            self.add_node();
         }
+    }
+
+    /// In the place of one that went, where there is one: then with its name and networks.
+    fn add_node(&mut self) -> usize {
+        let node = Node {
+            serial: self.next_serial(),
+            beats: 0,
+            gone: false,
+            taken: [false; 256],
+            next: 2,
+        };
+        match self.nodes.iter().position(|node| node.gone) {
+            Some(place) => {
+                self.nodes[place] = node;
+                place
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() - 1
+            }
+        }
+    }
+
+    fn nodes_there(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.nodes.len()).filter(|place| !self.nodes[*place].gone)
     }
 
     fn add_namespaces(&mut self) {

@@ -31,7 +31,7 @@ const CONNECTIONS: usize = 10_000;
 /// One pod that comes or goes, again and again, each after the one before has arrived.
 pub(super) fn change(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
     for verify in ["changed", "off"] {
-        let mut bed = Bed::start(size, verify, options.dataplane)?;
+        let mut bed = Bed::start(size, verify, options.dataplane, false)?;
         let lags = single(&mut bed, options.changes)?;
         let bound = match (verify, size) {
             ("changed", Size::Medium) => Target::P99(2.0),
@@ -96,7 +96,7 @@ fn wait(bed: &mut Bed, arrivals: &mut Arrivals) -> anyhow::Result<()> {
 
 /// Pods come and go at a rate, while connections pass.
 pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
-    let mut bed = Bed::start(size, "changed", options.dataplane)?;
+    let mut bed = Bed::start(size, "changed", options.dataplane, true)?;
     let mut owners = Owners::of(&bed.synthetic);
     let mut addresses = owners.addresses();
     let events = make(&mut bed, &mut owners, options);

@@ -6,11 +6,14 @@ use ringwall_testbed::synthetic::{Churn, SERVICE_CIDR, Spec, Synthetic};
 
 use super::Size;
 
-/// The synthetic cluster of a size; only its pods change.
-pub(super) fn synthetic(size: Size) -> anyhow::Result<Synthetic> {
+/// The synthetic cluster of a size; only its pods change, and its nodes where they are to.
+pub(super) fn synthetic(size: Size, nodes: bool) -> anyhow::Result<Synthetic> {
     let (policies, pods, namespaces) = size.counts();
     let mut spec = Spec::sized(policies, pods, namespaces);
     spec.churn = Churn::of_pods();
+    if nodes {
+        spec.churn.node = Churn::default().node;
+    }
     spec.full = true;
     Ok(Synthetic::new(spec)?)
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::figures::Figures;
 
 pub(super) fn run(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
-    let cluster = cluster::decoded(&cluster::synthetic(size)?)?;
+    let cluster = cluster::decoded(&cluster::synthetic(size, false)?)?;
     let (mut compiling, mut opening, mut image) = (Vec::new(), Vec::new(), 0);
     for _ in 0..options.rounds {
         let start = Instant::now();

@@ -50,9 +50,10 @@ enum Running {
 }
 
 impl Bed {
-    /// Starts everything and waits for the first snapshot. `verify` is the configuration's.
-    pub(super) fn start(size: Size, verify: &str, dataplane: Dataplane) -> anyhow::Result<Self> {
-        let synthetic = cluster::synthetic(size)?;
+    /// Starts everything and waits for the first snapshot. `verify` is the configuration's; `nodes` says whether nodes
+    /// change, too.
+    pub(super) fn start(size: Size, verify: &str, dataplane: Dataplane, nodes: bool) -> anyhow::Result<Self> {
+        let synthetic = cluster::synthetic(size, nodes)?;
         let serve = || -> anyhow::Result<ApiServer> {
             let server = ApiServer::start()?;
             server.remember(REMEMBERED);
@@ -318,7 +319,7 @@ impl Owners {
 }
 
 pub(super) fn memory(size: Size, dataplane: Dataplane, report: &mut Report) -> anyhow::Result<()> {
-    let bed = Bed::start(size, "changed", dataplane)?;
+    let bed = Bed::start(size, "changed", dataplane, false)?;
     std::thread::sleep(Duration::from_secs(2));
     let words = size.words();
     let target = if size == Size::Large {

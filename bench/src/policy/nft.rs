@@ -51,7 +51,7 @@ pub(super) fn run(options: &Options, size: Size, report: &mut Report) -> anyhow:
         println!("nft: left out: {obstacle}");
         return Ok(());
     }
-    let cluster = cluster::decoded(&cluster::synthetic(size)?)?;
+    let cluster = cluster::decoded(&cluster::synthetic(size, false)?)?;
     let ruleset = Ruleset::of(&cluster);
     let namespace = Netns::new("bench-nft")?;
     namespace.ip(&[

@@ -51,7 +51,7 @@ fn millis(since: Instant) -> f64 {
 
 /// The whole proof, then one changed pod at a time: compiled and proven.
 pub(super) fn checker(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
-    let mut synthetic = cluster::synthetic(size)?;
+    let mut synthetic = cluster::synthetic(size, false)?;
     let mut cluster = cluster::decoded(&synthetic)?;
     let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
     let compiled = compiler.update(&cluster, Generation(1))?;
@@ -127,6 +127,7 @@ pub(super) fn diff(options: &Options, size: Size, report: &mut Report) -> anyhow
         readiness: 0.0,
         relabel: 0.0,
         namespace: 0.0,
+        node: 0.0,
         concurrent: 1,
     };
     let mut synthetic = Synthetic::new(spec)?;

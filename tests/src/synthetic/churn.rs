@@ -72,6 +72,9 @@ enum Step {
     RelabelSpace(usize),
     EndSpace(usize),
     RemoveSpace(usize),
+    AddNode,
+    Beat(usize),
+    RemoveNode(usize),
 }
 
 const BIRTH: [Step; 3] = [Step::Schedule, Step::Run, Step::Ready];
@@ -113,6 +116,7 @@ impl Synthetic {
             mix.relabel,
             mix.policy,
             mix.namespace,
+            mix.node,
         ];
         let what = if weights.iter().sum::<f64>() > 0.0 {
             self.random.weighted(&weights)
@@ -127,6 +131,7 @@ impl Synthetic {
             5 => self.relabel(),
             6 => self.policies_change(),
             7 => self.namespaces_change(),
+            8 => self.nodes_change(),
             _ => self
                 .any_pod()
                 .map_or(Vec::new(), |pod| vec![Step::Unready(pod), Step::Reready(pod)]),
@@ -341,7 +346,14 @@ impl Synthetic {
         }
     }
 
-    /// Steps about policies and namespaces.
+    fn nodes_change(&mut self) -> Vec<Step> {
+        if self.random.chance(0.25) {
+            return vec![Step::AddNode];
+        }
+        vec![Step::Beat(self.random.below(self.nodes.len()))]
+    }
+
+    /// Steps about policies, namespaces and nodes.
     fn step_of_space(&mut self, step: Step, script: &mut Script) -> Option<Event> {
         match step {
             Step::AddPolicy(space, number) => {
@@ -394,6 +406,23 @@ impl Synthetic {
                 }
                 self.namespaces[space].life = Life::Gone;
                 Some(self.space_event(EventKind::Deleted, space))
+            }
+            Step::AddNode => {
+                let node = self.add_node();
+                script.steps.extend([Step::Beat(node), Step::RemoveNode(node)]);
+                Some(self.node_event(EventKind::Added, node))
+            }
+            Step::Beat(node) => {
+                self.nodes[node].beats += 1;
+                (!self.nodes[node].gone).then(|| self.node_event(EventKind::Modified, node))
+            }
+            // One that has pods by now stays.
+            Step::RemoveNode(node) => {
+                let there = !self.nodes[node].gone && !self.nodes[node].taken.contains(&true);
+                there.then(|| {
+                    self.nodes[node].gone = true;
+                    self.node_event(EventKind::Deleted, node)
+                })
             }
             // The others are about pods.
             _ => None,
@@ -467,6 +496,11 @@ impl Synthetic {
 
     fn policy_event(&self, kind: EventKind, place: usize) -> Event {
         let object = self.policy_object(place);
+        Event { kind, object }
+    }
+
+    fn node_event(&self, kind: EventKind, place: usize) -> Event {
+        let object = self.node_object(place);
         Event { kind, object }
     }
 

@@ -67,7 +67,9 @@ impl Synthetic {
                 },
             },
             "spec": {"podCIDR": networks[0], "podCIDRs": networks},
-            "status": {"addresses": addresses},
+            "status": {"addresses": addresses, "conditions": [
+                {"type": "Ready", "status": "True", "lastHeartbeatTime": time(u64::from(self.nodes[place].beats))},
+            ]},
         })
     }
 

@@ -77,6 +77,9 @@ pub struct Churn {
     pub policy: f64,
     /// A namespace is created with a workload and policies, relabelled, or deleted with all that is in it.
     pub namespace: f64,
+    /// A node says that it is there, as each does every few minutes, or an empty one comes and goes again, with its pod
+    /// network.
+    pub node: f64,
     /// How many of these go on at once.
     pub concurrent: usize,
 }
@@ -92,17 +95,19 @@ impl Default for Churn {
             relabel: 0.05,
             policy: 0.02,
             namespace: 0.01,
+            node: 0.02,
             concurrent: 64,
         }
     }
 }
 
 impl Churn {
-    /// Pods only: neither policies nor namespaces change.
+    /// Pods only: neither policies nor namespaces nor nodes change.
     pub fn of_pods() -> Self {
         Self {
             policy: 0.0,
             namespace: 0.0,
+            node: 0.0,
             ..Self::default()
         }
     }

@@ -176,7 +176,7 @@ fn events_add_up_to_the_cluster() {
             assert_eq!(before["metadata"]["uid"], event.object["metadata"]["uid"]);
         }
     }
-    for kind in ["Pod", "NetworkPolicy", "Namespace"] {
+    for kind in ["Pod", "NetworkPolicy", "Namespace", "Node"] {
         for word in ["ADDED", "MODIFIED", "DELETED"] {
             assert!(seen.contains(&(kind.to_owned(), word)), "no {kind} was {word}");
         }

@@ -1,0 +1,280 @@
+//! What strangers and tenants who send as much as they can take from everybody else.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use ringwall_bpf::traffic::Traffic;
+use ringwall_testbed::{
+    appliance::{self, Appliance, built_binary},
+    netns::Netns,
+    topology::{Bed, EXTERNAL, Member, Plan, Role},
+    world::World,
+};
+use serde_json::{Value, json};
+
+use crate::packets::{self, LENGTH};
+
+/// Options of the benchmark.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// How long each attack lasts, in seconds.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Packets a second.
+    #[arg(long, default_value_t = 500_000)]
+    rate: u64,
+}
+
+/// Frames of one run of the generator, which costs some milliseconds beside.
+const BATCH: u64 = 25_000;
+/// How long one of the others waits for its connection: a SYN that is lost is sent again after a second.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// Between two connections of the others.
+const PACE: Duration = Duration::from_millis(20);
+/// Networks behind the uplink that forged sources are of.
+const STRANGERS: &str = "198.18.0.0/15";
+const HTTP: u16 = 80;
+
+/// An attack: who sends what, and the share of the others' new connections that has to work.
+struct Attack {
+    name: &'static str,
+    from: Sender,
+    packets: Vec<[u8; ringwall_bpf::traffic::HEADERS]>,
+    share: f64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Sender {
+    Outsider,
+    Pod,
+}
+
+/// What the others saw.
+#[derive(Default)]
+struct Others {
+    connections: AtomicU64,
+    failed: AtomicU64,
+    rounds: AtomicU64,
+    broken: AtomicU64,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let names = ["web", "db", "client", "tenant"];
+    let bed = Bed::new(
+        Role::Routed,
+        &names.map(|name| Plan::new(&format!("shop/{name}"))),
+        1,
+    )?;
+    bed.gateway
+        .ip(&[format!("route add {STRANGERS} via {EXTERNAL}")])?;
+    let mut world = World::of(&bed);
+    for name in names {
+        world.label(&format!("shop/{name}"), "app", name)?;
+    }
+    let only = |app: &str, from: Value| json!({"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"], "ingress": [from]});
+    // Everybody may come to the web, the client alone to the database.
+    world.policy("shop", "web", only("web", json!({"ports": [{"port": HTTP}]})));
+    let client = json!({"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]});
+    world.policy("shop", "db", only("db", client));
+    let [web, db, client, tenant] = bed.pods.as_slice() else {
+        bail!("a bed of four pods has {}", bed.pods.len());
+    };
+    let macs = |member: &Member, interface: &str, port: &str| -> anyhow::Result<([u8; 6], [u8; 6])> {
+        Ok((mac(&bed.gateway, port)?, mac(&member.ns, interface)?))
+    };
+    let outside = macs(&bed.external, "eth0", "uplink")?;
+    let inside = macs(tenant, "eth0", &tenant.port)?;
+    // As many as the generator holds; their ports go on with every round of it.
+    let forged = |to: Ipv4Addr| -> Vec<_> {
+        let source = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + n * 2 + 1);
+        (0..65_536)
+            .map(|n| packets::syn(outside, source(n), to, 1024 + (n % 60_000) as u16, HTTP))
+            .collect()
+    };
+    let tenants = |to: &dyn Fn(u32) -> (Ipv4Addr, u16)| -> Vec<_> {
+        (0..65_536)
+            .map(|n| {
+                let (address, port) = to(n);
+                packets::syn(inside, tenant.v4, address, 1024 + (n % 60_000) as u16, port)
+            })
+            .collect()
+    };
+    let attacks = [
+        Attack {
+            name: "forged SYNs to an allowed port",
+            from: Sender::Outsider,
+            packets: forged(web.v4),
+            share: 0.95,
+        },
+        Attack {
+            name: "forged SYNs to a denied port",
+            from: Sender::Outsider,
+            packets: forged(db.v4),
+            share: 0.95,
+        },
+        Attack {
+            name: "a pod fills the table",
+            from: Sender::Pod,
+            packets: tenants(&|n| {
+                (
+                    Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + n),
+                    1 + (n % 50_000) as u16,
+                )
+            }),
+            share: 0.99,
+        },
+        Attack {
+            name: "a pod scans absent neighbours",
+            from: Sender::Pod,
+            packets: tenants(&|n| {
+                (
+                    Ipv4Addr::new(192, 0, 2, 20 + (n % 200) as u8),
+                    1 + (n / 200) as u16,
+                )
+            }),
+            share: 0.99,
+        },
+    ];
+    let firewall = Appliance::start(
+        &bed,
+        &built_binary()?,
+        &appliance::Options::default(),
+        &world.objects(),
+    )?;
+    println!(
+        "{} packets/s for {} s each; of the others, a connection every {} ms",
+        options.rate,
+        options.seconds,
+        PACE.as_millis()
+    );
+    let mut missed = Vec::new();
+    for attack in &attacks {
+        let (namespace, interface) = match attack.from {
+            Sender::Outsider => (&bed.external.ns, "eth0"),
+            Sender::Pod => (&tenant.ns, "eth0"),
+        };
+        let traffic = Traffic::load_varied(&attack.packets, LENGTH)?;
+        let _native = namespace.run(|| traffic.pass(interface))??;
+        let others = Others::default();
+        let stop = AtomicBool::new(false);
+        let resident = memory(&firewall)?;
+        let received = |status: &Value| status["dataplane"]["frames"]["received"].as_u64().unwrap_or(0);
+        let before = received(&firewall.status()?);
+        let sent = std::thread::scope(|scope| -> anyhow::Result<u64> {
+            let standing = scope.spawn(|| transfers(client, db, &others, &stop));
+            let connecting = scope.spawn(|| connections(client, db, &others, &stop));
+            let sent = flood(options, namespace, interface, &traffic);
+            stop.store(true, Relaxed);
+            for thread in [standing, connecting] {
+                thread
+                    .join()
+                    .map_err(|_| anyhow!("one of the others panicked"))??;
+            }
+            sent
+        })?;
+        let status = firewall.status()?;
+        let (made, failed) = (others.connections.load(Relaxed), others.failed.load(Relaxed));
+        let share = 1.0 - failed as f64 / made.max(1) as f64;
+        println!(
+            "{:<32} {:.0} k/s sent, {:.0} k/s taken in; new connections {:.1} % of {made}; transfers broken {} of {} rounds; \
+             flows {}; resident {} -> {} kB",
+            attack.name,
+            sent as f64 / options.seconds as f64 / 1e3,
+            (received(&status) - before) as f64 / options.seconds as f64 / 1e3,
+            share * 100.0,
+            others.broken.load(Relaxed),
+            others.rounds.load(Relaxed),
+            status["dataplane"]["flows"]["used"],
+            resident,
+            memory(&firewall)?,
+        );
+        if share < attack.share || others.broken.load(Relaxed) > 0 {
+            missed.push(attack.name);
+        }
+    }
+    ensure!(missed.is_empty(), "not held: {}", missed.join(", "));
+    Ok(())
+}
+
+/// Sends at the rate for as long as told; the number of packets.
+fn flood(options: &Options, namespace: &Netns, interface: &str, traffic: &Traffic) -> anyhow::Result<u64> {
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| -> anyhow::Result<u64> {
+            namespace.enter()?;
+            let (start, length) = (Instant::now(), Duration::from_secs(options.seconds));
+            let mut sent = 0;
+            while start.elapsed() < length {
+                let due = (start.elapsed().as_secs_f64() * options.rate as f64) as u64;
+                if sent < due {
+                    traffic.send(interface, BATCH as u32)?;
+                    sent += BATCH;
+                } else {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            Ok(sent)
+        });
+        sender.join().map_err(|_| anyhow!("the generator panicked"))?
+    })
+}
+
+/// New connections, one after the other, until told to stop.
+fn connections(from: &Member, to: &Member, others: &Others, stop: &AtomicBool) -> anyhow::Result<()> {
+    from.ns.enter()?;
+    let address = SocketAddr::new(to.v4.into(), HTTP);
+    while !stop.load(Relaxed) {
+        others.connections.fetch_add(1, Relaxed);
+        if TcpStream::connect_timeout(&address, PATIENCE).is_err() {
+            others.failed.fetch_add(1, Relaxed);
+        }
+        std::thread::sleep(PACE);
+    }
+    Ok(())
+}
+
+/// A connection that was there before, there and back until told to stop.
+fn transfers(from: &Member, to: &Member, others: &Others, stop: &AtomicBool) -> anyhow::Result<()> {
+    from.ns.enter()?;
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.v4.into(), HTTP), PATIENCE)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET /echo HTTP/1.0\r\n\r\n")?;
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let mut answer = [0; 512];
+    while !stop.load(Relaxed) {
+        others.rounds.fetch_add(1, Relaxed);
+        if stream
+            .write_all(&[7; 512])
+            .and_then(|()| stream.read_exact(&mut answer))
+            .is_err()
+        {
+            others.broken.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Kilobytes that the dataplane has in memory.
+fn memory(firewall: &Appliance) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", firewall.pid("dataplane")?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("no VmRSS")?;
+    Ok(number.parse()?)
+}
+
+fn mac(namespace: &Netns, interface: &str) -> anyhow::Result<[u8; 6]> {
+    Ok(namespace.run(|| ringwall_bpf::traffic::mac(interface))??)
+}
