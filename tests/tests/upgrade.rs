@@ -600,8 +600,8 @@ fn a_supervisor_that_dies_in_an_upgrade_leaves_nothing_behind() {
     let (bed, world) = bed();
     let mut firewall = Appliance::start(&bed, &ours, &Options::default(), &world.objects()).unwrap();
     settled(&firewall, &ours);
-    let (code, _) = fails_on_trial(&firewall, &neighbour, "supervisor");
-    assert_eq!(code, Some(2), "nobody can say how it ended");
+    let (code, end) = fails_on_trial(&firewall, &neighbour, "supervisor");
+    assert_eq!(code, Some(2), "nobody can say how it ended, but: {end:#}");
     assert!(firewall.ended(PATIENCE).unwrap().is_some());
     let alive = || {
         std::fs::read_dir("/proc")

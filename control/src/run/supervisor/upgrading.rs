@@ -234,6 +234,9 @@ impl Supervisor {
             status.reason = Some("this program runs already, and nothing was replaced".to_owned());
             return client.end(status);
         }
+        // What has happened since it was last looked.
+        self.next_look = Instant::now();
+        self.look_at_readiness();
         let obstacle = if self.stopping.is_some() {
             Some("the supervisor is stopping")
         } else if self.upgrade.is_some() {
