@@ -21,7 +21,7 @@ pub fn run(frame: &[u8]) {
 }
 
 /// Where the IP header begins, behind up to two tags.
-fn l3(frame: &[u8]) -> Option<(u16, usize)> {
+pub(crate) fn l3(frame: &[u8]) -> Option<(u16, usize)> {
     let kind = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
     let mut at = 12;
     while at < 20 && matches!(kind(at)?, 0x8100 | 0x88a8 | 0x9100) {

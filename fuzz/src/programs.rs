@@ -17,7 +17,10 @@ use ringwall_dataplane::{
     wire::{Packet, Parsed, Transport, parse, protocol, subject::NotSubject},
 };
 
-use crate::{headers::mended, world::addr};
+use crate::{
+    headers::{l3, mended},
+    world::addr,
+};
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -175,13 +178,20 @@ impl Seen<'_> {
             Parsed::NotSubject(NotSubject::Arp | NotSubject::Ndp | NotSubject::Dhcp) => true,
             // What the kernel finds out itself.
             Parsed::Malformed(_) => true,
-            Parsed::NotSubject(_) => false,
+            // The program reads a type that lies behind the end of the packet; the kernel cuts it off there.
+            Parsed::NotSubject(_) => self.is_empty(),
             Parsed::Subject(packet) => {
                 let [a, b, ..] = packet.dst.octets();
                 let on_link = a == 0xfe && b & 0xc0 == 0x80 || is_local(packet.dst);
                 matches!(self.discovery(), Some(133 | 135 | 136)) && on_link
             }
         }
+    }
+
+    /// Whether it is an IPv6 packet that holds nothing.
+    fn is_empty(&self) -> bool {
+        l3(self.frame)
+            .is_some_and(|(kind, l3)| kind == 0x86dd && self.frame.get(l3 + 4..l3 + 6) == Some(&[0, 0]))
     }
 
     /// The type of what is neighbour discovery, and was not routed here (RFC 4861 7.1).
@@ -238,9 +248,12 @@ impl Seen<'_> {
     fn check_guards(&self, benches: &mut Benches) {
         let parsed = self.parsed;
         for (bench, is_pod_port) in [(&mut benches.pod, true), (&mut benches.uplink, false)] {
-            let said = bench
-                .run(Program::Guard, self.frame)
-                .unwrap_or_else(|error| panic!("{error}"));
+            let said = match bench.run(Program::Guard, self.frame) {
+                Ok(said) => said,
+                // The kernel makes no packet of its own out of less than a header.
+                Err(_) if self.frame.len() < 14 + 40 => continue,
+                Err(error) => panic!("{error}"),
+            };
             match said.verdict {
                 TC_OK => {
                     let harmless = if is_pod_port {
