@@ -8,7 +8,7 @@ use std::{
 };
 
 use ringwall_testbed::{
-    appliance::{Appliance, Options, Signal, built_binary},
+    appliance::{Appliance, Options, Signal, built_binary, built_neighbour},
     preflight::runs_here,
     probe::Service,
     topology::{Bed, Plan, Role},
@@ -150,6 +150,20 @@ fn the_unit_gives_enough_and_the_processes_keep_less() {
         let found = differences(&bed, &wanted).unwrap();
         assert!(found.is_empty(), "{process}: {found:#?}");
     }
+    // As the unit reloads; processes of another version give up as much.
+    let upgraded = firewall
+        .ringwall(&[
+            "upgrade",
+            "--config",
+            &firewall.config.to_string_lossy(),
+            "--program",
+            &built_neighbour().unwrap().to_string_lossy(),
+        ])
+        .unwrap();
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    looked_at("after an upgrade");
+    let found = differences(&bed, &wanted).unwrap();
+    assert!(found.is_empty(), "after an upgrade: {found:#?}");
     // What control compiles from now on arrives, too.
     world.policy(
         "shop",
