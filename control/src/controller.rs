@@ -52,8 +52,8 @@ use crate::{
     confine::{self, CONTROL_FOLDER},
     essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
     protocol::{
-        CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report, SUPERVISION_FILE, Status,
-        image_memfd,
+        BEAT, CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report, SUPERVISION_FILE,
+        Status, image_memfd,
     },
     publish::{self, Event, Publication},
     source::{
@@ -270,10 +270,11 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         } else {
             Controller::start(options).await?
         };
-        if let Some(line) = orders.line.take() {
+        let line = orders.line.take();
+        if let Some(line) = line.clone() {
             controller.tell(Box::new(move |milestone| report(&line, milestone)));
         }
-        watch_loop(controller.overview())?;
+        watch_loop(controller.overview(), line)?;
         loop {
             tokio::select! {
                 ended = controller.run() => {
@@ -307,7 +308,9 @@ pub(crate) fn choose_source(source: &mut SourceKind, manifests: Option<&Path>, k
 }
 
 /// Ends the process where the loop stands still: nothing else could, as the servers of health share its thread.
-fn watch_loop(overview: Arc<Overview>) -> anyhow::Result<()> {
+/// The supervisor hears that it turns.
+fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::Result<()> {
+    let mut beat = Instant::now();
     let mut standstill = Standstill::after((overview::STUCK.as_millis() / LOOK.as_millis()) as u32);
     let look = move || {
         loop {
@@ -318,6 +321,10 @@ fn watch_loop(overview: Arc<Overview>) -> anyhow::Result<()> {
                     "the control loop does not turn: ending the process, the last snapshot keeps deciding"
                 );
                 std::process::exit(i32::from(EXIT_SOFTWARE));
+            }
+            if let Some(line) = line.as_ref().filter(|_| beat.elapsed() >= BEAT) {
+                beat = Instant::now();
+                line.report(&Report::Alive, None);
             }
         }
     };

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 pub use supervision::{
-    Lifeline, Order, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome, UpgradeRequest,
+    BEAT, Lifeline, Order, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome, UpgradeRequest,
     UpgradeStatus,
 };
 

@@ -424,3 +424,52 @@ fn a_transfer_is_cut_and_permitted_again_while_it_runs() {
             >= 2
     );
 }
+
+/// As a debugger, a full cgroup or a fault of the kernel leaves it: it neither ends nor goes on.
+#[test]
+fn processes_that_stand_still_are_replaced() {
+    let Some(_alone) = runs_here("standing still") else {
+        return;
+    };
+    let bed = bed();
+    let world = World::of(&bed);
+    let firewall = Appliance::start(
+        &bed,
+        &built_binary().unwrap(),
+        &Options::default(),
+        &world.objects(),
+    )
+    .unwrap();
+    // They have said once that they are alive: from then on their silence counts.
+    std::thread::sleep(Duration::from_secs(6));
+    let stopped = ["control", "dataplane"].map(|process| {
+        let pid = firewall.pid(process).unwrap();
+        (process, pid)
+    });
+    for (_, pid) in stopped {
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    for (process, pid) in stopped {
+        while std::fs::exists(format!("/proc/{pid}")).unwrap() {
+            assert!(
+                Instant::now() < until,
+                "{process} is still there: {}",
+                firewall.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    firewall
+        .wait_until("others are there", |status| {
+            stopped.iter().all(|(process, before)| {
+                let pid = status[process]["pid"].as_i64();
+                pid.is_some_and(|pid| pid != i64::from(before.as_raw()))
+            })
+        })
+        .unwrap();
+    let found = differences(&bed, &[("shop/client", "shop/web", HTTP, true)]).unwrap();
+    assert!(found.is_empty(), "{found:#?}");
+    let log = firewall.log();
+    assert_eq!(log.matches("no longer says that it is alive").count(), 2, "{log}");
+}

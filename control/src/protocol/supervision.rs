@@ -7,6 +7,7 @@
 //! Serve                        ->  (listens from now on)
 //!                              <-  (staged alone)                   Staged{generation,..} + fd | Refused{reason}
 //!                              <-                                   InCharge
+//!                              <-  Alive                            Alive
 //! ```
 //! The end of this socket is the end of the other process, however it ended.
 
@@ -15,6 +16,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -70,7 +72,12 @@ pub enum Report {
     Receiving,
     /// Of control: it can be asked, and the dataplane is connected.
     InCharge,
+    /// Every [`BEAT`]: the loop of control turns, or every worker does.
+    Alive,
 }
+
+/// Between two reports of a process that it is alive.
+pub const BEAT: Duration = Duration::from_secs(5);
 
 /// From `ringwall upgrade` to the supervisor, with the program as a descriptor. Unlike other messages these are between any
 /// two versions: nothing that is there now may change its meaning.

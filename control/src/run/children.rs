@@ -142,6 +142,8 @@ pub struct Child {
     line: Connection,
     /// When it was started or told to go.
     began: Instant,
+    /// When it last said that it is alive; None where it has not begun to.
+    beat: Option<Instant>,
 }
 
 impl Child {
@@ -162,6 +164,7 @@ impl Child {
                 pidfd,
                 line,
                 began: Instant::now(),
+                beat: None,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -193,9 +196,20 @@ impl Child {
         let _ = self.line.send(order, fd);
     }
 
-    /// What it has said and nobody has read yet; None where that is nothing.
-    pub fn report(&self) -> Option<Received<Report>> {
-        self.line.receive().ok()
+    /// What it has said and nobody has read yet; None where that is nothing. That it is alive is only noted.
+    pub fn report(&mut self) -> Option<Received<Report>> {
+        loop {
+            let received = self.line.receive().ok()?;
+            if received.message != Report::Alive {
+                return Some(received);
+            }
+            self.beat = Some(Instant::now());
+        }
+    }
+
+    /// How long it has not said that it is alive, since it began to.
+    pub fn silence(&self) -> Option<Duration> {
+        self.beat.map(|beat| beat.elapsed())
     }
 
     /// Whether it has ended, and how.

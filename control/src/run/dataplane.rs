@@ -35,7 +35,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     essential::{EXIT_SOFTWARE, Ends, Essential, Standstill},
-    protocol::{ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Received, Report, read_image},
+    protocol::{BEAT, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Received, Report, read_image},
 };
 
 use super::{
@@ -330,6 +330,8 @@ struct Thread {
 
 /// Everything that runs.
 struct Running {
+    /// The line to the supervisor.
+    line: Option<Arc<Lifeline>>,
     machine: Arc<Machine>,
     stop_workers: Arc<AtomicBool>,
     sleepers: Arc<Sleepers>,
@@ -506,10 +508,11 @@ impl Running {
         }
         lasting(&essential, "rw-newcomers", move || newcomers.run())?;
         lasting(&essential, "rw-netlink", move || follower.run())?;
-        if let Some(line) = line {
+        if let Some(line) = &line {
             line.report(&Report::Receiving, None);
         }
         Ok(Self {
+            line,
             machine,
             stop_workers,
             sleepers,
@@ -528,6 +531,7 @@ impl Running {
             .iter()
             .map(|_| Standstill::after(STUCK_AFTER))
             .collect();
+        let mut beat = Instant::now();
         loop {
             let timespec = Timespec {
                 tv_sec: 0,
@@ -560,6 +564,10 @@ impl Running {
                     // Not by returning: that would wait for the worker.
                     std::process::exit(i32::from(EXIT_SOFTWARE));
                 }
+            }
+            if let Some(line) = self.line.as_ref().filter(|_| beat.elapsed() >= BEAT) {
+                beat = Instant::now();
+                line.report(&Report::Alive, None);
             }
         }
     }

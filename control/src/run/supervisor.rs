@@ -24,7 +24,8 @@ use rustix::{
 use crate::{
     log,
     protocol::{
-        CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, Report, SUPERVISION_FILE, Supervision,
+        BEAT, CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, Report, SUPERVISION_FILE,
+        Supervision,
     },
 };
 
@@ -68,6 +69,8 @@ const READY_LOOK_MOST: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_millis(300);
 /// How long control has, at the first start, to refuse its configuration before ports are touched.
 const CONTROL_HEAD_START: Duration = Duration::from_secs(5);
+/// After so long without a word a process that used to say that it is alive is killed: before systemd would end all of them.
+const SILENT: Duration = Duration::from_secs(20);
 /// Between two signs of life to systemd.
 const ALIVE: Duration = Duration::from_secs(5);
 
@@ -240,6 +243,7 @@ impl Supervisor {
         }
         self.collect_ended()?;
         let heard = self.take_reports();
+        self.end_the_silent();
         self.collect_relieved()?;
         self.step_upgrade(&heard)?;
         for post in &mut self.posts {
@@ -387,14 +391,31 @@ impl Supervisor {
     }
 
     /// What the processes have said, each with its process id.
-    fn take_reports(&self) -> Vec<(u32, Report)> {
-        let children = self.posts.iter().filter_map(|post| post.child.as_ref());
-        children
-            .flat_map(|child| {
-                let reports = std::iter::from_fn(|| child.report());
-                reports.map(|received| (child.pid(), received.message))
-            })
-            .collect()
+    fn take_reports(&mut self) -> Vec<(u32, Report)> {
+        let mut reports = Vec::new();
+        for child in self.posts.iter_mut().filter_map(|post| post.child.as_mut()) {
+            while let Some(received) = child.report() {
+                reports.push((child.pid(), received.message));
+            }
+        }
+        reports
+    }
+
+    /// Kills what has fallen silent, as a process that is stopped does: it is started again, and systemd need not end all of
+    /// them. After [`Self::take_reports`], so that a supervisor that was stopped itself hears first what was said meanwhile.
+    fn end_the_silent(&self) {
+        for post in &self.posts {
+            let Some(child) = &post.child else { continue };
+            if let Some(silence) = child.silence().filter(|silence| *silence >= SILENT) {
+                tracing::error!(
+                    process = post.recipe.role.name(),
+                    pid = child.pid(),
+                    seconds = silence.as_secs(),
+                    "the process no longer says that it is alive: killing it"
+                );
+                child.signal(Signal::KILL);
+            }
+        }
     }
 
     fn collect_ended(&mut self) -> anyhow::Result<()> {
@@ -588,8 +609,13 @@ impl Supervisor {
         out.flush()
     }
 
+    /// Says that all is alive, unless a process that should say so does not.
     fn tell_systemd(&mut self) {
-        if self.announced && self.stopping.is_none() && self.last_alive.elapsed() >= ALIVE {
+        let children = self.posts.iter().filter_map(|post| post.child.as_ref());
+        let silent = children
+            .filter_map(Child::silence)
+            .any(|silence| silence > BEAT * 2);
+        if self.announced && !silent && self.stopping.is_none() && self.last_alive.elapsed() >= ALIVE {
             self.last_alive = Instant::now();
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
