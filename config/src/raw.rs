@@ -89,9 +89,10 @@ pub struct Raw {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Control {
-    /// Name or number of the user that it runs as; it has to be able to read the kubeconfig with what that names, or the
-    /// manifests. Default: the first that can, of the user `ringwall` (a number of its own where there is no such user), the
-    /// owner of the kubeconfig or of the folder, and root. It has no capabilities as any of them.
+    /// Name or number of the user that it runs as, without capabilities; it has to be able to read the kubeconfig with what that
+    /// names, or the folder of manifests. Default: the user `ringwall`, a number of its own where there is no such user, or the
+    /// owner of a kubeconfig that names a program for credentials. Where that user cannot read them, it keeps the capability
+    /// to read, behind Landlock.
     pub user: Option<User>,
 }
 

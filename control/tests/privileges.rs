@@ -179,33 +179,47 @@ fn control_is_a_user_of_its_own_without_any_capability() {
     assert!(!said.contains("denied"), "{said}");
 }
 
+/// CAP_DAC_READ_SEARCH.
+const TO_READ: [&str; 1] = ["0000000000000004"];
+
 #[test]
-fn where_root_alone_can_read_the_source_control_is_root_without_capabilities() {
+fn a_source_that_its_user_cannot_read_is_read_by_one_capability_and_nothing_else_is() {
     if !is_root("a source of root") {
         return;
     }
-    let bed = Bed::new("");
-    fs::set_permissions(bed.path("manifests"), fs::Permissions::from_mode(0o700)).unwrap();
-    let control = bed.start(&[]);
-    assert_eq!(control.status("Uid")[0], "0");
-    assert_eq!(control.status("CapEff"), NOTHING);
-    assert_eq!(control.status("CapBnd"), NOTHING);
-    assert_eq!(control.status("Seccomp"), ["2"]);
-    let log = fs::read_to_string(bed.path("log")).unwrap();
-    assert!(log.contains("control stays root, without capabilities"), "{log}");
-}
-
-#[test]
-fn a_source_of_somebody_is_read_as_somebody() {
-    if !is_root("a source of somebody") {
-        return;
+    for owner in [0, 12_345] {
+        let bed = Bed::new("");
+        std::os::unix::fs::chown(bed.path("manifests"), Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(bed.path("manifests"), fs::Permissions::from_mode(0o700)).unwrap();
+        // Whoever writes manifests does not choose what is read.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let secret = elsewhere.path().join("secret.yaml");
+        fs::write(
+            &secret,
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: secret}\n",
+        )
+        .unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut control = bed.start(&[]);
+        assert_ne!(control.status("Uid")[0], "0");
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert_eq!(control.status(set), TO_READ, "{set}");
+        }
+        assert_eq!(control.status("Seccomp"), ["2"]);
+        let log = fs::read_to_string(bed.path("log")).unwrap();
+        assert!(log.contains("control keeps the capability to read"), "{log}");
+        symlink(&secret, bed.path("manifests/secret.yaml")).unwrap();
+        let until = Instant::now() + PATIENCE;
+        while !status(&bed.path("run/control.sock")).contains("secret.yaml") {
+            assert!(Instant::now() < until, "the link is not complained of");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(status(&bed.path("run/control.sock")).contains("\"namespaces\":0"));
+        assert!(
+            control.0.try_wait().unwrap().is_none(),
+            "another process could not read it either"
+        );
     }
-    let bed = Bed::new("");
-    std::os::unix::fs::chown(bed.path("manifests"), Some(12_345), Some(12_345)).unwrap();
-    fs::set_permissions(bed.path("manifests"), fs::Permissions::from_mode(0o700)).unwrap();
-    let control = bed.start(&[]);
-    assert_eq!(control.status("Uid")[0], "12345");
-    assert_eq!(control.status("CapEff"), NOTHING);
 }
 
 #[test]
@@ -217,14 +231,12 @@ fn a_configured_user_is_taken_or_refused_with_what_it_cannot_read() {
     let control = bed.start(&[]);
     assert_eq!(control.status("Uid")[0], "12345");
     drop(control);
-    let policy = bed.path("manifests/policy.yaml");
-    fs::write(&policy, "").unwrap();
-    fs::set_permissions(&policy, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(bed.path("manifests"), fs::Permissions::from_mode(0o700)).unwrap();
     let output = bed.command(&[]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(
-        said.contains("control.user: user 12345 cannot use") && said.contains("policy.yaml"),
+        said.contains("control.user: user 12345 cannot use") && said.contains("manifests"),
         "{said}"
     );
     let nobody = Bed::new("control: {user: no-such-user}\n");
@@ -235,6 +247,63 @@ fn a_configured_user_is_taken_or_refused_with_what_it_cannot_read() {
         said.contains("no user `no-such-user`") && said.contains("useradd"),
         "{said}"
     );
+}
+
+#[test]
+fn folders_that_are_missing_can_be_passed_by_the_user_and_one_that_was_closed_is_opened() {
+    if !is_root("folders above") {
+        return;
+    }
+    let bed = Bed::new("");
+    let text = fs::read_to_string(bed.path("config.yaml")).unwrap();
+    let root = bed.dir.path().display();
+    let text = text
+        .replace(
+            &format!("runtimeDir: {root}/run"),
+            &format!("runtimeDir: {root}/a/b/run"),
+        )
+        .replace(
+            &format!("stateDir: {root}/state"),
+            &format!("stateDir: {root}/ringwall/state"),
+        );
+    fs::write(bed.path("config.yaml"), text).unwrap();
+    fs::create_dir(bed.path("ringwall")).unwrap();
+    fs::set_permissions(bed.path("ringwall"), fs::Permissions::from_mode(0o700)).unwrap();
+    symlink("a/b/run", bed.path("run")).unwrap();
+    let control = bed.start(&[]);
+    assert_ne!(control.status("Uid")[0], "0");
+    assert_eq!(control.status("CapEff"), NOTHING);
+    for folder in ["a", "a/b", "ringwall"] {
+        assert_eq!(
+            fs::metadata(bed.path(folder)).unwrap().mode() & 0o777,
+            0o711,
+            "{folder}"
+        );
+    }
+}
+
+#[test]
+fn what_a_control_that_was_taken_over_leaves_is_not_followed() {
+    if !is_root("leftovers") {
+        return;
+    }
+    let bed = Bed::new("");
+    let uid: u32 = {
+        let control = bed.start(&[]);
+        control.status("Uid")[0].parse().unwrap()
+    };
+    let victim = bed.path("victim");
+    fs::write(&victim, "root's").unwrap();
+    fs::remove_file(bed.path("state/control/epoch.key")).unwrap();
+    for name in ["epoch.key", "policies.json", ".probe", "epoch.key.new"] {
+        symlink(&victim, bed.path("state/control").join(name)).unwrap();
+        std::os::unix::fs::lchown(bed.path("state/control").join(name), Some(uid), Some(uid)).unwrap();
+    }
+    fs::hard_link(&victim, bed.path("run/control/epoch.key")).unwrap();
+    let output = bed.command(&[]).output();
+    assert!(output.is_ok());
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "root's");
+    assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
 }
 
 #[test]
@@ -283,7 +352,11 @@ fn control_reaches_nothing_but_its_source_and_its_folders() {
     fs::write(elsewhere.path().join("open"), "to everybody").unwrap();
     fs::write(bed.path("manifests/policy.yaml"), "").unwrap();
     let config = bed.config();
-    let mut other = Command::new("sleep").arg("60").uid(STRANGER).spawn().unwrap();
+    let mut other = Command::new("/bin/sleep")
+        .arg("60")
+        .uid(STRANGER)
+        .spawn()
+        .unwrap();
     let pid = nix::unistd::Pid::from_raw(other.id() as i32);
     let before = fs::read_dir(elsewhere.path()).unwrap().count();
     confined(
@@ -406,6 +479,12 @@ fn the_dataplane_cannot_read_the_kubeconfig() {
                 )
                 .map_err(Into::into),
             );
+            denied(
+                "the kernel's own programs",
+                fs::OpenOptions::new()
+                    .write(true)
+                    .open("/proc/sys/kernel/core_pattern"),
+            );
             // What it is there for.
             fs::write(bed.path("run/flows.bin"), "").unwrap();
             fs::write(bed.path("state/snapshot.img"), "").unwrap();
@@ -440,7 +519,7 @@ fn a_source_that_leads_elsewhere_is_read_by_the_next_process() {
     );
     let log = fs::read_to_string(bed.path("log")).unwrap();
     assert!(
-        log.contains("leads outside of what this process could read"),
+        log.contains("is not what this process could read at its start"),
         "{log}"
     );
     let _ = fs::remove_file(bed.path("run/control/control.sock"));

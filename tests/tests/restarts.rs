@@ -472,4 +472,5 @@ fn processes_that_stand_still_are_replaced() {
     assert!(found.is_empty(), "{found:#?}");
     let log = firewall.log();
     assert_eq!(log.matches("no longer says that it is alive").count(), 2, "{log}");
+    assert_eq!(log.matches("killed by SIGKILL").count(), 2, "{log}");
 }

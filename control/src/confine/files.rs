@@ -52,7 +52,11 @@ pub(super) fn control(config: &Config, needs: &Needs, folders: &[PathBuf; 2]) ->
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
-        .scope(Scope::Signal)?;
+        .scope(if needs.runs_programs {
+            Scope::Signal.into()
+        } else {
+            Scope::from_all(NEWEST)
+        })?;
     if !needs.runs_programs {
         ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
     }
@@ -115,7 +119,7 @@ pub(super) fn dataplane(config: &Config) -> Result<bool, RulesetError> {
     }
     ruleset = grant(
         ruleset,
-        Path::new("/proc/sys"),
+        Path::new("/proc/sys/net"),
         AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::Truncate,
     )?;
     ruleset = grant(

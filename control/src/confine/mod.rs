@@ -1,6 +1,6 @@
 //! What a process gives up before it meets what strangers wrote: policies and answers of servers, or packets.
 //!
-//! * [`control`] becomes a user of its own without capabilities, who can read the source of policies and write two folders
+//! * [`control`] becomes a user of its own without capabilities (or with the one to read, where files of others are its source), who can read the source of policies and write two folders
 //!   of its own, and whose system calls are those of an ordinary client.
 //! * [`dataplane`] keeps the capabilities that ports and programs need and loses the rest, and every file that is not its own.
 //!
@@ -14,17 +14,20 @@ mod user;
 
 use std::{
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, lchown},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
-use ringwall_config::{Config, SourceKind, User};
+use ringwall_config::{Config, SourceKind};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 pub use self::needs::Needs;
-use self::user::{Account, Choice};
-use crate::controller::{EPOCH_KEY_FILE, POLICIES_FILE};
+use self::user::Account;
+use crate::{
+    controller::{EPOCH_KEY_FILE, POLICIES_FILE},
+    protocol::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE},
+};
 
 /// Name of the folder of the control process, in the runtime directory and in the state directory.
 pub const CONTROL_FOLDER: &str = "control";
@@ -98,21 +101,27 @@ struct Confined {
 }
 
 /// Ends the process where it may not read what it has to read now, as a kubeconfig that names files in another folder: what
-/// may be read is settled at the start, and the supervisor starts another process.
+/// may be read is settled at the start, and the supervisor starts another process. Not where the next one could not either.
 pub(crate) fn end_unless_covered(needs: &Needs, what: &Path) {
-    if CONFINED
-        .get()
-        .is_some_and(|confined| !confined.readable.covers(needs))
-    {
-        tracing::warn!(
-            "{} leads outside of what this process could read at its start: ending it, so that the next one can",
-            what.display()
-        );
-        std::process::exit(i32::from(crate::essential::EXIT_SOFTWARE));
+    let Some(confined) = CONFINED.get() else { return };
+    if confined.readable.covers(needs) || !confined.readable.would_cover(needs) {
+        return;
+    }
+    tracing::warn!(
+        "{} is not what this process could read at its start: ending it, so that the next one can",
+        what.display()
+    );
+    std::process::exit(i32::from(crate::essential::EXIT_SOFTWARE));
+}
+
+/// Ends the process where a file by which names are resolved was replaced by another of its name, which it cannot read.
+pub(crate) fn end_if_names_changed() {
+    for (file, needs) in Needs::of_names() {
+        end_unless_covered(&needs, file);
     }
 }
 
-/// Where programs that make credentials find theirs; None where the user has not changed.
+/// Where programs that make credentials find theirs; None where that is the environment's.
 pub(crate) fn home() -> Option<&'static Path> {
     CONFINED.get()?.home.as_deref()
 }
@@ -123,22 +132,53 @@ pub(crate) fn home() -> Option<&'static Path> {
 /// The configured user cannot be had or cannot read the source, or the kernel refuses to take a right away. A kernel without
 /// Landlock is no error: the log says so.
 pub fn control(config: &Config, source: &SourceKind) -> Result<(), ConfineError> {
-    let needs = Needs::of(source);
+    let mut needs = Needs::of(source);
     let folders = [&config.runtime_dir, &config.state_dir].map(|dir| dir.join(CONTROL_FOLDER));
-    let (name, home) = if rustix::process::geteuid().is_root() {
-        let choice = Choice::new(config.control_user.as_ref(), &needs);
-        let account = choose(&choice, config, &needs, &folders)?;
-        keep_at_most(CapabilitySet::empty())?;
+    let rights = rustix::thread::capabilities(None)
+        .map_err(give_up("capabilities"))?
+        .effective;
+    let takes = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+    let mut home = None;
+    let name = if rustix::process::geteuid().is_root() && rights.contains(takes) {
+        let account = user::choose(config.control_user.as_ref(), &needs)?;
+        prepare(config, &account, &folders)?;
+        let mut keep = CapabilitySet::empty();
+        if let Some((path, reason)) = account.cannot_read(&needs, &folders)? {
+            if config.control_user.is_some() {
+                let user = account.to_string();
+                return Err(ConfineError::Unreadable { user, path, reason });
+            }
+            // Behind Landlock this reads what is needed and nothing else.
+            keep = CapabilitySet::DAC_READ_SEARCH;
+            needs.stay_inside();
+            tracing::info!(
+                "{} cannot read {} ({reason}), so control keeps the capability to read what it is told to; \
+                 to change that, give {account} access to it",
+                account,
+                path.display()
+            );
+        }
+        if needs.runs_programs && needs.owner() == Some(account.uid) {
+            home = account.home().map(Path::to_owned);
+        }
+        keep_at_most(keep)?;
+        rustix::thread::set_keep_capabilities(true).map_err(give_up("capabilities"))?;
         account.become_it()?;
-        (account.to_string(), account.home().map(Path::to_owned))
+        keep_capabilities(keep)?;
+        if needs.runs_programs && !keep.is_empty() {
+            // For the programs, too: what they read is where root's is.
+            inherit(keep)?;
+        }
+        account.to_string()
     } else {
         for folder in &folders {
-            user::make_folder(folder)?;
+            make_folder(folder, 0o700)?;
         }
+        link_socket(config)?;
         keep_at_most(CapabilitySet::empty())?;
-        ("the user who started it".to_owned(), None)
+        keep_capabilities(CapabilitySet::empty())?;
+        "the user who started it".to_owned()
     };
-    keep_capabilities(CapabilitySet::empty())?;
     let enforced = files::control(config, &needs, &folders).map_err(give_up("files"))?;
     calls::allow_ordinary().map_err(give_up("system calls"))?;
     tracing::info!(
@@ -154,41 +194,10 @@ pub fn control(config: &Config, source: &SourceKind) -> Result<(), ConfineError>
     Ok(())
 }
 
-/// The first user who can do what has to be done. The folders are its own afterwards.
-fn choose(
-    choice: &Choice,
-    config: &Config,
-    needs: &Needs,
-    folders: &[PathBuf; 2],
-) -> Result<Account, ConfineError> {
-    let accounts = choice.accounts()?;
-    let mut last = None;
-    for account in &accounts {
-        prepare(config, account, folders)?;
-        match account.can_use(needs, folders) {
-            Ok(()) => {
-                if account.is_root() && accounts.len() > 1 {
-                    tracing::info!(
-                        "control stays root, without capabilities: nobody else can read its source; \
-                         to change that, let the user `{}` read it",
-                        user::NAME
-                    );
-                }
-                return Ok(account.clone());
-            }
-            Err(refused) => last = Some((account.to_string(), refused)),
-        }
-    }
-    // Root, the last of those that are tried, is refused by file systems of the network alone.
-    let (user, (path, error)) = last.unwrap_or_default();
-    Err(ConfineError::Unreadable {
-        user,
-        path,
-        reason: error,
-    })
-}
-
-/// Makes the folders, the account's own; what is in them and what an earlier version kept beside them is handed over.
+/// Makes the folders, the account's own; what an earlier version kept beside them is handed over.
+///
+/// Whoever was control before may have been taken over: nothing in these folders is followed, and nothing is changed in
+/// them before they are root's again.
 fn prepare(config: &Config, account: &Account, folders: &[PathBuf; 2]) -> Result<(), ConfineError> {
     let hand_over = |path: &Path| {
         let path = path.to_owned();
@@ -199,36 +208,83 @@ fn prepare(config: &Config, account: &Account, folders: &[PathBuf; 2]) -> Result
         }
     };
     for (dir, folder) in [&config.runtime_dir, &config.state_dir].into_iter().zip(folders) {
-        user::make_folder(dir)?;
+        make_folder(dir, 0o750)?;
         // What is made in it belongs to the account's group: the dataplane's socket, and what the supervisor counts.
-        std::os::unix::fs::chown(dir, None, Some(account.gid)).map_err(hand_over(dir))?;
-        let mode = std::fs::Permissions::from_mode(0o2750);
-        std::fs::set_permissions(dir, mode).map_err(hand_over(dir))?;
-        user::make_folder(folder)?;
-        if account.owns(folder).map_err(hand_over(folder))? {
-            continue;
+        chown(dir, None, Some(account.gid)).map_err(hand_over(dir))?;
+        set_mode(dir, 0o2750).map_err(hand_over(dir))?;
+        for name in [DATAPLANE_SOCKET, SUPERVISION_FILE] {
+            match lchown(dir.join(name), None, Some(account.gid)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(hand_over(dir)(error)),
+                _ => {}
+            }
         }
+        make_folder(folder, 0o700)?;
+        lchown(folder, Some(0), Some(0)).map_err(hand_over(folder))?;
         for name in [EPOCH_KEY_FILE, POLICIES_FILE] {
             let (before, now) = (dir.join(name), folder.join(name));
             if before.exists() && !now.exists() {
                 std::fs::rename(&before, &now).map_err(hand_over(&before))?;
             }
+            match std::fs::symlink_metadata(&now) {
+                Ok(found) if found.is_file() && found.nlink() == 1 => {
+                    lchown(&now, Some(account.uid), Some(account.gid)).map_err(hand_over(&now))?;
+                }
+                _ => {}
+            }
         }
-        for entry in std::fs::read_dir(folder).map_err(hand_over(folder))?.flatten() {
-            let path = entry.path();
-            account.take(&path).map_err(hand_over(&path))?;
-        }
-        // Last: root without the right to look into everything could not enter it any more.
-        account.take(folder).map_err(hand_over(folder))?;
+        // Of root's group, so that the supervisor finds the socket: it may be root that cannot look everywhere.
+        set_mode(folder, 0o710).map_err(hand_over(folder))?;
+        lchown(folder, Some(account.uid), Some(0)).map_err(hand_over(folder))?;
     }
-    // Whoever asks finds the socket where it always was.
+    link_socket(config)
+}
+
+/// Whoever asks finds the socket of control where it always was.
+fn link_socket(config: &Config) -> Result<(), ConfineError> {
     let link = config.control_socket();
-    let target = Path::new(CONTROL_FOLDER).join(crate::protocol::CONTROL_SOCKET);
-    if std::fs::read_link(&link).ok().as_deref() != Some(&target) {
-        let _ = std::fs::remove_file(&link); // the socket of an earlier version
-        std::os::unix::fs::symlink(&target, &link).map_err(hand_over(&link))?;
+    let target = Path::new(CONTROL_FOLDER).join(CONTROL_SOCKET);
+    if std::fs::read_link(&link).ok().as_deref() == Some(&target) {
+        return Ok(());
     }
-    Ok(())
+    let _ = std::fs::remove_file(&link); // the socket of an earlier version
+    std::os::unix::fs::symlink(&target, &link).map_err(|error| ConfineError::HandOver {
+        user: "control".to_owned(),
+        path: link,
+        reason: error.to_string(),
+    })
+}
+
+/// Makes a folder, unless it is there. Folders above it that are missing can be passed by everybody, and listed by nobody;
+/// so can the one of all installations, which earlier versions closed.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_folder(folder: &Path, mode: u32) -> Result<(), ConfineError> {
+    let failed = |error: io::Error| ConfineError::HandOver {
+        user: "the process".to_owned(),
+        path: folder.to_owned(),
+        reason: error.to_string(),
+    };
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if !parent.exists() {
+            make_folder(parent, 0o711)?;
+        } else if parent.ends_with("ringwall") {
+            let found = std::fs::metadata(parent).map_err(failed)?;
+            if found.uid() == 0 && found.mode() & 0o777 == 0o700 {
+                set_mode(parent, 0o711).map_err(failed)?;
+            }
+        }
+    }
+    match std::fs::DirBuilder::new().mode(mode).create(folder) {
+        // Whatever the umask.
+        Ok(()) => set_mode(folder, mode).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// Confines the dataplane: after the BPF file system is mounted, before anything else of the machine is touched.
@@ -272,10 +328,10 @@ fn keep_capabilities(keep: CapabilitySet) -> Result<(), ConfineError> {
     rustix::thread::set_capabilities(None, kept).map_err(give_up("capabilities"))
 }
 
-/// In messages.
-fn words(user: &User) -> String {
-    match user {
-        User::Name(name) => name.clone(),
-        User::Id(id) => id.to_string(),
-    }
+/// Lets programs that this process starts have capabilities that it has.
+fn inherit(capabilities: CapabilitySet) -> Result<(), ConfineError> {
+    let mut sets = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
+    sets.inheritable = capabilities;
+    rustix::thread::set_capabilities(None, sets).map_err(give_up("capabilities"))?;
+    rustix::thread::configure_capability_in_ambient_set(capabilities, true).map_err(give_up("capabilities"))
 }

@@ -12,6 +12,9 @@ use ringwall_config::SourceKind;
 
 use crate::source::kube::{Access, reads};
 
+/// Files by which names are resolved.
+const NAMES: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"];
+
 /// Device and inode.
 type Identity = (u64, u64);
 
@@ -32,6 +35,8 @@ pub struct Needs {
     below: BTreeMap<PathBuf, Identity>,
     /// Whether the kubeconfig names a program that makes credentials. What it reads and starts is not known.
     pub(super) runs_programs: bool,
+    /// Whether links out of the folder are not followed.
+    inside: bool,
 }
 
 impl Needs {
@@ -60,6 +65,9 @@ impl Needs {
             needs.files.push(file);
         }
         needs
+            .below
+            .extend(Self::of_names().flat_map(|(_, names)| names.below));
+        needs
     }
 
     fn of_folder(dir: &Path) -> Self {
@@ -68,6 +76,9 @@ impl Needs {
             ..Self::default()
         };
         needs.below.extend(around(dir));
+        needs
+            .below
+            .extend(Self::of_names().flat_map(|(_, names)| names.below));
         let _ = walk(dir, &mut |path| {
             if path.is_symlink() {
                 needs.below.extend(around(path));
@@ -83,6 +94,51 @@ impl Needs {
             below: around(file).collect(),
             ..Self::default()
         }
+    }
+
+    /// Files by which the system resolves names, which are replaced by others of their names.
+    pub(crate) fn of_names() -> impl Iterator<Item = (&'static Path, Self)> {
+        NAMES.iter().map(|name| {
+            let path = Path::new(name);
+            let real = path.canonicalize().ok();
+            let found = real.and_then(|real| identity(&real).map(|identity| (real, identity)));
+            let below = found.into_iter().collect();
+            (
+                path,
+                Self {
+                    below,
+                    ..Self::default()
+                },
+            )
+        })
+    }
+
+    /// For who may read what its user may not: whoever writes the folder must not choose what that is.
+    pub(super) fn stay_inside(&mut self) {
+        self.inside = true;
+        if let Some(folder) = &self.folder {
+            self.below = around(folder).collect();
+            for (_, names) in Self::of_names() {
+                self.below.extend(names.below);
+            }
+        }
+    }
+
+    /// Whether a process that starts now with the same rules would cover `other`.
+    pub(super) fn would_cover(&self, other: &Self) -> bool {
+        let Some(folder) = self.folder.as_ref().filter(|_| self.inside) else {
+            return true;
+        };
+        let roots: Vec<PathBuf> = around(folder).map(|(path, _)| path).collect();
+        let named = |path: &PathBuf| {
+            NAMES
+                .iter()
+                .any(|name| Path::new(name).canonicalize().ok().as_ref() == Some(path))
+        };
+        other
+            .below
+            .keys()
+            .all(|path| named(path) || roots.iter().any(|root| path.starts_with(root)))
     }
 
     /// Whether nothing of `other` is missing here.

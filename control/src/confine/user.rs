@@ -1,8 +1,7 @@
 //! Who the control process is.
 
 use std::{
-    fmt, fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +11,7 @@ use rustix::{
     thread::CapabilitySet,
 };
 
-use super::{ConfineError, Needs, give_up, words};
+use super::{ConfineError, Needs, give_up};
 
 /// The user that an installation makes for it.
 pub(super) const NAME: &str = "ringwall";
@@ -38,50 +37,17 @@ impl fmt::Display for Account {
     }
 }
 
-/// The users that are tried, in their order.
-pub(super) struct Choice<'a> {
-    configured: Option<&'a User>,
-    needs: &'a Needs,
-}
-
-impl<'a> Choice<'a> {
-    pub(super) fn new(configured: Option<&'a User>, needs: &'a Needs) -> Self {
-        Self { configured, needs }
-    }
-
-    /// The configured one alone; else its own user, who owns what it reads, and root. Programs that make credentials keep
-    /// theirs where their user does, so that the owner goes first.
-    pub(super) fn accounts(&self) -> Result<Vec<Account>, ConfineError> {
-        if let Some(user) = self.configured {
-            return Ok(vec![configured(user)?]);
+/// Who control is to be: the configured user, or its own. Where the kubeconfig names a program for credentials, which finds
+/// its own in the home of a person, that person.
+pub(super) fn choose(configured: Option<&User>, needs: &Needs) -> Result<Account, ConfineError> {
+    match configured {
+        Some(User::Id(id)) => Ok(Account::numbered(*id)),
+        Some(User::Name(name)) => Account::named(name).ok_or_else(|| ConfineError::NoUser(name.clone())),
+        None => {
+            let person = needs.owner().filter(|owner| *owner != 0 && needs.runs_programs);
+            let own = || Account::named(NAME).unwrap_or_else(|| Account::numbered(WITHOUT_NAME));
+            Ok(person.map_or_else(own, Account::numbered))
         }
-        let own = Account::named(NAME).unwrap_or_else(|| Account::numbered(WITHOUT_NAME));
-        let owner = self.needs.owner().map(Account::numbered);
-        let mut accounts: Vec<Account> = if self.needs.runs_programs {
-            owner.into_iter().chain([own, Account::numbered(0)]).collect()
-        } else {
-            [own]
-                .into_iter()
-                .chain(owner)
-                .chain([Account::numbered(0)])
-                .collect()
-        };
-        // Owned by root, or by the first: once is enough.
-        let mut seen = Vec::new();
-        accounts.retain(|account| {
-            !seen.contains(&account.uid) && {
-                seen.push(account.uid);
-                true
-            }
-        });
-        Ok(accounts)
-    }
-}
-
-fn configured(user: &User) -> Result<Account, ConfineError> {
-    match user {
-        User::Id(id) => Ok(Account::numbered(*id)),
-        User::Name(name) => Account::named(name).ok_or_else(|| ConfineError::NoUser(words(user))),
     }
 }
 
@@ -116,42 +82,33 @@ impl Account {
         self.uid == 0
     }
 
-    /// Whether this user can read what is needed and write its folders; else what it cannot use, and why.
+    /// The first that this user cannot read of what is needed, or of its own folders, for want of a way there; with what the
+    /// kernel says.
     ///
     /// Tried out by a thread that is this user, without capabilities: who owns what is not all that counts.
-    pub(super) fn can_use(&self, needs: &Needs, folders: &[PathBuf; 2]) -> Result<(), (PathBuf, String)> {
+    pub(super) fn cannot_read(
+        &self,
+        needs: &Needs,
+        folders: &[PathBuf; 2],
+    ) -> Result<Option<(PathBuf, String)>, ConfineError> {
         let attempt = || {
-            if let Err(error) = self
-                .become_it()
-                .and_then(|()| super::keep_capabilities(CapabilitySet::empty()))
-            {
-                return Err((PathBuf::from("this user's rights"), error.to_string()));
-            }
-            let unusable = |path: &Path| {
-                let path = path.to_owned();
-                move |error: io::Error| (path, error.to_string())
-            };
-            for folder in folders {
-                let probe = folder.join(".probe");
-                fs::write(&probe, "")
-                    .and_then(|()| fs::remove_file(&probe))
-                    .map_err(unusable(folder))?;
-            }
-            needs
-                .read_all()
-                .map_err(|(path, error)| (path, error.to_string()))
+            self.become_it()?;
+            super::keep_capabilities(CapabilitySet::empty())?;
+            let folder = folders
+                .iter()
+                .find_map(|folder| Some((folder.clone(), fs::read_dir(folder).err()?)));
+            let denied = folder.or_else(|| needs.read_all().err());
+            Ok(denied.map(|(path, error)| (path, error.to_string())))
+        };
+        let lost = || ConfineError::GiveUp {
+            what: "the user root",
+            reason: "no thread can try it out".to_owned(),
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
                 .name("rw-rights".to_owned())
                 .spawn_scoped(scope, attempt);
-            match thread.map(std::thread::ScopedJoinHandle::join) {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) | Err(_) => Err((
-                    PathBuf::from("this user's rights"),
-                    "cannot be tried out".to_owned(),
-                )),
-            }
+            thread.map_err(|_| lost())?.join().map_err(|_| lost())?
         })
     }
 
@@ -166,33 +123,8 @@ impl Account {
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(give_up("the user root"))
     }
 
-    /// Whether a folder is this user's. A link in its place would hand over what it leads to.
-    pub(super) fn owns(&self, folder: &Path) -> io::Result<bool> {
-        let metadata = fs::symlink_metadata(folder)?;
-        if metadata.is_dir() {
-            Ok((metadata.uid(), metadata.gid()) == (self.uid, self.gid))
-        } else {
-            Err(io::ErrorKind::NotADirectory.into())
-        }
-    }
-
-    /// Makes a file or folder this user's.
-    pub(super) fn take(&self, path: &Path) -> io::Result<()> {
-        std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
-    }
-
     /// Where programs that make credentials look for theirs.
     pub(super) fn home(&self) -> Option<&Path> {
         self.home.as_deref()
     }
-}
-
-/// Makes a folder and its parents, unless it is there.
-pub(super) fn make_folder(folder: &Path) -> Result<(), ConfineError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| ConfineError::HandOver {
-        user: "the process".to_owned(),
-        path: folder.to_owned(),
-        reason: error.to_string(),
-    })
 }

@@ -44,6 +44,8 @@ impl Role {
 
 /// A process that lived this long was healthy: its next restart is immediate again.
 const HEALTHY: Duration = Duration::from_secs(10);
+/// As many messages of a process are read in one turn: it must neither hold the supervisor nor fill its memory.
+pub const AT_ONCE: usize = 16;
 /// First wait of a process that keeps dying; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait.
@@ -196,15 +198,27 @@ impl Child {
         let _ = self.line.send(order, fd);
     }
 
-    /// What it has said and nobody has read yet; None where that is nothing. That it is alive is only noted.
+    /// What it has said and nobody has read yet; None where that is nothing. That it is alive is only noted. Reads a few
+    /// messages at most: who says more must wait.
     pub fn report(&mut self) -> Option<Received<Report>> {
-        loop {
+        for _ in 0..AT_ONCE {
             let received = self.line.receive().ok()?;
             if received.message != Report::Alive {
                 return Some(received);
             }
             self.beat = Some(Instant::now());
         }
+        None
+    }
+
+    /// It is as good as gone.
+    pub fn expect_nothing(&mut self) {
+        self.beat = None;
+    }
+
+    /// Leaves a time out in which nobody could say anything.
+    pub fn forgive(&mut self, gap: Duration) {
+        self.beat = self.beat.map(|beat| beat + gap);
     }
 
     /// How long it has not said that it is alive, since it began to.

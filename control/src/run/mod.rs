@@ -34,14 +34,8 @@ pub mod supervisor;
 pub mod upgrade;
 pub mod work;
 
-use std::{
-    io,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
-};
+use std::{io, io::Write, os::unix::fs::PermissionsExt, path::Path};
 
-use anyhow::Context;
 use ringwall_config::Config;
 
 /// Reads the configuration; the error says file, line and key.
@@ -49,13 +43,9 @@ fn load_config(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::load(path)?)
 }
 
-/// Makes a directory, with its parents, that only root can enter.
+/// Makes a directory that only root can enter; control opens it for its own group.
 fn make_private_dir(path: &Path) -> anyhow::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot make the directory {}", path.display()))
+    Ok(crate::confine::make_folder(path, 0o700)?)
 }
 
 /// Replaces a file by one rename, so that a reader sees the old content or the new, whenever power fails.

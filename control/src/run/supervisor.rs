@@ -32,7 +32,7 @@ use crate::{
 use self::upgrading::{Relieved, Upgrade};
 use super::{
     about::About,
-    children::{Backoff, Child, Program, Recipe, Role, describe},
+    children::{AT_ONCE, Backoff, Child, Program, Recipe, Role, describe},
     dataplane::take_back_mount,
     expedited::Expedited,
     lifeline::StopSignal,
@@ -71,6 +71,8 @@ const ANSWER: Duration = Duration::from_millis(300);
 const CONTROL_HEAD_START: Duration = Duration::from_secs(5);
 /// After so long without a word a process that used to say that it is alive is killed: before systemd would end all of them.
 const SILENT: Duration = Duration::from_secs(20);
+/// A turn that takes longer, with its wait of a second, was not one: the process was stopped.
+const LONGEST_TURN: Duration = Duration::from_secs(3);
 /// Between two signs of life to systemd.
 const ALIVE: Duration = Duration::from_secs(5);
 
@@ -159,6 +161,8 @@ struct Supervisor {
     stopping: Option<Instant>,
     outcome: ExitCode,
     last_alive: Instant,
+    /// When the last turn was.
+    turned: Instant,
     /// When a process was started last, and when it is looked next how far they are.
     started: Instant,
     next_look: Instant,
@@ -210,6 +214,7 @@ impl Supervisor {
             stopping: None,
             outcome: ExitCode::SUCCESS,
             last_alive: Instant::now(),
+            turned: Instant::now(),
             started: Instant::now(),
             next_look: Instant::now(),
         })
@@ -394,18 +399,23 @@ impl Supervisor {
     fn take_reports(&mut self) -> Vec<(u32, Report)> {
         let mut reports = Vec::new();
         for child in self.posts.iter_mut().filter_map(|post| post.child.as_mut()) {
-            while let Some(received) = child.report() {
-                reports.push((child.pid(), received.message));
-            }
+            let pid = child.pid();
+            let messages = std::iter::from_fn(|| child.report()).take(AT_ONCE);
+            reports.extend(messages.map(|received| (pid, received.message)));
         }
         reports
     }
 
     /// Kills what has fallen silent, as a process that is stopped does: it is started again, and systemd need not end all of
-    /// them. After [`Self::take_reports`], so that a supervisor that was stopped itself hears first what was said meanwhile.
-    fn end_the_silent(&self) {
-        for post in &self.posts {
-            let Some(child) = &post.child else { continue };
+    /// them. While all were stopped, this process too, nobody could say anything.
+    fn end_the_silent(&mut self) {
+        let gap = self.turned.elapsed();
+        self.turned = Instant::now();
+        for post in &mut self.posts {
+            let Some(child) = &mut post.child else { continue };
+            if gap > LONGEST_TURN {
+                child.forgive(gap);
+            }
             if let Some(silence) = child.silence().filter(|silence| *silence >= SILENT) {
                 tracing::error!(
                     process = post.recipe.role.name(),
@@ -414,6 +424,7 @@ impl Supervisor {
                     "the process no longer says that it is alive: killing it"
                 );
                 child.signal(Signal::KILL);
+                child.expect_nothing();
             }
         }
     }

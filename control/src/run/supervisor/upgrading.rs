@@ -148,15 +148,16 @@ impl Upgrade {
             };
             let Some(running) = child else { continue };
             if let Some(received) = running.report() {
-                return Ok(match (received.message, received.fd) {
+                return Ok(match (slot, received.message, received.fd) {
                     (
+                        Role::Control,
                         Report::Staged {
                             generation,
                             hash,
                             bytes,
                         },
                         Some(memory),
-                    ) => {
+                    ) if self.snapshot.is_none() => {
                         self.snapshot = Some(Snapshot {
                             memory,
                             generation,
@@ -165,8 +166,8 @@ impl Upgrade {
                         });
                         Some(Event::Staged)
                     }
-                    (Report::Ready, _) => Some(Event::Ready),
-                    (Report::Refused { reason }, _) => {
+                    (Role::Dataplane, Report::Ready, _) => Some(Event::Ready),
+                    (_, Report::Refused { reason }, _) => {
                         Some(self.failed(failure, format!("{what}: {reason}")))
                     }
                     _ => None,

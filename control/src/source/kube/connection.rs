@@ -284,6 +284,7 @@ impl Connection {
                 () = self.renew.notified() => {}
                 () = sleep(self.timing.credentials_check) => {}
             }
+            confine::end_if_names_changed();
             let of = access.clone();
             let Ok(now) = tokio::task::spawn_blocking(move || fingerprint(&of)).await else {
                 continue;
