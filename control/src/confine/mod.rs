@@ -148,7 +148,7 @@ pub fn control(config: &Config, source: &SourceKind) -> Result<(), ConfineError>
                 let user = account.to_string();
                 return Err(ConfineError::Unreadable { user, path, reason });
             }
-            // Behind Landlock this reads what is needed and nothing else.
+            // Behind Landlock this reads what is needed, unless a program for credentials needs everything.
             keep = CapabilitySet::DAC_READ_SEARCH;
             needs.stay_inside();
             tracing::info!(
