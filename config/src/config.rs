@@ -83,6 +83,35 @@ pub struct ClusterNetworks {
     pub service_cidrs: Vec<IpNet>,
     /// What happens to addresses in a pod network that no live pod has.
     pub unknown_endpoints: UnknownEndpoints,
+    /// Where networks are.
+    pub places: Vec<Place>,
+}
+
+/// Where a network is; no two overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The network; host bits masked.
+    pub network: IpNet,
+    /// The interfaces that lead to it, all by name in [`Config::interfaces`]; None for any.
+    pub interfaces: Option<Vec<String>>,
+    /// Its VLAN on a wire; None for any.
+    pub vlan: Option<VlanTags>,
+}
+
+/// The VLAN tags of a frame: 1 to 4094.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VlanTags {
+    /// None.
+    Untagged,
+    /// One.
+    Single(u16),
+    /// Two.
+    Double {
+        /// The first in the frame.
+        outer: u16,
+        /// The second.
+        inner: u16,
+    },
 }
 
 /// Where policy comes from.

@@ -9,6 +9,7 @@ mod config;
 mod cpus;
 mod failsafe;
 mod outline;
+mod places;
 mod problem;
 mod quantity;
 /// What the file says, word for word.
@@ -19,9 +20,9 @@ mod validate;
 
 pub use config::{
     AntiSpoofing, ClusterNetworks, Config, Conntrack, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind,
-    InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, ReversePath, Role, RxQueues,
-    Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts, Tunnels, Umem, UnknownEndpoints, User,
-    Verify, Wire, Workers, XdpMode, ZeroCopy,
+    InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, Place, ReversePath, Role,
+    RxQueues, Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts, Tunnels, Umem, UnknownEndpoints,
+    User, Verify, VlanTags, Wire, Workers, XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};
 pub use failsafe::FailsafeEntry;

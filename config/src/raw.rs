@@ -254,6 +254,38 @@ pub struct Cluster {
     /// Traffic of addresses in a pod network that no live pod has.
     #[serde(default)]
     pub unknown_endpoints: UnknownEndpoints,
+    /// Where networks are: in which VLAN, on which wire, behind which interfaces. Networks that are not here may be
+    /// wherever sides and routes let them.
+    #[serde(default)]
+    pub places: Vec<Place>,
+}
+
+/// Where networks are. Packets from their addresses drop as `spoofed-source` anywhere else; packets to them drop as
+/// `misplaced-destination` on a wire that does not lead there, and as `route-refused` where a route leads elsewhere.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Place {
+    /// Networks of pods, nodes or anybody else. No two places have an address in common.
+    #[schemars(with = "Vec<String>")]
+    pub networks: Vec<IpNet>,
+    /// Name of the wire that they are on, at either end. Default: any wire.
+    pub wire: Option<String>,
+    /// Names of the interfaces that lead to them, instead of a wire: of a wire, the ends that they are behind.
+    pub interfaces: Option<Vec<String>>,
+    /// VLAN that they are in on a wire, 1 to 4094, or `untagged`; of two tags the inner one. Default: any.
+    pub vlan: Option<PlaceVlan>,
+    /// Outer VLAN of two (IEEE 802.1ad), 1 to 4094. Default: frames have no second tag.
+    pub outer_vlan: Option<u16>,
+}
+
+/// A VLAN, or none.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a VLAN number or `untagged`")]
+pub enum PlaceVlan {
+    /// Its number.
+    Number(u16),
+    /// `untagged`.
+    Text(String),
 }
 
 /// What happens to addresses in a pod network that nobody has.

@@ -20,6 +20,7 @@ use crate::{
     cpus::{CpuId, parse_cpu_list},
     failsafe::failsafe,
     outline::Outline,
+    places::places,
     problem::{ConfigError, Problem},
     quantity::Period,
     raw::{
@@ -169,12 +170,13 @@ impl Raw {
     ) -> Result<Config, Vec<Problem>> {
         let mut problems = unsupported(&self);
         let name = name(&self, environment, &mut problems);
-        let cluster = cluster(&self.cluster, &mut problems);
+        let mut cluster = cluster(&self.cluster, &mut problems);
         let failsafe = failsafe(self.failsafe.as_ref(), &cluster, &mut problems);
         let source = source(&self.source, base, &mut problems);
         let workers = workers(&self.workers, &mut problems);
         let fail_mode = self.fail_mode.unwrap_or_default();
         let wires = wires(&self, fail_mode, &mut problems);
+        cluster.places = places(&self, &mut problems);
         let interfaces = interfaces(&self, &mut problems);
         let conntrack = conntrack(&self.conntrack, &mut problems);
         let umem = umem(&self.umem, &mut problems);
@@ -346,10 +348,11 @@ fn cluster(raw: &raw::Cluster, problems: &mut Vec<Problem>) -> ClusterNetworks {
         node_cidrs: masked(&raw.node_cidrs),
         service_cidrs: masked(&raw.service_cidrs),
         unknown_endpoints: raw.unknown_endpoints,
+        places: Vec::new(),
     }
 }
 
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
+pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 

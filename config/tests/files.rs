@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use ringwall_config::{
     AntiSpoofing, Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Midstream, Mode, OnDeadline,
-    ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify, raw::Raw,
+    Place, ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify, VlanTags, raw::Raw,
 };
 
 const GOOD: &str = "\
@@ -649,4 +649,162 @@ fn the_schema_is_up_to_date() {
         stored == generated,
         "config/schema.json is out of date: run UPDATE_SCHEMA=1 cargo test -p ringwall-config"
     );
+}
+
+const WIRED: &str = "interfaces:
+  - {name: a, side: inside}
+  - {name: b, side: outside}
+  - {name: c, side: inside}
+  - {name: d, side: outside}
+wires:
+  - {name: w0, interfaces: [a, b]}
+  - {name: w1, interfaces: [c, d]}
+";
+
+/// The good file with these interfaces and places.
+fn placed(interfaces: &str, places: &str) -> String {
+    let (before, _) = GOOD.split_once("interfaces:").unwrap();
+    let places = format!("cluster:\n  places: {places}\n");
+    format!("{}{interfaces}", before.replacen("cluster:\n", &places, 1))
+}
+
+#[test]
+fn networks_have_places() {
+    let text = placed(
+        WIRED,
+        "[{networks: [10.10.1.7/16, \"fd00:10::/48\"], wire: w0, vlan: 10}, {networks: [10.20.0.0/16], interfaces: [a, c], vlan: 20, \
+         outerVlan: 100}, {networks: [10.30.0.0/16], vlan: untagged}, {networks: [10.40.0.0/16], interfaces: [b]}]",
+    );
+    let places = parse(&text).unwrap().cluster.places;
+    let place = |network: &str, interfaces: Option<&[&str]>, vlan| Place {
+        network: network.parse().unwrap(),
+        interfaces: interfaces.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+        vlan,
+    };
+    assert_eq!(
+        places,
+        [
+            place("10.10.0.0/16", Some(&["a", "b"]), Some(VlanTags::Single(10))),
+            place("fd00:10::/48", Some(&["a", "b"]), Some(VlanTags::Single(10))),
+            place(
+                "10.20.0.0/16",
+                Some(&["a", "c"]),
+                Some(VlanTags::Double {
+                    outer: 100,
+                    inner: 20
+                })
+            ),
+            place("10.30.0.0/16", None, Some(VlanTags::Untagged)),
+            place("10.40.0.0/16", Some(&["b"]), None),
+        ]
+    );
+    let routed = placed(
+        "interfaces:\n  - {name: up, side: outside}\n",
+        "[{networks: [10.10.0.0/16], interfaces: [up]}]",
+    );
+    assert_eq!(
+        parse(&routed).unwrap().cluster.places[0].interfaces,
+        Some(vec!["up".to_owned()])
+    );
+}
+
+#[test]
+fn places_that_are_none_are_refused() {
+    let routed = "interfaces:\n  - {name: up, side: outside}\n  - {match: \"cali*\", kind: pod}\n";
+    for (interfaces, place, path, words) in [
+        (WIRED, "networks: [], vlan: 1", "networks", "an empty list"),
+        (WIRED, "networks: [10.1.0.0/16]", "", "says no place"),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], wire: w2",
+            "wire",
+            "there is no wire called `w2`|the wires are: w0, w1",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], wire: w0, interfaces: [a]",
+            "wire",
+            "say two places",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], interfaces: [e]",
+            "interfaces[0]",
+            "`e` is not in `interfaces`",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], interfaces: []",
+            "interfaces",
+            "an empty list",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], vlan: 4095",
+            "vlan",
+            "4095 is no VLAN|1 to 4094",
+        ),
+        (WIRED, "networks: [10.1.0.0/16], vlan: 0", "vlan", "0 is no VLAN"),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], vlan: all",
+            "vlan",
+            "`all` is no VLAN|`untagged`",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], vlan: 1, outerVlan: 5000",
+            "outerVlan",
+            "5000 is no VLAN",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], outerVlan: 5",
+            "outerVlan",
+            "without an inner one",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16], vlan: untagged, outerVlan: 5",
+            "outerVlan",
+            "without an inner one",
+        ),
+        (
+            WIRED,
+            "networks: [10.1.0.0/16, 10.1.2.0/24], vlan: 5",
+            "networks[1]",
+            "10.1.2.0/24 overlaps 10.1.0.0/16 of cluster.places[0].networks[0]",
+        ),
+        (
+            routed,
+            "networks: [10.1.0.0/16], wire: w0",
+            "wire",
+            "there is no wire called `w0`|no wires",
+        ),
+        (
+            routed,
+            "networks: [10.1.0.0/16], interfaces: [\"cali*\"]",
+            "interfaces[0]",
+            "`cali*` is not in `interfaces` by its name",
+        ),
+        (
+            routed,
+            "networks: [10.1.0.0/16], interfaces: [up], vlan: 10",
+            "vlan",
+            "VLANs are told apart on wires|make a VLAN interface",
+        ),
+    ] {
+        let error = parse(&placed(interfaces, &format!("[{{{place}}}]"))).unwrap_err();
+        let [problem] = error.problems() else {
+            panic!("{place}: {error}")
+        };
+        let path = match path {
+            "" => "cluster.places[0]".to_owned(),
+            key => format!("cluster.places[0].{key}"),
+        };
+        assert_eq!(problem.path, path, "{error}");
+        for word in words.split('|') {
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+    }
 }

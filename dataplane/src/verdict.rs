@@ -48,7 +48,8 @@ drop_reasons! {
     PolicyEgress = 1, "policy-egress";
     /// An address inside a pod CIDR that belongs to no live pod and no node.
     UnknownEndpoint = 2, "unknown-endpoint";
-    /// The source address cannot be where the packet came in: another side, another port, the destination itself.
+    /// The source address cannot be where the packet came in: another side, port, VLAN or
+    /// station, the destination itself.
     SpoofedSource = 3, "spoofed-source";
     /// Shorter than its headers say, or than the shortest packet of its kind.
     Truncated = 4, "truncated";
@@ -105,6 +106,8 @@ drop_reasons! {
     IcmpTooLong = 29, "icmp-too-long";
     /// One endpoint has begun as many flows as it may.
     EndpointQuota = 30, "endpoint-quota";
+    /// The destination is in another VLAN, or behind another port, as `cluster.places` says.
+    MisplacedDestination = 31, "misplaced-destination";
 }
 
 #[cfg(test)]

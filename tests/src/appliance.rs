@@ -42,6 +42,8 @@ pub struct Options {
     pub outer_side: &'static str,
     /// Policy source: None for the bed's folder, else the lines of `source`.
     pub source: Option<String>,
+    /// Lines of `cluster`, each indented, besides its networks.
+    pub cluster: String,
     /// More lines of the configuration.
     pub more: String,
 }
@@ -55,6 +57,7 @@ impl Default for Options {
             host_port: true,
             outer_side: "any",
             source: None,
+            cluster: String::new(),
             more: String::new(),
         }
     }
@@ -126,7 +129,7 @@ impl Bed {
     pub fn configuration(&self, options: &Options) -> String {
         let mut text = format!(
             "apiVersion: ringwall.io/v1alpha1\nkind: Gateway\nname: {NAME}\nmode: {mode}\n\
-             cluster:\n  podCIDRs: [{POD_CIDR}, \"{POD_CIDR_V6}\"]\n  serviceCIDRs: [10.112.0.0/16]\n\
+             cluster:\n  podCIDRs: [{POD_CIDR}, \"{POD_CIDR_V6}\"]\n  serviceCIDRs: [10.112.0.0/16]\n{cluster}\
              source: {source}\nworkers: {{cpus: auto, count: {workers}, idlePolicy: adaptive}}\n\
              runtimeDir: {folder}/run\nstateDir: {folder}/state\nbpffs: {folder}/bpf\nfailMode: {fail_mode}\n\
              telemetry: {{metricsListen: \"127.0.0.1:9469\"}}\n{more}interfaces:\n",
@@ -138,6 +141,7 @@ impl Bed {
             workers = options.workers,
             folder = self.folder().display(),
             fail_mode = options.fail_mode,
+            cluster = options.cluster,
             more = options.more,
         );
         // Writing into a String cannot fail.

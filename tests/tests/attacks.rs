@@ -21,7 +21,7 @@ use ringwall_testbed::{
     appliance::{Appliance, Options, built_binary},
     netns::Netns,
     preflight::runs_here,
-    topology::{Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, Plan, Role},
+    topology::{Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, POD_CIDR, POD_CIDR_V6, Plan, Role},
     world::World,
 };
 use serde_json::{Value, json};
@@ -158,6 +158,10 @@ struct Scene {
 
 impl Scene {
     fn new(role: Role, more: &str) -> Self {
+        Self::with(role, |options, _| options.more = more.to_owned())
+    }
+
+    fn with(role: Role, change: impl FnOnce(&mut Options, &mut World)) -> Self {
         let plans = [
             Plan::new("shop/web"),
             Plan::new("shop/box"),
@@ -168,12 +172,12 @@ impl Scene {
         let select = |app: &str, types: &[&str]| json!({"podSelector": {"matchLabels": {"app": app}}, "policyTypes": types});
         world.policy("shop", "nobody-reaches-web", select("web", &["Ingress"]));
         world.policy("shop", "box-does-nothing", select("box", &["Ingress", "Egress"]));
-        let options = Options {
+        let mut options = Options {
             host_port: role == Role::Routed,
             outer_side: "outside",
-            more: more.to_owned(),
             ..Options::default()
         };
+        change(&mut options, &mut world);
         let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
         Self { bed, firewall }
     }
@@ -624,4 +628,39 @@ fn a_forged_reset_does_not_end_a_connection() {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.contains("shop/client"), "{answer}");
     }
+}
+
+/// A host in another VLAN, or in none, sends as a pod of VLAN 10; others send to that pod there.
+#[test]
+fn a_pod_of_one_vlan_is_not_claimed_or_reached_in_another() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::with(Role::Wire, |options, _| {
+        options.cluster = format!(
+            "  places: [{{networks: [{POD_CIDR}, \"{POD_CIDR_V6}\"], interfaces: [in], vlan: 10}}]\n"
+        );
+    });
+    let (inward, outward) = (scene.inward("shop/client"), scene.outward("shop/client"));
+    let elsewhere: [(&str, &[u16]); 5] = [
+        ("in no VLAN.", &[]),
+        ("in VLAN 20.", &[20]),
+        ("in VLAN 100, and in it 10.", &[100, 10]),
+        ("in VLAN 10, and in it 100.", &[10, 100]),
+        ("in VLAN 10, and in it 20.", &[10, 20]),
+    ];
+    for (v6, own) in families() {
+        let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
+        for (way, (src, dst)) in [(&outward, (client, outsider)), (&inward, (outsider, client))] {
+            let frame = |text: &str, vlans: &[u16]| {
+                let mut template = way.template(src, dst);
+                template.vlans = vlans.to_vec();
+                template.udp(own, QUIET, text.as_bytes())
+            };
+            let attacks = elsewhere.map(|(text, vlans)| (text, frame(text, vlans)));
+            way.only_the_last_passes(&attacks, frame("where it lives", &[10]), "where it lives");
+        }
+    }
+    assert_eq!(scene.dropped("spoofed-source"), 10);
+    assert_eq!(scene.dropped("misplaced-destination"), 10);
 }

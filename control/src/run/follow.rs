@@ -93,6 +93,7 @@ impl Follower {
             mirror(
                 &self.view,
                 &plan.ports,
+                &plan.places,
                 plan.host.as_ref(),
                 plan.routed,
                 &|name| self.machine.partial_checksums(name),

@@ -8,13 +8,13 @@ use std::{
 use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
-    forward::{Forwarding, ForwardingBuilder, Hop, Neighbour, Route},
+    forward::{Forwarding, ForwardingBuilder, Hop, Neighbour, Place, Route},
     port::{Port, PortId, PortKind},
 };
 
 use super::{
-    fib::{Action, Known, View},
-    plan::{HostPair, PlannedPort},
+    fib::{self, Action, Known, View},
+    plan::{HostPair, PlannedPlace, PlannedPort},
     ports::GATEWAY_V4,
 };
 
@@ -35,6 +35,7 @@ pub struct Mirrored {
 pub fn mirror(
     view: &View,
     planned: &[PlannedPort],
+    places: &[PlannedPlace],
     host: Option<&HostPair>,
     routed: bool,
     partial_checksums: &dyn Fn(&str) -> bool,
@@ -62,13 +63,25 @@ pub fn mirror(
             partial_checksums: partial_checksums(&port.name),
         });
     }
+    for PlannedPlace { network, place } in places {
+        builder.place(network.addr().into(), network.prefix_len(), place.clone());
+    }
     let mut local: BTreeSet<IpAddr> = BTreeSet::new();
     let mut wanted = BTreeSet::new();
     if routed {
         for route in view.routes.values() {
             want(&route.action, &route.prefix, &kinds, &mut wanted);
-            let action = over_ports(&route.action, &ports);
+            let action = in_place(over_ports(&route.action, &ports), place_of(&route.prefix, places));
             builder.route(route.prefix.addr().into(), route.prefix.prefix_len(), action);
+        }
+        // What has a place is nowhere else, whatever a wider route says.
+        for PlannedPlace { network, place } in places {
+            if !view.routes.contains_key(network)
+                && let Some(wider) = wider(view, network)
+            {
+                let action = in_place(over_ports(&wider.action, &ports), Some(place));
+                builder.route(network.addr().into(), network.prefix_len(), action);
+            }
         }
         for ((index, address), known) in &view.neighbours {
             if let Some(port) = ports.get(index) {
@@ -176,6 +189,43 @@ fn over_ports(action: &Action, ports: &BTreeMap<u32, PortId>) -> Route {
     }
 }
 
+/// The place that holds a prefix.
+fn place_of<'p>(prefix: &IpNet, places: &'p [PlannedPlace]) -> Option<&'p Place> {
+    let holds = |place: &&PlannedPlace| place.network.contains(prefix);
+    places.iter().find(holds).map(|place| &place.place)
+}
+
+/// The route, as far as it leads over the ports of a place.
+fn in_place(route: Route, place: Option<&Place>) -> Route {
+    let Some(ports) = place.and_then(|place| place.ports.as_ref()) else {
+        return route;
+    };
+    match route {
+        Route::Hop(hop) if !ports.contains(&hop.port) => Route::Prohibit,
+        Route::Multipath(hops) => {
+            let mut left = hops.into_vec();
+            left.retain(|hop| ports.contains(&hop.port));
+            match (left.pop(), left.is_empty()) {
+                (None, _) => Route::Prohibit,
+                (Some(hop), true) => Route::Hop(hop),
+                (Some(hop), false) => {
+                    left.push(hop);
+                    Route::Multipath(left.into_boxed_slice())
+                }
+            }
+        }
+        other => other,
+    }
+}
+
+/// The narrowest route that is wider than a network and holds it.
+fn wider<'v>(view: &'v View, network: &IpNet) -> Option<&'v fib::Route> {
+    (0..network.prefix_len()).rev().find_map(|length| {
+        let wider = IpNet::new(network.addr(), length).ok()?.trunc();
+        view.routes.get(&wider)
+    })
+}
+
 /// Routers on ports are always in use; so are pods, which have a host route to their port.
 fn want(
     action: &Action,
@@ -211,10 +261,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::run::{
-        fib::{self, Link},
-        plan::SourceChecks,
-    };
+    use crate::run::{fib::Link, plan::SourceChecks};
 
     fn planned(id: u16, name: &str, kind: PortKind) -> PlannedPort {
         PlannedPort {
@@ -306,7 +353,7 @@ mod tests {
         forward(&mut view, "10.0.0.0/8", &[(2, Some("192.0.2.9"))]);
         forward(&mut view, "198.51.100.0/24", &[(5, None)]);
         forward(&mut view, "203.0.113.0/24", &[(5, None), (2, Some("192.0.2.8"))]);
-        let made = mirror(&view, &ports, Some(&pair), true, &|_| true);
+        let made = mirror(&view, &ports, &[], Some(&pair), true, &|_| true);
         let to = |address: &str| made.forwarding.route(ip(address).into(), 7);
         let hop = |port, neighbour: &str| Path::Hop {
             port: PortId(port),
@@ -338,12 +385,66 @@ mod tests {
     }
 
     #[test]
+    fn what_has_a_place_is_reached_there_alone() {
+        let (mut view, mut ports, pair) = node();
+        view.links.insert(
+            6,
+            Link {
+                name: "up1".to_owned(),
+                ..view.links[&2].clone()
+            },
+        );
+        ports.push(planned(3, "up1", PortKind::Uplink));
+        let hops = |links: &[u32]| {
+            let hops = links.iter().map(|link| (*link, Some("192.0.2.9")));
+            hops.collect::<Vec<_>>()
+        };
+        forward(&mut view, "0.0.0.0/0", &hops(&[2]));
+        forward(&mut view, "10.0.0.0/8", &hops(&[2, 6]));
+        forward(&mut view, "10.20.0.0/16", &hops(&[6]));
+        forward(&mut view, "10.10.7.0/24", &hops(&[2]));
+        forward(&mut view, "10.10.8.0/24", &hops(&[2, 6]));
+        let at = |network: &str, port: u16| PlannedPlace {
+            network: network.parse().unwrap(),
+            place: Place {
+                ports: Some([PortId(port)].into()),
+                vlan: None,
+            },
+        };
+        let places = [
+            at("10.10.0.0/16", 1),
+            at("10.20.0.0/16", 1),
+            at("172.16.0.0/12", 3),
+            at("fd00::/48", 3),
+        ];
+        let made = mirror(&view, &ports, &places, Some(&pair), true, &|_| true);
+        for (address, port) in [
+            ("10.10.0.1", Some(1)),
+            ("10.10.7.1", Some(1)),
+            ("10.10.8.1", Some(1)),
+            ("10.20.0.1", None),
+            ("172.16.0.1", None),
+            ("8.8.8.8", Some(1)),
+        ] {
+            for hash in [0, u32::MAX] {
+                let path = made.forwarding.route(ip(address).into(), hash);
+                let expected = port.map_or(Path::Prohibit, |port| Path::Hop {
+                    port: PortId(port),
+                    neighbour: ip("192.0.2.9").into(),
+                });
+                assert_eq!(path, expected, "{address}");
+            }
+        }
+        assert_eq!(made.forwarding.route(ip("fd00::1").into(), 0), Path::NoRoute);
+    }
+
+    #[test]
     fn neighbours_are_those_on_ports() {
         let (mut view, ports, pair) = node();
         view.neighbours.insert((1, ip("10.1.1.2")), Known::At([2; 6]));
         view.neighbours.insert((2, ip("192.0.2.9")), Known::Failed);
         view.neighbours.insert((5, ip("198.51.100.9")), Known::At([3; 6]));
-        let made = mirror(&view, &ports, Some(&pair), true, &|_| true);
+        let made = mirror(&view, &ports, &[], Some(&pair), true, &|_| true);
         let at = |port, address: &str| made.forwarding.neighbour(PortId(port), ip(address).into());
         assert_eq!(at(0, "10.1.1.2"), Some(Neighbour::Reachable([2; 6])));
         assert_eq!(at(1, "192.0.2.9"), Some(Neighbour::Failed));
@@ -355,7 +456,7 @@ mod tests {
         let (mut view, ports, pair) = node();
         forward(&mut view, "10.1.1.2/32", &[(1, None)]);
         view.links.remove(&1);
-        let made = mirror(&view, &ports, Some(&pair), true, &|_| true);
+        let made = mirror(&view, &ports, &[], Some(&pair), true, &|_| true);
         assert!(made.forwarding.port(PortId(0)).is_none());
         assert_eq!(made.forwarding.route(ip("10.1.1.2").into(), 0), Path::Unreachable);
         assert_eq!(made.ports.len(), 2);

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use ipnet::IpNet;
 use ringwall_config::{
     AntiSpoofing, Config, Cpus, FailMode, FailsafeEntry, IdlePolicy, Interface, InterfaceKind,
-    InterfaceSelect, L2Action, L2Protocol, Mode, Role, RxQueues, Wire, XdpMode, ZeroCopy,
+    InterfaceSelect, L2Action, L2Protocol, Mode, Role, RxQueues, VlanTags, Wire, XdpMode, ZeroCopy,
 };
 use ringwall_dataplane::{
+    forward::Place,
     port::{PortId, PortKind, ReversePath, Side},
     wire::subject::{NotSubject, NotSubjectTable},
 };
@@ -146,6 +148,34 @@ impl SourceChecks {
     }
 }
 
+/// Where a network is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedPlace {
+    /// The network.
+    pub network: IpNet,
+    /// The ports that lead to it, and the VLAN tags of its frames.
+    pub place: Place,
+}
+
+impl PlannedPlace {
+    fn of(place: &ringwall_config::Place, id_of: impl Fn(&str) -> Option<PortId>) -> Self {
+        let tag = |vlan: u16| 0x1000 | u32::from(vlan);
+        let ports = place.interfaces.as_ref();
+        Self {
+            network: place.network,
+            place: Place {
+                // One that is not there leads nowhere.
+                ports: ports.map(|names| names.iter().filter_map(|name| id_of(name)).collect()),
+                vlan: place.vlan.map(|vlan| match vlan {
+                    VlanTags::Untagged => 0,
+                    VlanTags::Single(vlan) => tag(vlan),
+                    VlanTags::Double { outer, inner } => tag(outer) << 16 | tag(inner),
+                }),
+            },
+        }
+    }
+}
+
 /// The veth pair that leads to the kernel of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPair {
@@ -176,6 +206,8 @@ pub struct Plan {
     pub fail_mode: FailMode,
     /// Likewise.
     pub sources: SourceChecks,
+    /// Where networks are.
+    pub places: Vec<PlannedPlace>,
     /// What passes before any policy.
     pub failsafe: Vec<FailsafeEntry>,
     /// The host port's pair, where one is configured.
@@ -283,6 +315,12 @@ impl Plan {
             management: config.management.clone(),
             fail_mode: config.fail_mode,
             sources: SourceChecks::of(config),
+            places: config
+                .cluster
+                .places
+                .iter()
+                .map(|place| PlannedPlace::of(place, id_of))
+                .collect(),
             failsafe: config.failsafe.clone(),
             host,
             cpus: worker_cpus(config, allowed)?,

@@ -6,6 +6,7 @@
 mod fib;
 pub(crate) mod hold;
 pub(crate) mod icmp;
+mod places;
 pub(crate) mod rewrite;
 
 use hashbrown::HashMap;
@@ -16,6 +17,8 @@ use crate::{
 };
 
 use fib::Fib;
+pub use places::Place;
+pub(crate) use places::Places;
 
 /// One way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,7 @@ pub struct ForwardingBuilder {
     neighbours: HashMap<(PortId, Addr), Neighbour>,
     host: Option<(PortId, [u8; 6])>,
     sources: [Option<Addr>; 2],
+    places: Places,
 }
 
 impl ForwardingBuilder {
@@ -161,6 +165,12 @@ impl ForwardingBuilder {
         self
     }
 
+    /// Says where a network is. `length` as in [`Self::route`]; networks with a place do not overlap.
+    pub fn place(&mut self, prefix: Addr, length: u8, place: Place) -> &mut Self {
+        self.places.insert(prefix, length, place);
+        self
+    }
+
     /// The finished snapshot.
     pub fn build(mut self) -> Forwarding {
         self.fib.finish();
@@ -170,6 +180,7 @@ impl ForwardingBuilder {
             neighbours: self.neighbours,
             host: self.host,
             sources: self.sources,
+            places: self.places,
         }
     }
 }
@@ -182,6 +193,7 @@ pub struct Forwarding {
     neighbours: HashMap<(PortId, Addr), Neighbour>,
     host: Option<(PortId, [u8; 6])>,
     sources: [Option<Addr>; 2],
+    places: Places,
 }
 
 /// What routing decided.
@@ -314,6 +326,12 @@ impl Forwarding {
             }
         }
         unknown.map_or(Ok(false), Err)
+    }
+
+    /// Where networks are.
+    #[inline]
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// A neighbour on a port.

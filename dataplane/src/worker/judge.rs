@@ -444,9 +444,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if !admitted {
             return Err(DropReason::NoSnapshot.into());
         }
-        if !self.has_place(port, packet.src, packet.dst) {
-            return Err(DropReason::SpoofedSource.into());
-        }
+        self.check_places(port, packet)?;
         Ok(Change::Nothing)
     }
 
@@ -913,6 +911,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 {
                     return Err(DropReason::SpoofedSource.into());
                 }
+                self.forwarding
+                    .map_or(Ok(()), |forwarding| forwarding.places().check(packet, port))?;
                 Ok(())
             }
             IdentityKind::Pod | IdentityKind::Unknown | IdentityKind::Service if packet.src != quoted.dst => {
@@ -934,23 +934,27 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Side::Inside => matches!(src.kind, Pod | Unknown | Node),
             Side::Outside => matches!(src.kind, External | Service),
         };
-        if !fits || !self.has_place(port, packet.src, packet.dst) {
+        if !fits {
             return Err(DropReason::SpoofedSource.into());
         }
+        self.check_places(port, packet)?;
         if port.binds_sources && matches!(src.kind, Pod | Unknown) {
             self.check_station(port, frame, packet)?;
         }
         Ok(())
     }
 
-    /// What of a source's place can be told without knowing whose it is.
+    /// What can be told about where a packet's ends are without knowing whose they are.
     #[inline]
-    fn has_place(&self, port: &Port, src: Addr, dst: Addr) -> bool {
-        src != dst
-            && (matches!(port.kind, PortKind::Wire { .. })
-                || self
-                    .forwarding
-                    .is_some_and(|forwarding| forwarding.source_fits(src, port)))
+    fn check_places(&self, port: &Port, packet: &Packet) -> Result<(), DropReason> {
+        let Some(forwarding) = self.forwarding else {
+            return Err(DropReason::SpoofedSource);
+        };
+        let is_wire = matches!(port.kind, PortKind::Wire { .. });
+        if packet.src == packet.dst || !is_wire && !forwarding.source_fits(packet.src, port) {
+            return Err(DropReason::SpoofedSource);
+        }
+        forwarding.places().check(packet, port)
     }
 
     /// Whether a pod's packet bears the Ethernet address of the next hop to that pod: its node's.

@@ -2,7 +2,7 @@
 //! with real packets.
 
 use super::*;
-use crate::forward::{Hop, Neighbour, Route};
+use crate::forward::{Hop, Neighbour, Place, Route};
 
 /// A wire whose ends say whose addresses are there.
 fn sided() -> Bed {
@@ -554,5 +554,180 @@ fn a_fragment_from_elsewhere_is_no_part_of_a_datagram() {
             let _ = bed.on(0, OUTSIDE, &denied.ip(17, &[0, 1, 0, 9, 0, 64, 0, 0]));
         }
         assert!(bed.crosses(INSIDE, &part(2, 32, false)));
+    }
+}
+
+/// Two wires, of which the first is a trunk; networks are in VLANs of it.
+fn trunk(networks: &[(&str, u8, Place)]) -> Bed {
+    let mut bed = Bed::wire();
+    let mut builder = wire();
+    for (ends, id) in [([INSIDE, OUTSIDE], INSIDE), ([OUTSIDE, INSIDE], OUTSIDE)] {
+        let side = if id == INSIDE { Side::Inside } else { Side::Outside };
+        builder.port(port(id, PortKind::Wire { peer: ends[1] }, side));
+    }
+    builder.port(port(
+        SECOND_INSIDE,
+        PortKind::Wire { peer: SECOND_OUTSIDE },
+        Side::Inside,
+    ));
+    builder.port(port(
+        SECOND_OUTSIDE,
+        PortKind::Wire { peer: SECOND_INSIDE },
+        Side::Outside,
+    ));
+    for (prefix, length, place) in networks {
+        builder.place(addr(prefix), *length, place.clone());
+    }
+    bed.plane.forwarding.publish(builder.build());
+    bed.settled()
+}
+
+const SECOND_INSIDE: PortId = PortId(2);
+const SECOND_OUTSIDE: PortId = PortId(3);
+
+/// A host of another VLAN, of another wire or of the other end of one sends as a pod, and to a pod.
+#[test]
+fn a_pod_of_one_vlan_is_not_claimed_or_reached_in_another() {
+    let tags: [&[u16]; 8] = [
+        &[],
+        &[0],
+        &[10],
+        &[20],
+        &[100, 10],
+        &[10, 100],
+        &[100, 20],
+        &[10, 10],
+    ];
+    for (vlan, right) in [
+        (0, &[0, 1][..]),
+        (0x100a, &[2]),
+        (0x1064_100a, &[4]),
+        (0x100a_1064, &[5]),
+    ] {
+        for (family, whole) in [(0, 32), (1, 128)] {
+            let place = Place {
+                ports: Some([INSIDE].into()),
+                vlan: Some(vlan),
+            };
+            let [client, outsider] = [CLIENT, OUTSIDER].map(|who| who[family]);
+            let mut bed = trunk(&[(client, whole, place)]);
+            for (number, tags) in (0_u16..).zip(tags) {
+                let tagged = |src, dst| {
+                    let mut template = from_to(src, dst);
+                    template.vlans = tags.to_vec();
+                    template
+                };
+                let (forth, back) = (tagged(client, outsider), tagged(outsider, client));
+                if right.contains(&usize::from(number)) {
+                    assert!(
+                        bed.crosses(INSIDE, &forth.udp(number, 53, b"")),
+                        "{vlan:x} {tags:?}"
+                    );
+                    assert!(bed.crosses(OUTSIDE, &back.udp(53, number, b"")));
+                    assert!(bed.crosses(OUTSIDE, &back.udp(54, number, b"")));
+                } else {
+                    for frame in [
+                        forth.udp(number, 53, b""),
+                        forth.tcp(number, 80, SYN, b""),
+                        forth.tcp(number, 80, ACK, b""),
+                        forth.ip(47, &[0; 8]),
+                    ] {
+                        bed.drops(INSIDE, &frame, DropReason::SpoofedSource);
+                    }
+                    for frame in [
+                        back.udp(53, number, b""),
+                        back.tcp(80, number, SYN, b""),
+                        back.tcp(80, number, SYN_ACK, b""),
+                    ] {
+                        bed.drops(OUTSIDE, &frame, DropReason::MisplacedDestination);
+                    }
+                }
+                // Nobody else is concerned.
+                let other = tagged(BOX[family], outsider);
+                bed.drops(INSIDE, &other.udp(number, 53, b""), DropReason::PolicyEgress);
+                let web = tagged(WEB[family], outsider);
+                assert!(bed.crosses(INSIDE, &web.udp(number, 53, b"")));
+                // By the other wire.
+                for (port, frame, reason) in [
+                    (SECOND_INSIDE, &forth, DropReason::SpoofedSource),
+                    (SECOND_OUTSIDE, &back, DropReason::MisplacedDestination),
+                ] {
+                    bed.drops(port, &frame.udp(number + 100, 53, b""), reason);
+                }
+            }
+        }
+    }
+}
+
+/// What says where networks are comes into force for flows that are there already, and for what goes with them.
+#[test]
+fn what_belongs_to_a_flow_is_in_its_place_too() {
+    for (family, unreachable, whole) in [(0, 3, 32), (1, 1, 128)] {
+        let place = |vlan| Place {
+            ports: Some([INSIDE, OUTSIDE].into()),
+            vlan: Some(vlan),
+        };
+        let [client, outsider] = [CLIENT, OUTSIDER].map(|who| who[family]);
+        let router = ["192.0.2.99", "2001:db8:9::99"][family];
+        let mut bed = trunk(&[(client, whole, place(0x100a)), (router, whole, place(0x1014))]);
+        let tagged = |src, dst, vlan| {
+            let mut template = from_to(src, dst);
+            template.vlans = vec![vlan];
+            template
+        };
+        let theirs = tagged(client, outsider, 10).udp(7, 53, b"12345678");
+        assert!(bed.crosses(INSIDE, &theirs));
+        // An error of a router that is elsewhere.
+        let error = |src| tagged(src, client, 10).icmp(unreachable, 0, [0; 4], &theirs[18..]);
+        bed.drops(OUTSIDE, &error(router), DropReason::SpoofedSource);
+        assert!(bed.crosses(OUTSIDE, &error(["192.0.2.98", "2001:db8:9::98"][family])));
+        // Later fragments without their first.
+        let mut part = tagged(client, outsider, 20);
+        part.fragment = Some((1, 0, true));
+        let mut l4 = [0; 64];
+        l4[..8].copy_from_slice(&[3, 232, 0, 53, 0, 96, 0, 0]);
+        bed.drops(INSIDE, &part.ip(17, &l4), DropReason::SpoofedSource);
+        part.fragment = Some((1, 64, false));
+        bed.drops(INSIDE, &part.ip(17, &[0; 64]), DropReason::FragmentUnknown);
+        // In audit it is counted and goes on.
+        let config = PlaneConfig {
+            mode: Mode::Audit,
+            ..PlaneConfig::default()
+        };
+        let mut audited = Bed::with(config, 4096);
+        audited.publish(World::new(1));
+        let mut builder = wire();
+        builder.place(addr(client), whole, place(0x100a));
+        audited.plane.forwarding.publish(builder.build());
+        assert!(audited.crosses(INSIDE, &tagged(client, outsider, 20).udp(7, 53, b"")));
+        let audit = audited
+            .stats
+            .sum(|worker| worker.audited.get(DropReason::SpoofedSource));
+        assert_eq!(audit, 1);
+    }
+}
+
+#[test]
+fn a_router_believes_and_reaches_a_network_at_its_place_alone() {
+    use crate::port::ReversePath::{Loose, Off, Strict};
+    for (family, length) in [(0, 24), (1, 64)] {
+        for reverse_path in [Strict, Loose, Off] {
+            let mut builder = router(true);
+            for id in [LEFT, RIGHT] {
+                let mut uplink = port(id, PortKind::Uplink, Side::Any);
+                uplink.reverse_path = reverse_path;
+                builder.port(uplink);
+            }
+            let network = addr(["192.0.2.0", "2001:db8::"][family]);
+            let place = Place {
+                ports: Some([RIGHT].into()),
+                vlan: None,
+            };
+            builder.place(network, length, place);
+            let mut bed = routed(builder);
+            let ask = |port| into(port, OUTSIDER[family], WEB[family]).tcp(1, 443, SYN, b"");
+            bed.drops(LEFT, &ask(LEFT), DropReason::SpoofedSource);
+            assert!(passes(&mut bed, RIGHT, &ask(RIGHT)));
+        }
     }
 }
