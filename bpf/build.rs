@@ -31,6 +31,9 @@ fn build(name: &str) -> Result<PathBuf, Box<dyn Error>> {
     if fs::exists(&headers)? {
         arguments.push(format!("-I{headers}"));
     }
+    if env::var_os("CARGO_FEATURE_NEIGHBOUR").is_some() {
+        arguments.push("-DRW_NEIGHBOUR".to_owned());
+    }
     SkeletonBuilder::new()
         .source(&source)
         .obj(&object)

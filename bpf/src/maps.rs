@@ -57,7 +57,7 @@ pub(crate) struct PortConfig {
 }
 
 impl PortConfig {
-    pub(crate) const BYTES: usize = 56;
+    pub(crate) const BYTES: usize = if cfg!(feature = "neighbour") { 64 } else { 56 };
     /// Where the name is.
     const NAME: std::ops::Range<usize> = 36..52;
 

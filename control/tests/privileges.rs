@@ -486,7 +486,7 @@ fn the_dataplane_cannot_read_the_kubeconfig() {
                     .open("/proc/sys/kernel/core_pattern"),
             );
             // What it is there for.
-            fs::write(bed.path("run/flows.bin"), "").unwrap();
+            fs::write(bed.path("run/flows-0.bin"), "").unwrap();
             fs::write(bed.path("state/snapshot.img"), "").unwrap();
             fs::write("/proc/sys/net/ipv4/ip_forward", &forward).unwrap();
             socket(libc::AF_XDP, libc::SOCK_RAW).unwrap();

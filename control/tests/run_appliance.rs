@@ -127,7 +127,7 @@ fn a_killed_dataplane_would_let_go_of_lifeline_and_flow_table_before_its_sockets
     let mut sockets = numbers("socket:");
     sockets.sort_unstable();
     let (line, last_socket) = (sockets.pop().unwrap(), sockets.pop().unwrap());
-    let flows = numbers("flows.bin");
+    let flows = numbers("/flows-");
     assert!(
         line > last_socket + 1000 && !flows.is_empty() && flows.iter().all(|number| *number > line),
         "line {line}, flows {flows:?}, other sockets up to {last_socket}: {open:?}"

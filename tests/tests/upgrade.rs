@@ -264,6 +264,20 @@ fn upgraded(firewall: &Appliance, program: &Path) {
     assert_eq!(code, 0, "{said:#?}\n{}", firewall.log());
 }
 
+/// The file of a program's flow table.
+fn flow_table(program: &Path) -> String {
+    format!("flows-{}.bin", about(program)["flows"])
+}
+
+/// The files of flow tables that are there.
+fn flow_tables(firewall: &Appliance) -> Vec<String> {
+    std::fs::read_dir(firewall.config.with_file_name("run"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("flows"))
+        .collect()
+}
+
 /// The versions of control and dataplane.
 fn versions(status: &Value) -> [String; 2] {
     ["control", "dataplane"].map(|it| status[it]["version"].as_str().unwrap_or_default().to_owned())
@@ -334,6 +348,7 @@ fn another_version_takes_over_and_back_again_as_if_a_dataplane_had_died() {
         figures.push((what, lost));
         let status = settled(&firewall, program);
         assert_eq!(status["supervision"]["upgrade"]["outcome"], "done", "{status:#}");
+        assert_eq!(flow_tables(&firewall), [flow_table(program)]);
         assert_eq!(status["supervision"]["version"], a["version"]);
         assert_eq!(
             status["supervision"]["dataplaneRestarts"], restarts,
@@ -577,6 +592,13 @@ fn what_fails_on_trial_leads_back() {
         let status = settled(&firewall, &ours);
         assert_eq!(status["control"]["pid"], control, "the old control was replaced");
         assert_eq!(status["supervision"]["upgrade"]["outcome"], "rolled-back");
+        if victim == "dataplane" {
+            assert!(
+                status["dataplane"]["flows"]["inherited"].as_u64().unwrap() >= 20,
+                "the flows were not found again: {status:#}"
+            );
+        }
+        assert_eq!(flow_tables(&firewall), [flow_table(&ours)]);
         traffic.flows();
         let of_neighbour =
             |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|it| it == neighbour);

@@ -61,6 +61,9 @@ struct rw_config {
 	__u8 guard_mac[6];	/* guard: Ethernet address of its judged end */
 	__u16 failsafe_count;
 	char name[16];		/* of the interface */
+#ifdef RW_NEIGHBOUR
+	__u64 of_another_version; /* for tests of upgrades */
+#endif
 };
 
 /* Key of `local6`, network byte order. */

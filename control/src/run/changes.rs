@@ -16,6 +16,7 @@ use std::{
 use anyhow::Context;
 use ringwall_xsk::device::Device;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     fib::View,
@@ -235,16 +236,16 @@ pub fn write_setting(path: &str, value: &str) -> anyhow::Result<()> {
     fs::write(&full, value).with_context(|| format!("cannot write {value} to {}", full.display()))
 }
 
-/// A line of the record.
+/// A line of the record, about a [`Change`] or what another version has in its place.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Line {
+enum Line<C = Change> {
     /// The boot that the record is of: the first line.
     Boot(String),
     /// About to be made.
-    Made(Change),
+    Made(C),
     /// Taken back, or gone with its interface.
-    Gone(Change),
+    Gone(C),
 }
 
 /// The record of changes, kept by the one process that makes them.
@@ -253,6 +254,8 @@ pub struct Changes {
     path: PathBuf,
     file: File,
     made: Vec<Change>,
+    /// What another version made that this one does not know, as it is on record: kept for whoever does.
+    unknown: Vec<Value>,
 }
 
 impl Changes {
@@ -262,13 +265,16 @@ impl Changes {
     /// It cannot be read or written.
     pub fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let path = state_dir.join(RECORD_FILE);
-        let made = read(state_dir)?;
+        let Record { made, unknown } = read(state_dir)?;
         // Written anew, so that it does not grow over the years; complete before it takes the name.
         let next = state_dir.join(format!("{RECORD_FILE}.next"));
         let write = || -> io::Result<File> {
-            let mut text = line(&Line::Boot(boot()))?;
+            let mut text = line(&Line::<Change>::Boot(boot()))?;
             for change in &made {
                 text.push_str(&line(&Line::Made(change.clone()))?);
+            }
+            for change in &unknown {
+                text.push_str(&line(&Line::Made(change))?);
             }
             let mut file = File::create(&next)?;
             file.write_all(text.as_bytes())?;
@@ -279,7 +285,27 @@ impl Changes {
         };
         let file = write().with_context(|| format!("cannot write {}", path.display()))?;
         let _ = fs::remove_file(state_dir.join(FORMER_FILE)); // none but after an upgrade
-        Ok(Self { path, file, made })
+        Ok(Self {
+            path,
+            file,
+            made,
+            unknown,
+        })
+    }
+
+    /// Whether nothing is on record.
+    pub fn is_empty(&self) -> bool {
+        self.made.is_empty() && self.unknown.is_empty()
+    }
+
+    /// What on record only another version can take back, one message for each.
+    pub fn of_another_version(&self) -> Vec<String> {
+        let message = |change: &Value| {
+            format!(
+                "{change}: another version of ringwall has made this change: run that version's `ringwall detach`, then this one's"
+            )
+        };
+        self.unknown.iter().map(message).collect()
     }
 
     /// How much is on record: what [`Self::take_back`] may leave.
@@ -374,12 +400,19 @@ impl Changes {
     /// # Errors
     /// It cannot be removed.
     pub fn remove(self) -> anyhow::Result<()> {
-        debug_assert!(self.made.is_empty());
+        debug_assert!(self.is_empty());
         fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
     }
 }
 
-fn line(entry: &Line) -> io::Result<String> {
+/// What a record says is made, oldest first.
+#[derive(Debug, Default)]
+struct Record {
+    made: Vec<Change>,
+    unknown: Vec<Value>,
+}
+
+fn line<C: Serialize>(entry: &Line<C>) -> io::Result<String> {
     Ok(serde_json::to_string(entry)? + "\n")
 }
 
@@ -389,31 +422,36 @@ fn boot() -> String {
         .unwrap_or_default()
 }
 
-/// What is on record, oldest first; nothing where there is no record.
-fn read(state_dir: &Path) -> anyhow::Result<Vec<Change>> {
+/// What is on record; nothing where there is no record.
+fn read(state_dir: &Path) -> anyhow::Result<Record> {
     let path = state_dir.join(RECORD_FILE);
     match fs::read(&path) {
         Ok(text) => Ok(parse(&text, &boot())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(read_former(state_dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record {
+            made: read_former(state_dir),
+            unknown: Vec::new(),
+        }),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
-fn parse(text: &[u8], boot: &str) -> Vec<Change> {
-    let mut made: Vec<Change> = Vec::new();
+fn parse(text: &[u8], boot: &str) -> Record {
+    let mut record = Record::default();
     for text in text.split_inclusive(|byte| *byte == b'\n') {
-        // The last line may be cut off: then it was not on disk, and its change was not made.
-        let Ok(entry) = serde_json::from_slice(text) else {
-            continue;
-        };
-        match entry {
-            Line::Boot(other) if other != boot => return Vec::new(),
-            Line::Boot(_) => {}
-            Line::Made(change) => made.push(change),
-            Line::Gone(change) => made.retain(|known| *known != change),
+        match serde_json::from_slice(text) {
+            Ok(Line::Boot(other)) if other != boot => return Record::default(),
+            Ok(Line::Boot(_)) => {}
+            Ok(Line::Made(change)) => record.made.push(change),
+            Ok(Line::Gone(change)) => record.made.retain(|known: &Change| *known != change),
+            Err(_) => match serde_json::from_slice::<Line<Value>>(text) {
+                Ok(Line::Made(change)) => record.unknown.push(change),
+                Ok(Line::Gone(change)) => record.unknown.retain(|known| *known != change),
+                // The last line may be cut off: then it was not on disk, and its change was not made.
+                Ok(Line::Boot(_)) | Err(_) => {}
+            },
         }
     }
-    made
+    record
 }
 
 /// What a version up to 0.1 made: interfaces by name alone, so the ones that have the names now are meant.
@@ -506,7 +544,7 @@ mod tests {
         changes.forget(|change| *change == setting("net/b", "2"));
         let text = fs::read(dir.path().join(RECORD_FILE)).unwrap();
         assert_eq!(
-            parse(&text, &boot()),
+            parse(&text, &boot()).made,
             [setting("net/a", "1"), setting("net/c", "3")]
         );
         assert_eq!(
@@ -525,7 +563,7 @@ mod tests {
         let text = fs::read(dir.path().join(RECORD_FILE)).unwrap();
         let mut most = 0;
         for length in 0..=text.len() {
-            let made = parse(&text[..length], &boot());
+            let made = parse(&text[..length], &boot()).made;
             assert!(made.len() >= most && made.len() <= 2);
             most = made.len();
             fs::write(dir.path().join(RECORD_FILE), &text[..length]).unwrap();
@@ -540,9 +578,32 @@ mod tests {
 
     #[test]
     fn a_record_of_another_boot_says_nothing() {
-        let text = line(&Line::Boot("then".to_owned())).unwrap()
+        let text = line(&Line::<Change>::Boot("then".to_owned())).unwrap()
             + &line(&Line::Made(setting("net/a", "1"))).unwrap();
-        assert_eq!(parse(text.as_bytes(), "now"), []);
-        assert_eq!(parse(text.as_bytes(), "then").len(), 1);
+        assert_eq!(parse(text.as_bytes(), "now").made, []);
+        assert_eq!(parse(text.as_bytes(), "then").made.len(), 1);
+    }
+
+    #[test]
+    fn what_another_version_has_made_stays_on_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut text = line(&Line::<Change>::Boot(boot())).unwrap();
+        for change in ["a", "b"] {
+            text += &line(&Line::Made(serde_json::json!({ "tunnel": { "name": change } }))).unwrap();
+        }
+        text += &line(&Line::Made(setting("net/a", "1"))).unwrap();
+        text += &line(&Line::Gone(serde_json::json!({ "tunnel": { "name": "a" } }))).unwrap();
+        fs::write(dir.path().join(RECORD_FILE), text).unwrap();
+        for _ in 0..2 {
+            let changes = Changes::open(dir.path()).unwrap();
+            assert_eq!(changes.made, [setting("net/a", "1")]);
+            let said = changes.of_another_version();
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert!(
+                said[0].starts_with(r#"{"tunnel":{"name":"b"}}: another version"#),
+                "{said:?}"
+            );
+            assert!(!changes.is_empty());
+        }
     }
 }

@@ -247,6 +247,11 @@ impl Child {
         self.line.as_fd()
     }
 
+    /// The same as long as it may say something: a line that its process has closed is readable for ever.
+    pub fn open_line(&self) -> Option<BorrowedFd<'_>> {
+        (!self.is_dying()).then(|| self.line())
+    }
+
     /// Asks it to end, or makes it.
     pub fn signal(&self, signal: Signal) {
         // Fails only where it has ended already.
@@ -364,6 +369,19 @@ mod tests {
         let mut fds = [PollFd::new(&child, PollFlags::IN)];
         poll(&mut fds, None).unwrap();
         assert_eq!(describe(child.ended().unwrap().unwrap()), "killed by SIGKILL");
+    }
+
+    #[test]
+    fn a_child_that_closes_its_line_is_no_longer_listened_to() {
+        let recipe = Recipe {
+            role: Role::Control,
+            program: Program::of(File::open("/bin/sh").unwrap(), "/bin/sh".into()),
+            arguments: ["-c", "exec sleep 60 <&-"].map(Into::into).to_vec(),
+        };
+        let mut child = Child::start(&recipe).unwrap();
+        poll(&mut [PollFd::from_borrowed_fd(child.line(), PollFlags::IN)], None).unwrap();
+        assert!(child.open_line().is_none());
+        assert!(child.ended().unwrap().is_none(), "it lives on");
     }
 
     #[test]

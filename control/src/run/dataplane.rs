@@ -24,7 +24,7 @@ use ringwall_config::{Config, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Ti
 use ringwall_dataplane::{
     classify::Snapshot,
     failsafe::{Failsafe, FailsafeRule, Prefix},
-    flow::{self, FlowConfig, FlowMemory},
+    flow::{self, FlowConfig},
     plane::{Plane, PlaneConfig, Tunnels},
     port::PortKind,
     time::Nanos,
@@ -41,6 +41,7 @@ use crate::{
 use super::{
     changes::{Change, Changes},
     fib::View,
+    flow_table,
     flows::LiveFlows,
     follow::Follower,
     last_snapshot::{LastSnapshot, MadeOf},
@@ -55,9 +56,6 @@ use super::{
     publication::{FlowSource, Publication, StatusSource, locked, serve, serve_after},
     work::{self, Sleepers},
 };
-
-/// Name of the flow table's file in the runtime directory.
-pub const FLOWS_FILE: &str = "flows.bin";
 
 /// How often the watchdog looks, and after how many looks without a turn a worker counts as stuck.
 const LOOK: Duration = Duration::from_millis(500);
@@ -179,7 +177,7 @@ fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> a
     ports::remove_empty(pins);
     let mut changes = Changes::open(state_dir)?;
     say_not_taken_back(&changes.take_back(mark, |_| true));
-    if first && changes.mark() == 0 {
+    if first && changes.is_empty() {
         changes.remove()?;
     }
     Ok(())
@@ -190,7 +188,7 @@ fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> a
 pub(super) fn take_back_mount(state_dir: &Path) -> anyhow::Result<()> {
     let mut changes = Changes::open(state_dir)?;
     say_not_taken_back(&changes.take_back(0, |change| matches!(change, Change::Mount { .. })));
-    if changes.mark() == 0 {
+    if changes.is_empty() {
         changes.remove()?;
     }
     Ok(())
@@ -219,6 +217,8 @@ struct Beginning {
     spare: Option<Spare>,
     /// What it decides by from the first packet, instead of the snapshot on disk.
     snapshot: Option<Snapshot>,
+    /// Its flow table, where it has another layout than the one in use.
+    flows: Option<flow_table::Prepared>,
     /// The line to the supervisor.
     line: Option<Arc<Lifeline>>,
     /// Whether it has to wait for [`Order::Serve`].
@@ -226,8 +226,8 @@ struct Beginning {
 }
 
 /// Waits for the supervisor's word to begin; None where there is none to come. Until then nothing is changed on the machine,
-/// and nothing is kept but packet memory and a snapshot: whatever else could be outdated by then is read afterwards, as
-/// at every start.
+/// and nothing is kept but packet memory and, in an upgrade, a snapshot and an empty flow table: whatever else could be
+/// outdated by then is read afterwards, as at every start.
 fn stand_by(
     args: &DataplaneArgs,
     stop: &StopSignal,
@@ -268,11 +268,14 @@ fn stand_by(
                     bytes,
                 } => {
                     let image = fd.context("no memory came with the snapshot");
-                    let checked = image.and_then(|fd| check(args, fd, bytes, generation, hash));
+                    let ready = image
+                        .and_then(|fd| check(args, fd, bytes, generation, hash))
+                        .and_then(|snapshot| Ok((snapshot, prepare_flows(args)?)));
                     beginning.spare = refresh_or_none(beginning.spare.take(), &args.config);
-                    let report = match checked {
-                        Ok(snapshot) => {
+                    let report = match ready {
+                        Ok((snapshot, flows)) => {
                             beginning.snapshot = Some(snapshot);
+                            beginning.flows = flows;
                             Report::Ready
                         }
                         Err(error) => Report::Refused {
@@ -306,6 +309,12 @@ fn check(
         "the snapshot is not the announced one"
     );
     Ok(snapshot)
+}
+
+/// The flow table, unless it is taken over from the dataplane that runs.
+fn prepare_flows(args: &DataplaneArgs) -> anyhow::Result<Option<flow_table::Prepared>> {
+    let config = load(args)?;
+    flow_table::prepare(&config.runtime_dir, config.conntrack.max_entries.get() as usize)
 }
 
 fn refresh_or_none(spare: Option<Spare>, config: &Path) -> Option<Spare> {
@@ -354,6 +363,7 @@ impl Running {
         let Beginning {
             spare,
             snapshot,
+            flows,
             line,
             on_trial,
         } = beginning;
@@ -375,7 +385,7 @@ impl Running {
             })?
         };
         let port_limit = plan.ports.len() + SPARE_PORTS;
-        let (plane, seats) = packet_plane(config, &plan, port_limit, started)?;
+        let (plane, seats) = packet_plane(flows, config, &plan, port_limit, started)?;
         let stats = plane.stats();
         let plane = Arc::new(Mutex::new(plane));
         let sleepers_cell: Arc<std::sync::OnceLock<Arc<Sleepers>>> = Arc::default();
@@ -701,21 +711,18 @@ fn late_ports(plan: &Plan) -> u32 {
     PODS.saturating_sub(there as u32).max(LEAST)
 }
 
-/// The packet plane over the flow table that the process before left.
+/// The packet plane over the flow table that the process before left, or that was prepared.
 fn packet_plane(
+    prepared: Option<flow_table::Prepared>,
     config: &Config,
     plan: &Plan,
     ports: usize,
     started: Instant,
 ) -> anyhow::Result<(Plane, Vec<ringwall_dataplane::plane::Seat>)> {
     let entries = config.conntrack.max_entries.get() as usize;
-    let memory = inherit(
-        &plan.runtime_dir.join(FLOWS_FILE),
-        FlowMemory::required_bytes(entries),
-    )?;
-    done(started, "flow table locked and mapped");
     let now = work::now();
-    let flows = FlowMemory::open(memory, entries, random_seed()?, now)?;
+    let flows = flow_table::take(prepared, &plan.runtime_dir, entries, now)?;
+    done(started, "flow table locked and mapped");
     tracing::info!(
         inherited = flows.is_inherited(),
         entries = flows.capacity(),
@@ -761,20 +768,6 @@ fn failsafe(config: &Config) -> Failsafe {
     )
 }
 
-/// The flow table's memory, as soon as a dying predecessor has let go of it.
-fn inherit(path: &Path, bytes: usize) -> anyhow::Result<&'static mut [u8]> {
-    let deadline = Instant::now() + GRACE;
-    loop {
-        match ringwall_xsk::map_shared(path, bytes) {
-            Ok(memory) => return Ok(memory),
-            Err(ringwall_xsk::XskError::File { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 fn flow_config(config: &Config) -> FlowConfig {
     FlowConfig {
         timeouts: timeouts(&config.conntrack.timeouts),
@@ -806,15 +799,6 @@ fn timeouts(timeouts: &Timeouts) -> flow::Timeouts {
         other: nanos(timeouts.other),
         ..flow::Timeouts::default()
     }
-}
-
-fn random_seed() -> anyhow::Result<u64> {
-    use std::io::Read;
-    let mut seed = [0; 8];
-    std::fs::File::open(Path::new("/dev/urandom"))
-        .and_then(|mut file| file.read_exact(&mut seed))
-        .context("cannot read /dev/urandom")?;
-    Ok(u64::from_ne_bytes(seed))
 }
 
 /// One pool for all ports: zero-copy where all ask for it, or take it. Where one of them surely has none, it is not

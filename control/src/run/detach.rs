@@ -56,6 +56,7 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     if config.state_dir.exists() {
         let mut changes = Changes::open(&config.state_dir)?;
         failed.extend(changes.take_back(0, |_| true));
+        failed.extend(changes.of_another_version());
         if failed.is_empty() {
             changes.remove()?;
         }
@@ -71,11 +72,11 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
         DATAPLANE_SOCKET,
         SUPERVISOR_SOCKET,
         SUPERVISION_FILE,
-        super::dataplane::FLOWS_FILE,
         "run.lock",
     ] {
         remove_file(&config.runtime_dir.join(name))?;
     }
+    super::flow_table::remove_all_but(&config.runtime_dir, None)?;
     remove_dir(&config.runtime_dir);
     if json {
         println!("{}", serde_json::json!({ "name": config.name, "detached": true }));

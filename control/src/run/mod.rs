@@ -16,6 +16,7 @@ pub mod dataplane;
 pub mod detach;
 pub mod expedited;
 pub mod fib;
+mod flow_table;
 mod flows;
 pub mod follow;
 pub mod last_snapshot;

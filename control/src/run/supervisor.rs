@@ -35,6 +35,7 @@ use super::{
     children::{AT_ONCE, Backoff, Child, Program, Recipe, Role, describe},
     dataplane::take_back_mount,
     expedited::Expedited,
+    flow_table,
     lifeline::StopSignal,
     plan::Plan,
     status::ask_dataplane,
@@ -227,10 +228,19 @@ impl Supervisor {
     /// First control, so that it can refuse a kubeconfig or manifests before any port is touched; then the dataplane.
     fn start(&mut self) -> anyhow::Result<()> {
         self.write_record();
+        self.forget_other_flow_tables();
         let now = Instant::now();
         self.post(Role::Control).due = Some(now);
         self.post(Role::Dataplane).due = Some(now + CONTROL_HEAD_START);
         Ok(())
+    }
+
+    /// Frees the memory of flow tables that only another version could read.
+    fn forget_other_flow_tables(&self) {
+        let kept = Some(self.about.flows);
+        if let Err(error) = flow_table::remove_all_but(&self.plan.runtime_dir, kept) {
+            tracing::warn!("{error:#}");
+        }
     }
 
     /// One turn: start what is due, wait for an event, take it in. False when both have ended.
@@ -367,9 +377,12 @@ impl Supervisor {
             for child in post.child.iter().chain(&post.dying) {
                 fds.push(PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN));
             }
-            if let Some(child) = post.child.as_ref().filter(|_| post.was_ready) {
-                fds.push(PollFd::from_borrowed_fd(child.line(), PollFlags::IN));
-            }
+            let line = match (&post.child, post.recipe.role) {
+                (Some(child), Role::Dataplane) if post.was_ready => Some(child.line()), // its end is acted upon at once
+                (Some(child), Role::Control) if post.was_ready => child.open_line(),
+                _ => None,
+            };
+            fds.extend(line.map(|line| PollFd::from_borrowed_fd(line, PollFlags::IN)));
         }
         if let Some(upgrade) = &self.upgrade {
             timeout = timeout.min(upgrade.left());

@@ -150,6 +150,11 @@ impl FlowMemory {
         })
     }
 
+    /// For memory that was opened ahead of time: `now` is when its use begins.
+    pub fn begin_at(self, now: Nanos) -> Self {
+        Self { now, ..self }
+    }
+
     /// Memory of this process alone, which goes with it: for tests, benchmarks and replays.
     pub fn private(entries: usize, seed: u64) -> Result<Self, FlowMemoryError> {
         if entries > MOST {

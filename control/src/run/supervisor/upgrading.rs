@@ -109,7 +109,7 @@ impl Upgrade {
     /// What becomes readable when there may be news.
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let children = self.control.iter().chain(&self.dataplane);
-        let lines = children.flat_map(|child| [child.as_fd(), child.line()]);
+        let lines = children.flat_map(|child| std::iter::once(child.as_fd()).chain(child.open_line()));
         self.probe.iter().map(AsFd::as_fd).chain(lines)
     }
 
@@ -464,6 +464,7 @@ impl Supervisor {
         self.relieved
             .extend(unused.map(|child| Relieved::told(child, Signal::KILL)));
         upgrade.status.outcome = outcome;
+        self.forget_other_flow_tables();
         let text = command::describe(&upgrade.status);
         if outcome == UpgradeOutcome::Done {
             tracing::info!("{text}");

@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::super::children::Program;
 use crate::protocol::{
     Connection, Listener, ProtocolError, RELEASE, Received, SUPERVISOR_SOCKET, UpgradeAnswer, UpgradeOutcome,
@@ -112,7 +114,8 @@ impl Requests {
 }
 
 /// Whether a peer has every right that the program would get. The user alone does not say so: control may have stayed root,
-/// without capabilities, and must not choose what the supervisor starts.
+/// without capabilities, and must not choose what the supervisor starts. A peer that has ended has no rights, since its
+/// process id may be another's by now (kernels before 6.5 cannot say so).
 fn may_ask(connection: &Connection) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(connection) else {
         return false;
@@ -122,7 +125,19 @@ fn may_ask(connection: &Connection) -> bool {
     let (Some(ours), Some(theirs)) = (of("self"), of(&peer.pid.to_string())) else {
         return false;
     };
-    peer.uid == own && theirs & ours == ours
+    peer.uid == own && theirs & ours == ours && has_not_ended(connection)
+}
+
+fn has_not_ended(connection: &Connection) -> bool {
+    let Ok(peer) = nix::sys::socket::getsockopt(connection, nix::sys::socket::sockopt::PeerPidfd) else {
+        return true; // SO_PEERPIDFD is not there
+    };
+    let mut fds = [PollFd::new(&peer, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    matches!(poll(&mut fds, Some(&now)), Ok(0))
 }
 
 /// The effective capabilities in the text of `/proc/PID/status`.
@@ -141,6 +156,33 @@ mod tests {
             "Name:\tx\nCapInh:\t0000000000000000\nCapEff:\t000000000000102a\nCapBnd:\t000001ffffffffff\n";
         assert_eq!(capabilities(status), Some(0x102a));
         assert_eq!(capabilities("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_peer_that_has_ended_may_ask_for_nothing() {
+        const PATH: &str = "RINGWALL_TEST_PEER";
+        // This test again, as a process of its own that connects, and ends when its input does.
+        if let Some(path) = std::env::var_os(PATH) {
+            let _connection = Connection::connect(Path::new(&path)).unwrap();
+            std::io::stdin().lines().for_each(drop);
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SUPERVISOR_SOCKET);
+        let listener = Listener::bind(&path).unwrap();
+        let this = std::thread::current().name().unwrap().to_owned();
+        let mut peer = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &this])
+            .env(PATH, &path)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let connection = listener.accept().unwrap();
+        assert!(may_ask(&connection));
+        drop(peer.stdin.take());
+        peer.wait().unwrap();
+        assert!(!has_not_ended(&connection) && !may_ask(&connection));
     }
 
     #[test]
