@@ -20,7 +20,7 @@ use super::{
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
     rules::Direction,
-    view::{End, Who},
+    view::{End, Lists, Who},
 };
 use crate::cluster::{Cluster, Node, ObjectKey};
 
@@ -364,7 +364,8 @@ impl Proof {
         for place in &touched.ends {
             if let Place::Address(address) = place
                 && self.keeps_epoch(*address, older)
-                && let Some(what) = self.is_another(*address, cluster, older)
+                && let Some(what) =
+                    is_another(*address, (self.view.cluster(), older), (cluster, &self.snapshot))
             {
                 return Err(Wrong {
                     what: format!("{what}, and its epoch is what it was: its flows would go on"),
@@ -431,6 +432,84 @@ impl Proof {
         Ok(())
     }
 
+    /// 8, for a whole proof: compares with the proof of the snapshot before it, where each has numbers of its own. False where
+    /// the time has come first.
+    pub(super) fn epochs_since(
+        &mut self,
+        before: &mut Proof,
+        until: Option<Instant>,
+    ) -> Result<bool, Box<Difference>> {
+        self.compare_epochs(before, until)
+            .map_err(|wrong| self.explain(wrong))
+    }
+
+    fn compare_epochs(&mut self, before: &mut Proof, until: Option<Instant>) -> Result<bool, Wrong> {
+        let older = Arc::clone(&before.snapshot);
+        let mut places = before.held.places();
+        places.extend(self.held.places());
+        places.sort_unstable();
+        places.dedup();
+        // Who keeps an epoch, by what decides about it, then and now, and by what rules see of it, then and now.
+        let mut subjects: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        let mut meanings: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        for place in places {
+            let Place::Address(address) = place else { continue };
+            if !self.keeps_epoch(address, &older) {
+                continue;
+            }
+            let (was, is) = (
+                (before.view.cluster(), &*older),
+                (self.view.cluster(), &*self.snapshot),
+            );
+            if let Some(what) = is_another(address, was, is) {
+                return Err(Wrong {
+                    what: format!("{what}, and its epoch is what it was: its flows would go on"),
+                    suspect: Suspect::End(place),
+                });
+            }
+            let (old, new) = (before.view.end(address), self.view.end(address));
+            if old.who.is_unknown() || new.who.is_unknown() {
+                continue; // no flow of it is kept
+            }
+            for pair in old.subjects.into_iter().zip(new.subjects) {
+                subjects.entry(pair).or_default().push(place);
+            }
+            meanings
+                .entry((old.meaning, new.meaning))
+                .or_default()
+                .push(place);
+        }
+        let (mut lists, mut older_lists) = (Lists::default(), Lists::default());
+        let mut alike: HashMap<(u32, u32), bool> = HashMap::new();
+        for ((old, new), owns) in &subjects {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(false);
+            }
+            let isolated = [before.view.subject_of(*old), self.view.subject_of(*new)]
+                .map(|subject| !subject.policies.is_empty());
+            if isolated == [false, false] {
+                continue;
+            }
+            let older_others = before.view.lists_of(*old, &mut older_lists);
+            let others = self.view.lists_of(*new, &mut lists);
+            for ((old_meaning, meaning), peers) in &meanings {
+                let older_list = older_lists.get(*old_meaning, older_others);
+                let then = isolated[0].then(|| before.view.decide(*old, older_list, *old_meaning));
+                let list = lists.get(*meaning, others);
+                let now = isolated[1].then(|| self.view.decide(*new, list, *meaning));
+                let same = || before.view.passes(then) == self.view.passes(now);
+                let same = match (then, now) {
+                    (Some(then), Some(now)) => *alike.entry((then, now)).or_insert_with(same),
+                    _ => same(),
+                };
+                if !same && let Some((own, peer)) = pair_of(owns, peers) {
+                    return Err(self.stale(own, peer, *new));
+                }
+            }
+        }
+        Ok(true)
+    }
+
     fn keeps_epoch(&self, address: IpAddr, older: &Snapshot) -> bool {
         older.identify(address.into()).epoch == self.snapshot.identify(address.into()).epoch
     }
@@ -464,41 +543,54 @@ impl Proof {
         }
     }
 
-    /// In what an address is somebody else's than it was; None where it is not. Both snapshots say rightly whose it is.
-    fn is_another(&self, address: IpAddr, cluster: &Cluster, older: &Snapshot) -> Option<String> {
-        let (old, new) = (
-            older.identify(address.into()),
-            self.snapshot.identify(address.into()),
-        );
-        if old.kind != new.kind {
-            return Some(format!("{address} was {:?} and is {:?}", old.kind, new.kind));
-        }
-        match new.kind {
-            IdentityKind::Pod => {
-                let of = |snapshot: &Snapshot, number| snapshot.endpoint(number).map(|it| key_of(&it));
-                let key = of(&self.snapshot, new.endpoint)?;
-                let was = of(older, old.endpoint)?;
-                if key != was {
-                    return Some(format!("{address} was {was} and is {key}"));
-                }
-                let (old, new) = (self.view.cluster().pods.get(&key)?, cluster.pods.get(&key)?);
-                if old.uid != new.uid {
-                    return Some(format!("{key} was replaced"));
-                }
-                (old.node != new.node).then(|| format!("{key} moved to another node"))
-            }
-            IdentityKind::Node => {
-                let (was, is) = (older.node_name(old.node), self.snapshot.node_name(new.node));
-                (was != is).then(|| format!("{address} is another node's"))
-            }
-            IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => None,
-        }
-    }
-
     /// Whether much of what has been numbered can be nobody's any more.
     fn has_grown(&self) -> bool {
         let (columns, lines) = self.held.sizes();
         let policies = self.view.cluster().policies.len();
         self.view.ever() > 4 * (columns + lines + policies) + 50_000
+    }
+}
+
+/// Two different addresses of one family between which a flow can be.
+fn pair_of(owns: &[Place], peers: &[Place]) -> Option<(Place, Place)> {
+    let v4 = |place: &Place| match place {
+        Place::Address(address) => Some(address.is_ipv4()),
+        Place::Name(_) => None,
+    };
+    owns.iter().find_map(|own| {
+        let peer = peers.iter().find(|peer| *peer != own && v4(peer) == v4(own))?;
+        Some((*own, *peer))
+    })
+}
+
+/// In what an address is somebody else's than it was; None where it is not. Both snapshots say rightly whose it is.
+fn is_another(
+    address: IpAddr,
+    (older_cluster, older): (&Cluster, &Snapshot),
+    (cluster, snapshot): (&Cluster, &Snapshot),
+) -> Option<String> {
+    let (old, new) = (older.identify(address.into()), snapshot.identify(address.into()));
+    if old.kind != new.kind {
+        return Some(format!("{address} was {:?} and is {:?}", old.kind, new.kind));
+    }
+    match new.kind {
+        IdentityKind::Pod => {
+            let of = |snapshot: &Snapshot, number| snapshot.endpoint(number).map(|it| key_of(&it));
+            let key = of(snapshot, new.endpoint)?;
+            let was = of(older, old.endpoint)?;
+            if key != was {
+                return Some(format!("{address} was {was} and is {key}"));
+            }
+            let (old, new) = (older_cluster.pods.get(&key)?, cluster.pods.get(&key)?);
+            if old.uid != new.uid {
+                return Some(format!("{key} was replaced"));
+            }
+            (old.node != new.node).then(|| format!("{key} moved to another node"))
+        }
+        IdentityKind::Node => {
+            let (was, is) = (older.node_name(old.node), snapshot.node_name(new.node));
+            (was != is).then(|| format!("{address} is another node's"))
+        }
+        IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => None,
     }
 }

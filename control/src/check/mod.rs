@@ -54,18 +54,27 @@ impl Checker {
         Self::default()
     }
 
-    /// Proves all of the snapshot.
+    /// Proves all of the snapshot; and where one was proven before, that whoever is another or may do something else has
+    /// another epoch.
     ///
     /// # Errors
     /// A packet about which it is wrong. The checker then forgets what it knew, so that the next proof is a whole one.
     pub fn full(&mut self, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Difference>> {
-        self.last = None;
+        let before = self.last.take();
         let mut proof = Box::new(Proof::new(cluster, snapshot));
         while !proof.advance(None)? {}
+        if let Some(mut before) = before {
+            proof.epochs_since(&mut before, None)?;
+        }
+        Ok(self.keep(proof, cluster, snapshot))
+    }
+
+    /// What the next proof begins with.
+    fn keep(&mut self, proof: Box<Proof>, cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Report {
         let report = proof.report;
         self.last = Some(proof);
         self.look_at(cluster, snapshot);
-        Ok(report)
+        report
     }
 
     /// Proves what can differ from the snapshot that was proven last, and carries over the rest; all of it where none
@@ -82,12 +91,13 @@ impl Checker {
             return self.full(cluster, snapshot);
         };
         match proof.follow(cluster, snapshot) {
-            None => self.full(cluster, snapshot),
-            Some(proven) => {
-                let report = proven?;
+            None => {
                 self.last = Some(proof);
-                self.look_at(cluster, snapshot);
-                Ok(report)
+                self.full(cluster, snapshot)
+            }
+            Some(proven) => {
+                proven?;
+                Ok(self.keep(proof, cluster, snapshot))
             }
         }
     }
@@ -104,23 +114,26 @@ impl Checker {
         full: bool,
         until: Instant,
     ) -> Result<Option<Report>, Box<Difference>> {
-        if let Some(mut proof) = self.last.take()
-            && !full
-            && let Some(proven) = proof.follow(cluster, snapshot)
-        {
-            let report = proven?;
-            self.last = Some(proof);
-            self.look_at(cluster, snapshot);
-            return Ok(Some(report));
+        let mut before = self.last.take();
+        if !full && let Some(mut proof) = before.take() {
+            match proof.follow(cluster, snapshot) {
+                Some(proven) => {
+                    proven?;
+                    return Ok(Some(self.keep(proof, cluster, snapshot)));
+                }
+                None => before = Some(proof),
+            }
         }
         let mut proof = Box::new(Proof::new(cluster, snapshot));
         if !proof.advance(Some(until))? {
             return Ok(None);
         }
-        let report = proof.report;
-        self.last = Some(proof);
-        self.look_at(cluster, snapshot);
-        Ok(Some(report))
+        if let Some(mut before) = before
+            && !proof.epochs_since(&mut before, Some(until))?
+        {
+            return Ok(None);
+        }
+        Ok(Some(self.keep(proof, cluster, snapshot)))
     }
 
     /// Sets what [`Self::step`] proves from its next pass on, without a proof now: for a checker that works in the

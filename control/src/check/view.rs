@@ -472,14 +472,14 @@ impl View {
             let list = self.list_of(subject, meaning);
             Some(self.decide(subject, list, meaning))
         });
-        if a == b {
-            return true;
-        }
-        let passes = |decided: Option<u32>| match decided {
-            None => Passes::everything(),
-            Some(decided) => self.decisions.spans(decided).passes(),
-        };
-        passes(a) == passes(b)
+        a == b || self.passes(a) == self.passes(b)
+    }
+
+    /// What passes by a decision; None is that of a subject that nothing isolates.
+    pub(super) fn passes(&self, decided: Option<u32>) -> Passes {
+        decided.map_or_else(Passes::everything, |decided| {
+            self.decisions.spans(decided).passes()
+        })
     }
 
     fn node_number(&mut self, name: &str) -> u32 {
