@@ -956,7 +956,7 @@ impl Controller {
             }
         };
         let hash = ContentHash(made.compiled.hash);
-        self.note(generation, hash, &made);
+        self.note(generation, &state, hash, &made);
         // The dataplane may have come back with a later generation meanwhile.
         if self.generation.is_some_and(|newest| newest >= generation) {
             self.again();
@@ -964,7 +964,7 @@ impl Controller {
         }
         self.prove_whole(generation, &state, &made);
         let source = self.feed.health.location();
-        let entry = Entry::new(source, std::mem::take(&mut self.files), &made);
+        let entry = Entry::new(source, std::mem::take(&mut self.files), state.versions, &made);
         self.generation = Some(generation);
         self.overview.deciding().published(Deciding {
             generation,
@@ -992,7 +992,7 @@ impl Controller {
         self.publication.publish(made.compiled.image);
     }
 
-    fn note(&self, generation: u64, hash: ContentHash, made: &Made) {
+    fn note(&self, generation: u64, state: &SourceState, hash: ContentHash, made: &Made) {
         tracing::debug!(
             generation,
             incremental = made.compiled.incremental,
@@ -1006,7 +1006,7 @@ impl Controller {
         if let Some(proof) = &made.proof {
             latencies.verify.observe(proof.took.as_secs_f64());
         }
-        self.overview.made(generation, hash, made);
+        self.overview.made(generation, state.versions, hash, made);
     }
 
     /// What was proven by its change alone is proven whole in the background.

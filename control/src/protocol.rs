@@ -538,12 +538,56 @@ pub struct ObjectProblem {
     pub message: String,
 }
 
+/// The newest `resourceVersion` of each kind that a state reflects. None where the source has none, as a folder, or one
+/// that is not a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ResourceVersions {
+    /// Of Namespaces.
+    pub namespaces: Option<u64>,
+    /// Of Nodes.
+    pub nodes: Option<u64>,
+    /// Of Pods.
+    pub pods: Option<u64>,
+    /// Of NetworkPolicies.
+    pub policies: Option<u64>,
+}
+
+impl ResourceVersions {
+    /// Whether none is known.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for ResourceVersions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            ("networkpolicies", self.policies),
+            ("namespaces", self.namespaces),
+            ("nodes", self.nodes),
+            ("pods", self.pods),
+        ];
+        let mut separator = "";
+        for (kind, version) in kinds {
+            if let Some(version) = version {
+                write!(f, "{separator}{kind}@{version}")?;
+                separator = " ";
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The snapshot that was compiled last.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CompiledStatus {
     /// Its generation; 0 before the first.
     pub generation: u64,
+    /// What of the API server it reflects; empty for a folder.
+    #[serde(skip_serializing_if = "ResourceVersions::is_empty")]
+    pub resource_versions: ResourceVersions,
     /// Its canonical hash.
     pub hash: Option<ContentHash>,
     /// Size of its image in bytes.

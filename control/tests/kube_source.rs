@@ -111,6 +111,54 @@ async fn changes_arrive_and_what_does_not_matter_makes_no_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_says_which_versions_of_the_objects_it_reflects() {
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    let versions = || source.feed.states.borrow().as_ref().unwrap().versions;
+    let listed = versions();
+    let list = listed.pods.unwrap();
+    assert_eq!(
+        [listed.namespaces, listed.nodes, listed.policies],
+        [Some(list); 3]
+    );
+    // Of an event that matters, and of one before it that does not: neither is missing.
+    bed.server.apply(node("n1"));
+    source
+        .health_where("the node", |health| health.watches[1].version > Some(list))
+        .await;
+    let heartbeat = bed.server.object(NODES, "", "n1").unwrap()["metadata"]["resourceVersion"].clone();
+    let pod = bed.server.apply(pod("a", "p2", "10.0.0.12"));
+    source.state("the new pod", has_pod("a/p2")).await;
+    let now = versions();
+    assert_eq!((now.pods, now.policies), (Some(pod), Some(list)));
+    assert_eq!(
+        now.nodes.map(|version| json!(version.to_string())),
+        Some(heartbeat)
+    );
+    let gone = bed.server.delete(PODS, "a", "p2").unwrap();
+    source
+        .state("the old pods", |state| !has_pod("a/p2")(state))
+        .await;
+    assert_eq!(versions().pods, Some(gone));
+    // Data that went back: a list's version counts, though it is lower.
+    let backup = bed.server.backup();
+    let newer = bed.server.apply(policy("a", "newer"));
+    source
+        .state("two policies", |state| state.policies.len() == 2)
+        .await;
+    assert_eq!(versions().policies, Some(newer));
+    bed.server.set_away(true);
+    bed.server.restore(&backup);
+    bed.server.set_away(false);
+    source
+        .state("one policy", |state| state.policies.len() == 1)
+        .await;
+    assert_eq!(versions().policies, Some(gone));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn semantics_55_a_gap_leads_to_a_new_list_and_never_to_a_partial_state() {
     for by_status in [false, true] {
         let bed = Bed::new();

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::{deciding::Deciding, pipeline::Made};
 use crate::{
     cluster::Cluster,
+    protocol::ResourceVersions,
     refine::{self, Compiled, RefineError},
 };
 
@@ -32,12 +33,19 @@ pub(super) struct Entry {
     pub(super) source: String,
     /// What there changed, such as files; may be empty.
     pub(super) files: BTreeSet<String>,
+    /// Which versions of the API server's objects it reflects; empty where the source has none.
+    pub(super) versions: String,
     /// How it was proven.
     pub(super) proven: String,
 }
 
 impl Entry {
-    pub(super) fn new(source: String, files: BTreeSet<String>, made: &Made) -> Self {
+    pub(super) fn new(
+        source: String,
+        files: BTreeSet<String>,
+        versions: ResourceVersions,
+        made: &Made,
+    ) -> Self {
         let proven = match &made.proof {
             None if made.unproven.is_some() => "not yet: it took longer than verify.deadline".to_owned(),
             None => "not".to_owned(),
@@ -54,6 +62,7 @@ impl Entry {
         Self {
             source,
             files,
+            versions: versions.to_string(),
             proven,
         }
     }
@@ -125,6 +134,7 @@ impl Adopted {
             generation = self.after.generation,
             generations = (self.generations > 1).then_some(self.generations),
             from = self.entry.from(),
+            resource_versions = (!self.entry.versions.is_empty()).then_some(self.entry.versions.as_str()),
             pairs_opened = opened,
             pairs_closed = closed,
             flows,

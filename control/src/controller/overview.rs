@@ -21,8 +21,8 @@ use crate::{
     explain::{Question, report::Explanation},
     metrics::Latencies,
     protocol::{
-        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus, Status,
-        Supervision,
+        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus,
+        ResourceVersions, Status, Supervision,
     },
     publish::DataplaneInquiry,
     source::{
@@ -296,10 +296,11 @@ impl Overview {
         inner.incomplete = state.cluster.unevaluated_kinds.iter().cloned().collect();
     }
 
-    pub(super) fn made(&self, generation: u64, hash: ContentHash, made: &Made) {
+    pub(super) fn made(&self, generation: u64, versions: ResourceVersions, hash: ContentHash, made: &Made) {
         let mut inner = self.inner();
         let compiled = &mut inner.compiled;
         compiled.generation = generation;
+        compiled.resource_versions = versions;
         compiled.hash = Some(hash);
         compiled.bytes = made.compiled.stats.bytes;
         compiled.compile_micros = made.compile.as_micros() as u64;

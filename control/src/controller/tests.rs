@@ -802,6 +802,7 @@ async fn the_log_has_a_line_for_each_generation() {
     ] {
         assert!(line.contains(&words), "{words}: {line}");
     }
+    assert!(!line.contains("resource_versions"), "a folder has none: {line}");
 
     bed.write("two", &addressed("two", "10.0.0.2"));
     let line = log.line("generation=3").await;
@@ -1444,6 +1445,53 @@ async fn an_api_server_that_refuses_discovery_has_its_policies_enforced_with_an_
         "{:?}",
         status.alarms
     );
+}
+
+fn from_kubeconfig(bed: &Bed, server: &ApiServer) -> SourceKind {
+    let file = bed.path("kubeconfig");
+    std::fs::write(&file, server.kubeconfig("t")).unwrap();
+    SourceKind::Kubeconfig { file, context: None }
+}
+
+#[tokio::test]
+async fn the_log_says_which_versions_at_the_api_server_a_generation_reflects() {
+    let log = Log::default();
+    let _default = log.begin();
+    let bed = Bed::new();
+    let server = ApiServer::start().unwrap();
+    let namespace = server.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}));
+    let controller = Controller::start(Options {
+        source: from_kubeconfig(&bed, &server),
+        ..bed.options()
+    });
+    let control = Running::new(controller.await.unwrap());
+    control.ready().await;
+    let line = log.line("generation=1 ").await;
+    assert!(
+        line.contains(&format!(
+            "from=\"http://{}/\" resource_versions=\"networkpolicies@{namespace} namespaces@{namespace} \
+             nodes@{namespace} pods@{namespace}\"",
+            server.address()
+        )),
+        "{line}"
+    );
+    let policy = server.apply(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "a"}, "spec": {"podSelector": {}},
+    }));
+    assert!(policy > namespace);
+    let line = log.line("generation=2 ").await;
+    assert!(line.contains("added NetworkPolicy a/deny"), "{line}");
+    assert!(
+        line.contains(&format!(
+            "resource_versions=\"networkpolicies@{policy} namespaces@{namespace} "
+        )),
+        "{line}"
+    );
+    let status = control.ready().await.control.unwrap();
+    let versions = serde_json::to_value(&status).unwrap()["snapshot"]["resourceVersions"].clone();
+    assert_eq!(versions["policies"], json!(policy));
+    assert_eq!(versions["pods"], json!(namespace));
 }
 
 #[test]

@@ -166,12 +166,12 @@ pub enum KubeError {
 
 /// What the watches and their helpers say.
 enum Message {
-    /// A complete list.
-    Listed(Kind, Vec<Item>),
-    /// A new or changed object, and when it was read.
-    Applied(Box<Item>, Instant),
-    /// The end of an object, and when it was read.
-    Deleted(ObjectRef, Instant),
+    /// A complete list, and its version.
+    Listed(Kind, String, Vec<Item>),
+    /// A new or changed object.
+    Applied(Box<Item>, EventMeta),
+    /// The end of an object.
+    Deleted(ObjectRef, EventMeta),
     /// What became of a namespace.
     Namespace(String, NamespaceNow),
     /// The policy kinds that are not evaluated.
@@ -180,11 +180,19 @@ enum Message {
     Compare(Kind, String),
 }
 
+/// What an event of a watch has beside its object.
+struct EventMeta {
+    /// When it was read.
+    at: Instant,
+    /// `resourceVersion` of the change.
+    version: String,
+}
+
 impl Message {
     /// When it came.
     fn at(&self) -> Instant {
         match self {
-            Self::Applied(_, at) | Self::Deleted(_, at) => *at,
+            Self::Applied(_, meta) | Self::Deleted(_, meta) => meta.at,
             Self::Listed(..) | Self::Namespace(..) | Self::Unevaluated(_) | Self::Compare(..) => {
                 Instant::now()
             }
@@ -428,6 +436,7 @@ impl Assembler {
         let handed = SourceState {
             cluster: state.cluster().clone(),
             problems: state.problems(),
+            versions: state.versions(),
             began,
         };
         self.health.handed_on();
@@ -446,9 +455,18 @@ fn described(error: &JoinError) -> &'static str {
 
 fn take(state: &mut State, message: Message) -> bool {
     match message {
-        Message::Listed(kind, items) => state.listed(kind, items),
-        Message::Applied(item, _) => state.applied(*item),
-        Message::Deleted(reference, _) => state.deleted(&reference),
+        Message::Listed(kind, version, items) => {
+            state.seen(kind, &version);
+            state.listed(kind, items)
+        }
+        Message::Applied(item, meta) => {
+            state.seen(Kind::of(&item.reference), &meta.version);
+            state.applied(*item)
+        }
+        Message::Deleted(reference, meta) => {
+            state.seen(Kind::of(&reference), &meta.version);
+            state.deleted(&reference)
+        }
         Message::Namespace(name, now) => state.answered(&name, &now),
         Message::Unevaluated(kinds) => state.set_unevaluated(kinds),
         Message::Compare(..) => false,

@@ -12,7 +12,10 @@ use super::{
     feed::{Accept, Condition, Feed, Health, SourceState},
     folder::{FolderError, FolderWatch, Loaded, Problem, Update, WatchOptions},
 };
-use crate::{cluster::Settings, protocol::ObjectProblem};
+use crate::{
+    cluster::Settings,
+    protocol::{ObjectProblem, ResourceVersions},
+};
 
 /// How often the thread looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
@@ -125,6 +128,7 @@ impl Reader {
         self.states.send_replace(Some(Arc::new(SourceState {
             cluster: loaded.cluster,
             problems,
+            versions: ResourceVersions::default(),
             began,
         })));
     }

@@ -16,7 +16,7 @@ use imbl::OrdMap;
 
 use crate::{
     cluster::{Cluster, Object, ObjectKey, ObjectRef, Settings},
-    protocol::{ObjectCounts, ObjectProblem},
+    protocol::{ObjectCounts, ObjectProblem, ResourceVersions},
     source::problems::Problems,
 };
 
@@ -97,7 +97,7 @@ impl Kind {
         }
     }
 
-    fn of(reference: &ObjectRef) -> Self {
+    pub(super) fn of(reference: &ObjectRef) -> Self {
         match reference {
             ObjectRef::Namespace(_) => Self::Namespace,
             ObjectRef::Node(_) => Self::Node,
@@ -154,6 +154,7 @@ enum Hold {
 pub(super) struct State {
     cluster: Cluster,
     synced: [bool; 4],
+    versions: ResourceVersions,
     namespace_uids: BTreeMap<String, String>,
     holds: BTreeMap<ObjectKey, Hold>,
     asking: BTreeSet<String>,
@@ -174,6 +175,7 @@ impl State {
                 ..Cluster::default()
             },
             synced: [false; 4],
+            versions: ResourceVersions::default(),
             namespace_uids: BTreeMap::new(),
             holds: BTreeMap::new(),
             asking: BTreeSet::new(),
@@ -232,6 +234,24 @@ impl State {
             cluster: self.cluster.clone(),
             held: self.holds.keys().cloned().collect(),
         }
+    }
+
+    /// Notes the version of what a watch has said: of a list, or of an event. It may be lower than before, where the
+    /// server's data went back.
+    pub(super) fn seen(&mut self, kind: Kind, version: &str) {
+        let versions = &mut self.versions;
+        let of_kind = match kind {
+            Kind::Namespace => &mut versions.namespaces,
+            Kind::Node => &mut versions.nodes,
+            Kind::Pod => &mut versions.pods,
+            Kind::NetworkPolicy => &mut versions.policies,
+        };
+        *of_kind = version.parse().ok();
+    }
+
+    /// The newest version of each kind that this state reflects.
+    pub(super) fn versions(&self) -> ResourceVersions {
+        self.versions
     }
 
     /// How many objects of each kind there are.

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    Message, Timing,
+    EventMeta, Message, Timing,
     connection::{Connection, Order, RequestError},
     object::{identify, item},
     state::{Item, Kind},
@@ -329,7 +329,8 @@ impl Watcher {
         }
         self.connection.seen(self.kind, Some(&version));
         self.health.listed(self.number);
-        self.send(Message::Listed(self.kind, items)).await?;
+        self.send(Message::Listed(self.kind, version.clone(), items))
+            .await?;
         if let (Some(before), Some(now)) = (before, self.connection.version(self.kind))
             && now < before
         {
@@ -448,17 +449,21 @@ impl Watcher {
             .filter(|version| !version.is_empty())
             .map(str::to_owned)
             .ok_or_else(|| unreadable("has no resourceVersion".to_owned()))?;
+        let meta = EventMeta {
+            at,
+            version: newer.clone(),
+        };
         match r#type {
             "BOOKMARK" => self.health.alive(),
             "ADDED" | "MODIFIED" => {
                 let item = item(self.kind, object).map_err(unreadable)?;
                 self.health.event(Some(self.number));
-                self.send(Message::Applied(Box::new(item), at)).await?;
+                self.send(Message::Applied(Box::new(item), meta)).await?;
             }
             "DELETED" => {
                 let (reference, _) = identify(self.kind, &object).map_err(unreadable)?;
                 self.health.event(Some(self.number));
-                self.send(Message::Deleted(reference, at)).await?;
+                self.send(Message::Deleted(reference, meta)).await?;
             }
             other => return Err(unreadable(format!("is of the unknown type {other:?}"))),
         }
