@@ -441,7 +441,10 @@ pub enum AntiSpoofing {
     /// It fits the `side` of its interface and, on a router, the route back.
     #[default]
     Sides,
-    /// On a router, a pod's packets also bear the Ethernet address of the next hop to that pod: its node's.
+    /// A pod's packets also bear the Ethernet address of its node: on a router that of the next hop to the pod, on a wire that
+    /// of the station which answers for an address of its Node object by ARP or neighbour discovery, and a node's packets
+    /// likewise. A wire has to be in the network of the nodes for that: the packets of a node that says nothing there, as
+    /// behind a router, and of its pods drop as `neighbour-unresolved`, with an alarm.
     Strict,
     /// Interfaces of `side: any` are accepted where verdicts are enforced: whoever is there can send as any pod.
     Off,

@@ -7,13 +7,15 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 
 use crate::{
-    classify::Snapshot,
+    classify::{Generation, Snapshot},
     failsafe::Failsafe,
     flow::{FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, shard::Shard, table::FlowTable},
     forward::{Forwarding, ResolveRequest},
+    port::PortId,
     rcu,
     stats::{StatsReader, WorkerStats},
     time::Nanos,
@@ -124,6 +126,22 @@ pub enum PlaneError {
     Workers(usize),
 }
 
+/// What a worker hears of a node's Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StationNews {
+    /// Where.
+    pub port: PortId,
+    /// The node's number in the snapshot of a generation.
+    pub node: u32,
+    /// That generation.
+    pub generation: Generation,
+    /// The Ethernet address that says to be it; None where a packet dropped because none is known.
+    pub claimed: Option<[u8; 6]>,
+}
+
+/// Long enough for questions.
+pub(crate) type ShortFrame = ArrayVec<u8, 128>;
+
 /// What workers share: written once.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -131,6 +149,10 @@ pub(crate) struct Shared {
     /// By worker: frames of flows that it owns, received by others.
     pub(crate) handover: Box<[ArrayQueue<Handover>]>,
     pub(crate) resolve: ArrayQueue<ResolveRequest>,
+    /// What workers hear of nodes' Ethernet addresses.
+    pub(crate) stations: ArrayQueue<StationNews>,
+    /// Frames that are to be sent as they are, by whichever worker comes first.
+    pub(crate) to_send: ArrayQueue<(PortId, ShortFrame)>,
     /// By worker: questions and answers about flows.
     pub(crate) asked: Box<[ArrayQueue<FlowDump>]>,
     pub(crate) answered: Box<[ArrayQueue<FlowDump>]>,
@@ -212,6 +234,8 @@ impl Plane {
                 .map(|_| ArrayQueue::new(config.handover.max(1)))
                 .collect(),
             resolve: ArrayQueue::new(256),
+            stations: ArrayQueue::new(256),
+            to_send: ArrayQueue::new(256),
             asked: queues(4),
             answered: queues(8),
             pickup_until: if inherited {
@@ -260,6 +284,18 @@ impl Plane {
     /// second, until a published `Forwarding` has it.
     pub fn next_resolve(&self) -> Option<ResolveRequest> {
         self.shared.resolve.pop()
+    }
+
+    /// What a worker has heard next of the Ethernet addresses of nodes on wires that bind sources. What is heard while the
+    /// queue is full is lost; it is said again.
+    pub fn next_station(&self) -> Option<StationNews> {
+        self.shared.stations.pop()
+    }
+
+    /// Has a frame sent out of a port as it is, within 50 ms; wake the workers if they sleep. Answers whether there was room
+    /// for it; frames are 128 bytes long at most.
+    pub fn send(&self, port: PortId, frame: &[u8]) -> bool {
+        ShortFrame::try_from(frame).is_ok_and(|frame| self.shared.to_send.push((port, frame)).is_ok())
     }
 
     /// Whether frames wait for a worker to take them over: look before putting it to sleep.

@@ -72,7 +72,8 @@ pub struct Port {
     pub zone: u32,
     /// Where the route back to a source has to lead, on an uplink.
     pub reverse_path: ReversePath,
-    /// Whether a pod's packets must bear the Ethernet address of the next hop to that pod, on an uplink.
+    /// Whether a pod's packets must bear an Ethernet address: on an uplink that of the next hop to the pod, on a wire that of
+    /// its node, and a node's packets likewise.
     pub binds_sources: bool,
     /// Which frames without a policy cross the wire that it is an end of.
     pub not_subject: NotSubjectTable,

@@ -437,6 +437,20 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     /// A frame that no policy speaks about crosses a wire or ends here.
     #[cold]
     fn not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
+        let is_wire = matches!(port.kind, PortKind::Wire { .. });
+        if is_wire && port.binds_sources && matches!(kind, NotSubject::Arp | NotSubject::Ndp) {
+            let audit = self.shared.config.mode == Mode::Audit;
+            if !self.hear(port, frame.bytes()) {
+                if !audit {
+                    return self.drop_unread(frame, DropReason::SpoofedSource);
+                }
+                self.stats.counters.audited.count(DropReason::SpoofedSource);
+            }
+            // An answer to a question of ours.
+            if frame.bytes().starts_with(&port.mac) {
+                return self.drop_unread(frame, DropReason::NotSubject);
+            }
+        }
         match port.kind {
             PortKind::Wire { peer } if port.not_subject.crosses(kind) => {
                 self.stats.counters.not_subject.add(1);
@@ -575,9 +589,27 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
         if self.turn.frames == 0 || now.since(state.gauges) >= GAUGES_EVERY {
             state.gauges = now;
             self.gauges();
+            self.send_what_was_asked_for();
         }
         if let Some(dump) = self.shared.asked[self.index].pop() {
             self.answer(dump);
+        }
+    }
+
+    /// Sends frames that are not packets of anybody.
+    fn send_what_was_asked_for(&mut self) {
+        while let Some((port, bytes)) = self.shared.to_send.pop() {
+            let Some(mut frame) = self.io.allocate() else {
+                continue; // who asks, asks again
+            };
+            if !frame.set_len(bytes.len()) {
+                self.io.release(frame);
+                continue;
+            }
+            frame.bytes_mut().copy_from_slice(&bytes);
+            self.stats.counters.generated.add(1);
+            frame.set_port(port);
+            self.send(port, frame);
         }
     }
 

@@ -209,6 +209,10 @@ pub(crate) fn wires(bits: u8) -> ForwardingBuilder {
     if bits & 64 != 0 {
         return ForwardingBuilder::new(); // every port is gone
     }
+    for id in 0..4 {
+        builder.station(PortId(id), "node", [6, 0, 0, 0, 0, 1]);
+        builder.station(PortId(id), "other", [6, 0, 0, 0, 0, 2]);
+    }
     builder
 }
 

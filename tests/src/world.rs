@@ -25,6 +25,8 @@ pub struct World {
     pub pods: BTreeMap<String, Pod>,
     /// NetworkPolicies.
     pub policies: Vec<Value>,
+    /// Addresses of nodes, besides those that every bed has.
+    pub nodes: BTreeMap<String, Vec<IpAddr>>,
 }
 
 impl World {
@@ -34,6 +36,7 @@ impl World {
             namespaces: BTreeMap::new(),
             pods: BTreeMap::new(),
             policies: Vec::new(),
+            nodes: BTreeMap::new(),
         };
         for member in &bed.pods {
             let (namespace, name) = member.name.split_once('/').unwrap_or(("default", &member.name));
@@ -89,6 +92,8 @@ impl World {
         );
         objects.extend(self.pods.values().map(Pod::object));
         objects.extend(self.policies.iter().cloned());
+        let nodes = self.nodes.iter();
+        objects.extend(nodes.map(|(name, addresses)| manifests::node(name, addresses, &[])));
         objects
     }
 

@@ -21,8 +21,9 @@ use ringwall_testbed::{
     appliance::{Appliance, Options, built_binary},
     netns::Netns,
     preflight::runs_here,
+    probe::Service,
     topology::{Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, POD_CIDR, POD_CIDR_V6, Plan, Role},
-    world::World,
+    world::{World, wait_for_answer},
 };
 use serde_json::{Value, json};
 
@@ -663,4 +664,75 @@ fn a_pod_of_one_vlan_is_not_claimed_or_reached_in_another() {
     }
     assert_eq!(scene.dropped("spoofed-source"), 10);
     assert_eq!(scene.dropped("misplaced-destination"), 10);
+}
+
+/// The Ethernet address of no station of the bed.
+const STRANGER: [u8; 6] = [2, 0, 0, 0, 0, 0x66];
+
+/// A compromised pod of another node sends as a pod, and another station says to be that pod's node.
+#[test]
+fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::with(Role::Wire, |options, world| {
+        options.more = "antiSpoofing: strict\n".to_owned();
+        // The pods' router is their node.
+        let addresses = [IpAddr::from([198, 51, 100, 1]), "2001:db8:1::1".parse().unwrap()];
+        world.nodes.insert("inner".to_owned(), addresses.into());
+        for pod in world.pods.values_mut() {
+            pod.node = "inner".to_owned();
+        }
+    });
+    // Nobody has heard of the node yet; it is asked, and its pods' packets pass.
+    for v6 in [false, true] {
+        let to = scene.address("external", v6);
+        wait_for_answer(&scene.bed, "shop/client", to, Service::Udp(53), PATIENCE * 3).unwrap();
+    }
+    assert!(scene.dropped("neighbour-unresolved") >= 1);
+    let outward = scene.outward("shop/client");
+    let claim = {
+        let mut claim = [
+            &[255; 6][..],
+            &STRANGER,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &STRANGER,
+        ]
+        .concat();
+        claim.extend([198, 51, 100, 1, 0, 0, 0, 0, 0, 0, 198, 51, 100, 2]);
+        claim
+    };
+    for (v6, own) in families() {
+        let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
+        let real = outward.template(client, outsider);
+        let mut forged = real.clone();
+        forged.eth_src = STRANGER;
+        let text = format!("the pod begins {own}");
+        outward.all_pass(&[(&text, real.udp(own, QUIET, text.as_bytes()))]);
+        let before = scene.dropped("spoofed-source");
+        outward.from.send(&claim);
+        outward.only_the_last_passes(
+            &[
+                ("a new flow", forged.udp(own + 1, QUIET, b"a new flow")),
+                ("in the pod's flow", forged.udp(own, QUIET, b"in the pod's flow")),
+                ("a connection", forged.tcp(own, 80, SYN, b"a connection")),
+                ("without one", forged.tcp(own, 80, ACK, b"without one")),
+            ],
+            real.udp(own, QUIET, b"from its node"),
+            "from its node",
+        );
+        assert_eq!(scene.dropped("spoofed-source"), before + 5);
+    }
+    // The follower of what workers hear is another thread.
+    let until = Instant::now() + PATIENCE;
+    let alarms = loop {
+        let alarms = scene.firewall.status().unwrap()["dataplane"]["alarms"].to_string();
+        if alarms.contains("claims to be node inner") || Instant::now() > until {
+            break alarms;
+        }
+    };
+    assert!(
+        alarms.contains("02:00:00:00:00:66 claims to be node inner"),
+        "{alarms}"
+    );
 }

@@ -140,6 +140,7 @@ fn broken_manifests_refuse_a_cold_start_and_never_take_the_good_ones_down() {
         namespaces: Default::default(),
         pods: Default::default(),
         policies: Vec::new(),
+        nodes: Default::default(),
     };
     more.policy(
         "shop",

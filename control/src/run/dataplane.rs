@@ -421,6 +421,7 @@ impl Running {
             attaching: Mutex::new(()),
             changes: Mutex::new(changes),
             meddled: Mutex::default(),
+            stations: Mutex::default(),
             partial: Mutex::default(),
             started,
         });

@@ -7,14 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall_dataplane::forward::ResolveRequest;
+use ringwall_dataplane::{classify::Snapshot, forward::ResolveRequest, port::PortId, wire::question};
 
 use super::{
     fib::{Known, Stale, View},
     machine::Machine,
     mirror::{Mirrored, mirror},
     netlink::{Change, Changes, Netlink, NetlinkError},
+    plan::PlannedPlace,
     publication::locked,
+    stations::Next,
 };
 
 /// How long after a change others are waited for, and how long at most.
@@ -28,6 +30,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often settings are read of whose changes the kernel says nothing (redirects, proxy ARP).
 const SETTINGS_POLL: Duration = Duration::from_secs(2);
+/// Least time between questions for nodes: their addresses are looked for among all of the snapshot's.
+const NODES_PAUSE: Duration = Duration::from_millis(100);
 /// Neighbours that are resolved because traffic asked for them, at most. The oldest goes for a new one, so that a scan
 /// of an on-link network cannot fill the kernel's table.
 const ASKED_LIMIT: usize = 1024;
@@ -43,6 +47,9 @@ pub struct Follower {
     /// Neighbours that traffic asked for, oldest first.
     asked: VecDeque<(u32, IpAddr)>,
     local: Vec<IpAddr>,
+    /// Nodes on wires that are to be asked for their Ethernet addresses, and when that may be done.
+    nodes_to_ask: BTreeSet<(PortId, String)>,
+    nodes_due: Instant,
     /// When ports that could not be opened are tried again, and how long it waited for that.
     retry: (Instant, Duration),
     /// When settings are read again, even where the kernel says nothing.
@@ -61,6 +68,8 @@ impl Follower {
             wanted: BTreeSet::new(),
             asked: VecDeque::new(),
             local: Vec::new(),
+            nodes_to_ask: BTreeSet::new(),
+            nodes_due: Instant::now(),
             retry: (Instant::now() + RETRY_FIRST, RETRY_FIRST),
             settings_due: Instant::now() + SETTINGS_POLL,
         };
@@ -94,6 +103,7 @@ impl Follower {
                 &self.view,
                 &plan.ports,
                 &plan.places,
+                &locked(&self.machine.stations),
                 plan.host.as_ref(),
                 plan.routed,
                 &|name| self.machine.partial_checksums(name),
@@ -165,6 +175,63 @@ impl Follower {
         }
     }
 
+    /// What workers hear of nodes on wires, and the nodes that traffic waits for.
+    fn follow_stations(&mut self) {
+        let mut changed = false;
+        while let Some(news) = { locked(&self.machine.plane).next_station() } {
+            let named = |snapshot: &Snapshot| snapshot.node_name(news.node).map(str::to_owned);
+            let snapshot = self
+                .machine
+                .publication
+                .remembered(|generation| generation == news.generation.0);
+            let Some(node) = snapshot.as_deref().and_then(named) else {
+                continue;
+            };
+            let mut stations = locked(&self.machine.stations);
+            let next = match news.claimed {
+                Some(mac) => stations.hear(news.port, &node, mac, Instant::now()),
+                None => stations.want(news.port, &node, Instant::now()),
+            };
+            match next {
+                Next::Nothing => {}
+                Next::Publish => changed = true,
+                Next::Ask => drop(self.nodes_to_ask.insert((news.port, node))),
+            }
+        }
+        if changed {
+            self.publish();
+        }
+        if !self.nodes_to_ask.is_empty() && self.nodes_due <= Instant::now() {
+            let asked = std::mem::take(&mut self.nodes_to_ask);
+            self.ask_nodes(&asked);
+            self.nodes_due = Instant::now() + NODES_PAUSE;
+        }
+    }
+
+    /// Has nodes asked for their Ethernet addresses, by all their addresses, in the VLANs that these have a place in.
+    fn ask_nodes(&self, asked: &BTreeSet<(PortId, String)>) {
+        let Some(snapshot) = self.machine.publication.remembered(|_| true) else {
+            return;
+        };
+        let addresses = snapshot.addresses_of_nodes();
+        let plan = locked(&self.machine.plan);
+        for (port, node) in asked {
+            let planned = plan.ports.iter().find(|planned| planned.id == *port);
+            let Some((_, link)) = planned.and_then(|planned| self.view.link_named(&planned.name)) else {
+                continue;
+            };
+            for address in addresses.get(node.as_str()).into_iter().flatten() {
+                let holds = |place: &&PlannedPlace| place.network.contains(address);
+                let vlan = plan.places.iter().find(holds).and_then(|place| place.place.vlan);
+                let frame = question((*address).into(), link.mac, vlan.unwrap_or(0));
+                if !locked(&self.machine.plane).send(*port, &frame) {
+                    tracing::debug!(node, "no room for a question");
+                }
+            }
+        }
+        self.machine.publication.wake();
+    }
+
     /// Neighbours that traffic asked for and nobody answered: asked for again when traffic does.
     fn drop_failed(&mut self) {
         let failed: Vec<(u32, IpAddr)> = self
@@ -217,6 +284,7 @@ impl Follower {
 
     fn turn(&mut self) -> Result<(), NetlinkError> {
         self.resolve();
+        self.follow_stations();
         let mut stale = Stale::default();
         let mut overrun = self.take(RESOLVE_POLL, &mut stale)?;
         if !stale.any() && !overrun {

@@ -36,6 +36,7 @@ use super::{
     pods::PodNetworks,
     ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL, Traffic},
     publication::{Publication, locked},
+    stations::Stations,
 };
 
 /// Frames kept ready in the fill ring of a pod's queue, and of any other.
@@ -89,6 +90,8 @@ pub struct Machine {
     pub changes: Mutex<Changes>,
     /// Settings that somebody changed and that were put back, and when last.
     pub meddled: Mutex<Option<(Instant, String)>>,
+    /// The nodes on wires.
+    pub stations: Mutex<Stations>,
     /// By interface: whether its packets may carry partial checksums.
     pub partial: Mutex<BTreeMap<String, bool>>,
     /// When the process began.
@@ -540,6 +543,14 @@ impl Machine {
                 .map(|(name, refused)| format!("port {name}: {}", refused.problem)),
         );
         alarms.extend(locked(&self.pods).problem.clone());
+        let names: BTreeMap<PortId, String> = {
+            let plan = locked(&self.plan);
+            plan.ports
+                .iter()
+                .map(|port| (port.id, port.name.clone()))
+                .collect()
+        };
+        alarms.extend(locked(&self.stations).alarms(Instant::now(), &names));
         alarms.extend(
             locked(&self.meddled)
                 .as_ref()

@@ -9,13 +9,14 @@ use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
     forward::{Forwarding, ForwardingBuilder, Hop, Neighbour, Place, Route},
-    port::{Port, PortId, PortKind},
+    port::{Port, PortId, PortKind, Side},
 };
 
 use super::{
     fib::{self, Action, Known, View},
     plan::{HostPair, PlannedPlace, PlannedPort},
     ports::GATEWAY_V4,
+    stations::Stations,
 };
 
 /// What the mirror makes of the kernel's state.
@@ -36,6 +37,7 @@ pub fn mirror(
     view: &View,
     planned: &[PlannedPort],
     places: &[PlannedPlace],
+    stations: &Stations,
     host: Option<&HostPair>,
     routed: bool,
     partial_checksums: &dyn Fn(&str) -> bool,
@@ -58,10 +60,19 @@ pub fn mirror(
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             zone: 0,
             reverse_path: port.sources.reverse_path,
-            binds_sources: port.sources.binds && port.kind == PortKind::Uplink,
+            // Beyond the outer end of a wire, sides let no pod be.
+            binds_sources: port.sources.binds
+                && match port.kind {
+                    PortKind::Uplink => true,
+                    PortKind::Wire { .. } => port.side != Side::Outside,
+                    PortKind::Pod | PortKind::Host => false,
+                },
             not_subject: port.not_subject,
             partial_checksums: partial_checksums(&port.name),
         });
+    }
+    for (port, node, mac) in stations.iter() {
+        builder.station(port, node, mac);
     }
     for PlannedPlace { network, place } in places {
         builder.place(network.addr().into(), network.prefix_len(), place.clone());
@@ -254,11 +265,7 @@ fn want(
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
     use ringwall_config::{FailMode, RxQueues, XdpMode, ZeroCopy};
-    use ringwall_dataplane::{
-        forward::Path,
-        port::{ReversePath, Side},
-        wire::subject::NotSubjectTable,
-    };
+    use ringwall_dataplane::{forward::Path, port::ReversePath, wire::subject::NotSubjectTable};
 
     use super::*;
     use crate::run::{fib::Link, plan::SourceChecks};
@@ -353,7 +360,15 @@ mod tests {
         forward(&mut view, "10.0.0.0/8", &[(2, Some("192.0.2.9"))]);
         forward(&mut view, "198.51.100.0/24", &[(5, None)]);
         forward(&mut view, "203.0.113.0/24", &[(5, None), (2, Some("192.0.2.8"))]);
-        let made = mirror(&view, &ports, &[], Some(&pair), true, &|_| true);
+        let made = mirror(
+            &view,
+            &ports,
+            &[],
+            &Stations::default(),
+            Some(&pair),
+            true,
+            &|_| true,
+        );
         let to = |address: &str| made.forwarding.route(ip(address).into(), 7);
         let hop = |port, neighbour: &str| Path::Hop {
             port: PortId(port),
@@ -417,7 +432,15 @@ mod tests {
             at("172.16.0.0/12", 3),
             at("fd00::/48", 3),
         ];
-        let made = mirror(&view, &ports, &places, Some(&pair), true, &|_| true);
+        let made = mirror(
+            &view,
+            &ports,
+            &places,
+            &Stations::default(),
+            Some(&pair),
+            true,
+            &|_| true,
+        );
         for (address, port) in [
             ("10.10.0.1", Some(1)),
             ("10.10.7.1", Some(1)),
@@ -444,7 +467,15 @@ mod tests {
         view.neighbours.insert((1, ip("10.1.1.2")), Known::At([2; 6]));
         view.neighbours.insert((2, ip("192.0.2.9")), Known::Failed);
         view.neighbours.insert((5, ip("198.51.100.9")), Known::At([3; 6]));
-        let made = mirror(&view, &ports, &[], Some(&pair), true, &|_| true);
+        let made = mirror(
+            &view,
+            &ports,
+            &[],
+            &Stations::default(),
+            Some(&pair),
+            true,
+            &|_| true,
+        );
         let at = |port, address: &str| made.forwarding.neighbour(PortId(port), ip(address).into());
         assert_eq!(at(0, "10.1.1.2"), Some(Neighbour::Reachable([2; 6])));
         assert_eq!(at(1, "192.0.2.9"), Some(Neighbour::Failed));
@@ -456,7 +487,15 @@ mod tests {
         let (mut view, ports, pair) = node();
         forward(&mut view, "10.1.1.2/32", &[(1, None)]);
         view.links.remove(&1);
-        let made = mirror(&view, &ports, &[], Some(&pair), true, &|_| true);
+        let made = mirror(
+            &view,
+            &ports,
+            &[],
+            &Stations::default(),
+            Some(&pair),
+            true,
+            &|_| true,
+        );
         assert!(made.forwarding.port(PortId(0)).is_none());
         assert_eq!(made.forwarding.route(ip("10.1.1.2").into(), 0), Path::Unreachable);
         assert_eq!(made.ports.len(), 2);

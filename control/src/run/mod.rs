@@ -30,6 +30,7 @@ pub mod plan;
 pub mod pods;
 pub mod ports;
 pub mod publication;
+pub mod stations;
 pub mod status;
 pub mod supervisor;
 pub mod upgrade;

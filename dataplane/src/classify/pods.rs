@@ -1,6 +1,6 @@
-//! Where pods are, for those who have to know without a lookup: the kernel's programs. Cold.
+//! Where pods and nodes are, for those who have to know without a lookup: the kernel's programs. Cold.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     IdentityKind,
@@ -27,6 +27,22 @@ impl Snapshot {
                 && self.kind(self.range(addr)) != IdentityKind::Unknown
             {
                 found.push((addr.into(), if addr.is_v4() { 32 } else { 128 }));
+            }
+        }
+        found
+    }
+
+    /// The addresses of each node, by its name.
+    pub fn addresses_of_nodes(&self) -> BTreeMap<&str, Vec<IpAddr>> {
+        let tables = &self.image().parts.tables;
+        let mut found: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
+        let v4 = tables.hosts_v4.iter().flat_map(hosts);
+        for (addr, identity) in v4.chain(tables.hosts_v6.iter().flat_map(hosts)) {
+            let identity = identity_of(tables.identities.get(identity as usize));
+            if identity.kind == IdentityKind::Node
+                && let Some(name) = self.node_name(identity.node)
+            {
+                found.entry(name).or_default().push(addr.into());
             }
         }
         found
@@ -97,6 +113,19 @@ mod tests {
             builder.host(ip(host), pod);
         }
         builder.host(ip("192.0.2.8"), outside);
+        for (name, addresses) in [
+            ("n1", &["192.0.2.21", "2001:db8::21"][..]),
+            ("n2", &["192.0.2.22"]),
+        ] {
+            let node = Identity {
+                node: builder.node(name),
+                ..of(IdentityKind::Node)
+            };
+            let node = builder.identity(node);
+            for address in addresses {
+                builder.host(ip(address), node);
+            }
+        }
         let snapshot = Snapshot::from_image(&builder.image(Generation(8), [0; 32]).unwrap());
         let mut found = snapshot.pod_networks();
         found.sort_unstable();
@@ -111,5 +140,20 @@ mod tests {
         .map(|(text, length)| (text.parse().unwrap(), length))
         .into();
         assert_eq!(found, wanted);
+        let mut nodes = snapshot.addresses_of_nodes();
+        nodes.values_mut().for_each(|addresses| addresses.sort_unstable());
+        let ips = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<IpAddr>>()
+        };
+        assert_eq!(
+            nodes,
+            BTreeMap::from([
+                ("n1", ips(&["192.0.2.21", "2001:db8::21"])),
+                ("n2", ips(&["192.0.2.22"])),
+            ])
+        );
     }
 }

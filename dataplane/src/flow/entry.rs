@@ -34,7 +34,9 @@ const THIS_NODE: u8 = 8;
 const FAILSAFE: u8 = 16;
 /// Policy denies it; audit mode forwards it all the same.
 const AUDITED: u8 = 32;
-const ALL_FLAGS: u8 = ORIENTED | REPLY_JUDGED | TRUSTED | THIS_NODE | FAILSAFE | AUDITED;
+/// Its packets bear the Ethernet addresses that its ports were bound with.
+const BINDS_STATIONS: u8 = 64;
+const ALL_FLAGS: u8 = ORIENTED | REPLY_JUDGED | TRUSTED | THIS_NODE | FAILSAFE | AUDITED | BINDS_STATIONS;
 
 /// Native byte order, but for addresses; all zero is a free place.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -84,7 +86,9 @@ pub(crate) struct Entry {
     errors_left: u8,
     /// Why audit mode would drop it: a [`DropReason`] plus one; 0 for nothing.
     would_drop: u8,
-    cold: [u8; 26],
+    /// By direction, with [`BINDS_STATIONS`]: the Ethernet address that its packets come from; zero where none has come.
+    stations: [[u8; 6]; 2],
+    cold: [u8; 14],
 }
 
 /// Units of about 67 ms, in which 32 bits last for nine years.
@@ -177,7 +181,8 @@ impl Entry {
             error_at: (now.0 >> ERROR_SHIFT) as u32,
             errors_left: ERRORS_AT_ONCE,
             would_drop: stamp.ground.would_drop(),
-            cold: [0; 26],
+            stations: [[0; 6]; 2],
+            cold: [0; 14],
         }
     }
 
@@ -261,7 +266,8 @@ impl Entry {
             self.ports = [NO_PORT; 2];
             self.generation = 0;
             self.decided = 0;
-            self.flags &= !REPLY_JUDGED;
+            self.flags &= !(REPLY_JUDGED | BINDS_STATIONS);
+            self.stations = [[0; 6]; 2];
             self.windows.forget();
             self.charged = charged;
             self.would_drop = 0;
@@ -336,10 +342,23 @@ impl Entry {
         self.flags |= ORIENTED;
     }
 
+    /// Whether packets of a direction come from a station.
+    pub(crate) fn is_from(&self, direction: Direction, station: [u8; 6]) -> bool {
+        self.flags & BINDS_STATIONS != 0 && self.stations[direction as usize] == station
+    }
+
+    /// Binds a direction to the station that its packets come from; from now on each packet is looked at for that.
+    pub(crate) fn bind_station(&mut self, direction: Direction, station: Option<[u8; 6]>) {
+        self.flags |= BINDS_STATIONS;
+        if let Some(station) = station {
+            self.stations[direction as usize] = station;
+        }
+    }
+
     /// Whether nothing but its port and its state needs to be asked about a packet, in either direction.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.flags & (ORIENTED | AUDITED) == ORIENTED
+        self.flags & (ORIENTED | AUDITED | BINDS_STATIONS) == ORIENTED
     }
 
     /// Whether a packet in this direction needs no judgement of its own.

@@ -104,6 +104,7 @@ pub struct ForwardingBuilder {
     host: Option<(PortId, [u8; 6])>,
     sources: [Option<Addr>; 2],
     places: Places,
+    stations: HashMap<String, Vec<(PortId, [u8; 6])>>,
 }
 
 impl ForwardingBuilder {
@@ -171,6 +172,14 @@ impl ForwardingBuilder {
         self
     }
 
+    /// The Ethernet address of a node on a wire's port that binds sources.
+    pub fn station(&mut self, port: PortId, node: &str, mac: [u8; 6]) -> &mut Self {
+        let known = self.stations.entry(node.to_owned()).or_default();
+        known.retain(|(other, _)| *other != port);
+        known.push((port, mac));
+        self
+    }
+
     /// The finished snapshot.
     pub fn build(mut self) -> Forwarding {
         self.fib.finish();
@@ -181,6 +190,7 @@ impl ForwardingBuilder {
             host: self.host,
             sources: self.sources,
             places: self.places,
+            stations: self.stations,
         }
     }
 }
@@ -194,6 +204,7 @@ pub struct Forwarding {
     host: Option<(PortId, [u8; 6])>,
     sources: [Option<Addr>; 2],
     places: Places,
+    stations: HashMap<String, Vec<(PortId, [u8; 6])>>,
 }
 
 /// What routing decided.
@@ -332,6 +343,13 @@ impl Forwarding {
     #[inline]
     pub(crate) fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// The Ethernet address of a node on a wire's port, where it is known.
+    pub fn station(&self, port: PortId, node: &str) -> Option<[u8; 6]> {
+        let known = self.stations.get(node)?;
+        let here = known.iter().find(|(other, _)| *other == port);
+        here.map(|(_, mac)| *mac)
     }
 
     /// A neighbour on a port.

@@ -64,9 +64,14 @@ impl Places {
         self.check_ends(packet, port)
     }
 
+    /// Whether frames of an address may be on a port with these VLAN tags.
+    pub(crate) fn may_be_at(&self, addr: Addr, port: PortId, vlan: u32) -> bool {
+        self.of(addr).is_none_or(|place| place.is_at(port, vlan))
+    }
+
     #[cold]
     fn check_ends(&self, packet: &Packet, port: &Port) -> Result<(), DropReason> {
-        let is_at = |addr, port| self.of(addr).is_none_or(|place| place.is_at(port, packet.vlan));
+        let is_at = |addr, port| self.may_be_at(addr, port, packet.vlan);
         match port.kind {
             _ if !is_at(packet.src, port.id) => Err(DropReason::SpoofedSource),
             PortKind::Wire { peer } if !is_at(packet.dst, peer) => Err(DropReason::MisplacedDestination),

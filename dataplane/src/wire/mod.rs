@@ -3,14 +3,18 @@
 //!
 //! * `parse` the walk over the headers, with three outcomes: [`Parsed`].
 //! * [`build`] writing packets, for tests and generators.
+//! * [`question`] asks a station for its Ethernet address; what ARP and neighbour discovery claim is read, too.
 //! * [`checksum`] internet checksums: verify, update, complete.
 //! * [`subject`] what is not subject to policy and what becomes of it.
 
 pub mod build;
 pub mod checksum;
+mod claim;
 mod parse;
 pub mod subject;
 
+pub use claim::question;
+pub(crate) use claim::{Claim, claim};
 pub use parse::parse;
 pub(crate) use parse::{parse_common, quoted_sequence};
 

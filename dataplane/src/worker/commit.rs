@@ -11,6 +11,7 @@ use crate::{
 
 use super::{
     TurnOf,
+    judge::station,
     judge::{Beginning, Change, Numbers, Orientation, Progress, Renewal, Step, epochs_of},
 };
 
@@ -53,7 +54,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
     ) {
         if progress.binds || !matches!(progress.renewal, Renewal::Current) {
-            self.renew_entry(progress, port, out);
+            self.renew_entry(progress, port, out, frame);
         }
         self.go_on(progress.step, out, progress.refreshes);
         if progress.orientation != Orientation::Unchanged {
@@ -107,8 +108,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     #[cold]
-    fn renew_entry(&mut self, progress: &Progress, port: &Port, out: PortId) {
+    fn renew_entry(&mut self, progress: &Progress, port: &Port, out: PortId, frame: &[u8]) {
         let generation = self.generation();
+        let binds_stations = self.binds_stations(port, out);
         let entry = self.table.entry_mut(progress.step.index);
         match progress.renewal {
             Renewal::Current => {}
@@ -129,6 +131,15 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if progress.step.direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
             entry.bind(progress.step.direction.flipped(), out);
         }
+        if binds_stations {
+            entry.bind_station(progress.step.direction, station(frame));
+        }
+    }
+
+    /// Whether packets of a flow across a wire have to bear an Ethernet address, in either direction.
+    fn binds_stations(&self, port: &Port, out: PortId) -> bool {
+        matches!(port.kind, PortKind::Wire { .. })
+            && (port.binds_sources || self.port(out).is_some_and(|out| out.binds_sources))
     }
 
     #[cold]
@@ -154,6 +165,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
     ) -> Result<(), DropReason> {
         let now = self.now;
+        let binds_stations = self.binds_stations(port, out);
         if let Some(old) = beginning.replaces {
             self.table.remove(old);
         }
@@ -171,6 +183,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 entry.bind(*direction, port.id);
                 if *direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
                     entry.bind(direction.flipped(), out);
+                }
+                if binds_stations {
+                    entry.bind_station(*direction, station(frame));
                 }
                 entry.count(*direction, packet.total_length());
                 if let Some(segment) = tcp::Segment::of(frame, packet) {

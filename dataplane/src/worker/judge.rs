@@ -17,11 +17,12 @@ use crate::{
         table::Hint,
         tcp,
     },
+    forward::Forwarding,
     io::{BURST, Burst, PacketIo},
-    plane::Mode,
+    plane::{Mode, StationNews},
     port::{Port, PortKind, Side},
     verdict::DropReason,
-    wire::{self, FlowKey, Fragment, Packet, Quoted, Transport, protocol},
+    wire::{self, Claim, FlowKey, Fragment, Packet, Quoted, Transport, protocol},
 };
 
 use super::{Course, Head, TurnOf};
@@ -495,7 +496,11 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             mut renewal,
         } = known;
         let entry = self.table.entry(index);
-        let bound = entry.is_bound(direction, port.id) && !matches!(renewal, Renewal::Rejudged(_));
+        let is_from_there = !port.binds_sources
+            || !matches!(port.kind, PortKind::Wire { .. })
+            || station(frame).is_some_and(|station| entry.is_from(direction, station));
+        let bound =
+            entry.is_bound(direction, port.id) && is_from_there && !matches!(renewal, Renewal::Rejudged(_));
         if !bound {
             match self.arrives_elsewhere(snapshot, port, frame, packet, known)? {
                 Arrival::Rebind(renewed) => renewal = renewed,
@@ -651,7 +656,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             }
             Direction::Reply => {
                 let from_there = if is_wire {
-                    bound(Direction::Reply).is_none()
+                    bound(Direction::Reply).is_none_or(|bound| bound == port.id)
                 } else {
                     self.forwarding
                         .is_some_and(|forwarding| forwarding.leads_to(packet.src, port))
@@ -663,7 +668,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             }
         };
         let revoked = entry.state() == Some(State::Revoked);
-        if revoked || bound(known.direction).is_none() && known.direction == Direction::Reply {
+        let by = bound(known.direction);
+        // On a wire, another station of the same port is where its source is: nothing else has changed.
+        let same_port = is_wire && by == Some(port.id);
+        if revoked || same_port || by.is_none() && known.direction == Direction::Reply {
             return Ok(Arrival::Rebind(known.renewal));
         }
         // Judged anew in the direction in which it was begun: by another way, a node may not be believed.
@@ -938,8 +946,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             return Err(DropReason::SpoofedSource.into());
         }
         self.check_places(port, packet)?;
-        if port.binds_sources && matches!(src.kind, Pod | Unknown) {
-            self.check_station(port, frame, packet)?;
+        if port.binds_sources && matches!(src.kind, Pod | Unknown | Node) {
+            self.check_station(port, frame, packet, src)?;
         }
         Ok(())
     }
@@ -957,22 +965,103 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         forwarding.places().check(packet, port)
     }
 
-    /// Whether a pod's packet bears the Ethernet address of the next hop to that pod: its node's.
+    /// Whether a pod's packet bears the Ethernet address of its node: on a router that of the next hop to the pod.
     #[cold]
-    fn check_station(&self, port: &Port, frame: &[u8], packet: &Packet) -> Result<(), Denial> {
-        let (Some(forwarding), Some(station)) = (self.forwarding, frame.get(6..12)) else {
-            return Err(DropReason::SpoofedSource.into());
+    fn check_station(
+        &self,
+        port: &Port,
+        frame: &[u8],
+        packet: &Packet,
+        src: &Identity,
+    ) -> Result<(), DropReason> {
+        let (Some(forwarding), Some(station)) = (self.forwarding, station(frame)) else {
+            return Err(DropReason::SpoofedSource);
         };
-        let mut mac = [0; 6];
-        mac.copy_from_slice(station);
-        match forwarding.source_is_of_next_hop(packet.src, port, mac) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(DropReason::SpoofedSource.into()),
-            Err(unknown) => {
-                // Sources that have not been seen on their link yet: the kernel looks for them, the next packet passes.
-                let _ = self.shared.resolve.push(unknown);
-                Err(DropReason::NeighbourUnresolved.into())
+        match (port.kind, src.kind) {
+            // Which node an address is on that no pod has, nobody knows: policy decides about it.
+            (PortKind::Wire { .. }, IdentityKind::Unknown) => Ok(()),
+            (PortKind::Wire { .. }, _) => self.check_node(forwarding, port, station, src),
+            (_, IdentityKind::Node) => Ok(()),
+            _ => match forwarding.source_is_of_next_hop(packet.src, port, station) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(DropReason::SpoofedSource),
+                Err(unknown) => {
+                    // Sources that have not been seen on their link yet: the kernel looks for them, the next packet passes.
+                    let _ = self.shared.resolve.push(unknown);
+                    Err(DropReason::NeighbourUnresolved)
+                }
+            },
+        }
+    }
+
+    /// The same on a wire, where nodes are known by what they say themselves.
+    fn check_node(
+        &self,
+        forwarding: &Forwarding,
+        port: &Port,
+        station: [u8; 6],
+        src: &Identity,
+    ) -> Result<(), DropReason> {
+        let Some(node) = self.snapshot.and_then(|snapshot| snapshot.node_name(src.node)) else {
+            return Err(DropReason::SpoofedSource);
+        };
+        match forwarding.station(port.id, node) {
+            Some(known) if known == station => Ok(()),
+            Some(_) => Err(DropReason::SpoofedSource),
+            None => {
+                // It is asked for, the next packet passes.
+                self.report(StationNews {
+                    port: port.id,
+                    node: src.node,
+                    generation: self.generation(),
+                    claimed: None,
+                });
+                Err(DropReason::NeighbourUnresolved)
             }
+        }
+    }
+
+    /// Takes note of which station ARP or neighbour discovery says to be a node. Answers whether that can be: not where another
+    /// one is.
+    #[cold]
+    pub(super) fn hear(&self, port: &Port, frame: &[u8]) -> bool {
+        let (Some(snapshot), Some(forwarding)) = (self.snapshot, self.forwarding) else {
+            return true;
+        };
+        let Some(Claim { addr, station, vlan }) = wire::claim(frame) else {
+            return true;
+        };
+        let who = snapshot.identify(addr);
+        let Some(node) = snapshot
+            .node_name(who.node)
+            .filter(|_| who.kind == IdentityKind::Node)
+        else {
+            return true;
+        };
+        let Some(station) = station.filter(|_| forwarding.places().may_be_at(addr, port.id, vlan)) else {
+            return false;
+        };
+        let news = StationNews {
+            port: port.id,
+            node: who.node,
+            generation: snapshot.generation(),
+            claimed: Some(station),
+        };
+        let known = forwarding.station(port.id, node);
+        if known == Some(station) {
+            let _ = self.shared.stations.push(news); // where there is no room, it is asked again
+            return true;
+        }
+        self.report(news);
+        known.is_none()
+    }
+
+    /// Reports what anybody may cause, and keeps room for the answers of stations that are known: who could crowd those out
+    /// would take their place.
+    fn report(&self, news: StationNews) {
+        let queue = &self.shared.stations;
+        if queue.len() < queue.capacity() / 2 {
+            let _ = queue.push(news);
         }
     }
 
@@ -1074,6 +1163,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             _ => self.seed.account(addr),
         }
     }
+}
+
+/// The Ethernet address that a frame comes from.
+#[inline]
+pub(super) fn station(frame: &[u8]) -> Option<[u8; 6]> {
+    frame.get(6..12)?.try_into().ok()
 }
 
 /// What tells whether two ends are what they were. The kind counts too: an address without an endpoint may turn from

@@ -2,7 +2,12 @@
 //! with real packets.
 
 use super::*;
-use crate::forward::{Hop, Neighbour, Place, Route};
+use crate::{
+    flow::memory::SEGMENTS,
+    forward::{Hop, Neighbour, Place, Route},
+    plane::StationNews,
+    wire::{Parsed, subject::NotSubject},
+};
 
 /// A wire whose ends say whose addresses are there.
 fn sided() -> Bed {
@@ -729,5 +734,263 @@ fn a_router_believes_and_reaches_a_network_at_its_place_alone() {
             bed.drops(LEFT, &ask(LEFT), DropReason::SpoofedSource);
             assert!(passes(&mut bed, RIGHT, &ask(RIGHT)));
         }
+    }
+}
+
+const NODE_MAC: [u8; 6] = [6, 0, 0, 0, 0, 0x41];
+const OTHER_MAC: [u8; 6] = [6, 0, 0, 0, 0, 0x42];
+
+/// A wire on whose inner end pods are believed from their nodes alone.
+fn strict(mode: Mode) -> (Bed, ForwardingBuilder) {
+    let config = PlaneConfig {
+        mode,
+        ..PlaneConfig::default()
+    };
+    let mut bed = Bed::with(config, 4096);
+    bed.publish(World::new(1));
+    let mut builder = wire();
+    let mut inside = port(INSIDE, PortKind::Wire { peer: OUTSIDE }, Side::Inside);
+    inside.binds_sources = true;
+    builder.port(inside);
+    builder.port(port(OUTSIDE, PortKind::Wire { peer: INSIDE }, Side::Outside));
+    bed.plane.forwarding.publish(builder.clone().build());
+    (bed.settled(), builder)
+}
+
+/// A node says where it is: by ARP, or by an advertisement that names this Ethernet address.
+fn node_says(family: usize, from: [u8; 6], named: [u8; 6]) -> Vec<u8> {
+    let node = addr(NODE[family]);
+    if family == 1 {
+        let mut template = from_to(NODE[1], "ff02::1");
+        (template.eth_src, template.ttl) = (from, 255);
+        return template.icmp(
+            136,
+            0,
+            [0x20, 0, 0, 0],
+            &[&node.octets()[..], &[2, 1], &named].concat(),
+        );
+    }
+    let mut frame = [&[255; 6][..], &from, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &named].concat();
+    frame.extend(&node.octets()[12..]);
+    frame.extend([0, 0, 0, 0, 0, 0, 10, 9, 0, 99]);
+    frame
+}
+
+fn by(station: [u8; 6], src: &str, dst: &str) -> Template {
+    let mut template = from_to(src, dst);
+    template.eth_src = station;
+    template
+}
+
+/// The same on a wire, which hears of nodes' Ethernet addresses by what they say themselves.
+#[test]
+fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
+    for family in [0, 1] {
+        let (mut bed, mut builder) = strict(Mode::Enforce);
+        let [web, node, outsider] = [WEB, NODE, OUTSIDER].map(|who| who[family]);
+        let news = |claimed| {
+            Some(StationNews {
+                port: INSIDE,
+                node: 0,
+                generation: Generation(1),
+                claimed,
+            })
+        };
+        // Before the node has said anything it is asked for, and nobody is believed.
+        for station in [NODE_MAC, OTHER_MAC] {
+            bed.drops(
+                INSIDE,
+                &by(station, web, outsider).udp(1, 53, b""),
+                DropReason::NeighbourUnresolved,
+            );
+            assert_eq!(bed.plane.next_station(), news(None));
+        }
+        assert_eq!(bed.flows().len(), 0);
+        // What it says crosses the wire, too.
+        let says = node_says(family, NODE_MAC, NODE_MAC);
+        assert!(bed.crosses(INSIDE, &says));
+        assert_eq!(bed.plane.next_station(), news(Some(NODE_MAC)));
+        builder.station(INSIDE, "node", NODE_MAC);
+        bed.plane.forwarding.publish(builder.clone().build());
+        let (own, forged) = (by(NODE_MAC, web, outsider), by(OTHER_MAC, web, outsider));
+        let mut part = forged.clone();
+        part.fragment = Some((1, 0, true));
+        let mut l4 = [0; 64];
+        l4[..8].copy_from_slice(&[3, 232, 0, 53, 0, 96, 0, 0]);
+        for frame in [
+            forged.udp(1, 53, b""),
+            forged.tcp(1, 80, SYN, b""),
+            forged.tcp(1, 80, ACK, b""),
+            forged.echo(1, true),
+            part.ip(17, &l4),
+            by(OTHER_MAC, node, outsider).udp(1, 53, b""),
+            // On no node at all.
+            by(NODE_MAC, CLIENT[family], outsider).udp(1, 53, b""),
+        ] {
+            bed.drops(INSIDE, &frame, DropReason::SpoofedSource);
+        }
+        assert!(bed.crosses(INSIDE, &by(NODE_MAC, node, outsider).udp(1, 53, b"")));
+        // A flow that the pod began, and one that somebody began with it.
+        let back = from_to(outsider, web);
+        assert!(bed.crosses(INSIDE, &own.udp(1, 53, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.tcp(7, 443, SYN, b"")));
+        bed.drops(
+            INSIDE,
+            &forged.tcp(443, 7, SYN_ACK, b""),
+            DropReason::SpoofedSource,
+        );
+        assert!(bed.crosses(INSIDE, &own.tcp(443, 7, SYN_ACK, b"")));
+        assert!(bed.crosses(OUTSIDE, &back.tcp(7, 443, ACK, b"")));
+        for _ in 0..2 {
+            for frame in [
+                forged.udp(1, 53, b""),
+                forged.tcp(443, 7, ACK, b"data"),
+                forged.tcp(443, 7, RST, b""),
+                forged.tcp(443, 7, FIN_ACK, b""),
+            ] {
+                bed.drops(INSIDE, &frame, DropReason::SpoofedSource);
+            }
+            assert!(bed.crosses(INSIDE, &own.udp(1, 53, b"")));
+            assert!(bed.crosses(OUTSIDE, &back.udp(53, 1, b"")));
+            assert!(bed.crosses(INSIDE, &own.tcp(443, 7, ACK, b"")));
+            assert!(bed.crosses(OUTSIDE, &back.tcp(7, 443, ACK, b"")));
+            // When the pod has changed, the same.
+            bed.publish(World {
+                web_epoch: 21,
+                ..World::new(2)
+            });
+        }
+        assert_eq!(bed.flows().len(), 3);
+        // Flows go on when the node is at another station, and are then bound to that.
+        builder.station(INSIDE, "node", OTHER_MAC);
+        bed.plane.forwarding.publish(builder.build());
+        assert!(bed.crosses(INSIDE, &forged.udp(1, 53, b"")));
+        assert!(bed.crosses(INSIDE, &forged.tcp(443, 7, ACK, b"")));
+        bed.drops(INSIDE, &own.udp(1, 53, b""), DropReason::SpoofedSource);
+        bed.drops(INSIDE, &own.tcp(443, 7, ACK, b""), DropReason::SpoofedSource);
+        assert_eq!(bed.flows().len(), 3);
+    }
+}
+
+/// Another station says to be the node, or somebody says it of another station.
+#[test]
+fn a_second_station_is_not_the_node() {
+    for family in [0, 1] {
+        let (mut bed, mut builder) = strict(Mode::Enforce);
+        let contradiction = node_says(family, OTHER_MAC, NODE_MAC);
+        bed.drops(INSIDE, &contradiction, DropReason::SpoofedSource);
+        assert_eq!(bed.plane.next_station(), None, "nothing is learnt of that");
+        builder.station(INSIDE, "node", NODE_MAC);
+        bed.plane.forwarding.publish(builder.build());
+        bed.drops(
+            INSIDE,
+            &node_says(family, OTHER_MAC, OTHER_MAC),
+            DropReason::SpoofedSource,
+        );
+        let heard = bed.plane.next_station().and_then(|news| news.claimed);
+        assert_eq!(heard, Some(OTHER_MAC), "for the alarm");
+        assert!(bed.crosses(INSIDE, &node_says(family, NODE_MAC, NODE_MAC)));
+        let pod = by(NODE_MAC, WEB[family], OUTSIDER[family]).udp(1, 53, b"");
+        assert!(bed.crosses(INSIDE, &pod));
+
+        // Nor one in another VLAN than that of the node's network.
+        let (mut bed, mut builder) = strict(Mode::Enforce);
+        let place = Place {
+            ports: Some([INSIDE].into()),
+            vlan: Some(0x100a),
+        };
+        builder.place(addr(NODE[family]), [32, 128][family], place);
+        bed.plane.forwarding.publish(builder.build());
+        let says = node_says(family, OTHER_MAC, OTHER_MAC);
+        bed.drops(INSIDE, &says, DropReason::SpoofedSource);
+        assert_eq!(bed.plane.next_station(), None);
+        let mut tagged = says.clone();
+        tagged.splice(12..12, [0x81, 0, 0, 10]);
+        assert!(bed.crosses(INSIDE, &tagged));
+        assert!(bed.plane.next_station().is_some());
+
+        // Who says it often keeps no room from the answer of the one that is known.
+        let (mut bed, mut builder) = strict(Mode::Enforce);
+        builder.station(INSIDE, "node", NODE_MAC);
+        bed.plane.forwarding.publish(builder.build());
+        for _ in 0..1000 {
+            bed.drops(INSIDE, &says, DropReason::SpoofedSource);
+        }
+        assert!(bed.crosses(INSIDE, &node_says(family, NODE_MAC, NODE_MAC)));
+        let heard = std::iter::from_fn(|| bed.plane.next_station());
+        assert_eq!(heard.last().and_then(|news| news.claimed), Some(NODE_MAC));
+
+        let (mut bed, mut builder) = strict(Mode::Audit);
+        builder.station(INSIDE, "node", NODE_MAC);
+        bed.plane.forwarding.publish(builder.build());
+        assert!(bed.crosses(INSIDE, &node_says(family, OTHER_MAC, OTHER_MAC)));
+        assert!(bed.crosses(
+            INSIDE,
+            &by(OTHER_MAC, WEB[family], OUTSIDER[family]).udp(1, 53, b"")
+        ));
+        assert_eq!(bed.count(|w| w.audited.get(DropReason::SpoofedSource)), 2);
+    }
+}
+
+#[test]
+fn a_node_is_asked_by_a_question_whose_answer_goes_no_further() {
+    for (family, kind) in [(0, NotSubject::Arp), (1, NotSubject::Ndp)] {
+        let (mut bed, _) = strict(Mode::Enforce);
+        let own = [2, 0, 0, 0, 1, 0];
+        let question = crate::wire::question(addr(NODE[family]), own, 0);
+        assert_eq!(crate::wire::parse(&question), Parsed::NotSubject(kind));
+        assert!(bed.plane.send(INSIDE, &question));
+        assert_eq!(bed.run(), [(INSIDE, question)]);
+        if family == 0 {
+            // Those to groups, as IPv6 has them, cross like any.
+            let mut answer = node_says(family, NODE_MAC, NODE_MAC);
+            answer[..6].copy_from_slice(&own);
+            bed.drops(INSIDE, &answer, DropReason::NotSubject);
+            let heard = bed.plane.next_station().and_then(|news| news.claimed);
+            assert_eq!(heard, Some(NODE_MAC));
+        }
+    }
+}
+
+/// What a predecessor has bound is bound anew, by what nodes say to its successor.
+#[test]
+fn after_a_restart_flows_go_on_from_their_nodes_alone() {
+    for family in [0, 1] {
+        let memory = FlowMemory::private(SEGMENTS * 16, 7).unwrap();
+        let mut bed = Bed::over(PlaneConfig::default(), memory, Nanos::from_secs(1000));
+        let (_, mut builder) = strict(Mode::Enforce);
+        builder.station(INSIDE, "node", NODE_MAC);
+        bed.publish(World::new(1));
+        bed.plane.forwarding.publish(builder.clone().build());
+        let [own, forged] =
+            [NODE_MAC, OTHER_MAC].map(|station| by(station, WEB[family], OUTSIDER[family]).udp(1, 53, b""));
+        let back = from_to(OUTSIDER[family], WEB[family]).udp(53, 1, b"");
+        assert!(bed.crosses(INSIDE, &own));
+        assert!(bed.crosses(OUTSIDE, &back));
+        let memory = FlowMemory::open(
+            super::restart::left_by(&bed),
+            SEGMENTS * 16,
+            99,
+            Nanos::from_secs(1010),
+        );
+        let mut bed = Bed::over(PlaneConfig::default(), memory.unwrap(), Nanos::from_secs(1010));
+        bed.publish(World::new(1));
+        let (_, mut silent) = strict(Mode::Enforce);
+        bed.plane.forwarding.publish(silent.clone().build());
+        assert_eq!(bed.flows().len(), 1);
+        for frame in [&own, &forged] {
+            bed.drops(INSIDE, frame, DropReason::NeighbourUnresolved);
+        }
+        assert!(
+            bed.crosses(OUTSIDE, &back),
+            "what is sent to the pod claims nothing"
+        );
+        silent.station(INSIDE, "node", NODE_MAC);
+        bed.plane.forwarding.publish(silent.build());
+        bed.drops(INSIDE, &forged, DropReason::SpoofedSource);
+        assert!(bed.crosses(INSIDE, &own));
+        bed.drops(INSIDE, &forged, DropReason::SpoofedSource);
+        assert!(bed.crosses(OUTSIDE, &back));
+        assert_eq!(bed.flows().len(), 1);
     }
 }
