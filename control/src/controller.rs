@@ -52,8 +52,8 @@ use crate::{
     confine::{self, CONTROL_FOLDER},
     essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
     protocol::{
-        BEAT, CONTROL_SOCKET, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report, SUPERVISION_FILE,
-        Status, image_memfd,
+        BEAT, CONTROL_SOCKET, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report,
+        SUPERVISION_FILE, Status, image_memfd,
     },
     publish::{self, Event, Publication},
     source::{
@@ -509,8 +509,10 @@ pub struct Controller {
     /// Files of the source that changed since a snapshot was published last.
     files: BTreeSet<String>,
     journal: Journal,
-    /// When the dataplane was last told that what it decides by is what the source says.
-    confirmed: Instant,
+    /// When the dataplane was last told that what it decides by is what the source says; None where it is due.
+    confirmed: Option<Instant>,
+    /// The cluster that was last known to be behind the policy in force; None where none was.
+    cluster: Option<ClusterUid>,
     /// None unless the last state was over the budget.
     over_budget: Option<OverBudget>,
     /// Generation that was published and that a connected dataplane has not answered for. What comes meanwhile is
@@ -740,7 +742,8 @@ impl Controller {
             retry: Retry::after(options.retry),
             files: BTreeSet::new(),
             journal: Journal::new(options.gather),
-            confirmed: Instant::now(),
+            confirmed: Some(Instant::now()),
+            cluster: None,
             over_budget: None,
             unanswered: None,
             connected: false,
@@ -818,14 +821,16 @@ impl Controller {
 
     /// Tells the dataplane now and then that what it decides by is what the source says.
     fn confirm(&mut self) {
-        if self.confirmed.elapsed() < CONFIRM || self.progress().unadopted.is_some() {
+        let due = self.confirmed.is_none_or(|at| at.elapsed() >= CONFIRM);
+        if !due || self.progress().unadopted.is_some() {
             return;
         }
-        self.confirmed = Instant::now();
+        self.confirmed = Some(Instant::now());
         let source = self.feed.health.status();
         let current = source.stale_seconds.is_none() && source.held_back.is_none();
         if let Some(published) = self.published.as_ref().filter(|_| current) {
-            self.publication.confirm(published.generation);
+            let cluster = published.state.cluster_uid.clone();
+            self.publication.confirm(published.generation, cluster);
         }
     }
 
@@ -873,7 +878,23 @@ impl Controller {
             })
         };
         self.newest = Some(Arc::clone(&state));
+        self.compare_clusters();
         self.waiting = Some(state);
+    }
+
+    /// Says where the source is another cluster than the one behind the policy in force: somebody has built it anew, or
+    /// put another one in its place.
+    fn compare_clusters(&mut self) {
+        let Some(now) = self.newest.as_ref().and_then(|state| state.cluster_uid.clone()) else {
+            return;
+        };
+        if let Some(before) = &self.cluster
+            && *before != now
+        {
+            let place = self.feed.health.location();
+            self.overview.another_cluster(&place, before, &now);
+        }
+        self.cluster = Some(now);
     }
 
     /// Has the newest state compiled once more.
@@ -972,6 +993,7 @@ impl Controller {
             image: made.compiled.image.clone(),
         });
         self.unanswered = self.connected.then_some(generation);
+        let cluster = state.cluster_uid.clone();
         let unadopted = self.published.as_ref().filter(|it| !it.adopted);
         let unadopted = unadopted.map(|it| it.unadopted).into_iter();
         self.published = Some(Published {
@@ -989,7 +1011,7 @@ impl Controller {
         if std::mem::take(&mut self.staging) {
             self.milestone(Milestone::Staged(made.compiled.image.clone()));
         }
-        self.publication.publish(made.compiled.image);
+        self.publication.publish(made.compiled.image, cluster);
     }
 
     fn note(&self, generation: u64, state: &SourceState, hash: ContentHash, made: &Made) {
@@ -1035,9 +1057,11 @@ impl Controller {
             Event::Connected {
                 generation,
                 hash,
+                cluster,
                 workers,
             } => {
                 tracing::info!(generation, workers, "the dataplane is connected");
+                self.take_stored_cluster(cluster);
                 self.connected = true;
                 self.unanswered = None;
                 let ours = self
@@ -1077,6 +1101,19 @@ impl Controller {
             Event::Adopted { generation, micros } => {
                 self.take_adoption(generation, Some(Duration::from_micros(micros)));
             }
+        }
+    }
+
+    /// The dataplane has a snapshot of this cluster, of another process or from its disk.
+    fn take_stored_cluster(&mut self, stored: Option<ClusterUid>) {
+        let published = self.published.as_ref();
+        if published.is_some_and(|it| it.state.cluster_uid != stored) {
+            // Where it has the same snapshot, it is to know whose that is.
+            self.confirmed = None;
+        }
+        if stored.is_some() {
+            self.cluster = stored;
+            self.compare_clusters();
         }
     }
 

@@ -39,7 +39,7 @@ pub use supervision::{
 };
 
 /// Version of the messages; both ends must have the same.
-pub const VERSION: u32 = if cfg!(feature = "neighbour") { 1003 } else { 3 };
+pub const VERSION: u32 = if cfg!(feature = "neighbour") { 1004 } else { 4 };
 
 /// Version of this program.
 pub const RELEASE: &str = if cfg!(feature = "neighbour") {
@@ -88,11 +88,17 @@ pub enum Request {
         /// The memfd holds a delta to the image of this generation; None: a whole image.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         base: Option<u64>,
+        /// The cluster that it was made from, where the source says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterUid>,
     },
     /// The snapshot of this generation is what the source says now. No answer.
     Current {
         /// Its generation.
         generation: u64,
+        /// As in [`Request::Publish`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterUid>,
     },
     /// Say how it is going.
     Status,
@@ -117,6 +123,9 @@ pub enum Reply {
         generation: u64,
         /// Its canonical hash.
         hash: Option<ContentHash>,
+        /// The cluster that it was made from, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterUid>,
         /// How many workers run.
         workers: u32,
     },
@@ -203,6 +212,43 @@ impl<'de> Deserialize<'de> for ContentHash {
     }
 }
 
+/// Which cluster an API server serves, wherever it is: the UID of its namespace `kube-system`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClusterUid(String);
+
+impl ClusterUid {
+    /// Longest one, in bytes; a UUID has 36.
+    pub const MOST_BYTES: usize = 64;
+}
+
+impl fmt::Display for ClusterUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<ClusterUid> for String {
+    fn from(uid: ClusterUid) -> Self {
+        uid.0
+    }
+}
+
+impl TryFrom<String> for ClusterUid {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let letters = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if (1..=Self::MOST_BYTES).contains(&text.len()) && text.bytes().all(letters) {
+            return Ok(Self(text));
+        }
+        Err(format!(
+            "a UID is 1 to {} letters, digits and dashes, not {text:?}",
+            Self::MOST_BYTES
+        ))
+    }
+}
+
 /// State of the dataplane process. Counters count from the start of the process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -241,6 +287,9 @@ pub struct SnapshotStatus {
     pub bytes: u64,
     /// Where it came from.
     pub origin: SnapshotOrigin,
+    /// The cluster that it was made from: the UID of the namespace `kube-system`. None for a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterUid>,
     /// Seconds since it was last known to be what the source says; of one from the disk.
     pub age_seconds: Option<f64>,
     /// From arrival to adoption by the last worker, in microseconds; None while a worker has not moved yet.

@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::essential::Essential;
 use crate::protocol::{
-    Connection, ContentHash, DataplaneStatus, ProtocolError, Reply, Request, VERSION, image_memfd,
+    ClusterUid, Connection, ContentHash, DataplaneStatus, ProtocolError, Reply, Request, VERSION, image_memfd,
 };
 
 /// What happens on the line.
@@ -35,6 +35,8 @@ pub enum Event {
         generation: u64,
         /// That snapshot's hash.
         hash: Option<ContentHash>,
+        /// The cluster that snapshot was made from, where that is known.
+        cluster: Option<ClusterUid>,
         /// Its workers.
         workers: u32,
     },
@@ -95,12 +97,19 @@ type StatusAnswer = oneshot::Sender<Result<DataplaneStatus, String>>;
 /// The line. It is cut when this is dropped.
 #[derive(Debug)]
 pub struct Publication {
-    outgoing: watch::Sender<Option<Image>>,
+    outgoing: watch::Sender<Option<Outgoing>>,
     questions: mpsc::Sender<StatusAnswer>,
-    current: mpsc::Sender<u64>,
+    current: mpsc::Sender<(u64, Option<ClusterUid>)>,
     /// Before it is started.
     line: Option<Line>,
     task: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// A snapshot to be sent.
+#[derive(Clone, Debug)]
+struct Outgoing {
+    image: Image,
+    cluster: Option<ClusterUid>,
 }
 
 /// Asks the dataplane how it is doing.
@@ -156,9 +165,10 @@ impl Publication {
         }
     }
 
-    /// Makes this the newest snapshot: it is sent as soon as the dataplane has answered for the one before.
-    pub fn publish(&self, snapshot: Image) {
-        self.outgoing.send_replace(Some(snapshot));
+    /// Makes this the newest snapshot, made from a cluster: it is sent as soon as the dataplane has answered for the one
+    /// before.
+    pub fn publish(&self, image: Image, cluster: Option<ClusterUid>) {
+        self.outgoing.send_replace(Some(Outgoing { image, cluster }));
     }
 
     /// Sends nothing on connections to come until [`Self::publish`] is called again.
@@ -166,10 +176,10 @@ impl Publication {
         self.outgoing.send_replace(None);
     }
 
-    /// Tells the dataplane that the snapshot of this generation is what the source says now.
-    pub fn confirm(&self, generation: u64) {
+    /// Tells the dataplane that the snapshot of this generation is what the source says now, and of which cluster.
+    pub fn confirm(&self, generation: u64, cluster: Option<ClusterUid>) {
         // One that waits to be sent will do.
-        let _ = self.current.try_send(generation);
+        let _ = self.current.try_send((generation, cluster));
     }
 
     /// For those who want to ask the dataplane.
@@ -211,11 +221,11 @@ impl DataplaneInquiry {
 struct Line {
     path: PathBuf,
     timing: Timing,
-    newest: watch::Receiver<Option<Image>>,
+    newest: watch::Receiver<Option<Outgoing>>,
     /// What the dataplane accepted last, on whichever connection.
     held: Option<Image>,
     asked: mpsc::Receiver<StatusAnswer>,
-    confirmed: mpsc::Receiver<u64>,
+    confirmed: mpsc::Receiver<(u64, Option<ClusterUid>)>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -232,7 +242,7 @@ struct Session {
 
 /// A snapshot that was sent.
 struct Offer {
-    image: Image,
+    sent: Outgoing,
     /// Whether it went as a delta.
     is_delta: bool,
     /// By when it must be answered.
@@ -301,6 +311,7 @@ impl Line {
                 version: VERSION,
                 generation,
                 hash,
+                cluster,
                 workers,
             } => {
                 // One that began anew, or got a snapshot from elsewhere.
@@ -311,6 +322,7 @@ impl Line {
                 let _ = self.events.send(Event::Connected {
                     generation,
                     hash,
+                    cluster,
                     workers,
                 });
                 Ok(Session {
@@ -346,15 +358,15 @@ impl Line {
                 changed.map_err(|_| ProtocolError::Closed)?;
                 let newest = self.newest.borrow_and_update().clone();
                 match newest {
-                    Some(image) if image.generation().0 > session.offered => {
+                    Some(newest) if newest.image.generation().0 > session.offered => {
                         let base = self.held.clone();
-                        self.offer(session, image, base).await
+                        self.offer(session, newest, base).await
                     }
                     _ => Ok(()),
                 }
             }
-            Some(generation) = self.confirmed.recv() => {
-                send(&session.connection, &Request::Current { generation }, None).await
+            Some((generation, cluster)) = self.confirmed.recv() => {
+                send(&session.connection, &Request::Current { generation, cluster }, None).await
             }
             Some(question) = self.asked.recv() => {
                 send(&session.connection, &Request::Status, None).await?;
@@ -369,9 +381,10 @@ impl Line {
     async fn offer(
         &mut self,
         session: &mut Session,
-        image: Image,
+        outgoing: Outgoing,
         base: Option<Image>,
     ) -> Result<(), ProtocolError> {
+        let image = &outgoing.image;
         let packed = image.clone();
         let (memory, bytes, base) = tokio::task::spawn_blocking(move || pack(&packed, base.as_ref()))
             .await
@@ -382,11 +395,12 @@ impl Line {
             hash: ContentHash(image.hash()),
             bytes,
             base,
+            cluster: outgoing.cluster.clone(),
         };
         send(&session.connection, &publish, Some(&memory)).await?;
         session.offered = generation;
         session.offer = Some(Offer {
-            image,
+            sent: outgoing,
             is_delta: base.is_some(),
             due: Instant::now() + self.timing.answer,
         });
@@ -407,7 +421,7 @@ impl Line {
             Reply::Accepted { generation } => {
                 let offer = session.offer.take();
                 self.held = offer
-                    .map(|offer| offer.image)
+                    .map(|offer| offer.sent.image)
                     .filter(|image| image.generation().0 == generation);
                 Event::Accepted { generation }
             }
@@ -415,7 +429,7 @@ impl Line {
                 Some(offer) if offer.is_delta => {
                     tracing::info!(generation, reason, "delta refused: sending the whole snapshot");
                     self.held = None;
-                    return self.offer(session, offer.image, None).await;
+                    return self.offer(session, offer.sent, None).await;
                 }
                 _ => Event::Refused { generation, reason },
             },
@@ -501,6 +515,7 @@ mod tests {
             version: VERSION,
             generation: has.map_or(0, |image| image.generation().0),
             hash: has.map(|image| ContentHash(image.hash())),
+            cluster: None,
             workers: 1,
         };
         connection.send(&greeting, None).unwrap();
@@ -581,13 +596,13 @@ mod tests {
         });
         let (publication, mut events) = Publication::start(&socket, Timing::default(), &Essential::new().0);
         for generation in 1..=5 {
-            publication.publish(images[generation - 1].clone());
+            publication.publish(images[generation - 1].clone(), None);
             let accepted = Event::Accepted {
                 generation: generation as u64,
             };
             until_event(&mut events, &accepted).await;
         }
-        publication.publish(images[5].clone());
+        publication.publish(images[5].clone(), None);
         let refused = Event::Refused {
             generation: 6,
             reason: "a bad day".to_owned(),

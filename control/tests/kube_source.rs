@@ -159,6 +159,47 @@ async fn a_state_says_which_versions_of_the_objects_it_reflects() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_says_of_which_cluster_it_is() {
+    let kube_system = |uid: &str| {
+        let mut it = namespace("kube-system");
+        it["metadata"]["uid"] = json!(uid);
+        it
+    };
+    let bed = Bed::new();
+    let source = bed.start(quick()).await;
+    source.state("the first", |_| true).await;
+    source.connected().await;
+    let uid = || {
+        let state = source.feed.states.borrow().clone();
+        state.unwrap().cluster_uid.clone().map(String::from)
+    };
+    let until_it_is = async |wanted: &str| {
+        let until = Instant::now() + PATIENCE;
+        while uid().as_deref() != Some(wanted) {
+            assert!(Instant::now() < until, "{:?} instead of {wanted}", uid());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert_eq!(uid(), None, "a cluster without kube-system");
+    bed.server.apply(kube_system("one"));
+    until_it_is("one").await;
+    // Rebuilt with the same objects: nothing else tells it.
+    bed.server.set_away(true);
+    bed.server.delete(NAMESPACES, "", "kube-system").unwrap();
+    bed.server.apply(kube_system("two"));
+    bed.server.set_away(false);
+    until_it_is("two").await;
+    // A name of another namespace is no identity.
+    let mut other = namespace("other");
+    other["metadata"]["uid"] = json!("three");
+    bed.server.apply(other);
+    source
+        .state("the namespace", |state| state.namespaces.contains_key("other"))
+        .await;
+    assert_eq!(uid().as_deref(), Some("two"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn semantics_55_a_gap_leads_to_a_new_list_and_never_to_a_partial_state() {
     for by_status in [false, true] {
         let bed = Bed::new();

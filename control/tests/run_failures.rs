@@ -12,9 +12,14 @@ use nix::{
     },
     unistd::Pid,
 };
-use ringwall::run::last_snapshot::{LastSnapshot, MadeOf};
+use ringwall::{
+    protocol::ClusterUid,
+    run::last_snapshot::{LastSnapshot, MadeOf},
+};
 use ringwall_config::Config;
+use ringwall_testbed::api_server::ApiServer;
 use run_bed::*;
+use serde_json::json;
 
 /// The thread of the first worker.
 fn worker_thread(dataplane: u32) -> Pid {
@@ -63,7 +68,7 @@ fn without_source() -> Bed {
     let file = config.snapshot_file();
     let last = LastSnapshot::new(file.clone(), before, None).load().unwrap();
     let now = LastSnapshot::new(file, MadeOf::of(&config), None);
-    now.write(&last.unwrap().snapshot).unwrap();
+    now.write(&last.unwrap().snapshot, None).unwrap();
     bed
 }
 
@@ -122,6 +127,62 @@ fn the_last_snapshot_decides_until_there_is_an_api_server() {
     assert!(text.contains("STALE: of the disk"), "{text}");
     connect(&bed.b, POD_A, 80).expect("what it allows");
     assert!(connect(&bed.a, POD_B, 80).is_err(), "what it denies");
+}
+
+#[test]
+fn the_last_snapshot_decides_until_the_cluster_turns_out_to_be_another() {
+    if !may_run("the_last_snapshot_decides_until_the_cluster_turns_out_to_be_another") {
+        return;
+    }
+    let mut bed = without_source();
+    let config = Config::load(&bed.config_file()).unwrap();
+    let last = LastSnapshot::new(config.snapshot_file(), MadeOf::of(&config), None);
+    let before = ClusterUid::try_from("the-old-cluster".to_owned()).unwrap();
+    let stored = last.load().unwrap().unwrap().snapshot;
+    last.write(&stored, Some(&before)).unwrap();
+    let server = bed.gateway.inside(|| ApiServer::start().unwrap());
+    server.set_away(true);
+    std::fs::write(bed.dir.path().join("kubeconfig"), server.kubeconfig("t")).unwrap();
+    for name in ["kube-system", "default"] {
+        let uid = format!("the-new-{name}");
+        server
+            .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "uid": uid}}));
+    }
+    for (name, ip) in [("a", POD_A), ("b", POD_B)] {
+        server.apply(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": ip}]},
+        }));
+    }
+    serve(&bed.b, POD_B, 80);
+    bed.launch();
+    bed.wait_for("worker with the last snapshot", |bed| {
+        snapshot_of(bed).is_some_and(|status| status["dataplane"]["workers"][0]["generation"] != 0)
+    });
+    let cluster = |bed: &Bed| bed.status()["dataplane"]["snapshot"]["cluster"].clone();
+    assert_eq!(cluster(&bed), "the-old-cluster");
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "what the last one denies");
+
+    server.set_away(false);
+    bed.wait_for("the new cluster's policy", |bed| {
+        cluster(bed) == "the-new-kube-system"
+    });
+    bed.wait_for("readiness", |bed| bed.status()["control"]["ready"] == true);
+    connect(&bed.a, POD_B, 80).expect("what the new cluster allows");
+    let alarms = bed.status()["control"]["alarms"].to_string();
+    assert!(
+        alarms.contains("is another cluster than before")
+            && alarms.contains("the-new-kube-system")
+            && alarms.contains("the-old-cluster"),
+        "{alarms}"
+    );
+    assert!(
+        bed.log().contains("is another cluster than before"),
+        "{}",
+        bed.log()
+    );
 }
 
 /// What is wrong with the last snapshot.

@@ -66,6 +66,7 @@ impl Dataplane {
                 version: VERSION,
                 generation: kept.snapshot.as_ref().map_or(0, |(generation, _)| *generation),
                 hash: kept.hash,
+                cluster: None,
                 workers: 1,
             }],
             Request::Publish {
@@ -73,6 +74,7 @@ impl Dataplane {
                 hash,
                 bytes,
                 base,
+                cluster: _,
             } => {
                 let image = read_image(fd.unwrap(), bytes).unwrap();
                 kept.deltas += u64::from(base.is_some());

@@ -8,8 +8,8 @@ use std::{
 };
 
 use ringwall::protocol::{
-    Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, PortStatus, Reply, Request,
-    WorkerStatus,
+    ClusterUid, Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, PortStatus,
+    Reply, Request, WorkerStatus,
 };
 use ringwall_dataplane::{addr::Addr, wire::build::Template};
 
@@ -105,15 +105,20 @@ fn frames() -> Vec<Vec<u8>> {
 /// Every kind of message, as it is sent.
 fn messages() -> Vec<Vec<u8>> {
     let hash = ContentHash([0xab; 32]);
+    let cluster = ClusterUid::try_from("0b7d2bd0-7a3c-4d6e-8f10-3f1f6a1c2d3e".to_owned()).ok();
     let requests = [
-        Request::Hello { version: 3 },
+        Request::Hello { version: 4 },
         Request::Publish {
             generation: 7,
             hash,
             bytes: 4,
             base: Some(6),
+            cluster: cluster.clone(),
         },
-        Request::Current { generation: 7 },
+        Request::Current {
+            generation: 7,
+            cluster: cluster.clone(),
+        },
         Request::Status,
         Request::Flows {
             filter: FlowFilter {
@@ -125,9 +130,10 @@ fn messages() -> Vec<Vec<u8>> {
     ];
     let replies = [
         Reply::Hello {
-            version: 3,
+            version: 4,
             generation: 1,
             hash: Some(hash),
+            cluster,
             workers: 2,
         },
         Reply::Accepted { generation: 2 },

@@ -21,7 +21,7 @@ use crate::{
     explain::{Question, report::Explanation},
     metrics::Latencies,
     protocol::{
-        CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus,
+        ClusterUid, CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus,
         ResourceVersions, Status, Supervision,
     },
     publish::DataplaneInquiry,
@@ -136,6 +136,8 @@ struct Inner {
     proven_whole: Option<Instant>,
     /// What was wrong with a snapshot that was compiled in full instead.
     corrected: Option<(Instant, String)>,
+    /// The source has become another cluster.
+    replaced: Option<(Instant, String)>,
     publication: PublicationStatus,
     line: Option<String>,
     /// Accepted and not adopted yet: generation, and since when.
@@ -220,6 +222,7 @@ impl Overview {
             unproven: None,
             proven_whole: None,
             corrected: None,
+            replaced: None,
             publication: PublicationStatus::default(),
             line: None,
             adopting: None,
@@ -369,6 +372,17 @@ impl Overview {
         }
     }
 
+    /// The source is another cluster than the one that the policy in force was made from.
+    pub(super) fn another_cluster(&self, place: &str, before: &ClusterUid, now: &ClusterUid) {
+        let text = format!(
+            "{place} is another cluster than before: its namespace kube-system has the UID {now}, and the policy in force was \
+             made from one where that is {before}; the new cluster's policy replaces it. If nobody rebuilt or moved the \
+             cluster, check which server the kubeconfig names"
+        );
+        tracing::warn!("{text}");
+        self.inner().replaced = Some((Instant::now(), text));
+    }
+
     /// The dataplane is there with a snapshot; `ours` where it is the one published last.
     pub(super) fn connected(&self, generation: u64, ours: bool) {
         let mut inner = self.inner();
@@ -494,6 +508,11 @@ impl Overview {
             alarms.push(format!("the source's newest state is held back: {reason}"));
         }
         if let Some((at, text)) = &inner.vanished
+            && at.elapsed() < REMEMBER
+        {
+            alarms.push(text.clone());
+        }
+        if let Some((at, text)) = &inner.replaced
             && at.elapsed() < REMEMBER
         {
             alarms.push(text.clone());

@@ -78,6 +78,7 @@ fn describe(image: &[u8]) -> String {
 struct Kept {
     generation: u64,
     hash: Option<ContentHash>,
+    cluster: Option<ClusterUid>,
     images: Vec<Vec<u8>>,
 }
 
@@ -188,11 +189,13 @@ fn serve(
                 version: version.load(Ordering::SeqCst) as u32,
                 generation: kept.generation,
                 hash: kept.hash,
+                cluster: kept.cluster.clone(),
                 workers: 2,
             }],
             Request::Flows { .. } => panic!("control never asks for flows"),
-            Request::Current { generation } => {
+            Request::Current { generation, cluster } => {
                 assert_eq!(generation, kept.generation);
+                kept.cluster = cluster;
                 Vec::new()
             }
             Request::Publish {
@@ -200,6 +203,7 @@ fn serve(
                 hash,
                 bytes,
                 base,
+                cluster,
             } => {
                 let mut image = read_image(received.fd.expect("an image"), bytes).unwrap();
                 if let Some(base) = base {
@@ -220,6 +224,7 @@ fn serve(
                     );
                     kept.generation = generation;
                     kept.hash = Some(hash);
+                    kept.cluster = cluster;
                     kept.images.push(image);
                     let mut replies = vec![Reply::Accepted { generation }];
                     if !stuck.load(Ordering::SeqCst) {
@@ -484,6 +489,7 @@ async fn a_restarted_dataplane_gets_what_it_lacks_and_nothing_else() {
             generation,
             hash: Some(ContentHash([7; 32])),
             images: Vec::new(),
+            cluster: None,
         };
         bed.dataplane.resume();
         bed.dataplane.image(expected).await;
@@ -1492,6 +1498,101 @@ async fn the_log_says_which_versions_at_the_api_server_a_generation_reflects() {
     let versions = serde_json::to_value(&status).unwrap()["snapshot"]["resourceVersions"].clone();
     assert_eq!(versions["policies"], json!(policy));
     assert_eq!(versions["pods"], json!(namespace));
+}
+
+#[tokio::test]
+async fn another_cluster_in_the_same_place_is_an_alarm_and_its_policy_replaces_the_one_before() {
+    let log = Log::default();
+    let _default = log.begin();
+    let bed = Bed::new();
+    let uid_in_force = || {
+        bed.dataplane
+            .kept
+            .lock()
+            .unwrap()
+            .cluster
+            .clone()
+            .map(String::from)
+    };
+    let kube_system = |uid: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system", "uid": uid}});
+    let alarms = |status: &Status| status.control.as_ref().unwrap().alarms.clone();
+    let control_of = async |server: &ApiServer| {
+        let controller = Controller::start(Options {
+            source: from_kubeconfig(&bed, server),
+            ..bed.options()
+        });
+        Running::new(controller.await.unwrap())
+    };
+    let of = |server: &ApiServer, old: &str, new: &str| {
+        format!(
+            "http://{}/ is another cluster than before: its namespace kube-system has the UID {new}, and the policy in \
+             force was made from one where that is {old}; ",
+            server.address()
+        )
+    };
+
+    let first = ApiServer::start().unwrap();
+    first.apply(kube_system("first"));
+    let control = control_of(&first).await;
+    control.ready().await;
+    assert_eq!(uid_in_force().as_deref(), Some("first"));
+    control.stop().await;
+    // The same cluster, by another process and elsewhere.
+    let moved = ApiServer::start().unwrap();
+    moved.apply(kube_system("first"));
+    let control = control_of(&moved).await;
+    let status = control.ready().await;
+    assert!(alarms(&status).is_empty(), "{:?}", alarms(&status));
+    control.stop().await;
+
+    // Another one, which was built while nobody looked.
+    let second = ApiServer::start().unwrap();
+    second.apply(kube_system("second"));
+    let before = bed.dataplane.images().len();
+    let control = control_of(&second).await;
+    let status = control.ready().await;
+    assert!(bed.dataplane.images().len() > before, "its policy is in force");
+    assert_eq!(uid_in_force().as_deref(), Some("second"));
+    let said = alarms(&status);
+    assert!(
+        said.len() == 1 && said[0].starts_with(&of(&second, "first", "second")),
+        "{said:?}"
+    );
+    log.line(&of(&second, "first", "second")).await;
+
+    // And one that is built while it is looked at, of which all else is the same.
+    let before = bed.dataplane.images().len();
+    second.delete(ringwall_testbed::api_server::NAMESPACES, "", "kube-system");
+    second.apply(kube_system("third"));
+    control
+        .status_where("another alarm", |status| {
+            alarms(status)
+                .iter()
+                .any(|alarm| alarm.starts_with(&of(&second, "second", "third")))
+        })
+        .await;
+    let until = Instant::now() + PATIENCE;
+    while uid_in_force().as_deref() != Some("third") {
+        assert!(Instant::now() < until, "{:?}", uid_in_force());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(bed.dataplane.images().len() > before);
+    control.stop().await;
+
+    // A dataplane that has the snapshot without knowing of which cluster it is.
+    let control = control_of(&second).await;
+    control.ready().await;
+    let images = bed.dataplane.images().len();
+    bed.dataplane.kept.lock().unwrap().cluster = None;
+    for connection in bed.dataplane.open.lock().unwrap().drain(..) {
+        connection.shutdown();
+    }
+    let until = Instant::now() + PATIENCE;
+    while uid_in_force().as_deref() != Some("third") {
+        assert!(Instant::now() < until, "{:?}", uid_in_force());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(bed.dataplane.images().len(), images, "it is told, not sent again");
 }
 
 #[test]

@@ -393,7 +393,7 @@ fn read_sealed(fd: OwnedFd, bytes: u64, limit: u64) -> Result<Vec<u8>, ProtocolE
 #[allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
 mod tests {
     use super::*;
-    use crate::protocol::{ContentHash, DataplaneStatus, PortStatus, Reply, Request};
+    use crate::protocol::{ClusterUid, ContentHash, DataplaneStatus, PortStatus, Reply, Request};
 
     #[test]
     fn a_message_and_its_image_arrive_as_they_were_sent() {
@@ -405,6 +405,7 @@ mod tests {
             hash: ContentHash([0xab; 32]),
             bytes: image.len() as u64,
             base: None,
+            cluster: ClusterUid::try_from("0b7d2bd0-7a3c".to_owned()).ok(),
         };
         a.send(&publish, Some(fd.as_fd())).unwrap();
         let received = b.receive::<Request>().unwrap();
@@ -413,6 +414,22 @@ mod tests {
             read_image(received.fd.unwrap(), image.len() as u64).unwrap(),
             image
         );
+    }
+
+    #[test]
+    fn a_cluster_is_named_by_a_short_uid() {
+        let read = |text: &str| serde_json::from_str::<ClusterUid>(&format!("{text:?}"));
+        let uid = "0b7d2bd0-7a3c-4d6e-8f10-3f1f6a1c2d3e";
+        assert_eq!(read(uid).unwrap().to_string(), uid);
+        for wrong in [
+            "",
+            "a b",
+            "a/b",
+            "\u{e9}",
+            &"a".repeat(ClusterUid::MOST_BYTES + 1),
+        ] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
@@ -510,6 +527,7 @@ mod tests {
             version: 1,
             generation: 3,
             hash: Some(ContentHash([1; 32])),
+            cluster: None,
             workers: 2,
         };
         assert_eq!(

@@ -21,6 +21,8 @@ use ringwall_config::{Config, SourceKind};
 use ringwall_dataplane::classify::Snapshot;
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::ClusterUid;
+
 /// What the file begins with; another one for another layout.
 const MAGIC: [u8; 8] = *b"rwsnap01";
 
@@ -31,13 +33,24 @@ const CONFIRMED_AT: u64 = MAGIC.len() as u64;
 const MOST_HEAD: usize = 1 << 20;
 
 /// What a snapshot is made of besides objects.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MadeOf {
     /// The source: kind and place.
     pub source: String,
     /// What the configuration says about the cluster.
     pub settings: String,
+}
+
+/// The head of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Head {
+    source: String,
+    settings: String,
+    /// Which cluster the source was. It does not decide whether the snapshot may be used: nobody knows it before the API
+    /// server answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterUid>,
 }
 
 impl MadeOf {
@@ -78,6 +91,8 @@ pub struct LastSnapshot {
 pub struct Loaded {
     /// The snapshot.
     pub snapshot: Snapshot,
+    /// The cluster that it was made from, where control knew.
+    pub cluster: Option<ClusterUid>,
     /// Bytes that were read.
     pub bytes: usize,
     /// Since it was last known to be what the source says; None where the clock was set back.
@@ -90,6 +105,7 @@ pub struct Kept {
     file: File,
     end: u64,
     generation: u64,
+    cluster: Option<ClusterUid>,
 }
 
 /// A change of one snapshot into the next.
@@ -142,7 +158,7 @@ impl LastSnapshot {
             .split_at_checked(length)
             .filter(|_| length <= MOST_HEAD)
             .ok_or_else(damaged)?;
-        let made_of: MadeOf = serde_json::from_slice(head).map_err(|_| damaged())?;
+        let made_of: Head = serde_json::from_slice(head).map_err(|_| damaged())?;
         if made_of.source != self.made_of.source {
             return Err(format!(
                 "it was made from {}, and the source is {}",
@@ -178,6 +194,7 @@ impl LastSnapshot {
         let snapshot = Snapshot::open(image).map_err(|error| error.to_string())?;
         Ok(Loaded {
             snapshot: applied(snapshot, deltas)?,
+            cluster: made_of.cluster,
             bytes: bytes.len(),
             age,
         })
@@ -187,8 +204,12 @@ impl LastSnapshot {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, snapshot: &Snapshot) -> io::Result<Kept> {
-        let head = serde_json::to_vec(&self.made_of)?;
+    pub fn write(&self, snapshot: &Snapshot, cluster: Option<&ClusterUid>) -> io::Result<Kept> {
+        let head = serde_json::to_vec(&Head {
+            source: self.made_of.source.clone(),
+            settings: self.made_of.settings.clone(),
+            cluster: cluster.cloned(),
+        })?;
         let image = snapshot.image().to_bytes();
         let mut next = self.file.as_os_str().to_owned();
         next.push(".next");
@@ -214,6 +235,7 @@ impl LastSnapshot {
             file,
             end,
             generation: snapshot.generation().0,
+            cluster: cluster.cloned(),
         })
     }
 }
@@ -259,6 +281,11 @@ impl Kept {
         self.generation = generation;
         self.confirm()?;
         Ok(true)
+    }
+
+    /// The cluster that it was made from.
+    pub fn cluster(&self) -> Option<&ClusterUid> {
+        self.cluster.as_ref()
     }
 
     /// Which generation comes of all of it.
@@ -326,7 +353,7 @@ mod tests {
         let last = LastSnapshot::new(folder.path().join("s"), made_of("a", "b"), None);
         assert!(last.load().unwrap().is_none());
         let images = images(5);
-        let mut kept = last.write(&Snapshot::from_image(&images[0])).unwrap();
+        let mut kept = last.write(&Snapshot::from_image(&images[0]), None).unwrap();
         assert_eq!(generation(&last), Ok(1));
         assert!(
             kept.append(&[delta(&images, 0, 1), delta(&images, 1, 2)])
@@ -364,7 +391,7 @@ mod tests {
         let file = folder.path().join("s");
         let of = |source, settings| LastSnapshot::new(file.clone(), made_of(source, settings), None);
         let snapshot = Snapshot::from_image(&images(1)[0]);
-        of("folder /a", "x").write(&snapshot).unwrap();
+        of("folder /a", "x").write(&snapshot, None).unwrap();
         assert_eq!(generation(&of("folder /a", "x")), Ok(1));
         let error = generation(&of("folder /b", "x")).unwrap_err();
         assert!(
@@ -385,11 +412,30 @@ mod tests {
     }
 
     #[test]
+    fn the_cluster_is_on_record_and_refuses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let last = LastSnapshot::new(folder.path().join("s"), made_of("a", "b"), None);
+        let snapshot = Snapshot::from_image(&images(1)[0]);
+        let uid = ClusterUid::try_from("0b7d2bd0-7a3c".to_owned()).unwrap();
+        let kept = last.write(&snapshot, Some(&uid)).unwrap();
+        assert_eq!(kept.cluster(), Some(&uid));
+        assert_eq!(last.load().unwrap().unwrap().cluster, Some(uid));
+        // A head without one, as of a folder and of versions that did not know it.
+        last.write(&snapshot, None).unwrap();
+        let bytes = std::fs::read(last.file()).unwrap();
+        let head = br#"{"source":"a","settings":"b"}"#;
+        assert!(bytes.windows(head.len()).any(|window| window == head));
+        assert_eq!(last.load().unwrap().unwrap().cluster, None);
+    }
+
+    #[test]
     fn what_is_too_old_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let day = Duration::from_secs(86_400);
         let last = |max_age| LastSnapshot::new(folder.path().join("s"), made_of("a", "b"), max_age);
-        let kept = last(None).write(&Snapshot::from_image(&images(1)[0])).unwrap();
+        let kept = last(None)
+            .write(&Snapshot::from_image(&images(1)[0]), None)
+            .unwrap();
         let bytes = std::fs::read(last(None).file()).unwrap();
         let now = SystemTime::now();
         let age = |most, now| last(most).read(&bytes, now).map(|loaded| loaded.age);

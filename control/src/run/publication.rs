@@ -19,8 +19,8 @@ use ringwall_dataplane::{classify::Snapshot, plane::Plane};
 use super::last_snapshot::{self, Delta, Kept, LastSnapshot};
 use crate::essential::Essential;
 use crate::protocol::{
-    Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener, ProtocolError,
-    Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, read_image,
+    ClusterUid, Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener,
+    ProtocolError, Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, read_image,
 };
 
 /// How often it is looked whether every worker has adopted, after [`ADOPTION_YIELDS`].
@@ -77,11 +77,14 @@ struct Announced {
     /// Generation that `bytes` are a delta to; None: they are a whole image.
     base: Option<u64>,
     bytes: Vec<u8>,
+    cluster: Option<ClusterUid>,
 }
 
 #[derive(Default)]
 struct ToDisk {
     newest: Option<Snapshot>,
+    /// The cluster that it was made from.
+    cluster: Option<ClusterUid>,
     /// What leads to it from one before; empty where that is not known.
     deltas: Vec<Delta>,
     /// Whether control has said since that it is what the source says.
@@ -119,7 +122,7 @@ impl Publication {
     ) -> Self {
         let publication = Self::without_any(plane, last, workers, wake);
         let bytes = usize::try_from(snapshot.image().bytes()).unwrap_or(usize::MAX);
-        if let Err(reason) = publication.install(snapshot, bytes, SnapshotOrigin::Control) {
+        if let Err(reason) = publication.install(snapshot, bytes, SnapshotOrigin::Control, None) {
             tracing::warn!(reason, "the staged snapshot is not used");
             publication.load();
         }
@@ -152,27 +155,37 @@ impl Publication {
 
     /// Has the staged snapshot, or what has come since, written to disk.
     pub fn keep(&self) {
-        let newest = locked(&self.state).newest.clone();
+        let (newest, cluster) = {
+            let state = locked(&self.state);
+            (state.newest.clone(), state.status.cluster.clone())
+        };
         let mut to_disk = locked(&self.to_disk);
         if to_disk.newest.is_none() {
             to_disk.newest = newest;
+            to_disk.cluster = cluster;
             self.disk_news.notify_all();
         }
     }
 
     fn load(&self) {
-        let last_snapshot::Loaded { snapshot, bytes, age } = match self.last.load() {
+        let loaded = match self.last.load() {
             Ok(Some(loaded)) => loaded,
             Ok(None) => return,
             Err(reason) => return self.cannot_load(&reason),
         };
+        let last_snapshot::Loaded {
+            snapshot,
+            cluster,
+            bytes,
+            age,
+        } = loaded;
         tracing::info!(
             generation = snapshot.generation().0,
             file = %self.last.file().display(),
             age_seconds = age.map(|age| age.as_secs()),
             "last snapshot loaded"
         );
-        match self.install(snapshot, bytes, SnapshotOrigin::Disk) {
+        match self.install(snapshot, bytes, SnapshotOrigin::Disk, cluster) {
             Ok(()) => locked(&self.state).loaded = age.map(|age| (Instant::now(), age)),
             Err(reason) => self.cannot_load(&reason),
         }
@@ -189,7 +202,13 @@ impl Publication {
 
     /// Publishes. Refuses what is not above the generation in force: two clients may have been found in order at the
     /// same time, and flows that one snapshot allowed would be taken for allowed by another of the same generation.
-    fn install(&self, snapshot: Snapshot, bytes: usize, origin: SnapshotOrigin) -> Result<(), String> {
+    fn install(
+        &self,
+        snapshot: Snapshot,
+        bytes: usize,
+        origin: SnapshotOrigin,
+        cluster: Option<ClusterUid>,
+    ) -> Result<(), String> {
         let mut state = locked(&self.state);
         above(snapshot.generation().0, state.status.generation)?;
         state.status = SnapshotStatus {
@@ -197,6 +216,7 @@ impl Publication {
             hash: Some(ContentHash(snapshot.hash())),
             bytes: snapshot.image().bytes(),
             origin,
+            cluster,
             age_seconds: None,
             adoption_micros: None,
             accepted: state.status.accepted + u64::from(origin == SnapshotOrigin::Control),
@@ -236,7 +256,8 @@ impl Publication {
     /// Takes a snapshot over; the workers now have to adopt it.
     fn accept(&self, announced: Announced) -> Result<(), String> {
         let taken = self.open(&announced).and_then(|snapshot| {
-            self.install(snapshot.clone(), announced.bytes.len(), SnapshotOrigin::Control)?;
+            let (bytes, cluster) = (announced.bytes.len(), announced.cluster.clone());
+            self.install(snapshot.clone(), bytes, SnapshotOrigin::Control, cluster)?;
             Ok(snapshot)
         });
         match taken {
@@ -244,6 +265,7 @@ impl Publication {
                 (self.wake)();
                 let mut to_disk = locked(&self.to_disk);
                 to_disk.newest = Some(snapshot);
+                to_disk.cluster = announced.cluster;
                 // More than a disk that hangs is waited for: then the whole one is written.
                 if to_disk.deltas.len() >= MOST_DELTAS {
                     to_disk.deltas.clear();
@@ -272,6 +294,7 @@ impl Publication {
             hash,
             base,
             ref bytes,
+            cluster: _,
         } = *announced;
         let newest = {
             let state = locked(&self.state);
@@ -337,12 +360,30 @@ impl Publication {
         }
     }
 
-    /// The snapshot of this generation is what the source says.
-    fn confirm(&self, generation: u64) {
-        if locked(&self.state).status.generation == generation {
-            locked(&self.to_disk).confirmed = true;
-            self.disk_news.notify_all();
+    /// The snapshot of this generation is what the source says, which is of this cluster.
+    fn confirm(&self, generation: u64, cluster: Option<ClusterUid>) {
+        let rewrite = {
+            let mut state = locked(&self.state);
+            if state.status.generation != generation {
+                return;
+            }
+            // One that was staged came without.
+            let differs = state.status.cluster != cluster;
+            state.status.cluster.clone_from(&cluster);
+            state.newest.clone().filter(|_| differs)
+        };
+        let mut to_disk = locked(&self.to_disk);
+        to_disk.confirmed = true;
+        // A newer one that waits to be written has its own.
+        let waiting = to_disk.newest.as_ref();
+        if let Some(snapshot) = rewrite
+            && waiting.is_none_or(|it| it.generation().0 <= generation)
+        {
+            to_disk.newest = Some(snapshot);
+            to_disk.cluster = cluster;
+            to_disk.deltas.clear();
         }
+        self.disk_news.notify_all();
     }
 
     /// What is wrong, in words.
@@ -360,12 +401,16 @@ impl Publication {
             kept: None,
             whole_at: Instant::now(),
             behind: None,
+            cluster: None,
         };
         let mut to_disk = locked(&self.to_disk);
         loop {
             let (newest, deltas) = (to_disk.newest.take(), std::mem::take(&mut to_disk.deltas));
             let (confirmed, closing) = (std::mem::take(&mut to_disk.confirmed), to_disk.closing);
             if newest.is_some() || confirmed || disk.is_due(closing) {
+                if newest.is_some() {
+                    disk.cluster.clone_from(&to_disk.cluster);
+                }
                 drop(to_disk);
                 let done = disk.keep(newest, &deltas, confirmed, closing);
                 let problem = done.err().map(|error| {
@@ -424,6 +469,8 @@ struct Disk<'a> {
     whole_at: Instant,
     /// The newest one, where the file has it as changes of another alone: a restart has to apply each.
     behind: Option<Snapshot>,
+    /// The cluster that the newest one was made from.
+    cluster: Option<ClusterUid>,
 }
 
 impl Disk<'_> {
@@ -438,7 +485,9 @@ impl Disk<'_> {
             let generation = snapshot.generation().0;
             self.behind = Some(snapshot);
             let may_append = !closing && Instant::now() < self.whole_at && !deltas.is_empty();
-            if let Some(mut kept) = self.kept.take_if(|_| may_append) {
+            // The head says of which cluster all of it is.
+            let appends = |kept: &mut Kept| may_append && kept.cluster() == self.cluster.as_ref();
+            if let Some(mut kept) = self.kept.take_if(appends) {
                 // One that fails is not gone on with.
                 let appended = kept.append(deltas)? && kept.generation() == generation;
                 self.kept = appended.then_some(kept);
@@ -449,7 +498,7 @@ impl Disk<'_> {
         let whole = self.kept.is_none() || closing || Instant::now() >= self.whole_at;
         if let Some(snapshot) = self.behind.take_if(|_| whole) {
             let began = Instant::now();
-            let written = self.last.write(&snapshot);
+            let written = self.last.write(&snapshot, self.cluster.as_ref());
             self.whole_at = Instant::now() + WRITE_PAUSE.max(began.elapsed() * WRITE_SHARE);
             match written {
                 Ok(kept) => self.kept = Some(kept),
@@ -595,6 +644,7 @@ fn converse(
                         version: VERSION,
                         generation: newest.generation,
                         hash: newest.hash,
+                        cluster: newest.cluster,
                         workers: publication.workers,
                     },
                     None,
@@ -614,6 +664,7 @@ fn converse(
                 hash,
                 bytes,
                 base,
+                cluster,
             } => {
                 let arrived = Instant::now();
                 let announced = fd
@@ -624,10 +675,11 @@ fn converse(
                         hash,
                         base,
                         bytes,
+                        cluster,
                     });
                 publish(connection, publication, generation, announced, arrived)?;
             }
-            Request::Current { generation } => publication.confirm(generation),
+            Request::Current { generation, cluster } => publication.confirm(generation, cluster),
             Request::Flows { filter, cursor } => connection.send(
                 &Reply::Flows {
                     page: Box::new(flows(&filter, cursor)),
@@ -736,6 +788,7 @@ mod tests {
             hash: ContentHash(image.hash()),
             base: base.map(|base| base.generation().0),
             bytes: base.map_or_else(|| image.to_bytes(), |base| image.delta_since(base).unwrap()),
+            cluster: None,
         }
     }
 
@@ -759,7 +812,11 @@ mod tests {
         let mut images = Images::new();
         let five = announced(&images.next(5), None);
         let both = [(); 2].map(|()| publication.open(&five).unwrap());
-        let answers = both.map(|snapshot| publication.install(snapshot, 1, SnapshotOrigin::Control).is_ok());
+        let answers = both.map(|snapshot| {
+            publication
+                .install(snapshot, 1, SnapshotOrigin::Control, None)
+                .is_ok()
+        });
         assert_eq!(answers, [true, false]);
         assert!(publication.accept(five).is_err());
         assert!(publication.accept(announced(&images.next(6), None)).is_ok());
@@ -868,6 +925,56 @@ mod tests {
         // Control still has what it had: it goes on with deltas.
         after.accept(announced(&images.next(3), Some(&two))).unwrap();
         assert_eq!(in_force(&after), (3, 3));
+    }
+
+    #[test]
+    fn the_file_says_of_which_cluster_the_newest_snapshot_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("snapshot.img");
+        let uid = |text: &str| ClusterUid::try_from(text.to_owned()).ok();
+        let of = |image: &Image, base: Option<&Image>, cluster: &str| Announced {
+            cluster: uid(cluster),
+            ..announced(image, base)
+        };
+        let mut images = Images::new();
+        let [one, two, three] = [1, 2, 3].map(|generation| images.next(generation));
+        let publication = Arc::new(publication(file.clone()));
+        let keeper = {
+            let publication = Arc::clone(&publication);
+            std::thread::spawn(move || publication.keep_on_disk())
+        };
+        let until_on_disk = |generation: u64, cluster: Option<ClusterUid>| {
+            let last = LastSnapshot::new(file.clone(), last_snapshot::MadeOf::default(), None);
+            let until = Instant::now() + Duration::from_secs(20);
+            loop {
+                let found = last.load().unwrap();
+                let found = found.map(|it| (it.snapshot.generation().0, it.cluster));
+                if found == Some((generation, cluster.clone())) {
+                    return;
+                }
+                assert_ne!(
+                    found,
+                    Some((3, uid("old"))),
+                    "appended to what is of another cluster"
+                );
+                assert!(Instant::now() < until, "{found:?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        publication.accept(of(&one, None, "old")).unwrap();
+        until_on_disk(1, uid("old"));
+        publication.accept(of(&two, Some(&one), "old")).unwrap();
+        until_on_disk(2, uid("old"));
+        publication.accept(of(&three, Some(&two), "new")).unwrap();
+        until_on_disk(3, uid("new"));
+        assert_eq!(publication.status().cluster, uid("new"));
+        // Learnt later, as with one that was staged.
+        publication.confirm(2, uid("of another generation"));
+        publication.confirm(3, uid("newest"));
+        until_on_disk(3, uid("newest"));
+        publication.close();
+        keeper.join().unwrap();
+        until_on_disk(3, uid("newest"));
     }
 
     #[test]

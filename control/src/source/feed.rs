@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::{
     cluster::Cluster,
-    protocol::{ResourceVersions, SourceStatus, WatchStatus},
+    protocol::{ClusterUid, ResourceVersions, SourceStatus, WatchStatus},
     source::problems::Problems,
 };
 
@@ -21,6 +21,8 @@ pub struct SourceState {
     pub cluster: Cluster,
     /// What is wrong with objects in it.
     pub problems: Problems,
+    /// The cluster that it is of; None where the source does not say.
+    pub cluster_uid: Option<ClusterUid>,
     /// The newest version of each kind in it; empty where the source has none.
     pub versions: ResourceVersions,
     /// When the first event that this state has over the one before arrived.

@@ -436,6 +436,7 @@ impl Assembler {
         let handed = SourceState {
             cluster: state.cluster().clone(),
             problems: state.problems(),
+            cluster_uid: state.cluster_uid(),
             versions: state.versions(),
             began,
         };

@@ -128,6 +128,7 @@ impl Reader {
         self.states.send_replace(Some(Arc::new(SourceState {
             cluster: loaded.cluster,
             problems,
+            cluster_uid: None,
             versions: ResourceVersions::default(),
             began,
         })));

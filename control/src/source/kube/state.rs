@@ -16,12 +16,15 @@ use imbl::OrdMap;
 
 use crate::{
     cluster::{Cluster, Object, ObjectKey, ObjectRef, Settings},
-    protocol::{ObjectCounts, ObjectProblem, ResourceVersions},
+    protocol::{ClusterUid, ObjectCounts, ObjectProblem, ResourceVersions},
     source::problems::Problems,
 };
 
 /// What policies were decoded from, as JSON texts. A clone costs a pointer.
 pub(super) type PolicySources = OrdMap<ObjectKey, Arc<str>>;
+
+/// Every cluster has it from its beginning to its end, so its UID is the cluster's.
+const CLUSTER_NAMESPACE: &str = "kube-system";
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -254,6 +257,12 @@ impl State {
         self.versions
     }
 
+    /// Which cluster this is; None where it has no `kube-system`.
+    pub(super) fn cluster_uid(&self) -> Option<ClusterUid> {
+        let uid = self.namespace_uids.get(CLUSTER_NAMESPACE)?;
+        ClusterUid::try_from(uid.clone()).ok()
+    }
+
     /// How many objects of each kind there are.
     pub(super) fn counts(&self) -> ObjectCounts {
         ObjectCounts::of(&self.cluster)
@@ -409,8 +418,13 @@ impl State {
             problems,
             source,
         } = item;
+        let mut changed = false;
         match &reference {
-            ObjectRef::Namespace(name) => drop(self.namespace_uids.insert(name.clone(), uid)),
+            ObjectRef::Namespace(name) => {
+                let before = self.namespace_uids.insert(name.clone(), uid);
+                // Another cluster, be it one with the same objects.
+                changed = name == CLUSTER_NAMESPACE && before.as_ref() != self.namespace_uids.get(name);
+            }
             ObjectRef::NetworkPolicy(key) => {
                 self.holds.remove(key);
                 if let Some(source) = source
@@ -422,7 +436,7 @@ impl State {
             }
             ObjectRef::Node(_) | ObjectRef::Pod(_) => {}
         }
-        let mut changed = self.problems.set(&reference, problems);
+        changed |= self.problems.set(&reference, problems);
         // Undecodable: the last good object stays.
         if let Some(object) = object
             && !self.holds_equal(&object)
