@@ -203,22 +203,19 @@ impl Entry {
     /// Whether the entry has this key in the direction given.
     #[inline]
     pub(crate) fn is(&self, key: &FlowKey, direction: Direction) -> bool {
-        let same = self.zone == key.zone && self.vlan == key.vlan && self.protocol == key.protocol;
-        let (src, dst) = (key.src.octets(), key.dst.octets());
-        same && match direction {
-            Direction::Original => {
-                self.src == src
-                    && self.dst == dst
-                    && self.src_port == key.src_port
-                    && self.dst_port == key.dst_port
-            }
-            Direction::Reply => {
-                self.src == dst
-                    && self.dst == src
-                    && self.src_port == key.dst_port
-                    && self.dst_port == key.src_port
-            }
-        }
+        // What differs is gathered without branches: nearly always it is nothing.
+        let number = |addr: [u8; 16]| u128::from_ne_bytes(addr);
+        let ends = |[src, dst]: [Addr; 2], ports: [u16; 2]| {
+            let addrs = (number(self.src) ^ number(src.octets())) | (number(self.dst) ^ number(dst.octets()));
+            let ports = (self.src_port ^ ports[0]) | (self.dst_port ^ ports[1]);
+            (addrs as u64) | ((addrs >> 64) as u64) | u64::from(ports)
+        };
+        let rest = (self.zone ^ key.zone) | (self.vlan ^ key.vlan) | u32::from(self.protocol ^ key.protocol);
+        let ends = match direction {
+            Direction::Original => ends([key.src, key.dst], [key.src_port, key.dst_port]),
+            Direction::Reply => ends([key.dst, key.src], [key.dst_port, key.src_port]),
+        };
+        ends | u64::from(rest) == 0
     }
 
     /// Asks for both its cache lines.

@@ -222,9 +222,32 @@ pub enum Action {
     Invalid,
 }
 
+/// [`rule`] for every case, by number of the state less one, direction and segment: looked up for every packet, where
+/// following the rules would take as long as all the rest of its judgement.
+static NEXT: [[[(State, Action); Segment::ALL.len()]; 2]; State::ALL.len()] = {
+    let mut table = [[[(State::Revoked, Action::Invalid); Segment::ALL.len()]; 2]; State::ALL.len()];
+    let mut state = 0;
+    while state < State::ALL.len() {
+        let mut number = 0;
+        while number < Segment::ALL.len() {
+            let segment = Segment::ALL[number];
+            let [original, reply] = &mut table[state];
+            original[segment as usize] = rule(State::ALL[state], Direction::Original, segment);
+            reply[segment as usize] = rule(State::ALL[state], Direction::Reply, segment);
+            number += 1;
+        }
+        state += 1;
+    }
+    table
+};
+
 /// The state after a packet, and what to do with it. Total: every state, direction and segment has an answer.
 #[inline]
 pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Action) {
+    NEXT[state as usize - 1][direction as usize][segment as usize]
+}
+
+const fn rule(state: State, direction: Direction, segment: Segment) -> (State, Action) {
     use Action::{Alone, Invalid, Pass, PassUnrefreshed, Renew};
     use Direction::{Original, Reply};
     use Segment::{Ack, Bad, EchoReply, End, Fin, Init, Rst, Syn, SynAck};
