@@ -1,6 +1,6 @@
 //! The tc programs of a port: filters on its clsact qdisc.
 
-use std::os::fd::BorrowedFd;
+use std::{fs, io, os::fd::BorrowedFd, path::Path};
 
 use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
 
@@ -26,19 +26,22 @@ fn bare_hook(ifindex: u32, point: TcAttachPoint) -> TcHook {
 }
 
 /// Makes the port's filters these. A filter of an earlier process is replaced without a moment in which there is none.
+/// `mark` is a directory that is there as long as the clsact qdisc is of our making.
 pub(crate) fn set(
     name: &str,
     ifindex: u32,
+    mark: &Path,
     egress: Option<BorrowedFd<'_>>,
     ingress: Option<BorrowedFd<'_>>,
 ) -> Result<(), BpfError> {
     for (program, point, place) in [(egress, TC_EGRESS, "egress"), (ingress, TC_INGRESS, "ingress")] {
         match program {
             Some(program) => {
-                let mut hook = hook(program, ifindex, point);
-                hook.create()
-                    .map_err(|error| wrap(&format!("make the clsact qdisc of `{name}`"), error))?;
-                hook.attach()
+                make_qdisc(ifindex, mark).map_err(|source| {
+                    BpfError::system(format!("make the clsact qdisc of `{name}`"), source)
+                })?;
+                hook(program, ifindex, point)
+                    .attach()
                     .map_err(|error| wrap(&format!("attach the tc {place} program of `{name}`"), error))?;
             }
             None => remove(name, ifindex, point, place)?,
@@ -47,14 +50,33 @@ pub(crate) fn set(
     Ok(())
 }
 
-/// Removes the port's filters, and the qdisc where nobody else has a filter on it.
-pub(crate) fn detach(name: &str, ifindex: u32) -> Result<(), BpfError> {
-    let ours = [TC_EGRESS, TC_INGRESS]
+/// Makes the clsact qdisc, and the mark where it was not there. The mark comes first: whoever comes after a crash in between
+/// takes it off for a qdisc that is empty.
+fn make_qdisc(ifindex: u32, mark: &Path) -> io::Result<()> {
+    let marked = match fs::create_dir(mark) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error),
+    };
+    let made = kernel::make_clsact(ifindex);
+    if marked && !matches!(made, Ok(true)) {
+        fs::remove_dir(mark)?;
+    }
+    made.map(drop)
+}
+
+/// Whether the interface has filters of ours.
+pub(crate) fn is_set(ifindex: u32) -> bool {
+    [TC_EGRESS, TC_INGRESS]
         .iter()
-        .any(|&point| bare_hook(ifindex, point).query().is_ok());
+        .any(|&point| bare_hook(ifindex, point).query().is_ok())
+}
+
+/// Removes the port's filters, and the qdisc where it is of our making and nobody else has a filter on it.
+pub(crate) fn detach(name: &str, ifindex: u32, mark: &Path) -> Result<(), BpfError> {
     remove(name, ifindex, TC_EGRESS, "egress")?;
     remove(name, ifindex, TC_INGRESS, "ingress")?;
-    if ours && kernel::has_filters(ifindex).is_ok_and(|others| !others) {
+    if mark.exists() && kernel::has_filters(ifindex).is_ok_and(|others| !others) {
         bare_hook(ifindex, TC_EGRESS | TC_INGRESS)
             .destroy()
             .map_err(|error| wrap(&format!("remove the clsact qdisc of `{name}`"), error))?;

@@ -223,6 +223,22 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     owned(unsafe { sys::bpf_obj_get(path.as_ptr()) })
 }
 
+/// Makes the clsact qdisc of an interface; whether it was not there before.
+pub(crate) fn make_clsact(ifindex: u32) -> io::Result<bool> {
+    let mut hook = sys::bpf_tc_hook {
+        sz: mem::size_of::<sys::bpf_tc_hook>() as _,
+        ifindex: ifindex as i32,
+        attach_point: sys::BPF_TC_INGRESS | sys::BPF_TC_EGRESS,
+        ..Default::default()
+    };
+    // SAFETY: `hook` is initialised, its size is in `sz`, and it outlives the call.
+    match check(unsafe { sys::bpf_tc_hook_create(&mut hook) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether any filter is on the clsact qdisc of an interface, in either direction.
 pub(crate) fn has_filters(ifindex: u32) -> io::Result<bool> {
     // `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, the same for egress; `linux/pkt_sched.h`.

@@ -133,6 +133,8 @@ pub struct PortSpec {
 /// Names of a port's pins: its link and its sockets.
 const LINK: &str = "link";
 const SOCKETS: &str = "sockets";
+/// Beside them, a directory: the port's clsact qdisc is of our making.
+const QDISC: &str = "qdisc";
 /// Directory of the pins of what all ports share. No interface has so long a name.
 const SHARED: &str = "programs-and-maps";
 /// Names of the pins of the programs.
@@ -301,6 +303,9 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         });
     }
 
+    if ours.is_none() && directory.join(QDISC).exists() && !guard::is_set(ifindex) {
+        let _ = fs::remove_dir(directory.join(QDISC)); // of an interface that had the name before
+    }
     // Same build: programs and maps go on as they are. Else, and at first: new ones.
     let inherited = inherited_link.is_some();
     let (loaded, reused) = shared(spec)?;
@@ -420,7 +425,12 @@ fn remove_pins(directory: &Path) -> Result<(), BpfError> {
         Ok(entries) => entries,
     };
     for entry in entries.flatten() {
-        remove_pin(&entry.path())?;
+        if entry.file_name() == QDISC {
+            fs::remove_dir(entry.path())
+                .map_err(|error| BpfError::system(format!("remove {}", entry.path().display()), error))?;
+        } else {
+            remove_pin(&entry.path())?;
+        }
     }
     fs::remove_dir(directory)
         .map_err(|error| BpfError::system(format!("remove {}", directory.display()), error))
@@ -434,7 +444,7 @@ pub fn detach(pins: &Path, name: &str) -> Result<(), BpfError> {
     crate::log::quiet();
     let directory = pins.join(name);
     if let Some(ifindex) = kernel::interface_index(name) {
-        guard::detach(name, ifindex)?;
+        guard::detach(name, ifindex, &directory.join(QDISC))?;
     }
     if let Ok(link) = kernel::open_pin(&directory.join(LINK)) {
         take_off(link.as_fd(), name)?;
@@ -724,12 +734,18 @@ impl AttachedPort {
         let egress = (self.spec.guard != EgressGuard::Off).then(|| guard_program.as_fd());
         let by_skb = self.config.flags & FLAG_PEER_BY_SKB != 0;
         let ingress = by_skb.then(|| cross_program.as_fd());
-        guard::set(&self.spec.name, self.ifindex, egress, ingress)?;
+        guard::set(
+            &self.spec.name,
+            self.ifindex,
+            &directory.join(QDISC),
+            egress,
+            ingress,
+        )?;
 
         if !self.reused {
             // What a build before left, which had programs and maps for each port.
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-                if entry.file_name() != LINK {
+                if ![LINK, QDISC].iter().any(|kept| entry.file_name() == *kept) {
                     remove_pin(&entry.path())?;
                 }
             }

@@ -129,6 +129,21 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         detach(&bpffs.pins(), "p0").unwrap();
         detach(&bpffs.pins(), "never there").unwrap();
 
+        // The qdisc of somebody else stays, empty as it is, whoever attached in between and with what.
+        run(&format!("tc -n {} qdisc add dev p0 clsact", host.name));
+        drop(attach(&spec(&bpffs, "p0")).unwrap());
+        let again = attach(&spec(&bpffs, "p0")).unwrap();
+        assert!(again.inherited());
+        again.detach().unwrap();
+        assert!(qdiscs().contains("clsact") && !host_filters(&host).contains("ringwall"));
+        run(&format!("tc -n {} qdisc del dev p0 clsact", host.name));
+
+        // Ours goes, whoever takes it off.
+        drop(attach(&spec(&bpffs, "p0")).unwrap());
+        drop(attach(&spec(&bpffs, "p0")).unwrap());
+        detach(&bpffs.pins(), "p0").unwrap();
+        assert!(!qdiscs().contains("clsact"), "{}", qdiscs());
+
         // A filter of somebody else keeps its qdisc.
         let port = attach(&spec(&bpffs, "p0")).unwrap();
         let program = bpffs.pins().join("programs-and-maps/cross").display().to_string();
