@@ -419,6 +419,7 @@ impl Running {
             numbers: Mutex::new(Numbers::new(plan.ports.len(), port_limit)),
             local: Mutex::default(),
             attaching: Mutex::new(()),
+            guarding: AtomicBool::new(false),
             changes: Mutex::new(changes),
             meddled: Mutex::default(),
             stations: Mutex::default(),

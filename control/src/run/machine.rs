@@ -86,6 +86,8 @@ pub struct Machine {
     pub local: Mutex<Vec<IpAddr>>,
     /// Held while a port's programs are attached or taken off.
     pub attaching: Mutex<()>,
+    /// Whether new interfaces are being guarded right now.
+    pub guarding: AtomicBool,
     /// What was changed on the machine.
     pub changes: Mutex<Changes>,
     /// Settings that somebody changed and that were put back, and when last.
@@ -181,11 +183,23 @@ impl Machine {
                     }
                 }
             }
+            self.let_newcomers_through();
             match self.open(&port, index, link.up, local) {
                 Ok(()) if port.kind == PortKind::Pod && !link.up => {}
                 Ok(()) => tracing::info!(port = port.name, index, "port opened"),
                 Err(error) => self.note_problem(port, &error),
             }
+        }
+    }
+
+    /// Waits while new interfaces are being guarded, though not for ever: to open a port changes links, and the kernel changes
+    /// one at a time.
+    fn let_newcomers_through(&self) {
+        const AT_MOST: Duration = Duration::from_millis(100);
+        const LOOK: Duration = Duration::from_micros(200);
+        let began = Instant::now();
+        while self.guarding.load(Ordering::Relaxed) && began.elapsed() < AT_MOST {
+            std::thread::sleep(LOOK);
         }
     }
 

@@ -27,6 +27,9 @@ use super::{
 /// Between two looks whether the machine stops.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long to wait for more once something came: a node starts many pods at once.
+const MORE: Duration = Duration::from_millis(1);
+
 /// Attaches programs to pods' interfaces that come.
 pub struct Newcomers {
     machine: Arc<Machine>,
@@ -56,8 +59,14 @@ impl Newcomers {
     /// Until the machine stops.
     pub fn run(mut self) {
         self.look_at_all(); // what came before the subscription
+        let mut patience = LOOK;
         while !self.machine.stop.load(Ordering::Relaxed) {
-            match self.changes.wait(LOOK) {
+            let change = self.changes.wait(patience);
+            // Until there is nothing more to hear, whoever opens ports waits.
+            let busy = !matches!(&change, Ok(Change::Messages(messages)) if messages.is_empty());
+            self.machine.guarding.store(busy, Ordering::Relaxed);
+            patience = if busy { MORE } else { LOOK };
+            match change {
                 Ok(Change::Messages(messages)) => {
                     for message in &messages {
                         match message {
