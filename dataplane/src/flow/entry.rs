@@ -358,6 +358,14 @@ impl Entry {
         self.flags & (ORIENTED | AUDITED | BINDS_STATIONS) == ORIENTED
     }
 
+    /// The same of an entry whose packets bear Ethernet addresses, if this packet's station is the one of its direction, or
+    /// is `free` to be any.
+    #[inline(never)]
+    pub(crate) fn is_plain_from(&self, direction: Direction, station: Option<[u8; 6]>, free: bool) -> bool {
+        self.flags & (ORIENTED | AUDITED | BINDS_STATIONS) == ORIENTED | BINDS_STATIONS
+            && (free || station == Some(self.stations[direction as usize]))
+    }
+
     /// Whether a packet in this direction needs no judgement of its own.
     #[inline]
     pub(crate) fn covers(&self, direction: Direction) -> bool {

@@ -465,7 +465,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let meaning = Segment::of(packet);
         if matches!(known.renewal, Renewal::Current)
             && entry.is_bound(direction, port.id)
-            && entry.is_plain()
+            && (entry.is_plain() || entry.is_plain_from(direction, station(frame), !port.binds_sources))
             && matches!(meaning, Segment::Ack | Segment::Data)
             && let Some(before) = entry.state()
             && let (state, Action::Pass) = state::next(before, direction, meaning)
