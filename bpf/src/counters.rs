@@ -36,7 +36,8 @@ pub enum Counter {
     GuardFailOpen = 14,
     /// A frame that a wire would have sent on could not be redirected.
     RedirectFailed = 15,
-    /// Meant for the kernel and dropped: a redirect, or what is neither ARP nor IP from a pod.
+    /// Meant for the kernel and dropped: a redirect; of a pod what is neither ARP nor IP, and more ARP and neighbour
+    /// discovery than one may send.
     KernelRefused = 16,
 }
 

@@ -497,6 +497,8 @@ pub enum L2Protocol {
     Mld,
     /// IP to groups. Default: drop.
     Multicast,
+    /// Other IPv6 to link-local addresses, such as routing protocols use. Default: drop.
+    LinkLocal,
     /// IPv4 to everyone. Default: drop.
     Broadcast,
     /// Link layer discovery. Default: drop.

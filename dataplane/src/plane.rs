@@ -13,7 +13,9 @@ use crossbeam::queue::ArrayQueue;
 use crate::{
     classify::{Generation, Snapshot},
     failsafe::Failsafe,
-    flow::{FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, shard::Shard, table::FlowTable},
+    flow::{
+        FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, rate::Shares, shard::Shard, table::FlowTable,
+    },
     forward::{Forwarding, ResolveRequest},
     port::PortId,
     rcu,
@@ -55,6 +57,12 @@ impl Tunnels {
     /// IPv4 and IPv6 in IP, GRE, EtherIP, L2TP, MPLS in IP.
     const PROTOCOLS: [u8; 6] = [4, 41, 47, 97, 115, 137];
 
+    /// Whether behind more IPv6 headers than were walked may be one that is not allowed: its receiver walks on.
+    #[inline]
+    pub(crate) fn may_hide_in(&self, key: &FlowKey) -> bool {
+        !self.allowed && key.protocol == protocol::UNKNOWN
+    }
+
     /// Whether a packet with this key is one that is not allowed as such.
     #[inline]
     pub(crate) fn is_one(&self, key: &FlowKey) -> bool {
@@ -80,7 +88,7 @@ pub struct PlaneConfig {
     pub tunnels: Tunnels,
     /// Flow timeouts and limits.
     pub flow: FlowConfig,
-    /// ICMP errors that the dataplane sends itself, per shard.
+    /// ICMP errors that the dataplane sends itself, to one endpoint.
     pub icmp_sent: RateLimit,
     /// Workers, at least 1 and at most 64.
     pub workers: usize,
@@ -181,6 +189,10 @@ pub struct Seat {
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) table: FlowTable,
     pub(crate) shards: Vec<Shard>,
+    /// ICMP errors let through, by the pod that they are for, or that sends them.
+    pub(crate) icmp_passed: Shares,
+    /// ICMP errors sent, by whom they are for.
+    pub(crate) icmp_sent: Shares,
     pub(crate) seed: crate::flow::hash::Seed,
     pub(crate) owners: Owners,
 }
@@ -255,8 +267,10 @@ impl Plane {
                 index,
                 shards: (index..SHARDS)
                     .step_by(workers)
-                    .map(|_| Shard::new(&shared.config.flow, shared.config.icmp_sent))
+                    .map(|_| Shard::new(&shared.config.flow))
                     .collect(),
+                icmp_passed: Shares::new(shared.config.flow.icmp_errors),
+                icmp_sent: Shares::new(shared.config.icmp_sent),
                 shared: Arc::clone(&shared),
                 snapshots,
                 forwarding,

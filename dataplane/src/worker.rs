@@ -22,6 +22,7 @@ use crate::{
     flow::{
         FlowDump, FlowId,
         hash::{KeyHash, Seed},
+        rate::Shares,
         shard::Shard,
         table::{FlowTable, Hint},
     },
@@ -99,6 +100,8 @@ struct TurnOf<'a, Io> {
     stats: &'a WorkerStats,
     table: &'a mut FlowTable,
     shards: &'a mut [Shard],
+    icmp_passed: &'a mut Shares,
+    icmp_sent: &'a mut Shares,
     seed: &'a Seed,
     owners: &'a Owners,
     holds: &'a mut Holds,
@@ -142,6 +145,8 @@ impl<Io: PacketIo> Worker<Io> {
             stats: &self.seat.stats,
             table: &mut self.seat.table,
             shards: &mut self.seat.shards,
+            icmp_passed: &mut self.seat.icmp_passed,
+            icmp_sent: &mut self.seat.icmp_sent,
             seed: &self.seat.seed,
             owners: &self.seat.owners,
             holds: &mut self.holds,
@@ -401,7 +406,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             }
             Ok(way) => way,
             Err(why) => {
-                self.refuse(frame, packet, port, hash, why);
+                self.refuse(frame, packet, port, why);
                 return;
             }
         };
@@ -456,6 +461,9 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
                 self.stats.counters.not_subject.add(1);
                 self.send(peer, frame);
             }
+            PortKind::Wire { .. } => self.drop_unread(frame, DropReason::NotSubject),
+            // No router forwards it (RFC 4291 2.5.6).
+            _ if kind == NotSubject::LinkLocal => self.drop_unread(frame, DropReason::MartianAddress),
             _ => self.drop_unread(frame, DropReason::NotSubject),
         }
     }

@@ -155,6 +155,7 @@ impl Way {
 struct Scene {
     bed: Bed,
     firewall: Appliance,
+    world: World,
 }
 
 impl Scene {
@@ -180,7 +181,7 @@ impl Scene {
         };
         change(&mut options, &mut world);
         let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
-        Self { bed, firewall }
+        Self { bed, firewall, world }
     }
 
     fn address(&self, name: &str, v6: bool) -> IpAddr {
@@ -565,7 +566,7 @@ fn what_no_policy_speaks_about_carries_nothing_across_a_wire() {
         }
         way.all_pass(&[(
             "neighbour",
-            v6("fe80::9", "ff02::1:ff00:1").icmp(135, 0, [0; 4], b"neighbour solicited"),
+            v6("fe80::9", "ff02::1:ff00:1").icmp(135, 0, [0; 4], b"neighbour for me"),
         )]);
     }
 }
@@ -735,4 +736,374 @@ fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
         alarms.contains("02:00:00:00:00:66 claims to be node inner"),
         "{alarms}"
     );
+}
+
+/// A pod is replaced by another one with the same address. Who talked to the first one has not talked to the second.
+fn a_reused_address_is_another_pod(role: Role) {
+    let scene = Scene::new(role, "");
+    let (way, out) = (scene.inward("shop/web"), scene.outward("shop/web"));
+    let mut world = scene.world.clone();
+    for (v6, own) in families() {
+        let [web, outsider] = ["shop/web", "external"].map(|name| scene.address(name, v6));
+        let (asks, answers) = (out.template(web, outsider), way.template(outsider, web));
+        let text = |what: &str| format!("{what} from {own}");
+        out.all_pass(&[(&text("asked"), asks.udp(own, QUIET, text("asked").as_bytes()))]);
+        way.all_pass(&[(
+            &text("answered"),
+            answers.udp(QUIET, own, text("answered").as_bytes()),
+        )]);
+        out.all_pass(&[("other asked", asks.udp(own + 1, QUIET, b"other asked"))]);
+        let mut other = world
+            .pods
+            .remove(if v6 { "shop/web2" } else { "shop/web" })
+            .unwrap();
+        other.name.push('2');
+        world.pods.insert(format!("shop/{}", other.name), other);
+        world.apply(&scene.firewall).unwrap();
+        let late = text("late");
+        out.all_pass(&[("new asked", asks.udp(own + 2, QUIET, b"new asked"))]);
+        way.only_the_last_passes(
+            &[
+                (&late, answers.udp(QUIET, own, late.as_bytes())),
+                ("other late", answers.udp(QUIET, own + 1, b"other late")),
+            ],
+            answers.udp(QUIET, own + 2, b"new answered"),
+            "new answered",
+        );
+    }
+}
+
+#[test]
+fn a_reused_address_does_not_inherit_flows_on_a_router() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_reused_address_is_another_pod(Role::Routed);
+}
+
+#[test]
+fn a_reused_address_does_not_inherit_flows_on_a_wire() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_reused_address_is_another_pod(Role::Wire);
+}
+
+/// TCP states of flows with this source port.
+fn states(scene: &Scene, port: u16) -> Vec<String> {
+    let output = scene
+        .firewall
+        .ringwall(&[
+            "flows",
+            "--config",
+            scene.firewall.config.to_str().unwrap(),
+            "-o",
+            "json",
+            "--limit",
+            "0",
+        ])
+        .unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|flow| flow["src_port"] == port)
+        .filter_map(|flow| flow["state"].as_str().map(str::to_owned))
+        .collect()
+}
+
+/// A connection to the server's echo, which waits for more as long as one likes.
+fn echo(from: &Netns, to: IpAddr) -> std::net::TcpStream {
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpStream},
+    };
+    let to = SocketAddr::new(to, 80);
+    let mut stream = from
+        .run(|| TcpStream::connect_timeout(&to, PATIENCE))
+        .unwrap()
+        .unwrap();
+    stream.write_all(b"GET /echo HTTP/1.0\r\n\r\n").unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    stream
+}
+
+/// Resets by guess, with data before each that would make its number one that was sent; and after a restart of the dataplane.
+#[test]
+fn guessing_ends_no_connection() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Routed, "");
+    let way = scene.inward("shop/client");
+    for (v6, own) in families() {
+        let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
+        let stream = echo(&scene.bed.external.ns, client);
+        let port = stream.local_addr().unwrap().port();
+        let forged = way.template(outsider, client);
+        for flags in [ACK, TcpFlags::RST] {
+            for guess in (0..=u32::MAX).step_by(1 << 16) {
+                let (seq, data) = match flags {
+                    ACK => (guess, &b"x"[..]),
+                    _ => (guess.wrapping_add(1), &b""[..]),
+                };
+                way.from
+                    .send(&forged.tcp_at(port, 80, flags, [seq, 0x9000_0000], data));
+                // Slowly enough that none is lost in a ring.
+                if guess % (1 << 20) == 0 {
+                    let text = format!("guessed {flags} {guess}.");
+                    way.all_pass(&[(&text, forged.udp(own, 53, text.as_bytes()))]);
+                }
+            }
+        }
+        way.all_pass(&[("through", forged.udp(own, 53, b"through"))]);
+        assert_eq!(states(&scene, port), ["tcp-established"]);
+    }
+}
+
+#[test]
+fn a_restart_makes_no_forged_reset_believable() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Routed, "");
+    let way = scene.inward("shop/client");
+    let external = &scene.bed.external.ns;
+    let streams = families().map(|(v6, _)| echo(external, scene.address("shop/client", v6)));
+    let old = scene
+        .firewall
+        .signal("dataplane", ringwall_testbed::appliance::Signal::SIGKILL)
+        .unwrap();
+    scene
+        .firewall
+        .wait_until("another dataplane decides", |status| {
+            status["dataplane"]["pid"]
+                .as_i64()
+                .is_some_and(|pid| pid != i64::from(old.as_raw()))
+                && status["dataplane"]["snapshot"]["generation"].as_u64() > Some(0)
+        })
+        .unwrap();
+    for ((v6, own), stream) in families().into_iter().zip(&streams) {
+        let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
+        let port = stream.local_addr().unwrap().port();
+        let forged = way.template(outsider, client);
+        way.all_pass(&[("before", forged.udp(own, QUIET, b"before"))]);
+        way.from
+            .send(&forged.tcp_at(port, 80, ACK, [0x7000_0000, 7], b"x"));
+        way.from
+            .send(&forged.tcp_at(port, 80, TcpFlags::RST, [0x7000_0001, 0], b""));
+        way.all_pass(&[("through", forged.udp(own + 1, QUIET, b"through"))]);
+        assert_eq!(states(&scene, port), ["tcp-established"]);
+    }
+}
+
+/// Tunnels behind more headers than are walked, and associations of SCTP that the other end begins.
+fn hidden_tunnels_and_associations(role: Role) {
+    let scene = Scene::new(role, "");
+    let (out, way) = (scene.outward("shop/client"), scene.inward("shop/web"));
+    let pod = scene.outward("shop/web");
+    let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, true));
+    let mut hidden = out.template(client, outsider);
+    hidden.extensions = vec![(60, vec![1, 4, 0, 0, 0, 0]); 9];
+    out.only_the_last_passes(
+        &[
+            ("in IPv6.", hidden.ip(41, b"in IPv6.")),
+            ("in VXLAN.", hidden.udp(7, 8472, b"in VXLAN.")),
+        ],
+        out.template(client, outsider).udp(7, QUIET, b"allowed"),
+        "allowed",
+    );
+    for (v6, own) in families() {
+        let [web, outsider] = ["shop/web", "external"].map(|name| scene.address(name, v6));
+        let sctp = |way: &Way, from, to, chunk: u8, text: &str| {
+            let mut l4 = [own.to_be_bytes(), own.to_be_bytes()].concat();
+            l4.extend_from_slice(&[0, 0, 0, 7, 0, 0, 0, 0, chunk, 3, 0, 20]);
+            l4.extend_from_slice(text.as_bytes());
+            way.template(from, to).ip(132, &l4)
+        };
+        pod.all_pass(&[("pod begins", sctp(&pod, web, outsider, 1, "pod begins"))]);
+        way.only_the_last_passes(
+            &[("other begins", sctp(&way, outsider, web, 1, "other begins"))],
+            sctp(&way, outsider, web, 2, "other answers"),
+            "other answers",
+        );
+        way.only_the_last_passes(
+            &[("other begins", sctp(&way, outsider, web, 1, "other begins"))],
+            sctp(&way, outsider, web, 0, "other says"),
+            "other says",
+        );
+    }
+}
+
+#[test]
+fn hidden_tunnels_and_associations_of_the_other_end_drop_on_a_router() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    hidden_tunnels_and_associations(Role::Routed);
+}
+
+#[test]
+fn hidden_tunnels_and_associations_of_the_other_end_drop_on_a_wire() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    hidden_tunnels_and_associations(Role::Wire);
+}
+
+/// Frames that links need, with data in them, as pods behind a bridge can send them.
+#[test]
+fn frames_that_links_need_carry_nothing_else_across_a_wire() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Wire, "");
+    for inward in [false, true] {
+        let way = if inward {
+            scene.inward("shop/box")
+        } else {
+            scene.outward("shop/box")
+        };
+        let own = way.from.mac();
+        let frame = |to: [u8; 6], kind: u16, body: &[u8]| {
+            let mut frame = [&to[..], &own, &kind.to_be_bytes(), body].concat();
+            frame.resize(frame.len().max(60), 0);
+            frame
+        };
+        let bridges = |last: u8| [1, 0x80, 0xc2, 0, 0, last];
+        let v6 = |src: &str, dst: &str, ttl: u8| {
+            let mut template = way.template(
+                src.parse::<Ipv6Addr>().unwrap().into(),
+                dst.parse::<Ipv6Addr>().unwrap().into(),
+            );
+            template.ttl = ttl;
+            template
+        };
+        let long = |text: &str| [text.as_bytes(), &[0; 900]].concat();
+        let solicited = "ff02::1:ff00:1";
+        let mut trailed = v6("fe80::9", solicited, 255).icmp(135, 0, [0; 4], &[0xfe; 16]);
+        trailed.extend_from_slice(&long("behind discovery"));
+        way.only_the_last_passes(
+            &[
+                ("slow to all", frame([255; 6], 0x8809, b"slow to all")),
+                ("slow to one", frame(way.next, 0x8809, b"slow to one")),
+                (
+                    "in spanning tree",
+                    frame(
+                        bridges(0),
+                        900,
+                        &[&[0x42, 0x42, 3, 0, 0, 0, 0][..], &long("in spanning tree")].concat(),
+                    ),
+                ),
+                (
+                    "not spanning tree",
+                    frame(bridges(0), 40, b"\xaa\xaa\x03 not spanning tree"),
+                ),
+                (
+                    "in solicitation",
+                    v6("fe80::9", solicited, 255).icmp(135, 0, [0; 4], &long("in solicitation")),
+                ),
+                (
+                    "in advertisement",
+                    v6("fe80::9", "ff02::1", 255).icmp(136, 0, [0; 4], &long("in advertisement")),
+                ),
+                (
+                    "for routers",
+                    v6("fe80::9", "ff02::2", 255).icmp(133, 0, [0; 4], &long("for routers")),
+                ),
+                ("behind discovery", trailed),
+                (
+                    "to link-local",
+                    v6("fe80::9", "fe80::7", 64).udp(7, 9, b"to link-local"),
+                ),
+            ],
+            frame(bridges(0), 38, b"\x42\x42\x03\0\0\0\0real tree"),
+            "real tree",
+        );
+    }
+}
+
+/// A pod says that it is many neighbours. The kernel's table of neighbours is one for all of a machine.
+#[test]
+fn a_pod_does_not_fill_the_table_of_neighbours() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    let scene = Scene::new(Role::Routed, "");
+    let way = scene.outward("shop/box");
+    let own = way.from.mac();
+    let gateway6 = {
+        let output = scene
+            .bed
+            .gateway
+            .output({
+                let mut command = std::process::Command::new("ip");
+                command.args([
+                    "-j",
+                    "-6",
+                    "address",
+                    "show",
+                    "dev",
+                    &scene.bed.member("shop/box").unwrap().port,
+                ]);
+                command
+            })
+            .unwrap();
+        let links: Value = serde_json::from_slice(&output.stdout).unwrap();
+        links[0]["addr_info"][0]["local"]
+            .as_str()
+            .unwrap()
+            .parse::<Ipv6Addr>()
+            .unwrap()
+    };
+    for last in 1..=200 {
+        let arp = [
+            &[255; 6][..],
+            &own,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &own,
+            &[10, 111, 77, last],
+            &[0; 6],
+            &[169, 254, 1, 1],
+            &[0; 18],
+        ]
+        .concat();
+        way.from.send(&arp);
+        let from = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 7, u16::from(last));
+        let mut template = way.template(from.into(), gateway6.into());
+        template.ttl = 255;
+        let mut body = gateway6.octets().to_vec();
+        body.extend_from_slice(&[1, 1]);
+        body.extend_from_slice(&own);
+        way.from.send(&template.icmp(135, 0, [0; 4], &body));
+    }
+    // What is sent last has passed when others' datagrams do.
+    let client = scene.outward("shop/client");
+    let [from, to] = ["shop/client", "external"].map(|name| scene.address(name, false));
+    let after = client.template(from, to).udp(7, QUIET, b"after them");
+    client.all_pass(&[("after them", after)]);
+    let output = scene
+        .bed
+        .gateway
+        .output({
+            let mut command = std::process::Command::new("ip");
+            command.args([
+                "neigh",
+                "show",
+                "dev",
+                &scene.bed.member("shop/box").unwrap().port,
+            ]);
+            command
+        })
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let made = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
+    let made = made("10.111.77.") + made("fe80::7:");
+    assert!((1..=60).contains(&made), "{text}");
 }

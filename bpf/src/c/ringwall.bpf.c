@@ -370,6 +370,27 @@ static __always_inline int is_dhcp(const struct view *v, int from_client)
 	return sport == 547 && dport == 546 && is_link_local(v);
 }
 
+/* ARP and neighbour discovery of a pod make entries in the kernel's tables of neighbours, under whatever addresses it
+ * claims, and those tables are one for all of a machine (net.*.neigh.default.gc_thresh3, 1024, of which entries younger
+ * than 5 s are not taken out). So a pod is heard so often and no more: HEARD_BURST at once, one in HEARD_EVERY ms. */
+#define HEARD_EVERY 125
+#define HEARD_BURST 32
+
+static __always_inline int may_be_heard(struct rw_config *config)
+{
+	__u32 now = bpf_ktime_get_ns() / 1000000;
+	/* How far what was heard reaches ahead of now. More than a burst means that it is long over. Two CPUs at once may
+	 * count one for two, no more. */
+	__u32 ahead = config->heard - now;
+
+	if (ahead > HEARD_BURST * HEARD_EVERY)
+		ahead = 0;
+	if (ahead + HEARD_EVERY > HEARD_BURST * HEARD_EVERY)
+		return 0;
+	config->heard = now + ahead + HEARD_EVERY;
+	return 1;
+}
+
 /* Whether a packet is what it says, as far as its outer header goes. What may hold another packet, or hides what it is,
  * may be a pod's: while nobody judges, closed means closed. */
 static __always_inline int is_plain(const struct view *v)
@@ -395,11 +416,14 @@ static __always_inline int is_plain(const struct view *v)
 		return 0; /* its ports are in another packet */
 	switch (dport) {
 	case 1701:	/* L2TP */
+	case 3544:	/* Teredo */
 	case 4500:	/* IPsec */
 	case 4789:	/* VXLAN */
 	case 4790:	/* VXLAN-GPE */
+	case 6080:	/* GUE */
 	case 6081:	/* Geneve */
 	case 6635:	/* MPLS */
+	case 8285:	/* Flannel's own */
 	case 8472:	/* VXLAN, as Linux has it */
 	case 51820:	/* WireGuard */
 	case 51821:
@@ -491,6 +515,11 @@ static __always_inline int fail(const struct port *port, const struct view *v)
 			count(port, RW_FAIL_DROPPED);
 			return XDP_DROP;
 		}
+		/* Whose a link-local address is, nobody knows: maybe a pod's behind a bridge. */
+		if (is_link_local(v) && config->role == RW_WIRE && !is_discovery(v)) {
+			count(port, RW_FAIL_DROPPED);
+			return XDP_DROP;
+		}
 		/* What comes from a pod is pod traffic, whatever source it claims. */
 		if (config->role == RW_POD || touches_pod(v) || (is_ip(v) && !is_plain(v))) {
 			if (!is_failsafe(v, config->failsafe_count)) {
@@ -555,6 +584,12 @@ int ringwall_port(struct xdp_md *ctx)
 		return fail(&port, &v);
 	}
 
+	if (config->role == RW_POD && (v.kind == KIND_ARP || (is_ip(&v) && (asks_on_link(&v) || is_dhcp(&v, 1))))) {
+		if (may_be_heard(port.config))
+			return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
+		count(&port, RW_KERNEL_REFUSED);
+		return XDP_DROP;
+	}
 	if (v.kind == KIND_ARP)
 		return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 	if (config->role == RW_POD) {
@@ -564,8 +599,6 @@ int ringwall_port(struct xdp_md *ctx)
 			count(&port, RW_KERNEL_REFUSED);
 			return XDP_DROP;
 		}
-		if (is_ip(&v) && (asks_on_link(&v) || is_dhcp(&v, 1)))
-			return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 	} else if (v.kind == KIND_OTHER) {
 		return to_kernel(&port, RW_KERNEL_OTHER);
 	} else if (v.kind != KIND_MALFORMED) {

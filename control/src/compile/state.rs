@@ -10,7 +10,7 @@ use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
-    classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE, Snapshot},
+    classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE, Snapshot, epoch},
 };
 
 use super::{
@@ -500,10 +500,15 @@ impl State {
             Some(node) => self.node_number(node),
             None => NONE,
         };
+        // Without the key, so that flows do not end where an installation loses it.
+        let mut incarnation = Digest::new("incarnation");
+        incarnation.text(&pod.uid);
+        incarnation.text(&pod.key.namespace);
+        incarnation.text(&pod.key.name);
+        incarnation.number(pod.created.map_or(u64::MAX, i64::cast_unsigned));
+        let incarnation = incarnation.short();
         let mut digest = Digest::keyed(&self.key.0, "pod");
-        digest.text(&pod.uid);
-        digest.text(&pod.key.name);
-        digest.number(pod.created.map_or(u64::MAX, i64::cast_unsigned));
+        digest.number(incarnation);
         digest.text(pod.node.as_deref().unwrap_or_default());
         digest.content(&rows.epoch);
         Identity {
@@ -513,7 +518,7 @@ impl State {
             peer_class: class,
             ingress: rows.ingress,
             egress: rows.egress,
-            epoch: digest.short(),
+            epoch: epoch(incarnation, digest.short()),
         }
     }
 
@@ -626,8 +631,10 @@ impl State {
         let piece = Sum::of(&digest.finish());
         let class = self.class((0, self.blocks.set_of(address), 0));
         let node = self.node_number(name);
-        let mut epoch = Digest::keyed(&self.key.0, "node");
-        epoch.text(name);
+        let mut incarnation = Digest::new("node");
+        incarnation.text(name);
+        let mut digest = Digest::keyed(&self.key.0, "node");
+        digest.text(name);
         let who = Identity {
             kind: IdentityKind::Node,
             endpoint: NONE,
@@ -635,7 +642,7 @@ impl State {
             peer_class: class,
             ingress: 0,
             egress: 0,
-            epoch: epoch.short(),
+            epoch: epoch(incarnation.short(), digest.short()),
         };
         Host {
             identity: self.tables.identity(who),
@@ -662,7 +669,7 @@ impl State {
             peer_class: class,
             ingress: 0,
             egress: 0,
-            epoch: digest.short(),
+            epoch: epoch(0, digest.short()),
         });
         self.places.insert((kind as u32, class), identity);
         identity

@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use ringwall_config::{Config, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
+use ringwall_config::{Config, FailMode, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
     classify::Snapshot,
     failsafe::{Failsafe, FailsafeRule, Prefix},
@@ -779,8 +779,18 @@ fn flow_config(config: &Config) -> FlowConfig {
         },
         pickup_answers: config.conntrack.tcp_midstream == Midstream::PickupAnswers,
         tcp_strict: config.conntrack.tcp == TcpTracking::Strict,
+        unseen: fails_open(config),
         ..FlowConfig::default()
     }
+}
+
+/// Whether anything passes while no dataplane runs.
+fn fails_open(config: &Config) -> bool {
+    let wires = match &config.role {
+        ringwall_config::Role::Wire(wires) => wires.as_slice(),
+        ringwall_config::Role::Routed => &[],
+    };
+    config.fail_mode == FailMode::Open || wires.iter().any(|wire| wire.fail_mode == FailMode::Open)
 }
 
 fn nanos(period: Duration) -> Nanos {

@@ -610,7 +610,7 @@ fn not_subject(wire: &Wire, side: Side) -> NotSubjectTable {
 }
 
 /// What the configuration calls each kind.
-const L2_PROTOCOLS: [(L2Protocol, NotSubject); 16] = [
+const L2_PROTOCOLS: [(L2Protocol, NotSubject); 17] = [
     (L2Protocol::Arp, NotSubject::Arp),
     (L2Protocol::Ndp, NotSubject::Ndp),
     (L2Protocol::Dhcp, NotSubject::Dhcp),
@@ -619,6 +619,7 @@ const L2_PROTOCOLS: [(L2Protocol, NotSubject); 16] = [
     (L2Protocol::Igmp, NotSubject::Igmp),
     (L2Protocol::Mld, NotSubject::Mld),
     (L2Protocol::Multicast, NotSubject::Multicast),
+    (L2Protocol::LinkLocal, NotSubject::LinkLocal),
     (L2Protocol::Broadcast, NotSubject::Broadcast),
     (L2Protocol::Lldp, NotSubject::Lldp),
     (L2Protocol::Lacp, NotSubject::Lacp),

@@ -61,8 +61,22 @@ pub struct Identity {
     /// Row of what may go out of a pod; 0 is open.
     pub egress: u32,
     /// Changes whenever a decision about this endpoint could change: hash of its incarnation, what selectors see of
-    /// it, and the rules that apply to it.
+    /// it, and the rules that apply to it. See [`epoch`].
     pub epoch: u64,
+}
+
+/// The bits of an epoch that say who it is about. The highest eight are no part: flows add the kind there.
+const WHO: u64 = 0x00ff_ffff_0000_0000;
+
+/// An epoch of a hash of who somebody is and of one of all else that decides about him. Flows outlive a change of the
+/// second: they are judged again. They end with a change of the first: whoever has the address now is not their party.
+pub const fn epoch(who: u64, rest: u64) -> u64 {
+    who & WHO | rest & !WHO
+}
+
+/// Whether two epochs are about the same.
+pub(crate) const fn is_same_end(one: u64, other: u64) -> bool {
+    (one ^ other) & WHO == 0
 }
 
 /// What is known of the destination port.

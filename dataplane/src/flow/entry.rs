@@ -10,8 +10,13 @@ use super::{
     tcp::Windows,
 };
 use crate::{
-    addr::Addr, classify::Generation, port::PortId, prefetch::prefetch, time::Nanos, verdict::DropReason,
-    wire::FlowKey,
+    addr::Addr,
+    classify::Generation,
+    port::PortId,
+    prefetch::prefetch,
+    time::Nanos,
+    verdict::DropReason,
+    wire::{FlowKey, protocol},
 };
 
 pub(crate) const ENTRY_BYTES: usize = 192;
@@ -68,7 +73,7 @@ pub(crate) struct Entry {
     /// By direction: 48 bits each, these are the low 32.
     packets_low: [u32; 2],
     bytes_low: [u32; 2],
-    /// TCP only.
+    /// TCP, and the tags of SCTP.
     windows: Windows,
 
     /// Snapshot that decided: low 32 bits.
@@ -250,9 +255,15 @@ impl Entry {
     }
 
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
-    /// numbers now and generations begin anew, so both are asked again at the next packet; connections may have gone on
-    /// unseen.
-    pub(crate) fn adopt(&mut self, check: impl Fn(&FlowKey) -> u32, charged: [u32; 2], now: Nanos) -> bool {
+    /// numbers now and generations begin anew, so both are asked again at the next packet. `unseen` where connections may
+    /// have gone on while nobody looked, as those of failsafe rules may: their numbers are learnt anew, of anybody.
+    pub(crate) fn adopt(
+        &mut self,
+        check: impl Fn(&FlowKey) -> u32,
+        charged: [u32; 2],
+        unseen: bool,
+        now: Nanos,
+    ) -> bool {
         let sound = self.state().is_some()
             && self.flags & !ALL_FLAGS == 0
             && self.flags & AUDITED == 0
@@ -265,7 +276,9 @@ impl Entry {
             self.decided = 0;
             self.flags &= !(REPLY_JUDGED | BINDS_STATIONS);
             self.stations = [[0; 6]; 2];
-            self.windows.forget();
+            if self.protocol == protocol::TCP && (unseen || self.flags & FAILSAFE != 0) {
+                self.windows.forget();
+            }
             self.charged = charged;
             self.would_drop = 0;
         }

@@ -3,12 +3,18 @@
 //! Per shard, fixed in number; nothing is held back or put together. A datagram whose parts overlap is cut from then
 //! on (RFC 5722): who puts them together could see ports that nobody judged.
 
+use arrayvec::ArrayVec;
+
 use crate::{
-    classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey, wire::Fragment,
+    addr::Addr, classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey,
+    wire::Fragment,
 };
 
 /// Datagrams looked at for one fragment.
 const WAYS: usize = 8;
+/// Of those, as many may have one source, and as many may have come in by one port.
+const WAYS_OF_SOURCE: usize = WAYS / 2;
+const WAYS_OF_PORT: usize = WAYS * 3 / 4;
 /// Gaps in what was seen of one datagram: more are not followed.
 const RANGES: usize = 6;
 
@@ -102,7 +108,8 @@ impl Fragments {
             .map_or(Admission::Drop(DropReason::FragmentInvalid), Admission::As)
     }
 
-    /// Follows the datagram of a first fragment that is forwarded.
+    /// Follows the datagram of a first fragment that is forwarded. Where there is no room, one of the same source gives
+    /// way to it that has all of its share, else one that came in by the same port, else the one that ends first.
     pub(crate) fn follow(
         &mut self,
         key: &FlowKey,
@@ -113,12 +120,33 @@ impl Fragments {
         now: Nanos,
     ) {
         let until = now.after(self.timeout);
-        // An unused or outlived place, else the one that ends first.
-        let Some(place) = self
-            .ways(hash)
-            .iter_mut()
-            .min_by_key(|place| place.as_ref().map_or(Nanos(0), |datagram| datagram.until))
-        else {
+        let ways = self.ways(hash);
+        let end = |place: &Option<Datagram>| {
+            place
+                .as_ref()
+                .filter(|datagram| datagram.until >= now)
+                .map_or(Nanos(0), |datagram| datagram.until)
+        };
+        let of = |may: &dyn Fn(&Datagram) -> bool, share: usize| {
+            let like = |place: &&(usize, &Option<Datagram>)| {
+                let (_, place) = place;
+                end(place) != Nanos(0) && place.as_ref().is_some_and(may)
+            };
+            let own: ArrayVec<(usize, &Option<Datagram>), WAYS> =
+                ways.iter().enumerate().filter(|place| like(&place)).collect();
+            (own.len() >= share)
+                .then(|| {
+                    own.iter()
+                        .min_by_key(|(_, place)| end(place))
+                        .map(|(index, _)| *index)
+                })
+                .flatten()
+        };
+        let source = source(key.src);
+        let index = of(&|other| self::source(other.key.src) == source, WAYS_OF_SOURCE)
+            .or_else(|| of(&|other| other.port == port, WAYS_OF_PORT))
+            .or_else(|| (0..WAYS).min_by_key(|index| ways.get(*index).map_or(Nanos(u64::MAX), end)));
+        let Some(place) = index.and_then(|index| self.ways(hash).get_mut(index)) else {
             return;
         };
         let mut seen = [(0, 0); RANGES];
@@ -131,6 +159,15 @@ impl Fragments {
             passed: Some(passed),
             seen,
         });
+    }
+}
+
+/// Who may be one: an address, or a network of 64 bits, all of which one may have.
+fn source(addr: Addr) -> u128 {
+    if addr.is_v4() {
+        addr.to_u128()
+    } else {
+        addr.to_u128() >> 64
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod hash;
 pub mod memory;
 pub(crate) mod quota;
 pub(crate) mod rate;
+pub(crate) mod sctp;
 pub(crate) mod shard;
 pub mod state;
 pub(crate) mod table;
@@ -48,11 +49,13 @@ pub struct FlowConfig {
     pub pickup_answers: bool,
     /// Whether resets and FINs are believed only where sequence numbers show that an end may have sent them.
     pub tcp_strict: bool,
+    /// Whether packets may pass while no dataplane runs (the fail mode is open).
+    pub unseen: bool,
     /// Fragmented datagrams that a shard follows at once.
     pub fragmented: usize,
     /// How long the later fragments of a datagram may take.
     pub fragment_timeout: Nanos,
-    /// ICMP errors let through by a shard: how many per second, and at once.
+    /// ICMP errors let through for one endpoint: how many per second, and at once.
     pub icmp_errors: RateLimit,
 }
 
@@ -68,6 +71,7 @@ impl Default for FlowConfig {
             pickup_window: Nanos::from_secs(120),
             pickup_answers: false,
             tcp_strict: true,
+            unseen: false,
             fragmented: 64,
             fragment_timeout: Nanos::from_secs(10),
             icmp_errors: RateLimit {

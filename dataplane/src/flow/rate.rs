@@ -3,6 +3,29 @@
 use super::RateLimit;
 use crate::time::Nanos;
 
+/// A limit for each endpoint: some share one, nobody knows which.
+#[derive(Debug)]
+pub(crate) struct Shares(Box<[TokenBucket]>);
+
+/// So many of them: a power of two.
+const SHARES: usize = 1024;
+
+impl Shares {
+    pub(crate) fn new(limit: RateLimit) -> Self {
+        Self(vec![TokenBucket::new(limit); SHARES].into_boxed_slice())
+    }
+
+    /// The one of an account.
+    pub(crate) fn of(&mut self, account: u32) -> &mut TokenBucket {
+        &mut self.0[account as usize % SHARES]
+    }
+
+    /// Whether the one of an account has a token.
+    pub(crate) fn has(&self, account: u32, now: Nanos) -> bool {
+        self.0[account as usize % SHARES].has(now)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TokenBucket {
     limit: RateLimit,

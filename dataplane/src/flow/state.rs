@@ -320,6 +320,8 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
         (SctpClosed, _, Init) => (SctpClosed, Renew),
         (SctpNew | SctpEstablished | SctpClosed, _, End) => (SctpClosed, Pass),
         (SctpClosed, _, _) => (SctpClosed, PassUnrefreshed),
+        // As a SYN: where both begin at once, both have to be allowed.
+        (SctpNew | SctpEstablished, Reply, Init) => (state, Alone),
         (SctpNew, Reply, _) => (SctpEstablished, Pass),
 
         // The others: a packet each way.

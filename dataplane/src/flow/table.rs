@@ -110,6 +110,12 @@ pub(crate) struct Activity {
 /// Entries looked at for one to give way: of a list from its oldest on, and of all from where the last look ended.
 const LOOKED_AT: usize = 32;
 
+/// Searches for flows that give way.
+const SEARCHES: RateLimit = RateLimit {
+    per_second: 2000,
+    burst: 256,
+};
+
 /// The flows of one worker. What every lookup reads shares its first cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -129,14 +135,18 @@ pub(crate) struct FlowTable {
     closed: List,
     limits: Limits,
     timeouts: Timeouts,
+    /// Whether packets may have passed before this process began.
+    unseen: bool,
     /// Flows by the endpoints at both their ends, and the half-open ones among them.
     flows: Holdings,
     half_open_flows: Holdings,
     /// Where the sweep goes on, and the search for idle flows.
     sweep: usize,
     idle: usize,
-    /// Searches for idle flows: under a flood they would be most of the work.
+    /// Searches for idle flows: under a flood they would be most of the work. Who looks for one of its own does not use
+    /// up the searches of others.
     searches: TokenBucket,
+    own_searches: TokenBucket,
     seed: Seed,
     pub(crate) activity: Activity,
 }
@@ -228,14 +238,13 @@ impl FlowTable {
             closed: EMPTY_LIST,
             limits: Limits::new(count, config),
             timeouts: config.timeouts.clone(),
+            unseen: config.unseen,
             flows: Holdings::new(),
             half_open_flows: Holdings::new(),
             sweep: 0,
             idle: 0,
-            searches: TokenBucket::new(RateLimit {
-                per_second: 2000,
-                burst: 256,
-            }),
+            searches: TokenBucket::new(SEARCHES),
+            own_searches: TokenBucket::new(SEARCHES),
             seed,
             activity: Activity::default(),
         };
@@ -257,7 +266,7 @@ impl FlowTable {
         if entry.state().is_some() {
             let key = entry.key();
             let charged = [key.src, key.dst].map(|addr| seed.account(addr));
-            if entry.adopt(|key| check(&seed, key), charged, now) {
+            if entry.adopt(|key| check(&seed, key), charged, self.unseen, now) {
                 let hash = seed.key(&key);
                 if !owned(hash.shard()) {
                     strays.push(*entry);
@@ -637,18 +646,44 @@ impl FlowTable {
 
     /// The longest idle of a few open flows that a source has begun gives way to its own next one.
     fn evict_own(&mut self, account: u32, now: Nanos) -> bool {
-        self.evict_longest_idle(now, |_, entry| entry.charged()[0] == account)
+        let grace = self.limits.idle_grace;
+        self.own_searches.take(now)
+            && self.evict_longest_idle(now, |_, entry, idle| {
+                idle >= grace && entry.charged()[0] == account
+            })
     }
 
-    /// The longest idle of a few open flows of endpoints that hold more than those of a new one.
+    /// The longest idle of a few open flows of endpoints that hold more than those of a new one. Who holds as much as one
+    /// endpoint may have begun keeps others out even where all of it is in use: many who agree can begin flows with one.
     fn evict_idle(&mut self, charged: [u32; 2], now: Nanos) -> bool {
         let weight = self.weight(charged);
-        self.evict_longest_idle(now, |table, entry| table.weight(entry.charged()) > weight + 1)
+        let Limits {
+            endpoint, idle_grace, ..
+        } = self.limits;
+        if weight >= endpoint {
+            // Hardly anybody holds more: one of its own goes.
+            let heavier = charged.into_iter().max_by_key(|account| self.flows.of(*account));
+            return self.own_searches.take(now)
+                && self.evict_longest_idle(now, |_, entry, idle| {
+                    idle >= idle_grace
+                        && entry
+                            .charged()
+                            .into_iter()
+                            .any(|account| Some(account) == heavier)
+                });
+        }
+        if !self.searches.take(now) {
+            return false;
+        }
+        self.evict_longest_idle(now, |table, entry, idle| {
+            let other = table.weight(entry.charged());
+            other > weight + 1 && (idle >= idle_grace || other >= endpoint)
+        })
     }
 
     #[cold]
-    fn evict_longest_idle(&mut self, now: Nanos, may_go: impl Fn(&Self, &Entry) -> bool) -> bool {
-        if self.fresh == 0 || !self.searches.take(now) {
+    fn evict_longest_idle(&mut self, now: Nanos, may_go: impl Fn(&Self, &Entry, Nanos) -> bool) -> bool {
+        if self.fresh == 0 {
             return false;
         }
         let mut found: Option<(u32, Nanos)> = None;
@@ -661,9 +696,8 @@ impl FlowTable {
             let entry = &self.entries[self.idle];
             let idle = now.since(entry.last_seen());
             if entry.state().is_some()
-                && idle >= self.limits.idle_grace
                 && found.is_none_or(|(_, longest)| idle > longest)
-                && may_go(self, entry)
+                && may_go(self, entry, idle)
             {
                 found = Some((self.idle as u32, idle));
             }

@@ -5,7 +5,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::state::Direction;
+use super::state::{Direction, State};
 use crate::wire::{Packet, TcpFlags, Transport};
 
 /// A window is never taken for smaller than this: what an end announced before it was seen may have been larger.
@@ -103,7 +103,8 @@ fn ahead(a: u32, b: u32) -> i64 {
 }
 
 impl Windows {
-    /// Forgets what may have gone on unseen, as while no dataplane ran. Scales are of the beginning and hold.
+    /// Forgets what may have gone on unseen, as while no dataplane ran and the fail mode was open. Scales are of the
+    /// beginning and hold.
     pub(crate) fn forget(&mut self) {
         self.known &= SCALE[0] | SCALE[1];
         self.reserved = [0; 3];
@@ -122,21 +123,34 @@ impl Windows {
         -window <= offset && offset <= window
     }
 
-    /// Whether a reset can be of the end that it says it is of: it continues what that end has sent and the other one
-    /// has not acknowledged yet. `opening` where nothing but a SYN went before, which the reset then acknowledges.
-    pub(crate) fn believes_reset(&self, direction: Direction, segment: &Segment, opening: bool) -> bool {
+    /// Whether a segment acknowledges what the other end has sent, and not what it sent long ago (RFC 5961 5.2): somebody
+    /// who guesses has to guess this, too. A little ahead may be what went another way.
+    #[inline]
+    fn acknowledges_what_was_sent(&self, direction: Direction, segment: &Segment) -> bool {
         let (from, to) = (direction as usize, direction.flipped() as usize);
-        if opening && direction == Direction::Reply {
+        let Some(ack) = segment.ack.filter(|_| self.known & END[to] != 0) else {
+            return true;
+        };
+        let window = 1_u64 << self.window_log[from].clamp(LEAST_WINDOW_LOG, MOST_WINDOW_LOG);
+        ahead(ack, self.end[to]).unsigned_abs() <= window
+    }
+
+    /// Whether a reset can be of the end that it says it is of: it continues what that end has sent and the other one
+    /// has not acknowledged yet. Where nothing but a SYN went before, the answer acknowledges that.
+    pub(crate) fn believes_reset(&self, direction: Direction, segment: &Segment, before: State) -> bool {
+        let (from, to) = (direction as usize, direction.flipped() as usize);
+        if before == State::TcpSyn && direction == Direction::Reply {
             return segment
                 .ack
                 .is_some_and(|ack| self.known & END[to] != 0 && ack == self.end[to]);
         }
-        if self.known & END[from] == 0 {
+        if self.known & END[from] == 0 || !self.acknowledges_what_was_sent(direction, segment) {
             return false;
         }
         let last = ahead(self.end[from], segment.seq);
         if self.known & ACKED[to] == 0 {
-            return last == 0;
+            // What this end seems to have sent, nobody has confirmed yet; after the beginning anybody may have made it up.
+            return matches!(before, State::TcpSyn | State::TcpHandshake) && last == 0;
         }
         last >= 0 && ahead(segment.seq, self.acked[to]) >= 0
     }
@@ -149,6 +163,7 @@ impl Windows {
         self.known & END[from] != 0
             && ahead(self.end[from], segment.seq) >= 0
             && self.is_in_window(direction, segment)
+            && self.acknowledges_what_was_sent(direction, segment)
             && (self.known & ACKED[to] == 0 || ahead(last, self.acked[to]) >= 0)
     }
 
@@ -163,6 +178,19 @@ impl Windows {
         0 <= behind && behind <= 2 * window
     }
 
+    /// The verification tag of a direction: an SCTP association keeps them in place of numbers.
+    pub(super) fn tag(&self, direction: Direction) -> Option<u32> {
+        let way = direction as usize;
+        (self.known & END[way] != 0).then_some(self.end[way])
+    }
+
+    pub(super) fn set_tag(&mut self, direction: Direction, tag: Option<u32>) {
+        if let Some(tag) = tag.filter(|tag| *tag != 0) {
+            self.end[direction as usize] = tag;
+            self.known |= END[direction as usize];
+        }
+    }
+
     /// Takes note of a segment that is forwarded. `anew` where it begins the connection, also once more.
     #[inline]
     pub(crate) fn observe(&mut self, direction: Direction, segment: &Segment, anew: bool) {
@@ -173,7 +201,9 @@ impl Windows {
         if self.known & END[from] == 0 {
             self.end[from] = segment.end;
             self.known |= END[from];
-        } else if !self.is_in_window(direction, segment) {
+        } else if !self.is_in_window(direction, segment)
+            || !self.acknowledges_what_was_sent(direction, segment)
+        {
             return;
         } else if ahead(segment.end, self.end[from]) > 0 {
             self.end[from] = segment.end;
@@ -256,7 +286,7 @@ mod tests {
             let mut windows = opened(client, server);
             let (client, server) = (client.wrapping_add(1), server.wrapping_add(1));
             let believed = |windows: &Windows, direction, seq| {
-                windows.believes_reset(direction, &segment(RST, seq, 0, 0, 0), false)
+                windows.believes_reset(direction, &segment(RST, seq, 0, 0, 0), State::TcpEstablished)
             };
             for (direction, next) in [(Original, client), (Reply, server)] {
                 assert!(believed(&windows, direction, next));
@@ -313,12 +343,12 @@ mod tests {
         let mut windows = Windows::default();
         windows.observe(Original, &segment(SYN, 1000, 0, 0, 100), true);
         let refusal = |ack| segment(RST | ACK, 0, ack, 0, 0);
-        assert!(windows.believes_reset(Reply, &refusal(1001), true));
-        assert!(!windows.believes_reset(Reply, &refusal(1000), true));
-        assert!(!windows.believes_reset(Reply, &segment(RST, 0, 0, 0, 0), true));
+        assert!(windows.believes_reset(Reply, &refusal(1001), State::TcpSyn));
+        assert!(!windows.believes_reset(Reply, &refusal(1000), State::TcpSyn));
+        assert!(!windows.believes_reset(Reply, &segment(RST, 0, 0, 0, 0), State::TcpSyn));
         // Begun once more with another number.
         windows.observe(Original, &segment(SYN, 5000, 0, 0, 100), true);
-        assert!(windows.believes_reset(Reply, &refusal(5001), true));
+        assert!(windows.believes_reset(Reply, &refusal(5001), State::TcpSyn));
     }
 
     #[test]

@@ -180,13 +180,43 @@ fn not_ip(frame: &[u8], kind: u16, l3: usize) -> Stop {
         0x0806 | 0x8035 if is_plain_arp(frame.get(l3..).unwrap_or_default()) => NotSubject::Arp.into(),
         0x0806 | 0x8035 => DropReason::Malformed.into(),
         0x88cc => NotSubject::Lldp.into(),
-        0x8809 => NotSubject::Lacp.into(),
+        0x8809 if is_slow_protocol(frame) => NotSubject::Lacp.into(),
         0x8863 | 0x8864 => NotSubject::Pppoe.into(),
         0x8847 | 0x8848 => NotSubject::Mpls.into(),
-        0..=1535 if frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0]) => NotSubject::Stp.into(),
+        0..=1535 if is_spanning_tree(frame, usize::from(kind), l3) => NotSubject::Stp.into(),
         0..=1535 => NotSubject::Llc.into(),
         _ => NotSubject::OtherType.into(),
     }
+}
+
+/// The least Ethernet frame, with two VLAN tags.
+const LEAST_FRAME: usize = 60 + 8;
+
+/// Whether a frame holds more than its packet, which ends there, and what the least frame is padded with.
+fn is_trailed(frame: &[u8], end: usize) -> bool {
+    frame.len() > end.max(LEAST_FRAME)
+}
+
+/// Whether a frame is of link aggregation (IEEE 802.3 57): to its group, which bridges keep, and no longer than any is.
+fn is_slow_protocol(frame: &[u8]) -> bool {
+    const LONGEST: usize = 128 + 8;
+    frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 2]) && frame.len() <= LONGEST
+}
+
+/// Whether a frame is of spanning tree (IEEE 802.1Q 14): to the group of bridges, of their LLC, and as long as its kind
+/// is. Bridges that have it switched off forward it from anybody.
+fn is_spanning_tree(frame: &[u8], length: usize, l3: usize) -> bool {
+    let Some(body) = frame.get(l3..l3 + length) else {
+        return false;
+    };
+    let &[0x42, 0x42, 3, 0, 0, version, ..] = body else {
+        return false;
+    };
+    // With up to 64 instances from version 3 on.
+    let longest = if version < 3 { 36 } else { 102 + 16 * 64 };
+    frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0])
+        && length <= 3 + longest
+        && !is_trailed(frame, l3 + length)
 }
 
 /// Whether an ARP packet has the one form that it has for IPv4 over Ethernet, and no more behind it than a frame of the
@@ -277,11 +307,11 @@ fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> 
     }
     let martian_source = is_martian_source(src);
     let group = (224..240).contains(&dst[0]);
-    let dhcp = if packet.protocol == protocol::UDP && packet.fragment.is_none() {
-        match (
-            be16(frame, usize::from(packet.l4)),
-            be16(frame, usize::from(packet.l4) + 2),
-        ) {
+    let end = usize::from(packet.end);
+    let dhcp = if packet.protocol == protocol::UDP && packet.fragment.is_none() && !is_trailed(frame, end) {
+        let l4 = usize::from(packet.l4);
+        let packet = frame.get(..end).unwrap_or_default();
+        match (be16(packet, l4), be16(packet, l4 + 2)) {
             (Some(68), Some(67)) => Some(NotSubject::Dhcp),
             (Some(67), Some(67 | 68)) => Some(NotSubject::DhcpServer),
             _ => None,
@@ -436,6 +466,23 @@ fn is_bare_neighbour_discovery(frame: &[u8], packet: &Packet) -> bool {
         && option_is_own
 }
 
+/// Whether a solicitation of a router or neighbour, or an advertisement of a neighbour, holds nothing but what hosts say
+/// in it: Ethernet addresses and nonces (RFC 4861 4, RFC 7527 4), each once.
+fn is_plain_neighbour_discovery(frame: &[u8], packet: &Packet) -> bool {
+    let bytes = frame.get(usize::from(packet.l4)..usize::from(packet.end));
+    let fixed = |bytes: &[u8]| if bytes.first() == Some(&133) { 8 } else { 24 };
+    let Some((_, options)) = bytes.and_then(|bytes| bytes.split_at_checked(fixed(bytes))) else {
+        return false;
+    };
+    let plain = matches!(
+        *options,
+        [] | [1 | 2 | 14, 1, _, _, _, _, _, _]
+            | [1 | 2, 1, _, _, _, _, _, _, 14, 1, _, _, _, _, _, _]
+            | [14, 1, _, _, _, _, _, _, 1 | 2, 1, _, _, _, _, _, _]
+    );
+    plain && !is_trailed(frame, usize::from(packet.end))
+}
+
 /// As for IPv4 (RFC 4291 2.5 and 2.7, RFC 4861 6 and 7, RFC 3810 5).
 #[inline]
 fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
@@ -446,6 +493,7 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
     }
     let l4 = usize::from(packet.l4);
     let group = dst[0] == 0xff;
+    let trailed = is_trailed(frame, usize::from(packet.end));
     let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
     if packet.protocol == protocol::ICMPV6 && packet.fragment.is_none() {
         let kind = frame
@@ -458,30 +506,39 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
         match kind {
             Some(133..=137) if packet.ttl != 255 => return Err(DropReason::Malformed.into()),
             Some(134 | 137) => return Err(NotSubject::RouterAdvertisement.into()),
-            Some(133 | 135 | 136) if on_link => return Err(NotSubject::Ndp.into()),
-            Some(130..=132 | 143) if packet.ttl == 1 && group => return Err(NotSubject::Mld.into()),
+            Some(133 | 135 | 136) if on_link && is_plain_neighbour_discovery(frame, packet) => {
+                return Err(NotSubject::Ndp.into());
+            }
+            Some(130..=132 | 143) if packet.ttl == 1 && group && !trailed => {
+                return Err(NotSubject::Mld.into());
+            }
             _ => {}
         }
     }
     if from == 0 {
         return Err(DropReason::MartianAddress.into());
     }
-    let dhcp = if packet.protocol == protocol::UDP && packet.fragment.is_none() && link_local(&src) {
-        match (be16(frame, l4), be16(frame, l4 + 2)) {
-            // All relay agents and servers (RFC 9915 7.1).
-            (Some(546), Some(547)) if link_local(&dst) || to == 0xff02_0000_0000_0000_0000_0000_0001_0002 => {
-                Some(NotSubject::Dhcp)
+    let dhcp =
+        if packet.protocol == protocol::UDP && packet.fragment.is_none() && link_local(&src) && !trailed {
+            let packet = frame.get(..usize::from(packet.end)).unwrap_or_default();
+            match (be16(packet, l4), be16(packet, l4 + 2)) {
+                // All relay agents and servers (RFC 9915 7.1).
+                (Some(546), Some(547))
+                    if link_local(&dst) || to == 0xff02_0000_0000_0000_0000_0000_0001_0002 =>
+                {
+                    Some(NotSubject::Dhcp)
+                }
+                (Some(547), Some(546)) if link_local(&dst) => Some(NotSubject::DhcpServer),
+                _ => None,
             }
-            (Some(547), Some(546)) if link_local(&dst) => Some(NotSubject::DhcpServer),
-            _ => None,
-        }
-    } else {
-        None
-    };
+        } else {
+            None
+        };
     match (group, dhcp) {
         (true, _) if !to_ethernet_group(frame) => Err(DropReason::MartianAddress.into()),
         (_, Some(kind)) => Err(kind.into()),
         (true, None) => Err(NotSubject::Multicast.into()),
+        (false, None) if link_local(&dst) => Err(NotSubject::LinkLocal.into()),
         (false, None) => Ok(()),
     }
 }

@@ -24,7 +24,8 @@ macro_rules! kinds {
 kinds! {
     /// ARP and RARP of the one form that IPv4 over Ethernet has (RFC 826), with nothing behind it.
     Arp = 0, "arp";
-    /// IPv6 neighbour discovery: ICMPv6 133, 135 and 136 with hop limit 255, to a group or between link-local addresses.
+    /// IPv6 neighbour discovery: ICMPv6 133, 135 and 136 with hop limit 255, to a group or between link-local addresses,
+    /// with the options that hosts send and nothing else.
     Ndp = 1, "ndp";
     /// DHCP of a client, where it cannot be judged by address: to the limited broadcast, and DHCPv6 between link-local
     /// addresses and to its groups. Unicast DHCPv4 is judged like any UDP, else port 67 would be a way around.
@@ -39,9 +40,9 @@ kinds! {
     Broadcast = 6, "broadcast";
     /// Link layer discovery.
     Lldp = 7, "lldp";
-    /// Slow protocols: link aggregation.
+    /// Slow protocols: link aggregation, to the address that no bridge forwards.
     Lacp = 8, "lacp";
-    /// Spanning tree.
+    /// Spanning tree, of the form that bridges send.
     Stp = 9, "stp";
     /// Any other IEEE 802.3 frame with a length instead of a type.
     Llc = 10, "llc";
@@ -57,6 +58,8 @@ kinds! {
     Pppoe = 15, "pppoe";
     /// Label switching: IP that is not looked into.
     Mpls = 16, "mpls";
+    /// Any other IPv6 packet to a link-local address: whose that is, no policy can tell.
+    LinkLocal = 17, "link-local";
 }
 
 /// What becomes of frames that are not subject, on one port.

@@ -221,7 +221,24 @@ fn semantics_65_what_is_not_subject() {
         kinds(&ethernet([1, 0x80, 0xc2, 0, 0, 2], 0x8809)),
         NotSubject::Lacp
     );
-    assert_eq!(kinds(&ethernet([1, 0x80, 0xc2, 0, 0, 0], 39)), NotSubject::Stp);
+    let bridges = [1, 0x80, 0xc2, 0, 0, 0];
+    let mut tree = ethernet(bridges, 39);
+    tree[14..19].copy_from_slice(&[0x42, 0x42, 3, 0, 0]);
+    assert_eq!(kinds(&tree), NotSubject::Stp);
+    // What only looks like what links need.
+    assert_eq!(kinds(&ethernet(bridges, 39)), NotSubject::Llc);
+    for length in [40, 1200] {
+        let mut long = [&tree[..], &[0; 1200]].concat();
+        long[12..14].copy_from_slice(&u16::to_be_bytes(length));
+        assert_eq!(kinds(&long), NotSubject::Llc);
+    }
+    assert_eq!(kinds(&[&tree[..], &[0; 20]].concat()), NotSubject::Llc);
+    for dst in [[2; 6], [255; 6], bridges] {
+        assert_eq!(kinds(&ethernet(dst, 0x8809)), NotSubject::OtherType);
+    }
+    let mut slow = ethernet([1, 0x80, 0xc2, 0, 0, 2], 0x8809);
+    slow.resize(200, 0);
+    assert_eq!(kinds(&slow), NotSubject::OtherType);
     assert_eq!(kinds(&ethernet([2; 6], 39)), NotSubject::Llc);
     assert_eq!(kinds(&ethernet([2; 6], 0x88f7)), NotSubject::OtherType);
     let to = |src: &str, dst: &str| Template::new(addr(src), addr(dst));
@@ -260,6 +277,36 @@ fn semantics_65_what_is_not_subject() {
     let mut hop = to("::", "ff02::1:ff00:1");
     hop.ttl = 255;
     assert_eq!(kinds(&hop.icmp(135, 0, [0; 4], &[0; 16])), NotSubject::Ndp);
+    let mut near = to("fe80::1", "fe80::2");
+    near.ttl = 255;
+    let mut all = to("fe80::1", "ff02::2");
+    all.ttl = 255;
+    for (template, kind, fixed, otherwise) in [
+        (&all, 136, 16, NotSubject::Multicast),
+        (&all, 133, 0, NotSubject::Multicast),
+        (&near, 135, 16, NotSubject::LinkLocal),
+        (&near, 133, 0, NotSubject::LinkLocal),
+    ] {
+        let frame = |options: &[u8]| template.icmp(kind, 0, [0; 4], &[&vec![0; fixed], options].concat());
+        let (own, nonce) = ([1, 1, 0, 0, 0, 0, 0, 0], [14, 1, 1, 2, 3, 4, 5, 6]);
+        for options in [vec![], own.to_vec(), [own, nonce].concat(), [nonce, own].concat()] {
+            assert_eq!(kinds(&frame(&options)), NotSubject::Ndp);
+        }
+        for options in [
+            vec![0],
+            [own; 3].concat(),
+            [own; 2].concat(),
+            vec![1, 2, 0, 0],
+            vec![9; 900],
+        ] {
+            assert_eq!(kinds(&frame(&options)), otherwise, "{options:?}");
+        }
+        assert_eq!(kinds(&[frame(&own), vec![0; 100]].concat()), otherwise);
+    }
+    assert_eq!(kinds(&near.udp(1, 2, b"")), NotSubject::LinkLocal);
+    let mut trailed = to("0.0.0.0", "255.255.255.255").udp(68, 67, b"");
+    trailed.resize(200, 0);
+    assert_eq!(parse(&trailed), Parsed::Malformed(DropReason::MartianAddress));
     let mut router = to("fe80::1", "ff02::1");
     router.ttl = 255;
     for kind in [134, 137] {

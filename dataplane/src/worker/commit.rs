@@ -2,7 +2,7 @@
 
 use crate::{
     classify::Generation,
-    flow::{entry::Ground, fragments::Passed, hash::KeyHash, state::Direction, table::NoPlace, tcp},
+    flow::{entry::Ground, fragments::Passed, hash::KeyHash, sctp, state::Direction, table::NoPlace, tcp},
     io::PacketIo,
     port::{Port, PortId, PortKind},
     verdict::DropReason,
@@ -36,7 +36,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Change::GoOn(progress) => self.go_on_further(progress, port, out, frame, packet),
             Change::Begin(beginning) => self.begin(beginning, port, out, frame, packet)?,
             Change::Nothing => self.pass_without_entry(),
-            Change::Related(index) => self.pass_error(*index, hash),
+            Change::Related { index, account } => self.pass_error(*index, *account),
         }
         if let Some(fragment) = packet.fragment {
             self.follow(port, packet, hash, &fragment);
@@ -80,13 +80,15 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     fn count(&mut self, step: Step, frame: &[u8], packet: &Packet, numbers: Numbers) {
         let entry = self.table.entry_mut(step.index);
         entry.count(step.direction, packet.total_length());
-        if matches!(packet.transport, Transport::Tcp { .. })
-            && numbers != Numbers::Ignored
-            && let Some(segment) = tcp::Segment::of(frame, packet)
-        {
-            entry
-                .windows_mut()
-                .observe(step.direction, &segment, numbers == Numbers::Begin);
+        match packet.transport {
+            Transport::Tcp { .. } if numbers != Numbers::Ignored => {
+                if let Some(segment) = tcp::Segment::of(frame, packet) {
+                    let anew = numbers == Numbers::Begin;
+                    entry.windows_mut().observe(step.direction, &segment, anew);
+                }
+            }
+            Transport::Sctp { .. } => sctp::observe(entry.windows_mut(), step.direction, frame, packet),
+            _ => {}
         }
         self.stats.counters.flow_hits.add(1);
     }
@@ -191,6 +193,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 if let Some(segment) = tcp::Segment::of(frame, packet) {
                     entry.windows_mut().observe(*direction, &segment, true);
                 }
+                sctp::observe(entry.windows_mut(), *direction, frame, packet);
                 if *direction == Direction::Reply {
                     self.stats.counters.flows.picked_up.add(1);
                 }
@@ -219,9 +222,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     #[cold]
-    fn pass_error(&mut self, index: usize, hash: KeyHash) {
+    fn pass_error(&mut self, index: usize, account: u32) {
         let now = self.now;
-        let _ = self.shard(hash).icmp_passed.take(now); // it was looked whether there is one
+        let _ = self.icmp_passed.of(account).take(now); // it was looked whether there is one
         self.table.entry_mut(index).count_error(now);
         self.stats.counters.icmp_related.add(1);
     }

@@ -8,11 +8,13 @@ use crate::{
     addr::Addr,
     classify::{
         BATCH, Effect, FirstPacket, Identity, IdentityKind, Judged, Judgement, L4, NodeExemption, Snapshot,
+        is_same_end,
     },
     flow::{
         entry::{Ground, Stamp},
         fragments::{Admission, Passed},
         hash::KeyHash,
+        sctp,
         state::{self, Action, Direction, Segment, State},
         table::Hint,
         tcp,
@@ -116,7 +118,12 @@ pub(super) enum Change {
     /// A flow begins.
     Begin(Beginning),
     /// An ICMP error about a flow passes.
-    Related(usize),
+    Related {
+        /// The flow.
+        index: usize,
+        /// Whose errors it counts among.
+        account: u32,
+    },
 }
 
 /// A packet of a flow, and the state after it.
@@ -292,6 +299,13 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let revoked = entry.state() == Some(State::Revoked);
         let (key, ground) = (entry.key(), entry.ground());
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
+        let epochs = epochs_of(&src, &dst);
+        if !is_same_end(epochs[0], entry.epochs()[0]) || !is_same_end(epochs[1], entry.epochs()[1]) {
+            // An address has gone to somebody else, who has not talked to the other end.
+            self.table.remove(index);
+            self.stats.counters.flows.revoked.add(1);
+            return None;
+        }
         // What else it passes by may have gone, with an address or with a predecessor's configuration; and the entry of a
         // predecessor may say anything.
         let stands = match ground {
@@ -299,7 +313,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Ground::ThisNode => self.is_own(&key),
             Ground::Policy | Ground::TrustedNode | Ground::Audit(_) => true,
         };
-        if !revoked && stands && entry.epochs() == epochs_of(&src, &dst) {
+        if !revoked && stands && entry.epochs() == epochs {
             return Some(Renewal::Restamp);
         }
         let exemption = match ground {
@@ -409,7 +423,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 self.stats.counters.flow_misses.add(1);
                 self.judge_new(snapshot, port, frame, packet, hash, None, judged)
             }
-            Lookup::Quoted(known) => self.judge_related(snapshot, port, frame, packet, hash, known),
+            Lookup::Quoted(known) => self.judge_related(snapshot, port, frame, packet, known),
             Lookup::LaterFragment(passed) => self.judge_later_fragment(snapshot, port, frame, packet, passed),
             Lookup::Refused(reason) => Err(reason.into()),
         }
@@ -520,7 +534,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             }
             _ => Numbers::GoOn,
         };
-        if matches!(meaning, Segment::Rst | Segment::Fin)
+        if matches!(meaning, Segment::Rst | Segment::Fin | Segment::End)
             && !self.believes_end(index, direction, before, meaning, frame, packet)
         {
             numbers = Numbers::Ignored;
@@ -558,7 +572,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         Ok(Change::GoOn(progress))
     }
 
-    /// Whether a reset or a FIN is one that its end may have sent.
+    /// Whether a reset, a FIN or an end of SCTP is one that its end may have sent.
     #[cold]
     fn believes_end(
         &self,
@@ -572,12 +586,15 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if !self.shared.config.flow.tcp_strict {
             return true;
         }
+        let windows = self.table.entry(index).windows();
+        if meaning == Segment::End {
+            return sctp::believes_end(windows, direction, frame, packet);
+        }
         let Some(segment) = tcp::Segment::of(frame, packet) else {
             return false;
         };
-        let windows = self.table.entry(index).windows();
         match meaning {
-            Segment::Rst => windows.believes_reset(direction, &segment, before == State::TcpSyn),
+            Segment::Rst => windows.believes_reset(direction, &segment, before),
             _ => windows.believes_fin(direction, &segment),
         }
     }
@@ -843,7 +860,6 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         port: &Port,
         frame: &[u8],
         packet: &Packet,
-        hash: KeyHash,
         known: Known,
     ) -> Result<Change, Denial> {
         let unrelated = DropReason::IcmpUnrelated;
@@ -883,7 +899,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if !from_there {
             return Err(unrelated.into());
         }
-        self.check_error_source(port, frame, packet, &quoted, &snapshot.identify(packet.src))?;
+        let src = snapshot.identify(packet.src);
+        self.check_error_source(port, frame, packet, &quoted, &src)?;
         if self.shared.config.flow.tcp_strict
             && quoted.protocol == protocol::TCP
             && !wire::quoted_sequence(frame, packet)
@@ -891,11 +908,15 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         {
             return Err(unrelated.into());
         }
-        let rate = &self.shard_of(hash).icmp_passed;
-        if !rate.has(self.now) || entry.errors_left(self.now) == 0 {
+        // Who is outside can say that it is anybody: what it sends counts for whom it is for.
+        let account = match src.kind {
+            IdentityKind::External => self.account(packet.dst, &snapshot.identify(packet.dst)),
+            _ => self.account(packet.src, &src),
+        };
+        if !self.icmp_passed.has(account, self.now) || entry.errors_left(self.now) == 0 {
             return Err(DropReason::IcmpRateLimited.into());
         }
-        Ok(Change::Related(index))
+        Ok(Change::Related { index, account })
     }
 
     /// Who may send an error: the end that is quoted, or a router on the way to it. A router is no endpoint of the
@@ -1098,19 +1119,21 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if dst.kind == Service {
             return Err(DropReason::ServiceUnsupported.into());
         }
+        if !judgement.allow() {
+            return Err(judgement.into());
+        }
         // What is inside of a tunnel is another packet, of another source. Nodes have tunnels among themselves.
         let forbidden = matches!(src.kind, Pod | Unknown) || dst.kind == Node && src.kind != Node;
-        if forbidden && self.shared.config.tunnels.is_one(key) {
+        let tunnels = &self.shared.config.tunnels;
+        // Between pods too long a chain hides what its receiver alone would unpack.
+        let hides = tunnels.may_hide_in(key) && dst.kind != Pod;
+        if forbidden && (hides || tunnels.is_one(key)) {
             return Err(Denial {
                 judgement: Some(judgement),
                 ..DropReason::Encapsulation.into()
             });
         }
-        if judgement.allow() {
-            Ok(judgement)
-        } else {
-            Err(judgement.into())
-        }
+        Ok(judgement)
     }
 
     /// Whether a node's address can be believed (SEMANTICS 47): the packet goes to a node, comes from where only nodes
@@ -1154,6 +1177,14 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             && self
                 .forwarding
                 .is_some_and(|forwarding| forwarding.is_local(key.src) || forwarding.is_local(key.dst))
+    }
+
+    /// In whose account stands what an address costs that came in by a port, where it is not known whose it is.
+    pub(super) fn account_behind(&self, addr: Addr, port: &Port) -> u32 {
+        match port.kind {
+            PortKind::Pod => self.seed.account(addr),
+            _ => self.seed.outside_account(addr),
+        }
     }
 
     /// In whose account a flow of an endpoint stands.

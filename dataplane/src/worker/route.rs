@@ -259,7 +259,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             // This worker held it, so the shard is its own.
             (Some(_), super::Course::Own) if resolved => self.packet(frame, &packet, hash, Ahead::AFTER_WAIT),
             (Some(port), super::Course::Own) => {
-                self.refuse(frame, &packet, port, hash, NoWay::absent(None));
+                self.refuse(frame, &packet, port, NoWay::absent(None));
             }
             _ => self.discard(frame, DropReason::NeighbourUnresolved),
         }
@@ -267,7 +267,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
     /// Drops a packet that no way leads on for, and tells its sender why, if the rate allows.
     #[cold]
-    pub(super) fn refuse(&mut self, frame: Frame, packet: &Packet, port: &Port, hash: KeyHash, why: NoWay) {
+    pub(super) fn refuse(&mut self, frame: Frame, packet: &Packet, port: &Port, why: NoWay) {
         let now = self.now;
         if let Some(to) = why.look_again
             && self.holds.may_ask(now)
@@ -276,7 +276,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         }
         if let Some(problem) = why.problem
             && icmp::may_answer(packet)
-            && self.shard(hash).icmp_sent.take(now)
+            && self.icmp_sent.of(self.account_behind(packet.src, port)).take(now)
             && let Some(forwarding) = self.forwarding
             && let Some(error) = icmp_error(self.io, forwarding, frame.bytes(), packet, port, problem)
         {

@@ -408,6 +408,41 @@ fn one_pair_of_addresses_has_all_the_room_of_an_endpoint() {
     }
 }
 
+/// Many outsiders, each with a few flows to one pod that answers them all, and none of them ever idle.
+#[test]
+fn flows_that_many_keep_busy_with_one_give_way_to_others() {
+    let entries: &'static mut [Entry] = vec![zeroed(); 4096].leak();
+    let mut table = open(memory(entries, vec![0; 256]), &FlowConfig::default(), Nanos(0));
+    let account = |end: u32| end.wrapping_mul(0x9e37_79b1);
+    let mut now = Nanos::from_secs(1);
+    let flow_of = |source: u32, dst: u8| FlowKey {
+        src: Addr::v4(source.to_be_bytes()),
+        dst: Addr::v4([10, 0, 0, dst]),
+        ..key(0)
+    };
+    let mut flood = 1 << 24;
+    let mut lost = 0;
+    for nth in 0..200_u32 {
+        for _ in 0..100 {
+            flood += 1;
+            let ends = [account(flood), account(1)];
+            let _ = table.insert(&flow_of(flood, 1), State::TcpEstablished, ends, &STAMP, now);
+        }
+        now = now.after(Nanos::from_millis(1));
+        for index in 0..table.fresh {
+            if table.entry(index).key().dst == Addr::v4([10, 0, 0, 1]) {
+                table.entry_mut(index).touch(now);
+            }
+        }
+        let other = flow_of(nth, 2 + (nth % 50) as u8);
+        let ends = [account(9000 + nth), account(100 + nth % 50)];
+        let inserted = table.insert(&other, State::TcpEstablished, ends, &STAMP, now);
+        lost += u32::from(inserted.is_err());
+    }
+    assert_eq!(lost, 0);
+    check_whole(&table);
+}
+
 /// Another number of workers shares the memory out anew.
 #[test]
 fn flows_of_other_owners_move_to_their_tables() {

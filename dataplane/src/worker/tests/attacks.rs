@@ -24,14 +24,14 @@ fn with_sides(inside: Side, outside: Side) -> Bed {
 }
 
 const POD: PortId = PortId(0);
-const LEFT: PortId = PortId(1);
+pub(super) const LEFT: PortId = PortId(1);
 const RIGHT: PortId = PortId(2);
 const HOST: PortId = PortId(3);
 const OWN: [&str; 2] = ["172.16.0.9", "fd16::9"];
 const ROUTER_MAC: [u8; 6] = [6, 0, 0, 0, 0, 3];
 
 /// A router with a pod, two uplinks and the host; the world is behind the left uplink, or behind both.
-fn router(both: bool) -> ForwardingBuilder {
+pub(super) fn router(both: bool) -> ForwardingBuilder {
     let mut builder = ForwardingBuilder::new();
     builder.port(port(POD, PortKind::Pod, Side::Pods));
     builder.port(port(LEFT, PortKind::Uplink, Side::Any));
@@ -64,7 +64,7 @@ fn router(both: bool) -> ForwardingBuilder {
     builder
 }
 
-fn routed(builder: ForwardingBuilder) -> Bed {
+pub(super) fn routed(builder: ForwardingBuilder) -> Bed {
     let mut bed = Bed::with(PlaneConfig::default(), 1 << 14);
     bed.publish(World::new(1));
     bed.plane.forwarding.publish(builder.build());
@@ -72,7 +72,7 @@ fn routed(builder: ForwardingBuilder) -> Bed {
 }
 
 /// To the Ethernet address of a port.
-fn into(id: PortId, src: &str, dst: &str) -> Template {
+pub(super) fn into(id: PortId, src: &str, dst: &str) -> Template {
     let mut template = from_to(src, dst);
     template.eth_dst = [2, 0, 0, 0, 1, id.0 as u8];
     template

@@ -10,6 +10,7 @@ mod random;
 mod restart;
 mod routed;
 mod semantics;
+mod state_attacks;
 
 use std::sync::Arc;
 
