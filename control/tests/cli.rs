@@ -295,6 +295,127 @@ fn a_folder_that_does_not_parse_is_refused_by_all_but_check() {
 }
 
 #[test]
+fn manifests_come_from_standard_input_too() {
+    let flow = folder(&[(
+        "flows",
+        r#"{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":80}"#,
+    )]);
+    let flows = format!("{}/flows", path(&flow));
+    let dir = shop();
+    let of_folder = ringwall(&["query", "--manifests", path(&dir), "--flows", &flows], "");
+    let of_stdin = ringwall(&["query", "--manifests", "-", "--flows", &flows], SHOP);
+    assert_eq!((of_stdin.status, &of_stdin.out), (0, &of_folder.out));
+    // As `kubectl get -o json` writes it, which a parser of YAML need not take.
+    let json = "{\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\", \"metadata\": {\"name\": \"a\", \"namespace\": \"b\"}}";
+    for arguments in [
+        &["check", "--manifests", "-"][..],
+        &["matrix", "--manifests", "-"],
+        &["coverage", "--manifests", "-"],
+        &["explain", "b/a", "b/a", "80/tcp", "--manifests", "-"],
+        &["diff", "--from", "-", "--to", path(&dir)],
+        &["diff", "--to", "-", "--from", path(&dir)],
+    ] {
+        let ran = ringwall(arguments, json);
+        assert_eq!(ran.status, 0, "{arguments:?}: {} {}", ran.out, ran.err);
+    }
+    // Problems name it and the line.
+    let broken = ringwall(&["check", "--manifests", "-"], "kind: Pod\n\n  a: [\n");
+    assert_eq!(broken.status, 1);
+    assert!(broken.out.contains("stdin:3"), "{}", broken.out);
+    let empty = ringwall(&["check", "--manifests", "-"], "");
+    assert_eq!(empty.status, 2);
+    assert!(empty.err.contains("in standard input"), "{}", empty.err);
+    for both in [
+        &["query", "--manifests", "-", "--flows", "-"][..],
+        &["diff", "--from", "-", "--to", "-"],
+        &["diff", "--from", "-", "--to", path(&dir), "--flows", "-"],
+    ] {
+        let ran = ringwall(both, SHOP);
+        assert_eq!(ran.status, 2, "{both:?}");
+        assert!(ran.err.contains("cannot both be standard input"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn check_names_every_broken_document_of_every_file() {
+    let good = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
+    let dir = folder(&[
+        (
+            "a.yaml",
+            &format!("{good}---\na: [\n--- # three\nkind: 7\n---\nb: {{\n---\n{good}"),
+        ),
+        (
+            "b.yaml",
+            "apiVersion: v1\nkind: Pod\n---\napiVersion: v1\nkind: Pod\n",
+        ),
+    ]);
+    let ran = ringwall(&["check", "--manifests", path(&dir), "-o", "json"], "");
+    assert_eq!(ran.status, 1);
+    let places: Vec<(String, u64)> = ran
+        .out
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|it| it["severity"] == "error")
+        .map(|it| {
+            let file = Path::new(it["file"].as_str().unwrap()).file_name().unwrap();
+            (file.to_string_lossy().into_owned(), it["line"].as_u64().unwrap())
+        })
+        .collect();
+    let place = |file: &str, line| (file.to_owned(), line);
+    assert_eq!(
+        places,
+        [
+            place("a.yaml", 5),
+            place("a.yaml", 7),
+            place("a.yaml", 9),
+            place("b.yaml", 1),
+            place("b.yaml", 4),
+        ],
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn check_says_which_hidden_manifests_are_not_read() {
+    let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: a}}";
+    let dir = folder(&[
+        ("a.yaml", namespace),
+        // As editors leave them: kubectl does not read these either.
+        ("b.yaml~", "not: ["),
+        ("#c.yaml#", "not: ["),
+        (".d.yaml.swp", "not: ["),
+        (".e.yaml", "something: else"),
+    ]);
+    let check = || ringwall(&["check", "--manifests", path(&dir)], "");
+    let quiet = check();
+    assert_eq!(quiet.status, 0, "{}", quiet.out);
+    assert!(!quiet.out.contains("begins with a dot"), "{}", quiet.out);
+    fs::write(dir.path().join(".np.yaml"), namespace).unwrap();
+    for hidden in [".tests/deep", "..data", ".git"] {
+        fs::create_dir_all(dir.path().join(hidden)).unwrap();
+        fs::write(dir.path().join(hidden).join("np.yaml"), namespace).unwrap();
+    }
+    let ran = check();
+    assert_eq!(ran.status, 0, "{}", ran.out);
+    let told: Vec<&str> = ran
+        .out
+        .lines()
+        .filter(|line| line.contains("begins with a dot"))
+        .collect();
+    assert_eq!(told.len(), 2, "{}", ran.out);
+    assert!(
+        ran.out.contains(".np.yaml") && ran.out.contains(".tests"),
+        "{}",
+        ran.out
+    );
+    assert!(
+        told.iter().any(|line| line.contains("1 manifest in this folder")),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn check_of_good_manifests_proves_and_passes() {
     let ran = ringwall(&["check", "--manifests", path(&shop())], "");
     assert_eq!((ran.status, ran.err.as_str()), (0, ""));

@@ -163,6 +163,23 @@ fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
     );
     assert!(String::from_utf8_lossy(&gone.stderr).contains("no flow and no recent drop"));
 
+    // Who does not exist is not one who does nothing.
+    for wrong in ["nope/x", "default", "a"] {
+        for format in [&["-o", "json"][..], &[]] {
+            let answer = bed.ask(&[&["flows", "--pod", wrong], format].concat());
+            assert_eq!(answer.status.code(), Some(2), "{wrong}");
+            let said = String::from_utf8([answer.stdout, answer.stderr].concat()).unwrap();
+            assert!(
+                said.contains(&format!("{wrong} is neither an address nor a pod")),
+                "{said}"
+            );
+        }
+    }
+    assert_eq!(
+        words(&bed, &["flows", "--pod", "192.0.2.77"]),
+        "No flows and no drops.\n"
+    );
+
     // Names and reasons do not need control.
     let table = words(&bed, &["flows", "--limit", "3"]);
     assert!(

@@ -47,7 +47,7 @@ Examples:
   ringwall coverage --config ringwall.yaml --strict --accept host-network --accept same-node
   ringwall coverage --manifests ./cluster -o json | jq 'select(.state==\"not\")'")]
 pub struct CoverageArgs {
-    /// Folder of manifests: .yaml, .yml and .json, read recursively
+    /// Folder of manifests (.yaml, .yml and .json, read recursively), or one file; - for standard input
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     manifests: Option<PathBuf>,
     /// Configuration file: of the running instance; with --manifests, of the place to look from

@@ -120,7 +120,13 @@ struct Outcome {
 }
 
 pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let clusters = [args.load(&args.from)?, args.load(&args.to)?];
+    let (from, to) = (("--from", args.from.as_path()), ("--to", args.to.as_path()));
+    super::not_both_stdin(from, to)?;
+    if let Some(file) = &args.flows {
+        super::not_both_stdin(from, ("--flows", file))?;
+        super::not_both_stdin(to, ("--flows", file))?;
+    }
+    let clusters = [args.load(from.1)?, args.load(to.1)?];
     let [from, to] = &clusters;
     let progress = Progress::new("compiling");
     let readings = |cluster: &Cluster| match cluster.readings() {

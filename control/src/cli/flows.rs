@@ -69,8 +69,10 @@ pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> 
     let mut shown = 0;
     let mut rows = Vec::new();
     let mut cursor = None;
+    let mut unknown = false;
     loop {
         let page = live.page(&filter, cursor)?;
+        unknown |= page.unknown_pod;
         for record in page.records.iter().take(most - shown) {
             shown += 1;
             match output {
@@ -82,6 +84,12 @@ pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> 
         if cursor.is_none() || shown == most {
             break;
         }
+    }
+    if let Some(pod) = args.pod.as_ref().filter(|_| unknown && shown == 0) {
+        bail!(
+            "{pod} is neither an address nor a pod that the policy in force knows (namespace/name), and no flow or drop \
+             names it"
+        );
     }
     if output == Output::Human {
         out.write_all(table(&rows).as_bytes())?;

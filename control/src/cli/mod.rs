@@ -151,7 +151,7 @@ impl Command {
 /// Where the offline commands take the cluster from.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ClusterArgs {
-    /// Folder of manifests: .yaml, .yml and .json, read recursively
+    /// Folder of manifests (.yaml, .yml and .json, read recursively), or one file; - for standard input
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
     /// Configuration file to take pod, node and Service networks and unknownEndpoints from
@@ -207,6 +207,25 @@ impl ClusterArgs {
     }
 }
 
+/// Whether an argument means standard input.
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Refuses to read two things from standard input.
+///
+/// # Errors
+/// Both mean standard input.
+fn not_both_stdin(a: (&str, &Path), b: (&str, &Path)) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !(is_stdin(a.1) && is_stdin(b.1)),
+        "{} and {} cannot both be standard input; write one of them to a file",
+        a.0,
+        b.0
+    );
+    Ok(())
+}
+
 /// A folder that says nothing says that everything is allowed, and is most likely not the one that was meant: a pipeline
 /// with a wrong path must not pass.
 ///
@@ -226,7 +245,11 @@ fn refuse_nothing(manifests: &Path, loaded: &Loaded, allowed: bool) -> anyhow::R
     anyhow::ensure!(
         !empty || allowed,
         "{what} in {}; if that is meant, say --allow-empty",
-        manifests.display()
+        if is_stdin(manifests) {
+            "standard input".into()
+        } else {
+            manifests.to_string_lossy()
+        }
     );
     Ok(())
 }

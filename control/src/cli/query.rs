@@ -46,6 +46,7 @@ pub struct QueryArgs {
 }
 
 pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> {
+    super::not_both_stdin(("--manifests", &args.cluster.manifests), ("--flows", &args.flows))?;
     let cluster = args.cluster.load()?;
     let judge = Judge::new(&cluster)?;
     let mut asker = Asker {

@@ -39,6 +39,9 @@ pub struct FlowPage {
     pub records: Vec<LiveRecord>,
     /// Where to go on; None at the end.
     pub next: Option<FlowCursor>,
+    /// The filter names a pod that the policy in force does not know. What it did before may still be shown.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unknown_pod: bool,
 }
 
 /// A flow of the table, or a packet that was dropped.

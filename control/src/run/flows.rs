@@ -119,10 +119,23 @@ impl LiveFlows {
         }
     }
 
+    /// Whether this is an address, or a pod of the newest snapshot.
+    fn knows(&self, end: &str) -> bool {
+        if end.parse::<std::net::IpAddr>().is_ok() {
+            return true;
+        }
+        let Some((namespace, name)) = end.split_once('/') else {
+            return false;
+        };
+        let newest = self.machine.publication.remembered(|_| true);
+        newest.is_some_and(|snapshot| snapshot.find_endpoint(namespace, name).is_some())
+    }
+
     /// Answers a question, or its next part.
     pub(super) fn page(&self, filter: &FlowFilter, cursor: Option<FlowCursor>) -> FlowPage {
         let mut page = FlowPage::default();
         if cursor.is_none() {
+            page.unknown_pod = filter.pod.as_deref().is_some_and(|pod| !self.knows(pod));
             self.gather();
             let now = work::now();
             for (at, drop) in locked(&self.drops).iter().rev() {

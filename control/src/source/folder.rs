@@ -112,13 +112,13 @@ pub enum FolderError {
     },
 }
 
-/// Reads a folder once. A single file will do, too.
+/// Reads a folder once. A single file will do, too, and `-` is standard input.
 ///
 /// # Errors
 /// The folder cannot be read, or a file in it does not parse.
 pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
     let mut reader = reader::Reader::new(dir, settings);
-    reader.refresh(&reader::Changed::All)?;
+    reader.read_once()?;
     let loaded = reader.assemble();
     let broken = reader.broken();
     if broken.is_empty() {
@@ -128,15 +128,34 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
     }
 }
 
-/// Reads a folder once, however broken it is: what can be understood, every problem, and the objects as their authors
+/// Reads a folder, a file or standard input (`-`) once, however broken it is: what can be understood, every problem, and the objects as their authors
 /// wrote them, in order of file and place.
 ///
 /// # Errors
 /// The folder cannot be read.
 pub fn inspect(dir: &Path, settings: &Settings) -> Result<(Loaded, Vec<Written>), FolderError> {
     let mut reader = reader::Reader::keeping_documents(dir, settings);
-    reader.refresh(&reader::Changed::All)?;
-    Ok((reader.assemble(), reader.written()))
+    reader.read_once()?;
+    let mut loaded = reader.assemble();
+    for (path, number) in reader::passed_over(dir) {
+        let message = if path.is_dir() {
+            let objects = if number == 1 { "manifest" } else { "manifests" };
+            format!(
+                "{number} {objects} in this folder are not read, because its name begins with a dot; kubectl apply -R reads them: \
+                 rename it if they belong to the cluster"
+            )
+        } else {
+            "is not read, because its name begins with a dot; kubectl apply reads it: rename it if it belongs to the cluster"
+                .to_owned()
+        };
+        loaded.problems.push(Problem {
+            severity: Severity::Warning,
+            kind: ProblemKind::Odd,
+            ..reader::problem(&path, None, None, None, message)
+        });
+    }
+    whole::sort(&mut loaded.problems);
+    Ok((loaded, reader.written()))
 }
 
 impl std::fmt::Display for Problem {

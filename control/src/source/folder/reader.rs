@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,6 +21,9 @@ use crate::{
         document::{self, Document},
     },
 };
+
+/// What standard input is called.
+pub(super) const STANDARD_INPUT: &str = "-";
 
 /// Which files may have changed since the last look.
 #[derive(Clone, Debug)]
@@ -40,6 +44,15 @@ struct Stamp {
     identity: (u64, u64),
 }
 
+impl Stamp {
+    /// Of what is not there.
+    const NONE: Self = Self {
+        length: 0,
+        modified: None,
+        identity: (0, 0),
+    };
+}
+
 /// One object as it stands in a file.
 pub(super) struct Item {
     pub(super) label: String,
@@ -56,15 +69,15 @@ pub(super) struct FileState {
     text: Vec<u8>,
     /// The objects of the last content that could be understood.
     pub(super) good: Arc<Vec<Item>>,
-    /// Why the present content cannot be.
-    pub(super) broken: Option<Problem>,
+    /// Why the present content cannot be; empty where it can.
+    pub(super) broken: Vec<Problem>,
     /// The look at which `good` was taken over; of two files with one object, the older keeps it.
     pub(super) since: u64,
 }
 
 impl FileState {
     /// What changes when it says something else.
-    fn says(&self) -> (u64, Option<Problem>) {
+    fn says(&self) -> (u64, Vec<Problem>) {
         (self.since, self.broken.clone())
     }
 }
@@ -247,31 +260,53 @@ impl Reader {
             Some(old) if old.text == text && !old.text.is_empty() => return Some(FileState { stamp, ..old }),
             old => old,
         };
-        Some(match read(path, &text, self.keep_documents) {
+        Some(self.taken(path, stamp, text, old))
+    }
+
+    /// What a file says with this content.
+    fn taken(&self, path: &Path, stamp: Stamp, text: Vec<u8>, old: Option<FileState>) -> FileState {
+        match read(path, &text, self.keep_documents) {
             Ok(mut good) => {
                 self.keep_good(&mut good);
                 FileState {
                     stamp,
                     text,
                     good: Arc::new(good),
-                    broken: None,
+                    broken: Vec::new(),
                     since: self.looks,
                 }
             }
-            Err(problem) => {
+            Err(problems) => {
                 let (good, since) = old.map(|old| (old.good, old.since)).unwrap_or_default();
+                let broken = problems.into_iter();
                 FileState {
                     stamp,
                     text,
                     good,
-                    broken: Some(Problem {
-                        kept: true,
-                        ..*problem
-                    }),
+                    broken: broken.map(|it| Problem { kept: true, ..it }).collect(),
                     since,
                 }
             }
-        })
+        }
+    }
+
+    /// Reads everything once: the folder, or standard input where that is what it is called.
+    ///
+    /// # Errors
+    /// The folder cannot be listed, standard input not be read.
+    pub(super) fn read_once(&mut self) -> Result<(), FolderError> {
+        if self.dir.as_os_str() != STANDARD_INPUT {
+            return self.refresh(&Changed::All);
+        }
+        let path = PathBuf::from("stdin");
+        let mut text = Vec::new();
+        if let Err(reason) = io::stdin().lock().read_to_end(&mut text) {
+            return Err(FolderError::Unreadable { path, reason });
+        }
+        self.looks += 1;
+        let state = self.taken(&path, Stamp::NONE, text, None);
+        self.files.insert(path, state);
+        Ok(())
     }
 
     fn unreadable(&self, path: &Path, old: Option<FileState>, error: &io::Error) -> Option<FileState> {
@@ -284,17 +319,12 @@ impl Reader {
             io::ErrorKind::NotFound => "links to a file that does not exist".to_owned(),
             _ => format!("cannot be read: {error}"),
         };
-        let stamp = Stamp {
-            length: 0,
-            modified: None,
-            identity: (0, 0),
-        };
-        let broken = Some(Problem {
+        let broken = vec![Problem {
             kept: true,
             ..problem(path, None, None, None, message)
-        });
+        }];
         Some(FileState {
-            stamp,
+            stamp: Stamp::NONE,
             text: Vec::new(),
             good,
             broken,
@@ -306,7 +336,7 @@ impl Reader {
     pub(super) fn broken(&self) -> Vec<Problem> {
         self.files
             .values()
-            .filter_map(|file| file.broken.clone())
+            .flat_map(|file| file.broken.iter().cloned())
             .chain(self.whole.iter().flat_map(|whole| whole.clashes.iter().cloned()))
             .collect()
     }
@@ -362,17 +392,21 @@ pub(super) fn problem(
     }
 }
 
-/// Decodes a file, whole or not at all.
-fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Box<Problem>> {
+/// Decodes a file, whole or not at all: else everything that keeps it from being used, in order.
+fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Vec<Problem>> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = bytes
             .get(..error.valid_up_to())
             .map_or(1, |good| 1 + good.iter().filter(|b| **b == b'\n').count());
         let message = "is not UTF-8 text".to_owned();
-        Box::new(problem(path, Some(line as u64), None, None, message))
+        vec![problem(path, Some(line as u64), None, None, message)]
     })?;
-    let json = path.extension().is_some_and(|extension| extension == "json");
-    let documents = document::parse(text, json).map_err(|error| {
+    let json = match path.extension() {
+        Some(extension) => extension == "json",
+        // Of standard input; a file without one is read only where it alone was named.
+        None => text.trim_start().starts_with(['{', '[']),
+    };
+    let unparsable = |error: document::SyntaxError| {
         let message = match text.contains("{{") {
             true => format!(
                 "{}; this is a template: render it first (helm template)",
@@ -380,8 +414,26 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Bo
             ),
             false => error.message,
         };
-        Box::new(problem(path, error.line, None, None, message))
-    })?;
+        problem(path, error.line, None, None, message)
+    };
+    let mut problems = Vec::new();
+    let documents = match document::parse(text, json) {
+        Ok(documents) => documents,
+        Err(error) => {
+            problems.push(unparsable(error));
+            // What is wrong with the documents that can be told apart from that one.
+            let apart = if json { Vec::new() } else { pieces(text) };
+            let mut documents = Vec::new();
+            for piece in apart {
+                match document::parse(&piece, false) {
+                    Ok(read) => documents.extend(read),
+                    Err(error) => problems.push(unparsable(error)),
+                }
+            }
+            problems.dedup();
+            documents
+        }
+    };
     let chart = path.file_name().is_some_and(|name| name == "Chart.yaml");
     let mut items = Vec::new();
     for document in documents {
@@ -401,18 +453,46 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Bo
                 )
             }
         };
-        let decoded = decode::decode(&value).map_err(|error| {
-            let mut problem = at(&error.label, &error.fault);
-            if chart {
-                problem.message = "is a Helm chart: render it first (helm template)".to_owned();
+        match decode::decode(&value) {
+            Ok(decoded) => {
+                let item = |it| self::item(path, &document, it, keep_documents, &at);
+                items.extend(decoded.into_iter().map(item));
             }
-            Box::new(problem)
-        })?;
-        for it in decoded {
-            items.push(self::item(path, &document, it, keep_documents, &at));
+            Err(error) => {
+                let mut problem = at(&error.label, &error.fault);
+                if chart {
+                    problem.message = "is a Helm chart: render it first (helm template)".to_owned();
+                }
+                problems.push(problem);
+            }
         }
     }
-    Ok(items)
+    if problems.is_empty() {
+        return Ok(items);
+    }
+    problems.sort_by_key(|problem| problem.line);
+    Err(problems)
+}
+
+/// The documents of a YAML file, each after as many empty lines as it had lines before it. At the beginning of a line
+/// nothing but a separator begins with three dashes, not in a block of text either.
+fn pieces(text: &str) -> Vec<String> {
+    // Directives belong to the document below them.
+    let is_content = |line: &str| !line.trim().is_empty() && !line.starts_with(['%', '#']);
+    let mut pieces = Vec::new();
+    let mut piece = String::new();
+    for (number, line) in text.lines().enumerate() {
+        let ends = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r']));
+        if ends && piece.lines().any(is_content) {
+            pieces.push(std::mem::replace(&mut piece, "\n".repeat(number)));
+        }
+        piece.push_str(line);
+        piece.push('\n');
+    }
+    pieces.push(piece);
+    pieces
 }
 
 /// What is wrong, with scalars that YAML does not read as text as they are written, not as they are read.
@@ -576,6 +656,38 @@ fn is_manifest(path: &Path) -> bool {
 fn hidden(dir: &Path, path: &Path) -> bool {
     path.strip_prefix(dir)
         .is_ok_and(|below| below.iter().any(|name| name.as_encoded_bytes().starts_with(b".")))
+}
+
+/// What a folder passes over because of a name with a dot though it looks like manifests: the topmost such name, and how
+/// many of them there are. Not what begins with two dots, where a mounted ConfigMap has what its links lead to.
+pub(super) fn passed_over(dir: &Path) -> BTreeMap<PathBuf, usize> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![(dir.to_owned(), None)];
+    while let Some((folder, top)) = folders.pop() {
+        // What cannot be listed the reader itself has complained about.
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.as_encoded_bytes();
+            let top: Option<PathBuf> = match &top {
+                None if name.starts_with(b".") => Some(path.clone()),
+                top => top.clone(),
+            };
+            let Ok(kind) = entry.file_type() else { continue };
+            if name.starts_with(b"..") || name == b".git" {
+                continue;
+            } else if kind.is_dir() {
+                folders.push((path, top));
+            } else if let Some(top) = top
+                && kind.is_file()
+                && is_manifest(&path)
+                && fs::read_to_string(&path)
+                    .is_ok_and(|text| text.contains("apiVersion") && text.contains("kind"))
+            {
+                *found.entry(top).or_insert(0) += 1;
+            }
+        }
+    }
+    found
 }
 
 /// What is in a file. A pipe or device has no content that could be read again, and might never end.

@@ -135,8 +135,12 @@ impl Whole {
         self.problems
             .retain(|problem| !before.contains_key(&problem.file));
         for path in before.keys() {
-            self.problems
-                .extend(files.get(path).and_then(|file| file.broken.clone()));
+            self.problems.extend(
+                files
+                    .get(path)
+                    .into_iter()
+                    .flat_map(|file| file.broken.iter().cloned()),
+            );
             for item in now(path) {
                 self.problems.extend(item.problems.iter().cloned());
                 self.cluster.insert(item.object.clone());
@@ -176,6 +180,6 @@ fn namespace(reference: &ObjectRef) -> Option<String> {
     }
 }
 
-fn sort(problems: &mut [Problem]) {
+pub(super) fn sort(problems: &mut [Problem]) {
     problems.sort_by(|a, b| (&a.file, a.line, &a.path).cmp(&(&b.file, b.line, &b.path)));
 }
