@@ -6,7 +6,7 @@
 //!
 //! * [`memory`] the entries as plain old data in memory that may outlive the process.
 //! * `entry` one entry. `state` the state machine. `table` a shard: index, expiry, eviction.
-//! * `tcp` sequence numbers. `quota` how much of the table each endpoint holds. `shard` what only one pair of addresses
+//! * `tcp` sequence numbers, `sctp` tags. `quota` how much of the table each endpoint holds. `shard` what only one pair of addresses
 //!   shares. `fragments` which verdict the first fragment got. `hash` seeded hashing.
 
 pub(crate) mod entry;
