@@ -1106,11 +1106,8 @@ impl Controller {
 
     /// The dataplane has a snapshot of this cluster, of another process or from its disk.
     fn take_stored_cluster(&mut self, stored: Option<ClusterUid>) {
-        let published = self.published.as_ref();
-        if published.is_some_and(|it| it.state.cluster_uid != stored) {
-            // Where it has the same snapshot, it is to know whose that is.
-            self.confirmed = None;
-        }
+        // Where it has the same snapshot, it is to know at once that it is current, and whose it is.
+        self.confirmed = None;
         if stored.is_some() {
             self.cluster = stored;
             self.compare_clusters();

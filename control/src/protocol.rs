@@ -309,7 +309,7 @@ pub enum SnapshotOrigin {
     None,
     /// The state directory, at start.
     Disk,
-    /// Published by control.
+    /// Published by control, or found at start and confirmed by it.
     Control,
 }
 

@@ -857,23 +857,26 @@ async fn a_policy_that_becomes_invalid_stays_and_is_told_of() {
     control.ready().await;
     assert_eq!(passes(&bed.dataplane, "192.0.2.1", "10.0.0.1"), Some(true));
 
+    // A busy machine may have others beside it.
+    let about_it = |alarms: &[String]| {
+        let mut alarms = alarms.iter();
+        alarms
+            .find(|it| it.contains("last good version stays in force"))
+            .cloned()
+    };
     let misspelt = DENY.replace("deny", "allow").replace("podSelector", "podSelctor");
     bed.write("allow", &misspelt);
     let status = control
         .status_where("alarm", |status| {
-            !status.control.as_ref().unwrap().alarms.is_empty()
+            about_it(&status.control.as_ref().unwrap().alarms).is_some()
         })
         .await
         .control
         .unwrap();
-    let words = [
-        "last good version stays in force",
-        "allow.yaml:",
-        "a/allow",
-        "podSelctor",
-    ];
+    let alarm = about_it(&status.alarms).unwrap();
+    let words = ["allow.yaml:", "a/allow", "podSelctor"];
     for words in words {
-        assert!(status.alarms[0].contains(words), "{words}: {:?}", status.alarms);
+        assert!(alarm.contains(words), "{words}: {alarm}");
     }
     assert!(
         status.problems.iter().any(|it| it.object == "a/allow"),

@@ -370,6 +370,8 @@ impl Publication {
             // One that was staged came without.
             let differs = state.status.cluster != cluster;
             state.status.cluster.clone_from(&cluster);
+            // It was on the disk, and is what control would have sent.
+            state.status.origin = SnapshotOrigin::Control;
             state.newest.clone().filter(|_| differs)
         };
         let mut to_disk = locked(&self.to_disk);
@@ -922,6 +924,15 @@ mod tests {
         assert_eq!(after.status().origin, SnapshotOrigin::Disk);
         assert!(after.status().age_seconds.is_some());
         assert_eq!(in_force(&after), (2, 2));
+        after.confirm(1, None);
+        assert_eq!(after.status().origin, SnapshotOrigin::Disk, "another generation");
+        after.confirm(2, None);
+        assert_eq!(after.status().origin, SnapshotOrigin::Control);
+        assert_eq!(
+            after.status().age_seconds,
+            None,
+            "control says that it is current"
+        );
         // Control still has what it had: it goes on with deltas.
         after.accept(announced(&images.next(3), Some(&two))).unwrap();
         assert_eq!(in_force(&after), (3, 3));
