@@ -1007,8 +1007,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(DropReason::SpoofedSource),
                 Err(unknown) => {
-                    // Sources that have not been seen on their link yet: the kernel looks for them, the next packet passes.
-                    let _ = self.shared.resolve.push(unknown);
+                    // Sources that have not been seen on their link yet: the kernel looks for them, the next packet passes. Not
+                    // for what cannot pass: whoever makes up sources would have it look for each of them.
+                    let policy = self.snapshot;
+                    if src.kind == IdentityKind::Pod || policy.is_some_and(|it| it.allow_unknown()) {
+                        let _ = self.shared.resolve.push(unknown);
+                    }
                     Err(DropReason::NeighbourUnresolved)
                 }
             },

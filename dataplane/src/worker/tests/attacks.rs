@@ -298,6 +298,26 @@ fn a_pod_is_believed_only_from_its_node_where_that_is_asked() {
 }
 
 #[test]
+fn nobody_is_looked_for_whom_an_attacker_has_made_up() {
+    for family in [0, 1] {
+        let mut builder = router(false);
+        let mut uplink = port(LEFT, PortKind::Uplink, Side::Inside);
+        uplink.binds_sources = true;
+        builder.port(uplink);
+        // Pods are directly on the link, as far as routes tell.
+        for (who, asked) in [(CLIENT, true), (NOBODY, false)] {
+            let source = addr(who[family]);
+            builder.route(source, [32, 128][family], Route::via(LEFT, source));
+            let mut bed = routed(builder.clone());
+            let frame = into(LEFT, who[family], WEB[family]);
+            bed.drops(LEFT, &frame.udp(1, 53, b""), DropReason::NeighbourUnresolved);
+            let looked_for = bed.plane.next_resolve().map(|asked| asked.addr);
+            assert_eq!(looked_for, asked.then_some(source));
+        }
+    }
+}
+
+#[test]
 fn an_icmp_error_is_no_way_out_of_a_pod() {
     for (family, unreachable) in [(0, 3), (1, 1)] {
         let mut bed = sided();
