@@ -101,26 +101,32 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             threads.push(scope.spawn(move || count(&socket, stream, stranger.into(), denied, stop)));
         }
         let outcome = (|| {
+            // A policy that says what the one before says is no new one.
+            let mut policies = 1000..;
+            let mut next_policy = || next_policy(&firewall, &server, policies.next().unwrap_or_default());
             for round in 0..options.control {
+                progress("control killed", round, options.control);
                 kill(&firewall, "control")?;
-                ages[0].push(next_policy(&firewall, &server, round)?);
+                ages[0].push(next_policy()?);
             }
             for round in 0..options.server {
+                progress("API server away", round, options.server);
                 server.set_away(true);
                 std::thread::sleep(AWAY);
                 let began = Instant::now();
                 server.set_away(false);
-                next_policy(&firewall, &server, round)?;
+                next_policy()?;
                 ages[1].push((began.elapsed() + AWAY).as_secs_f64());
             }
             for round in 1..=options.credentials {
+                progress("token replaced", round - 1, options.credentials);
                 let token = format!("token-{round}");
                 server.require_token(&token);
                 fs::write(&kubeconfig, server.kubeconfig(&token))?;
                 // The connections that are open were let in by the token before.
                 server.set_away(true);
                 server.set_away(false);
-                ages[2].push(next_policy(&firewall, &server, round)?);
+                ages[2].push(next_policy()?);
             }
             Ok(())
         })();
@@ -161,6 +167,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says how far it is, now and then: the whole run takes some ten minutes.
+fn progress(what: &str, round: usize, of: usize) {
+    if round % 10 == 0 {
+        eprintln!("{what}: {round} of {of}");
+    }
+}
+
 /// A pod of the bed, labelled with its name.
 fn object(pod: &Member) -> serde_json::Value {
     let name = pod.name.rsplit('/').next().unwrap_or_default().to_owned();
@@ -175,8 +188,8 @@ fn object(pod: &Member) -> serde_json::Value {
     .object()
 }
 
-/// Changes policy at the server and waits until every worker decides by it: in seconds.
-fn next_policy(firewall: &Appliance, server: &ApiServer, round: usize) -> anyhow::Result<f64> {
+/// Changes policy at the server, to one about another port than before, and waits until every worker decides by it: in seconds.
+fn next_policy(firewall: &Appliance, server: &ApiServer, port: u16) -> anyhow::Result<f64> {
     let generation = |status: &serde_json::Value| {
         let workers = status["dataplane"]["workers"].as_array()?;
         workers.iter().map(|worker| worker["generation"].as_u64()).min()?
@@ -187,7 +200,7 @@ fn next_policy(firewall: &Appliance, server: &ApiServer, round: usize) -> anyhow
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"name": "round", "namespace": "bench"},
         "spec": {"podSelector": {"matchLabels": {"app": "stranger"}}, "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [{"port": 1000 + round % 2 * 1000}]}]},
+            "ingress": [{"ports": [{"port": port}]}]},
     }));
     while generation(&firewall.status()?).is_none_or(|now| now <= before) {
         ensure!(

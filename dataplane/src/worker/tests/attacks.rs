@@ -298,7 +298,7 @@ fn a_pod_is_believed_only_from_its_node_where_that_is_asked() {
 }
 
 #[test]
-fn nobody_is_looked_for_whom_an_attacker_has_made_up() {
+fn made_up_sources_are_not_resolved() {
     for family in [0, 1] {
         let mut builder = router(false);
         let mut uplink = port(LEFT, PortKind::Uplink, Side::Inside);
