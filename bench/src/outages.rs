@@ -169,7 +169,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Says how far it is, now and then: the whole run takes some ten minutes.
 fn progress(what: &str, round: usize, of: usize) {
-    if round % 10 == 0 {
+    if round.is_multiple_of(10) {
         eprintln!("{what}: {round} of {of}");
     }
 }
