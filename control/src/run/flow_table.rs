@@ -27,8 +27,12 @@ pub(super) struct Prepared {
     entries: usize,
 }
 
-/// Makes an empty table of this program's layout; None where a process has one.
+/// Makes an empty table of this program's layout; None where there is one, which is taken over when its process has ended. Not
+/// before: the process that stands by for it would have to wait.
 pub(super) fn prepare(runtime_dir: &Path, entries: usize) -> anyhow::Result<Option<Prepared>> {
+    if own(runtime_dir).exists() {
+        return Ok(None);
+    }
     match map_shared(&own(runtime_dir), FlowMemory::required_bytes(entries)) {
         Ok(memory) => Ok(Some(Prepared {
             memory: FlowMemory::open(memory, entries, random_seed()?, work::now())?,
