@@ -80,7 +80,7 @@ impl Bench {
             failsafe: Vec::new(),
         };
         crate::log::quiet();
-        let loaded = load(&spec)?;
+        let loaded = load(&spec.name)?;
         loaded.maps.set_pod_cidrs(pods)?;
         loaded.maps.set_local_addresses(local)?;
         loaded.maps.set_peer(1, 1)?;

@@ -27,5 +27,6 @@ pub use error::BpfError;
 pub use maps::{MAX_PORTS, MAX_PREFIXES};
 pub use port::{
     AttachMode, AttachedPort, DETACH_HINT, DeviceXdp, EgressGuard, FailMode, Failsafe, PortRole, PortSpec,
-    XdpMode, attach, detach, ensure_bpffs, inspect, is_attached, needs_bpffs, pinned_ports, unmount_empty,
+    XdpMode, attach, detach, ensure_bpffs, inspect, is_attached, needs_bpffs, pinned_ports, prepare,
+    unmount_empty,
 };

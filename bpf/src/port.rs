@@ -382,13 +382,37 @@ pub fn pinned_ports(pins: &Path) -> Vec<String> {
         .collect()
 }
 
+/// What [`prepare`] has loaded and nobody has pinned yet, by directory of the installation.
+static PREPARED: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
+
+fn prepared() -> MutexGuard<'static, BTreeMap<PathBuf, Loaded>> {
+    PREPARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Loads programs and maps for the first [`attach`] of this process, where the installation's are of another build, so
+/// that the replacement does not wait for the kernel's verifier. Pins and attaches nothing.
+///
+/// # Errors
+/// The kernel refuses them.
+pub fn prepare(pins: &Path) -> Result<(), BpfError> {
+    crate::log::quiet();
+    if reuse(&pins.join(SHARED)).is_none() {
+        let loaded = load("ringwall")?;
+        prepared().insert(pins.to_owned(), loaded);
+    }
+    Ok(())
+}
+
 /// The programs and maps of an installation: those of an earlier process of the same build, or new ones; which.
 fn shared(spec: &PortSpec) -> Result<(Loaded, bool), BpfError> {
     let directory = spec.pins.join(SHARED);
     if let Some(loaded) = reuse(&directory) {
         return Ok((loaded, true));
     }
-    let loaded = load(spec)?;
+    let loaded = match prepared().remove(&spec.pins) {
+        Some(loaded) => loaded,
+        None => load(&spec.name)?,
+    };
     filled().remove(&spec.pins);
     fill(&loaded.maps, spec)?;
     fs::create_dir_all(&directory)
@@ -596,9 +620,9 @@ fn reuse(directory: &Path) -> Option<Loaded> {
     })
 }
 
-/// Loads new programs and maps.
-pub(crate) fn load(spec: &PortSpec) -> Result<Loaded, BpfError> {
-    let action = format!("load the programs of `{}`", spec.name);
+/// Loads new programs and maps, `owner`'s in messages.
+pub(crate) fn load(owner: &str) -> Result<Loaded, BpfError> {
+    let action = format!("load the programs of `{owner}`");
     let log = crate::log::Capture::start();
     let failed = |error: libbpf_rs::Error| match log.text() {
         text if text.is_empty() => wrap(&action, error),
@@ -620,7 +644,7 @@ pub(crate) fn load(spec: &PortSpec) -> Result<Loaded, BpfError> {
         .map_err(failed)?;
     let own = |fd: BorrowedFd<'_>| {
         fd.try_clone_to_owned()
-            .map_err(|source| BpfError::system(format!("keep a program of `{}`", spec.name), source))
+            .map_err(|source| BpfError::system(format!("keep a program of `{owner}`"), source))
     };
     let programs = [
         own(skeleton.progs.ringwall_port.as_fd())?,

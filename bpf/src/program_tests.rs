@@ -124,7 +124,7 @@ impl Bench {
             pod_cidrs: Vec::new(),
             failsafe: Vec::new(),
         };
-        let loaded = load(&spec).expect("the verifier takes the programs");
+        let loaded = load(&spec.name).expect("the verifier takes the programs");
         let pods = ["10.111.0.0/16".parse().unwrap(), "fd00:111::/48".parse().unwrap()];
         let local = [
             NODE.into(),

@@ -14,7 +14,7 @@ use std::{
 use net::{Bpffs, Namespace, join, privileged, run};
 use ringwall_bpf::{
     AttachMode, BpfError, Counter, EgressGuard, FailMode, Failsafe, PortRole, PortSpec, XdpMode, attach,
-    detach,
+    detach, prepare,
 };
 
 fn spec(bpffs: &Bpffs, name: &str) -> PortSpec {
@@ -155,6 +155,41 @@ fn a_successor_takes_over_and_detach_leaves_nothing() {
         assert!(qdiscs().contains("clsact"));
         let kept = run(&format!("tc -n {} filter show dev p0 ingress", host.name));
         assert!(kept.contains("pref 9"), "{kept}");
+    });
+}
+
+fn newest_program() -> u32 {
+    libbpf_rs::query::ProgInfoIter::default()
+        .map(|program| program.id)
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn prepared_programs_are_those_that_are_attached() {
+    if !privileged() {
+        return;
+    }
+    let (pod, host, bpffs) = (Namespace::new("p"), Namespace::new("h"), Bpffs::new());
+    join(&pod, "e0", &host, "p0", "10.0.0.1/24");
+    host.within(|| {
+        prepare(&bpffs.pins()).unwrap();
+        assert_eq!(pins(&bpffs.pins()), 0, "nothing is pinned");
+        let prepared = newest_program();
+        let port = attach(&spec(&bpffs, "p0")).unwrap();
+        assert!(
+            port.program_id() <= prepared,
+            "nothing is loaded when it is attached"
+        );
+        // Programs of the same build are there now: there is nothing to prepare.
+        prepare(&bpffs.pins()).unwrap();
+        let again = attach(&spec(&bpffs, "p0")).unwrap();
+        assert!(again.reused());
+        assert_eq!(again.program_id(), port.program_id());
+        detach(&bpffs.pins(), "p0").unwrap();
+        let anew = attach(&spec(&bpffs, "p0")).unwrap();
+        assert!(anew.program_id() > prepared, "what was prepared is used once");
+        detach(&bpffs.pins(), "p0").unwrap();
     });
 }
 

@@ -270,7 +270,7 @@ fn stand_by(
                     let image = fd.context("no memory came with the snapshot");
                     let ready = image
                         .and_then(|fd| check(args, fd, bytes, generation, hash))
-                        .and_then(|snapshot| Ok((snapshot, prepare_flows(args)?)));
+                        .and_then(|snapshot| Ok((snapshot, prepare(args)?)));
                     beginning.spare = refresh_or_none(beginning.spare.take(), &args.config);
                     let report = match ready {
                         Ok((snapshot, flows)) => {
@@ -311,9 +311,11 @@ fn check(
     Ok(snapshot)
 }
 
-/// The flow table, unless it is taken over from the dataplane that runs.
-fn prepare_flows(args: &DataplaneArgs) -> anyhow::Result<Option<flow_table::Prepared>> {
+/// What is not taken over from the dataplane that runs, because it has another layout: the BPF programs, which stay with
+/// this process until it begins, and the flow table.
+fn prepare(args: &DataplaneArgs) -> anyhow::Result<Option<flow_table::Prepared>> {
     let config = load(args)?;
+    ringwall_bpf::prepare(&Plan::outline(&config)?.pins)?;
     flow_table::prepare(&config.runtime_dir, config.conntrack.max_entries.get() as usize)
 }
 
