@@ -24,11 +24,11 @@ packages:
 .PHONY: build
 build: packages
 	@echo '== build'
-	cargo build --locked -p ringwall
+	cargo build --locked -p ringwall -p ringwall-testbed
 
 .PHONY: demo
 demo: build
-	@.ci/as-root "$${CARGO_TARGET_DIR:-target}/debug/ringwall" demo $(if $(RECIPES),--recipes '$(RECIPES)')
+	@.ci/as-root "$${CARGO_TARGET_DIR:-target}/debug/ringwall-demo" $(if $(RECIPES),--recipes '$(RECIPES)')
 
 .PHONY: test
 test: packages

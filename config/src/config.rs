@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU16, NonZeroU32},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -148,6 +148,21 @@ pub enum SourceKind {
     },
     /// The API server of the cluster that this process runs in.
     InCluster,
+}
+
+impl SourceKind {
+    /// Takes what the command line names, a folder of manifests or a kubeconfig, where it names something.
+    pub fn replace_by(&mut self, manifests: Option<&Path>, kubeconfig: Option<&Path>) {
+        if let Some(dir) = manifests {
+            *self = Self::Manifests { dir: dir.to_owned() };
+        }
+        if let Some(file) = kubeconfig {
+            *self = Self::Kubeconfig {
+                file: file.to_owned(),
+                context: None,
+            };
+        }
+    }
 }
 
 /// The packet workers.

@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ringwall::protocol::{
+use ringwall_dataplane::{addr::Addr, wire::build::Template};
+use ringwall_messages::{
     ClusterUid, Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, PortStatus,
     Reply, Request, WorkerStatus,
 };
-use ringwall_dataplane::{addr::Addr, wire::build::Template};
 
 fn main() {
     let folder = std::env::args().nth(1).map(PathBuf::from).unwrap();

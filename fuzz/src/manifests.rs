@@ -6,14 +6,15 @@
 
 use std::{cell::RefCell, path::PathBuf, sync::Arc};
 
-use ringwall::{
-    check::Checker,
-    cluster::{ObjectKey, Settings},
-    compile::{Budget, CompileError, Compiler, EpochKey},
-    lint::{self, Silence},
-    source::folder::{self, FolderError, Loaded},
-};
+use ringwall_analyse::{lint, lint::Silence};
+use ringwall_compile::{Budget, CompileError, Compiler, EpochKey};
 use ringwall_dataplane::classify::{Generation, Snapshot};
+use ringwall_policy::{ObjectKey, Settings};
+use ringwall_prove::Checker;
+use ringwall_source::{
+    folder,
+    folder::{FolderError, Loaded},
+};
 use serde_json::Value;
 
 /// More objects than that are not compiled: the proof is about every pair of them.

@@ -4,9 +4,12 @@
 //! What must hold: what cannot be read ends in an error. What can be read is sent as it was understood, and is understood
 //! again as the same.
 
-use std::{io::Write, os::fd::AsFd, os::fd::OwnedFd};
+use std::{
+    io::Write,
+    os::fd::{AsFd, OwnedFd},
+};
 
-use ringwall::protocol::{
+use ringwall_messages::{
     Connection, ContentHash, ProtocolError, Received, Reply, Request, image_memfd, read_image,
 };
 use rustix::{

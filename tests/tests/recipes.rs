@@ -8,11 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall_testbed::{appliance::built_binary, preflight::runs_here};
+use ringwall_testbed::preflight::runs_here;
 
 fn demo(arguments: &[&str]) -> String {
-    let output = Command::new(built_binary().unwrap())
-        .arg("demo")
+    let output = Command::new(env!("CARGO_BIN_EXE_ringwall-demo"))
         .args(arguments)
         .output()
         .unwrap();
@@ -20,7 +19,7 @@ fn demo(arguments: &[&str]) -> String {
     let failed: Vec<&str> = text.lines().filter(|line| line.contains("FAIL")).collect();
     assert!(
         output.status.success(),
-        "ringwall demo {arguments:?}: {}\n{}\n{}",
+        "ringwall-demo {arguments:?}: {}\n{}\n{}",
         output.status,
         failed.join("\n"),
         String::from_utf8_lossy(&output.stderr)
@@ -63,8 +62,8 @@ fn nothing_is_left_behind_however_it_ends() {
         return;
     };
     for signal in ["KILL", "TERM", "INT"] {
-        let mut child = Command::new(built_binary().unwrap())
-            .args(["demo", "--only", "no-policy"])
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringwall-demo"))
+            .args(["--only", "no-policy"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -19,11 +19,11 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use ringwall::{
-    protocol::{Connection, DATAPLANE_SOCKET, Listener, ProtocolError, Received, Reply, Request, read_image},
-    run::publication::locked,
-};
+use ringwall_appliance::publication::locked;
 use ringwall_dataplane::{classify::Snapshot, wire::build::Template};
+use ringwall_messages::{
+    Connection, DATAPLANE_SOCKET, Listener, ProtocolError, Received, Reply, Request, read_image,
+};
 use ringwall_testbed::{
     api_server::ApiServer,
     appliance::{Appliance, Signal, built_binary},

@@ -1,7 +1,8 @@
 //! The cluster of a size: as the generator has it, and as the compiler takes it.
 
 use anyhow::anyhow;
-use ringwall::{cluster::Cluster, source::decode::decode};
+use ringwall_policy::Cluster;
+use ringwall_source::decode::decode;
 use ringwall_testbed::synthetic::{Churn, SERVICE_CIDR, Spec, Synthetic};
 
 use super::Size;

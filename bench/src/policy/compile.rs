@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::anyhow;
-use ringwall::compile::{EpochKey, compile};
+use ringwall_compile::{EpochKey, compile};
 use ringwall_dataplane::classify::{Generation, Snapshot};
 
 use super::{

@@ -13,13 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall::{
-    protocol::{DataplaneStatus, FlowPage},
-    run::{
-        last_snapshot::{LastSnapshot, MadeOf},
-        publication::{Publication, locked, serve},
-        work::now,
-    },
+use ringwall_appliance::{
+    last_snapshot::{LastSnapshot, MadeOf},
+    publication::{Publication, locked, serve},
+    work::now,
 };
 use ringwall_dataplane::{
     addr::Addr,
@@ -30,10 +27,10 @@ use ringwall_dataplane::{
     plane::{Plane, PlaneConfig},
     port::{Port, PortId, PortKind, ReversePath, Side},
     stats::StatsReader,
-    wire::build::Template,
-    wire::subject::NotSubjectTable,
+    wire::{build::Template, subject::NotSubjectTable},
     worker::Worker,
 };
+use ringwall_messages::{DataplaneStatus, FlowPage};
 
 /// How long the worker sleeps when it has nothing to do. A publication wakes it.
 const IDLE: Duration = Duration::from_millis(20);
@@ -77,11 +74,11 @@ impl Inside {
             },
         ));
         serve(
-            &folder.join(ringwall::protocol::DATAPLANE_SOCKET),
+            &folder.join(ringwall_messages::DATAPLANE_SOCKET),
             Arc::clone(&publication),
             Arc::new(DataplaneStatus::default),
             Arc::new(|_, _| FlowPage::default()),
-            &ringwall::essential::Essential::new().0,
+            &ringwall_process::essential::Essential::new().0,
         )?;
         let stop = Arc::new(AtomicBool::new(false));
         let frames: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();

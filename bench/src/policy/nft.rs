@@ -24,14 +24,12 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
-use ringwall::{
-    cluster::{Cluster, NetworkPolicy, Operator, Peer, Pod, PortMatch, Protocol, Rule, Selector},
-    compile::{EpochKey, compile},
-};
+use ringwall_compile::{EpochKey, compile};
 use ringwall_dataplane::{
     classify::{Generation, L4, NodeExemption, Snapshot},
     wire::build::Template,
 };
+use ringwall_policy::{Cluster, NetworkPolicy, Operator, Peer, Pod, PortMatch, Protocol, Rule, Selector};
 use ringwall_testbed::{netns::Netns, preflight, scratch::Scratch};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
@@ -240,7 +238,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-fn matches<'l>(one: &ringwall::cluster::Requirement, label: impl Fn(&str) -> Option<&'l String>) -> bool {
+fn matches<'l>(one: &ringwall_policy::Requirement, label: impl Fn(&str) -> Option<&'l String>) -> bool {
     let value = label(&one.key);
     match &one.operator {
         Operator::In(values) => value.is_some_and(|value| values.contains(value)),

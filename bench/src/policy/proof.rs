@@ -4,17 +4,15 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::anyhow;
-use ringwall::{
-    check::Checker,
-    cluster::Cluster,
-    compile::{Budget, Compiler, EpochKey, compile},
-    refine::{Compiled, difference::difference},
-    source::decode::decode,
-};
+use ringwall_analyse::refine::{Compiled, difference::difference};
+use ringwall_compile::{Budget, Compiler, EpochKey, compile};
 use ringwall_dataplane::{
     addr::Addr,
     classify::{BATCH, FirstPacket, Generation, L4, NodeExemption, Snapshot},
 };
+use ringwall_policy::Cluster;
+use ringwall_prove::Checker;
+use ringwall_source::decode::decode;
 use ringwall_testbed::synthetic::{Churn, Event, EventKind, Spec, Synthetic};
 
 use super::{
@@ -56,7 +54,7 @@ pub(super) fn checker(options: &Options, size: Size, report: &mut Report) -> any
     let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
     let compiled = compiler.update(&cluster, Generation(1))?;
     let snapshot = Arc::new(Snapshot::from_image(&compiled.image));
-    let wrong = |difference: Box<ringwall::check::Difference>| anyhow!("the proof fails: {difference:?}");
+    let wrong = |difference: Box<ringwall_prove::Difference>| anyhow!("the proof fails: {difference:?}");
     let mut checker = Checker::new();
     let mut whole = Vec::new();
     let mut said = String::new();

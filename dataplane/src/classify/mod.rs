@@ -131,6 +131,22 @@ pub enum Effect {
     Invalid = 7,
 }
 
+impl Effect {
+    /// Its name in answers, flows and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Isolated => "isolated",
+            Self::Open => "open",
+            Self::SelfTraffic => "self",
+            Self::Node => "node",
+            Self::Unknown => "unknown",
+            Self::Deny => "deny",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
 /// The decision of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectionVerdict {

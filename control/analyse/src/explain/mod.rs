@@ -1,0 +1,382 @@
+//! Why a flow passes or does not, in steps that a person can follow, and the smallest change that would turn it round.
+//!
+//! * `conditions` what matches, and the first condition at which something does not.
+//! * `trace` one direction, policy by policy and rule by rule. `parties` who the ends are.
+//! * [`edit`] changes of policies and labels. `changes` the search for the smallest. `effects` what else they change.
+//! * [`report`] the explanation as data. [`words`] as text.
+//!
+//! The steps are this module's own reading of the objects. The verdict is the compiled snapshot's; it, the reference
+//! evaluator and the steps must agree, and each call checks that they do.
+
+mod changes;
+pub mod conditions;
+pub mod edit;
+mod effects;
+mod parties;
+pub mod report;
+mod trace;
+pub mod words;
+mod yaml;
+
+pub use changes::{Change, Found, smallest_changes};
+use report::{Explanation, Side, Word};
+use ringwall_dataplane::classify::Snapshot;
+use ringwall_evaluate::End;
+use ringwall_policy::{Cluster, Decider, NetworkPolicy, Rule};
+use trace::{Case, Words};
+
+use crate::{
+    flow::{EndName, Service},
+    judge,
+    judge::{Fate, Judge, Reason},
+};
+
+/// Which end's policies decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// The source's.
+    Egress,
+    /// The destination's.
+    Ingress,
+}
+
+impl Direction {
+    /// A policy's rules of the direction; None where it has no part in it.
+    pub fn rules(self, policy: &NetworkPolicy) -> Option<&[Rule]> {
+        match self {
+            Self::Egress => policy.egress.as_deref(),
+            Self::Ingress => policy.ingress.as_deref(),
+        }
+    }
+
+    /// What a manifest calls the peers of its rules.
+    fn peers_key(self) -> &'static str {
+        match self {
+            Self::Egress => "to",
+            Self::Ingress => "from",
+        }
+    }
+}
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        })
+    }
+}
+
+/// What is to be explained.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Who sends the first packet.
+    pub src: EndName,
+    /// To whom.
+    pub dst: EndName,
+    /// By which protocol, to which port.
+    pub service: Service,
+}
+
+impl Question {
+    /// Reads a question: ends as addresses or `namespace/pod`, then `80/TCP`, `ICMP` or `ip/47`.
+    ///
+    /// # Errors
+    /// Says what to write instead.
+    pub fn read(src: &str, dst: &str, service: &str) -> Result<Self, String> {
+        Ok(Self {
+            src: EndName::read(src)?,
+            dst: EndName::read(dst)?,
+            service: Service::read(service)?,
+        })
+    }
+}
+
+/// Why there is no explanation.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// An end cannot be found.
+    #[error("{0}")]
+    End(String),
+    /// Snapshot, reference and steps do not say the same.
+    #[error(
+        "{src} -> {dst} {service}: {what}. At most one of them can be right, so nothing is explained; please report this \
+         with the manifests"
+    )]
+    Contradiction {
+        /// The source.
+        src: String,
+        /// The destination.
+        dst: String,
+        /// Protocol and port.
+        service: String,
+        /// Who says what.
+        what: String,
+    },
+}
+
+/// A state and the snapshot compiled of it, ready to be asked.
+pub struct Explainer<'a> {
+    cluster: &'a Cluster,
+    /// Where ipBlocks match pods without addresses surely, and possibly; None where that is the same.
+    readings: Option<[Cluster; 2]>,
+    judge: Judge,
+}
+
+impl<'a> Explainer<'a> {
+    /// Compiles a state.
+    ///
+    /// # Errors
+    /// It cannot be compiled.
+    pub fn new(cluster: &'a Cluster) -> anyhow::Result<Self> {
+        Ok(Self {
+            cluster,
+            readings: cluster.readings(),
+            judge: Judge::new(cluster)?,
+        })
+    }
+
+    /// Explains by a snapshot that was compiled of the state before.
+    pub fn over(cluster: &'a Cluster, snapshot: Snapshot) -> Self {
+        Self {
+            cluster,
+            readings: None,
+            judge: Judge::over(snapshot),
+        }
+    }
+
+    /// Explains a flow.
+    ///
+    /// # Errors
+    /// An end is not known, or the snapshot, the reference evaluator and the steps contradict each other.
+    pub fn explain(&self, question: &Question) -> Result<Explanation, ExplainError> {
+        let [surely, possibly] = match &self.readings {
+            Some([surely, possibly]) => [surely, possibly],
+            None => [self.cluster; 2],
+        };
+        explain([surely, possibly], &self.judge, question)
+    }
+}
+
+fn explain(
+    [cluster, possibly]: [&Cluster; 2],
+    judge: &Judge,
+    question: &Question,
+) -> Result<Explanation, ExplainError> {
+    let (src, dst) = judge
+        .ends(cluster, &question.src, &question.dst)
+        .map_err(ExplainError::End)?;
+    let contradiction = |what: String| ExplainError::Contradiction {
+        src: question.src.to_string(),
+        dst: question.dst.to_string(),
+        service: question.service.to_string(),
+        what,
+    };
+    let answer = judge.judge(&src, &dst, question.service).map_err(contradiction)?;
+    let (a, b) = reference_ends(cluster, question, &src, &dst).map_err(ExplainError::End)?;
+    for (name, end, compiled) in [(&question.src, &a, &src), (&question.dst, &b, &dst)] {
+        let (says, compiled) = (who(end), judge.who(compiled));
+        if says != compiled {
+            return Err(contradiction(format!(
+                "the reference evaluator takes {name} for {says}, the compiled snapshot for {compiled}"
+            )));
+        }
+    }
+    let words = Words {
+        src: call(&question.src, &a),
+        dst: call(&question.dst, &b),
+        service: question.service.to_string(),
+    };
+    let service = ringwall_evaluate::Service {
+        protocol: question.service.protocol,
+        port: question.service.port,
+    };
+    // The steps, and the decision that the reference evaluator agrees they come to.
+    let decide = |cluster, src, dst| -> Result<_, ExplainError> {
+        let case = Case {
+            cluster,
+            src,
+            dst,
+            service,
+        };
+        let (egress, egress_decision) = case.side(Direction::Egress, &words);
+        let (ingress, ingress_decision) = case.side(Direction::Ingress, &words);
+        let steps = ringwall_evaluate::Verdict {
+            ingress: ingress_decision,
+            egress: egress_decision,
+        };
+        let wanted = ringwall_evaluate::judge(cluster, &src, &dst, service);
+        if steps != wanted {
+            return Err(contradiction(format!(
+                "the steps come to {steps:?}, the reference evaluator to {wanted:?}"
+            )));
+        }
+        Ok((case, wanted, egress, ingress))
+    };
+    let (case, surely_wanted, egress, ingress) = decide(cluster, a, b)?;
+    let (c, d) = reference_ends(possibly, question, &src, &dst).map_err(ExplainError::End)?;
+    let (_, wanted, possible_egress, possible_ingress) = decide(possibly, c, d)?;
+    let fates = [
+        (&surely_wanted.ingress, &wanted.ingress),
+        (&surely_wanted.egress, &wanted.egress),
+    ]
+    .map(|(surely, possibly)| Fate::of(surely.allow, possibly.allow));
+    if [answer.ingress, answer.egress] != fates
+        || answer.reasons != judge::reference_reasons(&surely_wanted, &wanted)
+    {
+        return Err(contradiction(format!(
+            "the compiled snapshot says {answer:?}, the reference evaluator {surely_wanted:?} surely and {wanted:?} \
+             possibly"
+        )));
+    }
+    let [ingress_fate, egress_fate] = fates;
+    let egress = told(egress_fate, egress, possible_egress, &words.dst);
+    let ingress = told(ingress_fate, ingress, possible_ingress, &words.src);
+    let depends_on: Vec<String> = answer
+        .depends_on(&question.src, &question.dst)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    // What is to be denied must be denied wherever pods are, what is to be allowed allowed wherever they are.
+    let found = match answer.fate() {
+        Fate::Deny => smallest_changes(cluster, &a, &b, service),
+        Fate::Allow => smallest_changes(possibly, &c, &d, service),
+        Fate::Depends => Found::None(format!(
+            "it depends on the address that {} will have{}",
+            depends_on.join(" and "),
+            judge::SAY_WHERE
+        )),
+    };
+    let (changes, no_change) = match found {
+        Found::Changes(changes) => (changes.iter().map(changes::Change::record).collect(), None),
+        Found::None(why) => (Vec::new(), Some(why)),
+    };
+    Ok(Explanation {
+        src: parties::party(cluster, &question.src, &a),
+        dst: parties::party(cluster, &question.dst, &b),
+        protocol: question.service.protocol,
+        port: question.service.port,
+        service: words.service,
+        verdict: word_of(answer.fate()),
+        depends_on,
+        exemption: case.exemption().map(|_| egress.why.clone()),
+        notes: notes(&case),
+        egress,
+        ingress,
+        reasons: answer.reasons.iter().map(decider).collect(),
+        incomplete: cluster.unevaluated_kinds.iter().cloned().collect(),
+        changes,
+        no_change,
+        generation: None,
+    })
+}
+
+fn word_of(fate: Fate) -> Word {
+    match fate {
+        Fate::Allow => Word::Allow,
+        Fate::Depends => Word::Depends,
+        Fate::Deny => Word::Deny,
+    }
+}
+
+/// A direction in steps: those of what is possible where it depends on the address of `other`.
+fn told(fate: Fate, surely: Side, possibly: Side, other: &str) -> Side {
+    if fate != Fate::Depends {
+        return surely;
+    }
+    let why = format!(
+        "it depends on the address that {other} will have: {} if its ipBlock holds it",
+        possibly.why
+    );
+    Side {
+        verdict: Word::Depends,
+        effect: "depends".to_owned(),
+        why,
+        ..possibly
+    }
+}
+
+/// The ends as the reference evaluator finds them, by the same addresses.
+fn reference_ends<'a>(
+    cluster: &'a Cluster,
+    question: &Question,
+    src: &judge::End,
+    dst: &judge::End,
+) -> Result<(End<'a>, End<'a>), String> {
+    let find = |name: &EndName, end: &judge::End| match (end.address, name) {
+        (Some(address), _) => Ok(ringwall_evaluate::identify(cluster, address)),
+        (None, EndName::Pod(key)) => {
+            ringwall_evaluate::named(cluster, key).ok_or_else(|| format!("no pod or workload is named {key}"))
+        }
+        (None, EndName::Address(address)) => Ok(ringwall_evaluate::identify(cluster, *address)),
+    };
+    Ok((find(&question.src, src)?, find(&question.dst, dst)?))
+}
+
+/// Who an end is, in the words of [`Judge::who`].
+fn who(end: &End<'_>) -> String {
+    match end.identity {
+        ringwall_evaluate::Identity::Pod(pod) => format!("pod {}", pod.key),
+        ringwall_evaluate::Identity::Node(name) => format!("node {}", name.unwrap_or_default()),
+        ringwall_evaluate::Identity::External => "outside".to_owned(),
+        ringwall_evaluate::Identity::Unknown => "unknown".to_owned(),
+    }
+}
+
+/// What to call an end in a sentence.
+fn call(asked: &EndName, end: &End<'_>) -> String {
+    match end.identity {
+        ringwall_evaluate::Identity::Pod(pod) => pod.key.to_string(),
+        ringwall_evaluate::Identity::Node(Some(name)) => format!("node {name}"),
+        _ => end
+            .address
+            .map_or_else(|| asked.to_string(), |address| address.to_string()),
+    }
+}
+
+fn decider(reason: &Reason) -> Decider {
+    Decider {
+        direction: match reason.direction {
+            judge::Direction::Egress => "egress",
+            judge::Direction::Ingress => "ingress",
+        }
+        .to_owned(),
+        tier: reason.tier.clone(),
+        kind: reason.kind.clone(),
+        policy: reason.policy.clone(),
+        rule: reason.rule,
+        effect: reason.effect.to_owned(),
+    }
+}
+
+/// What else is worth knowing about a flow.
+fn notes(case: &Case<'_>) -> Vec<String> {
+    use ringwall_evaluate::{Cause, Identity::Pod};
+    let mut notes = Vec::new();
+    if case.exemption() == Some(Cause::HostingNode) {
+        notes.push(
+            "on the wire this holds where the node's address can be believed: towards the node, or from the host port or a port of side nodes"
+                .to_owned(),
+        );
+    }
+    if let (Pod(src), Pod(dst)) = (case.src.identity, case.dst.identity)
+        && src.key != dst.key
+        && src.node.is_some()
+        && src.node == dst.node
+    {
+        notes.push("both pods are on one node: a gateway beside the node does not see this flow".to_owned());
+    }
+    let service_networks = &case.cluster.settings.service_cidrs;
+    if let (ringwall_evaluate::Identity::External, Some(address)) = (case.dst.identity, case.dst.address)
+        && service_networks.iter().any(|network| network.contains(&address))
+    {
+        notes.push(
+            "packets to Service addresses are dropped as service-unsupported: policies speak of the pods behind a Service"
+                .to_owned(),
+        );
+    }
+    if case.service.port == Some(0) {
+        notes.push("port 0 is matched by rules without a port number alone".to_owned());
+    }
+    notes
+}

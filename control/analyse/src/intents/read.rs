@@ -1,0 +1,284 @@
+//! From text to assertions.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use ringwall_policy::{ObjectKey, Operator, Requirement, Selector};
+use ringwall_source::document::SyntaxError;
+use serde_saphyr::Spanned;
+
+use super::{Assertion, Claim, Intents, Place, Ports, raw};
+use crate::refine::{Service, Span};
+
+/// What is wrong with a file of intents.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {message}")]
+pub struct IntentError {
+    /// `FILE` or `FILE:LINE`.
+    file: String,
+    message: String,
+}
+
+/// What is wrong, and where in an assertion.
+struct Wrong {
+    path: String,
+    message: String,
+}
+
+fn wrong<T>(path: &str, message: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong {
+        path: path.to_owned(),
+        message: message.into(),
+    })
+}
+
+impl Intents {
+    /// Reads a file; `name` is for messages.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its line.
+    pub fn parse(name: &str, text: &str) -> Result<Self, IntentError> {
+        let raw: raw::Intents = serde_saphyr::from_str(text).map_err(|error| {
+            let SyntaxError { line, message, .. } = SyntaxError::from(&error);
+            let line = line.map_or_else(String::new, |line| format!(":{line}"));
+            IntentError {
+                file: format!("{name}{line}"),
+                message,
+            }
+        })?;
+        let mut names = BTreeSet::new();
+        let mut assertions = Vec::new();
+        for (index, assertion) in raw.assertions.iter().enumerate() {
+            let line = assertion.referenced.line();
+            let read = Assertion::read(assertion).and_then(|assertion| {
+                if !names.insert(assertion.name.clone()) {
+                    return wrong(
+                        ".name",
+                        format!("{:?} is the name of two assertions", assertion.name),
+                    );
+                }
+                Ok(assertion)
+            });
+            assertions.push(read.map_err(|Wrong { path, message }| IntentError {
+                file: format!("{name}:{line}"),
+                message: format!("assertions[{index}]{path}: {message}"),
+            })?);
+        }
+        if assertions.is_empty() {
+            return Err(IntentError {
+                file: name.to_owned(),
+                message: "there are no assertions: write some, or do not pass the file".to_owned(),
+            });
+        }
+        Ok(Self { assertions })
+    }
+
+    /// Every network that an assertion names: no range of a refinement may cross their borders.
+    pub fn networks(&self) -> Vec<IpNet> {
+        let places = self
+            .assertions
+            .iter()
+            .flat_map(|assertion| assertion.from.iter().chain(&assertion.to));
+        let blocks = places.filter_map(|place| match place {
+            Place::Block { cidr, except } => Some(std::iter::once(*cidr).chain(except.iter().copied())),
+            _ => None,
+        });
+        blocks.flatten().collect()
+    }
+}
+
+impl Assertion {
+    fn read(raw: &Spanned<raw::Assertion>) -> Result<Self, Wrong> {
+        let line = raw.referenced.line();
+        let raw = &raw.value;
+        if raw.name.trim().is_empty() {
+            return wrong(".name", "is empty: say what is asserted");
+        }
+        let (path, claim, from, to, ports) = match (&raw.allow, &raw.deny, &raw.only) {
+            (Some(flows), None, None) => (".allow", Claim::Allow, &flows.from, &flows.to, &flows.ports),
+            (None, Some(flows), None) => (".deny", Claim::Deny, &flows.from, &flows.to, &flows.ports),
+            (None, None, Some(only)) => {
+                let other_ports = only.other_ports == raw::OtherPorts::Deny;
+                let claim = match only.direction {
+                    raw::Direction::Ingress => Claim::OnlySources { other_ports },
+                    raw::Direction::Egress => Claim::OnlyDestinations { other_ports },
+                };
+                if other_ports && only.ports.is_none() {
+                    return wrong(".only.otherPorts", "there are no other ports: `ports` is missing");
+                }
+                (".only", claim, &only.from, &only.to, &only.ports)
+            }
+            _ => return wrong("", "must have exactly one of allow, deny and only"),
+        };
+        Ok(Self {
+            name: raw.name.clone(),
+            line,
+            from: places(&format!("{path}.from"), from)?,
+            to: places(&format!("{path}.to"), to)?,
+            ports: self::ports(&format!("{path}.ports"), ports.as_deref())?,
+            claim,
+            may_be_empty: raw.may_be_empty,
+        })
+    }
+}
+
+fn places(path: &str, raw: &[raw::Ends]) -> Result<Vec<Place>, Wrong> {
+    if raw.is_empty() {
+        return wrong(path, "is empty: nobody is meant");
+    }
+    raw.iter()
+        .enumerate()
+        .map(|(index, ends)| place(&format!("{path}[{index}]"), ends))
+        .collect()
+}
+
+fn place(path: &str, raw: &raw::Ends) -> Result<Place, Wrong> {
+    let by_label = raw.namespace.is_some() || raw.namespace_selector.is_some() || raw.pod_selector.is_some();
+    let mut kinds: Vec<(&str, bool)> = Vec::new();
+    for (key, value) in [("any", raw.any), ("outside", raw.outside), ("nodes", raw.nodes)] {
+        match value {
+            Some(false) => return wrong(&format!("{path}.{key}"), "can only be true: leave it out"),
+            value => kinds.push((key, value.is_some())),
+        }
+    }
+    kinds.push(("pod", raw.pod.is_some()));
+    kinds.push(("cidr", raw.cidr.is_some()));
+    kinds.push(("namespace, namespaceSelector, podSelector", by_label));
+    let there: Vec<&str> = kinds
+        .iter()
+        .filter(|(_, there)| *there)
+        .map(|(key, _)| *key)
+        .collect();
+    let [kind] = there.as_slice() else {
+        return wrong(
+            path,
+            "must have exactly one of any, outside, nodes, pod, cidr, or pods by namespace, namespaceSelector and \
+             podSelector",
+        );
+    };
+    if !raw.except.is_empty() && raw.cidr.is_none() {
+        return wrong(&format!("{path}.except"), "belongs to a cidr");
+    }
+    match *kind {
+        "any" => return Ok(Place::Any),
+        "outside" => return Ok(Place::Outside),
+        "nodes" => return Ok(Place::Nodes),
+        _ => {}
+    }
+    if let Some(pod) = &raw.pod {
+        return match pod.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok(Place::Pod(ObjectKey {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                }))
+            }
+            _ => wrong(&format!("{path}.pod"), format!("{pod:?} is not namespace/name")),
+        };
+    }
+    if let Some(cidr) = &raw.cidr {
+        let cidr = network(&format!("{path}.cidr"), cidr)?;
+        let mut except = Vec::new();
+        for (index, hole) in raw.except.iter().enumerate() {
+            let path = format!("{path}.except[{index}]");
+            let hole = network(&path, hole)?;
+            if !cidr.contains(&hole) || cidr == hole {
+                return wrong(&path, format!("{hole} is not strictly inside {cidr}"));
+            }
+            except.push(hole);
+        }
+        return Ok(Place::Block { cidr, except });
+    }
+    if raw.namespace.is_some() && raw.namespace_selector.is_some() {
+        return wrong(path, "namespace and namespaceSelector exclude each other");
+    }
+    let select = |key: &str, raw: &Option<raw::Selector>| match raw {
+        Some(raw) => selector(&format!("{path}.{key}"), raw).map(Some),
+        None => Ok(None),
+    };
+    Ok(Place::Pods {
+        namespace: raw.namespace.clone(),
+        namespaces: select("namespaceSelector", &raw.namespace_selector)?,
+        pods: select("podSelector", &raw.pod_selector)?.unwrap_or_default(),
+    })
+}
+
+fn network(path: &str, text: &str) -> Result<IpNet, Wrong> {
+    let address = || text.parse::<std::net::IpAddr>().map(IpNet::from).ok();
+    let parsed = text.parse::<IpNet>().ok().or_else(address);
+    match parsed {
+        Some(net) if net.trunc() == net => Ok(net),
+        Some(net) => wrong(path, format!("{text:?} has host bits: write {}", net.trunc())),
+        None => wrong(path, format!("{text:?} is neither a network nor an address")),
+    }
+}
+
+fn selector(path: &str, raw: &raw::Selector) -> Result<Selector, Wrong> {
+    let mut requirements: Vec<Requirement> = raw
+        .match_labels
+        .iter()
+        .map(|(key, value)| Requirement {
+            key: key.clone(),
+            operator: Operator::In(BTreeSet::from([value.clone()])),
+        })
+        .collect();
+    for (index, expression) in raw.match_expressions.iter().enumerate() {
+        let path = format!("{path}.matchExpressions[{index}]");
+        let values: BTreeSet<String> = expression.values.iter().cloned().collect();
+        let operator = match (expression.operator, values.is_empty()) {
+            (raw::Operator::In, false) => Operator::In(values),
+            (raw::Operator::NotIn, false) => Operator::NotIn(values),
+            (raw::Operator::Exists, true) => Operator::Exists,
+            (raw::Operator::DoesNotExist, true) => Operator::DoesNotExist,
+            (raw::Operator::In | raw::Operator::NotIn, true) => {
+                return wrong(&path, "In and NotIn need values");
+            }
+            (raw::Operator::Exists | raw::Operator::DoesNotExist, false) => {
+                return wrong(&path, "Exists and DoesNotExist have no values");
+            }
+        };
+        requirements.push(Requirement {
+            key: expression.key.clone(),
+            operator,
+        });
+    }
+    Ok(Selector { requirements })
+}
+
+fn ports(path: &str, raw: Option<&[String]>) -> Result<Ports, Wrong> {
+    let Some(raw) = raw else { return Ok(Ports::all()) };
+    if raw.is_empty() {
+        return wrong(path, "is empty: leave it out to mean everything");
+    }
+    let mut ports = Ports::default();
+    for (index, text) in raw.iter().enumerate() {
+        match port(text) {
+            Some((service, span)) => ports.add(service, span),
+            None => {
+                return wrong(
+                    &format!("{path}[{index}]"),
+                    format!("{text:?} is not known: write such as 5432/TCP, 8000-8100/UDP, SCTP or other"),
+                );
+            }
+        }
+    }
+    Ok(ports)
+}
+
+fn port(text: &str) -> Option<(Service, Span)> {
+    let service = |name: &str| Service::ALL.into_iter().find(|service| service.name() == name);
+    let Some((ports, protocol)) = text.split_once('/') else {
+        return Some((service(text)?, (0, u16::MAX)));
+    };
+    let service = service(protocol).filter(|service| service.has_ports())?;
+    let number = |text: &str| {
+        text.parse::<u16>()
+            .ok()
+            .filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let (lo, hi) = match ports.split_once('-') {
+        Some((lo, hi)) => (number(lo)?, number(hi)?),
+        None => (number(ports)?, number(ports)?),
+    };
+    (lo <= hi).then_some((service, (lo, hi)))
+}

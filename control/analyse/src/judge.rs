@@ -1,0 +1,501 @@
+//! Asks the compiled snapshot about a flow between named ends.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use ringwall_compile::EpochKey;
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{
+        DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption,
+        Provenance, Snapshot,
+    },
+};
+use ringwall_evaluate::Cause;
+use ringwall_policy::{Cluster, ObjectKey, Pod};
+use serde::Serialize;
+
+use super::flow::{EndName, Service};
+
+/// A compiled cluster.
+pub struct Judge {
+    /// Where ipBlocks match pods without addresses surely.
+    snapshot: Snapshot,
+    /// Where they match them possibly, if that is not the same.
+    possible: Option<Snapshot>,
+}
+
+/// What is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// It does not pass.
+    Deny,
+    /// The manifests do not say: it depends on the address that a pod will have.
+    Depends,
+    /// It passes.
+    Allow,
+}
+
+impl Fate {
+    /// From what passes where ipBlocks match pods without addresses surely, and where they match them possibly.
+    pub fn of(surely: bool, possibly: bool) -> Self {
+        match (surely, possibly) {
+            (true, _) => Self::Allow,
+            (false, true) => Self::Depends,
+            (false, false) => Self::Deny,
+        }
+    }
+
+    /// As JSON has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Depends => "depends",
+            Self::Allow => "allow",
+        }
+    }
+}
+
+/// One end of a flow, in the words of a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// Its address; None for a pod or template without one.
+    pub address: Option<IpAddr>,
+    identity: Identity,
+    /// In the words of the other snapshot, where there is one.
+    possible: Option<Identity>,
+    template: bool,
+}
+
+/// Which end's policies decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The source's.
+    Egress,
+    /// The destination's.
+    Ingress,
+}
+
+/// Why a direction is decided as it is; in the order of `query`'s output.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Reason {
+    /// Of which end.
+    pub direction: Direction,
+    /// Name of the tier that decides.
+    pub tier: Option<String>,
+    /// Kind of the policy.
+    pub kind: Option<String>,
+    /// `namespace/name` of the policy.
+    pub policy: Option<String>,
+    /// Index of the rule in the policy.
+    pub rule: Option<u32>,
+    /// As [`Effect::word`], or `depends`.
+    pub effect: &'static str,
+}
+
+/// The answer about a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// At the destination.
+    pub ingress: Fate,
+    /// At the source.
+    pub egress: Fate,
+    /// Of a direction that depends: what may allow it, with the effect `depends`.
+    pub reasons: Vec<Reason>,
+}
+
+impl Answer {
+    /// What becomes of the flow.
+    pub fn fate(&self) -> Fate {
+        self.ingress.min(self.egress)
+    }
+
+    /// Whether it passes, wherever pods are.
+    pub fn allow(&self) -> bool {
+        self.fate() == Fate::Allow
+    }
+
+    /// The ends whose addresses decide: a direction is about the other end's address.
+    pub fn depends_on<'n>(&self, src: &'n EndName, dst: &'n EndName) -> Vec<&'n EndName> {
+        let depends = self.fate() == Fate::Depends;
+        let of = |fate, end: &'n EndName| (depends && fate == Fate::Depends).then_some(end);
+        let mut ends: Vec<&EndName> = of(self.ingress, src)
+            .into_iter()
+            .chain(of(self.egress, dst))
+            .collect();
+        ends.dedup();
+        ends
+    }
+}
+
+/// Why a verdict depends, for people.
+pub fn depends_words(on: &[&EndName]) -> String {
+    let names: Vec<String> = on.iter().map(ToString::to_string).collect();
+    format!(
+        "depends on the address that {} will have: an ipBlock holds some of the pod network{}",
+        names.join(" and "),
+        SAY_WHERE
+    )
+}
+
+/// What makes a verdict that depends a sure one.
+pub const SAY_WHERE: &str = " (name it with --pod-cidr, or select pods by label)";
+
+/// `allow` or `deny`.
+pub fn word(allow: bool) -> &'static str {
+    if allow { "allow" } else { "deny" }
+}
+
+impl Judge {
+    /// Compiles the cluster.
+    ///
+    /// # Errors
+    /// It cannot be compiled.
+    pub fn new(cluster: &Cluster) -> anyhow::Result<Self> {
+        let snapshot = |cluster: &Cluster| {
+            let image = ringwall_compile::compile(&cluster.for_compiler(), Generation(1), &EpochKey::OFFLINE)
+                .context("cannot compile the policies")?;
+            Snapshot::open(&image.bytes).context("the compiled snapshot does not validate")
+        };
+        Ok(match cluster.readings() {
+            None => Self::over(snapshot(cluster)?),
+            Some([surely, possibly]) => Self {
+                snapshot: snapshot(&surely)?,
+                possible: Some(snapshot(&possibly)?),
+            },
+        })
+    }
+
+    /// Asks a snapshot that somebody else has made, of pods that all have their addresses.
+    pub fn over(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot,
+            possible: None,
+        }
+    }
+
+    /// Who an end is, to the snapshot: `pod ns/name`, `node name`, `outside` or `unknown`.
+    pub fn who(&self, end: &End) -> String {
+        let identity = end.identity;
+        match identity.kind {
+            IdentityKind::Pod => match self.snapshot.endpoint(identity.endpoint) {
+                Some(endpoint) => format!("pod {}/{}", endpoint.namespace, endpoint.name),
+                None => "a pod without a name".to_owned(),
+            },
+            IdentityKind::Node => {
+                format!(
+                    "node {}",
+                    self.snapshot.node_name(identity.node).unwrap_or_default()
+                )
+            }
+            IdentityKind::External | IdentityKind::Service => "outside".to_owned(),
+            IdentityKind::Unknown => "unknown".to_owned(),
+        }
+    }
+
+    /// The pod that an end is.
+    pub fn pod(&self, end: &End) -> Option<ObjectKey> {
+        let endpoint = match end.identity.kind {
+            IdentityKind::Pod => self.snapshot.endpoint(end.identity.endpoint)?,
+            _ => return None,
+        };
+        Some(ObjectKey {
+            namespace: endpoint.namespace.to_owned(),
+            name: endpoint.name.to_owned(),
+        })
+    }
+
+    /// Finds both ends of a flow: by the addresses of one family, IPv4 where there is a choice.
+    ///
+    /// # Errors
+    /// A name that is not known or whose addresses are not its own, or no common family.
+    pub fn ends(&self, cluster: &Cluster, src: &EndName, dst: &EndName) -> Result<(End, End), String> {
+        let (a, b) = (Candidates::of(cluster, src)?, Candidates::of(cluster, dst)?);
+        let family = [true, false]
+            .into_iter()
+            .find(|v4| a.speaks(*v4) && b.speaks(*v4));
+        let Some(v4) = family else {
+            return Err(format!(
+                "{src} and {dst} have no address family in common: {src} has {}, {dst} has {}",
+                a.families(),
+                b.families()
+            ));
+        };
+        Ok((self.end(&a, v4)?, self.end(&b, v4)?))
+    }
+
+    fn end(&self, candidates: &Candidates<'_>, v4: bool) -> Result<End, String> {
+        match candidates {
+            Candidates::Address(address) => Ok(self.address(*address)),
+            Candidates::Nameless(pod) => {
+                let endpoint = self
+                    .snapshot
+                    .find_endpoint(&pod.key.namespace, &pod.key.name)
+                    .ok_or_else(|| format!("{} has no address and no policy can know it", pod.key))?;
+                let possible = self.possible.as_ref();
+                let possible = possible.and_then(|it| it.find_endpoint(&pod.key.namespace, &pod.key.name));
+                Ok(End {
+                    address: None,
+                    identity: endpoint.identity,
+                    possible: possible.map(|endpoint| endpoint.identity),
+                    template: endpoint.template,
+                })
+            }
+            Candidates::Pod(pod, addresses) => {
+                let address = addresses.iter().copied().find(|address| address.is_ipv4() == v4);
+                let Some(address) = address else {
+                    return Err(format!("{} has no address of the family", pod.key));
+                };
+                let end = self.address(address);
+                let kind = end.identity.kind;
+                if kind == IdentityKind::Unknown || (pod.host_network && kind != IdentityKind::Pod) {
+                    return Ok(end);
+                }
+                let owner = self.snapshot.endpoint(end.identity.endpoint);
+                match owner.filter(|_| kind == IdentityKind::Pod) {
+                    Some(owner) if owner.namespace == pod.key.namespace && owner.name == pod.key.name => {
+                        Ok(end)
+                    }
+                    Some(owner) => Err(format!(
+                        "{}: its address {address} belongs to {}/{} now",
+                        pod.key, owner.namespace, owner.name
+                    )),
+                    None => Err(format!("{}: its address {address} is not its own", pod.key)),
+                }
+            }
+        }
+    }
+
+    /// Whether an end is a node.
+    pub fn is_node(&self, end: &End) -> bool {
+        end.identity.kind == IdentityKind::Node
+    }
+
+    /// Equal for ends that every policy treats alike, apart from traffic to themselves and, unless `with_node`, to and
+    /// from their nodes.
+    pub fn class(&self, end: &End, with_node: bool) -> [(u8, u32, u32, u32, u32); 2] {
+        [end.identity, end.possible.unwrap_or(end.identity)].map(
+            |Identity {
+                 kind,
+                 node,
+                 peer_class,
+                 ingress,
+                 egress,
+                 ..
+             }| {
+                (
+                    kind as u8,
+                    if with_node { node } else { 0 },
+                    peer_class,
+                    ingress,
+                    egress,
+                )
+            },
+        )
+    }
+
+    fn address(&self, address: IpAddr) -> End {
+        let address_of = Addr::from(address);
+        End {
+            address: Some(address),
+            identity: self.snapshot.identify(address_of),
+            possible: self.possible.as_ref().map(|it| it.identify(address_of)),
+            template: false,
+        }
+    }
+
+    /// Judges a new flow.
+    ///
+    /// # Errors
+    /// The snapshot contradicts itself.
+    pub fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
+        let l4 = L4::of(service.protocol, service.port);
+        // Without addresses, one name is one pod, but a template stands for many.
+        let same = src.address == dst.address && (src.address.is_some() || !src.template);
+        let of = |snapshot: &Snapshot, src, dst| {
+            let Judgement { ingress, egress } =
+                snapshot.judge_ends(src, dst, same, l4, NodeExemption::Trusted);
+            [(Direction::Ingress, ingress), (Direction::Egress, egress)]
+        };
+        let surely = of(&self.snapshot, &src.identity, &dst.identity);
+        let possibly = match (&self.possible, src.possible, dst.possible) {
+            (Some(snapshot), Some(src), Some(dst)) => Some((snapshot, of(snapshot, &src, &dst))),
+            _ => None,
+        };
+        let mut reasons = Vec::new();
+        let mut fates = [Fate::Deny; 2];
+        for ((index, (direction, verdict)), fate) in surely.into_iter().enumerate().zip(&mut fates) {
+            let other = possibly.as_ref();
+            let other = other.and_then(|(snapshot, verdicts)| Some((*snapshot, verdicts.get(index)?.1)));
+            *fate = Fate::of(
+                verdict.allow,
+                other.map_or(verdict.allow, |(_, other)| other.allow),
+            );
+            match other {
+                Some((snapshot, other)) if *fate == Fate::Depends => {
+                    reasons_of(snapshot, direction, other, "depends", &mut reasons)?;
+                }
+                _ => reasons_of(
+                    &self.snapshot,
+                    direction,
+                    verdict,
+                    verdict.effect.word(),
+                    &mut reasons,
+                )?,
+            }
+        }
+        reasons.sort();
+        let [ingress, egress] = fates;
+        Ok(Answer {
+            ingress,
+            egress,
+            reasons,
+        })
+    }
+}
+
+fn reasons_of(
+    snapshot: &Snapshot,
+    direction: Direction,
+    verdict: DirectionVerdict,
+    effect: &'static str,
+    out: &mut Vec<Reason>,
+) -> Result<(), String> {
+    let plain = Reason {
+        direction,
+        tier: None,
+        kind: None,
+        policy: None,
+        rule: None,
+        effect,
+    };
+    if !matches!(verdict.effect, Effect::Allow | Effect::Isolated | Effect::Deny) {
+        out.push(plain);
+        return Ok(());
+    }
+    let named = |policy: ringwall_dataplane::classify::PolicyName<'_>, rule| Reason {
+        tier: Some(policy.tier.to_owned()),
+        kind: Some(policy.kind.to_owned()),
+        policy: Some(policy.to_string()),
+        rule,
+        ..plain.clone()
+    };
+    match snapshot.provenance(verdict.provenance) {
+        Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
+        Some(Provenance::Isolating(policies)) => {
+            out.extend(policies.into_iter().map(|policy| named(policy, None)));
+        }
+        None => return Err("the snapshot does not say which policy decided".to_owned()),
+    }
+    Ok(())
+}
+
+/// The reference's causes in the words of `query`.
+///
+/// `possibly`: its verdict where ipBlocks match pods without addresses possibly.
+pub fn reference_reasons(
+    surely: &ringwall_evaluate::Verdict,
+    possibly: &ringwall_evaluate::Verdict,
+) -> Vec<Reason> {
+    use Direction::{Egress, Ingress};
+    let mut out = Vec::new();
+    for (direction, surely, possibly) in [
+        (Egress, &surely.egress, &possibly.egress),
+        (Ingress, &surely.ingress, &possibly.ingress),
+    ] {
+        let depends = Fate::of(surely.allow, possibly.allow) == Fate::Depends;
+        let decided = if depends { possibly } else { surely };
+        let plain = |effect| Reason {
+            direction,
+            tier: None,
+            kind: None,
+            policy: None,
+            rule: None,
+            effect,
+        };
+        let named = |policy: &ObjectKey, rule: Option<usize>, effect| Reason {
+            tier: Some("NetworkPolicy".to_owned()),
+            kind: Some("NetworkPolicy".to_owned()),
+            policy: Some(policy.to_string()),
+            rule: rule.and_then(|index| u32::try_from(index).ok()),
+            ..plain(effect)
+        };
+        match &decided.cause {
+            Cause::Rule { policy, index } => {
+                let effect = if depends { "depends" } else { "allow" };
+                out.push(named(policy, Some(*index), effect));
+            }
+            Cause::Isolated(policies) => {
+                out.extend(policies.iter().map(|policy| named(policy, None, "isolated")));
+            }
+            Cause::Open => out.push(plain("open")),
+            Cause::SelfTraffic => out.push(plain("self")),
+            Cause::HostingNode => out.push(plain("node")),
+            Cause::Unknown => out.push(plain("unknown")),
+        }
+    }
+    out.sort();
+    out
+}
+
+/// That nobody has a name, and who has one that is nearly the same.
+fn unknown_name(cluster: &Cluster, key: &ObjectKey) -> String {
+    let alike = |other: &&ObjectKey| {
+        let whole = strsim::jaro_winkler(&key.to_string(), &other.to_string());
+        let own = if key.name == other.name { 1.0 } else { 0.0 };
+        whole.max(own)
+    };
+    let near = cluster.pods.keys().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    match near.filter(|near| alike(near) > 0.9) {
+        Some(near) => format!("no pod or workload is named {key}; did you mean {near}?"),
+        None => format!("no pod or workload is named {key}"),
+    }
+}
+
+/// What an end may be, before a family is chosen.
+enum Candidates<'a> {
+    Address(IpAddr),
+    Pod(&'a Pod, &'a [IpAddr]),
+    /// A pod or template that has no address.
+    Nameless(&'a Pod),
+}
+
+impl<'a> Candidates<'a> {
+    fn of(cluster: &'a Cluster, end: &EndName) -> Result<Self, String> {
+        let key = match end {
+            EndName::Address(address) => return Ok(Self::Address(*address)),
+            EndName::Pod(key) => key,
+        };
+        let Some(pod) = cluster.pods.get(key) else {
+            return Err(unknown_name(cluster, key));
+        };
+        if pod.finished {
+            return Err(format!("{key} has finished: it has no address any more"));
+        }
+        match (pod.addresses.as_slice(), pod.host_network) {
+            ([], true) => Err(format!(
+                "{key} is on its node's network and its address is not known: ask by address"
+            )),
+            ([], false) => Ok(Self::Nameless(pod)),
+            (addresses, _) => Ok(Self::Pod(pod, addresses)),
+        }
+    }
+
+    fn speaks(&self, v4: bool) -> bool {
+        match self {
+            Self::Address(address) => address.is_ipv4() == v4,
+            Self::Pod(_, addresses) => addresses.iter().any(|address| address.is_ipv4() == v4),
+            Self::Nameless(_) => true,
+        }
+    }
+
+    fn families(&self) -> &'static str {
+        match (self.speaks(true), self.speaks(false)) {
+            (true, true) => "both",
+            (true, false) => "IPv4",
+            (false, _) => "IPv6",
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What people ask about policy: who decides a flow and why, what a change would change, what is not as it was meant.
+//!
+//! * [`judge`] one flow, by snapshot and by the literal evaluator. [`explain`] the same, step by step, with what would
+//!   turn the verdict round.
+//! * [`refine`] all flows at once: equivalence classes of ends, differences between two states. [`intents`] assertions
+//!   about them.
+//! * [`lint`] policies that are legal and hardly what their author meant. [`coverage`] who is protected at all.
+#![forbid(unsafe_code)]
+
+pub mod coverage;
+pub mod explain;
+pub mod flow;
+pub mod intents;
+pub mod judge;
+pub mod lint;
+pub mod refine;

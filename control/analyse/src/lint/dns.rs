@@ -1,0 +1,223 @@
+//! Names have to be resolved before anything can be reached by them.
+
+use std::collections::BTreeSet;
+
+use ringwall_policy::{Labels, ObjectKey, Peer, Pod, PortMatch, Protocol, Rule};
+
+use super::{
+    Severity,
+    cast::{Cast, Where},
+    draft::{Ask, Draft, Shown},
+    rules,
+    subject::{Direction, Policy, Subject, selector_of},
+};
+use crate::flow::EndName;
+
+/// Where OpenShift's DNS pods listen: policies see the ports of pods, not those of Services.
+const OPENSHIFT: u16 = 5353;
+
+/// How many DNS servers are asked about at most.
+const MOST_SERVERS: usize = 8;
+
+pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+    let servers = servers(cast);
+    // Pods with the same policies have the same answer.
+    let mut seen: BTreeSet<Vec<&ObjectKey>> = BTreeSet::new();
+    for policy in &subject.policies {
+        if policy.rules(Direction::Egress).is_none_or(<[_]>::is_empty) {
+            continue;
+        }
+        let real: Vec<Labels> = cast
+            .live(policy.namespace())
+            .filter(|pod| policy.selects(&pod.labels) && !is_server(pod))
+            .map(|pod| pod.labels.clone())
+            .collect();
+        let mut subjects: BTreeSet<Labels> = real.into_iter().collect();
+        if subjects.is_empty() && cast.live(policy.namespace()).next().is_none() {
+            let imagined = cast.subject(policy.namespace(), &policy.it.subjects);
+            subjects.extend(imagined.and_then(|end| labels_of(cast, &end)));
+        }
+        for labels in subjects {
+            let of: Vec<&Policy<'a>> = subject
+                .selecting(policy.namespace(), &labels)
+                .filter(|policy| policy.it.egress.is_some())
+                .collect();
+            if seen.insert(of.iter().map(|policy| &policy.it.key).collect()) {
+                drafts.extend(resolving(policy, &labels, &of, &servers, cast));
+            }
+        }
+    }
+}
+
+fn labels_of(cast: &Cast<'_>, end: &EndName) -> Option<Labels> {
+    match end {
+        EndName::Address(_) => None,
+        EndName::Pod(key) => Some(cast.staged().pods.get(key)?.labels.clone()),
+    }
+}
+
+/// What is wrong with how pods that these policies select resolve names.
+fn resolving<'a>(
+    policy: &Policy<'a>,
+    labels: &Labels,
+    of: &[&Policy<'a>],
+    servers: &[EndName],
+    cast: &mut Cast<'_>,
+) -> Vec<Draft<'a>> {
+    let rules: Vec<&Rule> = of
+        .iter()
+        .flat_map(|policy| policy.rules(Direction::Egress).unwrap_or_default())
+        .collect();
+    let by = |protocol| {
+        rules
+            .iter()
+            .copied()
+            .filter(|rule| {
+                opens(rule, protocol, 53) || servers.is_empty() && opens(rule, protocol, OPENSHIFT)
+            })
+            .collect::<Vec<_>>()
+    };
+    let (udp, tcp) = (by(Protocol::Udp), by(Protocol::Tcp));
+    let Some(us) = cast.pod(Where::Named(policy.namespace()), &[&selector_of(labels)], &|it| {
+        it == labels
+    }) else {
+        return Vec::new();
+    };
+    let asks = |cast: &mut Cast<'_>, protocol, wanted: &str| -> Vec<Ask> {
+        let mut servers = servers.to_vec();
+        if servers.is_empty() {
+            servers.extend(imagined_server(cast));
+        }
+        let ask = |server: &EndName| Ask::new(Direction::Egress, &us, server, (protocol, 53), false, wanted);
+        servers.iter().map(ask).collect()
+    };
+    let field = "spec.egress";
+    if udp.is_empty() {
+        // Whoever reaches fixed addresses alone may need no names.
+        let by_name = rules.iter().any(|rule| match &rule.peers {
+            None => true,
+            Some(peers) => peers.iter().any(|peer| match peer {
+                Peer::Pods { .. } => true,
+                Peer::Block { cidr, .. } => cidr.prefix_len() == 0,
+            }),
+        });
+        let asks = asks(
+            cast,
+            Protocol::Udp,
+            "allow: what may be reached is reached by name",
+        );
+        return vec![
+            Draft::of(
+                rules::EGRESS_WITHOUT_DNS,
+                policy,
+                field,
+                "the pods may reach something, but no DNS server: nothing can be reached by name",
+                "add a rule with ports 53/UDP and 53/TCP to the cluster's DNS pods (namespace kube-system, \
+                 k8s-app: kube-dns)",
+            )
+            .severity(if by_name {
+                Severity::Warning
+            } else {
+                Severity::Note
+            })
+            .asking(asks),
+        ];
+    }
+    let mut drafts = Vec::new();
+    // Nobody has opened port 53 where every rule that allows it restricts no ports.
+    let meant = udp.iter().any(|rule| rule.ports.is_some());
+    if !servers.is_empty() && !meant {
+        let asks = asks(
+            cast,
+            Protocol::Udp,
+            "allow: what may be reached is reached by name",
+        );
+        let without = Draft::of(
+            rules::EGRESS_WITHOUT_DNS,
+            policy,
+            field,
+            "the pods may reach something, but no DNS server: nothing can be reached by name",
+            "add a rule with ports 53/UDP and 53/TCP to the cluster's DNS pods (namespace kube-system, \
+             k8s-app: kube-dns)",
+        );
+        drafts.push(without.shown(Shown::EveryPacket).asking(asks));
+    }
+    if !servers.is_empty() && meant && udp.iter().any(|rule| into_the_cluster(rule, cast)) {
+        let asks = asks(cast, Protocol::Udp, "allow: that is what port 53 was opened for");
+        let elsewhere = Draft::of(
+            rules::DNS_ELSEWHERE,
+            policy,
+            field,
+            "port 53 is open, but not to the DNS servers of this cluster",
+            "let the peer of the rule select them; every namespace has the label kubernetes.io/metadata.name, and \
+             blocks never match a Service's address",
+        )
+        .shown(Shown::EveryPacket)
+        .asking(asks);
+        drafts.push(elsewhere);
+    }
+    if tcp.is_empty() && udp.iter().any(|rule| opens(rule, Protocol::Udp, 53)) {
+        let asks = asks(cast, Protocol::Tcp, "allow: long answers come by TCP");
+        drafts.push(
+            Draft::of(
+                rules::DNS_WITHOUT_TCP,
+                policy,
+                field,
+                "DNS by UDP alone: an answer that is too long for a datagram is asked for again by TCP, which is closed",
+                "add `{protocol: TCP, port: 53}` to the ports",
+            )
+            .asking(asks),
+        );
+    }
+    drafts
+}
+
+/// Whether a rule allows a port to anybody.
+fn opens(rule: &Rule, wanted: Protocol, number: u16) -> bool {
+    let Some(ports) = &rule.ports else { return true };
+    ports.iter().any(|port| match port {
+        PortMatch::All(protocol) => *protocol == wanted,
+        PortMatch::Range { protocol, lo, hi } => *protocol == wanted && (*lo..=*hi).contains(&number),
+        PortMatch::Named { protocol, name } => *protocol == wanted && name.starts_with("dns"),
+    })
+}
+
+/// Whether a rule leads to somebody inside of the cluster, rather than to a resolver elsewhere.
+fn into_the_cluster(rule: &Rule, cast: &Cast<'_>) -> bool {
+    let settings = &cast.staged().settings;
+    let inside: Vec<_> = cast
+        .pod_networks()
+        .into_iter()
+        .chain(settings.service_cidrs.iter().copied())
+        .collect();
+    match &rule.peers {
+        None => true,
+        Some(peers) => peers.iter().any(|peer| match peer {
+            Peer::Pods { .. } => true,
+            Peer::Block { cidr, .. } => inside.iter().any(|net| net.contains(cidr) || cidr.contains(net)),
+        }),
+    }
+}
+
+/// Whether a pod is a DNS server of the cluster.
+fn is_server(pod: &Pod) -> bool {
+    pod.key.namespace == "kube-system"
+        && ["k8s-app", "app.kubernetes.io/name", "app"].iter().any(|key| {
+            pod.labels
+                .get(*key)
+                .is_some_and(|value| ["kube-dns", "coredns", "core-dns"].contains(&value.as_str()))
+        })
+}
+
+fn servers(cast: &Cast<'_>) -> Vec<EndName> {
+    cast.live("kube-system")
+        .filter(|pod| is_server(pod))
+        .map(|pod| EndName::Pod(pod.key.clone()))
+        .take(MOST_SERVERS)
+        .collect()
+}
+
+fn imagined_server(cast: &mut Cast<'_>) -> Option<EndName> {
+    let labels = Labels::from([("k8s-app".to_owned(), "kube-dns".to_owned())]);
+    cast.pod(Where::Named("kube-system"), &[&selector_of(&labels)], &|_| true)
+}

@@ -1,0 +1,95 @@
+//! Lints: what a policy does that its author hardly wanted, each shown by a packet.
+//!
+//! A lint looks at the objects and says what it suspects: a [`draft::Draft`] with the packets that would show it. Then
+//! the cluster is compiled once, with the pods that had to be imagined for packets to have ends, and the snapshot
+//! answers. What no packet shows is not reported, unless it is a fact that needs none.
+
+mod blocks;
+mod cast;
+mod dns;
+mod draft;
+mod finding;
+mod portability;
+mod redundant;
+pub mod rules;
+mod selecting;
+mod selectors;
+mod services;
+mod silence;
+mod structure;
+mod subject;
+#[cfg(test)]
+mod tests;
+mod unprotected;
+
+use std::collections::BTreeSet;
+
+use cast::Cast;
+pub use finding::{Finding, Place, Severity, Witness};
+use ringwall_policy::Cluster;
+use ringwall_source::folder::{Problem, Written};
+pub use silence::{BadId, Silence};
+use subject::Subject;
+
+use crate::judge::Judge;
+
+/// What the lints came to.
+#[derive(Debug, Default)]
+pub struct Linted {
+    /// In order of file and place.
+    pub findings: Vec<Finding>,
+    /// How many findings a person has silenced.
+    pub silenced: usize,
+    /// Severity, object and path of what was found instead of an equally bad problem of reading, silenced or not: the lint
+    /// says more about it.
+    pub instead_of: BTreeSet<(Severity, String, String)>,
+}
+
+/// Runs every lint.
+///
+/// `problems` are those of reading: some lints begin with one and take its place.
+///
+/// # Errors
+/// The policies do not compile.
+pub fn run(
+    cluster: &Cluster,
+    written: &[Written],
+    problems: &[Problem],
+    silence: &Silence,
+) -> Result<Linted, String> {
+    let subject = Subject::new(cluster, written);
+    let mut cast = Cast::new(cluster);
+    let mut drafts = Vec::new();
+    for lint in [
+        structure::lint,
+        dns::lint,
+        selectors::lint,
+        blocks::lint,
+        services::lint,
+        redundant::lint,
+        unprotected::lint,
+        portability::lint,
+    ] {
+        lint(&subject, &mut cast, &mut drafts);
+    }
+    blocks::odd(&subject, problems, &mut cast, &mut drafts);
+    let judge = Judge::new(cast.staged()).map_err(|error| format!("{error:#}"))?;
+    let mut findings: Vec<Finding> = drafts
+        .iter()
+        .filter_map(|draft| draft.finding(&cast, &judge))
+        .collect();
+    let instead = |finding: &Finding| {
+        let of_reading = [rules::MIS_INDENTED_PORTS.id, rules::ODD_BLOCK.id].contains(&finding.id);
+        of_reading.then(|| Some((finding.severity, finding.object.clone()?, finding.path.clone()?)))?
+    };
+    let instead_of = findings.iter().filter_map(instead).collect();
+    findings.extend(silence::without_reason(&subject));
+    let mut linted = silence.apply(findings, &subject);
+    linted.instead_of = instead_of;
+    Ok(linted)
+}
+
+/// What a person has left of findings that no lint made.
+pub fn silenced(cluster: &Cluster, written: &[Written], findings: Vec<Finding>, silence: &Silence) -> Linted {
+    silence.apply(findings, &Subject::new(cluster, written))
+}

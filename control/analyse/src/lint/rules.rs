@@ -1,0 +1,92 @@
+//! Every rule of `check`: its id, its name, how bad it is. Ids are stable: one that is no longer used is not given again.
+
+use super::Severity;
+
+/// A rule.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its id, which is also the name of its page under `docs/lints`.
+    pub id: &'static str,
+    /// A name for people.
+    pub name: &'static str,
+    /// How bad a finding usually is.
+    pub severity: Severity,
+    /// What it finds, in one sentence.
+    pub summary: &'static str,
+    /// Its page, in Markdown: what, an example that fires, why it surprises, a fix.
+    pub page: &'static str,
+}
+
+macro_rules! rules {
+    ($($constant:ident $id:literal $name:literal $severity:ident $summary:literal)*) => {
+        $(
+            #[doc = $summary]
+            pub const $constant: &Rule = &Rule {
+                id: $id,
+                name: $name,
+                severity: Severity::$severity,
+                summary: $summary,
+                page: include_str!(concat!("../../../../docs/lints/", $id, ".md")),
+            };
+        )*
+        /// All of them, by id.
+        pub const ALL: &[&Rule] = &[$($constant),*];
+    };
+}
+
+rules! {
+    UNREADABLE "RW001" "unreadable" Error "A file that cannot be read, or holds something that is no object."
+    INVALID "RW002" "invalid" Error "An object that an API server refuses."
+    UNEVALUATED_KIND "RW003" "unevaluated-kind" Error "A policy of a kind that is not evaluated."
+    DUPLICATE_OBJECT "RW004" "duplicate-object" Error "One object that stands in two files."
+    ODD_WRITING "RW005" "odd-writing" Warning "A value that is understood, but means something else than it looks like."
+    SILENT_WITHOUT_REASON "RW006" "silence-without-reason" Warning "An annotation that silences a lint without saying why, or one that there is not."
+    LABEL_TYPE "RW007" "label-type" Warning "A key or value of labels that is a boolean or a number to YAML."
+    NOT_PROVEN "RW009" "not-proven" Error "Policies that do not compile, or a snapshot that contradicts them."
+    INTENT_FAILED "RW030" "intent-failed" Error "An assertion about who can reach whom that the policies do not fulfil."
+    INTENT_VACUOUS "RW031" "intent-vacuous" Error "An assertion about nobody."
+    MIS_INDENTED_PORTS "RW101" "mis-indented-ports" Warning "`ports` that do not belong to the rule that they were written for."
+    OR_WHERE_AND "RW102" "or-where-and" Warning "Two alternative peers where one with both selectors was likely meant."
+    EGRESS_WITHOUT_DNS "RW103" "egress-without-dns" Warning "Pods that may reach something, but no DNS server."
+    DNS_WITHOUT_TCP "RW104" "dns-without-tcp" Note "DNS by UDP alone: answers that are too long for a datagram fail."
+    DNS_ELSEWHERE "RW105" "dns-elsewhere" Warning "Port 53 is open, but not to the DNS servers of this cluster."
+    EGRESS_TYPE_MISSING "RW106" "egress-type-missing" Warning "An empty `egress` without policyTypes, which restricts nothing."
+    INGRESS_BY_DEFAULT "RW107" "ingress-by-default" Warning "Egress rules without policyTypes, which close ingress, too."
+    IGNORED_RULES "RW108" "ignored-rules" Warning "Rules of a direction that policyTypes leaves out."
+    EMPTY_LIST "RW109" "empty-list" Warning "An empty list of peers or ports, which allows all of them."
+    PEER_SELECTS_NOTHING "RW201" "peer-selects-nothing" Warning "A peer that matches no pod."
+    POLICY_SELECTS_NOTHING "RW202" "policy-selects-nothing" Warning "A policy that selects no pod."
+    WRONG_NAMESPACE "RW203" "wrong-namespace" Warning "A policy that selects no pod of its namespace, but would in another."
+    ABSENT_KEY "RW204" "absent-key" Warning "NotIn, which also matches pods that lack the label."
+    HOST_NETWORK_ONLY "RW205" "host-network-only" Warning "A policy whose pods are all on the host network, where none applies."
+    UNKNOWN_NAMED_PORT "RW206" "unknown-named-port" Warning "A port's name that no destination pod has."
+    BLOCK_FOR_PODS "RW301" "block-for-pods" Warning "A block of pod addresses where a selector is meant."
+    ODD_BLOCK "RW302" "odd-block" Warning "A block that is written otherwise than it is read."
+    OVERLAPPING_BLOCKS "RW303" "overlapping-blocks" Note "A block inside another one of the same rule."
+    EMPTY_BLOCK "RW304" "empty-block" Warning "A block whose exceptions leave nothing of it."
+    MISSING_FAMILY "RW305" "missing-family" Warning "All of one address family, nothing of the other one that the pods have, too."
+    SERVICE_PORT "RW401" "service-port" Warning "A Service's port where the pods' port is meant."
+    SERVICE_ADDRESS "RW402" "service-address" Warning "A Service's address, which no packet has by the time policy sees it."
+    REDUNDANT_RULE "RW403" "redundant-rule" Warning "A rule that allows nothing that others do not."
+    UNPROTECTED "RW404" "unprotected" Note "Pods that no policy protects."
+    BLOCKS_AND_PODS "RW501" "blocks-and-pods" Note "Portability: Cilium does not match pods by ipBlock."
+    ICMP_ALLOWED "RW502" "icmp-allowed" Note "Portability: kube-router allows ICMP whatever the policies say."
+    PORT_LIMIT "RW503" "port-limit" Note "Portability: the AWS agent keeps 24 ports or ranges for one address."
+    SCTP "RW504" "sctp" Note "Portability: SCTP has to be switched on in Cilium and is not in kube-router."
+    FRAGMENTS "RW505" "fragments" Note "Portability: later fragments are judged by other bytes, or not at all."
+    ESTABLISHED "RW506" "established" Note "Portability: Calico and Antrea keep connections that a new policy forbids."
+    PORT_RANGES "RW507" "port-ranges" Note "Portability: endPort is newer than some implementations in use."
+    LONGEST_PREFIX "RW508" "longest-prefix" Note "Portability: the AWS agent lets the longest prefix decide."
+}
+
+/// A rule by its id.
+pub fn by_id(id: &str) -> Option<&'static Rule> {
+    ALL.iter().copied().find(|rule| rule.id == id)
+}
+
+impl Rule {
+    /// Where its page is, from the root of the repository.
+    pub fn page_path(&self) -> String {
+        format!("docs/lints/{}.md", self.id)
+    }
+}

@@ -1,0 +1,86 @@
+//! Selectors and labels: matching, words, and labels that satisfy a selector.
+
+use ringwall_policy::{Labels, Operator, Requirement, Selector};
+
+/// Whether labels satisfy every requirement.
+pub(super) fn matches(selector: &Selector, labels: &Labels) -> bool {
+    selector.requirements.iter().all(|it| holds(it, labels))
+}
+
+pub(super) fn holds(requirement: &Requirement, labels: &Labels) -> bool {
+    let value = labels.get(&requirement.key);
+    match &requirement.operator {
+        Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+        Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+        Operator::Exists => value.is_some(),
+        Operator::DoesNotExist => value.is_none(),
+    }
+}
+
+/// `app=web, tier in (a, b)`.
+pub(super) fn words(selector: &Selector) -> String {
+    if selector.requirements.is_empty() {
+        return "any labels".to_owned();
+    }
+    let list = |values: &std::collections::BTreeSet<String>| {
+        values.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let words: Vec<String> = selector
+        .requirements
+        .iter()
+        .map(|Requirement { key, operator }| match operator {
+            Operator::In(values) if values.len() == 1 => format!("{key}={}", list(values)),
+            Operator::In(values) => format!("{key} in ({})", list(values)),
+            Operator::NotIn(values) => format!("{key} not in ({})", list(values)),
+            Operator::Exists => format!("a label {key}"),
+            Operator::DoesNotExist => format!("no label {key}"),
+        })
+        .collect();
+    words.join(", ")
+}
+
+/// `app=web, tier=front`.
+pub(super) fn label_words(labels: &Labels) -> String {
+    if labels.is_empty() {
+        return "no labels".to_owned();
+    }
+    let words: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    words.join(", ")
+}
+
+/// Adds the labels that a selector asks for to `labels`, the fewest that will do. They satisfy it unless it contradicts
+/// itself or what was there before.
+pub(super) fn satisfy(selector: &Selector, labels: &mut Labels) {
+    for Requirement { key, operator } in &selector.requirements {
+        if let Operator::In(values) = operator
+            && let Some(value) = values.first()
+            && !labels.get(key).is_some_and(|value| values.contains(value))
+        {
+            labels.insert(key.clone(), value.clone());
+        }
+    }
+    for Requirement { key, operator } in &selector.requirements {
+        if matches!(operator, Operator::Exists) && !labels.contains_key(key) {
+            labels.insert(key.clone(), "any".to_owned());
+        }
+    }
+}
+
+/// The keys that a selector wants to be absent or different, and never asks to be there.
+pub(super) fn keys_not_in(selector: &Selector) -> Vec<&str> {
+    let asked = |key: &str| {
+        selector
+            .requirements
+            .iter()
+            .any(|it| it.key == key && matches!(it.operator, Operator::In(_) | Operator::Exists))
+    };
+    selector
+        .requirements
+        .iter()
+        .filter(|it| matches!(it.operator, Operator::NotIn(_)) && !asked(&it.key))
+        .map(|it| it.key.as_str())
+        .collect()
+}

@@ -1,0 +1,212 @@
+//! Services: policy sees packets after their address and port have been replaced by those of a pod.
+
+use std::net::IpAddr;
+
+use ringwall_policy::{Peer, Pod, PortMatch, Protocol};
+
+use super::{
+    cast::{Cast, Where},
+    draft::{Ask, Draft, Shown},
+    rules,
+    selecting::matches,
+    subject::{Direction, PlacedRule, Policy, Service, ServicePort, Subject, Target, selector_of},
+};
+use crate::flow::EndName;
+
+pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+    for policy in &subject.policies {
+        for placed in policy.all_rules() {
+            for (index, port) in placed.rule.ports.iter().flatten().enumerate() {
+                let PortMatch::Range { protocol, lo, hi } = port else {
+                    continue;
+                };
+                if lo == hi {
+                    service_port(subject, policy, placed, index, (*protocol, *lo), cast, drafts);
+                }
+            }
+        }
+        for (placed, index, peer) in policy.all_peers() {
+            if let (Direction::Egress, Peer::Block { cidr, except }) = (placed.direction, peer) {
+                let inside = |address: &IpAddr| {
+                    cidr.contains(address) && !except.iter().any(|hole| hole.contains(address))
+                };
+                service_address(subject, policy, (placed, index), cidr, &inside, cast, drafts);
+            }
+        }
+    }
+}
+
+/// The pods behind a Service, or one as it would be.
+fn behind(service: &Service, cast: &mut Cast<'_>) -> Vec<EndName> {
+    let selector = selector_of(&service.selector);
+    let real: Vec<EndName> = cast
+        .live(&service.namespace)
+        .filter(|pod| matches(&selector, &pod.labels))
+        .map(|pod| EndName::Pod(pod.key.clone()))
+        .collect();
+    if real.is_empty() {
+        cast.pod(Where::Named(&service.namespace), &[&selector], &|_| true)
+            .into_iter()
+            .collect()
+    } else {
+        real
+    }
+}
+
+fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
+    match &port.target {
+        Target::Number(number) => Some(*number),
+        Target::Name(name) => {
+            let it = pod
+                .named_ports
+                .iter()
+                .find(|it| it.name == *name && it.protocol == port.protocol);
+            it.map(|it| it.number)
+        }
+    }
+}
+
+/// A rule that names the port of a Service whose pods listen on another one.
+fn service_port<'a>(
+    subject: &Subject<'a>,
+    policy: &Policy<'a>,
+    placed: PlacedRule<'a>,
+    index: usize,
+    (protocol, number): (Protocol, u16),
+    cast: &mut Cast<'_>,
+    drafts: &mut Vec<Draft<'a>>,
+) {
+    let own = policy.namespace();
+    for service in &subject.services {
+        let Some(port) = service
+            .ports
+            .iter()
+            .find(|it| it.protocol == protocol && it.port == number && it.target != Target::Number(number))
+        else {
+            continue;
+        };
+        for end in behind(service, cast) {
+            let EndName::Pod(key) = &end else { continue };
+            let Some(pod) = cast.staged().pods.get(key).cloned() else {
+                continue;
+            };
+            let Some(listens) = target(port, &pod).filter(|it| *it != number) else {
+                continue;
+            };
+            // The rule is about this pod: it is selected, or it is a peer.
+            let other = match placed.direction {
+                Direction::Ingress if service.namespace == own && policy.selects(&pod.labels) => {
+                    let peers = placed.rule.peers.iter().flatten();
+                    let peer = peers
+                        .filter_map(|peer| cast.peer(own, peer))
+                        .find(|it| *it != end);
+                    peer.or_else(|| cast.stranger(own))
+                        .map(|peer| (end.clone(), peer))
+                }
+                Direction::Egress if is_peer(policy, placed, &pod, cast) => cast
+                    .subject(own, &policy.it.subjects)
+                    .filter(|us| *us != end)
+                    .map(|us| (us, end.clone())),
+                _ => None,
+            };
+            let Some((us, peer)) = other else { continue };
+            let wanted = format!(
+                "allow: what asks Service {}:{number} arrives at {listens}",
+                service.name
+            );
+            drafts.push(
+                Draft::of(
+                    rules::SERVICE_PORT,
+                    policy,
+                    placed.port_path(index),
+                    format!(
+                        "{number} is the port of Service {}/{}; its pods listen on {listens}, and policy sees that",
+                        service.namespace, service.name
+                    ),
+                    format!("write port {listens}"),
+                )
+                .asking([Ask::new(placed.direction, &us, &peer, (protocol, listens), false, wanted)]),
+            );
+            return;
+        }
+    }
+}
+
+fn is_peer(policy: &Policy<'_>, placed: PlacedRule<'_>, pod: &Pod, cast: &Cast<'_>) -> bool {
+    let Some(peers) = &placed.rule.peers else {
+        return false;
+    };
+    let namespace = cast.staged().namespaces.get(&pod.key.namespace);
+    peers.iter().any(|peer| match peer {
+        Peer::Block { .. } => false,
+        Peer::Pods { namespaces, pods } => {
+            let there = match namespaces {
+                None => pod.key.namespace == policy.namespace(),
+                Some(selector) => namespace.is_some_and(|it| matches(selector, &it.labels)),
+            };
+            there && matches(pods, &pod.labels)
+        }
+    })
+}
+
+/// A block that is meant to be a Service, or all of them.
+fn service_address<'a>(
+    subject: &Subject<'a>,
+    policy: &Policy<'a>,
+    (placed, index): (PlacedRule<'a>, usize),
+    cidr: &ipnet::IpNet,
+    inside: &dyn Fn(&IpAddr) -> bool,
+    cast: &mut Cast<'_>,
+    drafts: &mut Vec<Draft<'a>>,
+) {
+    let single = cidr.prefix_len() == cidr.max_prefix_len();
+    let networks = &subject.cluster.settings.service_cidrs;
+    let whole = networks.iter().any(|network| network.contains(cidr));
+    let service = subject.services.iter().find(|it| it.addresses.iter().any(inside));
+    if !(whole || single && service.is_some()) {
+        return;
+    }
+    let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+        return;
+    };
+    let mut asks = Vec::new();
+    if let Some(service) = service {
+        for end in behind(service, cast) {
+            let EndName::Pod(key) = &end else { continue };
+            let pod = cast.staged().pods.get(key).cloned();
+            let Some((pod, port)) = pod.zip(service.ports.first()) else {
+                continue;
+            };
+            let Some(number) = target(port, &pod) else {
+                continue;
+            };
+            let wanted = format!(
+                "allow: a pod behind Service {}/{}",
+                service.namespace, service.name
+            );
+            asks.push(Ask::new(
+                Direction::Egress,
+                &us,
+                &end,
+                (port.protocol, number),
+                false,
+                wanted,
+            ));
+        }
+    }
+    let what = match service {
+        Some(service) if single => format!("the address of Service {}/{}", service.namespace, service.name),
+        _ => format!("{cidr} is a network of Services"),
+    };
+    drafts.push(
+        Draft::of(
+            rules::SERVICE_ADDRESS,
+            policy,
+            format!("{}.ipBlock.cidr", placed.peer_path(index)),
+            format!("{what}: packets have the address of a pod by the time policy sees them, so it matches nothing"),
+            "select the pods behind the Service by podSelector and namespaceSelector, with the port they listen on",
+        )
+        .shown(Shown::Itself)
+        .asking(asks),
+    );
+}

@@ -1,0 +1,331 @@
+//! What the lints look at: policies as they were understood and as they were written, and Services.
+
+use std::collections::HashMap;
+
+use ringwall_policy::{
+    Cluster, Labels, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+};
+use ringwall_source::folder::Written;
+use serde_json::Value;
+
+use super::{Place, selecting::matches};
+
+/// Seen from the pod that a policy selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Direction {
+    Ingress,
+    Egress,
+}
+
+pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+impl Direction {
+    /// Its key in `spec`.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// The key of a rule's peers.
+    pub(super) fn peers_key(self) -> &'static str {
+        match self {
+            Self::Ingress => "from",
+            Self::Egress => "to",
+        }
+    }
+
+    /// Its policy type.
+    pub(super) fn policy_type(self) -> &'static str {
+        match self {
+            Self::Ingress => "Ingress",
+            Self::Egress => "Egress",
+        }
+    }
+}
+
+/// A policy with its text.
+pub(super) struct Policy<'a> {
+    pub(super) it: &'a NetworkPolicy,
+    pub(super) written: &'a Written,
+    pub(super) label: String,
+    /// `spec` as written.
+    pub(super) spec: Value,
+    /// `metadata` as written.
+    pub(super) metadata: Value,
+}
+
+impl<'a> Policy<'a> {
+    pub(super) fn namespace(&self) -> &'a str {
+        &self.it.key.namespace
+    }
+
+    /// The rules of a direction; None where the policy has no part in it.
+    pub(super) fn rules(&self, direction: Direction) -> Option<&'a [Rule]> {
+        match direction {
+            Direction::Ingress => self.it.ingress.as_deref(),
+            Direction::Egress => self.it.egress.as_deref(),
+        }
+    }
+
+    /// Every rule with its place.
+    pub(super) fn all_rules(&self) -> impl Iterator<Item = PlacedRule<'a>> + '_ {
+        DIRECTIONS.into_iter().flat_map(|direction| {
+            let rules = self.rules(direction).unwrap_or_default();
+            rules.iter().enumerate().map(move |(index, rule)| PlacedRule {
+                direction,
+                index,
+                rule,
+            })
+        })
+    }
+
+    /// Every peer with its place.
+    pub(super) fn all_peers(&self) -> impl Iterator<Item = (PlacedRule<'a>, usize, &'a Peer)> + '_ {
+        self.all_rules().flat_map(|placed| {
+            let peers = placed.rule.peers.as_deref().unwrap_or_default();
+            peers
+                .iter()
+                .enumerate()
+                .map(move |(index, peer)| (placed, index, peer))
+        })
+    }
+
+    /// Whether it selects labels of its namespace.
+    pub(super) fn selects(&self, labels: &Labels) -> bool {
+        matches(&self.it.subjects, labels)
+    }
+}
+
+/// A rule and where it stands.
+#[derive(Clone, Copy)]
+pub(super) struct PlacedRule<'a> {
+    pub(super) direction: Direction,
+    pub(super) index: usize,
+    pub(super) rule: &'a Rule,
+}
+
+impl PlacedRule<'_> {
+    pub(super) fn path(&self) -> String {
+        format!("spec.{}[{}]", self.direction.key(), self.index)
+    }
+
+    pub(super) fn peer_path(&self, peer: usize) -> String {
+        format!("{}.{}[{peer}]", self.path(), self.direction.peers_key())
+    }
+
+    pub(super) fn port_path(&self, port: usize) -> String {
+        format!("{}.ports[{port}]", self.path())
+    }
+
+    /// Protocol and port of something that the rule's ports allow; `otherwise` where it restricts none.
+    pub(super) fn some_port(&self, otherwise: u16) -> (Protocol, u16) {
+        self.rule
+            .ports
+            .iter()
+            .flatten()
+            .find_map(|port| match port {
+                PortMatch::Range { protocol, lo, .. } => Some((*protocol, *lo)),
+                PortMatch::All(protocol) => Some((*protocol, otherwise)),
+                PortMatch::Named { .. } => None,
+            })
+            .unwrap_or((Protocol::Tcp, otherwise))
+    }
+}
+
+/// A Service, read for lints alone: it decides nothing.
+pub(super) struct Service {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// Labels of its pods; never empty.
+    pub(super) selector: Labels,
+    pub(super) addresses: Vec<std::net::IpAddr>,
+    pub(super) ports: Vec<ServicePort>,
+}
+
+/// One port of a Service.
+pub(super) struct ServicePort {
+    pub(super) protocol: Protocol,
+    /// What clients name.
+    pub(super) port: u16,
+    /// What pods listen on.
+    pub(super) target: Target,
+}
+
+/// What a Service's port leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Number(u16),
+    Name(String),
+}
+
+/// Everything.
+pub(super) struct Subject<'a> {
+    pub(super) cluster: &'a Cluster,
+    /// The policies that could be understood, by namespace and name.
+    pub(super) policies: Vec<Policy<'a>>,
+    /// The others.
+    pub(super) invalid: Vec<Policy<'a>>,
+    pub(super) services: Vec<Service>,
+    /// Kinds that are none of Kubernetes' own and no policies, and that were passed over.
+    pub(super) foreign: std::collections::BTreeSet<String>,
+    written: HashMap<&'a str, &'a Written>,
+}
+
+impl<'a> Subject<'a> {
+    pub(super) fn new(cluster: &'a Cluster, all: &'a [Written]) -> Self {
+        let mut written: HashMap<&str, &Written> = HashMap::new();
+        for it in all {
+            written.entry(it.label()).or_insert(it);
+        }
+        let (mut policies, mut invalid) = (Vec::new(), Vec::new());
+        for (key, it) in &cluster.policies {
+            let misnamed = || all.iter().find(|it| it.label().ends_with(&format!(" {key}")));
+            let label = format!("NetworkPolicy {key}");
+            let Some(written) = written.get(label.as_str()).copied().or_else(misnamed) else {
+                continue;
+            };
+            let value = written.value();
+            let policy = Policy {
+                it,
+                written,
+                label: written.label().to_owned(),
+                spec: value.get("spec").cloned().unwrap_or_default(),
+                metadata: value.get("metadata").cloned().unwrap_or_default(),
+            };
+            if it.faults.is_empty() {
+                policies.push(policy);
+            } else {
+                invalid.push(policy);
+            }
+        }
+        let services = all
+            .iter()
+            .filter(|it| it.kind() == "Service")
+            .filter_map(|it| service(&it.value()))
+            .collect();
+        Self {
+            cluster,
+            policies,
+            invalid,
+            services,
+            foreign: all
+                .iter()
+                .filter(|it| it.label() == it.kind() && is_foreign(&it.value()))
+                .filter(|it| {
+                    let own = |kind: &String| kind.split('.').next() == Some(it.kind());
+                    !cluster.unevaluated_kinds.iter().any(own)
+                })
+                .map(|it| it.kind().to_owned())
+                .collect(),
+            written,
+        }
+    }
+
+    /// An object as written, by its label.
+    pub(super) fn written(&self, label: &str) -> Option<&'a Written> {
+        self.written.get(label).copied()
+    }
+
+    /// The valid policies that select labels of a namespace.
+    pub(super) fn selecting<'s>(
+        &'s self,
+        namespace: &'s str,
+        labels: &'s Labels,
+    ) -> impl Iterator<Item = &'s Policy<'a>> {
+        let from = self
+            .policies
+            .partition_point(|policy| policy.namespace() < namespace);
+        self.policies
+            .iter()
+            .skip(from)
+            .take_while(move |policy| policy.namespace() == namespace)
+            .filter(move |policy| policy.selects(labels))
+    }
+}
+
+/// Whether an object is of a group that is none of Kubernetes' own: whoever defined it may make pods of it.
+fn is_foreign(value: &Value) -> bool {
+    let version = value.get("apiVersion").and_then(Value::as_str);
+    let group = version
+        .and_then(|version| version.split_once('/'))
+        .map(|(group, _)| group);
+    group.is_some_and(|group| group.contains('.') && !group.ends_with(".k8s.io"))
+}
+
+/// Where a field of an object stands.
+pub(super) fn place(written: &Written, field: &str) -> Place {
+    let spot = written.spot(field);
+    Place {
+        file: written.file().to_owned(),
+        line: spot.map(|(line, _, _)| line),
+        column: spot.map(|(_, column, _)| column),
+        length: spot.map(|(_, _, length)| length),
+    }
+}
+
+/// Reads a Service; None where it leads to no pods of its own, or cannot be read: it decides nothing.
+fn service(value: &Value) -> Option<Service> {
+    if value.get("apiVersion")?.as_str()? != "v1" {
+        return None;
+    }
+    let (metadata, spec) = (value.get("metadata")?, value.get("spec")?);
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let selector: Labels = spec
+        .get("selector")?
+        .as_object()?
+        .iter()
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect();
+    if selector.is_empty() {
+        return None;
+    }
+    let addresses = spec
+        .get("clusterIPs")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let addresses = addresses.chain(spec.get("clusterIP"));
+    let ports = spec.get("ports").and_then(Value::as_array).into_iter().flatten();
+    Some(Service {
+        namespace: text(metadata, "namespace").unwrap_or_else(|| "default".to_owned()),
+        name: text(metadata, "name")?,
+        selector,
+        addresses: addresses.filter_map(|it| it.as_str()?.parse().ok()).collect(),
+        ports: ports.filter_map(service_port).collect(),
+    })
+}
+
+fn service_port(value: &Value) -> Option<ServicePort> {
+    let number = |value: &Value| value.as_u64().and_then(|it| u16::try_from(it).ok());
+    let port = number(value.get("port")?)?;
+    Some(ServicePort {
+        protocol: match value.get("protocol").and_then(Value::as_str) {
+            None | Some("TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            Some("SCTP") => Protocol::Sctp,
+            Some(_) => return None,
+        },
+        port,
+        target: match value.get("targetPort") {
+            None | Some(Value::Null) => Target::Number(port),
+            Some(Value::String(name)) => match name.parse() {
+                Ok(number) => Target::Number(number),
+                Err(_) => Target::Name(name.clone()),
+            },
+            Some(other) => Target::Number(number(other)?),
+        },
+    })
+}
+
+/// Labels as the selector that asks for exactly them.
+pub(super) fn selector_of(labels: &Labels) -> Selector {
+    let requirement = |(key, value): (&String, &String)| Requirement {
+        key: key.clone(),
+        operator: Operator::In([value.clone()].into()),
+    };
+    Selector {
+        requirements: labels.iter().map(requirement).collect(),
+    }
+}

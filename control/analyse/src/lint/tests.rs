@@ -1,0 +1,301 @@
+//! What the lints rest on: imagined pods change nothing, and redundant rules are.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use proptest::{prelude::*, strategy::ValueTree};
+use ringwall_source::folder;
+
+use super::*;
+use crate::{
+    flow::{EndName, Service},
+    judge::Judge,
+};
+
+/// A selector over few keys and values.
+fn selector() -> impl Strategy<Value = String> {
+    prop_oneof![
+        2 => Just("{}".to_owned()),
+        3 => (0..2, 0..3).prop_map(|(key, value)| format!("{{matchLabels: {{k{key}: v{value}}}}}")),
+        3 => (0..2, 0..3, 0..3, any::<bool>()).prop_map(|(key, a, b, not)| {
+            let operator = if not { "NotIn" } else { "In" };
+            format!("{{matchExpressions: [{{key: k{key}, operator: {operator}, values: [v{a}, v{b}]}}]}}")
+        }),
+        1 => (0..2, any::<bool>()).prop_map(|(key, not)| {
+            let operator = if not { "DoesNotExist" } else { "Exists" };
+            format!("{{matchExpressions: [{{key: k{key}, operator: {operator}}}]}}")
+        }),
+    ]
+}
+
+fn peer() -> impl Strategy<Value = String> {
+    prop_oneof![
+        selector().prop_map(|pods| format!("{{podSelector: {pods}}}")),
+        selector().prop_map(|spaces| format!("{{namespaceSelector: {spaces}}}")),
+        (selector(), selector())
+            .prop_map(|(spaces, pods)| format!("{{namespaceSelector: {spaces}, podSelector: {pods}}}")),
+        (0..3usize).prop_map(|n| {
+            let block = [
+                "10.0.0.0/8",
+                "10.0.0.0/9",
+                "10.128.0.0/9, except: [10.200.0.0/16]",
+            ];
+            format!("{{ipBlock: {{cidr: {}}}}}", block[n])
+        }),
+    ]
+}
+
+fn port() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("{}".to_owned()),
+        Just("{protocol: UDP}".to_owned()),
+        (1..6, 0..4).prop_map(|(lo, more)| format!("{{port: {lo}, endPort: {}}}", lo + more)),
+        Just("{port: http}".to_owned()),
+    ]
+}
+
+/// A list under a key; nothing where it is empty.
+fn list(key: &'static str, items: Vec<String>) -> String {
+    if items.is_empty() {
+        String::new()
+    } else {
+        format!("{key}: [{}]", items.join(", "))
+    }
+}
+
+fn rule(peers: &'static str) -> impl Strategy<Value = String> {
+    (
+        prop::collection::vec(peer(), 0..3),
+        prop::collection::vec(port(), 0..3),
+    )
+        .prop_map(move |(who, what)| {
+            let parts: Vec<String> = [list(peers, who), list("ports", what)]
+                .into_iter()
+                .filter(|it| !it.is_empty())
+                .collect();
+            format!("{{{}}}", parts.join(", "))
+        })
+}
+
+/// Rules of one policy: its selector, ingress, egress.
+type Rules = (String, Vec<String>, Vec<String>);
+
+fn policies() -> impl Strategy<Value = Vec<Rules>> {
+    let policy = (
+        selector(),
+        prop::collection::vec(rule("from"), 0..4),
+        prop::collection::vec(rule("to"), 0..3),
+    );
+    prop::collection::vec(policy, 1..4)
+}
+
+/// Pods of every combination of labels in two namespaces, and the policies in one of them.
+fn manifests(policies: &[Rules]) -> String {
+    let mut text = String::new();
+    for (namespace, n) in [("a", 1), ("b", 2)] {
+        text.push_str(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{k0: v{n}}}}}\n---\n"
+        ));
+        for index in 0..16 {
+            let label = |key: &str, value: usize| {
+                if value == 3 {
+                    String::new()
+                } else {
+                    format!("{key}: v{value},")
+                }
+            };
+            text.push_str(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{index}, namespace: {namespace}, labels: {{{} {}}}}}\nspec: {{containers: [{{name: c, ports: [{{name: http, containerPort: 3}}]}}]}}\nstatus: {{podIP: 10.{}.0.{n}}}\n---\n",
+                label("k0", index % 4),
+                label("k1", index / 4),
+                index * 16,
+            ));
+        }
+    }
+    for (index, (subjects, ingress, egress)) in policies.iter().enumerate() {
+        text.push_str(&format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: n{index}, namespace: a}}\nspec: {{podSelector: {subjects}, policyTypes: [Ingress, Egress], ingress: [{}], egress: [{}]}}\n---\n",
+            ingress.join(", "),
+            egress.join(", "),
+        ));
+    }
+    text
+}
+
+fn load(text: &str) -> (folder::Loaded, Vec<Written>) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("all.yaml"), text).unwrap();
+    let read = folder::inspect(dir.path(), &ringwall_policy::Settings::default()).unwrap();
+    assert!(
+        read.0
+            .problems
+            .iter()
+            .all(|it| it.severity != folder::Severity::Error),
+        "{:?}",
+        read.0.problems
+    );
+    read
+}
+
+/// Every verdict between pods and outside addresses at the borders of blocks and ports.
+fn verdicts(cluster: &Cluster) -> Vec<bool> {
+    let judge = Judge::new(cluster).unwrap();
+    let outside = [
+        "10.1.1.1",
+        "10.127.255.255",
+        "10.128.0.0",
+        "10.200.1.1",
+        "11.0.0.0",
+        "9.255.255.255",
+    ];
+    let names: Vec<EndName> = cluster
+        .pods
+        .keys()
+        .map(|key| EndName::Pod(key.clone()))
+        .chain(outside.map(|it| EndName::Address(it.parse().unwrap())))
+        .collect();
+    let ends: Vec<_> = names
+        .iter()
+        .map(|name| judge.ends(cluster, name, name).unwrap().0)
+        .collect();
+    let mut services: Vec<Service> = (0..11)
+        .map(|port| Service {
+            protocol: 6,
+            port: Some(port),
+        })
+        .collect();
+    services.push(Service {
+        protocol: 17,
+        port: Some(3),
+    });
+    services.push(Service {
+        protocol: 1,
+        port: None,
+    });
+    let mut out = Vec::new();
+    for src in &ends {
+        for dst in &ends {
+            for service in &services {
+                out.push(judge.judge(src, dst, *service).unwrap().allow());
+            }
+        }
+    }
+    out
+}
+
+/// How many clusters are tried.
+const CASES: u32 = 40;
+
+#[test]
+fn a_redundant_rule_can_be_taken_out() {
+    use proptest::test_runner::{Config, TestRunner};
+    let (mut reported, mut kept) = (0, 0);
+    let mut runner = TestRunner::new_with_rng(
+        Config {
+            cases: CASES,
+            ..Config::default()
+        },
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
+    for _ in 0..CASES {
+        let policies = policies().new_tree(&mut runner).unwrap().current();
+        let (loaded, written) = load(&manifests(&policies));
+        let linted = run(&loaded.cluster, &written, &[], &Silence::default()).unwrap();
+        let rules: usize = policies
+            .iter()
+            .map(|(_, ingress, egress)| ingress.len() + egress.len())
+            .sum();
+        let before = verdicts(&loaded.cluster);
+        let redundant: Vec<&Finding> = linted.findings.iter().filter(|it| it.id == "RW403").collect();
+        kept += rules - redundant.len();
+        // All of them at once: none may rest on another that is reported, too.
+        let mut fewer = policies.clone();
+        let mut gone: Vec<(usize, bool, usize)> = redundant
+            .iter()
+            .map(|finding| {
+                let policy: usize = finding
+                    .object
+                    .as_deref()
+                    .unwrap()
+                    .rsplit('n')
+                    .next()
+                    .unwrap()
+                    .parse()
+                    .unwrap();
+                let path = finding.path.as_deref().unwrap();
+                let index = path
+                    .rsplit('[')
+                    .next()
+                    .unwrap()
+                    .trim_end_matches(']')
+                    .parse()
+                    .unwrap();
+                (policy, path.contains("ingress"), index)
+            })
+            .collect();
+        gone.sort_unstable();
+        for (policy, ingress, index) in gone.iter().rev() {
+            let (_, of_ingress, of_egress) = fewer.get_mut(*policy).unwrap();
+            let rules = if *ingress { of_ingress } else { of_egress };
+            rules.remove(*index);
+            reported += 1;
+        }
+        let after = verdicts(&load(&manifests(&fewer)).0.cluster);
+        assert!(after == before, "{gone:?} of {policies:#?}");
+    }
+    assert!(reported > 30 && kept > 100, "{reported} redundant, {kept} not");
+}
+
+#[test]
+fn imagined_pods_change_nothing() {
+    let text = manifests(&[(
+        "{matchLabels: {k0: v0}}".to_owned(),
+        vec![
+            "{from: [{podSelector: {matchLabels: {k1: v1}}}, {namespaceSelector: {matchLabels: {x: z}}}]}"
+                .to_owned(),
+        ],
+        vec!["{to: [{ipBlock: {cidr: 10.0.0.0/9}}], ports: [{port: 3}]}".to_owned()],
+    )]);
+    let (loaded, _) = load(&text);
+    let cluster = &loaded.cluster;
+    let mut cast = Cast::new(cluster);
+    for namespace in ["a", "b", "c"] {
+        let nobody = subject::selector_of(&ringwall_policy::Labels::from([(
+            "k0".to_owned(),
+            "v9".to_owned(),
+        )]));
+        assert!(
+            cast.pod(cast::Where::Named(namespace), &[&nobody], &|_| true)
+                .is_some()
+        );
+        assert!(
+            cast.pod(cast::Where::Matching(&nobody), &[&nobody], &|_| true)
+                .is_some()
+        );
+    }
+    assert!(cast.staged().pods.len() > cluster.pods.len());
+    let (before, after) = (Judge::new(cluster).unwrap(), Judge::new(cast.staged()).unwrap());
+    let names: Vec<EndName> = cluster
+        .pods
+        .keys()
+        .map(|key| EndName::Pod(key.clone()))
+        .chain(cast.outsiders())
+        .collect();
+    let mut asked = 0;
+    for src in &names {
+        for dst in &names {
+            for port in [1, 3] {
+                let service = Service {
+                    protocol: 6,
+                    port: Some(port),
+                };
+                let ask = |judge: &Judge, cluster: &Cluster| {
+                    let (a, b) = judge.ends(cluster, src, dst).ok()?;
+                    judge.judge(&a, &b, service).ok()
+                };
+                let answer = ask(&before, cluster);
+                assert_eq!(answer, ask(&after, cast.staged()), "{src} -> {dst} {port}");
+                asked += usize::from(answer.is_some());
+            }
+        }
+    }
+    assert!(asked > 2_000, "{asked}");
+}

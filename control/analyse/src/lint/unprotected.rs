@@ -1,0 +1,79 @@
+//! Pods that no policy speaks of, where others are protected.
+
+use ringwall_policy::{Pod, Protocol};
+
+use super::{
+    cast::Cast,
+    draft::{Ask, Draft},
+    rules,
+    subject::{DIRECTIONS, Direction, Subject},
+};
+use crate::flow::EndName;
+
+/// How many pods are named.
+const NAMED: usize = 3;
+
+pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+    // Without any policy there is nothing to check, and nobody thinks otherwise.
+    if subject.cluster.policies.is_empty() {
+        return;
+    }
+    for name in subject.cluster.namespaces.keys() {
+        for direction in DIRECTIONS {
+            let isolates = |labels| {
+                subject
+                    .selecting(name, labels)
+                    .any(|policy| policy.rules(direction).is_some())
+                    || subject.invalid.iter().any(|policy| {
+                        policy.namespace() == name
+                            && policy.selects(labels)
+                            && policy.rules(direction).is_some()
+                    })
+            };
+            let (closed, open): (Vec<&Pod>, Vec<&Pod>) =
+                cast.live(name).partition(|pod| isolates(&pod.labels));
+            // Most clusters restrict egress nowhere; in a namespace that does, whoever is left out is worth a word.
+            if open.is_empty() || (direction == Direction::Egress && closed.is_empty()) {
+                continue;
+            }
+            let Some(pod) = open.first() else { continue };
+            let us = EndName::Pod(pod.key.clone());
+            let asks: Vec<Ask> = cast
+                .outsiders()
+                .map(|end| {
+                    let ssh = (Protocol::Tcp, 22);
+                    Ask::new(
+                        direction,
+                        &us,
+                        &end,
+                        ssh,
+                        true,
+                        "deny, unless the pod is for everyone",
+                    )
+                })
+                .collect();
+            let names: Vec<&str> = open.iter().take(NAMED).map(|pod| pod.key.name.as_str()).collect();
+            let more = if open.len() > NAMED { ", ..." } else { "" };
+            let all = open.len() + closed.len();
+            let message = format!(
+                "no policy restricts {} of {} of the {all} pods of namespace {name} ({}{more})",
+                direction.key(),
+                open.len(),
+                names.join(", "),
+            );
+            let written = subject
+                .written(&format!("Namespace {name}"))
+                .or_else(|| subject.written(&format!("Pod {}", pod.key)))
+                .or_else(|| {
+                    let kind = pod.template_of.as_deref()?;
+                    subject.written(&format!("{kind} {}", pod.key))
+                });
+            let fix = format!(
+                "a policy with `podSelector: {{}}` and `policyTypes: [{}]` closes the namespace; others then open what is needed",
+                direction.policy_type()
+            );
+            drafts
+                .push(Draft::about(rules::UNPROTECTED, written, "metadata.name", message, fix).asking(asks));
+        }
+    }
+}

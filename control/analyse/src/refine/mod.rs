@@ -1,0 +1,67 @@
+//! Exact sets of flows: what one compiled cluster decides, or what two decide differently, about every packet there is.
+//!
+//! 1. [`ends`]: the sources and destinations that all sides know: endpoints by `namespace/name`, and ranges of addresses
+//!    that are no pod's. Ends that no side can tell apart are one class: the common refinement of the sides' classes.
+//! 2. [`cells`]: what the rows of the compiled snapshots decide between two classes, for every protocol and port. One
+//!    answer per (row, class) on each side; pairs of pods are never looked at one by one.
+//! 3. [`difference`]: two sides; what changes, merged into regions.
+//!
+//! Exemptions are of pairs, not of classes: an endpoint and itself, a pod and the node that hosts it. They are laid over
+//! the classes' answer.
+
+mod addresses;
+pub mod cells;
+mod changes;
+pub mod difference;
+pub mod ends;
+mod ports;
+mod readings;
+mod region;
+mod sets;
+mod sweep;
+mod totals;
+
+pub use addresses::Family;
+pub use difference::{Difference, FlowChange, difference, difference_of_readings};
+pub use ends::{End, Ends, OneSided, What};
+pub use ports::{Service, Span};
+pub use region::{Region, verdicts};
+use ringwall_compile::{CompileError, EpochKey};
+use ringwall_dataplane::classify::{Generation, ImageError, Snapshot};
+use ringwall_policy::Cluster;
+pub use totals::{Pairs, Totals};
+
+/// A cluster and the snapshot that it compiles to.
+#[derive(Debug)]
+pub struct Compiled<'a> {
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// Its snapshot.
+    pub snapshot: Snapshot,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RefineError {
+    /// The cluster cannot be compiled.
+    #[error("cannot compile the policies: {0}")]
+    Compile(#[from] CompileError),
+    /// The image does not open.
+    #[error("the compiled snapshot does not validate: {0}; please report this")]
+    Image(#[from] ImageError),
+    /// A number of the snapshot leads nowhere.
+    #[error("the compiled snapshot contradicts itself: {0}; please report this")]
+    Snapshot(&'static str),
+}
+
+impl<'a> Compiled<'a> {
+    /// Compiles a cluster.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn of(cluster: &'a Cluster) -> Result<Self, RefineError> {
+        let image = ringwall_compile::compile(&cluster.for_compiler(), Generation(1), &EpochKey::OFFLINE)?;
+        let snapshot = Snapshot::open(&image.bytes)?;
+        Ok(Self { cluster, snapshot })
+    }
+}

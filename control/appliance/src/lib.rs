@@ -1,0 +1,63 @@
+//! The running appliance: `ringwall run` starts and supervises the control process and the dataplane process.
+//!
+//! * [`plan`] from configuration to ports, workers and places; changes nothing.
+//! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
+//! * [`upgrade`] to another program, under traffic; [`about`] what a program is.
+//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`]
+//!   makes interfaces ready, [`changes`] keeps the record of what was changed on the machine, and takes it back.
+//! * [`newcomers`] are guarded at once; [`numbers`] of ports that come and go; [`pods`] where the kernel's programs find pods.
+//! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
+//! * [`detach`] the command of the same name.
+#![forbid(unsafe_code)]
+
+pub mod about;
+pub mod changes;
+pub mod children;
+pub mod dataplane;
+pub mod detach;
+pub mod expedited;
+pub mod fib;
+mod flow_table;
+mod flows;
+pub mod follow;
+pub mod last_snapshot;
+pub mod lifeline;
+pub mod machine;
+pub mod mirror;
+pub mod netlink;
+pub mod newcomers;
+pub mod numbers;
+pub mod plan;
+pub mod pods;
+pub mod ports;
+pub mod publication;
+pub mod stations;
+pub mod supervisor;
+pub mod upgrade;
+pub mod work;
+
+use std::{io, io::Write, os::unix::fs::PermissionsExt, path::Path};
+
+use ringwall_config::Config;
+
+/// Reads the configuration; the error says file, line and key.
+fn load_config(path: &Path) -> anyhow::Result<Config> {
+    Ok(Config::load(path)?)
+}
+
+/// Makes a directory that only root can enter; control opens it for its own group.
+fn make_private_dir(path: &Path) -> anyhow::Result<()> {
+    Ok(ringwall_process::confine::make_folder(path, 0o700)?)
+}
+
+/// Replaces a file by one rename, so that a reader sees the old content or the new, whenever power fails.
+fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    let mut file = std::fs::File::create(&next)?;
+    // Whatever the umask: control, of the folder's group, reads it.
+    file.set_permissions(std::fs::Permissions::from_mode(0o640))?;
+    file.write_all(content)?;
+    file.sync_data()?;
+    std::fs::rename(&next, path)
+}

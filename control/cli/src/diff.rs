@@ -1,0 +1,267 @@
+//! `ringwall diff`: exactly which flows two folders of manifests decide differently.
+
+mod capture;
+mod lines;
+mod recorded;
+mod sums;
+mod table;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use ringwall_analyse::{refine, refine::Compiled};
+use ringwall_policy::{Cluster, Settings};
+use ringwall_source::{folder, folder::Written};
+use serde_json::json;
+
+use super::{
+    ClusterArgs, Output, count,
+    gaps::{Gaps, invalid_words},
+    progress::Progress,
+};
+
+/// More regions than anybody reads.
+const MANY: usize = 300;
+
+/// Arguments of `ringwall diff`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+Compares what the compiled policies of both folders say about every packet
+there is, not the text. Pods and workloads are matched by namespace/name; those
+that only one folder has are added or removed, not changes of a verdict.
+
+As JSON: one object per region of flows that change alike, sorted:
+
+  {\"src\":{\"pods\":[\"shop/web\"],\"cidrs\":[]},\"dst\":{\"pods\":[\"shop/db\"],\"cidrs\":[]},
+   \"protocol\":\"TCP\",\"ports\":[[5432,5432]],\"from\":\"allow\",\"to\":\"deny\",\"policies\":[\"shop/db\"]}
+
+from each pod and address of src to each of dst. protocol is TCP, UDP, SCTP or
+other: every protocol without ports, whose ports are null. cidrs never mean the
+addresses of pods inside them. policies are those that decide, on either side,
+in the direction that changes. A region with \"except\":\"self\" does not mean a
+pod's traffic to itself, which always passes; one with \"family\" is about IPv4
+or IPv6 alone. from or to is depends where an ipBlock holds a part of the pod
+network and the manifests do not say which address a pod or workload will have;
+--pod-cidr says where pods' addresses are. Then {\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
+
+With --flows or --pcap: which of the recorded flows change, the most frequent
+first, then a summary.
+
+For people, a change of more than 300 regions is summed up by namespaces; --all
+shows every region. JSON always has them all.
+
+Last come objects for what the comparison leaves out, if anything:
+{\"incomplete\":[kinds],\"incomplete_differs\":true} for policies that are not
+evaluated and whether they are the same on both sides, {\"invalid\":[policies]}
+for those that an API server refuses, and {\"host_network\":[pods]} for pods to
+which no policy applies.
+
+Exit status: 0; with --exit-code 1 where something changes, or policies that are
+not evaluated do; 2 for input that cannot be read.
+
+Examples:
+  ringwall diff --from ./cluster --to ./cluster-new
+  ringwall diff --from ./main --to ./branch --exit-code -o json
+  ringwall diff --from ./main --to ./branch --pcap node1.pcapng")]
+pub struct DiffArgs {
+    /// Folder of manifests before the change
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// Folder of manifests after the change
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Configuration file to take pod, node and Service networks and unknownEndpoints from, for both
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Pod network besides those of the Nodes and of --config, for both; may be repeated
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long)]
+    allow_empty: bool,
+    /// Recorded flows, as `query` reads them; - for standard input: say which of them change
+    #[arg(long, value_name = "FILE", conflicts_with = "pcap")]
+    flows: Option<PathBuf>,
+    /// Captured packets (pcap or pcapng): say which of their flows change
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Show every region, however many there are
+    #[arg(long)]
+    all: bool,
+    /// Exit with status 1 where something changes
+    #[arg(long)]
+    exit_code: bool,
+}
+
+impl DiffArgs {
+    fn load(&self, manifests: &std::path::Path) -> anyhow::Result<Cluster> {
+        let args = ClusterArgs {
+            manifests: manifests.to_owned(),
+            config: self.config.clone(),
+            pod_cidrs: self.pod_cidrs.clone(),
+            allow_empty: self.allow_empty,
+        };
+        args.load()
+    }
+}
+
+/// What of the outcome the exit status is about.
+struct Outcome {
+    changes: bool,
+    /// Input that could not be understood.
+    failed: bool,
+}
+
+pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let (from, to) = (("--from", args.from.as_path()), ("--to", args.to.as_path()));
+    super::not_both_stdin(from, to)?;
+    if let Some(file) = &args.flows {
+        super::not_both_stdin(from, ("--flows", file))?;
+        super::not_both_stdin(to, ("--flows", file))?;
+    }
+    let clusters = [args.load(from.1)?, args.load(to.1)?];
+    let [from, to] = &clusters;
+    let progress = Progress::new("compiling");
+    let readings = |cluster: &Cluster| match cluster.readings() {
+        Some(readings) => readings.to_vec(),
+        None => vec![cluster.clone()],
+    };
+    let (from, to) = (readings(from), readings(to));
+    let (from, to) = (compiled(&from)?, compiled(&to)?);
+    progress.stage("comparing");
+    let found = refine::difference_of_readings(&from, &to)?.context("there is nothing to compare")?;
+    drop(progress);
+    let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let style = table::Style {
+        colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    let outcome = if let Some(file) = &args.flows {
+        let recorded = recorded::read_flows(file)?;
+        recorded::tell(&found, recorded, output, style, &mut out)?
+    } else if let Some(file) = &args.pcap {
+        let recorded = capture::read(file)?;
+        recorded::tell(&found, recorded, output, style, &mut out)?
+    } else {
+        match output {
+            Output::Human if found.regions.len() > MANY && !args.all => sums::write(&found, &mut out)?,
+            Output::Human => table::write(&found, style, &mut out)?,
+            Output::Json => lines::write(&found, &mut out)?,
+        }
+        Outcome {
+            changes: !found.regions.is_empty() || !found.one_sided.is_empty(),
+            failed: false,
+        }
+    };
+    let unknown = unevaluated_change(args, &found)?;
+    let gaps = Left::of(&found, unknown);
+    match output {
+        Output::Human => gaps.words(&mut out)?,
+        Output::Json => gaps.lines(&mut out)?,
+    }
+    out.flush()?;
+    Ok(match outcome {
+        Outcome { failed: true, .. } => ExitCode::from(2),
+        Outcome { changes, .. } if args.exit_code && (changes || unknown) => ExitCode::from(1),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn compiled(readings: &[Cluster]) -> Result<Vec<Compiled<'_>>, refine::RefineError> {
+    readings.iter().map(Compiled::of).collect()
+}
+
+/// Whether policies that are not evaluated differ: then nobody knows what else does.
+fn unevaluated_change(args: &DiffArgs, found: &refine::Difference<'_>) -> anyhow::Result<bool> {
+    let kinds = incomplete(found);
+    if kinds.is_empty() {
+        return Ok(false);
+    }
+    let read = |manifests: &Path| -> anyhow::Result<Vec<(String, String)>> {
+        let (_, written) = folder::inspect(manifests, &Settings::default())?;
+        let meant = |it: &&Written| kinds.iter().any(|kind| kind.split('.').next() == Some(it.kind()));
+        let mut found: Vec<(String, String)> = written
+            .iter()
+            .filter(meant)
+            .map(|it| (it.label().to_owned(), it.value().to_string()))
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    };
+    Ok(read(&args.from)? != read(&args.to)?)
+}
+
+/// What a difference leaves out.
+struct Left {
+    incomplete: Vec<String>,
+    /// Whether what is not evaluated differs.
+    unknown: bool,
+    invalid: Vec<String>,
+    host_network: Vec<String>,
+}
+
+impl Left {
+    fn of(found: &refine::Difference<'_>, unknown: bool) -> Self {
+        let sides: Vec<Gaps<'_>> = found
+            .ends
+            .sides
+            .iter()
+            .map(|side| Gaps::of(side.cluster))
+            .collect();
+        let all = |of: &dyn Fn(&Gaps<'_>) -> Vec<String>| {
+            let all: BTreeSet<String> = sides.iter().flat_map(of).collect();
+            all.into_iter().collect()
+        };
+        Self {
+            incomplete: incomplete(found),
+            unknown,
+            invalid: all(&|gaps| gaps.invalid()),
+            host_network: all(&|gaps| gaps.host_network.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    fn words(&self, out: &mut impl Write) -> io::Result<()> {
+        if self.unknown {
+            writeln!(
+                out,
+                "They are not the same on both sides: other verdicts may change."
+            )?;
+        }
+        if let Some(words) = invalid_words(&self.invalid) {
+            writeln!(out, "{words}")?;
+        }
+        if !self.host_network.is_empty() {
+            writeln!(
+                out,
+                "{} on the network of nodes, where no policy applies: not compared.",
+                count(self.host_network.len(), "pod")
+            )?;
+        }
+        Ok(())
+    }
+
+    fn lines(&self, out: &mut impl Write) -> io::Result<()> {
+        if !self.incomplete.is_empty() {
+            let line = json!({ "incomplete": self.incomplete, "incomplete_differs": self.unknown });
+            writeln!(out, "{line}")?;
+        }
+        for (key, names) in [("invalid", &self.invalid), ("host_network", &self.host_network)] {
+            if !names.is_empty() {
+                writeln!(out, "{}", json!({ key: names }))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Policy kinds that either side does not evaluate yet.
+fn incomplete(found: &refine::Difference<'_>) -> Vec<String> {
+    let sides = found.ends.sides.iter();
+    let kinds = sides.flat_map(|side| side.cluster.unevaluated_kinds.iter().cloned());
+    let kinds: std::collections::BTreeSet<String> = kinds.collect();
+    kinds.into_iter().collect()
+}

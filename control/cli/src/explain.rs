@@ -1,0 +1,277 @@
+//! `ringwall explain`: why a flow passes or does not, step by step, and the smallest change that would turn it round.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::bail;
+use ringwall_analyse::{
+    explain::{
+        Explainer, Question,
+        report::{Explanation, Word},
+        words::{Style, render},
+    },
+    flow::{EndName, Service},
+};
+use ringwall_controller::api::ExplainRequest;
+use ringwall_dataplane::{flow::FlowId, verdict::DropReason};
+use ringwall_messages::{CONTROL_SOCKET, LiveEnds, LiveRecord, client};
+use serde::Serialize;
+
+use super::{
+    ClusterArgs, Output,
+    flows::{Live, deciders_words, ends_words, period},
+    progress::Progress,
+};
+
+/// How long control may take to explain.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Arguments of `ringwall explain`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+FROM and TO are addresses or namespace/pod; PORT/PROTO is 80/TCP, ICMP or, for
+any other protocol, ip/NUMBER. With --manifests the folder is explained, else the running
+instance of --config. --flow explains a flow or drop of the running instance
+by the id that `ringwall flows` shows: what was decided, and what would be now.
+
+For each direction the answer names every policy of the pod's namespace,
+whether it selects the pod and at which requirement not, and for each rule of
+those that do whether it matches or the first condition that it fails at; then
+up to three changes of a label or policy that would turn the
+verdict round, each tried out, with the number of other pairs of endpoints
+that would change, too.
+
+As JSON: one object with src, dst, service, verdict, egress, ingress, reasons
+(as in `query`), notes, changes and no_change; with --flow: flow (as in
+`flows`), now (as above, null where nothing is known of it) and differs.
+
+Examples:
+  ringwall explain --manifests ./cluster shop/web shop/db 5432/TCP
+  ringwall explain --manifests ./cluster 203.0.113.9 shop/web ICMP -o json
+  ringwall explain --config ringwall.yaml shop/web shop/db 5432/TCP
+  ringwall explain --config ringwall.yaml --flow 6b3f0a91c2d4e857")]
+pub struct ExplainArgs {
+    /// Source: an address or namespace/pod
+    #[arg(value_name = "FROM", value_parser = EndName::read, required_unless_present = "flow")]
+    from: Option<EndName>,
+    /// Destination: an address or namespace/pod
+    #[arg(value_name = "TO", value_parser = EndName::read, required_unless_present = "flow")]
+    to: Option<EndName>,
+    /// Destination port and protocol, such as 80/TCP, ICMP or ip/47
+    #[arg(value_name = "PORT/PROTO", value_parser = Service::read, required_unless_present = "flow")]
+    service: Option<Service>,
+    /// Folder of manifests: .yaml, .yml and .json, read recursively
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    manifests: Option<PathBuf>,
+    /// Configuration file: of the running instance; with --manifests, to take networks and unknownEndpoints from
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Pod network besides those of the Nodes and of --config; may be repeated
+    #[arg(long = "pod-cidr", value_name = "CIDR", requires = "manifests")]
+    pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long, requires = "manifests")]
+    allow_empty: bool,
+    /// A flow or drop of the running instance, by its id
+    #[arg(long, value_name = "ID", requires = "config", conflicts_with_all = ["from", "manifests"])]
+    flow: Option<FlowId>,
+}
+
+pub(super) fn run(args: &ExplainArgs, output: Output) -> anyhow::Result<ExitCode> {
+    if let (Some(id), Some(config)) = (args.flow, &args.config) {
+        return explain_flow(config, id, output);
+    }
+    let (Some(src), Some(dst), Some(service)) = (&args.from, &args.to, args.service) else {
+        bail!("say FROM TO PORT/PROTO, or --flow ID");
+    };
+    let question = Question {
+        src: src.clone(),
+        dst: dst.clone(),
+        service,
+    };
+    let explanation = match (&args.manifests, &args.config) {
+        (Some(manifests), _) => offline(args, manifests, &question)?,
+        (None, Some(config)) => live(config, &question)?,
+        (None, None) => bail!("say --manifests DIR, or --config FILE of a running instance"),
+    };
+    let mut out = io::stdout().lock();
+    match output {
+        Output::Json => writeln!(out, "{}", serde_json::to_string(&explanation)?)?,
+        Output::Human => out.write_all(render(&explanation, Style::of_stdout()).as_bytes())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Explains from a folder of manifests.
+fn offline(args: &ExplainArgs, manifests: &Path, question: &Question) -> anyhow::Result<Explanation> {
+    let cluster = ClusterArgs {
+        manifests: manifests.to_owned(),
+        config: args.config.clone(),
+        pod_cidrs: args.pod_cidrs.clone(),
+        allow_empty: args.allow_empty,
+    }
+    .load()?;
+    let _progress = Progress::new("explaining");
+    Ok(Explainer::new(&cluster)?.explain(question)?)
+}
+
+/// Asks the control process of a configuration.
+fn live(config: &Path, question: &Question) -> anyhow::Result<Explanation> {
+    let config = ringwall_config::Config::load(config).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let socket = config.runtime_dir.join(CONTROL_SOCKET);
+    let request = serde_json::to_string(&ExplainRequest {
+        from: question.src.to_string(),
+        to: question.dst.to_string(),
+        service: question.service.asked(),
+    })?;
+    let answer = client::ask_control(&socket, "/v1/explain", Some(&request), PATIENCE).map_err(|error| {
+        anyhow::anyhow!(
+            "cannot ask {}: {error}; is `ringwall run` running with this configuration?",
+            socket.display()
+        )
+    })?;
+    if answer.status != 200 {
+        bail!("{}", String::from_utf8_lossy(&answer.body).trim());
+    }
+    Ok(serde_json::from_slice(&answer.body)?)
+}
+
+/// What `--flow` answers.
+#[derive(Debug, Serialize)]
+struct FlowExplained {
+    flow: LiveRecord,
+    /// Under the state in force now; None where that cannot be said.
+    now: Option<Explanation>,
+    /// Why that cannot be said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    now_unknown: Option<String>,
+    /// Whether now is otherwise than then: verdict or deciding policies.
+    differs: Option<bool>,
+}
+
+fn explain_flow(config: &Path, id: FlowId, output: Output) -> anyhow::Result<ExitCode> {
+    let Some(flow) = Live::connect(config)?.find(&id.to_string())? else {
+        eprintln!(
+            "ringwall: no flow and no recent drop has the id {id}: it may be over; see `ringwall flows`"
+        );
+        return Ok(ExitCode::FAILURE);
+    };
+    let now = match flow.ends() {
+        Some(ends) => live(config, &question_of(ends)),
+        None => Err(anyhow::anyhow!("the packet's headers could not be read")),
+    };
+    let differs = now.as_ref().ok().and_then(|now| differs(&flow, now));
+    let explained = FlowExplained {
+        now_unknown: now.as_ref().err().map(ringwall_process::whole_message),
+        now: now.ok(),
+        flow,
+        differs,
+    };
+    let mut out = io::stdout().lock();
+    match output {
+        Output::Json => writeln!(out, "{}", serde_json::to_string(&explained)?)?,
+        Output::Human => out.write_all(flow_words(&explained).as_bytes())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn question_of(ends: &LiveEnds) -> Question {
+    Question {
+        src: EndName::Address(ends.src),
+        dst: EndName::Address(ends.dst),
+        service: Service {
+            protocol: ends.protocol,
+            // An echo identifier is no port.
+            port: ends.dst_port.filter(|_| matches!(ends.protocol, 6 | 17 | 132)),
+        },
+    }
+}
+
+/// Whether policies decided something else then than they do now; None where they had no part in it, or nobody knows.
+fn differs(flow: &LiveRecord, now: &Explanation) -> Option<bool> {
+    let then = match flow {
+        LiveRecord::Flow(_) => Word::Allow,
+        LiveRecord::Drop(_) => Word::Deny,
+    };
+    if flow.reasons().is_empty() {
+        return None;
+    }
+    let mut deciders = flow.reasons().to_vec();
+    let mut of_now = now.reasons.clone();
+    let order =
+        |reason: &ringwall_policy::Decider| (reason.direction.clone(), reason.policy.clone(), reason.rule);
+    deciders.sort_by_key(order);
+    of_now.sort_by_key(order);
+    Some(then != now.verdict || deciders != of_now)
+}
+
+fn flow_words(explained: &FlowExplained) -> String {
+    let flow = &explained.flow;
+    let what = flow
+        .ends()
+        .map_or("a frame whose headers could not be read".to_owned(), ends_words);
+    let decided = deciders_words(flow.reasons());
+    let mut lines = match flow {
+        LiveRecord::Flow(it) => {
+            let under = match it.decided {
+                Some(generation) => format!("under generation {generation}"),
+                None => "under a generation that is not there any more; this is what stands since".to_owned(),
+            };
+            vec![
+                format!("Flow {}: {what}", it.id),
+                format!(
+                    "  {}, {} old, idle for {}, {} and {} packets",
+                    it.state,
+                    period(it.age_seconds),
+                    period(it.idle_seconds),
+                    it.packets[0],
+                    it.packets[1]
+                ),
+                format!("  allowed {under}: {decided}"),
+            ]
+        }
+        LiveRecord::Drop(it) => {
+            let meaning = DropReason::from_name(&it.reason).map_or("", DropReason::meaning);
+            let mut lines = vec![
+                format!("Drop {}: {what}", it.id),
+                format!(
+                    "  {} ago, {} bytes from port {}, generation {}",
+                    period(it.age_seconds),
+                    it.length,
+                    it.port.as_deref().unwrap_or("-"),
+                    it.generation
+                ),
+                format!("  {}: {meaning}", it.reason),
+            ];
+            if it.audit {
+                lines.push("  it was forwarded all the same: the mode is audit".to_owned());
+            }
+            if !it.reasons.is_empty() {
+                lines.push(format!("  decided by: {decided}"));
+            }
+            lines
+        }
+    };
+    lines.push(String::new());
+    match (&explained.now, &explained.now_unknown) {
+        (Some(now), _) => {
+            let generation = now.generation.unwrap_or(0);
+            lines.push(match explained.differs {
+                Some(true) => format!("NOW, under generation {generation}, it is decided otherwise:"),
+                Some(false) => format!("Now, under generation {generation}, it is decided the same:"),
+                None => format!("What the policies say now, under generation {generation}:"),
+            });
+            lines.push(String::new());
+            lines.join("\n") + &("\n".to_owned() + &render(now, Style::of_stdout()))
+        }
+        (None, why) => {
+            let why = why.as_deref().unwrap_or("control does not say");
+            lines.push(format!("What would be decided now is not known: {why}"));
+            lines.join("\n") + "\n"
+        }
+    }
+}

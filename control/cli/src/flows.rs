@@ -1,0 +1,280 @@
+//! `ringwall flows`: the flows and recent drops of the running dataplane, and who decided about them.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use ringwall_analyse::flow::protocol_name;
+use ringwall_messages::{
+    Connection, DATAPLANE_SOCKET, FlowCursor, FlowFilter, FlowPage, LiveEnds, LiveRecord, Reply, Request,
+    VERSION,
+};
+use ringwall_policy::Decider;
+
+use super::Output;
+
+/// How long the dataplane may take for one part of its answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Arguments of `ringwall flows`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+Drops come first, newest first; then the flows of the table. Each has an id
+that `ringwall explain --flow ID` explains; a flow keeps its id for its life,
+also across a restart. The dataplane remembers the last 4,096 drops and names
+up to 5,000 per second.
+
+DECIDED BY names policy and rule as the snapshot did that decided. As JSON:
+one object per line, with kind (flow or drop), id, src, dst, src_pod, dst_pod,
+protocol, src_port, dst_port, generation and reasons (as in `query`); a flow
+has state, age_seconds, idle_seconds, ports, packets, bytes and decided; a
+drop has reason, audit, age_seconds, port and length.
+
+Examples:
+  ringwall flows --config /etc/ringwall/ringwall.yaml --pod shop/web
+  ringwall flows --config ringwall.yaml --dropped --policy shop/db -o json")]
+pub struct FlowsArgs {
+    /// Configuration file of the running instance
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only with this end: namespace/pod or an address
+    #[arg(long, value_name = "POD|ADDRESS")]
+    pod: Option<String>,
+    /// Only what this policy decided
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    policy: Option<String>,
+    /// Only drops
+    #[arg(long)]
+    dropped: bool,
+    /// Show at most so many; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+}
+
+pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let mut live = Live::connect(&args.config)?;
+    let filter = FlowFilter {
+        id: None,
+        pod: args.pod.clone(),
+        policy: args.policy.clone(),
+        dropped: args.dropped,
+    };
+    let most = if args.limit == 0 { usize::MAX } else { args.limit };
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut shown = 0;
+    let mut rows = Vec::new();
+    let mut cursor = None;
+    let mut unknown = false;
+    loop {
+        let page = live.page(&filter, cursor)?;
+        unknown |= page.unknown_pod;
+        for record in page.records.iter().take(most - shown) {
+            shown += 1;
+            match output {
+                Output::Json => writeln!(out, "{}", serde_json::to_string(record)?)?,
+                Output::Human => rows.push(row(record)),
+            }
+        }
+        cursor = page.next;
+        if cursor.is_none() || shown == most {
+            break;
+        }
+    }
+    if let Some(pod) = args.pod.as_ref().filter(|_| unknown && shown == 0) {
+        bail!(
+            "{pod} is neither an address nor a pod that the policy in force knows (namespace/name), and no flow or drop \
+             names it"
+        );
+    }
+    if output == Output::Human {
+        out.write_all(table(&rows).as_bytes())?;
+        if shown == most {
+            writeln!(out, "The first {most}; --limit shows more.")?;
+        }
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A connection to the running dataplane.
+pub(super) struct Live(Connection);
+
+impl Live {
+    /// Connects to the dataplane of a configuration.
+    ///
+    /// # Errors
+    /// The configuration cannot be read, or nothing runs.
+    pub(super) fn connect(config: &Path) -> anyhow::Result<Self> {
+        let config = ringwall_config::Config::load(config).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let connection = Connection::connect(&config.runtime_dir.join(DATAPLANE_SOCKET))?;
+        connection.set_receive_timeout(Some(PATIENCE))?;
+        connection.set_send_timeout(Some(PATIENCE))?;
+        connection.send(&Request::Hello { version: VERSION }, None)?;
+        match connection.receive::<Reply>()?.message {
+            Reply::Hello { .. } => Ok(Self(connection)),
+            Reply::Error { message } => bail!("the dataplane refuses: {message}"),
+            other => bail!("the dataplane answers something else than hello: {other:?}"),
+        }
+    }
+
+    fn page(&mut self, filter: &FlowFilter, cursor: Option<FlowCursor>) -> anyhow::Result<FlowPage> {
+        let filter = filter.clone();
+        self.0.send(&Request::Flows { filter, cursor }, None)?;
+        match self
+            .0
+            .receive::<Reply>()
+            .context("the dataplane does not say")?
+            .message
+        {
+            Reply::Flows { page } => Ok(*page),
+            Reply::Error { message } => bail!("the dataplane refuses: {message}"),
+            other => bail!("the dataplane answers something else: {other:?}"),
+        }
+    }
+
+    /// A flow or drop by its id; None where there is none, or none any more.
+    ///
+    /// # Errors
+    /// The dataplane does not answer.
+    pub(super) fn find(&mut self, id: &str) -> anyhow::Result<Option<LiveRecord>> {
+        let filter = FlowFilter {
+            id: Some(id.to_owned()),
+            ..FlowFilter::default()
+        };
+        let mut cursor = None;
+        loop {
+            let page = self.page(&filter, cursor)?;
+            if let Some(record) = page.records.into_iter().next() {
+                return Ok(Some(record));
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+const HEAD: [&str; 8] = [
+    "ID",
+    "FROM",
+    "TO",
+    "PROTO",
+    "STATE",
+    "AGE",
+    "PACKETS",
+    "DECIDED BY",
+];
+
+fn row(record: &LiveRecord) -> [String; 8] {
+    let nobody = || ("-".to_owned(), "-".to_owned(), "-".to_owned());
+    let (from, to, protocol) = record.ends().map_or_else(nobody, |ends| {
+        (
+            end(&ends.src_pod, ends.src, ends.src_port),
+            end(&ends.dst_pod, ends.dst, ends.dst_port),
+            protocol_name(ends.protocol),
+        )
+    });
+    let (state, age, packets) = match record {
+        LiveRecord::Flow(flow) => (
+            match &flow.would_drop {
+                Some(reason) => format!("audit {reason}"),
+                None => flow.state.clone(),
+            },
+            flow.age_seconds,
+            format!("{}/{}", flow.packets[0], flow.packets[1]),
+        ),
+        LiveRecord::Drop(drop) => {
+            let how = if drop.audit { "audit" } else { "DROP" };
+            (format!("{how} {}", drop.reason), drop.age_seconds, "-".to_owned())
+        }
+    };
+    [
+        record.id().to_owned(),
+        from,
+        to,
+        protocol,
+        state,
+        period(age),
+        packets,
+        deciders_words(record.reasons()),
+    ]
+}
+
+fn end(pod: &Option<String>, address: std::net::IpAddr, port: Option<u16>) -> String {
+    let name = pod.clone().unwrap_or_else(|| match address {
+        std::net::IpAddr::V6(address) if port.is_some() => format!("[{address}]"),
+        address => address.to_string(),
+    });
+    match port {
+        Some(port) => format!("{name}:{port}"),
+        None => name,
+    }
+}
+
+/// Both ends and the service, in words.
+pub(super) fn ends_words(ends: &LiveEnds) -> String {
+    format!(
+        "{} -> {} {}",
+        end(&ends.src_pod, ends.src, ends.src_port),
+        end(&ends.dst_pod, ends.dst, ends.dst_port),
+        protocol_name(ends.protocol)
+    )
+}
+
+/// Who decided, in words.
+pub(super) fn deciders_words(reasons: &[Decider]) -> String {
+    let words: Vec<String> = reasons
+        .iter()
+        .map(|reason| {
+            let how = match (&reason.policy, reason.rule) {
+                (Some(policy), Some(rule)) => format!("{policy} rule {rule}"),
+                (Some(policy), None) => format!("isolated by {policy}"),
+                (None, _) => reason.effect.clone(),
+            };
+            format!("{} {how}", reason.direction)
+        })
+        .collect();
+    if words.is_empty() {
+        "-".to_owned()
+    } else {
+        words.join(", ")
+    }
+}
+
+/// Seconds in few characters.
+pub(super) fn period(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 10.0 => format!("{seconds:.1}s"),
+        seconds if seconds < 120.0 => format!("{seconds:.0}s"),
+        seconds if seconds < 7200.0 => format!("{:.0}m", seconds / 60.0),
+        seconds => format!("{:.0}h", seconds / 3600.0),
+    }
+}
+
+fn table(rows: &[[String; 8]]) -> String {
+    if rows.is_empty() {
+        return "No flows and no drops.\n".to_owned();
+    }
+    let mut text = String::new();
+    let head = HEAD.map(str::to_owned);
+    let all = || std::iter::once(&head).chain(rows);
+    let width = |column: usize| {
+        let cells = all().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    for row in all() {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,344 @@
+//! The command line. Each command is one variant here and one function in its own module.
+#![forbid(unsafe_code)]
+
+mod check;
+mod compile;
+mod coverage;
+mod diff;
+mod explain;
+mod flows;
+mod gaps;
+mod matrix;
+mod progress;
+mod query;
+mod shell;
+mod span;
+#[cfg(feature = "afxdp")]
+mod status;
+#[cfg(feature = "afxdp")]
+mod upgrade;
+mod verify;
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use ringwall_policy::{Cluster, Settings};
+use ringwall_source::{
+    folder,
+    folder::{Loaded, Severity},
+};
+
+use self::progress::Progress;
+
+/// Kubernetes network firewall: NetworkPolicy enforced by an AF_XDP dataplane.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringwall",
+    version = ringwall_messages::RELEASE,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// How answers are written: for people, or one JSON object per line.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Human)]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Human,
+    /// JSON, one object per line.
+    Json,
+}
+
+/// Every command. To add one: a variant here, an arm in [`Command::run`], a module with one function.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says for each flow whether it passes, and which policy and rule decide
+    Query(query::QueryArgs),
+    /// Shows who can reach whom
+    Matrix(matrix::MatrixArgs),
+    /// Explains step by step why a flow passes or does not, and what would change that
+    Explain(explain::ExplainArgs),
+    /// Checks manifests as strictly as an API server
+    Check(check::CheckArgs),
+    /// Says exactly which flows two folders of manifests decide differently
+    Diff(diff::DiffArgs),
+    /// Compiles manifests to a snapshot file
+    Compile(compile::CompileArgs),
+    /// Shows which pods, namespaces and policies are enforced, and why others are not
+    Coverage(coverage::CoverageArgs),
+    /// Starts the firewall
+    #[cfg(feature = "afxdp")]
+    #[command(after_help = ringwall_process::log::HELP)]
+    Run(ringwall_appliance::supervisor::RunArgs),
+    /// Lists the flows and recent drops of the running firewall, and who decided about them
+    Flows(flows::FlowsArgs),
+    /// Shows what runs, in which generation, and what was dropped
+    #[cfg(feature = "afxdp")]
+    Status(crate::status::StatusArgs),
+    /// Replaces the running processes by those of another version, under traffic
+    #[cfg(feature = "afxdp")]
+    #[command(after_help = crate::upgrade::HELP)]
+    Upgrade(crate::upgrade::UpgradeArgs),
+    /// Takes everything off the machine that ringwall put there
+    #[cfg(feature = "afxdp")]
+    Detach(ringwall_appliance::detach::DetachArgs),
+    /// What this program is, for the supervisor of another one
+    #[cfg(feature = "afxdp")]
+    #[command(hide = true)]
+    About(ringwall_appliance::about::AboutArgs),
+    /// The process that owns the ports; started by `run`
+    #[cfg(feature = "afxdp")]
+    #[command(hide = true)]
+    Dataplane(ringwall_appliance::dataplane::DataplaneArgs),
+    /// The process that owns the policies; started by `run`
+    #[command(hide = true)]
+    Control(ringwall_controller::ControlArgs),
+    /// Prints a completion script for a shell
+    Completions(shell::CompletionsArgs),
+    /// Writes the manual pages into a folder
+    Man(shell::ManArgs),
+}
+
+impl Command {
+    fn run(self, output: Output) -> anyhow::Result<ExitCode> {
+        #[cfg_attr(
+            not(feature = "afxdp"),
+            allow(unused_variables, reason = "only the appliance's commands ask")
+        )]
+        let json = output == Output::Json;
+        match self {
+            Self::Query(args) => query::run(&args, output),
+            Self::Matrix(args) => matrix::run(&args, output),
+            Self::Explain(args) => explain::run(&args, output),
+            Self::Flows(args) => flows::run(&args, output),
+            Self::Check(args) => check::run(&args, output),
+            Self::Diff(args) => diff::run(&args, output),
+            Self::Compile(args) => compile::run(&args, output),
+            Self::Coverage(args) => coverage::run(&args, output),
+            #[cfg(feature = "afxdp")]
+            Self::Run(args) => ringwall_appliance::supervisor::run(&args),
+            #[cfg(feature = "afxdp")]
+            Self::Status(args) => crate::status::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::Upgrade(args) => crate::upgrade::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::About(args) => ringwall_appliance::about::run(&args),
+            #[cfg(feature = "afxdp")]
+            Self::Detach(args) => ringwall_appliance::detach::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::Dataplane(args) => ringwall_appliance::dataplane::run(&args),
+            Self::Control(args) => ringwall_controller::run(&args),
+            Self::Completions(args) => shell::completions(&args),
+            Self::Man(args) => shell::manual(&args),
+        }
+    }
+}
+
+/// Where the offline commands take the cluster from.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ClusterArgs {
+    /// Folder of manifests (.yaml, .yml and .json, read recursively), or one file; - for standard input
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Configuration file to take pod, node and Service networks and unknownEndpoints from
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Pod network besides those of the Nodes and of --config; may be repeated
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    pub pod_cidrs: Vec<ipnet::IpNet>,
+    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    #[arg(long)]
+    pub allow_empty: bool,
+}
+
+impl ClusterArgs {
+    /// What the configuration and the flags say about the cluster.
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let mut settings = match &self.config {
+            None => Settings::default(),
+            Some(file) => {
+                let networks = ringwall_config::Config::load(file)
+                    .map_err(|error| anyhow::anyhow!("{error}"))?
+                    .cluster;
+                Settings {
+                    pod_cidrs: networks.pod_cidrs,
+                    node_cidrs: networks.node_cidrs,
+                    service_cidrs: networks.service_cidrs,
+                    allow_unknown: networks.unknown_endpoints == ringwall_config::UnknownEndpoints::Allow,
+                }
+            }
+        };
+        settings
+            .pod_cidrs
+            .extend(self.pod_cidrs.iter().map(ipnet::IpNet::trunc));
+        Ok(settings)
+    }
+
+    /// The cluster that the manifests describe. Policies that are invalid isolate; standard error says so.
+    fn load(&self) -> anyhow::Result<Cluster> {
+        let settings = self.settings()?;
+        let loaded = {
+            let _progress = Progress::new("reading manifests");
+            folder::load(&self.manifests, &settings)?
+        };
+        for problem in loaded
+            .problems
+            .iter()
+            .filter(|problem| problem.severity == Severity::Error)
+        {
+            eprintln!("ringwall: {problem}");
+        }
+        refuse_nothing(&self.manifests, &loaded, self.allow_empty)?;
+        Ok(loaded.cluster)
+    }
+}
+
+/// Whether an argument means standard input.
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Refuses to read two things from standard input.
+///
+/// # Errors
+/// Both mean standard input.
+fn not_both_stdin(a: (&str, &Path), b: (&str, &Path)) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !(is_stdin(a.1) && is_stdin(b.1)),
+        "{} and {} cannot both be standard input; write one of them to a file",
+        a.0,
+        b.0
+    );
+    Ok(())
+}
+
+/// A folder that says nothing says that everything is allowed, and is most likely not the one that was meant: a pipeline
+/// with a wrong path must not pass.
+///
+/// # Errors
+/// There is no object that policy is about.
+fn refuse_nothing(manifests: &Path, loaded: &Loaded, allowed: bool) -> anyhow::Result<()> {
+    let cluster = &loaded.cluster;
+    let empty = cluster.pods.is_empty()
+        && cluster.policies.is_empty()
+        && cluster.namespaces.is_empty()
+        && cluster.nodes.is_empty()
+        && cluster.unevaluated_kinds.is_empty();
+    let what = match loaded.files {
+        0 => "there is no manifest (.yaml, .yml, .json)",
+        _ => "there is no pod, workload, namespace, node or policy",
+    };
+    anyhow::ensure!(
+        !empty || allowed,
+        "{what} in {}; if that is meant, say --allow-empty",
+        if is_stdin(manifests) {
+            "standard input".into()
+        } else {
+            manifests.to_string_lossy()
+        }
+    );
+    Ok(())
+}
+
+/// `1 pod`, `2 pods`, `2 policies`, `2 classes`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    match (number, what) {
+        (1, what) => format!("1 {what}"),
+        (n, "policy") => format!("{n} policies"),
+        (n, "class" | "address") => format!("{n} {what}es"),
+        (n, what) => format!("{n} {what}s"),
+    }
+}
+
+/// Writes a file beside the wanted one and renames it, so that nobody ever reads half of it. What is no file, such as a
+/// pipe, stays what it is and is written to.
+///
+/// # Errors
+/// It cannot be written; a file that was there before is as it was.
+fn write_whole(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    // A link stays a link.
+    let target = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let write = || {
+        if target.metadata().is_ok_and(|it| !it.is_file()) {
+            return std::fs::write(&target, bytes);
+        }
+        let name = target
+            .file_name()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no name"))?;
+        let mut beside = std::ffi::OsString::from(".");
+        beside.push(name);
+        beside.push(format!(".{}", std::process::id()));
+        let beside = target.with_file_name(beside);
+        let write = || {
+            let mut new = File::create_new(&beside)?;
+            new.write_all(bytes)?;
+            new.sync_all()?;
+            std::fs::rename(&beside, &target)
+        };
+        write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Parses the command line, runs the command, turns its outcome into an exit status: 0 fine, 1 the answer is no,
+/// 2 bad input or usage.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && json_is_asked_for(std::env::args()) => {
+            let text = error.render().to_string();
+            let words = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+            let message = words.collect::<Vec<_>>().join(" ");
+            tell(message.trim_start_matches("error: "), Output::Json);
+            return ExitCode::from(2);
+        }
+        Err(error) => error.exit(),
+    };
+    match cli.command.run(cli.output) {
+        Ok(code) => code,
+        Err(error) => {
+            let gone = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+            // Who reads no further (`| head`) wants no message either.
+            if !error.chain().filter_map(|cause| cause.downcast_ref()).any(gone) {
+                tell(&ringwall_process::whole_message(&error), cli.output);
+            }
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Says why a command could not do its work: to a program on standard output, unless that is what failed.
+fn tell(message: &str, output: Output) {
+    let object = serde_json::json!({ "error": message });
+    if ringwall_process::log::is_json() && output == Output::Human {
+        // All of that stream is JSON.
+        drop(writeln!(io::stderr(), "{object}"));
+    } else if output == Output::Human || writeln!(io::stdout(), "{object}").is_err() {
+        // Where nobody can be told, the exit status has to do.
+        drop(writeln!(io::stderr(), "ringwall: {message}"));
+    }
+}
+
+/// Whether a command line that cannot be understood asks for JSON.
+fn json_is_asked_for(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.take_while(|argument| argument != "--").collect();
+    let joined = |argument: &String| matches!(argument.as_str(), "--output=json" | "-ojson" | "-o=json");
+    let apart = |pair: &[String]| match pair {
+        [option, value] => (option == "-o" || option == "--output") && value == "json",
+        _ => false,
+    };
+    arguments.iter().any(joined) || arguments.windows(2).any(apart)
+}

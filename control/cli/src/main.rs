@@ -1,0 +1,7 @@
+//! The `ringwall` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ringwall::main()
+}

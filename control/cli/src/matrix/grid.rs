@@ -1,0 +1,281 @@
+//! Endpoints that are treated alike, and what is allowed between each two of those groups.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ringwall_analyse::{
+    flow::EndName,
+    judge::{Fate, Judge},
+};
+use ringwall_policy::{Cluster, Pod};
+
+use super::fates;
+use crate::span::Asked;
+
+/// Letters of a short name of several workloads.
+const SHORT: usize = 24;
+
+/// Endpoints that every policy treats alike.
+pub(super) struct Group {
+    /// Namespace, empty for addresses outside.
+    pub(super) namespace: String,
+    pub(super) members: Vec<EndName>,
+    /// Names of the workloads that the members belong to.
+    pub(super) workloads: BTreeSet<String>,
+}
+
+impl Group {
+    /// Short enough to stand beside a row: the workloads that fit, how many more there are, and how many endpoints.
+    pub(super) fn short_name(&self) -> String {
+        match self.members.len() {
+            1 => self.short_workloads(),
+            members => format!("{} \u{d7}{members}", self.short_workloads()),
+        }
+    }
+
+    fn short_workloads(&self) -> String {
+        let mut short = String::new();
+        for (place, name) in self.workloads.iter().enumerate() {
+            if place > 0 && short.len() + name.len() > SHORT {
+                return format!("{short} +{}", self.workloads.len() - place);
+            }
+            short.push_str(if place > 0 { ", " } else { "" });
+            short.push_str(name);
+        }
+        short
+    }
+
+    /// All of it in words.
+    pub(super) fn long_name(&self) -> String {
+        let names: Vec<&str> = self.workloads.iter().map(String::as_str).collect();
+        let place = if self.namespace.is_empty() {
+            "outside".to_owned()
+        } else {
+            self.namespace.clone()
+        };
+        match self.members.len() {
+            1 => format!("{place}/{}", names.join(", ")),
+            members => format!("{place}/{} ({members} endpoints)", names.join(", ")),
+        }
+    }
+}
+
+/// What one group may send to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cell {
+    /// They have no address family in common.
+    Apart,
+    /// One endpoint, to itself.
+    Itself,
+    /// All that was asked about.
+    All,
+    /// Nothing of it.
+    Nothing,
+    /// All of it depends on addresses that nobody knows.
+    Depends,
+    /// What [`Grid::marks`] has at this place.
+    Some(usize),
+}
+
+/// Every group to every group.
+pub(super) struct Grid {
+    pub(super) groups: Vec<Group>,
+    /// By source, then destination.
+    pub(super) cells: Vec<Vec<Cell>>,
+    /// What is allowed where it is neither all nor nothing, in the order of first appearance: ports in words, with a
+    /// question mark where it depends.
+    pub(super) marks: Vec<Vec<String>>,
+}
+
+impl Grid {
+    /// Asks about every two groups.
+    ///
+    /// # Errors
+    /// The snapshot contradicts itself.
+    pub(super) fn of(
+        cluster: &Cluster,
+        judge: &Judge,
+        asked: &Asked,
+        groups: Vec<Group>,
+    ) -> Result<Self, String> {
+        let mut marks: Vec<Vec<String>> = Vec::new();
+        let mut places: BTreeMap<Vec<String>, usize> = BTreeMap::new();
+        let mut cells = Vec::with_capacity(groups.len());
+        for src in &groups {
+            let mut row = Vec::with_capacity(groups.len());
+            for dst in &groups {
+                let Some((from, to)) = ends(cluster, src, dst) else {
+                    row.push(Cell::Itself);
+                    continue;
+                };
+                row.push(match fates(cluster, judge, asked, from, to)? {
+                    None => Cell::Apart,
+                    Some(fates) if fates.iter().all(|it| *it == Fate::Allow) => Cell::All,
+                    Some(fates) if fates.iter().all(|it| *it == Fate::Deny) => Cell::Nothing,
+                    Some(fates) if fates.iter().all(|it| *it == Fate::Depends) => Cell::Depends,
+                    Some(fates) => {
+                        let that = |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
+                        let words = |wanted| match that(wanted) {
+                            some if some.contains(&true) => asked.words(&some),
+                            _ => Vec::new(),
+                        };
+                        let mut words_of = words(Fate::Allow);
+                        words_of.extend(words(Fate::Depends).into_iter().map(|word| format!("{word}?")));
+                        Cell::Some(*places.entry(words_of.clone()).or_insert_with(|| {
+                            marks.push(words_of);
+                            marks.len() - 1
+                        }))
+                    }
+                });
+            }
+            cells.push(row);
+        }
+        Ok(Self { groups, cells, marks })
+    }
+
+    /// Whether some cell depends on addresses that nobody knows.
+    pub(super) fn depends(&self) -> bool {
+        let marked = self.marks.iter().flatten().any(|word| word.ends_with('?'));
+        marked || self.cells.iter().flatten().any(|cell| *cell == Cell::Depends)
+    }
+
+    /// What a cell stands for, in words.
+    pub(super) fn words(&self, cell: Cell) -> String {
+        match cell {
+            Cell::Apart => "no address family in common".to_owned(),
+            Cell::Itself => "itself".to_owned(),
+            Cell::All => "everything".to_owned(),
+            Cell::Nothing => "nothing".to_owned(),
+            Cell::Depends => "depends on the address that a pod will have".to_owned(),
+            Cell::Some(mark) => self
+                .marks
+                .get(mark)
+                .map(|words| words.join(", "))
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// Who stands for two groups; None for one endpoint and itself.
+fn ends<'a>(cluster: &Cluster, src: &'a Group, dst: &'a Group) -> Option<(&'a EndName, &'a EndName)> {
+    let (from, to) = (src.members.first()?, dst.members.first()?);
+    if !std::ptr::eq(src, dst) {
+        return Some((from, to));
+    }
+    match dst.members.get(1) {
+        Some(other) => Some((from, other)),
+        // A template stands for several pods.
+        None => is_template(cluster, from).then_some((from, to)),
+    }
+}
+
+fn is_template(cluster: &Cluster, name: &EndName) -> bool {
+    matches!(name, EndName::Pod(key) if cluster.pods.get(key).is_some_and(|pod| pod.template_of.is_some()))
+}
+
+/// The groups, by namespace, then in the order of their first member; addresses last. `namespaces` are the ones to show;
+/// all where empty.
+pub(super) fn groups(
+    cluster: &Cluster,
+    judge: &Judge,
+    external: &[IpAddr],
+    namespaces: &[String],
+) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut by_class = BTreeMap::new();
+    // Which node a pod is on matters to nodes alone.
+    let with_node = external.iter().any(|address| {
+        let name = EndName::Address(address.to_canonical());
+        judge
+            .ends(cluster, &name, &name)
+            .is_ok_and(|(end, _)| judge.is_node(&end))
+    });
+    for (key, pod) in &cluster.pods {
+        let shown = namespaces.is_empty() || namespaces.contains(&key.namespace);
+        if pod.host_network || pod.finished || !shown {
+            continue;
+        }
+        let name = EndName::Pod(key.clone());
+        // A pod whose address has gone to another has no part in anything.
+        let Ok((end, _)) = judge.ends(cluster, &name, &name) else {
+            continue;
+        };
+        // A block may tell two pods apart over one family alone.
+        let over = |address: &IpAddr| {
+            let name = EndName::Address(*address);
+            let ends = judge.ends(cluster, &name, &name).ok();
+            (
+                address.is_ipv4(),
+                ends.map(|(end, _)| judge.class(&end, with_node)),
+            )
+        };
+        let addresses: Vec<_> = pod.addresses.iter().map(over).collect();
+        // Templates stand for several pods and pods for one: they differ towards themselves.
+        let class = (
+            key.namespace.clone(),
+            judge.class(&end, with_node),
+            pod.template_of.is_some(),
+            addresses,
+        );
+        let index = *by_class.entry(class).or_insert_with(|| {
+            groups.push(Group {
+                namespace: key.namespace.clone(),
+                members: Vec::new(),
+                workloads: BTreeSet::new(),
+            });
+            groups.len() - 1
+        });
+        if let Some(group) = groups.get_mut(index) {
+            group.members.push(name);
+            group.workloads.insert(workload(pod));
+        }
+    }
+    tell_apart(&mut groups);
+    for address in external {
+        let address = address.to_canonical();
+        groups.push(Group {
+            namespace: String::new(),
+            members: vec![EndName::Address(address)],
+            workloads: BTreeSet::from([address.to_string()]),
+        });
+    }
+    groups
+}
+
+/// Pods of one workload may be treated differently (a canary): alone in its row, one goes by its own name.
+fn tell_apart(groups: &mut [Group]) {
+    let mut taken: BTreeMap<(String, BTreeSet<String>), usize> = BTreeMap::new();
+    for group in groups.iter() {
+        *taken
+            .entry((group.namespace.clone(), group.workloads.clone()))
+            .or_default() += 1;
+    }
+    for group in groups {
+        let rows = taken.get(&(group.namespace.clone(), group.workloads.clone()));
+        if let ([EndName::Pod(only)], Some(2..)) = (group.members.as_slice(), rows) {
+            group.workloads = BTreeSet::from([only.name.clone()]);
+        }
+    }
+}
+
+/// The name of the workload that a pod belongs to, from the labels that the controllers put on their pods; else its own.
+fn workload(pod: &Pod) -> String {
+    let name = pod.key.name.as_str();
+    let label = |key: &str| pod.labels.get(key).map(String::as_str);
+    let before = |hash: &str| name.find(&format!("-{hash}")).map(|end| &name[..end]);
+    let found = if let Some(hash) = label("pod-template-hash") {
+        before(hash)
+    } else if label("statefulset.kubernetes.io/pod-name") == Some(name) {
+        name.rsplit_once('-').map(|(set, _)| set)
+    } else if let Some(job) = label("batch.kubernetes.io/job-name") {
+        Some(job)
+    } else if label("controller-revision-hash").is_some() {
+        // Of a DaemonSet: five random characters.
+        name.rsplit_once('-').map(|(set, _)| set)
+    } else {
+        None
+    };
+    found.filter(|found| !found.is_empty()).unwrap_or(name).to_owned()
+}

@@ -1,0 +1,205 @@
+//! `ringwall query`: one verdict per flow, through the compiled snapshot.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use ringwall_analyse::{
+    flow,
+    flow::Flow,
+    judge::{Answer, Direction, End, Fate, Judge, depends_words},
+};
+use ringwall_policy::Cluster;
+use serde_json::json;
+
+use super::{
+    ClusterArgs, Output,
+    gaps::{Gaps, invalid_words},
+};
+
+/// Arguments of `ringwall query`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+Each flow is a JSON object on a line of its own (or one JSON array of them):
+
+  {\"src\":\"shop/web-0\",\"dst\":\"10.1.2.3\",\"protocol\":\"TCP\",\"dst_port\":5432}
+  {\"src\":\"192.0.2.7\",\"dst\":\"shop/web-0\",\"protocol\":\"ICMP\",\"icmp_type\":8}
+
+src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP,
+ICMPv6 or a number. The answer repeats these keys and adds src_ip, dst_ip,
+verdict, ingress, egress and reasons. A flow that cannot be answered gives
+{\"error\":...} in its place, and exit status 2 at the end.
+
+A verdict is allow, deny or depends. It depends where the manifests do not say
+which address a pod or workload will have and an ipBlock holds a part of the pod
+network; depends_on names those whose address decides, and the reason with the
+effect depends the rule. --pod-cidr says where pods' addresses are.
+
+Examples:
+  ringwall query --manifests ./cluster --flows flows.jsonl -o json
+  ringwall query --manifests ./cluster --flows - < flows.jsonl")]
+pub struct QueryArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// File of flows, one JSON object per line; - for standard input
+    #[arg(long, value_name = "FILE")]
+    flows: PathBuf,
+}
+
+pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> {
+    super::not_both_stdin(("--manifests", &args.cluster.manifests), ("--flows", &args.flows))?;
+    let cluster = args.cluster.load()?;
+    let judge = Judge::new(&cluster)?;
+    let mut asker = Asker {
+        cluster: &cluster,
+        judge: &judge,
+        gaps: Gaps::of(&cluster),
+        output,
+        failed: false,
+    };
+    asker.answer_all(&args.flows, io::BufWriter::new(io::stdout().lock()))?;
+    Ok(if asker.failed {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+struct Asker<'a> {
+    cluster: &'a Cluster,
+    judge: &'a Judge,
+    gaps: Gaps<'a>,
+    output: Output,
+    /// Whether some flow could not be answered.
+    failed: bool,
+}
+
+impl Asker<'_> {
+    fn answer_all(&mut self, from: &Path, mut out: impl Write) -> anyhow::Result<()> {
+        flow::each(from, |text, waits| {
+            writeln!(out, "{}", self.answer(text))?;
+            // Who asks one flow at a time waits for its answer.
+            if waits { out.flush() } else { Ok(()) }
+        })?;
+        Ok(out.flush()?)
+    }
+
+    fn answer(&mut self, text: &str) -> String {
+        let answered = Flow::read(text).and_then(|flow| {
+            let (src, dst) = self.judge.ends(self.cluster, &flow.src, &flow.dst)?;
+            let answer = self.judge.judge(&src, &dst, flow.service)?;
+            Ok((flow, src, dst, answer))
+        });
+        match (answered, self.output) {
+            (Ok((flow, src, dst, answer)), Output::Json) => self.json(&flow, &src, &dst, &answer),
+            (Ok((flow, src, dst, answer)), Output::Human) => self.words(&flow, &src, &dst, &answer),
+            (Err(error), output) => {
+                self.failed = true;
+                match output {
+                    Output::Json => json!({ "error": error }).to_string(),
+                    Output::Human => format!("error  {error}"),
+                }
+            }
+        }
+    }
+
+    /// The input's own words, then ours.
+    fn json(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
+        let mut ours = json!({
+            "src_ip": src.address,
+            "dst_ip": dst.address,
+            "verdict": answer.fate().word(),
+            "ingress": answer.ingress.word(),
+            "egress": answer.egress.word(),
+            "reasons": answer.reasons,
+        });
+        let depends_on = answer.depends_on(&flow.src, &flow.dst);
+        if !depends_on.is_empty() {
+            let names: Vec<String> = depends_on.iter().map(ToString::to_string).collect();
+            ours["depends_on"] = json!(names);
+        }
+        if !self.cluster.unevaluated_kinds.is_empty() {
+            ours["incomplete"] = json!(self.cluster.unevaluated_kinds);
+        }
+        let invalid = self
+            .gaps
+            .invalid_at(self.judge, [(&flow.src, src), (&flow.dst, dst)]);
+        if !invalid.is_empty() {
+            ours["invalid"] = json!(invalid);
+        }
+        let mut line = String::from("{");
+        for (key, value) in &flow.verbatim.0 {
+            line.push_str(&format!("{}:{},", json!(key), value.get()));
+        }
+        let ours = ours.to_string();
+        line.push_str(ours.strip_prefix('{').unwrap_or(&ours));
+        line
+    }
+
+    fn words(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
+        let end = |name: &flow::EndName, end: &End| match (name, end.address) {
+            (flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
+            (name, _) => name.to_string(),
+        };
+        let mut line = format!(
+            "{:<5}  {} -> {} {}",
+            answer.fate().word(),
+            end(&flow.src, src),
+            end(&flow.dst, dst),
+            flow.service
+        );
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let (name, fate) = match direction {
+                Direction::Egress => ("egress", answer.egress),
+                Direction::Ingress => ("ingress", answer.ingress),
+            };
+            line.push_str(&format!("\n         {name:<7} {:<5}  ", fate.word()));
+            let why: Vec<String> = answer
+                .reasons
+                .iter()
+                .filter(|reason| reason.direction == direction)
+                .map(|reason| match (&reason.policy, reason.rule) {
+                    (Some(policy), Some(rule)) if fate == Fate::Depends => {
+                        format!("{policy}, rule {rule}, may hold its address")
+                    }
+                    (Some(policy), Some(rule)) => format!("{policy}, rule {rule}"),
+                    (Some(policy), None) => format!("isolated by {policy}"),
+                    (None, _) => match reason.effect {
+                        "open" => "no policy applies".to_owned(),
+                        "self" => "its own address".to_owned(),
+                        "node" => "pod and its own node".to_owned(),
+                        "unknown" => "an address of the pod network that nobody owns".to_owned(),
+                        other => other.to_owned(),
+                    },
+                })
+                .collect();
+            line.push_str(&why.join("; "));
+        }
+        let depends_on = answer.depends_on(&flow.src, &flow.dst);
+        if !depends_on.is_empty() {
+            line.push_str(&format!("\n         {}", depends_words(&depends_on)));
+        }
+        if !self.cluster.unevaluated_kinds.is_empty() {
+            let kinds: Vec<&str> = self
+                .cluster
+                .unevaluated_kinds
+                .iter()
+                .map(String::as_str)
+                .collect();
+            line.push_str(&format!(
+                "\n         incomplete: {} not evaluated",
+                kinds.join(", ")
+            ));
+        }
+        let invalid = self
+            .gaps
+            .invalid_at(self.judge, [(&flow.src, src), (&flow.dst, dst)]);
+        let invalid: Vec<String> = invalid.into_iter().collect();
+        if let Some(words) = invalid_words(&invalid) {
+            line.push_str(&format!("\n         {words}"));
+        }
+        line
+    }
+}

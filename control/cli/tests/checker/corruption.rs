@@ -1,0 +1,124 @@
+//! Whatever is changed in an image and changes an answer is found.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ringwall_dataplane::classify::{
+    DirectionVerdict, Identity, IdentityKind, L4, NodeExemption, Provenance, Snapshot,
+};
+use ringwall_prove::Checker;
+
+use crate::{
+    forge::{Forged, SECTIONS},
+    generate::{self, Flow, Place},
+    random::Random,
+};
+
+fn identity(snapshot: &Snapshot, place: &Place) -> Option<(Identity, bool)> {
+    match place {
+        Place::Address(address) => Some((snapshot.identify((*address).into()), false)),
+        Place::Name(key) => {
+            let endpoint = snapshot.find_endpoint(&key.namespace, &key.name)?;
+            Some((endpoint.identity, endpoint.template))
+        }
+    }
+}
+
+fn who(snapshot: &Snapshot, identity: &Identity) -> String {
+    match identity.kind {
+        IdentityKind::Pod => match snapshot.endpoint(identity.endpoint) {
+            Some(endpoint) => format!("{}/{}", endpoint.namespace, endpoint.name),
+            None => "a pod without a name".to_owned(),
+        },
+        IdentityKind::Node => format!("{:?}", snapshot.node_name(identity.node)),
+        kind => format!("{kind:?}"),
+    }
+}
+
+fn why(snapshot: &Snapshot, verdict: DirectionVerdict) -> String {
+    let words = match snapshot.provenance(verdict.provenance) {
+        None => String::new(),
+        Some(Provenance::Rule { policy, rule }) => format!("{policy:?} {rule}"),
+        Some(Provenance::Isolating(policies)) => format!("{policies:?}"),
+    };
+    format!("{} {:?} {words}", verdict.allow, verdict.effect)
+}
+
+/// All that a snapshot says about a flow.
+fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
+    let (Some((src, template)), Some((dst, _))) =
+        (identity(snapshot, &flow.src), identity(snapshot, &flow.dst))
+    else {
+        return "nobody".to_owned();
+    };
+    let same = flow.src == flow.dst && !template;
+    let l4 = L4::of(flow.protocol, flow.port);
+    let mut words = format!("{} {}", who(snapshot, &src), who(snapshot, &dst));
+    for trust in [NodeExemption::Trusted, NodeExemption::Untrusted] {
+        let told = snapshot.judge_ends(&src, &dst, same, l4, trust);
+        words.push_str(&why(snapshot, told.ingress));
+        words.push_str(&why(snapshot, told.egress));
+    }
+    words
+}
+
+/// Flows that can be: of one family.
+fn flows(cluster: &ringwall_policy::Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
+    let mut flows = generate::flows(cluster, random, count);
+    flows.retain(|flow| match (&flow.src, &flow.dst) {
+        (Place::Address(src), Place::Address(dst)) => src.is_ipv4() == dst.is_ipv4(),
+        _ => true,
+    });
+    flows
+}
+
+#[test]
+fn corruptions_that_change_an_answer_are_found() {
+    let mut counts: BTreeMap<&str, [u32; 3]> = BTreeMap::new();
+    for seed in crate::seeds(25) {
+        let mut random = Random::new(seed);
+        let cluster = generate::cluster(&mut random);
+        let image = crate::Compiled::of(&cluster);
+        let flows = flows(&cluster, &mut random, 2500);
+        let right: Vec<String> = flows.iter().map(|flow| answer(&image.snapshot, flow)).collect();
+        let original = Forged::of(&image.image.bytes);
+        for round in 0..SECTIONS.len() * 4 {
+            let section = round % SECTIONS.len();
+            let mut forged = original.clone();
+            if !forged.change(section, &mut random) {
+                continue;
+            }
+            let bytes = forged.sealed();
+            if bytes == image.image.bytes {
+                continue;
+            }
+            let count = counts.entry(SECTIONS[section]).or_default();
+            let Ok(snapshot) = Snapshot::open(&bytes) else {
+                count[0] += 1;
+                continue;
+            };
+            let snapshot = Arc::new(snapshot);
+            let changed = flows
+                .iter()
+                .zip(&right)
+                .find(|(flow, right)| answer(&snapshot, flow) != **right);
+            let found = Checker::new().full(&cluster, &snapshot);
+            match (changed, found) {
+                (Some((flow, _)), Ok(_)) => panic!(
+                    "seed {seed}, {}: not found: {flow:?} was {}, is {}",
+                    SECTIONS[section],
+                    answer(&image.snapshot, flow),
+                    answer(&snapshot, flow)
+                ),
+                (Some(_), Err(difference)) => {
+                    crate::confirm::confirm(&cluster, &difference);
+                    count[1] += 1;
+                }
+                (None, _) => count[2] += 1,
+            }
+        }
+    }
+    let words = "refused, found, without an answer that any of the flows sees";
+    println!("{words}: {counts:#?}");
+    let found = counts.values().filter(|count| count[1] > 0).count();
+    assert!(found >= 15, "{found} tables: {words}: {counts:#?}");
+}

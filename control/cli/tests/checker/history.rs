@@ -1,0 +1,481 @@
+//! Clusters in motion: one state after the other, compiled by one compiler, proven by one checker.
+
+use std::sync::Arc;
+
+use ringwall_compile::{Budget, Compiler, EpochKey};
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{Generation, L4, NodeExemption, Snapshot},
+};
+use ringwall_policy::{Cluster, Object};
+use ringwall_prove::{Checker, Difference};
+use ringwall_source::decode::decode;
+use ringwall_testbed::synthetic::{EventKind, Spec, Synthetic};
+
+use crate::{generate, mistakes, mutate, random::Random};
+
+/// A pod, policy or namespace more, less, replaced or changed; seldom anything else.
+fn event(cluster: &Cluster, random: &mut Random) -> Cluster {
+    let mut next = cluster.clone();
+    let other = generate::cluster(random);
+    let keys: Vec<_> = cluster.pods.keys().cloned().collect();
+    match random.below(20) {
+        0 => next = mutate::step(cluster, random),
+        1 | 2 => {
+            let policies: Vec<_> = other.policies.values().collect();
+            if !policies.is_empty() {
+                let policy: ringwall_policy::NetworkPolicy = (***random.one(&policies)).clone();
+                next.insert(Object::NetworkPolicy(policy));
+            }
+        }
+        3 => {
+            let policies: Vec<_> = cluster.policies.keys().cloned().collect();
+            if !policies.is_empty() {
+                next.policies.remove(random.one(&policies));
+            }
+        }
+        4 => {
+            let namespaces: Vec<_> = other.namespaces.values().collect();
+            let namespace: ringwall_policy::Namespace = (***random.one(&namespaces)).clone();
+            if random.percent(25) {
+                next.namespaces.remove(&namespace.name);
+            } else {
+                next.insert(Object::Namespace(namespace));
+            }
+        }
+        5..=9 => {
+            if !keys.is_empty() {
+                next.pods.remove(random.one(&keys));
+            }
+        }
+        _ => {
+            let pods: Vec<_> = other.pods.values().collect();
+            if !pods.is_empty() {
+                let mut pod: ringwall_policy::Pod = (***random.one(&pods)).clone();
+                pod.key.name = format!("p{}", random.below(20));
+                next.insert(Object::Pod(pod));
+            }
+        }
+    }
+    next
+}
+
+/// Whether a proof failed for flows that would go on.
+fn is_about_epochs<T>(proof: &Result<T, Box<Difference>>) -> bool {
+    let would = "flows would go on";
+    proof
+        .as_ref()
+        .is_err_and(|difference| difference.what.contains(would))
+}
+
+fn update(compiler: &mut Compiler, cluster: &Cluster, generation: u64) -> Arc<Snapshot> {
+    let compiled = compiler
+        .update(cluster, Generation(generation))
+        .expect("the cluster compiles");
+    Arc::new(Snapshot::from_image(&compiled.image))
+}
+
+#[test]
+fn successors_are_proven_from_what_differs() {
+    let (mut carried, mut with_policies, mut whole) = (0, 0, 0);
+    for seed in crate::seeds(40) {
+        let mut random = Random::new(seed);
+        let mut cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        let mut last = Cluster::default();
+        for generation in 1..25 {
+            let snapshot = update(&mut compiler, &cluster, generation);
+            let report = checker.changed(&cluster, &snapshot);
+            let report =
+                report.unwrap_or_else(|difference| panic!("seed {seed}, {generation}: {difference}"));
+            let same_policies =
+                (&last.policies, &last.namespaces) == (&cluster.policies, &cluster.namespaces);
+            match (report.whole, same_policies) {
+                (true, _) => whole += 1,
+                (false, true) => carried += 1,
+                (false, false) => with_policies += 1,
+            }
+            last = cluster.clone();
+            cluster = event(&cluster, &mut random);
+        }
+    }
+    println!("{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole");
+    assert!(
+        carried > 300 && with_policies > 50,
+        "{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole"
+    );
+}
+
+/// A compiler that has compiled the state before correctly reads the next one wrongly: what a whole proof finds, the
+/// proof of what changed finds too, whatever they share.
+#[test]
+fn successors_with_a_mistake_are_found() {
+    let all: Vec<_> = mutate::MISTAKES.iter().chain(mistakes::MISTAKES).collect();
+    let (mut wrong, mut right, mut carried) = (0, 0, 0);
+    for seed in crate::seeds(150) {
+        let mut random = Random::new(seed);
+        let cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        let first = update(&mut compiler, &cluster, 1);
+        assert!(checker.changed(&cluster, &first).is_ok());
+        let next = event(&cluster, &mut random);
+        let mut misread = next.clone();
+        if random.percent(50) {
+            let (_, mistake) = random.one(&all);
+            mistake(&mut misread);
+        } else {
+            // It missed the event, or heard of another one.
+            misread = if random.percent(50) {
+                cluster.clone()
+            } else {
+                event(&cluster, &mut random)
+            };
+        }
+        let second = update(&mut compiler, &misread, 2);
+        let whole = Checker::new().full(&next, &second);
+        let changed = checker.changed(&next, &second);
+        if is_about_epochs(&changed) {
+            // A snapshot by itself is not wrong about them.
+            continue;
+        }
+        assert_eq!(
+            whole.is_ok(),
+            changed.is_ok(),
+            "seed {seed}: whole {whole:?}, changed {changed:?}"
+        );
+        match changed {
+            Ok(report) => {
+                right += 1;
+                carried += u32::from(!report.whole);
+            }
+            Err(difference) => {
+                wrong += 1;
+                crate::confirm::confirm(&next, &difference);
+                // Nothing is carried over from a refused snapshot.
+                let again = update(&mut compiler, &next, 3);
+                let report = checker.changed(&next, &again).expect("the right one is proven");
+                assert!(report.whole);
+            }
+        }
+    }
+    assert!(
+        wrong > 40 && right > 20 && carried > 10,
+        "{wrong} wrong, {right} right, {carried} carried over"
+    );
+}
+
+#[test]
+fn the_rolling_pass_sees_everything_in_steps() {
+    let cluster = (0..)
+        .map(|seed| generate::cluster(&mut Random::new(seed)))
+        .find(|cluster| cluster.pods.len() >= 10 && cluster.policies.len() >= 5)
+        .expect("a large one");
+    let snapshot = crate::snapshot(&cluster);
+    let mut checker = Checker::new();
+    assert_eq!(
+        checker.step(std::time::Duration::ZERO).unwrap(),
+        ringwall_prove::Progress::Idle
+    );
+    let report = checker.full(&cluster, &snapshot).unwrap();
+    let mut steps = 0;
+    let rolled = loop {
+        steps += 1;
+        match checker.step(std::time::Duration::ZERO).unwrap() {
+            ringwall_prove::Progress::Done(report) => break report,
+            progress => assert_eq!(progress, ringwall_prove::Progress::Working),
+        }
+    };
+    assert!(steps > 10, "{steps} steps");
+    let counts =
+        |report: ringwall_prove::Report| (report.classes, report.pairs, report.addresses, report.questions);
+    assert_eq!(counts(rolled), counts(report));
+    // A wrong snapshot is found there as well.
+    let mut misread = cluster.clone();
+    misread.pods.clear();
+    checker.look_at(&cluster, &crate::snapshot(&misread));
+    let found = (0..10_000).any(|_| checker.step(std::time::Duration::ZERO).is_err());
+    assert!(found);
+}
+
+fn decoded(object: &serde_json::Value) -> Object {
+    decode(object).expect("it decodes").remove(0).object
+}
+
+/// Larger clusters, whose tables grow, shrink and are hashed anew: a snapshot that is one event late or early is found
+/// exactly when a whole proof finds it.
+#[test]
+fn late_and_early_snapshots_are_found() {
+    let mut spec = Spec::sized(15, 60, 4);
+    spec.dual_stack = true;
+    spec.named = 0.4;
+    spec.blocks = 0.4;
+    spec.excepts = 0.7;
+    spec.churn.namespace = 0.05;
+    spec.churn.policy = 0.2;
+    let mut synthetic = Synthetic::new(spec).expect("the sizes fit");
+    let mut cluster = Cluster::default();
+    for object in synthetic.objects() {
+        cluster.insert(decoded(&object));
+    }
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    let mut snapshot = update(&mut compiler, &cluster, 1);
+    let mut honest = Checker::new();
+    honest.full(&cluster, &snapshot).expect("it is proven");
+    let (mut found, mut carried, mut epochs) = (0, 0, 0);
+    for generation in 2..32 {
+        let event = synthetic.churn();
+        let mut next = cluster.clone();
+        let object = decoded(&event.object);
+        if event.kind == EventKind::Deleted {
+            next.remove(&object.reference().expect("it is an object"));
+        } else {
+            next.insert(object);
+        }
+        let successor = update(&mut compiler, &next, generation);
+        let report = honest.changed(&next, &successor).expect("it is proven");
+        carried += u32::from(!report.whole);
+        for (objects, tables) in [(&next, &snapshot), (&cluster, &successor)] {
+            let mut checker = Checker::new();
+            checker.full(&cluster, &snapshot).expect("it is proven");
+            let changed = checker.changed(objects, tables);
+            let whole = Checker::new().full(objects, tables);
+            if is_about_epochs(&changed) {
+                epochs += 1;
+                continue;
+            }
+            assert_eq!(
+                changed.is_ok(),
+                whole.is_ok(),
+                "{generation}, {} {}: changed {changed:?}, whole {whole:?}",
+                event.kind.word(),
+                event.object["metadata"]["name"]
+            );
+            if let Err(difference) = changed {
+                found += 1;
+                crate::confirm::confirm(objects, &difference);
+            }
+        }
+        (cluster, snapshot) = (next, successor);
+    }
+    assert!(
+        found + epochs > 15 && found > 5 && carried > 15,
+        "{found} found, {carried} carried over"
+    );
+}
+
+/// Nodes that come, go, get other addresses and networks: what is carried over is right, and a compiler that missed the event
+/// is found exactly when a whole proof finds it.
+#[test]
+fn nodes_are_carried_over() {
+    let (mut carried, mut whole_proofs, mut found) = (0, 0, 0);
+    for seed in crate::seeds(60) {
+        let mut random = Random::new(seed);
+        let mut cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let mut checker = Checker::new();
+        let mut snapshot = update(&mut compiler, &cluster, 1);
+        checker.changed(&cluster, &snapshot).expect("it is proven");
+        for generation in 2..12 {
+            let next = node_event(&cluster, &mut random);
+            // As if the compiler had not heard of it.
+            let mut deaf = Checker::new();
+            deaf.full(&cluster, &snapshot).expect("it is proven");
+            let late = deaf.changed(&next, &snapshot);
+            let whole = Checker::new().full(&next, &snapshot);
+            if !is_about_epochs(&late) {
+                assert_eq!(
+                    late.is_ok(),
+                    whole.is_ok(),
+                    "seed {seed}, {generation}: changed {late:?}, whole {whole:?}"
+                );
+            }
+            found += u32::from(late.is_err());
+
+            cluster = next;
+            snapshot = update(&mut compiler, &cluster, generation);
+            let report = checker.changed(&cluster, &snapshot);
+            let report =
+                report.unwrap_or_else(|difference| panic!("seed {seed}, {generation}: {difference}"));
+            if report.whole {
+                whole_proofs += 1;
+            } else {
+                carried += 1;
+            }
+        }
+    }
+    println!("{carried} carried over, {whole_proofs} whole, {found} found");
+    assert!(
+        carried > 3 * whole_proofs && found > 50,
+        "{carried} carried over, {whole_proofs} whole, {found} found"
+    );
+}
+
+fn node_event(cluster: &Cluster, random: &mut Random) -> Cluster {
+    let mut next = cluster.clone();
+    let names: Vec<String> = cluster.nodes.keys().cloned().collect();
+    let mut node = match random.below(4) {
+        0 if !names.is_empty() => {
+            next.nodes.remove(random.one(&names));
+            return next;
+        }
+        1 | 2 if !names.is_empty() => (*cluster.nodes[random.one(&names)]).clone(),
+        _ => ringwall_policy::Node {
+            name: format!("new-{}", random.below(5)),
+            addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+        },
+    };
+    // Addresses that others have, too: of pods, of other nodes, of nobody.
+    let pods = cluster
+        .pods
+        .values()
+        .flat_map(|pod| pod.addresses.iter().copied());
+    let nodes = cluster
+        .nodes
+        .values()
+        .flat_map(|node| node.addresses.iter().copied());
+    let mut addresses: Vec<_> = pods.chain(nodes).collect();
+    addresses.push(std::net::IpAddr::from([192, 0, 2, random.below(4) as u8]));
+    node.addresses = (0..random.below(3)).map(|_| *random.one(&addresses)).collect();
+    node.addresses.sort_unstable();
+    node.addresses.dedup();
+    let networks = ["10.0.0.0/24", "10.9.0.0/24", "192.0.2.0/30", "fd00:9::/64"];
+    node.pod_cidrs = (0..random.below(3))
+        .map(|_| random.one(&networks).parse().expect("a network"))
+        .collect();
+    next.insert(Object::Node(node));
+    next
+}
+
+/// A compiler that changes what decides and leaves the epochs of pods as they were: flows that it revokes would go on. Found
+/// by the proof of what differs, and by a whole one of tables that were laid out anew.
+#[test]
+fn epochs_that_stay_are_found() {
+    let (mut wrong, mut found, mut carried, mut whole) = (0, [0, 0], 0, 0);
+    for seed in crate::seeds(300) {
+        let mut random = Random::new(seed);
+        let cluster = generate::cluster(&mut random);
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let first = update(&mut compiler, &cluster, 1);
+        let next = revoking(&cluster, &mut random);
+        let mut from_nothing = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        for (anew, compiler) in [&mut compiler, &mut from_nothing].into_iter().enumerate() {
+            let second = update(compiler, &next, 2);
+            let mut checker = Checker::new();
+            checker.full(&cluster, &first).expect("it is proven");
+            checker.changed(&next, &second).expect("its epochs are right");
+            let forged = with_epochs_of(&first, &second, &next);
+            let stale = stale_flow(&cluster, &first, &forged);
+            let mut checker = Checker::new();
+            checker.full(&cluster, &first).expect("it is proven");
+            let proof = checker.changed(&next, &forged);
+            match &proof {
+                Ok(report) => {
+                    assert!(stale.is_none(), "seed {seed}: not found: {stale:?}");
+                    whole += u32::from(report.whole);
+                    carried += u32::from(!report.whole);
+                }
+                Err(difference) => {
+                    assert!(is_about_epochs(&proof), "seed {seed}: {difference}");
+                    found[anew] += 1;
+                }
+            }
+            wrong += u32::from(stale.is_some());
+        }
+    }
+    println!("{wrong} wrong, {found:?} found, {carried} carried over, {whole} whole");
+    assert!(
+        wrong > 60 && found[0] > 15 && found[1] > 30 && carried > 20 && whole > 100,
+        "{wrong} wrong, {found:?} found, {carried} carried over, {whole} whole"
+    );
+}
+
+/// The second snapshot, whose pods have the epochs that they had in the first one.
+fn with_epochs_of(first: &Snapshot, second: &Snapshot, cluster: &Cluster) -> Arc<Snapshot> {
+    let mut stay = std::collections::HashMap::new();
+    for key in cluster.pods.keys() {
+        let find = |snapshot: &Snapshot| {
+            let found = snapshot.find_endpoint(&key.namespace, &key.name);
+            found.map(|endpoint| endpoint.identity.epoch)
+        };
+        if let (Some(before), Some(after)) = (find(first), find(second)) {
+            stay.insert(after, before);
+        }
+    }
+    let mut forged = crate::forge::Forged::of(&second.image().to_bytes());
+    forged.epochs(|epoch| stay.get(&epoch).copied());
+    Arc::new(Snapshot::open(&forged.sealed()).expect("the image opens"))
+}
+
+/// A policy less, or a pod with the labels of another one; seldom anything else.
+fn revoking(cluster: &Cluster, random: &mut Random) -> Cluster {
+    let mut next = cluster.clone();
+    let (policies, pods): (Vec<_>, Vec<_>) = (
+        cluster.policies.keys().cloned().collect(),
+        cluster.pods.values().cloned().collect(),
+    );
+    match random.below(4) {
+        0 | 1 if !policies.is_empty() => drop(next.policies.remove(random.one(&policies))),
+        2 if !pods.is_empty() => {
+            let mut pod = (**random.one(&pods)).clone();
+            pod.labels = random.one(&pods).labels.clone();
+            next.insert(Object::Pod(pod));
+        }
+        _ => return event(cluster, random),
+    }
+    next
+}
+
+/// Two addresses whose epochs stay and between whom something else passes.
+fn stale_flow(
+    cluster: &Cluster,
+    before: &Snapshot,
+    after: &Snapshot,
+) -> Option<(std::net::IpAddr, std::net::IpAddr)> {
+    let pods = cluster
+        .pods
+        .values()
+        .flat_map(|pod| pod.addresses.iter().copied());
+    let mut addresses: Vec<_> = pods.collect();
+    addresses.extend([
+        std::net::IpAddr::from([192, 0, 2, 7]),
+        std::net::IpAddr::from([10, 200, 0, 1]),
+    ]);
+    let services = [
+        L4::Port {
+            protocol: 6,
+            port: 80,
+        },
+        L4::Port {
+            protocol: 6,
+            port: 443,
+        },
+        L4::Port {
+            protocol: 17,
+            port: 53,
+        },
+        L4::NoPort { protocol: 47 },
+    ];
+    let passes = |snapshot: &Snapshot, src, dst, l4| {
+        let (src, dst): (Addr, Addr) = (std::net::IpAddr::into(src), std::net::IpAddr::into(dst));
+        let (a, b) = (snapshot.identify(src), snapshot.identify(dst));
+        let told = snapshot.judge_ends(&a, &b, false, l4, NodeExemption::Untrusted);
+        (a.epoch, b.epoch, told.ingress.allow && told.egress.allow)
+    };
+    for src in &addresses {
+        for dst in addresses
+            .iter()
+            .filter(|dst| *dst != src && dst.is_ipv4() == src.is_ipv4())
+        {
+            for l4 in services {
+                let (old, new) = (passes(before, *src, *dst, l4), passes(after, *src, *dst, l4));
+                if (old.0, old.1) == (new.0, new.1) && old.2 != new.2 {
+                    return Some((*src, *dst));
+                }
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,420 @@
+//! Random clusters, and flows at their borders.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use ringwall_policy::{
+    Cluster, Fault, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object,
+    ObjectKey, Operator, Peer, Pod, PortMatch, Protocol, Requirement, Rule, Selector, Settings,
+};
+
+use crate::random::Random;
+
+const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+const NODES: [&str; 4] = ["n1", "n2", "n3", "unlisted"];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+const PORT_NAMES: [&str; 3] = ["http", "dns", "http2"];
+const PORTS: [u16; 8] = [1, 53, 80, 81, 82, 8080, 65534, 65535];
+
+fn v4(d: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, d))
+}
+
+fn v6(last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last))
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a network")
+}
+
+pub(crate) fn cluster(random: &mut Random) -> Cluster {
+    let mut cluster = Cluster::default();
+    for name in NAMESPACES {
+        let mut labels = labels(random, &["team", "env"], &["x", "y", ""]);
+        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+        cluster.insert(Object::Namespace(Namespace {
+            name: name.to_owned(),
+            labels,
+            terminating: random.percent(5),
+        }));
+    }
+    let nodes: [(&str, &[&str], &[&str]); 3] = [
+        (
+            "n1",
+            &["192.168.0.1", "10.0.0.1", "fd01::1"],
+            &["10.0.0.0/29", "fd00::/125"],
+        ),
+        (
+            "n2",
+            &["192.168.0.2", "10.0.0.9", "fd01::2"],
+            &["10.0.0.8/29", "fd00::8/125"],
+        ),
+        ("n3", &["192.168.0.2", "192.168.0.3"], &[]),
+    ];
+    for (name, addresses, pod_cidrs) in nodes {
+        if random.percent(75) {
+            cluster.insert(Object::Node(Node {
+                name: name.to_owned(),
+                addresses: addresses
+                    .iter()
+                    .map(|address| address.parse().expect("an address"))
+                    .collect(),
+                pod_cidrs: pod_cidrs.iter().map(|text| net(text)).collect(),
+            }));
+        }
+    }
+    for number in 0..random.below(14) {
+        let pod = pod(random, number);
+        cluster.insert(Object::Pod(pod));
+    }
+    for number in 0..random.below(8) {
+        let policy = policy(random, number);
+        cluster.insert(Object::NetworkPolicy(policy));
+    }
+    cluster.settings = Settings {
+        pod_cidrs: if random.percent(50) {
+            vec![net("10.1.0.0/30")]
+        } else {
+            Vec::new()
+        },
+        node_cidrs: Vec::new(),
+        service_cidrs: match random.below(3) {
+            0 => Vec::new(),
+            1 => vec![net("10.2.0.0/30"), net("fd02::/126")],
+            _ => vec![net("10.0.0.4/30")],
+        },
+        allow_unknown: random.percent(30),
+    };
+    cluster
+}
+
+pub(crate) fn labels(random: &mut Random, keys: &[&str], values: &[&str]) -> Labels {
+    let mut labels = Labels::new();
+    for key in keys {
+        if random.percent(60) {
+            labels.insert((*key).to_owned(), (*random.one(values)).to_owned());
+        }
+    }
+    labels
+}
+
+pub(crate) fn pod(random: &mut Random, number: usize) -> Pod {
+    let host_network = random.percent(12);
+    let template_of = random.percent(10).then(|| "Deployment".to_owned());
+    let mut addresses = Vec::new();
+    if template_of.is_none() && random.percent(93) {
+        if random.percent(80) {
+            addresses.push(v4(random.below(16) as u8));
+        }
+        if random.percent(40) {
+            addresses.push(v6(random.below(12) as u16));
+        }
+        if random.percent(5) {
+            addresses.push("172.16.0.1".parse().expect("an address")); // outside of every pod network
+        }
+    }
+    if host_network && random.percent(80) {
+        addresses = vec![
+            (*random.one(&["192.168.0.1", "192.168.0.7", "10.0.0.9"]))
+                .parse()
+                .expect("an address"),
+        ];
+    }
+    let mut named_ports = Vec::new();
+    for _ in 0..random.below(4) {
+        named_ports.push(NamedPort {
+            name: (*random.one(&PORT_NAMES)).to_owned(),
+            protocol: *random.one(&PROTOCOLS),
+            number: *random.one(&PORTS),
+        });
+    }
+    // One namespace was never seen.
+    let namespace = *random.one(&["a", "a", "b", "b", "c", "unseen"]);
+    Pod {
+        key: ObjectKey {
+            namespace: namespace.to_owned(),
+            name: format!("p{number}"),
+        },
+        uid: if random.percent(50) {
+            String::new()
+        } else {
+            format!("uid-{}", random.below(4))
+        },
+        created: random.percent(60).then(|| random.below(3) as i64),
+        labels: labels(random, &["app", "tier", "hash"], &["web", "db", ""]),
+        addresses,
+        node: random.percent(80).then(|| (*random.one(&NODES)).to_owned()),
+        host_network,
+        finished: random.percent(12),
+        terminating: random.percent(20),
+        named_ports,
+        template_of,
+    }
+}
+
+pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
+    let faults = if random.percent(8) {
+        vec![Fault {
+            path: "spec".to_owned(),
+            message: "wrong".to_owned(),
+        }]
+    } else {
+        Vec::new()
+    };
+    let valid = faults.is_empty();
+    let direction = |random: &mut Random| {
+        let rules = if valid { random.below(4) } else { 0 };
+        random
+            .percent(65)
+            .then(|| (0..rules).map(|_| rule(random)).collect())
+    };
+    NetworkPolicy {
+        key: ObjectKey {
+            namespace: (*random.one(&NAMESPACES)).to_owned(),
+            name: format!("policy{number}"),
+        },
+        uid: String::new(),
+        subjects: selector(random, &["app", "tier"], &["web", "db", ""], 45),
+        ingress: direction(random),
+        egress: direction(random),
+        types_written: false,
+        faults,
+    }
+}
+
+fn selector(random: &mut Random, keys: &[&str], values: &[&str], empty: usize) -> Selector {
+    let mut requirements = Vec::new();
+    if !random.percent(empty) {
+        for _ in 0..1 + random.below(2) {
+            let mut some = BTreeSet::new();
+            for _ in 0..1 + random.below(2) {
+                some.insert((*random.one(values)).to_owned());
+            }
+            if random.percent(5) {
+                some = BTreeSet::from(["nobody".to_owned()]);
+            }
+            requirements.push(Requirement {
+                key: (*random.one(keys)).to_owned(),
+                operator: match random.below(5) {
+                    0 | 1 => Operator::In(some),
+                    2 => Operator::NotIn(some),
+                    3 => Operator::Exists,
+                    _ => Operator::DoesNotExist,
+                },
+            });
+        }
+    }
+    Selector { requirements }
+}
+
+fn rule(random: &mut Random) -> Rule {
+    Rule {
+        peers: random.percent(75).then(|| {
+            let count = if random.percent(4) { 0 } else { 1 + random.below(3) };
+            (0..count).map(|_| peer(random)).collect()
+        }),
+        ports: random.percent(65).then(|| {
+            let count = if random.percent(4) { 0 } else { 1 + random.below(3) };
+            (0..count).map(|_| port(random)).collect()
+        }),
+    }
+}
+
+fn peer(random: &mut Random) -> Peer {
+    if random.percent(50) {
+        let namespaces = random.percent(60).then(|| {
+            if random.percent(30) {
+                let name = BTreeSet::from([(*random.one(&NAMESPACES)).to_owned()]);
+                let requirement = Requirement {
+                    key: NAMESPACE_NAME_LABEL.to_owned(),
+                    operator: Operator::In(name),
+                };
+                return Selector {
+                    requirements: vec![requirement],
+                };
+            }
+            selector(random, &["team", "env"], &["x", "y", ""], 30)
+        });
+        return Peer::Pods {
+            namespaces,
+            pods: selector(random, &["app", "tier"], &["web", "db", ""], 40),
+        };
+    }
+    let cidr = block(random);
+    let mut except = Vec::new();
+    for _ in 0..random.below(3) {
+        // Inside the block: an address of it, and a longer prefix.
+        let longest = cidr.max_prefix_len();
+        if cidr.prefix_len() == longest {
+            break;
+        }
+        let length = cidr.prefix_len() + 1 + random.below(usize::from(longest - cidr.prefix_len())) as u8;
+        let inside = std::iter::repeat_with(|| address(random))
+            .take(8)
+            .find(|address| cidr.contains(address));
+        let inside = inside.unwrap_or(cidr.network());
+        except.push(IpNet::new(inside, length).expect("a prefix").trunc());
+    }
+    Peer::Block { cidr, except }
+}
+
+fn address(random: &mut Random) -> IpAddr {
+    match random.below(8) {
+        0..=3 => v4(random.below(16) as u8),
+        4 => v6(random.below(16) as u16),
+        5 => (*random.one(&["192.168.0.1", "192.168.0.2", "192.168.0.7", "10.2.0.1"]))
+            .parse()
+            .expect("an address"),
+        6 => (*random.one(&["8.8.8.8", "9.9.9.9", "255.255.255.255", "0.0.0.0"]))
+            .parse()
+            .expect("an address"),
+        _ => (*random.one(&[
+            "2001:db8::1",
+            "fd01::1",
+            "fd02::1",
+            "::",
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ]))
+        .parse()
+        .expect("an address"),
+    }
+}
+
+fn block(random: &mut Random) -> IpNet {
+    let address = address(random);
+    let longest: u8 = if address.is_ipv4() { 32 } else { 128 };
+    let length = match random.below(6) {
+        0 => 0,
+        1 => longest,
+        2 => random.below(usize::from(longest)) as u8,
+        _ => longest - random.below(9) as u8,
+    };
+    IpNet::new(address, length).expect("a prefix").trunc()
+}
+
+fn port(random: &mut Random) -> PortMatch {
+    let protocol = *random.one(&PROTOCOLS);
+    match random.below(5) {
+        0 => PortMatch::All(protocol),
+        1 | 2 => {
+            let (a, b) = (*random.one(&PORTS), *random.one(&PORTS));
+            let (lo, hi) = if random.percent(50) {
+                (a, a)
+            } else {
+                (a.min(b), a.max(b))
+            };
+            PortMatch::Range { protocol, lo, hi }
+        }
+        _ => PortMatch::Named {
+            protocol,
+            name: (*random.one(&PORT_NAMES)).to_owned(),
+        },
+    }
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Address(IpAddr),
+    Name(ObjectKey),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Flow {
+    pub src: Place,
+    pub dst: Place,
+    pub protocol: u8,
+    /// None: no port, or not readable.
+    pub port: Option<u16>,
+}
+
+/// Flows between addresses at the borders of everything in the cluster, at the borders of its port ranges.
+pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
+    let mut places = BTreeSet::new();
+    let mut pods = Vec::new();
+    for pod in cluster.pods.values() {
+        pods.push(Place::Name(pod.key.clone()));
+        pods.extend(pod.addresses.iter().copied().map(Place::Address));
+    }
+    for node in cluster.nodes.values() {
+        places.extend(node.addresses.iter().copied().map(Place::Address));
+    }
+    let mut nets: Vec<IpNet> = cluster
+        .nodes
+        .values()
+        .flat_map(|node| node.pod_cidrs.clone())
+        .collect();
+    nets.extend(&cluster.settings.pod_cidrs);
+    nets.extend(&cluster.settings.service_cidrs);
+    let mut ports = BTreeSet::from([0, 1, 79, 80, 65535]);
+    for rule in cluster
+        .policies
+        .values()
+        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten())
+    {
+        for peer in rule.peers.iter().flatten() {
+            if let Peer::Block { cidr, except } = peer {
+                nets.push(*cidr);
+                nets.extend(except);
+            }
+        }
+        for port in rule.ports.iter().flatten() {
+            if let PortMatch::Range { lo, hi, .. } = port {
+                ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
+            }
+        }
+    }
+    for port in cluster.pods.values().flat_map(|pod| &pod.named_ports) {
+        ports.insert(port.number);
+    }
+    for net in nets {
+        let ends: Vec<IpAddr> = match net {
+            IpNet::V4(net) => {
+                let (first, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+                [first.saturating_sub(1), first, last, last.saturating_add(1)]
+                    .map(|address| IpAddr::V4(Ipv4Addr::from(address)))
+                    .to_vec()
+            }
+            IpNet::V6(net) => {
+                let (first, last) = (u128::from(net.network()), u128::from(net.broadcast()));
+                [first.saturating_sub(1), first, last, last.saturating_add(1)]
+                    .map(|address| IpAddr::V6(Ipv6Addr::from(address)))
+                    .to_vec()
+            }
+        };
+        places.extend(ends.into_iter().map(Place::Address));
+    }
+    for _ in 0..4 {
+        places.insert(Place::Address(address(random)));
+    }
+    // The packet path and the sources have no IPv6 addresses that stand for IPv4 ones.
+    places.retain(|place| !matches!(place, Place::Address(address) if address.to_canonical() != *address));
+    let places: Vec<Place> = places.into_iter().collect();
+    let ports: Vec<u16> = ports.into_iter().collect();
+    let end = |random: &mut Random| {
+        if !pods.is_empty() && random.percent(65) {
+            random.one(&pods).clone()
+        } else {
+            random.one(&places).clone()
+        }
+    };
+    (0..count)
+        .map(|_| {
+            let protocol = *random.one(&[6, 6, 6, 17, 17, 132, 1, 58, 47]);
+            let port = match protocol {
+                6 | 17 | 132 if !random.percent(8) => Some(*random.one(&ports)),
+                _ => None,
+            };
+            Flow {
+                src: end(random),
+                dst: end(random),
+                protocol,
+                port,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,419 @@
+//! `ringwall explain`: steps that agree with snapshot and reference, changes that turn verdicts round, and the words.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
+#![allow(unreachable_pub, dead_code, reason = "shares the generator of another test")]
+
+mod command;
+mod figures;
+#[path = "../compile_vs_reference/generate.rs"]
+mod generate;
+#[path = "../ran/mod.rs"]
+mod ran;
+#[path = "../compile_vs_reference/random.rs"]
+mod random;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use generate::{Flow, Place, cluster, flows};
+use random::Random;
+use ringwall_analyse::explain::{
+    Change, ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes,
+};
+use ringwall_evaluate::{End, Identity, Service, identify, judge, named};
+use ringwall_policy::{Cluster, ObjectKey, Operator, Pod, Requirement};
+
+fn clusters(default: u64) -> std::ops::Range<u64> {
+    if let Ok(seed) = std::env::var("SEED") {
+        let seed = seed.parse().expect("SEED is a number");
+        return seed..seed + 1;
+    }
+    let count = std::env::var("CLUSTERS").map(|count| count.parse().expect("CLUSTERS is a number"));
+    0..count.unwrap_or(default)
+}
+
+fn end<'a>(cluster: &'a Cluster, place: &Place) -> Option<End<'a>> {
+    match place {
+        Place::Address(address) => Some(identify(cluster, *address)),
+        Place::Name(key) => named(cluster, key),
+    }
+}
+
+fn ends<'a>(cluster: &'a Cluster, flow: &Flow) -> Option<(End<'a>, End<'a>)> {
+    end(cluster, &flow.src).zip(end(cluster, &flow.dst))
+}
+
+fn service(flow: &Flow) -> Service {
+    Service {
+        protocol: flow.protocol,
+        port: flow.port,
+    }
+}
+
+/// The steps agree with snapshot and reference, or there would be an error; and every kind of step occurs.
+#[test]
+fn steps_agree_with_snapshot_and_reference_on_random_clusters() {
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in clusters(40) {
+        let mut random = Random::new(seed);
+        let mut cluster = cluster(&mut random);
+        // In some, nearly nobody's address is known yet.
+        if seed % 3 == 0 {
+            for pod in cluster.pods.values().cloned().collect::<Vec<_>>() {
+                if !random.percent(20) {
+                    let addresses = Vec::new();
+                    let pod = ringwall_policy::Pod {
+                        addresses,
+                        ..(*pod).clone()
+                    };
+                    cluster.insert(ringwall_policy::Object::Pod(pod));
+                }
+            }
+        }
+        let explainer = Explainer::new(&cluster).unwrap();
+        for flow in flows(&cluster, &mut random, 60) {
+            let say = |place: &Place| match place {
+                Place::Address(address) => address.to_string(),
+                Place::Name(key) => key.to_string(),
+            };
+            let port = match (flow.protocol, flow.port) {
+                (6 | 17 | 132, None) => continue,
+                (protocol, Some(port)) => format!("{port}/{protocol}"),
+                (protocol, None) => format!("ip/{protocol}"),
+            };
+            let question = Question::read(&say(&flow.src), &say(&flow.dst), &port).unwrap();
+            let explanation = match explainer.explain(&question) {
+                Ok(explanation) => explanation,
+                Err(ExplainError::End(_)) => continue,
+                Err(error @ ExplainError::Contradiction { .. }) => panic!("seed {seed}: {error}"),
+            };
+            let json = serde_json::to_string(&explanation).unwrap();
+            assert_eq!(
+                serde_json::from_str::<ringwall_analyse::explain::report::Explanation>(&json).unwrap(),
+                explanation
+            );
+            let both = [&explanation.egress, &explanation.ingress];
+            let any = |word| both.iter().any(|side| side.verdict == word);
+            let worst = [Word::Deny, Word::Depends].into_iter().find(|word| any(*word));
+            assert_eq!(worst.unwrap_or(Word::Allow), explanation.verdict);
+            assert_eq!(
+                explanation.verdict == Word::Depends,
+                !explanation.depends_on.is_empty()
+            );
+            for side in both {
+                *seen.entry(format!("effect {}", side.effect)).or_default() += 1;
+                for rule in side.policies.iter().flat_map(|policy| &policy.rules) {
+                    let how = rule.failed_at.clone().unwrap_or("matches".to_owned());
+                    *seen.entry(format!("rule {how}")).or_default() += 1;
+                    for entry in rule.peers.iter().chain(&rule.ports).flatten() {
+                        assert_eq!(entry.matches, entry.why.is_none());
+                        for part in WORDS {
+                            let found = entry.why.as_ref().is_some_and(|why| why.contains(part));
+                            *seen.entry((*part).to_owned()).or_default() += u64::from(found);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let rare: Vec<_> = seen.iter().filter(|(_, count)| **count < 3).collect();
+    assert!(
+        rare.is_empty() && seen.len() == 7 + 3 + WORDS.len(),
+        "asked too little: {seen:#?}"
+    );
+}
+
+/// One of each condition that can fail.
+const WORDS: &[&str] = &[
+    "and a",
+    "selectors match pods",
+    "the policy's own namespace",
+    "namespaceSelector wants",
+    "podSelector wants",
+    "has no label",
+    "has no address",
+    "the other address family",
+    "is outside of it",
+    "is in its except",
+    "has no port",
+    "is another protocol",
+    "is another port",
+    "defines no port names",
+    "defines no port of that name",
+    "defines that name for",
+    "that name is port",
+];
+
+/// Each change does what it says, its effects are counted right, and where there is none it is
+/// said why.
+#[test]
+fn changes_turn_verdicts_round_and_their_effects_are_counted() {
+    let (mut kinds, mut none, mut counted, mut effects) =
+        (BTreeMap::new(), BTreeMap::new(), 0, BTreeSet::new());
+    for seed in clusters(40) {
+        let mut random = Random::new(seed);
+        let cluster = cluster(&mut random);
+        for flow in flows(&cluster, &mut random, 16) {
+            let Some((src, dst)) = ends(&cluster, &flow) else {
+                continue;
+            };
+            let allowed = judge(&cluster, &src, &dst, service(&flow)).allow();
+            let changes = match smallest_changes(&cluster, &src, &dst, service(&flow)) {
+                Found::Changes(changes) => changes,
+                Found::None(why) => {
+                    assert!(
+                        reason_holds(&why, &cluster, &src, &dst, allowed),
+                        "seed {seed}, {flow:?}: {why}"
+                    );
+                    let kind: String = why.split_whitespace().take(5).collect::<Vec<_>>().join(" ");
+                    *none.entry(kind).or_insert(0) += 1;
+                    continue;
+                }
+            };
+            assert!((1..=3).contains(&changes.len()));
+            let order = |change: &Change| (!change.side_effects.exact, change.side_effects.pairs);
+            assert!(changes.windows(2).all(|pair| order(&pair[0]) <= order(&pair[1])));
+            for (nth, change) in changes.iter().enumerate() {
+                let holds = |other: &Change| other.edits.iter().all(|edit| change.edits.contains(edit));
+                assert!(
+                    !changes[..nth].iter().any(holds),
+                    "seed {seed}, {flow:?}: more than it takes"
+                );
+            }
+            for change in &changes {
+                let changed = change.applied(&cluster);
+                assert!(
+                    nobody_is_let_out(&cluster, &changed),
+                    "seed {seed}, {flow:?}: {:?}",
+                    change.edits
+                );
+                let (src, dst) = ends(&changed, &flow).unwrap();
+                assert_ne!(
+                    judge(&changed, &src, &dst, service(&flow)).allow(),
+                    allowed,
+                    "seed {seed}, {flow:?}: {:?}",
+                    change.edits
+                );
+                for edit in &change.edits {
+                    let word: String = format!("{edit:?}")
+                        .chars()
+                        .take_while(|it| it.is_alphabetic())
+                        .collect();
+                    *kinds.entry(word).or_insert(0) += 1;
+                }
+            }
+            // Counting by hand takes long: a part of them.
+            let change = &changes[0];
+            if random.percent(12) {
+                assert!(change.side_effects.exact);
+                let by_hand = pairs_changed(&cluster, &change.applied(&cluster), &flow);
+                assert_eq!(
+                    change.side_effects.pairs, by_hand,
+                    "seed {seed}, {flow:?}: {:?}",
+                    change.edits
+                );
+                counted += 1;
+                effects.insert(by_hand);
+            }
+        }
+    }
+    if std::env::var("SEED").is_ok() {
+        return;
+    }
+    for kind in [
+        "Label",
+        "AddPeer",
+        "AddPort",
+        "AddRule",
+        "AddExcept",
+        "AddPolicy",
+        "RemovePeer",
+        "RemovePort",
+        "RemoveRule",
+        "RemoveExcept",
+        "RemovePolicy",
+    ] {
+        assert!(kinds.contains_key(kind), "no {kind} among {kinds:?}");
+    }
+    assert!(none.len() >= 4, "{none:?}");
+    assert!(
+        counted > 20 && effects.len() > 4,
+        "{counted} counted: {effects:?}"
+    );
+}
+
+/// Whether every pod that some policy isolates still is isolated, and every pod has the labels that it had.
+fn nobody_is_let_out(before: &Cluster, after: &Cluster) -> bool {
+    let isolated = |cluster: &Cluster, key: &ObjectKey| {
+        let pod = &cluster.pods[key];
+        let selecting = cluster.policies.values().filter(|policy| {
+            policy.key.namespace == key.namespace
+                && policy
+                    .subjects
+                    .requirements
+                    .iter()
+                    .all(|it| meets(it, &pod.labels))
+        });
+        let (mut ingress, mut egress) = (false, false);
+        for policy in selecting {
+            ingress |= policy.ingress.is_some();
+            egress |= policy.egress.is_some();
+        }
+        [ingress, egress]
+    };
+    before.pods.iter().all(|(key, pod)| {
+        let [a, b] = [isolated(before, key), isolated(after, key)];
+        let labels = &after.pods[key].labels;
+        let kept = pod
+            .labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value));
+        kept && a.iter().zip(b).all(|(before, after)| !before || after)
+    })
+}
+
+fn meets(requirement: &Requirement, labels: &ringwall_policy::Labels) -> bool {
+    let value = labels.get(&requirement.key);
+    match &requirement.operator {
+        Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+        Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+        Operator::Exists => value.is_some(),
+        Operator::DoesNotExist => value.is_none(),
+    }
+}
+
+/// Whether it is true that nothing can be done.
+fn reason_holds(why: &str, cluster: &Cluster, src: &End<'_>, dst: &End<'_>, allowed: bool) -> bool {
+    let is_pod = |end: &End<'_>| matches!(end.identity, Identity::Pod(_));
+    if why.contains("own address") {
+        allowed && src.address == dst.address && is_pod(src)
+    } else if why.contains("hosts it") {
+        allowed && is_pod(src) != is_pod(dst)
+    } else if why.contains("nobody known") {
+        let unknown = [src, dst].iter().any(|end| end.identity == Identity::Unknown);
+        !allowed && unknown && !cluster.settings.allow_unknown
+    } else if why.contains("neither end") {
+        allowed && !is_pod(src) && !is_pod(dst)
+    } else {
+        false
+    }
+}
+
+/// Pairs of endpoints, apart from the flow's own, between which anything changes: every pair, one by one.
+fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
+    let (asked_src, asked_dst) = ends(before, flow).unwrap();
+    let name = |end: &End<'_>| match end.identity {
+        Identity::Pod(pod) => pod.key.to_string(),
+        _ => format!("{:?}", end.address),
+    };
+    let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+    for pod in before.pods.values() {
+        if is_endpoint(before, pod) {
+            let mut all: Vec<Place> = pod.addresses.iter().copied().map(Place::Address).collect();
+            if all.is_empty() {
+                all.push(Place::Name(pod.key.clone()));
+            }
+            places.insert(pod.key.to_string(), all);
+        }
+    }
+    for (end, place) in [(&asked_src, &flow.src), (&asked_dst, &flow.dst)] {
+        if !matches!(end.identity, Identity::Pod(_)) {
+            places.insert(name(end), vec![place.clone()]);
+        }
+    }
+    let mut services = vec![(1, None)];
+    for protocol in [6, 17, 132] {
+        let ports = [
+            0, 1, 2, 52, 53, 54, 79, 80, 81, 82, 83, 8079, 8080, 8081, 65533, 65534, 65535,
+        ];
+        services.extend(ports.map(|port| (protocol, Some(port))));
+        services.extend(flow.port.map(|port| (protocol, Some(port))));
+    }
+    let mut pairs = 0;
+    for (src, from) in &places {
+        for (dst, to) in &places {
+            if (src, dst) == (&name(&asked_src), &name(&asked_dst)) {
+                continue;
+            }
+            let template = before
+                .pods
+                .get(&key(src))
+                .is_some_and(|pod| pod.template_of.is_some());
+            if src == dst && !template {
+                continue;
+            }
+            let Some((from, to)) = common(from, to) else {
+                continue;
+            };
+            let answer = |cluster: &Cluster, (protocol, port): (u8, Option<u16>)| {
+                let (src, dst) = (end(cluster, &from).unwrap(), end(cluster, &to).unwrap());
+                judge(cluster, &src, &dst, Service { protocol, port }).allow()
+            };
+            pairs += u64::from(
+                services
+                    .iter()
+                    .any(|it| answer(before, *it) != answer(after, *it)),
+            );
+        }
+    }
+    pairs
+}
+
+fn key(name: &str) -> ObjectKey {
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    ObjectKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// One place of each, of one family: IPv4 where there is a choice.
+fn common(from: &[Place], to: &[Place]) -> Option<(Place, Place)> {
+    let of = |places: &[Place], v4: bool| {
+        places
+            .iter()
+            .find(|place| match place {
+                Place::Address(address) => address.is_ipv4() == v4,
+                Place::Name(_) => true,
+            })
+            .cloned()
+    };
+    [true, false]
+        .into_iter()
+        .find_map(|v4| of(from, v4).zip(of(to, v4)))
+}
+
+fn is_endpoint(cluster: &Cluster, pod: &Pod) -> bool {
+    let owns = |address: &IpAddr| matches!(identify(cluster, *address).identity, Identity::Pod(owner) if owner.key == pod.key);
+    !pod.host_network
+        && !pod.finished
+        && cluster.namespaces.contains_key(&pod.key.namespace)
+        && pod.addresses.iter().all(owns)
+}
+
+/// Applying a step to a state where what it names is not there changes nothing and does not fail.
+#[test]
+fn a_step_that_does_not_fit_changes_nothing() {
+    for seed in 0..30 {
+        let mut random = Random::new(seed);
+        let cluster = cluster(&mut random);
+        for flow in flows(&cluster, &mut random, 6) {
+            let Some((src, dst)) = ends(&cluster, &flow) else {
+                continue;
+            };
+            let Found::Changes(changes) = smallest_changes(&cluster, &src, &dst, service(&flow)) else {
+                continue;
+            };
+            for edit in changes.iter().flat_map(|change| &change.edits) {
+                let mut empty = Cluster::default();
+                edit.apply(&mut empty);
+                assert_eq!(
+                    empty == Cluster::default(),
+                    !matches!(edit, Edit::AddPolicy(_)),
+                    "{edit:?}"
+                );
+            }
+        }
+    }
+}

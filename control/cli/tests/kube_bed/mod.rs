@@ -1,0 +1,193 @@
+//! A source that reads an API server of the testbed, and everything that it hands on.
+#![allow(clippy::unwrap_used, clippy::panic, dead_code, missing_docs, unreachable_pub)] // each test takes what it needs
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use ringwall_messages::SourceStatus;
+use ringwall_policy::{Cluster, Settings};
+use ringwall_source::{
+    feed::Feed,
+    kube::{Access, Timing, start},
+};
+use ringwall_testbed::api_server::{ApiServer, NAMESPACES, NETWORK_POLICIES, NODES, PODS, Resource};
+use serde_json::{Value, json};
+
+pub const KINDS: [Resource; 4] = [NAMESPACES, NODES, PODS, NETWORK_POLICIES];
+
+/// Long enough for a loaded machine; nothing waits for it when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn quick() -> Timing {
+    Timing {
+        list_timeout: Duration::from_secs(5),
+        backoff_first: Duration::from_millis(10),
+        backoff_most: Duration::from_millis(50),
+        ..Timing::default()
+    }
+}
+
+pub fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}, "status": {"phase": "Active"}})
+}
+
+pub fn node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+    })
+}
+
+pub fn pod(namespace: &str, name: &str, ip: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80, "name": "http"}]}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "192.0.2.1"},
+    })
+}
+
+pub fn policy(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]},
+    })
+}
+
+/// Every state that a feed handed on.
+#[derive(Clone, Default)]
+pub struct Recorder(pub Arc<Mutex<Vec<Cluster>>>);
+
+impl Recorder {
+    pub fn states(&self) -> Vec<Cluster> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn pods(&self) -> BTreeSet<Vec<String>> {
+        self.states().iter().map(pods_of).collect()
+    }
+}
+
+pub struct Bed {
+    pub server: ApiServer,
+    pub kubeconfig: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Bed {
+    /// A server with one object of each kind.
+    pub fn new() -> Self {
+        let server = ApiServer::start().unwrap();
+        server.apply(namespace("a"));
+        server.apply(node("n1"));
+        server.apply(pod("a", "p1", "10.0.0.11"));
+        server.apply(policy("a", "deny"));
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = dir.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, server.kubeconfig("secret")).unwrap();
+        Self {
+            server,
+            kubeconfig,
+            _dir: dir,
+        }
+    }
+
+    pub async fn start(&self, timing: Timing) -> Running {
+        let access = Access::Kubeconfig {
+            file: self.kubeconfig.clone(),
+            context: None,
+        };
+        Running::new(start(&access, Settings::default(), timing, None).await.unwrap())
+    }
+}
+
+pub struct Running {
+    pub feed: Feed,
+    pub recorder: Recorder,
+}
+
+impl Running {
+    pub fn new(feed: Feed) -> Self {
+        let recorder = Recorder::default();
+        let (record, mut states) = (recorder.clone(), feed.states.clone());
+        tokio::spawn(async move {
+            states.mark_changed();
+            while states.changed().await.is_ok() {
+                if let Some(state) = states.borrow_and_update().clone() {
+                    record.0.lock().unwrap().push(state.cluster.clone());
+                }
+            }
+        });
+        Self { feed, recorder }
+    }
+
+    pub fn health(&self) -> SourceStatus {
+        self.feed.health.status()
+    }
+
+    pub fn latest(&self) -> Option<Cluster> {
+        self.feed
+            .states
+            .borrow()
+            .as_ref()
+            .map(|state| state.cluster.clone())
+    }
+
+    /// Waits for a state that is as wanted.
+    pub async fn state(&self, what: &str, wanted: impl Fn(&Cluster) -> bool) -> Cluster {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(state) = self.recorder.0.lock().unwrap().last()
+                && wanted(state)
+            {
+                return state.clone();
+            }
+            if Instant::now() > until {
+                panic!(
+                    "no state with {what}; the last is {:#?}, {:#?}",
+                    self.latest(),
+                    self.health()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub async fn health_where(&self, what: &str, wanted: impl Fn(&SourceStatus) -> bool) -> SourceStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let health = self.health();
+            if wanted(&health) {
+                return health;
+            }
+            assert!(Instant::now() < until, "never {what}: {health:#?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub async fn connected(&self) {
+        self.health_where("connected", |health| {
+            health.watches.iter().all(|watch| watch.connected)
+        })
+        .await;
+    }
+}
+
+pub fn pods_of(cluster: &Cluster) -> Vec<String> {
+    cluster.pods.keys().map(ToString::to_string).collect()
+}
+
+pub fn has_pod(name: &str) -> impl Fn(&Cluster) -> bool {
+    move |cluster| pods_of(cluster).iter().any(|pod| pod == name)
+}
+
+/// Time for what must not happen to happen.
+pub async fn a_moment() {
+    tokio::time::sleep(Duration::from_millis(150)).await;
+}

@@ -1,0 +1,420 @@
+//! The policies, the sets of pods and blocks that their rules name, and which of them are in force.
+//!
+//! A policy is in force while it selects a pod; a set or a block while a policy in force names it. What is not in force
+//! has its place in the tables, and no part in what the snapshot means.
+
+use std::ops::Range;
+
+use hashbrown::HashMap;
+use ringwall_dataplane::classify::ImageBuilder;
+use ringwall_policy::{
+    ObjectKey,
+    tiers::{Peer, Policy, Rule, TierFacts},
+};
+
+use super::{
+    Budget, CompileError,
+    blocks::Block,
+    content::{self, Content, Digest},
+    rows::{Atom, ClassSet, RowRule},
+    selectors::{Index, Label, Matcher, Vocabulary},
+};
+
+/// One direction of a policy.
+#[derive(Debug)]
+pub(super) struct Direction {
+    /// Its rules.
+    pub rules: Range<u32>,
+    /// All that they say.
+    pub content: Content,
+}
+
+/// A policy.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub key: ObjectKey,
+    /// Position of its tier.
+    tier: u32,
+    /// The same, where that isolates.
+    pub isolating: Option<u32>,
+    /// Its number in the image.
+    pub number: u32,
+    pub subjects: Matcher,
+    pub ingress: Option<Direction>,
+    pub egress: Option<Direction>,
+    /// Distinct sets and blocks that its rules name.
+    sets: Vec<u32>,
+    blocks: Vec<u32>,
+    /// Cohorts with pods that it selects.
+    pub cohorts: u32,
+    in_force: bool,
+    removed: bool,
+}
+
+impl Slot {
+    pub(super) fn direction(&self, ingress: bool) -> Option<&Direction> {
+        if ingress {
+            self.ingress.as_ref()
+        } else {
+            self.egress.as_ref()
+        }
+    }
+
+    fn rules(&self) -> u32 {
+        let count = |direction: &Option<Direction>| direction.as_ref().map_or(0, |it| it.rules.len());
+        (count(&self.ingress) + count(&self.egress)) as u32
+    }
+}
+
+/// A set of pods that rules name.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub matcher: Matcher,
+    pub named: Named,
+}
+
+/// What is known of a set of pods, or of a block.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub content: Content,
+    /// Policies in force that name it.
+    force: u32,
+    /// The classes that it holds.
+    pub classes: ClassSet,
+    /// The rows with a rule that names it.
+    pub rows: Vec<u32>,
+}
+
+impl Named {
+    fn new(content: Content) -> Self {
+        Self {
+            content,
+            force: 0,
+            classes: ClassSet::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    pub(super) fn in_force(&self) -> bool {
+        self.force > 0
+    }
+}
+
+/// What went in or out of force.
+#[derive(Debug, Default)]
+pub(super) struct Turned {
+    pub sets: Vec<u32>,
+    pub blocks: Vec<u32>,
+}
+
+/// How many policies, rules, sets and blocks are in force.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub policies: u32,
+    pub rules: u32,
+    pub sets: u32,
+    pub blocks: u32,
+}
+
+/// All policies of a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    pub slots: Vec<Slot>,
+    by_key: HashMap<(u32, ObjectKey), u32>,
+    pub rules: Vec<RowRule>,
+    pub sets: Vec<Set>,
+    known_sets: HashMap<Content, u32>,
+    pub blocks: Vec<Block>,
+    pub named_blocks: Vec<Named>,
+    known_blocks: HashMap<Block, u32>,
+    subjects: Index,
+    peers: Index,
+    pub counts: Counts,
+    /// Policies of which it is not settled whether they are in force.
+    touched: Vec<u32>,
+    pub removed: u32,
+}
+
+impl Policies {
+    /// Adds a policy, whose words the vocabulary has learnt. Answers its number, and the sets that nobody named before.
+    pub(super) fn add(
+        &mut self,
+        tier: &TierFacts,
+        policy: &Policy<'_>,
+        vocabulary: &mut Vocabulary,
+        tables: &mut ImageBuilder,
+    ) -> (u32, Vec<u32>) {
+        let mut digest = Digest::new("policy");
+        digest.text(tier.name);
+        digest.text(policy.kind);
+        digest.text(&policy.key.namespace);
+        digest.text(&policy.key.name);
+        let content = digest.finish();
+        let number = tables.policy(tier.name, policy.kind, &policy.key.namespace, &policy.key.name);
+        let first_set = self.sets.len() as u32;
+        let (mut sets, mut blocks) = (Vec::new(), Vec::new());
+        let mut direction = |rules: &Option<Vec<Rule<'_>>>| {
+            let rules = rules.as_ref()?;
+            let first = self.rules.len() as u32;
+            let mut digest = Digest::new("direction");
+            digest.content(&content);
+            for rule in rules {
+                let peers = rule.peers.as_ref().map(|peers| {
+                    let peer = |peer: &Peer<'_>| self.peer(peer, vocabulary);
+                    peers.iter().map(peer).collect::<Vec<(Atom, Content)>>()
+                });
+                let contents = |peers: &Vec<(Atom, Content)>| peers.iter().map(|peer| peer.1).collect();
+                digest.rule(rule, peers.as_ref().map(contents));
+                for (atom, _) in peers.iter().flatten() {
+                    match atom {
+                        Atom::Pods(set) => sets.push(*set),
+                        Atom::Block(block) => blocks.push(*block),
+                    }
+                }
+                let provenance = tables.rule(number, rule.index);
+                self.rules.push(RowRule::new(
+                    tier.number,
+                    rule,
+                    peers.map(|peers| peers.into_iter().map(|peer| peer.0).collect()),
+                    provenance,
+                ));
+            }
+            Some(Direction {
+                rules: first..self.rules.len() as u32,
+                content: digest.finish(),
+            })
+        };
+        let (ingress, egress) = (direction(&policy.ingress), direction(&policy.egress));
+        for named in [&mut sets, &mut blocks] {
+            named.sort_unstable();
+            named.dedup();
+        }
+        let slot = self.slots.len() as u32;
+        let subjects = vocabulary.matcher(&policy.subjects);
+        self.subjects.insert(slot, &subjects);
+        self.by_key.insert((tier.number, policy.key.clone()), slot);
+        self.slots.push(Slot {
+            key: policy.key.clone(),
+            tier: tier.number,
+            isolating: tier.isolates.then_some(tier.number),
+            number,
+            subjects,
+            ingress,
+            egress,
+            sets,
+            blocks,
+            cohorts: 0,
+            in_force: false,
+            removed: false,
+        });
+        (slot, (first_set..self.sets.len() as u32).collect())
+    }
+
+    fn peer(&mut self, peer: &Peer<'_>, vocabulary: &mut Vocabulary) -> (Atom, Content) {
+        match peer {
+            Peer::Pods(set) => {
+                let content = content::of_pod_set(set);
+                let number = *self.known_sets.entry(content).or_insert_with(|| {
+                    let number = self.sets.len() as u32;
+                    let matcher = vocabulary.matcher(set);
+                    self.peers.insert(number, &matcher);
+                    self.sets.push(Set {
+                        matcher,
+                        named: Named::new(content),
+                    });
+                    number
+                });
+                (Atom::Pods(number), content)
+            }
+            Peer::Block { cidr, except } => {
+                let number = *self
+                    .known_blocks
+                    .entry(Block::new(*cidr, except))
+                    .or_insert_with_key(|block| {
+                        self.named_blocks.push(Named::new(content::of_block(block)));
+                        self.blocks.push(block.clone());
+                        self.blocks.len() as u32 - 1
+                    });
+                let content = self.named_blocks.get(number as usize);
+                (
+                    Atom::Block(number),
+                    content.map_or([0; 32], |block| block.content),
+                )
+            }
+        }
+    }
+
+    /// Whether every block that a policy names is known.
+    pub(super) fn knows_blocks(&self, policy: &Policy<'_>) -> bool {
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        rules
+            .flat_map(|rule| rule.peers.iter().flatten())
+            .all(|peer| match peer {
+                Peer::Pods(_) => true,
+                Peer::Block { cidr, except } => self.known_blocks.contains_key(&Block::new(*cidr, except)),
+            })
+    }
+
+    /// Removes a policy and answers its number. It must be taken from the cohorts that it selects.
+    pub(super) fn remove(&mut self, tier: u32, key: &ObjectKey) -> Option<u32> {
+        let number = self.by_key.remove(&(tier, key.clone()))?;
+        let slot = self.slots.get_mut(number as usize)?;
+        slot.removed = true;
+        self.subjects.remove(number, &slot.subjects);
+        self.removed += 1;
+        self.touched.push(number);
+        Some(number)
+    }
+
+    /// The policies that select pods with these labels, in the order in which they decide.
+    pub(super) fn selecting(&self, space: &str, space_labels: &[Label], labels: &[Label]) -> Vec<u32> {
+        let matcher = |slot: u32| self.slots.get(slot as usize).map(|slot| &slot.subjects);
+        let mut found = self.subjects.find(space, space_labels, labels, matcher);
+        found.sort_by_key(|slot| {
+            let slot = self.slots.get(*slot as usize);
+            slot.map(|slot| (slot.tier, &slot.key))
+        });
+        found
+    }
+
+    /// The sets that hold pods with these labels, in ascending order.
+    pub(super) fn holding(&self, space: &str, space_labels: &[Label], labels: &[Label]) -> Vec<u32> {
+        let matcher = |set: u32| self.sets.get(set as usize).map(|set| &set.matcher);
+        self.peers.find(space, space_labels, labels, matcher)
+    }
+
+    /// A cohort that these policies select has its first pod (`more`), or lost its last.
+    pub(super) fn selects(&mut self, policies: &[u32], more: bool) {
+        for policy in policies {
+            if let Some(slot) = self.slots.get_mut(*policy as usize) {
+                slot.cohorts = if more { slot.cohorts + 1 } else { slot.cohorts - 1 };
+                if (slot.cohorts > 0) != slot.in_force {
+                    self.touched.push(*policy);
+                }
+            }
+        }
+    }
+
+    /// Notes the rows that name a set or a block.
+    pub(super) fn named_by(&mut self, named: impl IntoIterator<Item = (Atom, u32)>) {
+        for (atom, row) in named {
+            let named = match atom {
+                Atom::Pods(set) => self.sets.get_mut(set as usize).map(|set| &mut set.named),
+                Atom::Block(block) => self.named_blocks.get_mut(block as usize),
+            };
+            if let Some(named) = named
+                && named.rows.last() != Some(&row)
+            {
+                named.rows.push(row);
+            }
+        }
+    }
+
+    /// The sets of blocks alone are over budget.
+    pub(super) fn block_budget(&self, budget: &Budget) -> CompileError {
+        let blocks = |rule: u32| self.rules.get(rule as usize).map_or(0, RowRule::blocks);
+        let costs: Vec<u64> = self
+            .slots
+            .iter()
+            .map(|slot| {
+                let directions = [&slot.ingress, &slot.egress].into_iter().flatten();
+                directions.flat_map(|it| it.rules.clone()).map(blocks).sum()
+            })
+            .collect();
+        self.over_budget(&costs, budget.bytes + 1, budget)
+    }
+
+    /// The error that names the policies with the highest costs, which are by number.
+    pub(super) fn over_budget(&self, costs: &[u64], needed: u64, budget: &Budget) -> CompileError {
+        let total = costs.iter().sum::<u64>().max(1);
+        let mut heaviest: Vec<(String, u64)> = self
+            .slots
+            .iter()
+            .zip(costs)
+            .map(|(slot, cost)| (slot.key.to_string(), *cost))
+            .collect();
+        heaviest.sort_by(|one, other| (other.1, &one.0).cmp(&(one.1, &other.0)));
+        CompileError::OverBudget {
+            needed,
+            budget: budget.bytes,
+            heaviest: heaviest
+                .into_iter()
+                .take(5)
+                .filter(|(_, cost)| *cost > 0)
+                .map(|(name, cost)| (name, cost as f64 / total as f64))
+                .collect(),
+        }
+    }
+
+    /// Settles which policies are in force; answers the sets and blocks that this put in or out of force.
+    pub(super) fn settle(&mut self) -> Turned {
+        let mut turned = Turned::default();
+        for policy in std::mem::take(&mut self.touched) {
+            let Some(slot) = self.slots.get_mut(policy as usize) else {
+                continue;
+            };
+            let in_force = slot.cohorts > 0 && !slot.removed;
+            if in_force == slot.in_force {
+                continue;
+            }
+            slot.in_force = in_force;
+            let counts = &mut self.counts;
+            step(&mut counts.policies, 1, in_force);
+            step(&mut counts.rules, slot.rules(), in_force);
+            for set in &slot.sets {
+                if let Some(named) = self.sets.get_mut(*set as usize).map(|set| &mut set.named)
+                    && turn(named, in_force)
+                {
+                    step(&mut counts.sets, 1, in_force);
+                    turned.sets.push(*set);
+                }
+            }
+            for block in &slot.blocks {
+                if let Some(named) = self.named_blocks.get_mut(*block as usize)
+                    && turn(named, in_force)
+                {
+                    step(&mut counts.blocks, 1, in_force);
+                    turned.blocks.push(*block);
+                }
+            }
+        }
+        turned
+    }
+
+    /// What a list of sets is: those of them that are in force.
+    pub(super) fn sets_content(&self, sets: &[u32]) -> Content {
+        let named = sets.iter().filter_map(|set| self.sets.get(*set as usize));
+        of_named(named.map(|set| &set.named))
+    }
+
+    /// What a set of blocks is: those of them that are in force.
+    pub(super) fn blocks_content(&self, blocks: &[u32]) -> Content {
+        of_named(
+            blocks
+                .iter()
+                .filter_map(|block| self.named_blocks.get(*block as usize)),
+        )
+    }
+}
+
+fn of_named<'a>(named: impl Iterator<Item = &'a Named>) -> Content {
+    let mut digest = Digest::new("list");
+    digest.set(
+        named
+            .filter(|named| named.in_force())
+            .map(|named| named.content)
+            .collect(),
+    );
+    digest.finish()
+}
+
+fn step(count: &mut u32, by: u32, more: bool) {
+    *count = if more { *count + by } else { *count - by };
+}
+
+/// Counts a policy in or out; whether that puts what it names in or out of force.
+fn turn(named: &mut Named, more: bool) -> bool {
+    let before = named.in_force();
+    step(&mut named.force, 1, more);
+    named.in_force() != before
+}

@@ -1,0 +1,265 @@
+//! One cell: from the ordered rules that match a peer to decisions by protocol and port.
+
+use std::collections::BTreeMap;
+
+use ringwall_dataplane::classify::{Decision, PortDecision, PortRange};
+use ringwall_policy::{PortMatch, Protocol, tiers::Action};
+
+/// A rule, as a cell needs it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CellRule<'a> {
+    /// Position of its tier.
+    pub tier: u32,
+    pub action: Action,
+    /// Its provenance in the image.
+    pub provenance: u32,
+    pub ports: Option<&'a [PortMatch]>,
+}
+
+/// A port name that policies ask for, and the destination's number for it.
+pub(super) type NamedPort = ((Protocol, String), u16);
+
+/// What a cell decides.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cell {
+    /// For packets without ports, and for ports in no range.
+    pub otherwise: PortDecision,
+    pub ranges: Vec<PortRange>,
+}
+
+/// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` is the tier that
+/// denies what none of its rules matches, where one selects the pod.
+pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &[NamedPort]) -> Cell {
+    let portless = rules.iter().filter(|rule| rule.ports.is_none());
+    let otherwise = first_match(portless, isolating);
+    let mut ranges = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        let covered = cover(rules, protocol, named);
+        if covered.is_empty() {
+            continue;
+        }
+        let mut active: BTreeMap<usize, u32> = BTreeMap::new();
+        for (position, rule) in rules.iter().enumerate() {
+            if rule.ports.is_none() {
+                active.insert(position, 1);
+            }
+        }
+        // By port; at one port, what begins before what ends, so that no count falls below zero.
+        let mut edges: Vec<(u32, bool, usize)> = Vec::with_capacity(2 * covered.len());
+        for (lo, hi, position) in covered {
+            edges.push((u32::from(lo), false, position));
+            edges.push((u32::from(hi) + 1, true, position));
+        }
+        edges.sort_unstable();
+        let mut edges = edges.chunk_by(|one, other| one.0 == other.0).peekable();
+        while let Some(changes) = edges.next() {
+            for (_, ends, position) in changes {
+                let count = active.entry(*position).or_default();
+                if *ends {
+                    *count -= 1;
+                } else {
+                    *count += 1;
+                }
+                if *count == 0 {
+                    active.remove(position);
+                }
+            }
+            let first = |changes: &&[(u32, bool, usize)]| changes.first().map(|edge| edge.0);
+            let Some(lo) = first(&changes).and_then(|lo| u16::try_from(lo).ok()) else {
+                break;
+            };
+            let hi = edges
+                .peek()
+                .and_then(first)
+                .map_or(u16::MAX, |next| (next - 1) as u16);
+            let matching = active.keys().filter_map(|position| rules.get(*position));
+            let then = first_match(matching, isolating);
+            if then != otherwise {
+                ranges.push(PortRange {
+                    protocol: protocol.number(),
+                    lo,
+                    hi,
+                    then,
+                });
+            }
+        }
+    }
+    merge(&mut ranges);
+    Cell { otherwise, ranges }
+}
+
+/// Port ranges of a protocol that rules name, with the position of the rule.
+fn cover(rules: &[CellRule<'_>], protocol: Protocol, named: &[NamedPort]) -> Vec<(u16, u16, usize)> {
+    let mut covered = Vec::new();
+    for (position, rule) in rules.iter().enumerate() {
+        for port in rule.ports.unwrap_or_default() {
+            match port {
+                PortMatch::All(of) if *of == protocol => covered.push((0, u16::MAX, position)),
+                PortMatch::Range { protocol: of, lo, hi } if *of == protocol && lo <= hi => {
+                    covered.push((*lo, *hi, position));
+                }
+                PortMatch::Named { protocol: of, name } if *of == protocol => {
+                    let found = named
+                        .iter()
+                        .find(|((of, known), _)| (*of, known) == (protocol, name));
+                    covered.extend(found.map(|(_, number)| (*number, *number, position)));
+                }
+                _ => {}
+            }
+        }
+    }
+    covered
+}
+
+/// The decision of rules that all match, in order.
+fn first_match<'a>(rules: impl Iterator<Item = &'a CellRule<'a>>, isolating: Option<u32>) -> PortDecision {
+    let mut passed = None;
+    for rule in rules {
+        if passed.is_some_and(|tier| rule.tier <= tier) {
+            continue;
+        }
+        if isolating.is_some_and(|tier| tier < rule.tier) {
+            return PortDecision::DENY;
+        }
+        match rule.action {
+            Action::Allow => return PortDecision::allow(rule.provenance),
+            Action::Deny => {
+                return PortDecision {
+                    decision: Decision::DENY,
+                    provenance: rule.provenance,
+                };
+            }
+            Action::Pass => passed = Some(rule.tier),
+            Action::Log => {}
+        }
+    }
+    // A tier that a Pass left does not isolate either.
+    match isolating {
+        Some(tier) if passed.is_none_or(|passed| passed < tier) => PortDecision::DENY,
+        _ => PortDecision::OPEN,
+    }
+}
+
+/// Joins neighbours with the same decision.
+fn merge(ranges: &mut Vec<PortRange>) {
+    ranges.dedup_by(|next, last| {
+        let joins = next.protocol == last.protocol
+            && next.then == last.then
+            && last.hi.checked_add(1).is_some_and(|after| after == next.lo);
+        if joins {
+            last.hi = next.hi;
+        }
+        joins
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(lo: u16, hi: u16) -> PortMatch {
+        PortMatch::Range {
+            protocol: Protocol::Tcp,
+            lo,
+            hi,
+        }
+    }
+
+    fn rule(tier: u32, action: Action, provenance: u32, ports: Option<&[PortMatch]>) -> CellRule<'_> {
+        CellRule {
+            tier,
+            action,
+            provenance,
+            ports,
+        }
+    }
+
+    fn deny(provenance: u32) -> PortDecision {
+        PortDecision {
+            decision: Decision::DENY,
+            provenance,
+        }
+    }
+
+    fn at(cell: &Cell, protocol: u8, port: u16) -> PortDecision {
+        let range = |range: &&PortRange| range.protocol == protocol && (range.lo..=range.hi).contains(&port);
+        cell.ranges
+            .iter()
+            .find(range)
+            .map_or(cell.otherwise, |range| range.then)
+    }
+
+    #[test]
+    fn first_rule_names_the_port() {
+        let (a, b) = ([tcp(10, 20)], [tcp(15, 30), PortMatch::All(Protocol::Udp)]);
+        let rules = [
+            rule(0, Action::Allow, 1, Some(&a)),
+            rule(0, Action::Allow, 2, Some(&b)),
+        ];
+        let cell = decide(&rules, Some(0), &[]);
+        assert_eq!(cell.otherwise, PortDecision::DENY);
+        for (port, then) in [
+            (9, PortDecision::DENY),
+            (10, PortDecision::allow(1)),
+            (20, PortDecision::allow(1)),
+            (21, PortDecision::allow(2)),
+            (30, PortDecision::allow(2)),
+            (31, PortDecision::DENY),
+        ] {
+            assert_eq!(at(&cell, 6, port), then, "port {port}");
+        }
+        assert_eq!(at(&cell, 17, 0), PortDecision::allow(2));
+        assert_eq!(at(&cell, 132, 10), PortDecision::DENY);
+    }
+
+    #[test]
+    fn ordered_tiers_deny_pass_and_isolate() {
+        let (low, all) = ([tcp(1, 100)], [tcp(1, 200)]);
+        let admin = [
+            rule(0, Action::Log, 9, None),
+            rule(0, Action::Pass, 1, Some(&low)),
+            rule(0, Action::Deny, 2, Some(&all)),
+        ];
+        let mut rules = admin.to_vec();
+        rules.push(rule(1, Action::Allow, 3, Some(&low[..])));
+        let isolated = decide(&rules, Some(1), &[]);
+        assert_eq!(
+            at(&isolated, 6, 50),
+            PortDecision::allow(3),
+            "passed on and allowed"
+        );
+        assert_eq!(at(&isolated, 6, 150), deny(2));
+        assert_eq!(
+            at(&isolated, 6, 250),
+            PortDecision::DENY,
+            "undecided, isolated by the second tier"
+        );
+        let open = decide(&admin, None, &[]);
+        assert_eq!(at(&open, 6, 50), PortDecision::OPEN);
+        assert_eq!(at(&open, 6, 250), PortDecision::OPEN);
+        let mut baseline = admin.to_vec();
+        baseline.push(rule(2, Action::Deny, 4, None));
+        assert_eq!(at(&decide(&baseline, None, &[]), 6, 250), deny(4));
+        assert_eq!(
+            at(&decide(&baseline, Some(1), &[]), 6, 250),
+            PortDecision::DENY,
+            "baseline is for the others"
+        );
+    }
+
+    #[test]
+    fn names_are_the_destinations() {
+        let ports = [PortMatch::Named {
+            protocol: Protocol::Udp,
+            name: "dns".to_owned(),
+        }];
+        let rules = [rule(0, Action::Allow, 1, Some(&ports))];
+        let dns = |protocol, number| ((protocol, "dns".to_owned()), number);
+        let named = [dns(Protocol::Tcp, 53), dns(Protocol::Udp, 5353)];
+        let cell = decide(&rules, Some(0), &named);
+        assert_eq!(at(&cell, 17, 5353), PortDecision::allow(1));
+        assert_eq!(at(&cell, 17, 53), PortDecision::DENY);
+        assert_eq!(at(&cell, 6, 53), PortDecision::DENY);
+        assert_eq!(decide(&rules, Some(0), &[]).ranges, []);
+    }
+}

@@ -1,0 +1,565 @@
+//! Rows: what the pods of a cohort let in or out, by peer class.
+//!
+//! A selector's or block's classes are held as pages and 64-bit masks, so a rule is laid over 64 classes at a time and
+//! a page costs what differs on it. Pages that no rule with peers touches are the same page; classes that do not exist
+//! yet are decided as those that no such rule matches.
+
+use hashbrown::{Equivalent, HashMap};
+use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page};
+use ringwall_policy::{
+    PortMatch,
+    tiers::{Action, Rule},
+};
+
+use super::{
+    classes::{Class, Classes},
+    content::{Content, Digest},
+    policies::{Policies, Slot},
+    ports::{self, CellRule, NamedPort},
+    selectors::Vocabulary,
+};
+
+/// Classes: pages and masks, in ascending order of pages.
+pub(super) type ClassSet = Vec<(u32, u64)>;
+
+/// Adds a class.
+pub(super) fn add_class(set: &mut ClassSet, class: u32) {
+    let page = class / CLASSES_PER_PAGE as u32;
+    let bit = 1 << (class % CLASSES_PER_PAGE as u32);
+    match set.binary_search_by_key(&page, |(page, _)| *page) {
+        Ok(at) => {
+            if let Some((_, mask)) = set.get_mut(at) {
+                *mask |= bit;
+            }
+        }
+        Err(at) => set.insert(at, (page, bit)),
+    }
+}
+
+/// The classes of a set, in ascending order.
+pub(super) fn classes_of(set: &ClassSet) -> impl Iterator<Item = u32> {
+    set.iter().flat_map(|(page, mask)| {
+        let bits = (0..CLASSES_PER_PAGE as u32).filter(move |bit| mask >> bit & 1 == 1);
+        bits.map(move |bit| page * CLASSES_PER_PAGE as u32 + bit)
+    })
+}
+
+/// Who a rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Atom {
+    /// Index of a set of pods.
+    Pods(u32),
+    /// Index of a block.
+    Block(u32),
+}
+
+/// A rule of a policy.
+#[derive(Debug)]
+pub(super) struct RowRule {
+    tier: u32,
+    action: Action,
+    /// None for everyone.
+    peers: Option<Vec<Atom>>,
+    ports: Option<Vec<PortMatch>>,
+    /// Whether what it does depends on the destination's named ports.
+    asks_names: bool,
+    provenance: u32,
+}
+
+impl RowRule {
+    pub(super) fn new(tier: u32, rule: &Rule<'_>, peers: Option<Vec<Atom>>, provenance: u32) -> Self {
+        let named = |port: &PortMatch| matches!(port, PortMatch::Named { .. });
+        Self {
+            tier,
+            action: rule.action,
+            peers,
+            ports: rule.ports.map(<[PortMatch]>::to_vec),
+            asks_names: rule.ports.is_some_and(|ports| ports.iter().any(named)),
+            provenance,
+        }
+    }
+
+    /// Blocks that it names.
+    pub(super) fn blocks(&self) -> u64 {
+        let peers = self.peers.iter().flatten();
+        peers.filter(|peer| matches!(peer, Atom::Block(_))).count() as u64
+    }
+
+    /// Whether no later rule decides anything that it matches.
+    fn ends(&self) -> bool {
+        self.ports.is_none() && matches!(self.action, Action::Allow | Action::Deny)
+    }
+}
+
+/// Whose named ports count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum NamesOf {
+    /// The pods' that the row is of (ingress); the list.
+    Subject(u32),
+    /// The peer's (egress).
+    Peer,
+}
+
+/// What a row was written from.
+#[derive(Debug)]
+struct Row {
+    /// Indices of rules, in the order in which they decide.
+    rules: Vec<u32>,
+    names: NamesOf,
+    /// The tier that denies what none of its rules matches.
+    isolating: Option<u32>,
+    /// Whether a rule may lead past one that matches everything.
+    passes: bool,
+    /// All that its policies say.
+    content: Content,
+}
+
+/// What rows are written from.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub policies: &'a Policies,
+    pub vocabulary: &'a Vocabulary,
+    pub classes: &'a Classes,
+}
+
+/// All rows, numbered from 1.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    rows: Vec<Row>,
+    /// By policies and the named ports that count.
+    known: HashMap<(Vec<u32>, NamesOf), u32>,
+    /// Port map by rules, named ports and isolating tier.
+    maps: HashMap<MapKey<Vec<u32>>, u32>,
+    /// Bytes of the rules in `maps`.
+    pub remembered: u64,
+    /// Egress rows with a rule for everyone whose ports each peer names for itself.
+    asking: Vec<u32>,
+    /// Sets and blocks that new rows name, for whoever keeps count of them.
+    pub named: Vec<(Atom, u32)>,
+    /// Bytes by policy, shared evenly by the policies of a row.
+    pub costs: Vec<u64>,
+    /// Pages of each row.
+    pages: usize,
+    /// By page: rules (position in the row) and the classes that they match.
+    laid: Vec<Vec<(u32, u64)>>,
+    /// Memory for lists of rules.
+    spare: Vec<Vec<u32>>,
+}
+
+/// Rules, named ports and isolating tier, owned or borrowed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct MapKey<R>(R, u32, Option<u32>);
+
+impl Equivalent<MapKey<Vec<u32>>> for MapKey<&[u32]> {
+    fn equivalent(&self, key: &MapKey<Vec<u32>>) -> bool {
+        (self.0, self.1, self.2) == (key.0.as_slice(), key.1, key.2)
+    }
+}
+
+/// A page of a row.
+struct WrittenPage {
+    at: usize,
+    laid: Vec<(u32, u64)>,
+    page: Page,
+}
+
+impl Rows {
+    pub(super) fn len(&self) -> u32 {
+        self.rows.len() as u32
+    }
+
+    /// All that the policies of a row say; zeros for row 0.
+    pub(super) fn content(&self, row: u32) -> Content {
+        let row = (row as usize).checked_sub(1).and_then(|row| self.rows.get(row));
+        row.map_or([0; 32], |row| row.content)
+    }
+
+    /// The row of the pods that `policies` select in a direction: one that is there, or a new one. 0 where none does.
+    /// `ports` is the pods' list of named ports that ingress rules ask for; None for egress.
+    pub(super) fn of(
+        &mut self,
+        policies: &[u32],
+        ports: Option<u32>,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) -> u32 {
+        let ingress = ports.is_some();
+        let slots = || {
+            let slots = policies
+                .iter()
+                .filter_map(|policy| from.policies.slots.get(*policy as usize));
+            slots.filter(|slot| slot.direction(ingress).is_some())
+        };
+        let own: Vec<u32> = policies
+            .iter()
+            .copied()
+            .filter(|policy| {
+                let slot = from.policies.slots.get(*policy as usize);
+                slot.is_some_and(|slot| slot.direction(ingress).is_some())
+            })
+            .collect();
+        if own.is_empty() {
+            return 0;
+        }
+        let rules = || {
+            let directions = slots().filter_map(|slot| slot.direction(ingress));
+            directions.flat_map(|direction| direction.rules.clone())
+        };
+        let asks = |rule: u32| {
+            let rule = from.policies.rules.get(rule as usize);
+            rule.is_some_and(|rule| rule.asks_names)
+        };
+        let names = match ports {
+            Some(list) if list != 0 && rules().any(asks) => NamesOf::Subject(list),
+            Some(_) => NamesOf::Subject(0),
+            None => NamesOf::Peer,
+        };
+        let key = (own, names);
+        if let Some(row) = self.known.get(&key) {
+            return *row;
+        }
+        let before = tables.size();
+        let mut content = Digest::new("row");
+        for direction in slots().filter_map(|slot| slot.direction(ingress)) {
+            content.content(&direction.content);
+        }
+        if let NamesOf::Subject(list) = names {
+            content.content(&from.vocabulary.ports_content(list));
+        }
+        let numbers: Vec<u32> = slots()
+            .filter(|slot| slot.isolating.is_some())
+            .map(|slot| slot.number)
+            .collect();
+        let isolating = if numbers.is_empty() {
+            NONE
+        } else {
+            tables.isolating(&numbers)
+        };
+        let passes = |rule: u32| {
+            let rule = from.policies.rules.get(rule as usize);
+            rule.is_some_and(|rule| rule.action == Action::Pass)
+        };
+        let row = Row {
+            names,
+            isolating: slots().find_map(|slot: &Slot| slot.isolating),
+            passes: rules().any(passes),
+            content: content.finish(),
+            rules: rules().collect(),
+        };
+        let number = self.write(row, isolating, from, tables);
+        self.note(number, from.policies);
+        self.charge(&key.0, tables.size() - before);
+        self.known.insert(key, number);
+        number
+    }
+
+    fn charge(&mut self, policies: &[u32], bytes: u64) {
+        let share = bytes / policies.len().max(1) as u64;
+        for policy in policies {
+            let policy = *policy as usize;
+            if self.costs.len() <= policy {
+                self.costs.resize(policy + 1, 0);
+            }
+            if let Some(cost) = self.costs.get_mut(policy) {
+                *cost += share;
+            }
+        }
+    }
+
+    /// Notes which sets and blocks a row names.
+    fn note(&mut self, number: u32, policies: &Policies) {
+        let Some(row) = self.rows.get(number as usize - 1) else {
+            return;
+        };
+        let mut asks = false;
+        for rule in &row.rules {
+            let Some(rule) = policies.rules.get(*rule as usize) else {
+                continue;
+            };
+            match &rule.peers {
+                Some(peers) => self.named.extend(peers.iter().map(|peer| (*peer, number))),
+                None => asks |= rule.asks_names && row.names == NamesOf::Peer,
+            }
+        }
+        if asks {
+            self.asking.push(number);
+        }
+    }
+
+    /// Makes room for so many classes.
+    pub(super) fn make_room(&mut self, classes: usize, tables: &mut ImageBuilder) {
+        tables.classes(classes as u32);
+        self.pages = classes.div_ceil(CLASSES_PER_PAGE);
+        self.laid.resize_with(self.pages, Vec::new);
+    }
+
+    /// Decides about a class that is new, in each row that says anything of its own about it. `rows` are those that
+    /// name a set or a block that holds it, with or without repetition.
+    pub(super) fn add_column(
+        &mut self,
+        number: u32,
+        mut rows: Vec<u32>,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) {
+        let Some(class) = from.classes.get(number) else {
+            return;
+        };
+        if class.ports() != 0 {
+            rows.extend(&self.asking);
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        let (sets, blocks) = from.classes.held_by(class);
+        let mut rules = Vec::new();
+        for row in rows {
+            let Some(written) = self.rows.get(row as usize - 1) else {
+                continue;
+            };
+            rules.clear();
+            for rule in &written.rules {
+                let Some(known) = from.policies.rules.get(*rule as usize) else {
+                    continue;
+                };
+                let matches = known.peers.as_ref().is_none_or(|peers| {
+                    peers.iter().any(|peer| match peer {
+                        Atom::Pods(set) => sets.binary_search(set).is_ok(),
+                        Atom::Block(block) => blocks.binary_search(block).is_ok(),
+                    })
+                });
+                if matches {
+                    rules.push(*rule);
+                    if known.ends() && !written.passes {
+                        break;
+                    }
+                }
+            }
+            let names = match written.names {
+                NamesOf::Subject(list) => list,
+                NamesOf::Peer => class.ports(),
+            };
+            let isolating = written.isolating;
+            let map = self.map(&rules, names, isolating, from, tables);
+            tables.set_cell(row, number, map);
+        }
+    }
+
+    /// Writes a row and answers its number.
+    fn write(&mut self, row: Row, isolating: u32, from: &Sources<'_>, tables: &mut ImageBuilder) -> u32 {
+        // Rules for everyone, and the pages that rules for some touch.
+        let mut everyone: Vec<u32> = Vec::new();
+        let mut touched: Vec<u32> = Vec::new();
+        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
+        for (rule, position) in row.rules.iter().zip(0..) {
+            let Some(rule) = rule_of(*rule) else {
+                continue;
+            };
+            let Some(peers) = &rule.peers else {
+                everyone.push(position);
+                continue;
+            };
+            for peer in peers {
+                let classes = match peer {
+                    Atom::Pods(set) => from
+                        .policies
+                        .sets
+                        .get(*set as usize)
+                        .map(|set| &set.named.classes),
+                    Atom::Block(block) => from
+                        .policies
+                        .named_blocks
+                        .get(*block as usize)
+                        .map(|block| &block.classes),
+                };
+                for (page, mask) in classes.into_iter().flatten() {
+                    let Some(laid) = self.laid.get_mut(*page as usize) else {
+                        continue;
+                    };
+                    if laid.is_empty() {
+                        touched.push(*page);
+                    }
+                    match laid.last_mut() {
+                        Some((last, laid)) if *last == position => *laid |= mask,
+                        _ => laid.push((position, *mask)),
+                    }
+                }
+            }
+        }
+        let peer_names = row.names == NamesOf::Peer;
+        let rule_at = |position: u32| row.rules.get(position as usize).copied();
+        let asks = |position: u32| {
+            peer_names
+                && rule_at(position)
+                    .and_then(rule_of)
+                    .is_some_and(|rule| rule.asks_names)
+        };
+        // Rules for everyone whose ports each peer names for itself leave no two pages alike.
+        if everyone.iter().any(|position| asks(*position)) {
+            touched = (0..self.pages as u32).collect();
+        }
+        touched.sort_unstable();
+
+        // Pages that no rule with peers touches.
+        let rules: Vec<u32> = everyone
+            .iter()
+            .filter_map(|position| rule_at(*position))
+            .collect();
+        let names = match row.names {
+            NamesOf::Subject(list) => list,
+            NamesOf::Peer => 0,
+        };
+        let map = self.map(&rules, names, row.isolating, from, tables);
+        let rest = tables.page(&[(u64::MAX, map)]);
+        let mut pages = vec![rest; self.pages];
+
+        // The page written last, by what was laid over it: neighbours are often alike.
+        let mut last: Option<WrittenPage> = None;
+        for at in touched {
+            let at = at as usize;
+            let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
+            laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
+            laid.sort_unstable_by_key(|(position, _)| *position);
+            let by_class = laid.iter().any(|(position, _)| asks(*position));
+            let written = match last.take() {
+                Some(written) if written.laid == laid && !by_class => {
+                    self.clear(at, laid);
+                    written
+                }
+                before => {
+                    if let Some(before) = before {
+                        self.clear(before.at, before.laid);
+                    }
+                    let parts = self.parts(&row, &laid, at, by_class, from, tables);
+                    let page = tables.page(&parts);
+                    WrittenPage { at, laid, page }
+                }
+            };
+            if let Some(page) = pages.get_mut(at) {
+                *page = written.page;
+            }
+            if by_class {
+                self.clear(written.at, written.laid);
+            } else {
+                last = Some(written);
+            }
+        }
+        if let Some(written) = last {
+            self.clear(written.at, written.laid);
+        }
+        self.rows.push(row);
+        tables.row_of_pages(isolating, &pages, map)
+    }
+
+    /// Gives a page's rules back, so that the next row needs no memory for them.
+    fn clear(&mut self, page: usize, mut laid: Vec<(u32, u64)>) {
+        laid.clear();
+        if let Some(place) = self.laid.get_mut(page) {
+            *place = laid;
+        }
+    }
+
+    /// Cuts a page's classes by the rules that match them; answers masks and port maps.
+    fn parts(
+        &mut self,
+        row: &Row,
+        laid: &[(u32, u64)],
+        page: usize,
+        by_class: bool,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) -> Vec<(u64, u32)> {
+        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
+        // Classes and the rules that match them; the flag says that no further rule matters.
+        let mut parts: Vec<(u64, Vec<u32>, bool)> =
+            vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
+        for (position, mask) in laid {
+            let Some(rule) = row.rules.get(*position as usize).copied() else {
+                continue;
+            };
+            let ends = !row.passes && rule_of(rule).is_some_and(RowRule::ends);
+            for at in 0..parts.len() {
+                let Some(part) = parts.get_mut(at) else { break };
+                let inside = part.0 & mask;
+                if inside == 0 || part.2 {
+                    continue;
+                }
+                if inside != part.0 {
+                    let mut same = self.spare.pop().unwrap_or_default();
+                    same.extend_from_slice(&part.1);
+                    let outside = (part.0 & !mask, same, part.2);
+                    part.0 = inside;
+                    part.1.push(rule);
+                    part.2 = ends;
+                    parts.push(outside);
+                } else {
+                    part.1.push(rule);
+                    part.2 = ends;
+                }
+            }
+        }
+        let mut mapped = Vec::with_capacity(parts.len());
+        for (mask, mut rules, _) in parts {
+            match row.names {
+                NamesOf::Peer if by_class => {
+                    let mut split: Vec<(u32, u64)> = Vec::new();
+                    for bit in (0..CLASSES_PER_PAGE).filter(|bit| mask >> bit & 1 == 1) {
+                        let class = from.classes.get((page * CLASSES_PER_PAGE + bit) as u32);
+                        let ports = class.map_or(0, Class::ports);
+                        match split.iter_mut().find(|(known, _)| *known == ports) {
+                            Some((_, mask)) => *mask |= 1 << bit,
+                            None => split.push((ports, 1 << bit)),
+                        }
+                    }
+                    for (ports, mask) in split {
+                        mapped.push((mask, self.map(&rules, ports, row.isolating, from, tables)));
+                    }
+                }
+                NamesOf::Subject(list) => {
+                    mapped.push((mask, self.map(&rules, list, row.isolating, from, tables)));
+                }
+                NamesOf::Peer => mapped.push((mask, self.map(&rules, 0, row.isolating, from, tables))),
+            }
+            rules.clear();
+            self.spare.push(rules);
+        }
+        mapped
+    }
+
+    /// The port map of rules that all match; `ports` is the destination's list of named ports.
+    fn map(
+        &mut self,
+        rules: &[u32],
+        ports: u32,
+        isolating: Option<u32>,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) -> u32 {
+        let own = || {
+            rules
+                .iter()
+                .filter_map(|rule| from.policies.rules.get(*rule as usize))
+        };
+        let ports = if own().any(|rule| rule.asks_names) {
+            ports
+        } else {
+            0
+        };
+        if let Some(map) = self.maps.get(&MapKey(rules, ports, isolating)) {
+            return *map;
+        }
+        let cell_rules: Vec<CellRule<'_>> = own()
+            .map(|rule| CellRule {
+                tier: rule.tier,
+                action: rule.action,
+                provenance: rule.provenance,
+                ports: rule.ports.as_deref(),
+            })
+            .collect();
+        let named: &[NamedPort] = from.vocabulary.ports(ports);
+        let cell = ports::decide(&cell_rules, isolating, named);
+        let map = tables.port_map(cell.otherwise, &cell.ranges);
+        self.remembered += size_of_val(rules) as u64;
+        self.maps.insert(MapKey(rules.to_vec(), ports, isolating), map);
+        map
+    }
+}

@@ -1,0 +1,516 @@
+//! What policies ask for, in numbers: label keys and values, port names, and which selectors hold a pod.
+//!
+//! Only labels whose key some selector names are looked at, so a label that differs from pod to pod (a template hash,
+//! a pod name) splits nothing until a policy asks for it. An index by namespace and label finds the selectors that may
+//! hold a pod, so that a new kind of pod costs what holds it, not what there is.
+
+use hashbrown::HashMap;
+use ringwall_policy::{
+    Labels, Operator, Pod, PortMatch, Protocol, Selector,
+    tiers::{NamespaceSet, Peer, PodSet, Policy},
+};
+
+use super::{
+    content::{Content, Digest},
+    ports::NamedPort,
+};
+
+/// A label whose key some selector names: numbers of key and value.
+pub(super) type Label = (u32, u32);
+
+/// Keys, with how many selectors name each.
+#[derive(Debug, Default)]
+struct Keys(HashMap<String, (u32, u32)>);
+
+impl Keys {
+    fn number(&self, key: &str) -> Option<u32> {
+        self.0.get(key).map(|(number, _)| *number)
+    }
+
+    fn project_into(&self, labels: &Labels, values: &mut HashMap<String, u32>, to: &mut Vec<Label>) {
+        for (key, value) in labels {
+            if let Some(key) = self.number(key) {
+                to.push((key, value_number(values, value)));
+            }
+        }
+    }
+
+    fn seen<'a>(&self, labels: &'a Labels) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let labels = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        labels.filter(|(key, _)| self.0.contains_key(*key))
+    }
+}
+
+fn value_number(values: &mut HashMap<String, u32>, value: &str) -> u32 {
+    if let Some(number) = values.get(value) {
+        return *number;
+    }
+    let next = values.len() as u32;
+    values.insert(value.to_owned(), next);
+    next
+}
+
+/// A port name, with how many rules ask for it: of ingress and of egress, by protocol.
+#[derive(Debug)]
+struct Name {
+    number: u32,
+    users: [u32; 6],
+}
+
+fn user(ingress: bool, protocol: Protocol) -> usize {
+    let protocol = match protocol {
+        Protocol::Tcp => 0,
+        Protocol::Udp => 1,
+        Protocol::Sctp => 2,
+    };
+    if ingress { protocol } else { protocol + 3 }
+}
+
+/// One thing that a policy asks for.
+enum Word<'a> {
+    PodKey(&'a str),
+    NamespaceKey(&'a str),
+    PortName {
+        ingress: bool,
+        protocol: Protocol,
+        name: &'a str,
+    },
+}
+
+fn words<'a>(policy: &Policy<'a>, say: &mut impl FnMut(Word<'a>)) {
+    let keys = |set: &PodSet<'a>, say: &mut dyn FnMut(Word<'a>)| {
+        for requirement in &set.pods.requirements {
+            say(Word::PodKey(&requirement.key));
+        }
+        if let NamespaceSet::Matching(selector) = set.namespaces {
+            for requirement in &selector.requirements {
+                say(Word::NamespaceKey(&requirement.key));
+            }
+        }
+    };
+    keys(&policy.subjects, say);
+    let ingress = policy.ingress.iter().flatten().map(|rule| (rule, true));
+    let egress = policy.egress.iter().flatten().map(|rule| (rule, false));
+    for (rule, ingress) in ingress.chain(egress) {
+        for peer in rule.peers.iter().flatten() {
+            if let Peer::Pods(set) = peer {
+                keys(set, say);
+            }
+        }
+        for port in rule.ports.unwrap_or_default() {
+            if let PortMatch::Named { protocol, name } = port {
+                say(Word::PortName {
+                    ingress,
+                    protocol: *protocol,
+                    name,
+                });
+            }
+        }
+    }
+}
+
+/// A distinct list of named ports.
+#[derive(Debug)]
+pub(super) struct PortList {
+    /// In order of protocol and name.
+    pub ports: Vec<NamedPort>,
+    /// What it is.
+    pub content: Content,
+}
+
+impl PortList {
+    fn of(ports: Vec<NamedPort>) -> Self {
+        let mut digest = Digest::new("ports");
+        digest.named_ports(&ports);
+        Self {
+            content: digest.finish(),
+            ports,
+        }
+    }
+}
+
+/// Every key, value and port name that the policies of a cluster ask for.
+#[derive(Debug)]
+pub(super) struct Vocabulary {
+    pod_keys: Keys,
+    namespace_keys: Keys,
+    /// Of keys that are asked for: numbers, in order of first sight.
+    values: HashMap<String, u32>,
+    names: HashMap<String, Name>,
+    /// Distinct lists of named ports; 0 is empty.
+    port_lists: Vec<PortList>,
+    known_lists: HashMap<Vec<(u8, u32, u16)>, u32>,
+    scratch: Vec<(u8, u32, u16)>,
+}
+
+impl Default for Vocabulary {
+    fn default() -> Self {
+        Self {
+            pod_keys: Keys::default(),
+            namespace_keys: Keys::default(),
+            values: HashMap::new(),
+            names: HashMap::new(),
+            port_lists: vec![PortList::of(Vec::new())],
+            known_lists: HashMap::from([(Vec::new(), 0)]),
+            scratch: Vec::new(),
+        }
+    }
+}
+
+impl Vocabulary {
+    /// Takes up what a policy asks for.
+    pub(super) fn learn(&mut self, policy: &Policy<'_>) {
+        words(policy, &mut |word| match word {
+            Word::PodKey(key) => learn_key(&mut self.pod_keys, key),
+            Word::NamespaceKey(key) => learn_key(&mut self.namespace_keys, key),
+            Word::PortName {
+                ingress,
+                protocol,
+                name,
+            } => {
+                if !self.names.contains_key(name) {
+                    let number = self.names.len() as u32;
+                    let users = [0; 6];
+                    self.names.insert(name.to_owned(), Name { number, users });
+                }
+                if let Some(known) = self.names.get_mut(name) {
+                    known.users[user(ingress, protocol)] += 1;
+                }
+            }
+        });
+    }
+
+    /// Whether everything that a policy asks for is asked for already, so that pods look no different with it.
+    pub(super) fn knows(&self, policy: &Policy<'_>) -> bool {
+        let mut knows = true;
+        words(policy, &mut |word| {
+            knows &= match word {
+                Word::PodKey(key) => self.pod_keys.0.contains_key(key),
+                Word::NamespaceKey(key) => self.namespace_keys.0.contains_key(key),
+                Word::PortName {
+                    ingress,
+                    protocol,
+                    name,
+                } => {
+                    let known = self.names.get(name);
+                    known.is_some_and(|name| name.users[user(ingress, protocol)] > 0)
+                }
+            };
+        });
+        knows
+    }
+
+    /// Takes back what [`Self::learn`] took up. False where nobody else asks for some of it: then pods look different.
+    pub(super) fn forget(&mut self, policy: &Policy<'_>) -> bool {
+        let mut others = true;
+        words(policy, &mut |word| {
+            let users = match word {
+                Word::PodKey(key) => self.pod_keys.0.get_mut(key).map(|(_, users)| users),
+                Word::NamespaceKey(key) => self.namespace_keys.0.get_mut(key).map(|(_, users)| users),
+                Word::PortName {
+                    ingress,
+                    protocol,
+                    name,
+                } => {
+                    let known = self.names.get_mut(name);
+                    known.and_then(|name| name.users.get_mut(user(ingress, protocol)))
+                }
+            };
+            if let Some(users) = users {
+                *users = users.saturating_sub(1);
+                others &= *users > 0;
+            }
+        });
+        others
+    }
+
+    /// The labels that selectors can see of a pod.
+    pub(super) fn pod_labels_into(&mut self, pod: &Pod, to: &mut Vec<Label>) {
+        self.pod_keys.project_into(&pod.labels, &mut self.values, to);
+    }
+
+    /// The labels that selectors can see of a namespace.
+    pub(super) fn namespace_labels(&mut self, labels: &Labels) -> Vec<Label> {
+        let mut projected = Vec::new();
+        self.namespace_keys
+            .project_into(labels, &mut self.values, &mut projected);
+        projected
+    }
+
+    /// As [`Self::pod_labels_into`], in words and in order of their keys.
+    pub(super) fn seen_of_pod<'a>(&self, labels: &'a Labels) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.pod_keys.seen(labels)
+    }
+
+    /// As [`Self::namespace_labels`], in words and in order of their keys.
+    pub(super) fn seen_of_namespace<'a>(
+        &self,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.namespace_keys.seen(labels)
+    }
+
+    /// The pod's numbers for port names that rules of a direction ask for: index of their list.
+    pub(super) fn ports_of(&mut self, pod: &Pod, ingress: bool) -> u32 {
+        if self.names.is_empty() || pod.named_ports.is_empty() {
+            return 0;
+        }
+        let mut list = std::mem::take(&mut self.scratch);
+        list.clear();
+        for port in &pod.named_ports {
+            let Some(name) = self.names.get(&port.name) else {
+                continue;
+            };
+            let protocol = port.protocol.number();
+            // Of the same name and protocol the first counts.
+            let listed = list
+                .iter()
+                .any(|listed| (listed.0, listed.1) == (protocol, name.number));
+            if name.users[user(ingress, port.protocol)] > 0 && !listed {
+                list.push((protocol, name.number, port.number));
+            }
+        }
+        list.sort_unstable();
+        if let Some(known) = self.known_lists.get(&list) {
+            let known = *known;
+            self.scratch = list;
+            return known;
+        }
+        let mut ports: Vec<NamedPort> = Vec::new();
+        for port in &pod.named_ports {
+            let listed = list.iter().any(|listed| {
+                let number = self.names.get(&port.name).map(|name| name.number);
+                (Some(listed.1), listed.0, listed.2) == (number, port.protocol.number(), port.number)
+            });
+            let named = (port.protocol, port.name.clone());
+            if listed && ports.iter().all(|(known, _)| *known != named) {
+                ports.push((named, port.number));
+            }
+        }
+        ports.sort_unstable();
+        let number = self.port_lists.len() as u32;
+        self.port_lists.push(PortList::of(ports));
+        self.known_lists.insert(list, number);
+        number
+    }
+
+    /// Named ports of a list.
+    pub(super) fn ports(&self, list: u32) -> &[NamedPort] {
+        self.port_lists
+            .get(list as usize)
+            .map(|list| list.ports.as_slice())
+            .unwrap_or_default()
+    }
+
+    /// What a list of named ports is.
+    pub(super) fn ports_content(&self, list: u32) -> Content {
+        self.port_lists
+            .get(list as usize)
+            .map_or([0; 32], |list| list.content)
+    }
+
+    fn requirements(&mut self, selector: &Selector, pods: bool) -> Vec<Requirement> {
+        let keys = if pods {
+            &self.pod_keys
+        } else {
+            &self.namespace_keys
+        };
+        let values = &mut self.values;
+        let requirement = |requirement: &ringwall_policy::Requirement| Requirement {
+            // Keys of all selectors are known. One that is not would be on nothing.
+            key: keys.number(&requirement.key).unwrap_or(u32::MAX),
+            test: match &requirement.operator {
+                Operator::In(some) => {
+                    Test::In(some.iter().map(|value| value_number(values, value)).collect())
+                }
+                Operator::NotIn(some) => {
+                    Test::NotIn(some.iter().map(|value| value_number(values, value)).collect())
+                }
+                Operator::Exists => Test::Exists,
+                Operator::DoesNotExist => Test::DoesNotExist,
+            },
+        };
+        selector.requirements.iter().map(requirement).collect()
+    }
+
+    /// A set of pods in numbers, all of whose keys have been learnt.
+    pub(super) fn matcher(&mut self, set: &PodSet<'_>) -> Matcher {
+        Matcher {
+            spaces: match set.namespaces {
+                NamespaceSet::Named(name) => Spaces::Named(name.to_owned()),
+                NamespaceSet::Matching(selector) => Spaces::Matching(self.requirements(selector, false)),
+            },
+            pods: self.requirements(set.pods, true),
+        }
+    }
+}
+
+fn learn_key(keys: &mut Keys, key: &str) {
+    if let Some((_, users)) = keys.0.get_mut(key) {
+        *users += 1;
+        return;
+    }
+    let number = keys.0.len() as u32;
+    keys.0.insert(key.to_owned(), (number, 1));
+}
+
+#[derive(Debug)]
+struct Requirement {
+    key: u32,
+    test: Test,
+}
+
+/// How a label is tested, by numbers of values.
+#[derive(Debug)]
+enum Test {
+    In(Vec<u32>),
+    NotIn(Vec<u32>),
+    Exists,
+    DoesNotExist,
+}
+
+impl Requirement {
+    fn holds(&self, labels: &[Label]) -> bool {
+        let value = labels
+            .iter()
+            .find(|(key, _)| *key == self.key)
+            .map(|(_, value)| value);
+        match &self.test {
+            Test::In(values) => value.is_some_and(|value| values.contains(value)),
+            Test::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            Test::Exists => value.is_some(),
+            Test::DoesNotExist => value.is_none(),
+        }
+    }
+
+    /// The labels of which a pod or namespace has one if it meets this; None where there is no such list.
+    fn one_of(&self) -> Option<Vec<Label>> {
+        match &self.test {
+            Test::In(values) => Some(values.iter().map(|value| (self.key, *value)).collect()),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Spaces {
+    Named(String),
+    Matching(Vec<Requirement>),
+}
+
+/// A set of pods, in numbers of a [`Vocabulary`].
+#[derive(Debug)]
+pub(super) struct Matcher {
+    spaces: Spaces,
+    pods: Vec<Requirement>,
+}
+
+impl Matcher {
+    /// Whether it holds the pods that have these labels, in a namespace of this name and these labels.
+    pub(super) fn holds(&self, space: &str, space_labels: &[Label], labels: &[Label]) -> bool {
+        let in_space = match &self.spaces {
+            Spaces::Named(name) => name == space,
+            Spaces::Matching(requirements) => requirements.iter().all(|it| it.holds(space_labels)),
+        };
+        in_space && self.pods.iter().all(|it| it.holds(labels))
+    }
+
+    /// The one namespace that its pods are in, where there is one.
+    pub(super) fn space(&self) -> Option<&str> {
+        match &self.spaces {
+            Spaces::Named(name) => Some(name),
+            Spaces::Matching(_) => None,
+        }
+    }
+}
+
+/// Numbers of matchers, by a label that their pods have.
+#[derive(Debug, Default)]
+struct ByLabel {
+    labelled: HashMap<Label, Vec<u32>>,
+    rest: Vec<u32>,
+}
+
+impl ByLabel {
+    fn places(&mut self, requirements: &[Requirement], mut at: impl FnMut(&mut Vec<u32>)) {
+        match requirements.iter().find_map(Requirement::one_of) {
+            Some(labels) => {
+                for label in labels {
+                    at(self.labelled.entry(label).or_default());
+                }
+            }
+            None => at(&mut self.rest),
+        }
+    }
+
+    fn find_into(&self, labels: &[Label], to: &mut Vec<u32>) {
+        to.extend(&self.rest);
+        for label in labels {
+            to.extend(self.labelled.get(label).into_iter().flatten());
+        }
+    }
+}
+
+/// Finds the matchers that may hold a pod.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    named: HashMap<String, ByLabel>,
+    labelled: HashMap<Label, ByLabel>,
+    rest: ByLabel,
+}
+
+impl Index {
+    fn places(&mut self, matcher: &Matcher, mut at: impl FnMut(&mut Vec<u32>)) {
+        let requirements = match &matcher.spaces {
+            Spaces::Named(name) => {
+                let space = self.named.entry_ref(name.as_str()).or_default();
+                return space.places(&matcher.pods, at);
+            }
+            Spaces::Matching(requirements) => requirements,
+        };
+        match requirements.iter().find_map(Requirement::one_of) {
+            Some(labels) => {
+                for label in labels {
+                    self.labelled
+                        .entry(label)
+                        .or_default()
+                        .places(&matcher.pods, &mut at);
+                }
+            }
+            None => self.rest.places(&matcher.pods, at),
+        }
+    }
+
+    /// Adds a matcher under a number.
+    pub(super) fn insert(&mut self, number: u32, matcher: &Matcher) {
+        self.places(matcher, |numbers| numbers.push(number));
+    }
+
+    /// Removes it.
+    pub(super) fn remove(&mut self, number: u32, matcher: &Matcher) {
+        self.places(matcher, |numbers| numbers.retain(|known| *known != number));
+    }
+
+    /// The matchers that hold pods with these labels, in ascending order.
+    pub(super) fn find<'m>(
+        &self,
+        space: &str,
+        space_labels: &[Label],
+        labels: &[Label],
+        matcher: impl Fn(u32) -> Option<&'m Matcher>,
+    ) -> Vec<u32> {
+        let mut found = Vec::new();
+        self.rest.find_into(labels, &mut found);
+        if let Some(named) = self.named.get(space) {
+            named.find_into(labels, &mut found);
+        }
+        for label in space_labels {
+            if let Some(labelled) = self.labelled.get(label) {
+                labelled.find_into(labels, &mut found);
+            }
+        }
+        found.retain(|number| matcher(*number).is_some_and(|it| it.holds(space, space_labels, labels)));
+        found.sort_unstable();
+        found
+    }
+}

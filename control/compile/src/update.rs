@@ -1,0 +1,303 @@
+//! From one state to the next.
+
+use std::{net::IpAddr, sync::Arc};
+
+use imbl::ordmap::DiffItem;
+use ringwall_policy::{Cluster, Node, ObjectKey, Pod, tiers, tiers::NETWORK_POLICY_TIER};
+
+use super::{Budget, state::State};
+
+/// The most policies of one update: more are compiled in full.
+const MOST_POLICIES: usize = 64;
+
+/// What is to be looked at again.
+#[derive(Default)]
+struct Again {
+    members: Vec<u32>,
+    addresses: Vec<IpAddr>,
+}
+
+impl State {
+    /// Takes up everything that is different in `next`. False where it has to be compiled in full: then this is of no
+    /// more use. So it is when it went over the budget.
+    pub(super) fn update(&mut self, next: &Cluster, budget: &Budget) -> bool {
+        let last = std::mem::replace(&mut self.cluster, next.clone());
+        if last.settings != next.settings {
+            return false;
+        }
+        let mut again = Again::default();
+        let cut = self.update_nodes(&last, &mut again);
+        if !self.update_policies(&last, &mut again) || !self.update_namespaces(&last, &mut again) {
+            return false;
+        }
+        self.update_pods(&last, &mut again);
+
+        again.members.sort_unstable();
+        again.members.dedup();
+        for member in &again.members {
+            self.attach(*member);
+        }
+        for member in &again.members {
+            self.identify(*member);
+            if self.within(budget).is_err() {
+                return false;
+            }
+            if let Some(member) = self.members.get(*member) {
+                again.addresses.extend(&member.pod.addresses);
+            }
+        }
+        again.addresses.sort_unstable();
+        again.addresses.dedup();
+        for address in &again.addresses {
+            self.resolve(*address);
+        }
+        let turned = self.policies.settle();
+        self.classes
+            .turned(&turned.sets, &turned.blocks, &self.policies, &self.vocabulary);
+        if cut && !self.cut_again() {
+            return false;
+        }
+        if !turned.blocks.is_empty() && !cut {
+            self.count_ranges();
+        }
+        !self.is_mostly_waste()
+    }
+
+    /// Nodes are names and addresses. True where their pod networks have changed, which cut the address ranges.
+    fn update_nodes(&mut self, last: &Cluster, again: &mut Again) -> bool {
+        let next = self.cluster.nodes.clone();
+        let mut cut = false;
+        for change in last.nodes.diff(&next) {
+            let (old, new) = match change {
+                DiffItem::Add(_, new) => (None, Some(new)),
+                DiffItem::Remove(_, old) => (Some(old), None),
+                DiffItem::Update {
+                    old: (_, old),
+                    new: (_, new),
+                } => (Some(old), Some(new)),
+            };
+            let networks = |node: Option<&Arc<Node>>| node.map(|node| node.pod_cidrs.clone());
+            cut |= networks(old).unwrap_or_default() != networks(new).unwrap_or_default();
+            for (node, comes) in [(old, false), (new, true)] {
+                if let Some(node) = node {
+                    self.owners.node(node, comes);
+                    again.addresses.extend(&node.addresses);
+                }
+            }
+        }
+        cut
+    }
+
+    fn update_policies(&mut self, last: &Cluster, again: &mut Again) -> bool {
+        let next = self.cluster.policies.clone();
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for change in last.policies.diff(&next) {
+            match change {
+                DiffItem::Add(_, policy) => new.push(policy),
+                DiffItem::Remove(_, policy) => old.push(policy),
+                DiffItem::Update {
+                    old: (_, before),
+                    new: (_, after),
+                } => {
+                    old.push(before);
+                    new.push(after);
+                }
+            }
+            if old.len() + new.len() > MOST_POLICIES {
+                return false;
+            }
+        }
+        if old.is_empty() && new.is_empty() {
+            return true;
+        }
+        let old: Vec<_> = old
+            .into_iter()
+            .map(|policy| tiers::network_policy(policy))
+            .collect();
+        let new: Vec<_> = new
+            .into_iter()
+            .map(|policy| tiers::network_policy(policy))
+            .collect();
+        for policy in &new {
+            if !self.vocabulary.knows(policy) || !self.policies.knows_blocks(policy) {
+                return false;
+            }
+        }
+        new.iter().for_each(|policy| self.vocabulary.learn(policy));
+        let mut others = true;
+        for policy in &old {
+            others &= self.vocabulary.forget(policy);
+        }
+        if !others {
+            return false;
+        }
+        let mut touched = Vec::new();
+        for policy in &old {
+            if let Some(slot) = self.policies.remove(NETWORK_POLICY_TIER.number, policy.key) {
+                touched.push(slot);
+            }
+        }
+        for policy in &new {
+            let (slot, sets) = self.policies.add(
+                &NETWORK_POLICY_TIER,
+                policy,
+                &mut self.vocabulary,
+                &mut self.tables,
+            );
+            touched.push(slot);
+            for set in sets {
+                self.cut_by(set, again);
+            }
+        }
+        self.select_again(&touched, again);
+        true
+    }
+
+    /// A set of pods that no rule named before: cohorts in it look different from now on.
+    fn cut_by(&mut self, set: u32, again: &mut Again) {
+        let Some(matcher) = self.policies.sets.get(set as usize).map(|set| &set.matcher) else {
+            return;
+        };
+        let held: Vec<u32> = self.cohorts.held_by(matcher);
+        let mut by_list: std::collections::BTreeMap<u32, Vec<u32>> = std::collections::BTreeMap::new();
+        for cohort in held {
+            if let Some(list) = self.cohorts.get(cohort).map(|cohort| cohort.list) {
+                by_list.entry(list).or_default().push(cohort);
+            }
+        }
+        for (list, cohorts) in by_list {
+            let count = cohorts.len() as u32;
+            if self
+                .classes
+                .widen(list, set, count, &mut self.policies, &self.vocabulary)
+            {
+                continue;
+            }
+            let mut sets = self.classes.sets(list).to_vec();
+            sets.push(set); // it is new, so above all others
+            for cohort in cohorts {
+                self.classes.leave_list(list);
+                let list = self.classes.list(sets.clone());
+                if let Some(cohort) = self.cohorts.cohorts.get_mut(cohort as usize) {
+                    cohort.list = list;
+                    again.members.extend(&cohort.members);
+                }
+            }
+        }
+    }
+
+    /// Policies came or went: which decide about the cohorts that they select or selected.
+    fn select_again(&mut self, touched: &[u32], again: &mut Again) {
+        let mut affected = Vec::new();
+        for slot in touched {
+            if let Some(slot) = self.policies.slots.get(*slot as usize) {
+                affected.extend(self.cohorts.held_by(&slot.subjects));
+            }
+        }
+        affected.sort_unstable();
+        affected.dedup();
+        for index in affected {
+            let (policies, _) = self.cohorts.policies_and_sets(index, &self.policies);
+            let Some(cohort) = self.cohorts.cohorts.get_mut(index as usize) else {
+                continue;
+            };
+            let before = std::mem::replace(&mut cohort.policies, policies);
+            cohort.rows = None;
+            if !cohort.members.is_empty() {
+                self.policies.selects(&before, false);
+                self.policies.selects(&cohort.policies, true);
+                again.members.extend(&cohort.members);
+            }
+        }
+    }
+
+    /// A namespace that selectors see differently has other cohorts.
+    fn update_namespaces(&mut self, last: &Cluster, again: &mut Again) -> bool {
+        let next = self.cluster.namespaces.clone();
+        for change in last.namespaces.diff(&next) {
+            let (name, labels) = match change {
+                DiffItem::Add(name, new) => (name, Some(&new.labels)),
+                DiffItem::Remove(name, _) => (name, None),
+                DiffItem::Update { new: (name, new), .. } => (name, Some(&new.labels)),
+            };
+            let labels = labels.map(|labels| self.vocabulary.namespace_labels(labels));
+            let seen = self.cohorts.space_named(name).map(|space| &space.labels);
+            let was = last.namespaces.contains_key(name);
+            if labels.is_some() == was && (seen.is_none() || seen == labels.as_ref()) {
+                continue;
+            }
+            let first = ObjectKey {
+                namespace: name.clone(),
+                name: String::new(),
+            };
+            for (key, _) in last
+                .pods
+                .range(first..)
+                .take_while(|(key, _)| key.namespace == *name)
+            {
+                if let Some(member) = self.members.find(key) {
+                    self.detach(member);
+                    again.members.push(member);
+                }
+            }
+            for cohort in self.cohorts.forget_space(name) {
+                if let Some(list) = self.cohorts.get(cohort).map(|cohort| cohort.list) {
+                    self.classes.leave_list(list);
+                }
+            }
+        }
+        true
+    }
+
+    fn update_pods(&mut self, last: &Cluster, again: &mut Again) {
+        let next = self.cluster.pods.clone();
+        for change in last.pods.diff(&next) {
+            match change {
+                DiffItem::Add(_, new) => self.pod_came(new, again),
+                DiffItem::Remove(_, old) => self.pod_went(old, again),
+                DiffItem::Update {
+                    old: (_, old),
+                    new: (_, new),
+                } => self.pod_changed(old, new, again),
+            }
+        }
+    }
+
+    fn pod_came(&mut self, pod: &Arc<Pod>, again: &mut Again) {
+        again.members.extend(self.admit(pod));
+        again.addresses.extend(&pod.addresses);
+    }
+
+    fn pod_went(&mut self, pod: &Pod, again: &mut Again) {
+        again.addresses.extend(&pod.addresses);
+        if pod.host_network && !pod.finished {
+            self.owners.hosted(pod, false);
+        }
+        if let Some(member) = self.members.find(&pod.key) {
+            self.dismiss(member);
+        }
+    }
+
+    fn pod_changed(&mut self, old: &Pod, new: &Arc<Pod>, again: &mut Again) {
+        let number = match self.members.find(&old.key) {
+            Some(number) if !new.finished && !new.host_network => number,
+            _ => {
+                self.pod_went(old, again);
+                self.pod_came(new, again);
+                return;
+            }
+        };
+        again.addresses.extend(&old.addresses);
+        self.detach(number);
+        for address in &old.addresses {
+            self.owners.release(*address, number);
+        }
+        for address in &new.addresses {
+            self.owners.claim(*address, number);
+        }
+        if let Some(member) = self.members.get_mut(number) {
+            member.pod = Arc::clone(new);
+        }
+        again.members.push(number);
+    }
+}

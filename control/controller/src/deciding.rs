@@ -1,0 +1,106 @@
+//! The state and the snapshot that decide now, for explanations and coverage.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringwall_analyse::{
+    coverage::{Coverage, Place},
+    explain::{ExplainError, Explainer, Question, report::Explanation},
+};
+use ringwall_dataplane::classify::{Image, Snapshot};
+use ringwall_source::feed::SourceState;
+
+/// A state, and the snapshot that was compiled of it.
+#[derive(Debug)]
+pub(super) struct Deciding {
+    pub(super) generation: u64,
+    pub(super) state: Arc<SourceState>,
+    pub(super) image: Image,
+}
+
+/// What was published last, and what every worker has adopted.
+#[derive(Debug, Default)]
+pub(super) struct InForce {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    published: Option<Arc<Deciding>>,
+    adopted: Option<Arc<Deciding>>,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// There is nothing to ask.
+    #[error("no policy has been compiled yet; see `ringwall status`")]
+    Nothing,
+    /// The question cannot be answered.
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
+}
+
+impl InForce {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Only shared pointers are in it, each replaced as a whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn published(&self, deciding: Deciding) {
+        self.inner().published = Some(Arc::new(deciding));
+    }
+
+    /// Every worker decides by this generation; answers what decided before, and what decides now. None where it is not
+    /// the one that was published last, or is no news.
+    pub(super) fn adopted(&self, generation: u64) -> Option<(Option<Arc<Deciding>>, Arc<Deciding>)> {
+        let mut inner = self.inner();
+        let published = inner
+            .published
+            .as_ref()
+            .filter(|it| it.generation == generation)?;
+        let published = Arc::clone(published);
+        if inner
+            .adopted
+            .as_ref()
+            .is_some_and(|it| it.generation == generation)
+        {
+            return None;
+        }
+        let before = inner.adopted.replace(Arc::clone(&published));
+        Some((before, published))
+    }
+
+    /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.
+    pub(super) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
+        let deciding = {
+            let inner = self.inner();
+            inner
+                .adopted
+                .clone()
+                .or_else(|| inner.published.clone())
+                .ok_or(AskError::Nothing)?
+        };
+        let mut coverage = Coverage::of(&deciding.state.cluster, place);
+        coverage.generation = Some(deciding.generation);
+        Ok(coverage)
+    }
+
+    /// Explains a flow under what decides now. Takes a while: not for the loop's thread.
+    pub(super) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
+        let (deciding, adopted) = {
+            let inner = self.inner();
+            let deciding = inner.adopted.clone().or_else(|| inner.published.clone());
+            (deciding.ok_or(AskError::Nothing)?, inner.adopted.is_some())
+        };
+        let snapshot = Snapshot::from_image(&deciding.image);
+        let mut explanation = Explainer::over(&deciding.state.cluster, snapshot).explain(question)?;
+        explanation.generation = Some(deciding.generation);
+        if !adopted {
+            explanation.notes.push(
+                "the dataplane has not adopted this snapshot yet: what it decides by now may be older"
+                    .to_owned(),
+            );
+        }
+        Ok(explanation)
+    }
+}

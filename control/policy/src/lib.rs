@@ -1,0 +1,226 @@
+//! The state of the cluster as ringwall knows it: plain values, no kube types, no I/O.
+//!
+//! Sources (`ringwall_source`) build it; the reference evaluator and the compiler read it.
+#![forbid(unsafe_code)]
+
+mod judgement;
+mod object;
+mod policy;
+pub mod tiers;
+mod unplaced;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+pub use judgement::Decider;
+pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
+pub use policy::{
+    Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+};
+pub use unplaced::{PodNetworks, Unplaced};
+
+/// Stands among the unevaluated kinds where it is not known which there are.
+pub const UNKNOWN_KINDS: &str = "unknown";
+
+/// Labels of an object, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// Name of a namespaced object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its labels; `kubernetes.io/metadata.name` is always there (SEMANTICS 13).
+    pub labels: Labels,
+    /// Whether it is being deleted (SEMANTICS 54).
+    pub terminating: bool,
+}
+
+/// A Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Every address that counts as the node's (SEMANTICS 47): status.addresses, tunnel addresses, `.0` and `.1` of a
+    /// Flannel podCIDR.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A Pod, or a workload template that stands for pods without addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.uid`; empty in manifests.
+    pub uid: String,
+    /// `metadata.creationTimestamp` in seconds since 1970; None in manifests.
+    pub created: Option<i64>,
+    /// Its labels.
+    pub labels: Labels,
+    /// All of `status.podIPs` (SEMANTICS 52).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// Whether it uses the node's network namespace (SEMANTICS 46).
+    pub host_network: bool,
+    /// Whether its phase is Succeeded or Failed (SEMANTICS 50).
+    pub finished: bool,
+    /// Whether it is being deleted: it keeps its policy (SEMANTICS 51), but not its address where a pod that stays has
+    /// it, too.
+    pub terminating: bool,
+    /// Named container ports, in the order that decides (SEMANTICS 33).
+    pub named_ports: Vec<NamedPort>,
+    /// The kind of the workload whose template this is (`Deployment`, ...); None for a Pod.
+    pub template_of: Option<String>,
+}
+
+/// A container port that has a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// The port's name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub number: u16,
+}
+
+/// What the administrator says about the cluster, from configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Pod CIDRs besides those of the nodes (SEMANTICS 53).
+    pub pod_cidrs: Vec<IpNet>,
+    /// Node networks, for failsafe rules.
+    pub node_cidrs: Vec<IpNet>,
+    /// Service networks: `service-unsupported`.
+    pub service_cidrs: Vec<IpNet>,
+    /// Whether traffic of unknown endpoints is allowed (`unknownEndpoints: allow`); denied by default.
+    pub allow_unknown: bool,
+}
+
+/// The whole state. A clone costs a few pointers, and a change after it copies one path of one map: two successive
+/// states share all else. What differs between them is found by [`OrdMap::diff`], which passes over shared subtrees by
+/// pointer, in time of the difference alone.
+///
+/// What the objects mean for an address, in this order; reference and compiler each implement it:
+/// 1. Of the pods that are neither finished nor on the host network and list the address, one that is not being deleted
+///    owns it before one that is; of several, the greatest by `(created, uid, key)`. Is its Namespace not in the state, the address is unknown (SEMANTICS 54).
+/// 2. A node that lists it owns it; of several the first by name. Else the node that a live pod on the host network
+///    with this address names (SEMANTICS 46), whether or not there is such a Node; of several the first by name.
+/// 3. Inside a pod CIDR of a node or of the settings: unknown. Else: a Service address, or outside.
+///
+/// A template (`template_of`) and a pod without address are endpoints by name alone; see [`Unplaced`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Namespaces by name.
+    pub namespaces: OrdMap<String, Arc<Namespace>>,
+    /// Nodes by name.
+    pub nodes: OrdMap<String, Arc<Node>>,
+    /// Pods and workload templates.
+    pub pods: OrdMap<ObjectKey, Arc<Pod>>,
+    /// NetworkPolicies, the invalid ones as far as they can be understood.
+    pub policies: OrdMap<ObjectKey, Arc<NetworkPolicy>>,
+    /// Policy kinds that were met and are not evaluated yet (`"incomplete"` on every verdict), as `kind.group`.
+    pub unevaluated_kinds: BTreeSet<String>,
+    /// Configuration.
+    pub settings: Settings,
+    /// How ipBlocks are read for pods whose address nobody knows; None: no block holds them, as in a running firewall.
+    pub unplaced: Option<Arc<Unplaced>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local!(static COMPARED: Cell<usize> = const { Cell::new(0) });
+
+    #[test]
+    fn a_state_put_together_anew_shares_what_is_equal() {
+        let pod = |name: &str, uid: &str| {
+            Object::Pod(Pod {
+                key: ObjectKey {
+                    namespace: "a".to_owned(),
+                    name: name.to_owned(),
+                },
+                uid: uid.to_owned(),
+                created: None,
+                labels: Labels::new(),
+                addresses: Vec::new(),
+                node: None,
+                host_network: false,
+                finished: false,
+                terminating: false,
+                named_ports: Vec::new(),
+                template_of: None,
+            })
+        };
+        let state = |pods: &[(&str, &str)]| {
+            let mut cluster = Cluster::default();
+            for (name, uid) in pods {
+                cluster.insert(pod(name, uid));
+            }
+            cluster.unevaluated_kinds.insert(format!("{}.x", pods.len()));
+            cluster
+        };
+        let old = state(&[("one", "1"), ("two", "2"), ("three", "3")]);
+        let wanted = state(&[("one", "1"), ("two", "new"), ("four", "4"), ("five", "5")]);
+        let new = old.turned_into(wanted.clone());
+        assert_eq!(new, wanted);
+        for ((key, before), shared) in old.pods.iter().zip([true, false, false]) {
+            let same = new.pods.get(key).is_some_and(|now| Arc::ptr_eq(before, now));
+            assert_eq!(same, shared, "{key}");
+        }
+    }
+
+    /// Counts how often it is compared.
+    #[derive(Clone, Debug)]
+    struct Counted(u32);
+
+    impl PartialEq for Counted {
+        fn eq(&self, other: &Self) -> bool {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    /// Everything that follows a change relies on this property of the map.
+    #[test]
+    fn what_two_states_share_is_not_compared() {
+        let mut map: OrdMap<u32, Counted> = (0..100_000).map(|n| (n, Counted(n))).collect();
+        for (round, n) in (0..100_000).step_by(997).enumerate() {
+            let before = map.clone();
+            match round % 3 {
+                0 => drop(map.insert(n, Counted(n + 1))),
+                1 => drop(map.remove(&n)),
+                _ => drop(map.insert(200_000 + n, Counted(n))),
+            }
+            COMPARED.set(0);
+            assert_eq!(before.diff(&map).count(), 1);
+            assert!(COMPARED.get() < 200, "round {round}: {} compared", COMPARED.get());
+        }
+    }
+}

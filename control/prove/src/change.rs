@@ -1,0 +1,596 @@
+//! From the proof of one snapshot to the proof of its successor: what neither the objects nor the tables touched is
+//! carried over.
+//!
+//! Both sides are compared by the checker itself, the states by the difference of their maps, the snapshots by the
+//! difference of their tables. The argument is in the crate's DESIGN.md; the numbers in comments are its steps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use hashbrown::{HashMap, HashSet};
+use imbl::ordmap::DiffItem;
+use ringwall_dataplane::classify::{IdentityKind, L4, Since, Snapshot};
+use ringwall_policy::{Cluster, Node, ObjectKey};
+
+use super::{
+    held::{Place, Seen},
+    proof::{Proof, Suspect, Wrong, cells, key_of},
+    report::{Difference, Report},
+    rules::Direction,
+    view::{End, Lists, Who},
+};
+
+/// What has to be looked at again.
+#[derive(Debug, Default)]
+struct Touched {
+    ends: BTreeSet<Place>,
+    /// Endpoints of the snapshot that may be nobody's.
+    endpoints: BTreeSet<ObjectKey>,
+    /// Names that nobody has any more.
+    gone: BTreeSet<ObjectKey>,
+    ranges: bool,
+}
+
+impl Proof {
+    /// Proves the successor. None where all of it has to be proven anew.
+    pub(super) fn follow(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Arc<Snapshot>,
+    ) -> Option<Result<Report, Box<Difference>>> {
+        let begun = Instant::now();
+        if self.has_grown() || self.excused || self.view.cluster().settings != cluster.settings {
+            return None;
+        }
+        let since = snapshot.since(&self.snapshot)?;
+        if since.nodes {
+            return None;
+        }
+        let older = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
+        self.report = Report::default();
+        self.held.take_moved();
+        self.view.terms_stay();
+        let mut touched = Touched {
+            ranges: since.ranges,
+            ..Touched::default()
+        };
+        self.touched_by_tables(&since, &older, &mut touched);
+        let reseat = self.touched_by_policies(cluster, &mut touched);
+        self.touched_by_namespaces(cluster, &mut touched);
+        self.touched_by_nodes(cluster, &mut touched);
+        self.touched_by_pods(cluster, &mut touched);
+        let ends = self.ends_again(&touched);
+        if reseat {
+            self.reseat();
+        }
+        let proven = ends
+            .and_then(|()| self.cells_again(&since, &older))
+            .and_then(|()| self.epochs_again(cluster, &touched, &older));
+        self.view.follow(cluster);
+        self.report.classes = self.classes();
+        self.report.micros = begun.elapsed().as_micros() as u64;
+        Some(match proven {
+            Ok(()) => Ok(self.report),
+            Err(wrong) => Err(self.explain(wrong)),
+        })
+    }
+
+    /// 6: ends of which some record that answers for them differs.
+    fn touched_by_tables(&self, since: &Since, older: &Snapshot, touched: &mut Touched) {
+        touched
+            .ends
+            .extend(since.hosts.iter().map(|addr| Place::Address((*addr).into())));
+        let (mut nodes, mut places) = (HashSet::new(), false);
+        for identity in &since.identities {
+            // Whoever had this identity was proven to be what it says.
+            match identity.kind {
+                IdentityKind::Pod => {
+                    if let Some(endpoint) = older.endpoint(identity.endpoint) {
+                        self.touch(&key_of(&endpoint), touched);
+                    }
+                }
+                IdentityKind::Node => drop(nodes.insert(identity.node)),
+                IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => places = true,
+            }
+        }
+        if places || !nodes.is_empty() {
+            touched.ranges |= places;
+            let concerned = |seen: &Seen| match seen.end.who {
+                Who::Pod(_) => false,
+                Who::Node(_) => nodes.contains(&seen.node),
+                Who::Unseen(_) | Who::Place(_) => places,
+            };
+            let ends = self.held.ends().filter(|(_, seen)| concerned(seen));
+            touched.ends.extend(ends.map(|(place, _)| *place));
+        }
+        for number in since.endpoints.iter().chain(&since.names) {
+            if let Some(endpoint) = older.endpoint(*number) {
+                self.touch(&key_of(&endpoint), touched);
+            }
+            if let Some(endpoint) = self.snapshot.endpoint(*number) {
+                let key = key_of(&endpoint);
+                self.touch(&key, touched);
+                touched.endpoints.insert(key);
+            }
+        }
+    }
+
+    /// Everything that is asked about a pod.
+    fn touch(&self, key: &ObjectKey, touched: &mut Touched) {
+        let Some(slot) = self.view.slot(key) else { return };
+        touched.ends.insert(Place::Name(slot));
+        if let Some(known) = self.view.pod(slot) {
+            touched
+                .ends
+                .extend(known.pod.addresses.iter().copied().map(Place::Address));
+        }
+    }
+
+    /// 6: what policies say. Whoever they concern is the same one as before: only what its numbers have to stand for is
+    /// another; true where that is so.
+    fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> bool {
+        let before = self.view.cluster().policies.clone();
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        for item in before.diff(&cluster.policies) {
+            match item {
+                DiffItem::Add(_, policy) => new.push(Arc::clone(policy)),
+                DiffItem::Remove(key, _) => gone.push(key.clone()),
+                DiffItem::Update {
+                    old,
+                    new: (_, policy),
+                } => {
+                    gone.push(old.0.clone());
+                    new.push(Arc::clone(policy));
+                }
+            }
+        }
+        if gone.is_empty() && new.is_empty() {
+            return false;
+        }
+        touched.ranges |= self.view.replace_policies(cluster, &gone, &new);
+        true
+    }
+
+    /// 6: pods of namespaces that came, went or have other labels.
+    fn touched_by_namespaces(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let before = self.view.cluster().namespaces.clone();
+        let changed: HashSet<String> = before
+            .diff(&cluster.namespaces)
+            .map(|item| match item {
+                DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name.clone(),
+                DiffItem::Update { new, .. } => new.0.clone(),
+            })
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        for slot in self.view.replace_namespaces(cluster, &changed) {
+            touched.ends.insert(Place::Name(slot));
+            if let Some(known) = self.view.pod(slot) {
+                touched
+                    .ends
+                    .extend(known.pod.addresses.iter().copied().map(Place::Address));
+            }
+        }
+    }
+
+    /// Sets anew what the numbers of every end have to stand for.
+    fn reseat(&mut self) {
+        let ends: Vec<(Place, Seen)> = self.held.ends().map(|(place, seen)| (*place, *seen)).collect();
+        for (place, seen) in ends {
+            let blocks = match place {
+                Place::Address(address) => self.view.space.find(address).blocks,
+                Place::Name(_) => 0,
+            };
+            let end = self.view.end_of(seen.end.who, blocks);
+            if end != seen.end {
+                self.held.put(place, Seen { end, ..seen });
+            }
+        }
+    }
+
+    /// 6: addresses of nodes that differ, and the address ranges where their networks do.
+    fn touched_by_nodes(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let before = self.view.cluster().nodes.clone();
+        let mut cut = false;
+        for item in before.diff(&cluster.nodes) {
+            let (name, old, new) = match item {
+                DiffItem::Add(name, node) => (name, None, Some(node)),
+                DiffItem::Remove(name, node) => (name, Some(node), None),
+                DiffItem::Update { old, new } => (old.0, Some(old.1), Some(new.1)),
+            };
+            let addresses = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.addresses.clone());
+            let networks = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.pod_cidrs.clone());
+            let (old_addresses, new_addresses) = (addresses(old), addresses(new));
+            self.view.replace_node(name, &old_addresses, &new_addresses);
+            touched
+                .ends
+                .extend(old_addresses.into_iter().chain(new_addresses).map(Place::Address));
+            cut |= networks(old) != networks(new);
+        }
+        if cut {
+            self.view.cut_again(cluster);
+            touched.ranges = true;
+            let nobodys = |seen: &Seen| matches!(seen.end.who, Who::Place(_));
+            let nobodys = self.held.ends().filter(|(_, seen)| nobodys(seen));
+            touched.ends.extend(nobodys.map(|(place, _)| *place));
+        }
+    }
+
+    /// 6: ends of pods that differ; the view is that of the new state then.
+    fn touched_by_pods(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let before = self.view.cluster().clone();
+        let mut come = Vec::new();
+        for item in before.pods.diff(&cluster.pods) {
+            let (gone, new) = match item {
+                DiffItem::Add(_, pod) => (None, Some(pod)),
+                DiffItem::Update { old, new } => (Some(old.1), Some(new.1)),
+                DiffItem::Remove(_, pod) => (Some(pod), None),
+            };
+            for pod in gone.into_iter().chain(new) {
+                touched
+                    .ends
+                    .extend(pod.addresses.iter().copied().map(Place::Address));
+            }
+            if let Some(pod) = gone {
+                touched.gone.insert(pod.key.clone());
+                if let Some((slot, _)) = self.view.remove(&pod.key) {
+                    touched.ends.insert(Place::Name(slot));
+                }
+            }
+            come.extend(new);
+        }
+        for pod in come {
+            touched.gone.remove(&pod.key);
+            let slot = self.view.add(pod);
+            touched.ends.insert(Place::Name(slot));
+        }
+    }
+
+    fn ends_again(&mut self, touched: &Touched) -> Result<(), Wrong> {
+        self.settings()?;
+        // Those of nodes first, then as now: by then it is known which nodes have addresses.
+        let (nodes, others): (Vec<Place>, Vec<Place>) = touched.ends.iter().partition(|place| {
+            let was = self.held.seen(**place).map(|seen| seen.end.who);
+            let now = match place {
+                Place::Address(address) => Some(self.view.who(*address)),
+                Place::Name(_) => None,
+            };
+            [was, now]
+                .into_iter()
+                .flatten()
+                .any(|who| matches!(who, Who::Node(_)))
+        });
+        self.held.take_changed_nodes();
+        if touched.ranges {
+            self.ranges(true)?;
+            self.ranges(false)?;
+        }
+        for place in nodes.into_iter().chain(others) {
+            self.end(place)?;
+        }
+        // Whether a node has an address says what its pods are exempt from.
+        let nodes = self.held.take_changed_nodes();
+        if !nodes.is_empty() {
+            for slot in self.view.hosted_by(&nodes) {
+                self.end(Place::Name(slot))?;
+                let addresses = self.view.pod(slot).map(|known| known.pod.addresses.clone());
+                for address in addresses.into_iter().flatten() {
+                    self.end(Place::Address(address))?;
+                }
+            }
+        }
+        for key in &touched.endpoints {
+            self.endpoint_is_known(key.clone())?;
+        }
+        for key in &touched.gone {
+            if self.snapshot.find_endpoint(&key.namespace, &key.name).is_some() {
+                return Err(Wrong {
+                    what: format!("the snapshot knows {key}, which is gone"),
+                    suspect: Suspect::Anything,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// 7: cells that are read for the first time, and those of which some record differs.
+    fn cells_again(&mut self, since: &Since, older: &Snapshot) -> Result<(), Wrong> {
+        self.forget(since);
+        let (mut new_lines, new_columns) = self.held.take_new();
+        for row in &since.isolating {
+            new_lines.extend(self.held.lines_of(*row));
+        }
+        if !new_lines.is_empty() {
+            let columns: Vec<_> = self.held.columns().collect();
+            for line in &new_lines {
+                self.line(*line, &columns)?;
+            }
+        }
+        if !new_columns.is_empty() {
+            let lines: Vec<_> = self
+                .held
+                .lines()
+                .filter(|line| !new_lines.contains(line))
+                .collect();
+            for line in lines {
+                for column in &new_columns {
+                    self.one(line, *column)?;
+                }
+            }
+        }
+        let mut columns = Vec::new();
+        let mut of_page = None;
+        for (row, first) in &since.pages {
+            if of_page != Some(*first) {
+                of_page = Some(*first);
+                columns.clear();
+                columns.extend(
+                    self.held
+                        .columns_from(*first)
+                        .filter(|column| !new_columns.contains(column)),
+                );
+            }
+            let lines: Vec<_> = self
+                .held
+                .lines_of(*row)
+                .filter(|line| !new_lines.contains(line))
+                .collect();
+            if lines.is_empty() {
+                continue;
+            }
+            for column in &columns {
+                let map = self.snapshot.port_map_of(cells(*row), column.0);
+                let same = map == older.port_map_of(cells(*row), column.0);
+                if same && map.is_some_and(|map| !since.port_maps.contains(&map)) {
+                    continue;
+                }
+                for line in &lines {
+                    self.one(*line, *column)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// 8: a dataplane goes on with a flow while neither end's epoch changes. So who has an address now that another had, and
+    /// two ends between whom something else passes now, do not both have the epochs that they had.
+    fn epochs_again(&mut self, cluster: &Cluster, touched: &Touched, older: &Snapshot) -> Result<(), Wrong> {
+        let moved = self.held.take_moved();
+        for place in &touched.ends {
+            if let Place::Address(address) = place
+                && self.keeps_epoch(*address, older)
+                && let Some(what) =
+                    is_another(*address, (self.view.cluster(), older), (cluster, &self.snapshot))
+            {
+                return Err(Wrong {
+                    what: format!("{what}, and its epoch is what it was: its flows would go on"),
+                    suspect: Suspect::End(*place),
+                });
+            }
+        }
+        // Ends whose epoch is what it was, and what they were. To selectors and names of ports that nobody asked for
+        // before, what everybody decided before is the same.
+        let mut was: HashMap<Place, End> = HashMap::new();
+        for (place, old) in moved {
+            if let Place::Address(address) = place
+                && let Some(new) = self.held.seen(place).map(|seen| seen.end)
+                && (old.subjects != new.subjects || !self.view.only_gained(old.meaning, new.meaning))
+                && self.keeps_epoch(address, older)
+            {
+                was.entry(place).or_insert(old);
+            }
+        }
+        let (mut subjects, mut meanings) = (BTreeMap::new(), BTreeMap::new());
+        for (place, old) in &was {
+            let Some(new) = self.held.seen(*place).map(|seen| seen.end) else {
+                continue;
+            };
+            for pair in old.subjects.into_iter().zip(new.subjects) {
+                if pair.0 != pair.1 {
+                    subjects.entry(pair).or_insert(*place);
+                }
+            }
+            if !self.view.only_gained(old.meaning, new.meaning) {
+                meanings.entry((old.meaning, new.meaning)).or_insert(*place);
+            }
+        }
+        let columns: Vec<_> = self.held.columns().collect();
+        for ((old, new), own) in subjects {
+            for column in &columns {
+                if self.view.pass_alike((old, column.1), (new, column.1)) {
+                    continue;
+                }
+                for peer in self.held.peers_in(*column) {
+                    let meant = was.get(&peer).map_or(column.1, |end| end.meaning);
+                    if self.both_keep(own, peer, older)
+                        && !self.view.pass_alike((old, meant), (new, column.1))
+                    {
+                        return Err(self.stale(own, peer, new));
+                    }
+                }
+            }
+        }
+        let lines: Vec<_> = self.held.lines().collect();
+        for ((old, new), peer) in meanings {
+            for line in &lines {
+                if self.view.pass_alike((line.1, old), (line.1, new)) {
+                    continue;
+                }
+                for own in self.held.subjects_of(*line) {
+                    let same = was.get(&own).is_none_or(|end| end.subjects.contains(&line.1));
+                    if same && self.both_keep(own, peer, older) {
+                        return Err(self.stale(own, peer, line.1));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// 8, for a whole proof: compares with the proof of the snapshot before it, where each has numbers of its own. False where
+    /// the time has come first.
+    pub(super) fn epochs_since(
+        &mut self,
+        before: &mut Proof,
+        until: Option<Instant>,
+    ) -> Result<bool, Box<Difference>> {
+        self.compare_epochs(before, until)
+            .map_err(|wrong| self.explain(wrong))
+    }
+
+    fn compare_epochs(&mut self, before: &mut Proof, until: Option<Instant>) -> Result<bool, Wrong> {
+        let older = Arc::clone(&before.snapshot);
+        let mut places = before.held.places();
+        places.extend(self.held.places());
+        places.sort_unstable();
+        places.dedup();
+        // Who keeps an epoch, by what decides about it, then and now, and by what rules see of it, then and now.
+        let mut subjects: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        let mut meanings: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        for place in places {
+            let Place::Address(address) = place else { continue };
+            if !self.keeps_epoch(address, &older) {
+                continue;
+            }
+            let (was, is) = (
+                (before.view.cluster(), &*older),
+                (self.view.cluster(), &*self.snapshot),
+            );
+            if let Some(what) = is_another(address, was, is) {
+                return Err(Wrong {
+                    what: format!("{what}, and its epoch is what it was: its flows would go on"),
+                    suspect: Suspect::End(place),
+                });
+            }
+            let (old, new) = (before.view.end(address), self.view.end(address));
+            if old.who.is_unknown() || new.who.is_unknown() {
+                continue; // no flow of it is kept
+            }
+            for pair in old.subjects.into_iter().zip(new.subjects) {
+                subjects.entry(pair).or_default().push(place);
+            }
+            meanings
+                .entry((old.meaning, new.meaning))
+                .or_default()
+                .push(place);
+        }
+        let (mut lists, mut older_lists) = (Lists::default(), Lists::default());
+        let mut alike: HashMap<(u32, u32), bool> = HashMap::new();
+        for ((old, new), owns) in &subjects {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(false);
+            }
+            let isolated = [before.view.subject_of(*old), self.view.subject_of(*new)]
+                .map(|subject| !subject.policies.is_empty());
+            if isolated == [false, false] {
+                continue;
+            }
+            let older_others = before.view.lists_of(*old, &mut older_lists);
+            let others = self.view.lists_of(*new, &mut lists);
+            for ((old_meaning, meaning), peers) in &meanings {
+                let older_list = older_lists.get(*old_meaning, older_others);
+                let then = isolated[0].then(|| before.view.decide(*old, older_list, *old_meaning));
+                let list = lists.get(*meaning, others);
+                let now = isolated[1].then(|| self.view.decide(*new, list, *meaning));
+                let same = || before.view.passes(then) == self.view.passes(now);
+                let same = match (then, now) {
+                    (Some(then), Some(now)) => *alike.entry((then, now)).or_insert_with(same),
+                    _ => same(),
+                };
+                if !same && let Some((own, peer)) = pair_of(owns, peers) {
+                    return Err(self.stale(own, peer, *new));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn keeps_epoch(&self, address: IpAddr, older: &Snapshot) -> bool {
+        older.identify(address.into()).epoch == self.snapshot.identify(address.into()).epoch
+    }
+
+    /// Whether a flow between two ends that are both addresses would go on.
+    fn both_keep(&self, own: Place, peer: Place, older: &Snapshot) -> bool {
+        match (own, peer) {
+            (Place::Address(a), Place::Address(b)) => {
+                a != b
+                    && a.is_ipv4() == b.is_ipv4()
+                    && self.keeps_epoch(a, older)
+                    && self.keeps_epoch(b, older)
+            }
+            _ => false,
+        }
+    }
+
+    fn stale(&self, own: Place, peer: Place, subject: u32) -> Wrong {
+        let (src, dst) = match self.view.subject_of(subject).direction {
+            Direction::Ingress => (peer, own),
+            Direction::Egress => (own, peer),
+        };
+        Wrong {
+            what: "something else passes than before, and both epochs are what they were: flows would go on"
+                .to_owned(),
+            suspect: Suspect::Packet {
+                src,
+                dst,
+                l4: L4::NoPort { protocol: 255 },
+            },
+        }
+    }
+
+    /// Whether much of what has been numbered can be nobody's any more.
+    fn has_grown(&self) -> bool {
+        let (columns, lines) = self.held.sizes();
+        let policies = self.view.cluster().policies.len();
+        self.view.ever() > 4 * (columns + lines + policies) + 50_000
+    }
+}
+
+/// Two different addresses of one family between which a flow can be.
+fn pair_of(owns: &[Place], peers: &[Place]) -> Option<(Place, Place)> {
+    let v4 = |place: &Place| match place {
+        Place::Address(address) => Some(address.is_ipv4()),
+        Place::Name(_) => None,
+    };
+    owns.iter().find_map(|own| {
+        let peer = peers.iter().find(|peer| *peer != own && v4(peer) == v4(own))?;
+        Some((*own, *peer))
+    })
+}
+
+/// In what an address is somebody else's than it was; None where it is not. Both snapshots say rightly whose it is.
+fn is_another(
+    address: IpAddr,
+    (older_cluster, older): (&Cluster, &Snapshot),
+    (cluster, snapshot): (&Cluster, &Snapshot),
+) -> Option<String> {
+    let (old, new) = (older.identify(address.into()), snapshot.identify(address.into()));
+    if old.kind != new.kind {
+        return Some(format!("{address} was {:?} and is {:?}", old.kind, new.kind));
+    }
+    match new.kind {
+        IdentityKind::Pod => {
+            let of = |snapshot: &Snapshot, number| snapshot.endpoint(number).map(|it| key_of(&it));
+            let key = of(snapshot, new.endpoint)?;
+            let was = of(older, old.endpoint)?;
+            if key != was {
+                return Some(format!("{address} was {was} and is {key}"));
+            }
+            let (old, new) = (older_cluster.pods.get(&key)?, cluster.pods.get(&key)?);
+            if old.uid != new.uid {
+                return Some(format!("{key} was replaced"));
+            }
+            (old.node != new.node).then(|| format!("{key} moved to another node"))
+        }
+        IdentityKind::Node => {
+            let (was, is) = (older.node_name(old.node), snapshot.node_name(new.node));
+            (was != is).then(|| format!("{address} is another node's"))
+        }
+        IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => None,
+    }
+}

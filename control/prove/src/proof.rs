@@ -1,0 +1,772 @@
+//! A proof: the objects' view on one side, a snapshot on the other, and everything that has to be asked in between.
+//!
+//! The argument is written down in the crate's DESIGN.md; the numbers in comments are its steps.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
+
+use hashbrown::HashSet;
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{
+        DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NodeExemption, PolicyName,
+        Provenance, Row, Since, Snapshot,
+    },
+};
+use ringwall_policy::{Cluster, ObjectKey, Pod};
+
+use super::{
+    held::{Column, Held, Line, Place, Seen, peer, subject},
+    matching::{self, is_mapped},
+    ports::{NO_RULE, WITH_PORTS},
+    report::{Difference, Report},
+    rules::Direction,
+    space::{self, Range},
+    view::{End, Lists, View, Who},
+};
+
+/// The only tier and kind of policy that the objects have yet.
+const NETWORK_POLICY: &str = "NetworkPolicy";
+
+/// Protocol numbers of packets without ports that are asked about: ends of the scale, those that have ports (in a
+/// fragment, say), ICMP, IGMP, GRE, ESP, AH, ICMPv6.
+const PORTLESS: [u8; 11] = [0, 1, 2, 6, 17, 47, 50, 51, 58, 132, 255];
+
+/// What a subject decides that no policy isolates.
+const OPEN: u32 = u32::MAX;
+
+/// No port map: the row has no cells.
+const NO_MAP: u32 = u32::MAX;
+
+/// What is wrong, and a packet that may show it.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    /// In words.
+    pub what: String,
+    pub suspect: Suspect,
+}
+
+#[derive(Debug)]
+pub(super) enum Suspect {
+    /// This packet is decided otherwise.
+    Packet { src: Place, dst: Place, l4: L4 },
+    /// Something about this end is otherwise.
+    End(Place),
+    /// Something about everything is otherwise.
+    Anything,
+}
+
+/// Both sides, and what of the proof is done.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub view: View,
+    pub snapshot: Arc<Snapshot>,
+    pub held: Held,
+    /// What was decided and the port map that says the same (5).
+    matched: HashSet<(u32, u32)>,
+    /// Provenance that names a rule, and that names the policies of a subject.
+    rule_names: HashSet<(u32, u32)>,
+    isolating_names: HashSet<(u32, u32)>,
+    /// Rows whose isolating policies were asked for.
+    named: HashSet<Line>,
+    /// Whether some cell is wrong that no packet reads: as long as nobody comes who could send one.
+    pub excused: bool,
+    lists: Lists,
+    pub report: Report,
+    todo: Todo,
+}
+
+/// What a whole proof has left to do: each part is a list that is worked off from its end.
+#[derive(Debug, Default)]
+struct Todo {
+    pods: Vec<Arc<Pod>>,
+    began_ends: bool,
+    ends: Vec<Place>,
+    endpoints: Vec<ObjectKey>,
+    ranges: Vec<bool>,
+    began_lines: bool,
+    lines: Vec<Line>,
+    columns: Vec<Column>,
+}
+
+/// How many pods or addresses are looked at between two looks at the clock.
+const BATCH: usize = 64;
+
+impl Proof {
+    /// A proof of everything, to be [advanced](Self::advance).
+    pub(super) fn new(cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Self {
+        let mut pods: Vec<Arc<Pod>> = cluster.pods.values().cloned().collect();
+        pods.reverse();
+        Self {
+            view: View::of(cluster),
+            snapshot: Arc::clone(snapshot),
+            held: Held::default(),
+            matched: HashSet::new(),
+            rule_names: HashSet::new(),
+            isolating_names: HashSet::new(),
+            named: HashSet::new(),
+            excused: false,
+            lists: Lists::default(),
+            report: Report {
+                whole: true,
+                ..Report::default()
+            },
+            todo: Todo {
+                pods,
+                ranges: vec![false, true],
+                ..Todo::default()
+            },
+        }
+    }
+
+    /// Goes on until all is proven (true) or the time has come (false).
+    pub(super) fn advance(&mut self, until: Option<Instant>) -> Result<bool, Box<Difference>> {
+        let begun = Instant::now();
+        let outcome = loop {
+            match self.advance_once() {
+                Ok(true) => break Ok(true),
+                Ok(false) if until.is_some_and(|until| Instant::now() >= until) => break Ok(false),
+                Ok(false) => {}
+                Err(wrong) => break Err(self.explain(wrong)),
+            }
+        };
+        self.report.micros += begun.elapsed().as_micros() as u64;
+        outcome
+    }
+
+    /// One batch of the first part that is not done; true where all are.
+    fn advance_once(&mut self) -> Result<bool, Wrong> {
+        if !self.todo.pods.is_empty() {
+            let keep = self.todo.pods.len().saturating_sub(BATCH);
+            for pod in self.todo.pods.split_off(keep).into_iter().rev() {
+                self.view.add(&pod);
+            }
+            return Ok(false);
+        }
+        if !self.todo.began_ends {
+            self.begin_ends()?;
+            return Ok(false);
+        }
+        if !self.todo.ends.is_empty() {
+            let keep = self.todo.ends.len().saturating_sub(BATCH);
+            for place in self.todo.ends.split_off(keep).into_iter().rev() {
+                self.end(place)?;
+            }
+            return Ok(false);
+        }
+        if !self.todo.endpoints.is_empty() {
+            let keep = self.todo.endpoints.len().saturating_sub(BATCH);
+            for key in self.todo.endpoints.split_off(keep) {
+                self.endpoint_is_known(key)?;
+            }
+            return Ok(false);
+        }
+        if let Some(v4) = self.todo.ranges.pop() {
+            self.ranges(v4)?;
+            return Ok(false);
+        }
+        if !self.todo.began_lines {
+            self.todo.began_lines = true;
+            let (lines, _) = self.held.take_new();
+            self.todo.lines = lines.into_iter().rev().collect();
+            self.todo.columns = self.held.columns().collect();
+            self.report.classes = self.classes();
+            return Ok(false);
+        }
+        let Some(line) = self.todo.lines.pop() else {
+            return Ok(true);
+        };
+        let columns = std::mem::take(&mut self.todo.columns);
+        let proven = self.line(line, &columns);
+        self.todo.columns = columns;
+        proven?;
+        Ok(false)
+    }
+
+    /// Subjects and meanings that some end has.
+    pub(super) fn classes(&self) -> u64 {
+        let (columns, lines) = self.held.sizes();
+        (columns + lines) as u64
+    }
+
+    /// 1: lists every address that either side has, nodes first, and every name.
+    fn begin_ends(&mut self) -> Result<(), Wrong> {
+        self.todo.began_ends = true;
+        self.settings()?;
+        let mut nodes = Vec::new();
+        let mut others = Vec::new();
+        for address in self.view.addresses() {
+            match self.view.who(address) {
+                Who::Node(_) => nodes.push(Place::Address(address)),
+                _ => others.push(Place::Address(address)),
+            }
+        }
+        // What only the snapshot has is looked at as well: nobody has it.
+        let ours: HashSet<IpAddr> = self.view.addresses().collect();
+        let theirs = self.snapshot.hosts().map(IpAddr::from);
+        others.extend(
+            theirs
+                .filter(|address| !ours.contains(address))
+                .map(Place::Address),
+        );
+        let names = (0..self.view.slots()).map(Place::Name);
+        nodes.sort_unstable();
+        others.sort_unstable();
+        others.dedup();
+        nodes.extend(others);
+        nodes.extend(names);
+        nodes.reverse();
+        self.todo.ends = nodes;
+        self.todo.endpoints = self
+            .snapshot
+            .endpoints()
+            .map(|endpoint| key_of(&endpoint))
+            .collect();
+        Ok(())
+    }
+
+    /// What the snapshot says about everything.
+    pub(super) fn settings(&self) -> Result<(), Wrong> {
+        let wanted = self.view.settings().allow_unknown;
+        if self.snapshot.allow_unknown() == wanted {
+            return Ok(());
+        }
+        Err(Wrong {
+            what: format!(
+                "unknown endpoints are {}, the snapshot says {}",
+                word(wanted),
+                word(!wanted)
+            ),
+            suspect: Suspect::Anything,
+        })
+    }
+
+    /// 2: one end: who it is, and the exemptions that hold for it.
+    pub(super) fn end(&mut self, place: Place) -> Result<(), Wrong> {
+        match place {
+            Place::Address(address) => {
+                let end = self.view.end(address);
+                let identity = self.snapshot.identify(address.into());
+                self.report.addresses += 1;
+                self.identity(place, &end, &identity)?;
+                let seen = Seen::new(end, &identity);
+                self.exemptions(place, &end, &identity)?;
+                // What is in no host table is part of its range.
+                if matches!(end.who, Who::Place(_)) && !self.snapshot.is_host(address.into()) {
+                    self.held.put_in_range(address, seen);
+                    self.held.drop(place);
+                } else {
+                    self.held.put(place, seen);
+                }
+            }
+            Place::Name(slot) => self.name(slot)?,
+        }
+        Ok(())
+    }
+
+    /// A slot's pod by its name.
+    fn name(&mut self, slot: u32) -> Result<(), Wrong> {
+        let place = Place::Name(slot);
+        let Some(known) = self.view.pod(slot) else {
+            self.held.drop(place);
+            return Ok(());
+        };
+        let (key, template) = (known.pod.key.clone(), known.pod.template_of.is_some());
+        let is_endpoint = known.is_endpoint();
+        let found = self.snapshot.find_endpoint(&key.namespace, &key.name);
+        self.report.addresses += 1;
+        let fail = |what: String| {
+            Err(Wrong {
+                what,
+                suspect: Suspect::End(place),
+            })
+        };
+        let Some(endpoint) = found else {
+            self.held.drop(place);
+            return if is_endpoint {
+                fail(format!("the snapshot does not know {key} by its name"))
+            } else {
+                Ok(())
+            };
+        };
+        if !is_endpoint {
+            return fail(format!("the snapshot knows {key}, which has no place of its own"));
+        }
+        if (endpoint.namespace, endpoint.name, endpoint.template) != (&key.namespace, &key.name, template) {
+            return fail(format!(
+                "the snapshot finds another endpoint under the name of {key}"
+            ));
+        }
+        let (identity, number) = (endpoint.identity, endpoint.number);
+        let end = self.view.nameless(slot);
+        self.identity(place, &end, &identity)?;
+        if matches!(end.who, Who::Pod(_)) && identity.endpoint != number {
+            return fail(format!("{key} has two numbers"));
+        }
+        self.exemptions(place, &end, &identity)?;
+        self.held.put(place, Seen::new(end, &identity));
+        Ok(())
+    }
+
+    /// 2: whether the snapshot means the same one.
+    fn identity(&self, place: Place, end: &End, got: &Identity) -> Result<(), Wrong> {
+        let fail = |what: String| {
+            Err(Wrong {
+                what,
+                suspect: Suspect::End(place),
+            })
+        };
+        let kind = match end.who {
+            Who::Pod(_) => IdentityKind::Pod,
+            Who::Unseen(_) | Who::Place(space::Place::PodNetwork) => IdentityKind::Unknown,
+            Who::Node(_) => IdentityKind::Node,
+            Who::Place(space::Place::Service) => IdentityKind::Service,
+            Who::Place(space::Place::Outside) => IdentityKind::External,
+        };
+        if got.kind != kind {
+            return fail(format!(
+                "{} is {}, the snapshot says {:?}",
+                self.words(place),
+                self.describe(end.who),
+                got.kind
+            ));
+        }
+        match end.who {
+            Who::Pod(slot) => {
+                let Some(known) = self.view.pod(slot) else {
+                    return fail("a slot is empty".to_owned());
+                };
+                let key = &known.pod.key;
+                let same = self.snapshot.endpoint(got.endpoint).is_some_and(|endpoint| {
+                    (endpoint.namespace, endpoint.name) == (key.namespace.as_str(), key.name.as_str())
+                });
+                if !same {
+                    return fail(format!(
+                        "{} is {key}, the snapshot says another endpoint",
+                        self.words(place)
+                    ));
+                }
+                // Nodes come first, so those that have an address are known.
+                let wanted = known.node.and_then(|node| self.held.node_number(node));
+                let right = match wanted {
+                    Some(number) => got.node == number,
+                    None => self.held.node_of(got.node).is_none(),
+                };
+                if !right {
+                    return fail(format!(
+                        "{} is hosted by {}, the snapshot says otherwise",
+                        self.words(place),
+                        known.pod.node.as_deref().unwrap_or("no node")
+                    ));
+                }
+            }
+            Who::Node(name) => {
+                let wanted = self.view.node_name(name);
+                let consistent = self
+                    .held
+                    .node_number(name)
+                    .is_none_or(|number| number == got.node)
+                    && self.held.node_of(got.node).is_none_or(|other| other == name);
+                if self.snapshot.node_name(got.node) != Some(wanted) || !consistent {
+                    return fail(format!(
+                        "{} is node {wanted}, the snapshot says another node",
+                        self.words(place)
+                    ));
+                }
+            }
+            Who::Unseen(_) | Who::Place(_) => {}
+        }
+        Ok(())
+    }
+
+    /// 3: a pod to itself and to its node, and what no row decides about.
+    fn exemptions(&mut self, place: Place, end: &End, identity: &Identity) -> Result<(), Wrong> {
+        let l4 = L4::NoPort { protocol: 255 };
+        let wrong = |src: Place, dst: Place, what: String| {
+            Err(Wrong {
+                what,
+                suspect: Suspect::Packet { src, dst, l4 },
+            })
+        };
+        let Who::Pod(slot) = end.who else {
+            let told = self
+                .snapshot
+                .judge_ends(identity, identity, true, l4, NodeExemption::Trusted);
+            self.report.questions += 1;
+            let denied = end.who.is_unknown() && !self.view.settings().allow_unknown;
+            let wanted = if denied { Effect::Unknown } else { Effect::Open };
+            let right = |side: DirectionVerdict| side.effect == wanted && side.allow != denied;
+            if right(told.ingress) && right(told.egress) {
+                return Ok(());
+            }
+            return wrong(place, place, format!("{} is no pod", self.words(place)));
+        };
+        let Some(known) = self.view.pod(slot) else {
+            return Ok(());
+        };
+        let (node, template) = (known.node, known.pod.template_of.is_some());
+        let told = self
+            .snapshot
+            .judge_ends(identity, identity, true, l4, NodeExemption::Untrusted);
+        self.report.questions += 1;
+        let exempt = [told.ingress, told.egress].map(|side| side.effect == Effect::SelfTraffic && side.allow);
+        if exempt != [true; 2] && !template {
+            let what = format!("{} may speak to itself", self.words(place));
+            return wrong(place, place, what);
+        }
+        let Some(number) = node.and_then(|node| self.held.node_number(node)) else {
+            return Ok(());
+        };
+        let host = Identity {
+            kind: IdentityKind::Node,
+            node: number,
+            ..peer(identity.peer_class)
+        };
+        for (src, dst) in [(identity, &host), (&host, identity)] {
+            for (trust, wanted) in [(NodeExemption::Trusted, true), (NodeExemption::Untrusted, false)] {
+                let told = self.snapshot.judge_ends(src, dst, false, l4, trust);
+                self.report.questions += 1;
+                let exempt = [told.ingress, told.egress].map(|side| side.effect == Effect::Node);
+                if exempt != [wanted; 2] {
+                    let what = format!("{} and its node", self.words(place));
+                    return wrong(place, place, what);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// 1: whether an endpoint of the snapshot is one.
+    pub(super) fn endpoint_is_known(&self, key: ObjectKey) -> Result<(), Wrong> {
+        let known = self.view.slot(&key).and_then(|slot| self.view.pod(slot));
+        if known.is_some_and(|known| known.is_endpoint()) {
+            return Ok(());
+        }
+        Err(Wrong {
+            what: format!("the snapshot knows {key}, which has no place of its own"),
+            suspect: Suspect::Anything,
+        })
+    }
+
+    /// 1: every range of a family, cut where either side cuts.
+    pub(super) fn ranges(&mut self, v4: bool) -> Result<(), Wrong> {
+        let Some(theirs) = self.snapshot.range_borders(v4) else {
+            return Err(Wrong {
+                what: "the snapshot's address ranges share their tables".to_owned(),
+                suspect: Suspect::Anything,
+            });
+        };
+        let mut cuts: Vec<u128> = self
+            .view
+            .space
+            .family(v4)
+            .iter()
+            .map(|range| range.first)
+            .collect();
+        cuts.extend(theirs);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let end = if v4 { u128::from(u32::MAX) } else { u128::MAX };
+        let mut found = BTreeMap::new();
+        for (at, first) in cuts.iter().enumerate() {
+            let last = cuts.get(at + 1).map_or(end, |next| next - 1);
+            let range = self.view.space.find_number(v4, *first);
+            let low = self.nobodys(v4, *first..=last, false);
+            let high = self.nobodys(v4, *first..=last, true);
+            for number in low.into_iter().chain(high) {
+                let seen = self.nobody(v4, number, range)?;
+                if Some(number) == low {
+                    found.insert(number, seen);
+                }
+            }
+        }
+        self.held.put_ranges(v4, cuts, found);
+        Ok(())
+    }
+
+    /// The first or last address that is in no host table and belongs to nobody; None where there is none.
+    fn nobodys(&self, v4: bool, within: std::ops::RangeInclusive<u128>, from_end: bool) -> Option<u128> {
+        let (mut low, mut high) = (*within.start(), *within.end());
+        while low <= high {
+            let number = if from_end { high } else { low };
+            let address = matching::address(v4, number);
+            let packets_have_it = v4 || !is_mapped(number);
+            let somebodys = self.view.is_claimed(address) || self.snapshot.is_host(address.into());
+            if packets_have_it && !somebodys {
+                return Some(number);
+            }
+            // All IPv4 addresses are passed over at once.
+            if from_end {
+                high = if packets_have_it {
+                    high.checked_sub(1)?
+                } else {
+                    0xffff_0000_0000 - 1
+                };
+            } else {
+                low = if packets_have_it {
+                    low.checked_add(1)?
+                } else {
+                    0x1_0000_0000_0000
+                };
+            }
+        }
+        None
+    }
+
+    /// 2: an address that belongs to nobody.
+    fn nobody(&mut self, v4: bool, number: u128, range: Range) -> Result<Seen, Wrong> {
+        let address = matching::address(v4, number);
+        let place = Place::Address(address);
+        let end = self.view.end_of(Who::Place(range.place), range.blocks);
+        let identity = self.snapshot.identify(Addr::from(address));
+        self.report.addresses += 1;
+        self.identity(place, &end, &identity)?;
+        self.exemptions(place, &end, &identity)?;
+        Ok(Seen::new(end, &identity))
+    }
+
+    /// 4: a row against everyone who can be a peer.
+    pub(super) fn line(&mut self, line: Line, columns: &[Column]) -> Result<(), Wrong> {
+        let (row, of) = line;
+        self.named.remove(&line);
+        if self.is_trivial(line) {
+            self.report.pairs += columns.len() as u64;
+            return Ok(());
+        }
+        let mut lists = std::mem::take(&mut self.lists);
+        let others = self.view.lists_of(of, &mut lists);
+        let mut last = None;
+        let mut proven = Ok(());
+        for column in columns {
+            let (class, meaning) = *column;
+            let list = lists.get(meaning, others);
+            let decided = self.decided(of, list, meaning);
+            let map = self.snapshot.port_map_of(cells(row), class).unwrap_or(NO_MAP);
+            if last != Some((decided, map)) {
+                proven = self.cell(line, *column, decided, map);
+                if proven.is_err() {
+                    break;
+                }
+                last = Some((decided, map));
+            }
+        }
+        self.report.pairs += columns.len() as u64;
+        self.lists = lists;
+        proven
+    }
+
+    /// 4: a row against one peer.
+    pub(super) fn one(&mut self, line: Line, column: Column) -> Result<(), Wrong> {
+        self.report.pairs += 1;
+        if self.is_trivial(line) {
+            return Ok(());
+        }
+        let list = self.view.list_of(line.1, column.1);
+        let decided = self.decided(line.1, list, column.1);
+        let map = self
+            .snapshot
+            .port_map_of(cells(line.0), column.0)
+            .unwrap_or(NO_MAP);
+        self.cell(line, column, decided, map)
+    }
+
+    /// Whether nobody isolates on either side: then there is no cell.
+    fn is_trivial(&self, (row, of): Line) -> bool {
+        row == 0 && self.view.subject_of(of).policies.is_empty()
+    }
+
+    fn decided(&mut self, of: u32, list: u32, meaning: u32) -> u32 {
+        if self.view.subject_of(of).policies.is_empty() {
+            OPEN
+        } else {
+            self.view.decide(of, list, meaning)
+        }
+    }
+
+    /// 5: one cell, unless its port map was held against the same decisions before.
+    fn cell(&mut self, line: Line, column: Column, decided: u32, map: u32) -> Result<(), Wrong> {
+        // Which policies isolate is the row's own: asked once for each row, whatever the map.
+        let names = decided != OPEN && self.view.decisions.denies(decided) && !self.named.contains(&line);
+        let known = map != NO_MAP && self.matched.contains(&(decided, map));
+        if known && !names {
+            return Ok(());
+        }
+        if let Some(l4) = self.contradiction(line, column, decided, map) {
+            return self.visible(line, column, l4);
+        }
+        if names {
+            self.named.insert(line);
+        }
+        if map != NO_MAP {
+            self.matched.insert((decided, map));
+        }
+        Ok(())
+    }
+
+    /// Asks at every border of either side; the first packet that is decided otherwise.
+    fn contradiction(&mut self, line: Line, column: Column, decided: u32, map: u32) -> Option<L4> {
+        let wanted = (decided != OPEN).then(|| self.view.decisions.spans(decided).clone());
+        let theirs = self.snapshot.port_spans(cells(line.0), Some(map));
+        for (at, protocol) in WITH_PORTS.into_iter().enumerate() {
+            let own = wanted
+                .iter()
+                .flat_map(|spans| &spans.protocols[at])
+                .map(|(port, _)| *port);
+            let mut ports: Vec<u16> = own.chain([0, u16::MAX]).collect();
+            if let Some(theirs) = &theirs {
+                ports.extend(theirs.protocols[at].1.iter().map(|(port, _)| *port));
+            }
+            ports.sort_unstable();
+            ports.dedup();
+            for port in ports {
+                let asked = Some((protocol, port));
+                let rule = wanted.as_ref().map(|spans| spans.rule(asked));
+                let l4 = L4::Port {
+                    protocol: protocol.number(),
+                    port,
+                };
+                if !self.decides(line, column, l4, rule) {
+                    return Some(l4);
+                }
+            }
+        }
+        let rule = wanted.as_ref().map(|spans| spans.rule(None));
+        PORTLESS
+            .into_iter()
+            .map(|protocol| L4::NoPort { protocol })
+            .find(|l4| !self.decides(line, column, *l4, rule))
+    }
+
+    /// Puts one question; `rule` is the one that has to decide, [`NO_RULE`] for isolation, None for open.
+    fn decides(&mut self, line: Line, column: Column, l4: L4, rule: Option<u32>) -> bool {
+        let (own, other) = (subject(line.0), peer(column.0));
+        self.report.questions += 1;
+        let judge = |src, dst| {
+            self.snapshot
+                .judge_ends(src, dst, false, l4, NodeExemption::Untrusted)
+        };
+        let told = match self.view.subject_of(line.1).direction {
+            Direction::Ingress => judge(&other, &own).ingress,
+            Direction::Egress => judge(&own, &other).egress,
+        };
+        match rule {
+            None => told.allow && told.effect == Effect::Open,
+            Some(NO_RULE) => {
+                !told.allow && told.effect == Effect::Isolated && self.names_policies(told.provenance, line.1)
+            }
+            Some(rule) => {
+                told.allow && told.effect == Effect::Allow && self.names_rule(told.provenance, rule)
+            }
+        }
+    }
+
+    /// Whether a provenance is this rule's.
+    fn names_rule(&mut self, provenance: u32, rule: u32) -> bool {
+        if self.rule_names.contains(&(provenance, rule)) {
+            return true;
+        }
+        let wanted = self.view.rules.rule(rule);
+        let key = self.view.rules.policy(wanted.policy);
+        let right = match self.snapshot.provenance(provenance) {
+            Some(Provenance::Rule { policy, rule }) => rule == wanted.index && is_policy(&policy, key),
+            Some(Provenance::Isolating(_)) | None => false,
+        };
+        if right {
+            self.rule_names.insert((provenance, rule));
+        }
+        right
+    }
+
+    /// Whether a provenance is the list of policies that isolate a subject.
+    fn names_policies(&mut self, provenance: u32, of: u32) -> bool {
+        if self.isolating_names.contains(&(provenance, of)) {
+            return true;
+        }
+        let wanted = &self.view.subject_of(of).policies;
+        let right = match self.snapshot.provenance(provenance) {
+            Some(Provenance::Isolating(policies)) => {
+                policies.len() == wanted.len()
+                    && policies
+                        .iter()
+                        .zip(wanted)
+                        .all(|(policy, number)| is_policy(policy, self.view.rules.policy(*number)))
+            }
+            Some(Provenance::Rule { .. }) | None => false,
+        };
+        if right {
+            self.isolating_names.insert((provenance, of));
+        }
+        right
+    }
+
+    /// A cell that says something else is wrong if there is a packet that is decided by it: of one family, and not from
+    /// an end to itself.
+    fn visible(&mut self, line: Line, column: Column, l4: L4) -> Result<(), Wrong> {
+        let direction = self.view.subject_of(line.1).direction;
+        let peers = self.held.peers_in(column);
+        for own in self.held.subjects_of(line) {
+            for other in &peers {
+                let (src, dst) = match direction {
+                    Direction::Ingress => (*other, own),
+                    Direction::Egress => (own, *other),
+                };
+                if self.can_meet(src, dst) {
+                    return Err(Wrong {
+                        what: format!("{} is decided otherwise", direction.word()),
+                        suspect: Suspect::Packet { src, dst, l4 },
+                    });
+                }
+            }
+        }
+        self.excused = true;
+        Ok(())
+    }
+
+    /// Forgets what was compared with records that differ now.
+    pub(super) fn forget(&mut self, since: &Since) {
+        if !since.port_maps.is_empty() {
+            self.matched.retain(|(_, map)| !since.port_maps.contains(map));
+        }
+        if !since.provenance.is_empty() {
+            self.rule_names.retain(|(at, _)| !since.provenance.contains(at));
+            self.isolating_names
+                .retain(|(at, _)| !since.provenance.contains(at));
+        }
+    }
+
+    /// Whether a packet between two ends can be, and is judged.
+    fn can_meet(&self, src: Place, dst: Place) -> bool {
+        match (src, dst) {
+            (Place::Address(src), Place::Address(dst)) => src.is_ipv4() == dst.is_ipv4() && src != dst,
+            (Place::Name(src), Place::Name(dst)) => src != dst || self.is_template(src),
+            _ => true,
+        }
+    }
+
+    /// Whether a slot holds a template, which stands for pods that are not each other.
+    pub(super) fn is_template(&self, slot: u32) -> bool {
+        self.view
+            .pod(slot)
+            .is_some_and(|known| known.pod.template_of.is_some())
+    }
+}
+
+pub(super) fn key_of(endpoint: &Endpoint<'_>) -> ObjectKey {
+    ObjectKey {
+        namespace: endpoint.namespace.to_owned(),
+        name: endpoint.name.to_owned(),
+    }
+}
+
+fn is_policy(told: &PolicyName<'_>, key: &ObjectKey) -> bool {
+    (told.tier, told.kind) == (NETWORK_POLICY, NETWORK_POLICY)
+        && (told.namespace, told.name) == (key.namespace.as_str(), key.name.as_str())
+}
+
+/// The row of a number.
+pub(super) fn cells(row: u32) -> Row {
+    if row == 0 { Row::Open } else { Row::Cells(row) }
+}
+
+fn word(allow: bool) -> &'static str {
+    if allow { "allowed" } else { "denied" }
+}

@@ -1,0 +1,324 @@
+//! The policies, taken apart: rules in the order that decides, and every distinct thing that a rule asks of a peer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use hashbrown::HashMap;
+use ipnet::IpNet;
+use ringwall_policy::{Cluster, Labels, NetworkPolicy, ObjectKey, Peer, PortMatch, Protocol, Selector};
+
+use super::matching::matches;
+
+/// Whose policies decide: the destination's or the source's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    pub(super) const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// The rules of a policy; None where it does not isolate in this direction.
+    pub(super) fn rules(self, policy: &NetworkPolicy) -> Option<&[ringwall_policy::Rule]> {
+        match self {
+            Self::Ingress => policy.ingress.as_deref(),
+            Self::Egress => policy.egress.as_deref(),
+        }
+    }
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// A rule and where it stands.
+#[derive(Debug)]
+pub(super) struct Rule {
+    /// Index of its policy.
+    pub policy: u32,
+    pub direction: Direction,
+    /// Its index in the policy's list of the direction.
+    pub index: u32,
+    /// Pod terms that it names, ascending; None for everyone.
+    pub peers: Option<Terms>,
+}
+
+/// What a rule asks of a peer: any of these.
+#[derive(Debug, Default)]
+pub(super) struct Terms {
+    /// Numbers of pod terms, ascending.
+    pub pods: Vec<u32>,
+    /// Numbers of blocks, ascending.
+    pub blocks: Vec<u32>,
+}
+
+/// Pods by selectors, with the namespace that stands for "the policy's own".
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PodTerm {
+    namespaces: Namespaces,
+    pods: Selector,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Namespaces {
+    Own(String),
+    Matching(Selector),
+}
+
+/// An ipBlock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Block {
+    pub cidr: IpNet,
+    pub except: Vec<IpNet>,
+}
+
+/// Every policy of a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    /// Those that were replaced or deleted included: numbers are not given out twice.
+    policies: Vec<Arc<NetworkPolicy>>,
+    /// First rule of each policy, per direction.
+    first: Vec<[u32; 2]>,
+    rules: Vec<Rule>,
+    /// Policies in force, in order of their names: the order that decides about reasons.
+    of_namespace: HashMap<String, Vec<u32>>,
+    terms: Vec<PodTerm>,
+    term_numbers: HashMap<PodTerm, u32>,
+    own_terms: HashMap<String, Vec<u32>>,
+    other_terms: Vec<u32>,
+    blocks: Vec<Block>,
+    block_numbers: HashMap<Block, u32>,
+    /// Keys of pod labels that some selector names.
+    keys: BTreeSet<String>,
+    /// Names of ports that rules of a direction ask for.
+    port_names: [BTreeMap<String, BTreeSet<Protocol>>; 2],
+}
+
+impl Rules {
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        let mut this = Self::default();
+        for policy in cluster.policies.values() {
+            this.add(policy);
+        }
+        this
+    }
+
+    /// Adds a policy that is not there.
+    pub(super) fn add(&mut self, policy: &Arc<NetworkPolicy>) {
+        let number = self.policies.len() as u32;
+        self.policies.push(Arc::clone(policy));
+        let own = self
+            .of_namespace
+            .entry_ref(policy.key.namespace.as_str())
+            .or_default();
+        let at = own.partition_point(|other| self.policies[*other as usize].key.name < policy.key.name);
+        own.insert(at, number);
+        self.note_keys(&policy.subjects);
+        let mut first = [0; 2];
+        for (direction, first) in Direction::BOTH.into_iter().zip(&mut first) {
+            *first = self.rules.len() as u32;
+            for (rule, index) in direction.rules(policy).into_iter().flatten().zip(0..) {
+                let peers = rule.peers.as_ref().map(|peers| self.terms(policy, peers));
+                for entry in rule.ports.iter().flatten() {
+                    if let PortMatch::Named { protocol, name } = entry {
+                        let names = &mut self.port_names[direction as usize];
+                        names.entry(name.clone()).or_default().insert(*protocol);
+                    }
+                }
+                self.rules.push(Rule {
+                    policy: number,
+                    direction,
+                    index,
+                    peers,
+                });
+            }
+        }
+        self.first.push(first);
+    }
+
+    /// Takes a policy out of force.
+    pub(super) fn remove(&mut self, key: &ObjectKey) {
+        if let Some(own) = self.of_namespace.get_mut(&key.namespace) {
+            own.retain(|number| self.policies[*number as usize].key != *key);
+        }
+    }
+
+    /// Distinct label keys and names of ports that are asked for: what pods are grouped by.
+    pub(super) fn words(&self) -> [usize; 3] {
+        let names = |direction: Direction| {
+            self.port_names[direction as usize]
+                .values()
+                .map(BTreeSet::len)
+                .sum()
+        };
+        [
+            self.keys.len(),
+            names(Direction::Ingress),
+            names(Direction::Egress),
+        ]
+    }
+
+    /// Policies that ever were.
+    pub(super) fn policies_ever(&self) -> usize {
+        self.policies.len()
+    }
+
+    fn terms(&mut self, policy: &NetworkPolicy, peers: &[Peer]) -> Terms {
+        let mut terms = Terms::default();
+        for peer in peers {
+            match peer {
+                Peer::Pods { namespaces, pods } => {
+                    self.note_keys(pods);
+                    let term = PodTerm {
+                        namespaces: match namespaces {
+                            None => Namespaces::Own(policy.key.namespace.clone()),
+                            Some(selector) => Namespaces::Matching(selector.clone()),
+                        },
+                        pods: pods.clone(),
+                    };
+                    terms.pods.push(self.term(term));
+                }
+                Peer::Block { cidr, except } => {
+                    let block = Block {
+                        cidr: *cidr,
+                        except: except.clone(),
+                    };
+                    let next = self.blocks.len() as u32;
+                    let number = *self.block_numbers.entry(block.clone()).or_insert(next);
+                    if number == next {
+                        self.blocks.push(block);
+                    }
+                    terms.blocks.push(number);
+                }
+            }
+        }
+        for list in [&mut terms.pods, &mut terms.blocks] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        terms
+    }
+
+    fn term(&mut self, term: PodTerm) -> u32 {
+        let next = self.terms.len() as u32;
+        let number = *self.term_numbers.entry(term.clone()).or_insert(next);
+        if number == next {
+            match &term.namespaces {
+                Namespaces::Own(namespace) => {
+                    self.own_terms
+                        .entry_ref(namespace.as_str())
+                        .or_default()
+                        .push(next);
+                }
+                Namespaces::Matching(_) => self.other_terms.push(next),
+            }
+            self.terms.push(term);
+        }
+        number
+    }
+
+    fn note_keys(&mut self, selector: &Selector) {
+        for requirement in &selector.requirements {
+            if !self.keys.contains(&requirement.key) {
+                self.keys.insert(requirement.key.clone());
+            }
+        }
+    }
+
+    /// Whether some selector of pods names this label key.
+    pub(super) fn names_key(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// Whether rules of a direction ask for a port of this name and protocol.
+    pub(super) fn names_port(&self, direction: Direction, protocol: Protocol, name: &str) -> bool {
+        self.port_names[direction as usize]
+            .get(name)
+            .is_some_and(|protocols| protocols.contains(&protocol))
+    }
+
+    /// Pod terms that a pod of this namespace can match, by the namespace alone; ascending.
+    pub(super) fn terms_of_namespace(&self, name: &str, labels: &Labels) -> Vec<u32> {
+        let own = self.own_terms.get(name).into_iter().flatten();
+        let others = self.other_terms.iter().filter(|term| {
+            matches!(&self.terms[**term as usize].namespaces, Namespaces::Matching(selector) if matches(selector, labels))
+        });
+        let mut terms: Vec<u32> = own.chain(others).copied().collect();
+        terms.sort_unstable();
+        terms
+    }
+
+    /// Which of these pod terms match a pod's labels.
+    pub(super) fn matching_terms(&self, of_namespace: &[u32], labels: &Labels) -> Vec<u32> {
+        let holds = |term: &&u32| matches(&self.terms[**term as usize].pods, labels);
+        of_namespace.iter().filter(holds).copied().collect()
+    }
+
+    /// Policies that isolate a pod in a direction, in the order that decides.
+    pub(super) fn selecting(&self, namespace: &str, labels: &Labels, direction: Direction) -> Vec<u32> {
+        let all = self.of_namespace.get(namespace).into_iter().flatten();
+        all.filter(|number| {
+            let policy = &self.policies[**number as usize];
+            direction.rules(policy).is_some() && matches(&policy.subjects, labels)
+        })
+        .copied()
+        .collect()
+    }
+
+    /// Rules of these policies, in order.
+    pub(super) fn rules_of(&self, policies: &[u32], direction: Direction) -> Vec<u32> {
+        let each = |policy: &u32| {
+            let index = *policy as usize;
+            let first = self.first[index][direction as usize];
+            let count = direction.rules(&self.policies[index]).map_or(0, <[_]>::len) as u32;
+            first..first + count
+        };
+        policies.iter().flat_map(each).collect()
+    }
+
+    pub(super) fn rule(&self, number: u32) -> &Rule {
+        &self.rules[number as usize]
+    }
+
+    /// A rule's ports; None for every port and protocol.
+    pub(super) fn ports(&self, number: u32) -> Option<&[PortMatch]> {
+        let rule = self.rule(number);
+        let policy = &self.policies[rule.policy as usize];
+        let rules = rule.direction.rules(policy)?;
+        rules.get(rule.index as usize)?.ports.as_deref()
+    }
+
+    pub(super) fn policy(&self, number: u32) -> &ObjectKey {
+        &self.policies[number as usize].key
+    }
+
+    /// Every port at which some rule may change its mind, by number.
+    pub(super) fn ports_named(&self) -> BTreeSet<(Protocol, u16)> {
+        let mut found = BTreeSet::new();
+        for entry in (0..self.rules.len())
+            .flat_map(|rule| self.ports(rule as u32))
+            .flatten()
+        {
+            if let PortMatch::Range { protocol, lo, hi } = entry {
+                found.insert((*protocol, *lo));
+                found.extend(hi.checked_add(1).map(|above| (*protocol, above)));
+            }
+        }
+        found
+    }
+
+    pub(super) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// How many pod terms there are.
+    pub(super) fn term_count(&self) -> usize {
+        self.terms.len()
+    }
+}

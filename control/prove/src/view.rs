@@ -1,0 +1,848 @@
+//! What the objects say about each address and each pair: the checker's own derivation.
+
+use std::{cmp::Ordering, net::IpAddr, sync::Arc};
+
+use hashbrown::{HashMap, HashSet};
+use ringwall_policy::{Cluster, NetworkPolicy, ObjectKey, Pod, PortMatch, Protocol, Settings};
+
+use super::{
+    matching::PortOf,
+    ports::{Decisions, NO_RULE, Passes, PortNames},
+    rules::{Direction, Rules},
+    sets::Sets,
+    space::{Place, Space},
+};
+
+/// Who an end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// A pod or template, by its slot.
+    Pod(u32),
+    /// A pod whose namespace has not been seen (SEMANTICS 54).
+    Unseen(u32),
+    /// A node, by the number of its name.
+    Node(u32),
+    /// Nobody.
+    Place(Place),
+}
+
+impl Who {
+    /// Whether only the settings say what may pass to and from it.
+    pub(super) fn is_unknown(self) -> bool {
+        matches!(self, Self::Unseen(_) | Self::Place(Place::PodNetwork))
+    }
+}
+
+/// An end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    pub who: Who,
+    /// What rules can see of it as a peer.
+    pub meaning: u32,
+    /// What decides about it, by direction.
+    pub subjects: [u32; 2],
+}
+
+/// What decides about a pod in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Subject {
+    pub direction: Direction,
+    /// Policies that isolate it, in the order that decides; empty: it is open.
+    pub policies: Vec<u32>,
+    /// Ingress: what it calls the ports that the rules ask for.
+    pub names: u32,
+}
+
+/// What rules can see of an end as a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Meaning {
+    /// The set of pod terms that match it.
+    pub terms: u32,
+    /// The set of blocks that hold it.
+    pub blocks: u32,
+    /// What it calls the ports that egress rules ask for.
+    pub names: u32,
+}
+
+/// A pod in its slot.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub pod: Arc<Pod>,
+    /// What it shares with pods that no selector and no port name tells apart; None where its namespace is unseen.
+    group: Option<u32>,
+    /// The name of the node that it says hosts it.
+    pub node: Option<u32>,
+}
+
+impl Known {
+    /// Whether it has a place in the policy: addresses of its own, or a name alone.
+    pub(super) fn is_endpoint(&self) -> bool {
+        !self.pod.finished && !self.pod.host_network // 46, 50
+    }
+}
+
+/// Pods that no selector and no port name tells apart.
+#[derive(Debug)]
+struct Group {
+    /// One of them.
+    example: Arc<Pod>,
+    terms: u32,
+    names: u32,
+    subjects: [u32; 2],
+}
+
+/// Who says that an address is theirs.
+#[derive(Debug, Default)]
+struct Claims {
+    /// Slots of live pods.
+    pods: Vec<u32>,
+    /// Nodes that list it.
+    nodes: Vec<u32>,
+    /// Nodes that live pods on the host network with it name.
+    hosts: Vec<u32>,
+}
+
+/// No policy isolates: subjects of ends that are no pods, by direction.
+pub(super) const OPEN: [u32; 2] = [0, 1];
+
+/// All that the objects say.
+#[derive(Debug)]
+pub(super) struct View {
+    cluster: Cluster,
+    pub rules: Rules,
+    pub space: Space,
+    pub term_sets: Sets,
+    pub block_sets: Sets,
+    /// How many pod terms there were before the policies were last replaced.
+    terms_before: usize,
+    pub decisions: Decisions,
+    /// Pod terms that pods of a namespace can match.
+    terms_of: HashMap<String, Arc<Vec<u32>>>,
+    groups: Vec<Group>,
+    group_numbers: HashMap<Vec<u8>, u32>,
+    subjects: Vec<(Subject, Vec<u32>)>,
+    subject_numbers: HashMap<Subject, u32>,
+    meanings: Vec<Meaning>,
+    meaning_numbers: HashMap<Meaning, u32>,
+    /// By set of terms, and of blocks: meanings that have it.
+    with_terms: Vec<Vec<u32>>,
+    with_blocks: Vec<Vec<u32>>,
+    names: Vec<PortNames>,
+    names_numbers: HashMap<PortNames, u32>,
+    pods: Vec<Option<Known>>,
+    free: Vec<u32>,
+    slots: HashMap<ObjectKey, u32>,
+    claims: HashMap<IpAddr, Claims>,
+    node_names: Vec<String>,
+    node_numbers: HashMap<String, u32>,
+}
+
+impl View {
+    /// Everything but the pods, which [`Self::add`] takes one by one.
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        let rules = Rules::of(cluster);
+        let term_sets = Sets::new(rules.term_count());
+        let mut block_sets = Sets::new(rules.blocks().len());
+        let space = Space::of(cluster, rules.blocks(), &mut block_sets);
+        let mut this = Self {
+            cluster: cluster.clone(),
+            rules,
+            space,
+            term_sets,
+            block_sets,
+            terms_before: usize::MAX,
+            decisions: Decisions::new(),
+            terms_of: HashMap::new(),
+            groups: Vec::new(),
+            group_numbers: HashMap::new(),
+            subjects: Vec::new(),
+            subject_numbers: HashMap::new(),
+            meanings: Vec::new(),
+            meaning_numbers: HashMap::new(),
+            with_terms: Vec::new(),
+            with_blocks: Vec::new(),
+            names: vec![Vec::new()],
+            names_numbers: HashMap::from([(Vec::new(), 0)]),
+            pods: Vec::new(),
+            free: Vec::new(),
+            slots: HashMap::new(),
+            claims: HashMap::new(),
+            node_names: Vec::new(),
+            node_numbers: HashMap::new(),
+        };
+        for (direction, open) in Direction::BOTH.into_iter().zip(OPEN) {
+            let number = this.subject(direction, Vec::new(), &[]);
+            debug_assert_eq!(number, open);
+        }
+        for node in cluster.nodes.values() {
+            let number = this.node_number(&node.name);
+            for address in &node.addresses {
+                let claims = this.claims.entry(*address).or_default();
+                if !claims.nodes.contains(&number) {
+                    claims.nodes.push(number);
+                }
+            }
+        }
+        this
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.cluster.settings
+    }
+
+    /// The state that this is a view of.
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Says that the pods that were added and removed since make this state.
+    pub(super) fn follow(&mut self, cluster: &Cluster) {
+        self.cluster = cluster.clone();
+    }
+
+    /// Adds a pod that is not there, and answers its slot.
+    pub(super) fn add(&mut self, pod: &Arc<Pod>) -> u32 {
+        let node = pod.node.as_deref().map(|name| self.node_number(name));
+        let mut known = Known {
+            pod: Arc::clone(pod),
+            group: None,
+            node,
+        };
+        if known.is_endpoint() {
+            known.group = self.group(pod);
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.pods.push(None);
+                self.pods.len() as u32 - 1
+            }
+        };
+        if !pod.finished {
+            for address in &pod.addresses {
+                let claims = self.claims.entry(*address).or_default();
+                if !pod.host_network {
+                    claims.pods.push(slot);
+                } else if let Some(node) = node {
+                    claims.hosts.push(node);
+                }
+            }
+        }
+        self.slots.insert(pod.key.clone(), slot);
+        self.pods[slot as usize] = Some(known);
+        slot
+    }
+
+    /// Takes a pod out; its slot is free then.
+    pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<(u32, Arc<Pod>)> {
+        let slot = self.slots.remove(key)?;
+        let known = self.pods[slot as usize].take()?;
+        self.free.push(slot);
+        if !known.pod.finished {
+            for address in &known.pod.addresses {
+                let Some(claims) = self.claims.get_mut(address) else {
+                    continue;
+                };
+                let (list, entry) = match (known.pod.host_network, known.node) {
+                    (false, _) => (&mut claims.pods, slot),
+                    (true, Some(node)) => (&mut claims.hosts, node),
+                    (true, None) => continue,
+                };
+                if let Some(at) = list.iter().position(|claim| *claim == entry) {
+                    list.swap_remove(at);
+                }
+                if claims.pods.is_empty() && claims.nodes.is_empty() && claims.hosts.is_empty() {
+                    self.claims.remove(address);
+                }
+            }
+        }
+        Some((slot, known.pod))
+    }
+
+    pub(super) fn pod(&self, slot: u32) -> Option<&Known> {
+        self.pods.get(slot as usize)?.as_ref()
+    }
+
+    pub(super) fn slot(&self, key: &ObjectKey) -> Option<u32> {
+        self.slots.get(key).copied()
+    }
+
+    /// Number of the slots, free ones included.
+    pub(super) fn slots(&self) -> u32 {
+        self.pods.len() as u32
+    }
+
+    /// Every address that a pod or a node has, in no order.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.claims.keys().copied()
+    }
+
+    /// Whether a pod or a node has an address.
+    pub(super) fn is_claimed(&self, address: IpAddr) -> bool {
+        !matches!(self.who(address), Who::Place(_))
+    }
+
+    /// Ports that a pod has names for.
+    pub(super) fn named_ports(&self, place: super::held::Place) -> Vec<(Protocol, u16)> {
+        use super::held::Place;
+        let slot = match place {
+            Place::Name(slot) => Some(slot),
+            Place::Address(address) => match self.who(address) {
+                Who::Pod(slot) => Some(slot),
+                Who::Unseen(_) | Who::Node(_) | Who::Place(_) => None,
+            },
+        };
+        let ports = slot
+            .and_then(|slot| self.pod(slot))
+            .map(|known| &known.pod.named_ports);
+        ports
+            .into_iter()
+            .flatten()
+            .map(|port| (port.protocol, port.number))
+            .collect()
+    }
+
+    pub(super) fn node_name(&self, number: u32) -> &str {
+        &self.node_names[number as usize]
+    }
+
+    pub(super) fn subject_of(&self, number: u32) -> &Subject {
+        &self.subjects[number as usize].0
+    }
+
+    /// Groups, subjects, meanings and policies that ever were.
+    pub(super) fn ever(&self) -> usize {
+        self.groups.len() + self.subjects.len() + self.meanings.len() + self.rules.policies_ever()
+    }
+
+    /// Who has an address.
+    pub(super) fn who(&self, address: IpAddr) -> Who {
+        let place = || Who::Place(self.space.find(address).place);
+        let Some(claims) = self.claims.get(&address) else {
+            return place();
+        };
+        if let Some(slot) = claims.pods.iter().copied().reduce(|a, b| self.newer(a, b)) {
+            return self.who_is(slot);
+        }
+        let first = |nodes: &[u32]| nodes.iter().copied().min_by_key(|node| self.node_name(*node));
+        match first(&claims.nodes).or_else(|| first(&claims.hosts)) {
+            Some(node) => Who::Node(node),
+            None => place(),
+        }
+    }
+
+    fn who_is(&self, slot: u32) -> Who {
+        match self.pod(slot).and_then(|known| known.group) {
+            Some(_) => Who::Pod(slot),
+            None => Who::Unseen(slot),
+        }
+    }
+
+    /// Of two pods with one address the one that has it now (SEMANTICS 50, 54).
+    fn newer(&self, a: u32, b: u32) -> u32 {
+        let (Some(x), Some(y)) = (self.pod(a), self.pod(b)) else {
+            return a;
+        };
+        // Where one is on its way out and the other is not, the address has been given to the other.
+        match (x.pod.terminating, y.pod.terminating) {
+            (true, false) => return b,
+            (false, true) => return a,
+            (true, true) | (false, false) => {}
+        }
+        let order = x.pod.created.cmp(&y.pod.created);
+        let order = order.then_with(|| x.pod.uid.cmp(&y.pod.uid));
+        match order.then_with(|| x.pod.key.cmp(&y.pod.key)) {
+            Ordering::Less => b,
+            Ordering::Equal | Ordering::Greater => a,
+        }
+    }
+
+    /// An address as an end.
+    pub(super) fn end(&mut self, address: IpAddr) -> End {
+        let who = self.who(address);
+        let blocks = self.space.find(address).blocks;
+        self.end_of(who, blocks)
+    }
+
+    /// A pod or template by name, apart from any address: no block holds it.
+    pub(super) fn nameless(&mut self, slot: u32) -> End {
+        let who = self.who_is(slot);
+        self.end_of(who, 0)
+    }
+
+    /// Somebody who is in these blocks.
+    pub(super) fn end_of(&mut self, who: Who, blocks: u32) -> End {
+        let group = match who {
+            Who::Pod(slot) => self.pod(slot).and_then(|known| known.group),
+            Who::Unseen(_) | Who::Node(_) | Who::Place(_) => None,
+        };
+        let (terms, names, subjects) = match group {
+            Some(number) => {
+                let group = &self.groups[number as usize];
+                (group.terms, group.names, group.subjects)
+            }
+            None => (0, 0, OPEN),
+        };
+        let meaning = self.meaning_number(Meaning { terms, blocks, names });
+        End {
+            who,
+            meaning,
+            subjects,
+        }
+    }
+
+    fn meaning_number(&mut self, meaning: Meaning) -> u32 {
+        if let Some(number) = self.meaning_numbers.get(&meaning) {
+            return *number;
+        }
+        let number = self.meanings.len() as u32;
+        self.meanings.push(meaning);
+        self.meaning_numbers.insert(meaning, number);
+        self.with_terms.resize_with(self.term_sets.len(), Vec::new);
+        self.with_terms[meaning.terms as usize].push(number);
+        self.with_blocks.resize_with(self.block_sets.len(), Vec::new);
+        self.with_blocks[meaning.blocks as usize].push(number);
+        number
+    }
+
+    /// Takes over what a node is now; None: it is not there. The address space is to be [cut again](Self::cut_again) where
+    /// its networks differ.
+    pub(super) fn replace_node(&mut self, name: &str, before: &[IpAddr], after: &[IpAddr]) {
+        let number = self.node_number(name);
+        for address in before {
+            let Some(claims) = self.claims.get_mut(address) else {
+                continue;
+            };
+            claims.nodes.retain(|node| *node != number);
+            if claims.pods.is_empty() && claims.nodes.is_empty() && claims.hosts.is_empty() {
+                self.claims.remove(address);
+            }
+        }
+        for address in after {
+            let claims = self.claims.entry(*address).or_default();
+            if !claims.nodes.contains(&number) {
+                claims.nodes.push(number);
+            }
+        }
+    }
+
+    /// Says that from here on all pod terms that there are were there before.
+    pub(super) fn terms_stay(&mut self) {
+        self.terms_before = self.rules.term_count();
+    }
+
+    /// Cuts the address space at the networks of a state.
+    pub(super) fn cut_again(&mut self, cluster: &Cluster) {
+        self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
+    }
+
+    /// Slots of pods that one of these nodes hosts.
+    pub(super) fn hosted_by(&self, nodes: &std::collections::BTreeSet<u32>) -> Vec<u32> {
+        let hosted = |known: &Known| known.node.is_some_and(|node| nodes.contains(&node));
+        let slots = self.pods.iter().zip(0..);
+        slots
+            .filter(|(known, _)| known.as_ref().is_some_and(hosted))
+            .map(|(_, slot)| slot)
+            .collect()
+    }
+
+    /// Whether a meaning is another's and no more than selectors and names of ports that came with the last policies. The
+    /// blocks that hold an address are not looked at: they never change.
+    pub(super) fn only_gained(&self, old: u32, new: u32) -> bool {
+        if old == new {
+            return true;
+        }
+        let (old, new) = (self.meanings[old as usize], self.meanings[new as usize]);
+        let terms = self.term_sets.members(old.terms).iter();
+        let before = self.term_sets.members(new.terms).iter();
+        let before = before.filter(|term| (**term as usize) < self.terms_before);
+        let names = &self.names[new.names as usize];
+        terms.eq(before)
+            && self.names[old.names as usize]
+                .iter()
+                .all(|name| names.contains(name))
+    }
+
+    /// Whether two subjects let the same pass between them and a peer, which may mean something else to the second.
+    pub(super) fn pass_alike(&mut self, a: (u32, u32), b: (u32, u32)) -> bool {
+        let [a, b] = [a, b].map(|(subject, meaning)| {
+            if self.subjects[subject as usize].0.policies.is_empty() {
+                return None;
+            }
+            let list = self.list_of(subject, meaning);
+            Some(self.decide(subject, list, meaning))
+        });
+        a == b || self.passes(a) == self.passes(b)
+    }
+
+    /// What passes by a decision; None is that of a subject that nothing isolates.
+    pub(super) fn passes(&self, decided: Option<u32>) -> Passes {
+        decided.map_or_else(Passes::everything, |decided| {
+            self.decisions.spans(decided).passes()
+        })
+    }
+
+    fn node_number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.node_numbers.get(name) {
+            return *number;
+        }
+        let number = self.node_names.len() as u32;
+        self.node_names.push(name.to_owned());
+        self.node_numbers.insert(name.to_owned(), number);
+        number
+    }
+
+    /// The group of a pod; None where its namespace has not been seen.
+    fn group(&mut self, pod: &Arc<Pod>) -> Option<u32> {
+        if !self.cluster.namespaces.contains_key(&pod.key.namespace) {
+            return None;
+        }
+        let key = self.seen_of(pod);
+        if let Some(number) = self.group_numbers.get(&key) {
+            return Some(*number);
+        }
+        let names = self.port_names(pod, &|protocol, name| {
+            self.rules.names_port(Direction::Egress, protocol, name)
+        });
+        let group = Group {
+            example: Arc::clone(pod),
+            terms: self.terms_matching(pod),
+            names: self.names_number(names),
+            subjects: self.subjects_for(pod),
+        };
+        let number = self.groups.len() as u32;
+        self.groups.push(group);
+        self.group_numbers.insert(key, number);
+        Some(number)
+    }
+
+    /// The set of pod terms that match a pod.
+    fn terms_matching(&mut self, pod: &Pod) -> u32 {
+        let of_namespace = match self.terms_of.get(&pod.key.namespace) {
+            Some(terms) => Arc::clone(terms),
+            None => {
+                let terms = match self.cluster.namespaces.get(&pod.key.namespace) {
+                    Some(namespace) => self.rules.terms_of_namespace(&namespace.name, &namespace.labels),
+                    None => Vec::new(),
+                };
+                let terms = Arc::new(terms);
+                self.terms_of
+                    .insert(pod.key.namespace.clone(), Arc::clone(&terms));
+                terms
+            }
+        };
+        let terms = self.rules.matching_terms(&of_namespace, &pod.labels);
+        self.term_sets.number(terms)
+    }
+
+    /// What decides about a pod, by direction.
+    fn subjects_for(&mut self, pod: &Pod) -> [u32; 2] {
+        Direction::BOTH.map(|direction| {
+            let policies = self.rules.selecting(&pod.key.namespace, &pod.labels, direction);
+            let names = match direction {
+                Direction::Ingress => self.asked_names(pod, &policies),
+                Direction::Egress => Vec::new(), // the peer's
+            };
+            self.subject(direction, policies, &names)
+        })
+    }
+
+    /// Takes over policies: those that are gone or replaced, then those that are new. Answers whether the address space
+    /// is cut otherwise.
+    pub(super) fn replace_policies(
+        &mut self,
+        cluster: &Cluster,
+        gone: &[ObjectKey],
+        new: &[Arc<NetworkPolicy>],
+    ) -> bool {
+        let words = self.rules.words();
+        let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
+        self.terms_before = terms;
+        for key in gone {
+            self.rules.remove(key);
+        }
+        for policy in new {
+            self.rules.add(policy);
+        }
+        self.term_sets.grow(self.rules.term_count());
+        let more_terms = self.rules.term_count() > terms;
+        if more_terms {
+            self.terms_of.clear();
+        }
+        let namespaces: HashSet<&str> = gone
+            .iter()
+            .chain(new.iter().map(|policy| &policy.key))
+            .map(|key| key.namespace.as_str())
+            .collect();
+        if self.rules.words() != words {
+            // Selectors or rules can tell pods apart now that they could not.
+            self.regroup();
+        }
+        for number in 0..self.groups.len() {
+            let pod = Arc::clone(&self.groups[number].example);
+            if more_terms {
+                self.groups[number].terms = self.terms_matching(&pod);
+            }
+            if namespaces.contains(pod.key.namespace.as_str()) {
+                self.groups[number].subjects = self.subjects_for(&pod);
+            }
+        }
+        let more_blocks = self.rules.blocks().len() > blocks;
+        if more_blocks {
+            self.block_sets.grow(self.rules.blocks().len());
+            self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
+        }
+        more_blocks
+    }
+
+    /// Groups all pods anew.
+    fn regroup(&mut self) {
+        self.groups.clear();
+        self.group_numbers.clear();
+        for slot in 0..self.pods.len() {
+            let Some(known) = self.pods[slot].as_ref().filter(|known| known.is_endpoint()) else {
+                continue;
+            };
+            let pod = Arc::clone(&known.pod);
+            let group = self.group(&pod);
+            if let Some(known) = &mut self.pods[slot] {
+                known.group = group;
+            }
+        }
+    }
+
+    /// Takes over what namespaces are now, and answers the slots of the pods in those that are given.
+    pub(super) fn replace_namespaces(&mut self, cluster: &Cluster, changed: &HashSet<String>) -> Vec<u32> {
+        self.cluster.namespaces = cluster.namespaces.clone();
+        for name in changed {
+            self.terms_of.remove(name);
+        }
+        for number in 0..self.groups.len() {
+            let pod = Arc::clone(&self.groups[number].example);
+            if changed.contains(&pod.key.namespace) {
+                self.groups[number].terms = self.terms_matching(&pod);
+            }
+        }
+        let mut slots = Vec::new();
+        for slot in 0..self.pods.len() {
+            let Some(known) = &self.pods[slot] else { continue };
+            if !changed.contains(&known.pod.key.namespace) {
+                continue;
+            }
+            slots.push(slot as u32);
+            if known.is_endpoint() {
+                let pod = Arc::clone(&known.pod);
+                let group = self.group(&pod);
+                if let Some(known) = &mut self.pods[slot] {
+                    known.group = group;
+                }
+            }
+        }
+        slots
+    }
+
+    /// All of a pod that any selector or port entry can see, as bytes.
+    fn seen_of(&self, pod: &Pod) -> Vec<u8> {
+        fn put(key: &mut Vec<u8>, text: &str) {
+            key.extend((text.len() as u32).to_le_bytes());
+            key.extend(text.as_bytes());
+        }
+        let mut key = Vec::with_capacity(128);
+        put(&mut key, &pod.key.namespace);
+        for (name, value) in &pod.labels {
+            if self.rules.names_key(name) {
+                put(&mut key, name);
+                put(&mut key, value);
+            }
+        }
+        key.push(0xff);
+        for port in &pod.named_ports {
+            let asked = Direction::BOTH
+                .iter()
+                .any(|direction| self.rules.names_port(*direction, port.protocol, &port.name));
+            if asked {
+                put(&mut key, &port.name);
+                key.push(port.protocol.number());
+                key.extend(port.number.to_le_bytes());
+            }
+        }
+        key
+    }
+
+    /// A pod's port names that are asked for; of equal ones the first counts (SEMANTICS 33).
+    fn port_names(&self, pod: &Pod, asked: &dyn Fn(Protocol, &str) -> bool) -> PortNames {
+        let mut seen = HashSet::new();
+        let mut names: PortNames = pod
+            .named_ports
+            .iter()
+            .filter(|port| {
+                asked(port.protocol, &port.name) && seen.insert((port.protocol, port.name.as_str()))
+            })
+            .map(|port| (port.protocol, port.name.clone(), port.number))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A pod's port names that the ingress rules of these policies ask for.
+    fn asked_names(&self, pod: &Pod, policies: &[u32]) -> PortNames {
+        let rules = self.rules.rules_of(policies, Direction::Ingress);
+        let mut asked = HashSet::new();
+        for entry in rules.iter().flat_map(|rule| self.rules.ports(*rule)).flatten() {
+            if let PortMatch::Named { protocol, name } = entry {
+                asked.insert((*protocol, name.as_str()));
+            }
+        }
+        if asked.is_empty() {
+            return Vec::new();
+        }
+        self.port_names(pod, &|protocol, name| asked.contains(&(protocol, name)))
+    }
+
+    fn names_number(&mut self, names: PortNames) -> u32 {
+        if let Some(number) = self.names_numbers.get(&names) {
+            return *number;
+        }
+        let number = self.names.len() as u32;
+        self.names.push(names.clone());
+        self.names_numbers.insert(names, number);
+        number
+    }
+
+    fn subject(
+        &mut self,
+        direction: Direction,
+        policies: Vec<u32>,
+        names: &[(Protocol, String, u16)],
+    ) -> u32 {
+        let subject = Subject {
+            direction,
+            names: self.names_number(names.to_vec()),
+            policies,
+        };
+        if let Some(number) = self.subject_numbers.get(&subject) {
+            return *number;
+        }
+        let number = self.subjects.len() as u32;
+        let rules = self.rules.rules_of(&subject.policies, direction);
+        self.subjects.push((subject.clone(), rules));
+        self.subject_numbers.insert(subject, number);
+        number
+    }
+
+    /// The list of a subject's rules that match a peer of this meaning, by asking each rule.
+    pub(super) fn list_of(&mut self, subject: u32, meaning: u32) -> u32 {
+        let Meaning { terms, blocks, .. } = self.meanings[meaning as usize];
+        let mut list = 0;
+        for rule in &self.subjects[subject as usize].1 {
+            let matched = self.rules.rule(*rule).peers.as_ref().is_none_or(|peers| {
+                self.term_sets.meets(terms, &peers.pods) || self.block_sets.meets(blocks, &peers.blocks)
+            });
+            if matched {
+                list = self.decisions.and(list, *rule, &self.rules);
+            }
+        }
+        list
+    }
+
+    /// What a subject decides about a peer for whom this list of its rules matches.
+    pub(super) fn decide(&mut self, subject: u32, list: u32, meaning: u32) -> u32 {
+        let Subject { direction, names, .. } = self.subjects[subject as usize].0;
+        // A port's name is the destination's.
+        let names = match direction {
+            Direction::Ingress => names,
+            Direction::Egress => self.meanings[meaning as usize].names,
+        };
+        self.decisions.decide(list, names, &self.names, &self.rules)
+    }
+
+    /// Lists of a subject's rules that match, for all peers at once: `lists` has those of the meanings that some rule
+    /// names; answers the list of all others.
+    pub(super) fn lists_of(&mut self, subject: u32, lists: &mut Lists) -> u32 {
+        lists.begin(self.meanings.len());
+        let mut others = 0;
+        for rule in &self.subjects[subject as usize].1 {
+            match &self.rules.rule(*rule).peers {
+                None => {
+                    for meaning in &lists.named {
+                        let list = &mut lists.list[*meaning as usize];
+                        *list = self.decisions.and(*list, *rule, &self.rules);
+                    }
+                    others = self.decisions.and(others, *rule, &self.rules);
+                }
+                Some(peers) => {
+                    lists.rule += 1;
+                    let of_terms = peers.pods.iter().flat_map(|term| self.term_sets.holding(*term));
+                    let of_blocks = peers
+                        .blocks
+                        .iter()
+                        .flat_map(|block| self.block_sets.holding(*block));
+                    let by_terms = of_terms.filter_map(|set| self.with_terms.get(*set as usize));
+                    let by_blocks = of_blocks.filter_map(|set| self.with_blocks.get(*set as usize));
+                    for meaning in by_terms.chain(by_blocks).flatten() {
+                        if let Some(list) = lists.touch(*meaning, others) {
+                            *list = self.decisions.and(*list, *rule, &self.rules);
+                        }
+                    }
+                }
+            }
+        }
+        others
+    }
+
+    /// The rule that decides about a packet between a subject and a peer; None where the subject is open.
+    pub(super) fn decision(&mut self, subject: u32, meaning: u32, asked: PortOf) -> Option<Option<u32>> {
+        if self.subjects[subject as usize].0.policies.is_empty() {
+            return None;
+        }
+        let list = self.list_of(subject, meaning);
+        let decided = self.decide(subject, list, meaning);
+        let rule = self.decisions.spans(decided).rule(asked);
+        Some((rule != NO_RULE).then_some(rule))
+    }
+}
+
+/// By meaning, the list of rules that match: memory that one subject after the other uses.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    list: Vec<u32>,
+    /// The round in which the list was set, and the rule that was added last.
+    touched: Vec<(u32, u32)>,
+    named: Vec<u32>,
+    round: u32,
+    rule: u32,
+}
+
+impl Lists {
+    fn begin(&mut self, meanings: usize) {
+        self.list.resize(meanings, 0);
+        self.touched.resize(meanings, (0, 0));
+        self.named.clear();
+        self.round += 1;
+        self.rule = 0;
+    }
+
+    /// The list of a meaning that the rule at hand names, begun with the others' where no rule named it before; None
+    /// where this rule has named it already.
+    fn touch(&mut self, meaning: u32, others: u32) -> Option<&mut u32> {
+        let at = meaning as usize;
+        let (round, rule) = self.touched[at];
+        if round != self.round {
+            self.list[at] = others;
+            self.named.push(meaning);
+        } else if rule == self.rule {
+            return None;
+        }
+        self.touched[at] = (self.round, self.rule);
+        Some(&mut self.list[at])
+    }
+
+    /// The list of a meaning.
+    pub(super) fn get(&self, meaning: u32, others: u32) -> u32 {
+        let at = meaning as usize;
+        match self.touched.get(at) {
+            Some((round, _)) if *round == self.round => self.list[at],
+            _ => others,
+        }
+    }
+}

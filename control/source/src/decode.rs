@@ -1,0 +1,441 @@
+//! From one YAML or JSON document to objects of the cluster, strictly.
+//!
+//! Both sources use it: the folder for what people wrote, the API server's watch for what the server holds. What decides
+//! (`spec`, names, labels) is read strictly from both; a mistake costs the object's owner, never its neighbours. Unknown
+//! fields around it are mistakes in a folder alone.
+
+mod field;
+mod identity;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+pub(super) use field::item;
+pub use field::join;
+use field::{
+    Fields, NO_FIELDS, bad_label_key, bad_label_value, dns_label, dns_subdomain, fault, list, mapping,
+    present, string, wrong_type,
+};
+pub(super) use identity::seconds_since_1970;
+use ringwall_policy::{Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey};
+use serde_json::Value;
+
+/// One object of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// `Kind namespace/name`, for messages.
+    pub label: String,
+    /// Where in the document it stands: empty, or `items[3]` in a List.
+    pub prefix: String,
+    /// The object.
+    pub object: Object,
+    /// What is odd about it but does not change how it is judged (paths relative to the document).
+    pub notes: Vec<Fault>,
+}
+
+/// An object that cannot be understood at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{label}: {}: {}", .fault.path, .fault.message)]
+pub struct DecodeError {
+    /// `Kind namespace/name`, as far as it can be read.
+    pub label: String,
+    /// What and where; the path is relative to the document.
+    pub fault: Fault,
+}
+
+/// Decodes one document: an object, or a List of them (`List`, `PodList`, ...), unfolded.
+///
+/// An invalid NetworkPolicy is no error: it comes back with its `faults` and isolates (what it selects, in the
+/// directions that can be read).
+///
+/// # Errors
+/// The document is no Kubernetes object, or an object that ringwall needs has a field that cannot be read.
+pub fn decode(value: &Value) -> Result<Vec<Decoded>, DecodeError> {
+    let mut out = Vec::new();
+    unfold(value, "", None, Origin::Folder, &mut out)?;
+    Ok(out)
+}
+
+/// Decodes one object as an API server delivers it.
+///
+/// # Errors
+/// As those of [`decode`].
+pub(super) fn decode_served(value: &Value) -> Result<Vec<Decoded>, DecodeError> {
+    let mut out = Vec::new();
+    unfold(value, "", None, Origin::Server, &mut out)?;
+    Ok(out)
+}
+
+/// Who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Somebody who may have misspelt anything.
+    Folder,
+    /// An API server. It has refused or dropped what it does not know; what it has of fields around `spec` that are not
+    /// known here, a newer one has added.
+    Server,
+}
+
+/// Kind and apiVersion that the items of a typed list leave out.
+struct Inherited<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+}
+
+fn unfold(
+    value: &Value,
+    at: &str,
+    inherited: Option<&Inherited<'_>>,
+    origin: Origin,
+    out: &mut Vec<Decoded>,
+) -> Result<(), DecodeError> {
+    let nameless = |fault| DecodeError {
+        label: "document".to_owned(),
+        fault,
+    };
+    let Value::Object(root) = value else {
+        return Err(nameless(fault(
+            at,
+            wrong_type(value, "a Kubernetes object (a mapping with apiVersion and kind)"),
+        )));
+    };
+    let kind = string(root, at, "kind")
+        .map_err(nameless)?
+        .or(inherited.map(|list| list.kind));
+    let api_version = string(root, at, "apiVersion")
+        .map_err(nameless)?
+        .or(inherited.map(|list| list.api_version));
+    let Some(kind) = kind else {
+        // Values of a chart, a kustomization, notes: not an object that lost its kind, which would have one of these.
+        if !["apiVersion", "metadata", "spec", "items"]
+            .iter()
+            .any(|key| root.contains_key(*key))
+        {
+            let note = fault(
+                at,
+                "is no Kubernetes object (no apiVersion, kind, metadata, spec): passed over",
+            );
+            out.push(Decoded {
+                label: "document".to_owned(),
+                prefix: at.to_owned(),
+                object: Object::Ignored { kind: String::new() },
+                notes: vec![note],
+            });
+            return Ok(());
+        }
+        return Err(nameless(fault(
+            join(at, "kind"),
+            "is missing: write the kind of the object, such as NetworkPolicy, or move the file out of the folder",
+        )));
+    };
+    let api_version = api_version.unwrap_or_default();
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+
+    if let Some(item_kind) = kind.strip_suffix("List")
+        && let Some(items) = items(root, at, item_kind, group, api_version).map_err(nameless)?
+    {
+        let named = Inherited {
+            api_version,
+            kind: item_kind,
+        };
+        // The items of a plain List name themselves.
+        let named = (!item_kind.is_empty()).then_some(&named);
+        let items_at = join(at, "items");
+        for (index, value) in items.iter().enumerate() {
+            unfold(value, &item(&items_at, index), named, origin, out)?;
+        }
+        return Ok(());
+    }
+    out.push(object(root, at, kind, group, api_version, origin)?);
+    Ok(())
+}
+
+/// The items of a list; None for a kind that only ends like one. A list of what matters here has to have items, or a
+/// misspelt key would take all of them away without a word.
+fn items<'a>(
+    root: &'a Fields,
+    at: &str,
+    item_kind: &str,
+    group: &str,
+    api_version: &str,
+) -> Result<Option<&'a [Value]>, Fault> {
+    let matters = item_kind.is_empty() || !matches!(role(item_kind, group, api_version, at), Role::Ignored);
+    match root.get("items") {
+        Some(Value::Array(items)) => Ok(Some(items)),
+        // What Go writes for none.
+        Some(Value::Null) if matters => Ok(Some(&[])),
+        Some(other) if matters => Err(fault(join(at, "items"), wrong_type(other, "a list"))),
+        None if matters => Err(fault(
+            join(at, "items"),
+            "is missing: a list without objects has items: []",
+        )),
+        _ => Ok(None),
+    }
+}
+
+/// What an object is to policy, from its kind and API group.
+enum Role {
+    Namespace,
+    Node,
+    Pod,
+    Template(&'static [&'static str]),
+    /// Of a kind that nobody here knows, with a template of pods where workloads have theirs.
+    Foreign,
+    NetworkPolicy,
+    /// A NetworkPolicy that names itself wrongly: isolates.
+    Misnamed(Fault),
+    Unevaluated,
+    Ignored,
+}
+
+fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
+    const POD_TEMPLATE: &[&str] = &["spec", "template"];
+    const CRON_JOB_TEMPLATE: &[&str] = &["spec", "jobTemplate", "spec", "template"];
+    match (group, kind) {
+        ("", "Namespace") => Role::Namespace,
+        ("", "Node") => Role::Node,
+        ("", "Pod") => Role::Pod,
+        ("", "ReplicationController") => Role::Template(POD_TEMPLATE),
+        ("apps" | "extensions", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") => {
+            Role::Template(POD_TEMPLATE)
+        }
+        ("batch", "Job") => Role::Template(POD_TEMPLATE),
+        ("batch", "CronJob") => Role::Template(CRON_JOB_TEMPLATE),
+        ("networking.k8s.io", "NetworkPolicy") if api_version == "networking.k8s.io/v1" => {
+            Role::NetworkPolicy
+        }
+        ("networking.k8s.io" | "extensions" | "", "NetworkPolicy") => Role::Misnamed(fault(
+            join(at, "apiVersion"),
+            format!("{api_version:?} has no NetworkPolicy: write networking.k8s.io/v1"),
+        )),
+        ("networking.k8s.io", _) if looks_like_policy(kind) => Role::Misnamed(fault(
+            join(at, "kind"),
+            format!("networking.k8s.io has no {kind:?}: write NetworkPolicy"),
+        )),
+        // Staged kinds of Calico decide nothing.
+        (_, kind) if kind.ends_with("NetworkPolicy") && !kind.starts_with("Staged") => Role::Unevaluated,
+        _ => Role::Ignored,
+    }
+}
+
+/// Whether an object holds a template of pods: labels and containers where a Deployment has them.
+fn has_pod_template(root: &Fields) -> bool {
+    let template = root.get("spec").and_then(|spec| spec.get("template"));
+    let at = |path: &str| template.and_then(|template| template.pointer(path));
+    let named = root.get("metadata").and_then(|metadata| metadata.get("name"));
+    at("/metadata/labels").is_some_and(Value::is_object)
+        && at("/spec/containers").is_some_and(Value::is_array)
+        && named.is_some_and(Value::is_string)
+}
+
+/// Whether a kind of `networking.k8s.io` was meant to be NetworkPolicy.
+fn looks_like_policy(kind: &str) -> bool {
+    let lower = kind.to_ascii_lowercase();
+    lower.contains("polic") || lower.starts_with("network")
+}
+
+fn object(
+    root: &Fields,
+    at: &str,
+    kind: &str,
+    group: &str,
+    api_version: &str,
+    origin: Origin,
+) -> Result<Decoded, DecodeError> {
+    let role = match role(kind, group, api_version, at) {
+        Role::Ignored if has_pod_template(root) => Role::Foreign,
+        role => role,
+    };
+    let unnamed = |object| Decoded {
+        label: kind.to_owned(),
+        prefix: at.to_owned(),
+        object,
+        notes: Vec::new(),
+    };
+    let passed_over = |notes| {
+        Ok(Decoded {
+            notes,
+            ..unnamed(Object::Ignored {
+                kind: kind.to_owned(),
+            })
+        })
+    };
+    // A patch of kustomize looks like the object that it changes.
+    if root.contains_key("$patch") {
+        let message = "is a patch for kustomize and no object: passed over; check what kustomize builds";
+        return passed_over(vec![fault(join(at, "$patch"), message.to_owned())]);
+    }
+    match role {
+        Role::Ignored if group == "kustomize.config.k8s.io" && kind == "Kustomization" => {
+            let message = "kustomize builds this folder, and may change names, namespaces and labels: check what it builds";
+            return passed_over(vec![fault(join(at, "kind"), message.to_owned())]);
+        }
+        Role::Ignored => return passed_over(Vec::new()),
+        Role::Unevaluated => {
+            let kind = if group.is_empty() {
+                kind.to_owned()
+            } else {
+                format!("{kind}.{group}")
+            };
+            return Ok(unnamed(Object::Unevaluated { kind }));
+        }
+        _ => {}
+    }
+
+    let metadata_at = join(at, "metadata");
+    let anonymous = |fault| DecodeError {
+        label: kind.to_owned(),
+        fault,
+    };
+    let metadata = mapping(root, at, "metadata").map_err(anonymous)?;
+    let name = string(metadata, &metadata_at, "name")
+        .map_err(anonymous)?
+        .filter(|name| !name.is_empty());
+    let name = match name {
+        Some(name) => name,
+        // `kubectl create` lets the server finish such a name; until then the stem is all there is.
+        None => match string(metadata, &metadata_at, "generateName").map_err(anonymous)? {
+            Some(stem) if !stem.is_empty() => stem,
+            _ => {
+                return Err(anonymous(fault(
+                    join(&metadata_at, "name"),
+                    "is missing: every object needs a name",
+                )));
+            }
+        },
+    };
+    let namespaced = !matches!(role, Role::Namespace | Role::Node);
+    let namespace = string(metadata, &metadata_at, "namespace")
+        .map_err(|wrong| DecodeError {
+            label: format!("{kind} {name}"),
+            fault: wrong,
+        })?
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or("default"); // SEMANTICS 15
+    let label = if namespaced {
+        format!("{kind} {namespace}/{name}")
+    } else {
+        format!("{kind} {name}")
+    };
+    let wrong = |fault| DecodeError {
+        label: label.clone(),
+        fault,
+    };
+    let key = ObjectKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    // Only a message: the API server gives every object one.
+    let uid = string(metadata, &metadata_at, "uid")
+        .ok()
+        .flatten()
+        .unwrap_or_default()
+        .to_owned();
+
+    let mut findings = policy::Findings::default();
+    let object = match role {
+        Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
+        Role::Node => {
+            Object::Node(identity::node(root, at, metadata, name, &mut findings.notes).map_err(wrong)?)
+        }
+        Role::Pod => {
+            Object::Pod(identity::pod(root, at, metadata, key, uid, &mut findings.notes).map_err(wrong)?)
+        }
+        Role::Template(path) => Object::Pod(identity::template(root, at, path, kind, key).map_err(wrong)?),
+        Role::Foreign => match identity::template(root, at, &["spec", "template"], kind, key) {
+            Ok(pod) => Object::Pod(pod),
+            // Whoever defines the kind says what it may look like.
+            Err(_) => return passed_over(Vec::new()),
+        },
+        Role::NetworkPolicy => {
+            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
+        }
+        Role::Misnamed(misnamed) => {
+            findings.faults.push(misnamed);
+            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
+        }
+        Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
+    };
+    // Of a policy these are faults, and found with the others.
+    let policy = matches!(object, Object::NetworkPolicy(_));
+    if namespaced && !policy && !dns_label(namespace) {
+        findings.notes.push(fault(
+            join(&metadata_at, "namespace"),
+            bad_name(namespace, "a DNS label"),
+        ));
+    }
+    if !policy && !dns_subdomain(name.trim_end_matches('-')) {
+        findings
+            .notes
+            .push(fault(join(&metadata_at, "name"), bad_name(name, "a DNS name")));
+    }
+    Ok(Decoded {
+        label,
+        prefix: at.to_owned(),
+        object,
+        notes: findings.notes,
+    })
+}
+
+fn bad_name(name: &str, wanted: &str) -> String {
+    format!("{name:?} is not {wanted} (lower case letters, digits, '-'): an API server refuses it")
+}
+
+fn decode_namespace(root: &Fields, at: &str, metadata: &Fields, name: &str) -> Result<Namespace, Fault> {
+    let mut labels = labels(metadata, &join(at, "metadata"))?;
+    // Immutable on a server, so a manifest that says otherwise is wrong (SEMANTICS 13).
+    labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+    let phase = mapping(root, at, "status")
+        .ok()
+        .and_then(|status| status.get("phase"))
+        .and_then(Value::as_str);
+    let terminating = phase == Some("Terminating") || present(metadata, "deletionTimestamp").is_some();
+    Ok(Namespace {
+        name: name.to_owned(),
+        labels,
+        terminating,
+    })
+}
+
+/// `metadata.labels`; the only labels that count (SEMANTICS 16).
+fn labels(metadata: &Fields, metadata_at: &str) -> Result<Labels, Fault> {
+    let at = join(metadata_at, "labels");
+    let mut out = Labels::new();
+    for (key, value) in mapping(metadata, metadata_at, "labels")? {
+        let value_at = join(&at, key);
+        let value = match value {
+            Value::Null => "",
+            Value::String(text) => text,
+            other => return Err(fault(value_at, wrong_type(other, "a string"))),
+        };
+        if let Some(wrong) = bad_label_key(key).or_else(|| bad_label_value(value)) {
+            return Err(fault(value_at, wrong));
+        }
+        out.insert(key.clone(), value.to_owned());
+    }
+    Ok(out)
+}
+
+/// Walks down a path of mappings; absent reads as empty.
+fn descend<'a>(root: &'a Fields, at: &str, path: &[&str]) -> Result<(&'a Fields, String), Fault> {
+    let mut here = (root, at.to_owned());
+    for step in path {
+        let (fields, at) = here;
+        here = (mapping(fields, &at, step)?, join(&at, step));
+    }
+    Ok(here)
+}
+
+/// The mappings of a list, with their paths.
+fn mappings<'a>(fields: &'a Fields, at: &str, key: &str) -> Result<Vec<(&'a Fields, String)>, Fault> {
+    let path = join(at, key);
+    list(fields, at, key)?
+        .iter()
+        .enumerate()
+        .map(|(index, value)| match value {
+            Value::Object(fields) => Ok((fields, item(&path, index))),
+            Value::Null => Ok((&*NO_FIELDS, item(&path, index))),
+            other => Err(fault(item(&path, index), wrong_type(other, "a mapping"))),
+        })
+        .collect()
+}

@@ -1,0 +1,672 @@
+//! A Kubernetes API server as the source: four watches, put together.
+//!
+//! * [`connect`] makes a client of a kubeconfig or a service account; [`exec`] runs the program that it may name.
+//! * [`connection`] is what the watches share: the client in use, its credentials, and orders to list anew.
+//! * [`watch`] lists and watches one resource, for ever.
+//! * [`pulse`] asks whether the server still answers, and from the same history as before.
+//! * [`compare`] holds what a watch has said against a full list.
+//! * [`object`] decodes what arrives.
+//! * [`state`] puts the four together (pure), and holds policies of ending namespaces (SEMANTICS 54).
+//! * [`kept`] remembers the policies over a restart.
+//! * [`unevaluated`] looks for policy kinds that nobody evaluates here.
+//!
+//! Nothing is handed on before all four lists are complete; after that, every state handed on is one that the last
+//! complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
+//! While the server cannot be reached, the last state stands.
+
+mod compare;
+mod connect;
+mod connection;
+mod exec;
+mod kept;
+mod object;
+mod pulse;
+mod state;
+mod trim;
+mod unevaluated;
+mod watch;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kube::core::{Request, params::ListParams};
+use ringwall_messages::WatchStatus;
+use ringwall_policy::{ObjectRef, Settings, UNKNOWN_KINDS};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{
+    sync::{Semaphore, mpsc, watch as latest},
+    task::{Id, JoinError, JoinSet},
+    time::{sleep, sleep_until},
+};
+
+pub(crate) use self::connect::needs;
+use self::{
+    connect::Built,
+    connection::Connection,
+    kept::Keeper,
+    state::{Item, Kind, NamespaceNow, State},
+    unevaluated::Found,
+    watch::{Backoff, Watcher, explain},
+};
+use super::feed::{AbortOnDrop, Condition, Feed, Health, SourceState};
+
+/// How to reach the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// By a kubeconfig.
+    Kubeconfig {
+        /// The file.
+        file: PathBuf,
+        /// Its context; the current one where None.
+        context: Option<String>,
+    },
+    /// By the service account of the pod that this process runs in.
+    InCluster,
+}
+
+/// How long things may take.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// For one page of a list, or for a watch to begin.
+    pub list_timeout: Duration,
+    /// Objects in a page.
+    pub page: u32,
+    /// After so many seconds, or up to a quarter less, the server ends a watch; below 295.
+    pub watch_seconds: u32,
+    /// A watch that is silent for so much longer is dead.
+    pub watch_margin: Duration,
+    /// A watch that has had a bookmark and is silent for so long is dead; a server sends one a minute.
+    pub bookmark_patience: Duration,
+    /// How often to ask whether the server answers.
+    pub pulse: Duration,
+    /// How long it may take to answer that; asked twice.
+    pub pulse_patience: Duration,
+    /// What a watch has said is held against a full list about this often.
+    pub full_list: Duration,
+    /// First pause after an error.
+    pub backoff_first: Duration,
+    /// Longest pause after errors.
+    pub backoff_most: Duration,
+    /// An event that comes when all is quiet is handed on at once; under churn, states are handed on no more often
+    /// than this.
+    pub spacing: Duration,
+    /// How often to look for policy kinds that are not evaluated.
+    pub probe: Duration,
+    /// Alarm after so long without connection.
+    pub stale_after: Duration,
+    /// Alarm where a deleted policy stays in force for so long because nobody says whether its namespace lives.
+    pub hold_alarm: Duration,
+    /// How often to look whether the files with the credentials have changed.
+    pub credentials_check: Duration,
+    /// Credentials that are refused are read again this often at most.
+    pub renew_spacing: Duration,
+    /// Refused credentials are an alarm after so long: a renewal takes less.
+    pub refused_alarm: Duration,
+    /// How long a program may take that makes credentials.
+    pub exec_timeout: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            list_timeout: Duration::from_secs(60),
+            page: 500,
+            watch_seconds: 290,
+            watch_margin: Duration::from_secs(5),
+            bookmark_patience: Duration::from_secs(150),
+            pulse: Duration::from_secs(30),
+            pulse_patience: Duration::from_secs(10),
+            full_list: Duration::from_secs(60 * 60),
+            backoff_first: Duration::from_millis(200),
+            backoff_most: Duration::from_secs(10),
+            spacing: Duration::from_millis(4),
+            probe: Duration::from_secs(60),
+            stale_after: Duration::from_secs(15 * 60),
+            hold_alarm: Duration::from_secs(5),
+            credentials_check: Duration::from_secs(5),
+            renew_spacing: Duration::from_secs(30),
+            refused_alarm: Duration::from_secs(10),
+            exec_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why the API server cannot be a source at all. Whether it can be reached is another question.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// The kubeconfig cannot be read, or says nothing usable.
+    #[error("kubeconfig {}: {reason}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Not in a pod, or without a service account.
+    #[error(
+        "source.inCluster: {0}; this works in a pod with a service account only, elsewhere set source.kubeconfig"
+    )]
+    InCluster(String),
+    /// The credentials cannot be used.
+    #[error("the credentials of {location} cannot be used: {reason}")]
+    Credentials {
+        /// The API server.
+        location: String,
+        /// What is wrong with them.
+        reason: String,
+    },
+}
+
+/// What the watches and their helpers say.
+enum Message {
+    /// A complete list, and its version.
+    Listed(Kind, String, Vec<Item>),
+    /// A new or changed object.
+    Applied(Box<Item>, EventMeta),
+    /// The end of an object.
+    Deleted(ObjectRef, EventMeta),
+    /// What became of a namespace.
+    Namespace(String, NamespaceNow),
+    /// The policy kinds that are not evaluated.
+    Unevaluated(BTreeSet<String>),
+    /// What a watch has said up to this version is to be held against a full list.
+    Compare(Kind, String),
+}
+
+/// What an event of a watch has beside its object.
+struct EventMeta {
+    /// When it was read.
+    at: Instant,
+    /// `resourceVersion` of the change.
+    version: String,
+}
+
+impl Message {
+    /// When it came.
+    fn at(&self) -> Instant {
+        match self {
+            Self::Applied(_, meta) | Self::Deleted(_, meta) => meta.at,
+            Self::Listed(..) | Self::Namespace(..) | Self::Unevaluated(_) | Self::Compare(..) => {
+                Instant::now()
+            }
+        }
+    }
+}
+
+/// Events taken before a state is handed on, at most.
+const TAKEN_AT_ONCE: usize = 256;
+
+/// Begins to watch. Must be called within a tokio runtime. `kept` is a file of its own, where the policies last seen
+/// survive a restart: without it, those deleted meanwhile with their namespace do not hold (SEMANTICS 54).
+///
+/// # Errors
+/// The kubeconfig or the service account cannot be used. A server that does not answer is no error: it is asked again
+/// until it does.
+pub async fn start(
+    access: &Access,
+    settings: Settings,
+    timing: Timing,
+    kept: Option<PathBuf>,
+) -> Result<Feed, KubeError> {
+    let built = connect::build(access, &timing).await?;
+    Ok(start_with(access.clone(), built, settings, timing, kept))
+}
+
+/// The tasks that a source cannot do without. None of them ever ends while all is well.
+#[derive(Default)]
+struct Essential {
+    tasks: JoinSet<()>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Essential {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let id = self.tasks.spawn(task).id();
+        self.names.insert(id, name);
+    }
+
+    /// Waits until one of them has ended, and says which and how.
+    async fn ended(&mut self) -> String {
+        let (id, how) = match self.tasks.join_next_with_id().await {
+            // Without tasks there is nothing to end.
+            None => return std::future::pending().await,
+            Some(Ok((id, ()))) => (id, "ended"),
+            Some(Err(error)) => (error.id(), described(&error)),
+        };
+        let name = self.names.get(&id).copied().unwrap_or("a task");
+        format!("{name} {how}")
+    }
+}
+
+fn start_with(
+    access: Access,
+    built: Built,
+    settings: Settings,
+    timing: Timing,
+    kept: Option<PathBuf>,
+) -> Feed {
+    let watches = Kind::ALL
+        .iter()
+        .map(|kind| WatchStatus {
+            resource: kind.resource().to_owned(),
+            ..WatchStatus::default()
+        })
+        .collect();
+    let health = Health::new("kubernetes", built.location.clone(), timing.stale_after, watches);
+    let health = Arc::new(health.with_hold_alarm(timing.hold_alarm));
+    let connection = Arc::new(Connection::new(&built, timing.clone(), Arc::clone(&health)));
+    let (sender, messages) = mpsc::channel(1024);
+    let assembler = Assembler {
+        connection: Arc::clone(&connection),
+        timing,
+        health,
+        messages: sender,
+        questions: Arc::new(Semaphore::new(QUESTIONS)),
+    };
+    let mut essential = assembler.watchers();
+    essential.spawn(
+        "the renewal of credentials",
+        connection.keep_credentials(access, built),
+    );
+    assembler.start(settings, kept, messages, essential)
+}
+
+/// Puts the watches together and hands complete states on.
+#[derive(Clone)]
+struct Assembler {
+    connection: Arc<Connection>,
+    timing: Timing,
+    health: Arc<Health>,
+    messages: mpsc::Sender<Message>,
+    /// Questions about namespaces that are asked at once: whoever deletes a thousand namespaces must not have the
+    /// server asked a thousand times in a moment.
+    questions: Arc<Semaphore>,
+}
+
+/// As many at once.
+const QUESTIONS: usize = 8;
+
+impl Assembler {
+    /// Begins to watch.
+    fn watchers(&self) -> Essential {
+        let mut essential = Essential::default();
+        for (number, kind) in Kind::ALL.into_iter().enumerate() {
+            let watcher = Watcher {
+                kind,
+                number,
+                connection: Arc::clone(&self.connection),
+                timing: self.timing.clone(),
+                health: Arc::clone(&self.health),
+                messages: self.messages.clone(),
+            };
+            essential.spawn(kind.watch(), watcher.run());
+        }
+        let it = self.clone();
+        essential.spawn("the look for other policy kinds", async move { probe(&it).await });
+        let it = self.clone();
+        essential.spawn("the pulse", async move {
+            pulse::run(&it.connection, &it.timing, &it.health).await;
+        });
+        essential
+    }
+
+    /// Puts together what the watches say, until one of them ends: the feed ends then, and says why.
+    fn start(
+        self,
+        settings: Settings,
+        kept: Option<PathBuf>,
+        messages: mpsc::Receiver<Message>,
+        essential: Essential,
+    ) -> Feed {
+        let (sender, states) = latest::channel(None);
+        let health = Arc::clone(&self.health);
+        let ending = Arc::clone(&health);
+        let mut assembling = JoinSet::new();
+        // As long as this is there, the feed has not ended: whoever sees its end must find the reason.
+        let alive = sender.clone();
+        assembling.spawn(async move { self.run(settings, kept, messages, essential, &sender).await });
+        let task = AbortOnDrop(tokio::spawn(async move {
+            let reason = match assembling.join_next().await {
+                Some(Ok(reason)) => reason,
+                Some(Err(error)) => format!("the assembly of the watches {}", described(&error)),
+                None => "nothing runs".to_owned(),
+            };
+            ending.end(reason);
+            drop(alive);
+        }));
+        Feed {
+            states,
+            health,
+            accept: None,
+            _task: Some(task),
+        }
+    }
+
+    /// Answers why it ended.
+    async fn run(
+        self,
+        settings: Settings,
+        kept: Option<PathBuf>,
+        mut messages: mpsc::Receiver<Message>,
+        mut essential: Essential,
+        states: &latest::Sender<Option<Arc<SourceState>>>,
+    ) -> String {
+        let mut questions = JoinSet::new();
+        let mut state = State::new(settings);
+        if let Some(kept) = &kept {
+            state.remember(kept::read(kept));
+        }
+        let mut keeper = kept.map(Keeper::new);
+        // Without the first look for other kinds a verdict could lack its "incomplete".
+        let mut probed = false;
+        let mut began: Option<Instant> = None;
+        let mut last: Option<Instant> = None;
+        loop {
+            let due = began
+                .filter(|_| state.synced() && probed)
+                .map(|began| last.map_or(began, |last| began.max(last + self.timing.spacing)));
+            tokio::select! {
+                biased;
+                ended = essential.ended() => return ended,
+                () = until(due) => {
+                    self.hand_on(states, &state, began.take().unwrap_or_else(Instant::now));
+                    last = Some(Instant::now());
+                }
+                () = until(keeper.as_ref().and_then(|keeper| keeper.due(&state))) => {
+                    if let Some(keeper) = &mut keeper {
+                        keeper.write(&state);
+                    }
+                }
+                message = messages.recv() => {
+                    // This task has a sender itself.
+                    let Some(mut message) = message else { return "nobody speaks any more".to_owned() };
+                    // What came together is one change.
+                    let mut left = TAKEN_AT_ONCE;
+                    loop {
+                        let first = matches!(message, Message::Unevaluated(_)) && !probed;
+                        probed |= matches!(message, Message::Unevaluated(_));
+                        let at = message.at();
+                        if let Message::Compare(kind, version) = message {
+                            questions.spawn(compare::compare(
+                                Arc::clone(&self.connection),
+                                self.timing.clone(),
+                                Arc::clone(&self.health),
+                                (kind, version),
+                                state.watched(),
+                            ));
+                        } else if take(&mut state, message) | first {
+                            began = Some(began.map_or(at, |began| began.min(at)));
+                        }
+                        left -= 1;
+                        if left == 0 {
+                            break;
+                        }
+                        match messages.try_recv() {
+                            Ok(next) => message = next,
+                            Err(_) => break,
+                        }
+                    }
+                    for namespace in state.questions() {
+                        questions.spawn(ask(namespace, self.clone()));
+                    }
+                    while let Some(finished) = questions.try_join_next() {
+                        if let Err(error) = finished {
+                            return format!("a question about a namespace or a full list {}", described(&error));
+                        }
+                    }
+                    self.health.unanswered(state.unanswered().map(ToString::to_string));
+                    let counts = state.counts();
+                    self.health.holds(
+                        &[counts.namespaces, counts.nodes, counts.pods, counts.policies],
+                        state.held().len() as u64,
+                    );
+                }
+            }
+        }
+    }
+
+    fn hand_on(&self, states: &latest::Sender<Option<Arc<SourceState>>>, state: &State, began: Instant) {
+        let handed = SourceState {
+            cluster: state.cluster().clone(),
+            problems: state.problems(),
+            cluster_uid: state.cluster_uid(),
+            versions: state.versions(),
+            began,
+        };
+        self.health.handed_on();
+        states.send_replace(Some(Arc::new(handed)));
+    }
+}
+
+/// What became of a task, in words.
+fn described(error: &JoinError) -> &'static str {
+    if error.is_panic() {
+        "panicked; please report it with the log"
+    } else {
+        "was cancelled"
+    }
+}
+
+fn take(state: &mut State, message: Message) -> bool {
+    match message {
+        Message::Listed(kind, version, items) => {
+            state.seen(kind, &version);
+            state.listed(kind, items)
+        }
+        Message::Applied(item, meta) => {
+            state.seen(Kind::of(&item.reference), &meta.version);
+            state.applied(*item)
+        }
+        Message::Deleted(reference, meta) => {
+            state.seen(Kind::of(&reference), &meta.version);
+            state.deleted(&reference)
+        }
+        Message::Namespace(name, now) => state.answered(&name, &now),
+        Message::Unevaluated(kinds) => state.set_unevaluated(kinds),
+        Message::Compare(..) => false,
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        // The timer's milliseconds end late: what is due would wait for the end of this one.
+        Some(due) if due <= Instant::now() => {}
+        Some(due) => sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[derive(Deserialize)]
+struct Namespaces {
+    items: Option<Vec<Value>>,
+}
+
+/// Asks what became of a namespace until the server says. It is asked by a list, which needs no other permission than
+/// the watch has.
+async fn ask(namespace: String, source: Assembler) {
+    let mut backoff = Backoff::new(&source.timing);
+    let mut retries = source.connection.retries();
+    let params = ListParams {
+        field_selector: Some(format!("metadata.name={namespace}")),
+        ..ListParams::default()
+    };
+    let (mut attempts, mut refusals) = (0_u64, 0_u32);
+    loop {
+        retries.borrow_and_update();
+        let request = match Request::new(Kind::Namespace.path()).list(&params) {
+            Ok(request) => request,
+            Err(error) => return source.health.error(None, error.to_string()),
+        };
+        let turn = source.questions.acquire().await;
+        let answer = source
+            .connection
+            .call(source.timing.list_timeout, |client| async move {
+                client.request::<Namespaces>(request).await
+            })
+            .await;
+        drop(turn);
+        let error = match answer {
+            Ok(list) => {
+                let now = namespace_now(&namespace, list.items.unwrap_or_default());
+                // Nobody listens: the source has ended.
+                let _ = source.messages.send(Message::Namespace(namespace, now)).await;
+                return;
+            }
+            Err(error) => error,
+        };
+        let reason = explain("list", Kind::Namespace.resource(), &error, refusals > 0);
+        let reason = format!("{reason} (policies of {namespace} stay meanwhile)");
+        refusals += u32::from(error.code() == Some(403));
+        if attempts == 0 {
+            tracing::warn!("{reason}");
+        }
+        attempts += 1;
+        source.health.error(None, reason);
+        tokio::select! {
+            () = sleep(backoff.next().max(error.retry_after().unwrap_or_default())) => {}
+            Ok(()) = retries.changed() => {}
+        }
+    }
+}
+
+fn namespace_now(name: &str, items: Vec<Value>) -> NamespaceNow {
+    let found = items
+        .into_iter()
+        .find(|item| item.pointer("/metadata/name").and_then(Value::as_str) == Some(name));
+    match found {
+        Some(item)
+            if item
+                .pointer("/metadata/deletionTimestamp")
+                .is_none_or(Value::is_null) =>
+        {
+            let uid = item
+                .pointer("/metadata/uid")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            NamespaceNow::Live { uid: uid.to_owned() }
+        }
+        _ => NamespaceNow::Ending,
+    }
+}
+
+/// Looks for policy kinds that are not evaluated, again and again. What was found once stays until a look that could
+/// see everything says otherwise. What cannot be looked up is said to be unknown, and holds nothing up.
+async fn probe(source: &Assembler) {
+    let mut backoff = Backoff::up_to(source.timing.probe, &source.timing);
+    let mut known = BTreeSet::new();
+    loop {
+        let Found { kinds, errors } = unevaluated::probe(&source.connection).await;
+        for error in &errors {
+            source.health.error(
+                None,
+                format!("{} (policies there would go unnoticed)", error.reason),
+            );
+        }
+        if errors.is_empty() {
+            known = kinds;
+        } else {
+            known.extend(kinds);
+        }
+        let unknown = errors.iter().find(|error| {
+            let of = error.of.as_ref();
+            of.is_none_or(|of| !known.contains(of))
+        });
+        source.health.condition(
+            Condition::Discovery,
+            source.timing.probe,
+            unknown.map(|error| {
+                format!(
+                    "whether there are policies of kinds that are not evaluated cannot be looked up: {}",
+                    error.reason
+                )
+            }),
+        );
+        let mut said = known.clone();
+        if unknown.is_some() {
+            said.insert(UNKNOWN_KINDS.to_owned());
+        }
+        if source.messages.send(Message::Unevaluated(said)).await.is_err() {
+            return;
+        }
+        if errors.is_empty() {
+            backoff.reset();
+            sleep(source.timing.probe).await;
+        } else {
+            sleep(backoff.next()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
+
+    use super::*;
+
+    /// A source of which one task does what is given, with a server that nobody reaches.
+    async fn feed_with<F>(task: F) -> Feed
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kubeconfig");
+        std::fs::write(
+            &file,
+            "{current-context: c, clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+             contexts: [{name: c, context: {cluster: c}}]}",
+        )
+        .unwrap();
+        let access = Access::Kubeconfig { file, context: None };
+        let timing = Timing::default();
+        let built = connect::build(&access, &timing).await.unwrap();
+        let health = Arc::new(Health::new(
+            "kubernetes",
+            String::new(),
+            timing.stale_after,
+            Vec::new(),
+        ));
+        let connection = Arc::new(Connection::new(&built, timing.clone(), Arc::clone(&health)));
+        let (sender, messages) = mpsc::channel(8);
+        let assembler = Assembler {
+            connection,
+            timing,
+            health,
+            messages: sender,
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
+        };
+        let mut essential = assembler.watchers();
+        essential.spawn("the task", task);
+        assembler.start(Settings::default(), None, messages, essential)
+    }
+
+    async fn reason(mut feed: Feed) -> String {
+        let ended = tokio::time::timeout(Duration::from_secs(20), feed.states.changed()).await;
+        assert!(ended.unwrap().is_err(), "the end is an event");
+        feed.health.ended().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_source_with_its_reason() {
+        let feed = feed_with(async { panic!("as a watcher might") }).await;
+        let reason = reason(feed).await;
+        assert!(reason.starts_with("the task panicked"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_returns_ends_the_source_with_its_name() {
+        let feed = feed_with(async {}).await;
+        assert_eq!(reason(feed).await, "the task ended");
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_well_does_not_end() {
+        let mut feed = feed_with(std::future::pending()).await;
+        let quiet = tokio::time::timeout(Duration::from_millis(100), feed.states.changed()).await;
+        assert!(quiet.is_err() && feed.health.ended().is_none());
+    }
+}

@@ -1,0 +1,665 @@
+//! One list and watch, for ever.
+//!
+//! kube's own watcher is not used: it hides bookmarks (a sign of life), begins a watch again at a version that is
+//! gone where the server answers with status 410 instead of an event, and skips an event that it cannot read. Here
+//! each of those leads to a new list, and the state before stands until that is complete.
+//!
+//! A watch goes on from its last version only where the server closed it in its time. Where it broke, the server may
+//! have been started anew on older data (etcd restored from a snapshot), of which a version says nothing: its number may
+//! come to stand for something else.
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{AsyncBufRead, AsyncBufReadExt};
+use kube::core::{
+    Request, Status,
+    params::{ListParams, WatchParams},
+};
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+use tokio::{
+    sync::{mpsc, watch as latest},
+    time::{sleep, timeout},
+};
+
+use super::{
+    EventMeta, Message, Timing,
+    connection::{Connection, Order, RequestError},
+    object::{identify, item},
+    state::{Item, Kind},
+    trim,
+};
+use crate::feed::Health;
+
+/// Keeps one watch going. Returns only when nobody listens to `messages` any more.
+pub(super) struct Watcher {
+    pub(super) kind: Kind,
+    /// Its number in `health`.
+    pub(super) number: usize,
+    pub(super) connection: Arc<Connection>,
+    pub(super) timing: Timing,
+    pub(super) health: Arc<Health>,
+    pub(super) messages: mpsc::Sender<Message>,
+}
+
+/// Objects of a list that are decoded before somebody else has a turn: a few milliseconds.
+const DECODED_AT_ONCE: usize = 64;
+
+/// Those who wait for the server come back within so long once somebody has reached it.
+const WAKE_SPREAD: Duration = Duration::from_millis(200);
+
+/// Longest that the server may have us wait.
+const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a list or a watch ended.
+#[derive(Debug)]
+enum End {
+    /// The server closed the watch in its time, as it does every few minutes: go on from the last version.
+    Closed,
+    /// The server is busy: go on from the last version where there is one, after a while.
+    Busy { reason: String, after: Option<Duration> },
+    /// Something failed: list, after a while.
+    Failed {
+        reason: String,
+        after: Option<Duration>,
+        /// Whether a success elsewhere means that this is worth another try.
+        unreachable: bool,
+        /// Status code of the answer; None where none came.
+        code: Option<u16>,
+    },
+    /// The last version is no use any more: list again.
+    Gone(String),
+    /// Nobody listens.
+    Unheard,
+}
+
+impl End {
+    fn failed(reason: String) -> Self {
+        Self::Failed {
+            reason,
+            after: None,
+            unreachable: false,
+            code: None,
+        }
+    }
+
+    fn broken(reason: String) -> Self {
+        Self::Failed {
+            reason,
+            after: None,
+            unreachable: true,
+            code: None,
+        }
+    }
+
+    fn of(verb: &str, kind: Kind, error: &RequestError, advice: bool) -> Self {
+        let reason = explain(verb, kind.resource(), error, advice);
+        if error.code() == Some(429) {
+            return Self::Busy {
+                reason,
+                after: error.retry_after(),
+            };
+        }
+        Self::Failed {
+            reason,
+            after: error.retry_after(),
+            unreachable: error.is_unreachable(),
+            code: error.code(),
+        }
+    }
+
+    fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { after, .. } | Self::Failed { after, .. } => *after,
+            Self::Closed | Self::Gone(_) | Self::Unheard => None,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    metadata: PageMeta,
+    /// Each is read for itself: the trees of a whole page would be ten times its text.
+    items: Option<Vec<Box<RawValue>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PageMeta {
+    resource_version: String,
+    r#continue: String,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// Fetches the pages of a list one by one. Nothing but an object's own place in it is kept.
+pub(super) struct Pages<'a> {
+    connection: &'a Connection,
+    timing: &'a Timing,
+    kind: Kind,
+    params: ListParams,
+    done: bool,
+    /// The list's version; empty before the last page.
+    pub(super) version: String,
+}
+
+/// Why a page cannot be had.
+pub(super) enum PageError {
+    Request(RequestError),
+    /// It came and is no use.
+    Unusable(String),
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn new(
+        connection: &'a Connection,
+        timing: &'a Timing,
+        kind: Kind,
+        params: ListParams,
+    ) -> Self {
+        let params = ListParams {
+            limit: Some(timing.page),
+            ..params
+        };
+        Self {
+            connection,
+            timing,
+            kind,
+            params,
+            done: false,
+            version: String::new(),
+        }
+    }
+
+    /// The objects of the next page; None after the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Item>>, PageError> {
+        if self.done {
+            return Ok(None);
+        }
+        let request = Request::new(self.kind.path())
+            .list(&self.params)
+            .map_err(|error| PageError::Unusable(error.to_string()))?;
+        let page: Page = self
+            .connection
+            .call(self.timing.list_timeout, |client| async move {
+                client.request(request).await
+            })
+            .await
+            .map_err(PageError::Request)?;
+        let mut items = Vec::new();
+        for (number, object) in page.items.unwrap_or_default().into_iter().enumerate() {
+            if number % DECODED_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+            let read = trim::read(self.kind, object.get()).map_err(|error| error.to_string());
+            // A list that lacks an object would delete it.
+            let item = read
+                .and_then(|object| item(self.kind, object))
+                .map_err(|reason| PageError::Unusable(format!("an object in it {reason}")))?;
+            items.push(item);
+        }
+        if page.metadata.r#continue.is_empty() {
+            self.done = true;
+            self.version = page.metadata.resource_version;
+        } else {
+            self.params.continue_token = Some(page.metadata.r#continue);
+        }
+        Ok(Some(items))
+    }
+}
+
+impl Watcher {
+    pub(super) async fn run(self) {
+        let mut pauses = Pauses::new(&self.timing);
+        let mut orders = self.connection.relists();
+        let mut retries = self.connection.retries();
+        let mut version: Option<String> = None;
+        let mut compared = Instant::now();
+        let mut compare_after = jittered(self.timing.full_list, 0.75, 1.25);
+        let mut refusals: u32 = 0;
+        loop {
+            let began = Instant::now();
+            retries.borrow_and_update();
+            let watching = version.is_some();
+            let end = match &mut version {
+                None => {
+                    // What is ordered from here on, this list may not have seen.
+                    orders.borrow_and_update();
+                    match self.list(refusals > 0).await {
+                        Ok(listed) => {
+                            version = Some(listed);
+                            pauses.listed();
+                            continue;
+                        }
+                        Err(end) => end,
+                    }
+                }
+                Some(version) => {
+                    let end = self.watch(version, &mut orders, refusals > 0).await;
+                    self.health.connected(self.number, false);
+                    end
+                }
+            };
+            let pause = pauses.after(&end, began.elapsed(), watching);
+            let mut wake = false;
+            refusals = match &end {
+                End::Failed { code: Some(403), .. } => refusals + 1,
+                End::Closed | End::Failed { code: None, .. } => 0,
+                End::Busy { .. } | End::Failed { .. } | End::Gone(_) | End::Unheard => refusals,
+            };
+            match end {
+                End::Unheard => return,
+                End::Closed => {
+                    if compared.elapsed() >= compare_after
+                        && let Some(version) = &version
+                    {
+                        compared = Instant::now();
+                        compare_after = jittered(self.timing.full_list, 0.75, 1.25);
+                        // All events up to this version have been sent before.
+                        if self
+                            .send(Message::Compare(self.kind, version.clone()))
+                            .await
+                            .is_err()
+                        {
+                            return;
+                        }
+                    }
+                }
+                End::Busy { reason, .. } => self.trouble(reason),
+                End::Failed {
+                    reason, unreachable, ..
+                } => {
+                    wake = unreachable;
+                    self.trouble(reason);
+                    version = None;
+                }
+                End::Gone(reason) => {
+                    tracing::info!(resource = self.kind.resource(), reason, "listing again");
+                    version = None;
+                }
+            }
+            if wake {
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    // Not all in one moment.
+                    Ok(()) = retries.changed() => sleep(jittered(pause.min(WAKE_SPREAD), 0.0, 1.0)).await,
+                }
+            } else {
+                sleep(pause).await;
+            }
+        }
+    }
+
+    fn trouble(&self, message: String) {
+        tracing::warn!(resource = self.kind.resource(), "{message}");
+        self.health.error(Some(self.number), message);
+    }
+
+    /// Fetches every page, then hands them on together. Answers the version of the list.
+    async fn list(&self, advice: bool) -> Result<String, End> {
+        let before = self.connection.version(self.kind);
+        self.connection.seen(self.kind, None);
+        let resource = self.kind.resource();
+        let mut items = Vec::new();
+        let mut pages = Pages::new(&self.connection, &self.timing, self.kind, ListParams::default());
+        loop {
+            match pages.next().await {
+                Ok(Some(page)) => items.extend(page),
+                Ok(None) => break,
+                Err(PageError::Request(error)) if error.is_gone() => {
+                    return Err(End::Gone("the list expired between two pages".to_owned()));
+                }
+                Err(PageError::Request(error)) => return Err(End::of("list", self.kind, &error, advice)),
+                Err(PageError::Unusable(reason)) => {
+                    return Err(End::failed(format!("list {resource}: {reason}")));
+                }
+            }
+        }
+        let version = pages.version;
+        if version.is_empty() {
+            return Err(End::failed(format!("list {resource}: it has no resourceVersion")));
+        }
+        self.connection.seen(self.kind, Some(&version));
+        self.health.listed(self.number);
+        self.send(Message::Listed(self.kind, version.clone(), items))
+            .await?;
+        if let (Some(before), Some(now)) = (before, self.connection.version(self.kind))
+            && now < before
+        {
+            // The other watches may not have noticed.
+            self.connection.went_back(self.kind, before, now);
+        }
+        Ok(version)
+    }
+
+    async fn watch(&self, version: &mut String, orders: &mut latest::Receiver<Order>, advice: bool) -> End {
+        let seconds = jittered(
+            Duration::from_secs(u64::from(self.timing.watch_seconds)),
+            0.75,
+            1.0,
+        )
+        .as_secs()
+        .max(1);
+        let asked = Instant::now();
+        match self
+            .watch_until_end(version, seconds as u32, orders, advice)
+            .await
+        {
+            Err(end) => end,
+            Ok(()) if asked.elapsed() >= Duration::from_secs(seconds).mul_f64(0.9) => End::Closed,
+            Ok(()) => End::Gone("the watch was closed before its time".to_owned()),
+        }
+    }
+
+    async fn watch_until_end(
+        &self,
+        version: &mut String,
+        seconds: u32,
+        orders: &mut latest::Receiver<Order>,
+        advice: bool,
+    ) -> Result<(), End> {
+        let params = WatchParams {
+            timeout: Some(seconds),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let request = Request::new(self.kind.path())
+            .watch(&params, version)
+            .map_err(|error| End::failed(error.to_string()))?;
+        let resource = self.kind.resource();
+        let answer = self
+            .connection
+            .call(self.timing.list_timeout, |client| async move {
+                client.request_stream(request).await
+            })
+            .await;
+        let stream = match answer {
+            Err(error) if error.is_gone() => return Err(End::Gone(format!("version {version} is gone"))),
+            Err(error) => return Err(End::of("watch", self.kind, &error, advice)),
+            Ok(stream) => stream,
+        };
+        self.health.connected(self.number, true);
+        let mut stream = pin!(stream);
+        let mut line = Vec::new();
+        // The server ends the watch in time; a connection that is silent for longer is dead. One that had a bookmark
+        // gets another each minute.
+        let mut patience = Duration::from_secs(u64::from(seconds)) + self.timing.watch_margin;
+        loop {
+            line.clear();
+            let read = tokio::select! {
+                read = timeout(patience, next_line(&mut stream, &mut line)) => read,
+                Ok(()) = orders.changed() => {
+                    let reason = orders.borrow_and_update().reason.clone();
+                    return Err(End::Gone(reason));
+                }
+            };
+            match read {
+                Err(_) => {
+                    return Err(End::broken(format!("watch {resource}: the connection is dead")));
+                }
+                Ok(Err(error)) => {
+                    return Err(End::broken(format!(
+                        "watch {resource}: the connection broke: {error}"
+                    )));
+                }
+                Ok(Ok(false)) => return Ok(()),
+                Ok(Ok(true)) => {}
+            }
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            if self.take(&line, version).await? {
+                patience = patience.min(self.timing.bookmark_patience);
+            }
+        }
+    }
+
+    /// Takes one event; answers whether it is a bookmark. What it says may be lost where it cannot be read, so that
+    /// leads to a new list, and so does every error.
+    async fn take(&self, line: &[u8], version: &mut String) -> Result<bool, End> {
+        let resource = self.kind.resource();
+        let unreadable = |what: String| {
+            self.trouble(format!("watch {resource}: an event {what}; listing again"));
+            End::Gone("an event could not be read".to_owned())
+        };
+        let at = Instant::now();
+        let Event { r#type, object } =
+            serde_json::from_slice(line).map_err(|error| unreadable(format!("is not readable: {error}")))?;
+        if r#type == "ERROR" {
+            let status: Status = serde_json::from_str(object.get())
+                .map_err(|error| unreadable(format!("of an error is not readable: {error}")))?;
+            if status.code != 410 && status.reason != "Expired" && status.reason != "Gone" {
+                self.trouble(format!("watch {resource}: {} ({})", status.message, status.code));
+            }
+            return Err(End::Gone(status.message));
+        }
+        let object = trim::read(self.kind, object.get())
+            .map_err(|error| unreadable(format!("is not readable: {error}")))?;
+        let newer = object
+            .pointer("/metadata/resourceVersion")
+            .and_then(Value::as_str)
+            .filter(|version| !version.is_empty())
+            .map(str::to_owned)
+            .ok_or_else(|| unreadable("has no resourceVersion".to_owned()))?;
+        let meta = EventMeta {
+            at,
+            version: newer.clone(),
+        };
+        match r#type {
+            "BOOKMARK" => self.health.alive(),
+            "ADDED" | "MODIFIED" => {
+                let item = item(self.kind, object).map_err(unreadable)?;
+                self.health.event(Some(self.number));
+                self.send(Message::Applied(Box::new(item), meta)).await?;
+            }
+            "DELETED" => {
+                let (reference, _) = identify(self.kind, &object).map_err(unreadable)?;
+                self.health.event(Some(self.number));
+                self.send(Message::Deleted(reference, meta)).await?;
+            }
+            other => return Err(unreadable(format!("is of the unknown type {other:?}"))),
+        }
+        self.connection.seen(self.kind, Some(&newer));
+        *version = newer;
+        Ok(r#type == "BOOKMARK")
+    }
+
+    async fn send(&self, message: Message) -> Result<(), End> {
+        self.messages.send(message).await.map_err(|_| End::Unheard)
+    }
+}
+
+/// Reads the next line, without its end; false at the end of the stream. A line that the end cuts off is no line.
+async fn next_line(stream: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> std::io::Result<bool> {
+    stream.read_until(b'\n', line).await?;
+    Ok(line.pop() == Some(b'\n'))
+}
+
+/// A random time between two parts of one.
+pub(super) fn jittered(time: Duration, least: f64, most: f64) -> Duration {
+    let random = RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
+    time.mul_f64(least + random * (most - least))
+}
+
+/// An error of a request, with what to do about it where `advice` is wanted: a server that starts refuses what it
+/// allows a moment later.
+pub(super) fn explain(verb: &str, resource: &str, error: &RequestError, advice: bool) -> String {
+    if let RequestError::Kube(kube::Error::Api(status)) = error {
+        return match status.code {
+            401 => format!(
+                "{verb} {resource}: the API server does not accept the credentials ({}); renew the token or \
+                 certificate of the kubeconfig's user",
+                status.message
+            ),
+            403 if !advice => format!("{verb} {resource}: forbidden ({})", status.message),
+            403 => format!(
+                "{verb} {resource}: forbidden ({}); bind the account to a ClusterRole that allows `{verb}` on \
+                 {resource}",
+                status.message
+            ),
+            404 => format!(
+                "{verb} {resource}: the API server does not serve it ({})",
+                status.message
+            ),
+            code => format!("{verb} {resource}: {} ({code})", status.message),
+        };
+    }
+    format!("{verb} {resource}: {error}")
+}
+
+/// An error and its causes.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// How long to wait before the next attempt. A server that answers that a version is gone is well: after an outage, that
+/// answer must not wait as long as the attempts before it came to wait.
+#[derive(Debug)]
+struct Pauses {
+    failures: Backoff,
+    lists: Backoff,
+}
+
+impl Pauses {
+    fn new(timing: &Timing) -> Self {
+        Self {
+            failures: Backoff::new(timing),
+            lists: Backoff::new(timing),
+        }
+    }
+
+    /// A list has come. A server whose watches end at once is not listed again for that.
+    fn listed(&mut self) {
+        self.failures.reset();
+    }
+
+    /// After an attempt that lasted so long: a watch, or a list. A watch that ends otherwise than it should leads to a
+    /// list, and one that does so again and again must not have the server list without end.
+    fn after(&mut self, end: &End, lasted: Duration, watching: bool) -> Duration {
+        if lasted > self.failures.most {
+            self.failures.reset();
+            self.lists.reset();
+        }
+        let pause = match end {
+            End::Closed if lasted >= self.failures.first => {
+                self.failures.reset();
+                Duration::ZERO
+            }
+            End::Gone(_) => self.lists.next(),
+            End::Failed { .. } if watching => self.lists.next(),
+            End::Closed | End::Busy { .. } | End::Failed { .. } | End::Unheard => self.failures.next(),
+        };
+        match end.after() {
+            // Not all that were sent away come back in one moment.
+            Some(after) => pause.max(jittered(after.min(MOST_RETRY_AFTER), 1.0, 1.25)),
+            None => pause,
+        }
+    }
+}
+
+/// Growing pauses, each between half of and its full length, so that many clients do not come back at once.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    first: Duration,
+    most: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(timing: &Timing) -> Self {
+        Self::up_to(timing.backoff_most, timing)
+    }
+
+    pub(super) fn up_to(most: Duration, timing: &Timing) -> Self {
+        Self {
+            first: timing.backoff_first,
+            most,
+            next: timing.backoff_first,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.most);
+        jittered(pause, 0.5, 1.0)
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_gone_after_an_outage_is_no_reason_to_wait() {
+        let timing = Timing::default();
+        let failed = || End::failed(String::new());
+        let gone = || End::Gone(String::new());
+        let mut pauses = Pauses::new(&timing);
+        assert!(pauses.after(&failed(), Duration::ZERO, true) <= timing.backoff_first);
+        let outage: Vec<Duration> = (0..10)
+            .map(|_| pauses.after(&failed(), Duration::ZERO, false))
+            .collect();
+        assert!(outage[9] >= timing.backoff_most / 2, "{outage:?}");
+        assert!(pauses.after(&gone(), Duration::ZERO, true) <= timing.backoff_first * 2);
+        pauses.listed();
+        assert!(pauses.after(&failed(), Duration::ZERO, false) <= timing.backoff_first);
+        // One whose versions are gone, or whose watches break, again and again is not listed without end.
+        for end in [gone, failed] {
+            let mut pauses = Pauses::new(&timing);
+            let lists: Vec<Duration> = (0..10)
+                .map(|_| {
+                    pauses.listed();
+                    pauses.after(&end(), Duration::ZERO, true)
+                })
+                .collect();
+            assert!(lists[9] >= timing.backoff_most / 2, "{lists:?}");
+            assert!(pauses.after(&end(), timing.backoff_most * 2, true) <= timing.backoff_first);
+        }
+        // Closed by the server in its time.
+        assert_eq!(
+            pauses.after(&End::Closed, timing.backoff_first, true),
+            Duration::ZERO
+        );
+    }
+
+    #[test]
+    fn a_server_that_says_when_to_come_again_is_not_asked_before() {
+        let mut pauses = Pauses::new(&Timing::default());
+        let mut busy = |seconds| {
+            let after = Some(Duration::from_secs(seconds));
+            let reason = String::new();
+            pauses.after(&End::Busy { reason, after }, Duration::ZERO, true)
+        };
+        let seven = busy(7);
+        assert!(
+            seven >= Duration::from_secs(7) && seven <= Duration::from_secs(9),
+            "{seven:?}"
+        );
+        let year = busy(365 * 86_400);
+        assert!(year <= MOST_RETRY_AFTER.mul_f64(1.25), "{year:?}");
+    }
+}

@@ -1,0 +1,160 @@
+//! The watched folder as a [`Feed`].
+
+use std::{
+    path::Path,
+    sync::{Arc, mpsc::RecvTimeoutError},
+    time::Duration,
+};
+
+use ringwall_messages::{ObjectProblem, ResourceVersions};
+use ringwall_policy::Settings;
+use tokio::sync::watch;
+
+use super::{
+    feed::{Accept, Condition, Feed, Health, SourceState},
+    folder::{FolderError, FolderWatch, Loaded, Problem, Update, WatchOptions},
+};
+
+/// How often the thread looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Reads a folder and hands it on, now and whenever it changes. Blocks until it has been read.
+///
+/// # Errors
+/// The folder cannot be read, or not understood.
+pub fn start(
+    folder: &Path,
+    settings: Settings,
+    options: WatchOptions,
+    stale_after: Duration,
+) -> Result<Feed, FolderError> {
+    let (loaded, folder_watch) = FolderWatch::start(folder, settings, options)?;
+    let health = Arc::new(Health::new(
+        "folder",
+        folder.display().to_string(),
+        stale_after,
+        Vec::new(),
+    ));
+    let (states, received) = watch::channel(None);
+    let mut reader = Reader {
+        states,
+        health: Arc::clone(&health),
+        kept: Vec::new(),
+    };
+    let acceptor = folder_watch.acceptor();
+    // That of whoever starts it.
+    let log = tracing::dispatcher::get_default(Clone::clone);
+    reader.hand_on(loaded);
+    std::thread::Builder::new()
+        .name("rw-folder".to_owned())
+        .spawn(move || {
+            let _log = tracing::dispatcher::set_default(&log);
+            reader.run(&folder_watch);
+        })
+        .map_err(|error| FolderError::Unwatchable {
+            path: folder.to_owned(),
+            reason: error.to_string(),
+        })?;
+    Ok(Feed {
+        states: received,
+        health,
+        accept: Some(Accept(Box::new(move || acceptor.accept()))),
+        _task: None,
+    })
+}
+
+struct Reader {
+    states: watch::Sender<Option<Arc<SourceState>>>,
+    health: Arc<Health>,
+    /// What is wrong with what stays as it was.
+    kept: Vec<String>,
+}
+
+impl Reader {
+    /// Says what stays though the folder says something else that cannot be used.
+    fn tell_kept<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
+        let kept: Vec<String> = problems.map(Problem::to_string).collect();
+        for problem in kept.iter().filter(|problem| !self.kept.contains(problem)) {
+            tracing::warn!("not used, the last good version stays in force: {problem}");
+        }
+        if kept.is_empty() && !self.kept.is_empty() {
+            tracing::info!("all of the folder can be used again");
+        }
+        self.kept = kept;
+        let alarm = self.kept.first().map(|first| match self.kept.len() {
+            1 => format!("not used, the last good version stays in force: {first}"),
+            many => format!(
+                "{many} faults in the folder; the last good versions stay in force; the first: {first}"
+            ),
+        });
+        self.health.condition(Condition::Invalid, Duration::ZERO, alarm);
+    }
+
+    fn run(mut self, folder: &FolderWatch) {
+        while !self.states.is_closed() {
+            match folder.updates().recv_timeout(LOOK) {
+                Ok(Update::State(loaded)) => {
+                    self.health.event(None);
+                    self.hand_on(*loaded);
+                }
+                Ok(Update::Held { reason, problems }) => {
+                    self.health.event(None);
+                    tracing::warn!("the folder's content is held back: {reason}");
+                    for problem in &problems {
+                        tracing::warn!("{problem}");
+                    }
+                    self.health.held_back(reason);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.health.end("the folder is not watched any more".to_owned());
+                    self.health.current(false);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hand_on(&mut self, loaded: Loaded) {
+        let began = loaded.began;
+        self.tell_kept(loaded.kept());
+        let problems = loaded.problems.iter().map(describe).collect();
+        self.health.current(true);
+        self.health
+            .changed(loaded.changed.iter().map(|file| file.display().to_string()));
+        self.health.handed_on();
+        self.states.send_replace(Some(Arc::new(SourceState {
+            cluster: loaded.cluster,
+            problems,
+            cluster_uid: None,
+            versions: ResourceVersions::default(),
+            began,
+        })));
+    }
+}
+
+/// A problem as status shows it.
+pub fn describe(problem: &Problem) -> ObjectProblem {
+    let place = match problem.line {
+        Some(line) => format!("{}:{line}", problem.file.display()),
+        None => problem.file.display().to_string(),
+    };
+    let (kind, object) = match problem.object.as_deref().map(|object| object.split_once(' ')) {
+        Some(Some((kind, object))) => (kind.to_owned(), object.to_owned()),
+        _ => (
+            "file".to_owned(),
+            problem.object.clone().unwrap_or_else(|| place.clone()),
+        ),
+    };
+    let message = if object == place {
+        problem.message.clone()
+    } else {
+        format!("{place}: {}", problem.message)
+    };
+    ObjectProblem {
+        kind,
+        object,
+        path: problem.path.clone().unwrap_or_default(),
+        message,
+    }
+}

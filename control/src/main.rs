@@ -1,7 +1,0 @@
-//! The `ringwall` binary.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    ringwall::cli::main()
-}

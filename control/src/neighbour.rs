@@ -1,7 +1,0 @@
-//! What `ringwall` would be in another version: for tests of upgrades.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    ringwall::cli::main()
-}
