@@ -6,6 +6,7 @@
 mod judgement;
 mod object;
 mod policy;
+mod tiered;
 pub mod tiers;
 mod unplaced;
 
@@ -22,6 +23,7 @@ pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
+pub use tiered::{Action, ClusterTier, TieredPolicy, TieredRule};
 pub use unplaced::{PodNetworks, Unplaced};
 
 /// Stands among the unevaluated kinds where it is not known which there are.
@@ -42,6 +44,63 @@ pub struct ObjectKey {
 impl std::fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Kinds of policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyKind {
+    /// `networking.k8s.io/v1`.
+    NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2`.
+    ClusterNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1`, of the Admin tier.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1`, of the Baseline tier.
+    BaselineAdminNetworkPolicy,
+}
+
+impl PolicyKind {
+    /// The object's `kind`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+        }
+    }
+}
+
+/// Names a policy among those of all kinds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyId {
+    /// Its kind.
+    pub kind: PolicyKind,
+    /// Its namespace; empty where it is cluster-scoped.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl PolicyId {
+    /// That of a NetworkPolicy.
+    pub fn network_policy(key: &ObjectKey) -> Self {
+        Self {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for PolicyId {
+    /// `namespace/name`, or the name alone.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
     }
 }
 
@@ -142,6 +201,8 @@ pub struct Cluster {
     pub pods: OrdMap<ObjectKey, Arc<Pod>>,
     /// NetworkPolicies, the invalid ones as far as they can be understood.
     pub policies: OrdMap<ObjectKey, Arc<NetworkPolicy>>,
+    /// Policies of kinds whose rules decide in order, lowered.
+    pub tiered: OrdMap<PolicyId, Arc<TieredPolicy>>,
     /// Policy kinds that were met and are not evaluated yet (`"incomplete"` on every verdict), as `kind.group`.
     pub unevaluated_kinds: BTreeSet<String>,
     /// Configuration.

@@ -102,6 +102,7 @@ impl Cluster {
             nodes: turned_into(&self.nodes, &other.nodes),
             pods: turned_into(&self.pods, &other.pods),
             policies: turned_into(&self.policies, &other.policies),
+            tiered: turned_into(&self.tiered, &other.tiered),
             ..other
         }
     }
