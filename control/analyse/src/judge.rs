@@ -12,7 +12,7 @@ use ringwall_dataplane::{
     },
 };
 use ringwall_evaluate::Cause;
-use ringwall_policy::{Cluster, ObjectKey, Pod};
+use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId};
 use serde::Serialize;
 
 use super::flow::{EndName, Service};
@@ -415,21 +415,23 @@ pub fn reference_reasons(
             rule: None,
             effect,
         };
-        let named = |policy: &ObjectKey, rule: Option<usize>, effect| Reason {
-            tier: Some("NetworkPolicy".to_owned()),
-            kind: Some("NetworkPolicy".to_owned()),
+        let named = |tier: &str, policy: &PolicyId, rule: Option<usize>, effect| Reason {
+            tier: Some(tier.to_owned()),
+            kind: Some(policy.kind.name().to_owned()),
             policy: Some(policy.to_string()),
             rule: rule.and_then(|index| u32::try_from(index).ok()),
             ..plain(effect)
         };
         match &decided.cause {
-            Cause::Rule { policy, index } => {
+            Cause::Rule { tier, policy, index } => {
                 let effect = if depends { "depends" } else { "allow" };
-                out.push(named(policy, Some(*index), effect));
+                out.push(named(tier, policy, Some(*index), effect));
             }
-            Cause::Isolated(policies) => {
-                out.extend(policies.iter().map(|policy| named(policy, None, "isolated")));
-            }
+            Cause::Denied { tier, policy, index } => out.push(named(tier, policy, Some(*index), "deny")),
+            Cause::Isolated(policies) => out.extend(policies.iter().map(|policy| {
+                let policy = PolicyId::network_policy(policy);
+                named("NetworkPolicy", &policy, None, "isolated")
+            })),
             Cause::Open => out.push(plain("open")),
             Cause::SelfTraffic => out.push(plain("self")),
             Cause::HostingNode => out.push(plain("node")),

@@ -16,7 +16,7 @@ use ringwall_dataplane::{
     classify::{DirectionVerdict, Effect, Generation, Identity, L4, NodeExemption, Provenance, Snapshot},
 };
 use ringwall_evaluate::{Cause, Direction, Verdict};
-use ringwall_policy::{Cluster, Object, ObjectKey};
+use ringwall_policy::{Cluster, Object, ObjectKey, PolicyId};
 use ringwall_source::decode::decode;
 use serde_json::{Value, json};
 
@@ -99,7 +99,12 @@ impl World {
     fn same(&self, wanted: &Direction, got: DirectionVerdict, what: &str) {
         let name = |key: &ObjectKey| key.to_string();
         let (effect, policies, rule) = match &wanted.cause {
-            Cause::Rule { policy, index } => (Effect::Allow, vec![name(policy)], Some(*index as u32)),
+            Cause::Rule { policy, index, .. } => {
+                (Effect::Allow, vec![policy.to_string()], Some(*index as u32))
+            }
+            Cause::Denied { policy, index, .. } => {
+                (Effect::Deny, vec![policy.to_string()], Some(*index as u32))
+            }
             Cause::Isolated(policies) => (Effect::Isolated, policies.iter().map(name).collect(), None),
             Cause::Open => (Effect::Open, vec![], None),
             Cause::SelfTraffic => (Effect::SelfTraffic, vec![], None),
@@ -525,7 +530,8 @@ fn s17_no_rules_deny_all_an_empty_rule_allows_all() {
         assert_eq!(
             cause,
             Cause::Rule {
-                policy: key_of("a/p").unwrap(),
+                tier: "NetworkPolicy",
+                policy: PolicyId::network_policy(&key_of("a/p").unwrap()),
                 index: 0
             }
         );
@@ -562,7 +568,8 @@ fn s19_a_rule_is_ports_and_peers() {
     assert_eq!(
         cause,
         Cause::Rule {
-            policy: key_of("a/p").unwrap(),
+            tier: "NetworkPolicy",
+            policy: PolicyId::network_policy(&key_of("a/p").unwrap()),
             index: 1
         }
     );

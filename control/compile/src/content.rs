@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Operator, PortMatch, Selector,
-    tiers::{Action, NamespaceSet, PodSet, Rule},
+    Action, Operator, PortMatch, Selector,
+    tiers::{NamespaceSet, PodSet, Rule},
 };
 
 use super::{blocks::Block, ports::NamedPort};
@@ -172,7 +172,6 @@ impl<'k> Digest<'k> {
             Action::Allow => 0,
             Action::Deny => 1,
             Action::Pass => 2,
-            Action::Log => 3,
         });
         match peers {
             None => self.number(u64::MAX),

@@ -8,8 +8,8 @@ use std::ops::Range;
 use hashbrown::HashMap;
 use ringwall_dataplane::classify::ImageBuilder;
 use ringwall_policy::{
-    ObjectKey,
-    tiers::{Peer, Policy, Rule, TierFacts},
+    PolicyId,
+    tiers::{Peer, Policy, Rank, Rule},
 };
 
 use super::{
@@ -32,10 +32,12 @@ pub(super) struct Direction {
 /// A policy.
 #[derive(Debug)]
 pub(super) struct Slot {
-    pub key: ObjectKey,
+    pub id: PolicyId,
     /// Position of its tier.
     tier: u32,
-    /// The same, where that isolates.
+    /// Its order there.
+    rank: Rank,
+    /// Its tier, where that isolates.
     pub isolating: Option<u32>,
     /// Its number in the image.
     pub number: u32,
@@ -120,7 +122,7 @@ pub(super) struct Counts {
 #[derive(Debug, Default)]
 pub(super) struct Policies {
     pub slots: Vec<Slot>,
-    by_key: HashMap<(u32, ObjectKey), u32>,
+    by_id: HashMap<PolicyId, u32>,
     pub rules: Vec<RowRule>,
     pub sets: Vec<Set>,
     known_sets: HashMap<Content, u32>,
@@ -139,18 +141,18 @@ impl Policies {
     /// Adds a policy, whose words the vocabulary has learnt. Answers its number, and the sets that nobody named before.
     pub(super) fn add(
         &mut self,
-        tier: &TierFacts,
         policy: &Policy<'_>,
         vocabulary: &mut Vocabulary,
         tables: &mut ImageBuilder,
     ) -> (u32, Vec<u32>) {
+        let (tier, id) = (policy.tier, &policy.id);
         let mut digest = Digest::new("policy");
         digest.text(tier.name);
-        digest.text(policy.kind);
-        digest.text(&policy.key.namespace);
-        digest.text(&policy.key.name);
+        digest.text(id.kind.name());
+        digest.text(&id.namespace);
+        digest.text(&id.name);
         let content = digest.finish();
-        let number = tables.policy(tier.name, policy.kind, &policy.key.namespace, &policy.key.name);
+        let number = tables.policy(tier.name, id.kind.name(), &id.namespace, &id.name);
         let first_set = self.sets.len() as u32;
         let (mut sets, mut blocks) = (Vec::new(), Vec::new());
         let mut direction = |rules: &Option<Vec<Rule<'_>>>| {
@@ -192,10 +194,11 @@ impl Policies {
         let slot = self.slots.len() as u32;
         let subjects = vocabulary.matcher(&policy.subjects);
         self.subjects.insert(slot, &subjects);
-        self.by_key.insert((tier.number, policy.key.clone()), slot);
+        self.by_id.insert(id.clone(), slot);
         self.slots.push(Slot {
-            key: policy.key.clone(),
+            id: id.clone(),
             tier: tier.number,
+            rank: policy.rank.clone(),
             isolating: tier.isolates.then_some(tier.number),
             number,
             subjects,
@@ -256,8 +259,8 @@ impl Policies {
     }
 
     /// Removes a policy and answers its number. It must be taken from the cohorts that it selects.
-    pub(super) fn remove(&mut self, tier: u32, key: &ObjectKey) -> Option<u32> {
-        let number = self.by_key.remove(&(tier, key.clone()))?;
+    pub(super) fn remove(&mut self, id: &PolicyId) -> Option<u32> {
+        let number = self.by_id.remove(id)?;
         let slot = self.slots.get_mut(number as usize)?;
         slot.removed = true;
         self.subjects.remove(number, &slot.subjects);
@@ -272,7 +275,7 @@ impl Policies {
         let mut found = self.subjects.find(space, space_labels, labels, matcher);
         found.sort_by_key(|slot| {
             let slot = self.slots.get(*slot as usize);
-            slot.map(|slot| (slot.tier, &slot.key))
+            slot.map(|slot| (slot.tier, &slot.rank))
         });
         found
     }
@@ -331,7 +334,7 @@ impl Policies {
             .slots
             .iter()
             .zip(costs)
-            .map(|(slot, cost)| (slot.key.to_string(), *cost))
+            .map(|(slot, cost)| (slot.id.to_string(), *cost))
             .collect();
         heaviest.sort_by(|one, other| (other.1, &one.0).cmp(&(one.1, &other.0)));
         CompileError::OverBudget {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringwall_dataplane::classify::{Decision, PortDecision, PortRange};
-use ringwall_policy::{PortMatch, Protocol, tiers::Action};
+use ringwall_policy::{Action, PortMatch, Protocol};
 
 /// A rule, as a cell needs it.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +130,6 @@ fn first_match<'a>(rules: impl Iterator<Item = &'a CellRule<'a>>, isolating: Opt
                 };
             }
             Action::Pass => passed = Some(rule.tier),
-            Action::Log => {}
         }
     }
     // A tier that a Pass left does not isolate either.
@@ -216,7 +215,6 @@ mod tests {
     fn ordered_tiers_deny_pass_and_isolate() {
         let (low, all) = ([tcp(1, 100)], [tcp(1, 200)]);
         let admin = [
-            rule(0, Action::Log, 9, None),
             rule(0, Action::Pass, 1, Some(&low)),
             rule(0, Action::Deny, 2, Some(&all)),
         ];

@@ -6,10 +6,7 @@
 
 use hashbrown::{Equivalent, HashMap};
 use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page};
-use ringwall_policy::{
-    PortMatch,
-    tiers::{Action, Rule},
-};
+use ringwall_policy::{Action, PortMatch, tiers::Rule};
 
 use super::{
     classes::{Class, Classes},

@@ -87,10 +87,8 @@ impl State {
         for policy in model.tiers.iter().flat_map(|tier| &tier.policies) {
             vocabulary.learn(policy);
         }
-        for tier in &model.tiers {
-            for policy in &tier.policies {
-                policies.add(&tier.facts, policy, &mut vocabulary, &mut tables);
-            }
+        for policy in model.tiers.iter().flat_map(|tier| &tier.policies) {
+            policies.add(policy, &mut vocabulary, &mut tables);
         }
         let blocks = Blocks::of(cluster, &policies.blocks, budget.bytes / size_of::<u32>() as u64)
             .ok_or_else(|| policies.block_budget(budget))?;

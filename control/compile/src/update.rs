@@ -2,8 +2,11 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use imbl::ordmap::DiffItem;
-use ringwall_policy::{Cluster, Node, ObjectKey, Pod, tiers, tiers::NETWORK_POLICY_TIER};
+use imbl::{OrdMap, ordmap::DiffItem};
+use ringwall_policy::{
+    Cluster, Node, ObjectKey, Pod,
+    tiers::{self, Policy},
+};
 
 use super::{Budget, state::State};
 
@@ -15,6 +18,22 @@ const MOST_POLICIES: usize = 64;
 struct Again {
     members: Vec<u32>,
     addresses: Vec<IpAddr>,
+}
+
+/// What differs between two maps of policies: each before and after, in the model.
+fn sides<'a, K: Ord, V: PartialEq>(
+    last: &'a OrdMap<K, Arc<V>>,
+    next: &'a OrdMap<K, Arc<V>>,
+    model: fn(&'a V) -> Policy<'a>,
+) -> impl Iterator<Item = (Option<Policy<'a>>, Option<Policy<'a>>)> {
+    last.diff(next).map(move |change| match change {
+        DiffItem::Add(_, new) => (None, Some(model(new))),
+        DiffItem::Remove(_, old) => (Some(model(old)), None),
+        DiffItem::Update {
+            old: (_, old),
+            new: (_, new),
+        } => (Some(model(old)), Some(model(new))),
+    })
 }
 
 impl State {
@@ -89,20 +108,13 @@ impl State {
     }
 
     fn update_policies(&mut self, last: &Cluster, again: &mut Again) -> bool {
-        let next = self.cluster.policies.clone();
+        let (next, next_tiered) = (self.cluster.policies.clone(), self.cluster.tiered.clone());
         let (mut old, mut new) = (Vec::new(), Vec::new());
-        for change in last.policies.diff(&next) {
-            match change {
-                DiffItem::Add(_, policy) => new.push(policy),
-                DiffItem::Remove(_, policy) => old.push(policy),
-                DiffItem::Update {
-                    old: (_, before),
-                    new: (_, after),
-                } => {
-                    old.push(before);
-                    new.push(after);
-                }
-            }
+        let changes = sides(&last.policies, &next, tiers::network_policy);
+        let tiered = sides(&last.tiered, &next_tiered, tiers::tiered_policy);
+        for (before, after) in changes.chain(tiered) {
+            old.extend(before);
+            new.extend(after);
             if old.len() + new.len() > MOST_POLICIES {
                 return false;
             }
@@ -110,14 +122,6 @@ impl State {
         if old.is_empty() && new.is_empty() {
             return true;
         }
-        let old: Vec<_> = old
-            .into_iter()
-            .map(|policy| tiers::network_policy(policy))
-            .collect();
-        let new: Vec<_> = new
-            .into_iter()
-            .map(|policy| tiers::network_policy(policy))
-            .collect();
         for policy in &new {
             if !self.vocabulary.knows(policy) || !self.policies.knows_blocks(policy) {
                 return false;
@@ -133,17 +137,12 @@ impl State {
         }
         let mut touched = Vec::new();
         for policy in &old {
-            if let Some(slot) = self.policies.remove(NETWORK_POLICY_TIER.number, policy.key) {
+            if let Some(slot) = self.policies.remove(&policy.id) {
                 touched.push(slot);
             }
         }
         for policy in &new {
-            let (slot, sets) = self.policies.add(
-                &NETWORK_POLICY_TIER,
-                policy,
-                &mut self.vocabulary,
-                &mut self.tables,
-            );
+            let (slot, sets) = self.policies.add(policy, &mut self.vocabulary, &mut self.tables);
             touched.push(slot);
             for set in sets {
                 self.cut_by(set, again);

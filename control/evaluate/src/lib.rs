@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PortMatch, Rule, Selector,
+    Action, Cluster, ClusterTier, Labels, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PolicyId, PortMatch,
+    Rule, Selector, TieredPolicy, TieredRule,
 };
 
 /// Who an end of a flow is.
@@ -45,16 +46,27 @@ pub struct Service {
 /// Why a direction is decided as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cause {
-    /// A rule allows it: the first in order of namespace, name and index.
+    /// A rule allows it: of NetworkPolicies, the first in order of namespace, name and index.
     Rule {
-        /// The policy that holds it.
-        policy: ObjectKey,
+        /// The tier of the policy that holds it, by name.
+        tier: &'static str,
+        /// That policy.
+        policy: PolicyId,
+        /// Its index in the policy's list of the direction.
+        index: usize,
+    },
+    /// A rule denies it.
+    Denied {
+        /// The tier of the policy that holds it, by name.
+        tier: &'static str,
+        /// That policy.
+        policy: PolicyId,
         /// Its index in the policy's list of the direction.
         index: usize,
     },
     /// These policies isolate the pod and none of their rules matches; in order of namespace and name.
     Isolated(Vec<ObjectKey>),
-    /// No policy isolates the pod, or the end is no pod.
+    /// No policy decides about the pod, or the end is no pod.
     Open,
     /// A pod to its own address.
     SelfTraffic,
@@ -184,12 +196,26 @@ pub fn judge(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         return both(Cause::HostingNode);
     }
     Verdict {
-        ingress: judge_end(cluster, dst, src, dst, service, |policy| {
-            policy.ingress.as_deref()
-        }),
-        egress: judge_end(cluster, src, dst, dst, service, |policy| policy.egress.as_deref()),
+        ingress: judge_end(cluster, dst, src, dst, service, &INGRESS),
+        egress: judge_end(cluster, src, dst, dst, service, &EGRESS),
     }
 }
+
+/// The rules of a direction.
+struct RulesOf {
+    network_policy: fn(&NetworkPolicy) -> Option<&[Rule]>,
+    tiered: fn(&TieredPolicy) -> &[TieredRule],
+}
+
+const INGRESS: RulesOf = RulesOf {
+    network_policy: |policy| policy.ingress.as_deref(),
+    tiered: |policy| &policy.ingress,
+};
+
+const EGRESS: RulesOf = RulesOf {
+    network_policy: |policy| policy.egress.as_deref(),
+    tiered: |policy| &policy.egress,
+};
 
 /// Judges one direction: `subject` is the end whose policies count, `peer` the other one.
 fn judge_end(
@@ -198,7 +224,7 @@ fn judge_end(
     peer: &End<'_>,
     dst: &End<'_>,
     service: Service,
-    rules: fn(&NetworkPolicy) -> Option<&[Rule]>,
+    rules: &RulesOf,
 ) -> Direction {
     let pod = match subject.identity {
         Identity::Pod(pod) => pod,
@@ -215,6 +241,85 @@ fn judge_end(
             };
         }
     };
+    // 66: Admin, NetworkPolicies, Baseline.
+    let tier = |tier| judge_tier(cluster, tier, pod, peer, dst, service, rules.tiered);
+    if let Some(decided) = tier(ClusterTier::Admin) {
+        return decided;
+    }
+    if let Some(decided) = judge_network_policies(cluster, pod, peer, dst, service, rules.network_policy) {
+        return decided;
+    }
+    tier(ClusterTier::Baseline).unwrap_or(Direction {
+        allow: true,
+        cause: Cause::Open, // 1
+    })
+}
+
+/// What the policies of a tier decide about a pod; None where none of their rules matches, or one passes (66, 69).
+fn judge_tier(
+    cluster: &Cluster,
+    tier: ClusterTier,
+    pod: &Pod,
+    peer: &End<'_>,
+    dst: &End<'_>,
+    service: Service,
+    rules: fn(&TieredPolicy) -> &[TieredRule],
+) -> Option<Direction> {
+    let labels = &cluster.namespaces.get(&pod.key.namespace)?.labels;
+    // 73
+    let selecting = cluster.tiered.values().filter(|policy| {
+        policy.tier == tier && selects(&policy.namespaces, labels) && selects(&policy.pods, &pod.labels)
+    });
+    let mut selecting: Vec<&TieredPolicy> = selecting.map(AsRef::as_ref).collect();
+    // 67, 93
+    selecting.sort_by_key(|policy| {
+        let tie = format!("{}//{}", policy.id.name, policy.id.kind.name());
+        (policy.priority, tie)
+    });
+    for policy in selecting {
+        for (index, rule) in rules(policy).iter().enumerate() {
+            // 68
+            let peers = rule.peers.as_ref();
+            let peers = peers.is_none_or(|peers| peers.iter().any(|it| peer_matches(cluster, "", it, peer)));
+            let ports = rule.ports.as_ref();
+            let ports = ports.is_none_or(|ports| ports.iter().any(|it| port_matches(it, dst, service)));
+            if !peers || !ports {
+                continue;
+            }
+            let policy = policy.id.clone();
+            return match rule.action {
+                Action::Allow => Some(Direction {
+                    allow: true,
+                    cause: Cause::Rule {
+                        tier: tier.name(),
+                        policy,
+                        index,
+                    },
+                }),
+                Action::Deny => Some(Direction {
+                    allow: false,
+                    cause: Cause::Denied {
+                        tier: tier.name(),
+                        policy,
+                        index,
+                    },
+                }),
+                Action::Pass => None,
+            };
+        }
+    }
+    None
+}
+
+/// What NetworkPolicies decide about a pod; None where none isolates it.
+fn judge_network_policies(
+    cluster: &Cluster,
+    pod: &Pod,
+    peer: &End<'_>,
+    dst: &End<'_>,
+    service: Service,
+    rules: fn(&NetworkPolicy) -> Option<&[Rule]>,
+) -> Option<Direction> {
     let mut isolating = Vec::new();
     for policy in cluster.policies.values() {
         let Some(rules) = rules(policy) else { continue };
@@ -223,27 +328,25 @@ fn judge_end(
         }
         for (index, rule) in rules.iter().enumerate() {
             if rule_matches(cluster, policy, rule, peer, dst, service) {
-                return Direction {
+                return Some(Direction {
                     allow: true,
                     cause: Cause::Rule {
-                        policy: policy.key.clone(),
+                        tier: "NetworkPolicy",
+                        policy: PolicyId::network_policy(&policy.key),
                         index,
                     },
-                };
+                });
             }
         }
         isolating.push(policy.key.clone());
     }
     if isolating.is_empty() {
-        return Direction {
-            allow: true,
-            cause: Cause::Open,
-        }; // 1
+        return None;
     }
-    Direction {
+    Some(Direction {
         allow: false,
         cause: Cause::Isolated(isolating),
-    } // 2
+    }) // 2
 }
 
 /// 19: ports AND peers; absent lists restrict nothing (18).
@@ -263,7 +366,7 @@ fn rule_matches(
             let unplaced = cluster.unplaced.as_ref().filter(|_| unplaced);
             peers
                 .iter()
-                .any(|entry| peer_matches(cluster, policy, entry, peer))
+                .any(|entry| peer_matches(cluster, &policy.key.namespace, entry, peer))
                 || unplaced.is_some_and(|unplaced| unplaced.matches(peers))
         }
     };
@@ -274,7 +377,8 @@ fn rule_matches(
     peers && ports
 }
 
-fn peer_matches(cluster: &Cluster, policy: &NetworkPolicy, entry: &Peer, peer: &End<'_>) -> bool {
+/// `own` is the namespace of the policy.
+fn peer_matches(cluster: &Cluster, own: &str, entry: &Peer, peer: &End<'_>) -> bool {
     match entry {
         // 38: pods' addresses too. 43: families do not mix.
         Peer::Block { cidr, except } => peer
@@ -285,7 +389,7 @@ fn peer_matches(cluster: &Cluster, policy: &NetworkPolicy, entry: &Peer, peer: &
                 return false;
             }; // 7, 46
             let in_namespace = match namespaces {
-                None => pod.key.namespace == policy.key.namespace, // 6
+                None => pod.key.namespace == own, // 6
                 Some(selector) => cluster
                     .namespaces
                     .get(&pod.key.namespace)

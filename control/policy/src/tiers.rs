@@ -2,13 +2,15 @@
 //!
 //! `networking.k8s.io/v1` is one tier: its policies are additive (every rule allows, so their order only says which
 //! rule is named) and isolating (what no rule allows is denied to the pods that it selects). Kinds whose rules deny or
-//! pass get tiers of their own before and after it. What no tier decides is allowed.
+//! pass ([`TieredPolicy`]) have tiers of their own before and after it. What no tier decides is allowed.
 //!
 //! The model borrows from the cluster's objects; building it costs little.
 
 use ipnet::IpNet;
 
-use crate::{Cluster, ObjectKey, PortMatch, Selector};
+use crate::{
+    Action, Cluster, ClusterTier, PolicyId, PolicyKind, PortMatch, Selector, TieredPolicy, TieredRule,
+};
 
 /// Every policy in force.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub struct Tier<'a> {
     /// What it is. Where it isolates, a pod that any of its policies selects in a direction is decided here: what no
     /// rule matches is denied.
     pub facts: TierFacts,
-    /// In the order in which they decide; for additive tiers, by namespace and name.
+    /// In any order: [`Policy::rank`] is that in which they decide.
     pub policies: Vec<Policy<'a>>,
 }
 
@@ -38,20 +40,45 @@ pub struct TierFacts {
     pub isolates: bool,
 }
 
+/// The tier before NetworkPolicies.
+pub const ADMIN_TIER: TierFacts = TierFacts {
+    number: 0,
+    name: ClusterTier::Admin.name(),
+    isolates: false,
+};
+
 /// The tier of `networking.k8s.io/v1`.
 pub const NETWORK_POLICY_TIER: TierFacts = TierFacts {
-    number: 0,
-    name: NETWORK_POLICY,
+    number: 1,
+    name: PolicyKind::NetworkPolicy.name(),
     isolates: true,
 };
+
+/// The tier after NetworkPolicies.
+pub const BASELINE_TIER: TierFacts = TierFacts {
+    number: 2,
+    name: ClusterTier::Baseline.name(),
+    isolates: false,
+};
+
+/// Where a policy stands among those of its tier.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rank {
+    /// The smaller first.
+    pub priority: u16,
+    /// Then by these bytes.
+    pub tie: String,
+}
 
 /// One policy.
 #[derive(Debug)]
 pub struct Policy<'a> {
-    /// Kind of the object.
-    pub kind: &'static str,
-    /// Its namespace and name.
-    pub key: &'a ObjectKey,
+    /// Its kind and name.
+    pub id: PolicyId,
+    /// The tier that it is of.
+    pub tier: &'static TierFacts,
+    /// Its order there.
+    pub rank: Rank,
     /// The pods that it selects.
     pub subjects: PodSet<'a>,
     /// Its ingress rules; None where it has no part in ingress.
@@ -76,19 +103,6 @@ pub enum NamespaceSet<'a> {
     Named(&'a str),
     /// By label.
     Matching(&'a Selector),
-}
-
-/// What a rule does with what it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// It passes.
-    Allow,
-    /// It does not.
-    Deny,
-    /// The next tier decides.
-    Pass,
-    /// Later rules decide; meanwhile it is to be logged.
-    Log,
 }
 
 /// One rule: ports AND peers.
@@ -118,30 +132,42 @@ pub enum Peer<'a> {
     },
 }
 
-/// Tier and kind of `networking.k8s.io/v1` policies in reasons.
-pub const NETWORK_POLICY: &str = "NetworkPolicy";
-
 impl<'a> Model<'a> {
     /// The model of the cluster's policies.
     pub fn of(cluster: &'a Cluster) -> Self {
+        let tiered = |tier: ClusterTier| {
+            let policies = cluster.tiered.values().filter(move |policy| policy.tier == tier);
+            policies.map(|policy| tiered_policy(policy)).collect()
+        };
+        let network_policies = cluster.policies.values().map(|policy| network_policy(policy));
         Self {
-            tiers: vec![Tier {
-                facts: NETWORK_POLICY_TIER,
-                policies: cluster
-                    .policies
-                    .values()
-                    .map(|policy| network_policy(policy))
-                    .collect(),
-            }],
+            tiers: vec![
+                Tier {
+                    facts: ADMIN_TIER,
+                    policies: tiered(ClusterTier::Admin),
+                },
+                Tier {
+                    facts: NETWORK_POLICY_TIER,
+                    policies: network_policies.collect(),
+                },
+                Tier {
+                    facts: BASELINE_TIER,
+                    policies: tiered(ClusterTier::Baseline),
+                },
+            ],
         }
     }
 }
 
-/// The model of one NetworkPolicy, of [`NETWORK_POLICY_TIER`].
+/// The model of one NetworkPolicy, of [`NETWORK_POLICY_TIER`]. Only names depend on its rank: by namespace, then by name.
 pub fn network_policy(policy: &crate::NetworkPolicy) -> Policy<'_> {
     Policy {
-        kind: NETWORK_POLICY,
-        key: &policy.key,
+        id: PolicyId::network_policy(&policy.key),
+        tier: &NETWORK_POLICY_TIER,
+        rank: Rank {
+            priority: 0,
+            tie: format!("{}\0{}", policy.key.namespace, policy.key.name),
+        },
         subjects: PodSet {
             namespaces: NamespaceSet::Named(&policy.key.namespace),
             pods: &policy.subjects,
@@ -149,6 +175,42 @@ pub fn network_policy(policy: &crate::NetworkPolicy) -> Policy<'_> {
         ingress: rules(policy, policy.ingress.as_deref()),
         egress: rules(policy, policy.egress.as_deref()),
     }
+}
+
+/// The model of one policy of [`ADMIN_TIER`] or [`BASELINE_TIER`].
+pub fn tiered_policy(policy: &TieredPolicy) -> Policy<'_> {
+    Policy {
+        id: policy.id.clone(),
+        tier: match policy.tier {
+            ClusterTier::Admin => &ADMIN_TIER,
+            ClusterTier::Baseline => &BASELINE_TIER,
+        },
+        rank: Rank {
+            priority: policy.priority,
+            tie: policy.tie(),
+        },
+        subjects: PodSet {
+            namespaces: NamespaceSet::Matching(&policy.namespaces),
+            pods: &policy.pods,
+        },
+        ingress: tiered_rules(&policy.ingress),
+        egress: tiered_rules(&policy.egress),
+    }
+}
+
+/// Without rules a policy has no part in a direction (TIERS 71).
+fn tiered_rules(rules: &[TieredRule]) -> Option<Vec<Rule<'_>>> {
+    let rules = rules.iter().zip(0..).map(|(rule, index)| Rule {
+        index,
+        action: rule.action,
+        // Peers of a cluster-wide policy name their namespaces by selector: there is no "own".
+        peers: rule
+            .peers
+            .as_ref()
+            .map(|peers| peers.iter().map(|it| peer("", it)).collect()),
+        ports: rule.ports.as_deref(),
+    });
+    Some(rules.collect::<Vec<_>>()).filter(|rules| !rules.is_empty())
 }
 
 fn rules<'a>(policy: &'a crate::NetworkPolicy, rules: Option<&'a [crate::Rule]>) -> Option<Vec<Rule<'a>>> {
@@ -169,25 +231,24 @@ fn rules<'a>(policy: &'a crate::NetworkPolicy, rules: Option<&'a [crate::Rule]>)
 }
 
 fn rule<'a>(namespace: &'a str, rule: &'a crate::Rule, index: u32) -> Rule<'a> {
-    let peers = rule.peers.as_ref().map(|peers| {
-        peers
-            .iter()
-            .map(|peer| match peer {
-                crate::Peer::Pods { namespaces, pods } => Peer::Pods(PodSet {
-                    namespaces: match namespaces {
-                        Some(selector) => NamespaceSet::Matching(selector),
-                        None => NamespaceSet::Named(namespace),
-                    },
-                    pods,
-                }),
-                crate::Peer::Block { cidr, except } => Peer::Block { cidr: *cidr, except },
-            })
-            .collect()
-    });
+    let peers = rule.peers.as_ref();
     Rule {
         index,
         action: Action::Allow,
-        peers,
+        peers: peers.map(|peers| peers.iter().map(|it| peer(namespace, it)).collect()),
         ports: rule.ports.as_deref(),
+    }
+}
+
+fn peer<'a>(own: &'a str, peer: &'a crate::Peer) -> Peer<'a> {
+    match peer {
+        crate::Peer::Pods { namespaces, pods } => Peer::Pods(PodSet {
+            namespaces: match namespaces {
+                Some(selector) => NamespaceSet::Matching(selector),
+                None => NamespaceSet::Named(own),
+            },
+            pods,
+        }),
+        crate::Peer::Block { cidr, except } => Peer::Block { cidr: *cidr, except },
     }
 }

@@ -1,7 +1,7 @@
 //! One direction of a flow, step by step: which policies select the pod, and what each rule of theirs asks for.
 
 use ringwall_evaluate::{Cause, End, Identity, Service};
-use ringwall_policy::{Cluster, NetworkPolicy, ObjectKey, Peer, Pod, Rule};
+use ringwall_policy::{Cluster, NetworkPolicy, ObjectKey, Peer, Pod, PolicyId, Rule};
 
 use super::{
     Direction,
@@ -192,7 +192,12 @@ impl<'a> Case<'a> {
         let (allow, cause, why) = match first {
             Some((policy, index)) => {
                 let why = format!("rule {index} of {policy} allows it");
-                (true, Cause::Rule { policy, index }, why)
+                let cause = Cause::Rule {
+                    tier: "NetworkPolicy",
+                    policy: PolicyId::network_policy(&policy),
+                    index,
+                };
+                (true, cause, why)
             }
             None if isolating.is_empty() => {
                 let why = format!("no policy isolates {name} for {direction}, so that everything passes");
@@ -389,6 +394,7 @@ fn isolation(policy: &NetworkPolicy, direction: Direction) -> String {
 pub(super) fn effect(cause: &Cause) -> &'static str {
     match cause {
         Cause::Rule { .. } => "allow",
+        Cause::Denied { .. } => "deny",
         Cause::Isolated(_) => "isolated",
         Cause::Open => "open",
         Cause::SelfTraffic => "self",

@@ -8,7 +8,8 @@ use ringwall_prove::{Answer, Difference};
 
 fn words(cause: &Cause) -> String {
     match cause {
-        Cause::Rule { policy, index } => format!("rule {index} of {policy}"),
+        Cause::Rule { policy, index, .. } => format!("rule {index} of {policy}"),
+        Cause::Denied { policy, index, .. } => format!("denied by rule {index} of {policy}"),
         Cause::Isolated(policies) => {
             let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
             format!("isolated by {}", names.join(", "))

@@ -8,7 +8,7 @@ use ringwall_dataplane::classify::{
     Provenance, Snapshot,
 };
 use ringwall_evaluate::{Cause, End};
-use ringwall_policy::{Cluster, ObjectKey};
+use ringwall_policy::{Cluster, ObjectKey, PolicyId, PolicyKind};
 
 use crate::generate::{Flow, Place};
 
@@ -87,6 +87,15 @@ pub(crate) struct Outcomes(BTreeMap<String, u64>);
 impl Outcomes {
     fn count(&mut self, what: String) {
         *self.0.entry(what).or_default() += 1;
+    }
+
+    /// Fails where something was asked less than three times.
+    #[allow(dead_code)] // not every test that shares this module asks
+    pub(crate) fn assert_seen(&self, what: &str) {
+        assert!(
+            self.0.get(what).is_some_and(|count| *count > 2),
+            "asked too little: {what}\n{self:#?}"
+        );
     }
 
     pub(crate) fn assert_complete(&self) {
@@ -241,6 +250,28 @@ fn difference(
     None
 }
 
+fn tier_named(name: &str) -> &'static str {
+    let tiers = ["Admin", "NetworkPolicy", "Baseline"];
+    tiers.into_iter().find(|tier| *tier == name).expect("a tier")
+}
+
+/// The policy that a snapshot names.
+pub(crate) fn id_of(policy: &PolicyName<'_>) -> PolicyId {
+    let kind = [
+        PolicyKind::NetworkPolicy,
+        PolicyKind::ClusterNetworkPolicy,
+        PolicyKind::AdminNetworkPolicy,
+        PolicyKind::BaselineAdminNetworkPolicy,
+    ]
+    .into_iter()
+    .find(|kind| kind.name() == policy.kind);
+    PolicyId {
+        kind: kind.expect("a kind"),
+        namespace: policy.namespace.to_owned(),
+        name: policy.name.to_owned(),
+    }
+}
+
 fn cause(snapshot: &Snapshot, verdict: &DirectionVerdict) -> Cause {
     let key = |policy: &PolicyName<'_>| {
         assert_eq!((policy.tier, policy.kind), ("NetworkPolicy", "NetworkPolicy"));
@@ -250,10 +281,14 @@ fn cause(snapshot: &Snapshot, verdict: &DirectionVerdict) -> Cause {
         }
     };
     match (verdict.effect, snapshot.provenance(verdict.provenance)) {
-        (Effect::Allow, Some(Provenance::Rule { policy, rule })) => Cause::Rule {
-            policy: key(&policy),
-            index: rule as usize,
-        },
+        (effect @ (Effect::Allow | Effect::Deny), Some(Provenance::Rule { policy, rule })) => {
+            let (tier, index) = (tier_named(policy.tier), rule as usize);
+            let policy = id_of(&policy);
+            match effect {
+                Effect::Allow => Cause::Rule { tier, policy, index },
+                _ => Cause::Denied { tier, policy, index },
+            }
+        }
         (Effect::Isolated, Some(Provenance::Isolating(policies))) => {
             Cause::Isolated(policies.iter().map(key).collect())
         }

@@ -7,8 +7,9 @@ use std::{
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Cluster, Fault, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object,
-    ObjectKey, Operator, Peer, Pod, PortMatch, Protocol, Requirement, Rule, Selector, Settings,
+    Action, Cluster, ClusterTier, Fault, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy,
+    Node, Object, ObjectKey, Operator, Peer, Pod, PolicyId, PolicyKind, PortMatch, Protocol, Requirement,
+    Rule, Selector, Settings, TieredPolicy, TieredRule,
 };
 
 use crate::random::Random;
@@ -183,6 +184,85 @@ pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
         egress: direction(random),
         types_written: false,
         faults,
+    }
+}
+
+/// A cluster with policies of ordered kinds.
+#[allow(dead_code)] // not every test that shares this module has such clusters
+pub(crate) fn with_tiers(random: &mut Random) -> Cluster {
+    let mut cluster = cluster(random);
+    for number in 0..random.below(7) {
+        let policy = tiered(random, number);
+        cluster.tiered.insert(policy.id.clone(), policy.into());
+    }
+    cluster
+}
+
+/// A policy of an ordered kind: few priorities, so that names decide often.
+#[allow(dead_code)]
+pub(crate) fn tiered(random: &mut Random, number: usize) -> TieredPolicy {
+    let tier = *random.one(&[ClusterTier::Admin, ClusterTier::Baseline]);
+    let kind = match (random.percent(70), tier) {
+        (true, _) => PolicyKind::ClusterNetworkPolicy,
+        (false, ClusterTier::Admin) => PolicyKind::AdminNetworkPolicy,
+        (false, ClusterTier::Baseline) => PolicyKind::BaselineAdminNetworkPolicy,
+    };
+    // One name begins like another: `a-b//` is before `a//`.
+    let name = match number {
+        0 => "a".to_owned(),
+        1 => "a-b".to_owned(),
+        _ => format!("t{number}"),
+    };
+    let direction = |random: &mut Random| {
+        let rules = if random.percent(70) {
+            1 + random.below(4)
+        } else {
+            0
+        };
+        (0..rules).map(|_| tiered_rule(random)).collect()
+    };
+    TieredPolicy {
+        id: PolicyId {
+            kind,
+            namespace: String::new(),
+            name,
+        },
+        uid: String::new(),
+        tier,
+        priority: *random.one(&[0, 1, 1, 1000]),
+        namespaces: selector(
+            random,
+            &["team", "env", NAMESPACE_NAME_LABEL],
+            &["x", "y", "a"],
+            50,
+        ),
+        pods: selector(random, &["app", "tier"], &["web", "db", ""], 50),
+        ingress: direction(random),
+        egress: direction(random),
+        faults: Vec::new(),
+    }
+}
+
+fn tiered_rule(random: &mut Random) -> TieredRule {
+    let action = *random.one(&[Action::Allow, Action::Deny, Action::Pass]);
+    if random.percent(3) {
+        return TieredRule::not_understood(action);
+    }
+    let Rule { peers, ports } = rule(random);
+    let whole = |peer: Peer| match peer {
+        Peer::Pods { namespaces, pods } => Peer::Pods {
+            namespaces: Some(namespaces.unwrap_or_default()),
+            pods,
+        },
+        Peer::Block { cidr, .. } => Peer::Block {
+            cidr,
+            except: Vec::new(),
+        },
+    };
+    TieredRule {
+        action,
+        peers: peers.map(|peers| peers.into_iter().map(whole).collect()),
+        ports,
     }
 }
 

@@ -14,14 +14,14 @@ use crate::{
 };
 
 /// A compiler, and a reader that gets the changes alone.
-struct Follower {
+pub(crate) struct Follower {
     compiler: Compiler,
     generation: u64,
     last: Option<(Image, Arc<Snapshot>)>,
 }
 
 impl Follower {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             compiler: Compiler::new(EpochKey::OFFLINE, Budget::default()),
             generation: 0,
@@ -30,7 +30,7 @@ impl Follower {
     }
 
     /// The compiled state, and whether it was made from the one before.
-    fn update(&mut self, cluster: &Cluster) -> (Compiled, bool) {
+    pub(crate) fn update(&mut self, cluster: &Cluster) -> (Compiled, bool) {
         self.generation += 1;
         let compiled = self
             .compiler
@@ -50,7 +50,7 @@ impl Follower {
 }
 
 /// What differs between two compiled states of one cluster; None where nothing does.
-fn difference(one: &Compiled, other: &Compiled, flows: &[Flow]) -> Option<String> {
+pub(crate) fn difference(one: &Compiled, other: &Compiled, flows: &[Flow]) -> Option<String> {
     for flow in flows {
         let epochs = |compiled: &Compiled| {
             let (src, dst, _) = compiled.judge(flow)?;

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use ringwall_analyse::refine::{Difference, Ends, Family, Region, Service, What};
 use ringwall_evaluate::{Cause, Identity};
-use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Peer, Pod, PortMatch};
+use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Peer, Pod, PolicyId, PortMatch};
 
 use crate::{generate, random::Random};
 
@@ -246,10 +246,10 @@ impl<'a> Oracle<'a> {
     }
 }
 
-fn named(cause: &Cause) -> Vec<ObjectKey> {
+fn named(cause: &Cause) -> Vec<PolicyId> {
     match cause {
-        Cause::Rule { policy, .. } => vec![policy.clone()],
-        Cause::Isolated(policies) => policies.clone(),
+        Cause::Rule { policy, .. } | Cause::Denied { policy, .. } => vec![policy.clone()],
+        Cause::Isolated(policies) => policies.iter().map(PolicyId::network_policy).collect(),
         _ => Vec::new(),
     }
 }

@@ -1,0 +1,437 @@
+//! Tiers of policies that deny and pass, before and after NetworkPolicies: the compiled snapshot answers what the literal
+//! evaluator answers, and what the points of the semantics say.
+
+use std::sync::Arc;
+
+use ringwall_evaluate::{Cause, Service};
+use ringwall_policy::{
+    Action, Cluster, ClusterTier, NAMESPACE_NAME_LABEL, NetworkPolicy, Object, ObjectKey, Peer, PolicyId,
+    PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+};
+
+use crate::{
+    clusters,
+    compare::{Compiled, Outcomes, first_difference},
+    events::event,
+    generate::{self, flows},
+    incremental::{Follower, difference},
+    random::Random,
+};
+
+#[test]
+fn tiered_snapshots_answer_what_the_evaluator_answers() {
+    let mut outcomes = Outcomes::default();
+    for seed in clusters(250) {
+        let mut random = Random::new(seed ^ 0x71e5);
+        let cluster = generate::with_tiers(&mut random);
+        let flows = flows(&cluster, &mut random, 2000);
+        let compiled = Compiled::of(&cluster);
+        if let Some(difference) = first_difference(&cluster, &compiled, &flows, &mut outcomes) {
+            panic!("seed {seed}: {difference}\n{cluster:#?}");
+        }
+    }
+    if std::env::var("SEED").is_err() {
+        for direction in ["ingress", "egress"] {
+            for effect in ["Allow", "Deny", "Isolated", "Open"] {
+                outcomes.assert_seen(&format!("{direction} {effect} 6 port"));
+                outcomes.assert_seen(&format!("{direction} {effect} 1 none"));
+            }
+        }
+    }
+}
+
+#[test]
+fn updates_of_tiers_answer_what_a_full_compile_answers() {
+    let mut incremental = 0;
+    for seed in clusters(80) {
+        let random = &mut Random::new(seed ^ 0x71e6);
+        let mut cluster = generate::with_tiers(random);
+        let mut follower = Follower::new();
+        follower.update(&cluster);
+        for step in 0..25 {
+            let what = if random.percent(40) {
+                tiers_change(&mut cluster, random)
+            } else {
+                event(&mut cluster, random)
+            };
+            let (compiled, updated) = follower.update(&cluster);
+            incremental += u32::from(updated && what.contains("tiered"));
+            let full = Compiled::of(&cluster);
+            let flows = flows(&cluster, random, 100);
+            if let Some(difference) = difference(&compiled, &full, &flows) {
+                panic!("seed {seed}, step {step}, {what}: {difference}\n{cluster:#?}");
+            }
+            let mut outcomes = Outcomes::default();
+            if let Some(difference) = first_difference(&cluster, &compiled, &flows[..40], &mut outcomes) {
+                panic!("seed {seed}, step {step}, {what}: {difference}\n{cluster:#?}");
+            }
+        }
+    }
+    assert!(
+        incremental > 50 || std::env::var("SEED").is_ok(),
+        "{incremental} changes of tiers were made from the state before"
+    );
+}
+
+/// A policy of an ordered kind comes, goes, or changes in one respect.
+pub(crate) fn tiers_change(cluster: &mut Cluster, random: &mut Random) -> &'static str {
+    let ids: Vec<PolicyId> = cluster.tiered.keys().cloned().collect();
+    if ids.is_empty() || random.percent(30) {
+        let number = random.below(7);
+        let policy = generate::tiered(random, number);
+        cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
+        return "a tiered policy comes or is another";
+    }
+    let id = random.one(&ids).clone();
+    if random.percent(25) {
+        cluster.tiered.remove(&id);
+        return "a tiered policy goes";
+    }
+    let other = generate::tiered(random, 0);
+    let mut policy = TieredPolicy::clone(&cluster.tiered[&id]);
+    let what = match random.below(6) {
+        0 => {
+            policy.priority = other.priority;
+            "a tiered policy has another priority"
+        }
+        1 => {
+            policy.tier = other.tier;
+            "a tiered policy is of another tier"
+        }
+        2 => {
+            policy.pods = other.pods;
+            policy.namespaces = other.namespaces;
+            "a tiered policy selects others"
+        }
+        3 => {
+            policy.ingress = other.ingress;
+            "a tiered policy has other ingress rules"
+        }
+        4 => {
+            policy.egress = other.egress;
+            "a tiered policy has other egress rules"
+        }
+        _ => {
+            for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+                rule.action = *random.one(&[Action::Allow, Action::Deny, Action::Pass]);
+            }
+            "a tiered policy does something else"
+        }
+    };
+    cluster.tiered.insert(id, Arc::new(policy));
+    what
+}
+
+#[test]
+fn tiered_states_compile_alike_whatever_their_history() {
+    for seed in 0..50 {
+        let mut random = Random::new(seed ^ 0x71e7);
+        let cluster = generate::with_tiers(&mut random);
+        let mut other = Cluster {
+            tiered: Default::default(),
+            ..cluster.clone()
+        };
+        let mut ids: Vec<_> = cluster.tiered.keys().cloned().collect();
+        random.shuffle(&mut ids);
+        for id in ids {
+            let policy = Arc::clone(&cluster.tiered[&id]);
+            other.tiered.insert(id, policy);
+        }
+        assert_eq!(
+            Compiled::of(&cluster).image.bytes,
+            Compiled::of(&other).image.bytes,
+            "seed {seed}"
+        );
+    }
+}
+
+/// Namespace `a` with pods `web` (10.0.0.1, port `web` is TCP 80) and `db` (10.0.0.2, port `web` is UDP 8080).
+struct World(Cluster);
+
+impl World {
+    fn new() -> Self {
+        let mut cluster = Cluster::default();
+        cluster.supply_namespaces();
+        let named = |protocol, number| ringwall_policy::NamedPort {
+            name: "web".to_owned(),
+            protocol,
+            number,
+        };
+        for (name, address, port) in [
+            ("web", "10.0.0.1", named(Protocol::Tcp, 80)),
+            ("db", "10.0.0.2", named(Protocol::Udp, 8080)),
+        ] {
+            cluster.insert(Object::Pod(ringwall_policy::Pod {
+                key: key(name),
+                uid: String::new(),
+                created: None,
+                labels: [("app".to_owned(), name.to_owned())].into(),
+                addresses: vec![address.parse().unwrap()],
+                node: None,
+                host_network: false,
+                finished: false,
+                terminating: false,
+                named_ports: vec![port],
+                template_of: None,
+            }));
+        }
+        cluster.supply_namespaces();
+        assert!(cluster.namespaces["a"].labels.contains_key(NAMESPACE_NAME_LABEL));
+        Self(cluster)
+    }
+
+    /// A policy for all pods.
+    fn tiered(
+        mut self,
+        tier: ClusterTier,
+        priority: u16,
+        name: &str,
+        ingress: &[TieredRule],
+        egress: &[TieredRule],
+    ) -> Self {
+        let policy = TieredPolicy {
+            id: PolicyId {
+                kind: PolicyKind::ClusterNetworkPolicy,
+                namespace: String::new(),
+                name: name.to_owned(),
+            },
+            uid: String::new(),
+            tier,
+            priority,
+            namespaces: Selector::default(),
+            pods: Selector::default(),
+            ingress: ingress.to_vec(),
+            egress: egress.to_vec(),
+            faults: Vec::new(),
+        };
+        self.0.tiered.insert(policy.id.clone(), Arc::new(policy));
+        self
+    }
+
+    /// A NetworkPolicy that isolates all pods in the directions.
+    fn isolated(mut self, ingress: bool, egress: bool) -> Self {
+        self.0.insert(Object::NetworkPolicy(NetworkPolicy {
+            key: key("deny"),
+            uid: String::new(),
+            subjects: Selector::default(),
+            ingress: ingress.then(Vec::new),
+            egress: egress.then(Vec::new),
+            types_written: true,
+            faults: Vec::new(),
+        }));
+        self
+    }
+
+    /// The causes of egress and ingress, of evaluator and snapshot alike.
+    fn causes(&self, src: &str, dst: &str, protocol: u8, port: Option<u16>) -> [(bool, Cause); 2] {
+        let (src, dst) = (src.parse().unwrap(), dst.parse().unwrap());
+        let flow = generate::Flow {
+            src: generate::Place::Address(src),
+            dst: generate::Place::Address(dst),
+            protocol,
+            port,
+        };
+        let compiled = Compiled::of(&self.0);
+        let difference = first_difference(&self.0, &compiled, &[flow], &mut Outcomes::default());
+        assert_eq!(difference.map(|it| it.to_string()), None);
+        let end = |address| ringwall_evaluate::identify(&self.0, address);
+        let verdict = ringwall_evaluate::judge(&self.0, &end(src), &end(dst), Service { protocol, port });
+        [verdict.egress, verdict.ingress].map(|direction| (direction.allow, direction.cause))
+    }
+
+    /// Whether `web` reaches `db` at TCP 80.
+    fn open(&self) -> bool {
+        self.tcp("10.0.0.1", "10.0.0.2", 80)
+    }
+
+    fn tcp(&self, src: &str, dst: &str, port: u16) -> bool {
+        self.causes(src, dst, 6, Some(port))
+            .iter()
+            .all(|(allow, _)| *allow)
+    }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: "a".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn all(action: Action) -> TieredRule {
+    TieredRule {
+        action,
+        peers: None,
+        ports: None,
+    }
+}
+
+fn pods(action: Action) -> TieredRule {
+    let everywhere = Peer::Pods {
+        namespaces: Some(Selector::default()),
+        pods: Selector::default(),
+    };
+    TieredRule {
+        peers: Some(vec![everywhere]),
+        ..all(action)
+    }
+}
+
+fn network(action: Action, cidr: &str) -> TieredRule {
+    let block = Peer::Block {
+        cidr: cidr.parse().unwrap(),
+        except: Vec::new(),
+    };
+    TieredRule {
+        peers: Some(vec![block]),
+        ..all(action)
+    }
+}
+
+fn ports(action: Action, ports: &[PortMatch]) -> TieredRule {
+    TieredRule {
+        ports: Some(ports.to_vec()),
+        ..all(action)
+    }
+}
+
+use Action::{Allow, Deny, Pass};
+use ClusterTier::{Admin, Baseline};
+
+#[test]
+fn trap_1_a_network_policy_of_the_other_direction_leaves_ingress_to_baseline() {
+    let world = World::new()
+        .isolated(false, true)
+        .tiered(Baseline, 0, "b", &[all(Deny)], &[]);
+    let [_, ingress] = world.causes("192.0.2.1", "10.0.0.2", 6, Some(80));
+    assert!(
+        matches!(ingress, (false, Cause::Denied { tier: "Baseline", .. })),
+        "{ingress:?}"
+    );
+}
+
+#[test]
+fn traps_2_to_4_pass_goes_to_the_next_tier() {
+    let world = World::new()
+        .tiered(Admin, 0, "p", &[all(Pass)], &[])
+        .isolated(true, false)
+        .tiered(Baseline, 0, "b", &[all(Allow)], &[]);
+    assert!(!world.open(), "T2: isolated, Baseline is not asked");
+    let world =
+        World::new()
+            .tiered(Admin, 10, "p", &[all(Pass)], &[])
+            .tiered(Admin, 20, "d", &[all(Deny)], &[]);
+    assert!(world.open(), "T3: the later policies of the tier are passed, too");
+    let world =
+        World::new()
+            .tiered(Baseline, 1, "p", &[all(Pass)], &[])
+            .tiered(Baseline, 2, "d", &[all(Deny)], &[]);
+    assert!(world.open(), "T4: after Baseline everything passes");
+}
+
+#[test]
+fn traps_5_and_6_each_direction_is_decided_by_itself() {
+    let world = World::new()
+        .tiered(Admin, 0, "a", &[], &[all(Allow)])
+        .isolated(true, false);
+    assert!(!world.open(), "T5");
+    let world = World::new()
+        .tiered(Admin, 0, "a", &[all(Allow)], &[])
+        .isolated(false, true);
+    assert!(!world.open(), "T6");
+}
+
+#[test]
+fn trap_7_pods_of_all_namespaces_are_no_outsiders() {
+    let world = World::new().tiered(Baseline, 0, "b", &[pods(Deny)], &[]);
+    assert!(!world.open());
+    assert!(world.tcp("192.0.2.1", "10.0.0.2", 80));
+}
+
+#[test]
+fn traps_9_and_10_networks_hold_pods_of_their_family() {
+    let world = World::new().tiered(Admin, 0, "a", &[], &[network(Deny, "0.0.0.0/0")]);
+    assert!(!world.open());
+    assert!(!world.tcp("10.0.0.1", "192.0.2.1", 443));
+    let other = World::new().tiered(Admin, 0, "a", &[], &[network(Deny, "::/0")]);
+    assert!(other.open());
+}
+
+#[test]
+fn traps_13_to_17_what_is_not_understood_never_opens() {
+    let deny_all = World::new().isolated(true, false);
+    let world = deny_all.tiered(Admin, 0, "a", &[TieredRule::not_understood(Allow)], &[]);
+    assert!(
+        !world.open(),
+        "T13: it matches nothing, so NetworkPolicies decide"
+    );
+    for action in [Deny, Pass] {
+        let world = World::new().tiered(
+            Admin,
+            0,
+            "a",
+            &[TieredRule::not_understood(action), all(Allow)],
+            &[],
+        );
+        let [_, ingress] = world.causes("10.0.0.1", "10.0.0.2", 1, None);
+        assert!(
+            matches!(ingress, (false, Cause::Denied { index: 0, .. })),
+            "{ingress:?}"
+        );
+    }
+}
+
+#[test]
+fn trap_18_a_named_port_is_each_destinations_own() {
+    let web = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| PortMatch::Named {
+        protocol,
+        name: "web".to_owned(),
+    });
+    let world = World::new().tiered(Admin, 0, "a", &[ports(Allow, &web), all(Deny)], &[]);
+    let open = |dst: &str, protocol, port| {
+        let causes = world.causes("192.0.2.1", dst, protocol, Some(port));
+        causes.iter().all(|(allow, _)| *allow)
+    };
+    assert!(open("10.0.0.1", 6, 80) && open("10.0.0.2", 17, 8080));
+    assert!(!open("10.0.0.1", 17, 80) && !open("10.0.0.2", 6, 80) && !open("10.0.0.2", 6, 8080));
+}
+
+#[test]
+fn trap_21_ports_are_never_icmp() {
+    let tcp = PortMatch::Range {
+        protocol: Protocol::Tcp,
+        lo: 1,
+        hi: 65535,
+    };
+    let world = World::new().tiered(Admin, 0, "a", &[ports(Deny, &[tcp])], &[]);
+    let icmp = world.causes("10.0.0.1", "10.0.0.2", 1, None);
+    assert!(icmp.iter().all(|(allow, _)| *allow));
+    assert!(world.tcp("10.0.0.1", "10.0.0.2", 0) && !world.open());
+}
+
+#[test]
+fn traps_33_and_34_priority_decides_then_the_bytes_of_the_name() {
+    let world =
+        World::new()
+            .tiered(Admin, 5, "a", &[all(Allow)], &[])
+            .tiered(Admin, 5, "a-b", &[all(Deny)], &[]);
+    assert!(!world.open(), "T33: `a-b//` is before `a//`");
+    let world =
+        World::new()
+            .tiered(Admin, 1, "a", &[all(Deny)], &[])
+            .tiered(Admin, 0, "z", &[all(Allow)], &[]);
+    assert!(world.open(), "T34: 0 is before 1");
+}
+
+#[test]
+fn trap_36_a_pod_reaches_itself_whatever_the_tiers_say() {
+    let world = World::new().tiered(Admin, 0, "a", &[all(Deny)], &[all(Deny)]);
+    assert!(world.tcp("10.0.0.1", "10.0.0.1", 80));
+}
+
+#[test]
+fn tiers_71_a_policy_without_rules_has_no_part() {
+    let world = World::new().tiered(Admin, 0, "a", &[], &[]);
+    let [egress, ingress] = world.causes("10.0.0.1", "10.0.0.2", 6, Some(80));
+    assert_eq!((egress.1, ingress.1), (Cause::Open, Cause::Open));
+}
