@@ -246,6 +246,20 @@ impl Rows {
         let number = self.write(row, isolating, from, tables);
         self.note(number, from.policies);
         self.charge(&key.0, tables.size() - before);
+        // NetworkPolicies do not govern what goes to the own node; all others do (TIERS 85).
+        if !ingress {
+            let tiered = |policy: &u32| {
+                let slot = from.policies.slots.get(*policy as usize);
+                slot.is_some_and(|slot| slot.isolating.is_none())
+            };
+            let others: Vec<u32> = key.0.iter().copied().filter(tiered).collect();
+            let own_node = if others.len() == key.0.len() {
+                number
+            } else {
+                self.of(&others, None, from, tables)
+            };
+            tables.set_own_node(number, own_node);
+        }
         self.known.insert(key, number);
         number
     }

@@ -193,7 +193,14 @@ pub fn judge(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         (src.identity, dst.identity)
         && pod.node.as_deref() == Some(node)
     {
-        return both(Cause::HostingNode);
+        let mut verdict = both(Cause::HostingNode);
+        // 85: NetworkPolicies do not govern what goes to the own node; all others do.
+        if let Identity::Pod(pod) = src.identity {
+            let tier = |tier| judge_tier(cluster, tier, pod, dst, dst, service, EGRESS.tiered);
+            let decided = tier(ClusterTier::Admin).or_else(|| tier(ClusterTier::Baseline));
+            verdict.egress = decided.unwrap_or(verdict.egress);
+        }
+        return verdict;
     }
     Verdict {
         ingress: judge_end(cluster, dst, src, dst, service, &INGRESS),

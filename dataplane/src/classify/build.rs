@@ -78,8 +78,8 @@ use super::{
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
         FLAG_ALLOW_UNKNOWN, Head, IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, TILE_PAGES,
-        TILE_ROWS, TRIE_CHILD, TrieNode, name_tag, page_slot, page_slots,
+        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord,
+        TILE_PAGES, TILE_ROWS, TRIE_CHILD, TrieNode, name_tag, page_slot, page_slots,
     },
     table::Table,
 };
@@ -696,7 +696,7 @@ impl ImageBuilder {
             Some(row) => row as usize - 1,
             None => {
                 self.rows.push(None);
-                self.tables.isolating.push(NONE);
+                self.tables.rows.push(RowRecord::FREE);
                 self.make_room_for_rows();
                 self.rows.len() - 1
             }
@@ -704,7 +704,11 @@ impl ImageBuilder {
         if let Some(place) = self.rows.get_mut(row) {
             *place = Some(rest);
         }
-        self.tables.isolating.set(row, isolating);
+        let record = RowRecord {
+            isolating,
+            ..RowRecord::FREE
+        };
+        self.tables.rows.set(row, record);
         let last = self.page(&[(u64::MAX, rest)]);
         for at in 0..self.pages() {
             self.put_page(row, at, pages.get(at).copied().unwrap_or(last));
@@ -719,7 +723,7 @@ impl ImageBuilder {
         };
         let index = row as usize - 1;
         (0..self.pages()).for_each(|at| self.put_page(index, at, ISOLATED_PAGE));
-        self.tables.isolating.set(index, NONE);
+        self.tables.rows.set(index, RowRecord::FREE);
         self.release_port_map(rest);
         self.free_rows.push(row);
     }
@@ -727,7 +731,22 @@ impl ImageBuilder {
     /// Changes the provenance of what no rule decides in a row.
     pub fn set_isolating(&mut self, row: u32, isolating: u32) {
         if let Some(row) = self.known_row(row) {
-            self.tables.isolating.set(row, isolating);
+            self.change_row(row, |record| record.isolating = isolating);
+        }
+    }
+
+    /// Says by which row packets of a row's pods to the node that hosts them are decided; 0: all of them pass, as they do
+    /// unless this was called.
+    pub fn set_own_node(&mut self, row: u32, own_node: u32) {
+        if let Some(row) = self.known_row(row) {
+            self.change_row(row, |record| record.own_node = own_node);
+        }
+    }
+
+    fn change_row(&mut self, row: usize, change: impl FnOnce(&mut RowRecord)) {
+        if let Some(mut record) = self.tables.rows.get(row).copied() {
+            change(&mut record);
+            self.tables.rows.set(row, record);
         }
     }
 

@@ -9,8 +9,8 @@ use super::{
     layout::{
         BucketV4, BucketV6, DELTA_MAGIC, DeltaHeader, EndpointRecord, FLAG_ALLOW_UNKNOWN, Head, Header,
         IdentityRecord, IntervalRecord, LAYOUT_VERSION, MAGIC, NameSlot, PageRecord, PatchRecord, Pattern,
-        PolicyRecord, PortMapRecord, ProvenanceRecord, SECTION_ALIGN, SECTIONS, SectionEntry, StringRecord,
-        TrieNode,
+        PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord, SECTION_ALIGN, SECTIONS, SectionEntry,
+        StringRecord, TrieNode,
     },
     table::{CHUNK_BYTES, Section, Table},
 };
@@ -84,7 +84,7 @@ pub(super) struct Tables {
     pub port_maps: Table<PortMapRecord>,
     pub intervals: Table<IntervalRecord>,
     /// By row, from row 1.
-    pub isolating: Table<u32>,
+    pub rows: Table<RowRecord>,
     pub provenance: Table<ProvenanceRecord>,
     pub policies: Table<PolicyRecord>,
     pub policy_lists: Table<u32>,
@@ -110,7 +110,7 @@ impl Tables {
             &self.palettes,
             &self.port_maps,
             &self.intervals,
-            &self.isolating,
+            &self.rows,
             &self.provenance,
             &self.policies,
             &self.policy_lists,
@@ -134,7 +134,7 @@ impl Tables {
             &mut self.palettes,
             &mut self.port_maps,
             &mut self.intervals,
-            &mut self.isolating,
+            &mut self.rows,
             &mut self.provenance,
             &mut self.policies,
             &mut self.policy_lists,

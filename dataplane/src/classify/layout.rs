@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1003 } else { 3 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1004 } else { 4 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -142,7 +142,7 @@ pub(super) enum Section {
     Palettes,
     PortMaps,
     Intervals,
-    Isolating,
+    Rows,
     Provenance,
     Policies,
     PolicyLists,
@@ -169,6 +169,24 @@ pub(super) struct IdentityRecord {
     /// Row of what may go out; 0 is open.
     pub egress: u32,
     pub epoch: u64,
+}
+
+/// What a row says besides its cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct RowRecord {
+    /// Provenance of what no rule decides; [`NONE`] where that is open.
+    pub isolating: u32,
+    /// Of a row of what may go out: the row of what may go to the node that hosts the pod; 0 is everything.
+    pub own_node: u32,
+}
+
+impl RowRecord {
+    /// Of a row that is free.
+    pub(super) const FREE: Self = Self {
+        isolating: NONE,
+        own_node: 0,
+    };
 }
 
 /// Seven IPv4 hosts in one cache line.

@@ -300,7 +300,7 @@ impl Snapshot {
         l4: L4,
         node: NodeExemption,
     ) -> Judgement {
-        if let Some(judgement) = self.exempt(src, dst, same_address, node) {
+        if let Some(judgement) = self.exempt(src, dst, same_address, l4, node) {
             return judgement;
         }
         Judgement {
@@ -309,13 +309,15 @@ impl Snapshot {
         }
     }
 
-    /// What passes whatever the rows say: a pod to itself, a pod and its node.
+    /// What rows for others do not decide: a pod to itself, which passes, and a pod and its node. A node to its pod passes;
+    /// a pod to its node does where no policy but NetworkPolicies says otherwise (TIERS 85).
     #[inline]
     fn exempt(
         &self,
         src: &Identity,
         dst: &Identity,
         same_address: bool,
+        l4: L4,
         node: NodeExemption,
     ) -> Option<Judgement> {
         use IdentityKind::{Node, Pod};
@@ -340,10 +342,33 @@ impl Snapshot {
             }
             NodeExemption::ThisNode => (src.kind == Pod) != (dst.kind == Pod),
         };
-        if exempt {
-            return Some(both(allowed(Effect::Node)));
+        if !exempt {
+            return None;
         }
-        None
+        Some(Judgement {
+            ingress: allowed(Effect::Node),
+            egress: match src.kind {
+                Pod => self.to_own_node(src, dst.peer_class, l4),
+                _ => allowed(Effect::Node),
+            },
+        })
+    }
+
+    /// What may go from a pod to the node that hosts it.
+    fn to_own_node(&self, pod: &Identity, peer_class: u32, l4: L4) -> DirectionVerdict {
+        let decided = self.row(self.own_node_row(pod.egress), peer_class, l4);
+        match decided.effect {
+            Effect::Open => allowed(Effect::Node),
+            _ => decided,
+        }
+    }
+
+    /// The row that decides about packets to the node that hosts a pod, of the pod's egress row; 0 where all of them pass.
+    pub fn own_node_row(&self, egress: u32) -> u32 {
+        let record = (egress as usize)
+            .checked_sub(1)
+            .and_then(|row| self.image.parts.tables.rows.get(row));
+        record.map_or(0, |record| record.own_node)
     }
 
     /// Names behind a provenance index; None for [`NONE`] and for numbers that are not of this snapshot. Cold.
@@ -505,10 +530,9 @@ impl Snapshot {
                     .image
                     .parts
                     .tables
-                    .isolating
+                    .rows
                     .get(row)
-                    .copied()
-                    .unwrap_or(NONE),
+                    .map_or(NONE, |record| record.isolating),
             },
             (false, rule) => DirectionVerdict {
                 allow: false,

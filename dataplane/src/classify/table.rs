@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::layout::{
     BucketV4, BucketV6, EndpointRecord, IdentityRecord, IntervalRecord, NameSlot, PageRecord, Pattern,
-    PolicyRecord, PortMapRecord, ProvenanceRecord, StringRecord, TrieNode,
+    PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord, StringRecord, TrieNode,
 };
 
 use crate::prefetch::prefetch;
@@ -52,6 +52,7 @@ records!(
     PolicyRecord,
     PortMapRecord,
     ProvenanceRecord,
+    RowRecord,
     StringRecord,
     TrieNode,
 );

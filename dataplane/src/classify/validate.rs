@@ -67,7 +67,7 @@ impl Snapshot {
         check(Section::TrieV6, "IPv6 trie", &|index| {
             self.check_node_of(&tables.trie_v6, index)
         })?;
-        check(Section::Isolating, "row", &|index| self.check_isolating(index))?;
+        check(Section::Rows, "row", &|index| self.check_row(index))?;
         let parts: Vec<u8> = match records[Section::RowPages as usize].is_empty() {
             true => Vec::new(),
             false => tables
@@ -95,7 +95,7 @@ impl Snapshot {
             (knows_flags(head), "has flags that this build does not know"),
             (head.classes > 0, "has no peer classes"),
             (
-                tables.isolating.len() == rows
+                tables.rows.len() == rows
                     && rows <= head.row_tiles as usize * super::layout::TILE_ROWS
                     && tables.row_pages.len() == page_slots(head.classes, head.row_tiles),
                 "has another number of rows or classes than the tables",
@@ -278,17 +278,25 @@ impl Snapshot {
         Ok(())
     }
 
-    fn check_isolating(&self, index: usize) -> Verdict {
+    fn check_row(&self, index: usize) -> Verdict {
         let tables = &self.image.parts.tables;
         let is_set = |set: u32| {
             let record = tables.provenance.get(set as usize);
             record.is_some_and(|record| record.kind == PROVENANCE_ISOLATING)
         };
-        let set = tables.isolating.get(index);
-        all(&[(
-            set.is_none_or(|set| *set == NONE || is_set(*set)),
-            "has isolating policies that do not exist",
-        )])
+        let Some(row) = tables.rows.get(index) else {
+            return Ok(());
+        };
+        all(&[
+            (
+                row.isolating == NONE || is_set(row.isolating),
+                "has isolating policies that do not exist",
+            ),
+            (
+                row.own_node <= self.image.parts.head.rows,
+                "leads to a row for the own node that does not exist",
+            ),
+        ])
     }
 
     /// `parts` is the highest part of each pattern.

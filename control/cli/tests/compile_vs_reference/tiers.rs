@@ -424,6 +424,55 @@ fn traps_33_and_34_priority_decides_then_the_bytes_of_the_name() {
 }
 
 #[test]
+fn tiers_85_only_network_policies_do_not_govern_the_own_node() {
+    let hosted = |mut world: World| {
+        world.0.insert(Object::Node(ringwall_policy::Node {
+            name: "n1".to_owned(),
+            addresses: vec!["192.168.0.1".parse().unwrap()],
+            pod_cidrs: Vec::new(),
+        }));
+        for name in ["web", "db"] {
+            let mut pod = ringwall_policy::Pod::clone(&world.0.pods[&key(name)]);
+            pod.node = Some("n1".to_owned());
+            world.0.insert(Object::Pod(pod));
+        }
+        world
+    };
+    let (pod, node) = ("10.0.0.1", "192.168.0.1");
+    let world = hosted(World::new().isolated(true, true));
+    assert!(
+        world.tcp(pod, node, 80) && world.tcp(node, pod, 80),
+        "NetworkPolicies"
+    );
+    for tier in [Admin, Baseline] {
+        let world =
+            hosted(
+                World::new()
+                    .isolated(true, true)
+                    .tiered(tier, 0, "t", &[all(Deny)], &[all(Deny)]),
+            );
+        assert!(!world.tcp(pod, node, 80), "{tier:?}: pod to its node");
+        assert!(
+            world.tcp(node, pod, 80),
+            "{tier:?}: a node to its pod is exempt from everything"
+        );
+    }
+    let passed = hosted(
+        World::new()
+            .tiered(Admin, 0, "p", &[], &[all(Pass)])
+            .isolated(true, true),
+    );
+    assert!(passed.tcp(pod, node, 80));
+    let ssh = PortMatch::Range {
+        protocol: Protocol::Tcp,
+        lo: 22,
+        hi: 22,
+    };
+    let world = hosted(World::new().tiered(Admin, 0, "t", &[], &[ports(Deny, &[ssh])]));
+    assert!(!world.tcp(pod, node, 22) && world.tcp(pod, node, 80));
+}
+
+#[test]
 fn trap_36_a_pod_reaches_itself_whatever_the_tiers_say() {
     let world = World::new().tiered(Admin, 0, "a", &[all(Deny)], &[all(Deny)]);
     assert!(world.tcp("10.0.0.1", "10.0.0.1", 80));

@@ -88,7 +88,7 @@ impl Snapshot {
         for ((packet, number), [src, dst]) in packets.iter().zip(0_u8..).zip(&ends) {
             let (src, dst) = (identity_of(*src), identity_of(*dst));
             let node = node(usize::from(number), src, dst);
-            let judgement = match self.exempt(src, dst, packet.src == packet.dst, node) {
+            let judgement = match self.exempt(src, dst, packet.src == packet.dst, packet.l4, node) {
                 Some(judgement) => judgement,
                 None => Judgement {
                     ingress: self.begin(dst, &mut asked, number, false, dst.ingress, src.peer_class),

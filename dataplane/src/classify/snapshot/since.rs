@@ -37,7 +37,7 @@ pub struct Since {
     pub pages: Vec<(u32, u32)>,
     /// Port maps that decide otherwise or name other reasons.
     pub port_maps: HashSet<u32>,
-    /// Rows (from 1) whose isolating policies may be others.
+    /// Rows (from 1) whose isolating policies, or whose rows for the own node, may be others.
     pub isolating: Vec<u32>,
     /// Provenances that name others.
     pub provenance: HashSet<u32>,
@@ -233,11 +233,11 @@ impl Snapshot {
 
     fn isolating_since(&self, older: &Self, provenance: &HashSet<u32>) -> Vec<u32> {
         let tables = &self.image.parts.tables;
-        let mut found: Vec<u32> = numbers(&tables.isolating, &older.image.parts.tables.isolating).collect();
+        let mut found: Vec<u32> = numbers(&tables.rows, &older.image.parts.tables.rows).collect();
         if !provenance.is_empty() {
-            let rows = tables.isolating.iter().zip(0..);
+            let rows = tables.rows.iter().zip(0..);
             found.extend(
-                rows.filter(|(set, _)| provenance.contains(*set))
+                rows.filter(|(record, _)| provenance.contains(&record.isolating))
                     .map(|(_, row)| row),
             );
         }
