@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ringwall_analyse::flow::{Service, protocol_name};
-use ringwall_policy::{Cluster, PortMatch, Protocol, Rule};
+use ringwall_policy::{Cluster, PortMatch, Protocol};
 
 /// What is asked about a pair of endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,20 +49,14 @@ impl Asked {
             cuts.insert(lo);
             cuts.extend(hi.checked_add(1));
         };
-        let rules = |rules: &Option<Vec<Rule>>| rules.clone().unwrap_or_default();
-        for policy in cluster.policies.values() {
-            for rule in rules(&policy.ingress).iter().chain(&rules(&policy.egress)) {
-                for port in rule.ports.iter().flatten() {
-                    match port {
-                        PortMatch::All(_) => {}
-                        PortMatch::Range { protocol, lo, hi } => cut(*protocol, *lo, *hi),
-                        PortMatch::Named { protocol, name } => {
-                            let named = cluster.pods.values().flat_map(|pod| &pod.named_ports);
-                            for port in named.filter(|port| port.name == *name && port.protocol == *protocol)
-                            {
-                                cut(*protocol, port.number, port.number);
-                            }
-                        }
+        for port in cluster.rules().flat_map(|(_, ports)| ports.unwrap_or_default()) {
+            match port {
+                PortMatch::All(_) => {}
+                PortMatch::Range { protocol, lo, hi } => cut(*protocol, *lo, *hi),
+                PortMatch::Named { protocol, name } => {
+                    let named = cluster.pods.values().flat_map(|pod| &pod.named_ports);
+                    for port in named.filter(|port| port.name == *name && port.protocol == *protocol) {
+                        cut(*protocol, port.number, port.number);
                     }
                 }
             }

@@ -16,7 +16,7 @@ use ringwall_analyse::{
 };
 use ringwall_dataplane::classify::Snapshot;
 use ringwall_messages::ResourceVersions;
-use ringwall_policy::Cluster;
+use ringwall_policy::{Cluster, PolicyId, PolicyKind, TieredPolicy};
 use tokio::sync::Semaphore;
 
 use super::{deciding::Deciding, pipeline::Made};
@@ -280,6 +280,13 @@ impl Changes {
         };
         let mut parts = Vec::new();
         of_kind("NetworkPolicy", &before.policies, &after.policies, &mut parts);
+        for kind in PolicyKind::TIERED {
+            let own = |cluster: &Cluster| -> OrdMap<PolicyId, Arc<TieredPolicy>> {
+                let own = cluster.tiered.iter().filter(|(id, _)| id.kind == kind);
+                own.map(|(id, policy)| (id.clone(), Arc::clone(policy))).collect()
+            };
+            of_kind(kind.name(), &own(before), &own(after), &mut parts);
+        }
         of_kind("Namespace", &before.namespaces, &after.namespaces, &mut parts);
         of_kind("Node", &before.nodes, &after.nodes, &mut parts);
         of_kind("Pod", &before.pods, &after.pods, &mut parts);
@@ -297,6 +304,7 @@ impl Changes {
 fn of_policy(before: Option<&Cluster>, after: &Cluster) -> bool {
     let Some(before) = before else { return true };
     before.policies.diff(&after.policies).next().is_some()
+        || before.tiered.diff(&after.tiered).next().is_some()
         || before.namespaces.diff(&after.namespaces).next().is_some()
         || before.nodes.diff(&after.nodes).next().is_some()
         || before.settings != after.settings

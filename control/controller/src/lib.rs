@@ -574,8 +574,9 @@ struct OverBudget {
 impl OverBudget {
     /// Whether a state is not to be tried yet.
     fn defers(&self, next: &Cluster) -> bool {
-        let mut changed = self.cluster.policies.diff(&next.policies);
-        Instant::now() < self.until && changed.next().is_none()
+        let policies_differ = self.cluster.policies.diff(&next.policies).next().is_some()
+            || self.cluster.tiered.diff(&next.tiered).next().is_some();
+        Instant::now() < self.until && !policies_differ
     }
 }
 

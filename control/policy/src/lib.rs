@@ -61,6 +61,13 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// Those whose rules decide in order.
+    pub const TIERED: [Self; 3] = [
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+    ];
+
     /// The object's `kind`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -209,6 +216,21 @@ pub struct Cluster {
     pub settings: Settings,
     /// How ipBlocks are read for pods whose address nobody knows; None: no block holds them, as in a running firewall.
     pub unplaced: Option<Arc<Unplaced>>,
+}
+
+impl Cluster {
+    /// Peers and ports of every rule of every policy, of all kinds; None where a rule names none.
+    pub fn rules(&self) -> impl Iterator<Item = (Option<&[Peer]>, Option<&[PortMatch]>)> {
+        let network_policies = self.policies.values().flat_map(|policy| {
+            let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+            rules.map(|rule| (rule.peers.as_deref(), rule.ports.as_deref()))
+        });
+        let tiered = self.tiered.values().flat_map(|policy| {
+            let rules = policy.ingress.iter().chain(&policy.egress);
+            rules.map(|rule| (rule.peers.as_deref(), rule.ports.as_deref()))
+        });
+        network_policies.chain(tiered)
+    }
 }
 
 #[cfg(test)]

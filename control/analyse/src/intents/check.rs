@@ -373,7 +373,47 @@ impl Reading<'_> {
                 }
             }
         }
+        self.denied_to_own_nodes(duty, &mut found)?;
         Ok(found)
+    }
+
+    /// What has to pass and does not, from pods to the nodes that host them: NetworkPolicies have no part in that.
+    fn denied_to_own_nodes(
+        &mut self,
+        duty: &Duty<'_>,
+        found: &mut Option<Violations>,
+    ) -> Result<(), RefineError> {
+        let ends = &self.ends;
+        let is = |of: &[bool], end: u32| of.get(end as usize) == Some(&true);
+        let class = |end: u32| ends.all.get(end as usize).map(|end| end.class);
+        for pair in ends.hosted.iter().filter(|_| duty.allow) {
+            let (src, dst) = (pair.endpoint, pair.node);
+            let (true, Some(source), Some(destination)) =
+                (is(duty.from, src) && is(duty.to, dst), class(src), class(dst))
+            else {
+                continue;
+            };
+            for (family, grid) in Family::BOTH.into_iter().zip(self.grids.iter_mut()) {
+                let Some(cell) = grid.to_own_node(source, destination)? else {
+                    continue;
+                };
+                let packet = grid.first(cell, |service, span, allow| {
+                    (!allow).then(|| meet(duty.ports.of(service), span)).flatten()
+                });
+                let Some((service, port)) = packet else { continue };
+                match found {
+                    Some(found) => found.pairs += 1,
+                    None => {
+                        *found = Some(Violations {
+                            first: (src, dst, family, service, port),
+                            pairs: 1,
+                        });
+                    }
+                }
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Name and address of an end.

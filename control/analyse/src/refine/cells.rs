@@ -185,6 +185,20 @@ impl<'a, const N: usize> Cells<'a, N> {
         Ok(number)
     }
 
+    /// The rows for what goes from pods with these egress rows to the nodes that host them, on the sides that are so.
+    pub(super) fn to_own_node(&self, egress: &[Row; N], hosted: [bool; N]) -> [Row; N] {
+        let mut rows = *egress;
+        for ((row, compiled), hosted) in rows.iter_mut().zip(&self.sides).zip(hosted) {
+            if let (true, Row::Cells(number)) = (hosted, *row) {
+                *row = match compiled.snapshot.own_node_row(number) {
+                    0 => Row::Open,
+                    own => Row::Cells(own),
+                };
+            }
+        }
+        rows
+    }
+
     /// Whether the sides decide differently.
     pub(super) fn differs(&self, joint: Joint) -> bool {
         self.differs.get(joint as usize) == Some(&true)
@@ -387,6 +401,28 @@ impl<'a, const N: usize> Grid<'a, N> {
 }
 
 impl Grid<'_, 1> {
+    /// As [`Self::between`], from pods of a class to an address of the node that hosts them; None also where everything
+    /// passes there.
+    ///
+    /// # Errors
+    /// A snapshot contradicts itself.
+    pub fn to_own_node(&mut self, source: u32, destination: u32) -> Result<Option<(u32, u32)>, RefineError> {
+        let (Some(source), Some(destination)) = (self.lines.line(source), self.lines.line(destination))
+        else {
+            return Ok(None);
+        };
+        let wrong = || RefineError::Snapshot("a class that does not exist");
+        let egress = self.lines.egress.get(source.egress).ok_or_else(wrong)?;
+        let column = self.lines.columns.get(destination.column).ok_or_else(wrong)?;
+        let rows = self.cells.to_own_node(egress, [true]);
+        if rows == [Row::Open] {
+            return Ok(None);
+        }
+        let out = self.cells.joint(&rows, column)?;
+        let into = self.cells.joint(&[Row::Open], column)?;
+        Ok(Some((out, into)))
+    }
+
     /// The first service and port that `wanted` finds in what [`Self::between`] answered: it is asked about every span of
     /// ports and whether that is allowed.
     pub fn first(

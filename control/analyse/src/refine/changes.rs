@@ -21,8 +21,8 @@ pub(super) struct Change {
     pub(super) policies: u32,
 }
 
-/// Numbers of what decides in each direction on each side, and the sides on which the pair is exempt.
-type Deciding = ([[u32; 2]; 2], [bool; 2]);
+/// Numbers of what decides in each direction on each side.
+type Deciding = [[u32; 2]; 2];
 
 /// A change, and the family that it is of where the pair has both and they differ.
 pub(super) type Tagged = (u32, Option<Family>);
@@ -41,8 +41,8 @@ pub(super) struct Changes<'a> {
     /// Whether the first side allows it and the policies that decide; None where the sides agree.
     decided: HashMap<Deciding, Option<(bool, u32)>>,
     sets: Numbered<Vec<u32>>,
-    /// Set by what decides at the source, at the destination, and the sides on which the pair is exempt.
-    known: HashMap<(Joint, Joint, [bool; 2]), u32>,
+    /// Set by what decides at the source and at the destination.
+    known: HashMap<(Joint, Joint), u32>,
     tagged: Numbered<Vec<Tagged>>,
     /// Tagged set by the sets of both families.
     known_tagged: HashMap<(Option<u32>, Option<u32>), u32>,
@@ -69,32 +69,24 @@ impl<'a> Changes<'a> {
     }
 
     /// The set of changes of a pair over one family.
-    pub(super) fn set(&mut self, egress: Joint, ingress: Joint, exempt: [bool; 2]) -> u32 {
-        let none = exempt == [false; 2] && !self.cells.differs(egress) && !self.cells.differs(ingress);
-        if none || exempt == [true; 2] {
+    pub(super) fn set(&mut self, egress: Joint, ingress: Joint) -> u32 {
+        if !self.cells.differs(egress) && !self.cells.differs(ingress) {
             return 0;
         }
-        let key = (egress, ingress, exempt);
+        let key = (egress, ingress);
         if let Some(set) = self.known.get(&key) {
             return *set;
         }
         let mut set = Vec::new();
         for service in Service::ALL {
-            self.of_service(service, egress, ingress, exempt, &mut set);
+            self.of_service(service, egress, ingress, &mut set);
         }
         let (number, _) = self.sets.number(set);
         self.known.insert(key, number);
         number
     }
 
-    fn of_service(
-        &mut self,
-        service: Service,
-        egress: Joint,
-        ingress: Joint,
-        exempt: [bool; 2],
-        set: &mut Vec<u32>,
-    ) {
+    fn of_service(&mut self, service: Service, egress: Joint, ingress: Joint, set: &mut Vec<u32>) {
         let Self {
             cells,
             changes,
@@ -111,7 +103,7 @@ impl<'a> Changes<'a> {
         ports::walk(
             [from_egress, to_egress, from_ingress, to_ingress],
             |span, [from_egress, to_egress, from_ingress, to_ingress]| {
-                let key = ([[from_egress, to_egress], [from_ingress, to_ingress]], exempt);
+                let key = [[from_egress, to_egress], [from_ingress, to_ingress]];
                 let change = *decided.entry(key).or_insert_with(|| {
                     let (from, reasons) = decide(cells, key)?;
                     let mut own: Vec<u32> = Vec::new();
@@ -234,22 +226,15 @@ impl<'a> Changes<'a> {
 }
 
 /// Whether the first side allows it, and the reasons of the directions that change, where the sides differ.
-fn decide(cells: &Cells<'_, 2>, (directions, exempt): Deciding) -> Option<(bool, Vec<u32>)> {
-    let [from_exempt, to_exempt] = exempt;
-    // An exempt pair passes, and no policy says so.
-    let reason = |number: u32, exempt: bool| (!exempt).then_some(number);
-    let allows = |reason: Option<u32>| {
-        let reason = reason.and_then(|reason| cells.reason(reason));
-        reason.is_none_or(|reason| reason.allow)
-    };
+fn decide(cells: &Cells<'_, 2>, directions: Deciding) -> Option<(bool, Vec<u32>)> {
+    let allows = |reason: u32| cells.reason(reason).is_none_or(|reason| reason.allow);
     let (mut from, mut to) = (true, true);
     let mut reasons = Vec::new();
     for [a, b] in directions {
-        let (a, b) = (reason(a, from_exempt), reason(b, to_exempt));
         from &= allows(a);
         to &= allows(b);
         if allows(a) != allows(b) {
-            reasons.extend(a.into_iter().chain(b));
+            reasons.extend([a, b]);
         }
     }
     (from != to).then_some((from, reasons))

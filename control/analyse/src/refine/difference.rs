@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use ringwall_dataplane::classify::L4;
+use ringwall_policy::TieredPolicy;
 
 use super::{
     Compiled, Ends, Family, OneSided, RefineError, Region, Totals,
@@ -134,7 +135,7 @@ pub fn difference_of_readings<'a>(
         ],
     };
     let differs = |name: &str| {
-        let policy = |side: &Compiled<'_>| {
+        let network_policy = |side: &Compiled<'_>| {
             let policies = &side.cluster.policies;
             let found = policies.iter().find(|(key, _)| key.to_string() == name);
             found.map(|(_, policy)| {
@@ -145,7 +146,17 @@ pub fn difference_of_readings<'a>(
                 )
             })
         };
-        policy(from) != policy(to)
+        let tiered = |side: &Compiled<'_>| -> Vec<TieredPolicy> {
+            let policies = side.cluster.tiered.values();
+            let named = policies.filter(|policy| policy.id.to_string() == name);
+            named
+                .map(|policy| TieredPolicy {
+                    uid: String::new(),
+                    ..TieredPolicy::clone(policy)
+                })
+                .collect()
+        };
+        network_policy(from) != network_policy(to) || tiered(from) != tiered(to)
     };
     found.regions = compared.joined(&found.ends, differs);
     found.possibly = Some(possibly.ends);

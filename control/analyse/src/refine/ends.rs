@@ -482,14 +482,10 @@ fn cut(cluster: &Cluster, cuts: &mut Cuts) {
     for net in settings.pod_cidrs.iter().chain(&settings.service_cidrs) {
         cuts.net(net);
     }
-    for policy in cluster.policies.values() {
-        for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-            for peer in rule.peers.iter().flatten() {
-                if let Peer::Block { cidr, except } = peer {
-                    cuts.net(cidr);
-                    except.iter().for_each(|net| cuts.net(net));
-                }
-            }
+    for peer in cluster.rules().flat_map(|(peers, _)| peers.unwrap_or_default()) {
+        if let Peer::Block { cidr, except } = peer {
+            cuts.net(cidr);
+            except.iter().for_each(|net| cuts.net(net));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Source by source, what changes about every destination: rows of the table of all pairs of classes, of which only one
 //! is held at a time.
 
-use ringwall_dataplane::classify::NONE;
+use ringwall_dataplane::classify::{NONE, Row};
 
 use super::{
     Ends, Family, RefineError, Totals,
@@ -180,7 +180,7 @@ impl OneFamily {
                     at_destination.get(*ingress as usize),
                 )
             {
-                *known = changes.set(*egress, *ingress, [false; 2]);
+                *known = changes.set(*egress, *ingress);
             }
             if *known != 0 {
                 out.push((*destination, *known));
@@ -220,10 +220,29 @@ pub(super) fn deviations(
                 let column = |line: Line| lines.columns.get(line.column).ok_or(NO_CLASS);
                 let egress = lines.egress.get(source.egress).ok_or(NO_CLASS)?;
                 let ingress = lines.ingress.get(destination.ingress).ok_or(NO_CLASS)?;
-                let egress = changes.cells.joint(egress, column(destination)?)?;
-                let ingress = changes.cells.joint(ingress, column(source)?)?;
-                let of_class = changes.set(egress, ingress, [false; 2]);
-                let own = changes.set(egress, ingress, pair.sides);
+                // Where the one hosts the other, NetworkPolicies do not govern what goes to the node, and nothing does what
+                // comes from it.
+                let open = |rows: &[Row; 2]| {
+                    let mut rows = *rows;
+                    for (row, hosts) in rows.iter_mut().zip(pair.sides) {
+                        if hosts {
+                            *row = Row::Open;
+                        }
+                    }
+                    rows
+                };
+                let outward = match src == pair.endpoint {
+                    true => changes.cells.to_own_node(egress, pair.sides),
+                    false => open(egress),
+                };
+                let inward = open(ingress);
+                let mut set = |egress: &[Row; 2], ingress: &[Row; 2]| {
+                    let egress = changes.cells.joint(egress, column(destination)?)?;
+                    let ingress = changes.cells.joint(ingress, column(source)?)?;
+                    Ok::<u32, RefineError>(changes.set(egress, ingress))
+                };
+                let of_class = set(egress, ingress)?;
+                let own = set(&outward, &inward)?;
                 if own == of_class {
                     continue;
                 }

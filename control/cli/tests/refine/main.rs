@@ -38,9 +38,13 @@ fn pair(seed: u64) -> (Cluster, Cluster, Random) {
         let (a, b, _) = far_apart(&mut random);
         return (a, b, random);
     }
-    let a = generate::cluster(&mut random);
+    let any = |random: &mut Random| match random.percent(50) {
+        true => generate::with_tiers(random),
+        false => generate::cluster(random),
+    };
+    let a = any(&mut random);
     let b = if random.percent(40) {
-        generate::cluster(&mut random)
+        any(&mut random)
     } else {
         edit(&a, &mut random)
     };

@@ -372,13 +372,18 @@ fn inside(what: &What, a: &Cluster, b: &Cluster, random: &mut Random) -> Option<
 pub(crate) fn ports(a: &Cluster, b: &Cluster) -> BTreeSet<u16> {
     let mut ports = BTreeSet::from([0, 1, 65535]);
     for cluster in [a, b] {
+        let mut named: Vec<&PortMatch> = Vec::new();
         for policy in cluster.policies.values() {
-            for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-                for port in rule.ports.iter().flatten() {
-                    if let PortMatch::Range { lo, hi, .. } = port {
-                        ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
-                    }
-                }
+            let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+            named.extend(rules.flat_map(|rule| rule.ports.iter().flatten()));
+        }
+        for policy in cluster.tiered.values() {
+            let rules = policy.ingress.iter().chain(&policy.egress);
+            named.extend(rules.flat_map(|rule| rule.ports.iter().flatten()));
+        }
+        for port in named {
+            if let PortMatch::Range { lo, hi, .. } = port {
+                ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
             }
         }
         ports.extend(
@@ -395,9 +400,9 @@ pub(crate) fn ports(a: &Cluster, b: &Cluster) -> BTreeSet<u16> {
 /// The cluster with some objects changed.
 pub(crate) fn edit(cluster: &Cluster, random: &mut Random) -> Cluster {
     let mut edited = cluster.clone();
-    let other = generate::cluster(random);
+    let other = generate::with_tiers(random);
     for _ in 0..1 + random.below(4) {
-        match random.below(7) {
+        match random.below(9) {
             0 => {
                 let keys: Vec<ObjectKey> = edited.policies.keys().cloned().collect();
                 if !keys.is_empty() {
@@ -433,6 +438,16 @@ pub(crate) fn edit(cluster: &Cluster, random: &mut Random) -> Cluster {
                 }
             }
             5 => edited.settings = other.settings.clone(),
+            6 => {
+                if let Some((id, policy)) = other.tiered.iter().next() {
+                    edited.tiered.insert(id.clone(), Arc::clone(policy));
+                }
+            }
+            7 => {
+                if let Some(id) = edited.tiered.keys().next().cloned() {
+                    edited.tiered.remove(&id);
+                }
+            }
             _ => {
                 let policies: Vec<_> = edited.policies.values().cloned().collect();
                 if !policies.is_empty() {
@@ -530,6 +545,7 @@ pub(crate) fn rename(cluster: &Cluster, random: &mut Random) -> Cluster {
     random.shuffle(&mut objects);
     let mut renamed = Cluster {
         settings: cluster.settings.clone(),
+        tiered: cluster.tiered.clone(),
         ..Cluster::default()
     };
     for object in objects {
