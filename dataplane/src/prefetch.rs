@@ -1,5 +1,5 @@
 //! Asking for cache lines before they are needed.
-#![allow(unsafe_code)] // the instruction takes an address; measured in DESIGN.md
+#![allow(unsafe_code)] // the instruction takes an address; measured in `bench/figures/dataplane.md`
 
 /// Starts to load the cache line that a value begins in. Changes nothing that a program can see.
 #[inline(always)]

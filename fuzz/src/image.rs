@@ -154,7 +154,12 @@ impl Built {
                     .take(300)
                     .filter_map(|map| pick(&self.maps, *map))
                     .collect();
-                self.rows.push(image.row(NONE, &cells));
+                let row = image.row(NONE, &cells);
+                // Some rows have another one for what goes to the own node.
+                if let Some(last) = self.rows.last().filter(|_| cells.len() % 2 == 1) {
+                    image.set_own_node(row, *last);
+                }
+                self.rows.push(row);
             }
             Step::Cell { row, class, map } => {
                 if let (Some(row), Some(map)) = (pick(&self.rows, *row), pick(&self.maps, *map)) {

@@ -1,4 +1,4 @@
-//! One test or more for every point of the semantics checklist that concerns policy and identity; the number is in the
+//! One test or more for every point of the semantics (`docs/semantics.md`) that concerns policy and identity; the number is in the
 //! name. Every verdict is asked of the reference evaluator and of the compiled snapshot, which must agree in effect,
 //! policy and rule as well.
 #![allow(

@@ -1,7 +1,7 @@
 //! The literal evaluator: policy semantics straight from the objects, slow and plain. Shares no code with the model,
 //! the compiler or the dataplane, so that agreeing with it means something.
 //!
-//! Numbers in comments are the points of the semantics checklist, as in the names of the tests (`tests/semantics.rs`).
+//! Numbers in comments are the points of the semantics (`docs/semantics.md`), as in the names of the tests (`tests/semantics.rs`).
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;

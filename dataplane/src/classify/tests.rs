@@ -237,6 +237,119 @@ fn judging_goes_by_its_steps() {
     );
 }
 
+/// A pod that NetworkPolicies isolate, and that another policy keeps from port 22 of its node.
+#[test]
+fn what_goes_to_the_own_node_has_a_row_of_its_own() {
+    let mut image = ImageBuilder::new(Generation(1));
+    let policy = image.policy("Admin", "ClusterNetworkPolicy", "", "no-ssh");
+    let rule = image.rule(policy, 0);
+    let deny = PortDecision {
+        decision: Decision::DENY,
+        provenance: rule,
+    };
+    let no_ssh = image.port_map(
+        PortDecision::OPEN,
+        &[PortRange {
+            protocol: 6,
+            lo: 22,
+            hi: 22,
+            then: deny,
+        }],
+    );
+    let isolating = image.policy("NetworkPolicy", "NetworkPolicy", "default", "closed");
+    let isolating = image.isolating(&[isolating]);
+    let closed = image.row(isolating, &[]);
+    let own_node = image.row(NONE, &[no_ssh]);
+    image.set_own_node(closed, own_node);
+    let pod = image.identity(Identity {
+        endpoint: 0,
+        node: 0,
+        ingress: closed,
+        egress: closed,
+        ..somewhere(IdentityKind::Pod, 0)
+    });
+    image.endpoint("default", "web", false, pod);
+    for node in 0..2 {
+        image.node(["n1", "n2"][node as usize]);
+        let identity = image.identity(Identity {
+            node,
+            ..somewhere(IdentityKind::Node, 0)
+        });
+        image.host(v4(192, 168, 0, node as u8), identity);
+    }
+    image.host(v4(10, 0, 0, 1), pod);
+    let snapshot = Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap();
+    let (pod, own, other, stranger) = (
+        v4(10, 0, 0, 1),
+        v4(192, 168, 0, 0),
+        v4(192, 168, 0, 1),
+        v4(203, 0, 113, 1),
+    );
+    for (from, to, port, node, ingress, egress) in [
+        (pod, own, 22, NodeExemption::Trusted, Effect::Node, Effect::Deny),
+        (pod, own, 80, NodeExemption::Trusted, Effect::Node, Effect::Node),
+        (own, pod, 22, NodeExemption::Trusted, Effect::Node, Effect::Node),
+        (
+            pod,
+            own,
+            80,
+            NodeExemption::Untrusted,
+            Effect::Open,
+            Effect::Isolated,
+        ),
+        (
+            pod,
+            other,
+            80,
+            NodeExemption::Trusted,
+            Effect::Open,
+            Effect::Isolated,
+        ),
+        // This machine by an address that no Node object has.
+        (
+            pod,
+            stranger,
+            22,
+            NodeExemption::ThisNode,
+            Effect::Node,
+            Effect::Deny,
+        ),
+        (
+            pod,
+            stranger,
+            80,
+            NodeExemption::ThisNode,
+            Effect::Node,
+            Effect::Node,
+        ),
+        (
+            stranger,
+            pod,
+            22,
+            NodeExemption::ThisNode,
+            Effect::Node,
+            Effect::Node,
+        ),
+    ] {
+        let judged = judge_from(&snapshot, from, to, tcp(port), node);
+        let effects = (judged.ingress.effect, judged.egress.effect);
+        assert_eq!(effects, (ingress, egress), "{from:?} -> {to:?}:{port} {node:?}");
+        assert_eq!(judged.allow(), !matches!(egress, Effect::Deny | Effect::Isolated));
+        let packet = FirstPacket {
+            src: from,
+            dst: to,
+            l4: tcp(port),
+        };
+        let many = snapshot.judge_many(&[packet], |_, _, _| node);
+        assert_eq!(many[0].judgement, judged);
+    }
+    let denied = judge(&snapshot, pod, own, tcp(22)).egress;
+    let Some(Provenance::Rule { policy, rule: 0 }) = snapshot.provenance(denied.provenance) else {
+        panic!("{:?}", snapshot.provenance(denied.provenance));
+    };
+    assert_eq!((policy.tier, policy.to_string()), ("Admin", "no-ssh".to_owned()));
+}
+
 #[test]
 fn provenance_names_rules_and_sets() {
     let snapshot = Snapshot::open(&image()).unwrap();
