@@ -9,7 +9,7 @@ use std::{cell::RefCell, path::PathBuf, sync::Arc};
 use ringwall_analyse::{lint, lint::Silence};
 use ringwall_compile::{Budget, CompileError, Compiler, EpochKey};
 use ringwall_dataplane::classify::{Generation, Snapshot};
-use ringwall_policy::{ObjectKey, Settings};
+use ringwall_policy::{Action, ObjectKey, PolicyId, PolicyKind, Settings};
 use ringwall_prove::Checker;
 use ringwall_source::{
     folder,
@@ -65,6 +65,7 @@ pub fn run(data: &[u8]) {
     match folder::load(&folder, &settings) {
         Ok(whole) => {
             check_policies(data, json, &whole);
+            check_rules(&whole);
             check_meaning(&whole);
         }
         Err(FolderError::Broken(problems)) => assert!(!problems.is_empty(), "refused for nothing"),
@@ -81,7 +82,8 @@ pub fn run(data: &[u8]) {
 
 fn objects(loaded: &Loaded) -> usize {
     let cluster = &loaded.cluster;
-    cluster.pods.len() + cluster.policies.len() + cluster.nodes.len() + cluster.namespaces.len()
+    let policies = cluster.policies.len() + cluster.tiered.len();
+    cluster.pods.len() + policies + cluster.nodes.len() + cluster.namespaces.len()
 }
 
 /// As another parser reads it.
@@ -96,17 +98,35 @@ fn documents(data: &[u8], json: bool) -> Vec<Value> {
     serde_saphyr::from_multiple(text).unwrap_or_default()
 }
 
-/// NetworkPolicies, those in lists too.
-fn policies<'v>(value: &'v Value, found: &mut Vec<&'v Value>) {
+/// The kinds of policy that are evaluated.
+const KINDS: [(PolicyKind, &str); 4] = [
+    (PolicyKind::NetworkPolicy, "networking.k8s.io/v1"),
+    (
+        PolicyKind::ClusterNetworkPolicy,
+        "policy.networking.k8s.io/v1alpha2",
+    ),
+    (
+        PolicyKind::AdminNetworkPolicy,
+        "policy.networking.k8s.io/v1alpha1",
+    ),
+    (
+        PolicyKind::BaselineAdminNetworkPolicy,
+        "policy.networking.k8s.io/v1alpha1",
+    ),
+];
+
+/// Policies, those in lists too.
+fn policies<'v>(value: &'v Value, found: &mut Vec<(PolicyKind, &'v Value)>) {
     let text = |key: &str| value.get(key).and_then(Value::as_str);
     if let (Some("List" | "NetworkPolicyList"), Some(Value::Array(items))) =
         (text("kind"), value.get("items"))
     {
         items.iter().for_each(|item| policies(item, found));
     }
-    if (text("kind"), text("apiVersion")) == (Some("NetworkPolicy"), Some("networking.k8s.io/v1")) {
-        found.push(value);
-    }
+    let kind = KINDS
+        .iter()
+        .find(|(kind, version)| (text("kind"), text("apiVersion")) == (Some(kind.name()), Some(*version)));
+    found.extend(kind.map(|(kind, _)| (*kind, value)));
 }
 
 fn check_policies(data: &[u8], json: bool, loaded: &Loaded) {
@@ -115,16 +135,24 @@ fn check_policies(data: &[u8], json: bool, loaded: &Loaded) {
     documents
         .iter()
         .for_each(|document| policies(document, &mut found));
-    for policy in found {
+    for (kind, policy) in found {
         let named = |key: &str| policy.get("metadata")?.get(key)?.as_str();
         let key = ObjectKey {
             namespace: named("namespace").unwrap_or("default").to_owned(),
             name: named("name").unwrap_or_default().to_owned(),
         };
-        let there = loaded.cluster.policies.contains_key(&key);
+        let there = match kind {
+            PolicyKind::NetworkPolicy => loaded.cluster.policies.contains_key(&key),
+            kind => loaded.cluster.tiered.contains_key(&PolicyId {
+                kind,
+                namespace: String::new(),
+                name: key.name.clone(),
+            }),
+        };
         assert!(
             there || !loaded.problems.is_empty(),
-            "the policy {key} disappeared in silence"
+            "the {} {key} disappeared in silence",
+            kind.name()
         );
     }
     for (key, policy) in &loaded.cluster.policies {
@@ -142,6 +170,21 @@ fn check_policies(data: &[u8], json: bool, loaded: &Loaded) {
             "{key} is invalid and allows"
         );
         assert!(!loaded.problems.is_empty(), "{key} is invalid in silence");
+    }
+}
+
+/// No rule that lets something through is for everyone: each names its peers.
+fn check_rules(loaded: &Loaded) {
+    for (id, policy) in &loaded.cluster.tiered {
+        let mut rules = policy.ingress.iter().chain(&policy.egress);
+        assert!(
+            rules.all(|rule| rule.action == Action::Deny || rule.peers.is_some()),
+            "{id} lets anyone through"
+        );
+        assert!(
+            policy.faults.is_empty() || !loaded.problems.is_empty(),
+            "{id} is invalid in silence"
+        );
     }
 }
 

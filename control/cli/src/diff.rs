@@ -183,7 +183,13 @@ fn unevaluated_change(args: &DiffArgs, found: &refine::Difference<'_>) -> anyhow
     }
     let read = |manifests: &Path| -> anyhow::Result<Vec<(String, String)>> {
         let (_, written) = folder::inspect(manifests, &Settings::default())?;
-        let meant = |it: &&Written| kinds.iter().any(|kind| kind.split('.').next() == Some(it.kind()));
+        // A kind, or what of it is not evaluated: "nodes peers of" a kind.
+        let kind_of = |text: &str| -> Option<String> {
+            let name = text.split('.').next()?;
+            Some(name.rsplit(' ').next()?.to_owned())
+        };
+        let kinds: BTreeSet<String> = kinds.iter().filter_map(|kind| kind_of(kind)).collect();
+        let meant = |it: &&Written| kinds.contains(it.kind());
         let mut found: Vec<(String, String)> = written
             .iter()
             .filter(meant)

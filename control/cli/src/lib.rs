@@ -234,6 +234,7 @@ fn refuse_nothing(manifests: &Path, loaded: &Loaded, allowed: bool) -> anyhow::R
     let cluster = &loaded.cluster;
     let empty = cluster.pods.is_empty()
         && cluster.policies.is_empty()
+        && cluster.tiered.is_empty()
         && cluster.namespaces.is_empty()
         && cluster.nodes.is_empty()
         && cluster.unevaluated_kinds.is_empty();

@@ -537,24 +537,56 @@ fn what_nobody_could_read_is_summed_up_for_people() {
     assert!(lines.len() > 300, "{} lines", lines.len());
 }
 
-const CLUSTER_POLICY: &str = "
+const GLOBAL_POLICY: &str = "
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: x}
+spec: {order: 1, ingress: [{action: ACTION}]}
+";
+
+const TOWARDS_NODES: &str = "
 ---
 apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy
 metadata: {name: x}
-spec: {priority: 1, ingress: [{action: ACTION}]}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  egress: [{action: Accept, to: [{nodes: {matchLabels: {zone: ZONE}}}]}]
 ";
+
+#[test]
+fn peers_that_are_not_evaluated_count_as_changes_where_they_differ() {
+    let folder = |zone: &str| {
+        let dir = TempDir::new().unwrap();
+        let text = SHOP.to_owned() + &TOWARDS_NODES.replace("ZONE", zone);
+        fs::write(dir.path().join("a.yaml"), text).unwrap();
+        dir
+    };
+    let (from, same, other) = (folder("a"), folder("a"), folder("b"));
+    for (to, differs) in [(&same, false), (&other, true)] {
+        let [from, to] = [&from, to].map(|dir| dir.path().to_str().unwrap());
+        let ran = ringwall(&["diff", "--from", from, "--to", to, "--exit-code", "-o", "json"]);
+        let wanted = json!({
+            "incomplete": ["nodes peers of ClusterNetworkPolicy.policy.networking.k8s.io"],
+            "incomplete_differs": differs,
+        });
+        assert_eq!((ran.status, ran.lines()), (i32::from(differs), vec![wanted]));
+    }
+}
 
 /// What is not evaluated is no proof that nothing changes.
 #[test]
 fn policies_that_are_not_evaluated_are_told_and_count_as_changes_where_they_differ() {
     let folder = |action: &str| {
         let dir = TempDir::new().unwrap();
-        let text = SHOP.to_owned() + &CLUSTER_POLICY.replace("ACTION", action);
+        let text = SHOP.to_owned() + &GLOBAL_POLICY.replace("ACTION", action);
         fs::write(dir.path().join("a.yaml"), text).unwrap();
         dir
     };
-    let (from, to) = (folder("Accept"), folder("Deny"));
+    let (from, to) = (folder("Allow"), folder("Deny"));
     let diff = |to: &TempDir, more: &[&str]| {
         let [from, to] = [&from, to].map(|dir| dir.path().to_str().unwrap());
         ringwall(&[&["diff", "--from", from, "--to", to, "--exit-code"], more].concat())
@@ -562,7 +594,7 @@ fn policies_that_are_not_evaluated_are_told_and_count_as_changes_where_they_diff
     for (to, differs) in [(&to, true), (&from, false)] {
         let ran = diff(to, &["-o", "json"]);
         let wanted = json!({
-            "incomplete": ["ClusterNetworkPolicy.policy.networking.k8s.io"],
+            "incomplete": ["GlobalNetworkPolicy.projectcalico.org"],
             "incomplete_differs": differs,
         });
         assert_eq!((ran.status, ran.lines()), (i32::from(differs), vec![wanted]));

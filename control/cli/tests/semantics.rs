@@ -1381,8 +1381,8 @@ fn objects_that_are_not_policy_are_ignored_other_policies_are_named() {
         other("v1", "Service"),
         other("crd.projectcalico.org/v1", "NetworkPolicy"),
         other("projectcalico.org/v3", "GlobalNetworkPolicy"),
-        other("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
-        other("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+        other("crd.antrea.io/v1beta1", "ClusterNetworkPolicy"),
+        other("policy.networking.k8s.io/v1", "TenantNetworkPolicy"),
         other("cilium.io/v2", "CiliumNetworkPolicy"),
         other("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
         other("projectcalico.org/v3", "StagedNetworkPolicy"),
@@ -1397,15 +1397,16 @@ fn objects_that_are_not_policy_are_ignored_other_policies_are_named() {
     assert_eq!(
         kinds,
         [
-            "AdminNetworkPolicy.policy.networking.k8s.io",
             "CiliumClusterwideNetworkPolicy.cilium.io",
             "CiliumNetworkPolicy.cilium.io",
-            "ClusterNetworkPolicy.policy.networking.k8s.io",
+            "ClusterNetworkPolicy.crd.antrea.io",
             "GlobalNetworkPolicy.projectcalico.org",
             "NetworkPolicy.crd.projectcalico.org",
+            "TenantNetworkPolicy.policy.networking.k8s.io",
         ]
     );
-    assert!(world.cluster.policies.is_empty() && world.cluster.pods.is_empty());
+    let cluster = &world.cluster;
+    assert!(cluster.policies.is_empty() && cluster.tiered.is_empty() && cluster.pods.is_empty());
 }
 
 #[test]

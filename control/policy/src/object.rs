@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use super::{Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod};
+use super::{Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod, PolicyId, TieredPolicy};
 
 /// Label that every namespace carries (SEMANTICS 13).
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -20,6 +20,8 @@ pub enum Object {
     Pod(Pod),
     /// A NetworkPolicy; an invalid one isolates.
     NetworkPolicy(NetworkPolicy),
+    /// A policy of a kind whose rules decide in order.
+    Tiered(TieredPolicy),
     /// A policy of a kind that is not evaluated yet.
     Unevaluated {
         /// `kind.group`.
@@ -43,6 +45,8 @@ pub enum ObjectRef {
     Pod(ObjectKey),
     /// A NetworkPolicy.
     NetworkPolicy(ObjectKey),
+    /// A policy of a kind whose rules decide in order.
+    Tiered(PolicyId),
 }
 
 impl std::fmt::Display for ObjectRef {
@@ -52,6 +56,7 @@ impl std::fmt::Display for ObjectRef {
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Pod(key) => write!(f, "Pod {key}"),
             Self::NetworkPolicy(key) => write!(f, "NetworkPolicy {key}"),
+            Self::Tiered(id) => write!(f, "{} {id}", id.kind.name()),
         }
     }
 }
@@ -64,20 +69,25 @@ impl Object {
             Self::Node(node) => Some(ObjectRef::Node(node.name.clone())),
             Self::Pod(pod) => Some(ObjectRef::Pod(pod.key.clone())),
             Self::NetworkPolicy(policy) => Some(ObjectRef::NetworkPolicy(policy.key.clone())),
+            Self::Tiered(policy) => Some(ObjectRef::Tiered(policy.id.clone())),
             Self::Unevaluated { .. } | Self::Ignored { .. } => None,
         }
     }
 }
 
 impl Cluster {
-    /// Adds or replaces an object. An unevaluated kind is only ever added: whoever can see the last object of a kind
-    /// go sets `unevaluated_kinds` itself.
+    /// Adds or replaces an object. An unevaluated kind, or part of a policy, is only ever added: whoever can see the
+    /// last object of a kind go sets `unevaluated_kinds` itself.
     pub fn insert(&mut self, object: Object) {
         match object {
             Object::Namespace(it) => drop(self.namespaces.insert(it.name.clone(), Arc::new(it))),
             Object::Node(it) => drop(self.nodes.insert(it.name.clone(), Arc::new(it))),
             Object::Pod(it) => drop(self.pods.insert(it.key.clone(), Arc::new(it))),
             Object::NetworkPolicy(it) => drop(self.policies.insert(it.key.clone(), Arc::new(it))),
+            Object::Tiered(it) => {
+                self.unevaluated_kinds.extend(it.unevaluated.iter().cloned());
+                self.tiered.insert(it.id.clone(), Arc::new(it));
+            }
             Object::Unevaluated { kind } => drop(self.unevaluated_kinds.insert(kind)),
             Object::Ignored { .. } => {}
         }
@@ -90,6 +100,7 @@ impl Cluster {
             ObjectRef::Node(name) => self.nodes.remove(name).is_some(),
             ObjectRef::Pod(key) => self.pods.remove(key).is_some(),
             ObjectRef::NetworkPolicy(key) => self.policies.remove(key).is_some(),
+            ObjectRef::Tiered(id) => self.tiered.remove(id).is_some(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Policies of kinds whose rules allow, deny and pass in order, as `ClusterNetworkPolicy` (TIERS 66 to 78, 86).
 
+use std::collections::BTreeSet;
+
 use super::{Fault, Peer, PolicyId, PortMatch, Selector};
 
 /// Before or after NetworkPolicies (TIERS 66.1, 66.4).
@@ -45,6 +47,9 @@ pub struct TieredPolicy {
     pub egress: Vec<TieredRule>,
     /// What of it is not understood; empty for a valid one.
     pub faults: Vec<Fault>,
+    /// What of it is valid and not evaluated yet, as it stands among the unevaluated kinds of the state. Its rules are
+    /// lowered as ones that are not understood.
+    pub unevaluated: BTreeSet<String>,
 }
 
 impl TieredPolicy {

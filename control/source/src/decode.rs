@@ -9,6 +9,7 @@ mod identity;
 mod policy;
 #[cfg(test)]
 mod tests;
+mod tiered;
 
 pub(super) use field::item;
 pub use field::join;
@@ -31,6 +32,8 @@ pub struct Decoded {
     pub object: Object,
     /// What is odd about it but does not change how it is judged (paths relative to the document).
     pub notes: Vec<Fault>,
+    /// What of it is valid and not evaluated yet, of an object that is evaluated otherwise.
+    pub unevaluated: Vec<Fault>,
 }
 
 /// An object that cannot be understood at all.
@@ -46,7 +49,7 @@ pub struct DecodeError {
 /// Decodes one document: an object, or a List of them (`List`, `PodList`, ...), unfolded.
 ///
 /// An invalid NetworkPolicy is no error: it comes back with its `faults` and isolates (what it selects, in the
-/// directions that can be read).
+/// directions that can be read). Of a policy whose rules decide in order, a rule that is not understood is none either.
 ///
 /// # Errors
 /// The document is no Kubernetes object, or an object that ringwall needs has a field that cannot be read.
@@ -120,6 +123,7 @@ fn unfold(
                 prefix: at.to_owned(),
                 object: Object::Ignored { kind: String::new() },
                 notes: vec![note],
+                unevaluated: Vec::new(),
             });
             return Ok(());
         }
@@ -184,6 +188,9 @@ enum Role {
     NetworkPolicy,
     /// A NetworkPolicy that names itself wrongly: isolates.
     Misnamed(Fault),
+    Tiered(&'static tiered::Dialect),
+    /// A policy of no kind or version that there is.
+    Refused(Fault),
     Unevaluated,
     Ignored,
 }
@@ -212,6 +219,12 @@ fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
             join(at, "kind"),
             format!("networking.k8s.io has no {kind:?}: write NetworkPolicy"),
         )),
+        // Whatever is in this group is policy.
+        (tiered::GROUP, _) => match tiered::dialect(kind, api_version, at) {
+            Some(Ok(dialect)) => Role::Tiered(dialect),
+            Some(Err(wrong)) => Role::Refused(wrong),
+            None => Role::Unevaluated,
+        },
         // Staged kinds of Calico decide nothing.
         (_, kind) if kind.ends_with("NetworkPolicy") && !kind.starts_with("Staged") => Role::Unevaluated,
         _ => Role::Ignored,
@@ -251,6 +264,7 @@ fn object(
         prefix: at.to_owned(),
         object,
         notes: Vec::new(),
+        unevaluated: Vec::new(),
     };
     let passed_over = |notes| {
         Ok(Decoded {
@@ -287,6 +301,9 @@ fn object(
         label: kind.to_owned(),
         fault,
     };
+    if let Role::Refused(wrong) = role {
+        return Err(anonymous(wrong));
+    }
     let metadata = mapping(root, at, "metadata").map_err(anonymous)?;
     let name = string(metadata, &metadata_at, "name")
         .map_err(anonymous)?
@@ -304,7 +321,7 @@ fn object(
             }
         },
     };
-    let namespaced = !matches!(role, Role::Namespace | Role::Node);
+    let namespaced = !matches!(role, Role::Namespace | Role::Node | Role::Tiered(_));
     let namespace = string(metadata, &metadata_at, "namespace")
         .map_err(|wrong| DecodeError {
             label: format!("{kind} {name}"),
@@ -354,10 +371,13 @@ fn object(
             findings.faults.push(misnamed);
             Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
         }
-        Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
+        Role::Tiered(dialect) => Object::Tiered(
+            tiered::policy(dialect, root, at, name, uid, origin, &mut findings).map_err(wrong)?,
+        ),
+        Role::Refused(_) | Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
     };
     // Of a policy these are faults, and found with the others.
-    let policy = matches!(object, Object::NetworkPolicy(_));
+    let policy = matches!(object, Object::NetworkPolicy(_) | Object::Tiered(_));
     if namespaced && !policy && !dns_label(namespace) {
         findings.notes.push(fault(
             join(&metadata_at, "namespace"),
@@ -374,6 +394,7 @@ fn object(
         prefix: at.to_owned(),
         object,
         notes: findings.notes,
+        unevaluated: findings.unevaluated,
     })
 }
 

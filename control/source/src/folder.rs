@@ -3,7 +3,8 @@
 //! `.yaml`, `.yml` and `.json`, read recursively in order of their paths. Names that begin with a dot are passed over;
 //! links are followed, so a mounted ConfigMap (names linked to `..data/...`) is read once. A file is taken whole or not
 //! at all: one that does not parse keeps its last good objects, and without any the folder is refused. A policy that becomes
-//! invalid keeps its last good version; one that never was valid isolates its pods.
+//! invalid keeps its last good version. A NetworkPolicy that never was valid isolates its pods; of a policy whose rules
+//! decide in order, a rule that never was understood allows nothing, or denies everything.
 
 mod reader;
 mod watch;

@@ -459,11 +459,11 @@ fn take(state: &mut State, message: Message) -> bool {
             state.listed(kind, items)
         }
         Message::Applied(item, meta) => {
-            state.seen(Kind::of(&item.reference), &meta.version);
+            state.seen_object(&item.reference, &meta.version);
             state.applied(*item)
         }
         Message::Deleted(reference, meta) => {
-            state.seen(Kind::of(&reference), &meta.version);
+            state.seen_object(&reference, &meta.version);
             state.deleted(&reference)
         }
         Message::Namespace(name, now) => state.answered(&name, &now),

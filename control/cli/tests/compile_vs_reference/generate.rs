@@ -240,6 +240,7 @@ pub(crate) fn tiered(random: &mut Random, number: usize) -> TieredPolicy {
         ingress: direction(random),
         egress: direction(random),
         faults: Vec::new(),
+        unevaluated: std::collections::BTreeSet::new(),
     }
 }
 

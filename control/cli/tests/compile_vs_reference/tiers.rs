@@ -203,6 +203,7 @@ impl World {
             ingress: ingress.to_vec(),
             egress: egress.to_vec(),
             faults: Vec::new(),
+            unevaluated: std::collections::BTreeSet::new(),
         };
         self.0.tiered.insert(policy.id.clone(), Arc::new(policy));
         self

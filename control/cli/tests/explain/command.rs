@@ -89,9 +89,9 @@ spec:
   podSelector: {}
   ingress: [{from: [{podSelektor: {}}]}]
 ---
-apiVersion: policy.networking.k8s.io/v1alpha1
-kind: AdminNetworkPolicy
-metadata: {name: anp}
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: gnp}
 spec: {}
 ";
 

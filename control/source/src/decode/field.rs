@@ -115,6 +115,23 @@ pub(super) fn whole(value: &Value) -> Option<i64> {
 /// Complains about fields that the API does not know: lenient decoding would drop them and with them, often, the
 /// restriction they were meant to be (SEMANTICS 25).
 pub(super) fn only(fields: &Fields, at: &str, known: &[&str], faults: &mut Vec<Fault>) {
+    only_hinting(fields, at, known, faults, |key| match key {
+        "ports" if known.contains(&"ipBlock") => Some("it belongs beside from or to, one level further out"),
+        "ports" | "from" | "to" if known.contains(&"policyTypes") => {
+            Some("it belongs into a rule of ingress or egress, one level further in")
+        }
+        _ => None,
+    });
+}
+
+/// As [`only`], with what to do about a field that stands in the wrong place or has another name here.
+pub(super) fn only_hinting(
+    fields: &Fields,
+    at: &str,
+    known: &[&str],
+    faults: &mut Vec<Fault>,
+    hint: impl Fn(&str) -> Option<&'static str>,
+) {
     for key in fields.keys() {
         if known.contains(&key.as_str()) {
             continue;
@@ -122,13 +139,10 @@ pub(super) fn only(fields: &Fields, at: &str, known: &[&str], faults: &mut Vec<F
         let place = if at.is_empty() { "here" } else { at };
         let hint = match known.iter().find(|name| name.eq_ignore_ascii_case(key)) {
             Some(name) => format!("write {name}"),
-            None if key == "ports" && known.contains(&"ipBlock") => {
-                "it belongs beside from or to, one level further out".to_owned()
-            }
-            None if ["ports", "from", "to"].contains(&key.as_str()) && known.contains(&"policyTypes") => {
-                "it belongs into a rule of ingress or egress, one level further in".to_owned()
-            }
-            None => format!("known are {}; check the indentation", known.join(", ")),
+            None => hint(key).map_or_else(
+                || format!("known are {}; check the indentation", known.join(", ")),
+                str::to_owned,
+            ),
         };
         faults.push(fault(
             join(at, key),
@@ -220,6 +234,25 @@ pub(super) fn cidr(text: &str) -> Result<(IpNet, Option<String>), String> {
         None
     };
     Ok((block, odd))
+}
+
+/// Most characters that an API server takes for a block where it reads it strictly.
+const MOST_OF_STRICT: usize = 43;
+
+/// A CIDR block where an API server reads it strictly: without leading zeros and IPv4-mapped addresses, which
+/// [`cidr`] takes. Bits outside of the prefix are masked in both.
+pub(super) fn strict_cidr(text: &str) -> Result<(IpNet, Option<String>), String> {
+    let (block, odd) = cidr(text)?;
+    let strict = text.split_once('/').is_some_and(|(base, length)| {
+        let plain = base.parse::<IpAddr>().is_ok_and(|ip| ip == ip.to_canonical());
+        plain && (length == "0" || !length.starts_with('0'))
+    });
+    if strict && text.len() <= MOST_OF_STRICT {
+        return Ok((block, odd));
+    }
+    Err(format!(
+        "an API server refuses {text:?} here (leading zeros, IPv4-mapped, or over {MOST_OF_STRICT} characters): write {block}"
+    ))
 }
 
 fn name_part(text: &str) -> bool {

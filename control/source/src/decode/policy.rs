@@ -12,7 +12,7 @@ use super::{
     Origin,
     field::{
         Fields, NO_FIELDS, bad_label_key, bad_label_value, bad_port_name, cidr, dns_label, dns_subdomain,
-        fault, item, join, kind_of, list, mapping, only, present, string, whole, wrong_type,
+        fault, item, join, kind_of, list, mapping, only, only_hinting, present, string, whole, wrong_type,
     },
     identity::time,
 };
@@ -22,6 +22,17 @@ use super::{
 pub(super) struct Findings {
     pub(super) faults: Vec<Fault>,
     pub(super) notes: Vec<Fault>,
+    /// What is valid and not evaluated yet.
+    pub(super) unevaluated: Vec<Fault>,
+}
+
+/// What an API server makes of a label without value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nulls {
+    /// In kinds that it has built in, the empty value.
+    Empty,
+    /// In kinds that a definition adds, nothing: it drops the label (TIERS 72.7).
+    Dropped,
 }
 
 /// Which directions a policy isolates.
@@ -54,7 +65,7 @@ pub(super) fn network_policy(
             &["apiVersion", "kind", "metadata", "spec", "status"],
             &mut findings.faults,
         );
-        metadata(root, at, &key, findings);
+        metadata(root, at, Some(&key.namespace), &key.name, findings);
     }
     let spec_at = join(at, "spec");
     let spec = match root.get("spec") {
@@ -80,7 +91,7 @@ pub(super) fn network_policy(
         &mut findings.faults,
     );
 
-    let subjects = selector(spec, &spec_at, "podSelector", findings);
+    let subjects = selector(spec, &spec_at, "podSelector", Nulls::Empty, findings);
     let directions = policy_types(spec, &spec_at, findings);
     let ingress = rules(spec, &spec_at, "ingress", "from", findings);
     let egress = rules(spec, &spec_at, "egress", "to", findings);
@@ -142,8 +153,15 @@ const METADATA: &[&str] = &[
 /// Most bytes that annotations may have together.
 const MOST_ANNOTATIONS: usize = 256 * 1024;
 
-/// Names, labels and annotations. A misspelt `namespace` would put the policy into another one.
-fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
+/// Names, labels and annotations. A misspelt `namespace` would put the policy into another one; None where it is
+/// cluster-scoped.
+pub(super) fn metadata(
+    root: &Fields,
+    at: &str,
+    namespace: Option<&str>,
+    name: &str,
+    findings: &mut Findings,
+) {
     let at = join(at, "metadata");
     // That it is a mapping with a name has been seen before.
     let Some(Value::Object(fields)) = root.get("metadata") else {
@@ -161,13 +179,12 @@ fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
         let wrong = keys.iter().filter_map(|key| read(fields, &at, key).err());
         findings.faults.extend(wrong);
     }
-    if !dns_label(&key.namespace) {
+    if let Some(namespace) = namespace.filter(|namespace| !dns_label(namespace)) {
         findings.faults.push(fault(
             join(&at, "namespace"),
             format!(
-                "{:?} is not the name of a namespace: write 1 to 63 lower case letters, digits and '-', a letter or \
-                 digit at both ends",
-                key.namespace
+                "{namespace:?} is not the name of a namespace: write 1 to 63 lower case letters, digits and '-', a \
+                 letter or digit at both ends"
             ),
         ));
     }
@@ -176,13 +193,12 @@ fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
         None | Some("") => "generateName",
         Some(_) => "name",
     };
-    if !dns_subdomain(key.name.trim_end_matches('-')) || (key.name.ends_with('-') && written == "name") {
+    if !dns_subdomain(name.trim_end_matches('-')) || (name.ends_with('-') && written == "name") {
         findings.faults.push(fault(
             join(&at, written),
             format!(
-                "{:?} is not a name: write at most 253 lower case letters, digits, '-' and '.', a letter or digit at \
-                 both ends",
-                key.name
+                "{name:?} is not a name: write at most 253 lower case letters, digits, '-' and '.', a letter or digit \
+                 at both ends"
             ),
         ));
     }
@@ -195,7 +211,7 @@ fn metadata(root: &Fields, at: &str, key: &ObjectKey, findings: &mut Findings) {
                 findings
                     .faults
                     .extend(bad_label_key(key).map(|wrong| fault(&at, wrong)));
-                label_value(value, &at, findings);
+                label_value(value, &at, Nulls::Empty, findings);
             }
         }
     }
@@ -318,7 +334,13 @@ fn policy_types(spec: &Fields, at: &str, findings: &mut Findings) -> Directions 
 }
 
 /// A selector by value or pointer; None, with a fault, where it cannot be read. Absent reads as empty.
-fn selector(fields: &Fields, at: &str, key: &str, findings: &mut Findings) -> Option<Selector> {
+pub(super) fn selector(
+    fields: &Fields,
+    at: &str,
+    key: &str,
+    nulls: Nulls,
+    findings: &mut Findings,
+) -> Option<Selector> {
     let path = join(at, key);
     let before = findings.faults.len();
     let selector = match mapping(fields, at, key) {
@@ -328,11 +350,21 @@ fn selector(fields: &Fields, at: &str, key: &str, findings: &mut Findings) -> Op
             return None;
         }
     };
-    only(
+    only_hinting(
         selector,
         &path,
         &["matchLabels", "matchExpressions"],
         &mut findings.faults,
+        |key| match key {
+            // As AdminNetworkPolicy had it at first.
+            "namespaceSelector" if nulls == Nulls::Dropped => {
+                Some("write what is in it here, one level further out")
+            }
+            "sameLabels" | "notSameLabels" if nulls == Nulls::Dropped => {
+                Some("it is gone from the API; write a rule with a selector for each group of namespaces")
+            }
+            _ => None,
+        },
     );
     let mut requirements = Vec::new();
     let labels_at = join(&path, "matchLabels");
@@ -344,7 +376,13 @@ fn selector(fields: &Fields, at: &str, key: &str, findings: &mut Findings) -> Op
                 if let Some(wrong) = bad_label_key(key) {
                     findings.faults.push(fault(&value_at, wrong));
                 }
-                if let Some(value) = label_value(value, &value_at, findings) {
+                if value.is_null() && nulls == Nulls::Dropped {
+                    findings.notes.push(fault(
+                        value_at,
+                        "has no value, so an API server drops it and the selector does not ask for it: write a value, \
+                         \"\" for the empty one, or leave it out",
+                    ));
+                } else if let Some(value) = label_value(value, &value_at, nulls, findings) {
                     requirements.push(Requirement {
                         key: key.clone(),
                         operator: Operator::In(BTreeSet::from([value])),
@@ -358,17 +396,17 @@ fn selector(fields: &Fields, at: &str, key: &str, findings: &mut Findings) -> Op
         Ok(expressions) => {
             for (index, expression) in expressions.iter().enumerate() {
                 let at = item(&join(&path, "matchExpressions"), index);
-                requirements.extend(requirement(expression, &at, findings));
+                requirements.extend(requirement(expression, &at, nulls, findings));
             }
         }
     }
     (findings.faults.len() == before).then_some(Selector { requirements })
 }
 
-/// A label's value as a string; null is the empty one, as Go decodes it.
-fn label_value(value: &Value, at: &str, findings: &mut Findings) -> Option<String> {
+/// A label's value as a string; in a kind that is built in, null is the empty one, as Go decodes it.
+fn label_value(value: &Value, at: &str, nulls: Nulls, findings: &mut Findings) -> Option<String> {
     let text = match value {
-        Value::Null => "",
+        Value::Null if nulls == Nulls::Empty => "",
         Value::String(text) => text,
         other => {
             findings.faults.push(fault(at, wrong_type(other, "a string")));
@@ -382,7 +420,7 @@ fn label_value(value: &Value, at: &str, findings: &mut Findings) -> Option<Strin
     Some(text.to_owned())
 }
 
-fn requirement(expression: &Value, at: &str, findings: &mut Findings) -> Option<Requirement> {
+fn requirement(expression: &Value, at: &str, nulls: Nulls, findings: &mut Findings) -> Option<Requirement> {
     let Value::Object(fields) = expression else {
         findings.faults.push(fault(
             at,
@@ -417,7 +455,7 @@ fn requirement(expression: &Value, at: &str, findings: &mut Findings) -> Option<
         Ok(values) => values
             .iter()
             .enumerate()
-            .filter_map(|(index, value)| label_value(value, &item(&values_at, index), findings))
+            .filter_map(|(index, value)| label_value(value, &item(&values_at, index), nulls, findings))
             .collect(),
     };
     let given = list(fields, at, "values").is_ok_and(|values| !values.is_empty());
@@ -546,8 +584,8 @@ fn peer(fields: &Fields, at: &str, findings: &mut Findings) -> Option<Peer> {
         return None;
     }
     // Both are read, so that the faults of both are told.
-    let of_namespaces = selector(fields, at, "namespaceSelector", findings);
-    let pods = selector(fields, at, "podSelector", findings);
+    let of_namespaces = selector(fields, at, "namespaceSelector", Nulls::Empty, findings);
+    let pods = selector(fields, at, "podSelector", Nulls::Empty, findings);
     Some(Peer::Pods {
         namespaces: if namespaces { Some(of_namespaces?) } else { None },
         pods: pods?,
@@ -713,13 +751,13 @@ fn port(fields: &Fields, at: &str, findings: &mut Findings) -> Option<PortMatch>
     }
 }
 
-fn port_number(value: &Value) -> Option<u16> {
+pub(super) fn port_number(value: &Value) -> Option<u16> {
     whole(value)
         .and_then(|number| u16::try_from(number).ok())
         .filter(|number| *number != 0)
 }
 
-fn bad_port_number(value: &Value) -> String {
+pub(super) fn bad_port_number(value: &Value) -> String {
     match value {
         Value::Number(_) => format!("{value} is not a port: write a number from 1 to 65535"),
         other => format!("must be a number from 1 to 65535, not {}", kind_of(other)),

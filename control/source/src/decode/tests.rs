@@ -33,6 +33,12 @@ fn scalar() -> impl Strategy<Value = Value> {
             "::/0",
             "::ffff:1.2.3.4/120",
             "010.1.1.1/33",
+            "Accept",
+            "Allow",
+            "Deny",
+            "Pass",
+            "Admin",
+            "*.x.io",
             "\u{1f980}",
         ])
         .prop_map(Value::from),
@@ -65,9 +71,29 @@ const KEYS: &[&str] = &[
     "status",
     "app",
     "surprise",
+    "tier",
+    "priority",
+    "subject",
+    "namespaces",
+    "pods",
+    "networks",
+    "nodes",
+    "domainNames",
+    "action",
+    "protocols",
+    "tcp",
+    "destinationPort",
+    "number",
+    "range",
+    "start",
+    "end",
+    "destinationNamedPort",
+    "portNumber",
+    "portRange",
+    "namedPort",
 ];
 
-fn anything() -> impl Strategy<Value = Value> {
+pub(super) fn anything() -> impl Strategy<Value = Value> {
     scalar().prop_recursive(6, 64, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
@@ -104,7 +130,7 @@ fn valid_policy() -> Value {
 }
 
 /// Every place of a value, as the keys and indices that lead there.
-fn places(value: &Value, here: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
+pub(super) fn places(value: &Value, here: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
     out.push(here.clone());
     let children: Vec<(String, &Value)> = match value {
         Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), value)).collect(),
@@ -122,7 +148,7 @@ fn places(value: &Value, here: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
     }
 }
 
-fn at<'a>(mut value: &'a mut Value, place: &[String]) -> &'a mut Value {
+pub(super) fn at<'a>(mut value: &'a mut Value, place: &[String]) -> &'a mut Value {
     for step in place {
         value = match value {
             Value::Object(map) => map.get_mut(step).unwrap(),

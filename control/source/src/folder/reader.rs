@@ -11,7 +11,7 @@ use std::{
 };
 
 use imbl::OrdMap;
-use ringwall_policy::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, Settings};
+use ringwall_policy::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, PolicyId, Settings, TieredPolicy};
 use ringwall_process::{confine, confine::Needs};
 
 use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
@@ -93,6 +93,8 @@ pub(super) struct Reader {
     looks: u64,
     /// Policies that are in force: what one of them is replaced by has to be valid.
     in_force: OrdMap<ObjectKey, Arc<NetworkPolicy>>,
+    /// The same, of those whose rules decide in order.
+    tiered_in_force: OrdMap<PolicyId, Arc<TieredPolicy>>,
     /// What the files said together when they were last put together.
     whole: Option<Whole>,
     /// Which files have changed since, and their objects before.
@@ -110,6 +112,7 @@ impl Reader {
             plain: false,
             looks: 0,
             in_force: OrdMap::new(),
+            tiered_in_force: OrdMap::new(),
             whole: None,
             before: Before::new(),
         }
@@ -133,20 +136,27 @@ impl Reader {
     /// Says which policies are in force from now on.
     pub(super) fn in_force(&mut self, cluster: &Cluster) {
         self.in_force = cluster.policies.clone();
+        self.tiered_in_force = cluster.tiered.clone();
     }
 
     /// Keeps what is in force of those that are invalid now.
     fn keep_good(&self, items: &mut [Item]) {
         for item in items {
-            let Object::NetworkPolicy(policy) = &item.object else {
-                continue;
+            let good = match &item.object {
+                Object::NetworkPolicy(policy) if !policy.faults.is_empty() => self
+                    .in_force
+                    .get(&policy.key)
+                    .filter(|good| good.faults.is_empty())
+                    .map(|good| Object::NetworkPolicy(NetworkPolicy::clone(good))),
+                Object::Tiered(policy) if !policy.faults.is_empty() => self
+                    .tiered_in_force
+                    .get(&policy.id)
+                    .filter(|good| good.faults.is_empty())
+                    .map(|good| Object::Tiered(TieredPolicy::clone(good))),
+                _ => None,
             };
-            let good = self
-                .in_force
-                .get(&policy.key)
-                .filter(|good| good.faults.is_empty());
-            if let Some(good) = good.filter(|_| !policy.faults.is_empty()) {
-                item.object = Object::NetworkPolicy(NetworkPolicy::clone(good));
+            if let Some(good) = good {
+                item.object = good;
                 for problem in &mut item.problems {
                     problem.kept = problem.severity == Severity::Error;
                 }
@@ -496,13 +506,15 @@ fn as_written(document: &Document, fault: &Fault) -> String {
         document.written(&fault.path),
         fault.message.rsplit_once(": write \""),
     ) {
-        (Some(written), Some((before, _))) if before.contains(", but YAML reads ") => {
+        (Some(written), Some((before, proposed))) if before.contains(", but YAML reads ") => {
             let (before, _) = before.split_once(" reads ").unwrap_or((before, ""));
             let kind = match document.value_at(&fault.path) {
                 Some(serde_json::Value::Bool(_)) => "a boolean",
                 _ => "a number",
             };
-            format!("{before} reads {written} as {kind}: write \"{written}\"")
+            // What follows the value that is proposed.
+            let rest = proposed.split_once('"').map_or("", |(_, rest)| rest);
+            format!("{before} reads {written} as {kind}: write \"{written}\"{rest}")
         }
         _ => fault.message.clone(),
     }
@@ -521,6 +533,7 @@ fn item(
         prefix,
         object,
         notes,
+        unevaluated,
     } = decoded;
     let line = if prefix.is_empty() {
         document.line()
@@ -528,9 +541,16 @@ fn item(
         document.line_of(&prefix)
     };
     let mut problems = Vec::new();
-    if let Object::NetworkPolicy(policy) = &object {
-        problems.extend(policy.faults.iter().map(|fault| at(&label, fault)));
-    }
+    let faults = match &object {
+        Object::NetworkPolicy(policy) => policy.faults.as_slice(),
+        Object::Tiered(policy) => policy.faults.as_slice(),
+        _ => &[],
+    };
+    problems.extend(faults.iter().map(|fault| at(&label, fault)));
+    problems.extend(unevaluated.iter().map(|fault| Problem {
+        kind: ProblemKind::Unevaluated,
+        ..at(&label, fault)
+    }));
     if let Object::Unevaluated { kind } = &object {
         let message = format!("policies of kind {kind} are not evaluated yet: every verdict is incomplete");
         problems.push(Problem {

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod tiered;
+
 const LONG: Duration = Duration::from_secs(10);
 
 fn pod(name: &str, ip: &str) -> String {
@@ -491,7 +493,7 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         usize::try_from(seed >> 33).unwrap() % below
     };
-    let (mut told, mut links, mut steps) = ([0; 3], 0, 0);
+    let (mut told, mut links, mut steps) = ([0; 5], 0, 0);
     for round in 0..40 {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -518,14 +520,17 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
                 0..5 => {
                     let objects = (0..random(3)).map(|_| {
                         let object = random(4).to_string();
-                        match random(12) {
+                        match random(15) {
                             0 => format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{x: y{object}}}}}\n"),
                             1 => format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: p{object}, namespace: a}}\nspec: {{template: {{}}}}\n"),
                             2 => "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: g}\n".to_owned(),
                             3 => "kind: [\n".to_owned(),
-                            4 => format!("{}  ingress: [x]\n", policy(&object)),
+                            4 => format!("{}  ingress: [x]\n", policy(&format!("p{object}"))),
                             5 => format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n{object}}}\n"),
-                            6 | 7 => policy(&object),
+                            6 | 7 => policy(&format!("p{object}")),
+                            8 => tiered::cluster_policy(&format!("p{object}"), "Deny"),
+                            9 => tiered::cluster_policy(&format!("p{object}"), "Drop"),
+                            10 => tiered::towards_nodes(&format!("p{object}")),
                             _ => pod(&format!("p{object}"), &format!("10.0.{step}.{}", random(200)))
                                 .replace("namespace: a", ["namespace: a", "namespace: b"][random(2)]),
                         }
@@ -582,6 +587,8 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
             told[0] += usize::from(found.problems.iter().any(|it| it.kind == ProblemKind::Duplicate));
             told[1] += usize::from(!found.cluster.pods.is_empty());
             told[2] += usize::from(!found.cluster.unevaluated_kinds.is_empty());
+            told[3] += usize::from(!found.cluster.policies.is_empty());
+            told[4] += usize::from(!found.cluster.tiered.is_empty());
             steps += 1;
         }
     }

@@ -416,12 +416,13 @@ impl Watch {
 
 /// Why the step from one state to the next looks like an accident rather than a decision.
 fn vanished(old: &Cluster, new: &Cluster) -> Option<String> {
-    let objects = |cluster: &Cluster| cluster.pods.len() + cluster.policies.len() + cluster.nodes.len();
+    let policies = |cluster: &Cluster| cluster.policies.len() + cluster.tiered.len();
+    let objects = |cluster: &Cluster| cluster.pods.len() + policies(cluster) + cluster.nodes.len();
     let stays = "the last state stays in force until this is accepted or the objects are back";
     if objects(old) > 0 && objects(new) == 0 {
         return Some(format!("all objects are gone from the folder; {stays}"));
     }
-    let (before, after) = (old.policies.len(), new.policies.len());
+    let (before, after) = (policies(old), policies(new));
     // A single policy that goes is an everyday change.
     (before >= 2 && (before.saturating_sub(after)) * 2 > before).then(|| {
         format!(

@@ -121,6 +121,7 @@ impl Whole {
         let entangled = |item: &Item| match &item.object {
             Object::Pod(pod) => self.templates || pod.template_of.is_some(),
             Object::Unevaluated { .. } => true,
+            Object::Tiered(policy) => !policy.unevaluated.is_empty(),
             _ => false,
         };
         let was = || before.values().flat_map(|items| items.iter());
@@ -177,7 +178,7 @@ fn namespace(reference: &ObjectRef) -> Option<String> {
     match reference {
         ObjectRef::Namespace(name) => Some(name.clone()),
         ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => Some(key.namespace.clone()),
-        ObjectRef::Node(_) => None,
+        ObjectRef::Node(_) | ObjectRef::Tiered(_) => None,
     }
 }
 

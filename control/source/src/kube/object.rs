@@ -57,6 +57,7 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
         object: match &reference {
             ObjectRef::Namespace(name) | ObjectRef::Node(name) => name.clone(),
             ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => key.to_string(),
+            ObjectRef::Tiered(id) => id.to_string(),
         },
         path: fault.path.clone(),
         message: fault.message.clone(),

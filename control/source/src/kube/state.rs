@@ -98,12 +98,14 @@ impl Kind {
         }
     }
 
-    pub(super) fn of(reference: &ObjectRef) -> Self {
+    /// That of an object; None for one that is not watched.
+    pub(super) fn of(reference: &ObjectRef) -> Option<Self> {
         match reference {
-            ObjectRef::Namespace(_) => Self::Namespace,
-            ObjectRef::Node(_) => Self::Node,
-            ObjectRef::Pod(_) => Self::Pod,
-            ObjectRef::NetworkPolicy(_) => Self::NetworkPolicy,
+            ObjectRef::Namespace(_) => Some(Self::Namespace),
+            ObjectRef::Node(_) => Some(Self::Node),
+            ObjectRef::Pod(_) => Some(Self::Pod),
+            ObjectRef::NetworkPolicy(_) => Some(Self::NetworkPolicy),
+            ObjectRef::Tiered(_) => None,
         }
     }
 }
@@ -250,6 +252,13 @@ impl State {
         *of_kind = version.parse().ok();
     }
 
+    /// The same, of what an event is about.
+    pub(super) fn seen_object(&mut self, reference: &ObjectRef, version: &str) {
+        if let Some(kind) = Kind::of(reference) {
+            self.seen(kind, version);
+        }
+    }
+
     /// The newest version of each kind that this state reflects.
     pub(super) fn versions(&self) -> ResourceVersions {
         self.versions
@@ -370,7 +379,7 @@ impl State {
         let faulty = self
             .problems
             .objects()
-            .filter(|reference| Kind::of(reference) == kind)
+            .filter(|reference| Kind::of(reference) == Some(kind))
             .cloned();
         match kind {
             Kind::Namespace => self
@@ -432,7 +441,7 @@ impl State {
                     self.revision += 1;
                 }
             }
-            ObjectRef::Node(_) | ObjectRef::Pod(_) => {}
+            ObjectRef::Node(_) | ObjectRef::Pod(_) | ObjectRef::Tiered(_) => {}
         }
         changed |= self.problems.set(&reference, problems);
         // Undecodable: the last good object stays.
@@ -567,6 +576,7 @@ fn holds_equal(cluster: &Cluster, object: &Object) -> bool {
         Object::Node(it) => cluster.nodes.get(&it.name).is_some_and(|held| **held == *it),
         Object::Pod(it) => cluster.pods.get(&it.key).is_some_and(|held| **held == *it),
         Object::NetworkPolicy(it) => cluster.policies.get(&it.key).is_some_and(|held| **held == *it),
+        Object::Tiered(it) => cluster.tiered.get(&it.id).is_some_and(|held| **held == *it),
         Object::Unevaluated { .. } | Object::Ignored { .. } => true,
     }
 }
@@ -576,7 +586,7 @@ fn namespace_of(reference: &ObjectRef) -> Option<&str> {
     match reference {
         ObjectRef::Namespace(name) => Some(name),
         ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => Some(&key.namespace),
-        ObjectRef::Node(_) => None,
+        ObjectRef::Node(_) | ObjectRef::Tiered(_) => None,
     }
 }
 
