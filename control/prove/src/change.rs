@@ -12,12 +12,13 @@ use std::{
 };
 
 use hashbrown::{HashMap, HashSet};
-use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, ordmap::DiffItem};
 use ringwall_dataplane::classify::{IdentityKind, L4, Since, Snapshot};
 use ringwall_policy::{Cluster, Node, ObjectKey};
 
 use super::{
     held::{Place, Seen},
+    policy::Policy,
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
     rules::Direction,
@@ -133,21 +134,11 @@ impl Proof {
     /// 6: what policies say. Whoever they concern is the same one as before: only what its numbers have to stand for is
     /// another; true where that is so.
     fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> bool {
-        let before = self.view.cluster().policies.clone();
+        let before = self.view.cluster();
+        let (networks, tiered) = (before.policies.clone(), before.tiered.clone());
         let (mut gone, mut new) = (Vec::new(), Vec::new());
-        for item in before.diff(&cluster.policies) {
-            match item {
-                DiffItem::Add(_, policy) => new.push(Arc::clone(policy)),
-                DiffItem::Remove(key, _) => gone.push(key.clone()),
-                DiffItem::Update {
-                    old,
-                    new: (_, policy),
-                } => {
-                    gone.push(old.0.clone());
-                    new.push(Arc::clone(policy));
-                }
-            }
-        }
+        differing(&networks, &cluster.policies, Policy::Network, &mut gone, &mut new);
+        differing(&tiered, &cluster.tiered, Policy::Tiered, &mut gone, &mut new);
         if gone.is_empty() && new.is_empty() {
             return false;
         }
@@ -301,6 +292,8 @@ impl Proof {
     /// 7: cells that are read for the first time, and those of which some record differs.
     fn cells_again(&mut self, since: &Since, older: &Snapshot) -> Result<(), Wrong> {
         self.forget(since);
+        self.held
+            .follow_own_nodes(&since.isolating, older, &self.snapshot);
         let (mut new_lines, new_columns) = self.held.take_new();
         for row in &since.isolating {
             new_lines.extend(self.held.lines_of(*row));
@@ -379,13 +372,15 @@ impl Proof {
         for (place, old) in moved {
             if let Place::Address(address) = place
                 && let Some(new) = self.held.seen(place).map(|seen| seen.end)
-                && (old.subjects != new.subjects || !self.view.only_gained(old.meaning, new.meaning))
+                && ((old.subjects, old.own_node) != (new.subjects, new.own_node)
+                    || !self.view.only_gained(old.meaning, new.meaning))
                 && self.keeps_epoch(address, older)
             {
                 was.entry(place).or_insert(old);
             }
         }
         let (mut subjects, mut meanings) = (BTreeMap::new(), BTreeMap::new());
+        let mut own_nodes = BTreeMap::new();
         for (place, old) in &was {
             let Some(new) = self.held.seen(*place).map(|seen| seen.end) else {
                 continue;
@@ -395,19 +390,24 @@ impl Proof {
                     subjects.entry(pair).or_insert(*place);
                 }
             }
+            if old.own_node != new.own_node {
+                own_nodes.entry((old.own_node, new.own_node)).or_insert(*place);
+            }
             if !self.view.only_gained(old.meaning, new.meaning) {
                 meanings.entry((old.meaning, new.meaning)).or_insert(*place);
             }
         }
         let columns: Vec<_> = self.held.columns().collect();
-        for ((old, new), own) in subjects {
+        let subjects = subjects.into_iter().map(|pair| (pair, true));
+        for (((old, new), own), any_peer) in subjects.chain(own_nodes.into_iter().map(|pair| (pair, false))) {
             for column in &columns {
                 if self.view.pass_alike((old, column.1), (new, column.1)) {
                     continue;
                 }
                 for peer in self.held.peers_in(*column) {
                     let meant = was.get(&peer).map_or(column.1, |end| end.meaning);
-                    if self.both_keep(own, peer, older)
+                    if (any_peer || !self.held.is_pod(peer))
+                        && self.both_keep(own, peer, older)
                         && !self.view.pass_alike((old, meant), (new, column.1))
                     {
                         return Err(self.stale(own, peer, new));
@@ -452,6 +452,9 @@ impl Proof {
         // Who keeps an epoch, by what decides about it, then and now, and by what rules see of it, then and now.
         let mut subjects: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
         let mut meanings: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        // The same of packets to the node that hosts a pod, and of ends that are no pods.
+        let mut own_nodes: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        let mut no_pods: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
         for place in places {
             let Place::Address(address) = place else { continue };
             if !self.keeps_epoch(address, &older) {
@@ -474,29 +477,35 @@ impl Proof {
             for pair in old.subjects.into_iter().zip(new.subjects) {
                 subjects.entry(pair).or_default().push(place);
             }
-            meanings
-                .entry((old.meaning, new.meaning))
-                .or_default()
-                .push(place);
+            let meant = (old.meaning, new.meaning);
+            meanings.entry(meant).or_default().push(place);
+            match new.who {
+                Who::Pod(_) => {
+                    let pair = (old.own_node, new.own_node);
+                    own_nodes.entry(pair).or_default().push(place);
+                }
+                _ => no_pods.entry(meant).or_default().push(place),
+            }
         }
         let (mut lists, mut older_lists) = (Lists::default(), Lists::default());
         let mut alike: HashMap<(u32, u32), bool> = HashMap::new();
-        for ((old, new), owns) in &subjects {
+        let own_nodes = own_nodes.iter().map(|pair| (pair, &no_pods));
+        for (((old, new), owns), meanings) in subjects.iter().map(|pair| (pair, &meanings)).chain(own_nodes) {
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(false);
             }
-            let isolated = [before.view.subject_of(*old), self.view.subject_of(*new)]
+            let governed = [before.view.subject_of(*old), self.view.subject_of(*new)]
                 .map(|subject| !subject.policies.is_empty());
-            if isolated == [false, false] {
+            if governed == [false, false] {
                 continue;
             }
             let older_others = before.view.lists_of(*old, &mut older_lists);
             let others = self.view.lists_of(*new, &mut lists);
-            for ((old_meaning, meaning), peers) in &meanings {
+            for ((old_meaning, meaning), peers) in meanings {
                 let older_list = older_lists.get(*old_meaning, older_others);
-                let then = isolated[0].then(|| before.view.decide(*old, older_list, *old_meaning));
+                let then = governed[0].then(|| before.view.decide(*old, older_list, *old_meaning));
                 let list = lists.get(*meaning, others);
-                let now = isolated[1].then(|| self.view.decide(*new, list, *meaning));
+                let now = governed[1].then(|| self.view.decide(*new, list, *meaning));
                 let same = || before.view.passes(then) == self.view.passes(now);
                 let same = match (then, now) {
                     (Some(then), Some(now)) => *alike.entry((then, now)).or_insert_with(same),
@@ -546,8 +555,27 @@ impl Proof {
     /// Whether much of what has been numbered can be nobody's any more.
     fn has_grown(&self) -> bool {
         let (columns, lines) = self.held.sizes();
-        let policies = self.view.cluster().policies.len();
+        let policies = self.view.cluster().policies.len() + self.view.cluster().tiered.len();
         self.view.ever() > 4 * (columns + lines + policies) + 50_000
+    }
+}
+
+/// Puts policies of one kind that are not what they were to those that are gone and those that are new.
+pub(super) fn differing<K: Ord + Clone, P: PartialEq>(
+    before: &OrdMap<K, Arc<P>>,
+    now: &OrdMap<K, Arc<P>>,
+    policy: impl Fn(Arc<P>) -> Policy,
+    gone: &mut Vec<Policy>,
+    new: &mut Vec<Policy>,
+) {
+    for item in before.diff(now) {
+        let (old, is) = match item {
+            DiffItem::Add(_, is) => (None, Some(is)),
+            DiffItem::Remove(_, old) => (Some(old), None),
+            DiffItem::Update { old, new } => (Some(old.1), Some(new.1)),
+        };
+        gone.extend(old.map(|old| policy(Arc::clone(old))));
+        new.extend(is.map(|is| policy(Arc::clone(is))));
     }
 }
 

@@ -6,10 +6,10 @@ use std::{
     net::IpAddr,
 };
 
-use hashbrown::HashMap;
-use ringwall_dataplane::classify::{Identity, IdentityKind};
+use hashbrown::{HashMap, HashSet};
+use ringwall_dataplane::classify::{Identity, IdentityKind, Snapshot};
 
-use super::view::{End, Who};
+use super::view::{End, NO_POLICY_OUT, Who};
 
 /// An end that can be asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,18 +26,37 @@ pub(super) struct Seen {
     pub class: u32,
     /// Rows, by direction; None for ends that no row decides about.
     pub rows: Option<[u32; 2]>,
+    /// The row of what goes to the node that hosts it.
+    pub own_node: u32,
     /// Number of the node that it is, or that hosts it.
     pub node: u32,
 }
 
 impl Seen {
-    pub(super) fn new(end: End, identity: &Identity) -> Self {
+    pub(super) fn new(end: End, identity: &Identity, snapshot: &Snapshot) -> Self {
+        let is_pod = identity.kind == IdentityKind::Pod;
         Self {
             end,
             class: identity.peer_class,
-            rows: (identity.kind == IdentityKind::Pod).then_some([identity.ingress, identity.egress]),
+            rows: is_pod.then_some([identity.ingress, identity.egress]),
+            own_node: if is_pod {
+                snapshot.own_node_row(identity.egress)
+            } else {
+                0
+            },
             node: identity.node,
         }
+    }
+
+    /// What decides about it, but for the node that hosts it.
+    fn lines(&self) -> impl Iterator<Item = Line> {
+        self.rows.into_iter().flatten().zip(self.end.subjects)
+    }
+
+    /// What decides about its packets to the node that hosts it; None where both sides say that nothing does.
+    fn own_node_line(&self) -> Option<Line> {
+        let line = (self.own_node, self.end.own_node);
+        (self.rows.is_some() && line != (0, NO_POLICY_OUT)).then_some(line)
     }
 }
 
@@ -136,7 +155,7 @@ impl Held {
             }
             self.nodes.insert(seen.node, name);
         }
-        for line in seen.rows.into_iter().flatten().zip(seen.end.subjects) {
+        for line in seen.lines().chain(seen.own_node_line()) {
             let ends = self.lines.entry(line).or_default();
             *ends += 1;
             if *ends == 1 {
@@ -165,7 +184,7 @@ impl Held {
                 self.nodes.remove(&number);
             }
         }
-        for line in seen.rows.into_iter().flatten().zip(seen.end.subjects) {
+        for line in seen.lines().chain(seen.own_node_line()) {
             if let Some(ends) = self.lines.get_mut(&line) {
                 *ends -= 1;
                 if *ends == 0 {
@@ -236,20 +255,44 @@ impl Held {
         (self.columns.len(), self.lines.len())
     }
 
-    /// Ends about which a line decides.
+    /// Ends about which a line decides, whoever the peer is.
     pub(super) fn subjects_of(&self, line: Line) -> Vec<Place> {
-        let of_line = |seen: &Seen| {
-            let mut lines = seen.rows.into_iter().flatten().zip(seen.end.subjects);
-            lines.any(|own| own == line)
-        };
-        let mut places: Vec<Place> = self
-            .ends
-            .iter()
-            .filter(|(_, seen)| of_line(seen))
-            .map(|(place, _)| *place)
-            .collect();
+        self.ends_where(|seen| seen.lines().any(|own| own == line))
+    }
+
+    /// Ends about whose packets to the node that hosts them a line decides.
+    pub(super) fn own_node_subjects_of(&self, line: Line) -> Vec<Place> {
+        self.ends_where(|seen| seen.own_node_line() == Some(line))
+    }
+
+    fn ends_where(&self, holds: impl Fn(&Seen) -> bool) -> Vec<Place> {
+        let ends = self.ends.iter().filter(|(_, seen)| holds(seen));
+        let mut places: Vec<Place> = ends.map(|(place, _)| *place).collect();
         places.sort_unstable();
         places
+    }
+
+    /// Whether an end is a pod's.
+    pub(super) fn is_pod(&self, place: Place) -> bool {
+        self.ends.get(&place).is_some_and(|seen| seen.rows.is_some())
+    }
+
+    /// Takes over which rows lead to which others for the node that hosts a pod, where one of these rows leads elsewhere.
+    pub(super) fn follow_own_nodes(&mut self, rows: &[u32], older: &Snapshot, snapshot: &Snapshot) {
+        let elsewhere = |row: &&u32| older.own_node_row(**row) != snapshot.own_node_row(**row);
+        let rows: HashSet<u32> = rows.iter().filter(elsewhere).copied().collect();
+        if rows.is_empty() {
+            return;
+        }
+        let led = |seen: &Seen| seen.rows.is_some_and(|[_, egress]| rows.contains(&egress));
+        let ends = self.ends.iter().filter(|(_, seen)| led(seen));
+        let ends: Vec<(Place, Seen)> = ends.map(|(place, seen)| (*place, *seen)).collect();
+        for (place, seen) in ends {
+            if let Some([_, egress]) = seen.rows {
+                let own_node = snapshot.own_node_row(egress);
+                self.put(place, Seen { own_node, ..seen });
+            }
+        }
     }
 
     /// Ends in a column.

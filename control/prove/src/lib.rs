@@ -7,12 +7,15 @@
 mod change;
 mod held;
 mod matching;
+mod policy;
 mod ports;
 mod proof;
 mod report;
 mod rules;
 mod sets;
 mod space;
+#[cfg(test)]
+mod tests;
 mod view;
 mod witness;
 

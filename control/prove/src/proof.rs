@@ -8,31 +8,35 @@ use hashbrown::HashSet;
 use ringwall_dataplane::{
     addr::Addr,
     classify::{
-        DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NodeExemption, PolicyName,
-        Provenance, Row, Since, Snapshot,
+        DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NONE, NodeExemption, Provenance, Row,
+        Since, Snapshot,
     },
 };
-use ringwall_policy::{Cluster, ObjectKey, Pod};
+use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
 
 use super::{
     held::{Column, Held, Line, Place, Seen, peer, subject},
     matching::{self, is_mapped},
-    ports::{NO_RULE, WITH_PORTS},
+    ports::{Outcome, WITH_PORTS},
     report::{Difference, Report},
     rules::Direction,
     space::{self, Range},
     view::{End, Lists, View, Who},
 };
 
-/// The only tier and kind of policy that the objects have yet.
-const NETWORK_POLICY: &str = "NetworkPolicy";
-
 /// Protocol numbers of packets without ports that are asked about: ends of the scale, those that have ports (in a
 /// fragment, say), ICMP, IGMP, GRE, ESP, AH, ICMPv6.
 const PORTLESS: [u8; 11] = [0, 1, 2, 6, 17, 47, 50, 51, 58, 132, 255];
 
-/// What a subject decides that no policy isolates.
+/// What is decided about a subject that no policy governs.
 const OPEN: u32 = u32::MAX;
+
+/// Between a pod and the node that hosts it nothing decides.
+const EXEMPT: DirectionVerdict = DirectionVerdict {
+    allow: true,
+    effect: Effect::Node,
+    provenance: NONE,
+};
 
 /// No port map: the row has no cells.
 const NO_MAP: u32 = u32::MAX;
@@ -248,7 +252,7 @@ impl Proof {
                 let identity = self.snapshot.identify(address.into());
                 self.report.addresses += 1;
                 self.identity(place, &end, &identity)?;
-                let seen = Seen::new(end, &identity);
+                let seen = Seen::new(end, &identity, &self.snapshot);
                 self.exemptions(place, &end, &identity)?;
                 // What is in no host table is part of its range.
                 if matches!(end.who, Who::Place(_)) && !self.snapshot.is_host(address.into()) {
@@ -303,7 +307,7 @@ impl Proof {
             return fail(format!("{key} has two numbers"));
         }
         self.exemptions(place, &end, &identity)?;
-        self.held.put(place, Seen::new(end, &identity));
+        self.held.put(place, Seen::new(end, &identity, &self.snapshot));
         Ok(())
     }
 
@@ -421,14 +425,30 @@ impl Proof {
             node: number,
             ..peer(identity.peer_class)
         };
-        for (src, dst) in [(identity, &host), (&host, identity)] {
-            for (trust, wanted) in [(NodeExemption::Trusted, true), (NodeExemption::Untrusted, false)] {
+        // What goes out is decided by a row of its own, of which 4 asks (TIERS 85).
+        let of_row = subject(self.snapshot.own_node_row(identity.egress));
+        let told = self
+            .snapshot
+            .judge_ends(&of_row, &host, false, l4, NodeExemption::Untrusted);
+        let to_node = match told.egress.effect {
+            Effect::Open => EXEMPT,
+            _ => told.egress,
+        };
+        for (src, dst, out) in [(identity, &host, to_node), (&host, identity, EXEMPT)] {
+            for trust in [NodeExemption::Trusted, NodeExemption::Untrusted] {
                 let told = self.snapshot.judge_ends(src, dst, false, l4, trust);
                 self.report.questions += 1;
-                let exempt = [told.ingress, told.egress].map(|side| side.effect == Effect::Node);
-                if exempt != [wanted; 2] {
-                    let what = format!("{} and its node", self.words(place));
-                    return wrong(place, place, what);
+                let right = match trust {
+                    NodeExemption::Untrusted => [told.ingress, told.egress]
+                        .iter()
+                        .all(|side| side.effect != Effect::Node),
+                    _ => (told.ingress, told.egress) == (EXEMPT, out),
+                };
+                if !right {
+                    return Err(Wrong {
+                        what: format!("{} and its node", self.words(place)),
+                        suspect: Suspect::End(place),
+                    });
                 }
             }
         }
@@ -521,7 +541,7 @@ impl Proof {
         self.report.addresses += 1;
         self.identity(place, &end, &identity)?;
         self.exemptions(place, &end, &identity)?;
-        Ok(Seen::new(end, &identity))
+        Ok(Seen::new(end, &identity, &self.snapshot))
     }
 
     /// 4: a row against everyone who can be a peer.
@@ -569,7 +589,7 @@ impl Proof {
         self.cell(line, column, decided, map)
     }
 
-    /// Whether nobody isolates on either side: then there is no cell.
+    /// Whether no policy governs on either side: then there is no cell.
     fn is_trivial(&self, (row, of): Line) -> bool {
         row == 0 && self.view.subject_of(of).policies.is_empty()
     }
@@ -585,7 +605,7 @@ impl Proof {
     /// 5: one cell, unless its port map was held against the same decisions before.
     fn cell(&mut self, line: Line, column: Column, decided: u32, map: u32) -> Result<(), Wrong> {
         // Which policies isolate is the row's own: asked once for each row, whatever the map.
-        let names = decided != OPEN && self.view.decisions.denies(decided) && !self.named.contains(&line);
+        let names = decided != OPEN && self.view.decisions.isolates(decided) && !self.named.contains(&line);
         let known = map != NO_MAP && self.matched.contains(&(decided, map));
         if known && !names {
             return Ok(());
@@ -619,25 +639,27 @@ impl Proof {
             ports.dedup();
             for port in ports {
                 let asked = Some((protocol, port));
-                let rule = wanted.as_ref().map(|spans| spans.rule(asked));
+                let outcome = wanted
+                    .as_ref()
+                    .map_or(Outcome::Open, |spans| spans.outcome(asked));
                 let l4 = L4::Port {
                     protocol: protocol.number(),
                     port,
                 };
-                if !self.decides(line, column, l4, rule) {
+                if !self.decides(line, column, l4, outcome) {
                     return Some(l4);
                 }
             }
         }
-        let rule = wanted.as_ref().map(|spans| spans.rule(None));
+        let outcome = wanted.as_ref().map_or(Outcome::Open, |spans| spans.portless);
         PORTLESS
             .into_iter()
             .map(|protocol| L4::NoPort { protocol })
-            .find(|l4| !self.decides(line, column, *l4, rule))
+            .find(|l4| !self.decides(line, column, *l4, outcome))
     }
 
-    /// Puts one question; `rule` is the one that has to decide, [`NO_RULE`] for isolation, None for open.
-    fn decides(&mut self, line: Line, column: Column, l4: L4, rule: Option<u32>) -> bool {
+    /// Puts one question, and whether the answer is what has to come of the packet.
+    fn decides(&mut self, line: Line, column: Column, l4: L4, outcome: Outcome) -> bool {
         let (own, other) = (subject(line.0), peer(column.0));
         self.report.questions += 1;
         let judge = |src, dst| {
@@ -648,13 +670,17 @@ impl Proof {
             Direction::Ingress => judge(&other, &own).ingress,
             Direction::Egress => judge(&own, &other).egress,
         };
-        match rule {
-            None => told.allow && told.effect == Effect::Open,
-            Some(NO_RULE) => {
+        match outcome {
+            Outcome::Open => told.allow && told.effect == Effect::Open && told.provenance == NONE,
+            Outcome::Isolated => {
                 !told.allow && told.effect == Effect::Isolated && self.names_policies(told.provenance, line.1)
             }
-            Some(rule) => {
-                told.allow && told.effect == Effect::Allow && self.names_rule(told.provenance, rule)
+            Outcome::Rule(rule) => {
+                let wanted = match self.view.rules.rule(rule).action == Action::Allow {
+                    true => (true, Effect::Allow),
+                    false => (false, Effect::Deny),
+                };
+                (told.allow, told.effect) == wanted && self.names_rule(told.provenance, rule)
             }
         }
     }
@@ -665,9 +691,9 @@ impl Proof {
             return true;
         }
         let wanted = self.view.rules.rule(rule);
-        let key = self.view.rules.policy(wanted.policy);
+        let of = self.view.rules.policy(wanted.policy);
         let right = match self.snapshot.provenance(provenance) {
-            Some(Provenance::Rule { policy, rule }) => rule == wanted.index && is_policy(&policy, key),
+            Some(Provenance::Rule { policy, rule }) => rule == wanted.index && policy == of.named(),
             Some(Provenance::Isolating(_)) | None => false,
         };
         if right {
@@ -681,15 +707,12 @@ impl Proof {
         if self.isolating_names.contains(&(provenance, of)) {
             return true;
         }
-        let wanted = &self.view.subject_of(of).policies;
+        let rules = &self.view.rules;
+        let wanted = rules.isolating(&self.view.subject_of(of).policies);
         let right = match self.snapshot.provenance(provenance) {
-            Some(Provenance::Isolating(policies)) => {
-                policies.len() == wanted.len()
-                    && policies
-                        .iter()
-                        .zip(wanted)
-                        .all(|(policy, number)| is_policy(policy, self.view.rules.policy(*number)))
-            }
+            Some(Provenance::Isolating(policies)) => policies
+                .into_iter()
+                .eq(wanted.map(|number| rules.policy(*number).named())),
             Some(Provenance::Rule { .. }) | None => false,
         };
         if right {
@@ -699,17 +722,20 @@ impl Proof {
     }
 
     /// A cell that says something else is wrong if there is a packet that is decided by it: of one family, and not from
-    /// an end to itself.
+    /// an end to itself. What decides about packets to the node that hosts a pod decides about none to pods.
     fn visible(&mut self, line: Line, column: Column, l4: L4) -> Result<(), Wrong> {
         let direction = self.view.subject_of(line.1).direction;
         let peers = self.held.peers_in(column);
-        for own in self.held.subjects_of(line) {
+        let owns = self.held.subjects_of(line);
+        let own_nodes = self.held.own_node_subjects_of(line);
+        let pairs = owns.iter().map(|own| (own, true));
+        for (own, any_peer) in pairs.chain(own_nodes.iter().map(|own| (own, false))) {
             for other in &peers {
                 let (src, dst) = match direction {
-                    Direction::Ingress => (*other, own),
-                    Direction::Egress => (own, *other),
+                    Direction::Ingress => (*other, *own),
+                    Direction::Egress => (*own, *other),
                 };
-                if self.can_meet(src, dst) {
+                if self.can_meet(src, dst) && (any_peer || !self.held.is_pod(*other)) {
                     return Err(Wrong {
                         what: format!("{} is decided otherwise", direction.word()),
                         suspect: Suspect::Packet { src, dst, l4 },
@@ -755,11 +781,6 @@ pub(super) fn key_of(endpoint: &Endpoint<'_>) -> ObjectKey {
         namespace: endpoint.namespace.to_owned(),
         name: endpoint.name.to_owned(),
     }
-}
-
-fn is_policy(told: &PolicyName<'_>, key: &ObjectKey) -> bool {
-    (told.tier, told.kind) == (NETWORK_POLICY, NETWORK_POLICY)
-        && (told.namespace, told.name) == (key.namespace.as_str(), key.name.as_str())
 }
 
 /// The row of a number.

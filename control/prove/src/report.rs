@@ -37,7 +37,8 @@ pub struct Difference {
     pub got: Answer,
     /// What is wrong, in words: whose address it is, or which direction is decided otherwise.
     pub what: String,
-    /// The policies that are named on either side, as `namespace/name`; sorted.
+    /// The policies that are named on either side, as `namespace/name`, those of ordered tiers with kind and tier;
+    /// sorted.
     pub policies: Vec<String>,
 }
 

@@ -7,9 +7,14 @@ use std::{
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
-use ringwall_policy::{Cluster, Labels, NetworkPolicy, ObjectKey, Peer, PortMatch, Protocol, Selector};
+use ringwall_policy::{
+    Action, Cluster, Labels, NetworkPolicy, Peer, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+};
 
-use super::matching::matches;
+use super::{
+    matching::matches,
+    policy::{Policy, Tier},
+};
 
 /// Whose policies decide: the destination's or the source's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +34,14 @@ impl Direction {
         }
     }
 
+    /// The rules of a policy whose rules decide in order.
+    pub(super) fn ordered_rules(self, policy: &TieredPolicy) -> &[TieredRule] {
+        match self {
+            Self::Ingress => &policy.ingress,
+            Self::Egress => &policy.egress,
+        }
+    }
+
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -42,6 +55,8 @@ impl Direction {
 pub(super) struct Rule {
     /// Index of its policy.
     pub policy: u32,
+    pub tier: Tier,
+    pub action: Action,
     pub direction: Direction,
     /// Its index in the policy's list of the direction.
     pub index: u32,
@@ -82,12 +97,14 @@ pub(super) struct Block {
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     /// Those that were replaced or deleted included: numbers are not given out twice.
-    policies: Vec<Arc<NetworkPolicy>>,
+    policies: Vec<Policy>,
     /// First rule of each policy, per direction.
     first: Vec<[u32; 2]>,
     rules: Vec<Rule>,
-    /// Policies in force, in order of their names: the order that decides about reasons.
+    /// NetworkPolicies in force, in order of their names: the order that decides about reasons.
     of_namespace: HashMap<String, Vec<u32>>,
+    /// Policies of the other tiers in force, in the order that decides.
+    tiered: Vec<u32>,
     terms: Vec<PodTerm>,
     term_numbers: HashMap<PodTerm, u32>,
     own_terms: HashMap<String, Vec<u32>>,
@@ -104,28 +121,39 @@ impl Rules {
     pub(super) fn of(cluster: &Cluster) -> Self {
         let mut this = Self::default();
         for policy in cluster.policies.values() {
-            this.add(policy);
+            this.add(Policy::Network(Arc::clone(policy)));
+        }
+        for policy in cluster.tiered.values() {
+            this.add(Policy::Tiered(Arc::clone(policy)));
         }
         this
     }
 
     /// Adds a policy that is not there.
-    pub(super) fn add(&mut self, policy: &Arc<NetworkPolicy>) {
+    pub(super) fn add(&mut self, policy: Policy) {
         let number = self.policies.len() as u32;
-        self.policies.push(Arc::clone(policy));
-        let own = self
-            .of_namespace
-            .entry_ref(policy.key.namespace.as_str())
-            .or_default();
-        let at = own.partition_point(|other| self.policies[*other as usize].key.name < policy.key.name);
-        own.insert(at, number);
-        self.note_keys(&policy.subjects);
+        match policy.tier() {
+            Tier::Network => {
+                let own = self.of_namespace.entry_ref(policy.namespace()).or_default();
+                let before = |other: &u32| self.policies[*other as usize].name() < policy.name();
+                own.insert(own.partition_point(before), number);
+            }
+            Tier::Admin | Tier::Baseline => {
+                let place = policy.place();
+                let before = |other: &u32| self.policies[*other as usize].place() < place;
+                self.tiered.insert(self.tiered.partition_point(before), number);
+            }
+        }
+        self.note_keys(policy.pods());
         let mut first = [0; 2];
         for (direction, first) in Direction::BOTH.into_iter().zip(&mut first) {
             *first = self.rules.len() as u32;
-            for (rule, index) in direction.rules(policy).into_iter().flatten().zip(0..) {
-                let peers = rule.peers.as_ref().map(|peers| self.terms(policy, peers));
-                for entry in rule.ports.iter().flatten() {
+            for index in 0..policy.len(direction) {
+                let Some(part) = policy.part(direction, index) else {
+                    continue;
+                };
+                let peers = part.peers.map(|peers| self.terms(policy.namespace(), peers));
+                for entry in part.ports.into_iter().flatten() {
                     if let PortMatch::Named { protocol, name } = entry {
                         let names = &mut self.port_names[direction as usize];
                         names.entry(name.clone()).or_default().insert(*protocol);
@@ -133,6 +161,8 @@ impl Rules {
                 }
                 self.rules.push(Rule {
                     policy: number,
+                    tier: policy.tier(),
+                    action: part.action,
                     direction,
                     index,
                     peers,
@@ -140,12 +170,19 @@ impl Rules {
             }
         }
         self.first.push(first);
+        self.policies.push(policy);
     }
 
     /// Takes a policy out of force.
-    pub(super) fn remove(&mut self, key: &ObjectKey) {
-        if let Some(own) = self.of_namespace.get_mut(&key.namespace) {
-            own.retain(|number| self.policies[*number as usize].key != *key);
+    pub(super) fn remove(&mut self, policy: &Policy) {
+        let stays = |number: &u32| !self.policies[*number as usize].is(policy);
+        match policy.tier() {
+            Tier::Network => {
+                if let Some(own) = self.of_namespace.get_mut(policy.namespace()) {
+                    own.retain(stays);
+                }
+            }
+            Tier::Admin | Tier::Baseline => self.tiered.retain(stays),
         }
     }
 
@@ -169,7 +206,8 @@ impl Rules {
         self.policies.len()
     }
 
-    fn terms(&mut self, policy: &NetworkPolicy, peers: &[Peer]) -> Terms {
+    /// Takes the peers of a rule apart, of a policy in this namespace.
+    fn terms(&mut self, own: &str, peers: &[Peer]) -> Terms {
         let mut terms = Terms::default();
         for peer in peers {
             match peer {
@@ -177,7 +215,7 @@ impl Rules {
                     self.note_keys(pods);
                     let term = PodTerm {
                         namespaces: match namespaces {
-                            None => Namespaces::Own(policy.key.namespace.clone()),
+                            None => Namespaces::Own(own.to_owned()),
                             Some(selector) => Namespaces::Matching(selector.clone()),
                         },
                         pods: pods.clone(),
@@ -260,15 +298,53 @@ impl Rules {
         of_namespace.iter().filter(holds).copied().collect()
     }
 
-    /// Policies that isolate a pod in a direction, in the order that decides.
-    pub(super) fn selecting(&self, namespace: &str, labels: &Labels, direction: Direction) -> Vec<u32> {
-        let all = self.of_namespace.get(namespace).into_iter().flatten();
-        all.filter(|number| {
-            let policy = &self.policies[**number as usize];
-            direction.rules(policy).is_some() && matches(&policy.subjects, labels)
-        })
-        .copied()
-        .collect()
+    /// Policies of the tiers other than that of NetworkPolicies that select pods of this namespace, in the order that
+    /// decides.
+    pub(super) fn tiered_of_namespace(&self, name: &str, labels: &Labels) -> Vec<u32> {
+        let selects = |number: &&u32| self.policies[**number as usize].selects_in(name, labels);
+        self.tiered.iter().filter(selects).copied().collect()
+    }
+
+    /// Policies that decide about a pod in a direction, in order; `tiered` are those of its namespace. Where
+    /// NetworkPolicies isolate it, what comes after them is never asked (TIERS 70.1).
+    pub(super) fn deciding(
+        &self,
+        namespace: &str,
+        tiered: &[u32],
+        labels: &Labels,
+        direction: Direction,
+    ) -> Vec<u32> {
+        let own = self.of_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
+        let isolating: Vec<u32> = self.selecting(own, labels, direction).collect();
+        if tiered.is_empty() {
+            return isolating;
+        }
+        let tiered = self.selecting(tiered, labels, direction);
+        if isolating.is_empty() {
+            return tiered.collect();
+        }
+        let admin = tiered.filter(|number| self.policies[*number as usize].tier() == Tier::Admin);
+        admin.chain(isolating.iter().copied()).collect()
+    }
+
+    /// Those of these policies that have a part in a direction and select pods with these labels.
+    pub(super) fn selecting(
+        &self,
+        policies: &[u32],
+        labels: &Labels,
+        direction: Direction,
+    ) -> impl Iterator<Item = u32> {
+        let selects = move |number: &u32| {
+            let policy = &self.policies[*number as usize];
+            policy.governs(direction) && matches(policy.pods(), labels)
+        };
+        policies.iter().copied().filter(selects)
+    }
+
+    /// Those of these policies that isolate.
+    pub(super) fn isolating<'a>(&self, policies: &'a [u32]) -> impl Iterator<Item = &'a u32> {
+        let isolates = |number: &&u32| self.policies[**number as usize].tier() == Tier::Network;
+        policies.iter().filter(isolates)
     }
 
     /// Rules of these policies, in order.
@@ -276,8 +352,7 @@ impl Rules {
         let each = |policy: &u32| {
             let index = *policy as usize;
             let first = self.first[index][direction as usize];
-            let count = direction.rules(&self.policies[index]).map_or(0, <[_]>::len) as u32;
-            first..first + count
+            first..first + self.policies[index].len(direction)
         };
         policies.iter().flat_map(each).collect()
     }
@@ -290,12 +365,11 @@ impl Rules {
     pub(super) fn ports(&self, number: u32) -> Option<&[PortMatch]> {
         let rule = self.rule(number);
         let policy = &self.policies[rule.policy as usize];
-        let rules = rule.direction.rules(policy)?;
-        rules.get(rule.index as usize)?.ports.as_deref()
+        policy.part(rule.direction, rule.index)?.ports
     }
 
-    pub(super) fn policy(&self, number: u32) -> &ObjectKey {
-        &self.policies[number as usize].key
+    pub(super) fn policy(&self, number: u32) -> &Policy {
+        &self.policies[number as usize]
     }
 
     /// Every port at which some rule may change its mind, by number.

@@ -3,11 +3,12 @@
 use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
-use ringwall_policy::{Cluster, NetworkPolicy, ObjectKey, Pod, PortMatch, Protocol, Settings};
+use ringwall_policy::{Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
 
 use super::{
-    matching::PortOf,
-    ports::{Decisions, NO_RULE, Passes, PortNames},
+    matching::{PortOf, matches},
+    policy::Policy,
+    ports::{Decisions, Outcome, Passes, PortNames},
     rules::{Direction, Rules},
     sets::Sets,
     space::{Place, Space},
@@ -41,16 +42,29 @@ pub(super) struct End {
     pub meaning: u32,
     /// What decides about it, by direction.
     pub subjects: [u32; 2],
+    /// What decides about its packets to the node that hosts it.
+    pub own_node: u32,
 }
 
 /// What decides about a pod in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     pub direction: Direction,
-    /// Policies that isolate it, in the order that decides; empty: it is open.
+    /// Policies that decide, in order: those before NetworkPolicies, those that isolate it, and where none does, those
+    /// after them; empty: it is open.
     pub policies: Vec<u32>,
     /// Ingress: what it calls the ports that the rules ask for.
     pub names: u32,
+}
+
+/// A subject, with its rules.
+#[derive(Debug)]
+struct Judged {
+    subject: Subject,
+    /// Its rules, in the order that decides.
+    rules: Vec<u32>,
+    /// The list of none of them.
+    none: u32,
 }
 
 /// What rules can see of an end as a peer.
@@ -89,6 +103,16 @@ struct Group {
     terms: u32,
     names: u32,
     subjects: [u32; 2],
+    own_node: u32,
+}
+
+/// What pods of a namespace can match, by the namespace alone.
+#[derive(Debug, Default)]
+struct OfNamespace {
+    /// Pod terms, ascending.
+    terms: Vec<u32>,
+    /// Policies other than NetworkPolicies, in the order that decides.
+    tiered: Vec<u32>,
 }
 
 /// Who says that an address is theirs.
@@ -102,8 +126,19 @@ struct Claims {
     hosts: Vec<u32>,
 }
 
-/// No policy isolates: subjects of ends that are no pods, by direction.
-pub(super) const OPEN: [u32; 2] = [0, 1];
+/// What decides about a pod.
+struct Deciding {
+    /// By direction.
+    subjects: [u32; 2],
+    /// About its packets to the node that hosts it.
+    own_node: u32,
+}
+
+/// No policy decides: subjects of ends that are no pods, by direction.
+pub(super) const OPEN: [u32; 2] = [0, NO_POLICY_OUT];
+
+/// The one of what goes out.
+pub(super) const NO_POLICY_OUT: u32 = 1;
 
 /// All that the objects say.
 #[derive(Debug)]
@@ -116,11 +151,11 @@ pub(super) struct View {
     /// How many pod terms there were before the policies were last replaced.
     terms_before: usize,
     pub decisions: Decisions,
-    /// Pod terms that pods of a namespace can match.
-    terms_of: HashMap<String, Arc<Vec<u32>>>,
+    /// What pods of a namespace can match.
+    of_namespaces: HashMap<String, Arc<OfNamespace>>,
     groups: Vec<Group>,
     group_numbers: HashMap<Vec<u8>, u32>,
-    subjects: Vec<(Subject, Vec<u32>)>,
+    subjects: Vec<Judged>,
     subject_numbers: HashMap<Subject, u32>,
     meanings: Vec<Meaning>,
     meaning_numbers: HashMap<Meaning, u32>,
@@ -152,7 +187,7 @@ impl View {
             block_sets,
             terms_before: usize::MAX,
             decisions: Decisions::new(),
-            terms_of: HashMap::new(),
+            of_namespaces: HashMap::new(),
             groups: Vec::new(),
             group_numbers: HashMap::new(),
             subjects: Vec::new(),
@@ -307,7 +342,7 @@ impl View {
     }
 
     pub(super) fn subject_of(&self, number: u32) -> &Subject {
-        &self.subjects[number as usize].0
+        &self.subjects[number as usize].subject
     }
 
     /// Groups, subjects, meanings and policies that ever were.
@@ -376,18 +411,19 @@ impl View {
             Who::Pod(slot) => self.pod(slot).and_then(|known| known.group),
             Who::Unseen(_) | Who::Node(_) | Who::Place(_) => None,
         };
-        let (terms, names, subjects) = match group {
+        let (terms, names, subjects, own_node) = match group {
             Some(number) => {
                 let group = &self.groups[number as usize];
-                (group.terms, group.names, group.subjects)
+                (group.terms, group.names, group.subjects, group.own_node)
             }
-            None => (0, 0, OPEN),
+            None => (0, 0, OPEN, NO_POLICY_OUT),
         };
         let meaning = self.meaning_number(Meaning { terms, blocks, names });
         End {
             who,
             meaning,
             subjects,
+            own_node,
         }
     }
 
@@ -466,7 +502,7 @@ impl View {
     /// Whether two subjects let the same pass between them and a peer, which may mean something else to the second.
     pub(super) fn pass_alike(&mut self, a: (u32, u32), b: (u32, u32)) -> bool {
         let [a, b] = [a, b].map(|(subject, meaning)| {
-            if self.subjects[subject as usize].0.policies.is_empty() {
+            if self.subject_of(subject).policies.is_empty() {
                 return None;
             }
             let list = self.list_of(subject, meaning);
@@ -475,10 +511,10 @@ impl View {
         a == b || self.passes(a) == self.passes(b)
     }
 
-    /// What passes by a decision; None is that of a subject that nothing isolates.
+    /// What passes by a decision; None is that of a subject about which no policy decides.
     pub(super) fn passes(&self, decided: Option<u32>) -> Passes {
         decided.map_or_else(Passes::everything, |decided| {
-            self.decisions.spans(decided).passes()
+            self.decisions.spans(decided).passes(&self.rules)
         })
     }
 
@@ -504,11 +540,13 @@ impl View {
         let names = self.port_names(pod, &|protocol, name| {
             self.rules.names_port(Direction::Egress, protocol, name)
         });
+        let Deciding { subjects, own_node } = self.subjects_for(pod);
         let group = Group {
             example: Arc::clone(pod),
             terms: self.terms_matching(pod),
             names: self.names_number(names),
-            subjects: self.subjects_for(pod),
+            subjects,
+            own_node,
         };
         let number = self.groups.len() as u32;
         self.groups.push(group);
@@ -516,64 +554,76 @@ impl View {
         Some(number)
     }
 
+    /// What pods of a namespace can match; nothing where the namespace has not been seen.
+    fn of_namespace(&mut self, name: &str) -> Arc<OfNamespace> {
+        if let Some(known) = self.of_namespaces.get(name) {
+            return Arc::clone(known);
+        }
+        let found = match self.cluster.namespaces.get(name) {
+            Some(namespace) => OfNamespace {
+                terms: self.rules.terms_of_namespace(name, &namespace.labels),
+                tiered: self.rules.tiered_of_namespace(name, &namespace.labels),
+            },
+            None => OfNamespace::default(),
+        };
+        let found = Arc::new(found);
+        self.of_namespaces.insert(name.to_owned(), Arc::clone(&found));
+        found
+    }
+
     /// The set of pod terms that match a pod.
     fn terms_matching(&mut self, pod: &Pod) -> u32 {
-        let of_namespace = match self.terms_of.get(&pod.key.namespace) {
-            Some(terms) => Arc::clone(terms),
-            None => {
-                let terms = match self.cluster.namespaces.get(&pod.key.namespace) {
-                    Some(namespace) => self.rules.terms_of_namespace(&namespace.name, &namespace.labels),
-                    None => Vec::new(),
-                };
-                let terms = Arc::new(terms);
-                self.terms_of
-                    .insert(pod.key.namespace.clone(), Arc::clone(&terms));
-                terms
-            }
-        };
-        let terms = self.rules.matching_terms(&of_namespace, &pod.labels);
+        let of_namespace = self.of_namespace(&pod.key.namespace);
+        let terms = self.rules.matching_terms(&of_namespace.terms, &pod.labels);
         self.term_sets.number(terms)
     }
 
-    /// What decides about a pod, by direction.
-    fn subjects_for(&mut self, pod: &Pod) -> [u32; 2] {
-        Direction::BOTH.map(|direction| {
-            let policies = self.rules.selecting(&pod.key.namespace, &pod.labels, direction);
+    fn subjects_for(&mut self, pod: &Pod) -> Deciding {
+        let namespace = &pod.key.namespace;
+        let of_namespace = self.of_namespace(namespace);
+        let tiered = &of_namespace.tiered;
+        let subjects = Direction::BOTH.map(|direction| {
+            let policies = self.rules.deciding(namespace, tiered, &pod.labels, direction);
             let names = match direction {
                 Direction::Ingress => self.asked_names(pod, &policies),
                 Direction::Egress => Vec::new(), // the peer's
             };
             self.subject(direction, policies, &names)
-        })
+        });
+        let to_node = self.rules.selecting(tiered, &pod.labels, Direction::Egress);
+        Deciding {
+            subjects,
+            own_node: self.subject(Direction::Egress, to_node.collect(), &[]),
+        }
+    }
+
+    /// Sets what decides about a group's pods.
+    fn decide_anew(&mut self, group: usize, pod: &Pod) {
+        let Deciding { subjects, own_node } = self.subjects_for(pod);
+        let group = &mut self.groups[group];
+        (group.subjects, group.own_node) = (subjects, own_node);
     }
 
     /// Takes over policies: those that are gone or replaced, then those that are new. Answers whether the address space
     /// is cut otherwise.
-    pub(super) fn replace_policies(
-        &mut self,
-        cluster: &Cluster,
-        gone: &[ObjectKey],
-        new: &[Arc<NetworkPolicy>],
-    ) -> bool {
+    pub(super) fn replace_policies(&mut self, cluster: &Cluster, gone: &[Policy], new: &[Policy]) -> bool {
         let words = self.rules.words();
         let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
         self.terms_before = terms;
-        for key in gone {
-            self.rules.remove(key);
+        for policy in gone {
+            self.rules.remove(policy);
         }
         for policy in new {
-            self.rules.add(policy);
+            self.rules.add(policy.clone());
         }
         self.term_sets.grow(self.rules.term_count());
         let more_terms = self.rules.term_count() > terms;
-        if more_terms {
-            self.terms_of.clear();
+        let (network, tiered): (Vec<&Policy>, Vec<&Policy>) =
+            (gone.iter().chain(new)).partition(|policy| matches!(policy, Policy::Network(_)));
+        if more_terms || !tiered.is_empty() {
+            self.of_namespaces.clear();
         }
-        let namespaces: HashSet<&str> = gone
-            .iter()
-            .chain(new.iter().map(|policy| &policy.key))
-            .map(|key| key.namespace.as_str())
-            .collect();
+        let namespaces: HashSet<&str> = network.iter().map(|policy| policy.namespace()).collect();
         if self.rules.words() != words {
             // Selectors or rules can tell pods apart now that they could not.
             self.regroup();
@@ -583,8 +633,13 @@ impl View {
             if more_terms {
                 self.groups[number].terms = self.terms_matching(&pod);
             }
-            if namespaces.contains(pod.key.namespace.as_str()) {
-                self.groups[number].subjects = self.subjects_for(&pod);
+            let selected = |policy: &&Policy| {
+                let labels = self.namespace_labels(&pod.key.namespace);
+                labels.is_some_and(|labels| policy.selects_in(&pod.key.namespace, labels))
+                    && matches(policy.pods(), &pod.labels)
+            };
+            if namespaces.contains(pod.key.namespace.as_str()) || tiered.iter().any(selected) {
+                self.decide_anew(number, &pod);
             }
         }
         let more_blocks = self.rules.blocks().len() > blocks;
@@ -593,6 +648,13 @@ impl View {
             self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
         }
         more_blocks
+    }
+
+    fn namespace_labels(&self, name: &str) -> Option<&Labels> {
+        self.cluster
+            .namespaces
+            .get(name)
+            .map(|namespace| &namespace.labels)
     }
 
     /// Groups all pods anew.
@@ -615,12 +677,13 @@ impl View {
     pub(super) fn replace_namespaces(&mut self, cluster: &Cluster, changed: &HashSet<String>) -> Vec<u32> {
         self.cluster.namespaces = cluster.namespaces.clone();
         for name in changed {
-            self.terms_of.remove(name);
+            self.of_namespaces.remove(name);
         }
         for number in 0..self.groups.len() {
             let pod = Arc::clone(&self.groups[number].example);
             if changed.contains(&pod.key.namespace) {
                 self.groups[number].terms = self.terms_matching(&pod);
+                self.decide_anew(number, &pod);
             }
         }
         let mut slots = Vec::new();
@@ -724,8 +787,12 @@ impl View {
             return *number;
         }
         let number = self.subjects.len() as u32;
-        let rules = self.rules.rules_of(&subject.policies, direction);
-        self.subjects.push((subject.clone(), rules));
+        let isolated = self.rules.isolating(&subject.policies).next().is_some();
+        self.subjects.push(Judged {
+            rules: self.rules.rules_of(&subject.policies, direction),
+            none: Decisions::none(isolated),
+            subject: subject.clone(),
+        });
         self.subject_numbers.insert(subject, number);
         number
     }
@@ -733,8 +800,9 @@ impl View {
     /// The list of a subject's rules that match a peer of this meaning, by asking each rule.
     pub(super) fn list_of(&mut self, subject: u32, meaning: u32) -> u32 {
         let Meaning { terms, blocks, .. } = self.meanings[meaning as usize];
-        let mut list = 0;
-        for rule in &self.subjects[subject as usize].1 {
+        let Judged { rules, none, .. } = &self.subjects[subject as usize];
+        let mut list = *none;
+        for rule in rules {
             let matched = self.rules.rule(*rule).peers.as_ref().is_none_or(|peers| {
                 self.term_sets.meets(terms, &peers.pods) || self.block_sets.meets(blocks, &peers.blocks)
             });
@@ -747,7 +815,7 @@ impl View {
 
     /// What a subject decides about a peer for whom this list of its rules matches.
     pub(super) fn decide(&mut self, subject: u32, list: u32, meaning: u32) -> u32 {
-        let Subject { direction, names, .. } = self.subjects[subject as usize].0;
+        let Subject { direction, names, .. } = *self.subject_of(subject);
         // A port's name is the destination's.
         let names = match direction {
             Direction::Ingress => names,
@@ -760,8 +828,9 @@ impl View {
     /// names; answers the list of all others.
     pub(super) fn lists_of(&mut self, subject: u32, lists: &mut Lists) -> u32 {
         lists.begin(self.meanings.len());
-        let mut others = 0;
-        for rule in &self.subjects[subject as usize].1 {
+        let Judged { rules, none, .. } = &self.subjects[subject as usize];
+        let mut others = *none;
+        for rule in rules {
             match &self.rules.rule(*rule).peers {
                 None => {
                     for meaning in &lists.named {
@@ -790,15 +859,14 @@ impl View {
         others
     }
 
-    /// The rule that decides about a packet between a subject and a peer; None where the subject is open.
-    pub(super) fn decision(&mut self, subject: u32, meaning: u32, asked: PortOf) -> Option<Option<u32>> {
-        if self.subjects[subject as usize].0.policies.is_empty() {
-            return None;
+    /// What comes of a packet between a subject and a peer.
+    pub(super) fn outcome(&mut self, subject: u32, meaning: u32, asked: PortOf) -> Outcome {
+        if self.subject_of(subject).policies.is_empty() {
+            return Outcome::Open;
         }
         let list = self.list_of(subject, meaning);
         let decided = self.decide(subject, list, meaning);
-        let rule = self.decisions.spans(decided).rule(asked);
-        Some((rule != NO_RULE).then_some(rule))
+        self.decisions.spans(decided).outcome(asked)
     }
 }
 

@@ -2,18 +2,25 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use ringwall_dataplane::classify::{DirectionVerdict, Effect, Identity, L4, NodeExemption, Provenance};
+use ringwall_dataplane::classify::{
+    DirectionVerdict, Effect, Identity, L4, NodeExemption, PolicyName, Provenance,
+};
+use ringwall_policy::Action;
 
 use super::{
     held::Place,
     matching::{self, PortOf},
-    ports::WITH_PORTS,
+    policy::in_words,
+    ports::{Outcome, WITH_PORTS},
     proof::{Proof, Suspect, Wrong},
     report::{Answer, Difference},
     rules::Direction,
     space,
     view::{End, Who},
 };
+
+/// The reason of what nothing decides.
+const OPEN: &str = "open";
 
 /// Most ends and ports that are tried in search of a packet.
 const TRIED_ENDS: usize = 256;
@@ -62,7 +69,11 @@ impl Proof {
         };
         let mut shown: Option<(Place, Place, L4, NodeExemption, Told, Told)> = None;
         'tried: for (src, dst, l4) in &tried {
-            for trust in [NodeExemption::Trusted, NodeExemption::Untrusted] {
+            for trust in [
+                NodeExemption::Trusted,
+                NodeExemption::Untrusted,
+                NodeExemption::ThisNode,
+            ] {
                 let wanted = self.wanted(*src, *dst, *l4, trust);
                 let got = self.got(*src, *dst, *l4, trust);
                 let better = match &shown {
@@ -96,8 +107,10 @@ impl Proof {
             )
         });
         let mut what = wrong.what;
-        if trust == NodeExemption::Untrusted {
-            what.push_str(" (where node addresses are not trusted)");
+        match trust {
+            NodeExemption::Trusted => {}
+            NodeExemption::Untrusted => what.push_str(" (where node addresses are not trusted)"),
+            NodeExemption::ThisNode => what.push_str(" (where the one that is no pod is the pod's node)"),
         }
         let (protocol, port) = match l4 {
             L4::Port { protocol, port } => (protocol, Some(port)),
@@ -207,11 +220,15 @@ impl Proof {
         {
             return both("self");
         }
-        if let (Who::Pod(pod), Who::Node(node)) | (Who::Node(node), Who::Pod(pod)) = (from.who, to.who)
-            && trust == NodeExemption::Trusted
-            && self.view.pod(pod).is_some_and(|known| known.node == Some(node))
-        {
-            return both("its node");
+        if self.is_exempt(from.who, to.who, trust) {
+            let mut told = both("its node");
+            if matches!(from.who, Who::Pod(_)) {
+                let (allow, words) = self.by_policies(from.own_node, to.meaning, l4, &mut told.policies);
+                if words != OPEN {
+                    told.sides[Direction::Egress as usize] = (allow, words);
+                }
+            }
+            return told;
         }
         let mut policies = BTreeSet::new();
         let sides = [
@@ -232,6 +249,31 @@ impl Proof {
         if own.who.is_unknown() && !self.view.settings().allow_unknown {
             return (false, "unknown".to_owned());
         }
+        let of = own.subjects[direction as usize];
+        self.by_policies(of, other.meaning, l4, policies)
+    }
+
+    /// Whether one is a pod and the other its node.
+    fn is_exempt(&self, from: Who, to: Who, trust: NodeExemption) -> bool {
+        match (from, to, trust) {
+            (_, _, NodeExemption::Untrusted) => false,
+            (Who::Pod(pod), Who::Node(node), NodeExemption::Trusted)
+            | (Who::Node(node), Who::Pod(pod), NodeExemption::Trusted) => {
+                self.view.pod(pod).is_some_and(|known| known.node == Some(node))
+            }
+            (_, _, NodeExemption::Trusted) => false,
+            (from, to, NodeExemption::ThisNode) => matches!(from, Who::Pod(_)) != matches!(to, Who::Pod(_)),
+        }
+    }
+
+    /// What a subject's policies say about a peer.
+    fn by_policies(
+        &mut self,
+        of: u32,
+        meaning: u32,
+        l4: L4,
+        policies: &mut BTreeSet<String>,
+    ) -> (bool, String) {
         let asked: PortOf = match l4 {
             L4::Port { protocol, port } => {
                 let of = WITH_PORTS.into_iter().find(|of| of.number() == protocol);
@@ -239,25 +281,20 @@ impl Proof {
             }
             L4::NoPort { .. } => None,
         };
-        let of = own.subjects[direction as usize];
-        match self.view.decision(of, other.meaning, asked) {
-            None => (true, "open".to_owned()),
-            Some(Some(rule)) => {
-                let rule = self.view.rules.rule(rule);
-                let policy = self.view.rules.policy(rule.policy).to_string();
-                let words = format!("rule {} of {policy}", rule.index);
-                policies.insert(policy);
-                (true, words)
+        let outcome = self.view.outcome(of, meaning, asked);
+        let rules = &self.view.rules;
+        match outcome {
+            Outcome::Open => (true, OPEN.to_owned()),
+            Outcome::Rule(rule) => {
+                let rule = rules.rule(rule);
+                let allow = rule.action == Action::Allow;
+                let words = by_rule(allow, rule.index, &rules.policy(rule.policy).named(), policies);
+                (allow, words)
             }
-            Some(None) => {
-                let isolating = &self.view.subject_of(of).policies;
-                let names: Vec<String> = isolating
-                    .iter()
-                    .map(|number| self.view.rules.policy(*number).to_string())
-                    .collect();
-                let words = format!("isolated by {}", names.join(", "));
-                policies.extend(names);
-                (false, words)
+            Outcome::Isolated => {
+                let isolating = rules.isolating(&self.view.subject_of(of).policies);
+                let names = isolating.map(|number| rules.policy(*number).named());
+                (false, by_isolation(names, policies))
             }
         }
     }
@@ -272,7 +309,7 @@ impl Proof {
         let told = self.snapshot.judge_ends(&from, &to, same, l4, trust);
         let mut words = |side: DirectionVerdict| {
             let words = match side.effect {
-                Effect::Open => "open".to_owned(),
+                Effect::Open => OPEN.to_owned(),
                 Effect::SelfTraffic => "self".to_owned(),
                 Effect::Node => "its node".to_owned(),
                 Effect::Unknown => "unknown".to_owned(),
@@ -280,15 +317,9 @@ impl Proof {
                 Effect::Allow | Effect::Isolated | Effect::Deny => {
                     match self.snapshot.provenance(side.provenance) {
                         Some(Provenance::Rule { policy, rule }) => {
-                            policies.insert(policy.to_string());
-                            let denies = if side.allow { "" } else { "denied by " };
-                            format!("{denies}rule {rule} of {policy}")
+                            by_rule(side.allow, rule, &policy, &mut policies)
                         }
-                        Some(Provenance::Isolating(isolating)) => {
-                            let names: Vec<String> = isolating.iter().map(ToString::to_string).collect();
-                            policies.extend(names.iter().cloned());
-                            format!("isolated by {}", names.join(", "))
-                        }
+                        Some(Provenance::Isolating(isolating)) => by_isolation(isolating, &mut policies),
                         None => "for a reason that it does not know".to_owned(),
                     }
                 }
@@ -324,4 +355,24 @@ impl Proof {
             Who::Place(space::Place::Outside) => "outside".to_owned(),
         }
     }
+}
+
+/// The reason of what a rule decides.
+fn by_rule(allow: bool, index: u32, policy: &PolicyName<'_>, policies: &mut BTreeSet<String>) -> String {
+    let policy = in_words(policy);
+    let denies = if allow { "" } else { "denied by " };
+    let words = format!("{denies}rule {index} of {policy}");
+    policies.insert(policy);
+    words
+}
+
+/// The reason of what NetworkPolicies do not allow.
+fn by_isolation<'a>(
+    isolating: impl IntoIterator<Item = PolicyName<'a>>,
+    policies: &mut BTreeSet<String>,
+) -> String {
+    let names: Vec<String> = isolating.into_iter().map(|policy| in_words(&policy)).collect();
+    let words = format!("isolated by {}", names.join(", "));
+    policies.extend(names);
+    words
 }

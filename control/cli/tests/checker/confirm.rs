@@ -3,13 +3,22 @@
 use std::net::IpAddr;
 
 use ringwall_evaluate::{Cause, End, Service};
-use ringwall_policy::{Cluster, ObjectKey};
+use ringwall_policy::{Cluster, ObjectKey, PolicyId, PolicyKind};
 use ringwall_prove::{Answer, Difference};
+
+fn name(tier: &str, policy: &PolicyId) -> String {
+    match policy.kind {
+        PolicyKind::NetworkPolicy => policy.to_string(),
+        kind => format!("{} {policy} of tier {tier}", kind.name()),
+    }
+}
 
 fn words(cause: &Cause) -> String {
     match cause {
-        Cause::Rule { policy, index, .. } => format!("rule {index} of {policy}"),
-        Cause::Denied { policy, index, .. } => format!("denied by rule {index} of {policy}"),
+        Cause::Rule { tier, policy, index } => format!("rule {index} of {}", name(tier, policy)),
+        Cause::Denied { tier, policy, index } => {
+            format!("denied by rule {index} of {}", name(tier, policy))
+        }
         Cause::Isolated(policies) => {
             let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
             format!("isolated by {}", names.join(", "))
@@ -50,8 +59,8 @@ fn evaluated(cluster: &Cluster, difference: &Difference) -> Option<Answer> {
 
 /// Fails where the evaluator says another thing about the packet than the checker wants.
 pub(crate) fn confirm(cluster: &Cluster, difference: &Difference) {
-    // The evaluator trusts node addresses.
-    if difference.what.contains("not trusted") {
+    // The evaluator trusts node addresses, and knows no machine.
+    if difference.what.contains("not trusted") || difference.what.contains("is the pod's node") {
         return;
     }
     if let Some(evaluated) = evaluated(cluster, difference) {

@@ -19,7 +19,7 @@ pub(crate) const SECTIONS: [&str; 19] = [
     "palettes",
     "port maps",
     "intervals",
-    "isolating",
+    "rows",
     "provenance",
     "policies",
     "policy lists",
@@ -122,6 +122,23 @@ impl Forged {
             if let Some(other) = other(u64::from_le_bytes(*epoch)) {
                 *epoch = other.to_le_bytes();
             }
+        }
+    }
+
+    /// Gives rows other rows for the node that hosts a pod: what `other` makes of a row, by its number, and the one it has.
+    pub(crate) fn own_nodes(&mut self, other: impl Fn(u32, u32) -> u32) {
+        let at = SECTIONS
+            .iter()
+            .position(|name| *name == "rows")
+            .expect("there are rows");
+        let Section {
+            record,
+            offset,
+            length,
+        } = self.sections[at];
+        let records = self.bytes[offset..offset + length].chunks_mut(record);
+        for (own_node, row) in records.filter_map(|record| record.last_chunk_mut::<4>()).zip(1..) {
+            *own_node = other(row, u32::from_le_bytes(*own_node)).to_le_bytes();
         }
     }
 

@@ -7,19 +7,21 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{Generation, L4, NodeExemption, Snapshot},
 };
-use ringwall_policy::{Cluster, Object};
+use ringwall_policy::{Action, Cluster, ClusterTier, Object, TieredPolicy};
 use ringwall_prove::{Checker, Difference};
 use ringwall_source::decode::decode;
 use ringwall_testbed::synthetic::{EventKind, Spec, Synthetic};
 
-use crate::{generate, mistakes, mutate, random::Random};
+use crate::{generate, mutate, random::Random};
 
-/// A pod, policy or namespace more, less, replaced or changed; seldom anything else.
-fn event(cluster: &Cluster, random: &mut Random) -> Cluster {
+/// A pod, policy or namespace more, less, replaced or changed; seldom anything else. With policies of ordered kinds where
+/// `tiers`.
+fn event(cluster: &Cluster, tiers: bool, random: &mut Random) -> Cluster {
     let mut next = cluster.clone();
-    let other = generate::cluster(random);
+    let other = crate::some_cluster(tiers, random);
     let keys: Vec<_> = cluster.pods.keys().cloned().collect();
-    match random.below(20) {
+    match random.below(if tiers { 26 } else { 20 }) {
+        20..=25 => tiered_event(&mut next, &other, random),
         0 => next = mutate::step(cluster, random),
         1 | 2 => {
             let policies: Vec<_> = other.policies.values().collect();
@@ -60,6 +62,49 @@ fn event(cluster: &Cluster, random: &mut Random) -> Cluster {
     next
 }
 
+/// A policy of an ordered kind more, less, replaced or changed.
+fn tiered_event(next: &mut Cluster, other: &Cluster, random: &mut Random) {
+    let others: Vec<TieredPolicy> = other.tiered.values().map(|policy| (**policy).clone()).collect();
+    let own: Vec<TieredPolicy> = next.tiered.values().map(|policy| (**policy).clone()).collect();
+    let mut put = |policy: TieredPolicy| drop(next.tiered.insert(policy.id.clone(), Arc::new(policy)));
+    match random.below(7) {
+        0 | 1 if !others.is_empty() => put(random.one(&others).clone()),
+        _ if own.is_empty() => others.into_iter().for_each(put),
+        2 => drop(next.tiered.remove(&random.one(&own).id)),
+        3 => {
+            // Two change places and nothing else.
+            let (mut one, mut two) = (random.one(&own).clone(), random.one(&own).clone());
+            std::mem::swap(&mut one.priority, &mut two.priority);
+            if one.id != two.id {
+                put(one);
+                put(two);
+            }
+        }
+        4 => {
+            let mut policy = random.one(&own).clone();
+            policy.tier = match policy.tier {
+                ClusterTier::Admin => ClusterTier::Baseline,
+                ClusterTier::Baseline => ClusterTier::Admin,
+            };
+            put(policy);
+        }
+        5 => {
+            let mut policy = random.one(&own).clone();
+            let actions = [Action::Allow, Action::Deny, Action::Pass];
+            for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+                rule.action = *random.one(&actions);
+            }
+            put(policy);
+        }
+        _ => {
+            let mut policy = random.one(&own).clone();
+            policy.ingress.pop();
+            policy.egress.reverse();
+            put(policy);
+        }
+    }
+}
+
 /// Whether a proof failed for flows that would go on.
 fn is_about_epochs<T>(proof: &Result<T, Box<Difference>>) -> bool {
     let would = "flows would go on";
@@ -77,10 +122,11 @@ fn update(compiler: &mut Compiler, cluster: &Cluster, generation: u64) -> Arc<Sn
 
 #[test]
 fn successors_are_proven_from_what_differs() {
-    let (mut carried, mut with_policies, mut whole) = (0, 0, 0);
-    for seed in crate::seeds(40) {
+    let (mut carried, mut with_policies, mut ordered, mut whole) = (0, 0, 0, 0);
+    for seed in crate::seeds(60) {
+        let tiers = seed % 2 == 1;
         let mut random = Random::new(seed);
-        let mut cluster = generate::cluster(&mut random);
+        let mut cluster = crate::some_cluster(tiers, &mut random);
         let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
         let mut checker = Checker::new();
         let mut last = Cluster::default();
@@ -89,20 +135,23 @@ fn successors_are_proven_from_what_differs() {
             let report = checker.changed(&cluster, &snapshot);
             let report =
                 report.unwrap_or_else(|difference| panic!("seed {seed}, {generation}: {difference}"));
-            let same_policies =
-                (&last.policies, &last.namespaces) == (&cluster.policies, &cluster.namespaces);
+            let policies = |of: &Cluster| (of.policies.clone(), of.tiered.clone(), of.namespaces.clone());
+            let same_policies = policies(&last) == policies(&cluster);
+            ordered += u32::from(!report.whole && last.tiered != cluster.tiered);
             match (report.whole, same_policies) {
                 (true, _) => whole += 1,
                 (false, true) => carried += 1,
                 (false, false) => with_policies += 1,
             }
             last = cluster.clone();
-            cluster = event(&cluster, &mut random);
+            cluster = event(&cluster, tiers, &mut random);
         }
     }
-    println!("{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole");
+    println!(
+        "{carried} carried over, {with_policies} with other policies or namespaces, {ordered} of ordered kinds, {whole} whole"
+    );
     assert!(
-        carried > 300 && with_policies > 50,
+        carried > 400 && with_policies > 100 && ordered > 40,
         "{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole"
     );
 }
@@ -111,16 +160,17 @@ fn successors_are_proven_from_what_differs() {
 /// proof of what changed finds too, whatever they share.
 #[test]
 fn successors_with_a_mistake_are_found() {
-    let all: Vec<_> = mutate::MISTAKES.iter().chain(mistakes::MISTAKES).collect();
+    let all: Vec<_> = crate::all_mistakes().collect();
     let (mut wrong, mut right, mut carried) = (0, 0, 0);
-    for seed in crate::seeds(150) {
+    for seed in crate::seeds(250) {
+        let tiers = seed % 2 == 1;
         let mut random = Random::new(seed);
-        let cluster = generate::cluster(&mut random);
+        let cluster = crate::some_cluster(tiers, &mut random);
         let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
         let mut checker = Checker::new();
         let first = update(&mut compiler, &cluster, 1);
         assert!(checker.changed(&cluster, &first).is_ok());
-        let next = event(&cluster, &mut random);
+        let next = event(&cluster, tiers, &mut random);
         let mut misread = next.clone();
         if random.percent(50) {
             let (_, mistake) = random.one(&all);
@@ -130,7 +180,7 @@ fn successors_with_a_mistake_are_found() {
             misread = if random.percent(50) {
                 cluster.clone()
             } else {
-                event(&cluster, &mut random)
+                event(&cluster, tiers, &mut random)
             };
         }
         let second = update(&mut compiler, &misread, 2);
@@ -354,12 +404,13 @@ fn node_event(cluster: &Cluster, random: &mut Random) -> Cluster {
 #[test]
 fn epochs_that_stay_are_found() {
     let (mut wrong, mut found, mut carried, mut whole) = (0, [0, 0], 0, 0);
-    for seed in crate::seeds(300) {
+    for seed in crate::seeds(400) {
+        let tiers = seed % 2 == 1;
         let mut random = Random::new(seed);
-        let cluster = generate::cluster(&mut random);
+        let cluster = crate::some_cluster(tiers, &mut random);
         let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
         let first = update(&mut compiler, &cluster, 1);
-        let next = revoking(&cluster, &mut random);
+        let next = revoking(&cluster, tiers, &mut random);
         let mut from_nothing = Compiler::new(EpochKey::OFFLINE, Budget::default());
         for (anew, compiler) in [&mut compiler, &mut from_nothing].into_iter().enumerate() {
             let second = update(compiler, &next, 2);
@@ -409,21 +460,23 @@ fn with_epochs_of(first: &Snapshot, second: &Snapshot, cluster: &Cluster) -> Arc
     Arc::new(Snapshot::open(&forged.sealed()).expect("the image opens"))
 }
 
-/// A policy less, or a pod with the labels of another one; seldom anything else.
-fn revoking(cluster: &Cluster, random: &mut Random) -> Cluster {
+/// A policy less, of any kind, or a pod with the labels of another one; seldom anything else.
+fn revoking(cluster: &Cluster, tiers: bool, random: &mut Random) -> Cluster {
     let mut next = cluster.clone();
-    let (policies, pods): (Vec<_>, Vec<_>) = (
+    let (policies, tiered, pods): (Vec<_>, Vec<_>, Vec<_>) = (
         cluster.policies.keys().cloned().collect(),
+        cluster.tiered.keys().cloned().collect(),
         cluster.pods.values().cloned().collect(),
     );
-    match random.below(4) {
+    match random.below(if tiers { 6 } else { 4 }) {
+        4 | 5 if !tiered.is_empty() => drop(next.tiered.remove(random.one(&tiered))),
         0 | 1 if !policies.is_empty() => drop(next.policies.remove(random.one(&policies))),
         2 if !pods.is_empty() => {
             let mut pod = (**random.one(&pods)).clone();
             pod.labels = random.one(&pods).labels.clone();
             next.insert(Object::Pod(pod));
         }
-        _ => return event(cluster, random),
+        _ => return event(cluster, tiers, random),
     }
     next
 }

@@ -49,11 +49,20 @@ fn check(cluster: &Cluster, snapshot: &Arc<Snapshot>) -> Result<Report, Box<Diff
     Checker::new().full(cluster, snapshot)
 }
 
+/// A random cluster, with policies of ordered kinds or with NetworkPolicies alone.
+fn some_cluster(tiers: bool, random: &mut Random) -> Cluster {
+    if tiers {
+        generate::with_tiers(random)
+    } else {
+        generate::cluster(random)
+    }
+}
+
 #[test]
 fn right_snapshots_are_proven() {
     let mut sum = Report::default();
-    for seed in seeds(300) {
-        let cluster = generate::cluster(&mut Random::new(seed));
+    for seed in seeds(600) {
+        let cluster = some_cluster(seed % 2 == 1, &mut Random::new(seed));
         match check(&cluster, &snapshot(&cluster)) {
             Ok(report) => {
                 assert!(report.whole && report.addresses > 0, "seed {seed}: {report:?}");
@@ -69,19 +78,27 @@ fn right_snapshots_are_proven() {
     );
 }
 
+fn all_mistakes() -> impl Iterator<Item = &'static mistakes::Mistaken> {
+    mutate::MISTAKES
+        .iter()
+        .chain(mistakes::MISTAKES)
+        .chain(mistakes::ORDERED)
+}
+
 /// A compiler with a mistake is a right one that reads other objects: what the evaluator sees on any of a few hundred
 /// flows, the checker finds, and the packet that it names is decided as it says.
 #[test]
 fn wrong_compilers_are_found() {
     let mut missed = Vec::new();
-    for (name, mistake) in mutate::MISTAKES.iter().chain(mistakes::MISTAKES) {
+    for (name, mistake) in all_mistakes() {
+        let tiers = mistakes::ORDERED.iter().any(|(ordered, _)| name == ordered);
         let (mut seen, mut found, mut verdicts) = (0, 0, 0);
         for seed in seeds(400) {
             if seed >= 12 && found > 0 && (verdicts > 0 || name.starts_with("reasons")) {
                 break;
             }
             let mut random = Random::new(seed);
-            let cluster = generate::cluster(&mut random);
+            let cluster = some_cluster(tiers, &mut random);
             let mut misread = cluster.clone();
             mistake(&mut misread);
             let compiled = Compiled::of(&misread);

@@ -4,9 +4,15 @@
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
-use ringwall_policy::{Cluster, NetworkPolicy, Peer, PortMatch, Protocol, Rule, Selector};
+use ringwall_policy::{
+    Action, Cluster, ClusterTier, NetworkPolicy, Peer, PolicyKind, PortMatch, Protocol, Rule, Selector,
+    TieredPolicy, TieredRule,
+};
 
 type Mistake = fn(&mut Cluster);
+
+/// A mistake and its name.
+pub(crate) type Mistaken = (&'static str, Mistake);
 
 fn policies(cluster: &mut Cluster, change: impl Fn(&mut NetworkPolicy)) {
     let keys: Vec<_> = cluster.policies.keys().cloned().collect();
@@ -32,7 +38,208 @@ fn peers(cluster: &mut Cluster, change: impl Fn(&mut Peer)) {
     rules(cluster, |rule| rule.peers.iter_mut().flatten().for_each(&change));
 }
 
-pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
+fn tiered(cluster: &mut Cluster, change: impl Fn(&mut TieredPolicy)) {
+    let all: Vec<_> = cluster.tiered.values().cloned().collect();
+    cluster.tiered.clear();
+    for policy in all {
+        let mut policy = (*policy).clone();
+        change(&mut policy);
+        cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
+    }
+}
+
+fn lists(cluster: &mut Cluster, change: impl Fn(&mut Vec<TieredRule>)) {
+    tiered(cluster, |policy| {
+        change(&mut policy.ingress);
+        change(&mut policy.egress);
+    });
+}
+
+fn ordered(cluster: &mut Cluster, change: impl Fn(&mut TieredRule)) {
+    lists(cluster, |rules| rules.iter_mut().for_each(&change));
+}
+
+fn actions(cluster: &mut Cluster, from: Action, to: Action) {
+    ordered(cluster, |rule| {
+        if rule.action == from {
+            rule.action = to;
+        }
+    });
+}
+
+/// Mistakes about policies of ordered kinds.
+pub(crate) const ORDERED: &[Mistaken] = &[
+    ("a rule that denies allows", |cluster| {
+        actions(cluster, Action::Deny, Action::Allow);
+    }),
+    ("a rule that denies passes on", |cluster| {
+        actions(cluster, Action::Deny, Action::Pass);
+    }),
+    ("a rule that allows denies", |cluster| {
+        actions(cluster, Action::Allow, Action::Deny);
+    }),
+    ("a rule that allows passes on", |cluster| {
+        actions(cluster, Action::Allow, Action::Pass);
+    }),
+    ("a rule that passes on allows", |cluster| {
+        actions(cluster, Action::Pass, Action::Allow);
+    }),
+    ("a rule that passes on denies", |cluster| {
+        actions(cluster, Action::Pass, Action::Deny);
+    }),
+    ("a rule that passes on is not seen", |cluster| {
+        ordered(cluster, |rule| {
+            if rule.action == Action::Pass {
+                rule.peers = Some(Vec::new());
+            }
+        });
+    }),
+    ("passing on ends with the policy", |cluster| {
+        // What comes after is asked, but for its own policy's rules.
+        lists(cluster, |rules| {
+            if let Some(at) = rules.iter().position(|rule| rule.action == Action::Pass) {
+                let TieredRule { peers, ports, .. } = &rules[at];
+                if peers.is_none() && ports.is_none() {
+                    rules.truncate(at);
+                }
+            }
+        });
+    }),
+    ("of two rules the last one decides", |cluster| {
+        lists(cluster, |rules| rules.reverse());
+    }),
+    ("the first rule is dropped", |cluster| {
+        lists(cluster, |rules| {
+            drop((!rules.is_empty()).then(|| rules.remove(0)))
+        });
+    }),
+    ("the last rule is dropped", |cluster| {
+        lists(cluster, |rules| drop(rules.pop()));
+    }),
+    ("great priorities come first", |cluster| {
+        tiered(cluster, |policy| policy.priority = 1000 - policy.priority);
+    }),
+    ("priorities do not matter", |cluster| {
+        tiered(cluster, |policy| policy.priority = 0);
+    }),
+    ("equal priorities are in the wrong order", |cluster| {
+        let ids: Vec<_> = cluster.tiered.keys().cloned().collect();
+        let mut names: Vec<_> = ids
+            .iter()
+            .map(|id| (format!("{}//{}", id.name, id.kind.name()), id))
+            .collect();
+        names.sort();
+        for ((_, id), rank) in names.into_iter().rev().zip(0..) {
+            if let Some(policy) = cluster.tiered.get_mut(id) {
+                let policy = Arc::make_mut(policy);
+                policy.priority = policy.priority * 60 + rank;
+            }
+        }
+    }),
+    ("the Admin tier comes after NetworkPolicies", |cluster| {
+        tiered(cluster, |policy| policy.tier = ClusterTier::Baseline);
+    }),
+    ("the Baseline tier comes before NetworkPolicies", |cluster| {
+        tiered(cluster, |policy| policy.tier = ClusterTier::Admin);
+    }),
+    ("tiers are mixed up", |cluster| {
+        tiered(cluster, |policy| {
+            policy.tier = match policy.tier {
+                ClusterTier::Admin => ClusterTier::Baseline,
+                ClusterTier::Baseline => ClusterTier::Admin,
+            };
+        });
+    }),
+    ("ordered policies select pods of every namespace", |cluster| {
+        tiered(cluster, |policy| policy.namespaces = Selector::default());
+    }),
+    ("ordered policies select every pod of a namespace", |cluster| {
+        tiered(cluster, |policy| policy.pods = Selector::default());
+    }),
+    ("ordered policies isolate", |cluster| {
+        lists(cluster, |rules| {
+            if !rules.is_empty() {
+                rules.push(TieredRule {
+                    action: Action::Deny,
+                    peers: None,
+                    ports: None,
+                });
+            }
+        });
+    }),
+    ("ordered policies without rules isolate", |cluster| {
+        lists(cluster, |rules| {
+            if rules.is_empty() {
+                rules.push(TieredRule {
+                    action: Action::Deny,
+                    peers: None,
+                    ports: None,
+                });
+            }
+        });
+    }),
+    (
+        "an ordered rule without known peers matches everyone",
+        |cluster| {
+            ordered(cluster, |rule| drop(rule.peers.take_if(|peers| peers.is_empty())));
+        },
+    ),
+    (
+        "an ordered rule without known ports matches every port",
+        |cluster| {
+            ordered(cluster, |rule| drop(rule.ports.take_if(|ports| ports.is_empty())));
+        },
+    ),
+    ("ports of ordered rules are ignored", |cluster| {
+        ordered(cluster, |rule| rule.ports = None);
+    }),
+    ("peers of ordered rules are ignored", |cluster| {
+        ordered(cluster, |rule| rule.peers = None);
+    }),
+    ("a port name that a destination lacks is every port", |cluster| {
+        ordered(cluster, |rule| {
+            for port in rule.ports.iter_mut().flatten() {
+                if let PortMatch::Named { protocol, .. } = port {
+                    *port = PortMatch::All(*protocol);
+                }
+            }
+        });
+    }),
+    ("ordered policies are the mirror of themselves", |cluster| {
+        tiered(cluster, |policy| {
+            std::mem::swap(&mut policy.ingress, &mut policy.egress)
+        });
+    }),
+    ("ordered policies of one tier vanish", |cluster| {
+        let stays = |tier| tier == ClusterTier::Admin;
+        let all = std::mem::take(&mut cluster.tiered);
+        cluster.tiered = all.into_iter().filter(|(_, policy)| stays(policy.tier)).collect();
+    }),
+    ("reasons count rules from one", |cluster| {
+        lists(cluster, |rules| {
+            if !rules.is_empty() {
+                rules.insert(
+                    0,
+                    TieredRule {
+                        action: Action::Deny,
+                        peers: Some(Vec::new()),
+                        ports: None,
+                    },
+                );
+            }
+        });
+    }),
+    ("reasons name another kind", |cluster| {
+        tiered(cluster, |policy| {
+            // One that ties just as well.
+            if policy.id.kind == PolicyKind::AdminNetworkPolicy {
+                policy.id.kind = PolicyKind::ClusterNetworkPolicy;
+            }
+        });
+    }),
+];
+
+pub(crate) const MISTAKES: &[Mistaken] = &[
     ("an empty selector selects nothing", |cluster| {
         let keys: Vec<_> = cluster.policies.keys().cloned().collect();
         for key in keys {

@@ -432,18 +432,24 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
     nets.extend(&cluster.settings.pod_cidrs);
     nets.extend(&cluster.settings.service_cidrs);
     let mut ports = BTreeSet::from([0, 1, 79, 80, 65535]);
-    for rule in cluster
+    let rules = cluster
         .policies
         .values()
         .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten())
-    {
-        for peer in rule.peers.iter().flatten() {
+        .map(|rule| (&rule.peers, &rule.ports));
+    let ordered = cluster
+        .tiered
+        .values()
+        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+        .map(|rule| (&rule.peers, &rule.ports));
+    for (peers, matched) in rules.chain(ordered) {
+        for peer in peers.iter().flatten() {
             if let Peer::Block { cidr, except } = peer {
                 nets.push(*cidr);
                 nets.extend(except);
             }
         }
-        for port in rule.ports.iter().flatten() {
+        for port in matched.iter().flatten() {
             if let PortMatch::Range { lo, hi, .. } = port {
                 ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
             }

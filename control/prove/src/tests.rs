@@ -1,0 +1,648 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what failed by panicking
+//! What the view says about pairs of pods, against the policies read word by word.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use hashbrown::HashSet;
+use imbl::ordmap::DiffItem;
+use ringwall_policy::{
+    Action, Cluster, ClusterTier, Labels, NamedPort, Namespace, NetworkPolicy, Object, ObjectKey, Operator,
+    Peer, Pod, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector, TieredPolicy,
+    TieredRule,
+};
+
+use super::{
+    change::differing,
+    matching::{PortOf, port_matches},
+    policy::Policy,
+    ports::{Outcome, WITH_PORTS},
+    rules::Direction,
+    view::View,
+};
+
+const LABEL: &str = "app";
+
+fn labels(value: &str) -> Labels {
+    match value {
+        "" => Labels::new(),
+        value => Labels::from([(LABEL.to_owned(), value.to_owned())]),
+    }
+}
+
+/// Whoever has this value; everybody where it is empty.
+fn with(value: &str) -> Selector {
+    let requirements = match value {
+        "" => Vec::new(),
+        value => vec![Requirement {
+            key: LABEL.to_owned(),
+            operator: Operator::In(BTreeSet::from([value.to_owned()])),
+        }],
+    };
+    Selector { requirements }
+}
+
+fn key(namespace: &str, name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn namespace(name: &str, value: &str) -> Object {
+    Object::Namespace(Namespace {
+        name: name.to_owned(),
+        labels: labels(value),
+        terminating: false,
+    })
+}
+
+fn pod(namespace: &str, name: &str, value: &str) -> Pod {
+    Pod {
+        key: key(namespace, name),
+        uid: String::new(),
+        created: None,
+        labels: labels(value),
+        addresses: Vec::new(),
+        node: None,
+        host_network: false,
+        finished: false,
+        terminating: false,
+        named_ports: Vec::new(),
+        template_of: None,
+    }
+}
+
+fn tiered(tier: ClusterTier, priority: u16, name: &str) -> TieredPolicy {
+    TieredPolicy {
+        id: PolicyId {
+            kind: PolicyKind::ClusterNetworkPolicy,
+            namespace: String::new(),
+            name: name.to_owned(),
+        },
+        uid: String::new(),
+        tier,
+        priority,
+        namespaces: Selector::default(),
+        pods: Selector::default(),
+        ingress: Vec::new(),
+        egress: Vec::new(),
+        faults: Vec::new(),
+    }
+}
+
+fn rule(action: Action, ports: Option<Vec<PortMatch>>) -> TieredRule {
+    TieredRule {
+        action,
+        peers: None,
+        ports,
+    }
+}
+
+fn network(name: &str, ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> NetworkPolicy {
+    NetworkPolicy {
+        key: key("a", name),
+        uid: String::new(),
+        subjects: Selector::default(),
+        ingress,
+        egress,
+        types_written: true,
+        faults: Vec::new(),
+    }
+}
+
+fn tcp(lo: u16, hi: u16) -> PortMatch {
+    PortMatch::Range {
+        protocol: Protocol::Tcp,
+        lo,
+        hi,
+    }
+}
+
+fn put(cluster: &mut Cluster, policy: TieredPolicy) {
+    cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
+}
+
+/// A view of a cluster with its pods.
+fn view(cluster: &Cluster) -> View {
+    let mut view = View::of(cluster);
+    for pod in cluster.pods.values() {
+        view.add(pod);
+    }
+    view
+}
+
+/// Who decides: tier, name and index of a rule, or what comes without one.
+fn told(
+    view: &mut View,
+    (own, other): (&ObjectKey, &ObjectKey),
+    direction: Direction,
+    asked: PortOf,
+) -> (bool, String) {
+    let [own, other] = [own, other].map(|key| {
+        let slot = view.slot(key).expect("the pod is there");
+        view.nameless(slot)
+    });
+    match view.outcome(own.subjects[direction as usize], other.meaning, asked) {
+        Outcome::Open => (true, "open".to_owned()),
+        Outcome::Isolated => (false, "isolated".to_owned()),
+        Outcome::Rule(number) => {
+            let rule = view.rules.rule(number);
+            let policy = view.rules.policy(rule.policy).named();
+            let words = format!("{} {policy} {} of {}", policy.tier, rule.index, policy.kind);
+            (rule.action == Action::Allow, words)
+        }
+    }
+}
+
+/// What two pods, `a/own` and `a/other`, may do with these policies: ingress of `own`.
+fn ingress_with(networks: &[NetworkPolicy], policies: &[TieredPolicy], asked: PortOf) -> (bool, String) {
+    let mut cluster = Cluster::default();
+    cluster.insert(namespace("a", ""));
+    let mut own = pod("a", "own", "web");
+    own.named_ports = vec![NamedPort {
+        name: "http".to_owned(),
+        protocol: Protocol::Tcp,
+        number: 80,
+    }];
+    cluster.insert(Object::Pod(own));
+    cluster.insert(Object::Pod(pod("a", "other", "db")));
+    for policy in networks {
+        cluster.insert(Object::NetworkPolicy(policy.clone()));
+    }
+    for policy in policies {
+        put(&mut cluster, policy.clone());
+    }
+    let pair = (&key("a", "own"), &key("a", "other"));
+    told(&mut view(&cluster), pair, Direction::Ingress, asked)
+}
+
+#[test]
+fn tiers_decide_one_after_the_other() {
+    use Action::{Allow, Deny, Pass};
+    use ClusterTier::{Admin, Baseline};
+    let policy = |tier, priority, name: &str, actions: &[Action]| {
+        let mut policy = tiered(tier, priority, name);
+        policy.ingress = actions.iter().map(|action| rule(*action, None)).collect();
+        policy
+    };
+    let nothing = || network("np", Some(Vec::new()), None);
+    let egress_alone = || network("np", None, Some(Vec::new()));
+    type Case = (
+        &'static str,
+        Vec<NetworkPolicy>,
+        Vec<TieredPolicy>,
+        bool,
+        &'static str,
+    );
+    let cases: Vec<Case> = vec![
+        (
+            "T1",
+            vec![egress_alone()],
+            vec![policy(Baseline, 1, "b", &[Deny])],
+            false,
+            "Baseline b 0",
+        ),
+        (
+            "T2",
+            vec![nothing()],
+            vec![policy(Admin, 1, "a", &[Pass]), policy(Baseline, 1, "b", &[Allow])],
+            false,
+            "isolated",
+        ),
+        (
+            "T3",
+            vec![],
+            vec![policy(Admin, 10, "a", &[Pass]), policy(Admin, 20, "b", &[Deny])],
+            true,
+            "open",
+        ),
+        (
+            "T4",
+            vec![],
+            vec![
+                policy(Baseline, 1, "a", &[Pass]),
+                policy(Baseline, 2, "b", &[Deny]),
+            ],
+            true,
+            "open",
+        ),
+        (
+            "admin denies before what allows",
+            vec![network(
+                "np",
+                Some(vec![Rule {
+                    peers: None,
+                    ports: None,
+                }]),
+                None,
+            )],
+            vec![policy(Admin, 1, "a", &[Deny])],
+            false,
+            "Admin a 0",
+        ),
+        (
+            "admin allows before what isolates",
+            vec![nothing()],
+            vec![policy(Admin, 1, "a", &[Allow, Deny])],
+            true,
+            "Admin a 0",
+        ),
+        (
+            "T33: equal priorities go by name, namespace and kind",
+            vec![],
+            vec![policy(Admin, 5, "a", &[Allow]), policy(Admin, 5, "a-b", &[Deny])],
+            false,
+            "Admin a-b 0",
+        ),
+        (
+            "T34: 0 is before 1",
+            vec![],
+            vec![policy(Admin, 1, "a", &[Allow]), policy(Admin, 0, "b", &[Deny])],
+            false,
+            "Admin b 0",
+        ),
+        (
+            "71: being selected isolates nobody",
+            vec![],
+            vec![policy(Baseline, 1, "a", &[])],
+            true,
+            "open",
+        ),
+    ];
+    for (name, networks, policies, allow, why) in cases {
+        let told = ingress_with(&networks, &policies, None);
+        assert!(told.0 == allow && told.1.starts_with(why), "{name}: {told:?}");
+    }
+}
+
+#[test]
+fn what_is_passed_on_misses_the_rules_for_every_port() {
+    let named = |name: &str| PortMatch::Named {
+        protocol: Protocol::Tcp,
+        name: name.to_owned(),
+    };
+    let mut admin = tiered(ClusterTier::Admin, 1, "admin");
+    admin.ingress = vec![
+        rule(Action::Deny, Some(Vec::new())),
+        rule(Action::Deny, Some(vec![named("absent")])),
+        rule(Action::Pass, Some(vec![named("http"), tcp(90, 91)])),
+        rule(Action::Allow, None),
+        rule(Action::Deny, None),
+    ];
+    let allow_90 = Rule {
+        peers: None,
+        ports: Some(vec![tcp(90, 90)]),
+    };
+    let networks = [network("np", Some(vec![allow_90]), None)];
+    let mut baseline = tiered(ClusterTier::Baseline, 1, "baseline");
+    baseline.ingress = vec![rule(Action::Deny, Some(vec![tcp(1, u16::MAX)]))];
+    let policies = [admin, baseline];
+    for (asked, isolated, not) in [
+        (
+            Some((Protocol::Tcp, 80)),
+            (false, "isolated"),
+            (false, "Baseline baseline 0"),
+        ),
+        (
+            Some((Protocol::Tcp, 90)),
+            (true, "NetworkPolicy a/np 0"),
+            (false, "Baseline baseline 0"),
+        ),
+        (
+            Some((Protocol::Tcp, 91)),
+            (false, "isolated"),
+            (false, "Baseline baseline 0"),
+        ),
+        (
+            Some((Protocol::Tcp, 0)),
+            (true, "Admin admin 3"),
+            (true, "Admin admin 3"),
+        ),
+        (
+            Some((Protocol::Udp, 80)),
+            (true, "Admin admin 3"),
+            (true, "Admin admin 3"),
+        ),
+        (None, (true, "Admin admin 3"), (true, "Admin admin 3")),
+    ] {
+        for (networks, (allow, why)) in [(&networks[..], isolated), (&[], not)] {
+            let told = ingress_with(networks, &policies, asked);
+            assert!(told.0 == allow && told.1.starts_with(why), "{asked:?}: {told:?}");
+        }
+    }
+    // 76: a range holds neither port 0 nor what has no ports.
+    for (asked, allow) in [
+        (Some((Protocol::Tcp, 1)), false),
+        (Some((Protocol::Tcp, 0)), true),
+        (None, true),
+    ] {
+        assert_eq!(ingress_with(&[], &policies[1..], asked).0, allow, "{asked:?}");
+    }
+}
+
+/// A generator that needs nobody.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        // xorshift64*
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
+    }
+
+    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+
+    fn value(&mut self) -> &'static str {
+        self.one(&["", "web", "db"])
+    }
+
+    fn ports(&mut self) -> Option<Vec<PortMatch>> {
+        if self.below(2) == 0 {
+            return None;
+        }
+        let entry = |dice: &mut Self| match dice.below(4) {
+            0 => PortMatch::All(dice.one(&WITH_PORTS)),
+            1 => PortMatch::Named {
+                protocol: Protocol::Tcp,
+                name: dice.one(&["http", "dns"]).to_owned(),
+            },
+            _ => {
+                let (a, b) = (dice.one(&[1, 80, 81]), dice.one(&[80, 81, 90]));
+                tcp(a.min(b), a.max(b))
+            }
+        };
+        Some((0..self.below(3)).map(|_| entry(self)).collect())
+    }
+
+    fn peers(&mut self) -> Option<Vec<Peer>> {
+        if self.below(2) == 0 {
+            return None;
+        }
+        let peer = |dice: &mut Self| Peer::Pods {
+            namespaces: Some(with(dice.value())),
+            pods: with(dice.value()),
+        };
+        Some((0..self.below(3)).map(|_| peer(self)).collect())
+    }
+
+    fn tiered(&mut self) -> TieredPolicy {
+        let rules = |dice: &mut Self| {
+            let rule = |dice: &mut Self| TieredRule {
+                action: dice.one(&[Action::Allow, Action::Deny, Action::Pass, Action::Pass]),
+                peers: dice.peers(),
+                ports: dice.ports(),
+            };
+            (0..dice.below(4)).map(|_| rule(dice)).collect()
+        };
+        let tier = self.one(&[ClusterTier::Admin, ClusterTier::Baseline]);
+        let (priority, name) = (self.one(&[1, 2, 2]), self.one(&["p", "p-q", "q"]));
+        let mut policy = tiered(tier, priority, name);
+        policy.id.kind = self.one(&[
+            PolicyKind::ClusterNetworkPolicy,
+            PolicyKind::AdminNetworkPolicy,
+            PolicyKind::BaselineAdminNetworkPolicy,
+        ]);
+        policy.namespaces = with(self.value());
+        policy.pods = with(self.value());
+        policy.ingress = rules(self);
+        policy.egress = rules(self);
+        policy
+    }
+
+    fn network(&mut self) -> NetworkPolicy {
+        let rules = |dice: &mut Self| {
+            let rule = |dice: &mut Self| Rule {
+                peers: dice.peers(),
+                ports: dice.ports(),
+            };
+            (dice.below(3) == 0).then(|| (0..dice.below(3)).map(|_| rule(dice)).collect())
+        };
+        let name = self.one(&["x", "y"]);
+        let mut policy = network(name, rules(self), rules(self));
+        policy.subjects = with(self.value());
+        policy
+    }
+
+    fn namespace(&mut self) -> Object {
+        let name = self.one(&["a", "b"]);
+        namespace(name, self.value())
+    }
+
+    /// Something else than before.
+    fn event(&mut self, cluster: &mut Cluster) {
+        match self.below(8) {
+            0 => cluster.insert(self.namespace()),
+            1 => cluster.insert(Object::NetworkPolicy(self.network())),
+            2 => {
+                let name = self.one(&["x", "y"]);
+                cluster.policies.remove(&key("a", name));
+            }
+            3 => {
+                let gone = self.tiered().id;
+                cluster.tiered.remove(&gone);
+            }
+            4 => {
+                // Two change places, and nothing else.
+                let all: Vec<_> = cluster.tiered.values().cloned().collect();
+                if let [one, .., other] = &all[..] {
+                    let (mut first, mut second) = ((**one).clone(), (**other).clone());
+                    std::mem::swap(&mut first.priority, &mut second.priority);
+                    std::mem::swap(&mut first.tier, &mut second.tier);
+                    put(cluster, first);
+                    put(cluster, second);
+                }
+            }
+            _ => put(cluster, self.tiered()),
+        }
+    }
+}
+
+/// Whether a selector of [`with`] holds.
+fn holds(selector: &Selector, labels: &Labels) -> bool {
+    selector.requirements.is_empty() || *selector == with(labels.get(LABEL).map_or("absent", String::as_str))
+}
+
+/// Whether a rule is about a peer and a port of the destination.
+fn is_about(
+    cluster: &Cluster,
+    (peers, ports): (&Option<Vec<Peer>>, &Option<Vec<PortMatch>>),
+    peer: &Pod,
+    dst: &Pod,
+    asked: PortOf,
+) -> bool {
+    let from = peers.as_ref().is_none_or(|peers| {
+        peers.iter().any(|entry| match entry {
+            Peer::Pods { namespaces, pods } => {
+                let of_namespace = &cluster.namespaces[&peer.key.namespace].labels;
+                let in_it = namespaces.as_ref().is_none_or(|it| holds(it, of_namespace));
+                in_it && holds(pods, &peer.labels)
+            }
+            Peer::Block { .. } => false,
+        })
+    });
+    let named = |protocol, name: &str| {
+        let mut ports = dst.named_ports.iter();
+        let found = ports.find(|port| port.protocol == protocol && port.name == name);
+        found.map(|port| port.number)
+    };
+    let to = ports
+        .as_ref()
+        .is_none_or(|ports| ports.iter().any(|entry| port_matches(entry, asked, &named)));
+    from && to
+}
+
+/// Ingress or egress of a pod, policy by policy and rule by rule.
+fn read(
+    cluster: &Cluster,
+    (own, other): (&Pod, &Pod),
+    direction: Direction,
+    asked: PortOf,
+) -> (bool, String) {
+    let dst = match direction {
+        Direction::Ingress => own,
+        Direction::Egress => other,
+    };
+    for tier in ["Admin", "NetworkPolicy", "Baseline"] {
+        if tier == "NetworkPolicy" {
+            let mut isolated = false;
+            for policy in cluster.policies.values() {
+                let rules = match direction {
+                    Direction::Ingress => &policy.ingress,
+                    Direction::Egress => &policy.egress,
+                };
+                if policy.key.namespace != own.key.namespace || !holds(&policy.subjects, &own.labels) {
+                    continue;
+                }
+                isolated |= rules.is_some();
+                for (rule, index) in rules.iter().flatten().zip(0..) {
+                    if is_about(cluster, (&rule.peers, &rule.ports), other, dst, asked) {
+                        return (
+                            true,
+                            format!("NetworkPolicy {} {index} of NetworkPolicy", policy.key),
+                        );
+                    }
+                }
+            }
+            if isolated {
+                return (false, "isolated".to_owned());
+            }
+            continue;
+        }
+        let mut policies: Vec<_> = cluster.tiered.values().collect();
+        policies.retain(|policy| format!("{:?}", policy.tier) == tier);
+        policies.sort_by_cached_key(|policy| {
+            let id = &policy.id;
+            (policy.priority, format!("{}//{:?}", id.name, id.kind))
+        });
+        'tier: for policy in policies {
+            let labels = &cluster.namespaces[&own.key.namespace].labels;
+            if !holds(&policy.namespaces, labels) || !holds(&policy.pods, &own.labels) {
+                continue;
+            }
+            let rules = match direction {
+                Direction::Ingress => &policy.ingress,
+                Direction::Egress => &policy.egress,
+            };
+            for (rule, index) in rules.iter().zip(0..) {
+                if !is_about(cluster, (&rule.peers, &rule.ports), other, dst, asked) {
+                    continue;
+                }
+                if rule.action == Action::Pass {
+                    break 'tier;
+                }
+                let words = format!("{tier} {} {index} of {:?}", policy.id.name, policy.id.kind);
+                return (rule.action == Action::Allow, words);
+            }
+        }
+    }
+    (true, "open".to_owned())
+}
+
+/// As a proof takes over the policies and namespaces of a successor.
+fn follow(view: &mut View, cluster: &Cluster) {
+    let before = view.cluster().clone();
+    let (mut gone, mut new) = (Vec::new(), Vec::new());
+    let (networks, tiered) = (&before.policies, &before.tiered);
+    differing(networks, &cluster.policies, Policy::Network, &mut gone, &mut new);
+    differing(tiered, &cluster.tiered, Policy::Tiered, &mut gone, &mut new);
+    if !gone.is_empty() || !new.is_empty() {
+        view.replace_policies(cluster, &gone, &new);
+    }
+    let changed: HashSet<String> = before
+        .namespaces
+        .diff(&cluster.namespaces)
+        .map(|item| match item {
+            DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name.clone(),
+            DiffItem::Update { new, .. } => new.0.clone(),
+        })
+        .collect();
+    if !changed.is_empty() {
+        view.replace_namespaces(cluster, &changed);
+    }
+    view.follow(cluster);
+}
+
+#[test]
+fn views_that_follow_say_what_the_policies_say() {
+    let mut seen = std::collections::BTreeMap::<String, u32>::new();
+    for seed in 1..20 {
+        let mut dice = Dice(seed * 0x9e37_79b9);
+        let mut cluster = Cluster::default();
+        for name in ["a", "b"] {
+            cluster.insert(namespace(name, dice.value()));
+            for number in 0..3 {
+                let mut pod = pod(name, &format!("p{number}"), dice.value());
+                pod.named_ports = vec![NamedPort {
+                    name: dice.one(&["http", "dns"]).to_owned(),
+                    protocol: Protocol::Tcp,
+                    number: dice.one(&[80, 90]),
+                }];
+                cluster.insert(Object::Pod(pod));
+            }
+        }
+        let mut view = view(&cluster);
+        for _ in 0..15 {
+            for _ in 0..1 + dice.below(2) {
+                dice.event(&mut cluster);
+            }
+            follow(&mut view, &cluster);
+            let asked = [0, 1, 80, 81, 82, 90, 91].map(|port| Some((Protocol::Tcp, port)));
+            let asked = asked.into_iter().chain([None, Some((Protocol::Udp, 80))]);
+            for asked in asked {
+                for own in cluster.pods.values() {
+                    for other in cluster.pods.values() {
+                        for direction in Direction::BOTH {
+                            let wanted = read(&cluster, (own, other), direction, asked);
+                            let told = told(&mut view, (&own.key, &other.key), direction, asked);
+                            assert_eq!(
+                                told, wanted,
+                                "seed {seed}: {} {} {asked:?} {direction:?}\n{cluster:#?}",
+                                own.key, other.key
+                            );
+                            let kind = told.1.split(' ').next().expect("a word").to_owned();
+                            *seen.entry(format!("{kind} {}", told.0)).or_default() += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for kind in [
+        "Admin true",
+        "Admin false",
+        "NetworkPolicy true",
+        "isolated false",
+        "Baseline true",
+        "Baseline false",
+        "open true",
+    ] {
+        assert!(
+            seen.get(kind).is_some_and(|count| *count > 500),
+            "{kind}: {seen:?}"
+        );
+    }
+}
