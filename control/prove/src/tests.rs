@@ -87,6 +87,7 @@ fn tiered(tier: ClusterTier, priority: u16, name: &str) -> TieredPolicy {
         ingress: Vec::new(),
         egress: Vec::new(),
         faults: Vec::new(),
+        unevaluated: std::collections::BTreeSet::new(),
     }
 }
 
