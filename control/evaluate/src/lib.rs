@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use ringwall_policy::{
     Action, Cluster, ClusterTier, Labels, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PolicyId, PortMatch,
-    Rule, Selector, TieredPolicy, TieredRule,
+    Rule, Selector, TieredPolicy, TieredRule, Unplaced,
 };
 
 /// Who an end of a flow is.
@@ -286,15 +286,20 @@ fn judge_tier(
     for policy in selecting {
         for (index, rule) in rules(policy).iter().enumerate() {
             // 68
-            let peers = rule.peers.as_ref();
-            let peers = peers.is_none_or(|peers| peers.iter().any(|it| peer_matches(cluster, "", it, peer)));
+            let action = match &rule.peers {
+                None => Some(rule.action),
+                Some(peers) if peers.iter().any(|it| peer_matches(cluster, "", it, peer)) => {
+                    Some(rule.action)
+                }
+                Some(peers) => unplaced(cluster, peer).and_then(|it| it.action(rule.action, peers)),
+            };
             let ports = rule.ports.as_ref();
             let ports = ports.is_none_or(|ports| ports.iter().any(|it| port_matches(it, dst, service)));
-            if !peers || !ports {
+            let Some(action) = action.filter(|_| ports) else {
                 continue;
-            }
+            };
             let policy = policy.id.clone();
-            return match rule.action {
+            return match action {
                 Action::Allow => Some(Direction {
                     allow: true,
                     cause: Cause::Rule {
@@ -368,13 +373,10 @@ fn rule_matches(
     let peers = match &rule.peers {
         None => true,
         Some(peers) => {
-            // Nobody knows its address yet: manifests alone leave open which blocks hold it.
-            let unplaced = peer.address.is_none() && matches!(peer.identity, Identity::Pod(_));
-            let unplaced = cluster.unplaced.as_ref().filter(|_| unplaced);
             peers
                 .iter()
                 .any(|entry| peer_matches(cluster, &policy.key.namespace, entry, peer))
-                || unplaced.is_some_and(|unplaced| unplaced.matches(peers))
+                || unplaced(cluster, peer).is_some_and(|unplaced| unplaced.matches(peers))
         }
     };
     let ports = match &rule.ports {
@@ -382,6 +384,12 @@ fn rule_matches(
         Some(ports) => ports.iter().any(|entry| port_matches(entry, dst, service)),
     };
     peers && ports
+}
+
+/// How blocks are read for an end whose address nobody knows yet: manifests alone leave open which hold it.
+fn unplaced<'a>(cluster: &'a Cluster, peer: &End<'_>) -> Option<&'a Unplaced> {
+    let nameless = peer.address.is_none() && matches!(peer.identity, Identity::Pod(_));
+    cluster.unplaced.as_deref().filter(|_| nameless)
 }
 
 /// `own` is the namespace of the policy.

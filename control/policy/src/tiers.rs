@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     Action, Cluster, ClusterTier, PolicyId, PolicyKind, PortMatch, Selector, TieredPolicy, TieredRule,
+    Unplaced, unplaced::MARKED,
 };
 
 /// Every policy in force.
@@ -133,11 +134,15 @@ pub enum Peer<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// The model of the cluster's policies.
+    /// The model of the cluster's policies. Where ipBlocks are read for pods without addresses, what rules of ordered kinds
+    /// do to those is a rule of its own wherever it is not what the rule does.
     pub fn of(cluster: &'a Cluster) -> Self {
+        let unplaced = cluster.unplaced.as_deref();
         let tiered = |tier: ClusterTier| {
             let policies = cluster.tiered.values().filter(move |policy| policy.tier == tier);
-            policies.map(|policy| tiered_policy(policy)).collect()
+            policies
+                .map(|policy| tiered_policy_as_read(policy, unplaced))
+                .collect()
         };
         let network_policies = cluster.policies.values().map(|policy| network_policy(policy));
         Self {
@@ -179,6 +184,10 @@ pub fn network_policy(policy: &crate::NetworkPolicy) -> Policy<'_> {
 
 /// The model of one policy of [`ADMIN_TIER`] or [`BASELINE_TIER`].
 pub fn tiered_policy(policy: &TieredPolicy) -> Policy<'_> {
+    tiered_policy_as_read(policy, None)
+}
+
+fn tiered_policy_as_read<'a>(policy: &'a TieredPolicy, unplaced: Option<&Unplaced>) -> Policy<'a> {
     Policy {
         id: policy.id.clone(),
         tier: match policy.tier {
@@ -193,24 +202,50 @@ pub fn tiered_policy(policy: &TieredPolicy) -> Policy<'_> {
             namespaces: NamespaceSet::Matching(&policy.namespaces),
             pods: &policy.pods,
         },
-        ingress: tiered_rules(&policy.ingress),
-        egress: tiered_rules(&policy.egress),
+        ingress: tiered_rules(&policy.ingress, unplaced),
+        egress: tiered_rules(&policy.egress, unplaced),
     }
 }
 
 /// Without rules a policy has no part in a direction (TIERS 71).
-fn tiered_rules(rules: &[TieredRule]) -> Option<Vec<Rule<'_>>> {
-    let rules = rules.iter().zip(0..).map(|(rule, index)| Rule {
-        index,
-        action: rule.action,
+fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Option<Vec<Rule<'a>>> {
+    let mut out = Vec::with_capacity(rules.len());
+    for (rule, index) in rules.iter().zip(0..) {
         // Peers of a cluster-wide policy name their namespaces by selector: there is no "own".
-        peers: rule
+        let mut peers: Option<Vec<Peer<'_>>> = rule
             .peers
             .as_ref()
-            .map(|peers| peers.iter().map(|it| peer("", it)).collect()),
-        ports: rule.ports.as_deref(),
-    });
-    Some(rules.collect::<Vec<_>>()).filter(|rules| !rules.is_empty())
+            .map(|peers| peers.iter().map(|it| peer("", it)).collect());
+        let by_blocks = rule
+            .peers
+            .as_ref()
+            .zip(unplaced)
+            .and_then(|(peers, unplaced)| unplaced.action(rule.action, peers));
+        let other = by_blocks.filter(|action| *action != rule.action);
+        if by_blocks == Some(rule.action) {
+            peers.iter_mut().for_each(|peers| peers.push(marked()));
+        }
+        let with = |action, peers| Rule {
+            index,
+            action,
+            peers,
+            ports: rule.ports.as_deref(),
+        };
+        out.push(with(rule.action, peers));
+        out.extend(other.map(|action| with(action, Some(vec![marked()]))));
+    }
+    Some(out).filter(|rules| !rules.is_empty())
+}
+
+/// The pods without addresses, as [`Cluster::for_compiler`] marks them.
+fn marked() -> Peer<'static> {
+    static EVERYWHERE: Selector = Selector {
+        requirements: Vec::new(),
+    };
+    Peer::Pods(PodSet {
+        namespaces: NamespaceSet::Matching(&EVERYWHERE),
+        pods: &MARKED,
+    })
 }
 
 fn rules<'a>(policy: &'a crate::NetworkPolicy, rules: Option<&'a [crate::Rule]>) -> Option<Vec<Rule<'a>>> {

@@ -5,12 +5,22 @@
 //! one whose blocks hold a part of it matches it *possibly*. As NetworkPolicies only ever add to what is allowed, a flow
 //! is allowed if it is where only the sure ones match, denied if it is where the possible ones match as well, and depends
 //! on addresses otherwise.
+//!
+//! Rules that deny or pass take away, too. So the two readings are bounds: what passes surely passes wherever the pods will
+//! be, and what does not pass possibly passes nowhere. Surely, a rule that denies matches what it may match, and one that
+//! passes and only may match denies; possibly, one that denies matches what it must, and one that passes and only may match
+//! allows. The bounds are safe, and not the narrowest: where every address leads to one verdict by different rules, the
+//! answer may still be that it depends.
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc};
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+};
 
 use ipnet::IpNet;
 
-use super::{Cluster, NetworkPolicy, Operator, Peer, Pod, Requirement, Rule, Selector};
+use super::{Action, Cluster, NetworkPolicy, Operator, Peer, Pod, Requirement, Rule, Selector, TieredRule};
 
 /// How ipBlocks are read for pods whose address nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,13 +40,32 @@ impl Unplaced {
         }
     }
 
-    /// Whether a rule's blocks match such a pod.
+    /// Whether the blocks of a rule that allows match such a pod.
     pub fn matches(&self, peers: &[Peer]) -> bool {
+        self.hold(peers, self.possibly)
+    }
+
+    /// What a rule of an ordered kind does to such a pod by its blocks; None where they do not match it.
+    pub fn action(&self, rule: Action, peers: &[Peer]) -> Option<Action> {
+        match rule {
+            Action::Allow => self.hold(peers, self.possibly).then_some(Action::Allow),
+            Action::Deny => self.hold(peers, !self.possibly).then_some(Action::Deny),
+            Action::Pass if self.hold(peers, false) => Some(Action::Pass),
+            // Whether later rules of the tier decide or the next tier is not known.
+            Action::Pass => self.hold(peers, true).then_some(match self.possibly {
+                true => Action::Allow,
+                false => Action::Deny,
+            }),
+        }
+    }
+
+    /// Whether blocks hold a part of where such pods will be, or else all of it.
+    fn hold(&self, peers: &[Peer], part: bool) -> bool {
         let mut blocks = peers.iter().filter_map(|peer| match peer {
             Peer::Block { cidr, except } => Some((*cidr, except.as_slice())),
             Peer::Pods { .. } => None,
         });
-        match self.possibly {
+        match part {
             true => blocks.any(|block| self.networks.meet(block)),
             false => self.networks.are_in(&blocks.collect::<Vec<_>>()),
         }
@@ -187,18 +216,22 @@ impl Cluster {
             ..self.clone()
         };
         // What matches surely matches possibly, too.
-        let matters = |rule: &Rule| {
-            let unplaced = possibly.unplaced.as_ref();
-            rule.peers
-                .as_ref()
-                .zip(unplaced)
-                .is_some_and(|(peers, unplaced)| unplaced.matches(peers))
+        let unplaced = possibly.unplaced.as_ref();
+        let matters = |peers: &Option<Vec<Peer>>| {
+            let both = peers.as_ref().zip(unplaced);
+            both.is_some_and(|(peers, unplaced)| unplaced.matches(peers))
         };
         let mut rules = self
             .policies
             .values()
             .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
-        rules.any(matters).then_some([surely, possibly])
+        let mut tiered = self
+            .tiered
+            .values()
+            .flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+        let matter = rules.any(|rule: &Rule| matters(&rule.peers))
+            || tiered.any(|rule: &TieredRule| matters(&rule.peers));
+        matter.then_some([surely, possibly])
     }
 
     /// The state where ipBlocks match pods without addresses surely.
@@ -214,7 +247,7 @@ impl Cluster {
     }
 
     /// The same state for the compiler, which knows no pods without addresses in blocks: such pods carry a mark, and rules
-    /// whose blocks match them select the mark.
+    /// whose blocks match them select the mark; those of ordered kinds do as the [model](crate::tiers::Model) reads them.
     pub fn for_compiler(&self) -> Cow<'_, Self> {
         let Some(unplaced) = &self.unplaced else {
             return Cow::Borrowed(self);
@@ -245,14 +278,17 @@ impl Cluster {
 fn marked_pods() -> Peer {
     Peer::Pods {
         namespaces: Some(Selector::default()),
-        pods: Selector {
-            requirements: vec![Requirement {
-                key: MARK.to_owned(),
-                operator: Operator::Exists,
-            }],
-        },
+        pods: MARKED.clone(),
     }
 }
+
+/// Selects the pods that [`Cluster::for_compiler`] marks.
+pub(crate) static MARKED: LazyLock<Selector> = LazyLock::new(|| Selector {
+    requirements: vec![Requirement {
+        key: MARK.to_owned(),
+        operator: Operator::Exists,
+    }],
+});
 
 #[cfg(test)]
 mod tests {

@@ -198,6 +198,22 @@ pub(crate) fn with_tiers(random: &mut Random) -> Cluster {
     cluster
 }
 
+/// A cluster with policies of ordered kinds where hardly anybody's address is known yet.
+#[allow(dead_code)]
+pub(crate) fn with_tiers_unplaced(random: &mut Random) -> Cluster {
+    let mut cluster = with_tiers(random);
+    for pod in cluster.pods.values().cloned().collect::<Vec<_>>() {
+        if !random.percent(15) {
+            let addresses = Vec::new();
+            cluster.insert(Object::Pod(Pod {
+                addresses,
+                ..(*pod).clone()
+            }));
+        }
+    }
+    cluster
+}
+
 /// A policy of an ordered kind: few priorities, so that names decide often.
 #[allow(dead_code)]
 pub(crate) fn tiered(random: &mut Random, number: usize) -> TieredPolicy {
@@ -343,7 +359,7 @@ fn peer(random: &mut Random) -> Peer {
     Peer::Block { cidr, except }
 }
 
-fn address(random: &mut Random) -> IpAddr {
+pub(crate) fn address(random: &mut Random) -> IpAddr {
     match random.below(8) {
         0..=3 => v4(random.below(16) as u8),
         4 => v6(random.below(16) as u16),

@@ -10,6 +10,7 @@ mod generate;
 mod incremental;
 mod mutate;
 mod random;
+mod readings;
 mod tiers;
 
 use std::collections::BTreeMap;
