@@ -102,7 +102,7 @@ pub struct Answer {
     pub ingress: Fate,
     /// At the source.
     pub egress: Fate,
-    /// Of a direction that depends: what may allow it, with the effect `depends`.
+    /// Of a direction that depends: the rules that may allow or deny it, with the effect `depends`.
     pub reasons: Vec<Reason>,
 }
 
@@ -335,7 +335,13 @@ impl Judge {
             );
             match other {
                 Some((snapshot, other)) if *fate == Fate::Depends => {
-                    reasons_of(snapshot, direction, other, "depends", &mut reasons)?;
+                    let denied = verdict.effect == Effect::Deny;
+                    if !denied || other.effect == Effect::Allow {
+                        reasons_of(snapshot, direction, other, "depends", &mut reasons)?;
+                    }
+                    if denied {
+                        reasons_of(&self.snapshot, direction, verdict, "depends", &mut reasons)?;
+                    }
                 }
                 _ => reasons_of(
                     &self.snapshot,
@@ -347,6 +353,7 @@ impl Judge {
             }
         }
         reasons.sort();
+        reasons.dedup();
         let [ingress, egress] = fates;
         Ok(Answer {
             ingress,
@@ -406,7 +413,6 @@ pub fn reference_reasons(
         (Ingress, &surely.ingress, &possibly.ingress),
     ] {
         let depends = Fate::of(surely.allow, possibly.allow) == Fate::Depends;
-        let decided = if depends { possibly } else { surely };
         let plain = |effect| Reason {
             direction,
             tier: None,
@@ -421,6 +427,18 @@ pub fn reference_reasons(
             policy: Some(policy.to_string()),
             rule: rule.and_then(|index| u32::try_from(index).ok()),
             ..plain(effect)
+        };
+        let decided = match (depends, &surely.cause, &possibly.cause) {
+            (false, ..) => surely,
+            // Which of two rules is first is what depends.
+            (true, Cause::Denied { tier, policy, index }, other) => {
+                out.push(named(tier, policy, Some(*index), "depends"));
+                if !matches!(other, Cause::Rule { .. }) {
+                    continue;
+                }
+                possibly
+            }
+            (true, ..) => possibly,
         };
         match &decided.cause {
             Cause::Rule { tier, policy, index } => {
@@ -439,6 +457,7 @@ pub fn reference_reasons(
         }
     }
     out.sort();
+    out.dedup();
     out
 }
 

@@ -22,7 +22,7 @@ use super::{
     edit::{Edit, Labelled, RulePlace},
     effects::Bystanders,
     report::{self, SideEffects},
-    trace::{Case, selecting},
+    trace::{Case, is_subject, rule_words, selecting},
 };
 
 /// As many changes are answered.
@@ -82,7 +82,11 @@ pub fn smallest_changes(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service
     }
     let mut changes = search.best();
     if changes.is_empty() {
-        return Found::None("no change of a few policies or labels was found that would do".to_owned());
+        return Found::None(
+            search.decided_by_tiers().unwrap_or_else(|| {
+                "no change of a few policies or labels was found that would do".to_owned()
+            }),
+        );
     }
     changes.truncate(SHOWN);
     Found::Changes(changes)
@@ -114,6 +118,8 @@ impl<'a> Search<'a> {
         let mut part = Cluster {
             settings: whole.settings.clone(),
             unplaced: whole.unplaced.clone(),
+            // They select by labels, which a change may give.
+            tiered: whole.tiered.clone(),
             ..Cluster::default()
         };
         for end in [src, dst] {
@@ -189,6 +195,39 @@ impl<'a> Search<'a> {
             .into_iter()
             .filter(|direction| self.allowed || !self.case().lets(*direction))
             .collect()
+    }
+
+    /// That rules of ordered kinds decide, which no change of NetworkPolicies turns round; None where none does.
+    fn decided_by_tiers(&self) -> Option<String> {
+        let verdict = ringwall_evaluate::judge(self.whole, &self.src, &self.dst, self.service);
+        let rules: Vec<String> = [
+            (Direction::Egress, &verdict.egress),
+            (Direction::Ingress, &verdict.ingress),
+        ]
+        .into_iter()
+        .filter_map(|(direction, decided)| {
+            let (Cause::Rule { policy, index, .. } | Cause::Denied { policy, index, .. }) = &decided.cause
+            else {
+                return None;
+            };
+            let policy = self
+                .whole
+                .tiered
+                .get(policy)
+                .filter(|_| decided.allow == self.allowed)?;
+            let verb = if decided.allow { "allows" } else { "denies" };
+            Some(format!(
+                "{} that {verb} its {direction}",
+                rule_words(policy, *index)
+            ))
+        })
+        .collect();
+        let what = match rules.len() {
+            0 => return None,
+            1 => "that policy",
+            _ => "those policies",
+        };
+        Some(format!("it is {}: change {what}", rules.join(" and ")))
     }
 
     /// The verdict after a candidate, on the part.
@@ -448,7 +487,7 @@ impl<'a> Search<'a> {
 
     /// Ways to have a rule's ports match; one that does nothing where they do.
     fn port_fixes(&self, place: &RulePlace, rule: &Rule) -> Vec<Candidate> {
-        if self.case().ports_match(rule) {
+        if self.case().ports_match(rule.ports.as_ref()) {
             return vec![Vec::new()];
         }
         self.port_entry()
@@ -732,18 +771,32 @@ impl<'a> Search<'a> {
             return false;
         }
         let changed = applied(&self.part, candidate);
-        [self.src, self.dst].iter().all(|end| {
+        // Of a namespace that is labelled otherwise, neither are its other pods.
+        let mut namespaces = self.part.namespaces.iter();
+        let stay = namespaces.all(|(name, before)| {
+            let after = changed.namespaces.get(name);
+            let selected = |labels: &Labels, by: &Selector| missing(by, labels).next().is_none();
+            self.part.tiered.values().all(|policy| {
+                !selected(&before.labels, &policy.namespaces)
+                    || after.is_some_and(|after| selected(&after.labels, &policy.namespaces))
+            })
+        });
+        stay && [self.src, self.dst].iter().all(|end| {
             let (Identity::Pod(before), Identity::Pod(after)) = (end.identity, again(end, &changed).identity)
             else {
                 return true;
             };
-            DIRECTIONS.into_iter().all(|direction| {
-                let still = |policy: &NetworkPolicy| {
-                    removed(&policy.key)
-                        || selecting(&changed, after, direction).any(|other| other.key == policy.key)
-                };
-                selecting(&self.part, before, direction).all(still)
-            })
+            let tiered = self.part.tiered.values();
+            let mut tiered = tiered.filter(|policy| is_subject(&self.part, policy, before));
+            let stays = tiered.all(|policy| is_subject(&changed, policy, after));
+            stays
+                && DIRECTIONS.into_iter().all(|direction| {
+                    let still = |policy: &NetworkPolicy| {
+                        removed(&policy.key)
+                            || selecting(&changed, after, direction).any(|other| other.key == policy.key)
+                    };
+                    selecting(&self.part, before, direction).all(still)
+                })
         })
     }
 }

@@ -10,7 +10,9 @@ use std::{
 
 use ipnet::IpNet;
 use ringwall_evaluate::{End, Identity, Service};
-use ringwall_policy::{Cluster, Labels, NamedPort, NetworkPolicy, ObjectKey, Peer, Pod, PortMatch, Protocol};
+use ringwall_policy::{
+    Cluster, Labels, NamedPort, NetworkPolicy, ObjectKey, Peer, Pod, PortMatch, Protocol, TieredRule,
+};
 
 use super::{
     Direction,
@@ -108,14 +110,13 @@ type Span = (Service, Option<(u16, u16)>);
 impl<'a> Bystanders<'a> {
     pub(super) fn of(cluster: &'a Cluster, src: &End<'a>, dst: &End<'a>, service: Service) -> Self {
         let mut blocks = BTreeSet::new();
-        for policy in cluster.policies.values() {
-            for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-                for peer in rule.peers.iter().flatten() {
-                    if let Peer::Block { cidr, except } = peer {
-                        blocks.insert(*cidr);
-                        blocks.extend(except);
-                    }
-                }
+        let own = cluster.policies.values();
+        let own = own.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
+        let tiered = tiered_rules(cluster).map(|rule| &rule.peers);
+        for peer in own.map(|rule| &rule.peers).chain(tiered).flatten().flatten() {
+            if let Peer::Block { cidr, except } = peer {
+                blocks.insert(*cidr);
+                blocks.extend(except);
             }
         }
         let complete = blocks.len() <= MOST_BLOCKS;
@@ -466,6 +467,10 @@ where
         };
         let relabelled =
             self.relabels_namespaces || !same(&before.src, &after.src) || !same(&before.dst, &after.dst);
+        // Rules of other tiers may match somebody else, too.
+        if relabelled && !self.changed.tiered.is_empty() {
+            return true;
+        }
         [(Direction::Egress, s), (Direction::Ingress, d)]
             .into_iter()
             .any(|(direction, subject)| {
@@ -562,6 +567,10 @@ where
                 }
             }
         }
+        // No change is of these.
+        for port in tiered_rules(self.changed).flat_map(|rule| rule.ports.iter().flatten()) {
+            self.cut(port, &mut cuts);
+        }
         // The flow's own port, so that what happens to it is told from what happens to others.
         if let Some(port) = self.bystanders.service.port {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
@@ -594,6 +603,12 @@ where
             }
         }
     }
+}
+
+/// Every rule of the policies of ordered kinds.
+fn tiered_rules(cluster: &Cluster) -> impl Iterator<Item = &TieredRule> {
+    let policies = cluster.tiered.values();
+    policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
 }
 
 /// What lets something through in a direction, by the policies that isolate its subject.

@@ -22,7 +22,7 @@ pub use changes::{Change, Found, smallest_changes};
 use report::{Explanation, Side, Word};
 use ringwall_dataplane::classify::Snapshot;
 use ringwall_evaluate::End;
-use ringwall_policy::{Cluster, Decider, NetworkPolicy, Rule};
+use ringwall_policy::{Cluster, Decider, NetworkPolicy, Rule, TieredPolicy, TieredRule};
 use trace::{Case, Words};
 
 use crate::{
@@ -46,6 +46,14 @@ impl Direction {
         match self {
             Self::Egress => policy.egress.as_deref(),
             Self::Ingress => policy.ingress.as_deref(),
+        }
+    }
+
+    /// Likewise, of a policy of an ordered kind.
+    pub fn tiered(self, policy: &TieredPolicy) -> &[TieredRule] {
+        match self {
+            Self::Egress => &policy.egress,
+            Self::Ingress => &policy.ingress,
         }
     }
 
@@ -284,10 +292,17 @@ fn told(fate: Fate, surely: Side, possibly: Side, other: &str) -> Side {
     if fate != Fate::Depends {
         return surely;
     }
-    let why = format!(
-        "it depends on the address that {other} will have: {} if its ipBlock holds it",
-        possibly.why
-    );
+    let why = if surely.effect == "deny" && surely.why != possibly.why {
+        format!(
+            "it depends on the address that {other} will have, and on which blocks hold it: {}, or {}",
+            possibly.why, surely.why
+        )
+    } else {
+        format!(
+            "it depends on the address that {other} will have: {} if its ipBlock holds it",
+            possibly.why
+        )
+    };
     Side {
         verdict: Word::Depends,
         effect: "depends".to_owned(),

@@ -127,24 +127,31 @@ pub struct Party {
 pub struct Side {
     /// What it says.
     pub verdict: Word,
-    /// `allow`, `isolated`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
+    /// `allow`, `deny`, `isolated`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
     pub effect: String,
     /// Whose policies decide: the source's for egress, the destination's for ingress.
     pub subject: String,
     /// The decision in a sentence.
     pub why: String,
-    /// Every policy of the subject's namespace, in order of name; empty where the subject is no pod or an exemption decides.
+    /// Every policy of the subject's namespace, in order of name, between those of the Admin and of the Baseline tier in the
+    /// order in which they decide; empty where the subject is no pod or an exemption decides.
     pub policies: Vec<PolicyTrace>,
 }
 
 /// What one policy has to do with a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyTrace {
-    /// `namespace/name`.
+    /// `namespace/name`, or the name of a cluster-wide one.
     pub policy: String,
     /// Kind of the object.
     pub kind: String,
-    /// Whether its podSelector selects the subject.
+    /// `Admin` or `Baseline`; None for a NetworkPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// Its order in that tier, the smaller first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+    /// Whether its podSelector, or its subject, selects the subject.
     pub selects: bool,
     /// Why it selects it, or the first requirement that it fails at.
     pub selection: String,
@@ -152,9 +159,10 @@ pub struct PolicyTrace {
     pub isolates: bool,
     /// Which policyTypes say so, and whether they were written; None where it does not select the subject.
     pub isolation: Option<String>,
-    /// Why it is invalid; empty for a valid one. An invalid one isolates and allows nothing.
+    /// Why it is invalid; empty for a valid one. An invalid NetworkPolicy isolates and allows nothing; of others, a rule that
+    /// is not understood allows nothing, or denies everything if it was to deny or pass something.
     pub faults: Vec<FaultTrace>,
-    /// Its rules of the direction, where it isolates.
+    /// Its rules of the direction: of a NetworkPolicy where it isolates, of others where it selects the subject.
     pub rules: Vec<RuleTrace>,
 }
 
@@ -172,10 +180,16 @@ pub struct FaultTrace {
 pub struct RuleTrace {
     /// Its index in the policy's list of the direction.
     pub rule: usize,
+    /// `allow`, `deny` or `pass`; None for a rule of a NetworkPolicy, which allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
     /// Whether it matches: ports AND peers.
     pub matches: bool,
-    /// Whether it is the first that does, which `query` names.
+    /// Whether it is the one that decides, which `query` names: the first that matches.
     pub decides: bool,
+    /// Whether it is the first of its tier that matches and passes the flow on to the next tier.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passes: bool,
     /// The first of its conditions that it fails at, `peers` or `ports`; None where it matches.
     pub failed_at: Option<String>,
     /// Its peers in order; None where it has none and every peer matches.

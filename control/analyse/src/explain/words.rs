@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use ringwall_policy::PolicyKind;
+
 use super::report::{
     EntryTrace, Explanation, Party, PartyKind, PolicyTrace, RuleTrace, Side, SideEffects, Word,
 };
@@ -177,15 +179,26 @@ impl Page {
         let title = self.style.strong(&format!("{name} of {}", side.subject));
         let _ = writeln!(self.text, "{title}: {}", self.style.verdict(side.verdict));
         self.line(2, "", &format!("{}.", side.why));
+        let mut decided = false;
         for policy in side.policies.iter().filter(|policy| policy.selects) {
-            self.policy(policy);
+            // What is left of a tier that has decided, or passed, matters no more, nor do the later tiers.
+            let tier = |other: &&PolicyTrace| other.tier == policy.tier;
+            let over = |rule: &RuleTrace| rule.decides || rule.passes;
+            let own = side
+                .policies
+                .iter()
+                .filter(tier)
+                .flat_map(|it| &it.rules)
+                .any(over);
+            self.policy(policy, policy.tier.is_some() && own || decided && !own);
+            decided |= policy.rules.iter().any(|rule| rule.decides);
         }
         let others: Vec<&PolicyTrace> = side.policies.iter().filter(|policy| !policy.selects).collect();
         for policy in others.iter().take(MOST_OTHERS) {
             self.line(
                 2,
                 self.style.mark(false),
-                &format!("{} does not select it: {}", policy.policy, policy.selection),
+                &format!("{} does not select it: {}", policy_name(policy), policy.selection),
             );
         }
         if others.len() > MOST_OTHERS {
@@ -198,17 +211,24 @@ impl Page {
         }
     }
 
-    fn policy(&mut self, policy: &PolicyTrace) {
+    /// `late`: whether what matches and neither decides nor passes comes after what does.
+    fn policy(&mut self, policy: &PolicyTrace, late: bool) {
         self.line(
             2,
             self.style.mark(true),
-            &format!("{} selects it: {}", policy.policy, policy.selection),
+            &format!("{} selects it: {}", policy_name(policy), policy.selection),
         );
         if let Some(isolation) = &policy.isolation {
             self.line(4, "", isolation);
         }
         if !policy.faults.is_empty() {
-            self.line(4, "", "it is invalid, so that it isolates and allows nothing:");
+            let what = match policy.tier {
+                None => "it is invalid, so that it isolates and allows nothing:",
+                Some(_) => {
+                    "not all of it is understood: such a rule allows nothing, and denies everything where it denies or passes:"
+                }
+            };
+            self.line(4, "", what);
             for fault in &policy.faults {
                 self.line(
                     6,
@@ -222,18 +242,30 @@ impl Page {
                 "",
                 "it has no rules of this direction, so that it allows nothing",
             );
+        } else if policy.tier.is_some() && policy.rules.is_empty() {
+            self.line(
+                4,
+                "",
+                "it has no rules of this direction, so that it has no part in it",
+            );
         }
         for rule in &policy.rules {
-            self.rule(rule);
+            self.rule(rule, late);
         }
     }
 
-    fn rule(&mut self, rule: &RuleTrace) {
+    fn rule(&mut self, rule: &RuleTrace, late: bool) {
         let mark = self.style.mark(rule.matches);
+        let name = match &rule.action {
+            Some(action) => format!("rule {} ({action})", rule.rule),
+            None => format!("rule {}", rule.rule),
+        };
         let text = match (&rule.failed_at, rule.decides) {
-            (Some(what), _) => format!("rule {} fails at its {what}", rule.rule),
-            (None, true) => format!("rule {} matches: this is the one that decides", rule.rule),
-            (None, false) => format!("rule {} matches, too", rule.rule),
+            (Some(what), _) => format!("{name} fails at its {what}"),
+            (None, true) => format!("{name} matches: this is the one that decides"),
+            (None, false) if rule.passes => format!("{name} matches: the next tier decides"),
+            (None, false) if late => format!("{name} would match, but is not asked any more"),
+            (None, false) => format!("{name} matches, too"),
         };
         self.line(4, mark, &text);
         let of = |what: &str| rule.failed_at.as_deref().is_none_or(|failed| failed == what);
@@ -265,10 +297,18 @@ impl Page {
         }
         let wanted = explanation.verdict.opposite();
         if let Some(why) = &explanation.no_change {
+            let tiered = |reason: &ringwall_policy::Decider| {
+                let kind = reason.kind.as_deref();
+                kind.is_some_and(|kind| kind != PolicyKind::NetworkPolicy.name())
+            };
+            let policy = match explanation.reasons.iter().any(tiered) {
+                true => "NetworkPolicy",
+                false => "policy",
+            };
             return self.line(
                 0,
                 "",
-                &format!("No change of a policy or label would {wanted} it: {why}."),
+                &format!("No change of a {policy} or label would {wanted} it: {why}."),
             );
         }
         self.line(
@@ -287,6 +327,16 @@ impl Page {
             }
             self.line(2, "  ", &effects_words(&change.side_effects));
         }
+    }
+}
+
+/// What to call a policy.
+fn policy_name(policy: &PolicyTrace) -> String {
+    match (&policy.tier, policy.priority) {
+        (Some(tier), Some(priority)) => {
+            format!("{} {} ({tier}, priority {priority})", policy.kind, policy.policy)
+        }
+        _ => policy.policy.clone(),
     }
 }
 

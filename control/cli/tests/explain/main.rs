@@ -71,41 +71,103 @@ fn steps_agree_with_snapshot_and_reference_on_random_clusters() {
                 }
             }
         }
-        let explainer = Explainer::new(&cluster).unwrap();
-        for flow in flows(&cluster, &mut random, 60) {
-            let say = |place: &Place| match place {
-                Place::Address(address) => address.to_string(),
-                Place::Name(key) => key.to_string(),
-            };
-            let port = match (flow.protocol, flow.port) {
-                (6 | 17 | 132, None) => continue,
-                (protocol, Some(port)) => format!("{port}/{protocol}"),
-                (protocol, None) => format!("ip/{protocol}"),
-            };
-            let question = Question::read(&say(&flow.src), &say(&flow.dst), &port).unwrap();
-            let explanation = match explainer.explain(&question) {
-                Ok(explanation) => explanation,
-                Err(ExplainError::End(_)) => continue,
-                Err(error @ ExplainError::Contradiction { .. }) => panic!("seed {seed}: {error}"),
-            };
-            let json = serde_json::to_string(&explanation).unwrap();
-            assert_eq!(
-                serde_json::from_str::<ringwall_analyse::explain::report::Explanation>(&json).unwrap(),
-                explanation
+        let flows = flows(&cluster, &mut random, 60);
+        steps_agree(seed, &cluster, &flows, &mut seen);
+    }
+    let rare: Vec<_> = seen.iter().filter(|(_, count)| **count < 3).collect();
+    assert!(
+        rare.is_empty() && seen.len() == 7 + 3 + WORDS.len(),
+        "asked too little: {seen:#?}"
+    );
+}
+
+/// Likewise with policies that deny and pass before and after NetworkPolicies.
+#[test]
+fn steps_agree_with_snapshot_and_reference_where_tiers_deny_and_pass() {
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in clusters(60) {
+        let mut random = Random::new(seed ^ 0x71ea);
+        let cluster = match seed % 3 {
+            0 => generate::with_tiers_unplaced(&mut random),
+            _ => generate::with_tiers(&mut random),
+        };
+        let flows = flows(&cluster, &mut random, 60);
+        steps_agree(seed, &cluster, &flows, &mut seen);
+    }
+    for step in [
+        "effect allow",
+        "effect deny",
+        "effect isolated",
+        "effect open",
+        "effect depends",
+        "Admin allow decides",
+        "Admin deny decides",
+        "Admin pass passes",
+        "Baseline allow decides",
+        "Baseline deny decides",
+        "Baseline pass passes",
+    ] {
+        let often = seen.get(step).is_some_and(|count| *count > 2);
+        assert!(
+            often || std::env::var("SEED").is_ok(),
+            "asked too little: {step} in {seen:#?}"
+        );
+    }
+}
+
+fn steps_agree(seed: u64, cluster: &Cluster, flows: &[Flow], seen: &mut BTreeMap<String, u64>) {
+    let explainer = Explainer::new(cluster).unwrap();
+    for flow in flows {
+        let say = |place: &Place| match place {
+            Place::Address(address) => address.to_string(),
+            Place::Name(key) => key.to_string(),
+        };
+        let port = match (flow.protocol, flow.port) {
+            (6 | 17 | 132, None) => continue,
+            (protocol, Some(port)) => format!("{port}/{protocol}"),
+            (protocol, None) => format!("ip/{protocol}"),
+        };
+        let question = Question::read(&say(&flow.src), &say(&flow.dst), &port).unwrap();
+        let explanation = match explainer.explain(&question) {
+            Ok(explanation) => explanation,
+            Err(ExplainError::End(_)) => continue,
+            Err(error @ ExplainError::Contradiction { .. }) => panic!("seed {seed}: {error}"),
+        };
+        let json = serde_json::to_string(&explanation).unwrap();
+        assert_eq!(
+            serde_json::from_str::<ringwall_analyse::explain::report::Explanation>(&json).unwrap(),
+            explanation
+        );
+        let both = [&explanation.egress, &explanation.ingress];
+        let any = |word| both.iter().any(|side| side.verdict == word);
+        let worst = [Word::Deny, Word::Depends].into_iter().find(|word| any(*word));
+        assert_eq!(worst.unwrap_or(Word::Allow), explanation.verdict);
+        assert_eq!(
+            explanation.verdict == Word::Depends,
+            !explanation.depends_on.is_empty()
+        );
+        for side in both {
+            *seen.entry(format!("effect {}", side.effect)).or_default() += 1;
+            let deciding = side.policies.iter().flat_map(|policy| &policy.rules);
+            let deciding = deciding.filter(|rule| rule.decides).count();
+            let by_rule = side.effect == "allow" || side.effect == "deny";
+            assert!(
+                deciding == usize::from(by_rule) || side.effect == "depends",
+                "seed {seed}: {side:#?}"
             );
-            let both = [&explanation.egress, &explanation.ingress];
-            let any = |word| both.iter().any(|side| side.verdict == word);
-            let worst = [Word::Deny, Word::Depends].into_iter().find(|word| any(*word));
-            assert_eq!(worst.unwrap_or(Word::Allow), explanation.verdict);
-            assert_eq!(
-                explanation.verdict == Word::Depends,
-                !explanation.depends_on.is_empty()
-            );
-            for side in both {
-                *seen.entry(format!("effect {}", side.effect)).or_default() += 1;
-                for rule in side.policies.iter().flat_map(|policy| &policy.rules) {
+            for policy in &side.policies {
+                for rule in &policy.rules {
                     let how = rule.failed_at.clone().unwrap_or("matches".to_owned());
                     *seen.entry(format!("rule {how}")).or_default() += 1;
+                    assert!(!(rule.decides || rule.passes) || rule.matches);
+                    if let (Some(tier), Some(action)) = (&policy.tier, &rule.action) {
+                        let what = match (rule.decides, rule.passes) {
+                            (true, _) => "decides",
+                            (_, true) => "passes",
+                            _ => "does not",
+                        };
+                        *seen.entry(format!("{tier} {action} {what}")).or_default() += 1;
+                    }
                     for entry in rule.peers.iter().chain(&rule.ports).flatten() {
                         assert_eq!(entry.matches, entry.why.is_none());
                         for part in WORDS {
@@ -117,11 +179,6 @@ fn steps_agree_with_snapshot_and_reference_on_random_clusters() {
             }
         }
     }
-    let rare: Vec<_> = seen.iter().filter(|(_, count)| **count < 3).collect();
-    assert!(
-        rare.is_empty() && seen.len() == 7 + 3 + WORDS.len(),
-        "asked too little: {seen:#?}"
-    );
 }
 
 /// One of each condition that can fail.
@@ -149,11 +206,86 @@ const WORDS: &[&str] = &[
 /// said why.
 #[test]
 fn changes_turn_verdicts_round_and_their_effects_are_counted() {
-    let (mut kinds, mut none, mut counted, mut effects) =
-        (BTreeMap::new(), BTreeMap::new(), 0, BTreeSet::new());
-    for seed in clusters(40) {
+    let Tried {
+        kinds,
+        none,
+        counted,
+        effects,
+    } = changes_tried(clusters(40), |seed| {
         let mut random = Random::new(seed);
-        let cluster = cluster(&mut random);
+        (cluster(&mut random), random)
+    });
+    if std::env::var("SEED").is_ok() {
+        return;
+    }
+    for kind in [
+        "Label",
+        "AddPeer",
+        "AddPort",
+        "AddRule",
+        "AddExcept",
+        "AddPolicy",
+        "RemovePeer",
+        "RemovePort",
+        "RemoveRule",
+        "RemoveExcept",
+        "RemovePolicy",
+    ] {
+        assert!(kinds.contains_key(kind), "no {kind} among {kinds:?}");
+    }
+    assert!(none.len() >= 4, "{none:?}");
+    assert!(
+        counted > 20 && effects.len() > 4,
+        "{counted} counted: {effects:?}"
+    );
+}
+
+/// Where rules of other tiers decide, no change is made up that they would not heed.
+#[test]
+fn changes_turn_verdicts_round_where_tiers_deny_and_pass() {
+    let tried = changes_tried(clusters(40), |seed| {
+        let mut random = Random::new(seed ^ 0x71eb);
+        (generate::with_tiers(&mut random), random)
+    });
+    if std::env::var("SEED").is_ok() {
+        return;
+    }
+    assert!(tried.kinds.len() > 5, "{:?}", tried.kinds);
+    let by_tiers: usize = tried
+        .none
+        .iter()
+        .filter(|(why, _)| why.starts_with("it is rule"))
+        .map(|(_, count)| count)
+        .sum();
+    assert!(by_tiers > 20, "{:?}", tried.none);
+    assert!(
+        tried.counted > 10 && tried.effects.len() > 3,
+        "{} counted: {:?}",
+        tried.counted,
+        tried.effects
+    );
+}
+
+/// What became of searching for changes.
+#[derive(Default)]
+struct Tried {
+    /// Of the edits, by kind.
+    kinds: BTreeMap<String, usize>,
+    /// Why there was none.
+    none: BTreeMap<String, usize>,
+    counted: usize,
+    effects: BTreeSet<u64>,
+}
+
+fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Random)) -> Tried {
+    let Tried {
+        mut kinds,
+        mut none,
+        mut counted,
+        mut effects,
+    } = Tried::default();
+    for seed in seeds {
+        let (cluster, mut random) = make(seed);
         for flow in flows(&cluster, &mut random, 16) {
             let Some((src, dst)) = ends(&cluster, &flow) else {
                 continue;
@@ -218,29 +350,12 @@ fn changes_turn_verdicts_round_and_their_effects_are_counted() {
             }
         }
     }
-    if std::env::var("SEED").is_ok() {
-        return;
+    Tried {
+        kinds,
+        none,
+        counted,
+        effects,
     }
-    for kind in [
-        "Label",
-        "AddPeer",
-        "AddPort",
-        "AddRule",
-        "AddExcept",
-        "AddPolicy",
-        "RemovePeer",
-        "RemovePort",
-        "RemoveRule",
-        "RemoveExcept",
-        "RemovePolicy",
-    ] {
-        assert!(kinds.contains_key(kind), "no {kind} among {kinds:?}");
-    }
-    assert!(none.len() >= 4, "{none:?}");
-    assert!(
-        counted > 20 && effects.len() > 4,
-        "{counted} counted: {effects:?}"
-    );
 }
 
 /// Whether every pod that some policy isolates still is isolated, and every pod has the labels that it had.
@@ -262,6 +377,14 @@ fn nobody_is_let_out(before: &Cluster, after: &Cluster) -> bool {
         }
         [ingress, egress]
     };
+    let subject = |cluster: &Cluster, policy: &ringwall_policy::TieredPolicy, key: &ObjectKey| {
+        let all = |selector: &ringwall_policy::Selector, labels| {
+            selector.requirements.iter().all(|it| meets(it, labels))
+        };
+        let namespace = cluster.namespaces.get(&key.namespace);
+        namespace.is_some_and(|it| all(&policy.namespaces, &it.labels))
+            && all(&policy.pods, &cluster.pods[key].labels)
+    };
     before.pods.iter().all(|(key, pod)| {
         let [a, b] = [isolated(before, key), isolated(after, key)];
         let labels = &after.pods[key].labels;
@@ -269,7 +392,9 @@ fn nobody_is_let_out(before: &Cluster, after: &Cluster) -> bool {
             .labels
             .iter()
             .all(|(key, value)| labels.get(key) == Some(value));
-        kept && a.iter().zip(b).all(|(before, after)| !before || after)
+        let mut tiered = before.tiered.values();
+        let stays = tiered.all(|it| !subject(before, it, key) || subject(after, it, key));
+        kept && stays && a.iter().zip(b).all(|(before, after)| !before || after)
     })
 }
 
@@ -295,6 +420,11 @@ fn reason_holds(why: &str, cluster: &Cluster, src: &End<'_>, dst: &End<'_>, allo
         !allowed && unknown && !cluster.settings.allow_unknown
     } else if why.contains("neither end") {
         allowed && !is_pod(src) && !is_pod(dst)
+    } else if why.starts_with("it is rule") {
+        cluster
+            .tiered
+            .values()
+            .any(|policy| why.contains(&policy.id.name))
     } else {
         false
     }
