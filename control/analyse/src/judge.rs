@@ -12,7 +12,7 @@ use ringwall_dataplane::{
     },
 };
 use ringwall_evaluate::Cause;
-use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId};
+use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId, policy_words};
 use serde::Serialize;
 
 use super::flow::{EndName, Service};
@@ -87,12 +87,19 @@ pub struct Reason {
     pub tier: Option<String>,
     /// Kind of the policy.
     pub kind: Option<String>,
-    /// `namespace/name` of the policy.
+    /// `namespace/name` of the policy, or the name of a cluster-wide one.
     pub policy: Option<String>,
     /// Index of the rule in the policy.
     pub rule: Option<u32>,
     /// As [`Effect::word`], or `depends`.
     pub effect: &'static str,
+}
+
+impl Reason {
+    /// The policy in words; None where none decides.
+    pub fn policy_words(&self) -> Option<String> {
+        policy_words(self.tier.as_deref(), self.kind.as_deref(), self.policy.as_deref())
+    }
 }
 
 /// The answer about a flow.

@@ -231,7 +231,10 @@ pub(super) fn deciders_words(reasons: &[Decider]) -> String {
     let words: Vec<String> = reasons
         .iter()
         .map(|reason| {
-            let how = match (&reason.policy, reason.rule) {
+            let how = match (reason.policy_words(), reason.rule) {
+                (Some(policy), Some(rule)) if reason.effect == "deny" => {
+                    format!("denied by {policy} rule {rule}")
+                }
                 (Some(policy), Some(rule)) => format!("{policy} rule {rule}"),
                 (Some(policy), None) => format!("isolated by {policy}"),
                 (None, _) => reason.effect.clone(),

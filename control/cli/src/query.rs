@@ -160,7 +160,10 @@ impl Asker<'_> {
                 .reasons
                 .iter()
                 .filter(|reason| reason.direction == direction)
-                .map(|reason| match (&reason.policy, reason.rule) {
+                .map(|reason| match (reason.policy_words(), reason.rule) {
+                    (Some(policy), Some(rule)) if reason.effect == "deny" => {
+                        format!("denied by {policy}, rule {rule}")
+                    }
                     (Some(policy), Some(rule)) if fate == Fate::Depends => {
                         format!("{policy}, rule {rule}, may hold its address")
                     }

@@ -125,10 +125,14 @@ pub(super) fn fields(report: &Report) -> Vec<(&'static str, Value)> {
 /// A difference as something that was found, at the first policy that either side names. `given`: the snapshot is one of the
 /// user's, and may be of other manifests.
 pub(super) fn finding(difference: &Difference, written: &[Written], given: bool) -> Finding {
-    let policy = difference
-        .policies
-        .first()
-        .map(|policy| format!("NetworkPolicy {policy}"));
+    // Those of ordered kinds are named with their kind.
+    let policy = difference.policies.first().map(|policy| {
+        let mut words = policy.split(' ');
+        match (words.next(), words.next()) {
+            (Some(kind), Some(name)) => format!("{kind} {name}"),
+            _ => format!("NetworkPolicy {policy}"),
+        }
+    });
     let at = written
         .iter()
         .find(|object| Some(object.label()) == policy.as_deref());

@@ -18,7 +18,7 @@ use std::{
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-pub use judgement::Decider;
+pub use judgement::{Decider, policy_words};
 pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
@@ -91,6 +91,11 @@ pub struct PolicyId {
 }
 
 impl PolicyId {
+    /// What it is called in lists of policies of all kinds: see [`policy_label`].
+    pub fn label(&self) -> String {
+        policy_label(self.kind.name(), &self.to_string())
+    }
+
     /// That of a NetworkPolicy.
     pub fn network_policy(key: &ObjectKey) -> Self {
         Self {
@@ -108,6 +113,15 @@ impl std::fmt::Display for PolicyId {
             "" => f.write_str(&self.name),
             namespace => write!(f, "{namespace}/{}", self.name),
         }
+    }
+}
+
+/// What a policy is called in lists of policies of all kinds: a NetworkPolicy by `namespace/name`, others by kind and name.
+pub fn policy_label(kind: &str, policy: &str) -> String {
+    if kind == PolicyKind::NetworkPolicy.name() {
+        policy.to_owned()
+    } else {
+        format!("{kind} {policy}")
     }
 }
 

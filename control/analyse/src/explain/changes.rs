@@ -18,11 +18,11 @@ use ringwall_policy::{
 
 use super::{
     Direction,
-    conditions::{PeerMiss, meets, peer, policies_of, port},
+    conditions::{PeerMiss, is_subject, meets, peer, policies_of, port},
     edit::{Edit, Labelled, RulePlace},
     effects::Bystanders,
     report::{self, SideEffects},
-    trace::{Case, is_subject, rule_words, selecting},
+    trace::{Case, rule_words, selecting},
 };
 
 /// As many changes are answered.

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use ringwall_evaluate::{End, Identity, Service};
 use ringwall_policy::{
     Cluster, Labels, NamedPort, ObjectKey, Operator, Peer, Pod, PortMatch, Protocol, Requirement, Selector,
+    TieredPolicy,
 };
 
 /// The first requirement of a selector that labels do not meet.
@@ -29,6 +30,12 @@ pub(super) fn meets(requirement: &Requirement, labels: &Labels) -> bool {
         (Operator::In(_), None) => false,
         (Operator::NotIn(_), None) => true,
     }
+}
+
+/// Whether a policy of an ordered kind selects a pod.
+pub fn is_subject(cluster: &Cluster, policy: &TieredPolicy, pod: &Pod) -> bool {
+    namespace_labels(cluster, pod).is_some_and(|labels| unmet(&policy.namespaces, labels).is_none())
+        && unmet(&policy.pods, &pod.labels).is_none()
 }
 
 /// A requirement as one would say it.

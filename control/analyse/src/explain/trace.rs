@@ -9,8 +9,8 @@ use ringwall_policy::{
 use super::{
     Direction,
     conditions::{
-        PeerMiss, has_words, namespace_labels, peer, peer_miss_words, peer_words, policies_of, port,
-        port_miss_words, port_words, requirement_words, selector_words, unmet,
+        PeerMiss, has_words, is_subject, namespace_labels, peer, peer_miss_words, peer_words, policies_of,
+        port, port_miss_words, port_words, requirement_words, selector_words, unmet,
     },
     report::{EntryTrace, FaultTrace, PolicyTrace, RuleTrace, Side, Word},
 };
@@ -102,7 +102,7 @@ impl<'a> Case<'a> {
         let policies = tier_of(self.cluster, tier);
         let policies = policies
             .into_iter()
-            .filter(|policy| subject_miss(self.cluster, policy, pod).is_none());
+            .filter(|policy| is_subject(self.cluster, policy, pod));
         policies
             .flat_map(|policy| {
                 let rules = direction.tiered(policy).iter().enumerate();
@@ -543,11 +543,6 @@ fn tier_of(cluster: &Cluster, tier: ClusterTier) -> Vec<&TieredPolicy> {
         .collect();
     policies.sort_by_cached_key(|policy| (policy.priority, policy.tie()));
     policies
-}
-
-/// Whether a policy of an ordered kind selects a pod.
-pub(super) fn is_subject(cluster: &Cluster, policy: &TieredPolicy, pod: &Pod) -> bool {
-    subject_miss(cluster, policy, pod).is_none()
 }
 
 /// Why a policy of an ordered kind does not select a pod; None where it does.

@@ -222,13 +222,16 @@ fn why(answer: &Answer) -> String {
             .iter()
             .filter(|reason| reason.direction == direction)
             .collect();
-        let names: Vec<&str> = of.iter().filter_map(|reason| reason.policy.as_deref()).collect();
+        let names: Vec<String> = of.iter().filter_map(|reason| reason.policy_words()).collect();
         words.push(match of.first() {
-            Some(Reason {
-                policy: Some(policy),
-                rule: Some(rule),
-                ..
-            }) => format!("{name} rule {rule} of {policy}"),
+            Some(reason @ Reason { rule: Some(rule), .. }) => {
+                let denied = if reason.effect == "deny" {
+                    " is denied by"
+                } else {
+                    ""
+                };
+                format!("{name}{denied} rule {rule} of {}", names.join(", "))
+            }
             Some(Reason { policy: Some(_), .. }) => format!("{name} is isolated by {}", names.join(", ")),
             Some(Reason { effect: "open", .. }) => format!("no policy restricts {name}"),
             Some(reason) => format!("{name}: {}", reason.effect),

@@ -6,7 +6,8 @@ use std::{
 };
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
-use ringwall_dataplane::classify::{DirectionVerdict, Effect, NONE, Provenance, Row};
+use ringwall_dataplane::classify::{DirectionVerdict, Effect, NONE, PolicyName, Provenance, Row};
+use ringwall_policy::policy_label;
 
 use super::{
     Compiled, Ends, Family, RefineError, Span,
@@ -20,7 +21,7 @@ pub struct Reason {
     pub allow: bool,
     /// Why.
     pub effect: Effect,
-    /// The policy of the rule that decides, or all that isolate, as `namespace/name` and in that order.
+    /// The policy of the rule that decides, or all that isolate, as [`policy_label`] and in that order.
     pub policies: Vec<String>,
     /// Index of the rule that decides.
     pub rule: Option<u32>,
@@ -33,12 +34,13 @@ impl Reason {
     /// The snapshot contradicts itself.
     pub fn of(compiled: &Compiled<'_>, verdict: &DirectionVerdict) -> Result<Self, RefineError> {
         let wrong = RefineError::Snapshot;
+        let label = |policy: PolicyName<'_>| policy_label(policy.kind, &policy.to_string());
         let (policies, rule) = match verdict.effect {
             Effect::Allow | Effect::Isolated | Effect::Deny => {
                 match compiled.snapshot.provenance(verdict.provenance) {
-                    Some(Provenance::Rule { policy, rule }) => (vec![policy.to_string()], Some(rule)),
+                    Some(Provenance::Rule { policy, rule }) => (vec![label(policy)], Some(rule)),
                     Some(Provenance::Isolating(policies)) => {
-                        (policies.iter().map(ToString::to_string).collect(), None)
+                        (policies.into_iter().map(label).collect(), None)
                     }
                     None => return Err(wrong("it does not say which policy decided")),
                 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use ringwall_dataplane::classify::L4;
-use ringwall_policy::TieredPolicy;
 
 use super::{
     Compiled, Ends, Family, OneSided, RefineError, Region, Totals,
     cells::{Cells, Reason},
     changes::{Changes, Tagged},
     readings::Compared,
+    said,
     sets::{SetId, Sets},
     sweep::{Deviation, Sweep, deviations},
 };
@@ -135,28 +135,8 @@ pub fn difference_of_readings<'a>(
         ],
     };
     let differs = |name: &str| {
-        let network_policy = |side: &Compiled<'_>| {
-            let policies = &side.cluster.policies;
-            let found = policies.iter().find(|(key, _)| key.to_string() == name);
-            found.map(|(_, policy)| {
-                (
-                    policy.subjects.clone(),
-                    policy.ingress.clone(),
-                    policy.egress.clone(),
-                )
-            })
-        };
-        let tiered = |side: &Compiled<'_>| -> Vec<TieredPolicy> {
-            let policies = side.cluster.tiered.values();
-            let named = policies.filter(|policy| policy.id.to_string() == name);
-            named
-                .map(|policy| TieredPolicy {
-                    uid: String::new(),
-                    ..TieredPolicy::clone(policy)
-                })
-                .collect()
-        };
-        network_policy(from) != network_policy(to) || tiered(from) != tiered(to)
+        let policy = |side: &Compiled<'a>| said(side.cluster, name);
+        policy(from) != policy(to)
     };
     found.regions = compared.joined(&found.ends, differs);
     found.possibly = Some(possibly.ends);

@@ -28,7 +28,7 @@ pub use ports::{Service, Span};
 pub use region::{Region, verdicts};
 use ringwall_compile::{CompileError, EpochKey};
 use ringwall_dataplane::classify::{Generation, ImageError, Snapshot};
-use ringwall_policy::Cluster;
+use ringwall_policy::{Cluster, ClusterTier, ObjectKey, Rule, Selector, TieredRule};
 pub use totals::{Pairs, Totals};
 
 /// A cluster and the snapshot that it compiles to.
@@ -38,6 +38,54 @@ pub struct Compiled<'a> {
     pub cluster: &'a Cluster,
     /// Its snapshot.
     pub snapshot: Snapshot,
+}
+
+/// What a policy says, apart from its name and from what of it is not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said<'a> {
+    /// A NetworkPolicy.
+    Rules {
+        /// The pods that it selects.
+        subjects: &'a Selector,
+        /// Its rules of ingress.
+        ingress: Option<&'a [Rule]>,
+        /// Its rules of egress.
+        egress: Option<&'a [Rule]>,
+    },
+    /// A policy of an ordered kind.
+    Ordered {
+        /// Where it stands.
+        at: (ClusterTier, u16),
+        /// The namespaces and pods that it selects.
+        subjects: [&'a Selector; 2],
+        /// Its rules of ingress and egress.
+        rules: [&'a [TieredRule]; 2],
+    },
+}
+
+/// What the policy says that is [called](ringwall_policy::policy_label) so; None where the cluster has none.
+pub fn said<'a>(cluster: &'a Cluster, label: &str) -> Option<Said<'a>> {
+    if let Some((namespace, name)) = label.split_once('/') {
+        let key = ObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let policy = cluster.policies.get(&key)?;
+        return Some(Said::Rules {
+            subjects: &policy.subjects,
+            ingress: policy.ingress.as_deref(),
+            egress: policy.egress.as_deref(),
+        });
+    }
+    let policy = cluster
+        .tiered
+        .values()
+        .find(|policy| policy.id.label() == label)?;
+    Some(Said::Ordered {
+        at: (policy.tier, policy.priority),
+        subjects: [&policy.namespaces, &policy.pods],
+        rules: [&policy.ingress, &policy.egress],
+    })
 }
 
 /// Why there is no answer.

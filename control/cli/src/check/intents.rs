@@ -142,6 +142,9 @@ fn words(example: &CounterExample) -> String {
         .map(|decision| {
             let reason = &decision.reason;
             let why = match (reason.policies.as_slice(), reason.rule) {
+                ([policy], Some(rule)) if reason.effect.word() == "deny" => {
+                    format!("denied by {policy}, rule {rule}")
+                }
                 ([policy], Some(rule)) => format!("{policy}, rule {rule}"),
                 ([], _) => match reason.effect.word() {
                     "open" => "no policy applies".to_owned(),

@@ -98,7 +98,7 @@ impl<'a> Report<'a> {
             count(self.number(Severity::Warning), "warning"),
             count(self.number(Severity::Note), "note"),
             count(self.loaded.files, "file"),
-            count(cluster.policies.len(), "policy"),
+            count(cluster.policies.len() + cluster.tiered.len(), "policy"),
             count(cluster.pods.len(), "pod"),
         );
         for words in self.parts.iter().filter_map(|part| part.words.as_ref()) {
@@ -117,7 +117,7 @@ impl<'a> Report<'a> {
         put("warnings", self.number(Severity::Warning).into());
         put("notes", self.number(Severity::Note).into());
         put("files", self.loaded.files.into());
-        put("policies", cluster.policies.len().into());
+        put("policies", (cluster.policies.len() + cluster.tiered.len()).into());
         put("pods", cluster.pods.len().into());
         put("namespaces", cluster.namespaces.len().into());
         put("nodes", cluster.nodes.len().into());

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ringwall_analyse::refine::{Difference, Pairs};
+use ringwall_policy::PolicyId;
 
 use super::table;
 
@@ -40,13 +41,12 @@ pub(super) fn write(found: &Difference<'_>, out: &mut impl Write) -> io::Result<
     }
     writeln!(out)?;
     let mut fates: BTreeMap<&str, usize> = BTreeMap::new();
-    let keys = found
-        .ends
-        .sides
-        .iter()
-        .flat_map(|side| side.cluster.policies.keys());
-    let keys: std::collections::BTreeSet<_> = keys.collect();
-    for fate in keys.into_iter().filter_map(|key| table::became(found, key)) {
+    let names = found.ends.sides.iter().flat_map(|side| {
+        let own = side.cluster.policies.keys().map(ToString::to_string);
+        own.chain(side.cluster.tiered.keys().map(PolicyId::label))
+    });
+    let names: std::collections::BTreeSet<String> = names.collect();
+    for fate in names.iter().filter_map(|name| table::became(found, name)) {
         *fates.entry(fate).or_default() += 1;
     }
     if !fates.is_empty() {

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use ringwall_analyse::{
     judge::SAY_WHERE,
     refine,
-    refine::{Difference, Family, Region, Service, Span, What},
+    refine::{Difference, Family, Region, Service, Span, What, said},
 };
-use ringwall_policy::{NetworkPolicy, ObjectKey};
+use ringwall_policy::ObjectKey;
 
 use super::{incomplete, lines};
 use crate::count;
@@ -153,14 +153,7 @@ fn heading(found: &Difference<'_>, policies: &[Arc<str>]) -> String {
     if policies.is_empty() {
         return "No policy decides (who an address belongs to does)".to_owned();
     }
-    let became = |name: &str| {
-        let (namespace, name) = name.split_once('/')?;
-        let key = ObjectKey {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        became(found, &key)
-    };
+    let became = |name: &str| became(found, name);
     let named: Vec<String> = policies
         .iter()
         .map(|name| match became(name) {
@@ -175,23 +168,13 @@ fn heading(found: &Difference<'_>, policies: &[Arc<str>]) -> String {
     heading
 }
 
-pub(super) fn became(found: &Difference<'_>, key: &ObjectKey) -> Option<&'static str> {
-    let policy = |side: usize| -> Option<&Arc<NetworkPolicy>> {
-        found.ends.sides.get(side)?.cluster.policies.get(key)
-    };
-    let said = |policy: &Arc<NetworkPolicy>| {
-        let NetworkPolicy {
-            subjects,
-            ingress,
-            egress,
-            ..
-        } = (**policy).clone();
-        (subjects, ingress, egress)
-    };
+/// What became of the policy that is called so.
+pub(super) fn became(found: &Difference<'_>, name: &str) -> Option<&'static str> {
+    let policy = |side: usize| said(found.ends.sides.get(side)?.cluster, name);
     match (policy(0), policy(1)) {
         (None, Some(_)) => Some("added"),
         (Some(_), None) => Some("removed"),
-        (Some(from), Some(to)) if said(from) != said(to) => Some("changed"),
+        (Some(from), Some(to)) if from != to => Some("changed"),
         _ => None,
     }
 }

@@ -198,7 +198,12 @@ impl<'a> Oracle<'a> {
         let change = (from.allow() != to.allow() && !itself).then(|| {
             (
                 from.allow(),
-                policies.into_iter().map(|key| key.to_string()).collect(),
+                policies
+                    .iter()
+                    .map(PolicyId::label)
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect(),
             )
         });
         seen.push(match &change {
