@@ -232,10 +232,10 @@ fn why(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
         .pods
         .iter()
         .map(|pod| (&pod.reasons, format!("{}/{}", pod.namespace, pod.name)));
-    let policies = coverage
-        .policies
-        .iter()
-        .map(|policy| (&policy.reasons, format!("{}/{}", policy.namespace, policy.name)));
+    let policies = coverage.policies.iter().map(|policy| match &policy.kind {
+        None => (&policy.reasons, format!("{}/{}", policy.namespace, policy.name)),
+        Some(kind) => (&policy.reasons, format!("{kind} {}", policy.name)),
+    });
     for (reasons, name) in pods.chain(policies) {
         for reason in reasons {
             by_reason.entry(*reason).or_default().push(name.clone());
@@ -262,7 +262,8 @@ fn why(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
         .namespaces
         .iter()
         .filter(|(_, tally)| {
-            tally.enforced + tally.partly > 0 && tally.ingress_isolated == 0 && tally.egress_isolated == 0
+            let isolated = tally.ingress_isolated + tally.egress_isolated;
+            tally.enforced + tally.partly > 0 && isolated == 0 && tally.tiered == 0
         })
         .map(|(name, _)| name.as_str())
         .collect();

@@ -12,10 +12,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use ringwall_policy::{Cluster, NetworkPolicy, Pod};
+use ringwall_policy::{Cluster, NetworkPolicy, Pod, TieredPolicy};
 use serde::{Deserialize, Serialize};
 
-use crate::explain::conditions::unmet;
+use crate::explain::conditions::{is_subject, unmet};
 
 /// Where this firewall stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,11 +65,13 @@ pub enum Reason {
     SelectsUnenforced,
     /// A policy that cannot be evaluated.
     Invalid,
+    /// A policy of the Admin or Baseline tier of which not every rule is understood.
+    NotUnderstood,
 }
 
 impl Reason {
     /// Every one, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::HostNetwork,
         Self::Finished,
         Self::NoAddress,
@@ -80,6 +82,7 @@ impl Reason {
         Self::SelectsNobody,
         Self::SelectsUnenforced,
         Self::Invalid,
+        Self::NotUnderstood,
     ];
 
     /// As in JSON.
@@ -95,6 +98,7 @@ impl Reason {
             Self::SelectsNobody => "selects-nobody",
             Self::SelectsUnenforced => "selects-unenforced",
             Self::Invalid => "invalid",
+            Self::NotUnderstood => "not-understood",
         }
     }
 
@@ -121,6 +125,10 @@ impl Reason {
             Self::Invalid => {
                 "cannot be evaluated: what it selects is isolated, its rules are ignored; see `ringwall check`"
             }
+            Self::NotUnderstood => {
+                "a rule of it is not understood: it allows nothing, and denies everything where it denies or passes; see \
+                 `ringwall check`"
+            }
         }
     }
 
@@ -130,7 +138,7 @@ impl Reason {
             Self::HostNetwork | Self::UnknownNamespace | Self::AddressTaken | Self::SelectsUnenforced => {
                 State::Not
             }
-            Self::OutsidePodNetworks | Self::SameNode | Self::Invalid => State::Partly,
+            Self::OutsidePodNetworks | Self::SameNode | Self::Invalid | Self::NotUnderstood => State::Partly,
             Self::Finished | Self::NoAddress | Self::SelectsNobody => State::Idle,
         }
     }
@@ -161,13 +169,19 @@ pub struct PodCoverage {
     pub ingress_isolated: bool,
     /// Whether some policy isolates what it sends.
     pub egress_isolated: bool,
+    /// Whether rules of policies of the Admin or Baseline tier are about it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tiered: bool,
 }
 
-/// A NetworkPolicy.
+/// A policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyCoverage {
-    /// Its namespace.
+    /// Its kind; None for a NetworkPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Its namespace; empty for a cluster-wide one.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -197,12 +211,19 @@ pub struct Tally {
     pub ingress_isolated: usize,
     /// Pods that are (partly) enforced and isolated for egress.
     pub egress_isolated: usize,
+    /// Pods that are (partly) enforced and that rules of the Admin or Baseline tier are about.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tiered: usize,
     /// Policies.
     pub policies: usize,
     /// Policies that are not, or not all, enforced.
     pub policies_not: usize,
     /// Policies that select no pod.
     pub policies_idle: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// All of it.
@@ -254,6 +275,9 @@ impl Coverage {
         for policy in cluster.policies.values() {
             coverage.policies.push(view.policy(policy, &enforced));
         }
+        for policy in cluster.tiered.values() {
+            coverage.policies.push(view.tiered(policy, &enforced));
+        }
         coverage.count();
         coverage
     }
@@ -272,7 +296,10 @@ impl Coverage {
 
     fn count(&mut self) {
         let mut count = |namespace: &str, change: &dyn Fn(&mut Tally)| {
-            change(self.namespaces.entry(namespace.to_owned()).or_default());
+            // Cluster-wide policies are of no namespace.
+            if !namespace.is_empty() {
+                change(self.namespaces.entry(namespace.to_owned()).or_default());
+            }
             change(&mut self.total);
         };
         for pod in &self.pods {
@@ -287,6 +314,7 @@ impl Coverage {
                 if matches!(pod.state, State::Enforced | State::Partly) {
                     tally.ingress_isolated += usize::from(pod.ingress_isolated);
                     tally.egress_isolated += usize::from(pod.egress_isolated);
+                    tally.tiered += usize::from(pod.tiered);
                 }
             });
         }
@@ -388,6 +416,11 @@ impl<'a> View<'a> {
                 isolated.1 |= policy.egress.is_some();
             }
         }
+        let tiered = !pod.host_network
+            && self.cluster.tiered.values().any(|policy| {
+                let rules = !policy.ingress.is_empty() || !policy.egress.is_empty();
+                rules && is_subject(self.cluster, policy, pod)
+            });
         let reasons = self.pod_reasons(pod);
         PodCoverage {
             namespace: pod.key.namespace.clone(),
@@ -396,6 +429,7 @@ impl<'a> View<'a> {
             reasons,
             ingress_isolated: isolated.0,
             egress_isolated: isolated.1,
+            tiered,
         }
     }
 
@@ -437,26 +471,52 @@ impl<'a> View<'a> {
     /// `enforced` are namespace and name of the pods that are not beyond reach.
     fn policy(&self, policy: &NetworkPolicy, enforced: &HashSet<(&str, &str)>) -> PolicyCoverage {
         let pods = self.pods.get(policy.key.namespace.as_str()).into_iter().flatten();
-        let selected: Vec<&&Pod> = pods
+        let selected: Vec<&Pod> = pods
+            .copied()
             .filter(|pod| unmet(&policy.subjects, &pod.labels).is_none())
             .collect();
-        let mut reasons = Vec::new();
-        let within = |pod: &&&Pod| enforced.contains(&(pod.key.namespace.as_str(), pod.key.name.as_str()));
-        if selected.is_empty() {
-            reasons.push(Reason::SelectsNobody);
-        } else if !selected.iter().any(within) {
-            reasons.push(Reason::SelectsUnenforced);
-        }
+        let mut reasons = selects(&selected, enforced);
         if !policy.faults.is_empty() {
             reasons.push(Reason::Invalid);
         }
         PolicyCoverage {
+            kind: None,
             namespace: policy.key.namespace.clone(),
             name: policy.key.name.clone(),
             state: worst(&reasons),
             reasons,
             selects: selected.len(),
         }
+    }
+
+    /// Likewise, of the Admin or Baseline tier.
+    fn tiered(&self, policy: &TieredPolicy, enforced: &HashSet<(&str, &str)>) -> PolicyCoverage {
+        let pods = self.cluster.pods.values().map(AsRef::as_ref);
+        let selected: Vec<&Pod> = pods.filter(|pod| is_subject(self.cluster, policy, pod)).collect();
+        let mut reasons = selects(&selected, enforced);
+        if !policy.faults.is_empty() {
+            reasons.push(Reason::NotUnderstood);
+        }
+        PolicyCoverage {
+            kind: Some(policy.id.kind.name().to_owned()),
+            namespace: policy.id.namespace.clone(),
+            name: policy.id.name.clone(),
+            state: worst(&reasons),
+            reasons,
+            selects: selected.len(),
+        }
+    }
+}
+
+/// Why a policy that selects these pods comes to nothing.
+fn selects(selected: &[&Pod], enforced: &HashSet<(&str, &str)>) -> Vec<Reason> {
+    let within = |pod: &&Pod| enforced.contains(&(pod.key.namespace.as_str(), pod.key.name.as_str()));
+    if selected.is_empty() {
+        vec![Reason::SelectsNobody]
+    } else if !selected.iter().any(within) {
+        vec![Reason::SelectsUnenforced]
+    } else {
+        Vec::new()
     }
 }
 

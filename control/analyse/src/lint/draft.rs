@@ -1,6 +1,6 @@
 //! A suspicion, and the packets that would show it.
 
-use ringwall_policy::Protocol;
+use ringwall_policy::{PolicyKind, Protocol};
 use ringwall_source::folder::Written;
 
 use super::{
@@ -110,7 +110,10 @@ impl<'a> Draft<'a> {
             .iter()
             .filter_map(|ask| Some((ask, ask.answer(cast, judge)?)))
             .collect();
-        let shows = |ask: &Ask, answer: &Answer| ask.directed(answer) == ask.expect;
+        // What a rule of another tier decides shows nothing of a NetworkPolicy.
+        let shows = |ask: &Ask, answer: &Answer| {
+            ask.directed(answer) == ask.expect && !ask.is_decided_elsewhere(answer)
+        };
         // Best is one whose fate is the direction's: the other end's policies do not blur it.
         let shown = answered
             .iter()
@@ -188,6 +191,18 @@ impl Ask {
             Direction::Ingress => answer.ingress,
             Direction::Egress => answer.egress,
         }
+    }
+
+    /// Whether a policy that is no NetworkPolicy decides the direction that shows it.
+    fn is_decided_elsewhere(&self, answer: &Answer) -> bool {
+        let direction = match self.direction {
+            Direction::Ingress => judge::Direction::Ingress,
+            Direction::Egress => judge::Direction::Egress,
+        };
+        answer.reasons.iter().any(|reason| {
+            let kind = reason.kind.as_deref();
+            reason.direction == direction && kind.is_some_and(|kind| kind != PolicyKind::NetworkPolicy.name())
+        })
     }
 
     fn directed(&self, answer: &Answer) -> bool {

@@ -1,6 +1,6 @@
 //! Pods that no policy speaks of, where others are protected.
 
-use ringwall_policy::{Pod, Protocol};
+use ringwall_policy::{Action, Pod, Protocol, TieredPolicy};
 
 use super::{
     cast::Cast,
@@ -8,7 +8,7 @@ use super::{
     rules,
     subject::{DIRECTIONS, Direction, Subject},
 };
-use crate::flow::EndName;
+use crate::{explain::conditions::is_subject, flow::EndName};
 
 /// How many pods are named.
 const NAMED: usize = 3;
@@ -30,8 +30,21 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                             && policy.rules(direction).is_some()
                     })
             };
-            let (closed, open): (Vec<&Pod>, Vec<&Pod>) =
-                cast.live(name).partition(|pod| isolates(&pod.labels));
+            // Rules of other tiers restrict, too, where they deny.
+            let denies = |policy: &TieredPolicy| {
+                let rules = match direction {
+                    Direction::Ingress => &policy.ingress,
+                    Direction::Egress => &policy.egress,
+                };
+                rules.iter().any(|rule| rule.action == Action::Deny)
+            };
+            let denied = |pod: &Pod| {
+                let mut policies = subject.cluster.tiered.values();
+                policies.any(|policy| denies(policy) && is_subject(subject.cluster, policy, pod))
+            };
+            let (closed, open): (Vec<&Pod>, Vec<&Pod>) = cast
+                .live(name)
+                .partition(|pod| isolates(&pod.labels) || denied(pod));
             // Most clusters restrict egress nowhere; in a namespace that does, whoever is left out is worth a word.
             if open.is_empty() || (direction == Direction::Egress && closed.is_empty()) {
                 continue;

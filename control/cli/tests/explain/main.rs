@@ -10,6 +10,7 @@ mod generate;
 mod ran;
 #[path = "../compile_vs_reference/random.rs"]
 mod random;
+mod tiers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,0 +1,194 @@
+//! The words of explanations where policies of the Admin and Baseline tiers have a part.
+
+use std::sync::Arc;
+
+use ringwall_analyse::explain::{
+    Explainer, Question,
+    report::Explanation,
+    words::{Style, render},
+};
+use ringwall_policy::{
+    Action, Cluster, ClusterTier, NetworkPolicy, Object, ObjectKey, Peer, Pod, PolicyId, PolicyKind,
+    PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+};
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// Pods `web` (10.0.0.1) and `db` (10.0.0.2) of namespace `shop`, and `late`, without an address.
+fn shop() -> Cluster {
+    let mut cluster = Cluster::default();
+    for (name, address) in [
+        ("web", Some("10.0.0.1")),
+        ("db", Some("10.0.0.2")),
+        ("late", None),
+    ] {
+        cluster.insert(Object::Pod(Pod {
+            key: key(name),
+            uid: String::new(),
+            created: None,
+            labels: [("app".to_owned(), name.to_owned())].into(),
+            addresses: address.iter().map(|it| it.parse().unwrap()).collect(),
+            node: None,
+            host_network: false,
+            finished: false,
+            terminating: false,
+            named_ports: Vec::new(),
+            template_of: None,
+        }));
+    }
+    cluster.settings.pod_cidrs = vec!["10.0.0.0/16".parse().unwrap()];
+    cluster.supply_namespaces();
+    cluster
+}
+
+fn rule(action: Action, peers: Option<Vec<Peer>>, port: Option<u16>) -> TieredRule {
+    let ports = port.map(|port| {
+        vec![PortMatch::Range {
+            protocol: Protocol::Tcp,
+            lo: port,
+            hi: port,
+        }]
+    });
+    TieredRule { action, peers, ports }
+}
+
+fn with(mut cluster: Cluster, tier: ClusterTier, name: &str, ingress: &[TieredRule]) -> Cluster {
+    let policy = TieredPolicy {
+        id: PolicyId {
+            kind: PolicyKind::ClusterNetworkPolicy,
+            namespace: String::new(),
+            name: name.to_owned(),
+        },
+        uid: String::new(),
+        tier,
+        priority: 5,
+        namespaces: Selector::default(),
+        pods: Selector::default(),
+        ingress: ingress.to_vec(),
+        egress: Vec::new(),
+        faults: Vec::new(),
+    };
+    cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
+    cluster
+}
+
+/// A NetworkPolicy that closes `db`.
+fn closed(mut cluster: Cluster) -> Cluster {
+    cluster.insert(Object::NetworkPolicy(NetworkPolicy {
+        key: key("closed"),
+        uid: String::new(),
+        subjects: Selector::default(),
+        ingress: Some(Vec::new()),
+        egress: None,
+        types_written: true,
+        faults: Vec::new(),
+    }));
+    cluster
+}
+
+fn explain(cluster: &Cluster, src: &str) -> (Explanation, String) {
+    let question = Question::read(src, "shop/db", "80/TCP").unwrap();
+    let explanation = Explainer::new(cluster).unwrap().explain(&question).unwrap();
+    // Lines are broken anywhere.
+    let text = render(&explanation, Style::PLAIN);
+    (explanation, text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+}
+
+use Action::{Allow, Deny, Pass};
+use ClusterTier::{Admin, Baseline};
+
+#[test]
+fn a_rule_that_denies_is_named_and_no_edit_of_other_policies_is_proposed() {
+    let rules = [rule(Pass, None, Some(443)), rule(Deny, None, None)];
+    let cluster = with(closed(shop()), Admin, "guard", &rules);
+    let (explanation, text) = explain(&cluster, "shop/web");
+    assert_eq!(
+        explanation.ingress.why,
+        "rule 1 of ClusterNetworkPolicy guard (Admin) denies it"
+    );
+    assert_eq!(explanation.ingress.effect, "deny");
+    assert!(explanation.changes.is_empty());
+    says(
+        &text,
+        &[
+            "ClusterNetworkPolicy guard (Admin, priority 5) selects it: its subject is every pod",
+            "rule 0 (pass) fails at its ports",
+            "rule 1 (deny) matches: this is the one that decides",
+            "No change of a NetworkPolicy or label would allow it: it is rule 1 of ClusterNetworkPolicy guard (Admin) that \
+             denies its ingress: change that policy.",
+        ],
+    );
+    let json = serde_json::to_value(&explanation).unwrap();
+    let policies = json["ingress"]["policies"].as_array().unwrap();
+    assert_eq!(policies[0]["tier"], "Admin");
+    assert_eq!(policies[0]["priority"], 5);
+    assert_eq!(policies[0]["rules"][1]["action"], "deny");
+    assert!(
+        policies[1].get("tier").is_none(),
+        "a NetworkPolicy looks as ever: {json}"
+    );
+    assert_eq!(json["reasons"][1]["tier"], "Admin");
+    assert_eq!(json["reasons"][1]["effect"], "deny");
+}
+
+#[test]
+fn a_rule_that_passes_is_told_before_what_decides() {
+    let cluster = with(closed(shop()), Admin, "handover", &[rule(Pass, None, None)]);
+    let cluster = with(cluster, Baseline, "last", &[rule(Allow, None, None)]);
+    let (explanation, text) = explain(&cluster, "shop/web");
+    assert_eq!(
+        explanation.ingress.why,
+        "rule 0 of ClusterNetworkPolicy handover (Admin) passes it on to NetworkPolicies, and shop/closed isolates shop/db \
+         for ingress, and no rule of it matches"
+    );
+    says(&text, &["rule 0 (pass) matches: the next tier decides"]);
+    // A NetworkPolicy can do something about it.
+    assert!(!explanation.changes.is_empty());
+}
+
+#[test]
+fn what_matches_too_late_is_told_apart() {
+    let cluster = with(shop(), Admin, "first", &[rule(Allow, None, None)]);
+    let cluster = with(cluster, Baseline, "last", &[rule(Deny, None, None)]);
+    let (explanation, text) = explain(&cluster, "shop/web");
+    assert_eq!(
+        explanation.ingress.why,
+        "rule 0 of ClusterNetworkPolicy first (Admin) allows it"
+    );
+    says(&text, &["rule 0 (deny) would match, but is not asked any more"]);
+}
+
+#[test]
+fn what_a_denied_block_leaves_open_depends_on_the_address() {
+    let block = Peer::Block {
+        cidr: "10.0.0.0/24".parse().unwrap(),
+        except: Vec::new(),
+    };
+    let cluster = with(shop(), Baseline, "net", &[rule(Deny, Some(vec![block]), None)]);
+    let (explanation, text) = explain(&cluster, "shop/late");
+    assert_eq!(explanation.depends_on, ["shop/late"]);
+    says(
+        &text,
+        &[
+            "it depends on the address that shop/late will have",
+            "rule 0 of ClusterNetworkPolicy net (Baseline) denies it",
+        ],
+    );
+    let ingress = explanation.reasons.iter().find(|it| it.direction == "ingress");
+    let ingress = ingress.unwrap();
+    assert_eq!(
+        (ingress.effect.as_str(), ingress.tier.as_deref(), ingress.rule),
+        ("depends", Some("Baseline"), Some(0))
+    );
+}
