@@ -72,6 +72,7 @@ fn with(mut cluster: Cluster, tier: ClusterTier, name: &str, ingress: &[TieredRu
         ingress: ingress.to_vec(),
         egress: Vec::new(),
         faults: Vec::new(),
+        unevaluated: Default::default(),
     };
     cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
     cluster
