@@ -180,6 +180,8 @@ impl Seen<'_> {
             Parsed::Malformed(_) => true,
             // A wire would not let it cross, since it holds more than hosts say; the kernel knows what to make of it.
             Parsed::NotSubject(NotSubject::Multicast | NotSubject::LinkLocal) if self.asks() => true,
+            // A wire would not let it cross with what follows the packet; the kernel cuts it off there.
+            Parsed::NotSubject(NotSubject::Multicast | NotSubject::Broadcast) if self.is_dhcp_cut() => true,
             // The program reads a type that lies behind the end of the packet; the kernel cuts it off there.
             Parsed::NotSubject(_) => self.is_empty(),
             Parsed::Subject(packet) => {
@@ -197,6 +199,20 @@ impl Seen<'_> {
                 && self.frame.get(l3 + 6..l3 + 8) == Some(&[protocol::ICMPV6, 255])
                 && matches!(self.frame.get(l3 + 40), Some(133 | 135 | 136))
         })
+    }
+
+    /// Whether it is DHCP once what follows the packet is cut off.
+    fn is_dhcp_cut(&self) -> bool {
+        let Some((kind, l3)) = l3(self.frame) else {
+            return false;
+        };
+        let (length, header) = if kind == 0x86dd { (l3 + 4, 40) } else { (l3 + 2, 0) };
+        let end = match self.frame.get(length..length + 2) {
+            Some(&[high, low]) => l3 + header + usize::from(u16::from_be_bytes([high, low])),
+            _ => return false,
+        };
+        let cut = self.frame.get(..end);
+        cut.is_some_and(|cut| parse(cut) == Parsed::NotSubject(NotSubject::Dhcp))
     }
 
     /// Whether it is an IPv6 packet that holds nothing.
