@@ -14,3 +14,5 @@ pub mod intents;
 pub mod judge;
 pub mod lint;
 pub mod refine;
+#[cfg(test)]
+mod tiers_bed;

@@ -38,12 +38,12 @@ any other protocol, ip/NUMBER. With --manifests the folder is explained, else th
 instance of --config. --flow explains a flow or drop of the running instance
 by the id that `ringwall flows` shows: what was decided, and what would be now.
 
-For each direction the answer names every policy of the pod's namespace,
-whether it selects the pod and at which requirement not, and for each rule of
-those that do whether it matches or the first condition that it fails at; then
-up to three changes of a label or policy that would turn the
-verdict round, each tried out, with the number of other pairs of endpoints
-that would change, too.
+For each direction the answer names every policy of the pod's namespace and of
+the Admin and Baseline tiers, whether it selects the pod and at which
+requirement not, and for each rule of those that do whether it matches or the
+first condition that it fails at, and which decides; then up to three changes of
+a label or policy that would turn the verdict round, each tried out, with the
+number of other pairs of endpoints that would change, too.
 
 As JSON: one object with src, dst, service, verdict, egress, ingress, reasons
 (as in `query`), notes, changes and no_change; with --flow: flow (as in

@@ -198,3 +198,34 @@ fn names_of_reasons_are_those_of_the_json() {
         assert!(!reason.meaning().is_empty());
     }
 }
+
+#[test]
+fn policies_of_other_tiers_count() {
+    use ringwall_policy::{Action, ClusterTier, Fault};
+
+    use crate::tiers_bed::{insert, policy as tiered, rule};
+    let mut cluster = cluster(vec![namespace("a"), pod("web", "10.0.0.1", "n1")]);
+    let open = Coverage::of(&cluster, &node());
+    assert_eq!((open.total.policies, open.namespaces["a"].tiered), (0, 0));
+    assert!(!json!(open).to_string().contains("tiered"));
+
+    let deny = [rule(Action::Deny, None)];
+    insert(&mut cluster, tiered(ClusterTier::Admin, "deny", &deny, &[]));
+    let mut broken = tiered(ClusterTier::Baseline, "broken", &deny, &[]);
+    broken.faults.push(Fault {
+        path: "spec.ingress[0]".to_owned(),
+        message: "an unknown peer".to_owned(),
+    });
+    insert(&mut cluster, broken);
+    let coverage = Coverage::of(&cluster, &node());
+    assert_eq!(of_policy(&coverage, "deny"), (State::Enforced, vec![], 1));
+    assert_eq!(
+        of_policy(&coverage, "broken"),
+        (State::Partly, vec![Reason::NotUnderstood], 1)
+    );
+    // The pod is not open, and the policies are of no namespace.
+    assert_eq!(coverage.namespaces["a"].tiered, 1);
+    assert_eq!(coverage.namespaces.keys().collect::<Vec<_>>(), ["a"]);
+    assert_eq!((coverage.total.policies, coverage.total.policies_not), (2, 1));
+    assert!(coverage.lacks(&[]));
+}

@@ -162,6 +162,13 @@ impl<'a> Search<'a> {
             }
             None => {}
         }
+        // Where another tier decides, a label may change that.
+        if case.sender_to_own_node().is_some() && self.decided_by_tiers().is_none() {
+            return Some(
+                "NetworkPolicies do not govern what a pod sends to the node that hosts it: no policy or label changes that"
+                    .to_owned(),
+            );
+        }
         let ends = [self.src, self.dst];
         let unknown = ends.iter().find(|end| end.identity == Identity::Unknown);
         if let Some(end) = unknown

@@ -40,8 +40,15 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What decides before any policy: the same pod at both ends, or a pod and its own node.
+    /// What decides before any policy: the same pod at both ends, or a pod and its own node, unless policies that no
+    /// NetworkPolicy is are about what the pod sends there.
     pub(super) fn exemption(&self) -> Option<Cause> {
+        if let Some(pod) = self.sender_to_own_node() {
+            let mut policies = self.cluster.tiered.values();
+            let concerns =
+                |policy: &TieredPolicy| !policy.egress.is_empty() && is_subject(self.cluster, policy, pod);
+            return (!policies.any(|policy| concerns(policy))).then_some(Cause::HostingNode);
+        }
         match (self.src.identity, self.dst.identity) {
             (Identity::Pod(src), Identity::Pod(dst)) => {
                 let one = src.key == dst.key && self.src.address == self.dst.address;
@@ -50,6 +57,16 @@ impl<'a> Case<'a> {
             }
             (Identity::Pod(pod), Identity::Node(node)) | (Identity::Node(node), Identity::Pod(pod)) => {
                 (node.is_some() && pod.node.as_deref() == node).then_some(Cause::HostingNode)
+            }
+            _ => None,
+        }
+    }
+
+    /// The source, where it is a pod and the destination the node that hosts it: NetworkPolicies do not govern that.
+    pub(super) fn sender_to_own_node(&self) -> Option<&'a Pod> {
+        match (self.src.identity, self.dst.identity) {
+            (Identity::Pod(pod), Identity::Node(Some(node))) if pod.node.as_deref() == Some(node) => {
+                Some(pod)
             }
             _ => None,
         }
@@ -75,7 +92,8 @@ impl<'a> Case<'a> {
             return allow;
         }
         let mut isolated = false;
-        for policy in selecting(self.cluster, pod, direction) {
+        let governed = self.sender_to_own_node().is_none();
+        for policy in selecting(self.cluster, pod, direction).filter(|_| governed) {
             isolated = true;
             let rules = direction.rules(policy).unwrap_or_default();
             if rules.iter().any(|rule| self.matches(policy, rule, direction)) {
@@ -201,6 +219,11 @@ impl<'a> Case<'a> {
             None => {}
         }
         match subject.identity {
+            Identity::Node(_) if self.sender_to_own_node().is_some() => plain(
+                true,
+                Cause::HostingNode,
+                format!("{name} is the node that hosts {}", words.src),
+            ),
             Identity::Pod(pod) => self.pod_side(direction, pod, words, name),
             Identity::Unknown if self.cluster.settings.allow_unknown => plain(
                 true,
@@ -241,20 +264,34 @@ impl<'a> Case<'a> {
         };
         let mut policies = trace_of(ClusterTier::Admin);
         let admin = self.first_of(ClusterTier::Admin, pod, direction);
-        policies.extend(
-            policies_of(self.cluster, &pod.key.namespace)
-                .map(|policy| self.policy(policy, direction, pod, words)),
-        );
+        let own_node = self.sender_to_own_node().is_some();
+        if !own_node {
+            policies.extend(
+                policies_of(self.cluster, &pod.key.namespace)
+                    .map(|policy| self.policy(policy, direction, pod, words)),
+            );
+        }
         policies.extend(trace_of(ClusterTier::Baseline));
         let mut passed = Vec::new();
         let (decision, why) = self
             .by_tier(admin, ClusterTier::Admin, &mut policies, &mut passed)
-            .or_else(|| self.by_network_policies(direction, pod, name, &mut policies))
+            .or_else(|| match own_node {
+                true => None,
+                false => self.by_network_policies(direction, pod, name, &mut policies),
+            })
             .or_else(|| {
                 let baseline = self.first_of(ClusterTier::Baseline, pod, direction);
                 self.by_tier(baseline, ClusterTier::Baseline, &mut policies, &mut passed)
             })
             .unwrap_or_else(|| {
+                if own_node {
+                    let node = ringwall_evaluate::Direction {
+                        allow: true,
+                        cause: Cause::HostingNode,
+                    };
+                    let why = "NetworkPolicies do not govern what a pod sends to the node that hosts it";
+                    return (node, why.to_owned());
+                }
                 let concerned = policies.iter().any(|it| it.tier.is_some() && !it.rules.is_empty());
                 let why = match (passed.is_empty(), concerned) {
                     (true, true) => format!(

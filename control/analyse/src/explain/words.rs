@@ -191,7 +191,7 @@ impl Page {
                 .flat_map(|it| &it.rules)
                 .any(over);
             self.policy(policy, policy.tier.is_some() && own || decided && !own);
-            decided |= policy.rules.iter().any(|rule| rule.decides);
+            decided |= policy.isolates || policy.rules.iter().any(|rule| rule.decides);
         }
         let others: Vec<&PolicyTrace> = side.policies.iter().filter(|policy| !policy.selects).collect();
         for policy in others.iter().take(MOST_OTHERS) {

@@ -299,3 +299,52 @@ fn imagined_pods_change_nothing() {
     }
     assert!(asked > 2_000, "{asked}");
 }
+
+/// What policies of other tiers deny is not said to be open, and what they decide is no witness.
+#[test]
+fn other_tiers_are_heeded() {
+    use ringwall_policy::{
+        Action::{Allow, Deny},
+        ClusterTier::{Admin, Baseline},
+    };
+
+    use crate::tiers_bed::{insert, policy, rule};
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress]
+  ingress: [{from: []}]
+";
+    let (loaded, written) = load(text);
+    let found = |cluster: &Cluster, id: &str| {
+        let linted = run(cluster, &written, &[], &Silence::default()).unwrap();
+        linted.findings.iter().any(|finding| finding.id == id)
+    };
+    assert!(found(&loaded.cluster, "RW404"), "web is open");
+    assert!(
+        found(&loaded.cluster, "RW109"),
+        "an empty list lets everyone reach db"
+    );
+    let all = Some("0.0.0.0/0");
+    for tier in [Admin, Baseline] {
+        let mut cluster = loaded.cluster.clone();
+        insert(&mut cluster, policy(tier, "closed", &[rule(Deny, None)], &[]));
+        assert!(!found(&cluster, "RW404"), "{tier:?} denies what comes to web");
+        assert_eq!(found(&cluster, "RW109"), tier == Baseline, "{tier:?}");
+    }
+    let mut cluster = loaded.cluster.clone();
+    let egress = [rule(Allow, all), rule(Deny, None)];
+    insert(&mut cluster, policy(Admin, "out", &[], &egress));
+    assert!(found(&cluster, "RW404"), "nothing is said about ingress");
+}

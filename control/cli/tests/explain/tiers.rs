@@ -153,7 +153,13 @@ fn a_rule_that_passes_is_told_before_what_decides() {
         "rule 0 of ClusterNetworkPolicy handover (Admin) passes it on to NetworkPolicies, and shop/closed isolates shop/db \
          for ingress, and no rule of it matches"
     );
-    says(&text, &["rule 0 (pass) matches: the next tier decides"]);
+    says(
+        &text,
+        &[
+            "rule 0 (pass) matches: the next tier decides",
+            "rule 0 (allow) would match, but is not asked any more",
+        ],
+    );
     // A NetworkPolicy can do something about it.
     assert!(!explanation.changes.is_empty());
 }
@@ -168,6 +174,53 @@ fn what_matches_too_late_is_told_apart() {
         "rule 0 of ClusterNetworkPolicy first (Admin) allows it"
     );
     says(&text, &["rule 0 (deny) would match, but is not asked any more"]);
+}
+
+/// NetworkPolicies do not govern what a pod sends to the node that hosts it; the other tiers do.
+#[test]
+fn the_own_node_is_reached_unless_another_tier_denies_it() {
+    let mut cluster = closed(shop());
+    cluster.insert(Object::Node(ringwall_policy::Node {
+        name: "n1".to_owned(),
+        addresses: vec!["192.168.0.1".parse().unwrap()],
+        pod_cidrs: Vec::new(),
+    }));
+    let pod = Pod {
+        node: Some("n1".to_owned()),
+        ..Pod::clone(&cluster.pods[&key("web")])
+    };
+    cluster.insert(Object::Pod(pod));
+    let ask = |cluster: &Cluster| {
+        let question = Question::read("shop/web", "192.168.0.1", "22/TCP").unwrap();
+        Explainer::new(cluster).unwrap().explain(&question).unwrap()
+    };
+    assert!(ask(&cluster).exemption.is_some());
+    let egress = [rule(Deny, None, Some(22))];
+    let made = with(shop(), Admin, "ssh", &[]);
+    let mut policy = TieredPolicy::clone(made.tiered.values().next().unwrap());
+    policy.egress = egress.to_vec();
+    cluster.tiered.insert(policy.id.clone(), Arc::new(policy.clone()));
+    let denied = ask(&cluster);
+    assert_eq!(denied.exemption, None);
+    assert_eq!(
+        denied.egress.why,
+        "rule 0 of ClusterNetworkPolicy ssh (Admin) denies it"
+    );
+    assert_eq!(denied.ingress.effect, "node");
+    policy.egress = vec![rule(Pass, None, None)];
+    cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
+    let passed = ask(&cluster);
+    assert_eq!(passed.egress.effect, "node");
+    assert_eq!(
+        passed.egress.why,
+        "rule 0 of ClusterNetworkPolicy ssh (Admin) passes it on to NetworkPolicies, and NetworkPolicies do not govern what \
+         a pod sends to the node that hosts it"
+    );
+    let why = passed.no_change.unwrap();
+    assert!(
+        why.starts_with("NetworkPolicies do not govern what a pod sends to the node that hosts it"),
+        "{why}"
+    );
 }
 
 #[test]
