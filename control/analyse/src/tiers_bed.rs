@@ -25,6 +25,7 @@ pub(crate) fn policy(
         ingress: ingress.to_vec(),
         egress: egress.to_vec(),
         faults: Vec::new(),
+        unevaluated: Default::default(),
     }
 }
 
