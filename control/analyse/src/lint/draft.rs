@@ -6,6 +6,7 @@ use ringwall_source::folder::Written;
 use super::{
     Finding, Severity, Witness,
     cast::Cast,
+    rules,
     rules::Rule,
     subject::{Direction, Policy, place},
 };
@@ -111,8 +112,9 @@ impl<'a> Draft<'a> {
             .filter_map(|ask| Some((ask, ask.answer(cast, judge)?)))
             .collect();
         // What a rule of another tier decides shows nothing of a NetworkPolicy.
+        let of_tiers = self.rule.id == rules::EQUAL_PRIORITY.id;
         let shows = |ask: &Ask, answer: &Answer| {
-            ask.directed(answer) == ask.expect && !ask.is_decided_elsewhere(answer)
+            ask.directed(answer) == ask.expect && (of_tiers || !ask.is_decided_elsewhere(answer))
         };
         // Best is one whose fate is the direction's: the other end's policies do not blur it.
         let shown = answered

@@ -20,6 +20,7 @@ mod structure;
 mod subject;
 #[cfg(test)]
 mod tests;
+mod ties;
 mod unprotected;
 
 use std::collections::BTreeSet;
@@ -68,6 +69,7 @@ pub fn run(
         services::lint,
         redundant::lint,
         unprotected::lint,
+        ties::lint,
         portability::lint,
     ] {
         lint(&subject, &mut cast, &mut drafts);

@@ -69,6 +69,7 @@ rules! {
     SERVICE_ADDRESS "RW402" "service-address" Warning "A Service's address, which no packet has by the time policy sees it."
     REDUNDANT_RULE "RW403" "redundant-rule" Warning "A rule that allows nothing that others do not."
     UNPROTECTED "RW404" "unprotected" Note "Pods that no policy protects."
+    EQUAL_PRIORITY "RW405" "equal-priority" Warning "Policies of one tier and priority that disagree: their names decide."
     BLOCKS_AND_PODS "RW501" "blocks-and-pods" Note "Portability: Cilium does not match pods by ipBlock."
     ICMP_ALLOWED "RW502" "icmp-allowed" Note "Portability: kube-router allows ICMP whatever the policies say."
     PORT_LIMIT "RW503" "port-limit" Note "Portability: the AWS agent keeps 24 ports or ranges for one address."

@@ -1,0 +1,150 @@
+//! Policies of one tier and priority that disagree: which comes first is up to their names.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ringwall_evaluate::{End, Verdict, identify, judge, named};
+use ringwall_policy::{Cluster, ClusterTier, PortMatch, Protocol, TieredPolicy, TieredRule};
+
+use super::{
+    cast::Cast,
+    draft::{Ask, Draft},
+    rules,
+    subject::{DIRECTIONS, Direction, Subject, selector_of},
+};
+use crate::{explain::conditions::is_subject, flow::EndName};
+
+/// As many pairs of policies are looked at.
+const MOST_PAIRS: usize = 500;
+
+pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+    let mut tied: BTreeMap<(ClusterTier, u16), Vec<&TieredPolicy>> = BTreeMap::new();
+    for policy in subject.cluster.tiered.values() {
+        let place = (policy.tier, policy.priority);
+        tied.entry(place).or_default().push(policy);
+    }
+    let mut pairs = 0;
+    for policies in tied.values_mut() {
+        policies.sort_by_cached_key(|policy| policy.tie());
+        for (index, first) in policies.iter().enumerate() {
+            for second in policies.iter().skip(index + 1) {
+                pairs += 1;
+                if pairs > MOST_PAIRS {
+                    return;
+                }
+                drafts.extend(DIRECTIONS.into_iter().find_map(|direction| {
+                    let ask = disagreement(first, second, direction, cast)?;
+                    Some(draft(subject, first, second, ask))
+                }));
+            }
+        }
+    }
+}
+
+fn draft<'a>(subject: &Subject<'a>, first: &TieredPolicy, second: &TieredPolicy, ask: Ask) -> Draft<'a> {
+    let (first_label, label) = (first.id.label(), second.id.label());
+    let message = format!(
+        "has the tier and priority of {first_label}, and they disagree: their names alone put {first_label} first"
+    );
+    Draft::about(
+        rules::EQUAL_PRIORITY,
+        subject.written(&label),
+        "spec.priority",
+        message,
+        "give each policy of a tier a priority of its own, the smaller to the one that is to come first",
+    )
+    .asking([ask])
+}
+
+/// A packet that is decided otherwise if the second comes first.
+fn disagreement(
+    first: &TieredPolicy,
+    second: &TieredPolicy,
+    direction: Direction,
+    cast: &mut Cast<'_>,
+) -> Option<Ask> {
+    let rules: Vec<&TieredRule> = [first, second]
+        .into_iter()
+        .flat_map(|policy| match direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        })
+        .collect();
+    let both = |cluster: &Cluster, pod: &ringwall_policy::Pod| {
+        [first, second]
+            .into_iter()
+            .all(|policy| is_subject(cluster, policy, pod))
+    };
+    let pod = cast.all().find(|pod| both(cast.staged(), pod))?;
+    let us = cast.subject(&pod.key.namespace, &selector_of(&pod.labels))?;
+    let mut others: Vec<EndName> = Vec::new();
+    for peer in rules.iter().flat_map(|rule| rule.peers.iter().flatten()) {
+        others.extend(cast.peer("", peer));
+    }
+    others.extend(cast.stranger(&pod.key.namespace));
+    others.extend(cast.outsiders());
+    let mut ports = vec![(Protocol::Tcp, 80)];
+    for port in rules.iter().flat_map(|rule| rule.ports.iter().flatten()) {
+        if let PortMatch::Range { protocol, lo, .. } = port {
+            ports.push((*protocol, *lo));
+        }
+    }
+    let now = cast.staged();
+    let turned = turned(now, second);
+    others.iter().find_map(|other| {
+        ports.iter().find_map(|port| {
+            let ask = Ask::new(direction, &us, other, *port, false, "");
+            let of = |cluster: &Cluster| Some(allows(direction, &verdict(cluster, &ask)?));
+            let (expect, otherwise) = (of(now)?, of(&turned)?);
+            let wanted = match otherwise {
+                true => "allow, if the other one is to come first",
+                false => "deny, if the other one is to come first",
+            };
+            (expect != otherwise).then(|| Ask::new(direction, &us, other, *port, expect, wanted))
+        })
+    })
+}
+
+/// The cluster with a policy before the others of its priority.
+fn turned(cluster: &Cluster, policy: &TieredPolicy) -> Cluster {
+    let mut turned = cluster.clone();
+    for other in cluster.tiered.values() {
+        let own = u16::from(other.id != policy.id);
+        let priority = other.priority.saturating_mul(2).saturating_add(own);
+        let other = TieredPolicy {
+            priority,
+            ..TieredPolicy::clone(other)
+        };
+        turned.tiered.insert(other.id.clone(), Arc::new(other));
+    }
+    turned
+}
+
+fn verdict(cluster: &Cluster, ask: &Ask) -> Option<Verdict> {
+    let service = ringwall_evaluate::Service {
+        protocol: ask.service.protocol,
+        port: ask.service.port,
+    };
+    Some(judge(
+        cluster,
+        &end(cluster, &ask.src)?,
+        &end(cluster, &ask.dst)?,
+        service,
+    ))
+}
+
+fn end<'c>(cluster: &'c Cluster, name: &EndName) -> Option<End<'c>> {
+    match name {
+        EndName::Address(address) => Some(identify(cluster, *address)),
+        EndName::Pod(key) => match cluster.pods.get(key)?.addresses.first() {
+            Some(address) => Some(identify(cluster, *address)),
+            None => named(cluster, key),
+        },
+    }
+}
+
+fn allows(direction: Direction, verdict: &Verdict) -> bool {
+    match direction {
+        Direction::Ingress => verdict.ingress.allow,
+        Direction::Egress => verdict.egress.allow,
+    }
+}
