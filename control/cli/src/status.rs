@@ -197,7 +197,10 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
     let _ = writeln!(
         text,
         "  objects  {} namespaces, {} nodes, {} pods, {} policies",
-        objects.namespaces, objects.nodes, objects.pods, objects.policies
+        objects.namespaces,
+        objects.nodes,
+        objects.pods,
+        objects.policies + objects.cluster_policies
     );
     if !control.incomplete.is_empty() {
         let _ = writeln!(text, "  not evaluated: {}", control.incomplete.join(", "));

@@ -269,8 +269,12 @@ impl Changes {
         let Some(before) = before else {
             return Self {
                 text: format!(
-                    "{} NetworkPolicies, {} Namespaces, {} Nodes, {} Pods",
+                    "{} NetworkPolicies,{} {} Namespaces, {} Nodes, {} Pods",
                     after.policies.len(),
+                    match after.tiered.len() {
+                        0 => String::new(),
+                        cluster_wide => format!(" {cluster_wide} cluster-wide policies,"),
+                    },
                     after.namespaces.len(),
                     after.nodes.len(),
                     after.pods.len()

@@ -276,6 +276,10 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
             (vec![("kind", "Node")], control.objects.nodes as f64),
             (vec![("kind", "Pod")], control.objects.pods as f64),
             (vec![("kind", "NetworkPolicy")], control.objects.policies as f64),
+            (
+                vec![("kind", "ClusterNetworkPolicy")],
+                control.objects.cluster_policies as f64,
+            ),
         ],
     )?;
     gauge(

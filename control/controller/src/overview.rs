@@ -288,7 +288,8 @@ impl Overview {
     pub(super) fn state(&self, state: &SourceState) {
         let mut inner = self.inner();
         let objects = ObjectCounts::of(&state.cluster);
-        let (before, now) = (inner.objects.policies, objects.policies);
+        let of_all_kinds = |objects: &ObjectCounts| objects.policies + objects.cluster_policies;
+        let (before, now) = (of_all_kinds(&inner.objects), of_all_kinds(&objects));
         if let Some(text) = vanished(before, now) {
             tracing::warn!("{text}");
             inner.vanished = Some((Instant::now(), text));

@@ -573,6 +573,8 @@ pub struct ObjectCounts {
     pub pods: u64,
     /// NetworkPolicies.
     pub policies: u64,
+    /// ClusterNetworkPolicies, AdminNetworkPolicies and BaselineAdminNetworkPolicies.
+    pub cluster_policies: u64,
 }
 
 impl ObjectCounts {
@@ -583,6 +585,7 @@ impl ObjectCounts {
             nodes: cluster.nodes.len() as u64,
             pods: cluster.pods.len() as u64,
             policies: cluster.policies.len() as u64,
+            cluster_policies: cluster.tiered.len() as u64,
         }
     }
 }

@@ -37,7 +37,7 @@ macro_rules! rules {
 rules! {
     UNREADABLE "RW001" "unreadable" Error "A file that cannot be read, or holds something that is no object."
     INVALID "RW002" "invalid" Error "An object that an API server refuses."
-    UNEVALUATED_KIND "RW003" "unevaluated-kind" Error "A policy of a kind that is not evaluated."
+    UNEVALUATED_KIND "RW003" "unevaluated-kind" Error "A policy of a kind, or with peers of a kind, that is not evaluated."
     DUPLICATE_OBJECT "RW004" "duplicate-object" Error "One object that stands in two files."
     ODD_WRITING "RW005" "odd-writing" Warning "A value that is understood, but means something else than it looks like."
     SILENT_WITHOUT_REASON "RW006" "silence-without-reason" Warning "An annotation that silences a lint without saying why, or one that there is not."

@@ -15,7 +15,7 @@ const NAMED: usize = 3;
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
     // Without any policy there is nothing to check, and nobody thinks otherwise.
-    if subject.cluster.policies.is_empty() {
+    if subject.cluster.policies.is_empty() && subject.cluster.tiered.is_empty() {
         return;
     }
     for name in subject.cluster.namespaces.keys() {
