@@ -180,8 +180,11 @@ impl Seen<'_> {
             Parsed::Malformed(_) => true,
             // A wire would not let it cross, since it holds more than hosts say; the kernel knows what to make of it.
             Parsed::NotSubject(NotSubject::Multicast | NotSubject::LinkLocal) if self.asks() => true,
-            // A wire would not let it cross with what follows the packet; the kernel cuts it off there.
-            Parsed::NotSubject(NotSubject::Multicast | NotSubject::Broadcast) if self.is_dhcp_cut() => true,
+            // A wire would not let it cross with what follows the packet, or without a whole header in it; the kernel cuts
+            // the one off and drops the other.
+            Parsed::NotSubject(NotSubject::Multicast | NotSubject::Broadcast) if self.begins_like_dhcp() => {
+                true
+            }
             // The program reads a type that lies behind the end of the packet; the kernel cuts it off there.
             Parsed::NotSubject(_) => self.is_empty(),
             Parsed::Subject(packet) => {
@@ -201,18 +204,31 @@ impl Seen<'_> {
         })
     }
 
-    /// Whether it is DHCP once what follows the packet is cut off.
-    fn is_dhcp_cut(&self) -> bool {
+    /// Whether addresses and ports are those of a DHCP client, wherever the packet ends.
+    fn begins_like_dhcp(&self) -> bool {
         let Some((kind, l3)) = l3(self.frame) else {
             return false;
         };
-        let (length, header) = if kind == 0x86dd { (l3 + 4, 40) } else { (l3 + 2, 0) };
-        let end = match self.frame.get(length..length + 2) {
-            Some(&[high, low]) => l3 + header + usize::from(u16::from_be_bytes([high, low])),
-            _ => return false,
-        };
-        let cut = self.frame.get(..end);
-        cut.is_some_and(|cut| parse(cut) == Parsed::NotSubject(NotSubject::Dhcp))
+        let at = |from: usize, length: usize| self.frame.get(l3 + from..l3 + from + length);
+        let byte = |from| at(from, 1).and_then(|byte| byte.first().copied());
+        let link_local = at(8, 2).is_some_and(|src| src[0] == 0xfe && src[1] & 0xc0 == 0x80);
+        let servers = addr("ff02::1:2").octets();
+        match kind {
+            0x86dd => {
+                byte(6) == Some(protocol::UDP)
+                    && link_local
+                    && at(24, 16) == Some(&servers)
+                    && at(40, 4) == Some(&[2, 34, 2, 35])
+            }
+            _ => {
+                let header = usize::from(byte(0).unwrap_or(0) & 15) * 4;
+                let whole = at(6, 2).is_some_and(|fragment| fragment[0] & 0x3f == 0 && fragment[1] == 0);
+                byte(9) == Some(protocol::UDP)
+                    && whole
+                    && at(12, 8) == Some(&[0, 0, 0, 0, 255, 255, 255, 255])
+                    && at(header, 4) == Some(&[0, 68, 0, 67])
+            }
+        }
     }
 
     /// Whether it is an IPv6 packet that holds nothing.

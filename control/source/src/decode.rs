@@ -198,6 +198,13 @@ enum Role {
 fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
     const POD_TEMPLATE: &[&str] = &["spec", "template"];
     const CRON_JOB_TEMPLATE: &[&str] = &["spec", "jobTemplate", "spec", "template"];
+    // Whatever its group: a Deny that nobody reads must not vanish.
+    let others = tiered::OTHER_GROUPS.contains(&group);
+    match tiered::dialect(kind, api_version, at).filter(|_| !others) {
+        Some(Ok(dialect)) => return Role::Tiered(dialect),
+        Some(Err(wrong)) => return Role::Refused(wrong),
+        None => {}
+    }
     match (group, kind) {
         ("", "Namespace") => Role::Namespace,
         ("", "Node") => Role::Node,
@@ -220,11 +227,7 @@ fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
             format!("networking.k8s.io has no {kind:?}: write NetworkPolicy"),
         )),
         // Whatever is in this group is policy.
-        (tiered::GROUP, _) => match tiered::dialect(kind, api_version, at) {
-            Some(Ok(dialect)) => Role::Tiered(dialect),
-            Some(Err(wrong)) => Role::Refused(wrong),
-            None => Role::Unevaluated,
-        },
+        (tiered::GROUP, _) => Role::Unevaluated,
         // Staged kinds of Calico decide nothing.
         (_, kind) if kind.ends_with("NetworkPolicy") && !kind.starts_with("Staged") => Role::Unevaluated,
         _ => Role::Ignored,

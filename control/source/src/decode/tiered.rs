@@ -1,8 +1,8 @@
 //! The policies of `policy.networking.k8s.io`: ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy.
 //!
 //! Read as strictly as a NetworkPolicy. A rule of which anything is not understood is lowered as a whole, by what it does
-//! ([`TieredRule::not_understood`], TIERS 72, 107). What only an API server minds, and what does not change the meaning,
-//! is a fault and nothing more. Where it cannot be read whom a policy is for, where it stands in the order or what rules
+//! ([`TieredRule::not_understood`], TIERS 72, 107). What only an API server minds is a fault, too: it would refuse the
+//! whole object, so that nothing may pass because of it ([`close`]). Where it cannot be read whom a policy is for, where it stands in the order or what rules
 //! it has, the object is an error (TIERS 72.5): to deny everything to every pod would cut off the cluster itself.
 
 mod ports;
@@ -11,7 +11,9 @@ mod rules;
 mod tests;
 
 use ports::{port_entry, protocol_entry};
-use ringwall_policy::{ClusterTier, Fault, PolicyId, PolicyKind, PortMatch, Selector, TieredPolicy};
+use ringwall_policy::{
+    Action, ClusterTier, Fault, PolicyId, PolicyKind, PortMatch, Selector, TieredPolicy, TieredRule,
+};
 use rules::{Direction, List, Rules};
 use serde_json::Value;
 
@@ -23,6 +25,9 @@ use super::{
 
 /// The API group of these kinds.
 pub(super) const GROUP: &str = "policy.networking.k8s.io";
+
+/// API groups of others that have a kind of one of these names.
+pub(super) const OTHER_GROUPS: [&str; 2] = ["crd.antrea.io", "security.antrea.tanzu.vmware.com"];
 
 /// How one of the kinds writes what all of them say.
 pub(super) struct Dialect {
@@ -94,9 +99,9 @@ const PODS: &[&str] = &["namespaces", "pods"];
 /// The greatest priority.
 const MOST_PRIORITY: u16 = 1000;
 
-/// What a kind of this group is: one that is decoded, one that was meant to be; None for another.
+/// What a kind is: one that is decoded, one that was meant to be; None for another.
 pub(super) fn dialect(kind: &str, api_version: &str, at: &str) -> Option<Result<&'static Dialect, Fault>> {
-    let lower = kind.to_ascii_lowercase();
+    let lower = kind.trim().to_ascii_lowercase();
     let singular = match lower.strip_suffix("ies") {
         Some(stem) => format!("{stem}y"),
         None => lower,
@@ -106,7 +111,7 @@ pub(super) fn dialect(kind: &str, api_version: &str, at: &str) -> Option<Result<
         .find(|it| it.kind.name().to_ascii_lowercase() == singular)?;
     let name = dialect.kind.name();
     Some(if kind != name {
-        let message = format!("{GROUP} has no {kind:?}: write {name}");
+        let message = format!("there is no {kind:?}: write {name}");
         Err(fault(join(at, "kind"), message))
     } else if api_version != dialect.api_version {
         let message = format!("{api_version:?} has no {name}: write {}", dialect.api_version);
@@ -180,9 +185,18 @@ pub(super) fn policy(
     };
     let (namespaces, pods) = subject(spec, &spec_at, dialect, findings)?;
     let mut rules = Rules::of(dialect, findings);
-    let ingress = rules.read(spec, &spec_at, Direction::Ingress)?;
-    let egress = rules.read(spec, &spec_at, Direction::Egress)?;
-    let unevaluated = rules.unevaluated;
+    let mut ingress = rules.read(spec, &spec_at, Direction::Ingress)?;
+    let mut egress = rules.read(spec, &spec_at, Direction::Egress)?;
+    let (unevaluated, of_rules) = (rules.unevaluated, rules.not_understood);
+    // An API server would refuse it as a whole: nothing passes because of it.
+    if findings.faults.len() > of_rules {
+        ingress.iter_mut().chain(&mut egress).for_each(close);
+        if let Some(first) = findings.faults.first_mut() {
+            first.message.push_str(
+                "; as it stands, an API server refuses the policy, so its rules allow nothing, and deny what they would pass on",
+            );
+        }
+    }
     Ok(TieredPolicy {
         id: PolicyId {
             kind: dialect.kind,
@@ -199,6 +213,15 @@ pub(super) fn policy(
         faults: std::mem::take(&mut findings.faults),
         unevaluated,
     })
+}
+
+/// Makes of a rule that is understood one that lets nothing pass: its object is refused for something else.
+fn close(rule: &mut TieredRule) {
+    match rule.action {
+        Action::Allow => *rule = TieredRule::not_understood(Action::Allow),
+        Action::Pass => rule.action = Action::Deny,
+        Action::Deny => {}
+    }
 }
 
 /// Refuses fields that may have been meant as anything.

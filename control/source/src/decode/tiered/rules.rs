@@ -10,7 +10,7 @@ use super::{
         field::{Fields, fault, item, join, list, only_hinting, present, strict_cidr, string, wrong_type},
         policy::{Findings, Nulls, selector},
     },
-    Dialect, GROUP, PODS, given, pods,
+    Dialect, GROUP, PODS, close, given, pods,
 };
 
 /// Most blocks or names of one peer.
@@ -42,6 +42,8 @@ pub(super) struct Rules<'a> {
     findings: &'a mut Findings,
     /// As the state names it.
     pub(super) unevaluated: BTreeSet<String>,
+    /// How many of the object's faults are of rules, which allow nothing because of them.
+    pub(super) not_understood: usize,
 }
 
 /// What is read of the peers or the ports of a rule.
@@ -57,6 +59,7 @@ impl<'a> Rules<'a> {
             dialect,
             findings,
             unevaluated: BTreeSet::new(),
+            not_understood: 0,
         }
     }
 
@@ -93,16 +96,31 @@ impl<'a> Rules<'a> {
 
     fn rule(&mut self, value: &Value, at: &str, direction: Direction) -> TieredRule {
         let mut own = Findings::default();
+        let before = self.findings.faults.len();
         let rule = self.understood(value, at, direction, &mut own);
         self.findings.notes.append(&mut own.notes);
+        // What it says is clear, and an API server refuses it nevertheless.
+        let refused = self.findings.faults.len() - before;
+        self.not_understood += refused;
+        for fault in self.findings.faults.iter_mut().skip(before) {
+            fault
+                .message
+                .push_str("; as it stands, the rule allows nothing, and denies what it would pass on");
+        }
         let (action, rule) = match rule {
-            (_, Some(rule)) if own.faults.is_empty() && own.unevaluated.is_empty() => return rule,
+            (_, Some(mut rule)) if own.faults.is_empty() && own.unevaluated.is_empty() => {
+                if refused > 0 {
+                    close(&mut rule);
+                }
+                return rule;
+            }
             (action, _) => (action, TieredRule::not_understood(action)),
         };
         let comes_to = match action {
             Action::Allow => "matches nothing",
             Action::Deny | Action::Pass => "denies everything in its direction",
         };
+        self.not_understood += own.faults.len();
         self.findings
             .faults
             .extend(own.faults.into_iter().map(|it| Fault {

@@ -314,6 +314,25 @@ fn tiers_66_3_the_kinds_by_group_and_version() {
             "kind",
         ),
         ("policy.networking.k8s.io/v1alpha1", "adminNetworkPolicy", "kind"),
+        (
+            "policy.networking.k8s.io/v1alpha2",
+            "ClusterNetworkPolicy ",
+            "kind",
+        ),
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy", "apiVersion"),
+        ("v1alpha2", "ClusterNetworkPolicy", "apiVersion"),
+        ("", "AdminNetworkPolicy", "apiVersion"),
+        (
+            "Policy.networking.k8s.io/v1alpha2",
+            "ClusterNetworkPolicy",
+            "apiVersion",
+        ),
+        (
+            "policy.networking.x-k8s.io/v1alpha2",
+            "ClusterNetworkPolicy",
+            "apiVersion",
+        ),
+        ("networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "apiVersion"),
     ] {
         assert_eq!(error(&at(api, kind)), path, "{api} {kind}");
     }
@@ -386,9 +405,9 @@ fn trap_32_an_admin_network_policy_of_priority_100_is_valid() {
     assert_eq!((policy.priority, policy.faults), (100, vec![]));
 }
 
-/// What only an API server minds is told and means what it says.
+/// What an API server refuses for another reason than its rules lets nothing pass; what it denies, it denies.
 #[test]
-fn tiers_68_1_limits_are_faults_that_change_nothing() {
+fn tiers_68_1_beyond_the_limits_nothing_is_allowed_or_passed_on() {
     let many = |entry: Value, number: usize| Value::Array(vec![entry; number]);
     let rule = json!({"action": "Accept", "to": [all_pods()]});
     for (kind, allow, most) in [
@@ -400,32 +419,24 @@ fn tiers_68_1_limits_are_faults_that_change_nothing() {
         for (number, faults) in [(most, vec![]), (most + 1, vec!["spec.egress"])] {
             let policy = policy_of(&spec(kind, "egress", many(rule.clone(), number)));
             assert_eq!(policy.egress.len(), number);
-            assert!(policy.egress.iter().all(|it| *it != NOTHING));
+            let refused = number > most;
+            assert!(policy.egress.iter().all(|it| (*it == NOTHING) == refused));
             assert_eq!(paths(&policy.faults), faults);
         }
         let mut peers = rule.clone();
         peers["to"] = many(all_pods(), most + 1);
         let (read, faults) = egress(kind, peers);
-        assert_eq!(
-            (read.peers.unwrap().len(), faults),
-            (most + 1, vec!["to".to_owned()])
-        );
+        assert_eq!((read, faults), (NOTHING, vec!["to".to_owned()]));
     }
     let number = json!({"tcp": {"destinationPort": {"number": 80}}});
     let ports = json!({"action": "Accept", "to": [all_pods()], "protocols": many(number, 26)});
     let (read, faults) = egress(cluster, ports);
-    assert_eq!(
-        (read.ports.unwrap().len(), faults),
-        (26, vec!["protocols".to_owned()])
-    );
+    assert_eq!((read, faults), (NOTHING, vec!["protocols".to_owned()]));
     let networks: Vec<String> = (0..26).map(|n| format!("10.{n}.0.0/16")).collect();
-    let (read, faults) = egress(
-        cluster,
-        json!({"action": "Accept", "to": [{"networks": networks}]}),
-    );
+    let (read, faults) = egress(cluster, json!({"action": "Deny", "to": [{"networks": networks}]}));
     assert_eq!(
-        (read.peers.unwrap().len(), faults),
-        (26, vec!["to[0].networks".to_owned()])
+        (read.action, read.peers.unwrap().len(), faults),
+        (Action::Deny, 26, vec!["to[0].networks".to_owned()])
     );
     let twice = json!({"action": "Deny", "to": [{"networks": ["10.0.0.0/8", "10.0.0.0/8"]}]});
     let (read, faults) = egress(cluster, twice);
@@ -443,7 +454,8 @@ fn tiers_68_1_limits_are_faults_that_change_nothing() {
             cluster,
             json!({"name": name, "action": "Pass", "to": [all_pods()]}),
         );
-        assert_eq!(read.action, Action::Pass);
+        assert_eq!(read.action, if bad { Action::Deny } else { Action::Pass });
+        assert_ne!(read.peers, None, "what it denies is what it would have passed on");
         assert_eq!(faults, if bad { vec!["name".to_owned()] } else { vec![] });
     }
 }
@@ -1035,11 +1047,14 @@ fn trap_31_a_baseline_policy_is_called_default() {
     );
     assert_eq!(policy_of(&value).faults, []);
     value["metadata"]["name"] = "other".into();
+    value["spec"]["egress"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"action": "Allow", "to": [all_pods()]}));
     let policy = policy_of(&value);
-    assert_eq!(
-        (paths(&policy.faults), policy.egress.len()),
-        (vec!["metadata.name"], 1)
-    );
+    assert_eq!(paths(&policy.faults), ["metadata.name"]);
+    assert_eq!(policy.egress[0].action, Action::Deny);
+    assert_eq!(policy.egress[1], NOTHING, "a refused policy allows nothing");
 }
 
 #[test]
@@ -1155,7 +1170,7 @@ fn metadata_is_read_as_that_of_a_network_policy() {
         paths(&policy.faults),
         ["metadata.shard", "metadata.name", "metadata.labels.a"]
     );
-    assert!(policy.egress[0] != NOTHING, "{:?}", policy.egress);
+    assert_eq!(policy.egress, [NOTHING]);
     assert_eq!(paths(&decoded(&value).unwrap().notes), ["metadata.namespace"]);
     value["metadata"] = json!({"name": "p", "shard": 1});
     value["observed"] = json!(1);
