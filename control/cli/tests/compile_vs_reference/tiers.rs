@@ -21,7 +21,7 @@ use crate::{
 #[test]
 fn tiered_snapshots_answer_what_the_evaluator_answers() {
     let mut outcomes = Outcomes::default();
-    for seed in clusters(250) {
+    for seed in clusters(120) {
         let mut random = Random::new(seed ^ 0x71e5);
         let cluster = generate::with_tiers(&mut random);
         let flows = flows(&cluster, &mut random, 2000);
@@ -43,7 +43,7 @@ fn tiered_snapshots_answer_what_the_evaluator_answers() {
 #[test]
 fn updates_of_tiers_answer_what_a_full_compile_answers() {
     let mut incremental = 0;
-    for seed in clusters(80) {
+    for seed in clusters(40) {
         let random = &mut Random::new(seed ^ 0x71e6);
         let mut cluster = generate::with_tiers(random);
         let mut follower = Follower::new();
