@@ -227,12 +227,7 @@ impl Demo {
         };
         let appliance = Appliance::start(&bed, &self.binary, &options, &first.objects)?;
         if role == Role::Routed {
-            let frames = &appliance.status()?["dataplane"]["frames"];
-            let counted: u64 = ["received", "toKernel", "lost"]
-                .iter()
-                .filter_map(|key| frames[key].as_u64())
-                .sum();
-            self.before_us = incidents::device_frames(&bed)?.saturating_sub(counted);
+            self.before_us = incidents::frames_uncounted(&bed, &appliance)?;
         }
         Ok((bed, appliance))
     }
