@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ringwall_evaluate::{End, Verdict, identify, judge, named};
+use ringwall_evaluate::{End, Service, Verdict, identify, judge, named};
 use ringwall_policy::{Cluster, ClusterTier, PortMatch, Protocol, TieredPolicy, TieredRule};
 
 use super::{
@@ -69,6 +69,11 @@ fn disagreement(
             Direction::Egress => &policy.egress,
         })
         .collect();
+    // Rules that all do the same do it in any order.
+    let action = rules.first()?.action;
+    if rules.iter().all(|rule| rule.action == action) {
+        return None;
+    }
     let both = |cluster: &Cluster, pod: &ringwall_policy::Pod| {
         [first, second]
             .into_iter()
@@ -90,11 +95,22 @@ fn disagreement(
     }
     let now = cast.staged();
     let turned = turned(now, second);
+    let own = end(now, &us)?;
     others.iter().find_map(|other| {
+        // Who an address is costs a look at every pod, and is the same in both orders.
+        let theirs = end(now, other)?;
+        let (src, dst) = match direction {
+            Direction::Ingress => (theirs, own),
+            Direction::Egress => (own, theirs),
+        };
         ports.iter().find_map(|port| {
-            let ask = Ask::new(direction, &us, other, *port, false, "");
-            let of = |cluster: &Cluster| Some(allows(direction, &verdict(cluster, &ask)?));
-            let (expect, otherwise) = (of(now)?, of(&turned)?);
+            let asked = Ask::new(direction, &us, other, *port, false, "").service;
+            let service = Service {
+                protocol: asked.protocol,
+                port: asked.port,
+            };
+            let of = |cluster: &Cluster| allows(direction, &judge(cluster, &src, &dst, service));
+            let (expect, otherwise) = (of(now), of(&turned));
             let wanted = match otherwise {
                 true => "allow, if the other one is to come first",
                 false => "deny, if the other one is to come first",
@@ -117,19 +133,6 @@ fn turned(cluster: &Cluster, policy: &TieredPolicy) -> Cluster {
         turned.tiered.insert(other.id.clone(), Arc::new(other));
     }
     turned
-}
-
-fn verdict(cluster: &Cluster, ask: &Ask) -> Option<Verdict> {
-    let service = ringwall_evaluate::Service {
-        protocol: ask.service.protocol,
-        port: ask.service.port,
-    };
-    Some(judge(
-        cluster,
-        &end(cluster, &ask.src)?,
-        &end(cluster, &ask.dst)?,
-        service,
-    ))
 }
 
 fn end<'c>(cluster: &'c Cluster, name: &EndName) -> Option<End<'c>> {
