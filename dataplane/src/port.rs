@@ -10,6 +10,31 @@ pub struct PortId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueId(pub u16);
 
+/// Tells interfaces of a wire apart across restarts, after which their ports may have other numbers: a hash of the kernel's
+/// name. Two that have the same one are not told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortTag(u32);
+
+impl PortTag {
+    /// Of a port that bears this name.
+    pub fn of(name: &str) -> Self {
+        // FNV-1a: names are given by the configuration, so nobody can choose a collision.
+        let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        Self(hash.max(1))
+    }
+
+    /// As it is kept in an entry; 0 is none.
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        (number != 0).then_some(Self(number))
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// What a port leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {
@@ -60,6 +85,8 @@ pub struct Port {
     pub id: PortId,
     /// The kernel's name, for counters and messages.
     pub name: String,
+    /// Of its name.
+    pub tag: PortTag,
     /// What it leads to.
     pub kind: PortKind,
     /// Whose source addresses it accepts.

@@ -7,7 +7,7 @@ use ringwall_dataplane::{
         Snapshot,
     },
     forward::{ForwardingBuilder, Neighbour, Route},
-    port::{Port, PortId, PortKind, ReversePath, Side},
+    port::{Port, PortId, PortKind, PortTag, ReversePath, Side},
     wire::{FlowKey, protocol, subject::NotSubjectTable},
 };
 
@@ -171,6 +171,7 @@ fn port(id: u16, kind: PortKind, side: Side, bits: u8) -> Port {
     Port {
         id: PortId(id),
         name: format!("p{id}"),
+        tag: PortTag::of(&format!("p{id}")),
         kind,
         side,
         mac: mac(id),

@@ -25,7 +25,7 @@ use ringwall_dataplane::{
     forward::ForwardingBuilder,
     io::memory::{MemoryIo, MemoryPool},
     plane::{Plane, PlaneConfig},
-    port::{Port, PortId, PortKind, ReversePath, Side},
+    port::{Port, PortId, PortKind, PortTag, ReversePath, Side},
     stats::StatsReader,
     wire::{build::Template, subject::NotSubjectTable},
     worker::Worker,
@@ -201,6 +201,7 @@ fn port(id: u16, peer: u16) -> Port {
     Port {
         id: PortId(id),
         name: format!("memory{id}"),
+        tag: PortTag::of(&format!("memory{id}")),
         kind: PortKind::Wire { peer: PortId(peer) },
         side: Side::Any,
         mac: [2, 0, 0, 0, 0, id as u8],

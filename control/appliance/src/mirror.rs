@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
     forward::{Forwarding, ForwardingBuilder, Hop, Neighbour, Place, Route},
-    port::{Port, PortId, PortKind, Side},
+    port::{Port, PortId, PortKind, PortTag, Side},
 };
 
 use super::{
@@ -54,6 +54,7 @@ pub fn mirror(
         builder.port(Port {
             id: port.id,
             name: port.name.clone(),
+            tag: PortTag::of(&port.name),
             kind: port.kind,
             side: port.side,
             mac: link.mac,

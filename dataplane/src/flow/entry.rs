@@ -12,7 +12,7 @@ use super::{
 use crate::{
     addr::Addr,
     classify::Generation,
-    port::PortId,
+    port::{PortId, PortTag},
     prefetch::prefetch,
     time::Nanos,
     verdict::DropReason,
@@ -93,7 +93,12 @@ pub(crate) struct Entry {
     would_drop: u8,
     /// By direction, with [`BINDS_STATIONS`]: the Ethernet address that its packets come from; zero where none has come.
     stations: [[u8; 6]; 2],
-    cold: [u8; 14],
+    /// Fills up to `came_by`.
+    padding: [u8; 2],
+    /// On a wire: the [`PortTag`] of the port where packets of the original direction come in; 0 for none. Unlike `ports`
+    /// it outlives a restart, and being judged again.
+    came_by: u32,
+    cold: [u8; 8],
 }
 
 /// Units of about 67 ms, in which 32 bits last for nine years.
@@ -187,7 +192,9 @@ impl Entry {
             errors_left: ERRORS_AT_ONCE,
             would_drop: stamp.ground.would_drop(),
             stations: [[0; 6]; 2],
-            cold: [0; 14],
+            padding: [0; 2],
+            came_by: 0,
+            cold: [0; 8],
         }
     }
 
@@ -412,6 +419,16 @@ impl Entry {
             self.flags &= !REPLY_JUDGED;
         }
         self.ports[direction as usize] = port.0;
+    }
+
+    /// By which end of a wire packets of the original direction come in, as far as that has been seen.
+    pub(crate) fn came_by(&self) -> Option<PortTag> {
+        PortTag::from_number(self.came_by)
+    }
+
+    /// Remembers by which end of a wire packets of the original direction come in.
+    pub(crate) fn set_came_by(&mut self, port: PortTag) {
+        self.came_by = port.number();
     }
 
     #[inline]

@@ -260,7 +260,7 @@ impl Oldest {
 mod tests {
     use super::*;
     use crate::{
-        port::{ReversePath, Side},
+        port::{PortTag, ReversePath, Side},
         wire::subject::NotSubjectTable,
     };
 
@@ -268,6 +268,7 @@ mod tests {
         Port {
             id: PortId(id),
             name: String::new(),
+            tag: PortTag::of(""),
             kind,
             side: Side::Any,
             mac: [0; 6],

@@ -4,7 +4,7 @@ use crate::{
     classify::Generation,
     flow::{entry::Ground, fragments::Passed, hash::KeyHash, sctp, state::Direction, table::NoPlace, tcp},
     io::PacketIo,
-    port::{Port, PortId, PortKind},
+    port::{Port, PortId, PortKind, PortTag},
     verdict::DropReason,
     wire::{Fragment, Packet, Transport},
 };
@@ -113,6 +113,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     fn renew_entry(&mut self, progress: &Progress, port: &Port, out: PortId, frame: &[u8]) {
         let generation = self.generation();
         let binds_stations = self.binds_stations(port, out);
+        let came_by = self.came_by(progress.step.direction, port, out);
         let entry = self.table.entry_mut(progress.step.index);
         match progress.renewal {
             Renewal::Current => {}
@@ -133,8 +134,22 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if progress.step.direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
             entry.bind(progress.step.direction.flipped(), out);
         }
+        if let Some(tag) = came_by {
+            entry.set_came_by(tag);
+        }
         if binds_stations {
             entry.bind_station(progress.step.direction, station(frame));
+        }
+    }
+
+    /// By which end of a wire packets of the original direction come in, of a packet that crosses it.
+    fn came_by(&self, direction: Direction, port: &Port, out: PortId) -> Option<PortTag> {
+        if !matches!(port.kind, PortKind::Wire { .. }) {
+            return None;
+        }
+        match direction {
+            Direction::Original => Some(port.tag),
+            Direction::Reply => self.port(out).map(|out| out.tag),
         }
     }
 
@@ -168,6 +183,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     ) -> Result<(), DropReason> {
         let now = self.now;
         let binds_stations = self.binds_stations(port, out);
+        let came_by = self.came_by(beginning.direction, port, out);
         if let Some(old) = beginning.replaces {
             self.table.remove(old);
         }
@@ -185,6 +201,9 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 entry.bind(*direction, port.id);
                 if *direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
                     entry.bind(direction.flipped(), out);
+                }
+                if let Some(tag) = came_by {
+                    entry.set_came_by(tag);
                 }
                 if binds_stations {
                     entry.bind_station(*direction, station(frame));

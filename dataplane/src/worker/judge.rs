@@ -11,7 +11,7 @@ use crate::{
         is_same_end,
     },
     flow::{
-        entry::{Ground, Stamp},
+        entry::{Entry, Ground, Stamp},
         fragments::{Admission, Passed},
         hash::KeyHash,
         sctp,
@@ -22,7 +22,7 @@ use crate::{
     forward::Forwarding,
     io::{BURST, Burst, PacketIo},
     plane::{Mode, StationNews},
-    port::{Port, PortKind, Side},
+    port::{Port, PortId, PortKind, Side},
     verdict::DropReason,
     wire::{self, Claim, FlowKey, Fragment, Packet, Quoted, Transport, protocol},
 };
@@ -662,9 +662,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let rejudged = matches!(known.renewal, Renewal::Rejudged(_));
         let bound = |direction| entry.port(direction).filter(|_| !rejudged);
         let is_wire = matches!(port.kind, PortKind::Wire { .. });
+        let replies_by = bound(Direction::Reply).or_else(|| self.replies_by(port, entry));
         let began = match known.direction {
             Direction::Original => {
-                let turned = is_wire && bound(Direction::Reply) == Some(port.id);
+                let turned = is_wire && replies_by == Some(port.id);
                 if turned && entry.state().is_some_and(State::is_answered) {
                     // Both ends have spoken, across the wire the other way round.
                     return Err(DropReason::SpoofedSource.into());
@@ -673,7 +674,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             }
             Direction::Reply => {
                 let from_there = if is_wire {
-                    bound(Direction::Reply).is_none_or(|bound| bound == port.id)
+                    replies_by.is_none_or(|by| by == port.id)
                 } else {
                     self.forwarding
                         .is_some_and(|forwarding| forwarding.leads_to(packet.src, port))
@@ -711,6 +712,21 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let judgement = self.decide(snapshot, &began, &src, &dst, exemption)?;
         let stamp = stamp(snapshot, &src, &dst, Some(judgement), ground_of(exemption));
         Ok(Arrival::Rebind(Renewal::Rejudged(stamp)))
+    }
+
+    /// By which end of a wire replies come, where the entry is not bound to ports: since a restart, or since it was judged
+    /// again. None where nothing tells, as when the wire has other interfaces now.
+    fn replies_by(&self, port: &Port, entry: &Entry) -> Option<PortId> {
+        let PortKind::Wire { peer } = port.kind else {
+            return None;
+        };
+        let peer = self.port(peer)?;
+        let came_by = entry.came_by()?;
+        match (came_by == port.tag, came_by == peer.tag) {
+            (true, false) => Some(peer.id),
+            (false, true) => Some(port.id),
+            _ => None,
+        }
     }
 
     /// A packet with the addresses and ports of a flow, that comes from where none of its packets does: it is judged as

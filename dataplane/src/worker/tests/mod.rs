@@ -21,7 +21,7 @@ use crate::{
     forward::ForwardingBuilder,
     io::memory::{MemoryIo, MemoryPool},
     plane::{Mode, Plane, PlaneConfig},
-    port::{Port, PortId, PortKind, ReversePath, Side},
+    port::{Port, PortId, PortKind, PortTag, ReversePath, Side},
     stats::StatsReader,
     time::Nanos,
     verdict::DropReason,
@@ -149,6 +149,7 @@ fn port(id: PortId, kind: PortKind, side: Side) -> Port {
     Port {
         id,
         name: format!("p{}", id.0),
+        tag: PortTag::of(&format!("p{}", id.0)),
         kind,
         side,
         mac: [2, 0, 0, 0, 1, id.0 as u8],

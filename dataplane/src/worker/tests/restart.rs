@@ -208,3 +208,69 @@ fn memory_of_another_shape_is_wiped() {
     assert!(FlowMemory::open(&mut words()[1..], ENTRIES, 1, Nanos(0)).is_err());
     assert!(FlowMemory::open(words(), ENTRIES, 1, Nanos(0)).is_ok());
 }
+
+/// On a wire whose sides are the same, addresses do not tell from where the original comes: the entry does, after a restart
+/// and after its flow was judged again.
+#[test]
+fn a_forged_reply_does_not_turn_a_flow_round_that_nothing_binds_to_ports() {
+    let changed = World {
+        web_epoch: 21,
+        ..World::new(2)
+    };
+    for family in [0, 1] {
+        let conversation = |server: [&'static str; 2], port| {
+            let forth = from_to(CLIENT[family], server[family]);
+            let back = from_to(server[family], CLIENT[family]);
+            (
+                forth.tcp(1, port, SYN, b""),
+                back.tcp(port, 1, SYN_ACK, b""),
+                forth.tcp(1, port, ACK, b""),
+                back.tcp(port, 1, ACK, b""),
+            )
+        };
+        // The box may begin nothing; what the web pod sends would pass as the beginning of a flow, too.
+        let (box_syn, box_syn_ack, box_forth, box_back) = conversation(BOX, 22);
+        let (web_syn, web_syn_ack, web_forth, web_back) = conversation(WEB, 80);
+        let mut bed = begin(
+            1,
+            FlowMemory::private(ENTRIES, 7).unwrap(),
+            Nanos::from_secs(1000),
+        );
+        bed.publish(World::new(1));
+        for (syn, syn_ack, forth) in [
+            (&box_syn, &box_syn_ack, &box_forth),
+            (&web_syn, &web_syn_ack, &web_forth),
+        ] {
+            assert!(bed.crosses(INSIDE, syn));
+            assert!(bed.crosses(OUTSIDE, syn_ack));
+            assert!(bed.crosses(INSIDE, forth));
+        }
+
+        // Its interfaces may have other numbers after a restart.
+        for (inside, outside) in [(INSIDE, OUTSIDE), (OUTSIDE, INSIDE)] {
+            let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, Nanos::from_secs(1010)).unwrap();
+            let mut next = begin(1, memory, Nanos::from_secs(1010));
+            let mut builder = ForwardingBuilder::new();
+            for (id, peer, was) in [(inside, outside, INSIDE), (outside, inside, OUTSIDE)] {
+                builder.port(Port {
+                    tag: port(was, PortKind::Host, Side::Any).tag,
+                    ..port(id, PortKind::Wire { peer }, Side::Any)
+                });
+            }
+            next.plane.forwarding.publish(builder.build());
+            next.publish(World::new(1));
+            next.drops(inside, &box_back, DropReason::PolicyEgress);
+            assert!(next.crosses(inside, &box_forth));
+            assert!(next.crosses(outside, &box_back));
+            next.drops(inside, &box_back, DropReason::PolicyEgress);
+        }
+
+        // The same without a restart: the flow is judged again at the forged packet.
+        bed.publish(changed);
+        let rejudged = bed.count(|worker| worker.rejudged.get());
+        bed.crosses(INSIDE, &web_back);
+        assert!(bed.crosses(INSIDE, &web_forth));
+        assert!(bed.crosses(OUTSIDE, &web_back));
+        assert!(bed.count(|worker| worker.rejudged.get()) > rejudged);
+    }
+}
