@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -344,6 +344,8 @@ struct Running {
     disk: JoinHandle<()>,
     /// Of every thread that goes on as long as the process.
     ends: Ends,
+    /// Readable once one of them has ended.
+    bell: UnixStream,
     socket: PathBuf,
 }
 
@@ -465,7 +467,8 @@ impl Running {
             .zip(&plan.cpus)
             .map(|((seat, io), cpu)| (Worker::new(seat, io), *cpu))
             .collect();
-        let (essential, ends) = Essential::new();
+        let (bell, rope) = UnixStream::pair()?;
+        let (essential, ends) = Essential::with_bell(rope)?;
         let begun = start_workers(workers, plan.idle, &sleepers, &stop_workers, &essential)
             .and_then(|threads| machine.register(None).map(|()| threads));
         let workers = match begun {
@@ -527,6 +530,7 @@ impl Running {
             workers,
             disk,
             ends,
+            bell,
             socket,
         })
     }
@@ -545,7 +549,11 @@ impl Running {
                 tv_sec: 0,
                 tv_nsec: LOOK.as_nanos() as i64,
             };
-            match poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&timespec)) {
+            let mut fds = [
+                PollFd::new(stop, PollFlags::IN),
+                PollFd::new(&self.bell, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&timespec)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait for signals"),
             }
@@ -554,7 +562,8 @@ impl Running {
             }
             if let Some(ended) = self.ends.take() {
                 tracing::error!("{ended}: ending the process, the fail mode holds");
-                return Ok(ExitCode::from(EXIT_SOFTWARE));
+                // Not by returning: the successor would wait until the workers have closed their sockets.
+                std::process::exit(i32::from(EXIT_SOFTWARE));
             }
             for (thread, standstill) in self.workers.iter().zip(&mut standstills) {
                 let turns = self

@@ -4,6 +4,18 @@
 #![allow(dead_code, missing_docs, unreachable_pub)] // a test, and parts of the bed serve others
 
 mod run_bed;
+#[cfg(target_arch = "x86_64")]
+#[path = "run_bed/traced.rs"]
+mod traced;
+
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::{
@@ -56,6 +68,122 @@ fn a_worker_that_hangs_is_replaced_with_its_process() {
     echo(&mut open).unwrap_or_else(|error| panic!("the connection: {error}\n{}", bed.log()));
     assert!(bed.log().contains("the worker takes no turns"), "{}", bed.log());
     assert_eq!(bed.status()["supervision"]["dataplaneRestarts"], 1);
+}
+
+/// A question each millisecond and its answer, from pod b to pod a.
+struct Questions {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Duration>,
+}
+
+impl Questions {
+    fn ask(bed: &Bed) -> Self {
+        let a = bed.a.inside(|| UdpSocket::bind((POD_A, 7))).unwrap();
+        let b = bed.b.inside(|| UdpSocket::bind((POD_B, 0))).unwrap();
+        b.connect((POD_A, 7)).unwrap();
+        b.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        a.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let mut question = [0; 8];
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((n, from)) = a.recv_from(&mut question) {
+                    let _ = a.send_to(&question[..n], from);
+                }
+            }
+        });
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut answered, mut longest) = (Instant::now(), Duration::ZERO);
+            while !stopped.load(Ordering::Relaxed) {
+                let _ = b.send(b"question");
+                if b.recv(&mut [0; 8]).is_ok() {
+                    longest = longest.max(answered.elapsed());
+                    answered = Instant::now();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            longest
+        });
+        Self { stop, thread }
+    }
+
+    /// The longest time without an answer.
+    fn longest_silence(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// The thread of the worker ends by what `end` does to it. Its process is replaced, and its successor judges.
+#[cfg(target_arch = "x86_64")]
+fn a_worker_that_ends(end: impl FnOnce(traced::Traced, &traced::Symbols) -> bool, said: &str) {
+    let mut bed = Bed::new();
+    bed.manifest("np", ISOLATE_B);
+    bed.start();
+    serve(&bed.a, POD_A, 80);
+    serve(&bed.b, POD_B, 80);
+    let mut open = connect(&bed.b, POD_A, 80).unwrap();
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "what policy denies");
+    bed.wait_for("standby", |bed| {
+        bed.status()["supervision"]["dataplaneStandby"].is_u64()
+    });
+    let questions = Questions::ask(&bed);
+    let symbols = traced::Symbols::of(env!("CARGO_BIN_EXE_ringwall").as_ref());
+    let was = bed.child("dataplane").unwrap();
+    let worker = traced::Traced::stop(was, worker_thread(was));
+    if !end(worker, &symbols) {
+        eprintln!("SKIPPED: the program has no symbols of the functions that this needs");
+        return;
+    }
+    bed.wait_for("successor", |bed| {
+        bed.status()["supervision"]["dataplaneRestarts"] == 1 && connect(&bed.b, POD_A, 80).is_ok()
+    });
+    assert_ne!(bed.child("dataplane"), Some(was));
+    echo(&mut open).unwrap_or_else(|error| panic!("the connection: {error}\n{}", bed.log()));
+    assert!(connect(&bed.a, POD_B, 80).is_err(), "what policy denies");
+    let log = bed.log();
+    assert!(log.contains(said), "{log}");
+    let how = bed.status()["supervision"]["dataplaneLastExit"].to_string();
+    assert!(how.contains("70"), "{how}");
+    eprintln!("{said}: {:?} without traffic", questions.longest_silence());
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_worker_that_panics_is_replaced_with_its_process() {
+    if may_run("a_worker_that_panics_is_replaced_with_its_process") {
+        let turn = "ringwall_dataplane::worker::Worker<Io>::run_once";
+        a_worker_that_ends(
+            |worker, symbols| worker.panic_in(symbols, turn),
+            "rw-worker-0 panicked: ending the process",
+        );
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_worker_that_returns_is_replaced_with_its_process() {
+    if may_run("a_worker_that_returns_is_replaced_with_its_process") {
+        let run = "ringwall_appliance::work::run";
+        a_worker_that_ends(
+            |worker, symbols| worker.raise_flag_of(symbols, run),
+            "rw-worker-0 ended unexpectedly: ending the process",
+        );
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_worker_whose_thread_vanishes_is_replaced_with_its_process() {
+    if may_run("a_worker_whose_thread_vanishes_is_replaced_with_its_process") {
+        let vanish = |worker: traced::Traced, _: &traced::Symbols| {
+            worker.vanish();
+            true
+        };
+        a_worker_that_ends(vanish, "the worker takes no turns: ending the process");
+    }
 }
 
 /// A bed that has run with `ISOLATE_B`, whose source is an API server that does not answer from now on: its last snapshot

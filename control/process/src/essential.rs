@@ -2,7 +2,14 @@
 //! reported, and the process ends: a supervisor starts a whole one, where half a process would decide by old policy in
 //! silence.
 
-use std::{fmt, future::Future, io, thread::JoinHandle};
+use std::{
+    fmt,
+    future::Future,
+    io::{self, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use tokio::{sync::mpsc, task};
 
@@ -13,6 +20,7 @@ pub const EXIT_SOFTWARE: u8 = 70;
 #[derive(Clone, Debug)]
 pub struct Essential {
     ends: mpsc::UnboundedSender<Ended>,
+    bell: Option<Arc<UnixStream>>,
 }
 
 /// Hears of the first that ends.
@@ -42,16 +50,19 @@ impl fmt::Display for Ended {
 /// Reports the end when it is dropped.
 struct Report {
     name: String,
-    ends: mpsc::UnboundedSender<Ended>,
+    essential: Essential,
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
         // Nobody listens any more where the process is ending as it should.
-        let _ = self.ends.send(Ended {
+        let _ = self.essential.ends.send(Ended {
             name: std::mem::take(&mut self.name),
             panicked: std::thread::panicking(),
         });
+        if let Some(bell) = &self.essential.bell {
+            let _ = (&**bell).write(&[0]); // a full one has rung
+        }
     }
 }
 
@@ -59,13 +70,24 @@ impl Essential {
     /// A set without members.
     pub fn new() -> (Self, Ends) {
         let (ends, received) = mpsc::unbounded_channel();
-        (Self { ends }, Ends(received))
+        (Self { ends, bell: None }, Ends(received))
+    }
+
+    /// The same, for who waits for descriptors: from the first end on, the other end of this socket is readable.
+    ///
+    /// # Errors
+    /// The socket cannot be made nonblocking.
+    pub fn with_bell(bell: UnixStream) -> io::Result<(Self, Ends)> {
+        bell.set_nonblocking(true)?;
+        let (mut essential, ends) = Self::new();
+        essential.bell = Some(Arc::new(bell));
+        Ok((essential, ends))
     }
 
     fn report(&self, name: &str) -> Report {
         Report {
             name: name.to_owned(),
-            ends: self.ends.clone(),
+            essential: self.clone(),
         }
     }
 
@@ -173,6 +195,27 @@ mod tests {
         drop(hold);
         stays.join().unwrap();
         assert_eq!(ends.next().await.to_string(), "stays ended unexpectedly");
+    }
+
+    #[test]
+    fn a_bell_rings_at_the_first_end_and_not_before() {
+        let (heard, bell) = UnixStream::pair().unwrap();
+        heard.set_nonblocking(true).unwrap();
+        let (essential, mut ends) = Essential::with_bell(bell).unwrap();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let thread = essential
+            .thread("ends", move || assert!(held.recv().is_err()))
+            .unwrap();
+        let rings = || std::io::Read::read(&mut &heard, &mut [0]).is_ok();
+        assert!(!rings());
+        drop(hold);
+        thread.join().unwrap();
+        assert!(rings());
+        assert_eq!(
+            ends.take().unwrap().name,
+            "ends",
+            "who hears the bell finds what ended"
+        );
     }
 
     #[test]
