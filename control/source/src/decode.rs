@@ -4,6 +4,7 @@
 //! (`spec`, names, labels) is read strictly from both; a mistake costs the object's owner, never its neighbours. Unknown
 //! fields around it are mistakes in a folder alone.
 
+mod calico;
 mod field;
 mod identity;
 mod policy;
