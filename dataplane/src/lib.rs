@@ -3,7 +3,7 @@
 //! * [`worker`] a packet's whole life, on one screen.
 //! * [`wire`] headers. [`flow`] flow tables, connection states, fragments. [`classify`] the snapshot: who an address is
 //!   and what may pass. [`failsafe`] what passes before any policy. [`forward`] wire and routed forwarding.
-//! * [`rcu`] publication to workers that never wait. [`plane`] putting it all together. [`stats`] what workers count.
+//! * [`rcu`] publication to workers that never wait. [`dataplane`] puts it all together. [`stats`] what workers count.
 //! * [`io`] where packets come from and go to. [`frame`] packet buffers with one owner each.
 //! * `fuzzing` (a feature) what the fuzz targets need to get past checksums.
 //! * [`addr`], [`port`], [`time`], [`verdict`] the words that all of these use.
@@ -11,6 +11,7 @@
 
 pub mod addr;
 pub mod classify;
+pub mod dataplane;
 pub mod failsafe;
 pub mod flow;
 pub mod forward;
@@ -18,7 +19,6 @@ pub mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod io;
-pub mod plane;
 pub mod port;
 mod prefetch;
 pub mod rcu;

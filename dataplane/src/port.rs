@@ -17,7 +17,7 @@ pub struct PortTag(u32);
 
 impl PortTag {
     /// Of a port that bears this name.
-    pub fn of(name: &str) -> Self {
+    pub fn from_name(name: &str) -> Self {
         // FNV-1a: names are given by the configuration, so nobody can choose a collision.
         let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
             (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
@@ -101,7 +101,7 @@ pub struct Port {
     pub reverse_path: ReversePath,
     /// Whether a pod's packets must bear an Ethernet address: on an uplink that of the next hop to the pod, on a wire that of
     /// its node, and a node's packets likewise.
-    pub binds_sources: bool,
+    pub checks_source_mac: bool,
     /// Which frames without a policy cross the wire that it is an end of.
     pub not_subject: NotSubjectTable,
     /// Whether packets on it may carry partial checksums (veth, virtio): see `wire::checksum`.

@@ -18,18 +18,18 @@ use arrayvec::ArrayVec;
 
 use crate::{
     addr::Addr,
-    classify::{Generation, Judged, Snapshot},
+    classify::{Generation, JudgedPacket, Snapshot},
+    dataplane::{Mode, ShardMap, Shared, WorkerSlot},
     flow::{
         FlowDump, FlowId,
         hash::{KeyHash, Seed},
-        rate::Shares,
+        rate::EndpointLimiter,
         shard::Shard,
         table::{FlowTable, Hint},
     },
-    forward::{Forwarding, hold::Holds},
+    forward::{Forwarding, hold_queue::HoldQueue},
     frame::Frame,
     io::{BURST, Burst, PacketIo},
-    plane::{Mode, Owners, Seat, Shared},
     port::{Port, PortId, PortKind},
     prefetch::prefetch,
     stats::{DropSample, WorkerStats},
@@ -38,18 +38,18 @@ use crate::{
     wire::{self, Packet, Parsed, Transport, subject::NotSubject},
 };
 use judge::Denial;
-use route::Way;
+use route::OutputPath;
 
 /// Every entry is looked at for its timeout about this often.
-const SWEEP_ALL_IN: Nanos = Nanos::from_secs(10);
+const SWEEP_PERIOD: Nanos = Nanos::from_secs(10);
 /// The most entries looked at in one turn.
-const SWEEP_MOST: u64 = 256;
+const MAX_SWEPT_PER_TURN: u64 = 256;
 /// How often the gauges are brought up to date while packets come.
-const GAUGES_EVERY: Nanos = Nanos::from_millis(50);
+const GAUGE_INTERVAL: Nanos = Nanos::from_millis(50);
 /// The most drops sampled in one turn.
-const SAMPLES_PER_TURN: usize = 32;
+const MAX_SAMPLES_PER_TURN: usize = 32;
 /// The most places of the flow table looked at in one turn for somebody who asks about flows: a few microseconds.
-const LOOKS_PER_TURN: usize = 1024;
+const MAX_SCANNED_PER_TURN: usize = 1024;
 /// A sample gets its name when it is kept.
 const UNNAMED: FlowId = FlowId(0);
 
@@ -63,125 +63,125 @@ pub(crate) struct Handover {
 
 /// What a turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turn {
+pub struct TurnReport {
     /// Frames received or taken over; 0 means that the worker may sleep.
     pub frames: usize,
     /// Workers that frames were handed over to, by bit: wake those that sleep.
     pub handed_to: u64,
     /// Whether packets wait for a neighbour: a sleep should be short then.
-    pub holds: bool,
+    pub has_held: bool,
 }
 
 /// One worker: owns its ports' queues and its shards.
 #[derive(Debug)]
 pub struct Worker<Io> {
     io: Io,
-    seat: Seat,
-    holds: Holds,
+    slot: WorkerSlot,
+    holds: HoldQueue,
     housekeeping: Housekeeping,
     /// What the frames of a burst turned out to be, by their number in it.
-    heads: Box<[Head; BURST]>,
+    metas: Box<[PacketMeta; BURST]>,
 }
 
 /// Where the work between packets goes on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Housekeeping {
-    swept: Nanos,
-    gauges: Nanos,
+    last_sweep: Nanos,
+    last_gauges: Nanos,
     /// Sequence of the `Forwarding` that the held packets were last tried with, and when.
-    tried: (u64, Nanos),
+    last_retry: (u64, Nanos),
 }
 
 /// One turn of a worker: what it works with, and by what it decides.
-struct TurnOf<'a, Io> {
+struct WorkerTurn<'a, Io> {
     io: &'a mut Io,
     index: usize,
     shared: &'a Shared,
     stats: &'a WorkerStats,
     table: &'a mut FlowTable,
     shards: &'a mut [Shard],
-    icmp_passed: &'a mut Shares,
-    icmp_sent: &'a mut Shares,
+    icmp_passed: &'a mut EndpointLimiter,
+    icmp_sent: &'a mut EndpointLimiter,
     seed: &'a Seed,
-    owners: &'a Owners,
-    holds: &'a mut Holds,
+    shard_map: &'a ShardMap,
+    hold_queue: &'a mut HoldQueue,
     snapshot: Option<&'a Snapshot>,
     forwarding: Option<&'a Forwarding>,
     now: Nanos,
     samples: usize,
-    turn: Turn,
+    report: TurnReport,
 }
 
 impl<Io: PacketIo> Worker<Io> {
-    /// A worker of its seat and its `PacketIo`.
-    pub fn new(seat: Seat, io: Io) -> Self {
-        let config = &seat.shared.config;
-        let holds = Holds::new(config.held, config.held_for);
+    /// A worker of its slot and its `PacketIo`.
+    pub fn new(slot: WorkerSlot, io: Io) -> Self {
+        let config = &slot.shared.config;
+        let holds = HoldQueue::new(config.held, config.held_for);
         Self {
             io,
-            seat,
+            slot,
             holds,
             housekeeping: Housekeeping::default(),
-            heads: Box::new([Head::BLANK; BURST]),
+            metas: Box::new([PacketMeta::BLANK; BURST]),
         }
     }
 
     /// One turn: what others handed over, then a burst of every source, then a little housekeeping, then the
     /// doorbells. `now` never goes back.
-    pub fn run_once(&mut self, now: Nanos) -> Turn {
-        let snapshot = self.seat.snapshots.adopt();
-        let forwarding = self.seat.forwarding.adopt();
+    pub fn run_once(&mut self, now: Nanos) -> TurnReport {
+        let snapshot = self.slot.snapshots.adopt();
+        let forwarding = self.slot.forwarding.adopt();
         let sequence = forwarding.map_or(0, |(sequence, _)| sequence);
-        let counters = &self.seat.stats.counters;
+        let counters = &self.slot.stats.counters;
         counters
             .generation
             .set(snapshot.map_or(0, |(_, snapshot)| snapshot.generation().0));
         counters.forwarding.set(sequence);
         counters.turns.add(1);
-        let mut turn = TurnOf {
+        let mut turn = WorkerTurn {
             io: &mut self.io,
-            index: self.seat.index,
-            shared: &self.seat.shared,
-            stats: &self.seat.stats,
-            table: &mut self.seat.table,
-            shards: &mut self.seat.shards,
-            icmp_passed: &mut self.seat.icmp_passed,
-            icmp_sent: &mut self.seat.icmp_sent,
-            seed: &self.seat.seed,
-            owners: &self.seat.owners,
-            holds: &mut self.holds,
+            index: self.slot.index,
+            shared: &self.slot.shared,
+            stats: &self.slot.stats,
+            table: &mut self.slot.table,
+            shards: &mut self.slot.shards,
+            icmp_passed: &mut self.slot.icmp_passed,
+            icmp_sent: &mut self.slot.icmp_sent,
+            seed: &self.slot.seed,
+            shard_map: &self.slot.shard_map,
+            hold_queue: &mut self.holds,
             snapshot: snapshot.map(|(_, snapshot)| snapshot),
             forwarding: forwarding.map(|(_, forwarding)| forwarding),
             now,
             samples: 0,
-            turn: Turn::default(),
+            report: TurnReport::default(),
         };
         turn.take_over();
         let mut burst = Burst::new();
         for source in 0..turn.io.sources() {
             turn.io.receive(source, &mut burst);
-            turn.burst(&mut burst, &mut self.heads);
+            turn.process_burst(&mut burst, &mut self.metas);
         }
         turn.housekeeping(&mut self.housekeeping, sequence);
         turn.io.flush();
-        turn.turn
+        turn.report
     }
 
     /// Whether others' frames or a question wait for this worker: look right before sleeping.
     pub fn has_work(&self) -> bool {
-        let shared = &self.seat.shared;
-        !shared.handover[self.seat.index].is_empty() || !shared.asked[self.seat.index].is_empty()
+        let shared = &self.slot.shared;
+        !shared.handover[self.slot.index].is_empty() || !shared.dump_requests[self.slot.index].is_empty()
     }
 
     /// Says that the worker is about to sleep, so that publication does not wait for it. The next turn brings it back.
     pub fn offline(&mut self) {
-        self.seat.snapshots.offline();
-        self.seat.forwarding.offline();
+        self.slot.snapshots.offline();
+        self.slot.forwarding.offline();
     }
 
     /// Its number.
     pub fn index(&self) -> usize {
-        self.seat.index
+        self.slot.index
     }
 
     /// Its ports' queues, to be serviced between turns.
@@ -192,11 +192,11 @@ impl<Io: PacketIo> Worker<Io> {
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug)]
-enum Course {
+enum Disposition {
     /// It is of this worker's shards.
     Own,
     /// It is of another worker's.
-    Across(usize),
+    HandOver(usize),
     /// Its port is gone.
     NoPort,
     NotSubject(NotSubject),
@@ -204,48 +204,48 @@ enum Course {
 }
 
 /// With fewer packets in a burst that seem to begin a flow, asking for all at once costs more than it saves.
-const FORESEEN_LEAST: usize = 4;
+const MIN_BATCH: usize = 4;
 
 /// What is known of a packet before it is its turn.
 #[derive(Clone, Copy, Debug)]
-struct Ahead<'h> {
+struct Lookahead<'h> {
     /// Where its entry seems to be.
     hint: Hint,
     /// What policy says about it, should it begin a flow.
-    judged: Option<&'h Judged>,
+    judged: Option<&'h JudgedPacket>,
     /// Whether it may wait for its next hop.
     may_wait: bool,
 }
 
-impl Ahead<'_> {
-    const NOTHING: Self = Self {
+impl Lookahead<'_> {
+    const NONE: Self = Self {
         hint: Hint::NONE,
         judged: None,
         may_wait: true,
     };
     /// It has waited already.
-    const AFTER_WAIT: Self = Self {
+    const AFTER_HOLD: Self = Self {
         may_wait: false,
-        ..Self::NOTHING
+        ..Self::NONE
     };
 }
 
 /// What a frame turned out to be. `packet` and `hash` are of the frame only where its course is own or across, `hint`
 /// only where it is own; else they are left over from one before.
 #[derive(Clone, Copy, Debug)]
-struct Head {
+struct PacketMeta {
     packet: Packet,
     hash: KeyHash,
     hint: Hint,
     /// Place among the packets of the burst that policy was asked about, only where it is own.
     judged: u8,
-    course: Course,
+    disposition: Disposition,
 }
 
 /// Of a packet that policy was not asked about.
-const UNJUDGED: u8 = u8::MAX;
+const NOT_IN_BATCH: u8 = u8::MAX;
 
-impl Head {
+impl PacketMeta {
     const BLANK: Self = Self {
         packet: Packet {
             src: Addr::v6([0; 16]),
@@ -262,51 +262,51 @@ impl Head {
         },
         hash: KeyHash { pair: 0, directed: 0 },
         hint: Hint::NONE,
-        judged: UNJUDGED,
-        course: Course::NoPort,
+        judged: NOT_IN_BATCH,
+        disposition: Disposition::NoPort,
     };
 }
 
-impl<'a, Io: PacketIo> TurnOf<'a, Io> {
+impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
     /// A burst from one source. In passes, so that what they need comes from memory for all of
     /// its packets at once: headers, then index, then entries.
-    fn burst(&mut self, burst: &mut Burst, heads: &mut [Head; BURST]) {
+    fn process_burst(&mut self, burst: &mut Burst, metas: &mut [PacketMeta; BURST]) {
         if burst.is_empty() {
             return;
         }
         self.stats.counters.bursts.add(1);
         self.stats.counters.received.add(burst.len() as u64);
-        self.turn.frames += burst.len();
+        self.report.frames += burst.len();
         for frame in burst.iter() {
             prefetch(frame.bytes());
         }
         self.count_received(burst);
-        for (frame, head) in burst.iter().zip(heads.iter_mut()) {
-            head.course = self.sort(frame, head);
+        for (frame, meta) in burst.iter().zip(metas.iter_mut()) {
+            meta.disposition = self.parse_and_steer(frame, meta);
         }
         let mut unknown = 0;
-        for head in heads.iter_mut().take(burst.len()) {
-            if matches!(head.course, Course::Own) {
-                head.hint = self.table.expect_entry(head.hash);
-                head.judged = UNJUDGED;
-                unknown += usize::from(head.hint == Hint::NONE);
+        for meta in metas.iter_mut().take(burst.len()) {
+            if matches!(meta.disposition, Disposition::Own) {
+                meta.hint = self.table.prefetch_entry(meta.hash);
+                meta.judged = NOT_IN_BATCH;
+                unknown += usize::from(meta.hint == Hint::NONE);
             }
         }
-        let judged = if unknown >= FORESEEN_LEAST {
-            self.foresee(burst, heads)
+        let judged = if unknown >= MIN_BATCH {
+            self.judge_batch(burst, metas)
         } else {
             ArrayVec::new()
         };
-        for (frame, head) in burst.drain(..).zip(heads.iter()) {
-            if matches!(head.course, Course::Own) {
-                let ahead = Ahead {
-                    hint: head.hint,
-                    judged: judged.get(usize::from(head.judged)),
+        for (frame, meta) in burst.drain(..).zip(metas.iter()) {
+            if matches!(meta.disposition, Disposition::Own) {
+                let lookahead = Lookahead {
+                    hint: meta.hint,
+                    judged: judged.get(usize::from(meta.judged)),
                     may_wait: true,
                 };
-                self.packet(frame, &head.packet, head.hash, ahead);
+                self.process_packet(frame, &meta.packet, meta.hash, lookahead);
             } else {
-                self.elsewhere(frame, head);
+                self.dispatch(frame, meta);
             }
         }
     }
@@ -325,18 +325,18 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     /// Sends a frame on its way that this worker does not judge.
     #[cold]
-    fn elsewhere(&mut self, frame: Frame, head: &Head) {
+    fn dispatch(&mut self, frame: Frame, meta: &PacketMeta) {
         let Some(port) = self.port(frame.port()) else {
-            self.drop_unread(frame, DropReason::PortUnavailable);
+            self.drop_frame(frame, DropReason::PortUnavailable);
             return;
         };
-        let Head { packet, hash, .. } = *head;
-        match head.course {
-            Course::Own => self.packet(frame, &packet, hash, Ahead::NOTHING),
-            Course::Across(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
-            Course::NoPort => self.drop_unread(frame, DropReason::PortUnavailable),
-            Course::NotSubject(kind) => self.not_subject(frame, port, kind),
-            Course::Malformed(reason) => self.malformed(frame, port, reason),
+        let PacketMeta { packet, hash, .. } = *meta;
+        match meta.disposition {
+            Disposition::Own => self.process_packet(frame, &packet, hash, Lookahead::NONE),
+            Disposition::HandOver(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
+            Disposition::NoPort => self.drop_frame(frame, DropReason::PortUnavailable),
+            Disposition::NotSubject(kind) => self.handle_not_subject(frame, port, kind),
+            Disposition::Malformed(reason) => self.handle_malformed(frame, port, reason),
         }
     }
 
@@ -346,80 +346,80 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
             let Some(Handover { frame, packet, hash }) = self.shared.handover[self.index].pop() else {
                 break;
             };
-            self.turn.frames += 1;
+            self.report.frames += 1;
             self.stats.counters.taken_over.add(1);
-            self.packet(frame, &packet, hash, Ahead::NOTHING);
+            self.process_packet(frame, &packet, hash, Lookahead::NONE);
         }
     }
 
     /// Reads a frame's headers into its head, finds its owner and asks for its place in the index.
     #[inline]
-    fn sort(&self, frame: &Frame, head: &mut Head) -> Course {
+    fn parse_and_steer(&self, frame: &Frame, meta: &mut PacketMeta) -> Disposition {
         let Some(port) = self.port(frame.port()) else {
-            return Course::NoPort;
+            return Disposition::NoPort;
         };
         if let Some(packet) = wire::parse_common(frame.bytes()) {
-            head.hash = self.seed.key(&packet.key(port.zone));
-            head.packet = packet;
+            meta.hash = self.seed.key(&packet.key(port.zone));
+            meta.packet = packet;
         } else {
             match wire::parse(frame.bytes()) {
-                Parsed::Subject(packet) => head.packet = packet,
-                Parsed::NotSubject(kind) => return Course::NotSubject(kind),
-                Parsed::Malformed(reason) => return Course::Malformed(reason),
+                Parsed::Subject(packet) => meta.packet = packet,
+                Parsed::NotSubject(kind) => return Disposition::NotSubject(kind),
+                Parsed::Malformed(reason) => return Disposition::Malformed(reason),
             }
-            head.hash = self.seed.key(&head.packet.owner_key(port.zone));
+            meta.hash = self.seed.key(&meta.packet.owner_key(port.zone));
         }
-        if !matches!(port.kind, PortKind::Wire { .. }) && !route::is_ours(frame.bytes(), port) {
-            return Course::NotSubject(NotSubject::NotOurs);
+        if !matches!(port.kind, PortKind::Wire { .. }) && !route::is_for_router(frame.bytes(), port) {
+            return Disposition::NotSubject(NotSubject::NotOurs);
         }
-        let owner = self.owners.owner(head.hash.shard());
+        let owner = self.shard_map.owner(meta.hash.shard());
         if owner != self.index {
-            return Course::Across(owner);
+            return Disposition::HandOver(owner);
         }
-        self.table.expect(head.hash);
-        Course::Own
+        self.table.prefetch_buckets(meta.hash);
+        Disposition::Own
     }
 
     /// A packet of this worker's shards: look up, judge, route, commit, transmit.
     #[inline]
-    fn packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash, ahead: Ahead<'_>) {
+    fn process_packet(&mut self, frame: Frame, packet: &Packet, hash: KeyHash, lookahead: Lookahead<'_>) {
         let Some(port) = self.port(frame.port()) else {
             self.discard(frame, DropReason::PortUnavailable);
             return;
         };
-        let lookup = self.look_up(port, packet, hash, ahead.hint);
-        let verdict = self.judge(port, frame.bytes(), packet, hash, lookup, ahead.judged);
-        let change = match &verdict {
-            Ok(change) => change,
+        let lookup = self.look_up(port, packet, hash, lookahead.hint);
+        let verdict = self.judge(port, frame.bytes(), packet, hash, lookup, lookahead.judged);
+        let update = match &verdict {
+            Ok(update) => update,
             Err(denial) => {
-                if !self.denied(&frame, packet, port, denial) {
+                if !self.record_denial(&frame, packet, port, denial) {
                     self.discard(frame, denial.reason);
                     return;
                 }
                 &denial.in_audit
             }
         };
-        let way = match self.route(packet, port, hash) {
-            Ok(Way::Wait(to)) if ahead.may_wait => {
-                self.wait(frame, packet, port, to);
+        let path = match self.route(packet, port, hash) {
+            Ok(OutputPath::Wait(to)) if lookahead.may_wait => {
+                self.hold(frame, packet, port, to);
                 return;
             }
-            Ok(way) => way,
+            Ok(path) => path,
             Err(why) => {
-                self.refuse(frame, packet, port, why);
+                self.reject(frame, packet, port, why);
                 return;
             }
         };
-        if let Err(full) = self.commit(change, port, way.out(), frame.bytes(), packet, hash) {
-            self.lose(frame, packet, port, full);
+        if let Err(full) = self.commit(update, port, path.port(), frame.bytes(), packet, hash) {
+            self.drop_packet(frame, packet, port, full);
             return;
         }
-        self.transmit(frame, packet, port, way);
+        self.transmit(frame, packet, port, path);
     }
 
     /// Writes down a denial; answers whether the packet goes on all the same.
     #[cold]
-    fn denied(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: &Denial) -> bool {
+    fn record_denial(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: &Denial) -> bool {
         let audit = self.shared.config.mode == Mode::Audit;
         if audit {
             self.stats.counters.audited.count(denial.reason);
@@ -441,19 +441,19 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     /// A frame that no policy speaks about crosses a wire or ends here.
     #[cold]
-    fn not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
+    fn handle_not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
         let is_wire = matches!(port.kind, PortKind::Wire { .. });
-        if is_wire && port.binds_sources && matches!(kind, NotSubject::Arp | NotSubject::Ndp) {
+        if is_wire && port.checks_source_mac && matches!(kind, NotSubject::Arp | NotSubject::Ndp) {
             let audit = self.shared.config.mode == Mode::Audit;
-            if !self.hear(port, frame.bytes()) {
+            if !self.observe_station(port, frame.bytes()) {
                 if !audit {
-                    return self.drop_unread(frame, DropReason::SpoofedSource);
+                    return self.drop_frame(frame, DropReason::SpoofedSource);
                 }
                 self.stats.counters.audited.count(DropReason::SpoofedSource);
             }
             // An answer to a question of ours.
             if frame.bytes().starts_with(&port.mac) {
-                return self.drop_unread(frame, DropReason::NotSubject);
+                return self.drop_frame(frame, DropReason::NotSubject);
             }
         }
         match port.kind {
@@ -461,27 +461,27 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
                 self.stats.counters.not_subject.add(1);
                 self.send(peer, frame);
             }
-            PortKind::Wire { .. } => self.drop_unread(frame, DropReason::NotSubject),
+            PortKind::Wire { .. } => self.drop_frame(frame, DropReason::NotSubject),
             // No router forwards it (RFC 4291 2.5.6).
-            _ if kind == NotSubject::LinkLocal => self.drop_unread(frame, DropReason::MartianAddress),
-            _ => self.drop_unread(frame, DropReason::NotSubject),
+            _ if kind == NotSubject::LinkLocal => self.drop_frame(frame, DropReason::MartianAddress),
+            _ => self.drop_frame(frame, DropReason::NotSubject),
         }
     }
 
     /// A frame that contradicts itself ends here, but in audit mode it crosses a wire.
     #[cold]
-    fn malformed(&mut self, frame: Frame, port: &Port, reason: DropReason) {
+    fn handle_malformed(&mut self, frame: Frame, port: &Port, reason: DropReason) {
         match port.kind {
             PortKind::Wire { peer } if self.shared.config.mode == Mode::Audit => {
                 self.stats.counters.audited.count(reason);
                 self.send(peer, frame);
             }
-            _ => self.drop_unread(frame, reason),
+            _ => self.drop_frame(frame, reason),
         }
     }
 
     /// Drops a frame whose headers say nothing about a flow.
-    fn drop_unread(&mut self, frame: Frame, reason: DropReason) {
+    fn drop_frame(&mut self, frame: Frame, reason: DropReason) {
         self.sample(DropSample {
             id: UNNAMED,
             at: self.now,
@@ -499,7 +499,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     /// Drops a packet that was allowed to pass, but that no way leads on for.
     #[cold]
-    fn lose(&mut self, frame: Frame, packet: &Packet, port: &Port, reason: DropReason) {
+    fn drop_packet(&mut self, frame: Frame, packet: &Packet, port: &Port, reason: DropReason) {
         self.sample(DropSample {
             id: UNNAMED,
             at: self.now,
@@ -518,10 +518,10 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     fn hand_over(&mut self, owner: usize, handover: Handover) {
         match self.shared.handover[owner].push(handover) {
             Ok(()) => {
-                self.turn.handed_to |= 1 << owner;
+                self.report.handed_to |= 1 << owner;
                 self.stats.counters.handed_over.add(1);
             }
-            Err(handover) => self.drop_unread(handover.frame, DropReason::HandoverFull),
+            Err(handover) => self.drop_frame(handover.frame, DropReason::HandoverFull),
         }
     }
 
@@ -557,7 +557,7 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
 
     /// Lets others know of a drop; gives it its name.
     fn sample(&mut self, mut sample: DropSample) {
-        if self.samples == SAMPLES_PER_TURN {
+        if self.samples == MAX_SAMPLES_PER_TURN {
             self.stats.counters.samples_skipped.add(1);
             return;
         }
@@ -575,38 +575,38 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     }
 
     #[inline]
-    fn shard(&mut self, hash: KeyHash) -> &mut Shard {
-        &mut self.shards[self.owners.place(hash.shard())]
+    fn shard_mut(&mut self, hash: KeyHash) -> &mut Shard {
+        &mut self.shards[self.shard_map.local_index(hash.shard())]
     }
 
-    fn shard_of(&self, hash: KeyHash) -> &Shard {
-        &self.shards[self.owners.place(hash.shard())]
+    fn shard(&self, hash: KeyHash) -> &Shard {
+        &self.shards[self.shard_map.local_index(hash.shard())]
     }
 
     /// Work between packets: held ones, timeouts, gauges, questions.
     fn housekeeping(&mut self, state: &mut Housekeeping, forwarding: u64) {
         let now = self.now;
-        if self.holds.len() > 0
-            && (state.tried.0 != forwarding || now.since(state.tried.1) >= Nanos::from_millis(10))
+        if self.hold_queue.len() > 0
+            && (state.last_retry.0 != forwarding || now.since(state.last_retry.1) >= Nanos::from_millis(10))
         {
-            state.tried = (forwarding, now);
+            state.last_retry = (forwarding, now);
             self.release_held();
         }
-        self.turn.holds = self.holds.len() > 0;
+        self.report.has_held = self.hold_queue.len() > 0;
         self.sweep(state);
-        if self.turn.frames == 0 || now.since(state.gauges) >= GAUGES_EVERY {
-            state.gauges = now;
-            self.gauges();
-            self.send_what_was_asked_for();
+        if self.report.frames == 0 || now.since(state.last_gauges) >= GAUGE_INTERVAL {
+            state.last_gauges = now;
+            self.update_gauges();
+            self.send_requested_frames();
         }
-        if let Some(dump) = self.shared.asked[self.index].pop() {
-            self.answer(dump);
+        if let Some(dump) = self.shared.dump_requests[self.index].pop() {
+            self.answer_dump(dump);
         }
     }
 
     /// Sends frames that are not packets of anybody.
-    fn send_what_was_asked_for(&mut self) {
-        while let Some((port, bytes)) = self.shared.to_send.pop() {
+    fn send_requested_frames(&mut self) {
+        while let Some((port, bytes)) = self.shared.frames_to_send.pop() {
             let Some(mut frame) = self.io.allocate() else {
                 continue; // who asks, asks again
             };
@@ -622,38 +622,38 @@ impl<'a, Io: PacketIo> TurnOf<'a, Io> {
     }
 
     fn sweep(&mut self, state: &mut Housekeeping) {
-        let share = SWEEP_ALL_IN.0 / (self.table.capacity() as u64).max(1);
-        let due = (self.now.since(state.swept).0 / share.max(1)).min(SWEEP_MOST);
+        let share = SWEEP_PERIOD.0 / (self.table.capacity() as u64).max(1);
+        let due = (self.now.since(state.last_sweep).0 / share.max(1)).min(MAX_SWEPT_PER_TURN);
         // In lumps, so that most turns touch nothing.
-        if due < SWEEP_MOST / 8 {
+        if due < MAX_SWEPT_PER_TURN / 8 {
             return;
         }
-        state.swept = self.now;
+        state.last_sweep = self.now;
         self.table.sweep(due as usize, self.now);
     }
 
-    fn gauges(&mut self) {
+    fn update_gauges(&mut self) {
         let flows = &self.stats.counters.flows;
         let activity = std::mem::take(&mut self.table.activity);
         flows.created.add(activity.created);
         flows.expired.add(activity.expired);
         flows.evicted.add(activity.evicted);
         flows.inherited.add(activity.inherited);
-        let [used, capacity, half_open, half_open_limit] = self.table.fill();
+        let [used, capacity, half_open, half_open_limit] = self.table.occupancy();
         flows.used.set(used);
         flows.capacity.set(capacity);
         flows.half_open.set(half_open);
         flows.half_open_limit.set(half_open_limit);
-        self.stats.counters.held.set(self.holds.len() as u64);
+        self.stats.counters.held.set(self.hold_queue.len() as u64);
     }
 
-    fn answer(&mut self, mut dump: FlowDump) {
-        let mut looks = LOOKS_PER_TURN;
+    fn answer_dump(&mut self, mut dump: FlowDump) {
+        let mut looks = MAX_SCANNED_PER_TURN;
         match self.table.dump(dump.cursor, &mut looks, &mut dump.records) {
             Some(next) => dump.cursor = next,
             None => dump.done = true,
         }
         // The queue of answers is longer than the one of questions; an asker that never reads loses its own.
-        let _ = self.shared.answered[self.index].force_push(dump);
+        let _ = self.shared.dump_replies[self.index].force_push(dump);
     }
 }

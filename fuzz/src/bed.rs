@@ -3,9 +3,9 @@
 use std::{cell::RefCell, sync::Arc};
 
 use ringwall_dataplane::{
+    dataplane::{Dataplane, DataplaneConfig},
     flow::{FlowDump, FlowMemory, FlowRecord},
     io::memory::{MemoryIo, MemoryPool},
-    plane::{Plane, PlaneConfig},
     port::PortId,
     stats::{StatsReader, WorkerCounters},
     time::Nanos,
@@ -52,7 +52,7 @@ impl Lent {
 
 /// Workers and what they share.
 pub(crate) struct Bed {
-    pub(crate) plane: Plane,
+    pub(crate) plane: Dataplane,
     pub(crate) stats: StatsReader,
     pub(crate) workers: Vec<Worker<MemoryIo>>,
     pool: Arc<MemoryPool>,
@@ -62,15 +62,15 @@ pub(crate) struct Bed {
 
 impl Bed {
     /// Over flow memory with this in it; empty for a new one.
-    pub(crate) fn new(config: PlaneConfig, memory: &[u8], now: Nanos) -> Self {
+    pub(crate) fn new(config: DataplaneConfig, memory: &[u8], now: Nanos) -> Self {
         let pool = POOL.with(Arc::clone);
         let lent = Lent::filled(memory);
         let flows = FlowMemory::open(lent.bytes(), FLOWS, 7, now).expect("as long as it must be");
-        let (plane, seats) = Plane::new(config, flows, now).expect("at least one worker");
+        let (plane, slots) = Dataplane::new(config, flows, now).expect("at least one worker");
         let ports: Vec<PortId> = (0..4).map(PortId).collect();
-        let workers = seats
+        let workers = slots
             .into_iter()
-            .map(|seat| Worker::new(seat, MemoryIo::new(&pool, &ports)))
+            .map(|slot| Worker::new(slot, MemoryIo::new(&pool, &ports)))
             .collect();
         Self {
             stats: plane.stats(),
@@ -83,13 +83,13 @@ impl Bed {
     }
 
     /// A small configuration, quick to make.
-    pub(crate) fn config() -> PlaneConfig {
-        PlaneConfig {
+    pub(crate) fn config() -> DataplaneConfig {
+        DataplaneConfig {
             ports: 4,
             handover: 64,
             held: 8,
             samples: 16,
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         }
     }
 
@@ -137,7 +137,7 @@ impl Bed {
         for worker in 0..self.workers.len() {
             let mut dump = FlowDump::new(16);
             loop {
-                assert!(self.plane.ask_flows(worker, dump).is_ok());
+                assert!(self.plane.request_flows(worker, dump).is_ok());
                 let _ = self.workers[worker].run_once(self.now);
                 dump = self.plane.next_flows(worker).expect("a turn answers");
                 records.append(&mut dump.records);

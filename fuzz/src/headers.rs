@@ -38,7 +38,7 @@ pub(crate) fn mended(frame: &[u8]) -> Option<Vec<u8>> {
     }
     let length = usize::from(frame.get(l3)? & 15) * 4;
     let header = frame.get(l3..l3 + length.max(20))?;
-    if checksum::ipv4_header_holds(header) {
+    if checksum::ipv4_header_is_valid(header) {
         return None;
     }
     let mut mended = frame.to_vec();

@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, HashSet};
 use arbitrary::{Arbitrary, Unstructured};
 use ringwall_dataplane::{
     addr::Addr,
+    dataplane::{DataplaneConfig, Mode, Tunnels},
     failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::RateLimit,
-    plane::{Mode, PlaneConfig, Tunnels},
     port::PortId,
     time::Nanos,
     wire::{FlowKey, Packet, Parsed, Transport, build::Template, parse, protocol, subject::NotSubjectTable},
@@ -242,7 +242,7 @@ type Sent = Vec<Vec<(PortId, Vec<u8>)>>;
 struct Play {
     setup: Setup,
     routed: bool,
-    config: PlaneConfig,
+    config: DataplaneConfig,
     /// `None` only while it restarts.
     bed: Option<Bed>,
     /// Whether packets come one by one, so that results do not depend on the number of workers.
@@ -276,7 +276,7 @@ impl Play {
         one_by_one: bool,
     ) -> Self {
         let has = |bit: u8| setup.flags & bit != 0;
-        let mut config = PlaneConfig {
+        let mut config = DataplaneConfig {
             workers,
             mode: if has(2) { Mode::Audit } else { Mode::Enforce },
             hosts_pods: has(128),

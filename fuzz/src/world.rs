@@ -171,14 +171,14 @@ fn port(id: u16, kind: PortKind, side: Side, bits: u8) -> Port {
     Port {
         id: PortId(id),
         name: format!("p{id}"),
-        tag: PortTag::of(&format!("p{id}")),
+        tag: PortTag::from_name(&format!("p{id}")),
         kind,
         side,
         mac: mac(id),
         mtu: if bits & 1 == 0 { 1500 } else { 1280 },
         zone: 0,
         reverse_path: [ReversePath::Strict, ReversePath::Loose, ReversePath::Off][usize::from(bits / 2 % 3)],
-        binds_sources: bits & 8 != 0,
+        checks_source_mac: bits & 8 != 0,
         not_subject: NotSubjectTable::WIRE,
         partial_checksums: bits & 16 != 0,
     }

@@ -21,10 +21,10 @@ use ringwall_appliance::{
 use ringwall_dataplane::{
     addr::Addr,
     classify::{L4, NodeExemption, Snapshot},
+    dataplane::{Dataplane, DataplaneConfig},
     flow::FlowMemory,
     forward::ForwardingBuilder,
     io::memory::{MemoryIo, MemoryPool},
-    plane::{Plane, PlaneConfig},
     port::{Port, PortId, PortKind, PortTag, ReversePath, Side},
     stats::StatsReader,
     wire::{build::Template, subject::NotSubjectTable},
@@ -41,7 +41,7 @@ const TRIES: usize = 1 << 20;
 
 /// The dataplane. It ends when this is dropped.
 pub(super) struct Inside {
-    plane: Arc<Mutex<Plane>>,
+    plane: Arc<Mutex<Dataplane>>,
     stats: StatsReader,
     publication: Arc<Publication>,
     frames: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -53,7 +53,7 @@ impl Inside {
     /// Listens at `folder/dataplane.sock` for a control process.
     pub(super) fn start(folder: &Path) -> anyhow::Result<Self> {
         let memory = FlowMemory::private(1 << 18, 7)?;
-        let (mut plane, seats) = Plane::new(PlaneConfig::default(), memory, now())?;
+        let (mut plane, slots) = Dataplane::new(DataplaneConfig::default(), memory, now())?;
         let mut wire = ForwardingBuilder::new();
         wire.port(port(0, 1)).port(port(1, 0));
         plane.forwarding.publish(wire.build());
@@ -63,7 +63,7 @@ impl Inside {
         let publication = Arc::new(Publication::new(
             Arc::clone(&plane),
             LastSnapshot::new(folder.join("snapshot.img"), MadeOf::default(), None),
-            seats.len() as u32,
+            slots.len() as u32,
             {
                 let sleeper = Arc::clone(&sleeper);
                 move || {
@@ -84,8 +84,8 @@ impl Inside {
         let frames: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let pool = MemoryPool::new(1 << 16, 128);
         let mut threads = Vec::new();
-        for seat in seats {
-            let worker = Worker::new(seat, MemoryIo::new(&pool, &[PortId(0), PortId(1)]));
+        for slot in slots {
+            let worker = Worker::new(slot, MemoryIo::new(&pool, &[PortId(0), PortId(1)]));
             let (stop, frames) = (Arc::clone(&stop), Arc::clone(&frames));
             let thread = std::thread::Builder::new().name("worker".to_owned());
             threads.push(thread.spawn(move || work(worker, &stop, &frames))?);
@@ -201,14 +201,14 @@ fn port(id: u16, peer: u16) -> Port {
     Port {
         id: PortId(id),
         name: format!("memory{id}"),
-        tag: PortTag::of(&format!("memory{id}")),
+        tag: PortTag::from_name(&format!("memory{id}")),
         kind: PortKind::Wire { peer: PortId(peer) },
         side: Side::Any,
         mac: [2, 0, 0, 0, 0, id as u8],
         mtu: 1500,
         zone: 0,
         reverse_path: ReversePath::Off,
-        binds_sources: false,
+        checks_source_mac: false,
         not_subject: NotSubjectTable::WIRE,
         partial_checksums: false,
     }

@@ -23,9 +23,9 @@ use ipnet::IpNet;
 use ringwall_config::{Config, FailMode, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
     classify::Snapshot,
+    dataplane::{Dataplane, DataplaneConfig, Tunnels},
     failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::{self, FlowConfig},
-    plane::{Plane, PlaneConfig, Tunnels},
     port::PortKind,
     time::Nanos,
     worker::Worker,
@@ -725,7 +725,7 @@ fn packet_plane(
     plan: &Plan,
     ports: usize,
     started: Instant,
-) -> anyhow::Result<(Plane, Vec<ringwall_dataplane::plane::Seat>)> {
+) -> anyhow::Result<(Dataplane, Vec<ringwall_dataplane::dataplane::WorkerSlot>)> {
     let entries = config.conntrack.max_entries.get() as usize;
     let now = work::now();
     let flows = flow_table::take(prepared, &plan.runtime_dir, entries, now)?;
@@ -735,11 +735,11 @@ fn packet_plane(
         entries = flows.capacity(),
         "flow table"
     );
-    let plane = Plane::new(
-        PlaneConfig {
+    let plane = Dataplane::new(
+        DataplaneConfig {
             mode: match config.mode {
-                Mode::Audit => ringwall_dataplane::plane::Mode::Audit,
-                Mode::Enforce => ringwall_dataplane::plane::Mode::Enforce,
+                Mode::Audit => ringwall_dataplane::dataplane::Mode::Audit,
+                Mode::Enforce => ringwall_dataplane::dataplane::Mode::Enforce,
             },
             failsafe: failsafe(config),
             hosts_pods: config.kind == Kind::Node,
@@ -750,7 +750,7 @@ fn packet_plane(
             flow: flow_config(config),
             workers: plan.cpus.len(),
             ports,
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         },
         flows,
         now,

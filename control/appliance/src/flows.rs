@@ -186,7 +186,7 @@ impl LiveFlows {
         let plane = &self.machine.plane;
         // What an asker before did not wait for.
         while locked(plane).next_flows(at.worker).is_some() {}
-        locked(plane).ask_flows(at.worker, dump).ok()?;
+        locked(plane).request_flows(at.worker, dump).ok()?;
         self.machine.publication.wake();
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall_dataplane::{classify::Snapshot, forward::ResolveRequest, port::PortId, wire::question};
+use ringwall_dataplane::{classify::Snapshot, forward::ResolveRequest, port::PortId, wire::neighbour_probe};
 
 use super::{
     fib::{Known, Stale, View},
@@ -178,7 +178,7 @@ impl Follower {
     /// What workers hear of nodes on wires, and the nodes that traffic waits for.
     fn follow_stations(&mut self) {
         let mut changed = false;
-        while let Some(news) = { locked(&self.machine.plane).next_station() } {
+        while let Some(news) = { locked(&self.machine.plane).next_station_report() } {
             let named = |snapshot: &Snapshot| snapshot.node_name(news.node).map(str::to_owned);
             let snapshot = self
                 .machine
@@ -223,7 +223,7 @@ impl Follower {
             for address in addresses.get(node.as_str()).into_iter().flatten() {
                 let holds = |place: &&PlannedPlace| place.network.contains(address);
                 let vlan = plan.places.iter().find(holds).and_then(|place| place.place.vlan);
-                let frame = question((*address).into(), link.mac, vlan.unwrap_or(0));
+                let frame = neighbour_probe((*address).into(), link.mac, vlan.unwrap_or(0));
                 if !locked(&self.machine.plane).send(*port, &frame) {
                     tracing::debug!(node, "no room for a question");
                 }

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use ringwall_bpf::XdpMode;
 use ringwall_config::Umem;
 use ringwall_dataplane::{
-    plane::Plane,
+    dataplane::Dataplane,
     port::{PortId, PortKind, QueueId, Side},
     stats::StatsReader,
     verdict::DropReason,
@@ -66,7 +66,7 @@ pub struct Machine {
     /// The sockets; None until they are opened.
     pub sockets: Mutex<Option<Sockets>>,
     /// The publishing side of the packet plane.
-    pub plane: Arc<Mutex<Plane>>,
+    pub plane: Arc<Mutex<Dataplane>>,
     /// Snapshots.
     pub publication: Arc<Publication>,
     /// The workers' numbers.

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
-    forward::{Forwarding, ForwardingBuilder, Hop, Neighbour, Place, Route},
+    forward::{Forwarding, ForwardingBuilder, Hop, Neighbour, NetworkPlace, Route},
     port::{Port, PortId, PortKind, PortTag, Side},
 };
 
@@ -54,7 +54,7 @@ pub fn mirror(
         builder.port(Port {
             id: port.id,
             name: port.name.clone(),
-            tag: PortTag::of(&port.name),
+            tag: PortTag::from_name(&port.name),
             kind: port.kind,
             side: port.side,
             mac: link.mac,
@@ -62,7 +62,7 @@ pub fn mirror(
             zone: 0,
             reverse_path: port.sources.reverse_path,
             // Beyond the outer end of a wire, sides let no pod be.
-            binds_sources: port.sources.binds
+            checks_source_mac: port.sources.binds
                 && match port.kind {
                     PortKind::Uplink => true,
                     PortKind::Wire { .. } => port.side != Side::Outside,
@@ -202,13 +202,13 @@ fn over_ports(action: &Action, ports: &BTreeMap<u32, PortId>) -> Route {
 }
 
 /// The place that holds a prefix.
-fn place_of<'p>(prefix: &IpNet, places: &'p [PlannedPlace]) -> Option<&'p Place> {
+fn place_of<'p>(prefix: &IpNet, places: &'p [PlannedPlace]) -> Option<&'p NetworkPlace> {
     let holds = |place: &&PlannedPlace| place.network.contains(prefix);
     places.iter().find(holds).map(|place| &place.place)
 }
 
 /// The route, as far as it leads over the ports of a place.
-fn in_place(route: Route, place: Option<&Place>) -> Route {
+fn in_place(route: Route, place: Option<&NetworkPlace>) -> Route {
     let Some(ports) = place.and_then(|place| place.ports.as_ref()) else {
         return route;
     };
@@ -266,7 +266,7 @@ fn want(
 #[allow(clippy::unwrap_used)] // a test that panics has failed
 mod tests {
     use ringwall_config::{FailMode, RxQueues, XdpMode, ZeroCopy};
-    use ringwall_dataplane::{forward::Path, port::ReversePath, wire::subject::NotSubjectTable};
+    use ringwall_dataplane::{forward::RouteDecision, port::ReversePath, wire::subject::NotSubjectTable};
 
     use super::*;
     use crate::{fib::Link, plan::SourceChecks};
@@ -371,7 +371,7 @@ mod tests {
             &|_| true,
         );
         let to = |address: &str| made.forwarding.route(ip(address).into(), 7);
-        let hop = |port, neighbour: &str| Path::Hop {
+        let hop = |port, neighbour: &str| RouteDecision::Hop {
             port: PortId(port),
             neighbour: ip(neighbour).into(),
         };
@@ -383,12 +383,12 @@ mod tests {
             hop(1, "192.0.2.8"),
             "the hop that is no port is left out"
         );
-        assert_eq!(to("198.51.100.7"), Path::Unreachable, "not over a port");
-        assert_eq!(to("8.8.8.8"), Path::NoRoute);
+        assert_eq!(to("198.51.100.7"), RouteDecision::Unreachable, "not over a port");
+        assert_eq!(to("8.8.8.8"), RouteDecision::NoRoute);
         for own in ["169.254.1.1", "192.0.2.1", "198.51.100.1"] {
-            assert_eq!(to(own), Path::Local, "{own}");
+            assert_eq!(to(own), RouteDecision::Local, "{own}");
         }
-        assert_eq!(to("192.0.2.255"), Path::Blackhole, "directed broadcast");
+        assert_eq!(to("192.0.2.255"), RouteDecision::Blackhole, "directed broadcast");
         assert_eq!(made.forwarding.host(), Some((PortId(2), [2, 0, 0, 0, 0, 4])));
         assert_eq!(
             made.local,
@@ -422,7 +422,7 @@ mod tests {
         forward(&mut view, "10.10.8.0/24", &hops(&[2, 6]));
         let at = |network: &str, port: u16| PlannedPlace {
             network: network.parse().unwrap(),
-            place: Place {
+            place: NetworkPlace {
                 ports: Some([PortId(port)].into()),
                 vlan: None,
             },
@@ -452,14 +452,17 @@ mod tests {
         ] {
             for hash in [0, u32::MAX] {
                 let path = made.forwarding.route(ip(address).into(), hash);
-                let expected = port.map_or(Path::Prohibit, |port| Path::Hop {
+                let expected = port.map_or(RouteDecision::Prohibit, |port| RouteDecision::Hop {
                     port: PortId(port),
                     neighbour: ip("192.0.2.9").into(),
                 });
                 assert_eq!(path, expected, "{address}");
             }
         }
-        assert_eq!(made.forwarding.route(ip("fd00::1").into(), 0), Path::NoRoute);
+        assert_eq!(
+            made.forwarding.route(ip("fd00::1").into(), 0),
+            RouteDecision::NoRoute
+        );
     }
 
     #[test]
@@ -498,7 +501,10 @@ mod tests {
             &|_| true,
         );
         assert!(made.forwarding.port(PortId(0)).is_none());
-        assert_eq!(made.forwarding.route(ip("10.1.1.2").into(), 0), Path::Unreachable);
+        assert_eq!(
+            made.forwarding.route(ip("10.1.1.2").into(), 0),
+            RouteDecision::Unreachable
+        );
         assert_eq!(made.ports.len(), 2);
     }
 }

@@ -8,7 +8,7 @@ use ringwall_config::{
     InterfaceSelect, L2Action, L2Protocol, Mode, Role, RxQueues, VlanTags, Wire, XdpMode, ZeroCopy,
 };
 use ringwall_dataplane::{
-    forward::Place,
+    forward::NetworkPlace,
     port::{PortId, PortKind, ReversePath, Side},
     wire::subject::{NotSubject, NotSubjectTable},
 };
@@ -154,7 +154,7 @@ pub struct PlannedPlace {
     /// The network.
     pub network: IpNet,
     /// The ports that lead to it, and the VLAN tags of its frames.
-    pub place: Place,
+    pub place: NetworkPlace,
 }
 
 impl PlannedPlace {
@@ -163,7 +163,7 @@ impl PlannedPlace {
         let ports = place.interfaces.as_ref();
         Self {
             network: place.network,
-            place: Place {
+            place: NetworkPlace {
                 // One that is not there leads nowhere.
                 ports: ports.map(|names| names.iter().filter_map(|name| id_of(name)).collect()),
                 vlan: place.vlan.map(|vlan| match vlan {

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall_dataplane::{classify::Snapshot, plane::Plane};
+use ringwall_dataplane::{classify::Snapshot, dataplane::Dataplane};
 use ringwall_messages::{
     ClusterUid, Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener,
     ProtocolError, Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, read_image,
@@ -47,7 +47,7 @@ const CLIENTS: usize = 32;
 
 /// The newest snapshot and the way to the workers.
 pub struct Publication {
-    plane: Arc<Mutex<Plane>>,
+    plane: Arc<Mutex<Dataplane>>,
     state: Mutex<State>,
     to_disk: Mutex<ToDisk>,
     disk_news: Condvar,
@@ -102,7 +102,7 @@ pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Publication {
     /// Starts with the snapshot of the process before, where one is on disk.
     pub fn new(
-        plane: Arc<Mutex<Plane>>,
+        plane: Arc<Mutex<Dataplane>>,
         last: LastSnapshot,
         workers: u32,
         wake: impl Fn() + Send + Sync + 'static,
@@ -114,7 +114,7 @@ impl Publication {
 
     /// Starts with the snapshot that was staged for this process; it is kept on disk by [`Self::keep`].
     pub fn staged(
-        plane: Arc<Mutex<Plane>>,
+        plane: Arc<Mutex<Dataplane>>,
         last: LastSnapshot,
         workers: u32,
         wake: impl Fn() + Send + Sync + 'static,
@@ -130,7 +130,7 @@ impl Publication {
     }
 
     fn without_any(
-        plane: Arc<Mutex<Plane>>,
+        plane: Arc<Mutex<Dataplane>>,
         last: LastSnapshot,
         workers: u32,
         wake: impl Fn() + Send + Sync + 'static,
@@ -741,8 +741,8 @@ mod tests {
     use ringwall_dataplane::{
         addr::Addr,
         classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE},
+        dataplane::DataplaneConfig,
         flow::FlowMemory,
-        plane::PlaneConfig,
         time::Nanos,
     };
 
@@ -796,7 +796,7 @@ mod tests {
 
     fn publication(file: PathBuf) -> Publication {
         let memory = FlowMemory::private(1, 1).unwrap();
-        let (plane, _seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+        let (plane, _seats) = Dataplane::new(DataplaneConfig::default(), memory, Nanos(0)).unwrap();
         let last = LastSnapshot::new(file, last_snapshot::MadeOf::default(), None);
         Publication::new(Arc::new(Mutex::new(plane)), last, 1, || {})
     }

@@ -86,7 +86,7 @@ pub fn run(mut worker: Worker<XskIo>, idle: IdlePolicy, sleepers: &Arc<Sleepers>
             worker.offline();
             worker
                 .io()
-                .wait(if turn.holds { SLEEP_WITH_HOLDS } else { SLEEP });
+                .wait(if turn.has_held { SLEEP_WITH_HOLDS } else { SLEEP });
         }
         sleepers.asleep[me].store(false, Ordering::SeqCst);
     }

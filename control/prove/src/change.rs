@@ -13,7 +13,7 @@ use std::{
 
 use hashbrown::{HashMap, HashSet};
 use imbl::{OrdMap, ordmap::DiffItem};
-use ringwall_dataplane::classify::{IdentityKind, L4, Since, Snapshot};
+use ringwall_dataplane::classify::{IdentityKind, L4, Snapshot, SnapshotChanges};
 use ringwall_policy::{Cluster, Node, ObjectKey};
 
 use super::{
@@ -47,7 +47,7 @@ impl Proof {
         if self.has_grown() || self.excused || self.view.cluster().settings != cluster.settings {
             return None;
         }
-        let since = snapshot.since(&self.snapshot)?;
+        let since = snapshot.changes_since(&self.snapshot)?;
         if since.nodes {
             return None;
         }
@@ -81,7 +81,7 @@ impl Proof {
     }
 
     /// 6: ends of which some record that answers for them differs.
-    fn touched_by_tables(&self, since: &Since, older: &Snapshot, touched: &mut Touched) {
+    fn touched_by_tables(&self, since: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
         touched
             .ends
             .extend(since.hosts.iter().map(|addr| Place::Address((*addr).into())));
@@ -290,7 +290,7 @@ impl Proof {
     }
 
     /// 7: cells that are read for the first time, and those of which some record differs.
-    fn cells_again(&mut self, since: &Since, older: &Snapshot) -> Result<(), Wrong> {
+    fn cells_again(&mut self, since: &SnapshotChanges, older: &Snapshot) -> Result<(), Wrong> {
         self.forget(since);
         self.held
             .follow_own_nodes(&since.isolating, older, &self.snapshot);

@@ -9,7 +9,7 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{
         DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NONE, NodeExemption, Provenance, Row,
-        Since, Snapshot,
+        Snapshot, SnapshotChanges,
     },
 };
 use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
@@ -748,7 +748,7 @@ impl Proof {
     }
 
     /// Forgets what was compared with records that differ now.
-    pub(super) fn forget(&mut self, since: &Since) {
+    pub(super) fn forget(&mut self, since: &SnapshotChanges) {
         if !since.port_maps.is_empty() {
             self.matched.retain(|(_, map)| !since.port_maps.contains(map));
         }

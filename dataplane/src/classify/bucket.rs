@@ -19,12 +19,12 @@ pub(super) trait Bucket: Record {
     fn home(key: Self::Key, seed: u64, buckets: usize) -> usize;
     /// Index of the identity of a host that lies here: all slots at once. For many lookups side by side, where a branch
     /// that is not foretold stops all of them.
-    fn find_at_once(&self, key: Self::Key) -> Option<u32>;
-    /// As [`Self::find_at_once`], slot by slot. For one lookup, whose next step need not wait for the comparisons where
+    fn find_branchless(&self, key: Self::Key) -> Option<u32>;
+    /// As [`Self::find_branchless`], slot by slot. For one lookup, whose next step need not wait for the comparisons where
     /// the branch is foretold.
     fn find(&self, key: Self::Key) -> Option<u32>;
     /// Whether a slot says that it is occupied where it is, and only there.
-    fn is_clean(&self) -> bool;
+    fn is_consistent(&self) -> bool;
     fn used(&self) -> usize;
     fn set_used(&mut self, used: usize);
     /// Buckets that a search which begins here may read.
@@ -60,7 +60,7 @@ macro_rules! bucket {
             }
 
             #[inline]
-            fn find_at_once(&self, key: $key) -> Option<u32> {
+            fn find_branchless(&self, key: $key) -> Option<u32> {
                 self.find_number(key).checked_sub(1)
             }
 
@@ -70,7 +70,7 @@ macro_rules! bucket {
                 self.identities[slot].checked_sub(1)
             }
 
-            fn is_clean(&self) -> bool {
+            fn is_consistent(&self) -> bool {
                 let used = usize::from(self.used);
                 let mut slots = self.identities.iter().enumerate();
                 used <= Self::SLOTS && slots.all(|(slot, number)| (*number != 0) == (slot < used))

@@ -70,14 +70,14 @@ use std::collections::BTreeMap;
 
 use self::{
     hosts::{Hosts, Names},
-    interned::{Interned, Numbers, Runs, Strings},
+    interned::{InternTable, RecordAllocator, RunAllocator, StringTable},
 };
 use super::{
     Generation, Identity, IdentityKind, Image,
     image::Tables,
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
-        FLAG_ALLOW_UNKNOWN, Head, IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING,
+        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, NONE, PROVENANCE_ISOLATING,
         PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord,
         TILE_PAGES, TILE_ROWS, TRIE_CHILD, TrieNode, name_tag, page_slot, page_slots,
     },
@@ -203,7 +203,7 @@ pub struct ImageBuilder {
     flags: u32,
     classes: u32,
     tables: Tables,
-    identities: Numbers,
+    identities: RecordAllocator,
     hosts_v4: Hosts,
     hosts_v6: Hosts,
     prefixes_v4: Prefixes,
@@ -213,21 +213,21 @@ pub struct ImageBuilder {
     free_rows: Vec<u32>,
     /// Tiles of rows that the row pages have room for.
     row_tiles: u32,
-    patterns: Interned<Pattern>,
-    pattern_numbers: Numbers,
-    palettes: Interned<Box<[u32]>>,
-    palette_runs: Runs,
-    port_maps: Interned<PortMapKey>,
-    port_map_numbers: Numbers,
-    interval_runs: Runs,
-    provenance: Numbers,
-    isolating: Interned<Box<[u32]>>,
-    policies: Numbers,
-    policy_list_runs: Runs,
-    endpoints: Numbers,
+    patterns: InternTable<Pattern>,
+    pattern_numbers: RecordAllocator,
+    palettes: InternTable<Box<[u32]>>,
+    palette_runs: RunAllocator,
+    port_maps: InternTable<PortMapKey>,
+    port_map_numbers: RecordAllocator,
+    interval_runs: RunAllocator,
+    provenance: RecordAllocator,
+    isolating: InternTable<Box<[u32]>>,
+    policies: RecordAllocator,
+    policy_list_runs: RunAllocator,
+    endpoints: RecordAllocator,
     names: Names,
-    nodes: Numbers,
-    strings: Strings,
+    nodes: RecordAllocator,
+    strings: StringTable,
     error: Option<BuildError>,
 }
 
@@ -989,7 +989,7 @@ impl ImageBuilder {
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
-        let head = Head {
+        let head = ImageMeta {
             generation: generation.0,
             seed: self.seed,
             content,

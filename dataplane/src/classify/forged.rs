@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     Image,
-    image::{Sum, checksum},
+    image::{ContentSum, checksum},
     layout::{Header, SECTIONS, SectionEntry},
     table::CHUNK_BYTES,
 };
@@ -23,14 +23,14 @@ pub fn seal(image: &mut [u8]) -> bool {
     let Some((mut header, entries)) = prefix(image) else {
         return false;
     };
-    let mut sum = Sum::default();
+    let mut sum = ContentSum::default();
     for (number, entry) in entries.iter().enumerate() {
         let end = entry.offset.saturating_add(entry.length) as usize;
         let content = image.get(entry.offset as usize..end).unwrap_or_default();
         for (chunk, content) in content.chunks(CHUNK_BYTES).enumerate() {
             let mut whole = vec![0; CHUNK_BYTES];
             whole[..content.len()].copy_from_slice(content);
-            sum.add(Sum::of(number, chunk, blake3::hash(&whole).as_bytes()));
+            sum.add(ContentSum::of(number, chunk, blake3::hash(&whole).as_bytes()));
         }
     }
     header.sum = sum.0;

@@ -7,10 +7,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{
     Generation,
     layout::{
-        BucketV4, BucketV6, DELTA_MAGIC, DeltaHeader, EndpointRecord, FLAG_ALLOW_UNKNOWN, Head, Header,
-        IdentityRecord, IntervalRecord, LAYOUT_VERSION, MAGIC, NameSlot, PageRecord, PatchRecord, Pattern,
-        PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord, SECTION_ALIGN, SECTIONS, SectionEntry,
-        StringRecord, TrieNode,
+        BucketV4, BucketV6, DELTA_MAGIC, DeltaHeader, EndpointRecord, FLAG_ALLOW_UNKNOWN, Header,
+        IdentityRecord, ImageMeta, IntervalRecord, LAYOUT_VERSION, MAGIC, NameSlot, PageRecord, PatchRecord,
+        Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord, SECTION_ALIGN, SECTIONS,
+        SectionEntry, StringRecord, TrieNode,
     },
     table::{CHUNK_BYTES, Section, Table},
 };
@@ -62,7 +62,7 @@ pub enum ImageError {
     },
 }
 
-pub(super) fn wrong(table: &'static str, index: usize, problem: &'static str) -> ImageError {
+pub(super) fn table_error(table: &'static str, index: usize, problem: &'static str) -> ImageError {
     ImageError::Table {
         table,
         index,
@@ -151,9 +151,9 @@ impl Tables {
 /// they came to be, and what a delta is checked by against the whole. It guards against damage, not against whoever can
 /// publish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sum(pub [u64; 4]);
+pub(super) struct ContentSum(pub [u64; 4]);
 
-impl Sum {
+impl ContentSum {
     pub(super) fn of(section: usize, chunk: usize, hash: &[u8; 32]) -> Self {
         let mut place = [0; 48];
         let (number, rest) = place.split_at_mut(8);
@@ -190,7 +190,7 @@ impl Sum {
 }
 
 /// The chunks of a section that a delta changed.
-pub(super) type Changed = Vec<(usize, usize)>;
+pub(super) type ChangedChunks = Vec<(usize, usize)>;
 
 /// The tables of a snapshot at one generation: immutable, shares its chunks with its predecessors and successors; a clone
 /// shares everything. Made by [`super::ImageBuilder::image`] and read by [`super::Snapshot`].
@@ -201,10 +201,10 @@ pub struct Image {
 
 /// What an image is made of.
 pub(super) struct Parts {
-    pub(super) head: Head,
+    pub(super) head: ImageMeta,
     pub(super) tables: Tables,
     /// Once somebody asked.
-    sum: OnceLock<Sum>,
+    sum: OnceLock<ContentSum>,
 }
 
 impl std::fmt::Debug for Image {
@@ -217,11 +217,11 @@ impl std::fmt::Debug for Image {
 }
 
 impl Image {
-    pub(super) fn new(head: Head, tables: Tables) -> Self {
+    pub(super) fn new(head: ImageMeta, tables: Tables) -> Self {
         Self::with_sum(head, tables, OnceLock::new())
     }
 
-    fn with_sum(head: Head, tables: Tables, sum: OnceLock<Sum>) -> Self {
+    fn with_sum(head: ImageMeta, tables: Tables, sum: OnceLock<ContentSum>) -> Self {
         Self {
             parts: Arc::new(Parts { head, tables, sum }),
         }
@@ -318,8 +318,8 @@ impl Image {
                 if was.is_some_and(|was| std::ptr::eq(was, content)) {
                     continue;
                 }
-                sum.subtract(Sum::of_chunk(number, old, chunk));
-                sum.add(Sum::of_chunk(number, new, chunk));
+                sum.subtract(ContentSum::of_chunk(number, old, chunk));
+                sum.add(ContentSum::of_chunk(number, new, chunk));
                 let used = section_bytes(new).saturating_sub(chunk * CHUNK_BYTES);
                 for (from, to) in differences(was.unwrap_or(&ZEROS), content) {
                     let to = to.min(used);
@@ -362,17 +362,21 @@ impl Image {
         let (header, entries) = read_prefix(bytes)?;
         let mut tables = Tables::default();
         let mut end = prefix_bytes() as u64;
-        let mut sum = Sum::default();
+        let mut sum = ContentSum::default();
         for ((index, section), entry) in tables.sections_mut().into_iter().enumerate().zip(&entries) {
             if entry.kind as usize != index || entry.record as usize != section.record_bytes() {
-                return Err(wrong("section", index, "is not the one that belongs there"));
+                return Err(table_error("section", index, "is not the one that belongs there"));
             }
             if entry.offset < end || !entry.offset.is_multiple_of(SECTION_ALIGN as u64) {
-                return Err(wrong("section", index, "overlaps another or is not aligned"));
+                return Err(table_error(
+                    "section",
+                    index,
+                    "overlaps another or is not aligned",
+                ));
             }
             let gap = bytes.get(end as usize..entry.offset as usize);
             if gap.is_none_or(|gap| gap.iter().any(|byte| *byte != 0)) {
-                return Err(wrong(
+                return Err(table_error(
                     "section",
                     index,
                     "leaves the image or follows bytes of no section",
@@ -381,14 +385,14 @@ impl Image {
             end = entry
                 .offset
                 .checked_add(entry.length)
-                .ok_or_else(|| wrong("section", index, "leaves the image"))?;
+                .ok_or_else(|| table_error("section", index, "leaves the image"))?;
             let content = usize::try_from(entry.offset)
                 .ok()
                 .zip(usize::try_from(end).ok())
                 .and_then(|(from, to)| bytes.get(from..to))
-                .ok_or_else(|| wrong("section", index, "leaves the image"))?;
+                .ok_or_else(|| table_error("section", index, "leaves the image"))?;
             if !content.len().is_multiple_of(section.record_bytes()) {
-                return Err(wrong("section", index, "does not hold whole records"));
+                return Err(table_error("section", index, "does not hold whole records"));
             }
             section.grow(content.len() / section.record_bytes());
             for (number, content) in content.chunks(CHUNK_BYTES).enumerate() {
@@ -398,7 +402,7 @@ impl Image {
                 {
                     chunk.copy_from_slice(content);
                 }
-                sum.add(Sum::of_chunk(index, section, number));
+                sum.add(ContentSum::of_chunk(index, section, number));
             }
         }
         if end != header.length {
@@ -415,7 +419,7 @@ impl Image {
 
     /// The image that a delta turns this one into, and the chunks that it changes, of every section. What they say is
     /// not looked at.
-    pub(super) fn patched(&self, delta: &[u8]) -> Result<(Self, [Changed; SECTIONS]), ImageError> {
+    pub(super) fn patched(&self, delta: &[u8]) -> Result<(Self, [ChangedChunks; SECTIONS]), ImageError> {
         let Delta {
             header,
             lengths,
@@ -438,9 +442,9 @@ impl Image {
             let length = usize::try_from(length)
                 .ok()
                 .filter(|length| *length >= before && length.checked_mul(section.record_bytes()).is_some())
-                .ok_or_else(|| wrong("section", index, "has a length out of bounds"))?;
-            if length.saturating_mul(section.record_bytes()) > MOST_BYTES {
-                return Err(wrong("section", index, "has a length out of bounds"));
+                .ok_or_else(|| table_error("section", index, "has a length out of bounds"))?;
+            if length.saturating_mul(section.record_bytes()) > MAX_TABLE_BYTES {
+                return Err(table_error("section", index, "has a length out of bounds"));
             }
             section.grow(length);
             // Records that are there from now on, changed or not, and all of the chunks that are new.
@@ -455,12 +459,12 @@ impl Image {
                 sections.get_mut(patch.section as usize),
                 changed.get_mut(patch.section as usize),
             ) else {
-                return Err(wrong("patch", number, "is of an unknown section"));
+                return Err(table_error("patch", number, "is of an unknown section"));
             };
             let (from, length) = (patch.offset as usize, patch.length as usize);
             let (content, rest) = bytes
                 .split_at_checked(length)
-                .ok_or_else(|| wrong("patch", number, "is cut short"))?;
+                .ok_or_else(|| table_error("patch", number, "is cut short"))?;
             bytes = rest;
             // Past the length there is nothing but zeros.
             let end = number
@@ -472,12 +476,12 @@ impl Image {
                 .and_then(|chunk| chunk.get_mut(from..from.checked_add(length)?));
             match place {
                 Some(place) if inside => place.copy_from_slice(content),
-                _ => return Err(wrong("patch", number, "leaves its section")),
+                _ => return Err(table_error("patch", number, "leaves its section")),
             }
             changed.push(number);
         }
         if !bytes.is_empty() {
-            return Err(wrong("delta", 0, "has bytes that belong to no patch"));
+            return Err(table_error("delta", 0, "has bytes that belong to no patch"));
         }
         let mut sum = self.sum();
         let sections = tables.sections().into_iter().zip(self.parts.tables.sections());
@@ -485,8 +489,8 @@ impl Image {
             changed.sort_unstable();
             changed.dedup();
             for chunk in changed.iter() {
-                sum.subtract(Sum::of_chunk(index, old, *chunk));
-                sum.add(Sum::of_chunk(index, new, *chunk));
+                sum.subtract(ContentSum::of_chunk(index, old, *chunk));
+                sum.add(ContentSum::of_chunk(index, new, *chunk));
             }
         }
         if sum.0 != header.sum {
@@ -513,19 +517,19 @@ impl Image {
     }
 
     /// Every record of every section.
-    pub(super) fn everything(&self) -> [Changed; SECTIONS] {
+    pub(super) fn all_records(&self) -> [ChangedChunks; SECTIONS] {
         self.parts
             .tables
             .sections()
             .map(|section| vec![(0, section.records())])
     }
 
-    fn sum(&self) -> Sum {
+    fn sum(&self) -> ContentSum {
         *self.parts.sum.get_or_init(|| {
-            let mut sum = Sum::default();
+            let mut sum = ContentSum::default();
             for (number, section) in self.parts.tables.sections().into_iter().enumerate() {
                 for chunk in 0..section.chunks() {
-                    sum.add(Sum::of_chunk(number, section, chunk));
+                    sum.add(ContentSum::of_chunk(number, section, chunk));
                 }
             }
             sum
@@ -536,7 +540,7 @@ impl Image {
 static ZEROS: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
 
 /// No table is longer: a delta could else ask for memory without end.
-const MOST_BYTES: usize = 1 << 30;
+const MAX_TABLE_BYTES: usize = 1 << 30;
 
 fn section_bytes(section: &dyn Section) -> usize {
     section.records() * section.record_bytes()
@@ -600,7 +604,7 @@ fn read_prefix(bytes: &[u8]) -> Result<(Header, Vec<SectionEntry>), ImageError> 
         });
     }
     if header.sections as usize != SECTIONS {
-        return Err(wrong("header", 0, "has another number of sections"));
+        return Err(table_error("header", 0, "has another number of sections"));
     }
     let entries: Vec<SectionEntry> = records(rest, SECTIONS).ok_or_else(too_short)?.0;
     let claimed = std::mem::take(&mut header.checksum);
@@ -640,7 +644,7 @@ impl<'a> Delta<'a> {
             });
         }
         if header.sections as usize != SECTIONS {
-            return Err(wrong("header", 0, "has another number of sections"));
+            return Err(table_error("header", 0, "has another number of sections"));
         }
         let claimed = std::mem::take(&mut header.checksum);
         if checksum(&[header.as_bytes(), rest]) != claimed {
@@ -670,6 +674,6 @@ fn records<T: FromBytes + IntoBytes + Immutable + KnownLayout + Clone>(
 }
 
 /// Whether the flags hold nothing that this build does not know.
-pub(super) fn knows_flags(head: &Head) -> bool {
+pub(super) fn knows_flags(head: &ImageMeta) -> bool {
     head.flags & !FLAG_ALLOW_UNKNOWN == 0
 }

@@ -34,7 +34,7 @@ pub(super) const SECTION_ALIGN: usize = 64;
 /// What describes an image apart from its tables; the same in an image and in a delta to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(super) struct Head {
+pub(super) struct ImageMeta {
     /// The snapshot's generation.
     pub generation: u64,
     /// Chooses the hash functions of the host and name tables.
@@ -65,10 +65,10 @@ pub(super) struct Header {
     pub length: u64,
     /// blake3 of header and section table, with this field zero.
     pub checksum: [u8; 32],
-    /// Sum of the tables' chunks; see [`super::image::Sum`].
+    /// Sum of the tables' chunks; see [`super::image::ContentSum`].
     pub sum: [u64; 4],
     /// The rest.
-    pub head: Head,
+    pub head: ImageMeta,
 }
 
 /// What a delta begins with.
@@ -92,7 +92,7 @@ pub(super) struct DeltaHeader {
     /// The new image's sum.
     pub sum: [u64; 4],
     /// The new image's head.
-    pub head: Head,
+    pub head: ImageMeta,
     /// Patches that follow the lengths.
     pub patches: u64,
 }
@@ -149,7 +149,7 @@ pub(super) enum Section {
     Endpoints,
     Names,
     Nodes,
-    Strings,
+    StringTable,
     Text,
 }
 

@@ -24,7 +24,7 @@ impl Snapshot {
         for (addr, identity) in v4.chain(v6) {
             // One that a pod network holds is known by it.
             if self.kind(identity) == IdentityKind::Pod
-                && self.kind(self.range(addr)) != IdentityKind::Unknown
+                && self.kind(self.lookup_range(addr)) != IdentityKind::Unknown
             {
                 found.push((addr.into(), if addr.is_v4() { 32 } else { 128 }));
             }

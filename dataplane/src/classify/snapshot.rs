@@ -4,12 +4,12 @@
 //! that use `get` all the same and answer "denied" where it fails: no content of an image makes a read leave it, and
 //! none makes a failed read an allowed packet.
 
+mod address_ranges;
 mod batch;
-mod extent;
-mod since;
+mod changes;
 
-pub use batch::{BATCH, FirstPacket, Judged};
-pub use since::Since;
+pub use batch::{BATCH, FirstPacket, JudgedPacket};
+pub use changes::SnapshotChanges;
 use zerocopy::try_transmute_ref;
 
 use super::{
@@ -67,15 +67,15 @@ impl std::fmt::Debug for Snapshot {
 
 /// The bucket where the search for an address begins.
 #[derive(Clone, Copy)]
-enum Home<'a> {
+enum HomeBucket<'a> {
     /// The family has no hosts.
-    Nowhere,
+    NoHosts,
     V4(u32, &'a BucketV4),
     V6(&'a BucketV6),
 }
 
 /// What a lookup answers that leaves its table: a pod without rows, to and from which everything is denied.
-static NOBODY: Identity = Identity {
+static NO_IDENTITY: Identity = Identity {
     kind: IdentityKind::Pod,
     endpoint: NONE,
     node: NONE,
@@ -111,7 +111,7 @@ impl Snapshot {
     /// `bytes` need no alignment. Errors name the first table and record that is wrong.
     pub fn open(bytes: &[u8]) -> Result<Self, ImageError> {
         let image = Image::read(bytes)?;
-        let everything = image.everything();
+        let everything = image.all_records();
         Self { image }.validated(&everything)
     }
 
@@ -166,8 +166,8 @@ impl Snapshot {
             .map(|bucket| bucket.reach)
             .max()
             .unwrap_or(0);
-        let depth_v4 = depth(&tables.trie_v4);
-        let depth_v6 = depth(&tables.trie_v6);
+        let depth_v4 = trie_depth(&tables.trie_v4);
+        let depth_v6 = trie_depth(&tables.trie_v6);
         let longest = tables
             .port_maps
             .iter()
@@ -209,41 +209,41 @@ impl Snapshot {
     /// Index of an address's identity.
     #[inline]
     fn lookup(&self, addr: Addr) -> u32 {
-        let (found, reach) = match self.home(addr) {
-            Home::V4(key, home) => (home.find(key), home.reach),
-            Home::V6(home) => (home.find(addr.octets()), home.reach),
-            Home::Nowhere => (None, 0),
+        let (found, reach) = match self.home_bucket(addr) {
+            HomeBucket::V4(key, home) => (home.find(key), home.reach),
+            HomeBucket::V6(home) => (home.find(addr.octets()), home.reach),
+            HomeBucket::NoHosts => (None, 0),
         };
         match found {
             Some(identity) => identity,
-            None => self.lookup_further(addr, reach),
+            None => self.lookup_slow_path(addr, reach),
         }
     }
 
-    /// As [`Self::lookup`], where the answer of [`Self::home`] is at hand, for many addresses side by side.
+    /// As [`Self::lookup`], where the answer of [`Self::home_bucket`] is at hand, for many addresses side by side.
     #[inline(always)]
-    fn lookup_at_once(&self, addr: Addr, home: Home<'_>) -> u32 {
+    fn lookup_branchless(&self, addr: Addr, home: HomeBucket<'_>) -> u32 {
         let (found, reach) = match home {
-            Home::V4(key, home) => (home.find_at_once(key), home.reach),
-            Home::V6(home) => (home.find_at_once(addr.octets()), home.reach),
-            Home::Nowhere => (None, 0),
+            HomeBucket::V4(key, home) => (home.find_branchless(key), home.reach),
+            HomeBucket::V6(home) => (home.find_branchless(addr.octets()), home.reach),
+            HomeBucket::NoHosts => (None, 0),
         };
         match found {
             Some(identity) => identity,
-            None => self.lookup_further(addr, reach),
+            None => self.lookup_slow_path(addr, reach),
         }
     }
 
     /// As [`Self::lookup`], for an address that is not in its home bucket, whose reach is given.
     #[inline(never)]
-    fn lookup_further(&self, addr: Addr, reach: u16) -> u32 {
-        let host = if reach > 1 { self.host(addr) } else { None };
-        host.unwrap_or_else(|| self.range(addr))
+    fn lookup_slow_path(&self, addr: Addr, reach: u16) -> u32 {
+        let host = if reach > 1 { self.lookup_host(addr) } else { None };
+        host.unwrap_or_else(|| self.lookup_range(addr))
     }
 
     /// Index of a host's identity; None for what the host tables do not hold.
     #[inline]
-    fn host(&self, addr: Addr) -> Option<u32> {
+    fn lookup_host(&self, addr: Addr) -> Option<u32> {
         let (tables, seed) = (&self.image.parts.tables, self.image.parts.head.seed);
         let (_, identity) = match addr.to_v4() {
             Some(key) => bucket::find(&tables.hosts_v4, seed, key),
@@ -254,22 +254,22 @@ impl Snapshot {
 
     /// The bucket where the search for an address begins.
     #[inline]
-    fn home(&self, addr: Addr) -> Home<'_> {
+    fn home_bucket(&self, addr: Addr) -> HomeBucket<'_> {
         let (tables, seed) = (&self.image.parts.tables, self.image.parts.head.seed);
         let home = match addr.to_v4() {
-            Some(key) => bucket::home(&tables.hosts_v4, seed, key).map(|bucket| Home::V4(key, bucket)),
-            None => bucket::home(&tables.hosts_v6, seed, addr.octets()).map(Home::V6),
+            Some(key) => bucket::home(&tables.hosts_v4, seed, key).map(|bucket| HomeBucket::V4(key, bucket)),
+            None => bucket::home(&tables.hosts_v6, seed, addr.octets()).map(HomeBucket::V6),
         };
-        home.unwrap_or(Home::Nowhere)
+        home.unwrap_or(HomeBucket::NoHosts)
     }
 
     /// Index of the identity of the range that an address lies in.
     #[inline]
-    pub(super) fn range(&self, addr: Addr) -> u32 {
+    pub(super) fn lookup_range(&self, addr: Addr) -> u32 {
         let tables = &self.image.parts.tables;
         match addr.to_v4() {
-            Some(key) => walk(&tables.trie_v4, &key.to_be_bytes()),
-            None => walk(&tables.trie_v6, &addr.octets()),
+            Some(key) => walk_trie(&tables.trie_v4, &key.to_be_bytes()),
+            None => walk_trie(&tables.trie_v6, &addr.octets()),
         }
     }
 
@@ -300,19 +300,19 @@ impl Snapshot {
         l4: L4,
         node: NodeExemption,
     ) -> Judgement {
-        if let Some(judgement) = self.exempt(src, dst, same_address, l4, node) {
+        if let Some(judgement) = self.judge_exemption(src, dst, same_address, l4, node) {
             return judgement;
         }
         Judgement {
-            ingress: self.direction(dst, dst.ingress, src.peer_class, l4),
-            egress: self.direction(src, src.egress, dst.peer_class, l4),
+            ingress: self.judge_direction(dst, dst.ingress, src.peer_class, l4),
+            egress: self.judge_direction(src, src.egress, dst.peer_class, l4),
         }
     }
 
     /// What rows for others do not decide: a pod to itself, which passes, and a pod and its node. A node to its pod passes;
     /// a pod to its node does where no policy but NetworkPolicies says otherwise (TIERS 85).
     #[inline]
-    fn exempt(
+    fn judge_exemption(
         &self,
         src: &Identity,
         dst: &Identity,
@@ -464,14 +464,14 @@ impl Snapshot {
         };
         let tables = &self.image.parts.tables;
         let map = tables.port_maps.get(port_map? as usize)?;
-        let portless = self.decided(number, map.portless, map.portless_provenance);
+        let portless = self.verdict_of(number, map.portless, map.portless_provenance);
         if map.uniform != 0 {
             return Some(same(portless));
         }
         let spans = |from: u32, to: u32| {
             let spans = (from..to).map(|at| {
                 let interval = tables.intervals.get(at as usize)?;
-                let verdict = self.decided(number, interval.decision, interval.provenance);
+                let verdict = self.verdict_of(number, interval.decision, interval.provenance);
                 Some((interval.lo, verdict))
             });
             spans.collect::<Option<Vec<_>>>()
@@ -493,7 +493,7 @@ impl Snapshot {
     }
 
     #[inline]
-    fn direction(&self, end: &Identity, row: u32, peer_class: u32, l4: L4) -> DirectionVerdict {
+    fn judge_direction(&self, end: &Identity, row: u32, peer_class: u32, l4: L4) -> DirectionVerdict {
         match end.kind {
             IdentityKind::Pod => self.row(row, peer_class, l4),
             IdentityKind::Unknown if !self.allow_unknown() => UNKNOWN,
@@ -510,12 +510,12 @@ impl Snapshot {
         let Some((decision, provenance)) = self.cell(row, peer_class, l4) else {
             return INVALID;
         };
-        self.decided(row, decision, provenance)
+        self.verdict_of(row, decision, provenance)
     }
 
     /// What a decision of the row with this index means.
     #[inline]
-    fn decided(&self, row: usize, decision: Decision, provenance: u32) -> DirectionVerdict {
+    fn verdict_of(&self, row: usize, decision: Decision, provenance: u32) -> DirectionVerdict {
         match (decision.allows(), provenance) {
             (true, NONE) => allowed(Effect::Open),
             (true, rule) => DirectionVerdict {
@@ -646,7 +646,7 @@ impl Snapshot {
 /// The identity that a record holds.
 #[inline]
 pub(super) fn identity_of(record: Option<&IdentityRecord>) -> &Identity {
-    record.and_then(as_identity).unwrap_or(&NOBODY)
+    record.and_then(as_identity).unwrap_or(&NO_IDENTITY)
 }
 
 /// A record as what it means; None where it is of an unknown kind.
@@ -657,7 +657,7 @@ pub(super) fn as_identity(record: &IdentityRecord) -> Option<&Identity> {
 
 /// Follows an address, byte by byte; answers an index that does not exist where the trie is broken.
 #[inline]
-fn walk(trie: &Table<TrieNode>, bytes: &[u8]) -> u32 {
+fn walk_trie(trie: &Table<TrieNode>, bytes: &[u8]) -> u32 {
     let mut at = 0;
     // No longer than an address, whatever the trie says.
     for byte in bytes {
@@ -674,7 +674,7 @@ fn walk(trie: &Table<TrieNode>, bytes: &[u8]) -> u32 {
 }
 
 /// Levels of a validated trie.
-fn depth(trie: &Table<TrieNode>) -> u32 {
+fn trie_depth(trie: &Table<TrieNode>) -> u32 {
     let mut depths = vec![1_u32; trie.len()];
     for (index, node) in trie.iter().enumerate() {
         for entry in node.entries.iter().filter(|entry| **entry & TRIE_CHILD != 0) {

@@ -125,7 +125,7 @@ impl<T: Record> Table<T> {
 
     /// A record, whose cache line is on its way from now on.
     #[inline]
-    pub(super) fn ahead(&self, index: usize) -> Option<&T> {
+    pub(super) fn get_prefetched(&self, index: usize) -> Option<&T> {
         let record = self.get(index)?;
         prefetch(record);
         Some(record)

@@ -6,7 +6,7 @@
 use super::{
     Identity, IdentityKind, ImageError, Snapshot,
     bucket::{self, Bucket},
-    image::{Changed, knows_flags, wrong},
+    image::{ChangedChunks, knows_flags, table_error},
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE,
         SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
@@ -16,10 +16,10 @@ use super::{
 };
 
 /// What is wrong with a record, if anything.
-type Verdict = Result<(), &'static str>;
+type Check = Result<(), &'static str>;
 
 /// The first thing that must hold and does not.
-fn all(conditions: &[(bool, &'static str)]) -> Verdict {
+fn all(conditions: &[(bool, &'static str)]) -> Check {
     match conditions.iter().find(|(holds, _)| !holds) {
         Some((_, problem)) => Err(problem),
         None => Ok(()),
@@ -28,18 +28,18 @@ fn all(conditions: &[(bool, &'static str)]) -> Verdict {
 
 impl Snapshot {
     /// Answers the snapshot if these records of every section are as they must be.
-    pub(super) fn validated(self, records: &[Changed; SECTIONS]) -> Result<Self, ImageError> {
+    pub(super) fn validated(self, records: &[ChangedChunks; SECTIONS]) -> Result<Self, ImageError> {
         self.check_head()?;
         let tables = &self.image.parts.tables;
-        let check = |section: Section, table: &'static str, check: &dyn Fn(usize) -> Verdict| {
+        let check = |section: Section, table: &'static str, check: &dyn Fn(usize) -> Check| {
             for (from, to) in &records[section as usize] {
                 for index in *from..*to {
-                    check(index).map_err(|problem| wrong(table, index, problem))?;
+                    check(index).map_err(|problem| table_error(table, index, problem))?;
                 }
             }
             Ok(())
         };
-        check(Section::Strings, "string", &|index| self.check_string(index))?;
+        check(Section::StringTable, "string", &|index| self.check_string(index))?;
         check(Section::Policies, "policy", &|index| self.check_policy(index))?;
         check(Section::Nodes, "node", &|index| self.check_node(index))?;
         check(Section::PolicyLists, "policy list", &|index| {
@@ -105,7 +105,7 @@ impl Snapshot {
                 "has no tries",
             ),
         ])
-        .map_err(|problem| wrong("header", 0, problem))
+        .map_err(|problem| table_error("header", 0, problem))
     }
 
     fn has_string(&self, index: u32) -> bool {
@@ -116,14 +116,14 @@ impl Snapshot {
         (index as usize) < self.image.parts.tables.identities.len()
     }
 
-    fn check_string(&self, index: usize) -> Verdict {
+    fn check_string(&self, index: usize) -> Check {
         all(&[(
             self.string(index as u32).is_some(),
             "leaves the text or is not UTF-8",
         )])
     }
 
-    fn check_policy(&self, index: usize) -> Verdict {
+    fn check_policy(&self, index: usize) -> Check {
         let Some(policy) = self.image.parts.tables.policies.get(index) else {
             return Ok(());
         };
@@ -134,7 +134,7 @@ impl Snapshot {
         )])
     }
 
-    fn check_node(&self, index: usize) -> Verdict {
+    fn check_node(&self, index: usize) -> Check {
         let node = self.image.parts.tables.nodes.get(index);
         all(&[(
             node.is_none_or(|name| *name == NONE || self.has_string(*name)),
@@ -142,7 +142,7 @@ impl Snapshot {
         )])
     }
 
-    fn check_policy_list(&self, index: usize) -> Verdict {
+    fn check_policy_list(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let policy = tables.policy_lists.get(index);
         all(&[(
@@ -151,7 +151,7 @@ impl Snapshot {
         )])
     }
 
-    fn check_provenance(&self, index: usize) -> Verdict {
+    fn check_provenance(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let Some(record) = tables.provenance.get(index) else {
             return Ok(());
@@ -169,7 +169,7 @@ impl Snapshot {
         ])
     }
 
-    fn check_endpoint(&self, index: usize) -> Verdict {
+    fn check_endpoint(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let Some(record) = tables.endpoints.get(index) else {
             return Ok(());
@@ -192,7 +192,7 @@ impl Snapshot {
         ])
     }
 
-    fn check_name(&self, index: usize) -> Verdict {
+    fn check_name(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let slot = tables.names.get(index);
         all(&[(
@@ -201,7 +201,7 @@ impl Snapshot {
         )])
     }
 
-    fn check_identity(&self, index: usize) -> Verdict {
+    fn check_identity(&self, index: usize) -> Check {
         let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
         let Some(record) = tables.identities.get(index) else {
             return Ok(());
@@ -234,12 +234,15 @@ impl Snapshot {
         ])
     }
 
-    fn check_bucket<B: Bucket>(&self, hosts: &Table<B>, index: usize) -> Verdict {
+    fn check_bucket<B: Bucket>(&self, hosts: &Table<B>, index: usize) -> Check {
         let Some(bucket) = hosts.get(index) else {
             return Ok(());
         };
         all(&[
-            (bucket.is_clean(), "does not say which of its slots are occupied"),
+            (
+                bucket.is_consistent(),
+                "does not say which of its slots are occupied",
+            ),
             (
                 bucket.reach() > 0 && bucket.reach() <= MAX_REACH,
                 "has a reach out of bounds",
@@ -262,7 +265,7 @@ impl Snapshot {
     }
 
     /// Children have higher indices than their parents, so that no path is a circle; a walk ends with the address.
-    fn check_node_of(&self, trie: &Table<TrieNode>, index: usize) -> Verdict {
+    fn check_node_of(&self, trie: &Table<TrieNode>, index: usize) -> Check {
         let entries = trie.get(index).into_iter().flat_map(|node| node.entries);
         for entry in entries {
             if entry & TRIE_CHILD == 0 {
@@ -278,7 +281,7 @@ impl Snapshot {
         Ok(())
     }
 
-    fn check_row(&self, index: usize) -> Verdict {
+    fn check_row(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let is_set = |set: u32| {
             let record = tables.provenance.get(set as usize);
@@ -300,7 +303,7 @@ impl Snapshot {
     }
 
     /// `parts` is the highest part of each pattern.
-    fn check_page(&self, index: usize, parts: &[u8]) -> Verdict {
+    fn check_page(&self, index: usize, parts: &[u8]) -> Check {
         let tables = &self.image.parts.tables;
         let Some(page) = tables.row_pages.get(index) else {
             return Ok(());
@@ -316,7 +319,7 @@ impl Snapshot {
 
     /// A pattern that is changed may have more parts than the palettes beside it in unchanged pages: their cells are then
     /// of no port map, or of a wrong one that the sum tells from what was published.
-    fn check_pattern(&self, index: usize) -> Verdict {
+    fn check_pattern(&self, index: usize) -> Check {
         let pattern = self.image.parts.tables.patterns.get(index);
         all(&[(
             pattern.is_none_or(|pattern| {
@@ -329,7 +332,7 @@ impl Snapshot {
         )])
     }
 
-    fn check_palette(&self, index: usize) -> Verdict {
+    fn check_palette(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let map = tables.palettes.get(index);
         all(&[(
@@ -343,7 +346,7 @@ impl Snapshot {
         decision.is_known() && (provenance == NONE || rule.is_some_and(|rule| rule.kind == PROVENANCE_RULE))
     }
 
-    fn check_port_map(&self, index: usize) -> Verdict {
+    fn check_port_map(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let Some(map) = tables.port_maps.get(index) else {
             return Ok(());
@@ -382,7 +385,7 @@ impl Snapshot {
         Ok(())
     }
 
-    fn check_interval(&self, index: usize) -> Verdict {
+    fn check_interval(&self, index: usize) -> Check {
         let Some(interval) = self.image.parts.tables.intervals.get(index) else {
             return Ok(());
         };

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{
     FlowId, FlowRecord,
     hash::Seed,
-    state::{Direction, State},
+    state::{FlowDirection, State},
     tcp::Windows,
 };
 use crate::{
@@ -30,7 +30,7 @@ const NO_PORT: u16 = u16::MAX;
 /// It is known who began.
 const ORIENTED: u8 = 1;
 /// Not oriented: the direction against the first packet has been judged too, and allowed.
-const REPLY_JUDGED: u8 = 2;
+const REPLY_ALLOWED: u8 = 2;
 /// The first packet came where a node's address can be believed (SEMANTICS 47).
 const TRUSTED: u8 = 4;
 /// One end is this machine and the other a pod on one of its ports (SEMANTICS 47).
@@ -40,8 +40,8 @@ const FAILSAFE: u8 = 16;
 /// Policy denies it; audit mode forwards it all the same.
 const AUDITED: u8 = 32;
 /// Its packets bear the Ethernet addresses that its ports were bound with.
-const BINDS_STATIONS: u8 = 64;
-const ALL_FLAGS: u8 = ORIENTED | REPLY_JUDGED | TRUSTED | THIS_NODE | FAILSAFE | AUDITED | BINDS_STATIONS;
+const MAC_BOUND: u8 = 64;
+const ALL_FLAGS: u8 = ORIENTED | REPLY_ALLOWED | TRUSTED | THIS_NODE | FAILSAFE | AUDITED | MAC_BOUND;
 
 /// Native byte order, but for addresses; all zero is a free place.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -82,16 +82,16 @@ pub(crate) struct Entry {
     provenance: [u32; 2],
     packets_high: [u16; 2],
     bytes_high: [u16; 2],
-    /// When the flow began, in units of 2^[`BORN_SHIFT`] ns; with the key it names the flow.
+    /// When the flow began, in units of 2^[`BEGAN_SHIFT`] ns; with the key it names the flow.
     born: u32,
     /// In whose account it stands: the source's and the destination's. See `quota`.
     charged: [u32; 2],
-    /// ICMP errors about it: when the last one passed, in units of 2^[`ERROR_SHIFT`] ns, and how many more may.
+    /// ICMP errors about it: when the last one passed, in units of 2^[`ICMP_ERROR_SHIFT`] ns, and how many more may.
     error_at: u32,
     errors_left: u8,
     /// Why audit mode would drop it: a [`DropReason`] plus one; 0 for nothing.
     would_drop: u8,
-    /// By direction, with [`BINDS_STATIONS`]: the Ethernet address that its packets come from; zero where none has come.
+    /// By direction, with [`MAC_BOUND`]: the Ethernet address that its packets come from; zero where none has come.
     stations: [[u8; 6]; 2],
     /// Fills up to `came_by`.
     padding: [u8; 2],
@@ -102,26 +102,26 @@ pub(crate) struct Entry {
 }
 
 /// Units of about 67 ms, in which 32 bits last for nine years.
-const BORN_SHIFT: u32 = 26;
+const BEGAN_SHIFT: u32 = 26;
 /// Units of about 100 ms: ten ICMP errors a second may pass about one flow, ten at once.
-const ERROR_SHIFT: u32 = 27;
-const ERRORS_AT_ONCE: u8 = 10;
+const ICMP_ERROR_SHIFT: u32 = 27;
+const ICMP_ERROR_BURST: u8 = 10;
 
 /// What was decided when an entry was made or judged again.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stamp {
+pub(crate) struct DecisionStamp {
     pub(crate) generation: Generation,
     /// Of the source and the destination.
     pub(crate) epochs: [u64; 2],
     /// Of the destination's and the source's decision.
     pub(crate) provenance: [u32; 2],
     /// On what ground besides policy.
-    pub(crate) ground: Ground,
+    pub(crate) allowed_by: AllowedBy,
 }
 
 /// On what ground a flow passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ground {
+pub(crate) enum AllowedBy {
     /// Policy alone.
     Policy,
     /// Its node end is believed because of the port (SEMANTICS 47).
@@ -134,7 +134,7 @@ pub(crate) enum Ground {
     Audit(DropReason),
 }
 
-impl Ground {
+impl AllowedBy {
     fn flag(self) -> u8 {
         match self {
             Self::Policy => 0,
@@ -159,7 +159,7 @@ impl Entry {
         state: State,
         check: u32,
         charged: [u32; 2],
-        stamp: &Stamp,
+        stamp: &DecisionStamp,
         now: Nanos,
     ) -> Self {
         let oriented = state != State::TcpMidstream;
@@ -172,7 +172,7 @@ impl Entry {
             dst_port: key.dst_port,
             protocol: key.protocol,
             state: state as u8,
-            flags: if oriented { ORIENTED } else { 0 } | stamp.ground.flag(),
+            flags: if oriented { ORIENTED } else { 0 } | stamp.allowed_by.flag(),
             reserved: 0,
             check,
             ports: [NO_PORT; 2],
@@ -186,11 +186,11 @@ impl Entry {
             provenance: stamp.provenance,
             packets_high: [0; 2],
             bytes_high: [0; 2],
-            born: (now.0 >> BORN_SHIFT) as u32,
+            born: (now.0 >> BEGAN_SHIFT) as u32,
             charged,
-            error_at: (now.0 >> ERROR_SHIFT) as u32,
-            errors_left: ERRORS_AT_ONCE,
-            would_drop: stamp.ground.would_drop(),
+            error_at: (now.0 >> ICMP_ERROR_SHIFT) as u32,
+            errors_left: ICMP_ERROR_BURST,
+            would_drop: stamp.allowed_by.would_drop(),
             stations: [[0; 6]; 2],
             padding: [0; 2],
             came_by: 0,
@@ -214,7 +214,7 @@ impl Entry {
 
     /// Whether the entry has this key in the direction given.
     #[inline]
-    pub(crate) fn is(&self, key: &FlowKey, direction: Direction) -> bool {
+    pub(crate) fn matches(&self, key: &FlowKey, direction: FlowDirection) -> bool {
         // What differs is gathered without branches: nearly always it is nothing.
         let number = |addr: [u8; 16]| u128::from_ne_bytes(addr);
         let ends = |[src, dst]: [Addr; 2], ports: [u16; 2]| {
@@ -224,15 +224,15 @@ impl Entry {
         };
         let rest = (self.zone ^ key.zone) | (self.vlan ^ key.vlan) | u32::from(self.protocol ^ key.protocol);
         let ends = match direction {
-            Direction::Original => ends([key.src, key.dst], [key.src_port, key.dst_port]),
-            Direction::Reply => ends([key.dst, key.src], [key.dst_port, key.src_port]),
+            FlowDirection::Original => ends([key.src, key.dst], [key.src_port, key.dst_port]),
+            FlowDirection::Reply => ends([key.dst, key.src], [key.dst_port, key.src_port]),
         };
         ends | u64::from(rest) == 0
     }
 
     /// Asks for both its cache lines.
     #[inline]
-    pub(crate) fn expect(&self) {
+    pub(crate) fn prefetch(&self) {
         prefetch(self);
         prefetch(&self.generation);
     }
@@ -264,7 +264,7 @@ impl Entry {
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
     /// numbers now and generations begin anew, so both are asked again at the next packet. `unseen` where connections may
     /// have gone on while nobody looked, as those of failsafe rules may: their numbers are learnt anew, of anybody.
-    pub(crate) fn adopt(
+    pub(crate) fn inherit(
         &mut self,
         check: impl Fn(&FlowKey) -> u32,
         charged: [u32; 2],
@@ -281,10 +281,10 @@ impl Entry {
             self.ports = [NO_PORT; 2];
             self.generation = 0;
             self.decided = 0;
-            self.flags &= !(REPLY_JUDGED | BINDS_STATIONS);
+            self.flags &= !(REPLY_ALLOWED | MAC_BOUND);
             self.stations = [[0; 6]; 2];
             if self.protocol == protocol::TCP && (unseen || self.flags & FAILSAFE != 0) {
-                self.windows.forget();
+                self.windows.reset_unless_scale();
             }
             self.charged = charged;
             self.would_drop = 0;
@@ -319,27 +319,27 @@ impl Entry {
     }
 
     /// Judged again and allowed. Whose addresses they are may have changed, so ports are asked again at the next packet.
-    pub(crate) fn rejudged(&mut self, stamp: &Stamp) {
+    pub(crate) fn rejudge(&mut self, stamp: &DecisionStamp) {
         self.generation = stamp.generation.0;
         self.epochs = stamp.epochs;
         self.provenance = stamp.provenance;
         self.decided = stamp.generation.0 as u32;
         self.ports = [NO_PORT; 2];
         self.flags &= ORIENTED;
-        self.flags |= stamp.ground.flag();
-        self.would_drop = stamp.ground.would_drop();
+        self.flags |= stamp.allowed_by.flag();
+        self.would_drop = stamp.allowed_by.would_drop();
     }
 
     /// On what ground it passes.
-    pub(crate) fn ground(&self) -> Ground {
+    pub(crate) fn allowed_by(&self) -> AllowedBy {
         match self.flags {
             flags if flags & AUDITED != 0 => {
-                Ground::Audit(self.would_drop().unwrap_or(DropReason::PolicyIngress))
+                AllowedBy::Audit(self.would_drop().unwrap_or(DropReason::PolicyIngress))
             }
-            flags if flags & FAILSAFE != 0 => Ground::Failsafe,
-            flags if flags & THIS_NODE != 0 => Ground::ThisNode,
-            flags if flags & TRUSTED != 0 => Ground::TrustedNode,
-            _ => Ground::Policy,
+            flags if flags & FAILSAFE != 0 => AllowedBy::Failsafe,
+            flags if flags & THIS_NODE != 0 => AllowedBy::ThisNode,
+            flags if flags & TRUSTED != 0 => AllowedBy::TrustedNode,
+            _ => AllowedBy::Policy,
         }
     }
 
@@ -360,13 +360,13 @@ impl Entry {
     }
 
     /// Whether packets of a direction come from a station.
-    pub(crate) fn is_from(&self, direction: Direction, station: [u8; 6]) -> bool {
-        self.flags & BINDS_STATIONS != 0 && self.stations[direction as usize] == station
+    pub(crate) fn is_from_mac(&self, direction: FlowDirection, station: [u8; 6]) -> bool {
+        self.flags & MAC_BOUND != 0 && self.stations[direction as usize] == station
     }
 
     /// Binds a direction to the station that its packets come from; from now on each packet is looked at for that.
-    pub(crate) fn bind_station(&mut self, direction: Direction, station: Option<[u8; 6]>) {
-        self.flags |= BINDS_STATIONS;
+    pub(crate) fn bind_mac(&mut self, direction: FlowDirection, station: Option<[u8; 6]>) {
+        self.flags |= MAC_BOUND;
         if let Some(station) = station {
             self.stations[direction as usize] = station;
         }
@@ -374,31 +374,36 @@ impl Entry {
 
     /// Whether nothing but its port and its state needs to be asked about a packet, in either direction.
     #[inline]
-    pub(crate) fn is_plain(&self) -> bool {
-        self.flags & (ORIENTED | AUDITED | BINDS_STATIONS) == ORIENTED
+    pub(crate) fn takes_fast_path(&self) -> bool {
+        self.flags & (ORIENTED | AUDITED | MAC_BOUND) == ORIENTED
     }
 
     /// The same of an entry whose packets bear Ethernet addresses, if this packet's station is the one of its direction, or
     /// is `free` to be any.
     #[inline(never)]
-    pub(crate) fn is_plain_from(&self, direction: Direction, station: Option<[u8; 6]>, free: bool) -> bool {
-        self.flags & (ORIENTED | AUDITED | BINDS_STATIONS) == ORIENTED | BINDS_STATIONS
+    pub(crate) fn takes_fast_path_from(
+        &self,
+        direction: FlowDirection,
+        station: Option<[u8; 6]>,
+        free: bool,
+    ) -> bool {
+        self.flags & (ORIENTED | AUDITED | MAC_BOUND) == ORIENTED | MAC_BOUND
             && (free || station == Some(self.stations[direction as usize]))
     }
 
     /// Whether a packet in this direction needs no judgement of its own.
     #[inline]
-    pub(crate) fn covers(&self, direction: Direction) -> bool {
-        direction == Direction::Original || self.flags & (ORIENTED | REPLY_JUDGED) != 0
+    pub(crate) fn allows(&self, direction: FlowDirection) -> bool {
+        direction == FlowDirection::Original || self.flags & (ORIENTED | REPLY_ALLOWED) != 0
     }
 
-    pub(crate) fn cover_reply(&mut self) {
-        self.flags |= REPLY_JUDGED;
+    pub(crate) fn allow_reply(&mut self) {
+        self.flags |= REPLY_ALLOWED;
     }
 
     /// Where packets of a direction come in; None where that has not been seen since the start.
     #[inline]
-    pub(crate) fn port(&self, direction: Direction) -> Option<PortId> {
+    pub(crate) fn port(&self, direction: FlowDirection) -> Option<PortId> {
         match self.ports[direction as usize] {
             NO_PORT => None,
             port => Some(PortId(port)),
@@ -407,27 +412,27 @@ impl Entry {
 
     /// Whether packets of a direction come in by a port, as far as it has been seen.
     #[inline]
-    pub(crate) fn is_bound(&self, direction: Direction, port: PortId) -> bool {
+    pub(crate) fn is_bound(&self, direction: FlowDirection, port: PortId) -> bool {
         self.ports[direction as usize] == port.0
     }
 
     /// Binds a direction to the port where its packets come in.
     #[inline]
-    pub(crate) fn bind(&mut self, direction: Direction, port: PortId) {
+    pub(crate) fn bind(&mut self, direction: FlowDirection, port: PortId) {
         // What was judged on its own was judged as it came in by the port before.
-        if direction == Direction::Reply && self.ports[1] != port.0 {
-            self.flags &= !REPLY_JUDGED;
+        if direction == FlowDirection::Reply && self.ports[1] != port.0 {
+            self.flags &= !REPLY_ALLOWED;
         }
         self.ports[direction as usize] = port.0;
     }
 
     /// By which end of a wire packets of the original direction come in, as far as that has been seen.
-    pub(crate) fn came_by(&self) -> Option<PortTag> {
+    pub(crate) fn original_port_tag(&self) -> Option<PortTag> {
         PortTag::from_number(self.came_by)
     }
 
     /// Remembers by which end of a wire packets of the original direction come in.
-    pub(crate) fn set_came_by(&mut self, port: PortTag) {
+    pub(crate) fn set_original_port_tag(&mut self, port: PortTag) {
         self.came_by = port.number();
     }
 
@@ -443,25 +448,25 @@ impl Entry {
 
     /// In whose accounts it stands.
     #[inline]
-    pub(crate) fn charged(&self) -> [u32; 2] {
+    pub(crate) fn accounts(&self) -> [u32; 2] {
         self.charged
     }
 
     /// ICMP errors that may pass about it now.
-    pub(crate) fn errors_left(&self, now: Nanos) -> u8 {
-        let gone = ((now.0 >> ERROR_SHIFT) as u32).wrapping_sub(self.error_at);
+    pub(crate) fn icmp_errors_left(&self, now: Nanos) -> u8 {
+        let gone = ((now.0 >> ICMP_ERROR_SHIFT) as u32).wrapping_sub(self.error_at);
         let gained = u8::try_from(gone).unwrap_or(u8::MAX);
-        self.errors_left.saturating_add(gained).min(ERRORS_AT_ONCE)
+        self.errors_left.saturating_add(gained).min(ICMP_ERROR_BURST)
     }
 
     /// An ICMP error about it passed.
-    pub(crate) fn count_error(&mut self, now: Nanos) {
-        self.errors_left = self.errors_left(now).saturating_sub(1);
-        self.error_at = (now.0 >> ERROR_SHIFT) as u32;
+    pub(crate) fn count_icmp_error(&mut self, now: Nanos) {
+        self.errors_left = self.icmp_errors_left(now).saturating_sub(1);
+        self.error_at = (now.0 >> ICMP_ERROR_SHIFT) as u32;
     }
 
     #[inline]
-    pub(crate) fn count(&mut self, direction: Direction, bytes: u16) {
+    pub(crate) fn count(&mut self, direction: FlowDirection, bytes: u16) {
         let way = direction as usize;
         let (low, carry) = self.packets_low[way].overflowing_add(1);
         self.packets_low[way] = low;
@@ -487,8 +492,11 @@ impl Entry {
             generation: self.generation(),
             decided: self.decided,
             provenance: self.provenance,
-            ports: [self.port(Direction::Original), self.port(Direction::Reply)],
-            began: Nanos(u64::from(self.born) << BORN_SHIFT),
+            ports: [
+                self.port(FlowDirection::Original),
+                self.port(FlowDirection::Reply),
+            ],
+            began: Nanos(u64::from(self.born) << BEGAN_SHIFT),
             last_seen: self.last_seen(),
             packets: join(self.packets_high, self.packets_low),
             bytes: join(self.bytes_high, self.bytes_low),

@@ -13,14 +13,14 @@ use crate::{
 /// Datagrams looked at for one fragment.
 const WAYS: usize = 8;
 /// Of those, as many may have one source, and as many may have come in by one port.
-const WAYS_OF_SOURCE: usize = WAYS / 2;
-const WAYS_OF_PORT: usize = WAYS * 3 / 4;
+const MAX_PER_SOURCE: usize = WAYS / 2;
+const MAX_PER_PORT: usize = WAYS * 3 / 4;
 /// Gaps in what was seen of one datagram: more are not followed.
-const RANGES: usize = 6;
+const MAX_RANGES: usize = 6;
 
 /// Under what a first fragment passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Passed {
+pub(crate) struct DatagramVerdict {
     /// The snapshot; 0 where none was asked (failsafe).
     pub(crate) generation: Generation,
     /// Of source and destination.
@@ -33,11 +33,11 @@ struct Datagram {
     id: u32,
     /// Where its first fragment came in.
     port: PortId,
-    until: Nanos,
+    expires: Nanos,
     /// None from the moment on that its parts contradict each other.
-    passed: Option<Passed>,
+    verdict: Option<DatagramVerdict>,
     /// Begins and ends of what was seen, in bytes of the datagram; empty ones are unused.
-    seen: [(u16, u16); RANGES],
+    seen: [(u16, u16); MAX_RANGES],
 }
 
 /// The datagrams that a shard follows.
@@ -50,10 +50,10 @@ pub(crate) struct Fragments {
 /// What to do with a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// The first one: judge it, and [`Fragments::follow`] its datagram where it is forwarded.
+    /// The first one: judge it, and [`Fragments::track`] its datagram where it is forwarded.
     Judge,
     /// A later one of a datagram whose first fragment passed so.
-    As(Passed),
+    Inherit(DatagramVerdict),
     /// It contradicts what was seen, or nothing was seen.
     Drop(DropReason),
 }
@@ -67,7 +67,7 @@ impl Fragments {
     }
 
     /// The places where a datagram can be.
-    fn ways(&mut self, hash: u64) -> &mut [Option<Datagram>] {
+    fn set_of(&mut self, hash: u64) -> &mut [Option<Datagram>] {
         let set = (hash as usize % (self.datagrams.len() / WAYS)) * WAYS;
         &mut self.datagrams[set..set + WAYS]
     }
@@ -82,11 +82,10 @@ impl Fragments {
         port: PortId,
         now: Nanos,
     ) -> Admission {
-        let known = self
-            .ways(hash)
-            .iter_mut()
-            .flatten()
-            .find(|datagram| datagram.key == *key && datagram.id == fragment.id && datagram.until >= now);
+        let known =
+            self.set_of(hash).iter_mut().flatten().find(|datagram| {
+                datagram.key == *key && datagram.id == fragment.id && datagram.expires >= now
+            });
         let Some(datagram) = known else {
             return if fragment.offset == 0 {
                 Admission::Judge
@@ -99,33 +98,36 @@ impl Fragments {
             return Admission::Drop(DropReason::FragmentUnknown);
         }
         // A second first fragment could have ports that nobody judged, even where it adds no byte.
-        if datagram.passed.is_none() || fragment.offset == 0 || !note(&mut datagram.seen, range(fragment)) {
-            datagram.passed = None;
+        if datagram.verdict.is_none()
+            || fragment.offset == 0
+            || !add_range(&mut datagram.seen, range(fragment))
+        {
+            datagram.verdict = None;
             return Admission::Drop(DropReason::FragmentInvalid);
         }
         datagram
-            .passed
-            .map_or(Admission::Drop(DropReason::FragmentInvalid), Admission::As)
+            .verdict
+            .map_or(Admission::Drop(DropReason::FragmentInvalid), Admission::Inherit)
     }
 
     /// Follows the datagram of a first fragment that is forwarded. Where there is no room, one of the same source gives
     /// way to it that has all of its share, else one that came in by the same port, else the one that ends first.
-    pub(crate) fn follow(
+    pub(crate) fn track(
         &mut self,
         key: &FlowKey,
         hash: u64,
         fragment: &Fragment,
         port: PortId,
-        passed: Passed,
+        passed: DatagramVerdict,
         now: Nanos,
     ) {
         let until = now.after(self.timeout);
-        let ways = self.ways(hash);
+        let ways = self.set_of(hash);
         let end = |place: &Option<Datagram>| {
             place
                 .as_ref()
-                .filter(|datagram| datagram.until >= now)
-                .map_or(Nanos(0), |datagram| datagram.until)
+                .filter(|datagram| datagram.expires >= now)
+                .map_or(Nanos(0), |datagram| datagram.expires)
         };
         let of = |may: &dyn Fn(&Datagram) -> bool, share: usize| {
             let like = |place: &&(usize, &Option<Datagram>)| {
@@ -143,20 +145,20 @@ impl Fragments {
                 .flatten()
         };
         let source = source(key.src);
-        let index = of(&|other| self::source(other.key.src) == source, WAYS_OF_SOURCE)
-            .or_else(|| of(&|other| other.port == port, WAYS_OF_PORT))
+        let index = of(&|other| self::source(other.key.src) == source, MAX_PER_SOURCE)
+            .or_else(|| of(&|other| other.port == port, MAX_PER_PORT))
             .or_else(|| (0..WAYS).min_by_key(|index| ways.get(*index).map_or(Nanos(u64::MAX), end)));
-        let Some(place) = index.and_then(|index| self.ways(hash).get_mut(index)) else {
+        let Some(place) = index.and_then(|index| self.set_of(hash).get_mut(index)) else {
             return;
         };
-        let mut seen = [(0, 0); RANGES];
+        let mut seen = [(0, 0); MAX_RANGES];
         seen[0] = range(fragment);
         *place = Some(Datagram {
             key: *key,
             id: fragment.id,
             port,
-            until,
-            passed: Some(passed),
+            expires: until,
+            verdict: Some(passed),
             seen,
         });
     }
@@ -177,7 +179,7 @@ fn range(fragment: &Fragment) -> (u16, u16) {
 }
 
 /// Adds a range to those seen; answers false where it meets one of them, or there is no room to remember it.
-fn note(seen: &mut [(u16, u16); RANGES], (begin, end): (u16, u16)) -> bool {
+fn add_range(seen: &mut [(u16, u16); MAX_RANGES], (begin, end): (u16, u16)) -> bool {
     if seen.iter().any(|(from, to)| begin < *to && *from < end) {
         return false;
     }

@@ -48,9 +48,9 @@ pub(super) struct TableMemory {
     pub(super) entries: &'static mut [Entry],
     /// By segment: entries from here on have never been used. Raised before such an entry is; believed only as far as it
     /// saves reading.
-    pub(super) reached: &'static mut [u32],
+    pub(super) high_water: &'static mut [u32],
     /// Entries of one segment.
-    pub(super) segment: usize,
+    pub(super) segment_entries: usize,
 }
 
 /// Why memory cannot hold a flow table.
@@ -93,12 +93,12 @@ fn per_segment(entries: usize) -> usize {
 }
 
 /// The most entries: an index slot has 31 bits for them.
-const MOST: usize = 1 << 30;
+const MAX_ENTRIES: usize = 1 << 30;
 
 impl FlowMemory {
     /// Bytes that [`Self::open`] needs for a number of entries: a multiple of 256 of them, 4,096 at least.
     pub fn required_bytes(entries: usize) -> usize {
-        HEADER_BYTES + SEGMENTS * per_segment(entries.min(MOST)) * ENTRY_BYTES
+        HEADER_BYTES + SEGMENTS * per_segment(entries.min(MAX_ENTRIES)) * ENTRY_BYTES
     }
 
     /// Takes memory over. Where it holds the table of a predecessor with the same layout and number of entries, its
@@ -111,8 +111,11 @@ impl FlowMemory {
         seed: u64,
         now: Nanos,
     ) -> Result<Self, FlowMemoryError> {
-        if entries > MOST {
-            return Err(FlowMemoryError::TooMany { entries, most: MOST });
+        if entries > MAX_ENTRIES {
+            return Err(FlowMemoryError::TooMany {
+                entries,
+                most: MAX_ENTRIES,
+            });
         }
         let needed = Self::required_bytes(entries);
         let have = memory.len();
@@ -157,8 +160,11 @@ impl FlowMemory {
 
     /// Memory of this process alone, which goes with it: for tests, benchmarks and replays.
     pub fn private(entries: usize, seed: u64) -> Result<Self, FlowMemoryError> {
-        if entries > MOST {
-            return Err(FlowMemoryError::TooMany { entries, most: MOST });
+        if entries > MAX_ENTRIES {
+            return Err(FlowMemoryError::TooMany {
+                entries,
+                most: MAX_ENTRIES,
+            });
         }
         let words = vec![0u64; Self::required_bytes(entries).div_ceil(8)];
         Self::open(
@@ -187,8 +193,8 @@ impl FlowMemory {
                 (entries, reached, begin) = (rest, rest_reached, end);
                 TableMemory {
                     entries: own,
-                    reached: own_reached,
-                    segment,
+                    high_water: own_reached,
+                    segment_entries: segment,
                 }
             })
             .collect()

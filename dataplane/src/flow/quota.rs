@@ -8,11 +8,11 @@ const WIDTH: usize = 4096;
 
 /// What the endpoints hold of one thing.
 #[derive(Debug)]
-pub(crate) struct Holdings {
+pub(crate) struct QuotaSketch {
     rows: [Box<[u32]>; 2],
 }
 
-impl Holdings {
+impl QuotaSketch {
     pub(crate) fn new() -> Self {
         Self {
             rows: std::array::from_fn(|_| vec![0; WIDTH].into_boxed_slice()),
@@ -21,26 +21,26 @@ impl Holdings {
 
     /// How many an account holds at most.
     #[inline]
-    pub(crate) fn of(&self, account: u32) -> u32 {
-        let [first, second] = places(account);
+    pub(crate) fn estimate(&self, account: u32) -> u32 {
+        let [first, second] = columns(account);
         self.rows[0][first].min(self.rows[1][second])
     }
 
     pub(crate) fn add(&mut self, account: u32) {
-        for (row, place) in self.rows.iter_mut().zip(places(account)) {
+        for (row, place) in self.rows.iter_mut().zip(columns(account)) {
             row[place] = row[place].saturating_add(1);
         }
     }
 
     pub(crate) fn remove(&mut self, account: u32) {
-        for (row, place) in self.rows.iter_mut().zip(places(account)) {
+        for (row, place) in self.rows.iter_mut().zip(columns(account)) {
             row[place] = row[place].saturating_sub(1);
         }
     }
 }
 
 #[inline]
-fn places(account: u32) -> [usize; 2] {
+fn columns(account: u32) -> [usize; 2] {
     [account as usize % WIDTH, (account as usize >> 16) % WIDTH]
 }
 
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn nobody_is_counted_for_less_than_it_holds() {
-        let mut holdings = Holdings::new();
+        let mut holdings = QuotaSketch::new();
         let account = |n: u32| n.wrapping_mul(0x9e37_79b1);
         for n in 0..2000 {
             for _ in 0..=n % 7 {
@@ -58,15 +58,15 @@ mod tests {
             }
         }
         let exact = (0..2000)
-            .filter(|n| holdings.of(account(*n)) == n % 7 + 1)
+            .filter(|n| holdings.estimate(account(*n)) == n % 7 + 1)
             .count();
-        assert!((0..2000).all(|n| holdings.of(account(n)) > n % 7));
+        assert!((0..2000).all(|n| holdings.estimate(account(n)) > n % 7));
         assert!(exact > 1500, "{exact} of 2000");
         for n in 0..2000 {
             for _ in 0..=n % 7 {
                 holdings.remove(account(n));
             }
         }
-        assert!((0..2000).all(|n| holdings.of(account(n)) == 0));
+        assert!((0..2000).all(|n| holdings.estimate(account(n)) == 0));
     }
 }

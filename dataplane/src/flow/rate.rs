@@ -5,24 +5,24 @@ use crate::time::Nanos;
 
 /// A limit for each endpoint: some share one, nobody knows which.
 #[derive(Debug)]
-pub(crate) struct Shares(Box<[TokenBucket]>);
+pub(crate) struct EndpointLimiter(Box<[TokenBucket]>);
 
 /// So many of them: a power of two.
-const SHARES: usize = 1024;
+const BUCKETS: usize = 1024;
 
-impl Shares {
+impl EndpointLimiter {
     pub(crate) fn new(limit: RateLimit) -> Self {
-        Self(vec![TokenBucket::new(limit); SHARES].into_boxed_slice())
+        Self(vec![TokenBucket::new(limit); BUCKETS].into_boxed_slice())
     }
 
     /// The one of an account.
-    pub(crate) fn of(&mut self, account: u32) -> &mut TokenBucket {
-        &mut self.0[account as usize % SHARES]
+    pub(crate) fn bucket(&mut self, account: u32) -> &mut TokenBucket {
+        &mut self.0[account as usize % BUCKETS]
     }
 
     /// Whether the one of an account has a token.
     pub(crate) fn has(&self, account: u32, now: Nanos) -> bool {
-        self.0[account as usize % SHARES].has(now)
+        self.0[account as usize % BUCKETS].has(now)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The verification tags of an SCTP association: they tell an ABORT or SHUTDOWN COMPLETE that an end may have sent from one
 //! that somebody made up (RFC 9260 8.5).
 
-use super::{state::Direction, tcp::Windows};
+use super::{state::FlowDirection, tcp::Windows};
 use crate::wire::{Packet, Transport};
 
 const INIT: u8 = 1;
@@ -45,14 +45,14 @@ impl Chunk {
 
 /// Takes note of the tags of a packet that is forwarded. The first ones count: an association has the same to its end.
 #[cold]
-pub(crate) fn observe(windows: &mut Windows, direction: Direction, frame: &[u8], packet: &Packet) {
+pub(crate) fn observe(windows: &mut Windows, direction: FlowDirection, frame: &[u8], packet: &Packet) {
     let Some(chunk) = Chunk::of(frame, packet) else {
         return;
     };
-    let back = direction.flipped();
+    let back = direction.reversed();
     match chunk.kind {
         // An INIT may be sent once more with another tag, until it is answered.
-        INIT if direction == Direction::Original && windows.tag(direction).is_none() => {
+        INIT if direction == FlowDirection::Original && windows.tag(direction).is_none() => {
             windows.set_tag(back, chunk.initiate);
         }
         INIT => {}
@@ -67,8 +67,13 @@ pub(crate) fn observe(windows: &mut Windows, direction: Direction, frame: &[u8],
 
 /// Whether an ABORT or SHUTDOWN COMPLETE can be of the end that it says it is of. Where no tag is known, anything can.
 #[cold]
-pub(crate) fn believes_end(windows: &Windows, direction: Direction, frame: &[u8], packet: &Packet) -> bool {
-    let tags = [direction, direction.flipped()].map(|way| windows.tag(way));
+pub(crate) fn accepts_close(
+    windows: &Windows,
+    direction: FlowDirection,
+    frame: &[u8],
+    packet: &Packet,
+) -> bool {
+    let tags = [direction, direction.reversed()].map(|way| windows.tag(way));
     let Some(chunk) = Chunk::of(frame, packet) else {
         return false;
     };

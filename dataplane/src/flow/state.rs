@@ -43,8 +43,8 @@ macro_rules! states {
 
             /// Which entries go first when there is no room.
             #[inline]
-            pub(crate) fn standing(self) -> Standing {
-                match self { $(State::$variant => Standing::$list,)+ }
+            pub(crate) fn eviction_class(self) -> EvictionClass {
+                match self { $(State::$variant => EvictionClass::$list,)+ }
             }
         }
     };
@@ -52,9 +52,9 @@ macro_rules! states {
 
 /// Which entries go first when there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum EvictionClass {
     /// Both ends have spoken: never thrown out.
-    Kept,
+    Open,
     /// One end has spoken, or it is not known who began: limited in number, thrown out after closed ones.
     HalfOpen,
     /// It is over: thrown out first.
@@ -65,15 +65,15 @@ states! {
     /// SYN seen.
     TcpSyn = 1, "tcp-syn", tcp_syn, HalfOpen;
     /// SYN answered.
-    TcpHandshake = 2, "tcp-handshake", tcp_handshake, Kept;
+    TcpHandshake = 2, "tcp-handshake", tcp_handshake, Open;
     /// Handshake complete, or picked up.
-    TcpEstablished = 3, "tcp-established", tcp_established, Kept;
+    TcpEstablished = 3, "tcp-established", tcp_established, Open;
     /// Begun without SYN: it is not known who began, each direction is judged on its own.
     TcpMidstream = 4, "tcp-midstream", tcp_midstream, HalfOpen;
     /// The original side has sent FIN.
-    TcpFinOriginal = 5, "tcp-fin-original", tcp_fin, Kept;
+    TcpFinOriginal = 5, "tcp-fin-original", tcp_fin, Open;
     /// The reply side has sent FIN.
-    TcpFinReply = 6, "tcp-fin-reply", tcp_fin, Kept;
+    TcpFinReply = 6, "tcp-fin-reply", tcp_fin, Open;
     /// Both have.
     TcpTimeWait = 7, "tcp-time-wait", tcp_time_wait, Closed;
     /// The original side has sent RST, as it seems.
@@ -85,11 +85,11 @@ states! {
     /// UDP, answered: a question and its answer are over with that, so it may give way to others.
     UdpAnswered = 11, "udp-answered", udp_answered, Closed;
     /// UDP, and the original side has gone on after the answer.
-    UdpEstablished = 12, "udp-established", udp_established, Kept;
+    UdpEstablished = 12, "udp-established", udp_established, Open;
     /// SCTP, one direction seen.
     SctpNew = 13, "sctp-new", sctp_new, HalfOpen;
     /// SCTP, both seen.
-    SctpEstablished = 14, "sctp-established", sctp_established, Kept;
+    SctpEstablished = 14, "sctp-established", sctp_established, Open;
     /// SCTP after SHUTDOWN COMPLETE or ABORT.
     SctpClosed = 15, "sctp-closed", sctp_closed, Closed;
     /// Echo request seen.
@@ -99,7 +99,7 @@ states! {
     /// Another protocol, one direction seen.
     OtherNew = 18, "other-new", other, HalfOpen;
     /// Another protocol, both seen.
-    OtherEstablished = 19, "other-established", other, Kept;
+    OtherEstablished = 19, "other-established", other, Open;
     /// Policy has cut it. It stands for nothing any more, but keeps a late packet of one end from beginning a flow that
     /// would let the other one in again.
     Revoked = 20, "revoked", revoked, HalfOpen;
@@ -113,24 +113,24 @@ impl State {
             self,
             TcpTimeWait | TcpResetOriginal | TcpResetReply | SctpClosed | Revoked
         );
-        self.standing() != Standing::HalfOpen && !over
+        self.eviction_class() != EvictionClass::HalfOpen && !over
     }
 }
 
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Direction {
+pub enum FlowDirection {
     /// As the packet that began it.
     Original = 0,
     /// Against it.
     Reply = 1,
 }
 
-impl Direction {
+impl FlowDirection {
     /// The other one.
     #[must_use]
-    pub const fn flipped(self) -> Self {
+    pub const fn reversed(self) -> Self {
         match self {
             Self::Original => Self::Reply,
             Self::Reply => Self::Original,
@@ -140,7 +140,7 @@ impl Direction {
 
 /// What a packet means to the state of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Segment {
+pub enum FlowEvent {
     /// TCP SYN alone.
     Syn,
     /// TCP SYN and ACK.
@@ -152,28 +152,28 @@ pub enum Segment {
     /// TCP RST.
     Rst,
     /// TCP flags that no segment has.
-    Bad,
+    InvalidFlags,
     /// SCTP INIT.
     Init,
     /// SCTP ABORT or SHUTDOWN COMPLETE.
-    End,
+    Close,
     /// ICMP echo reply.
     EchoReply,
     /// Anything else.
     Data,
 }
 
-impl Segment {
+impl FlowEvent {
     /// Every kind.
-    pub const ALL: &[Segment] = &[
+    pub const ALL: &[FlowEvent] = &[
         Self::Syn,
         Self::SynAck,
         Self::Ack,
         Self::Fin,
         Self::Rst,
-        Self::Bad,
+        Self::InvalidFlags,
         Self::Init,
-        Self::End,
+        Self::Close,
         Self::EchoReply,
         Self::Data,
     ];
@@ -184,7 +184,7 @@ impl Segment {
         match packet.transport {
             Transport::Tcp { flags, .. } => Self::of_tcp(flags),
             Transport::Sctp { chunk: 1, .. } => Self::Init,
-            Transport::Sctp { chunk: 6 | 14, .. } => Self::End,
+            Transport::Sctp { chunk: 6 | 14, .. } => Self::Close,
             Transport::Echo { request: false, .. } => Self::EchoReply,
             _ => Self::Data,
         }
@@ -202,7 +202,7 @@ impl Segment {
             SYN_ACK => Self::SynAck,
             FIN_ACK => Self::Fin,
             TcpFlags::RST | RST_ACK => Self::Rst,
-            _ => Self::Bad, // nothing at all, FIN without ACK, SYN with FIN or RST, FIN with RST
+            _ => Self::InvalidFlags, // nothing at all, FIN without ACK, SYN with FIN or RST, FIN with RST
         }
     }
 }
@@ -215,25 +215,25 @@ pub enum Action {
     /// It passes, but the entry still ends when it would have.
     PassUnrefreshed,
     /// The flow is over and this packet begins another one: judge it as new.
-    Renew,
+    Reopen,
     /// Judge it as new. If it is allowed it passes, but answers to it are judged as new, too.
-    Alone,
+    JudgeAlone,
     /// Nothing admits it: drop as `tcp-invalid`.
     Invalid,
 }
 
 /// [`rule`] for every case, by number of the state less one, direction and segment: looked up for every packet, where
 /// following the rules would take as long as all the rest of its judgement.
-static NEXT: [[[(State, Action); Segment::ALL.len()]; 2]; State::ALL.len()] = {
-    let mut table = [[[(State::Revoked, Action::Invalid); Segment::ALL.len()]; 2]; State::ALL.len()];
+static NEXT: [[[(State, Action); FlowEvent::ALL.len()]; 2]; State::ALL.len()] = {
+    let mut table = [[[(State::Revoked, Action::Invalid); FlowEvent::ALL.len()]; 2]; State::ALL.len()];
     let mut state = 0;
     while state < State::ALL.len() {
         let mut number = 0;
-        while number < Segment::ALL.len() {
-            let segment = Segment::ALL[number];
+        while number < FlowEvent::ALL.len() {
+            let segment = FlowEvent::ALL[number];
             let [original, reply] = &mut table[state];
-            original[segment as usize] = rule(State::ALL[state], Direction::Original, segment);
-            reply[segment as usize] = rule(State::ALL[state], Direction::Reply, segment);
+            original[segment as usize] = rule(State::ALL[state], FlowDirection::Original, segment);
+            reply[segment as usize] = rule(State::ALL[state], FlowDirection::Reply, segment);
             number += 1;
         }
         state += 1;
@@ -243,14 +243,14 @@ static NEXT: [[[(State, Action); Segment::ALL.len()]; 2]; State::ALL.len()] = {
 
 /// The state after a packet, and what to do with it. Total: every state, direction and segment has an answer.
 #[inline]
-pub fn next(state: State, direction: Direction, segment: Segment) -> (State, Action) {
+pub fn next(state: State, direction: FlowDirection, segment: FlowEvent) -> (State, Action) {
     NEXT[state as usize - 1][direction as usize][segment as usize]
 }
 
-const fn rule(state: State, direction: Direction, segment: Segment) -> (State, Action) {
-    use Action::{Alone, Invalid, Pass, PassUnrefreshed, Renew};
-    use Direction::{Original, Reply};
-    use Segment::{Ack, Bad, EchoReply, End, Fin, Init, Rst, Syn, SynAck};
+const fn rule(state: State, direction: FlowDirection, segment: FlowEvent) -> (State, Action) {
+    use Action::{Invalid, JudgeAlone, Pass, PassUnrefreshed, Reopen};
+    use FlowDirection::{Original, Reply};
+    use FlowEvent::{Ack, Close, EchoReply, Fin, Init, InvalidFlags, Rst, Syn, SynAck};
     use State::{
         IcmpAnswered, IcmpNew, OtherEstablished, OtherNew, Revoked, SctpClosed, SctpEstablished, SctpNew,
         TcpEstablished, TcpFinOriginal, TcpFinReply, TcpHandshake, TcpMidstream, TcpResetOriginal,
@@ -266,20 +266,20 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
             TcpSyn | TcpHandshake | TcpEstablished | TcpMidstream | TcpFinOriginal | TcpFinReply
             | TcpTimeWait | TcpResetOriginal | TcpResetReply,
             _,
-            Bad,
+            InvalidFlags,
         ) => (state, Invalid),
 
         // Cut by policy. Only what proves that an end begins anew ends that.
-        (Revoked, _, Bad) => (Revoked, Invalid),
-        (Revoked, _, Syn | Init) => (Revoked, Renew),
-        (Revoked, _, _) => (Revoked, Alone),
+        (Revoked, _, InvalidFlags) => (Revoked, Invalid),
+        (Revoked, _, Syn | Init) => (Revoked, Reopen),
+        (Revoked, _, _) => (Revoked, JudgeAlone),
 
         // Opening (RFC 9293 3.5). A SYN is never an answer: where both open at once, both have to be allowed.
         (TcpSyn, Original, Syn) => (TcpSyn, Pass),
         (TcpSyn, Original, SynAck) => (TcpSyn, Invalid),
-        (TcpSyn, Reply, Syn) => (TcpHandshake, Alone),
+        (TcpSyn, Reply, Syn) => (TcpHandshake, JudgeAlone),
         (TcpSyn, Reply, SynAck) => (TcpHandshake, Pass),
-        (TcpHandshake, Reply, Syn) => (TcpHandshake, Alone),
+        (TcpHandshake, Reply, Syn) => (TcpHandshake, JudgeAlone),
         (TcpHandshake, _, Syn | SynAck) => (TcpHandshake, Pass),
         (TcpHandshake, Original, Ack) => (TcpEstablished, Pass),
         // The answer to an old half of a connection: it keeps neither from opening.
@@ -290,12 +290,12 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
         // Open. A SYN of the original side is answered by a challenge (RFC 5961 4); one of the other side begins
         // a connection that nobody has judged.
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Original, Syn | SynAck) => (state, Pass),
-        (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, Syn) => (state, Alone),
+        (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, Syn) => (state, JudgeAlone),
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, SynAck) => (state, Pass),
         (TcpEstablished | TcpFinOriginal | TcpFinReply, _, Ack) => (state, Pass),
 
         // Begun in the middle: a SYN shows who begins.
-        (TcpMidstream, _, Syn) => (TcpMidstream, Renew),
+        (TcpMidstream, _, Syn) => (TcpMidstream, Reopen),
         (TcpMidstream, _, SynAck | Ack | Fin) => (TcpMidstream, Pass),
         (TcpMidstream, _, Rst) => (TcpMidstream, PassUnrefreshed),
 
@@ -305,7 +305,7 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
         (TcpFinReply, Original, Fin) | (TcpFinOriginal, Reply, Fin) => (TcpTimeWait, Pass),
         (TcpTimeWait, _, Ack | Fin) => (TcpTimeWait, PassUnrefreshed),
         (TcpTimeWait, _, SynAck) => (TcpTimeWait, Invalid),
-        (TcpTimeWait | TcpResetOriginal | TcpResetReply, _, Syn) => (state, Renew),
+        (TcpTimeWait | TcpResetOriginal | TcpResetReply, _, Syn) => (state, Reopen),
 
         // Reset, if it was one.
         (TcpTimeWait, _, Rst) => (TcpTimeWait, PassUnrefreshed),
@@ -317,11 +317,11 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
         (_, _, Rst) => (reset, Pass),
 
         // SCTP (RFC 9260 4).
-        (SctpClosed, _, Init) => (SctpClosed, Renew),
-        (SctpNew | SctpEstablished | SctpClosed, _, End) => (SctpClosed, Pass),
+        (SctpClosed, _, Init) => (SctpClosed, Reopen),
+        (SctpNew | SctpEstablished | SctpClosed, _, Close) => (SctpClosed, Pass),
         (SctpClosed, _, _) => (SctpClosed, PassUnrefreshed),
         // As a SYN: where both begin at once, both have to be allowed.
-        (SctpNew | SctpEstablished, Reply, Init) => (state, Alone),
+        (SctpNew | SctpEstablished, Reply, Init) => (state, JudgeAlone),
         (SctpNew, Reply, _) => (SctpEstablished, Pass),
 
         // The others: a packet each way.
@@ -329,7 +329,7 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
         (UdpAnswered, Original, _) => (UdpEstablished, Pass),
         // Only an echo reply answers: a request of the other side, or another message with the same key, is a new one.
         (IcmpNew | IcmpAnswered, Reply, EchoReply) => (IcmpAnswered, Pass),
-        (IcmpNew | IcmpAnswered, Reply, _) => (state, Renew),
+        (IcmpNew | IcmpAnswered, Reply, _) => (state, Reopen),
         (OtherNew, Reply, _) => (OtherEstablished, Pass),
         (
             SctpNew | SctpEstablished | UdpNew | UdpAnswered | UdpEstablished | IcmpNew | IcmpAnswered
@@ -351,13 +351,15 @@ const fn rule(state: State, direction: Direction, segment: Segment) -> (State, A
 /// The state in which an allowed packet begins a flow; None where it makes no entry: what is no beginning (a reset, an
 /// echo reply, ICMP but echo) or has no layer 4.
 #[inline]
-pub fn begin(packet: &Packet) -> Option<State> {
-    match (packet.transport, Segment::of(packet)) {
-        (Transport::Tcp { .. }, Segment::Syn) => Some(State::TcpSyn),
-        (Transport::Tcp { .. }, Segment::SynAck | Segment::Ack | Segment::Fin) => Some(State::TcpMidstream),
+pub fn initial_state(packet: &Packet) -> Option<State> {
+    match (packet.transport, FlowEvent::of(packet)) {
+        (Transport::Tcp { .. }, FlowEvent::Syn) => Some(State::TcpSyn),
+        (Transport::Tcp { .. }, FlowEvent::SynAck | FlowEvent::Ack | FlowEvent::Fin) => {
+            Some(State::TcpMidstream)
+        }
         (Transport::Tcp { .. }, _) => None,
         (Transport::Udp { .. }, _) => Some(State::UdpNew),
-        (Transport::Sctp { .. }, Segment::End) => None,
+        (Transport::Sctp { .. }, FlowEvent::Close) => None,
         (Transport::Sctp { .. }, _) => Some(State::SctpNew),
         (Transport::Echo { request: true, .. }, _) => Some(State::IcmpNew),
         (Transport::Other, _) => Some(State::OtherNew),
@@ -376,8 +378,8 @@ mod tests {
     fn the_table() {
         let mut text = String::new();
         for state in State::ALL {
-            for direction in [Direction::Original, Direction::Reply] {
-                for segment in Segment::ALL {
+            for direction in [FlowDirection::Original, FlowDirection::Reply] {
+                for segment in FlowEvent::ALL {
                     let (after, action) = next(*state, direction, *segment);
                     let line = format!("{} {direction:?} {segment:?}", state.name());
                     writeln!(text, "{line:40} -> {:20} {action:?}", after.name()).unwrap_or_default();
@@ -402,10 +404,15 @@ mod tests {
     #[test]
     fn a_reply_never_renews_an_open_flow() {
         for state in State::ALL {
-            for segment in Segment::ALL {
-                let (_, action) = next(*state, Direction::Reply, *segment);
-                if action == Action::Renew {
-                    assert_ne!(state.standing(), Standing::Kept, "{} {segment:?}", state.name());
+            for segment in FlowEvent::ALL {
+                let (_, action) = next(*state, FlowDirection::Reply, *segment);
+                if action == Action::Reopen {
+                    assert_ne!(
+                        state.eviction_class(),
+                        EvictionClass::Open,
+                        "{} {segment:?}",
+                        state.name()
+                    );
                 }
             }
         }

@@ -5,19 +5,19 @@
 //! most. Entries that may be thrown out stand in one of two lists, oldest first. Index, lists and free places are private
 //! and are built from the entries when the table is opened.
 //!
-//! All flows share its places. That nobody takes everybody's is seen to by [`Holdings`]: an endpoint may begin so many
+//! All flows share its places. That nobody takes everybody's is seen to by [`QuotaSketch`]: an endpoint may begin so many
 //! flows and no more, and where there is no place left, flows of who holds most give way to those of who holds less.
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
 use super::{
     FlowConfig, FlowRecord, RateLimit, Timeouts,
-    entry::{Entry, Stamp},
+    entry::{DecisionStamp, Entry},
     hash::{KeyHash, Seed},
     memory::{FlowMemory, TableMemory},
-    quota::Holdings,
+    quota::QuotaSketch,
     rate::TokenBucket,
-    state::{Direction, Standing, State},
+    state::{EvictionClass, FlowDirection, State},
 };
 use crate::{prefetch::prefetch, time::Nanos, wire::FlowKey};
 
@@ -40,7 +40,7 @@ impl Bucket {
         found
     }
 
-    fn room(&self) -> usize {
+    fn free_slots(&self) -> usize {
         self.0.iter().filter(|slot| **slot as u32 == 0).count()
     }
 }
@@ -54,11 +54,11 @@ impl Hint {
 
     /// The entry and the direction that a slot's lower half names.
     #[inline]
-    fn place(self) -> Option<(usize, Direction)> {
+    fn decode(self) -> Option<(usize, FlowDirection)> {
         let direction = if self.0 & 1 == 0 {
-            Direction::Original
+            FlowDirection::Original
         } else {
-            Direction::Reply
+            FlowDirection::Reply
         };
         Some(((self.0 as usize >> 1).checked_sub(1)?, direction))
     }
@@ -89,7 +89,7 @@ const EMPTY_LIST: List = List {
 
 /// Why there is no place for a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoPlace {
+pub(crate) enum InsertError {
     /// Every place is taken by an entry that may not be thrown out.
     Full,
     /// Too many half-open entries, all of them young.
@@ -108,10 +108,10 @@ pub(crate) struct Activity {
 }
 
 /// Entries looked at for one to give way: of a list from its oldest on, and of all from where the last look ended.
-const LOOKED_AT: usize = 32;
+const EVICTION_SCAN: usize = 32;
 
 /// Searches for flows that give way.
-const SEARCHES: RateLimit = RateLimit {
+const EVICTION_SEARCH_LIMIT: RateLimit = RateLimit {
     per_second: 2000,
     burst: 256,
 };
@@ -126,10 +126,10 @@ pub(crate) struct FlowTable {
     /// Places of entries that were used once.
     free: Vec<u32>,
     /// Places from here on have never been used.
-    fresh: usize,
+    next_unused: usize,
     /// `fresh`, for a successor: by segment, of so many entries each.
-    reached: &'static mut [u32],
-    segment: usize,
+    high_water: &'static mut [u32],
+    segment_entries: usize,
     links: Box<[Link]>,
     half_open: List,
     closed: List,
@@ -138,8 +138,8 @@ pub(crate) struct FlowTable {
     /// Whether packets may have passed before this process began.
     unseen: bool,
     /// Flows by the endpoints at both their ends, and the half-open ones among them.
-    flows: Holdings,
-    half_open_flows: Holdings,
+    flows: QuotaSketch,
+    half_open_flows: QuotaSketch,
     /// Where the sweep goes on, and the search for idle flows.
     sweep: usize,
     idle: usize,
@@ -197,7 +197,7 @@ impl FlowMemory {
             .collect();
         for stray in strays {
             let shard = seed.key(&stray.key()).shard();
-            tables[usize::from(shard) % workers].take_in(stray, now);
+            tables[usize::from(shard) % workers].insert_inherited(stray, now);
         }
         tables
     }
@@ -214,8 +214,8 @@ impl FlowTable {
     ) -> Self {
         let TableMemory {
             entries,
-            reached,
-            segment,
+            high_water: reached,
+            segment_entries: segment,
         } = memory;
         let count = entries.len();
         let buckets = buckets(bucket_count(count));
@@ -230,21 +230,21 @@ impl FlowTable {
             mask: buckets.len() - 1,
             buckets,
             free: Vec::with_capacity(count),
-            fresh,
-            reached,
-            segment,
+            next_unused: fresh,
+            high_water: reached,
+            segment_entries: segment,
             links: zeroed(count),
             half_open: EMPTY_LIST,
             closed: EMPTY_LIST,
             limits: Limits::new(count, config),
             timeouts: config.timeouts.clone(),
             unseen: config.unseen,
-            flows: Holdings::new(),
-            half_open_flows: Holdings::new(),
+            flows: QuotaSketch::new(),
+            half_open_flows: QuotaSketch::new(),
             sweep: 0,
             idle: 0,
-            searches: TokenBucket::new(SEARCHES),
-            own_searches: TokenBucket::new(SEARCHES),
+            searches: TokenBucket::new(EVICTION_SEARCH_LIMIT),
+            own_searches: TokenBucket::new(EVICTION_SEARCH_LIMIT),
             seed,
             activity: Activity::default(),
         };
@@ -266,14 +266,14 @@ impl FlowTable {
         if entry.state().is_some() {
             let key = entry.key();
             let charged = [key.src, key.dst].map(|addr| seed.account(addr));
-            if entry.adopt(|key| check(&seed, key), charged, self.unseen, now) {
+            if entry.inherit(|key| check(&seed, key), charged, self.unseen, now) {
                 let hash = seed.key(&key);
                 if !owned(hash.shard()) {
                     strays.push(*entry);
                 } else if self.find(hash, &key).is_none() && self.index_both(index, &key) {
                     // A flow that is there twice is not of our writing.
-                    self.account_for(index);
-                    self.enlist(index, now);
+                    self.charge_accounts(index);
+                    self.link(index, now);
                     self.activity.inherited += 1;
                     return;
                 }
@@ -284,25 +284,25 @@ impl FlowTable {
     }
 
     /// Gives a flow a place that lay in another table's memory.
-    fn take_in(&mut self, stray: Entry, now: Nanos) {
+    fn insert_inherited(&mut self, stray: Entry, now: Nanos) {
         let (key, Some(state)) = (stray.key(), stray.state()) else {
             return;
         };
         if self.find(self.seed.key(&key), &key).is_some() {
             return;
         }
-        let Some(index) = self.next_free() else { return };
+        let Some(index) = self.allocate() else { return };
         self.entries[index] = stray;
         self.entries[index].free();
         if self.index_both(index, &key) {
-            self.use_place(index, state, now);
+            self.mark_used(index, state, now);
             self.activity.inherited += 1;
         }
     }
 
     /// The two buckets of a hash and its tag.
     #[inline]
-    fn places(&self, hash: KeyHash) -> (usize, usize, u32) {
+    fn bucket_pair(&self, hash: KeyHash) -> (usize, usize, u32) {
         let tag = (hash.directed >> 32) as u32;
         let first = hash.directed as usize & self.mask;
         let second = first ^ ((tag as usize).wrapping_mul(0x9e37_79b1) | 1) & self.mask;
@@ -311,14 +311,14 @@ impl FlowTable {
 
     /// Asks for the bucket of a key.
     #[inline]
-    pub(crate) fn expect(&self, hash: KeyHash) {
+    pub(crate) fn prefetch_buckets(&self, hash: KeyHash) {
         prefetch(&self.buckets[hash.directed as usize & self.mask]);
     }
 
     /// Asks for the entry that the buckets of a key seem to lead to, and says which that is.
     #[inline]
-    pub(crate) fn expect_entry(&self, hash: KeyHash) -> Hint {
-        let (first, second, tag) = self.places(hash);
+    pub(crate) fn prefetch_entry(&self, hash: KeyHash) -> Hint {
+        let (first, second, tag) = self.bucket_pair(hash);
         let mut slots = &self.buckets[first];
         let mut found = slots.tagged(tag);
         if found == 0 {
@@ -329,10 +329,10 @@ impl FlowTable {
             return Hint::NONE;
         }
         let hint = Hint(slots.0[found.trailing_zeros() as usize % SLOTS] as u32);
-        if let Some((index, _)) = hint.place()
+        if let Some((index, _)) = hint.decode()
             && let Some(entry) = self.entries.get(index)
         {
-            entry.expect();
+            entry.prefetch();
         }
         hint
     }
@@ -340,29 +340,29 @@ impl FlowTable {
     /// What [`Self::find`] would answer, if the hint still leads there. A key has one entry at most: an entry in use with
     /// this key is the one.
     #[inline(always)]
-    pub(crate) fn find_hinted(&self, key: &FlowKey, hint: Hint) -> Option<(usize, Direction)> {
-        let (index, direction) = hint.place()?;
+    pub(crate) fn find_hinted(&self, key: &FlowKey, hint: Hint) -> Option<(usize, FlowDirection)> {
+        let (index, direction) = hint.decode()?;
         let entry = self.entries.get(index)?;
-        (entry.state().is_some() && entry.is(key, direction)).then_some((index, direction))
+        (entry.state().is_some() && entry.matches(key, direction)).then_some((index, direction))
     }
 
     /// The entry of a key and which of its directions the key is.
     #[inline(never)]
-    pub(crate) fn find(&self, hash: KeyHash, key: &FlowKey) -> Option<(usize, Direction)> {
-        let (first, second, tag) = self.places(hash);
+    pub(crate) fn find(&self, hash: KeyHash, key: &FlowKey) -> Option<(usize, FlowDirection)> {
+        let (first, second, tag) = self.bucket_pair(hash);
         self.find_in(first, tag, key)
             .or_else(|| self.find_in(second, tag, key))
     }
 
     #[inline]
-    fn find_in(&self, bucket: usize, tag: u32, key: &FlowKey) -> Option<(usize, Direction)> {
+    fn find_in(&self, bucket: usize, tag: u32, key: &FlowKey) -> Option<(usize, FlowDirection)> {
         let slots = &self.buckets[bucket];
         let mut found = slots.tagged(tag);
         while found != 0 {
             let slot = slots.0[found.trailing_zeros() as usize % SLOTS];
             found &= found - 1;
-            if let Some((index, direction)) = Hint(slot as u32).place()
-                && self.entries[index].is(key, direction)
+            if let Some((index, direction)) = Hint(slot as u32).decode()
+                && self.entries[index].matches(key, direction)
             {
                 return Some((index, direction));
             }
@@ -398,12 +398,12 @@ impl FlowTable {
         if old == state {
             return;
         }
-        if old.standing() == state.standing() {
+        if old.eviction_class() == state.eviction_class() {
             self.entries[index].set_state(state);
         } else {
-            self.delist(index);
+            self.unlink(index);
             self.entries[index].set_state(state);
-            self.enlist(index, now);
+            self.link(index, now);
         }
     }
 
@@ -414,76 +414,76 @@ impl FlowTable {
         key: &FlowKey,
         state: State,
         charged: [u32; 2],
-        stamp: &Stamp,
+        stamp: &DecisionStamp,
         now: Nanos,
-    ) -> Result<usize, NoPlace> {
-        if state.standing() == Standing::HalfOpen {
+    ) -> Result<usize, InsertError> {
+        if state.eviction_class() == EvictionClass::HalfOpen {
             self.admit_half_open(charged, now)?;
         }
-        if self.flows.of(charged[0]) >= self.limits.endpoint && !self.evict_own(charged[0], now) {
-            return Err(NoPlace::Quota);
+        if self.flows.estimate(charged[0]) >= self.limits.endpoint && !self.evict_own(charged[0], now) {
+            return Err(InsertError::Quota);
         }
-        if self.next_free().is_none()
+        if self.allocate().is_none()
             && !self.evict_closed()
             && !self.evict_half_open(now)
             && !self.evict_idle(charged, now)
         {
-            return Err(NoPlace::Full);
+            return Err(InsertError::Full);
         }
-        let index = self.next_free().ok_or(NoPlace::Full)?;
+        let index = self.allocate().ok_or(InsertError::Full)?;
         // Marked used last (see `memory`): a process killed before leaves a free place.
         let mut entry = Entry::new(key, state, check(&self.seed, key), charged, stamp, now);
         entry.free();
         self.entries[index] = entry;
         if !self.index_both(index, key) {
-            return Err(NoPlace::Full);
+            return Err(InsertError::Full);
         }
-        self.use_place(index, state, now);
+        self.mark_used(index, state, now);
         self.activity.created += 1;
         Ok(index)
     }
 
     /// Marks an entry used that is written and indexed.
-    fn use_place(&mut self, index: usize, state: State, now: Nanos) {
+    fn mark_used(&mut self, index: usize, state: State, now: Nanos) {
         if self.free.pop().is_none() {
-            self.fresh = index + 1;
+            self.next_unused = index + 1;
         }
-        let (segment, within) = (index / self.segment, index % self.segment);
-        if let Some(reached) = self.reached.get_mut(segment) {
+        let (segment, within) = (index / self.segment_entries, index % self.segment_entries);
+        if let Some(reached) = self.high_water.get_mut(segment) {
             *reached = (*reached).max(within as u32 + 1);
         }
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         self.entries[index].set_state(state);
-        self.account_for(index);
-        self.enlist(index, now);
+        self.charge_accounts(index);
+        self.link(index, now);
     }
 
-    fn account_for(&mut self, index: usize) {
-        for account in self.entries[index].charged() {
+    fn charge_accounts(&mut self, index: usize) {
+        for account in self.entries[index].accounts() {
             self.flows.add(account);
         }
     }
 
     /// Whether one more half-open flow may be, after others have given way.
-    fn admit_half_open(&mut self, charged: [u32; 2], now: Nanos) -> Result<(), NoPlace> {
+    fn admit_half_open(&mut self, charged: [u32; 2], now: Nanos) -> Result<(), InsertError> {
         for account in charged {
-            if self.half_open_flows.of(account) >= self.limits.endpoint_half_open
+            if self.half_open_flows.estimate(account) >= self.limits.endpoint_half_open
                 && !self.evict_half_open_of(account, now)
             {
-                return Err(NoPlace::HalfOpen);
+                return Err(InsertError::HalfOpen);
             }
         }
         if self.half_open.length >= self.limits.half_open && !self.evict_half_open(now) {
-            return Err(NoPlace::HalfOpen);
+            return Err(InsertError::HalfOpen);
         }
         Ok(())
     }
 
     /// The place that the next entry gets: used ones first, so that a successor has little to read.
-    fn next_free(&self) -> Option<usize> {
+    fn allocate(&self) -> Option<usize> {
         match self.free.last() {
             Some(index) => Some(*index as usize),
-            None => (self.fresh < self.entries.len()).then_some(self.fresh),
+            None => (self.next_unused < self.entries.len()).then_some(self.next_unused),
         }
     }
 
@@ -492,14 +492,14 @@ impl FlowTable {
         if self.entries[index].state().is_none() {
             return;
         }
-        self.delist(index);
-        for account in self.entries[index].charged() {
+        self.unlink(index);
+        for account in self.entries[index].accounts() {
             self.flows.remove(account);
         }
         let key = self.entries[index].key();
         self.entries[index].free();
         for key in [key, key.reversed()] {
-            let (first, second, _) = self.places(self.seed.key(&key));
+            let (first, second, _) = self.bucket_pair(self.seed.key(&key));
             for bucket in [first, second] {
                 for slot in &mut self.buckets[bucket].0 {
                     if *slot as u32 >> 1 == index as u32 + 1 {
@@ -513,14 +513,14 @@ impl FlowTable {
 
     fn index_both(&mut self, index: usize, key: &FlowKey) -> bool {
         let back = key.reversed();
-        if !self.index_one(index, key, Direction::Original) {
+        if !self.index_one(index, key, FlowDirection::Original) {
             return false;
         }
         // A flow from an address and port to itself has one key.
-        if back == *key || self.index_one(index, &back, Direction::Reply) {
+        if back == *key || self.index_one(index, &back, FlowDirection::Reply) {
             return true;
         }
-        let (first, second, _) = self.places(self.seed.key(key));
+        let (first, second, _) = self.bucket_pair(self.seed.key(key));
         for bucket in [first, second] {
             for slot in &mut self.buckets[bucket].0 {
                 if *slot as u32 >> 1 == index as u32 + 1 {
@@ -531,9 +531,9 @@ impl FlowTable {
         false
     }
 
-    fn index_one(&mut self, index: usize, key: &FlowKey, direction: Direction) -> bool {
-        let (first, second, tag) = self.places(self.seed.key(key));
-        let bucket = if self.buckets[second].room() > self.buckets[first].room() {
+    fn index_one(&mut self, index: usize, key: &FlowKey, direction: FlowDirection) -> bool {
+        let (first, second, tag) = self.bucket_pair(self.seed.key(key));
+        let bucket = if self.buckets[second].free_slots() > self.buckets[first].free_slots() {
             second
         } else {
             first
@@ -549,15 +549,15 @@ impl FlowTable {
     }
 
     fn list(&mut self, index: usize) -> Option<&mut List> {
-        match self.entries[index].state()?.standing() {
-            Standing::Kept => None,
-            Standing::HalfOpen => Some(&mut self.half_open),
-            Standing::Closed => Some(&mut self.closed),
+        match self.entries[index].state()?.eviction_class() {
+            EvictionClass::Open => None,
+            EvictionClass::HalfOpen => Some(&mut self.half_open),
+            EvictionClass::Closed => Some(&mut self.closed),
         }
     }
 
     /// Puts an entry at the end of the list that its state belongs to.
-    fn enlist(&mut self, index: usize, now: Nanos) {
+    fn link(&mut self, index: usize, now: Nanos) {
         let Some(list) = self.list(index) else {
             return;
         };
@@ -575,7 +575,7 @@ impl FlowTable {
             self.links[before as usize].next = index as u32;
         }
         if self.is_half_open(index) {
-            for account in self.entries[index].charged() {
+            for account in self.entries[index].accounts() {
                 self.half_open_flows.add(account);
             }
         }
@@ -583,11 +583,11 @@ impl FlowTable {
 
     fn is_half_open(&self, index: usize) -> bool {
         let state = self.entries[index].state();
-        state.is_some_and(|state| state.standing() == Standing::HalfOpen)
+        state.is_some_and(|state| state.eviction_class() == EvictionClass::HalfOpen)
     }
 
     /// Takes an entry out of the list that its state belongs to.
-    fn delist(&mut self, index: usize) {
+    fn unlink(&mut self, index: usize) {
         let Link { prev, next, .. } = self.links[index];
         let Some(list) = self.list(index) else {
             return;
@@ -606,7 +606,7 @@ impl FlowTable {
             self.links[next as usize].prev = prev;
         }
         if self.is_half_open(index) {
-            for account in self.entries[index].charged() {
+            for account in self.entries[index].accounts() {
                 self.half_open_flows.remove(account);
             }
         }
@@ -627,11 +627,11 @@ impl FlowTable {
     /// oldest, too.
     fn evict_half_open_of(&mut self, account: u32, now: Nanos) -> bool {
         let mut at = self.half_open.oldest;
-        for _ in 0..LOOKED_AT {
+        for _ in 0..EVICTION_SCAN {
             if at == NONE || now.since(self.links[at as usize].since) < self.limits.half_open_grace {
                 return false;
             }
-            if self.entries[at as usize].charged().contains(&account) {
+            if self.entries[at as usize].accounts().contains(&account) {
                 return self.evict(at);
             }
             at = self.links[at as usize].next;
@@ -640,8 +640,10 @@ impl FlowTable {
     }
 
     /// What of the table the endpoint at its heavier end holds.
-    fn weight(&self, charged: [u32; 2]) -> u32 {
-        self.flows.of(charged[0]).max(self.flows.of(charged[1]))
+    fn endpoint_load(&self, charged: [u32; 2]) -> u32 {
+        self.flows
+            .estimate(charged[0])
+            .max(self.flows.estimate(charged[1]))
     }
 
     /// The longest idle of a few open flows that a source has begun gives way to its own next one.
@@ -649,25 +651,27 @@ impl FlowTable {
         let grace = self.limits.idle_grace;
         self.own_searches.take(now)
             && self.evict_longest_idle(now, |_, entry, idle| {
-                idle >= grace && entry.charged()[0] == account
+                idle >= grace && entry.accounts()[0] == account
             })
     }
 
     /// The longest idle of a few open flows of endpoints that hold more than those of a new one. Who holds as much as one
     /// endpoint may have begun keeps others out even where all of it is in use: many who agree can begin flows with one.
     fn evict_idle(&mut self, charged: [u32; 2], now: Nanos) -> bool {
-        let weight = self.weight(charged);
+        let weight = self.endpoint_load(charged);
         let Limits {
             endpoint, idle_grace, ..
         } = self.limits;
         if weight >= endpoint {
             // Hardly anybody holds more: one of its own goes.
-            let heavier = charged.into_iter().max_by_key(|account| self.flows.of(*account));
+            let heavier = charged
+                .into_iter()
+                .max_by_key(|account| self.flows.estimate(*account));
             return self.own_searches.take(now)
                 && self.evict_longest_idle(now, |_, entry, idle| {
                     idle >= idle_grace
                         && entry
-                            .charged()
+                            .accounts()
                             .into_iter()
                             .any(|account| Some(account) == heavier)
                 });
@@ -676,19 +680,19 @@ impl FlowTable {
             return false;
         }
         self.evict_longest_idle(now, |table, entry, idle| {
-            let other = table.weight(entry.charged());
+            let other = table.endpoint_load(entry.accounts());
             other > weight + 1 && (idle >= idle_grace || other >= endpoint)
         })
     }
 
     #[cold]
     fn evict_longest_idle(&mut self, now: Nanos, may_go: impl Fn(&Self, &Entry, Nanos) -> bool) -> bool {
-        if self.fresh == 0 {
+        if self.next_unused == 0 {
             return false;
         }
         let mut found: Option<(u32, Nanos)> = None;
-        for _ in 0..LOOKED_AT.min(self.fresh) {
-            self.idle = if self.idle + 1 < self.fresh {
+        for _ in 0..EVICTION_SCAN.min(self.next_unused) {
+            self.idle = if self.idle + 1 < self.next_unused {
                 self.idle + 1
             } else {
                 0
@@ -716,9 +720,9 @@ impl FlowTable {
 
     /// Looks at the next few entries and takes out those that have outlived their time.
     pub(crate) fn sweep(&mut self, budget: usize, now: Nanos) {
-        for _ in 0..budget.min(self.fresh) {
+        for _ in 0..budget.min(self.next_unused) {
             let index = self.sweep;
-            self.sweep = (self.sweep + 1) % self.fresh;
+            self.sweep = (self.sweep + 1) % self.next_unused;
             if self.entries[index].state().is_some() && self.is_expired(index, now) {
                 self.remove(index);
                 self.activity.expired += 1;
@@ -727,10 +731,10 @@ impl FlowTable {
     }
 
     /// Entries in use, that fit, half-open, and how many of those may be.
-    pub(crate) fn fill(&self) -> [u64; 4] {
+    pub(crate) fn occupancy(&self) -> [u64; 4] {
         let capacity = self.entries.len();
         [
-            self.fresh - self.free.len(),
+            self.next_unused - self.free.len(),
             capacity,
             self.half_open.length,
             self.limits.half_open,
@@ -742,7 +746,7 @@ impl FlowTable {
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> (Vec<u32>, Vec<u8>) {
         use zerocopy::IntoBytes;
-        (self.reached.to_vec(), self.entries.as_bytes().to_vec())
+        (self.high_water.to_vec(), self.entries.as_bytes().to_vec())
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -757,7 +761,7 @@ impl FlowTable {
         looks: &mut usize,
         records: &mut Vec<FlowRecord>,
     ) -> Option<usize> {
-        for (index, entry) in self.entries.iter().enumerate().take(self.fresh).skip(from) {
+        for (index, entry) in self.entries.iter().enumerate().take(self.next_unused).skip(from) {
             if records.len() == records.capacity() || *looks == 0 {
                 return Some(index);
             }

@@ -5,13 +5,13 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::state::{Direction, State};
+use super::state::{FlowDirection, State};
 use crate::wire::{Packet, TcpFlags, Transport};
 
 /// A window is never taken for smaller than this: what an end announced before it was seen may have been larger.
-const LEAST_WINDOW_LOG: u8 = 16;
+const MIN_WINDOW_LOG: u8 = 16;
 /// The largest window that TCP has (RFC 7323 2.2), in powers of two.
-const MOST_WINDOW_LOG: u8 = 30;
+const MAX_WINDOW_LOG: u8 = 30;
 
 /// A segment's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ fn window_scale(mut options: &[u8]) -> Option<u8> {
     }
 }
 
-/// What is known of both directions of one connection. Native byte order; indexed by [`Direction`].
+/// What is known of both directions of one connection. Native byte order; indexed by [`FlowDirection`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Windows {
@@ -98,93 +98,93 @@ const SCALE: [u8; 2] = [16, 32];
 
 /// `a - b` on the circle of sequence numbers.
 #[inline]
-fn ahead(a: u32, b: u32) -> i64 {
+fn sequence_difference(a: u32, b: u32) -> i64 {
     i64::from(a.wrapping_sub(b) as i32)
 }
 
 impl Windows {
     /// Forgets what may have gone on unseen, as while no dataplane ran and the fail mode was open. Scales are of the
     /// beginning and hold.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn reset_unless_scale(&mut self) {
         self.known &= SCALE[0] | SCALE[1];
         self.reserved = [0; 3];
     }
 
     /// Whether a segment lies where its receiver would take it, as far as that is known.
     #[inline]
-    fn is_in_window(&self, direction: Direction, segment: &Segment) -> bool {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
+    fn is_in_window(&self, direction: FlowDirection, segment: &Segment) -> bool {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
         if self.known & ACKED[to] == 0 {
             return self.known & END[from] == 0
-                || ahead(segment.seq, self.end[from]).unsigned_abs() <= 1 << MOST_WINDOW_LOG;
+                || sequence_difference(segment.seq, self.end[from]).unsigned_abs() <= 1 << MAX_WINDOW_LOG;
         }
-        let window = 1_i64 << self.window_log[to].clamp(LEAST_WINDOW_LOG, MOST_WINDOW_LOG);
-        let offset = ahead(segment.seq, self.acked[to]);
+        let window = 1_i64 << self.window_log[to].clamp(MIN_WINDOW_LOG, MAX_WINDOW_LOG);
+        let offset = sequence_difference(segment.seq, self.acked[to]);
         -window <= offset && offset <= window
     }
 
     /// Whether a segment acknowledges what the other end has sent, and not what it sent long ago (RFC 5961 5.2): somebody
     /// who guesses has to guess this, too. A little ahead may be what went another way.
     #[inline]
-    fn acknowledges_what_was_sent(&self, direction: Direction, segment: &Segment) -> bool {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
+    fn acknowledges_sent_data(&self, direction: FlowDirection, segment: &Segment) -> bool {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
         let Some(ack) = segment.ack.filter(|_| self.known & END[to] != 0) else {
             return true;
         };
-        let window = 1_u64 << self.window_log[from].clamp(LEAST_WINDOW_LOG, MOST_WINDOW_LOG);
-        ahead(ack, self.end[to]).unsigned_abs() <= window
+        let window = 1_u64 << self.window_log[from].clamp(MIN_WINDOW_LOG, MAX_WINDOW_LOG);
+        sequence_difference(ack, self.end[to]).unsigned_abs() <= window
     }
 
     /// Whether a reset can be of the end that it says it is of: it continues what that end has sent and the other one
     /// has not acknowledged yet. Where nothing but a SYN went before, the answer acknowledges that.
-    pub(crate) fn believes_reset(&self, direction: Direction, segment: &Segment, before: State) -> bool {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
-        if before == State::TcpSyn && direction == Direction::Reply {
+    pub(crate) fn accepts_reset(&self, direction: FlowDirection, segment: &Segment, before: State) -> bool {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
+        if before == State::TcpSyn && direction == FlowDirection::Reply {
             return segment
                 .ack
                 .is_some_and(|ack| self.known & END[to] != 0 && ack == self.end[to]);
         }
-        if self.known & END[from] == 0 || !self.acknowledges_what_was_sent(direction, segment) {
+        if self.known & END[from] == 0 || !self.acknowledges_sent_data(direction, segment) {
             return false;
         }
-        let last = ahead(self.end[from], segment.seq);
+        let last = sequence_difference(self.end[from], segment.seq);
         if self.known & ACKED[to] == 0 {
             // What this end seems to have sent, nobody has confirmed yet; after the beginning anybody may have made it up.
             return matches!(before, State::TcpSyn | State::TcpHandshake) && last == 0;
         }
-        last >= 0 && ahead(segment.seq, self.acked[to]) >= 0
+        last >= 0 && sequence_difference(segment.seq, self.acked[to]) >= 0
     }
 
     /// Whether a FIN can be of the end that it says it is of: nothing is missing before it, and nothing behind it has been
     /// acknowledged.
-    pub(crate) fn believes_fin(&self, direction: Direction, segment: &Segment) -> bool {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
+    pub(crate) fn accepts_fin(&self, direction: FlowDirection, segment: &Segment) -> bool {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
         let last = segment.end.wrapping_sub(1);
         self.known & END[from] != 0
-            && ahead(self.end[from], segment.seq) >= 0
+            && sequence_difference(self.end[from], segment.seq) >= 0
             && self.is_in_window(direction, segment)
-            && self.acknowledges_what_was_sent(direction, segment)
-            && (self.known & ACKED[to] == 0 || ahead(last, self.acked[to]) >= 0)
+            && self.acknowledges_sent_data(direction, segment)
+            && (self.known & ACKED[to] == 0 || sequence_difference(last, self.acked[to]) >= 0)
     }
 
     /// Whether an end has sent the byte of a number not long ago: what an ICMP error quotes (RFC 5927 4).
-    pub(crate) fn has_sent(&self, direction: Direction, seq: u32) -> bool {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
+    pub(crate) fn has_sent(&self, direction: FlowDirection, seq: u32) -> bool {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
         if self.known & END[from] == 0 {
             return false;
         }
-        let window = 1_i64 << self.window_log[to].clamp(LEAST_WINDOW_LOG, MOST_WINDOW_LOG);
-        let behind = ahead(self.end[from], seq);
+        let window = 1_i64 << self.window_log[to].clamp(MIN_WINDOW_LOG, MAX_WINDOW_LOG);
+        let behind = sequence_difference(self.end[from], seq);
         0 <= behind && behind <= 2 * window
     }
 
     /// The verification tag of a direction: an SCTP association keeps them in place of numbers.
-    pub(super) fn tag(&self, direction: Direction) -> Option<u32> {
+    pub(super) fn tag(&self, direction: FlowDirection) -> Option<u32> {
         let way = direction as usize;
         (self.known & END[way] != 0).then_some(self.end[way])
     }
 
-    pub(super) fn set_tag(&mut self, direction: Direction, tag: Option<u32>) {
+    pub(super) fn set_tag(&mut self, direction: FlowDirection, tag: Option<u32>) {
         if let Some(tag) = tag.filter(|tag| *tag != 0) {
             self.end[direction as usize] = tag;
             self.known |= END[direction as usize];
@@ -193,28 +193,26 @@ impl Windows {
 
     /// Takes note of a segment that is forwarded. `anew` where it begins the connection, also once more.
     #[inline]
-    pub(crate) fn observe(&mut self, direction: Direction, segment: &Segment, anew: bool) {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
+    pub(crate) fn observe(&mut self, direction: FlowDirection, segment: &Segment, anew: bool) {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
         if segment.flags.has(TcpFlags::SYN) {
             self.begin(direction, segment, anew);
         }
         if self.known & END[from] == 0 {
             self.end[from] = segment.end;
             self.known |= END[from];
-        } else if !self.is_in_window(direction, segment)
-            || !self.acknowledges_what_was_sent(direction, segment)
-        {
+        } else if !self.is_in_window(direction, segment) || !self.acknowledges_sent_data(direction, segment) {
             return;
-        } else if ahead(segment.end, self.end[from]) > 0 {
+        } else if sequence_difference(segment.end, self.end[from]) > 0 {
             self.end[from] = segment.end;
         }
         if let Some(ack) = segment.ack {
-            if self.known & ACKED[from] == 0 || ahead(ack, self.acked[from]) > 0 {
+            if self.known & ACKED[from] == 0 || sequence_difference(ack, self.acked[from]) > 0 {
                 self.acked[from] = ack;
                 self.known |= ACKED[from];
             }
             // What is acknowledged was sent, though it was not seen.
-            if self.known & END[to] != 0 && ahead(ack, self.end[to]) > 0 {
+            if self.known & END[to] != 0 && sequence_difference(ack, self.end[to]) > 0 {
                 self.end[to] = ack;
             }
         }
@@ -231,8 +229,8 @@ impl Windows {
     }
 
     #[cold]
-    fn begin(&mut self, direction: Direction, segment: &Segment, anew: bool) {
-        let (from, to) = (direction as usize, direction.flipped() as usize);
+    fn begin(&mut self, direction: FlowDirection, segment: &Segment, anew: bool) {
+        let (from, to) = (direction as usize, direction.reversed() as usize);
         if anew {
             // Another initial number: what was seen of this direction, and acknowledged of it, means nothing any more.
             self.known &= !(END[from] | ACKED[to]);
@@ -249,7 +247,7 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Direction::{Original, Reply};
+    use FlowDirection::{Original, Reply};
 
     const SYN: u8 = TcpFlags::SYN;
     const ACK: u8 = TcpFlags::ACK;
@@ -286,7 +284,7 @@ mod tests {
             let mut windows = opened(client, server);
             let (client, server) = (client.wrapping_add(1), server.wrapping_add(1));
             let believed = |windows: &Windows, direction, seq| {
-                windows.believes_reset(direction, &segment(RST, seq, 0, 0, 0), State::TcpEstablished)
+                windows.accepts_reset(direction, &segment(RST, seq, 0, 0, 0), State::TcpEstablished)
             };
             for (direction, next) in [(Original, client), (Reply, server)] {
                 assert!(believed(&windows, direction, next));
@@ -331,11 +329,11 @@ mod tests {
     #[test]
     fn a_fin_is_believed_in_order() {
         let windows = opened(1000, 9000);
-        let believed = |seq| windows.believes_fin(Original, &segment(FIN_ACK, seq, 9001, 10, 0));
+        let believed = |seq| windows.accepts_fin(Original, &segment(FIN_ACK, seq, 9001, 10, 0));
         assert!(believed(1001));
         assert!(!believed(1002), "a byte is missing before it");
         assert!(!believed(1001_u32.wrapping_sub(1 << 20)));
-        assert!(!Windows::default().believes_fin(Original, &segment(FIN_ACK, 1, 1, 0, 0)));
+        assert!(!Windows::default().accepts_fin(Original, &segment(FIN_ACK, 1, 1, 0, 0)));
     }
 
     #[test]
@@ -343,12 +341,12 @@ mod tests {
         let mut windows = Windows::default();
         windows.observe(Original, &segment(SYN, 1000, 0, 0, 100), true);
         let refusal = |ack| segment(RST | ACK, 0, ack, 0, 0);
-        assert!(windows.believes_reset(Reply, &refusal(1001), State::TcpSyn));
-        assert!(!windows.believes_reset(Reply, &refusal(1000), State::TcpSyn));
-        assert!(!windows.believes_reset(Reply, &segment(RST, 0, 0, 0, 0), State::TcpSyn));
+        assert!(windows.accepts_reset(Reply, &refusal(1001), State::TcpSyn));
+        assert!(!windows.accepts_reset(Reply, &refusal(1000), State::TcpSyn));
+        assert!(!windows.accepts_reset(Reply, &segment(RST, 0, 0, 0, 0), State::TcpSyn));
         // Begun once more with another number.
         windows.observe(Original, &segment(SYN, 5000, 0, 0, 100), true);
-        assert!(windows.believes_reset(Reply, &refusal(5001), State::TcpSyn));
+        assert!(windows.accepts_reset(Reply, &refusal(5001), State::TcpSyn));
     }
 
     #[test]

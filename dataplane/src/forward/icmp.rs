@@ -57,7 +57,7 @@ pub(crate) fn may_answer(packet: &Packet) -> bool {
     !is_error && !packet.is_later_fragment()
 }
 
-/// Bytes of the frame that [`write`] makes.
+/// Bytes of the frame that [`write()`] makes.
 pub(crate) fn length(packet: &Packet) -> usize {
     let (header, longest) = if packet.src.is_v4() {
         (20, LONGEST_V4)

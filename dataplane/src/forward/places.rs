@@ -13,14 +13,14 @@ const UNTAGGED: [u32; 2] = [0, 0x1000];
 
 /// Where a network is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct NetworkPlace {
     /// The ports that lead to it; None for any.
     pub ports: Option<Box<[PortId]>>,
     /// VLAN tags of its frames, as in [`Packet::vlan`], 0 for none; None for any.
     pub vlan: Option<u32>,
 }
 
-impl Place {
+impl NetworkPlace {
     fn is_at(&self, port: PortId, vlan: u32) -> bool {
         let here = self.ports.as_ref().is_none_or(|ports| ports.contains(&port));
         here && self
@@ -31,14 +31,14 @@ impl Place {
 
 /// Networks that have a place. They do not overlap: of those that do, the one with the first address counts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Places {
+pub(crate) struct NetworkPlaces {
     /// First and last address, in order.
-    ranges: Vec<(u128, u128, Place)>,
+    ranges: Vec<(u128, u128, NetworkPlace)>,
 }
 
-impl Places {
+impl NetworkPlaces {
     /// `length` counts from the first bit of the family's address.
-    pub(crate) fn insert(&mut self, prefix: Addr, length: u8, place: Place) {
+    pub(crate) fn insert(&mut self, prefix: Addr, length: u8, place: NetworkPlace) {
         let bits = if prefix.is_v4() { 32_u32 } else { 128 };
         let hosts = bits.saturating_sub(u32::from(length));
         let mask = u128::MAX.checked_shr(128 - hosts).unwrap_or(0);
@@ -47,7 +47,7 @@ impl Places {
         self.ranges.insert(at, (first, first | mask, place));
     }
 
-    fn of(&self, addr: Addr) -> Option<&Place> {
+    fn place_of(&self, addr: Addr) -> Option<&NetworkPlace> {
         let addr = addr.to_u128();
         let before = self.ranges.partition_point(|(first, ..)| *first <= addr);
         let (_, last, place) = self.ranges.get(before.checked_sub(1)?)?;
@@ -66,7 +66,7 @@ impl Places {
 
     /// Whether frames of an address may be on a port with these VLAN tags.
     pub(crate) fn may_be_at(&self, addr: Addr, port: PortId, vlan: u32) -> bool {
-        self.of(addr).is_none_or(|place| place.is_at(port, vlan))
+        self.place_of(addr).is_none_or(|place| place.is_at(port, vlan))
     }
 
     #[cold]
@@ -91,11 +91,11 @@ mod tests {
 
     #[test]
     fn an_address_has_the_place_of_the_network_that_holds_it() {
-        let place = |vlan| Place {
+        let place = |vlan| NetworkPlace {
             ports: None,
             vlan: Some(vlan),
         };
-        let mut places = Places::default();
+        let mut places = NetworkPlaces::default();
         let networks = [
             ("10.20.0.0", 16),
             ("10.10.0.0", 16),
@@ -120,11 +120,11 @@ mod tests {
             ("fd00:10::1", None),
             ("::", None),
         ] {
-            assert_eq!(places.of(addr(text)), number.map(place).as_ref(), "{text}");
+            assert_eq!(places.place_of(addr(text)), number.map(place).as_ref(), "{text}");
         }
-        let mut all = Places::default();
+        let mut all = NetworkPlaces::default();
         all.insert(addr("::"), 0, place(7));
-        assert_eq!(all.of(addr("ffff::1")), Some(&place(7)));
+        assert_eq!(all.place_of(addr("ffff::1")), Some(&place(7)));
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
             (Some(0x1064_100a), 0x100a, false),
             (None, 0x1064_100a, true),
         ] {
-            let place = Place {
+            let place = NetworkPlace {
                 ports: None,
                 vlan: wanted,
             };

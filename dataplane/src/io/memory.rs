@@ -16,7 +16,7 @@ use super::{BURST, Burst, PacketIo};
 use crate::{frame::Frame, port::PortId};
 
 /// Port of frames that came in on none.
-const NOWHERE: PortId = PortId(u16::MAX);
+const NO_PORT: PortId = PortId(u16::MAX);
 
 /// Frames that any number of [`MemoryIo`] share. Their memory is never given back, so that no frame outlives it.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ impl PacketIo for MemoryIo {
     }
 
     fn allocate(&mut self) -> Option<Frame> {
-        self.pool.take(NOWHERE, 0)
+        self.pool.take(NO_PORT, 0)
     }
 
     fn release(&mut self, frame: Frame) {

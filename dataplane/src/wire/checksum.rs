@@ -51,7 +51,7 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
 
 /// Whether the checksum of an IPv4 header holds.
 #[inline]
-pub fn ipv4_header_holds(header: &[u8]) -> bool {
+pub fn ipv4_header_is_valid(header: &[u8]) -> bool {
     fold(sum(header)) == 0xffff
 }
 

@@ -16,18 +16,18 @@ const TYPE_IPV4: u16 = 0x0800;
 const TYPE_IPV6: u16 = 0x86dd;
 
 /// Why the walk ended early.
-enum Stop {
+enum ParseStop {
     Drop(DropReason),
     NotSubject(NotSubject),
 }
 
-impl From<DropReason> for Stop {
+impl From<DropReason> for ParseStop {
     fn from(reason: DropReason) -> Self {
         Self::Drop(reason)
     }
 }
 
-impl From<NotSubject> for Stop {
+impl From<NotSubject> for ParseStop {
     fn from(kind: NotSubject) -> Self {
         Self::NotSubject(kind)
     }
@@ -38,8 +38,8 @@ impl From<NotSubject> for Stop {
 pub fn parse(frame: &[u8]) -> Parsed {
     match ethernet(frame) {
         Ok(packet) => Parsed::Subject(packet),
-        Err(Stop::NotSubject(kind)) => Parsed::NotSubject(kind),
-        Err(Stop::Drop(reason)) => Parsed::Malformed(reason),
+        Err(ParseStop::NotSubject(kind)) => Parsed::NotSubject(kind),
+        Err(ParseStop::Drop(reason)) => Parsed::Malformed(reason),
     }
 }
 
@@ -74,7 +74,7 @@ fn common_v4(frame: &[u8]) -> Option<Packet> {
         || end < L4
         || end > frame.len()
         || checksum::fold(sum) != 0xffff
-        || !are_ordinary(src, dst)
+        || !are_ordinary_unicast(src, dst)
     {
         return None;
     }
@@ -150,7 +150,7 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 #[inline]
-fn ethernet(frame: &[u8]) -> Result<Packet, Stop> {
+fn ethernet(frame: &[u8]) -> Result<Packet, ParseStop> {
     // Offsets in `Packet` are 16 bits wide; no Ethernet frame that a port can hold is longer.
     if frame.len() > usize::from(u16::MAX) {
         return Err(DropReason::Malformed.into());
@@ -170,12 +170,12 @@ fn ethernet(frame: &[u8]) -> Result<Packet, Stop> {
     match kind {
         TYPE_IPV4 => ipv4(frame, l3, vlan),
         TYPE_IPV6 => ipv6(frame, l3, vlan),
-        _ => Err(not_ip(frame, kind, l3)),
+        _ => Err(parse_not_ip(frame, kind, l3)),
     }
 }
 
 #[cold]
-fn not_ip(frame: &[u8], kind: u16, l3: usize) -> Stop {
+fn parse_not_ip(frame: &[u8], kind: u16, l3: usize) -> ParseStop {
     match kind {
         0x0806 | 0x8035 if is_plain_arp(frame.get(l3..).unwrap_or_default()) => NotSubject::Arp.into(),
         0x0806 | 0x8035 => DropReason::Malformed.into(),
@@ -190,11 +190,11 @@ fn not_ip(frame: &[u8], kind: u16, l3: usize) -> Stop {
 }
 
 /// The least Ethernet frame, with two VLAN tags.
-const LEAST_FRAME: usize = 60 + 8;
+const MIN_FRAME: usize = 60 + 8;
 
 /// Whether a frame holds more than its packet, which ends there, and what the least frame is padded with.
-fn is_trailed(frame: &[u8], end: usize) -> bool {
-    frame.len() > end.max(LEAST_FRAME)
+fn has_trailing_bytes(frame: &[u8], end: usize) -> bool {
+    frame.len() > end.max(MIN_FRAME)
 }
 
 /// Whether a frame is of link aggregation (IEEE 802.3 57): to its group, which bridges keep, and no longer than any is.
@@ -216,7 +216,7 @@ fn is_spanning_tree(frame: &[u8], length: usize, l3: usize) -> bool {
     let longest = if version < 3 { 36 } else { 102 + 16 * 64 };
     frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0])
         && length <= 3 + longest
-        && !is_trailed(frame, l3 + length)
+        && !has_trailing_bytes(frame, l3 + length)
 }
 
 /// Whether an ARP packet has the one form that it has for IPv4 over Ethernet, and no more behind it than a frame of the
@@ -228,7 +228,7 @@ fn is_plain_arp(packet: &[u8]) -> bool {
 }
 
 #[inline]
-fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
+fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
     let header = Ipv4HeaderSlice::from_slice(&frame[l3..]).map_err(|error| match error {
         Ipv4Error::Len(_) => DropReason::Truncated,
         Ipv4Error::Content(_) => DropReason::Malformed,
@@ -241,7 +241,7 @@ fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
     if l3 + total > frame.len() {
         return Err(DropReason::Truncated.into());
     }
-    if !checksum::ipv4_header_holds(header.slice()) {
+    if !checksum::ipv4_header_is_valid(header.slice()) {
         return Err(DropReason::Malformed.into());
     }
     if is_source_routed(header.slice().get(20..).unwrap_or_default()) {
@@ -294,31 +294,32 @@ fn is_martian_source(src: [u8; 4]) -> bool {
 
 /// Whether nothing needs to be asked about two IPv4 addresses before policy.
 #[inline]
-fn are_ordinary(src: [u8; 4], dst: [u8; 4]) -> bool {
+fn are_ordinary_unicast(src: [u8; 4], dst: [u8; 4]) -> bool {
     let group = (224..240).contains(&dst[0]);
     !is_martian_source(src) && !group && dst[0] != 0 && dst[0] != 127 && dst != [255; 4]
 }
 
 /// Addresses that may not occur, and destinations that no policy speaks about (RFC 1122 3.2.1.3, RFC 1812 5.3.7).
 #[inline]
-fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> Result<(), Stop> {
-    if are_ordinary(src, dst) {
+fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> Result<(), ParseStop> {
+    if are_ordinary_unicast(src, dst) {
         return Ok(());
     }
     let martian_source = is_martian_source(src);
     let group = (224..240).contains(&dst[0]);
     let end = usize::from(packet.end);
-    let dhcp = if packet.protocol == protocol::UDP && packet.fragment.is_none() && !is_trailed(frame, end) {
-        let l4 = usize::from(packet.l4);
-        let packet = frame.get(..end).unwrap_or_default();
-        match (be16(packet, l4), be16(packet, l4 + 2)) {
-            (Some(68), Some(67)) => Some(NotSubject::Dhcp),
-            (Some(67), Some(67 | 68)) => Some(NotSubject::DhcpServer),
-            _ => None,
-        }
-    } else {
-        None
-    };
+    let dhcp =
+        if packet.protocol == protocol::UDP && packet.fragment.is_none() && !has_trailing_bytes(frame, end) {
+            let l4 = usize::from(packet.l4);
+            let packet = frame.get(..end).unwrap_or_default();
+            match (be16(packet, l4), be16(packet, l4 + 2)) {
+                (Some(68), Some(67)) => Some(NotSubject::Dhcp),
+                (Some(67), Some(67 | 68)) => Some(NotSubject::DhcpServer),
+                _ => None,
+            }
+        } else {
+            None
+        };
     if martian_source && src != [0; 4] || dst[0] == 0 || dst[0] == 127 {
         return Err(DropReason::MartianAddress.into());
     }
@@ -342,7 +343,7 @@ fn to_ethernet_group(frame: &[u8]) -> bool {
 }
 
 #[inline]
-fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
+fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
     let bytes = &frame[l3..];
     if bytes.first().is_some_and(|first| first >> 4 != 6) {
         return Err(DropReason::Malformed.into());
@@ -378,7 +379,7 @@ fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, Stop> {
 /// Walks the extension headers (RFC 8200, 4) up to layer 4. Answers false where the chain is too long or holds a header
 /// that cannot be walked.
 #[inline]
-fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, Stop> {
+fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, ParseStop> {
     let mut kind = packet.protocol;
     for nth in 0..=MAX_EXTENSIONS {
         let at = usize::from(packet.l4);
@@ -480,12 +481,12 @@ fn is_plain_neighbour_discovery(frame: &[u8], packet: &Packet) -> bool {
             | [1 | 2, 1, _, _, _, _, _, _, 14, 1, _, _, _, _, _, _]
             | [14, 1, _, _, _, _, _, _, 1 | 2, 1, _, _, _, _, _, _]
     );
-    plain && !is_trailed(frame, usize::from(packet.end))
+    plain && !has_trailing_bytes(frame, usize::from(packet.end))
 }
 
 /// As for IPv4 (RFC 4291 2.5 and 2.7, RFC 4861 6 and 7, RFC 3810 5).
 #[inline]
-fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
+fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), ParseStop> {
     let (src, dst) = (packet.src.octets(), packet.dst.octets());
     let (from, to) = (packet.src.to_u128(), packet.dst.to_u128());
     if src[0] == 0xff || from == 1 || packet.src.is_v4() || to <= 1 || packet.dst.is_v4() {
@@ -493,7 +494,7 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), Stop> {
     }
     let l4 = usize::from(packet.l4);
     let group = dst[0] == 0xff;
-    let trailed = is_trailed(frame, usize::from(packet.end));
+    let trailed = has_trailing_bytes(frame, usize::from(packet.end));
     let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
     if packet.protocol == protocol::ICMPV6 && packet.fragment.is_none() {
         let kind = frame

@@ -32,7 +32,7 @@ fn the_usual_packets_are_read() {
         assert_eq!((packet.l3, packet.l4, packet.end), (14, 14 + l3, 14 + l3 + 21));
         assert_eq!((packet.src_port(), packet.dst_port()), (Some(1000), Some(80)));
         assert_eq!(
-            packet.l4_seen(),
+            packet.policy_l4(),
             L4::Port {
                 protocol: 6,
                 port: 80
@@ -106,7 +106,7 @@ fn semantics_63_extension_headers_are_walked_and_bounded() {
         (packet.protocol, packet.transport),
         (protocol::UNKNOWN, Transport::None)
     );
-    assert_eq!(packet.l4_seen(), L4::NoPort { protocol: 255 });
+    assert_eq!(packet.policy_l4(), L4::NoPort { protocol: 255 });
     // An authentication header is a protocol of its own to policies (SEMANTICS 35).
     template.extensions = vec![(51, vec![0; 6])];
     assert_eq!(subject(&template.udp(1, 53, b"")).protocol, 51);

@@ -2,7 +2,10 @@
 
 use crate::{
     classify::Generation,
-    flow::{entry::Ground, fragments::Passed, hash::KeyHash, sctp, state::Direction, table::NoPlace, tcp},
+    flow::{
+        entry::AllowedBy, fragments::DatagramVerdict, hash::KeyHash, sctp, state::FlowDirection,
+        table::InsertError, tcp,
+    },
     io::PacketIo,
     port::{Port, PortId, PortKind, PortTag},
     verdict::DropReason,
@@ -10,80 +13,82 @@ use crate::{
 };
 
 use super::{
-    TurnOf,
-    judge::station,
-    judge::{Beginning, Change, Numbers, Orientation, Progress, Renewal, Step, epochs_of},
+    WorkerTurn,
+    judge::source_mac,
+    judge::{
+        FlowProgress, FlowStep, FlowUpdate, NewFlow, Orientation, Revalidation, SequenceUpdate, epochs_of,
+    },
 };
 
-impl<Io: PacketIo> TurnOf<'_, Io> {
+impl<Io: PacketIo> WorkerTurn<'_, Io> {
     /// Brings the flow of a packet up to date that leaves by `out`. Fails where the packet begins a flow that needs an
     /// entry and there is no place for one.
     #[inline(always)]
     pub(super) fn commit(
         &mut self,
-        change: &Change,
+        update: &FlowUpdate,
         port: &Port,
         out: PortId,
         frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
     ) -> Result<(), DropReason> {
-        match change {
-            Change::Pass(step) => {
-                self.go_on(*step, out, true);
-                self.count(*step, frame, packet, Numbers::GoOn);
+        match update {
+            FlowUpdate::Advance(step) => {
+                self.advance(*step, out, true);
+                self.count(*step, frame, packet, SequenceUpdate::Advance);
             }
-            Change::GoOn(progress) => self.go_on_further(progress, port, out, frame, packet),
-            Change::Begin(beginning) => self.begin(beginning, port, out, frame, packet)?,
-            Change::Nothing => self.pass_without_entry(),
-            Change::Related { index, account } => self.pass_error(*index, *account),
+            FlowUpdate::Update(progress) => self.update_flow(progress, port, out, frame, packet),
+            FlowUpdate::Create(new_flow) => self.create_flow(new_flow, port, out, frame, packet)?,
+            FlowUpdate::Unchanged => self.count_stateless(),
+            FlowUpdate::IcmpError { index, account } => self.count_icmp_error(*index, *account),
         }
         if let Some(fragment) = packet.fragment {
-            self.follow(port, packet, hash, &fragment);
+            self.track_datagram(port, packet, hash, &fragment);
         }
         Ok(())
     }
 
     #[inline(never)]
-    fn go_on_further(
+    fn update_flow(
         &mut self,
-        progress: &Progress,
+        progress: &FlowProgress,
         port: &Port,
         out: PortId,
         frame: &[u8],
         packet: &Packet,
     ) {
-        if progress.binds || !matches!(progress.renewal, Renewal::Current) {
-            self.renew_entry(progress, port, out, frame);
+        if progress.rebinds || !matches!(progress.revalidation, Revalidation::Current) {
+            self.refresh_decision(progress, port, out, frame);
         }
-        self.go_on(progress.step, out, progress.refreshes);
+        self.advance(progress.step, out, progress.refreshes);
         if progress.orientation != Orientation::Unchanged {
             self.orient(progress);
         }
-        self.count(progress.step, frame, packet, progress.numbers);
+        self.count(progress.step, frame, packet, progress.sequence);
     }
 
     #[inline(always)]
-    fn go_on(&mut self, step: Step, out: PortId, refreshes: bool) {
+    fn advance(&mut self, step: FlowStep, out: PortId, refreshes: bool) {
         let now = self.now;
         self.table.set_state(step.index, step.state, now);
         let entry = self.table.entry_mut(step.index);
         if refreshes {
             entry.touch(now);
         }
-        if step.direction == Direction::Original && !entry.is_bound(Direction::Reply, out) {
-            self.leaves_elsewhere(step.index, out);
+        if step.direction == FlowDirection::Original && !entry.is_bound(FlowDirection::Reply, out) {
+            self.rebind_reply_port(step.index, out);
         }
     }
 
     #[inline(always)]
-    fn count(&mut self, step: Step, frame: &[u8], packet: &Packet, numbers: Numbers) {
+    fn count(&mut self, step: FlowStep, frame: &[u8], packet: &Packet, sequence: SequenceUpdate) {
         let entry = self.table.entry_mut(step.index);
         entry.count(step.direction, packet.total_length());
         match packet.transport {
-            Transport::Tcp { .. } if numbers != Numbers::Ignored => {
+            Transport::Tcp { .. } if sequence != SequenceUpdate::Ignore => {
                 if let Some(segment) = tcp::Segment::of(frame, packet) {
-                    let anew = numbers == Numbers::Begin;
+                    let anew = sequence == SequenceUpdate::Restart;
                     entry.windows_mut().observe(step.direction, &segment, anew);
                 }
             }
@@ -96,75 +101,75 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// The original leaves by another port than before: its route has changed, so replies come by another one. Not where
     /// they come by another of several ways that the route has.
     #[cold]
-    fn leaves_elsewhere(&mut self, index: usize, out: PortId) {
+    fn rebind_reply_port(&mut self, index: usize, out: PortId) {
         let entry = self.table.entry(index);
         let dst = entry.key().dst;
         let still_leads_there = entry
-            .port(Direction::Reply)
+            .port(FlowDirection::Reply)
             .and_then(|bound| self.port(bound))
             .zip(self.forwarding)
             .is_some_and(|(bound, forwarding)| forwarding.leads_to(dst, bound));
         if !still_leads_there {
-            self.table.entry_mut(index).bind(Direction::Reply, out);
+            self.table.entry_mut(index).bind(FlowDirection::Reply, out);
         }
     }
 
     #[cold]
-    fn renew_entry(&mut self, progress: &Progress, port: &Port, out: PortId, frame: &[u8]) {
+    fn refresh_decision(&mut self, progress: &FlowProgress, port: &Port, out: PortId, frame: &[u8]) {
         let generation = self.generation();
-        let binds_stations = self.binds_stations(port, out);
-        let came_by = self.came_by(progress.step.direction, port, out);
+        let binds_stations = self.binds_macs(port, out);
+        let original_port_tag = self.original_port_tag(progress.step.direction, port, out);
         let entry = self.table.entry_mut(progress.step.index);
-        match progress.renewal {
-            Renewal::Current => {}
-            Renewal::Restamp => {
+        match progress.revalidation {
+            Revalidation::Current => {}
+            Revalidation::Restamp => {
                 entry.restamp(generation);
                 self.stats.counters.restamped.add(1);
             }
-            Renewal::Rejudged(stamp) => {
-                entry.rejudged(&stamp);
+            Revalidation::Rejudged(stamp) => {
+                entry.rejudge(&stamp);
                 self.stats.counters.rejudged.add(1);
             }
         }
-        if !progress.binds {
+        if !progress.rebinds {
             return;
         }
         entry.bind(progress.step.direction, port.id);
         // A reply does not tell by which port the original came on a router: that may be another way.
-        if progress.step.direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
-            entry.bind(progress.step.direction.flipped(), out);
+        if progress.step.direction == FlowDirection::Original || matches!(port.kind, PortKind::Wire { .. }) {
+            entry.bind(progress.step.direction.reversed(), out);
         }
-        if let Some(tag) = came_by {
-            entry.set_came_by(tag);
+        if let Some(tag) = original_port_tag {
+            entry.set_original_port_tag(tag);
         }
         if binds_stations {
-            entry.bind_station(progress.step.direction, station(frame));
+            entry.bind_mac(progress.step.direction, source_mac(frame));
         }
     }
 
     /// By which end of a wire packets of the original direction come in, of a packet that crosses it.
-    fn came_by(&self, direction: Direction, port: &Port, out: PortId) -> Option<PortTag> {
+    fn original_port_tag(&self, direction: FlowDirection, port: &Port, out: PortId) -> Option<PortTag> {
         if !matches!(port.kind, PortKind::Wire { .. }) {
             return None;
         }
         match direction {
-            Direction::Original => Some(port.tag),
-            Direction::Reply => self.port(out).map(|out| out.tag),
+            FlowDirection::Original => Some(port.tag),
+            FlowDirection::Reply => self.port(out).map(|out| out.tag),
         }
     }
 
     /// Whether packets of a flow across a wire have to bear an Ethernet address, in either direction.
-    fn binds_stations(&self, port: &Port, out: PortId) -> bool {
+    fn binds_macs(&self, port: &Port, out: PortId) -> bool {
         matches!(port.kind, PortKind::Wire { .. })
-            && (port.binds_sources || self.port(out).is_some_and(|out| out.binds_sources))
+            && (port.checks_source_mac || self.port(out).is_some_and(|out| out.checks_source_mac))
     }
 
     #[cold]
-    fn orient(&mut self, progress: &Progress) {
+    fn orient(&mut self, progress: &FlowProgress) {
         let entry = self.table.entry_mut(progress.step.index);
         match progress.orientation {
             Orientation::Unchanged => {}
-            Orientation::ReplyAllowed => entry.cover_reply(),
+            Orientation::ReplyAllowed => entry.allow_reply(),
             Orientation::Oriented => {
                 entry.orient();
                 self.stats.counters.flows.picked_up.add(1);
@@ -173,66 +178,66 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     #[inline(never)]
-    fn begin(
+    fn create_flow(
         &mut self,
-        beginning: &Beginning,
+        new_flow: &NewFlow,
         port: &Port,
         out: PortId,
         frame: &[u8],
         packet: &Packet,
     ) -> Result<(), DropReason> {
         let now = self.now;
-        let binds_stations = self.binds_stations(port, out);
-        let came_by = self.came_by(beginning.direction, port, out);
-        if let Some(old) = beginning.replaces {
+        let binds_stations = self.binds_macs(port, out);
+        let original_port_tag = self.original_port_tag(new_flow.direction, port, out);
+        if let Some(old) = new_flow.replaces {
             self.table.remove(old);
         }
-        let Beginning {
+        let NewFlow {
             key,
             state,
-            charged,
+            accounts,
             stamp,
             direction,
             ..
-        } = beginning;
-        match self.table.insert(key, *state, *charged, stamp, now) {
+        } = new_flow;
+        match self.table.insert(key, *state, *accounts, stamp, now) {
             Ok(index) => {
                 let entry = self.table.entry_mut(index);
                 entry.bind(*direction, port.id);
-                if *direction == Direction::Original || matches!(port.kind, PortKind::Wire { .. }) {
-                    entry.bind(direction.flipped(), out);
+                if *direction == FlowDirection::Original || matches!(port.kind, PortKind::Wire { .. }) {
+                    entry.bind(direction.reversed(), out);
                 }
-                if let Some(tag) = came_by {
-                    entry.set_came_by(tag);
+                if let Some(tag) = original_port_tag {
+                    entry.set_original_port_tag(tag);
                 }
                 if binds_stations {
-                    entry.bind_station(*direction, station(frame));
+                    entry.bind_mac(*direction, source_mac(frame));
                 }
                 entry.count(*direction, packet.total_length());
                 if let Some(segment) = tcp::Segment::of(frame, packet) {
                     entry.windows_mut().observe(*direction, &segment, true);
                 }
                 sctp::observe(entry.windows_mut(), *direction, frame, packet);
-                if *direction == Direction::Reply {
+                if *direction == FlowDirection::Reply {
                     self.stats.counters.flows.picked_up.add(1);
                 }
-                if stamp.ground == Ground::Failsafe {
+                if stamp.allowed_by == AllowedBy::Failsafe {
                     self.stats.counters.failsafe.add(1);
                 }
                 Ok(())
             }
-            Err(_) if self.can_do_without(port, beginning) => {
+            Err(_) if self.can_pass_without_entry(port, new_flow) => {
                 self.stats.counters.stateless.add(1);
                 Ok(())
             }
-            Err(NoPlace::Full) => Err(DropReason::FlowTableFull),
-            Err(NoPlace::HalfOpen) => Err(DropReason::HalfOpenLimit),
-            Err(NoPlace::Quota) => Err(DropReason::EndpointQuota),
+            Err(InsertError::Full) => Err(DropReason::FlowTableFull),
+            Err(InsertError::HalfOpen) => Err(DropReason::HalfOpenLimit),
+            Err(InsertError::Quota) => Err(DropReason::EndpointQuota),
         }
     }
 
     #[cold]
-    fn pass_without_entry(&mut self) {
+    fn count_stateless(&mut self) {
         let counters = &self.stats.counters;
         match self.snapshot {
             Some(_) => counters.stateless.add(1),
@@ -241,32 +246,32 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     #[cold]
-    fn pass_error(&mut self, index: usize, account: u32) {
+    fn count_icmp_error(&mut self, index: usize, account: u32) {
         let now = self.now;
-        let _ = self.icmp_passed.of(account).take(now); // it was looked whether there is one
-        self.table.entry_mut(index).count_error(now);
+        let _ = self.icmp_passed.bucket(account).take(now); // it was looked whether there is one
+        self.table.entry_mut(index).count_icmp_error(now);
         self.stats.counters.icmp_related.add(1);
     }
 
     /// Remembers under what a first fragment passed, for the later ones.
     #[cold]
-    fn follow(&mut self, port: &Port, packet: &Packet, hash: KeyHash, fragment: &Fragment) {
+    fn track_datagram(&mut self, port: &Port, packet: &Packet, hash: KeyHash, fragment: &Fragment) {
         if fragment.offset != 0 {
             return;
         }
         let passed = match self.snapshot {
-            None => Passed {
+            None => DatagramVerdict {
                 generation: Generation(0),
                 epochs: [0; 2],
             },
-            Some(snapshot) => Passed {
+            Some(snapshot) => DatagramVerdict {
                 generation: snapshot.generation(),
                 epochs: epochs_of(&snapshot.identify(packet.src), &snapshot.identify(packet.dst)),
             },
         };
         let (key, datagram) = self.datagram(port, packet, fragment);
         let now = self.now;
-        let fragments = &mut self.shard(hash).fragments;
-        fragments.follow(&key, datagram, fragment, port.id, passed, now);
+        let fragments = &mut self.shard_mut(hash).fragments;
+        fragments.track(&key, datagram, fragment, port.id, passed, now);
     }
 }

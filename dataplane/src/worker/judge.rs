@@ -7,27 +7,27 @@ use arrayvec::ArrayVec;
 use crate::{
     addr::Addr,
     classify::{
-        BATCH, Effect, FirstPacket, Identity, IdentityKind, Judged, Judgement, L4, NodeExemption, Snapshot,
-        is_same_end,
+        BATCH, Effect, FirstPacket, Identity, IdentityKind, JudgedPacket, Judgement, L4, NodeExemption,
+        Snapshot, is_same_owner,
     },
+    dataplane::{Mode, StationReport},
     flow::{
-        entry::{Entry, Ground, Stamp},
-        fragments::{Admission, Passed},
+        entry::{AllowedBy, DecisionStamp, Entry},
+        fragments::{Admission, DatagramVerdict},
         hash::KeyHash,
         sctp,
-        state::{self, Action, Direction, Segment, State},
+        state::{self, Action, FlowDirection, FlowEvent, State},
         table::Hint,
         tcp,
     },
     forward::Forwarding,
     io::{BURST, Burst, PacketIo},
-    plane::{Mode, StationNews},
     port::{Port, PortId, PortKind, Side},
     verdict::DropReason,
-    wire::{self, Claim, FlowKey, Fragment, Packet, Quoted, Transport, protocol},
+    wire::{self, FlowKey, Fragment, NeighbourClaim, Packet, Quoted, Transport, protocol},
 };
 
-use super::{Course, Head, TurnOf};
+use super::{Disposition, PacketMeta, WorkerTurn};
 
 /// Longest ICMP errors (RFC 1812 4.3.2.3, RFC 4443 2.4 (c)).
 const LONGEST_ERROR_V4: u16 = 576;
@@ -39,7 +39,7 @@ pub(super) struct Denial {
     pub(super) reason: DropReason,
     pub(super) judgement: Option<Judgement>,
     /// What the packet changes where audit mode forwards it all the same.
-    pub(super) in_audit: Change,
+    pub(super) in_audit: FlowUpdate,
 }
 
 impl From<DropReason> for Denial {
@@ -47,7 +47,7 @@ impl From<DropReason> for Denial {
         Self {
             reason,
             judgement: None,
-            in_audit: Change::Nothing,
+            in_audit: FlowUpdate::Unchanged,
         }
     }
 }
@@ -76,49 +76,49 @@ impl From<Judgement> for Denial {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lookup {
     /// Nothing: it may begin a flow.
-    Nothing,
+    Miss,
     /// It is of a flow.
-    Flow(Known),
+    Hit(FlowMatch),
     /// It is an ICMP error about a packet of a flow, whose direction this is.
-    Quoted(Known),
+    Quoted(FlowMatch),
     /// It is a later fragment of a datagram whose first passed.
-    LaterFragment(Passed),
+    LaterFragment(DatagramVerdict),
     /// It is a fragment that has no first one, or contradicts others.
-    Refused(DropReason),
+    BadFragment(DropReason),
 }
 
 /// The flow of a packet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
+pub(super) struct FlowMatch {
     pub(super) index: usize,
-    pub(super) direction: Direction,
-    pub(super) renewal: Renewal,
+    pub(super) direction: FlowDirection,
+    pub(super) revalidation: Revalidation,
 }
 
 /// What an entry needs so that it holds under the snapshot in force.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Renewal {
+pub(super) enum Revalidation {
     /// Nothing: it was found allowed under this very snapshot.
     Current,
     /// Its ends are what they were.
     Restamp,
     /// An end has changed; it was judged again.
-    Rejudged(Stamp),
+    Rejudged(DecisionStamp),
 }
 
 /// What becomes of the flow state when a packet is forwarded.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Change {
+pub(super) enum FlowUpdate {
     /// Nothing: the packet passes without an entry.
-    Nothing,
+    Unchanged,
     /// The flow goes on as it was.
-    Pass(Step),
+    Advance(FlowStep),
     /// The flow goes on, and something else about it changes, too.
-    GoOn(Progress),
+    Update(FlowProgress),
     /// A flow begins.
-    Begin(Beginning),
+    Create(NewFlow),
     /// An ICMP error about a flow passes.
-    Related {
+    IcmpError {
         /// The flow.
         index: usize,
         /// Whose errors it counts among.
@@ -128,36 +128,36 @@ pub(super) enum Change {
 
 /// A packet of a flow, and the state after it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
+pub(super) struct FlowStep {
     pub(super) index: usize,
-    pub(super) direction: Direction,
+    pub(super) direction: FlowDirection,
     pub(super) state: State,
 }
 
 /// How a flow goes on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Progress {
-    pub(super) step: Step,
-    pub(super) renewal: Renewal,
+pub(super) struct FlowProgress {
+    pub(super) step: FlowStep,
+    pub(super) revalidation: Revalidation,
     /// Whether its timeout begins anew.
     pub(super) refreshes: bool,
     /// Whether its ports are those by which this packet comes and goes from now on.
-    pub(super) binds: bool,
+    pub(super) rebinds: bool,
     /// Where it is not known who began: what this packet shows.
     pub(super) orientation: Orientation,
     /// What its sequence numbers say about a TCP connection.
-    pub(super) numbers: Numbers,
+    pub(super) sequence: SequenceUpdate,
 }
 
 /// What the sequence numbers of a segment say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Numbers {
+pub(super) enum SequenceUpdate {
     /// Where its end is now.
-    GoOn,
+    Advance,
     /// Where its end begins: a SYN of a connection that is not open yet.
-    Begin,
+    Restart,
     /// Nothing: it is not believed.
-    Ignored,
+    Ignore,
 }
 
 /// What a packet shows of a flow that was begun in the middle.
@@ -173,15 +173,15 @@ pub(super) enum Orientation {
 
 /// How a flow begins.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Beginning {
+pub(super) struct NewFlow {
     /// Of the original direction.
     pub(super) key: FlowKey,
     /// Which direction the packet is of: the reply where a connection is picked up by an answer.
-    pub(super) direction: Direction,
+    pub(super) direction: FlowDirection,
     pub(super) state: State,
-    pub(super) stamp: Stamp,
+    pub(super) stamp: DecisionStamp,
     /// The accounts of the flow's source and destination.
-    pub(super) charged: [u32; 2],
+    pub(super) accounts: [u32; 2],
     /// The entry in whose place it comes.
     pub(super) replaces: Option<usize>,
 }
@@ -189,12 +189,12 @@ pub(super) struct Beginning {
 /// Where a packet came in, as far as its flow is concerned.
 enum Arrival {
     /// From there it belongs to the flow, which is bound to this port from now on.
-    Rebind(Renewal),
+    Rebind(Revalidation),
     /// Not where the flow's packets of its direction come from.
     Elsewhere,
 }
 
-impl<Io: PacketIo> TurnOf<'_, Io> {
+impl<Io: PacketIo> WorkerTurn<'_, Io> {
     /// Finds what is known of a packet: the flow that it belongs to, or speaks about, or the datagram that it is a part
     /// of. An entry that has timed out goes; one that no longer holds under the snapshot in force is cut (SEMANTICS 58).
     #[inline(always)]
@@ -202,16 +202,16 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if let Some(fragment) = packet.fragment {
             match self.look_up_datagram(port, packet, hash, &fragment) {
                 Admission::Judge => {}
-                Admission::As(passed) => return Lookup::LaterFragment(passed),
-                Admission::Drop(reason) => return Lookup::Refused(reason),
+                Admission::Inherit(passed) => return Lookup::LaterFragment(passed),
+                Admission::Drop(reason) => return Lookup::BadFragment(reason),
             }
         }
         let Some(snapshot) = self.snapshot else {
-            return Lookup::Nothing;
+            return Lookup::Miss;
         };
         // What layer 4 is behind a chain that was not walked to its end is not known: it is no answer to anything.
         if matches!(packet.transport, Transport::IcmpError { .. } | Transport::None) {
-            return self.look_up_quoted(snapshot, port, packet, hash);
+            return self.look_up_quoted_flow(snapshot, port, packet, hash);
         }
         // The key is made twice, so that for the hint it need not exist in memory.
         let found = self
@@ -221,8 +221,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         match found {
             Some((index, direction)) => self
                 .revalidate(snapshot, hash, index, direction)
-                .map_or(Lookup::Nothing, Lookup::Flow),
-            None => Lookup::Nothing,
+                .map_or(Lookup::Miss, Lookup::Hit),
+            None => Lookup::Miss,
         }
     }
 
@@ -233,34 +233,40 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         snapshot: &Snapshot,
         hash: KeyHash,
         index: usize,
-        direction: Direction,
-    ) -> Option<Known> {
+        direction: FlowDirection,
+    ) -> Option<FlowMatch> {
         if self.table.is_expired(index, self.now) {
             self.table.remove(index);
             self.table.activity.expired += 1;
             return None;
         }
-        let renewal = if self.table.entry(index).generation() == snapshot.generation() {
-            Renewal::Current
+        let revalidation = if self.table.entry(index).generation() == snapshot.generation() {
+            Revalidation::Current
         } else {
-            self.renew(snapshot, hash, index)?
+            self.revalidate_epochs(snapshot, hash, index)?
         };
-        Some(Known {
+        Some(FlowMatch {
             index,
             direction,
-            renewal,
+            revalidation,
         })
     }
 
     #[cold]
-    fn look_up_quoted(&mut self, snapshot: &Snapshot, port: &Port, packet: &Packet, hash: KeyHash) -> Lookup {
+    fn look_up_quoted_flow(
+        &mut self,
+        snapshot: &Snapshot,
+        port: &Port,
+        packet: &Packet,
+        hash: KeyHash,
+    ) -> Lookup {
         if !matches!(packet.transport, Transport::IcmpError { quoted: Some(_) }) {
-            return Lookup::Nothing;
+            return Lookup::Miss;
         }
         let found = self.table.find(hash, &packet.owner_key(port.zone));
         found
             .and_then(|(index, direction)| self.revalidate(snapshot, hash, index, direction))
-            .map_or(Lookup::Nothing, Lookup::Quoted)
+            .map_or(Lookup::Miss, Lookup::Quoted)
     }
 
     #[cold]
@@ -273,7 +279,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     ) -> Admission {
         let (key, datagram) = self.datagram(port, packet, fragment);
         let now = self.now;
-        let fragments = &mut self.shard(hash).fragments;
+        let fragments = &mut self.shard_mut(hash).fragments;
         fragments.admit(&key, datagram, fragment, port.id, now)
     }
 
@@ -294,13 +300,18 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// else judged again in its original direction. One that is not stays as [`State::Revoked`]. None where a revoked one
     /// would be allowed again: then there is nothing left to remember.
     #[cold]
-    fn renew(&mut self, snapshot: &Snapshot, hash: KeyHash, index: usize) -> Option<Renewal> {
+    fn revalidate_epochs(
+        &mut self,
+        snapshot: &Snapshot,
+        hash: KeyHash,
+        index: usize,
+    ) -> Option<Revalidation> {
         let entry = self.table.entry(index);
         let revoked = entry.state() == Some(State::Revoked);
-        let (key, ground) = (entry.key(), entry.ground());
+        let (key, allowed_by) = (entry.key(), entry.allowed_by());
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
         let epochs = epochs_of(&src, &dst);
-        if !is_same_end(epochs[0], entry.epochs()[0]) || !is_same_end(epochs[1], entry.epochs()[1]) {
+        if !is_same_owner(epochs[0], entry.epochs()[0]) || !is_same_owner(epochs[1], entry.epochs()[1]) {
             // An address has gone to somebody else, who has not talked to the other end.
             self.table.remove(index);
             self.stats.counters.flows.revoked.add(1);
@@ -308,22 +319,22 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         }
         // What else it passes by may have gone, with an address or with a predecessor's configuration; and the entry of a
         // predecessor may say anything.
-        let stands = match ground {
-            Ground::Failsafe => self.shared.config.failsafe.admits(&key),
-            Ground::ThisNode => self.is_own(&key),
-            Ground::Policy | Ground::TrustedNode | Ground::Audit(_) => true,
+        let stands = match allowed_by {
+            AllowedBy::Failsafe => self.shared.config.failsafe.admits(&key),
+            AllowedBy::ThisNode => self.involves_this_node(&key),
+            AllowedBy::Policy | AllowedBy::TrustedNode | AllowedBy::Audit(_) => true,
         };
         if !revoked && stands && entry.epochs() == epochs {
-            return Some(Renewal::Restamp);
+            return Some(Revalidation::Restamp);
         }
-        let exemption = match ground {
-            Ground::TrustedNode => NodeExemption::Trusted,
-            Ground::ThisNode if stands => NodeExemption::ThisNode,
+        let exemption = match allowed_by {
+            AllowedBy::TrustedNode => NodeExemption::Trusted,
+            AllowedBy::ThisNode if stands => NodeExemption::ThisNode,
             _ => NodeExemption::Untrusted,
         };
-        let decided = if ground == Ground::Failsafe && stands {
+        let decided = if allowed_by == AllowedBy::Failsafe && stands {
             Ok(None)
-        } else if !is_known(&src) || !is_known(&dst) {
+        } else if !may_have_entry(&src) || !may_have_entry(&dst) {
             Err(DropReason::UnknownEndpoint.into())
         } else {
             self.decide(snapshot, &key, &src, &dst, exemption).map(Some)
@@ -334,33 +345,35 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 None
             }
             Ok(judgement) => {
-                let ground = match exemption {
-                    _ if judgement.is_none() => Ground::Failsafe,
-                    NodeExemption::Trusted => Ground::TrustedNode,
-                    NodeExemption::ThisNode => Ground::ThisNode,
-                    NodeExemption::Untrusted => Ground::Policy,
+                let allowed_by = match exemption {
+                    _ if judgement.is_none() => AllowedBy::Failsafe,
+                    NodeExemption::Trusted => AllowedBy::TrustedNode,
+                    NodeExemption::ThisNode => AllowedBy::ThisNode,
+                    NodeExemption::Untrusted => AllowedBy::Policy,
                 };
-                Some(Renewal::Rejudged(stamp(snapshot, &src, &dst, judgement, ground)))
+                Some(Revalidation::Rejudged(stamp(
+                    snapshot, &src, &dst, judgement, allowed_by,
+                )))
             }
             Err(denial) if self.shared.config.mode == Mode::Audit => {
-                let ground = Ground::Audit(denial.reason);
-                Some(Renewal::Rejudged(stamp(
+                let allowed_by = AllowedBy::Audit(denial.reason);
+                Some(Revalidation::Rejudged(stamp(
                     snapshot,
                     &src,
                     &dst,
                     denial.judgement,
-                    ground,
+                    allowed_by,
                 )))
             }
             Err(_) => {
                 if !revoked {
                     self.table.set_state(index, State::Revoked, self.now);
-                    self.shard(hash).has_revoked = true;
+                    self.shard_mut(hash).has_revoked = true;
                     self.stats.counters.flows.revoked.add(1);
                 }
                 // It is asked again under the next snapshot.
                 self.table.entry_mut(index).restamp(snapshot.generation());
-                Some(Renewal::Current)
+                Some(Revalidation::Current)
             }
         }
     }
@@ -368,24 +381,28 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// Asks policy about the packets of a burst that seem to begin a flow, all at once. What it says depends on the
     /// snapshot and the packet alone, so it holds for those too whose flow is there after all.
     #[cold]
-    pub(super) fn foresee(&self, burst: &Burst, heads: &mut [Head; BURST]) -> ArrayVec<Judged, BATCH> {
+    pub(super) fn judge_batch(
+        &self,
+        burst: &Burst,
+        metas: &mut [PacketMeta; BURST],
+    ) -> ArrayVec<JudgedPacket, BATCH> {
         let Some(snapshot) = self.snapshot else {
             return ArrayVec::new();
         };
         let mut packets: ArrayVec<FirstPacket, BATCH> = ArrayVec::new();
         let mut asked: ArrayVec<(&Port, u8), BATCH> = ArrayVec::new();
-        for (frame, head) in burst.iter().zip(heads).take(BATCH) {
-            let packet = &head.packet;
-            let begins = matches!(head.course, Course::Own)
-                && head.hint == Hint::NONE
+        for (frame, meta) in burst.iter().zip(metas).take(BATCH) {
+            let packet = &meta.packet;
+            let begins = matches!(meta.disposition, Disposition::Own)
+                && meta.hint == Hint::NONE
                 && packet.fragment.is_none()
                 && !matches!(packet.transport, Transport::IcmpError { .. });
             if begins && let Some(port) = self.port(frame.port()) {
-                head.judged = packets.len() as u8;
+                meta.judged = packets.len() as u8;
                 packets.push(FirstPacket {
                     src: packet.src,
                     dst: packet.dst,
-                    l4: packet.l4_seen(),
+                    l4: packet.policy_l4(),
                 });
                 asked.push((port, packet.protocol));
             }
@@ -393,7 +410,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         snapshot.judge_many(&packets, |number, src, dst| {
             match (asked.get(number), packets.get(number)) {
                 (Some((port, protocol)), Some(packet)) => {
-                    self.exemption(port, (packet.src, packet.dst), *protocol, src, dst)
+                    self.node_exemption(port, (packet.src, packet.dst), *protocol, src, dst)
                 }
                 _ => NodeExemption::Untrusted,
             }
@@ -409,23 +426,23 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
         hash: KeyHash,
         lookup: Lookup,
-        judged: Option<&Judged>,
-    ) -> Result<Change, Denial> {
+        judged: Option<&JudgedPacket>,
+    ) -> Result<FlowUpdate, Denial> {
         let Some(snapshot) = self.snapshot else {
             return self.judge_without_snapshot(port, packet, lookup);
         };
         match lookup {
-            Lookup::Flow(known) => self.judge_known(snapshot, port, frame, packet, hash, known),
-            Lookup::Nothing if matches!(packet.transport, Transport::IcmpError { .. }) => {
+            Lookup::Hit(known) => self.judge_flow(snapshot, port, frame, packet, hash, known),
+            Lookup::Miss if matches!(packet.transport, Transport::IcmpError { .. }) => {
                 Err(DropReason::IcmpUnrelated.into())
             }
-            Lookup::Nothing => {
+            Lookup::Miss => {
                 self.stats.counters.flow_misses.add(1);
                 self.judge_new(snapshot, port, frame, packet, hash, None, judged)
             }
-            Lookup::Quoted(known) => self.judge_related(snapshot, port, frame, packet, known),
+            Lookup::Quoted(known) => self.judge_icmp_error(snapshot, port, frame, packet, known),
             Lookup::LaterFragment(passed) => self.judge_later_fragment(snapshot, port, frame, packet, passed),
-            Lookup::Refused(reason) => Err(reason.into()),
+            Lookup::BadFragment(reason) => Err(reason.into()),
         }
     }
 
@@ -437,149 +454,156 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         port: &Port,
         frame: &[u8],
         packet: &Packet,
-        passed: Passed,
-    ) -> Result<Change, Denial> {
+        passed: DatagramVerdict,
+    ) -> Result<FlowUpdate, Denial> {
         let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
         self.check_source(port, frame, packet, &src)?;
         if passed.generation != snapshot.generation() && passed.epochs != epochs_of(&src, &dst) {
             return Err(DropReason::FragmentUnknown.into());
         }
-        Ok(Change::Nothing)
+        Ok(FlowUpdate::Unchanged)
     }
 
     /// Before the first snapshot nobody can be identified and nothing be remembered: failsafe rules let their packets and
     /// the answers to them pass, from where they can come.
     #[cold]
-    fn judge_without_snapshot(&self, port: &Port, packet: &Packet, lookup: Lookup) -> Result<Change, Denial> {
+    fn judge_without_snapshot(
+        &self,
+        port: &Port,
+        packet: &Packet,
+        lookup: Lookup,
+    ) -> Result<FlowUpdate, Denial> {
         let admitted = match lookup {
-            Lookup::Refused(reason) => return Err(reason.into()),
+            Lookup::BadFragment(reason) => return Err(reason.into()),
             Lookup::LaterFragment(_) => true,
             _ => self.shared.config.failsafe.admits_without_state(packet),
         };
         if !admitted {
             return Err(DropReason::NoSnapshot.into());
         }
-        self.check_places(port, packet)?;
-        Ok(Change::Nothing)
+        self.check_addresses(port, packet)?;
+        Ok(FlowUpdate::Unchanged)
     }
 
     /// A packet of a flow that has an entry. Nearly all need nothing but a look at its port and its state.
     #[inline(always)]
-    fn judge_known(
+    fn judge_flow(
         &self,
         snapshot: &Snapshot,
         port: &Port,
         frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
-        known: Known,
-    ) -> Result<Change, Denial> {
-        let Known { index, direction, .. } = known;
+        known: FlowMatch,
+    ) -> Result<FlowUpdate, Denial> {
+        let FlowMatch { index, direction, .. } = known;
         let entry = self.table.entry(index);
-        let meaning = Segment::of(packet);
-        if matches!(known.renewal, Renewal::Current)
+        let meaning = FlowEvent::of(packet);
+        if matches!(known.revalidation, Revalidation::Current)
             && entry.is_bound(direction, port.id)
-            && (entry.is_plain() || entry.is_plain_from(direction, station(frame), !port.binds_sources))
-            && matches!(meaning, Segment::Ack | Segment::Data)
+            && (entry.takes_fast_path()
+                || entry.takes_fast_path_from(direction, source_mac(frame), !port.checks_source_mac))
+            && matches!(meaning, FlowEvent::Ack | FlowEvent::Data)
             && let Some(before) = entry.state()
             && let (state, Action::Pass) = state::next(before, direction, meaning)
         {
-            return Ok(Change::Pass(Step {
+            return Ok(FlowUpdate::Advance(FlowStep {
                 index,
                 direction,
                 state,
             }));
         }
-        self.judge_known_further(snapshot, port, frame, packet, hash, known)
+        self.judge_flow_slow_path(snapshot, port, frame, packet, hash, known)
     }
 
     /// A packet that is not of an open flow, from where its packets come, under the snapshot that allowed it.
     #[inline(never)]
-    fn judge_known_further(
+    fn judge_flow_slow_path(
         &self,
         snapshot: &Snapshot,
         port: &Port,
         frame: &[u8],
         packet: &Packet,
         hash: KeyHash,
-        known: Known,
-    ) -> Result<Change, Denial> {
-        let Known {
+        known: FlowMatch,
+    ) -> Result<FlowUpdate, Denial> {
+        let FlowMatch {
             index,
             direction,
-            mut renewal,
+            mut revalidation,
         } = known;
         let entry = self.table.entry(index);
-        let is_from_there = !port.binds_sources
+        let is_from_there = !port.checks_source_mac
             || !matches!(port.kind, PortKind::Wire { .. })
-            || station(frame).is_some_and(|station| entry.is_from(direction, station));
-        let bound =
-            entry.is_bound(direction, port.id) && is_from_there && !matches!(renewal, Renewal::Rejudged(_));
+            || source_mac(frame).is_some_and(|station| entry.is_from_mac(direction, station));
+        let bound = entry.is_bound(direction, port.id)
+            && is_from_there
+            && !matches!(revalidation, Revalidation::Rejudged(_));
         if !bound {
-            match self.arrives_elsewhere(snapshot, port, frame, packet, known)? {
-                Arrival::Rebind(renewed) => renewal = renewed,
+            match self.check_arrival_port(snapshot, port, frame, packet, known)? {
+                Arrival::Rebind(renewed) => revalidation = renewed,
                 Arrival::Elsewhere => {
-                    return self.judge_beside(snapshot, port, frame, packet, hash, index);
+                    return self.judge_off_path(snapshot, port, frame, packet, hash, index);
                 }
             }
         }
         let Some(before) = entry.state() else {
             return Err(DropReason::SnapshotInvalid.into()); // `find` gives entries in use only
         };
-        let meaning = Segment::of(packet);
+        let meaning = FlowEvent::of(packet);
         let (mut state, mut action) = state::next(before, direction, meaning);
-        let mut numbers = match meaning {
-            Segment::Syn | Segment::SynAck if matches!(before, State::TcpSyn | State::TcpHandshake) => {
-                Numbers::Begin
+        let mut sequence = match meaning {
+            FlowEvent::Syn | FlowEvent::SynAck if matches!(before, State::TcpSyn | State::TcpHandshake) => {
+                SequenceUpdate::Restart
             }
-            _ => Numbers::GoOn,
+            _ => SequenceUpdate::Advance,
         };
-        if matches!(meaning, Segment::Rst | Segment::Fin | Segment::End)
-            && !self.believes_end(index, direction, before, meaning, frame, packet)
+        if matches!(meaning, FlowEvent::Rst | FlowEvent::Fin | FlowEvent::Close)
+            && !self.accepts_close(index, direction, before, meaning, frame, packet)
         {
-            numbers = Numbers::Ignored;
+            sequence = SequenceUpdate::Ignore;
             (state, action) = match meaning {
-                Segment::Fin => state::next(before, direction, Segment::Ack),
+                FlowEvent::Fin => state::next(before, direction, FlowEvent::Ack),
                 _ => (before, Action::PassUnrefreshed),
             };
         }
-        let mut progress = Progress {
-            step: Step {
+        let mut progress = FlowProgress {
+            step: FlowStep {
                 index,
                 direction,
                 state,
             },
-            renewal,
+            revalidation,
             refreshes: action != Action::PassUnrefreshed,
-            binds: !bound,
+            rebinds: !bound,
             orientation: Orientation::Unchanged,
-            numbers,
+            sequence,
         };
         match action {
             Action::Pass | Action::PassUnrefreshed => {}
             Action::Invalid => return Err(DropReason::TcpInvalid.into()),
-            Action::Renew => {
+            Action::Reopen => {
                 return self.judge_new(snapshot, port, frame, packet, hash, Some(index), None);
             }
-            Action::Alone => {
+            Action::JudgeAlone => {
                 self.decide_packet(snapshot, port, packet)?;
-                return Ok(Change::GoOn(progress));
+                return Ok(FlowUpdate::Update(progress));
             }
         }
-        if !entry.is_plain() {
-            self.judge_not_plain(snapshot, port, packet, hash, &mut progress)?;
+        if !entry.takes_fast_path() {
+            self.judge_midstream_or_audited(snapshot, port, packet, hash, &mut progress)?;
         }
-        Ok(Change::GoOn(progress))
+        Ok(FlowUpdate::Update(progress))
     }
 
     /// Whether a reset, a FIN or an end of SCTP is one that its end may have sent.
     #[cold]
-    fn believes_end(
+    fn accepts_close(
         &self,
         index: usize,
-        direction: Direction,
+        direction: FlowDirection,
         before: State,
-        meaning: Segment,
+        meaning: FlowEvent,
         frame: &[u8],
         packet: &Packet,
     ) -> bool {
@@ -587,45 +611,45 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             return true;
         }
         let windows = self.table.entry(index).windows();
-        if meaning == Segment::End {
-            return sctp::believes_end(windows, direction, frame, packet);
+        if meaning == FlowEvent::Close {
+            return sctp::accepts_close(windows, direction, frame, packet);
         }
         let Some(segment) = tcp::Segment::of(frame, packet) else {
             return false;
         };
         match meaning {
-            Segment::Rst => windows.believes_reset(direction, &segment, before),
-            _ => windows.believes_fin(direction, &segment),
+            FlowEvent::Rst => windows.accepts_reset(direction, &segment, before),
+            _ => windows.accepts_fin(direction, &segment),
         }
     }
 
     /// A flow of which it is not known who began, or that passes only because the mode is audit.
     #[cold]
-    fn judge_not_plain(
+    fn judge_midstream_or_audited(
         &self,
         snapshot: &Snapshot,
         port: &Port,
         packet: &Packet,
         hash: KeyHash,
-        progress: &mut Progress,
+        progress: &mut FlowProgress,
     ) -> Result<(), Denial> {
         let entry = self.table.entry(progress.step.index);
-        let would_drop = match progress.renewal {
-            Renewal::Rejudged(stamp) => match stamp.ground {
-                Ground::Audit(reason) => Some(reason),
+        let would_drop = match progress.revalidation {
+            Revalidation::Rejudged(stamp) => match stamp.allowed_by {
+                AllowedBy::Audit(reason) => Some(reason),
                 _ => None,
             },
-            Renewal::Current | Renewal::Restamp => entry.would_drop(),
+            Revalidation::Current | Revalidation::Restamp => entry.would_drop(),
         };
         if let Some(reason) = would_drop {
             return Err(Denial {
-                in_audit: Change::GoOn(*progress),
+                in_audit: FlowUpdate::Update(*progress),
                 ..reason.into()
             });
         }
         let direction = progress.step.direction;
-        let covered = entry.covers(direction)
-            && (direction == Direction::Original || !progress.binds || entry.is_oriented());
+        let covered = entry.allows(direction)
+            && (direction == FlowDirection::Original || !progress.rebinds || entry.is_oriented());
         if covered {
             return Ok(());
         }
@@ -634,7 +658,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         match self.decide_packet(snapshot, port, packet) {
             Ok(_) => progress.orientation = Orientation::ReplyAllowed,
             Err(denial) => {
-                if self.now > self.shared.pickup_until || self.shard_of(hash).has_revoked {
+                if self.now > self.shared.pickup_until || self.shard(hash).has_revoked {
                     return Err(denial);
                 }
                 progress.orientation = Orientation::Oriented;
@@ -648,23 +672,23 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// of an endpoint). The original direction belongs to the flow from wherever its source can be, if it is allowed from
     /// there; a reply only from where the original went.
     #[cold]
-    fn arrives_elsewhere(
+    fn check_arrival_port(
         &self,
         snapshot: &Snapshot,
         port: &Port,
         frame: &[u8],
         packet: &Packet,
-        known: Known,
+        known: FlowMatch,
     ) -> Result<Arrival, Denial> {
         let src = snapshot.identify(packet.src);
         self.check_source(port, frame, packet, &src)?;
         let entry = self.table.entry(known.index);
-        let rejudged = matches!(known.renewal, Renewal::Rejudged(_));
+        let rejudged = matches!(known.revalidation, Revalidation::Rejudged(_));
         let bound = |direction| entry.port(direction).filter(|_| !rejudged);
         let is_wire = matches!(port.kind, PortKind::Wire { .. });
-        let replies_by = bound(Direction::Reply).or_else(|| self.replies_by(port, entry));
+        let replies_by = bound(FlowDirection::Reply).or_else(|| self.wire_reply_port(port, entry));
         let began = match known.direction {
-            Direction::Original => {
+            FlowDirection::Original => {
                 let turned = is_wire && replies_by == Some(port.id);
                 if turned && entry.state().is_some_and(State::is_answered) {
                     // Both ends have spoken, across the wire the other way round.
@@ -672,7 +696,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 }
                 packet.key(port.zone)
             }
-            Direction::Reply => {
+            FlowDirection::Reply => {
                 let from_there = if is_wire {
                     replies_by.is_none_or(|by| by == port.id)
                 } else {
@@ -689,40 +713,42 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let by = bound(known.direction);
         // On a wire, another station of the same port is where its source is: nothing else has changed.
         let same_port = is_wire && by == Some(port.id);
-        if revoked || same_port || by.is_none() && known.direction == Direction::Reply {
-            return Ok(Arrival::Rebind(known.renewal));
+        if revoked || same_port || by.is_none() && known.direction == FlowDirection::Reply {
+            return Ok(Arrival::Rebind(known.revalidation));
         }
         // Judged anew in the direction in which it was begun: by another way, a node may not be believed.
-        let ground = match known.renewal {
-            Renewal::Rejudged(stamp) => stamp.ground,
-            Renewal::Current | Renewal::Restamp => entry.ground(),
+        let allowed_by = match known.revalidation {
+            Revalidation::Rejudged(stamp) => stamp.allowed_by,
+            Revalidation::Current | Revalidation::Restamp => entry.allowed_by(),
         };
-        if matches!(ground, Ground::Failsafe | Ground::Audit(_)) {
-            return Ok(Arrival::Rebind(known.renewal));
+        if matches!(allowed_by, AllowedBy::Failsafe | AllowedBy::Audit(_)) {
+            return Ok(Arrival::Rebind(known.revalidation));
         }
         let (src, dst) = (snapshot.identify(began.src), snapshot.identify(began.dst));
         let exemption = match known.direction {
-            Direction::Original => self.exemption(port, (began.src, began.dst), began.protocol, &src, &dst),
-            Direction::Reply => match ground {
-                Ground::TrustedNode => NodeExemption::Trusted,
-                Ground::ThisNode => NodeExemption::ThisNode,
+            FlowDirection::Original => {
+                self.node_exemption(port, (began.src, began.dst), began.protocol, &src, &dst)
+            }
+            FlowDirection::Reply => match allowed_by {
+                AllowedBy::TrustedNode => NodeExemption::Trusted,
+                AllowedBy::ThisNode => NodeExemption::ThisNode,
                 _ => NodeExemption::Untrusted,
             },
         };
         let judgement = self.decide(snapshot, &began, &src, &dst, exemption)?;
-        let stamp = stamp(snapshot, &src, &dst, Some(judgement), ground_of(exemption));
-        Ok(Arrival::Rebind(Renewal::Rejudged(stamp)))
+        let stamp = stamp(snapshot, &src, &dst, Some(judgement), exemption.into());
+        Ok(Arrival::Rebind(Revalidation::Rejudged(stamp)))
     }
 
     /// By which end of a wire replies come, where the entry is not bound to ports: since a restart, or since it was judged
     /// again. None where nothing tells, as when the wire has other interfaces now.
-    fn replies_by(&self, port: &Port, entry: &Entry) -> Option<PortId> {
+    fn wire_reply_port(&self, port: &Port, entry: &Entry) -> Option<PortId> {
         let PortKind::Wire { peer } = port.kind else {
             return None;
         };
         let peer = self.port(peer)?;
-        let came_by = entry.came_by()?;
-        match (came_by == port.tag, came_by == peer.tag) {
+        let original_port_tag = entry.original_port_tag()?;
+        match (original_port_tag == port.tag, original_port_tag == peer.tag) {
             (true, false) => Some(peer.id),
             (false, true) => Some(port.id),
             _ => None,
@@ -732,7 +758,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// A packet with the addresses and ports of a flow, that comes from where none of its packets does: it is judged as
     /// new. It takes the flow's place only where nobody has answered in that.
     #[cold]
-    fn judge_beside(
+    fn judge_off_path(
         &self,
         snapshot: &Snapshot,
         port: &Port,
@@ -740,11 +766,11 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
         hash: KeyHash,
         index: usize,
-    ) -> Result<Change, Denial> {
+    ) -> Result<FlowUpdate, Denial> {
         let state = self.table.entry(index).state();
         if state.is_some_and(|state| state.is_answered() || state == State::Revoked) {
             self.decide_packet(snapshot, port, packet)?;
-            return Ok(Change::Nothing);
+            return Ok(FlowUpdate::Unchanged);
         }
         self.judge_new(snapshot, port, frame, packet, hash, Some(index), None)
     }
@@ -760,79 +786,82 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
         hash: KeyHash,
         replaces: Option<usize>,
-        judged: Option<&Judged>,
-    ) -> Result<Change, Denial> {
+        judged: Option<&JudgedPacket>,
+    ) -> Result<FlowUpdate, Denial> {
         let (src, dst) = match judged {
             Some(judged) => (judged.src, judged.dst),
             None => (snapshot.identify(packet.src), snapshot.identify(packet.dst)),
         };
         self.check_source(port, frame, packet, &src)?;
-        if Segment::of(packet) == Segment::Bad {
+        if FlowEvent::of(packet) == FlowEvent::InvalidFlags {
             return Err(DropReason::TcpInvalid.into());
         }
         let key = packet.key(port.zone);
-        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
-        let begins = state::begin(packet).filter(|_| is_known(&src) && is_known(&dst));
-        let begin = |state, judgement: Option<Judgement>, ground| {
-            Change::Begin(Beginning {
+        let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
+        let begins = state::initial_state(packet).filter(|_| may_have_entry(&src) && may_have_entry(&dst));
+        let begin = |state, judgement: Option<Judgement>, allowed_by| {
+            FlowUpdate::Create(NewFlow {
                 key,
-                direction: Direction::Original,
+                direction: FlowDirection::Original,
                 state,
-                stamp: stamp(snapshot, &src, &dst, judgement, ground),
-                charged: [self.account(key.src, &src), self.account(key.dst, &dst)],
+                stamp: stamp(snapshot, &src, &dst, judgement, allowed_by),
+                accounts: [self.account(key.src, &src), self.account(key.dst, &dst)],
                 replaces,
             })
         };
         if packet.transport != Transport::None && self.shared.config.failsafe.admits(&key) {
             // Whoever may begin a connection here may go on with it, so it is known who began.
-            let state = match state::begin(packet) {
+            let state = match state::initial_state(packet) {
                 Some(State::TcpMidstream) => State::TcpEstablished,
                 Some(state) => state,
-                None => return Ok(Change::Nothing),
+                None => return Ok(FlowUpdate::Unchanged),
             };
-            return Ok(begin(state, None, Ground::Failsafe));
+            return Ok(begin(state, None, AllowedBy::Failsafe));
         }
         let decided = match judged {
-            Some(judged) => self.decide_on(&key, &src, &dst, judged.judgement),
+            Some(judged) => self.check_judgement(&key, &src, &dst, judged.judgement),
             None => self.decide(snapshot, &key, &src, &dst, exemption),
         };
         let judgement = match decided {
             Ok(judgement) => judgement,
             Err(denial) => {
                 if begins == Some(State::TcpMidstream)
-                    && let Some(change) = self.pick_up(snapshot, port, packet, hash, [&src, &dst])
+                    && let Some(update) = self.pick_up(snapshot, port, packet, hash, [&src, &dst])
                 {
-                    return Ok(change);
+                    return Ok(update);
                 }
                 let in_audit = match begins {
                     Some(state) if self.shared.config.mode == Mode::Audit => {
-                        begin(state, denial.judgement, Ground::Audit(denial.reason))
+                        begin(state, denial.judgement, AllowedBy::Audit(denial.reason))
                     }
-                    _ => Change::Nothing,
+                    _ => FlowUpdate::Unchanged,
                 };
                 return Err(Denial { in_audit, ..denial });
             }
         };
         match begins {
-            Some(state) => Ok(begin(state, Some(judgement), ground_of(exemption))),
-            None => Ok(Change::Nothing),
+            Some(state) => Ok(begin(state, Some(judgement), exemption.into())),
+            None => Ok(FlowUpdate::Unchanged),
         }
     }
 
     /// Whether the packets of a flow can do without an entry: answers to them pass on their own.
     #[cold]
-    pub(super) fn can_do_without(&self, port: &Port, beginning: &Beginning) -> bool {
+    pub(super) fn can_pass_without_entry(&self, port: &Port, new_flow: &NewFlow) -> bool {
         let Some(snapshot) = self.snapshot else {
             return false;
         };
-        if beginning.state == State::TcpMidstream
-            || matches!(beginning.stamp.ground, Ground::Failsafe | Ground::Audit(_))
+        if new_flow.state == State::TcpMidstream
+            || matches!(
+                new_flow.stamp.allowed_by,
+                AllowedBy::Failsafe | AllowedBy::Audit(_)
+            )
         {
             return true;
         }
-        let key = beginning.key.reversed();
+        let key = new_flow.key.reversed();
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
-        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
+        let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
         self.decide(snapshot, &key, &src, &dst, exemption).is_ok()
     }
 
@@ -847,22 +876,22 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
         hash: KeyHash,
         [src, dst]: [&Identity; 2],
-    ) -> Option<Change> {
+    ) -> Option<FlowUpdate> {
         let may = self.shared.config.flow.pickup_answers
             && self.now <= self.shared.pickup_until
-            && !self.shard_of(hash).has_revoked;
+            && !self.shard(hash).has_revoked;
         if !may {
             return None;
         }
         let key = packet.key(port.zone).reversed();
-        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, dst, src);
+        let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, dst, src);
         let judgement = self.decide(snapshot, &key, dst, src, exemption).ok()?;
-        Some(Change::Begin(Beginning {
+        Some(FlowUpdate::Create(NewFlow {
             key,
-            direction: Direction::Reply,
+            direction: FlowDirection::Reply,
             state: State::TcpEstablished,
-            stamp: stamp(snapshot, dst, src, Some(judgement), ground_of(exemption)),
-            charged: [self.account(key.src, dst), self.account(key.dst, src)],
+            stamp: stamp(snapshot, dst, src, Some(judgement), exemption.into()),
+            accounts: [self.account(key.src, dst), self.account(key.dst, src)],
             replaces: None,
         }))
     }
@@ -870,14 +899,14 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// An ICMP error passes if it quotes a packet of a live flow, goes to who sent that, and comes from where that went
     /// (SEMANTICS 57).
     #[cold]
-    fn judge_related(
+    fn judge_icmp_error(
         &self,
         snapshot: &Snapshot,
         port: &Port,
         frame: &[u8],
         packet: &Packet,
-        known: Known,
-    ) -> Result<Change, Denial> {
+        known: FlowMatch,
+    ) -> Result<FlowUpdate, Denial> {
         let unrelated = DropReason::IcmpUnrelated;
         let longest = if packet.src.is_v4() {
             LONGEST_ERROR_V4
@@ -890,21 +919,21 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let Transport::IcmpError { quoted: Some(quoted) } = packet.transport else {
             return Err(unrelated.into());
         };
-        let Known {
+        let FlowMatch {
             index,
             direction,
-            renewal,
+            revalidation,
         } = known;
         let entry = self.table.entry(index);
-        let audited = matches!(renewal, Renewal::Rejudged(stamp) if matches!(stamp.ground, Ground::Audit(_)));
+        let audited = matches!(revalidation, Revalidation::Rejudged(stamp) if matches!(stamp.allowed_by, AllowedBy::Audit(_)));
         if quoted.src != packet.dst
             || audited
             || entry.state() == Some(State::Revoked)
-            || !entry.covers(direction)
+            || !entry.allows(direction)
         {
             return Err(unrelated.into());
         }
-        let from_there = match entry.port(direction.flipped()) {
+        let from_there = match entry.port(direction.reversed()) {
             Some(bound) if bound == port.id => true,
             Some(_) if matches!(port.kind, PortKind::Wire { .. }) => false,
             None if matches!(port.kind, PortKind::Wire { .. }) => true,
@@ -929,10 +958,10 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             IdentityKind::External => self.account(packet.dst, &snapshot.identify(packet.dst)),
             _ => self.account(packet.src, &src),
         };
-        if !self.icmp_passed.has(account, self.now) || entry.errors_left(self.now) == 0 {
+        if !self.icmp_passed.has(account, self.now) || entry.icmp_errors_left(self.now) == 0 {
             return Err(DropReason::IcmpRateLimited.into());
         }
-        Ok(Change::Related { index, account })
+        Ok(FlowUpdate::IcmpError { index, account })
     }
 
     /// Who may send an error: the end that is quoted, or a router on the way to it. A router is no endpoint of the
@@ -982,8 +1011,8 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         if !fits {
             return Err(DropReason::SpoofedSource.into());
         }
-        self.check_places(port, packet)?;
-        if port.binds_sources && matches!(src.kind, Pod | Unknown | Node) {
+        self.check_addresses(port, packet)?;
+        if port.checks_source_mac && matches!(src.kind, Pod | Unknown | Node) {
             self.check_station(port, frame, packet, src)?;
         }
         Ok(())
@@ -991,12 +1020,12 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
     /// What can be told about where a packet's ends are without knowing whose they are.
     #[inline]
-    fn check_places(&self, port: &Port, packet: &Packet) -> Result<(), DropReason> {
+    fn check_addresses(&self, port: &Port, packet: &Packet) -> Result<(), DropReason> {
         let Some(forwarding) = self.forwarding else {
             return Err(DropReason::SpoofedSource);
         };
         let is_wire = matches!(port.kind, PortKind::Wire { .. });
-        if packet.src == packet.dst || !is_wire && !forwarding.source_fits(packet.src, port) {
+        if packet.src == packet.dst || !is_wire && !forwarding.passes_reverse_path(packet.src, port) {
             return Err(DropReason::SpoofedSource);
         }
         forwarding.places().check(packet, port)
@@ -1011,15 +1040,15 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         packet: &Packet,
         src: &Identity,
     ) -> Result<(), DropReason> {
-        let (Some(forwarding), Some(station)) = (self.forwarding, station(frame)) else {
+        let (Some(forwarding), Some(station)) = (self.forwarding, source_mac(frame)) else {
             return Err(DropReason::SpoofedSource);
         };
         match (port.kind, src.kind) {
             // Which node an address is on that no pod has, nobody knows: policy decides about it.
             (PortKind::Wire { .. }, IdentityKind::Unknown) => Ok(()),
-            (PortKind::Wire { .. }, _) => self.check_node(forwarding, port, station, src),
+            (PortKind::Wire { .. }, _) => self.check_node_station(forwarding, port, station, src),
             (_, IdentityKind::Node) => Ok(()),
-            _ => match forwarding.source_is_of_next_hop(packet.src, port, station) {
+            _ => match forwarding.is_mac_of_next_hop(packet.src, port, station) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(DropReason::SpoofedSource),
                 Err(unknown) => {
@@ -1027,7 +1056,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                     // for what cannot pass: whoever makes up sources would have it look for each of them.
                     let policy = self.snapshot;
                     if src.kind == IdentityKind::Pod || policy.is_some_and(|it| it.allow_unknown()) {
-                        let _ = self.shared.resolve.push(unknown);
+                        let _ = self.shared.resolve_requests.push(unknown);
                     }
                     Err(DropReason::NeighbourUnresolved)
                 }
@@ -1036,7 +1065,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     /// The same on a wire, where nodes are known by what they say themselves.
-    fn check_node(
+    fn check_node_station(
         &self,
         forwarding: &Forwarding,
         port: &Port,
@@ -1051,7 +1080,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             Some(_) => Err(DropReason::SpoofedSource),
             None => {
                 // It is asked for, the next packet passes.
-                self.report(StationNews {
+                self.report_station(StationReport {
                     port: port.id,
                     node: src.node,
                     generation: self.generation(),
@@ -1065,11 +1094,11 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     /// Takes note of which station ARP or neighbour discovery says to be a node. Answers whether that can be: not where another
     /// one is.
     #[cold]
-    pub(super) fn hear(&self, port: &Port, frame: &[u8]) -> bool {
+    pub(super) fn observe_station(&self, port: &Port, frame: &[u8]) -> bool {
         let (Some(snapshot), Some(forwarding)) = (self.snapshot, self.forwarding) else {
             return true;
         };
-        let Some(Claim { addr, station, vlan }) = wire::claim(frame) else {
+        let Some(NeighbourClaim { addr, station, vlan }) = wire::neighbour_claim(frame) else {
             return true;
         };
         let who = snapshot.identify(addr);
@@ -1082,7 +1111,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let Some(station) = station.filter(|_| forwarding.places().may_be_at(addr, port.id, vlan)) else {
             return false;
         };
-        let news = StationNews {
+        let news = StationReport {
             port: port.id,
             node: who.node,
             generation: snapshot.generation(),
@@ -1090,17 +1119,17 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         };
         let known = forwarding.station(port.id, node);
         if known == Some(station) {
-            let _ = self.shared.stations.push(news); // where there is no room, it is asked again
+            let _ = self.shared.station_reports.push(news); // where there is no room, it is asked again
             return true;
         }
-        self.report(news);
+        self.report_station(news);
         known.is_none()
     }
 
     /// Reports what anybody may cause, and keeps room for the answers of stations that are known: who could crowd those out
     /// would take their place.
-    fn report(&self, news: StationNews) {
-        let queue = &self.shared.stations;
+    fn report_station(&self, news: StationReport) {
+        let queue = &self.shared.station_reports;
         if queue.len() < queue.capacity() / 2 {
             let _ = queue.push(news);
         }
@@ -1110,7 +1139,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     fn decide_packet(&self, snapshot: &Snapshot, port: &Port, packet: &Packet) -> Result<Judgement, Denial> {
         let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
         let key = packet.key(port.zone);
-        let exemption = self.exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
+        let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
         self.decide(snapshot, &key, &src, &dst, exemption)
     }
 
@@ -1124,11 +1153,11 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         node: NodeExemption,
     ) -> Result<Judgement, Denial> {
         let judgement = snapshot.judge(src, dst, key.src, key.dst, l4(key), node);
-        self.decide_on(key, src, dst, judgement)
+        self.check_judgement(key, src, dst, judgement)
     }
 
     /// As [`Self::decide`], where policy has been asked.
-    fn decide_on(
+    fn check_judgement(
         &self,
         key: &FlowKey,
         src: &Identity,
@@ -1147,7 +1176,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         let tunnels = &self.shared.config.tunnels;
         // Between pods too long a chain hides what its receiver alone would unpack.
         let hides = tunnels.may_hide_in(key) && dst.kind != Pod;
-        if forbidden && (hides || tunnels.is_one(key)) {
+        if forbidden && (hides || tunnels.matches(key)) {
             return Err(Denial {
                 judgement: Some(judgement),
                 ..DropReason::Encapsulation.into()
@@ -1158,7 +1187,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
     /// Whether a node's address can be believed (SEMANTICS 47): the packet goes to a node, comes from where only nodes
     /// are, or is of this machine itself. It covers what nodes and pods say to each other, not what a node would unpack.
-    fn exemption(
+    fn node_exemption(
         &self,
         port: &Port,
         (from, to): (Addr, Addr),
@@ -1174,7 +1203,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             && let Some(forwarding) = self.forwarding
         {
             let ours = match port.kind {
-                PortKind::Host => forwarding.is_local(from) && forwarding.is_behind_pod_port(to),
+                PortKind::Host => forwarding.is_local(from) && forwarding.is_local_pod(to),
                 PortKind::Pod => forwarding.is_local(to),
                 _ => false,
             };
@@ -1192,7 +1221,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     /// Whether an end of a flow is this machine itself, which hosts pods.
-    fn is_own(&self, key: &FlowKey) -> bool {
+    fn involves_this_node(&self, key: &FlowKey) -> bool {
         self.shared.config.hosts_pods
             && self
                 .forwarding
@@ -1200,7 +1229,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
     }
 
     /// In whose account stands what an address costs that came in by a port, where it is not known whose it is.
-    pub(super) fn account_behind(&self, addr: Addr, port: &Port) -> u32 {
+    pub(super) fn account_at_port(&self, addr: Addr, port: &Port) -> u32 {
         match port.kind {
             PortKind::Pod => self.seed.account(addr),
             _ => self.seed.outside_account(addr),
@@ -1218,7 +1247,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
 /// The Ethernet address that a frame comes from.
 #[inline]
-pub(super) fn station(frame: &[u8]) -> Option<[u8; 6]> {
+pub(super) fn source_mac(frame: &[u8]) -> Option<[u8; 6]> {
     frame.get(6..12)?.try_into().ok()
 }
 
@@ -1229,15 +1258,17 @@ pub(super) fn epochs_of(src: &Identity, dst: &Identity) -> [u64; 2] {
 }
 
 /// Only these may have an entry (SEMANTICS 53).
-fn is_known(identity: &Identity) -> bool {
+fn may_have_entry(identity: &Identity) -> bool {
     identity.kind != IdentityKind::Unknown
 }
 
-fn ground_of(exemption: NodeExemption) -> Ground {
-    match exemption {
-        NodeExemption::Untrusted => Ground::Policy,
-        NodeExemption::Trusted => Ground::TrustedNode,
-        NodeExemption::ThisNode => Ground::ThisNode,
+impl From<NodeExemption> for AllowedBy {
+    fn from(exemption: NodeExemption) -> Self {
+        match exemption {
+            NodeExemption::Untrusted => Self::Policy,
+            NodeExemption::Trusted => Self::TrustedNode,
+            NodeExemption::ThisNode => Self::ThisNode,
+        }
     }
 }
 
@@ -1257,14 +1288,14 @@ fn stamp(
     src: &Identity,
     dst: &Identity,
     judgement: Option<Judgement>,
-    ground: Ground,
-) -> Stamp {
-    Stamp {
+    allowed_by: AllowedBy,
+) -> DecisionStamp {
+    DecisionStamp {
         generation: snapshot.generation(),
         epochs: epochs_of(src, dst),
         provenance: judgement.map_or([crate::classify::NONE; 2], |judgement| {
             [judgement.ingress.provenance, judgement.egress.provenance]
         }),
-        ground,
+        allowed_by,
     }
 }

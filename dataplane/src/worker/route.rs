@@ -3,8 +3,8 @@
 use crate::{
     flow::hash::KeyHash,
     forward::{
-        Neighbour, Path, ResolveRequest,
-        hold::Hold,
+        Neighbour, ResolveRequest, RouteDecision,
+        hold_queue::HoldOutcome,
         icmp::{self, Problem},
         rewrite,
     },
@@ -15,12 +15,12 @@ use crate::{
     wire::{Packet, checksum},
 };
 
-use super::{Ahead, TurnOf};
+use super::{Lookahead, WorkerTurn};
 
 /// Whether a frame on a routed port is for its router: untagged, to one station, and on an uplink to this one. What
 /// the egress guard redirects into the host port bears the address of the pod that the kernel meant.
 #[inline]
-pub(super) fn is_ours(frame: &[u8], port: &Port) -> bool {
+pub(super) fn is_for_router(frame: &[u8], port: &Port) -> bool {
     let Some(header) = frame.first_chunk::<14>() else {
         return false;
     };
@@ -31,9 +31,9 @@ pub(super) fn is_ours(frame: &[u8], port: &Port) -> bool {
 
 /// The way that a packet leaves by.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Way {
+pub(super) enum OutputPath {
     /// Across the wire, to this port.
-    Across(PortId),
+    Wire(PortId),
     /// Out of a port, to a station on it.
     Hop {
         port: PortId,
@@ -46,12 +46,12 @@ pub(super) enum Way {
     Wait(ResolveRequest),
 }
 
-impl Way {
+impl OutputPath {
     /// The port that it leads out of.
     #[inline]
-    pub(super) fn out(self) -> PortId {
+    pub(super) fn port(self) -> PortId {
         match self {
-            Self::Across(port) | Self::Hop { port, .. } => port,
+            Self::Wire(port) | Self::Hop { port, .. } => port,
             Self::Wait(to) => to.port,
         }
     }
@@ -59,14 +59,14 @@ impl Way {
 
 /// Why no way leads on, and what the sender is told.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NoWay {
+pub(super) struct RouteFailure {
     reason: DropReason,
     problem: Option<Problem>,
     /// A neighbour that may be there by now: the kernel does not look again by itself.
     look_again: Option<ResolveRequest>,
 }
 
-impl From<DropReason> for NoWay {
+impl From<DropReason> for RouteFailure {
     fn from(reason: DropReason) -> Self {
         Self {
             reason,
@@ -76,37 +76,47 @@ impl From<DropReason> for NoWay {
     }
 }
 
-impl NoWay {
-    fn told(reason: DropReason, problem: Problem) -> Self {
+impl RouteFailure {
+    fn with_icmp(reason: DropReason, problem: Problem) -> Self {
         Self {
             problem: Some(problem),
             ..reason.into()
         }
     }
 
-    fn absent(look_again: Option<ResolveRequest>) -> Self {
+    fn unresolved(look_again: Option<ResolveRequest>) -> Self {
         Self {
             look_again,
-            ..Self::told(DropReason::NeighbourUnresolved, Problem::HostUnreachable)
+            ..Self::with_icmp(DropReason::NeighbourUnresolved, Problem::HostUnreachable)
         }
     }
 }
 
-impl<Io: PacketIo> TurnOf<'_, Io> {
+impl<Io: PacketIo> WorkerTurn<'_, Io> {
     /// The way of a packet that may pass.
     #[inline(always)]
-    pub(super) fn route(&self, packet: &Packet, port: &Port, hash: KeyHash) -> Result<Way, NoWay> {
+    pub(super) fn route(
+        &self,
+        packet: &Packet,
+        port: &Port,
+        hash: KeyHash,
+    ) -> Result<OutputPath, RouteFailure> {
         match port.kind {
             PortKind::Wire { peer } => match self.port(peer) {
                 None => Err(DropReason::PortUnavailable.into()),
                 Some(out) if packet.total_length() > out.mtu => Err(DropReason::TooBig.into()),
-                Some(_) => Ok(Way::Across(peer)),
+                Some(_) => Ok(OutputPath::Wire(peer)),
             },
             PortKind::Pod | PortKind::Uplink | PortKind::Host => self.route_by_table(packet, port, hash),
         }
     }
 
-    fn route_by_table(&self, packet: &Packet, port: &Port, hash: KeyHash) -> Result<Way, NoWay> {
+    fn route_by_table(
+        &self,
+        packet: &Packet,
+        port: &Port,
+        hash: KeyHash,
+    ) -> Result<OutputPath, RouteFailure> {
         let forwarding = self.forwarding.ok_or(DropReason::NoRoute)?;
         if is_link_local(packet) {
             return Err(DropReason::MartianAddress.into());
@@ -117,34 +127,34 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         } else {
             hash.directed as u32
         };
-        let refused = |problem| Err(NoWay::told(DropReason::RouteRefused, problem));
+        let refused = |problem| Err(RouteFailure::with_icmp(DropReason::RouteRefused, problem));
         match forwarding.route(packet.dst, hops) {
-            Path::Hop { port: out, neighbour } => {
+            RouteDecision::Hop { port: out, neighbour } => {
                 let to = ResolveRequest {
                     port: out,
                     addr: neighbour,
                 };
                 self.next_hop(packet, port, to)
             }
-            Path::Local => self.to_host(packet, port),
-            Path::Blackhole => Err(DropReason::RouteRefused.into()),
-            Path::Unreachable => refused(Problem::NoRoute),
-            Path::Prohibit => refused(Problem::Prohibited),
-            Path::NoRoute => Err(NoWay::told(DropReason::NoRoute, Problem::NoRoute)),
+            RouteDecision::Local => self.to_host(packet, port),
+            RouteDecision::Blackhole => Err(DropReason::RouteRefused.into()),
+            RouteDecision::Unreachable => refused(Problem::NoRoute),
+            RouteDecision::Prohibit => refused(Problem::Prohibited),
+            RouteDecision::NoRoute => Err(RouteFailure::with_icmp(DropReason::NoRoute, Problem::NoRoute)),
         }
     }
 
     /// To this host's kernel. It is the packet's destination, so that the hop is not counted.
-    fn to_host(&self, packet: &Packet, port: &Port) -> Result<Way, NoWay> {
+    fn to_host(&self, packet: &Packet, port: &Port) -> Result<OutputPath, RouteFailure> {
         let host = self
             .forwarding
             .and_then(|forwarding| forwarding.host())
             .and_then(|(id, mac)| Some((self.port(id)?, mac)));
         match host {
-            Some((host, _)) if host.id != port.id && packet.total_length() > host.mtu => {
-                Err(NoWay::told(DropReason::TooBig, Problem::TooBig(host.mtu)))
-            }
-            Some((host, mac)) if host.id != port.id => Ok(Way::Hop {
+            Some((host, _)) if host.id != port.id && packet.total_length() > host.mtu => Err(
+                RouteFailure::with_icmp(DropReason::TooBig, Problem::TooBig(host.mtu)),
+            ),
+            Some((host, mac)) if host.id != port.id => Ok(OutputPath::Hop {
                 port: host.id,
                 macs: [mac, host.mac],
                 counts: false,
@@ -153,7 +163,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         }
     }
 
-    fn next_hop(&self, packet: &Packet, port: &Port, to: ResolveRequest) -> Result<Way, NoWay> {
+    fn next_hop(&self, packet: &Packet, port: &Port, to: ResolveRequest) -> Result<OutputPath, RouteFailure> {
         let out = self
             .port(to.port)
             .filter(|out| out.id != port.id && !matches!(out.kind, PortKind::Wire { .. }))
@@ -161,35 +171,41 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
         // What comes by the host port is this host's own: it leaves with the TTL that the kernel gave it.
         let counts = port.kind != PortKind::Host;
         if counts && packet.ttl <= 1 {
-            return Err(NoWay::told(DropReason::TtlExceeded, Problem::TimeExceeded));
+            return Err(RouteFailure::with_icmp(
+                DropReason::TtlExceeded,
+                Problem::TimeExceeded,
+            ));
         }
         if packet.total_length() > out.mtu {
-            return Err(NoWay::told(DropReason::TooBig, Problem::TooBig(out.mtu)));
+            return Err(RouteFailure::with_icmp(
+                DropReason::TooBig,
+                Problem::TooBig(out.mtu),
+            ));
         }
         let neighbour = self
             .forwarding
             .and_then(|forwarding| forwarding.neighbour(to.port, to.addr));
         match neighbour {
-            Some(Neighbour::Reachable(mac)) => Ok(Way::Hop {
+            Some(Neighbour::Reachable(mac)) => Ok(OutputPath::Hop {
                 port: out.id,
                 macs: [mac, out.mac],
                 counts,
             }),
-            Some(Neighbour::Failed) => Err(NoWay::absent(Some(to))),
-            None if self.holds.is_absent(to, self.now) => Err(NoWay::absent(None)),
-            None => Ok(Way::Wait(to)),
+            Some(Neighbour::Failed) => Err(RouteFailure::unresolved(Some(to))),
+            None if self.hold_queue.is_unreachable(to, self.now) => Err(RouteFailure::unresolved(None)),
+            None => Ok(OutputPath::Wait(to)),
         }
     }
 
     /// Sends a packet on its way.
     #[inline(always)]
-    pub(super) fn transmit(&mut self, mut frame: Frame, packet: &Packet, port: &Port, way: Way) {
+    pub(super) fn transmit(&mut self, mut frame: Frame, packet: &Packet, port: &Port, path: OutputPath) {
         if port.partial_checksums && checksum::complete_partial(frame.bytes_mut(), packet) {
             self.stats.counters.checksums_completed.add(1);
         }
-        let out = match way {
-            Way::Across(peer) => peer,
-            Way::Hop {
+        let out = match path {
+            OutputPath::Wire(peer) => peer,
+            OutputPath::Hop {
                 port,
                 macs: [to, from],
                 counts,
@@ -200,27 +216,33 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
                 rewrite::ethernet(frame.bytes_mut(), to, from);
                 port
             }
-            Way::Wait(_) => return self.discard(frame, DropReason::NeighbourUnresolved), // it waits before that
+            OutputPath::Wait(_) => return self.discard(frame, DropReason::NeighbourUnresolved), // it waits before that
         };
         self.send(out, frame);
     }
 
     /// Copies a packet aside and asks for its next hop. Nothing is remembered of it: when it goes on, it is judged anew.
     #[cold]
-    pub(super) fn wait(&mut self, frame: Frame, packet: &Packet, port: &Port, to: ResolveRequest) {
-        let Hold { kept, ask, gave_way } = self.holds.hold(frame.bytes(), to, port, packet.src, self.now);
+    pub(super) fn hold(&mut self, frame: Frame, packet: &Packet, port: &Port, to: ResolveRequest) {
+        let HoldOutcome {
+            held: kept,
+            resolve: ask,
+            evicted: gave_way,
+        } = self
+            .hold_queue
+            .hold(frame.bytes(), to, port, packet.src, self.now);
         if ask {
             // A full queue asks for others already; this one is asked for again in a while.
-            let _ = self.shared.resolve.push(to);
+            let _ = self.shared.resolve_requests.push(to);
         }
         if let Some(ingress) = gave_way {
             self.count_drop(ingress, DropReason::NeighbourUnresolved);
         }
-        self.stats.counters.held.set(self.holds.len() as u64);
+        self.stats.counters.held.set(self.hold_queue.len() as u64);
         if kept {
             self.io.release(frame);
         } else {
-            self.lose(frame, packet, port, DropReason::NeighbourUnresolved);
+            self.drop_packet(frame, packet, port, DropReason::NeighbourUnresolved);
         }
     }
 
@@ -232,7 +254,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             return;
         };
         let known = |to: &ResolveRequest| forwarding.neighbour(to.port, to.addr);
-        while let Some(held) = self.holds.next(self.now, known) {
+        while let Some(held) = self.hold_queue.next(self.now, known) {
             let (ingress, resolved) = (held.ingress, held.resolved);
             let length = held.bytes().len();
             let Some(mut frame) = self.io.allocate() else {
@@ -246,20 +268,22 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             }
             frame.bytes_mut().copy_from_slice(held.bytes());
             frame.set_port(ingress);
-            self.go_on_after_wait(frame, resolved);
+            self.resume_held(frame, resolved);
         }
-        self.stats.counters.held.set(self.holds.len() as u64);
+        self.stats.counters.held.set(self.hold_queue.len() as u64);
     }
 
-    fn go_on_after_wait(&mut self, frame: Frame, resolved: bool) {
-        let mut head = super::Head::BLANK;
-        head.course = self.sort(&frame, &mut head);
-        let super::Head { packet, hash, .. } = head;
-        match (self.port(frame.port()), head.course) {
+    fn resume_held(&mut self, frame: Frame, resolved: bool) {
+        let mut meta = super::PacketMeta::BLANK;
+        meta.disposition = self.parse_and_steer(&frame, &mut meta);
+        let super::PacketMeta { packet, hash, .. } = meta;
+        match (self.port(frame.port()), meta.disposition) {
             // This worker held it, so the shard is its own.
-            (Some(_), super::Course::Own) if resolved => self.packet(frame, &packet, hash, Ahead::AFTER_WAIT),
-            (Some(port), super::Course::Own) => {
-                self.refuse(frame, &packet, port, NoWay::absent(None));
+            (Some(_), super::Disposition::Own) if resolved => {
+                self.process_packet(frame, &packet, hash, Lookahead::AFTER_HOLD)
+            }
+            (Some(port), super::Disposition::Own) => {
+                self.reject(frame, &packet, port, RouteFailure::unresolved(None));
             }
             _ => self.discard(frame, DropReason::NeighbourUnresolved),
         }
@@ -267,16 +291,19 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
 
     /// Drops a packet that no way leads on for, and tells its sender why, if the rate allows.
     #[cold]
-    pub(super) fn refuse(&mut self, frame: Frame, packet: &Packet, port: &Port, why: NoWay) {
+    pub(super) fn reject(&mut self, frame: Frame, packet: &Packet, port: &Port, why: RouteFailure) {
         let now = self.now;
         if let Some(to) = why.look_again
-            && self.holds.may_ask(now)
+            && self.hold_queue.may_resolve(now)
         {
-            let _ = self.shared.resolve.push(to);
+            let _ = self.shared.resolve_requests.push(to);
         }
         if let Some(problem) = why.problem
             && icmp::may_answer(packet)
-            && self.icmp_sent.of(self.account_behind(packet.src, port)).take(now)
+            && self
+                .icmp_sent
+                .bucket(self.account_at_port(packet.src, port))
+                .take(now)
             && let Some(forwarding) = self.forwarding
             && let Some(error) = icmp_error(self.io, forwarding, frame.bytes(), packet, port, problem)
         {
@@ -284,7 +311,7 @@ impl<Io: PacketIo> TurnOf<'_, Io> {
             self.stats.counters.icmp_sent.add(1);
             self.send(port.id, error);
         }
-        self.lose(frame, packet, port, why.reason);
+        self.drop_packet(frame, packet, port, why.reason);
     }
 }
 

@@ -9,10 +9,10 @@ use crate::classify::{
 
 /// How often a table is laid out anew, each time half as large again, before it is given up: it is then five times as
 /// large as its hosts need, which is the fault of the seed or of whoever knows it.
-const LAYOUTS: usize = 4;
+const MAX_REBUILDS: usize = 4;
 
 /// Where a host lies: bucket and slot.
-type Place = (usize, usize);
+type SlotRef = (usize, usize);
 
 /// Fills a host table. The table is the image's; this counts what is in it.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl Hosts {
         if (self.count + 1) * 5 > table.len() * B::SLOTS * 4 {
             self.rebuild(table, seed, (table.len() * 3 / 2).max(1))?;
         }
-        for _ in 0..=LAYOUTS {
+        for _ in 0..=MAX_REBUILDS {
             if place(table, seed, key, identity) {
                 self.count += 1;
                 return Ok(());
@@ -92,7 +92,7 @@ impl Hosts {
     fn rebuild<B: Bucket>(&self, table: &mut Table<B>, seed: u64, buckets: usize) -> Result<(), BuildError> {
         let hosts: Vec<(B::Key, u32)> = table.iter().flat_map(B::hosts).collect();
         let mut count = buckets;
-        for _ in 0..LAYOUTS {
+        for _ in 0..MAX_REBUILDS {
             let mut fresh = Table::sharing(&vec![B::EMPTY; count], &Table::default());
             if hosts
                 .iter()
@@ -110,7 +110,7 @@ impl Hosts {
     }
 }
 
-fn find<B: Bucket>(table: &Table<B>, seed: u64, key: B::Key) -> Option<Place> {
+fn find<B: Bucket>(table: &Table<B>, seed: u64, key: B::Key) -> Option<SlotRef> {
     let (at, _) = bucket::find(table, seed, key)?;
     let slot = table.get(at)?.hosts().position(|(host, _)| host == key)?;
     Some((at, slot))

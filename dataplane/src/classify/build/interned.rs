@@ -16,7 +16,7 @@ use crate::classify::{
 
 /// What is kept once, by content; numbers are the caller's.
 #[derive(Debug)]
-pub(super) struct Interned<K> {
+pub(super) struct InternTable<K> {
     /// Numbers by content.
     index: HashTable<u32>,
     hasher: DefaultHashBuilder,
@@ -24,7 +24,7 @@ pub(super) struct Interned<K> {
     held: Vec<(Option<K>, u32)>,
 }
 
-impl<K> Default for Interned<K> {
+impl<K> Default for InternTable<K> {
     fn default() -> Self {
         Self {
             index: HashTable::new(),
@@ -34,7 +34,7 @@ impl<K> Default for Interned<K> {
     }
 }
 
-impl<K: Hash> Interned<K> {
+impl<K: Hash> InternTable<K> {
     /// Makes room for so many more.
     pub(super) fn reserve(&mut self, more: usize) {
         let (held, hasher) = (&self.held, &self.hasher);
@@ -99,11 +99,11 @@ fn hash_of<K: Hash>(held: &[(Option<K>, u32)], hasher: &DefaultHashBuilder, numb
 
 /// Numbers of single records in a table.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
+pub(super) struct RecordAllocator {
     free: Vec<u32>,
 }
 
-impl Numbers {
+impl RecordAllocator {
     /// Writes a record to a free place, or to a new one.
     pub(super) fn put<T: Record>(&mut self, table: &mut Table<T>, record: T) -> u32 {
         match self.free.pop() {
@@ -132,13 +132,13 @@ impl Numbers {
 
 /// Consecutive records in a table, by length.
 #[derive(Debug, Default)]
-pub(super) struct Runs {
+pub(super) struct RunAllocator {
     free: HashMap<usize, Vec<u32>>,
     /// Records in free runs.
     count: usize,
 }
 
-impl Runs {
+impl RunAllocator {
     /// Writes records to a free place of their length, or to a new one: one that lies in one chunk if `whole` and they
     /// are not more than fit one. What is left over in the chunk before is filled with `filler`.
     pub(super) fn put<T: Record>(&mut self, table: &mut Table<T>, records: &[T], whole: Option<T>) -> u32 {
@@ -180,14 +180,14 @@ impl Runs {
 
 /// Names, each once.
 #[derive(Debug, Default)]
-pub(super) struct Strings {
-    known: Interned<Box<str>>,
-    numbers: Numbers,
-    places: Runs,
+pub(super) struct StringTable {
+    known: InternTable<Box<str>>,
+    numbers: RecordAllocator,
+    places: RunAllocator,
     padded: Vec<u8>,
 }
 
-impl Strings {
+impl StringTable {
     /// Makes room for so many more.
     pub(super) fn reserve(&mut self, more: usize) {
         self.known.reserve(more);

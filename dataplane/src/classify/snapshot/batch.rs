@@ -3,7 +3,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Home, INVALID, Snapshot, identity_of};
+use super::{HomeBucket, INVALID, Snapshot, identity_of};
 use crate::{
     addr::Addr,
     classify::{
@@ -29,7 +29,7 @@ pub struct FirstPacket {
 
 /// What a snapshot says about a [`FirstPacket`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judged {
+pub struct JudgedPacket {
     /// Who the source is.
     pub src: Identity,
     /// Who the destination is.
@@ -54,7 +54,7 @@ const CELLS: usize = 2 * BATCH;
 
 /// The cells of a batch. Each is written and then kept if it counts, without a branch: which pods have rows cannot be
 /// foretold.
-struct Asked {
+struct PendingCells {
     cells: [Cell; CELLS],
     count: usize,
 }
@@ -69,33 +69,46 @@ impl Snapshot {
         &self,
         packets: &[FirstPacket],
         node: impl Fn(usize, &Identity, &Identity) -> NodeExemption,
-    ) -> ArrayVec<Judged, BATCH> {
+    ) -> ArrayVec<JudgedPacket, BATCH> {
         let packets = packets.get(..BATCH).unwrap_or(packets);
         let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
-        let mut homes = [[Home::Nowhere; 2]; BATCH];
+        let mut homes = [[HomeBucket::NoHosts; 2]; BATCH];
         for (packet, homes) in packets.iter().zip(&mut homes) {
-            *homes = [self.home_ahead(packet.src), self.home_ahead(packet.dst)];
+            *homes = [
+                self.prefetch_home_bucket(packet.src),
+                self.prefetch_home_bucket(packet.dst),
+            ];
         }
         let mut ends = [[None; 2]; BATCH];
         for ((packet, [src, dst]), ends) in packets.iter().zip(&homes).zip(&mut ends) {
-            *ends = [self.end_ahead(packet.src, *src), self.end_ahead(packet.dst, *dst)];
+            *ends = [
+                self.prefetch_identity(packet.src, *src),
+                self.prefetch_identity(packet.dst, *dst),
+            ];
         }
         let mut judged = ArrayVec::new();
-        let mut asked = Asked {
+        let mut asked = PendingCells {
             cells: [Cell::default(); CELLS],
             count: 0,
         };
         for ((packet, number), [src, dst]) in packets.iter().zip(0_u8..).zip(&ends) {
             let (src, dst) = (identity_of(*src), identity_of(*dst));
             let node = node(usize::from(number), src, dst);
-            let judgement = match self.exempt(src, dst, packet.src == packet.dst, packet.l4, node) {
+            let judgement = match self.judge_exemption(src, dst, packet.src == packet.dst, packet.l4, node) {
                 Some(judgement) => judgement,
                 None => Judgement {
-                    ingress: self.begin(dst, &mut asked, number, false, dst.ingress, src.peer_class),
-                    egress: self.begin(src, &mut asked, number, true, src.egress, dst.peer_class),
+                    ingress: self.start_direction(
+                        dst,
+                        &mut asked,
+                        number,
+                        false,
+                        dst.ingress,
+                        src.peer_class,
+                    ),
+                    egress: self.start_direction(src, &mut asked, number, true, src.egress, dst.peer_class),
                 },
             };
-            judged.push(Judged {
+            judged.push(JudgedPacket {
                 src: *src,
                 dst: *dst,
                 judgement,
@@ -106,22 +119,23 @@ impl Snapshot {
         for (cell, page) in cells.iter().zip(&mut pages) {
             if cell.class < head.classes && cell.row < head.rows {
                 let (row, class) = (cell.row as usize, cell.class as usize);
-                *page = tables
-                    .row_pages
-                    .ahead(page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles));
+                *page =
+                    tables
+                        .row_pages
+                        .get_prefetched(page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles));
             }
         }
         let mut maps = [None; CELLS];
         for ((cell, page), map) in cells.iter().zip(&pages).zip(&mut maps) {
             if let Some(page) = page {
                 let number = self.port_map_in(page, cell.class as usize);
-                *map = number.and_then(|number| tables.port_maps.ahead(number as usize));
+                *map = number.and_then(|number| tables.port_maps.get_prefetched(number as usize));
             }
         }
         let (mut by_port, mut ported) = ([0_u8; CELLS], 0);
         for ((cell, map), number) in cells.iter().zip(&maps).zip(0..) {
             if let Some(map) = map {
-                self.decide(&mut judged, cell, Some((map.portless, map.portless_provenance)));
+                self.set_verdict(&mut judged, cell, Some((map.portless, map.portless_provenance)));
                 if let Some(place) = by_port.get_mut(ported) {
                     *place = number;
                 }
@@ -131,7 +145,7 @@ impl Snapshot {
         let by_port = by_port.get(..ported).unwrap_or_default();
         for number in by_port {
             if let Some(Some(map)) = maps.get(usize::from(*number)) {
-                tables.intervals.ahead(map.starts[0] as usize);
+                tables.intervals.get_prefetched(map.starts[0] as usize);
             }
         }
         for number in by_port {
@@ -139,7 +153,7 @@ impl Snapshot {
             if let (Some(cell), Some(Some(map))) = (cells.get(number), maps.get(number))
                 && let Some(packet) = packets.get(usize::from(cell.packet))
             {
-                self.decide(&mut judged, cell, self.port_decision(map, packet.l4));
+                self.set_verdict(&mut judged, cell, self.port_decision(map, packet.l4));
             }
         }
         judged
@@ -147,10 +161,10 @@ impl Snapshot {
 
     /// What is known of a direction without its row, which is asked for.
     #[inline]
-    fn begin(
+    fn start_direction(
         &self,
         end: &Identity,
-        asked: &mut Asked,
+        asked: &mut PendingCells,
         packet: u8,
         egress: bool,
         row: u32,
@@ -168,13 +182,13 @@ impl Snapshot {
         asked.count += usize::from(decides);
         match decides {
             true => INVALID,
-            false => self.direction(end, 0, 0, L4::NoPort { protocol: 0 }),
+            false => self.judge_direction(end, 0, 0, L4::NoPort { protocol: 0 }),
         }
     }
 
     /// Writes down what a cell decides.
     #[inline]
-    fn decide(&self, judged: &mut [Judged], cell: &Cell, decision: Option<(Decision, u32)>) {
+    fn set_verdict(&self, judged: &mut [JudgedPacket], cell: &Cell, decision: Option<(Decision, u32)>) {
         if let Some(judged) = judged.get_mut(usize::from(cell.packet)) {
             let judgement = &mut judged.judgement;
             let verdict = match cell.egress {
@@ -182,27 +196,27 @@ impl Snapshot {
                 false => &mut judgement.ingress,
             };
             *verdict = decision.map_or(INVALID, |(decision, provenance)| {
-                self.decided(cell.row as usize, decision, provenance)
+                self.verdict_of(cell.row as usize, decision, provenance)
             });
         }
     }
 
-    /// As [`Self::home`]; asks for the bucket.
+    /// As [`Self::home_bucket`]; asks for the bucket.
     #[inline(always)]
-    fn home_ahead(&self, addr: Addr) -> Home<'_> {
-        let home = self.home(addr);
+    fn prefetch_home_bucket(&self, addr: Addr) -> HomeBucket<'_> {
+        let home = self.home_bucket(addr);
         match home {
-            Home::V4(_, bucket) => prefetch(bucket),
-            Home::V6(bucket) => prefetch(bucket),
-            Home::Nowhere => {}
+            HomeBucket::V4(_, bucket) => prefetch(bucket),
+            HomeBucket::V6(bucket) => prefetch(bucket),
+            HomeBucket::NoHosts => {}
         }
         home
     }
 
     /// The record of an address's identity; asks for it.
     #[inline(always)]
-    fn end_ahead(&self, addr: Addr, home: Home<'_>) -> Option<&IdentityRecord> {
-        let index = self.lookup_at_once(addr, home);
-        self.image.parts.tables.identities.ahead(index as usize)
+    fn prefetch_identity(&self, addr: Addr, home: HomeBucket<'_>) -> Option<&IdentityRecord> {
+        let index = self.lookup_branchless(addr, home);
+        self.image.parts.tables.identities.get_prefetched(index as usize)
     }
 }

@@ -8,14 +8,14 @@ use super::*;
 use crate::{
     addr::Addr,
     classify::Generation,
-    flow::{entry::Ground, memory::SEGMENTS},
+    flow::{entry::AllowedBy, memory::SEGMENTS},
 };
 
-const STAMP: Stamp = Stamp {
+const STAMP: DecisionStamp = DecisionStamp {
     generation: Generation(1),
     epochs: [1, 2],
     provenance: [3, 4],
-    ground: Ground::Policy,
+    allowed_by: AllowedBy::Policy,
 };
 /// Accounts of two endpoints that have nothing but one flow, so that no quota is met.
 fn charged(n: u32) -> [u32; 2] {
@@ -40,9 +40,9 @@ fn unlimited() -> FlowConfig {
 /// As many segments as there are numbers of what was used of each.
 fn memory(entries: &'static mut [Entry], reached: Vec<u32>) -> TableMemory {
     TableMemory {
-        segment: entries.len() / reached.len(),
+        segment_entries: entries.len() / reached.len(),
         entries,
-        reached: reached.leak(),
+        high_water: reached.leak(),
     }
 }
 
@@ -71,22 +71,22 @@ fn key(n: u8) -> FlowKey {
 
 /// Index, lists and free places agree with the entries.
 fn check_whole(table: &FlowTable) {
-    assert!(table.fresh <= table.entries.len());
-    let used: Vec<usize> = (0..table.fresh)
+    assert!(table.next_unused <= table.entries.len());
+    let used: Vec<usize> = (0..table.next_unused)
         .filter(|index| table.entries[*index].state().is_some())
         .collect();
-    assert_eq!(used.len() + table.free.len(), table.fresh);
+    assert_eq!(used.len() + table.free.len(), table.next_unused);
     for index in &used {
         let key = table.entries[*index].key();
         assert_eq!(
             table.find(table.seed.key(&key), &key),
-            Some((*index, Direction::Original))
+            Some((*index, FlowDirection::Original))
         );
         let back = key.reversed();
         if back != key {
             assert_eq!(
                 table.find(table.seed.key(&back), &back),
-                Some((*index, Direction::Reply))
+                Some((*index, FlowDirection::Reply))
             );
         }
     }
@@ -102,14 +102,17 @@ fn check_whole(table: &FlowTable) {
         .sum();
     assert_eq!(slots, keys);
     for (list, standing) in [
-        (table.half_open, Standing::HalfOpen),
-        (table.closed, Standing::Closed),
+        (table.half_open, EvictionClass::HalfOpen),
+        (table.closed, EvictionClass::Closed),
     ] {
         let mut at = list.oldest;
         let mut last = NONE;
         let mut length = 0;
         while at != NONE {
-            assert_eq!(table.entries[at as usize].state().unwrap().standing(), standing);
+            assert_eq!(
+                table.entries[at as usize].state().unwrap().eviction_class(),
+                standing
+            );
             assert_eq!(table.links[at as usize].prev, last);
             (last, at) = (at, table.links[at as usize].next);
             length += 1;
@@ -118,7 +121,7 @@ fn check_whole(table: &FlowTable) {
         assert_eq!((last, length), (list.newest, list.length));
         let all = used
             .iter()
-            .filter(|index| table.entries[**index].state().unwrap().standing() == standing);
+            .filter(|index| table.entries[**index].state().unwrap().eviction_class() == standing);
         assert_eq!(all.count(), list.length);
     }
 }
@@ -169,16 +172,16 @@ proptest! {
                             .collect();
                         for key in gone {
                             let (state, _) = model.remove(&key).unwrap();
-                            prop_assert_ne!(state.standing(), Standing::Kept);
+                            prop_assert_ne!(state.eviction_class(), EvictionClass::Open);
                         }
                     }
                     match made {
                         Ok(_) => {
                             model.insert(key, (state, now));
                         }
-                        Err(NoPlace::Full) => prop_assert_eq!(model.len(), 24),
-                        Err(NoPlace::HalfOpen) => prop_assert_eq!(table.half_open.length, 12),
-                        Err(NoPlace::Quota) => prop_assert!(false, "nobody has a quota"),
+                        Err(InsertError::Full) => prop_assert_eq!(model.len(), 24),
+                        Err(InsertError::HalfOpen) => prop_assert_eq!(table.half_open.length, 12),
+                        Err(InsertError::Quota) => prop_assert!(false, "nobody has a quota"),
                     }
                 }
                 Step::Remove(n) => {
@@ -192,16 +195,16 @@ proptest! {
                     if let Some((index, direction)) = table.find(table.seed.key(&key(n)), &key(n)) {
                         table.set_state(index, state, now);
                         table.entry_mut(index).touch(now);
-                        let key = if direction == Direction::Original { key(n) } else { key(n).reversed() };
+                        let key = if direction == FlowDirection::Original { key(n) } else { key(n).reversed() };
                         model.insert(key, (state, now));
                     }
                 }
                 Step::Find(n) => {
                     let found = table.find(table.seed.key(&key(n)), &key(n));
                     let want = if model.contains_key(&key(n)) {
-                        Some(Direction::Original)
+                        Some(FlowDirection::Original)
                     } else if model.contains_key(&key(n).reversed()) {
-                        Some(Direction::Reply)
+                        Some(FlowDirection::Reply)
                     } else {
                         None
                     };
@@ -218,7 +221,7 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(model.len(), table.fresh - table.free.len());
+            prop_assert_eq!(model.len(), table.next_unused - table.free.len());
         }
         check_whole(&table);
     }
@@ -300,7 +303,7 @@ fn begin(
     port: u16,
     state: State,
     now: Nanos,
-) -> Result<usize, NoPlace> {
+) -> Result<usize, InsertError> {
     let ends = [u32::from(src), 256 + u32::from(dst)].map(|end| end << 16 | end);
     table.insert(&flow(src, dst, port), state, ends, &STAMP, now)
 }
@@ -323,12 +326,12 @@ fn what_one_endpoint_fills_gives_way_to_another() {
     // Not while they are in use.
     assert_eq!(
         begin(&mut table, 3, 3, 0, State::TcpSyn, begun),
-        Err(NoPlace::Full)
+        Err(InsertError::Full)
     );
     // Nor for who holds all of it.
     assert_eq!(
         begin(&mut table, 1, 4, 0, State::TcpSyn, later),
-        Err(NoPlace::Full)
+        Err(InsertError::Full)
     );
     for port in 0..100 {
         begin(&mut table, 3, 3, port, State::TcpEstablished, later).unwrap();
@@ -355,7 +358,7 @@ fn an_endpoint_may_begin_its_share_and_no_more() {
     }
     assert_eq!(
         begin(&mut table, 1, 2, 64, State::TcpEstablished, now),
-        Err(NoPlace::Quota)
+        Err(InsertError::Quota)
     );
     begin(&mut table, 2, 1, 0, State::TcpEstablished, now).unwrap();
     // Its own longest idle one goes.
@@ -381,7 +384,7 @@ fn a_flood_to_one_endpoint_leaves_the_others_room_for_half_open_flows() {
     assert_eq!(table.half_open.length, 128, "a quarter of 512");
     assert_eq!(
         begin(&mut table, 1, 1, 2, State::TcpSyn, now),
-        Err(NoPlace::HalfOpen)
+        Err(InsertError::HalfOpen)
     );
     for port in 0..100 {
         begin(&mut table, 7, 2, port, State::TcpSyn, now).unwrap();
@@ -429,7 +432,7 @@ fn flows_that_many_keep_busy_with_one_give_way_to_others() {
             let _ = table.insert(&flow_of(flood, 1), State::TcpEstablished, ends, &STAMP, now);
         }
         now = now.after(Nanos::from_millis(1));
-        for index in 0..table.fresh {
+        for index in 0..table.next_unused {
             if table.entry(index).key().dst == Addr::v4([10, 0, 0, 1]) {
                 table.entry_mut(index).touch(now);
             }

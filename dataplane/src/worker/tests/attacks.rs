@@ -3,9 +3,9 @@
 
 use super::*;
 use crate::{
+    dataplane::StationReport,
     flow::memory::SEGMENTS,
-    forward::{Hop, Neighbour, Place, Route},
-    plane::StationNews,
+    forward::{Hop, Neighbour, NetworkPlace, Route},
     wire::{Parsed, subject::NotSubject},
 };
 
@@ -65,7 +65,7 @@ pub(super) fn router(both: bool) -> ForwardingBuilder {
 }
 
 pub(super) fn routed(builder: ForwardingBuilder) -> Bed {
-    let mut bed = Bed::with(PlaneConfig::default(), 1 << 14);
+    let mut bed = Bed::with(DataplaneConfig::default(), 1 << 14);
     bed.publish(World::new(1));
     bed.plane.forwarding.publish(builder.build());
     bed.settled()
@@ -279,7 +279,7 @@ fn a_pod_is_believed_only_from_its_node_where_that_is_asked() {
     for family in [0, 1] {
         let mut builder = router(false);
         let mut uplink = port(LEFT, PortKind::Uplink, Side::Inside);
-        uplink.binds_sources = true;
+        uplink.checks_source_mac = true;
         builder.port(uplink);
         let node = addr(["172.16.0.20", "fd16::20"][family]);
         builder.route(addr(CLIENT[family]), [32, 128][family], Route::via(LEFT, node));
@@ -302,7 +302,7 @@ fn made_up_sources_are_not_resolved() {
     for family in [0, 1] {
         let mut builder = router(false);
         let mut uplink = port(LEFT, PortKind::Uplink, Side::Inside);
-        uplink.binds_sources = true;
+        uplink.checks_source_mac = true;
         builder.port(uplink);
         // Pods are directly on the link, as far as routes tell.
         for (who, asked) in [(CLIENT, true), (NOBODY, false)] {
@@ -420,7 +420,7 @@ fn a_tunnel_is_no_way_out_of_a_pod() {
             &from_to(NODE[family], OUTSIDER[family]).udp(40_000, 8472, &[0; 60])
         ));
 
-        let mut config = PlaneConfig::default();
+        let mut config = DataplaneConfig::default();
         config.tunnels.allowed = true;
         let mut bed = Bed::with(config, 4096);
         bed.publish(World::new(1));
@@ -521,9 +521,9 @@ fn a_pod_that_may_send_nothing_does_not_pick_up_connections_that_never_were() {
 #[test]
 fn a_node_reaches_its_pods_by_all_its_addresses() {
     for family in [0, 1] {
-        let config = PlaneConfig {
+        let config = DataplaneConfig {
             hosts_pods: true,
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         };
         let mut bed = Bed::with(config, 1 << 14);
         bed.publish(World::new(1));
@@ -583,7 +583,7 @@ fn a_fragment_from_elsewhere_is_no_part_of_a_datagram() {
 }
 
 /// Two wires, of which the first is a trunk; networks are in VLANs of it.
-fn trunk(networks: &[(&str, u8, Place)]) -> Bed {
+fn trunk(networks: &[(&str, u8, NetworkPlace)]) -> Bed {
     let mut bed = Bed::wire();
     let mut builder = wire();
     for (ends, id) in [([INSIDE, OUTSIDE], INSIDE), ([OUTSIDE, INSIDE], OUTSIDE)] {
@@ -630,7 +630,7 @@ fn a_pod_of_one_vlan_is_not_claimed_or_reached_in_another() {
         (0x100a_1064, &[5]),
     ] {
         for (family, whole) in [(0, 32), (1, 128)] {
-            let place = Place {
+            let place = NetworkPlace {
                 ports: Some([INSIDE].into()),
                 vlan: Some(vlan),
             };
@@ -688,7 +688,7 @@ fn a_pod_of_one_vlan_is_not_claimed_or_reached_in_another() {
 #[test]
 fn what_belongs_to_a_flow_is_in_its_place_too() {
     for (family, unreachable, whole) in [(0, 3, 32), (1, 1, 128)] {
-        let place = |vlan| Place {
+        let place = |vlan| NetworkPlace {
             ports: Some([INSIDE, OUTSIDE].into()),
             vlan: Some(vlan),
         };
@@ -715,9 +715,9 @@ fn what_belongs_to_a_flow_is_in_its_place_too() {
         part.fragment = Some((1, 64, false));
         bed.drops(INSIDE, &part.ip(17, &[0; 64]), DropReason::FragmentUnknown);
         // In audit it is counted and goes on.
-        let config = PlaneConfig {
+        let config = DataplaneConfig {
             mode: Mode::Audit,
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         };
         let mut audited = Bed::with(config, 4096);
         audited.publish(World::new(1));
@@ -744,7 +744,7 @@ fn a_router_believes_and_reaches_a_network_at_its_place_alone() {
                 builder.port(uplink);
             }
             let network = addr(["192.0.2.0", "2001:db8::"][family]);
-            let place = Place {
+            let place = NetworkPlace {
                 ports: Some([RIGHT].into()),
                 vlan: None,
             };
@@ -762,15 +762,15 @@ const OTHER_MAC: [u8; 6] = [6, 0, 0, 0, 0, 0x42];
 
 /// A wire on whose inner end pods are believed from their nodes alone.
 fn strict(mode: Mode) -> (Bed, ForwardingBuilder) {
-    let config = PlaneConfig {
+    let config = DataplaneConfig {
         mode,
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config, 4096);
     bed.publish(World::new(1));
     let mut builder = wire();
     let mut inside = port(INSIDE, PortKind::Wire { peer: OUTSIDE }, Side::Inside);
-    inside.binds_sources = true;
+    inside.checks_source_mac = true;
     builder.port(inside);
     builder.port(port(OUTSIDE, PortKind::Wire { peer: INSIDE }, Side::Outside));
     bed.plane.forwarding.publish(builder.clone().build());
@@ -809,7 +809,7 @@ fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
         let (mut bed, mut builder) = strict(Mode::Enforce);
         let [web, node, outsider] = [WEB, NODE, OUTSIDER].map(|who| who[family]);
         let news = |claimed| {
-            Some(StationNews {
+            Some(StationReport {
                 port: INSIDE,
                 node: 0,
                 generation: Generation(1),
@@ -823,13 +823,13 @@ fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
                 &by(station, web, outsider).udp(1, 53, b""),
                 DropReason::NeighbourUnresolved,
             );
-            assert_eq!(bed.plane.next_station(), news(None));
+            assert_eq!(bed.plane.next_station_report(), news(None));
         }
         assert_eq!(bed.flows().len(), 0);
         // What it says crosses the wire, too.
         let says = node_says(family, NODE_MAC, NODE_MAC);
         assert!(bed.crosses(INSIDE, &says));
-        assert_eq!(bed.plane.next_station(), news(Some(NODE_MAC)));
+        assert_eq!(bed.plane.next_station_report(), news(Some(NODE_MAC)));
         builder.station(INSIDE, "node", NODE_MAC);
         bed.plane.forwarding.publish(builder.clone().build());
         let (own, forged) = (by(NODE_MAC, web, outsider), by(OTHER_MAC, web, outsider));
@@ -899,7 +899,7 @@ fn a_second_station_is_not_the_node() {
         let (mut bed, mut builder) = strict(Mode::Enforce);
         let contradiction = node_says(family, OTHER_MAC, NODE_MAC);
         bed.drops(INSIDE, &contradiction, DropReason::SpoofedSource);
-        assert_eq!(bed.plane.next_station(), None, "nothing is learnt of that");
+        assert_eq!(bed.plane.next_station_report(), None, "nothing is learnt of that");
         builder.station(INSIDE, "node", NODE_MAC);
         bed.plane.forwarding.publish(builder.build());
         bed.drops(
@@ -907,7 +907,7 @@ fn a_second_station_is_not_the_node() {
             &node_says(family, OTHER_MAC, OTHER_MAC),
             DropReason::SpoofedSource,
         );
-        let heard = bed.plane.next_station().and_then(|news| news.claimed);
+        let heard = bed.plane.next_station_report().and_then(|news| news.claimed);
         assert_eq!(heard, Some(OTHER_MAC), "for the alarm");
         assert!(bed.crosses(INSIDE, &node_says(family, NODE_MAC, NODE_MAC)));
         let pod = by(NODE_MAC, WEB[family], OUTSIDER[family]).udp(1, 53, b"");
@@ -915,7 +915,7 @@ fn a_second_station_is_not_the_node() {
 
         // Nor one in another VLAN than that of the node's network.
         let (mut bed, mut builder) = strict(Mode::Enforce);
-        let place = Place {
+        let place = NetworkPlace {
             ports: Some([INSIDE].into()),
             vlan: Some(0x100a),
         };
@@ -923,11 +923,11 @@ fn a_second_station_is_not_the_node() {
         bed.plane.forwarding.publish(builder.build());
         let says = node_says(family, OTHER_MAC, OTHER_MAC);
         bed.drops(INSIDE, &says, DropReason::SpoofedSource);
-        assert_eq!(bed.plane.next_station(), None);
+        assert_eq!(bed.plane.next_station_report(), None);
         let mut tagged = says.clone();
         tagged.splice(12..12, [0x81, 0, 0, 10]);
         assert!(bed.crosses(INSIDE, &tagged));
-        assert!(bed.plane.next_station().is_some());
+        assert!(bed.plane.next_station_report().is_some());
 
         // Who says it often keeps no room from the answer of the one that is known.
         let (mut bed, mut builder) = strict(Mode::Enforce);
@@ -937,7 +937,7 @@ fn a_second_station_is_not_the_node() {
             bed.drops(INSIDE, &says, DropReason::SpoofedSource);
         }
         assert!(bed.crosses(INSIDE, &node_says(family, NODE_MAC, NODE_MAC)));
-        let heard = std::iter::from_fn(|| bed.plane.next_station());
+        let heard = std::iter::from_fn(|| bed.plane.next_station_report());
         assert_eq!(heard.last().and_then(|news| news.claimed), Some(NODE_MAC));
 
         let (mut bed, mut builder) = strict(Mode::Audit);
@@ -957,7 +957,7 @@ fn a_node_is_asked_by_a_question_whose_answer_goes_no_further() {
     for (family, kind) in [(0, NotSubject::Arp), (1, NotSubject::Ndp)] {
         let (mut bed, _) = strict(Mode::Enforce);
         let own = [2, 0, 0, 0, 1, 0];
-        let question = crate::wire::question(addr(NODE[family]), own, 0);
+        let question = crate::wire::neighbour_probe(addr(NODE[family]), own, 0);
         assert_eq!(crate::wire::parse(&question), Parsed::NotSubject(kind));
         assert!(bed.plane.send(INSIDE, &question));
         assert_eq!(bed.run(), [(INSIDE, question)]);
@@ -966,7 +966,7 @@ fn a_node_is_asked_by_a_question_whose_answer_goes_no_further() {
             let mut answer = node_says(family, NODE_MAC, NODE_MAC);
             answer[..6].copy_from_slice(&own);
             bed.drops(INSIDE, &answer, DropReason::NotSubject);
-            let heard = bed.plane.next_station().and_then(|news| news.claimed);
+            let heard = bed.plane.next_station_report().and_then(|news| news.claimed);
             assert_eq!(heard, Some(NODE_MAC));
         }
     }
@@ -977,7 +977,7 @@ fn a_node_is_asked_by_a_question_whose_answer_goes_no_further() {
 fn after_a_restart_flows_go_on_from_their_nodes_alone() {
     for family in [0, 1] {
         let memory = FlowMemory::private(SEGMENTS * 16, 7).unwrap();
-        let mut bed = Bed::over(PlaneConfig::default(), memory, Nanos::from_secs(1000));
+        let mut bed = Bed::over(DataplaneConfig::default(), memory, Nanos::from_secs(1000));
         let (_, mut builder) = strict(Mode::Enforce);
         builder.station(INSIDE, "node", NODE_MAC);
         bed.publish(World::new(1));
@@ -993,7 +993,11 @@ fn after_a_restart_flows_go_on_from_their_nodes_alone() {
             99,
             Nanos::from_secs(1010),
         );
-        let mut bed = Bed::over(PlaneConfig::default(), memory.unwrap(), Nanos::from_secs(1010));
+        let mut bed = Bed::over(
+            DataplaneConfig::default(),
+            memory.unwrap(),
+            Nanos::from_secs(1010),
+        );
         bed.publish(World::new(1));
         let (_, mut silent) = strict(Mode::Enforce);
         bed.plane.forwarding.publish(silent.clone().build());

@@ -163,12 +163,12 @@ fn without_a_snapshot_nothing_passes_but_the_failsafe() {
         protocol,
         ports,
     };
-    let config = PlaneConfig {
+    let config = DataplaneConfig {
         failsafe: Failsafe(vec![
             rule("192.0.2.0", "10.9.0.0", Some(6), Some((6443, 6443))),
             rule("10.0.0.0", "192.0.2.0", None, None),
         ]),
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config, 4096);
     bed.plane.forwarding.publish(wire().build());
@@ -200,14 +200,14 @@ fn without_a_snapshot_nothing_passes_but_the_failsafe() {
 /// A rule lets a connection begin, and what answers it. It says nothing about who else sends from that port.
 #[test]
 fn a_failsafe_rule_is_no_way_out_by_its_source_port() {
-    let config = || PlaneConfig {
+    let config = || DataplaneConfig {
         failsafe: Failsafe(vec![FailsafeRule {
             from: Prefix::new(addr("192.0.2.0"), 24),
             to: Prefix::new(addr("10.0.0.0"), 16),
             protocol: Some(6),
             ports: Some((22, 22)),
         }]),
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config(), 4096);
     bed.publish(World::new(1));
@@ -239,14 +239,14 @@ fn a_failsafe_rule_is_no_way_out_by_its_source_port() {
 
 /// The least table there is, 4,096 places, of which so many in 256 may be half-open. Endpoints have no quotas.
 fn small(half_open_share: u8) -> Bed {
-    let config = PlaneConfig {
+    let config = DataplaneConfig {
         flow: FlowConfig {
             half_open_share,
             endpoint_share: 256,
             endpoint_half_open_share: 256,
             ..FlowConfig::default()
         },
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config, PLACES);
     bed.publish(World::new(1));
@@ -350,7 +350,7 @@ fn half_open_flows_are_limited_and_thrown_out_oldest_first() {
 
 #[test]
 fn an_endpoint_that_has_begun_its_share_of_flows_begins_no_more() {
-    let mut config = PlaneConfig::default();
+    let mut config = DataplaneConfig::default();
     config.flow.endpoint_share = 1;
     let mut bed = Bed::with(config, PLACES);
     bed.publish(World::new(1));
@@ -369,10 +369,10 @@ fn an_endpoint_that_has_begun_its_share_of_flows_begins_no_more() {
 
 #[test]
 fn a_full_hand_over_ring_drops() {
-    let config = PlaneConfig {
+    let config = DataplaneConfig {
         workers: 2,
         handover: 1,
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config, 4096);
     bed.publish(World::new(1));
@@ -402,9 +402,9 @@ fn a_full_hand_over_ring_drops() {
 #[test]
 fn audit_forwards_what_it_would_have_dropped() {
     let mut bed = Bed::with(
-        PlaneConfig {
+        DataplaneConfig {
             mode: Mode::Audit,
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         },
         4096,
     );
@@ -430,9 +430,9 @@ fn audit_forwards_what_it_would_have_dropped() {
 /// Who begins, and what enforcement would have done: also where the answer alone would have been allowed.
 #[test]
 fn audit_keeps_denied_flows_as_they_were_begun() {
-    let audit = || PlaneConfig {
+    let audit = || DataplaneConfig {
         mode: Mode::Audit,
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     for family in [0, 1] {
         let mut bed = Bed::with(audit(), 4096).settled();

@@ -11,13 +11,13 @@ fn cpu_nanos() -> u64 {
 }
 
 /// A worker with a frame waiting for each of `count` flows from the client to others' addresses.
-fn loaded(family: usize, count: usize) -> (Plane, Worker<MemoryIo>) {
+fn loaded(family: usize, count: usize) -> (Dataplane, Worker<MemoryIo>) {
     let pool = MemoryPool::new(count.max(64) + 64, 128);
     let memory = FlowMemory::private((count * 2).max(1 << 16), 7).unwrap();
-    let (mut plane, seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+    let (mut plane, slots) = Dataplane::new(DataplaneConfig::default(), memory, Nanos(0)).unwrap();
     plane.snapshots.publish(World::new(1).snapshot());
     plane.forwarding.publish(wire().build());
-    let mut worker = Worker::new(seats.into_iter().next().unwrap(), MemoryIo::new(&pool, &[INSIDE]));
+    let mut worker = Worker::new(slots.into_iter().next().unwrap(), MemoryIo::new(&pool, &[INSIDE]));
     for flow in 0..count {
         let dst = if family == 0 {
             format!("198.18.{}.{}", flow / 256 % 256, flow % 256)
@@ -73,7 +73,7 @@ fn figures() {
 fn measure_denied(name: &str, pods: u32, at_once: usize) {
     let pool = MemoryPool::new(16_384, 128);
     let memory = FlowMemory::private(1 << 16, 7).unwrap();
-    let (mut plane, seats) = Plane::new(PlaneConfig::default(), memory, Nanos(0)).unwrap();
+    let (mut plane, slots) = Dataplane::new(DataplaneConfig::default(), memory, Nanos(0)).unwrap();
     let mut image = ImageBuilder::new(Generation(1));
     let policy = image.policy("NetworkPolicy", "NetworkPolicy", "default", "none");
     for pod in 0..pods {
@@ -100,7 +100,7 @@ fn measure_denied(name: &str, pods: u32, at_once: usize) {
         .snapshots
         .publish(Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap());
     plane.forwarding.publish(wire().build());
-    let mut worker = Worker::new(seats.into_iter().next().unwrap(), MemoryIo::new(&pool, &[INSIDE]));
+    let mut worker = Worker::new(slots.into_iter().next().unwrap(), MemoryIo::new(&pool, &[INSIDE]));
     let pod = |number: u32| {
         let [_, b, c, d] = (number % pods).to_be_bytes();
         format!("10.{b}.{c}.{d}")
@@ -164,19 +164,19 @@ fn instructions() {
 fn successor() {
     use crate::{
         flow::{
-            entry::{Ground, Stamp},
+            entry::{AllowedBy, DecisionStamp},
             memory::{self, SEGMENTS},
             state::State,
         },
         wire::FlowKey,
     };
     const ENTRIES: usize = 262_144;
-    let config = PlaneConfig::default();
-    let stamp = Stamp {
+    let config = DataplaneConfig::default();
+    let stamp = DecisionStamp {
         generation: Generation(1),
         epochs: [1, 2],
         provenance: [3, 4],
-        ground: Ground::Policy,
+        allowed_by: AllowedBy::Policy,
     };
     for flows in [0_usize, 1_000, 60_000] {
         let memory = FlowMemory::private(ENTRIES, 7).unwrap();

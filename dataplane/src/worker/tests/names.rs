@@ -13,7 +13,7 @@ fn only_flow(bed: &mut Bed) -> FlowRecord {
 
 #[test]
 fn a_flow_keeps_its_name_for_its_life_and_the_next_one_has_another() {
-    let mut bed = Bed::with(PlaneConfig::default(), ENTRIES).settled();
+    let mut bed = Bed::with(DataplaneConfig::default(), ENTRIES).settled();
     bed.publish(World::new(1));
     bed.plane.forwarding.publish(wire().build());
     let (forth, back) = (from_to(CLIENT[0], WEB[0]), from_to(WEB[0], CLIENT[0]));
@@ -35,7 +35,7 @@ fn a_flow_keeps_its_name_for_its_life_and_the_next_one_has_another() {
     assert_eq!((later.packets, later.bytes), ([2, 1], [40 + 43, 40]));
 
     let memory = FlowMemory::open(left_by(&bed), ENTRIES, 99, bed.now).unwrap();
-    let mut next = Bed::over(PlaneConfig::default(), memory, bed.now);
+    let mut next = Bed::over(DataplaneConfig::default(), memory, bed.now);
     let _ = next.run();
     assert_eq!(only_flow(&mut next).id, begun.id, "after a restart");
 
@@ -55,9 +55,9 @@ fn a_flow_keeps_its_name_for_its_life_and_the_next_one_has_another() {
 #[test]
 fn drops_have_names_that_do_not_depend_on_the_worker() {
     let named = |workers| {
-        let config = PlaneConfig {
+        let config = DataplaneConfig {
             workers,
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         };
         let mut bed = Bed::with(config, ENTRIES).settled();
         bed.publish(World::new(1));
@@ -84,7 +84,7 @@ fn drops_have_names_that_do_not_depend_on_the_worker() {
 /// A question about a large and nearly empty table does not hold its worker up.
 #[test]
 fn a_question_about_flows_is_answered_in_small_parts() {
-    let mut bed = Bed::with(PlaneConfig::default(), SEGMENTS * 256);
+    let mut bed = Bed::with(DataplaneConfig::default(), SEGMENTS * 256);
     bed.publish(World::new(1));
     bed.plane.forwarding.publish(wire().build());
     let flows = (0..3000_u16)
@@ -99,7 +99,7 @@ fn a_question_about_flows_is_answered_in_small_parts() {
     let mut dump = FlowDump::new(10_000);
     let (mut parts, mut found) = (0, 0);
     while !dump.done {
-        assert!(bed.plane.ask_flows(0, dump).is_ok());
+        assert!(bed.plane.request_flows(0, dump).is_ok());
         bed.workers[0].run_once(bed.now);
         dump = bed.plane.next_flows(0).unwrap();
         let part = dump.records.drain(..).count();

@@ -11,7 +11,7 @@ use super::*;
 
 /// A packet of a small world, one out of few of each kind, so that flows meet.
 #[derive(Clone, Copy, Debug)]
-struct Step {
+struct FlowStep {
     family: usize,
     src: usize,
     dst: usize,
@@ -23,13 +23,13 @@ struct Step {
     publish: u8,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = FlowStep> {
     (
         (0..2usize, 0..6usize, 0..6usize, 0..3u16, 0..9u8),
         (any::<u8>(), any::<bool>(), any::<u16>(), any::<u8>()),
     )
         .prop_map(
-            |((family, src, dst, port, kind), (flags, from_outside, wait, publish))| Step {
+            |((family, src, dst, port, kind), (flags, from_outside, wait, publish))| FlowStep {
                 family,
                 src,
                 dst,
@@ -43,7 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         )
 }
 
-fn frame(step: &Step) -> Vec<u8> {
+fn frame(step: &FlowStep) -> Vec<u8> {
     let who = [CLIENT, WEB, BOX, NOBODY, NODE, OUTSIDER];
     let mut template = from_to(who[step.src][step.family], who[step.dst][step.family]);
     let (low, high) = (1000 + step.port, [80, 53, 443][usize::from(step.port)]);
@@ -78,10 +78,10 @@ fn frame(step: &Step) -> Vec<u8> {
 type Sent = Vec<(PortId, Vec<u8>)>;
 
 /// What comes out, step by step, and how often each reason was named.
-fn results(steps: &[Step], workers: usize) -> (Vec<Sent>, Vec<u64>) {
-    let config = PlaneConfig {
+fn results(steps: &[FlowStep], workers: usize) -> (Vec<Sent>, Vec<u64>) {
+    let config = DataplaneConfig {
         workers,
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config, 4096);
     bed.publish(World::new(1));
@@ -175,9 +175,9 @@ static COUNTING: Counting = Counting;
 #[test]
 fn nothing_is_allocated_per_packet() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
-    let config = PlaneConfig {
+    let config = DataplaneConfig {
         workers: 2,
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::with(config, 4096);
     bed.publish(World::new(1));

@@ -13,7 +13,7 @@ pub(super) fn left_by(bed: &Bed) -> &'static mut [u8] {
     let tables: Vec<(Vec<u32>, Vec<u8>)> = bed
         .workers
         .iter()
-        .map(|worker| worker.seat.table.bytes())
+        .map(|worker| worker.slot.table.bytes())
         .collect();
     let image = memory::image(7, 16, &tables);
     // As words, for the alignment of a mapping.
@@ -27,9 +27,9 @@ pub(super) fn left_by(bed: &Bed) -> &'static mut [u8] {
 }
 
 fn begin(workers: usize, memory: FlowMemory, now: Nanos) -> Bed {
-    let config = PlaneConfig {
+    let config = DataplaneConfig {
         workers,
-        ..PlaneConfig::default()
+        ..DataplaneConfig::default()
     };
     let mut bed = Bed::over(config, memory, now);
     bed.plane.forwarding.publish(wire().build());
@@ -141,9 +141,9 @@ fn an_inherited_flow_passes_by_what_holds_now_alone() {
             protocol: None,
             ports: None,
         }]);
-        let config = |failsafe: &Failsafe| PlaneConfig {
+        let config = |failsafe: &Failsafe| DataplaneConfig {
             failsafe: failsafe.clone(),
-            ..PlaneConfig::default()
+            ..DataplaneConfig::default()
         };
         let memory = FlowMemory::private(ENTRIES, 7).unwrap();
         let mut bed = Bed::over(config(&failsafe), memory, Nanos::from_secs(1000));

@@ -52,7 +52,7 @@ fn mac(id: PortId) -> [u8; 6] {
 }
 
 fn bed_of(builder: ForwardingBuilder) -> Bed {
-    let mut bed = Bed::with(PlaneConfig::default(), 1 << 16);
+    let mut bed = Bed::with(DataplaneConfig::default(), 1 << 16);
     bed.publish(World::new(1));
     bed.plane.forwarding.publish(builder.build());
     bed.settled()

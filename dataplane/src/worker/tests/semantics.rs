@@ -205,7 +205,7 @@ fn semantics_60_connections_are_picked_up_for_a_while_after_a_start() {
         let mut bed = Bed::wire();
         bed.drops(OUTSIDE, &back.tcp(22, 1000, ACK, b""), DropReason::PolicyEgress);
         // Where that is taken into the bargain.
-        let mut config = PlaneConfig::default();
+        let mut config = DataplaneConfig::default();
         config.flow.pickup_answers = true;
         let mut bed = Bed::with(config, 4096);
         bed.publish(World::new(1));

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A wire whose ends say whose addresses are there.
-fn sided(config: PlaneConfig) -> Bed {
+fn sided(config: DataplaneConfig) -> Bed {
     let mut bed = Bed::with(config, 4096);
     bed.publish(World::new(1));
     let mut builder = wire();
@@ -34,7 +34,7 @@ fn open(bed: &mut Bed, family: usize) -> [Template; 2] {
 #[test]
 fn forged_data_does_not_make_room_for_a_forged_reset() {
     for family in [0, 1] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let [_, back] = open(&mut bed, family);
         for flags in [ACK, RST] {
             for guess in (0..=u32::MAX).step_by(1 << 16) {
@@ -58,11 +58,11 @@ fn forged_data_does_not_make_room_for_a_forged_reset() {
 #[test]
 fn a_restart_does_not_make_a_forged_reset_believable() {
     for family in [0, 1] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let [_, back] = open(&mut bed, family);
         let entries = crate::flow::memory::SEGMENTS * 16;
         let memory = FlowMemory::open(super::restart::left_by(&bed), entries, 99, bed.now).unwrap();
-        let mut next = Bed::over(PlaneConfig::default(), memory, bed.now);
+        let mut next = Bed::over(DataplaneConfig::default(), memory, bed.now);
         next.publish(World::new(1));
         next.plane.forwarding.publish(wire().build());
         assert!(next.crosses(OUTSIDE, &back.tcp_at(80, 7, ACK, [0x7000_0000, 7], b"x")));
@@ -75,7 +75,7 @@ fn a_restart_does_not_make_a_forged_reset_believable() {
 #[test]
 fn a_reused_address_does_not_inherit_the_flows_of_the_one_before() {
     for family in [0, 1] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let (forth, back) = (
             from_to(WEB[family], OUTSIDER[family]),
             from_to(OUTSIDER[family], WEB[family]),
@@ -95,7 +95,7 @@ fn a_reused_address_does_not_inherit_the_flows_of_the_one_before() {
 #[test]
 fn an_init_is_never_a_reply() {
     for family in [0, 1] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let (forth, back) = (
             from_to(WEB[family], OUTSIDER[family]),
             from_to(OUTSIDER[family], WEB[family]),
@@ -121,7 +121,7 @@ fn tagged(template: &Template, ports: [u16; 2], tag: u32, chunk: &[u8]) -> Vec<u
 #[test]
 fn a_forged_abort_ends_nothing() {
     for family in [0, 1] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let (forth, back) = (
             from_to(CLIENT[family], OUTSIDER[family]),
             from_to(OUTSIDER[family], CLIENT[family]),
@@ -147,7 +147,7 @@ fn a_forged_abort_ends_nothing() {
 /// More headers than are walked: what is behind them cannot be told from a tunnel.
 #[test]
 fn headers_that_are_not_walked_hide_no_tunnel() {
-    let mut bed = sided(PlaneConfig::default());
+    let mut bed = sided(DataplaneConfig::default());
     for dst in [OUTSIDER[1], NODE[1]] {
         let mut out = from_to(CLIENT[1], dst);
         out.extensions = vec![(60, vec![1, 4, 0, 0, 0, 0]); 9];
@@ -167,7 +167,7 @@ fn headers_that_are_not_walked_hide_no_tunnel() {
 #[test]
 fn a_flood_of_fragments_takes_nobody_elses_place() {
     for family in [0, 1] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let other = ["203.0.113.", "2001:db8:5::"][family];
         let part = |src: &str, dst: &str, id: u32, offset: u16, more: bool| {
             let mut template = from_to(src, dst);
@@ -228,7 +228,7 @@ fn errors_for_one_pod_are_not_used_up_by_another() {
 #[test]
 fn errors_of_one_pod_do_not_keep_back_those_for_another() {
     for (family, unreachable) in [(0, 3), (1, 1)] {
-        let mut bed = sided(PlaneConfig::default());
+        let mut bed = sided(DataplaneConfig::default());
         let other = ["203.0.113.", "2001:db8:5::"][family];
         let mut passed = 0;
         for nth in 0..2500 {

@@ -214,7 +214,7 @@ pub struct FlowRecord {
     pub bytes: [u64; 2],
 }
 
-/// A question to a worker about its flows: send one by `Plane::ask_flows`, get it back filled. The asker brings the
+/// A question to a worker about its flows: send one by `Dataplane::ask_flows`, get it back filled. The asker brings the
 /// memory, so that the worker allocates nothing.
 #[derive(Debug)]
 pub struct FlowDump {

@@ -3,18 +3,18 @@
 //!
 //! * `parse` the walk over the headers, with three outcomes: [`Parsed`].
 //! * [`build`] writing packets, for tests and generators.
-//! * [`question`] asks a station for its Ethernet address; what ARP and neighbour discovery claim is read, too.
+//! * [`neighbour_probe`] asks a station for its Ethernet address; what ARP and neighbour discovery claim is read, too.
 //! * [`checksum`] internet checksums: verify, update, complete.
 //! * [`subject`] what is not subject to policy and what becomes of it.
 
 pub mod build;
 pub mod checksum;
-mod claim;
+mod neighbour;
 mod parse;
 pub mod subject;
 
-pub use claim::question;
-pub(crate) use claim::{Claim, claim};
+pub use neighbour::neighbour_probe;
+pub(crate) use neighbour::{NeighbourClaim, neighbour_claim};
 pub use parse::parse;
 pub(crate) use parse::{parse_common, quoted_sequence};
 
@@ -222,7 +222,7 @@ impl Packet {
 
     /// What policies see of layer 4.
     #[inline]
-    pub fn l4_seen(&self) -> L4 {
+    pub fn policy_l4(&self) -> L4 {
         L4::of(self.protocol, self.dst_port())
     }
 

@@ -5,7 +5,7 @@ use crate::addr::Addr;
 
 /// Whose address somebody says to be at which station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
+pub(crate) struct NeighbourClaim {
     pub(crate) addr: Addr,
     /// The Ethernet address that the frame comes from; None where what it says is of another one.
     pub(crate) station: Option<[u8; 6]>,
@@ -15,7 +15,7 @@ pub(crate) struct Claim {
 
 /// The claim of a frame that is ARP, or neighbour discovery without extension headers. None where it makes none, as a
 /// probe of an address that is not in use yet.
-pub(crate) fn claim(frame: &[u8]) -> Option<Claim> {
+pub(crate) fn neighbour_claim(frame: &[u8]) -> Option<NeighbourClaim> {
     let source: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
     let mut rest = frame.get(12..)?;
     let mut vlan = 0;
@@ -26,11 +26,11 @@ pub(crate) fn claim(frame: &[u8]) -> Option<Claim> {
         rest = rest.get(4..)?;
     }
     let (addr, said) = match rest {
-        [0x08, 0x06, arp @ ..] => arp_sender(arp)?,
-        [0x86, 0xdd, packet @ ..] => neighbour(packet)?,
+        [0x08, 0x06, arp @ ..] => arp_claim(arp)?,
+        [0x86, 0xdd, packet @ ..] => ndp_claim(packet)?,
         _ => return None,
     };
-    Some(Claim {
+    Some(NeighbourClaim {
         addr,
         station: said.is_none_or(|said| said == source).then_some(source),
         vlan,
@@ -38,7 +38,7 @@ pub(crate) fn claim(frame: &[u8]) -> Option<Claim> {
 }
 
 /// RFC 826: the sender of a request or an answer.
-fn arp_sender(arp: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
+fn arp_claim(arp: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
     let &[a, b, c, d] = arp.get(14..18)? else {
         return None;
     };
@@ -48,7 +48,7 @@ fn arp_sender(arp: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
 
 /// RFC 4861 4.3 and 4.4: the source of a solicitation, the target of an advertisement. Their options need not say the
 /// Ethernet address.
-fn neighbour(packet: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
+fn ndp_claim(packet: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
     /// Of the IPv6 header, and of a message without options.
     const HEADER: usize = 40;
     const MESSAGE: usize = 24;
@@ -79,7 +79,7 @@ fn neighbour(packet: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
 
 /// A question for the Ethernet address of a station that claims nothing for who asks: an ARP probe (RFC 5227 1.1), or a
 /// neighbour solicitation from the unspecified address (RFC 4861 4.3). `vlan` as in [`super::Packet::vlan`].
-pub fn question(addr: Addr, from: [u8; 6], vlan: u32) -> Vec<u8> {
+pub fn neighbour_probe(addr: Addr, from: [u8; 6], vlan: u32) -> Vec<u8> {
     let tags: Vec<u16> = [(vlan >> 16) as u16, vlan as u16]
         .into_iter()
         .filter(|tag| *tag != 0)
@@ -141,22 +141,22 @@ mod tests {
         ];
         for (tags, vlan) in tags {
             let said = |station| {
-                Some(Claim {
+                Some(NeighbourClaim {
                     addr: addr("10.0.0.7"),
                     station,
                     vlan,
                 })
             };
             for operation in [1, 2] {
-                let of = |said| claim(&arp(tags, [10, 0, 0, 7], said, operation));
+                let of = |said| neighbour_claim(&arp(tags, [10, 0, 0, 7], said, operation));
                 assert_eq!(of(STATION), said(Some(STATION)));
                 assert_eq!(of(OTHER), said(None), "it speaks of another one");
             }
         }
-        assert_eq!(claim(&arp(&[], [0; 4], STATION, 1)), None, "a probe");
+        assert_eq!(neighbour_claim(&arp(&[], [0; 4], STATION, 1)), None, "a probe");
         let whole = arp(&[], [10, 0, 0, 7], STATION, 1);
         for length in 0..30 {
-            assert_eq!(claim(&whole[..length]), None);
+            assert_eq!(neighbour_claim(&whole[..length]), None);
         }
     }
 
@@ -170,14 +170,14 @@ mod tests {
         };
         let option = |kind: u8, station: [u8; 6]| [&[kind, 1][..], &station].concat();
         let said = |station| {
-            Some(Claim {
+            Some(NeighbourClaim {
                 addr: node,
                 station,
                 vlan: 0,
             })
         };
         for (src, kind, target, own) in [(node, 135, router, 1), (router, 136, node, 2)] {
-            let of = |options: &[u8]| claim(&message(src, kind, target, options));
+            let of = |options: &[u8]| neighbour_claim(&message(src, kind, target, options));
             assert_eq!(of(&[]), said(Some(STATION)));
             assert_eq!(of(&option(own, STATION)), said(Some(STATION)));
             assert_eq!(of(&option(own, OTHER)), said(None));
@@ -190,17 +190,21 @@ mod tests {
             assert_eq!(of(&[nonce, option(own, OTHER)].concat()), said(None));
             assert_eq!(of(&[14, 0, 0, 0, 0, 0, 0, 0]), None, "an option without a length");
         }
-        assert_eq!(claim(&message(addr("::"), 135, node, &[])), None, "a probe");
-        assert_eq!(claim(&message(node, 133, router, &[])), None);
+        assert_eq!(
+            neighbour_claim(&message(addr("::"), 135, node, &[])),
+            None,
+            "a probe"
+        );
+        assert_eq!(neighbour_claim(&message(node, 133, router, &[])), None);
     }
 
     #[test]
     fn a_question_claims_nothing() {
         for (who, kind) in [("10.9.0.1", NotSubject::Arp), ("fd09::1:2:3", NotSubject::Ndp)] {
             for (vlan, length) in [(0, 0), (0x100a, 4), (0x1064_100a, 8)] {
-                let frame = question(addr(who), STATION, vlan);
+                let frame = neighbour_probe(addr(who), STATION, vlan);
                 assert_eq!(parse(&frame), Parsed::NotSubject(kind));
-                assert_eq!(claim(&frame), None);
+                assert_eq!(neighbour_claim(&frame), None);
                 let octets = addr(who).octets();
                 let at = |offset: usize| &frame[14 + length + offset..];
                 if addr(who).is_v4() {

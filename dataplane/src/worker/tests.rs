@@ -17,10 +17,10 @@ use std::sync::Arc;
 use crate::{
     addr::Addr,
     classify::{Generation, Identity, IdentityKind, ImageBuilder, NONE, PortDecision, PortRange, Snapshot},
+    dataplane::{Dataplane, DataplaneConfig, Mode},
     flow::{FlowDump, FlowMemory, FlowRecord},
     forward::ForwardingBuilder,
     io::memory::{MemoryIo, MemoryPool},
-    plane::{Mode, Plane, PlaneConfig},
     port::{Port, PortId, PortKind, PortTag, ReversePath, Side},
     stats::StatsReader,
     time::Nanos,
@@ -149,14 +149,14 @@ fn port(id: PortId, kind: PortKind, side: Side) -> Port {
     Port {
         id,
         name: format!("p{}", id.0),
-        tag: PortTag::of(&format!("p{}", id.0)),
+        tag: PortTag::from_name(&format!("p{}", id.0)),
         kind,
         side,
         mac: [2, 0, 0, 0, 1, id.0 as u8],
         mtu: 1500,
         zone: 0,
         reverse_path: ReversePath::Strict,
-        binds_sources: false,
+        checks_source_mac: false,
         not_subject: NotSubjectTable::WIRE,
         partial_checksums: false,
     }
@@ -172,7 +172,7 @@ fn wire() -> ForwardingBuilder {
 
 /// Workers over memory. Every port is a source of every worker.
 struct Bed {
-    plane: Plane,
+    plane: Dataplane,
     stats: StatsReader,
     workers: Vec<Worker<MemoryIo>>,
     pool: Arc<MemoryPool>,
@@ -182,14 +182,14 @@ struct Bed {
 impl Bed {
     /// A wire in enforcement, the world in force.
     fn wire() -> Self {
-        let mut bed = Self::with(PlaneConfig::default(), 4096);
+        let mut bed = Self::with(DataplaneConfig::default(), 4096);
         bed.plane.snapshots.publish(World::new(1).snapshot());
         bed.plane.forwarding.publish(wire().build());
         bed
     }
 
     /// Nothing published yet.
-    fn with(config: PlaneConfig, entries: usize) -> Self {
+    fn with(config: DataplaneConfig, entries: usize) -> Self {
         Self::over(
             config,
             FlowMemory::private(entries, 7).unwrap(),
@@ -197,13 +197,13 @@ impl Bed {
         )
     }
 
-    fn over(config: PlaneConfig, memory: FlowMemory, now: Nanos) -> Self {
+    fn over(config: DataplaneConfig, memory: FlowMemory, now: Nanos) -> Self {
         let pool = MemoryPool::new(512, 2048);
-        let (plane, seats) = Plane::new(config, memory, now).unwrap();
+        let (plane, slots) = Dataplane::new(config, memory, now).unwrap();
         let ports: Vec<PortId> = (0..8).map(PortId).collect();
-        let workers = seats
+        let workers = slots
             .into_iter()
-            .map(|seat| Worker::new(seat, MemoryIo::new(&pool, &ports)))
+            .map(|slot| Worker::new(slot, MemoryIo::new(&pool, &ports)))
             .collect();
         Self {
             stats: plane.stats(),
@@ -284,7 +284,7 @@ impl Bed {
         for worker in 0..self.workers.len() {
             let mut dump = FlowDump::new(7);
             loop {
-                assert!(self.plane.ask_flows(worker, dump).is_ok());
+                assert!(self.plane.request_flows(worker, dump).is_ok());
                 self.workers[worker].run_once(self.now);
                 dump = self.plane.next_flows(worker).unwrap();
                 records.append(&mut dump.records);

@@ -4,7 +4,7 @@
 //! by [`crate::rcu`], immutable.
 
 mod fib;
-pub(crate) mod hold;
+pub(crate) mod hold_queue;
 pub(crate) mod icmp;
 mod places;
 pub(crate) mod rewrite;
@@ -17,8 +17,8 @@ use crate::{
 };
 
 use fib::Fib;
-pub use places::Place;
-pub(crate) use places::Places;
+pub use places::NetworkPlace;
+pub(crate) use places::NetworkPlaces;
 
 /// One way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub struct ForwardingBuilder {
     neighbours: HashMap<(PortId, Addr), Neighbour>,
     host: Option<(PortId, [u8; 6])>,
     sources: [Option<Addr>; 2],
-    places: Places,
+    places: NetworkPlaces,
     stations: HashMap<String, Vec<(PortId, [u8; 6])>>,
 }
 
@@ -167,7 +167,7 @@ impl ForwardingBuilder {
     }
 
     /// Says where a network is. `length` as in [`Self::route`]; networks with a place do not overlap.
-    pub fn place(&mut self, prefix: Addr, length: u8, place: Place) -> &mut Self {
+    pub fn place(&mut self, prefix: Addr, length: u8, place: NetworkPlace) -> &mut Self {
         self.places.insert(prefix, length, place);
         self
     }
@@ -203,13 +203,13 @@ pub struct Forwarding {
     neighbours: HashMap<(PortId, Addr), Neighbour>,
     host: Option<(PortId, [u8; 6])>,
     sources: [Option<Addr>; 2],
-    places: Places,
+    places: NetworkPlaces,
     stations: HashMap<String, Vec<(PortId, [u8; 6])>>,
 }
 
 /// What routing decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum RouteDecision {
     /// Out of a port, to this neighbour.
     Hop {
         /// The port.
@@ -257,17 +257,17 @@ impl Forwarding {
 
     /// Longest prefix match; `hash` chooses among the hops of a multipath route.
     #[inline]
-    pub fn route(&self, dst: Addr, hash: u32) -> Path {
+    pub fn route(&self, dst: Addr, hash: u32) -> RouteDecision {
         match self.fib.lookup(dst) {
-            None => Path::NoRoute,
+            None => RouteDecision::NoRoute,
             Some(Route::Hop(hop)) => path(hop, dst),
             Some(Route::Multipath(hops)) => {
-                choose(hops, hash).map_or(Path::Unreachable, |hop| path(hop, dst))
+                choose_hop(hops, hash).map_or(RouteDecision::Unreachable, |hop| path(hop, dst))
             }
-            Some(Route::Local) => Path::Local,
-            Some(Route::Blackhole) => Path::Blackhole,
-            Some(Route::Unreachable) => Path::Unreachable,
-            Some(Route::Prohibit) => Path::Prohibit,
+            Some(Route::Local) => RouteDecision::Local,
+            Some(Route::Blackhole) => RouteDecision::Blackhole,
+            Some(Route::Unreachable) => RouteDecision::Unreachable,
+            Some(Route::Prohibit) => RouteDecision::Prohibit,
         }
     }
 
@@ -277,7 +277,7 @@ impl Forwarding {
     }
 
     /// Whether an address is reached by the port of one pod.
-    pub fn is_behind_pod_port(&self, addr: Addr) -> bool {
+    pub fn is_local_pod(&self, addr: Addr) -> bool {
         self.hops(addr).iter().any(|hop| self.is_pod_port(hop.port))
     }
 
@@ -304,13 +304,13 @@ impl Forwarding {
 
     /// Whether packets from an address may come in by a port of a router. By the port of kind `host` only this machine's
     /// own come in: what it forwards from elsewhere could claim any source.
-    pub fn source_fits(&self, src: Addr, port: &Port) -> bool {
+    pub fn passes_reverse_path(&self, src: Addr, port: &Port) -> bool {
         let local = self.is_local(src);
         match (port.kind, port.reverse_path) {
             (PortKind::Host, _) => local,
             _ if local => false,
             (PortKind::Pod, _) | (_, ReversePath::Strict) => self.leads_to(src, port),
-            _ if self.is_behind_pod_port(src) => false,
+            _ if self.is_local_pod(src) => false,
             (_, ReversePath::Loose) => !self.hops(src).is_empty(),
             (_, ReversePath::Off) => !matches!(self.fib.lookup(src), Some(Route::Blackhole)),
         }
@@ -318,7 +318,7 @@ impl Forwarding {
 
     /// Whether a packet from an address comes from the station that packets to it would be sent to. Answers the neighbour
     /// that has to be known first where it is not.
-    pub fn source_is_of_next_hop(
+    pub fn is_mac_of_next_hop(
         &self,
         src: Addr,
         port: &Port,
@@ -341,7 +341,7 @@ impl Forwarding {
 
     /// Where networks are.
     #[inline]
-    pub(crate) fn places(&self) -> &Places {
+    pub(crate) fn places(&self) -> &NetworkPlaces {
         &self.places
     }
 
@@ -373,15 +373,15 @@ impl Forwarding {
     }
 }
 
-fn path(hop: &Hop, dst: Addr) -> Path {
-    Path::Hop {
+fn path(hop: &Hop, dst: Addr) -> RouteDecision {
+    RouteDecision::Hop {
         port: hop.port,
         neighbour: hop.gateway.unwrap_or(dst),
     }
 }
 
 /// The hop whose span of weights the hash falls into.
-fn choose(hops: &[Hop], hash: u32) -> Option<&Hop> {
+fn choose_hop(hops: &[Hop], hash: u32) -> Option<&Hop> {
     let weight = |hop: &Hop| u64::from(hop.weight.max(1));
     let total: u64 = hops.iter().map(weight).sum();
     let mut at = (u64::from(hash) * total) >> 32;

@@ -19,7 +19,7 @@ use crate::{
 
 /// What can differ. Anything that depends on none of these is answered as before.
 #[derive(Clone, Debug, Default)]
-pub struct Since {
+pub struct SnapshotChanges {
     /// Addresses whose search among the hosts may end elsewhere.
     pub hosts: Vec<Addr>,
     /// What identities were whose records differ.
@@ -45,7 +45,7 @@ pub struct Since {
 
 impl Snapshot {
     /// What can differ from an older snapshot; None where the tables are laid out anew, so that all of it can.
-    pub fn since(&self, older: &Self) -> Option<Since> {
+    pub fn changes_since(&self, older: &Self) -> Option<SnapshotChanges> {
         let (head, was) = (&self.image.parts.head, &older.image.parts.head);
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let anew = head.seed != was.seed
@@ -58,40 +58,40 @@ impl Snapshot {
         if anew {
             return None;
         }
-        let strings = self.strings_since(older);
-        let provenance = self.provenance_since(older, &strings);
-        let port_maps = self.port_maps_since(older, &provenance);
-        let mut since = Since {
-            identities: differing(&tables.identities, &old.identities)
+        let strings = self.changed_strings(older);
+        let provenance = self.changed_provenance(older, &strings);
+        let port_maps = self.changed_port_maps(older, &provenance);
+        let mut since = SnapshotChanges {
+            identities: differing_records(&tables.identities, &old.identities)
                 .into_iter()
                 .map(|index| older.identity(index as u32))
                 .collect(),
             ranges: tables.trie_v4.len() != old.trie_v4.len()
                 || tables.trie_v6.len() != old.trie_v6.len()
-                || !differing(&tables.trie_v4, &old.trie_v4).is_empty()
-                || !differing(&tables.trie_v6, &old.trie_v6).is_empty(),
-            endpoints: self.endpoints_since(older, &strings),
-            nodes: !differing(&tables.nodes, &old.nodes).is_empty()
+                || !differing_records(&tables.trie_v4, &old.trie_v4).is_empty()
+                || !differing_records(&tables.trie_v6, &old.trie_v6).is_empty(),
+            endpoints: self.changed_endpoints(older, &strings),
+            nodes: !differing_records(&tables.nodes, &old.nodes).is_empty()
                 || tables.nodes.iter().any(|name| strings.contains(name)),
-            pages: self.pages_since(older, &port_maps),
-            isolating: self.isolating_since(older, &provenance),
+            pages: self.changed_pages(older, &port_maps),
+            isolating: self.changed_isolating(older, &provenance),
             port_maps,
             provenance,
-            ..Since::default()
+            ..SnapshotChanges::default()
         };
-        hosts_since(&tables.hosts_v4, &old.hosts_v4, head.seed, &mut since.hosts);
-        hosts_since(&tables.hosts_v6, &old.hosts_v6, head.seed, &mut since.hosts);
+        changed_hosts(&tables.hosts_v4, &old.hosts_v4, head.seed, &mut since.hosts);
+        changed_hosts(&tables.hosts_v6, &old.hosts_v6, head.seed, &mut since.hosts);
         since.hosts.sort_unstable();
         since.hosts.dedup();
-        self.names_since(older, &mut since.names);
+        self.changed_names(older, &mut since.names);
         Some(since)
     }
 
     /// Strings that say something else.
-    fn strings_since(&self, older: &Self) -> HashSet<u32> {
+    fn changed_strings(&self, older: &Self) -> HashSet<u32> {
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut found: HashSet<u32> = numbers(&tables.strings, &old.strings).collect();
-        let bytes = differing(&tables.text, &old.text);
+        let bytes = differing_records(&tables.text, &old.text);
         if let (Some(first), Some(last)) = (bytes.first(), bytes.last()) {
             for (string, number) in tables.strings.iter().zip(0..) {
                 let (from, to) = (
@@ -110,7 +110,7 @@ impl Snapshot {
         found
     }
 
-    fn endpoints_since(&self, older: &Self, strings: &HashSet<u32>) -> Vec<u32> {
+    fn changed_endpoints(&self, older: &Self, strings: &HashSet<u32>) -> Vec<u32> {
         let tables = &self.image.parts.tables;
         let mut found: Vec<u32> = numbers(&tables.endpoints, &older.image.parts.tables.endpoints).collect();
         if !strings.is_empty() {
@@ -125,7 +125,7 @@ impl Snapshot {
         found
     }
 
-    fn provenance_since(&self, older: &Self, strings: &HashSet<u32>) -> HashSet<u32> {
+    fn changed_provenance(&self, older: &Self, strings: &HashSet<u32>) -> HashSet<u32> {
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut policies: HashSet<u32> = numbers(&tables.policies, &old.policies).collect();
         if !strings.is_empty() {
@@ -160,7 +160,7 @@ impl Snapshot {
         found
     }
 
-    fn port_maps_since(&self, older: &Self, provenance: &HashSet<u32>) -> HashSet<u32> {
+    fn changed_port_maps(&self, older: &Self, provenance: &HashSet<u32>) -> HashSet<u32> {
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut found: HashSet<u32> = numbers(&tables.port_maps, &old.port_maps).collect();
         let intervals: HashSet<u32> = numbers(&tables.intervals, &old.intervals).collect();
@@ -182,7 +182,7 @@ impl Snapshot {
         found
     }
 
-    fn pages_since(&self, older: &Self, port_maps: &HashSet<u32>) -> Vec<(u32, u32)> {
+    fn changed_pages(&self, older: &Self, port_maps: &HashSet<u32>) -> Vec<(u32, u32)> {
         let (head, was) = (&self.image.parts.head, &older.image.parts.head);
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let patterns: HashSet<u32> = numbers(&tables.patterns, &old.patterns).collect();
@@ -203,7 +203,7 @@ impl Snapshot {
             found.push((row as u32 + 1, (page * CLASSES_PER_PAGE) as u32));
         };
         if head.row_tiles == was.row_tiles && patterns.is_empty() && palettes.is_empty() {
-            for slot in differing(&tables.row_pages, &old.row_pages) {
+            for slot in differing_records(&tables.row_pages, &old.row_pages) {
                 let (in_tile, tile) = (slot % (TILE_ROWS * TILE_PAGES), slot / (TILE_ROWS * TILE_PAGES));
                 let row = tile % head.row_tiles as usize * TILE_ROWS + in_tile % TILE_ROWS;
                 let page = tile / head.row_tiles as usize * TILE_PAGES + in_tile / TILE_ROWS;
@@ -231,7 +231,7 @@ impl Snapshot {
         found
     }
 
-    fn isolating_since(&self, older: &Self, provenance: &HashSet<u32>) -> Vec<u32> {
+    fn changed_isolating(&self, older: &Self, provenance: &HashSet<u32>) -> Vec<u32> {
         let tables = &self.image.parts.tables;
         let mut found: Vec<u32> = numbers(&tables.rows, &older.image.parts.tables.rows).collect();
         if !provenance.is_empty() {
@@ -245,10 +245,10 @@ impl Snapshot {
         found
     }
 
-    fn names_since(&self, older: &Self, into: &mut Vec<u32>) {
+    fn changed_names(&self, older: &Self, into: &mut Vec<u32>) {
         // A search goes from its home to the next empty slot: what lies in the run around a slot can be concerned.
         let (new, old) = (&self.image.parts.tables.names, &older.image.parts.tables.names);
-        for at in differing(new, old) {
+        for at in differing_records(new, old) {
             for table in [new, old] {
                 let taken = |step: usize| {
                     let slot = table.get((at + step) % table.len())?;
@@ -265,8 +265,8 @@ impl Snapshot {
 }
 
 /// A lookup may read `reach` buckets from its home on: what lies in those can be found elsewhere now, or no more.
-fn hosts_since<B: Bucket>(new: &Table<B>, old: &Table<B>, seed: u64, into: &mut Vec<Addr>) {
-    for at in differing(new, old) {
+fn changed_hosts<B: Bucket>(new: &Table<B>, old: &Table<B>, seed: u64, into: &mut Vec<Addr>) {
+    for at in differing_records(new, old) {
         for table in [new, old] {
             for step in 0..usize::from(MAX_REACH) {
                 let hosts = table
@@ -292,12 +292,14 @@ fn shrank(tables: &Tables, old: &Tables) -> bool {
     sections.any(|(new, old)| new.records() < old.records())
 }
 
-fn differing<T: Record>(table: &Table<T>, older: &Table<T>) -> Vec<usize> {
+fn differing_records<T: Record>(table: &Table<T>, older: &Table<T>) -> Vec<usize> {
     let mut found = Vec::new();
     table.differing(older, &mut found);
     found
 }
 
 fn numbers<T: Record>(table: &Table<T>, older: &Table<T>) -> impl Iterator<Item = u32> + use<T> {
-    differing(table, older).into_iter().map(|index| index as u32)
+    differing_records(table, older)
+        .into_iter()
+        .map(|index| index as u32)
 }

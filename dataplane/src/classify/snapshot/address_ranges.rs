@@ -20,7 +20,7 @@ impl Snapshot {
 
     /// Whether the host tables hold an address.
     pub fn is_host(&self, addr: Addr) -> bool {
-        self.host(addr).is_some()
+        self.lookup_host(addr).is_some()
     }
 
     /// The first address of each range of addresses that a lookup which finds no host tells apart, ascending, as

@@ -13,19 +13,19 @@ use crate::{
 };
 
 /// Longest frame that is held.
-const LONGEST: usize = 4096;
+const MAX_FRAME: usize = 4096;
 /// Packets held for one neighbour, and of one source.
-const PER_NEIGHBOUR: usize = 3;
-const PER_SOURCE: usize = 8;
+const MAX_PER_NEIGHBOUR: usize = 3;
+const MAX_PER_SOURCE: usize = 8;
 /// How often the same neighbour is asked for.
-const ASK_EVERY: Nanos = Nanos::from_secs(1);
+const RESOLVE_INTERVAL: Nanos = Nanos::from_secs(1);
 /// How long a neighbour that did not answer counts as absent, and how many are remembered.
-const ABSENT_FOR: Nanos = Nanos::from_secs(2);
-const ABSENT: usize = 1024;
+const UNREACHABLE_FOR: Nanos = Nanos::from_secs(2);
+const UNREACHABLE_SLOTS: usize = 1024;
 
 /// A packet as it came.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldPacket {
     to: ResolveRequest,
     /// Where it came in.
     pub(crate) ingress: PortId,
@@ -40,7 +40,7 @@ pub(crate) struct Held {
     bytes: Box<[u8]>,
 }
 
-impl Held {
+impl HeldPacket {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -48,33 +48,33 @@ impl Held {
 
 /// What became of a packet that was to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hold {
+pub(crate) struct HoldOutcome {
     /// Whether it is held; else there is no room, or it is too long.
-    pub(crate) kept: bool,
+    pub(crate) held: bool,
     /// Whether the neighbour should be asked for now: also where it found no room, since others' packets must not keep a
     /// neighbour from ever becoming known.
-    pub(crate) ask: bool,
+    pub(crate) resolve: bool,
     /// Where the packet came in that gave way to it.
-    pub(crate) gave_way: Option<PortId>,
+    pub(crate) evicted: Option<PortId>,
 }
 
 /// The packets that one worker holds.
 #[derive(Debug)]
-pub(crate) struct Holds {
+pub(crate) struct HoldQueue {
     /// The first `used` are.
-    places: Vec<Held>,
+    places: Vec<HeldPacket>,
     used: usize,
     order: u64,
-    keep_for: Nanos,
+    timeout: Nanos,
     /// Neighbours that did not answer, each in the place of its hash, and until when that counts.
     absent: Box<[Option<(ResolveRequest, Nanos)>]>,
     /// For neighbours that are known not to answer, and those that found no room.
     asks: TokenBucket,
 }
 
-impl Holds {
+impl HoldQueue {
     pub(crate) fn new(places: usize, keep_for: Nanos) -> Self {
-        let place = || Held {
+        let place = || HeldPacket {
             to: ResolveRequest {
                 port: PortId(0),
                 addr: Addr::v4([0; 4]),
@@ -87,14 +87,14 @@ impl Holds {
             asked: Nanos(0),
             order: 0,
             length: 0,
-            bytes: vec![0; LONGEST].into_boxed_slice(),
+            bytes: vec![0; MAX_FRAME].into_boxed_slice(),
         };
         Self {
             places: (0..places).map(|_| place()).collect(),
             used: 0,
             order: 0,
-            keep_for,
-            absent: vec![None; ABSENT].into_boxed_slice(),
+            timeout: keep_for,
+            absent: vec![None; UNREACHABLE_SLOTS].into_boxed_slice(),
             asks: TokenBucket::new(RateLimit {
                 per_second: 5,
                 burst: 5,
@@ -107,13 +107,13 @@ impl Holds {
     }
 
     /// Whether to ask for a neighbour that did not answer: now and then.
-    pub(crate) fn may_ask(&mut self, now: Nanos) -> bool {
+    pub(crate) fn may_resolve(&mut self, now: Nanos) -> bool {
         self.asks.take(now)
     }
 
     /// Whether a neighbour did not answer not long ago.
-    pub(crate) fn is_absent(&self, to: ResolveRequest, now: Nanos) -> bool {
-        self.absent[absent_place(to)].is_some_and(|(absent, until)| absent == to && until > now)
+    pub(crate) fn is_unreachable(&self, to: ResolveRequest, now: Nanos) -> bool {
+        self.absent[unreachable_slot(to)].is_some_and(|(absent, until)| absent == to && until > now)
     }
 
     /// Copies a frame aside that came in by `port` from `src`.
@@ -124,24 +124,24 @@ impl Holds {
         port: &Port,
         src: Addr,
         now: Nanos,
-    ) -> Hold {
+    ) -> HoldOutcome {
         let same = || self.places[..self.used].iter().filter(|held| held.to == to);
         let asked = same().map(|held| held.asked).max();
         let from_pod = port.kind == PortKind::Pod;
-        let none = Hold {
-            kept: false,
-            ask: asked.is_none() && self.asks.has(now),
-            gave_way: None,
+        let none = HoldOutcome {
+            held: false,
+            resolve: asked.is_none() && self.asks.has(now),
+            evicted: None,
         };
-        let gives_way = self.who_gives_way(port.id, from_pod, src);
-        if frame.len() > LONGEST || same().count() >= PER_NEIGHBOUR || gives_way == Room::None {
-            return Hold {
-                ask: none.ask && self.asks.take(now),
+        let gives_way = self.find_room(port.id, from_pod, src);
+        if frame.len() > MAX_FRAME || same().count() >= MAX_PER_NEIGHBOUR || gives_way == Room::None {
+            return HoldOutcome {
+                resolve: none.resolve && self.asks.take(now),
                 ..none
             };
         }
         let gave_way = match gives_way {
-            Room::InPlaceOf(index) => {
+            Room::Evict(index) => {
                 let ingress = self.places[index].ingress;
                 self.used -= 1;
                 self.places.swap(index, self.used);
@@ -149,7 +149,7 @@ impl Holds {
             }
             Room::Free | Room::None => None,
         };
-        let ask = asked.is_none_or(|asked| now.since(asked) >= ASK_EVERY);
+        let ask = asked.is_none_or(|asked| now.since(asked) >= RESOLVE_INTERVAL);
         self.order += 1;
         let held = &mut self.places[self.used];
         self.used += 1;
@@ -161,25 +161,25 @@ impl Holds {
         held.order = self.order;
         held.length = frame.len();
         held.bytes[..frame.len()].copy_from_slice(frame);
-        Hold {
-            kept: true,
-            ask,
-            gave_way,
+        HoldOutcome {
+            held: true,
+            resolve: ask,
+            evicted: gave_way,
         }
     }
 
     /// Where a packet finds room that came in by `port` from `src`.
-    fn who_gives_way(&self, port: PortId, from_pod: bool, src: Addr) -> Room {
+    fn find_room(&self, port: PortId, from_pod: bool, src: Addr) -> Room {
         let all = self.places.len();
         // Others than pods leave a quarter to them, and one port leaves more than half to others.
         let most = if from_pod { all } else { all * 3 / 4 };
-        let (mut of_source, mut of_port, mut of_kind) = (Oldest::default(), Oldest::default(), 0);
+        let (mut of_source, mut of_port, mut of_kind) = (OldestOfKind::default(), OldestOfKind::default(), 0);
         for (index, held) in self.places[..self.used].iter().enumerate() {
             of_source.count(index, held, held.ingress == port && held.src == src);
             of_port.count(index, held, held.ingress == port);
             of_kind += usize::from(from_pod || !held.from_pod);
         }
-        if of_source.count >= PER_SOURCE {
+        if of_source.count >= MAX_PER_SOURCE {
             of_source.room()
         } else if of_port.count >= (all * 3 / 8).max(1) || self.used == all || of_kind >= most {
             of_port.room()
@@ -194,13 +194,13 @@ impl Holds {
         &mut self,
         now: Nanos,
         ready: impl Fn(&ResolveRequest) -> Option<T>,
-    ) -> Option<&Held> {
+    ) -> Option<&HeldPacket> {
         let (index, resolved) = self.places[..self.used]
             .iter()
             .enumerate()
             .filter_map(|(index, held)| match ready(&held.to) {
                 Some(_) => Some((index, held.order, true)),
-                None if now.since(held.since) >= self.keep_for => Some((index, held.order, false)),
+                None if now.since(held.since) >= self.timeout => Some((index, held.order, false)),
                 None => None,
             })
             .min_by_key(|(_, order, _)| *order)
@@ -210,37 +210,37 @@ impl Holds {
         let held = &mut self.places[self.used];
         held.resolved = resolved;
         if !resolved {
-            self.absent[absent_place(held.to)] = Some((held.to, now.after(ABSENT_FOR)));
+            self.absent[unreachable_slot(held.to)] = Some((held.to, now.after(UNREACHABLE_FOR)));
         }
         Some(&self.places[self.used])
     }
 }
 
 /// Where an absent neighbour is remembered.
-fn absent_place(to: ResolveRequest) -> usize {
+fn unreachable_slot(to: ResolveRequest) -> usize {
     let addr = to.addr.to_u128();
     let folded = (addr >> 64) as u64 ^ addr as u64 ^ u64::from(to.port.0) << 48;
-    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % ABSENT
+    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % UNREACHABLE_SLOTS
 }
 
 /// Where one more packet can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
     Free,
-    InPlaceOf(usize),
+    Evict(usize),
     None,
 }
 
 /// How many packets of a kind are held, and the oldest of them.
 #[derive(Clone, Copy, Debug, Default)]
-struct Oldest {
+struct OldestOfKind {
     count: usize,
     /// Its number, and its place in the order.
     oldest: Option<(usize, u64)>,
 }
 
-impl Oldest {
-    fn count(&mut self, index: usize, held: &Held, counts: bool) {
+impl OldestOfKind {
+    fn count(&mut self, index: usize, held: &HeldPacket, counts: bool) {
         if !counts {
             return;
         }
@@ -251,8 +251,7 @@ impl Oldest {
     }
 
     fn room(self) -> Room {
-        self.oldest
-            .map_or(Room::None, |(index, _)| Room::InPlaceOf(index))
+        self.oldest.map_or(Room::None, |(index, _)| Room::Evict(index))
     }
 }
 
@@ -268,14 +267,14 @@ mod tests {
         Port {
             id: PortId(id),
             name: String::new(),
-            tag: PortTag::of(""),
+            tag: PortTag::from_name(""),
             kind,
             side: Side::Any,
             mac: [0; 6],
             mtu: 1500,
             zone: 0,
             reverse_path: ReversePath::Strict,
-            binds_sources: false,
+            checks_source_mac: false,
             not_subject: NotSubjectTable::ROUTED,
             partial_checksums: false,
         }
@@ -294,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_scan_gives_way_to_itself_and_takes_nobody_elses_room() {
-        let mut holds = Holds::new(64, Nanos::from_secs(2));
+        let mut holds = HoldQueue::new(64, Nanos::from_secs(2));
         let (uplink, pod, other) = (
             port(1, PortKind::Uplink),
             port(2, PortKind::Pod),
@@ -303,45 +302,49 @@ mod tests {
         let now = Nanos::from_secs(1);
         // From sources that are all made up, and from one.
         for last in 0..200 {
-            assert!(holds.hold(&[0; 60], to(7, last), &uplink, source(last), now).kept);
-            assert!(holds.hold(&[0; 60], to(8, last), &pod, source(1), now).kept);
+            assert!(holds.hold(&[0; 60], to(7, last), &uplink, source(last), now).held);
+            assert!(holds.hold(&[0; 60], to(8, last), &pod, source(1), now).held);
         }
-        let of = |holds: &Holds, id: u16| {
+        let of = |holds: &HoldQueue, id: u16| {
             holds.places[..holds.used]
                 .iter()
                 .filter(|held| held.ingress == PortId(id))
                 .count()
         };
-        assert_eq!((of(&holds, 1), of(&holds, 2)), (24, PER_SOURCE));
+        assert_eq!((of(&holds, 1), of(&holds, 2)), (24, MAX_PER_SOURCE));
         for last in 0..3 {
             let hold = holds.hold(&[0; 60], to(9, last), &other, source(9), now);
-            assert_eq!((hold.kept, hold.ask, hold.gave_way), (true, true, None));
+            assert_eq!((hold.held, hold.resolve, hold.evicted), (true, true, None));
         }
     }
 
     #[test]
     fn a_neighbour_that_did_not_answer_is_absent_for_a_while() {
-        let mut holds = Holds::new(8, Nanos::from_secs(2));
+        let mut holds = HoldQueue::new(8, Nanos::from_secs(2));
         let uplink = port(1, PortKind::Uplink);
         let now = Nanos::from_secs(1);
-        assert!(holds.hold(&[0; 60], to(7, 7), &uplink, source(1), now).kept);
+        assert!(holds.hold(&[0; 60], to(7, 7), &uplink, source(1), now).held);
         let late = now.after(Nanos::from_secs(2));
         assert!(
             holds
                 .next(late, |_| None::<()>)
                 .is_some_and(|held| !held.resolved)
         );
-        assert!(holds.is_absent(to(7, 7), late) && !holds.is_absent(to(7, 8), late));
-        assert!(!holds.is_absent(to(7, 7), late.after(Nanos::from_secs(2))));
+        assert!(holds.is_unreachable(to(7, 7), late) && !holds.is_unreachable(to(7, 8), late));
+        assert!(!holds.is_unreachable(to(7, 7), late.after(Nanos::from_secs(2))));
     }
 
     #[test]
     fn a_neighbour_without_room_is_still_asked_for_now_and_then() {
-        let mut holds = Holds::new(0, Nanos::from_secs(2));
+        let mut holds = HoldQueue::new(0, Nanos::from_secs(2));
         let uplink = port(1, PortKind::Uplink);
-        let asked = |holds: &mut Holds, now| {
+        let asked = |holds: &mut HoldQueue, now| {
             (0..100)
-                .filter(|last| holds.hold(&[0; 60], to(7, *last), &uplink, source(1), now).ask)
+                .filter(|last| {
+                    holds
+                        .hold(&[0; 60], to(7, *last), &uplink, source(1), now)
+                        .resolve
+                })
                 .count()
         };
         assert_eq!(asked(&mut holds, Nanos::from_secs(1)), 5);

@@ -62,7 +62,7 @@ struct Shared<T> {
     /// By subscriber: [`OFFLINE`], or 1 + the sequence of the oldest version that it may read.
     slots: Box<[CachePadded<AtomicU64>]>,
     /// What a dropped publisher could not free yet.
-    left: Mutex<Vec<Box<Version<T>>>>,
+    leftover: Mutex<Vec<Box<Version<T>>>>,
 }
 
 impl<T> Drop for Shared<T> {
@@ -92,7 +92,7 @@ pub struct Subscriber<T> {
     shared: Arc<Shared<T>>,
     index: usize,
     /// What the slot holds.
-    noted: u64,
+    slot_value: u64,
 }
 
 /// One publisher and `subscribers` subscribers, numbered from 0, all offline; nothing is published yet.
@@ -102,13 +102,13 @@ pub fn channel<T: Send + Sync>(subscribers: usize) -> (Publisher<T>, Vec<Subscri
         slots: (0..subscribers)
             .map(|_| CachePadded::new(AtomicU64::new(OFFLINE)))
             .collect(),
-        left: Mutex::new(Vec::new()),
+        leftover: Mutex::new(Vec::new()),
     });
     let readers = (0..subscribers)
         .map(|index| Subscriber {
             shared: Arc::clone(&shared),
             index,
-            noted: OFFLINE,
+            slot_value: OFFLINE,
         })
         .collect();
     let publisher = Publisher {
@@ -196,7 +196,7 @@ impl<T: Send + Sync> Publisher<T> {
 
 impl<T> Drop for Publisher<T> {
     fn drop(&mut self) {
-        if let Ok(mut left) = self.shared.left.lock() {
+        if let Ok(mut left) = self.shared.leftover.lock() {
             for version in self.retired.drain(..) {
                 // SAFETY: an owned box; `left` is dropped only with the last subscriber, until when it stays valid.
                 left.push(unsafe { Box::from_raw(version) });
@@ -219,7 +219,7 @@ impl<T: Send + Sync> Subscriber<T> {
     /// read through an earlier answer is over by then.
     #[inline]
     pub fn adopt(&mut self) -> Option<(u64, &T)> {
-        if self.noted == OFFLINE {
+        if self.slot_value == OFFLINE {
             self.come_online();
         }
         let current = self.shared.current.load(Ordering::Acquire);
@@ -227,9 +227,9 @@ impl<T: Send + Sync> Subscriber<T> {
         // newer (order 1), and only a call that needs `&mut self` changes the note.
         let version = unsafe { current.as_ref() };
         let note = version.map_or(ONLINE_UNKNOWN, |version| version.sequence + 1);
-        if note != self.noted {
+        if note != self.slot_value {
             self.slot().store(note, Ordering::Release); // order 2
-            self.noted = note;
+            self.slot_value = note;
         }
         version.map(|version| (version.sequence, &version.value))
     }
@@ -238,13 +238,13 @@ impl<T: Send + Sync> Subscriber<T> {
     fn come_online(&mut self) {
         self.slot().store(ONLINE_UNKNOWN, Ordering::Relaxed);
         fence(Ordering::SeqCst); // order 1
-        self.noted = ONLINE_UNKNOWN;
+        self.slot_value = ONLINE_UNKNOWN;
     }
 
     /// Says that this subscriber reads nothing until it calls [`Self::adopt`] again. Call before sleeping.
     pub fn offline(&mut self) {
         self.slot().store(OFFLINE, Ordering::Release); // order 2
-        self.noted = OFFLINE;
+        self.slot_value = OFFLINE;
     }
 }
 
@@ -264,7 +264,7 @@ impl<T> std::fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Subscriber")
             .field("index", &self.index)
-            .field("noted", &self.noted)
+            .field("noted", &self.slot_value)
             .finish_non_exhaustive()
     }
 }

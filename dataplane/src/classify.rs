@@ -22,7 +22,7 @@ use zerocopy::{Immutable, KnownLayout, TryFromBytes};
 pub use build::{BuildError, ImageBuilder, Page, PortDecision, PortRange};
 pub use image::{Image, ImageError};
 pub use layout::{CLASSES_PER_PAGE, Decision, LAYOUT_VERSION, NONE};
-pub use snapshot::{BATCH, FirstPacket, Judged, Since, Sizes, Snapshot};
+pub use snapshot::{BATCH, FirstPacket, JudgedPacket, Sizes, Snapshot, SnapshotChanges};
 
 /// Number of a snapshot; strictly increasing, 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,17 +66,17 @@ pub struct Identity {
 }
 
 /// The bits of an epoch that say who it is about. The highest eight are no part: flows add the kind there.
-const WHO: u64 = 0x00ff_ffff_0000_0000;
+const OWNER_BITS: u64 = 0x00ff_ffff_0000_0000;
 
 /// An epoch of a hash of who somebody is and of one of all else that decides about him. Flows outlive a change of the
 /// second: they are judged again. They end with a change of the first: whoever has the address now is not their party.
 pub const fn epoch(who: u64, rest: u64) -> u64 {
-    who & WHO | rest & !WHO
+    who & OWNER_BITS | rest & !OWNER_BITS
 }
 
 /// Whether two epochs are about the same.
-pub(crate) const fn is_same_end(one: u64, other: u64) -> bool {
-    (one ^ other) & WHO == 0
+pub(crate) const fn is_same_owner(one: u64, other: u64) -> bool {
+    (one ^ other) & OWNER_BITS == 0
 }
 
 /// What is known of the destination port.

@@ -1,8 +1,8 @@
 //! Putting the packet plane together: what the workers share, and what the publishing side keeps.
 //!
 //! ```text
-//! PlaneConfig + FlowMemory -> Plane::new -> Plane (one unpinned thread) + Seats (one per worker)
-//! Seat + PacketIo          -> Worker::new -> Worker::run_once, again and again, on its own core
+//! PlaneConfig + FlowMemory -> Plane::new -> Plane (one unpinned thread) + WorkerSlots (one per worker)
+//! WorkerSlot + PacketIo             -> Worker::new -> Worker::run_once, again and again, on its own core
 //! ```
 
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use crate::{
     classify::{Generation, Snapshot},
     failsafe::Failsafe,
     flow::{
-        FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, rate::Shares, shard::Shard, table::FlowTable,
+        FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, rate::EndpointLimiter, shard::Shard,
+        table::FlowTable,
     },
     forward::{Forwarding, ResolveRequest},
     port::PortId,
@@ -65,7 +66,7 @@ impl Tunnels {
 
     /// Whether a packet with this key is one that is not allowed as such.
     #[inline]
-    pub(crate) fn is_one(&self, key: &FlowKey) -> bool {
+    pub(crate) fn matches(&self, key: &FlowKey) -> bool {
         !self.allowed
             && match key.protocol {
                 protocol::TCP => false,
@@ -77,7 +78,7 @@ impl Tunnels {
 
 /// How the packet plane behaves; fixed for its life.
 #[derive(Clone, Debug)]
-pub struct PlaneConfig {
+pub struct DataplaneConfig {
     /// What a verdict means.
     pub mode: Mode,
     /// Passes before any policy.
@@ -104,7 +105,7 @@ pub struct PlaneConfig {
     pub samples: usize,
 }
 
-impl Default for PlaneConfig {
+impl Default for DataplaneConfig {
     fn default() -> Self {
         Self {
             mode: Mode::Enforce,
@@ -128,7 +129,7 @@ impl Default for PlaneConfig {
 
 /// Why the packet plane cannot be put together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlaneError {
+pub enum DataplaneError {
     /// The number of workers.
     #[error("{0} workers: there must be at least 1 and at most 64")]
     Workers(usize),
@@ -136,7 +137,7 @@ pub enum PlaneError {
 
 /// What a worker hears of a node's Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StationNews {
+pub struct StationReport {
     /// Where.
     pub port: PortId,
     /// The node's number in the snapshot of a generation.
@@ -153,24 +154,24 @@ pub(crate) type ShortFrame = ArrayVec<u8, 128>;
 /// What workers share: written once.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) config: PlaneConfig,
+    pub(crate) config: DataplaneConfig,
     /// By worker: frames of flows that it owns, received by others.
     pub(crate) handover: Box<[ArrayQueue<Handover>]>,
-    pub(crate) resolve: ArrayQueue<ResolveRequest>,
+    pub(crate) resolve_requests: ArrayQueue<ResolveRequest>,
     /// What workers hear of nodes' Ethernet addresses.
-    pub(crate) stations: ArrayQueue<StationNews>,
+    pub(crate) station_reports: ArrayQueue<StationReport>,
     /// Frames that are to be sent as they are, by whichever worker comes first.
-    pub(crate) to_send: ArrayQueue<(PortId, ShortFrame)>,
+    pub(crate) frames_to_send: ArrayQueue<(PortId, ShortFrame)>,
     /// By worker: questions and answers about flows.
-    pub(crate) asked: Box<[ArrayQueue<FlowDump>]>,
-    pub(crate) answered: Box<[ArrayQueue<FlowDump>]>,
+    pub(crate) dump_requests: Box<[ArrayQueue<FlowDump>]>,
+    pub(crate) dump_replies: Box<[ArrayQueue<FlowDump>]>,
     /// End of the time in which connections are picked up in the middle.
     pub(crate) pickup_until: Nanos,
 }
 
 /// The publishing side: kept by one thread that is no worker.
 #[derive(Debug)]
-pub struct Plane {
+pub struct Dataplane {
     /// Publishes snapshots. Call [`rcu::Publisher::reclaim`] now and then.
     pub snapshots: rcu::Publisher<Snapshot>,
     /// Publishes ports, routes and neighbours.
@@ -181,7 +182,7 @@ pub struct Plane {
 
 /// What one worker is made of; becomes a [`crate::worker::Worker`] with its `PacketIo`.
 #[derive(Debug)]
-pub struct Seat {
+pub struct WorkerSlot {
     pub(crate) index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) snapshots: rcu::Subscriber<Snapshot>,
@@ -190,21 +191,21 @@ pub struct Seat {
     pub(crate) table: FlowTable,
     pub(crate) shards: Vec<Shard>,
     /// ICMP errors let through, by the pod that they are for, or that sends them.
-    pub(crate) icmp_passed: Shares,
+    pub(crate) icmp_passed: EndpointLimiter,
     /// ICMP errors sent, by whom they are for.
-    pub(crate) icmp_sent: Shares,
+    pub(crate) icmp_sent: EndpointLimiter,
     pub(crate) seed: crate::flow::hash::Seed,
-    pub(crate) owners: Owners,
+    pub(crate) shard_map: ShardMap,
 }
 
 /// Which worker owns a shard, and where it has it: looked up, since a division would take as long as a hash.
 #[derive(Clone, Debug)]
-pub(crate) struct Owners {
+pub(crate) struct ShardMap {
     owner: [u8; SHARDS],
     place: [u8; SHARDS],
 }
 
-impl Owners {
+impl ShardMap {
     fn new(workers: usize) -> Self {
         Self {
             owner: std::array::from_fn(|shard| (shard % workers) as u8),
@@ -220,18 +221,22 @@ impl Owners {
 
     /// Index among the worker's shards.
     #[inline]
-    pub(crate) fn place(&self, shard: u8) -> usize {
+    pub(crate) fn local_index(&self, shard: u8) -> usize {
         usize::from(self.place[usize::from(shard)])
     }
 }
 
-impl Plane {
-    /// Puts the plane together: itself and one seat per worker, in order of their numbers. `now` is on the clock that
+impl Dataplane {
+    /// Puts the plane together: itself and one slot per worker, in order of their numbers. `now` is on the clock that
     /// the workers will be given. Allocates all that workers will ever need.
-    pub fn new(config: PlaneConfig, memory: FlowMemory, now: Nanos) -> Result<(Self, Vec<Seat>), PlaneError> {
+    pub fn new(
+        config: DataplaneConfig,
+        memory: FlowMemory,
+        now: Nanos,
+    ) -> Result<(Self, Vec<WorkerSlot>), DataplaneError> {
         let workers = config.workers;
         if !(1..=64).contains(&workers) {
-            return Err(PlaneError::Workers(workers));
+            return Err(DataplaneError::Workers(workers));
         }
         let (snapshots, snapshot_readers) = rcu::channel(workers);
         let (forwarding, forwarding_readers) = rcu::channel(workers);
@@ -245,11 +250,11 @@ impl Plane {
             handover: (0..workers)
                 .map(|_| ArrayQueue::new(config.handover.max(1)))
                 .collect(),
-            resolve: ArrayQueue::new(256),
-            stations: ArrayQueue::new(256),
-            to_send: ArrayQueue::new(256),
-            asked: queues(4),
-            answered: queues(8),
+            resolve_requests: ArrayQueue::new(256),
+            station_reports: ArrayQueue::new(256),
+            frames_to_send: ArrayQueue::new(256),
+            dump_requests: queues(4),
+            dump_replies: queues(8),
             pickup_until: if inherited {
                 Nanos(0)
             } else {
@@ -258,26 +263,26 @@ impl Plane {
             config,
         });
         let tables = memory.into_tables(workers, &shared.config.flow);
-        let seats: Vec<Seat> = snapshot_readers
+        let slots: Vec<WorkerSlot> = snapshot_readers
             .into_iter()
             .zip(forwarding_readers)
             .zip(tables)
             .enumerate()
-            .map(|(index, ((snapshots, forwarding), table))| Seat {
+            .map(|(index, ((snapshots, forwarding), table))| WorkerSlot {
                 index,
                 shards: (index..SHARDS)
                     .step_by(workers)
                     .map(|_| Shard::new(&shared.config.flow))
                     .collect(),
-                icmp_passed: Shares::new(shared.config.flow.icmp_errors),
-                icmp_sent: Shares::new(shared.config.icmp_sent),
+                icmp_passed: EndpointLimiter::new(shared.config.flow.icmp_errors),
+                icmp_sent: EndpointLimiter::new(shared.config.icmp_sent),
                 shared: Arc::clone(&shared),
                 snapshots,
                 forwarding,
                 stats: Arc::clone(&stats[index]),
                 table,
                 seed,
-                owners: Owners::new(workers),
+                shard_map: ShardMap::new(workers),
             })
             .collect();
         let plane = Self {
@@ -286,7 +291,7 @@ impl Plane {
             stats: StatsReader { workers: stats },
             shared,
         };
-        Ok((plane, seats))
+        Ok((plane, slots))
     }
 
     /// Reads every worker's numbers.
@@ -297,19 +302,19 @@ impl Plane {
     /// The next neighbour that a worker needs and does not know. The same one may be asked for again, about once a
     /// second, until a published `Forwarding` has it.
     pub fn next_resolve(&self) -> Option<ResolveRequest> {
-        self.shared.resolve.pop()
+        self.shared.resolve_requests.pop()
     }
 
     /// What a worker has heard next of the Ethernet addresses of nodes on wires that bind sources. What is heard while the
     /// queue is full is lost; it is said again.
-    pub fn next_station(&self) -> Option<StationNews> {
-        self.shared.stations.pop()
+    pub fn next_station_report(&self) -> Option<StationReport> {
+        self.shared.station_reports.pop()
     }
 
     /// Has a frame sent out of a port as it is, within 50 ms; wake the workers if they sleep. Answers whether there was room
     /// for it; frames are 128 bytes long at most.
     pub fn send(&self, port: PortId, frame: &[u8]) -> bool {
-        ShortFrame::try_from(frame).is_ok_and(|frame| self.shared.to_send.push((port, frame)).is_ok())
+        ShortFrame::try_from(frame).is_ok_and(|frame| self.shared.frames_to_send.push((port, frame)).is_ok())
     }
 
     /// Whether frames wait for a worker to take them over: look before putting it to sleep.
@@ -322,8 +327,8 @@ impl Plane {
 
     /// Asks a worker for its flows; it answers within a turn (wake it if it sleeps). Gives the question back where four
     /// wait already or there is no such worker.
-    pub fn ask_flows(&self, worker: usize, dump: FlowDump) -> Result<(), FlowDump> {
-        match self.shared.asked.get(worker) {
+    pub fn request_flows(&self, worker: usize, dump: FlowDump) -> Result<(), FlowDump> {
+        match self.shared.dump_requests.get(worker) {
             Some(queue) => queue.push(dump),
             None => Err(dump),
         }
@@ -331,6 +336,6 @@ impl Plane {
 
     /// A worker's answer, if there is one.
     pub fn next_flows(&self, worker: usize) -> Option<FlowDump> {
-        self.shared.answered.get(worker)?.pop()
+        self.shared.dump_replies.get(worker)?.pop()
     }
 }
