@@ -34,9 +34,9 @@ pub(crate) struct Options {
 /// Frames of one run of the generator, which costs some milliseconds beside.
 const BATCH: u64 = 25_000;
 /// How long one of the others waits for its connection: a SYN that is lost is sent again after a second.
-const PATIENCE: Duration = Duration::from_millis(2500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Between two connections of the others.
-const PACE: Duration = Duration::from_millis(20);
+const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Networks behind the uplink that forged sources are of.
 const STRANGERS: &str = "198.18.0.0/15";
 const HTTP: u16 = 80;
@@ -57,7 +57,7 @@ enum Sender {
 
 /// What the others saw.
 #[derive(Default)]
-struct Others {
+struct BystanderReport {
     connections: AtomicU64,
     failed: AtomicU64,
     rounds: AtomicU64,
@@ -151,7 +151,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         "{} packets/s for {} s each; of the others, a connection every {} ms",
         options.rate,
         options.seconds,
-        PACE.as_millis()
+        CONNECT_INTERVAL.as_millis()
     );
     let mut missed = Vec::new();
     for attack in &attacks {
@@ -161,7 +161,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         };
         let traffic = Traffic::load_varied(&attack.packets, LENGTH)?;
         let _native = namespace.run(|| traffic.pass(interface))??;
-        let others = Others::default();
+        let others = BystanderReport::default();
         let stop = AtomicBool::new(false);
         let resident = memory(&firewall)?;
         let received = |status: &Value| status["dataplane"]["frames"]["received"].as_u64().unwrap_or(0);
@@ -225,23 +225,28 @@ fn flood(options: &Options, namespace: &Netns, interface: &str, traffic: &Traffi
 }
 
 /// New connections, one after the other, until told to stop.
-fn connections(from: &Member, to: &Member, others: &Others, stop: &AtomicBool) -> anyhow::Result<()> {
+fn connections(
+    from: &Member,
+    to: &Member,
+    others: &BystanderReport,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
     from.ns.enter()?;
     let address = SocketAddr::new(to.v4.into(), HTTP);
     while !stop.load(Relaxed) {
         others.connections.fetch_add(1, Relaxed);
-        if TcpStream::connect_timeout(&address, PATIENCE).is_err() {
+        if TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_err() {
             others.failed.fetch_add(1, Relaxed);
         }
-        std::thread::sleep(PACE);
+        std::thread::sleep(CONNECT_INTERVAL);
     }
     Ok(())
 }
 
 /// A connection that was there before, there and back until told to stop.
-fn transfers(from: &Member, to: &Member, others: &Others, stop: &AtomicBool) -> anyhow::Result<()> {
+fn transfers(from: &Member, to: &Member, others: &BystanderReport, stop: &AtomicBool) -> anyhow::Result<()> {
     from.ns.enter()?;
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.v4.into(), HTTP), PATIENCE)?;
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.v4.into(), HTTP), CONNECT_TIMEOUT)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.write_all(b"GET /echo HTTP/1.0\r\n\r\n")?;
     let (mut head, mut byte) = (Vec::new(), [0]);

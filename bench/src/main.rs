@@ -45,18 +45,18 @@ enum Benchmark {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().benchmark {
-        Benchmark::Veth(options) => on_a_bed().and_then(|()| veth::run(&options)),
-        Benchmark::Latency(options) => on_a_bed().and_then(|()| latency::run(&options)),
-        Benchmark::Restart(options) => on_a_bed().and_then(|()| restart::run(&options)),
-        Benchmark::Hostile(options) => on_a_bed().and_then(|()| hostile::run(&options)),
-        Benchmark::Outages(options) => on_a_bed().and_then(|()| outages::run(&options)),
+        Benchmark::Veth(options) => can_make_namespaces().and_then(|()| veth::run(&options)),
+        Benchmark::Latency(options) => can_make_namespaces().and_then(|()| latency::run(&options)),
+        Benchmark::Restart(options) => can_make_namespaces().and_then(|()| restart::run(&options)),
+        Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
+        Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),
         Benchmark::Policy(options) => policy::run(&options),
         Benchmark::Synthetic(options) => synthetic::run(&options),
     }
 }
 
 /// Whether network namespaces can be made.
-fn on_a_bed() -> anyhow::Result<()> {
+fn can_make_namespaces() -> anyhow::Result<()> {
     match ringwall_testbed::preflight::obstacle() {
         Some(obstacle) => bail!("cannot measure here: {obstacle}"),
         None => Ok(()),

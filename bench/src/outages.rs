@@ -33,15 +33,15 @@ pub(crate) struct Options {
 }
 
 /// Time between two datagrams of each stream.
-const PACE: Duration = Duration::from_millis(1);
+const SEND_INTERVAL: Duration = Duration::from_millis(1);
 /// Port of the stream of one flow, and of the one whose every datagram is a flow.
 const PORTS: [u16; 2] = [7000, 7001];
 /// How long the API server is away.
-const AWAY: Duration = Duration::from_secs(2);
+const SERVER_OUTAGE: Duration = Duration::from_secs(2);
 /// How long the next policy may take to be in force: the figure that is promised.
-const OLDEST: Duration = Duration::from_secs(60);
+const POLICY_DEADLINE: Duration = Duration::from_secs(60);
 /// For datagrams on their way.
-const LAST: Duration = Duration::from_millis(500);
+const DRAIN: Duration = Duration::from_millis(500);
 
 /// Datagrams of one stream.
 #[derive(Default)]
@@ -112,11 +112,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             for round in 0..options.server {
                 progress("API server away", round, options.server);
                 server.set_away(true);
-                std::thread::sleep(AWAY);
+                std::thread::sleep(SERVER_OUTAGE);
                 let began = Instant::now();
                 server.set_away(false);
                 next_policy()?;
-                ages[1].push((began.elapsed() + AWAY).as_secs_f64());
+                ages[1].push((began.elapsed() + SERVER_OUTAGE).as_secs_f64());
             }
             for round in 1..=options.credentials {
                 progress("token replaced", round - 1, options.credentials);
@@ -130,7 +130,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             }
             Ok(())
         })();
-        std::thread::sleep(LAST);
+        std::thread::sleep(DRAIN);
         stop.store(true, Relaxed);
         for thread in threads {
             thread.join().map_err(|_| anyhow!("a stream panicked"))??;
@@ -142,8 +142,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         if let Some(figures) = Figures::of(ages, "s") {
             println!("{what:<24} next policy in force after: {figures}");
             ensure!(
-                figures.quantile(1.0) < OLDEST.as_secs_f64(),
-                "{what}: a policy was older than {OLDEST:?}"
+                figures.quantile(1.0) < POLICY_DEADLINE.as_secs_f64(),
+                "{what}: a policy was older than {POLICY_DEADLINE:?}"
             );
         }
     }
@@ -204,7 +204,7 @@ fn next_policy(firewall: &Appliance, server: &ApiServer, port: u16) -> anyhow::R
     }));
     while generation(&firewall.status()?).is_none_or(|now| now <= before) {
         ensure!(
-            began.elapsed() < OLDEST * 2,
+            began.elapsed() < POLICY_DEADLINE * 2,
             "no policy arrives any more: {}",
             firewall.log()
         );
@@ -236,7 +236,7 @@ fn send(
     let start = Instant::now();
     while !stop.load(Relaxed) {
         // Paced by the clock, so that a late wake-up does not lower the rate.
-        let due = (start.elapsed().as_nanos() / PACE.as_nanos()) as u64;
+        let due = (start.elapsed().as_nanos() / SEND_INTERVAL.as_nanos()) as u64;
         while stream.sent.load(Relaxed) < due {
             if anew {
                 socket = bind()?;
@@ -244,7 +244,7 @@ fn send(
             socket.send_to(&[0; 8], SocketAddr::new(to.v4.into(), port))?;
             stream.sent.fetch_add(1, Relaxed);
         }
-        std::thread::sleep(PACE / 2);
+        std::thread::sleep(SEND_INTERVAL / 2);
     }
     Ok(())
 }
@@ -270,7 +270,7 @@ fn count(
 
 /// Kills a process that may just be starting.
 fn kill(firewall: &Appliance, process: &str) -> anyhow::Result<()> {
-    let until = Instant::now() + OLDEST;
+    let until = Instant::now() + POLICY_DEADLINE;
     while firewall.signal(process, Signal::SIGKILL).is_err() {
         ensure!(
             Instant::now() < until,

@@ -30,11 +30,11 @@ pub(crate) struct Options {
 }
 
 /// Time between two datagrams.
-const PACE: Duration = Duration::from_micros(200);
+const SEND_INTERVAL: Duration = Duration::from_micros(200);
 const PORT: u16 = 7000;
 /// After such a life a process that dies is replaced at once again, however often others died before it. A little more
 /// than the supervisor's own figure, since that counts from the process's start.
-const PATIENCE: Duration = Duration::from_millis(10_500);
+const STABLE_AFTER: Duration = Duration::from_millis(10_500);
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if options.pods < 2 {
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for round in 1..=options.rounds {
         if round > 1 {
             // Else the supervisor waits on purpose before it starts a successor, and that would be measured.
-            std::thread::sleep(PATIENCE);
+            std::thread::sleep(STABLE_AFTER);
         }
         let blocked = kill_under_load(&appliance, from, to)?;
         println!("round {round}: {:.1} ms without packets", blocked * 1e3);
@@ -77,7 +77,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     println!(
         "dataplane killed with {} ports, one datagram every {} us: {figures}",
         options.pods + 2,
-        PACE.as_micros()
+        SEND_INTERVAL.as_micros()
     );
     Ok(())
 }
@@ -95,12 +95,12 @@ fn kill_under_load(appliance: &Appliance, from: &Member, to: &Member) -> anyhow:
             let mut sent = 0;
             while !stop.load(Ordering::Relaxed) {
                 // Paced by the clock, so that a late wake-up does not lower the rate.
-                let due = (start.elapsed().as_nanos() / PACE.as_nanos()) as u64;
+                let due = (start.elapsed().as_nanos() / SEND_INTERVAL.as_nanos()) as u64;
                 while sent < due {
                     sender.send_to(&u64::to_be_bytes(sent), target)?;
                     sent += 1;
                 }
-                std::thread::sleep(PACE / 2);
+                std::thread::sleep(SEND_INTERVAL / 2);
             }
             Ok(sent)
         });
@@ -125,7 +125,7 @@ fn kill_under_load(appliance: &Appliance, from: &Member, to: &Member) -> anyhow:
         if received == 0 {
             bail!("nothing arrived at all: {}", appliance.log());
         }
-        Ok(sent.saturating_sub(received) as f64 * PACE.as_secs_f64())
+        Ok(sent.saturating_sub(received) as f64 * SEND_INTERVAL.as_secs_f64())
     })
 }
 

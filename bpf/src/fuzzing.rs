@@ -49,14 +49,14 @@ pub struct Outcome {
 
 /// The programs of one port, loaded and attached to nothing. Fail mode closed, no failsafe rules.
 #[derive(Debug)]
-pub struct Bench {
+pub struct LoadedPrograms {
     loaded: Loaded,
     _sockets: PortSockets,
     _socket: Option<OwnedFd>,
     seen: Counters,
 }
 
-impl Bench {
+impl LoadedPrograms {
     /// Loads the programs. `socket`: whether there is one that judges. `judge_all`: of a wire.
     ///
     /// # Errors

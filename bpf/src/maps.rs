@@ -272,7 +272,7 @@ impl Maps {
     }
 
     /// Forgets the interfaces of a name, except one.
-    pub(crate) fn forget(&self, name: &str, except: Option<u32>) -> Result<(), BpfError> {
+    pub(crate) fn remove_others(&self, name: &str, except: Option<u32>) -> Result<(), BpfError> {
         for key in self.indices_of(name) {
             if Some(u32::from_ne_bytes(key)) == except {
                 continue;

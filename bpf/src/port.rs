@@ -167,23 +167,23 @@ pub struct AttachedPort {
     loaded: Loaded,
     sockets: PortSockets,
     /// Whether the programs know the map of the port's sockets.
-    led: bool,
+    sockets_known: bool,
     _link: OwnedFd,
 }
 
 /// What this process has last written for all ports of an installation, so that each further port costs nothing of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Filled {
+struct WrittenState {
     local_addresses: Vec<IpAddr>,
     pod_cidrs: Vec<IpNet>,
     failsafe: Vec<Failsafe>,
 }
 
 /// By directory of the installation.
-static FILLED: Mutex<BTreeMap<PathBuf, Filled>> = Mutex::new(BTreeMap::new());
+static WRITTEN: Mutex<BTreeMap<PathBuf, WrittenState>> = Mutex::new(BTreeMap::new());
 
-fn filled() -> MutexGuard<'static, BTreeMap<PathBuf, Filled>> {
-    FILLED.lock().unwrap_or_else(PoisonError::into_inner)
+fn written() -> MutexGuard<'static, BTreeMap<PathBuf, WrittenState>> {
+    WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes sure that a BPF file system is mounted at `root` (usually `/sys/fs/bpf`), mounting one where it is not.
@@ -315,7 +315,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         Some(sockets) => sockets,
         None => PortSockets::new()?,
     };
-    loaded.maps.forget(&spec.name, Some(ifindex))?;
+    loaded.maps.remove_others(&spec.name, Some(ifindex))?;
     loaded.maps.set_config(config)?;
     if config.peer_ifindex != 0 {
         loaded.maps.set_peer(ifindex, config.peer_ifindex)?;
@@ -335,7 +335,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         None => {
             let linked = link(spec, loaded.programs[0].as_fd(), ifindex);
             let (link, mode, reason) = linked.inspect_err(|_| {
-                let _ = loaded.maps.forget(&spec.name, None);
+                let _ = loaded.maps.remove_others(&spec.name, None);
                 let _ = remove_shared(&spec.pins);
             })?;
             fallback = reason;
@@ -350,7 +350,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         fallback,
         inherited,
         reused: reused && inherited,
-        led: reused && inherited && loaded.maps.has_sockets(ifindex),
+        sockets_known: reused && inherited && loaded.maps.has_sockets(ifindex),
         loaded,
         sockets,
         _link: link,
@@ -413,7 +413,7 @@ fn shared(spec: &PortSpec) -> Result<(Loaded, bool), BpfError> {
         Some(loaded) => loaded,
         None => load(&spec.name)?,
     };
-    filled().remove(&spec.pins);
+    written().remove(&spec.pins);
     fill(&loaded.maps, spec)?;
     fs::create_dir_all(&directory)
         .map_err(|source| BpfError::system(format!("make {}", directory.display()), source))?;
@@ -437,7 +437,7 @@ fn remove_shared(pins: &Path) -> Result<(), BpfError> {
     if !pinned_ports(pins).is_empty() {
         return Ok(());
     }
-    filled().remove(pins);
+    written().remove(pins);
     remove_pins(&pins.join(SHARED))
 }
 
@@ -471,11 +471,11 @@ pub fn detach(pins: &Path, name: &str) -> Result<(), BpfError> {
         guard::detach(name, ifindex, &directory.join(QDISC))?;
     }
     if let Ok(link) = kernel::open_pin(&directory.join(LINK)) {
-        take_off(link.as_fd(), name)?;
+        detach_pinned_link(link.as_fd(), name)?;
     }
     remove_pins(&directory)?;
     if let Some(loaded) = reuse(&pins.join(SHARED)) {
-        loaded.maps.forget(name, None)?;
+        loaded.maps.remove_others(name, None)?;
     }
     remove_shared(pins)
 }
@@ -495,7 +495,7 @@ fn remove_pin(path: &Path) -> Result<(), BpfError> {
 }
 
 /// Takes a link's program off; fine where its interface is gone.
-fn take_off(link: BorrowedFd<'_>, name: &str) -> Result<(), BpfError> {
+fn detach_pinned_link(link: BorrowedFd<'_>, name: &str) -> Result<(), BpfError> {
     match kernel::detach_link(link) {
         Err(error) if !matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK)) => Err(
             BpfError::system(format!("take the XDP program off `{name}`"), error),
@@ -533,7 +533,7 @@ fn prepare_pins(spec: &PortSpec, directory: &Path) -> Result<(), BpfError> {
 
 /// Whether redirected frames reach the other end by the devmap. A veth takes them only while its far end polls (has an
 /// XDP program or GRO), which is not ours to say; there the tc program moves them.
-fn crosses_by_skb(peer: &str) -> bool {
+fn peer_needs_skb(peer: &str) -> bool {
     kernel::interface_driver(peer) == "veth"
 }
 
@@ -556,7 +556,7 @@ fn configuration(spec: &PortSpec, ifindex: u32) -> Result<PortConfig, BpfError> 
             if *judge_all {
                 config.flags |= FLAG_JUDGE_ALL;
             }
-            if crosses_by_skb(peer) {
+            if peer_needs_skb(peer) {
                 config.flags |= FLAG_PEER_BY_SKB;
             }
             0
@@ -594,7 +594,7 @@ fn inherited_link(
         if wanted.is_none_or(|mode| mode == attached_mode(ifindex)) {
             return Ok(Some((link, program)));
         }
-        take_off(link.as_fd(), &spec.name)?;
+        detach_pinned_link(link.as_fd(), &spec.name)?;
     }
     remove_pin(&path)?;
     Ok(None)
@@ -677,19 +677,19 @@ pub(crate) fn load(owner: &str) -> Result<Loaded, BpfError> {
 
 /// Fills the maps that all ports share, as far as this process has not.
 fn fill(maps: &Maps, spec: &PortSpec) -> Result<(), BpfError> {
-    let wanted = Filled {
+    let wanted = WrittenState {
         local_addresses: spec.local_addresses.clone(),
         pod_cidrs: spec.pod_cidrs.clone(),
         failsafe: spec.failsafe.clone(),
     };
-    if filled().get(&spec.pins) == Some(&wanted) {
+    if written().get(&spec.pins) == Some(&wanted) {
         return Ok(());
     }
     maps.set_local_addresses(&spec.local_addresses)?;
     maps.set_pod_cidrs(&spec.pod_cidrs)?;
     check_failsafe(&spec.failsafe)?;
     maps.set_failsafe(&spec.failsafe)?;
-    filled().insert(spec.pins.clone(), wanted);
+    written().insert(spec.pins.clone(), wanted);
     Ok(())
 }
 
@@ -882,9 +882,9 @@ impl AttachedPort {
     /// The queue is beyond the map, or the kernel refuses the socket.
     pub fn register_socket(&mut self, queue: u16, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
         // Not before there is a socket: the kernel waits for a grace period, and meanwhile the fail mode holds.
-        if !self.led {
+        if !self.sockets_known {
             self.loaded.maps.set_sockets(self.ifindex, &self.sockets)?;
-            self.led = true;
+            self.sockets_known = true;
         }
         self.sockets.set(queue, socket)
     }

@@ -25,9 +25,9 @@ thread_local! {
 }
 
 /// Flow memory that is lent to one bed.
-struct Lent(*mut [u64]);
+struct BorrowedMemory(*mut [u64]);
 
-impl Lent {
+impl BorrowedMemory {
     /// Takes memory and fills it, with zeros behind what there is.
     fn filled(bytes: &[u8]) -> Self {
         let words = FlowMemory::required_bytes(FLOWS).div_ceil(8);
@@ -42,7 +42,7 @@ impl Lent {
 
     #[allow(unsafe_code)] // the dataplane wants memory for ever; a process that makes thousands of tables cannot give it
     fn bytes(&self) -> &'static mut [u8] {
-        // SAFETY: made from a box of words that is never freed, so it is valid for ever and aligned. Whoever has a `Lent`
+        // SAFETY: made from a box of words that is never freed, so it is valid for ever and aligned. Whoever has a `BorrowedMemory`
         // asks once, before it lends the bytes to a plane; the memory is spare again only when that is gone (`Bed::drop`).
         let words = unsafe { &mut *self.0 };
         // SAFETY: the bytes of initialised words are initialised, and any bytes are a word.
@@ -57,14 +57,14 @@ pub(crate) struct Bed {
     pub(crate) workers: Vec<Worker<MemoryIo>>,
     pool: Arc<MemoryPool>,
     pub(crate) now: Nanos,
-    memory: Lent,
+    memory: BorrowedMemory,
 }
 
 impl Bed {
     /// Over flow memory with this in it; empty for a new one.
     pub(crate) fn new(config: DataplaneConfig, memory: &[u8], now: Nanos) -> Self {
         let pool = POOL.with(Arc::clone);
-        let lent = Lent::filled(memory);
+        let lent = BorrowedMemory::filled(memory);
         let flows = FlowMemory::open(lent.bytes(), FLOWS, 7, now).expect("as long as it must be");
         let (plane, slots) = Dataplane::new(config, flows, now).expect("at least one worker");
         let ports: Vec<PortId> = (0..4).map(PortId).collect();
@@ -151,8 +151,8 @@ impl Bed {
     }
 
     /// What the flow memory holds, for a successor.
-    pub(crate) fn left(self) -> Vec<u8> {
-        let memory = Lent(self.memory.0);
+    pub(crate) fn flow_memory(self) -> Vec<u8> {
+        let memory = BorrowedMemory(self.memory.0);
         drop(self);
         memory.bytes().to_vec()
     }

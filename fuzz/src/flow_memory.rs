@@ -56,8 +56,8 @@ impl Plan {
             entry[..length].copy_from_slice(&self.rest[..length]);
         } else {
             let family = self.flags & 1 != 0;
-            entry[..16].copy_from_slice(&world::who(self.src, family).octets());
-            entry[16..32].copy_from_slice(&world::who(self.dst, family).octets());
+            entry[..16].copy_from_slice(&world::address_of(self.src, family).octets());
+            entry[16..32].copy_from_slice(&world::address_of(self.dst, family).octets());
             let ports = [self.src_port, self.dst_port].map(|port| PORTS[usize::from(port) % 8].to_ne_bytes());
             entry[SRC_PORT..SRC_PORT + 4].copy_from_slice(&ports.concat());
             entry[44] = PROTOCOLS[usize::from(self.protocol) % 8];

@@ -15,7 +15,7 @@ use ringwall_dataplane::{
 /// Checks one frame.
 pub fn run(frame: &[u8]) {
     check(frame);
-    if let Some(mended) = mended(frame) {
+    if let Some(mended) = with_valid_checksum(frame) {
         check(&mended);
     }
 }
@@ -31,7 +31,7 @@ pub(crate) fn l3(frame: &[u8]) -> Option<(u16, usize)> {
 }
 
 /// The frame with a right sum of its IPv4 header; None where it has none or it was right.
-pub(crate) fn mended(frame: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn with_valid_checksum(frame: &[u8]) -> Option<Vec<u8>> {
     let (kind, l3) = l3(frame)?;
     if kind != 0x0800 {
         return None;
@@ -96,7 +96,7 @@ fn check_quotation(frame: &[u8], packet: &Packet) {
     // To a station, and a group of them: which it was is not quoted.
     for station in [2, 3] {
         let alone = [&[station, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1][..], &kind, bytes].concat();
-        let alone = mended(&alone).unwrap_or(alone);
+        let alone = with_valid_checksum(&alone).unwrap_or(alone);
         let Parsed::Subject(cause) = parse(&alone) else {
             continue; // cut short, as quotations are, or one that never crosses
         };

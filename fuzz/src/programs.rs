@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 use ringwall_bpf::{
     Counter,
-    fuzzing::{Bench, Outcome, Program, Role},
+    fuzzing::{LoadedPrograms, Outcome, Program, Role},
 };
 use ringwall_dataplane::{
     addr::Addr,
@@ -18,7 +18,7 @@ use ringwall_dataplane::{
 };
 
 use crate::{
-    headers::{l3, mended},
+    headers::{l3, with_valid_checksum},
     world::addr,
 };
 
@@ -36,13 +36,13 @@ const LOCAL: [&str; 4] = ["172.16.0.9", "10.9.0.1", "fd16::9", "fe80::1"];
 const LENGTHS: std::ops::RangeInclusive<usize> = 14..=2048;
 
 struct Benches {
-    wire: Bench,
-    wire_all: Bench,
-    wire_alone: Bench,
-    pod: Bench,
-    pod_alone: Bench,
-    uplink: Bench,
-    host: Bench,
+    wire: LoadedPrograms,
+    wire_all: LoadedPrograms,
+    wire_alone: LoadedPrograms,
+    pod: LoadedPrograms,
+    pod_alone: LoadedPrograms,
+    uplink: LoadedPrograms,
+    host: LoadedPrograms,
 }
 
 thread_local! {
@@ -62,7 +62,8 @@ impl Benches {
             .collect();
         let local: Vec<_> = LOCAL.iter().map(|at| at.parse().unwrap()).collect();
         let bench = |role, socket, judge_all| {
-            Bench::new(role, socket, judge_all, &pods, &local).unwrap_or_else(|error| panic!("{error}"))
+            LoadedPrograms::new(role, socket, judge_all, &pods, &local)
+                .unwrap_or_else(|error| panic!("{error}"))
         };
         Self {
             wire: bench(Role::Wire, true, false),
@@ -84,7 +85,7 @@ pub fn run(frame: &[u8]) {
     BENCHES.with_borrow_mut(|benches| {
         let benches = benches.get_or_insert_with(Benches::load);
         check(benches, frame);
-        if let Some(mended) = mended(frame) {
+        if let Some(mended) = with_valid_checksum(frame) {
             check(benches, &mended);
         }
     });
@@ -100,7 +101,7 @@ fn is_local(at: Addr) -> bool {
 }
 
 /// A frame, and what the dataplane says about it.
-struct Seen<'f> {
+struct ParsedFrame<'f> {
     frame: &'f [u8],
     parsed: Parsed,
     /// What is subject to policy.
@@ -114,7 +115,7 @@ fn check(benches: &mut Benches, frame: &[u8]) {
         Parsed::Subject(packet) => Some(packet),
         _ => None,
     };
-    let seen = Seen {
+    let seen = ParsedFrame {
         frame,
         parsed,
         packet,
@@ -128,8 +129,8 @@ fn check(benches: &mut Benches, frame: &[u8]) {
     seen.check_guards(benches);
 }
 
-impl Seen<'_> {
-    fn xdp(&self, bench: &mut Bench) -> (u32, Counter) {
+impl ParsedFrame<'_> {
+    fn xdp(&self, bench: &mut LoadedPrograms) -> (u32, Counter) {
         let Outcome {
             verdict,
             counter,
@@ -249,7 +250,7 @@ impl Seen<'_> {
         }
     }
 
-    fn check_pod(&self, bench: &mut Bench, judged: bool) {
+    fn check_pod(&self, bench: &mut LoadedPrograms, judged: bool) {
         let parsed = self.parsed;
         match self.xdp(bench) {
             (XDP_PASS, Counter::KernelNeighbour) => {
@@ -268,7 +269,7 @@ impl Seen<'_> {
         }
     }
 
-    fn check_routed(&self, bench: &mut Bench) {
+    fn check_routed(&self, bench: &mut LoadedPrograms) {
         let parsed = self.parsed;
         let said = self.xdp(bench);
         let Some(packet) = self.packet else {

@@ -23,7 +23,7 @@ use ringwall_dataplane::{
 
 use crate::{
     bed::{Bed, FRAME},
-    headers::mended,
+    headers::with_valid_checksum,
     world::{self, World, addr},
 };
 
@@ -60,7 +60,7 @@ pub(crate) enum Step {
         change: Change,
     },
     /// One that came in before, perhaps elsewhere.
-    Again {
+    Replay {
         which: u8,
         port: u8,
         change: Change,
@@ -138,7 +138,7 @@ impl Change {
         if let Some(byte) = frame.get_mut(at) {
             *byte = self.value;
         }
-        match mended(&frame) {
+        match with_valid_checksum(&frame) {
             Some(mended) if !self.unmended => mended,
             _ => frame,
         }
@@ -150,8 +150,8 @@ const PORTS: [u16; 8] = [80, 53, 443, 5000, 1000, 4789, 6443, 8472];
 impl Plan {
     fn frame(&self, routed: Option<u16>) -> Vec<u8> {
         let (src, dst) = (
-            world::who(self.src, self.family),
-            world::who(self.dst, self.family),
+            world::address_of(self.src, self.family),
+            world::address_of(self.dst, self.family),
         );
         let mut template = Template::new(src, dst);
         if let Some(port) = routed {
@@ -412,7 +412,7 @@ impl Play {
                     self.receive(worker, port, change.apply(answer));
                 }
             }
-            Step::Again { which, port, change } => {
+            Step::Replay { which, port, change } => {
                 let Some((before, frame)) = nth_last(&self.received, *which) else {
                     return;
                 };
@@ -447,7 +447,7 @@ impl Play {
                     return;
                 };
                 let port = if *port < 128 { before } else { u16::from(*port) % 4 };
-                if let Some(part) = part(&frame, *id, *begin, *length, *more) {
+                if let Some(part) = fragment_of(&frame, *id, *begin, *length, *more) {
                     self.receive(worker, port, part);
                 }
             }
@@ -502,7 +502,7 @@ impl Play {
         }
         let Some(bed) = self.bed.take() else { return };
         let now = bed.now;
-        let memory = bed.left();
+        let memory = bed.flow_memory();
         self.config.workers = self.config.workers % 4 + 1;
         self.bed = Some(Bed::new(self.config.clone(), &memory, now));
         self.inside.clear();
@@ -718,7 +718,7 @@ fn quote(frame: &[u8], from: u8, kind: u8, keep: u8, routed: Option<u16>) -> Opt
     let packet = subject(frame)?;
     let from = match from {
         0..128 => packet.dst,
-        _ => world::who(from, !packet.src.is_v4()),
+        _ => world::address_of(from, !packet.src.is_v4()),
     };
     if from.is_v4() != packet.src.is_v4() {
         return None;
@@ -738,7 +738,7 @@ fn quote(frame: &[u8], from: u8, kind: u8, keep: u8, routed: Option<u16>) -> Opt
 }
 
 /// A part of what a frame carries.
-fn part(frame: &[u8], id: u8, begin: u8, length: u8, more: bool) -> Option<Vec<u8>> {
+fn fragment_of(frame: &[u8], id: u8, begin: u8, length: u8, more: bool) -> Option<Vec<u8>> {
     let packet = subject(frame)?;
     if packet.fragment.is_some() {
         return None;

@@ -12,7 +12,7 @@ use ringwall_dataplane::{
 };
 
 /// Who there is, IPv4 and IPv6: packets name them by number.
-pub(crate) const WHO: [[&str; 2]; 9] = [
+pub(crate) const ADDRESSES: [[&str; 2]; 9] = [
     CLIENT,
     WEB,
     BOX,
@@ -35,8 +35,8 @@ pub(crate) fn addr(text: &str) -> Addr {
 }
 
 /// One of [`WHO`].
-pub(crate) fn who(number: u8, family: bool) -> Addr {
-    addr(WHO[usize::from(number) % WHO.len()][usize::from(family)])
+pub(crate) fn address_of(number: u8, family: bool) -> Addr {
+    addr(ADDRESSES[usize::from(number) % ADDRESSES.len()][usize::from(family)])
 }
 
 /// What policy says, by bit.

@@ -12,13 +12,13 @@ use ringwall_testbed::synthetic::Event;
 use super::{
     Options, Size,
     control::{Bed, Owners},
-    inside::{Arrivals, Said},
+    in_process::{AdoptionTracker, ExpectedOwner},
     report::{Report, Target},
 };
 use crate::{figures::Figures, synthetic::Pace};
 
 /// How long an event may take to arrive before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the arrival of one event, before the next is sent: beyond every debounce.
 const PAUSE: Duration = Duration::from_millis(30);
 /// Longest time for one row of single changes.
@@ -56,7 +56,7 @@ pub(super) fn change(options: &Options, size: Size, report: &mut Report) -> anyh
 
 /// Milliseconds of each change.
 fn single(bed: &mut Bed, changes: usize) -> anyhow::Result<Vec<f64>> {
-    let mut arrivals = Arrivals::default();
+    let mut arrivals = AdoptionTracker::default();
     let mut owners = Owners::of(&bed.synthetic);
     let began = Instant::now();
     while arrivals.lags.len() < changes && began.elapsed() < LIMIT {
@@ -74,19 +74,19 @@ fn single(bed: &mut Bed, changes: usize) -> anyhow::Result<Vec<f64>> {
 }
 
 /// Waits until everything said has arrived.
-fn wait(bed: &mut Bed, arrivals: &mut Arrivals) -> anyhow::Result<()> {
-    let until = Instant::now() + PATIENCE;
+fn wait(bed: &mut Bed, arrivals: &mut AdoptionTracker) -> anyhow::Result<()> {
+    let until = Instant::now() + ARRIVAL_TIMEOUT;
     let mut seen = None;
     while arrivals.waiting() > 0 {
-        bed.look(arrivals, &mut seen);
+        bed.poll_adoptions(arrivals, &mut seen);
         if Instant::now() > until {
-            bed.lives()?;
+            bed.check_alive()?;
             bail!(
                 "{:?} has not arrived after {} s, nor {} after it; control says:\n{}",
                 arrivals.oldest(),
-                PATIENCE.as_secs(),
+                ARRIVAL_TIMEOUT.as_secs(),
                 arrivals.waiting() - 1,
-                bed.said()
+                bed.log_text()
             );
         }
         std::thread::sleep(Duration::from_micros(50));
@@ -154,7 +154,7 @@ pub(super) fn sustained(options: &Options, size: Size, report: &mut Report) -> a
 }
 
 /// Makes the events, before their time: making them is not what is measured.
-fn make(bed: &mut Bed, owners: &mut Owners, options: &Options) -> Vec<(Event, Option<Said>)> {
+fn make(bed: &mut Bed, owners: &mut Owners, options: &Options) -> Vec<(Event, Option<ExpectedOwner>)> {
     let total = u64::from(options.seconds) * u64::from(options.events_per_second);
     (0..total)
         .map(|_| {
@@ -171,8 +171,12 @@ fn address(event: &Event) -> Option<IpAddr> {
 }
 
 /// Sends the events in their time and watches them arrive; waits for the last.
-fn send(bed: &mut Bed, events: Vec<(Event, Option<Said>)>, options: &Options) -> anyhow::Result<Arrivals> {
-    let mut arrivals = Arrivals::default();
+fn send(
+    bed: &mut Bed,
+    events: Vec<(Event, Option<ExpectedOwner>)>,
+    options: &Options,
+) -> anyhow::Result<AdoptionTracker> {
+    let mut arrivals = AdoptionTracker::default();
     let mut seen = None;
     let pace = Pace::per_second(options.events_per_second);
     for (number, (event, word)) in events.into_iter().enumerate() {
@@ -182,7 +186,7 @@ fn send(bed: &mut Bed, events: Vec<(Event, Option<Said>)>, options: &Options) ->
         if let Some(word) = word {
             arrivals.said(at, word);
         }
-        bed.look(&mut arrivals, &mut seen);
+        bed.poll_adoptions(&mut arrivals, &mut seen);
     }
     wait(bed, &mut arrivals)?;
     Ok(arrivals)

@@ -19,16 +19,15 @@ use ringwall_testbed::{
 use serde_json::Value;
 
 use super::{
-    Dataplane, Size,
-    apart::Apart,
-    cluster,
-    inside::{Arrivals, Established, Inside, Said},
+    Dataplane, Size, cluster,
+    in_process::{AdoptionTracker, Established, ExpectedOwner, InProcess},
     report::{Report, Target},
+    two_process::TwoProcess,
 };
 use crate::figures::Figures;
 
 /// How long a control process may take for its first snapshot.
-const PATIENCE: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Events that the API server keeps.
 const REMEMBERED: usize = 50_000;
 /// Clock ticks of /proc in a second, on every Linux of today.
@@ -44,9 +43,9 @@ pub(super) struct Bed {
 /// Control, and the dataplane that it feeds.
 enum Running {
     /// Frames in the memory of this process.
-    Memory(Box<Alone>),
+    Memory(Box<ControlOnly>),
     /// Both processes of `ringwall run`.
-    AfXdp(Box<Apart>),
+    AfXdp(Box<TwoProcess>),
 }
 
 impl Bed {
@@ -63,11 +62,14 @@ impl Bed {
         let (running, server) = match dataplane {
             Dataplane::Memory => {
                 let server = serve()?;
-                (Running::Memory(Box::new(Alone::start(&server, verify)?)), server)
+                (
+                    Running::Memory(Box::new(ControlOnly::start(&server, verify)?)),
+                    server,
+                )
             }
             Dataplane::Afxdp => {
-                let (apart, server) = Apart::start(serve, verify)?;
-                (Running::AfXdp(Box::new(apart)), server)
+                let (two_process, server) = TwoProcess::start(serve, verify)?;
+                (Running::AfXdp(Box::new(two_process)), server)
             }
         };
         Ok(Self {
@@ -81,56 +83,56 @@ impl Bed {
     pub(super) fn first(&self) -> Duration {
         match &self.running {
             Running::Memory(alone) => alone.first,
-            Running::AfXdp(apart) => apart.first,
+            Running::AfXdp(two_process) => two_process.first,
         }
     }
 
     /// Snapshots that all workers adopted so far.
     pub(super) fn adopted(&self) -> u64 {
         match &self.running {
-            Running::Memory(alone) => alone.inside.adopted().unwrap_or(0),
-            Running::AfXdp(apart) => apart.adopted(),
+            Running::Memory(alone) => alone.in_process.adopted().unwrap_or(0),
+            Running::AfXdp(two_process) => two_process.adopted(),
         }
     }
 
     /// Looks what has arrived at the workers since the last look, which `seen` is about.
-    pub(super) fn look(&self, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
+    pub(super) fn poll_adoptions(&self, arrivals: &mut AdoptionTracker, seen: &mut Option<u64>) {
         match &self.running {
-            Running::Memory(alone) => alone.inside.look(arrivals, seen),
-            Running::AfXdp(apart) => apart.look(arrivals),
+            Running::Memory(alone) => alone.in_process.poll_adoptions(arrivals, seen),
+            Running::AfXdp(two_process) => two_process.poll_adoptions(arrivals),
         }
     }
 
     /// Lets connections pass between these addresses from now on; answers how many it found.
     pub(super) fn establish(&self, addresses: &[IpAddr], wanted: usize) -> anyhow::Result<usize> {
         match &self.running {
-            Running::Memory(alone) => Ok(alone.inside.establish(addresses, wanted)),
-            Running::AfXdp(apart) => apart.establish(addresses, wanted),
+            Running::Memory(alone) => Ok(alone.in_process.establish(addresses, wanted)),
+            Running::AfXdp(two_process) => two_process.establish(addresses, wanted),
         }
     }
 
     /// What became of their packets.
     pub(super) fn established(&self) -> anyhow::Result<Established> {
         match &self.running {
-            Running::Memory(alone) => Ok(alone.inside.established()),
-            Running::AfXdp(apart) => apart.established(),
+            Running::Memory(alone) => Ok(alone.in_process.established()),
+            Running::AfXdp(two_process) => two_process.established(),
         }
     }
 
     /// The end of the log.
-    pub(super) fn said(&self) -> String {
+    pub(super) fn log_text(&self) -> String {
         let text = match &self.running {
             Running::Memory(alone) => fs::read_to_string(&alone.log).unwrap_or_default(),
-            Running::AfXdp(apart) => apart.said(),
+            Running::AfXdp(two_process) => two_process.log_text(),
         };
         last_lines(&text)
     }
 
     /// Fails if what was started has ended.
-    pub(super) fn lives(&mut self) -> anyhow::Result<()> {
+    pub(super) fn check_alive(&mut self) -> anyhow::Result<()> {
         match &mut self.running {
-            Running::Memory(alone) => alone.lives(),
-            Running::AfXdp(apart) => apart.lives(),
+            Running::Memory(alone) => alone.check_alive(),
+            Running::AfXdp(two_process) => two_process.check_alive(),
         }
     }
 
@@ -138,7 +140,7 @@ impl Bed {
     fn control(&self) -> u32 {
         match &self.running {
             Running::Memory(alone) => alone.child.id(),
-            Running::AfXdp(apart) => apart.control,
+            Running::AfXdp(two_process) => two_process.control,
         }
     }
 
@@ -182,15 +184,15 @@ fn last_lines(text: &str) -> String {
 }
 
 /// A control process, and a dataplane in this one.
-struct Alone {
-    inside: Inside,
+struct ControlOnly {
+    in_process: InProcess,
     child: Child,
     first: Duration,
     log: PathBuf,
     _scratch: Scratch,
 }
 
-impl Alone {
+impl ControlOnly {
     fn start(server: &ApiServer, verify: &str) -> anyhow::Result<Self> {
         let binary = built_binary()?;
         let scratch = Scratch::new()?;
@@ -201,14 +203,14 @@ impl Alone {
             "apiVersion: ringwall.io/v1alpha1\nkind: Gateway\nname: bench\nmode: enforce\nverify: {verify}\n\
              cluster: {{podCIDRs: [{1}], serviceCIDRs: [{SERVICE_CIDR}]}}\n\
              source: {{kubeconfig: {0}/kubeconfig}}\n\
-             interfaces:\n- {{name: lan0, side: inside}}\n- {{name: lan1, side: outside}}\n\
+             interfaces:\n- {{name: lan0, side: in_process}}\n- {{name: lan1, side: outside}}\n\
              wires:\n- {{name: w0, interfaces: [lan0, lan1], failMode: closed}}\n\
              runtimeDir: {0}/run\nstateDir: {0}/state\ntelemetry: {{metricsListen: \"127.0.0.1:0\"}}\n",
             scratch.path().display(),
             POD_CIDRS.join(", ")
         );
         fs::write(path("config.yaml"), config)?;
-        let inside = Inside::start(&path("run"))?;
+        let in_process = InProcess::start(&path("run"))?;
         let log = path("log");
         let start = Instant::now();
         let child = Command::new(&binary)
@@ -222,18 +224,18 @@ impl Alone {
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let mut alone = Self {
-            inside,
+            in_process,
             child,
             first: Duration::ZERO,
             log,
             _scratch: scratch,
         };
-        while alone.inside.adopted().is_none_or(|sequence| sequence == 0) {
-            alone.lives()?;
-            if start.elapsed() > PATIENCE {
+        while alone.in_process.adopted().is_none_or(|sequence| sequence == 0) {
+            alone.check_alive()?;
+            if start.elapsed() > START_TIMEOUT {
                 bail!(
                     "no snapshot within {} s; control says:\n{}",
-                    PATIENCE.as_secs(),
+                    START_TIMEOUT.as_secs(),
                     alone.said()
                 );
             }
@@ -247,7 +249,7 @@ impl Alone {
         last_lines(&fs::read_to_string(&self.log).unwrap_or_default())
     }
 
-    fn lives(&mut self) -> anyhow::Result<()> {
+    fn check_alive(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("control ended ({status}):\n{}", self.said()),
@@ -255,7 +257,7 @@ impl Alone {
     }
 }
 
-impl Drop for Alone {
+impl Drop for ControlOnly {
     fn drop(&mut self) {
         // It has ended already: as well.
         let _ = self.child.kill();
@@ -288,7 +290,7 @@ impl Owners {
     }
 
     /// What an event says about an address; None where nothing changes for any.
-    pub(super) fn said(&mut self, event: &Event) -> Option<Said> {
+    pub(super) fn said(&mut self, event: &Event) -> Option<ExpectedOwner> {
         let pod = &event.object;
         let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
         if text("/kind") != Some("Pod") || pod.pointer("/spec/hostNetwork").is_some() {
@@ -305,13 +307,13 @@ impl Owners {
             // What it had may have gone to another before.
             before.filter(|owner| **owner == pod)?;
             self.0.remove(&address);
-            return Some(Said { address, owner: None });
+            return Some(ExpectedOwner { address, owner: None });
         }
         if before == Some(&pod) {
             return None;
         }
         self.0.insert(address, pod.clone());
-        Some(Said {
+        Some(ExpectedOwner {
             address,
             owner: Some(pod),
         })

@@ -105,7 +105,7 @@ pub(super) fn run(options: &Options, size: Size, report: &mut Report) -> anyhow:
     let mut changing = Vec::new();
     let change = scratch.path().join("change.nft");
     for pod in cluster.pods.values().filter(|pod| v4(pod).is_some()).take(20) {
-        fs::write(&change, ruleset.again(pod))?;
+        fs::write(&change, ruleset.remove_and_add(pod))?;
         changing.push(load(&change)?);
     }
     report.add(
@@ -141,7 +141,7 @@ struct Ruleset {
 }
 
 /// Selects pods, remembering what selectors selected.
-struct Finder<'a> {
+struct SelectorSets<'a> {
     cluster: &'a Cluster,
     by_namespace: HashMap<&'a str, Vec<&'a Pod>>,
     /// Set names by what they select.
@@ -149,7 +149,7 @@ struct Finder<'a> {
     sets: BTreeMap<String, Set>,
 }
 
-impl<'a> Finder<'a> {
+impl<'a> SelectorSets<'a> {
     fn new(cluster: &'a Cluster) -> Self {
         let mut by_namespace: HashMap<&str, Vec<&Pod>> = HashMap::new();
         for pod in cluster.pods.values().filter(|pod| v4(pod).is_some()) {
@@ -287,7 +287,7 @@ fn word(protocol: Protocol) -> &'static str {
 
 impl Ruleset {
     fn of(cluster: &Cluster) -> Self {
-        let mut finder = Finder::new(cluster);
+        let mut finder = SelectorSets::new(cluster);
         let mut chains = String::new();
         // By direction: which policies select an address.
         let mut selected: [BTreeMap<Ipv4Addr, Vec<usize>>; 2] = Default::default();
@@ -368,7 +368,7 @@ impl Ruleset {
     }
 
     /// Takes a pod out of all that it is in and puts it back: two transactions' worth of one changed pod.
-    fn again(&self, pod: &Pod) -> String {
+    fn remove_and_add(&self, pod: &Pod) -> String {
         let Some(address) = v4(pod) else {
             return String::new();
         };
@@ -397,7 +397,7 @@ impl Ruleset {
     }
 }
 
-impl Finder<'_> {
+impl SelectorSets<'_> {
     fn rule(
         &mut self,
         policy: &NetworkPolicy,

@@ -119,7 +119,7 @@ enum kind {
 };
 
 /* A packet as far as the programs look. Addresses and ports in network byte order. */
-struct view {
+struct packet {
 	enum kind kind;
 	__u32 src[4];
 	__u32 dst[4];
@@ -129,8 +129,8 @@ struct view {
 	__u8 hops;
 	__u8 icmp_type;		/* of ICMP and ICMPv6; 0 where it is not there */
 	__u8 ports;		/* sport and dport are known */
-	__u8 later;		/* IPv4: a fragment that is not the first */
-	__u8 group;		/* Ethernet multicast or broadcast */
+	__u8 later_fragment;		/* IPv4: a fragment that is not the first */
+	__u8 l2_multicast;		/* Ethernet multicast or broadcast */
 };
 
 /* Finds a port; 0 where the interface is none. */
@@ -183,25 +183,25 @@ static __always_inline int has_ports(__u8 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
 }
 
-static __always_inline void view_ip4(struct view *v, const struct ip4 *ip)
+static __always_inline void read_ip4(struct packet *pkt, const struct ip4 *ip)
 {
-	v->kind = KIND_IP4;
-	v->src[0] = ip->src;
-	v->dst[0] = ip->dst;
-	v->protocol = ip->protocol;
-	v->hops = ip->hops;
+	pkt->kind = KIND_IP4;
+	pkt->src[0] = ip->src;
+	pkt->dst[0] = ip->dst;
+	pkt->protocol = ip->protocol;
+	pkt->hops = ip->hops;
 }
 
-static __always_inline void view_ip6(struct view *v, const struct ip6 *ip)
+static __always_inline void read_ip6(struct packet *pkt, const struct ip6 *ip)
 {
-	v->kind = KIND_IP6;
-	__builtin_memcpy(v->src, ip->src, 16);
-	__builtin_memcpy(v->dst, ip->dst, 16);
-	v->protocol = ip->protocol;
-	v->hops = ip->hops;
+	pkt->kind = KIND_IP6;
+	__builtin_memcpy(pkt->src, ip->src, 16);
+	__builtin_memcpy(pkt->dst, ip->dst, 16);
+	pkt->protocol = ip->protocol;
+	pkt->hops = ip->hops;
 }
 
-static __always_inline void parse(struct xdp_md *ctx, struct view *v)
+static __always_inline void parse(struct xdp_md *ctx, struct packet *pkt)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
@@ -210,11 +210,11 @@ static __always_inline void parse(struct xdp_md *ctx, struct view *v)
 	__u16 type;
 	void *l3;
 
-	__builtin_memset(v, 0, sizeof(*v));
-	v->kind = KIND_MALFORMED;
+	__builtin_memset(pkt, 0, sizeof(*pkt));
+	pkt->kind = KIND_MALFORMED;
 	if ((void *)(eth + 1) > end)
 		return;
-	v->group = eth->h_dest[0] & 1;
+	pkt->l2_multicast = eth->h_dest[0] & 1;
 	type = eth->h_proto;
 	l3 = eth + 1;
 #pragma unroll
@@ -238,15 +238,15 @@ static __always_inline void parse(struct xdp_md *ctx, struct view *v)
 		header = (ip->version_ihl & 0xf) * 4;
 		if (header < sizeof(*ip) || l3 + header > end)
 			return;
-		view_ip4(v, ip);
+		read_ip4(pkt, ip);
 		if (ip->fragment & bpf_htons(0x1fff)) {
-			v->later = 1;
+			pkt->later_fragment = 1;
 			return; /* a later fragment has no ports */
 		}
 		l4 = l3 + header;
-		if (v->protocol == IPPROTO_ICMP) {
+		if (pkt->protocol == IPPROTO_ICMP) {
 			if (l4 + 1 <= end)
-				v->icmp_type = *(__u8 *)l4;
+				pkt->icmp_type = *(__u8 *)l4;
 			return;
 		}
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
@@ -254,21 +254,21 @@ static __always_inline void parse(struct xdp_md *ctx, struct view *v)
 
 		if ((void *)(ip + 1) > end || (bpf_ntohl(ip->version_class_flow) >> 28) != 6)
 			return;
-		view_ip6(v, ip);
+		read_ip6(pkt, ip);
 		l4 = ip + 1;
-		if (v->protocol == IPPROTO_ICMPV6) {
+		if (pkt->protocol == IPPROTO_ICMPV6) {
 			if (l4 + 1 <= end)
-				v->icmp_type = *(__u8 *)l4;
+				pkt->icmp_type = *(__u8 *)l4;
 			return;
 		}
 	} else {
-		v->kind = type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_OTHER;
+		pkt->kind = type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_OTHER;
 		return;
 	}
-	if (has_ports(v->protocol) && l4 + 4 <= end) {
-		v->sport = *(__u16 *)l4;
-		v->dport = *(__u16 *)(l4 + 2);
-		v->ports = 1;
+	if (has_ports(pkt->protocol) && l4 + 4 <= end) {
+		pkt->sport = *(__u16 *)l4;
+		pkt->dport = *(__u16 *)(l4 + 2);
+		pkt->ports = 1;
 	}
 }
 
@@ -288,116 +288,116 @@ static __always_inline int is_pod6(const __u32 *address)
 	return bpf_map_lookup_elem(&pods6, &key) != 0;
 }
 
-static __always_inline int from_pod(const struct view *v)
+static __always_inline int from_pod(const struct packet *pkt)
 {
-	return v->kind == KIND_IP4 ? is_pod4(v->src[0]) : is_pod6(v->src);
+	return pkt->kind == KIND_IP4 ? is_pod4(pkt->src[0]) : is_pod6(pkt->src);
 }
 
-static __always_inline int touches_pod(const struct view *v)
+static __always_inline int touches_pod(const struct packet *pkt)
 {
-	if (v->kind == KIND_IP4)
-		return is_pod4(v->src[0]) || is_pod4(v->dst[0]);
-	if (v->kind == KIND_IP6)
-		return is_pod6(v->src) || is_pod6(v->dst);
+	if (pkt->kind == KIND_IP4)
+		return is_pod4(pkt->src[0]) || is_pod4(pkt->dst[0]);
+	if (pkt->kind == KIND_IP6)
+		return is_pod6(pkt->src) || is_pod6(pkt->dst);
 	return 0;
 }
 
 /* Neighbour discovery is genuine only with hop limit 255 (RFC 4861 section 7.1): it was not routed here. */
-static __always_inline int is_discovery(const struct view *v)
+static __always_inline int is_discovery(const struct packet *pkt)
 {
-	return v->kind == KIND_IP6 && v->protocol == IPPROTO_ICMPV6 && v->icmp_type >= 133 && v->icmp_type <= 137 &&
-	       v->hops == 255;
+	return pkt->kind == KIND_IP6 && pkt->protocol == IPPROTO_ICMPV6 && pkt->icmp_type >= 133 && pkt->icmp_type <= 137 &&
+	       pkt->hops == 255;
 }
 
-static __always_inline int is_ip(const struct view *v)
+static __always_inline int is_ip(const struct packet *pkt)
 {
-	return v->kind == KIND_IP4 || v->kind == KIND_IP6;
+	return pkt->kind == KIND_IP4 || pkt->kind == KIND_IP6;
 }
 
-static __always_inline int is_multicast(const struct view *v)
+static __always_inline int is_multicast(const struct packet *pkt)
 {
-	if (v->kind == KIND_IP4)
-		return (v->dst[0] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || v->dst[0] == 0xffffffff;
-	return (v->dst[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+	if (pkt->kind == KIND_IP4)
+		return (pkt->dst[0] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || pkt->dst[0] == 0xffffffff;
+	return (pkt->dst[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
-static __always_inline int is_link_local(const struct view *v)
+static __always_inline int is_link_local(const struct packet *pkt)
 {
-	return v->kind == KIND_IP6 && (v->dst[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+	return pkt->kind == KIND_IP6 && (pkt->dst[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
 /* A multicast group whose packets stay on the link: ff02::/16. */
-static __always_inline int is_link_group(const struct view *v)
+static __always_inline int is_link_group(const struct packet *pkt)
 {
-	return v->kind == KIND_IP6 && (v->dst[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
+	return pkt->kind == KIND_IP6 && (pkt->dst[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
 }
 
-static __always_inline int is_local(const struct view *v);
+static __always_inline int is_local(const struct packet *pkt);
 
 /* What a pod has to tell the gateway about the link: router and neighbour solicitations, neighbour advertisements. */
-static __always_inline int asks_on_link(const struct view *v)
+static __always_inline int is_link_discovery(const struct packet *pkt)
 {
-	if (!is_discovery(v) || (v->icmp_type != 133 && v->icmp_type != 135 && v->icmp_type != 136))
+	if (!is_discovery(pkt) || (pkt->icmp_type != 133 && pkt->icmp_type != 135 && pkt->icmp_type != 136))
 		return 0;
-	return is_link_group(v) || is_link_local(v) || is_local(v);
+	return is_link_group(pkt) || is_link_local(pkt) || is_local(pkt);
 }
 
 /* A redirect would change the kernel's routes. Its settings refuse them, too; this holds whoever changes those. */
-static __always_inline int is_redirect(const struct view *v)
+static __always_inline int is_redirect(const struct packet *pkt)
 {
-	return (v->kind == KIND_IP4 && v->protocol == IPPROTO_ICMP && v->icmp_type == 5) ||
-	       (v->kind == KIND_IP6 && v->protocol == IPPROTO_ICMPV6 && v->icmp_type == 137);
+	return (pkt->kind == KIND_IP4 && pkt->protocol == IPPROTO_ICMP && pkt->icmp_type == 5) ||
+	       (pkt->kind == KIND_IP6 && pkt->protocol == IPPROTO_ICMPV6 && pkt->icmp_type == 137);
 }
 
 /* What a DHCP client sends before it has an address, to nobody in particular; or a server's answer to it. */
-static __always_inline int is_dhcp(const struct view *v, int from_client)
+static __always_inline int is_dhcp(const struct packet *pkt, int from_client)
 {
-	__u16 sport = bpf_ntohs(v->sport), dport = bpf_ntohs(v->dport);
-	int link_source = (v->src[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+	__u16 sport = bpf_ntohs(pkt->sport), dport = bpf_ntohs(pkt->dport);
+	int link_source = (pkt->src[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 
-	if (v->protocol != IPPROTO_UDP || !v->ports)
+	if (pkt->protocol != IPPROTO_UDP || !pkt->ports)
 		return 0;
-	if (v->kind == KIND_IP4) {
-		if (v->dst[0] != 0xffffffff)
+	if (pkt->kind == KIND_IP4) {
+		if (pkt->dst[0] != 0xffffffff)
 			return 0;
-		return from_client ? v->src[0] == 0 && sport == 68 && dport == 67 : sport == 67 && dport == 68;
+		return from_client ? pkt->src[0] == 0 && sport == 68 && dport == 67 : sport == 67 && dport == 68;
 	}
 	if (!link_source)
 		return 0;
 	if (from_client) /* ff02::1:2, RFC 8415 section 7.1 */
-		return sport == 546 && dport == 547 && v->dst[0] == bpf_htonl(0xff020000) && v->dst[1] == 0 &&
-		       v->dst[2] == 0 && v->dst[3] == bpf_htonl(0x00010002);
-	return sport == 547 && dport == 546 && is_link_local(v);
+		return sport == 546 && dport == 547 && pkt->dst[0] == bpf_htonl(0xff020000) && pkt->dst[1] == 0 &&
+		       pkt->dst[2] == 0 && pkt->dst[3] == bpf_htonl(0x00010002);
+	return sport == 547 && dport == 546 && is_link_local(pkt);
 }
 
 /* ARP and neighbour discovery of a pod make entries in the kernel's tables of neighbours, under whatever addresses it
  * claims, and those tables are one for all of a machine (net.*.neigh.default.gc_thresh3, 1024, of which entries younger
- * than 5 s are not taken out). So a pod is heard so often and no more: HEARD_BURST at once, one in HEARD_EVERY ms. */
-#define HEARD_EVERY 125
-#define HEARD_BURST 32
+ * than 5 s are not taken out). So a pod may send DISCOVERY_BURST at once and one in DISCOVERY_INTERVAL_MS ms. */
+#define DISCOVERY_INTERVAL_MS 125
+#define DISCOVERY_BURST 32
 
-static __always_inline int may_be_heard(struct rw_config *config)
+static __always_inline int within_discovery_limit(struct rw_config *config)
 {
 	__u32 now = bpf_ktime_get_ns() / 1000000;
 	/* How far what was heard reaches ahead of now. More than a burst means that it is long over. Two CPUs at once may
 	 * count one for two, no more. */
-	__u32 ahead = config->heard - now;
+	__u32 ahead = config->discovery_until - now;
 
-	if (ahead > HEARD_BURST * HEARD_EVERY)
+	if (ahead > DISCOVERY_BURST * DISCOVERY_INTERVAL_MS)
 		ahead = 0;
-	if (ahead + HEARD_EVERY > HEARD_BURST * HEARD_EVERY)
+	if (ahead + DISCOVERY_INTERVAL_MS > DISCOVERY_BURST * DISCOVERY_INTERVAL_MS)
 		return 0;
-	config->heard = now + ahead + HEARD_EVERY;
+	config->discovery_until = now + ahead + DISCOVERY_INTERVAL_MS;
 	return 1;
 }
 
 /* Whether a packet is what it says, as far as its outer header goes. What may hold another packet, or hides what it is,
  * may be a pod's: while nobody judges, closed means closed. */
-static __always_inline int is_plain(const struct view *v)
+static __always_inline int is_unencapsulated(const struct packet *pkt)
 {
-	__u16 sport = bpf_ntohs(v->sport), dport = bpf_ntohs(v->dport);
+	__u16 sport = bpf_ntohs(pkt->sport), dport = bpf_ntohs(pkt->dport);
 
-	switch (v->protocol) {
+	switch (pkt->protocol) {
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 	case IPPROTO_IGMP:
@@ -412,7 +412,7 @@ static __always_inline int is_plain(const struct view *v)
 	default:
 		return 0;
 	}
-	if (v->later || !v->ports)
+	if (pkt->later_fragment || !pkt->ports)
 		return 0; /* its ports are in another packet */
 	switch (dport) {
 	case 1701:	/* L2TP */
@@ -432,14 +432,14 @@ static __always_inline int is_plain(const struct view *v)
 	return sport != 1701 && sport != 4500 && sport != 51820 && sport != 51821;
 }
 
-static __always_inline int is_local(const struct view *v)
+static __always_inline int is_local(const struct packet *pkt)
 {
-	if (v->kind == KIND_IP4)
-		return bpf_map_lookup_elem(&local4, &v->dst[0]) != 0;
-	return bpf_map_lookup_elem(&local6, v->dst) != 0;
+	if (pkt->kind == KIND_IP4)
+		return bpf_map_lookup_elem(&local4, &pkt->dst[0]) != 0;
+	return bpf_map_lookup_elem(&local6, pkt->dst) != 0;
 }
 
-static __always_inline int inside(const __u32 *address, const __u32 *prefix, const __u32 *mask)
+static __always_inline int in_prefix(const __u32 *address, const __u32 *prefix, const __u32 *mask)
 {
 	return !(((address[0] ^ prefix[0]) & mask[0]) | ((address[1] ^ prefix[1]) & mask[1]) |
 		 ((address[2] ^ prefix[2]) & mask[2]) | ((address[3] ^ prefix[3]) & mask[3]));
@@ -447,13 +447,13 @@ static __always_inline int inside(const __u32 *address, const __u32 *prefix, con
 
 /* Whether the packet is of a failsafe connection, in either direction. Global, so that the verifier looks at its loop
  * once and not on every path that leads here: loading takes a tenth of the time. */
-__noinline int is_failsafe(const struct view *v, __u32 entries)
+__noinline int is_failsafe(const struct packet *pkt, __u32 entries)
 {
 	__u16 family;
 
-	if (!v)
+	if (!pkt)
 		return 0;
-	family = v->kind == KIND_IP4 ? 4 : 6;
+	family = pkt->kind == KIND_IP4 ? 4 : 6;
 	for (__u32 i = 0; i < RW_MAX_FAILSAFE; i++) {
 		__u32 key = i;
 		struct rw_failsafe *entry;
@@ -466,18 +466,18 @@ __noinline int is_failsafe(const struct view *v, __u32 entries)
 			break;
 		if (entry->family != family)
 			continue;
-		if (entry->protocol != 0xffff && entry->protocol != v->protocol)
+		if (entry->protocol != 0xffff && entry->protocol != pkt->protocol)
 			continue;
-		if (inside(v->src, entry->from, entry->from_mask) && inside(v->dst, entry->to, entry->to_mask)) {
-			port = bpf_ntohs(v->dport);
+		if (in_prefix(pkt->src, entry->from, entry->from_mask) && in_prefix(pkt->dst, entry->to, entry->to_mask)) {
+			port = bpf_ntohs(pkt->dport);
 			if (entry->port_low > entry->port_high ||
-			    (v->ports && port >= entry->port_low && port <= entry->port_high))
+			    (pkt->ports && port >= entry->port_low && port <= entry->port_high))
 				return 1;
 		}
-		if (inside(v->dst, entry->from, entry->from_mask) && inside(v->src, entry->to, entry->to_mask)) {
-			port = bpf_ntohs(v->sport);
+		if (in_prefix(pkt->dst, entry->from, entry->from_mask) && in_prefix(pkt->src, entry->to, entry->to_mask)) {
+			port = bpf_ntohs(pkt->sport);
 			if (entry->port_low > entry->port_high ||
-			    (v->ports && port >= entry->port_low && port <= entry->port_high))
+			    (pkt->ports && port >= entry->port_low && port <= entry->port_high))
 				return 1;
 		}
 	}
@@ -485,7 +485,7 @@ __noinline int is_failsafe(const struct view *v, __u32 entries)
 }
 
 /* Sends a frame to the other end of the wire. */
-static __always_inline int cross(const struct port *port)
+static __always_inline int redirect_to_peer(const struct port *port)
 {
 	if (port->config->flags & RW_PEER_BY_SKB)
 		return XDP_PASS; /* to ringwall_cross */
@@ -495,47 +495,47 @@ static __always_inline int cross(const struct port *port)
 	return XDP_DROP;
 }
 
-static __always_inline int pass_over(const struct port *port)
+static __always_inline int forward_unjudged(const struct port *port)
 {
-	return port->config->role == RW_WIRE ? cross(port) : XDP_PASS;
+	return port->config->role == RW_WIRE ? redirect_to_peer(port) : XDP_PASS;
 }
 
 /* No socket has the packet's queue. */
-static __always_inline int fail(const struct port *port, const struct view *v)
+static __always_inline int apply_fail_mode(const struct port *port, const struct packet *pkt)
 {
 	const struct rw_config *config = port->config;
 
 	if (!(config->flags & RW_FAIL_OPEN)) {
-		if (v->kind == KIND_MALFORMED) {
+		if (pkt->kind == KIND_MALFORMED) {
 			count(port, RW_FAIL_MALFORMED);
 			return XDP_DROP;
 		}
 		/* A wire carries nothing that is not understood, but ARP: without it nothing of the rest is. */
-		if (v->kind == KIND_OTHER && config->role == RW_WIRE) {
+		if (pkt->kind == KIND_OTHER && config->role == RW_WIRE) {
 			count(port, RW_FAIL_DROPPED);
 			return XDP_DROP;
 		}
 		/* Whose a link-local address is, nobody knows: maybe a pod's behind a bridge. */
-		if (is_link_local(v) && config->role == RW_WIRE && !is_discovery(v)) {
+		if (is_link_local(pkt) && config->role == RW_WIRE && !is_discovery(pkt)) {
 			count(port, RW_FAIL_DROPPED);
 			return XDP_DROP;
 		}
 		/* What comes from a pod is pod traffic, whatever source it claims. */
-		if (config->role == RW_POD || touches_pod(v) || (is_ip(v) && !is_plain(v))) {
-			if (!is_failsafe(v, config->failsafe_count)) {
+		if (config->role == RW_POD || touches_pod(pkt) || (is_ip(pkt) && !is_unencapsulated(pkt))) {
+			if (!is_failsafe(pkt, config->failsafe_count)) {
 				count(port, RW_FAIL_DROPPED);
 				return XDP_DROP;
 			}
 			count(port, RW_FAIL_SAFE);
-			return pass_over(port);
+			return forward_unjudged(port);
 		}
 	}
 	count(port, config->role == RW_WIRE ? RW_FAIL_REDIRECTED : RW_FAIL_PASSED);
-	return pass_over(port);
+	return forward_unjudged(port);
 }
 
 /* The slot's socket, or -1. The kernel empties a slot when its socket closes. */
-static __always_inline int to_socket(struct xdp_md *ctx, const struct port *port)
+static __always_inline int redirect_to_socket(struct xdp_md *ctx, const struct port *port)
 {
 	__u32 ifindex = port->config->ifindex;
 	void *sockets = bpf_map_lookup_elem(&xsks, &ifindex);
@@ -546,7 +546,7 @@ static __always_inline int to_socket(struct xdp_md *ctx, const struct port *port
 	return XDP_REDIRECT;
 }
 
-static __always_inline int to_kernel(const struct port *port, __u32 counter)
+static __always_inline int pass_to_kernel(const struct port *port, __u32 counter)
 {
 	count(port, counter);
 	return XDP_PASS;
@@ -557,7 +557,7 @@ int ringwall_port(struct xdp_md *ctx)
 {
 	const struct rw_config *config;
 	struct port port;
-	struct view v;
+	struct packet pkt;
 	int action;
 
 	if (!find_port(ctx->ingress_ifindex, &port))
@@ -565,79 +565,79 @@ int ringwall_port(struct xdp_md *ctx)
 	config = port.config;
 
 	if (config->role == RW_WIRE && config->flags & RW_JUDGE_ALL) {
-		action = to_socket(ctx, &port);
+		action = redirect_to_socket(ctx, &port);
 		if (action >= 0)
 			return action;
 	}
-	parse(ctx, &v);
+	parse(ctx, &pkt);
 
 	if (config->role == RW_WIRE) {
 		if (!(config->flags & RW_JUDGE_ALL)) {
-			if (v.kind != KIND_MALFORMED && !touches_pod(&v)) {
+			if (pkt.kind != KIND_MALFORMED && !touches_pod(&pkt)) {
 				count(&port, RW_WIRE_BYPASS);
-				return cross(&port);
+				return redirect_to_peer(&port);
 			}
-			action = to_socket(ctx, &port);
+			action = redirect_to_socket(ctx, &port);
 			if (action >= 0)
 				return action;
 		}
-		return fail(&port, &v);
+		return apply_fail_mode(&port, &pkt);
 	}
 
-	if (config->role == RW_POD && (v.kind == KIND_ARP || (is_ip(&v) && (asks_on_link(&v) || is_dhcp(&v, 1))))) {
-		if (may_be_heard(port.config))
-			return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
+	if (config->role == RW_POD && (pkt.kind == KIND_ARP || (is_ip(&pkt) && (is_link_discovery(&pkt) || is_dhcp(&pkt, 1))))) {
+		if (within_discovery_limit(port.config))
+			return pass_to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 		count(&port, RW_KERNEL_REFUSED);
 		return XDP_DROP;
 	}
-	if (v.kind == KIND_ARP)
-		return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
+	if (pkt.kind == KIND_ARP)
+		return pass_to_kernel(&port, RW_KERNEL_NEIGHBOUR);
 	if (config->role == RW_POD) {
 		/* Whatever is not about the link itself is judged, to the host and to groups too, whatever source it claims:
 		 * the host's services listen there. */
-		if (v.kind == KIND_OTHER) {
+		if (pkt.kind == KIND_OTHER) {
 			count(&port, RW_KERNEL_REFUSED);
 			return XDP_DROP;
 		}
-	} else if (v.kind == KIND_OTHER) {
-		return to_kernel(&port, RW_KERNEL_OTHER);
-	} else if (v.kind != KIND_MALFORMED) {
-		if (is_redirect(&v) && (is_local(&v) || is_multicast(&v) || is_link_local(&v))) {
+	} else if (pkt.kind == KIND_OTHER) {
+		return pass_to_kernel(&port, RW_KERNEL_OTHER);
+	} else if (pkt.kind != KIND_MALFORMED) {
+		if (is_redirect(&pkt) && (is_local(&pkt) || is_multicast(&pkt) || is_link_local(&pkt))) {
 			count(&port, RW_KERNEL_REFUSED);
 			return XDP_DROP;
 		}
-		if (is_discovery(&v))
-			return to_kernel(&port, RW_KERNEL_NEIGHBOUR);
-		if (!from_pod(&v)) {
-			if (is_multicast(&v)) {
-				int mld = v.kind == KIND_IP6 && v.protocol == IPPROTO_ICMPV6 &&
-					  ((v.icmp_type >= 130 && v.icmp_type <= 132) || v.icmp_type == 143);
+		if (is_discovery(&pkt))
+			return pass_to_kernel(&port, RW_KERNEL_NEIGHBOUR);
+		if (!from_pod(&pkt)) {
+			if (is_multicast(&pkt)) {
+				int mld = pkt.kind == KIND_IP6 && pkt.protocol == IPPROTO_ICMPV6 &&
+					  ((pkt.icmp_type >= 130 && pkt.icmp_type <= 132) || pkt.icmp_type == 143);
 
-				return to_kernel(&port, mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
+				return pass_to_kernel(&port, mld ? RW_KERNEL_NEIGHBOUR : RW_KERNEL_MULTICAST);
 			}
-			if (is_link_local(&v))
-				return to_kernel(&port, RW_KERNEL_LINK_LOCAL);
-			if (v.group) /* directed broadcast */
-				return to_kernel(&port, RW_KERNEL_MULTICAST);
-			if (is_local(&v))
-				return to_kernel(&port, RW_KERNEL_LOCAL);
+			if (is_link_local(&pkt))
+				return pass_to_kernel(&port, RW_KERNEL_LINK_LOCAL);
+			if (pkt.l2_multicast) /* directed broadcast */
+				return pass_to_kernel(&port, RW_KERNEL_MULTICAST);
+			if (is_local(&pkt))
+				return pass_to_kernel(&port, RW_KERNEL_LOCAL);
 		}
 	}
-	action = to_socket(ctx, &port);
+	action = redirect_to_socket(ctx, &port);
 	if (action >= 0)
 		return action;
-	return fail(&port, &v);
+	return apply_fail_mode(&port, &pkt);
 }
 
 /* The same view of an skb, whose headers may not be linear. */
-static __always_inline void parse_skb(struct __sk_buff *skb, struct view *v)
+static __always_inline void parse_skb(struct __sk_buff *skb, struct packet *pkt)
 {
 	__u32 offset = ETH_HLEN;
 	__u16 type;
 	__u16 ports[2];
 
-	__builtin_memset(v, 0, sizeof(*v));
-	v->kind = KIND_MALFORMED;
+	__builtin_memset(pkt, 0, sizeof(*pkt));
+	pkt->kind = KIND_MALFORMED;
 	if (bpf_skb_load_bytes(skb, 12, &type, sizeof(type)))
 		return;
 #pragma unroll
@@ -655,9 +655,9 @@ static __always_inline void parse_skb(struct __sk_buff *skb, struct view *v)
 
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 			return;
-		view_ip4(v, &ip);
+		read_ip4(pkt, &ip);
 		if (ip.fragment & bpf_htons(0x1fff)) {
-			v->later = 1;
+			pkt->later_fragment = 1;
 			return;
 		}
 		offset += (ip.version_ihl & 0xf) * 4;
@@ -666,20 +666,20 @@ static __always_inline void parse_skb(struct __sk_buff *skb, struct view *v)
 
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 			return;
-		view_ip6(v, &ip);
+		read_ip6(pkt, &ip);
 		offset += sizeof(ip);
-		if (v->protocol == IPPROTO_ICMPV6) {
-			bpf_skb_load_bytes(skb, offset, &v->icmp_type, 1);
+		if (pkt->protocol == IPPROTO_ICMPV6) {
+			bpf_skb_load_bytes(skb, offset, &pkt->icmp_type, 1);
 			return;
 		}
 	} else {
-		v->kind = type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_OTHER;
+		pkt->kind = type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_OTHER;
 		return;
 	}
-	if (has_ports(v->protocol) && !bpf_skb_load_bytes(skb, offset, ports, sizeof(ports))) {
-		v->sport = ports[0];
-		v->dport = ports[1];
-		v->ports = 1;
+	if (has_ports(pkt->protocol) && !bpf_skb_load_bytes(skb, offset, ports, sizeof(ports))) {
+		pkt->sport = ports[0];
+		pkt->dport = ports[1];
+		pkt->ports = 1;
 	}
 }
 
@@ -688,7 +688,7 @@ int ringwall_guard(struct __sk_buff *skb)
 {
 	const struct rw_config *config;
 	struct port port;
-	struct view v;
+	struct packet pkt;
 	__u32 ifindex = skb->ifindex;
 	__u32 zero = 0;
 	void *sockets;
@@ -696,29 +696,29 @@ int ringwall_guard(struct __sk_buff *skb)
 	if (!find_port(ifindex, &port))
 		return TC_ACT_SHOT;
 	config = port.config;
-	parse_skb(skb, &v);
-	if (v.kind == KIND_MALFORMED) {
+	parse_skb(skb, &pkt);
+	if (pkt.kind == KIND_MALFORMED) {
 		count(&port, RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}
 	if (config->role == RW_POD) {
 		/* Whatever the kernel sends here is to a pod, by any address. */
-		if (v.kind == KIND_ARP || (is_ip(&v) && (is_discovery(&v) || is_dhcp(&v, 0))))
+		if (pkt.kind == KIND_ARP || (is_ip(&pkt) && (is_discovery(&pkt) || is_dhcp(&pkt, 0))))
 			return TC_ACT_OK;
-	} else if (!touches_pod(&v) || is_discovery(&v)) {
+	} else if (!touches_pod(&pkt) || is_discovery(&pkt)) {
 		return TC_ACT_OK;
 	}
 	/* Queue 0 stands for the port: the dataplane fills and loses all slots together. */
 	sockets = bpf_map_lookup_elem(&xsks, &ifindex);
 	if ((!sockets || !bpf_map_lookup_elem(sockets, &zero)) &&
-	    (config->flags & RW_FAIL_OPEN || (is_ip(&v) && is_failsafe(&v, config->failsafe_count)))) {
+	    (config->flags & RW_FAIL_OPEN || (is_ip(&pkt) && is_failsafe(&pkt, config->failsafe_count)))) {
 		count(&port, RW_GUARD_FAIL_OPEN);
 		return TC_ACT_OK;
 	}
 	/* What the kernel forwards came in unjudged, or was judged for another destination or source: its forwarding is off
 	 * on ringwall's ports, and this holds where somebody turns it on. The host port has no way for groups or for
 	 * addresses of the link. */
-	if (skb->ingress_ifindex || !is_ip(&v) || is_multicast(&v) || is_link_local(&v)) {
+	if (skb->ingress_ifindex || !is_ip(&pkt) || is_multicast(&pkt) || is_link_local(&pkt)) {
 		count(&port, RW_GUARD_DROPPED);
 		return TC_ACT_SHOT;
 	}

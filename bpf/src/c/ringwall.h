@@ -61,7 +61,7 @@ struct rw_config {
 	__u8 guard_mac[6];	/* guard: Ethernet address of its judged end */
 	__u16 failsafe_count;
 	char name[16];		/* of the interface */
-	__u32 heard;		/* the programs' own: see `may_be_heard` */
+	__u32 discovery_until;	/* written by the programs: see `within_discovery_limit` */
 #ifdef RW_NEIGHBOUR
 	__u64 of_another_version; /* for tests of upgrades */
 #endif

@@ -32,7 +32,7 @@ use ringwall_dataplane::{
 };
 use ringwall_messages::{BEAT, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Received, Report, read_image};
 use ringwall_process::essential::{EXIT_SOFTWARE, Ends, Essential, Standstill};
-use ringwall_xsk::{Spare, XskIo};
+use ringwall_xsk::{SpareMemory, XskIo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
@@ -208,7 +208,7 @@ fn load(args: &DataplaneArgs) -> anyhow::Result<Config> {
 /// What a process begins with that has stood by.
 #[derive(Default)]
 struct Beginning {
-    spare: Option<Spare>,
+    spare: Option<SpareMemory>,
     /// What it decides by from the first packet, instead of the snapshot on disk.
     snapshot: Option<Snapshot>,
     /// Its flow table, where it has another layout than the one in use.
@@ -313,18 +313,18 @@ fn prepare(args: &DataplaneArgs) -> anyhow::Result<Option<flow_table::Prepared>>
     flow_table::prepare(&config.runtime_dir, config.conntrack.max_entries.get() as usize)
 }
 
-fn refresh_or_none(spare: Option<Spare>, config: &Path) -> Option<Spare> {
+fn refresh_or_none(spare: Option<SpareMemory>, config: &Path) -> Option<SpareMemory> {
     refresh(spare, config).unwrap_or_else(|error| {
         tracing::debug!("no packet memory is kept: {error:#}");
         None
     })
 }
 
-fn refresh(spare: Option<Spare>, config: &Path) -> anyhow::Result<Option<Spare>> {
+fn refresh(spare: Option<SpareMemory>, config: &Path) -> anyhow::Result<Option<SpareMemory>> {
     let config = super::load_config(config)?;
     let plan = Plan::outline(&config)?;
     let wanted = socket_config(&config, &plan, &fit(&plan, &BTreeMap::new())?);
-    Ok(Spare::refresh(spare, &wanted, STANDBY_MOST)?)
+    Ok(SpareMemory::refresh(spare, &wanted, STANDBY_MOST)?)
 }
 
 /// A worker's thread.

@@ -319,7 +319,7 @@ impl Machine {
     /// Forgets ports that a pattern found and whose interface has been gone for a while; their numbers rest.
     pub fn retire_gone(&self) {
         if let Some(sockets) = locked(&self.sockets).as_mut() {
-            sockets.free_rested();
+            sockets.free_quarantined();
         }
         let mut plan = locked(&self.plan);
         let mut live = locked(&self.live);

@@ -14,7 +14,7 @@ use ringwall_dataplane::{
 };
 use ringwall_xsk::{
     device::Device,
-    preflight::{Asked, Repair},
+    preflight::{PortInterface, Repair},
 };
 
 use super::{
@@ -346,11 +346,11 @@ impl Plan {
                 .as_ref()
                 .is_some_and(|host| !host.exists && host.inner == name)
         };
-        let mut interfaces: Vec<Asked> = self
+        let mut interfaces: Vec<PortInterface> = self
             .ports
             .iter()
             .filter(|port| !at_first || !made_later(&port.name))
-            .map(|port| Asked {
+            .map(|port| PortInterface {
                 name: port.name.clone(),
                 pod: port.kind == PortKind::Pod,
                 mtu: port.mtu.map(u32::from),
@@ -359,7 +359,7 @@ impl Plan {
         if let Some(host) = &self.host
             && (!at_first || host.exists)
         {
-            interfaces.push(Asked {
+            interfaces.push(PortInterface {
                 name: host.outer.clone(),
                 pod: false,
                 mtu: None,

@@ -60,7 +60,7 @@ pub fn put_in_order(plan: &Plan, changes: &mut Changes) -> anyhow::Result<Findin
     for (change, text) in wanted {
         match &change {
             Change::VlanOffload { interface, .. } => Device::lookup(&interface.name)
-                .and_then(|device| device.keep_vlan())
+                .and_then(|device| device.disable_vlan_offload())
                 .with_context(|| format!("interface {}: {text}", interface.name))?,
             Change::Setting { path, after, .. } => write_setting(path, after).context(text)?,
             _ => {}

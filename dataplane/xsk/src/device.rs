@@ -30,7 +30,7 @@ struct DriverInfo {
 
 /// `struct ethtool_value`.
 #[repr(C)]
-struct Value {
+struct EthtoolValue {
     command: u32,
     data: u32,
 }
@@ -72,12 +72,12 @@ pub struct Device {
 }
 
 /// Asks one question after the other about one interface.
-struct Question {
+struct InterfaceQuery {
     socket: OwnedFd,
     name: String,
 }
 
-impl Question {
+impl InterfaceQuery {
     fn new(name: &str) -> Result<Self, XskError> {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ {
             return Err(XskError::NoInterface(name.to_owned()));
@@ -149,7 +149,7 @@ impl Device {
     /// # Errors
     /// It does not exist, or the kernel does not answer.
     pub fn lookup(name: &str) -> Result<Self, XskError> {
-        let question = Question::new(name)?;
+        let question = InterfaceQuery::new(name)?;
         let failed = |source: io::Error| match source.raw_os_error() {
             Some(libc::ENODEV | libc::ENXIO) => XskError::NoInterface(name.to_owned()),
             _ => XskError::system(format!("ask about interface `{name}`"), "CAP_NET_ADMIN", source),
@@ -212,7 +212,7 @@ impl Device {
     /// # Errors
     /// The device does not tell.
     pub fn channels(&self) -> Result<[u32; 3], XskError> {
-        let channels = Question::new(&self.name)?.channels().map_err(|source| {
+        let channels = InterfaceQuery::new(&self.name)?.channels().map_err(|source| {
             XskError::system(
                 format!("ask interface `{}` for its queues", self.name),
                 "CAP_NET_ADMIN",
@@ -228,7 +228,7 @@ impl Device {
     /// The device does not tell.
     pub fn channels_for(&self, queues: u16) -> Result<[u32; 3], XskError> {
         let now = self.channels()?;
-        let max = Question::new(&self.name)
+        let max = InterfaceQuery::new(&self.name)
             .and_then(|question| {
                 question
                     .channels()
@@ -247,7 +247,7 @@ impl Device {
     /// # Errors
     /// The device cannot, or the process may not.
     pub fn set_channels(&self, [rx, tx, combined]: [u32; 3]) -> Result<(), XskError> {
-        let question = Question::new(&self.name)?;
+        let question = InterfaceQuery::new(&self.name)?;
         let failed = |source| {
             XskError::system(
                 format!(
@@ -279,11 +279,11 @@ impl Device {
 
     /// `ETHTOOL_GFLAGS`: 0 where the device does not tell.
     pub fn vlan_flags(&self) -> u32 {
-        let mut value = Value {
+        let mut value = EthtoolValue {
             command: GET_FLAGS,
             data: 0,
         };
-        match Question::new(&self.name).map(|question| question.ethtool(&mut value)) {
+        match InterfaceQuery::new(&self.name).map(|question| question.ethtool(&mut value)) {
             Ok(Ok(())) => value.data,
             _ => 0,
         }
@@ -291,7 +291,7 @@ impl Device {
 
     /// Whether the device takes VLAN tags out of received packets or puts them into sent ones. An AF_XDP socket then
     /// never sees them.
-    pub fn strips_vlan(&self) -> bool {
+    pub fn offloads_vlan(&self) -> bool {
         self.vlan_flags() & (FLAG_RX_VLAN | FLAG_TX_VLAN) != 0
     }
 
@@ -299,7 +299,7 @@ impl Device {
     ///
     /// # Errors
     /// The device cannot, or the process may not.
-    pub fn keep_vlan(&self) -> Result<(), XskError> {
+    pub fn disable_vlan_offload(&self) -> Result<(), XskError> {
         self.set_vlan_flags(0)
     }
 
@@ -309,7 +309,7 @@ impl Device {
     /// The device cannot, or the process may not.
     pub fn set_vlan_flags(&self, flags: u32) -> Result<(), XskError> {
         const BOTH: u32 = FLAG_RX_VLAN | FLAG_TX_VLAN;
-        let question = Question::new(&self.name)?;
+        let question = InterfaceQuery::new(&self.name)?;
         let failed = |source| {
             XskError::system(
                 format!("set the VLAN offloads of `{}`", self.name),
@@ -317,12 +317,12 @@ impl Device {
                 source,
             )
         };
-        let mut value = Value {
+        let mut value = EthtoolValue {
             command: GET_FLAGS,
             data: 0,
         };
         question.ethtool(&mut value).map_err(failed)?;
-        value = Value {
+        value = EthtoolValue {
             command: SET_FLAGS,
             data: value.data & !BOTH | flags & BOTH,
         };

@@ -34,12 +34,12 @@ enum Route {
     /// By a queue of its own: the index.
     Own(u16),
     /// By the worker that has the port's queue.
-    Through(u16),
+    Via(u16),
 }
 
 /// What the control side wants of a worker.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub(crate) enum QueueCommand {
     /// Take these queues.
     Add(Vec<Queue>),
     /// Give the queues of a port back.
@@ -48,48 +48,48 @@ pub(crate) enum Order {
 
 /// The shared side of a worker: mailbox and wake-up.
 #[derive(Debug)]
-pub(crate) struct Post {
-    /// There are orders; the lock is taken only then.
-    waiting: AtomicBool,
-    orders: Mutex<Vec<Order>>,
+pub(crate) struct Mailbox {
+    /// There are commands; the lock is taken only then.
+    has_commands: AtomicBool,
+    commands: Mutex<Vec<QueueCommand>>,
     /// Queues that were given back.
-    pub(crate) returned: Mutex<Vec<Queue>>,
+    pub(crate) returned_queues: Mutex<Vec<Queue>>,
     /// The worker of each queue of each port, by port number.
     pub(crate) owners: Mutex<Vec<Vec<usize>>>,
-    /// How many orders the worker has carried out.
-    pub(crate) done: AtomicU64,
+    /// How many commands the worker has carried out.
+    pub(crate) completed: AtomicU64,
     /// The worker is in [`XskIo::wait`], or about to be.
     parked: AtomicBool,
     event: OwnedFd,
 }
 
-impl Post {
+impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            waiting: AtomicBool::new(false),
-            orders: Mutex::default(),
-            returned: Mutex::default(),
+            has_commands: AtomicBool::new(false),
+            commands: Mutex::default(),
+            returned_queues: Mutex::default(),
             owners: Mutex::default(),
-            done: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
             parked: AtomicBool::new(false),
-            event: syscall::event()?,
+            event: syscall::create_event()?,
         })
     }
 
-    /// Leaves an order and wakes the worker.
-    pub(crate) fn order(&self, order: Order) -> io::Result<()> {
-        self.orders
+    /// Leaves a command and wakes the worker.
+    pub(crate) fn send(&self, command: QueueCommand) -> io::Result<()> {
+        self.commands
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(order);
-        self.waiting.store(true, SeqCst);
-        syscall::raise(self.event.as_fd())
+            .push(command);
+        self.has_commands.store(true, SeqCst);
+        syscall::signal_event(self.event.as_fd())
     }
 }
 
 /// Wakes a worker out of [`XskIo::wait`], from any thread.
 #[derive(Clone, Debug)]
-pub struct Waker(pub(crate) Arc<Post>);
+pub struct Waker(pub(crate) Arc<Mailbox>);
 
 impl Waker {
     /// Wakes the worker; its present or next wait ends at once.
@@ -97,7 +97,7 @@ impl Waker {
     /// # Errors
     /// The kernel refuses the write.
     pub fn wake(&self) -> io::Result<()> {
-        syscall::raise(self.0.event.as_fd())
+        syscall::signal_event(self.0.event.as_fd())
     }
 }
 
@@ -106,8 +106,8 @@ impl Waker {
 pub struct XskIo {
     worker: usize,
     pool: Arc<Pool>,
-    posts: Arc<[Arc<Post>]>,
-    post: Arc<Post>,
+    mailboxes: Arc<[Arc<Mailbox>]>,
+    mailbox: Arc<Mailbox>,
     queues: Vec<Queue>,
     /// By port number.
     routes: Vec<Route>,
@@ -118,22 +118,22 @@ pub struct XskIo {
     /// Frames of other homes.
     outboxes: Vec<Vec<FrameNumber>>,
     /// Frames in the packet plane's hands that came from here, less those that were given back here.
-    held: i64,
+    in_use: i64,
     /// Packets that were accepted for others, whose port was closed meanwhile.
     stranded: u64,
     /// Workers that were handed packets since the last flush, a bit each.
-    touched: u64,
+    workers_to_wake: u64,
     polls: Vec<libc::pollfd>,
 }
 
 impl XskIo {
-    pub(crate) fn new(worker: usize, pool: Arc<Pool>, posts: Arc<[Arc<Post>]>) -> Option<Self> {
-        let post = Arc::clone(posts.get(worker)?);
+    pub(crate) fn new(worker: usize, pool: Arc<Pool>, mailboxes: Arc<[Arc<Mailbox>]>) -> Option<Self> {
+        let mailbox = Arc::clone(mailboxes.get(worker)?);
         let free = pool.home_frames(worker);
         let total = pool.frames();
         Some(Self {
             worker,
-            outboxes: (0..posts.len())
+            outboxes: (0..mailboxes.len())
                 .map(|home| Vec::with_capacity(pool.home_frames(home).len()))
                 .collect(),
             free: {
@@ -143,13 +143,13 @@ impl XskIo {
             },
             freed: Vec::with_capacity(total),
             pool,
-            posts,
-            post,
+            mailboxes,
+            mailbox,
             queues: Vec::new(),
             routes: Vec::new(),
-            held: 0,
+            in_use: 0,
             stranded: 0,
-            touched: 0,
+            workers_to_wake: 0,
             polls: Vec::new(),
         })
     }
@@ -161,7 +161,7 @@ impl XskIo {
 
     /// Wakes the worker that this belongs to.
     pub fn waker(&self) -> Waker {
-        Waker(Arc::clone(&self.post))
+        Waker(Arc::clone(&self.mailbox))
     }
 
     /// The port that a source receives from. Sources change when ports are closed or opened, inside
@@ -176,9 +176,9 @@ impl XskIo {
     pub fn wait(&mut self, timeout: Duration) -> bool {
         self.return_frames(1);
         self.publish();
-        self.post.parked.store(true, SeqCst);
+        self.mailbox.parked.store(true, SeqCst);
         // Whoever hands a packet over looks at `parked` after it has: so either it is seen here, or the event comes.
-        let ready = if self.post.waiting.load(SeqCst)
+        let ready = if self.mailbox.has_commands.load(SeqCst)
             || self.inbox_length() > 0
             || self.queues.iter().any(Queue::busy)
         {
@@ -186,14 +186,14 @@ impl XskIo {
         } else {
             self.poll(timeout)
         };
-        self.post.parked.store(false, SeqCst);
+        self.mailbox.parked.store(false, SeqCst);
         ready
     }
 
     fn poll(&mut self, timeout: Duration) -> bool {
         self.polls.clear();
         self.polls.push(libc::pollfd {
-            fd: self.post.event.as_raw_fd(),
+            fd: self.mailbox.event.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         });
@@ -210,7 +210,7 @@ impl XskIo {
             return false;
         }
         if self.polls.first().is_some_and(|event| event.revents != 0) {
-            syscall::clear(self.post.event.as_fd());
+            syscall::clear_event(self.mailbox.event.as_fd());
         }
         for (queue, poll) in self.queues.iter_mut().zip(self.polls.iter().skip(1)) {
             if poll.revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
@@ -270,13 +270,13 @@ impl XskIo {
             while outbox.len() >= least.max(1) {
                 let from = outbox.len().saturating_sub(BATCH);
                 let batch: Batch = outbox.drain(from..).collect();
-                if let Some(batch) = self.pool.send_home(home, batch) {
+                if let Some(batch) = self.pool.return_batch(home, batch) {
                     outbox.extend(batch);
                     break;
                 }
             }
         }
-        while let Some(batch) = self.pool.come_home(self.worker) {
+        while let Some(batch) = self.pool.take_returned(self.worker) {
             self.free.extend(batch);
         }
     }
@@ -296,34 +296,34 @@ impl XskIo {
         }
         counts.receiving.store(receiving, Relaxed);
         counts.sending.store(sending, Relaxed);
-        counts.held.store(self.held, Relaxed);
+        counts.in_use.store(self.in_use, Relaxed);
         counts.stranded.store(self.stranded, Relaxed);
     }
 
     /// Carries out what the control side wants. Rare; it never waits for the lock.
     #[cold]
-    fn carry_out(&mut self) {
-        let post = Arc::clone(&self.post);
-        let Ok(mut orders) = post.orders.try_lock() else {
+    fn run_commands(&mut self) {
+        let mailbox = Arc::clone(&self.mailbox);
+        let Ok(mut commands) = mailbox.commands.try_lock() else {
             return;
         };
-        let Ok(mut returned) = post.returned.try_lock() else {
+        let Ok(mut returned) = mailbox.returned_queues.try_lock() else {
             return;
         };
-        let Ok(owners) = post.owners.try_lock() else {
+        let Ok(owners) = mailbox.owners.try_lock() else {
             return;
         };
-        post.waiting.store(false, SeqCst);
+        mailbox.has_commands.store(false, SeqCst);
         let mut carried_out = 0;
-        for order in orders.drain(..) {
+        for command in commands.drain(..) {
             carried_out += 1;
-            match order {
-                Order::Add(queues) => self.queues.extend(queues),
-                Order::Remove(port) => {
+            match command {
+                QueueCommand::Add(queues) => self.queues.extend(queues),
+                QueueCommand::Remove(port) => {
                     let (gone, kept) = self.queues.drain(..).partition(|queue| queue.port == port);
                     self.queues = kept;
                     for mut queue in Vec::into_iter(gone) {
-                        queue.abandon(&self.pool, &mut self.freed);
+                        queue.take_pending(&self.pool, &mut self.freed);
                         returned.push(queue);
                     }
                 }
@@ -340,23 +340,23 @@ impl XskIo {
                 .flatten();
             self.routes.push(match (own, through) {
                 (Some(index), _) => Route::Own(index as u16),
-                (None, Some(&worker)) => Route::Through(worker as u16),
+                (None, Some(&worker)) => Route::Via(worker as u16),
                 (None, None) => Route::None,
             });
         }
         self.publish();
-        post.done.fetch_add(carried_out, SeqCst);
+        mailbox.completed.fetch_add(carried_out, SeqCst);
     }
 
     /// Wakes the workers that were handed packets and sleep.
-    fn wake_touched(&mut self) {
-        while self.touched != 0 {
-            let worker = self.touched.trailing_zeros() as usize;
-            self.touched &= self.touched - 1;
-            if let Some(post) = self.posts.get(worker)
-                && post.parked.load(SeqCst)
+    fn wake_workers(&mut self) {
+        while self.workers_to_wake != 0 {
+            let worker = self.workers_to_wake.trailing_zeros() as usize;
+            self.workers_to_wake &= self.workers_to_wake - 1;
+            if let Some(mailbox) = self.mailboxes.get(worker)
+                && mailbox.parked.load(SeqCst)
             {
-                let _ = syscall::raise(post.event.as_fd()); // it sleeps for a bounded time in any case
+                let _ = syscall::signal_event(mailbox.event.as_fd()); // it sleeps for a bounded time in any case
             }
         }
     }
@@ -372,13 +372,13 @@ impl PacketIo for XskIo {
         if let Some(queue) = self.queues.get_mut(source) {
             let before = burst.len();
             queue.receive(&self.pool, burst, &mut self.freed);
-            self.held += (burst.len() - before) as i64;
+            self.in_use += (burst.len() - before) as i64;
         }
     }
 
     #[inline]
     fn send(&mut self, port: PortId, frame: Frame) -> bool {
-        self.held -= 1;
+        self.in_use -= 1;
         match self.route(port) {
             Route::Own(index) => {
                 let Some(queue) = self.queues.get_mut(usize::from(index)) else {
@@ -392,13 +392,13 @@ impl PacketIo for XskIo {
                     }
                 }
             }
-            Route::Through(worker) => {
+            Route::Via(worker) => {
                 let Some(inbox) = self.pool.inboxes.get(usize::from(worker)) else {
                     return false;
                 };
                 match inbox.push((port, frame)) {
                     Ok(()) => {
-                        self.touched |= 1 << worker;
+                        self.workers_to_wake |= 1 << worker;
                         true
                     }
                     Err((_, frame)) => {
@@ -421,23 +421,23 @@ impl PacketIo for XskIo {
             self.return_frames(BATCH);
         }
         let number = self.free.pop()?;
-        self.held += 1;
+        self.in_use += 1;
         self.pool.frame(number, 0, PortId(u16::MAX))
     }
 
     #[inline]
     fn release(&mut self, frame: Frame) {
-        self.held -= 1;
+        self.in_use -= 1;
         self.freed
             .extend(self.pool.consume(frame).map(|(number, _)| number));
     }
 
     fn flush(&mut self) {
-        if self.post.waiting.load(Relaxed) {
-            self.carry_out();
+        if self.mailbox.has_commands.load(Relaxed) {
+            self.run_commands();
         }
         std::sync::atomic::fence(SeqCst); // what was handed over is seen before `parked` is looked at
-        self.wake_touched();
+        self.wake_workers();
         self.send_for_others();
         for queue in &mut self.queues {
             queue.transmit(&self.pool, &mut self.freed);

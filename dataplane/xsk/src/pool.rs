@@ -31,7 +31,7 @@ pub(crate) type Batch = arrayvec::ArrayVec<FrameNumber, BATCH>;
 /// It is written only by whoever owns the frame at the moment, and read when the kernel claims to give the frame back:
 /// an address that the kernel names must be of a frame that it was given, by this very ring. So no answer of the kernel
 /// makes two owners of a frame, or one of memory outside.
-pub(crate) const HELD: u16 = 0;
+pub(crate) const IN_USE: u16 = 0;
 
 /// Place of frames on the fill or RX ring of a slot.
 pub(crate) fn receiving(slot: u16) -> u16 {
@@ -44,7 +44,7 @@ pub(crate) fn sending(slot: u16) -> u16 {
 }
 
 /// Place of frames that a closed queue was sending: a driver that does not copy may not have sent their bytes yet.
-const RESTING: u16 = u16::MAX;
+const QUARANTINED: u16 = u16::MAX;
 
 /// The most queues that places can tell apart.
 pub(crate) const MAX_SLOTS: usize = 32_000;
@@ -59,7 +59,7 @@ pub(crate) struct WorkerCounts {
     /// In TX and completion rings.
     pub(crate) sending: AtomicU64,
     /// Taken from this worker's queues or pool and not given back to it; may be below 0.
-    pub(crate) held: AtomicI64,
+    pub(crate) in_use: AtomicI64,
     /// Packets that were accepted for another worker to send, whose port was closed meanwhile.
     pub(crate) stranded: AtomicU64,
 }
@@ -75,13 +75,13 @@ pub(crate) struct Pool {
     /// Descriptor of each frame, at the place where packets start.
     descriptors: Box<[FrameDesc]>,
     /// Place of each frame.
-    places: Box<[AtomicU16]>,
+    locations: Box<[AtomicU16]>,
     /// The worker whose free list each frame belongs to.
     homes: Box<[u8]>,
     /// Frames that other workers have done with, per home.
     returns: Box<[ArrayQueue<Batch>]>,
     /// Frames in `returns`.
-    away: CachePadded<AtomicU64>,
+    in_transit: CachePadded<AtomicU64>,
     /// Packets that a worker sends for others, per sender.
     pub(crate) inboxes: Box<[ArrayQueue<(PortId, Frame)>]>,
     pub(crate) counts: Box<[CachePadded<WorkerCounts>]>,
@@ -151,14 +151,14 @@ impl Pool {
         Ok(Self {
             base,
             frame_size: layout.frame_size as usize,
-            places: (0..total).map(|_| AtomicU16::new(HELD)).collect(),
+            locations: (0..total).map(|_| AtomicU16::new(IN_USE)).collect(),
             homes: homes.into_boxed_slice(),
             returns: layout
                 .frames
                 .iter()
                 .map(|&frames| ArrayQueue::new((frames as usize / 8).max(64)))
                 .collect(),
-            away: CachePadded::default(),
+            in_transit: CachePadded::default(),
             inboxes: layout
                 .frames
                 .iter()
@@ -222,8 +222,8 @@ impl Pool {
     }
 
     #[inline]
-    pub(crate) fn set_place(&self, number: FrameNumber, place: u16) {
-        if let Some(slot) = self.places.get(number as usize) {
+    pub(crate) fn set_location(&self, number: FrameNumber, place: u16) {
+        if let Some(slot) = self.locations.get(number as usize) {
             slot.store(place, Relaxed);
         }
     }
@@ -231,13 +231,13 @@ impl Pool {
     /// Takes a frame that the kernel says it is done with: the number of the frame with this address, if the kernel
     /// had it at `place`.
     #[inline]
-    pub(crate) fn take_back(&self, address: usize, place: u16) -> Option<FrameNumber> {
+    pub(crate) fn complete(&self, address: usize, place: u16) -> Option<FrameNumber> {
         let number = address / self.frame_size;
-        let slot = self.places.get(number)?;
+        let slot = self.locations.get(number)?;
         if slot.load(Relaxed) != place {
             return None;
         }
-        slot.store(HELD, Relaxed);
+        slot.store(IN_USE, Relaxed);
         Some(number as FrameNumber)
     }
 
@@ -289,27 +289,27 @@ impl Pool {
 
     /// Sends a batch home; gives it back where the way is full.
     #[must_use]
-    pub(crate) fn send_home(&self, worker: usize, batch: Batch) -> Option<Batch> {
+    pub(crate) fn return_batch(&self, worker: usize, batch: Batch) -> Option<Batch> {
         let frames = batch.len() as u64;
         let Some(queue) = self.returns.get(worker) else {
             return Some(batch);
         };
-        self.away.fetch_add(frames, Relaxed);
+        self.in_transit.fetch_add(frames, Relaxed);
         let back = queue.push(batch).err()?;
-        self.away.fetch_sub(frames, Relaxed);
+        self.in_transit.fetch_sub(frames, Relaxed);
         Some(back)
     }
 
     /// A batch that has come home.
-    pub(crate) fn come_home(&self, worker: usize) -> Option<Batch> {
+    pub(crate) fn take_returned(&self, worker: usize) -> Option<Batch> {
         let batch = self.returns.get(worker)?.pop()?;
-        self.away.fetch_sub(batch.len() as u64, Relaxed);
+        self.in_transit.fetch_sub(batch.len() as u64, Relaxed);
         Some(batch)
     }
 
     /// Frames on their way home.
-    pub(crate) fn on_their_way(&self) -> u64 {
-        self.away.load(Relaxed)
+    pub(crate) fn in_transit(&self) -> u64 {
+        self.in_transit.load(Relaxed)
     }
 
     /// Frees the frames that a closed queue was to receive into, and answers those that it was sending: nobody may write to
@@ -317,14 +317,14 @@ impl Pool {
     /// closed.
     pub(crate) fn reclaim(&self, slot: u16) -> Vec<FrameNumber> {
         let at = |place: u16| {
-            let places = self.places.iter().enumerate();
+            let places = self.locations.iter().enumerate();
             places
                 .filter(move |(_, at)| at.load(Relaxed) == place)
                 .map(|(number, _)| number as FrameNumber)
         };
         let sending: Vec<_> = at(sending(slot)).collect();
         for number in &sending {
-            self.set_place(*number, RESTING);
+            self.set_location(*number, QUARANTINED);
         }
         self.free(at(receiving(slot)));
         sending
@@ -340,20 +340,20 @@ impl Pool {
         let mut batch = Batch::new();
         let mut home = 0;
         for number in frames {
-            self.set_place(number, HELD);
+            self.set_location(number, IN_USE);
             if home != self.home(number) || batch.is_full() {
-                self.insist_home(home, std::mem::take(&mut batch));
+                self.return_batch_blocking(home, std::mem::take(&mut batch));
                 home = self.home(number);
             }
             batch.push(number);
         }
-        self.insist_home(home, batch);
+        self.return_batch_blocking(home, batch);
     }
 
     /// Sends a batch home, waiting for the way to be free: for the control side only.
-    fn insist_home(&self, worker: usize, mut batch: Batch) {
+    fn return_batch_blocking(&self, worker: usize, mut batch: Batch) {
         while !batch.is_empty() {
-            match self.send_home(worker, batch) {
+            match self.return_batch(worker, batch) {
                 None => return,
                 Some(back) => batch = back,
             }
@@ -452,17 +452,17 @@ mod tests {
         let Some(pool) = pool() else { return };
         let address = 5 * 2048 + HEADROOM;
         assert_eq!(
-            pool.take_back(address, receiving(3)),
+            pool.complete(address, receiving(3)),
             None,
             "a frame that was never given"
         );
-        pool.set_place(5, receiving(3));
-        assert_eq!(pool.take_back(address, receiving(4)), None, "another queue's");
-        assert_eq!(pool.take_back(address, sending(3)), None, "the other ring's");
-        assert_eq!(pool.take_back(address, receiving(3)), Some(5));
-        assert_eq!(pool.take_back(address, receiving(3)), None, "twice");
-        assert_eq!(pool.take_back(1024 * 2048, receiving(3)), None, "past the end");
-        assert_eq!(pool.take_back(usize::MAX, receiving(3)), None, "far past the end");
+        pool.set_location(5, receiving(3));
+        assert_eq!(pool.complete(address, receiving(4)), None, "another queue's");
+        assert_eq!(pool.complete(address, sending(3)), None, "the other ring's");
+        assert_eq!(pool.complete(address, receiving(3)), Some(5));
+        assert_eq!(pool.complete(address, receiving(3)), None, "twice");
+        assert_eq!(pool.complete(1024 * 2048, receiving(3)), None, "past the end");
+        assert_eq!(pool.complete(usize::MAX, receiving(3)), None, "far past the end");
     }
 
     #[test]
@@ -508,13 +508,13 @@ mod tests {
         assert_eq!(pool.home_frames(0).len(), 600);
         assert_eq!(pool.home_frames(1), (600..1024).rev().collect::<Vec<_>>());
         for number in 500..700 {
-            pool.set_place(number, if number % 2 == 0 { receiving(9) } else { sending(9) });
+            pool.set_location(number, if number % 2 == 0 { receiving(9) } else { sending(9) });
         }
-        pool.set_place(3, receiving(8));
+        pool.set_location(3, receiving(8));
         let come_home = |wanted: u32| {
             for worker in [0, 1] {
                 let mut home = Vec::new();
-                while let Some(batch) = pool.come_home(worker) {
+                while let Some(batch) = pool.take_returned(worker) {
                     home.extend(batch);
                 }
                 assert!(
@@ -530,16 +530,16 @@ mod tests {
             (500..700).filter(|number| number % 2 == 1).collect::<Vec<_>>(),
             "these are lost packets"
         );
-        assert_eq!(pool.on_their_way(), 100);
+        assert_eq!(pool.in_transit(), 100);
         come_home(0);
         // A queue that gets the number of the closed one has nothing to do with them.
         assert!(pool.reclaim(9).is_empty());
-        assert_eq!(pool.take_back(501 * 2048, sending(9)), None);
+        assert_eq!(pool.complete(501 * 2048, sending(9)), None);
         pool.release(&resting);
         come_home(1);
-        assert_eq!(pool.on_their_way(), 0);
+        assert_eq!(pool.in_transit(), 0);
         assert_eq!(
-            pool.take_back(3 * 2048, receiving(8)),
+            pool.complete(3 * 2048, receiving(8)),
             Some(3),
             "other queues' frames are left alone"
         );

@@ -46,7 +46,7 @@ pub enum Repair {
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     /// Interfaces of the ports.
-    pub interfaces: &'a [Asked],
+    pub interfaces: &'a [PortInterface],
     /// The kernel must not forward by itself (routed role), but for `kernel_takes_over`.
     pub routed: bool,
     /// The kernel forwards while no dataplane runs (routed role, fail mode open), so its forwarding must be on. While
@@ -58,7 +58,7 @@ pub struct Request<'a> {
 
 /// An interface of a port, as far as preflight has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct PortInterface {
     /// Its name.
     pub name: String,
     /// Whether a pod is behind it.
@@ -68,7 +68,7 @@ pub struct Asked {
 }
 
 /// A setting below `/proc/sys/net/FAMILY/conf/INTERFACE` that must have a value on a routed port.
-struct Wanted {
+struct RequiredSysctl {
     family: &'static str,
     setting: &'static str,
     value: &'static str,
@@ -80,8 +80,8 @@ struct Wanted {
     pods_only: bool,
 }
 
-const fn off(family: &'static str, setting: &'static str, why: &'static str) -> Wanted {
-    Wanted {
+const fn off(family: &'static str, setting: &'static str, why: &'static str) -> RequiredSysctl {
+    RequiredSysctl {
         family,
         setting,
         value: "0",
@@ -91,8 +91,8 @@ const fn off(family: &'static str, setting: &'static str, why: &'static str) -> 
     }
 }
 
-const MUST_BE_OFF: [Wanted; 6] = [
-    Wanted {
+const MUST_BE_OFF: [RequiredSysctl; 6] = [
+    RequiredSysctl {
         with_all: true,
         ..off(
             "ipv4",
@@ -105,7 +105,7 @@ const MUST_BE_OFF: [Wanted; 6] = [
         "send_redirects",
         "the kernel would tell pods of ways past the firewall",
     ),
-    Wanted {
+    RequiredSysctl {
         with_all: true,
         ..off(
             "ipv4",
@@ -113,7 +113,7 @@ const MUST_BE_OFF: [Wanted; 6] = [
             "the kernel would answer for addresses that are not its own",
         )
     },
-    Wanted {
+    RequiredSysctl {
         pods_only: true,
         with_all: true,
         ..off(
@@ -123,7 +123,7 @@ const MUST_BE_OFF: [Wanted; 6] = [
         )
     },
     // An uplink may have its address and default route from a router's advertisements.
-    Wanted {
+    RequiredSysctl {
         pods_only: true,
         ..off(
             "ipv6",
@@ -139,7 +139,7 @@ const MUST_BE_OFF: [Wanted; 6] = [
 ];
 
 /// Capabilities, and what each is for.
-const NEEDED: [(Capability, &str); 3] = [
+const REQUIRED_CAPABILITIES: [(Capability, &str); 3] = [
     (Capability::CAP_NET_RAW, "open AF_XDP sockets"),
     (Capability::CAP_NET_ADMIN, "attach programs and set up interfaces"),
     (Capability::CAP_BPF, "load programs and maps"),
@@ -154,7 +154,7 @@ pub fn preflight(request: &Request<'_>) -> Result<Vec<Finding>, XskError> {
     process(&mut findings);
     for interface in request.interfaces {
         match Device::lookup(&interface.name) {
-            Ok(device) => look_at(&device, interface, request, &mut findings),
+            Ok(device) => check_interface(&device, interface, request, &mut findings),
             Err(XskError::NoInterface(name)) => findings.push(Finding {
                 fatal: true,
                 interface: Some(name),
@@ -202,7 +202,7 @@ fn process(findings: &mut Vec<Finding>) {
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     let all_powerful = has(Capability::CAP_SYS_ADMIN);
-    for (capability, purpose) in NEEDED {
+    for (capability, purpose) in REQUIRED_CAPABILITIES {
         let has = has(capability) || (capability == Capability::CAP_BPF && all_powerful);
         if !has {
             add(
@@ -243,7 +243,7 @@ fn read(path: impl Into<PathBuf>) -> Option<String> {
 
 /// Drivers of devices that are made of others, and what to name instead: their XDP programs run elsewhere, or their
 /// packets come with what lies below.
-const MADE_OF_OTHERS: [(&str, &str); 4] = [
+const STACKED_DRIVERS: [(&str, &str); 4] = [
     (
         "bonding",
         "its slaves receive the packets, and their sockets are not the bond's: name a port of its own for each slave, or take the interface out of the bond",
@@ -262,7 +262,12 @@ const MADE_OF_OTHERS: [(&str, &str); 4] = [
     ),
 ];
 
-fn look_at(device: &Device, asked: &Asked, request: &Request<'_>, findings: &mut Vec<Finding>) {
+fn check_interface(
+    device: &Device,
+    asked: &PortInterface,
+    request: &Request<'_>,
+    findings: &mut Vec<Finding>,
+) {
     let mut add = |fatal, problem: String, remedy: String, repair| {
         findings.push(Finding {
             fatal,
@@ -272,7 +277,10 @@ fn look_at(device: &Device, asked: &Asked, request: &Request<'_>, findings: &mut
             repair,
         });
     };
-    if let Some((driver, remedy)) = MADE_OF_OTHERS.iter().find(|(driver, _)| *driver == device.driver) {
+    if let Some((driver, remedy)) = STACKED_DRIVERS
+        .iter()
+        .find(|(driver, _)| *driver == device.driver)
+    {
         add(
             true,
             format!("is made of other interfaces ({driver}) and cannot be a port"),
@@ -309,7 +317,7 @@ fn look_at(device: &Device, asked: &Asked, request: &Request<'_>, findings: &mut
             None,
         );
     }
-    if device.strips_vlan() {
+    if device.offloads_vlan() {
         add(
             true,
             "takes VLAN tags out of packets, which then are lost".to_owned(),
@@ -323,7 +331,7 @@ fn look_at(device: &Device, asked: &Asked, request: &Request<'_>, findings: &mut
         return;
     }
     let forwarding = if request.kernel_takes_over {
-        Wanted {
+        RequiredSysctl {
             value: "1",
             ..off(
                 "ipv4",
@@ -346,7 +354,7 @@ fn look_at(device: &Device, asked: &Asked, request: &Request<'_>, findings: &mut
             if conf == "all" && !wanted.with_all {
                 continue;
             }
-            let Wanted {
+            let RequiredSysctl {
                 family,
                 setting,
                 value,

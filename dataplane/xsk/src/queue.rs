@@ -72,7 +72,7 @@ pub(crate) struct Queue {
     fill: FillQueue,
     completion: CompQueue,
     /// Frames to be kept in the fill and RX rings.
-    target: u32,
+    fill_target: u32,
     /// Frames in the fill and RX rings.
     pub(crate) receiving: u32,
     /// Frames in the TX and completion rings.
@@ -80,17 +80,17 @@ pub(crate) struct Queue {
     /// Places on the TX ring.
     tx_size: u32,
     /// Free places on the TX ring, less those that `pending` will take.
-    room: u32,
+    tx_room: u32,
     /// To be put on the TX ring together.
     pending: arrayvec::ArrayVec<FrameDesc, BURST>,
     /// There are packets on the TX ring that the kernel has not taken.
-    unkicked: bool,
+    needs_kick: bool,
     /// The device is down.
     down: bool,
     /// The device is gone: the socket is dead.
     gone: bool,
     /// Counts of this worker's own; published once per burst.
-    seen: QueueStats,
+    local_counts: QueueStats,
     pub(crate) counts: Arc<QueueCounts>,
 }
 
@@ -117,18 +117,18 @@ impl Queue {
             fd,
             rx,
             tx_size: tx.nb_free_exact(),
-            room: tx.nb_free_exact(),
+            tx_room: tx.nb_free_exact(),
             tx,
             fill,
             completion,
-            target,
+            fill_target: target,
             receiving: 0,
             sending: 0,
             pending: arrayvec::ArrayVec::new(),
-            unkicked: false,
+            needs_kick: false,
             down: false,
             gone: false,
-            seen: QueueStats::default(),
+            local_counts: QueueStats::default(),
             counts: Arc::default(),
         }
     }
@@ -155,8 +155,8 @@ impl Queue {
         let count = unsafe { self.rx.consume(&mut descriptors[..room]) };
         let mut bytes = 0;
         for descriptor in &descriptors[..count] {
-            let Some(number) = pool.take_back(descriptor.addr(), receiving(self.slot)) else {
-                self.seen.bad_descriptors += 1;
+            let Some(number) = pool.complete(descriptor.addr(), receiving(self.slot)) else {
+                self.local_counts.bad_descriptors += 1;
                 continue;
             };
             self.receiving -= 1;
@@ -169,16 +169,16 @@ impl Queue {
             match frame {
                 Some(frame) => {
                     bytes += length as u64;
-                    self.seen.rx_frames += 1;
+                    self.local_counts.rx_frames += 1;
                     burst.push(frame);
                 }
                 None => {
-                    self.seen.bad_descriptors += 1;
+                    self.local_counts.bad_descriptors += 1;
                     free.push(number);
                 }
             }
         }
-        self.seen.rx_bytes += bytes;
+        self.local_counts.rx_bytes += bytes;
     }
 
     /// Queues a packet. Gives the frame back where it cannot be, which counts as `tx-full` where the sender is told, and
@@ -195,31 +195,31 @@ impl Queue {
             return Ok(()); // of no pool of ours; there is nothing to give back
         };
         let fits = (MIN_PACKET..=pool.capacity()).contains(&length);
-        if fits && !self.gone && (self.room == 0 || self.pending.is_full()) {
+        if fits && !self.gone && (self.tx_room == 0 || self.pending.is_full()) {
             self.submit();
-            if self.room == 0 {
+            if self.tx_room == 0 {
                 self.kick(pool, free);
             }
         }
         // A device that is down takes nothing: what waits for it stays, and no more of the pool goes there.
         let stuck = self.down && self.sending > 0;
-        if !fits || self.gone || self.room == 0 || stuck {
-            self.seen.tx_invalid += u64::from(!fits);
+        if !fits || self.gone || self.tx_room == 0 || stuck {
+            self.local_counts.tx_invalid += u64::from(!fits);
             match accepted {
-                true => self.seen.tx_lost += 1,
-                false => self.seen.tx_full += 1,
+                true => self.local_counts.tx_lost += 1,
+                false => self.local_counts.tx_full += 1,
             }
             return Err(number);
         }
         let Some(descriptor) = pool.packet_descriptor(number, length) else {
             return Err(number);
         };
-        pool.set_place(number, sending(self.slot));
+        pool.set_location(number, sending(self.slot));
         self.pending.push(descriptor);
-        self.room -= 1;
+        self.tx_room -= 1;
         self.sending += 1;
-        self.seen.tx_frames += 1;
-        self.seen.tx_bytes += length as u64;
+        self.local_counts.tx_frames += 1;
+        self.local_counts.tx_bytes += length as u64;
         Ok(())
     }
 
@@ -232,13 +232,13 @@ impl Queue {
         let sent = unsafe { self.tx.produce(&self.pending) };
         if sent == self.pending.len() {
             self.pending.clear();
-            self.unkicked = true;
+            self.needs_kick = true;
         } // else they wait: `room` counts places, so this does not happen
     }
 
     /// Makes the kernel send what is on the TX ring, as far as it can now.
     fn kick(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
-        if !self.unkicked || self.gone {
+        if !self.needs_kick || self.gone {
             return;
         }
         let mut idle = 0;
@@ -251,7 +251,7 @@ impl Queue {
                 let moved = self.tx.nb_free_exact() != before;
                 match answer {
                     Ok(()) => break,
-                    Err(libc::EBUSY) => self.seen.tx_lost += 1, // the kernel took that packet and lost it
+                    Err(libc::EBUSY) => self.local_counts.tx_lost += 1, // the kernel took that packet and lost it
                     Err(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => {} // it is kept
                     Err(libc::ENETDOWN) => {
                         self.down = true; // it may come up again
@@ -269,8 +269,8 @@ impl Queue {
             }
         }
         let room = self.tx.nb_free_exact();
-        self.unkicked = room < self.tx_size;
-        self.room = room.saturating_sub(self.pending.len() as u32);
+        self.needs_kick = room < self.tx_size;
+        self.tx_room = room.saturating_sub(self.pending.len() as u32);
     }
 
     /// Takes frames that were sent.
@@ -284,12 +284,12 @@ impl Queue {
             // checks it before any is used.
             let count = unsafe { self.completion.consume(&mut descriptors) };
             for descriptor in &descriptors[..count] {
-                match pool.take_back(descriptor.addr(), sending(self.slot)) {
+                match pool.complete(descriptor.addr(), sending(self.slot)) {
                     Some(number) => {
                         self.sending -= 1;
                         free.push(number);
                     }
-                    None => self.seen.bad_descriptors += 1,
+                    None => self.local_counts.bad_descriptors += 1,
                 }
             }
             if count < descriptors.len() {
@@ -300,15 +300,15 @@ impl Queue {
 
     /// Fills the fill ring up from `free`.
     fn refill(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
-        while self.receiving < self.target {
+        while self.receiving < self.fill_target {
             let mut batch = arrayvec::ArrayVec::<FrameDesc, BURST>::new();
-            let want = ((self.target - self.receiving) as usize)
+            let want = ((self.fill_target - self.receiving) as usize)
                 .min(BURST)
                 .min(free.len());
             for _ in 0..want {
                 let Some(number) = free.pop() else { break };
                 if let Some(descriptor) = pool.descriptor(number) {
-                    pool.set_place(number, receiving(self.slot));
+                    pool.set_location(number, receiving(self.slot));
                     batch.push(descriptor);
                 }
             }
@@ -320,7 +320,7 @@ impl Queue {
             let given = unsafe { self.fill.produce(&batch) };
             if given < batch.len() {
                 for descriptor in &batch {
-                    free.extend(pool.take_back(descriptor.addr(), receiving(self.slot)));
+                    free.extend(pool.complete(descriptor.addr(), receiving(self.slot)));
                 }
                 return;
             }
@@ -353,15 +353,15 @@ impl Queue {
 
     /// Whether packets wait for the kernel to take them.
     pub(crate) fn busy(&self) -> bool {
-        self.unkicked && !self.gone && !self.down
+        self.needs_kick && !self.gone && !self.down
     }
 
     /// Gives back what was queued and not put on the ring: before the queue is closed.
-    pub(crate) fn abandon(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
+    pub(crate) fn take_pending(&mut self, pool: &Pool, free: &mut Vec<FrameNumber>) {
         for descriptor in self.pending.drain(..) {
-            if let Some(number) = pool.take_back(descriptor.addr(), sending(self.slot)) {
+            if let Some(number) = pool.complete(descriptor.addr(), sending(self.slot)) {
                 self.sending -= 1;
-                self.seen.port_lost += 1;
+                self.local_counts.port_lost += 1;
                 free.push(number);
             }
         }
@@ -370,14 +370,16 @@ impl Queue {
 
     fn publish(&self) {
         let counts = &self.counts;
-        counts.rx_frames.store(self.seen.rx_frames, Relaxed);
-        counts.rx_bytes.store(self.seen.rx_bytes, Relaxed);
-        counts.tx_frames.store(self.seen.tx_frames, Relaxed);
-        counts.tx_bytes.store(self.seen.tx_bytes, Relaxed);
-        counts.tx_full.store(self.seen.tx_full, Relaxed);
-        counts.tx_lost.store(self.seen.tx_lost, Relaxed);
-        counts.tx_invalid.store(self.seen.tx_invalid, Relaxed);
-        counts.port_lost.store(self.seen.port_lost, Relaxed);
-        counts.bad_descriptors.store(self.seen.bad_descriptors, Relaxed);
+        counts.rx_frames.store(self.local_counts.rx_frames, Relaxed);
+        counts.rx_bytes.store(self.local_counts.rx_bytes, Relaxed);
+        counts.tx_frames.store(self.local_counts.tx_frames, Relaxed);
+        counts.tx_bytes.store(self.local_counts.tx_bytes, Relaxed);
+        counts.tx_full.store(self.local_counts.tx_full, Relaxed);
+        counts.tx_lost.store(self.local_counts.tx_lost, Relaxed);
+        counts.tx_invalid.store(self.local_counts.tx_invalid, Relaxed);
+        counts.port_lost.store(self.local_counts.port_lost, Relaxed);
+        counts
+            .bad_descriptors
+            .store(self.local_counts.bad_descriptors, Relaxed);
     }
 }

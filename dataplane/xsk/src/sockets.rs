@@ -25,7 +25,7 @@ use xsk_rs::{
 use crate::{
     XskError, XskIo,
     device::Device,
-    io::{Order, Post},
+    io::{Mailbox, QueueCommand},
     pool::{self, FrameNumber, HEADROOM, Layout, MAX_SLOTS, Pool},
     queue::{Queue, QueueCounts, Rings},
     syscall,
@@ -44,7 +44,7 @@ const ETHERNET: u32 = 14 + 8;
 const FRAMES_IN_HAND: u32 = 4096;
 const FRAMES_IN_HAND_ALONE: u32 = 512;
 /// Frames that a queue may have on its TX and completion rings without the others feeling it.
-const IN_FLIGHT: u32 = 256;
+const TX_IN_FLIGHT: u32 = 256;
 /// The least that a port which comes later is given on its fill rings, and on its TX rings, over all its queues; and the
 /// least for one queue, where it has many.
 const LATE_FILL: u32 = 64;
@@ -58,16 +58,16 @@ const LATE_RESERVE_TENTHS: u32 = 13;
 /// Bytes of the kernel's `struct xdp_buff_xsk`, of which it has one for each frame and queue.
 const TABLE_ENTRY: u64 = 128;
 /// Most of such tables that a spare has kept.
-const TABLES_MOST: u64 = 64 << 20;
+const MAX_TABLES: u64 = 64 << 20;
 const PAGE: u64 = 4096;
 /// Packets that may wait for the worker that sends them.
 const INBOX: usize = 2048;
 /// Between two looks at a queue that another process still has.
 const BUSY_RETRY: Duration = Duration::from_micros(200);
 /// How long workers may take to let go of a port.
-const PATIENCE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long what a closed queue was sending stays untouched: longer than any driver keeps a packet.
-const REST: Duration = Duration::from_secs(1);
+const QUARANTINE: Duration = Duration::from_secs(1);
 
 /// Whether the kernel copies packets between device memory and the UMEM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,7 +156,7 @@ pub struct QueueSocket {
     fd: OwnedFd,
     slot: u16,
     /// Frames of its worker that it was promised.
-    promised: u32,
+    reserved: u32,
     counts: Arc<QueueCounts>,
 }
 
@@ -270,28 +270,28 @@ impl Accounts {
 #[derive(Debug)]
 pub struct Sockets {
     pool: Arc<Pool>,
-    posts: Arc<[Arc<Post>]>,
+    mailboxes: Arc<[Arc<Mailbox>]>,
     queues: Vec<QueueSocket>,
     /// Counts of closed queues.
     closed: Vec<(PortId, QueueId, QueueStats)>,
     /// Frames that closed queues were sending, and since when they rest.
-    resting: Vec<(Instant, Vec<FrameNumber>)>,
+    quarantined: Vec<(Instant, Vec<FrameNumber>)>,
     /// Slots of closed queues, to be used again.
-    slots: Vec<u16>,
+    free_slots: Vec<u16>,
     next_slot: u16,
     config: Config,
     zero_copy: bool,
     /// Orders given to each worker so far.
-    ordered: u64,
+    commands_sent: u64,
     /// Frames of each worker that no open queue was promised.
-    left: Vec<u32>,
+    unreserved: Vec<u32>,
     /// The socket that holds the UMEM together; its first socket must outlive the others' binds.
     _anchor: Option<Rings>,
 }
 
 /// Packet memory for sockets that are opened later: it takes as long as all the rest.
 #[derive(Debug)]
-pub struct Spare {
+pub struct SpareMemory {
     layout: Layout,
     zero_copy: bool,
     pool: Pool,
@@ -300,7 +300,7 @@ pub struct Spare {
     tables: Option<OwnedFd>,
 }
 
-impl Spare {
+impl SpareMemory {
     /// What is there, where it is enough for this configuration now, else what [`open_with`] would make; None where that
     /// is more than `most` bytes. No port is opened or changed.
     ///
@@ -313,7 +313,7 @@ impl Spare {
         let wanted = layout(config, &devices);
         if spare
             .as_ref()
-            .is_some_and(|spare| spare.serves(&wanted, zero_copy))
+            .is_some_and(|spare| spare.suffices(&wanted, zero_copy))
         {
             return Ok(spare);
         }
@@ -322,7 +322,7 @@ impl Spare {
             return Ok(None);
         }
         syscall::lift_memory_lock();
-        let tables = keep_tables(&wanted, &devices);
+        let tables = warm_kernel_tables(&wanted, &devices);
         let spare = Self::of(wanted, zero_copy)?;
         Ok(Some(Self { tables, ..spare }))
     }
@@ -331,7 +331,7 @@ impl Spare {
         let (pool, anchor) = if zero_copy {
             (Pool::new(&layout)?, None)
         } else {
-            anchored(&layout)?
+            create_pool(&layout)?
         };
         Ok(Self {
             layout,
@@ -342,7 +342,7 @@ impl Spare {
         })
     }
 
-    fn serves(&self, wanted: &Layout, zero_copy: bool) -> bool {
+    fn suffices(&self, wanted: &Layout, zero_copy: bool) -> bool {
         self.zero_copy == zero_copy && self.layout.covers(wanted)
     }
 }
@@ -350,21 +350,21 @@ impl Spare {
 /// Has the kernel keep what it will allocate at the binds: a table of all frames for each queue. Where a virtual machine's
 /// free memory goes back to its host, a megabyte that is touched for the first time takes milliseconds. Without it binds
 /// take longer.
-fn keep_tables(layout: &Layout, devices: &[Device]) -> Option<OwnedFd> {
+fn warm_kernel_tables(layout: &Layout, devices: &[Device]) -> Option<OwnedFd> {
     let queues: u64 = devices.iter().map(|device| u64::from(device.queues)).sum();
     let frames = u64::from(layout.frames.iter().sum::<u32>());
     let bytes = (frames * TABLE_ENTRY).next_multiple_of(PAGE);
-    if bytes * queues > TABLES_MOST {
+    if bytes * queues > MAX_TABLES {
         return None;
     }
-    syscall::keep_blocks(queues as u32, bytes as u32).ok()
+    syscall::warm_allocator(queues as u32, bytes as u32).ok()
 }
 
 /// The devices of the ports, with the queues that they are going to have.
 fn devices(config: &Config) -> Result<Vec<Device>, XskError> {
     let look = |port: &PortConfig| {
         let mut device = Device::lookup(&port.name)?;
-        device.queues = wanted_queues(port, &device, config.workers).min(device.max_queues);
+        device.queues = target_queues(port, &device, config.workers).min(device.max_queues);
         Ok(device)
     };
     config.ports.iter().map(look).collect()
@@ -383,7 +383,7 @@ pub fn open(config: &Config) -> Result<(Sockets, Vec<XskIo>), XskError> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_with(config: &Config, spare: Option<Spare>) -> Result<(Sockets, Vec<XskIo>), XskError> {
+pub fn open_with(config: &Config, spare: Option<SpareMemory>) -> Result<(Sockets, Vec<XskIo>), XskError> {
     check(config)?;
     syscall::lift_memory_lock();
     if config.zero_copy == ZeroCopy::Off {
@@ -444,7 +444,7 @@ fn check(config: &Config) -> Result<(), XskError> {
 
 /// How many queues a port should have. Every queue that the device has can receive, so every one gets a socket: never fewer
 /// than there are, unless a number is asked for.
-fn wanted_queues(port: &PortConfig, device: &Device, workers: usize) -> u16 {
+fn target_queues(port: &PortConfig, device: &Device, workers: usize) -> u16 {
     port.queues.unwrap_or(device.queues.max(workers as u16)).max(1)
 }
 
@@ -466,7 +466,7 @@ fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
             max,
         });
     }
-    let wanted = wanted_queues(port, &device, workers);
+    let wanted = target_queues(port, &device, workers);
     if wanted != device.queues {
         if port.queues.is_some() && wanted > device.max_queues {
             return Err(XskError::Config(format!(
@@ -487,7 +487,7 @@ fn prepare(port: &PortConfig, workers: usize) -> Result<Device, XskError> {
 fn open_as(
     config: &Config,
     zero_copy: bool,
-    spare: Option<Spare>,
+    spare: Option<SpareMemory>,
 ) -> Result<(Sockets, Vec<XskIo>), XskError> {
     let started = Instant::now();
     let devices = config
@@ -496,40 +496,40 @@ fn open_as(
         .map(|port| prepare(port, config.workers))
         .collect::<Result<Vec<_>, _>>()?;
     let layout = layout(config, &devices);
-    let Spare {
+    let SpareMemory {
         layout,
         pool,
         anchor,
         tables,
         ..
-    } = match spare.filter(|spare| spare.serves(&layout, zero_copy)) {
+    } = match spare.filter(|spare| spare.suffices(&layout, zero_copy)) {
         Some(spare) => spare,
-        None => Spare::of(layout, zero_copy)?,
+        None => SpareMemory::of(layout, zero_copy)?,
     };
     let pool = Arc::new(pool);
-    let posts: Vec<Arc<Post>> = (0..config.workers)
-        .map(|_| Post::new().map(Arc::new))
+    let mailboxes: Vec<Arc<Mailbox>> = (0..config.workers)
+        .map(|_| Mailbox::new().map(Arc::new))
         .collect::<io::Result<_>>()
         .map_err(|source| XskError::System {
             action: "make an event descriptor".to_owned(),
             source,
         })?;
-    let posts: Arc<[Arc<Post>]> = posts.into();
+    let mailboxes: Arc<[Arc<Mailbox>]> = mailboxes.into();
     let mut workers: Vec<XskIo> = (0..config.workers)
-        .filter_map(|worker| XskIo::new(worker, Arc::clone(&pool), Arc::clone(&posts)))
+        .filter_map(|worker| XskIo::new(worker, Arc::clone(&pool), Arc::clone(&mailboxes)))
         .collect();
     let mut sockets = Sockets {
         pool,
-        posts,
+        mailboxes,
         queues: Vec::new(),
         closed: Vec::new(),
-        resting: Vec::new(),
-        slots: Vec::new(),
+        quarantined: Vec::new(),
+        free_slots: Vec::new(),
         next_slot: 0,
         config: config.clone(),
         zero_copy,
-        ordered: 0,
-        left: layout
+        commands_sent: 0,
+        unreserved: layout
             .frames
             .iter()
             .map(|frames| frames.saturating_sub(in_hand(config.workers)))
@@ -542,7 +542,7 @@ fn open_as(
     );
     drop(tables); // now the kernel wants it
     for (port, device) in config.ports.iter().zip(&devices) {
-        let frames = sockets.promise(port, device)?;
+        let frames = sockets.reserve_frames(port, device)?;
         sockets.open_port(port, device, frames)?;
         tracing::debug!(
             micros = started.elapsed().as_micros() as u64,
@@ -573,7 +573,7 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
         for queue in 0..device.queues {
             let worker = worker_of(port.id, queue, config.workers);
             if let Some(frames) = frames.get_mut(worker) {
-                *frames += port.fill_frames.min(config.rings.fill) + IN_FLIGHT.min(config.rings.tx);
+                *frames += port.fill_frames.min(config.rings.fill) + TX_IN_FLIGHT.min(config.rings.tx);
             }
         }
     }
@@ -622,7 +622,7 @@ fn late_least(queues: u32) -> (u32, u32) {
 
 /// Frames that a port's queues are promised: on the fill ring, and beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Promise {
+struct FrameReservation {
     fill: u32,
     in_flight: u32,
 }
@@ -637,7 +637,7 @@ fn worker_of(port: PortId, queue: u16, workers: usize) -> usize {
 /// The kernel lets a socket share a UMEM only while the socket that registered it is bound to a device. So that every
 /// port may go and come back, that socket is bound to a device which never goes: the loopback; where somebody else has
 /// that (another instance here), the loopback of a network namespace made for it.
-fn anchored(layout: &Layout) -> Result<(Pool, Option<Rings>), XskError> {
+fn create_pool(layout: &Layout) -> Result<(Pool, Option<Rings>), XskError> {
     let bound = || {
         let pool = Pool::new(layout)?;
         let interface = interface("lo")?;
@@ -735,7 +735,7 @@ impl Sockets {
     /// What the queues of a port may take of their workers' frames. A port of the start gets what was laid out for it, one
     /// that comes later a part of what is left, and never what others were promised: a queue without frames receives
     /// nothing, and nothing would say so.
-    fn promise(&self, port: &PortConfig, device: &Device) -> Result<Promise, XskError> {
+    fn reserve_frames(&self, port: &PortConfig, device: &Device) -> Result<FrameReservation, XskError> {
         let mut queues = vec![0u32; self.config.workers];
         for queue in 0..device.queues {
             if let Some(queues) = queues.get_mut(worker_of(port.id, queue, self.config.workers)) {
@@ -743,21 +743,21 @@ impl Sockets {
             }
         }
         let rings = self.config.rings;
-        let full = Promise {
+        let full = FrameReservation {
             fill: port.fill_frames.min(rings.fill),
-            in_flight: IN_FLIGHT.min(rings.tx),
+            in_flight: TX_IN_FLIGHT.min(rings.tx),
         };
-        let fits = |promise: Promise| {
+        let fits = |promise: FrameReservation| {
             let short = queues
                 .iter()
-                .zip(&self.left)
+                .zip(&self.unreserved)
                 .position(|(queues, left)| queues * (promise.fill + promise.in_flight) > *left);
             short.map_or(Ok(promise), |worker| {
                 Err(XskError::NoFrames {
                     interface: port.name.clone(),
                     worker,
                     needed: queues.get(worker).unwrap_or(&0) * (promise.fill + promise.in_flight),
-                    left: self.left.get(worker).copied().unwrap_or(0),
+                    left: self.unreserved.get(worker).copied().unwrap_or(0),
                 })
             })
         };
@@ -773,19 +773,24 @@ impl Sockets {
         let (fill, in_flight) = late_least(u32::from(device.queues));
         let share = queues
             .iter()
-            .zip(&self.left)
+            .zip(&self.unreserved)
             .filter(|(queues, _)| **queues > 0)
             .map(|(queues, left)| left / queues / LATE_SHARE)
             .min()
             .unwrap_or(0);
-        fits(Promise {
+        fits(FrameReservation {
             fill: share.max(fill).min(full.fill),
             in_flight: in_flight.min(full.in_flight),
         })
     }
 
     /// Opens the queues of a port and gives them to the workers.
-    fn open_port(&mut self, port: &PortConfig, device: &Device, frames: Promise) -> Result<(), XskError> {
+    fn open_port(
+        &mut self,
+        port: &PortConfig,
+        device: &Device,
+        frames: FrameReservation,
+    ) -> Result<(), XskError> {
         let workers = self.config.workers;
         let mut opened: Vec<(QueueSocket, Queue)> = Vec::new();
         for queue in 0..device.queues {
@@ -793,29 +798,31 @@ impl Sockets {
                 Ok((socket, ring)) => opened.push((socket, ring)),
                 Err(error) => {
                     let slots = opened.iter().map(|(socket, _)| socket.slot);
-                    self.slots.extend(slots);
+                    self.free_slots.extend(slots);
                     return Err(error);
                 }
             }
         }
         let owners: Vec<usize> = opened.iter().map(|(socket, _)| socket.worker).collect();
-        let mut orders: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
         for (socket, ring) in opened {
-            if let Some(order) = orders.get_mut(socket.worker) {
-                order.push(ring);
+            if let Some(queues) = queues.get_mut(socket.worker) {
+                queues.push(ring);
             }
-            if let Some(left) = self.left.get_mut(socket.worker) {
-                *left = left.saturating_sub(socket.promised);
+            if let Some(left) = self.unreserved.get_mut(socket.worker) {
+                *left = left.saturating_sub(socket.reserved);
             }
             self.queues.push(socket);
         }
         self.set_owners(port.id, owners);
-        self.order(|worker| Order::Add(orders.get_mut(worker).map(std::mem::take).unwrap_or_default()))
+        self.send_command(|worker| {
+            QueueCommand::Add(queues.get_mut(worker).map(std::mem::take).unwrap_or_default())
+        })
     }
 
     fn set_owners(&self, port: PortId, owners: Vec<usize>) {
-        for post in self.posts.iter() {
-            let mut table = post.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        for mailbox in self.mailboxes.iter() {
+            let mut table = mailbox.owners.lock().unwrap_or_else(PoisonError::into_inner);
             let index = usize::from(port.0);
             if table.len() <= index {
                 table.resize(index + 1, Vec::new());
@@ -826,11 +833,11 @@ impl Sockets {
         }
     }
 
-    /// Leaves an order with every worker.
-    fn order(&mut self, mut order: impl FnMut(usize) -> Order) -> Result<(), XskError> {
-        self.ordered += 1;
-        for (worker, post) in self.posts.iter().enumerate() {
-            post.order(order(worker)).map_err(|source| XskError::System {
+    /// Leaves a command for every worker.
+    fn send_command(&mut self, mut command: impl FnMut(usize) -> QueueCommand) -> Result<(), XskError> {
+        self.commands_sent += 1;
+        for (worker, mailbox) in self.mailboxes.iter().enumerate() {
+            mailbox.send(command(worker)).map_err(|source| XskError::System {
                 action: format!("wake worker {worker}"),
                 source,
             })?;
@@ -842,7 +849,7 @@ impl Sockets {
         &mut self,
         port: &PortConfig,
         queue: u16,
-        frames: Promise,
+        frames: FrameReservation,
     ) -> Result<(QueueSocket, Queue), XskError> {
         let started = Instant::now();
         // All but the first take their flags from the UMEM's first socket.
@@ -900,9 +907,9 @@ impl Sockets {
                 reason,
             });
         }
-        syscall::widen_transmit(fd, self.config.rings.tx);
+        syscall::enlarge_send_buffer(fd, self.config.rings.tx);
         let own = syscall::duplicate(fd).map_err(failed)?;
-        let slot = match self.slots.pop() {
+        let slot = match self.free_slots.pop() {
             Some(slot) => slot,
             None if usize::from(self.next_slot) < MAX_SLOTS => {
                 self.next_slot += 1;
@@ -919,7 +926,7 @@ impl Sockets {
             bind_micros: started.elapsed().as_micros() as u64,
             fd: own,
             slot,
-            promised: frames.fill + frames.in_flight,
+            reserved: frames.fill + frames.in_flight,
             counts: Arc::clone(&ring.counts),
         };
         Ok((socket, ring))
@@ -949,14 +956,14 @@ impl Sockets {
             return Err(XskError::Config(format!("port {} is not open", port.0)));
         }
         self.set_owners(port, Vec::new());
-        self.order(|_| Order::Remove(port))?;
+        self.send_command(|_| QueueCommand::Remove(port))?;
         let started = Instant::now();
         while self
-            .posts
+            .mailboxes
             .iter()
-            .any(|post| post.done.load(SeqCst) < self.ordered)
+            .any(|mailbox| mailbox.completed.load(SeqCst) < self.commands_sent)
         {
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > CLOSE_TIMEOUT {
                 return Err(XskError::Config(format!(
                     "a worker did not let go of port {} in time",
                     port.0
@@ -965,8 +972,13 @@ impl Sockets {
             std::thread::sleep(Duration::from_micros(200));
         }
         // Closing takes the kernel a while: here, not on a worker.
-        for post in self.posts.iter() {
-            let returned = std::mem::take(&mut *post.returned.lock().unwrap_or_else(PoisonError::into_inner));
+        for mailbox in self.mailboxes.iter() {
+            let returned = std::mem::take(
+                &mut *mailbox
+                    .returned_queues
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
             drop(returned);
         }
         let (closed, open) = std::mem::take(&mut self.queues)
@@ -975,14 +987,14 @@ impl Sockets {
         self.queues = open;
         for queue in Vec::into_iter(closed) {
             let (slot, id, mut stats) = (queue.slot, queue.queue, queue.stats());
-            if let Some(left) = self.left.get_mut(queue.worker) {
-                *left += queue.promised;
+            if let Some(left) = self.unreserved.get_mut(queue.worker) {
+                *left += queue.reserved;
             }
             drop(queue);
             let sending = self.pool.reclaim(slot);
             stats.port_lost += sending.len() as u64;
-            self.resting.push((Instant::now(), sending));
-            self.slots.push(slot);
+            self.quarantined.push((Instant::now(), sending));
+            self.free_slots.push(slot);
             add(&mut self.closed, port, id, stats);
         }
         Ok(())
@@ -990,9 +1002,9 @@ impl Sockets {
 
     /// Frees the frames that closed queues were sending long enough ago that no driver has them any more. To be called now
     /// and then.
-    pub fn free_rested(&mut self) {
-        self.resting.retain(|(since, frames)| {
-            let rests = since.elapsed() < REST;
+    pub fn free_quarantined(&mut self) {
+        self.quarantined.retain(|(since, frames)| {
+            let rests = since.elapsed() < QUARANTINE;
             if !rests {
                 self.pool.release(frames);
             }
@@ -1021,7 +1033,7 @@ impl Sockets {
                 max: largest,
             });
         }
-        let frames = self.promise(port, &device)?;
+        let frames = self.reserve_frames(port, &device)?;
         self.open_port(port, &device, frames)
     }
 
@@ -1047,8 +1059,12 @@ impl Sockets {
     pub fn accounts(&self) -> Accounts {
         let mut accounts = Accounts {
             total: self.pool.frames() as u64,
-            free: self.pool.on_their_way(),
-            sending: self.resting.iter().map(|(_, frames)| frames.len() as u64).sum(),
+            free: self.pool.in_transit(),
+            sending: self
+                .quarantined
+                .iter()
+                .map(|(_, frames)| frames.len() as u64)
+                .sum(),
             handed_over: self.pool.inboxes.iter().map(|inbox| inbox.len() as u64).sum(),
             ..Accounts::default()
         };
@@ -1056,7 +1072,7 @@ impl Sockets {
             accounts.free += counts.free.load(Relaxed);
             accounts.receiving += counts.receiving.load(Relaxed);
             accounts.sending += counts.sending.load(Relaxed);
-            accounts.held += counts.held.load(Relaxed);
+            accounts.held += counts.in_use.load(Relaxed);
         }
         accounts
     }

@@ -28,7 +28,7 @@ pub(crate) struct KernelStats {
     pub(crate) tx_ring_empty_descs: u64,
 }
 
-fn answer(value: libc::c_int) -> io::Result<libc::c_int> {
+fn check_result(value: libc::c_int) -> io::Result<libc::c_int> {
     if value < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -38,22 +38,24 @@ fn answer(value: libc::c_int) -> io::Result<libc::c_int> {
 
 fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: u32) -> io::Result<()> {
     // SAFETY: `value` is 4 readable bytes, as the length says, and outlives the call.
-    answer(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), 4) }).map(drop)
+    check_result(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), 4) }).map(drop)
 }
 
 fn get_option<T: Default>(fd: RawFd, option: libc::c_int) -> io::Result<T> {
     let mut value = T::default();
     let mut length = mem::size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is `length` writable bytes of a type that every caller here has made of integers alone.
-    answer(unsafe { libc::getsockopt(fd, libc::SOL_XDP, option, (&raw mut value).cast(), &mut length) })?;
+    check_result(unsafe {
+        libc::getsockopt(fd, libc::SOL_XDP, option, (&raw mut value).cast(), &mut length)
+    })?;
     Ok(value)
 }
 
 /// Has the kernel allocate so many blocks of so many bytes, whole pages each, and keep them until the answer is closed: as
 /// a packet ring that receives nothing.
-pub(crate) fn keep_blocks(blocks: u32, bytes: u32) -> io::Result<OwnedFd> {
+pub(crate) fn warm_allocator(blocks: u32, bytes: u32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = answer(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    let fd = check_result(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: just opened, nobody else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let ring = libc::tpacket_req {
@@ -64,7 +66,7 @@ pub(crate) fn keep_blocks(blocks: u32, bytes: u32) -> io::Result<OwnedFd> {
     };
     let length = mem::size_of_val(&ring) as libc::socklen_t;
     // SAFETY: `ring` is `length` readable bytes and outlives the call.
-    answer(unsafe {
+    check_result(unsafe {
         libc::setsockopt(
             fd,
             libc::SOL_PACKET,
@@ -121,7 +123,7 @@ pub(crate) fn wake_receive(fd: RawFd) {
 
 /// Lets the socket have 8 MB of packets in flight, and send a whole ring per kick. Best effort: without the first,
 /// bulk traffic is slower; without the second, more kicks are made.
-pub(crate) fn widen_transmit(fd: RawFd, tx_ring: u32) {
+pub(crate) fn enlarge_send_buffer(fd: RawFd, tx_ring: u32) {
     let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20);
     let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, tx_ring.max(32));
 }
@@ -139,7 +141,7 @@ pub(crate) fn statistics(fd: RawFd) -> io::Result<KernelStats> {
 /// Whether the kernel has AF_XDP sockets; an error where it does not let us find out.
 pub(crate) fn probe_af_xdp() -> io::Result<bool> {
     // SAFETY: no pointers.
-    match answer(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }) {
+    match check_result(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }) {
         Ok(fd) => {
             // SAFETY: just opened, nobody else has it.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
@@ -153,21 +155,21 @@ pub(crate) fn probe_af_xdp() -> io::Result<bool> {
 /// A new descriptor of the same socket, closed on exec.
 pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = answer(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
+    let fd = check_result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
     // SAFETY: just opened, nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// An event counter, read and written without waiting.
-pub(crate) fn event() -> io::Result<OwnedFd> {
+pub(crate) fn create_event() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = answer(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
+    let fd = check_result(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
     // SAFETY: just opened, nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Raises an event.
-pub(crate) fn raise(event: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn signal_event(event: BorrowedFd<'_>) -> io::Result<()> {
     let one = 1u64;
     // SAFETY: 8 readable bytes that outlive the call.
     if unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), 8) } == 8 {
@@ -180,7 +182,7 @@ pub(crate) fn raise(event: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Takes an event back.
-pub(crate) fn clear(event: BorrowedFd<'_>) {
+pub(crate) fn clear_event(event: BorrowedFd<'_>) {
     let mut count = 0u64;
     // SAFETY: 8 writable bytes that outlive the call.
     unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), 8) };
@@ -207,7 +209,7 @@ pub(crate) fn poll(descriptors: &mut [libc::pollfd], timeout: Duration) -> usize
 /// Moves the calling thread into a network namespace of its own.
 pub(crate) fn leave_network_namespace() -> io::Result<()> {
     // SAFETY: no pointers; it changes the calling thread alone.
-    answer(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+    check_result(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
 /// Lifts the limit of locked memory as far as the process may.

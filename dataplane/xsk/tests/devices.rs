@@ -9,7 +9,7 @@ use ringwall_xsk::{
     Config, PortConfig, RingSizes, XskError, ZeroCopy,
     device::Device,
     open,
-    preflight::{Asked, Finding, Repair, Request, preflight},
+    preflight::{Finding, PortInterface, Repair, Request, preflight},
 };
 
 fn pair() -> (Namespace, Namespace) {
@@ -80,7 +80,7 @@ fn mend(findings: &[Finding]) {
             }
             Some(Repair::VlanOffload { .. }) => {
                 let name = finding.interface.as_deref().unwrap();
-                Device::lookup(name).unwrap().keep_vlan().unwrap();
+                Device::lookup(name).unwrap().disable_vlan_offload().unwrap();
             }
             None => {}
         }
@@ -97,7 +97,7 @@ fn preflight_finds_and_says_what_mends() {
     near.exec("sysctl -qw net.ipv6.conf.p0.accept_ra=1 net.ipv4.conf.all.accept_redirects=1");
     near.exec("ethtool -K p0 rxvlan on txvlan on");
     near.within(|| {
-        let asked = |name: &str, pod| Asked {
+        let asked = |name: &str, pod| PortInterface {
             name: name.to_owned(),
             pod,
             mtu: None,
@@ -171,7 +171,7 @@ fn preflight_finds_and_says_what_mends() {
         assert!(about(&preflight(&request).unwrap(), "forwarding").is_none());
 
         // A packet must fit, with the MTU that the port is going to have.
-        let large = [Asked {
+        let large = [PortInterface {
             mtu: Some(9000),
             ..asked("p0", false)
         }];
@@ -203,8 +203,8 @@ fn queues_and_vlan_offloads_go_back_to_what_they_were() {
         let after = device.channels_for(2).unwrap();
         assert_eq!(after, [2, 2, 0]);
         device.set_channels(after).unwrap();
-        device.keep_vlan().unwrap();
-        assert!(!device.strips_vlan());
+        device.disable_vlan_offload().unwrap();
+        assert!(!device.offloads_vlan());
         device.set_channels(channels).unwrap();
         device.set_vlan_flags(flags).unwrap();
         assert_eq!(device.channels().unwrap(), channels);

@@ -20,7 +20,7 @@ use ringwall_dataplane::{
     io::{Burst, PacketIo},
     port::PortId,
 };
-use ringwall_xsk::{Config, PortConfig, RingSizes, Sockets, Spare, XskIo, ZeroCopy};
+use ringwall_xsk::{Config, PortConfig, RingSizes, Sockets, SpareMemory, XskIo, ZeroCopy};
 
 const PORTS: [&str; 2] = ["p0", "p1"];
 
@@ -181,7 +181,7 @@ fn assert_accounts(sockets: &mut Sockets, workers: &mut [XskIo]) {
     let end = Instant::now() + Duration::from_secs(2);
     loop {
         workers.iter_mut().for_each(PacketIo::flush);
-        sockets.free_rested();
+        sockets.free_quarantined();
         let accounts = sockets.accounts();
         assert!(accounts.balanced(), "{accounts:?}");
         if accounts.sending == 0 && accounts.held == 0 && accounts.handed_over == 0 {
@@ -340,7 +340,7 @@ fn packet_memory_that_was_made_before_is_used_where_it_is_enough() {
     let (small, large) = (wanted(8 << 10), wanted(16 << 10));
     let refresh = |spare, config: &Config, most| {
         wire.middle
-            .within(|| Spare::refresh(spare, config, most).unwrap())
+            .within(|| SpareMemory::refresh(spare, config, most).unwrap())
     };
     let open = |config: &Config, spare| {
         wire.middle

@@ -34,19 +34,19 @@ use ringwall_testbed::{
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::inside::{Arrivals, Established, pairs};
+use super::in_process::{AdoptionTracker, Established, pairs};
 
 /// How long the appliance may take for its first snapshot.
-const PATIENCE: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of an Ethernet header without tags, before the packet.
 const ETHERNET: usize = 14;
 /// Packets that are sent at once, at each end, and the time until the next: 10,000 in a second.
-const AT_ONCE: usize = 20;
-const PACE: Duration = Duration::from_millis(2);
+const SEND_BURST: usize = 20;
+const SEND_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The appliance, its API server and the go-between.
-pub(super) struct Apart {
-    between: Arc<Between>,
+pub(super) struct TwoProcess {
+    proxy: Arc<SocketProxy>,
     stop: Arc<AtomicBool>,
     senders: Mutex<Vec<JoinHandle<anyhow::Result<()>>>>,
     appliance: Appliance,
@@ -57,13 +57,16 @@ pub(super) struct Apart {
     bed: Bed,
 }
 
-impl Apart {
+impl TwoProcess {
     /// Makes the namespaces and an API server in the middle one, and starts `ringwall run` there.
     pub(super) fn start(
         server: impl FnOnce() -> anyhow::Result<ApiServer> + Send,
         verify: &str,
     ) -> anyhow::Result<(Self, ApiServer)> {
-        let plans = [Plan::new("bench/inside"), Plan::new("bench/outside").outside()];
+        let plans = [
+            Plan::new("bench/in_process"),
+            Plan::new("bench/outside").outside(),
+        ];
         let bed = Bed::new(Role::Wire, &plans, 1)?;
         for (router, other) in bed.routers.iter().zip(["198.51.100.2", "198.51.100.1"]) {
             // The connections' packets end there, whoever they are for.
@@ -93,14 +96,14 @@ impl Apart {
         let first = started.elapsed();
 
         // A control that is started anew finds the go-between.
-        let between = Between::start(&folder.join("run"))?;
+        let proxy = SocketProxy::start(&folder.join("run"))?;
         let old = appliance.signal("control", Signal::SIGKILL)?;
-        let status = wait_for(&appliance, "control behind the go-between", |status| {
-            pid(status).is_some_and(|pid| i64::from(pid) != i64::from(old.as_raw())) && between.adopted() > 0
+        let status = wait_for(&appliance, "control behind the go-proxy", |status| {
+            pid(status).is_some_and(|pid| i64::from(pid) != i64::from(old.as_raw())) && proxy.adopted() > 0
         })?;
         Ok((
             Self {
-                between,
+                proxy,
                 stop: Arc::default(),
                 senders: Mutex::default(),
                 control: pid(&status).context("control has no process id")?,
@@ -114,19 +117,19 @@ impl Apart {
 
     /// Snapshots that were adopted by all workers so far.
     pub(super) fn adopted(&self) -> u64 {
-        self.between.adopted()
+        self.proxy.adopted()
     }
 
     /// Looks what has arrived in the snapshots that were adopted since the last look.
-    pub(super) fn look(&self, arrivals: &mut Arrivals) {
-        while let Some((snapshot, at)) = self.between.next() {
+    pub(super) fn poll_adoptions(&self, arrivals: &mut AdoptionTracker) {
+        while let Some((snapshot, at)) = self.proxy.next() {
             arrivals.look(&snapshot, at);
         }
     }
 
-    /// As [`super::inside::Inside::establish`]; the packets are sent from both ends of the wire.
+    /// As [`super::in_process::InProcess::establish`]; the packets are sent from both ends of the wire.
     pub(super) fn establish(&self, addresses: &[IpAddr], wanted: usize) -> anyhow::Result<usize> {
-        let newest = locked(&self.between.state)
+        let newest = locked(&self.proxy.state)
             .newest
             .clone()
             .context("no snapshot yet")?;
@@ -182,20 +185,20 @@ impl Apart {
     }
 
     /// Fails if it has ended.
-    pub(super) fn lives(&mut self) -> anyhow::Result<()> {
+    pub(super) fn check_alive(&mut self) -> anyhow::Result<()> {
         match self.appliance.ended(Duration::ZERO)? {
             None => Ok(()),
-            Some(status) => bail!("`ringwall run` ended ({status}):\n{}", self.said()),
+            Some(status) => bail!("`ringwall run` ended ({status}):\n{}", self.log_text()),
         }
     }
 
     /// What it has logged.
-    pub(super) fn said(&self) -> String {
+    pub(super) fn log_text(&self) -> String {
         self.appliance.log()
     }
 }
 
-impl Drop for Apart {
+impl Drop for TwoProcess {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for sender in locked(&self.senders).drain(..) {
@@ -222,7 +225,7 @@ fn configuration(folder: &Path, verify: &str) -> String {
 }
 
 fn wait_for(appliance: &Appliance, what: &str, condition: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + START_TIMEOUT;
     loop {
         let status = appliance.status();
         if let Ok(status) = &status
@@ -233,7 +236,7 @@ fn wait_for(appliance: &Appliance, what: &str, condition: impl Fn(&Value) -> boo
         if Instant::now() > end {
             bail!(
                 "no {what} within {} s; status:\n{status:?}\nit says:\n{}",
-                PATIENCE.as_secs(),
+                START_TIMEOUT.as_secs(),
                 appliance.log()
             );
         }
@@ -247,22 +250,22 @@ fn send(from: &Netns, packets: &[(Vec<u8>, Ipv4Addr)], stop: &AtomicBool) -> any
     // With a header of our own.
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?;
     let mut due = Instant::now();
-    for batch in packets.chunks(AT_ONCE).cycle() {
+    for batch in packets.chunks(SEND_BURST).cycle() {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         for (packet, to) in batch {
             socket.send_to(packet, &SocketAddr::from((*to, 0)).into())?;
         }
-        due += PACE;
+        due += SEND_INTERVAL;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     Ok(())
 }
 
-/// Between control and the dataplane.
+/// Relays the messages between control and the dataplane, and notes what the dataplane adopts.
 #[derive(Default)]
-struct Between {
+struct SocketProxy {
     state: Mutex<State>,
 }
 
@@ -270,21 +273,21 @@ struct Between {
 struct State {
     /// Published, and not known to be adopted yet.
     published: VecDeque<Snapshot>,
-    /// Generations that all workers adopted, and when that was said; not looked at yet.
-    told: VecDeque<(u64, Instant)>,
+    /// Generations that all workers adopted, with the time of the report; not polled yet.
+    adoptions: VecDeque<(u64, Instant)>,
     adopted: u64,
     /// What a delta is to.
     newest: Option<Snapshot>,
 }
 
-impl Between {
+impl SocketProxy {
     /// Takes the place of the dataplane's socket, for connections to come.
     fn start(runtime: &Path) -> anyhow::Result<Arc<Self>> {
         let (socket, real) = (runtime.join(DATAPLANE_SOCKET), runtime.join("real.sock"));
         fs::rename(&socket, &real).context("cannot move the dataplane's socket")?;
         let listener = Listener::bind(&socket)?;
-        let between = Arc::new(Self::default());
-        let serving = Arc::clone(&between);
+        let proxy = Arc::new(Self::default());
+        let serving = Arc::clone(&proxy);
         std::thread::spawn(move || {
             // Until the process ends.
             while let Ok(near) = listener.accept() {
@@ -293,13 +296,13 @@ impl Between {
                 };
                 let (near, far) = (Arc::new(near), Arc::new(far));
                 for back in [false, true] {
-                    let (between, near, far) = (Arc::clone(&serving), Arc::clone(&near), Arc::clone(&far));
+                    let (proxy, near, far) = (Arc::clone(&serving), Arc::clone(&near), Arc::clone(&far));
                     std::thread::spawn(move || {
                         // Ends when either side does.
                         let _ = if back {
-                            between.answers(&near, &far)
+                            proxy.answers(&near, &far)
                         } else {
-                            between.requests(&near, &far)
+                            proxy.requests(&near, &far)
                         };
                         near.shutdown();
                         far.shutdown();
@@ -307,7 +310,7 @@ impl Between {
                 }
             }
         });
-        Ok(between)
+        Ok(proxy)
     }
 
     fn adopted(&self) -> u64 {
@@ -346,7 +349,7 @@ impl Between {
             if let Reply::Adopted { generation, .. } = message {
                 let mut state = locked(&self.state);
                 state.adopted += 1;
-                state.told.push_back((generation, at));
+                state.adoptions.push_back((generation, at));
             }
         }
     }
@@ -354,12 +357,12 @@ impl Between {
     /// The next snapshot that was adopted.
     fn next(&self) -> Option<(Snapshot, Instant)> {
         let mut state = locked(&self.state);
-        let (generation, at) = *state.told.front()?;
+        let (generation, at) = *state.adoptions.front()?;
         // Those before it were refused.
         while state.published.front()?.generation().0 < generation {
             state.published.pop_front();
         }
-        state.told.pop_front();
+        state.adoptions.pop_front();
         state.published.pop_front().map(|snapshot| (snapshot, at))
     }
 }

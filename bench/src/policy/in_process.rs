@@ -40,7 +40,7 @@ const BETWEEN_BURSTS: Duration = Duration::from_micros(200);
 const TRIES: usize = 1 << 20;
 
 /// The dataplane. It ends when this is dropped.
-pub(super) struct Inside {
+pub(super) struct InProcess {
     plane: Arc<Mutex<Dataplane>>,
     stats: StatsReader,
     publication: Arc<Publication>,
@@ -49,7 +49,7 @@ pub(super) struct Inside {
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Inside {
+impl InProcess {
     /// Listens at `folder/dataplane.sock` for a control process.
     pub(super) fn start(folder: &Path) -> anyhow::Result<Self> {
         let memory = FlowMemory::private(1 << 18, 7)?;
@@ -111,10 +111,10 @@ impl Inside {
     }
 
     /// Looks what has arrived in the newest snapshot, where it has been adopted and is not the one `seen` last.
-    pub(super) fn look(&self, arrivals: &mut Arrivals, seen: &mut Option<u64>) {
+    pub(super) fn poll_adoptions(&self, arrivals: &mut AdoptionTracker, seen: &mut Option<u64>) {
         if let Some(sequence) = self.adopted().filter(|sequence| Some(*sequence) != *seen) {
             let at = Instant::now();
-            self.ask(|snapshot| arrivals.look(snapshot, at));
+            self.with_snapshot(|snapshot| arrivals.look(snapshot, at));
             *seen = Some(sequence);
         }
     }
@@ -141,7 +141,7 @@ impl Inside {
     }
 
     /// Asks the newest snapshot something; None before the first.
-    fn ask<T>(&self, question: impl FnOnce(&Snapshot) -> T) -> Option<T> {
+    fn with_snapshot<T>(&self, question: impl FnOnce(&Snapshot) -> T) -> Option<T> {
         locked(&self.plane).snapshots.current().map(question)
     }
 
@@ -149,7 +149,7 @@ impl Inside {
     /// the newest snapshot allows. Answers how many it found.
     pub(super) fn establish(&self, addresses: &[IpAddr], wanted: usize) -> usize {
         let found = self
-            .ask(|snapshot| pairs(snapshot, addresses, wanted))
+            .with_snapshot(|snapshot| pairs(snapshot, addresses, wanted))
             .unwrap_or_default();
         let mut frames = locked(&self.frames);
         for (number, (src, dst)) in found.iter().enumerate() {
@@ -161,7 +161,7 @@ impl Inside {
     }
 }
 
-impl Drop for Inside {
+impl Drop for InProcess {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.publication.close();
@@ -239,13 +239,13 @@ fn work(mut worker: Worker<MemoryIo>, stop: &AtomicBool, frames: &Mutex<Vec<Vec<
 
 /// What an event said about an address: who has it from then on, if anybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct ExpectedOwner {
     pub(super) address: IpAddr,
     /// Namespace and name.
     pub(super) owner: Option<(String, String)>,
 }
 
-impl Said {
+impl ExpectedOwner {
     fn holds(&self, snapshot: &Snapshot) -> bool {
         let endpoint = snapshot.endpoint(snapshot.identify(self.address.into()).endpoint);
         endpoint.map(|it| (it.namespace.to_owned(), it.name.to_owned())) == self.owner
@@ -254,18 +254,18 @@ impl Said {
 
 /// Waits for what events said to arrive at the workers.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals {
-    waiting: VecDeque<(u64, Instant, Said)>,
+pub(super) struct AdoptionTracker {
+    waiting: VecDeque<(u64, Instant, ExpectedOwner)>,
     /// What was said of each address, with the event's number: a later word makes an earlier one unobservable.
-    words: HashMap<IpAddr, Vec<(u64, Said)>>,
+    expected: HashMap<IpAddr, Vec<(u64, ExpectedOwner)>>,
     next: u64,
     /// Seconds from event to adoption.
     pub(super) lags: Vec<f64>,
 }
 
-impl Arrivals {
-    pub(super) fn said(&mut self, at: Instant, said: Said) {
-        self.words
+impl AdoptionTracker {
+    pub(super) fn said(&mut self, at: Instant, said: ExpectedOwner) {
+        self.expected
             .entry(said.address)
             .or_default()
             .push((self.next, said.clone()));
@@ -278,14 +278,14 @@ impl Arrivals {
     }
 
     /// What has waited longest.
-    pub(super) fn oldest(&self) -> Option<&Said> {
+    pub(super) fn oldest(&self) -> Option<&ExpectedOwner> {
         self.waiting.front().map(|(_, _, said)| said)
     }
 
     /// Looks which of the oldest have arrived in a snapshot that was adopted at `at`. Events arrive in order.
     pub(super) fn look(&mut self, snapshot: &Snapshot, at: Instant) {
         while let Some((number, since, said)) = self.waiting.front() {
-            let words = self.words.entry(said.address).or_default();
+            let words = self.expected.entry(said.address).or_default();
             let arrived = words
                 .iter()
                 .any(|(of, said)| of >= number && said.holds(snapshot));
@@ -296,7 +296,7 @@ impl Arrivals {
             self.lags.push(at.saturating_duration_since(*since).as_secs_f64());
             words.retain(|(of, _)| *of > number);
             if words.is_empty() {
-                self.words.remove(&address);
+                self.expected.remove(&address);
             }
             self.waiting.pop_front();
         }

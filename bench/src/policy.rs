@@ -1,15 +1,15 @@
 //! What the policy engine costs: one row for each figure, on synthetic clusters, with the control where there is one.
 
-mod apart;
 mod churn;
 mod cluster;
 mod compile;
 mod control;
-mod inside;
+mod in_process;
 mod machine;
 mod nft;
 mod proof;
 mod report;
+mod two_process;
 
 use std::path::PathBuf;
 

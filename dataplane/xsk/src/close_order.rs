@@ -7,9 +7,9 @@ use std::{
 };
 
 /// Descriptors below this are room enough for sockets; a larger table of descriptors would cost every process start.
-const HIGHEST: u64 = 4096;
+const MAX_DESCRIPTOR: u64 = 4096;
 /// Descriptors kept for what is to close early.
-const KEPT: u64 = 16;
+const RESERVED: u64 = 16;
 
 /// Moves a descriptor to a number above those that sockets get, so that the kernel closes it before them when the
 /// process is killed: it closes from the highest number down, and each AF_XDP socket costs it a grace period of several
@@ -28,7 +28,7 @@ pub fn close_early(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let from = limit.rlim_cur.min(HIGHEST).saturating_sub(KEPT) as libc::c_int;
+    let from = limit.rlim_cur.min(MAX_DESCRIPTOR).saturating_sub(RESERVED) as libc::c_int;
     // SAFETY: no pointers; the descriptor is open.
     let fd = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, from) };
     if fd < 0 {
