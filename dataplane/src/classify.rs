@@ -193,7 +193,10 @@ pub enum Row {
 pub struct PortSpans {
     /// For TCP, UDP and SCTP: protocol number, and from each port on what is decided; the first port is 0.
     pub protocols: [(u8, Vec<(u16, DirectionVerdict)>); 3],
-    /// Where no port is known, and for every other protocol.
+    /// Of the protocols without ports, by number: from each on what is decided; empty where they are all decided alike,
+    /// else the first is 0.
+    pub others: Vec<(u8, DirectionVerdict)>,
+    /// Where no port is known, and for every protocol where `others` is empty.
     pub portless: DirectionVerdict,
 }
 

@@ -245,6 +245,9 @@ fn matches<'l>(one: &ringwall_policy::Requirement, label: impl Fn(&str) -> Optio
         Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
         Operator::Exists => value.is_some(),
         Operator::DoesNotExist => value.is_none(),
+        Operator::Like { part, text, negated } => {
+            value.is_some_and(|value| part.holds(value, text)) != *negated
+        }
     }
 }
 
@@ -450,6 +453,9 @@ impl SelectorSets<'_> {
             let mut numbers: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
             for port in ports {
                 match port {
+                    PortMatch::IpProtocol(number) => {
+                        let _ = writeln!(chains, "{peer}meta l4proto {number} {verdict}");
+                    }
                     PortMatch::All(protocol) => {
                         let _ = writeln!(chains, "{peer}meta l4proto {} {verdict}", word(*protocol));
                     }

@@ -12,7 +12,7 @@ use ringwall_dataplane::{
     },
 };
 use ringwall_evaluate::Cause;
-use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId, policy_words};
+use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId, PolicyKind, policy_words};
 use serde::Serialize;
 
 use super::flow::{EndName, Service};
@@ -399,11 +399,23 @@ fn reasons_of(
     match snapshot.provenance(verdict.provenance) {
         Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
         Some(Provenance::Isolating(policies)) => {
-            out.extend(policies.into_iter().map(|policy| named(policy, None)));
+            let effect = isolation_word(policies.iter().map(|policy| policy.kind));
+            out.extend(policies.into_iter().map(|policy| Reason {
+                effect,
+                ..named(policy, None)
+            }));
         }
         None => return Err("the snapshot does not say which policy decided".to_owned()),
     }
     Ok(())
+}
+
+/// The effect of a tier that denies what these policies, by their kinds, say nothing about.
+fn isolation_word<'a>(mut kinds: impl Iterator<Item = &'a str>) -> &'static str {
+    match kinds.all(|kind| kind == PolicyKind::NetworkPolicy.name()) {
+        true => "isolated",
+        false => "tier-default",
+    }
 }
 
 /// The reference's causes in the words of `query`.
@@ -453,10 +465,10 @@ pub fn reference_reasons(
                 out.push(named(tier, policy, Some(*index), effect));
             }
             Cause::Denied { tier, policy, index } => out.push(named(tier, policy, Some(*index), "deny")),
-            Cause::Isolated(policies) => out.extend(policies.iter().map(|policy| {
-                let policy = PolicyId::network_policy(policy);
-                named("NetworkPolicy", &policy, None, "isolated")
-            })),
+            Cause::Isolated { tier, policies } => {
+                let effect = isolation_word(policies.iter().map(|policy| policy.kind.name()));
+                out.extend(policies.iter().map(|policy| named(tier, policy, None, effect)));
+            }
             Cause::Open => out.push(plain("open")),
             Cause::SelfTraffic => out.push(plain("self")),
             Cause::HostingNode => out.push(plain("node")),

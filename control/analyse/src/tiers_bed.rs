@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use ringwall_policy::{Cluster, ClusterTier, Peer, PolicyId, PolicyKind, Selector, TieredPolicy, TieredRule};
+use ringwall_policy::{Cluster, Order, Peer, PodSelection, PolicyId, PolicyKind, TieredPolicy, TieredRule};
+
+fn part(rules: &[TieredRule]) -> Option<Vec<TieredRule>> {
+    (!rules.is_empty()).then(|| rules.to_vec())
+}
 
 /// A ClusterNetworkPolicy about all pods.
-pub(crate) fn policy(
-    tier: ClusterTier,
-    name: &str,
-    ingress: &[TieredRule],
-    egress: &[TieredRule],
-) -> TieredPolicy {
+pub(crate) fn policy(tier: &str, name: &str, ingress: &[TieredRule], egress: &[TieredRule]) -> TieredPolicy {
     TieredPolicy {
         id: PolicyId {
             kind: PolicyKind::ClusterNetworkPolicy,
@@ -18,12 +17,11 @@ pub(crate) fn policy(
             name: name.to_owned(),
         },
         uid: String::new(),
-        tier,
-        priority: 1,
-        namespaces: Selector::default(),
-        pods: Selector::default(),
-        ingress: ingress.to_vec(),
-        egress: egress.to_vec(),
+        tier: tier.to_owned(),
+        order: Order::of_priority(1),
+        subjects: vec![PodSelection::default()],
+        ingress: part(ingress),
+        egress: part(egress),
         faults: Vec::new(),
         unevaluated: Default::default(),
     }

@@ -51,7 +51,7 @@ impl Asked {
         };
         for port in cluster.rules().flat_map(|(_, ports)| ports.unwrap_or_default()) {
             match port {
-                PortMatch::All(_) => {}
+                PortMatch::All(_) | PortMatch::IpProtocol(_) => {}
                 PortMatch::Range { protocol, lo, hi } => cut(*protocol, *lo, *hi),
                 PortMatch::Named { protocol, name } => {
                     let named = cluster.pods.values().flat_map(|pod| &pod.named_ports);

@@ -97,7 +97,6 @@ impl World {
     }
 
     fn same(&self, wanted: &Direction, got: DirectionVerdict, what: &str) {
-        let name = |key: &ObjectKey| key.to_string();
         let (effect, policies, rule) = match &wanted.cause {
             Cause::Rule { policy, index, .. } => {
                 (Effect::Allow, vec![policy.to_string()], Some(*index as u32))
@@ -105,7 +104,11 @@ impl World {
             Cause::Denied { policy, index, .. } => {
                 (Effect::Deny, vec![policy.to_string()], Some(*index as u32))
             }
-            Cause::Isolated(policies) => (Effect::Isolated, policies.iter().map(name).collect(), None),
+            Cause::Isolated { policies, .. } => (
+                Effect::Isolated,
+                policies.iter().map(ToString::to_string).collect(),
+                None,
+            ),
             Cause::Open => (Effect::Open, vec![], None),
             Cause::SelfTraffic => (Effect::SelfTraffic, vec![], None),
             Cause::HostingNode => (Effect::Node, vec![], None),
@@ -258,7 +261,7 @@ fn s02_several_policies_are_a_union_whatever_their_order() {
         assert!(world.open("b/web", "a/web", "81/TCP"));
         let denied = world.judge("b/web", "a/web", "82/TCP");
         let both = ["a/one", "a/two"].map(|name| key_of(name).unwrap()).to_vec();
-        assert_eq!(denied.ingress.cause, Cause::Isolated(both));
+        assert_eq!(denied.ingress.cause, isolated(&both));
     }
 }
 
@@ -494,7 +497,7 @@ fn s15_no_namespace_is_default() {
     let verdict = world.judge("a/web", "default/y", "80/TCP");
     assert_eq!(
         verdict.ingress.cause,
-        Cause::Isolated(vec![key_of("default/deny").unwrap()])
+        isolated(&[key_of("default/deny").unwrap()])
     );
 }
 
@@ -530,7 +533,7 @@ fn s17_no_rules_deny_all_an_empty_rule_allows_all() {
         assert_eq!(
             cause,
             Cause::Rule {
-                tier: "NetworkPolicy",
+                tier: "NetworkPolicy".to_owned(),
                 policy: PolicyId::network_policy(&key_of("a/p").unwrap()),
                 index: 0
             }
@@ -568,7 +571,7 @@ fn s19_a_rule_is_ports_and_peers() {
     assert_eq!(
         cause,
         Cause::Rule {
-            tier: "NetworkPolicy",
+            tier: "NetworkPolicy".to_owned(),
             policy: PolicyId::network_policy(&key_of("a/p").unwrap()),
             index: 1
         }
@@ -1452,4 +1455,11 @@ fn lists_are_unfolded() {
         decode(&json!({"apiVersion": "v1", "kind": "List", "items": [{"kind": "Pod", "apiVersion": "v1"}]}))
             .unwrap_err();
     assert_eq!(error.fault.path, "items[0].metadata.name");
+}
+
+fn isolated(policies: &[ObjectKey]) -> Cause {
+    Cause::Isolated {
+        tier: "NetworkPolicy".to_owned(),
+        policies: policies.iter().map(PolicyId::network_policy).collect(),
+    }
 }

@@ -123,6 +123,11 @@ impl<'k> Digest<'k> {
                 Operator::NotIn(values) => (1, Some(values)),
                 Operator::Exists => (2, None),
                 Operator::DoesNotExist => (3, None),
+                Operator::Like { part, text, negated } => {
+                    self.number(4 + 2 * (*part as u64) + u64::from(*negated));
+                    self.text(text);
+                    continue;
+                }
             };
             self.number(number);
             self.number(values.map_or(0, |values| values.len() as u64));
@@ -172,6 +177,7 @@ impl<'k> Digest<'k> {
             Action::Allow => 0,
             Action::Deny => 1,
             Action::Pass => 2,
+            Action::Log => 3,
         });
         match peers {
             None => self.number(u64::MAX),
@@ -206,6 +212,10 @@ impl<'k> Digest<'k> {
                 self.number(2);
                 self.number(u64::from(protocol.number()));
                 self.text(name);
+            }
+            PortMatch::IpProtocol(protocol) => {
+                self.number(3);
+                self.number(u64::from(*protocol));
             }
         }
     }

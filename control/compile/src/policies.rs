@@ -37,11 +37,12 @@ pub(super) struct Slot {
     tier: u32,
     /// Its order there.
     rank: Rank,
-    /// Its tier, where that isolates.
+    /// Its tier, where that denies by default.
     pub isolating: Option<u32>,
     /// Its number in the image.
     pub number: u32,
-    pub subjects: Matcher,
+    /// Whom it selects: the pods that any of these holds.
+    pub subjects: Vec<Matcher>,
     pub ingress: Option<Direction>,
     pub egress: Option<Direction>,
     /// Distinct sets and blocks that its rules name.
@@ -145,14 +146,14 @@ impl Policies {
         vocabulary: &mut Vocabulary,
         tables: &mut ImageBuilder,
     ) -> (u32, Vec<u32>) {
-        let (tier, id) = (policy.tier, &policy.id);
+        let (tier, id) = (&policy.tier, &policy.id);
         let mut digest = Digest::new("policy");
-        digest.text(tier.name);
+        digest.text(&tier.name);
         digest.text(id.kind.name());
         digest.text(&id.namespace);
         digest.text(&id.name);
         let content = digest.finish();
-        let number = tables.policy(tier.name, id.kind.name(), &id.namespace, &id.name);
+        let number = tables.policy(&tier.name, id.kind.name(), &id.namespace, &id.name);
         let first_set = self.sets.len() as u32;
         let (mut sets, mut blocks) = (Vec::new(), Vec::new());
         let mut direction = |rules: &Option<Vec<Rule<'_>>>| {
@@ -192,8 +193,14 @@ impl Policies {
             named.dedup();
         }
         let slot = self.slots.len() as u32;
-        let subjects = vocabulary.matcher(&policy.subjects);
-        self.subjects.insert(slot, &subjects);
+        let subjects: Vec<Matcher> = policy
+            .subjects
+            .iter()
+            .map(|subjects| vocabulary.matcher(subjects))
+            .collect();
+        for subjects in &subjects {
+            self.subjects.insert(slot, subjects);
+        }
         self.by_id.insert(id.clone(), slot);
         self.slots.push(Slot {
             id: id.clone(),
@@ -263,7 +270,9 @@ impl Policies {
         let number = self.by_id.remove(id)?;
         let slot = self.slots.get_mut(number as usize)?;
         slot.removed = true;
-        self.subjects.remove(number, &slot.subjects);
+        for subjects in &slot.subjects {
+            self.subjects.remove(number, subjects);
+        }
         self.removed += 1;
         self.touched.push(number);
         Some(number)
@@ -271,8 +280,15 @@ impl Policies {
 
     /// The policies that select pods with these labels, in the order in which they decide.
     pub(super) fn selecting(&self, space: &str, space_labels: &[Label], labels: &[Label]) -> Vec<u32> {
-        let matcher = |slot: u32| self.slots.get(slot as usize).map(|slot| &slot.subjects);
-        let mut found = self.subjects.find(space, space_labels, labels, matcher);
+        let holds = |slot: u32| {
+            let slot = self.slots.get(slot as usize);
+            slot.is_some_and(|slot| {
+                slot.subjects
+                    .iter()
+                    .any(|it| it.holds(space, space_labels, labels))
+            })
+        };
+        let mut found = self.subjects.find(space, space_labels, labels, holds);
         found.sort_by_key(|slot| {
             let slot = self.slots.get(*slot as usize);
             slot.map(|slot| (slot.tier, &slot.rank))
@@ -282,8 +298,11 @@ impl Policies {
 
     /// The sets that hold pods with these labels, in ascending order.
     pub(super) fn holding(&self, space: &str, space_labels: &[Label], labels: &[Label]) -> Vec<u32> {
-        let matcher = |set: u32| self.sets.get(set as usize).map(|set| &set.matcher);
-        self.peers.find(space, space_labels, labels, matcher)
+        let holds = |set: u32| {
+            let set = self.sets.get(set as usize);
+            set.is_some_and(|set| set.matcher.holds(space, space_labels, labels))
+        };
+        self.peers.find(space, space_labels, labels, holds)
     }
 
     /// A cohort that these policies select has its first pod (`more`), or lost its last.

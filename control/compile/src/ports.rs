@@ -27,9 +27,27 @@ pub(super) struct Cell {
     pub ranges: Vec<PortRange>,
 }
 
-/// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` is the tier that
-/// denies what none of its rules matches, where one selects the pod.
-pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &[NamedPort]) -> Cell {
+/// A tier that denies what none of its rules matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Isolation {
+    /// Position of the tier.
+    pub tier: u32,
+    /// Why it denies, in the image: [`NONE`] for what the row has.
+    pub provenance: u32,
+}
+
+impl Isolation {
+    fn deny(self) -> PortDecision {
+        PortDecision {
+            decision: Decision::DENY,
+            provenance: self.provenance,
+        }
+    }
+}
+
+/// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` are the tiers, in order,
+/// that deny what none of their rules matches, of those with a policy that selects the pod.
+pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[NamedPort]) -> Cell {
     let portless = rules.iter().filter(|rule| rule.ports.is_none());
     let otherwise = first_match(portless, isolating);
     let mut ranges = Vec::new();
@@ -84,6 +102,31 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: Option<u32>, named: &[Na
             }
         }
     }
+    let mut others: Vec<u8> = rules
+        .iter()
+        .flat_map(|rule| rule.ports.unwrap_or_default())
+        .filter_map(|port| match port {
+            PortMatch::IpProtocol(number) => Some(*number),
+            _ => None,
+        })
+        .collect();
+    others.sort_unstable();
+    others.dedup();
+    for number in others {
+        let matching = rules.iter().filter(|rule| {
+            let names = |ports: &[PortMatch]| ports.contains(&PortMatch::IpProtocol(number));
+            rule.ports.is_none_or(names)
+        });
+        let then = first_match(matching, isolating);
+        if then != otherwise {
+            ranges.push(PortRange {
+                protocol: number,
+                lo: 0,
+                hi: u16::MAX,
+                then,
+            });
+        }
+    }
     merge(&mut ranges);
     Cell { otherwise, ranges }
 }
@@ -112,14 +155,19 @@ fn cover(rules: &[CellRule<'_>], protocol: Protocol, named: &[NamedPort]) -> Vec
 }
 
 /// The decision of rules that all match, in order.
-fn first_match<'a>(rules: impl Iterator<Item = &'a CellRule<'a>>, isolating: Option<u32>) -> PortDecision {
+fn first_match<'a>(rules: impl Iterator<Item = &'a CellRule<'a>>, isolating: &[Isolation]) -> PortDecision {
     let mut passed = None;
+    // The first tier that isolates and was not left by a Pass.
+    let next = |passed: Option<u32>| {
+        let mut isolating = isolating.iter();
+        isolating.find(|isolation| passed.is_none_or(|passed| passed < isolation.tier))
+    };
     for rule in rules {
         if passed.is_some_and(|tier| rule.tier <= tier) {
             continue;
         }
-        if isolating.is_some_and(|tier| tier < rule.tier) {
-            return PortDecision::DENY;
+        if let Some(isolation) = next(passed).filter(|isolation| isolation.tier < rule.tier) {
+            return isolation.deny();
         }
         match rule.action {
             Action::Allow => return PortDecision::allow(rule.provenance),
@@ -130,13 +178,10 @@ fn first_match<'a>(rules: impl Iterator<Item = &'a CellRule<'a>>, isolating: Opt
                 };
             }
             Action::Pass => passed = Some(rule.tier),
+            Action::Log => {}
         }
     }
-    // A tier that a Pass left does not isolate either.
-    match isolating {
-        Some(tier) if passed.is_none_or(|passed| passed < tier) => PortDecision::DENY,
-        _ => PortDecision::OPEN,
-    }
+    next(passed).map_or(PortDecision::OPEN, |isolation| isolation.deny())
 }
 
 /// Joins neighbours with the same decision.
@@ -154,7 +199,19 @@ fn merge(ranges: &mut Vec<PortRange>) {
 
 #[cfg(test)]
 mod tests {
+    use ringwall_dataplane::classify::NONE;
+
     use super::*;
+
+    const FIRST: &[Isolation] = &[isolation(0)];
+    const SECOND: &[Isolation] = &[isolation(1)];
+
+    const fn isolation(tier: u32) -> Isolation {
+        Isolation {
+            tier,
+            provenance: NONE,
+        }
+    }
 
     fn tcp(lo: u16, hi: u16) -> PortMatch {
         PortMatch::Range {
@@ -195,7 +252,7 @@ mod tests {
             rule(0, Action::Allow, 1, Some(&a)),
             rule(0, Action::Allow, 2, Some(&b)),
         ];
-        let cell = decide(&rules, Some(0), &[]);
+        let cell = decide(&rules, FIRST, &[]);
         assert_eq!(cell.otherwise, PortDecision::DENY);
         for (port, then) in [
             (9, PortDecision::DENY),
@@ -220,7 +277,7 @@ mod tests {
         ];
         let mut rules = admin.to_vec();
         rules.push(rule(1, Action::Allow, 3, Some(&low[..])));
-        let isolated = decide(&rules, Some(1), &[]);
+        let isolated = decide(&rules, SECOND, &[]);
         assert_eq!(
             at(&isolated, 6, 50),
             PortDecision::allow(3),
@@ -232,14 +289,14 @@ mod tests {
             PortDecision::DENY,
             "undecided, isolated by the second tier"
         );
-        let open = decide(&admin, None, &[]);
+        let open = decide(&admin, &[], &[]);
         assert_eq!(at(&open, 6, 50), PortDecision::OPEN);
         assert_eq!(at(&open, 6, 250), PortDecision::OPEN);
         let mut baseline = admin.to_vec();
         baseline.push(rule(2, Action::Deny, 4, None));
-        assert_eq!(at(&decide(&baseline, None, &[]), 6, 250), deny(4));
+        assert_eq!(at(&decide(&baseline, &[], &[]), 6, 250), deny(4));
         assert_eq!(
-            at(&decide(&baseline, Some(1), &[]), 6, 250),
+            at(&decide(&baseline, SECOND, &[]), 6, 250),
             PortDecision::DENY,
             "baseline is for the others"
         );
@@ -254,10 +311,10 @@ mod tests {
         let rules = [rule(0, Action::Allow, 1, Some(&ports))];
         let dns = |protocol, number| ((protocol, "dns".to_owned()), number);
         let named = [dns(Protocol::Tcp, 53), dns(Protocol::Udp, 5353)];
-        let cell = decide(&rules, Some(0), &named);
+        let cell = decide(&rules, FIRST, &named);
         assert_eq!(at(&cell, 17, 5353), PortDecision::allow(1));
         assert_eq!(at(&cell, 17, 53), PortDecision::DENY);
         assert_eq!(at(&cell, 6, 53), PortDecision::DENY);
-        assert_eq!(decide(&rules, Some(0), &[]).ranges, []);
+        assert_eq!(decide(&rules, FIRST, &[]).ranges, []);
     }
 }

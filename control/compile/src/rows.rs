@@ -6,13 +6,13 @@
 
 use hashbrown::{Equivalent, HashMap};
 use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page};
-use ringwall_policy::{Action, PortMatch, tiers::Rule};
+use ringwall_policy::{Action, PolicyKind, PortMatch, tiers::Rule};
 
 use super::{
     classes::{Class, Classes},
     content::{Content, Digest},
-    policies::{Policies, Slot},
-    ports::{self, CellRule, NamedPort},
+    policies::Policies,
+    ports::{self, CellRule, Isolation, NamedPort},
     selectors::Vocabulary,
 };
 
@@ -103,8 +103,8 @@ struct Row {
     /// Indices of rules, in the order in which they decide.
     rules: Vec<u32>,
     names: NamesOf,
-    /// The tier that denies what none of its rules matches.
-    isolating: Option<u32>,
+    /// Number of the list of tiers that deny what none of their rules matches.
+    isolations: u32,
     /// Whether a rule may lead past one that matches everything.
     passes: bool,
     /// All that its policies say.
@@ -125,7 +125,10 @@ pub(super) struct Rows {
     rows: Vec<Row>,
     /// By policies and the named ports that count.
     known: HashMap<(Vec<u32>, NamesOf), u32>,
-    /// Port map by rules, named ports and isolating tier.
+    /// Lists of tiers that deny what none of their rules matches, each once.
+    isolations: Vec<Vec<Isolation>>,
+    known_isolations: HashMap<Vec<Isolation>, u32>,
+    /// Port map by rules, named ports and isolating tiers.
     maps: HashMap<MapKey<Vec<u32>>, u32>,
     /// Bytes of the rules in `maps`.
     pub remembered: u64,
@@ -143,9 +146,9 @@ pub(super) struct Rows {
     spare: Vec<Vec<u32>>,
 }
 
-/// Rules, named ports and isolating tier, owned or borrowed.
+/// Rules, named ports and isolating tiers (number of their list), owned or borrowed.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct MapKey<R>(R, u32, Option<u32>);
+struct MapKey<R>(R, u32, u32);
 
 impl Equivalent<MapKey<Vec<u32>>> for MapKey<&[u32]> {
     fn equivalent(&self, key: &MapKey<Vec<u32>>) -> bool {
@@ -223,22 +226,42 @@ impl Rows {
         if let NamesOf::Subject(list) = names {
             content.content(&from.vocabulary.ports_content(list));
         }
-        let numbers: Vec<u32> = slots()
-            .filter(|slot| slot.isolating.is_some())
-            .map(|slot| slot.number)
-            .collect();
-        let isolating = if numbers.is_empty() {
-            NONE
-        } else {
-            tables.isolating(&numbers)
-        };
+        // Policies by isolating tier. What the first such tier denies is the row's; later ones deny what a Pass leads to.
+        let mut by_tier: Vec<(u32, Vec<u32>)> = Vec::new();
+        for (tier, number) in slots().filter_map(|slot| Some((slot.isolating?, slot.number))) {
+            match by_tier.last_mut() {
+                Some((last, numbers)) if *last == tier => numbers.push(number),
+                _ => by_tier.push((tier, vec![number])),
+            }
+        }
+        let isolating = by_tier
+            .first()
+            .map_or(NONE, |(_, numbers)| tables.isolating(numbers));
+        let isolations = by_tier
+            .iter()
+            .enumerate()
+            .map(|(position, (tier, numbers))| Isolation {
+                tier: *tier,
+                provenance: match position {
+                    0 => NONE,
+                    _ => tables.isolating(numbers),
+                },
+            });
+        let isolations: Vec<Isolation> = isolations.collect();
+        let isolations = *self
+            .known_isolations
+            .entry(isolations)
+            .or_insert_with_key(|list| {
+                self.isolations.push(list.clone());
+                self.isolations.len() as u32 - 1
+            });
         let passes = |rule: u32| {
             let rule = from.policies.rules.get(rule as usize);
             rule.is_some_and(|rule| rule.action == Action::Pass)
         };
         let row = Row {
             names,
-            isolating: slots().find_map(|slot: &Slot| slot.isolating),
+            isolations,
             passes: rules().any(passes),
             content: content.finish(),
             rules: rules().collect(),
@@ -250,7 +273,7 @@ impl Rows {
         if !ingress {
             let tiered = |policy: &u32| {
                 let slot = from.policies.slots.get(*policy as usize);
-                slot.is_some_and(|slot| slot.isolating.is_none())
+                slot.is_some_and(|slot| slot.id.kind != PolicyKind::NetworkPolicy)
             };
             let others: Vec<u32> = key.0.iter().copied().filter(tiered).collect();
             let own_node = if others.len() == key.0.len() {
@@ -349,8 +372,8 @@ impl Rows {
                 NamesOf::Subject(list) => list,
                 NamesOf::Peer => class.ports(),
             };
-            let isolating = written.isolating;
-            let map = self.map(&rules, names, isolating, from, tables);
+            let isolations = written.isolations;
+            let map = self.map(&rules, names, isolations, from, tables);
             tables.set_cell(row, number, map);
         }
     }
@@ -419,7 +442,7 @@ impl Rows {
             NamesOf::Subject(list) => list,
             NamesOf::Peer => 0,
         };
-        let map = self.map(&rules, names, row.isolating, from, tables);
+        let map = self.map(&rules, names, row.isolations, from, tables);
         let rest = tables.page(&[(u64::MAX, map)]);
         let mut pages = vec![rest; self.pages];
 
@@ -522,13 +545,13 @@ impl Rows {
                         }
                     }
                     for (ports, mask) in split {
-                        mapped.push((mask, self.map(&rules, ports, row.isolating, from, tables)));
+                        mapped.push((mask, self.map(&rules, ports, row.isolations, from, tables)));
                     }
                 }
                 NamesOf::Subject(list) => {
-                    mapped.push((mask, self.map(&rules, list, row.isolating, from, tables)));
+                    mapped.push((mask, self.map(&rules, list, row.isolations, from, tables)));
                 }
-                NamesOf::Peer => mapped.push((mask, self.map(&rules, 0, row.isolating, from, tables))),
+                NamesOf::Peer => mapped.push((mask, self.map(&rules, 0, row.isolations, from, tables))),
             }
             rules.clear();
             self.spare.push(rules);
@@ -541,7 +564,7 @@ impl Rows {
         &mut self,
         rules: &[u32],
         ports: u32,
-        isolating: Option<u32>,
+        isolations: u32,
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
     ) -> u32 {
@@ -555,7 +578,7 @@ impl Rows {
         } else {
             0
         };
-        if let Some(map) = self.maps.get(&MapKey(rules, ports, isolating)) {
+        if let Some(map) = self.maps.get(&MapKey(rules, ports, isolations)) {
             return *map;
         }
         let cell_rules: Vec<CellRule<'_>> = own()
@@ -567,10 +590,12 @@ impl Rows {
             })
             .collect();
         let named: &[NamedPort] = from.vocabulary.ports(ports);
+        let isolating = self.isolations.get(isolations as usize);
+        let isolating = isolating.map(Vec::as_slice).unwrap_or_default();
         let cell = ports::decide(&cell_rules, isolating, named);
         let map = tables.port_map(cell.otherwise, &cell.ranges);
         self.remembered += size_of_val(rules) as u64;
-        self.maps.insert(MapKey(rules.to_vec(), ports, isolating), map);
+        self.maps.insert(MapKey(rules.to_vec(), ports, isolations), map);
         map
     }
 }

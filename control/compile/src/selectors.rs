@@ -6,7 +6,7 @@
 
 use hashbrown::HashMap;
 use ringwall_policy::{
-    Labels, Operator, Pod, PortMatch, Protocol, Selector,
+    Labels, Operator, Part, Pod, PortMatch, Protocol, Selector,
     tiers::{NamespaceSet, Peer, PodSet, Policy},
 };
 
@@ -20,24 +20,87 @@ pub(super) type Label = (u32, u32);
 
 /// Keys, with how many selectors name each.
 #[derive(Debug, Default)]
-struct Keys(HashMap<String, (u32, u32)>);
+struct Keys {
+    numbers: HashMap<String, (u32, u32)>,
+    /// Texts that selectors look for in values, by key. Each is a label of its own, without values, of what has the text.
+    likes: HashMap<String, Vec<Like>>,
+    /// How many numbers were given out.
+    next: u32,
+}
+
+/// A text that selectors look for in the values of a key.
+#[derive(Debug)]
+struct Like {
+    part: Part,
+    text: String,
+    number: u32,
+}
 
 impl Keys {
     fn number(&self, key: &str) -> Option<u32> {
-        self.0.get(key).map(|(number, _)| *number)
+        self.numbers.get(key).map(|(number, _)| *number)
+    }
+
+    /// The number of a text that is looked for.
+    fn like(&self, key: &str, part: Part, text: &str) -> Option<u32> {
+        let mut likes = self.likes.get(key).into_iter().flatten();
+        let found = likes.find(|like| (like.part, like.text.as_str()) == (part, text));
+        found.map(|like| like.number)
+    }
+
+    fn learn(&mut self, key: &str) {
+        if let Some((_, users)) = self.numbers.get_mut(key) {
+            *users += 1;
+            return;
+        }
+        self.numbers.insert(key.to_owned(), (self.next, 1));
+        self.next += 1;
+    }
+
+    fn learn_like(&mut self, key: &str, part: Part, text: &str) {
+        if self.like(key, part, text).is_some() {
+            return;
+        }
+        self.likes.entry_ref(key).or_default().push(Like {
+            part,
+            text: text.to_owned(),
+            number: self.next,
+        });
+        self.next += 1;
     }
 
     fn project_into(&self, labels: &Labels, values: &mut HashMap<String, u32>, to: &mut Vec<Label>) {
         for (key, value) in labels {
-            if let Some(key) = self.number(key) {
-                to.push((key, value_number(values, value)));
+            if let Some(number) = self.number(key) {
+                to.push((number, value_number(values, value)));
             }
+            if self.likes.is_empty() {
+                continue;
+            }
+            let likes = self.likes.get(key).into_iter().flatten();
+            let has = likes.filter(|like| like.part.holds(value, &like.text));
+            to.extend(has.map(|like| (like.number, 0)));
         }
+        // In one order, whatever learnt it.
+        if !self.likes.is_empty() {
+            to.sort_unstable();
+        }
+    }
+
+    /// Whether selectors name a key, and look for a text in its values.
+    fn knows(&self, key: &str, text: Option<(Part, &str)>) -> bool {
+        let looked_for = |(part, text)| self.like(key, part, text).is_some();
+        self.numbers.contains_key(key) && text.is_none_or(looked_for)
+    }
+
+    /// How many selectors name a key.
+    fn users(&mut self, key: &str) -> Option<&mut u32> {
+        self.numbers.get_mut(key).map(|(_, users)| users)
     }
 
     fn seen<'a>(&self, labels: &'a Labels) -> impl Iterator<Item = (&'a str, &'a str)> {
         let labels = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        labels.filter(|(key, _)| self.0.contains_key(*key))
+        labels.filter(|(key, _)| self.numbers.contains_key(*key))
     }
 }
 
@@ -68,8 +131,8 @@ fn user(ingress: bool, protocol: Protocol) -> usize {
 
 /// One thing that a policy asks for.
 enum Word<'a> {
-    PodKey(&'a str),
-    NamespaceKey(&'a str),
+    PodKey(&'a str, Option<(Part, &'a str)>),
+    NamespaceKey(&'a str, Option<(Part, &'a str)>),
     PortName {
         ingress: bool,
         protocol: Protocol,
@@ -80,15 +143,17 @@ enum Word<'a> {
 fn words<'a>(policy: &Policy<'a>, say: &mut impl FnMut(Word<'a>)) {
     let keys = |set: &PodSet<'a>, say: &mut dyn FnMut(Word<'a>)| {
         for requirement in &set.pods.requirements {
-            say(Word::PodKey(&requirement.key));
+            say(Word::PodKey(&requirement.key, text_of(requirement)));
         }
         if let NamespaceSet::Matching(selector) = set.namespaces {
             for requirement in &selector.requirements {
-                say(Word::NamespaceKey(&requirement.key));
+                say(Word::NamespaceKey(&requirement.key, text_of(requirement)));
             }
         }
     };
-    keys(&policy.subjects, say);
+    for subjects in &policy.subjects {
+        keys(subjects, say);
+    }
     let ingress = policy.ingress.iter().flatten().map(|rule| (rule, true));
     let egress = policy.egress.iter().flatten().map(|rule| (rule, false));
     for (rule, ingress) in ingress.chain(egress) {
@@ -161,8 +226,8 @@ impl Vocabulary {
     /// Takes up what a policy asks for.
     pub(super) fn learn(&mut self, policy: &Policy<'_>) {
         words(policy, &mut |word| match word {
-            Word::PodKey(key) => learn_key(&mut self.pod_keys, key),
-            Word::NamespaceKey(key) => learn_key(&mut self.namespace_keys, key),
+            Word::PodKey(key, text) => learn_key(&mut self.pod_keys, key, text),
+            Word::NamespaceKey(key, text) => learn_key(&mut self.namespace_keys, key, text),
             Word::PortName {
                 ingress,
                 protocol,
@@ -185,8 +250,8 @@ impl Vocabulary {
         let mut knows = true;
         words(policy, &mut |word| {
             knows &= match word {
-                Word::PodKey(key) => self.pod_keys.0.contains_key(key),
-                Word::NamespaceKey(key) => self.namespace_keys.0.contains_key(key),
+                Word::PodKey(key, text) => self.pod_keys.knows(key, text),
+                Word::NamespaceKey(key, text) => self.namespace_keys.knows(key, text),
                 Word::PortName {
                     ingress,
                     protocol,
@@ -205,8 +270,8 @@ impl Vocabulary {
         let mut others = true;
         words(policy, &mut |word| {
             let users = match word {
-                Word::PodKey(key) => self.pod_keys.0.get_mut(key).map(|(_, users)| users),
-                Word::NamespaceKey(key) => self.namespace_keys.0.get_mut(key).map(|(_, users)| users),
+                Word::PodKey(key, _) => self.pod_keys.users(key),
+                Word::NamespaceKey(key, _) => self.namespace_keys.users(key),
                 Word::PortName {
                     ingress,
                     protocol,
@@ -318,7 +383,11 @@ impl Vocabulary {
         let values = &mut self.values;
         let requirement = |requirement: &ringwall_policy::Requirement| Requirement {
             // Keys of all selectors are known. One that is not would be on nothing.
-            key: keys.number(&requirement.key).unwrap_or(u32::MAX),
+            key: match text_of(requirement) {
+                Some((part, text)) => keys.like(&requirement.key, part, text),
+                None => keys.number(&requirement.key),
+            }
+            .unwrap_or(u32::MAX),
             test: match &requirement.operator {
                 Operator::In(some) => {
                     Test::In(some.iter().map(|value| value_number(values, value)).collect())
@@ -327,7 +396,8 @@ impl Vocabulary {
                     Test::NotIn(some.iter().map(|value| value_number(values, value)).collect())
                 }
                 Operator::Exists => Test::Exists,
-                Operator::DoesNotExist => Test::DoesNotExist,
+                Operator::DoesNotExist | Operator::Like { negated: true, .. } => Test::DoesNotExist,
+                Operator::Like { negated: false, .. } => Test::Exists,
             },
         };
         selector.requirements.iter().map(requirement).collect()
@@ -345,13 +415,19 @@ impl Vocabulary {
     }
 }
 
-fn learn_key(keys: &mut Keys, key: &str) {
-    if let Some((_, users)) = keys.0.get_mut(key) {
-        *users += 1;
-        return;
+fn learn_key(keys: &mut Keys, key: &str, text: Option<(Part, &str)>) {
+    keys.learn(key);
+    if let Some((part, text)) = text {
+        keys.learn_like(key, part, text);
     }
-    let number = keys.0.len() as u32;
-    keys.0.insert(key.to_owned(), (number, 1));
+}
+
+/// The text that a requirement looks for in values.
+fn text_of(requirement: &ringwall_policy::Requirement) -> Option<(Part, &str)> {
+    match &requirement.operator {
+        Operator::Like { part, text, .. } => Some((*part, text)),
+        _ => None,
+    }
 }
 
 #[derive(Debug)]
@@ -491,13 +567,13 @@ impl Index {
         self.places(matcher, |numbers| numbers.retain(|known| *known != number));
     }
 
-    /// The matchers that hold pods with these labels, in ascending order.
-    pub(super) fn find<'m>(
+    /// The numbers whose matchers hold pods with these labels, as `holds` says; in ascending order.
+    pub(super) fn find(
         &self,
         space: &str,
         space_labels: &[Label],
         labels: &[Label],
-        matcher: impl Fn(u32) -> Option<&'m Matcher>,
+        holds: impl Fn(u32) -> bool,
     ) -> Vec<u32> {
         let mut found = Vec::new();
         self.rest.find_into(labels, &mut found);
@@ -509,8 +585,10 @@ impl Index {
                 labelled.find_into(labels, &mut found);
             }
         }
-        found.retain(|number| matcher(*number).is_some_and(|it| it.holds(space, space_labels, labels)));
+        // One number may have several matchers.
         found.sort_unstable();
+        found.dedup();
+        found.retain(|number| holds(*number));
         found
     }
 }

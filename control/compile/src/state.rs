@@ -12,7 +12,10 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{Generation, Identity, IdentityKind, Image, ImageBuilder, NONE, Snapshot, epoch},
 };
-use ringwall_policy::{Cluster, Pod, tiers::Model};
+use ringwall_policy::{
+    Cluster, Pod,
+    tiers::{Model, Tiers},
+};
 
 use super::{
     Budget, CompileError, CompileStats, EpochKey,
@@ -32,6 +35,7 @@ use super::{
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) cluster: Cluster,
+    pub(super) tiers: Tiers,
     key: EpochKey,
     pub(super) vocabulary: Vocabulary,
     pub(super) policies: Policies,
@@ -84,16 +88,17 @@ impl State {
         };
         tables.allow_unknown(cluster.settings.allow_unknown);
         let (mut vocabulary, mut policies) = (Vocabulary::default(), Policies::default());
-        for policy in model.tiers.iter().flat_map(|tier| &tier.policies) {
+        for policy in &model.policies {
             vocabulary.learn(policy);
         }
-        for policy in model.tiers.iter().flat_map(|tier| &tier.policies) {
+        for policy in &model.policies {
             policies.add(policy, &mut vocabulary, &mut tables);
         }
         let blocks = Blocks::of(cluster, &policies.blocks, budget.bytes / size_of::<u32>() as u64)
             .ok_or_else(|| policies.block_budget(budget))?;
         let mut state = Self {
             cluster: cluster.clone(),
+            tiers: model.tiers,
             key,
             vocabulary,
             classes: Classes::new(&policies, &blocks.sets),

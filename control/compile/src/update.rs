@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use imbl::{OrdMap, ordmap::DiffItem};
 use ringwall_policy::{
     Cluster, Node, ObjectKey, Pod,
-    tiers::{self, Policy},
+    tiers::{self, Policy, Tiers},
 };
 
 use super::{Budget, state::State};
@@ -24,7 +24,7 @@ struct Again {
 fn sides<'a, K: Ord, V: PartialEq>(
     last: &'a OrdMap<K, Arc<V>>,
     next: &'a OrdMap<K, Arc<V>>,
-    model: fn(&'a V) -> Policy<'a>,
+    model: impl Fn(&'a V) -> Policy<'a>,
 ) -> impl Iterator<Item = (Option<Policy<'a>>, Option<Policy<'a>>)> {
     last.diff(next).map(move |change| match change {
         DiffItem::Add(_, new) => (None, Some(model(new))),
@@ -41,7 +41,8 @@ impl State {
     /// more use. So it is when it went over the budget.
     pub(super) fn update(&mut self, next: &Cluster, budget: &Budget) -> bool {
         let last = std::mem::replace(&mut self.cluster, next.clone());
-        if last.settings != next.settings {
+        // Where tiers have other places, so has every policy.
+        if last.settings != next.settings || self.tiers != Tiers::of(next) {
             return false;
         }
         let mut again = Again::default();
@@ -110,8 +111,13 @@ impl State {
     fn update_policies(&mut self, last: &Cluster, again: &mut Again) -> bool {
         let (next, next_tiered) = (self.cluster.policies.clone(), self.cluster.tiered.clone());
         let (mut old, mut new) = (Vec::new(), Vec::new());
-        let changes = sides(&last.policies, &next, tiers::network_policy);
-        let tiered = sides(&last.tiered, &next_tiered, tiers::tiered_policy);
+        let tiers = self.tiers.clone();
+        let changes = sides(&last.policies, &next, |policy| {
+            tiers::network_policy(policy, &tiers)
+        });
+        let tiered = sides(&last.tiered, &next_tiered, |policy| {
+            tiers::tiered_policy(policy, &tiers)
+        });
         for (before, after) in changes.chain(tiered) {
             old.extend(before);
             new.extend(after);
@@ -190,7 +196,9 @@ impl State {
         let mut affected = Vec::new();
         for slot in touched {
             if let Some(slot) = self.policies.slots.get(*slot as usize) {
-                affected.extend(self.cohorts.held_by(&slot.subjects));
+                for subjects in &slot.subjects {
+                    affected.extend(self.cohorts.held_by(subjects));
+                }
             }
         }
         affected.sort_unstable();

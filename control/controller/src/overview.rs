@@ -543,12 +543,12 @@ impl Overview {
                 since.elapsed().as_secs()
             ));
         }
-        // Why the kinds are not known, or cannot be read, the source says itself.
+        // Why the kinds are not known the source says itself.
         let kinds: Vec<&str> = inner
             .incomplete
             .iter()
             .map(String::as_str)
-            .filter(|kind| *kind != UNKNOWN_KINDS && !self.health.explains(kind))
+            .filter(|kind| *kind != UNKNOWN_KINDS)
             .collect();
         if !kinds.is_empty() {
             alarms.push(format!(

@@ -1,8 +1,6 @@
 //! The whole loop, against a dataplane that speaks the protocol over the real socket.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
-mod kinds;
-
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Action, Cluster, ClusterTier, Labels, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PolicyId, PortMatch,
-    Rule, Selector, TieredPolicy, TieredRule, Unplaced,
+    Action, Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Part, Peer, Pod, PolicyId, PolicyKind,
+    PortMatch, Requirement, Rule, Selector, TierDefault, TieredPolicy, TieredRule, Unplaced,
 };
 
 /// Who an end of a flow is.
@@ -49,7 +49,7 @@ pub enum Cause {
     /// A rule allows it: of NetworkPolicies, the first in order of namespace, name and index.
     Rule {
         /// The tier of the policy that holds it, by name.
-        tier: &'static str,
+        tier: String,
         /// That policy.
         policy: PolicyId,
         /// Its index in the policy's list of the direction.
@@ -58,14 +58,20 @@ pub enum Cause {
     /// A rule denies it.
     Denied {
         /// The tier of the policy that holds it, by name.
-        tier: &'static str,
+        tier: String,
         /// That policy.
         policy: PolicyId,
         /// Its index in the policy's list of the direction.
         index: usize,
     },
-    /// These policies isolate the pod and none of their rules matches; in order of namespace and name.
-    Isolated(Vec<ObjectKey>),
+    /// These policies of one tier select the pod, none of their rules matches, and the tier denies the rest; in the order
+    /// in which they are asked.
+    Isolated {
+        /// The tier, by name.
+        tier: String,
+        /// The policies.
+        policies: Vec<PolicyId>,
+    },
     /// No policy decides about the pod, or the end is no pod.
     Open,
     /// A pod to its own address.
@@ -99,6 +105,28 @@ impl Verdict {
     pub fn allow(&self) -> bool {
         self.ingress.allow && self.egress.allow
     }
+}
+
+/// A rule that passed a flow on to the next tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// The tier of the policy that holds it, by name.
+    pub tier: String,
+    /// That policy.
+    pub policy: PolicyId,
+    /// Its index in the policy's list of the direction.
+    pub index: usize,
+}
+
+/// The decision about a new flow, and how it came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The decision.
+    pub verdict: Verdict,
+    /// The rules that passed it on at the destination, in order.
+    pub passed_ingress: Vec<Passed>,
+    /// Those at the source.
+    pub passed_egress: Vec<Passed>,
 }
 
 /// Who owns an address.
@@ -173,12 +201,21 @@ pub fn named<'a>(cluster: &'a Cluster, key: &ObjectKey) -> Option<End<'a>> {
 
 /// Judges a new flow.
 pub fn judge(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) -> Verdict {
-    let both = |cause: Cause| Verdict {
-        ingress: Direction {
-            allow: true,
-            cause: cause.clone(),
+    trace(cluster, src, dst, service).verdict
+}
+
+/// Judges a new flow, and says how that comes about.
+pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) -> Trace {
+    let both = |cause: Cause| Trace {
+        verdict: Verdict {
+            ingress: Direction {
+                allow: true,
+                cause: cause.clone(),
+            },
+            egress: Direction { allow: true, cause },
         },
-        egress: Direction { allow: true, cause },
+        passed_ingress: Vec::new(),
+        passed_egress: Vec::new(),
     };
     if let (Identity::Pod(a), Identity::Pod(b)) = (src.identity, dst.identity)
         && a.key == b.key
@@ -193,172 +230,292 @@ pub fn judge(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         (src.identity, dst.identity)
         && pod.node.as_deref() == Some(node)
     {
-        let mut verdict = both(Cause::HostingNode);
+        let mut trace = both(Cause::HostingNode);
         // 85: NetworkPolicies do not govern what goes to the own node; all others do.
         if let Identity::Pod(pod) = src.identity {
-            let tier = |tier| judge_tier(cluster, tier, pod, dst, dst, service, EGRESS.tiered);
-            let decided = tier(ClusterTier::Admin).or_else(|| tier(ClusterTier::Baseline));
-            verdict.egress = decided.unwrap_or(verdict.egress);
-        }
-        return verdict;
-    }
-    Verdict {
-        ingress: judge_end(cluster, dst, src, dst, service, &INGRESS),
-        egress: judge_end(cluster, src, dst, dst, service, &EGRESS),
-    }
-}
-
-/// The rules of a direction.
-struct RulesOf {
-    network_policy: fn(&NetworkPolicy) -> Option<&[Rule]>,
-    tiered: fn(&TieredPolicy) -> &[TieredRule],
-}
-
-const INGRESS: RulesOf = RulesOf {
-    network_policy: |policy| policy.ingress.as_deref(),
-    tiered: |policy| &policy.ingress,
-};
-
-const EGRESS: RulesOf = RulesOf {
-    network_policy: |policy| policy.egress.as_deref(),
-    tiered: |policy| &policy.egress,
-};
-
-/// Judges one direction: `subject` is the end whose policies count, `peer` the other one.
-fn judge_end(
-    cluster: &Cluster,
-    subject: &End<'_>,
-    peer: &End<'_>,
-    dst: &End<'_>,
-    service: Service,
-    rules: &RulesOf,
-) -> Direction {
-    let pod = match subject.identity {
-        Identity::Pod(pod) => pod,
-        Identity::Unknown if !cluster.settings.allow_unknown => {
-            return Direction {
-                allow: false,
-                cause: Cause::Unknown,
+            let asked = Asked {
+                cluster,
+                peer: dst,
+                dst,
+                service,
+                direction: Way::Egress,
             };
+            let decided = asked.judge_pod(pod, false, &mut trace.passed_egress);
+            trace.verdict.egress = decided.unwrap_or(trace.verdict.egress);
         }
-        Identity::Unknown | Identity::Node(_) | Identity::External => {
-            return Direction {
-                allow: true,
-                cause: Cause::Open,
-            };
-        }
+        return trace;
+    }
+    let (mut passed_ingress, mut passed_egress) = (Vec::new(), Vec::new());
+    let ask = |peer, direction| Asked {
+        cluster,
+        peer,
+        dst,
+        service,
+        direction,
     };
-    // 66: Admin, NetworkPolicies, Baseline.
-    let tier = |tier| judge_tier(cluster, tier, pod, peer, dst, service, rules.tiered);
-    if let Some(decided) = tier(ClusterTier::Admin) {
-        return decided;
+    Trace {
+        verdict: Verdict {
+            ingress: ask(src, Way::Ingress).judge_end(dst, &mut passed_ingress),
+            egress: ask(dst, Way::Egress).judge_end(src, &mut passed_egress),
+        },
+        passed_ingress,
+        passed_egress,
     }
-    if let Some(decided) = judge_network_policies(cluster, pod, peer, dst, service, rules.network_policy) {
-        return decided;
-    }
-    tier(ClusterTier::Baseline).unwrap_or(Direction {
-        allow: true,
-        cause: Cause::Open, // 1
-    })
 }
 
-/// What the policies of a tier decide about a pod; None where none of their rules matches, or one passes (66, 69).
-fn judge_tier(
-    cluster: &Cluster,
-    tier: ClusterTier,
-    pod: &Pod,
-    peer: &End<'_>,
-    dst: &End<'_>,
+/// Which rules of a policy count.
+#[derive(Clone, Copy)]
+enum Way {
+    Ingress,
+    Egress,
+}
+
+/// What is asked of the policies of a pod.
+struct Asked<'a> {
+    cluster: &'a Cluster,
+    peer: &'a End<'a>,
+    dst: &'a End<'a>,
     service: Service,
-    rules: fn(&TieredPolicy) -> &[TieredRule],
-) -> Option<Direction> {
-    let labels = &cluster.namespaces.get(&pod.key.namespace)?.labels;
-    // 73
-    let selecting = cluster.tiered.values().filter(|policy| {
-        policy.tier == tier && selects(&policy.namespaces, labels) && selects(&policy.pods, &pod.labels)
-    });
-    let mut selecting: Vec<&TieredPolicy> = selecting.map(AsRef::as_ref).collect();
-    // 67, 93
-    selecting.sort_by_key(|policy| {
-        let tie = format!("{}//{}", policy.id.name, policy.id.kind.name());
-        (policy.priority, tie)
-    });
-    for policy in selecting {
-        for (index, rule) in rules(policy).iter().enumerate() {
-            // 68
-            let action = match &rule.peers {
-                None => Some(rule.action),
-                Some(peers) if peers.iter().any(|it| peer_matches(cluster, "", it, peer)) => {
-                    Some(rule.action)
-                }
-                Some(peers) => unplaced(cluster, peer).and_then(|it| it.action(rule.action, peers)),
-            };
-            let ports = rule.ports.as_ref();
-            let ports = ports.is_none_or(|ports| ports.iter().any(|it| port_matches(it, dst, service)));
-            let Some(action) = action.filter(|_| ports) else {
-                continue;
-            };
-            let policy = policy.id.clone();
-            return match action {
-                Action::Allow => Some(Direction {
-                    allow: true,
-                    cause: Cause::Rule {
-                        tier: tier.name(),
-                        policy,
-                        index,
-                    },
-                }),
-                Action::Deny => Some(Direction {
+    direction: Way,
+}
+
+/// A policy that selects the pod and has a part in the direction.
+enum Member<'a> {
+    Network(&'a NetworkPolicy, &'a [Rule]),
+    Ordered(&'a TieredPolicy, &'a [TieredRule]),
+}
+
+impl Member<'_> {
+    fn id(&self) -> PolicyId {
+        match self {
+            Self::Network(policy, _) => PolicyId::network_policy(&policy.key),
+            Self::Ordered(policy, _) => policy.id.clone(),
+        }
+    }
+}
+
+/// What a tier says about a packet.
+enum Said {
+    /// This is the decision.
+    Decided(Direction),
+    /// By this rule, the next tier decides.
+    Passed(Passed),
+    /// Nothing: the next tier decides.
+    Nothing,
+}
+
+impl<'a> Asked<'a> {
+    /// Judges one direction, at the end whose policies count.
+    fn judge_end(&self, subject: &End<'_>, passed: &mut Vec<Passed>) -> Direction {
+        let pod = match subject.identity {
+            Identity::Pod(pod) => pod,
+            Identity::Unknown if !self.cluster.settings.allow_unknown => {
+                return Direction {
                     allow: false,
-                    cause: Cause::Denied {
-                        tier: tier.name(),
-                        policy,
-                        index,
-                    },
-                }),
-                Action::Pass => None,
-            };
-        }
-    }
-    None
-}
-
-/// What NetworkPolicies decide about a pod; None where none isolates it.
-fn judge_network_policies(
-    cluster: &Cluster,
-    pod: &Pod,
-    peer: &End<'_>,
-    dst: &End<'_>,
-    service: Service,
-    rules: fn(&NetworkPolicy) -> Option<&[Rule]>,
-) -> Option<Direction> {
-    let mut isolating = Vec::new();
-    for policy in cluster.policies.values() {
-        let Some(rules) = rules(policy) else { continue };
-        if policy.key.namespace != pod.key.namespace || !selects(&policy.subjects, &pod.labels) {
-            continue;
-        }
-        for (index, rule) in rules.iter().enumerate() {
-            if rule_matches(cluster, policy, rule, peer, dst, service) {
-                return Some(Direction {
+                    cause: Cause::Unknown,
+                };
+            }
+            Identity::Unknown | Identity::Node(_) | Identity::External => {
+                return Direction {
                     allow: true,
-                    cause: Cause::Rule {
-                        tier: "NetworkPolicy",
-                        policy: PolicyId::network_policy(&policy.key),
-                        index,
-                    },
-                });
+                    cause: Cause::Open,
+                };
+            }
+        };
+        // 1; a pod's profile allows what is left (79.4).
+        self.judge_pod(pod, true, passed).unwrap_or(Direction {
+            allow: true,
+            cause: Cause::Open,
+        })
+    }
+
+    /// What the policies decide about a pod; None where no tier does (66, 79). Without NetworkPolicies where they do not
+    /// govern (85).
+    fn judge_pod(&self, pod: &Pod, network_policies: bool, passed: &mut Vec<Passed>) -> Option<Direction> {
+        for (name, denies) in tiers(self.cluster) {
+            let members = self.members(&name, pod, network_policies);
+            match self.judge_tier(&name, denies, &members) {
+                Said::Decided(decision) => return Some(decision),
+                Said::Passed(rule) => passed.push(rule),
+                Said::Nothing => {}
             }
         }
-        isolating.push(policy.key.clone());
+        None
     }
-    if isolating.is_empty() {
-        return None;
+
+    /// The policies of a tier that select a pod, in the order in which they are asked.
+    fn members(&self, tier: &str, pod: &Pod, network_policies: bool) -> Vec<Member<'a>> {
+        let cluster = self.cluster;
+        let Some(namespace) = cluster.namespaces.get(&pod.key.namespace) else {
+            return Vec::new();
+        };
+        // Order and tie (67, 83, 93).
+        let mut members: Vec<(f64, String, Member<'a>)> = Vec::new();
+        let tie = |id: &PolicyId, kind: &str| format!("{}/{}/{kind}", id.name, id.namespace);
+        for policy in cluster.tiered.values().filter(|policy| policy.tier == tier) {
+            // 73, 98
+            let selects = policy.subjects.iter().any(|subjects| {
+                selects(&subjects.namespaces, &namespace.labels) && selects(&subjects.pods, &pod.labels)
+            });
+            let rules = match self.direction {
+                Way::Ingress => &policy.ingress,
+                Way::Egress => &policy.egress,
+            };
+            if let Some(rules) = rules.as_ref().filter(|_| selects) {
+                let kind = match policy.id.kind {
+                    PolicyKind::NetworkPolicy => "KubernetesNetworkPolicy",
+                    PolicyKind::ClusterNetworkPolicy => "KubernetesClusterNetworkPolicy",
+                    PolicyKind::AdminNetworkPolicy => "KubernetesAdminNetworkPolicy",
+                    PolicyKind::BaselineAdminNetworkPolicy => "KubernetesBaselineAdminNetworkPolicy",
+                    PolicyKind::CalicoNetworkPolicy => "NetworkPolicy",
+                    PolicyKind::GlobalNetworkPolicy => "GlobalNetworkPolicy",
+                };
+                let member = Member::Ordered(policy, rules);
+                members.push((policy.order.number(), tie(&policy.id, kind), member));
+            }
+        }
+        // 94, 102
+        if tier == "default" && network_policies {
+            // Where another policy may stand between them, their order decides; else they all allow, and it only says
+            // which of them is named.
+            let mixed = cluster
+                .tiered
+                .values()
+                .any(|policy| policy.tier == "default" && policy.order.number() == 1000.0);
+            for policy in cluster.policies.values() {
+                let rules = match self.direction {
+                    Way::Ingress => policy.ingress.as_deref(),
+                    Way::Egress => policy.egress.as_deref(),
+                };
+                let Some(rules) = rules else { continue };
+                if policy.key.namespace == pod.key.namespace && selects(&policy.subjects, &pod.labels) {
+                    let tie = match mixed {
+                        true => tie(&PolicyId::network_policy(&policy.key), "KubernetesNetworkPolicy"),
+                        false => policy.key.name.clone(),
+                    };
+                    members.push((1000.0, tie, Member::Network(policy, rules)));
+                }
+            }
+        }
+        members.sort_by(|one, other| one.0.total_cmp(&other.0).then_with(|| one.1.cmp(&other.1)));
+        members.into_iter().map(|(_, _, member)| member).collect()
     }
-    Some(Direction {
-        allow: false,
-        cause: Cause::Isolated(isolating),
-    }) // 2
+
+    fn judge_tier(&self, tier: &str, denies: bool, members: &[Member<'_>]) -> Said {
+        for member in members {
+            let rules = match member {
+                Member::Network(_, rules) => rules.len(),
+                Member::Ordered(_, rules) => rules.len(),
+            };
+            for index in 0..rules {
+                let Some(action) = self.rule_of(member, index) else {
+                    continue;
+                };
+                let tier = shown(self.cluster, tier);
+                let policy = member.id();
+                return match action {
+                    Action::Allow => Said::Decided(Direction {
+                        allow: true,
+                        cause: Cause::Rule { tier, policy, index },
+                    }),
+                    Action::Deny => Said::Decided(Direction {
+                        allow: false,
+                        cause: Cause::Denied { tier, policy, index },
+                    }),
+                    Action::Pass => Said::Passed(Passed { tier, policy, index }), // 69, 79.5
+                    Action::Log => continue,                                      // 81.1
+                };
+            }
+        }
+        // 2, 79.3: a tier none of whose policies selects the pod in the direction is passed over.
+        if members.is_empty() || !denies {
+            return Said::Nothing;
+        }
+        Said::Decided(Direction {
+            allow: false,
+            cause: Cause::Isolated {
+                tier: shown(self.cluster, tier),
+                policies: members.iter().map(Member::id).collect(),
+            },
+        })
+    }
+
+    /// What a rule does with the packet; None where it does not match.
+    fn rule_of(&self, member: &Member<'_>, index: usize) -> Option<Action> {
+        let Self {
+            cluster,
+            peer,
+            dst,
+            service,
+            ..
+        } = *self;
+        match member {
+            Member::Network(policy, rules) => {
+                let rule = rules.get(index)?;
+                rule_matches(cluster, policy, rule, peer, dst, service).then_some(Action::Allow)
+            }
+            Member::Ordered(_, rules) => {
+                let rule = rules.get(index)?;
+                // 68, 99
+                let action = match &rule.peers {
+                    None => Some(rule.action),
+                    Some(peers) if peers.iter().any(|it| peer_matches(cluster, "", it, peer)) => {
+                        Some(rule.action)
+                    }
+                    Some(peers) => unplaced(cluster, peer).and_then(|it| it.action(rule.action, peers)),
+                };
+                let ports = rule.ports.as_ref();
+                let ports = ports.is_none_or(|ports| ports.iter().any(|it| port_matches(it, dst, service)));
+                action.filter(|_| ports)
+            }
+        }
+    }
+}
+
+/// The tiers in the order in which they decide, by name, and whether each denies by default (79.1, 79.2, 101).
+fn tiers(cluster: &Cluster) -> Vec<(String, bool)> {
+    // Missing, order, name, denies.
+    let mut tiers = vec![
+        (false, 1000.0, "kube-admin".to_owned(), false),
+        (false, 1_000_000.0, "default".to_owned(), true),
+        (false, 10_000_000.0, "kube-baseline".to_owned(), false),
+    ];
+    for tier in cluster.tiers.values() {
+        if !tiers.iter().any(|(_, _, known, _)| *known == tier.name) {
+            let denies = tier.default == TierDefault::Deny;
+            tiers.push((false, tier.order.number(), tier.name.clone(), denies));
+        }
+    }
+    for policy in cluster.tiered.values() {
+        if !tiers.iter().any(|(_, _, known, _)| *known == policy.tier) {
+            tiers.push((true, 0.0, policy.tier.clone(), true));
+        }
+    }
+    tiers.sort_by(|one, other| {
+        let by_order = one.1.total_cmp(&other.1);
+        one.0
+            .cmp(&other.0)
+            .then(by_order)
+            .then_with(|| one.2.cmp(&other.2))
+    });
+    tiers
+        .into_iter()
+        .map(|(_, _, name, denies)| (name, denies))
+        .collect()
+}
+
+/// What reasons call a tier (105).
+fn shown(cluster: &Cluster, tier: &str) -> String {
+    let calico = [PolicyKind::CalicoNetworkPolicy, PolicyKind::GlobalNetworkPolicy];
+    let has_calico =
+        !cluster.tiers.is_empty() || cluster.tiered.keys().any(|policy| calico.contains(&policy.kind));
+    match tier {
+        "kube-admin" if !has_calico => "Admin",
+        "default" if !has_calico => "NetworkPolicy",
+        "kube-baseline" if !has_calico => "Baseline",
+        name => name,
+    }
+    .to_owned()
 }
 
 /// 19: ports AND peers; absent lists restrict nothing (18).
@@ -416,8 +573,12 @@ fn peer_matches(cluster: &Cluster, own: &str, entry: &Peer, peer: &End<'_>) -> b
 }
 
 fn port_matches(entry: &PortMatch, dst: &End<'_>, service: Service) -> bool {
+    if let PortMatch::IpProtocol(protocol) = entry {
+        return service.protocol == *protocol;
+    }
     let Some(port) = service.port else { return false }; // 35
     match entry {
+        PortMatch::IpProtocol(_) => false,
         PortMatch::All(protocol) => service.protocol == protocol.number(), // 27
         PortMatch::Range { protocol, lo, hi } => {
             service.protocol == protocol.number() && *lo <= port && port <= *hi // 30, 36
@@ -437,17 +598,31 @@ fn port_matches(entry: &PortMatch, dst: &End<'_>, service: Service) -> bool {
     }
 }
 
-/// 11: every requirement; none selects everything.
-fn selects(selector: &Selector, labels: &Labels) -> bool {
-    selector.requirements.iter().all(|requirement| {
-        let value = labels.get(&requirement.key);
-        match &requirement.operator {
-            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
-            Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)), // 9
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
+/// Whether a selector selects what has these labels (11): every requirement holds; none selects everything.
+pub fn selects(selector: &Selector, labels: &Labels) -> bool {
+    selector
+        .requirements
+        .iter()
+        .all(|requirement| holds(requirement, labels))
+}
+
+/// Whether labels meet a requirement.
+pub fn holds(requirement: &Requirement, labels: &Labels) -> bool {
+    let value = labels.get(&requirement.key);
+    match &requirement.operator {
+        Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+        Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)), // 9
+        Operator::Exists => value.is_some(),
+        Operator::DoesNotExist => value.is_none(),
+        Operator::Like { part, text, negated } => {
+            let has = value.is_some_and(|value| match part {
+                Part::Anywhere => value.contains(text),
+                Part::Start => value.starts_with(text),
+                Part::End => value.ends_with(text),
+            });
+            has != *negated // 97.2
         }
-    })
+    }
 }
 
 /// Whether a block holds an address, by comparing bits.

@@ -617,8 +617,6 @@ pub struct ResourceVersions {
     pub pods: Option<u64>,
     /// Of NetworkPolicies.
     pub policies: Option<u64>,
-    /// Of policies for the whole cluster; the newest of all their kinds.
-    pub cluster_policies: Option<u64>,
 }
 
 impl ResourceVersions {
@@ -632,7 +630,6 @@ impl fmt::Display for ResourceVersions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kinds = [
             ("networkpolicies", self.policies),
-            ("clusterpolicies", self.cluster_policies),
             ("namespaces", self.namespaces),
             ("nodes", self.nodes),
             ("pods", self.pods),

@@ -17,7 +17,7 @@ pub struct Decider {
     pub policy: Option<String>,
     /// Index of the rule.
     pub rule: Option<u32>,
-    /// `allow`, `deny`, `isolated`, `open`, `self`, `node`, `unknown` or `depends`.
+    /// `allow`, `deny`, `isolated`, `tier-default`, `open`, `self`, `node`, `unknown` or `depends`.
     pub effect: String,
 }
 

@@ -21,13 +21,19 @@ use ipnet::IpNet;
 pub use judgement::{Decider, policy_words};
 pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
-    Fault, Label, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+    Fault, Label, NetworkPolicy, Operator, Part, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
-pub use tiered::{Action, ClusterTier, TieredPolicy, TieredRule};
+pub use tiered::{
+    Action, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Order, PodSelection, Tier, TierDefault, TieredPolicy,
+    TieredRule,
+};
 pub use unplaced::{PodNetworks, Unplaced};
 
 /// Stands among the unevaluated kinds where it is not known which there are.
 pub const UNKNOWN_KINDS: &str = "unknown";
+
+/// Begins the keys under which a pod has the labels of its service account; no label of a pod can have such a key.
+pub const ACCOUNT_LABEL: &str = "serviceaccount:";
 
 /// Labels of an object, by key.
 pub type Labels = BTreeMap<String, String>;
@@ -58,23 +64,48 @@ pub enum PolicyKind {
     AdminNetworkPolicy,
     /// `policy.networking.k8s.io/v1alpha1`, of the Baseline tier.
     BaselineAdminNetworkPolicy,
+    /// `projectcalico.org/v3`, of a namespace.
+    CalicoNetworkPolicy,
+    /// `projectcalico.org/v3`, of the whole cluster.
+    GlobalNetworkPolicy,
 }
 
 impl PolicyKind {
     /// Those whose rules decide in order.
-    pub const TIERED: [Self; 3] = [
+    pub const TIERED: [Self; 5] = [
         Self::ClusterNetworkPolicy,
         Self::AdminNetworkPolicy,
         Self::BaselineAdminNetworkPolicy,
+        Self::CalicoNetworkPolicy,
+        Self::GlobalNetworkPolicy,
     ];
 
-    /// The object's `kind`.
+    /// Whether it is one of Calico's.
+    pub const fn is_calico(self) -> bool {
+        matches!(self, Self::CalicoNetworkPolicy | Self::GlobalNetworkPolicy)
+    }
+
+    /// The object's `kind`; with its group where another group has a kind of this name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
             Self::AdminNetworkPolicy => "AdminNetworkPolicy",
             Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::CalicoNetworkPolicy => "NetworkPolicy.projectcalico.org",
+            Self::GlobalNetworkPolicy => "GlobalNetworkPolicy",
+        }
+    }
+
+    /// The kind in [`PolicyId::tie`]: Calico's names (TIERS 93, 94).
+    const fn tie(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "KubernetesNetworkPolicy",
+            Self::ClusterNetworkPolicy => "KubernetesClusterNetworkPolicy",
+            Self::AdminNetworkPolicy => "KubernetesAdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "KubernetesBaselineAdminNetworkPolicy",
+            Self::CalicoNetworkPolicy => "NetworkPolicy",
+            Self::GlobalNetworkPolicy => "GlobalNetworkPolicy",
         }
     }
 }
@@ -94,6 +125,11 @@ impl PolicyId {
     /// What it is called in lists of policies of all kinds: see [`policy_label`].
     pub fn label(&self) -> String {
         policy_label(self.kind.name(), &self.to_string())
+    }
+
+    /// Orders policies of one tier and order, by bytes (TIERS 93).
+    pub fn tie(&self) -> String {
+        format!("{}/{}/{}", self.name, self.namespace, self.kind.tie())
     }
 
     /// That of a NetworkPolicy.
@@ -157,7 +193,7 @@ pub struct Pod {
     pub uid: String,
     /// `metadata.creationTimestamp` in seconds since 1970; None in manifests.
     pub created: Option<i64>,
-    /// Its labels.
+    /// Its labels, and under [`ACCOUNT_LABEL`] keys those of its service account where policies ask for them.
     pub labels: Labels,
     /// All of `status.podIPs` (SEMANTICS 52).
     pub addresses: Vec<IpAddr>,
@@ -224,6 +260,8 @@ pub struct Cluster {
     pub policies: OrdMap<ObjectKey, Arc<NetworkPolicy>>,
     /// Policies of kinds whose rules decide in order, lowered.
     pub tiered: OrdMap<PolicyId, Arc<TieredPolicy>>,
+    /// Tiers besides the [built-in](Tier::built_in) ones.
+    pub tiers: OrdMap<String, Arc<Tier>>,
     /// Policy kinds that were met and are not evaluated yet (`"incomplete"` on every verdict), as `kind.group`.
     pub unevaluated_kinds: BTreeSet<String>,
     /// Configuration.
@@ -240,7 +278,7 @@ impl Cluster {
             rules.map(|rule| (rule.peers.as_deref(), rule.ports.as_deref()))
         });
         let tiered = self.tiered.values().flat_map(|policy| {
-            let rules = policy.ingress.iter().chain(&policy.egress);
+            let rules = policy.rules();
             rules.map(|rule| (rule.peers.as_deref(), rule.ports.as_deref()))
         });
         network_policies.chain(tiered)

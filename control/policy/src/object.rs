@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use super::{Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod, PolicyId, TieredPolicy};
+use super::{Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod, PolicyId, Tier, TieredPolicy};
 
 /// Label that every namespace carries (SEMANTICS 13).
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -22,6 +22,8 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
     /// A policy of a kind whose rules decide in order.
     Tiered(TieredPolicy),
+    /// A tier.
+    Tier(Tier),
     /// A policy of a kind that is not evaluated yet.
     Unevaluated {
         /// `kind.group`.
@@ -47,6 +49,8 @@ pub enum ObjectRef {
     NetworkPolicy(ObjectKey),
     /// A policy of a kind whose rules decide in order.
     Tiered(PolicyId),
+    /// A tier, by name.
+    Tier(String),
 }
 
 impl std::fmt::Display for ObjectRef {
@@ -57,6 +61,7 @@ impl std::fmt::Display for ObjectRef {
             Self::Pod(key) => write!(f, "Pod {key}"),
             Self::NetworkPolicy(key) => write!(f, "NetworkPolicy {key}"),
             Self::Tiered(id) => write!(f, "{} {id}", id.kind.name()),
+            Self::Tier(name) => write!(f, "Tier {name}"),
         }
     }
 }
@@ -70,6 +75,7 @@ impl Object {
             Self::Pod(pod) => Some(ObjectRef::Pod(pod.key.clone())),
             Self::NetworkPolicy(policy) => Some(ObjectRef::NetworkPolicy(policy.key.clone())),
             Self::Tiered(policy) => Some(ObjectRef::Tiered(policy.id.clone())),
+            Self::Tier(tier) => Some(ObjectRef::Tier(tier.name.clone())),
             Self::Unevaluated { .. } | Self::Ignored { .. } => None,
         }
     }
@@ -88,6 +94,7 @@ impl Cluster {
                 self.unevaluated_kinds.extend(it.unevaluated.iter().cloned());
                 self.tiered.insert(it.id.clone(), Arc::new(it));
             }
+            Object::Tier(it) => drop(self.tiers.insert(it.name.clone(), Arc::new(it))),
             Object::Unevaluated { kind } => drop(self.unevaluated_kinds.insert(kind)),
             Object::Ignored { .. } => {}
         }
@@ -101,6 +108,7 @@ impl Cluster {
             ObjectRef::Pod(key) => self.pods.remove(key).is_some(),
             ObjectRef::NetworkPolicy(key) => self.policies.remove(key).is_some(),
             ObjectRef::Tiered(id) => self.tiered.remove(id).is_some(),
+            ObjectRef::Tier(name) => self.tiers.remove(name).is_some(),
         }
     }
 
@@ -114,6 +122,7 @@ impl Cluster {
             pods: turned_into(&self.pods, &other.pods),
             policies: turned_into(&self.policies, &other.policies),
             tiered: turned_into(&self.tiered, &other.tiered),
+            tiers: turned_into(&self.tiers, &other.tiers),
             ..other
         }
     }

@@ -95,6 +95,37 @@ pub enum Operator {
     Exists,
     /// Absent.
     DoesNotExist,
+    /// Present, and its value has a text in it (TIERS 97.1).
+    Like {
+        /// Where.
+        part: Part,
+        /// The text.
+        text: String,
+        /// Whether this is the contrary instead: absent, or a value without the text there.
+        negated: bool,
+    },
+}
+
+/// Where a label's value has a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Anywhere.
+    Anywhere,
+    /// At its start.
+    Start,
+    /// At its end.
+    End,
+}
+
+impl Part {
+    /// Whether a value has a text there.
+    pub fn holds(self, value: &str, text: &str) -> bool {
+        match self {
+            Self::Anywhere => value.contains(text),
+            Self::Start => value.starts_with(text),
+            Self::End => value.ends_with(text),
+        }
+    }
 }
 
 /// A protocol that policies can name.
@@ -140,4 +171,6 @@ pub enum PortMatch {
         /// The port's name.
         name: String,
     },
+    /// All of an IP protocol other than TCP, UDP and SCTP, by its number.
+    IpProtocol(u8),
 }

@@ -1,50 +1,146 @@
-//! Policies of kinds whose rules allow, deny and pass in order, as `ClusterNetworkPolicy` (TIERS 66 to 78, 86).
+//! Policies of kinds whose rules decide in order, as `ClusterNetworkPolicy` (TIERS 66 to 78, 86) and those of Calico
+//! (TIERS 79 to 100), and the tiers that they are in.
 
-use std::collections::BTreeSet;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 use super::{Fault, Peer, PolicyId, PortMatch, Selector};
 
-/// Before or after NetworkPolicies (TIERS 66.1, 66.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ClusterTier {
-    /// Before them.
-    Admin,
-    /// After them, for pods that none of them isolates in the direction.
-    Baseline,
+/// The tier of cluster-wide policies before NetworkPolicies.
+pub const KUBE_ADMIN: &str = "kube-admin";
+/// The tier of NetworkPolicies.
+pub const DEFAULT_TIER: &str = "default";
+/// The tier of cluster-wide policies after NetworkPolicies.
+pub const KUBE_BASELINE: &str = "kube-baseline";
+
+/// Where something stands among its like: the smaller first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Order(f64);
+
+impl Order {
+    /// After every number.
+    pub const LAST: Self = Self(f64::INFINITY);
+    /// That of NetworkPolicies in their tier (TIERS 94).
+    pub const NETWORK_POLICY: Self = Self(1000.0);
+
+    /// None for what is no number.
+    pub fn new(order: f64) -> Option<Self> {
+        // -0 is 0.
+        (!order.is_nan()).then_some(Self(order + 0.0))
+    }
+
+    /// Of a priority.
+    pub fn of_priority(priority: u16) -> Self {
+        Self(f64::from(priority))
+    }
+
+    /// As a number; infinite for [`Self::LAST`].
+    pub fn number(self) -> f64 {
+        self.0
+    }
 }
 
-impl ClusterTier {
-    /// Its name in reasons (TIERS 105).
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Admin => "Admin",
-            Self::Baseline => "Baseline",
+impl PartialEq for Order {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Order {}
+
+impl PartialOrd for Order {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Order {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl std::hash::Hash for Order {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.to_bits().hash(state);
+    }
+}
+
+impl std::fmt::Display for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Self::LAST {
+            f.write_str("none")
+        } else {
+            write!(f, "{}", self.0)
         }
     }
 }
 
-/// A policy of a cluster-wide kind, validated and lowered.
+/// What becomes of a packet that the policies of a tier which select the pod say nothing about (TIERS 79.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TierDefault {
+    /// It is denied.
+    Deny,
+    /// The next tier decides.
+    Pass,
+}
+
+/// A tier: policies that decide together, before or after those of other tiers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Its name.
+    pub name: String,
+    /// Where it stands; equal ones by name.
+    pub order: Order,
+    /// What it does with what its policies say nothing about.
+    pub default: TierDefault,
+}
+
+impl Tier {
+    /// The tiers that are always there (TIERS 79.1).
+    pub fn built_in() -> [Self; 3] {
+        [
+            (KUBE_ADMIN, 1000.0, TierDefault::Pass),
+            (DEFAULT_TIER, 1_000_000.0, TierDefault::Deny),
+            (KUBE_BASELINE, 10_000_000.0, TierDefault::Pass),
+        ]
+        .map(|(name, order, default)| Self {
+            name: name.to_owned(),
+            order: Order(order),
+            default,
+        })
+    }
+}
+
+/// Pods by labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PodSelection {
+    /// Labels of their namespaces.
+    pub namespaces: Selector,
+    /// Their own labels.
+    pub pods: Selector,
+}
+
+/// A policy of a kind whose rules decide in order, validated and lowered.
 ///
 /// What cannot be understood is lowered as TIERS 72 and 107 say and has a fault: a rule that allows matches nothing, one
 /// that denies or passes denies everything at its place. So consumers evaluate every rule as it stands here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TieredPolicy {
-    /// Its kind and name; cluster-scoped.
+    /// Its kind and name; the namespace is empty for a cluster-scoped one.
     pub id: PolicyId,
     /// `metadata.uid`; empty in manifests.
     pub uid: String,
-    /// Where it stands: by tier, then by priority, the smaller first, then by [`tie`](Self::tie).
-    pub tier: ClusterTier,
-    /// 0 to 1000.
-    pub priority: u16,
-    /// Labels of the namespaces of the pods that it selects.
-    pub namespaces: Selector,
-    /// Labels of those pods.
-    pub pods: Selector,
-    /// The ingress rules, in the order in which they decide. Without rules it has no part in a direction (TIERS 71).
-    pub ingress: Vec<TieredRule>,
+    /// Name of its tier. One that does not exist comes after all others and denies by default (TIERS 79.2).
+    pub tier: String,
+    /// Where it stands in its tier; equal ones by [`PolicyId::tie`].
+    pub order: Order,
+    /// The pods that it selects: those of any of these.
+    pub subjects: Vec<PodSelection>,
+    /// The ingress rules, in the order in which they decide; None where it has no part in ingress, empty where it selects
+    /// pods so that the tier's default applies to them.
+    pub ingress: Option<Vec<TieredRule>>,
     /// The egress rules, likewise.
-    pub egress: Vec<TieredRule>,
+    pub egress: Option<Vec<TieredRule>>,
     /// What of it is not understood; empty for a valid one.
     pub faults: Vec<Fault>,
     /// What of it is valid and not evaluated yet, as it stands among the unevaluated kinds of the state. Its rules are
@@ -53,18 +149,13 @@ pub struct TieredPolicy {
 }
 
 impl TieredPolicy {
-    /// Orders policies of one tier and priority, by bytes (TIERS 93).
-    pub fn tie(&self) -> String {
-        let PolicyId {
-            kind,
-            namespace,
-            name,
-        } = &self.id;
-        format!("{name}/{namespace}/{}", kind.name())
+    /// The rules of both directions.
+    pub fn rules(&self) -> impl Iterator<Item = &TieredRule> {
+        self.ingress.iter().chain(&self.egress).flatten()
     }
 }
 
-/// What a rule does with what it matches (TIERS 66.2).
+/// What a rule does with what it matches (TIERS 66.2, 81).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Action {
     /// It passes, in this direction.
@@ -73,6 +164,8 @@ pub enum Action {
     Deny,
     /// The next tier decides.
     Pass,
+    /// Nothing: it is written down, and the next rule decides.
+    Log,
 }
 
 /// One rule; its index in the list is that of the object's.
@@ -90,7 +183,7 @@ impl TieredRule {
     /// What a rule comes to that is not understood (TIERS 72.1, 107).
     pub fn not_understood(action: Action) -> Self {
         match action {
-            Action::Allow => Self {
+            Action::Allow | Action::Log => Self {
                 action,
                 peers: Some(Vec::new()),
                 ports: None,
@@ -101,5 +194,31 @@ impl TieredRule {
                 ports: None,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn orders_are_numbers_and_none_comes_last() {
+        let order = |number| Order::new(number).unwrap();
+        let mut orders = [
+            Order::LAST,
+            order(10.5),
+            order(-3.0),
+            order(0.0),
+            Order::of_priority(10),
+            order(1e300),
+        ];
+        orders.sort_unstable();
+        let texts: Vec<String> = orders.iter().take(4).map(ToString::to_string).collect();
+        assert_eq!(texts, ["-3", "0", "10", "10.5"]);
+        assert_eq!(orders.last(), Some(&Order::LAST));
+        assert_eq!(order(-0.0), order(0.0));
+        assert_eq!(Order::new(f64::NAN), None);
     }
 }

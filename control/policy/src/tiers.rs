@@ -1,72 +1,156 @@
 //! The policy model: an ordered list of tiers, each with ordered policies of ordered rules. Pure.
 //!
-//! `networking.k8s.io/v1` is one tier: its policies are additive (every rule allows, so their order only says which
-//! rule is named) and isolating (what no rule allows is denied to the pods that it selects). Kinds whose rules deny or
-//! pass ([`TieredPolicy`]) have tiers of their own before and after it. What no tier decides is allowed.
+//! A pod is decided by the tiers in order. A tier counts for a pod in a direction if one of its policies selects the pod and has
+//! a part in that direction; then the first rule that matches decides, and what none matches is denied, or passed on, as the tier
+//! says. What no tier decides is allowed (TIERS 79, 103).
+//!
+//! `networking.k8s.io/v1` is one tier: all of its rules allow, and what none of them allows is denied to the pods that its
+//! policies select. Within the tier they stand at one order (TIERS 94), so that policies of other kinds can come before, between
+//! and after them.
 //!
 //! The model borrows from the cluster's objects; building it costs little.
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 
 use crate::{
-    Action, Cluster, ClusterTier, PolicyId, PolicyKind, PortMatch, Selector, TieredPolicy, TieredRule,
-    Unplaced, unplaced::MARKED,
+    Action, Cluster, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, ObjectKey, Order, PolicyId, PolicyKind,
+    PortMatch, Selector, TierDefault, TieredPolicy, TieredRule, Unplaced, unplaced::MARKED,
 };
 
 /// Every policy in force.
 #[derive(Debug)]
 pub struct Model<'a> {
-    /// In the order in which they decide.
-    pub tiers: Vec<Tier<'a>>,
-}
-
-/// Policies that are decided together.
-#[derive(Debug)]
-pub struct Tier<'a> {
-    /// What it is. Where it isolates, a pod that any of its policies selects in a direction is decided here: what no
-    /// rule matches is denied.
-    pub facts: TierFacts,
-    /// In any order: [`Policy::rank`] is that in which they decide.
+    /// The tiers.
+    pub tiers: Tiers,
+    /// The policies, in any order: [`Policy::tier`] and [`Policy::rank`] are that in which they decide.
     pub policies: Vec<Policy<'a>>,
 }
 
 /// What a tier is, apart from its policies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TierFacts {
     /// Its position among the tiers.
     pub number: u32,
-    /// Its name in reasons.
-    pub name: &'static str,
-    /// Whether it isolates; see [`Tier`].
+    /// Its name in reasons (TIERS 105).
+    pub name: String,
+    /// Whether it denies to a pod that one of its policies selects in a direction what none of their rules matches.
     pub isolates: bool,
 }
 
-/// The tier before NetworkPolicies.
-pub const ADMIN_TIER: TierFacts = TierFacts {
-    number: 0,
-    name: ClusterTier::Admin.name(),
-    isolates: false,
-};
+/// The tiers of a cluster, in the order in which they decide (TIERS 79.2, 101).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tiers {
+    by_name: BTreeMap<String, Arc<TierFacts>>,
+    network_policies: Arc<TierFacts>,
+    /// Whether policies of other kinds may stand between NetworkPolicies.
+    mixed: bool,
+}
 
-/// The tier of `networking.k8s.io/v1`.
-pub const NETWORK_POLICY_TIER: TierFacts = TierFacts {
-    number: 1,
-    name: PolicyKind::NetworkPolicy.name(),
-    isolates: true,
-};
+impl Tiers {
+    /// Those of a cluster.
+    pub fn of(cluster: &Cluster) -> Self {
+        let calico = cluster.has_calico();
+        // Missing ones last, then by order and name.
+        let mut all: BTreeMap<&str, (bool, Order, TierDefault)> = BTreeMap::new();
+        for policy in cluster.tiered.values() {
+            all.insert(&policy.tier, (true, Order::LAST, TierDefault::Deny));
+        }
+        let built_in = crate::Tier::built_in();
+        for tier in cluster.tiers.values().map(|tier| &**tier).chain(&built_in) {
+            all.insert(&tier.name, (false, tier.order, tier.default));
+        }
+        let mut all: Vec<_> = all.into_iter().collect();
+        all.sort_by(|(name, one), (other_name, other)| {
+            (one.0, one.1, name).cmp(&(other.0, other.1, other_name))
+        });
+        let facts = |((name, (_, _, default)), number): ((&str, (bool, Order, TierDefault)), u32)| {
+            let facts = TierFacts {
+                number,
+                name: reason_name(name, calico).to_owned(),
+                isolates: default == TierDefault::Deny,
+            };
+            (name.to_owned(), Arc::new(facts))
+        };
+        let by_name: BTreeMap<String, Arc<TierFacts>> = all.into_iter().zip(0..).map(facts).collect();
+        let network_policies = by_name.get(DEFAULT_TIER).map(Arc::clone);
+        Self {
+            mixed: cluster.mixes_network_policies(),
+            network_policies: network_policies.unwrap_or_else(|| {
+                Arc::new(TierFacts {
+                    number: u32::MAX,
+                    name: DEFAULT_TIER.to_owned(),
+                    isolates: true,
+                })
+            }),
+            by_name,
+        }
+    }
 
-/// The tier after NetworkPolicies.
-pub const BASELINE_TIER: TierFacts = TierFacts {
-    number: 2,
-    name: ClusterTier::Baseline.name(),
-    isolates: false,
-};
+    /// The tier of NetworkPolicies.
+    pub fn network_policies(&self) -> &Arc<TierFacts> {
+        &self.network_policies
+    }
+
+    /// A tier by name, of those that exist or that a policy names.
+    pub fn named(&self, name: &str) -> &Arc<TierFacts> {
+        self.by_name.get(name).unwrap_or(&self.network_policies)
+    }
+
+    /// The tiers, in the order in which they decide.
+    pub fn in_order(&self) -> Vec<&Arc<TierFacts>> {
+        let mut tiers: Vec<&Arc<TierFacts>> = self.by_name.values().collect();
+        tiers.sort_by_key(|tier| tier.number);
+        tiers
+    }
+
+    /// Where a NetworkPolicy stands.
+    pub fn rank_of_network_policy(&self, key: &ObjectKey) -> Rank {
+        let tie = match self.mixed {
+            true => PolicyId::network_policy(key).tie(),
+            // They all allow, so their order only says which of them is named.
+            false => format!("{}\0{}", key.namespace, key.name),
+        };
+        Rank {
+            order: Order::NETWORK_POLICY,
+            tie,
+        }
+    }
+}
+
+/// What reasons call a tier: where nothing is Calico's, by what its policies are.
+fn reason_name(name: &str, calico: bool) -> &str {
+    match name {
+        _ if calico => name,
+        KUBE_ADMIN => "Admin",
+        KUBE_BASELINE => "Baseline",
+        DEFAULT_TIER => PolicyKind::NetworkPolicy.name(),
+        _ => name,
+    }
+}
+
+impl Cluster {
+    /// Whether any object is Calico's: then tiers are called by its names.
+    pub fn has_calico(&self) -> bool {
+        // Kinds are in order, Calico's last.
+        let last = self.tiered.get_max();
+        !self.tiers.is_empty() || last.is_some_and(|(id, _)| id.kind.is_calico())
+    }
+
+    /// Whether a policy of another kind stands at the order of NetworkPolicies in their tier.
+    pub fn mixes_network_policies(&self) -> bool {
+        let stands_there =
+            |policy: &Arc<TieredPolicy>| policy.tier == DEFAULT_TIER && policy.order == Order::NETWORK_POLICY;
+        self.tiered.values().any(stands_there)
+    }
+}
 
 /// Where a policy stands among those of its tier.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rank {
     /// The smaller first.
-    pub priority: u16,
+    pub order: Order,
     /// Then by these bytes.
     pub tie: String,
 }
@@ -77,11 +161,11 @@ pub struct Policy<'a> {
     /// Its kind and name.
     pub id: PolicyId,
     /// The tier that it is of.
-    pub tier: &'static TierFacts,
+    pub tier: Arc<TierFacts>,
     /// Its order there.
     pub rank: Rank,
-    /// The pods that it selects.
-    pub subjects: PodSet<'a>,
+    /// The pods that it selects: those of any of these.
+    pub subjects: Vec<PodSet<'a>>,
     /// Its ingress rules; None where it has no part in ingress.
     pub ingress: Option<Vec<Rule<'a>>>,
     /// Its egress rules; None where it has no part in egress.
@@ -138,80 +222,72 @@ impl<'a> Model<'a> {
     /// do to those is a rule of its own wherever it is not what the rule does.
     pub fn of(cluster: &'a Cluster) -> Self {
         let unplaced = cluster.unplaced.as_deref();
-        let tiered = |tier: ClusterTier| {
-            let policies = cluster.tiered.values().filter(move |policy| policy.tier == tier);
-            policies
-                .map(|policy| tiered_policy_as_read(policy, unplaced))
-                .collect()
-        };
-        let network_policies = cluster.policies.values().map(|policy| network_policy(policy));
-        Self {
-            tiers: vec![
-                Tier {
-                    facts: ADMIN_TIER,
-                    policies: tiered(ClusterTier::Admin),
-                },
-                Tier {
-                    facts: NETWORK_POLICY_TIER,
-                    policies: network_policies.collect(),
-                },
-                Tier {
-                    facts: BASELINE_TIER,
-                    policies: tiered(ClusterTier::Baseline),
-                },
-            ],
-        }
+        let tiers = Tiers::of(cluster);
+        let network_policies = cluster.policies.values();
+        let tiered = cluster.tiered.values();
+        let policies = network_policies
+            .map(|policy| network_policy(policy, &tiers))
+            .chain(tiered.map(|policy| tiered_policy_as_read(policy, &tiers, unplaced)))
+            .collect();
+        Self { tiers, policies }
     }
 }
 
-/// The model of one NetworkPolicy, of [`NETWORK_POLICY_TIER`]. Only names depend on its rank: by namespace, then by name.
-pub fn network_policy(policy: &crate::NetworkPolicy) -> Policy<'_> {
+/// The model of one NetworkPolicy.
+pub fn network_policy<'a>(policy: &'a crate::NetworkPolicy, tiers: &Tiers) -> Policy<'a> {
     Policy {
         id: PolicyId::network_policy(&policy.key),
-        tier: &NETWORK_POLICY_TIER,
-        rank: Rank {
-            priority: 0,
-            tie: format!("{}\0{}", policy.key.namespace, policy.key.name),
-        },
-        subjects: PodSet {
+        tier: Arc::clone(tiers.network_policies()),
+        rank: tiers.rank_of_network_policy(&policy.key),
+        subjects: vec![PodSet {
             namespaces: NamespaceSet::Named(&policy.key.namespace),
             pods: &policy.subjects,
-        },
+        }],
         ingress: rules(policy, policy.ingress.as_deref()),
         egress: rules(policy, policy.egress.as_deref()),
     }
 }
 
-/// The model of one policy of [`ADMIN_TIER`] or [`BASELINE_TIER`].
-pub fn tiered_policy(policy: &TieredPolicy) -> Policy<'_> {
-    tiered_policy_as_read(policy, None)
+/// The model of one policy of an ordered kind.
+pub fn tiered_policy<'a>(policy: &'a TieredPolicy, tiers: &Tiers) -> Policy<'a> {
+    tiered_policy_as_read(policy, tiers, None)
 }
 
-fn tiered_policy_as_read<'a>(policy: &'a TieredPolicy, unplaced: Option<&Unplaced>) -> Policy<'a> {
+fn tiered_policy_as_read<'a>(
+    policy: &'a TieredPolicy,
+    tiers: &Tiers,
+    unplaced: Option<&Unplaced>,
+) -> Policy<'a> {
+    let rules = |rules: &'a Option<Vec<TieredRule>>| rules.as_deref().map(|it| tiered_rules(it, unplaced));
     Policy {
         id: policy.id.clone(),
-        tier: match policy.tier {
-            ClusterTier::Admin => &ADMIN_TIER,
-            ClusterTier::Baseline => &BASELINE_TIER,
-        },
+        tier: Arc::clone(tiers.named(&policy.tier)),
         rank: Rank {
-            priority: policy.priority,
-            tie: policy.tie(),
+            order: policy.order,
+            tie: policy.id.tie(),
         },
-        subjects: PodSet {
-            namespaces: NamespaceSet::Matching(&policy.namespaces),
-            pods: &policy.pods,
-        },
-        ingress: tiered_rules(&policy.ingress, unplaced),
-        egress: tiered_rules(&policy.egress, unplaced),
+        subjects: policy
+            .subjects
+            .iter()
+            .map(|subjects| PodSet {
+                namespaces: NamespaceSet::Matching(&subjects.namespaces),
+                pods: &subjects.pods,
+            })
+            .collect(),
+        ingress: rules(&policy.ingress),
+        egress: rules(&policy.egress),
     }
 }
 
-/// Without rules a policy has no part in a direction (TIERS 71).
-fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Option<Vec<Rule<'a>>> {
+/// Rules that log decide nothing, and are left out.
+fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Vec<Rule<'a>> {
     let mut out = Vec::with_capacity(rules.len());
-    for (rule, index) in rules.iter().zip(0..) {
-        // Peers of a cluster-wide policy name their namespaces by selector: there is no "own".
+    let deciding = rules
+        .iter()
+        .zip(0..)
+        .filter(|(rule, _)| rule.action != Action::Log);
+    for (rule, index) in deciding {
+        // Peers of these policies name their namespaces by selector: there is no "own".
         let mut peers: Option<Vec<Peer<'_>>> = rule
             .peers
             .as_ref()
@@ -234,7 +310,7 @@ fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Opt
         out.push(with(rule.action, peers));
         out.extend(other.map(|action| with(action, Some(vec![marked()]))));
     }
-    Some(out).filter(|rules| !rules.is_empty())
+    out
 }
 
 /// The pods without addresses, as [`Cluster::for_compiler`] marks them.

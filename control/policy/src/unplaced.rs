@@ -50,6 +50,7 @@ impl Unplaced {
         match rule {
             Action::Allow => self.hold(peers, self.possibly).then_some(Action::Allow),
             Action::Deny => self.hold(peers, !self.possibly).then_some(Action::Deny),
+            Action::Log => None,
             Action::Pass if self.hold(peers, false) => Some(Action::Pass),
             // Whether later rules of the tier decide or the next tier is not known.
             Action::Pass => self.hold(peers, true).then_some(match self.possibly {
@@ -225,10 +226,7 @@ impl Cluster {
             .policies
             .values()
             .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
-        let mut tiered = self
-            .tiered
-            .values()
-            .flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+        let mut tiered = self.tiered.values().flat_map(|policy| policy.rules());
         let matter = rules.any(|rule: &Rule| matters(&rule.peers))
             || tiered.any(|rule: &TieredRule| matters(&rule.peers));
         matter.then_some([surely, possibly])

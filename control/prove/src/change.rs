@@ -47,6 +47,10 @@ impl Proof {
         if self.has_grown() || self.excused || self.view.cluster().settings != cluster.settings {
             return None;
         }
+        // Where tiers have other places, so has every policy.
+        if !self.view.rules.has_tiers_of(cluster) {
+            return None;
+        }
         let since = snapshot.changes_since(&self.snapshot)?;
         if since.nodes {
             return None;

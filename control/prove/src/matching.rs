@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use ringwall_policy::{Labels, Operator, PortMatch, Protocol, Selector};
+use ringwall_policy::{Labels, Operator, Part, PortMatch, Protocol, Selector};
 
 /// Whether a selector matches labels: all of its requirements hold (SEMANTICS 11).
 pub(super) fn matches(selector: &Selector, labels: &Labels) -> bool {
@@ -13,6 +13,15 @@ pub(super) fn matches(selector: &Selector, labels: &Labels) -> bool {
             (Some(value), Operator::NotIn(values)) => !values.contains(value),
             (Some(_), Operator::Exists) | (None, Operator::NotIn(_) | Operator::DoesNotExist) => true, // 9
             (None, Operator::In(_) | Operator::Exists) | (Some(_), Operator::DoesNotExist) => false,
+            (None, Operator::Like { negated, .. }) => *negated, // TIERS 97.2
+            (Some(value), Operator::Like { part, text, negated }) => {
+                let has = match part {
+                    Part::Anywhere => value.matches(text.as_str()).next().is_some(),
+                    Part::Start => value.strip_prefix(text.as_str()).is_some(),
+                    Part::End => value.strip_suffix(text.as_str()).is_some(),
+                };
+                has != *negated
+            }
         };
         if !holds {
             return false;
@@ -55,8 +64,14 @@ pub(super) fn is_mapped(number: u128) -> bool {
     number >> 32 == 0xffff
 }
 
-/// What a protocol and port of a packet are asked for: a protocol that has ports, and the port.
-pub(super) type PortOf = Option<(Protocol, u16)>;
+/// What is asked about a packet besides its ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Asked {
+    /// A protocol that has ports, and the port.
+    Port(Protocol, u16),
+    /// A protocol without ports by its number, or one whose port is not known.
+    Portless(u8),
+}
 
 /// Where a rule's port entry can change its mind within a protocol: the first ports of the two sides.
 pub(super) fn borders(
@@ -80,13 +95,16 @@ pub(super) fn borders(
 /// Whether a rule's port entry matches; `named` says what the destination calls a port.
 pub(super) fn port_matches(
     entry: &PortMatch,
-    asked: PortOf,
+    asked: Asked,
     named: &dyn Fn(Protocol, &str) -> Option<u16>,
 ) -> bool {
-    let Some((protocol, port)) = asked else {
-        return false; // 35
+    let (protocol, port) = match asked {
+        Asked::Port(protocol, port) => (protocol, port),
+        // 35
+        Asked::Portless(number) => return *entry == PortMatch::IpProtocol(number),
     };
     match entry {
+        PortMatch::IpProtocol(_) => false,
         PortMatch::All(of) => *of == protocol,
         PortMatch::Range { protocol: of, lo, hi } => *of == protocol && (*lo..=*hi).contains(&port),
         PortMatch::Named { protocol: of, name } => *of == protocol && named(*of, name) == Some(port), // 31, 32

@@ -1,29 +1,120 @@
 //! A policy of any kind as something that decides: its place in the order, whom it selects, its rules.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall_dataplane::classify::PolicyName;
 use ringwall_policy::{
-    Action, ClusterTier, Labels, NetworkPolicy, Peer, PolicyKind, PortMatch, Selector, TieredPolicy,
+    Action, Cluster, Labels, NetworkPolicy, Order, Peer, PolicyId, PolicyKind, PortMatch, Selector,
+    TierDefault, TieredPolicy,
 };
 
 use super::{matching::matches, rules::Direction};
 
-/// Policies of a tier are asked together, one tier after the other (TIERS 66.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Tier {
-    Admin,
-    Network,
-    Baseline,
+/// The tiers of a cluster, in the order in which they are asked (TIERS 79.2, 101), as the checker reads them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tiers {
+    tiers: Vec<TierSeen>,
+    numbers: BTreeMap<String, u32>,
+    /// Whether other policies stand at the order of NetworkPolicies, so that their order among themselves matters.
+    between: bool,
 }
 
-impl Tier {
-    /// Its name in reasons (TIERS 105).
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Admin => "Admin",
-            Self::Network => NETWORK_POLICY,
-            Self::Baseline => "Baseline",
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TierSeen {
+    /// In reasons (TIERS 105).
+    name: String,
+    denies: bool,
+}
+
+impl Tiers {
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        let mut exist: BTreeMap<String, (Order, bool)> = BTreeMap::new();
+        for tier in cluster.tiers.values() {
+            exist.insert(tier.name.clone(), (tier.order, tier.default != TierDefault::Pass));
+        }
+        // TIERS 79.1: fixed, whatever an object says.
+        for (name, order, denies) in [
+            ("kube-admin", 1000.0, false),
+            ("default", 1_000_000.0, true),
+            ("kube-baseline", 10_000_000.0, false),
+        ] {
+            let order = Order::new(order).unwrap_or(Order::LAST);
+            exist.insert(name.to_owned(), (order, denies));
+        }
+        let mut sorted: Vec<(Order, String, bool)> = exist
+            .iter()
+            .map(|(name, (order, denies))| (*order, name.clone(), *denies))
+            .collect();
+        sorted.sort();
+        let missing: BTreeMap<&str, ()> = cluster
+            .tiered
+            .values()
+            .filter(|policy| !exist.contains_key(&policy.tier))
+            .map(|policy| (policy.tier.as_str(), ()))
+            .collect();
+        sorted.extend(missing.keys().map(|name| (Order::LAST, (*name).to_owned(), true)));
+        let by_calico = |id: &PolicyId| {
+            matches!(
+                id.kind,
+                PolicyKind::CalicoNetworkPolicy | PolicyKind::GlobalNetworkPolicy
+            )
+        };
+        let calico = !cluster.tiers.is_empty() || cluster.tiered.keys().any(by_calico);
+        let mut this = Self::default();
+        for (_, name, denies) in sorted {
+            let shown = match name.as_str() {
+                "kube-admin" if !calico => "Admin",
+                "default" if !calico => NETWORK_POLICY,
+                "kube-baseline" if !calico => "Baseline",
+                name => name,
+            };
+            this.tiers.push(TierSeen {
+                name: shown.to_owned(),
+                denies,
+            });
+            this.numbers.insert(name, this.tiers.len() as u32 - 1);
+        }
+        let mut others = cluster.tiered.values();
+        this.between = others.any(|policy| policy.tier == "default" && policy.order.number() == 1000.0);
+        this
+    }
+
+    /// The number of a policy's tier.
+    pub(super) fn tier_of(&self, policy: &Policy) -> u32 {
+        let name = match policy {
+            Policy::Network(_) => "default",
+            Policy::Tiered(policy) => &policy.tier,
+        };
+        self.numbers.get(name).copied().unwrap_or(u32::MAX)
+    }
+
+    /// Whether a tier denies what the policies in it that select a pod say nothing about.
+    pub(super) fn denies(&self, tier: u32) -> bool {
+        self.tiers.get(tier as usize).is_some_and(|tier| tier.denies)
+    }
+
+    /// Where a policy stands: by tier, order and the bytes of `name/namespace/kind` (TIERS 83, 93, 94).
+    pub(super) fn place(&self, policy: &Policy) -> (u32, Order, Vec<u8>) {
+        let order = match policy {
+            Policy::Network(_) => Order::NETWORK_POLICY,
+            Policy::Tiered(policy) => policy.order,
+        };
+        // NetworkPolicies allow alone: among themselves their order only says which is named.
+        let tie = match policy {
+            Policy::Network(policy) if !self.between => policy.key.name.clone(),
+            _ => [policy.name(), policy.namespace(), policy.kind_in_ties()].join("/"),
+        };
+        (self.tier_of(policy), order, tie.into_bytes())
+    }
+
+    /// How reasons name a policy.
+    pub(super) fn named<'a>(&'a self, policy: &'a Policy) -> PolicyName<'a> {
+        let tier = self.tiers.get(self.tier_of(policy) as usize);
+        PolicyName {
+            tier: tier.map_or("", |tier| &tier.name),
+            kind: policy.kind().name(),
+            namespace: policy.namespace(),
+            name: policy.name(),
         }
     }
 }
@@ -36,7 +127,7 @@ const NETWORK_POLICY: &str = "NetworkPolicy";
 pub(super) enum Policy {
     /// Selects pods of its namespace, allows, and denies to them what none of its tier allows.
     Network(Arc<NetworkPolicy>),
-    /// Selects pods of all namespaces; its rules decide in order.
+    /// Selects pods by labels of theirs and of their namespaces; its rules decide in order.
     Tiered(Arc<TieredPolicy>),
 }
 
@@ -49,14 +140,8 @@ pub(super) struct Part<'a> {
 }
 
 impl Policy {
-    pub(super) fn tier(&self) -> Tier {
-        match self {
-            Self::Network(_) => Tier::Network,
-            Self::Tiered(policy) => match policy.tier {
-                ClusterTier::Admin => Tier::Admin,
-                ClusterTier::Baseline => Tier::Baseline,
-            },
-        }
+    pub(super) fn is_network_policy(&self) -> bool {
+        matches!(self, Self::Network(_))
     }
 
     pub(super) fn namespace(&self) -> &str {
@@ -80,13 +165,15 @@ impl Policy {
         }
     }
 
-    /// How reasons name it.
-    pub(super) fn named(&self) -> PolicyName<'_> {
-        PolicyName {
-            tier: self.tier().name(),
-            kind: self.kind().name(),
-            namespace: self.namespace(),
-            name: self.name(),
+    /// Its kind where equal orders are settled (TIERS 93, 94).
+    fn kind_in_ties(&self) -> &'static str {
+        match self.kind() {
+            PolicyKind::NetworkPolicy => "KubernetesNetworkPolicy",
+            PolicyKind::ClusterNetworkPolicy => "KubernetesClusterNetworkPolicy",
+            PolicyKind::AdminNetworkPolicy => "KubernetesAdminNetworkPolicy",
+            PolicyKind::BaselineAdminNetworkPolicy => "KubernetesBaselineAdminNetworkPolicy",
+            PolicyKind::CalicoNetworkPolicy => "NetworkPolicy",
+            PolicyKind::GlobalNetworkPolicy => "GlobalNetworkPolicy",
         }
     }
 
@@ -95,38 +182,40 @@ impl Policy {
         (self.kind(), self.namespace(), self.name()) == (other.kind(), other.namespace(), other.name())
     }
 
-    /// Orders tiered policies: by tier, priority (TIERS 67.1) and the bytes of `name/namespace/kind` (TIERS 93).
-    pub(super) fn place(&self) -> (Tier, u16, Vec<u8>) {
-        let priority = match self {
-            Self::Network(_) => 0,
-            Self::Tiered(policy) => policy.priority,
-        };
-        let tie = [self.name(), self.namespace(), self.kind().name()].join("/");
-        (self.tier(), priority, tie.into_bytes())
-    }
-
-    /// The labels that it asks of its pods.
-    pub(super) fn pods(&self) -> &Selector {
+    /// The labels that it asks of its pods, one selector for each alternative.
+    pub(super) fn pods(&self) -> Vec<&Selector> {
         match self {
-            Self::Network(policy) => &policy.subjects,
-            Self::Tiered(policy) => &policy.pods,
+            Self::Network(policy) => vec![&policy.subjects],
+            Self::Tiered(policy) => policy.subjects.iter().map(|subjects| &subjects.pods).collect(),
         }
     }
 
-    /// Whether it selects pods of a namespace, by name and labels.
+    /// Whether it may select pods of a namespace, by its name and labels.
     pub(super) fn selects_in(&self, name: &str, labels: &Labels) -> bool {
         match self {
             Self::Network(policy) => policy.key.namespace == name,
-            Self::Tiered(policy) => matches(&policy.namespaces, labels), // TIERS 73.1
+            Self::Tiered(policy) => {
+                let mut alternatives = policy.subjects.iter();
+                alternatives.any(|subjects| matches(&subjects.namespaces, labels)) // TIERS 73.1
+            }
         }
     }
 
-    /// Whether it has a part in a direction: NetworkPolicies isolate without rules, too (SEMANTICS 18), others do
-    /// nothing without (TIERS 71.1).
+    /// Whether it selects pods with these labels in a namespace of this name and these labels.
+    pub(super) fn selects(&self, name: &str, of_namespace: &Labels, of_pod: &Labels) -> bool {
+        match self {
+            Self::Network(policy) => policy.key.namespace == name && matches(&policy.subjects, of_pod),
+            Self::Tiered(policy) => policy.subjects.iter().any(|subjects| {
+                matches(&subjects.pods, of_pod) && matches(&subjects.namespaces, of_namespace)
+            }),
+        }
+    }
+
+    /// Whether it has a part in a direction.
     pub(super) fn governs(&self, direction: Direction) -> bool {
         match self {
             Self::Network(policy) => direction.rules(policy).is_some(),
-            Self::Tiered(policy) => !direction.ordered_rules(policy).is_empty(),
+            Self::Tiered(policy) => direction.ordered_rules(policy).is_some(),
         }
     }
 
@@ -134,7 +223,7 @@ impl Policy {
     pub(super) fn len(&self, direction: Direction) -> u32 {
         let rules = match self {
             Self::Network(policy) => direction.rules(policy).map_or(0, <[_]>::len),
-            Self::Tiered(policy) => direction.ordered_rules(policy).len(),
+            Self::Tiered(policy) => direction.ordered_rules(policy).map_or(0, <[_]>::len),
         };
         rules as u32
     }
@@ -148,7 +237,7 @@ impl Policy {
                 peers: rule.peers.as_deref(),
                 ports: rule.ports.as_deref(),
             }),
-            Self::Tiered(policy) => direction.ordered_rules(policy).get(index).map(|rule| Part {
+            Self::Tiered(policy) => direction.ordered_rules(policy)?.get(index).map(|rule| Part {
                 action: rule.action,
                 peers: rule.peers.as_deref(),
                 ports: rule.ports.as_deref(),
@@ -160,7 +249,7 @@ impl Policy {
 /// A policy in words: `namespace/name` of a NetworkPolicy; of others all that can tell two apart.
 pub(super) fn in_words(policy: &PolicyName<'_>) -> String {
     match (policy.tier, policy.kind) {
-        (NETWORK_POLICY, NETWORK_POLICY) => policy.to_string(),
+        (_, NETWORK_POLICY) => policy.to_string(),
         (tier, kind) => format!("{kind} {policy} of tier {tier}"),
     }
 }

@@ -1,11 +1,10 @@
 //! What a list of rules decides about every protocol and port.
 
 use hashbrown::HashMap;
-use ringwall_policy::{Action, Protocol};
+use ringwall_policy::{Action, PortMatch, Protocol};
 
 use super::{
-    matching::{PortOf, borders, port_matches},
-    policy::Tier,
+    matching::{Asked, borders, port_matches},
     rules::Rules,
 };
 
@@ -14,8 +13,9 @@ use super::{
 pub(super) enum Outcome {
     /// This rule allows or denies it.
     Rule(u32),
-    /// NetworkPolicies isolate the pod, and no rule decides.
-    Isolated,
+    /// No rule decides, and a tier with policies that select the pod denies what they say nothing about: these, or
+    /// where there are none, those of the first such tier of the subject.
+    Denied(Option<u32>),
     /// Nothing decides, or it was passed on by all that would: it passes.
     Open,
 }
@@ -25,11 +25,14 @@ impl Outcome {
     fn passes(self, rules: &Rules) -> bool {
         match self {
             Self::Rule(rule) => rules.rule(rule).action == Action::Allow,
-            Self::Isolated => false,
+            Self::Denied(_) => false,
             Self::Open => true,
         }
     }
 }
+
+/// Stands for a protocol that is not known; no rule names it.
+pub(super) const UNKNOWN_PROTOCOL: u8 = 255;
 
 /// Protocols that have ports.
 pub(super) const WITH_PORTS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
@@ -42,6 +45,8 @@ pub(super) type PortNames = Vec<(Protocol, String, u16)>;
 pub(super) struct Spans {
     /// For TCP, UDP and SCTP, from each port on; the first is 0 and neighbours differ.
     pub protocols: [Vec<(u16, Outcome)>; 3],
+    /// Protocols without ports of which something else is decided, in order.
+    pub others: Vec<(u8, Outcome)>,
     /// Where no port is known, and for all other protocols.
     pub portless: Outcome,
 }
@@ -50,6 +55,7 @@ pub(super) struct Spans {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Passes {
     protocols: [Vec<(u16, bool)>; 3],
+    others: Vec<(u8, bool)>,
     portless: bool,
 }
 
@@ -57,6 +63,7 @@ impl Passes {
     pub(super) fn everything() -> Self {
         Self {
             protocols: [(); 3].map(|()| vec![(0, true)]),
+            others: Vec::new(),
             portless: true,
         }
     }
@@ -75,16 +82,27 @@ impl Spans {
             }
             passes
         });
+        let portless = self.portless.passes(rules);
+        let others = self.others.iter();
         Passes {
             protocols,
-            portless: self.portless.passes(rules),
+            others: others
+                .map(|(number, outcome)| (*number, outcome.passes(rules)))
+                .filter(|(_, passes)| *passes != portless)
+                .collect(),
+            portless,
         }
     }
 
     /// What comes of a packet.
-    pub(super) fn outcome(&self, asked: PortOf) -> Outcome {
-        let Some((protocol, port)) = asked else {
-            return self.portless;
+    pub(super) fn outcome(&self, asked: Asked) -> Outcome {
+        let (protocol, port) = match asked {
+            Asked::Port(protocol, port) => (protocol, port),
+            Asked::Portless(asked) => {
+                let mut others = self.others.iter();
+                let found = others.find(|(number, _)| *number == asked);
+                return found.map_or(self.portless, |(_, outcome)| *outcome);
+            }
         };
         let spans = &self.protocols[protocol as usize];
         let above = spans.partition_point(|(first, _)| *first <= port);
@@ -92,9 +110,17 @@ impl Spans {
     }
 }
 
-/// Lists without rules: of a pod that NetworkPolicies isolate, and of one that none does.
-const ISOLATED: u32 = 0;
-const NOT_ISOLATED: u32 = 1;
+/// A tier that denies to a pod what its policies say nothing about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Denial {
+    /// The tier.
+    pub tier: u32,
+    /// As in [`Outcome::Denied`].
+    pub policies: Option<u32>,
+}
+
+/// What a list without rules has for its last rule.
+const NO_RULE: u32 = u32::MAX;
 
 /// Which further rules cannot matter to a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,9 +136,9 @@ enum Closed {
 /// A list of rules that match a peer.
 #[derive(Debug)]
 struct List {
-    /// The list before its last rule; itself where it has none.
+    /// The list before its last rule; where it has none, the number of its denials.
     before: u32,
-    /// Its last rule.
+    /// Its last rule, or [`NO_RULE`].
     rule: u32,
     closed: Closed,
     /// Whether some rule passes on.
@@ -122,12 +148,14 @@ struct List {
 /// Lists of rules that match a peer, and what they decide; both numbered, so that equal ones are looked at once.
 #[derive(Debug)]
 pub(super) struct Decisions {
-    /// The first two are [`ISOLATED`] and [`NOT_ISOLATED`].
     lists: Vec<List>,
+    /// Lists of tiers that deny by default, in the order of the tiers; and the list without rules of each.
+    denials: Vec<Vec<Denial>>,
+    empty_lists: HashMap<Vec<Denial>, u32>,
     list_numbers: HashMap<(u32, u32), u32>,
     spans: Vec<Spans>,
-    /// Of each of them, whether it has [`Outcome::Isolated`].
-    isolating: Vec<bool>,
+    /// Of each of them, whether it has [`Outcome::Denied`].
+    denying: Vec<bool>,
     span_numbers: HashMap<Spans, u32>,
     /// By list and port names.
     decided: HashMap<(u32, u32), u32>,
@@ -135,29 +163,43 @@ pub(super) struct Decisions {
 
 impl Decisions {
     pub(super) fn new() -> Self {
-        let empty = |number| List {
-            before: number,
-            rule: u32::MAX,
-            closed: Closed::Open,
-            passes_on: false,
-        };
         Self {
-            lists: [ISOLATED, NOT_ISOLATED].map(empty).into(),
+            lists: Vec::new(),
+            denials: Vec::new(),
+            empty_lists: HashMap::new(),
             list_numbers: HashMap::new(),
             spans: Vec::new(),
-            isolating: Vec::new(),
+            denying: Vec::new(),
             span_numbers: HashMap::new(),
             decided: HashMap::new(),
         }
     }
 
-    /// The list without rules.
-    pub(super) fn none(isolated: bool) -> u32 {
-        if isolated { ISOLATED } else { NOT_ISOLATED }
+    /// The list without rules of a pod to which these tiers deny by default, in their order.
+    pub(super) fn none(&mut self, denials: Vec<Denial>) -> u32 {
+        let Self {
+            lists,
+            denials: known,
+            empty_lists,
+            ..
+        } = self;
+        *empty_lists.entry(denials).or_insert_with_key(|denials| {
+            known.push(denials.clone());
+            lists.push(List {
+                before: known.len() as u32 - 1,
+                rule: NO_RULE,
+                closed: Closed::Open,
+                passes_on: false,
+            });
+            lists.len() as u32 - 1
+        })
     }
 
     /// The list with one more rule at its end.
     pub(super) fn and(&mut self, list: u32, rule: u32, rules: &Rules) -> u32 {
+        if rules.rule(rule).action == Action::Log {
+            return list; // it decides nothing
+        }
         let last = &self.lists[list as usize];
         match last.closed {
             Closed::All => return list,
@@ -193,10 +235,11 @@ impl Decisions {
         let next = self.spans.len() as u32;
         let number = *self.span_numbers.entry_ref(&spans).or_insert(next);
         if number == next {
-            let mut all = spans.protocols.iter().flatten().map(|(_, outcome)| *outcome);
-            let isolates =
-                spans.portless == Outcome::Isolated || all.any(|outcome| outcome == Outcome::Isolated);
-            self.isolating.push(isolates);
+            let with_ports = spans.protocols.iter().flatten().map(|(_, outcome)| *outcome);
+            let without = spans.others.iter().map(|(_, outcome)| *outcome);
+            let mut all = with_ports.chain(without).chain([spans.portless]);
+            self.denying
+                .push(all.any(|outcome| matches!(outcome, Outcome::Denied(_))));
             self.spans.push(spans);
         }
         self.decided.insert((list, names), number);
@@ -209,41 +252,47 @@ impl Decisions {
 
     /// Whether some packet is denied because no rule decides about it.
     pub(super) fn isolates(&self, number: u32) -> bool {
-        self.isolating[number as usize]
+        self.denying[number as usize]
     }
 
     fn spans_of(&self, mut list: u32, names: &PortNames, rules: &Rules) -> Spans {
         let mut in_order = Vec::new();
-        while list > NOT_ISOLATED {
+        let denials = loop {
             let List { before, rule, .. } = self.lists[list as usize];
+            if rule == NO_RULE {
+                break &self.denials[before as usize];
+            }
             in_order.push((rule, rules.ports(rule)));
             list = before;
-        }
-        in_order.reverse();
-        let undecided = if list == ISOLATED {
-            Outcome::Isolated
-        } else {
-            Outcome::Open
         };
+        in_order.reverse();
+        // What a tier that was not passed on denies by default.
+        let default = |passed_on: Option<u32>| denials.iter().find(|it| Some(it.tier) > passed_on);
         let named = |protocol, name: &str| {
             let found = names
                 .iter()
                 .find(|(of, called, _)| *of == protocol && called == name);
             found.map(|(_, _, number)| *number)
         };
-        let outcome = |asked: PortOf| {
-            let mut passed_on: Option<Tier> = None;
+        let outcome = |asked: Asked| {
+            let mut passed_on: Option<u32> = None;
             for (number, ports) in &in_order {
                 let rule = rules.rule(*number);
+                if let Some(denial) = default(passed_on)
+                    && denial.tier < rule.tier
+                {
+                    return Outcome::Denied(denial.policies); // TIERS 79.3
+                }
                 let holds = passed_on != Some(rule.tier)
                     && ports.is_none_or(|ports| ports.iter().any(|entry| port_matches(entry, asked, &named)));
                 match rule.action {
                     _ if !holds => {}
+                    Action::Log => {}
                     Action::Pass => passed_on = Some(rule.tier), // TIERS 69.1
                     Action::Allow | Action::Deny => return Outcome::Rule(*number),
                 }
             }
-            undecided
+            default(passed_on).map_or(Outcome::Open, |denial| Outcome::Denied(denial.policies))
         };
         let protocols = WITH_PORTS.map(|protocol| {
             let mut cuts = vec![0];
@@ -257,16 +306,32 @@ impl Decisions {
             cuts.dedup();
             let mut spans: Vec<(u16, Outcome)> = Vec::new();
             for port in cuts {
-                let found = outcome(Some((protocol, port)));
+                let found = outcome(Asked::Port(protocol, port));
                 if spans.last().is_none_or(|(_, last)| *last != found) {
                     spans.push((port, found));
                 }
             }
             spans
         });
+        let portless = outcome(Asked::Portless(UNKNOWN_PROTOCOL));
+        let entries = in_order
+            .iter()
+            .flat_map(|(_, ports)| ports.iter().copied().flatten());
+        let mut numbers: Vec<u8> = entries
+            .filter_map(|entry| match entry {
+                PortMatch::IpProtocol(number) => Some(*number),
+                _ => None,
+            })
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let others = numbers
+            .into_iter()
+            .map(|number| (number, outcome(Asked::Portless(number))));
         Spans {
             protocols,
-            portless: outcome(None),
+            others: others.filter(|(_, outcome)| *outcome != portless).collect(),
+            portless,
         }
     }
 }

@@ -16,7 +16,7 @@ use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
 
 use super::{
     held::{Column, Held, Line, Place, Seen, peer, subject},
-    matching::{self, is_mapped},
+    matching::{self, Asked, is_mapped},
     ports::{Outcome, WITH_PORTS},
     report::{Difference, Report},
     rules::Direction,
@@ -69,7 +69,7 @@ pub(super) struct Proof {
     matched: HashSet<(u32, u32)>,
     /// Provenance that names a rule, and that names the policies of a subject.
     rule_names: HashSet<(u32, u32)>,
-    isolating_names: HashSet<(u32, u32)>,
+    isolating_names: HashSet<(u32, u32, Option<u32>)>,
     /// Rows whose isolating policies were asked for.
     named: HashSet<Line>,
     /// Whether some cell is wrong that no packet reads: as long as nobody comes who could send one.
@@ -638,7 +638,7 @@ impl Proof {
             ports.sort_unstable();
             ports.dedup();
             for port in ports {
-                let asked = Some((protocol, port));
+                let asked = Asked::Port(protocol, port);
                 let outcome = wanted
                     .as_ref()
                     .map_or(Outcome::Open, |spans| spans.outcome(asked));
@@ -651,11 +651,25 @@ impl Proof {
                 }
             }
         }
-        let outcome = wanted.as_ref().map_or(Outcome::Open, |spans| spans.portless);
-        PORTLESS
-            .into_iter()
-            .map(|protocol| L4::NoPort { protocol })
-            .find(|l4| !self.decides(line, column, *l4, outcome))
+        let mut portless: Vec<u8> = PORTLESS.to_vec();
+        portless.extend(
+            wanted
+                .iter()
+                .flat_map(|spans| spans.others.iter().map(|(number, _)| *number)),
+        );
+        if let Some(theirs) = &theirs {
+            portless.extend(theirs.others.iter().map(|(number, _)| *number));
+        }
+        portless.sort_unstable();
+        portless.dedup();
+        portless.into_iter().find_map(|protocol| {
+            let l4 = L4::NoPort { protocol };
+            let asked = Asked::Portless(protocol);
+            let outcome = wanted
+                .as_ref()
+                .map_or(Outcome::Open, |spans| spans.outcome(asked));
+            (!self.decides(line, column, l4, outcome)).then_some(l4)
+        })
     }
 
     /// Puts one question, and whether the answer is what has to come of the packet.
@@ -672,8 +686,10 @@ impl Proof {
         };
         match outcome {
             Outcome::Open => told.allow && told.effect == Effect::Open && told.provenance == NONE,
-            Outcome::Isolated => {
-                !told.allow && told.effect == Effect::Isolated && self.names_policies(told.provenance, line.1)
+            Outcome::Denied(list) => {
+                !told.allow
+                    && told.effect == Effect::Isolated
+                    && self.names_policies(told.provenance, line.1, list)
             }
             Outcome::Rule(rule) => {
                 let wanted = match self.view.rules.rule(rule).action == Action::Allow {
@@ -691,9 +707,10 @@ impl Proof {
             return true;
         }
         let wanted = self.view.rules.rule(rule);
-        let of = self.view.rules.policy(wanted.policy);
         let right = match self.snapshot.provenance(provenance) {
-            Some(Provenance::Rule { policy, rule }) => rule == wanted.index && policy == of.named(),
+            Some(Provenance::Rule { policy, rule }) => {
+                rule == wanted.index && policy == self.view.rules.named(wanted.policy)
+            }
             Some(Provenance::Isolating(_)) | None => false,
         };
         if right {
@@ -702,21 +719,21 @@ impl Proof {
         right
     }
 
-    /// Whether a provenance is the list of policies that isolate a subject.
-    fn names_policies(&mut self, provenance: u32, of: u32) -> bool {
-        if self.isolating_names.contains(&(provenance, of)) {
+    /// Whether a provenance is the list of policies by whose tier's default a subject is denied.
+    fn names_policies(&mut self, provenance: u32, of: u32, list: Option<u32>) -> bool {
+        if self.isolating_names.contains(&(provenance, of, list)) {
             return true;
         }
         let rules = &self.view.rules;
-        let wanted = rules.isolating(&self.view.subject_of(of).policies);
+        let wanted = rules.denying(list, &self.view.subject_of(of).policies);
         let right = match self.snapshot.provenance(provenance) {
             Some(Provenance::Isolating(policies)) => policies
                 .into_iter()
-                .eq(wanted.map(|number| rules.policy(*number).named())),
+                .eq(wanted.iter().map(|number| rules.named(*number))),
             Some(Provenance::Rule { .. }) | None => false,
         };
         if right {
-            self.isolating_names.insert((provenance, of));
+            self.isolating_names.insert((provenance, of, list));
         }
         right
     }
@@ -755,7 +772,7 @@ impl Proof {
         if !since.provenance.is_empty() {
             self.rule_names.retain(|(at, _)| !since.provenance.contains(at));
             self.isolating_names
-                .retain(|(at, _)| !since.provenance.contains(at));
+                .retain(|(at, ..)| !since.provenance.contains(at));
         }
     }
 

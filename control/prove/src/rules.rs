@@ -7,13 +7,15 @@ use std::{
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
+use ringwall_dataplane::classify::PolicyName;
 use ringwall_policy::{
     Action, Cluster, Labels, NetworkPolicy, Peer, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
 };
 
 use super::{
     matching::matches,
-    policy::{Policy, Tier},
+    policy::{Policy, Tiers},
+    ports::Denial,
 };
 
 /// Whose policies decide: the destination's or the source's.
@@ -35,10 +37,10 @@ impl Direction {
     }
 
     /// The rules of a policy whose rules decide in order.
-    pub(super) fn ordered_rules(self, policy: &TieredPolicy) -> &[TieredRule] {
+    pub(super) fn ordered_rules(self, policy: &TieredPolicy) -> Option<&[TieredRule]> {
         match self {
-            Self::Ingress => &policy.ingress,
-            Self::Egress => &policy.egress,
+            Self::Ingress => policy.ingress.as_deref(),
+            Self::Egress => policy.egress.as_deref(),
         }
     }
 
@@ -55,7 +57,7 @@ impl Direction {
 pub(super) struct Rule {
     /// Index of its policy.
     pub policy: u32,
-    pub tier: Tier,
+    pub tier: u32,
     pub action: Action,
     pub direction: Direction,
     /// Its index in the policy's list of the direction.
@@ -93,18 +95,30 @@ pub(super) struct Block {
     pub except: Vec<IpNet>,
 }
 
+/// A pod, as policies select it.
+#[derive(Clone, Copy)]
+pub(super) struct Selected<'a> {
+    pub namespace: &'a str,
+    pub namespace_labels: &'a Labels,
+    pub labels: &'a Labels,
+}
+
 /// Every policy of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
+    tiers: Tiers,
     /// Those that were replaced or deleted included: numbers are not given out twice.
     policies: Vec<Policy>,
     /// First rule of each policy, per direction.
     first: Vec<[u32; 2]>,
     rules: Vec<Rule>,
-    /// NetworkPolicies in force, in order of their names: the order that decides about reasons.
+    /// NetworkPolicies in force, in the order that decides.
     of_namespace: HashMap<String, Vec<u32>>,
-    /// Policies of the other tiers in force, in the order that decides.
+    /// Policies of other kinds in force, likewise.
     tiered: Vec<u32>,
+    /// Lists of policies of one tier, each once.
+    policy_lists: Vec<Vec<u32>>,
+    policy_list_numbers: HashMap<Vec<u32>, u32>,
     terms: Vec<PodTerm>,
     term_numbers: HashMap<PodTerm, u32>,
     own_terms: HashMap<String, Vec<u32>>,
@@ -119,7 +133,10 @@ pub(super) struct Rules {
 
 impl Rules {
     pub(super) fn of(cluster: &Cluster) -> Self {
-        let mut this = Self::default();
+        let mut this = Self {
+            tiers: Tiers::of(cluster),
+            ..Self::default()
+        };
         for policy in cluster.policies.values() {
             this.add(Policy::Network(Arc::clone(policy)));
         }
@@ -132,19 +149,16 @@ impl Rules {
     /// Adds a policy that is not there.
     pub(super) fn add(&mut self, policy: Policy) {
         let number = self.policies.len() as u32;
-        match policy.tier() {
-            Tier::Network => {
-                let own = self.of_namespace.entry_ref(policy.namespace()).or_default();
-                let before = |other: &u32| self.policies[*other as usize].name() < policy.name();
-                own.insert(own.partition_point(before), number);
-            }
-            Tier::Admin | Tier::Baseline => {
-                let place = policy.place();
-                let before = |other: &u32| self.policies[*other as usize].place() < place;
-                self.tiered.insert(self.tiered.partition_point(before), number);
-            }
+        let place = self.tiers.place(&policy);
+        let before = |other: &u32| self.tiers.place(&self.policies[*other as usize]) < place;
+        let own = match policy {
+            Policy::Network(_) => self.of_namespace.entry_ref(policy.namespace()).or_default(),
+            Policy::Tiered(_) => &mut self.tiered,
+        };
+        own.insert(own.partition_point(before), number);
+        for pods in policy.pods() {
+            self.note_keys(pods);
         }
-        self.note_keys(policy.pods());
         let mut first = [0; 2];
         for (direction, first) in Direction::BOTH.into_iter().zip(&mut first) {
             *first = self.rules.len() as u32;
@@ -161,7 +175,7 @@ impl Rules {
                 }
                 self.rules.push(Rule {
                     policy: number,
-                    tier: policy.tier(),
+                    tier: self.tiers.tier_of(&policy),
                     action: part.action,
                     direction,
                     index,
@@ -176,13 +190,13 @@ impl Rules {
     /// Takes a policy out of force.
     pub(super) fn remove(&mut self, policy: &Policy) {
         let stays = |number: &u32| !self.policies[*number as usize].is(policy);
-        match policy.tier() {
-            Tier::Network => {
+        match policy {
+            Policy::Network(_) => {
                 if let Some(own) = self.of_namespace.get_mut(policy.namespace()) {
                     own.retain(stays);
                 }
             }
-            Tier::Admin | Tier::Baseline => self.tiered.retain(stays),
+            Policy::Tiered(_) => self.tiered.retain(stays),
         }
     }
 
@@ -298,53 +312,96 @@ impl Rules {
         of_namespace.iter().filter(holds).copied().collect()
     }
 
-    /// Policies of the tiers other than that of NetworkPolicies that select pods of this namespace, in the order that
-    /// decides.
+    /// Policies of kinds other than NetworkPolicy that may select pods of this namespace, in the order that decides.
     pub(super) fn tiered_of_namespace(&self, name: &str, labels: &Labels) -> Vec<u32> {
         let selects = |number: &&u32| self.policies[**number as usize].selects_in(name, labels);
         self.tiered.iter().filter(selects).copied().collect()
     }
 
-    /// Policies that decide about a pod in a direction, in order; `tiered` are those of its namespace. Where
-    /// NetworkPolicies isolate it, what comes after them is never asked (TIERS 70.1).
-    pub(super) fn deciding(
-        &self,
-        namespace: &str,
-        tiered: &[u32],
-        labels: &Labels,
-        direction: Direction,
-    ) -> Vec<u32> {
-        let own = self.of_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
-        let isolating: Vec<u32> = self.selecting(own, labels, direction).collect();
-        if tiered.is_empty() {
-            return isolating;
+    /// Policies that select a pod and have a part in a direction, in the order that decides; `tiered` are those of its
+    /// namespace.
+    pub(super) fn deciding(&self, of: Selected<'_>, tiered: &[u32], direction: Direction) -> Vec<u32> {
+        let own = self.of_namespace.get(of.namespace).map_or(&[][..], Vec::as_slice);
+        let mut policies: Vec<u32> = self.selecting(own, of, direction).collect();
+        let alone = policies.len();
+        policies.extend(self.selecting(tiered, of, direction));
+        if alone > 0 && policies.len() > alone {
+            policies.sort_by_cached_key(|number| self.tiers.place(&self.policies[*number as usize]));
         }
-        let tiered = self.selecting(tiered, labels, direction);
-        if isolating.is_empty() {
-            return tiered.collect();
-        }
-        let admin = tiered.filter(|number| self.policies[*number as usize].tier() == Tier::Admin);
-        admin.chain(isolating.iter().copied()).collect()
+        policies
     }
 
-    /// Those of these policies that have a part in a direction and select pods with these labels.
+    /// Those of these policies that have a part in a direction and select a pod.
     pub(super) fn selecting(
         &self,
         policies: &[u32],
-        labels: &Labels,
+        of: Selected<'_>,
         direction: Direction,
     ) -> impl Iterator<Item = u32> {
         let selects = move |number: &u32| {
             let policy = &self.policies[*number as usize];
-            policy.governs(direction) && matches(policy.pods(), labels)
+            policy.governs(direction) && policy.selects(of.namespace, of.namespace_labels, of.labels)
         };
         policies.iter().copied().filter(selects)
     }
 
-    /// Those of these policies that isolate.
-    pub(super) fn isolating<'a>(&self, policies: &'a [u32]) -> impl Iterator<Item = &'a u32> {
-        let isolates = |number: &&u32| self.policies[**number as usize].tier() == Tier::Network;
-        policies.iter().filter(isolates)
+    /// The tiers that deny what these policies, in order, say nothing about (TIERS 79.3).
+    pub(super) fn denials(&mut self, policies: &[u32]) -> Vec<Denial> {
+        let mut denials: Vec<Denial> = Vec::new();
+        let mut rest = policies;
+        while let Some(first) = rest.first() {
+            let tier = self.tier_of(*first);
+            let of_tier = rest.partition_point(|number| self.tier_of(*number) == tier);
+            let (members, after) = rest.split_at(of_tier);
+            rest = after;
+            if self.tiers.denies(tier) {
+                denials.push(Denial {
+                    tier,
+                    policies: (!denials.is_empty()).then(|| self.policy_list(members)),
+                });
+            }
+        }
+        denials
+    }
+
+    fn tier_of(&self, policy: u32) -> u32 {
+        self.tiers.tier_of(&self.policies[policy as usize])
+    }
+
+    fn policy_list(&mut self, policies: &[u32]) -> u32 {
+        let next = self.policy_lists.len() as u32;
+        let number = *self
+            .policy_list_numbers
+            .entry_ref(policies)
+            .or_insert_with(|| next);
+        if number == next {
+            self.policy_lists.push(policies.to_vec());
+        }
+        number
+    }
+
+    /// The policies of the tier that denied, of a subject with these: those of a list, else those of the first tier that
+    /// denies by default.
+    pub(super) fn denying<'a>(&'a self, list: Option<u32>, policies: &'a [u32]) -> &'a [u32] {
+        if let Some(list) = list {
+            return &self.policy_lists[list as usize];
+        }
+        let denies = |number: &u32| self.tiers.denies(self.tier_of(*number));
+        let first = policies.iter().position(denies).unwrap_or(policies.len());
+        let rest = &policies[first..];
+        let tier = rest.first().map(|number| self.tier_of(*number));
+        let end = rest.iter().position(|number| Some(self.tier_of(*number)) != tier);
+        &rest[..end.unwrap_or(rest.len())]
+    }
+
+    /// How reasons name a policy.
+    pub(super) fn named(&self, policy: u32) -> PolicyName<'_> {
+        self.tiers.named(&self.policies[policy as usize])
+    }
+
+    /// Whether the tiers of a state are those that the policies were read with.
+    pub(super) fn has_tiers_of(&self, cluster: &Cluster) -> bool {
+        self.tiers == Tiers::of(cluster)
     }
 
     /// Rules of these policies, in order.
@@ -366,10 +423,6 @@ impl Rules {
         let rule = self.rule(number);
         let policy = &self.policies[rule.policy as usize];
         policy.part(rule.direction, rule.index)?.ports
-    }
-
-    pub(super) fn policy(&self, number: u32) -> &Policy {
-        &self.policies[number as usize]
     }
 
     /// Every port at which some rule may change its mind, by number.

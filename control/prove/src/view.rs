@@ -6,10 +6,10 @@ use hashbrown::{HashMap, HashSet};
 use ringwall_policy::{Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
 
 use super::{
-    matching::{PortOf, matches},
+    matching::Asked,
     policy::Policy,
     ports::{Decisions, Outcome, Passes, PortNames},
-    rules::{Direction, Rules},
+    rules::{Direction, Rules, Selected},
     sets::Sets,
     space::{Place, Space},
 };
@@ -50,8 +50,7 @@ pub(super) struct End {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     pub direction: Direction,
-    /// Policies that decide, in order: those before NetworkPolicies, those that isolate it, and where none does, those
-    /// after them; empty: it is open.
+    /// Policies that select it, in the order that decides; empty: it is open.
     pub policies: Vec<u32>,
     /// Ingress: what it calls the ports that the rules ask for.
     pub names: u32,
@@ -582,18 +581,26 @@ impl View {
         let namespace = &pod.key.namespace;
         let of_namespace = self.of_namespace(namespace);
         let tiered = &of_namespace.tiered;
+        let cluster = self.cluster.clone();
+        let labels = cluster.namespaces.get(namespace).map(|found| &found.labels);
+        let none = Labels::new();
+        let of = Selected {
+            namespace,
+            namespace_labels: labels.unwrap_or(&none),
+            labels: &pod.labels,
+        };
         let subjects = Direction::BOTH.map(|direction| {
-            let policies = self.rules.deciding(namespace, tiered, &pod.labels, direction);
+            let policies = self.rules.deciding(of, tiered, direction);
             let names = match direction {
                 Direction::Ingress => self.asked_names(pod, &policies),
                 Direction::Egress => Vec::new(), // the peer's
             };
             self.subject(direction, policies, &names)
         });
-        let to_node = self.rules.selecting(tiered, &pod.labels, Direction::Egress);
+        let to_node = self.rules.selecting(tiered, of, Direction::Egress).collect();
         Deciding {
             subjects,
-            own_node: self.subject(Direction::Egress, to_node.collect(), &[]),
+            own_node: self.subject(Direction::Egress, to_node, &[]),
         }
     }
 
@@ -619,7 +626,7 @@ impl View {
         self.term_sets.grow(self.rules.term_count());
         let more_terms = self.rules.term_count() > terms;
         let (network, tiered): (Vec<&Policy>, Vec<&Policy>) =
-            (gone.iter().chain(new)).partition(|policy| matches!(policy, Policy::Network(_)));
+            (gone.iter().chain(new)).partition(|policy| policy.is_network_policy());
         if more_terms || !tiered.is_empty() {
             self.of_namespaces.clear();
         }
@@ -635,8 +642,7 @@ impl View {
             }
             let selected = |policy: &&Policy| {
                 let labels = self.namespace_labels(&pod.key.namespace);
-                labels.is_some_and(|labels| policy.selects_in(&pod.key.namespace, labels))
-                    && matches(policy.pods(), &pod.labels)
+                labels.is_some_and(|labels| policy.selects(&pod.key.namespace, labels, &pod.labels))
             };
             if namespaces.contains(pod.key.namespace.as_str()) || tiered.iter().any(selected) {
                 self.decide_anew(number, &pod);
@@ -787,10 +793,10 @@ impl View {
             return *number;
         }
         let number = self.subjects.len() as u32;
-        let isolated = self.rules.isolating(&subject.policies).next().is_some();
+        let denials = self.rules.denials(&subject.policies);
         self.subjects.push(Judged {
             rules: self.rules.rules_of(&subject.policies, direction),
-            none: Decisions::none(isolated),
+            none: self.decisions.none(denials),
             subject: subject.clone(),
         });
         self.subject_numbers.insert(subject, number);
@@ -860,7 +866,7 @@ impl View {
     }
 
     /// What comes of a packet between a subject and a peer.
-    pub(super) fn outcome(&mut self, subject: u32, meaning: u32, asked: PortOf) -> Outcome {
+    pub(super) fn outcome(&mut self, subject: u32, meaning: u32, asked: Asked) -> Outcome {
         if self.subject_of(subject).policies.is_empty() {
             return Outcome::Open;
         }

@@ -9,7 +9,7 @@ use ringwall_policy::Action;
 
 use super::{
     held::Place,
-    matching::{self, PortOf},
+    matching::{self, Asked},
     policy::in_words,
     ports::{Outcome, WITH_PORTS},
     proof::{Proof, Suspect, Wrong},
@@ -274,12 +274,12 @@ impl Proof {
         l4: L4,
         policies: &mut BTreeSet<String>,
     ) -> (bool, String) {
-        let asked: PortOf = match l4 {
+        let asked = match l4 {
             L4::Port { protocol, port } => {
                 let of = WITH_PORTS.into_iter().find(|of| of.number() == protocol);
-                of.map(|of| (of, port))
+                of.map_or(Asked::Portless(protocol), |of| Asked::Port(of, port))
             }
-            L4::NoPort { .. } => None,
+            L4::NoPort { protocol } => Asked::Portless(protocol),
         };
         let outcome = self.view.outcome(of, meaning, asked);
         let rules = &self.view.rules;
@@ -288,12 +288,12 @@ impl Proof {
             Outcome::Rule(rule) => {
                 let rule = rules.rule(rule);
                 let allow = rule.action == Action::Allow;
-                let words = by_rule(allow, rule.index, &rules.policy(rule.policy).named(), policies);
+                let words = by_rule(allow, rule.index, &rules.named(rule.policy), policies);
                 (allow, words)
             }
-            Outcome::Isolated => {
-                let isolating = rules.isolating(&self.view.subject_of(of).policies);
-                let names = isolating.map(|number| rules.policy(*number).named());
+            Outcome::Denied(list) => {
+                let denying = rules.denying(list, &self.view.subject_of(of).policies);
+                let names = denying.iter().map(|number| rules.named(*number));
                 (false, by_isolation(names, policies))
             }
         }

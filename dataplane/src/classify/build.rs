@@ -77,9 +77,10 @@ use super::{
     image::Tables,
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
-        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, NONE, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord, ProvenanceRecord, RowRecord,
-        TILE_PAGES, TILE_ROWS, TRIE_CHILD, TrieNode, name_tag, page_slot, page_slots,
+        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, NONE, OTHER_PROTOCOLS,
+        PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord,
+        ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, TRIE_CHILD, TrieNode, WITH_PORTS, name_tag,
+        page_slot, page_slots,
     },
     table::Table,
 };
@@ -557,11 +558,13 @@ impl ImageBuilder {
         otherwise: PortDecision,
         sorted: &[PortRange],
     ) -> (PortMapRecord, Vec<IntervalRecord>) {
-        let mut starts = [0; 4];
+        let mut starts = [0; 5];
         let mut intervals: Vec<IntervalRecord> = Vec::new();
-        let mut rest = sorted;
+        let is_other = |range: &&PortRange| !WITH_PORTS.contains(&range.protocol);
+        let with_ports: Vec<PortRange> = sorted.iter().filter(|range| !is_other(range)).copied().collect();
+        let mut rest = with_ports.as_slice();
         let mut uniform = true;
-        for (protocol, start) in [6, 17, 132].into_iter().zip(0..) {
+        for (protocol, start) in WITH_PORTS.into_iter().zip(0..) {
             starts[start] = intervals.len() as u32;
             let own = rest.partition_point(|range| range.protocol <= protocol);
             let (ranges, after) = rest.split_at(own);
@@ -585,16 +588,32 @@ impl ImageBuilder {
             let begun = intervals.get(first..).unwrap_or_default();
             uniform &= begun == [IntervalRecord::of(0, otherwise)];
         }
-        if let Some(range) = rest.first() {
-            self.bad_range(range);
+        let first = intervals.len();
+        starts[OTHER_PROTOCOLS] = first as u32;
+        let mut next = 0_u16;
+        for range in sorted.iter().filter(is_other) {
+            let number = u16::from(range.protocol);
+            if (range.lo, range.hi) != (0, u16::MAX) || number < next {
+                self.bad_range(range);
+                continue;
+            }
+            if number > next {
+                add_interval(&mut intervals, first, next, otherwise);
+            }
+            add_interval(&mut intervals, first, number, range.then);
+            next = number + 1;
         }
-        starts[3] = intervals.len() as u32;
+        if next > 0 && next <= u16::from(u8::MAX) {
+            add_interval(&mut intervals, first, next, otherwise);
+        }
+        uniform &= intervals.len() == first;
+        starts[OTHER_PROTOCOLS + 1] = intervals.len() as u32;
         let record = PortMapRecord {
             starts,
             portless_provenance: otherwise.provenance,
             portless: otherwise.decision,
             uniform: u8::from(uniform),
-            reserved: [0; 10],
+            reserved: [0; 6],
         };
         (record, intervals)
     }

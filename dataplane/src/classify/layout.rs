@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1004 } else { 4 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1005 } else { 5 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -306,19 +306,25 @@ impl Decision {
     }
 }
 
+/// IP protocols that have ports, in the order in which a port map has them.
+pub(super) const WITH_PORTS: [u8; 3] = [6, 17, 132];
+/// Which list of a port map is of all other protocols.
+pub(super) const OTHER_PROTOCOLS: usize = 3;
+
 /// The decisions of one cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct PortMapRecord {
-    /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section; each covers every port.
-    pub starts: [u32; 4],
+    /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section; each covers every port. Those of the
+    /// fourth are of all other protocols, by number in place of a port; none where they are all decided alike.
+    pub starts: [u32; 5],
     /// Rule that decides where no port is known or the protocol has none; [`NONE`] for no rule.
     pub portless_provenance: u32,
     /// Decision where no port is known or the protocol has none.
     pub portless: Decision,
     /// 1 where the decision is the same for every protocol and port, so that no interval needs to be read.
     pub uniform: u8,
-    pub reserved: [u8; 10],
+    pub reserved: [u8; 6],
 }
 
 /// From port `lo` to the next interval's.

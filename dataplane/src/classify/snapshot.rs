@@ -18,8 +18,8 @@ use super::{
     bucket::{self, Bucket},
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
-        IdentityRecord, IntervalRecord, NONE, PROVENANCE_RULE, PageRecord, PortMapRecord, TRIE_CHILD,
-        TrieNode, name_home, name_tag, page_slot,
+        IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord,
+        PortMapRecord, TRIE_CHILD, TrieNode, name_home, name_tag, page_slot,
     },
     table::Table,
 };
@@ -454,6 +454,7 @@ impl Snapshot {
     pub fn port_spans(&self, row: Row, port_map: Option<u32>) -> Option<PortSpans> {
         let same = |verdict| PortSpans {
             protocols: [6, 17, 132].map(|protocol| (protocol, vec![(0, verdict)])),
+            others: Vec::new(),
             portless: verdict,
         };
         let number = match row {
@@ -476,13 +477,18 @@ impl Snapshot {
             });
             spans.collect::<Option<Vec<_>>>()
         };
-        let [tcp, udp, sctp, end] = map.starts;
+        let [tcp, udp, sctp, others, end] = map.starts;
+        let number = |(number, verdict)| Some((u8::try_from(number).ok()?, verdict));
         Some(PortSpans {
             protocols: [
                 (6, spans(tcp, udp)?),
                 (17, spans(udp, sctp)?),
-                (132, spans(sctp, end)?),
+                (132, spans(sctp, others)?),
             ],
+            others: spans(others, end)?
+                .into_iter()
+                .map(number)
+                .collect::<Option<Vec<_>>>()?,
             portless,
         })
     }
@@ -534,12 +540,24 @@ impl Snapshot {
                     .get(row)
                     .map_or(NONE, |record| record.isolating),
             },
+            // A tier after the first that denies by default: its policies are listed.
+            (false, list) if self.is_isolating(list) => DirectionVerdict {
+                allow: false,
+                effect: Effect::Isolated,
+                provenance: list,
+            },
             (false, rule) => DirectionVerdict {
                 allow: false,
                 effect: Effect::Deny,
                 provenance: rule,
             },
         }
+    }
+
+    /// Whether a provenance is a list of policies.
+    fn is_isolating(&self, provenance: u32) -> bool {
+        let record = self.image.parts.tables.provenance.get(provenance as usize);
+        record.is_some_and(|record| record.kind == PROVENANCE_ISOLATING)
     }
 
     /// The port map of one cell; None where the numbers leave the tables.
@@ -577,19 +595,20 @@ impl Snapshot {
     fn port_decision(&self, map: &PortMapRecord, l4: L4) -> Option<(Decision, u32)> {
         let tables = &self.image.parts.tables;
         let portless = (map.portless, map.portless_provenance);
-        let L4::Port { protocol, port } = l4 else {
-            return Some(portless);
-        };
         if map.uniform != 0 {
             return Some(portless);
         }
-        let [tcp, udp, sctp, end] = map.starts;
-        let (from, to) = match protocol {
-            6 => (tcp, udp),
-            17 => (udp, sctp),
-            132 => (sctp, end),
-            _ => return Some(portless),
+        let [tcp, udp, sctp, others, end] = map.starts;
+        let (from, to, port) = match l4 {
+            L4::Port { protocol: 6, port } => (tcp, udp, port),
+            L4::Port { protocol: 17, port } => (udp, sctp, port),
+            L4::Port { protocol: 132, port } => (sctp, others, port),
+            // By number, in place of a port.
+            L4::Port { protocol, .. } | L4::NoPort { protocol } => (others, end, u16::from(protocol)),
         };
+        if from == to {
+            return Some(portless);
+        }
         let interval = match tables.intervals.slice(from as usize, to as usize) {
             Some(intervals) => {
                 let above = intervals.partition_point(|interval| interval.lo <= port);

@@ -8,8 +8,8 @@ use super::{
     bucket::{self, Bucket},
     image::{ChangedChunks, knows_flags, table_error},
     layout::{
-        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE,
-        SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
+        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, OTHER_PROTOCOLS, PROVENANCE_ISOLATING,
+        PROVENANCE_RULE, ProvenanceRecord, SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
     },
     snapshot::as_identity,
     table::Table,
@@ -343,7 +343,11 @@ impl Snapshot {
 
     fn is_decided(&self, decision: Decision, provenance: u32) -> bool {
         let rule = self.image.parts.tables.provenance.get(provenance as usize);
-        decision.is_known() && (provenance == NONE || rule.is_some_and(|rule| rule.kind == PROVENANCE_RULE))
+        // What is denied may name the policies of a tier that denies by default.
+        let fits = |rule: &ProvenanceRecord| {
+            rule.kind == PROVENANCE_RULE || rule.kind == PROVENANCE_ISOLATING && !decision.allows()
+        };
+        decision.is_known() && (provenance == NONE || rule.is_some_and(fits))
     }
 
     fn check_port_map(&self, index: usize) -> Check {
@@ -357,11 +361,11 @@ impl Snapshot {
                 "has a decision that this build does not know",
             ),
             (
-                map.uniform <= 1 && map.reserved == [0; 10],
+                map.uniform <= 1 && map.reserved == [0; 6],
                 "has bits that this build does not know",
             ),
         ])?;
-        for pair in map.starts.windows(2) {
+        for (pair, list) in map.starts.windows(2).zip(0..) {
             let (from, to) = (pair[0] as usize, pair[1] as usize);
             if from > to || to > tables.intervals.len() {
                 return Err("has intervals that do not exist");
@@ -380,7 +384,16 @@ impl Snapshot {
                 ])?;
                 last = Some(interval.lo);
             }
-            all(&[(last.is_some(), "does not begin at port 0")])?;
+            all(&[
+                (
+                    last.is_some() || list == OTHER_PROTOCOLS,
+                    "does not begin at port 0",
+                ),
+                (
+                    list != OTHER_PROTOCOLS || last.is_none_or(|last| last <= u16::from(u8::MAX)),
+                    "decides about protocols that do not exist",
+                ),
+            ])?;
         }
         Ok(())
     }

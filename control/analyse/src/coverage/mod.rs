@@ -418,7 +418,7 @@ impl<'a> View<'a> {
         }
         let tiered = !pod.host_network
             && self.cluster.tiered.values().any(|policy| {
-                let rules = !policy.ingress.is_empty() || !policy.egress.is_empty();
+                let rules = policy.ingress.is_some() || policy.egress.is_some();
                 rules && is_subject(self.cluster, policy, pod)
             });
         let reasons = self.pod_reasons(pod);

@@ -201,7 +201,7 @@ fn names_of_reasons_are_those_of_the_json() {
 
 #[test]
 fn policies_of_other_tiers_count() {
-    use ringwall_policy::{Action, ClusterTier, Fault};
+    use ringwall_policy::{Action, Fault, KUBE_ADMIN, KUBE_BASELINE};
 
     use crate::tiers_bed::{insert, policy as tiered, rule};
     let mut cluster = cluster(vec![namespace("a"), pod("web", "10.0.0.1", "n1")]);
@@ -210,8 +210,8 @@ fn policies_of_other_tiers_count() {
     assert!(!json!(open).to_string().contains("tiered"));
 
     let deny = [rule(Action::Deny, None)];
-    insert(&mut cluster, tiered(ClusterTier::Admin, "deny", &deny, &[]));
-    let mut broken = tiered(ClusterTier::Baseline, "broken", &deny, &[]);
+    insert(&mut cluster, tiered(KUBE_ADMIN, "deny", &deny, &[]));
+    let mut broken = tiered(KUBE_BASELINE, "broken", &deny, &[]);
     broken.faults.push(Fault {
         path: "spec.ingress[0]".to_owned(),
         message: "an unknown peer".to_owned(),

@@ -10,7 +10,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use ringwall_evaluate::{Cause, End, Identity, Service};
+use ringwall_evaluate::{Cause, End, Identity, Service, holds, selects};
 use ringwall_policy::{
     Cluster, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PortMatch,
     Protocol, Requirement, Rule, Selector,
@@ -18,7 +18,7 @@ use ringwall_policy::{
 
 use super::{
     Direction,
-    conditions::{PeerMiss, is_subject, meets, peer, policies_of, port},
+    conditions::{PeerMiss, is_subject, peer, policies_of, port},
     edit::{Edit, Labelled, RulePlace},
     effects::Bystanders,
     report::{self, SideEffects},
@@ -213,7 +213,8 @@ impl<'a> Search<'a> {
         ]
         .into_iter()
         .filter_map(|(direction, decided)| {
-            let (Cause::Rule { policy, index, .. } | Cause::Denied { policy, index, .. }) = &decided.cause
+            let (Cause::Rule { tier, policy, index } | Cause::Denied { tier, policy, index }) =
+                &decided.cause
             else {
                 return None;
             };
@@ -225,7 +226,7 @@ impl<'a> Search<'a> {
             let verb = if decided.allow { "allows" } else { "denies" };
             Some(format!(
                 "{} that {verb} its {direction}",
-                rule_words(policy, *index)
+                rule_words(&policy.id, tier, *index)
             ))
         })
         .collect();
@@ -782,10 +783,10 @@ impl<'a> Search<'a> {
         let mut namespaces = self.part.namespaces.iter();
         let stay = namespaces.all(|(name, before)| {
             let after = changed.namespaces.get(name);
-            let selected = |labels: &Labels, by: &Selector| missing(by, labels).next().is_none();
-            self.part.tiered.values().all(|policy| {
-                !selected(&before.labels, &policy.namespaces)
-                    || after.is_some_and(|after| selected(&after.labels, &policy.namespaces))
+            let mut subjects = self.part.tiered.values().flat_map(|policy| &policy.subjects);
+            subjects.all(|subjects| {
+                !selects(&subjects.namespaces, &before.labels)
+                    || after.is_some_and(|after| selects(&subjects.namespaces, &after.labels))
             })
         });
         stay && [self.src, self.dst].iter().all(|end| {
@@ -894,7 +895,7 @@ fn missing<'s>(selector: &'s Selector, labels: &'s Labels) -> impl Iterator<Item
     selector
         .requirements
         .iter()
-        .filter(|requirement| !meets(requirement, labels))
+        .filter(|requirement| !holds(requirement, labels))
 }
 
 /// Labels that meet a requirement.
@@ -903,14 +904,22 @@ fn satisfy(requirement: &Requirement) -> Vec<LabelChange> {
     match &requirement.operator {
         Operator::In(values) => values.iter().map(|value| (key(), Some(value.clone()))).collect(),
         Operator::Exists => vec![(key(), Some("true".to_owned()))],
-        Operator::NotIn(_) | Operator::DoesNotExist => vec![(key(), None)],
+        Operator::NotIn(_) | Operator::DoesNotExist | Operator::Like { negated: true, .. } => {
+            vec![(key(), None)]
+        }
+        Operator::Like {
+            text, negated: false, ..
+        } => vec![(key(), Some(text.clone()))],
     }
 }
 
 /// A label that does not meet a requirement.
 fn violate(requirement: &Requirement) -> LabelChange {
     let value = match &requirement.operator {
-        Operator::In(_) | Operator::Exists => None,
+        Operator::In(_) | Operator::Exists | Operator::Like { negated: false, .. } => None,
+        Operator::Like {
+            text, negated: true, ..
+        } => Some(text.clone()),
         Operator::NotIn(values) => values.first().cloned(),
         Operator::DoesNotExist => Some("true".to_owned()),
     };

@@ -6,10 +6,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use ringwall_evaluate::{End, Identity, Service};
+use ringwall_evaluate::{End, Identity, Service, holds, selects};
 use ringwall_policy::{
-    Cluster, Labels, NamedPort, ObjectKey, Operator, Peer, Pod, PortMatch, Protocol, Requirement, Selector,
-    TieredPolicy,
+    Cluster, Labels, NamedPort, ObjectKey, Operator, Part, Peer, Pod, PortMatch, Protocol, Requirement,
+    Selector, TieredPolicy,
 };
 
 /// The first requirement of a selector that labels do not meet.
@@ -17,25 +17,18 @@ pub fn unmet<'a>(selector: &'a Selector, labels: &Labels) -> Option<&'a Requirem
     selector
         .requirements
         .iter()
-        .find(|requirement| !meets(requirement, labels))
-}
-
-/// Whether labels meet a requirement.
-pub(super) fn meets(requirement: &Requirement, labels: &Labels) -> bool {
-    match (&requirement.operator, labels.get(&requirement.key)) {
-        (Operator::In(values), Some(value)) => values.contains(value),
-        (Operator::NotIn(values), Some(value)) => !values.contains(value),
-        (Operator::Exists, has) => has.is_some(),
-        (Operator::DoesNotExist, has) => has.is_none(),
-        (Operator::In(_), None) => false,
-        (Operator::NotIn(_), None) => true,
-    }
+        .find(|requirement| !holds(requirement, labels))
 }
 
 /// Whether a policy of an ordered kind selects a pod.
 pub fn is_subject(cluster: &Cluster, policy: &TieredPolicy, pod: &Pod) -> bool {
-    namespace_labels(cluster, pod).is_some_and(|labels| unmet(&policy.namespaces, labels).is_none())
-        && unmet(&policy.pods, &pod.labels).is_none()
+    let Some(labels) = namespace_labels(cluster, pod) else {
+        return false;
+    };
+    policy
+        .subjects
+        .iter()
+        .any(|subjects| selects(&subjects.namespaces, labels) && selects(&subjects.pods, &pod.labels))
 }
 
 /// A requirement as one would say it.
@@ -51,7 +44,19 @@ pub(super) fn requirement_words(requirement: &Requirement) -> String {
         Operator::NotIn(values) => format!("{key} not in ({})", list(values)),
         Operator::Exists => format!("the label {key}"),
         Operator::DoesNotExist => format!("no label {key}"),
+        Operator::Like { part, text, negated } => like_words(key, *part, text, *negated),
     }
+}
+
+/// `app starting with "web-"`.
+pub(crate) fn like_words(key: &str, part: Part, text: &str, negated: bool) -> String {
+    let how = match part {
+        Part::Anywhere => "containing",
+        Part::Start => "starting with",
+        Part::End => "ending with",
+    };
+    let not = if negated { "not " } else { "" };
+    format!("{key} {not}{how} {text:?}")
 }
 
 fn value_words(value: &str) -> String {
@@ -249,16 +254,21 @@ pub(super) enum PortMiss {
 
 /// Whether a ports entry matches.
 pub(super) fn port(entry: &PortMatch, dst: &End<'_>, service: Service) -> Result<(), PortMiss> {
+    let protocol = match entry {
+        PortMatch::IpProtocol(number) if *number == service.protocol => return Ok(()),
+        PortMatch::IpProtocol(_) => return Err(PortMiss::Protocol),
+        PortMatch::All(protocol) | PortMatch::Range { protocol, .. } | PortMatch::Named { protocol, .. } => {
+            protocol
+        }
+    };
     let Some(number) = service.port else {
         return Err(PortMiss::NoPort);
     };
-    let (PortMatch::All(protocol) | PortMatch::Range { protocol, .. } | PortMatch::Named { protocol, .. }) =
-        entry;
     if protocol.number() != service.protocol {
         return Err(PortMiss::Protocol);
     }
     match entry {
-        PortMatch::All(_) => Ok(()),
+        PortMatch::All(_) | PortMatch::IpProtocol(_) => Ok(()),
         PortMatch::Range { lo, hi, .. } if (*lo..=*hi).contains(&number) => Ok(()),
         PortMatch::Range { .. } => Err(PortMiss::Port),
         PortMatch::Named { protocol, name } => {
@@ -301,6 +311,7 @@ pub(super) fn port_words(entry: &PortMatch) -> String {
         PortMatch::Range { protocol, lo, hi } if lo == hi => format!("{lo}/{}", protocol_words(*protocol)),
         PortMatch::Range { protocol, lo, hi } => format!("{lo}-{hi}/{}", protocol_words(*protocol)),
         PortMatch::Named { protocol, name } => format!("\"{name}\"/{}", protocol_words(*protocol)),
+        PortMatch::IpProtocol(number) => format!("IP protocol {number}"),
     }
 }
 

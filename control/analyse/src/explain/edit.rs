@@ -475,6 +475,8 @@ fn selector_json(selector: &Selector) -> Value {
             Operator::NotIn(some) => json!({"key": key, "operator": "NotIn", "values": values(some)}),
             Operator::Exists => json!({"key": key, "operator": "Exists"}),
             Operator::DoesNotExist => json!({"key": key, "operator": "DoesNotExist"}),
+            // A NetworkPolicy, of which edits are proposed, has no such requirement.
+            Operator::Like { .. } => continue,
         });
     }
     let mut out = serde_json::Map::new();
@@ -516,6 +518,8 @@ fn port_json(port: &PortMatch) -> Value {
             json!({"protocol": protocol_words(*protocol), "port": lo, "endPort": hi})
         }
         PortMatch::Named { protocol, name } => json!({"protocol": protocol_words(*protocol), "port": name}),
+        // Nor such a port.
+        PortMatch::IpProtocol(_) => Value::Null,
     }
 }
 

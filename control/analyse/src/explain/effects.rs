@@ -587,7 +587,7 @@ where
 
     fn cut(&self, port: &PortMatch, cuts: &mut Cuts) {
         match port {
-            PortMatch::All(_) => {}
+            PortMatch::All(_) | PortMatch::IpProtocol(_) => {}
             PortMatch::Range { protocol, lo, hi } => {
                 let cuts = cuts.entry(*protocol).or_default();
                 cuts.insert(*lo);
@@ -608,7 +608,7 @@ where
 /// Every rule of the policies of ordered kinds.
 fn tiered_rules(cluster: &Cluster) -> impl Iterator<Item = &TieredRule> {
     let policies = cluster.tiered.values();
-    policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+    policies.flat_map(|policy| policy.rules())
 }
 
 /// What lets something through in a direction, by the policies that isolate its subject.

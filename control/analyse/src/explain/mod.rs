@@ -50,10 +50,10 @@ impl Direction {
     }
 
     /// Likewise, of a policy of an ordered kind.
-    pub fn tiered(self, policy: &TieredPolicy) -> &[TieredRule] {
+    pub fn tiered(self, policy: &TieredPolicy) -> Option<&[TieredRule]> {
         match self {
-            Self::Egress => &policy.egress,
-            Self::Ingress => &policy.ingress,
+            Self::Egress => policy.egress.as_deref(),
+            Self::Ingress => policy.ingress.as_deref(),
         }
     }
 

@@ -127,7 +127,7 @@ pub struct Party {
 pub struct Side {
     /// What it says.
     pub verdict: Word,
-    /// `allow`, `deny`, `isolated`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
+    /// `allow`, `deny`, `isolated`, `tier-default`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
     pub effect: String,
     /// Whose policies decide: the source's for egress, the destination's for ingress.
     pub subject: String,
@@ -145,12 +145,15 @@ pub struct PolicyTrace {
     pub policy: String,
     /// Kind of the object.
     pub kind: String,
-    /// `Admin` or `Baseline`; None for a NetworkPolicy.
+    /// `Admin` or `Baseline`, or where anything is Calico's, the name of the tier; None for a NetworkPolicy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
-    /// Its order in that tier, the smaller first.
+    /// Its order in that tier, the smaller first; of Kubernetes' kinds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u16>,
+    /// Its order in that tier, the smaller first, `none` last; of Calico's kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
     /// Whether its podSelector, or its subject, selects the subject.
     pub selects: bool,
     /// Why it selects it, or the first requirement that it fails at.
@@ -180,7 +183,7 @@ pub struct FaultTrace {
 pub struct RuleTrace {
     /// Its index in the policy's list of the direction.
     pub rule: usize,
-    /// `allow`, `deny` or `pass`; None for a rule of a NetworkPolicy, which allows.
+    /// `allow`, `deny`, `pass` or `log`; None for a rule of a NetworkPolicy, which allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// Whether it matches: ports AND peers.

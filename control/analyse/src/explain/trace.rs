@@ -1,9 +1,10 @@
 //! One direction of a flow, step by step: which policies select the pod, and what each rule of theirs asks for.
 
-use ringwall_evaluate::{Cause, End, Identity, Service};
+use ringwall_evaluate::{Cause, End, Identity, Passed, Service, Trace};
 use ringwall_policy::{
-    Action, Cluster, ClusterTier, Fault, NetworkPolicy, ObjectKey, Peer, Pod, PolicyId, PortMatch, Rule,
-    TieredPolicy, TieredRule, Unplaced,
+    Action, Cluster, Fault, Labels, NetworkPolicy, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch,
+    Rule, TieredPolicy, Unplaced,
+    tiers::{Rank, Tiers},
 };
 
 use super::{
@@ -46,7 +47,7 @@ impl<'a> Case<'a> {
         if let Some(pod) = self.sender_to_own_node() {
             let mut policies = self.cluster.tiered.values();
             let concerns =
-                |policy: &TieredPolicy| !policy.egress.is_empty() && is_subject(self.cluster, policy, pod);
+                |policy: &TieredPolicy| policy.egress.is_some() && is_subject(self.cluster, policy, pod);
             return (!policies.any(|policy| concerns(policy))).then_some(Cause::HostingNode);
         }
         match (self.src.identity, self.dst.identity) {
@@ -74,81 +75,25 @@ impl<'a> Case<'a> {
 
     /// Whether the flow passes: the decision without the explanation.
     pub(super) fn passes(&self) -> bool {
-        self.exemption().is_some()
-            || [Direction::Egress, Direction::Ingress]
-                .into_iter()
-                .all(|direction| self.lets(direction))
+        self.trace().verdict.allow()
     }
 
-    /// Whether a direction lets the flow pass, where nothing exempts it.
+    /// Whether a direction lets the flow pass.
     pub(super) fn lets(&self, direction: Direction) -> bool {
-        let (subject, _) = self.ends(direction);
-        let pod = match subject.identity {
-            Identity::Pod(pod) => pod,
-            Identity::Unknown => return self.cluster.settings.allow_unknown,
-            Identity::Node(_) | Identity::External => return true,
-        };
-        if let Some(allow) = self.tier_lets(ClusterTier::Admin, pod, direction) {
-            return allow;
-        }
-        let mut isolated = false;
-        let governed = self.sender_to_own_node().is_none();
-        for policy in selecting(self.cluster, pod, direction).filter(|_| governed) {
-            isolated = true;
-            let rules = direction.rules(policy).unwrap_or_default();
-            if rules.iter().any(|rule| self.matches(policy, rule, direction)) {
-                return true;
-            }
-        }
-        !isolated
-            && self
-                .tier_lets(ClusterTier::Baseline, pod, direction)
-                .unwrap_or(true)
+        self.decision(direction).allow
     }
 
-    /// What the first rule of a tier that matches decides; None where none does, or it passes.
-    fn tier_lets(&self, tier: ClusterTier, pod: &Pod, direction: Direction) -> Option<bool> {
-        match self.first_of(tier, pod, direction)?.action {
-            Action::Allow => Some(true),
-            Action::Deny => Some(false),
-            Action::Pass => None,
+    /// The decision of a direction.
+    fn decision(&self, direction: Direction) -> ringwall_evaluate::Direction {
+        let verdict = self.trace().verdict;
+        match direction {
+            Direction::Egress => verdict.egress,
+            Direction::Ingress => verdict.ingress,
         }
     }
 
-    /// The first rule of a tier that matches.
-    fn first_of(&self, tier: ClusterTier, pod: &Pod, direction: Direction) -> Option<Hit<'a>> {
-        let policies = tier_of(self.cluster, tier);
-        let policies = policies
-            .into_iter()
-            .filter(|policy| is_subject(self.cluster, policy, pod));
-        policies
-            .flat_map(|policy| {
-                let rules = direction.tiered(policy).iter().enumerate();
-                rules.map(move |(index, rule)| (policy, index, rule))
-            })
-            .find_map(|(policy, index, rule)| {
-                Some(Hit {
-                    policy,
-                    index,
-                    rule,
-                    action: self.does(rule, direction)?,
-                })
-            })
-    }
-
-    /// What a rule of an ordered kind does with the flow; None where it does not match.
-    fn does(&self, rule: &TieredRule, direction: Direction) -> Option<Action> {
-        let (_, other) = self.ends(direction);
-        let by_peers = match &rule.peers {
-            None => Some(rule.action),
-            Some(peers) if peers.iter().any(|it| peer(self.cluster, "", it, &other).is_ok()) => {
-                Some(rule.action)
-            }
-            Some(peers) => self
-                .unplaced(&other)
-                .and_then(|unplaced| unplaced.action(rule.action, peers)),
-        };
-        by_peers.filter(|_| self.ports_match(rule.ports.as_ref()))
+    fn trace(&self) -> Trace {
+        ringwall_evaluate::trace(self.cluster, &self.src, &self.dst, self.service)
     }
 
     /// Whether a rule matches the flow.
@@ -255,161 +200,127 @@ impl<'a> Case<'a> {
         words: &Words,
         name: &str,
     ) -> (Side, ringwall_evaluate::Direction) {
-        let trace_of = |tier| {
-            let traces = tier_of(self.cluster, tier);
-            let traces = traces
-                .into_iter()
-                .map(|policy| self.tiered(policy, direction, pod, words));
-            traces.collect::<Vec<PolicyTrace>>()
-        };
-        let mut policies = trace_of(ClusterTier::Admin);
-        let admin = self.first_of(ClusterTier::Admin, pod, direction);
+        let tiers = Tiers::of(self.cluster);
         let own_node = self.sender_to_own_node().is_some();
-        if !own_node {
-            policies.extend(
-                policies_of(self.cluster, &pod.key.namespace)
-                    .map(|policy| self.policy(policy, direction, pod, words)),
+        let mut policies = self.policies_in_order(direction, pod, words, &tiers, own_node);
+        let trace = self.trace();
+        let (decision, passed) = match direction {
+            Direction::Egress => (trace.verdict.egress, trace.passed_egress),
+            Direction::Ingress => (trace.verdict.ingress, trace.passed_ingress),
+        };
+        let mut steps: Vec<String> = Vec::new();
+        for Passed { tier, policy, index } in &passed {
+            if let Some(rule) = rule_of(&mut policies, policy, *index) {
+                rule.passes = true;
+            }
+            let next = next_tier(&tiers, tier);
+            let further = next.map_or_else(
+                || format!("passes it, and {tier} is the last tier"),
+                |next| match next.as_str() {
+                    "NetworkPolicy" => "passes it on to NetworkPolicies".to_owned(),
+                    next => format!("passes it on to {next}"),
+                },
             );
+            steps.push(format!("{} {further}", rule_words(policy, tier, *index)));
         }
-        policies.extend(trace_of(ClusterTier::Baseline));
-        let mut passed = Vec::new();
-        let (decision, why) = self
-            .by_tier(admin, ClusterTier::Admin, &mut policies, &mut passed)
-            .or_else(|| match own_node {
-                true => None,
-                false => self.by_network_policies(direction, pod, name, &mut policies),
-            })
-            .or_else(|| {
-                let baseline = self.first_of(ClusterTier::Baseline, pod, direction);
-                self.by_tier(baseline, ClusterTier::Baseline, &mut policies, &mut passed)
-            })
-            .unwrap_or_else(|| {
-                if own_node {
-                    let node = ringwall_evaluate::Direction {
-                        allow: true,
-                        cause: Cause::HostingNode,
-                    };
-                    let why = "NetworkPolicies do not govern what a pod sends to the node that hosts it";
-                    return (node, why.to_owned());
+        steps.push(match &decision.cause {
+            Cause::Rule { tier, policy, index } | Cause::Denied { tier, policy, index } => {
+                let rule = rule_of(&mut policies, policy, *index);
+                let may_pass = rule.as_ref().is_some_and(|rule| rule.action.as_deref() == Some("pass"));
+                if let Some(rule) = rule {
+                    rule.decides = true;
                 }
+                let what = match (may_pass, decision.allow) {
+                    // It is not known whether it matches, nor what decides then.
+                    (true, _) => "may pass it",
+                    (false, true) => "allows it",
+                    (false, false) => "denies it",
+                };
+                format!("{} {what}", rule_words(policy, tier, *index))
+            }
+            Cause::Isolated { tier, policies } => {
+                let names: Vec<String> = policies.iter().map(PolicyId::label).collect();
+                let (verb, whose) = match names.len() {
+                    1 => ("isolates", "no rule of it matches"),
+                    _ => ("isolate", "no rule of theirs matches"),
+                };
+                let by_tier = policies.iter().any(|id| id.kind != PolicyKind::NetworkPolicy);
+                match by_tier {
+                    false => format!("{} {verb} {name} for {direction}, and {whose}", names.join(" and ")),
+                    true => format!(
+                        "tier {tier} denies what its policies that select {name} for {direction} ({}) do not decide",
+                        names.join(", ")
+                    ),
+                }
+            }
+            Cause::HostingNode => {
+                "NetworkPolicies do not govern what a pod sends to the node that hosts it".to_owned()
+            }
+            _ => {
                 let concerned = policies.iter().any(|it| it.tier.is_some() && !it.rules.is_empty());
-                let why = match (passed.is_empty(), concerned) {
+                match (passed.is_empty(), concerned) {
                     (true, true) => format!(
-                        "no rule of the Admin and Baseline tiers matches, and no NetworkPolicy isolates {name} for \
-                         {direction}, so that everything else passes"
+                        "no rule of the {} tiers matches, and no NetworkPolicy isolates {name} for {direction}, so that \
+                         everything else passes",
+                        other_tiers(&policies).join(" and ")
                     ),
                     _ => format!("no policy isolates {name} for {direction}, so that everything passes"),
-                };
-                let open = ringwall_evaluate::Direction {
-                    allow: true,
-                    cause: Cause::Open,
-                };
-                (open, why)
-            });
-        passed.push(why);
+                }
+            }
+        });
         let side = Side {
             verdict: Word::of(decision.allow),
             effect: effect(&decision.cause).to_owned(),
             subject: name.to_owned(),
-            why: passed.join(", and "),
+            why: steps.join(", and "),
             policies,
         };
         (side, decision)
     }
 
-    /// What the first rule of a tier that matches decides, which is marked. One that passes is said in `passed`.
-    fn by_tier(
-        &self,
-        hit: Option<Hit<'_>>,
-        tier: ClusterTier,
-        policies: &mut [PolicyTrace],
-        passed: &mut Vec<String>,
-    ) -> Option<(ringwall_evaluate::Direction, String)> {
-        let Hit {
-            policy,
-            index,
-            rule,
-            action,
-        } = hit?;
-        let named = policies
-            .iter_mut()
-            .find(|trace| trace.kind == policy.id.kind.name() && trace.policy == policy.id.to_string());
-        let mut marked = named.and_then(|trace| trace.rules.iter_mut().find(|it| it.rule == index));
-        if let Some(marked) = &mut marked {
-            marked.decides = action != Action::Pass;
-            marked.passes = action == Action::Pass;
-        }
-        let name = rule_words(policy, index);
-        let further = match tier {
-            ClusterTier::Admin => "passes it on to NetworkPolicies",
-            ClusterTier::Baseline => "passes it, and Baseline is the last tier",
-        };
-        let what = match (action, rule.action) {
-            (Action::Pass, _) => {
-                passed.push(format!("{name} {further}"));
-                return None;
-            }
-            // It is not known whether it matches, nor what decides then.
-            (_, Action::Pass) => "may pass it",
-            (Action::Allow, _) => "allows it",
-            (Action::Deny, _) => "denies it",
-        };
-        let (tier, policy) = (tier.name(), policy.id.clone());
-        let allow = action == Action::Allow;
-        let cause = match allow {
-            true => Cause::Rule { tier, policy, index },
-            false => Cause::Denied { tier, policy, index },
-        };
-        Some((
-            ringwall_evaluate::Direction { allow, cause },
-            format!("{name} {what}"),
-        ))
-    }
-
-    /// What NetworkPolicies decide, and the rule of theirs that does is marked; None where none isolates the pod.
-    fn by_network_policies(
+    /// What each policy has to do with a direction of the flow, in the order in which they decide: of NetworkPolicies all of
+    /// the pod's namespace, of other kinds all.
+    fn policies_in_order(
         &self,
         direction: Direction,
         pod: &Pod,
-        name: &str,
-        policies: &mut [PolicyTrace],
-    ) -> Option<(ringwall_evaluate::Direction, String)> {
-        let traces = policies.iter_mut().filter(|trace| trace.tier.is_none());
-        let mut isolating: Vec<ObjectKey> = Vec::new();
-        for (trace, policy) in traces.zip(policies_of(self.cluster, &pod.key.namespace)) {
-            if let Some(rule) = trace.rules.iter_mut().find(|rule| rule.matches) {
-                rule.decides = true;
-                let index = rule.rule;
-                let why = format!("rule {index} of {} allows it", policy.key);
-                let cause = Cause::Rule {
-                    tier: "NetworkPolicy",
-                    policy: PolicyId::network_policy(&policy.key),
-                    index,
-                };
-                return Some((ringwall_evaluate::Direction { allow: true, cause }, why));
-            }
-            if trace.isolates {
-                isolating.push(policy.key.clone());
-            }
-        }
-        let names: Vec<String> = isolating.iter().map(ObjectKey::to_string).collect();
-        let (verb, whose) = match names.len() {
-            0 => return None,
-            1 => ("isolates", "no rule of it matches"),
-            _ => ("isolate", "no rule of theirs matches"),
-        };
-        let why = format!(
-            "{} {verb} {name} for {direction}, and {whose}",
-            names.join(" and ")
-        );
-        let cause = Cause::Isolated(isolating);
-        Some((ringwall_evaluate::Direction { allow: false, cause }, why))
+        words: &Words,
+        tiers: &Tiers,
+        own_node: bool,
+    ) -> Vec<PolicyTrace> {
+        let networks = policies_of(self.cluster, &pod.key.namespace).filter(|_| !own_node);
+        let networks = networks.map(|policy| {
+            let place = (
+                tiers.network_policies().number,
+                tiers.rank_of_network_policy(&policy.key),
+            );
+            (place, self.policy(policy, direction, pod, words))
+        });
+        let tiered = self.cluster.tiered.values().map(|policy| {
+            let tier = tiers.named(&policy.tier);
+            let rank = Rank {
+                order: policy.order,
+                tie: policy.id.tie(),
+            };
+            let trace = self.tiered(policy, &tier.name, direction, pod, words);
+            ((tier.number, rank), trace)
+        });
+        let mut all: Vec<_> = networks.chain(tiered).collect();
+        all.sort_by(|one, other| one.0.cmp(&other.0));
+        all.into_iter().map(|(_, trace)| trace).collect()
     }
 
-    fn tiered(&self, policy: &TieredPolicy, direction: Direction, pod: &Pod, words: &Words) -> PolicyTrace {
+    fn tiered(
+        &self,
+        policy: &TieredPolicy,
+        tier: &str,
+        direction: Direction,
+        pod: &Pod,
+        words: &Words,
+    ) -> PolicyTrace {
         let missing = subject_miss(self.cluster, policy, pod);
         let selects = missing.is_none();
-        let rules = direction.tiered(policy).iter().enumerate();
+        let rules = direction.tiered(policy).unwrap_or_default().iter().enumerate();
         let (_, other) = self.ends(direction);
         let unplaced = self.unplaced(&other);
         let rules = rules.map(|(index, rule)| {
@@ -429,8 +340,12 @@ impl<'a> Case<'a> {
         PolicyTrace {
             policy: policy.id.to_string(),
             kind: policy.id.kind.name().to_owned(),
-            tier: Some(policy.tier.name().to_owned()),
-            priority: Some(policy.priority),
+            tier: Some(tier.to_owned()),
+            priority: match policy.id.kind.is_calico() {
+                true => None,
+                false => Some(policy.order.number() as u16),
+            },
+            order: policy.id.kind.is_calico().then(|| policy.order.to_string()),
             selects,
             selection: missing.unwrap_or_else(|| subject_words(policy)),
             isolates: false,
@@ -466,6 +381,7 @@ impl<'a> Case<'a> {
             kind: "NetworkPolicy".to_owned(),
             tier: None,
             priority: None,
+            order: None,
             selects,
             selection: match missing {
                 Some(requirement) => format!(
@@ -562,24 +478,34 @@ impl<'a> Case<'a> {
     }
 }
 
-/// A rule of a tier that matches.
-#[derive(Clone, Copy, Debug)]
-struct Hit<'a> {
-    policy: &'a TieredPolicy,
+/// The trace of a rule.
+fn rule_of<'p>(
+    policies: &'p mut [PolicyTrace],
+    policy: &PolicyId,
     index: usize,
-    rule: &'a TieredRule,
-    /// What it does with the flow: that of the rule, unless it is one that passes and nobody knows whether it matches.
-    action: Action,
+) -> Option<&'p mut RuleTrace> {
+    let (kind, name) = (policy.kind.name(), policy.to_string());
+    let named = policies
+        .iter_mut()
+        .find(|trace| trace.kind == kind && trace.policy == name)?;
+    named.rules.iter_mut().find(|rule| rule.rule == index)
 }
 
-/// The policies of a tier, in the order in which they decide.
-fn tier_of(cluster: &Cluster, tier: ClusterTier) -> Vec<&TieredPolicy> {
-    let policies = cluster.tiered.values().map(AsRef::as_ref);
-    let mut policies: Vec<&TieredPolicy> = policies
-        .filter(|policy: &&TieredPolicy| policy.tier == tier)
-        .collect();
-    policies.sort_by_cached_key(|policy| (policy.priority, policy.tie()));
-    policies
+/// The tier after one, by their names in reasons.
+fn next_tier(tiers: &Tiers, name: &str) -> Option<String> {
+    let in_order = tiers.in_order();
+    let at = in_order.iter().position(|tier| tier.name == name)?;
+    in_order.get(at + 1).map(|tier| tier.name.clone())
+}
+
+/// The tiers of policies that are no NetworkPolicies, in order.
+fn other_tiers(policies: &[PolicyTrace]) -> Vec<&str> {
+    let mut names: Vec<&str> = policies.iter().filter_map(|it| it.tier.as_deref()).collect();
+    names.dedup();
+    if names.len() == 1 && matches!(names.first(), Some(&("Admin" | "Baseline"))) {
+        names = vec!["Admin", "Baseline"];
+    }
+    names
 }
 
 /// Why a policy of an ordered kind does not select a pod; None where it does.
@@ -587,17 +513,29 @@ fn subject_miss(cluster: &Cluster, policy: &TieredPolicy, pod: &Pod) -> Option<S
     let Some(labels) = namespace_labels(cluster, pod) else {
         return Some(format!("the Namespace {} has not been seen", pod.key.namespace));
     };
-    if let Some(requirement) = unmet(&policy.namespaces, labels) {
+    let mut misses = Vec::new();
+    for subjects in &policy.subjects {
+        misses.push(selection_miss(subjects, labels, pod)?);
+    }
+    match misses.len() {
+        0 => Some("it selects no pod".to_owned()),
+        _ => Some(format!("its subject is {}", misses.join("; or "))),
+    }
+}
+
+/// Which of the labels that a selection asks for a pod does not have; None where it has them all.
+fn selection_miss(subjects: &PodSelection, of_namespace: &Labels, pod: &Pod) -> Option<String> {
+    if let Some(requirement) = unmet(&subjects.namespaces, of_namespace) {
         let who = format!("namespace {}", pod.key.namespace);
         return Some(format!(
-            "its subject is in namespaces with {}, {}",
+            "in namespaces with {}, {}",
             requirement_words(requirement),
-            has_words(&who, requirement, labels)
+            has_words(&who, requirement, of_namespace)
         ));
     }
-    let requirement = unmet(&policy.pods, &pod.labels)?;
+    let requirement = unmet(&subjects.pods, &pod.labels)?;
     Some(format!(
-        "its subject is pods with {}, {}",
+        "pods with {}, {}",
         requirement_words(requirement),
         has_words("the pod", requirement, &pod.labels)
     ))
@@ -605,26 +543,36 @@ fn subject_miss(cluster: &Cluster, policy: &TieredPolicy, pod: &Pod) -> Option<S
 
 /// Which pods a policy of an ordered kind selects.
 fn subject_words(policy: &TieredPolicy) -> String {
+    let words: Vec<String> = policy.subjects.iter().map(selection_words).collect();
+    match words.is_empty() {
+        true => "it selects no pod".to_owned(),
+        false => format!("its subject is {}", words.join(", or ")),
+    }
+}
+
+fn selection_words(subjects: &PodSelection) -> String {
     let everybody = |selector: &ringwall_policy::Selector| selector.requirements.is_empty();
-    match (everybody(&policy.pods), everybody(&policy.namespaces)) {
-        (true, true) => "its subject is every pod".to_owned(),
+    match (everybody(&subjects.pods), everybody(&subjects.namespaces)) {
+        (true, true) => "every pod".to_owned(),
         (true, false) => format!(
-            "its subject is every pod of namespaces with {}",
-            selector_words(&policy.namespaces)
+            "every pod of namespaces with {}",
+            selector_words(&subjects.namespaces)
         ),
-        (false, true) => format!("its subject is pods with {}", selector_words(&policy.pods)),
+        (false, true) => format!("pods with {}", selector_words(&subjects.pods)),
         (false, false) => format!(
-            "its subject is pods with {} in namespaces with {}",
-            selector_words(&policy.pods),
-            selector_words(&policy.namespaces)
+            "pods with {} in namespaces with {}",
+            selector_words(&subjects.pods),
+            selector_words(&subjects.namespaces)
         ),
     }
 }
 
-/// `rule 1 of ClusterNetworkPolicy x (Admin)`.
-pub(super) fn rule_words(policy: &TieredPolicy, index: usize) -> String {
-    let PolicyId { kind, name, .. } = &policy.id;
-    format!("rule {index} of {} {name} ({})", kind.name(), policy.tier.name())
+/// `rule 1 of ClusterNetworkPolicy x (Admin)`, or `rule 0 of shop/db`.
+pub(super) fn rule_words(policy: &PolicyId, tier: &str, index: usize) -> String {
+    match policy.kind {
+        PolicyKind::NetworkPolicy => format!("rule {index} of {policy}"),
+        kind => format!("rule {index} of {} {policy} ({tier})", kind.name()),
+    }
 }
 
 fn action_word(action: Action) -> &'static str {
@@ -632,6 +580,7 @@ fn action_word(action: Action) -> &'static str {
         Action::Allow => "allow",
         Action::Deny => "deny",
         Action::Pass => "pass",
+        Action::Log => "log",
     }
 }
 
@@ -691,7 +640,12 @@ pub(super) fn effect(cause: &Cause) -> &'static str {
     match cause {
         Cause::Rule { .. } => "allow",
         Cause::Denied { .. } => "deny",
-        Cause::Isolated(_) => "isolated",
+        Cause::Isolated { policies, .. }
+            if policies.iter().all(|id| id.kind == PolicyKind::NetworkPolicy) =>
+        {
+            "isolated"
+        }
+        Cause::Isolated { .. } => "tier-default",
         Cause::Open => "open",
         Cause::SelfTraffic => "self",
         Cause::HostingNode => "node",

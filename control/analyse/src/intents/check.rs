@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use ringwall_dataplane::classify::{IdentityKind, L4};
-use ringwall_policy::{Labels, Operator, Selector};
+use ringwall_evaluate::selects;
+use ringwall_policy::Selector;
 
 use super::{Assertion, Claim, Intents, Place, Ports};
 use crate::refine::{
@@ -439,16 +440,4 @@ fn meet(ports: &[(u16, u16)], span: (u16, u16)) -> Option<u16> {
         .map(|(lo, hi)| ((*lo).max(span.0), (*hi).min(span.1)));
     let mut those = meet.filter(|(lo, hi)| lo <= hi);
     those.next().map(|(lo, _)| lo)
-}
-
-fn selects(selector: &Selector, labels: &Labels) -> bool {
-    selector.requirements.iter().all(|requirement| {
-        let value = labels.get(&requirement.key);
-        match &requirement.operator {
-            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
-            Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
-        }
-    })
 }

@@ -280,6 +280,7 @@ fn implied(selector: &Selector, wanted: &Requirement) -> bool {
             Operator::NotIn(values) => never.extend(values),
             Operator::Exists => present = true,
             Operator::DoesNotExist => absent = true,
+            Operator::Like { negated, .. } => present |= !negated,
         }
     }
     let among = among.map(|values| values.difference(&never).copied().collect::<BTreeSet<_>>());
@@ -287,6 +288,7 @@ fn implied(selector: &Selector, wanted: &Requirement) -> bool {
         Operator::In(values) => among.is_some_and(|among| among.iter().all(|it| values.contains(*it))),
         Operator::Exists => present,
         Operator::DoesNotExist => absent,
+        Operator::Like { .. } => selector.requirements.contains(wanted),
         Operator::NotIn(values) => {
             absent
                 || values.iter().all(|it| never.contains(it))
@@ -316,6 +318,7 @@ fn ports_covered(rule: &Rule, others: &[&Rule]) -> bool {
         PortMatch::Named { protocol, .. } => {
             all(*protocol) || there.contains(&port) || range_covered(&there, *protocol, 1, u16::MAX)
         }
+        PortMatch::IpProtocol(_) => there.contains(&port),
     })
 }
 

@@ -1,21 +1,9 @@
 //! Selectors and labels: matching, words, and labels that satisfy a selector.
 
+pub(super) use ringwall_evaluate::{holds, selects as matches};
 use ringwall_policy::{Labels, Operator, Requirement, Selector};
 
-/// Whether labels satisfy every requirement.
-pub(super) fn matches(selector: &Selector, labels: &Labels) -> bool {
-    selector.requirements.iter().all(|it| holds(it, labels))
-}
-
-pub(super) fn holds(requirement: &Requirement, labels: &Labels) -> bool {
-    let value = labels.get(&requirement.key);
-    match &requirement.operator {
-        Operator::In(values) => value.is_some_and(|value| values.contains(value)),
-        Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
-        Operator::Exists => value.is_some(),
-        Operator::DoesNotExist => value.is_none(),
-    }
-}
+use crate::explain::conditions::like_words;
 
 /// `app=web, tier in (a, b)`.
 pub(super) fn words(selector: &Selector) -> String {
@@ -34,6 +22,7 @@ pub(super) fn words(selector: &Selector) -> String {
             Operator::NotIn(values) => format!("{key} not in ({})", list(values)),
             Operator::Exists => format!("a label {key}"),
             Operator::DoesNotExist => format!("no label {key}"),
+            Operator::Like { part, text, negated } => like_words(key, *part, text, *negated),
         })
         .collect();
     words.join(", ")

@@ -305,7 +305,7 @@ fn imagined_pods_change_nothing() {
 fn other_tiers_are_heeded() {
     use ringwall_policy::{
         Action::{Allow, Deny},
-        ClusterTier::{Admin, Baseline},
+        KUBE_ADMIN, KUBE_BASELINE,
     };
 
     use crate::tiers_bed::{insert, policy, rule};
@@ -337,14 +337,14 @@ spec:
         "an empty list lets everyone reach db"
     );
     let all = Some("0.0.0.0/0");
-    for tier in [Admin, Baseline] {
+    for tier in [KUBE_ADMIN, KUBE_BASELINE] {
         let mut cluster = loaded.cluster.clone();
         insert(&mut cluster, policy(tier, "closed", &[rule(Deny, None)], &[]));
         assert!(!found(&cluster, "RW404"), "{tier:?} denies what comes to web");
-        assert_eq!(found(&cluster, "RW109"), tier == Baseline, "{tier:?}");
+        assert_eq!(found(&cluster, "RW109"), tier == KUBE_BASELINE, "{tier:?}");
     }
     let mut cluster = loaded.cluster.clone();
     let egress = [rule(Allow, all), rule(Deny, None)];
-    insert(&mut cluster, policy(Admin, "out", &[], &egress));
+    insert(&mut cluster, policy(KUBE_ADMIN, "out", &[], &egress));
     assert!(found(&cluster, "RW404"), "nothing is said about ingress");
 }

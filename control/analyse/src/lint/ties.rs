@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall_evaluate::{End, Service, Verdict, identify, judge, named};
-use ringwall_policy::{Cluster, ClusterTier, PortMatch, Protocol, TieredPolicy, TieredRule};
+use ringwall_policy::{Cluster, Order, PortMatch, Protocol, TieredPolicy, TieredRule};
 
 use super::{
     cast::Cast,
@@ -17,14 +17,14 @@ use crate::{explain::conditions::is_subject, flow::EndName};
 const MOST_PAIRS: usize = 500;
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
-    let mut tied: BTreeMap<(ClusterTier, u16), Vec<&TieredPolicy>> = BTreeMap::new();
+    let mut tied: BTreeMap<(&str, Order), Vec<&TieredPolicy>> = BTreeMap::new();
     for policy in subject.cluster.tiered.values() {
-        let place = (policy.tier, policy.priority);
+        let place = (policy.tier.as_str(), policy.order);
         tied.entry(place).or_default().push(policy);
     }
     let mut pairs = 0;
     for policies in tied.values_mut() {
-        policies.sort_by_cached_key(|policy| policy.tie());
+        policies.sort_by_cached_key(|policy| policy.id.tie());
         for (index, first) in policies.iter().enumerate() {
             for second in policies.iter().skip(index + 1) {
                 pairs += 1;
@@ -68,6 +68,7 @@ fn disagreement(
             Direction::Ingress => &policy.ingress,
             Direction::Egress => &policy.egress,
         })
+        .flatten()
         .collect();
     // Rules that all do the same do it in any order.
     let action = rules.first()?.action;
@@ -124,13 +125,15 @@ fn disagreement(
 fn turned(cluster: &Cluster, policy: &TieredPolicy) -> Cluster {
     let mut turned = cluster.clone();
     for other in cluster.tiered.values() {
-        let own = u16::from(other.id != policy.id);
-        let priority = other.priority.saturating_mul(2).saturating_add(own);
-        let other = TieredPolicy {
-            priority,
-            ..TieredPolicy::clone(other)
-        };
-        turned.tiered.insert(other.id.clone(), Arc::new(other));
+        if other.tier == policy.tier && other.order == policy.order && other.id != policy.id {
+            // After it, and before whatever was after it.
+            let after = Order::new(other.order.number().next_up()).unwrap_or(other.order);
+            let other = TieredPolicy {
+                order: after,
+                ..TieredPolicy::clone(other)
+            };
+            turned.tiered.insert(other.id.clone(), Arc::new(other));
+        }
     }
     turned
 }

@@ -36,7 +36,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                     Direction::Ingress => &policy.ingress,
                     Direction::Egress => &policy.egress,
                 };
-                rules.iter().any(|rule| rule.action == Action::Deny)
+                rules.iter().flatten().any(|rule| rule.action == Action::Deny)
             };
             let denied = |pod: &Pod| {
                 let mut policies = subject.cluster.tiered.values();

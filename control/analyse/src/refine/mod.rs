@@ -28,7 +28,7 @@ pub use ports::{Service, Span};
 pub use region::{Region, verdicts};
 use ringwall_compile::{CompileError, EpochKey};
 use ringwall_dataplane::classify::{Generation, ImageError, Snapshot};
-use ringwall_policy::{Cluster, ClusterTier, ObjectKey, Rule, Selector, TieredRule};
+use ringwall_policy::{Cluster, ObjectKey, Order, PodSelection, Rule, Selector, TieredRule};
 pub use totals::{Pairs, Totals};
 
 /// A cluster and the snapshot that it compiles to.
@@ -55,11 +55,11 @@ pub enum Said<'a> {
     /// A policy of an ordered kind.
     Ordered {
         /// Where it stands.
-        at: (ClusterTier, u16),
-        /// The namespaces and pods that it selects.
-        subjects: [&'a Selector; 2],
+        at: (&'a str, Order),
+        /// The pods that it selects.
+        subjects: &'a [PodSelection],
         /// Its rules of ingress and egress.
-        rules: [&'a [TieredRule]; 2],
+        rules: [Option<&'a [TieredRule]>; 2],
     },
 }
 
@@ -82,9 +82,9 @@ pub fn said<'a>(cluster: &'a Cluster, label: &str) -> Option<Said<'a>> {
         .values()
         .find(|policy| policy.id.label() == label)?;
     Some(Said::Ordered {
-        at: (policy.tier, policy.priority),
-        subjects: [&policy.namespaces, &policy.pods],
-        rules: [&policy.ingress, &policy.egress],
+        at: (&policy.tier, policy.order),
+        subjects: &policy.subjects,
+        rules: [policy.ingress.as_deref(), policy.egress.as_deref()],
     })
 }
 

@@ -19,8 +19,8 @@ fn words(cause: &Cause) -> String {
         Cause::Denied { tier, policy, index } => {
             format!("denied by rule {index} of {}", name(tier, policy))
         }
-        Cause::Isolated(policies) => {
-            let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+        Cause::Isolated { tier, policies } => {
+            let names: Vec<String> = policies.iter().map(|policy| name(tier, policy)).collect();
             format!("isolated by {}", names.join(", "))
         }
         Cause::Open => "open".to_owned(),

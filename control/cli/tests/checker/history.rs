@@ -7,7 +7,7 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{Generation, L4, NodeExemption, Snapshot},
 };
-use ringwall_policy::{Action, Cluster, ClusterTier, Object, TieredPolicy};
+use ringwall_policy::{Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, Object, TieredPolicy};
 use ringwall_prove::{Checker, Difference};
 use ringwall_source::decode::decode;
 use ringwall_testbed::synthetic::{EventKind, Spec, Synthetic};
@@ -74,7 +74,7 @@ fn tiered_event(next: &mut Cluster, other: &Cluster, random: &mut Random) {
         3 => {
             // Two change places and nothing else.
             let (mut one, mut two) = (random.one(&own).clone(), random.one(&own).clone());
-            std::mem::swap(&mut one.priority, &mut two.priority);
+            std::mem::swap(&mut one.order, &mut two.order);
             if one.id != two.id {
                 put(one);
                 put(two);
@@ -82,24 +82,25 @@ fn tiered_event(next: &mut Cluster, other: &Cluster, random: &mut Random) {
         }
         4 => {
             let mut policy = random.one(&own).clone();
-            policy.tier = match policy.tier {
-                ClusterTier::Admin => ClusterTier::Baseline,
-                ClusterTier::Baseline => ClusterTier::Admin,
+            let tier = match policy.tier.as_str() {
+                KUBE_ADMIN => KUBE_BASELINE,
+                _ => KUBE_ADMIN,
             };
+            policy.tier = tier.to_owned();
             put(policy);
         }
         5 => {
             let mut policy = random.one(&own).clone();
             let actions = [Action::Allow, Action::Deny, Action::Pass];
-            for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+            for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
                 rule.action = *random.one(&actions);
             }
             put(policy);
         }
         _ => {
             let mut policy = random.one(&own).clone();
-            policy.ingress.pop();
-            policy.egress.reverse();
+            policy.ingress.as_mut().map(Vec::pop);
+            policy.egress.iter_mut().for_each(|rules| rules.reverse());
             put(policy);
         }
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 use ringwall_policy::{
-    Action, Cluster, ClusterTier, NetworkPolicy, Peer, PolicyKind, PortMatch, Protocol, Rule, Selector,
-    TieredPolicy, TieredRule,
+    Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order, Peer, PolicyKind, PortMatch, Protocol,
+    Rule, Selector, TieredPolicy, TieredRule,
 };
 
 type Mistake = fn(&mut Cluster);
@@ -48,10 +48,17 @@ fn tiered(cluster: &mut Cluster, change: impl Fn(&mut TieredPolicy)) {
     }
 }
 
+fn order(number: f64) -> Order {
+    Order::new(number).unwrap_or(Order::LAST)
+}
+
 fn lists(cluster: &mut Cluster, change: impl Fn(&mut Vec<TieredRule>)) {
     tiered(cluster, |policy| {
-        change(&mut policy.ingress);
-        change(&mut policy.egress);
+        for rules in [&mut policy.ingress, &mut policy.egress] {
+            let mut list = rules.take().unwrap_or_default();
+            change(&mut list);
+            *rules = (!list.is_empty()).then_some(list);
+        }
     });
 }
 
@@ -117,10 +124,12 @@ pub(crate) const ORDERED: &[Mistaken] = &[
         lists(cluster, |rules| drop(rules.pop()));
     }),
     ("great priorities come first", |cluster| {
-        tiered(cluster, |policy| policy.priority = 1000 - policy.priority);
+        tiered(cluster, |policy| {
+            policy.order = order(1000.0 - policy.order.number())
+        });
     }),
     ("priorities do not matter", |cluster| {
-        tiered(cluster, |policy| policy.priority = 0);
+        tiered(cluster, |policy| policy.order = order(0.0));
     }),
     ("equal priorities are in the wrong order", |cluster| {
         let ids: Vec<_> = cluster.tiered.keys().cloned().collect();
@@ -132,29 +141,38 @@ pub(crate) const ORDERED: &[Mistaken] = &[
         for ((_, id), rank) in names.into_iter().rev().zip(0..) {
             if let Some(policy) = cluster.tiered.get_mut(id) {
                 let policy = Arc::make_mut(policy);
-                policy.priority = policy.priority * 60 + rank;
+                policy.order = order(policy.order.number() * 60.0 + f64::from(rank));
             }
         }
     }),
     ("the Admin tier comes after NetworkPolicies", |cluster| {
-        tiered(cluster, |policy| policy.tier = ClusterTier::Baseline);
+        tiered(cluster, |policy| policy.tier = KUBE_BASELINE.to_owned());
     }),
     ("the Baseline tier comes before NetworkPolicies", |cluster| {
-        tiered(cluster, |policy| policy.tier = ClusterTier::Admin);
+        tiered(cluster, |policy| policy.tier = KUBE_ADMIN.to_owned());
     }),
     ("tiers are mixed up", |cluster| {
         tiered(cluster, |policy| {
-            policy.tier = match policy.tier {
-                ClusterTier::Admin => ClusterTier::Baseline,
-                ClusterTier::Baseline => ClusterTier::Admin,
+            let tier = match policy.tier.as_str() {
+                KUBE_ADMIN => KUBE_BASELINE,
+                _ => KUBE_ADMIN,
             };
+            policy.tier = tier.to_owned();
         });
     }),
     ("ordered policies select pods of every namespace", |cluster| {
-        tiered(cluster, |policy| policy.namespaces = Selector::default());
+        tiered(cluster, |policy| {
+            for subjects in &mut policy.subjects {
+                subjects.namespaces = Selector::default();
+            }
+        });
     }),
     ("ordered policies select every pod of a namespace", |cluster| {
-        tiered(cluster, |policy| policy.pods = Selector::default());
+        tiered(cluster, |policy| {
+            for subjects in &mut policy.subjects {
+                subjects.pods = Selector::default();
+            }
+        });
     }),
     ("ordered policies isolate", |cluster| {
         lists(cluster, |rules| {
@@ -211,9 +229,12 @@ pub(crate) const ORDERED: &[Mistaken] = &[
         });
     }),
     ("ordered policies of one tier vanish", |cluster| {
-        let stays = |tier| tier == ClusterTier::Admin;
+        let stays = |tier: &str| tier == KUBE_ADMIN;
         let all = std::mem::take(&mut cluster.tiered);
-        cluster.tiered = all.into_iter().filter(|(_, policy)| stays(policy.tier)).collect();
+        cluster.tiered = all
+            .into_iter()
+            .filter(|(_, policy)| stays(&policy.tier))
+            .collect();
     }),
     ("reasons count rules from one", |cluster| {
         lists(cluster, |rules| {
@@ -318,6 +339,7 @@ pub(crate) const MISTAKES: &[Mistaken] = &[
                     *of = Protocol::Tcp;
                 }
             }
+            PortMatch::IpProtocol(_) => {}
         });
     }),
     ("an IPv4 block is the last bits of an IPv6 one", |cluster| {

@@ -8,7 +8,7 @@ use ringwall_dataplane::classify::{
     Provenance, Snapshot,
 };
 use ringwall_evaluate::{Cause, End};
-use ringwall_policy::{Cluster, ObjectKey, PolicyId, PolicyKind};
+use ringwall_policy::{Cluster, PolicyId, PolicyKind};
 
 use crate::generate::{Flow, Place};
 
@@ -234,7 +234,7 @@ fn difference(
         outcomes.count(format!("{direction} {:?} from {:?}", actual.effect, peer.kind));
         match cause {
             Cause::Rule { index: 1.., .. } => outcomes.count(format!("{direction} second rule")),
-            Cause::Isolated(policies) if policies.len() > 1 => {
+            Cause::Isolated { policies, .. } if policies.len() > 1 => {
                 outcomes.count(format!("{direction} several isolate"));
             }
             _ => {}
@@ -250,21 +250,10 @@ fn difference(
     None
 }
 
-fn tier_named(name: &str) -> &'static str {
-    let tiers = ["Admin", "NetworkPolicy", "Baseline"];
-    tiers.into_iter().find(|tier| *tier == name).expect("a tier")
-}
-
 /// The policy that a snapshot names.
 pub(crate) fn id_of(policy: &PolicyName<'_>) -> PolicyId {
-    let kind = [
-        PolicyKind::NetworkPolicy,
-        PolicyKind::ClusterNetworkPolicy,
-        PolicyKind::AdminNetworkPolicy,
-        PolicyKind::BaselineAdminNetworkPolicy,
-    ]
-    .into_iter()
-    .find(|kind| kind.name() == policy.kind);
+    let mut kinds = [PolicyKind::NetworkPolicy].into_iter().chain(PolicyKind::TIERED);
+    let kind = kinds.find(|kind| kind.name() == policy.kind);
     PolicyId {
         kind: kind.expect("a kind"),
         namespace: policy.namespace.to_owned(),
@@ -273,16 +262,9 @@ pub(crate) fn id_of(policy: &PolicyName<'_>) -> PolicyId {
 }
 
 fn cause(snapshot: &Snapshot, verdict: &DirectionVerdict) -> Cause {
-    let key = |policy: &PolicyName<'_>| {
-        assert_eq!((policy.tier, policy.kind), ("NetworkPolicy", "NetworkPolicy"));
-        ObjectKey {
-            namespace: policy.namespace.to_owned(),
-            name: policy.name.to_owned(),
-        }
-    };
     match (verdict.effect, snapshot.provenance(verdict.provenance)) {
         (effect @ (Effect::Allow | Effect::Deny), Some(Provenance::Rule { policy, rule })) => {
-            let (tier, index) = (tier_named(policy.tier), rule as usize);
+            let (tier, index) = (policy.tier.to_owned(), rule as usize);
             let policy = id_of(&policy);
             match effect {
                 Effect::Allow => Cause::Rule { tier, policy, index },
@@ -290,7 +272,12 @@ fn cause(snapshot: &Snapshot, verdict: &DirectionVerdict) -> Cause {
             }
         }
         (Effect::Isolated, Some(Provenance::Isolating(policies))) => {
-            Cause::Isolated(policies.iter().map(key).collect())
+            let tier = policies[0].tier;
+            assert!(policies.iter().all(|policy| policy.tier == tier), "{policies:?}");
+            Cause::Isolated {
+                tier: tier.to_owned(),
+                policies: policies.iter().map(id_of).collect(),
+            }
         }
         (Effect::Open, None) => Cause::Open,
         (Effect::SelfTraffic, None) => Cause::SelfTraffic,

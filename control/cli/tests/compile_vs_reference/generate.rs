@@ -7,9 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Action, Cluster, ClusterTier, Fault, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy,
-    Node, Object, ObjectKey, Operator, Peer, Pod, PolicyId, PolicyKind, PortMatch, Protocol, Requirement,
-    Rule, Selector, Settings, TieredPolicy, TieredRule,
+    Action, Cluster, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE, Labels, NAMESPACE_NAME_LABEL, NamedPort,
+    Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, Order, Part, Peer, Pod, PodSelection,
+    PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector, Settings, Tier, TierDefault,
+    TieredPolicy, TieredRule,
 };
 
 use crate::random::Random;
@@ -191,11 +192,25 @@ pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
 #[allow(dead_code)] // not every test that shares this module has such clusters
 pub(crate) fn with_tiers(random: &mut Random) -> Cluster {
     let mut cluster = cluster(random);
+    let calico = random.percent(50);
     for number in 0..random.below(7) {
-        let policy = tiered(random, number);
+        let policy = tiered(random, number, calico);
         cluster.tiered.insert(policy.id.clone(), policy.into());
     }
+    if calico && random.percent(70) {
+        cluster.insert(Object::Tier(app_tier(random)));
+    }
     cluster
+}
+
+/// The one tier that is not built in, somewhere among those.
+#[allow(dead_code)]
+pub(crate) fn app_tier(random: &mut Random) -> Tier {
+    Tier {
+        name: "app".to_owned(),
+        order: Order::new(*random.one(&[-1.5, 1000.0, 5000.0, 1_000_000.0, 1e9])).unwrap(),
+        default: *random.one(&[TierDefault::Deny, TierDefault::Pass]),
+    }
 }
 
 /// A cluster with policies of ordered kinds where hardly anybody's address is known yet.
@@ -214,14 +229,29 @@ pub(crate) fn with_tiers_unplaced(random: &mut Random) -> Cluster {
     cluster
 }
 
-/// A policy of an ordered kind: few priorities, so that names decide often.
+/// A policy of an ordered kind, or else of Calico's: few orders, so that names decide often.
 #[allow(dead_code)]
-pub(crate) fn tiered(random: &mut Random, number: usize) -> TieredPolicy {
-    let tier = *random.one(&[ClusterTier::Admin, ClusterTier::Baseline]);
+pub(crate) fn tiered(random: &mut Random, number: usize, calico: bool) -> TieredPolicy {
+    let calico = calico && random.percent(75);
+    let tier = match calico {
+        true => *random.one(&[
+            KUBE_ADMIN,
+            DEFAULT_TIER,
+            DEFAULT_TIER,
+            DEFAULT_TIER,
+            KUBE_BASELINE,
+            "app",
+            "app",
+            "nope",
+        ]),
+        false => *random.one(&[KUBE_ADMIN, KUBE_BASELINE]),
+    };
     let kind = match (random.percent(70), tier) {
+        (true, _) if calico => PolicyKind::GlobalNetworkPolicy,
+        (false, _) if calico => PolicyKind::CalicoNetworkPolicy,
         (true, _) => PolicyKind::ClusterNetworkPolicy,
-        (false, ClusterTier::Admin) => PolicyKind::AdminNetworkPolicy,
-        (false, ClusterTier::Baseline) => PolicyKind::BaselineAdminNetworkPolicy,
+        (false, KUBE_ADMIN) => PolicyKind::AdminNetworkPolicy,
+        (false, _) => PolicyKind::BaselineAdminNetworkPolicy,
     };
     // One name begins like another: `a-b//` is before `a//`.
     let name = match number {
@@ -235,24 +265,33 @@ pub(crate) fn tiered(random: &mut Random, number: usize) -> TieredPolicy {
         } else {
             0
         };
-        (0..rules).map(|_| tiered_rule(random)).collect()
+        let rules: Vec<TieredRule> = (0..rules).map(|_| tiered_rule(random, calico)).collect();
+        // Without rules a policy of Calico's selects all the same, if it has a part in the direction.
+        (!rules.is_empty() || calico && random.percent(50)).then_some(rules)
     };
+    let selections = if calico { 1 + random.below(2) } else { 1 };
     TieredPolicy {
         id: PolicyId {
             kind,
-            namespace: String::new(),
+            namespace: match kind {
+                PolicyKind::CalicoNetworkPolicy => (*random.one(&NAMESPACES)).to_owned(),
+                _ => String::new(),
+            },
             name,
         },
         uid: String::new(),
-        tier,
-        priority: *random.one(&[0, 1, 1, 1000]),
-        namespaces: selector(
-            random,
-            &["team", "env", NAMESPACE_NAME_LABEL],
-            &["x", "y", "a"],
-            50,
-        ),
-        pods: selector(random, &["app", "tier"], &["web", "db", ""], 50),
+        tier: tier.to_owned(),
+        order: match calico {
+            true => *random.one(&[
+                Order::of_priority(1),
+                Order::new(999.5).unwrap(),
+                Order::NETWORK_POLICY,
+                Order::NETWORK_POLICY,
+                Order::LAST,
+            ]),
+            false => Order::of_priority(*random.one(&[0, 1, 1, 1000])),
+        },
+        subjects: (0..selections).map(|_| selection(random, calico)).collect(),
         ingress: direction(random),
         egress: direction(random),
         faults: Vec::new(),
@@ -260,25 +299,70 @@ pub(crate) fn tiered(random: &mut Random, number: usize) -> TieredPolicy {
     }
 }
 
-fn tiered_rule(random: &mut Random) -> TieredRule {
-    let action = *random.one(&[Action::Allow, Action::Deny, Action::Pass]);
+fn selection(random: &mut Random, calico: bool) -> PodSelection {
+    let mut selection = PodSelection {
+        namespaces: selector(
+            random,
+            &["team", "env", NAMESPACE_NAME_LABEL],
+            &["x", "y", "a"],
+            50,
+        ),
+        pods: selector(random, &["app", "tier"], &["web", "db", ""], 50),
+    };
+    if calico {
+        liken(random, &mut selection.namespaces);
+        liken(random, &mut selection.pods);
+    }
+    selection
+}
+
+/// Makes a selector look for texts in values.
+fn liken(random: &mut Random, selector: &mut Selector) {
+    for requirement in &mut selector.requirements {
+        if random.percent(25) {
+            requirement.operator = Operator::Like {
+                part: *random.one(&[Part::Anywhere, Part::Start, Part::End]),
+                text: (*random.one(&["w", "b", "", "web", "x"])).to_owned(),
+                negated: random.percent(40),
+            };
+        }
+    }
+}
+
+fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
+    let action = match calico {
+        true => *random.one(&[Action::Allow, Action::Deny, Action::Pass, Action::Log]),
+        false => *random.one(&[Action::Allow, Action::Deny, Action::Pass]),
+    };
     if random.percent(3) {
         return TieredRule::not_understood(action);
     }
-    let Rule { peers, ports } = rule(random);
-    let whole = |peer: Peer| match peer {
-        Peer::Pods { namespaces, pods } => Peer::Pods {
-            namespaces: Some(namespaces.unwrap_or_default()),
-            pods,
-        },
-        Peer::Block { cidr, .. } => Peer::Block {
+    let Rule { peers, mut ports } = rule(random);
+    let whole = |random: &mut Random, peer: Peer| match peer {
+        Peer::Pods { namespaces, mut pods } => {
+            let mut namespaces = namespaces.unwrap_or_default();
+            if calico {
+                liken(random, &mut namespaces);
+                liken(random, &mut pods);
+            }
+            Peer::Pods {
+                namespaces: Some(namespaces),
+                pods,
+            }
+        }
+        Peer::Block { cidr, except } => Peer::Block {
             cidr,
-            except: Vec::new(),
+            except: if calico { except } else { Vec::new() },
         },
     };
+    if calico && random.percent(15) {
+        let numbers = [1, 47, 58];
+        let ports = ports.get_or_insert_default();
+        ports.push(PortMatch::IpProtocol(*random.one(&numbers)));
+    }
     TieredRule {
         action,
-        peers: peers.map(|peers| peers.into_iter().map(whole).collect()),
+        peers: peers.map(|peers| peers.into_iter().map(|peer| whole(random, peer)).collect()),
         ports,
     }
 }
@@ -456,7 +540,7 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
     let ordered = cluster
         .tiered
         .values()
-        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+        .flat_map(|policy| policy.rules())
         .map(|rule| (&rule.peers, &rule.ports));
     for (peers, matched) in rules.chain(ordered) {
         for peer in peers.iter().flatten() {

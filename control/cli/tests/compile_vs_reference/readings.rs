@@ -33,7 +33,7 @@ fn addresses(cluster: &Cluster, random: &mut Random) -> Vec<IpAddr> {
     let own = cluster.policies.values();
     let own = own.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
     let tiered = cluster.tiered.values();
-    let tiered = tiered.flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+    let tiered = tiered.flat_map(|policy| policy.rules());
     let peers = own
         .map(|rule| &rule.peers)
         .chain(tiered.map(|rule| &rule.peers))

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ringwall_evaluate::{Cause, Service};
 use ringwall_policy::{
-    Action, Cluster, ClusterTier, NAMESPACE_NAME_LABEL, NetworkPolicy, Object, ObjectKey, Peer, PolicyId,
-    PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, NAMESPACE_NAME_LABEL, NetworkPolicy, Object, ObjectKey,
+    Order, Peer, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
 };
 
 use crate::{
@@ -75,10 +75,18 @@ fn updates_of_tiers_answer_what_a_full_compile_answers() {
 
 /// A policy of an ordered kind comes, goes, or changes in one respect.
 pub(crate) fn tiers_change(cluster: &mut Cluster, random: &mut Random) -> &'static str {
+    let calico = cluster.has_calico();
+    if calico && random.percent(4) {
+        match cluster.tiers.is_empty() {
+            true => cluster.insert(Object::Tier(generate::app_tier(random))),
+            false => cluster.tiers.clear(),
+        }
+        return "a tier comes or goes";
+    }
     let ids: Vec<PolicyId> = cluster.tiered.keys().cloned().collect();
     if ids.is_empty() || random.percent(30) {
         let number = random.below(7);
-        let policy = generate::tiered(random, number);
+        let policy = generate::tiered(random, number, calico);
         cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
         return "a tiered policy comes or is another";
     }
@@ -87,20 +95,19 @@ pub(crate) fn tiers_change(cluster: &mut Cluster, random: &mut Random) -> &'stat
         cluster.tiered.remove(&id);
         return "a tiered policy goes";
     }
-    let other = generate::tiered(random, 0);
+    let other = generate::tiered(random, 0, calico);
     let mut policy = TieredPolicy::clone(&cluster.tiered[&id]);
     let what = match random.below(6) {
         0 => {
-            policy.priority = other.priority;
-            "a tiered policy has another priority"
+            policy.order = other.order;
+            "a tiered policy has another order"
         }
         1 => {
             policy.tier = other.tier;
             "a tiered policy is of another tier"
         }
         2 => {
-            policy.pods = other.pods;
-            policy.namespaces = other.namespaces;
+            policy.subjects = other.subjects;
             "a tiered policy selects others"
         }
         3 => {
@@ -112,7 +119,7 @@ pub(crate) fn tiers_change(cluster: &mut Cluster, random: &mut Random) -> &'stat
             "a tiered policy has other egress rules"
         }
         _ => {
-            for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+            for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
                 rule.action = *random.one(&[Action::Allow, Action::Deny, Action::Pass]);
             }
             "a tiered policy does something else"
@@ -183,7 +190,7 @@ impl World {
     /// A policy for all pods.
     fn tiered(
         mut self,
-        tier: ClusterTier,
+        tier: &str,
         priority: u16,
         name: &str,
         ingress: &[TieredRule],
@@ -196,12 +203,11 @@ impl World {
                 name: name.to_owned(),
             },
             uid: String::new(),
-            tier,
-            priority,
-            namespaces: Selector::default(),
-            pods: Selector::default(),
-            ingress: ingress.to_vec(),
-            egress: egress.to_vec(),
+            tier: tier.to_owned(),
+            order: Order::of_priority(priority),
+            subjects: vec![PodSelection::default()],
+            ingress: (!ingress.is_empty()).then(|| ingress.to_vec()),
+            egress: (!egress.is_empty()).then(|| egress.to_vec()),
             faults: Vec::new(),
             unevaluated: std::collections::BTreeSet::new(),
         };
@@ -297,16 +303,15 @@ fn ports(action: Action, ports: &[PortMatch]) -> TieredRule {
 }
 
 use Action::{Allow, Deny, Pass};
-use ClusterTier::{Admin, Baseline};
 
 #[test]
 fn trap_1_a_network_policy_of_the_other_direction_leaves_ingress_to_baseline() {
     let world = World::new()
         .isolated(false, true)
-        .tiered(Baseline, 0, "b", &[all(Deny)], &[]);
+        .tiered(KUBE_BASELINE, 0, "b", &[all(Deny)], &[]);
     let [_, ingress] = world.causes("192.0.2.1", "10.0.0.2", 6, Some(80));
     assert!(
-        matches!(ingress, (false, Cause::Denied { tier: "Baseline", .. })),
+        matches!(&ingress, (false, Cause::Denied { tier, .. }) if tier == "Baseline"),
         "{ingress:?}"
     );
 }
@@ -314,61 +319,59 @@ fn trap_1_a_network_policy_of_the_other_direction_leaves_ingress_to_baseline() {
 #[test]
 fn traps_2_to_4_pass_goes_to_the_next_tier() {
     let world = World::new()
-        .tiered(Admin, 0, "p", &[all(Pass)], &[])
+        .tiered(KUBE_ADMIN, 0, "p", &[all(Pass)], &[])
         .isolated(true, false)
-        .tiered(Baseline, 0, "b", &[all(Allow)], &[]);
+        .tiered(KUBE_BASELINE, 0, "b", &[all(Allow)], &[]);
     assert!(!world.open(), "T2: isolated, Baseline is not asked");
-    let world =
-        World::new()
-            .tiered(Admin, 10, "p", &[all(Pass)], &[])
-            .tiered(Admin, 20, "d", &[all(Deny)], &[]);
+    let world = World::new()
+        .tiered(KUBE_ADMIN, 10, "p", &[all(Pass)], &[])
+        .tiered(KUBE_ADMIN, 20, "d", &[all(Deny)], &[]);
     assert!(world.open(), "T3: the later policies of the tier are passed, too");
-    let world =
-        World::new()
-            .tiered(Baseline, 1, "p", &[all(Pass)], &[])
-            .tiered(Baseline, 2, "d", &[all(Deny)], &[]);
+    let world = World::new()
+        .tiered(KUBE_BASELINE, 1, "p", &[all(Pass)], &[])
+        .tiered(KUBE_BASELINE, 2, "d", &[all(Deny)], &[]);
     assert!(world.open(), "T4: after Baseline everything passes");
 }
 
 #[test]
 fn traps_5_and_6_each_direction_is_decided_by_itself() {
     let world = World::new()
-        .tiered(Admin, 0, "a", &[], &[all(Allow)])
+        .tiered(KUBE_ADMIN, 0, "a", &[], &[all(Allow)])
         .isolated(true, false);
     assert!(!world.open(), "T5");
     let world = World::new()
-        .tiered(Admin, 0, "a", &[all(Allow)], &[])
+        .tiered(KUBE_ADMIN, 0, "a", &[all(Allow)], &[])
         .isolated(false, true);
     assert!(!world.open(), "T6");
 }
 
 #[test]
 fn trap_7_pods_of_all_namespaces_are_no_outsiders() {
-    let world = World::new().tiered(Baseline, 0, "b", &[pods(Deny)], &[]);
+    let world = World::new().tiered(KUBE_BASELINE, 0, "b", &[pods(Deny)], &[]);
     assert!(!world.open());
     assert!(world.tcp("192.0.2.1", "10.0.0.2", 80));
 }
 
 #[test]
 fn traps_9_and_10_networks_hold_pods_of_their_family() {
-    let world = World::new().tiered(Admin, 0, "a", &[], &[network(Deny, "0.0.0.0/0")]);
+    let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[], &[network(Deny, "0.0.0.0/0")]);
     assert!(!world.open());
     assert!(!world.tcp("10.0.0.1", "192.0.2.1", 443));
-    let other = World::new().tiered(Admin, 0, "a", &[], &[network(Deny, "::/0")]);
+    let other = World::new().tiered(KUBE_ADMIN, 0, "a", &[], &[network(Deny, "::/0")]);
     assert!(other.open());
 }
 
 #[test]
 fn traps_13_to_17_what_is_not_understood_never_opens() {
     let deny_all = World::new().isolated(true, false);
-    let world = deny_all.tiered(Admin, 0, "a", &[TieredRule::not_understood(Allow)], &[]);
+    let world = deny_all.tiered(KUBE_ADMIN, 0, "a", &[TieredRule::not_understood(Allow)], &[]);
     assert!(
         !world.open(),
         "T13: it matches nothing, so NetworkPolicies decide"
     );
     for action in [Deny, Pass] {
         let world = World::new().tiered(
-            Admin,
+            KUBE_ADMIN,
             0,
             "a",
             &[TieredRule::not_understood(action), all(Allow)],
@@ -388,7 +391,7 @@ fn trap_18_a_named_port_is_each_destinations_own() {
         protocol,
         name: "web".to_owned(),
     });
-    let world = World::new().tiered(Admin, 0, "a", &[ports(Allow, &web), all(Deny)], &[]);
+    let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[ports(Allow, &web), all(Deny)], &[]);
     let open = |dst: &str, protocol, port| {
         let causes = world.causes("192.0.2.1", dst, protocol, Some(port));
         causes.iter().all(|(allow, _)| *allow)
@@ -404,7 +407,7 @@ fn trap_21_ports_are_never_icmp() {
         lo: 1,
         hi: 65535,
     };
-    let world = World::new().tiered(Admin, 0, "a", &[ports(Deny, &[tcp])], &[]);
+    let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[ports(Deny, &[tcp])], &[]);
     let icmp = world.causes("10.0.0.1", "10.0.0.2", 1, None);
     assert!(icmp.iter().all(|(allow, _)| *allow));
     assert!(world.tcp("10.0.0.1", "10.0.0.2", 0) && !world.open());
@@ -412,15 +415,17 @@ fn trap_21_ports_are_never_icmp() {
 
 #[test]
 fn traps_33_and_34_priority_decides_then_the_bytes_of_the_name() {
-    let world =
-        World::new()
-            .tiered(Admin, 5, "a", &[all(Allow)], &[])
-            .tiered(Admin, 5, "a-b", &[all(Deny)], &[]);
+    let world = World::new()
+        .tiered(KUBE_ADMIN, 5, "a", &[all(Allow)], &[])
+        .tiered(KUBE_ADMIN, 5, "a-b", &[all(Deny)], &[]);
     assert!(!world.open(), "T33: `a-b//` is before `a//`");
-    let world =
-        World::new()
-            .tiered(Admin, 1, "a", &[all(Deny)], &[])
-            .tiered(Admin, 0, "z", &[all(Allow)], &[]);
+    let world = World::new().tiered(KUBE_ADMIN, 1, "a", &[all(Deny)], &[]).tiered(
+        KUBE_ADMIN,
+        0,
+        "z",
+        &[all(Allow)],
+        &[],
+    );
     assert!(world.open(), "T34: 0 is before 1");
 }
 
@@ -445,7 +450,7 @@ fn tiers_85_only_network_policies_do_not_govern_the_own_node() {
         world.tcp(pod, node, 80) && world.tcp(node, pod, 80),
         "NetworkPolicies"
     );
-    for tier in [Admin, Baseline] {
+    for tier in [KUBE_ADMIN, KUBE_BASELINE] {
         let world =
             hosted(
                 World::new()
@@ -460,7 +465,7 @@ fn tiers_85_only_network_policies_do_not_govern_the_own_node() {
     }
     let passed = hosted(
         World::new()
-            .tiered(Admin, 0, "p", &[], &[all(Pass)])
+            .tiered(KUBE_ADMIN, 0, "p", &[], &[all(Pass)])
             .isolated(true, true),
     );
     assert!(passed.tcp(pod, node, 80));
@@ -469,19 +474,19 @@ fn tiers_85_only_network_policies_do_not_govern_the_own_node() {
         lo: 22,
         hi: 22,
     };
-    let world = hosted(World::new().tiered(Admin, 0, "t", &[], &[ports(Deny, &[ssh])]));
+    let world = hosted(World::new().tiered(KUBE_ADMIN, 0, "t", &[], &[ports(Deny, &[ssh])]));
     assert!(!world.tcp(pod, node, 22) && world.tcp(pod, node, 80));
 }
 
 #[test]
 fn trap_36_a_pod_reaches_itself_whatever_the_tiers_say() {
-    let world = World::new().tiered(Admin, 0, "a", &[all(Deny)], &[all(Deny)]);
+    let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[all(Deny)], &[all(Deny)]);
     assert!(world.tcp("10.0.0.1", "10.0.0.1", 80));
 }
 
 #[test]
 fn tiers_71_a_policy_without_rules_has_no_part() {
-    let world = World::new().tiered(Admin, 0, "a", &[], &[]);
+    let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[], &[]);
     let [egress, ingress] = world.causes("10.0.0.1", "10.0.0.2", 6, Some(80));
     assert_eq!((egress.1, ingress.1), (Cause::Open, Cause::Open));
 }

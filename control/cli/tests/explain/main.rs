@@ -383,8 +383,10 @@ fn nobody_is_let_out(before: &Cluster, after: &Cluster) -> bool {
             selector.requirements.iter().all(|it| meets(it, labels))
         };
         let namespace = cluster.namespaces.get(&key.namespace);
-        namespace.is_some_and(|it| all(&policy.namespaces, &it.labels))
-            && all(&policy.pods, &cluster.pods[key].labels)
+        policy.subjects.iter().any(|subjects| {
+            namespace.is_some_and(|it| all(&subjects.namespaces, &it.labels))
+                && all(&subjects.pods, &cluster.pods[key].labels)
+        })
     };
     before.pods.iter().all(|(key, pod)| {
         let [a, b] = [isolated(before, key), isolated(after, key)];
@@ -406,6 +408,9 @@ fn meets(requirement: &Requirement, labels: &ringwall_policy::Labels) -> bool {
         Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
         Operator::Exists => value.is_some(),
         Operator::DoesNotExist => value.is_none(),
+        Operator::Like { part, text, negated } => {
+            value.is_some_and(|value| part.holds(value, text)) != *negated
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use ringwall_analyse::explain::{
     words::{Style, render},
 };
 use ringwall_policy::{
-    Action, Cluster, ClusterTier, NetworkPolicy, Object, ObjectKey, Peer, Pod, PolicyId, PolicyKind,
-    PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey, Order, Peer, Pod,
+    PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
 };
 
 fn key(name: &str) -> ObjectKey {
@@ -57,7 +57,7 @@ fn rule(action: Action, peers: Option<Vec<Peer>>, port: Option<u16>) -> TieredRu
     TieredRule { action, peers, ports }
 }
 
-fn with(mut cluster: Cluster, tier: ClusterTier, name: &str, ingress: &[TieredRule]) -> Cluster {
+fn with(mut cluster: Cluster, tier: &str, name: &str, ingress: &[TieredRule]) -> Cluster {
     let policy = TieredPolicy {
         id: PolicyId {
             kind: PolicyKind::ClusterNetworkPolicy,
@@ -65,12 +65,11 @@ fn with(mut cluster: Cluster, tier: ClusterTier, name: &str, ingress: &[TieredRu
             name: name.to_owned(),
         },
         uid: String::new(),
-        tier,
-        priority: 5,
-        namespaces: Selector::default(),
-        pods: Selector::default(),
-        ingress: ingress.to_vec(),
-        egress: Vec::new(),
+        tier: tier.to_owned(),
+        order: Order::of_priority(5),
+        subjects: vec![PodSelection::default()],
+        ingress: (!ingress.is_empty()).then(|| ingress.to_vec()),
+        egress: None,
         faults: Vec::new(),
         unevaluated: Default::default(),
     };
@@ -107,12 +106,11 @@ fn says(text: &str, parts: &[&str]) {
 }
 
 use Action::{Allow, Deny, Pass};
-use ClusterTier::{Admin, Baseline};
 
 #[test]
 fn a_rule_that_denies_is_named_and_no_edit_of_other_policies_is_proposed() {
     let rules = [rule(Pass, None, Some(443)), rule(Deny, None, None)];
-    let cluster = with(closed(shop()), Admin, "guard", &rules);
+    let cluster = with(closed(shop()), KUBE_ADMIN, "guard", &rules);
     let (explanation, text) = explain(&cluster, "shop/web");
     assert_eq!(
         explanation.ingress.why,
@@ -123,7 +121,7 @@ fn a_rule_that_denies_is_named_and_no_edit_of_other_policies_is_proposed() {
     says(
         &text,
         &[
-            "ClusterNetworkPolicy guard (Admin, priority 5) selects it: its subject is every pod",
+            "ClusterNetworkPolicy guard (KUBE_ADMIN, priority 5) selects it: its subject is every pod",
             "rule 0 (pass) fails at its ports",
             "rule 1 (deny) matches: this is the one that decides",
             "No change of a NetworkPolicy or label would allow it: it is rule 1 of ClusterNetworkPolicy guard (Admin) that \
@@ -145,8 +143,8 @@ fn a_rule_that_denies_is_named_and_no_edit_of_other_policies_is_proposed() {
 
 #[test]
 fn a_rule_that_passes_is_told_before_what_decides() {
-    let cluster = with(closed(shop()), Admin, "handover", &[rule(Pass, None, None)]);
-    let cluster = with(cluster, Baseline, "last", &[rule(Allow, None, None)]);
+    let cluster = with(closed(shop()), KUBE_ADMIN, "handover", &[rule(Pass, None, None)]);
+    let cluster = with(cluster, KUBE_BASELINE, "last", &[rule(Allow, None, None)]);
     let (explanation, text) = explain(&cluster, "shop/web");
     assert_eq!(
         explanation.ingress.why,
@@ -166,8 +164,8 @@ fn a_rule_that_passes_is_told_before_what_decides() {
 
 #[test]
 fn what_matches_too_late_is_told_apart() {
-    let cluster = with(shop(), Admin, "first", &[rule(Allow, None, None)]);
-    let cluster = with(cluster, Baseline, "last", &[rule(Deny, None, None)]);
+    let cluster = with(shop(), KUBE_ADMIN, "first", &[rule(Allow, None, None)]);
+    let cluster = with(cluster, KUBE_BASELINE, "last", &[rule(Deny, None, None)]);
     let (explanation, text) = explain(&cluster, "shop/web");
     assert_eq!(
         explanation.ingress.why,
@@ -196,9 +194,9 @@ fn the_own_node_is_reached_unless_another_tier_denies_it() {
     };
     assert!(ask(&cluster).exemption.is_some());
     let egress = [rule(Deny, None, Some(22))];
-    let made = with(shop(), Admin, "ssh", &[]);
+    let made = with(shop(), KUBE_ADMIN, "ssh", &[]);
     let mut policy = TieredPolicy::clone(made.tiered.values().next().unwrap());
-    policy.egress = egress.to_vec();
+    policy.egress = Some(egress.to_vec());
     cluster.tiered.insert(policy.id.clone(), Arc::new(policy.clone()));
     let denied = ask(&cluster);
     assert_eq!(denied.exemption, None);
@@ -207,7 +205,7 @@ fn the_own_node_is_reached_unless_another_tier_denies_it() {
         "rule 0 of ClusterNetworkPolicy ssh (Admin) denies it"
     );
     assert_eq!(denied.ingress.effect, "node");
-    policy.egress = vec![rule(Pass, None, None)];
+    policy.egress = Some(vec![rule(Pass, None, None)]);
     cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
     let passed = ask(&cluster);
     assert_eq!(passed.egress.effect, "node");
@@ -229,7 +227,12 @@ fn what_a_denied_block_leaves_open_depends_on_the_address() {
         cidr: "10.0.0.0/24".parse().unwrap(),
         except: Vec::new(),
     };
-    let cluster = with(shop(), Baseline, "net", &[rule(Deny, Some(vec![block]), None)]);
+    let cluster = with(
+        shop(),
+        KUBE_BASELINE,
+        "net",
+        &[rule(Deny, Some(vec![block]), None)],
+    );
     let (explanation, text) = explain(&cluster, "shop/late");
     assert_eq!(explanation.depends_on, ["shop/late"]);
     says(

@@ -114,7 +114,7 @@ fn means(cluster: &Cluster, place: &Place, what: &What, seen: &Seen<'_>) -> bool
             let labels = &cluster.pods[key].labels;
             namespace.as_ref().is_none_or(|name| *name == key.namespace)
                 && pods.requirements.iter().all(|requirement| {
-                    use ringwall_policy::Operator::{DoesNotExist, Exists, In, NotIn};
+                    use ringwall_policy::Operator::{DoesNotExist, Exists, In, Like, NotIn};
                     match (&requirement.operator, labels.get(&requirement.key)) {
                         (In(values), Some(value)) => values.contains(value),
                         (NotIn(values), Some(value)) => !values.contains(value),
@@ -122,6 +122,9 @@ fn means(cluster: &Cluster, place: &Place, what: &What, seen: &Seen<'_>) -> bool
                         (DoesNotExist, value) => value.is_none(),
                         (In(_), None) => false,
                         (NotIn(_), None) => true,
+                        (Like { part, text, negated }, value) => {
+                            value.is_some_and(|value| part.holds(value, text)) != *negated
+                        }
                     }
                 })
         }

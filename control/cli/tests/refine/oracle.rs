@@ -254,7 +254,7 @@ impl<'a> Oracle<'a> {
 fn named(cause: &Cause) -> Vec<PolicyId> {
     match cause {
         Cause::Rule { policy, .. } | Cause::Denied { policy, .. } => vec![policy.clone()],
-        Cause::Isolated(policies) => policies.iter().map(PolicyId::network_policy).collect(),
+        Cause::Isolated { policies, .. } => policies.clone(),
         _ => Vec::new(),
     }
 }
@@ -383,7 +383,7 @@ pub(crate) fn ports(a: &Cluster, b: &Cluster) -> BTreeSet<u16> {
             named.extend(rules.flat_map(|rule| rule.ports.iter().flatten()));
         }
         for policy in cluster.tiered.values() {
-            let rules = policy.ingress.iter().chain(&policy.egress);
+            let rules = policy.rules();
             named.extend(rules.flat_map(|rule| rule.ports.iter().flatten()));
         }
         for port in named {

@@ -12,7 +12,8 @@ mod tests;
 
 use ports::{port_entry, protocol_entry};
 use ringwall_policy::{
-    Action, ClusterTier, Fault, PolicyId, PolicyKind, PortMatch, Selector, TieredPolicy, TieredRule,
+    Action, Fault, KUBE_ADMIN, KUBE_BASELINE, Order, PodSelection, PolicyId, PolicyKind, PortMatch, Selector,
+    TieredPolicy, TieredRule,
 };
 use rules::{Direction, List, Rules};
 use serde_json::Value;
@@ -36,7 +37,7 @@ pub(super) struct Dialect {
     /// The name that every policy of the kind has; None where they are named as one likes.
     name: Option<&'static str>,
     /// Where they stand; None where `spec` says so.
-    tier: Option<ClusterTier>,
+    tier: Option<&'static str>,
     priority: Option<u16>,
     /// The action that allows.
     allow: &'static str,
@@ -71,7 +72,7 @@ const CLUSTER: Dialect = Dialect {
 const ADMIN: Dialect = Dialect {
     kind: PolicyKind::AdminNetworkPolicy,
     api_version: "policy.networking.k8s.io/v1alpha1",
-    tier: Some(ClusterTier::Admin),
+    tier: Some(KUBE_ADMIN),
     allow: "Allow",
     ports: "ports",
     port: port_entry,
@@ -83,7 +84,7 @@ const ADMIN: Dialect = Dialect {
 const BASELINE: Dialect = Dialect {
     kind: PolicyKind::BaselineAdminNetworkPolicy,
     name: Some("default"),
-    tier: Some(ClusterTier::Baseline),
+    tier: Some(KUBE_BASELINE),
     // TIERS 86.6
     priority: Some(1000),
     passes: false,
@@ -197,6 +198,8 @@ pub(super) fn policy(
             );
         }
     }
+    // Without rules it has no part in a direction (TIERS 71).
+    let part = |rules: Vec<TieredRule>| Some(rules).filter(|rules| !rules.is_empty());
     Ok(TieredPolicy {
         id: PolicyId {
             kind: dialect.kind,
@@ -204,12 +207,11 @@ pub(super) fn policy(
             name: name.to_owned(),
         },
         uid,
-        tier,
-        priority,
-        namespaces,
-        pods,
-        ingress,
-        egress,
+        tier: tier.to_owned(),
+        order: Order::of_priority(priority),
+        subjects: vec![PodSelection { namespaces, pods }],
+        ingress: part(ingress),
+        egress: part(egress),
         faults: std::mem::take(&mut findings.faults),
         unevaluated,
     })
@@ -220,7 +222,7 @@ fn close(rule: &mut TieredRule) {
     match rule.action {
         Action::Allow => *rule = TieredRule::not_understood(Action::Allow),
         Action::Pass => rule.action = Action::Deny,
-        Action::Deny => {}
+        Action::Deny | Action::Log => {}
     }
 }
 
@@ -242,17 +244,17 @@ fn known(fields: &Fields, at: &str, known: &[&str]) -> Result<(), Fault> {
     faults.into_iter().next().map_or(Ok(()), Err)
 }
 
-fn tier(spec: &Fields, at: &str) -> Result<ClusterTier, Fault> {
+fn tier(spec: &Fields, at: &str) -> Result<&'static str, Fault> {
     let both = "Admin (before NetworkPolicies) or Baseline (after them)";
     match string(spec, at, "tier")? {
-        Some("Admin") => Ok(ClusterTier::Admin),
-        Some("Baseline") => Ok(ClusterTier::Baseline),
+        Some("Admin") => Ok(KUBE_ADMIN),
+        Some("Baseline") => Ok(KUBE_BASELINE),
         None => Err(fault(join(at, "tier"), format!("is missing: write {both}"))),
         Some(other) => {
-            let meant = [ClusterTier::Admin, ClusterTier::Baseline]
+            let meant = ["Admin", "Baseline"]
                 .into_iter()
-                .find(|it| it.name().eq_ignore_ascii_case(other));
-            let write = meant.map_or(both, ClusterTier::name);
+                .find(|it| it.eq_ignore_ascii_case(other));
+            let write = meant.unwrap_or(both);
             let message = format!("{other:?} is not a tier: write {write}");
             Err(fault(join(at, "tier"), message))
         }

@@ -178,7 +178,8 @@ fn namespace(reference: &ObjectRef) -> Option<String> {
     match reference {
         ObjectRef::Namespace(name) => Some(name.clone()),
         ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => Some(key.namespace.clone()),
-        ObjectRef::Node(_) | ObjectRef::Tiered(_) => None,
+        ObjectRef::Tiered(id) => Some(id.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+        ObjectRef::Node(_) | ObjectRef::Tier(_) => None,
     }
 }
 

@@ -24,8 +24,7 @@ use tokio::{
 use super::{
     Access, KubeError, Timing,
     connect::{Built, Busy, Fingerprint, build, fingerprint, needs},
-    discovery::Presences,
-    kind::Kind,
+    state::Kind,
     watch::chain,
 };
 use crate::feed::{Condition, Health};
@@ -138,10 +137,8 @@ pub(super) struct Connection {
     /// Grows when whoever waits after a failure had better try now.
     retry: latest::Sender<u64>,
     relist: latest::Sender<Order>,
-    /// Where the objects of each kind are.
-    presences: Presences,
     /// The newest version that each watch has seen; 0 where it has none.
-    versions: [AtomicU64; Kind::count()],
+    versions: [AtomicU64; 4],
 }
 
 impl Connection {
@@ -159,19 +156,13 @@ impl Connection {
             renew: Notify::new(),
             retry: latest::channel(0).0,
             relist: latest::channel(Order::default()).0,
-            presences: Presences::new(),
-            versions: std::array::from_fn(|_| AtomicU64::new(0)),
+            versions: Default::default(),
         }
     }
 
     fn in_use(&self) -> std::sync::MutexGuard<'_, InUse> {
         // Replaced as a whole: as good after a panic elsewhere as before.
         self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where the objects of each kind are.
-    pub(super) fn presences(&self) -> &Presences {
-        &self.presences
     }
 
     /// Makes a request with the client in use.
@@ -264,7 +255,7 @@ impl Connection {
 
     /// Whether there is a watch that has not begun to list anew.
     pub(super) fn is_watching(&self) -> bool {
-        Kind::all().any(|kind| self.version(kind).is_some())
+        Kind::ALL.into_iter().any(|kind| self.version(kind).is_some())
     }
 
     /// The API server has an older version than it had: its data is another's, an older snapshot's.
@@ -272,7 +263,7 @@ impl Connection {
         let text = format!(
             "the API server's data went back: {} were at version {before} and are at {now} (etcd restored from an \
              older snapshot?); everything is listed again",
-            self.presences.api(kind).unwrap_or(kind.api()).resource()
+            kind.resource()
         );
         self.health.remember(Condition::WentBack, text.clone());
         self.relist(text);

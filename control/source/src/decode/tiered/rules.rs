@@ -117,7 +117,7 @@ impl<'a> Rules<'a> {
             (action, _) => (action, TieredRule::not_understood(action)),
         };
         let comes_to = match action {
-            Action::Allow => "matches nothing",
+            Action::Allow | Action::Log => "matches nothing",
             Action::Deny | Action::Pass => "denies everything in its direction",
         };
         self.not_understood += own.faults.len();

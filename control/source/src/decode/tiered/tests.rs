@@ -64,10 +64,37 @@ fn decoded(value: &Value) -> Result<Decoded, DecodeError> {
     decode(value).map(|mut all| all.remove(0))
 }
 
-fn policy_of(value: &Value) -> TieredPolicy {
-    match decoded(value).unwrap().object {
-        Object::Tiered(policy) => policy,
-        other => panic!("{other:?}"),
+/// A decoded policy, which these kinds have one selection of pods in; without rules it has no part in a direction.
+struct Policy {
+    tier: String,
+    priority: f64,
+    namespaces: Selector,
+    pods: Selector,
+    ingress: Vec<TieredRule>,
+    egress: Vec<TieredRule>,
+    faults: Vec<Fault>,
+    unevaluated: BTreeSet<String>,
+}
+
+fn policy_of(value: &Value) -> Policy {
+    let Object::Tiered(mut policy) = decoded(value).unwrap().object else {
+        panic!("{value} is no such policy");
+    };
+    let subjects = policy.subjects.remove(0);
+    assert!(policy.subjects.is_empty());
+    let rules = |rules: Option<Vec<TieredRule>>| {
+        assert!(!rules.as_ref().is_some_and(Vec::is_empty));
+        rules.unwrap_or_default()
+    };
+    Policy {
+        tier: policy.tier,
+        priority: policy.order.number(),
+        namespaces: subjects.namespaces,
+        pods: subjects.pods,
+        ingress: rules(policy.ingress),
+        egress: rules(policy.egress),
+        faults: policy.faults,
+        unevaluated: policy.unevaluated,
     }
 }
 
@@ -192,15 +219,15 @@ fn a_valid_policy_of_each_kind_is_lowered() {
             cluster as fn(Value) -> Value,
             PolicyKind::ClusterNetworkPolicy,
             "p",
-            ClusterTier::Admin,
+            KUBE_ADMIN,
             5,
         ),
-        (admin, PolicyKind::AdminNetworkPolicy, "p", ClusterTier::Admin, 5),
+        (admin, PolicyKind::AdminNetworkPolicy, "p", KUBE_ADMIN, 5),
         (
             baseline,
             PolicyKind::BaselineAdminNetworkPolicy,
             "default",
-            ClusterTier::Baseline,
+            KUBE_BASELINE,
             1000,
         ),
     ];
@@ -217,12 +244,11 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                     name: name.to_owned(),
                 },
                 uid: "u".to_owned(),
-                tier,
-                priority,
-                namespaces: all(),
-                pods: all(),
-                ingress: Vec::new(),
-                egress: vec![
+                tier: tier.to_owned(),
+                order: Order::of_priority(priority),
+                subjects: vec![PodSelection::default()],
+                ingress: None,
+                egress: Some(vec![
                     TieredRule {
                         action: Action::Deny,
                         peers: Some(vec![pods_of(label("a", "b"), all())]),
@@ -237,7 +263,7 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                         ]),
                         ports: None,
                     },
-                ],
+                ]),
                 faults: Vec::new(),
                 unevaluated: BTreeSet::new(),
             };
@@ -353,8 +379,8 @@ fn tiers_66_3_the_kinds_by_group_and_version() {
 #[test]
 fn tiers_66_4_tiers_are_spelt_as_they_are() {
     for (tier, wanted) in [
-        (json!("Admin"), Some(ClusterTier::Admin)),
-        (json!("Baseline"), Some(ClusterTier::Baseline)),
+        (json!("Admin"), Some(KUBE_ADMIN)),
+        (json!("Baseline"), Some(KUBE_BASELINE)),
         (json!("admin"), None),
         (json!("NetworkPolicy"), None),
         (json!(""), None),
@@ -374,9 +400,9 @@ fn tiers_66_4_tiers_are_spelt_as_they_are() {
 fn trap_34_priorities_from_0_to_1000() {
     for kind in [cluster, admin] {
         for (priority, wanted) in [
-            (json!(0), Some(0)),
-            (json!(1000), Some(1000)),
-            (json!(7.0), Some(7)),
+            (json!(0), Some(0.0)),
+            (json!(1000), Some(1000.0)),
+            (json!(7.0), Some(7.0)),
             (json!(1001), None),
             (json!(-1), None),
             (json!(1.5), None),
@@ -402,7 +428,7 @@ fn trap_32_an_admin_network_policy_of_priority_100_is_valid() {
     let mut value = spec(admin, "egress", json!([]));
     value["spec"]["priority"] = 100.into();
     let policy = policy_of(&value);
-    assert_eq!((policy.priority, policy.faults), (100, vec![]));
+    assert_eq!((policy.priority, policy.faults), (100.0, vec![]));
 }
 
 /// What an API server refuses for another reason than its rules lets nothing pass; what it denies, it denies.
