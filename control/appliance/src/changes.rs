@@ -21,6 +21,7 @@ use serde_json::Value;
 use super::{
     fib::View,
     netlink::{Netlink, NetlinkError},
+    quarantine,
 };
 
 /// Name of the record in the state directory.
@@ -54,6 +55,11 @@ pub enum Change {
         inner: String,
         /// The kernel's end.
         outer: String,
+    },
+    /// A table of nf_tables was made.
+    Table {
+        /// Its name, in each family.
+        name: String,
     },
     /// An address was added.
     Address {
@@ -113,7 +119,7 @@ impl Change {
     /// The interface that the change is of.
     pub fn interface(&self) -> Option<&Interface> {
         match self {
-            Self::Mount { .. } | Self::Pair { .. } => None,
+            Self::Mount { .. } | Self::Pair { .. } | Self::Table { .. } => None,
             Self::Setting { interface, .. } => interface.as_ref(),
             Self::Address { interface, .. }
             | Self::Mtu { interface, .. }
@@ -172,6 +178,7 @@ impl Change {
                     _ => Ok(()),
                 }
             }
+            Self::Table { name } => Ok(quarantine::remove(name)?),
             Self::Address {
                 interface,
                 address,

@@ -51,6 +51,7 @@ use super::{
     pods::PodNetworks,
     ports,
     publication::{FlowSource, Publication, StatusSource, locked, serve, serve_after},
+    quarantine::Quarantine,
     work::{self, Sleepers},
 };
 
@@ -153,6 +154,11 @@ fn take_back_others(plan: &Plan, changes: &mut Changes) {
                 .map(|error| error.to_string()),
         );
     }
+    let table = Quarantine::planned(&plan.name, plan).map(|quarantine| quarantine.table().to_owned());
+    failed.extend(changes.take_back(
+        0,
+        |change| matches!(change, Change::Table { name } if table.as_ref() != Some(name)),
+    ));
     failed.extend(changes.take_back(0, |change| {
         let gateway = matches!(change, Change::Address { interface, .. } if interface.name == "lo");
         !gateway
@@ -417,6 +423,7 @@ impl Running {
             numbers: Mutex::new(Numbers::new(plan.ports.len(), port_limit)),
             local: Mutex::default(),
             attaching: Mutex::new(()),
+            quarantine: Mutex::new(Quarantine::planned(&plan.name, &plan)),
             guarding: AtomicBool::new(false),
             changes: Mutex::new(changes),
             meddled: Mutex::default(),
@@ -444,6 +451,7 @@ impl Running {
                 "interface `{name}` is a veth and cannot have native XDP (the log says why): generic XDP would lose the large segments that its other end sends"
             );
         }
+        machine.hold_unguarded();
         let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let opened = sockets
             .join()

@@ -7,7 +7,7 @@ use ringwall_messages::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE, SUPE
 use ringwall_process::confine::CONTROL_FOLDER;
 use rustix::fs::FlockOperation;
 
-use super::{changes::Changes, fib::View, netlink::Netlink, ports::remove_empty};
+use super::{changes::Changes, fib::View, netlink::Netlink, ports::remove_empty, quarantine};
 
 /// Arguments of `ringwall detach`.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,6 +50,10 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     remove_empty(&pins);
 
     if let Err(error) = netlink.forget_managed() {
+        failed.push(error.to_string());
+    }
+    // Whether it is on record or not: it would hold pods' interfaces for ever.
+    if let Err(error) = quarantine::remove(&quarantine::table_name(&config.name)) {
         failed.push(error.to_string());
     }
     if config.state_dir.exists() {

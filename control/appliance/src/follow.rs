@@ -252,6 +252,7 @@ impl Follower {
             self.retry_ports();
             if self.changes.settings_changed() || self.settings_due <= Instant::now() {
                 self.machine.keep_settings(&self.view);
+                self.machine.keep_quarantine();
                 self.settings_due = Instant::now() + SETTINGS_POLL;
             }
             if let Err(error) = self.turn() {

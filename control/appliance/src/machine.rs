@@ -27,14 +27,15 @@ use ringwall_messages::{DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, 
 use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device, preflight::Repair};
 
 use super::{
-    changes::Changes,
+    changes::{Change, Changes},
     fib::View,
-    netlink::Netlink,
+    netlink::{Netlink, name_of},
     numbers::{Numbers, REST},
     plan::{Plan, PlannedPort},
     pods::PodNetworks,
     ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL, Traffic},
     publication::{Publication, locked},
+    quarantine::Quarantine,
     stations::Stations,
 };
 
@@ -46,6 +47,9 @@ const MEDDLED_FOR: Duration = Duration::from_secs(900);
 /// How long a pod's port that is gone keeps its number and its place in the status: an interface that is made anew under its
 /// name is the port it was.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
+
+/// What is wrong where the table that holds them cannot be made.
+const UNGUARDED: &str = "what pods send before their interfaces are guarded is not held back";
 
 /// An interface that should be a port and cannot be one in this process.
 pub struct Refused {
@@ -85,6 +89,8 @@ pub struct Machine {
     pub local: Mutex<Vec<IpAddr>>,
     /// Held while a port's programs are attached or taken off.
     pub attaching: Mutex<()>,
+    /// What the kernel does with pods' interfaces that are not guarded yet: nothing.
+    pub quarantine: Mutex<Option<Quarantine>>,
     /// Whether new interfaces are being guarded right now.
     pub guarding: AtomicBool,
     /// What was changed on the machine.
@@ -514,7 +520,94 @@ impl Machine {
     fn attach_as_it_is(&self, plan: &Plan, port: &PlannedPort, local: &[IpAddr]) -> anyhow::Result<LivePort> {
         let _one_at_a_time = locked(&self.attaching);
         let pods = locked(&self.pods).known.clone();
-        ports::attach(plan, port, local, &pods)
+        let attached = ports::attach(plan, port, local, &pods)?;
+        if let Some(guarded) = &attached.attached {
+            self.release(&port.name, guarded.ifindex());
+        }
+        Ok(attached)
+    }
+
+    /// Begins to hold pods' interfaces that are not guarded, or makes anew what holds them.
+    pub fn hold_unguarded(&self) {
+        let of_live = |port: &LivePort| Some((port.planned.name.clone(), port.attached.as_ref()?.ifindex()));
+        let guarded: BTreeSet<(String, u32)> = locked(&self.live).iter().filter_map(of_live).collect();
+        let plan = locked(&self.plan).clone();
+        let _one_at_a_time = locked(&self.attaching);
+        let mut quarantine = locked(&self.quarantine);
+        let Some(quarantine) = quarantine.as_mut() else {
+            return;
+        };
+        let mut install = || {
+            let table = quarantine.table().to_owned();
+            locked(&self.changes).about_to_make([Change::Table { name: table }])?;
+            let mut released = BTreeSet::new();
+            for link in Netlink::open()?.links()? {
+                let (Some(name), index) = (name_of(&link), link.header.index) else {
+                    continue;
+                };
+                let link = (name.to_owned(), index);
+                let is_pods = plan
+                    .port_named(name)
+                    .is_some_and(|port| port.kind == PortKind::Pod);
+                if quarantine.holds(name)
+                    && (!is_pods || guarded.contains(&link) || quarantine.has_released(name, index))
+                {
+                    released.insert(link);
+                }
+            }
+            Ok(quarantine.install(released)?)
+        };
+        let done: anyhow::Result<()> = install();
+        if let Err(error) = &done {
+            tracing::error!("{UNGUARDED}: {error:#}");
+        }
+        quarantine.problem = done.err().map(|error| format!("{UNGUARDED}: {error:#}"));
+    }
+
+    /// Lets the kernel use an interface that is guarded, or is no pod's port.
+    pub fn release(&self, name: &str, index: u32) {
+        if let Some(quarantine) = locked(&self.quarantine).as_mut()
+            && let Err(error) = quarantine.release(name, index)
+        {
+            tracing::warn!(port = name, %error, "cannot be released; all are held anew");
+        }
+    }
+
+    /// An interface is gone: what has its index next is another.
+    pub fn hold_again(&self, index: u32) {
+        if let Some(quarantine) = locked(&self.quarantine).as_mut()
+            && let Err(error) = quarantine.forget(index)
+        {
+            tracing::warn!(index, %error, "cannot be held again; all are held anew");
+        }
+    }
+
+    /// The same for every index but these.
+    pub fn hold_again_all_but(&self, there: &BTreeSet<u32>) {
+        let gone = locked(&self.quarantine)
+            .as_ref()
+            .map(|quarantine| quarantine.released_but(there));
+        for index in gone.unwrap_or_default() {
+            self.hold_again(index);
+        }
+    }
+
+    /// Puts the table back that holds unguarded interfaces, if somebody has removed it.
+    pub fn keep_quarantine(&self) {
+        let (gone, was_fine) = match locked(&self.quarantine).as_ref() {
+            Some(quarantine) => (!quarantine.is_there(), quarantine.problem.is_none()),
+            None => return,
+        };
+        if !gone {
+            return;
+        }
+        self.hold_unguarded();
+        let is_fine = |quarantine: &Quarantine| quarantine.problem.is_none();
+        if was_fine && locked(&self.quarantine).as_ref().is_some_and(is_fine) {
+            let said = "somebody removed the nf_tables table that holds pods' interfaces until they are guarded; put back";
+            tracing::warn!("{said}");
+            *locked(&self.meddled) = Some((Instant::now(), said.to_owned()));
+        }
     }
 
     fn open_sockets(&self, port: &PlannedPort, one: &Plan, local: &[IpAddr]) -> anyhow::Result<()> {
@@ -556,6 +649,11 @@ impl Machine {
                 .map(|(name, refused)| format!("port {name}: {}", refused.problem)),
         );
         alarms.extend(locked(&self.pods).problem.clone());
+        alarms.extend(
+            locked(&self.quarantine)
+                .as_ref()
+                .and_then(|quarantine| quarantine.problem.clone()),
+        );
         let names: BTreeMap<PortId, String> = {
             let plan = locked(&self.plan);
             plan.ports

@@ -490,6 +490,14 @@ impl Netlink {
     }
 }
 
+/// The name of an interface.
+pub fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
 fn neighbour(link: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family_of(address);
@@ -526,7 +534,8 @@ fn messages(bytes: &[u8]) -> Vec<NetlinkMessage<RouteNetlinkMessage>> {
     found
 }
 
-fn readable(socket: &impl AsFd, timeout: Duration) -> io::Result<bool> {
+/// Whether a socket has something to read within a time.
+pub(super) fn readable(socket: &impl AsFd, timeout: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

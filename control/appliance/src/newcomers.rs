@@ -1,8 +1,8 @@
 //! Pods' interfaces are guarded as soon as the kernel says that they are there, before anything else is looked after.
 //!
-//! Until its programs are attached, a new interface of a machine that forwards is a way past every policy. So a thread of its own
-//! listens to links alone and attaches; the programs are loaded already, and hold the fail mode without sockets. Whoever opens the
-//! port later finds them there and takes them over.
+//! Until its programs are attached, the kernel is kept from using a pod's new interface (`quarantine`), so that the pod waits. A
+//! thread of its own listens to links alone and attaches; the programs are loaded already, and hold the fail mode without
+//! sockets. Whoever opens the port later finds them there and takes them over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,16 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage},
-};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, link::LinkMessage};
 use ringwall_config::XdpMode;
 use ringwall_dataplane::port::PortKind;
 
 use super::{
     machine::Machine,
-    netlink::{Change, Changes, Netlink, NetlinkError},
+    netlink::{Change, Changes, Netlink, NetlinkError, name_of},
     ports,
     publication::locked,
 };
@@ -71,8 +68,11 @@ impl Newcomers {
                     for message in &messages {
                         match message {
                             RouteNetlinkMessage::NewLink(link) => self.look_at(link),
-                            RouteNetlinkMessage::DelLink(link) => {
+                            RouteNetlinkMessage::DelLink(link)
+                                if link.header.interface_family != AddressFamily::Bridge =>
+                            {
                                 self.guarded.remove(&link.header.index);
+                                self.machine.hold_again(link.header.index);
                             }
                             _ => {}
                         }
@@ -92,6 +92,7 @@ impl Newcomers {
             Ok(links) => {
                 let there: BTreeSet<u32> = links.iter().map(|link| link.header.index).collect();
                 self.guarded.retain(|index, _| there.contains(index));
+                self.machine.hold_again_all_but(&there);
                 links.iter().for_each(|link| self.look_at(link));
             }
             Err(error) => tracing::error!(%error, "the interfaces cannot be listed"),
@@ -100,11 +101,8 @@ impl Newcomers {
 
     fn look_at(&mut self, link: &LinkMessage) {
         let index = link.header.index;
-        let name = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.as_str()),
-            _ => None,
-        });
-        let Some(name) = name.filter(|_| link.header.interface_family != AddressFamily::Bridge) else {
+        let Some(name) = name_of(link).filter(|_| link.header.interface_family != AddressFamily::Bridge)
+        else {
             return;
         };
         if self.guarded.get(&index).is_some_and(|known| known == name) {
@@ -113,6 +111,7 @@ impl Newcomers {
         let began = Instant::now();
         let plan = locked(&self.machine.plan).clone();
         let Some(mut port) = plan.port_named(name).filter(|port| port.kind == PortKind::Pod) else {
+            self.machine.release(name, index);
             return;
         };
         // Natively or not at all: whoever opens the port may put it in order first.
@@ -123,11 +122,16 @@ impl Newcomers {
             let _one_at_a_time = locked(&self.machine.attaching);
             // Whoever opens ports may have been faster, and attached it in another way.
             if ringwall_bpf::is_attached(&plan.pins, name) {
+                self.machine.release(name, index); // which the end of a former one may have held again
                 self.guarded.insert(index, name.to_owned());
                 return;
             }
             let (local, pods) = self.machine.addresses();
-            ports::attach(&plan, &port, &local, &pods)
+            let attached = ports::attach(&plan, &port, &local, &pods);
+            if let Ok(Some(guarded)) = attached.as_ref().map(|port| port.attached.as_ref()) {
+                self.machine.release(name, guarded.ifindex());
+            }
+            attached
         };
         match attached {
             Ok(_) => {

@@ -444,9 +444,16 @@ impl Plan {
 
     /// Whether pods may come that are not there yet.
     pub fn takes_pods(&self) -> bool {
+        self.pod_patterns().next().is_some()
+    }
+
+    /// Patterns of pods' interfaces, as written.
+    pub fn pod_patterns(&self) -> impl Iterator<Item = &str> {
+        let of_pods = |pattern: &&Interface| pattern.kind == Some(InterfaceKind::Pod);
         self.patterns
             .iter()
-            .any(|pattern| pattern.kind == Some(InterfaceKind::Pod))
+            .filter(of_pods)
+            .map(|pattern| pattern.select.as_str())
     }
 
     /// Ports that match a pattern and are not planned yet, without a number.

@@ -7,6 +7,10 @@ mod run_bed;
 
 use std::{collections::BTreeMap, path::Path};
 
+use ringwall_appliance::{
+    netfilter::{Family, Netfilter},
+    quarantine,
+};
 use run_bed::*;
 
 /// What of a machine anybody could have set, by name.
@@ -93,6 +97,12 @@ fn state(bed: &Bed) -> State {
     }
     let pins = Path::new("/sys/fs/bpf/ringwall").join(&bed.name).exists();
     state.insert("pins".to_owned(), pins.to_string());
+    let table = quarantine::table_name(&bed.name);
+    let tables = bed.gateway.inside(move || {
+        let netfilter = Netfilter::open().unwrap();
+        [Family::Inet, Family::Bridge].map(|family| netfilter.has_table(family, &table).unwrap())
+    });
+    state.insert("tables of nf_tables".to_owned(), format!("{tables:?}"));
     state
 }
 

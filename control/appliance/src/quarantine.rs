@@ -1,0 +1,312 @@
+//! Interfaces that are pods' ports by their name and do not carry the programs yet: the kernel takes nothing from them and
+//! sends nothing to them.
+//!
+//! The kernel uses an interface as soon as it is there, and says so later. So what it does for a pod's new interface is stopped
+//! before there is one, by rules about names: a table of nf_tables with a set of the interfaces that were looked at. Whoever
+//! attaches the programs adds the interface to the set afterwards. Whose name means a port and who is none (the pattern
+//! `*`, the management interface) is in the set too.
+//!
+//! The table stays when the process ends: a pod that comes while none runs has no way past the fail mode. ARP is no part of it, as
+//! pods' ports pass it to the kernel anyway.
+
+use std::collections::BTreeSet;
+
+use ringwall_config::FailMode;
+use ringwall_dataplane::port::PortKind;
+
+use super::{
+    netfilter::{Batch, Expression, Family, Hook, Meta, Netfilter, Register, padded},
+    netlink::NetlinkError,
+    plan::Plan,
+};
+
+const SET: &str = "guarded";
+const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
+/// Before connections are tracked, and before other tables.
+const PRIORITY: i32 = -500;
+
+/// The name of the table, in both families.
+pub fn table_name(instance: &str) -> String {
+    format!("ringwall-{instance}")
+}
+
+/// Removes the table of an instance. Fine if there is none.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove(table: &str) -> Result<(), NetlinkError> {
+    let netfilter = match Netfilter::open() {
+        Ok(netfilter) => netfilter,
+        Err(error) if is_unknown(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for family in FAMILIES {
+        match netfilter.has_table(family, table) {
+            Ok(true) => {
+                let mut batch = Batch::default();
+                batch.delete_table(family, table);
+                netfilter.commit(batch, "remove the table of interfaces that are not guarded yet")?;
+            }
+            Ok(false) => {}
+            Err(error) if is_unknown(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the kernel has no such thing.
+fn is_unknown(error: &NetlinkError) -> bool {
+    use rustix::io::Errno;
+    let unknown = [
+        Errno::NOENT,
+        Errno::OPNOTSUPP,
+        Errno::AFNOSUPPORT,
+        Errno::PROTONOSUPPORT,
+        Errno::INVAL, // nfnetlink without nf_tables
+    ];
+    unknown
+        .iter()
+        .any(|code| error.errno() == Some(code.raw_os_error()))
+}
+
+/// What the names begin with that mean pods' ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Beginning(Vec<u8>);
+
+impl Beginning {
+    fn of_pattern(pattern: &str) -> Self {
+        let literal = pattern.split(['*', '?']).next().unwrap_or_default();
+        if literal.len() == pattern.len() {
+            return Self::of_name(pattern);
+        }
+        Self(literal.bytes().take(15).collect())
+    }
+
+    fn of_name(name: &str) -> Self {
+        Self(padded(name).to_vec())
+    }
+}
+
+/// The table, as it should be.
+pub struct Quarantine {
+    table: String,
+    beginnings: Vec<Beginning>,
+    /// The families that the kernel has, and a socket; None until the table is there.
+    made: Option<(Vec<Family>, Netfilter)>,
+    /// By name and index.
+    released: BTreeSet<(String, u32)>,
+    /// Why the table is not there.
+    pub problem: Option<String>,
+}
+
+impl Quarantine {
+    /// What a plan asks for. None if it has no pods' ports, or lets everything pass while no dataplane runs (`failMode: open`):
+    /// then a pod that comes while there is none has to pass, too.
+    pub fn planned(instance: &str, plan: &Plan) -> Option<Self> {
+        if plan.fail_mode == FailMode::Open {
+            return None;
+        }
+        let named = plan.ports.iter().filter(|port| !port.matched);
+        let mut beginnings: Vec<Beginning> = named
+            .filter(|port| port.kind == PortKind::Pod)
+            .map(|port| Beginning::of_name(&port.name))
+            .collect();
+        beginnings.extend(plan.pod_patterns().map(Beginning::of_pattern));
+        (!beginnings.is_empty()).then(|| Self {
+            table: table_name(instance),
+            beginnings,
+            made: None,
+            released: BTreeSet::new(),
+            problem: None,
+        })
+    }
+
+    /// Its table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Whether an interface of this name is held until it is released.
+    pub fn holds(&self, name: &str) -> bool {
+        let name = padded(name);
+        self.beginnings
+            .iter()
+            .any(|Beginning(bytes)| name.starts_with(bytes))
+    }
+
+    /// Whether an interface was released.
+    pub fn has_released(&self, name: &str, index: u32) -> bool {
+        self.released.contains(&(name.to_owned(), index))
+    }
+
+    /// Indices of released interfaces other than these.
+    pub fn released_but(&self, there: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let indices = self.released.iter().map(|(_, index)| *index);
+        indices.filter(|index| !there.contains(index)).collect()
+    }
+
+    /// Makes the table anew, with these interfaces released; one that is there is replaced without a moment between.
+    ///
+    /// # Errors
+    /// The kernel has no nf_tables, or refuses.
+    pub fn install(&mut self, released: BTreeSet<(String, u32)>) -> Result<(), NetlinkError> {
+        self.made = None;
+        self.released = released;
+        let netfilter = Netfilter::open()?;
+        match netfilter.commit(
+            self.ruleset(&FAMILIES),
+            "hold interfaces that are not guarded yet",
+        ) {
+            Ok(()) => self.made = Some((FAMILIES.to_vec(), netfilter)),
+            // A kernel without the family has no bridges with rules.
+            Err(error) if is_unknown(&error) => {
+                let (netfilter, only) = (Netfilter::open()?, [Family::Inet]);
+                netfilter.commit(self.ruleset(&only), "hold interfaces that are not guarded yet")?;
+                self.made = Some((only.to_vec(), netfilter));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Whether the table is there.
+    pub fn is_there(&self) -> bool {
+        self.made.as_ref().is_some_and(|(families, netfilter)| {
+            families
+                .iter()
+                .all(|family| netfilter.has_table(*family, &self.table).unwrap_or(false))
+        })
+    }
+
+    /// Lets an interface go that carries the programs, or that is no pod's port.
+    ///
+    /// # Errors
+    /// The kernel refuses: the table has to be made anew.
+    pub fn release(&mut self, name: &str, index: u32) -> Result<(), NetlinkError> {
+        if !self.holds(name) || self.has_released(name, index) {
+            return Ok(());
+        }
+        self.forget(index)?; // it had another name
+        self.released.insert((name.to_owned(), index));
+        self.change("release an interface", |batch, family, table| {
+            batch.add_interfaces(family, table, SET, [(name, index)]);
+        })
+    }
+
+    /// Holds what comes with this index again: the interface that had it is gone.
+    ///
+    /// # Errors
+    /// The kernel refuses: the table has to be made anew.
+    pub fn forget(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let gone: Vec<(String, u32)> = self
+            .released
+            .iter()
+            .filter(|(_, released)| *released == index)
+            .cloned()
+            .collect();
+        for (name, index) in gone {
+            self.released.remove(&(name.clone(), index));
+            self.change("forget an interface", |batch, family, table| {
+                batch.remove_interface(family, table, SET, (&name, index));
+            })?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, what: &str, step: impl Fn(&mut Batch, Family, &str)) -> Result<(), NetlinkError> {
+        let Some((families, netfilter)) = &self.made else {
+            return Ok(()); // it is said already, and made anew with what is released
+        };
+        let mut batch = Batch::default();
+        for family in families {
+            step(&mut batch, *family, &self.table);
+        }
+        let done = netfilter.commit(batch, what);
+        if done.is_err() {
+            self.made = None;
+        }
+        done
+    }
+
+    fn ruleset(&self, families: &[Family]) -> Batch {
+        let mut batch = Batch::default();
+        let table = self.table.as_str();
+        for &family in families {
+            batch.table(family, table);
+            batch.delete_table(family, table);
+            batch.table(family, table);
+            batch.set_of_interfaces(family, table, SET);
+            for (chain, hook, name, index) in [
+                ("from-pods", Hook::Prerouting, Meta::IifName, Meta::Iif),
+                ("to-pods", Hook::Postrouting, Meta::OifName, Meta::Oif),
+            ] {
+                batch.chain(family, table, chain, hook, PRIORITY);
+                for Beginning(bytes) in &self.beginnings {
+                    let mut steps = vec![
+                        Expression::meta(name, Register::First),
+                        Expression::meta(index, Register::Second),
+                    ];
+                    if !bytes.is_empty() {
+                        steps.push(Expression::begins_with(Register::First, bytes));
+                    }
+                    steps.push(Expression::not_in(Register::First, SET));
+                    steps.push(Expression::counter());
+                    steps.push(Expression::drop());
+                    batch.rule(family, table, chain, &steps);
+                }
+            }
+            let released = self.released.iter().map(|(name, index)| (name.as_str(), *index));
+            batch.add_interfaces(family, table, SET, released);
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a failed step is a failed test
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_name_may_mean_a_port_is_held_until_it_is_released() {
+        let mut quarantine = Quarantine {
+            table: table_name("gw"),
+            beginnings: vec![
+                Beginning::of_pattern("cali*"),
+                Beginning::of_pattern("v?th*"),
+                Beginning::of_pattern("exact"),
+                Beginning::of_name("pod-a"),
+            ],
+            made: None,
+            released: BTreeSet::new(),
+            problem: None,
+        };
+        for (name, held) in [
+            ("cali", true),
+            ("cali0123456789a", true),
+            ("cal", false),
+            ("veth0", true),
+            ("vlan0", true), // released once it is looked at
+            ("exact", true),
+            ("exactly", false),
+            ("pod-a", true),
+            ("pod-ab", false),
+            ("eth0", false),
+        ] {
+            assert_eq!(quarantine.holds(name), held, "{name}");
+        }
+        quarantine.release("eth0", 2).unwrap();
+        quarantine.release("veth0", 3).unwrap();
+        quarantine.release("cali1", 4).unwrap();
+        assert!(!quarantine.has_released("eth0", 2), "nobody holds it");
+        assert!(quarantine.has_released("veth0", 3));
+        assert!(!quarantine.has_released("veth0", 5), "another interface");
+        quarantine.release("veth1", 3).unwrap();
+        assert!(!quarantine.has_released("veth0", 3), "it has another name now");
+        assert_eq!(quarantine.released_but(&BTreeSet::from([4])), BTreeSet::from([3]));
+        quarantine.forget(3).unwrap();
+        assert!(!quarantine.has_released("veth1", 3));
+        assert!(Beginning::of_pattern("*").0.is_empty(), "every name");
+    }
+}
