@@ -75,6 +75,31 @@ pub const NETWORK_POLICIES: Resource = Resource {
     namespaced: true,
 };
 
+/// ClusterNetworkPolicies.
+pub const CLUSTER_NETWORK_POLICIES: Resource = Resource {
+    group: "policy.networking.k8s.io",
+    version: "v1alpha2",
+    plural: "clusternetworkpolicies",
+    kind: "ClusterNetworkPolicy",
+    namespaced: false,
+};
+/// AdminNetworkPolicies.
+pub const ADMIN_NETWORK_POLICIES: Resource = Resource {
+    group: "policy.networking.k8s.io",
+    version: "v1alpha1",
+    plural: "adminnetworkpolicies",
+    kind: "AdminNetworkPolicy",
+    namespaced: false,
+};
+/// BaselineAdminNetworkPolicies.
+pub const BASELINE_ADMIN_NETWORK_POLICIES: Resource = Resource {
+    group: "policy.networking.k8s.io",
+    version: "v1alpha1",
+    plural: "baselineadminnetworkpolicies",
+    kind: "BaselineAdminNetworkPolicy",
+    namespaced: false,
+};
+
 impl Resource {
     fn path(&self) -> String {
         if self.group.is_empty() {
@@ -108,6 +133,8 @@ pub struct Faults {
     pub fail_next: Vec<u16>,
     /// Every request is answered by this status code.
     pub fail_always: Option<u16>,
+    /// Every watch is answered by this status code.
+    pub fail_watches: Option<u16>,
     /// The next pages after a first one are answered by 410.
     pub expire_pages: u32,
     /// Watches from a forgotten version are answered by status 410 instead of an event that says so.
@@ -196,6 +223,8 @@ pub struct Backup {
 #[derive(Clone)]
 struct Collection {
     resource: Resource,
+    /// Whether there is a path for it.
+    served: bool,
     objects: Objects,
     /// What happened, by version: the type of event and the object as it was then.
     history: VecDeque<(u64, &'static str, Arc<str>)>,
@@ -313,9 +342,23 @@ impl ApiServer {
         self.shared.world().discovery = status;
     }
 
-    /// Serves another resource, too.
+    /// Serves another resource, too, or one again.
     pub fn serve(&self, resource: Resource) {
-        self.shared.world().collections.push(Collection::new(resource));
+        let mut world = self.shared.world();
+        match world.collections.iter_mut().find(|it| it.resource == resource) {
+            Some(collection) => collection.served = true,
+            None => world.collections.push(Collection::new(resource)),
+        }
+    }
+
+    /// Serves a resource no more, as where its CRD is gone or has lost a version: its watches end, and what is in it stays,
+    /// out of reach. A real server deletes the objects before it loses a CRD.
+    pub fn withdraw(&self, resource: Resource) {
+        let mut world = self.shared.world();
+        for collection in world.collections.iter_mut().filter(|it| it.resource == resource) {
+            collection.served = false;
+        }
+        self.shared.changed.notify_all();
     }
 
     /// Creates an object, or replaces the one of its name. Gives it what a server gives: uid, creation time, version.
@@ -387,17 +430,22 @@ impl ApiServer {
     pub fn object(&self, resource: Resource, namespace: &str, name: &str) -> Option<Value> {
         let key = (namespace.to_owned(), name.to_owned());
         let mut world = self.shared.world();
-        world
-            .collection(resource.plural, resource.group)?
-            .objects
-            .get(&key)
-            .map(Stored::value)
+        world.collection(resource)?.objects.get(&key).map(Stored::value)
+    }
+
+    /// Every object that is served, as it is now.
+    pub fn objects(&self) -> Vec<Value> {
+        let world = self.shared.world();
+        let served = world.collections.iter().filter(|it| it.served);
+        served
+            .flat_map(|it| it.objects.values().map(Stored::value))
+            .collect()
     }
 
     /// Changes how a resource misbehaves.
     pub fn faults(&self, resource: Resource, change: impl FnOnce(&mut Faults)) {
         let mut world = self.shared.world();
-        if let Some(collection) = world.collection(resource.plural, resource.group) {
+        if let Some(collection) = world.collection(resource) {
             change(&mut collection.faults);
         }
         self.shared.changed.notify_all();
@@ -412,7 +460,7 @@ impl ApiServer {
     /// Sends a line to every watch of a resource, whatever it is.
     pub fn inject(&self, resource: Resource, line: &str) {
         let mut world = self.shared.world();
-        if let Some(collection) = world.collection(resource.plural, resource.group) {
+        if let Some(collection) = world.collection(resource) {
             collection.injected.push(line.to_owned());
         }
         self.shared.changed.notify_all();
@@ -542,6 +590,7 @@ impl Collection {
     fn new(resource: Resource) -> Self {
         Self {
             resource,
+            served: true,
             objects: Objects::default(),
             history: VecDeque::new(),
             trimmed: 0,
@@ -580,10 +629,8 @@ impl Collection {
 }
 
 impl World {
-    fn collection(&mut self, plural: &str, group: &str) -> Option<&mut Collection> {
-        self.collections
-            .iter_mut()
-            .find(|it| it.resource.plural == plural && it.resource.group == group)
+    fn collection(&mut self, resource: Resource) -> Option<&mut Collection> {
+        self.collections.iter_mut().find(|it| it.resource == resource)
     }
 
     fn apply(&mut self, object: Value) -> u64 {
@@ -686,10 +733,7 @@ impl World {
     }
 
     fn delete(&mut self, resource: Resource, namespace: &str, name: &str) -> Option<u64> {
-        let index = self
-            .collections
-            .iter()
-            .position(|it| it.resource.plural == resource.plural && it.resource.group == resource.group)?;
+        let index = self.collections.iter().position(|it| it.resource == resource)?;
         let collection = &mut self.collections[index];
         let key = (namespace.to_owned(), name.to_owned());
         let stored = Arc::make_mut(&mut collection.objects).remove(&key)?;
@@ -772,7 +816,7 @@ impl Connection {
             && !world
                 .collections
                 .iter()
-                .any(|it| it.resource.path() == request.path)
+                .any(|it| it.served && it.resource.path() == request.path)
             && let Some(status) = world.discovery
         {
             return failure(output, status, "Forbidden", "discovery is not for you");
@@ -788,7 +832,7 @@ impl Connection {
         let Some(index) = world
             .collections
             .iter()
-            .position(|it| it.resource.path() == request.path)
+            .position(|it| it.served && it.resource.path() == request.path)
         else {
             return failure(
                 output,
@@ -800,7 +844,9 @@ impl Connection {
         let plural = world.collections[index].resource.plural;
         let faults = &mut world.collections[index].faults;
         let status = if faults.fail_next.is_empty() {
-            faults.fail_always
+            faults
+                .fail_always
+                .or(faults.fail_watches.filter(|_| seen.is_watch()))
         } else {
             Some(faults.fail_next.remove(0))
         };
@@ -965,6 +1011,9 @@ impl Connection {
             let until = close.map_or(until, |close| close.min(until));
             let version = world.version;
             let collection = &world.collections[index];
+            if !collection.served {
+                return output.write_all(b"0\r\n\r\n");
+            }
             if collection.faults.lose_events {
                 last = version;
             }
@@ -1008,17 +1057,24 @@ impl Connection {
 }
 
 fn groups(world: &World) -> Vec<Value> {
-    let groups: BTreeSet<(&str, &str)> = world
+    let mut groups: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for resource in world
         .collections
         .iter()
-        .filter(|it| !it.resource.group.is_empty())
-        .map(|it| (it.resource.group, it.resource.version))
-        .collect();
+        .filter(|it| it.served)
+        .map(|it| it.resource)
+    {
+        groups.entry(resource.group).or_default().insert(resource.version);
+    }
+    groups.remove("");
     groups
         .into_iter()
-        .map(|(group, version)| {
-            let version = json!({"groupVersion": format!("{group}/{version}"), "version": version});
-            json!({"name": group, "versions": [version.clone()], "preferredVersion": version})
+        .map(|(group, versions)| {
+            let versions: Vec<Value> = versions
+                .into_iter()
+                .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
+                .collect();
+            json!({"name": group, "versions": versions, "preferredVersion": versions[0]})
         })
         .collect()
 }
@@ -1028,6 +1084,7 @@ fn resources_of(world: &World, path: &str) -> Option<Value> {
     let resources: Vec<Value> = world
         .collections
         .iter()
+        .filter(|it| it.served)
         .map(|it| it.resource)
         .filter(|it| !it.group.is_empty() && it.api_version() == version)
         .map(|it| {

@@ -34,36 +34,6 @@ fn disconnected(health: &SourceStatus) -> bool {
     health.watches.iter().all(|watch| !watch.connected)
 }
 
-impl Running {
-    fn alarms(&self) -> Vec<String> {
-        self.feed.health.alarms()
-    }
-
-    async fn alarm(&self, words: &str) -> String {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(alarm) = self.alarms().into_iter().find(|alarm| alarm.contains(words)) {
-                return alarm;
-            }
-            assert!(
-                Instant::now() < until,
-                "no alarm with {words:?}: {:?}, {:#?}",
-                self.alarms(),
-                self.health()
-            );
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-
-    async fn no_alarm(&self) {
-        let until = Instant::now() + PATIENCE;
-        while !self.alarms().is_empty() {
-            assert!(Instant::now() < until, "{:?}", self.alarms());
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
-
 /// How the server comes to have older data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Restore {
@@ -80,9 +50,7 @@ enum Restore {
 /// A source that has seen what the server loses then: `a/deny` deleted, `a/late` made. Answers it after that.
 async fn restored(how: Restore, timing: Timing) -> (Bed, Running) {
     let bed = Bed::new();
-    let source = bed.start(timing).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(timing).await;
     let backup = bed.server.backup();
     bed.server.apply(policy("a", "late"));
     bed.server.delete(NETWORK_POLICIES, "a", "deny").unwrap();
@@ -175,15 +143,13 @@ async fn a_full_list_under_churn_finds_no_difference() {
     // Cannot be decoded.
     bed.server.apply(pod("a", "odd", "not an address"));
     let source = bed
-        .start(Timing {
+        .following(Timing {
             full_list: Duration::ZERO,
             watch_seconds: 1,
             page: 3,
             ..watches_alone()
         })
         .await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
     bed.server.terminate_namespace("ending");
     bed.server.delete(NETWORK_POLICIES, "ending", "held").unwrap();
     let until = Instant::now() + PATIENCE;
@@ -215,14 +181,13 @@ async fn a_full_list_under_churn_finds_no_difference() {
 async fn a_server_that_hangs_is_noticed_and_caught_up_with() {
     let bed = Bed::new();
     let source = bed
-        .start(Timing {
+        .following(Timing {
             pulse: Duration::from_millis(50),
             pulse_patience: Duration::from_millis(200),
             ..watches_alone()
         })
         .await;
-    let first = source.state("the first", |_| true).await;
-    source.connected().await;
+    let first = source.latest().unwrap();
     bed.server.set_hung(true);
     let health = source.health_where("disconnected", disconnected).await;
     assert!(health.stale_seconds.is_some() && health.synced, "{health:#?}");
@@ -242,13 +207,11 @@ async fn a_server_that_hangs_is_noticed_and_caught_up_with() {
 async fn a_watch_whose_bookmarks_stop_coming_is_dead() {
     let bed = Bed::new();
     let source = bed
-        .start(Timing {
+        .following(Timing {
             bookmark_patience: Duration::from_millis(100),
             ..watches_alone()
         })
         .await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
     a_moment().await;
     a_moment().await;
     assert_eq!(
@@ -271,15 +234,13 @@ async fn a_watch_whose_bookmarks_stop_coming_is_dead() {
 async fn a_server_that_is_back_is_noticed_by_everybody_at_once() {
     let bed = Bed::new();
     let source = bed
-        .start(Timing {
+        .following(Timing {
             pulse: Duration::from_millis(50),
             backoff_first: NEVER,
             backoff_most: NEVER,
             ..quick()
         })
         .await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
     bed.server.set_away(true);
     // Each of the watches tries again in half an hour or later; the pulse has noticed, too.
     source
@@ -297,9 +258,7 @@ async fn a_server_that_is_back_is_noticed_by_everybody_at_once() {
 async fn the_watches_of_many_gateways_do_not_end_in_one_moment() {
     let bed = Bed::new();
     for _ in 0..4 {
-        let source = bed.start(quick()).await;
-        source.state("the first", |_| true).await;
-        source.connected().await;
+        drop(bed.following(quick()).await);
     }
     let ends: Vec<u64> = bed
         .server
@@ -368,14 +327,12 @@ async fn policy_is_in_force_where_discovery_is_refused_and_verdicts_say_so() {
 async fn credentials_that_stay_refused_are_an_alarm() {
     let bed = Bed::new();
     let source = bed
-        .start(Timing {
+        .following(Timing {
             refused_alarm: Duration::from_millis(200),
             pulse: Duration::from_millis(50),
             ..quick()
         })
         .await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
     // The watches live on: an API server does not ask again who has one.
     bed.server.require_token("another");
     let refused = Instant::now();
@@ -391,13 +348,11 @@ async fn credentials_that_stay_refused_are_an_alarm() {
 async fn a_deleted_policy_that_stays_for_want_of_an_answer_is_an_alarm() {
     let bed = Bed::new();
     let source = bed
-        .start(Timing {
+        .following(Timing {
             hold_alarm: Duration::from_millis(300),
             ..quick()
         })
         .await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
     // The watches live on; the question what became of the namespace is refused.
     bed.server
         .faults(NAMESPACES, |faults| faults.fail_always = Some(403));
@@ -424,9 +379,7 @@ async fn a_deleted_policy_that_stays_for_want_of_an_answer_is_an_alarm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fields_that_a_newer_server_adds_cost_nobody_anything() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     let newer = |mut object: serde_json::Value| {
         object["metadata"]["shard"] = json!({"key": "7"});
         object["metadata"]["generation"] = json!("7");

@@ -10,7 +10,8 @@ use std::{
 };
 
 use kube_bed::{
-    Bed, KINDS, PATIENCE, Running, a_moment, has_pod, namespace, node, pod, pods_of, policy, quick,
+    Bed, KINDS, PATIENCE, Running, a_moment, eventually, has_pod, namespace, node, pod, pods_of, policy,
+    quick,
 };
 use ringwall_compile::{EpochKey, compile};
 use ringwall_dataplane::classify::Generation;
@@ -73,9 +74,7 @@ async fn a_list_of_many_pages_is_taken_whole_even_when_it_expires_on_the_way() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_arrive_and_what_does_not_matter_makes_no_state() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     bed.server.apply(pod("a", "p2", "10.0.0.12"));
     source.state("the new pod", has_pod("a/p2")).await;
     let mut relabelled = pod("a", "p2", "10.0.0.12");
@@ -111,9 +110,7 @@ async fn changes_arrive_and_what_does_not_matter_makes_no_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_says_which_versions_of_the_objects_it_reflects() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     let versions = || source.feed.states.borrow().as_ref().unwrap().versions;
     let listed = versions();
     let list = listed.pods.unwrap();
@@ -164,20 +161,12 @@ async fn a_state_says_of_which_cluster_it_is() {
         it
     };
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     let uid = || {
         let state = source.feed.states.borrow().clone();
         state.unwrap().cluster_uid.clone().map(String::from)
     };
-    let until_it_is = async |wanted: &str| {
-        let until = Instant::now() + PATIENCE;
-        while uid().as_deref() != Some(wanted) {
-            assert!(Instant::now() < until, "{:?} instead of {wanted}", uid());
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
+    let until_it_is = async |wanted: &str| eventually(wanted, || uid().as_deref() == Some(wanted)).await;
     assert_eq!(uid(), None, "a cluster without kube-system");
     bed.server.apply(kube_system("one"));
     until_it_is("one").await;
@@ -240,9 +229,7 @@ async fn semantics_55_a_gap_leads_to_a_new_list_and_never_to_a_partial_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_broke_lists_anew_and_one_closed_in_its_time_goes_on() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     for round in 2..6 {
         bed.server.faults(PODS, |faults| faults.hold_events = true);
         bed.server
@@ -275,11 +262,7 @@ async fn a_watch_that_broke_lists_anew_and_one_closed_in_its_time_goes_on() {
         .await;
     source.state("the first", |_| true).await;
     let watches = || bed.server.seen().iter().filter(|seen| seen.is_watch()).count();
-    let until = Instant::now() + PATIENCE;
-    while watches() < 4 * 3 {
-        assert!(Instant::now() < until, "{} watches", watches());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("twelve watches", || watches() >= 4 * 3).await;
     assert_eq!(relists(&source), 0, "no list was needed");
 }
 
@@ -320,9 +303,7 @@ async fn an_event_that_cannot_be_read_loses_nothing() {
     ] {
         let bed = Bed::new();
         bed.server.apply(pod("a", "p2", "10.0.0.12"));
-        let source = bed.start(quick()).await;
-        source.state("the first", |_| true).await;
-        source.connected().await;
+        let source = bed.following(quick()).await;
         // The deletion happens, but what arrives in its place is garbage.
         bed.server.faults(PODS, |faults| faults.lose_events = true);
         bed.server.delete(PODS, "a", "p1").unwrap();
@@ -343,9 +324,7 @@ async fn an_event_that_cannot_be_read_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_event_does_not_end_the_watch_for_good() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     bed.server.inject(
         PODS,
         r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"etcd is tired","reason":"InternalError","code":500}}"#,
@@ -397,13 +376,11 @@ async fn bookmarks_keep_the_version_young() {
     let bed = Bed::new();
     // The server ends watches after a second.
     let source = bed
-        .start(Timing {
+        .following(Timing {
             watch_seconds: 1,
             ..quick()
         })
         .await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
     for round in 0..3 {
         // Time passes on the server, but not for nodes: only bookmarks say so.
         bed.server.apply(pod("a", "busy", &format!("10.0.0.2{round}")));
@@ -431,11 +408,7 @@ async fn bookmarks_keep_the_version_young() {
                 .count()
         };
         let before = watches();
-        let until = Instant::now() + PATIENCE;
-        while watches() == before {
-            assert!(Instant::now() < until, "no new watch");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("a new watch", || watches() > before).await;
     }
     assert_eq!(source.health().relists, 0, "{:#?}", source.health());
     assert_eq!(source.health().watches[1].events, 0, "bookmarks are no events");
@@ -445,13 +418,12 @@ async fn bookmarks_keep_the_version_young() {
 async fn while_the_server_is_away_the_last_state_stands_and_becomes_stale() {
     let bed = Bed::new();
     let source = bed
-        .start(Timing {
+        .following(Timing {
             stale_after: Duration::from_millis(200),
             ..quick()
         })
         .await;
-    let first = source.state("the first", |_| true).await;
-    source.connected().await;
+    let first = source.latest().unwrap();
     assert!(!source.health().stale);
     bed.server.set_away(true);
     let health = source.health_where("stale", |health| health.stale).await;
@@ -574,9 +546,7 @@ async fn semantics_54_policies_hold_while_their_namespace_ends_in_every_order_of
     for order in orders {
         let bed = Bed::new();
         bed.server.apply(namespace("b"));
-        let source = bed.start(quick()).await;
-        source.state("the first", |_| true).await;
-        source.connected().await;
+        let source = bed.following(quick()).await;
         for resource in KINDS {
             bed.server.faults(resource, |faults| faults.hold_events = true);
         }
@@ -630,26 +600,12 @@ async fn semantics_54_policies_deleted_with_their_namespace_during_a_restart_hol
     bed.server.apply(namespace("b"));
     bed.server.apply(policy("b", "deny"));
     let kept = bed.kubeconfig.with_file_name("policies.json");
-    let begin = || async {
-        let access = Access::Kubeconfig {
-            file: bed.kubeconfig.clone(),
-            context: None,
-        };
-        Running::new(
-            start(&access, Settings::default(), quick(), Some(kept.clone()))
-                .await
-                .unwrap(),
-        )
-    };
+    let begin = || bed.start_keeping(quick(), Some(kept.clone()));
     let source = begin().await;
     source
         .state("the first", |cluster| cluster.policies.len() == 2)
         .await;
-    let until = Instant::now() + PATIENCE;
-    while !kept.exists() {
-        assert!(Instant::now() < until, "not written");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("written", || kept.exists()).await;
     drop(source);
     // One namespace ends, in the other somebody deletes the policy.
     bed.server.terminate_namespace("a");
@@ -713,9 +669,7 @@ async fn semantics_14_and_51_every_order_of_events_gives_the_same_state() {
     let mut finals = BTreeSet::new();
     for order in permutations() {
         let bed = Bed::new();
-        let source = bed.start(quick()).await;
-        source.state("the first", |_| true).await;
-        source.connected().await;
+        let source = bed.following(quick()).await;
         for resource in KINDS {
             bed.server.faults(resource, |faults| faults.hold_events = true);
         }
@@ -756,11 +710,12 @@ async fn semantics_14_and_51_every_order_of_events_gives_the_same_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policy_kinds_that_are_not_evaluated_are_named() {
     let bed = Bed::new();
-    let cluster_policies = Resource {
+    // Whatever is in this group is policy.
+    let stranger = Resource {
         group: "policy.networking.k8s.io",
-        version: "v1alpha2",
-        plural: "clusternetworkpolicies",
-        kind: "ClusterNetworkPolicy",
+        version: "v1beta1",
+        plural: "namespacenetworkpolicies",
+        kind: "NamespaceNetworkPolicy",
         namespaced: false,
     };
     let calico = Resource {
@@ -770,7 +725,7 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
         kind: "GlobalNetworkPolicy",
         namespaced: false,
     };
-    bed.server.serve(cluster_policies);
+    bed.server.serve(stranger);
     bed.server.serve(calico);
     let object = |resource: Resource| {
         json!({
@@ -778,7 +733,7 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
             "metadata": {"name": "x"}, "spec": {},
         })
     };
-    bed.server.apply(object(cluster_policies));
+    bed.server.apply(object(stranger));
     let source = bed
         .start(Timing {
             probe: Duration::from_millis(30),
@@ -786,7 +741,7 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
         })
         .await;
     let state = source.state("the first", |_| true).await;
-    let first = BTreeSet::from(["ClusterNetworkPolicy.policy.networking.k8s.io".to_owned()]);
+    let first = BTreeSet::from(["NamespaceNetworkPolicy.policy.networking.k8s.io".to_owned()]);
     assert_eq!(state.unevaluated_kinds, first, "known from the first state on");
     bed.server.apply(object(calico));
     source
@@ -794,15 +749,14 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
         .await;
     // What cannot be looked at any more is not gone.
     bed.server
-        .faults(cluster_policies, |faults| faults.fail_always = Some(403));
+        .faults(stranger, |faults| faults.fail_always = Some(403));
     let errors = source.health().errors;
     source
         .health_where("an error", |health| health.errors > errors)
         .await;
     assert_eq!(source.latest().unwrap().unevaluated_kinds.len(), 2);
-    bed.server
-        .faults(cluster_policies, |faults| faults.fail_always = None);
-    bed.server.delete(cluster_policies, "", "x").unwrap();
+    bed.server.faults(stranger, |faults| faults.fail_always = None);
+    bed.server.delete(stranger, "", "x").unwrap();
     bed.server.delete(calico, "", "x").unwrap();
     source
         .state("none", |cluster| cluster.unevaluated_kinds.is_empty())
@@ -816,9 +770,7 @@ async fn an_event_in_a_quiet_cluster_waits_for_nothing() {
         spacing: Duration::from_millis(300),
         ..quick()
     };
-    let source = bed.start(timing.clone()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(timing.clone()).await;
     let mut waited = Vec::new();
     for n in 0..2 {
         tokio::time::sleep(timing.spacing * 2).await;
@@ -844,9 +796,7 @@ async fn an_event_in_a_quiet_cluster_waits_for_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     let before = source.health().states;
     let began = Instant::now();
     // An event about every millisecond for 400 ms, which is more often than states are handed on.
@@ -877,9 +827,7 @@ async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objects_that_are_wrong_are_reported_and_harm_nobody_else() {
     let bed = Bed::new();
-    let source = bed.start(quick()).await;
-    source.state("the first", |_| true).await;
-    source.connected().await;
+    let source = bed.following(quick()).await;
     let mut broken = policy("a", "deny");
     broken["spec"]["ingress"][0]["from"][0] = json!({"ipBlock": {"cidr": "10.0.0.0/99"}});
     bed.server.apply(broken);

@@ -6,14 +6,14 @@
 //! proven whole, slowly ([`background`]).
 #![forbid(unsafe_code)]
 
-mod active_policy;
 pub mod api;
-pub mod dataplane_client;
+mod background;
+mod deciding;
 mod journal;
 pub mod metrics;
 mod overview;
 mod pipeline;
-mod rolling_proof;
+pub mod publish;
 
 #[cfg(test)]
 mod tests;
@@ -34,14 +34,14 @@ use ringwall_compile::{Budget, CompileError, EpochKey};
 use ringwall_config::{Config, OnDeadline, SourceKind, UnknownEndpoints, Verify};
 use ringwall_dataplane::classify::Image;
 use ringwall_messages::{
-    CONTROL_SOCKET, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, REPORT_INTERVAL, Report,
+    BEAT, CONTROL_SOCKET, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report,
     SUPERVISION_FILE, Status, client, image_memfd,
 };
 use ringwall_policy::{Cluster, Settings};
 use ringwall_process::{
     confine,
     confine::{CONTROL_FOLDER, EPOCH_KEY_FILE, POLICIES_FILE},
-    essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector, TaskExit},
+    essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
 };
 use ringwall_source::{
     feed::{Feed, SourceState},
@@ -55,21 +55,21 @@ use tokio::{
     sync::mpsc,
 };
 
-pub(crate) use self::active_policy::AskError;
+pub(crate) use self::deciding::AskError;
+pub use self::{
+    background::Share,
+    overview::{Overview, Reason},
+};
 use self::{
-    active_policy::CompiledPolicy,
+    background::{Pass, RollingProof},
+    deciding::Deciding,
     journal::{Adopted, Entry, Journal},
     overview::{Limits, Progress},
-    pipeline::{CompiledSnapshot, Failure, Job, Outcome, Pipeline, Proof, StageFactory},
-    rolling_proof::{ProofPass, RollingProof},
-};
-pub use self::{
-    overview::{Overview, Reason},
-    rolling_proof::ProofShare,
+    pipeline::{Failure, Job, Made, Outcome, Pipeline, Proof, Tools},
 };
 use crate::{
     api::Servers,
-    dataplane_client::{DataplaneClient, Event},
+    publish::{Event, Publication},
 };
 
 /// How often the loop shows that it is not stuck.
@@ -79,32 +79,32 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const CONFIRM: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether it is.
-const CONFIRM_CHECK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// After a state over the budget, how many times as long as it took the next one waits unless its policies differ.
-const BUDGET_BACKOFF_FACTOR: u32 = 10;
+const REST: u32 = 10;
 
 /// And how long at most.
-const MAX_BUDGET_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// How long after its second failure a state is compiled once more; doubled each time.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// And how long at most.
-const MAX_RETRY: Duration = Duration::from_secs(60);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// Generations that change nothing but pods share a line of the log for so long: there may be hundreds of them in a second.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
+const GATHER: Duration = Duration::from_secs(1);
 
 /// How long a staged process waits for the word of the one in charge about the generation in force.
-const GENERATION_TIMEOUT: Duration = Duration::from_secs(3);
+const ASK: Duration = Duration::from_secs(3);
 
 /// The first generation of a staged process is so far above the one in force: others may come meanwhile, and numbers go on
 /// to grow. Nothing but the order in the log depends on it.
-const STAGED_GENERATION_GAP: u64 = 1000;
+const AHEAD: u64 = 1000;
 
 /// As many files are remembered for the log.
-const MAX_FILES: usize = 100;
+const FILES: usize = 100;
 
 /// Arguments of `ringwall control`.
 #[derive(Clone, Debug, clap::Args)]
@@ -195,9 +195,9 @@ pub struct Options {
     /// What one snapshot may take.
     pub budget: Budget,
     /// What the proof in the background may take.
-    pub share: ProofShare,
+    pub share: Share,
     /// Of the line to the dataplane.
-    pub publication: dataplane_client::Timing,
+    pub publication: publish::Timing,
     /// Of the API server's watches; `stale_after` is taken from above.
     pub watches: kube::Timing,
     /// Of the folder's watch.
@@ -226,13 +226,13 @@ impl Options {
             health_listen: config.telemetry.health_listen,
             verify: config.verify,
             deadline: (config.verify_deadline, config.on_deadline),
-            retry: FIRST_RETRY,
-            gather: LOG_INTERVAL,
+            retry: RETRY,
+            gather: GATHER,
             budget: Budget {
                 bytes: config.snapshot_budget,
             },
-            share: ProofShare::default(),
-            publication: dataplane_client::Timing::default(),
+            share: Share::default(),
+            publication: publish::Timing::default(),
             watches: kube::Timing {
                 full_list: config.source.full_list_every,
                 ..kube::Timing::default()
@@ -264,7 +264,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
     let (supervised, staged) = (args.supervised, args.staged);
     let code = runtime.block_on(async move {
         // First of all: a signal that comes while the folder is read is one, too.
-        let mut orders = SupervisorCommands::receive_orders(supervised)?;
+        let mut orders = Orders::hear(supervised)?;
         let mut controller = if staged {
             Controller::stage(options).await?
         } else {
@@ -272,7 +272,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         };
         let line = orders.line.take();
         if let Some(line) = line.clone() {
-            controller.report_milestones_to(Box::new(move |milestone| report(&line, milestone)));
+            controller.tell(Box::new(move |milestone| report(&line, milestone)));
         }
         watch_loop(controller.overview(), line)?;
         loop {
@@ -298,18 +298,18 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
 /// The supervisor hears that it turns.
 fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::Result<()> {
     let mut beat = Instant::now();
-    let mut stalls = StallDetector::after((overview::STUCK.as_millis() / CONFIRM_CHECK.as_millis()) as u32);
+    let mut standstill = Standstill::after((overview::STUCK.as_millis() / LOOK.as_millis()) as u32);
     let look = move || {
         loop {
-            std::thread::sleep(CONFIRM_CHECK);
-            if stalls.is_stuck(overview.turns()) {
+            std::thread::sleep(LOOK);
+            if standstill.is_stuck(overview.turns()) {
                 tracing::error!(
                     seconds = overview::STUCK.as_secs(),
                     "the control loop does not turn: ending the process, the last snapshot keeps deciding"
                 );
                 std::process::exit(i32::from(EXIT_SOFTWARE));
             }
-            if let Some(line) = line.as_ref().filter(|_| beat.elapsed() >= REPORT_INTERVAL) {
+            if let Some(line) = line.as_ref().filter(|_| beat.elapsed() >= BEAT) {
                 beat = Instant::now();
                 line.report(&Report::Alive, None);
             }
@@ -323,7 +323,7 @@ fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::R
 }
 
 /// What the process is told from outside.
-struct SupervisorCommands {
+struct Orders {
     /// To stop.
     stop: mpsc::Receiver<()>,
     /// To take over.
@@ -332,8 +332,8 @@ struct SupervisorCommands {
     line: Option<Arc<Lifeline>>,
 }
 
-impl SupervisorCommands {
-    fn receive_orders(supervised: bool) -> anyhow::Result<Self> {
+impl Orders {
+    fn hear(supervised: bool) -> anyhow::Result<Self> {
         let (sender, stop) = mpsc::channel(1);
         let (goes, go) = mpsc::unbounded_channel();
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
@@ -379,7 +379,7 @@ enum Milestone {
     /// The first snapshot of a staged process.
     Staged(Image),
     /// There is none.
-    NoSnapshot(String),
+    NotMade(String),
     /// The dataplane is connected, and this process can be asked.
     InCharge,
 }
@@ -401,7 +401,7 @@ fn report(line: &Lifeline, milestone: Milestone) {
                 Err(error) => refused(format!("the snapshot cannot be handed over: {error}")),
             }
         }
-        Milestone::NoSnapshot(reason) => refused(reason),
+        Milestone::NotMade(reason) => refused(reason),
         Milestone::InCharge => (Report::InCharge, None),
     };
     line.report(&report, fd);
@@ -466,16 +466,16 @@ pub fn epoch_key(state_dir: &Path) -> Result<EpochKey, ControlError> {
 pub struct Controller {
     overview: Arc<Overview>,
     /// Of the tasks and threads below.
-    exits: Exits,
+    ends: Ends,
     feed: Feed,
     pipeline: Pipeline,
     /// None unless snapshots are proven by what changed.
     rolling: Option<RollingProof>,
-    passes: mpsc::UnboundedReceiver<ProofPass>,
-    publication: DataplaneClient,
+    passes: mpsc::UnboundedReceiver<Pass>,
+    publication: Publication,
     events: mpsc::UnboundedReceiver<Event>,
     /// What it listens on and where it connects to.
-    resources: ActiveResources,
+    offices: Offices,
     essential: Essential,
     /// Ends the servers with the loop; None before this process is in charge.
     servers: Option<Servers>,
@@ -487,7 +487,7 @@ pub struct Controller {
     /// The newest state of all, to be compiled once more where that is needed.
     newest: Option<Arc<SourceState>>,
     /// Whether what was compiled and proven before is not to be built on.
-    from_scratch: bool,
+    afresh: bool,
     /// The state that is being compiled; None where none is.
     compiling: Option<Compiling>,
     /// First event of the states that could not be published and that none after them has replaced.
@@ -513,7 +513,7 @@ pub struct Controller {
 }
 
 /// What only the process in charge may have.
-struct ActiveResources {
+struct Offices {
     socket: PathBuf,
     metrics: std::net::SocketAddr,
     health: Option<std::net::SocketAddr>,
@@ -547,7 +547,7 @@ impl Retry {
     fn failed(&mut self) {
         let pause = match self.failures {
             0 => Duration::ZERO,
-            failures => (self.first * (1 << (failures - 1).min(16))).min(MAX_RETRY),
+            failures => (self.first * (1 << (failures - 1).min(16))).min(LONGEST_RETRY),
         };
         self.failures = self.failures.saturating_add(1);
         self.due = Some(Instant::now() + pause);
@@ -598,11 +598,11 @@ impl Controller {
     /// # Errors
     /// One of them cannot be used. Whether the API server or the dataplane answers is another question.
     pub async fn start(options: Options) -> Result<Self, ControlError> {
-        let tools = StageFactory::with_budget(options.budget);
+        let tools = Tools::within(options.budget);
         Self::start_with(options, tools).await
     }
 
-    async fn start_with(options: Options, tools: StageFactory) -> Result<Self, ControlError> {
+    async fn start_with(options: Options, tools: Tools) -> Result<Self, ControlError> {
         let key = epoch_key(&options.state_dir)?;
         let feed = open_source(&options).await?;
         Self::start_from(feed, key, options, tools).await
@@ -612,7 +612,7 @@ impl Controller {
         feed: Feed,
         key: EpochKey,
         options: Options,
-        tools: StageFactory,
+        tools: Tools,
     ) -> Result<Self, ControlError> {
         let mut controller = Self::prepare(feed, key, options, tools)?;
         controller.take_over().await?;
@@ -629,9 +629,9 @@ impl Controller {
         let feed = open_source(&options).await?;
         let socket = options.socket.clone();
         let asked = tokio::task::spawn_blocking(move || generation_in_force(&socket)).await;
-        let tools = StageFactory::with_budget(options.budget);
+        let tools = Tools::within(options.budget);
         let mut controller = Self::prepare(feed, key, options, tools)?;
-        controller.generation = Some(asked.ok().flatten().unwrap_or(0) + STAGED_GENERATION_GAP);
+        controller.generation = Some(asked.ok().flatten().unwrap_or(0) + AHEAD);
         controller.staging = true;
         Ok(controller)
     }
@@ -648,9 +648,9 @@ impl Controller {
         self.publication.connect(&self.essential);
         let servers = Servers::start(
             self.overview(),
-            &self.resources.socket,
-            self.resources.metrics,
-            self.resources.health,
+            &self.offices.socket,
+            self.offices.metrics,
+            self.offices.health,
             &self.essential,
         )
         .await?;
@@ -660,7 +660,7 @@ impl Controller {
     }
 
     /// Has someone told how far this process is.
-    fn report_milestones_to(&mut self, milestones: Box<dyn FnMut(Milestone) + Send>) {
+    fn tell(&mut self, milestones: Box<dyn FnMut(Milestone) + Send>) {
         self.milestones = Some(milestones);
     }
 
@@ -670,15 +670,10 @@ impl Controller {
         }
     }
 
-    fn prepare(
-        mut feed: Feed,
-        key: EpochKey,
-        options: Options,
-        tools: StageFactory,
-    ) -> Result<Self, ControlError> {
+    fn prepare(mut feed: Feed, key: EpochKey, options: Options, tools: Tools) -> Result<Self, ControlError> {
         let (essential, ends) = Essential::new();
         let (publication, events) =
-            DataplaneClient::prepare(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
+            Publication::prepare(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
         let (limit, on_deadline) = options.deadline;
         let publish_after = (on_deadline == OnDeadline::Publish).then_some(limit);
         // What is not proven before it is published is proven afterwards.
@@ -706,7 +701,7 @@ impl Controller {
                 proof: options.deadline.0,
             },
         ));
-        let resources = ActiveResources {
+        let offices = Offices {
             socket: options.socket,
             metrics: options.metrics_listen,
             health: options.health_listen,
@@ -715,21 +710,21 @@ impl Controller {
         feed.states.mark_changed();
         Ok(Self {
             overview,
-            exits: ends,
+            ends,
             feed,
             pipeline,
             rolling,
             passes,
             publication,
             events,
-            resources,
+            offices,
             essential,
             servers: None,
             staging: false,
             milestones: None,
             waiting: None,
             newest: None,
-            from_scratch: false,
+            afresh: false,
             compiling: None,
             failed: None,
             retry: Retry::after(options.retry),
@@ -756,7 +751,7 @@ impl Controller {
     }
 
     /// Runs until it is dropped, or until something ends that it cannot do without.
-    pub async fn run(&mut self) -> TaskExit {
+    pub async fn run(&mut self) -> Ended {
         loop {
             if let Some(ended) = self.turn().await {
                 return ended;
@@ -764,13 +759,13 @@ impl Controller {
         }
     }
 
-    async fn turn(&mut self) -> Option<TaskExit> {
+    async fn turn(&mut self) -> Option<Ended> {
         if self.retry.left().is_some_and(|left| left.is_zero()) {
             self.retry.due = None;
-            self.from_scratch = true;
-            self.compile_again();
+            self.afresh = true;
+            self.again();
         }
-        self.journal.write_due();
+        self.journal.turn();
         self.confirm();
         self.begin_compiling();
         self.overview.beat(self.progress());
@@ -779,19 +774,19 @@ impl Controller {
             changed = self.feed.states.changed() => match changed {
                 Ok(()) => {
                     let files = self.feed.health.take_changed();
-                    self.files.extend(files.into_iter().take(MAX_FILES));
+                    self.files.extend(files.into_iter().take(FILES));
                     let state = self.feed.states.borrow_and_update().clone();
                     if let Some(state) = state {
                         self.take_state(state);
                     }
                 }
                 // It has said why itself.
-                Err(_) => return Some(TaskExit {
+                Err(_) => return Some(Ended {
                     name: "the source".to_owned(),
                     panicked: false,
                 }),
             },
-            ended = self.exits.next() => return Some(ended),
+            ended = self.ends.next() => return Some(ended),
             event = self.events.recv() => if let Some(event) = event {
                 self.take_event(event);
             },
@@ -891,7 +886,7 @@ impl Controller {
     }
 
     /// Has the newest state compiled once more.
-    fn compile_again(&mut self) {
+    fn again(&mut self) {
         if self.waiting.is_some() {
             return;
         }
@@ -935,7 +930,7 @@ impl Controller {
         self.pipeline.begin(Job {
             state,
             generation: last + 1,
-            from_scratch: std::mem::take(&mut self.from_scratch),
+            afresh: std::mem::take(&mut self.afresh),
         });
     }
 
@@ -960,27 +955,27 @@ impl Controller {
                     let took = began.since.elapsed();
                     self.over_budget = Some(OverBudget {
                         cluster: state.cluster.clone(),
-                        until: Instant::now() + (took * BUDGET_BACKOFF_FACTOR).min(MAX_BUDGET_BACKOFF),
+                        until: Instant::now() + (took * REST).min(LONGEST_REST),
                     });
                 }
                 if std::mem::take(&mut self.staging) {
-                    self.milestone(Milestone::NoSnapshot(failure.to_string()));
+                    self.milestone(Milestone::NotMade(failure.to_string()));
                 }
-                return self.overview.record_failure(&failure);
+                return self.overview.not_made(&failure);
             }
         };
         let hash = ContentHash(made.compiled.hash);
         self.note(generation, &state, hash, &made);
         // The dataplane may have come back with a later generation meanwhile.
         if self.generation.is_some_and(|newest| newest >= generation) {
-            self.compile_again();
+            self.again();
             return;
         }
         self.prove_whole(generation, &state, &made);
         let source = self.feed.health.location();
         let entry = Entry::new(source, std::mem::take(&mut self.files), state.versions, &made);
         self.generation = Some(generation);
-        self.overview.active_policy().publish(CompiledPolicy {
+        self.overview.deciding().published(Deciding {
             generation,
             state: Arc::clone(&state),
             image: made.compiled.image.clone(),
@@ -1007,7 +1002,7 @@ impl Controller {
         self.publication.publish(made.compiled.image, cluster);
     }
 
-    fn note(&self, generation: u64, state: &SourceState, hash: ContentHash, made: &CompiledSnapshot) {
+    fn note(&self, generation: u64, state: &SourceState, hash: ContentHash, made: &Made) {
         tracing::debug!(
             generation,
             incremental = made.compiled.incremental,
@@ -1021,29 +1016,28 @@ impl Controller {
         if let Some(proof) = &made.proof {
             latencies.verify.observe(proof.took.as_secs_f64());
         }
-        self.overview
-            .record_compiled(generation, state.versions, hash, made);
+        self.overview.made(generation, state.versions, hash, made);
     }
 
     /// What was proven by its change alone is proven whole in the background.
-    fn prove_whole(&self, generation: u64, state: &SourceState, made: &CompiledSnapshot) {
+    fn prove_whole(&self, generation: u64, state: &SourceState, made: &Made) {
         let Some(rolling) = &self.rolling else { return };
         match (&made.proof, &made.unproven) {
-            (Some(proof), _) if proof.report.whole => rolling.clear(),
+            (Some(proof), _) if proof.report.whole => rolling.nothing(),
             (Some(Proof { snapshot, .. }), _) | (None, Some(snapshot)) => {
-                rolling.set_newest(generation, &state.cluster, snapshot);
+                rolling.newest(generation, &state.cluster, snapshot);
             }
             (None, None) => {}
         }
     }
 
     /// A snapshot that was proven by its change and is wrong: what all was built on is wrong.
-    fn take_pass(&mut self, pass: ProofPass) {
+    fn take_pass(&mut self, pass: Pass) {
         if pass.outcome.is_err() {
-            self.from_scratch = true;
-            self.compile_again();
+            self.afresh = true;
+            self.again();
         }
-        self.overview.record_proof_pass(pass);
+        self.overview.pass(pass);
     }
 
     fn take_event(&mut self, event: Event) {
@@ -1129,7 +1123,7 @@ impl Controller {
         }
         if published.generation <= generation && !ours {
             self.publication.withdraw();
-            self.compile_again();
+            self.again();
         }
     }
 
@@ -1150,7 +1144,7 @@ impl Controller {
             }
             latencies.total.observe(elapsed.as_secs_f64());
             total = Some(elapsed);
-            if let Some((before, after)) = self.overview.active_policy().adopt(generation) {
+            if let Some((before, after)) = self.overview.deciding().adopted(generation) {
                 self.journal.adopted(Adopted {
                     before,
                     after,
@@ -1176,7 +1170,7 @@ impl Controller {
 
 /// What the dataplane decides by, as the control process in charge says.
 fn generation_in_force(control: &Path) -> Option<u64> {
-    let answer = client::ask_control(control, "/v1/status", None, GENERATION_TIMEOUT).ok()?;
+    let answer = client::ask_control(control, "/v1/status", None, ASK).ok()?;
     let status: Status = serde_json::from_slice(&answer.body).ok()?;
     Some(status.dataplane?.snapshot.generation)
 }

@@ -31,13 +31,13 @@ mod supervision;
 
 use std::{collections::BTreeMap, fmt};
 
-pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE_RECORDS};
+pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
 use ringwall_policy::Cluster;
 use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 pub use supervision::{
-    Lifeline, Order, REPORT_INTERVAL, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome,
-    UpgradeRequest, UpgradeStatus,
+    BEAT, Lifeline, Order, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome, UpgradeRequest,
+    UpgradeStatus,
 };
 
 /// Version of the messages; both ends must have the same.
@@ -221,7 +221,7 @@ pub struct ClusterUid(String);
 
 impl ClusterUid {
     /// Longest one, in bytes; a UUID has 36.
-    pub const MAX_BYTES: usize = 64;
+    pub const MOST_BYTES: usize = 64;
 }
 
 impl fmt::Display for ClusterUid {
@@ -241,12 +241,12 @@ impl TryFrom<String> for ClusterUid {
 
     fn try_from(text: String) -> Result<Self, String> {
         let letters = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        if (1..=Self::MAX_BYTES).contains(&text.len()) && text.bytes().all(letters) {
+        if (1..=Self::MOST_BYTES).contains(&text.len()) && text.bytes().all(letters) {
             return Ok(Self(text));
         }
         Err(format!(
             "a UID is 1 to {} letters, digits and dashes, not {text:?}",
-            Self::MAX_BYTES
+            Self::MOST_BYTES
         ))
     }
 }
@@ -617,6 +617,8 @@ pub struct ResourceVersions {
     pub pods: Option<u64>,
     /// Of NetworkPolicies.
     pub policies: Option<u64>,
+    /// Of policies for the whole cluster; the newest of all their kinds.
+    pub cluster_policies: Option<u64>,
 }
 
 impl ResourceVersions {
@@ -630,6 +632,7 @@ impl fmt::Display for ResourceVersions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kinds = [
             ("networkpolicies", self.policies),
+            ("clusterpolicies", self.cluster_policies),
             ("namespaces", self.namespaces),
             ("nodes", self.nodes),
             ("pods", self.pods),

@@ -1,7 +1,7 @@
 //! What every source hands on: complete states, the latest only, and how it is doing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -83,8 +83,39 @@ pub(super) enum Condition {
     WentBack,
     /// A full list was not what the watch had said.
     Differences,
-    /// What a folder says cannot be used; what it said before stays.
+    /// What the source says cannot be used; what it said before stays.
     Invalid,
+    /// Policies cannot be read, and never could.
+    Unreadable,
+    /// There may be objects of a kind that cannot be read: that of the watch of this number.
+    Unread(usize),
+}
+
+/// A policy whose present content cannot be read.
+pub(super) struct Unreadable {
+    /// Its name, and why not.
+    pub(super) policy: String,
+    /// Its kind, as it stands among those that are not evaluated.
+    pub(super) kind: String,
+    /// Whether an earlier version of it is in force.
+    pub(super) kept: bool,
+}
+
+/// One watch, and what is expected of it.
+#[derive(Debug)]
+struct Watch {
+    status: WatchStatus,
+    /// Whether the API server serves what it watches.
+    wanted: bool,
+    /// The kind, as it stands among those that are not evaluated, where its objects cannot be read.
+    unread: Option<String>,
+}
+
+impl Watch {
+    /// Whether the state is current, as far as this watch goes. One that cannot be is said to be incomplete instead.
+    fn is_current(&self) -> bool {
+        self.status.connected || !self.wanted || self.unread.is_some()
+    }
 }
 
 /// What is wrong since when.
@@ -145,23 +176,53 @@ struct Inner {
     full_lists: u64,
     differences: u64,
     conditions: BTreeMap<Condition, Standing>,
+    /// What is wrong with what stays as it was.
+    kept: Vec<String>,
+    /// What cannot be read and never could.
+    never_read: Vec<String>,
+    /// Kinds of policies among these, as they stand among those that are not evaluated.
+    never_read_kinds: BTreeSet<String>,
     /// What changed at the source since it was last asked for.
     changed: Vec<String>,
-    watches: Vec<WatchStatus>,
+    watches: Vec<Watch>,
+}
+
+impl Inner {
+    fn watch(&mut self, number: usize) -> Option<&mut WatchStatus> {
+        self.watches.get_mut(number).map(|watch| &mut watch.status)
+    }
+
+    /// Stale since the first of the watches went.
+    fn look_for_stale(&mut self) {
+        if self.watches.iter().all(Watch::is_current) {
+            self.stale_since = None;
+        } else if self.stale_since.is_none() {
+            self.stale_since = Some(Instant::now());
+        }
+    }
 }
 
 impl Health {
-    /// A source that has said nothing yet, and is stale from now on until it does.
+    /// A source that has said nothing yet, and is stale from now on until it does. `watches`: what they watch, and whether
+    /// that is always there.
     pub(super) fn new(
         kind: &'static str,
         location: String,
         stale_after: Duration,
-        watches: Vec<WatchStatus>,
+        watches: impl IntoIterator<Item = (String, bool)>,
     ) -> Self {
+        let watches = watches.into_iter().map(|(resource, wanted)| Watch {
+            status: WatchStatus {
+                resource,
+                ..WatchStatus::default()
+            },
+            wanted,
+            unread: None,
+        });
         let inner = Inner {
             location,
             stale_since: Some(Instant::now()),
-            watches,
+            watches: watches.collect(),
             ..Inner::default()
         };
         Self {
@@ -187,7 +248,7 @@ impl Health {
         let mut inner = self.inner();
         inner.events += 1;
         inner.last_event = Some(Instant::now());
-        if let Some(watch) = watch.and_then(|watch| inner.watches.get_mut(watch)) {
+        if let Some(watch) = watch.and_then(|watch| inner.watch(watch)) {
             watch.events += 1;
         }
     }
@@ -201,7 +262,7 @@ impl Health {
     pub(super) fn error(&self, watch: Option<usize>, message: String) {
         let mut inner = self.inner();
         inner.errors += 1;
-        if let Some(watch) = watch.and_then(|watch| inner.watches.get_mut(watch)) {
+        if let Some(watch) = watch.and_then(|watch| inner.watch(watch)) {
             watch.errors += 1;
             watch.last_error = Some(message.clone());
         }
@@ -249,6 +310,45 @@ impl Health {
                 conditions.insert(condition, standing);
             }
         }
+    }
+
+    /// Says what stays though the source says something else that cannot be used.
+    pub(super) fn kept(&self, faults: Vec<String>) {
+        let before = std::mem::replace(&mut self.inner().kept, faults.clone());
+        for fault in faults.iter().filter(|fault| !before.contains(fault)) {
+            tracing::warn!("not used, the last good version stays in force: {fault}");
+        }
+        if faults.is_empty() && !before.is_empty() {
+            tracing::info!("everything can be used again");
+        }
+        let alarm = faults.first().map(|first| match faults.len() {
+            1 => format!("not used, the last good version stays in force: {first}"),
+            many => format!("{many} faults; the last good versions stay in force; the first: {first}"),
+        });
+        self.condition(Condition::Invalid, Duration::ZERO, alarm);
+    }
+
+    /// Policies whose present content cannot be read: those of which an earlier version is in force, and others.
+    pub(super) fn unreadable(&self, policies: impl Iterator<Item = Unreadable>) {
+        let (kept, never): (Vec<_>, Vec<_>) = policies.partition(|it| it.kept);
+        self.kept(kept.into_iter().map(|it| it.policy).collect());
+        let kinds = never.iter().map(|it| it.kind.clone()).collect();
+        let never: Vec<String> = never.into_iter().map(|it| it.policy).collect();
+        let before = {
+            let mut inner = self.inner();
+            inner.never_read_kinds = kinds;
+            std::mem::replace(&mut inner.never_read, never.clone())
+        };
+        for policy in never.iter().filter(|policy| !before.contains(policy)) {
+            tracing::warn!("not enforced, since it cannot be read and has no earlier version: {policy}");
+        }
+        let alarm = never.first().map(|first| match never.len() {
+            1 => format!("not enforced, since it cannot be read and has no earlier version: {first}"),
+            many => format!(
+                "{many} policies are not enforced, since they cannot be read and have no earlier version; the first: {first}"
+            ),
+        });
+        self.condition(Condition::Unreadable, Duration::ZERO, alarm);
     }
 
     /// Something happened that is to be known for a while.
@@ -320,7 +420,7 @@ impl Health {
     pub(super) fn listed(&self, watch: usize) {
         let mut inner = self.inner();
         inner.last_event = Some(Instant::now());
-        if let Some(watch) = inner.watches.get_mut(watch) {
+        if let Some(watch) = inner.watch(watch) {
             watch.relists += u64::from(watch.synced);
             watch.synced = true;
         }
@@ -329,14 +429,40 @@ impl Health {
     /// A watch is connected, or not any more. Stale since the first of them went.
     pub(super) fn connected(&self, watch: usize, connected: bool) {
         let mut inner = self.inner();
-        if let Some(watch) = inner.watches.get_mut(watch) {
+        if let Some(watch) = inner.watch(watch) {
             watch.connected = connected;
         }
-        if inner.watches.iter().all(|watch| watch.connected) {
-            inner.stale_since = None;
-        } else if inner.stale_since.is_none() {
-            inner.stale_since = Some(Instant::now());
+        inner.look_for_stale();
+    }
+
+    /// A watch has something to watch, which is called so, or nothing.
+    pub(super) fn wanted(&self, watch: usize, resource: Option<String>) {
+        let mut inner = self.inner();
+        if let Some(watch) = inner.watches.get_mut(watch) {
+            watch.wanted = resource.is_some();
+            if let Some(resource) = resource {
+                watch.status.resource = resource;
+            }
         }
+        inner.look_for_stale();
+    }
+
+    /// There may be objects that a watch cannot read: the name of their kind among those that are not evaluated, and why.
+    pub(super) fn unread(&self, watch: usize, unread: Option<(String, String)>) {
+        let (name, text) = unread.unzip();
+        self.condition(Condition::Unread(watch), Duration::ZERO, text);
+        let mut inner = self.inner();
+        if let Some(watch) = inner.watches.get_mut(watch) {
+            watch.unread = name;
+        }
+        inner.look_for_stale();
+    }
+
+    /// Whether the alarms say why a kind is not evaluated, or not all of it.
+    pub fn explains(&self, kind: &str) -> bool {
+        let inner = self.inner();
+        let unread = |watch: &Watch| watch.unread.as_deref() == Some(kind);
+        inner.never_read_kinds.contains(kind) || inner.watches.iter().any(unread)
     }
 
     /// Whether what the source says is current, for sources without watches.
@@ -351,7 +477,7 @@ impl Health {
 
     /// A watch has seen a version; None where it lists anew.
     pub(super) fn seen(&self, watch: usize, version: Option<u64>) {
-        if let Some(watch) = self.inner().watches.get_mut(watch) {
+        if let Some(watch) = self.inner().watch(watch) {
             watch.version = version;
         }
     }
@@ -361,7 +487,7 @@ impl Health {
         let mut inner = self.inner();
         inner.held_policies = held_policies;
         for (watch, objects) in inner.watches.iter_mut().zip(objects) {
-            watch.objects = *objects;
+            watch.status.objects = *objects;
         }
     }
 
@@ -404,6 +530,7 @@ impl Health {
     pub fn status(&self) -> SourceStatus {
         let inner = self.inner();
         let stale = inner.stale_since.map(|since| since.elapsed());
+        let shown = inner.watches.iter().filter(|watch| watch.wanted);
         SourceStatus {
             kind: self.kind.to_owned(),
             location: inner.location.clone(),
@@ -413,7 +540,7 @@ impl Health {
             stale: stale.is_some_and(|since| since > self.stale_after),
             states: inner.states,
             events: inner.events,
-            relists: inner.watches.iter().map(|watch| watch.relists).sum(),
+            relists: inner.watches.iter().map(|watch| watch.status.relists).sum(),
             errors: inner.errors,
             last_error: inner.last_error.as_ref().map(|(_, error)| error.clone()),
             last_error_seconds: inner
@@ -425,7 +552,7 @@ impl Health {
             differences: inner.differences,
             held_policies: inner.held_policies,
             held_back: inner.held_back.clone(),
-            watches: inner.watches.clone(),
+            watches: shown.map(|watch| watch.status.clone()).collect(),
         }
     }
 }

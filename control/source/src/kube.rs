@@ -1,29 +1,31 @@
-//! A Kubernetes API server as the source: four watches, put together.
+//! A Kubernetes API server as the source: a watch for each kind, put together.
 //!
 //! * [`connect`] makes a client of a kubeconfig or a service account; [`exec`] runs the program that it may name.
 //! * [`connection`] is what the watches share: the client in use, its credentials, and orders to list anew.
-//! * [`watch`] lists and watches one resource, for ever.
+//! * [`kind`] has a line for each kind that is watched.
+//! * [`discovery`] finds out where the objects of each kind are, and what else there is that is not evaluated.
+//! * [`watch`] lists and watches one kind, for ever.
 //! * [`pulse`] asks whether the server still answers, and from the same history as before.
 //! * [`compare`] holds what a watch has said against a full list.
 //! * [`object`] decodes what arrives.
-//! * [`state`] puts the four together (pure), and holds policies of ending namespaces (SEMANTICS 54).
+//! * [`state`] puts them together (pure), and holds policies of ending namespaces (SEMANTICS 54).
 //! * [`kept`] remembers the policies over a restart.
-//! * [`unevaluated`] looks for policy kinds that nobody evaluates here.
 //!
-//! Nothing is handed on before all four lists are complete; after that, every state handed on is one that the last
+//! Nothing is handed on before all lists are complete, but for kinds that are not served or that cannot be read; after that, every state handed on is one that the last
 //! complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
 //! While the server cannot be reached, the last state stands.
 
 mod compare;
 mod connect;
 mod connection;
+mod discovery;
 mod exec;
 mod kept;
+mod kind;
 mod object;
 mod pulse;
 mod state;
 mod trim;
-mod unevaluated;
 mod watch;
 
 use std::{
@@ -34,8 +36,7 @@ use std::{
 };
 
 use kube::core::{Request, params::ListParams};
-use ringwall_messages::WatchStatus;
-use ringwall_policy::{ObjectRef, Settings, UNKNOWN_KINDS};
+use ringwall_policy::{ObjectRef, Settings};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
@@ -48,12 +49,13 @@ pub(crate) use self::connect::needs;
 use self::{
     connect::Built,
     connection::Connection,
+    discovery::Discovery,
     kept::Keeper,
-    state::{Item, Kind, NamespaceNow, State},
-    unevaluated::Found,
+    kind::{Api, Kind},
+    state::{Item, NamespaceNow, Reading, State},
     watch::{Backoff, Watcher, explain},
 };
-use super::feed::{AbortOnDrop, Condition, Feed, Health, SourceState};
+use super::feed::{AbortOnDrop, Feed, Health, SourceState, Unreadable};
 
 /// How to reach the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +97,7 @@ pub struct Timing {
     /// An event that comes when all is quiet is handed on at once; under churn, states are handed on no more often
     /// than this.
     pub spacing: Duration,
-    /// How often to look for policy kinds that are not evaluated.
+    /// How often to look which kinds of policy the API server serves, and in which versions.
     pub probe: Duration,
     /// Alarm after so long without connection.
     pub stale_after: Duration,
@@ -125,7 +127,7 @@ impl Default for Timing {
             backoff_first: Duration::from_millis(200),
             backoff_most: Duration::from_secs(10),
             spacing: Duration::from_millis(4),
-            probe: Duration::from_secs(60),
+            probe: Duration::from_secs(15),
             stale_after: Duration::from_secs(15 * 60),
             hold_alarm: Duration::from_secs(5),
             credentials_check: Duration::from_secs(5),
@@ -174,8 +176,10 @@ enum Message {
     Namespace(String, NamespaceNow),
     /// The policy kinds that are not evaluated.
     Unevaluated(BTreeSet<String>),
+    /// What is known of the objects of a kind.
+    Reading(Kind, Reading),
     /// What a watch has said up to this version is to be held against a full list.
-    Compare(Kind, String),
+    Compare(Kind, &'static Api, String),
 }
 
 /// What an event of a watch has beside its object.
@@ -191,9 +195,11 @@ impl Message {
     fn at(&self) -> Instant {
         match self {
             Self::Applied(_, meta) | Self::Deleted(_, meta) => meta.at,
-            Self::Listed(..) | Self::Namespace(..) | Self::Unevaluated(_) | Self::Compare(..) => {
-                Instant::now()
-            }
+            Self::Listed(..)
+            | Self::Namespace(..)
+            | Self::Unevaluated(_)
+            | Self::Reading(..)
+            | Self::Compare(..) => Instant::now(),
         }
     }
 }
@@ -221,13 +227,13 @@ pub async fn start(
 #[derive(Default)]
 struct Essential {
     tasks: JoinSet<()>,
-    names: HashMap<Id, &'static str>,
+    names: HashMap<Id, String>,
 }
 
 impl Essential {
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         let id = self.tasks.spawn(task).id();
-        self.names.insert(id, name);
+        self.names.insert(id, name.into());
     }
 
     /// Waits until one of them has ended, and says which and how.
@@ -238,7 +244,7 @@ impl Essential {
             Some(Ok((id, ()))) => (id, "ended"),
             Some(Err(error)) => (error.id(), described(&error)),
         };
-        let name = self.names.get(&id).copied().unwrap_or("a task");
+        let name = self.names.get(&id).map_or("a task", String::as_str);
         format!("{name} {how}")
     }
 }
@@ -250,13 +256,7 @@ fn start_with(
     timing: Timing,
     kept: Option<PathBuf>,
 ) -> Feed {
-    let watches = Kind::ALL
-        .iter()
-        .map(|kind| WatchStatus {
-            resource: kind.resource().to_owned(),
-            ..WatchStatus::default()
-        })
-        .collect();
+    let watches = Kind::all().map(|kind| (kind.api().resource(), kind.required()));
     let health = Health::new("kubernetes", built.location.clone(), timing.stale_after, watches);
     let health = Arc::new(health.with_hold_alarm(timing.hold_alarm));
     let connection = Arc::new(Connection::new(&built, timing.clone(), Arc::clone(&health)));
@@ -268,12 +268,16 @@ fn start_with(
         messages: sender,
         questions: Arc::new(Semaphore::new(QUESTIONS)),
     };
-    let mut essential = assembler.watchers();
+    let mut state = State::new(settings);
+    if let Some(kept) = &kept {
+        state.remember(kept::read(kept));
+    }
+    let mut essential = assembler.watchers(&state);
     essential.spawn(
         "the renewal of credentials",
         connection.keep_credentials(access, built),
     );
-    assembler.start(settings, kept, messages, essential)
+    assembler.start(state, kept, messages, essential)
 }
 
 /// Puts the watches together and hands complete states on.
@@ -292,22 +296,27 @@ struct Assembler {
 const QUESTIONS: usize = 8;
 
 impl Assembler {
-    /// Begins to watch.
-    fn watchers(&self) -> Essential {
+    /// Begins to watch, for a state that may hold what was there before.
+    fn watchers(&self, state: &State) -> Essential {
         let mut essential = Essential::default();
-        for (number, kind) in Kind::ALL.into_iter().enumerate() {
+        for kind in Kind::all() {
             let watcher = Watcher {
                 kind,
-                number,
                 connection: Arc::clone(&self.connection),
                 timing: self.timing.clone(),
                 health: Arc::clone(&self.health),
                 messages: self.messages.clone(),
             };
-            essential.spawn(kind.watch(), watcher.run());
+            essential.spawn(format!("the watch of {}", kind.api().plural), watcher.run());
         }
-        let it = self.clone();
-        essential.spawn("the look for other policy kinds", async move { probe(&it).await });
+        let discovery = Discovery {
+            connection: Arc::clone(&self.connection),
+            timing: self.timing.clone(),
+            health: Arc::clone(&self.health),
+            messages: self.messages.clone(),
+            held: state.held_kinds(),
+        };
+        essential.spawn("the look for policy kinds", discovery.run());
         let it = self.clone();
         essential.spawn("the pulse", async move {
             pulse::run(&it.connection, &it.timing, &it.health).await;
@@ -318,7 +327,7 @@ impl Assembler {
     /// Puts together what the watches say, until one of them ends: the feed ends then, and says why.
     fn start(
         self,
-        settings: Settings,
+        state: State,
         kept: Option<PathBuf>,
         messages: mpsc::Receiver<Message>,
         essential: Essential,
@@ -329,7 +338,7 @@ impl Assembler {
         let mut assembling = JoinSet::new();
         // As long as this is there, the feed has not ended: whoever sees its end must find the reason.
         let alive = sender.clone();
-        assembling.spawn(async move { self.run(settings, kept, messages, essential, &sender).await });
+        assembling.spawn(async move { self.run(state, kept, messages, essential, &sender).await });
         let task = AbortOnDrop(tokio::spawn(async move {
             let reason = match assembling.join_next().await {
                 Some(Ok(reason)) => reason,
@@ -350,25 +359,19 @@ impl Assembler {
     /// Answers why it ended.
     async fn run(
         self,
-        settings: Settings,
+        mut state: State,
         kept: Option<PathBuf>,
         mut messages: mpsc::Receiver<Message>,
         mut essential: Essential,
         states: &latest::Sender<Option<Arc<SourceState>>>,
     ) -> String {
         let mut questions = JoinSet::new();
-        let mut state = State::new(settings);
-        if let Some(kept) = &kept {
-            state.remember(kept::read(kept));
-        }
         let mut keeper = kept.map(Keeper::new);
-        // Without the first look for other kinds a verdict could lack its "incomplete".
-        let mut probed = false;
         let mut began: Option<Instant> = None;
         let mut last: Option<Instant> = None;
         loop {
             let due = began
-                .filter(|_| state.synced() && probed)
+                .filter(|_| state.complete())
                 .map(|began| last.map_or(began, |last| began.max(last + self.timing.spacing)));
             tokio::select! {
                 biased;
@@ -388,18 +391,16 @@ impl Assembler {
                     // What came together is one change.
                     let mut left = TAKEN_AT_ONCE;
                     loop {
-                        let first = matches!(message, Message::Unevaluated(_)) && !probed;
-                        probed |= matches!(message, Message::Unevaluated(_));
                         let at = message.at();
-                        if let Message::Compare(kind, version) = message {
+                        if let Message::Compare(kind, api, version) = message {
                             questions.spawn(compare::compare(
                                 Arc::clone(&self.connection),
                                 self.timing.clone(),
                                 Arc::clone(&self.health),
-                                (kind, version),
+                                (kind, api, version),
                                 state.watched(),
                             ));
-                        } else if take(&mut state, message) | first {
+                        } else if take(&mut state, message) {
                             began = Some(began.map_or(at, |began| began.min(at)));
                         }
                         left -= 1;
@@ -420,11 +421,12 @@ impl Assembler {
                         }
                     }
                     self.health.unanswered(state.unanswered().map(ToString::to_string));
-                    let counts = state.counts();
-                    self.health.holds(
-                        &[counts.namespaces, counts.nodes, counts.pods, counts.policies],
-                        state.held().len() as u64,
-                    );
+                    self.health.holds(&state.counts(), state.held().len() as u64);
+                    self.health.unreadable(state.unreadable().map(|(policy, why, kept)| Unreadable {
+                        policy: format!("{policy}: {why}"),
+                        kind: Kind::of(policy).map(Kind::label).unwrap_or_default(),
+                        kept,
+                    }));
                 }
             }
         }
@@ -468,6 +470,7 @@ fn take(state: &mut State, message: Message) -> bool {
         }
         Message::Namespace(name, now) => state.answered(&name, &now),
         Message::Unevaluated(kinds) => state.set_unevaluated(kinds),
+        Message::Reading(kind, reading) => state.read(kind, reading),
         Message::Compare(..) => false,
     }
 }
@@ -498,7 +501,7 @@ async fn ask(namespace: String, source: Assembler) {
     let (mut attempts, mut refusals) = (0_u64, 0_u32);
     loop {
         retries.borrow_and_update();
-        let request = match Request::new(Kind::Namespace.path()).list(&params) {
+        let request = match Request::new(Kind::NAMESPACE.api().path()).list(&params) {
             Ok(request) => request,
             Err(error) => return source.health.error(None, error.to_string()),
         };
@@ -519,7 +522,7 @@ async fn ask(namespace: String, source: Assembler) {
             }
             Err(error) => error,
         };
-        let reason = explain("list", Kind::Namespace.resource(), &error, refusals > 0);
+        let reason = explain("list", Kind::NAMESPACE.api().plural, &error, refusals > 0);
         let reason = format!("{reason} (policies of {namespace} stay meanwhile)");
         refusals += u32::from(error.code() == Some(403));
         if attempts == 0 {
@@ -554,54 +557,6 @@ fn namespace_now(name: &str, items: Vec<Value>) -> NamespaceNow {
     }
 }
 
-/// Looks for policy kinds that are not evaluated, again and again. What was found once stays until a look that could
-/// see everything says otherwise. What cannot be looked up is said to be unknown, and holds nothing up.
-async fn probe(source: &Assembler) {
-    let mut backoff = Backoff::up_to(source.timing.probe, &source.timing);
-    let mut known = BTreeSet::new();
-    loop {
-        let Found { kinds, errors } = unevaluated::probe(&source.connection).await;
-        for error in &errors {
-            source.health.error(
-                None,
-                format!("{} (policies there would go unnoticed)", error.reason),
-            );
-        }
-        if errors.is_empty() {
-            known = kinds;
-        } else {
-            known.extend(kinds);
-        }
-        let unknown = errors.iter().find(|error| {
-            let of = error.of.as_ref();
-            of.is_none_or(|of| !known.contains(of))
-        });
-        source.health.condition(
-            Condition::Discovery,
-            source.timing.probe,
-            unknown.map(|error| {
-                format!(
-                    "whether there are policies of kinds that are not evaluated cannot be looked up: {}",
-                    error.reason
-                )
-            }),
-        );
-        let mut said = known.clone();
-        if unknown.is_some() {
-            said.insert(UNKNOWN_KINDS.to_owned());
-        }
-        if source.messages.send(Message::Unevaluated(said)).await.is_err() {
-            return;
-        }
-        if errors.is_empty() {
-            backoff.reset();
-            sleep(source.timing.probe).await;
-        } else {
-            sleep(backoff.next()).await;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
@@ -624,12 +579,7 @@ mod tests {
         let access = Access::Kubeconfig { file, context: None };
         let timing = Timing::default();
         let built = connect::build(&access, &timing).await.unwrap();
-        let health = Arc::new(Health::new(
-            "kubernetes",
-            String::new(),
-            timing.stale_after,
-            Vec::new(),
-        ));
+        let health = Arc::new(Health::new("kubernetes", String::new(), timing.stale_after, []));
         let connection = Arc::new(Connection::new(&built, timing.clone(), Arc::clone(&health)));
         let (sender, messages) = mpsc::channel(8);
         let assembler = Assembler {
@@ -639,9 +589,10 @@ mod tests {
             messages: sender,
             questions: Arc::new(Semaphore::new(QUESTIONS)),
         };
-        let mut essential = assembler.watchers();
+        let state = State::new(Settings::default());
+        let mut essential = assembler.watchers(&state);
         essential.spawn("the task", task);
-        assembler.start(Settings::default(), None, messages, essential)
+        assembler.start(state, None, messages, essential)
     }
 
     async fn reason(mut feed: Feed) -> String {

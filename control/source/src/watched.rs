@@ -11,7 +11,7 @@ use ringwall_policy::Settings;
 use tokio::sync::watch;
 
 use super::{
-    feed::{Accept, Condition, Feed, Health, SourceState},
+    feed::{Accept, Feed, Health, SourceState},
     folder::{FolderError, FolderWatch, Loaded, Problem, Update, WatchOptions},
 };
 
@@ -33,13 +33,12 @@ pub fn start(
         "folder",
         folder.display().to_string(),
         stale_after,
-        Vec::new(),
+        [],
     ));
     let (states, received) = watch::channel(None);
     let mut reader = Reader {
         states,
         health: Arc::clone(&health),
-        kept: Vec::new(),
     };
     let acceptor = folder_watch.acceptor();
     // That of whoever starts it.
@@ -66,30 +65,9 @@ pub fn start(
 struct Reader {
     states: watch::Sender<Option<Arc<SourceState>>>,
     health: Arc<Health>,
-    /// What is wrong with what stays as it was.
-    kept: Vec<String>,
 }
 
 impl Reader {
-    /// Says what stays though the folder says something else that cannot be used.
-    fn tell_kept<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
-        let kept: Vec<String> = problems.map(Problem::to_string).collect();
-        for problem in kept.iter().filter(|problem| !self.kept.contains(problem)) {
-            tracing::warn!("not used, the last good version stays in force: {problem}");
-        }
-        if kept.is_empty() && !self.kept.is_empty() {
-            tracing::info!("all of the folder can be used again");
-        }
-        self.kept = kept;
-        let alarm = self.kept.first().map(|first| match self.kept.len() {
-            1 => format!("not used, the last good version stays in force: {first}"),
-            many => format!(
-                "{many} faults in the folder; the last good versions stay in force; the first: {first}"
-            ),
-        });
-        self.health.condition(Condition::Invalid, Duration::ZERO, alarm);
-    }
-
     fn run(mut self, folder: &FolderWatch) {
         while !self.states.is_closed() {
             match folder.updates().recv_timeout(LOOK) {
@@ -117,7 +95,7 @@ impl Reader {
 
     fn hand_on(&mut self, loaded: Loaded) {
         let began = loaded.began;
-        self.tell_kept(loaded.kept());
+        self.health.kept(loaded.kept().map(Problem::to_string).collect());
         let problems = loaded.problems.iter().map(describe).collect();
         self.health.current(true);
         self.health

@@ -60,6 +60,47 @@ pub fn policy(namespace: &str, name: &str) -> Value {
     })
 }
 
+/// Denies what comes to pods of namespace `a`, before NetworkPolicies.
+pub fn cluster_policy(name: &str, priority: u16) -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "tier": "Admin", "priority": priority,
+            "subject": {"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "a"}}},
+            "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}],
+        },
+    })
+}
+
+pub fn admin_policy(name: &str, priority: u16) -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha1", "kind": "AdminNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "priority": priority, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Pass", "from": [{"namespaces": {"matchLabels": {"team": name}}}]}],
+        },
+    })
+}
+
+/// The one that there may be.
+pub fn baseline_policy(team: &str) -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha1", "kind": "BaselineAdminNetworkPolicy",
+        "metadata": {"name": "default"},
+        "spec": {
+            "subject": {"namespaces": {}},
+            "egress": [{"action": "Deny", "to": [{"namespaces": {"matchLabels": {"team": team}}}]}],
+        },
+    })
+}
+
+/// Names of policies for the whole cluster.
+pub fn ordered(cluster: &Cluster) -> Vec<String> {
+    cluster.tiered.keys().map(|id| id.name.clone()).collect()
+}
+
 /// Every state that a feed handed on.
 #[derive(Clone, Default)]
 pub struct Recorder(pub Arc<Mutex<Vec<Cluster>>>);
@@ -99,11 +140,24 @@ impl Bed {
     }
 
     pub async fn start(&self, timing: Timing) -> Running {
+        self.start_keeping(timing, None).await
+    }
+
+    /// A source that keeps policies over restarts in a file.
+    pub async fn start_keeping(&self, timing: Timing, kept: Option<PathBuf>) -> Running {
         let access = Access::Kubeconfig {
             file: self.kubeconfig.clone(),
             context: None,
         };
-        Running::new(start(&access, Settings::default(), timing, None).await.unwrap())
+        Running::new(start(&access, Settings::default(), timing, kept).await.unwrap())
+    }
+
+    /// A source that has said what is there and watches it.
+    pub async fn following(&self, timing: Timing) -> Running {
+        let source = self.start(timing).await;
+        source.state("the first", |_| true).await;
+        source.connected().await;
+        source
     }
 }
 
@@ -171,6 +225,35 @@ impl Running {
         }
     }
 
+    pub fn alarms(&self) -> Vec<String> {
+        self.feed.health.alarms()
+    }
+
+    /// Waits for an alarm with these words.
+    pub async fn alarm(&self, words: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(alarm) = self.alarms().into_iter().find(|alarm| alarm.contains(words)) {
+                return alarm;
+            }
+            assert!(
+                Instant::now() < until,
+                "no alarm with {words:?}: {:?}, {:#?}",
+                self.alarms(),
+                self.health()
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub async fn no_alarm(&self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.alarms().is_empty() {
+            assert!(Instant::now() < until, "{:?}", self.alarms());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     pub async fn connected(&self) {
         self.health_where("connected", |health| {
             health.watches.iter().all(|watch| watch.connected)
@@ -185,6 +268,15 @@ pub fn pods_of(cluster: &Cluster) -> Vec<String> {
 
 pub fn has_pod(name: &str) -> impl Fn(&Cluster) -> bool {
     move |cluster| pods_of(cluster).iter().any(|pod| pod == name)
+}
+
+/// Waits until something is so.
+pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < until, "never {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Time for what must not happen to happen.

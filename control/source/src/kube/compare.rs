@@ -12,7 +12,8 @@ use ringwall_policy::ObjectRef;
 use super::{
     Timing,
     connection::Connection,
-    state::{Item, Kind, Watched},
+    kind::{Api, Kind},
+    state::{Item, Watched},
     watch::{PageError, Pages, explain},
 };
 use crate::feed::{Condition, Health};
@@ -25,15 +26,16 @@ pub(super) async fn compare(
     connection: Arc<Connection>,
     timing: Timing,
     health: Arc<Health>,
-    (kind, version): (Kind, String),
+    (kind, api, version): (Kind, &'static Api, String),
     watched: Watched,
 ) {
+    let resource = api.resource();
     let params = ListParams {
         resource_version: Some(version.clone()),
         version_match: Some(VersionMatch::Exact),
         ..ListParams::default()
     };
-    let mut pages = Pages::new(&connection, &timing, kind, params);
+    let mut pages = Pages::new(&connection, &timing, (kind, api), params);
     let mut listed: HashSet<ObjectRef> = HashSet::new();
     let mut differ: Vec<ObjectRef> = Vec::new();
     loop {
@@ -45,18 +47,14 @@ pub(super) async fn compare(
             Ok(None) => break,
             // Too old: the next watch of this kind that ends has another.
             Err(PageError::Request(error)) if error.is_gone() => {
-                tracing::debug!(
-                    resource = kind.resource(),
-                    version,
-                    "not compared: the version is gone"
-                );
+                tracing::debug!(resource, version, "not compared: the version is gone");
                 return;
             }
             Err(PageError::Request(error)) => {
-                return health.error(None, explain("list", kind.resource(), &error, true));
+                return health.error(None, explain("list", &resource, &error, true));
             }
             Err(PageError::Unusable(reason)) => {
-                return health.error(None, format!("list {}: {reason}", kind.resource()));
+                return health.error(None, format!("list {resource}: {reason}"));
             }
         }
     }
@@ -72,8 +70,7 @@ pub(super) async fn compare(
     let named: Vec<String> = differ.iter().take(NAMED).map(ToString::to_string).collect();
     let more = differ.len() - named.len();
     let text = format!(
-        "a full list of {} was not what the watch had said: {} objects differ: {}{}",
-        kind.resource(),
+        "a full list of {resource} was not what the watch had said: {} objects differ: {}{}",
         differ.len(),
         named.join(", "),
         if more > 0 {

@@ -24,7 +24,8 @@ use tokio::{
 use super::{
     Access, KubeError, Timing,
     connect::{Built, Busy, Fingerprint, build, fingerprint, needs},
-    state::Kind,
+    discovery::Presences,
+    kind::Kind,
     watch::chain,
 };
 use crate::feed::{Condition, Health};
@@ -137,8 +138,10 @@ pub(super) struct Connection {
     /// Grows when whoever waits after a failure had better try now.
     retry: latest::Sender<u64>,
     relist: latest::Sender<Order>,
+    /// Where the objects of each kind are.
+    presences: Presences,
     /// The newest version that each watch has seen; 0 where it has none.
-    versions: [AtomicU64; 4],
+    versions: [AtomicU64; Kind::count()],
 }
 
 impl Connection {
@@ -156,13 +159,19 @@ impl Connection {
             renew: Notify::new(),
             retry: latest::channel(0).0,
             relist: latest::channel(Order::default()).0,
-            versions: Default::default(),
+            presences: Presences::new(),
+            versions: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
     fn in_use(&self) -> std::sync::MutexGuard<'_, InUse> {
         // Replaced as a whole: as good after a panic elsewhere as before.
         self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the objects of each kind are.
+    pub(super) fn presences(&self) -> &Presences {
+        &self.presences
     }
 
     /// Makes a request with the client in use.
@@ -255,7 +264,7 @@ impl Connection {
 
     /// Whether there is a watch that has not begun to list anew.
     pub(super) fn is_watching(&self) -> bool {
-        Kind::ALL.into_iter().any(|kind| self.version(kind).is_some())
+        Kind::all().any(|kind| self.version(kind).is_some())
     }
 
     /// The API server has an older version than it had: its data is another's, an older snapshot's.
@@ -263,7 +272,7 @@ impl Connection {
         let text = format!(
             "the API server's data went back: {} were at version {before} and are at {now} (etcd restored from an \
              older snapshot?); everything is listed again",
-            kind.resource()
+            self.presences.api(kind).unwrap_or(kind.api()).resource()
         );
         self.health.remember(Condition::WentBack, text.clone());
         self.relist(text);
@@ -282,14 +291,14 @@ impl Connection {
                 () = self.renew.notified() => {}
                 () = sleep(self.timing.credentials_check) => {}
             }
-            confine::exit_if_names_changed();
+            confine::end_if_names_changed();
             let of = access.clone();
             let Ok(now) = tokio::task::spawn_blocking(move || fingerprint(&of)).await else {
                 continue;
             };
             let changed = now != made_of && failed != Some(now);
             if changed && let Access::Kubeconfig { file, .. } = &access {
-                confine::exit_unless_covered(&needs(&access), file);
+                confine::end_unless_covered(&needs(&access), file);
             }
             let refused = self.refused.load(Ordering::SeqCst) >= self.in_use().number;
             let expires = valid_until.is_some_and(|at| at <= SystemTime::now() + BEFORE_EXPIRY);

@@ -1,5 +1,6 @@
 //! The policies last seen, on disk: so that those which are deleted with their namespace while nobody watches still hold
-//! until its last pod is gone (SEMANTICS 54).
+//! until its last pod is gone (SEMANTICS 54), and those whose order or subject has become unreadable keep their last good
+//! version (72.5).
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,8 +14,9 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::{
+    kind::Kind,
     object::item,
-    state::{Item, Kind, PolicySources, State},
+    state::{Item, PolicySources, State},
 };
 
 /// Written at most this often.
@@ -30,7 +32,11 @@ pub(super) fn read(path: &Path) -> Vec<Item> {
     match policies {
         Ok(policies) => policies
             .into_iter()
-            .filter_map(|policy| item(Kind::NetworkPolicy, policy).ok())
+            .filter_map(|policy| {
+                let text = |field| policy.get(field).and_then(Value::as_str);
+                let (kind, api) = Kind::named(text("kind")?, text("apiVersion")?)?;
+                item(kind, api, policy).ok()
+            })
             .collect(),
         Err(reason) => {
             tracing::warn!(
@@ -63,7 +69,7 @@ impl Keeper {
 
     /// When [`Self::write`] should be called; None while there is nothing to write.
     pub(super) fn due(&self, state: &State) -> Option<Instant> {
-        (state.synced() && state.revision() != self.revision).then_some(self.next)
+        (state.complete() && state.revision() != self.revision).then_some(self.next)
     }
 
     pub(super) fn write(&mut self, state: &State) {

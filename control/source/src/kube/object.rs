@@ -1,10 +1,15 @@
 //! From an object of the API server to one of the cluster.
 
+use std::sync::Arc;
+
 use ringwall_messages::ObjectProblem;
-use ringwall_policy::{Fault, NetworkPolicy, Object, ObjectKey, ObjectRef, Selector};
+use ringwall_policy::{Fault, NetworkPolicy, Object, ObjectRef, Selector};
 use serde_json::{Value, json};
 
-use super::state::{Item, Kind};
+use super::{
+    kind::{Api, Kind},
+    state::Item,
+};
 use crate::decode::decode_served;
 
 /// Name and uid of an object; else what is wrong with it.
@@ -17,41 +22,20 @@ pub(super) fn identify(kind: Kind, object: &Value) -> Result<(ObjectRef, String)
             .map(str::to_owned)
     };
     let name = text("name").ok_or("has no metadata.name")?;
-    let key = |name: String| {
-        let namespace = text("namespace").ok_or("has no metadata.namespace")?;
-        Ok::<_, String>(ObjectKey { namespace, name })
-    };
-    let reference = match kind {
-        Kind::Namespace => ObjectRef::Namespace(name),
-        Kind::Node => ObjectRef::Node(name),
-        Kind::Pod => ObjectRef::Pod(key(name)?),
-        Kind::NetworkPolicy => ObjectRef::NetworkPolicy(key(name)?),
-    };
+    let reference = kind
+        .reference(text("namespace"), name)
+        .ok_or("has no metadata.namespace")?;
     Ok((reference, text("uid").unwrap_or_default()))
 }
 
 /// Decodes an object; the error says that it cannot even be named.
-pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
+pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, String> {
     let (reference, uid) = identify(kind, &object)?;
     // Items of a list do not say what they are.
     if let Value::Object(fields) = &mut object {
-        fields.insert("apiVersion".to_owned(), kind.api_version().into());
+        fields.insert("apiVersion".to_owned(), api.api_version().into());
         fields.insert("kind".to_owned(), kind.name().into());
     }
-    let source = (kind == Kind::NetworkPolicy).then(|| {
-        json!({
-            "apiVersion": kind.api_version(),
-            "kind": kind.name(),
-            "metadata": {
-                "name": object.pointer("/metadata/name"),
-                "namespace": object.pointer("/metadata/namespace"),
-                "uid": uid,
-            },
-            "spec": object.get("spec"),
-        })
-        .to_string()
-        .into()
-    });
     let problem = |fault: &Fault| ObjectProblem {
         kind: kind.name().to_owned(),
         object: match &reference {
@@ -72,12 +56,16 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
             None
         }
     };
+    let kept = source(kind, api, &object, &uid);
     let object = match (decoded, &reference) {
         (Some(decoded), _) => {
-            problems.extend(decoded.notes.iter().map(problem));
-            if let Object::NetworkPolicy(policy) = &decoded.object {
-                problems.extend(policy.faults.iter().map(problem));
-            }
+            problems.extend(decoded.notes.iter().chain(&decoded.unevaluated).map(problem));
+            let faults = match &decoded.object {
+                Object::NetworkPolicy(policy) => policy.faults.as_slice(),
+                Object::Tiered(policy) => policy.faults.as_slice(),
+                _ => &[],
+            };
+            problems.extend(faults.iter().map(problem));
             Some(decoded.object)
         }
         (None, ObjectRef::NetworkPolicy(key)) => {
@@ -115,6 +103,8 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
             None
         }
     };
+    // Of what cannot be read, the last good version is kept.
+    let source = kept.filter(|_| object.is_some());
     Ok(Item {
         reference,
         uid,
@@ -122,4 +112,21 @@ pub(super) fn item(kind: Kind, mut object: Value) -> Result<Item, String> {
         problems,
         source,
     })
+}
+
+/// As much of a policy as has to be kept to know it again after a restart.
+fn source(kind: Kind, api: &Api, object: &Value, uid: &str) -> Option<Arc<str>> {
+    let kept = || {
+        json!({
+            "apiVersion": api.api_version(),
+            "kind": kind.name(),
+            "metadata": {
+                "name": object.pointer("/metadata/name"),
+                "namespace": object.pointer("/metadata/namespace"),
+                "uid": uid,
+            },
+            "spec": object.get("spec"),
+        })
+    };
+    kind.is_kept().then(|| kept().to_string().into())
 }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::{
     Timing,
     connection::{Connection, RequestError},
-    state::Kind,
+    kind::{Api, Kind},
     watch::{explain, jittered},
 };
 use crate::feed::Health;
@@ -33,17 +33,19 @@ struct ListMeta {
 pub(super) async fn run(connection: &Arc<Connection>, timing: &Timing, health: &Health) {
     for turn in 0_u64.. {
         sleep(jittered(timing.pulse, 0.9, 1.0)).await;
-        // That it answers is known from any; versions are compared every other time.
-        let kinds = if turn % 2 == 0 {
-            &Kind::ALL[..]
-        } else {
-            &Kind::ALL[..1]
+        // That it answers is known from any; versions are compared every other time, of what is watched.
+        let compared = |kind: &Kind| match turn % 2 {
+            0 => kind.required() || connection.version(*kind).is_some(),
+            _ => *kind == Kind::NAMESPACE,
         };
-        for kind in kinds {
-            let before = connection.version(*kind);
-            let mut answer = version(connection, timing.pulse_patience, *kind).await;
+        for kind in Kind::all().filter(compared) {
+            let Some(api) = connection.presences().api(kind) else {
+                continue;
+            };
+            let before = connection.version(kind);
+            let mut answer = version(connection, timing.pulse_patience, api).await;
             if answer.as_ref().is_err_and(RequestError::is_unreachable) {
-                answer = version(connection, timing.pulse_patience, *kind).await;
+                answer = version(connection, timing.pulse_patience, api).await;
             }
             match answer {
                 // A list is never older than what was seen before it was asked for.
@@ -51,13 +53,13 @@ pub(super) async fn run(connection: &Arc<Connection>, timing: &Timing, health: &
                     if let Some(before) = before
                         && now < before
                     {
-                        connection.went_back(*kind, before, now);
+                        connection.went_back(kind, before, now);
                         break;
                     }
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    let reason = explain("list", kind.resource(), &error, false);
+                    let reason = explain("list", &api.resource(), &error, false);
                     health.error(None, reason.clone());
                     if error.is_unreachable() {
                         // Where watches are connected they are so in name only. What is listed already goes on.
@@ -76,13 +78,13 @@ pub(super) async fn run(connection: &Arc<Connection>, timing: &Timing, health: &
 async fn version(
     connection: &Connection,
     patience: Duration,
-    kind: Kind,
+    api: &Api,
 ) -> Result<Option<u64>, RequestError> {
     let params = ListParams {
         limit: Some(1),
         ..ListParams::default()
     };
-    let request = Request::new(kind.path())
+    let request = Request::new(api.path())
         .list(&params)
         .map_err(|error| RequestError::Kube(kube::Error::BuildRequest(error)))?;
     let list = connection

@@ -13,102 +13,17 @@ use std::{
 };
 
 use imbl::OrdMap;
-use ringwall_messages::{ClusterUid, ObjectCounts, ObjectProblem, ResourceVersions};
+use ringwall_messages::{ClusterUid, ObjectProblem, ResourceVersions};
 use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Settings};
 
+use super::kind::{Kind, Objects};
 use crate::problems::Problems;
 
 /// What policies were decoded from, as JSON texts. A clone costs a pointer.
-pub(super) type PolicySources = OrdMap<ObjectKey, Arc<str>>;
+pub(super) type PolicySources = OrdMap<ObjectRef, Arc<str>>;
 
 /// Every cluster has it from its beginning to its end, so its UID is the cluster's.
 const CLUSTER_NAMESPACE: &str = "kube-system";
-
-/// What is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Kind {
-    /// Namespace.
-    Namespace,
-    /// Node.
-    Node,
-    /// Pod.
-    Pod,
-    /// NetworkPolicy.
-    NetworkPolicy,
-}
-
-impl Kind {
-    /// Every kind, in the order of their numbers.
-    pub(super) const ALL: [Self; 4] = [Self::Namespace, Self::Node, Self::Pod, Self::NetworkPolicy];
-
-    /// As objects name it.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::Pod => "Pod",
-            Self::NetworkPolicy => "NetworkPolicy",
-        }
-    }
-
-    /// As objects name its API version.
-    pub(super) const fn api_version(self) -> &'static str {
-        match self {
-            Self::Namespace | Self::Node | Self::Pod => "v1",
-            Self::NetworkPolicy => "networking.k8s.io/v1",
-        }
-    }
-
-    /// As RBAC rules and messages name it: `resource` or `resource.group`.
-    pub(super) const fn resource(self) -> &'static str {
-        match self {
-            Self::Namespace => "namespaces",
-            Self::Node => "nodes",
-            Self::Pod => "pods",
-            Self::NetworkPolicy => "networkpolicies.networking.k8s.io",
-        }
-    }
-
-    /// As the log names its watch.
-    pub(super) const fn watch(self) -> &'static str {
-        match self {
-            Self::Namespace => "the watch of namespaces",
-            Self::Node => "the watch of nodes",
-            Self::Pod => "the watch of pods",
-            Self::NetworkPolicy => "the watch of networkpolicies",
-        }
-    }
-
-    /// Path of the collection of all namespaces.
-    pub(super) const fn path(self) -> &'static str {
-        match self {
-            Self::Namespace => "/api/v1/namespaces",
-            Self::Node => "/api/v1/nodes",
-            Self::Pod => "/api/v1/pods",
-            Self::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
-        }
-    }
-
-    pub(super) const fn number(self) -> usize {
-        match self {
-            Self::Namespace => 0,
-            Self::Node => 1,
-            Self::Pod => 2,
-            Self::NetworkPolicy => 3,
-        }
-    }
-
-    /// That of an object; None for one that is not watched.
-    pub(super) fn of(reference: &ObjectRef) -> Option<Self> {
-        match reference {
-            ObjectRef::Namespace(_) => Some(Self::Namespace),
-            ObjectRef::Node(_) => Some(Self::Node),
-            ObjectRef::Pod(_) => Some(Self::Pod),
-            ObjectRef::NetworkPolicy(_) => Some(Self::NetworkPolicy),
-            ObjectRef::Tiered(_) | ObjectRef::Tier(_) => None,
-        }
-    }
-}
 
 /// An object as a watch delivered it.
 #[derive(Clone, Debug)]
@@ -121,7 +36,7 @@ pub(super) struct Item {
     pub(super) object: Option<Object>,
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
-    /// For a NetworkPolicy: what has to be kept to know it again after a restart.
+    /// For a policy that can be read: what has to be kept to know it again after a restart.
     pub(super) source: Option<Arc<str>>,
 }
 
@@ -135,6 +50,20 @@ pub(super) enum NamespaceNow {
     },
     /// It is being deleted, or gone.
     Ending,
+}
+
+/// What is known of the objects of a kind that an API server may not serve, or not let us read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// They are listed and watched.
+    Current,
+    /// It is not served: there are none.
+    Absent,
+    /// The API server does not say whether it is served. What is known of them stays.
+    Unknown,
+    /// There may be some that cannot be read: under this name among the kinds that are not evaluated. What is known of
+    /// them stays.
+    Unread(String),
 }
 
 /// Why a policy that the API server no longer has is still in force.
@@ -156,8 +85,16 @@ enum Hold {
 #[derive(Debug)]
 pub(super) struct State {
     cluster: Cluster,
-    synced: [bool; 4],
-    versions: ResourceVersions,
+    /// Of each kind: whether its list has come, or it is known why none comes.
+    settled: [bool; Kind::count()],
+    /// Of each kind: the version of what its watch said last.
+    versions: [Option<u64>; Kind::count()],
+    /// Policy kinds that are not evaluated at all; None before they have been looked for.
+    unevaluated: Option<BTreeSet<String>>,
+    /// Kinds of which there may be objects that cannot be read, with their names among those that are not evaluated.
+    unread: BTreeMap<Kind, String>,
+    /// Policies whose present content cannot be read, and why not (72.5).
+    unreadable: BTreeMap<ObjectRef, String>,
     namespace_uids: BTreeMap<String, String>,
     holds: BTreeMap<ObjectKey, Hold>,
     asking: BTreeSet<String>,
@@ -177,8 +114,11 @@ impl State {
                 settings,
                 ..Cluster::default()
             },
-            synced: [false; 4],
-            versions: ResourceVersions::default(),
+            settled: [false; Kind::count()],
+            versions: [None; Kind::count()],
+            unevaluated: None,
+            unread: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
             namespace_uids: BTreeMap::new(),
             holds: BTreeMap::new(),
             asking: BTreeSet::new(),
@@ -195,6 +135,14 @@ impl State {
         for policy in policies {
             self.insert(policy);
         }
+        self.name_unevaluated();
+    }
+
+    /// Kinds of which there are objects.
+    pub(super) fn held_kinds(&self) -> BTreeSet<Kind> {
+        Kind::all()
+            .filter(|kind| count(&self.cluster, *kind) > 0)
+            .collect()
     }
 
     /// Grows with every change of [`Self::policy_sources`].
@@ -207,14 +155,21 @@ impl State {
         self.sources.clone()
     }
 
-    /// The state; complete where [`Self::synced`].
+    /// The state; to be acted upon where [`Self::complete`].
     pub(super) fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
-    /// Whether every watch has delivered its list.
-    pub(super) fn synced(&self) -> bool {
-        self.synced.iter().all(|synced| *synced)
+    /// Whether every watch has delivered its list, or it is known why it cannot, and what is not evaluated is known.
+    pub(super) fn complete(&self) -> bool {
+        self.unevaluated.is_some() && self.settled.iter().all(|settled| *settled)
+    }
+
+    /// Whether everything is listed that says how long a policy holds.
+    fn synced(&self) -> bool {
+        Kind::all()
+            .filter(|kind| kind.required())
+            .all(|kind| self.settled[kind.number()])
     }
 
     /// Policies that the API server no longer has and that stay in force (SEMANTICS 54).
@@ -242,14 +197,7 @@ impl State {
     /// Notes the version of what a watch has said: of a list, or of an event. It may be lower than before, where the
     /// server's data went back.
     pub(super) fn seen(&mut self, kind: Kind, version: &str) {
-        let versions = &mut self.versions;
-        let of_kind = match kind {
-            Kind::Namespace => &mut versions.namespaces,
-            Kind::Node => &mut versions.nodes,
-            Kind::Pod => &mut versions.pods,
-            Kind::NetworkPolicy => &mut versions.policies,
-        };
-        *of_kind = version.parse().ok();
+        self.versions[kind.number()] = version.parse().ok();
     }
 
     /// The same, of what an event is about.
@@ -261,7 +209,17 @@ impl State {
 
     /// The newest version of each kind that this state reflects.
     pub(super) fn versions(&self) -> ResourceVersions {
-        self.versions
+        let of = |kind: Kind| self.versions[kind.number()];
+        ResourceVersions {
+            namespaces: of(Kind::NAMESPACE),
+            nodes: of(Kind::NODE),
+            pods: of(Kind::POD),
+            policies: of(Kind::NETWORK_POLICY),
+            cluster_policies: Kind::all()
+                .filter(|kind| matches!(kind.objects(), Objects::Tiered(_)))
+                .filter_map(of)
+                .max(),
+        }
     }
 
     /// Which cluster this is; None where it has no `kube-system`.
@@ -271,8 +229,19 @@ impl State {
     }
 
     /// How many objects of each kind there are.
-    pub(super) fn counts(&self) -> ObjectCounts {
-        ObjectCounts::of(&self.cluster)
+    pub(super) fn counts(&self) -> [u64; Kind::count()] {
+        let mut counts = [0; Kind::count()];
+        for kind in Kind::all() {
+            counts[kind.number()] = count(&self.cluster, kind) as u64;
+        }
+        counts
+    }
+
+    /// Policies whose present content cannot be read: why not, and whether an earlier version of it is in force.
+    pub(super) fn unreadable(&self) -> impl Iterator<Item = (&ObjectRef, &str, bool)> {
+        self.unreadable
+            .iter()
+            .map(|(reference, why)| (reference, why.as_str(), self.has(reference)))
     }
 
     /// What is wrong with objects.
@@ -282,8 +251,7 @@ impl State {
 
     /// Takes a complete list: what is not in it is gone. Answers whether the state changed.
     pub(super) fn listed(&mut self, kind: Kind, items: Vec<Item>) -> bool {
-        let mut changed = !self.synced[kind.number()];
-        self.synced[kind.number()] = true;
+        let mut changed = self.settle(kind);
         let listed: BTreeSet<ObjectRef> = items.iter().map(|item| item.reference.clone()).collect();
         for gone in self
             .references(kind)
@@ -299,27 +267,84 @@ impl State {
         for namespace in holding {
             changed |= self.release(&namespace);
         }
-        changed
+        changed | self.name_unevaluated()
+    }
+
+    /// Takes what is known of the objects of a kind. Answers whether the state changed.
+    pub(super) fn read(&mut self, kind: Kind, reading: Reading) -> bool {
+        let mut changed = false;
+        match reading {
+            Reading::Current => {
+                self.unread.remove(&kind);
+            }
+            Reading::Absent => {
+                changed |= self.settle(kind);
+                self.unread.remove(&kind);
+                self.versions[kind.number()] = None;
+                for gone in self.references(kind) {
+                    changed |= self.remove(&gone);
+                }
+            }
+            Reading::Unknown => changed |= self.settle(kind),
+            Reading::Unread(name) => {
+                changed |= self.settle(kind);
+                self.unread.insert(kind, name);
+            }
+        }
+        changed | self.name_unevaluated()
+    }
+
+    /// A kind holds nothing up any more. Answers whether it did.
+    fn settle(&mut self, kind: Kind) -> bool {
+        !std::mem::replace(&mut self.settled[kind.number()], true)
     }
 
     /// Takes a new or changed object. Answers whether the state changed.
     pub(super) fn applied(&mut self, item: Item) -> bool {
         let namespace = namespace_of(&item.reference).map(str::to_owned);
-        let changed = self.insert(item);
-        changed | namespace.is_some_and(|namespace| self.release(&namespace))
+        let ordered = is_ordered(&item.reference);
+        let mut changed = self.insert(item);
+        changed |= namespace.is_some_and(|namespace| self.release(&namespace));
+        changed | (ordered && self.name_unevaluated())
     }
 
     /// Takes the end of an object. Answers whether the state changed.
     pub(super) fn deleted(&mut self, reference: &ObjectRef) -> bool {
-        let changed = self.remove(reference);
-        changed | namespace_of(reference).is_some_and(|namespace| self.release(namespace))
+        let mut changed = self.remove(reference);
+        changed |= namespace_of(reference).is_some_and(|namespace| self.release(namespace));
+        changed | (is_ordered(reference) && self.name_unevaluated())
     }
 
-    /// Sets which policy kinds exist that are not evaluated. Answers whether the state changed.
+    /// Sets which policy kinds exist that are not evaluated at all. Answers whether the state changed.
     pub(super) fn set_unevaluated(&mut self, kinds: BTreeSet<String>) -> bool {
+        let first = self.unevaluated.replace(kinds).is_none();
+        first | self.name_unevaluated()
+    }
+
+    /// Puts together what is not evaluated: kinds, kinds that cannot be read, parts of policies, and policies of which no
+    /// version could be read. Answers whether that is news.
+    fn name_unevaluated(&mut self) -> bool {
+        let mut kinds = self.unevaluated.clone().unwrap_or_default();
+        kinds.extend(self.unread.values().cloned());
+        kinds.extend(
+            self.cluster
+                .tiered
+                .values()
+                .flat_map(|it| it.unevaluated.iter().cloned()),
+        );
+        let never_read = self.unreadable.keys().filter(|reference| !self.has(reference));
+        kinds.extend(never_read.filter_map(Kind::of).map(Kind::label));
         let changed = self.cluster.unevaluated_kinds != kinds;
         self.cluster.unevaluated_kinds = kinds;
         changed
+    }
+
+    fn has(&self, reference: &ObjectRef) -> bool {
+        match reference {
+            ObjectRef::Tiered(id) => self.cluster.tiered.contains_key(id),
+            ObjectRef::Tier(name) => self.cluster.tiers.contains_key(name),
+            _ => false,
+        }
     }
 
     /// Namespaces that the API server must be asked about now; each must be answered by [`Self::answered`].
@@ -381,40 +406,7 @@ impl State {
             .objects()
             .filter(|reference| Kind::of(reference) == Some(kind))
             .cloned();
-        match kind {
-            Kind::Namespace => self
-                .cluster
-                .namespaces
-                .keys()
-                .cloned()
-                .map(ObjectRef::Namespace)
-                .chain(faulty)
-                .collect(),
-            Kind::Node => self
-                .cluster
-                .nodes
-                .keys()
-                .cloned()
-                .map(ObjectRef::Node)
-                .chain(faulty)
-                .collect(),
-            Kind::Pod => self
-                .cluster
-                .pods
-                .keys()
-                .cloned()
-                .map(ObjectRef::Pod)
-                .chain(faulty)
-                .collect(),
-            Kind::NetworkPolicy => self
-                .cluster
-                .policies
-                .keys()
-                .cloned()
-                .map(ObjectRef::NetworkPolicy)
-                .chain(faulty)
-                .collect(),
-        }
+        references(&self.cluster, kind).chain(faulty).collect()
     }
 
     fn insert(&mut self, item: Item) -> bool {
@@ -426,6 +418,12 @@ impl State {
             source,
         } = item;
         let mut changed = false;
+        if let Some(source) = source
+            && self.sources.get(&reference) != Some(&source)
+        {
+            self.sources.insert(reference.clone(), source);
+            self.revision += 1;
+        }
         match &reference {
             ObjectRef::Namespace(name) => {
                 let before = self.namespace_uids.insert(name.clone(), uid);
@@ -434,14 +432,15 @@ impl State {
             }
             ObjectRef::NetworkPolicy(key) => {
                 self.holds.remove(key);
-                if let Some(source) = source
-                    && self.sources.get(key) != Some(&source)
-                {
-                    self.sources.insert(key.clone(), source);
-                    self.revision += 1;
+            }
+            ObjectRef::Tiered(_) | ObjectRef::Tier(_) => {
+                self.unreadable.remove(&reference);
+                if object.is_none() {
+                    let why = problems.iter().map(why).collect::<Vec<_>>().join("; ");
+                    self.unreadable.insert(reference.clone(), why);
                 }
             }
-            ObjectRef::Node(_) | ObjectRef::Pod(_) | ObjectRef::Tiered(_) | ObjectRef::Tier(_) => {}
+            ObjectRef::Node(_) | ObjectRef::Pod(_) => {}
         }
         changed |= self.problems.set(&reference, problems);
         // Undecodable: the last good object stays.
@@ -468,6 +467,8 @@ impl State {
             // Policies held for it keep its uid themselves.
             self.namespace_uids.remove(name);
         }
+        self.unreadable.remove(reference);
+        self.forget_source(reference);
         self.cluster.remove(reference) | faulty
     }
 
@@ -521,9 +522,12 @@ impl State {
 
     fn let_go(&mut self, key: &ObjectKey) -> bool {
         self.holds.remove(key);
-        self.sources.remove(key);
-        self.revision += 1;
+        self.forget_source(&ObjectRef::NetworkPolicy(key.clone()));
         self.cluster.policies.remove(key).is_some()
+    }
+
+    fn forget_source(&mut self, reference: &ObjectRef) {
+        self.revision += u64::from(self.sources.remove(reference).is_some());
     }
 
     fn has_pods(&self, namespace: &str) -> bool {
@@ -551,21 +555,47 @@ impl Watched {
     }
 
     /// Every object of a kind that a list should have.
-    pub(super) fn references(&self, kind: Kind) -> Box<dyn Iterator<Item = ObjectRef> + '_> {
-        let cluster = &self.cluster;
-        match kind {
-            Kind::Namespace => Box::new(cluster.namespaces.keys().cloned().map(ObjectRef::Namespace)),
-            Kind::Node => Box::new(cluster.nodes.keys().cloned().map(ObjectRef::Node)),
-            Kind::Pod => Box::new(cluster.pods.keys().cloned().map(ObjectRef::Pod)),
-            Kind::NetworkPolicy => Box::new(
-                cluster
-                    .policies
-                    .keys()
-                    .filter(|key| !self.held.contains(key))
-                    .cloned()
-                    .map(ObjectRef::NetworkPolicy),
-            ),
+    pub(super) fn references(&self, kind: Kind) -> impl Iterator<Item = ObjectRef> {
+        let held = |reference: &ObjectRef| matches!(reference, ObjectRef::NetworkPolicy(key) if self.held.contains(key));
+        references(&self.cluster, kind).filter(move |reference| !held(reference))
+    }
+}
+
+/// What a state holds of a kind.
+fn references(cluster: &Cluster, kind: Kind) -> Box<dyn Iterator<Item = ObjectRef> + '_> {
+    match kind.objects() {
+        Objects::Namespaces => Box::new(cluster.namespaces.keys().cloned().map(ObjectRef::Namespace)),
+        Objects::Nodes => Box::new(cluster.nodes.keys().cloned().map(ObjectRef::Node)),
+        Objects::Pods => Box::new(cluster.pods.keys().cloned().map(ObjectRef::Pod)),
+        Objects::NetworkPolicies => Box::new(cluster.policies.keys().cloned().map(ObjectRef::NetworkPolicy)),
+        Objects::Tiered(kind) => {
+            let of_kind = cluster.tiered.keys().filter(move |id| id.kind == kind);
+            Box::new(of_kind.cloned().map(ObjectRef::Tiered))
         }
+    }
+}
+
+/// How many a state holds of a kind.
+fn count(cluster: &Cluster, kind: Kind) -> usize {
+    match kind.objects() {
+        Objects::Namespaces => cluster.namespaces.len(),
+        Objects::Nodes => cluster.nodes.len(),
+        Objects::Pods => cluster.pods.len(),
+        Objects::NetworkPolicies => cluster.policies.len(),
+        Objects::Tiered(kind) => cluster.tiered.keys().filter(|id| id.kind == kind).count(),
+    }
+}
+
+/// Whether an object has a part in the order of policies.
+fn is_ordered(reference: &ObjectRef) -> bool {
+    matches!(reference, ObjectRef::Tiered(_) | ObjectRef::Tier(_))
+}
+
+/// What is wrong with an object, in a line.
+fn why(problem: &ObjectProblem) -> String {
+    match problem.path.as_str() {
+        "" => problem.message.clone(),
+        path => format!("{path}: {}", problem.message),
     }
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::state::Kind;
+use super::kind::Kind;
 
 /// Reads one object.
 ///
@@ -26,8 +26,8 @@ pub(super) fn read(kind: Kind, text: &str) -> serde_json::Result<Value> {
 fn passed_over(kind: Kind, parent: &str, key: &str) -> bool {
     match (kind, parent) {
         (_, "metadata") => key == "managedFields",
-        (Kind::Pod, "spec") => matches!(key, "volumes" | "tolerations" | "affinity"),
-        (Kind::Pod, "containers" | "initContainers" | "ephemeralContainers") => matches!(
+        (Kind::POD, "spec") => matches!(key, "volumes" | "tolerations" | "affinity"),
+        (Kind::POD, "containers" | "initContainers" | "ephemeralContainers") => matches!(
             key,
             "args"
                 | "command"
@@ -41,11 +41,11 @@ fn passed_over(kind: Kind, parent: &str, key: &str) -> bool {
                 | "startupProbe"
                 | "volumeMounts"
         ),
-        (Kind::Pod, "status") => matches!(
+        (Kind::POD, "status") => matches!(
             key,
             "conditions" | "containerStatuses" | "ephemeralContainerStatuses" | "initContainerStatuses"
         ),
-        (Kind::Node, "status") => matches!(
+        (Kind::NODE, "status") => matches!(
             key,
             "allocatable" | "capacity" | "conditions" | "images" | "volumesAttached" | "volumesInUse"
         ),
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn what_is_passed_over_has_no_say() {
         let whole = pod();
-        let read = read(Kind::Pod, &whole.to_string()).unwrap();
+        let read = read(Kind::POD, &whole.to_string()).unwrap();
         for gone in [
             "/metadata/managedFields",
             "/spec/volumes",
@@ -181,7 +181,10 @@ mod tests {
             );
         }
         assert_eq!(read["metadata"]["labels"], whole["metadata"]["labels"]);
-        let (a, b) = (item(Kind::Pod, whole).unwrap(), item(Kind::Pod, read).unwrap());
+        let (a, b) = (
+            item(Kind::POD, Kind::POD.api(), whole).unwrap(),
+            item(Kind::POD, Kind::POD.api(), read).unwrap(),
+        );
         assert!(a.object.is_some());
         assert_eq!((a.object, a.problems), (b.object, b.problems));
     }
@@ -192,13 +195,13 @@ mod tests {
             "metadata": {"name": "p", "namespace": "a", "annotations": {"x": null}},
             "spec": {"podSelector": {}, "volumes": [1, -2, 1.5, true, "x", null], "status": {"conditions": []}},
         });
-        assert_eq!(read(Kind::NetworkPolicy, &whole.to_string()).unwrap(), whole);
+        assert_eq!(read(Kind::NETWORK_POLICY, &whole.to_string()).unwrap(), whole);
     }
 
     #[test]
     fn text_that_is_no_json_is_refused() {
         for text in ["", "{", "{} {}", "{\"a\":}", "nul"] {
-            assert!(read(Kind::Pod, text).is_err(), "{text:?}");
+            assert!(read(Kind::POD, text).is_err(), "{text:?}");
         }
     }
 }

@@ -30,22 +30,26 @@ use tokio::{
 use super::{
     EventMeta, Message, Timing,
     connection::{Connection, Order, RequestError},
+    discovery::Presence,
+    kind::{Api, Kind},
     object::{identify, item},
-    state::{Item, Kind},
+    state::{Item, Reading},
     trim,
 };
 use crate::feed::Health;
 
-/// Keeps one watch going. Returns only when nobody listens to `messages` any more.
+/// Keeps the watch of one kind going, wherever the API server serves it. Returns only when nobody listens to `messages` any
+/// more.
 pub(super) struct Watcher {
     pub(super) kind: Kind,
-    /// Its number in `health`.
-    pub(super) number: usize,
     pub(super) connection: Arc<Connection>,
     pub(super) timing: Timing,
     pub(super) health: Arc<Health>,
     pub(super) messages: mpsc::Sender<Message>,
 }
+
+/// So many times in a row a kind is refused before its objects count as out of reach.
+const REFUSALS: u32 = 2;
 
 /// Objects of a list that are decoded before somebody else has a turn: a few milliseconds.
 const DECODED_AT_ONCE: usize = 64;
@@ -97,8 +101,8 @@ impl End {
         }
     }
 
-    fn of(verb: &str, kind: Kind, error: &RequestError, advice: bool) -> Self {
-        let reason = explain(verb, kind.resource(), error, advice);
+    fn of(verb: &str, api: &Api, error: &RequestError, advice: bool) -> Self {
+        let reason = explain(verb, &api.resource(), error, advice);
         if error.code() == Some(429) {
             return Self::Busy {
                 reason,
@@ -148,6 +152,7 @@ pub(super) struct Pages<'a> {
     connection: &'a Connection,
     timing: &'a Timing,
     kind: Kind,
+    api: &'static Api,
     params: ListParams,
     done: bool,
     /// The list's version; empty before the last page.
@@ -165,7 +170,7 @@ impl<'a> Pages<'a> {
     pub(super) fn new(
         connection: &'a Connection,
         timing: &'a Timing,
-        kind: Kind,
+        (kind, api): (Kind, &'static Api),
         params: ListParams,
     ) -> Self {
         let params = ListParams {
@@ -176,6 +181,7 @@ impl<'a> Pages<'a> {
             connection,
             timing,
             kind,
+            api,
             params,
             done: false,
             version: String::new(),
@@ -187,7 +193,7 @@ impl<'a> Pages<'a> {
         if self.done {
             return Ok(None);
         }
-        let request = Request::new(self.kind.path())
+        let request = Request::new(self.api.path())
             .list(&self.params)
             .map_err(|error| PageError::Unusable(error.to_string()))?;
         let page: Page = self
@@ -205,7 +211,7 @@ impl<'a> Pages<'a> {
             let read = trim::read(self.kind, object.get()).map_err(|error| error.to_string());
             // A list that lacks an object would delete it.
             let item = read
-                .and_then(|object| item(self.kind, object))
+                .and_then(|object| item(self.kind, self.api, object))
                 .map_err(|reason| PageError::Unusable(format!("an object in it {reason}")))?;
             items.push(item);
         }
@@ -221,6 +227,82 @@ impl<'a> Pages<'a> {
 
 impl Watcher {
     pub(super) async fn run(self) {
+        let mut presence = self.connection.presences().follow(self.kind);
+        loop {
+            let now = presence.borrow_and_update().clone();
+            let reading = match now {
+                Presence::Unasked => None,
+                Presence::Served(api) => {
+                    self.health.wanted(self.kind.number(), Some(api.resource()));
+                    let watch = Watch { watcher: &self, api };
+                    tokio::select! {
+                        () = watch.run() => return,
+                        Ok(()) = presence.changed() => {}
+                    }
+                    self.health.connected(self.kind.number(), false);
+                    self.connection.seen(self.kind, None);
+                    continue;
+                }
+                Presence::Unknown => Some(Reading::Unknown),
+                Presence::Absent => Some(Reading::Absent),
+                Presence::Foreign(version) => Some(self.foreign(&version)),
+            };
+            if let Some(reading) = reading {
+                if reading == Reading::Absent {
+                    self.health.unread(self.kind.number(), None);
+                }
+                self.health.wanted(self.kind.number(), None);
+                if self.send(Message::Reading(self.kind, reading)).await.is_err() {
+                    return;
+                }
+            }
+            if presence.changed().await.is_err() {
+                // What it is followed by is in the connection, which is here.
+                return;
+            }
+        }
+    }
+
+    /// There are objects, in a version that is not understood.
+    fn foreign(&self, version: &str) -> Reading {
+        let name = format!("{}.{version}", self.kind.name());
+        let known: Vec<String> = self.kind.apis().iter().map(Api::api_version).collect();
+        let text = format!(
+            "the API server serves {} as {version} alone, and this version of ringwall reads {}: none of its objects is \
+             evaluated, and those read before stay in force; serve that version, too, or upgrade ringwall",
+            self.kind.name(),
+            known.join(" or "),
+        );
+        self.unread(name, text)
+    }
+
+    /// There may be objects, and they cannot be read. What is known of them stays.
+    fn unread(&self, name: String, text: String) -> Reading {
+        self.health.unread(self.kind.number(), Some((name.clone(), text)));
+        Reading::Unread(name)
+    }
+
+    async fn send(&self, message: Message) -> Result<(), End> {
+        self.messages.send(message).await.map_err(|_| End::Unheard)
+    }
+}
+
+/// One list and watch, as long as the kind is served there.
+struct Watch<'a> {
+    watcher: &'a Watcher,
+    api: &'static Api,
+}
+
+impl std::ops::Deref for Watch<'_> {
+    type Target = Watcher;
+
+    fn deref(&self) -> &Watcher {
+        self.watcher
+    }
+}
+
+impl Watch<'_> {
+    async fn run(self) {
         let mut pauses = Pauses::new(&self.timing);
         let mut orders = self.connection.relists();
         let mut retries = self.connection.retries();
@@ -247,7 +329,7 @@ impl Watcher {
                 }
                 Some(version) => {
                     let end = self.watch(version, &mut orders, refusals > 0).await;
-                    self.health.connected(self.number, false);
+                    self.health.connected(self.kind.number(), false);
                     end
                 }
             };
@@ -258,6 +340,12 @@ impl Watcher {
                 End::Closed | End::Failed { code: None, .. } => 0,
                 End::Busy { .. } | End::Failed { .. } | End::Gone(_) | End::Unheard => refusals,
             };
+            if let End::Failed { reason, code, .. } = &end
+                && !self.kind.required()
+                && self.failed(reason, *code, refusals).await.is_err()
+            {
+                return;
+            }
             match end {
                 End::Unheard => return,
                 End::Closed => {
@@ -267,11 +355,8 @@ impl Watcher {
                         compared = Instant::now();
                         compare_after = jittered(self.timing.full_list, 0.75, 1.25);
                         // All events up to this version have been sent before.
-                        if self
-                            .send(Message::Compare(self.kind, version.clone()))
-                            .await
-                            .is_err()
-                        {
+                        let compare = Message::Compare(self.kind, self.api, version.clone());
+                        if self.send(compare).await.is_err() {
                             return;
                         }
                     }
@@ -281,11 +366,16 @@ impl Watcher {
                     reason, unreachable, ..
                 } => {
                     wake = unreachable;
-                    self.trouble(reason);
+                    if refusals > REFUSALS && !self.kind.required() {
+                        // An alarm by now, and perhaps for ever.
+                        self.health.error(Some(self.kind.number()), reason);
+                    } else {
+                        self.trouble(reason);
+                    }
                     version = None;
                 }
                 End::Gone(reason) => {
-                    tracing::info!(resource = self.kind.resource(), reason, "listing again");
+                    tracing::info!(resource = self.api.resource(), reason, "listing again");
                     version = None;
                 }
             }
@@ -301,18 +391,38 @@ impl Watcher {
         }
     }
 
+    /// What follows where a kind that not every API server serves, or lets everybody read, cannot be read.
+    async fn failed(&self, reason: &str, code: Option<u16>, refusals: u32) -> Result<(), End> {
+        match code {
+            // It is served no more, or in another version.
+            Some(404) => self.connection.presences().doubt(),
+            // A server that starts refuses what it allows a moment later.
+            Some(403) if refusals >= REFUSALS => {
+                let text = format!(
+                    "{} cannot be read: every verdict is incomplete, and what was read before stays in force: {reason}",
+                    self.api.resource()
+                );
+                let reading = self.unread(self.kind.label(), text);
+                self.send(Message::Reading(self.kind, reading)).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn trouble(&self, message: String) {
-        tracing::warn!(resource = self.kind.resource(), "{message}");
-        self.health.error(Some(self.number), message);
+        tracing::warn!(resource = self.api.resource(), "{message}");
+        self.health.error(Some(self.kind.number()), message);
     }
 
     /// Fetches every page, then hands them on together. Answers the version of the list.
     async fn list(&self, advice: bool) -> Result<String, End> {
         let before = self.connection.version(self.kind);
         self.connection.seen(self.kind, None);
-        let resource = self.kind.resource();
+        let resource = self.api.resource();
         let mut items = Vec::new();
-        let mut pages = Pages::new(&self.connection, &self.timing, self.kind, ListParams::default());
+        let of = (self.kind, self.api);
+        let mut pages = Pages::new(&self.connection, &self.timing, of, ListParams::default());
         loop {
             match pages.next().await {
                 Ok(Some(page)) => items.extend(page),
@@ -320,7 +430,7 @@ impl Watcher {
                 Err(PageError::Request(error)) if error.is_gone() => {
                     return Err(End::Gone("the list expired between two pages".to_owned()));
                 }
-                Err(PageError::Request(error)) => return Err(End::of("list", self.kind, &error, advice)),
+                Err(PageError::Request(error)) => return Err(End::of("list", self.api, &error, advice)),
                 Err(PageError::Unusable(reason)) => {
                     return Err(End::failed(format!("list {resource}: {reason}")));
                 }
@@ -331,7 +441,7 @@ impl Watcher {
             return Err(End::failed(format!("list {resource}: it has no resourceVersion")));
         }
         self.connection.seen(self.kind, Some(&version));
-        self.health.listed(self.number);
+        self.health.listed(self.kind.number());
         self.send(Message::Listed(self.kind, version.clone(), items))
             .await?;
         if let (Some(before), Some(now)) = (before, self.connection.version(self.kind))
@@ -374,10 +484,10 @@ impl Watcher {
             bookmarks: true,
             ..WatchParams::default()
         };
-        let request = Request::new(self.kind.path())
+        let request = Request::new(self.api.path())
             .watch(&params, version)
             .map_err(|error| End::failed(error.to_string()))?;
-        let resource = self.kind.resource();
+        let resource = self.api.resource();
         let answer = self
             .connection
             .call(self.timing.list_timeout, |client| async move {
@@ -386,10 +496,14 @@ impl Watcher {
             .await;
         let stream = match answer {
             Err(error) if error.is_gone() => return Err(End::Gone(format!("version {version} is gone"))),
-            Err(error) => return Err(End::of("watch", self.kind, &error, advice)),
+            Err(error) => return Err(End::of("watch", self.api, &error, advice)),
             Ok(stream) => stream,
         };
-        self.health.connected(self.number, true);
+        self.health.connected(self.kind.number(), true);
+        if !self.kind.required() {
+            self.health.unread(self.kind.number(), None);
+            self.send(Message::Reading(self.kind, Reading::Current)).await?;
+        }
         let mut stream = pin!(stream);
         let mut line = Vec::new();
         // The server ends the watch in time; a connection that is silent for longer is dead. One that had a bookmark
@@ -428,7 +542,7 @@ impl Watcher {
     /// Takes one event; answers whether it is a bookmark. What it says may be lost where it cannot be read, so that
     /// leads to a new list, and so does every error.
     async fn take(&self, line: &[u8], version: &mut String) -> Result<bool, End> {
-        let resource = self.kind.resource();
+        let resource = self.api.resource();
         let unreadable = |what: String| {
             self.trouble(format!("watch {resource}: an event {what}; listing again"));
             End::Gone("an event could not be read".to_owned())
@@ -459,13 +573,13 @@ impl Watcher {
         match r#type {
             "BOOKMARK" => self.health.alive(),
             "ADDED" | "MODIFIED" => {
-                let item = item(self.kind, object).map_err(unreadable)?;
-                self.health.event(Some(self.number));
+                let item = item(self.kind, self.api, object).map_err(unreadable)?;
+                self.health.event(Some(self.kind.number()));
                 self.send(Message::Applied(Box::new(item), meta)).await?;
             }
             "DELETED" => {
                 let (reference, _) = identify(self.kind, &object).map_err(unreadable)?;
-                self.health.event(Some(self.number));
+                self.health.event(Some(self.kind.number()));
                 self.send(Message::Deleted(reference, meta)).await?;
             }
             other => return Err(unreadable(format!("is of the unknown type {other:?}"))),
@@ -473,10 +587,6 @@ impl Watcher {
         self.connection.seen(self.kind, Some(&newer));
         *version = newer;
         Ok(r#type == "BOOKMARK")
-    }
-
-    async fn send(&self, message: Message) -> Result<(), End> {
-        self.messages.send(message).await.map_err(|_| End::Unheard)
     }
 }
 

@@ -4,7 +4,12 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kube::object::item;
+use crate::kube::object;
+
+/// An object of a kind, as the first of its APIs delivers it.
+fn item(kind: Kind, object: Value) -> Result<Item, String> {
+    object::item(kind, kind.api(), object)
+}
 
 fn namespace(name: &str, uid: &str, terminating: bool) -> Value {
     let mut object =
@@ -46,7 +51,7 @@ enum Step {
 
 fn synced(objects: &[(Kind, Value)]) -> State {
     let mut state = State::new(Settings::default());
-    for kind in Kind::ALL {
+    for kind in Kind::all() {
         let items = objects
             .iter()
             .filter(|(of, _)| *of == kind)
@@ -54,7 +59,8 @@ fn synced(objects: &[(Kind, Value)]) -> State {
             .collect();
         state.listed(kind, items);
     }
-    assert!(state.synced());
+    state.set_unevaluated(BTreeSet::new());
+    assert!(state.complete());
     state
 }
 
@@ -67,9 +73,9 @@ fn take(state: &mut State, step: &Step) {
 
 fn a_live_namespace() -> State {
     synced(&[
-        (Kind::Namespace, namespace("a", "1", false)),
-        (Kind::Pod, pod("a", "p")),
-        (Kind::NetworkPolicy, policy("a", "deny")),
+        (Kind::NAMESPACE, namespace("a", "1", false)),
+        (Kind::POD, pod("a", "p")),
+        (Kind::NETWORK_POLICY, policy("a", "deny")),
     ])
 }
 
@@ -96,7 +102,7 @@ fn semantics_54_a_policy_deleted_before_the_end_of_its_namespace_is_seen_holds_u
     state.questions();
     assert!(!state.answered("a", &NamespaceNow::Ending));
     assert!(has_policy(&state));
-    state.applied(item(Kind::Namespace, namespace("a", "1", true)).unwrap());
+    state.applied(item(Kind::NAMESPACE, namespace("a", "1", true)).unwrap());
     assert!(has_policy(&state));
     state.deleted(&ObjectRef::Namespace("a".to_owned()));
     assert!(has_policy(&state), "its pod is still there");
@@ -107,22 +113,22 @@ fn semantics_54_a_policy_deleted_before_the_end_of_its_namespace_is_seen_holds_u
 #[test]
 fn semantics_54_a_policy_deleted_while_its_namespace_terminates_needs_no_question() {
     let mut state = a_live_namespace();
-    state.applied(item(Kind::Namespace, namespace("a", "1", true)).unwrap());
+    state.applied(item(Kind::NAMESPACE, namespace("a", "1", true)).unwrap());
     state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
     assert!(state.questions().is_empty());
     assert!(has_policy(&state));
     // A list fetched again does not have it either.
-    state.listed(Kind::NetworkPolicy, Vec::new());
+    state.listed(Kind::NETWORK_POLICY, Vec::new());
     assert!(has_policy(&state));
 }
 
 #[test]
 fn semantics_54_a_deletion_during_the_question_is_asked_for_again() {
     let mut state = synced(&[
-        (Kind::Namespace, namespace("a", "1", false)),
-        (Kind::Pod, pod("a", "p")),
-        (Kind::NetworkPolicy, policy("a", "deny")),
-        (Kind::NetworkPolicy, policy("a", "late")),
+        (Kind::NAMESPACE, namespace("a", "1", false)),
+        (Kind::POD, pod("a", "p")),
+        (Kind::NETWORK_POLICY, policy("a", "deny")),
+        (Kind::NETWORK_POLICY, policy("a", "late")),
     ]);
     state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
     assert_eq!(state.questions(), ["a"]);
@@ -145,7 +151,7 @@ fn a_namespace_that_came_again_does_not_inherit_held_policies() {
     // It ended and came again between the deletion and the question.
     state.answered("a", &NamespaceNow::Live { uid: "2".to_owned() });
     assert!(has_policy(&state), "the old pods may still be there");
-    assert!(state.applied(item(Kind::Namespace, namespace("a", "2", false)).unwrap()));
+    assert!(state.applied(item(Kind::NAMESPACE, namespace("a", "2", false)).unwrap()));
     assert!(!has_policy(&state));
 }
 
@@ -154,14 +160,14 @@ fn a_policy_that_came_again_is_not_held_any_more() {
     let mut state = a_live_namespace();
     state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
     state.questions();
-    state.applied(item(Kind::NetworkPolicy, policy("a", "deny")).unwrap());
+    state.applied(item(Kind::NETWORK_POLICY, policy("a", "deny")).unwrap());
     assert!(!state.answered("a", &NamespaceNow::Live { uid: "1".to_owned() }));
     assert!(has_policy(&state));
 }
 
 #[test]
 fn semantics_54_a_pod_whose_namespace_was_not_seen_stays_without_it() {
-    let state = synced(&[(Kind::Pod, pod("unseen", "p"))]);
+    let state = synced(&[(Kind::POD, pod("unseen", "p"))]);
     assert_eq!(state.cluster().pods.len(), 1);
     assert!(
         state.cluster().namespaces.is_empty(),
@@ -190,18 +196,18 @@ fn semantics_54_every_order_of_the_watches_gives_the_same_state() {
     let node = |name: &str| json!({"metadata": {"name": name, "uid": name}});
     let by_kind = [
         vec![
-            Step::Apply(Kind::Namespace, namespace("a", "1", true)),
+            Step::Apply(Kind::NAMESPACE, namespace("a", "1", true)),
             Step::Delete(ObjectRef::Namespace("a".to_owned())),
-            Step::Apply(Kind::Namespace, namespace("a", "2", false)),
+            Step::Apply(Kind::NAMESPACE, namespace("a", "2", false)),
         ],
-        vec![Step::Apply(Kind::Node, node("n"))],
+        vec![Step::Apply(Kind::NODE, node("n"))],
         vec![
             Step::Delete(ObjectRef::Pod(policy_key("a", "p"))),
-            Step::Apply(Kind::Pod, pod("a", "q")),
+            Step::Apply(Kind::POD, pod("a", "q")),
         ],
         vec![
             Step::Delete(ObjectRef::NetworkPolicy(policy_key("a", "deny"))),
-            Step::Apply(Kind::NetworkPolicy, policy("a", "new")),
+            Step::Apply(Kind::NETWORK_POLICY, policy("a", "new")),
         ],
     ];
     let orders = interleavings(&by_kind);
@@ -231,15 +237,15 @@ fn semantics_54_every_order_of_the_watches_gives_the_same_state() {
 #[test]
 fn semantics_55_a_list_replaces_everything_of_its_kind_at_once() {
     let mut state = synced(&[
-        (Kind::Namespace, namespace("a", "1", false)),
-        (Kind::Pod, pod("a", "old")),
-        (Kind::Pod, pod("a", "kept")),
+        (Kind::NAMESPACE, namespace("a", "1", false)),
+        (Kind::POD, pod("a", "old")),
+        (Kind::POD, pod("a", "kept")),
     ]);
-    let items = ["kept", "new"].map(|name| item(Kind::Pod, pod("a", name)).unwrap());
-    assert!(state.listed(Kind::Pod, items.to_vec()));
+    let items = ["kept", "new"].map(|name| item(Kind::POD, pod("a", name)).unwrap());
+    assert!(state.listed(Kind::POD, items.to_vec()));
     let names: Vec<&str> = state.cluster().pods.keys().map(|key| key.name.as_str()).collect();
     assert_eq!(names, ["kept", "new"]);
-    assert!(!state.listed(Kind::Pod, items.to_vec()), "nothing new");
+    assert!(!state.listed(Kind::POD, items.to_vec()), "nothing new");
 }
 
 #[test]
@@ -247,18 +253,18 @@ fn an_object_that_cannot_be_decoded_keeps_its_last_good_content() {
     let mut state = a_live_namespace();
     let mut broken = pod("a", "p");
     broken["status"]["podIPs"] = json!([{"ip": "not an address"}]);
-    assert!(state.applied(item(Kind::Pod, broken.clone()).unwrap()));
+    assert!(state.applied(item(Kind::POD, broken.clone()).unwrap()));
     assert_eq!(state.cluster().pods[&policy_key("a", "p")].addresses.len(), 1);
     assert_eq!(state.problems().iter().count(), 1, "{:?}", state.problems());
     assert_eq!(state.problems().iter().next().unwrap().object, "a/p");
     assert!(
-        !state.applied(item(Kind::Pod, broken.clone()).unwrap()),
+        !state.applied(item(Kind::POD, broken.clone()).unwrap()),
         "the same once more"
     );
     // A list with it in it does not remove it.
-    state.listed(Kind::Pod, vec![item(Kind::Pod, broken).unwrap()]);
+    state.listed(Kind::POD, vec![item(Kind::POD, broken).unwrap()]);
     assert_eq!(state.cluster().pods.len(), 1);
-    assert!(state.applied(item(Kind::Pod, pod("a", "p")).unwrap()));
+    assert!(state.applied(item(Kind::POD, pod("a", "p")).unwrap()));
     assert!(state.problems().is_empty());
 }
 
@@ -272,7 +278,7 @@ fn a_policy_that_cannot_be_understood_isolates() {
     ] {
         let mut broken = policy("a", "deny");
         broken["spec"] = spec.clone();
-        state.applied(item(Kind::NetworkPolicy, broken).unwrap());
+        state.applied(item(Kind::NETWORK_POLICY, broken).unwrap());
         let policy = &state.cluster().policies[&policy_key("a", "deny")];
         assert_eq!(policy.ingress.as_deref(), Some(&[][..]), "{spec}");
         assert!(!policy.faults.is_empty(), "{spec}");
@@ -286,8 +292,8 @@ fn what_changes_nothing_that_matters_is_no_change() {
     let mut heartbeat = pod("a", "p");
     heartbeat["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
     heartbeat["metadata"]["annotations"] = json!({"some/thing": "else"});
-    assert!(!state.applied(item(Kind::Pod, heartbeat).unwrap()));
+    assert!(!state.applied(item(Kind::POD, heartbeat).unwrap()));
     let mut relabelled = pod("a", "p");
     relabelled["metadata"]["labels"] = json!({"app": "web"});
-    assert!(state.applied(item(Kind::Pod, relabelled).unwrap()));
+    assert!(state.applied(item(Kind::POD, relabelled).unwrap()));
 }

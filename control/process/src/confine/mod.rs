@@ -7,10 +7,10 @@
 //! Both happen while the process has one thread: capabilities, users and Landlock's domains belong to threads, and those
 //! that are started later inherit them.
 
-mod account;
-mod file_access;
-mod source_files;
-mod syscalls;
+mod calls;
+mod files;
+mod needs;
+mod user;
 
 use std::{
     io,
@@ -23,8 +23,8 @@ use ringwall_config::Config;
 use ringwall_messages::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use self::account::Account;
-pub use self::source_files::SourceFiles;
+pub use self::needs::Needs;
+use self::user::Account;
 
 /// Name of the folder of the control process, in the runtime directory and in the state directory.
 pub const CONTROL_FOLDER: &str = "control";
@@ -69,7 +69,7 @@ pub enum ConfineError {
     },
     /// A folder or file cannot be handed to the user.
     #[error("cannot hand {} to {user}: {reason}", path.display())]
-    ChangeOwner {
+    HandOver {
         /// The user.
         user: String,
         /// The folder or file.
@@ -79,7 +79,7 @@ pub enum ConfineError {
     },
     /// A right cannot be given up.
     #[error("cannot give up {what}: {reason}")]
-    DropPrivilege {
+    GiveUp {
         /// The right.
         what: &'static str,
         /// What the kernel says.
@@ -87,8 +87,8 @@ pub enum ConfineError {
     },
 }
 
-fn drop_error<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> ConfineError {
-    move |error| ConfineError::DropPrivilege {
+fn give_up<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> ConfineError {
+    move |error| ConfineError::GiveUp {
         what,
         reason: error.to_string(),
     }
@@ -98,13 +98,13 @@ fn drop_error<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Con
 static CONFINED: OnceLock<Confined> = OnceLock::new();
 
 struct Confined {
-    readable: SourceFiles,
+    readable: Needs,
     home: Option<PathBuf>,
 }
 
 /// Ends the process where it may not read what it has to read now, as a kubeconfig that names files in another folder: what
 /// may be read is settled at the start, and the supervisor starts another process. Not where the next one could not either.
-pub fn exit_unless_covered(needs: &SourceFiles, what: &Path) {
+pub fn end_unless_covered(needs: &Needs, what: &Path) {
     let Some(confined) = CONFINED.get() else { return };
     if confined.readable.covers(needs) || !confined.readable.would_cover(needs) {
         return;
@@ -117,9 +117,9 @@ pub fn exit_unless_covered(needs: &SourceFiles, what: &Path) {
 }
 
 /// Ends the process where a file by which names are resolved was replaced by another of its name, which it cannot read.
-pub fn exit_if_names_changed() {
-    for (file, needs) in SourceFiles::of_names() {
-        exit_unless_covered(&needs, file);
+pub fn end_if_names_changed() {
+    for (file, needs) in Needs::of_names() {
+        end_unless_covered(&needs, file);
     }
 }
 
@@ -133,15 +133,15 @@ pub fn home() -> Option<&'static Path> {
 /// # Errors
 /// The configured user cannot be had or cannot read the source, or the kernel refuses to take a right away. A kernel without
 /// Landlock is no error: the log says so.
-pub fn control(config: &Config, mut needs: SourceFiles) -> Result<(), ConfineError> {
+pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
     let folders = [&config.runtime_dir, &config.state_dir].map(|dir| dir.join(CONTROL_FOLDER));
     let rights = rustix::thread::capabilities(None)
-        .map_err(drop_error("capabilities"))?
+        .map_err(give_up("capabilities"))?
         .effective;
     let takes = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
     let mut home = None;
     let name = if rustix::process::geteuid().is_root() && rights.contains(takes) {
-        let account = account::choose(config.control_user.as_ref(), &needs)?;
+        let account = user::choose(config.control_user.as_ref(), &needs)?;
         prepare(config, &account, &folders)?;
         let mut keep = CapabilitySet::empty();
         if let Some((path, reason)) = account.cannot_read(&needs, &folders)? {
@@ -162,10 +162,10 @@ pub fn control(config: &Config, mut needs: SourceFiles) -> Result<(), ConfineErr
         if needs.runs_programs && needs.owner() == Some(account.uid) {
             home = account.home().map(Path::to_owned);
         }
-        drop_other_capabilities_for_children(keep)?;
-        rustix::thread::set_keep_capabilities(true).map_err(drop_error("capabilities"))?;
-        account.switch_to()?;
-        drop_other_capabilities(keep)?;
+        keep_at_most(keep)?;
+        rustix::thread::set_keep_capabilities(true).map_err(give_up("capabilities"))?;
+        account.become_it()?;
+        keep_capabilities(keep)?;
         if needs.runs_programs && !keep.is_empty() {
             // For the programs, too: what they read is where root's is.
             inherit(keep)?;
@@ -176,12 +176,12 @@ pub fn control(config: &Config, mut needs: SourceFiles) -> Result<(), ConfineErr
             make_folder(folder, 0o700)?;
         }
         link_socket(config)?;
-        drop_other_capabilities_for_children(CapabilitySet::empty())?;
-        drop_other_capabilities(CapabilitySet::empty())?;
+        keep_at_most(CapabilitySet::empty())?;
+        keep_capabilities(CapabilitySet::empty())?;
         "the user who started it".to_owned()
     };
-    let enforced = file_access::control(config, &needs, &folders).map_err(drop_error("files"))?;
-    syscalls::allow_ordinary().map_err(drop_error("system calls"))?;
+    let enforced = files::control(config, &needs, &folders).map_err(give_up("files"))?;
+    calls::allow_ordinary().map_err(give_up("system calls"))?;
     tracing::info!(
         user = name,
         landlock = enforced,
@@ -202,7 +202,7 @@ pub fn control(config: &Config, mut needs: SourceFiles) -> Result<(), ConfineErr
 fn prepare(config: &Config, account: &Account, folders: &[PathBuf; 2]) -> Result<(), ConfineError> {
     let hand_over = |path: &Path| {
         let path = path.to_owned();
-        move |error: io::Error| ConfineError::ChangeOwner {
+        move |error: io::Error| ConfineError::HandOver {
             user: account.to_string(),
             path,
             reason: error.to_string(),
@@ -248,7 +248,7 @@ fn link_socket(config: &Config) -> Result<(), ConfineError> {
         return Ok(());
     }
     let _ = std::fs::remove_file(&link); // the socket of an earlier version
-    std::os::unix::fs::symlink(&target, &link).map_err(|error| ConfineError::ChangeOwner {
+    std::os::unix::fs::symlink(&target, &link).map_err(|error| ConfineError::HandOver {
         user: "control".to_owned(),
         path: link,
         reason: error.to_string(),
@@ -261,7 +261,7 @@ fn link_socket(config: &Config) -> Result<(), ConfineError> {
 /// # Errors
 /// It cannot be made.
 pub fn make_folder(folder: &Path, mode: u32) -> Result<(), ConfineError> {
-    let failed = |error: io::Error| ConfineError::ChangeOwner {
+    let failed = |error: io::Error| ConfineError::HandOver {
         user: "the process".to_owned(),
         path: folder.to_owned(),
         reason: error.to_string(),
@@ -293,46 +293,45 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 /// # Errors
 /// The kernel refuses to take a right away.
 pub fn dataplane(config: &Config) -> Result<(), ConfineError> {
-    drop_other_capabilities_for_children(DATAPLANE_KEEPS)?;
-    drop_other_capabilities(DATAPLANE_KEEPS)?;
-    let enforced = file_access::dataplane(config).map_err(drop_error("files"))?;
+    keep_at_most(DATAPLANE_KEEPS)?;
+    keep_capabilities(DATAPLANE_KEEPS)?;
+    let enforced = files::dataplane(config).map_err(give_up("files"))?;
     tracing::info!(landlock = enforced, "the dataplane gave up what it does not need");
     Ok(())
 }
 
 /// Gives up all other capabilities for what this process starts. Before it gives up those that this takes.
-fn drop_other_capabilities_for_children(keep: CapabilitySet) -> Result<(), ConfineError> {
-    rustix::thread::set_no_new_privs(true).map_err(drop_error("new privileges"))?;
-    let now = rustix::thread::capabilities(None).map_err(drop_error("capabilities"))?;
+fn keep_at_most(keep: CapabilitySet) -> Result<(), ConfineError> {
+    rustix::thread::set_no_new_privs(true).map_err(give_up("new privileges"))?;
+    let now = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
     // Without SETPCAP the bounding set stays; nothing can be gained from it any more.
     if now.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(keep).iter() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
                 // A capability that this kernel does not know.
                 Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(error) => return Err(drop_error("capabilities")(error)),
+                Err(error) => return Err(give_up("capabilities")(error)),
             }
         }
     }
-    rustix::thread::clear_ambient_capability_set().map_err(drop_error("capabilities"))
+    rustix::thread::clear_ambient_capability_set().map_err(give_up("capabilities"))
 }
 
 /// Gives up all other capabilities.
-fn drop_other_capabilities(keep: CapabilitySet) -> Result<(), ConfineError> {
-    let now = rustix::thread::capabilities(None).map_err(drop_error("capabilities"))?;
+fn keep_capabilities(keep: CapabilitySet) -> Result<(), ConfineError> {
+    let now = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
     let kept = CapabilitySets {
         effective: now.permitted.intersection(keep),
         permitted: now.permitted.intersection(keep),
         inheritable: CapabilitySet::empty(),
     };
-    rustix::thread::set_capabilities(None, kept).map_err(drop_error("capabilities"))
+    rustix::thread::set_capabilities(None, kept).map_err(give_up("capabilities"))
 }
 
 /// Lets programs that this process starts have capabilities that it has.
 fn inherit(capabilities: CapabilitySet) -> Result<(), ConfineError> {
-    let mut sets = rustix::thread::capabilities(None).map_err(drop_error("capabilities"))?;
+    let mut sets = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
     sets.inheritable = capabilities;
-    rustix::thread::set_capabilities(None, sets).map_err(drop_error("capabilities"))?;
-    rustix::thread::configure_capability_in_ambient_set(capabilities, true)
-        .map_err(drop_error("capabilities"))
+    rustix::thread::set_capabilities(None, sets).map_err(give_up("capabilities"))?;
+    rustix::thread::configure_capability_in_ambient_set(capabilities, true).map_err(give_up("capabilities"))
 }
