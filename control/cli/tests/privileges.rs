@@ -179,6 +179,51 @@ fn control_is_a_user_of_its_own_without_any_capability() {
     assert!(!said.contains("denied"), "{said}");
 }
 
+/// CAP_NET_BIND_SERVICE.
+const TO_LISTEN: [&str; 1] = ["0000000000000400"];
+
+#[test]
+fn a_port_below_1024_is_listened_on_by_one_capability() {
+    if !is_root("a port of root's") {
+        return;
+    }
+    let bed = Bed::new("");
+    let port = (600..1024)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap();
+    let text = fs::read_to_string(bed.path("config.yaml")).unwrap();
+    let text = text.replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    fs::write(bed.path("config.yaml"), text).unwrap();
+    let control = bed.start(&[]);
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert_ne!(control.status("Uid")[0], "0");
+    for task in fs::read_dir(format!("/proc/{}/task", control.0.id())).unwrap() {
+        let status = task.unwrap().path().join("status").display().to_string();
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert_eq!(of_process(&status, set), TO_LISTEN, "{set} of {status}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(of_process(&status, set), NOTHING, "{set} of {status}");
+        }
+        assert_eq!(of_process(&status, "Seccomp"), ["2"], "{status}");
+    }
+    drop(control);
+    // Who starts it may not have the capability.
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-net_bind_service", "--"])
+        .arg(env!("CARGO_BIN_EXE_ringwall"))
+        .args(["control", "--config"])
+        .arg(bed.path("config.yaml"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        said.contains("telemetry.metricsListen") && said.contains("CAP_NET_BIND_SERVICE"),
+        "{said}"
+    );
+}
+
 /// CAP_DAC_READ_SEARCH.
 const TO_READ: [&str; 1] = ["0000000000000004"];
 

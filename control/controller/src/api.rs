@@ -60,7 +60,7 @@ const PATIENCE: Patience = Patience {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// A network address cannot be listened on.
-    #[error("cannot listen on {address} ({key}): {error}; choose another address or stop what uses it")]
+    #[error("cannot listen on {address} ({key}): {error}; {}", what_to_do(error))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -168,6 +168,15 @@ impl Drop for Servers {
         }
         // Gone already: as well.
         let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+fn what_to_do(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "a port below 1024 takes CAP_NET_BIND_SERVICE, which control has if ringwall is started with it: add it to CapabilityBoundingSet \
+         of the service, or choose a port from 1024"
+    } else {
+        "choose another address or stop what uses it"
     }
 }
 

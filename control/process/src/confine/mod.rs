@@ -1,6 +1,7 @@
 //! What a process gives up before it meets what strangers wrote: policies and answers of servers, or packets.
 //!
-//! * [`control`] becomes a user of its own without capabilities (or with the one to read, where files of others are its source), who can read the source of policies and write two folders
+//! * [`control`] becomes a user of its own without capabilities (or with the one to read, where files of others are its source, and the
+//!   one to listen on a port below 1024, where the configuration has one), who can read the source of policies and write two folders
 //!   of its own, and whose system calls are those of an ordinary client.
 //! * [`dataplane`] keeps the capabilities that ports and programs need and loses the rest, and every file that is not its own.
 //!
@@ -138,6 +139,7 @@ pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
     let rights = rustix::thread::capabilities(None)
         .map_err(give_up("capabilities"))?
         .effective;
+    let ports = to_listen(config);
     let takes = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
     let mut home = None;
     let name = if rustix::process::geteuid().is_root() && rights.contains(takes) {
@@ -162,10 +164,10 @@ pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
         if needs.runs_programs && needs.owner() == Some(account.uid) {
             home = account.home().map(Path::to_owned);
         }
-        keep_at_most(keep)?;
+        keep_at_most(keep | ports)?;
         rustix::thread::set_keep_capabilities(true).map_err(give_up("capabilities"))?;
         account.become_it()?;
-        keep_capabilities(keep)?;
+        keep_capabilities(keep | ports)?;
         if needs.runs_programs && !keep.is_empty() {
             // For the programs, too: what they read is where root's is.
             inherit(keep)?;
@@ -176,8 +178,8 @@ pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
             make_folder(folder, 0o700)?;
         }
         link_socket(config)?;
-        keep_at_most(CapabilitySet::empty())?;
-        keep_capabilities(CapabilitySet::empty())?;
+        keep_at_most(ports)?;
+        keep_capabilities(ports)?;
         "the user who started it".to_owned()
     };
     let enforced = files::control(config, &needs, &folders).map_err(give_up("files"))?;
@@ -193,6 +195,23 @@ pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
         home,
     });
     Ok(())
+}
+
+/// What it takes to listen where the configuration says: a capability for the ports that the kernel keeps for root's. It is
+/// kept, as the control process of an upgrade listens long after it was confined, when the one before has ended.
+fn to_listen(config: &Config) -> CapabilitySet {
+    let first_free = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(1024);
+    let telemetry = &config.telemetry;
+    let addresses = [Some(telemetry.metrics_listen), telemetry.health_listen];
+    let mut ports = addresses.into_iter().flatten().map(|address| address.port());
+    if ports.any(|port| (1..first_free).contains(&port)) {
+        CapabilitySet::NET_BIND_SERVICE
+    } else {
+        CapabilitySet::empty()
+    }
 }
 
 /// Makes the folders, the account's own; what an earlier version kept beside them is handed over.
