@@ -385,50 +385,65 @@ impl Proof {
         }
         let (mut subjects, mut meanings) = (BTreeMap::new(), BTreeMap::new());
         let mut own_nodes = BTreeMap::new();
+        let note = |of: &mut BTreeMap<(u32, u32), Vec<Place>>, pair: (u32, u32), place: Place| {
+            let places = of.entry(pair).or_default();
+            let of_family = places.iter().filter(|it| is_v4(**it) == is_v4(place));
+            // No end is asked about itself, and no packet is of two families: two of each tell what all do.
+            if of_family.count() < 2 {
+                places.push(place);
+            }
+        };
         for (place, old) in &was {
             let Some(new) = self.held.seen(*place).map(|seen| seen.end) else {
                 continue;
             };
             for pair in old.subjects.into_iter().zip(new.subjects) {
                 if pair.0 != pair.1 {
-                    subjects.entry(pair).or_insert(*place);
+                    note(&mut subjects, pair, *place);
                 }
             }
             if old.own_node != new.own_node {
-                own_nodes.entry((old.own_node, new.own_node)).or_insert(*place);
+                note(&mut own_nodes, (old.own_node, new.own_node), *place);
             }
             if !self.view.only_gained(old.meaning, new.meaning) {
-                meanings.entry((old.meaning, new.meaning)).or_insert(*place);
+                note(&mut meanings, (old.meaning, new.meaning), *place);
             }
         }
         let columns: Vec<_> = self.held.columns().collect();
         let subjects = subjects.into_iter().map(|pair| (pair, true));
-        for (((old, new), own), any_peer) in subjects.chain(own_nodes.into_iter().map(|pair| (pair, false))) {
+        let own_nodes = own_nodes.into_iter().map(|pair| (pair, false));
+        for (((old, new), owns), any_peer) in subjects.chain(own_nodes) {
             for column in &columns {
                 if self.view.pass_alike((old, column.1), (new, column.1)) {
                     continue;
                 }
                 for peer in self.held.peers_in(*column) {
                     let meant = was.get(&peer).map_or(column.1, |end| end.meaning);
-                    if (any_peer || !self.held.is_pod(peer))
-                        && self.both_keep(own, peer, older)
+                    let asked = any_peer || !self.held.is_pod(peer);
+                    let own = owns
+                        .iter()
+                        .find(|own| asked && self.both_keep(**own, peer, older));
+                    if let Some(own) = own
                         && !self.view.pass_alike((old, meant), (new, column.1))
                     {
-                        return Err(self.stale(own, peer, new));
+                        return Err(self.stale(*own, peer, new));
                     }
                 }
             }
         }
         let lines: Vec<_> = self.held.lines().collect();
-        for ((old, new), peer) in meanings {
+        for ((old, new), peers) in meanings {
             for line in &lines {
                 if self.view.pass_alike((line.1, old), (line.1, new)) {
                     continue;
                 }
                 for own in self.held.subjects_of(*line) {
                     let same = was.get(&own).is_none_or(|end| end.subjects.contains(&line.1));
-                    if same && self.both_keep(own, peer, older) {
-                        return Err(self.stale(own, peer, line.1));
+                    let peer = peers
+                        .iter()
+                        .find(|peer| same && self.both_keep(own, **peer, older));
+                    if let Some(peer) = peer {
+                        return Err(self.stale(own, *peer, line.1));
                     }
                 }
             }
@@ -625,4 +640,8 @@ fn is_another(
         }
         IdentityKind::External | IdentityKind::Unknown | IdentityKind::Service => None,
     }
+}
+
+fn is_v4(place: Place) -> bool {
+    matches!(place, Place::Address(address) if address.is_ipv4())
 }

@@ -249,7 +249,7 @@ impl Policy {
 /// A policy in words: `namespace/name` of a NetworkPolicy; of others all that can tell two apart.
 pub(super) fn in_words(policy: &PolicyName<'_>) -> String {
     match (policy.tier, policy.kind) {
-        (_, NETWORK_POLICY) => policy.to_string(),
+        (NETWORK_POLICY, NETWORK_POLICY) => policy.to_string(),
         (tier, kind) => format!("{kind} {policy} of tier {tier}"),
     }
 }

@@ -12,8 +12,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use ipnet::IpNet;
 use ringwall_evaluate::{Cause, End, Identity, Service, holds, selects};
 use ringwall_policy::{
-    Cluster, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PortMatch,
-    Protocol, Requirement, Rule, Selector,
+    Cluster, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PolicyKind,
+    PortMatch, Protocol, Requirement, Rule, Selector,
 };
 
 use super::{
@@ -213,21 +213,27 @@ impl<'a> Search<'a> {
         ]
         .into_iter()
         .filter_map(|(direction, decided)| {
-            let (Cause::Rule { tier, policy, index } | Cause::Denied { tier, policy, index }) =
-                &decided.cause
-            else {
+            if decided.allow != self.allowed {
                 return None;
-            };
-            let policy = self
-                .whole
-                .tiered
-                .get(policy)
-                .filter(|_| decided.allow == self.allowed)?;
-            let verb = if decided.allow { "allows" } else { "denies" };
-            Some(format!(
-                "{} that {verb} its {direction}",
-                rule_words(&policy.id, tier, *index)
-            ))
+            }
+            match &decided.cause {
+                Cause::Rule { tier, policy, index } | Cause::Denied { tier, policy, index }
+                    if policy.kind != PolicyKind::NetworkPolicy =>
+                {
+                    let verb = if decided.allow { "allows" } else { "denies" };
+                    let rule = rule_words(policy, tier, *index);
+                    Some(format!("{rule} that {verb} its {direction}"))
+                }
+                Cause::Isolated { tier, policies } => {
+                    let other = policies.iter().find(|it| it.kind != PolicyKind::NetworkPolicy)?;
+                    Some(format!(
+                        "tier {tier} that denies its {direction}, since none of its policies that select it, as {}, has a \
+                         rule about this",
+                        other.label()
+                    ))
+                }
+                _ => None,
+            }
         })
         .collect();
         let what = match rules.len() {

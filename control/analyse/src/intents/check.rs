@@ -41,6 +41,8 @@ pub struct CounterExample {
     pub to_address: Option<IpAddr>,
     /// Protocol.
     pub service: Service,
+    /// Its IP protocol number.
+    pub protocol: u8,
     /// Destination port, where the protocol has ports.
     pub port: Option<u16>,
     /// Whether it passes.
@@ -244,14 +246,8 @@ impl<'a> Checker<'a> {
 
     fn counter_example(&self, violations: &Violations) -> Result<CounterExample, RefineError> {
         let (src, dst, family, service, port) = violations.first;
+        let protocol = service.protocol(family, (port, port));
         let port = service.has_ports().then_some(port);
-        let protocol = match (service, family) {
-            (Service::Tcp, _) => 6,
-            (Service::Udp, _) => 17,
-            (Service::Sctp, _) => 132,
-            (Service::Other, Family::V4) => 1,
-            (Service::Other, Family::V6) => 58,
-        };
         let l4 = L4::of(protocol, port);
         let lost = RefineError::Snapshot("an end is not its own");
         let judge = |reading: &Reading<'_>| reading.ends.judge(0, (src, dst), family, l4);
@@ -279,6 +275,7 @@ impl<'a> Checker<'a> {
             to,
             to_address,
             service,
+            protocol,
             port,
             allow: surely.allow(),
             depends,
@@ -342,7 +339,7 @@ impl Reading<'_> {
                     let packet = *known.entry(cell).or_insert_with(|| {
                         grid.first(cell, |service, span, allow| {
                             (allow != duty.allow)
-                                .then(|| meet(duty.ports.of(service), span))
+                                .then(|| first_of(duty.ports.of(service), span, service, family))
                                 .flatten()
                         })
                     });
@@ -399,7 +396,9 @@ impl Reading<'_> {
                     continue;
                 };
                 let packet = grid.first(cell, |service, span, allow| {
-                    (!allow).then(|| meet(duty.ports.of(service), span)).flatten()
+                    (!allow)
+                        .then(|| first_of(duty.ports.of(service), span, service, family))
+                        .flatten()
                 });
                 let Some((service, port)) = packet else { continue };
                 match found {
@@ -433,11 +432,14 @@ impl Reading<'_> {
     }
 }
 
-/// The first port of a span that is in a list.
-fn meet(ports: &[(u16, u16)], span: (u16, u16)) -> Option<u16> {
+/// The first port of a span that is in a list; of protocols without ports, a protocol number.
+fn first_of(ports: &[(u16, u16)], span: (u16, u16), service: Service, family: Family) -> Option<u16> {
     let meet = ports
         .iter()
         .map(|(lo, hi)| ((*lo).max(span.0), (*hi).min(span.1)));
     let mut those = meet.filter(|(lo, hi)| lo <= hi);
-    those.next().map(|(lo, _)| lo)
+    those.next().map(|(lo, hi)| match service.has_ports() {
+        true => lo,
+        false => u16::from(service.protocol(family, (lo, hi))),
+    })
 }

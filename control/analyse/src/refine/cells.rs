@@ -60,7 +60,7 @@ impl Reason {
 /// From each port on, the number of a [`Reason`].
 pub(super) type Reasons = Vec<(u16, u32)>;
 
-/// What a cell decides: for each [`Service`], [`Service::Other`] with one entry.
+/// What a cell decides: for each [`Service`], by port; for [`Service::Other`] by protocol number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Cell {
     pub services: [Reasons; 4],
@@ -244,9 +244,17 @@ impl<'a, const N: usize> Cells<'a, N> {
                 }
             }
         }
-        let portless = self.number_of(side, &spans.portless)?;
-        if let Some(other) = services.last_mut() {
-            other.push((0, portless));
+        let others = match spans.others.is_empty() {
+            true => vec![(0, spans.portless)],
+            false => spans.others,
+        };
+        for (number, verdict) in others {
+            let reason = self.number_of(side, &verdict)?;
+            if let Some(other) = services.last_mut()
+                && other.last().is_none_or(|(_, last)| *last != reason)
+            {
+                other.push((u16::from(number), reason));
+            }
         }
         let (number, _) = self.cells.number(Cell { services });
         if let Some(known) = self.known_cells.get_mut(side) {

@@ -9,7 +9,8 @@ pub enum Service {
     Udp,
     /// Protocol 132.
     Sctp,
-    /// Every other protocol, and packets whose ports cannot be read: no rule tells them apart (SEMANTICS 35, 63).
+    /// Every other protocol, and packets whose ports cannot be read (SEMANTICS 35, 63): by protocol number in place of a port.
+    /// Few rules tell them apart.
     Other,
 }
 
@@ -42,12 +43,34 @@ impl Service {
         !matches!(self, Self::Other)
     }
 
+    /// The IP protocol number of a packet of this service: TCP, UDP, SCTP; else one from a span of numbers, ICMP where that is
+    /// in it.
+    pub fn protocol(self, family: super::Family, (lo, hi): Span) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+            Self::Other => {
+                let icmp = match family {
+                    super::Family::V4 => 1,
+                    super::Family::V6 => 58,
+                };
+                let with_ports = |number: &u16| [6, 17, 132].contains(number);
+                let mut own = (lo..=hi.min(255)).filter(|number| !with_ports(number));
+                match (lo..=hi).contains(&icmp) {
+                    true => icmp as u8,
+                    false => own.next().unwrap_or(lo) as u8,
+                }
+            }
+        }
+    }
+
     pub(super) const fn index(self) -> usize {
         self as usize
     }
 }
 
-/// Ports `lo..=hi`; `0..=65535` for [`Service::Other`].
+/// Ports `lo..=hi`; for [`Service::Other`] protocol numbers, of which the last reaches to 65535.
 pub type Span = (u16, u16);
 
 /// Walks over several lists of (first port, value), each beginning at port 0, and calls for each span in which none

@@ -104,8 +104,11 @@ impl<'a> Writer<'a> {
                 write!(out, "{before}[{lo},{hi}]")?;
             }
             out.write_all(b"]")?;
-        } else {
+        } else if *region.ports == [(0, u16::MAX)] {
             out.write_all(b"null")?;
+        } else {
+            out.write_all(b"null,\"protocols\":")?;
+            serde_json::to_writer(&mut *out, &protocol_numbers(&region.ports))?;
         }
         let [from, to] = region.verdicts();
         write!(out, ",\"from\":\"{from}\",\"to\":\"{to}\",\"policies\":[")?;
@@ -164,4 +167,10 @@ impl<'a> Writer<'a> {
         }
         self.excepts_self.1
     }
+}
+
+/// Spans of protocol numbers, of a region of protocols without ports.
+fn protocol_numbers(spans: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let last = u16::from(u8::MAX);
+    spans.iter().map(|(lo, hi)| (*lo, (*hi).min(last))).collect()
 }

@@ -192,6 +192,8 @@ fn services(regions: &[&Region]) -> String {
     let words = Service::ALL.into_iter().flat_map(|service| {
         spans(service).into_iter().map(move |(lo, hi)| match (lo, hi) {
             (0, u16::MAX) => service.name().to_owned(),
+            (lo, hi) if service == Service::Other && lo == hi => format!("IP protocol {lo}"),
+            (lo, hi) if service == Service::Other => format!("IP protocols {lo}-{}", hi.min(255)),
             (lo, hi) if lo == hi => format!("{lo}/{}", service.name()),
             (lo, hi) => format!("{lo}-{hi}/{}", service.name()),
         })

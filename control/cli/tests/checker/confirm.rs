@@ -8,7 +8,7 @@ use ringwall_prove::{Answer, Difference};
 
 fn name(tier: &str, policy: &PolicyId) -> String {
     match policy.kind {
-        PolicyKind::NetworkPolicy => policy.to_string(),
+        PolicyKind::NetworkPolicy if tier == "NetworkPolicy" => policy.to_string(),
         kind => format!("{} {policy} of tier {tier}", kind.name()),
     }
 }

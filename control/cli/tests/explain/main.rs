@@ -426,7 +426,7 @@ fn reason_holds(why: &str, cluster: &Cluster, src: &End<'_>, dst: &End<'_>, allo
         !allowed && unknown && !cluster.settings.allow_unknown
     } else if why.contains("neither end") {
         allowed && !is_pod(src) && !is_pod(dst)
-    } else if why.starts_with("it is rule") {
+    } else if why.starts_with("it is rule") || why.starts_with("it is tier") {
         cluster
             .tiered
             .values()

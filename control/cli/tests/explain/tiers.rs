@@ -121,7 +121,7 @@ fn a_rule_that_denies_is_named_and_no_edit_of_other_policies_is_proposed() {
     says(
         &text,
         &[
-            "ClusterNetworkPolicy guard (KUBE_ADMIN, priority 5) selects it: its subject is every pod",
+            "ClusterNetworkPolicy guard (Admin, priority 5) selects it: its subject is every pod",
             "rule 0 (pass) fails at its ports",
             "rule 1 (deny) matches: this is the one that decides",
             "No change of a NetworkPolicy or label would allow it: it is rule 1 of ClusterNetworkPolicy guard (Admin) that \

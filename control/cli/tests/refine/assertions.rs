@@ -192,7 +192,10 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
                         seen[family as usize][dst].as_ref()?,
                     );
                     let service_asked = ringwall_evaluate::Service {
-                        protocol: [6, 17, 132, 1][service as usize],
+                        protocol: match service {
+                            Service::Other => port as u8,
+                            _ => service.protocol(family, (0, u16::MAX)),
+                        },
                         port: service.has_ports().then_some(port),
                     };
                     let verdict = ringwall_evaluate::judge(&cluster, &a.end, &b.end, service_asked);
@@ -237,10 +240,10 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
             for _ in 0..1500 {
                 let (src, dst) = (random.below(ends.all.len()), random.below(ends.all.len()));
                 let service = *random.one(&Service::ALL);
-                let port = if service.has_ports() {
-                    *random.one(&borders)
-                } else {
-                    0
+                // Of protocols without ports, a number.
+                let port = match service.has_ports() {
+                    true => *random.one(&borders),
+                    false => *random.one(&[1, 47, 50, 58]),
                 };
                 for family in Family::BOTH {
                     if contradicts(src, dst, family, service, port) == Some(true) {
@@ -272,7 +275,7 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
                     );
                     let address = example.from_address.or(example.to_address);
                     let family = address.map_or(Family::V4, Family::of);
-                    let port = example.port.unwrap_or(0);
+                    let port = example.port.unwrap_or(u16::from(example.protocol));
                     let got = contradicts(src, dst, family, example.service, port);
                     assert_eq!(got, Some(true), "{}", said());
                     *outcomes.entry("fails").or_default() += 1;

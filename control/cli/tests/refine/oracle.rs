@@ -551,6 +551,7 @@ pub(crate) fn rename(cluster: &Cluster, random: &mut Random) -> Cluster {
     let mut renamed = Cluster {
         settings: cluster.settings.clone(),
         tiered: cluster.tiered.clone(),
+        tiers: cluster.tiers.clone(),
         ..Cluster::default()
     };
     for object in objects {
