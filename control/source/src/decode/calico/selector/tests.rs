@@ -1,4 +1,9 @@
 //! The grammar, case by case. The first three tables hold the cases of Calico's own tests as data.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
 
 use super::*;
 
