@@ -108,6 +108,7 @@ fn synthetic(policies: usize, pods: usize, namespaces: usize) -> Cluster {
             finished: false,
             terminating: false,
             named_ports: vec![port("http", 8080), port("metrics", 9090 + app as u16)],
+            service_account: String::new(),
             template_of: None,
         }));
     }

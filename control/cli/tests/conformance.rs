@@ -114,6 +114,7 @@ fn cluster(step: &Step) -> Cluster {
             finished: false,
             terminating: false,
             named_ports,
+            service_account: String::new(),
             template_of: None,
         }));
     }

@@ -539,8 +539,8 @@ fn what_nobody_could_read_is_summed_up_for_people() {
 
 const GLOBAL_POLICY: &str = "
 ---
-apiVersion: projectcalico.org/v3
-kind: GlobalNetworkPolicy
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
 metadata: {name: x}
 spec: {order: 1, ingress: [{action: ACTION}]}
 ";
@@ -594,7 +594,7 @@ fn policies_that_are_not_evaluated_are_told_and_count_as_changes_where_they_diff
     for (to, differs) in [(&to, true), (&from, false)] {
         let ran = diff(to, &["-o", "json"]);
         let wanted = json!({
-            "incomplete": ["GlobalNetworkPolicy.projectcalico.org"],
+            "incomplete": ["CiliumClusterwideNetworkPolicy.cilium.io"],
             "incomplete_differs": differs,
         });
         assert_eq!((ran.status, ran.lines()), (i32::from(differs), vec![wanted]));

@@ -1382,8 +1382,7 @@ fn objects_that_are_not_policy_are_ignored_other_policies_are_named() {
     let other = |api: &str, kind: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x", "namespace": "a"}, "spec": {}});
     let world = World::new([
         other("v1", "Service"),
-        other("crd.projectcalico.org/v1", "NetworkPolicy"),
-        other("projectcalico.org/v3", "GlobalNetworkPolicy"),
+        other("projectcalico.org/v3", "Profile"),
         other("crd.antrea.io/v1beta1", "ClusterNetworkPolicy"),
         other("policy.networking.k8s.io/v1", "TenantNetworkPolicy"),
         other("cilium.io/v2", "CiliumNetworkPolicy"),
@@ -1403,8 +1402,7 @@ fn objects_that_are_not_policy_are_ignored_other_policies_are_named() {
             "CiliumClusterwideNetworkPolicy.cilium.io",
             "CiliumNetworkPolicy.cilium.io",
             "ClusterNetworkPolicy.crd.antrea.io",
-            "GlobalNetworkPolicy.projectcalico.org",
-            "NetworkPolicy.crd.projectcalico.org",
+            "Profile.projectcalico.org",
             "TenantNetworkPolicy.policy.networking.k8s.io",
         ]
     );

@@ -38,6 +38,7 @@ fn pod(namespace: &str, name: &str, address: &str, labels: &[(&str, &str)]) -> P
         finished: false,
         terminating: false,
         named_ports: Vec::new(),
+        service_account: String::new(),
         template_of: None,
     }
 }

@@ -418,6 +418,7 @@ mod tests {
                 finished: false,
                 terminating: false,
                 named_ports: Vec::new(),
+                service_account: String::new(),
                 template_of: None,
             }),
         );

@@ -195,6 +195,8 @@ pub struct Pod {
     pub created: Option<i64>,
     /// Its labels, and under [`ACCOUNT_LABEL`] keys those of its service account where policies ask for them.
     pub labels: Labels,
+    /// The name of its service account.
+    pub service_account: String,
     /// All of `status.podIPs` (SEMANTICS 52).
     pub addresses: Vec<IpAddr>,
     /// `spec.nodeName`.
@@ -304,6 +306,7 @@ mod tests {
                 uid: uid.to_owned(),
                 created: None,
                 labels: Labels::new(),
+                service_account: String::new(),
                 addresses: Vec::new(),
                 node: None,
                 host_network: false,

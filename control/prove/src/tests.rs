@@ -68,6 +68,7 @@ fn pod(namespace: &str, name: &str, value: &str) -> Pod {
         finished: false,
         terminating: false,
         named_ports: Vec::new(),
+        service_account: String::new(),
         template_of: None,
     }
 }

@@ -4,12 +4,12 @@
 //! (`spec`, names, labels) is read strictly from both; a mistake costs the object's owner, never its neighbours. Unknown
 //! fields around it are mistakes in a folder alone.
 
-mod calico;
+pub(super) mod calico;
 mod field;
 mod identity;
 mod policy;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tiered;
 
 pub(super) use field::item;
@@ -19,6 +19,8 @@ use field::{
     present, string, wrong_type,
 };
 pub(super) use identity::seconds_since_1970;
+use std::sync::Arc;
+
 use ringwall_policy::{Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey};
 use serde_json::Value;
 
@@ -35,6 +37,10 @@ pub struct Decoded {
     pub notes: Vec<Fault>,
     /// What of it is valid and not evaluated yet, of an object that is evaluated otherwise.
     pub unevaluated: Vec<Fault>,
+    /// What an API server would refuse of an object that is no policy in force; the rest counts.
+    pub faults: Vec<Fault>,
+    /// What the state needs of it besides the object.
+    pub(super) input: Option<Arc<calico::Input>>,
 }
 
 /// An object that cannot be understood at all.
@@ -125,6 +131,8 @@ fn unfold(
                 object: Object::Ignored { kind: String::new() },
                 notes: vec![note],
                 unevaluated: Vec::new(),
+                faults: Vec::new(),
+                input: None,
             });
             return Ok(());
         }
@@ -164,7 +172,11 @@ fn items<'a>(
     group: &str,
     api_version: &str,
 ) -> Result<Option<&'a [Value]>, Fault> {
-    let matters = item_kind.is_empty() || !matches!(role(item_kind, group, api_version, at), Role::Ignored);
+    let matters = item_kind.is_empty()
+        || !matches!(
+            role(item_kind, group, api_version, at),
+            Role::Ignored | Role::Support(_)
+        );
     match root.get("items") {
         Some(Value::Array(items)) => Ok(Some(items)),
         // What Go writes for none.
@@ -190,6 +202,10 @@ enum Role {
     /// A NetworkPolicy that names itself wrongly: isolates.
     Misnamed(Fault),
     Tiered(&'static tiered::Dialect),
+    /// A policy of Calico, or what it speaks of.
+    Calico(calico::Kind),
+    /// What Calico's policies speak of, of Kubernetes itself.
+    Support(calico::Support),
     /// A policy of no kind or version that there is.
     Refused(Fault),
     Unevaluated,
@@ -205,6 +221,14 @@ fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
         Some(Ok(dialect)) => return Role::Tiered(dialect),
         Some(Err(wrong)) => return Role::Refused(wrong),
         None => {}
+    }
+    match calico::kind(kind, group, api_version, at) {
+        Some(Ok(kind)) => return Role::Calico(kind),
+        Some(Err(wrong)) => return Role::Refused(wrong),
+        None => {}
+    }
+    if let Some(support) = calico::support(kind, group) {
+        return Role::Support(support);
     }
     match (group, kind) {
         ("", "Namespace") => Role::Namespace,
@@ -229,7 +253,7 @@ fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
         )),
         // Whatever is in this group is policy.
         (tiered::GROUP, _) => Role::Unevaluated,
-        // Staged kinds of Calico decide nothing.
+        // Staged kinds decide nothing.
         (_, kind) if kind.ends_with("NetworkPolicy") && !kind.starts_with("Staged") => Role::Unevaluated,
         _ => Role::Ignored,
     }
@@ -269,6 +293,8 @@ fn object(
         object,
         notes: Vec::new(),
         unevaluated: Vec::new(),
+        faults: Vec::new(),
+        input: None,
     };
     let passed_over = |notes| {
         Ok(Decoded {
@@ -289,6 +315,12 @@ fn object(
             return passed_over(vec![fault(join(at, "kind"), message.to_owned())]);
         }
         Role::Ignored => return passed_over(Vec::new()),
+        Role::Support(support) => {
+            return passed_over(Vec::new()).map(|decoded| Decoded {
+                input: support.read(root).map(Arc::new),
+                ..decoded
+            });
+        }
         Role::Unevaluated => {
             let kind = if group.is_empty() {
                 kind.to_owned()
@@ -308,6 +340,13 @@ fn object(
     if let Role::Refused(wrong) = role {
         return Err(anonymous(wrong));
     }
+    let restored = match &role {
+        Role::Calico(_) if group == calico::STORED_GROUP => {
+            Some(calico::restored(root, at).map_err(anonymous)?)
+        }
+        _ => None,
+    };
+    let root = restored.as_deref().unwrap_or(root);
     let metadata = mapping(root, at, "metadata").map_err(anonymous)?;
     let name = string(metadata, &metadata_at, "name")
         .map_err(anonymous)?
@@ -325,7 +364,15 @@ fn object(
             }
         },
     };
-    let namespaced = !matches!(role, Role::Namespace | Role::Node | Role::Tiered(_));
+    let namespaced = match &role {
+        Role::Namespace | Role::Node | Role::Tiered(_) => false,
+        Role::Calico(kind) => kind.namespaced(),
+        _ => true,
+    };
+    let kind = match &role {
+        Role::Calico(calico) => calico.label(),
+        _ => kind,
+    };
     let namespace = string(metadata, &metadata_at, "namespace")
         .map_err(|wrong| DecodeError {
             label: format!("{kind} {name}"),
@@ -354,6 +401,8 @@ fn object(
         .to_owned();
 
     let mut findings = policy::Findings::default();
+    let mut input = None;
+    let is_calico = matches!(role, Role::Calico(_));
     let object = match role {
         Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
         Role::Node => {
@@ -378,10 +427,23 @@ fn object(
         Role::Tiered(dialect) => Object::Tiered(
             tiered::policy(dialect, root, at, name, uid, origin, &mut findings).map_err(wrong)?,
         ),
-        Role::Refused(_) | Role::Unevaluated | Role::Ignored => unreachable!("returned above"),
+        Role::Calico(kind) => {
+            let place = calico::Place {
+                root,
+                at,
+                key: &key,
+                origin,
+            };
+            let read = calico::object(kind, place, uid, &mut findings).map_err(wrong)?;
+            input = read.input;
+            read.object
+        }
+        Role::Refused(_) | Role::Unevaluated | Role::Support(_) | Role::Ignored => {
+            unreachable!("returned above")
+        }
     };
     // Of a policy these are faults, and found with the others.
-    let policy = matches!(object, Object::NetworkPolicy(_) | Object::Tiered(_));
+    let policy = matches!(object, Object::NetworkPolicy(_) | Object::Tiered(_)) || is_calico;
     if namespaced && !policy && !dns_label(namespace) {
         findings.notes.push(fault(
             join(&metadata_at, "namespace"),
@@ -399,6 +461,8 @@ fn object(
         object,
         notes: findings.notes,
         unevaluated: findings.unevaluated,
+        faults: findings.faults,
+        input: input.map(Arc::new),
     })
 }
 

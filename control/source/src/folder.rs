@@ -11,8 +11,15 @@ mod watch;
 mod whole;
 mod written;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+pub use crate::decode::calico::{
+    StagedAction,
+    lower::{Staged, StagedPolicy},
+};
 use ringwall_policy::{Cluster, Settings};
 pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
 pub use written::Written;
@@ -73,6 +80,8 @@ pub struct Loaded {
     pub cluster: Cluster,
     /// What is wrong but did not stop it (invalid policies that isolate, warnings).
     pub problems: Vec<Problem>,
+    /// Policies that are staged: nothing is enforced of them.
+    pub staged: Arc<Vec<Staged>>,
     /// Number of files read.
     pub files: usize,
     /// The files that say something else than when the folder was last read; none at the first time.

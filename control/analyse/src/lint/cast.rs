@@ -223,6 +223,7 @@ impl<'a> Cast<'a> {
             finished: false,
             terminating: false,
             named_ports: Vec::new(),
+            service_account: String::new(),
             template_of: None,
         };
         self.staged.pods.insert(key.clone(), Arc::new(pod));

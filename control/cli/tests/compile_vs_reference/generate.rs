@@ -154,6 +154,7 @@ pub(crate) fn pod(random: &mut Random, number: usize) -> Pod {
         finished: random.percent(12),
         terminating: random.percent(20),
         named_ports,
+        service_account: String::new(),
         template_of,
     }
 }

@@ -198,6 +198,7 @@ pub(crate) fn with_another_pod(cluster: &Cluster) -> (Cluster, ObjectKey) {
         finished: false,
         terminating: false,
         named_ports: Vec::new(),
+        service_account: String::new(),
         template_of: None,
     }));
     (more, key)

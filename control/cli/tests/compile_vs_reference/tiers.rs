@@ -179,6 +179,7 @@ impl World {
                 finished: false,
                 terminating: false,
                 named_ports: vec![port],
+                service_account: String::new(),
                 template_of: None,
             }));
         }

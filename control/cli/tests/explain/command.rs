@@ -89,9 +89,9 @@ spec:
   podSelector: {}
   ingress: [{from: [{podSelektor: {}}]}]
 ---
-apiVersion: projectcalico.org/v3
-kind: GlobalNetworkPolicy
-metadata: {name: gnp}
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: ccnp}
 spec: {}
 ";
 

@@ -38,6 +38,7 @@ fn shop() -> Cluster {
             finished: false,
             terminating: false,
             named_ports: Vec::new(),
+            service_account: String::new(),
             template_of: None,
         }));
     }

@@ -145,6 +145,7 @@ pub(super) fn pod(
         uid,
         created,
         labels: labels(metadata, &metadata_at)?,
+        service_account: service_account(spec),
         addresses,
         node: string(spec, &spec_at, "nodeName")?
             .filter(|name| !name.is_empty())
@@ -172,6 +173,7 @@ pub(super) fn template(
         uid: String::new(),
         created: None,
         labels: labels(metadata, &metadata_at)?,
+        service_account: service_account(spec),
         addresses: Vec::new(),
         node: None,
         host_network: boolean(spec, &spec_at, "hostNetwork")?,
@@ -180,6 +182,16 @@ pub(super) fn template(
         named_ports: named_ports(spec, &spec_at)?,
         template_of: Some(kind.to_owned()),
     })
+}
+
+/// The name of the service account that a pod runs as. What cannot be read of it is a matter for an API server: it changes
+/// what policies say only where they speak of accounts.
+fn service_account(spec: &Fields) -> String {
+    let named = ["serviceAccountName", "serviceAccount"].into_iter();
+    let name = named
+        .filter_map(|key| spec.get(key)?.as_str())
+        .find(|name| !name.is_empty());
+    name.unwrap_or("default").to_owned()
 }
 
 /// The named ports in the order that decides (SEMANTICS 33): containers, then init containers that keep running.

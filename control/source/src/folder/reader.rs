@@ -15,7 +15,7 @@ use ringwall_policy::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, PolicyId
 use ringwall_process::{confine, confine::Needs};
 
 use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
-use crate::{decode, document, document::Document};
+use crate::{decode, decode::calico::Input, document, document::Document};
 
 /// What standard input is called.
 pub(super) const STANDARD_INPUT: &str = "-";
@@ -55,8 +55,19 @@ pub(super) struct Item {
     pub(super) object: Object,
     /// Faults and notes, ready to show.
     pub(super) problems: Vec<Problem>,
+    /// What the state needs of it besides.
+    pub(super) input: Option<Arc<Input>>,
     /// As it stands in its file; only for a reader that keeps documents.
     written: Option<Written>,
+}
+
+impl Item {
+    /// Says of what is wrong with it that another version is in force.
+    fn keep(&mut self) {
+        for problem in &mut self.problems {
+            problem.kept = problem.severity == Severity::Error;
+        }
+    }
 }
 
 pub(super) struct FileState {
@@ -139,9 +150,31 @@ impl Reader {
         self.tiered_in_force = cluster.tiered.clone();
     }
 
-    /// Keeps what is in force of those that are invalid now.
-    fn keep_good(&self, items: &mut [Item]) {
+    /// Keeps what is in force of those that are invalid now; `before` is what the file held.
+    fn keep_good(&self, items: &mut [Item], before: &[Item]) {
         for item in items {
+            if let Object::Tiered(policy) = &item.object
+                && !policy.faults.is_empty()
+                && policy.id.kind.is_calico()
+                && let Some(good) = self
+                    .tiered_in_force
+                    .get(&policy.id)
+                    .filter(|good| good.faults.is_empty())
+            {
+                // What was decoded of it goes on following the objects that it speaks of.
+                let decoded = before.iter().find_map(|it| match &it.object {
+                    Object::Tiered(old) if old.id == policy.id && old.faults.is_empty() => {
+                        Some((old.clone(), it.input.clone()))
+                    }
+                    _ => None,
+                });
+                let (good, input) = decoded
+                    .unwrap_or_else(|| (TieredPolicy::clone(good), Some(Arc::new(Input::settled(good)))));
+                item.object = Object::Tiered(good);
+                item.input = input;
+                item.keep();
+                continue;
+            }
             let good = match &item.object {
                 Object::NetworkPolicy(policy) if !policy.faults.is_empty() => self
                     .in_force
@@ -157,9 +190,7 @@ impl Reader {
             };
             if let Some(good) = good {
                 item.object = good;
-                for problem in &mut item.problems {
-                    problem.kept = problem.severity == Severity::Error;
-                }
+                item.keep();
             }
         }
     }
@@ -272,7 +303,8 @@ impl Reader {
     fn taken(&self, path: &Path, stamp: Stamp, text: Vec<u8>, old: Option<FileState>) -> FileState {
         match read(path, &text, self.keep_documents) {
             Ok(mut good) => {
-                self.keep_good(&mut good);
+                let before = old.as_ref().map(|old| Arc::clone(&old.good)).unwrap_or_default();
+                self.keep_good(&mut good, &before);
                 FileState {
                     stamp,
                     text,
@@ -370,6 +402,7 @@ impl Reader {
         Loaded {
             cluster: whole.cluster.clone(),
             problems: whole.problems.clone(),
+            staged: whole.staged.clone(),
             files: self.files.len(),
             changed,
             began: std::time::Instant::now(),
@@ -534,6 +567,8 @@ fn item(
         object,
         notes,
         unevaluated,
+        faults: refused,
+        input,
     } = decoded;
     let line = if prefix.is_empty() {
         document.line()
@@ -546,7 +581,7 @@ fn item(
         Object::Tiered(policy) => policy.faults.as_slice(),
         _ => &[],
     };
-    problems.extend(faults.iter().map(|fault| at(&label, fault)));
+    problems.extend(faults.iter().chain(&refused).map(|fault| at(&label, fault)));
     problems.extend(unevaluated.iter().map(|fault| Problem {
         kind: ProblemKind::Unevaluated,
         ..at(&label, fault)
@@ -588,6 +623,7 @@ fn item(
         line,
         object,
         problems,
+        input,
         written,
     }
 }

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod calico;
 mod tiered;
 
 const LONG: Duration = Duration::from_secs(10);
@@ -520,10 +521,10 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
                 0..5 => {
                     let objects = (0..random(3)).map(|_| {
                         let object = random(4).to_string();
-                        match random(15) {
+                        match random(20) {
                             0 => format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{x: y{object}}}}}\n"),
                             1 => format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: p{object}, namespace: a}}\nspec: {{template: {{}}}}\n"),
-                            2 => "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: g}\n".to_owned(),
+                            2 => "apiVersion: projectcalico.org/v3\nkind: Profile\nmetadata: {name: g}\n".to_owned(),
                             3 => "kind: [\n".to_owned(),
                             4 => format!("{}  ingress: [x]\n", policy(&format!("p{object}"))),
                             5 => format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n{object}}}\n"),
@@ -531,6 +532,11 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
                             8 => tiered::cluster_policy(&format!("p{object}"), "Deny"),
                             9 => tiered::cluster_policy(&format!("p{object}"), "Drop"),
                             10 => tiered::towards_nodes(&format!("p{object}")),
+                            11 => calico::global(&format!("p{object}"), "has(a) && !has(pcsa.team)", "Allow"),
+                            12 => calico::global(&format!("p{object}"), "has(a)", ["Deny", "Drop"][random(2)]),
+                            13 => calico::set(&format!("s{object}"), "a: b", &format!("192.0.{step}.0/24")),
+                            14 => calico::account("default", &format!("t{object}")),
+                            15 => calico::tier(&format!("t{object}"), step),
                             _ => pod(&format!("p{object}"), &format!("10.0.{step}.{}", random(200)))
                                 .replace("namespace: a", ["namespace: a", "namespace: b"][random(2)]),
                         }

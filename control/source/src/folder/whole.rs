@@ -3,17 +3,28 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef};
+use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Pod};
 
 use super::{
-    Problem, ProblemKind, Severity,
+    Problem, ProblemKind, Severity, Staged,
     reader::{Before, FileState, Item, problem},
 };
+use crate::decode::calico::{
+    Input,
+    lower::{Accounts, Given, lower},
+};
 
-/// By what a folder knows an object. A Pod and a Deployment of one name are two: the kind is that of a template.
-type Name = (Option<String>, ObjectRef);
+/// By what a folder knows an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    /// One of the state. A Pod and a Deployment of one name are two: the kind is that of a template.
+    Object(Option<String>, ObjectRef),
+    /// One that the state is made from.
+    Input(&'static str, ObjectKey),
+}
 
 /// The good objects of all files.
 pub(super) struct Whole {
@@ -26,6 +37,12 @@ pub(super) struct Whole {
     owners: HashMap<Name, PathBuf>,
     /// Whether one stands for pods that are made of it: its name depends on the pods there are.
     templates: bool,
+    /// Whether there are policies of Calico, which follow other objects.
+    calico: bool,
+    /// What pods have of their service accounts, where policies ask.
+    accounts: Option<Accounts>,
+    /// Policies that are staged.
+    pub(super) staged: Arc<Vec<Staged>>,
 }
 
 impl Whole {
@@ -39,6 +56,7 @@ impl Whole {
         let mut clashes = Vec::new();
         let mut owners: HashMap<Name, (&PathBuf, &Item)> = HashMap::new();
         let mut templates: Vec<(&Path, &Item)> = Vec::new();
+        let mut inputs: Vec<(&Path, &Item, Given<'_>)> = Vec::new();
         let mut by_age: Vec<(&PathBuf, &FileState)> = files.iter().collect();
         by_age.sort_by_key(|(path, file)| (file.since, *path));
         for (path, file) in by_age {
@@ -64,6 +82,7 @@ impl Whole {
                     }
                 }
                 problems.extend(item.problems.iter().cloned());
+                inputs.extend(item.given().map(|given| (path.as_path(), item, given)));
                 match &item.object {
                     Object::Pod(pod) if pod.template_of.is_some() => templates.push((path, item)),
                     object => cluster.insert(object.clone()),
@@ -95,6 +114,37 @@ impl Whole {
             cluster.insert(Object::Pod(pod));
         }
         cluster.supply_namespaces();
+        let (places, given): (Vec<_>, Vec<_>) = inputs
+            .into_iter()
+            .map(|(path, item, given)| ((path, item), given))
+            .unzip();
+        let lowered = lower(&given, &cluster.namespaces);
+        for (number, finding) in &lowered.findings {
+            if let Some((path, item)) = places.get(*number) {
+                problems.push(Problem {
+                    kind: ProblemKind::Unevaluated,
+                    ..problem(
+                        path,
+                        item.line,
+                        Some(&item.label),
+                        Some(&finding.path),
+                        finding.message.clone(),
+                    )
+                });
+            }
+        }
+        for policy in lowered.policies {
+            cluster.insert(Object::Tiered(policy));
+        }
+        cluster.unevaluated_kinds.extend(lowered.unevaluated);
+        if let Some(accounts) = &lowered.accounts {
+            let describe = |(key, pod): (&ObjectKey, &Arc<Pod>)| {
+                let mut pod = Pod::clone(pod);
+                accounts.describe(&mut pod);
+                (key.clone(), Arc::new(pod))
+            };
+            cluster.pods = cluster.pods.iter().map(describe).collect();
+        }
         problems.extend(clashes.iter().cloned());
         sort(&mut problems);
         Self {
@@ -106,6 +156,9 @@ impl Whole {
                 .map(|(name, (path, _))| (name, path.clone()))
                 .collect(),
             templates: any_template,
+            calico: lowered.any,
+            accounts: lowered.accounts,
+            staged: Arc::new(lowered.staged),
         }
     }
 
@@ -118,7 +171,13 @@ impl Whole {
             let owner = self.owners.get(&name);
             owner.is_none_or(|owner| before.contains_key(owner)) && names.insert(name)
         });
+        let of_calico = |item: &Item| match item.input.as_deref() {
+            None => self.calico && matches!(item.object, Object::Namespace(_)),
+            Some(Input::Account(_) | Input::Service(_) | Input::Slice(_)) => self.calico,
+            Some(_) => true,
+        };
         let entangled = |item: &Item| match &item.object {
+            _ if of_calico(item) => true,
             Object::Pod(pod) => self.templates || pod.template_of.is_some(),
             Object::Unevaluated { .. } => true,
             Object::Tiered(policy) => !policy.unevaluated.is_empty(),
@@ -130,8 +189,10 @@ impl Whole {
         }
         let mut namespaces = BTreeSet::new();
         for name in was().filter_map(Item::name) {
-            self.cluster.remove(&name.1);
-            namespaces.extend(namespace(&name.1));
+            if let Name::Object(_, object) = &name {
+                self.cluster.remove(object);
+                namespaces.extend(namespace(object));
+            }
             self.owners.remove(&name);
         }
         self.problems
@@ -145,16 +206,22 @@ impl Whole {
             );
             for item in now(path) {
                 self.problems.extend(item.problems.iter().cloned());
-                self.cluster.insert(item.object.clone());
+                let mut object = item.object.clone();
+                if let (Object::Pod(pod), Some(accounts)) = (&mut object, &self.accounts) {
+                    accounts.describe(pod);
+                }
+                self.cluster.insert(object);
                 if let Some(name) = item.name() {
-                    namespaces.extend(namespace(&name.1));
+                    if let Name::Object(_, object) = &name {
+                        namespaces.extend(namespace(object));
+                    }
                     self.owners.insert(name, path.clone());
                 }
             }
         }
         sort(&mut self.problems);
         for namespace in namespaces {
-            let described = (None, ObjectRef::Namespace(namespace.clone()));
+            let described = Name::Object(None, ObjectRef::Namespace(namespace.clone()));
             if !self.owners.contains_key(&described) {
                 self.cluster.supply_namespace(&namespace);
             }
@@ -169,7 +236,20 @@ impl Item {
             Object::Pod(pod) => pod.template_of.clone(),
             _ => None,
         };
-        Some((template, self.object.reference()?))
+        if let Some((kind, key)) = self.input.as_deref().and_then(Input::name) {
+            return Some(Name::Input(kind, key));
+        }
+        Some(Name::Object(template, self.object.reference()?))
+    }
+
+    /// What the state needs of it besides the object.
+    fn given(&self) -> Option<Given<'_>> {
+        let input = self.input.as_deref()?;
+        let policy = match &self.object {
+            Object::Tiered(policy) => Some(policy),
+            _ => None,
+        };
+        Some(Given { input, policy })
     }
 }
 

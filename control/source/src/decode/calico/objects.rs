@@ -1,0 +1,468 @@
+//! Tiers, network sets, host endpoints, profiles; and of Kubernetes itself, the service accounts, services and endpoint
+//! slices that Calico's rules speak of.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use ringwall_policy::{
+    Fault, Labels, Object, ObjectKey, Operator, Order, PortMatch, Protocol, Requirement, Selector, Tier,
+    TierDefault,
+};
+use serde_json::Value;
+
+use super::{
+    super::{
+        field::{
+            Fields, bad_label_key, bad_label_value, bad_port_name, dns_label, dns_subdomain, fault, item,
+            join, kind_of, list, mapping, only_hinting, present, strict_cidr, string, whole, wrong_type,
+        },
+        labels, mappings,
+        policy::{Findings, metadata},
+    },
+    EndpointSlice, HostEndpoint, Input, Kind, Place, Read, Service, ServiceAccount, Set,
+    terms::{NAMESPACE, OF_ACCOUNT, OF_NAMESPACE},
+};
+
+/// The order of a tier that has none (TIERS 0.1).
+const ORDER_OF_TIERS: f64 = 1_000_000.0;
+
+/// Longest name of a tier.
+const LONGEST_TIER: usize = 63;
+
+/// The profile that allows everything, which host endpoints have that Calico makes itself.
+const DEFAULT_ALLOW: &str = "projectcalico-default-allow";
+
+impl<'a> Place<'a> {
+    /// Refuses what cannot stand beside `spec`, and complains about metadata.
+    pub(super) fn metadata(self, kind: Kind, findings: &mut Findings) -> Result<(), Fault> {
+        let Self { root, at, key, .. } = self;
+        known(root, at, &["apiVersion", "kind", "metadata", "spec", "status"])?;
+        metadata(
+            root,
+            at,
+            kind.namespaced().then_some(&key.namespace),
+            &key.name,
+            findings,
+        );
+        let namespace = root
+            .get("metadata")
+            .and_then(|metadata| metadata.get("namespace"));
+        if !kind.namespaced() && namespace.is_some_and(|namespace| !namespace.is_null()) {
+            findings.notes.push(fault(
+                join(&join(at, "metadata"), "namespace"),
+                format!(
+                    "a {} is in no namespace, and this one has no effect: leave it out",
+                    kind.name()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// `spec`, with its path; absent reads as empty.
+    pub(super) fn spec(self) -> Result<(&'a Fields, String), Fault> {
+        Ok((mapping(self.root, self.at, "spec")?, join(self.at, "spec")))
+    }
+
+    fn labels(self) -> Result<Labels, Fault> {
+        let at = join(self.at, "metadata");
+        labels(mapping(self.root, self.at, "metadata")?, &at)
+    }
+}
+
+/// Refuses fields that may have been meant as anything.
+pub(super) fn known(fields: &Fields, at: &str, known: &[&str]) -> Result<(), Fault> {
+    let mut faults = Vec::new();
+    only_hinting(fields, at, known, &mut faults, |key| match key {
+        "ingress" | "egress" | "selector" | "order" | "tier" | "types" | "nets"
+            if known.contains(&"spec") =>
+        {
+            Some("it belongs into spec, one level further in")
+        }
+        "policyTypes" => Some("write types"),
+        "podSelector" => Some("write selector, such as selector: role == \"db\""),
+        "priority" => Some("write order"),
+        "subject" => Some("write selector and namespaceSelector"),
+        "action" | "source" | "destination" | "protocol" => {
+            Some("it belongs into a rule of ingress or egress, one level further in")
+        }
+        _ => None,
+    });
+    faults.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// An order; None where there is none.
+///
+/// # Errors
+/// It is no number.
+pub(super) fn order(spec: &Fields, at: &str) -> Result<Option<Order>, Fault> {
+    let Some(value) = present(spec, "order") else {
+        return Ok(None);
+    };
+    let order = match value {
+        Value::Number(number) => number.as_f64().and_then(Order::new),
+        _ => None,
+    };
+    match order {
+        Some(order) => Ok(Some(order)),
+        None => Err(fault(
+            join(at, "order"),
+            format!(
+                "must be a number, not {}: the smallest comes first, and without one it comes last",
+                kind_of(value)
+            ),
+        )),
+    }
+}
+
+/// Reads a Tier.
+///
+/// # Errors
+/// Its place or what it does by default cannot be read, or differs from a built-in tier (TIERS 79.1, 102).
+pub(super) fn tier(place: Place<'_>) -> Result<Tier, Fault> {
+    let name = place.key.name.as_str();
+    if !dns_label(name) {
+        return Err(fault(
+            join(&join(place.at, "metadata"), "name"),
+            format!(
+                "{name:?} is not the name of a tier: write at most {LONGEST_TIER} lower case letters, digits and '-'"
+            ),
+        ));
+    }
+    let (spec, at) = place.spec()?;
+    known(spec, &at, &["order", "defaultAction"])?;
+    let order = order(spec, &at)?;
+    let action = string(spec, &at, "defaultAction")?;
+    let default = match action {
+        None | Some("Deny") => TierDefault::Deny,
+        Some("Pass") => TierDefault::Pass,
+        Some(other) => {
+            return Err(fault(
+                join(&at, "defaultAction"),
+                format!("{other:?} is not what a tier does by default: write Deny or Pass"),
+            ));
+        }
+    };
+    let Some(built_in) = Tier::built_in().into_iter().find(|tier| tier.name == name) else {
+        let order = order.or(Order::new(ORDER_OF_TIERS)).unwrap_or_default();
+        return Ok(Tier {
+            name: name.to_owned(),
+            order,
+            default,
+        });
+    };
+    if order != Some(built_in.order) {
+        return Err(fault(
+            join(&at, "order"),
+            format!(
+                "the tier {name} is built in: write {}, or leave the tier out",
+                built_in.order
+            ),
+        ));
+    }
+    // An API server fills in Deny before it compares.
+    if default != built_in.default {
+        let wanted = match built_in.default {
+            TierDefault::Deny => "Deny",
+            TierDefault::Pass => "Pass",
+        };
+        return Err(fault(
+            join(&at, "defaultAction"),
+            format!("the tier {name} is built in: write {wanted}, or leave the tier out"),
+        ));
+    }
+    Ok(built_in)
+}
+
+/// Reads a NetworkSet or GlobalNetworkSet. An entry that is no block is passed over (TIERS 96.3).
+///
+/// # Errors
+/// Its labels would make it something else than it is, or cannot be read.
+pub(super) fn set(kind: Kind, place: Place<'_>, findings: &mut Findings) -> Result<Set, Fault> {
+    let labels = place.labels()?;
+    let labels_at = join(&join(place.at, "metadata"), "labels");
+    for key in labels.keys() {
+        if key == NAMESPACE || key.starts_with(OF_NAMESPACE) || key.starts_with(OF_ACCOUNT) {
+            return Err(fault(
+                join(&labels_at, key),
+                "labels of namespaces and service accounts are those of Namespaces and ServiceAccounts, and a set cannot \
+                 claim them: leave it out",
+            ));
+        }
+    }
+    let (spec, at) = place.spec()?;
+    known(spec, &at, &["nets"])?;
+    let mut blocks = Vec::new();
+    let path = join(&at, "nets");
+    for (index, value) in list(spec, &at, "nets")?.iter().enumerate() {
+        let at = item(&path, index);
+        let Value::String(text) = value else {
+            return Err(fault(at, wrong_type(value, "a string")));
+        };
+        match block(text) {
+            Ok(block) if blocks.contains(&block) => findings.faults.push(fault(
+                at,
+                format!("{text:?} stands there twice: an API server refuses that"),
+            )),
+            Ok(block) => blocks.push(block),
+            Err(wrong) => findings.faults.push(fault(
+                at,
+                format!("{wrong}; as it stands, the set does not have it"),
+            )),
+        }
+    }
+    blocks.sort();
+    Ok(Set {
+        namespace: kind.namespaced().then(|| place.key.namespace.clone()),
+        name: place.key.name.clone(),
+        labels,
+        blocks,
+    })
+}
+
+/// A block, with or without bits outside of its prefix, or an address.
+fn block(text: &str) -> Result<IpNet, String> {
+    if let Some(address) = address(text) {
+        return Ok(IpNet::from(address));
+    }
+    strict_cidr(text).map(|(block, _)| block)
+}
+
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>()
+        .ok()
+        .filter(|address| *address == address.to_canonical())
+}
+
+/// Reads a HostEndpoint, as far as rules can speak of it.
+///
+/// # Errors
+/// Its labels or addresses cannot be read.
+pub(super) fn host_endpoint(place: Place<'_>, findings: &mut Findings) -> Result<HostEndpoint, Fault> {
+    let labels = place.labels()?;
+    let (spec, at) = place.spec()?;
+    known(
+        spec,
+        &at,
+        &["node", "interfaceName", "expectedIPs", "profiles", "ports"],
+    )?;
+    let node = string(spec, &at, "node")?.unwrap_or_default();
+    if node.is_empty() {
+        findings
+            .faults
+            .push(fault(join(&at, "node"), "is missing: write the name of the node"));
+    } else if !dns_subdomain(node) {
+        findings.faults.push(fault(
+            join(&at, "node"),
+            format!("{node:?} is not the name of a node"),
+        ));
+    }
+    let interface = string(spec, &at, "interfaceName")?.unwrap_or_default();
+    let of_interface = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if !interface.is_empty()
+        && interface != "*"
+        && !(interface.len() <= 15 && interface.chars().all(of_interface))
+    {
+        findings.faults.push(fault(
+            join(&at, "interfaceName"),
+            format!("{interface:?} is not the name of an interface: write it, or * for all of the node"),
+        ));
+    }
+    let mut addresses = Vec::new();
+    let path = join(&at, "expectedIPs");
+    for (index, value) in list(spec, &at, "expectedIPs")?.iter().enumerate() {
+        let at = item(&path, index);
+        let Some(address) = value.as_str().and_then(address) else {
+            return Err(fault(
+                at,
+                format!("{value} is not an address: write one such as 192.0.2.1"),
+            ));
+        };
+        if addresses.contains(&address) {
+            findings
+                .faults
+                .push(fault(at, "stands there twice: an API server refuses that"));
+        } else {
+            addresses.push(address);
+        }
+    }
+    if interface.is_empty() && addresses.is_empty() {
+        findings.faults.push(fault(
+            &at,
+            "has neither interfaceName nor expectedIPs: write one of them",
+        ));
+    }
+    let mut ports = Vec::new();
+    for (port, at) in mappings(spec, &at, "ports")? {
+        known(port, &at, &["name", "protocol", "port"])?;
+        let name = string(port, &at, "name")?.unwrap_or_default();
+        if let Some(wrong) = bad_port_name(name) {
+            findings.faults.push(fault(join(&at, "name"), wrong));
+        }
+        ports.push(name.to_owned());
+    }
+    let profiles = list(spec, &at, "profiles")?;
+    Ok(HostEndpoint {
+        name: place.key.name.clone(),
+        labels,
+        addresses,
+        ports,
+        open: profiles
+            .iter()
+            .any(|profile| profile.as_str() == Some(DEFAULT_ALLOW)),
+    })
+}
+
+/// A Profile: those that Calico makes of namespaces and service accounts are what pods have anyway.
+pub(super) fn profile(place: Place<'_>) -> Read {
+    let name = place.key.name.as_str();
+    let known = name.starts_with("kns.") || name.starts_with("ksa.") || name == DEFAULT_ALLOW;
+    match known {
+        true => Read::ignored(Kind::Profile),
+        false => Read {
+            object: Object::Unevaluated {
+                kind: format!("{}.{}", Kind::Profile.name(), super::GROUP),
+            },
+            input: None,
+        },
+    }
+}
+
+/// A kind of Kubernetes itself that Calico's rules speak of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Support {
+    ServiceAccount,
+    Service,
+    EndpointSlice,
+}
+
+/// Which of them a kind is.
+pub(in super::super) fn support(kind: &str, group: &str) -> Option<Support> {
+    match (group, kind) {
+        ("", "ServiceAccount") => Some(Support::ServiceAccount),
+        ("", "Service") => Some(Support::Service),
+        ("discovery.k8s.io", "EndpointSlice") => Some(Support::EndpointSlice),
+        _ => None,
+    }
+}
+
+impl Support {
+    /// Reads an object. They decide nothing by themselves, so what cannot be read of them is passed over: a rule that
+    /// speaks of it matches less.
+    pub(in super::super) fn read(self, root: &Fields) -> Option<Input> {
+        let metadata = root.get("metadata")?.as_object()?;
+        let text = |key| {
+            metadata
+                .get(key)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+        };
+        let key = ObjectKey {
+            namespace: text("namespace").unwrap_or("default").to_owned(),
+            name: text("name")?.to_owned(),
+        };
+        match self {
+            Self::ServiceAccount => Some(Input::Account(ServiceAccount {
+                key,
+                labels: readable_labels(metadata.get("labels")),
+            })),
+            Self::Service => service(key, root.get("spec")?.as_object()?).map(Input::Service),
+            Self::EndpointSlice => slice(key, metadata, root).map(Input::Slice),
+        }
+    }
+}
+
+fn readable_labels(labels: Option<&Value>) -> Labels {
+    let labels = labels.and_then(Value::as_object);
+    labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key, value.as_str().unwrap_or_default()))
+        .filter(|(key, value)| bad_label_key(key).is_none() && bad_label_value(value).is_none())
+        .map(|(key, value)| (key.clone(), value.to_owned()))
+        .collect()
+}
+
+fn protocol(value: Option<&Value>) -> Option<Protocol> {
+    match value.and_then(Value::as_str) {
+        None | Some("TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
+        Some(_) => None,
+    }
+}
+
+fn port_number(value: &Value) -> Option<u16> {
+    whole(value)
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number != 0)
+}
+
+/// A Service that selects pods; others have endpoints only where a slice says so.
+fn service(key: ObjectKey, spec: &Fields) -> Option<Service> {
+    if spec.get("type").and_then(Value::as_str) == Some("ExternalName") {
+        return None;
+    }
+    let labels = spec
+        .get("selector")?
+        .as_object()
+        .filter(|labels| !labels.is_empty())?;
+    let mut requirements = Vec::with_capacity(labels.len());
+    for (key, value) in labels {
+        requirements.push(Requirement {
+            key: key.clone(),
+            operator: Operator::In([value.as_str()?.to_owned()].into()),
+        });
+    }
+    let ports = spec.get("ports").and_then(Value::as_array);
+    let port = |port: &Value| {
+        let protocol = protocol(port.get("protocol"))?;
+        let target = port.get("targetPort").filter(|target| !target.is_null());
+        match target.or_else(|| port.get("port"))? {
+            Value::String(name) => Some(PortMatch::Named {
+                protocol,
+                name: name.clone(),
+            }),
+            number => port_number(number).map(|number| PortMatch::Range {
+                protocol,
+                lo: number,
+                hi: number,
+            }),
+        }
+    };
+    let mut ports: Vec<PortMatch> = ports.into_iter().flatten().filter_map(port).collect();
+    ports.sort();
+    ports.dedup();
+    Some(Service {
+        key,
+        pods: Selector { requirements },
+        ports,
+    })
+}
+
+/// An EndpointSlice of a Service; endpoints that are not ready count, too (TIERS 99.4).
+fn slice(key: ObjectKey, metadata: &Fields, root: &Fields) -> Option<EndpointSlice> {
+    let labels = metadata.get("labels")?;
+    let service = labels.get("kubernetes.io/service-name")?.as_str()?;
+    let entries = |key| root.get(key).and_then(Value::as_array).into_iter().flatten();
+    let addresses = entries("endpoints")
+        .filter_map(|endpoint| endpoint.get("addresses")?.as_array())
+        .flatten()
+        // Names stand there, too.
+        .filter_map(|text| address(text.as_str()?));
+    let ports = entries("ports")
+        .filter_map(|port| Some((protocol(port.get("protocol"))?, port_number(port.get("port")?)?)));
+    let (mut addresses, mut ports): (Vec<IpAddr>, Vec<_>) = (addresses.collect(), ports.collect());
+    addresses.sort();
+    addresses.dedup();
+    ports.sort_unstable();
+    ports.dedup();
+    Some(EndpointSlice {
+        service: ObjectKey {
+            namespace: key.namespace,
+            name: service.to_owned(),
+        },
+        addresses,
+        ports,
+    })
+}

@@ -1,0 +1,300 @@
+//! Protocols and ports of a rule (TIERS 99.7, 99.8).
+
+use std::collections::BTreeSet;
+
+use ringwall_policy::{PortMatch, Protocol};
+use serde_json::Value;
+
+use super::{
+    super::{
+        field::{Fields, bad_port_name, fault, item, join, list, present, whole},
+        policy::Findings,
+    },
+    Family,
+};
+
+/// Most entries of a list of ports.
+const MOST: usize = 50;
+
+/// A protocol as a rule names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) number: u8,
+    /// The version of IP that the name, unlike the number, implies.
+    pub(super) family: Option<Family>,
+}
+
+impl Named {
+    /// The protocol, if it has ports.
+    fn with_ports(self) -> Option<Protocol> {
+        WITH_PORTS
+            .into_iter()
+            .find(|protocol| protocol.number() == self.number)
+    }
+
+    pub(super) fn is_icmp(self) -> bool {
+        matches!(self.number, ICMP | ICMP_V6)
+    }
+}
+
+const WITH_PORTS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
+const UDP_LITE: u8 = 136;
+
+/// `protocol` or `notProtocol`: a name, or a number from 1 to 255.
+pub(super) fn protocol(fields: &Fields, at: &str, key: &str, own: &mut Findings) -> Option<Named> {
+    let value = present(fields, key)?;
+    let number = |number| Some(Named { number, family: None });
+    let read = match value {
+        Value::String(text) => match text.as_str() {
+            "TCP" => number(Protocol::Tcp.number()),
+            "UDP" => number(Protocol::Udp.number()),
+            "SCTP" => number(Protocol::Sctp.number()),
+            "UDPLite" => number(UDP_LITE),
+            "ICMP" => Some(Named {
+                number: ICMP,
+                family: Some(Family::V4),
+            }),
+            "ICMPv6" => Some(Named {
+                number: ICMP_V6,
+                family: Some(Family::V6),
+            }),
+            digits => digits.parse().ok().filter(|it| *it != 0).and_then(number),
+        },
+        value => whole(value)
+            .and_then(|it| u8::try_from(it).ok())
+            .filter(|it| *it != 0)
+            .and_then(number),
+    };
+    if read.is_none() {
+        own.faults.push(fault(
+            join(at, key),
+            format!("{value} is not a protocol: write TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite or a number from 1 to 255"),
+        ));
+    }
+    read
+}
+
+/// A list of ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ports {
+    /// First and last.
+    pub(super) ranges: Vec<(u16, u16)>,
+    pub(super) names: BTreeSet<String>,
+}
+
+/// Reads `ports` or `notPorts`; None where there are none.
+pub(super) fn ports(fields: &Fields, at: &str, key: &str, own: &mut Findings) -> Option<Ports> {
+    let path = join(at, key);
+    let entries = match list(fields, at, key) {
+        Ok([]) => return None,
+        Ok(entries) => entries,
+        Err(wrong) => {
+            own.faults.push(wrong);
+            return None;
+        }
+    };
+    if entries.len() > MOST {
+        own.faults.push(fault(
+            &path,
+            format!("{} ports are too many: an API server takes {MOST}", entries.len()),
+        ));
+    }
+    let mut ports = Ports::default();
+    for (index, value) in entries.iter().enumerate() {
+        let at = item(&path, index);
+        let read = match value {
+            Value::String(text) => written(text),
+            Value::Number(_) => number(whole(value).and_then(|it| u16::try_from(it).ok())).map(Port::Range),
+            _ => None,
+        };
+        match read {
+            Some(Port::Range(range)) => ports.ranges.push(range),
+            Some(Port::Name(name)) => {
+                if let Some(wrong) = bad_port_name(&name) {
+                    own.faults.push(fault(at, wrong));
+                }
+                ports.names.insert(name);
+            }
+            None => own.faults.push(fault(
+                at,
+                format!("{value} is not a port: write a number from 1 to 65535, \"8000:9000\" or the name of a port"),
+            )),
+        }
+    }
+    Some(ports)
+}
+
+enum Port {
+    Range((u16, u16)),
+    Name(String),
+}
+
+fn number(number: Option<u16>) -> Option<(u16, u16)> {
+    number.filter(|it| *it != 0).map(|it| (it, it))
+}
+
+/// A port as text: digits, two numbers with `:` between them, or a name.
+fn written(text: &str) -> Option<Port> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if digits(text) {
+        return number(text.parse().ok()).map(Port::Range);
+    }
+    if let Some((lo, hi)) = text.split_once(':') {
+        let (lo, _) = number(lo.parse().ok().filter(|_| digits(lo)))?;
+        let (hi, _) = number(hi.parse().ok().filter(|_| digits(hi)))?;
+        return (lo <= hi).then_some(Port::Range((lo, hi)));
+    }
+    let of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    ((1..=128).contains(&text.len()) && text.bytes().all(of_name)).then(|| Port::Name(text.to_owned()))
+}
+
+/// What a rule says of protocols and destination ports.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Layer4 {
+    pub(super) protocol: Option<Named>,
+    pub(super) not_protocol: Option<Named>,
+    pub(super) ports: Option<Ports>,
+    pub(super) not_ports: Option<Ports>,
+}
+
+/// What of it cannot be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unsayable {
+    /// `notPorts` with names.
+    NamedNotPorts,
+    /// `notPorts` beside `ports` with names.
+    NotPortsBesideNames,
+}
+
+impl Layer4 {
+    /// What it matches, any of these; None for every protocol and port. Which protocols may have ports has been seen to.
+    ///
+    /// # Errors
+    /// It cannot be said.
+    pub(super) fn matches(&self) -> Result<Option<Vec<PortMatch>>, Unsayable> {
+        let excluded = self.not_protocol.map(|not| not.number);
+        let allowed = |number: u8| excluded != Some(number);
+        let none = Ports::default();
+        let not_ports = self.not_ports.as_ref().unwrap_or(&none);
+        if !not_ports.names.is_empty() {
+            return Err(Unsayable::NamedNotPorts);
+        }
+        if self.ports.is_none() && self.not_ports.is_none() {
+            return Ok(match (self.protocol, excluded) {
+                (None, None) => None,
+                (Some(protocol), _) if !allowed(protocol.number) => Some(Vec::new()),
+                (Some(protocol), _) => Some(vec![whole_protocol(protocol.number)]),
+                (None, Some(_)) => Some(
+                    (0..=u8::MAX)
+                        .filter(|it| allowed(*it))
+                        .map(whole_protocol)
+                        .collect(),
+                ),
+            });
+        }
+        // Numbers need a protocol, names do not.
+        let protocols: Vec<Protocol> = match self.protocol {
+            Some(protocol) => protocol.with_ports().into_iter().collect(),
+            None => WITH_PORTS.to_vec(),
+        };
+        let protocols = protocols.into_iter().filter(|it| allowed(it.number()));
+        let ports = match &self.ports {
+            Some(ports) => ports.clone(),
+            None => Ports {
+                ranges: vec![(0, u16::MAX)],
+                names: BTreeSet::new(),
+            },
+        };
+        if !ports.names.is_empty() && !not_ports.ranges.is_empty() {
+            return Err(Unsayable::NotPortsBesideNames);
+        }
+        let ranges = without(&ports.ranges, &not_ports.ranges);
+        let mut out = Vec::new();
+        for protocol in protocols {
+            out.extend(
+                ranges
+                    .iter()
+                    .map(|&(lo, hi)| PortMatch::Range { protocol, lo, hi }),
+            );
+            out.extend(ports.names.iter().map(|name| PortMatch::Named {
+                protocol,
+                name: name.clone(),
+            }));
+        }
+        Ok(Some(out))
+    }
+}
+
+fn whole_protocol(number: u8) -> PortMatch {
+    match WITH_PORTS
+        .into_iter()
+        .find(|protocol| protocol.number() == number)
+    {
+        Some(protocol) => PortMatch::All(protocol),
+        None => PortMatch::IpProtocol(number),
+    }
+}
+
+/// Ranges, without what others hold.
+fn without(ranges: &[(u16, u16)], others: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let mut left = ranges.to_vec();
+    for &(lo, hi) in others {
+        left = left
+            .into_iter()
+            .flat_map(|(first, last)| {
+                let before = lo.checked_sub(1).map(|end| (first, last.min(end)));
+                let after = hi.checked_add(1).map(|start| (first.max(start), last));
+                before
+                    .into_iter()
+                    .chain(after)
+                    .filter(|(first, last)| first <= last)
+            })
+            .collect();
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_lose_what_others_hold() {
+        for (ranges, others, left) in [
+            (vec![(0, 65535)], vec![(80, 80)], vec![(0, 79), (81, 65535)]),
+            (vec![(0, 65535)], vec![(0, 65535)], vec![]),
+            (vec![(10, 20)], vec![(5, 12), (18, 30)], vec![(13, 17)]),
+            (vec![(10, 20), (30, 40)], vec![(15, 35)], vec![(10, 14), (36, 40)]),
+            (vec![(10, 20)], vec![(1, 9), (21, 65535)], vec![(10, 20)]),
+            (vec![(1, 65535)], vec![(65535, 65535), (1, 1)], vec![(2, 65534)]),
+        ] {
+            assert_eq!(without(&ranges, &others), left, "{ranges:?} without {others:?}");
+        }
+    }
+
+    #[test]
+    fn ports_are_numbers_ranges_and_names() {
+        let range = |text| match written(text) {
+            Some(Port::Range(range)) => Some(range),
+            _ => None,
+        };
+        assert_eq!(range("80"), Some((80, 80)));
+        assert_eq!(range("080"), Some((80, 80)));
+        assert_eq!(range("1:65535"), Some((1, 65535)));
+        assert_eq!(range("90:90"), Some((90, 90)));
+        for wrong in [
+            "0", "65536", "0:1", "2:1", "1:65536", "1:", ":1", "1:2:3", "", "+1:2", "a:b", "ä",
+        ] {
+            assert!(written(wrong).is_none(), "{wrong}");
+        }
+        for name in ["http", "a_b.c-D", "-1", "80-90"] {
+            assert!(
+                matches!(written(name), Some(Port::Name(it)) if it == name),
+                "{name}"
+            );
+        }
+        assert!(written(&"a".repeat(129)).is_none());
+    }
+}

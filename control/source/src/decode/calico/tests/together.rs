@@ -1,0 +1,532 @@
+//! What objects come to together: rules with the addresses of sets, host endpoints and services, pods with the labels of
+//! their service accounts.
+
+use ringwall_policy::{Cluster, Object};
+
+use super::*;
+use crate::decode::calico::lower::{Given, Lowered, StagedPolicy, lower};
+
+/// The objects of a source.
+fn together(values: &[Value]) -> Lowered {
+    let decoded: Vec<Decoded> = values
+        .iter()
+        .map(|value| super::decoded(value).unwrap())
+        .collect();
+    let mut cluster = Cluster::default();
+    for it in &decoded {
+        cluster.insert(it.object.clone());
+    }
+    let given: Vec<Given<'_>> = decoded
+        .iter()
+        .filter_map(|it| {
+            let policy = match &it.object {
+                Object::Tiered(policy) => Some(policy),
+                _ => None,
+            };
+            Some(Given {
+                input: it.input.as_deref()?,
+                policy,
+            })
+        })
+        .collect();
+    lower(&given, &cluster.namespaces)
+}
+
+/// The first rule of the one policy among some objects, and what of the policy is not evaluated.
+fn first(values: &[Value]) -> (String, Vec<String>) {
+    let lowered = together(values);
+    let policy = lowered.policies.first().unwrap();
+    let unevaluated = policy.unevaluated.iter().cloned().collect();
+    (words(policy.rules().next().unwrap()), unevaluated)
+}
+
+fn whom(values: &[Value]) -> String {
+    let (words, unevaluated) = first(values);
+    assert_eq!(unevaluated, [""; 0]);
+    let words = words.strip_prefix("Allow ").unwrap_or(&words);
+    words.strip_suffix(" at anywhere").unwrap_or(words).to_owned()
+}
+
+fn labelled(mut value: Value, labels: Value) -> Value {
+    value["metadata"]["labels"] = labels;
+    value
+}
+
+fn global_set(name: &str, labels: Value, nets: &[&str]) -> Value {
+    labelled(object("GlobalNetworkSet", name, &json!({"nets": nets})), labels)
+}
+
+fn set(namespace: &str, labels: Value, nets: &[&str]) -> Value {
+    let mut set = labelled(object("NetworkSet", "s", &json!({"nets": nets})), labels);
+    set["metadata"]["namespace"] = json!(namespace);
+    set
+}
+
+fn endpoint(labels: Value, spec: Value) -> Value {
+    let mut spec = spec;
+    spec["node"] = json!("n");
+    labelled(object("HostEndpoint", "h", &spec), labels)
+}
+
+fn namespace(name: &str, labels: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+}
+
+fn from(global: bool, source: Value) -> Value {
+    let spec = json!({"ingress": [{"action": "Allow", "source": source}]});
+    if global {
+        super::global(&spec)
+    } else {
+        namespaced(&spec)
+    }
+}
+
+#[test]
+fn t96_4_a_selector_is_also_for_the_addresses_of_sets_and_host_endpoints() {
+    let objects = [
+        from(true, json!({"selector": "role == 'db'"})),
+        global_set("g", json!({"role": "db"}), &["10.0.0.0/8", "fd00::/8"]),
+        global_set("other", json!({"role": "web"}), &["11.0.0.0/8"]),
+        set("any", json!({"role": "db"}), &["192.0.2.1"]),
+        endpoint(
+            json!({"role": "db"}),
+            json!({"expectedIPs": ["192.0.2.2"], "profiles": ["projectcalico-default-allow"]}),
+        ),
+    ];
+    assert_eq!(
+        whom(&objects),
+        "[|role=db], 10.0.0.0/8, 192.0.2.1/32, 192.0.2.2/32, fd00::/8"
+    );
+    // The endpoint is the policy's subject, too, so its host's traffic is not judged.
+    let lowered = together(&objects);
+    assert_eq!(
+        lowered.unevaluated.iter().collect::<Vec<_>>(),
+        ["HostEndpoint.projectcalico.org"]
+    );
+}
+
+#[test]
+fn t50_a_set_without_a_label_is_without_it() {
+    let objects = [
+        from(true, json!({"selector": "!has(x)"})),
+        global_set("g", json!({}), &["0.0.0.0/0"]),
+    ];
+    assert_eq!(whom(&objects), "[|!x], 0.0.0.0/0");
+}
+
+#[test]
+fn t51_a_set_with_a_label_takes_none_of_a_pod_s_addresses_away() {
+    let objects = [
+        from(true, json!({"selector": "has(a)", "notSelector": "has(x)"})),
+        global_set("g", json!({"a": "1", "x": "1"}), &["10.0.0.1"]),
+        global_set("h", json!({"a": "1"}), &["10.0.0.2"]),
+    ];
+    assert_eq!(whom(&objects), "[|a&!x], 10.0.0.2/32");
+}
+
+#[test]
+fn t52_an_address_matches_through_a_set_though_its_pod_does_not() {
+    let objects = [
+        from(true, json!({"selector": "!has(x)"})),
+        global_set("g", json!({}), &["10.0.0.1"]),
+    ];
+    assert_eq!(whom(&objects), "[|!x], 10.0.0.1/32");
+}
+
+#[test]
+fn t53_a_negative_namespace_selector_is_for_what_is_in_none_and_all_is_not() {
+    let set = global_set("g", json!({}), &["10.0.0.0/8"]);
+    let whom = |selector: &str| whom(&[from(true, json!({"namespaceSelector": selector})), set.clone()]);
+    assert_eq!(whom("team != \"a\""), "[team!=a|], 10.0.0.0/8");
+    assert_eq!(whom("!has(team)"), "[!team|], 10.0.0.0/8");
+    assert_eq!(whom("all()"), "[|]");
+    assert_eq!(whom("all() && team != \"a\""), "[team!=a|]");
+    assert_eq!(whom("global()"), "10.0.0.0/8");
+}
+
+#[test]
+fn t99_1_a_networkpolicy_reaches_sets_of_its_namespace() {
+    let objects = |source: Value| {
+        [
+            from(false, source),
+            set("shop", json!({"a": "1"}), &["10.1.0.0/16"]),
+            set("other", json!({"a": "1"}), &["10.2.0.0/16"]),
+            global_set("g", json!({"a": "1"}), &["10.3.0.0/16"]),
+        ]
+    };
+    assert_eq!(
+        whom(&objects(json!({"selector": "has(a)"}))),
+        "[ns=shop|a], 10.1.0.0/16"
+    );
+    assert_eq!(
+        whom(&objects(
+            json!({"selector": "has(a)", "namespaceSelector": "all()"})
+        )),
+        "[|a], 10.1.0.0/16, 10.2.0.0/16"
+    );
+    assert_eq!(
+        whom(&objects(
+            json!({"selector": "has(a)", "namespaceSelector": "global()"})
+        )),
+        "10.3.0.0/16"
+    );
+    // T49: with notSelector alone, too.
+    assert_eq!(
+        whom(&objects(json!({"notSelector": "has(x)"}))),
+        "[ns=shop|!x], 10.1.0.0/16"
+    );
+    assert_eq!(whom(&objects(json!({"notSelector": "has(a)"}))), "[ns=shop|!a]");
+}
+
+#[test]
+fn t96_3_a_networkset_has_the_labels_of_its_namespace() {
+    let objects = [
+        from(true, json!({"namespaceSelector": "team == 'a'"})),
+        set("x", json!({}), &["10.1.0.0/16"]),
+        set("y", json!({}), &["10.2.0.0/16"]),
+        namespace("x", json!({"team": "a"})),
+        namespace("y", json!({"team": "b"})),
+    ];
+    assert_eq!(whom(&objects), "[team=a|], 10.1.0.0/16");
+    for selector in [
+        "projectcalico.org/name == 'y'",
+        "kubernetes.io/metadata.name == 'y'",
+    ] {
+        let mut objects = objects.clone();
+        objects[0] = from(true, json!({"namespaceSelector": selector}));
+        // Its Namespace need not be described.
+        assert_eq!(whom(&objects), "[ns=y|], 10.2.0.0/16");
+        assert_eq!(whom(&objects[..3]), "[ns=y|], 10.2.0.0/16");
+    }
+}
+
+#[test]
+fn a_set_is_not_made_by_kubernetes_and_has_no_account() {
+    let set = set("shop", json!({"a": "1"}), &["10.1.0.0/16"]);
+    for (source, expected) in [
+        (
+            json!({"selector": "projectcalico.org/orchestrator == 'k8s'"}),
+            "[|]",
+        ),
+        (
+            json!({"selector": "has(projectcalico.org/serviceaccount)"}),
+            "[|]",
+        ),
+        (
+            json!({"serviceAccounts": {"selector": "!has(x)"}}),
+            "[|!serviceaccount:x], 10.1.0.0/16",
+        ),
+        (
+            json!({"serviceAccounts": {"selector": "all()"}}),
+            "[|], 10.1.0.0/16",
+        ),
+        (
+            json!({"serviceAccounts": {"names": ["s"]}}),
+            "[|serviceaccount:projectcalico.org/name=s]",
+        ),
+    ] {
+        assert_eq!(whom(&[from(true, source), set.clone()]), expected);
+    }
+}
+
+#[test]
+fn named_ports_are_not_those_of_sets() {
+    let objects = |ports: Value, more: Value| {
+        let rule = json!({"action": "Allow", "protocol": "TCP", "destination": {"selector": "has(a)", "ports": ports}});
+        [
+            global(&json!({"egress": [rule]})),
+            global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+            more,
+        ]
+    };
+    let none = namespace("x", json!({}));
+    assert_eq!(
+        first(&objects(json!(["web"]), none.clone())).0,
+        "Allow [|a] at tcp/web"
+    );
+    assert_eq!(
+        first(&objects(json!([80]), none.clone())).0,
+        "Allow [|a], 10.0.0.0/8 at tcp/80"
+    );
+    let (words, unevaluated) = first(&objects(json!(["web", 80]), none));
+    assert_eq!(words, NOTHING);
+    assert_eq!(
+        unevaluated,
+        ["named ports beside numbers and network sets of GlobalNetworkPolicy.projectcalico.org"]
+    );
+    let host = endpoint(
+        json!({"a": "1"}),
+        json!({"expectedIPs": ["192.0.2.2"], "ports": [{"name": "web", "port": 80, "protocol": "TCP"}]}),
+    );
+    let (words, unevaluated) = first(&objects(json!(["web"]), host));
+    assert_eq!(words, NOTHING);
+    assert_eq!(
+        unevaluated,
+        ["named ports of host endpoints of GlobalNetworkPolicy.projectcalico.org"]
+    );
+    // Those of ingress are the pod's own.
+    let rule = json!({"action": "Allow", "protocol": "TCP", "source": {"selector": "has(a)"}, "destination": {"ports": ["web", 80]}});
+    let objects = [
+        global(&json!({"ingress": [rule]})),
+        global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+    ];
+    assert_eq!(first(&objects).0, "Allow [|a], 10.0.0.0/8 at tcp/80 tcp/web");
+}
+
+#[test]
+fn t66_sets_of_a_rule_of_icmp_are_of_its_version() {
+    let rule = json!({"action": "Allow", "protocol": "ICMP", "source": {"selector": "has(a)"}});
+    let objects = [
+        global(&json!({"ingress": [rule]})),
+        global_set("g", json!({"a": "1"}), &["10.0.0.0/8", "fd00::/8"]),
+    ];
+    assert_eq!(first(&objects).0, "Allow [|a], 10.0.0.0/8 at 1");
+}
+
+fn service(spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "shop"}, "spec": spec})
+}
+
+fn slice(name: &str, ports: Value, addresses: &[&str]) -> Value {
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": "s"}},
+        "ports": ports, "endpoints": [{"addresses": addresses, "conditions": {"ready": false}}]})
+}
+
+fn to_service(global: bool, namespace: Option<&str>) -> Value {
+    let rule = json!({"action": "Allow", "destination": {"services": {"name": "s", "namespace": namespace}}});
+    let spec = json!({"egress": [rule]});
+    if global {
+        super::global(&spec)
+    } else {
+        namespaced(&spec)
+    }
+}
+
+#[test]
+fn t60_a_service_without_namespace_is_of_the_policy_s() {
+    let slice = slice(
+        "a",
+        json!([{"port": 80}, {"port": 53, "protocol": "UDP"}]),
+        &["10.0.0.1", "10.0.0.2"],
+    );
+    let expected = "Allow 10.0.0.1/32, 10.0.0.2/32 at tcp/80 udp/53";
+    assert_eq!(first(&[to_service(false, None), slice.clone()]).0, expected);
+    assert_eq!(
+        first(&[to_service(true, Some("shop")), slice.clone()]).0,
+        expected
+    );
+    assert_eq!(first(&[to_service(true, Some("other")), slice]).0, "Allow  at ");
+}
+
+#[test]
+fn t61_endpoints_that_are_not_ready_count() {
+    let slice = slice("a", json!([{"port": 80}]), &["10.0.0.1", "host.example"]);
+    assert_eq!(
+        first(&[to_service(false, None), slice]).0,
+        "Allow 10.0.0.1/32 at tcp/80"
+    );
+}
+
+#[test]
+fn t62_a_service_is_its_endpoints_and_never_its_own_address() {
+    let service = service(json!({"clusterIP": "172.20.0.1", "selector": {"app": "web"},
+        "ports": [{"port": 80, "targetPort": 8080}, {"port": 443, "targetPort": "tls"}, {"port": 53, "protocol": "UDP"}]}));
+    // Without slices, in a folder, the pods that it selects.
+    let expected = "Allow [ns=shop|app=web] at tcp/8080 udp/53 tcp/tls";
+    assert_eq!(first(&[to_service(false, None), service.clone()]).0, expected);
+    let slice = slice("a", json!([{"port": 8080}]), &["10.0.0.1"]);
+    assert_eq!(
+        first(&[to_service(false, None), service.clone(), slice]).0,
+        "Allow 10.0.0.1/32 at tcp/8080"
+    );
+    let none = self::service(json!({"ports": [{"port": 80}]}));
+    assert_eq!(first(&[to_service(false, None), none]).0, "Allow  at ");
+}
+
+#[test]
+fn t99_4_services_are_sources_by_address_and_destinations_by_port() {
+    let slices = [
+        slice("a", json!([{"port": 80}]), &["10.0.0.1"]),
+        slice("b", json!([{"port": 81}]), &["10.0.0.2"]),
+        slice("c", json!([{"name": "all"}]), &["10.0.0.3"]),
+    ];
+    let mut objects = vec![from(false, json!({"services": {"name": "s"}}))];
+    objects.extend(slices.clone());
+    assert_eq!(
+        first(&objects).0,
+        "Allow 10.0.0.1/32, 10.0.0.2/32, 10.0.0.3/32 at anywhere"
+    );
+    objects[0] = to_service(false, None);
+    let (words, unevaluated) = first(&objects);
+    assert_eq!(words, NOTHING);
+    assert_eq!(
+        unevaluated,
+        ["services with other ports at other endpoints of NetworkPolicy.projectcalico.org"]
+    );
+    // An endpoint without a port is none.
+    objects.remove(2);
+    assert_eq!(first(&objects).0, "Allow 10.0.0.1/32 at tcp/80");
+    // The rule's protocol counts.
+    let rule = json!({"action": "Allow", "protocol": "UDP", "destination": {"services": {"name": "s"}}});
+    let mut objects = vec![namespaced(&json!({"egress": [rule]}))];
+    objects.push(slice(
+        "a",
+        json!([{"port": 53, "protocol": "UDP"}, {"port": 53}]),
+        &["10.0.0.1"],
+    ));
+    assert_eq!(first(&objects).0, "Allow 10.0.0.1/32 at udp/53");
+}
+
+#[test]
+fn t54_host_endpoints_that_policies_are_for_are_named() {
+    let open = |labels: Value| {
+        endpoint(
+            labels,
+            json!({"interfaceName": "*", "profiles": ["projectcalico-default-allow"]}),
+        )
+    };
+    let named = |policy: Value, endpoint: Value| {
+        let lowered = together(&[policy, endpoint]);
+        lowered.unevaluated.contains("HostEndpoint.projectcalico.org")
+    };
+    let of = |key: &str, selector: &str| global(&json!({key: selector}));
+    assert!(named(of("namespaceSelector", "!has(team)"), open(json!({}))));
+    assert!(named(of("selector", "all()"), open(json!({}))));
+    assert!(named(of("selector", "has(host)"), open(json!({"host": "1"}))));
+    assert!(!named(of("selector", "has(host)"), open(json!({}))));
+    assert!(!named(of("namespaceSelector", "all()"), open(json!({}))));
+    assert!(!named(of("serviceAccountSelector", "all()"), open(json!({}))));
+    assert!(!named(namespaced(&json!({})), open(json!({}))));
+    // Without a profile that allows, the host is closed as it is.
+    assert!(named(
+        namespaced(&json!({})),
+        endpoint(json!({}), json!({"interfaceName": "eth0"}))
+    ));
+}
+
+#[test]
+fn t96_1_pods_have_the_labels_of_their_service_accounts_where_policies_ask() {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "s", "namespace": "shop", "labels": {"team": "a"}}});
+    let pod = |account: &str| {
+        let value = json!({"apiVersion": "v1", "kind": "Pod", "spec": {"serviceAccountName": account},
+            "metadata": {"name": "p", "namespace": "shop", "labels": {"role": "db"}}});
+        match decoded(&value).unwrap().object {
+            Object::Pod(pod) => pod,
+            other => panic!("{other:?}"),
+        }
+    };
+    let lowered = together(&[
+        global(&json!({"serviceAccountSelector": "has(team)"})),
+        account.clone(),
+    ]);
+    let accounts = lowered.accounts.unwrap();
+    let labels = |name: &str| {
+        let mut pod = pod(name);
+        accounts.describe(&mut pod);
+        let before = pod.clone();
+        accounts.describe(&mut pod);
+        assert_eq!(pod, before);
+        pod.labels
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        labels("s"),
+        [
+            "role=db",
+            "serviceaccount:projectcalico.org/name=s",
+            "serviceaccount:team=a"
+        ]
+    );
+    assert_eq!(
+        labels("other"),
+        ["role=db", "serviceaccount:projectcalico.org/name=other"]
+    );
+    for asks in [
+        json!({"selector": "pcsa.team == 'a'"}),
+        json!({"ingress": [{"action": "Allow", "source": {"serviceAccounts": {"names": ["s"]}}}]}),
+    ] {
+        assert!(
+            together(&[global(&asks), account.clone()]).accounts.is_some(),
+            "{asks}"
+        );
+    }
+    for silent in [
+        json!({"selector": "team == 'a'"}),
+        json!({"serviceAccountSelector": "all()"}),
+    ] {
+        assert_eq!(
+            together(&[global(&silent), account.clone()]).accounts,
+            None,
+            "{silent}"
+        );
+    }
+}
+
+#[test]
+fn staged_policies_are_lowered_beside_those_in_force() {
+    let rule = json!({"action": "Allow", "source": {"selector": "has(a)"}});
+    let objects = [
+        object("StagedGlobalNetworkPolicy", "z", &json!({"ingress": [rule]})),
+        object("StagedKubernetesNetworkPolicy", "k", &json!({"podSelector": {}})),
+        global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+    ];
+    let lowered = together(&objects);
+    assert!(lowered.policies.is_empty() && lowered.unevaluated.is_empty());
+    let names: Vec<String> = lowered
+        .staged
+        .iter()
+        .map(|it| format!("{} {}", it.kind, it.key))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "StagedGlobalNetworkPolicy /z",
+            "StagedKubernetesNetworkPolicy shop/k"
+        ]
+    );
+    let StagedPolicy::Calico(policy) = &lowered.staged[0].policy else {
+        panic!("{:?}", lowered.staged[0]);
+    };
+    assert_eq!(
+        words(policy.rules().next().unwrap()),
+        "Allow [|a], 10.0.0.0/8 at anywhere"
+    );
+}
+
+#[test]
+fn what_objects_come_to_does_not_depend_on_their_order() {
+    let objects = [
+        from(true, json!({"selector": "has(a)", "notSelector": "has(x)"})),
+        object(
+            "GlobalNetworkPolicy",
+            "q",
+            &json!({"egress": [
+            {"action": "Deny", "destination": {"services": {"name": "s", "namespace": "shop"}}}]}),
+        ),
+        to_service(false, None),
+        set("shop", json!({"a": "1"}), &["10.1.0.0/16", "10.0.0.9"]),
+        global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+        endpoint(json!({"a": "1"}), json!({"expectedIPs": ["192.0.2.2"]})),
+        slice("a", json!([{"port": 80}]), &["10.0.0.1"]),
+        slice("b", json!([{"port": 80}]), &["10.0.0.2"]),
+        namespace("shop", json!({"team": "a"})),
+    ];
+    let result = |objects: &[Value]| {
+        let lowered = together(objects);
+        let mut policies: Vec<String> = lowered.policies.iter().map(|it| format!("{it:?}")).collect();
+        policies.sort();
+        (policies, lowered.unevaluated)
+    };
+    let expected = result(&objects);
+    assert_eq!(expected.0.len(), 3);
+    let mut shuffled = objects.to_vec();
+    for step in 1..objects.len() {
+        shuffled.rotate_left(step);
+        shuffled.swap(0, step);
+        assert_eq!(result(&shuffled), expected);
+    }
+}
