@@ -30,8 +30,10 @@ use ringwall_dataplane::{
     time::Nanos,
     worker::Worker,
 };
-use ringwall_messages::{BEAT, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Received, Report, read_image};
-use ringwall_process::essential::{EXIT_SOFTWARE, Ends, Essential, Standstill};
+use ringwall_messages::{
+    ContentHash, DATAPLANE_SOCKET, Lifeline, Order, REPORT_INTERVAL, Received, Report, read_image,
+};
+use ringwall_process::essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector};
 use ringwall_xsk::{SpareMemory, XskIo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -349,7 +351,7 @@ struct Running {
     workers: Vec<Thread>,
     disk: JoinHandle<()>,
     /// Of every thread that goes on as long as the process.
-    ends: Ends,
+    ends: Exits,
     /// Readable once one of them has ended.
     bell: UnixStream,
     socket: PathBuf,
@@ -476,7 +478,7 @@ impl Running {
             .map(|((seat, io), cpu)| (Worker::new(seat, io), *cpu))
             .collect();
         let (bell, rope) = UnixStream::pair()?;
-        let (essential, ends) = Essential::with_bell(rope)?;
+        let (essential, ends) = Essential::with_exit_signal(rope)?;
         let begun = start_workers(workers, plan.idle, &sleepers, &stop_workers, &essential)
             .and_then(|threads| machine.register(None).map(|()| threads));
         let workers = match begun {
@@ -546,10 +548,10 @@ impl Running {
     /// Until told to stop. A thread that ends, or a worker that takes no turn, ends the process: the fail mode holds until
     /// its successor is there.
     fn watch(&mut self, stop: &StopSignal) -> anyhow::Result<ExitCode> {
-        let mut standstills: Vec<Standstill> = self
+        let mut standstills: Vec<StallDetector> = self
             .workers
             .iter()
-            .map(|_| Standstill::after(STUCK_AFTER))
+            .map(|_| StallDetector::after(STUCK_AFTER))
             .collect();
         let mut beat = Instant::now();
         loop {
@@ -590,7 +592,7 @@ impl Running {
                     std::process::exit(i32::from(EXIT_SOFTWARE));
                 }
             }
-            if let Some(line) = self.line.as_ref().filter(|_| beat.elapsed() >= BEAT) {
+            if let Some(line) = self.line.as_ref().filter(|_| beat.elapsed() >= REPORT_INTERVAL) {
                 beat = Instant::now();
                 line.report(&Report::Alive, None);
             }

@@ -20,7 +20,9 @@ use ringwall_dataplane::{
     time::Nanos,
     wire::FlowKey,
 };
-use ringwall_messages::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
+use ringwall_messages::{
+    FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE_RECORDS,
+};
 use ringwall_policy::Decider;
 
 use super::{machine::Machine, publication::locked, work};
@@ -151,7 +153,7 @@ impl LiveFlows {
         let ports = self.port_names();
         let mut at = cursor.unwrap_or_default();
         while at.worker < self.machine.alive.len() {
-            if page.records.len() >= PAGE {
+            if page.records.len() >= PAGE_RECORDS {
                 page.next = Some(at);
                 break;
             }

@@ -16,7 +16,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use ringwall_messages::{
-    BEAT, CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, Report, SUPERVISION_FILE, Supervision,
+    CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, REPORT_INTERVAL, Report, SUPERVISION_FILE,
+    Supervision,
 };
 use ringwall_process::log;
 use rustix::{
@@ -634,7 +635,7 @@ impl Supervisor {
         let children = self.posts.iter().filter_map(|post| post.child.as_ref());
         let silent = children
             .filter_map(Child::silence)
-            .any(|silence| silence > BEAT * 2);
+            .any(|silence| silence > REPORT_INTERVAL * 2);
         if self.announced && !silent && self.stopping.is_none() && self.last_alive.elapsed() >= ALIVE {
             self.last_alive = Instant::now();
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);

@@ -41,7 +41,7 @@ use crate::{AskError, Overview, metrics};
 
 /// How patient a server is.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+struct Timeouts {
     /// Until the head of a request is there; also the longest pause between two requests.
     head: Duration,
     /// For everything on one connection.
@@ -50,7 +50,7 @@ struct Patience {
     connections: usize,
 }
 
-const PATIENCE: Patience = Patience {
+const TIMEOUTS: Timeouts = Timeouts {
     head: Duration::from_secs(10),
     connection: Duration::from_secs(300),
     connections: 64,
@@ -135,13 +135,13 @@ impl Servers {
         let mut tasks = vec![
             essential.task(
                 "the server of metrics",
-                serve(on_metrics, PATIENCE, on_network.with_state(Arc::clone(&overview))),
+                serve(on_metrics, TIMEOUTS, on_network.with_state(Arc::clone(&overview))),
             ),
             essential.task(
                 "the server of the control socket",
                 serve(
                     on_socket,
-                    PATIENCE,
+                    TIMEOUTS,
                     with_status.merge(with_metrics).with_state(Arc::clone(&overview)),
                 ),
             ),
@@ -149,7 +149,7 @@ impl Servers {
         if let Some(listener) = on_health {
             tasks.push(essential.task(
                 "the server of health",
-                serve(listener, PATIENCE, with_health.with_state(overview)),
+                serve(listener, TIMEOUTS, with_health.with_state(overview)),
             ));
         }
         Ok(Self {
@@ -207,7 +207,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves for ever. axum's own server would wait for a request without end.
-async fn serve(mut listener: impl Listener, patience: Patience, router: Router) {
+async fn serve(mut listener: impl Listener, patience: Timeouts, router: Router) {
     let places = Arc::new(Semaphore::new(patience.connections));
     // They end with this.
     let mut connections = JoinSet::new();
@@ -317,7 +317,7 @@ mod tests {
     async fn who_does_not_ask_is_not_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let patience = Patience {
+        let patience = Timeouts {
             head: Duration::from_millis(300),
             connection: Duration::from_secs(60),
             connections: 2,
@@ -377,7 +377,7 @@ async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<Expl
         Ok(Ok(explanation)) => Json(explanation).into_response(),
         Ok(Err(error)) => {
             let status = match &error {
-                AskError::Nothing => StatusCode::SERVICE_UNAVAILABLE,
+                AskError::NoPolicyYet => StatusCode::SERVICE_UNAVAILABLE,
                 AskError::Explain(ExplainError::End(_)) => StatusCode::NOT_FOUND,
                 AskError::Explain(ExplainError::Contradiction { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
             };

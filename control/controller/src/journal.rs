@@ -19,13 +19,13 @@ use ringwall_messages::ResourceVersions;
 use ringwall_policy::{Cluster, PolicyId, PolicyKind, TieredPolicy};
 use tokio::sync::Semaphore;
 
-use super::{deciding::Deciding, pipeline::Made};
+use super::{active_policy::CompiledPolicy, pipeline::CompiledSnapshot};
 
 /// As many objects of a kind are named in one line, and as many files.
-const NAMED: usize = 6;
+const MAX_NAMED: usize = 6;
 
 /// Flows are counted in clusters of at most so many pods: about a tenth of a second of one CPU, beside the work.
-const COUNTED_PODS: usize = 5_000;
+const MAX_COUNTED_PODS: usize = 5_000;
 
 /// What there is to say about a generation besides what changed.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl Entry {
         source: String,
         files: BTreeSet<String>,
         versions: ResourceVersions,
-        made: &Made,
+        made: &CompiledSnapshot,
     ) -> Self {
         let proven = match &made.proof {
             None if made.unproven.is_some() => "not yet: it took longer than verify.deadline".to_owned(),
@@ -85,9 +85,9 @@ fn millis(time: Duration) -> f64 {
 #[derive(Debug)]
 pub(super) struct Adopted {
     /// What decided before.
-    pub(super) before: Option<Arc<Deciding>>,
+    pub(super) before: Option<Arc<CompiledPolicy>>,
     /// What decides now.
-    pub(super) after: Arc<Deciding>,
+    pub(super) after: Arc<CompiledPolicy>,
     pub(super) entry: Entry,
     /// From its arrival at the dataplane to the adoption by the last worker.
     pub(super) adoption: Duration,
@@ -122,7 +122,7 @@ impl Adopted {
 
     /// Whether flows can be counted beside the work.
     fn is_small(&self) -> bool {
-        let small = |it: &Arc<Deciding>| it.state.cluster.pods.len() <= COUNTED_PODS;
+        let small = |it: &Arc<CompiledPolicy>| it.state.cluster.pods.len() <= MAX_COUNTED_PODS;
         self.before.as_ref().is_some_and(small) && small(&self.after)
     }
 
@@ -182,11 +182,11 @@ impl Journal {
             Some(gathered) => gathered.followed_by(adopted),
             None => self.gathered = Some(adopted),
         }
-        self.turn();
+        self.write_due();
     }
 
     /// Writes what is due.
-    pub(super) fn turn(&mut self) {
+    pub(super) fn write_due(&mut self) {
         if self.next.is_none_or(|next| next <= Instant::now()) {
             self.write_gathered();
         }
@@ -204,7 +204,7 @@ impl Journal {
         let why_not = match &adopted.before {
             None => "the first".to_owned(),
             Some(_) if !changes.of_policy => "no policy changed".to_owned(),
-            Some(_) if !adopted.is_small() => format!("more than {COUNTED_PODS} pods"),
+            Some(_) if !adopted.is_small() => format!("more than {MAX_COUNTED_PODS} pods"),
             Some(before) => match Arc::clone(&self.counting).try_acquire_owned() {
                 Ok(permit) => {
                     let (before, after) = (Arc::clone(before), Arc::clone(&adopted.after));
@@ -236,8 +236,8 @@ struct Flows {
 }
 
 impl Flows {
-    fn between(before: &Deciding, after: &Deciding) -> Result<Self, RefineError> {
-        let side = |deciding: &Deciding| Snapshot::from_image(&deciding.image);
+    fn between(before: &CompiledPolicy, after: &CompiledPolicy) -> Result<Self, RefineError> {
+        let side = |policy: &CompiledPolicy| Snapshot::from_image(&policy.image);
         let from = Compiled {
             cluster: &before.state.cluster,
             snapshot: side(before),
@@ -340,7 +340,7 @@ fn listed<T: Display>(items: impl Iterator<Item = T>) -> String {
     let mut text = String::new();
     let mut more = 0_usize;
     for (at, item) in items.enumerate() {
-        if at >= NAMED {
+        if at >= MAX_NAMED {
             more += 1;
         } else {
             // Writing into a String cannot fail.

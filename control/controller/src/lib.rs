@@ -6,14 +6,14 @@
 //! proven whole, slowly ([`background`]).
 #![forbid(unsafe_code)]
 
+mod active_policy;
 pub mod api;
-mod background;
-mod deciding;
+pub mod dataplane_client;
 mod journal;
 pub mod metrics;
 mod overview;
 mod pipeline;
-pub mod publish;
+mod rolling_proof;
 
 #[cfg(test)]
 mod tests;
@@ -34,14 +34,14 @@ use ringwall_compile::{Budget, CompileError, EpochKey};
 use ringwall_config::{Config, OnDeadline, SourceKind, UnknownEndpoints, Verify};
 use ringwall_dataplane::classify::Image;
 use ringwall_messages::{
-    BEAT, CONTROL_SOCKET, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, Report,
+    CONTROL_SOCKET, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, REPORT_INTERVAL, Report,
     SUPERVISION_FILE, Status, client, image_memfd,
 };
 use ringwall_policy::{Cluster, Settings};
 use ringwall_process::{
     confine,
     confine::{CONTROL_FOLDER, EPOCH_KEY_FILE, POLICIES_FILE},
-    essential::{EXIT_SOFTWARE, Ended, Ends, Essential, Standstill},
+    essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector, TaskExit},
 };
 use ringwall_source::{
     feed::{Feed, SourceState},
@@ -55,21 +55,21 @@ use tokio::{
     sync::mpsc,
 };
 
-pub(crate) use self::deciding::AskError;
-pub use self::{
-    background::Share,
-    overview::{Overview, Reason},
-};
+pub(crate) use self::active_policy::AskError;
 use self::{
-    background::{Pass, RollingProof},
-    deciding::Deciding,
+    active_policy::CompiledPolicy,
     journal::{Adopted, Entry, Journal},
     overview::{Limits, Progress},
-    pipeline::{Failure, Job, Made, Outcome, Pipeline, Proof, Tools},
+    pipeline::{CompiledSnapshot, Failure, Job, Outcome, Pipeline, Proof, StageFactory},
+    rolling_proof::{ProofPass, RollingProof},
+};
+pub use self::{
+    overview::{Overview, Reason},
+    rolling_proof::ProofShare,
 };
 use crate::{
     api::Servers,
-    publish::{Event, Publication},
+    dataplane_client::{DataplaneClient, Event},
 };
 
 /// How often the loop shows that it is not stuck.
@@ -79,32 +79,32 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const CONFIRM: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether it is.
-const LOOK: Duration = Duration::from_millis(500);
+const CONFIRM_CHECK: Duration = Duration::from_millis(500);
 
 /// After a state over the budget, how many times as long as it took the next one waits unless its policies differ.
-const REST: u32 = 10;
+const BUDGET_BACKOFF_FACTOR: u32 = 10;
 
 /// And how long at most.
-const LONGEST_REST: Duration = Duration::from_secs(60);
+const MAX_BUDGET_BACKOFF: Duration = Duration::from_secs(60);
 
 /// How long after its second failure a state is compiled once more; doubled each time.
-const RETRY: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// And how long at most.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Generations that change nothing but pods share a line of the log for so long: there may be hundreds of them in a second.
-const GATHER: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a staged process waits for the word of the one in charge about the generation in force.
-const ASK: Duration = Duration::from_secs(3);
+const GENERATION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The first generation of a staged process is so far above the one in force: others may come meanwhile, and numbers go on
 /// to grow. Nothing but the order in the log depends on it.
-const AHEAD: u64 = 1000;
+const STAGED_GENERATION_GAP: u64 = 1000;
 
 /// As many files are remembered for the log.
-const FILES: usize = 100;
+const MAX_FILES: usize = 100;
 
 /// Arguments of `ringwall control`.
 #[derive(Clone, Debug, clap::Args)]
@@ -195,9 +195,9 @@ pub struct Options {
     /// What one snapshot may take.
     pub budget: Budget,
     /// What the proof in the background may take.
-    pub share: Share,
+    pub share: ProofShare,
     /// Of the line to the dataplane.
-    pub publication: publish::Timing,
+    pub publication: dataplane_client::Timing,
     /// Of the API server's watches; `stale_after` is taken from above.
     pub watches: kube::Timing,
     /// Of the folder's watch.
@@ -226,13 +226,13 @@ impl Options {
             health_listen: config.telemetry.health_listen,
             verify: config.verify,
             deadline: (config.verify_deadline, config.on_deadline),
-            retry: RETRY,
-            gather: GATHER,
+            retry: FIRST_RETRY,
+            gather: LOG_INTERVAL,
             budget: Budget {
                 bytes: config.snapshot_budget,
             },
-            share: Share::default(),
-            publication: publish::Timing::default(),
+            share: ProofShare::default(),
+            publication: dataplane_client::Timing::default(),
             watches: kube::Timing {
                 full_list: config.source.full_list_every,
                 ..kube::Timing::default()
@@ -264,7 +264,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
     let (supervised, staged) = (args.supervised, args.staged);
     let code = runtime.block_on(async move {
         // First of all: a signal that comes while the folder is read is one, too.
-        let mut orders = Orders::hear(supervised)?;
+        let mut orders = SupervisorCommands::receive_orders(supervised)?;
         let mut controller = if staged {
             Controller::stage(options).await?
         } else {
@@ -272,7 +272,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         };
         let line = orders.line.take();
         if let Some(line) = line.clone() {
-            controller.tell(Box::new(move |milestone| report(&line, milestone)));
+            controller.report_milestones_to(Box::new(move |milestone| report(&line, milestone)));
         }
         watch_loop(controller.overview(), line)?;
         loop {
@@ -298,18 +298,18 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
 /// The supervisor hears that it turns.
 fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::Result<()> {
     let mut beat = Instant::now();
-    let mut standstill = Standstill::after((overview::STUCK.as_millis() / LOOK.as_millis()) as u32);
+    let mut stalls = StallDetector::after((overview::STUCK.as_millis() / CONFIRM_CHECK.as_millis()) as u32);
     let look = move || {
         loop {
-            std::thread::sleep(LOOK);
-            if standstill.is_stuck(overview.turns()) {
+            std::thread::sleep(CONFIRM_CHECK);
+            if stalls.is_stuck(overview.turns()) {
                 tracing::error!(
                     seconds = overview::STUCK.as_secs(),
                     "the control loop does not turn: ending the process, the last snapshot keeps deciding"
                 );
                 std::process::exit(i32::from(EXIT_SOFTWARE));
             }
-            if let Some(line) = line.as_ref().filter(|_| beat.elapsed() >= BEAT) {
+            if let Some(line) = line.as_ref().filter(|_| beat.elapsed() >= REPORT_INTERVAL) {
                 beat = Instant::now();
                 line.report(&Report::Alive, None);
             }
@@ -323,7 +323,7 @@ fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::R
 }
 
 /// What the process is told from outside.
-struct Orders {
+struct SupervisorCommands {
     /// To stop.
     stop: mpsc::Receiver<()>,
     /// To take over.
@@ -332,8 +332,8 @@ struct Orders {
     line: Option<Arc<Lifeline>>,
 }
 
-impl Orders {
-    fn hear(supervised: bool) -> anyhow::Result<Self> {
+impl SupervisorCommands {
+    fn receive_orders(supervised: bool) -> anyhow::Result<Self> {
         let (sender, stop) = mpsc::channel(1);
         let (goes, go) = mpsc::unbounded_channel();
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
@@ -379,7 +379,7 @@ enum Milestone {
     /// The first snapshot of a staged process.
     Staged(Image),
     /// There is none.
-    NotMade(String),
+    NoSnapshot(String),
     /// The dataplane is connected, and this process can be asked.
     InCharge,
 }
@@ -401,7 +401,7 @@ fn report(line: &Lifeline, milestone: Milestone) {
                 Err(error) => refused(format!("the snapshot cannot be handed over: {error}")),
             }
         }
-        Milestone::NotMade(reason) => refused(reason),
+        Milestone::NoSnapshot(reason) => refused(reason),
         Milestone::InCharge => (Report::InCharge, None),
     };
     line.report(&report, fd);
@@ -466,16 +466,16 @@ pub fn epoch_key(state_dir: &Path) -> Result<EpochKey, ControlError> {
 pub struct Controller {
     overview: Arc<Overview>,
     /// Of the tasks and threads below.
-    ends: Ends,
+    exits: Exits,
     feed: Feed,
     pipeline: Pipeline,
     /// None unless snapshots are proven by what changed.
     rolling: Option<RollingProof>,
-    passes: mpsc::UnboundedReceiver<Pass>,
-    publication: Publication,
+    passes: mpsc::UnboundedReceiver<ProofPass>,
+    publication: DataplaneClient,
     events: mpsc::UnboundedReceiver<Event>,
     /// What it listens on and where it connects to.
-    offices: Offices,
+    resources: ActiveResources,
     essential: Essential,
     /// Ends the servers with the loop; None before this process is in charge.
     servers: Option<Servers>,
@@ -487,7 +487,7 @@ pub struct Controller {
     /// The newest state of all, to be compiled once more where that is needed.
     newest: Option<Arc<SourceState>>,
     /// Whether what was compiled and proven before is not to be built on.
-    afresh: bool,
+    from_scratch: bool,
     /// The state that is being compiled; None where none is.
     compiling: Option<Compiling>,
     /// First event of the states that could not be published and that none after them has replaced.
@@ -513,7 +513,7 @@ pub struct Controller {
 }
 
 /// What only the process in charge may have.
-struct Offices {
+struct ActiveResources {
     socket: PathBuf,
     metrics: std::net::SocketAddr,
     health: Option<std::net::SocketAddr>,
@@ -547,7 +547,7 @@ impl Retry {
     fn failed(&mut self) {
         let pause = match self.failures {
             0 => Duration::ZERO,
-            failures => (self.first * (1 << (failures - 1).min(16))).min(LONGEST_RETRY),
+            failures => (self.first * (1 << (failures - 1).min(16))).min(MAX_RETRY),
         };
         self.failures = self.failures.saturating_add(1);
         self.due = Some(Instant::now() + pause);
@@ -598,11 +598,11 @@ impl Controller {
     /// # Errors
     /// One of them cannot be used. Whether the API server or the dataplane answers is another question.
     pub async fn start(options: Options) -> Result<Self, ControlError> {
-        let tools = Tools::within(options.budget);
+        let tools = StageFactory::with_budget(options.budget);
         Self::start_with(options, tools).await
     }
 
-    async fn start_with(options: Options, tools: Tools) -> Result<Self, ControlError> {
+    async fn start_with(options: Options, tools: StageFactory) -> Result<Self, ControlError> {
         let key = epoch_key(&options.state_dir)?;
         let feed = open_source(&options).await?;
         Self::start_from(feed, key, options, tools).await
@@ -612,7 +612,7 @@ impl Controller {
         feed: Feed,
         key: EpochKey,
         options: Options,
-        tools: Tools,
+        tools: StageFactory,
     ) -> Result<Self, ControlError> {
         let mut controller = Self::prepare(feed, key, options, tools)?;
         controller.take_over().await?;
@@ -629,9 +629,9 @@ impl Controller {
         let feed = open_source(&options).await?;
         let socket = options.socket.clone();
         let asked = tokio::task::spawn_blocking(move || generation_in_force(&socket)).await;
-        let tools = Tools::within(options.budget);
+        let tools = StageFactory::with_budget(options.budget);
         let mut controller = Self::prepare(feed, key, options, tools)?;
-        controller.generation = Some(asked.ok().flatten().unwrap_or(0) + AHEAD);
+        controller.generation = Some(asked.ok().flatten().unwrap_or(0) + STAGED_GENERATION_GAP);
         controller.staging = true;
         Ok(controller)
     }
@@ -648,9 +648,9 @@ impl Controller {
         self.publication.connect(&self.essential);
         let servers = Servers::start(
             self.overview(),
-            &self.offices.socket,
-            self.offices.metrics,
-            self.offices.health,
+            &self.resources.socket,
+            self.resources.metrics,
+            self.resources.health,
             &self.essential,
         )
         .await?;
@@ -660,7 +660,7 @@ impl Controller {
     }
 
     /// Has someone told how far this process is.
-    fn tell(&mut self, milestones: Box<dyn FnMut(Milestone) + Send>) {
+    fn report_milestones_to(&mut self, milestones: Box<dyn FnMut(Milestone) + Send>) {
         self.milestones = Some(milestones);
     }
 
@@ -670,10 +670,15 @@ impl Controller {
         }
     }
 
-    fn prepare(mut feed: Feed, key: EpochKey, options: Options, tools: Tools) -> Result<Self, ControlError> {
+    fn prepare(
+        mut feed: Feed,
+        key: EpochKey,
+        options: Options,
+        tools: StageFactory,
+    ) -> Result<Self, ControlError> {
         let (essential, ends) = Essential::new();
         let (publication, events) =
-            Publication::prepare(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
+            DataplaneClient::prepare(&options.runtime_dir.join(DATAPLANE_SOCKET), options.publication);
         let (limit, on_deadline) = options.deadline;
         let publish_after = (on_deadline == OnDeadline::Publish).then_some(limit);
         // What is not proven before it is published is proven afterwards.
@@ -701,7 +706,7 @@ impl Controller {
                 proof: options.deadline.0,
             },
         ));
-        let offices = Offices {
+        let resources = ActiveResources {
             socket: options.socket,
             metrics: options.metrics_listen,
             health: options.health_listen,
@@ -710,21 +715,21 @@ impl Controller {
         feed.states.mark_changed();
         Ok(Self {
             overview,
-            ends,
+            exits: ends,
             feed,
             pipeline,
             rolling,
             passes,
             publication,
             events,
-            offices,
+            resources,
             essential,
             servers: None,
             staging: false,
             milestones: None,
             waiting: None,
             newest: None,
-            afresh: false,
+            from_scratch: false,
             compiling: None,
             failed: None,
             retry: Retry::after(options.retry),
@@ -751,7 +756,7 @@ impl Controller {
     }
 
     /// Runs until it is dropped, or until something ends that it cannot do without.
-    pub async fn run(&mut self) -> Ended {
+    pub async fn run(&mut self) -> TaskExit {
         loop {
             if let Some(ended) = self.turn().await {
                 return ended;
@@ -759,13 +764,13 @@ impl Controller {
         }
     }
 
-    async fn turn(&mut self) -> Option<Ended> {
+    async fn turn(&mut self) -> Option<TaskExit> {
         if self.retry.left().is_some_and(|left| left.is_zero()) {
             self.retry.due = None;
-            self.afresh = true;
-            self.again();
+            self.from_scratch = true;
+            self.compile_again();
         }
-        self.journal.turn();
+        self.journal.write_due();
         self.confirm();
         self.begin_compiling();
         self.overview.beat(self.progress());
@@ -774,19 +779,19 @@ impl Controller {
             changed = self.feed.states.changed() => match changed {
                 Ok(()) => {
                     let files = self.feed.health.take_changed();
-                    self.files.extend(files.into_iter().take(FILES));
+                    self.files.extend(files.into_iter().take(MAX_FILES));
                     let state = self.feed.states.borrow_and_update().clone();
                     if let Some(state) = state {
                         self.take_state(state);
                     }
                 }
                 // It has said why itself.
-                Err(_) => return Some(Ended {
+                Err(_) => return Some(TaskExit {
                     name: "the source".to_owned(),
                     panicked: false,
                 }),
             },
-            ended = self.ends.next() => return Some(ended),
+            ended = self.exits.next() => return Some(ended),
             event = self.events.recv() => if let Some(event) = event {
                 self.take_event(event);
             },
@@ -886,7 +891,7 @@ impl Controller {
     }
 
     /// Has the newest state compiled once more.
-    fn again(&mut self) {
+    fn compile_again(&mut self) {
         if self.waiting.is_some() {
             return;
         }
@@ -930,7 +935,7 @@ impl Controller {
         self.pipeline.begin(Job {
             state,
             generation: last + 1,
-            afresh: std::mem::take(&mut self.afresh),
+            from_scratch: std::mem::take(&mut self.from_scratch),
         });
     }
 
@@ -955,27 +960,27 @@ impl Controller {
                     let took = began.since.elapsed();
                     self.over_budget = Some(OverBudget {
                         cluster: state.cluster.clone(),
-                        until: Instant::now() + (took * REST).min(LONGEST_REST),
+                        until: Instant::now() + (took * BUDGET_BACKOFF_FACTOR).min(MAX_BUDGET_BACKOFF),
                     });
                 }
                 if std::mem::take(&mut self.staging) {
-                    self.milestone(Milestone::NotMade(failure.to_string()));
+                    self.milestone(Milestone::NoSnapshot(failure.to_string()));
                 }
-                return self.overview.not_made(&failure);
+                return self.overview.record_failure(&failure);
             }
         };
         let hash = ContentHash(made.compiled.hash);
         self.note(generation, &state, hash, &made);
         // The dataplane may have come back with a later generation meanwhile.
         if self.generation.is_some_and(|newest| newest >= generation) {
-            self.again();
+            self.compile_again();
             return;
         }
         self.prove_whole(generation, &state, &made);
         let source = self.feed.health.location();
         let entry = Entry::new(source, std::mem::take(&mut self.files), state.versions, &made);
         self.generation = Some(generation);
-        self.overview.deciding().published(Deciding {
+        self.overview.active_policy().publish(CompiledPolicy {
             generation,
             state: Arc::clone(&state),
             image: made.compiled.image.clone(),
@@ -1002,7 +1007,7 @@ impl Controller {
         self.publication.publish(made.compiled.image, cluster);
     }
 
-    fn note(&self, generation: u64, state: &SourceState, hash: ContentHash, made: &Made) {
+    fn note(&self, generation: u64, state: &SourceState, hash: ContentHash, made: &CompiledSnapshot) {
         tracing::debug!(
             generation,
             incremental = made.compiled.incremental,
@@ -1016,28 +1021,29 @@ impl Controller {
         if let Some(proof) = &made.proof {
             latencies.verify.observe(proof.took.as_secs_f64());
         }
-        self.overview.made(generation, state.versions, hash, made);
+        self.overview
+            .record_compiled(generation, state.versions, hash, made);
     }
 
     /// What was proven by its change alone is proven whole in the background.
-    fn prove_whole(&self, generation: u64, state: &SourceState, made: &Made) {
+    fn prove_whole(&self, generation: u64, state: &SourceState, made: &CompiledSnapshot) {
         let Some(rolling) = &self.rolling else { return };
         match (&made.proof, &made.unproven) {
-            (Some(proof), _) if proof.report.whole => rolling.nothing(),
+            (Some(proof), _) if proof.report.whole => rolling.clear(),
             (Some(Proof { snapshot, .. }), _) | (None, Some(snapshot)) => {
-                rolling.newest(generation, &state.cluster, snapshot);
+                rolling.set_newest(generation, &state.cluster, snapshot);
             }
             (None, None) => {}
         }
     }
 
     /// A snapshot that was proven by its change and is wrong: what all was built on is wrong.
-    fn take_pass(&mut self, pass: Pass) {
+    fn take_pass(&mut self, pass: ProofPass) {
         if pass.outcome.is_err() {
-            self.afresh = true;
-            self.again();
+            self.from_scratch = true;
+            self.compile_again();
         }
-        self.overview.pass(pass);
+        self.overview.record_proof_pass(pass);
     }
 
     fn take_event(&mut self, event: Event) {
@@ -1123,7 +1129,7 @@ impl Controller {
         }
         if published.generation <= generation && !ours {
             self.publication.withdraw();
-            self.again();
+            self.compile_again();
         }
     }
 
@@ -1144,7 +1150,7 @@ impl Controller {
             }
             latencies.total.observe(elapsed.as_secs_f64());
             total = Some(elapsed);
-            if let Some((before, after)) = self.overview.deciding().adopted(generation) {
+            if let Some((before, after)) = self.overview.active_policy().adopt(generation) {
                 self.journal.adopted(Adopted {
                     before,
                     after,
@@ -1170,7 +1176,7 @@ impl Controller {
 
 /// What the dataplane decides by, as the control process in charge says.
 fn generation_in_force(control: &Path) -> Option<u64> {
-    let answer = client::ask_control(control, "/v1/status", None, ASK).ok()?;
+    let answer = client::ask_control(control, "/v1/status", None, GENERATION_TIMEOUT).ok()?;
     let status: Status = serde_json::from_slice(&answer.body).ok()?;
     Some(status.dataplane?.snapshot.generation)
 }

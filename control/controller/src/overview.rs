@@ -24,14 +24,14 @@ use ringwall_source::{
 };
 
 use super::{
-    background::Pass,
-    deciding::{AskError, InForce},
-    pipeline::{Failure, Made},
+    active_policy::{ActivePolicy, AskError},
+    pipeline::{CompiledSnapshot, Failure},
+    rolling_proof::ProofPass,
 };
-use crate::{metrics::Latencies, publish::DataplaneInquiry};
+use crate::{dataplane_client::DataplaneInquiry, metrics::Latencies};
 
 /// How long the dataplane may take to say how it is doing.
-const PATIENCE: Duration = Duration::from_secs(2);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The loop is stuck when it has not turned for so long.
 pub(super) const STUCK: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub(super) const STUCK: Duration = Duration::from_secs(30);
 const HUNG: u32 = 4;
 
 /// How long an alarm about something that is over stays.
-const REMEMBER: Duration = Duration::from_secs(15 * 60);
+const PAST_ALARM_SHOWN: Duration = Duration::from_secs(15 * 60);
 
 /// Fewer policies than this vanishing at once are nothing unusual.
 const FEW_POLICIES: u64 = 10;
@@ -114,7 +114,7 @@ pub struct Overview {
     supervision: PathBuf,
     limits: Limits,
     latencies: Latencies,
-    deciding: InForce,
+    active_policy: ActivePolicy,
     inner: Mutex<Inner>,
 }
 
@@ -155,7 +155,7 @@ impl Inner {
     }
 
     /// What is wrong with the newest state or with the snapshot in force, as far as compiling and proving go.
-    fn wrong(&self) -> Option<Reason> {
+    fn faults(&self) -> Option<Reason> {
         match (&self.compiled.error, &self.proof.difference) {
             (Some(error), _) => Some(Reason::detailed("the newest state cannot be published", error)),
             (None, Some(difference)) => Some(Reason::detailed(
@@ -237,7 +237,7 @@ impl Overview {
             supervision,
             limits,
             latencies: Latencies::default(),
-            deciding: InForce::default(),
+            active_policy: ActivePolicy::default(),
             inner: Mutex::new(inner),
         }
     }
@@ -253,8 +253,8 @@ impl Overview {
     }
 
     /// The state and the snapshot that decide now.
-    pub(super) fn deciding(&self) -> &InForce {
-        &self.deciding
+    pub(super) fn active_policy(&self) -> &ActivePolicy {
+        &self.active_policy
     }
 
     /// Explains a flow under the state and the snapshot that decide now. Takes a while.
@@ -262,7 +262,7 @@ impl Overview {
     /// # Errors
     /// There is none yet, an end is not known, or the state and the snapshot contradict each other.
     pub(crate) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
-        self.deciding.explain(question)
+        self.active_policy.explain(question)
     }
 
     /// Says what of the state that decides now is enforced from a place. Takes a while.
@@ -270,7 +270,7 @@ impl Overview {
     /// # Errors
     /// There is none yet.
     pub(crate) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
-        self.deciding.coverage(place)
+        self.active_policy.coverage(place)
     }
 
     pub(super) fn beat(&self, progress: Progress) {
@@ -299,7 +299,13 @@ impl Overview {
         inner.incomplete = state.cluster.unevaluated_kinds.iter().cloned().collect();
     }
 
-    pub(super) fn made(&self, generation: u64, versions: ResourceVersions, hash: ContentHash, made: &Made) {
+    pub(super) fn record_compiled(
+        &self,
+        generation: u64,
+        versions: ResourceVersions,
+        hash: ContentHash,
+        made: &CompiledSnapshot,
+    ) {
         let mut inner = self.inner();
         let compiled = &mut inner.compiled;
         compiled.generation = generation;
@@ -340,7 +346,7 @@ impl Overview {
         }
     }
 
-    pub(super) fn not_made(&self, failure: &Failure) {
+    pub(super) fn record_failure(&self, failure: &Failure) {
         let reason = failure.to_string();
         tracing::error!("the newest state cannot be published, the snapshot before stays in force: {reason}");
         let mut inner = self.inner();
@@ -353,7 +359,7 @@ impl Overview {
     }
 
     /// A proof in the background has ended.
-    pub(super) fn pass(&self, pass: Pass) {
+    pub(super) fn record_proof_pass(&self, pass: ProofPass) {
         let mut inner = self.inner();
         match pass.outcome {
             Ok(Report { classes, .. }) => {
@@ -474,7 +480,7 @@ impl Overview {
                 None => Reason::new("the source is not synced yet"),
             });
         }
-        reasons.extend(inner.wrong());
+        reasons.extend(inner.faults());
         if let Some(error) = &inner.publication.refusal {
             reasons.push(Reason::detailed(
                 "the dataplane refused the newest snapshot",
@@ -508,18 +514,18 @@ impl Overview {
             alarms.push(format!("the source's newest state is held back: {reason}"));
         }
         if let Some((at, text)) = &inner.vanished
-            && at.elapsed() < REMEMBER
+            && at.elapsed() < PAST_ALARM_SHOWN
         {
             alarms.push(text.clone());
         }
         if let Some((at, text)) = &inner.replaced
-            && at.elapsed() < REMEMBER
+            && at.elapsed() < PAST_ALARM_SHOWN
         {
             alarms.push(text.clone());
         }
-        alarms.extend(inner.wrong().map(|reason| reason.to_string()));
+        alarms.extend(inner.faults().map(|reason| reason.to_string()));
         if let Some((at, text)) = &inner.corrected
-            && at.elapsed() < REMEMBER
+            && at.elapsed() < PAST_ALARM_SHOWN
         {
             alarms.push(format!(
                 "a snapshot made from the one before was wrong and was compiled in full instead; please report it: {text}"
@@ -562,7 +568,7 @@ impl Overview {
 
     /// Everything, the dataplane's part included.
     pub async fn status(&self) -> Status {
-        let dataplane = self.inquiry.status(PATIENCE).await.ok();
+        let dataplane = self.inquiry.status(STATUS_TIMEOUT).await.ok();
         let supervision = std::fs::read(&self.supervision)
             .ok()
             .and_then(|text| serde_json::from_slice::<Supervision>(&text).ok());

@@ -82,14 +82,14 @@ impl Prove for Checker {
 
 /// Makes compilers and checkers. A test puts others in their place.
 #[derive(Clone)]
-pub(super) struct Tools {
+pub(super) struct StageFactory {
     pub(super) compiler: Arc<dyn Fn(EpochKey) -> Box<dyn Compile> + Send + Sync>,
     pub(super) checker: Arc<dyn Fn() -> Box<dyn Prove> + Send + Sync>,
 }
 
-impl Tools {
+impl StageFactory {
     /// Those of every installation; snapshots may take `budget`.
-    pub(super) fn within(budget: Budget) -> Self {
+    pub(super) fn with_budget(budget: Budget) -> Self {
         Self {
             // Whoever chooses addresses of pods does not know where they lie.
             compiler: Arc::new(move |key| {
@@ -106,11 +106,11 @@ pub(super) struct Job {
     pub(super) state: Arc<SourceState>,
     pub(super) generation: u64,
     /// Whether to begin from nothing.
-    pub(super) afresh: bool,
+    pub(super) from_scratch: bool,
 }
 
 /// A snapshot that may be published.
-pub(super) struct Made {
+pub(super) struct CompiledSnapshot {
     pub(super) compiled: Compiled,
     /// How long compiling took.
     pub(super) compile: Duration,
@@ -130,7 +130,7 @@ pub(super) struct Proof {
 }
 
 /// What came of a proof that found nothing wrong.
-enum Proving {
+enum ProofOutcome {
     Done(Proof),
     TooLong(Arc<Snapshot>),
 }
@@ -153,7 +153,7 @@ pub(super) enum Failure {
 pub(super) struct Outcome {
     pub(super) state: Arc<SourceState>,
     pub(super) generation: u64,
-    pub(super) made: Result<Made, Failure>,
+    pub(super) made: Result<CompiledSnapshot, Failure>,
 }
 
 /// The thread. It ends with its last job when this is dropped.
@@ -164,7 +164,7 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     pub(super) fn start(
-        tools: Tools,
+        tools: StageFactory,
         key: EpochKey,
         verify: Verify,
         publish_after: Option<Duration>,
@@ -205,7 +205,7 @@ impl Pipeline {
 }
 
 struct Stage {
-    tools: Tools,
+    tools: StageFactory,
     key: EpochKey,
     verify: Verify,
     /// After so long a snapshot is published without its proof.
@@ -215,7 +215,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(tools: Tools, key: EpochKey, verify: Verify, publish_after: Option<Duration>) -> Self {
+    fn new(tools: StageFactory, key: EpochKey, verify: Verify, publish_after: Option<Duration>) -> Self {
         Self {
             compiler: (tools.compiler)(key),
             checker: (tools.checker)(),
@@ -226,44 +226,44 @@ impl Stage {
         }
     }
 
-    fn begin_afresh(&mut self) {
+    fn begin_from_scratch(&mut self) {
         self.compiler = (self.tools.compiler)(self.key);
         self.checker = (self.tools.checker)();
     }
 
-    fn run(&mut self, job: &Job) -> Result<Made, Failure> {
-        if job.afresh {
-            self.begin_afresh();
+    fn run(&mut self, job: &Job) -> Result<CompiledSnapshot, Failure> {
+        if job.from_scratch {
+            self.begin_from_scratch();
         }
         // Whatever a panic leaves half done is thrown away.
         match catch_unwind(AssertUnwindSafe(|| self.make(job))) {
             Ok(made) => made,
             Err(panic) => {
-                self.begin_afresh();
-                Err(Failure::Panicked(words(&*panic)))
+                self.begin_from_scratch();
+                Err(Failure::Panicked(panic_message(&*panic)))
             }
         }
     }
 
-    fn make(&mut self, job: &Job) -> Result<Made, Failure> {
+    fn make(&mut self, job: &Job) -> Result<CompiledSnapshot, Failure> {
         match self.attempt(job) {
             Err((Failure::Differs(difference), true)) => {
                 // The step from the snapshot before was wrong; the whole way may be right.
-                self.begin_afresh();
+                self.begin_from_scratch();
                 match self.attempt(job) {
-                    Ok(made) => Ok(Made {
+                    Ok(made) => Ok(CompiledSnapshot {
                         corrected: Some(difference),
                         ..made
                     }),
                     Err((failure, _)) => {
-                        self.begin_afresh();
+                        self.begin_from_scratch();
                         Err(failure)
                     }
                 }
             }
             Err((failure, _)) => {
                 if !matches!(failure, Failure::Compile(_)) {
-                    self.begin_afresh();
+                    self.begin_from_scratch();
                 }
                 Err(failure)
             }
@@ -272,7 +272,7 @@ impl Stage {
     }
 
     /// Beside a failure: whether what failed was made from the snapshot before.
-    fn attempt(&mut self, job: &Job) -> Result<Made, (Failure, bool)> {
+    fn attempt(&mut self, job: &Job) -> Result<CompiledSnapshot, (Failure, bool)> {
         let cluster = &job.state.cluster;
         let started = Instant::now();
         let compiled = self
@@ -283,11 +283,11 @@ impl Stage {
         let incremental = compiled.incremental;
         let (proof, unproven) = match self.prove(cluster, &compiled) {
             Ok(None) => (None, None),
-            Ok(Some(Proving::Done(proof))) => (Some(proof), None),
-            Ok(Some(Proving::TooLong(snapshot))) => (None, Some(snapshot)),
+            Ok(Some(ProofOutcome::Done(proof))) => (Some(proof), None),
+            Ok(Some(ProofOutcome::TooLong(snapshot))) => (None, Some(snapshot)),
             Err(failure) => return Err((failure, incremental)),
         };
-        Ok(Made {
+        Ok(CompiledSnapshot {
             compiled,
             compile,
             proof,
@@ -296,7 +296,7 @@ impl Stage {
         })
     }
 
-    fn prove(&mut self, cluster: &Cluster, compiled: &Compiled) -> Result<Option<Proving>, Failure> {
+    fn prove(&mut self, cluster: &Cluster, compiled: &Compiled) -> Result<Option<ProofOutcome>, Failure> {
         if self.verify == Verify::Off {
             return Ok(None);
         }
@@ -309,18 +309,18 @@ impl Stage {
             None => self.checker.changed(cluster, &snapshot).map(Some),
         };
         Ok(Some(match report.map_err(Failure::Differs)? {
-            Some(report) => Proving::Done(Proof {
+            Some(report) => ProofOutcome::Done(Proof {
                 snapshot,
                 report,
                 took: started.elapsed(),
             }),
-            None => Proving::TooLong(snapshot),
+            None => ProofOutcome::TooLong(snapshot),
         }))
     }
 }
 
 /// What a panic said.
-pub(super) fn words(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     if let Some(text) = panic.downcast_ref::<&str>() {
         (*text).to_owned()
     } else if let Some(text) = panic.downcast_ref::<String>() {

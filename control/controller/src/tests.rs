@@ -52,13 +52,13 @@ impl Compile for Moody {
     }
 }
 
-fn moody() -> Tools {
-    Tools {
+fn moody() -> StageFactory {
+    StageFactory {
         compiler: Arc::new(|key| {
             assert!(key != EpochKey::OFFLINE, "the installation has a key of its own");
             Box::new(Moody(Compiler::new(key, Budget::default())))
         }),
-        ..Tools::within(Budget::default())
+        ..StageFactory::with_budget(Budget::default())
     }
 }
 
@@ -315,10 +315,10 @@ impl Bed {
             retry: Duration::from_millis(50),
             gather: Duration::from_secs(3600),
             budget: Budget::default(),
-            share: Share::default(),
-            publication: publish::Timing {
+            share: ProofShare::default(),
+            publication: dataplane_client::Timing {
                 answer: Duration::from_secs(2),
-                ..publish::Timing::default()
+                ..dataplane_client::Timing::default()
             },
             watches: kube::Timing::default(),
             folder: WatchOptions::default(),
@@ -329,7 +329,7 @@ impl Bed {
         self.control_with(self.options(), moody()).await
     }
 
-    async fn control_with(&self, options: Options, tools: Tools) -> Running {
+    async fn control_with(&self, options: Options, tools: StageFactory) -> Running {
         Running::new(Controller::start_with(options, tools).await.unwrap())
     }
 }
@@ -338,7 +338,7 @@ impl Bed {
 struct Running {
     overview: Arc<Overview>,
     address: SocketAddr,
-    task: tokio::task::JoinHandle<Ended>,
+    task: tokio::task::JoinHandle<TaskExit>,
 }
 
 impl Running {
@@ -561,7 +561,7 @@ impl Compile for Startled {
 async fn what_panicked_is_tried_once_more_at_once() {
     let bed = Bed::new();
     let failed = Arc::new(AtomicBool::new(false));
-    let tools = Tools {
+    let tools = StageFactory {
         compiler: Arc::new({
             let failed = Arc::clone(&failed);
             move |key| {
@@ -571,7 +571,7 @@ async fn what_panicked_is_tried_once_more_at_once() {
                 ))
             }
         }),
-        ..Tools::within(Budget::default())
+        ..StageFactory::with_budget(Budget::default())
     };
     let options = Options {
         // So that nothing but the first try can help.
@@ -662,10 +662,10 @@ async fn where_it_is_configured_a_proof_that_takes_long_is_published_before() {
         let options = Options {
             verify,
             deadline: (Duration::from_millis(100), OnDeadline::Publish),
-            share: Share {
+            share: ProofShare {
                 rest: 0,
                 pause: Duration::ZERO,
-                ..Share::default()
+                ..ProofShare::default()
             },
             ..bed.options()
         };
@@ -1006,14 +1006,14 @@ async fn over_the_budget_pods_do_not_have_all_compiled_in_vain_and_policies_do()
     let bed = Bed::new();
     let attempts = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&attempts);
-    let tools = Tools {
+    let tools = StageFactory {
         compiler: Arc::new(move |key| {
             Box::new(Slow {
                 compiler: Compiler::new(key, Budget::default()),
                 attempts: Arc::clone(&counted),
             })
         }),
-        ..Tools::within(Budget::default())
+        ..StageFactory::with_budget(Budget::default())
     };
     let control = bed.control_with(bed.options(), tools).await;
     control.ready().await;
@@ -1079,9 +1079,9 @@ async fn a_worker_that_does_not_adopt_is_alarmed_until_it_does() {
     let control = Running::new(
         Controller::start_with(
             Options {
-                publication: publish::Timing {
+                publication: dataplane_client::Timing {
                     answer: Duration::from_millis(200),
-                    ..publish::Timing::default()
+                    ..dataplane_client::Timing::default()
                 },
                 ..bed.options()
             },
@@ -1128,10 +1128,10 @@ async fn a_source_that_ends_ends_control() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thread_that_panics_ends_control() {
-    let panics_on = |thread: &'static str, tools: Tools| {
+    let panics_on = |thread: &'static str, tools: StageFactory| {
         let (compiler, checker) = (Arc::clone(&tools.compiler), Arc::clone(&tools.checker));
         let here = move || assert_ne!(thread::current().name(), Some(thread), "a fault");
-        Tools {
+        StageFactory {
             compiler: Arc::new(move |key| {
                 here();
                 compiler(key)
@@ -1691,9 +1691,9 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn tools(&self) -> Tools {
+    fn tools(&self) -> StageFactory {
         let oracle = self.clone();
-        Tools {
+        StageFactory {
             checker: Arc::new(move || Box::new(oracle.clone())),
             ..moody()
         }
@@ -1885,7 +1885,7 @@ async fn a_wrong_step_is_compiled_in_full_and_alarmed() {
     let bed = Bed::new();
     let oracle = Oracle::default();
     let wrong = Arc::clone(&oracle.wrong);
-    let tools = Tools {
+    let tools = StageFactory {
         compiler: Arc::new(move |key| {
             Box::new(Astray {
                 compiler: Compiler::new(key, Budget::default()),
@@ -1934,10 +1934,10 @@ async fn the_proof_in_the_background_delays_nothing() {
     let oracle = Oracle::default();
     oracle.slow_behind.store(700, Ordering::SeqCst);
     let options = Options {
-        share: Share {
+        share: ProofShare {
             rest: 0,
             pause: Duration::ZERO,
-            ..Share::default()
+            ..ProofShare::default()
         },
         ..bed.options()
     };
@@ -2057,9 +2057,9 @@ async fn a_compiler_that_loses_a_policy_is_found_out() {
         let bed = Bed::new();
         bed.write("one", &addressed("one", "10.0.0.1"));
         bed.write("deny", DENY);
-        let tools = Tools {
+        let tools = StageFactory {
             compiler: Arc::new(|key| Box::new(Forgetful(Compiler::new(key, Budget::default())))),
-            ..Tools::within(Budget::default())
+            ..StageFactory::with_budget(Budget::default())
         };
         let options = Options {
             verify,
@@ -2100,7 +2100,7 @@ async fn told(staged: &mut Controller, heard: &mut mpsc::UnboundedReceiver<Miles
 async fn staged(options: Options) -> (Controller, mpsc::UnboundedReceiver<Milestone>) {
     let mut staged = Controller::stage(options).await.unwrap();
     let (tell, heard) = mpsc::unbounded_channel();
-    staged.tell(Box::new(move |milestone| drop(tell.send(milestone))));
+    staged.report_milestones_to(Box::new(move |milestone| drop(tell.send(milestone))));
     (staged, heard)
 }
 
@@ -2153,7 +2153,7 @@ async fn a_staged_process_that_cannot_compile_says_why() {
         ..bed.options()
     };
     let (mut staged, mut heard) = staged(options).await;
-    let Milestone::NotMade(reason) = told(&mut staged, &mut heard).await else {
+    let Milestone::NoSnapshot(reason) = told(&mut staged, &mut heard).await else {
         panic!("it was made");
     };
     assert!(reason.contains("its budget is 1"), "{reason}");

@@ -6,7 +6,7 @@ use ringwall_policy::Decider;
 use serde::{Deserialize, Serialize};
 
 /// Most records of one answer; more come with the next question.
-pub const PAGE: usize = 1000;
+pub const PAGE_RECORDS: usize = 1000;
 
 /// Which flows and drops are asked for; all that is given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

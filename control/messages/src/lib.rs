@@ -31,13 +31,13 @@ mod supervision;
 
 use std::{collections::BTreeMap, fmt};
 
-pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE};
+pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE_RECORDS};
 use ringwall_policy::Cluster;
 use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 pub use supervision::{
-    BEAT, Lifeline, Order, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome, UpgradeRequest,
-    UpgradeStatus,
+    Lifeline, Order, REPORT_INTERVAL, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome,
+    UpgradeRequest, UpgradeStatus,
 };
 
 /// Version of the messages; both ends must have the same.
@@ -221,7 +221,7 @@ pub struct ClusterUid(String);
 
 impl ClusterUid {
     /// Longest one, in bytes; a UUID has 36.
-    pub const MOST_BYTES: usize = 64;
+    pub const MAX_BYTES: usize = 64;
 }
 
 impl fmt::Display for ClusterUid {
@@ -241,12 +241,12 @@ impl TryFrom<String> for ClusterUid {
 
     fn try_from(text: String) -> Result<Self, String> {
         let letters = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        if (1..=Self::MOST_BYTES).contains(&text.len()) && text.bytes().all(letters) {
+        if (1..=Self::MAX_BYTES).contains(&text.len()) && text.bytes().all(letters) {
             return Ok(Self(text));
         }
         Err(format!(
             "a UID is 1 to {} letters, digits and dashes, not {text:?}",
-            Self::MOST_BYTES
+            Self::MAX_BYTES
         ))
     }
 }

@@ -73,12 +73,12 @@ pub enum Report {
     Receiving,
     /// Of control: it can be asked, and the dataplane is connected.
     InCharge,
-    /// Every [`BEAT`]: the loop of control turns, or every worker does.
+    /// Every [`REPORT_INTERVAL`]: the loop of control turns, or every worker does.
     Alive,
 }
 
 /// Between two reports of a process that it is alive.
-pub const BEAT: Duration = Duration::from_secs(5);
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// From `ringwall upgrade` to the supervisor, with the program as a descriptor. Unlike other messages these are between any
 /// two versions: nothing that is there now may change its meaning.

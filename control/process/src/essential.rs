@@ -19,24 +19,24 @@ pub const EXIT_SOFTWARE: u8 = 70;
 /// Starts essential tasks and threads.
 #[derive(Clone, Debug)]
 pub struct Essential {
-    ends: mpsc::UnboundedSender<Ended>,
+    ends: mpsc::UnboundedSender<TaskExit>,
     bell: Option<Arc<UnixStream>>,
 }
 
 /// Hears of the first that ends.
 #[derive(Debug)]
-pub struct Ends(mpsc::UnboundedReceiver<Ended>);
+pub struct Exits(mpsc::UnboundedReceiver<TaskExit>);
 
 /// An essential task or thread that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct TaskExit {
     /// Its name.
     pub name: String,
     /// Whether by a panic.
     pub panicked: bool,
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for TaskExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.panicked {
             "panicked"
@@ -56,7 +56,7 @@ struct Report {
 impl Drop for Report {
     fn drop(&mut self) {
         // Nobody listens any more where the process is ending as it should.
-        let _ = self.essential.ends.send(Ended {
+        let _ = self.essential.ends.send(TaskExit {
             name: std::mem::take(&mut self.name),
             panicked: std::thread::panicking(),
         });
@@ -68,16 +68,16 @@ impl Drop for Report {
 
 impl Essential {
     /// A set without members.
-    pub fn new() -> (Self, Ends) {
+    pub fn new() -> (Self, Exits) {
         let (ends, received) = mpsc::unbounded_channel();
-        (Self { ends, bell: None }, Ends(received))
+        (Self { ends, bell: None }, Exits(received))
     }
 
     /// The same, for who waits for descriptors: from the first end on, the other end of this socket is readable.
     ///
     /// # Errors
     /// The socket cannot be made nonblocking.
-    pub fn with_bell(bell: UnixStream) -> io::Result<(Self, Ends)> {
+    pub fn with_exit_signal(bell: UnixStream) -> io::Result<(Self, Exits)> {
         bell.set_nonblocking(true)?;
         let (mut essential, ends) = Self::new();
         essential.bell = Some(Arc::new(bell));
@@ -113,9 +113,9 @@ impl Essential {
     }
 }
 
-impl Ends {
+impl Exits {
     /// The next that ends; for ever where nothing can end any more.
-    pub async fn next(&mut self) -> Ended {
+    pub async fn next(&mut self) -> TaskExit {
         match self.0.recv().await {
             Some(ended) => ended,
             None => std::future::pending().await,
@@ -123,7 +123,7 @@ impl Ends {
     }
 
     /// The next that has ended already.
-    pub fn take(&mut self) -> Option<Ended> {
+    pub fn take(&mut self) -> Option<TaskExit> {
         self.0.try_recv().ok()
     }
 }
@@ -131,13 +131,13 @@ impl Ends {
 /// Tells a loop that stands still from one that is busy or asleep. Counts looks, not seconds: while the whole process is
 /// stopped (a debugger, a suspended machine), nobody looks either.
 #[derive(Debug)]
-pub struct Standstill {
+pub struct StallDetector {
     limit: u32,
     turns: u64,
     looks: u32,
 }
 
-impl Standstill {
+impl StallDetector {
     /// Stuck after so many looks without a turn.
     pub fn after(limit: u32) -> Self {
         Self {
@@ -174,7 +174,7 @@ mod tests {
 
         let returns = essential.thread("returns", || {}).unwrap();
         returns.join().unwrap();
-        let how = |name: &str, panicked| Ended {
+        let how = |name: &str, panicked| TaskExit {
             name: name.to_owned(),
             panicked,
         };
@@ -201,7 +201,7 @@ mod tests {
     fn a_bell_rings_at_the_first_end_and_not_before() {
         let (heard, bell) = UnixStream::pair().unwrap();
         heard.set_nonblocking(true).unwrap();
-        let (essential, mut ends) = Essential::with_bell(bell).unwrap();
+        let (essential, mut ends) = Essential::with_exit_signal(bell).unwrap();
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let thread = essential
             .thread("ends", move || assert!(held.recv().is_err()))
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_takes_no_turn_for_long_is_stuck_and_nothing_else() {
-        let (mut turning, mut standing) = (Standstill::after(6), Standstill::after(6));
+        let (mut turning, mut standing) = (StallDetector::after(6), StallDetector::after(6));
         for look in 0..20 {
             assert!(
                 !turning.is_stuck(look + 1),

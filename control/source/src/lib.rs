@@ -11,13 +11,13 @@ pub mod watched;
 mod yaml;
 
 use ringwall_config::SourceKind;
-use ringwall_process::confine::Needs;
+use ringwall_process::confine::SourceFiles;
 pub use yaml::is_text as yaml_text;
 
 /// What a process has to read that takes policies from `source`.
-pub fn needs(source: &SourceKind) -> Needs {
+pub fn needs(source: &SourceKind) -> SourceFiles {
     let access = match source {
-        SourceKind::Manifests { dir } => return Needs::of_folder(dir),
+        SourceKind::Manifests { dir } => return SourceFiles::of_folder(dir),
         SourceKind::Kubeconfig { file, context } => kube::Access::Kubeconfig {
             file: file.clone(),
             context: context.clone(),

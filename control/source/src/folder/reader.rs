@@ -12,7 +12,7 @@ use std::{
 
 use imbl::OrdMap;
 use ringwall_policy::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, PolicyId, Settings, TieredPolicy};
-use ringwall_process::{confine, confine::Needs};
+use ringwall_process::{confine, confine::SourceFiles};
 
 use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
 use crate::{decode, decode::calico::Input, document, document::Document};
@@ -752,7 +752,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
 /// Where the process may read less than its user, because something leads elsewhere since the start, it ends.
 fn beyond_reach(error: io::Error, path: &Path) -> io::Error {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        confine::end_unless_covered(&Needs::of_file(path), path);
+        confine::exit_unless_covered(&SourceFiles::of_file(path), path);
     }
     error
 }

@@ -21,7 +21,7 @@ use kube::{
     client::{Body, ClientBuilder, ConfigExt},
     config::{Config, KubeConfigOptions, Kubeconfig},
 };
-use ringwall_process::confine::Needs;
+use ringwall_process::confine::SourceFiles;
 use tower::{BoxError, ServiceBuilder, util::MapResultLayer};
 
 use super::{Access, KubeError, Timing, exec, watch::chain};
@@ -101,9 +101,9 @@ fn made_of(access: &Access) -> (Vec<PathBuf>, bool) {
 }
 
 /// What a process has to read for it.
-pub(crate) fn needs(access: &Access) -> Needs {
+pub(crate) fn needs(access: &Access) -> SourceFiles {
     let (files, runs_programs) = made_of(access);
-    Needs::of_credentials(files, runs_programs)
+    SourceFiles::of_credentials(files, runs_programs)
 }
 
 /// Makes a client of what the files say now.

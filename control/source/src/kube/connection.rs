@@ -291,14 +291,14 @@ impl Connection {
                 () = self.renew.notified() => {}
                 () = sleep(self.timing.credentials_check) => {}
             }
-            confine::end_if_names_changed();
+            confine::exit_if_names_changed();
             let of = access.clone();
             let Ok(now) = tokio::task::spawn_blocking(move || fingerprint(&of)).await else {
                 continue;
             };
             let changed = now != made_of && failed != Some(now);
             if changed && let Access::Kubeconfig { file, .. } = &access {
-                confine::end_unless_covered(&needs(&access), file);
+                confine::exit_unless_covered(&needs(&access), file);
             }
             let refused = self.refused.load(Ordering::SeqCst) >= self.in_use().number;
             let expires = valid_until.is_some_and(|at| at <= SystemTime::now() + BEFORE_EXPIRY);

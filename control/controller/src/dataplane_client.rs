@@ -95,12 +95,12 @@ type StatusAnswer = oneshot::Sender<Result<DataplaneStatus, String>>;
 
 /// The line. It is cut when this is dropped.
 #[derive(Debug)]
-pub struct Publication {
+pub struct DataplaneClient {
     outgoing: watch::Sender<Option<Outgoing>>,
     questions: mpsc::Sender<StatusAnswer>,
     current: mpsc::Sender<(u64, Option<ClusterUid>)>,
     /// Before it is started.
-    line: Option<Line>,
+    line: Option<ClientLoop>,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -117,7 +117,7 @@ pub struct DataplaneInquiry {
     questions: mpsc::Sender<StatusAnswer>,
 }
 
-impl Publication {
+impl DataplaneClient {
     /// Begins to connect to the socket at `path`. Must be called within a tokio runtime.
     pub fn start(
         path: &Path,
@@ -136,11 +136,11 @@ impl Publication {
         let (current, confirmed) = mpsc::channel(1);
         // Unbounded, but a handful for each snapshot, and read by the one who makes the snapshots.
         let (events, received) = mpsc::unbounded_channel();
-        let line = Line {
+        let line = ClientLoop {
             path: path.to_owned(),
             timing,
             newest,
-            held: None,
+            accepted: None,
             asked,
             confirmed,
             events,
@@ -189,7 +189,7 @@ impl Publication {
     }
 }
 
-impl Drop for Publication {
+impl Drop for DataplaneClient {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
             task.abort();
@@ -217,12 +217,12 @@ impl DataplaneInquiry {
 }
 
 #[derive(Debug)]
-struct Line {
+struct ClientLoop {
     path: PathBuf,
     timing: Timing,
     newest: watch::Receiver<Option<Outgoing>>,
     /// What the dataplane accepted last, on whichever connection.
-    held: Option<Image>,
+    accepted: Option<Image>,
     asked: mpsc::Receiver<StatusAnswer>,
     confirmed: mpsc::Receiver<(u64, Option<ClusterUid>)>,
     events: mpsc::UnboundedSender<Event>,
@@ -248,7 +248,7 @@ struct Offer {
     due: Instant,
 }
 
-impl Line {
+impl ClientLoop {
     async fn run(mut self) {
         let mut pause = self.timing.retry_first;
         let mut told = None;
@@ -314,7 +314,7 @@ impl Line {
                 workers,
             } => {
                 // One that began anew, or got a snapshot from elsewhere.
-                self.held = self.held.take().filter(|held| {
+                self.accepted = self.accepted.take().filter(|held| {
                     held.generation().0 == generation && hash == Some(ContentHash(held.hash()))
                 });
                 // The receiver lives as long as the controller.
@@ -358,7 +358,7 @@ impl Line {
                 let newest = self.newest.borrow_and_update().clone();
                 match newest {
                     Some(newest) if newest.image.generation().0 > session.offered => {
-                        let base = self.held.clone();
+                        let base = self.accepted.clone();
                         self.offer(session, newest, base).await
                     }
                     _ => Ok(()),
@@ -419,7 +419,7 @@ impl Line {
             }
             Reply::Accepted { generation } => {
                 let offer = session.offer.take();
-                self.held = offer
+                self.accepted = offer
                     .map(|offer| offer.sent.image)
                     .filter(|image| image.generation().0 == generation);
                 Event::Accepted { generation }
@@ -427,7 +427,7 @@ impl Line {
             Reply::Refused { generation, reason } => match session.offer.take() {
                 Some(offer) if offer.is_delta => {
                     tracing::info!(generation, reason, "delta refused: sending the whole snapshot");
-                    self.held = None;
+                    self.accepted = None;
                     return self.offer(session, offer.sent, None).await;
                 }
                 _ => Event::Refused { generation, reason },
@@ -593,7 +593,8 @@ mod tests {
             sent.push(answer(&listener, Some(&stranger), &[false]));
             sent
         });
-        let (publication, mut events) = Publication::start(&socket, Timing::default(), &Essential::new().0);
+        let (publication, mut events) =
+            DataplaneClient::start(&socket, Timing::default(), &Essential::new().0);
         for generation in 1..=5 {
             publication.publish(images[generation - 1].clone(), None);
             let accepted = Event::Accepted {

@@ -11,7 +11,7 @@ use ringwall_source::feed::SourceState;
 
 /// A state, and the snapshot that was compiled of it.
 #[derive(Debug)]
-pub(super) struct Deciding {
+pub(super) struct CompiledPolicy {
     pub(super) generation: u64,
     pub(super) state: Arc<SourceState>,
     pub(super) image: Image,
@@ -19,14 +19,14 @@ pub(super) struct Deciding {
 
 /// What was published last, and what every worker has adopted.
 #[derive(Debug, Default)]
-pub(super) struct InForce {
+pub(super) struct ActivePolicy {
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    published: Option<Arc<Deciding>>,
-    adopted: Option<Arc<Deciding>>,
+    published: Option<Arc<CompiledPolicy>>,
+    adopted: Option<Arc<CompiledPolicy>>,
 }
 
 /// Why a question has no answer.
@@ -34,25 +34,28 @@ struct Inner {
 pub(crate) enum AskError {
     /// There is nothing to ask.
     #[error("no policy has been compiled yet; see `ringwall status`")]
-    Nothing,
+    NoPolicyYet,
     /// The question cannot be answered.
     #[error(transparent)]
     Explain(#[from] ExplainError),
 }
 
-impl InForce {
+impl ActivePolicy {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Only shared pointers are in it, each replaced as a whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn published(&self, deciding: Deciding) {
-        self.inner().published = Some(Arc::new(deciding));
+    pub(super) fn publish(&self, policy: CompiledPolicy) {
+        self.inner().published = Some(Arc::new(policy));
     }
 
     /// Every worker decides by this generation; answers what decided before, and what decides now. None where it is not
     /// the one that was published last, or is no news.
-    pub(super) fn adopted(&self, generation: u64) -> Option<(Option<Arc<Deciding>>, Arc<Deciding>)> {
+    pub(super) fn adopt(
+        &self,
+        generation: u64,
+    ) -> Option<(Option<Arc<CompiledPolicy>>, Arc<CompiledPolicy>)> {
         let mut inner = self.inner();
         let published = inner
             .published
@@ -72,29 +75,29 @@ impl InForce {
 
     /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.
     pub(super) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
-        let deciding = {
+        let policy = {
             let inner = self.inner();
             inner
                 .adopted
                 .clone()
                 .or_else(|| inner.published.clone())
-                .ok_or(AskError::Nothing)?
+                .ok_or(AskError::NoPolicyYet)?
         };
-        let mut coverage = Coverage::of(&deciding.state.cluster, place);
-        coverage.generation = Some(deciding.generation);
+        let mut coverage = Coverage::of(&policy.state.cluster, place);
+        coverage.generation = Some(policy.generation);
         Ok(coverage)
     }
 
     /// Explains a flow under what decides now. Takes a while: not for the loop's thread.
     pub(super) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
-        let (deciding, adopted) = {
+        let (policy, adopted) = {
             let inner = self.inner();
-            let deciding = inner.adopted.clone().or_else(|| inner.published.clone());
-            (deciding.ok_or(AskError::Nothing)?, inner.adopted.is_some())
+            let policy = inner.adopted.clone().or_else(|| inner.published.clone());
+            (policy.ok_or(AskError::NoPolicyYet)?, inner.adopted.is_some())
         };
-        let snapshot = Snapshot::from_image(&deciding.image);
-        let mut explanation = Explainer::over(&deciding.state.cluster, snapshot).explain(question)?;
-        explanation.generation = Some(deciding.generation);
+        let snapshot = Snapshot::from_image(&policy.image);
+        let mut explanation = Explainer::over(&policy.state.cluster, snapshot).explain(question)?;
+        explanation.generation = Some(policy.generation);
         if !adopted {
             explanation.notes.push(
                 "the dataplane has not adopted this snapshot yet: what it decides by now may be older"

@@ -8,10 +8,10 @@
 //! Both happen while the process has one thread: capabilities, users and Landlock's domains belong to threads, and those
 //! that are started later inherit them.
 
-mod calls;
-mod files;
-mod needs;
-mod user;
+mod account;
+mod file_access;
+mod source_files;
+mod syscalls;
 
 use std::{
     io,
@@ -24,8 +24,8 @@ use ringwall_config::Config;
 use ringwall_messages::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-pub use self::needs::Needs;
-use self::user::Account;
+use self::account::Account;
+pub use self::source_files::SourceFiles;
 
 /// Name of the folder of the control process, in the runtime directory and in the state directory.
 pub const CONTROL_FOLDER: &str = "control";
@@ -70,7 +70,7 @@ pub enum ConfineError {
     },
     /// A folder or file cannot be handed to the user.
     #[error("cannot hand {} to {user}: {reason}", path.display())]
-    HandOver {
+    ChangeOwner {
         /// The user.
         user: String,
         /// The folder or file.
@@ -80,7 +80,7 @@ pub enum ConfineError {
     },
     /// A right cannot be given up.
     #[error("cannot give up {what}: {reason}")]
-    GiveUp {
+    DropPrivilege {
         /// The right.
         what: &'static str,
         /// What the kernel says.
@@ -88,8 +88,8 @@ pub enum ConfineError {
     },
 }
 
-fn give_up<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> ConfineError {
-    move |error| ConfineError::GiveUp {
+fn drop_error<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> ConfineError {
+    move |error| ConfineError::DropPrivilege {
         what,
         reason: error.to_string(),
     }
@@ -99,13 +99,13 @@ fn give_up<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Confin
 static CONFINED: OnceLock<Confined> = OnceLock::new();
 
 struct Confined {
-    readable: Needs,
+    readable: SourceFiles,
     home: Option<PathBuf>,
 }
 
 /// Ends the process where it may not read what it has to read now, as a kubeconfig that names files in another folder: what
 /// may be read is settled at the start, and the supervisor starts another process. Not where the next one could not either.
-pub fn end_unless_covered(needs: &Needs, what: &Path) {
+pub fn exit_unless_covered(needs: &SourceFiles, what: &Path) {
     let Some(confined) = CONFINED.get() else { return };
     if confined.readable.covers(needs) || !confined.readable.would_cover(needs) {
         return;
@@ -118,9 +118,9 @@ pub fn end_unless_covered(needs: &Needs, what: &Path) {
 }
 
 /// Ends the process where a file by which names are resolved was replaced by another of its name, which it cannot read.
-pub fn end_if_names_changed() {
-    for (file, needs) in Needs::of_names() {
-        end_unless_covered(&needs, file);
+pub fn exit_if_names_changed() {
+    for (file, needs) in SourceFiles::of_names() {
+        exit_unless_covered(&needs, file);
     }
 }
 
@@ -134,16 +134,16 @@ pub fn home() -> Option<&'static Path> {
 /// # Errors
 /// The configured user cannot be had or cannot read the source, or the kernel refuses to take a right away. A kernel without
 /// Landlock is no error: the log says so.
-pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
+pub fn control(config: &Config, mut needs: SourceFiles) -> Result<(), ConfineError> {
     let folders = [&config.runtime_dir, &config.state_dir].map(|dir| dir.join(CONTROL_FOLDER));
     let rights = rustix::thread::capabilities(None)
-        .map_err(give_up("capabilities"))?
+        .map_err(drop_error("capabilities"))?
         .effective;
     let ports = to_listen(config);
     let takes = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
     let mut home = None;
     let name = if rustix::process::geteuid().is_root() && rights.contains(takes) {
-        let account = user::choose(config.control_user.as_ref(), &needs)?;
+        let account = account::choose(config.control_user.as_ref(), &needs)?;
         prepare(config, &account, &folders)?;
         let mut keep = CapabilitySet::empty();
         if let Some((path, reason)) = account.cannot_read(&needs, &folders)? {
@@ -164,10 +164,10 @@ pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
         if needs.runs_programs && needs.owner() == Some(account.uid) {
             home = account.home().map(Path::to_owned);
         }
-        keep_at_most(keep | ports)?;
-        rustix::thread::set_keep_capabilities(true).map_err(give_up("capabilities"))?;
-        account.become_it()?;
-        keep_capabilities(keep | ports)?;
+        drop_other_capabilities_for_children(keep | ports)?;
+        rustix::thread::set_keep_capabilities(true).map_err(drop_error("capabilities"))?;
+        account.switch_to()?;
+        drop_other_capabilities(keep | ports)?;
         if needs.runs_programs && !keep.is_empty() {
             // For the programs, too: what they read is where root's is.
             inherit(keep)?;
@@ -178,12 +178,12 @@ pub fn control(config: &Config, mut needs: Needs) -> Result<(), ConfineError> {
             make_folder(folder, 0o700)?;
         }
         link_socket(config)?;
-        keep_at_most(ports)?;
-        keep_capabilities(ports)?;
+        drop_other_capabilities_for_children(ports)?;
+        drop_other_capabilities(ports)?;
         "the user who started it".to_owned()
     };
-    let enforced = files::control(config, &needs, &folders).map_err(give_up("files"))?;
-    calls::allow_ordinary().map_err(give_up("system calls"))?;
+    let enforced = file_access::control(config, &needs, &folders).map_err(drop_error("files"))?;
+    syscalls::allow_ordinary().map_err(drop_error("system calls"))?;
     tracing::info!(
         user = name,
         landlock = enforced,
@@ -221,7 +221,7 @@ fn to_listen(config: &Config) -> CapabilitySet {
 fn prepare(config: &Config, account: &Account, folders: &[PathBuf; 2]) -> Result<(), ConfineError> {
     let hand_over = |path: &Path| {
         let path = path.to_owned();
-        move |error: io::Error| ConfineError::HandOver {
+        move |error: io::Error| ConfineError::ChangeOwner {
             user: account.to_string(),
             path,
             reason: error.to_string(),
@@ -267,7 +267,7 @@ fn link_socket(config: &Config) -> Result<(), ConfineError> {
         return Ok(());
     }
     let _ = std::fs::remove_file(&link); // the socket of an earlier version
-    std::os::unix::fs::symlink(&target, &link).map_err(|error| ConfineError::HandOver {
+    std::os::unix::fs::symlink(&target, &link).map_err(|error| ConfineError::ChangeOwner {
         user: "control".to_owned(),
         path: link,
         reason: error.to_string(),
@@ -280,7 +280,7 @@ fn link_socket(config: &Config) -> Result<(), ConfineError> {
 /// # Errors
 /// It cannot be made.
 pub fn make_folder(folder: &Path, mode: u32) -> Result<(), ConfineError> {
-    let failed = |error: io::Error| ConfineError::HandOver {
+    let failed = |error: io::Error| ConfineError::ChangeOwner {
         user: "the process".to_owned(),
         path: folder.to_owned(),
         reason: error.to_string(),
@@ -312,45 +312,46 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 /// # Errors
 /// The kernel refuses to take a right away.
 pub fn dataplane(config: &Config) -> Result<(), ConfineError> {
-    keep_at_most(DATAPLANE_KEEPS)?;
-    keep_capabilities(DATAPLANE_KEEPS)?;
-    let enforced = files::dataplane(config).map_err(give_up("files"))?;
+    drop_other_capabilities_for_children(DATAPLANE_KEEPS)?;
+    drop_other_capabilities(DATAPLANE_KEEPS)?;
+    let enforced = file_access::dataplane(config).map_err(drop_error("files"))?;
     tracing::info!(landlock = enforced, "the dataplane gave up what it does not need");
     Ok(())
 }
 
 /// Gives up all other capabilities for what this process starts. Before it gives up those that this takes.
-fn keep_at_most(keep: CapabilitySet) -> Result<(), ConfineError> {
-    rustix::thread::set_no_new_privs(true).map_err(give_up("new privileges"))?;
-    let now = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
+fn drop_other_capabilities_for_children(keep: CapabilitySet) -> Result<(), ConfineError> {
+    rustix::thread::set_no_new_privs(true).map_err(drop_error("new privileges"))?;
+    let now = rustix::thread::capabilities(None).map_err(drop_error("capabilities"))?;
     // Without SETPCAP the bounding set stays; nothing can be gained from it any more.
     if now.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(keep).iter() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
                 // A capability that this kernel does not know.
                 Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(error) => return Err(give_up("capabilities")(error)),
+                Err(error) => return Err(drop_error("capabilities")(error)),
             }
         }
     }
-    rustix::thread::clear_ambient_capability_set().map_err(give_up("capabilities"))
+    rustix::thread::clear_ambient_capability_set().map_err(drop_error("capabilities"))
 }
 
 /// Gives up all other capabilities.
-fn keep_capabilities(keep: CapabilitySet) -> Result<(), ConfineError> {
-    let now = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
+fn drop_other_capabilities(keep: CapabilitySet) -> Result<(), ConfineError> {
+    let now = rustix::thread::capabilities(None).map_err(drop_error("capabilities"))?;
     let kept = CapabilitySets {
         effective: now.permitted.intersection(keep),
         permitted: now.permitted.intersection(keep),
         inheritable: CapabilitySet::empty(),
     };
-    rustix::thread::set_capabilities(None, kept).map_err(give_up("capabilities"))
+    rustix::thread::set_capabilities(None, kept).map_err(drop_error("capabilities"))
 }
 
 /// Lets programs that this process starts have capabilities that it has.
 fn inherit(capabilities: CapabilitySet) -> Result<(), ConfineError> {
-    let mut sets = rustix::thread::capabilities(None).map_err(give_up("capabilities"))?;
+    let mut sets = rustix::thread::capabilities(None).map_err(drop_error("capabilities"))?;
     sets.inheritable = capabilities;
-    rustix::thread::set_capabilities(None, sets).map_err(give_up("capabilities"))?;
-    rustix::thread::configure_capability_in_ambient_set(capabilities, true).map_err(give_up("capabilities"))
+    rustix::thread::set_capabilities(None, sets).map_err(drop_error("capabilities"))?;
+    rustix::thread::configure_capability_in_ambient_set(capabilities, true)
+        .map_err(drop_error("capabilities"))
 }

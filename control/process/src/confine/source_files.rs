@@ -21,7 +21,7 @@ fn identity(path: &Path) -> Option<Identity> {
 
 /// The source of policies, as it is on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
+pub struct SourceFiles {
     /// The kubeconfig and what it names.
     files: Vec<PathBuf>,
     /// The folder of manifests.
@@ -35,7 +35,7 @@ pub struct Needs {
     inside: bool,
 }
 
-impl Needs {
+impl SourceFiles {
     /// Of the credentials of an API server: the kubeconfig first, then what it names; whether it names a program that
     /// makes credentials. What cannot be read is left out: opening the source says what is wrong with it.
     pub fn of_credentials(files: Vec<PathBuf>, runs_programs: bool) -> Self {

@@ -11,13 +11,13 @@ use rustix::{
     thread::CapabilitySet,
 };
 
-use super::{ConfineError, Needs, give_up};
+use super::{ConfineError, SourceFiles, drop_error};
 
 /// The user that an installation makes for it.
 pub(super) const NAME: &str = "ringwall";
 
 /// Stands for that user where there is none: a number that neither distributions, containers nor systemd give out.
-const WITHOUT_NAME: u32 = 1_900_000_000;
+const FALLBACK_ID: u32 = 1_900_000_000;
 
 /// A user and its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +39,13 @@ impl fmt::Display for Account {
 
 /// Who control is to be: the configured user, or its own. Where the kubeconfig names a program for credentials, which finds
 /// its own in the home of a person, that person.
-pub(super) fn choose(configured: Option<&User>, needs: &Needs) -> Result<Account, ConfineError> {
+pub(super) fn choose(configured: Option<&User>, needs: &SourceFiles) -> Result<Account, ConfineError> {
     match configured {
         Some(User::Id(id)) => Ok(Account::numbered(*id)),
         Some(User::Name(name)) => Account::named(name).ok_or_else(|| ConfineError::NoUser(name.clone())),
         None => {
             let person = needs.owner().filter(|owner| *owner != 0 && needs.runs_programs);
-            let own = || Account::named(NAME).unwrap_or_else(|| Account::numbered(WITHOUT_NAME));
+            let own = || Account::named(NAME).unwrap_or_else(|| Account::numbered(FALLBACK_ID));
             Ok(person.map_or_else(own, Account::numbered))
         }
     }
@@ -88,19 +88,19 @@ impl Account {
     /// Tried out by a thread that is this user, without capabilities: who owns what is not all that counts.
     pub(super) fn cannot_read(
         &self,
-        needs: &Needs,
+        needs: &SourceFiles,
         folders: &[PathBuf; 2],
     ) -> Result<Option<(PathBuf, String)>, ConfineError> {
         let attempt = || {
-            self.become_it()?;
-            super::keep_capabilities(CapabilitySet::empty())?;
+            self.switch_to()?;
+            super::drop_other_capabilities(CapabilitySet::empty())?;
             let folder = folders
                 .iter()
                 .find_map(|folder| Some((folder.clone(), fs::read_dir(folder).err()?)));
             let denied = folder.or_else(|| needs.read_all().err());
             Ok(denied.map(|(path, error)| (path, error.to_string())))
         };
-        let lost = || ConfineError::GiveUp {
+        let lost = || ConfineError::DropPrivilege {
             what: "the user root",
             reason: "no thread can try it out".to_owned(),
         };
@@ -113,14 +113,14 @@ impl Account {
     }
 
     /// Makes the calling thread this user's. Other threads stay what they are.
-    pub(super) fn become_it(&self) -> Result<(), ConfineError> {
+    pub(super) fn switch_to(&self) -> Result<(), ConfineError> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         if self.is_root() && rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        rustix::thread::set_thread_groups(&[]).map_err(give_up("groups"))?;
-        rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(give_up("the group root"))?;
-        rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(give_up("the user root"))
+        rustix::thread::set_thread_groups(&[]).map_err(drop_error("groups"))?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(drop_error("the group root"))?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(drop_error("the user root"))
     }
 
     /// Where programs that make credentials look for theirs.

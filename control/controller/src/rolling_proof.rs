@@ -15,11 +15,11 @@ use ringwall_process::essential::Essential;
 use ringwall_prove::{Progress, Report};
 use tokio::sync::mpsc;
 
-use super::pipeline::{Prove, Tools, words};
+use super::pipeline::{Prove, StageFactory, panic_message};
 
 /// How much of the machine the proof may have.
 #[derive(Clone, Debug)]
-pub struct Share {
+pub struct ProofShare {
     /// It works for about so long.
     pub work: Duration,
     /// Then it rests for as many times that.
@@ -28,7 +28,7 @@ pub struct Share {
     pub pause: Duration,
 }
 
-impl Default for Share {
+impl Default for ProofShare {
     fn default() -> Self {
         Self {
             work: Duration::from_millis(2),
@@ -40,7 +40,7 @@ impl Default for Share {
 
 /// What a pass came to.
 #[derive(Debug)]
-pub(super) struct Pass {
+pub(super) struct ProofPass {
     /// Of the snapshot.
     pub(super) generation: u64,
     /// The proof; else what is wrong.
@@ -51,24 +51,24 @@ pub(super) struct Pass {
 
 /// The thread. It ends when this is dropped.
 pub(super) struct RollingProof {
-    desk: Arc<Desk>,
+    jobs: Arc<JobSlot>,
 }
 
 /// Where the thread finds what to do.
 #[derive(Default)]
-struct Desk {
-    order: Mutex<Order>,
+struct JobSlot {
+    order: Mutex<ProofJob>,
     news: Condvar,
 }
 
 #[derive(Default)]
-struct Order {
-    newest: Option<Subject>,
+struct ProofJob {
+    newest: Option<ProofTarget>,
     ended: bool,
 }
 
 /// A snapshot and what it was made from.
-struct Subject {
+struct ProofTarget {
     generation: u64,
     cluster: Cluster,
     snapshot: Arc<Snapshot>,
@@ -76,15 +76,15 @@ struct Subject {
 
 impl RollingProof {
     pub(super) fn start(
-        tools: &Tools,
-        share: Share,
+        tools: &StageFactory,
+        share: ProofShare,
         essential: &Essential,
-    ) -> std::io::Result<(Self, mpsc::UnboundedReceiver<Pass>)> {
+    ) -> std::io::Result<(Self, mpsc::UnboundedReceiver<ProofPass>)> {
         // One for each pass, and a pass takes a while.
         let (passes, received) = mpsc::unbounded_channel();
-        let desk = Arc::new(Desk::default());
+        let jobs = Arc::new(JobSlot::default());
         let worker = Worker {
-            desk: Arc::clone(&desk),
+            jobs: Arc::clone(&jobs),
             share,
             passes,
         };
@@ -94,41 +94,41 @@ impl RollingProof {
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
             worker.run(&*make);
         })?;
-        Ok((Self { desk }, received))
+        Ok((Self { jobs }, received))
     }
 
     /// Says which snapshot is the newest. A pass that is under way ends first.
-    pub(super) fn newest(&self, generation: u64, cluster: &Cluster, snapshot: &Arc<Snapshot>) {
-        self.desk.order().newest = Some(Subject {
+    pub(super) fn set_newest(&self, generation: u64, cluster: &Cluster, snapshot: &Arc<Snapshot>) {
+        self.jobs.lock().newest = Some(ProofTarget {
             generation,
             cluster: cluster.clone(),
             snapshot: Arc::clone(snapshot),
         });
-        self.desk.news.notify_one();
+        self.jobs.news.notify_one();
     }
 
     /// There is nothing newer to prove than what has been proven whole.
-    pub(super) fn nothing(&self) {
-        self.desk.order().newest = None;
+    pub(super) fn clear(&self) {
+        self.jobs.lock().newest = None;
     }
 }
 
 impl Drop for RollingProof {
     fn drop(&mut self) {
-        self.desk.order().ended = true;
-        self.desk.news.notify_one();
+        self.jobs.lock().ended = true;
+        self.jobs.news.notify_one();
     }
 }
 
-impl Desk {
-    fn order(&self) -> MutexGuard<'_, Order> {
+impl JobSlot {
+    fn lock(&self) -> MutexGuard<'_, ProofJob> {
         // Nothing in it can be half done.
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next snapshot; None at the end.
-    fn next(&self) -> Option<Subject> {
-        let mut order = self.order();
+    fn next(&self) -> Option<ProofTarget> {
+        let mut order = self.lock();
         loop {
             if order.ended {
                 return None;
@@ -143,7 +143,7 @@ impl Desk {
     /// Waits; true at the end.
     fn rest(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
-        let mut order = self.order();
+        let mut order = self.lock();
         while !order.ended {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -157,28 +157,28 @@ impl Desk {
 }
 
 struct Worker {
-    desk: Arc<Desk>,
-    share: Share,
-    passes: mpsc::UnboundedSender<Pass>,
+    jobs: Arc<JobSlot>,
+    share: ProofShare,
+    passes: mpsc::UnboundedSender<ProofPass>,
 }
 
 impl Worker {
     fn run(&self, make: &dyn Fn() -> Box<dyn Prove>) {
-        while let Some(subject) = self.desk.next() {
+        while let Some(subject) = self.jobs.next() {
             let mut checker = make();
             let Some(pass) = self.pass(&mut *checker, &subject) else {
                 return;
             };
             // What it learned may be as large as the cluster.
             drop((checker, subject));
-            if self.passes.send(pass).is_err() || self.desk.rest(self.share.pause) {
+            if self.passes.send(pass).is_err() || self.jobs.rest(self.share.pause) {
                 return;
             }
         }
     }
 
     /// One pass over everything; None at the end.
-    fn pass(&self, checker: &mut dyn Prove, subject: &Subject) -> Option<Pass> {
+    fn pass(&self, checker: &mut dyn Prove, subject: &ProofTarget) -> Option<ProofPass> {
         checker.look_at(&subject.cluster, &subject.snapshot);
         let mut worked = Duration::ZERO;
         loop {
@@ -188,7 +188,7 @@ impl Worker {
             worked += took;
             let outcome = match step {
                 Ok(Ok(Progress::Working)) => {
-                    if self.desk.rest(took * self.share.rest) {
+                    if self.jobs.rest(took * self.share.rest) {
                         return None;
                     }
                     continue;
@@ -200,10 +200,10 @@ impl Worker {
                 Ok(Err(difference)) => Err(difference.to_string()),
                 Err(panic) => Err(format!(
                     "the checker failed: {}; please report it",
-                    words(&*panic)
+                    panic_message(&*panic)
                 )),
             };
-            return Some(Pass {
+            return Some(ProofPass {
                 generation: subject.generation,
                 outcome,
                 worked,

@@ -220,7 +220,7 @@ const PROCESSES: &[i64] = &[
 
 /// What newer architectures do by other calls.
 #[cfg(target_arch = "x86_64")]
-const FORMER: &[i64] = &[
+const LEGACY: &[i64] = &[
     libc::SYS_open,
     libc::SYS_creat,
     libc::SYS_stat,
@@ -258,7 +258,7 @@ const FORMER: &[i64] = &[
     libc::SYS_arch_prctl,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const FORMER: &[i64] = &[];
+const LEGACY: &[i64] = &[];
 
 /// Namespaces that `clone` makes: in one of users a process has capabilities again.
 const NAMESPACES: &[libc::c_int] = &[
@@ -273,7 +273,7 @@ const NAMESPACES: &[libc::c_int] = &[
 
 /// Allows those above, for this thread and all that it starts.
 pub(super) fn allow_ordinary() -> Result<(), Error> {
-    let ordinary = [FILES, EVENTS, MEMORY, NETWORK, PROCESSES, FORMER].concat();
+    let ordinary = [FILES, EVENTS, MEMORY, NETWORK, PROCESSES, LEGACY].concat();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ordinary.into_iter().map(|call| (call, Vec::new())).collect();
     // Looked at below.

@@ -8,10 +8,10 @@ use landlock::{
 };
 use ringwall_config::Config;
 
-use super::Needs;
+use super::SourceFiles;
 
 /// The newest that is asked for; older kernels give what they have.
-const NEWEST: ABI = ABI::V6;
+const LANDLOCK_ABI: ABI = ABI::V6;
 
 /// What resolving a name, checking a certificate and telling the time need.
 const SYSTEM: &[&str] = &[
@@ -48,14 +48,18 @@ const KERNEL: &[&str] = &[
 
 /// What the control process may do: read the source, write its folders, listen where it is to. True where the kernel has
 /// Landlock.
-pub(super) fn control(config: &Config, needs: &Needs, folders: &[PathBuf; 2]) -> Result<bool, RulesetError> {
+pub(super) fn control(
+    config: &Config,
+    needs: &SourceFiles,
+    folders: &[PathBuf; 2],
+) -> Result<bool, RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
         .scope(if needs.runs_programs {
             Scope::Signal.into()
         } else {
-            Scope::from_all(NEWEST)
+            Scope::from_all(LANDLOCK_ABI)
         })?;
     if !needs.runs_programs {
         ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
@@ -63,7 +67,7 @@ pub(super) fn control(config: &Config, needs: &Needs, folders: &[PathBuf; 2]) ->
     let mut ruleset = ruleset.create()?;
     if needs.runs_programs {
         // It may be a script of any language, with a configuration anywhere.
-        ruleset = grant(ruleset, Path::new("/"), AccessFs::from_read(NEWEST))?;
+        ruleset = grant(ruleset, Path::new("/"), AccessFs::from_read(LANDLOCK_ABI))?;
     } else {
         let ports = [
             Some(config.telemetry.metrics_listen),
@@ -94,7 +98,11 @@ pub(super) fn control(config: &Config, needs: &Needs, folders: &[PathBuf; 2]) ->
         AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
     )?;
     for folder in folders {
-        ruleset = grant(ruleset, folder, AccessFs::from_all(NEWEST) & !AccessFs::Execute)?;
+        ruleset = grant(
+            ruleset,
+            folder,
+            AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::Execute,
+        )?;
     }
     // What the supervisor counts.
     ruleset = grant(
@@ -110,7 +118,7 @@ pub(super) fn control(config: &Config, needs: &Needs, folders: &[PathBuf; 2]) ->
 pub(super) fn dataplane(config: &Config) -> Result<bool, RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
         .scope(Scope::Signal)?
         .create()?;
     for path in KERNEL.iter().map(Path::new).chain([Path::new("/sys")]) {
@@ -134,7 +142,11 @@ pub(super) fn dataplane(config: &Config) -> Result<bool, RulesetError> {
         snapshots.parent(),
     ];
     for folder in own.into_iter().flatten() {
-        ruleset = grant(ruleset, folder, AccessFs::from_all(NEWEST) & !AccessFs::Execute)?;
+        ruleset = grant(
+            ruleset,
+            folder,
+            AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::Execute,
+        )?;
     }
     enforce(ruleset)
 }
@@ -151,7 +163,7 @@ fn grant(
     let access = if path.is_dir() {
         access
     } else {
-        access & AccessFs::from_file(NEWEST)
+        access & AccessFs::from_file(LANDLOCK_ABI)
     };
     ruleset.add_rule(PathBeneath::new(descriptor, access))
 }
