@@ -38,7 +38,7 @@ pub enum IdentityKind {
     Node = 1,
     /// Outside of the cluster.
     External = 2,
-    /// Inside a pod CIDR, but nobody's (SEMANTICS 53).
+    /// Inside a pod CIDR, but not of a known pod (SEMANTICS 53).
     Unknown = 3,
     /// Inside a Service CIDR.
     Service = 4,
@@ -65,16 +65,17 @@ pub struct Identity {
     pub epoch: u64,
 }
 
-/// The bits of an epoch that say who it is about. The highest eight are no part: flows add the kind there.
+/// The bits of an epoch that identify its end. The highest eight are no part: flows add the kind there.
 const OWNER_BITS: u64 = 0x00ff_ffff_0000_0000;
 
-/// An epoch of a hash of who somebody is and of one of all else that decides about him. Flows outlive a change of the
-/// second: they are judged again. They end with a change of the first: whoever has the address now is not their party.
+/// An epoch made of two hashes: of the identity of an end, and of everything else that decides about it. If the
+/// second changes, its flows are judged again. If the first changes, they end: the new owner of the address is not
+/// their party.
 pub const fn epoch(who: u64, rest: u64) -> u64 {
     who & OWNER_BITS | rest & !OWNER_BITS
 }
 
-/// Whether two epochs are about the same.
+/// Whether two epochs are of the same end.
 pub(crate) const fn is_same_owner(one: u64, other: u64) -> bool {
     (one ^ other) & OWNER_BITS == 0
 }

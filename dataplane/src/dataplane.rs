@@ -1,4 +1,4 @@
-//! Putting the packet plane together: what the workers share, and what the publishing side keeps.
+//! Assembles the dataplane: what the workers share, and the publishing side.
 //!
 //! ```text
 //! PlaneConfig + FlowMemory -> Plane::new -> Plane (one unpinned thread) + WorkerSlots (one per worker)
@@ -35,12 +35,12 @@ pub enum Mode {
     Enforce,
 }
 
-/// What counts as a tunnel: a packet that holds another one, of another source.
+/// Which packets count as tunnels: they contain another packet with another source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnels {
-    /// Whether pods may send into tunnels, and anybody into those of nodes, as policy allows.
+    /// Whether pods may send tunnels, and any source may send tunnels to nodes, if policy allows it.
     pub allowed: bool,
-    /// UDP ports where nodes unpack.
+    /// UDP ports where nodes decapsulate.
     pub ports: Vec<u16>,
 }
 
@@ -95,11 +95,11 @@ pub struct DataplaneConfig {
     pub workers: usize,
     /// Ports may have numbers below this.
     pub ports: usize,
-    /// Frames that may wait for one worker to take them over.
+    /// Capacity of one worker's hand-over ring, in frames.
     pub handover: usize,
-    /// Packets that one worker may hold aside for unresolved neighbours.
+    /// Packets that one worker may hold for unresolved neighbours.
     pub held: usize,
-    /// How long a packet waits for its neighbour.
+    /// How long a packet is held for its neighbour.
     pub held_for: Nanos,
     /// Samples of drops that one worker keeps.
     pub samples: usize,
@@ -127,7 +127,7 @@ impl Default for DataplaneConfig {
     }
 }
 
-/// Why the packet plane cannot be put together.
+/// Why the dataplane cannot be created.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DataplaneError {
     /// The number of workers.
@@ -135,7 +135,7 @@ pub enum DataplaneError {
     Workers(usize),
 }
 
-/// What a worker hears of a node's Ethernet address.
+/// What a worker learnt about a node's Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StationReport {
     /// Where.
@@ -144,11 +144,11 @@ pub struct StationReport {
     pub node: u32,
     /// That generation.
     pub generation: Generation,
-    /// The Ethernet address that says to be it; None where a packet dropped because none is known.
+    /// The Ethernet address that claims to be the node's; None if a packet dropped because none is known.
     pub claimed: Option<[u8; 6]>,
 }
 
-/// Long enough for questions.
+/// Long enough for neighbour probes.
 pub(crate) type ShortFrame = ArrayVec<u8, 128>;
 
 /// What workers share: written once.
@@ -158,18 +158,18 @@ pub(crate) struct Shared {
     /// By worker: frames of flows that it owns, received by others.
     pub(crate) handover: Box<[ArrayQueue<Handover>]>,
     pub(crate) resolve_requests: ArrayQueue<ResolveRequest>,
-    /// What workers hear of nodes' Ethernet addresses.
+    /// What workers learnt about nodes' Ethernet addresses.
     pub(crate) station_reports: ArrayQueue<StationReport>,
-    /// Frames that are to be sent as they are, by whichever worker comes first.
+    /// Frames to send unchanged; the first worker that finds one sends it.
     pub(crate) frames_to_send: ArrayQueue<(PortId, ShortFrame)>,
-    /// By worker: questions and answers about flows.
+    /// By worker: flow dump requests and replies.
     pub(crate) dump_requests: Box<[ArrayQueue<FlowDump>]>,
     pub(crate) dump_replies: Box<[ArrayQueue<FlowDump>]>,
-    /// End of the time in which connections are picked up in the middle.
+    /// End of the pickup window.
     pub(crate) pickup_until: Nanos,
 }
 
-/// The publishing side: kept by one thread that is no worker.
+/// The publishing side, used by one thread that is not a worker.
 #[derive(Debug)]
 pub struct Dataplane {
     /// Publishes snapshots. Call [`rcu::Publisher::reclaim`] now and then.
@@ -180,7 +180,7 @@ pub struct Dataplane {
     shared: Arc<Shared>,
 }
 
-/// What one worker is made of; becomes a [`crate::worker::Worker`] with its `PacketIo`.
+/// The state of one worker; with a `PacketIo` it becomes a [`crate::worker::Worker`].
 #[derive(Debug)]
 pub struct WorkerSlot {
     pub(crate) index: usize,
@@ -190,15 +190,15 @@ pub struct WorkerSlot {
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) table: FlowTable,
     pub(crate) shards: Vec<Shard>,
-    /// ICMP errors let through, by the pod that they are for, or that sends them.
+    /// Limits ICMP errors let through, per receiving or sending pod.
     pub(crate) icmp_passed: EndpointLimiter,
-    /// ICMP errors sent, by whom they are for.
+    /// Limits ICMP errors sent, per receiver.
     pub(crate) icmp_sent: EndpointLimiter,
     pub(crate) seed: crate::flow::hash::Seed,
     pub(crate) shard_map: ShardMap,
 }
 
-/// Which worker owns a shard, and where it has it: looked up, since a division would take as long as a hash.
+/// Which worker owns each shard, and at which local index. A table, since a division would take as long as a hash.
 #[derive(Clone, Debug)]
 pub(crate) struct ShardMap {
     owner: [u8; SHARDS],
@@ -299,20 +299,19 @@ impl Dataplane {
         self.stats.clone()
     }
 
-    /// The next neighbour that a worker needs and does not know. The same one may be asked for again, about once a
-    /// second, until a published `Forwarding` has it.
+    /// The next neighbour that a worker needs resolved. The same one is requested again about once a second until a
+    /// published `Forwarding` has it.
     pub fn next_resolve(&self) -> Option<ResolveRequest> {
         self.shared.resolve_requests.pop()
     }
 
-    /// What a worker has heard next of the Ethernet addresses of nodes on wires that bind sources. What is heard while the
-    /// queue is full is lost; it is said again.
+    /// The next station report from a worker. Reports are lost while the queue is full, and repeated.
     pub fn next_station_report(&self) -> Option<StationReport> {
         self.shared.station_reports.pop()
     }
 
-    /// Has a frame sent out of a port as it is, within 50 ms; wake the workers if they sleep. Answers whether there was room
-    /// for it; frames are 128 bytes long at most.
+    /// Sends a frame out of a port unchanged, within 50 ms; wake the workers if they sleep. Returns whether there was
+    /// room; frames are at most 128 bytes long.
     pub fn send(&self, port: PortId, frame: &[u8]) -> bool {
         ShortFrame::try_from(frame).is_ok_and(|frame| self.shared.frames_to_send.push((port, frame)).is_ok())
     }
@@ -325,8 +324,8 @@ impl Dataplane {
             .is_some_and(|queue| !queue.is_empty())
     }
 
-    /// Asks a worker for its flows; it answers within a turn (wake it if it sleeps). Gives the question back where four
-    /// wait already or there is no such worker.
+    /// Requests a flow dump from a worker, which replies within a turn (wake it if it sleeps). Returns the request if
+    /// four are waiting already or there is no such worker.
     pub fn request_flows(&self, worker: usize, dump: FlowDump) -> Result<(), FlowDump> {
         match self.shared.dump_requests.get(worker) {
             Some(queue) => queue.push(dump),
@@ -334,7 +333,7 @@ impl Dataplane {
         }
     }
 
-    /// A worker's answer, if there is one.
+    /// A worker's reply, if there is one.
     pub fn next_flows(&self, worker: usize) -> Option<FlowDump> {
         self.shared.dump_replies.get(worker)?.pop()
     }

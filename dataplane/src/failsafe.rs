@@ -1,4 +1,4 @@
-//! Traffic that passes before any policy, so that nobody is locked out of a node by one.
+//! Traffic that passes before any policy, so no policy can lock administrators out of a node.
 
 use crate::{
     addr::Addr,
@@ -40,9 +40,9 @@ impl Prefix {
 /// Traffic from one prefix to another passes, and so do the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailsafeRule {
-    /// Who begins.
+    /// Addresses of the client.
     pub from: Prefix,
-    /// With whom.
+    /// Addresses of the server.
     pub to: Prefix,
     /// IP protocol number; None is every protocol.
     pub protocol: Option<u8>,

@@ -73,7 +73,7 @@ impl Route {
 pub enum Neighbour {
     /// Its Ethernet address.
     Reachable([u8; 6]),
-    /// The kernel asked and nobody answered.
+    /// The kernel's probes were not answered.
     Failed,
 }
 

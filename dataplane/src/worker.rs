@@ -1,11 +1,11 @@
-//! A packet's whole life.
+//! The life of a packet.
 //!
 //! ```text
-//! receive -> parse -> owner's shard, else hand over -> look up -> judge -> route -> commit -> transmit
+//! receive -> parse -> own shard, else hand over -> look up -> judge -> route -> commit -> transmit
 //! ```
-//! What a packet changes is committed when it is known that the packet is forwarded: of one that is dropped nothing is
-//! remembered. [`Worker::run_once`] is one turn of that, over a burst from every source. Everything that a turn decides, it decides
-//! by one snapshot and one [`Forwarding`].
+//! Flow state changes only when the packet is sure to be forwarded; a dropped packet leaves no trace.
+//! [`Worker::run_once`] is one turn: a burst from every source. A turn uses one snapshot and one [`Forwarding`]
+//! throughout.
 
 mod commit;
 mod judge;
@@ -40,17 +40,17 @@ use crate::{
 use judge::Denial;
 use route::OutputPath;
 
-/// Every entry is looked at for its timeout about this often.
+/// Every entry's timeout is checked about this often.
 const SWEEP_PERIOD: Nanos = Nanos::from_secs(10);
-/// The most entries looked at in one turn.
+/// The most entries checked in one turn.
 const MAX_SWEPT_PER_TURN: u64 = 256;
-/// How often the gauges are brought up to date while packets come.
+/// How often gauges are updated while packets arrive.
 const GAUGE_INTERVAL: Nanos = Nanos::from_millis(50);
 /// The most drops sampled in one turn.
 const MAX_SAMPLES_PER_TURN: usize = 32;
-/// The most places of the flow table looked at in one turn for somebody who asks about flows: a few microseconds.
+/// The most entries scanned in one turn for a flow dump: a few microseconds.
 const MAX_SCANNED_PER_TURN: usize = 1024;
-/// A sample gets its name when it is kept.
+/// A sample gets its id when it is stored.
 const UNNAMED: FlowId = FlowId(0);
 
 /// A frame on its way to the worker that owns its flow.
@@ -61,14 +61,14 @@ pub(crate) struct Handover {
     hash: KeyHash,
 }
 
-/// What a turn did.
+/// What a turn did, for the loop around it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TurnReport {
     /// Frames received or taken over; 0 means that the worker may sleep.
     pub frames: usize,
-    /// Workers that frames were handed over to, by bit: wake those that sleep.
+    /// Bit mask of the workers that frames were handed over to: wake those that sleep.
     pub handed_to: u64,
-    /// Whether packets wait for a neighbour: a sleep should be short then.
+    /// Whether packets wait for a neighbour: if so, sleep only briefly.
     pub has_held: bool,
 }
 
@@ -79,20 +79,20 @@ pub struct Worker<Io> {
     slot: WorkerSlot,
     holds: HoldQueue,
     housekeeping: Housekeeping,
-    /// What the frames of a burst turned out to be, by their number in it.
+    /// Parsed headers and disposition of each frame of a burst, by its index in the burst.
     metas: Box<[PacketMeta; BURST]>,
 }
 
-/// Where the work between packets goes on.
+/// When each kind of housekeeping was last done.
 #[derive(Clone, Copy, Debug, Default)]
 struct Housekeeping {
     last_sweep: Nanos,
     last_gauges: Nanos,
-    /// Sequence of the `Forwarding` that the held packets were last tried with, and when.
+    /// Sequence of the `Forwarding` that held packets were last retried with, and when.
     last_retry: (u64, Nanos),
 }
 
-/// One turn of a worker: what it works with, and by what it decides.
+/// One turn of a worker: its state, and the snapshot and forwarding table in force for the turn.
 struct WorkerTurn<'a, Io> {
     io: &'a mut Io,
     index: usize,
@@ -113,7 +113,7 @@ struct WorkerTurn<'a, Io> {
 }
 
 impl<Io: PacketIo> Worker<Io> {
-    /// A worker of its slot and its `PacketIo`.
+    /// A worker that uses the state in `slot` and the queues of `io`.
     pub fn new(slot: WorkerSlot, io: Io) -> Self {
         let config = &slot.shared.config;
         let holds = HoldQueue::new(config.held, config.held_for);
@@ -126,8 +126,8 @@ impl<Io: PacketIo> Worker<Io> {
         }
     }
 
-    /// One turn: what others handed over, then a burst of every source, then a little housekeeping, then the
-    /// doorbells. `now` never goes back.
+    /// One turn: frames that other workers handed over, a burst from every source, a little housekeeping, the
+    /// doorbells. `now` must not go back.
     pub fn run_once(&mut self, now: Nanos) -> TurnReport {
         let snapshot = self.slot.snapshots.adopt();
         let forwarding = self.slot.forwarding.adopt();
@@ -167,13 +167,13 @@ impl<Io: PacketIo> Worker<Io> {
         turn.report
     }
 
-    /// Whether others' frames or a question wait for this worker: look right before sleeping.
+    /// Whether frames from other workers or a dump request wait. Check right before sleeping.
     pub fn has_work(&self) -> bool {
         let shared = &self.slot.shared;
         !shared.handover[self.slot.index].is_empty() || !shared.dump_requests[self.slot.index].is_empty()
     }
 
-    /// Says that the worker is about to sleep, so that publication does not wait for it. The next turn brings it back.
+    /// Marks the worker as sleeping, so publication does not wait for it. The next turn brings it back online.
     pub fn offline(&mut self) {
         self.slot.snapshots.offline();
         self.slot.forwarding.offline();
@@ -190,12 +190,12 @@ impl<Io: PacketIo> Worker<Io> {
     }
 }
 
-/// What becomes of a frame.
+/// What to do with a frame.
 #[derive(Clone, Copy, Debug)]
 enum Disposition {
-    /// It is of this worker's shards.
+    /// Judge it: its flow is in one of this worker's shards.
     Own,
-    /// It is of another worker's.
+    /// Hand it over to the worker that owns its shard.
     HandOver(usize),
     /// Its port is gone.
     NoPort,
@@ -203,17 +203,17 @@ enum Disposition {
     Malformed(DropReason),
 }
 
-/// With fewer packets in a burst that seem to begin a flow, asking for all at once costs more than it saves.
+/// With fewer packets than this that seem to begin a flow, judging them as a batch costs more than it saves.
 const MIN_BATCH: usize = 4;
 
-/// What is known of a packet before it is its turn.
+/// Results of the passes over the burst, made before the packet is processed.
 #[derive(Clone, Copy, Debug)]
 struct Lookahead<'h> {
-    /// Where its entry seems to be.
+    /// Where its flow entry probably is.
     hint: Hint,
-    /// What policy says about it, should it begin a flow.
+    /// The policy decision, in case it begins a flow.
     judged: Option<&'h JudgedPacket>,
-    /// Whether it may wait for its next hop.
+    /// Whether it may be held until its next hop is resolved.
     may_wait: bool,
 }
 
@@ -223,26 +223,26 @@ impl Lookahead<'_> {
         judged: None,
         may_wait: true,
     };
-    /// It has waited already.
+    /// For a packet that has been held already.
     const AFTER_HOLD: Self = Self {
         may_wait: false,
         ..Self::NONE
     };
 }
 
-/// What a frame turned out to be. `packet` and `hash` are of the frame only where its course is own or across, `hint`
-/// only where it is own; else they are left over from one before.
+/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own` or
+/// `HandOver`, `hint` and `batch_index` only if it is `Own`; otherwise they are left over from an earlier frame.
 #[derive(Clone, Copy, Debug)]
 struct PacketMeta {
     packet: Packet,
     hash: KeyHash,
     hint: Hint,
-    /// Place among the packets of the burst that policy was asked about, only where it is own.
+    /// Index among the packets of the burst that were judged as a batch.
     judged: u8,
     disposition: Disposition,
 }
 
-/// Of a packet that policy was not asked about.
+/// `batch_index` of a packet that is not in the batch.
 const NOT_IN_BATCH: u8 = u8::MAX;
 
 impl PacketMeta {
@@ -268,8 +268,8 @@ impl PacketMeta {
 }
 
 impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
-    /// A burst from one source. In passes, so that what they need comes from memory for all of
-    /// its packets at once: headers, then index, then entries.
+    /// Processes a burst from one source in passes (headers, then index, then entries), so the cache misses of all
+    /// its packets overlap.
     fn process_burst(&mut self, burst: &mut Burst, metas: &mut [PacketMeta; BURST]) {
         if burst.is_empty() {
             return;
@@ -311,7 +311,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// Counts what came in, by port; the frames of a burst are nearly always of one.
+    /// Counts received frames per port; the frames of a burst nearly always share one.
     fn count_received(&self, burst: &Burst) {
         for run in burst.chunk_by(|one, next| one.port() == next.port()) {
             if let Some(counters) = self.stats.ports.get(usize::from(run[0].port().0)) {
@@ -323,7 +323,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// Sends a frame on its way that this worker does not judge.
+    /// Handles a frame that this worker does not judge.
     #[cold]
     fn dispatch(&mut self, frame: Frame, meta: &PacketMeta) {
         let Some(port) = self.port(frame.port()) else {
@@ -340,7 +340,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// What other workers received of this one's flows.
+    /// Takes over frames of this worker's flows that other workers received.
     fn take_over(&mut self) {
         for _ in 0..BURST {
             let Some(Handover { frame, packet, hash }) = self.shared.handover[self.index].pop() else {
@@ -352,7 +352,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// Reads a frame's headers into its head, finds its owner and asks for its place in the index.
+    /// Parses a frame's headers into `meta`, finds the worker that owns its shard and prefetches its index buckets.
     #[inline]
     fn parse_and_steer(&self, frame: &Frame, meta: &mut PacketMeta) -> Disposition {
         let Some(port) = self.port(frame.port()) else {
@@ -417,7 +417,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         self.transmit(frame, packet, port, path);
     }
 
-    /// Writes down a denial; answers whether the packet goes on all the same.
+    /// Records a denial; returns whether the packet is forwarded nevertheless (audit mode).
     #[cold]
     fn record_denial(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: &Denial) -> bool {
         let audit = self.shared.config.mode == Mode::Audit;
@@ -439,7 +439,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         audit
     }
 
-    /// A frame that no policy speaks about crosses a wire or ends here.
+    /// A frame that is not subject to policy crosses a wire or is dropped.
     #[cold]
     fn handle_not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
         let is_wire = matches!(port.kind, PortKind::Wire { .. });
@@ -451,7 +451,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
                 }
                 self.stats.counters.audited.count(DropReason::SpoofedSource);
             }
-            // An answer to a question of ours.
+            // A reply to one of our own probes.
             if frame.bytes().starts_with(&port.mac) {
                 return self.drop_frame(frame, DropReason::NotSubject);
             }
@@ -468,7 +468,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// A frame that contradicts itself ends here, but in audit mode it crosses a wire.
+    /// A malformed frame is dropped, except that it crosses a wire in audit mode.
     #[cold]
     fn handle_malformed(&mut self, frame: Frame, port: &Port, reason: DropReason) {
         match port.kind {
@@ -480,7 +480,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// Drops a frame whose headers say nothing about a flow.
+    /// Drops a frame that has no flow key.
     fn drop_frame(&mut self, frame: Frame, reason: DropReason) {
         self.sample(DropSample {
             id: UNNAMED,
@@ -497,7 +497,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         self.discard(frame, reason);
     }
 
-    /// Drops a packet that was allowed to pass, but that no way leads on for.
+    /// Drops a packet that policy allows but that cannot be forwarded.
     #[cold]
     fn drop_packet(&mut self, frame: Frame, packet: &Packet, port: &Port, reason: DropReason) {
         self.sample(DropSample {
@@ -542,7 +542,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         sent
     }
 
-    /// Counts a drop and gives the frame back.
+    /// Counts a drop and releases the frame.
     fn discard(&mut self, frame: Frame, reason: DropReason) {
         self.count_drop(frame.port(), reason);
         self.io.release(frame);
@@ -555,7 +555,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// Lets others know of a drop; gives it its name.
+    /// Publishes a drop sample under a new id.
     fn sample(&mut self, mut sample: DropSample) {
         if self.samples == MAX_SAMPLES_PER_TURN {
             self.stats.counters.samples_skipped.add(1);
@@ -583,7 +583,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         &self.shards[self.shard_map.local_index(hash.shard())]
     }
 
-    /// Work between packets: held ones, timeouts, gauges, questions.
+    /// Work between packets: held packets, timeouts, gauges, flow dumps.
     fn housekeeping(&mut self, state: &mut Housekeeping, forwarding: u64) {
         let now = self.now;
         if self.hold_queue.len() > 0
@@ -604,11 +604,11 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
     }
 
-    /// Sends frames that are not packets of anybody.
+    /// Sends frames that the control side requested, such as neighbour probes.
     fn send_requested_frames(&mut self) {
         while let Some((port, bytes)) = self.shared.frames_to_send.pop() {
             let Some(mut frame) = self.io.allocate() else {
-                continue; // who asks, asks again
+                continue; // the requester tries again
             };
             if !frame.set_len(bytes.len()) {
                 self.io.release(frame);
@@ -624,7 +624,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
     fn sweep(&mut self, state: &mut Housekeeping) {
         let share = SWEEP_PERIOD.0 / (self.table.capacity() as u64).max(1);
         let due = (self.now.since(state.last_sweep).0 / share.max(1)).min(MAX_SWEPT_PER_TURN);
-        // In lumps, so that most turns touch nothing.
+        // In batches, so most turns touch no entry.
         if due < MAX_SWEPT_PER_TURN / 8 {
             return;
         }
@@ -653,7 +653,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Some(next) => dump.cursor = next,
             None => dump.done = true,
         }
-        // The queue of answers is longer than the one of questions; an asker that never reads loses its own.
+        // The reply queue is longer than the request queue; a requester that never reads loses its own replies.
         let _ = self.shared.dump_replies[self.index].force_push(dump);
     }
 }

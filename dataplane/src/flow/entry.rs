@@ -1,5 +1,5 @@
 //! One flow in three cache lines of plain old data: the first finds it, every packet reads and writes the second, and
-//! the third is touched when the flow begins, is judged again, or is shown to somebody.
+//! the third is touched when the flow begins, is judged again, or is dumped.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -84,7 +84,7 @@ pub(crate) struct Entry {
     bytes_high: [u16; 2],
     /// When the flow began, in units of 2^[`BEGAN_SHIFT`] ns; with the key it names the flow.
     born: u32,
-    /// In whose account it stands: the source's and the destination's. See `quota`.
+    /// Quota accounts of source and destination. See `quota`.
     charged: [u32; 2],
     /// ICMP errors about it: when the last one passed, in units of 2^[`ICMP_ERROR_SHIFT`] ns, and how many more may.
     error_at: u32,
@@ -115,22 +115,22 @@ pub(crate) struct DecisionStamp {
     pub(crate) epochs: [u64; 2],
     /// Of the destination's and the source's decision.
     pub(crate) provenance: [u32; 2],
-    /// On what ground besides policy.
+    /// What allows the flow.
     pub(crate) allowed_by: AllowedBy,
 }
 
-/// On what ground a flow passes.
+/// What allows a flow to pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AllowedBy {
     /// Policy alone.
     Policy,
-    /// Its node end is believed because of the port (SEMANTICS 47).
+    /// Policy, with the node exemption: its node's address is trusted because of the port (SEMANTICS 47).
     TrustedNode,
-    /// Its node end is this machine itself (SEMANTICS 47).
+    /// One end is a pod and the other this machine itself (SEMANTICS 47).
     ThisNode,
     /// A failsafe rule.
     Failsafe,
-    /// None: the mode is audit. Why enforcement would drop it.
+    /// Nothing: audit mode lets it pass. The reason why enforcement would drop it.
     Audit(DropReason),
 }
 
@@ -230,14 +230,14 @@ impl Entry {
         ends | u64::from(rest) == 0
     }
 
-    /// Asks for both its cache lines.
+    /// Prefetches the two cache lines that every packet reads.
     #[inline]
     pub(crate) fn prefetch(&self) {
         prefetch(self);
         prefetch(&self.generation);
     }
 
-    /// None where the place is free.
+    /// None if the entry is free.
     #[inline]
     pub(crate) fn state(&self) -> Option<State> {
         State::from_number(self.state)
@@ -262,8 +262,9 @@ impl Entry {
     }
 
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
-    /// numbers now and generations begin anew, so both are asked again at the next packet. `unseen` where connections may
-    /// have gone on while nobody looked, as those of failsafe rules may: their numbers are learnt anew, of anybody.
+    /// numbers now and generations begin anew, so both are asked again at the next packet. `unseen` where connections
+    /// may have continued while no dataplane ran, as those of failsafe rules may: their sequence numbers are learnt
+    /// from scratch.
     pub(crate) fn inherit(
         &mut self,
         check: impl Fn(&FlowKey) -> u32,
@@ -330,7 +331,7 @@ impl Entry {
         self.would_drop = stamp.allowed_by.would_drop();
     }
 
-    /// On what ground it passes.
+    /// What allows it to pass.
     pub(crate) fn allowed_by(&self) -> AllowedBy {
         match self.flags {
             flags if flags & AUDITED != 0 => {
@@ -359,12 +360,12 @@ impl Entry {
         self.flags |= ORIENTED;
     }
 
-    /// Whether packets of a direction come from a station.
+    /// Whether a direction is bound to this source Ethernet address.
     pub(crate) fn is_from_mac(&self, direction: FlowDirection, station: [u8; 6]) -> bool {
         self.flags & MAC_BOUND != 0 && self.stations[direction as usize] == station
     }
 
-    /// Binds a direction to the station that its packets come from; from now on each packet is looked at for that.
+    /// Binds a direction to a source Ethernet address, which is checked on each packet from now on.
     pub(crate) fn bind_mac(&mut self, direction: FlowDirection, station: Option<[u8; 6]>) {
         self.flags |= MAC_BOUND;
         if let Some(station) = station {
@@ -372,14 +373,14 @@ impl Entry {
         }
     }
 
-    /// Whether nothing but its port and its state needs to be asked about a packet, in either direction.
+    /// Whether a packet of either direction needs only the port and state checks.
     #[inline]
     pub(crate) fn takes_fast_path(&self) -> bool {
         self.flags & (ORIENTED | AUDITED | MAC_BOUND) == ORIENTED
     }
 
-    /// The same of an entry whose packets bear Ethernet addresses, if this packet's station is the one of its direction, or
-    /// is `free` to be any.
+    /// The same for an entry that is bound to source Ethernet addresses, if this packet has the one of its direction,
+    /// or any will do (`free`).
     #[inline(never)]
     pub(crate) fn takes_fast_path_from(
         &self,
@@ -446,7 +447,7 @@ impl Entry {
         &mut self.windows
     }
 
-    /// In whose accounts it stands.
+    /// Quota accounts of source and destination.
     #[inline]
     pub(crate) fn accounts(&self) -> [u32; 2] {
         self.charged
@@ -476,7 +477,7 @@ impl Entry {
         self.bytes_high[way] = self.bytes_high[way].wrapping_add(u16::from(carry));
     }
 
-    /// What somebody sees of it; None for a free place and for what policy has cut.
+    /// The record for a flow dump; None for a free or revoked entry.
     pub(crate) fn record(&self, seed: &Seed) -> Option<FlowRecord> {
         let state = self.state().filter(|state| *state != State::Revoked)?;
         let join = |high: [u16; 2], low: [u32; 2]| {

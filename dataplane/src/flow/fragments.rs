@@ -1,7 +1,7 @@
 //! Fragmented datagrams: a later fragment gets the verdict of its first fragment, or drops (SEMANTICS 62).
 //!
-//! Per shard, fixed in number; nothing is held back or put together. A datagram whose parts overlap is cut from then
-//! on (RFC 5722): who puts them together could see ports that nobody judged.
+//! A fixed number of datagrams per shard; fragments are neither queued nor reassembled. Once fragments of a datagram
+//! overlap, the rest of it drops (RFC 5722): the receiver could reassemble ports that were never judged.
 
 use arrayvec::ArrayVec;
 
@@ -10,18 +10,18 @@ use crate::{
     wire::Fragment,
 };
 
-/// Datagrams looked at for one fragment.
+/// Associativity: slots searched for one fragment.
 const WAYS: usize = 8;
-/// Of those, as many may have one source, and as many may have come in by one port.
+/// Of those, how many may be of one source, and how many of one ingress port.
 const MAX_PER_SOURCE: usize = WAYS / 2;
 const MAX_PER_PORT: usize = WAYS * 3 / 4;
-/// Gaps in what was seen of one datagram: more are not followed.
+/// The most disjoint ranges tracked of one datagram.
 const MAX_RANGES: usize = 6;
 
-/// Under what a first fragment passed.
+/// What a first fragment was allowed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DatagramVerdict {
-    /// The snapshot; 0 where none was asked (failsafe).
+    /// The snapshot; 0 if none was consulted (failsafe).
     pub(crate) generation: Generation,
     /// Of source and destination.
     pub(crate) epochs: [u64; 2],
@@ -34,13 +34,13 @@ struct Datagram {
     /// Where its first fragment came in.
     port: PortId,
     expires: Nanos,
-    /// None from the moment on that its parts contradict each other.
+    /// None once its fragments contradict each other.
     verdict: Option<DatagramVerdict>,
-    /// Begins and ends of what was seen, in bytes of the datagram; empty ones are unused.
+    /// Ranges received so far, in bytes of the datagram; empty ones are unused.
     seen: [(u16, u16); MAX_RANGES],
 }
 
-/// The datagrams that a shard follows.
+/// The datagrams that a shard tracks.
 #[derive(Debug)]
 pub(crate) struct Fragments {
     datagrams: Box<[Option<Datagram>]>,
@@ -50,11 +50,11 @@ pub(crate) struct Fragments {
 /// What to do with a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// The first one: judge it, and [`Fragments::track`] its datagram where it is forwarded.
+    /// The first fragment: judge it, and [`Fragments::track`] its datagram if it is forwarded.
     Judge,
-    /// A later one of a datagram whose first fragment passed so.
+    /// A later fragment: it inherits the verdict of the first one.
     Inherit(DatagramVerdict),
-    /// It contradicts what was seen, or nothing was seen.
+    /// It contradicts other fragments, or its first fragment was not seen.
     Drop(DropReason),
 }
 
@@ -66,14 +66,14 @@ impl Fragments {
         }
     }
 
-    /// The places where a datagram can be.
+    /// The slots where a datagram can be.
     fn set_of(&mut self, hash: u64) -> &mut [Option<Datagram>] {
         let set = (hash as usize % (self.datagrams.len() / WAYS)) * WAYS;
         &mut self.datagrams[set..set + WAYS]
     }
 
-    /// What is known of a fragment's datagram. `key` without ports, `hash` of key and identification. What contradicts
-    /// the datagram ends it at once; nothing else is changed but the note of what was seen of it.
+    /// Looks up a fragment's datagram and records its range. `key` is without ports, `hash` covers key and
+    /// identification. A fragment that contradicts the datagram ends it at once.
     pub(crate) fn admit(
         &mut self,
         key: &FlowKey,
@@ -93,11 +93,11 @@ impl Fragments {
                 Admission::Drop(DropReason::FragmentUnknown)
             };
         };
-        // From elsewhere it is no part of this datagram, whatever it says.
+        // A fragment from another port is no part of this datagram.
         if datagram.port != port {
             return Admission::Drop(DropReason::FragmentUnknown);
         }
-        // A second first fragment could have ports that nobody judged, even where it adds no byte.
+        // A second first fragment could have ports that were never judged, even if it adds no byte.
         if datagram.verdict.is_none()
             || fragment.offset == 0
             || !add_range(&mut datagram.seen, range(fragment))
@@ -110,8 +110,9 @@ impl Fragments {
             .map_or(Admission::Drop(DropReason::FragmentInvalid), Admission::Inherit)
     }
 
-    /// Follows the datagram of a first fragment that is forwarded. Where there is no room, one of the same source gives
-    /// way to it that has all of its share, else one that came in by the same port, else the one that ends first.
+    /// Tracks the datagram of a first fragment that is forwarded. Without room it evicts a datagram of the same
+    /// source if that is at its limit, else one of the same ingress port at its limit, else the one that expires
+    /// first.
     pub(crate) fn track(
         &mut self,
         key: &FlowKey,
@@ -164,7 +165,7 @@ impl Fragments {
     }
 }
 
-/// Who may be one: an address, or a network of 64 bits, all of which one may have.
+/// What counts as one source: an IPv4 address, or an IPv6 /64, which one host may own whole.
 fn source(addr: Addr) -> u128 {
     if addr.is_v4() {
         addr.to_u128()
@@ -173,17 +174,17 @@ fn source(addr: Addr) -> u128 {
     }
 }
 
-/// Begin and end of a part, in bytes of the datagram.
+/// Begin and end of a fragment, in bytes of the datagram.
 fn range(fragment: &Fragment) -> (u16, u16) {
     (fragment.offset, fragment.offset.saturating_add(fragment.length))
 }
 
-/// Adds a range to those seen; answers false where it meets one of them, or there is no room to remember it.
+/// Adds a range to those received; returns false if it overlaps one of them, or there are too many.
 fn add_range(seen: &mut [(u16, u16); MAX_RANGES], (begin, end): (u16, u16)) -> bool {
     if seen.iter().any(|(from, to)| begin < *to && *from < end) {
         return false;
     }
-    // What touches is one range: fragments in order are always one.
+    // Adjacent ranges are merged, so fragments in order need one.
     let before = seen.iter().position(|(from, to)| from < to && *to == begin);
     let behind = seen.iter().position(|(from, to)| from < to && *from == end);
     match (before, behind) {

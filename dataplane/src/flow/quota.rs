@@ -1,12 +1,12 @@
-//! How much of the flow table each endpoint holds, so that what one fills takes nobody else's room.
+//! How many entries of the flow table each endpoint holds, so no endpoint can use up the share of others.
 //!
-//! A count-min sketch: two rows of counters, addressed by independent parts of a seeded hash of the address; the smaller
-//! of an endpoint's two counters is what it holds, or a little more where others share both. Fixed memory, no lists.
+//! A count-min sketch: two rows of counters, indexed by independent parts of a seeded hash of the address. The
+//! smaller of an endpoint's two counters is an upper bound of what it holds. Fixed memory, no lists.
 
 /// Counters in a row.
 const WIDTH: usize = 4096;
 
-/// What the endpoints hold of one thing.
+/// Counts per quota account.
 #[derive(Debug)]
 pub(crate) struct QuotaSketch {
     rows: [Box<[u32]>; 2],
@@ -19,7 +19,7 @@ impl QuotaSketch {
         }
     }
 
-    /// How many an account holds at most.
+    /// Upper bound of what an account holds.
     #[inline]
     pub(crate) fn estimate(&self, account: u32) -> u32 {
         let [first, second] = columns(account);

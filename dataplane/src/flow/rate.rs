@@ -3,11 +3,11 @@
 use super::RateLimit;
 use crate::time::Nanos;
 
-/// A limit for each endpoint: some share one, nobody knows which.
+/// A rate limit per endpoint. Endpoints share buckets by a secret hash.
 #[derive(Debug)]
 pub(crate) struct EndpointLimiter(Box<[TokenBucket]>);
 
-/// So many of them: a power of two.
+/// Number of buckets, a power of two.
 const BUCKETS: usize = 1024;
 
 impl EndpointLimiter {
@@ -15,12 +15,12 @@ impl EndpointLimiter {
         Self(vec![TokenBucket::new(limit); BUCKETS].into_boxed_slice())
     }
 
-    /// The one of an account.
+    /// The bucket of an account.
     pub(crate) fn bucket(&mut self, account: u32) -> &mut TokenBucket {
         &mut self.0[account as usize % BUCKETS]
     }
 
-    /// Whether the one of an account has a token.
+    /// Whether the bucket of an account has a token.
     pub(crate) fn has(&self, account: u32, now: Nanos) -> bool {
         self.0[account as usize % BUCKETS].has(now)
     }

@@ -6,7 +6,8 @@ use super::{FlowConfig, fragments::Fragments};
 #[derive(Debug)]
 pub(crate) struct Shard {
     pub(crate) fragments: Fragments,
-    /// A flow was cut here: from then on nothing is picked up in the middle, or the rest of that flow would be.
+    /// A flow of this shard was revoked: from then on no connection is picked up in the middle, as it might be that
+    /// flow.
     pub(crate) has_revoked: bool,
 }
 

@@ -41,7 +41,7 @@ macro_rules! states {
                 match self { $(State::$variant => timeouts.$timeout,)+ }
             }
 
-            /// Which entries go first when there is no room.
+            /// The order of eviction when the table is full.
             #[inline]
             pub(crate) fn eviction_class(self) -> EvictionClass {
                 match self { $(State::$variant => EvictionClass::$list,)+ }
@@ -53,11 +53,11 @@ macro_rules! states {
 /// Which entries go first when there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EvictionClass {
-    /// Both ends have spoken: never thrown out.
+    /// Both ends have sent packets: evicted last, and only if idle.
     Open,
-    /// One end has spoken, or it is not known who began: limited in number, thrown out after closed ones.
+    /// Only one end has sent packets, or the initiator is unknown: limited in number, evicted after closed entries.
     HalfOpen,
-    /// It is over: thrown out first.
+    /// The flow is over: evicted first.
     Closed,
 }
 
@@ -100,13 +100,13 @@ states! {
     OtherNew = 18, "other-new", other, HalfOpen;
     /// Another protocol, both seen.
     OtherEstablished = 19, "other-established", other, Open;
-    /// Policy has cut it. It stands for nothing any more, but keeps a late packet of one end from beginning a flow that
-    /// would let the other one in again.
+    /// Revoked by policy. The entry allows nothing, but keeps a late packet of one end from beginning a flow that
+    /// would let the other end in again.
     Revoked = 20, "revoked", revoked, HalfOpen;
 }
 
 impl State {
-    /// Whether both ends have spoken and a packet of either may still come.
+    /// Whether both ends have sent packets and the flow is not over.
     pub(crate) fn is_answered(self) -> bool {
         use State::{Revoked, SctpClosed, TcpResetOriginal, TcpResetReply, TcpTimeWait};
         let over = matches!(
@@ -138,7 +138,7 @@ impl FlowDirection {
     }
 }
 
-/// What a packet means to the state of its flow.
+/// A packet as an event of the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FlowEvent {
     /// TCP SYN alone.
@@ -178,7 +178,7 @@ impl FlowEvent {
         Self::Data,
     ];
 
-    /// What a packet means.
+    /// The event of a packet.
     #[inline]
     pub fn of(packet: &Packet) -> Self {
         match packet.transport {
@@ -212,13 +212,13 @@ impl FlowEvent {
 pub enum Action {
     /// It passes and refreshes the entry.
     Pass,
-    /// It passes, but the entry still ends when it would have.
+    /// It passes without refreshing the entry's timeout.
     PassUnrefreshed,
-    /// The flow is over and this packet begins another one: judge it as new.
+    /// The flow is over and this packet begins a new one: judge it as new.
     Reopen,
     /// Judge it as new. If it is allowed it passes, but answers to it are judged as new, too.
     JudgeAlone,
-    /// Nothing admits it: drop as `tcp-invalid`.
+    /// It is invalid in this state: drop as `tcp-invalid`.
     Invalid,
 }
 

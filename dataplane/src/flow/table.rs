@@ -5,8 +5,8 @@
 //! most. Entries that may be thrown out stand in one of two lists, oldest first. Index, lists and free places are private
 //! and are built from the entries when the table is opened.
 //!
-//! All flows share its places. That nobody takes everybody's is seen to by [`QuotaSketch`]: an endpoint may begin so many
-//! flows and no more, and where there is no place left, flows of who holds most give way to those of who holds less.
+//! All flows share the entries. [`QuotaSketch`] limits how many flows one endpoint may begin; when the table is full,
+//! flows of the endpoints that hold most are evicted for those of endpoints that hold less.
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
@@ -45,7 +45,7 @@ impl Bucket {
     }
 }
 
-/// Where the entry of a key seems to be: the lower half of a slot, or 0. Only a hint: the table may have changed since.
+/// Where the entry of a key probably is: the lower half of a slot, or 0. The table may have changed since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hint(u32);
 
@@ -64,13 +64,13 @@ impl Hint {
     }
 }
 
-/// An entry's place in its list; means nothing for one that is in none.
+/// An entry's links in its eviction list; meaningless for an entry that is in none.
 #[derive(Clone, Copy, Debug, FromZeros)]
 #[repr(C)]
 struct Link {
     prev: u32,
     next: u32,
-    /// When it got there.
+    /// When it was linked.
     since: Nanos,
 }
 
@@ -87,10 +87,10 @@ const EMPTY_LIST: List = List {
     length: 0,
 };
 
-/// Why there is no place for a flow.
+/// Why a flow cannot be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InsertError {
-    /// Every place is taken by an entry that may not be thrown out.
+    /// Every entry is in use and may not be evicted.
     Full,
     /// Too many half-open entries, all of them young.
     HalfOpen,
@@ -98,7 +98,7 @@ pub(crate) enum InsertError {
     Quota,
 }
 
-/// What a table did since it was asked last.
+/// What a table did since the gauges were last updated.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Activity {
     pub(crate) created: u64,
@@ -107,10 +107,11 @@ pub(crate) struct Activity {
     pub(crate) inherited: u64,
 }
 
-/// Entries looked at for one to give way: of a list from its oldest on, and of all from where the last look ended.
+/// Entries examined to find one to evict: of a list from its oldest on, of the table from where the last search
+/// ended.
 const EVICTION_SCAN: usize = 32;
 
-/// Searches for flows that give way.
+/// Limit on searches for flows to evict.
 const EVICTION_SEARCH_LIMIT: RateLimit = RateLimit {
     per_second: 2000,
     burst: 256,
@@ -123,9 +124,9 @@ pub(crate) struct FlowTable {
     entries: &'static mut [Entry],
     buckets: &'static mut [Bucket],
     mask: usize,
-    /// Places of entries that were used once.
+    /// Entries that were used and freed.
     free: Vec<u32>,
-    /// Places from here on have never been used.
+    /// Entries from here on have never been used.
     next_unused: usize,
     /// `fresh`, for a successor: by segment, of so many entries each.
     high_water: &'static mut [u32],
@@ -135,16 +136,16 @@ pub(crate) struct FlowTable {
     closed: List,
     limits: Limits,
     timeouts: Timeouts,
-    /// Whether packets may have passed before this process began.
+    /// Whether packets may have passed unseen before this process began.
     unseen: bool,
     /// Flows by the endpoints at both their ends, and the half-open ones among them.
     flows: QuotaSketch,
     half_open_flows: QuotaSketch,
-    /// Where the sweep goes on, and the search for idle flows.
+    /// Where the sweep and the search for idle flows continue.
     sweep: usize,
     idle: usize,
-    /// Searches for idle flows: under a flood they would be most of the work. Who looks for one of its own does not use
-    /// up the searches of others.
+    /// Limits searches for idle flows, which would be most of the work under a flood. Searches among an endpoint's
+    /// own flows have a separate limit.
     searches: TokenBucket,
     own_searches: TokenBucket,
     seed: Seed,
@@ -248,7 +249,7 @@ impl FlowTable {
             seed,
             activity: Activity::default(),
         };
-        // From the end, so that places are given out from the begin.
+        // From the end, so entries are allocated from the beginning.
         for index in (0..fresh).rev() {
             if index % segment < used[index / segment] {
                 table.open_entry(index, &owned, now, strays);
@@ -271,7 +272,7 @@ impl FlowTable {
                 if !owned(hash.shard()) {
                     strays.push(*entry);
                 } else if self.find(hash, &key).is_none() && self.index_both(index, &key) {
-                    // A flow that is there twice is not of our writing.
+                    // A flow that is there twice was not written by ringwall.
                     self.charge_accounts(index);
                     self.link(index, now);
                     self.activity.inherited += 1;
@@ -283,7 +284,7 @@ impl FlowTable {
         self.free.push(index as u32);
     }
 
-    /// Gives a flow a place that lay in another table's memory.
+    /// Inserts a flow from another table's memory.
     fn insert_inherited(&mut self, stray: Entry, now: Nanos) {
         let (key, Some(state)) = (stray.key(), stray.state()) else {
             return;
@@ -337,8 +338,8 @@ impl FlowTable {
         hint
     }
 
-    /// What [`Self::find`] would answer, if the hint still leads there. A key has one entry at most: an entry in use with
-    /// this key is the one.
+    /// As [`Self::find`], if the hint is still right. A key has at most one entry, so an entry in use with this key
+    /// is the one.
     #[inline(always)]
     pub(crate) fn find_hinted(&self, key: &FlowKey, hint: Hint) -> Option<(usize, FlowDirection)> {
         let (index, direction) = hint.decode()?;
@@ -380,7 +381,7 @@ impl FlowTable {
         &mut self.entries[index]
     }
 
-    /// Whether an entry has outlived its time.
+    /// Whether an entry has timed out.
     #[inline]
     pub(crate) fn is_expired(&self, index: usize, now: Nanos) -> bool {
         let entry = &self.entries[index];
@@ -407,8 +408,8 @@ impl FlowTable {
         }
     }
 
-    /// Makes an entry for a flow that has none. Throws out closed entries first, then half-open ones, then idle ones of
-    /// endpoints that hold more than this flow's. `charged`: the accounts of its source and destination.
+    /// Creates an entry for a flow that has none. Evicts closed entries first, then half-open ones, then idle ones of
+    /// endpoints that hold more than this flow's. `charged`: the quota accounts of its source and destination.
     pub(crate) fn insert(
         &mut self,
         key: &FlowKey,
@@ -663,7 +664,7 @@ impl FlowTable {
             endpoint, idle_grace, ..
         } = self.limits;
         if weight >= endpoint {
-            // Hardly anybody holds more: one of its own goes.
+            // Few endpoints hold more: evict one of its own.
             let heavier = charged
                 .into_iter()
                 .max_by_key(|account| self.flows.estimate(*account));
@@ -718,7 +719,7 @@ impl FlowTable {
         true
     }
 
-    /// Looks at the next few entries and takes out those that have outlived their time.
+    /// Checks the next few entries and removes those that have timed out.
     pub(crate) fn sweep(&mut self, budget: usize, now: Nanos) {
         for _ in 0..budget.min(self.next_unused) {
             let index = self.sweep;

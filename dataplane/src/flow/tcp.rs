@@ -1,14 +1,14 @@
-//! What the ends of a TCP connection have sent and acknowledged: tells a reset or a FIN that an end may have sent from
-//! one that somebody made up (RFC 9293 3.4, RFC 5961 3).
+//! TCP window tracking: what both ends have sent and acknowledged, to tell a genuine RST or FIN from a forged one
+//! (RFC 9293 3.4, RFC 5961 3).
 //!
-//! Numbers wrap: they are compared by their difference (RFC 9293 3.4).
+//! Sequence numbers wrap and are compared by their difference (RFC 9293 3.4).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::state::{FlowDirection, State};
 use crate::wire::{Packet, TcpFlags, Transport};
 
-/// A window is never taken for smaller than this: what an end announced before it was seen may have been larger.
+/// The smallest window assumed: an end may have announced a larger one before its packets were seen.
 const MIN_WINDOW_LOG: u8 = 16;
 /// The largest window that TCP has (RFC 7323 2.2), in powers of two.
 const MAX_WINDOW_LOG: u8 = 30;
@@ -18,7 +18,7 @@ const MAX_WINDOW_LOG: u8 = 30;
 pub(crate) struct Segment {
     /// Of its first byte.
     pub(crate) seq: u32,
-    /// Behind its last byte; SYN and FIN count as one each.
+    /// One past its last byte; SYN and FIN count as one each.
     pub(crate) end: u32,
     /// What it acknowledges, where that counts.
     pub(crate) ack: Option<u32>,
@@ -72,11 +72,11 @@ fn window_scale(mut options: &[u8]) -> Option<u8> {
     }
 }
 
-/// What is known of both directions of one connection. Native byte order; indexed by [`FlowDirection`].
+/// Tracked state of both directions of a connection. Native byte order; indexed by [`FlowDirection`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Windows {
-    /// Behind the last byte that was sent.
+    /// One past the last byte sent.
     end: [u32; 2],
     /// What was acknowledged last, of the other direction.
     acked: [u32; 2],
@@ -103,14 +103,14 @@ fn sequence_difference(a: u32, b: u32) -> i64 {
 }
 
 impl Windows {
-    /// Forgets what may have gone on unseen, as while no dataplane ran and the fail mode was open. Scales are of the
-    /// beginning and hold.
+    /// Forgets numbers that may be outdated because packets passed unseen (fail mode open, no dataplane). Window
+    /// scales are fixed by the handshake and stay.
     pub(crate) fn reset_unless_scale(&mut self) {
         self.known &= SCALE[0] | SCALE[1];
         self.reserved = [0; 3];
     }
 
-    /// Whether a segment lies where its receiver would take it, as far as that is known.
+    /// Whether a segment is in the receiver's window, as far as that is known.
     #[inline]
     fn is_in_window(&self, direction: FlowDirection, segment: &Segment) -> bool {
         let (from, to) = (direction as usize, direction.reversed() as usize);
@@ -123,8 +123,8 @@ impl Windows {
         -window <= offset && offset <= window
     }
 
-    /// Whether a segment acknowledges what the other end has sent, and not what it sent long ago (RFC 5961 5.2): somebody
-    /// who guesses has to guess this, too. A little ahead may be what went another way.
+    /// Whether the acknowledgement number is near what the other end has sent (RFC 5961 5.2), so an off-path attacker
+    /// has to guess that number too. A little ahead is accepted: some packets may have taken another path.
     #[inline]
     fn acknowledges_sent_data(&self, direction: FlowDirection, segment: &Segment) -> bool {
         let (from, to) = (direction as usize, direction.reversed() as usize);
@@ -135,8 +135,8 @@ impl Windows {
         sequence_difference(ack, self.end[to]).unsigned_abs() <= window
     }
 
-    /// Whether a reset can be of the end that it says it is of: it continues what that end has sent and the other one
-    /// has not acknowledged yet. Where nothing but a SYN went before, the answer acknowledges that.
+    /// Whether a RST is in window: it continues what its sender has sent and the other end has not acknowledged. A
+    /// RST that answers a SYN has to acknowledge that.
     pub(crate) fn accepts_reset(&self, direction: FlowDirection, segment: &Segment, before: State) -> bool {
         let (from, to) = (direction as usize, direction.reversed() as usize);
         if before == State::TcpSyn && direction == FlowDirection::Reply {
@@ -149,14 +149,13 @@ impl Windows {
         }
         let last = sequence_difference(self.end[from], segment.seq);
         if self.known & ACKED[to] == 0 {
-            // What this end seems to have sent, nobody has confirmed yet; after the beginning anybody may have made it up.
+            // The other end has not confirmed what this end seems to have sent; after the handshake it may be forged.
             return matches!(before, State::TcpSyn | State::TcpHandshake) && last == 0;
         }
         last >= 0 && sequence_difference(segment.seq, self.acked[to]) >= 0
     }
 
-    /// Whether a FIN can be of the end that it says it is of: nothing is missing before it, and nothing behind it has been
-    /// acknowledged.
+    /// Whether a FIN is in order: no data is missing before it, and nothing after it has been acknowledged.
     pub(crate) fn accepts_fin(&self, direction: FlowDirection, segment: &Segment) -> bool {
         let (from, to) = (direction as usize, direction.reversed() as usize);
         let last = segment.end.wrapping_sub(1);
@@ -191,7 +190,7 @@ impl Windows {
         }
     }
 
-    /// Takes note of a segment that is forwarded. `anew` where it begins the connection, also once more.
+    /// Updates the window from a forwarded segment. `anew` if it begins the connection, first or again.
     #[inline]
     pub(crate) fn observe(&mut self, direction: FlowDirection, segment: &Segment, anew: bool) {
         let (from, to) = (direction as usize, direction.reversed() as usize);
@@ -211,7 +210,7 @@ impl Windows {
                 self.acked[from] = ack;
                 self.known |= ACKED[from];
             }
-            // What is acknowledged was sent, though it was not seen.
+            // Acknowledged data was sent, even if it was not seen.
             if self.known & END[to] != 0 && sequence_difference(ack, self.end[to]) > 0 {
                 self.end[to] = ack;
             }

@@ -1,8 +1,8 @@
 //! Packets copied aside until their next hop's Ethernet address is known.
 //!
-//! Places are few and anybody may ask for neighbours that are not there, so they are shared out: so many for one source,
-//! so many for what came in by one port, and pods' ports together always find some. Whoever has all of its share gives
-//! way to itself: its oldest packet goes. A neighbour that did not answer is not waited for again for a while.
+//! Slots are few, and any sender can address neighbours that do not exist, so slots are limited per source and per
+//! ingress port, and some are reserved for pods' ports. A sender at its limit evicts its own oldest packet. Packets
+//! to a neighbour that did not answer are not held again for a while.
 
 use super::ResolveRequest;
 use crate::{
@@ -14,22 +14,22 @@ use crate::{
 
 /// Longest frame that is held.
 const MAX_FRAME: usize = 4096;
-/// Packets held for one neighbour, and of one source.
+/// The most packets held for one neighbour, and from one source.
 const MAX_PER_NEIGHBOUR: usize = 3;
 const MAX_PER_SOURCE: usize = 8;
-/// How often the same neighbour is asked for.
+/// How often the same neighbour is resolved.
 const RESOLVE_INTERVAL: Nanos = Nanos::from_secs(1);
-/// How long a neighbour that did not answer counts as absent, and how many are remembered.
+/// How long a neighbour that did not answer counts as unreachable, and how many are remembered.
 const UNREACHABLE_FOR: Nanos = Nanos::from_secs(2);
 const UNREACHABLE_SLOTS: usize = 1024;
 
-/// A packet as it came.
+/// A packet as it was received.
 #[derive(Debug)]
 pub(crate) struct HeldPacket {
     to: ResolveRequest,
     /// Where it came in.
     pub(crate) ingress: PortId,
-    /// Whether its next hop is known, else it has waited too long.
+    /// Whether its next hop is resolved; otherwise it was held too long.
     pub(crate) resolved: bool,
     from_pod: bool,
     src: Addr,
@@ -46,29 +46,29 @@ impl HeldPacket {
     }
 }
 
-/// What became of a packet that was to be held.
+/// Result of [`HoldQueue::hold`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HoldOutcome {
-    /// Whether it is held; else there is no room, or it is too long.
+    /// Whether the packet is held; otherwise there is no room, or it is too long.
     pub(crate) held: bool,
-    /// Whether the neighbour should be asked for now: also where it found no room, since others' packets must not keep a
-    /// neighbour from ever becoming known.
+    /// Whether to resolve the neighbour now. Also true without room, so a full queue cannot keep a neighbour from
+    /// being resolved.
     pub(crate) resolve: bool,
-    /// Where the packet came in that gave way to it.
+    /// Ingress port of the packet that was evicted for it.
     pub(crate) evicted: Option<PortId>,
 }
 
-/// The packets that one worker holds.
+/// The packets that one worker holds, in a fixed number of slots.
 #[derive(Debug)]
 pub(crate) struct HoldQueue {
-    /// The first `used` are.
+    /// The first `used` slots are occupied.
     places: Vec<HeldPacket>,
     used: usize,
     order: u64,
     timeout: Nanos,
-    /// Neighbours that did not answer, each in the place of its hash, and until when that counts.
+    /// Neighbours that did not answer and until when they count as unreachable, indexed by hash.
     absent: Box<[Option<(ResolveRequest, Nanos)>]>,
-    /// For neighbours that are known not to answer, and those that found no room.
+    /// Limits resolution of neighbours that did not answer and of packets without room.
     asks: TokenBucket,
 }
 
@@ -106,17 +106,17 @@ impl HoldQueue {
         self.used
     }
 
-    /// Whether to ask for a neighbour that did not answer: now and then.
+    /// Whether to resolve a neighbour that did not answer before: now and then.
     pub(crate) fn may_resolve(&mut self, now: Nanos) -> bool {
         self.asks.take(now)
     }
 
-    /// Whether a neighbour did not answer not long ago.
+    /// Whether a neighbour failed to answer recently.
     pub(crate) fn is_unreachable(&self, to: ResolveRequest, now: Nanos) -> bool {
         self.absent[unreachable_slot(to)].is_some_and(|(absent, until)| absent == to && until > now)
     }
 
-    /// Copies a frame aside that came in by `port` from `src`.
+    /// Holds a copy of a frame that arrived at `port` from `src`.
     pub(crate) fn hold(
         &mut self,
         frame: &[u8],
@@ -168,10 +168,10 @@ impl HoldQueue {
         }
     }
 
-    /// Where a packet finds room that came in by `port` from `src`.
+    /// Finds a slot for a packet that arrived at `port` from `src`.
     fn find_room(&self, port: PortId, from_pod: bool, src: Addr) -> Room {
         let all = self.places.len();
-        // Others than pods leave a quarter to them, and one port leaves more than half to others.
+        // A quarter is reserved for pods, and one port may use less than half.
         let most = if from_pod { all } else { all * 3 / 4 };
         let (mut of_source, mut of_port, mut of_kind) = (OldestOfKind::default(), OldestOfKind::default(), 0);
         for (index, held) in self.places[..self.used].iter().enumerate() {
@@ -188,8 +188,8 @@ impl HoldQueue {
         }
     }
 
-    /// The oldest packet whose neighbour `ready` has an answer for, or whose time is over. It is gone with the next call
-    /// of any method.
+    /// Removes the oldest packet whose neighbour `ready` has an answer for, or that was held too long. Its slot is
+    /// reused by the next call of any method.
     pub(crate) fn next<T>(
         &mut self,
         now: Nanos,
@@ -216,14 +216,14 @@ impl HoldQueue {
     }
 }
 
-/// Where an absent neighbour is remembered.
+/// Slot of an unreachable neighbour.
 fn unreachable_slot(to: ResolveRequest) -> usize {
     let addr = to.addr.to_u128();
     let folded = (addr >> 64) as u64 ^ addr as u64 ^ u64::from(to.port.0) << 48;
     (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % UNREACHABLE_SLOTS
 }
 
-/// Where one more packet can be.
+/// Where to put one more packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
     Free,

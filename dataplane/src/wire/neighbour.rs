@@ -1,9 +1,9 @@
-//! What ARP and neighbour discovery say about whose address is at which station.
+//! ARP and neighbour discovery: which Ethernet address a frame claims for an IP address, and probes for it.
 
 use super::protocol;
 use crate::addr::Addr;
 
-/// Whose address somebody says to be at which station.
+/// The Ethernet address that a frame claims for an IP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NeighbourClaim {
     pub(crate) addr: Addr,
@@ -13,8 +13,8 @@ pub(crate) struct NeighbourClaim {
     pub(crate) vlan: u32,
 }
 
-/// The claim of a frame that is ARP, or neighbour discovery without extension headers. None where it makes none, as a
-/// probe of an address that is not in use yet.
+/// The claim of an ARP frame, or of neighbour discovery without extension headers. None if it claims nothing, as a
+/// probe for an unused address.
 pub(crate) fn neighbour_claim(frame: &[u8]) -> Option<NeighbourClaim> {
     let source: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
     let mut rest = frame.get(12..)?;
@@ -77,8 +77,8 @@ fn ndp_claim(packet: &[u8]) -> Option<(Addr, Option<[u8; 6]>)> {
     (addr != [0; 16]).then(|| (Addr::v6(addr), said))
 }
 
-/// A question for the Ethernet address of a station that claims nothing for who asks: an ARP probe (RFC 5227 1.1), or a
-/// neighbour solicitation from the unspecified address (RFC 4861 4.3). `vlan` as in [`super::Packet::vlan`].
+/// A probe for the Ethernet address of an IP address that claims nothing for its sender: an ARP probe (RFC 5227 1.1),
+/// or a neighbour solicitation from the unspecified address (RFC 4861 4.3). `vlan` as in [`super::Packet::vlan`].
 pub fn neighbour_probe(addr: Addr, from: [u8; 6], vlan: u32) -> Vec<u8> {
     let tags: Vec<u16> = [(vlan >> 16) as u16, vlan as u16]
         .into_iter()

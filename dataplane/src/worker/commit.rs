@@ -1,4 +1,4 @@
-//! Commit: what is remembered of a packet that is forwarded, and of no other.
+//! Commit: updates flow state for packets that are forwarded, and only for those.
 
 use crate::{
     classify::Generation,
@@ -21,8 +21,8 @@ use super::{
 };
 
 impl<Io: PacketIo> WorkerTurn<'_, Io> {
-    /// Brings the flow of a packet up to date that leaves by `out`. Fails where the packet begins a flow that needs an
-    /// entry and there is no place for one.
+    /// Updates the flow of a packet that leaves by `out`. Fails if the packet begins a flow that needs an entry and
+    /// the table has no room.
     #[inline(always)]
     pub(super) fn commit(
         &mut self,
@@ -98,8 +98,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.stats.counters.flow_hits.add(1);
     }
 
-    /// The original leaves by another port than before: its route has changed, so replies come by another one. Not where
-    /// they come by another of several ways that the route has.
+    /// The original leaves by another port than before: its route has changed, so rebind the port where replies
+    /// arrive, unless that port is another hop of the same multipath route.
     #[cold]
     fn rebind_reply_port(&mut self, index: usize, out: PortId) {
         let entry = self.table.entry(index);
@@ -135,7 +135,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             return;
         }
         entry.bind(progress.step.direction, port.id);
-        // A reply does not tell by which port the original came on a router: that may be another way.
+        // On a router, a reply does not show by which port the original arrived: routing may be asymmetric.
         if progress.step.direction == FlowDirection::Original || matches!(port.kind, PortKind::Wire { .. }) {
             entry.bind(progress.step.direction.reversed(), out);
         }
@@ -147,7 +147,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// By which end of a wire packets of the original direction come in, of a packet that crosses it.
+    /// The tag of the wire's end where packets of the original direction arrive.
     fn original_port_tag(&self, direction: FlowDirection, port: &Port, out: PortId) -> Option<PortTag> {
         if !matches!(port.kind, PortKind::Wire { .. }) {
             return None;
@@ -158,7 +158,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Whether packets of a flow across a wire have to bear an Ethernet address, in either direction.
+    /// Whether a flow across a wire is bound to source Ethernet addresses in either direction.
     fn binds_macs(&self, port: &Port, out: PortId) -> bool {
         matches!(port.kind, PortKind::Wire { .. })
             && (port.checks_source_mac || self.port(out).is_some_and(|out| out.checks_source_mac))
@@ -248,12 +248,12 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     #[cold]
     fn count_icmp_error(&mut self, index: usize, account: u32) {
         let now = self.now;
-        let _ = self.icmp_passed.bucket(account).take(now); // it was looked whether there is one
+        let _ = self.icmp_passed.bucket(account).take(now); // `has_token` was checked by judge
         self.table.entry_mut(index).count_icmp_error(now);
         self.stats.counters.icmp_related.add(1);
     }
 
-    /// Remembers under what a first fragment passed, for the later ones.
+    /// Remembers the verdict of a first fragment for the later ones.
     #[cold]
     fn track_datagram(&mut self, port: &Port, packet: &Packet, hash: KeyHash, fragment: &Fragment) {
         if fragment.offset != 0 {

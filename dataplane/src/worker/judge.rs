@@ -1,6 +1,6 @@
-//! Look up and verdict: which flow a packet belongs to, and whether it may pass. Nothing is remembered here; what a
-//! packet changes is the answer, and is committed when it is known that the packet is forwarded.
-#![allow(clippy::result_large_err)] // nothing is allocated for a packet, and what is large is not on the common way
+//! Lookup and verdict: which flow a packet belongs to, and whether it may pass. Nothing here changes flow state for a
+//! new flow: the result is a [`FlowUpdate`], which is committed once the packet is sure to be forwarded.
+#![allow(clippy::result_large_err)] // nothing is allocated per packet, and the large variants are off the fast path
 
 use arrayvec::ArrayVec;
 
@@ -33,12 +33,12 @@ use super::{Disposition, PacketMeta, WorkerTurn};
 const LONGEST_ERROR_V4: u16 = 576;
 const LONGEST_ERROR_V6: u16 = 1280;
 
-/// Why a packet does not pass, and the judgement behind it where there was one.
+/// Why a packet does not pass, and the policy decision behind it if there was one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Denial {
     pub(super) reason: DropReason,
     pub(super) judgement: Option<Judgement>,
-    /// What the packet changes where audit mode forwards it all the same.
+    /// What the packet changes if audit mode forwards it nevertheless.
     pub(super) in_audit: FlowUpdate,
 }
 
@@ -53,7 +53,7 @@ impl From<DropReason> for Denial {
 }
 
 impl From<Judgement> for Denial {
-    /// Of a judgement that denies. The source's side is named first: it is asked first.
+    /// For a judgement that denies. Egress is reported first, as it is evaluated first.
     fn from(judgement: Judgement) -> Self {
         let (direction, policy) = if judgement.egress.allow {
             (judgement.ingress, DropReason::PolicyIngress)
@@ -72,22 +72,22 @@ impl From<Judgement> for Denial {
     }
 }
 
-/// What is known of a packet before it is judged.
+/// What the flow table and the fragment table know about a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lookup {
-    /// Nothing: it may begin a flow.
+    /// Nothing: the packet may begin a flow.
     Miss,
-    /// It is of a flow.
+    /// The packet belongs to this flow.
     Hit(FlowMatch),
-    /// It is an ICMP error about a packet of a flow, whose direction this is.
+    /// The packet is an ICMP error that quotes a packet of this flow, in this direction.
     Quoted(FlowMatch),
-    /// It is a later fragment of a datagram whose first passed.
+    /// The packet is a later fragment of a datagram whose first fragment passed.
     LaterFragment(DatagramVerdict),
-    /// It is a fragment that has no first one, or contradicts others.
+    /// The packet is a fragment without a first fragment, or contradicts other fragments.
     BadFragment(DropReason),
 }
 
-/// The flow of a packet.
+/// The flow that a packet belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlowMatch {
     pub(super) index: usize,
@@ -95,33 +95,33 @@ pub(super) struct FlowMatch {
     pub(super) revalidation: Revalidation,
 }
 
-/// What an entry needs so that it holds under the snapshot in force.
+/// What an entry needs to stay valid under the snapshot in force.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Revalidation {
-    /// Nothing: it was found allowed under this very snapshot.
+    /// Nothing: it was validated under this snapshot.
     Current,
-    /// Its ends are what they were.
+    /// The new generation only: the epochs of its ends have not changed.
     Restamp,
-    /// An end has changed; it was judged again.
+    /// The new decision: the epoch of an end changed, and the flow was judged again.
     Rejudged(DecisionStamp),
 }
 
-/// What becomes of the flow state when a packet is forwarded.
+/// How flow state changes if the packet is forwarded.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum FlowUpdate {
-    /// Nothing: the packet passes without an entry.
+    /// Not at all: the packet passes without an entry.
     Unchanged,
-    /// The flow goes on as it was.
+    /// The state advances, nothing else changes (the fast path).
     Advance(FlowStep),
-    /// The flow goes on, and something else about it changes, too.
+    /// The state advances and other properties of the entry change.
     Update(FlowProgress),
-    /// A flow begins.
+    /// A new entry is created.
     Create(NewFlow),
-    /// An ICMP error about a flow passes.
+    /// An ICMP error related to a flow passes.
     IcmpError {
         /// The flow.
         index: usize,
-        /// Whose errors it counts among.
+        /// The quota account that the error is charged to.
         account: u32,
     },
 }
@@ -134,33 +134,33 @@ pub(super) struct FlowStep {
     pub(super) state: State,
 }
 
-/// How a flow goes on.
+/// How an existing entry changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlowProgress {
     pub(super) step: FlowStep,
     pub(super) revalidation: Revalidation,
-    /// Whether its timeout begins anew.
+    /// Whether the timeout is restarted.
     pub(super) refreshes: bool,
-    /// Whether its ports are those by which this packet comes and goes from now on.
+    /// Whether the flow is bound to the ports of this packet from now on.
     pub(super) rebinds: bool,
-    /// Where it is not known who began: what this packet shows.
+    /// What the packet shows about who began the flow, if that is not known.
     pub(super) orientation: Orientation,
-    /// What its sequence numbers say about a TCP connection.
+    /// What to do with its TCP sequence numbers.
     pub(super) sequence: SequenceUpdate,
 }
 
-/// What the sequence numbers of a segment say.
+/// How the sequence numbers of a segment update the tracked window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SequenceUpdate {
-    /// Where its end is now.
+    /// They advance it.
     Advance,
-    /// Where its end begins: a SYN of a connection that is not open yet.
+    /// They restart it: the SYN of a connection that is not open yet.
     Restart,
-    /// Nothing: it is not believed.
+    /// They are ignored: the segment may be forged.
     Ignore,
 }
 
-/// What a packet shows of a flow that was begun in the middle.
+/// What a packet shows about the direction of a flow that was picked up in the middle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Orientation {
     /// Nothing new.
@@ -171,32 +171,32 @@ pub(super) enum Orientation {
     Oriented,
 }
 
-/// How a flow begins.
+/// The entry for a new flow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewFlow {
     /// Of the original direction.
     pub(super) key: FlowKey,
-    /// Which direction the packet is of: the reply where a connection is picked up by an answer.
+    /// The direction of the packet: `Reply` if the connection is picked up from an answer.
     pub(super) direction: FlowDirection,
     pub(super) state: State,
     pub(super) stamp: DecisionStamp,
-    /// The accounts of the flow's source and destination.
+    /// Quota accounts of source and destination.
     pub(super) accounts: [u32; 2],
-    /// The entry in whose place it comes.
+    /// The entry that it replaces.
     pub(super) replaces: Option<usize>,
 }
 
-/// Where a packet came in, as far as its flow is concerned.
+/// Whether a packet arrived where its flow's packets may arrive.
 enum Arrival {
-    /// From there it belongs to the flow, which is bound to this port from now on.
+    /// It may arrive here; the flow is bound to this port from now on.
     Rebind(Revalidation),
-    /// Not where the flow's packets of its direction come from.
+    /// Packets of this direction do not come from here.
     Elsewhere,
 }
 
 impl<Io: PacketIo> WorkerTurn<'_, Io> {
-    /// Finds what is known of a packet: the flow that it belongs to, or speaks about, or the datagram that it is a part
-    /// of. An entry that has timed out goes; one that no longer holds under the snapshot in force is cut (SEMANTICS 58).
+    /// Looks up a packet: the flow that it belongs to or quotes, or the datagram that it is a fragment of. An expired
+    /// entry is removed; one that is not allowed by the snapshot in force is revoked (SEMANTICS 58).
     #[inline(always)]
     pub(super) fn look_up(&mut self, port: &Port, packet: &Packet, hash: KeyHash, hint: Hint) -> Lookup {
         if let Some(fragment) = packet.fragment {
@@ -209,7 +209,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let Some(snapshot) = self.snapshot else {
             return Lookup::Miss;
         };
-        // What layer 4 is behind a chain that was not walked to its end is not known: it is no answer to anything.
+        // If the chain of extension headers was not walked to its end, layer 4 is unknown and the packet belongs to
+        // no flow.
         if matches!(packet.transport, Transport::IcmpError { .. } | Transport::None) {
             return self.look_up_quoted_flow(snapshot, port, packet, hash);
         }
@@ -226,7 +227,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// An entry, if it still stands for anything.
+    /// An entry, unless it has expired or does not hold under this snapshot.
     #[inline(always)]
     fn revalidate(
         &mut self,
@@ -288,7 +289,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let key = FlowKey {
             src_port: 0,
             dst_port: 0,
-            // RFC 8200 4.5: what puts IPv6 together does not look at the protocol, which may differ by fragment.
+            // RFC 8200 4.5: IPv6 reassembly ignores the protocol, which may differ between fragments.
             protocol: if packet.src.is_v4() { packet.protocol } else { 0 },
             ..packet.key(port.zone)
         };
@@ -296,9 +297,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         (key, datagram)
     }
 
-    /// Whether a flow is allowed under a newer snapshot too: for the same reasons if its endpoints are as they were,
-    /// else judged again in its original direction. One that is not stays as [`State::Revoked`]. None where a revoked one
-    /// would be allowed again: then there is nothing left to remember.
+    /// Validates a flow under a newer snapshot: if the epochs of both ends are unchanged the decision stands,
+    /// otherwise it is judged again in its original direction. A flow that is denied stays as [`State::Revoked`].
+    /// None if a revoked flow would be allowed again: its entry is removed.
     #[cold]
     fn revalidate_epochs(
         &mut self,
@@ -312,13 +313,13 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
         let epochs = epochs_of(&src, &dst);
         if !is_same_owner(epochs[0], entry.epochs()[0]) || !is_same_owner(epochs[1], entry.epochs()[1]) {
-            // An address has gone to somebody else, who has not talked to the other end.
+            // The address belongs to another endpoint now, which has not talked to the other end.
             self.table.remove(index);
             self.stats.counters.flows.revoked.add(1);
             return None;
         }
-        // What else it passes by may have gone, with an address or with a predecessor's configuration; and the entry of a
-        // predecessor may say anything.
+        // Failsafe rules and local addresses may have changed since, and an entry inherited from a predecessor may
+        // claim anything.
         let stands = match allowed_by {
             AllowedBy::Failsafe => self.shared.config.failsafe.admits(&key),
             AllowedBy::ThisNode => self.involves_this_node(&key),
@@ -371,15 +372,15 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                     self.shard_mut(hash).has_revoked = true;
                     self.stats.counters.flows.revoked.add(1);
                 }
-                // It is asked again under the next snapshot.
+                // It is judged again under the next snapshot.
                 self.table.entry_mut(index).restamp(snapshot.generation());
                 Some(Revalidation::Current)
             }
         }
     }
 
-    /// Asks policy about the packets of a burst that seem to begin a flow, all at once. What it says depends on the
-    /// snapshot and the packet alone, so it holds for those too whose flow is there after all.
+    /// Judges the packets of a burst that seem to begin a flow as one batch. The result depends on snapshot and
+    /// packet alone, so it is also right for packets whose flow turns out to exist.
     #[cold]
     pub(super) fn judge_batch(
         &self,
@@ -446,7 +447,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// A later fragment is as its first (SEMANTICS 62), as long as the endpoints are what they were.
+    /// A later fragment gets the verdict of the first one (SEMANTICS 62) while the epochs of both ends are unchanged.
     #[cold]
     fn judge_later_fragment(
         &self,
@@ -464,8 +465,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(FlowUpdate::Unchanged)
     }
 
-    /// Before the first snapshot nobody can be identified and nothing be remembered: failsafe rules let their packets and
-    /// the answers to them pass, from where they can come.
+    /// Before the first snapshot no address can be identified and no entry created: packets that match a failsafe
+    /// rule, and replies to them, pass if they arrive where their source can be.
     #[cold]
     fn judge_without_snapshot(
         &self,
@@ -485,7 +486,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(FlowUpdate::Unchanged)
     }
 
-    /// A packet of a flow that has an entry. Nearly all need nothing but a look at its port and its state.
+    /// A packet of a flow that has an entry. Nearly all take the fast path: compare the port, advance the state.
     #[inline(always)]
     fn judge_flow(
         &self,
@@ -516,7 +517,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.judge_flow_slow_path(snapshot, port, frame, packet, hash, known)
     }
 
-    /// A packet that is not of an open flow, from where its packets come, under the snapshot that allowed it.
+    /// The slow path: another port, a new snapshot, or a segment that opens or closes.
     #[inline(never)]
     fn judge_flow_slow_path(
         &self,
@@ -548,7 +549,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             }
         }
         let Some(before) = entry.state() else {
-            return Err(DropReason::SnapshotInvalid.into()); // `find` gives entries in use only
+            return Err(DropReason::SnapshotInvalid.into()); // `find` returns entries in use only
         };
         let meaning = FlowEvent::of(packet);
         let (mut state, mut action) = state::next(before, direction, meaning);
@@ -596,7 +597,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(FlowUpdate::Update(progress))
     }
 
-    /// Whether a reset, a FIN or an end of SCTP is one that its end may have sent.
+    /// Whether a RST, a FIN, or an SCTP ABORT or SHUTDOWN COMPLETE is in window, so the end that it claims to be from
+    /// may have sent it.
     #[cold]
     fn accepts_close(
         &self,
@@ -623,7 +625,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// A flow of which it is not known who began, or that passes only because the mode is audit.
+    /// A flow that was picked up in the middle, or that passes only in audit mode.
     #[cold]
     fn judge_midstream_or_audited(
         &self,
@@ -653,8 +655,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         if covered {
             return Ok(());
         }
-        // The direction against the first packet is judged on its own, too; while connections are picked up, it passes
-        // as an answer (SEMANTICS 60).
+        // The reply direction is judged on its own as well; in the pickup window it passes as an answer (SEMANTICS
+        // 60).
         match self.decide_packet(snapshot, port, packet) {
             Ok(_) => progress.orientation = Orientation::ReplyAllowed,
             Err(denial) => {
@@ -668,9 +670,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(())
     }
 
-    /// A packet of a flow that comes in by another port than those before it (or the first one since a start or a change
-    /// of an endpoint). The original direction belongs to the flow from wherever its source can be, if it is allowed from
-    /// there; a reply only from where the original went.
+    /// A packet that arrives by another port than the flow is bound to (or the first since a start or a change of an
+    /// endpoint). Packets of the original direction may arrive wherever their source can be, if they are allowed from
+    /// there; replies only where the original went.
     #[cold]
     fn check_arrival_port(
         &self,
@@ -691,7 +693,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             FlowDirection::Original => {
                 let turned = is_wire && replies_by == Some(port.id);
                 if turned && entry.state().is_some_and(State::is_answered) {
-                    // Both ends have spoken, across the wire the other way round.
+                    // Both ends have sent packets across the wire in the opposite direction.
                     return Err(DropReason::SpoofedSource.into());
                 }
                 packet.key(port.zone)
@@ -711,12 +713,12 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         };
         let revoked = entry.state() == Some(State::Revoked);
         let by = bound(known.direction);
-        // On a wire, another station of the same port is where its source is: nothing else has changed.
+        // On a wire, another station on the same port: nothing else has changed.
         let same_port = is_wire && by == Some(port.id);
         if revoked || same_port || by.is_none() && known.direction == FlowDirection::Reply {
             return Ok(Arrival::Rebind(known.revalidation));
         }
-        // Judged anew in the direction in which it was begun: by another way, a node may not be believed.
+        // Judge it again in its original direction: on another path, a node's address may not be trusted.
         let allowed_by = match known.revalidation {
             Revalidation::Rejudged(stamp) => stamp.allowed_by,
             Revalidation::Current | Revalidation::Restamp => entry.allowed_by(),
@@ -740,8 +742,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(Arrival::Rebind(Revalidation::Rejudged(stamp)))
     }
 
-    /// By which end of a wire replies come, where the entry is not bound to ports: since a restart, or since it was judged
-    /// again. None where nothing tells, as when the wire has other interfaces now.
+    /// The end of a wire where replies arrive, for an entry that is not bound to ports (since a restart, or since it
+    /// was judged again). None if unknown, for example because the wire has other interfaces now.
     fn wire_reply_port(&self, port: &Port, entry: &Entry) -> Option<PortId> {
         let PortKind::Wire { peer } = port.kind else {
             return None;
@@ -755,8 +757,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// A packet with the addresses and ports of a flow, that comes from where none of its packets does: it is judged as
-    /// new. It takes the flow's place only where nobody has answered in that.
+    /// A packet with the key of a flow, but off its path: it is judged as new, and replaces the flow only if that has
+    /// not been answered.
     #[cold]
     fn judge_off_path(
         &self,
@@ -775,9 +777,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.judge_new(snapshot, port, frame, packet, hash, Some(index), None)
     }
 
-    /// A packet without an entry, or one that begins a flow anew in the place of the entry given.
+    /// A packet without an entry, or one that begins a flow that replaces the entry `replaces`.
     #[inline(never)]
-    #[allow(clippy::too_many_arguments)] // what is known of a packet by then
+    #[allow(clippy::too_many_arguments)] // all that is known about the packet
     fn judge_new(
         &self,
         snapshot: &Snapshot,
@@ -810,7 +812,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             })
         };
         if packet.transport != Transport::None && self.shared.config.failsafe.admits(&key) {
-            // Whoever may begin a connection here may go on with it, so it is known who began.
+            // A failsafe rule that lets a connection begin lets it continue, so the initiator is known.
             let state = match state::initial_state(packet) {
                 Some(State::TcpMidstream) => State::TcpEstablished,
                 Some(state) => state,
@@ -845,7 +847,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Whether the packets of a flow can do without an entry: answers to them pass on their own.
+    /// Whether a flow can pass without an entry: its replies would be allowed on their own.
     #[cold]
     pub(super) fn can_pass_without_entry(&self, port: &Port, new_flow: &NewFlow) -> bool {
         let Some(snapshot) = self.snapshot else {
@@ -865,9 +867,10 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.decide(snapshot, &key, &src, &dst, exemption).is_ok()
     }
 
-    /// Where that is configured, in the time after a start without inherited flows: takes a segment from the middle of a
-    /// connection for an answer, if the connection would be allowed the other way round (SEMANTICS 60). Who knows that
-    /// time can send segments to anybody in it, by a pod that may answer: so it is not the default.
+    /// If configured, and only in the pickup window after a start without inherited flows: takes a segment from the
+    /// middle of a connection for a reply if the connection would be allowed in the opposite direction (SEMANTICS
+    /// 60). Off by default, because an attacker that knows the window could send segments anywhere from a pod that
+    /// only accepts connections.
     #[cold]
     fn pick_up(
         &self,
@@ -896,8 +899,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }))
     }
 
-    /// An ICMP error passes if it quotes a packet of a live flow, goes to who sent that, and comes from where that went
-    /// (SEMANTICS 57).
+    /// An ICMP error passes if it quotes a packet of a live flow, goes to the sender of that packet, and arrives
+    /// where that packet went (SEMANTICS 57).
     #[cold]
     fn judge_icmp_error(
         &self,
@@ -953,7 +956,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         {
             return Err(unrelated.into());
         }
-        // Who is outside can say that it is anybody: what it sends counts for whom it is for.
+        // An external source can forge its address, so its errors are charged to the receiver.
         let account = match src.kind {
             IdentityKind::External => self.account(packet.dst, &snapshot.identify(packet.dst)),
             _ => self.account(packet.src, &src),
@@ -964,8 +967,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(FlowUpdate::IcmpError { index, account })
     }
 
-    /// Who may send an error: the end that is quoted, or a router on the way to it. A router is no endpoint of the
-    /// cluster, and may have addresses that lead elsewhere; a pod speaks for itself alone.
+    /// Checks the source of an ICMP error: the quoted destination, or a router on the way to it. A router is no
+    /// endpoint of the cluster and may have addresses routed elsewhere; a pod may send errors only for itself.
     fn check_error_source(
         &self,
         port: &Port,
@@ -996,8 +999,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Whether a source may come in by a port: not from itself, by its side, by the route back to it, and from the
-    /// station that leads there.
+    /// Checks whether a source address may arrive at a port: the port's side, source and destination differ, reverse
+    /// path, place, source Ethernet address.
     #[inline]
     fn check_source(&self, port: &Port, frame: &[u8], packet: &Packet, src: &Identity) -> Result<(), Denial> {
         use IdentityKind::{External, Node, Pod, Service, Unknown};
@@ -1018,7 +1021,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(())
     }
 
-    /// What can be told about where a packet's ends are without knowing whose they are.
+    /// The checks of source and destination that need no identity: they differ, reverse path, places.
     #[inline]
     fn check_addresses(&self, port: &Port, packet: &Packet) -> Result<(), DropReason> {
         let Some(forwarding) = self.forwarding else {
@@ -1031,7 +1034,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         forwarding.places().check(packet, port)
     }
 
-    /// Whether a pod's packet bears the Ethernet address of its node: on a router that of the next hop to the pod.
+    /// Checks that a pod's packet has the source Ethernet address of its node; on a router, of the next hop to the
+    /// pod.
     #[cold]
     fn check_station(
         &self,
@@ -1044,7 +1048,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             return Err(DropReason::SpoofedSource);
         };
         match (port.kind, src.kind) {
-            // Which node an address is on that no pod has, nobody knows: policy decides about it.
+            // No node is known for an address that no pod has: leave it to policy.
             (PortKind::Wire { .. }, IdentityKind::Unknown) => Ok(()),
             (PortKind::Wire { .. }, _) => self.check_node_station(forwarding, port, station, src),
             (_, IdentityKind::Node) => Ok(()),
@@ -1052,8 +1056,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(DropReason::SpoofedSource),
                 Err(unknown) => {
-                    // Sources that have not been seen on their link yet: the kernel looks for them, the next packet passes. Not
-                    // for what cannot pass: whoever makes up sources would have it look for each of them.
+                    // The source has not been seen on its link yet: the kernel resolves it, and the next packet
+                    // passes. Do not resolve sources that policy would drop anyway, or forged sources would each
+                    // cause a probe.
                     let policy = self.snapshot;
                     if src.kind == IdentityKind::Pod || policy.is_some_and(|it| it.allow_unknown()) {
                         let _ = self.shared.resolve_requests.push(unknown);
@@ -1064,7 +1069,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// The same on a wire, where nodes are known by what they say themselves.
+    /// The same on a wire, where nodes' Ethernet addresses are learnt from their own ARP and neighbour discovery.
     fn check_node_station(
         &self,
         forwarding: &Forwarding,
@@ -1079,7 +1084,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             Some(known) if known == station => Ok(()),
             Some(_) => Err(DropReason::SpoofedSource),
             None => {
-                // It is asked for, the next packet passes.
+                // The node is probed; the next packet passes.
                 self.report_station(StationReport {
                     port: port.id,
                     node: src.node,
@@ -1091,8 +1096,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Takes note of which station ARP or neighbour discovery says to be a node. Answers whether that can be: not where another
-    /// one is.
+    /// Reports the station that ARP or neighbour discovery claims for a node. Returns false if the claim contradicts
+    /// a known station.
     #[cold]
     pub(super) fn observe_station(&self, port: &Port, frame: &[u8]) -> bool {
         let (Some(snapshot), Some(forwarding)) = (self.snapshot, self.forwarding) else {
@@ -1119,15 +1124,15 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         };
         let known = forwarding.station(port.id, node);
         if known == Some(station) {
-            let _ = self.shared.station_reports.push(news); // where there is no room, it is asked again
+            let _ = self.shared.station_reports.push(news); // if the queue is full, the node is probed again
             return true;
         }
         self.report_station(news);
         known.is_none()
     }
 
-    /// Reports what anybody may cause, and keeps room for the answers of stations that are known: who could crowd those out
-    /// would take their place.
+    /// Reports what any sender can cause, and leaves half of the queue to known stations: otherwise an attacker could
+    /// crowd out their answers and take their place.
     fn report_station(&self, news: StationReport) {
         let queue = &self.shared.station_reports;
         if queue.len() < queue.capacity() / 2 {
@@ -1143,7 +1148,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.decide(snapshot, &key, &src, &dst, exemption)
     }
 
-    /// What policy says about a flow that begins, and what goes before it. Answers judgements that allow.
+    /// Judges a new flow by policy and by the dataplane's own rules. Returns only judgements that allow.
     fn decide(
         &self,
         snapshot: &Snapshot,
@@ -1156,7 +1161,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.check_judgement(key, src, dst, judgement)
     }
 
-    /// As [`Self::decide`], where policy has been asked.
+    /// Applies the dataplane's own rules (services, tunnels) to a judgement.
     fn check_judgement(
         &self,
         key: &FlowKey,
@@ -1171,10 +1176,11 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         if !judgement.allow() {
             return Err(judgement.into());
         }
-        // What is inside of a tunnel is another packet, of another source. Nodes have tunnels among themselves.
+        // The packet inside a tunnel has another source, which is not checked. Nodes may have tunnels among
+        // themselves.
         let forbidden = matches!(src.kind, Pod | Unknown) || dst.kind == Node && src.kind != Node;
         let tunnels = &self.shared.config.tunnels;
-        // Between pods too long a chain hides what its receiver alone would unpack.
+        // Between pods, what follows too long a chain of headers matters only to the receiver.
         let hides = tunnels.may_hide_in(key) && dst.kind != Pod;
         if forbidden && (hides || tunnels.matches(key)) {
             return Err(Denial {
@@ -1185,8 +1191,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         Ok(judgement)
     }
 
-    /// Whether a node's address can be believed (SEMANTICS 47): the packet goes to a node, comes from where only nodes
-    /// are, or is of this machine itself. It covers what nodes and pods say to each other, not what a node would unpack.
+    /// Whether a node's address is trusted (SEMANTICS 47): the packet goes to a node, arrives where only nodes are,
+    /// or is this machine's own. Tunnel protocols are not exempt.
     fn node_exemption(
         &self,
         port: &Port,
@@ -1220,7 +1226,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Whether an end of a flow is this machine itself, which hosts pods.
+    /// Whether one end of a flow is this machine, and it hosts pods.
     fn involves_this_node(&self, key: &FlowKey) -> bool {
         self.shared.config.hosts_pods
             && self
@@ -1228,7 +1234,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 .is_some_and(|forwarding| forwarding.is_local(key.src) || forwarding.is_local(key.dst))
     }
 
-    /// In whose account stands what an address costs that came in by a port, where it is not known whose it is.
+    /// The quota account of an address that arrived at a port, if its identity is not known.
     pub(super) fn account_at_port(&self, addr: Addr, port: &Port) -> u32 {
         match port.kind {
             PortKind::Pod => self.seed.account(addr),
@@ -1236,7 +1242,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// In whose account a flow of an endpoint stands.
+    /// The quota account of an endpoint.
     fn account(&self, addr: Addr, identity: &Identity) -> u32 {
         match identity.kind {
             IdentityKind::External => self.seed.outside_account(addr),
@@ -1245,19 +1251,19 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     }
 }
 
-/// The Ethernet address that a frame comes from.
+/// The source Ethernet address of a frame.
 #[inline]
 pub(super) fn source_mac(frame: &[u8]) -> Option<[u8; 6]> {
     frame.get(6..12)?.try_into().ok()
 }
 
-/// What tells whether two ends are what they were. The kind counts too: an address without an endpoint may turn from
-/// external into unknown, and nothing else about it changes.
+/// The epochs of both ends, mixed with their kinds: an address without an endpoint may turn from external into
+/// unknown, and nothing else about it changes.
 pub(super) fn epochs_of(src: &Identity, dst: &Identity) -> [u64; 2] {
     [src, dst].map(|end| end.epoch.wrapping_add((end.kind as u64) << 56))
 }
 
-/// Only these may have an entry (SEMANTICS 53).
+/// Whether flows of this end may have an entry (SEMANTICS 53).
 fn may_have_entry(identity: &Identity) -> bool {
     identity.kind != IdentityKind::Unknown
 }

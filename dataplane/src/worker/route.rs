@@ -1,4 +1,4 @@
-//! Route and send: where a packet goes that may pass, across a wire or by routes and neighbours.
+//! Route and send: where an allowed packet goes, across a wire or by routes and neighbours.
 
 use crate::{
     flow::hash::KeyHash,
@@ -17,8 +17,8 @@ use crate::{
 
 use super::{Lookahead, WorkerTurn};
 
-/// Whether a frame on a routed port is for its router: untagged, to one station, and on an uplink to this one. What
-/// the egress guard redirects into the host port bears the address of the pod that the kernel meant.
+/// Whether a frame on a routed port is addressed to the router: untagged, unicast, and on an uplink to the port's own
+/// Ethernet address. Frames that the egress guard redirects into the host port have the Ethernet address of the pod.
 #[inline]
 pub(super) fn is_for_router(frame: &[u8], port: &Port) -> bool {
     let Some(header) = frame.first_chunk::<14>() else {
@@ -29,20 +29,20 @@ pub(super) fn is_for_router(frame: &[u8], port: &Port) -> bool {
     !tagged && !group && (port.kind != PortKind::Uplink || header[..6] == port.mac)
 }
 
-/// The way that a packet leaves by.
+/// How a packet leaves.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OutputPath {
-    /// Across the wire, to this port.
+    /// Across a wire, by this port.
     Wire(PortId),
-    /// Out of a port, to a station on it.
+    /// By a port, to a next hop.
     Hop {
         port: PortId,
-        /// Of the station and of the port.
+        /// Destination and source Ethernet addresses.
         macs: [[u8; 6]; 2],
-        /// Whether the hop counts: what is of this machine, or for it, is not routed.
+        /// Whether to decrement the TTL: packets from or to this machine's kernel are not routed.
         counts: bool,
     },
-    /// It has to wait until the next hop's Ethernet address is known.
+    /// It is held until the Ethernet address of the next hop is known.
     Wait(ResolveRequest),
 }
 
@@ -57,12 +57,12 @@ impl OutputPath {
     }
 }
 
-/// Why no way leads on, and what the sender is told.
+/// Why a packet cannot be routed, and which ICMP error its sender gets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RouteFailure {
     reason: DropReason,
     problem: Option<Problem>,
-    /// A neighbour that may be there by now: the kernel does not look again by itself.
+    /// A failed neighbour to resolve again: the kernel does not retry by itself.
     look_again: Option<ResolveRequest>,
 }
 
@@ -93,7 +93,7 @@ impl RouteFailure {
 }
 
 impl<Io: PacketIo> WorkerTurn<'_, Io> {
-    /// The way of a packet that may pass.
+    /// Routes an allowed packet.
     #[inline(always)]
     pub(super) fn route(
         &self,
@@ -121,7 +121,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         if is_link_local(packet) {
             return Err(DropReason::MartianAddress.into());
         }
-        // All fragments of a datagram go one way, so ports do not count for them.
+        // All fragments of a datagram take the same path, so their hash leaves out ports.
         let hops = if packet.fragment.is_some() {
             hash.pair as u32
         } else {
@@ -144,7 +144,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// To this host's kernel. It is the packet's destination, so that the hop is not counted.
+    /// To this host's kernel, which is the destination, so the TTL stays.
     fn to_host(&self, packet: &Packet, port: &Port) -> Result<OutputPath, RouteFailure> {
         let host = self
             .forwarding
@@ -168,7 +168,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             .port(to.port)
             .filter(|out| out.id != port.id && !matches!(out.kind, PortKind::Wire { .. }))
             .ok_or(DropReason::PortUnavailable)?;
-        // What comes by the host port is this host's own: it leaves with the TTL that the kernel gave it.
+        // A packet from the host port is this host's own and keeps the TTL that the kernel set.
         let counts = port.kind != PortKind::Host;
         if counts && packet.ttl <= 1 {
             return Err(RouteFailure::with_icmp(
@@ -221,7 +221,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.send(out, frame);
     }
 
-    /// Copies a packet aside and asks for its next hop. Nothing is remembered of it: when it goes on, it is judged anew.
+    /// Holds a copy of a packet and has its next hop resolved. No flow state changes: the packet is judged again when
+    /// it is released.
     #[cold]
     pub(super) fn hold(&mut self, frame: Frame, packet: &Packet, port: &Port, to: ResolveRequest) {
         let HoldOutcome {
@@ -232,7 +233,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             .hold_queue
             .hold(frame.bytes(), to, port, packet.src, self.now);
         if ask {
-            // A full queue asks for others already; this one is asked for again in a while.
+            // If the queue is full, the request is repeated later.
             let _ = self.shared.resolve_requests.push(to);
         }
         if let Some(ingress) = gave_way {
@@ -246,8 +247,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Sends the packets whose next hop is known by now, as they came: through all stages. Drops those that have waited
-    /// too long.
+    /// Releases held packets whose next hop is resolved, through all stages again. Drops those that were held too
+    /// long.
     #[cold]
     pub(super) fn release_held(&mut self) {
         let Some(forwarding) = self.forwarding else {
@@ -278,7 +279,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         meta.disposition = self.parse_and_steer(&frame, &mut meta);
         let super::PacketMeta { packet, hash, .. } = meta;
         match (self.port(frame.port()), meta.disposition) {
-            // This worker held it, so the shard is its own.
+            // This worker held it, so it owns the shard.
             (Some(_), super::Disposition::Own) if resolved => {
                 self.process_packet(frame, &packet, hash, Lookahead::AFTER_HOLD)
             }
@@ -289,7 +290,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Drops a packet that no way leads on for, and tells its sender why, if the rate allows.
+    /// Drops a packet that cannot be routed and sends an ICMP error, rate limited.
     #[cold]
     pub(super) fn reject(&mut self, frame: Frame, packet: &Packet, port: &Port, why: RouteFailure) {
         let now = self.now;
@@ -315,8 +316,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     }
 }
 
-/// An ICMP error about a packet, to go back out of the port that it came in on. None where no frame is free, or no
-/// address is there to send it from.
+/// An ICMP error about a packet, to be sent out of the port that the packet arrived at. None if no frame is free or
+/// no source address is known.
 fn icmp_error<Io: PacketIo>(
     io: &mut Io,
     forwarding: &crate::forward::Forwarding,
@@ -328,7 +329,7 @@ fn icmp_error<Io: PacketIo>(
     let source = forwarding.icmp_source(port.id, packet.src.is_v4())?;
     let mut sender = [0; 6];
     sender.copy_from_slice(original.get(6..12)?);
-    // Frames that the egress guard redirected bear the Ethernet address of another port.
+    // Frames that the egress guard redirected have the Ethernet address of another port.
     let to = match forwarding.host() {
         Some((host, kernel_end)) if host == port.id => kernel_end,
         _ => sender,
@@ -344,7 +345,8 @@ fn icmp_error<Io: PacketIo>(
     Some(frame)
 }
 
-/// Addresses that no router forwards (RFC 4291 2.5.6). IPv4's are forwarded by usage: metadata services live there.
+/// IPv6 link-local addresses, which no router forwards (RFC 4291 2.5.6). IPv4 link-local addresses are forwarded, as
+/// metadata services use them.
 #[inline]
 fn is_link_local(packet: &Packet) -> bool {
     let is = |addr: crate::addr::Addr| {

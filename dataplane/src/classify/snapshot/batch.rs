@@ -1,5 +1,5 @@
-//! Many first packets at once: in passes, each of which asks for the cache lines that the next one reads, so that memory
-//! is waited for once per pass and not once per packet.
+//! Judges many first packets at once, in passes: each pass prefetches the cache lines that the next one reads, so
+//! memory latency is paid once per pass and not once per packet.
 
 use arrayvec::ArrayVec;
 
@@ -27,7 +27,7 @@ pub struct FirstPacket {
     pub l4: L4,
 }
 
-/// What a snapshot says about a [`FirstPacket`].
+/// A [`FirstPacket`]'s identities and decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JudgedPacket {
     /// Who the source is.
@@ -159,7 +159,7 @@ impl Snapshot {
         judged
     }
 
-    /// What is known of a direction without its row, which is asked for.
+    /// Starts a direction: adds its cell if a row decides, otherwise returns the verdict.
     #[inline]
     fn start_direction(
         &self,
@@ -186,7 +186,7 @@ impl Snapshot {
         }
     }
 
-    /// Writes down what a cell decides.
+    /// Sets the verdict of a cell's direction.
     #[inline]
     fn set_verdict(&self, judged: &mut [JudgedPacket], cell: &Cell, decision: Option<(Decision, u32)>) {
         if let Some(judged) = judged.get_mut(usize::from(cell.packet)) {
@@ -201,7 +201,7 @@ impl Snapshot {
         }
     }
 
-    /// As [`Self::home_bucket`]; asks for the bucket.
+    /// As [`Self::home_bucket`]; prefetches the bucket.
     #[inline(always)]
     fn prefetch_home_bucket(&self, addr: Addr) -> HomeBucket<'_> {
         let home = self.home_bucket(addr);

@@ -1,4 +1,4 @@
-//! Which answers of a snapshot can differ from an older one's: for those who know about the older one's. Cold.
+//! Which answers of a snapshot can differ from those of an older one, for incremental consumers. Cold.
 //!
 //! Found by comparing the tables themselves, chunk by chunk: what two snapshots share is passed over by pointer. A
 //! record that the older one did not have counts for nothing by itself, since only a record that differs can lead to it.
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// What can differ. Anything that depends on none of these is answered as before.
+/// What can differ. Everything that depends on none of these is as before.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotChanges {
     /// Addresses whose search among the hosts may end elsewhere.
