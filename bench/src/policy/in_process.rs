@@ -14,9 +14,9 @@ use std::{
 };
 
 use ringwall_appliance::{
-    last_snapshot::{LastSnapshot, MadeOf},
-    publication::{Publication, locked, serve},
-    work::now,
+    last_snapshot::{LastSnapshot, SnapshotInputs},
+    snapshot_server::{SnapshotServer, locked, serve},
+    worker_thread::now,
 };
 use ringwall_dataplane::{
     addr::Addr,
@@ -43,7 +43,7 @@ const TRIES: usize = 1 << 20;
 pub(super) struct InProcess {
     plane: Arc<Mutex<Dataplane>>,
     stats: StatsReader,
-    publication: Arc<Publication>,
+    publication: Arc<SnapshotServer>,
     frames: Arc<Mutex<Vec<Vec<u8>>>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -60,9 +60,9 @@ impl InProcess {
         let stats = plane.stats();
         let plane = Arc::new(Mutex::new(plane));
         let sleeper: Arc<OnceLock<Thread>> = Arc::default();
-        let publication = Arc::new(Publication::new(
+        let publication = Arc::new(SnapshotServer::new(
             Arc::clone(&plane),
-            LastSnapshot::new(folder.join("snapshot.img"), MadeOf::default(), None),
+            LastSnapshot::new(folder.join("snapshot.img"), SnapshotInputs::default(), None),
             slots.len() as u32,
             {
                 let sleeper = Arc::clone(&sleeper);

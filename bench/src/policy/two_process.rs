@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use ringwall_appliance::publication::locked;
+use ringwall_appliance::snapshot_server::locked;
 use ringwall_dataplane::{classify::Snapshot, wire::build::Template};
 use ringwall_messages::{
     Connection, DATAPLANE_SOCKET, Listener, ProtocolError, Received, Reply, Request, read_image,

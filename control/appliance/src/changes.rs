@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    fib::View,
+    kernel_state::KernelState,
     netlink::{Netlink, NetlinkError},
     quarantine,
 };
@@ -27,7 +27,7 @@ use super::{
 /// Name of the record in the state directory.
 pub const RECORD_FILE: &str = "changes.jsonl";
 /// The record of versions up to 0.1: links, addresses and MTUs.
-const FORMER_FILE: &str = "made.json";
+const LEGACY_FILE: &str = "made.json";
 /// Where the kernel says which boot this is: a record of another boot says nothing about this one.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -161,7 +161,7 @@ impl Change {
     }
 
     /// Takes it back. Fine where it is gone, with its interface or by somebody else's hand.
-    fn take_back(&self, netlink: &mut Netlink, view: &View) -> anyhow::Result<()> {
+    fn revert(&self, netlink: &mut Netlink, view: &KernelState) -> anyhow::Result<()> {
         if let Some(Interface { name, index }) = self.interface()
             && view.links.get(index).is_none_or(|link| link.name != *name)
         {
@@ -246,7 +246,7 @@ pub fn write_setting(path: &str, value: &str) -> anyhow::Result<()> {
 /// A line of the record, about a [`Change`] or what another version has in its place.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Line<C = Change> {
+enum RecordLine<C = Change> {
     /// The boot that the record is of: the first line.
     Boot(String),
     /// About to be made.
@@ -276,12 +276,12 @@ impl Changes {
         // Written anew, so that it does not grow over the years; complete before it takes the name.
         let next = state_dir.join(format!("{RECORD_FILE}.next"));
         let write = || -> io::Result<File> {
-            let mut text = line(&Line::<Change>::Boot(boot()))?;
+            let mut text = line(&RecordLine::<Change>::Boot(boot()))?;
             for change in &made {
-                text.push_str(&line(&Line::Made(change.clone()))?);
+                text.push_str(&line(&RecordLine::Made(change.clone()))?);
             }
             for change in &unknown {
-                text.push_str(&line(&Line::Made(change))?);
+                text.push_str(&line(&RecordLine::Made(change))?);
             }
             let mut file = File::create(&next)?;
             file.write_all(text.as_bytes())?;
@@ -291,7 +291,7 @@ impl Changes {
             Ok(file)
         };
         let file = write().with_context(|| format!("cannot write {}", path.display()))?;
-        let _ = fs::remove_file(state_dir.join(FORMER_FILE)); // none but after an upgrade
+        let _ = fs::remove_file(state_dir.join(LEGACY_FILE)); // none but after an upgrade
         Ok(Self {
             path,
             file,
@@ -325,7 +325,7 @@ impl Changes {
     ///
     /// # Errors
     /// The record cannot be written: the changes must not be made.
-    pub fn about_to_make(&mut self, changes: impl IntoIterator<Item = Change>) -> anyhow::Result<()> {
+    pub fn record(&mut self, changes: impl IntoIterator<Item = Change>) -> anyhow::Result<()> {
         let mut fresh: Vec<Change> = Vec::new();
         for change in changes {
             if !self
@@ -337,12 +337,12 @@ impl Changes {
                 fresh.push(change);
             }
         }
-        self.append(fresh.iter().cloned().map(Line::Made))?;
+        self.append(fresh.iter().cloned().map(RecordLine::Made))?;
         self.made.extend(fresh);
         Ok(())
     }
 
-    fn append(&mut self, lines: impl Iterator<Item = Line>) -> anyhow::Result<()> {
+    fn append(&mut self, lines: impl Iterator<Item = RecordLine>) -> anyhow::Result<()> {
         let mut text = String::new();
         for entry in lines {
             text.push_str(&line(&entry)?);
@@ -373,7 +373,7 @@ impl Changes {
             .partition::<Vec<_>, _>(|change| which(change));
         self.made = kept;
         // Should it fail, the next one finds that they are no more.
-        if let Err(error) = self.append(gone.into_iter().map(Line::Gone)) {
+        if let Err(error) = self.append(gone.into_iter().map(RecordLine::Gone)) {
             tracing::debug!("{error:#}");
         }
     }
@@ -382,7 +382,7 @@ impl Changes {
     /// back; it stays on record.
     pub fn take_back(&mut self, after: usize, chosen: impl Fn(&Change) -> bool) -> Vec<String> {
         let mut failed = Vec::new();
-        let mut view = View::default();
+        let mut view = KernelState::default();
         let links = Netlink::open().and_then(|mut netlink| {
             view.set_links(&netlink.links()?);
             Ok(netlink)
@@ -393,7 +393,7 @@ impl Changes {
         };
         let mut gone = Vec::new();
         for change in self.made.iter().skip(after).rev().filter(|change| chosen(change)) {
-            match change.take_back(&mut netlink, &view) {
+            match change.revert(&mut netlink, &view) {
                 Ok(()) => gone.push(change.clone()),
                 Err(error) => failed.push(format!("{error:#}")),
             }
@@ -419,7 +419,7 @@ struct Record {
     unknown: Vec<Value>,
 }
 
-fn line<C: Serialize>(entry: &Line<C>) -> io::Result<String> {
+fn line<C: Serialize>(entry: &RecordLine<C>) -> io::Result<String> {
     Ok(serde_json::to_string(entry)? + "\n")
 }
 
@@ -435,7 +435,7 @@ fn read(state_dir: &Path) -> anyhow::Result<Record> {
     match fs::read(&path) {
         Ok(text) => Ok(parse(&text, &boot())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record {
-            made: read_former(state_dir),
+            made: read_legacy(state_dir),
             unknown: Vec::new(),
         }),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -446,15 +446,15 @@ fn parse(text: &[u8], boot: &str) -> Record {
     let mut record = Record::default();
     for text in text.split_inclusive(|byte| *byte == b'\n') {
         match serde_json::from_slice(text) {
-            Ok(Line::Boot(other)) if other != boot => return Record::default(),
-            Ok(Line::Boot(_)) => {}
-            Ok(Line::Made(change)) => record.made.push(change),
-            Ok(Line::Gone(change)) => record.made.retain(|known: &Change| *known != change),
-            Err(_) => match serde_json::from_slice::<Line<Value>>(text) {
-                Ok(Line::Made(change)) => record.unknown.push(change),
-                Ok(Line::Gone(change)) => record.unknown.retain(|known| *known != change),
+            Ok(RecordLine::Boot(other)) if other != boot => return Record::default(),
+            Ok(RecordLine::Boot(_)) => {}
+            Ok(RecordLine::Made(change)) => record.made.push(change),
+            Ok(RecordLine::Gone(change)) => record.made.retain(|known: &Change| *known != change),
+            Err(_) => match serde_json::from_slice::<RecordLine<Value>>(text) {
+                Ok(RecordLine::Made(change)) => record.unknown.push(change),
+                Ok(RecordLine::Gone(change)) => record.unknown.retain(|known| *known != change),
                 // The last line may be cut off: then it was not on disk, and its change was not made.
-                Ok(Line::Boot(_)) | Err(_) => {}
+                Ok(RecordLine::Boot(_)) | Err(_) => {}
             },
         }
     }
@@ -462,21 +462,21 @@ fn parse(text: &[u8], boot: &str) -> Record {
 }
 
 /// What a version up to 0.1 made: interfaces by name alone, so the ones that have the names now are meant.
-fn read_former(state_dir: &Path) -> Vec<Change> {
+fn read_legacy(state_dir: &Path) -> Vec<Change> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
-    struct Former {
+    struct LegacyRecord {
         links: Vec<String>,
         addresses: Vec<(String, IpAddr, u8)>,
         mtus: Vec<(String, u32)>,
     }
-    let Some(former) = fs::read(state_dir.join(FORMER_FILE))
+    let Some(former) = fs::read(state_dir.join(LEGACY_FILE))
         .ok()
-        .and_then(|text| serde_json::from_slice::<Former>(&text).ok())
+        .and_then(|text| serde_json::from_slice::<LegacyRecord>(&text).ok())
     else {
         return Vec::new();
     };
-    let mut view = View::default();
+    let mut view = KernelState::default();
     if let Ok(links) = Netlink::open().and_then(|mut netlink| netlink.links()) {
         view.set_links(&links);
     }
@@ -539,14 +539,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut changes = Changes::open(dir.path()).unwrap();
         changes
-            .about_to_make([setting("net/a", "1"), setting("net/b", "2")])
+            .record([setting("net/a", "1"), setting("net/b", "2")])
             .unwrap();
         drop(changes);
         // Killed, and started again: what the machine has now is ringwall's own doing.
         let mut changes = Changes::open(dir.path()).unwrap();
         assert_eq!(changes.mark(), 2);
         changes
-            .about_to_make([setting("net/a", "0"), setting("net/c", "3")])
+            .record([setting("net/a", "0"), setting("net/c", "3")])
             .unwrap();
         changes.forget(|change| *change == setting("net/b", "2"));
         let text = fs::read(dir.path().join(RECORD_FILE)).unwrap();
@@ -565,7 +565,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut changes = Changes::open(dir.path()).unwrap();
         changes
-            .about_to_make([setting("net/a", "1"), setting("net/b", "2")])
+            .record([setting("net/a", "1"), setting("net/b", "2")])
             .unwrap();
         let text = fs::read(dir.path().join(RECORD_FILE)).unwrap();
         let mut most = 0;
@@ -585,8 +585,8 @@ mod tests {
 
     #[test]
     fn a_record_of_another_boot_says_nothing() {
-        let text = line(&Line::<Change>::Boot("then".to_owned())).unwrap()
-            + &line(&Line::Made(setting("net/a", "1"))).unwrap();
+        let text = line(&RecordLine::<Change>::Boot("then".to_owned())).unwrap()
+            + &line(&RecordLine::Made(setting("net/a", "1"))).unwrap();
         assert_eq!(parse(text.as_bytes(), "now").made, []);
         assert_eq!(parse(text.as_bytes(), "then").made.len(), 1);
     }
@@ -594,12 +594,18 @@ mod tests {
     #[test]
     fn what_another_version_has_made_stays_on_record() {
         let dir = tempfile::tempdir().unwrap();
-        let mut text = line(&Line::<Change>::Boot(boot())).unwrap();
+        let mut text = line(&RecordLine::<Change>::Boot(boot())).unwrap();
         for change in ["a", "b"] {
-            text += &line(&Line::Made(serde_json::json!({ "tunnel": { "name": change } }))).unwrap();
+            text += &line(&RecordLine::Made(
+                serde_json::json!({ "tunnel": { "name": change } }),
+            ))
+            .unwrap();
         }
-        text += &line(&Line::Made(setting("net/a", "1"))).unwrap();
-        text += &line(&Line::Gone(serde_json::json!({ "tunnel": { "name": "a" } }))).unwrap();
+        text += &line(&RecordLine::Made(setting("net/a", "1"))).unwrap();
+        text += &line(&RecordLine::Gone(
+            serde_json::json!({ "tunnel": { "name": "a" } }),
+        ))
+        .unwrap();
         fs::write(dir.path().join(RECORD_FILE), text).unwrap();
         for _ in 0..2 {
             let changes = Changes::open(dir.path()).unwrap();

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwall_messages::{Connection, Order, Received, Report};
+use ringwall_messages::{ChildReport, Connection, Received, SupervisorOrder};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal},
@@ -44,11 +44,11 @@ impl Role {
 /// A process that lived this long was healthy: its next restart is immediate again.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// As many messages of a process are read in one turn: it must neither hold the supervisor nor fill its memory.
-pub const AT_ONCE: usize = 16;
+pub const MAX_REPORTS_PER_TURN: usize = 16;
 /// First wait of a process that keeps dying; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// How long to wait before a process is started again: not at all the first time, longer and longer while it keeps
 /// dying young.
@@ -65,7 +65,7 @@ impl Backoff {
         }
         let wait = match self.early_deaths {
             0 => Duration::ZERO,
-            n => FIRST_WAIT.saturating_mul(1 << (n - 1).min(16)).min(LONGEST_WAIT),
+            n => FIRST_WAIT.saturating_mul(1 << (n - 1).min(16)).min(MAX_WAIT),
         };
         self.early_deaths = self.early_deaths.saturating_add(1);
         wait
@@ -126,7 +126,7 @@ impl Program {
 
 /// How to start a process.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub struct LaunchSpec {
     /// Which.
     pub role: Role,
     /// The program.
@@ -136,7 +136,7 @@ pub struct Recipe {
 }
 
 /// A running child. Its standard input is one end of a socket: when the supervisor dies, however it dies, the child reads
-/// the end of it and stops. [`Order`] and [`Report`] travel there.
+/// the end of it and stops. [`SupervisorOrder`] and [`ChildReport`] travel there.
 pub struct Child {
     child: std::process::Child,
     pidfd: OwnedFd,
@@ -149,7 +149,7 @@ pub struct Child {
 
 impl Child {
     /// Starts it.
-    pub fn start(recipe: &Recipe) -> io::Result<Self> {
+    pub fn start(recipe: &LaunchSpec) -> io::Result<Self> {
         let (line, far) = Connection::pair().map_err(io::Error::other)?;
         line.set_nonblocking().map_err(io::Error::other)?;
         let mut child = recipe
@@ -188,21 +188,21 @@ impl Child {
     /// Tells it to go.
     pub fn go(&mut self, on_trial: bool) {
         self.began = Instant::now();
-        self.order(&Order::Go { on_trial }, None);
+        self.order(&SupervisorOrder::Go { on_trial }, None);
     }
 
     /// Tells it something.
-    pub fn order(&self, order: &Order, fd: Option<BorrowedFd<'_>>) {
+    pub fn order(&self, order: &SupervisorOrder, fd: Option<BorrowedFd<'_>>) {
         // Fails only where it has ended already.
         let _ = self.line.send(order, fd);
     }
 
     /// What it has said and nobody has read yet; None where that is nothing. That it is alive is only noted. Reads a few
     /// messages at most: who says more must wait.
-    pub fn report(&mut self) -> Option<Received<Report>> {
-        for _ in 0..AT_ONCE {
+    pub fn report(&mut self) -> Option<Received<ChildReport>> {
+        for _ in 0..MAX_REPORTS_PER_TURN {
             let received = self.line.receive().ok()?;
-            if received.message != Report::Alive {
+            if received.message != ChildReport::Alive {
                 return Some(received);
             }
             self.beat = Some(Instant::now());
@@ -216,7 +216,7 @@ impl Child {
     }
 
     /// Leaves a time out in which nobody could say anything.
-    pub fn forgive(&mut self, gap: Duration) {
+    pub fn extend_silence(&mut self, gap: Duration) {
         self.beat = self.beat.map(|beat| beat + gap);
     }
 
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_child_hears_orders_and_its_end_is_known() {
-        let recipe = Recipe {
+        let recipe = LaunchSpec {
             role: Role::Dataplane,
             program: Program::of(File::open("/bin/cat").unwrap(), "/bin/cat".into()),
             arguments: Vec::new(),
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_child_that_closes_its_line_is_no_longer_listened_to() {
-        let recipe = Recipe {
+        let recipe = LaunchSpec {
             role: Role::Control,
             program: Program::of(File::open("/bin/sh").unwrap(), "/bin/sh".into()),
             arguments: ["-c", "exec sleep 60 <&-"].map(Into::into).to_vec(),
@@ -388,6 +388,6 @@ mod tests {
         let mut backoff = Backoff {
             early_deaths: u32::MAX,
         };
-        assert_eq!(backoff.after(Duration::ZERO), LONGEST_WAIT);
+        assert_eq!(backoff.after(Duration::ZERO), MAX_WAIT);
     }
 }

@@ -31,7 +31,8 @@ use ringwall_dataplane::{
     worker::Worker,
 };
 use ringwall_messages::{
-    ContentHash, DATAPLANE_SOCKET, Lifeline, Order, REPORT_INTERVAL, Received, Report, read_image,
+    ChildReport, ContentHash, DATAPLANE_SOCKET, Lifeline, REPORT_INTERVAL, Received, SupervisorOrder,
+    read_image,
 };
 use ringwall_process::essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector};
 use ringwall_xsk::{SpareMemory, XskIo};
@@ -39,22 +40,22 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     changes::{Change, Changes},
-    fib::View,
     flow_table,
     flows::LiveFlows,
-    follow::Follower,
-    last_snapshot::{LastSnapshot, MadeOf},
-    lifeline::{StopSignal, take_line},
-    machine::{Machine, port_config},
+    kernel_state::KernelState,
+    kernel_sync::KernelSync,
+    last_snapshot::{LastSnapshot, SnapshotInputs},
     netlink::Netlink,
-    newcomers::Newcomers,
-    numbers::Numbers,
     plan::{Plan, PlannedPort},
-    pods::PodNetworks,
+    pod_guard::PodGuard,
+    pod_networks::PodNetworks,
+    port_numbers::PortNumbers,
     ports,
-    publication::{FlowSource, Publication, StatusSource, locked, serve, serve_after},
     quarantine::Quarantine,
-    work::{self, Sleepers},
+    runtime::{DataplaneRuntime, port_config},
+    snapshot_server::{FlowSource, SnapshotServer, StatusSource, locked, serve, serve_after},
+    stop_signal::{StopSignal, take_line},
+    worker_thread::{self, WorkerWakers},
 };
 
 /// How often the watchdog looks, and after how many looks without a turn a worker counts as stuck.
@@ -65,7 +66,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How often a process that stands by looks whether its packet memory is still what it would take.
 const STANDBY_LOOK: Duration = Duration::from_secs(1);
 /// Most packet memory that a process that stands by has; one that needs more makes it when it goes.
-const STANDBY_MOST: u64 = 256 << 20;
+const MAX_STANDBY_MEMORY: u64 = 256 << 20;
 /// How long a queue that the process before still holds is tried again.
 const BIND_TIMEOUT_MS: u64 = 3000;
 /// The same, for each port more: the kernel closes the sockets of a killed process one after the other.
@@ -102,7 +103,7 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
             None => return Ok(ExitCode::SUCCESS),
         }
     } else {
-        Beginning::default()
+        StartOptions::default()
     };
     let started = Instant::now();
     let config = load(args)?;
@@ -111,13 +112,13 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     super::make_private_dir(&plan.runtime_dir)?;
     super::make_private_dir(&plan.state_dir)?;
     let mut changes = Changes::open(&plan.state_dir)?;
-    take_back_others(&plan, &mut changes);
+    revert_former_ports(&plan, &mut changes);
     let (mark, pins, state_dir) = (changes.mark(), plan.pins.clone(), plan.state_dir.clone());
     let first = mark == 0 && ringwall_bpf::pinned_ports(&pins).is_empty();
     let start = |mut changes: Changes| {
         // A process that gave up its rights mounts nothing.
         if ringwall_bpf::needs_bpffs(&config.bpffs) {
-            changes.about_to_make([Change::Mount {
+            changes.record([Change::Mount {
                 path: config.bpffs.clone(),
             }])?;
             ringwall_bpf::ensure_bpffs(&config.bpffs)?;
@@ -130,8 +131,8 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     };
     let mut running = start(changes).inspect_err(|_| {
         // What an earlier process made stays: its fail mode holds.
-        if let Err(error) = take_back_since(mark, first, &pins, &state_dir) {
-            say_not_taken_back(&[format!("{error:#}")]);
+        if let Err(error) = revert_failed_start(mark, first, &pins, &state_dir) {
+            report_not_reverted(&[format!("{error:#}")]);
         }
     })?;
     let outcome = running.watch(&stop);
@@ -140,7 +141,7 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Takes programs and changes off interfaces that were ports of an earlier process and are none now.
-fn take_back_others(plan: &Plan, changes: &mut Changes) {
+fn revert_former_ports(plan: &Plan, changes: &mut Changes) {
     let is_port = |name: &str| {
         let host = plan.host.as_ref();
         plan.ports.iter().any(|port| port.name == name) || host.is_some_and(|host| host.outer == name)
@@ -168,11 +169,11 @@ fn take_back_others(plan: &Plan, changes: &mut Changes) {
                 .interface()
                 .is_some_and(|interface| !is_port(&interface.name))
     }));
-    say_not_taken_back(&failed);
+    report_not_reverted(&failed);
 }
 
 /// Takes back what a start that failed has made; where it was the `first`, whatever of ringwall is on the machine.
-fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> anyhow::Result<()> {
+fn revert_failed_start(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> anyhow::Result<()> {
     if first {
         for name in ringwall_bpf::pinned_ports(pins) {
             ringwall_bpf::detach(pins, &name)?;
@@ -181,7 +182,7 @@ fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> a
     }
     ports::remove_empty(pins);
     let mut changes = Changes::open(state_dir)?;
-    say_not_taken_back(&changes.take_back(mark, |_| true));
+    report_not_reverted(&changes.take_back(mark, |_| true));
     if first && changes.is_empty() {
         changes.remove()?;
     }
@@ -190,16 +191,16 @@ fn take_back_since(mark: usize, first: bool, pins: &Path, state_dir: &Path) -> a
 
 /// Takes back the mount of the BPF file system that a first start left which failed: a process that gave up its rights
 /// cannot.
-pub(super) fn take_back_mount(state_dir: &Path) -> anyhow::Result<()> {
+pub(super) fn revert_mount(state_dir: &Path) -> anyhow::Result<()> {
     let mut changes = Changes::open(state_dir)?;
-    say_not_taken_back(&changes.take_back(0, |change| matches!(change, Change::Mount { .. })));
+    report_not_reverted(&changes.take_back(0, |change| matches!(change, Change::Mount { .. })));
     if changes.is_empty() {
         changes.remove()?;
     }
     Ok(())
 }
 
-fn say_not_taken_back(failed: &[String]) {
+fn report_not_reverted(failed: &[String]) {
     for error in failed {
         tracing::warn!(error, "cannot be taken back");
     }
@@ -215,7 +216,7 @@ fn load(args: &DataplaneArgs) -> anyhow::Result<Config> {
 
 /// What a process begins with that has stood by.
 #[derive(Default)]
-struct Beginning {
+struct StartOptions {
     spare: Option<SpareMemory>,
     /// What it decides by from the first packet, instead of the snapshot on disk.
     snapshot: Option<Snapshot>,
@@ -223,7 +224,7 @@ struct Beginning {
     flows: Option<flow_table::Prepared>,
     /// The line to the supervisor.
     line: Option<Arc<Lifeline>>,
-    /// Whether it has to wait for [`Order::Serve`].
+    /// Whether it has to wait for [`SupervisorOrder::Serve`].
     on_trial: bool,
 }
 
@@ -234,8 +235,8 @@ fn stand_by(
     args: &DataplaneArgs,
     stop: &StopSignal,
     line: Arc<Lifeline>,
-) -> anyhow::Result<Option<Beginning>> {
-    let mut beginning = Beginning::default();
+) -> anyhow::Result<Option<StartOptions>> {
+    let mut beginning = StartOptions::default();
     let mut patience = Duration::ZERO;
     loop {
         let timespec = Timespec {
@@ -251,7 +252,7 @@ fn stand_by(
             Err(error) => return Err(error).context("cannot wait for the supervisor"),
         }
         let told = !fds[1].revents().is_empty();
-        if stop.told() {
+        if stop.is_set() {
             return Ok(None);
         }
         if told {
@@ -259,12 +260,12 @@ fn stand_by(
                 return Ok(None);
             };
             match message {
-                Order::Go { on_trial } => {
+                SupervisorOrder::Go { on_trial } => {
                     beginning.on_trial = on_trial;
                     beginning.line = Some(line);
                     return Ok(Some(beginning));
                 }
-                Order::Snapshot {
+                SupervisorOrder::Snapshot {
                     generation,
                     hash,
                     bytes,
@@ -278,15 +279,15 @@ fn stand_by(
                         Ok((snapshot, flows)) => {
                             beginning.snapshot = Some(snapshot);
                             beginning.flows = flows;
-                            Report::Ready
+                            ChildReport::Ready
                         }
-                        Err(error) => Report::Refused {
+                        Err(error) => ChildReport::Refused {
                             reason: format!("{error:#}"),
                         },
                     };
                     line.report(&report, None);
                 }
-                Order::Serve => {}
+                SupervisorOrder::Serve => {}
             }
             continue;
         }
@@ -331,8 +332,8 @@ fn refresh_or_none(spare: Option<SpareMemory>, config: &Path) -> Option<SpareMem
 fn refresh(spare: Option<SpareMemory>, config: &Path) -> anyhow::Result<Option<SpareMemory>> {
     let config = super::load_config(config)?;
     let plan = Plan::outline(&config)?;
-    let wanted = socket_config(&config, &plan, &fit(&plan, &BTreeMap::new())?);
-    Ok(SpareMemory::refresh(spare, &wanted, STANDBY_MOST)?)
+    let wanted = socket_config(&config, &plan, &usable_ports(&plan, &BTreeMap::new())?);
+    Ok(SpareMemory::refresh(spare, &wanted, MAX_STANDBY_MEMORY)?)
 }
 
 /// A worker's thread.
@@ -345,9 +346,9 @@ struct Thread {
 struct Running {
     /// The line to the supervisor.
     line: Option<Arc<Lifeline>>,
-    machine: Arc<Machine>,
+    machine: Arc<DataplaneRuntime>,
     stop_workers: Arc<AtomicBool>,
-    sleepers: Arc<Sleepers>,
+    sleepers: Arc<WorkerWakers>,
     workers: Vec<Thread>,
     disk: JoinHandle<()>,
     /// Of every thread that goes on as long as the process.
@@ -362,19 +363,19 @@ impl Running {
         config: &Config,
         plan: Plan,
         mut changes: Changes,
-        beginning: Beginning,
-        orders: Option<mpsc::Receiver<Order>>,
+        beginning: StartOptions,
+        orders: Option<mpsc::Receiver<SupervisorOrder>>,
         started: Instant,
     ) -> anyhow::Result<Self> {
-        let Beginning {
+        let StartOptions {
             spare,
             snapshot,
             flows,
             line,
             on_trial,
         } = beginning;
-        ports::make_ready(&plan, &mut Netlink::open()?, &mut changes)?;
-        let found = ports::put_in_order(&plan, &mut changes)?;
+        ports::prepare_interfaces(&plan, &mut Netlink::open()?, &mut changes)?;
+        let found = ports::repair_interfaces(&plan, &mut changes)?;
         for remark in &found.remarks {
             tracing::info!("{remark}");
         }
@@ -383,7 +384,7 @@ impl Running {
         // Packet memory and sockets take as long as all the rest together: beside it. Nothing comes in before the
         // sockets are registered.
         let sockets = {
-            let wanted = socket_config(config, &plan, &fit(&plan, &found.unfit)?);
+            let wanted = socket_config(config, &plan, &usable_ports(&plan, &found.unfit)?);
             spawn("rw-sockets", move || {
                 let opened = ringwall_xsk::open_with(&wanted, spare);
                 done(started, "sockets open");
@@ -394,10 +395,14 @@ impl Running {
         let (plane, seats) = packet_plane(flows, config, &plan, port_limit, started)?;
         let stats = plane.stats();
         let plane = Arc::new(Mutex::new(plane));
-        let sleepers_cell: Arc<std::sync::OnceLock<Arc<Sleepers>>> = Arc::default();
+        let sleepers_cell: Arc<std::sync::OnceLock<Arc<WorkerWakers>>> = Arc::default();
         let is_staged = snapshot.is_some();
         let publication = {
-            let last = LastSnapshot::new(config.snapshot_file(), MadeOf::of(config), config.source.max_age);
+            let last = LastSnapshot::new(
+                config.snapshot_file(),
+                SnapshotInputs::of(config),
+                config.source.max_age,
+            );
             let sleepers = Arc::clone(&sleepers_cell);
             let wake = move || {
                 if let Some(sleepers) = sleepers.get() {
@@ -406,11 +411,11 @@ impl Running {
             };
             let (plane, workers) = (Arc::clone(&plane), seats.len() as u32);
             Arc::new(match snapshot {
-                Some(snapshot) => Publication::staged(plane, last, workers, wake, snapshot),
-                None => Publication::new(plane, last, workers, wake),
+                Some(snapshot) => SnapshotServer::staged(plane, last, workers, wake, snapshot),
+                None => SnapshotServer::new(plane, last, workers, wake),
             })
         };
-        let machine = Arc::new(Machine {
+        let machine = Arc::new(DataplaneRuntime {
             plan: Mutex::new(plan.clone()),
             live: Mutex::new(Vec::new()),
             refused: Mutex::default(),
@@ -422,7 +427,7 @@ impl Running {
             umem: config.umem,
             stop: AtomicBool::new(false),
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
-            numbers: Mutex::new(Numbers::new(plan.ports.len(), port_limit)),
+            numbers: Mutex::new(PortNumbers::new(plan.ports.len(), port_limit)),
             local: Mutex::default(),
             attaching: Mutex::new(()),
             quarantine: Mutex::new(Quarantine::planned(&plan.name, &plan)),
@@ -433,7 +438,7 @@ impl Running {
             partial: Mutex::default(),
             started,
         });
-        let mut follower = Follower::new(Arc::clone(&machine))?;
+        let mut follower = KernelSync::new(Arc::clone(&machine))?;
         follower.publish();
         machine.learn_pods(); // from the last snapshot, where there is one
         done(started, "snapshot and routes");
@@ -454,7 +459,7 @@ impl Running {
             );
         }
         machine.hold_unguarded();
-        let undo = |machine: &Machine| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
+        let undo = |machine: &DataplaneRuntime| ports::roll_back(std::mem::take(&mut *locked(&machine.live)));
         let opened = sockets
             .join()
             .map_err(|_| anyhow::anyhow!("the thread that opens the sockets panicked"))
@@ -467,7 +472,7 @@ impl Running {
             }
         };
         done(started, "sockets bound");
-        let sleepers = Arc::new(Sleepers::new(ios.iter().map(XskIo::waker).collect()));
+        let sleepers = Arc::new(WorkerWakers::new(ios.iter().map(XskIo::waker).collect()));
         let _ = sleepers_cell.set(Arc::clone(&sleepers));
         *locked(&machine.sockets) = Some(sockets);
         let stop_workers = Arc::new(AtomicBool::new(false));
@@ -493,20 +498,20 @@ impl Running {
 
         let disk = {
             let publication = Arc::clone(&publication);
-            lasting(&essential, "rw-disk", move || publication.keep_on_disk())?
+            spawn_essential(&essential, "rw-disk", move || publication.keep_on_disk())?
         };
         let socket = plan.runtime_dir.join(DATAPLANE_SOCKET);
         let reporter = Arc::clone(&machine);
         let flows = LiveFlows::new(Arc::clone(&machine));
         let drops = Arc::clone(&flows);
-        lasting(&essential, "rw-drops", move || drops.gather_drops())?;
+        spawn_essential(&essential, "rw-drops", move || drops.gather_drops())?;
         let status: StatusSource = Arc::new(move || reporter.status());
         let flows: FlowSource = Arc::new(move |filter, cursor| flows.page(filter, cursor));
         match orders.filter(|_| on_trial) {
             Some(orders) => {
                 let kept = Arc::clone(&publication);
                 let word = move || {
-                    let stays = orders.iter().any(|order| order == Order::Serve);
+                    let stays = orders.iter().any(|order| order == SupervisorOrder::Serve);
                     if stays {
                         kept.keep();
                     }
@@ -521,16 +526,16 @@ impl Running {
                 serve(&socket, publication, status, flows, &essential)?;
             }
         }
-        let newcomers = Newcomers::new(Arc::clone(&machine))?;
+        let newcomers = PodGuard::new(Arc::clone(&machine))?;
         // The last: these keep the machine as it has to be, and a start that fails takes it back.
         {
             let machine = Arc::clone(&machine);
-            lasting(&essential, "rw-pods", move || machine.follow_pods())?;
+            spawn_essential(&essential, "rw-pods", move || machine.follow_pods())?;
         }
-        lasting(&essential, "rw-newcomers", move || newcomers.run())?;
-        lasting(&essential, "rw-netlink", move || follower.run())?;
+        spawn_essential(&essential, "rw-newcomers", move || newcomers.run())?;
+        spawn_essential(&essential, "rw-netlink", move || follower.run())?;
         if let Some(line) = &line {
-            line.report(&Report::Receiving, None);
+            line.report(&ChildReport::Receiving, None);
         }
         Ok(Self {
             line,
@@ -567,7 +572,7 @@ impl Running {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait for signals"),
             }
-            if stop.told() {
+            if stop.is_set() {
                 return Ok(ExitCode::SUCCESS);
             }
             if let Some(ended) = self.ends.take() {
@@ -594,7 +599,7 @@ impl Running {
             }
             if let Some(line) = self.line.as_ref().filter(|_| beat.elapsed() >= REPORT_INTERVAL) {
                 beat = Instant::now();
-                line.report(&Report::Alive, None);
+                line.report(&ChildReport::Alive, None);
             }
         }
     }
@@ -642,7 +647,7 @@ fn spawn<T: Send + 'static>(
 }
 
 /// Starts a thread that goes on as long as the process.
-fn lasting(
+fn spawn_essential(
     essential: &Essential,
     name: &str,
     body: impl FnOnce() + Send + 'static,
@@ -656,7 +661,7 @@ fn lasting(
 fn start_workers(
     workers: Vec<(Worker<XskIo>, u16)>,
     idle: IdlePolicy,
-    sleepers: &Arc<Sleepers>,
+    sleepers: &Arc<WorkerWakers>,
     stop: &Arc<AtomicBool>,
     essential: &Essential,
 ) -> anyhow::Result<Vec<Thread>> {
@@ -665,13 +670,13 @@ fn start_workers(
     for (worker, cpu) in workers {
         let index = worker.index();
         let (sleepers, stop, pinned) = (Arc::clone(sleepers), Arc::clone(stop), pinned.clone());
-        let handle = lasting(essential, &format!("rw-worker-{index}"), move || {
+        let handle = spawn_essential(essential, &format!("rw-worker-{index}"), move || {
             let result = ringwall_xsk::pin_to(usize::from(cpu));
             let fine = result.is_ok();
             let _ = pinned.send(result);
             drop(pinned); // the receiver waits for the last one
             if fine {
-                work::run(worker, idle, &sleepers, &stop);
+                worker_thread::worker_loop(worker, idle, &sleepers, &stop);
             }
         })?;
         threads.push(Thread { index, handle });
@@ -685,8 +690,8 @@ fn start_workers(
 
 /// The ports that can be opened at the start. A pod's that is down waits for who sets it up, one that is unfit for who
 /// mends it.
-fn fit(plan: &Plan, unfit: &BTreeMap<String, String>) -> anyhow::Result<Vec<PlannedPort>> {
-    let mut view = View::default();
+fn usable_ports(plan: &Plan, unfit: &BTreeMap<String, String>) -> anyhow::Result<Vec<PlannedPort>> {
+    let mut view = KernelState::default();
     view.set_links(&Netlink::open()?.links()?);
     let waits = |port: &PlannedPort| {
         unfit.contains_key(&port.name)
@@ -737,7 +742,7 @@ fn packet_plane(
     started: Instant,
 ) -> anyhow::Result<(Dataplane, Vec<ringwall_dataplane::dataplane::WorkerSlot>)> {
     let entries = config.conntrack.max_entries.get() as usize;
-    let now = work::now();
+    let now = worker_thread::now();
     let flows = flow_table::take(prepared, &plan.runtime_dir, entries, now)?;
     done(started, "flow table locked and mapped");
     tracing::info!(

@@ -7,7 +7,7 @@ use ringwall_messages::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE, SUPE
 use ringwall_process::confine::CONTROL_FOLDER;
 use rustix::fs::FlockOperation;
 
-use super::{changes::Changes, fib::View, netlink::Netlink, ports::remove_empty, quarantine};
+use super::{changes::Changes, kernel_state::KernelState, netlink::Netlink, ports::remove_empty, quarantine};
 
 /// Arguments of `ringwall detach`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     }
     let pins = config.bpffs.join("ringwall").join(&config.name);
     let mut netlink = Netlink::open()?;
-    let mut view = View::default();
+    let mut view = KernelState::default();
     view.set_links(&netlink.links()?);
 
     // The ports that left pins, and those of the configuration (whose guard may be left without a pin).

@@ -15,7 +15,7 @@ use ringwall_dataplane::{
 };
 use ringwall_xsk::{XskError, map_shared};
 
-use super::work;
+use super::worker_thread;
 
 /// How long a dying predecessor may hold on to the file.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ pub(super) fn prepare(runtime_dir: &Path, entries: usize) -> anyhow::Result<Opti
     }
     match map_shared(&own(runtime_dir), FlowMemory::required_bytes(entries)) {
         Ok(memory) => Ok(Some(Prepared {
-            memory: FlowMemory::open(memory, entries, random_seed()?, work::now())?,
+            memory: FlowMemory::open(memory, entries, random_seed()?, worker_thread::now())?,
             entries,
         })),
         Err(XskError::File { .. }) => Ok(None),

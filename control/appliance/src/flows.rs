@@ -25,23 +25,23 @@ use ringwall_messages::{
 };
 use ringwall_policy::Decider;
 
-use super::{machine::Machine, publication::locked, work};
+use super::{runtime::DataplaneRuntime, snapshot_server::locked, worker_thread};
 
 /// Drops that are remembered.
-const DROPS: usize = 4096;
+const MAX_DROPS: usize = 4096;
 /// How often drops are taken from the workers, and how many of them are named then: the newest.
-const GATHER: Duration = Duration::from_millis(100);
-const NAMED: usize = 512;
+const GATHER_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_NAMED_DROPS: usize = 512;
 /// Entries that a worker is asked for at a time.
-const ASKED: usize = 64;
+const RECORDS_PER_REQUEST: usize = 64;
 /// How long a worker may take to answer; one that takes longer is the watchdog's business.
-const PATIENCE: Duration = Duration::from_secs(1);
+const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait before looking for an answer again.
 const LOOK: Duration = Duration::from_micros(20);
 
 /// Shows flows and drops.
 pub(super) struct LiveFlows {
-    machine: Arc<Machine>,
+    machine: Arc<DataplaneRuntime>,
     /// Oldest first, with the time of each.
     drops: Mutex<VecDeque<(Nanos, LiveDrop)>>,
     /// Held while workers are asked: answers do not say whose they are.
@@ -49,7 +49,7 @@ pub(super) struct LiveFlows {
 }
 
 impl LiveFlows {
-    pub(super) fn new(machine: Arc<Machine>) -> Arc<Self> {
+    pub(super) fn new(machine: Arc<DataplaneRuntime>) -> Arc<Self> {
         Arc::new(Self {
             machine,
             drops: Mutex::default(),
@@ -62,7 +62,7 @@ impl LiveFlows {
         while !self.machine.stop.load(Ordering::Relaxed) {
             self.gather();
             self.free_numbers();
-            std::thread::sleep(GATHER);
+            std::thread::sleep(GATHER_INTERVAL);
         }
     }
 
@@ -102,15 +102,15 @@ impl LiveFlows {
         let mut drops = locked(&self.drops);
         let mut samples: Vec<DropSample> = Vec::new();
         // Workers may go on dropping meanwhile.
-        while samples.len() < DROPS
+        while samples.len() < MAX_DROPS
             && let Some(sample) = self.machine.stats.next_sample()
         {
             samples.push(sample);
         }
         samples.sort_by_key(|sample| sample.at);
         let ports = self.port_names();
-        for sample in samples.iter().skip(samples.len().saturating_sub(NAMED)) {
-            if drops.len() == DROPS {
+        for sample in samples.iter().skip(samples.len().saturating_sub(MAX_NAMED_DROPS)) {
+            if drops.len() == MAX_DROPS {
                 drops.pop_front();
             }
             drops.push_back((sample.at, self.drop_record(sample, &ports)));
@@ -135,7 +135,7 @@ impl LiveFlows {
         if cursor.is_none() {
             page.unknown_pod = filter.pod.as_deref().is_some_and(|pod| !self.knows(pod));
             self.gather();
-            let now = work::now();
+            let now = worker_thread::now();
             for (at, drop) in locked(&self.drops).iter().rev() {
                 let record = LiveRecord::Drop(LiveDrop {
                     age_seconds: seconds(now.since(*at)),
@@ -161,7 +161,7 @@ impl LiveFlows {
                 at = next_worker(at);
                 continue;
             };
-            let now = work::now();
+            let now = worker_thread::now();
             let named = dump
                 .records
                 .iter()
@@ -183,14 +183,14 @@ impl LiveFlows {
 
     /// Asks a worker for its next few flows; None where it does not answer.
     fn ask(&self, at: FlowCursor) -> Option<FlowDump> {
-        let mut dump = FlowDump::new(ASKED);
+        let mut dump = FlowDump::new(RECORDS_PER_REQUEST);
         dump.cursor = at.entry;
         let plane = &self.machine.plane;
         // What an asker before did not wait for.
         while locked(plane).next_flows(at.worker).is_some() {}
         locked(plane).request_flows(at.worker, dump).ok()?;
         self.machine.publication.wake();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WORKER_TIMEOUT;
         loop {
             if let Some(answer) = locked(plane).next_flows(at.worker) {
                 return Some(answer);

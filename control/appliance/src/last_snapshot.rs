@@ -29,11 +29,11 @@ const MAGIC: [u8; 8] = *b"rwsnap01";
 const CONFIRMED_AT: u64 = MAGIC.len() as u64;
 
 /// Longest head, in bytes.
-const MOST_HEAD: usize = 1 << 20;
+const MAX_HEADER: usize = 1 << 20;
 
 /// What a snapshot is made of besides objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MadeOf {
+pub struct SnapshotInputs {
     /// The source: kind and place.
     pub source: String,
     /// What the configuration says about the cluster.
@@ -43,7 +43,7 @@ pub struct MadeOf {
 /// The head of the file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Head {
+struct FileHeader {
     source: String,
     settings: String,
     /// Which cluster the source was. It does not decide whether the snapshot may be used: nobody knows it before the API
@@ -52,7 +52,7 @@ struct Head {
     cluster: Option<ClusterUid>,
 }
 
-impl MadeOf {
+impl SnapshotInputs {
     /// What the configuration says.
     pub fn of(config: &Config) -> Self {
         // The place itself, whatever links lead there.
@@ -81,7 +81,7 @@ impl MadeOf {
 #[derive(Clone, Debug)]
 pub struct LastSnapshot {
     file: PathBuf,
-    made_of: MadeOf,
+    made_of: SnapshotInputs,
     max_age: Option<Duration>,
 }
 
@@ -100,7 +100,7 @@ pub struct Loaded {
 
 /// The file, to go on with.
 #[derive(Debug)]
-pub struct Kept {
+pub struct SnapshotFile {
     file: File,
     end: u64,
     generation: u64,
@@ -120,7 +120,7 @@ pub struct Delta {
 
 impl LastSnapshot {
     /// Keeps it in `file`; one made of something else or older than `max_age` is not used.
-    pub fn new(file: PathBuf, made_of: MadeOf, max_age: Option<Duration>) -> Self {
+    pub fn new(file: PathBuf, made_of: SnapshotInputs, max_age: Option<Duration>) -> Self {
         Self {
             file,
             made_of,
@@ -155,9 +155,9 @@ impl LastSnapshot {
         let length = u32::from_le_bytes(*length) as usize;
         let (head, rest) = rest
             .split_at_checked(length)
-            .filter(|_| length <= MOST_HEAD)
+            .filter(|_| length <= MAX_HEADER)
             .ok_or_else(damaged)?;
-        let made_of: Head = serde_json::from_slice(head).map_err(|_| damaged())?;
+        let made_of: FileHeader = serde_json::from_slice(head).map_err(|_| damaged())?;
         if made_of.source != self.made_of.source {
             return Err(format!(
                 "it was made from {}, and the source is {}",
@@ -203,8 +203,8 @@ impl LastSnapshot {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, snapshot: &Snapshot, cluster: Option<&ClusterUid>) -> io::Result<Kept> {
-        let head = serde_json::to_vec(&Head {
+    pub fn write(&self, snapshot: &Snapshot, cluster: Option<&ClusterUid>) -> io::Result<SnapshotFile> {
+        let head = serde_json::to_vec(&FileHeader {
             source: self.made_of.source.clone(),
             settings: self.made_of.settings.clone(),
             cluster: cluster.cloned(),
@@ -230,7 +230,7 @@ impl LastSnapshot {
         if let Some(folder) = self.file.parent() {
             File::open(folder)?.sync_all()?;
         }
-        Ok(Kept {
+        Ok(SnapshotFile {
             file,
             end,
             generation: snapshot.generation().0,
@@ -255,7 +255,7 @@ fn applied(mut snapshot: Snapshot, mut deltas: &[u8]) -> Result<Snapshot, String
     Ok(snapshot)
 }
 
-impl Kept {
+impl SnapshotFile {
     /// Appends deltas; false, and nothing done, where they do not lead on from what is there.
     ///
     /// # Errors
@@ -314,8 +314,8 @@ mod tests {
 
     use super::*;
 
-    fn made_of(source: &str, settings: &str) -> MadeOf {
-        MadeOf {
+    fn made_of(source: &str, settings: &str) -> SnapshotInputs {
+        SnapshotInputs {
             source: source.to_owned(),
             settings: settings.to_owned(),
         }

@@ -1,12 +1,14 @@
 //! The running appliance: `ringwall run` starts and supervises the control process and the dataplane process.
 //!
 //! * [`plan`] from configuration to ports, workers and places; changes nothing.
-//! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`lifeline`] and [`expedited`] below it.
+//! * [`supervisor`] `ringwall run`: both children, restarts, signals; [`children`], [`stop_signal`] and [`expedited`] below it.
 //! * [`upgrade`] to another program, under traffic; [`about`] what a program is.
-//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, publication, watchdog; [`ports`]
+//! * [`dataplane`] the hidden `ringwall dataplane`: ports, sockets, workers, watchdog; [`ports`]
 //!   makes interfaces ready, [`changes`] keeps the record of what was changed on the machine, and takes it back.
-//! * [`newcomers`] are guarded at once; [`numbers`] of ports that come and go; [`pods`] where the kernel's programs find pods.
-//! * [`netlink`] and [`fib`] the kernel's links, addresses, routes and neighbours, mirrored.
+//! * [`pod_guard`] guards new pods' interfaces at once; [`port_numbers`] are reused; [`pod_networks`] tell the XDP programs where pods are.
+//! * [`netlink`], [`kernel_state`], [`kernel_forwarding`] and [`kernel_sync`]: the kernel's links, addresses, routes and neighbours,
+//!   read, kept up to date and translated for the workers.
+//! * [`snapshot_server`] receives snapshots and publishes them to the workers; [`last_snapshot`] keeps one on disk.
 //! * [`detach`] the command of the same name.
 #![forbid(unsafe_code)]
 
@@ -16,27 +18,27 @@ pub mod children;
 pub mod dataplane;
 pub mod detach;
 pub mod expedited;
-pub mod fib;
 mod flow_table;
 mod flows;
-pub mod follow;
+pub mod kernel_forwarding;
+pub mod kernel_state;
+pub mod kernel_sync;
 pub mod last_snapshot;
-pub mod lifeline;
-pub mod machine;
-pub mod mirror;
 pub mod netfilter;
 pub mod netlink;
-pub mod newcomers;
-pub mod numbers;
 pub mod plan;
-pub mod pods;
+pub mod pod_guard;
+pub mod pod_networks;
+pub mod port_numbers;
 pub mod ports;
-pub mod publication;
 pub mod quarantine;
+pub mod runtime;
+pub mod snapshot_server;
 pub mod stations;
+pub mod stop_signal;
 pub mod supervisor;
 pub mod upgrade;
-pub mod work;
+pub mod worker_thread;
 
 use std::{io, io::Write, os::unix::fs::PermissionsExt, path::Path};
 

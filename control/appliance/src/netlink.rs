@@ -24,7 +24,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::fib::is_fixed;
+use super::kernel_state::is_fixed;
 
 /// Marks neighbours as ringwall's, for `ip neigh` and for whoever takes them back.
 const OUR_PROTOCOL: RouteProtocol = RouteProtocol::Other(114);
@@ -551,9 +551,9 @@ pub(super) fn readable(socket: &impl AsFd, timeout: Duration) -> io::Result<bool
     }
 }
 
-/// What [`Changes::wait`] saw.
+/// What [`ChangeStream::wait`] saw.
 #[derive(Debug)]
-pub enum Change {
+pub enum KernelChange {
     /// These changed.
     Messages(Vec<RouteNetlinkMessage>),
     /// Messages were lost: everything has to be read again.
@@ -561,7 +561,7 @@ pub enum Change {
 }
 
 /// The kernel's stream of changes of links, addresses, routes, neighbours and interfaces' settings.
-pub struct Changes {
+pub struct ChangeStream {
     socket: Socket,
     /// A setting changed since [`Self::settings_changed`] was asked.
     settings: AtomicBool,
@@ -574,7 +574,7 @@ const NEW_SETTINGS: u16 = 80;
 /// Room for a few thousand changes between two reads.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-impl Changes {
+impl ChangeStream {
     /// Subscribes. What changes from now on is seen; dump after this, never before.
     pub fn subscribe() -> Result<Self, NetlinkError> {
         Self::of(&GROUPS)
@@ -609,10 +609,10 @@ impl Changes {
     }
 
     /// Waits up to `timeout` and takes what is there; an empty list when the time is up.
-    pub fn wait(&self, timeout: Duration) -> Result<Change, NetlinkError> {
+    pub fn wait(&self, timeout: Duration) -> Result<KernelChange, NetlinkError> {
         let mut found = Vec::new();
         if !readable(&self.socket, timeout).map_err(NetlinkError::Socket)? {
-            return Ok(Change::Messages(found));
+            return Ok(KernelChange::Messages(found));
         }
         loop {
             match self.socket.recv_from_full() {
@@ -627,11 +627,11 @@ impl Changes {
                     }))
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Change::Messages(found));
+                    return Ok(KernelChange::Messages(found));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
-                    return Ok(Change::Overrun);
+                    return Ok(KernelChange::Overrun);
                 }
                 Err(error) => return Err(NetlinkError::Socket(error)),
             }

@@ -18,9 +18,9 @@ use ringwall_xsk::{
 };
 
 use super::{
-    fib::{Link, View},
+    kernel_state::{KernelState, Link},
     netlink::{Netlink, NetlinkError},
-    numbers::Numbers,
+    port_numbers::PortNumbers,
 };
 
 /// Why the configuration cannot run on this machine.
@@ -228,7 +228,7 @@ impl Plan {
     /// Plans for what there is, without a look at whether this process may and the kernel can.
     pub fn outline(config: &Config) -> Result<Self, PlanError> {
         let mut netlink = Netlink::open()?;
-        let mut view = View::default();
+        let mut view = KernelState::default();
         view.set_links(&netlink.links()?);
         Self::from_view(config, &view, &allowed_cpus()?)
     }
@@ -241,7 +241,7 @@ impl Plan {
             Err(PlanError::NotReady(wrong)) => vec![wrong],
             Err(error) => return Err(error),
         };
-        wrong.extend(plan.what_drivers_refuse());
+        wrong.extend(plan.driver_limits());
         if wrong.is_empty() {
             Ok(plan)
         } else {
@@ -250,7 +250,7 @@ impl Plan {
     }
 
     /// The plan for a machine that has these interfaces and CPUs.
-    pub fn from_view(config: &Config, view: &View, allowed: &[u16]) -> Result<Self, PlanError> {
+    pub fn from_view(config: &Config, view: &KernelState, allowed: &[u16]) -> Result<Self, PlanError> {
         let host = host_pair(config, view)?;
         let names = resolve(config, view, host.as_ref())?;
         if names.len() > usize::from(u16::MAX) {
@@ -376,7 +376,7 @@ impl Plan {
     }
 
     /// What the drivers of the ports do not have and the configuration asks for; programs of others.
-    fn what_drivers_refuse(&self) -> Vec<String> {
+    fn driver_limits(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let needs_zero_copy = self.ports.iter().find(|port| port.zero_copy == ZeroCopy::Require);
         let pair_is_made = self.host.as_ref().is_some_and(|host| !host.exists);
@@ -457,7 +457,7 @@ impl Plan {
     }
 
     /// Ports that match a pattern and are not planned yet, without a number.
-    pub fn newcomers(&self, view: &View) -> Vec<PlannedPort> {
+    pub fn unplanned_ports(&self, view: &KernelState) -> Vec<PlannedPort> {
         let names = view.links.values().map(|link| link.name.as_str());
         names
             .filter(|name| self.ports.iter().all(|port| port.name != *name))
@@ -499,9 +499,9 @@ impl Plan {
     }
 
     /// Takes in the ports that match a pattern and are not planned yet. The answer is what there are no numbers for.
-    pub fn take_in(&mut self, view: &View, numbers: &mut Numbers) -> Vec<PlannedPort> {
+    pub fn plan_matching_ports(&mut self, view: &KernelState, numbers: &mut PortNumbers) -> Vec<PlannedPort> {
         let mut refused = Vec::new();
-        for mut port in self.newcomers(view) {
+        for mut port in self.unplanned_ports(view) {
             match numbers.take() {
                 Some(id) => {
                     port.id = id;
@@ -514,7 +514,7 @@ impl Plan {
     }
 
     /// `enforce, routed` and the like.
-    pub fn mode_in_words(&self) -> String {
+    pub fn describe_mode(&self) -> String {
         format!(
             "{}, {}",
             match self.mode {
@@ -637,7 +637,7 @@ const L2_PROTOCOLS: [(L2Protocol, NotSubject); 17] = [
     (L2Protocol::Other, NotSubject::OtherType),
 ];
 
-fn no_interface(name: &str, view: &View) -> PlanError {
+fn no_interface(name: &str, view: &KernelState) -> PlanError {
     let present: Vec<&str> = view.links.values().map(|link| link.name.as_str()).collect();
     PlanError::NoInterface {
         name: name.to_owned(),
@@ -645,7 +645,7 @@ fn no_interface(name: &str, view: &View) -> PlanError {
     }
 }
 
-fn host_pair(config: &Config, view: &View) -> Result<Option<HostPair>, PlanError> {
+fn host_pair(config: &Config, view: &KernelState) -> Result<Option<HostPair>, PlanError> {
     let Some(inner) = config
         .interfaces
         .iter()
@@ -678,7 +678,7 @@ fn host_pair(config: &Config, view: &View) -> Result<Option<HostPair>, PlanError
 /// The interfaces of the ports, in order of the configuration; those of a pattern by name.
 fn resolve<'c>(
     config: &'c Config,
-    view: &View,
+    view: &KernelState,
     host: Option<&HostPair>,
 ) -> Result<Vec<(String, &'c Interface)>, PlanError> {
     let mut found: Vec<(String, &Interface)> = Vec::new();
@@ -796,8 +796,8 @@ mod tests {
         config_of("Node", rest)
     }
 
-    fn view(names: &[&str]) -> View {
-        let mut view = View::default();
+    fn view(names: &[&str]) -> KernelState {
+        let mut view = KernelState::default();
         for (index, name) in names.iter().enumerate() {
             view.links.insert(
                 index as u32 + 1,
@@ -849,17 +849,26 @@ mod tests {
         let with = |pods: &[&str]| view(&[&["eth1", "cali-special"], pods].concat());
         let mut plan = Plan::from_view(&config(NODE), &with(&["calia"]), &[0]).unwrap();
         assert_eq!(plan.ports.len(), 3);
-        let mut numbers = Numbers::new(3, 5);
+        let mut numbers = PortNumbers::new(3, 5);
         let names = |ports: &[PlannedPort]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>();
-        assert!(plan.take_in(&with(&["calib"]), &mut numbers).is_empty());
-        assert!(plan.take_in(&with(&["calic"]), &mut numbers).is_empty());
+        assert!(
+            plan.plan_matching_ports(&with(&["calib"]), &mut numbers)
+                .is_empty()
+        );
+        assert!(
+            plan.plan_matching_ports(&with(&["calic"]), &mut numbers)
+                .is_empty()
+        );
         // All but one are gone, and none has been retired: there is no number left.
         for _ in 0..2 {
-            let refused = plan.take_in(&with(&["calid", "calie"]), &mut numbers);
+            let refused = plan.plan_matching_ports(&with(&["calid", "calie"]), &mut numbers);
             assert_eq!(names(&refused), ["calid", "calie"]);
         }
         // One that comes back is the port it was.
-        assert!(plan.take_in(&with(&["calia"]), &mut numbers).is_empty());
+        assert!(
+            plan.plan_matching_ports(&with(&["calia"]), &mut numbers)
+                .is_empty()
+        );
         let names = names(&plan.ports);
         assert_eq!(names, ["calia", "eth1", "cali-special", "calib", "calic"]);
         for (number, port) in plan.ports.iter().enumerate() {

@@ -15,7 +15,7 @@ use ringwall_xsk::{device::Device, preflight::Repair};
 
 use super::{
     changes::{Change, Changes, Interface, read_setting, write_setting},
-    fib::View,
+    kernel_state::KernelState,
     netlink::{Netlink, NetlinkError},
     plan::{Findings, Plan, PlannedPort},
 };
@@ -29,7 +29,7 @@ const GATEWAY_V6: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0
 
 /// Puts the interfaces in order as far as that can be done by settings and switches. The answer is worth a remark, and
 /// names interfaces that cannot be opened.
-pub fn put_in_order(plan: &Plan, changes: &mut Changes) -> anyhow::Result<Findings> {
+pub fn repair_interfaces(plan: &Plan, changes: &mut Changes) -> anyhow::Result<Findings> {
     let mut found = plan.findings()?;
     if found.repairs.is_empty() {
         return Ok(found);
@@ -56,7 +56,7 @@ pub fn put_in_order(plan: &Plan, changes: &mut Changes) -> anyhow::Result<Findin
             text,
         ));
     }
-    changes.about_to_make(wanted.iter().map(|(change, _)| change.clone()))?;
+    changes.record(wanted.iter().map(|(change, _)| change.clone()))?;
     for (change, text) in wanted {
         match &change {
             Change::VlanOffload { interface, .. } => Device::lookup(&interface.name)
@@ -69,13 +69,13 @@ pub fn put_in_order(plan: &Plan, changes: &mut Changes) -> anyhow::Result<Findin
     Ok(found)
 }
 
-fn links() -> Result<View, NetlinkError> {
-    let mut view = View::default();
+fn links() -> Result<KernelState, NetlinkError> {
+    let mut view = KernelState::default();
     view.set_links(&Netlink::open()?.links()?);
     Ok(view)
 }
 
-fn of(view: &View, name: &str) -> anyhow::Result<Interface> {
+fn of(view: &KernelState, name: &str) -> anyhow::Result<Interface> {
     let (index, _) = view
         .link_named(name)
         .with_context(|| format!("interface `{name}` went away"))?;
@@ -86,13 +86,13 @@ fn of(view: &View, name: &str) -> anyhow::Result<Interface> {
 }
 
 /// Makes the interfaces ready: the host pair, MTUs, queues, up, the pods' gateway addresses.
-pub fn make_ready(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> anyhow::Result<()> {
+pub fn prepare_interfaces(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> anyhow::Result<()> {
     let mut view = links()?;
     let has_pods = plan.ports.iter().any(|port| port.kind == PortKind::Pod) || plan.takes_pods();
     let mut gateway_on = "lo";
     if let Some(pair) = &plan.host {
         if view.link_named(&pair.inner).is_none() {
-            changes.about_to_make([Change::Pair {
+            changes.record([Change::Pair {
                 inner: pair.inner.clone(),
                 outer: pair.outer.clone(),
             }])?;
@@ -104,7 +104,7 @@ pub fn make_ready(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> 
         // Pods' packets come in here, while the route back to them leaves by their own port.
         let path = format!("net/ipv4/conf/{}/rp_filter", pair.outer);
         if let Some(before) = read_setting(&path).filter(|value| value != "2") {
-            changes.about_to_make([Change::Setting {
+            changes.record([Change::Setting {
                 path: path.clone(),
                 interface: Some(outer.clone()),
                 before,
@@ -144,13 +144,13 @@ fn add_address(
     let there = netlink
         .addresses()?
         .iter()
-        .filter_map(super::fib::address)
+        .filter_map(super::kernel_state::address)
         .any(|found| found == (interface.index, address, length));
     if there {
         return Ok(());
     }
     let index = interface.index;
-    changes.about_to_make([Change::Address {
+    changes.record([Change::Address {
         interface,
         address,
         length,
@@ -162,12 +162,12 @@ fn add_address(
 /// Sets an interface up that is down. A pod's is left to who makes the pod: it may be down because it is not ready yet.
 fn set_up(
     interface: &Interface,
-    view: &View,
+    view: &KernelState,
     netlink: &mut Netlink,
     changes: &mut Changes,
 ) -> anyhow::Result<()> {
     if view.links.get(&interface.index).is_some_and(|link| !link.up) {
-        changes.about_to_make([Change::Up {
+        changes.record([Change::Up {
             interface: interface.clone(),
             after: true,
         }])?;
@@ -189,7 +189,7 @@ fn set_queues(
         return Ok(());
     }
     let (before, after) = (device.channels()?, device.channels_for(wanted)?);
-    changes.about_to_make([Change::Queues {
+    changes.record([Change::Queues {
         interface: interface.clone(),
         before,
         after,
@@ -209,7 +209,7 @@ fn set_queues(
 
 /// Sets the MTUs that are configured. Interfaces are not set up by that.
 pub fn set_mtus(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> anyhow::Result<()> {
-    let mut view = View::default();
+    let mut view = KernelState::default();
     view.set_links(&netlink.links()?);
     for port in &plan.ports {
         let (index, link) = view
@@ -218,7 +218,7 @@ pub fn set_mtus(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> an
         let Some(mtu) = port.mtu.map(u32::from).filter(|mtu| *mtu != link.mtu) else {
             continue;
         };
-        changes.about_to_make([Change::Mtu {
+        changes.record([Change::Mtu {
             interface: Interface {
                 name: port.name.clone(),
                 index,
@@ -239,10 +239,10 @@ pub fn block(port: &PlannedPort, index: u32, error: anyhow::Error, changes: &mut
     }
     let mut down = || -> anyhow::Result<()> {
         let mut netlink = Netlink::open()?;
-        let mut view = View::default();
+        let mut view = KernelState::default();
         view.set_links(&netlink.links()?);
         if view.links.get(&index).is_some_and(|link| link.up) {
-            changes.about_to_make([set_down_by_us(port, index)])?;
+            changes.record([set_down_by_us(port, index)])?;
             netlink.set_down(index)?;
         }
         Ok(())

@@ -50,7 +50,7 @@ struct Missing {
 
 /// What follows from what was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextStep {
     /// Nothing.
     Nothing,
     /// The workers have to know.
@@ -61,19 +61,19 @@ pub enum Next {
 
 impl Stations {
     /// A station says that it is a node.
-    pub fn hear(&mut self, port: PortId, node: &str, mac: [u8; 6], now: Instant) -> Next {
+    pub fn observe(&mut self, port: PortId, node: &str, mac: [u8; 6], now: Instant) -> NextStep {
         let key = (port, node.to_owned());
         let Some(station) = self.known.get_mut(&key) else {
             self.missing.remove(&key);
             self.known
                 .retain(|_, station| now.duration_since(station.heard) < FORGET_AFTER);
             self.known.insert(key, Station::new(mac, now));
-            return Next::Publish;
+            return NextStep::Publish;
         };
         if station.mac == mac {
             station.heard = now;
             station.doubted = None;
-            return Next::Nothing;
+            return NextStep::Nothing;
         }
         station.conflict = Some((now, mac));
         match station.doubted {
@@ -85,29 +85,29 @@ impl Stations {
                     "another station is the node now: the one before does not answer"
                 );
                 *station = Station::new(mac, now);
-                Next::Publish
+                NextStep::Publish
             }
-            Some((_, asked)) if now.duration_since(asked) < ASK_EVERY => Next::Nothing,
-            None if now.duration_since(station.heard) < ASK_EVERY => Next::Nothing,
+            Some((_, asked)) if now.duration_since(asked) < ASK_EVERY => NextStep::Nothing,
+            None if now.duration_since(station.heard) < ASK_EVERY => NextStep::Nothing,
             doubted => {
                 let since = doubted.map_or(now, |(since, _)| since);
                 station.doubted = Some((since, now));
-                Next::Ask
+                NextStep::Ask
             }
         }
     }
 
     /// A packet of a pod came in whose node's station is not known.
-    pub fn want(&mut self, port: PortId, node: &str, now: Instant) -> Next {
+    pub fn request(&mut self, port: PortId, node: &str, now: Instant) -> NextStep {
         let key = (port, node.to_owned());
         if self.known.contains_key(&key) {
-            return Next::Nothing; // the workers are about to know
+            return NextStep::Nothing; // the workers are about to know
         }
         match self.missing.get_mut(&key) {
             Some(missing) => {
                 missing.wanted = now;
                 if now.duration_since(missing.asked) < ASK_EVERY {
-                    return Next::Nothing;
+                    return NextStep::Nothing;
                 }
                 missing.asked = now;
             }
@@ -122,7 +122,7 @@ impl Stations {
                 self.missing.insert(key, missing);
             }
         }
-        Next::Ask
+        NextStep::Ask
     }
 
     /// Port, node and Ethernet address of each station.
@@ -201,14 +201,14 @@ mod tests {
             self.begin + Duration::from_secs(seconds)
         }
 
-        fn hear(&mut self, seconds: u64, mac: [u8; 6]) -> Next {
+        fn hear(&mut self, seconds: u64, mac: [u8; 6]) -> NextStep {
             let now = self.at(seconds);
-            self.stations.hear(PORT, "n1", mac, now)
+            self.stations.observe(PORT, "n1", mac, now)
         }
 
-        fn want(&mut self, seconds: u64) -> Next {
+        fn want(&mut self, seconds: u64) -> NextStep {
             let now = self.at(seconds);
-            self.stations.want(PORT, "n1", now)
+            self.stations.request(PORT, "n1", now)
         }
 
         fn alarms(&self, seconds: u64) -> Vec<String> {
@@ -224,14 +224,14 @@ mod tests {
     #[test]
     fn the_first_stays_while_it_answers() {
         let mut bed = Bed::new();
-        assert_eq!(bed.hear(0, FIRST), Next::Publish);
+        assert_eq!(bed.hear(0, FIRST), NextStep::Publish);
         assert_eq!(bed.alarms(0), [""; 0]);
         // Whoever claims it makes no more questions than one a second.
-        assert_eq!(bed.hear(0, SECOND), Next::Nothing);
+        assert_eq!(bed.hear(0, SECOND), NextStep::Nothing);
         for second in 1..=600 {
-            assert_eq!(bed.hear(second, SECOND), Next::Ask);
-            assert_eq!(bed.hear(second, SECOND), Next::Nothing);
-            assert_eq!(bed.hear(second, FIRST), Next::Nothing, "its answer");
+            assert_eq!(bed.hear(second, SECOND), NextStep::Ask);
+            assert_eq!(bed.hear(second, SECOND), NextStep::Nothing);
+            assert_eq!(bed.hear(second, FIRST), NextStep::Nothing, "its answer");
             assert_eq!(bed.known(), [(PORT, "n1", FIRST)]);
         }
         let alarms = bed.alarms(600);
@@ -245,11 +245,11 @@ mod tests {
     #[test]
     fn another_takes_the_place_of_one_that_does_not_answer() {
         let mut bed = Bed::new();
-        assert_eq!(bed.hear(0, FIRST), Next::Publish);
-        assert_eq!(bed.hear(100, SECOND), Next::Ask);
-        assert_eq!(bed.hear(102, SECOND), Next::Ask, "it has time to answer");
+        assert_eq!(bed.hear(0, FIRST), NextStep::Publish);
+        assert_eq!(bed.hear(100, SECOND), NextStep::Ask);
+        assert_eq!(bed.hear(102, SECOND), NextStep::Ask, "it has time to answer");
         assert_eq!(bed.known(), [(PORT, "n1", FIRST)]);
-        assert_eq!(bed.hear(103, SECOND), Next::Publish);
+        assert_eq!(bed.hear(103, SECOND), NextStep::Publish);
         assert_eq!(bed.known(), [(PORT, "n1", SECOND)]);
         assert_eq!(bed.alarms(103), [""; 0]);
     }
@@ -257,25 +257,28 @@ mod tests {
     #[test]
     fn a_node_that_nobody_hears_of_is_asked_for_and_missed() {
         let mut bed = Bed::new();
-        assert_eq!(bed.want(0), Next::Ask);
-        assert_eq!(bed.want(0), Next::Nothing);
-        assert_eq!(bed.want(1), Next::Ask);
+        assert_eq!(bed.want(0), NextStep::Ask);
+        assert_eq!(bed.want(0), NextStep::Nothing);
+        assert_eq!(bed.want(1), NextStep::Ask);
         assert_eq!(bed.alarms(4), [""; 0]);
-        assert_eq!(bed.want(6), Next::Ask);
+        assert_eq!(bed.want(6), NextStep::Ask);
         assert!(bed.alarms(6)[0].contains("node n1"), "{:?}", bed.alarms(6));
         assert_eq!(bed.alarms(66), [""; 0], "nobody waits for it any more");
-        assert_eq!(bed.hear(67, FIRST), Next::Publish);
-        assert_eq!(bed.want(68), Next::Nothing);
+        assert_eq!(bed.hear(67, FIRST), NextStep::Publish);
+        assert_eq!(bed.want(68), NextStep::Nothing);
         assert_eq!(bed.alarms(68), [""; 0]);
     }
 
     #[test]
     fn each_port_has_its_own_stations() {
         let mut bed = Bed::new();
-        assert_eq!(bed.hear(0, FIRST), Next::Publish);
+        assert_eq!(bed.hear(0, FIRST), NextStep::Publish);
         let now = bed.at(1);
-        assert_eq!(bed.stations.hear(PortId(2), "n1", SECOND, now), Next::Publish);
-        assert_eq!(bed.stations.hear(PORT, "n2", SECOND, now), Next::Publish);
+        assert_eq!(
+            bed.stations.observe(PortId(2), "n1", SECOND, now),
+            NextStep::Publish
+        );
+        assert_eq!(bed.stations.observe(PORT, "n2", SECOND, now), NextStep::Publish);
         assert_eq!(
             bed.known(),
             [
@@ -287,7 +290,7 @@ mod tests {
         assert_eq!(bed.alarms(1), [""; 0]);
         // What is not heard of for a day is asked for again.
         let later = bed.at(2 * 24 * 3600);
-        assert_eq!(bed.stations.hear(PORT, "n3", FIRST, later), Next::Publish);
+        assert_eq!(bed.stations.observe(PORT, "n3", FIRST, later), NextStep::Publish);
         assert_eq!(bed.known(), [(PORT, "n3", FIRST)]);
     }
 }

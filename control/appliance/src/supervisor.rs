@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use ringwall_messages::{
-    CONTROL_SOCKET, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, REPORT_INTERVAL, Report, SUPERVISION_FILE,
-    Supervision,
+    CONTROL_SOCKET, ChildReport, DATAPLANE_SOCKET, DataplaneStatus, RELEASE, REPORT_INTERVAL,
+    SUPERVISION_FILE, Supervision,
 };
 use ringwall_process::log;
 use rustix::{
@@ -26,15 +26,15 @@ use rustix::{
     process::Signal,
 };
 
-use self::upgrading::{Relieved, Upgrade};
+use self::upgrading::{EndingChild, Upgrade};
 use super::{
     about::About,
-    children::{AT_ONCE, Backoff, Child, Program, Recipe, Role, describe},
-    dataplane::take_back_mount,
+    children::{Backoff, Child, LaunchSpec, MAX_REPORTS_PER_TURN, Program, Role, describe},
+    dataplane::revert_mount,
     expedited::Expedited,
     flow_table,
-    lifeline::StopSignal,
     plan::Plan,
+    stop_signal::StopSignal,
     upgrade::requests::Requests,
 };
 
@@ -55,21 +55,21 @@ pub struct RunArgs {
 /// How long a process may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long grace periods are short after a dataplane began to die: more than a replacement takes.
-const HURRY: Duration = Duration::from_millis(500);
+const SHORT_GRACE_PERIOD: Duration = Duration::from_millis(500);
 /// How long after a dataplane went its successor is started, to stand by: the replacement is over by then.
-const SETTLED: Duration = HURRY;
+const STANDBY_DELAY: Duration = SHORT_GRACE_PERIOD;
 /// How often it is looked at first whether the processes are ready and policies in force: the longer that takes, the less
 /// often, at most once in [`READY_LOOK_MOST`].
-const READY_LOOK: Duration = Duration::from_millis(10);
-const READY_LOOK_MOST: Duration = Duration::from_secs(2);
+const READY_CHECK: Duration = Duration::from_millis(10);
+const MAX_READY_CHECK: Duration = Duration::from_secs(2);
 /// How long the dataplane may take to answer; meanwhile nothing else is looked after.
 const ANSWER: Duration = Duration::from_millis(300);
 /// How long control has, at the first start, to refuse its configuration before ports are touched.
 const CONTROL_HEAD_START: Duration = Duration::from_secs(5);
 /// After so long without a word a process that used to say that it is alive is killed: before systemd would end all of them.
-const SILENT: Duration = Duration::from_secs(20);
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 /// A turn that takes longer, with its wait of a second, was not one: the process was stopped.
-const LONGEST_TURN: Duration = Duration::from_secs(3);
+const MAX_TURN: Duration = Duration::from_secs(3);
 /// Between two signs of life to systemd.
 const ALIVE: Duration = Duration::from_secs(5);
 
@@ -120,8 +120,8 @@ fn lock(runtime: &Path) -> anyhow::Result<File> {
 }
 
 /// One of the two, running or waiting to be started again.
-struct Post {
-    recipe: Recipe,
+struct ProcessSlot {
+    recipe: LaunchSpec,
     child: Option<Child>,
     /// One that is dying while its successor begins.
     dying: Option<Child>,
@@ -143,13 +143,13 @@ struct Standby {
 
 struct Supervisor {
     plan: Plan,
-    posts: [Post; 2],
+    posts: [ProcessSlot; 2],
     standby: Standby,
     /// Who wants an upgrade.
     requests: Requests,
     upgrade: Option<Upgrade>,
     /// Children that were told to end, and whose end is no news.
-    relieved: Vec<Relieved>,
+    relieved: Vec<EndingChild>,
     /// What the program is that processes are started from.
     about: About,
     record: Supervision,
@@ -180,8 +180,8 @@ impl Supervisor {
                 arguments.extend(["--kubeconfig".into(), file.clone().into()]);
             }
             arguments.push("--supervised".into());
-            Post {
-                recipe: Recipe {
+            ProcessSlot {
+                recipe: LaunchSpec {
                     role,
                     program: program.clone(),
                     arguments,
@@ -217,7 +217,7 @@ impl Supervisor {
         })
     }
 
-    fn post(&mut self, role: Role) -> &mut Post {
+    fn post(&mut self, role: Role) -> &mut ProcessSlot {
         &mut self.posts[role as usize]
     }
 
@@ -244,7 +244,7 @@ impl Supervisor {
         self.start_due();
         self.keep_standby()?;
         self.wait(stop)?;
-        if stop.told() {
+        if stop.is_set() {
             self.begin_stop(Signal::TERM);
         }
         if stop.hung_up() {
@@ -254,13 +254,14 @@ impl Supervisor {
         }
         self.collect_ended()?;
         let heard = self.take_reports();
-        self.end_the_silent();
+        self.kill_silent();
         self.collect_relieved()?;
         self.step_upgrade(&heard)?;
         for post in &mut self.posts {
-            post.expedited.take_if(|(_, since)| since.elapsed() >= HURRY);
+            post.expedited
+                .take_if(|(_, since)| since.elapsed() >= SHORT_GRACE_PERIOD);
         }
-        self.look_at_readiness();
+        self.check_readiness();
         self.tell_systemd();
         if let Some(since) = self.stopping {
             if since.elapsed() > GRACE {
@@ -300,7 +301,7 @@ impl Supervisor {
                             upgrade.hand_snapshot(&child);
                         }
                         child.go(false);
-                        self.standby.due = Some(Instant::now() + SETTLED);
+                        self.standby.due = Some(Instant::now() + STANDBY_DELAY);
                         self.record.dataplane_standby = None;
                     }
                     tracing::info!(process = post.recipe.role.name(), pid = child.pid(), "started");
@@ -360,7 +361,7 @@ impl Supervisor {
             timeout = timeout.min(due.saturating_duration_since(now));
         }
         for (_, since) in self.posts.iter().filter_map(|post| post.expedited.as_ref()) {
-            timeout = timeout.min(HURRY.saturating_sub(since.elapsed()));
+            timeout = timeout.min(SHORT_GRACE_PERIOD.saturating_sub(since.elapsed()));
         }
         if self.stopping.is_some() {
             timeout = Duration::from_millis(50);
@@ -405,11 +406,11 @@ impl Supervisor {
     }
 
     /// What the processes have said, each with its process id.
-    fn take_reports(&mut self) -> Vec<(u32, Report)> {
+    fn take_reports(&mut self) -> Vec<(u32, ChildReport)> {
         let mut reports = Vec::new();
         for child in self.posts.iter_mut().filter_map(|post| post.child.as_mut()) {
             let pid = child.pid();
-            let messages = std::iter::from_fn(|| child.report()).take(AT_ONCE);
+            let messages = std::iter::from_fn(|| child.report()).take(MAX_REPORTS_PER_TURN);
             reports.extend(messages.map(|received| (pid, received.message)));
         }
         reports
@@ -417,15 +418,15 @@ impl Supervisor {
 
     /// Kills what has fallen silent, as a process that is stopped does: it is started again, and systemd need not end all of
     /// them. While all were stopped, this process too, nobody could say anything.
-    fn end_the_silent(&mut self) {
+    fn kill_silent(&mut self) {
         let gap = self.turned.elapsed();
         self.turned = Instant::now();
         for post in &mut self.posts {
             let Some(child) = &mut post.child else { continue };
-            if gap > LONGEST_TURN {
-                child.forgive(gap);
+            if gap > MAX_TURN {
+                child.extend_silence(gap);
             }
-            if let Some(silence) = child.silence().filter(|silence| *silence >= SILENT) {
+            if let Some(silence) = child.silence().filter(|silence| *silence >= SILENCE_LIMIT) {
                 tracing::error!(
                     process = post.recipe.role.name(),
                     pid = child.pid(),
@@ -532,7 +533,7 @@ impl Supervisor {
     }
 
     /// Until the first policies are in force, looks how far the processes are and tells the user.
-    fn look_at_readiness(&mut self) {
+    fn check_readiness(&mut self) {
         if self.stopping.is_some() || self.is_settled() || Instant::now() < self.next_look {
             return;
         }
@@ -577,7 +578,7 @@ impl Supervisor {
             let ports: Vec<&str> = status.ports.iter().map(|port| port.name.as_str()).collect();
             tracing::info!(
                 name = self.plan.name,
-                mode = self.plan.mode_in_words(),
+                mode = self.plan.describe_mode(),
                 workers = status.workers.len(),
                 ports = ports.join(" "),
                 "running"
@@ -605,7 +606,7 @@ impl Supervisor {
             "{} {}: {}, {} worker{} on CPU {}",
             bold("ringwall"),
             self.plan.name,
-            self.plan.mode_in_words(),
+            self.plan.describe_mode(),
             cpus.len(),
             if cpus.len() == 1 { "" } else { "s" },
             cpus.join(", ")
@@ -656,7 +657,7 @@ impl Supervisor {
         let _ = std::fs::remove_file(self.plan.runtime_dir.join(SUPERVISION_FILE));
         if !self.announced
             && ringwall_bpf::pinned_ports(&self.plan.pins).is_empty()
-            && let Err(error) = take_back_mount(&self.plan.state_dir)
+            && let Err(error) = revert_mount(&self.plan.state_dir)
         {
             tracing::warn!("{error:#}");
         }
@@ -674,7 +675,7 @@ impl Supervisor {
 /// How long until it is looked again how far the processes are, so long after the last was started: soon at first, as most
 /// starts take a fraction of a second; a start may also wait for an API server for ever.
 fn look_after(started: Duration) -> Duration {
-    (started / 8).clamp(READY_LOOK, READY_LOOK_MOST)
+    (started / 8).clamp(READY_CHECK, MAX_READY_CHECK)
 }
 
 #[cfg(test)]
@@ -689,6 +690,6 @@ mod tests {
             looks += 1;
         }
         assert!(looks < 1900, "{looks} in an hour");
-        assert_eq!(look_after(Duration::from_millis(80)), READY_LOOK);
+        assert_eq!(look_after(Duration::from_millis(80)), READY_CHECK);
     }
 }

@@ -105,7 +105,7 @@ impl Stage {
     }
 
     /// What happens, for a person.
-    pub fn words(self) -> &'static str {
+    pub fn describe(self) -> &'static str {
         match self {
             Self::Asking => "asking the program what it is",
             Self::Staging => "the new control reads the policies, compiles and proves them",

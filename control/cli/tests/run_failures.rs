@@ -24,7 +24,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use ringwall_appliance::last_snapshot::{LastSnapshot, MadeOf};
+use ringwall_appliance::last_snapshot::{LastSnapshot, SnapshotInputs};
 use ringwall_config::Config;
 use ringwall_messages::ClusterUid;
 use ringwall_testbed::api_server::ApiServer;
@@ -166,7 +166,7 @@ fn a_worker_that_panics_is_replaced_with_its_process() {
 #[cfg(target_arch = "x86_64")]
 fn a_worker_that_returns_is_replaced_with_its_process() {
     if may_run("a_worker_that_returns_is_replaced_with_its_process") {
-        let run = "ringwall_appliance::work::run";
+        let run = "ringwall_appliance::worker_thread::worker_loop";
         a_worker_that_ends(
             |worker, symbols| worker.raise_flag_of(symbols, run),
             "rw-worker-0 ended unexpectedly: ending the process",
@@ -193,14 +193,14 @@ fn without_source() -> Bed {
     let config = Config::load(&bed.config_file()).unwrap();
     let file = config.snapshot_file();
     let last = LastSnapshot::new(file.clone(), before, None).load().unwrap();
-    let now = LastSnapshot::new(file, MadeOf::of(&config), None);
+    let now = LastSnapshot::new(file, SnapshotInputs::of(&config), None);
     now.write(&last.unwrap().snapshot, None).unwrap();
     bed
 }
 
 /// A bed that has run with `ISOLATE_B` of a folder, whose source is an API server that does not answer from now on, and
 /// what its last snapshot was made of.
-fn with_another_source() -> (Bed, MadeOf) {
+fn with_another_source() -> (Bed, SnapshotInputs) {
     let mut bed = Bed::new();
     bed.manifest("np", ISOLATE_B);
     bed.start();
@@ -220,7 +220,7 @@ current-context: gone
     let folder = format!("manifests: {}/manifests", bed.dir.path().display());
     let config = bed.config();
     assert!(config.contains(&folder));
-    let before = MadeOf::of(&Config::load(&bed.config_file()).unwrap());
+    let before = SnapshotInputs::of(&Config::load(&bed.config_file()).unwrap());
     bed.configure(&config.replace(&folder, &format!("kubeconfig: {}", kubeconfig.display())));
     (bed, before)
 }
@@ -262,7 +262,7 @@ fn the_last_snapshot_decides_until_the_cluster_turns_out_to_be_another() {
     }
     let mut bed = without_source();
     let config = Config::load(&bed.config_file()).unwrap();
-    let last = LastSnapshot::new(config.snapshot_file(), MadeOf::of(&config), None);
+    let last = LastSnapshot::new(config.snapshot_file(), SnapshotInputs::of(&config), None);
     let before = ClusterUid::try_from("the-old-cluster".to_owned()).unwrap();
     let stored = last.load().unwrap().unwrap().snapshot;
     last.write(&stored, Some(&before)).unwrap();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
-use ringwall_appliance::netlink::{Change, Changes};
+use ringwall_appliance::netlink::{ChangeStream, KernelChange};
 use run_bed::*;
 
 /// The gateway without a pod that is a port, and with objects for pods `late0` to `late(COUNT-1)`.
@@ -187,7 +187,7 @@ fn watch_links(namespace: &Namespace, names: Vec<String>) -> std::thread::JoinHa
             Some(rustix::thread::LinkNameSpaceType::Network),
         )
         .unwrap();
-        let changes = Changes::of_links().unwrap();
+        let changes = ChangeStream::of_links().unwrap();
         ready.send(()).unwrap();
         let mut open: BTreeMap<String, Instant> = BTreeMap::new();
         let mut took: Vec<Duration> = Vec::new();
@@ -195,7 +195,7 @@ fn watch_links(namespace: &Namespace, names: Vec<String>) -> std::thread::JoinHa
         while took.len() < names.len() && Instant::now() < deadline {
             // The kernel says nothing of a program that is attached by a link.
             let patience = if open.is_empty() { 500_000 } else { 50 };
-            if let Ok(Change::Messages(messages)) = changes.wait(Duration::from_micros(patience)) {
+            if let Ok(KernelChange::Messages(messages)) = changes.wait(Duration::from_micros(patience)) {
                 let now = Instant::now();
                 for message in messages {
                     let RouteNetlinkMessage::NewLink(link) = message else {

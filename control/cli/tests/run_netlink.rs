@@ -8,13 +8,13 @@ mod run_bed;
 use std::time::{Duration, Instant};
 
 use ringwall_appliance::{
-    fib::{Action, Known, View},
-    netlink::{Change, Changes, Netlink},
+    kernel_state::{Action, KernelNeighbour, KernelState},
+    netlink::{ChangeStream, KernelChange, Netlink},
 };
 use run_bed::*;
 
-fn read(netlink: &mut Netlink) -> View {
-    let mut view = View::default();
+fn read(netlink: &mut Netlink) -> KernelState {
+    let mut view = KernelState::default();
     view.set_links(&netlink.links().unwrap());
     view.set_addresses(&netlink.addresses().unwrap());
     view.set_routes(&netlink.routes().unwrap());
@@ -22,7 +22,7 @@ fn read(netlink: &mut Netlink) -> View {
     view
 }
 
-fn action(view: &View, prefix: &str) -> Option<Action> {
+fn action(view: &KernelState, prefix: &str) -> Option<Action> {
     view.routes
         .get(&prefix.parse().unwrap())
         .map(|route| route.action.clone())
@@ -102,13 +102,13 @@ fn routes_of_every_kind_are_read_as_the_kernel_has_them() {
     assert!(view.addresses.contains(&(d0, "192.0.2.1".parse().unwrap(), 24)));
 
     // A link that goes down takes its IPv4 routes without a word about them: only the link is told.
-    let changes = ns.inside(|| Changes::subscribe().unwrap());
+    let changes = ns.inside(|| ChangeStream::subscribe().unwrap());
     sh(&format!("ip -n {n} link set d1 down"));
     let mut view = view;
     let mut stale = false;
     let deadline = Instant::now() + Duration::from_secs(5);
     while !stale && Instant::now() < deadline {
-        if let Change::Messages(messages) = changes.wait(Duration::from_millis(100)).unwrap() {
+        if let KernelChange::Messages(messages) = changes.wait(Duration::from_millis(100)).unwrap() {
             stale = messages.iter().any(|message| view.apply(message).all);
         }
     }
@@ -158,7 +158,10 @@ fn managed_neighbours_are_resolved_and_stay_so() {
             std::thread::sleep(Duration::from_millis(10));
         }
     });
-    assert_eq!(known, [Known::At(mac), Known::At(mac)]);
+    assert_eq!(
+        known,
+        [KernelNeighbour::Resolved(mac), KernelNeighbour::Resolved(mac)]
+    );
     let shown = here.command("ip").args(["neigh"]).output().unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains("managed"), "{shown}");
@@ -176,7 +179,7 @@ fn lost_notifications_are_noticed() {
         return;
     }
     let ns = Namespace::new("no");
-    let changes = ns.inside(|| Changes::subscribe().unwrap());
+    let changes = ns.inside(|| ChangeStream::subscribe().unwrap());
     let batch = tempfile::NamedTempFile::new().unwrap();
     let mut lines = String::new();
     for high in 0..160 {
@@ -189,7 +192,10 @@ fn lost_notifications_are_noticed() {
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut overrun = false;
     while !overrun && Instant::now() < deadline {
-        overrun = matches!(changes.wait(Duration::from_millis(100)).unwrap(), Change::Overrun);
+        overrun = matches!(
+            changes.wait(Duration::from_millis(100)).unwrap(),
+            KernelChange::Overrun
+        );
     }
     assert!(overrun, "40960 notifications do not fit");
     let view = ns.inside(|| read(&mut Netlink::open().unwrap()));

@@ -3,7 +3,7 @@
 //! [`Controller::turn`] is the whole of it. One state is compiled and proven at a time, on a thread of its own
 //! ([`pipeline`]), and the next one not before the dataplane has answered for it; what the source says meanwhile waits,
 //! the newest only. Whatever fails, the dataplane goes on with the snapshot it has. Beside it the snapshot in force is
-//! proven whole, slowly ([`background`]).
+//! proven whole, slowly ([`rolling_proof`]).
 #![forbid(unsafe_code)]
 
 mod active_policy;
@@ -34,8 +34,8 @@ use ringwall_compile::{Budget, CompileError, EpochKey};
 use ringwall_config::{Config, OnDeadline, SourceKind, UnknownEndpoints, Verify};
 use ringwall_dataplane::classify::Image;
 use ringwall_messages::{
-    CONTROL_SOCKET, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, Order, REPORT_INTERVAL, Report,
-    SUPERVISION_FILE, Status, client, image_memfd,
+    CONTROL_SOCKET, ChildReport, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, REPORT_INTERVAL,
+    SUPERVISION_FILE, Status, SupervisorOrder, client, image_memfd,
 };
 use ringwall_policy::{Cluster, Settings};
 use ringwall_process::{
@@ -311,7 +311,7 @@ fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::R
             }
             if let Some(line) = line.as_ref().filter(|_| beat.elapsed() >= REPORT_INTERVAL) {
                 beat = Instant::now();
-                line.report(&Report::Alive, None);
+                line.report(&ChildReport::Alive, None);
             }
         }
     };
@@ -356,7 +356,7 @@ impl SupervisorCommands {
                 .spawn(move || {
                     // It ends with the supervisor, however that ends.
                     while let Some(received) = ours.hear() {
-                        if let Order::Go { .. } = received.message {
+                        if let SupervisorOrder::Go { .. } = received.message {
                             let _ = goes.send(());
                         }
                     }
@@ -385,13 +385,13 @@ enum Milestone {
 }
 
 fn report(line: &Lifeline, milestone: Milestone) {
-    let refused = |reason: String| (Report::Refused { reason }, None);
+    let refused = |reason: String| (ChildReport::Refused { reason }, None);
     let (report, fd) = match milestone {
         Milestone::Staged(image) => {
             let bytes = image.to_bytes();
             match image_memfd("ringwall-staged", &bytes) {
                 Ok(memory) => {
-                    let staged = Report::Staged {
+                    let staged = ChildReport::Staged {
                         generation: image.generation().0,
                         hash: ContentHash(image.hash()),
                         bytes: bytes.len() as u64,
@@ -402,7 +402,7 @@ fn report(line: &Lifeline, milestone: Milestone) {
             }
         }
         Milestone::NoSnapshot(reason) => refused(reason),
-        Milestone::InCharge => (Report::InCharge, None),
+        Milestone::InCharge => (ChildReport::InCharge, None),
     };
     line.report(&report, fd);
 }

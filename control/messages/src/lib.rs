@@ -36,8 +36,8 @@ use ringwall_policy::Cluster;
 use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener, ProtocolError, Received, image_memfd, read_image};
 pub use supervision::{
-    Lifeline, Order, REPORT_INTERVAL, Report, SUPERVISION_VERSION, UpgradeAnswer, UpgradeOutcome,
-    UpgradeRequest, UpgradeStatus,
+    ChildReport, Lifeline, REPORT_INTERVAL, SUPERVISION_VERSION, SupervisorOrder, UpgradeAnswer,
+    UpgradeOutcome, UpgradeRequest, UpgradeStatus,
 };
 
 /// Version of the messages; both ends must have the same.

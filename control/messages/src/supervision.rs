@@ -30,7 +30,7 @@ pub const SUPERVISION_VERSION: u32 = 1;
 /// From the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-pub enum Order {
+pub enum SupervisorOrder {
     /// To a dataplane that stands by: begin with the snapshot in the memfd that comes with this, not with the one on disk.
     Snapshot {
         /// Its generation.
@@ -42,7 +42,7 @@ pub enum Order {
     },
     /// Take the ports over; to a staged control: take over.
     Go {
-        /// To a dataplane: nobody may connect before [`Order::Serve`], and nothing is kept on disk.
+        /// To a dataplane: nobody may connect before [`SupervisorOrder::Serve`], and nothing is kept on disk.
         on_trial: bool,
     },
     /// To a dataplane on trial: it stays.
@@ -52,7 +52,7 @@ pub enum Order {
 /// To the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-pub enum Report {
+pub enum ChildReport {
     /// Of a staged control: the first snapshot, proven, in the memfd that comes with this.
     Staged {
         /// Its generation.
@@ -182,7 +182,7 @@ impl Lifeline {
     }
 
     /// Waits for the next order; None at the end. What is no socket has an end and no orders.
-    pub fn hear(&self) -> Option<Received<Order>> {
+    pub fn hear(&self) -> Option<Received<SupervisorOrder>> {
         match self.0.receive() {
             Ok(received) => Some(received),
             Err(ProtocolError::Io(error)) if rustix::io::Errno::from_io_error(&error) == NOT_A_SOCKET => {
@@ -199,7 +199,7 @@ impl Lifeline {
     }
 
     /// Tells the supervisor something. Where that is gone, the end says so.
-    pub fn report(&self, report: &Report, fd: Option<OwnedFd>) {
+    pub fn report(&self, report: &ChildReport, fd: Option<OwnedFd>) {
         if let Err(error) = self.0.send(report, fd.as_ref().map(AsFd::as_fd)) {
             tracing::debug!(%error, "the supervisor hears nothing");
         }

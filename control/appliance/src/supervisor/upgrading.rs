@@ -5,26 +5,26 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ringwall_messages::{ContentHash, Order, Report, UpgradeOutcome, UpgradeStatus};
+use ringwall_messages::{ChildReport, ContentHash, SupervisorOrder, UpgradeOutcome, UpgradeStatus};
 use rustix::process::Signal;
 
 use super::{
     super::{
         about::About,
-        children::{Child, Program, Recipe, Role, describe},
+        children::{Child, LaunchSpec, Program, Role, describe},
         expedited::Expedited,
         upgrade::{Action, Event, Stage, next, probe::Probe, requests::Client},
     },
-    GRACE, SETTLED, Supervisor,
+    GRACE, STANDBY_DELAY, Supervisor,
 };
 
 /// A child that was told to end. It is killed when it does not.
-pub(super) struct Relieved {
+pub(super) struct EndingChild {
     child: Child,
     since: Instant,
 }
 
-impl Relieved {
+impl EndingChild {
     fn told(child: Child, signal: Signal) -> Self {
         child.signal(signal);
         Self {
@@ -43,7 +43,7 @@ impl Relieved {
     }
 }
 
-impl AsFd for Relieved {
+impl AsFd for EndingChild {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.child.as_fd()
     }
@@ -79,7 +79,7 @@ struct Snapshot {
 
 impl Snapshot {
     fn hand_to(&self, dataplane: &Child) {
-        let order = Order::Snapshot {
+        let order = SupervisorOrder::Snapshot {
             generation: self.generation,
             hash: self.hash,
             bytes: self.bytes,
@@ -92,7 +92,7 @@ impl Upgrade {
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
         self.due = Instant::now() + stage.limit();
-        self.say(stage.words());
+        self.say(stage.describe());
     }
 
     fn say(&mut self, text: &str) {
@@ -126,7 +126,7 @@ impl Upgrade {
     /// What the children say that have no post yet.
     fn hear(&mut self) -> anyhow::Result<Option<Event>> {
         if let Some(probe) = &mut self.probe
-            && let Some(answer) = probe.look()
+            && let Some(answer) = probe.poll()
         {
             self.probe = None;
             return Ok(Some(match answer {
@@ -151,7 +151,7 @@ impl Upgrade {
                 return Ok(match (slot, received.message, received.fd) {
                     (
                         Role::Control,
-                        Report::Staged {
+                        ChildReport::Staged {
                             generation,
                             hash,
                             bytes,
@@ -166,8 +166,8 @@ impl Upgrade {
                         });
                         Some(Event::Staged)
                     }
-                    (Role::Dataplane, Report::Ready, _) => Some(Event::Ready),
-                    (_, Report::Refused { reason }, _) => {
+                    (Role::Dataplane, ChildReport::Ready, _) => Some(Event::Ready),
+                    (_, ChildReport::Refused { reason }, _) => {
                         Some(self.failed(failure, format!("{what}: {reason}")))
                     }
                     _ => None,
@@ -190,7 +190,7 @@ impl Upgrade {
 
 impl Supervisor {
     /// Takes requests, and what has happened to the upgrade that runs. `heard` is what the processes have said.
-    pub(super) fn step_upgrade(&mut self, heard: &[(u32, Report)]) -> anyhow::Result<()> {
+    pub(super) fn step_upgrade(&mut self, heard: &[(u32, ChildReport)]) -> anyhow::Result<()> {
         for (client, program) in self.requests.take() {
             self.begin_upgrade(client, program);
         }
@@ -199,7 +199,7 @@ impl Supervisor {
             if event == Event::Late && !matches!(upgrade.stage, Stage::Trial) {
                 let reason = format!(
                     "{}: not done within {} s",
-                    upgrade.stage.words(),
+                    upgrade.stage.describe(),
                     upgrade.stage.limit().as_secs()
                 );
                 upgrade.failed(event, reason);
@@ -237,7 +237,7 @@ impl Supervisor {
         }
         // What has happened since it was last looked.
         self.next_look = Instant::now();
-        self.look_at_readiness();
+        self.check_readiness();
         let obstacle = if self.stopping.is_some() {
             Some("the supervisor is stopping")
         } else if self.upgrade.is_some() {
@@ -280,7 +280,7 @@ impl Supervisor {
         self.note_upgrade();
     }
 
-    fn next_event(&mut self, heard: &[(u32, Report)]) -> anyhow::Result<Option<Event>> {
+    fn next_event(&mut self, heard: &[(u32, ChildReport)]) -> anyhow::Result<Option<Event>> {
         let dataplane = self.post(Role::Dataplane).child.as_ref().map(Child::pid);
         let control = self.post(Role::Control).child.as_ref().map(Child::pid);
         let relieved = |pid| self.relieved.iter().any(|it| it.child.pid() == pid);
@@ -291,7 +291,7 @@ impl Supervisor {
         if let Some(event) = upgrade.hear()? {
             return Ok(Some(event));
         }
-        let said = |who: Option<u32>, report: &Report| {
+        let said = |who: Option<u32>, report: &ChildReport| {
             heard.iter().any(|(pid, it)| Some(*pid) == who && it == report)
         };
         let is_new = dataplane == Some(upgrade.switched_to);
@@ -301,12 +301,13 @@ impl Supervisor {
                 "the new dataplane died; the log has its words".to_owned(),
             )),
             Stage::Switching | Stage::RollingBack
-                if said(dataplane, &Report::Receiving) && is_new == (upgrade.stage == Stage::Switching) =>
+                if said(dataplane, &ChildReport::Receiving)
+                    && is_new == (upgrade.stage == Stage::Switching) =>
             {
                 Some(Event::Receiving)
             }
             Stage::Relieving if gone(upgrade.relieved) => Some(Event::Relieved),
-            Stage::TakingOver if said(control, &Report::InCharge) => Some(Event::InCharge),
+            Stage::TakingOver if said(control, &ChildReport::InCharge) => Some(Event::InCharge),
             _ => None,
         };
         Ok(event.or_else(|| upgrade.left().is_zero().then_some(Event::Late)))
@@ -329,10 +330,10 @@ impl Supervisor {
     }
 
     /// The recipe of a process of the new program.
-    fn new_recipe(&self, role: Role) -> Option<Recipe> {
+    fn new_recipe(&self, role: Role) -> Option<LaunchSpec> {
         let upgrade = self.upgrade.as_ref()?;
         let post = self.posts.get(role as usize)?;
-        Some(Recipe {
+        Some(LaunchSpec {
             program: upgrade.program.clone(),
             ..post.recipe.clone()
         })
@@ -397,7 +398,7 @@ impl Supervisor {
         post.expedited = Expedited::begin().map(|expedited| (expedited, Instant::now()));
         let child = post.child.take();
         self.relieved
-            .extend(child.map(|child| Relieved::told(child, Signal::KILL)));
+            .extend(child.map(|child| EndingChild::told(child, Signal::KILL)));
     }
 
     fn relieve_control(&mut self) {
@@ -411,10 +412,10 @@ impl Supervisor {
         let control = post.child.take();
         upgrade.relieved = control.as_ref().map(Child::pid);
         self.relieved
-            .extend(control.map(|child| Relieved::told(child, Signal::TERM)));
+            .extend(control.map(|child| EndingChild::told(child, Signal::TERM)));
         let standby = std::mem::take(&mut self.standby);
         self.relieved
-            .extend(standby.child.map(|child| Relieved::told(child, Signal::KILL)));
+            .extend(standby.child.map(|child| EndingChild::told(child, Signal::KILL)));
     }
 
     fn commit(&mut self) {
@@ -432,9 +433,9 @@ impl Supervisor {
         }
         let dataplane = self.post(Role::Dataplane).child.as_ref();
         if let Some(dataplane) = dataplane.filter(|it| it.pid() == switched_to) {
-            dataplane.order(&Order::Serve, None);
+            dataplane.order(&SupervisorOrder::Serve, None);
         }
-        self.standby.due = Some(Instant::now() + SETTLED);
+        self.standby.due = Some(Instant::now() + STANDBY_DELAY);
     }
 
     /// The old dataplane that stands by takes over again. Where the new one died, that has happened already.
@@ -443,7 +444,7 @@ impl Supervisor {
         let switched_to = upgrade.switched_to;
         let control = upgrade.control.take();
         self.relieved
-            .extend(control.map(|child| Relieved::told(child, Signal::KILL)));
+            .extend(control.map(|child| EndingChild::told(child, Signal::KILL)));
         let post = self.post(Role::Dataplane);
         if post
             .child
@@ -462,7 +463,7 @@ impl Supervisor {
         };
         let unused = upgrade.control.take().into_iter().chain(upgrade.dataplane.take());
         self.relieved
-            .extend(unused.map(|child| Relieved::told(child, Signal::KILL)));
+            .extend(unused.map(|child| EndingChild::told(child, Signal::KILL)));
         upgrade.status.outcome = outcome;
         self.forget_other_flow_tables();
         let text = upgrade.status.to_string();

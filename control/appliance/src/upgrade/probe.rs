@@ -11,7 +11,7 @@ use std::{
 use super::super::{about::About, children::Program};
 
 /// Longest answer, in bytes.
-const MOST: usize = 64 << 10;
+const MAX_ANSWER: usize = 64 << 10;
 
 /// A program that is asked. Its end is killed when this is dropped.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Probe {
     }
 
     /// What it has answered; None while it has not.
-    pub fn look(&mut self) -> Option<Result<About, String>> {
+    pub fn poll(&mut self) -> Option<Result<About, String>> {
         let mut part = [0; 4096];
         loop {
             match self.answer.read(&mut part) {
@@ -59,7 +59,7 @@ impl Probe {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Some(Err(error.to_string())),
             }
-            if self.heard.len() > MOST {
+            if self.heard.len() > MAX_ANSWER {
                 return Some(understand(&[]));
             }
         }
@@ -148,7 +148,7 @@ mod tests {
             loop {
                 let mut fds = [rustix::event::PollFd::new(&probe, rustix::event::PollFlags::IN)];
                 rustix::event::poll(&mut fds, None).unwrap();
-                if let Some(outcome) = probe.look() {
+                if let Some(outcome) = probe.poll() {
                     return outcome;
                 }
             }

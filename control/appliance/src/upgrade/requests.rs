@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::super::children::Program;
 
 /// Clients that have connected and not asked yet: more are sent away.
-const MOST: usize = 8;
+const MAX_PENDING: usize = 8;
 
 /// Those who ask. Nothing here waits.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Requests {
     /// Those who have asked.
     pub fn take(&mut self) -> Vec<(Client, Program)> {
         while let Ok(connection) = self.listener.accept() {
-            if self.connected.len() >= MOST || connection.set_nonblocking().is_err() {
+            if self.connected.len() >= MAX_PENDING || connection.set_nonblocking().is_err() {
                 continue;
             }
             // At once: a process id means its process only as long as that lives.

@@ -21,7 +21,7 @@ use ringwall_messages::{
 };
 use ringwall_process::essential::Essential;
 
-use super::last_snapshot::{self, Delta, Kept, LastSnapshot};
+use super::last_snapshot::{self, Delta, LastSnapshot, SnapshotFile};
 
 /// How often it is looked whether every worker has adopted, after [`ADOPTION_YIELDS`].
 const ADOPTION_POLL: Duration = Duration::from_micros(50);
@@ -33,7 +33,7 @@ const ADOPTION_LIMIT: Duration = Duration::from_secs(10);
 /// Changes that follow each other within this time are written to disk together.
 const APPEND_PAUSE: Duration = Duration::from_millis(100);
 /// As many changes wait to be written.
-const MOST_DELTAS: usize = 1024;
+const MAX_DELTAS: usize = 1024;
 /// Least time between two writes of the whole snapshot to disk.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// And at least so many times as long as the write before took, so that large images under constant change take a small
@@ -43,13 +43,13 @@ const WRITE_SHARE: u32 = 20;
 const REMEMBERED: usize = 64;
 const REMEMBERED_BYTES: usize = 64 << 20;
 /// Clients at a time.
-const CLIENTS: usize = 32;
+const MAX_CLIENTS: usize = 32;
 
 /// The newest snapshot and the way to the workers.
-pub struct Publication {
+pub struct SnapshotServer {
     plane: Arc<Mutex<Dataplane>>,
     state: Mutex<State>,
-    to_disk: Mutex<ToDisk>,
+    to_disk: Mutex<PendingWrite>,
     disk_news: Condvar,
     last: LastSnapshot,
     workers: u32,
@@ -71,7 +71,7 @@ struct State {
 
 /// A snapshot that was announced and lies in memory.
 #[derive(Clone)]
-struct Announced {
+struct ReceivedSnapshot {
     generation: u64,
     hash: ContentHash,
     /// Generation that `bytes` are a delta to; None: they are a whole image.
@@ -81,7 +81,7 @@ struct Announced {
 }
 
 #[derive(Default)]
-struct ToDisk {
+struct PendingWrite {
     newest: Option<Snapshot>,
     /// The cluster that it was made from.
     cluster: Option<ClusterUid>,
@@ -99,7 +99,7 @@ pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Publication {
+impl SnapshotServer {
     /// Starts with the snapshot of the process before, where one is on disk.
     pub fn new(
         plane: Arc<Mutex<Dataplane>>,
@@ -144,7 +144,7 @@ impl Publication {
                 problem: None,
                 loaded: None,
             }),
-            to_disk: Mutex::new(ToDisk::default()),
+            to_disk: Mutex::new(PendingWrite::default()),
             disk_news: Condvar::new(),
             last,
             workers,
@@ -254,7 +254,7 @@ impl Publication {
     }
 
     /// Takes a snapshot over; the workers now have to adopt it.
-    fn accept(&self, announced: Announced) -> Result<(), String> {
+    fn accept(&self, announced: ReceivedSnapshot) -> Result<(), String> {
         let taken = self.open(&announced).and_then(|snapshot| {
             let (bytes, cluster) = (announced.bytes.len(), announced.cluster.clone());
             self.install(snapshot.clone(), bytes, SnapshotOrigin::Control, cluster)?;
@@ -267,7 +267,7 @@ impl Publication {
                 to_disk.newest = Some(snapshot);
                 to_disk.cluster = announced.cluster;
                 // More than a disk that hangs is waited for: then the whole one is written.
-                if to_disk.deltas.len() >= MOST_DELTAS {
+                if to_disk.deltas.len() >= MAX_DELTAS {
                     to_disk.deltas.clear();
                 }
                 match announced.base {
@@ -288,8 +288,8 @@ impl Publication {
         }
     }
 
-    fn open(&self, announced: &Announced) -> Result<Snapshot, String> {
-        let Announced {
+    fn open(&self, announced: &ReceivedSnapshot) -> Result<Snapshot, String> {
+        let ReceivedSnapshot {
             generation,
             hash,
             base,
@@ -398,7 +398,7 @@ impl Publication {
     /// Keeps the newest snapshot on disk until [`Self::close`]: appends what changes it, and writes it whole now and then.
     /// For a thread of its own.
     pub fn keep_on_disk(&self) {
-        let mut disk = Disk {
+        let mut disk = SnapshotWriter {
             last: &self.last,
             kept: None,
             whole_at: Instant::now(),
@@ -440,8 +440,9 @@ impl Publication {
             } else if closing {
                 return;
             } else {
-                let idle =
-                    |to_disk: &mut ToDisk| to_disk.newest.is_none() && !to_disk.confirmed && !to_disk.closing;
+                let idle = |to_disk: &mut PendingWrite| {
+                    to_disk.newest.is_none() && !to_disk.confirmed && !to_disk.closing
+                };
                 to_disk = match disk.until_due() {
                     Some(left) => {
                         let waited = self.disk_news.wait_timeout_while(to_disk, left, idle);
@@ -464,9 +465,9 @@ impl Publication {
 }
 
 /// The last snapshot's file and what of it is to be done.
-struct Disk<'a> {
+struct SnapshotWriter<'a> {
     last: &'a LastSnapshot,
-    kept: Option<Kept>,
+    kept: Option<SnapshotFile>,
     /// When the whole snapshot may be written next.
     whole_at: Instant,
     /// The newest one, where the file has it as changes of another alone: a restart has to apply each.
@@ -475,7 +476,7 @@ struct Disk<'a> {
     cluster: Option<ClusterUid>,
 }
 
-impl Disk<'_> {
+impl SnapshotWriter<'_> {
     fn keep(
         &mut self,
         newest: Option<Snapshot>,
@@ -488,7 +489,7 @@ impl Disk<'_> {
             self.behind = Some(snapshot);
             let may_append = !closing && Instant::now() < self.whole_at && !deltas.is_empty();
             // The head says of which cluster all of it is.
-            let appends = |kept: &mut Kept| may_append && kept.cluster() == self.cluster.as_ref();
+            let appends = |kept: &mut SnapshotFile| may_append && kept.cluster() == self.cluster.as_ref();
             if let Some(mut kept) = self.kept.take_if(appends) {
                 // One that fails is not gone on with.
                 let appended = kept.append(deltas)? && kept.generation() == generation;
@@ -545,7 +546,7 @@ pub type FlowSource = Arc<dyn Fn(&FlowFilter, Option<FlowCursor>) -> FlowPage + 
 /// Listens, and serves each client on a thread of its own. Returns at once.
 pub fn serve(
     socket: &Path,
-    publication: Arc<Publication>,
+    publication: Arc<SnapshotServer>,
     status: StatusSource,
     flows: FlowSource,
     essential: &Essential,
@@ -564,7 +565,7 @@ pub fn serve(
 pub fn serve_after(
     word: impl FnOnce() -> bool + Send + 'static,
     socket: &Path,
-    publication: Arc<Publication>,
+    publication: Arc<SnapshotServer>,
     status: StatusSource,
     flows: FlowSource,
     essential: &Essential,
@@ -582,7 +583,7 @@ pub fn serve_after(
     Ok(())
 }
 
-fn accept(listener: &Listener, publication: &Arc<Publication>, status: &StatusSource, flows: &FlowSource) {
+fn accept(listener: &Listener, publication: &Arc<SnapshotServer>, status: &StatusSource, flows: &FlowSource) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
         let connection = match listener.accept() {
@@ -593,16 +594,16 @@ fn accept(listener: &Listener, publication: &Arc<Publication>, status: &StatusSo
                 continue;
             }
         };
-        if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
+        if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
             clients.fetch_sub(1, Ordering::Relaxed);
             continue; // closed by dropping it
         }
-        let place = Place(Arc::clone(&clients));
+        let place = ClientSlot(Arc::clone(&clients));
         let (publication, status, flows) = (Arc::clone(publication), Arc::clone(status), Arc::clone(flows));
         let thread = std::thread::Builder::new().name("rw-client".to_owned());
         let client = move || {
             let _place = place;
-            if let Err(error) = converse(&connection, &publication, &status, &flows) {
+            if let Err(error) = serve_client(&connection, &publication, &status, &flows) {
                 tracing::debug!(%error, "client left");
             }
         };
@@ -613,17 +614,17 @@ fn accept(listener: &Listener, publication: &Arc<Publication>, status: &StatusSo
 }
 
 /// A client's place among [`CLIENTS`]; free again when it leaves, however it does.
-struct Place(Arc<AtomicUsize>);
+struct ClientSlot(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for ClientSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn converse(
+fn serve_client(
     connection: &Connection,
-    publication: &Publication,
+    publication: &SnapshotServer,
     status: &StatusSource,
     flows: &FlowSource,
 ) -> Result<(), ProtocolError> {
@@ -672,7 +673,7 @@ fn converse(
                 let announced = fd
                     .ok_or_else(|| "no memory came with the announcement".to_owned())
                     .and_then(|fd| read_image(fd, bytes).map_err(|error| error.to_string()))
-                    .map(|bytes| Announced {
+                    .map(|bytes| ReceivedSnapshot {
                         generation,
                         hash,
                         base,
@@ -700,9 +701,9 @@ fn converse(
 
 fn publish(
     connection: &Connection,
-    publication: &Publication,
+    publication: &SnapshotServer,
     generation: u64,
-    announced: Result<Announced, String>,
+    announced: Result<ReceivedSnapshot, String>,
     arrived: Instant,
 ) -> Result<(), ProtocolError> {
     let accepted = announced.and_then(|announced| publication.accept(announced));
@@ -784,8 +785,8 @@ mod tests {
         }
     }
 
-    fn announced(image: &Image, base: Option<&Image>) -> Announced {
-        Announced {
+    fn announced(image: &Image, base: Option<&Image>) -> ReceivedSnapshot {
+        ReceivedSnapshot {
             generation: image.generation().0,
             hash: ContentHash(image.hash()),
             base: base.map(|base| base.generation().0),
@@ -794,15 +795,15 @@ mod tests {
         }
     }
 
-    fn publication(file: PathBuf) -> Publication {
+    fn publication(file: PathBuf) -> SnapshotServer {
         let memory = FlowMemory::private(1, 1).unwrap();
         let (plane, _seats) = Dataplane::new(DataplaneConfig::default(), memory, Nanos(0)).unwrap();
-        let last = LastSnapshot::new(file, last_snapshot::MadeOf::default(), None);
-        Publication::new(Arc::new(Mutex::new(plane)), last, 1, || {})
+        let last = LastSnapshot::new(file, last_snapshot::SnapshotInputs::default(), None);
+        SnapshotServer::new(Arc::new(Mutex::new(plane)), last, 1, || {})
     }
 
     /// Generation in force and the epoch of the node by it.
-    fn in_force(publication: &Publication) -> (u64, u64) {
+    fn in_force(publication: &SnapshotServer) -> (u64, u64) {
         let plane = locked(&publication.plane);
         let snapshot = plane.snapshots.current().unwrap();
         (snapshot.generation().0, snapshot.identify(addr()).epoch)
@@ -943,7 +944,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("snapshot.img");
         let uid = |text: &str| ClusterUid::try_from(text.to_owned()).ok();
-        let of = |image: &Image, base: Option<&Image>, cluster: &str| Announced {
+        let of = |image: &Image, base: Option<&Image>, cluster: &str| ReceivedSnapshot {
             cluster: uid(cluster),
             ..announced(image, base)
         };
@@ -955,7 +956,7 @@ mod tests {
             std::thread::spawn(move || publication.keep_on_disk())
         };
         let until_on_disk = |generation: u64, cluster: Option<ClusterUid>| {
-            let last = LastSnapshot::new(file.clone(), last_snapshot::MadeOf::default(), None);
+            let last = LastSnapshot::new(file.clone(), last_snapshot::SnapshotInputs::default(), None);
             let until = Instant::now() + Duration::from_secs(20);
             loop {
                 let found = last.load().unwrap();
@@ -999,7 +1000,7 @@ mod tests {
             std::thread::spawn(move || publication.keep_on_disk())
         };
         let on_disk = |wanted: u64| {
-            let last = LastSnapshot::new(file.clone(), last_snapshot::MadeOf::default(), None);
+            let last = LastSnapshot::new(file.clone(), last_snapshot::SnapshotInputs::default(), None);
             let began = Instant::now();
             loop {
                 let loaded = last.load().unwrap();

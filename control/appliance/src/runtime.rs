@@ -28,14 +28,14 @@ use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device, preflight::R
 
 use super::{
     changes::{Change, Changes},
-    fib::View,
+    kernel_state::KernelState,
     netlink::{Netlink, name_of},
-    numbers::{Numbers, REST},
     plan::{Plan, PlannedPort},
-    pods::PodNetworks,
+    pod_networks::PodNetworks,
+    port_numbers::{PortNumbers, REST},
     ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL, Traffic},
-    publication::{Publication, locked},
     quarantine::Quarantine,
+    snapshot_server::{SnapshotServer, locked},
     stations::Stations,
 };
 
@@ -60,7 +60,7 @@ pub struct Refused {
 }
 
 /// The running dataplane.
-pub struct Machine {
+pub struct DataplaneRuntime {
     /// Grows when interfaces that match a pattern appear.
     pub plan: Mutex<Plan>,
     /// The ports with their programs.
@@ -72,7 +72,7 @@ pub struct Machine {
     /// The publishing side of the packet plane.
     pub plane: Arc<Mutex<Dataplane>>,
     /// Snapshots.
-    pub publication: Arc<Publication>,
+    pub publication: Arc<SnapshotServer>,
     /// The workers' numbers.
     pub stats: StatsReader,
     /// Where pods live: as configured, and as the newest snapshot says.
@@ -84,7 +84,7 @@ pub struct Machine {
     /// By worker: whether it takes its turns.
     pub alive: Vec<AtomicBool>,
     /// Numbers of ports.
-    pub numbers: Mutex<Numbers>,
+    pub numbers: Mutex<PortNumbers>,
     /// The host's own addresses.
     pub local: Mutex<Vec<IpAddr>>,
     /// Held while a port's programs are attached or taken off.
@@ -105,7 +105,7 @@ pub struct Machine {
     pub started: Instant,
 }
 
-impl Machine {
+impl DataplaneRuntime {
     /// Whether packets on an interface may carry partial checksums; looked up once.
     pub fn partial_checksums(&self, name: &str) -> bool {
         let mut known = locked(&self.partial);
@@ -171,7 +171,7 @@ impl Machine {
 
     /// After a change of the links: closes ports whose interface is gone, opens those whose interface is (back) there,
     /// takes in new ones that match a pattern. Other ports are not touched.
-    pub fn look_after_ports(&self, view: &View, local: &[IpAddr]) {
+    pub fn look_after_ports(&self, view: &KernelState, local: &[IpAddr]) {
         self.close_gone(view);
         self.take_in_new(view, local);
         let planned: Vec<PlannedPort> = locked(&self.plan).ports.clone();
@@ -209,14 +209,14 @@ impl Machine {
     }
 
     /// Whether there are interfaces whose port is not open: to be tried again.
-    pub fn has_closed_ports(&self, view: &View) -> bool {
+    pub fn has_closed_ports(&self, view: &KernelState) -> bool {
         locked(&self.live)
             .iter()
             .any(|port| !port.open && view.link_named(&port.planned.name).is_some())
     }
 
     /// Puts back settings of the ports that somebody changed. Meanwhile the programs let nothing past.
-    pub fn keep_settings(&self, view: &View) {
+    pub fn keep_settings(&self, view: &KernelState) {
         let mut plan = locked(&self.plan).clone();
         plan.ports.retain(|port| view.link_named(&port.name).is_some());
         if plan
@@ -249,7 +249,7 @@ impl Machine {
         if count > 1 {
             said = format!("{said} and {} more", count - 1);
         }
-        said = match ports::put_in_order(&plan, &mut locked(&self.changes)) {
+        said = match ports::repair_interfaces(&plan, &mut locked(&self.changes)) {
             Ok(_) => format!("{said}; put back"),
             Err(error) => format!("{said}; cannot be put back: {error:#}"),
         };
@@ -258,7 +258,7 @@ impl Machine {
     }
 
     /// Forgets changes of interfaces that are no more.
-    fn forget_changes(&self, view: &View) {
+    fn forget_changes(&self, view: &KernelState) {
         locked(&self.changes).forget(|change| {
             change
                 .interface()
@@ -280,7 +280,7 @@ impl Machine {
         }
     }
 
-    fn close_gone(&self, view: &View) {
+    fn close_gone(&self, view: &KernelState) {
         let mut gone = Vec::new();
         for port in locked(&self.live).iter_mut() {
             let index = view.link_named(&port.planned.name).map(|(index, _)| index);
@@ -360,10 +360,10 @@ impl Machine {
         }
     }
 
-    fn take_in_new(&self, view: &View, local: &[IpAddr]) {
+    fn take_in_new(&self, view: &KernelState, local: &[IpAddr]) {
         let (plan, newcomers) = {
             let mut plan = locked(&self.plan);
-            let newcomers = plan.take_in(view, &mut locked(&self.numbers));
+            let newcomers = plan.plan_matching_ports(view, &mut locked(&self.numbers));
             let known = !locked(&self.refused).is_empty();
             if newcomers.is_empty() && !known {
                 return;
@@ -508,7 +508,7 @@ impl Machine {
             .and_then(|mut netlink| {
                 let mut changes = locked(&self.changes);
                 ports::set_mtus(one, &mut netlink, &mut changes)?;
-                ports::put_in_order(one, &mut changes)
+                ports::repair_interfaces(one, &mut changes)
             });
         if let Err(error) = in_order {
             tracing::debug!("not in order: {error:#}");
@@ -539,7 +539,7 @@ impl Machine {
         };
         let mut install = || {
             let table = quarantine.table().to_owned();
-            locked(&self.changes).about_to_make([Change::Table { name: table }])?;
+            locked(&self.changes).record([Change::Table { name: table }])?;
             let mut released = BTreeSet::new();
             for link in Netlink::open()?.links()? {
                 let (Some(name), index) = (name_of(&link), link.header.index) else {
@@ -613,8 +613,11 @@ impl Machine {
     fn open_sockets(&self, port: &PlannedPort, one: &Plan, local: &[IpAddr]) -> anyhow::Result<()> {
         {
             let mut changes = locked(&self.changes);
-            ports::make_ready(one, &mut Netlink::open()?, &mut changes)?;
-            if let Some(problem) = ports::put_in_order(one, &mut changes)?.unfit.remove(&port.name) {
+            ports::prepare_interfaces(one, &mut Netlink::open()?, &mut changes)?;
+            if let Some(problem) = ports::repair_interfaces(one, &mut changes)?
+                .unfit
+                .remove(&port.name)
+            {
                 anyhow::bail!(problem);
             }
         }

@@ -15,10 +15,10 @@ use ringwall_config::XdpMode;
 use ringwall_dataplane::port::PortKind;
 
 use super::{
-    machine::Machine,
-    netlink::{Change, Changes, Netlink, NetlinkError, name_of},
+    netlink::{ChangeStream, KernelChange, Netlink, NetlinkError, name_of},
     ports,
-    publication::locked,
+    runtime::DataplaneRuntime,
+    snapshot_server::locked,
 };
 
 /// Between two looks whether the machine stops.
@@ -28,20 +28,20 @@ const LOOK: Duration = Duration::from_millis(500);
 const MORE: Duration = Duration::from_millis(1);
 
 /// Attaches programs to pods' interfaces that come.
-pub struct Newcomers {
-    machine: Arc<Machine>,
-    changes: Changes,
+pub struct PodGuard {
+    machine: Arc<DataplaneRuntime>,
+    changes: ChangeStream,
     /// Interfaces that are guarded, with the names that they had.
     guarded: BTreeMap<u32, String>,
 }
 
-impl Newcomers {
+impl PodGuard {
     /// Listens from now on.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn new(machine: Arc<Machine>) -> Result<Self, NetlinkError> {
-        let changes = Changes::of_links()?;
+    pub fn new(machine: Arc<DataplaneRuntime>) -> Result<Self, NetlinkError> {
+        let changes = ChangeStream::of_links()?;
         let guarded = locked(&machine.live)
             .iter()
             .filter_map(|port| Some((port.attached.as_ref()?.ifindex(), port.planned.name.clone())))
@@ -60,11 +60,11 @@ impl Newcomers {
         while !self.machine.stop.load(Ordering::Relaxed) {
             let change = self.changes.wait(patience);
             // Until there is nothing more to hear, whoever opens ports waits.
-            let busy = !matches!(&change, Ok(Change::Messages(messages)) if messages.is_empty());
+            let busy = !matches!(&change, Ok(KernelChange::Messages(messages)) if messages.is_empty());
             self.machine.guarding.store(busy, Ordering::Relaxed);
             patience = if busy { MORE } else { LOOK };
             match change {
-                Ok(Change::Messages(messages)) => {
+                Ok(KernelChange::Messages(messages)) => {
                     for message in &messages {
                         match message {
                             RouteNetlinkMessage::NewLink(link) => self.look_at(link),
@@ -78,7 +78,7 @@ impl Newcomers {
                         }
                     }
                 }
-                Ok(Change::Overrun) => self.look_at_all(),
+                Ok(KernelChange::Overrun) => self.look_at_all(),
                 Err(error) => {
                     tracing::error!(%error, "new interfaces cannot be followed; trying again");
                     std::thread::sleep(LOOK);

@@ -81,7 +81,7 @@ pub struct Route {
 
 /// The kernel's state.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct KernelState {
     /// Interfaces by index.
     pub links: BTreeMap<u32, Link>,
     /// Addresses of this host, with the interface that holds each and the length of its prefix.
@@ -89,23 +89,23 @@ pub struct View {
     /// The route in force for each prefix.
     pub routes: BTreeMap<IpNet, Route>,
     /// Neighbours of which the kernel knows something, by interface and address.
-    pub neighbours: BTreeMap<(u32, IpAddr), Known>,
+    pub neighbours: BTreeMap<(u32, IpAddr), KernelNeighbour>,
     /// Neighbours that an administrator has set: nothing but their word changes them.
     pub fixed: BTreeSet<(u32, IpAddr)>,
 }
 
 /// What the kernel knows of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
+pub enum KernelNeighbour {
     /// The Ethernet address that it would send to.
-    At([u8; 6]),
+    Resolved([u8; 6]),
     /// It asked, and nobody answered.
     Failed,
 }
 
 /// What a change makes out of date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stale {
+pub struct OutOfDate {
     /// Links, addresses and routes have to be read again.
     pub all: bool,
     /// Routes have to be read again.
@@ -114,7 +114,7 @@ pub struct Stale {
     pub neighbours: bool,
 }
 
-impl Stale {
+impl OutOfDate {
     /// Whether anything is out of date.
     pub fn any(self) -> bool {
         self.all || self.routes || self.neighbours
@@ -131,7 +131,7 @@ impl Stale {
     }
 }
 
-impl View {
+impl KernelState {
     /// Takes the interfaces of a dump.
     pub fn set_links(&mut self, messages: &[LinkMessage]) {
         self.links = messages.iter().map(|m| (m.header.index, link(m))).collect();
@@ -179,8 +179,8 @@ impl View {
     }
 
     /// Takes one notification; says what it makes out of date.
-    pub fn apply(&mut self, message: &RouteNetlinkMessage) -> Stale {
-        let mut stale = Stale::default();
+    pub fn apply(&mut self, message: &RouteNetlinkMessage) -> OutOfDate {
+        let mut stale = OutOfDate::default();
         match message {
             RouteNetlinkMessage::NewLink(m) => {
                 // Statistics and wireless events come as RTM_NEWLINK too; AF_BRIDGE ones are not about the link.
@@ -425,7 +425,7 @@ pub fn is_fixed(message: &NeighbourMessage) -> bool {
 }
 
 /// The key of a neighbour, and what the kernel knows of it.
-fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Known>)> {
+fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<KernelNeighbour>)> {
     /// REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: the states in which the kernel itself would send.
     const VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
     const FAILED: u16 = 0x20;
@@ -448,8 +448,8 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Known>
     }
     let state = u16::from(message.header.state);
     let known = match mac {
-        _ if state & FAILED != 0 => Some(Known::Failed),
-        Some(mac) if state & VALID != 0 => Some(Known::At(mac)),
+        _ if state & FAILED != 0 => Some(KernelNeighbour::Failed),
+        Some(mac) if state & VALID != 0 => Some(KernelNeighbour::Resolved(mac)),
         _ => None,
     };
     Some(((message.header.ifindex, destination?), known))
@@ -484,7 +484,7 @@ mod tests {
     }
 
     fn actions(messages: &[RouteMessage]) -> Vec<(String, Action)> {
-        let mut view = View::default();
+        let mut view = KernelState::default();
         view.set_routes(messages);
         view.routes
             .into_values()
@@ -656,7 +656,7 @@ mod tests {
     #[test]
     fn neighbours_follow_the_state_that_the_kernel_gives_them() {
         let mac = [2, 0, 0, 0, 0, 1];
-        let mut view = View::default();
+        let mut view = KernelState::default();
         let new = |state, mac| RouteNetlinkMessage::NewNeighbour(neighbour_message(state, mac));
         assert!(!view.apply(&new(NeighbourState::Incomplete, None)).any());
         assert!(view.apply(&new(NeighbourState::Reachable, Some(mac))).neighbours);
@@ -664,7 +664,10 @@ mod tests {
         assert!(!view.apply(&new(NeighbourState::Stale, Some(mac))).any());
         assert_eq!(view.neighbours.len(), 1);
         assert!(view.apply(&new(NeighbourState::Failed, None)).neighbours);
-        assert_eq!(view.neighbours.values().collect::<Vec<_>>(), [&Known::Failed]);
+        assert_eq!(
+            view.neighbours.values().collect::<Vec<_>>(),
+            [&KernelNeighbour::Failed]
+        );
         assert!(view.apply(&new(NeighbourState::Incomplete, None)).neighbours);
         assert!(view.neighbours.is_empty());
         view.apply(&new(NeighbourState::Permanent, Some(mac)));
@@ -679,7 +682,7 @@ mod tests {
         m.header.index = 7;
         m.attributes.push(LinkAttribute::IfName("a".to_owned()));
         m.attributes.push(LinkAttribute::Mtu(1500));
-        let mut view = View::default();
+        let mut view = KernelState::default();
         let message = RouteNetlinkMessage::NewLink(m.clone());
         assert!(view.apply(&message).all);
         view.set_links(&[m]);

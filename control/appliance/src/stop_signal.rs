@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use ringwall_messages::{Lifeline, Order};
+use ringwall_messages::{Lifeline, SupervisorOrder};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Takes the line to the supervisor over. The supervisor takes its end for the death of the process; so that it hears of
@@ -50,8 +50,8 @@ impl StopSignal {
 
     /// Also stops when the line to the supervisor ends, which holds its other end and nobody else does. Answers what
     /// orders come until then.
-    pub fn follow_supervisor(&self, line: Arc<Lifeline>) -> io::Result<mpsc::Receiver<Order>> {
-        let teller = Teller(self._teller.try_clone()?);
+    pub fn follow_supervisor(&self, line: Arc<Lifeline>) -> io::Result<mpsc::Receiver<SupervisorOrder>> {
+        let teller = StopOnDrop(self._teller.try_clone()?);
         let (heard, orders) = mpsc::channel();
         std::thread::Builder::new()
             .name("rw-lifeline".to_owned())
@@ -74,7 +74,7 @@ impl StopSignal {
     }
 
     /// Whether the process has to stop.
-    pub fn told(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         let mut byte = [0; 16];
         matches!((&self.told).read(&mut byte), Ok(n) if n > 0)
     }
@@ -82,9 +82,9 @@ impl StopSignal {
 
 /// Tells the process to stop when it is dropped, by a panic, too: a process that could not hear the end of its supervisor
 /// would outlive it.
-struct Teller(UnixStream);
+struct StopOnDrop(UnixStream);
 
-impl Drop for Teller {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         let _ = io::Write::write_all(&mut &self.0, &[0]);
     }

@@ -13,7 +13,7 @@ use ringwall_dataplane::{
 };
 
 use super::{
-    fib::{self, Action, Known, View},
+    kernel_state::{self, Action, KernelNeighbour, KernelState},
     plan::{HostPair, PlannedPlace, PlannedPort},
     ports::GATEWAY_V4,
     stations::Stations,
@@ -21,27 +21,27 @@ use super::{
 
 /// What the mirror makes of the kernel's state.
 #[derive(Debug)]
-pub struct Mirrored {
+pub struct KernelForwarding {
     /// For the workers.
     pub forwarding: Forwarding,
     /// Addresses of this host, for the XDP programs: sorted, without loopback.
     pub local: Vec<IpAddr>,
     /// Neighbours that the kernel has to keep resolved, by index of the interface.
-    pub wanted: BTreeSet<(u32, IpAddr)>,
+    pub needed_neighbours: BTreeSet<(u32, IpAddr)>,
     /// The ports that are there, by index of the interface.
     pub ports: BTreeMap<u32, PortId>,
 }
 
 /// Translates. `partial_checksums` tells whether packets on an interface may carry partial checksums.
-pub fn mirror(
-    view: &View,
+pub fn forwarding_from_kernel(
+    view: &KernelState,
     planned: &[PlannedPort],
     places: &[PlannedPlace],
     stations: &Stations,
     host: Option<&HostPair>,
     routed: bool,
     partial_checksums: &dyn Fn(&str) -> bool,
-) -> Mirrored {
+) -> KernelForwarding {
     let mut builder = ForwardingBuilder::new();
     let mut ports = BTreeMap::new();
     let mut kinds = BTreeMap::new();
@@ -83,7 +83,10 @@ pub fn mirror(
     if routed {
         for route in view.routes.values() {
             want(&route.action, &route.prefix, &kinds, &mut wanted);
-            let action = in_place(over_ports(&route.action, &ports), place_of(&route.prefix, places));
+            let action = restrict_to_place(
+                restrict_to_ports(&route.action, &ports),
+                place_of(&route.prefix, places),
+            );
             builder.route(route.prefix.addr().into(), route.prefix.prefix_len(), action);
         }
         // What has a place is nowhere else, whatever a wider route says.
@@ -91,15 +94,15 @@ pub fn mirror(
             if !view.routes.contains_key(network)
                 && let Some(wider) = wider(view, network)
             {
-                let action = in_place(over_ports(&wider.action, &ports), Some(place));
+                let action = restrict_to_place(restrict_to_ports(&wider.action, &ports), Some(place));
                 builder.route(network.addr().into(), network.prefix_len(), action);
             }
         }
         for ((index, address), known) in &view.neighbours {
             if let Some(port) = ports.get(index) {
                 let neighbour = match known {
-                    Known::At(mac) => Neighbour::Reachable(*mac),
-                    Known::Failed => Neighbour::Failed,
+                    KernelNeighbour::Resolved(mac) => Neighbour::Reachable(*mac),
+                    KernelNeighbour::Failed => Neighbour::Failed,
                 };
                 builder.neighbour(*port, (*address).into(), neighbour);
             }
@@ -149,10 +152,10 @@ pub fn mirror(
             .filter(|address| !address.is_loopback())
             .collect();
     }
-    Mirrored {
+    KernelForwarding {
         forwarding: builder.build(),
         local: local.into_iter().collect(),
-        wanted,
+        needed_neighbours: wanted,
         ports,
     }
 }
@@ -174,7 +177,7 @@ fn broadcast(address: IpAddr, length: u8) -> Option<Ipv4Addr> {
 }
 
 /// The route, as far as it leads over ports. What leads elsewhere is refused: the kernel does not forward for us.
-fn over_ports(action: &Action, ports: &BTreeMap<u32, PortId>) -> Route {
+fn restrict_to_ports(action: &Action, ports: &BTreeMap<u32, PortId>) -> Route {
     let hops = match action {
         Action::Forward(hops) => hops,
         Action::Blackhole => return Route::Blackhole,
@@ -208,7 +211,7 @@ fn place_of<'p>(prefix: &IpNet, places: &'p [PlannedPlace]) -> Option<&'p Networ
 }
 
 /// The route, as far as it leads over the ports of a place.
-fn in_place(route: Route, place: Option<&NetworkPlace>) -> Route {
+fn restrict_to_place(route: Route, place: Option<&NetworkPlace>) -> Route {
     let Some(ports) = place.and_then(|place| place.ports.as_ref()) else {
         return route;
     };
@@ -231,7 +234,7 @@ fn in_place(route: Route, place: Option<&NetworkPlace>) -> Route {
 }
 
 /// The narrowest route that is wider than a network and holds it.
-fn wider<'v>(view: &'v View, network: &IpNet) -> Option<&'v fib::Route> {
+fn wider<'v>(view: &'v KernelState, network: &IpNet) -> Option<&'v kernel_state::Route> {
     (0..network.prefix_len()).rev().find_map(|length| {
         let wider = IpNet::new(network.addr(), length).ok()?.trunc();
         view.routes.get(&wider)
@@ -269,7 +272,7 @@ mod tests {
     use ringwall_dataplane::{forward::RouteDecision, port::ReversePath, wire::subject::NotSubjectTable};
 
     use super::*;
-    use crate::{fib::Link, plan::SourceChecks};
+    use crate::{kernel_state::Link, plan::SourceChecks};
 
     fn planned(id: u16, name: &str, kind: PortKind) -> PlannedPort {
         PlannedPort {
@@ -296,8 +299,8 @@ mod tests {
     }
 
     /// Interfaces 1 `pod0`, 2 `up0`, 3 `inner`, 4 `outer`, 5 `mgmt`; all but the last two are ports.
-    fn node() -> (View, Vec<PlannedPort>, HostPair) {
-        let mut view = View::default();
+    fn node() -> (KernelState, Vec<PlannedPort>, HostPair) {
+        let mut view = KernelState::default();
         for (index, name) in [(1, "pod0"), (2, "up0"), (3, "inner"), (4, "outer"), (5, "mgmt")] {
             view.links.insert(
                 index,
@@ -333,11 +336,11 @@ mod tests {
         (view, ports, pair)
     }
 
-    fn forward(view: &mut View, prefix: &str, hops: &[(u32, Option<&str>)]) {
+    fn forward(view: &mut KernelState, prefix: &str, hops: &[(u32, Option<&str>)]) {
         let prefix: IpNet = prefix.parse().unwrap();
         let hops = hops
             .iter()
-            .map(|(link, gateway)| fib::Hop {
+            .map(|(link, gateway)| kernel_state::Hop {
                 link: *link,
                 gateway: gateway.map(ip),
                 weight: 1,
@@ -345,7 +348,7 @@ mod tests {
             .collect();
         view.routes.insert(
             prefix,
-            fib::Route {
+            kernel_state::Route {
                 prefix,
                 metric: 0,
                 action: Action::Forward(hops),
@@ -361,7 +364,7 @@ mod tests {
         forward(&mut view, "10.0.0.0/8", &[(2, Some("192.0.2.9"))]);
         forward(&mut view, "198.51.100.0/24", &[(5, None)]);
         forward(&mut view, "203.0.113.0/24", &[(5, None), (2, Some("192.0.2.8"))]);
-        let made = mirror(
+        let made = forwarding_from_kernel(
             &view,
             &ports,
             &[],
@@ -395,7 +398,7 @@ mod tests {
             [ip("169.254.1.1"), ip("192.0.2.1"), ip("198.51.100.1")]
         );
         assert_eq!(
-            made.wanted.into_iter().collect::<Vec<_>>(),
+            made.needed_neighbours.into_iter().collect::<Vec<_>>(),
             [(1, ip("10.1.1.2")), (2, ip("192.0.2.8")), (2, ip("192.0.2.9"))]
         );
     }
@@ -433,7 +436,7 @@ mod tests {
             at("172.16.0.0/12", 3),
             at("fd00::/48", 3),
         ];
-        let made = mirror(
+        let made = forwarding_from_kernel(
             &view,
             &ports,
             &places,
@@ -468,10 +471,13 @@ mod tests {
     #[test]
     fn neighbours_are_those_on_ports() {
         let (mut view, ports, pair) = node();
-        view.neighbours.insert((1, ip("10.1.1.2")), Known::At([2; 6]));
-        view.neighbours.insert((2, ip("192.0.2.9")), Known::Failed);
-        view.neighbours.insert((5, ip("198.51.100.9")), Known::At([3; 6]));
-        let made = mirror(
+        view.neighbours
+            .insert((1, ip("10.1.1.2")), KernelNeighbour::Resolved([2; 6]));
+        view.neighbours
+            .insert((2, ip("192.0.2.9")), KernelNeighbour::Failed);
+        view.neighbours
+            .insert((5, ip("198.51.100.9")), KernelNeighbour::Resolved([3; 6]));
+        let made = forwarding_from_kernel(
             &view,
             &ports,
             &[],
@@ -491,7 +497,7 @@ mod tests {
         let (mut view, ports, pair) = node();
         forward(&mut view, "10.1.1.2/32", &[(1, None)]);
         view.links.remove(&1);
-        let made = mirror(
+        let made = forwarding_from_kernel(
             &view,
             &ports,
             &[],

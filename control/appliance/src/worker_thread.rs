@@ -28,12 +28,12 @@ pub fn now() -> Nanos {
 }
 
 /// What a worker knows of the others: how to wake those that sleep.
-pub struct Sleepers {
+pub struct WorkerWakers {
     wakers: Vec<Waker>,
     asleep: Vec<AtomicBool>,
 }
 
-impl Sleepers {
+impl WorkerWakers {
     /// For as many workers as there are wakers.
     pub fn new(wakers: Vec<Waker>) -> Self {
         Self {
@@ -62,7 +62,12 @@ impl Sleepers {
 }
 
 /// Runs until told to stop; the sockets close when it returns.
-pub fn run(mut worker: Worker<XskIo>, idle: IdlePolicy, sleepers: &Arc<Sleepers>, stop: &AtomicBool) {
+pub fn worker_loop(
+    mut worker: Worker<XskIo>,
+    idle: IdlePolicy,
+    sleepers: &Arc<WorkerWakers>,
+    stop: &AtomicBool,
+) {
     let me = worker.index();
     let mut last_busy = now();
     while !stop.load(Ordering::Relaxed) {

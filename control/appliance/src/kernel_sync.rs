@@ -10,13 +10,13 @@ use std::{
 use ringwall_dataplane::{classify::Snapshot, forward::ResolveRequest, port::PortId, wire::neighbour_probe};
 
 use super::{
-    fib::{Known, Stale, View},
-    machine::Machine,
-    mirror::{Mirrored, mirror},
-    netlink::{Change, Changes, Netlink, NetlinkError},
+    kernel_forwarding::{KernelForwarding, forwarding_from_kernel},
+    kernel_state::{KernelNeighbour, KernelState, OutOfDate},
+    netlink::{ChangeStream, KernelChange, Netlink, NetlinkError},
     plan::PlannedPlace,
-    publication::locked,
-    stations::Next,
+    runtime::DataplaneRuntime,
+    snapshot_server::locked,
+    stations::NextStep,
 };
 
 /// How long after a change others are waited for, and how long at most.
@@ -37,11 +37,11 @@ const NODES_PAUSE: Duration = Duration::from_millis(100);
 const ASKED_LIMIT: usize = 1024;
 
 /// Follows the kernel.
-pub struct Follower {
-    machine: Arc<Machine>,
+pub struct KernelSync {
+    machine: Arc<DataplaneRuntime>,
     netlink: Netlink,
-    changes: Changes,
-    view: View,
+    changes: ChangeStream,
+    view: KernelState,
     /// Neighbours that routes need: kept resolved.
     wanted: BTreeSet<(u32, IpAddr)>,
     /// Neighbours that traffic asked for, oldest first.
@@ -56,15 +56,15 @@ pub struct Follower {
     settings_due: Instant,
 }
 
-impl Follower {
+impl KernelSync {
     /// Subscribes, then reads everything once.
-    pub fn new(machine: Arc<Machine>) -> Result<Self, NetlinkError> {
-        let changes = Changes::subscribe()?;
+    pub fn new(machine: Arc<DataplaneRuntime>) -> Result<Self, NetlinkError> {
+        let changes = ChangeStream::subscribe()?;
         let mut follower = Self {
             machine,
             netlink: Netlink::open()?,
             changes,
-            view: View::default(),
+            view: KernelState::default(),
             wanted: BTreeSet::new(),
             asked: VecDeque::new(),
             local: Vec::new(),
@@ -92,14 +92,14 @@ impl Follower {
 
     /// Publishes the state as it was read last.
     pub fn publish(&mut self) {
-        let Mirrored {
+        let KernelForwarding {
             forwarding,
             local,
-            wanted,
+            needed_neighbours: wanted,
             ..
         } = {
             let plan = locked(&self.machine.plan);
-            mirror(
+            forwarding_from_kernel(
                 &self.view,
                 &plan.ports,
                 &plan.places,
@@ -189,13 +189,13 @@ impl Follower {
             };
             let mut stations = locked(&self.machine.stations);
             let next = match news.claimed {
-                Some(mac) => stations.hear(news.port, &node, mac, Instant::now()),
-                None => stations.want(news.port, &node, Instant::now()),
+                Some(mac) => stations.observe(news.port, &node, mac, Instant::now()),
+                None => stations.request(news.port, &node, Instant::now()),
             };
             match next {
-                Next::Nothing => {}
-                Next::Publish => changed = true,
-                Next::Ask => drop(self.nodes_to_ask.insert((news.port, node))),
+                NextStep::Nothing => {}
+                NextStep::Publish => changed = true,
+                NextStep::Ask => drop(self.nodes_to_ask.insert((news.port, node))),
             }
         }
         if changed {
@@ -237,7 +237,7 @@ impl Follower {
         let failed: Vec<(u32, IpAddr)> = self
             .asked
             .iter()
-            .filter(|key| self.view.neighbours.get(key) == Some(&Known::Failed))
+            .filter(|key| self.view.neighbours.get(key) == Some(&KernelNeighbour::Failed))
             .copied()
             .collect();
         for key in failed {
@@ -286,14 +286,14 @@ impl Follower {
     fn turn(&mut self) -> Result<(), NetlinkError> {
         self.resolve();
         self.follow_stations();
-        let mut stale = Stale::default();
+        let mut stale = OutOfDate::default();
         let mut overrun = self.take(RESOLVE_POLL, &mut stale)?;
         if !stale.any() && !overrun {
             return Ok(());
         }
         let begin = Instant::now();
         while begin.elapsed() < DEBOUNCE_LIMIT {
-            let mut more = Stale::default();
+            let mut more = OutOfDate::default();
             overrun |= self.take(DEBOUNCE, &mut more)?;
             if !more.any() {
                 break;
@@ -326,10 +326,10 @@ impl Follower {
     }
 
     /// Takes what there is, waiting up to `timeout`; the answer is whether messages were lost.
-    fn take(&mut self, timeout: Duration, stale: &mut Stale) -> Result<bool, NetlinkError> {
+    fn take(&mut self, timeout: Duration, stale: &mut OutOfDate) -> Result<bool, NetlinkError> {
         match self.changes.wait(timeout)? {
-            Change::Overrun => Ok(true),
-            Change::Messages(messages) => {
+            KernelChange::Overrun => Ok(true),
+            KernelChange::Messages(messages) => {
                 for message in &messages {
                     *stale = stale.and(self.view.apply(message));
                 }

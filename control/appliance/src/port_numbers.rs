@@ -17,7 +17,7 @@ const LOW: usize = 64;
 
 /// The numbers of a process. Time is since any beginning, the same for all calls.
 #[derive(Debug)]
-pub struct Numbers {
+pub struct PortNumbers {
     /// The lowest that was never given out.
     next: u16,
     /// All are below.
@@ -28,7 +28,7 @@ pub struct Numbers {
     free: VecDeque<PortId>,
 }
 
-impl Numbers {
+impl PortNumbers {
     /// Numbers below `limit`, of which those below `used` are given out.
     pub fn new(used: usize, limit: usize) -> Self {
         let number = |value: usize| u16::try_from(value).unwrap_or(u16::MAX);
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn sixty_five_thousand_pods_one_after_the_other_find_numbers_that_nothing_names() {
         // A pod each second lives for a minute; every seventh leaves a flow behind for five minutes.
-        let mut numbers = Numbers::new(3, 3 + 1024);
+        let mut numbers = PortNumbers::new(3, 3 + 1024);
         let mut live: VecDeque<(Duration, PortId)> = VecDeque::new();
         let mut flows: BTreeMap<PortId, Duration> = BTreeMap::new();
         let (mut now, mut asked) = (Duration::ZERO, 0);
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_number_rests_and_waits_for_its_flows() {
-        let mut numbers = Numbers::new(0, 2);
+        let mut numbers = PortNumbers::new(0, 2);
         let (a, b) = (numbers.take().unwrap(), numbers.take().unwrap());
         assert_eq!((a, b, numbers.take()), (PortId(0), PortId(1), None));
         numbers.retire(a, SECOND);

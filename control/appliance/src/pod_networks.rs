@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use ringwall_bpf::MAX_PREFIXES;
 use ringwall_dataplane::classify::Snapshot;
 
-use super::{machine::Machine, publication::locked};
+use super::{runtime::DataplaneRuntime, snapshot_server::locked};
 
 /// Between two looks for a newer snapshot; at least so many times as long as the look before took.
 const LOOK: Duration = Duration::from_millis(20);
@@ -79,7 +79,7 @@ fn join(configured: &[IpNet], found: &[(IpAddr, u8)]) -> Vec<IpNet> {
     joined.into_iter().collect()
 }
 
-impl Machine {
+impl DataplaneRuntime {
     /// Takes what the newest snapshot says of pods, and tells the programs.
     pub fn learn_pods(&self) {
         let Some(snapshot) = self.publication.remembered(|_| true) else {
