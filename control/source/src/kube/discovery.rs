@@ -33,7 +33,7 @@ use super::{
 use crate::feed::{Condition, Health};
 
 /// Group and kind of what else decides about packets in a cluster.
-const UNEVALUATED: &[(&str, &str)] = &[
+pub(super) const UNEVALUATED: &[(&str, &str)] = &[
     ("projectcalico.org", "NetworkPolicy"),
     ("projectcalico.org", "GlobalNetworkPolicy"),
     ("crd.projectcalico.org", "NetworkPolicy"),
