@@ -67,12 +67,17 @@ impl Tunnels {
     /// Whether a packet with this key is one that is not allowed as such.
     #[inline]
     pub(crate) fn matches(&self, key: &FlowKey) -> bool {
-        !self.allowed
-            && match key.protocol {
-                protocol::TCP => false,
-                protocol::UDP => self.ports.contains(&key.dst_port),
-                other => Self::PROTOCOLS.contains(&other),
-            }
+        !self.allowed && self.include(key.protocol, key.dst_port)
+    }
+
+    /// Whether a protocol and its destination port are those of a tunnel.
+    #[inline]
+    pub fn include(&self, protocol: u8, dst_port: u16) -> bool {
+        match protocol {
+            protocol::TCP => false,
+            protocol::UDP => self.ports.contains(&dst_port),
+            other => Self::PROTOCOLS.contains(&other),
+        }
     }
 }
 

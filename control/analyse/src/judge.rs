@@ -10,6 +10,7 @@ use ringwall_dataplane::{
         DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption,
         Provenance, Snapshot,
     },
+    dataplane::Tunnels,
 };
 use ringwall_evaluate::Cause;
 use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId, PolicyKind, policy_words};
@@ -66,6 +67,18 @@ pub struct End {
     /// In the words of the other snapshot, where there is one.
     possible: Option<Identity>,
     template: bool,
+}
+
+/// Whether a gateway with the defaults drops this as `encapsulation`, whatever policy says: what is inside of a tunnel is another
+/// packet, of another source. With `overlay.fromPods: allow`, policy decides; `overlay.ports` replaces the ports.
+pub fn drops_as_encapsulation(src: &End, dst: &End, service: Service) -> bool {
+    use IdentityKind::{Node, Pod, Unknown};
+    let (from, to) = (src.identity.kind, dst.identity.kind);
+    let of_nobody_who_may = matches!(from, Pod | Unknown) || to == Node && from != Node;
+    let is_own = from == Pod && to == Pod && src.identity.endpoint == dst.identity.endpoint;
+    of_nobody_who_may
+        && !is_own
+        && Tunnels::default().include(service.protocol, service.port.unwrap_or_default())
 }
 
 /// Which end's policies decide.

@@ -9,7 +9,7 @@ use std::{
 use ringwall_analyse::{
     flow,
     flow::Flow,
-    judge::{Answer, Direction, End, Fate, Judge, depends_words},
+    judge::{Answer, Direction, End, Fate, Judge, depends_words, drops_as_encapsulation},
 };
 use ringwall_policy::Cluster;
 use serde_json::json;
@@ -36,6 +36,11 @@ A verdict is allow, deny or depends. It depends where the manifests do not say
 which address a pod or workload will have and an ipBlock holds a part of the pod
 network; depends_on names those whose address decides, and the reason with the
 effect depends the rule. --pod-cidr says where pods' addresses are.
+
+The verdict is that of policies. What a gateway drops although they allow it, as
+tunnels of pods (protocols 4, 41, 47, 97, 115, 137; UDP ports 4789, 6081, 8285,
+8472), has gateway_drop with the reason, unless the configuration says otherwise
+(overlay.fromPods, overlay.ports).
 
 Examples:
   ringwall query --manifests ./cluster --flows flows.jsonl -o json
@@ -65,6 +70,11 @@ pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> 
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Whether a gateway drops what policies let pass.
+fn drops_at_gateway(src: &End, dst: &End, flow: &Flow, answer: &Answer) -> bool {
+    answer.fate() != Fate::Deny && drops_as_encapsulation(src, dst, flow.service)
 }
 
 struct Asker<'a> {
@@ -119,6 +129,9 @@ impl Asker<'_> {
         if !depends_on.is_empty() {
             let names: Vec<String> = depends_on.iter().map(ToString::to_string).collect();
             ours["depends_on"] = json!(names);
+        }
+        if drops_at_gateway(src, dst, flow, answer) {
+            ours["gateway_drop"] = json!("encapsulation");
         }
         if !self.cluster.unevaluated_kinds.is_empty() {
             ours["incomplete"] = json!(self.cluster.unevaluated_kinds);
@@ -183,6 +196,11 @@ impl Asker<'_> {
         let depends_on = answer.depends_on(&flow.src, &flow.dst);
         if !depends_on.is_empty() {
             line.push_str(&format!("\n         {}", depends_words(&depends_on)));
+        }
+        if drops_at_gateway(src, dst, flow, answer) {
+            line.push_str(
+                "\n         a gateway drops it as encapsulation, unless its configuration says overlay.fromPods: allow",
+            );
         }
         if !self.cluster.unevaluated_kinds.is_empty() {
             let kinds: Vec<&str> = self

@@ -120,6 +120,50 @@ fn query_answers_each_flow_in_its_place() {
 }
 
 #[test]
+fn query_says_what_a_gateway_drops_although_policies_allow_it() {
+    let dir = shop();
+    let of = |src: &str, dst: &str, what: &str| {
+        let ran = query(&dir, &format!("{{\"src\":\"{src}\",\"dst\":\"{dst}\",{what}}}\n"));
+        assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+        let answer: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        (answer["verdict"].clone(), answer["gateway_drop"].clone())
+    };
+    let dropped = ("allow".into(), "encapsulation".into());
+    let passes = ("allow".into(), serde_json::Value::Null);
+    for protocol in [4, 41, 47, 97, 115, 137] {
+        let what = format!("\"protocol\":{protocol}");
+        assert_eq!(of("shop/web", "1.2.3.4", &what), dropped, "{protocol}");
+        assert_eq!(of("1.2.3.4", "shop/web", &what), passes, "{protocol}");
+        assert_eq!(of("shop/web", "shop/web", &what), passes, "{protocol}");
+    }
+    for port in [4789, 6081, 8285, 8472] {
+        let udp = format!("\"protocol\":\"UDP\",\"dst_port\":{port}");
+        assert_eq!(of("shop/web", "1.2.3.4", &udp), dropped, "{port}");
+        assert_eq!(
+            of("shop/web", "1.2.3.4", &udp.replace("UDP", "TCP")),
+            passes,
+            "{port}"
+        );
+    }
+    assert_eq!(of("shop/web", "1.2.3.4", "\"protocol\":50"), passes);
+    let denied = of("shop/web", "shop/db", "\"protocol\":47");
+    assert_eq!(
+        denied,
+        ("deny".into(), serde_json::Value::Null),
+        "policies drop it already"
+    );
+    let human = ringwall(
+        &["query", "--manifests", path(&dir), "--flows", "-"],
+        "{\"src\":\"shop/web\",\"dst\":\"1.2.3.4\",\"protocol\":47}",
+    );
+    assert!(
+        human.out.contains("a gateway drops it as encapsulation"),
+        "{}",
+        human.out
+    );
+}
+
+#[test]
 fn query_says_what_is_wrong_with_a_flow_and_goes_on() {
     let flows = r#"
 {"src":"shop/nobody","dst":"shop/db","protocol":"TCP","dst_port":1}
