@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context;
 use ringwall_analyse::{refine, refine::Compiled};
 use ringwall_policy::{Cluster, Settings};
-use ringwall_source::{folder, folder::Written};
+use ringwall_source::folder::{self, Loaded, Staged, StagedAction, Written};
 use serde_json::json;
 
 use super::{
@@ -64,17 +64,33 @@ which no policy applies.
 Exit status: 0; with --exit-code 1 where something changes, or policies that are
 not evaluated do; 2 for input that cannot be read.
 
+With --staged, the folder of --manifests is compared with itself as it would be
+if its staged policies were enforced: Calico's StagedNetworkPolicy,
+StagedGlobalNetworkPolicy and StagedKubernetesNetworkPolicy, and NetworkPolicies
+annotated with ringwall.io/mode: staged. A list of them comes first, with the
+pairs of endpoints that each alone would open and close.
+
 Examples:
   ringwall diff --from ./cluster --to ./cluster-new
+  ringwall diff --staged --manifests ./cluster
   ringwall diff --from ./main --to ./branch --exit-code -o json
   ringwall diff --from ./main --to ./branch --pcap node1.pcapng")]
 pub struct DiffArgs {
     /// Folder of manifests before the change
-    #[arg(long, value_name = "DIR")]
-    from: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "staged")]
+    from: Option<PathBuf>,
     /// Folder of manifests after the change
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "staged")]
+    to: Option<PathBuf>,
+    /// Compare what the manifests enforce with what they would enforce with the staged policies
+    #[arg(long, requires = "manifests", conflicts_with_all = ["from", "to"])]
+    staged: bool,
+    /// With --staged: folder of manifests; - for standard input
+    #[arg(long, value_name = "DIR", requires = "staged")]
+    manifests: Option<PathBuf>,
+    /// With --staged: this staged policy alone, by namespace/name or, for one of the whole cluster, name
+    #[arg(long, value_name = "NAME", requires = "staged")]
+    policy: Option<String>,
     /// Configuration file to take pod, node and Service networks and unknownEndpoints from, for both
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -99,33 +115,113 @@ pub struct DiffArgs {
 }
 
 impl DiffArgs {
-    fn load(&self, manifests: &std::path::Path) -> anyhow::Result<Cluster> {
+    fn load(&self, manifests: &std::path::Path) -> anyhow::Result<Loaded> {
         let args = ClusterArgs {
             manifests: manifests.to_owned(),
             config: self.config.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             allow_empty: self.allow_empty,
         };
-        args.load()
+        args.read()
+    }
+
+    /// The two states that are compared.
+    fn clusters(&self, output: Output) -> anyhow::Result<[Cluster; 2]> {
+        let flows = self.flows.as_deref().map(|file| ("--flows", file));
+        if let Some(manifests) = &self.manifests {
+            if let Some(flows) = flows {
+                super::not_both_stdin(("--manifests", manifests), flows)?;
+            }
+            let loaded = self.load(manifests)?;
+            let named = self
+                .policy
+                .as_deref()
+                .map(|name| staged_named(&loaded, name))
+                .transpose()?;
+            write_staged(&loaded, named, output)?;
+            return Ok([loaded.cluster.clone(), loaded.pending(named)]);
+        }
+        let (Some(from), Some(to)) = (&self.from, &self.to) else {
+            anyhow::bail!("--from and --to are missing");
+        };
+        super::not_both_stdin(("--from", from), ("--to", to))?;
+        if let Some(flows) = flows {
+            super::not_both_stdin(("--from", from), flows)?;
+            super::not_both_stdin(("--to", to), flows)?;
+        }
+        Ok([self.load(from)?.cluster, self.load(to)?.cluster])
     }
 }
 
-/// What of the outcome the exit status is about.
-struct Outcome {
-    changes: bool,
-    /// Input that could not be understood.
-    failed: bool,
+/// The staged policy of a name.
+fn staged_named<'a>(loaded: &'a Loaded, name: &str) -> anyhow::Result<&'a Staged> {
+    let mut found = loaded.staged.iter().filter(|staged| staged.name() == name);
+    match (found.next(), found.next()) {
+        (Some(staged), None) => Ok(staged),
+        (Some(_), Some(_)) => {
+            anyhow::bail!("--policy {name}: several staged policies have this name; rename one")
+        }
+        (None, _) => {
+            let known: Vec<String> = loaded.staged.iter().map(Staged::name).collect();
+            match known.as_slice() {
+                [] => anyhow::bail!("--policy {name}: the manifests hold no staged policy"),
+                known => anyhow::bail!(
+                    "--policy {name}: no staged policy has this name; there are: {}",
+                    known.join(", ")
+                ),
+            }
+        }
+    }
 }
 
-pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let (from, to) = (("--from", args.from.as_path()), ("--to", args.to.as_path()));
-    super::not_both_stdin(from, to)?;
-    if let Some(file) = &args.flows {
-        super::not_both_stdin(from, ("--flows", file))?;
-        super::not_both_stdin(to, ("--flows", file))?;
+/// Lists what is staged, and how many pairs of endpoints each of it alone would open and close.
+fn write_staged(loaded: &Loaded, named: Option<&Staged>, output: Output) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let all = loaded
+        .staged
+        .iter()
+        .filter(|staged| named.is_none_or(|named| named == *staged));
+    let mut any = false;
+    for staged in all {
+        any = true;
+        let clusters = [loaded.cluster.clone(), loaded.pending(Some(staged))];
+        let (opened, closed) = with_difference(&clusters, |found| {
+            let pairs = found.totals.pairs().map(|(_, pairs)| pairs);
+            Ok(pairs.fold((0, 0), |(opened, closed), it| {
+                (opened + it.opened, closed + it.closed)
+            }))
+        })?;
+        let action = match staged.action {
+            StagedAction::Delete => "delete",
+            StagedAction::Set | StagedAction::Learn | StagedAction::Ignore => "set",
+        };
+        let (kind, name) = (staged.kind, staged.name());
+        match output {
+            Output::Human => writeln!(
+                out,
+                "{kind} {name} ({action}): would open {} and close {}",
+                count(opened as usize, "pair"),
+                count(closed as usize, "pair"),
+            )?,
+            Output::Json => writeln!(
+                out,
+                "{}",
+                json!({"staged": name, "kind": kind, "action": action, "opened": opened, "closed": closed})
+            )?,
+        }
     }
-    let clusters = [args.load(from.1)?, args.load(to.1)?];
-    let [from, to] = &clusters;
+    if !any && matches!(output, Output::Human) {
+        writeln!(out, "No policy is staged.")?;
+    }
+    Ok(())
+}
+
+/// Compares two states.
+fn with_difference<T>(
+    clusters: &[Cluster; 2],
+    then: impl FnOnce(&refine::Difference<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let [from, to] = clusters;
     let progress = Progress::new("compiling");
     let readings = |cluster: &Cluster| match cluster.readings() {
         Some(readings) => readings.to_vec(),
@@ -136,29 +232,45 @@ pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
     progress.stage("comparing");
     let found = refine::difference_of_readings(&from, &to)?.context("there is nothing to compare")?;
     drop(progress);
+    then(&found)
+}
+
+/// What of the outcome the exit status is about.
+struct Outcome {
+    changes: bool,
+    /// Input that could not be understood.
+    failed: bool,
+}
+
+pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let clusters = args.clusters(output)?;
+    with_difference(&clusters, |found| tell(args, found, output))
+}
+
+fn tell(args: &DiffArgs, found: &refine::Difference<'_>, output: Output) -> anyhow::Result<ExitCode> {
     let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let style = table::Style {
         colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
     let outcome = if let Some(file) = &args.flows {
         let recorded = recorded::read_flows(file)?;
-        recorded::tell(&found, recorded, output, style, &mut out)?
+        recorded::tell(found, recorded, output, style, &mut out)?
     } else if let Some(file) = &args.pcap {
         let recorded = capture::read(file)?;
-        recorded::tell(&found, recorded, output, style, &mut out)?
+        recorded::tell(found, recorded, output, style, &mut out)?
     } else {
         match output {
-            Output::Human if found.regions.len() > MANY && !args.all => sums::write(&found, &mut out)?,
-            Output::Human => table::write(&found, style, &mut out)?,
-            Output::Json => lines::write(&found, &mut out)?,
+            Output::Human if found.regions.len() > MANY && !args.all => sums::write(found, &mut out)?,
+            Output::Human => table::write(found, style, &mut out)?,
+            Output::Json => lines::write(found, &mut out)?,
         }
         Outcome {
             changes: !found.regions.is_empty() || !found.one_sided.is_empty(),
             failed: false,
         }
     };
-    let unknown = unevaluated_change(args, &found)?;
-    let gaps = Left::of(&found, unknown);
+    let unknown = unevaluated_change(args, found)?;
+    let gaps = Left::of(found, unknown);
     match output {
         Output::Human => gaps.words(&mut out)?,
         Output::Json => gaps.lines(&mut out)?,
@@ -198,7 +310,11 @@ fn unevaluated_change(args: &DiffArgs, found: &refine::Difference<'_>) -> anyhow
         found.sort_unstable();
         Ok(found)
     };
-    Ok(read(&args.from)? != read(&args.to)?)
+    // What is staged leaves everything else as it is.
+    let (Some(from), Some(to)) = (&args.from, &args.to) else {
+        return Ok(false);
+    };
+    Ok(read(from)? != read(to)?)
 }
 
 /// What a difference leaves out.

@@ -189,6 +189,11 @@ impl ClusterArgs {
 
     /// The cluster that the manifests describe. Policies that are invalid isolate; standard error says so.
     fn load(&self) -> anyhow::Result<Cluster> {
+        Ok(self.read()?.cluster)
+    }
+
+    /// All that the manifests hold, likewise.
+    fn read(&self) -> anyhow::Result<Loaded> {
         let settings = self.settings()?;
         let loaded = {
             let _progress = Progress::new("reading manifests");
@@ -202,7 +207,7 @@ impl ClusterArgs {
             eprintln!("ringwall: {problem}");
         }
         refuse_nothing(&self.manifests, &loaded, self.allow_empty)?;
-        Ok(loaded.cluster)
+        Ok(loaded)
     }
 }
 

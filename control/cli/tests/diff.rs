@@ -609,3 +609,127 @@ fn policies_that_are_not_evaluated_are_told_and_count_as_changes_where_they_diff
         );
     }
 }
+
+/// What is enforced, a policy that an annotation stages, and policies that kinds of Calico stage, one of which takes the
+/// first away.
+fn staging() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let staged = database(WEB, 5432).replace(
+        "{name: db, namespace: shop}",
+        "{name: closed, namespace: shop, annotations: {ringwall.io/mode: staged}}",
+    );
+    let kinds = "
+---
+apiVersion: projectcalico.org/v3
+kind: StagedKubernetesNetworkPolicy
+metadata: {name: open, namespace: shop}
+spec: {stagedAction: Delete}
+---
+apiVersion: projectcalico.org/v3
+kind: StagedGlobalNetworkPolicy
+metadata: {name: no-web}
+spec:
+  tier: kube-admin
+  order: 1
+  selector: app == 'db'
+  types: [Ingress]
+  ingress:
+  - {action: Deny, source: {selector: app == 'web'}}
+";
+    let open = database("{podSelector: {}}", 5432).replace("name: db", "name: open");
+    fs::write(
+        dir.path().join("all.yaml"),
+        format!("{SHOP}---{staged}---{open}{kinds}"),
+    )
+    .unwrap();
+    dir
+}
+
+/// What comes of TCP 5432 to the database.
+fn verdict(folder: &str, from: &str) -> String {
+    let flow = json!({"src": from, "dst": "shop/db", "protocol": "TCP", "dst_port": 5432});
+    let args = ["query", "--manifests", folder, "--flows", "-", "-o", "json"];
+    let ran = ran::ringwall_reading(&args, &flow.to_string());
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    ran.lines()[0]["verdict"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn staged_policies_change_nothing_and_what_they_would_change_is_shown() {
+    let dir = staging();
+    let folder = dir.path().to_str().unwrap();
+    let query = |from: &str| verdict(folder, from);
+    // Nothing of them is in force.
+    assert_eq!(
+        (query("shop/web"), query("shop/api")),
+        ("allow".to_owned(), "allow".to_owned())
+    );
+
+    let diff = |more: &[&str]| {
+        let mut args = vec!["diff", "--staged", "--manifests", folder, "-o", "json"];
+        args.extend(more);
+        ringwall(&args)
+    };
+    // All together: `closed` allows web alone, and the global one denies it.
+    let ran = diff(&["--exit-code"]);
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    let lines = ran.lines();
+    let of = |name: &str| lines.iter().find(|line| line["staged"] == name).unwrap().clone();
+    assert_eq!(of("no-web")["closed"], 1);
+    assert_eq!(
+        (
+            of("shop/open")["action"].clone(),
+            of("shop/closed")["opened"].clone()
+        ),
+        (json!("delete"), json!(0))
+    );
+    let closes = |from: &str| {
+        lines.iter().any(|line| {
+            let pods = line["src"]["pods"].as_array();
+            line["to"] == "deny" && pods.is_some_and(|pods| pods.contains(&json!(from)))
+        })
+    };
+    assert!(closes("shop/web") && closes("shop/api"), "{lines:#?}");
+
+    // One alone: `open` still lets everybody in.
+    let ran = diff(&["--policy", "shop/closed", "--exit-code"]);
+    assert_eq!((ran.status, ran.lines().len()), (0, 1), "{} {}", ran.out, ran.err);
+    let ran = diff(&["--policy", "no-web"]);
+    assert_eq!(ran.lines().len(), 2, "{}", ran.out);
+    let ran = diff(&["--policy", "shop/none"]);
+    assert_eq!(ran.status, 2);
+    let said = format!("{}{}", ran.out, ran.err);
+    assert!(said.contains("there are: "), "{said}");
+    // A sentence for people, and no second folder.
+    let ran = ringwall(&["diff", "--staged", "--manifests", folder]);
+    assert!(
+        ran.out
+            .contains("StagedGlobalNetworkPolicy no-web (set): would open 0 pairs and close 1 pair"),
+        "{}",
+        ran.out
+    );
+    assert_eq!(
+        ringwall(&["diff", "--staged", "--from", folder, "--to", folder]).status,
+        2
+    );
+    assert_eq!(ringwall(&["diff", "--from", folder]).status, 2);
+}
+
+#[test]
+fn a_mode_that_does_not_exist_stages_nothing() {
+    let dir = TempDir::new().unwrap();
+    let policy = database(WEB, 5432).replace(
+        "{name: db, namespace: shop}",
+        "{name: db, namespace: shop, annotations: {ringwall.io/mode: stagged}}",
+    );
+    fs::write(dir.path().join("all.yaml"), format!("{SHOP}---{policy}")).unwrap();
+    let folder = dir.path().to_str().unwrap();
+    assert_eq!(verdict(folder, "shop/api"), "deny");
+    let ran = ringwall(&["check", "--manifests", folder]);
+    assert!(
+        ran.out.contains("write staged or enforced") || ran.err.contains("write staged or enforced"),
+        "{} {}",
+        ran.out,
+        ran.err
+    );
+}

@@ -418,7 +418,17 @@ fn object(
             Err(_) => return passed_over(Vec::new()),
         },
         Role::NetworkPolicy => {
-            Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
+            let staged = origin == Origin::Folder && is_staged(metadata, &metadata_at, &mut findings);
+            let policy = policy::network_policy(root, at, key, uid, origin, &mut findings);
+            if staged {
+                findings.faults.extend(policy.faults.iter().cloned());
+                input = Some(calico::staged_by_annotation(policy));
+                Object::Ignored {
+                    kind: kind.to_owned(),
+                }
+            } else {
+                Object::NetworkPolicy(policy)
+            }
         }
         Role::Misnamed(misnamed) => {
             findings.faults.push(misnamed);
@@ -464,6 +474,25 @@ fn object(
         faults: findings.faults,
         input: input.map(Arc::new),
     })
+}
+
+/// The annotation that stages a NetworkPolicy, and what it says then.
+const MODE: (&str, &str) = ("ringwall.io/mode", "staged");
+
+/// Whether a NetworkPolicy is staged: nothing is enforced of it, and `ringwall diff --staged` shows what would change.
+fn is_staged(metadata: &Fields, at: &str, findings: &mut policy::Findings) -> bool {
+    let mode = metadata.get("annotations").and_then(|all| all.get(MODE.0));
+    match mode.map(Value::as_str) {
+        None | Some(Some("enforced")) => false,
+        Some(Some(mode)) if mode == MODE.1 => true,
+        Some(_) => {
+            let message = "is not a mode, and the policy is enforced: write staged or enforced";
+            findings
+                .notes
+                .push(fault(format!("{at}.annotations[{}]", MODE.0), message));
+            false
+        }
+    }
 }
 
 fn bad_name(name: &str, wanted: &str) -> String {

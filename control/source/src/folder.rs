@@ -20,7 +20,7 @@ pub use crate::decode::calico::{
     StagedAction,
     lower::{Staged, StagedPolicy},
 };
-use ringwall_policy::{Cluster, Settings};
+use ringwall_policy::{Cluster, Object, Settings};
 pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
 pub use written::Written;
 
@@ -91,6 +91,28 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// The state as it would be if what is staged were enforced (TIERS 95), all of it or one policy alone.
+    #[must_use]
+    pub fn pending(&self, only: Option<&Staged>) -> Cluster {
+        let mut cluster = self.cluster.clone();
+        for staged in self
+            .staged
+            .iter()
+            .filter(|staged| only.is_none_or(|only| only == *staged))
+        {
+            let deletes = staged.action == StagedAction::Delete;
+            let object = match &staged.policy {
+                StagedPolicy::Calico(policy) => Object::Tiered(policy.clone()),
+                StagedPolicy::Kubernetes(policy) => Object::NetworkPolicy(policy.clone()),
+            };
+            match object.reference().filter(|_| deletes) {
+                Some(reference) => drop(cluster.remove(&reference)),
+                None => cluster.insert(object),
+            }
+        }
+        cluster
+    }
+
     /// What is wrong with what stays as it was.
     pub fn kept(&self) -> impl Iterator<Item = &Problem> {
         self.problems.iter().filter(|problem| problem.kept)

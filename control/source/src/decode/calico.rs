@@ -16,6 +16,8 @@ mod terms;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::policy::staged_by_annotation;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;

@@ -36,6 +36,16 @@ pub struct Staged {
     pub policy: StagedPolicy,
 }
 
+impl Staged {
+    /// `namespace/name`, or the name alone.
+    pub fn name(&self) -> String {
+        match self.key.namespace.as_str() {
+            "" => self.key.name.clone(),
+            _ => self.key.to_string(),
+        }
+    }
+}
+
 /// What a staged policy is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StagedPolicy {

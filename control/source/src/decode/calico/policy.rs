@@ -191,6 +191,16 @@ pub(super) fn staged_kubernetes(place: Place<'_>, uid: String, findings: &mut Fi
     )
 }
 
+/// A NetworkPolicy that an annotation stages.
+pub(crate) fn staged_by_annotation(network_policy: ringwall_policy::NetworkPolicy) -> Input {
+    Input::Staged(Box::new(StagedInput {
+        kind: "NetworkPolicy",
+        key: network_policy.key.clone(),
+        action: StagedAction::Set,
+        policy: StagedPolicyInput::Kubernetes(network_policy),
+    }))
+}
+
 fn lowered(
     kind: PolicyKind,
     enforced: bool,
