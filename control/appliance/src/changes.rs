@@ -315,7 +315,7 @@ impl Changes {
         self.unknown.iter().map(message).collect()
     }
 
-    /// How much is on record: what [`Self::revert`] may leave.
+    /// How much is on record: what [`Self::take_back`] may leave.
     pub fn mark(&self) -> usize {
         self.made.len()
     }
