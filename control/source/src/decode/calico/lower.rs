@@ -19,7 +19,7 @@ use super::{
     super::field::fault,
     Awaiting, Direction, EndpointSlice, Family, HostEndpoint, Input, PolicyInput, Service, Set, StagedAction,
     StagedPolicyInput, Wanted,
-    rules::{comes_to, kind_name},
+    rules::{comes_to, kind_name, nothing},
     terms::{NAME, NAMESPACE, OF_NAMESPACE, account_name_key},
 };
 
@@ -228,6 +228,9 @@ impl<'a> World<'a> {
                     peers.sort_by_cached_key(order_of_peers);
                     peers.dedup();
                     rule.ports = ports.or(rule.ports.take());
+                    if rule.ports.as_ref().is_some_and(Vec::is_empty) {
+                        *rule = nothing(rule.action);
+                    }
                 }
                 Completed::Unsayable(what) => {
                     let comes_to = comes_to(rule.action);

@@ -164,6 +164,8 @@ pub(super) struct Layer4 {
 pub(super) enum Unsayable {
     /// `notPorts` with names.
     NamedNotPorts,
+    /// `notProtocol` alone.
+    NotProtocol,
     /// `notPorts` beside `ports` with names.
     NotPortsBesideNames,
 }
@@ -186,12 +188,7 @@ impl Layer4 {
                 (None, None) => None,
                 (Some(protocol), _) if !allowed(protocol.number) => Some(Vec::new()),
                 (Some(protocol), _) => Some(vec![whole_protocol(protocol.number)]),
-                (None, Some(_)) => Some(
-                    (0..=u8::MAX)
-                        .filter(|it| allowed(*it))
-                        .map(whole_protocol)
-                        .collect(),
-                ),
+                (None, Some(_)) => return Err(Unsayable::NotProtocol),
             });
         }
         // Numbers need a protocol, names do not.
@@ -203,7 +200,8 @@ impl Layer4 {
         let ports = match &self.ports {
             Some(ports) => ports.clone(),
             None => Ports {
-                ranges: vec![(0, u16::MAX)],
+                // No range has port 0, which nothing listens on.
+                ranges: vec![(1, u16::MAX)],
                 names: BTreeSet::new(),
             },
         };

@@ -239,6 +239,11 @@ impl Rules<'_> {
         let (Some(peers), Some(ports)) = (peers, ports) else {
             return (action, None);
         };
+        // What matches no port matches nothing.
+        if ports.as_ref().is_some_and(Vec::is_empty) {
+            wanted.clear();
+            return (action, Some(nothing(action)));
+        }
         (action, Some(TieredRule { action, peers, ports }))
     }
 
@@ -623,9 +628,14 @@ impl Rules<'_> {
         at: &str,
         own: &mut Findings,
     ) -> Option<Option<Vec<PortMatch>>> {
+        let not_protocol = join(at, "notProtocol");
         let at = join(&join(at, "destination"), "notPorts");
         match layer4.matches() {
             Ok(ports) => Some(ports),
+            Err(Unsayable::NotProtocol) => {
+                self.not_evaluated("notProtocol without protocol", not_protocol, own);
+                None
+            }
             Err(Unsayable::NamedNotPorts) => {
                 self.not_evaluated("notPorts with names", at, own);
                 None
@@ -647,6 +657,15 @@ impl Rules<'_> {
         self.unevaluated.insert(format!("{what} of {kind}"));
         own.unevaluated
             .push(fault(path, format!("{what} are not evaluated yet")));
+    }
+}
+
+/// A rule that matches nothing.
+pub(super) fn nothing(action: Action) -> TieredRule {
+    TieredRule {
+        action,
+        peers: Some(Vec::new()),
+        ports: None,
     }
 }
 

@@ -490,7 +490,7 @@ fn valid() -> Value {
         "egress": [
             {"action": "Allow", "protocol": "TCP", "source": {"selector": "all()"},
              "destination": {"selector": "x == 'y'", "namespaceSelector": "all()", "ports": [80, "web", "1:2"]}},
-            {"action": "Deny", "notProtocol": "UDP", "destination": {"nets": ["10.0.0.0/8"], "notNets": ["10.1.0.0/16"]},
+            {"action": "Deny", "protocol": "TCP", "notProtocol": "UDP", "destination": {"nets": ["10.0.0.0/8"], "notNets": ["10.1.0.0/16"]},
              "metadata": {"annotations": {"a": "b"}}},
             {"action": "Pass", "protocol": "ICMP", "icmp": {}, "ipVersion": 4},
             {"action": "Allow", "destination": {"serviceAccounts": {"names": ["s"], "selector": "has(t)"}}},

@@ -1,0 +1,652 @@
+//! Policies of Calico from manifests to verdicts: every trap that a verdict shows, by its number (`docs/semantics.md`), asked of
+//! `ringwall query`, of the reference evaluator and of the compiled snapshot, and proven.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
+use std::{net::IpAddr, sync::Arc};
+
+use ringwall_compile::{EpochKey, compile};
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{Generation, L4, NodeExemption, Snapshot},
+};
+use ringwall_policy::Settings;
+use ringwall_prove::Checker;
+use ringwall_source::folder;
+use serde_json::{Value, json};
+
+#[path = "ran/mod.rs"]
+mod ran;
+
+/// Pods, namespaces and service accounts. `shop/web` 10.0.0.1, `shop/db` 10.0.0.2 with a port `sql` 5432, `other/x` 10.0.1.1; all of
+/// both versions of IP.
+const CLUSTER: &str = r#"
+{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
+{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other", "labels": {"team": "b"}}}
+{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "s", "namespace": "shop", "labels": {"tier": "front"}}}
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "labels": {"role": "web", "pcns.team": "admin"}}, "spec": {"serviceAccountName": "s"}, "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}}
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "db", "namespace": "shop", "labels": {"role": "db", "x": "1"}}, "spec": {"containers": [{"name": "c", "ports": [{"name": "sql", "containerPort": 5432}, {"name": "dns", "containerPort": 53}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]}]}, "status": {"podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}}
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "other", "labels": {"role": "web"}}, "spec": {"serviceAccountName": "s"}, "status": {"podIPs": [{"ip": "10.0.1.1"}, {"ip": "fd00::1:1"}]}}
+"#;
+
+fn object(kind: &str, name: &str, spec: Value) -> Value {
+    let (namespace, name) = name
+        .split_once('/')
+        .map_or((None, name), |(namespace, name)| (Some(namespace), name));
+    json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+}
+
+fn gnp(name: &str, spec: Value) -> Value {
+    object("GlobalNetworkPolicy", name, spec)
+}
+
+fn np(name: &str, spec: Value) -> Value {
+    object("NetworkPolicy", name, spec)
+}
+
+fn tier(name: &str, spec: Value) -> Value {
+    object("Tier", name, spec)
+}
+
+fn set(name: &str, labels: Value, nets: Value) -> Value {
+    let mut set = object("GlobalNetworkSet", name, json!({"nets": nets}));
+    set["metadata"]["labels"] = labels;
+    set
+}
+
+/// A NetworkPolicy of Kubernetes that selects every pod of `shop`.
+fn kubernetes(name: &str, ingress: Value) -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": ingress}})
+}
+
+fn cluster_policy(tier: &str, priority: u32, action: &str) -> Value {
+    json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": "c"},
+        "spec": {"tier": tier, "priority": priority, "subject": {"namespaces": {}},
+            "ingress": [{"action": action, "from": [{"namespaces": {}}]}]}})
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    loaded: folder::Loaded,
+    snapshot: Arc<Snapshot>,
+}
+
+impl World {
+    fn new(objects: &[Value]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut documents: Vec<String> = CLUSTER.lines().map(str::to_owned).collect();
+        documents.extend(objects.iter().map(ToString::to_string));
+        std::fs::write(dir.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
+        let loaded = folder::load(dir.path(), &Settings::default()).unwrap();
+        let image = compile(&loaded.cluster, Generation(1), &EpochKey::OFFLINE).unwrap();
+        let snapshot = Arc::new(Snapshot::open(&image.bytes).unwrap());
+        Checker::new()
+            .full(&loaded.cluster, &snapshot)
+            .unwrap_or_else(|wrong| panic!("not proven: {wrong:?}"));
+        Self {
+            dir,
+            loaded,
+            snapshot,
+        }
+    }
+
+    /// Whether a flow passes: `PORT/PROTOCOL`, or a protocol's number or ICMP, between pods or addresses.
+    fn passes(&self, src: &str, dst: &str, service: &str) -> bool {
+        let (port, protocol) = match service.split_once('/') {
+            Some((port, protocol)) => (Some(port.parse::<u16>().unwrap()), protocol),
+            None => (None, service),
+        };
+        let number = match protocol {
+            "TCP" => 6,
+            "UDP" => 17,
+            "ICMP" => 1,
+            "ICMPv6" => 58,
+            number => number.parse::<u8>().unwrap(),
+        };
+        let named = number.to_string() != protocol;
+        let flow = json!({"src": src, "dst": dst, "dst_port": port,
+            "protocol": if named { json!(protocol) } else { json!(number) }});
+        let mut flow = flow;
+        if port.is_none() {
+            flow.as_object_mut().unwrap().remove("dst_port");
+        }
+        let ran = ran::ringwall_reading(
+            &[
+                "query",
+                "--manifests",
+                self.dir.path().to_str().unwrap(),
+                "--flows",
+                "-",
+                "-o",
+                "json",
+            ],
+            &flow.to_string(),
+        );
+        let lines = ran.lines();
+        let verdict = lines.first().unwrap_or_else(|| panic!("{flow}: {}", ran.err))["verdict"].clone();
+        let [a, b] = [src, dst].map(|it| self.address(it, src.contains("::") || dst.contains("::")));
+        let service = ringwall_evaluate::Service {
+            protocol: number,
+            port,
+        };
+        let cluster = &self.loaded.cluster;
+        let wanted = ringwall_evaluate::judge(
+            cluster,
+            &ringwall_evaluate::identify(cluster, a),
+            &ringwall_evaluate::identify(cluster, b),
+            service,
+        );
+        let compiled = self.snapshot.judge_ends(
+            &self.snapshot.identify(Addr::from(a)),
+            &self.snapshot.identify(Addr::from(b)),
+            a == b,
+            L4::of(number, port),
+            NodeExemption::Trusted,
+        );
+        let passes = verdict == "allow";
+        assert_eq!(wanted.allow(), passes, "reference and query: {flow}");
+        assert_eq!(
+            compiled.ingress.allow && compiled.egress.allow,
+            passes,
+            "compiled and query: {flow}"
+        );
+        passes
+    }
+
+    fn address(&self, name: &str, v6: bool) -> IpAddr {
+        let Some((namespace, name)) = name.split_once('/') else {
+            return name.parse().unwrap();
+        };
+        let key = ringwall_policy::ObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let addresses = &self.loaded.cluster.pods[&key].addresses;
+        *addresses.iter().find(|it| it.is_ipv6() == v6).unwrap()
+    }
+
+    fn incomplete(&self) -> Vec<&str> {
+        self.loaded
+            .cluster
+            .unevaluated_kinds
+            .iter()
+            .map(String::as_str)
+            .collect()
+    }
+}
+
+/// Whether each flow passes.
+#[track_caller]
+fn check(objects: &[Value], flows: &[(&str, &str, &str, bool)]) {
+    let world = World::new(objects);
+    assert_eq!(world.incomplete(), [""; 0]);
+    for (src, dst, service, passes) in flows {
+        assert_eq!(
+            world.passes(src, dst, service),
+            *passes,
+            "{src} -> {dst} {service}"
+        );
+    }
+}
+
+const WEB: &str = "shop/web";
+const DB: &str = "shop/db";
+const X: &str = "other/x";
+const OUT: &str = "203.0.113.9";
+
+fn allow() -> Value {
+    json!([{"action": "Allow"}])
+}
+
+fn deny() -> Value {
+    json!([{"action": "Deny"}])
+}
+
+fn from(source: Value) -> Value {
+    json!([{"action": "Allow", "source": source}])
+}
+
+#[test]
+fn t37_a_tier_without_order_stands_at_the_default_tier_by_name() {
+    for (name, denied) in [("app", true), ("zone", false)] {
+        let objects = [
+            tier(name, json!({})),
+            gnp("p", json!({"tier": name, "ingress": deny()})),
+            kubernetes("k", json!([{}])),
+        ];
+        check(&objects, &[(X, DB, "80/TCP", !denied)]);
+    }
+}
+
+#[test]
+fn t38_t39_staged_policies_do_not_make_a_tier_apply() {
+    let staged = object(
+        "StagedGlobalNetworkPolicy",
+        "s",
+        json!({"tier": "t", "ingress": allow()}),
+    );
+    check(
+        &[tier("t", json!({"order": 1})), staged.clone()],
+        &[(X, DB, "80/TCP", true)],
+    );
+    let none = gnp(
+        "p",
+        json!({"tier": "t", "ingress": [{"action": "Allow", "protocol": "UDP"}]}),
+    );
+    check(
+        &[tier("t", json!({"order": 1})), staged, none],
+        &[(X, DB, "80/TCP", false)],
+    );
+}
+
+#[test]
+fn t40_a_tier_counts_by_direction() {
+    let objects = [
+        tier("t", json!({"order": 1})),
+        gnp(
+            "p",
+            json!({"tier": "t", "types": ["Ingress"], "selector": "role == 'db'"}),
+        ),
+    ];
+    check(&objects, &[(DB, X, "80/TCP", true), (X, DB, "80/TCP", false)]);
+}
+
+#[test]
+fn t41_a_policy_that_logs_alone_isolates() {
+    check(
+        &[gnp("p", json!({"ingress": [{"action": "Log"}]}))],
+        &[(X, DB, "80/TCP", false)],
+    );
+}
+
+#[test]
+fn t42_what_the_last_tier_passes_is_allowed_to_pods() {
+    check(
+        &[gnp("p", json!({"ingress": [{"action": "Pass"}]}))],
+        &[(X, DB, "80/TCP", true)],
+    );
+}
+
+#[test]
+fn t43_a_tier_that_does_not_exist_is_the_last_and_denies() {
+    let nope = gnp(
+        "p",
+        json!({"tier": "nope", "ingress": from(json!({"selector": "role == 'web'"}))}),
+    );
+    check(
+        std::slice::from_ref(&nope),
+        &[(X, DB, "80/TCP", true), (OUT, DB, "80/TCP", false)],
+    );
+    let zone = [
+        nope,
+        tier("zone", json!({"order": 1e9})),
+        gnp("q", json!({"tier": "zone", "ingress": deny()})),
+    ];
+    check(&zone, &[(X, DB, "80/TCP", false)]);
+}
+
+#[test]
+fn t44_t45_policies_of_the_default_tier_stand_around_networkpolicies() {
+    check(
+        &[
+            gnp("p", json!({"ingress": from(json!({"nets": ["203.0.113.0/24"]}))})),
+            kubernetes("k", json!([])),
+        ],
+        &[(OUT, DB, "80/TCP", true), (X, DB, "80/TCP", false)],
+    );
+    let deny = gnp("p", json!({"order": 999, "ingress": deny()}));
+    check(&[deny, kubernetes("k", json!([{}]))], &[(X, DB, "80/TCP", false)]);
+}
+
+#[test]
+fn t46_at_one_order_names_decide() {
+    let port = |number: u16| json!([{"ports": [{"port": number}]}]);
+    let objects = [
+        gnp("m", json!({"order": 1000, "ingress": deny()})),
+        kubernetes("a", port(80)),
+        kubernetes("z", port(81)),
+    ];
+    check(&objects, &[(X, DB, "80/TCP", true), (X, DB, "81/TCP", false)]);
+}
+
+#[test]
+fn t47_what_the_default_tier_passes_goes_to_baseline() {
+    let objects = [
+        gnp("p", json!({"order": 1, "ingress": [{"action": "Pass"}]})),
+        kubernetes("k", json!([{}])),
+        cluster_policy("Baseline", 1, "Deny"),
+    ];
+    check(&objects, &[(X, DB, "80/TCP", false)]);
+}
+
+#[test]
+fn t48_policies_may_stand_before_those_of_the_cluster() {
+    let objects = [
+        gnp(
+            "p",
+            json!({"tier": "kube-admin", "order": 0.5, "ingress": deny()}),
+        ),
+        cluster_policy("Admin", 1, "Accept"),
+    ];
+    check(&objects, &[(X, DB, "80/TCP", false)]);
+}
+
+#[test]
+fn t49_notselector_of_a_networkpolicy_is_of_its_namespace() {
+    check(
+        &[np(
+            "shop/p",
+            json!({"ingress": from(json!({"notSelector": "has(y)"}))}),
+        )],
+        &[
+            (OUT, DB, "80/TCP", false),
+            (WEB, DB, "80/TCP", true),
+            (X, DB, "80/TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn t50_t53_sets_are_what_selectors_say_of_them() {
+    let all = set("g", json!({}), json!(["0.0.0.0/0"]));
+    let rule = |source: Value| {
+        gnp(
+            "p",
+            json!({"selector": "role == 'db'", "types": ["Ingress"], "ingress": from(source)}),
+        )
+    };
+    check(
+        &[all.clone(), rule(json!({"selector": "!has(x)"}))],
+        &[(OUT, DB, "80/TCP", true), ("2001:db8::9", DB, "80/TCP", false)],
+    );
+    check(
+        &[all.clone(), rule(json!({"namespaceSelector": "team != \"a\""}))],
+        &[(OUT, DB, "80/TCP", true)],
+    );
+    check(
+        &[all, rule(json!({"namespaceSelector": "all()"}))],
+        &[(OUT, DB, "80/TCP", false), (X, DB, "80/TCP", true)],
+    );
+}
+
+#[test]
+fn t51_t52_addresses_match_by_any_object() {
+    let to = |destination: Value| {
+        let rules = json!([{"action": "Allow", "destination": destination}]);
+        gnp(
+            "p",
+            json!({"selector": "role == 'web'", "types": ["Egress"], "egress": rules}),
+        )
+    };
+    let db = |labels: Value| set("g", labels, json!(["10.0.0.2"]));
+    check(
+        &[
+            db(json!({"role": "db", "y": "1"})),
+            to(json!({"selector": "role == 'db'", "notSelector": "has(y)"})),
+        ],
+        &[(WEB, DB, "80/TCP", true)],
+    );
+    check(
+        &[
+            db(json!({"role": "db"})),
+            to(json!({"selector": "role == 'db' && !has(x)"})),
+        ],
+        &[(WEB, DB, "80/TCP", true)],
+    );
+    check(
+        &[to(json!({"selector": "role == 'db' && !has(x)"}))],
+        &[(WEB, DB, "80/TCP", false)],
+    );
+}
+
+#[test]
+fn t55_a_pod_s_label_does_not_claim_its_namespace_s() {
+    check(
+        &[gnp(
+            "p",
+            json!({"selector": "role == 'db'", "types": ["Ingress"], "ingress": from(json!({"selector": "pcns.team == 'admin'"}))}),
+        )],
+        &[(WEB, DB, "80/TCP", false)],
+    );
+}
+
+#[test]
+fn t57_sets_of_a_namespace_are_no_peers_of_cluster_policies() {
+    let mut set = object("NetworkSet", "other/s", json!({"nets": ["203.0.113.0/24"]}));
+    set["metadata"]["labels"] = json!({"role": "web"});
+    check(
+        &[set, cluster_policy("Admin", 1, "Deny")],
+        &[(OUT, DB, "80/TCP", true), (X, DB, "80/TCP", false)],
+    );
+}
+
+#[test]
+fn t58_notnets_are_for_their_version_of_ip() {
+    let objects = [gnp(
+        "p",
+        json!({"selector": "role == 'db'", "ingress": from(json!({"notNets": ["10.0.0.0/8"]}))}),
+    )];
+    check(
+        &objects,
+        &[
+            (OUT, DB, "80/TCP", true),
+            (WEB, DB, "80/TCP", false),
+            ("2001:db8::9", DB, "80/TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn t60_t62_services_are_their_endpoints() {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "shop"},
+        "spec": {"clusterIP": "172.20.0.1", "selector": {"role": "db"}, "ports": [{"port": 80, "targetPort": "sql"}]}});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "ports": [{"port": 5432}],
+        "metadata": {"name": "s1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "s"}},
+        "endpoints": [{"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]});
+    let policy = np(
+        "shop/p",
+        json!({"selector": "role == 'web'", "egress": [{"action": "Allow", "destination": {"services": {"name": "s"}}}]}),
+    );
+    let flows = [
+        (WEB, DB, "5432/TCP", true),
+        (WEB, DB, "80/TCP", false),
+        (WEB, "172.20.0.1", "80/TCP", false),
+        (WEB, X, "5432/TCP", false),
+    ];
+    check(&[service.clone(), policy.clone()], &flows);
+    check(&[service, slice, policy], &flows);
+}
+
+#[test]
+fn t63_a_named_port_without_protocol_is_of_any() {
+    check(
+        &[np(
+            "shop/p",
+            json!({"selector": "role == 'db'", "ingress": [{"action": "Allow", "destination": {"ports": ["dns"]}}]}),
+        )],
+        &[
+            (X, DB, "53/UDP", true),
+            (X, DB, "53/TCP", true),
+            (X, DB, "5432/TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn t66_t67_icmp_by_name_and_number() {
+    let icmp = |protocol: Value| {
+        [np(
+            "shop/p",
+            json!({"selector": "role == 'db'", "ingress": [{"action": "Allow", "protocol": protocol}]}),
+        )]
+    };
+    check(
+        &icmp(json!("ICMP")),
+        &[
+            (OUT, DB, "ICMP", true),
+            ("2001:db8::9", DB, "ICMPv6", false),
+            ("2001:db8::9", DB, "1", false),
+        ],
+    );
+    check(
+        &icmp(json!(1)),
+        &[
+            (OUT, DB, "ICMP", true),
+            ("2001:db8::9", DB, "1", true),
+            (OUT, DB, "80/TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn t68_http_matches_every_connection_and_is_incomplete() {
+    let world = World::new(&[np(
+        "shop/p",
+        json!({"ingress": [{"action": "Allow", "http": {"methods": ["GET"]}}]}),
+    )]);
+    assert!(world.passes(X, DB, "443/TCP"));
+    assert_eq!(world.incomplete(), ["http of NetworkPolicy.projectcalico.org"]);
+}
+
+#[test]
+fn t69_policies_of_hosts_leave_pods_alone() {
+    let world = World::new(&[gnp(
+        "p",
+        json!({"doNotTrack": true, "applyOnForward": true, "ingress": deny()}),
+    )]);
+    assert!(world.passes(X, DB, "80/TCP"));
+    assert_eq!(
+        world.incomplete(),
+        ["doNotTrack GlobalNetworkPolicy.projectcalico.org"]
+    );
+}
+
+#[test]
+fn t71_accounts_are_of_any_namespace_in_a_globalnetworkpolicy() {
+    let names = json!({"serviceAccounts": {"names": ["s"]}});
+    let objects = [gnp(
+        "p",
+        json!({"selector": "role == 'db'", "ingress": from(names.clone())}),
+    )];
+    check(
+        &objects,
+        &[
+            (WEB, DB, "80/TCP", true),
+            (X, DB, "80/TCP", true),
+            (OUT, DB, "80/TCP", false),
+        ],
+    );
+    check(
+        &[np(
+            "shop/p",
+            json!({"selector": "role == 'db'", "ingress": from(names)}),
+        )],
+        &[(WEB, DB, "80/TCP", true), (X, DB, "80/TCP", false)],
+    );
+    let labels = json!({"serviceAccounts": {"selector": "tier == 'front'"}});
+    check(
+        &[gnp(
+            "p",
+            json!({"selector": "role == 'db'", "ingress": from(labels)}),
+        )],
+        &[(WEB, DB, "80/TCP", true), (X, DB, "80/TCP", false)],
+    );
+    check(
+        &[gnp(
+            "p",
+            json!({"serviceAccountSelector": "has(tier)", "ingress": deny()}),
+        )],
+        &[(X, WEB, "80/TCP", false), (X, DB, "80/TCP", true)],
+    );
+}
+
+#[test]
+fn t76_tunnels_of_a_pod_are_judged_as_anything_else() {
+    check(
+        &[gnp("p", json!({"egress": allow()}))],
+        &[(WEB, OUT, "4789/UDP", true)],
+    );
+}
+
+#[test]
+fn notports_leave_the_rest() {
+    let rule = |rule: Value| {
+        let mut rule = rule;
+        rule["action"] = json!("Allow");
+        [np(
+            "shop/p",
+            json!({"selector": "role == 'db'", "ingress": [rule]}),
+        )]
+    };
+    check(
+        &rule(json!({"protocol": "TCP", "destination": {"notPorts": [80, "8000:9000"]}})),
+        &[
+            (X, DB, "80/TCP", false),
+            (X, DB, "79/TCP", true),
+            (X, DB, "0/TCP", false),
+            (X, DB, "65535/TCP", true),
+            (X, DB, "8500/TCP", false),
+            (X, DB, "1/UDP", false),
+        ],
+    );
+}
+
+#[test]
+fn a_protocol_that_is_not_itself_matches_nothing() {
+    let rule = |rule: Value| {
+        let mut rule = rule;
+        rule["action"] = json!("Allow");
+        [np(
+            "shop/p",
+            json!({"selector": "role == 'db'", "ingress": [rule]}),
+        )]
+    };
+    check(
+        &rule(json!({"protocol": "TCP", "notProtocol": "TCP"})),
+        &[(X, DB, "80/TCP", false), (X, DB, "80/UDP", false)],
+    );
+}
+
+#[test]
+fn labels_are_compared_by_parts() {
+    let objects = |selector: &str| {
+        [np(
+            "other/p",
+            json!({"ingress": from(json!({"selector": selector, "namespaceSelector": "all()"}))}),
+        )]
+    };
+    check(
+        &objects("role contains 'e'"),
+        &[(WEB, X, "80/TCP", true), (DB, X, "80/TCP", false)],
+    );
+    check(
+        &objects("!role starts with 'w'"),
+        &[(WEB, X, "80/TCP", false), (DB, X, "80/TCP", true)],
+    );
+    check(
+        &objects("role ends with 'b' && !has(x)"),
+        &[(WEB, X, "80/TCP", true), (DB, X, "80/TCP", false)],
+    );
+}
+
+#[test]
+fn what_is_not_understood_fails_closed() {
+    let rule = |action: &str| json!({"action": action, "protocol": "ICMP", "icmp": {"type": 8}});
+    for (rules, passes) in [
+        (json!([rule("Allow")]), false),
+        (json!([rule("Deny"), {"action": "Allow"}]), false),
+        (json!([rule("Pass"), {"action": "Allow"}]), false),
+        (json!([rule("Log"), {"action": "Allow"}]), true),
+    ] {
+        let world = World::new(&[np("shop/p", json!({"ingress": rules}))]);
+        assert_eq!(world.passes(X, DB, "80/TCP"), passes, "{rules}");
+        assert_eq!(
+            world.incomplete(),
+            ["icmp types of NetworkPolicy.projectcalico.org"]
+        );
+    }
+}
