@@ -584,9 +584,11 @@ impl Play {
         }
         let key = packet.key(0);
         if let Transport::IcmpError { quoted } = packet.transport {
+            // One of the same addresses may have come in before; the router's own is about a packet that did.
+            let about_known = self.known.contains(&packet.owner_key(0));
             if self.routed
                 && GENERATED.iter().any(|own| addr(own) == packet.src)
-                && !self.known.contains(&key)
+                && (!self.known.contains(&key) || about_known)
             {
                 return check_generated(packet, frame);
             }
