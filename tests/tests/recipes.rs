@@ -33,7 +33,7 @@ fn every_recipe_routed_and_the_incidents() {
         return;
     };
     let text = demo(&[]);
-    assert!(text.contains("[41/41]"), "{text}");
+    assert!(text.contains("[45/45]"), "{text}");
     assert!(text.contains("failMode: open"), "{text}");
 }
 
