@@ -181,6 +181,9 @@ impl Asker<'_> {
                         format!("{policy}, rule {rule}, may hold its address")
                     }
                     (Some(policy), Some(rule)) => format!("{policy}, rule {rule}"),
+                    (Some(policy), None) if reason.effect == "tier-default" => {
+                        format!("{policy} selects it and says nothing, and its tier denies by default")
+                    }
                     (Some(policy), None) => format!("isolated by {policy}"),
                     (None, _) => match reason.effect {
                         "open" => "no policy applies".to_owned(),

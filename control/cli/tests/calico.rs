@@ -650,3 +650,49 @@ fn what_is_not_understood_fails_closed() {
         );
     }
 }
+
+/// A person sees which tier denied by default, and where a policy of Calico stands.
+#[test]
+fn a_tiers_default_is_said_in_words() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+status: {podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: app}
+spec: {order: 5}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: app.some}
+spec: {tier: app, order: 2.5, types: [Ingress]}
+";
+    std::fs::write(dir.path().join("all.yaml"), text).unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let flow = r#"{"src":"192.0.2.1","dst":"shop/web","protocol":"TCP","dst_port":80}"#;
+    let args = ["query", "--manifests", folder, "--flows", "-"];
+    let said = ran::ringwall_reading(&args, flow).out;
+    assert!(
+        said.contains(
+            "GlobalNetworkPolicy app.some (app) selects it and says nothing, and its tier denies by default"
+        ),
+        "{said}"
+    );
+    let said = ran::ringwall(&[
+        "explain",
+        "--manifests",
+        folder,
+        "192.0.2.1",
+        "shop/web",
+        "80/TCP",
+    ])
+    .out;
+    assert!(
+        said.contains("GlobalNetworkPolicy app.some (app, order 2.5) selects it"),
+        "{said}"
+    );
+}

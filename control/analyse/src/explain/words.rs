@@ -332,12 +332,15 @@ impl Page {
 
 /// What to call a policy.
 fn policy_name(policy: &PolicyTrace) -> String {
-    match (&policy.tier, policy.priority) {
-        (Some(tier), Some(priority)) => {
-            format!("{} {} ({tier}, priority {priority})", policy.kind, policy.policy)
-        }
-        _ => policy.policy.clone(),
-    }
+    let Some(tier) = &policy.tier else {
+        return policy.policy.clone();
+    };
+    let order = match (policy.priority, &policy.order) {
+        (Some(priority), _) => format!(", priority {priority}"),
+        (None, Some(order)) => format!(", order {order}"),
+        (None, None) => String::new(),
+    };
+    format!("{} {} ({tier}{order})", policy.kind, policy.policy)
 }
 
 /// What else a change changes, in a sentence.
