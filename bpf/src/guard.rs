@@ -34,25 +34,28 @@ pub(crate) fn set(
     egress: Option<BorrowedFd<'_>>,
     ingress: Option<BorrowedFd<'_>>,
 ) -> Result<(), BpfError> {
+    // Whether the qdisc was made just now, so that nothing can be on it.
+    let mut new = false;
     for (program, point, place) in [(egress, TC_EGRESS, "egress"), (ingress, TC_INGRESS, "ingress")] {
         match program {
             Some(program) => {
-                make_qdisc(ifindex, mark).map_err(|source| {
+                new |= make_qdisc(ifindex, mark).map_err(|source| {
                     BpfError::system(format!("make the clsact qdisc of `{name}`"), source)
                 })?;
                 hook(program, ifindex, point)
                     .attach()
                     .map_err(|error| wrap(&format!("attach the tc {place} program of `{name}`"), error))?;
             }
+            None if new => {}
             None => remove(name, ifindex, point, place)?,
         }
     }
     Ok(())
 }
 
-/// Makes the clsact qdisc, and the mark where it was not there. The mark comes first: whoever comes after a crash in between
+/// Makes the clsact qdisc, and the mark where it was not there; whether it is new. The mark comes first: whoever comes after a crash in between
 /// takes it off for a qdisc that is empty.
-fn make_qdisc(ifindex: u32, mark: &Path) -> io::Result<()> {
+fn make_qdisc(ifindex: u32, mark: &Path) -> io::Result<bool> {
     let marked = match fs::create_dir(mark) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
@@ -62,7 +65,7 @@ fn make_qdisc(ifindex: u32, mark: &Path) -> io::Result<()> {
     if marked && !matches!(made, Ok(true)) {
         fs::remove_dir(mark)?;
     }
-    made.map(drop)
+    made
 }
 
 /// Whether the interface has filters of ours.

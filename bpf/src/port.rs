@@ -291,16 +291,9 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
 
     let mut inherited_link = inherited_link(spec, &directory, ifindex)?;
     let ours = inherited_link.as_ref().map(|(_, program)| *program);
-    if let Some((id, _)) = kernel::xdp_program(ifindex)
-        .map_err(|source| BpfError::system(format!("ask for the XDP program of `{}`", spec.name), source))?
-        .filter(|&(id, _)| Some(id) != ours)
-    {
-        let name = kernel::program_name(id).unwrap_or_else(|_| "unknown".to_owned());
-        return Err(BpfError::OtherProgram {
-            interface: spec.name.clone(),
-            id,
-            name,
-        });
+    // A new link fails by itself where there is another program; to ask first takes the kernel's lock of all interfaces once more.
+    if let Some(ours) = ours {
+        refuse_others(&spec.name, ifindex, Some(ours))?;
     }
 
     if ours.is_none() && directory.join(QDISC).exists() && !guard::is_set(ifindex) {
@@ -334,9 +327,10 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
         }
         None => {
             let linked = link(spec, loaded.programs[0].as_fd(), ifindex);
-            let (link, mode, reason) = linked.inspect_err(|_| {
+            let (link, mode, reason) = linked.or_else(|error| {
                 let _ = loaded.maps.remove_others(&spec.name, None);
                 let _ = remove_shared(&spec.pins);
+                refuse_others(&spec.name, ifindex, None).and(Err(error))
             })?;
             fallback = reason;
             (link, mode)
@@ -598,6 +592,20 @@ fn inherited_link(
     }
     remove_pin(&path)?;
     Ok(None)
+}
+
+/// An error where the interface carries an XDP program other than `ours`.
+fn refuse_others(name: &str, ifindex: u32, ours: Option<u32>) -> Result<(), BpfError> {
+    let found = kernel::xdp_program(ifindex)
+        .map_err(|source| BpfError::system(format!("ask for the XDP program of `{name}`"), source))?;
+    match found {
+        Some((id, _)) if Some(id) != ours => Err(BpfError::OtherProgram {
+            interface: name.to_owned(),
+            id,
+            name: kernel::program_name(id).unwrap_or_else(|_| "unknown".to_owned()),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn attached_mode(ifindex: u32) -> XdpMode {

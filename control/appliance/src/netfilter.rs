@@ -59,6 +59,7 @@ const GET_TABLE: u16 = NEW_TABLE + 1;
 const DELETE_TABLE: u16 = NEW_TABLE + 2;
 const NEW_CHAIN: u16 = NEW_TABLE + 3;
 const NEW_RULE: u16 = NEW_TABLE + 6;
+const GET_RULE: u16 = NEW_TABLE + 7;
 const NEW_SET: u16 = NEW_TABLE + 9;
 const NEW_ELEMENT: u16 = NEW_TABLE + 12;
 const DELETE_ELEMENT: u16 = NEW_TABLE + 14;
@@ -67,9 +68,13 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+const DUMP: u16 = 0x300;
+const DONE: u16 = 3;
 
-/// Bytes of a message's header, and of the header of nf_tables within it.
+/// Bytes of a message's header.
 const HEADER: usize = 16;
+/// Bytes of the header of nf_tables behind it (`struct nfgenmsg`).
+const HEADER_OF_TABLES: usize = 4;
 /// Elements in one message: its attributes have lengths of 16 bits.
 const ELEMENTS: usize = 500;
 /// Room for a batch with tens of thousands of elements.
@@ -332,6 +337,33 @@ impl Netfilter {
         }
     }
 
+    /// Packets that the counters of a table's rules have seen; 0 if there is no such table.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn counted(&self, family: Family, table: &str) -> Result<u64, NetlinkError> {
+        let what = "read the counters of a table";
+        let mut request = Batch {
+            bytes: Vec::new(),
+            last: 0,
+            sequence: 0,
+        };
+        request.add(GET_RULE, DUMP, family as u8, &[text(1, table)]);
+        self.send(&request.bytes, what)?;
+        let mut counted = 0;
+        loop {
+            for answer in self.answers(what)? {
+                if let Some(code) = answer.error.filter(|code| *code != 0) {
+                    return Err(refused(what, code));
+                }
+                if answer.kind == DONE || answer.kind == ERROR {
+                    return Ok(counted);
+                }
+                counted += counters(answer.body.get(HEADER_OF_TABLES..).unwrap_or_default());
+            }
+        }
+    }
+
     fn send(&self, bytes: &[u8], what: &str) -> Result<(), NetlinkError> {
         let sent = self.0.send(bytes, 0);
         sent.map(|_| ()).map_err(|source| NetlinkError::Refused {
@@ -356,7 +388,10 @@ impl Netfilter {
 }
 
 struct Answer {
+    kind: u16,
     sequence: u32,
+    /// What follows the message's header.
+    body: Vec<u8>,
     /// 0 or a negative number of an error; None where it is a message of another kind.
     error: Option<i32>,
 }
@@ -368,18 +403,49 @@ fn answers(bytes: &[u8]) -> Vec<Answer> {
     while let Some((head, _)) = rest.split_at_checked(HEADER) {
         let word = |at: usize| [head[at], head[at + 1], head[at + 2], head[at + 3]];
         let length = u32::from_ne_bytes(word(0)) as usize;
-        let is_error = u16::from_ne_bytes([head[4], head[5]]) == ERROR;
+        let kind = u16::from_ne_bytes([head[4], head[5]]);
         let body = rest.get(HEADER..length).unwrap_or_default();
         let code = body.first_chunk().map(|code| i32::from_ne_bytes(*code));
         found.push(Answer {
+            kind,
             sequence: u32::from_ne_bytes(word(8)),
-            error: if is_error { code } else { None },
+            body: body.to_vec(),
+            error: if kind == ERROR { code } else { None },
         });
         rest = rest
             .get(length.max(HEADER).next_multiple_of(4)..)
             .unwrap_or_default();
     }
     found
+}
+
+/// The attributes in some bytes: kinds, without flags, and values.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const KIND: u16 = 0x3fff;
+    std::iter::from_fn(move || {
+        let (head, _) = rest.split_first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([head[2], head[3]]) & KIND, value))
+    })
+}
+
+/// Packets that the counters of one rule have seen, of its attributes.
+fn counters(rule: &[u8]) -> u64 {
+    const EXPRESSIONS: u16 = 4;
+    const NAME: u16 = 1;
+    const DATA: u16 = 2;
+    const PACKETS: u16 = 2;
+    let of =
+        |bytes, wanted| attributes(bytes).filter_map(move |(kind, value)| (kind == wanted).then_some(value));
+    of(rule, EXPRESSIONS)
+        .flat_map(attributes)
+        .filter(|(_, expression)| of(expression, NAME).any(|name| name == b"counter\0"))
+        .flat_map(|(_, expression)| of(expression, DATA))
+        .flat_map(|data| of(data, PACKETS))
+        .filter_map(|packets| packets.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)))
+        .sum()
 }
 
 fn refused(what: &str, code: i32) -> NetlinkError {

@@ -24,8 +24,9 @@ use super::{
 /// Between two looks whether the machine stops.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long to wait for more once something came: a node starts many pods at once.
-const MORE: Duration = Duration::from_millis(1);
+/// How long to wait for more once something came: a node starts many pods at once. Making one takes the kernel up to some
+/// milliseconds, in which opening the ports of those before would compete for its lock of all interfaces.
+const MORE: Duration = Duration::from_millis(5);
 
 /// Attaches programs to pods' interfaces that come.
 pub struct PodGuard {

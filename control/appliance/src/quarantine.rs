@@ -96,9 +96,14 @@ pub struct Quarantine {
     made: Option<(Vec<Family>, Netfilter)>,
     /// By name and index.
     released: BTreeSet<(String, u32)>,
+    /// What tables before this one dropped, and what this one had dropped when it was asked last: somebody may remove it.
+    dropped: [u64; 2],
     /// Why the table is not there.
     pub problem: Option<String>,
 }
+
+/// The reason of its drops, among those of the workers.
+pub const DROP_REASON: &str = "port-not-guarded";
 
 impl Quarantine {
     /// What a plan asks for. None if it has no pods' ports, or lets everything pass while no dataplane runs (`failMode: open`):
@@ -118,6 +123,7 @@ impl Quarantine {
             beginnings,
             made: None,
             released: BTreeSet::new(),
+            dropped: [0; 2],
             problem: None,
         })
     }
@@ -151,6 +157,7 @@ impl Quarantine {
     /// # Errors
     /// The kernel has no nf_tables, or refuses.
     pub fn install(&mut self, released: BTreeSet<(String, u32)>) -> Result<(), NetlinkError> {
+        self.dropped = [self.dropped(), 0];
         self.made = None;
         self.released = released;
         let netfilter = Netfilter::open()?;
@@ -177,6 +184,17 @@ impl Quarantine {
                 .iter()
                 .all(|family| netfilter.has_table(*family, &self.table).unwrap_or(false))
         })
+    }
+
+    /// Packets that it kept from or off interfaces that were not guarded, since this process began.
+    pub fn dropped(&mut self) -> u64 {
+        let counted = self.made.as_ref().map_or(0, |(families, netfilter)| {
+            let of = |family: &Family| netfilter.counted(*family, &self.table).unwrap_or_default();
+            families.iter().map(of).sum()
+        });
+        let [before, last] = self.dropped;
+        self.dropped = [if counted < last { before + last } else { before }, counted];
+        self.dropped.iter().sum()
     }
 
     /// Lets an interface go that carries the programs, or that is no pod's port.
@@ -280,6 +298,7 @@ mod tests {
             ],
             made: None,
             released: BTreeSet::new(),
+            dropped: [0; 2],
             problem: None,
         };
         for (name, held) in [

@@ -34,7 +34,7 @@ use super::{
     pod_networks::PodNetworks,
     port_numbers::{PortNumbers, REST},
     ports::{self, FAIL_MODE, GUARDED, LivePort, TO_KERNEL, Traffic},
-    quarantine::Quarantine,
+    quarantine::{DROP_REASON, Quarantine},
     snapshot_server::{SnapshotServer, locked},
     stations::Stations,
 };
@@ -732,6 +732,10 @@ impl DataplaneRuntime {
             pool_frames: pool.total,
             pool_free: pool.free,
         };
+        // What the kernel dropped never was a frame of the workers.
+        if let Some(quarantine) = locked(&self.quarantine).as_mut() {
+            drops.insert(DROP_REASON.to_owned(), quarantine.dropped());
+        }
         let flows = |read: fn(&ringwall_dataplane::stats::FlowCounters) -> u64| {
             self.stats.sum(|worker| read(&worker.flows))
         };

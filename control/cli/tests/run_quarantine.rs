@@ -253,6 +253,7 @@ struct Past {
     heard: BTreeMap<String, u64>,
     by_pods: Vec<String>,
     sent: u64,
+    sent_by_machine: u64,
 }
 
 /// Pods come, all at once, sending, until `done`.
@@ -272,7 +273,7 @@ fn come(bed: &Bed, numbers: std::ops::Range<usize>, more: &str, done: impl Fn(&B
         done(bed) && senders.sent.load(Ordering::Relaxed) > 1000
     });
     stop.store(true, Ordering::Relaxed);
-    machine.join().unwrap();
+    let sent_by_machine = machine.join().unwrap();
     let sent = senders.sent.load(Ordering::Relaxed);
     let taps = senders.stop();
     let mut heard = BTreeMap::new();
@@ -285,6 +286,7 @@ fn come(bed: &Bed, numbers: std::ops::Range<usize>, more: &str, done: impl Fn(&B
         heard,
         by_pods: taps.iter().flat_map(Tap::heard).collect(),
         sent,
+        sent_by_machine,
     }
 }
 
@@ -303,6 +305,28 @@ fn nothing_gets_past(count: usize) {
         (0..count).all(|number| is_attached(bed, &format!("late{number}")))
     });
     past.assert_nothing(&format!("{count} pods at once"));
+    let dropped = dropped_of(&bed);
+    eprintln!(
+        "{count} pods at once: {dropped} packets were dropped as {}",
+        quarantine::DROP_REASON
+    );
+    assert!(dropped > 0 && dropped <= past.sent + past.sent_by_machine);
+    assert!(
+        String::from_utf8_lossy(&bed.ask(&["status"]).stdout)
+            .contains(&format!("{} {dropped}", quarantine::DROP_REASON)),
+        "everybody can read it"
+    );
+    let table = quarantine::table_name(&bed.name);
+    bed.gateway.inside(move || quarantine::remove(&table)).unwrap();
+    bed.wait_for("table that is put back", is_held);
+    assert_eq!(dropped_of(&bed), dropped, "what was counted stays");
+}
+
+/// Packets of interfaces that were not guarded yet.
+fn dropped_of(bed: &Bed) -> u64 {
+    bed.status()["dataplane"]["drops"][quarantine::DROP_REASON]
+        .as_u64()
+        .unwrap()
 }
 
 #[test]

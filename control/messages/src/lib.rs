@@ -267,7 +267,8 @@ pub struct DataplaneStatus {
     pub workers: Vec<WorkerStatus>,
     /// In order of the configuration.
     pub ports: Vec<PortStatus>,
-    /// Dropped packets by reason (`DropReason::name`), all workers together. Reasons with 0 may be absent.
+    /// Dropped packets by reason (`DropReason::name`), all workers together. Reasons with 0 may be absent. `port-not-guarded` is
+    /// what the kernel dropped of interfaces of pods whose programs were not attached yet; it is no part of `frames`.
     pub drops: BTreeMap<String, u64>,
     /// The flow tables, all shards together.
     pub flows: FlowStatus,
