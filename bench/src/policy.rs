@@ -7,6 +7,7 @@ mod control;
 mod in_process;
 mod machine;
 mod nft;
+mod policy_change;
 mod proof;
 mod report;
 mod two_process;
@@ -37,7 +38,7 @@ pub(crate) struct Options {
     /// How often what is repeated is repeated; rows with many events have their own numbers
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// Changes measured one after the other (`change`)
+    /// Changes measured one after the other (`change`, `policy-change`)
     #[arg(long, default_value_t = 200)]
     changes: usize,
     /// How long pods come and go (`churn`)
@@ -67,6 +68,8 @@ enum RowName {
     Churn,
     /// Whole proof; one changed pod compiled and proven.
     Checker,
+    /// One policy with words or blocks of its own, or one member of an address set, compiled, proven and handed over.
+    PolicyChange,
     /// Difference of two clusters.
     Diff,
     /// First packets, alone and batched, from few rules to many; its sizes are its own.
@@ -139,6 +142,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 RowName::Memory => control::memory(*size, options.dataplane, &mut report)?,
                 RowName::Change => churn::change(options, *size, &mut report)?,
                 RowName::Checker => proof::checker(options, *size, &mut report)?,
+                RowName::PolicyChange => {
+                    policy_change::words(options, *size, &mut report)?;
+                    policy_change::members(options, *size, &mut report)?;
+                }
                 RowName::Diff => proof::diff(options, *size, &mut report)?,
                 RowName::FirstPacket => {}
                 RowName::Nft => nft::run(options, *size, &mut report)?,

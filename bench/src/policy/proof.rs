@@ -16,7 +16,7 @@ use ringwall_source::decode::decode;
 use ringwall_testbed::synthetic::{Churn, Event, EventKind, Spec, Synthetic};
 
 use super::{
-    Options, Size, cluster,
+    Options, Size, cluster, policy_change,
     report::{Report, Target},
 };
 use crate::figures::Figures;
@@ -159,9 +159,10 @@ pub(super) fn diff(options: &Options, size: Size, report: &mut Report) -> anyhow
 
 /// First packets of pods of one cluster under ever more policies.
 pub(super) fn first_packet(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    for policies in [5, 50, 500, 5_000, 50_000] {
+    for (policies, tiers) in [(5, 0), (50, 0), (500, 0), (5_000, 0), (5_000, 10), (50_000, 0)] {
         let synthetic = Synthetic::new(Spec::sized(policies, 10_000, 100))?;
-        let cluster = cluster::decoded(&synthetic)?;
+        let mut cluster = cluster::decoded(&synthetic)?;
+        policy_change::with_tiers(&mut cluster, tiers, 10)?;
         let image = compile(&cluster, Generation(1), &EpochKey::OFFLINE)?;
         let snapshot = Snapshot::open(&image.bytes)?;
         let pods: Vec<Addr> = cluster
@@ -184,7 +185,7 @@ pub(super) fn first_packet(options: &Options, report: &mut Report) -> anyhow::Re
             .collect();
         let what = |how: &str| {
             format!(
-                "first packet {how}, {} rules of {policies} policies, 10000 pods",
+                "first packet {how}, {} rules of {policies} policies and {tiers} tiers, 10000 pods",
                 image.stats.rules
             )
         };

@@ -89,6 +89,13 @@ impl Classes {
         self.classes.len()
     }
 
+    /// Takes up the sets of blocks that are new.
+    pub(super) fn more_block_sets(&mut self, sets: &[Vec<u32>], policies: &Policies) {
+        let new = sets.iter().skip(self.block_sets.len());
+        self.block_sets
+            .extend(new.map(|set| (set.clone(), policies.blocks_content(set))));
+    }
+
     /// The part that classes have in the canonical hash.
     pub(super) fn total(&mut self) -> Sum {
         self.bag.total()

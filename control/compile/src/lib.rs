@@ -19,6 +19,7 @@ mod policies;
 mod ports;
 mod rows;
 mod selectors;
+mod shapes;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,8 @@ use super::content::Sum;
 #[derive(Debug)]
 pub(super) struct Member {
     pub pod: Arc<Pod>,
+    /// Number of its combination of words.
+    pub shape: u32,
     /// Its number in the image; [`ringwall_dataplane::classify::NONE`] before it was identified.
     pub endpoint: u32,
     /// Its identity apart from any address; None where its namespace has not been seen.
@@ -61,6 +63,12 @@ impl Members {
 
     pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Member> {
         self.members.get_mut(number as usize)?.as_mut()
+    }
+
+    /// Numbers and members.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Member)> {
+        let all = self.members.iter().zip(0..);
+        all.filter_map(|(member, number)| Some((number, member.as_ref()?)))
     }
 
     pub(super) fn find(&self, key: &ObjectKey) -> Option<u32> {

@@ -80,6 +80,8 @@ pub(super) struct Set {
 #[derive(Debug)]
 pub(super) struct Named {
     pub content: Content,
+    /// Policies that name it.
+    users: u32,
     /// Policies in force that name it.
     force: u32,
     /// The classes that it holds.
@@ -92,10 +94,15 @@ impl Named {
     fn new(content: Content) -> Self {
         Self {
             content,
+            users: 0,
             force: 0,
             classes: ClassSet::new(),
             rows: Vec::new(),
         }
+    }
+
+    pub(super) fn is_named(&self) -> bool {
+        self.users > 0
     }
 
     pub(super) fn in_force(&self) -> bool {
@@ -135,6 +142,8 @@ pub(super) struct Policies {
     pub counts: Counts,
     /// Policies of which it is not settled whether they are in force.
     touched: Vec<u32>,
+    /// Blocks that a policy began or ceased to name, with repetition.
+    touched_blocks: Vec<u32>,
     pub removed: u32,
 }
 
@@ -192,6 +201,7 @@ impl Policies {
             named.sort_unstable();
             named.dedup();
         }
+        self.name_blocks(&blocks, true);
         let slot = self.slots.len() as u32;
         let subjects: Vec<Matcher> = policy
             .subjects
@@ -254,15 +264,27 @@ impl Policies {
         }
     }
 
-    /// Whether every block that a policy names is known.
-    pub(super) fn knows_blocks(&self, policy: &Policy<'_>) -> bool {
-        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
-        rules
-            .flat_map(|rule| rule.peers.iter().flatten())
-            .all(|peer| match peer {
-                Peer::Pods(_) => true,
-                Peer::Block { cidr, except } => self.known_blocks.contains_key(&Block::new(*cidr, except)),
-            })
+    /// A policy that names these blocks comes or goes.
+    fn name_blocks(&mut self, blocks: &[u32], comes: bool) {
+        for block in blocks {
+            if let Some(named) = self.named_blocks.get_mut(*block as usize) {
+                named.users = if comes {
+                    named.users + 1
+                } else {
+                    named.users.saturating_sub(1)
+                };
+            }
+        }
+        self.touched_blocks.extend(blocks);
+    }
+
+    /// Blocks that policies began or ceased to name since this was last asked, in ascending order, and those that were named
+    /// and are again.
+    pub(super) fn take_touched_blocks(&mut self) -> Vec<u32> {
+        let mut blocks = std::mem::take(&mut self.touched_blocks);
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
     }
 
     /// Removes a policy and answers its number. It must be taken from the cohorts that it selects.
@@ -273,6 +295,8 @@ impl Policies {
         for subjects in &slot.subjects {
             self.subjects.remove(number, subjects);
         }
+        let blocks = slot.blocks.clone();
+        self.name_blocks(&blocks, false);
         self.removed += 1;
         self.touched.push(number);
         Some(number)

@@ -4,7 +4,7 @@
 //! a pod name) splits nothing until a policy asks for it. An index by namespace and label finds the selectors that may
 //! hold a pod, so that a new kind of pod costs what holds it, not what there is.
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ringwall_policy::{
     Labels, Operator, Part, Pod, PortMatch, Protocol, Selector,
     tiers::{NamespaceSet, Peer, PodSet, Policy},
@@ -18,7 +18,7 @@ use super::{
 /// A label whose key some selector names: numbers of key and value.
 pub(super) type Label = (u32, u32);
 
-/// Keys, with how many selectors name each.
+/// Keys, with how many selectors name each. What none names any more keeps its number.
 #[derive(Debug, Default)]
 struct Keys {
     numbers: HashMap<String, (u32, u32)>,
@@ -34,11 +34,14 @@ struct Like {
     part: Part,
     text: String,
     number: u32,
+    users: u32,
 }
 
 impl Keys {
+    /// The number of a key that is named.
     fn number(&self, key: &str) -> Option<u32> {
-        self.numbers.get(key).map(|(number, _)| *number)
+        let known = self.numbers.get(key).filter(|(_, users)| *users > 0);
+        known.map(|(number, _)| *number)
     }
 
     /// The number of a text that is looked for.
@@ -48,25 +51,52 @@ impl Keys {
         found.map(|like| like.number)
     }
 
-    fn learn(&mut self, key: &str) {
+    /// One selector more names a key; whether it is the first.
+    fn learn(&mut self, key: &str) -> bool {
         if let Some((_, users)) = self.numbers.get_mut(key) {
             *users += 1;
-            return;
+            return *users == 1;
         }
         self.numbers.insert(key.to_owned(), (self.next, 1));
         self.next += 1;
+        true
     }
 
-    fn learn_like(&mut self, key: &str, part: Part, text: &str) {
-        if self.like(key, part, text).is_some() {
-            return;
+    /// One selector more looks for a text in its values; whether it is the first.
+    fn learn_like(&mut self, key: &str, part: Part, text: &str) -> bool {
+        if let Some(users) = self.like_users(key, part, text) {
+            *users += 1;
+            return *users == 1;
         }
         self.likes.entry_ref(key).or_default().push(Like {
             part,
             text: text.to_owned(),
             number: self.next,
+            users: 1,
         });
         self.next += 1;
+        true
+    }
+
+    /// One selector less names a key; whether it was the last.
+    fn forget(&mut self, key: &str) -> bool {
+        self.numbers.get_mut(key).is_some_and(|(_, users)| {
+            *users = users.saturating_sub(1);
+            *users == 0
+        })
+    }
+
+    fn forget_like(&mut self, key: &str, part: Part, text: &str) -> bool {
+        self.like_users(key, part, text).is_some_and(|users| {
+            *users = users.saturating_sub(1);
+            *users == 0
+        })
+    }
+
+    fn like_users(&mut self, key: &str, part: Part, text: &str) -> Option<&mut u32> {
+        let mut likes = self.likes.get_mut(key).into_iter().flatten();
+        let found = likes.find(|like| (like.part, like.text.as_str()) == (part, text));
+        found.map(|like| &mut like.users)
     }
 
     fn project_into(&self, labels: &Labels, values: &mut HashMap<String, u32>, to: &mut Vec<Label>) {
@@ -78,29 +108,16 @@ impl Keys {
                 continue;
             }
             let likes = self.likes.get(key).into_iter().flatten();
-            let has = likes.filter(|like| like.part.holds(value, &like.text));
+            let has = likes.filter(|like| like.users > 0 && like.part.holds(value, &like.text));
             to.extend(has.map(|like| (like.number, 0)));
         }
-        // In one order, whatever learnt it.
-        if !self.likes.is_empty() {
-            to.sort_unstable();
-        }
-    }
-
-    /// Whether selectors name a key, and look for a text in its values.
-    fn knows(&self, key: &str, text: Option<(Part, &str)>) -> bool {
-        let looked_for = |(part, text)| self.like(key, part, text).is_some();
-        self.numbers.contains_key(key) && text.is_none_or(looked_for)
-    }
-
-    /// How many selectors name a key.
-    fn users(&mut self, key: &str) -> Option<&mut u32> {
-        self.numbers.get_mut(key).map(|(_, users)| users)
+        // In one order, whatever was learnt since.
+        to.sort_unstable();
     }
 
     fn seen<'a>(&self, labels: &'a Labels) -> impl Iterator<Item = (&'a str, &'a str)> {
         let labels = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        labels.filter(|(key, _)| self.numbers.contains_key(*key))
+        labels.filter(|(key, _)| self.number(key).is_some())
     }
 }
 
@@ -138,6 +155,34 @@ enum Word<'a> {
         protocol: Protocol,
         name: &'a str,
     },
+}
+
+/// What policies began or ceased to ask for: whatever has it looks different.
+#[derive(Debug, Default)]
+pub(super) struct TurnedWords {
+    pub pod_keys: HashSet<String>,
+    /// Whether there are any keys of namespaces.
+    pub namespace_keys: bool,
+    pub ports: HashSet<(Protocol, String)>,
+}
+
+impl TurnedWords {
+    fn pod_key(&mut self, key: &str, turned: bool) {
+        if turned {
+            self.pod_keys.insert(key.to_owned());
+        }
+    }
+
+    fn port(&mut self, protocol: Protocol, name: &str, turned: bool) {
+        if turned {
+            self.ports.insert((protocol, name.to_owned()));
+        }
+    }
+
+    /// Whether pods look different by what they have themselves.
+    pub(super) fn of_pods(&self) -> bool {
+        !(self.pod_keys.is_empty() && self.ports.is_empty())
+    }
 }
 
 fn words<'a>(policy: &Policy<'a>, say: &mut impl FnMut(Word<'a>)) {
@@ -223,11 +268,13 @@ impl Default for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Takes up what a policy asks for.
-    pub(super) fn learn(&mut self, policy: &Policy<'_>) {
+    /// Takes up what a policy asks for, and notes what none asked for before.
+    pub(super) fn learn(&mut self, policy: &Policy<'_>, turned: &mut TurnedWords) {
         words(policy, &mut |word| match word {
-            Word::PodKey(key, text) => learn_key(&mut self.pod_keys, key, text),
-            Word::NamespaceKey(key, text) => learn_key(&mut self.namespace_keys, key, text),
+            Word::PodKey(key, text) => turned.pod_key(key, learn_key(&mut self.pod_keys, key, text)),
+            Word::NamespaceKey(key, text) => {
+                turned.namespace_keys |= learn_key(&mut self.namespace_keys, key, text);
+            }
             Word::PortName {
                 ingress,
                 protocol,
@@ -239,54 +286,33 @@ impl Vocabulary {
                     self.names.insert(name.to_owned(), Name { number, users });
                 }
                 if let Some(known) = self.names.get_mut(name) {
-                    known.users[user(ingress, protocol)] += 1;
+                    let users = &mut known.users[user(ingress, protocol)];
+                    *users += 1;
+                    turned.port(protocol, name, *users == 1);
                 }
             }
         });
     }
 
-    /// Whether everything that a policy asks for is asked for already, so that pods look no different with it.
-    pub(super) fn knows(&self, policy: &Policy<'_>) -> bool {
-        let mut knows = true;
-        words(policy, &mut |word| {
-            knows &= match word {
-                Word::PodKey(key, text) => self.pod_keys.knows(key, text),
-                Word::NamespaceKey(key, text) => self.namespace_keys.knows(key, text),
-                Word::PortName {
-                    ingress,
-                    protocol,
-                    name,
-                } => {
-                    let known = self.names.get(name);
-                    known.is_some_and(|name| name.users[user(ingress, protocol)] > 0)
+    /// Takes back what [`Self::learn`] took up, and notes what none asks for any more.
+    pub(super) fn forget(&mut self, policy: &Policy<'_>, turned: &mut TurnedWords) {
+        words(policy, &mut |word| match word {
+            Word::PodKey(key, text) => turned.pod_key(key, forget_key(&mut self.pod_keys, key, text)),
+            Word::NamespaceKey(key, text) => {
+                turned.namespace_keys |= forget_key(&mut self.namespace_keys, key, text);
+            }
+            Word::PortName {
+                ingress,
+                protocol,
+                name,
+            } => {
+                if let Some(known) = self.names.get_mut(name) {
+                    let users = &mut known.users[user(ingress, protocol)];
+                    *users = users.saturating_sub(1);
+                    turned.port(protocol, name, *users == 0);
                 }
-            };
-        });
-        knows
-    }
-
-    /// Takes back what [`Self::learn`] took up. False where nobody else asks for some of it: then pods look different.
-    pub(super) fn forget(&mut self, policy: &Policy<'_>) -> bool {
-        let mut others = true;
-        words(policy, &mut |word| {
-            let users = match word {
-                Word::PodKey(key, _) => self.pod_keys.users(key),
-                Word::NamespaceKey(key, _) => self.namespace_keys.users(key),
-                Word::PortName {
-                    ingress,
-                    protocol,
-                    name,
-                } => {
-                    let known = self.names.get_mut(name);
-                    known.and_then(|name| name.users.get_mut(user(ingress, protocol)))
-                }
-            };
-            if let Some(users) = users {
-                *users = users.saturating_sub(1);
-                others &= *users > 0;
             }
         });
-        others
     }
 
     /// The labels that selectors can see of a pod.
@@ -415,11 +441,13 @@ impl Vocabulary {
     }
 }
 
-fn learn_key(keys: &mut Keys, key: &str, text: Option<(Part, &str)>) {
-    keys.learn(key);
-    if let Some((part, text)) = text {
-        keys.learn_like(key, part, text);
-    }
+/// Whether labels of this key look different from now on.
+fn learn_key(keys: &mut Keys, key: &str, text: Option<(Part, &str)>) -> bool {
+    keys.learn(key) | text.is_some_and(|(part, text)| keys.learn_like(key, part, text))
+}
+
+fn forget_key(keys: &mut Keys, key: &str, text: Option<(Part, &str)>) -> bool {
+    keys.forget(key) | text.is_some_and(|(part, text)| keys.forget_like(key, part, text))
 }
 
 /// The text that a requirement looks for in values.

@@ -4,7 +4,7 @@
 //! are *attached* to their cohort, then *identified*; addresses are *resolved* to their owner. Numbers depend on what
 //! came before; what they stand for does not.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
@@ -19,7 +19,7 @@ use ringwall_policy::{
 
 use super::{
     Budget, CompileError, CompileStats, EpochKey,
-    blocks::{Blocks, Place},
+    blocks::{self, Blocks, Place, Span},
     canonical::Bag,
     classes::{Classes, Sight},
     cohorts::{CohortRows, Cohorts},
@@ -28,7 +28,8 @@ use super::{
     owners::{Owner, Owners},
     policies::Policies,
     rows::{Rows, Sources},
-    selectors::Vocabulary,
+    selectors::{TurnedWords, Vocabulary},
+    shapes::Shapes,
 };
 
 /// A compiled state.
@@ -40,11 +41,12 @@ pub(super) struct State {
     pub(super) vocabulary: Vocabulary,
     pub(super) policies: Policies,
     pub(super) cohorts: Cohorts,
-    blocks: Blocks,
+    pub(super) blocks: Blocks,
     pub(super) classes: Classes,
     rows: Rows,
     pub(super) owners: Owners,
     pub(super) members: Members,
+    pub(super) shapes: Shapes,
     hosts: HashMap<IpAddr, Host>,
     nodes: HashMap<String, u32>,
     /// Identities of addresses that are no pod's and no node's, by kind and class.
@@ -54,9 +56,9 @@ pub(super) struct State {
     /// What the canonical hash holds besides classes and rows.
     loose: Sum,
     /// Prefixes of the image's tries, with their identities.
-    prefixed: HashMap<IpNet, u32>,
-    /// How the address ranges were counted: class and content.
-    ranges: Vec<(u32, Sum)>,
+    prefixed: BTreeMap<IpNet, u32>,
+    /// How the address ranges were counted, by family (whether IPv6) and first address: class and content.
+    ranges: BTreeMap<(bool, u128), (u32, Sum)>,
     pub(super) tables: ImageBuilder,
     /// The most cache lines that a lookup of an address and one of a direction read.
     worst: (u32, u32),
@@ -69,9 +71,14 @@ struct Host {
     /// Whether the identity is of this address alone.
     own: bool,
     class: u32,
+    /// The set of blocks that hold it.
+    set: u32,
     /// How it was counted.
     piece: Sum,
 }
+
+/// The most addresses that are looked up one by one; of more, all hosts are gone through.
+const FEW_ADDRESSES: u128 = 4096;
 
 impl State {
     /// Compiles in full.
@@ -89,12 +96,13 @@ impl State {
         tables.allow_unknown(cluster.settings.allow_unknown);
         let (mut vocabulary, mut policies) = (Vocabulary::default(), Policies::default());
         for policy in &model.policies {
-            vocabulary.learn(policy);
+            vocabulary.learn(policy, &mut TurnedWords::default());
         }
         for policy in &model.policies {
             policies.add(policy, &mut vocabulary, &mut tables);
         }
-        let blocks = Blocks::of(cluster, &policies.blocks, budget.bytes / size_of::<u32>() as u64)
+        policies.take_touched_blocks(); // all of them
+        let blocks = Blocks::of(cluster, &policies.blocks, most_members(budget))
             .ok_or_else(|| policies.block_budget(budget))?;
         let mut state = Self {
             cluster: cluster.clone(),
@@ -108,13 +116,14 @@ impl State {
             rows: Rows::default(),
             owners: Owners::with_capacity(cluster.pods.len()),
             members: Members::with_capacity(cluster.pods.len()),
+            shapes: Shapes::default(),
             hosts: HashMap::with_capacity(cluster.pods.len()),
             nodes: HashMap::new(),
             places: HashMap::new(),
             by_rows: Bag::new("rows"),
             loose: Sum::default(),
-            prefixed: HashMap::new(),
-            ranges: Vec::new(),
+            prefixed: BTreeMap::new(),
+            ranges: BTreeMap::new(),
             tables,
             worst: (0, 0),
         };
@@ -215,8 +224,10 @@ impl State {
                 self.resolve(address);
             }
         }
-        self.prefixes();
-        self.count_ranges();
+        for v4 in [true, false] {
+            self.prefixes(Span::family(v4));
+            self.count_ranges(Span::family(v4));
+        }
         Ok(())
     }
 
@@ -276,6 +287,7 @@ impl State {
                 self.policies.slots.len(),
                 self.policies.slots.len() - self.policies.removed as usize,
             )
+            || wasted(self.shapes.len(), self.members.len())
             || wasted(self.rows.len() as usize, 2 * self.cohorts.live as usize)
             || self.tables.waste() > 0.5
     }
@@ -316,6 +328,7 @@ impl State {
         }
         let member = self.members.insert(Member {
             pod: Arc::clone(pod),
+            shape: self.shapes.of(pod),
             endpoint: NONE,
             identity: None,
             cohort: None,
@@ -598,6 +611,7 @@ impl State {
                 identity: self.place(IdentityKind::Unknown, set),
                 own: false,
                 class: self.class((0, set, 0)),
+                set,
                 piece,
             });
         };
@@ -612,6 +626,7 @@ impl State {
                 identity,
                 own: false,
                 class,
+                set,
                 piece,
             });
         }
@@ -621,6 +636,7 @@ impl State {
             identity: self.tables.identity(who),
             own: true,
             class,
+            set,
             piece,
         })
     }
@@ -629,7 +645,8 @@ impl State {
         let mut digest = host_digest(address, false);
         digest.text(name);
         let piece = Sum::of(&digest.finish());
-        let class = self.class((0, self.blocks.set_of(address), 0));
+        let set = self.blocks.set_of(address);
+        let class = self.class((0, set, 0));
         let node = self.node_number(name);
         let mut incarnation = Digest::new("node");
         incarnation.text(name);
@@ -648,6 +665,7 @@ impl State {
             identity: self.tables.identity(who),
             own: true,
             class,
+            set,
             piece,
         }
     }
@@ -675,72 +693,101 @@ impl State {
         identity
     }
 
-    /// Networks of pods came or went, which cut the address ranges anew. False where that changed which blocks hold an
-    /// address.
-    pub(super) fn cut_again(&mut self) -> bool {
-        let cluster = self.cluster.clone();
-        let Some(blocks) = Blocks::of(&cluster, &self.policies.blocks, u64::MAX) else {
-            return false;
-        };
-        if blocks.sets != self.blocks.sets {
-            return false;
+    /// Blocks and networks of pods came or went in these spans: what their addresses are that no host is. Answers the
+    /// hosts' addresses that other blocks hold.
+    pub(super) fn cut_again(&mut self, spans: &[Span]) -> Vec<IpAddr> {
+        self.classes.more_block_sets(&self.blocks.sets, &self.policies);
+        for span in spans {
+            self.prefixes(*span);
         }
-        self.blocks = blocks;
-        self.prefixes();
-        self.count_ranges();
-        true
+        let (few, many): (Vec<Span>, Vec<Span>) = spans.iter().partition(|span| span.len() <= FEW_ADDRESSES);
+        let few = few.into_iter().flat_map(|span| span.addresses());
+        let few = few.filter_map(|address| self.hosts.get_key_value(&address));
+        let inside = |address: &IpAddr| many.iter().any(|span| span.holds(*address));
+        let hosts = if many.is_empty() { None } else { Some(&self.hosts) };
+        let hosts = hosts.into_iter().flatten();
+        few.chain(hosts.filter(|(address, _)| inside(address)))
+            .filter(|(address, host)| self.blocks.set_of(**address) != host.set)
+            .map(|(address, _)| *address)
+            .collect()
     }
 
-    /// Says what addresses are that no host is.
-    fn prefixes(&mut self) {
-        let prefixes = std::mem::take(&mut self.blocks.prefixes);
-        let mut identities: Vec<u32> = Vec::with_capacity(prefixes.len());
-        let mut before = std::mem::take(&mut self.prefixed);
-        for prefix in &prefixes {
-            let identity = self.place(kind_of(prefix.place), prefix.set);
-            let outer = prefix.outer.and_then(|outer| identities.get(outer as usize));
-            // What the surrounding prefix says anyway needs no place in the trie.
-            if outer != Some(&identity) {
-                if before.remove(&prefix.net) != Some(identity) {
-                    self.tables
-                        .prefix(prefix.net.network().into(), prefix.net.prefix_len(), identity);
-                }
-                self.prefixed.insert(prefix.net, identity);
+    /// Says what the addresses of a span are that no host is.
+    fn prefixes(&mut self, span: Span) {
+        let gone: Vec<IpNet> = match IpNet::new(blocks::address(span.v4, span.first), 0) {
+            Ok(from) => {
+                let inside = self.prefixed.range(from..).map(|(net, _)| *net);
+                let inside = inside.take_while(|net| span.holds(net.network()));
+                inside.filter(|net| !self.blocks.is_marked(net)).collect()
             }
-            identities.push(identity);
-        }
-        for net in before.keys() {
+            Err(_) => Vec::new(),
+        };
+        for net in gone {
+            self.prefixed.remove(&net);
             self.tables.remove_prefix(net.network().into(), net.prefix_len());
         }
-        self.blocks.prefixes = prefixes;
+        for prefix in self.blocks.prefixes(span) {
+            let net = prefix.net;
+            let identity = self.place(kind_of(prefix.content.place), prefix.content.set);
+            let outer = prefix
+                .outer
+                .map(|outer| self.place(kind_of(outer.place), outer.set));
+            // What the surrounding prefix says anyway needs no place in the trie.
+            if outer == Some(identity) {
+                if self.prefixed.remove(&net).is_some() {
+                    self.tables.remove_prefix(net.network().into(), net.prefix_len());
+                }
+            } else if self.prefixed.insert(net, identity) != Some(identity) {
+                self.tables
+                    .prefix(net.network().into(), net.prefix_len(), identity);
+            }
+        }
     }
 
-    /// Counts the address ranges, neighbours of the same content joined, whatever prefixes they came from.
-    pub(super) fn count_ranges(&mut self) {
-        for (class, piece) in std::mem::take(&mut self.ranges) {
-            self.classes.remove(class, &piece);
+    /// Counts the address ranges that begin in a span, and the one after it; neighbours of the same content joined, whatever
+    /// prefixes they came from.
+    pub(super) fn count_ranges(&mut self, span: Span) {
+        let (before, ranges) = self.blocks.ranges(span);
+        let ranges = ranges.to_vec();
+        // What began between the span and the next range has been joined.
+        let next = ranges
+            .last()
+            .map(|range| range.first)
+            .filter(|next| *next > span.last);
+        let last = next.unwrap_or(Span::family(span.v4).last);
+        let counted = self.ranges.range((!span.v4, span.first)..=(!span.v4, last));
+        let counted: Vec<(bool, u128)> = counted.map(|(first, _)| *first).collect();
+        for first in counted {
+            if let Some((class, piece)) = self.ranges.remove(&first) {
+                self.classes.remove(class, &piece);
+            }
         }
-        let mut last = None;
-        let ranges: Vec<_> = self.blocks.ranges().collect();
-        for (first, prefix) in ranges {
-            let Some(prefix) = self.blocks.prefixes.get(prefix as usize) else {
-                continue;
-            };
-            let kind = kind_of(prefix.place);
-            let class = self.class((0, prefix.set, 0));
-            let content = (kind, self.classes.part(class), first.is_v4());
-            if last == Some(content) {
+        let mut before = before.map(|content| self.range_content(content).1);
+        for range in ranges {
+            let (class, content) = self.range_content(range.content);
+            if before == Some(content) {
                 continue;
             }
-            last = Some(content);
+            before = Some(content);
             let mut digest = Digest::new("range");
-            digest.bytes(&first.octets());
-            digest.number(kind as u64);
+            digest.bytes(&blocks::in_tables(span.v4, range.first).octets());
+            digest.number(content.0 as u64);
             let piece = Sum::of(&digest.finish());
             self.classes.add(class, &piece);
-            self.ranges.push((class, piece));
+            self.ranges.insert((!span.v4, range.first), (class, piece));
         }
     }
+
+    /// The class of a range's addresses, and what they are: kind and the part among the classes.
+    fn range_content(&mut self, content: blocks::Content) -> (u32, (IdentityKind, u32)) {
+        let class = self.class((0, content.set, 0));
+        (class, (kind_of(content.place), self.classes.part(class)))
+    }
+}
+
+/// The most members that all sets of blocks together may have.
+pub(super) fn most_members(budget: &Budget) -> u64 {
+    budget.bytes / size_of::<u32>() as u64
 }
 
 /// Whether no selector and no rule can tell two pods apart.

@@ -3,12 +3,18 @@
 use std::{net::IpAddr, sync::Arc};
 
 use imbl::{OrdMap, ordmap::DiffItem};
+use ipnet::IpNet;
 use ringwall_policy::{
-    Cluster, Node, ObjectKey, Pod,
+    Cluster, Namespace, Node, ObjectKey, Pod,
     tiers::{self, Policy, Tiers},
 };
 
-use super::{Budget, state::State};
+use super::{
+    Budget,
+    blocks::Span,
+    selectors::TurnedWords,
+    state::{State, most_members},
+};
 
 /// The most policies of one update: more are compiled in full.
 const MOST_POLICIES: usize = 64;
@@ -46,10 +52,14 @@ impl State {
             return false;
         }
         let mut again = Again::default();
-        let cut = self.update_nodes(&last, &mut again);
-        if !self.update_policies(&last, &mut again) || !self.update_namespaces(&last, &mut again) {
+        let networks = self.update_nodes(&last, &mut again);
+        if !self.update_policies_and_namespaces(&last, &mut again) {
             return false;
         }
+        let Some(spans) = self.update_blocks(&networks, budget) else {
+            return false;
+        };
+        again.addresses.extend(self.cut_again(&spans));
         self.update_pods(&last, &mut again);
 
         again.members.sort_unstable();
@@ -74,19 +84,21 @@ impl State {
         let turned = self.policies.settle();
         self.classes
             .turned(&turned.sets, &turned.blocks, &self.policies, &self.vocabulary);
-        if cut && !self.cut_again() {
-            return false;
-        }
-        if !turned.blocks.is_empty() && !cut {
-            self.count_ranges();
+        if turned.blocks.is_empty() {
+            spans.into_iter().for_each(|span| self.count_ranges(span));
+        } else {
+            // Neighbours may have become alike anywhere.
+            for v4 in [true, false] {
+                self.count_ranges(Span::family(v4));
+            }
         }
         !self.is_mostly_waste()
     }
 
-    /// Nodes are names and addresses. True where their pod networks have changed, which cut the address ranges.
-    fn update_nodes(&mut self, last: &Cluster, again: &mut Again) -> bool {
+    /// Nodes are names and addresses. Answers the networks of pods that go and come with them.
+    fn update_nodes(&mut self, last: &Cluster, again: &mut Again) -> Vec<(IpNet, bool)> {
         let next = self.cluster.nodes.clone();
-        let mut cut = false;
+        let mut networks = Vec::new();
         for change in last.nodes.diff(&next) {
             let (old, new) = match change {
                 DiffItem::Add(_, new) => (None, Some(new)),
@@ -96,19 +108,35 @@ impl State {
                     new: (_, new),
                 } => (Some(old), Some(new)),
             };
-            let networks = |node: Option<&Arc<Node>>| node.map(|node| node.pod_cidrs.clone());
-            cut |= networks(old).unwrap_or_default() != networks(new).unwrap_or_default();
+            let of = |node: Option<&Arc<Node>>| node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+            let differ = of(old) != of(new);
             for (node, comes) in [(old, false), (new, true)] {
                 if let Some(node) = node {
                     self.owners.node(node, comes);
                     again.addresses.extend(&node.addresses);
+                    let own = node.pod_cidrs.iter().filter(|_| differ);
+                    networks.extend(own.map(|net| (*net, comes)));
                 }
             }
         }
-        cut
+        networks
     }
 
-    fn update_policies(&mut self, last: &Cluster, again: &mut Again) -> bool {
+    /// Cuts the address ranges by the blocks that policies began to name and no more by those that they ceased to name, and by
+    /// networks of pods. None where there are too many.
+    fn update_blocks(&mut self, networks: &[(IpNet, bool)], budget: &Budget) -> Option<Vec<Span>> {
+        let touched = self.policies.take_touched_blocks();
+        let policies = &self.policies;
+        let blocks = touched.into_iter().filter_map(|number| {
+            let named = policies.named_blocks.get(number as usize)?;
+            let block = policies.blocks.get(number as usize)?;
+            (named.is_named() != self.blocks.is_placed(number)).then_some((number, block, named.is_named()))
+        });
+        let blocks: Vec<_> = blocks.collect();
+        self.blocks.change(&blocks, networks, most_members(budget))
+    }
+
+    fn update_policies_and_namespaces(&mut self, last: &Cluster, again: &mut Again) -> bool {
         let (next, next_tiered) = (self.cluster.policies.clone(), self.cluster.tiered.clone());
         let (mut old, mut new) = (Vec::new(), Vec::new());
         let tiers = self.tiers.clone();
@@ -125,22 +153,14 @@ impl State {
                 return false;
             }
         }
-        if old.is_empty() && new.is_empty() {
-            return true;
-        }
-        for policy in &new {
-            if !self.vocabulary.knows(policy) || !self.policies.knows_blocks(policy) {
-                return false;
-            }
-        }
-        new.iter().for_each(|policy| self.vocabulary.learn(policy));
-        let mut others = true;
-        for policy in &old {
-            others &= self.vocabulary.forget(policy);
-        }
-        if !others {
-            return false;
-        }
+        // What is asked for before and after does not turn.
+        let mut words = TurnedWords::default();
+        new.iter()
+            .for_each(|policy| self.vocabulary.learn(policy, &mut words));
+        old.iter()
+            .for_each(|policy| self.vocabulary.forget(policy, &mut words));
+        self.update_namespaces(last, &words, again);
+        self.look_again(&words, again);
         let mut touched = Vec::new();
         for policy in &old {
             if let Some(slot) = self.policies.remove(&policy.id) {
@@ -156,6 +176,21 @@ impl State {
         }
         self.select_again(&touched, again);
         true
+    }
+
+    /// Pods that have such a word look different.
+    fn look_again(&mut self, words: &TurnedWords, again: &mut Again) {
+        if !words.of_pods() {
+            return;
+        }
+        let shapes = self.shapes.with(words);
+        let has = |shape: u32| shapes.get(shape as usize).is_some_and(|has| *has);
+        let members = self.members.iter().filter(|(_, member)| has(member.shape));
+        let members: Vec<u32> = members.map(|(number, _)| number).collect();
+        for member in &members {
+            self.detach(*member);
+        }
+        again.members.extend(members);
     }
 
     /// A set of pods that no rule named before: cohorts in it look different from now on.
@@ -219,41 +254,52 @@ impl State {
     }
 
     /// A namespace that selectors see differently has other cohorts.
-    fn update_namespaces(&mut self, last: &Cluster, again: &mut Again) -> bool {
+    fn update_namespaces(&mut self, last: &Cluster, words: &TurnedWords, again: &mut Again) {
         let next = self.cluster.namespaces.clone();
         for change in last.namespaces.diff(&next) {
-            let (name, labels) = match change {
-                DiffItem::Add(name, new) => (name, Some(&new.labels)),
+            let (name, now) = match change {
+                DiffItem::Add(name, new) => (name, Some(new)),
                 DiffItem::Remove(name, _) => (name, None),
-                DiffItem::Update { new: (name, new), .. } => (name, Some(&new.labels)),
+                DiffItem::Update { new: (name, new), .. } => (name, Some(new)),
             };
-            let labels = labels.map(|labels| self.vocabulary.namespace_labels(labels));
-            let seen = self.cohorts.space_named(name).map(|space| &space.labels);
-            let was = last.namespaces.contains_key(name);
-            if labels.is_some() == was && (seen.is_none() || seen == labels.as_ref()) {
-                continue;
+            if now.is_some() != last.namespaces.contains_key(name) || self.looks_different(name, now) {
+                self.take_apart(last, name, again);
             }
-            let first = ObjectKey {
-                namespace: name.clone(),
-                name: String::new(),
-            };
-            for (key, _) in last
-                .pods
-                .range(first..)
-                .take_while(|(key, _)| key.namespace == *name)
-            {
-                if let Some(member) = self.members.find(key) {
-                    self.detach(member);
-                    again.members.push(member);
-                }
-            }
-            for cohort in self.cohorts.forget_space(name) {
-                if let Some(list) = self.cohorts.get(cohort).map(|cohort| cohort.list) {
-                    self.classes.leave_list(list);
+        }
+        if words.namespace_keys {
+            for (name, namespace) in &next {
+                if self.looks_different(name, Some(namespace)) {
+                    self.take_apart(last, name, again);
                 }
             }
         }
-        true
+    }
+
+    /// Whether selectors see a namespace of which there are cohorts in another way now.
+    fn looks_different(&mut self, name: &str, now: Option<&Arc<Namespace>>) -> bool {
+        let labels = now.map(|namespace| self.vocabulary.namespace_labels(&namespace.labels));
+        let seen = self.cohorts.space_named(name).map(|space| &space.labels);
+        seen.is_some() && seen != labels.as_ref()
+    }
+
+    /// Takes the pods of a namespace out of their cohorts, and the cohorts away.
+    fn take_apart(&mut self, last: &Cluster, name: &str, again: &mut Again) {
+        let first = ObjectKey {
+            namespace: name.to_owned(),
+            name: String::new(),
+        };
+        let pods = last.pods.range(first..);
+        for (key, _) in pods.take_while(|(key, _)| key.namespace == *name) {
+            if let Some(member) = self.members.find(key) {
+                self.detach(member);
+                again.members.push(member);
+            }
+        }
+        for cohort in self.cohorts.forget_space(name) {
+            if let Some(list) = self.cohorts.get(cohort).map(|cohort| cohort.list) {
+                self.classes.leave_list(list);
+            }
+        }
     }
 
     fn update_pods(&mut self, last: &Cluster, again: &mut Again) {
@@ -304,6 +350,7 @@ impl State {
         }
         if let Some(member) = self.members.get_mut(number) {
             member.pod = Arc::clone(new);
+            member.shape = self.shapes.of(new);
         }
         again.members.push(number);
     }
