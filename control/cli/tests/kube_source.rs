@@ -718,15 +718,15 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
         kind: "NamespaceNetworkPolicy",
         namespaced: false,
     };
-    let calico = Resource {
-        group: "crd.projectcalico.org",
-        version: "v1",
-        plural: "globalnetworkpolicies",
-        kind: "GlobalNetworkPolicy",
+    let cilium = Resource {
+        group: "cilium.io",
+        version: "v2",
+        plural: "ciliumclusterwidenetworkpolicies",
+        kind: "CiliumClusterwideNetworkPolicy",
         namespaced: false,
     };
     bed.server.serve(stranger);
-    bed.server.serve(calico);
+    bed.server.serve(cilium);
     let object = |resource: Resource| {
         json!({
             "apiVersion": format!("{}/{}", resource.group, resource.version), "kind": resource.kind,
@@ -743,7 +743,7 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
     let state = source.state("the first", |_| true).await;
     let first = BTreeSet::from(["NamespaceNetworkPolicy.policy.networking.k8s.io".to_owned()]);
     assert_eq!(state.unevaluated_kinds, first, "known from the first state on");
-    bed.server.apply(object(calico));
+    bed.server.apply(object(cilium));
     source
         .state("both", |cluster| cluster.unevaluated_kinds.len() == 2)
         .await;
@@ -757,7 +757,7 @@ async fn policy_kinds_that_are_not_evaluated_are_named() {
     assert_eq!(source.latest().unwrap().unevaluated_kinds.len(), 2);
     bed.server.faults(stranger, |faults| faults.fail_always = None);
     bed.server.delete(stranger, "", "x").unwrap();
-    bed.server.delete(calico, "", "x").unwrap();
+    bed.server.delete(cilium, "", "x").unwrap();
     source
         .state("none", |cluster| cluster.unevaluated_kinds.is_empty())
         .await;

@@ -418,7 +418,7 @@ fn object(
             Err(_) => return passed_over(Vec::new()),
         },
         Role::NetworkPolicy => {
-            let staged = origin == Origin::Folder && is_staged(metadata, &metadata_at, &mut findings);
+            let staged = is_staged(metadata, &metadata_at, &mut findings);
             let policy = policy::network_policy(root, at, key, uid, origin, &mut findings);
             if staged {
                 findings.faults.extend(policy.faults.iter().cloned());
@@ -476,20 +476,20 @@ fn object(
     })
 }
 
-/// The annotation that stages a NetworkPolicy, and what it says then.
-const MODE: (&str, &str) = ("ringwall.io/mode", "staged");
+/// The annotation that stages a NetworkPolicy.
+pub(super) const STAGING: &str = "ringwall.io/mode";
 
 /// Whether a NetworkPolicy is staged: nothing is enforced of it, and `ringwall diff --staged` shows what would change.
 fn is_staged(metadata: &Fields, at: &str, findings: &mut policy::Findings) -> bool {
-    let mode = metadata.get("annotations").and_then(|all| all.get(MODE.0));
+    let mode = metadata.get("annotations").and_then(|all| all.get(STAGING));
     match mode.map(Value::as_str) {
         None | Some(Some("enforced")) => false,
-        Some(Some(mode)) if mode == MODE.1 => true,
+        Some(Some("staged")) => true,
         Some(_) => {
             let message = "is not a mode, and the policy is enforced: write staged or enforced";
             findings
                 .notes
-                .push(fault(format!("{at}.annotations[{}]", MODE.0), message));
+                .push(fault(format!("{at}.annotations[{STAGING}]"), message));
             false
         }
     }

@@ -11,8 +11,8 @@
 //! * [`state`] puts them together (pure), and holds policies of ending namespaces (SEMANTICS 54).
 //! * [`kept`] remembers the policies over a restart.
 //!
-//! Nothing is handed on before all lists are complete, but for kinds that are not served or that cannot be read; after that, every state handed on is one that the last
-//! complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
+//! Nothing is handed on before all lists are complete, but for kinds that are not served, that cannot be read, or that no policy
+//! speaks of; after that, every state handed on is one that the last complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
 //! While the server cannot be reached, the last state stands.
 
 mod compare;
@@ -36,7 +36,7 @@ use std::{
 };
 
 use kube::core::{Request, params::ListParams};
-use ringwall_policy::{ObjectRef, Settings};
+use ringwall_policy::Settings;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
@@ -45,7 +45,6 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
-pub(crate) use self::connect::needs;
 use self::{
     connect::Built,
     connection::Connection,
@@ -55,6 +54,7 @@ use self::{
     state::{Item, NamespaceNow, Reading, State},
     watch::{Backoff, Watcher, explain},
 };
+pub(crate) use self::{connect::needs, kind::Reference};
 use super::feed::{AbortOnDrop, Feed, Health, SourceState, Unreadable};
 
 /// How to reach the API server.
@@ -171,7 +171,7 @@ enum Message {
     /// A new or changed object.
     Applied(Box<Item>, EventMeta),
     /// The end of an object.
-    Deleted(ObjectRef, EventMeta),
+    Deleted(Reference, EventMeta),
     /// What became of a namespace.
     Namespace(String, NamespaceNow),
     /// The policy kinds that are not evaluated.
@@ -307,7 +307,7 @@ impl Assembler {
                 health: Arc::clone(&self.health),
                 messages: self.messages.clone(),
             };
-            essential.spawn(format!("the watch of {}", kind.api().plural), watcher.run());
+            essential.spawn(format!("the watch of {}", kind.api().resource()), watcher.run());
         }
         let discovery = Discovery {
             connection: Arc::clone(&self.connection),
@@ -412,6 +412,9 @@ impl Assembler {
                             Err(_) => break,
                         }
                     }
+                    for (kind, asked_for) in state.asked_for() {
+                        self.connection.presences().ask_for(kind, asked_for);
+                    }
                     for namespace in state.questions() {
                         questions.spawn(ask(namespace, self.clone()));
                     }
@@ -420,11 +423,11 @@ impl Assembler {
                             return format!("a question about a namespace or a full list {}", described(&error));
                         }
                     }
-                    self.health.unanswered(state.unanswered().map(ToString::to_string));
+                    self.health.unanswered(state.unanswered());
                     self.health.holds(&state.counts(), state.held().len() as u64);
                     self.health.unreadable(state.unreadable().map(|(policy, why, kept)| Unreadable {
                         policy: format!("{policy}: {why}"),
-                        kind: Kind::of(policy).map(Kind::label).unwrap_or_default(),
+                        kind: policy.kind.label(),
                         kept,
                     }));
                 }
@@ -461,11 +464,11 @@ fn take(state: &mut State, message: Message) -> bool {
             state.listed(kind, items)
         }
         Message::Applied(item, meta) => {
-            state.seen_object(&item.reference, &meta.version);
+            state.seen(item.reference.kind, &meta.version);
             state.applied(*item)
         }
         Message::Deleted(reference, meta) => {
-            state.seen_object(&reference, &meta.version);
+            state.seen(reference.kind, &meta.version);
             state.deleted(&reference)
         }
         Message::Namespace(name, now) => state.answered(&name, &now),

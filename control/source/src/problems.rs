@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use ringwall_messages::ObjectProblem;
-use ringwall_policy::ObjectRef;
+
+use crate::kube::Reference;
 
 /// What is wrong with objects. A clone costs a pointer: one goes with every state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Problems {
     /// By object; under None those of a source that does not keep them by object.
-    by_object: OrdMap<Option<ObjectRef>, Arc<[ObjectProblem]>>,
+    by_object: OrdMap<Option<Reference>, Arc<[ObjectProblem]>>,
 }
 
 impl Problems {
     /// Sets what is wrong with an object. Answers whether that is news.
-    pub(super) fn set(&mut self, object: &ObjectRef, problems: Vec<ObjectProblem>) -> bool {
+    pub(super) fn set(&mut self, object: &Reference, problems: Vec<ObjectProblem>) -> bool {
         if problems.is_empty() {
             return self.remove(object);
         }
@@ -25,13 +26,13 @@ impl Problems {
     }
 
     /// Nothing is wrong with an object any more. Answers whether that is news.
-    pub(super) fn remove(&mut self, object: &ObjectRef) -> bool {
+    pub(super) fn remove(&mut self, object: &Reference) -> bool {
         // Nearly always there is none, and nothing to look for.
         !self.by_object.is_empty() && self.by_object.remove(&Some(object.clone())).is_some()
     }
 
     /// The objects that something is wrong with.
-    pub(super) fn objects(&self) -> impl Iterator<Item = &ObjectRef> {
+    pub(super) fn objects(&self) -> impl Iterator<Item = &Reference> {
         self.by_object.keys().flatten()
     }
 

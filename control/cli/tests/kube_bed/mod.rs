@@ -9,7 +9,7 @@ use std::{
 };
 
 use ringwall_messages::SourceStatus;
-use ringwall_policy::{Cluster, Settings};
+use ringwall_policy::{Cluster, Peer, Settings};
 use ringwall_source::{
     feed::Feed,
     kube::{Access, Timing, start},
@@ -282,4 +282,126 @@ pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 /// Time for what must not happen to happen.
 pub async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(150)).await;
+}
+
+/// A kind of Calico as its API serves it.
+pub const fn calico(kind: &'static str, plural: &'static str, namespaced: bool) -> Resource {
+    Resource {
+        group: "projectcalico.org",
+        version: "v3",
+        plural,
+        kind,
+        namespaced,
+    }
+}
+
+/// The same as Calico stores it.
+pub const fn stored(resource: Resource) -> Resource {
+    Resource {
+        group: "crd.projectcalico.org",
+        version: "v1",
+        ..resource
+    }
+}
+
+pub const TIERS: Resource = calico("Tier", "tiers", false);
+pub const CALICO_POLICIES: Resource = calico("NetworkPolicy", "networkpolicies", true);
+pub const GLOBAL_POLICIES: Resource = calico("GlobalNetworkPolicy", "globalnetworkpolicies", false);
+pub const NETWORK_SETS: Resource = calico("NetworkSet", "networksets", true);
+pub const GLOBAL_SETS: Resource = calico("GlobalNetworkSet", "globalnetworksets", false);
+pub const HOST_ENDPOINTS: Resource = calico("HostEndpoint", "hostendpoints", false);
+pub const PROFILES: Resource = calico("Profile", "profiles", false);
+pub const STAGED_POLICIES: Resource = calico("StagedNetworkPolicy", "stagednetworkpolicies", true);
+pub const STAGED_GLOBAL_POLICIES: Resource =
+    calico("StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", false);
+pub const STAGED_KUBERNETES_POLICIES: Resource = calico(
+    "StagedKubernetesNetworkPolicy",
+    "stagedkubernetesnetworkpolicies",
+    true,
+);
+
+pub const CALICO: [Resource; 10] = [
+    TIERS,
+    CALICO_POLICIES,
+    GLOBAL_POLICIES,
+    NETWORK_SETS,
+    GLOBAL_SETS,
+    HOST_ENDPOINTS,
+    PROFILES,
+    STAGED_POLICIES,
+    STAGED_GLOBAL_POLICIES,
+    STAGED_KUBERNETES_POLICIES,
+];
+
+pub const SERVICE_ACCOUNTS: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "serviceaccounts",
+    kind: "ServiceAccount",
+    namespaced: true,
+};
+pub const SERVICES: Resource = Resource {
+    plural: "services",
+    kind: "Service",
+    ..SERVICE_ACCOUNTS
+};
+pub const ENDPOINT_SLICES: Resource = Resource {
+    group: "discovery.k8s.io",
+    plural: "endpointslices",
+    kind: "EndpointSlice",
+    ..SERVICE_ACCOUNTS
+};
+
+/// What policies of Calico may speak of, which every API server serves.
+pub const SPOKEN_OF: [Resource; 3] = [SERVICE_ACCOUNTS, SERVICES, ENDPOINT_SLICES];
+
+/// An object of a kind; in a namespace where the kind has some.
+pub fn object(resource: Resource, namespace: &str, name: &str, labels: Value, spec: Value) -> Value {
+    let api_version = match resource.group {
+        "" => resource.version.to_owned(),
+        group => format!("{group}/{}", resource.version),
+    };
+    let mut object = json!({
+        "apiVersion": api_version, "kind": resource.kind, "metadata": {"name": name, "labels": labels}, "spec": spec,
+    });
+    if resource.namespaced {
+        object["metadata"]["namespace"] = json!(namespace);
+    }
+    object
+}
+
+/// A policy of the whole cluster, for whom a selector says, with a rule for what comes from `source`.
+pub fn global_policy(name: &str, action: &str, source: Value) -> Value {
+    let spec = json!({"ingress": [{"action": action, "source": source}]});
+    object(GLOBAL_POLICIES, "", name, json!({}), spec)
+}
+
+pub fn global_set(name: &str, role: &str, net: &str) -> Value {
+    object(
+        GLOBAL_SETS,
+        "",
+        name,
+        json!({"role": role}),
+        json!({"nets": [net]}),
+    )
+}
+
+/// An endpoint of a service.
+pub fn slice(name: &str, service: &str, address: &str) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "a", "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"port": 80, "protocol": "TCP"}],
+    })
+}
+
+/// The blocks that rules are for, in order.
+pub fn blocks(cluster: &Cluster) -> Vec<String> {
+    let peers = cluster.rules().flat_map(|(peers, _)| peers.unwrap_or_default());
+    let blocks = peers.filter_map(|peer| match peer {
+        Peer::Block { cidr, .. } => Some(cidr.to_string()),
+        Peer::Pods { .. } => None,
+    });
+    blocks.collect()
 }

@@ -27,6 +27,7 @@ use ringwall_policy::{
     Labels, NetworkPolicy, ObjectKey, Peer, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
 };
 use selector::Expression;
+pub(crate) use stored::METADATA as STORED_METADATA;
 pub(super) use stored::restored;
 
 use super::{
@@ -155,6 +156,16 @@ pub(super) fn kind(kind: &str, group: &str, api_version: &str, at: &str) -> Opti
     } else {
         Ok(found)
     })
+}
+
+/// What a host endpoint comes to at which policies decide about the host's own traffic: what stands among the kinds that
+/// are not evaluated, and what is said of it.
+pub(crate) fn governed_host() -> (String, Fault) {
+    let message = "what policies say to the host itself is not evaluated: every verdict is incomplete";
+    (
+        format!("{}.{GROUP}", Kind::HostEndpoint.name()),
+        fault("spec", message),
+    )
 }
 
 /// What the state needs of an object besides what it is by itself.

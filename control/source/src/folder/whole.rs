@@ -6,16 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Pod};
+use ringwall_policy::{Cluster, Fault, Object, ObjectKey, ObjectRef, Pod};
 
 use super::{
     Problem, ProblemKind, Severity, Staged,
     reader::{Before, FileState, Item, problem},
 };
-use crate::decode::calico::{
-    Input,
-    lower::{Accounts, Given, lower},
-};
+use crate::decode::calico::{Input, governed_host, lower::World};
 
 /// By what a folder knows an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,10 +34,8 @@ pub(super) struct Whole {
     owners: HashMap<Name, PathBuf>,
     /// Whether one stands for pods that are made of it: its name depends on the pods there are.
     templates: bool,
-    /// Whether there are policies of Calico, which follow other objects.
-    calico: bool,
-    /// What pods have of their service accounts, where policies ask.
-    accounts: Option<Accounts>,
+    /// What follows other objects, and these, by their places in the order of files.
+    world: World<usize>,
     /// Policies that are staged.
     pub(super) staged: Arc<Vec<Staged>>,
 }
@@ -56,7 +51,7 @@ impl Whole {
         let mut clashes = Vec::new();
         let mut owners: HashMap<Name, (&PathBuf, &Item)> = HashMap::new();
         let mut templates: Vec<(&Path, &Item)> = Vec::new();
-        let mut inputs: Vec<(&Path, &Item, Given<'_>)> = Vec::new();
+        let mut inputs: Vec<(&Path, &Item, &Arc<Input>)> = Vec::new();
         let mut by_age: Vec<(&PathBuf, &FileState)> = files.iter().collect();
         by_age.sort_by_key(|(path, file)| (file.since, *path));
         for (path, file) in by_age {
@@ -82,7 +77,7 @@ impl Whole {
                     }
                 }
                 problems.extend(item.problems.iter().cloned());
-                inputs.extend(item.given().map(|given| (path.as_path(), item, given)));
+                inputs.extend(item.input.iter().map(|input| (path.as_path(), item, input)));
                 match &item.object {
                     Object::Pod(pod) if pod.template_of.is_some() => templates.push((path, item)),
                     object => cluster.insert(object.clone()),
@@ -114,33 +109,41 @@ impl Whole {
             cluster.insert(Object::Pod(pod));
         }
         cluster.supply_namespaces();
-        let (places, given): (Vec<_>, Vec<_>) = inputs
-            .into_iter()
-            .map(|(path, item, given)| ((path, item), given))
-            .unzip();
-        let lowered = lower(&given, &cluster.namespaces);
-        for (number, finding) in &lowered.findings {
-            if let Some((path, item)) = places.get(*number) {
-                problems.push(Problem {
-                    kind: ProblemKind::Unevaluated,
-                    ..problem(
-                        path,
-                        item.line,
-                        Some(&item.label),
-                        Some(&finding.path),
-                        finding.message.clone(),
-                    )
-                });
+        let mut world = World::default();
+        for (number, (_, item, input)) in inputs.iter().enumerate() {
+            let policy = match &item.object {
+                Object::Tiered(policy) => Some(policy),
+                _ => None,
+            };
+            world.put(number, Arc::clone(input), policy, &cluster.namespaces);
+        }
+        let mut unevaluated = |number: usize, fault: &Fault| {
+            problems.extend(inputs.get(number).map(|(path, item, _)| Problem {
+                kind: ProblemKind::Unevaluated,
+                ..problem(
+                    path,
+                    item.line,
+                    Some(&item.label),
+                    Some(&fault.path),
+                    fault.message.clone(),
+                )
+            }));
+        };
+        for completed in world.complete() {
+            for fault in &completed.unevaluated {
+                unevaluated(completed.key, fault);
             }
+            cluster.insert(Object::Tiered(completed.policy));
         }
-        for policy in lowered.policies {
-            cluster.insert(Object::Tiered(policy));
+        for host in world.governed() {
+            let (kind, fault) = governed_host();
+            unevaluated(host, &fault);
+            cluster.unevaluated_kinds.insert(kind);
         }
-        cluster.unevaluated_kinds.extend(lowered.unevaluated);
-        if let Some(accounts) = &lowered.accounts {
+        if world.asks_for_accounts() {
             let describe = |(key, pod): (&ObjectKey, &Arc<Pod>)| {
                 let mut pod = Pod::clone(pod);
-                accounts.describe(&mut pod);
+                world.describe(&mut pod);
                 (key.clone(), Arc::new(pod))
             };
             cluster.pods = cluster.pods.iter().map(describe).collect();
@@ -156,9 +159,8 @@ impl Whole {
                 .map(|(name, (path, _))| (name, path.clone()))
                 .collect(),
             templates: any_template,
-            calico: lowered.any,
-            accounts: lowered.accounts,
-            staged: Arc::new(lowered.staged),
+            staged: Arc::new(world.staged()),
+            world,
         }
     }
 
@@ -172,8 +174,8 @@ impl Whole {
             owner.is_none_or(|owner| before.contains_key(owner)) && names.insert(name)
         });
         let of_calico = |item: &Item| match item.input.as_deref() {
-            None => self.calico && matches!(item.object, Object::Namespace(_)),
-            Some(Input::Account(_) | Input::Service(_) | Input::Slice(_)) => self.calico,
+            None => self.world.any() && matches!(item.object, Object::Namespace(_)),
+            Some(Input::Account(_) | Input::Service(_) | Input::Slice(_)) => self.world.any(),
             Some(_) => true,
         };
         let entangled = |item: &Item| match &item.object {
@@ -207,8 +209,8 @@ impl Whole {
             for item in now(path) {
                 self.problems.extend(item.problems.iter().cloned());
                 let mut object = item.object.clone();
-                if let (Object::Pod(pod), Some(accounts)) = (&mut object, &self.accounts) {
-                    accounts.describe(pod);
+                if let Object::Pod(pod) = &mut object {
+                    self.world.describe(pod);
                 }
                 self.cluster.insert(object);
                 if let Some(name) = item.name() {
@@ -240,16 +242,6 @@ impl Item {
             return Some(Name::Input(kind, key));
         }
         Some(Name::Object(template, self.object.reference()?))
-    }
-
-    /// What the state needs of it besides the object.
-    fn given(&self) -> Option<Given<'_>> {
-        let input = self.input.as_deref()?;
-        let policy = match &self.object {
-            Object::Tiered(policy) => Some(policy),
-            _ => None,
-        };
-        Some(Given { input, policy })
     }
 }
 

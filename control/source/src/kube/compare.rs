@@ -7,12 +7,11 @@
 use std::{collections::HashSet, sync::Arc};
 
 use kube::core::params::{ListParams, VersionMatch};
-use ringwall_policy::ObjectRef;
 
 use super::{
     Timing,
     connection::Connection,
-    kind::{Api, Kind},
+    kind::{Api, Kind, Reference},
     state::{Item, Watched},
     watch::{PageError, Pages, explain},
 };
@@ -36,8 +35,8 @@ pub(super) async fn compare(
         ..ListParams::default()
     };
     let mut pages = Pages::new(&connection, &timing, (kind, api), params);
-    let mut listed: HashSet<ObjectRef> = HashSet::new();
-    let mut differ: Vec<ObjectRef> = Vec::new();
+    let mut listed: HashSet<Reference> = HashSet::new();
+    let mut differ: Vec<Reference> = Vec::new();
     loop {
         match pages.next().await {
             Ok(Some(items)) => {
@@ -83,6 +82,6 @@ pub(super) async fn compare(
     connection.relist(text);
 }
 
-fn of(item: &Item) -> ObjectRef {
+fn of(item: &Item) -> Reference {
     item.reference.clone()
 }

@@ -34,10 +34,6 @@ use crate::feed::{Condition, Health};
 
 /// Group and kind of what else decides about packets in a cluster.
 pub(super) const UNEVALUATED: &[(&str, &str)] = &[
-    ("projectcalico.org", "NetworkPolicy"),
-    ("projectcalico.org", "GlobalNetworkPolicy"),
-    ("crd.projectcalico.org", "NetworkPolicy"),
-    ("crd.projectcalico.org", "GlobalNetworkPolicy"),
     ("cilium.io", "CiliumNetworkPolicy"),
     ("cilium.io", "CiliumClusterwideNetworkPolicy"),
     ("crd.antrea.io", "NetworkPolicy"),
@@ -59,6 +55,8 @@ pub(super) enum Presence {
     Unknown,
     /// Nowhere: there can be none.
     Absent,
+    /// No policy speaks of its objects.
+    NotAskedFor,
     /// Here.
     Served(&'static Api),
     /// In a version that is not understood alone, as `group/version`; and there are some, or that cannot be seen.
@@ -70,6 +68,7 @@ impl fmt::Display for Presence {
         match self {
             Self::Unasked | Self::Unknown => f.write_str("whether the API server serves it is not known"),
             Self::Absent => f.write_str("the API server does not serve it"),
+            Self::NotAskedFor => f.write_str("no policy speaks of its objects"),
             Self::Served(api) => write!(f, "the API server serves it as {}", api.api_version()),
             Self::Foreign(version) => write!(f, "the API server serves it as {version} alone"),
         }
@@ -85,7 +84,7 @@ pub(super) struct Presences {
 
 impl Presences {
     pub(super) fn new() -> Self {
-        let at_first = |kind: Kind| match kind.always_served() {
+        let at_first = |kind: Kind| match kind.required() {
             true => Presence::Served(kind.api()),
             false => Presence::Unasked,
         };
@@ -110,6 +109,15 @@ impl Presences {
         }
     }
 
+    /// Has a kind watched that is watched only while policies speak of its objects, or not any more.
+    pub(super) fn ask_for(&self, kind: Kind, asked_for: bool) {
+        match (asked_for, self.get(kind)) {
+            (true, _) => self.set(kind, Presence::Served(kind.api())),
+            (false, Presence::Unasked) => {}
+            (false, _) => self.set(kind, Presence::NotAskedFor),
+        }
+    }
+
     /// Has discovery look again soon.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
@@ -125,7 +133,7 @@ impl Presences {
             if differs {
                 match (&*now, &presence) {
                     (Presence::Unasked, Presence::Absent | Presence::Unknown) => {}
-                    _ => tracing::info!("{}: {presence}", kind.name()),
+                    _ => tracing::info!("{}: {presence}", kind.shown()),
                 }
                 *now = presence;
             }

@@ -1,9 +1,42 @@
 //! What is watched: a line for each kind.
 
-use ringwall_policy::{ObjectKey, ObjectRef, PolicyId, PolicyKind};
+use std::fmt;
+
+use ringwall_messages::ObjectProblem;
+use ringwall_policy::{Fault, ObjectKey, PolicyKind};
 
 /// Group of the policies for a whole cluster. Whatever else is in it is policy, too.
 pub(super) const POLICY_GROUP: &str = "policy.networking.k8s.io";
+
+/// The API of a kind of the core.
+macro_rules! core {
+    ($version:literal, $plural:literal) => {
+        &[Api {
+            group: "",
+            version: $version,
+            plural: $plural,
+        }]
+    };
+}
+
+/// The APIs of a kind of Calico: its own, and that in which it stores its objects. Where both are served they have the same
+/// objects (TIERS 96.6).
+macro_rules! calico {
+    ($plural:literal) => {
+        &[
+            Api {
+                group: "projectcalico.org",
+                version: "v3",
+                plural: $plural,
+            },
+            Api {
+                group: "crd.projectcalico.org",
+                version: "v1",
+                plural: $plural,
+            },
+        ]
+    };
+}
 
 /// Every kind. A kind that more than one group may serve has them in order of preference: the first that is served is
 /// watched.
@@ -11,37 +44,29 @@ static KINDS: &[Line] = &[
     Line {
         name: "Namespace",
         objects: Objects::Namespaces,
-        required: true,
-        apis: &[Api {
-            group: "",
-            version: "v1",
-            plural: "namespaces",
-        }],
+        wanted: Wanted::Always,
+        namespaced: false,
+        apis: core!("v1", "namespaces"),
     },
     Line {
         name: "Node",
         objects: Objects::Nodes,
-        required: true,
-        apis: &[Api {
-            group: "",
-            version: "v1",
-            plural: "nodes",
-        }],
+        wanted: Wanted::Always,
+        namespaced: false,
+        apis: core!("v1", "nodes"),
     },
     Line {
         name: "Pod",
         objects: Objects::Pods,
-        required: true,
-        apis: &[Api {
-            group: "",
-            version: "v1",
-            plural: "pods",
-        }],
+        wanted: Wanted::Always,
+        namespaced: true,
+        apis: core!("v1", "pods"),
     },
     Line {
         name: "NetworkPolicy",
         objects: Objects::NetworkPolicies,
-        required: true,
+        wanted: Wanted::Always,
+        namespaced: true,
         apis: &[Api {
             group: "networking.k8s.io",
             version: "v1",
@@ -70,6 +95,50 @@ static KINDS: &[Line] = &[
             group: POLICY_GROUP,
             version: "v1alpha1",
             plural: "baselineadminnetworkpolicies",
+        }],
+    ),
+    Line {
+        name: "NetworkPolicy",
+        namespaced: true,
+        ..Line::tiered(PolicyKind::CalicoNetworkPolicy, calico!("networkpolicies"))
+    },
+    Line::tiered(PolicyKind::GlobalNetworkPolicy, calico!("globalnetworkpolicies")),
+    Line {
+        objects: Objects::Tiers,
+        ..Line::calico("Tier", false, calico!("tiers"))
+    },
+    Line::calico("NetworkSet", true, calico!("networksets")),
+    Line::calico("GlobalNetworkSet", false, calico!("globalnetworksets")),
+    Line::calico("HostEndpoint", false, calico!("hostendpoints")),
+    Line::calico("Profile", false, calico!("profiles")),
+    Line {
+        objects: Objects::Staged,
+        ..Line::calico("StagedNetworkPolicy", true, calico!("stagednetworkpolicies"))
+    },
+    Line {
+        objects: Objects::Staged,
+        ..Line::calico(
+            "StagedGlobalNetworkPolicy",
+            false,
+            calico!("stagedglobalnetworkpolicies"),
+        )
+    },
+    Line {
+        objects: Objects::Staged,
+        ..Line::calico(
+            "StagedKubernetesNetworkPolicy",
+            true,
+            calico!("stagedkubernetesnetworkpolicies"),
+        )
+    },
+    Line::asked_for("ServiceAccount", core!("v1", "serviceaccounts")),
+    Line::asked_for("Service", core!("v1", "services")),
+    Line::asked_for(
+        "EndpointSlice",
+        &[Api {
+            group: "discovery.k8s.io",
+            version: "v1",
+            plural: "endpointslices",
         }],
     ),
 ];
@@ -116,14 +185,31 @@ pub(super) enum Objects {
     Pods,
     NetworkPolicies,
     Tiered(PolicyKind),
+    Tiers,
+    /// Nothing by themselves: policies speak of them.
+    SpokenOf,
+    /// Policies of which nothing is enforced.
+    Staged,
+}
+
+/// When a kind is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// Always: policy without it means nothing.
+    Always,
+    /// Wherever the API server serves it.
+    WhereServed,
+    /// While a policy speaks of its objects. Every API server serves it.
+    WhileAskedFor,
 }
 
 #[derive(Debug)]
 struct Line {
+    /// As objects name it.
     name: &'static str,
     objects: Objects,
-    /// Whether policy without it means nothing.
-    required: bool,
+    wanted: Wanted,
+    namespaced: bool,
     apis: &'static [Api],
 }
 
@@ -132,7 +218,28 @@ impl Line {
         Self {
             name: kind.name(),
             objects: Objects::Tiered(kind),
-            required: false,
+            wanted: Wanted::WhereServed,
+            namespaced: false,
+            apis,
+        }
+    }
+
+    const fn calico(name: &'static str, namespaced: bool, apis: &'static [Api]) -> Self {
+        Self {
+            name,
+            objects: Objects::SpokenOf,
+            wanted: Wanted::WhereServed,
+            namespaced,
+            apis,
+        }
+    }
+
+    const fn asked_for(name: &'static str, apis: &'static [Api]) -> Self {
+        Self {
+            name,
+            objects: Objects::SpokenOf,
+            wanted: Wanted::WhileAskedFor,
+            namespaced: true,
             apis,
         }
     }
@@ -140,13 +247,19 @@ impl Line {
 
 /// A kind that is watched: its place among [`KINDS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Kind(usize);
+pub(crate) struct Kind(usize);
 
 impl Kind {
     pub(super) const NAMESPACE: Self = Self(0);
     pub(super) const NODE: Self = Self(1);
     pub(super) const POD: Self = Self(2);
     pub(super) const NETWORK_POLICY: Self = Self(3);
+    #[cfg(test)]
+    pub(super) const CALICO_NETWORK_POLICY: Self = Self(7);
+    pub(super) const HOST_ENDPOINT: Self = Self(12);
+    pub(super) const SERVICE_ACCOUNT: Self = Self(17);
+    pub(super) const SERVICE: Self = Self(18);
+    pub(super) const ENDPOINT_SLICE: Self = Self(19);
 
     /// How many there are.
     pub(super) const fn count() -> usize {
@@ -160,21 +273,7 @@ impl Kind {
 
     /// Those that an API server may not serve, of which discovery says where they are.
     pub(super) fn discovered() -> impl Iterator<Item = Self> {
-        Self::all().filter(|kind| !kind.always_served())
-    }
-
-    /// That of an object.
-    pub(super) fn of(reference: &ObjectRef) -> Option<Self> {
-        let objects = match reference {
-            ObjectRef::Namespace(_) => Objects::Namespaces,
-            ObjectRef::Node(_) => Objects::Nodes,
-            ObjectRef::Pod(_) => Objects::Pods,
-            ObjectRef::NetworkPolicy(_) => Objects::NetworkPolicies,
-            ObjectRef::Tiered(id) => Objects::Tiered(id.kind),
-            // Of no kind that is watched.
-            ObjectRef::Tier(_) => return None,
-        };
-        Self::all().find(|kind| kind.objects() == objects)
+        Self::all().filter(|kind| kind.line().wanted == Wanted::WhereServed)
     }
 
     /// That of objects which name themselves so, and the API that serves them.
@@ -199,6 +298,14 @@ impl Kind {
         self.line().name
     }
 
+    /// As messages name it: with its group where another group has a kind of this name.
+    pub(super) const fn shown(self) -> &'static str {
+        match self.objects() {
+            Objects::Tiered(kind) => kind.name(),
+            _ => self.name(),
+        }
+    }
+
     /// Who may serve it; the first is preferred.
     pub(super) const fn apis(self) -> &'static [Api] {
         self.line().apis
@@ -210,13 +317,13 @@ impl Kind {
     }
 
     /// Whether policy without it means nothing, so that it is waited for even where it may not be read.
-    pub(super) const fn required(self) -> bool {
-        self.line().required
+    pub(super) fn required(self) -> bool {
+        self.line().wanted == Wanted::Always
     }
 
-    /// Whether every API server serves it.
-    pub(super) const fn always_served(self) -> bool {
-        self.required() || self.api().group.is_empty()
+    /// Whether it is watched only while a policy speaks of its objects.
+    pub(super) fn asked_for(self) -> bool {
+        self.line().wanted == Wanted::WhileAskedFor
     }
 
     /// What its objects are to the state.
@@ -224,33 +331,85 @@ impl Kind {
         self.line().objects
     }
 
+    /// Whether its objects are in namespaces.
+    pub(super) const fn namespaced(self) -> bool {
+        self.line().namespaced
+    }
+
     /// As it stands among kinds that are not evaluated: `kind.group`.
     pub(super) fn label(self) -> String {
-        format!("{}.{}", self.name(), self.api().group)
+        match self.api().group {
+            "" => self.name().to_owned(),
+            group => format!("{}.{group}", self.name()),
+        }
     }
 
-    /// Whether its objects are policies, of which the last good version outlives this process.
+    /// Whether its objects are policies or tiers, of which the last good version outlives this process.
     pub(super) const fn is_kept(self) -> bool {
-        matches!(self.objects(), Objects::NetworkPolicies | Objects::Tiered(_))
+        matches!(
+            self.objects(),
+            Objects::NetworkPolicies | Objects::Tiered(_) | Objects::Tiers
+        )
     }
 
-    /// What names an object of it; None where a namespace is missing.
-    pub(super) fn reference(self, namespace: Option<String>, name: String) -> Option<ObjectRef> {
-        let key = |namespace: Option<String>, name| {
-            let namespace = namespace?;
-            Some(ObjectKey { namespace, name })
-        };
-        Some(match self.objects() {
-            Objects::Namespaces => ObjectRef::Namespace(name),
-            Objects::Nodes => ObjectRef::Node(name),
-            Objects::Pods => ObjectRef::Pod(key(namespace, name)?),
-            Objects::NetworkPolicies => ObjectRef::NetworkPolicy(key(namespace, name)?),
-            Objects::Tiered(kind) => ObjectRef::Tiered(PolicyId {
-                kind,
-                namespace: namespace.unwrap_or_default(),
-                name,
-            }),
-        })
+    /// Whether a verdict may depend on an object of it, so that it is incomplete where the kind cannot be read.
+    pub(super) const fn decides(self) -> bool {
+        !matches!(self.objects(), Objects::Staged)
+    }
+
+    /// Whether its objects keep a good version where the API server has one that cannot be read, which is an alarm (72.5).
+    pub(super) const fn keeps_good(self) -> bool {
+        matches!(
+            self.objects(),
+            Objects::Tiered(_) | Objects::Tiers | Objects::SpokenOf
+        )
+    }
+
+    /// Whether its policies stay in force while the namespace that they were deleted with has pods (SEMANTICS 54).
+    pub(super) const fn outlasts_deletion(self) -> bool {
+        match self.objects() {
+            Objects::NetworkPolicies => true,
+            Objects::Tiered(_) => self.namespaced(),
+            _ => false,
+        }
+    }
+}
+
+/// Names an object of the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Reference {
+    pub(super) kind: Kind,
+    /// The namespace is empty where the kind has none.
+    pub(super) key: ObjectKey,
+}
+
+impl Reference {
+    pub(super) const fn new(kind: Kind, key: ObjectKey) -> Self {
+        Self { kind, key }
+    }
+
+    /// `namespace/name`, or the name alone.
+    pub(super) fn name(&self) -> String {
+        match self.key.namespace.as_str() {
+            "" => self.key.name.clone(),
+            _ => self.key.to_string(),
+        }
+    }
+
+    /// Something that is wrong with it.
+    pub(super) fn problem(&self, fault: &Fault) -> ObjectProblem {
+        ObjectProblem {
+            kind: self.kind.shown().to_owned(),
+            object: self.name(),
+            path: fault.path.clone(),
+            message: fault.message.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.shown(), self.name())
     }
 }
 
@@ -260,22 +419,28 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{decode::decode_served, document, kube::discovery::UNEVALUATED};
+    use crate::{decode::decode_served, document};
 
     #[test]
-    fn every_kind_is_found_by_its_number_its_name_and_its_objects() {
-        for (kind, name) in [
-            (Kind::NAMESPACE, "Namespace"),
-            (Kind::NODE, "Node"),
-            (Kind::POD, "Pod"),
-            (Kind::NETWORK_POLICY, "NetworkPolicy"),
+    fn every_kind_is_found_by_its_number_and_its_name() {
+        for (kind, name, required) in [
+            (Kind::NAMESPACE, "Namespace", true),
+            (Kind::NODE, "Node", true),
+            (Kind::POD, "Pod", true),
+            (Kind::NETWORK_POLICY, "NetworkPolicy", true),
+            (
+                Kind::CALICO_NETWORK_POLICY,
+                "NetworkPolicy.projectcalico.org",
+                false,
+            ),
+            (Kind::HOST_ENDPOINT, "HostEndpoint", false),
+            (Kind::SERVICE_ACCOUNT, "ServiceAccount", false),
+            (Kind::SERVICE, "Service", false),
+            (Kind::ENDPOINT_SLICE, "EndpointSlice", false),
         ] {
-            assert_eq!(kind.name(), name);
-            assert!(kind.required());
+            assert_eq!((kind.shown(), kind.required()), (name, required));
         }
         for kind in Kind::all() {
-            let reference = kind.reference(Some("a".to_owned()), "x".to_owned()).unwrap();
-            assert_eq!(Kind::of(&reference), Some(kind), "{}", kind.name());
             assert!(!kind.apis().is_empty() && (kind.required() <= (kind.apis().len() == 1)));
             for api in kind.apis() {
                 assert_eq!(Kind::named(kind.name(), &api.api_version()), Some((kind, api)));
@@ -288,27 +453,45 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_policy_is_watched_or_looked_for() {
+    fn every_kind_of_policy_is_watched() {
         for kind in PolicyKind::TIERED {
-            let watched = Kind::all().any(|it| it.objects() == Objects::Tiered(kind));
-            let (name, group) = kind.name().split_once('.').unwrap_or((kind.name(), ""));
-            let looked_for = UNEVALUATED
-                .iter()
-                .any(|(of, it)| *it == name && (group.is_empty() || *of == group));
-            assert!(watched || looked_for, "{}", kind.name());
+            let watched = Kind::all().filter(|it| it.objects() == Objects::Tiered(kind));
+            assert_eq!(watched.count(), 1, "{}", kind.name());
         }
     }
 
     #[test]
     fn every_version_that_is_watched_is_one_that_is_decoded() {
-        for kind in Kind::all().filter(|kind| matches!(kind.objects(), Objects::Tiered(_))) {
+        for kind in Kind::discovered() {
             for api in kind.apis() {
                 let object = json!({
-                    "apiVersion": api.api_version(), "kind": kind.name(), "metadata": {"name": "default"}, "spec": {},
+                    "apiVersion": api.api_version(), "kind": kind.name(), "metadata": {"name": "default", "namespace": "a"},
+                    "spec": {"unknown": 1},
                 });
-                let error = decode_served(&object).unwrap_err();
-                assert!(error.fault.path.starts_with("spec"), "{error}");
+                match decode_served(&object) {
+                    Err(error) => assert!(error.fault.path.starts_with("spec"), "{error}"),
+                    // They are in force by no means, or known by their names.
+                    Ok(decoded) => {
+                        let staged = matches!(kind.objects(), Objects::Staged);
+                        assert!(
+                            staged && !decoded[0].faults.is_empty() || kind.name() == "Profile",
+                            "{decoded:?}"
+                        );
+                    }
+                }
             }
+        }
+        for kind in Kind::all().filter(|kind| kind.asked_for()) {
+            let object = json!({
+                "apiVersion": kind.api().api_version(), "kind": kind.name(),
+                "metadata": {"name": "x", "namespace": "a", "labels": {"kubernetes.io/service-name": "x"}},
+                "spec": {"selector": {"a": "b"}},
+            });
+            assert!(
+                decode_served(&object).unwrap()[0].input.is_some(),
+                "{}",
+                kind.name()
+            );
         }
     }
 

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use ringwall_messages::ObjectProblem;
-use ringwall_policy::{Fault, NetworkPolicy, Object, ObjectRef, Selector};
-use serde_json::{Value, json};
+use ringwall_policy::{Fault, NetworkPolicy, Object, ObjectKey, Selector};
+use serde_json::{Map, Value, json};
 
 use super::{
-    kind::{Api, Kind},
+    kind::{Api, Kind, Objects, Reference},
     state::Item,
 };
-use crate::decode::decode_served;
+use crate::decode::{Decoded, STAGING, calico::STORED_METADATA, decode_served};
 
 /// Name and uid of an object; else what is wrong with it.
-pub(super) fn identify(kind: Kind, object: &Value) -> Result<(ObjectRef, String), String> {
+pub(super) fn identify(kind: Kind, object: &Value) -> Result<(Reference, String), String> {
     let text = |field: &str| {
         object
             .pointer(&format!("/metadata/{field}"))
@@ -22,9 +21,11 @@ pub(super) fn identify(kind: Kind, object: &Value) -> Result<(ObjectRef, String)
             .map(str::to_owned)
     };
     let name = text("name").ok_or("has no metadata.name")?;
-    let reference = kind
-        .reference(text("namespace"), name)
-        .ok_or("has no metadata.namespace")?;
+    let namespace = match kind.namespaced() {
+        true => text("namespace").ok_or("has no metadata.namespace")?,
+        false => String::new(),
+    };
+    let reference = Reference::new(kind, ObjectKey { namespace, name });
     Ok((reference, text("uid").unwrap_or_default()))
 }
 
@@ -36,30 +37,30 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
         fields.insert("apiVersion".to_owned(), api.api_version().into());
         fields.insert("kind".to_owned(), kind.name().into());
     }
-    let problem = |fault: &Fault| ObjectProblem {
-        kind: kind.name().to_owned(),
-        object: match &reference {
-            ObjectRef::Namespace(name) | ObjectRef::Node(name) | ObjectRef::Tier(name) => name.clone(),
-            ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => key.to_string(),
-            ObjectRef::Tiered(id) => id.to_string(),
-        },
-        path: fault.path.clone(),
-        message: fault.message.clone(),
-    };
+    let problem = |fault: &Fault| reference.problem(fault);
     let mut problems = Vec::new();
     let decoded = match decode_served(&object) {
-        Ok(decoded) => decoded
-            .into_iter()
-            .find(|it| it.object.reference().as_ref() == Some(&reference)),
+        Ok(decoded) => decoded.into_iter().find(|it| is_of(kind, it)),
         Err(error) => {
             problems.push(problem(&error.fault));
             None
         }
     };
     let kept = source(kind, api, &object, &uid);
-    let object = match (decoded, &reference) {
+    let mut input = None;
+    let object = match (decoded, kind.objects()) {
         (Some(decoded), _) => {
             problems.extend(decoded.notes.iter().chain(&decoded.unevaluated).map(problem));
+            problems.extend(decoded.faults.iter().map(problem));
+            if let Object::Unevaluated { kind } = &decoded.object {
+                problems.push(problem(&Fault {
+                    path: String::new(),
+                    message: format!(
+                        "policies of kind {kind} are not evaluated yet: every verdict is incomplete"
+                    ),
+                }));
+            }
+            input = decoded.input;
             let faults = match &decoded.object {
                 Object::NetworkPolicy(policy) => policy.faults.as_slice(),
                 Object::Tiered(policy) => policy.faults.as_slice(),
@@ -68,7 +69,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
             problems.extend(faults.iter().map(problem));
             Some(decoded.object)
         }
-        (None, ObjectRef::NetworkPolicy(key)) => {
+        (None, Objects::NetworkPolicies) => {
             // Not even its selector is known: it isolates its namespace.
             if problems.is_empty() {
                 problems.push(problem(&Fault {
@@ -84,7 +85,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
                 })
                 .collect();
             Some(Object::NetworkPolicy(NetworkPolicy {
-                key: key.clone(),
+                key: reference.key.clone(),
                 uid: uid.clone(),
                 subjects: Selector::default(),
                 ingress: Some(Vec::new()),
@@ -103,20 +104,48 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
             None
         }
     };
-    // Of what cannot be read, the last good version is kept.
-    let source = kept.filter(|_| object.is_some());
+    // Of what cannot be read, the last good version is kept; of what is staged, none is in force.
+    let source = kept.filter(|_| object.as_ref().is_some_and(|it| it.reference().is_some()));
     Ok(Item {
         reference,
         uid,
         object,
+        input,
         problems,
         source,
     })
 }
 
+/// Whether a decoded object is what its kind says.
+fn is_of(kind: Kind, decoded: &Decoded) -> bool {
+    match (kind.objects(), &decoded.object) {
+        (Objects::Namespaces, Object::Namespace(_))
+        | (Objects::Nodes, Object::Node(_))
+        | (Objects::Pods, Object::Pod(_))
+        | (Objects::NetworkPolicies, Object::NetworkPolicy(_))
+        // For hosts and not for pods.
+        | (Objects::Tiered(_), Object::Tiered(_) | Object::Unevaluated { .. })
+        | (Objects::Tiers, Object::Tier(_))
+        | (Objects::SpokenOf | Objects::Staged, _) => true,
+        // Staged.
+        (Objects::NetworkPolicies, _) => decoded.input.is_some(),
+        _ => false,
+    }
+}
+
+/// Annotations that change what an object means.
+const MEANINGFUL: [&str; 2] = [STORED_METADATA, STAGING];
+
 /// As much of a policy as has to be kept to know it again after a restart.
 fn source(kind: Kind, api: &Api, object: &Value, uid: &str) -> Option<Arc<str>> {
     let kept = || {
+        let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
+        let annotations: Map<String, Value> = annotations
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| MEANINGFUL.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
         json!({
             "apiVersion": api.api_version(),
             "kind": kind.name(),
@@ -124,6 +153,7 @@ fn source(kind: Kind, api: &Api, object: &Value, uid: &str) -> Option<Arc<str>> 
                 "name": object.pointer("/metadata/name"),
                 "namespace": object.pointer("/metadata/namespace"),
                 "uid": uid,
+                "annotations": annotations,
             },
             "spec": object.get("spec"),
         })

@@ -14,13 +14,19 @@ use std::{
 
 use imbl::OrdMap;
 use ringwall_messages::{ClusterUid, ObjectProblem, ResourceVersions};
-use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Settings};
+use ringwall_policy::{
+    ACCOUNT_LABEL, Cluster, Fault, Object, ObjectKey, ObjectRef, Pod, PolicyId, Settings, TieredPolicy,
+    policy_label,
+};
 
-use super::kind::{Kind, Objects};
-use crate::problems::Problems;
+use super::kind::{Kind, Objects, Reference};
+use crate::{
+    decode::calico::{Input, governed_host, lower::World},
+    problems::Problems,
+};
 
 /// What policies were decoded from, as JSON texts. A clone costs a pointer.
-pub(super) type PolicySources = OrdMap<ObjectRef, Arc<str>>;
+pub(super) type PolicySources = OrdMap<Reference, Arc<str>>;
 
 /// Every cluster has it from its beginning to its end, so its UID is the cluster's.
 const CLUSTER_NAMESPACE: &str = "kube-system";
@@ -29,11 +35,13 @@ const CLUSTER_NAMESPACE: &str = "kube-system";
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     /// Its name.
-    pub(super) reference: ObjectRef,
+    pub(super) reference: Reference,
     /// `metadata.uid`.
     pub(super) uid: String,
     /// What it says; None where it could not be decoded.
     pub(super) object: Option<Object>,
+    /// What the state needs of it besides.
+    pub(super) input: Option<Arc<Input>>,
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
     /// For a policy that can be read: what has to be kept to know it again after a restart.
@@ -66,6 +74,33 @@ pub(super) enum Reading {
     Unread(String),
 }
 
+/// An object that is not in the cluster as it was decoded: it follows others, or others follow it, or it decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    object: Object,
+    input: Option<Arc<Input>>,
+}
+
+/// Names a policy that the API server no longer has; in order of namespaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct HeldPolicy {
+    key: ObjectKey,
+    kind: Kind,
+}
+
+impl HeldPolicy {
+    fn of(reference: &Reference) -> Self {
+        Self {
+            key: reference.key.clone(),
+            kind: reference.kind,
+        }
+    }
+
+    fn reference(&self) -> Reference {
+        Reference::new(self.kind, self.key.clone())
+    }
+}
+
 /// Why a policy that the API server no longer has is still in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Hold {
@@ -93,10 +128,29 @@ pub(super) struct State {
     unevaluated: Option<BTreeSet<String>>,
     /// Kinds of which there may be objects that cannot be read, with their names among those that are not evaluated.
     unread: BTreeMap<Kind, String>,
-    /// Policies whose present content cannot be read, and why not (72.5).
-    unreadable: BTreeMap<ObjectRef, String>,
+    /// Objects whose present content cannot be read, and why not (72.5).
+    unreadable: BTreeMap<Reference, String>,
+    /// Of each kind: the objects that are not in the cluster as they are.
+    parts: Vec<OrdMap<ObjectKey, Arc<Part>>>,
+    /// What these come to together.
+    world: World<Reference>,
+    /// The objects that have a policy of this name: more than one where Calico stored two under other names. The first counts.
+    by_id: BTreeMap<PolicyId, BTreeSet<Reference>>,
+    /// Objects that say something which is not evaluated at all, and what.
+    odd: BTreeMap<Reference, String>,
+    /// Host endpoints where policies decide about the host's own traffic.
+    governed: BTreeSet<Reference>,
+    /// Whether a policy or host endpoint has changed since these were looked for.
+    look_for_governed: bool,
+    /// Whether pods have the labels of their service accounts.
+    described: bool,
+    /// Service accounts that changed since pods were given their labels.
+    changed_accounts: BTreeSet<ObjectKey>,
+    /// What is wrong with objects by themselves, and with what they come to.
+    own_problems: BTreeMap<Reference, Vec<ObjectProblem>>,
+    found_problems: BTreeMap<Reference, Vec<ObjectProblem>>,
     namespace_uids: BTreeMap<String, String>,
-    holds: BTreeMap<ObjectKey, Hold>,
+    holds: BTreeMap<HeldPolicy, Hold>,
     asking: BTreeSet<String>,
     /// Namespaces with policies that are gone and that nobody has asked about yet.
     unasked: BTreeSet<String>,
@@ -119,6 +173,16 @@ impl State {
             unevaluated: None,
             unread: BTreeMap::new(),
             unreadable: BTreeMap::new(),
+            parts: vec![OrdMap::new(); Kind::count()],
+            world: World::default(),
+            by_id: BTreeMap::new(),
+            odd: BTreeMap::new(),
+            governed: BTreeSet::new(),
+            look_for_governed: false,
+            described: false,
+            changed_accounts: BTreeSet::new(),
+            own_problems: BTreeMap::new(),
+            found_problems: BTreeMap::new(),
             namespace_uids: BTreeMap::new(),
             holds: BTreeMap::new(),
             asking: BTreeSet::new(),
@@ -135,14 +199,13 @@ impl State {
         for policy in policies {
             self.insert(policy);
         }
+        self.put_together();
         self.name_unevaluated();
     }
 
     /// Kinds of which there are objects.
     pub(super) fn held_kinds(&self) -> BTreeSet<Kind> {
-        Kind::all()
-            .filter(|kind| count(&self.cluster, *kind) > 0)
-            .collect()
+        Kind::all().filter(|kind| self.count(*kind) > 0).collect()
     }
 
     /// Grows with every change of [`Self::policy_sources`].
@@ -162,7 +225,24 @@ impl State {
 
     /// Whether every watch has delivered its list, or it is known why it cannot, and what is not evaluated is known.
     pub(super) fn complete(&self) -> bool {
-        self.unevaluated.is_some() && self.settled.iter().all(|settled| *settled)
+        let unasked: Vec<Kind> = self
+            .asked_for()
+            .filter(|(_, asked)| !asked)
+            .map(|(kind, _)| kind)
+            .collect();
+        let waits = |kind: Kind| !self.settled[kind.number()] && !unasked.contains(&kind);
+        self.unevaluated.is_some() && !Kind::all().any(waits)
+    }
+
+    /// The kinds that are watched only while policies speak of their objects, and whether they do.
+    pub(super) fn asked_for(&self) -> impl Iterator<Item = (Kind, bool)> {
+        let services = self.world.speaks_of_services();
+        [
+            (Kind::SERVICE_ACCOUNT, self.world.asks_for_accounts()),
+            (Kind::SERVICE, services),
+            (Kind::ENDPOINT_SLICE, services),
+        ]
+        .into_iter()
     }
 
     /// Whether everything is listed that says how long a policy holds.
@@ -173,23 +253,24 @@ impl State {
     }
 
     /// Policies that the API server no longer has and that stay in force (SEMANTICS 54).
-    pub(super) fn held(&self) -> impl ExactSizeIterator<Item = &ObjectKey> {
+    pub(super) fn held(&self) -> impl ExactSizeIterator<Item = &HeldPolicy> {
         self.holds.keys()
     }
 
     /// Those of them of which nobody has said yet whether their namespace lives.
-    pub(super) fn unanswered(&self) -> impl Iterator<Item = &ObjectKey> {
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = String> {
         let asking = |hold: &Hold| matches!(hold, Hold::Asking { .. });
         self.holds
             .iter()
             .filter(move |(_, hold)| asking(hold))
-            .map(|(key, _)| key)
+            .map(|(held, _)| policy_label(held.kind.shown(), &held.key.to_string()))
     }
 
     /// What the watches have said, as it is now.
     pub(super) fn watched(&self) -> Watched {
         Watched {
             cluster: self.cluster.clone(),
+            parts: self.parts.clone(),
             held: self.holds.keys().cloned().collect(),
         }
     }
@@ -198,13 +279,6 @@ impl State {
     /// server's data went back.
     pub(super) fn seen(&mut self, kind: Kind, version: &str) {
         self.versions[kind.number()] = version.parse().ok();
-    }
-
-    /// The same, of what an event is about.
-    pub(super) fn seen_object(&mut self, reference: &ObjectRef, version: &str) {
-        if let Some(kind) = Kind::of(reference) {
-            self.seen(kind, version);
-        }
     }
 
     /// The newest version of each kind that this state reflects.
@@ -232,13 +306,13 @@ impl State {
     pub(super) fn counts(&self) -> [u64; Kind::count()] {
         let mut counts = [0; Kind::count()];
         for kind in Kind::all() {
-            counts[kind.number()] = count(&self.cluster, kind) as u64;
+            counts[kind.number()] = self.count(kind) as u64;
         }
         counts
     }
 
-    /// Policies whose present content cannot be read: why not, and whether an earlier version of it is in force.
-    pub(super) fn unreadable(&self) -> impl Iterator<Item = (&ObjectRef, &str, bool)> {
+    /// Objects whose present content cannot be read: why not, and whether an earlier version of it is in force.
+    pub(super) fn unreadable(&self) -> impl Iterator<Item = (&Reference, &str, bool)> {
         self.unreadable
             .iter()
             .map(|(reference, why)| (reference, why.as_str(), self.has(reference)))
@@ -252,7 +326,7 @@ impl State {
     /// Takes a complete list: what is not in it is gone. Answers whether the state changed.
     pub(super) fn listed(&mut self, kind: Kind, items: Vec<Item>) -> bool {
         let mut changed = self.settle(kind);
-        let listed: BTreeSet<ObjectRef> = items.iter().map(|item| item.reference.clone()).collect();
+        let listed: BTreeSet<Reference> = items.iter().map(|item| item.reference.clone()).collect();
         for gone in self
             .references(kind)
             .into_iter()
@@ -263,10 +337,11 @@ impl State {
         for item in items {
             changed |= self.insert(item);
         }
-        let holding: BTreeSet<String> = self.holds.keys().map(|key| key.namespace.clone()).collect();
+        let holding: BTreeSet<String> = self.holds.keys().map(|held| held.key.namespace.clone()).collect();
         for namespace in holding {
             changed |= self.release(&namespace);
         }
+        changed |= self.put_together();
         changed | self.name_unevaluated()
     }
 
@@ -278,7 +353,11 @@ impl State {
                 self.unread.remove(&kind);
             }
             Reading::Absent => {
-                changed |= self.settle(kind);
+                match kind.asked_for() {
+                    // Once a policy asks for it, its list has to come.
+                    true => self.settled[kind.number()] = false,
+                    false => changed |= self.settle(kind),
+                }
                 self.unread.remove(&kind);
                 self.versions[kind.number()] = None;
                 for gone in self.references(kind) {
@@ -291,6 +370,10 @@ impl State {
                 self.unread.insert(kind, name);
             }
         }
+        let of_services = [Kind::SERVICE, Kind::ENDPOINT_SLICE];
+        let unseen = |kind: &Kind| self.unread.contains_key(kind) && self.count(*kind) == 0;
+        self.world.see_services(!of_services.iter().any(unseen));
+        changed |= self.put_together();
         changed | self.name_unevaluated()
     }
 
@@ -301,18 +384,28 @@ impl State {
 
     /// Takes a new or changed object. Answers whether the state changed.
     pub(super) fn applied(&mut self, item: Item) -> bool {
-        let namespace = namespace_of(&item.reference).map(str::to_owned);
-        let ordered = is_ordered(&item.reference);
-        let mut changed = self.insert(item);
-        changed |= namespace.is_some_and(|namespace| self.release(&namespace));
-        changed | (ordered && self.name_unevaluated())
+        let reference = item.reference.clone();
+        let changed = self.insert(item);
+        self.after(&reference, changed)
     }
 
     /// Takes the end of an object. Answers whether the state changed.
-    pub(super) fn deleted(&mut self, reference: &ObjectRef) -> bool {
-        let mut changed = self.remove(reference);
-        changed |= namespace_of(reference).is_some_and(|namespace| self.release(namespace));
-        changed | (is_ordered(reference) && self.name_unevaluated())
+    pub(super) fn deleted(&mut self, reference: &Reference) -> bool {
+        let changed = self.remove(reference);
+        self.after(reference, changed)
+    }
+
+    /// What follows from an object's change.
+    fn after(&mut self, reference: &Reference, mut changed: bool) -> bool {
+        if let Some(namespace) = namespace_of(reference) {
+            changed |= self.release(namespace);
+        }
+        let together = self.put_together();
+        let named = match together || reference.kind.keeps_good() {
+            true => self.name_unevaluated(),
+            false => false,
+        };
+        changed | together | named
     }
 
     /// Sets which policy kinds exist that are not evaluated at all. Answers whether the state changed.
@@ -325,7 +418,10 @@ impl State {
     /// version could be read. Answers whether that is news.
     fn name_unevaluated(&mut self) -> bool {
         let mut kinds = self.unevaluated.clone().unwrap_or_default();
-        kinds.extend(self.unread.values().cloned());
+        let decides = self.unread.iter().filter(|(kind, _)| kind.decides());
+        kinds.extend(decides.map(|(_, name)| name.clone()));
+        kinds.extend(self.odd.values().cloned());
+        kinds.extend((!self.governed.is_empty()).then(|| governed_host().0));
         kinds.extend(
             self.cluster
                 .tiered
@@ -333,18 +429,15 @@ impl State {
                 .flat_map(|it| it.unevaluated.iter().cloned()),
         );
         let never_read = self.unreadable.keys().filter(|reference| !self.has(reference));
-        kinds.extend(never_read.filter_map(Kind::of).map(Kind::label));
+        kinds.extend(never_read.map(|reference| reference.kind.label()));
         let changed = self.cluster.unevaluated_kinds != kinds;
         self.cluster.unevaluated_kinds = kinds;
         changed
     }
 
-    fn has(&self, reference: &ObjectRef) -> bool {
-        match reference {
-            ObjectRef::Tiered(id) => self.cluster.tiered.contains_key(id),
-            ObjectRef::Tier(name) => self.cluster.tiers.contains_key(name),
-            _ => false,
-        }
+    /// Whether there is a version of an object that can be read.
+    fn has(&self, reference: &Reference) -> bool {
+        self.parts[reference.kind.number()].contains_key(&reference.key)
     }
 
     /// Namespaces that the API server must be asked about now; each must be answered by [`Self::answered`].
@@ -359,7 +452,7 @@ impl State {
         let mut questions: Vec<String> = Vec::new();
         for namespace in now {
             let mut any = false;
-            for (_, hold) in self.holds.range_mut(keys_of(&namespace)) {
+            for (_, hold) in self.holds.range_mut(held_in(&namespace)) {
                 if *hold == (Hold::Asking { asked: false }) {
                     *hold = Hold::Asking { asked: true };
                     any = true;
@@ -382,31 +475,47 @@ impl State {
         let seen = self.namespace_uids.get(namespace).cloned().unwrap_or_default();
         // Another uid: the namespace whose policies we hold ended, and came again.
         let lives = matches!(now, NamespaceNow::Live { uid } if seen.is_empty() || *uid == seen);
-        let asked: Vec<ObjectKey> = self
+        let asked: Vec<HeldPolicy> = self
             .holds
-            .range(keys_of(namespace))
+            .range(held_in(namespace))
             .filter(|(_, hold)| **hold == Hold::Asking { asked: true })
-            .map(|(key, _)| key.clone())
+            .map(|(held, _)| held.clone())
             .collect();
         let mut changed = false;
-        for key in asked {
+        for held in asked {
             if lives {
-                changed |= self.let_go(&key);
+                changed |= self.let_go(&held);
             } else {
-                self.holds.insert(key, Hold::Ending { uid: seen.clone() });
+                self.holds.insert(held, Hold::Ending { uid: seen.clone() });
             }
         }
-        changed | self.release(namespace)
+        changed |= self.release(namespace);
+        changed |= self.put_together();
+        changed | self.name_unevaluated()
     }
 
-    fn references(&self, kind: Kind) -> Vec<ObjectRef> {
+    fn references(&self, kind: Kind) -> Vec<Reference> {
         // Objects that never could be decoded are known by their problems alone.
         let faulty = self
             .problems
             .objects()
-            .filter(|reference| Kind::of(reference) == Some(kind))
+            .filter(|reference| reference.kind == kind)
             .cloned();
-        references(&self.cluster, kind).chain(faulty).collect()
+        references(&self.cluster, &self.parts, kind)
+            .chain(faulty)
+            .collect()
+    }
+
+    /// How many there are of a kind.
+    fn count(&self, kind: Kind) -> usize {
+        let parts = self.parts[kind.number()].len();
+        match kind.objects() {
+            Objects::Namespaces => self.cluster.namespaces.len(),
+            Objects::Nodes => self.cluster.nodes.len(),
+            Objects::Pods => self.cluster.pods.len(),
+            Objects::NetworkPolicies => self.cluster.policies.len() + parts,
+            Objects::Tiered(_) | Objects::Tiers | Objects::SpokenOf | Objects::Staged => parts,
+        }
     }
 
     fn insert(&mut self, item: Item) -> bool {
@@ -414,84 +523,333 @@ impl State {
             reference,
             uid,
             object,
+            input,
             problems,
             source,
         } = item;
         let mut changed = false;
-        if let Some(source) = source
-            && self.sources.get(&reference) != Some(&source)
-        {
-            self.sources.insert(reference.clone(), source);
-            self.revision += 1;
+        match source {
+            Some(source) if self.sources.get(&reference) != Some(&source) => {
+                self.sources.insert(reference.clone(), source);
+                self.revision += 1;
+            }
+            // What is there is not in force.
+            None if object.is_some() => self.forget_source(&reference),
+            _ => {}
         }
-        match &reference {
-            ObjectRef::Namespace(name) => {
-                let before = self.namespace_uids.insert(name.clone(), uid);
-                // Another cluster, be it one with the same objects.
-                changed = name == CLUSTER_NAMESPACE && before.as_ref() != self.namespace_uids.get(name);
+        if reference.kind.outlasts_deletion() {
+            self.holds.remove(&HeldPolicy::of(&reference));
+        }
+        if reference.kind == Kind::NAMESPACE {
+            let name = &reference.key.name;
+            let before = self.namespace_uids.insert(name.clone(), uid);
+            // Another cluster, be it one with the same objects.
+            changed = name == CLUSTER_NAMESPACE && before.as_ref() != self.namespace_uids.get(name);
+        }
+        if reference.kind.keeps_good() {
+            self.unreadable.remove(&reference);
+            if object.is_none() {
+                let why = problems.iter().map(why).collect::<Vec<_>>().join("; ");
+                self.unreadable.insert(reference.clone(), why);
             }
-            ObjectRef::NetworkPolicy(key) => {
-                self.holds.remove(key);
+        }
+        self.own_problems.remove(&reference);
+        if !problems.is_empty() {
+            self.own_problems.insert(reference.clone(), problems);
+        }
+        changed |= self.tell(&reference);
+        // Undecodable: the last good object stays.
+        match object {
+            Some(object) => changed | self.place(&reference, Part { object, input }),
+            None => changed,
+        }
+    }
+
+    /// Sets what is wrong with an object. Answers whether that is news.
+    fn tell(&mut self, reference: &Reference) -> bool {
+        let of = |problems: &BTreeMap<Reference, Vec<ObjectProblem>>| problems.get(reference).cloned();
+        let mut problems = of(&self.own_problems).unwrap_or_default();
+        problems.extend(of(&self.found_problems).unwrap_or_default());
+        if let Some(other) = self.hidden_by(reference) {
+            let message = format!(
+                "has the name of a policy that is stored as {}, which counts: delete one of them",
+                other.key.name
+            );
+            let fault = Fault {
+                path: "metadata".to_owned(),
+                message,
+            };
+            problems.push(reference.problem(&fault));
+        }
+        self.problems.set(reference, problems)
+    }
+
+    /// The object whose policy has the same name and counts instead.
+    fn hidden_by(&self, reference: &Reference) -> Option<&Reference> {
+        let part = self.parts[reference.kind.number()].get(&reference.key)?;
+        let Object::Tiered(policy) = &part.object else {
+            return None;
+        };
+        let first = self.by_id.get(&policy.id)?.first()?;
+        (first != reference).then_some(first)
+    }
+
+    /// Puts an object where it belongs. Answers whether the state changed: most events change nothing that matters
+    /// here, such as heartbeats of nodes and conditions of pods.
+    fn place(&mut self, reference: &Reference, mut part: Part) -> bool {
+        if let Object::Pod(pod) = &mut part.object {
+            self.world.describe(pod);
+        }
+        match &part.object {
+            Object::Namespace(_) | Object::Node(_) | Object::Pod(_) => {
+                let changed = !holds_equal(&self.cluster, &part.object);
+                if changed {
+                    self.cluster.insert(part.object);
+                }
+                if changed && reference.kind == Kind::NAMESPACE {
+                    self.world
+                        .namespace(&reference.key.name, &self.cluster.namespaces);
+                }
+                changed
             }
-            ObjectRef::Tiered(_) | ObjectRef::Tier(_) => {
-                self.unreadable.remove(&reference);
-                if object.is_none() {
-                    let why = problems.iter().map(why).collect::<Vec<_>>().join("; ");
-                    self.unreadable.insert(reference.clone(), why);
+            Object::NetworkPolicy(_) => {
+                let was_staged = self.drop_part(reference);
+                let changed = !holds_equal(&self.cluster, &part.object);
+                if changed {
+                    self.cluster.insert(part.object);
+                }
+                was_staged | changed
+            }
+            Object::Tiered(_) | Object::Tier(_) | Object::Unevaluated { .. } | Object::Ignored { .. } => {
+                let parts = &self.parts[reference.kind.number()];
+                let before = parts.get(&reference.key);
+                if before.is_some_and(|before| **before == part) {
+                    return false;
+                }
+                // Its place in the order may be another's now, or it may have none.
+                let same_policy = match (before.map(|before| &before.object), &part.object) {
+                    (Some(Object::Tiered(before)), Object::Tiered(now)) => before.id == now.id,
+                    (Some(Object::Tier(_)), Object::Tier(_)) => true,
+                    _ => false,
+                };
+                if !same_policy {
+                    self.drop_part(reference);
+                }
+                self.take_part(reference, part);
+                true
+            }
+        }
+    }
+
+    /// Takes an object that is not in the cluster as it is.
+    fn take_part(&mut self, reference: &Reference, part: Part) {
+        let policy = match &part.object {
+            Object::Tiered(policy) => Some(policy),
+            _ => None,
+        };
+        match &part.input {
+            Some(input) => {
+                let namespaces = &self.cluster.namespaces;
+                self.world
+                    .put(reference.clone(), Arc::clone(input), policy, namespaces);
+                if let Input::Account(_) = &**input {
+                    self.changed_accounts.insert(reference.key.clone());
                 }
             }
-            ObjectRef::Node(_) | ObjectRef::Pod(_) => {}
+            None => self.world.take(reference),
         }
-        changed |= self.problems.set(&reference, problems);
-        // Undecodable: the last good object stays.
-        if let Some(object) = object
-            && !self.holds_equal(&object)
+        self.look_for_governed |= policy.is_some() || reference.kind == Kind::HOST_ENDPOINT;
+        if let Object::Unevaluated { kind } = &part.object {
+            self.odd.insert(reference.clone(), kind.clone());
+        }
+        let id = policy.map(|policy| policy.id.clone());
+        if id.is_some() {
+            // What follows other objects is found anew.
+            self.found_problems.remove(reference);
+        }
+        match &part.object {
+            Object::Tier(tier) => self.cluster.insert(Object::Tier(tier.clone())),
+            // Nothing is enforced of it.
+            _ if reference.kind == Kind::NETWORK_POLICY => drop(self.cluster.policies.remove(&reference.key)),
+            _ => {}
+        }
+        self.parts[reference.kind.number()].insert(reference.key.clone(), Arc::new(part));
+        if let Some(id) = id {
+            self.by_id
+                .entry(id.clone())
+                .or_default()
+                .insert(reference.clone());
+            self.enforce(&id);
+        }
+    }
+
+    /// Drops an object that is not in the cluster as it is. Answers whether it was there.
+    fn drop_part(&mut self, reference: &Reference) -> bool {
+        let Some(part) = self.parts[reference.kind.number()].remove(&reference.key) else {
+            return false;
+        };
+        self.world.take(reference);
+        self.odd.remove(reference);
+        if self.found_problems.remove(reference).is_some() {
+            self.tell(reference);
+        }
+        if reference.kind == Kind::SERVICE_ACCOUNT {
+            self.changed_accounts.insert(reference.key.clone());
+        }
+        match &part.object {
+            Object::Tiered(policy) => {
+                self.look_for_governed = true;
+                if let Some(references) = self.by_id.get_mut(&policy.id) {
+                    references.remove(reference);
+                }
+                self.enforce(&policy.id);
+            }
+            Object::Tier(tier) => drop(self.cluster.tiers.remove(&tier.name)),
+            _ => self.look_for_governed |= reference.kind == Kind::HOST_ENDPOINT,
+        }
+        true
+    }
+
+    /// Puts the policy of a name into the cluster, or out of it; one that follows other objects when they are put together.
+    fn enforce(&mut self, id: &PolicyId) {
+        let references: Vec<Reference> = self.by_id.get(id).into_iter().flatten().cloned().collect();
+        let Some(first) = references.first() else {
+            self.by_id.remove(id);
+            self.cluster.tiered.remove(id);
+            return;
+        };
+        for reference in &references {
+            self.tell(reference);
+        }
+        let part = self.parts[first.kind.number()].get(&first.key);
+        if !self.world.completes(first)
+            && let Some(Object::Tiered(policy)) = part.map(|part| &part.object)
+            && !holds_policy(&self.cluster, policy)
         {
-            self.cluster.insert(object);
-            changed = true;
+            self.cluster.insert(Object::Tiered(policy.clone()));
+        }
+    }
+
+    /// Puts together what follows other objects. Answers whether the state changed.
+    fn put_together(&mut self) -> bool {
+        let mut changed = false;
+        for completed in self.world.complete() {
+            let found: Vec<ObjectProblem> = completed
+                .unevaluated
+                .iter()
+                .map(|fault| completed.key.problem(fault))
+                .collect();
+            changed |= self.find(&completed.key, found);
+            let first = self.by_id.get(&completed.policy.id).and_then(|it| it.first());
+            if first == Some(&completed.key) && !holds_policy(&self.cluster, &completed.policy) {
+                self.cluster.insert(Object::Tiered(completed.policy));
+                changed = true;
+            }
+        }
+        if std::mem::take(&mut self.look_for_governed) {
+            let governed = self.world.governed();
+            let before = std::mem::replace(&mut self.governed, governed.clone());
+            for reference in before.symmetric_difference(&governed) {
+                let (_, fault) = governed_host();
+                let found = governed.contains(reference).then(|| reference.problem(&fault));
+                changed |= self.find(reference, found.into_iter().collect());
+            }
+        }
+        changed | self.describe_pods()
+    }
+
+    /// Notes what was found wrong with what an object comes to. Answers whether that is news.
+    fn find(&mut self, reference: &Reference, found: Vec<ObjectProblem>) -> bool {
+        let before = match found.is_empty() {
+            true => self.found_problems.remove(reference),
+            false => self.found_problems.insert(reference.clone(), found.clone()),
+        };
+        before.unwrap_or_default() != found && self.tell(reference)
+    }
+
+    /// Gives pods what their service accounts have, where that is another than before.
+    fn describe_pods(&mut self) -> bool {
+        let asked = self.world.asks_for_accounts();
+        let accounts = std::mem::take(&mut self.changed_accounts);
+        let all = std::mem::replace(&mut self.described, asked) != asked;
+        let mut pods: Vec<Arc<Pod>> = Vec::new();
+        if all {
+            pods.extend(self.cluster.pods.values().cloned());
+        } else if asked {
+            for account in &accounts {
+                let of_namespace = self.cluster.pods.range(keys_of(&account.namespace));
+                let of_account = of_namespace.filter(|(_, pod)| pod.service_account == account.name);
+                pods.extend(of_account.map(|(_, pod)| Arc::clone(pod)));
+            }
+        }
+        let mut changed = false;
+        for before in pods {
+            let mut pod = Pod::clone(&before);
+            self.world.describe(&mut pod);
+            if pod != *before {
+                self.cluster.insert(Object::Pod(pod));
+                changed = true;
+            }
         }
         changed
     }
 
-    /// Most events change nothing that matters here: heartbeats of nodes, conditions of pods.
-    fn holds_equal(&self, object: &Object) -> bool {
-        holds_equal(&self.cluster, object)
-    }
-
-    fn remove(&mut self, reference: &ObjectRef) -> bool {
-        let faulty = self.problems.remove(reference);
-        if let ObjectRef::NetworkPolicy(key) = reference {
-            return self.policy_gone(key) | faulty;
+    fn remove(&mut self, reference: &Reference) -> bool {
+        self.own_problems.remove(reference);
+        let faulty = self.tell(reference);
+        let staged = reference.kind == Kind::NETWORK_POLICY && self.drop_part(reference);
+        if reference.kind.outlasts_deletion() && !staged {
+            return self.policy_gone(reference) | faulty;
         }
-        if let ObjectRef::Namespace(name) = reference {
+        let name = &reference.key.name;
+        if reference.kind == Kind::NAMESPACE {
             // Policies held for it keep its uid themselves.
             self.namespace_uids.remove(name);
         }
         self.unreadable.remove(reference);
         self.forget_source(reference);
-        self.cluster.remove(reference) | faulty
+        let gone = match reference.kind.objects() {
+            Objects::Namespaces => {
+                let gone = self.cluster.remove(&ObjectRef::Namespace(name.clone()));
+                self.world.namespace(name, &self.cluster.namespaces);
+                gone
+            }
+            Objects::Nodes => self.cluster.remove(&ObjectRef::Node(name.clone())),
+            Objects::Pods => self.cluster.remove(&ObjectRef::Pod(reference.key.clone())),
+            _ => self.drop_part(reference),
+        };
+        gone | staged | faulty
+    }
+
+    /// Whether a policy is in force.
+    fn enforces(&self, reference: &Reference) -> bool {
+        match reference.kind.objects() {
+            Objects::NetworkPolicies => self.cluster.policies.contains_key(&reference.key),
+            _ => self.has(reference),
+        }
     }
 
     /// A policy that is gone stays until it is known that its namespace lives; its deletion may be the beginning of
     /// the end of the namespace, and the watch of namespaces may be behind.
-    fn policy_gone(&mut self, key: &ObjectKey) -> bool {
-        if !self.cluster.policies.contains_key(key) || self.holds.contains_key(key) {
+    fn policy_gone(&mut self, reference: &Reference) -> bool {
+        let held = HeldPolicy::of(reference);
+        if self.holds.contains_key(&held) {
             return false;
         }
-        let namespace = self.cluster.namespaces.get(&key.namespace);
+        if !self.enforces(reference) {
+            return self.unreadable.remove(reference).is_some();
+        }
+        let name = &reference.key.namespace;
+        let namespace = self.cluster.namespaces.get(name);
         let hold = if self.synced() && namespace.is_none_or(|namespace| namespace.terminating) {
             Hold::Ending {
-                uid: self
-                    .namespace_uids
-                    .get(&key.namespace)
-                    .cloned()
-                    .unwrap_or_default(),
+                uid: self.namespace_uids.get(name).cloned().unwrap_or_default(),
             }
         } else {
-            self.unasked.insert(key.namespace.clone());
+            self.unasked.insert(name.clone());
             Hold::Asking { asked: false }
         };
-        self.holds.insert(key.clone(), hold);
+        self.holds.insert(held, hold);
         false
     }
 
@@ -501,9 +859,9 @@ impl State {
             // A namespace or pod that is missing may only not have been listed yet.
             return false;
         }
-        let done: Vec<ObjectKey> = self
+        let done: Vec<HeldPolicy> = self
             .holds
-            .range(keys_of(namespace))
+            .range(held_in(namespace))
             .filter(|(_, hold)| match hold {
                 Hold::Asking { .. } => false,
                 Hold::Ending { uid } => match self.cluster.namespaces.get(namespace) {
@@ -511,22 +869,27 @@ impl State {
                     Some(now) => !now.terminating && self.namespace_uids.get(namespace) != Some(uid),
                 },
             })
-            .map(|(key, _)| key.clone())
+            .map(|(held, _)| held.clone())
             .collect();
         let mut changed = false;
-        for key in done {
-            changed |= self.let_go(&key);
+        for held in done {
+            changed |= self.let_go(&held);
         }
         changed
     }
 
-    fn let_go(&mut self, key: &ObjectKey) -> bool {
-        self.holds.remove(key);
-        self.forget_source(&ObjectRef::NetworkPolicy(key.clone()));
-        self.cluster.policies.remove(key).is_some()
+    fn let_go(&mut self, held: &HeldPolicy) -> bool {
+        self.holds.remove(held);
+        let reference = held.reference();
+        self.unreadable.remove(&reference);
+        self.forget_source(&reference);
+        match reference.kind {
+            Kind::NETWORK_POLICY => self.cluster.policies.remove(&held.key).is_some(),
+            _ => self.drop_part(&reference),
+        }
     }
 
-    fn forget_source(&mut self, reference: &ObjectRef) {
+    fn forget_source(&mut self, reference: &Reference) {
         self.revision += u64::from(self.sources.remove(reference).is_some());
     }
 
@@ -539,56 +902,65 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Watched {
     cluster: Cluster,
+    parts: Vec<OrdMap<ObjectKey, Arc<Part>>>,
     /// Policies that are gone and stay in force.
-    held: BTreeSet<ObjectKey>,
+    held: BTreeSet<HeldPolicy>,
 }
 
 impl Watched {
     /// Whether an object of a list is what a watch said it is. One that cannot be decoded may be anything.
     pub(super) fn has(&self, item: &Item) -> bool {
-        let held = matches!(&item.reference, ObjectRef::NetworkPolicy(key) if self.held.contains(key));
-        !held
-            && item
-                .object
-                .as_ref()
-                .is_none_or(|object| holds_equal(&self.cluster, object))
+        let Item {
+            reference,
+            object,
+            input,
+            ..
+        } = item;
+        let Some(object) = object else { return true };
+        let same = match object {
+            Object::Namespace(_) | Object::Node(_) | Object::Pod(_) | Object::NetworkPolicy(_) => {
+                holds_equal(&self.cluster, object)
+            }
+            Object::Tiered(_) | Object::Tier(_) | Object::Unevaluated { .. } | Object::Ignored { .. } => {
+                let part = self.parts[reference.kind.number()].get(&reference.key);
+                part.is_some_and(|part| part.object == *object && part.input == *input)
+            }
+        };
+        same && !self.held.contains(&HeldPolicy::of(reference))
     }
 
     /// Every object of a kind that a list should have.
-    pub(super) fn references(&self, kind: Kind) -> impl Iterator<Item = ObjectRef> {
-        let held = |reference: &ObjectRef| matches!(reference, ObjectRef::NetworkPolicy(key) if self.held.contains(key));
-        references(&self.cluster, kind).filter(move |reference| !held(reference))
+    pub(super) fn references(&self, kind: Kind) -> impl Iterator<Item = Reference> {
+        references(&self.cluster, &self.parts, kind)
+            .filter(|reference| !self.held.contains(&HeldPolicy::of(reference)))
     }
 }
 
 /// What a state holds of a kind.
-fn references(cluster: &Cluster, kind: Kind) -> Box<dyn Iterator<Item = ObjectRef> + '_> {
-    match kind.objects() {
-        Objects::Namespaces => Box::new(cluster.namespaces.keys().cloned().map(ObjectRef::Namespace)),
-        Objects::Nodes => Box::new(cluster.nodes.keys().cloned().map(ObjectRef::Node)),
-        Objects::Pods => Box::new(cluster.pods.keys().cloned().map(ObjectRef::Pod)),
-        Objects::NetworkPolicies => Box::new(cluster.policies.keys().cloned().map(ObjectRef::NetworkPolicy)),
-        Objects::Tiered(kind) => {
-            let of_kind = cluster.tiered.keys().filter(move |id| id.kind == kind);
-            Box::new(of_kind.cloned().map(ObjectRef::Tiered))
+fn references<'a>(
+    cluster: &'a Cluster,
+    parts: &'a [OrdMap<ObjectKey, Arc<Part>>],
+    kind: Kind,
+) -> impl Iterator<Item = Reference> + 'a {
+    let named = |name: &String| ObjectKey {
+        namespace: String::new(),
+        name: name.clone(),
+    };
+    let of_cluster: Box<dyn Iterator<Item = ObjectKey>> = match kind.objects() {
+        Objects::Namespaces => Box::new(cluster.namespaces.keys().map(named)),
+        Objects::Nodes => Box::new(cluster.nodes.keys().map(named)),
+        Objects::Pods => Box::new(cluster.pods.keys().cloned()),
+        Objects::NetworkPolicies => Box::new(cluster.policies.keys().cloned()),
+        Objects::Tiered(_) | Objects::Tiers | Objects::SpokenOf | Objects::Staged => {
+            Box::new(std::iter::empty())
         }
-    }
-}
-
-/// How many a state holds of a kind.
-fn count(cluster: &Cluster, kind: Kind) -> usize {
-    match kind.objects() {
-        Objects::Namespaces => cluster.namespaces.len(),
-        Objects::Nodes => cluster.nodes.len(),
-        Objects::Pods => cluster.pods.len(),
-        Objects::NetworkPolicies => cluster.policies.len(),
-        Objects::Tiered(kind) => cluster.tiered.keys().filter(|id| id.kind == kind).count(),
-    }
-}
-
-/// Whether an object has a part in the order of policies.
-fn is_ordered(reference: &ObjectRef) -> bool {
-    matches!(reference, ObjectRef::Tiered(_) | ObjectRef::Tier(_))
+    };
+    let parts = parts
+        .get(kind.number())
+        .into_iter()
+        .flat_map(OrdMap::keys)
+        .cloned();
+    of_cluster.chain(parts).map(move |key| Reference::new(kind, key))
 }
 
 /// What is wrong with an object, in a line.
@@ -604,22 +976,39 @@ fn holds_equal(cluster: &Cluster, object: &Object) -> bool {
     match object {
         Object::Namespace(it) => cluster.namespaces.get(&it.name).is_some_and(|held| **held == *it),
         Object::Node(it) => cluster.nodes.get(&it.name).is_some_and(|held| **held == *it),
-        Object::Pod(it) => cluster.pods.get(&it.key).is_some_and(|held| **held == *it),
+        Object::Pod(it) => cluster.pods.get(&it.key).is_some_and(|held| same_pod(held, it)),
         Object::NetworkPolicy(it) => cluster.policies.get(&it.key).is_some_and(|held| **held == *it),
-        Object::Tiered(it) => cluster.tiered.get(&it.id).is_some_and(|held| **held == *it),
+        Object::Tiered(it) => holds_policy(cluster, it),
         Object::Tier(it) => cluster.tiers.get(&it.name).is_some_and(|held| **held == *it),
         Object::Unevaluated { .. } | Object::Ignored { .. } => true,
     }
 }
 
-/// The namespace in which an object's change can end what is held: a Namespace's own, that of what is in it.
-fn namespace_of(reference: &ObjectRef) -> Option<&str> {
-    match reference {
-        ObjectRef::Namespace(name) => Some(name),
-        ObjectRef::Pod(key) | ObjectRef::NetworkPolicy(key) => Some(&key.namespace),
-        ObjectRef::Tiered(id) => Some(id.namespace.as_str()).filter(|namespace| !namespace.is_empty()),
-        ObjectRef::Node(_) | ObjectRef::Tier(_) => None,
+fn holds_policy(cluster: &Cluster, policy: &TieredPolicy) -> bool {
+    cluster
+        .tiered
+        .get(&policy.id)
+        .is_some_and(|held| **held == *policy)
+}
+
+/// Whether a pod is the one that is held, which may have labels of its service account besides.
+fn same_pod(held: &Pod, pod: &Pod) -> bool {
+    let of_account = |pod: &Pod| pod.labels.keys().any(|key| key.starts_with(ACCOUNT_LABEL));
+    if of_account(held) == of_account(pod) {
+        return held == pod;
     }
+    let mut held = held.clone();
+    held.labels.retain(|key, _| !key.starts_with(ACCOUNT_LABEL));
+    held == *pod
+}
+
+/// The namespace in which an object's change can end what is held: a Namespace's own, that of what is in it.
+fn namespace_of(reference: &Reference) -> Option<&str> {
+    let namespace = match reference.kind {
+        Kind::NAMESPACE => &reference.key.name,
+        _ => &reference.key.namespace,
+    };
+    Some(namespace.as_str()).filter(|namespace| !namespace.is_empty())
 }
 
 /// Every key of a namespace.
@@ -634,4 +1023,14 @@ fn keys_of(namespace: &str) -> (Bound<ObjectKey>, Bound<ObjectKey>) {
         Bound::Included(first(namespace.to_owned())),
         Bound::Excluded(first(next)),
     )
+}
+
+/// Every policy of a namespace that may be held.
+fn held_in(namespace: &str) -> (Bound<HeldPolicy>, Bound<HeldPolicy>) {
+    let (first, next) = keys_of(namespace);
+    let held = |key| HeldPolicy {
+        key,
+        kind: Kind::NAMESPACE,
+    };
+    (first.map(held), next.map(held))
 }

@@ -49,6 +49,9 @@ fn passed_over(kind: Kind, parent: &str, key: &str) -> bool {
             key,
             "allocatable" | "capacity" | "conditions" | "images" | "volumesAttached" | "volumesInUse"
         ),
+        (Kind::ENDPOINT_SLICE, "endpoints") => key != "addresses",
+        (Kind::SERVICE, "") => key == "status",
+        (Kind::SERVICE_ACCOUNT, "") => matches!(key, "secrets" | "imagePullSecrets"),
         _ => false,
     }
 }

@@ -244,7 +244,7 @@ impl Watcher {
                     continue;
                 }
                 Presence::Unknown => Some(Reading::Unknown),
-                Presence::Absent => Some(Reading::Absent),
+                Presence::Absent | Presence::NotAskedFor => Some(Reading::Absent),
                 Presence::Foreign(version) => Some(self.foreign(&version)),
             };
             if let Some(reading) = reading {
@@ -270,7 +270,7 @@ impl Watcher {
         let text = format!(
             "the API server serves {} as {version} alone, and this version of ringwall reads {}: none of its objects is \
              evaluated, and those read before stay in force; serve that version, too, or upgrade ringwall",
-            self.kind.name(),
+            self.kind.shown(),
             known.join(" or "),
         );
         self.unread(name, text)
@@ -337,6 +337,8 @@ impl Watch<'_> {
             let mut wake = false;
             refusals = match &end {
                 End::Failed { code: Some(403), .. } => refusals + 1,
+                // Policies must not wait for ever for what a few of them speak of.
+                End::Failed { .. } if self.kind.asked_for() => refusals + 1,
                 End::Closed | End::Failed { code: None, .. } => 0,
                 End::Busy { .. } | End::Failed { .. } | End::Gone(_) | End::Unheard => refusals,
             };
@@ -393,15 +395,17 @@ impl Watch<'_> {
 
     /// What follows where a kind that not every API server serves, or lets everybody read, cannot be read.
     async fn failed(&self, reason: &str, code: Option<u16>, refusals: u32) -> Result<(), End> {
+        let refused = code == Some(403) || self.kind.asked_for();
         match code {
             // It is served no more, or in another version.
-            Some(404) => self.connection.presences().doubt(),
+            Some(404) if !self.kind.asked_for() => self.connection.presences().doubt(),
             // A server that starts refuses what it allows a moment later.
-            Some(403) if refusals >= REFUSALS => {
-                let text = format!(
-                    "{} cannot be read: every verdict is incomplete, and what was read before stays in force: {reason}",
-                    self.api.resource()
-                );
+            _ if refused && refusals >= REFUSALS => {
+                let follows = match self.kind.decides() {
+                    true => "every verdict is incomplete, and what was read before stays in force",
+                    false => "what was read before stays staged",
+                };
+                let text = format!("{} cannot be read: {follows}: {reason}", self.api.resource());
                 let reading = self.unread(self.kind.label(), text);
                 self.send(Message::Reading(self.kind, reading)).await?;
             }

@@ -1,11 +1,12 @@
 //! What the objects of a source come to together: rules with the addresses of network sets, host endpoints and services
 //! in them, and pods with the labels of their service accounts.
 //!
-//! The result depends on the objects alone, never on their order. Where nothing is Calico's, it costs a look at each.
+//! The result depends on the objects alone, never on their order.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use imbl::OrdMap;
@@ -17,8 +18,8 @@ use ringwall_policy::{
 
 use super::{
     super::field::fault,
-    Awaiting, Direction, EndpointSlice, Family, HostEndpoint, Input, PolicyInput, Service, Set, StagedAction,
-    StagedPolicyInput, Wanted,
+    Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, Set, StagedAction, StagedPolicyInput,
+    Wanted,
     rules::{comes_to, kind_name, nothing},
     terms::{NAME, NAMESPACE, OF_NAMESPACE, account_name_key},
 };
@@ -55,162 +56,359 @@ pub enum StagedPolicy {
     Kubernetes(NetworkPolicy),
 }
 
-/// What the objects come to.
-#[derive(Debug, Default)]
-pub(crate) struct Lowered {
-    /// The policies whose rules other objects have a part in.
-    pub(crate) policies: Vec<TieredPolicy>,
-    /// Policies that are staged, in order of their names.
-    pub(crate) staged: Vec<Staged>,
-    /// Kinds, and parts of objects, that are not evaluated, besides those that the policies name.
-    pub(crate) unevaluated: BTreeSet<String>,
-    /// What is valid and not evaluated: the number of the input, and what and where.
-    pub(crate) findings: Vec<(usize, Fault)>,
-    /// What pods have of their service accounts; None where no policy asks.
-    pub(crate) accounts: Option<Accounts>,
-    /// Whether a policy of Calico is there, staged or not.
-    pub(crate) any: bool,
+/// An object that has a part in what others mean.
+#[derive(Clone, Debug)]
+struct Given {
+    input: Arc<Input>,
+    /// Where it is a policy in force of which rules await other objects.
+    policy: Option<TieredPolicy>,
 }
 
-/// The labels of service accounts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Accounts(HashMap<ObjectKey, Labels>);
+impl Given {
+    /// What of a policy awaits other objects.
+    fn awaits(&self) -> &[Awaiting] {
+        match &*self.input {
+            Input::Policy(input) => &input.rules,
+            Input::Staged(staged) => match &staged.policy {
+                StagedPolicyInput::Calico(_, input) => &input.rules,
+                StagedPolicyInput::Kubernetes(_) => &[],
+            },
+            _ => &[],
+        }
+    }
+}
 
-impl Accounts {
-    /// Gives a pod what its service account has (TIERS 96, 96.1).
+/// A policy whose rules other objects have a part in.
+#[derive(Clone, Debug)]
+pub(crate) struct Completed<K> {
+    /// By what the world knows it.
+    pub(crate) key: K,
+    pub(crate) policy: TieredPolicy,
+    /// What of it is valid and not evaluated.
+    pub(crate) unevaluated: Vec<Fault>,
+}
+
+/// The objects of a source that have a part in what others mean, each under a key of the source's, and what they come to
+/// together. A change costs a look at the policies that speak of what changed.
+#[derive(Clone, Debug)]
+pub(crate) struct World<K> {
+    given: BTreeMap<K, Given>,
+    /// Policies, in force or staged.
+    policies: BTreeSet<K>,
+    /// How many of them ask for service accounts.
+    ask_for_accounts: usize,
+    /// How many of them speak of services.
+    speak_of_services: usize,
+    /// Network sets, with the labels that they have of their namespaces as well.
+    sets: BTreeMap<K, Labels>,
+    endpoints: BTreeSet<K>,
+    services: BTreeMap<ObjectKey, K>,
+    slices: BTreeMap<ObjectKey, BTreeSet<K>>,
+    accounts: BTreeMap<ObjectKey, K>,
+    /// Whether services and their endpoints cannot be read.
+    services_unseen: bool,
+    /// Policies that have to be completed again.
+    stale: BTreeSet<K>,
+    staged: BTreeMap<K, Staged>,
+}
+
+impl<K> Default for World<K> {
+    fn default() -> Self {
+        Self {
+            given: BTreeMap::new(),
+            policies: BTreeSet::new(),
+            ask_for_accounts: 0,
+            speak_of_services: 0,
+            sets: BTreeMap::new(),
+            endpoints: BTreeSet::new(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            services_unseen: false,
+            stale: BTreeSet::new(),
+            staged: BTreeMap::new(),
+        }
+    }
+}
+
+/// Namespaces by name.
+type Namespaces = OrdMap<String, Arc<Namespace>>;
+
+impl<K: Ord + Clone> World<K> {
+    /// Takes what an object is now; `policy` where it is a policy in force.
+    pub(crate) fn put(
+        &mut self,
+        key: K,
+        input: Arc<Input>,
+        policy: Option<&TieredPolicy>,
+        namespaces: &Namespaces,
+    ) {
+        if let Some(before) = self.given.get(&key)
+            && before.input == input
+            && (before.policy.is_none() || before.policy.as_ref() == policy)
+        {
+            return;
+        }
+        self.take(&key);
+        let policy = match &*input {
+            Input::Policy(PolicyInput { rules, .. }) if !rules.is_empty() => policy.cloned(),
+            _ => None,
+        };
+        let given = Given { input, policy };
+        match &*given.input {
+            Input::Policy(_) | Input::Staged(_) => {
+                self.policies.insert(key.clone());
+                self.count(&given, 1);
+                self.stale.insert(key.clone());
+            }
+            Input::Set(set) => {
+                let labels = inherited(set, namespaces);
+                self.labelled(&labels);
+                self.sets.insert(key.clone(), labels);
+            }
+            Input::HostEndpoint(endpoint) => {
+                self.labelled(&endpoint.labels);
+                self.endpoints.insert(key.clone());
+            }
+            Input::Service(service) => {
+                self.of_service(&service.key);
+                self.services.insert(service.key.clone(), key.clone());
+            }
+            Input::Slice(slice) => {
+                self.of_service(&slice.service);
+                let slices = self.slices.entry(slice.service.clone()).or_default();
+                slices.insert(key.clone());
+            }
+            Input::Account(account) => drop(self.accounts.insert(account.key.clone(), key.clone())),
+        }
+        self.given.insert(key, given);
+    }
+
+    /// Takes the end of an object.
+    pub(crate) fn take(&mut self, key: &K) {
+        let Some(given) = self.given.remove(key) else {
+            return;
+        };
+        match &*given.input {
+            Input::Policy(_) | Input::Staged(_) => {
+                self.policies.remove(key);
+                self.count(&given, -1);
+                self.stale.remove(key);
+                self.staged.remove(key);
+            }
+            Input::Set(_) => {
+                if let Some(labels) = self.sets.remove(key) {
+                    self.labelled(&labels);
+                }
+            }
+            Input::HostEndpoint(endpoint) => {
+                self.endpoints.remove(key);
+                self.labelled(&endpoint.labels);
+            }
+            Input::Service(service) => {
+                if self.services.get(&service.key) == Some(key) {
+                    self.services.remove(&service.key);
+                }
+                self.of_service(&service.key);
+            }
+            Input::Slice(slice) => {
+                if let Some(slices) = self.slices.get_mut(&slice.service) {
+                    slices.remove(key);
+                    if slices.is_empty() {
+                        self.slices.remove(&slice.service);
+                    }
+                }
+                self.of_service(&slice.service);
+            }
+            Input::Account(account) => {
+                if self.accounts.get(&account.key) == Some(key) {
+                    self.accounts.remove(&account.key);
+                }
+            }
+        }
+    }
+
+    /// A namespace came, went or has other labels, which its sets have, too.
+    pub(crate) fn namespace(&mut self, name: &str, namespaces: &Namespaces) {
+        let of_it = self.sets.iter().filter_map(|(key, before)| {
+            let Input::Set(set) = &*self.given.get(key)?.input else {
+                return None;
+            };
+            let now = (set.namespace.as_deref() == Some(name)).then(|| inherited(set, namespaces))?;
+            (now != *before).then(|| (key.clone(), now))
+        });
+        let changed: Vec<(K, Labels)> = of_it.collect();
+        for (key, now) in changed {
+            self.labelled(&now);
+            if let Some(before) = self.sets.insert(key, now) {
+                self.labelled(&before);
+            }
+        }
+    }
+
+    /// Says whether services and their endpoints can be read: while they cannot, nobody knows whom a rule about one is for.
+    pub(crate) fn see_services(&mut self, seen: bool) {
+        if std::mem::replace(&mut self.services_unseen, !seen) == seen {
+            self.outdate(|wanted| matches!(wanted, Wanted::Service { .. }));
+        }
+    }
+
+    /// Whether a policy follows other objects, so that [`Self::complete`] has it.
+    pub(crate) fn completes(&mut self, key: &K) -> bool {
+        let completes = self.given.get(key).is_some_and(|given| given.policy.is_some());
+        if completes {
+            self.stale.insert(key.clone());
+        }
+        completes
+    }
+
+    /// Whether there is a policy that follows other objects, staged or not.
+    pub(crate) fn any(&self) -> bool {
+        !self.policies.is_empty()
+    }
+
+    /// Whether a policy asks for the labels or names of service accounts.
+    pub(crate) const fn asks_for_accounts(&self) -> bool {
+        self.ask_for_accounts > 0
+    }
+
+    /// Whether a policy speaks of services.
+    pub(crate) const fn speaks_of_services(&self) -> bool {
+        self.speak_of_services > 0
+    }
+
+    /// Gives a pod what its service account has where policies ask for it (TIERS 96, 96.1).
     pub(crate) fn describe(&self, pod: &mut Pod) {
         pod.labels.retain(|key, _| !key.starts_with(ACCOUNT_LABEL));
+        if !self.asks_for_accounts() {
+            return;
+        }
         let key = ObjectKey {
             namespace: pod.key.namespace.clone(),
             name: pod.service_account.clone(),
         };
-        for (label, value) in self.0.get(&key).into_iter().flatten() {
-            pod.labels
-                .insert(format!("{ACCOUNT_LABEL}{label}"), value.clone());
+        let account = self
+            .accounts
+            .get(&key)
+            .and_then(|account| self.given.get(account));
+        if let Some(Input::Account(account)) = account.map(|given| &*given.input) {
+            for (label, value) in &account.labels {
+                pod.labels
+                    .insert(format!("{ACCOUNT_LABEL}{label}"), value.clone());
+            }
         }
         pod.labels.insert(account_name_key(), key.name);
     }
-}
 
-/// An object that has a part: what is needed of it, and its policy where it is one in force.
-pub(crate) struct Given<'a> {
-    pub(crate) input: &'a Input,
-    pub(crate) policy: Option<&'a TieredPolicy>,
-}
-
-/// Puts together what the objects of a source come to.
-pub(crate) fn lower<'a>(
-    given: &[Given<'a>],
-    namespaces: &OrdMap<String, std::sync::Arc<Namespace>>,
-) -> Lowered {
-    let mut out = Lowered {
-        any: given
-            .iter()
-            .any(|it| matches!(it.input, Input::Policy(_) | Input::Staged(_))),
-        ..Lowered::default()
-    };
-    let hosts = given.iter().any(|it| matches!(it.input, Input::HostEndpoint(_)));
-    if !out.any && !hosts {
-        return out;
-    }
-    let world = World::of(given, namespaces);
-    if out.any {
-        let mut asked = false;
-        for (number, it) in given.iter().enumerate() {
-            match (it.input, it.policy) {
+    /// The policies that have to be completed again, with what other objects have for them now.
+    pub(crate) fn complete(&mut self) -> Vec<Completed<K>> {
+        let mut out = Vec::new();
+        for key in std::mem::take(&mut self.stale) {
+            let Some(given) = self.given.get(&key) else {
+                continue;
+            };
+            match (&*given.input, &given.policy) {
                 (Input::Policy(input), Some(policy)) => {
-                    asked |= input.accounts;
-                    if input.rules.is_empty() {
-                        continue;
-                    }
                     let mut policy = policy.clone();
-                    let found = world.complete(&mut policy, input, &mut asked);
-                    out.findings.extend(found.into_iter().map(|it| (number, it)));
-                    out.policies.push(policy);
+                    let unevaluated = self.completed(&mut policy, input);
+                    out.push(Completed {
+                        key,
+                        policy,
+                        unevaluated,
+                    });
                 }
                 (Input::Staged(staged), _) => {
                     let policy = match &staged.policy {
                         StagedPolicyInput::Calico(policy, input) => {
-                            asked |= input.accounts;
                             let mut policy = policy.clone();
-                            world.complete(&mut policy, input, &mut asked);
+                            self.completed(&mut policy, input);
                             StagedPolicy::Calico(policy)
                         }
                         StagedPolicyInput::Kubernetes(policy) => StagedPolicy::Kubernetes(policy.clone()),
                     };
-                    out.staged.push(Staged {
+                    let staged = Staged {
                         kind: staged.kind,
                         key: staged.key.clone(),
                         action: staged.action,
                         policy,
-                    });
+                    };
+                    self.staged.insert(key, staged);
                 }
                 _ => {}
             }
         }
-        out.staged.sort_by(|a, b| (a.kind, &a.key).cmp(&(b.kind, &b.key)));
-        out.accounts = asked.then(|| accounts(given));
+        out
     }
-    for (number, it) in given.iter().enumerate() {
-        if let Input::HostEndpoint(endpoint) = it.input
-            && world.governs(endpoint, given)
-        {
-            let kind = format!("HostEndpoint.{}", super::GROUP);
-            let message =
-                "what policies say to the host itself is not evaluated: every verdict is incomplete";
-            out.findings.push((number, fault("spec", message)));
-            out.unevaluated.insert(kind);
-        }
+
+    /// Policies that are staged, in order of their names, as of the last [`Self::complete`].
+    pub(crate) fn staged(&self) -> Vec<Staged> {
+        let mut staged: Vec<Staged> = self.staged.values().cloned().collect();
+        staged.sort_by(|a, b| (a.kind, &a.key).cmp(&(b.kind, &b.key)));
+        staged
     }
-    out
-}
 
-fn accounts(given: &[Given<'_>]) -> Accounts {
-    let accounts = given.iter().filter_map(|it| match it.input {
-        Input::Account(account) => Some((account.key.clone(), account.labels.clone())),
-        _ => None,
-    });
-    Accounts(accounts.collect())
-}
+    /// Host endpoints where policies decide about the host's own traffic, which is not evaluated.
+    pub(crate) fn governed(&self) -> BTreeSet<K> {
+        let governed = self.endpoints.iter().filter(|key| match self.input(key) {
+            Some(Input::HostEndpoint(endpoint)) => self.governs(endpoint),
+            _ => false,
+        });
+        governed.cloned().collect()
+    }
 
-/// What rules can speak of.
-struct World<'a> {
-    sets: Vec<(&'a Set, Labels)>,
-    endpoints: Vec<&'a HostEndpoint>,
-    services: BTreeMap<&'a ObjectKey, &'a Service>,
-    slices: BTreeMap<&'a ObjectKey, Vec<&'a EndpointSlice>>,
-}
+    fn input(&self, key: &K) -> Option<&Input> {
+        self.given.get(key).map(|given| &*given.input)
+    }
 
-/// What other objects add to a rule.
-enum Completed {
-    /// These peers, and ports where they are theirs.
-    Peers(Vec<Peer>, Option<Vec<PortMatch>>),
-    /// It cannot be said.
-    Unsayable(&'static str),
-}
-
-impl<'a> World<'a> {
-    fn of(given: &[Given<'a>], namespaces: &OrdMap<String, std::sync::Arc<Namespace>>) -> Self {
-        let mut world = Self {
-            sets: Vec::new(),
-            endpoints: Vec::new(),
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
-        };
-        for it in given {
-            match it.input {
-                Input::Set(set) => world.sets.push((set, inherited(set, namespaces))),
-                Input::HostEndpoint(endpoint) => world.endpoints.push(endpoint),
-                Input::Service(service) => drop(world.services.insert(&service.key, service)),
-                Input::Slice(slice) => world.slices.entry(&slice.service).or_default().push(slice),
-                Input::Policy(_) | Input::Staged(_) | Input::Account(_) => {}
+    /// Counts a policy in or out.
+    fn count(&mut self, given: &Given, by: isize) {
+        let add = |number: &mut usize, counts| {
+            if counts {
+                *number = number.saturating_add_signed(by);
             }
-        }
-        world
+        };
+        let asks = match &*given.input {
+            Input::Policy(input) => input.accounts,
+            Input::Staged(staged) => {
+                matches!(&staged.policy, StagedPolicyInput::Calico(_, input) if input.accounts)
+            }
+            _ => false,
+        };
+        add(&mut self.ask_for_accounts, asks);
+        let speaks = given
+            .awaits()
+            .iter()
+            .any(|it| matches!(it.wanted, Wanted::Service { .. }));
+        add(&mut self.speak_of_services, speaks);
+    }
+
+    /// A set or host endpoint with these labels changed.
+    fn labelled(&mut self, labels: &Labels) {
+        self.outdate(|wanted| match wanted {
+            Wanted::Objects { expression, .. } => {
+                expression.matches(&|key: &str| labels.get(key).map(String::as_str))
+            }
+            Wanted::Service { .. } => false,
+        });
+    }
+
+    /// The endpoints of a service changed.
+    fn of_service(&mut self, service: &ObjectKey) {
+        self.outdate(|wanted| matches!(wanted, Wanted::Service { key, .. } if key == service));
+    }
+
+    /// Has policies completed again that want something.
+    fn outdate(&mut self, concerns: impl Fn(&Wanted) -> bool) {
+        let stale = self.policies.iter().filter(|key| {
+            let awaits = self.given.get(key).map_or(&[][..], Given::awaits);
+            !self.stale.contains(*key) && awaits.iter().any(|it| concerns(&it.wanted))
+        });
+        let stale: Vec<K> = stale.cloned().collect();
+        self.stale.extend(stale);
     }
 
     /// Puts into a policy's rules what other objects have for them; what cannot be said comes back.
-    fn complete(&self, policy: &mut TieredPolicy, input: &PolicyInput, asked: &mut bool) -> Vec<Fault> {
+    fn completed(&self, policy: &mut TieredPolicy, input: &PolicyInput) -> Vec<Fault> {
         let mut found = Vec::new();
         let kind = policy.id.kind;
         for awaiting in &input.rules {
@@ -222,7 +420,7 @@ impl<'a> World<'a> {
                 continue;
             };
             match self.rule(awaiting, rule.ports.as_deref()) {
-                Completed::Peers(more, ports) => {
+                Addition::Peers(more, ports) => {
                     let peers = rule.peers.get_or_insert_default();
                     peers.extend(more);
                     peers.sort_by_cached_key(order_of_peers);
@@ -232,7 +430,7 @@ impl<'a> World<'a> {
                         *rule = nothing(rule.action);
                     }
                 }
-                Completed::Unsayable(what) => {
+                Addition::Unsayable(what) => {
                     let comes_to = comes_to(rule.action);
                     *rule = TieredRule::not_understood(rule.action);
                     policy
@@ -247,11 +445,10 @@ impl<'a> World<'a> {
                 }
             }
         }
-        *asked |= input.accounts;
         found
     }
 
-    fn rule(&self, awaiting: &Awaiting, ports: Option<&[PortMatch]>) -> Completed {
+    fn rule(&self, awaiting: &Awaiting, ports: Option<&[PortMatch]>) -> Addition {
         match &awaiting.wanted {
             Wanted::Objects {
                 expression,
@@ -260,15 +457,20 @@ impl<'a> World<'a> {
                 numbers,
             } => {
                 let mut blocks = BTreeSet::new();
-                for (set, labels) in &self.sets {
-                    if expression.matches(&|key: &str| labels.get(key).map(String::as_str)) {
+                for (key, labels) in &self.sets {
+                    if let Some(Input::Set(set)) = self.input(key)
+                        && expression.matches(&|key: &str| labels.get(key).map(String::as_str))
+                    {
                         blocks.extend(set.blocks.iter().copied());
                     }
                 }
-                for endpoint in &self.endpoints {
+                for key in &self.endpoints {
+                    let Some(Input::HostEndpoint(endpoint)) = self.input(key) else {
+                        continue;
+                    };
                     if expression.matches(&|key: &str| endpoint.labels.get(key).map(String::as_str)) {
                         if endpoint.ports.iter().any(|port| names.contains(port)) {
-                            return Completed::Unsayable("named ports of host endpoints");
+                            return Addition::Unsayable("named ports of host endpoints");
                         }
                         blocks.extend(endpoint.addresses.iter().map(|address| IpNet::from(*address)));
                     }
@@ -276,16 +478,17 @@ impl<'a> World<'a> {
                 blocks.retain(|block| family.is_none_or(|family| Family::of(block) == family));
                 // Sets have no ports with names (TIERS 99.7).
                 match (blocks.is_empty() || names.is_empty(), numbers) {
-                    (true, _) => Completed::Peers(blocks.into_iter().map(block).collect(), None),
-                    (false, false) => Completed::Peers(Vec::new(), None),
-                    (false, true) => Completed::Unsayable("named ports beside numbers and network sets"),
+                    (true, _) => Addition::Peers(blocks.into_iter().map(block).collect(), None),
+                    (false, false) => Addition::Peers(Vec::new(), None),
+                    (false, true) => Addition::Unsayable("named ports beside numbers and network sets"),
                 }
             }
             Wanted::Service {
                 key,
                 family,
                 ports: with_ports,
-            } => self.service(key, *family, *with_ports, ports),
+            } if !self.services_unseen => self.service(key, *family, *with_ports, ports),
+            Wanted::Service { .. } => Addition::Unsayable("services that cannot be read"),
         }
     }
 
@@ -296,7 +499,7 @@ impl<'a> World<'a> {
         family: Option<Family>,
         with_ports: bool,
         ports: Option<&[PortMatch]>,
-    ) -> Completed {
+    ) -> Addition {
         let restricted = |own: Vec<PortMatch>| {
             with_ports.then(|| match ports {
                 None => own,
@@ -305,7 +508,10 @@ impl<'a> World<'a> {
         };
         if let Some(slices) = self.slices.get(key) {
             let mut by_ports: BTreeMap<Vec<PortMatch>, BTreeSet<IpAddr>> = BTreeMap::new();
-            for slice in slices {
+            for key in slices {
+                let Some(Input::Slice(slice)) = self.input(key) else {
+                    continue;
+                };
                 let own = slice.ports.iter().map(|&(protocol, number)| PortMatch::Range {
                     protocol,
                     lo: number,
@@ -318,17 +524,18 @@ impl<'a> World<'a> {
             by_ports.retain(|ports, addresses| !(addresses.is_empty() || with_ports && ports.is_empty()));
             let mut groups = by_ports.into_iter();
             return match (groups.next(), groups.next()) {
-                (None, _) => Completed::Peers(Vec::new(), restricted(Vec::new())),
+                (None, _) => Addition::Peers(Vec::new(), restricted(Vec::new())),
                 (Some((own, addresses)), None) => {
                     let blocks = addresses.into_iter().map(IpNet::from);
                     let blocks = blocks.filter(|it| family.is_none_or(|family| Family::of(it) == family));
-                    Completed::Peers(blocks.map(block).collect(), restricted(own))
+                    Addition::Peers(blocks.map(block).collect(), restricted(own))
                 }
-                _ => Completed::Unsayable("services with other ports at other endpoints"),
+                _ => Addition::Unsayable("services with other ports at other endpoints"),
             };
         }
-        let Some(service) = self.services.get(key) else {
-            return Completed::Peers(Vec::new(), restricted(Vec::new()));
+        let service = self.services.get(key).and_then(|service| self.input(service));
+        let Some(Input::Service(service)) = service else {
+            return Addition::Peers(Vec::new(), restricted(Vec::new()));
         };
         let namespaces = Selector {
             requirements: vec![Requirement {
@@ -340,25 +547,33 @@ impl<'a> World<'a> {
             namespaces: Some(namespaces),
             pods: service.pods.clone(),
         };
-        Completed::Peers(vec![peer], restricted(service.ports.clone()))
+        Addition::Peers(vec![peer], restricted(service.ports.clone()))
     }
 
     /// Whether policies decide about the host's own traffic at an endpoint.
-    fn governs(&self, endpoint: &HostEndpoint, given: &[Given<'_>]) -> bool {
+    fn governs(&self, endpoint: &HostEndpoint) -> bool {
         let label = |key: &str| endpoint.labels.get(key).map(String::as_str);
-        !endpoint.open
-            || given.iter().any(|it| match it.input {
-                Input::Policy(PolicyInput {
-                    subject: Some(subject),
-                    ..
-                }) => subject.matches(&label),
-                _ => false,
-            })
+        let selects = |key: &K| match self.input(key) {
+            Some(Input::Policy(PolicyInput {
+                subject: Some(subject),
+                ..
+            })) => subject.matches(&label),
+            _ => false,
+        };
+        !endpoint.open || self.policies.iter().any(selects)
     }
 }
 
+/// What other objects add to a rule.
+enum Addition {
+    /// These peers, and ports where they are theirs.
+    Peers(Vec<Peer>, Option<Vec<PortMatch>>),
+    /// It cannot be said.
+    Unsayable(&'static str),
+}
+
 /// The labels of a set: its own, and what it has of its namespace (TIERS 96.3).
-fn inherited(set: &Set, namespaces: &OrdMap<String, std::sync::Arc<Namespace>>) -> Labels {
+fn inherited(set: &Set, namespaces: &Namespaces) -> Labels {
     let mut labels = set.labels.clone();
     let Some(name) = &set.namespace else { return labels };
     labels.insert(NAMESPACE.to_owned(), name.clone());

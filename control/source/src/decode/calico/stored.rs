@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::super::field::{Fields, fault, join, mapping};
 
 /// The annotation that has the metadata which the object was written with, as JSON.
-const METADATA: &str = "projectcalico.org/metadata";
+pub(crate) const METADATA: &str = "projectcalico.org/metadata";
 
 /// An object with the metadata that it was written with.
 ///

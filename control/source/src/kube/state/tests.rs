@@ -1,6 +1,8 @@
 //! The rules of SEMANTICS 54 and 55, event by event.
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+mod calico;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -42,11 +44,15 @@ fn policy_key(namespace: &str, name: &str) -> ObjectKey {
     }
 }
 
+fn reference(kind: Kind, key: ObjectKey) -> Reference {
+    Reference::new(kind, key)
+}
+
 /// What can happen. Kept apart from the state's methods so that it can be shuffled.
 #[derive(Clone, Debug)]
 enum Step {
     Apply(Kind, Value),
-    Delete(ObjectRef),
+    Delete(Reference),
 }
 
 fn synced(objects: &[(Kind, Value)]) -> State {
@@ -86,7 +92,7 @@ fn has_policy(state: &State) -> bool {
 #[test]
 fn a_policy_deleted_in_a_live_namespace_goes_once_the_server_confirms_that_it_lives() {
     let mut state = a_live_namespace();
-    assert!(!state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny"))));
+    assert!(!state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "deny"))));
     assert_eq!(state.questions(), ["a"]);
     assert!(state.questions().is_empty(), "one question at a time");
     assert!(has_policy(&state), "until the answer");
@@ -98,15 +104,15 @@ fn a_policy_deleted_in_a_live_namespace_goes_once_the_server_confirms_that_it_li
 #[test]
 fn semantics_54_a_policy_deleted_before_the_end_of_its_namespace_is_seen_holds_until_its_last_pod_is_gone() {
     let mut state = a_live_namespace();
-    state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
+    state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "deny")));
     state.questions();
     assert!(!state.answered("a", &NamespaceNow::Ending));
     assert!(has_policy(&state));
     state.applied(item(Kind::NAMESPACE, namespace("a", "1", true)).unwrap());
     assert!(has_policy(&state));
-    state.deleted(&ObjectRef::Namespace("a".to_owned()));
+    state.deleted(&reference(Kind::NAMESPACE, policy_key("", "a")));
     assert!(has_policy(&state), "its pod is still there");
-    assert!(state.deleted(&ObjectRef::Pod(policy_key("a", "p"))));
+    assert!(state.deleted(&reference(Kind::POD, policy_key("a", "p"))));
     assert!(!has_policy(&state));
 }
 
@@ -114,7 +120,7 @@ fn semantics_54_a_policy_deleted_before_the_end_of_its_namespace_is_seen_holds_u
 fn semantics_54_a_policy_deleted_while_its_namespace_terminates_needs_no_question() {
     let mut state = a_live_namespace();
     state.applied(item(Kind::NAMESPACE, namespace("a", "1", true)).unwrap());
-    state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
+    state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "deny")));
     assert!(state.questions().is_empty());
     assert!(has_policy(&state));
     // A list fetched again does not have it either.
@@ -130,10 +136,10 @@ fn semantics_54_a_deletion_during_the_question_is_asked_for_again() {
         (Kind::NETWORK_POLICY, policy("a", "deny")),
         (Kind::NETWORK_POLICY, policy("a", "late")),
     ]);
-    state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
+    state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "deny")));
     assert_eq!(state.questions(), ["a"]);
     // The answer may be older than this.
-    state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "late")));
+    state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "late")));
     assert!(state.questions().is_empty());
     state.answered("a", &NamespaceNow::Live { uid: "1".to_owned() });
     assert!(!has_policy(&state));
@@ -146,7 +152,7 @@ fn semantics_54_a_deletion_during_the_question_is_asked_for_again() {
 #[test]
 fn a_namespace_that_came_again_does_not_inherit_held_policies() {
     let mut state = a_live_namespace();
-    state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
+    state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "deny")));
     state.questions();
     // It ended and came again between the deletion and the question.
     state.answered("a", &NamespaceNow::Live { uid: "2".to_owned() });
@@ -158,7 +164,7 @@ fn a_namespace_that_came_again_does_not_inherit_held_policies() {
 #[test]
 fn a_policy_that_came_again_is_not_held_any_more() {
     let mut state = a_live_namespace();
-    state.deleted(&ObjectRef::NetworkPolicy(policy_key("a", "deny")));
+    state.deleted(&reference(Kind::NETWORK_POLICY, policy_key("a", "deny")));
     state.questions();
     state.applied(item(Kind::NETWORK_POLICY, policy("a", "deny")).unwrap());
     assert!(!state.answered("a", &NamespaceNow::Live { uid: "1".to_owned() }));
@@ -197,16 +203,16 @@ fn semantics_54_every_order_of_the_watches_gives_the_same_state() {
     let by_kind = [
         vec![
             Step::Apply(Kind::NAMESPACE, namespace("a", "1", true)),
-            Step::Delete(ObjectRef::Namespace("a".to_owned())),
+            Step::Delete(reference(Kind::NAMESPACE, policy_key("", "a"))),
             Step::Apply(Kind::NAMESPACE, namespace("a", "2", false)),
         ],
         vec![Step::Apply(Kind::NODE, node("n"))],
         vec![
-            Step::Delete(ObjectRef::Pod(policy_key("a", "p"))),
+            Step::Delete(reference(Kind::POD, policy_key("a", "p"))),
             Step::Apply(Kind::POD, pod("a", "q")),
         ],
         vec![
-            Step::Delete(ObjectRef::NetworkPolicy(policy_key("a", "deny"))),
+            Step::Delete(reference(Kind::NETWORK_POLICY, policy_key("a", "deny"))),
             Step::Apply(Kind::NETWORK_POLICY, policy("a", "new")),
         ],
     ];

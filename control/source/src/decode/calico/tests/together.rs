@@ -1,10 +1,25 @@
 //! What objects come to together: rules with the addresses of sets, host endpoints and services, pods with the labels of
 //! their service accounts.
 
-use ringwall_policy::{Cluster, Object};
+use std::{collections::BTreeSet, sync::Arc};
+
+use proptest::prelude::*;
+use ringwall_policy::{Cluster, Fault, Object};
 
 use super::*;
-use crate::decode::calico::lower::{Given, Lowered, StagedPolicy, lower};
+use crate::decode::calico::{
+    governed_host,
+    lower::{Staged, StagedPolicy, World},
+};
+
+/// What the objects come to.
+struct Lowered {
+    policies: Vec<TieredPolicy>,
+    staged: Vec<Staged>,
+    unevaluated: BTreeSet<String>,
+    findings: Vec<Fault>,
+    world: World<usize>,
+}
 
 /// The objects of a source.
 fn together(values: &[Value]) -> Lowered {
@@ -16,20 +31,27 @@ fn together(values: &[Value]) -> Lowered {
     for it in &decoded {
         cluster.insert(it.object.clone());
     }
-    let given: Vec<Given<'_>> = decoded
-        .iter()
-        .filter_map(|it| {
-            let policy = match &it.object {
-                Object::Tiered(policy) => Some(policy),
-                _ => None,
-            };
-            Some(Given {
-                input: it.input.as_deref()?,
-                policy,
-            })
-        })
-        .collect();
-    lower(&given, &cluster.namespaces)
+    let mut world = World::default();
+    for (number, it) in decoded.iter().enumerate() {
+        let policy = match &it.object {
+            Object::Tiered(policy) => Some(policy),
+            _ => None,
+        };
+        if let Some(input) = &it.input {
+            world.put(number, Arc::clone(input), policy, &cluster.namespaces);
+        }
+    }
+    let completed = world.complete();
+    let governed = world.governed().into_iter().map(|_| governed_host());
+    let (unevaluated, hosts): (BTreeSet<_>, Vec<_>) = governed.unzip();
+    let of_policies = completed.iter().flat_map(|it| it.unevaluated.iter().cloned());
+    Lowered {
+        findings: of_policies.chain(hosts).collect(),
+        policies: completed.into_iter().map(|it| it.policy).collect(),
+        staged: world.staged(),
+        unevaluated,
+        world,
+    }
 }
 
 /// The first rule of the one policy among some objects, and what of the policy is not evaluated.
@@ -421,7 +443,7 @@ fn t96_1_pods_have_the_labels_of_their_service_accounts_where_policies_ask() {
         global(&json!({"serviceAccountSelector": "has(team)"})),
         account.clone(),
     ]);
-    let accounts = lowered.accounts.unwrap();
+    let accounts = lowered.world;
     let labels = |name: &str| {
         let mut pod = pod(name);
         accounts.describe(&mut pod);
@@ -450,7 +472,9 @@ fn t96_1_pods_have_the_labels_of_their_service_accounts_where_policies_ask() {
         json!({"ingress": [{"action": "Allow", "source": {"serviceAccounts": {"names": ["s"]}}}]}),
     ] {
         assert!(
-            together(&[global(&asks), account.clone()]).accounts.is_some(),
+            together(&[global(&asks), account.clone()])
+                .world
+                .asks_for_accounts(),
             "{asks}"
         );
     }
@@ -458,9 +482,10 @@ fn t96_1_pods_have_the_labels_of_their_service_accounts_where_policies_ask() {
         json!({"selector": "team == 'a'"}),
         json!({"serviceAccountSelector": "all()"}),
     ] {
-        assert_eq!(
-            together(&[global(&silent), account.clone()]).accounts,
-            None,
+        assert!(
+            !together(&[global(&silent), account.clone()])
+                .world
+                .asks_for_accounts(),
             "{silent}"
         );
     }
@@ -475,7 +500,7 @@ fn staged_policies_are_lowered_beside_those_in_force() {
         global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
     ];
     let lowered = together(&objects);
-    assert!(lowered.policies.is_empty() && lowered.unevaluated.is_empty());
+    assert!(lowered.policies.is_empty() && lowered.unevaluated.is_empty() && lowered.findings.is_empty());
     let names: Vec<String> = lowered
         .staged
         .iter()
@@ -528,5 +553,100 @@ fn what_objects_come_to_does_not_depend_on_their_order() {
         shuffled.rotate_left(step);
         shuffled.swap(0, step);
         assert_eq!(result(&shuffled), expected);
+    }
+}
+
+/// What may stand in each of a few places.
+fn places() -> Vec<Vec<Value>> {
+    let set = |key: &str, net: &str| set("shop", json!({key: "1"}), &[net]);
+    let at = |address: &str, service: &str| {
+        let mut slice = slice("a", json!([{"port": 80}]), &[address]);
+        slice["metadata"]["labels"]["kubernetes.io/service-name"] = json!(service);
+        slice
+    };
+    let q = |rule: Value| object("GlobalNetworkPolicy", "q", &json!({"egress": [rule]}));
+    vec![
+        vec![
+            from(true, json!({"selector": "has(a)", "notSelector": "has(x)"})),
+            from(true, json!({"selector": "has(pcns.team)"})),
+            from(true, json!({"nets": ["10.0.0.0/8"]})),
+        ],
+        vec![
+            q(json!({"action": "Deny", "destination": {"services": {"name": "s", "namespace": "shop"}}})),
+            q(json!({"action": "Allow", "destination": {"selector": "has(x)"}})),
+        ],
+        vec![object(
+            "StagedGlobalNetworkPolicy",
+            "z",
+            &json!({"ingress": [{"action": "Allow", "source": {"selector": "has(a)"}}]}),
+        )],
+        vec![
+            set("a", "10.1.0.0/16"),
+            set("a", "10.2.0.0/16"),
+            set("x", "10.2.0.0/16"),
+        ],
+        vec![
+            endpoint(json!({"a": "1"}), json!({"expectedIPs": ["192.0.2.2"]})),
+            endpoint(json!({"x": "1"}), json!({"expectedIPs": ["192.0.2.3"]})),
+        ],
+        vec![at("10.0.0.1", "s"), at("10.0.0.2", "s"), at("10.0.0.1", "t")],
+        vec![at("10.0.0.3", "s"), at("10.0.0.3", "t")],
+        vec![
+            service(json!({"selector": {"role": "db"}})),
+            service(json!({"selector": {"role": "web"}})),
+        ],
+        vec![
+            namespace("shop", json!({"team": "a"})),
+            namespace("shop", json!({"x": "a"})),
+        ],
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_kept_up_is_what_the_same_objects_come_to_anew(
+        edits in prop::collection::vec((0..9_usize, 0..4_usize), 1..40)
+    ) {
+        let places = places();
+        let mut now: Vec<Option<Value>> = vec![None; places.len()];
+        let mut world = World::default();
+        let mut namespaces = imbl::OrdMap::new();
+        let mut policies = std::collections::BTreeMap::new();
+        for (place, what) in edits {
+            let before = std::mem::replace(&mut now[place], places[place].get(what).cloned());
+            if before == now[place] {
+                // Heard twice: nothing changes.
+                continue;
+            }
+            let decoded = now[place].as_ref().map(|value| super::decoded(value).unwrap());
+            match decoded.as_ref().map(|it| (&it.input, &it.object)) {
+                Some((_, Object::Namespace(it))) => {
+                    namespaces.insert(it.name.clone(), Arc::new(it.clone()));
+                    world.namespace("shop", &namespaces);
+                }
+                Some((Some(input), object)) => {
+                    let policy = match object {
+                        Object::Tiered(policy) => Some(policy),
+                        _ => None,
+                    };
+                    policies.remove(&place);
+                    world.put(place, Arc::clone(input), policy, &namespaces);
+                }
+                _ => {
+                    world.take(&place);
+                    policies.remove(&place);
+                    if place == 8 {
+                        namespaces.remove("shop");
+                        world.namespace("shop", &namespaces);
+                    }
+                }
+            }
+            policies.extend(world.complete().into_iter().map(|it| (it.key, it.policy)));
+            let objects: Vec<Value> = now.iter().flatten().cloned().collect();
+            let anew = together(&objects);
+            prop_assert_eq!(policies.values().collect::<Vec<_>>(), anew.policies.iter().collect::<Vec<_>>());
+            prop_assert_eq!(world.staged(), anew.staged);
+            prop_assert_eq!(world.governed().is_empty(), anew.unevaluated.is_empty());
+        }
     }
 }
