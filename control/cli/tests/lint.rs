@@ -517,6 +517,15 @@ fn lints_of_synthetic_clusters() {
             .unwrap()
             .write(dir.path())
             .unwrap();
+        // CLUSTER_WIDE policies of the Admin and Baseline tiers.
+        let cluster_wide = std::env::var("CLUSTER_WIDE").map_or(0, |it| it.parse().unwrap());
+        for index in 0..cluster_wide {
+            let (tier, action) = [("Admin", "Accept"), ("Admin", "Pass"), ("Baseline", "Deny")][index % 3];
+            let policy = format!(
+                "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: wide-{index}}}\nspec: {{tier: {tier}, priority: {index}, subject: {{namespaces: {{}}}}, ingress: [{{action: {action}, from: [{{namespaces: {{matchLabels: {{team: t{index}}}}}}}], protocols: [{{tcp: {{destinationPort: {{number: 80}}}}}}]}}, {{action: Deny, from: [{{namespaces: {{matchLabels: {{team: x{index}}}}}}}]}}]}}\n"
+            );
+            fs::write(dir.path().join(format!("wide-{index}.yaml")), policy).unwrap();
+        }
         let (loaded, written) = folder::inspect(dir.path(), &Settings::default()).unwrap();
         let began = std::time::Instant::now();
         let linted = lint::run(

@@ -6,7 +6,9 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use ringwall_policy::{Cluster, Labels, NAMESPACE_NAME_LABEL, Namespace, ObjectKey, Peer, Pod, Selector};
+use ringwall_policy::{
+    Cluster, Labels, NAMESPACE_NAME_LABEL, Namespace, ObjectKey, Peer, Pod, PodSelection, Selector,
+};
 
 use super::selecting::{label_words, matches, satisfy};
 use crate::flow::EndName;
@@ -235,10 +237,25 @@ impl<'a> Cast<'a> {
     pub(super) fn subject(&mut self, namespace: &str, subjects: &Selector) -> Option<EndName> {
         self.subject = None;
         let end = self.pod(Where::Named(namespace), &[subjects], &|_| true)?;
-        if let EndName::Pod(key) = &end {
-            self.subject = Some(key.clone());
-        }
+        self.set_subject(&end);
         Some(end)
+    }
+
+    /// A pod that a selection selects, as the subject: a real pod, else an imagined one.
+    pub(super) fn selected(&mut self, selection: &PodSelection) -> Option<EndName> {
+        self.subject = None;
+        let place = Where::Matching(&selection.namespaces);
+        let end = self.pod(place, &[&selection.pods], &|_| true)?;
+        self.set_subject(&end);
+        Some(end)
+    }
+
+    /// Makes an end the subject.
+    pub(super) fn set_subject(&mut self, end: &EndName) {
+        self.subject = match end {
+            EndName::Pod(key) => Some(key.clone()),
+            EndName::Address(_) => None,
+        };
     }
 
     /// An end that a peer matches.

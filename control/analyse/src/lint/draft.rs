@@ -6,7 +6,6 @@ use ringwall_source::folder::Written;
 use super::{
     Finding, Severity, Witness,
     cast::Cast,
-    rules,
     rules::Rule,
     subject::{Direction, Policy, place},
 };
@@ -55,6 +54,8 @@ pub(super) struct Draft<'a> {
     pub(super) fix: String,
     pub(super) asks: Vec<Ask>,
     pub(super) shown: Shown,
+    /// Whether it is about policies of every kind: else what a rule of another tier decides shows nothing of a NetworkPolicy.
+    pub(super) of_any_tier: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -86,6 +87,7 @@ impl<'a> Draft<'a> {
             fix: fix.into(),
             asks: Vec::new(),
             shown: Shown::OnePacket,
+            of_any_tier: false,
         }
     }
 
@@ -104,6 +106,11 @@ impl<'a> Draft<'a> {
         self
     }
 
+    pub(super) fn of_any_tier(mut self) -> Self {
+        self.of_any_tier = true;
+        self
+    }
+
     /// What the snapshot makes of it; None where it does not show.
     pub(super) fn finding(&self, cast: &Cast<'_>, judge: &Judge) -> Option<Finding> {
         let answered: Vec<(&Ask, Answer)> = self
@@ -111,10 +118,8 @@ impl<'a> Draft<'a> {
             .iter()
             .filter_map(|ask| Some((ask, ask.answer(cast, judge)?)))
             .collect();
-        // What a rule of another tier decides shows nothing of a NetworkPolicy.
-        let of_tiers = self.rule.id == rules::EQUAL_PRIORITY.id;
         let shows = |ask: &Ask, answer: &Answer| {
-            ask.directed(answer) == ask.expect && (of_tiers || !ask.is_decided_elsewhere(answer))
+            ask.directed(answer) == ask.expect && (self.of_any_tier || !ask.is_decided_elsewhere(answer))
         };
         // Best is one whose fate is the direction's: the other end's policies do not blur it.
         let shown = answered

@@ -9,6 +9,7 @@ mod cast;
 mod dns;
 mod draft;
 mod finding;
+mod order;
 mod portability;
 mod redundant;
 pub mod rules;
@@ -20,7 +21,9 @@ mod structure;
 mod subject;
 #[cfg(test)]
 mod tests;
+mod tiers;
 mod ties;
+mod unknown;
 mod unprotected;
 
 use std::collections::BTreeSet;
@@ -70,6 +73,8 @@ pub fn run(
         redundant::lint,
         unprotected::lint,
         ties::lint,
+        tiers::lint,
+        unknown::lint,
         portability::lint,
     ] {
         lint(&subject, &mut cast, &mut drafts);
@@ -80,9 +85,15 @@ pub fn run(
         .iter()
         .filter_map(|draft| draft.finding(&cast, &judge))
         .collect();
+    let of_reading = [rules::MIS_INDENTED_PORTS, rules::ODD_BLOCK, rules::HTTP_RULE].map(|rule| rule.id);
     let instead = |finding: &Finding| {
-        let of_reading = [rules::MIS_INDENTED_PORTS.id, rules::ODD_BLOCK.id].contains(&finding.id);
-        of_reading.then(|| Some((finding.severity, finding.object.clone()?, finding.path.clone()?)))?
+        let severity = match finding.id {
+            // What is no more than odd to a reader is an error to a lint.
+            id if id == rules::NULL_LABEL.id => Severity::Warning,
+            id if of_reading.contains(&id) => finding.severity,
+            _ => return None,
+        };
+        Some((severity, finding.object.clone()?, finding.path.clone()?))
     };
     let instead_of = findings.iter().filter_map(instead).collect();
     findings.extend(silence::without_reason(&subject));

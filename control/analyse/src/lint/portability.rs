@@ -1,6 +1,8 @@
 //! Where another implementation would decide otherwise. Each is told once, of the first policy that it concerns, with the
 //! number of the others: they are about the implementation more than about the policy.
 
+mod tiers;
+
 use ipnet::IpNet;
 use ringwall_policy::{Peer, Pod, PortMatch, Protocol};
 
@@ -38,18 +40,21 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
             .iter()
             .filter_map(|policy| look(subject, policy, cast))
             .collect();
-        let more = cases.len().saturating_sub(1);
-        if let Some(mut draft) = cases.into_iter().next() {
-            match more {
-                0 => {}
-                1 => draft.message.push_str(" (so with 1 other policy)"),
-                more => draft
-                    .message
-                    .push_str(&format!(" (so with {more} other policies)")),
-            }
-            drafts.push(draft);
-        }
+        drafts.extend(once(cases));
     }
+    tiers::lint(subject, cast, drafts);
+}
+
+/// The first of several cases, with the number of the others.
+fn once(cases: Vec<Draft<'_>>) -> Option<Draft<'_>> {
+    let more = cases.len().saturating_sub(1);
+    let mut draft = cases.into_iter().next()?;
+    match more {
+        0 => {}
+        1 => draft.message.push_str(" (and 1 more policy)"),
+        more => draft.message.push_str(&format!(" (and {more} more policies)")),
+    }
+    Some(draft)
 }
 
 fn draft<'a>(

@@ -104,7 +104,7 @@ fn draft<'a>(
 }
 
 /// The policy's own namespace as a selector: its labels, of which the name never changes.
-fn own_namespace(subject: &Subject<'_>, name: &str) -> Selector {
+pub(super) fn own_namespace(subject: &Subject<'_>, name: &str) -> Selector {
     let mut labels = subject
         .cluster
         .namespaces
@@ -127,32 +127,41 @@ fn covered(
             .iter()
             .filter(|(other, _)| implies(&subjects, &other.it.subjects))
             .collect();
-        let atoms: Vec<Atom<'_>> = match &rule.peers {
-            None => vec![Atom::Everyone],
-            Some(peers) => peers.iter().flat_map(|peer| atoms(peer, own)).collect(),
-        };
-        for atom in atoms {
-            let matching: Vec<&&Candidate<'_, '_>> = here
-                .iter()
-                .filter(|(_, other)| atom.inside(other.rule, own))
-                .collect();
-            let rules: Vec<&Rule> = matching.iter().map(|(_, other)| other.rule).collect();
-            if !ports_covered(rule, &rules) {
-                return None;
-            }
-            // One that suffices alone is enough to name.
-            let alone = matching
-                .iter()
-                .find(|(_, other)| ports_covered(rule, &[other.rule]));
-            let needed: Vec<_> = alone.map_or_else(|| matching.clone(), |one| vec![*one]);
-            by.extend(
-                needed
-                    .iter()
-                    .map(|(policy, other)| format!("rule {} of {}", other.index, policy.it.key)),
-            );
-        }
+        let rules: Vec<&Rule> = here.iter().map(|(_, other)| other.rule).collect();
+        let needed = covering(rule, own, &rules)?;
+        let needed = needed.iter().filter_map(|index| here.get(*index));
+        by.extend(needed.map(|(policy, other)| format!("rule {} of {}", other.index, policy.it.key)));
     }
     (!by.is_empty()).then_some(by)
+}
+
+/// Whether `others` match together, for a pod that all of them are about, whatever a rule matches; which of them it takes.
+/// `own` is the namespace of a peer that names none.
+pub(super) fn covering(rule: &Rule, own: &Selector, others: &[&Rule]) -> Option<BTreeSet<usize>> {
+    let mut by = BTreeSet::new();
+    let atoms: Vec<Atom<'_>> = match &rule.peers {
+        None => vec![Atom::Everyone],
+        Some(peers) => peers.iter().flat_map(|peer| atoms(peer, own)).collect(),
+    };
+    for atom in atoms {
+        let matching: Vec<(usize, &Rule)> = others
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, other)| atom.inside(other, own))
+            .collect();
+        let rules: Vec<&Rule> = matching.iter().map(|(_, other)| *other).collect();
+        if !ports_covered(rule, &rules) {
+            return None;
+        }
+        // One that suffices alone is enough to name.
+        let alone = matching.iter().find(|(_, other)| ports_covered(rule, &[other]));
+        match alone {
+            Some((index, _)) => drop(by.insert(*index)),
+            None => by.extend(matching.iter().map(|(index, _)| *index)),
+        }
+    }
+    Some(by)
 }
 
 /// A part of who a rule matches that no other rule can divide by a list of values.
@@ -229,7 +238,7 @@ impl Atom<'_> {
 }
 
 /// A selector as alternatives without lists of values; itself where there would be too many.
-fn variants(selector: &Selector) -> Vec<Selector> {
+pub(super) fn variants(selector: &Selector) -> Vec<Selector> {
     let mut out = vec![Selector::default()];
     for requirement in &selector.requirements {
         let choices: Vec<Requirement> = match &requirement.operator {
@@ -257,12 +266,12 @@ fn variants(selector: &Selector) -> Vec<Selector> {
 }
 
 /// Whether everything that `narrow` selects is selected by `wide`.
-fn implies(narrow: &Selector, wide: &Selector) -> bool {
+pub(super) fn implies(narrow: &Selector, wide: &Selector) -> bool {
     wide.requirements.iter().all(|it| implied(narrow, it))
 }
 
 /// Whether everything that a selector selects satisfies a requirement.
-fn implied(selector: &Selector, wanted: &Requirement) -> bool {
+pub(super) fn implied(selector: &Selector, wanted: &Requirement) -> bool {
     let mut present = false;
     let mut absent = false;
     let mut among: Option<BTreeSet<&String>> = None;

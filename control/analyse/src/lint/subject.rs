@@ -1,14 +1,18 @@
 //! What the lints look at: policies as they were understood and as they were written, and Services.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use ringwall_policy::{
-    Cluster, Labels, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+    Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Protocol, Requirement, Rule,
+    Selector,
 };
 use ringwall_source::folder::Written;
 use serde_json::Value;
 
-use super::{Place, selecting::matches};
+use super::{Place, cast::address_in, selecting::matches};
 
 /// Seen from the pod that a policy selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,7 +144,7 @@ pub(super) struct Service {
     pub(super) name: String,
     /// Labels of its pods; never empty.
     pub(super) selector: Labels,
-    pub(super) addresses: Vec<std::net::IpAddr>,
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) ports: Vec<ServicePort>,
 }
 
@@ -169,7 +173,7 @@ pub(super) struct Subject<'a> {
     pub(super) invalid: Vec<Policy<'a>>,
     pub(super) services: Vec<Service>,
     /// Kinds that are none of Kubernetes' own and no policies, and that were passed over.
-    pub(super) foreign: std::collections::BTreeSet<String>,
+    pub(super) foreign: BTreeSet<String>,
     written: HashMap<&'a str, &'a Written>,
 }
 
@@ -226,6 +230,75 @@ impl<'a> Subject<'a> {
     /// An object as written, by its label.
     pub(super) fn written(&self, label: &str) -> Option<&'a Written> {
         self.written.get(label).copied()
+    }
+
+    /// Every service account of a namespace, or of all, that is described or that a pod runs as.
+    pub(super) fn accounts(&self, namespace: Option<&str>) -> BTreeSet<String> {
+        let here = |it: &str| namespace.is_none_or(|namespace| namespace == it);
+        let of_pods = self.cluster.pods.values().filter(|pod| here(&pod.key.namespace));
+        let described = self.written.values().filter(|it| it.kind() == "ServiceAccount");
+        let described = described.filter_map(|it| {
+            let value = it.value();
+            let text = |path: &str| value.pointer(path).and_then(Value::as_str);
+            let own = text("/metadata/namespace").unwrap_or("default");
+            here(own).then(|| text("/metadata/name").map(str::to_owned))?
+        });
+        of_pods
+            .map(|pod| pod.service_account.clone())
+            .chain(described)
+            .collect()
+    }
+
+    /// An address of each NetworkSet, with its namespace and name.
+    pub(super) fn network_sets(&self) -> impl Iterator<Item = (String, String, IpAddr)> {
+        let sets = self.written.values().filter(|it| it.kind() == "NetworkSet");
+        let mut sets: Vec<(String, String, IpAddr)> = sets
+            .filter_map(|it| {
+                let value = it.value();
+                let text = |path: &str| value.pointer(path).and_then(Value::as_str);
+                let net = text("/spec/nets/0")?;
+                let address = match net.parse::<ipnet::IpNet>() {
+                    Ok(net) => address_in(&net, &[])?,
+                    Err(_) => net.parse().ok()?,
+                };
+                let namespace = text("/metadata/namespace").unwrap_or("default");
+                Some((namespace.to_owned(), text("/metadata/name")?.to_owned(), address))
+            })
+            .collect();
+        sets.sort();
+        sets.into_iter()
+    }
+
+    /// The named ports of plain init containers of pods: the pod, the name, the number.
+    pub(super) fn init_ports(&self) -> impl Iterator<Item = (ObjectKey, String, u16)> {
+        let mut ports = Vec::new();
+        for it in self.written.values().filter(|it| it.kind() == "Pod") {
+            let value = it.value();
+            let text = |path: &str| value.pointer(path).and_then(Value::as_str);
+            let Some(name) = text("/metadata/name") else {
+                continue;
+            };
+            let key = ObjectKey {
+                namespace: text("/metadata/namespace").unwrap_or("default").to_owned(),
+                name: name.to_owned(),
+            };
+            let containers = value.pointer("/spec/initContainers").and_then(Value::as_array);
+            let plain = containers
+                .into_iter()
+                .flatten()
+                .filter(|it| it.get("restartPolicy").is_none_or(Value::is_null));
+            for port in plain.filter_map(|it| it.get("ports")?.as_array()).flatten() {
+                let number = port.get("containerPort").and_then(Value::as_u64);
+                let number = number.and_then(|it| u16::try_from(it).ok());
+                let name = port.get("name").and_then(Value::as_str);
+                ports.extend(
+                    name.zip(number)
+                        .map(|(name, number)| (key.clone(), name.to_owned(), number)),
+                );
+            }
+        }
+        ports.sort();
+        ports.into_iter()
     }
 
     /// The valid policies that select labels of a namespace.

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ringwall_evaluate::{End, Service, Verdict, identify, judge, named};
 use ringwall_policy::{Cluster, Order, PortMatch, Protocol, TieredPolicy, TieredRule};
 
 use super::{
     cast::Cast,
     draft::{Ask, Draft},
+    order::decision,
     rules,
     subject::{DIRECTIONS, Direction, Subject, selector_of},
 };
@@ -53,6 +53,7 @@ fn draft<'a>(subject: &Subject<'a>, first: &TieredPolicy, second: &TieredPolicy,
         "give each policy of a tier a priority of its own, the smaller to the one that is to come first",
     )
     .asking([ask])
+    .of_any_tier()
 }
 
 /// A packet that is decided otherwise if the second comes first.
@@ -96,22 +97,10 @@ fn disagreement(
     }
     let now = cast.staged();
     let turned = turned(now, second);
-    let own = end(now, &us)?;
     others.iter().find_map(|other| {
-        // Who an address is costs a look at every pod, and is the same in both orders.
-        let theirs = end(now, other)?;
-        let (src, dst) = match direction {
-            Direction::Ingress => (theirs, own),
-            Direction::Egress => (own, theirs),
-        };
         ports.iter().find_map(|port| {
-            let asked = Ask::new(direction, &us, other, *port, false, "").service;
-            let service = Service {
-                protocol: asked.protocol,
-                port: asked.port,
-            };
-            let of = |cluster: &Cluster| allows(direction, &judge(cluster, &src, &dst, service));
-            let (expect, otherwise) = (of(now), of(&turned));
+            let of = |cluster| Some(decision(cluster, direction, &us, other, *port)?.allow);
+            let (expect, otherwise) = (of(now)?, of(&turned)?);
             let wanted = match otherwise {
                 true => "allow, if the other one is to come first",
                 false => "deny, if the other one is to come first",
@@ -136,21 +125,4 @@ fn turned(cluster: &Cluster, policy: &TieredPolicy) -> Cluster {
         }
     }
     turned
-}
-
-fn end<'c>(cluster: &'c Cluster, name: &EndName) -> Option<End<'c>> {
-    match name {
-        EndName::Address(address) => Some(identify(cluster, *address)),
-        EndName::Pod(key) => match cluster.pods.get(key)?.addresses.first() {
-            Some(address) => Some(identify(cluster, *address)),
-            None => named(cluster, key),
-        },
-    }
-}
-
-fn allows(direction: Direction, verdict: &Verdict) -> bool {
-    match direction {
-        Direction::Ingress => verdict.ingress.allow,
-        Direction::Egress => verdict.egress.allow,
-    }
 }
