@@ -13,7 +13,7 @@ use ringwall_dataplane::{
     dataplane::Tunnels,
 };
 use ringwall_evaluate::Cause;
-use ringwall_policy::{Cluster, ObjectKey, Pod, PolicyId, PolicyKind, policy_words};
+use ringwall_policy::{Cluster, Decider, ObjectKey, Pod, PolicyId, PolicyKind, policy_words};
 use serde::Serialize;
 
 use super::flow::{EndName, Service};
@@ -112,6 +112,22 @@ impl Reason {
     /// The policy in words; None where none decides.
     pub fn policy_words(&self) -> Option<String> {
         policy_words(self.tier.as_deref(), self.kind.as_deref(), self.policy.as_deref())
+    }
+
+    /// The same in the words that processes exchange.
+    pub fn decider(&self) -> Decider {
+        Decider {
+            direction: match self.direction {
+                Direction::Egress => "egress",
+                Direction::Ingress => "ingress",
+            }
+            .to_owned(),
+            tier: self.tier.clone(),
+            kind: self.kind.clone(),
+            policy: self.policy.clone(),
+            rule: self.rule,
+            effect: self.effect.to_owned(),
+        }
     }
 }
 

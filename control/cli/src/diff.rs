@@ -16,7 +16,10 @@ use std::{
 use anyhow::Context;
 use ringwall_analyse::{refine, refine::Compiled};
 use ringwall_policy::{Cluster, Settings};
-use ringwall_source::folder::{self, Loaded, Staged, StagedAction, Written};
+use ringwall_source::{
+    folder::{self, Loaded, Written},
+    staged::Staged,
+};
 use serde_json::json;
 
 use super::{
@@ -68,7 +71,8 @@ With --staged, the folder of --manifests is compared with itself as it would be
 if its staged policies were enforced: Calico's StagedNetworkPolicy,
 StagedGlobalNetworkPolicy and StagedKubernetesNetworkPolicy, and NetworkPolicies
 annotated with ringwall.io/mode: staged. A list of them comes first, with the
-pairs of endpoints that each alone would open and close.
+pairs of endpoints that each alone would open and close. `ringwall flows --staged`
+says which flows of a running instance would be decided differently.
 
 Examples:
   ringwall diff --from ./cluster --to ./cluster-new
@@ -191,11 +195,7 @@ fn write_staged(loaded: &Loaded, named: Option<&Staged>, output: Output) -> anyh
                 (opened + it.opened, closed + it.closed)
             }))
         })?;
-        let action = match staged.action {
-            StagedAction::Delete => "delete",
-            StagedAction::Set | StagedAction::Learn | StagedAction::Ignore => "set",
-        };
-        let (kind, name) = (staged.kind, staged.name());
+        let (kind, name, action) = (staged.kind, staged.name(), staged.action.word());
         match output {
             Output::Human => writeln!(
                 out,

@@ -1,5 +1,7 @@
 //! `ringwall flows`: the flows and recent drops of the running dataplane, and who decided about them.
 
+mod staged;
+
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -34,8 +36,15 @@ protocol, src_port, dst_port, generation and reasons (as in `query`); a flow
 has state, age_seconds, idle_seconds, ports, packets, bytes and decided; a
 drop has reason, audit, age_seconds, port and length.
 
+With --staged, each is judged again as if the staged policies were enforced (see
+`ringwall diff --staged`), and each staged policy is listed with the number of
+flows and drops that it alone would decide differently. As JSON: a record then
+has pending, an object with verdict, differs and reasons; last comes an object
+with staged, kind, action and flows for each staged policy.
+
 Examples:
   ringwall flows --config /etc/ringwall/ringwall.yaml --pod shop/web
+  ringwall flows --config ringwall.yaml --staged --limit 0
   ringwall flows --config ringwall.yaml --dropped --policy shop/db -o json")]
 pub struct FlowsArgs {
     /// Configuration file of the running instance
@@ -53,6 +62,9 @@ pub struct FlowsArgs {
     /// Show at most so many; 0 for all
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
+    /// Show what the staged policies would decide
+    #[arg(long)]
+    staged: bool,
 }
 
 pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> {
@@ -67,16 +79,18 @@ pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> 
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut shown = 0;
     let mut rows = Vec::new();
+    let mut kept = Vec::new();
     let mut cursor = None;
     let mut unknown = false;
     loop {
         let page = live.page(&filter, cursor)?;
         unknown |= page.unknown_pod;
-        for record in page.records.iter().take(most - shown) {
+        for record in page.records.into_iter().take(most - shown) {
             shown += 1;
             match output {
-                Output::Json => writeln!(out, "{}", serde_json::to_string(record)?)?,
-                Output::Human => rows.push(row(record)),
+                _ if args.staged => kept.push(record),
+                Output::Json => writeln!(out, "{}", serde_json::to_string(&record)?)?,
+                Output::Human => rows.push(row(&record).to_vec()),
             }
         }
         cursor = page.next;
@@ -90,11 +104,13 @@ pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> 
              names it"
         );
     }
-    if output == Output::Human {
-        out.write_all(table(&rows).as_bytes())?;
-        if shown == most {
-            writeln!(out, "The first {most}; --limit shows more.")?;
-        }
+    if args.staged {
+        staged::write(&args.config, &kept, output, &mut out)?;
+    } else if output == Output::Human {
+        out.write_all(table(&HEAD, &rows).as_bytes())?;
+    }
+    if output == Output::Human && shown == most {
+        writeln!(out, "The first {most}; --limit shows more.")?;
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
@@ -259,18 +275,18 @@ pub(super) fn period(seconds: f64) -> String {
     }
 }
 
-fn table(rows: &[[String; 8]]) -> String {
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return "No flows and no drops.\n".to_owned();
     }
     let mut text = String::new();
-    let head = HEAD.map(str::to_owned);
+    let head: Vec<String> = head.iter().map(|word| (*word).to_owned()).collect();
     let all = || std::iter::once(&head).chain(rows);
     let width = |column: usize| {
         let cells = all().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
     for row in all() {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {

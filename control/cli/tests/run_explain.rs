@@ -20,6 +20,26 @@ spec:
     ports: [{port: 80}]
 ";
 
+/// Nobody but a host outside, in place of pod a.
+const STAGED: &str = "apiVersion: projectcalico.org/v3
+kind: StagedKubernetesNetworkPolicy
+metadata: {name: only-a, namespace: default}
+spec:
+  stagedAction: Set
+  podSelector: {matchLabels: {app: b}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{ipBlock: {cidr: OUTSIDE/32}}]
+    ports: [{protocol: TCP, port: 80}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: silent, namespace: default, annotations: {ringwall.io/mode: staged}}
+spec:
+  podSelector: {matchLabels: {app: a}}
+  policyTypes: [Egress]
+";
+
 fn json(bed: &Bed, arguments: &[&str]) -> Vec<Value> {
     let output = bed.ask(&[arguments, &["-o", "json"]].concat());
     assert!(
@@ -190,4 +210,97 @@ fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
     let nothing = bed.ask(&["flows"]);
     assert_eq!(nothing.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&nothing.stderr).contains("is `ringwall run` running?"));
+}
+
+#[test]
+fn flows_and_drops_say_what_staged_policies_would_do() {
+    if !may_run("flows_and_drops_say_what_staged_policies_would_do") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.manifest("np", ONLY_A);
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    let _open = connect(&bed.a, POD_B, 80).unwrap_or_else(|error| panic!("{error}\n{}", bed.log()));
+    assert!(connect(&bed.outside, POD_B, 80).is_err(), "nobody else");
+    let text = words(&bed, &["flows", "--staged"]);
+    assert!(text.contains("No policy is staged."), "{text}");
+
+    let before = bed.generation();
+    bed.manifest("staged", &STAGED.replace("OUTSIDE", OUTSIDE));
+    bed.wait_for("state with the staged policies", |bed| bed.generation() > before);
+    assert!(connect(&bed.a, POD_B, 80).is_ok(), "nothing of it is enforced");
+    assert!(
+        connect(&bed.outside, POD_B, 80).is_err(),
+        "nothing of it is enforced"
+    );
+
+    let all = json(&bed, &["flows", "--staged", "--pod", POD_B, "--limit", "0"]);
+    let (records, staged): (Vec<&Value>, Vec<&Value>) = all
+        .iter()
+        .partition(|it| it["kind"] == "flow" || it["kind"] == "drop");
+    let (flows, drops): (Vec<&Value>, Vec<&Value>) = records.iter().partition(|it| it["kind"] == "flow");
+    assert!(!flows.is_empty() && !drops.is_empty(), "{all:?}");
+    for flow in &flows {
+        assert_eq!(
+            (&flow["pending"]["verdict"], &flow["pending"]["differs"]),
+            (&"deny".into(), &true.into())
+        );
+        let reasons = &flow["pending"]["reasons"];
+        assert_eq!(
+            (&reasons[0]["policy"], &reasons[0]["effect"]),
+            (&"default/silent".into(), &"isolated".into())
+        );
+        assert_eq!(
+            (&reasons[1]["policy"], &reasons[1]["effect"]),
+            (&"default/only-a".into(), &"isolated".into())
+        );
+        assert_eq!(flow["reasons"][1]["rule"], 0, "what is enforced");
+    }
+    for drop in &drops {
+        assert_eq!(
+            (&drop["pending"]["verdict"], &drop["pending"]["differs"]),
+            (&"allow".into(), &true.into())
+        );
+    }
+    let effect = |name: &str| {
+        staged.iter().find(|it| it["staged"] == name).unwrap()["flows"]
+            .as_u64()
+            .unwrap()
+    };
+    assert_eq!(
+        effect("default/silent"),
+        flows.len() as u64,
+        "the drops are of somebody else"
+    );
+    assert_eq!(effect("default/only-a"), records.len() as u64);
+
+    let text = words(&bed, &["flows", "--staged", "--pod", POD_B, "--limit", "0"]);
+    for part in [
+        "STAGED",
+        "deny: egress isolated by default/silent, ingress isolated by default/only-a",
+        "allow: egress open, ingress default/only-a rule 0",
+        "StagedKubernetesNetworkPolicy default/only-a (set): ",
+        "NetworkPolicy default/silent (set): ",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    // Enforced, it is as was said.
+    bed.manifest(
+        "staged",
+        &STAGED
+            .replace("OUTSIDE", OUTSIDE)
+            .replace("Staged", "")
+            .replace("  stagedAction: Set\n", "")
+            .replace(
+                "projectcalico.org/v3\nkind: Kubernetes",
+                "networking.k8s.io/v1\nkind: ",
+            )
+            .replace(", annotations: {ringwall.io/mode: staged}", ""),
+    );
+    bed.remove_manifest("np");
+    bed.wait_for("connection from outside", |bed| {
+        connect(&bed.outside, POD_B, 80).is_ok()
+    });
+    assert!(connect(&bed.a, POD_B, 80).is_err());
 }

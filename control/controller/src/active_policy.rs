@@ -9,6 +9,8 @@ use ringwall_analyse::{
 use ringwall_dataplane::classify::{Image, Snapshot};
 use ringwall_source::feed::SourceState;
 
+use crate::staged::{AskedFlow, StagedAnswer};
+
 /// A state, and the snapshot that was compiled of it.
 #[derive(Debug)]
 pub(super) struct CompiledPolicy {
@@ -38,6 +40,9 @@ pub(crate) enum AskError {
     /// The question cannot be answered.
     #[error(transparent)]
     Explain(#[from] ExplainError),
+    /// What is staged cannot be compiled.
+    #[error("{0:#}")]
+    Staged(anyhow::Error),
 }
 
 impl ActivePolicy {
@@ -73,16 +78,22 @@ impl ActivePolicy {
         Some((before, published))
     }
 
+    /// What decides now; what was published, where nothing of it has been adopted yet.
+    fn current(&self) -> Result<Arc<CompiledPolicy>, AskError> {
+        let inner = self.inner();
+        let current = inner.adopted.as_ref().or(inner.published.as_ref());
+        current.cloned().ok_or(AskError::NoPolicyYet)
+    }
+
+    /// Says what would become of flows if what is staged were enforced. Takes a while: not for the loop's thread.
+    pub(super) fn staged(&self, flows: &[AskedFlow]) -> Result<StagedAnswer, AskError> {
+        let policy = self.current()?;
+        StagedAnswer::of(&policy, flows).map_err(AskError::Staged)
+    }
+
     /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.
     pub(super) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
-        let policy = {
-            let inner = self.inner();
-            inner
-                .adopted
-                .clone()
-                .or_else(|| inner.published.clone())
-                .ok_or(AskError::NoPolicyYet)?
-        };
+        let policy = self.current()?;
         let mut coverage = Coverage::of(&policy.state.cluster, place);
         coverage.generation = Some(policy.generation);
         Ok(coverage)

@@ -14,7 +14,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -37,7 +37,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{AskError, Overview, metrics};
+use crate::{
+    AskError, Overview, metrics,
+    staged::{MAX_FLOWS, StagedRequest},
+};
 
 /// How patient a server is.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +58,9 @@ const TIMEOUTS: Timeouts = Timeouts {
     connection: Duration::from_secs(300),
     connections: 64,
 };
+
+/// Room for [`MAX_FLOWS`] flows with the longest addresses.
+const MAX_STAGED_BYTES: usize = 256 * MAX_FLOWS;
 
 /// Why the control process cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +132,11 @@ impl Servers {
             .route("/v1/status", get(status))
             .route("/v1/accept", post(accept))
             .route("/v1/explain", post(explain))
-            .route("/v1/coverage", post(coverage));
+            .route("/v1/coverage", post(coverage))
+            .route(
+                "/v1/staged",
+                post(staged).layer(DefaultBodyLimit::max(MAX_STAGED_BYTES)),
+            );
         let on_network = if on_health.is_some() {
             with_metrics.clone()
         } else {
@@ -379,10 +389,28 @@ async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<Expl
             let status = match &error {
                 AskError::NoPolicyYet => StatusCode::SERVICE_UNAVAILABLE,
                 AskError::Explain(ExplainError::End(_)) => StatusCode::NOT_FOUND,
-                AskError::Explain(ExplainError::Contradiction { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+                AskError::Explain(ExplainError::Contradiction { .. }) | AskError::Staged(_) => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
             };
             (status, error.to_string()).into_response()
         }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn staged(State(overview): State<Arc<Overview>>, Json(request): Json<StagedRequest>) -> Response {
+    if request.flows.len() > MAX_FLOWS {
+        let wrong = format!("{} flows; ask about {MAX_FLOWS} at most", request.flows.len());
+        return (StatusCode::PAYLOAD_TOO_LARGE, wrong).into_response();
+    }
+    let answer = tokio::task::spawn_blocking(move || overview.staged(&request.flows)).await;
+    match answer {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(error @ AskError::NoPolicyYet)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
+        }
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -14,6 +14,7 @@ pub mod metrics;
 mod overview;
 mod pipeline;
 mod rolling_proof;
+pub mod staged;
 
 #[cfg(test)]
 mod tests;

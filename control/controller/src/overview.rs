@@ -28,7 +28,11 @@ use super::{
     pipeline::{CompiledSnapshot, Failure},
     rolling_proof::ProofPass,
 };
-use crate::{dataplane_client::DataplaneInquiry, metrics::Latencies};
+use crate::{
+    dataplane_client::DataplaneInquiry,
+    metrics::Latencies,
+    staged::{AskedFlow, StagedAnswer},
+};
 
 /// How long the dataplane may take to say how it is doing.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -263,6 +267,14 @@ impl Overview {
     /// There is none yet, an end is not known, or the state and the snapshot contradict each other.
     pub(crate) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
         self.active_policy.explain(question)
+    }
+
+    /// Says what would become of flows if what is staged were enforced. Takes a while.
+    ///
+    /// # Errors
+    /// There is no policy yet, or what is staged cannot be compiled.
+    pub(crate) fn staged(&self, flows: &[AskedFlow]) -> Result<StagedAnswer, AskError> {
+        self.active_policy.staged(flows)
     }
 
     /// Says what of the state that decides now is enforced from a place. Takes a while.

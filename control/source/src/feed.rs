@@ -10,7 +10,7 @@ use ringwall_messages::{ClusterUid, ResourceVersions, SourceStatus, WatchStatus}
 use ringwall_policy::Cluster;
 use tokio::sync::watch;
 
-use crate::problems::Problems;
+use crate::{problems::Problems, staged::Staged};
 
 /// A complete state.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct SourceState {
     pub cluster: Cluster,
     /// What is wrong with objects in it.
     pub problems: Problems,
+    /// Policies that are staged: nothing is enforced of them, and they are no part of the state.
+    pub staged: Arc<Vec<Staged>>,
     /// The cluster that it is of; None where the source does not say.
     pub cluster_uid: Option<ClusterUid>,
     /// The newest version of each kind in it; empty where the source has none.

@@ -16,13 +16,11 @@ use std::{
     sync::Arc,
 };
 
-pub use crate::decode::calico::{
-    StagedAction,
-    lower::{Staged, StagedPolicy},
-};
-use ringwall_policy::{Cluster, Object, Settings};
+use ringwall_policy::{Cluster, Settings};
 pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
 pub use written::Written;
+
+use crate::staged::{self, Staged};
 
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,23 +92,11 @@ impl Loaded {
     /// The state as it would be if what is staged were enforced (TIERS 95), all of it or one policy alone.
     #[must_use]
     pub fn pending(&self, only: Option<&Staged>) -> Cluster {
-        let mut cluster = self.cluster.clone();
-        for staged in self
-            .staged
-            .iter()
-            .filter(|staged| only.is_none_or(|only| only == *staged))
-        {
-            let deletes = staged.action == StagedAction::Delete;
-            let object = match &staged.policy {
-                StagedPolicy::Calico(policy) => Object::Tiered(policy.clone()),
-                StagedPolicy::Kubernetes(policy) => Object::NetworkPolicy(policy.clone()),
-            };
-            match object.reference().filter(|_| deletes) {
-                Some(reference) => drop(cluster.remove(&reference)),
-                None => cluster.insert(object),
-            }
-        }
-        cluster
+        let all = self.staged.iter();
+        staged::pending(
+            &self.cluster,
+            all.filter(|staged| only.is_none_or(|only| only == *staged)),
+        )
     }
 
     /// What is wrong with what stays as it was.

@@ -7,6 +7,7 @@ pub mod feed;
 pub mod folder;
 pub mod kube;
 pub mod problems;
+pub mod staged;
 pub mod watched;
 mod yaml;
 

@@ -104,6 +104,7 @@ impl Reader {
         self.states.send_replace(Some(Arc::new(SourceState {
             cluster: loaded.cluster,
             problems,
+            staged: loaded.staged,
             cluster_uid: None,
             versions: ResourceVersions::default(),
             began,

@@ -22,7 +22,7 @@ pub use changes::{Change, Found, smallest_changes};
 use report::{Explanation, Side, Word};
 use ringwall_dataplane::classify::Snapshot;
 use ringwall_evaluate::End;
-use ringwall_policy::{Cluster, Decider, NetworkPolicy, Rule, TieredPolicy, TieredRule};
+use ringwall_policy::{Cluster, NetworkPolicy, Rule, TieredPolicy, TieredRule};
 use trace::{Case, Words};
 
 use crate::{
@@ -271,7 +271,7 @@ fn explain(
         notes: notes(&case),
         egress,
         ingress,
-        reasons: answer.reasons.iter().map(decider).collect(),
+        reasons: answer.reasons.iter().map(Reason::decider).collect(),
         incomplete: cluster.unevaluated_kinds.iter().cloned().collect(),
         changes,
         no_change,
@@ -346,21 +346,6 @@ fn call(asked: &EndName, end: &End<'_>) -> String {
         _ => end
             .address
             .map_or_else(|| asked.to_string(), |address| address.to_string()),
-    }
-}
-
-fn decider(reason: &Reason) -> Decider {
-    Decider {
-        direction: match reason.direction {
-            judge::Direction::Egress => "egress",
-            judge::Direction::Ingress => "ingress",
-        }
-        .to_owned(),
-        tier: reason.tier.clone(),
-        kind: reason.kind.clone(),
-        policy: reason.policy.clone(),
-        rule: reason.rule,
-        effect: reason.effect.to_owned(),
     }
 }
 

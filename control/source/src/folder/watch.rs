@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, HashSet},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -19,6 +22,7 @@ use super::{
     FolderError, Loaded, Problem, ProblemKind, Severity,
     reader::{Changed, Reader},
 };
+use crate::staged::Staged;
 
 /// A file that is written and not closed is left alone for so long.
 const UNFINISHED: Duration = Duration::from_secs(1);
@@ -146,6 +150,7 @@ impl FolderWatch {
             writing: HashMap::new(),
             current: loaded.cluster.clone(),
             problems: loaded.problems.clone(),
+            staged: Arc::clone(&loaded.staged),
             held: None,
             out,
         };
@@ -226,6 +231,7 @@ struct Watch {
     /// What was last handed out.
     current: Cluster,
     problems: Vec<Problem>,
+    staged: Arc<Vec<Staged>>,
     /// Why the folder's content is not handed out.
     held: Option<String>,
     out: Sender<Update>,
@@ -393,8 +399,10 @@ impl Watch {
         {
             return self.hold(reason, loaded.problems);
         }
-        let unchanged =
-            self.held.is_none() && loaded.cluster == self.current && loaded.problems == self.problems;
+        let unchanged = self.held.is_none()
+            && loaded.cluster == self.current
+            && loaded.problems == self.problems
+            && loaded.staged == self.staged;
         if unchanged {
             return true;
         }
@@ -402,6 +410,7 @@ impl Watch {
         self.current = loaded.cluster.clone();
         self.reader.in_force(&self.current);
         self.problems.clone_from(&loaded.problems);
+        self.staged = Arc::clone(&loaded.staged);
         self.out.send(Update::State(Box::new(loaded))).is_ok()
     }
 
