@@ -439,7 +439,7 @@ impl Assembler {
         let handed = SourceState {
             cluster: state.cluster().clone(),
             problems: state.problems(),
-            staged: Arc::default(),
+            staged: state.staged(),
             cluster_uid: state.cluster_uid(),
             versions: state.versions(),
             began,

@@ -23,6 +23,7 @@ use super::kind::{Kind, Objects, Reference};
 use crate::{
     decode::calico::{Input, governed_host, lower::World},
     problems::Problems,
+    staged::Staged,
 };
 
 /// What policies were decoded from, as JSON texts. A clone costs a pointer.
@@ -134,6 +135,8 @@ pub(super) struct State {
     parts: Vec<OrdMap<ObjectKey, Arc<Part>>>,
     /// What these come to together.
     world: World<Reference>,
+    /// Policies that are staged.
+    staged: Arc<Vec<Staged>>,
     /// The objects that have a policy of this name: more than one where Calico stored two under other names. The first counts.
     by_id: BTreeMap<PolicyId, BTreeSet<Reference>>,
     /// Objects that say something which is not evaluated at all, and what.
@@ -175,6 +178,7 @@ impl State {
             unreadable: BTreeMap::new(),
             parts: vec![OrdMap::new(); Kind::count()],
             world: World::default(),
+            staged: Arc::default(),
             by_id: BTreeMap::new(),
             odd: BTreeMap::new(),
             governed: BTreeSet::new(),
@@ -316,6 +320,11 @@ impl State {
         self.unreadable
             .iter()
             .map(|(reference, why)| (reference, why.as_str(), self.has(reference)))
+    }
+
+    /// Policies that are staged.
+    pub(super) fn staged(&self) -> Arc<Vec<Staged>> {
+        Arc::clone(&self.staged)
     }
 
     /// What is wrong with objects.
@@ -745,6 +754,10 @@ impl State {
                 self.cluster.insert(Object::Tiered(completed.policy));
                 changed = true;
             }
+        }
+        if let Some(staged) = self.world.newly_staged() {
+            self.staged = Arc::new(staged);
+            changed = true;
         }
         if std::mem::take(&mut self.look_for_governed) {
             let governed = self.world.governed();

@@ -110,6 +110,8 @@ pub(crate) struct World<K> {
     /// Policies that have to be completed again.
     stale: BTreeSet<K>,
     staged: BTreeMap<K, Staged>,
+    /// Since [`Self::newly_staged`] was asked last.
+    staged_changed: bool,
 }
 
 impl<K> Default for World<K> {
@@ -127,6 +129,7 @@ impl<K> Default for World<K> {
             services_unseen: false,
             stale: BTreeSet::new(),
             staged: BTreeMap::new(),
+            staged_changed: false,
         }
     }
 }
@@ -194,7 +197,7 @@ impl<K: Ord + Clone> World<K> {
                 self.policies.remove(key);
                 self.count(&given, -1);
                 self.stale.remove(key);
-                self.staged.remove(key);
+                self.staged_changed |= self.staged.remove(key).is_some();
             }
             Input::Set(_) => {
                 if let Some(labels) = self.sets.remove(key) {
@@ -332,6 +335,7 @@ impl<K: Ord + Clone> World<K> {
                         action: staged.action,
                         policy,
                     };
+                    self.staged_changed |= self.staged.get(&key) != Some(&staged);
                     self.staged.insert(key, staged);
                 }
                 _ => {}
@@ -345,6 +349,11 @@ impl<K: Ord + Clone> World<K> {
         let mut staged: Vec<Staged> = self.staged.values().cloned().collect();
         staged.sort_by(|a, b| (a.kind, &a.key).cmp(&(b.kind, &b.key)));
         staged
+    }
+
+    /// The same, where it is not what it was the last time.
+    pub(crate) fn newly_staged(&mut self) -> Option<Vec<Staged>> {
+        std::mem::take(&mut self.staged_changed).then(|| self.staged())
     }
 
     /// Host endpoints where policies decide about the host's own traffic, which is not evaluated.

@@ -1,5 +1,6 @@
 //! Policies of Calico and what they speak of.
 
+use crate::staged::Staged;
 use ringwall_policy::Peer;
 
 use super::*;
@@ -374,9 +375,12 @@ fn a_networkpolicy_that_is_staged_is_not_enforced_and_not_remembered() {
         staged["metadata"]["annotations"] = json!({"ringwall.io/mode": mode});
         item(Kind::NETWORK_POLICY, staged).unwrap()
     };
+    let names = |state: &State| -> Vec<String> { state.staged().iter().map(Staged::name).collect() };
     assert_eq!(state.policy_sources().len(), 1);
+    assert!(names(&state).is_empty());
     assert!(state.applied(staged("staged")));
     assert!(!has_policy(&state));
+    assert_eq!(names(&state), ["a/deny"]);
     assert!(state.policy_sources().is_empty());
     assert_eq!(state.counts()[Kind::NETWORK_POLICY.number()], 1);
     let watched = state.watched();
@@ -384,10 +388,12 @@ fn a_networkpolicy_that_is_staged_is_not_enforced_and_not_remembered() {
     assert_eq!(watched.references(Kind::NETWORK_POLICY).count(), 1);
     assert!(!state.applied(staged("staged")), "the same once more");
     assert!(state.applied(staged("enforced")));
-    assert!(has_policy(&state));
+    assert!(has_policy(&state) && names(&state).is_empty());
     state.applied(staged("staged"));
+    assert_eq!(names(&state), ["a/deny"]);
     let gone = reference(Kind::NETWORK_POLICY, policy_key("a", "deny"));
     assert!(state.deleted(&gone));
+    assert!(names(&state).is_empty());
     assert_eq!((state.held().count(), state.questions().len()), (0, 0));
     // A word that is no mode enforces, and is said.
     assert!(state.applied(staged("stagd")));
