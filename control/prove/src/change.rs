@@ -17,12 +17,12 @@ use ringwall_dataplane::classify::{IdentityKind, L4, Snapshot, SnapshotChanges};
 use ringwall_policy::{Cluster, Node, ObjectKey};
 
 use super::{
-    held::{Place, Seen},
+    held::{Column, Place, Seen},
     policy::Policy,
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
     rules::Direction,
-    view::{End, Lists, Who},
+    view::{End, Lists, Replaced, Who},
 };
 
 /// What has to be looked at again.
@@ -64,16 +64,16 @@ impl Proof {
             ..Touched::default()
         };
         self.touched_by_tables(&since, &older, &mut touched);
-        let reseat = self.touched_by_policies(cluster, &mut touched);
+        let replaced = self.touched_by_policies(cluster, &mut touched);
         self.touched_by_namespaces(cluster, &mut touched);
         self.touched_by_nodes(cluster, &mut touched);
         self.touched_by_pods(cluster, &mut touched);
         let ends = self.ends_again(&touched);
-        if reseat {
-            self.reseat();
-        }
+        let carried = replaced
+            .map(|replaced| self.reseat(&replaced))
+            .unwrap_or_default();
         let proven = ends
-            .and_then(|()| self.cells_again(&since, &older))
+            .and_then(|()| self.cells_again(&since, &older, &carried))
             .and_then(|()| self.epochs_again(cluster, &touched, &older));
         self.view.follow(cluster);
         self.report.classes = self.classes();
@@ -136,18 +136,19 @@ impl Proof {
     }
 
     /// 6: what policies say. Whoever they concern is the same one as before: only what its numbers have to stand for is
-    /// another; true where that is so.
-    fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> bool {
+    /// another.
+    fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> Option<Replaced> {
         let before = self.view.cluster();
         let (networks, tiered) = (before.policies.clone(), before.tiered.clone());
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         differing(&networks, &cluster.policies, Policy::Network, &mut gone, &mut new);
         differing(&tiered, &cluster.tiered, Policy::Tiered, &mut gone, &mut new);
         if gone.is_empty() && new.is_empty() {
-            return false;
+            return None;
         }
-        touched.ranges |= self.view.replace_policies(cluster, &gone, &new);
-        true
+        let replaced = self.view.replace_policies(cluster, &gone, &new);
+        touched.ranges |= !replaced.blocks.is_empty();
+        Some(replaced)
     }
 
     /// 6: pods of namespaces that came, went or have other labels.
@@ -173,19 +174,41 @@ impl Proof {
         }
     }
 
-    /// Sets anew what the numbers of every end have to stand for.
-    fn reseat(&mut self) {
-        let ends: Vec<(Place, Seen)> = self.held.ends().map(|(place, seen)| (*place, *seen)).collect();
-        for (place, seen) in ends {
+    /// Sets anew what the numbers of ends have to stand for. Answers the columns of ends that only gained what no rule named
+    /// before: old lines decide about them as they did.
+    fn reseat(&mut self, replaced: &Replaced) -> BTreeSet<Column> {
+        let mut places: Vec<Place> = Vec::new();
+        for slot in self.view.slots_of(replaced) {
+            places.push(Place::Name(slot));
+            if let Some(known) = self.view.pod(slot) {
+                places.extend(known.pod.addresses.iter().copied().map(Place::Address));
+            }
+        }
+        if !replaced.blocks.is_empty() {
+            let inside = |place: &&Place| match place {
+                Place::Address(address) => replaced.blocks.iter().any(|block| block.contains(address)),
+                Place::Name(_) => false,
+            };
+            places.extend(self.held.ends().map(|(place, _)| place).filter(inside));
+        }
+        let mut carried = BTreeSet::new();
+        for place in places {
+            let Some(seen) = self.held.seen(place).copied() else {
+                continue;
+            };
             let blocks = match place {
                 Place::Address(address) => self.view.space.find(address).blocks,
                 Place::Name(_) => 0,
             };
             let end = self.view.end_of(seen.end.who, blocks);
             if end != seen.end {
+                if self.view.only_gained(seen.end.meaning, end.meaning) {
+                    carried.insert((seen.class, end.meaning));
+                }
                 self.held.put(place, Seen { end, ..seen });
             }
         }
+        carried
     }
 
     /// 6: addresses of nodes that differ, and the address ranges where their networks do.
@@ -294,11 +317,17 @@ impl Proof {
     }
 
     /// 7: cells that are read for the first time, and those of which some record differs.
-    fn cells_again(&mut self, since: &SnapshotChanges, older: &Snapshot) -> Result<(), Wrong> {
+    fn cells_again(
+        &mut self,
+        since: &SnapshotChanges,
+        older: &Snapshot,
+        carried: &BTreeSet<Column>,
+    ) -> Result<(), Wrong> {
         self.forget(since);
         self.held
             .follow_own_nodes(&since.isolating, older, &self.snapshot);
-        let (mut new_lines, new_columns) = self.held.take_new();
+        let (mut new_lines, mut new_columns) = self.held.take_new();
+        new_columns.retain(|column| !carried.contains(column));
         for row in &since.isolating {
             new_lines.extend(self.held.lines_of(*row));
         }

@@ -18,6 +18,7 @@ mod space;
 mod tests;
 mod view;
 mod witness;
+mod words;
 
 use std::{
     sync::Arc,

@@ -16,6 +16,7 @@ use super::{
     matching::matches,
     policy::{Policy, Tiers},
     ports::Denial,
+    words::NewWords,
 };
 
 /// Whose policies decide: the destination's or the source's.
@@ -129,6 +130,8 @@ pub(super) struct Rules {
     keys: BTreeSet<String>,
     /// Names of ports that rules of a direction ask for.
     port_names: [BTreeMap<String, BTreeSet<Protocol>>; 2],
+    /// Those of them that are new since this was last asked.
+    new_words: NewWords,
 }
 
 impl Rules {
@@ -170,7 +173,9 @@ impl Rules {
                 for entry in part.ports.into_iter().flatten() {
                     if let PortMatch::Named { protocol, name } = entry {
                         let names = &mut self.port_names[direction as usize];
-                        names.entry(name.clone()).or_default().insert(*protocol);
+                        if names.entry(name.clone()).or_default().insert(*protocol) {
+                            self.new_words.ports.insert((*protocol, name.clone()));
+                        }
                     }
                 }
                 self.rules.push(Rule {
@@ -200,19 +205,9 @@ impl Rules {
         }
     }
 
-    /// Distinct label keys and names of ports that are asked for: what pods are grouped by.
-    pub(super) fn words(&self) -> [usize; 3] {
-        let names = |direction: Direction| {
-            self.port_names[direction as usize]
-                .values()
-                .map(BTreeSet::len)
-                .sum()
-        };
-        [
-            self.keys.len(),
-            names(Direction::Ingress),
-            names(Direction::Egress),
-        ]
+    /// Label keys and names of ports that were not asked for when this was last asked.
+    pub(super) fn take_new_words(&mut self) -> NewWords {
+        std::mem::take(&mut self.new_words)
     }
 
     /// Policies that ever were.
@@ -279,6 +274,7 @@ impl Rules {
         for requirement in &selector.requirements {
             if !self.keys.contains(&requirement.key) {
                 self.keys.insert(requirement.key.clone());
+                self.new_words.keys.insert(requirement.key.clone());
             }
         }
     }
@@ -295,10 +291,12 @@ impl Rules {
             .is_some_and(|protocols| protocols.contains(&protocol))
     }
 
-    /// Pod terms that a pod of this namespace can match, by the namespace alone; ascending.
-    pub(super) fn terms_of_namespace(&self, name: &str, labels: &Labels) -> Vec<u32> {
+    /// Pod terms from a number on that a pod of this namespace can match, by the namespace alone; ascending.
+    pub(super) fn terms_of_namespace(&self, name: &str, labels: &Labels, first: u32) -> Vec<u32> {
         let own = self.own_terms.get(name).into_iter().flatten();
-        let others = self.other_terms.iter().filter(|term| {
+        let own = own.filter(|term| **term >= first);
+        let others = &self.other_terms[self.other_terms.partition_point(|term| *term < first)..];
+        let others = others.iter().filter(|term| {
             matches!(&self.terms[**term as usize].namespaces, Namespaces::Matching(selector) if matches(selector, labels))
         });
         let mut terms: Vec<u32> = own.chain(others).copied().collect();

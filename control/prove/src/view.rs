@@ -3,6 +3,7 @@
 use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
+use ipnet::IpNet;
 use ringwall_policy::{Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
     rules::{Direction, Rules, Selected},
     sets::Sets,
     space::{Place, Space},
+    words::{NewWords, PodWords},
 };
 
 /// Who an end is.
@@ -85,6 +87,19 @@ pub(super) struct Known {
     group: Option<u32>,
     /// The name of the node that it says hosts it.
     pub node: Option<u32>,
+    /// Number of its words.
+    words: u32,
+}
+
+/// What may be otherwise with other policies.
+#[derive(Debug, Default)]
+pub(super) struct Replaced {
+    /// By number of the group: whether what its pods match or what decides about them is otherwise.
+    groups: Vec<bool>,
+    /// Slots of pods that are of another group.
+    slots: Vec<u32>,
+    /// Blocks that cut the address space, which did not before.
+    pub blocks: Vec<IpNet>,
 }
 
 impl Known {
@@ -106,7 +121,7 @@ struct Group {
 }
 
 /// What pods of a namespace can match, by the namespace alone.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct OfNamespace {
     /// Pod terms, ascending.
     terms: Vec<u32>,
@@ -166,6 +181,7 @@ pub(super) struct View {
     pods: Vec<Option<Known>>,
     free: Vec<u32>,
     slots: HashMap<ObjectKey, u32>,
+    words: PodWords,
     claims: HashMap<IpAddr, Claims>,
     node_names: Vec<String>,
     node_numbers: HashMap<String, u32>,
@@ -200,6 +216,7 @@ impl View {
             pods: Vec::new(),
             free: Vec::new(),
             slots: HashMap::new(),
+            words: PodWords::default(),
             claims: HashMap::new(),
             node_names: Vec::new(),
             node_numbers: HashMap::new(),
@@ -241,6 +258,7 @@ impl View {
             pod: Arc::clone(pod),
             group: None,
             node,
+            words: self.words.number(pod),
         };
         if known.is_endpoint() {
             known.group = self.group(pod);
@@ -344,9 +362,10 @@ impl View {
         &self.subjects[number as usize].subject
     }
 
-    /// Groups, subjects, meanings and policies that ever were.
+    /// Groups, subjects, meanings, policies and words of pods that ever were.
     pub(super) fn ever(&self) -> usize {
-        self.groups.len() + self.subjects.len() + self.meanings.len() + self.rules.policies_ever()
+        let words = self.words.len();
+        self.groups.len() + self.subjects.len() + self.meanings.len() + self.rules.policies_ever() + words
     }
 
     /// Who has an address.
@@ -560,7 +579,7 @@ impl View {
         }
         let found = match self.cluster.namespaces.get(name) {
             Some(namespace) => OfNamespace {
-                terms: self.rules.terms_of_namespace(name, &namespace.labels),
+                terms: self.rules.terms_of_namespace(name, &namespace.labels, 0),
                 tiered: self.rules.tiered_of_namespace(name, &namespace.labels),
             },
             None => OfNamespace::default(),
@@ -611,10 +630,14 @@ impl View {
         (group.subjects, group.own_node) = (subjects, own_node);
     }
 
-    /// Takes over policies: those that are gone or replaced, then those that are new. Answers whether the address space
-    /// is cut otherwise.
-    pub(super) fn replace_policies(&mut self, cluster: &Cluster, gone: &[Policy], new: &[Policy]) -> bool {
-        let words = self.rules.words();
+    /// Takes over policies: those that are gone or replaced, then those that are new.
+    pub(super) fn replace_policies(
+        &mut self,
+        cluster: &Cluster,
+        gone: &[Policy],
+        new: &[Policy],
+    ) -> Replaced {
+        self.rules.take_new_words();
         let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
         self.terms_before = terms;
         for policy in gone {
@@ -624,21 +647,25 @@ impl View {
             self.rules.add(policy.clone());
         }
         self.term_sets.grow(self.rules.term_count());
-        let more_terms = self.rules.term_count() > terms;
         let (network, tiered): (Vec<&Policy>, Vec<&Policy>) =
             (gone.iter().chain(new)).partition(|policy| policy.is_network_policy());
-        if more_terms || !tiered.is_empty() {
-            self.of_namespaces.clear();
-        }
+        let new_terms = self.more_terms(terms as u32, !tiered.is_empty());
         let namespaces: HashSet<&str> = network.iter().map(|policy| policy.namespace()).collect();
-        if self.rules.words() != words {
-            // Selectors or rules can tell pods apart now that they could not.
-            self.regroup();
-        }
-        for number in 0..self.groups.len() {
+        let known = self.groups.len();
+        let new_words = self.rules.take_new_words();
+        let slots = self.regroup(&new_words);
+        let mut groups = vec![true; self.groups.len()];
+        for (number, changed) in groups.iter_mut().take(known).enumerate() {
             let pod = Arc::clone(&self.groups[number].example);
-            if more_terms {
-                self.groups[number].terms = self.terms_matching(&pod);
+            let of = |group: &Group| (group.terms, group.subjects, group.own_node);
+            let before = of(&self.groups[number]);
+            if let Some(new) = new_terms.get(pod.key.namespace.as_str()) {
+                let new = self.rules.matching_terms(new, &pod.labels);
+                if !new.is_empty() {
+                    let mut terms = self.term_sets.members(before.0).to_vec();
+                    terms.extend(new);
+                    self.groups[number].terms = self.term_sets.number(terms);
+                }
             }
             let selected = |policy: &&Policy| {
                 let labels = self.namespace_labels(&pod.key.namespace);
@@ -647,13 +674,57 @@ impl View {
             if namespaces.contains(pod.key.namespace.as_str()) || tiered.iter().any(selected) {
                 self.decide_anew(number, &pod);
             }
+            *changed = before != of(&self.groups[number]);
         }
-        let more_blocks = self.rules.blocks().len() > blocks;
-        if more_blocks {
+        let new_blocks: Vec<IpNet> = self.rules.blocks()[blocks..].iter().map(|it| it.cidr).collect();
+        if !new_blocks.is_empty() {
             self.block_sets.grow(self.rules.blocks().len());
             self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
         }
-        more_blocks
+        Replaced {
+            groups,
+            slots,
+            blocks: new_blocks,
+        }
+    }
+
+    /// Takes the terms from a number on, and tiered policies where they differ, into what is known of namespaces. Answers
+    /// those of the terms that pods of a namespace can match.
+    fn more_terms(&mut self, first: u32, tiered: bool) -> HashMap<String, Vec<u32>> {
+        let mut found = HashMap::new();
+        for (name, known) in &mut self.of_namespaces {
+            let Some(namespace) = self.cluster.namespaces.get(name) else {
+                continue;
+            };
+            let new = self.rules.terms_of_namespace(name, &namespace.labels, first);
+            if new.is_empty() && !tiered {
+                continue;
+            }
+            let known = Arc::make_mut(known);
+            known.terms.extend(&new);
+            if tiered {
+                known.tiered = self.rules.tiered_of_namespace(name, &namespace.labels);
+            }
+            if !new.is_empty() {
+                found.insert(name.clone(), new);
+            }
+        }
+        found
+    }
+
+    /// Slots of pods that may be otherwise to rules or decided otherwise.
+    pub(super) fn slots_of(&self, replaced: &Replaced) -> Vec<u32> {
+        let of_group = |group: u32| replaced.groups.get(group as usize).is_some_and(|it| *it);
+        let changed = |known: &Option<Known>| {
+            let group = known.as_ref().and_then(|known| known.group);
+            group.is_some_and(of_group)
+        };
+        let slots = self.pods.iter().zip(0..).filter(|(known, _)| changed(known));
+        let mut slots: Vec<u32> = slots.map(|(_, slot)| slot).collect();
+        slots.extend(&replaced.slots);
+        slots.sort_unstable();
+        slots.dedup();
+        slots
     }
 
     fn namespace_labels(&self, name: &str) -> Option<&Labels> {
@@ -663,19 +734,51 @@ impl View {
             .map(|namespace| &namespace.labels)
     }
 
-    /// Groups all pods anew.
-    fn regroup(&mut self) {
-        self.groups.clear();
-        self.group_numbers.clear();
-        for slot in 0..self.pods.len() {
-            let Some(known) = self.pods[slot].as_ref().filter(|known| known.is_endpoint()) else {
+    /// Groups the pods anew that have words which are asked for now; answers their slots.
+    fn regroup(&mut self, words: &NewWords) -> Vec<u32> {
+        if words.is_empty() {
+            return Vec::new();
+        }
+        let having = self.words.having(words);
+        let has = |known: &Known| known.is_endpoint() && having[known.words as usize];
+        let all = self.pods.iter().zip(0..);
+        let slots: Vec<u32> = all
+            .filter(|(known, _)| known.as_ref().is_some_and(has))
+            .map(|(_, slot)| slot)
+            .collect();
+        for slot in &slots {
+            let Some(known) = &self.pods[*slot as usize] else {
                 continue;
             };
             let pod = Arc::clone(&known.pod);
             let group = self.group(&pod);
-            if let Some(known) = &mut self.pods[slot] {
+            if let Some(known) = &mut self.pods[*slot as usize] {
                 known.group = group;
             }
+        }
+        self.set_examples(words);
+        slots
+    }
+
+    /// Sees to it that the example of a group is like the pods that are left in it: without these words.
+    fn set_examples(&mut self, words: &NewWords) {
+        let outdated = |group: &Group, key: &[u8]| {
+            // Its own pods are the ones with the words, where they are asked for.
+            words.are_of(&group.example) && self.seen_of(&group.example) != key
+        };
+        let numbers = self.group_numbers.iter();
+        let outdated = numbers.filter(|(key, number)| outdated(&self.groups[**number as usize], key));
+        let outdated: HashSet<u32> = outdated.map(|(_, number)| *number).collect();
+        let mut left: HashMap<u32, Arc<Pod>> = HashMap::new();
+        for known in self.pods.iter().flatten() {
+            if let Some(group) = known.group.filter(|group| outdated.contains(group)) {
+                left.entry(group).or_insert_with(|| Arc::clone(&known.pod));
+            }
+        }
+        self.group_numbers
+            .retain(|_, number| !outdated.contains(number) || left.contains_key(number));
+        for (number, example) in left {
+            self.groups[number as usize].example = example;
         }
     }
 
@@ -726,11 +829,10 @@ impl View {
         }
         key.push(0xff);
         for port in &pod.named_ports {
-            let asked = Direction::BOTH
-                .iter()
-                .any(|direction| self.rules.names_port(*direction, port.protocol, &port.name));
-            if asked {
+            let asked = Direction::BOTH.map(|of| self.rules.names_port(of, port.protocol, &port.name));
+            if asked != [false; 2] {
                 put(&mut key, &port.name);
+                key.extend(asked.map(u8::from));
                 key.push(port.protocol.number());
                 key.extend(port.number.to_le_bytes());
             }
