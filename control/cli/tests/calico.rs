@@ -179,6 +179,61 @@ impl World {
     }
 }
 
+/// Egress to the nodes of a zone, before NetworkPolicies.
+fn to_nodes(action: &str) -> Value {
+    json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": "n"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+            "egress": [{"action": action, "to": [{"nodes": {"matchLabels": {"zone": "a"}}}]}]}})
+}
+
+fn node(name: &str, zone: &str, addresses: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"zone": zone}},
+        "status": {"addresses": addresses}})
+}
+
+#[test]
+fn t22_t23_t24_nodes_peers_are_the_addresses_of_nodes_and_no_pods_on_them() {
+    let on_n1 = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own", "namespace": "shop"},
+        "spec": {"nodeName": "n1"}, "status": {"podIPs": [{"ip": "10.0.0.9"}]}});
+    let nodes = [
+        node("n1", "a", json!([{"type": "InternalIP", "address": "192.0.2.1"}])),
+        node(
+            "n2",
+            "a",
+            json!([{"type": "Hostname", "address": "192.0.2.2"}, {"type": "Hostname", "address": "n2"}]),
+        ),
+        node("n3", "b", json!([{"type": "InternalIP", "address": "192.0.2.3"}])),
+    ];
+    let [n1, n2, n3] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"];
+    for (action, to_nodes_pass) in [("Deny", false), ("Accept", true)] {
+        let mut objects = vec![to_nodes(action), on_n1.clone()];
+        objects.extend(nodes.clone());
+        // Without it, everything passes.
+        let isolated = np("shop/isolated", json!({"types": ["Egress"], "egress": deny()}));
+        objects.extend((action == "Accept").then_some(isolated));
+        let others = action == "Deny";
+        check(
+            &objects,
+            &[
+                ("shop/own", n1, "80/TCP", to_nodes_pass),
+                (WEB, n1, "80/TCP", to_nodes_pass),
+                (WEB, n2, "ICMP", to_nodes_pass),
+                (WEB, n3, "80/TCP", others),
+                (WEB, "shop/own", "80/TCP", others),
+                (WEB, OUT, "80/TCP", others),
+                (n1, "shop/own", "80/TCP", true),
+            ],
+        );
+    }
+    // Of no node anything is known.
+    let world = World::new(&[to_nodes("Deny")]);
+    assert_eq!(
+        world.incomplete(),
+        ["nodes peers of ClusterNetworkPolicy.policy.networking.k8s.io"]
+    );
+    assert!(!world.passes(WEB, OUT, "80/TCP"));
+}
+
 /// Whether each flow passes.
 #[track_caller]
 fn check(objects: &[Value], flows: &[(&str, &str, &str, bool)]) {

@@ -545,7 +545,7 @@ metadata: {name: x}
 spec: {order: 1, ingress: [{action: ACTION}]}
 ";
 
-const TOWARDS_NODES: &str = "
+const TOWARDS_NAMES: &str = "
 ---
 apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy
@@ -554,14 +554,14 @@ spec:
   tier: Admin
   priority: 1
   subject: {namespaces: {}}
-  egress: [{action: Accept, to: [{nodes: {matchLabels: {zone: ZONE}}}]}]
+  egress: [{action: Accept, to: [{domainNames: [ZONE.example.org]}]}]
 ";
 
 #[test]
 fn peers_that_are_not_evaluated_count_as_changes_where_they_differ() {
     let folder = |zone: &str| {
         let dir = TempDir::new().unwrap();
-        let text = SHOP.to_owned() + &TOWARDS_NODES.replace("ZONE", zone);
+        let text = SHOP.to_owned() + &TOWARDS_NAMES.replace("ZONE", zone);
         fs::write(dir.path().join("a.yaml"), text).unwrap();
         dir
     };
@@ -570,7 +570,7 @@ fn peers_that_are_not_evaluated_count_as_changes_where_they_differ() {
         let [from, to] = [&from, to].map(|dir| dir.path().to_str().unwrap());
         let ran = ringwall(&["diff", "--from", from, "--to", to, "--exit-code", "-o", "json"]);
         let wanted = json!({
-            "incomplete": ["nodes peers of ClusterNetworkPolicy.policy.networking.k8s.io"],
+            "incomplete": ["domainNames peers of ClusterNetworkPolicy.policy.networking.k8s.io"],
             "incomplete_differs": differs,
         });
         assert_eq!((ran.status, ran.lines()), (i32::from(differs), vec![wanted]));

@@ -267,7 +267,7 @@ async fn endpoint_slices_that_may_not_be_read_stop_no_networkpolicy() {
             incomplete(&state),
             [
                 "EndpointSlice.discovery.k8s.io",
-                "services that cannot be read of GlobalNetworkPolicy.projectcalico.org"
+                "services of GlobalNetworkPolicy.projectcalico.org"
             ]
         );
         let denies_all = |state: &Cluster| {

@@ -406,6 +406,7 @@ fn object(
     let object = match role {
         Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
         Role::Node => {
+            input = Some(calico::node(root));
             Object::Node(identity::node(root, at, metadata, name, &mut findings.notes).map_err(wrong)?)
         }
         Role::Pod => {
@@ -434,9 +435,12 @@ fn object(
             findings.faults.push(misnamed);
             Object::NetworkPolicy(policy::network_policy(root, at, key, uid, origin, &mut findings))
         }
-        Role::Tiered(dialect) => Object::Tiered(
-            tiered::policy(dialect, root, at, name, uid, origin, &mut findings).map_err(wrong)?,
-        ),
+        Role::Tiered(dialect) => {
+            let (policy, awaits) =
+                tiered::policy(dialect, root, at, name, uid, origin, &mut findings).map_err(wrong)?;
+            input = awaits.map(calico::Input::Policy);
+            Object::Tiered(policy)
+        }
         Role::Calico(kind) => {
             let place = calico::Place {
                 root,

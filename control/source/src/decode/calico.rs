@@ -21,7 +21,7 @@ pub(super) use self::policy::staged_by_annotation;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-pub(super) use objects::{Support, support};
+pub(super) use objects::{Support, node, support};
 pub(super) use policy::policy;
 use ringwall_policy::{
     Labels, NetworkPolicy, ObjectKey, Peer, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
@@ -185,6 +185,8 @@ pub(crate) enum Input {
     Service(Service),
     /// Addresses and ports of a service.
     Slice(EndpointSlice),
+    /// What a Node is to rules that speak of nodes.
+    Node(Node),
 }
 
 impl Input {
@@ -215,7 +217,9 @@ impl Input {
             name: name.to_owned(),
         };
         Some(match self {
-            Self::Policy(_) | Self::Account(_) | Self::Service(_) | Self::Slice(_) => return None,
+            Self::Policy(_) | Self::Account(_) | Self::Service(_) | Self::Slice(_) | Self::Node(_) => {
+                return None;
+            }
             Self::Staged(staged) => (staged.kind, staged.key.clone()),
             Self::Set(Set { namespace, name, .. }) => match namespace {
                 Some(namespace) => (
@@ -243,6 +247,36 @@ pub(crate) struct PolicyInput {
     accounts: bool,
 }
 
+/// A peer of an egress rule by labels of nodes.
+pub(super) struct NodesPeer {
+    /// The rule's index.
+    pub(super) rule: usize,
+    /// Where the peer stands, relative to the document.
+    pub(super) path: String,
+    pub(super) nodes: Selector,
+}
+
+impl PolicyInput {
+    /// That of a policy with such peers.
+    pub(super) fn of_nodes(peers: Vec<NodesPeer>) -> Self {
+        let rules = peers.into_iter().map(|peer| Awaiting {
+            direction: Direction::Egress,
+            rule: peer.rule,
+            path: peer.path,
+            wanted: Wanted::Nodes(peer.nodes),
+        });
+        Self {
+            rules: rules.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a rule awaits other objects.
+    pub(super) fn awaits(&self) -> bool {
+        !self.rules.is_empty()
+    }
+}
+
 /// A rule that other objects have a part in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Awaiting {
@@ -267,6 +301,8 @@ enum Wanted {
         /// Whether it goes by numbers as well.
         numbers: bool,
     },
+    /// Addresses of the nodes with these labels (TIERS 73.6).
+    Nodes(Selector),
     /// The endpoints of a service.
     Service {
         key: ObjectKey,
@@ -382,6 +418,13 @@ pub(crate) struct Service {
     pods: Selector,
     /// Ports at these.
     ports: Vec<PortMatch>,
+}
+
+/// The labels of a Node, and the addresses in its status: others that count as the node's (SEMANTICS 47) are none here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    labels: Labels,
+    addresses: Vec<IpAddr>,
 }
 
 /// An EndpointSlice.

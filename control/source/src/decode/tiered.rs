@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::{
     Origin,
+    calico::PolicyInput,
     field::{Fields, fault, join, kind_of, mapping, only_hinting, present, string, whole, wrong_type},
     policy::{Findings, Nulls, metadata, selector},
 };
@@ -122,7 +123,7 @@ pub(super) fn dialect(kind: &str, api_version: &str, at: &str) -> Option<Result<
     })
 }
 
-/// Reads a policy.
+/// Reads a policy, and what its rules await of nodes.
 ///
 /// # Errors
 /// It cannot be read whom it is for, where it stands, or what is a rule of it.
@@ -134,7 +135,7 @@ pub(super) fn policy(
     uid: String,
     origin: Origin,
     findings: &mut Findings,
-) -> Result<TieredPolicy, Fault> {
+) -> Result<(TieredPolicy, Option<PolicyInput>), Fault> {
     if origin == Origin::Folder {
         // Rules that stand beside `spec` would be lost.
         known(root, at, &["apiVersion", "kind", "metadata", "spec", "status"])?;
@@ -188,10 +189,15 @@ pub(super) fn policy(
     let mut rules = Rules::of(dialect, findings);
     let mut ingress = rules.read(spec, &spec_at, Direction::Ingress)?;
     let mut egress = rules.read(spec, &spec_at, Direction::Egress)?;
-    let (unevaluated, of_rules) = (rules.unevaluated, rules.not_understood);
+    let (unevaluated, of_rules, mut nodes) = (rules.unevaluated, rules.not_understood, rules.nodes);
     // An API server would refuse it as a whole: nothing passes because of it.
     if findings.faults.len() > of_rules {
         ingress.iter_mut().chain(&mut egress).for_each(close);
+        nodes.retain(|peer| {
+            egress
+                .get(peer.rule)
+                .is_some_and(|rule| rule.action != Action::Allow)
+        });
         if let Some(first) = findings.faults.first_mut() {
             first.message.push_str(
                 "; as it stands, an API server refuses the policy, so its rules allow nothing, and deny what they would pass on",
@@ -200,7 +206,8 @@ pub(super) fn policy(
     }
     // Without rules it has no part in a direction (TIERS 71).
     let part = |rules: Vec<TieredRule>| Some(rules).filter(|rules| !rules.is_empty());
-    Ok(TieredPolicy {
+    let awaits = Some(PolicyInput::of_nodes(nodes)).filter(PolicyInput::awaits);
+    let policy = TieredPolicy {
         id: PolicyId {
             kind: dialect.kind,
             namespace: String::new(),
@@ -214,7 +221,8 @@ pub(super) fn policy(
         egress: part(egress),
         faults: std::mem::take(&mut findings.faults),
         unevaluated,
-    })
+    };
+    Ok((policy, awaits))
 }
 
 /// Makes of a rule that is understood one that lets nothing pass: its object is refused for something else.

@@ -155,7 +155,6 @@ impl Reader {
         for item in items {
             if let Object::Tiered(policy) = &item.object
                 && !policy.faults.is_empty()
-                && policy.id.kind.is_calico()
                 && let Some(good) = self
                     .tiered_in_force
                     .get(&policy.id)
@@ -168,28 +167,22 @@ impl Reader {
                     }
                     _ => None,
                 });
-                let (good, input) = decoded
-                    .unwrap_or_else(|| (TieredPolicy::clone(good), Some(Arc::new(Input::settled(good)))));
+                let (good, input) = decoded.unwrap_or_else(|| {
+                    let settled = good.id.kind.is_calico().then(|| Arc::new(Input::settled(good)));
+                    (TieredPolicy::clone(good), settled)
+                });
                 item.object = Object::Tiered(good);
                 item.input = input;
                 item.keep();
-                continue;
             }
-            let good = match &item.object {
-                Object::NetworkPolicy(policy) if !policy.faults.is_empty() => self
+            if let Object::NetworkPolicy(policy) = &item.object
+                && !policy.faults.is_empty()
+                && let Some(good) = self
                     .in_force
                     .get(&policy.key)
                     .filter(|good| good.faults.is_empty())
-                    .map(|good| Object::NetworkPolicy(NetworkPolicy::clone(good))),
-                Object::Tiered(policy) if !policy.faults.is_empty() => self
-                    .tiered_in_force
-                    .get(&policy.id)
-                    .filter(|good| good.faults.is_empty())
-                    .map(|good| Object::Tiered(TieredPolicy::clone(good))),
-                _ => None,
-            };
-            if let Some(good) = good {
-                item.object = good;
+            {
+                item.object = Object::NetworkPolicy(NetworkPolicy::clone(good));
                 item.keep();
             }
         }

@@ -175,7 +175,9 @@ impl Whole {
         });
         let of_calico = |item: &Item| match item.input.as_deref() {
             None => self.world.any() && matches!(item.object, Object::Namespace(_)),
-            Some(Input::Account(_) | Input::Service(_) | Input::Slice(_)) => self.world.any(),
+            Some(Input::Account(_) | Input::Service(_) | Input::Slice(_) | Input::Node(_)) => {
+                self.world.any()
+            }
             Some(_) => true,
         };
         let entangled = |item: &Item| match &item.object {

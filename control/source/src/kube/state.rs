@@ -133,6 +133,10 @@ pub(super) struct State {
     unreadable: BTreeMap<Reference, String>,
     /// Of each kind: the objects that are not in the cluster as they are.
     parts: Vec<OrdMap<ObjectKey, Arc<Part>>>,
+    /// What nodes are to rules that speak of them.
+    nodes: OrdMap<String, Arc<Input>>,
+    /// Nodes of which nothing is known that could be read.
+    unread_nodes: BTreeSet<String>,
     /// What these come to together.
     world: World<Reference>,
     /// Policies that are staged.
@@ -177,6 +181,8 @@ impl State {
             unread: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             parts: vec![OrdMap::new(); Kind::count()],
+            nodes: OrdMap::new(),
+            unread_nodes: BTreeSet::new(),
             world: World::default(),
             staged: Arc::default(),
             by_id: BTreeMap::new(),
@@ -275,6 +281,7 @@ impl State {
         Watched {
             cluster: self.cluster.clone(),
             parts: self.parts.clone(),
+            nodes: self.nodes.clone(),
             held: self.holds.keys().cloned().collect(),
         }
     }
@@ -562,6 +569,14 @@ impl State {
                 self.unreadable.insert(reference.clone(), why);
             }
         }
+        if reference.kind == Kind::NODE {
+            let known = object.is_some() || self.cluster.nodes.contains_key(&reference.key.name);
+            match known {
+                true => self.unread_nodes.remove(&reference.key.name),
+                false => self.unread_nodes.insert(reference.key.name.clone()),
+            };
+            self.world.see_nodes(self.unread_nodes.is_empty());
+        }
         self.own_problems.remove(&reference);
         if !problems.is_empty() {
             self.own_problems.insert(reference.clone(), problems);
@@ -615,9 +630,17 @@ impl State {
                 if changed {
                     self.cluster.insert(part.object);
                 }
+                let name = &reference.key.name;
                 if changed && reference.kind == Kind::NAMESPACE {
+                    self.world.namespace(name, &self.cluster.namespaces);
+                }
+                if reference.kind == Kind::NODE
+                    && let Some(input) = part.input
+                    && self.nodes.get(name) != Some(&input)
+                {
+                    self.nodes.insert(name.clone(), Arc::clone(&input));
                     self.world
-                        .namespace(&reference.key.name, &self.cluster.namespaces);
+                        .put(reference.clone(), input, None, &self.cluster.namespaces);
                 }
                 changed
             }
@@ -827,7 +850,13 @@ impl State {
                 self.world.namespace(name, &self.cluster.namespaces);
                 gone
             }
-            Objects::Nodes => self.cluster.remove(&ObjectRef::Node(name.clone())),
+            Objects::Nodes => {
+                self.nodes.remove(name);
+                self.world.take(reference);
+                self.unread_nodes.remove(name);
+                self.world.see_nodes(self.unread_nodes.is_empty());
+                self.cluster.remove(&ObjectRef::Node(name.clone()))
+            }
             Objects::Pods => self.cluster.remove(&ObjectRef::Pod(reference.key.clone())),
             _ => self.drop_part(reference),
         };
@@ -916,6 +945,7 @@ impl State {
 pub(super) struct Watched {
     cluster: Cluster,
     parts: Vec<OrdMap<ObjectKey, Arc<Part>>>,
+    nodes: OrdMap<String, Arc<Input>>,
     /// Policies that are gone and stay in force.
     held: BTreeSet<HeldPolicy>,
 }
@@ -931,7 +961,10 @@ impl Watched {
         } = item;
         let Some(object) = object else { return true };
         let same = match object {
-            Object::Namespace(_) | Object::Node(_) | Object::Pod(_) | Object::NetworkPolicy(_) => {
+            Object::Node(node) => {
+                holds_equal(&self.cluster, object) && self.nodes.get(&node.name) == input.as_ref()
+            }
+            Object::Namespace(_) | Object::Pod(_) | Object::NetworkPolicy(_) => {
                 holds_equal(&self.cluster, object)
             }
             Object::Tiered(_) | Object::Tier(_) | Object::Unevaluated { .. } | Object::Ignored { .. } => {

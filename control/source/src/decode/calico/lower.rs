@@ -12,12 +12,12 @@ use std::{
 use imbl::OrdMap;
 use ipnet::IpNet;
 use ringwall_policy::{
-    ACCOUNT_LABEL, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, ObjectKey, Operator, Peer,
-    Pod, PortMatch, Requirement, Selector, TieredPolicy, TieredRule,
+    ACCOUNT_LABEL, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, ObjectKey, Operator, Part,
+    Peer, Pod, PolicyKind, PortMatch, Requirement, Selector, TieredPolicy, TieredRule,
 };
 
 use super::{
-    super::field::fault,
+    super::{field::fault, tiered},
     Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, Set, StagedAction, StagedPolicyInput,
     Wanted,
     rules::{comes_to, kind_name, nothing},
@@ -102,6 +102,9 @@ pub(crate) struct World<K> {
     /// Network sets, with the labels that they have of their namespaces as well.
     sets: BTreeMap<K, Labels>,
     endpoints: BTreeSet<K>,
+    nodes: BTreeSet<K>,
+    /// Whether there are nodes that cannot be read.
+    nodes_unseen: bool,
     services: BTreeMap<ObjectKey, K>,
     slices: BTreeMap<ObjectKey, BTreeSet<K>>,
     accounts: BTreeMap<ObjectKey, K>,
@@ -123,6 +126,8 @@ impl<K> Default for World<K> {
             speak_of_services: 0,
             sets: BTreeMap::new(),
             endpoints: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+            nodes_unseen: false,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             accounts: BTreeMap::new(),
@@ -183,6 +188,10 @@ impl<K: Ord + Clone> World<K> {
                 slices.insert(key.clone());
             }
             Input::Account(account) => drop(self.accounts.insert(account.key.clone(), key.clone())),
+            Input::Node(node) => {
+                self.nodes.insert(key.clone());
+                self.of_node(&node.labels, self.nodes.len() == 1);
+            }
         }
         self.given.insert(key, given);
     }
@@ -228,6 +237,10 @@ impl<K: Ord + Clone> World<K> {
                     self.accounts.remove(&account.key);
                 }
             }
+            Input::Node(node) => {
+                self.nodes.remove(key);
+                self.of_node(&node.labels, self.nodes.is_empty());
+            }
         }
     }
 
@@ -253,6 +266,13 @@ impl<K: Ord + Clone> World<K> {
     pub(crate) fn see_services(&mut self, seen: bool) {
         if std::mem::replace(&mut self.services_unseen, !seen) == seen {
             self.outdate(|wanted| matches!(wanted, Wanted::Service { .. }));
+        }
+    }
+
+    /// Says whether every node can be read: while one cannot, nobody knows which addresses a rule about nodes is for.
+    pub(crate) fn see_nodes(&mut self, seen: bool) {
+        if std::mem::replace(&mut self.nodes_unseen, !seen) == seen {
+            self.outdate(|wanted| matches!(wanted, Wanted::Nodes(_)));
         }
     }
 
@@ -397,8 +417,13 @@ impl<K: Ord + Clone> World<K> {
             Wanted::Objects { expression, .. } => {
                 expression.matches(&|key: &str| labels.get(key).map(String::as_str))
             }
-            Wanted::Service { .. } => false,
+            Wanted::Service { .. } | Wanted::Nodes(_) => false,
         });
+    }
+
+    /// A node with these labels changed, or the first came, or the last went.
+    fn of_node(&mut self, labels: &Labels, edge: bool) {
+        self.outdate(|wanted| matches!(wanted, Wanted::Nodes(nodes) if edge || selects(nodes, labels)));
     }
 
     /// The endpoints of a service changed.
@@ -439,17 +464,15 @@ impl<K: Ord + Clone> World<K> {
                         *rule = nothing(rule.action);
                     }
                 }
-                Addition::Unsayable(what) => {
+                Addition::Unsayable { what, why } => {
                     let comes_to = comes_to(rule.action);
                     *rule = TieredRule::not_understood(rule.action);
                     policy
                         .unevaluated
-                        .insert(format!("{what} of {}", kind_name(kind)));
+                        .insert(format!("{what} of {}", with_group(kind)));
                     found.push(fault(
                         &awaiting.path,
-                        format!(
-                            "{what} are not evaluated yet: the rule {comes_to}, and every verdict is incomplete"
-                        ),
+                        format!("{what} {why}: the rule {comes_to}, and every verdict is incomplete"),
                     ));
                 }
             }
@@ -479,7 +502,7 @@ impl<K: Ord + Clone> World<K> {
                     };
                     if expression.matches(&|key: &str| endpoint.labels.get(key).map(String::as_str)) {
                         if endpoint.ports.iter().any(|port| names.contains(port)) {
-                            return Addition::Unsayable("named ports of host endpoints");
+                            return not_evaluated("named ports of host endpoints");
                         }
                         blocks.extend(endpoint.addresses.iter().map(|address| IpNet::from(*address)));
                     }
@@ -489,7 +512,7 @@ impl<K: Ord + Clone> World<K> {
                 match (blocks.is_empty() || names.is_empty(), numbers) {
                     (true, _) => Addition::Peers(blocks.into_iter().map(block).collect(), None),
                     (false, false) => Addition::Peers(Vec::new(), None),
-                    (false, true) => Addition::Unsayable("named ports beside numbers and network sets"),
+                    (false, true) => not_evaluated("named ports beside numbers and network sets"),
                 }
             }
             Wanted::Service {
@@ -497,7 +520,23 @@ impl<K: Ord + Clone> World<K> {
                 family,
                 ports: with_ports,
             } if !self.services_unseen => self.service(key, *family, *with_ports, ports),
-            Wanted::Service { .. } => Addition::Unsayable("services that cannot be read"),
+            Wanted::Service { .. } => Addition::Unsayable {
+                what: "services",
+                why: "cannot be read",
+            },
+            // Of a folder without Nodes, nobody knows either.
+            Wanted::Nodes(_) if self.nodes_unseen || self.nodes.is_empty() => Addition::Unsayable {
+                what: "nodes peers",
+                why: "cannot be evaluated, since there is no Node or one that cannot be read",
+            },
+            Wanted::Nodes(nodes) => {
+                let nodes = self.nodes.iter().filter_map(|key| match self.input(key) {
+                    Some(Input::Node(node)) if selects(nodes, &node.labels) => Some(&node.addresses),
+                    _ => None,
+                });
+                let blocks: BTreeSet<IpNet> = nodes.flatten().map(|address| IpNet::from(*address)).collect();
+                Addition::Peers(blocks.into_iter().map(block).collect(), None)
+            }
         }
     }
 
@@ -539,7 +578,7 @@ impl<K: Ord + Clone> World<K> {
                     let blocks = blocks.filter(|it| family.is_none_or(|family| Family::of(it) == family));
                     Addition::Peers(blocks.map(block).collect(), restricted(own))
                 }
-                _ => Addition::Unsayable("services with other ports at other endpoints"),
+                _ => not_evaluated("services with other ports at other endpoints"),
             };
         }
         let service = self.services.get(key).and_then(|service| self.input(service));
@@ -578,7 +617,7 @@ enum Addition {
     /// These peers, and ports where they are theirs.
     Peers(Vec<Peer>, Option<Vec<PortMatch>>),
     /// It cannot be said.
-    Unsayable(&'static str),
+    Unsayable { what: &'static str, why: &'static str },
 }
 
 /// The labels of a set: its own, and what it has of its namespace (TIERS 96.3).
@@ -593,6 +632,42 @@ fn inherited(set: &Set, namespaces: &Namespaces) -> Labels {
     labels.insert(format!("{OF_NAMESPACE}{NAMESPACE_NAME_LABEL}"), name.clone());
     labels.insert(format!("{OF_NAMESPACE}{NAME}"), name.clone());
     labels
+}
+
+const fn not_evaluated(what: &'static str) -> Addition {
+    Addition::Unsayable {
+        what,
+        why: "are not evaluated yet",
+    }
+}
+
+/// A kind with its group.
+fn with_group(kind: PolicyKind) -> String {
+    match kind.is_calico() {
+        true => kind_name(kind),
+        false => format!("{}.{}", kind.name(), tiered::GROUP),
+    }
+}
+
+/// Whether a selector selects what has these labels.
+fn selects(selector: &Selector, labels: &Labels) -> bool {
+    selector.requirements.iter().all(|it| {
+        let value = labels.get(&it.key);
+        match &it.operator {
+            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+            Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::Like { part, text, negated } => {
+                let like = |value: &String| match part {
+                    Part::Anywhere => value.contains(text),
+                    Part::Start => value.starts_with(text),
+                    Part::End => value.ends_with(text),
+                };
+                value.is_some_and(like) != *negated
+            }
+        }
+    })
 }
 
 fn block(cidr: IpNet) -> Peer {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     super::{
+        calico::NodesPeer,
         field::{Fields, fault, item, join, list, only_hinting, present, strict_cidr, string, wrong_type},
         policy::{Findings, Nulls, selector},
     },
@@ -44,6 +45,8 @@ pub(super) struct Rules<'a> {
     pub(super) unevaluated: BTreeSet<String>,
     /// How many of the object's faults are of rules, which allow nothing because of them.
     pub(super) not_understood: usize,
+    /// Peers by labels of nodes, of rules that are understood.
+    pub(super) nodes: Vec<NodesPeer>,
 }
 
 /// What is read of the peers or the ports of a rule.
@@ -60,6 +63,7 @@ impl<'a> Rules<'a> {
             findings,
             unevaluated: BTreeSet::new(),
             not_understood: 0,
+            nodes: Vec::new(),
         }
     }
 
@@ -80,7 +84,18 @@ impl<'a> Rules<'a> {
         Ok(rules
             .iter()
             .enumerate()
-            .map(|(index, rule)| self.rule(rule, &item(&path, index), direction))
+            .map(|(index, rule)| {
+                let before = self.nodes.len();
+                let (rule, holds) = self.rule(rule, &item(&path, index), direction);
+                if !holds {
+                    self.nodes.truncate(before);
+                }
+                self.nodes
+                    .iter_mut()
+                    .skip(before)
+                    .for_each(|peer| peer.rule = index);
+                rule
+            })
             .collect())
     }
 
@@ -94,7 +109,8 @@ impl<'a> Rules<'a> {
         }
     }
 
-    fn rule(&mut self, value: &Value, at: &str, direction: Direction) -> TieredRule {
+    /// A rule as it is lowered, and whether its peers are what it says.
+    fn rule(&mut self, value: &Value, at: &str, direction: Direction) -> (TieredRule, bool) {
         let mut own = Findings::default();
         let before = self.findings.faults.len();
         let rule = self.understood(value, at, direction, &mut own);
@@ -108,11 +124,11 @@ impl<'a> Rules<'a> {
                 .push_str("; as it stands, the rule allows nothing, and denies what it would pass on");
         }
         let (action, rule) = match rule {
-            (_, Some(mut rule)) if own.faults.is_empty() && own.unevaluated.is_empty() => {
+            (action, Some(mut rule)) if own.faults.is_empty() && own.unevaluated.is_empty() => {
                 if refused > 0 {
                     close(&mut rule);
                 }
-                return rule;
+                return (rule, refused == 0 || action != Action::Allow);
             }
             (action, _) => (action, TieredRule::not_understood(action)),
         };
@@ -135,7 +151,7 @@ impl<'a> Rules<'a> {
             ..it
         });
         self.findings.unevaluated.extend(unevaluated);
-        rule
+        (rule, false)
     }
 
     /// A rule and what it does; `own` has what keeps it from being understood.
@@ -294,9 +310,9 @@ impl<'a> Rules<'a> {
         match key {
             "networks" => self.networks(fields, at, peers, own),
             "nodes" => {
-                if selector(fields, at, key, Nulls::Dropped, own).is_some() {
-                    self.not_evaluated(key, path, own);
-                }
+                let nodes = selector(fields, at, key, Nulls::Dropped, own);
+                self.nodes
+                    .extend(nodes.map(|nodes| NodesPeer { rule: 0, path, nodes }));
             }
             "domainNames" => {
                 if action != Action::Allow {

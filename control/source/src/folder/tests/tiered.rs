@@ -13,7 +13,7 @@ pub(super) fn cluster_policy(name: &str, action: &str) -> String {
     )
 }
 
-/// The same, with a rule towards nodes, which are not evaluated.
+/// The same, with a rule towards nodes, which nothing is known of.
 pub(super) fn towards_nodes(name: &str) -> String {
     cluster_policy(name, "Accept") + "  egress:\n  - action: Deny\n    to:\n    - nodes: {}\n"
 }
@@ -171,8 +171,9 @@ fn one_that_becomes_invalid_keeps_its_last_good_version() {
     write(dir.path(), "p.yaml", &cluster_policy("p", "Pass"));
     let mended = until(&watch, |loaded| loaded.problems.is_empty());
     assert_eq!(only(&mended).rules().next().unwrap().action, Action::Pass);
-    fs::remove_file(dir.path().join("p.yaml")).unwrap();
+    // Never without any object in between.
     write(dir.path(), "q.yaml", &cluster_policy("q", "Drop"));
+    fs::remove_file(dir.path().join("p.yaml")).unwrap();
     let new = until(&watch, |loaded| tiered(loaded) == ["q"]);
     assert_eq!(
         only(&new).ingress,
@@ -219,4 +220,59 @@ fn those_that_vanish_are_held_as_any_policy() {
     assert!(held(&watch).starts_with("2 of 2 policies are gone"));
     watch.accept();
     until(&watch, |loaded| tiered(loaded).is_empty());
+}
+
+/// Blocks that the egress rules are for; None for everything.
+fn towards(loaded: &Loaded) -> Option<Vec<String>> {
+    let rules = only(loaded).egress.iter().flatten();
+    let peers: Vec<_> = rules.map(|rule| rule.peers.as_ref()).collect::<Option<_>>()?;
+    let blocks = peers.into_iter().flatten().filter_map(|peer| match peer {
+        ringwall_policy::Peer::Block { cidr, .. } => Some(cidr.to_string()),
+        ringwall_policy::Peer::Pods { .. } => None,
+    });
+    Some(blocks.collect())
+}
+
+#[test]
+fn t24_peers_by_nodes_are_the_addresses_of_the_nodes_as_these_come_change_and_go() {
+    let node = |name: &str, zone: &str, address: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, labels: {{zone: {zone}}}, annotations: \
+             {{projectcalico.org/IPv4VXLANTunnelAddr: 10.9.9.9}}}}\nspec: {{podCIDRs: [10.244.0.0/24]}}\n\
+             status: {{addresses: [{{type: Hostname, address: {address}}}, {{type: Hostname, address: {name}}}]}}\n"
+        )
+    };
+    let policy = towards_nodes("p").replace("nodes: {}", "nodes: {matchLabels: {zone: a}}");
+    let dir = folder(&[("p.yaml", &policy)]);
+    let (first, watch) = watch(&dir);
+    // Nothing is known of nodes: the rule denies everything.
+    assert_eq!((towards(&first), unevaluated(&first)), (None, vec![NODES]));
+    write(dir.path(), "n1.yaml", &node("n1", "a", "192.0.2.1"));
+    let blocks = |wanted: &'static [&str]| {
+        move |loaded: &Loaded| towards(loaded).is_some_and(|blocks| blocks == wanted)
+    };
+    let known = until(&watch, blocks(&["192.0.2.1/32"]));
+    assert_eq!((unevaluated(&known), known.problems.len()), (vec![], 0));
+    write(dir.path(), "n2.yaml", &node("n2", "a", "2001:db8::2"));
+    until(&watch, blocks(&["192.0.2.1/32", "2001:db8::2/128"]));
+    write(dir.path(), "n2.yaml", &node("n2", "b", "2001:db8::2"));
+    until(&watch, blocks(&["192.0.2.1/32"]));
+    write(dir.path(), "n1.yaml", &node("n1", "a", "192.0.2.7"));
+    until(&watch, blocks(&["192.0.2.7/32"]));
+    // A version that becomes invalid goes on following them.
+    write(
+        dir.path(),
+        "p.yaml",
+        &policy.replace("action: Deny", "action: Drop"),
+    );
+    until(&watch, |loaded| !loaded.problems.is_empty());
+    write(dir.path(), "n1.yaml", &node("n1", "a", "192.0.2.8"));
+    until(&watch, blocks(&["192.0.2.8/32"]));
+    write(dir.path(), "p.yaml", &policy);
+    until(&watch, |loaded| loaded.problems.is_empty());
+    fs::remove_file(dir.path().join("n1.yaml")).unwrap();
+    until(&watch, blocks(&[]));
+    fs::remove_file(dir.path().join("n2.yaml")).unwrap();
+    let unknown = until(&watch, |loaded| towards(loaded).is_none());
+    assert_eq!(unevaluated(&unknown), [NODES]);
 }

@@ -193,7 +193,7 @@ fn s107_a_rule_about_services_that_cannot_be_read_fails_closed() {
         incomplete(&state),
         [
             "EndpointSlice.discovery.k8s.io",
-            "services that cannot be read of GlobalNetworkPolicy.projectcalico.org"
+            "services of GlobalNetworkPolicy.projectcalico.org"
         ]
     );
     assert_eq!(state.problems().iter().count(), 1, "{:?}", state.problems());
@@ -428,4 +428,54 @@ fn t96_6_two_stored_objects_of_one_name_are_one_policy_in_every_order() {
         assert!(state.cluster().tiered.is_empty());
     }
     assert_eq!(states[0], states[1]);
+}
+
+#[test]
+fn s73_6_peers_by_nodes_follow_the_nodes_and_fail_closed_while_one_cannot_be_read() {
+    let mut state = a_live_namespace();
+    let node = |name: &str, zone: &str, address: &str| {
+        let mut node = labelled(object("", name, json!({})), json!({"zone": zone}));
+        node["status"] = json!({"addresses": [{"type": "InternalIP", "address": address}]});
+        item(Kind::NODE, node).unwrap()
+    };
+    let policy = object(
+        "",
+        "p",
+        json!({
+            "tier": "Admin", "priority": 5, "subject": {"namespaces": {}},
+            "egress": [{"action": "Deny", "to": [{"nodes": {"matchLabels": {"zone": "a"}}}]}],
+        }),
+    );
+    state.applied(node("n1", "a", "192.0.2.1"));
+    apply(&mut state, "ClusterNetworkPolicy", policy);
+    assert_eq!(blocks(&state), ["192.0.2.1/32"]);
+    assert!(state.applied(node("n2", "a", "192.0.2.2")));
+    assert_eq!(blocks(&state), ["192.0.2.1/32", "192.0.2.2/32"]);
+    let heartbeat = node("n2", "a", "192.0.2.2");
+    assert!(state.watched().has(&heartbeat) && !state.watched().has(&node("n2", "b", "192.0.2.2")));
+    assert!(!state.applied(heartbeat), "no change");
+    assert!(state.applied(node("n2", "b", "192.0.2.2")));
+    assert_eq!(blocks(&state), ["192.0.2.1/32"]);
+    assert_eq!(incomplete(&state), [""; 0]);
+    // Nobody knows what a node is that never could be read.
+    let mut unreadable = labelled(object("", "n3", json!({"podCIDRs": 5})), json!({"zone": "a"}));
+    unreadable["status"] = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.3"}]});
+    state.applied(item(Kind::NODE, unreadable.clone()).unwrap());
+    let denies_all = |state: &State| state.cluster().rules().any(|(peers, _)| peers.is_none());
+    assert!(denies_all(&state));
+    assert_eq!(
+        incomplete(&state),
+        ["nodes peers of ClusterNetworkPolicy.policy.networking.k8s.io"]
+    );
+    state.applied(node("n3", "a", "192.0.2.3"));
+    assert_eq!(blocks(&state), ["192.0.2.1/32", "192.0.2.3/32"]);
+    // One that could keeps what it was.
+    state.applied(item(Kind::NODE, unreadable).unwrap());
+    assert_eq!(blocks(&state), ["192.0.2.1/32", "192.0.2.3/32"]);
+    for name in ["n1", "n3"] {
+        state.deleted(&reference(Kind::NODE, policy_key("", name)));
+    }
+    assert!(blocks(&state).is_empty() && !denies_all(&state));
+    state.deleted(&reference(Kind::NODE, policy_key("", "n2")));
+    assert!(denies_all(&state), "no node at all");
 }
