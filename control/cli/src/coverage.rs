@@ -164,6 +164,7 @@ fn lines(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
     }
     let mut total = serde_json::to_value(&coverage.total)?;
     total["generation"] = json!(coverage.generation);
+    total["tiers"] = serde_json::to_value(&coverage.tiers)?;
     total["unevaluatedKinds"] = json!(coverage.unevaluated_kinds);
     total["notes"] = json!(coverage.notes);
     line("total", total)
@@ -222,7 +223,28 @@ fn table(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
         }
         writeln!(out, "{}", line.trim_end())?;
     }
+    tiers(coverage, out)?;
     why(coverage, out)
+}
+
+/// The tiers in order, where there are others than that of NetworkPolicies.
+fn tiers(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
+    if coverage.policies.iter().all(|policy| policy.kind.is_none()) {
+        return Ok(());
+    }
+    writeln!(out, "\nTiers, in the order in which they decide:")?;
+    for tier in &coverage.tiers {
+        writeln!(
+            out,
+            "  {}: {} {} {}, default {}",
+            tier.name,
+            super::count(tier.policies, "policy"),
+            if tier.policies == 1 { "selects" } else { "select" },
+            super::count(tier.pods, "pod"),
+            tier.default,
+        )?;
+    }
+    Ok(())
 }
 
 /// Each reason once, with what it means and who it is about.
@@ -234,7 +256,11 @@ fn why(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
         .map(|pod| (&pod.reasons, format!("{}/{}", pod.namespace, pod.name)));
     let policies = coverage.policies.iter().map(|policy| match &policy.kind {
         None => (&policy.reasons, format!("{}/{}", policy.namespace, policy.name)),
-        Some(kind) => (&policy.reasons, format!("{kind} {}", policy.name)),
+        Some(kind) if policy.namespace.is_empty() => (&policy.reasons, format!("{kind} {}", policy.name)),
+        Some(kind) => {
+            let name = format!("{kind} {}/{}", policy.namespace, policy.name);
+            (&policy.reasons, name)
+        }
     });
     for (reasons, name) in pods.chain(policies) {
         for reason in reasons {

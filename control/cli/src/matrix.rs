@@ -5,7 +5,7 @@ mod grid;
 mod picture;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,7 +15,7 @@ use ringwall_analyse::{
     flow::{EndName, Service},
     judge::{Fate, Judge, SAY_WHERE, word},
 };
-use ringwall_policy::{Cluster, ObjectKey};
+use ringwall_policy::{Cluster, ObjectKey, tiers::Tiers};
 use serde_json::json;
 
 use self::grid::{Cell, Grid, Group, groups};
@@ -33,7 +33,8 @@ partial or depends) and the list of what is allowed. A verdict depends where an
 ipBlock holds a part of the pod network and the manifests do not say which
 address a pod or workload will have: depends lists that. --pod-cidr says where
 pods' addresses are. invalid names the policies that select either and that an
-API server refuses, incomplete the kinds that are not evaluated. A last object
+API server refuses, incomplete the kinds that are not evaluated; tiers, where
+there are cluster-wide or Calico policies, the tiers that decide. A last object
 lists the pods on their nodes' network, to which no policy applies, if any:
 host_network.
 
@@ -143,27 +144,31 @@ const MOST_DRAWN: usize = 200;
 /// Nor these in a table, wherever it is scrolled.
 const MOST_PRINTED: usize = 500;
 
-/// What becomes of the asked; None where the two have no address family in common.
+/// What becomes of the asked, and the tiers that decide.
+type Fates = (Vec<Fate>, BTreeSet<String>);
+
+/// Asks about two ends; None where the two have no address family in common.
 fn fates(
     cluster: &Cluster,
     judge: &Judge,
     asked: &Asked,
     src: &EndName,
     dst: &EndName,
-) -> Result<Option<Vec<Fate>>, String> {
+) -> Result<Option<Fates>, String> {
     let Ok((a, b)) = judge.ends(cluster, src, dst) else {
         return Ok(None);
     };
-    asked
-        .spans()
-        .iter()
-        .map(|span| Ok(judge.judge(&a, &b, span.service)?.fate()))
-        .collect::<Result<Vec<Fate>, String>>()
-        .map(Some)
+    let (mut fates, mut tiers) = (Vec::with_capacity(asked.spans().len()), BTreeSet::new());
+    for span in asked.spans() {
+        let answer = judge.judge(&a, &b, span.service)?;
+        fates.push(answer.fate());
+        tiers.extend(answer.reasons.into_iter().filter_map(|reason| reason.tier));
+    }
+    Ok(Some((fates, tiers)))
 }
 
-/// A verdict, what is allowed and what depends, in words; None of it where there is no common family.
-type Verdict = (&'static str, Vec<String>, Vec<String>);
+/// A verdict, what is allowed and what depends, in words, and the tiers that decide.
+type Verdict = (&'static str, Vec<String>, Vec<String>, BTreeSet<String>);
 
 fn json_lines(
     cluster: &Cluster,
@@ -182,6 +187,8 @@ fn json_lines(
         EndName::Pod(key) => (0, key.to_string()),
         EndName::Address(address) => (1, address.to_string()),
     });
+    let all = Tiers::of(cluster);
+    let order: Vec<&str> = all.in_order().iter().map(|tier| tier.name.as_str()).collect();
     // Members of a group differ only towards themselves.
     let mut known: HashMap<(usize, usize, bool), Option<Verdict>> = HashMap::new();
     for (src_group, src) in &names {
@@ -190,7 +197,7 @@ fn json_lines(
                 Entry::Occupied(answer) => answer.into_mut(),
                 Entry::Vacant(free) => {
                     let fates = fates(cluster, judge, asked, src, dst).map_err(anyhow::Error::msg)?;
-                    free.insert(fates.map(|fates| {
+                    free.insert(fates.map(|(fates, tiers)| {
                         let that = |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
                         let (allowed, depends) = (that(Fate::Allow), that(Fate::Depends));
                         let verdict = match (allowed.iter().all(|it| *it), allowed.iter().any(|it| *it)) {
@@ -203,11 +210,11 @@ fn json_lines(
                             true => asked.words(&depends),
                             false => Vec::new(),
                         };
-                        (verdict, asked.words(&allowed), depends)
+                        (verdict, asked.words(&allowed), depends, tiers)
                     }))
                 }
             };
-            let Some((verdict, words, depends)) = answer else {
+            let Some((verdict, words, depends, tiers)) = answer else {
                 continue;
             };
             let mut line = json!({
@@ -218,6 +225,11 @@ fn json_lines(
             });
             if !depends.is_empty() {
                 line["depends"] = json!(depends);
+            }
+            if !cluster.tiered.is_empty() {
+                // In the order in which they decide.
+                let order = order.iter().filter(|tier| tiers.contains(**tier));
+                line["tiers"] = json!(order.collect::<Vec<_>>());
             }
             if !cluster.unevaluated_kinds.is_empty() {
                 line["incomplete"] = json!(cluster.unevaluated_kinds);

@@ -189,7 +189,7 @@ impl Asker<'_> {
                         "open" => "no policy applies".to_owned(),
                         "self" => "its own address".to_owned(),
                         "node" => "pod and its own node".to_owned(),
-                        "unknown" => "an address of the pod network that nobody owns".to_owned(),
+                        "unknown" => "an address of the pod network that no known pod has".to_owned(),
                         other => other.to_owned(),
                     },
                 })

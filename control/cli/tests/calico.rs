@@ -751,3 +751,106 @@ spec: {tier: app, order: 2.5, types: [Ingress]}
         "{said}"
     );
 }
+
+/// What each command says about tiers, as text and as JSON.
+#[test]
+fn commands_name_the_tier_that_decides() {
+    let security = |default: &str| {
+        [
+            tier("security", json!({"order": 500, "defaultAction": default})),
+            gnp(
+                "security.no-b",
+                json!({"tier": "security", "selector": "all()", "types": ["Ingress"],
+                "ingress": [{"action": "Deny", "source": {"namespaceSelector": "team == 'b'"}}]}),
+            ),
+            np(
+                "shop/late.db",
+                json!({"tier": "late", "selector": "role == 'db'", "types": ["Ingress"],
+                "ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [5432]}}]}),
+            ),
+            tier("late", json!({"order": 2_000_000})),
+            cluster_policy("Baseline", 5, "Accept"),
+        ]
+    };
+    let (before, after) = (World::new(&security("Pass")), World::new(&security("Deny")));
+    let path = |world: &World| world.dir.path().to_str().unwrap().to_owned();
+    let (from, to) = (path(&before), path(&after));
+    let run = |args: &[&str]| ran::ringwall(args);
+
+    let coverage = run(&["coverage", "--manifests", &from]);
+    for line in [
+        "  security: 1 policy selects 3 pods, default pass",
+        "  late: 1 policy selects 1 pod, default deny",
+        "  kube-baseline: 1 policy selects 3 pods, default pass",
+    ] {
+        assert!(coverage.out.contains(line), "{line}: {}", coverage.out);
+    }
+    let coverage = run(&["coverage", "--manifests", &from, "-o", "json"]).lines();
+    let of = |kind: &str, name: &str| {
+        let found = coverage
+            .iter()
+            .find(|it| it["type"] == kind && it["name"] == name);
+        found
+            .unwrap_or_else(|| panic!("{kind} {name}: {coverage:#?}"))
+            .clone()
+    };
+    assert_eq!(of("policy", "late.db")["tier"], "late");
+    assert_eq!(
+        of("pod", "db")["tiers"],
+        json!(["security", "late", "kube-baseline"])
+    );
+    assert_eq!(
+        of("pod", "db")["ingressIsolated"],
+        true,
+        "its tier denies by default"
+    );
+    assert_eq!(of("pod", "web")["ingressIsolated"], false);
+
+    let matrix = run(&["matrix", "--manifests", &from, "-o", "json"]).lines();
+    let cell = matrix
+        .iter()
+        .find(|it| it["src"] == "other/x" && it["dst"] == "shop/db");
+    assert_eq!(cell.unwrap()["tiers"], json!(["security"]));
+    let cell = matrix
+        .iter()
+        .find(|it| it["src"] == "shop/web" && it["dst"] == "shop/db");
+    assert_eq!(cell.unwrap()["tiers"], json!(["late"]));
+
+    let intents = before.dir.path().join("intents");
+    let asserted = "apiVersion: ringwall.io/v1alpha1\nkind: Intents\nassertions:\n- name: a\n  allow: {from: [{pod: other/x}], to: [{pod: shop/db}]}\n- name: b\n  allow: {from: [{pod: shop/web}], to: [{pod: shop/db}], ports: [80/TCP]}\n";
+    std::fs::write(&intents, asserted).unwrap();
+    let args = [
+        "check",
+        "--manifests",
+        &from,
+        "--intents",
+        intents.to_str().unwrap(),
+    ];
+    let check = run(&args);
+    for words in [
+        "denied by GlobalNetworkPolicy security.no-b (security), rule 0",
+        "tier late denies by default what NetworkPolicy.projectcalico.org shop/late.db does not match",
+    ] {
+        assert!(check.out.contains(words), "{words}: {}", check.out);
+    }
+    let check = run(&[&args[..], &["-o", "json"]].concat()).lines();
+    let tiers: Vec<&Value> = check
+        .iter()
+        .filter_map(|it| it.pointer("/counterexample/reasons/1/tier"))
+        .collect();
+    assert_eq!(tiers, [&json!("security"), &json!("late")]);
+
+    let diff = run(&["diff", "--from", &from, "--to", &to]);
+    let words = "GlobalNetworkPolicy security.no-b (security): tier security changed: default pass -> deny";
+    assert!(diff.out.contains(words), "{}", diff.out);
+    let diff = run(&["diff", "--from", &from, "--to", &to, "-o", "json"]).lines();
+    assert!(
+        diff.iter().any(|it| it["tiers"] == json!(["late", "security"])),
+        "{diff:#?}"
+    );
+    // A policy with a namespace that is added is called that.
+    let without = World::new(&security("Pass")[..2]);
+    let diff = run(&["diff", "--from", &path(&without), "--to", &from]);
+    let words = "NetworkPolicy.projectcalico.org shop/late.db (late, added)";
+    assert!(diff.out.contains(words), "{}", diff.out);
+}

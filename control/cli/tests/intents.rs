@@ -128,8 +128,8 @@ fn a_failing_assertion_shows_a_packet() {
     assert_eq!(
         example["reasons"],
         json!([
-            {"direction": "egress", "verdict": "deny", "effect": "isolated", "policies": ["default/frontend-policy"], "rule": null},
-            {"direction": "ingress", "verdict": "deny", "effect": "isolated", "policies": ["default/database-policy"], "rule": null},
+            {"direction": "egress", "tier": "NetworkPolicy", "verdict": "deny", "effect": "isolated", "policies": ["default/frontend-policy"], "rule": null},
+            {"direction": "ingress", "tier": "NetworkPolicy", "verdict": "deny", "effect": "isolated", "policies": ["default/database-policy"], "rule": null},
         ])
     );
     assert_eq!(only["more"], 1, "the backend, which is not meant to");

@@ -12,7 +12,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use ringwall_policy::{Cluster, NetworkPolicy, Pod, TieredPolicy};
+use ringwall_policy::{
+    Cluster, NetworkPolicy, Pod, TieredPolicy,
+    tiers::{TierFacts, Tiers},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::explain::conditions::{is_subject, unmet};
@@ -65,7 +68,7 @@ pub enum Reason {
     SelectsUnenforced,
     /// A policy that cannot be evaluated.
     Invalid,
-    /// A policy of the Admin or Baseline tier of which not every rule is understood.
+    /// A policy whose rules decide in order, of which not every rule is understood.
     NotUnderstood,
 }
 
@@ -169,9 +172,12 @@ pub struct PodCoverage {
     pub ingress_isolated: bool,
     /// Whether some policy isolates what it sends.
     pub egress_isolated: bool,
-    /// Whether rules of policies of the Admin or Baseline tier are about it.
+    /// Whether policies of other kinds than NetworkPolicy select it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tiered: bool,
+    /// The tiers with policies that select it, in the order in which they decide.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<String>,
 }
 
 /// A policy.
@@ -181,6 +187,9 @@ pub struct PolicyCoverage {
     /// Its kind; None for a NetworkPolicy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// Its tier, as reasons name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
     /// Its namespace; empty for a cluster-wide one.
     pub namespace: String,
     /// Its name.
@@ -211,7 +220,7 @@ pub struct Tally {
     pub ingress_isolated: usize,
     /// Pods that are (partly) enforced and isolated for egress.
     pub egress_isolated: usize,
-    /// Pods that are (partly) enforced and that rules of the Admin or Baseline tier are about.
+    /// Pods that are (partly) enforced and that policies of other kinds than NetworkPolicy select.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tiered: usize,
     /// Policies.
@@ -224,6 +233,20 @@ pub struct Tally {
 
 fn is_zero(number: &usize) -> bool {
     *number == 0
+}
+
+/// A tier that has policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierCoverage {
+    /// Its name, as reasons have it.
+    pub name: String,
+    /// `deny` or `pass`: what becomes of traffic that its policies select and no rule matches.
+    pub default: String,
+    /// How many policies it has.
+    pub policies: usize,
+    /// How many pods and templates they select.
+    pub pods: usize,
 }
 
 /// All of it.
@@ -240,6 +263,9 @@ pub struct Coverage {
     pub pods: Vec<PodCoverage>,
     /// Policies, in order.
     pub policies: Vec<PolicyCoverage>,
+    /// The tiers that have policies, in the order in which they decide.
+    #[serde(default)]
+    pub tiers: Vec<TierCoverage>,
     /// Kinds of policy that are there and not evaluated: none of them is enforced.
     pub unevaluated_kinds: BTreeSet<String>,
     /// What cannot be known from objects.
@@ -259,6 +285,7 @@ impl Coverage {
             total: Tally::default(),
             pods: Vec::with_capacity(cluster.pods.len()),
             policies: Vec::with_capacity(cluster.policies.len()),
+            tiers: Vec::new(),
             unevaluated_kinds: cluster.unevaluated_kinds.clone(),
             notes: notes(place),
         };
@@ -277,6 +304,22 @@ impl Coverage {
         }
         for policy in cluster.tiered.values() {
             coverage.policies.push(view.tiered(policy, &enforced));
+        }
+        for tier in view.tiers.in_order() {
+            let policies = coverage.policies.iter();
+            let policies = policies.filter(|it| it.tier.as_ref() == Some(&tier.name)).count();
+            if policies > 0 {
+                coverage.tiers.push(TierCoverage {
+                    name: tier.name.clone(),
+                    default: if tier.isolates { "deny" } else { "pass" }.to_owned(),
+                    policies,
+                    pods: coverage
+                        .pods
+                        .iter()
+                        .filter(|pod| pod.tiers.contains(&tier.name))
+                        .count(),
+                });
+            }
         }
         coverage.count();
         coverage
@@ -357,6 +400,7 @@ struct View<'a> {
     /// Pods with an address of their own, by node.
     on_node: HashMap<&'a str, usize>,
     networks: Vec<IpNet>,
+    tiers: Tiers,
 }
 
 impl<'a> View<'a> {
@@ -368,6 +412,7 @@ impl<'a> View<'a> {
             policies: HashMap::new(),
             pods: HashMap::new(),
             on_node: HashMap::new(),
+            tiers: Tiers::of(cluster),
             networks: match &place.pod_cidrs {
                 Some(networks) => networks.clone(),
                 None => cluster
@@ -405,22 +450,28 @@ impl<'a> View<'a> {
 
     fn pod(&self, pod: &Pod) -> PodCoverage {
         let mut isolated = (false, false);
-        for policy in self
-            .policies
-            .get(pod.key.namespace.as_str())
-            .into_iter()
-            .flatten()
-        {
+        // The tiers of the policies that select it.
+        let mut tiers: BTreeMap<u32, &TierFacts> = BTreeMap::new();
+        let own = self.policies.get(pod.key.namespace.as_str());
+        for policy in own.into_iter().flatten() {
             if !pod.host_network && unmet(&policy.subjects, &pod.labels).is_none() {
                 isolated.0 |= policy.ingress.is_some();
                 isolated.1 |= policy.egress.is_some();
+                let tier = self.tiers.network_policies();
+                tiers.insert(tier.number, tier);
             }
         }
-        let tiered = !pod.host_network
-            && self.cluster.tiered.values().any(|policy| {
-                let rules = policy.ingress.is_some() || policy.egress.is_some();
-                rules && is_subject(self.cluster, policy, pod)
-            });
+        let mut tiered = false;
+        for policy in self.cluster.tiered.values().filter(|_| !pod.host_network) {
+            let rules = policy.ingress.is_some() || policy.egress.is_some();
+            if rules && is_subject(self.cluster, policy, pod) {
+                tiered = true;
+                let tier = self.tiers.named(&policy.tier);
+                isolated.0 |= tier.isolates && policy.ingress.is_some();
+                isolated.1 |= tier.isolates && policy.egress.is_some();
+                tiers.insert(tier.number, tier);
+            }
+        }
         let reasons = self.pod_reasons(pod);
         PodCoverage {
             namespace: pod.key.namespace.clone(),
@@ -430,6 +481,7 @@ impl<'a> View<'a> {
             ingress_isolated: isolated.0,
             egress_isolated: isolated.1,
             tiered,
+            tiers: tiers.values().map(|tier| tier.name.clone()).collect(),
         }
     }
 
@@ -481,6 +533,7 @@ impl<'a> View<'a> {
         }
         PolicyCoverage {
             kind: None,
+            tier: Some(self.tiers.network_policies().name.clone()),
             namespace: policy.key.namespace.clone(),
             name: policy.key.name.clone(),
             state: worst(&reasons),
@@ -489,7 +542,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Likewise, of the Admin or Baseline tier.
+    /// Likewise, of another kind.
     fn tiered(&self, policy: &TieredPolicy, enforced: &HashSet<(&str, &str)>) -> PolicyCoverage {
         let pods = self.cluster.pods.values().map(AsRef::as_ref);
         let selected: Vec<&Pod> = pods.filter(|pod| is_subject(self.cluster, policy, pod)).collect();
@@ -499,6 +552,7 @@ impl<'a> View<'a> {
         }
         PolicyCoverage {
             kind: Some(policy.id.kind.name().to_owned()),
+            tier: Some(self.tiers.named(&policy.tier).name.clone()),
             namespace: policy.id.namespace.clone(),
             name: policy.id.name.clone(),
             state: worst(&reasons),

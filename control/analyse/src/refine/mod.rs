@@ -28,7 +28,10 @@ pub use ports::{Service, Span};
 pub use region::{Region, verdicts};
 use ringwall_compile::{CompileError, EpochKey};
 use ringwall_dataplane::classify::{Generation, ImageError, Snapshot};
-use ringwall_policy::{Cluster, ObjectKey, Order, PodSelection, Rule, Selector, TieredRule};
+use ringwall_policy::{
+    Cluster, DEFAULT_TIER, ObjectKey, Order, PodSelection, Rule, Selector, Tier, TierDefault, TieredPolicy,
+    TieredRule, tiers::Tiers,
+};
 pub use totals::{Pairs, Totals};
 
 /// A cluster and the snapshot that it compiles to.
@@ -65,26 +68,46 @@ pub enum Said<'a> {
 
 /// What the policy says that is [called](ringwall_policy::policy_label) so; None where the cluster has none.
 pub fn said<'a>(cluster: &'a Cluster, label: &str) -> Option<Said<'a>> {
-    if let Some((namespace, name)) = label.split_once('/') {
-        let key = ObjectKey {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        let policy = cluster.policies.get(&key)?;
-        return Some(Said::Rules {
+    if let Some(policy) = tiered(cluster, label) {
+        return Some(Said::Ordered {
+            at: (&policy.tier, policy.order),
             subjects: &policy.subjects,
-            ingress: policy.ingress.as_deref(),
-            egress: policy.egress.as_deref(),
+            rules: [policy.ingress.as_deref(), policy.egress.as_deref()],
         });
     }
-    let policy = cluster
-        .tiered
-        .values()
-        .find(|policy| policy.id.label() == label)?;
-    Some(Said::Ordered {
-        at: (&policy.tier, policy.order),
+    let (namespace, name) = label.split_once('/')?;
+    let key = ObjectKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let policy = cluster.policies.get(&key)?;
+    Some(Said::Rules {
         subjects: &policy.subjects,
-        rules: [policy.ingress.as_deref(), policy.egress.as_deref()],
+        ingress: policy.ingress.as_deref(),
+        egress: policy.egress.as_deref(),
+    })
+}
+
+/// The policy of an ordered kind that is called so: such names have a kind before them.
+fn tiered<'a>(cluster: &'a Cluster, label: &str) -> Option<&'a TieredPolicy> {
+    let mut policies = cluster.tiered.values().filter(|_| label.contains(' '));
+    policies.find(|policy| policy.id.label() == label).map(|it| &**it)
+}
+
+/// The tier of the policy that is called so; None where the cluster has no such policy.
+pub fn tier_of(cluster: &Cluster, label: &str) -> Option<Tier> {
+    let name = match tiered(cluster, label) {
+        Some(policy) => policy.tier.as_str(),
+        None => said(cluster, label).map(|_| DEFAULT_TIER)?,
+    };
+    let tiers = Tiers::of(cluster);
+    let built_in = Tier::built_in();
+    let there = cluster.tiers.get(name).map(|tier| &**tier);
+    let tier = there.or_else(|| built_in.iter().find(|tier| tier.name == name));
+    Some(Tier {
+        name: tiers.named(name).name.clone(),
+        order: tier.map_or(Order::LAST, |tier| tier.order),
+        default: tier.map_or(TierDefault::Deny, |tier| tier.default),
     })
 }
 

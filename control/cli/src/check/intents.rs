@@ -7,8 +7,10 @@ use ringwall_analyse::{
     intents::{Assertion, Checker, CounterExample, Decision, Intents, Outcome},
     judge::{Fate, SAY_WHERE, word},
     lint::{Finding, Place, Severity, rules},
+    refine,
     refine::{Compiled, RefineError},
 };
+use ringwall_policy::Cluster;
 use ringwall_source::folder::Loaded;
 use serde_json::{Value, json};
 
@@ -44,8 +46,8 @@ pub(super) fn part(files: &[PathBuf], loaded: &Loaded) -> anyhow::Result<Part> {
         for assertion in &intents.assertions {
             let outcome = checker.check(assertion)?;
             all += 1;
-            part.lines.push(line(file, assertion, &outcome));
-            if let Some(finding) = finding(file, assertion, &outcome) {
+            part.lines.push(line(&loaded.cluster, file, assertion, &outcome));
+            if let Some(finding) = finding(&loaded.cluster, file, assertion, &outcome) {
                 failed += 1;
                 part.findings.push(finding);
             }
@@ -60,7 +62,7 @@ pub(super) fn part(files: &[PathBuf], loaded: &Loaded) -> anyhow::Result<Part> {
 }
 
 /// One object per assertion.
-fn line(file: &Path, assertion: &Assertion, outcome: &Outcome) -> Value {
+fn line(cluster: &Cluster, file: &Path, assertion: &Assertion, outcome: &Outcome) -> Value {
     let mut line = json!({
         "intent": assertion.name,
         "file": file,
@@ -79,7 +81,7 @@ fn line(file: &Path, assertion: &Assertion, outcome: &Outcome) -> Value {
                 "protocol": example.service.name(),
                 "dst_port": example.port,
                 "verdict": fate(example).word(),
-                "reasons": example.decisions.iter().map(reason).collect::<Vec<_>>(),
+                "reasons": example.decisions.iter().map(|it| reason(cluster, it)).collect::<Vec<_>>(),
             });
             line["more"] = example.more.into();
         }
@@ -91,9 +93,16 @@ fn fate(example: &CounterExample) -> Fate {
     Fate::of(example.allow, example.allow || example.depends)
 }
 
-fn reason(decision: &Decision) -> Value {
+/// The tier of the policies that decide.
+fn tier(cluster: &Cluster, decision: &Decision) -> Option<String> {
+    let policy = decision.reason.policies.first()?;
+    refine::tier_of(cluster, policy).map(|tier| tier.name)
+}
+
+fn reason(cluster: &Cluster, decision: &Decision) -> Value {
     json!({
         "direction": decision.direction,
+        "tier": tier(cluster, decision),
         "verdict": word(decision.reason.allow),
         "effect": decision.reason.effect.word(),
         "policies": decision.reason.policies,
@@ -101,14 +110,14 @@ fn reason(decision: &Decision) -> Value {
     })
 }
 
-fn finding(file: &Path, assertion: &Assertion, outcome: &Outcome) -> Option<Finding> {
+fn finding(cluster: &Cluster, file: &Path, assertion: &Assertion, outcome: &Outcome) -> Option<Finding> {
     let (id, message) = match outcome {
         Outcome::Holds => return None,
         Outcome::Vacuous { which } => (
             rules::INTENT_VACUOUS.id,
             format!("vacuous: `{which}` matches nothing; correct it, or write mayBeEmpty: true"),
         ),
-        Outcome::Fails(example) => (rules::INTENT_FAILED.id, words(example)),
+        Outcome::Fails(example) => (rules::INTENT_FAILED.id, words(cluster, example)),
     };
     Some(Finding {
         id,
@@ -127,7 +136,7 @@ fn finding(file: &Path, assertion: &Assertion, outcome: &Outcome) -> Option<Find
     })
 }
 
-fn words(example: &CounterExample) -> String {
+fn words(cluster: &Cluster, example: &CounterExample) -> String {
     let end = |name: &str, address: Option<std::net::IpAddr>| match address {
         Some(address) if address.to_string() != name => format!("{name} ({address})"),
         _ => name.to_owned(),
@@ -141,17 +150,29 @@ fn words(example: &CounterExample) -> String {
         .iter()
         .map(|decision| {
             let reason = &decision.reason;
+            // A NetworkPolicy's tier goes without saying.
+            let tier = tier(cluster, decision).filter(|_| reason.policies.iter().any(|it| it.contains(' ')));
+            let of_tier = tier
+                .as_ref()
+                .map_or_else(String::new, |tier| format!(" ({tier})"));
             let why = match (reason.policies.as_slice(), reason.rule) {
                 ([policy], Some(rule)) if reason.effect.word() == "deny" => {
-                    format!("denied by {policy}, rule {rule}")
+                    format!("denied by {policy}{of_tier}, rule {rule}")
                 }
-                ([policy], Some(rule)) => format!("{policy}, rule {rule}"),
+                ([policy], Some(rule)) => format!("{policy}{of_tier}, rule {rule}"),
                 ([], _) => match reason.effect.word() {
                     "open" => "no policy applies".to_owned(),
-                    "unknown" => "an address of the pod network that nobody owns".to_owned(),
+                    "unknown" => "an address of the pod network that no known pod has".to_owned(),
                     other => other.to_owned(),
                 },
-                (policies, _) => format!("isolated by {}", policies.join(", ")),
+                (policies, _) => match tier {
+                    Some(tier) => format!(
+                        "tier {tier} denies by default what {} {} not match",
+                        policies.join(", "),
+                        if policies.len() == 1 { "does" } else { "do" }
+                    ),
+                    None => format!("isolated by {}", policies.join(", ")),
+                },
             };
             format!("{} {}: {why}", decision.direction, word(reason.allow))
         })

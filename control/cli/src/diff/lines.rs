@@ -1,12 +1,13 @@
 //! A difference as JSON, one object per line.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, Write},
     rc::Rc,
+    sync::Arc,
 };
 
-use ringwall_analyse::refine::{Difference, Ends, OneSided, Region, What};
+use ringwall_analyse::refine::{Difference, Ends, OneSided, Region, What, tier_of};
 use serde_json::json;
 
 use super::incomplete;
@@ -56,6 +57,10 @@ struct Writer<'a> {
     excepts_self: (Option<(*const u32, *const u32)>, bool),
     /// Policy kinds that are not evaluated, as the end of a line.
     incomplete: String,
+    /// Whether there are tiers to speak of.
+    tiered: bool,
+    /// The tiers of a policy, on either side.
+    tiers: HashMap<Arc<str>, BTreeSet<String>>,
 }
 
 impl<'a> Writer<'a> {
@@ -79,11 +84,26 @@ impl<'a> Writer<'a> {
             known: HashMap::new(),
             source: (&[], Vec::new()),
             excepts_self: (None, false),
+            tiered: found
+                .ends
+                .sides
+                .iter()
+                .any(|side| !side.cluster.tiered.is_empty()),
+            tiers: HashMap::new(),
             incomplete: match incomplete.as_slice() {
                 [] => "}\n".to_owned(),
                 kinds => format!(",\"incomplete\":{}}}\n", json!(kinds)),
             },
         }
+    }
+
+    fn tiers_of(&mut self, policy: &Arc<str>) -> BTreeSet<String> {
+        let sides = &self.ends.sides;
+        let tiers = self.tiers.entry(Arc::clone(policy)).or_insert_with(|| {
+            let tiers = sides.iter().filter_map(|side| tier_of(side.cluster, policy));
+            tiers.map(|tier| tier.name).collect()
+        });
+        tiers.clone()
     }
 
     fn region(&mut self, region: &'a Region, out: &mut impl Write) -> io::Result<()> {
@@ -119,6 +139,11 @@ impl<'a> Writer<'a> {
             serde_json::to_writer(&mut *out, &**policy)?;
         }
         out.write_all(b"]")?;
+        if self.tiered {
+            let tiers: BTreeSet<String> = region.policies.iter().flat_map(|it| self.tiers_of(it)).collect();
+            out.write_all(b",\"tiers\":")?;
+            serde_json::to_writer(&mut *out, &tiers)?;
+        }
         if let Some(family) = region.family {
             write!(out, ",\"family\":\"{}\"", family.name())?;
         }

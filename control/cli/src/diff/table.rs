@@ -1,7 +1,7 @@
 //! A difference for people: grouped by the policies that decide.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::Arc,
 };
@@ -12,7 +12,7 @@ use ringwall_analyse::{
     refine,
     refine::{Difference, Family, Region, Service, Span, What, said},
 };
-use ringwall_policy::ObjectKey;
+use ringwall_policy::{ObjectKey, TierDefault};
 
 use super::{incomplete, lines};
 use crate::count;
@@ -153,19 +153,63 @@ fn heading(found: &Difference<'_>, policies: &[Arc<str>]) -> String {
     if policies.is_empty() {
         return "No policy decides (who an address belongs to does)".to_owned();
     }
-    let became = |name: &str| became(found, name);
     let named: Vec<String> = policies
         .iter()
-        .map(|name| match became(name) {
-            Some(what) => format!("{name} ({what})"),
-            None => name.to_string(),
+        .map(|name| {
+            // A NetworkPolicy's tier goes without saying.
+            let tier = name.contains(' ').then(|| tier_of(found, name)).flatten();
+            let words: Vec<String> = tier
+                .into_iter()
+                .chain(became(found, name).map(str::to_owned))
+                .collect();
+            match words.is_empty() {
+                true => name.to_string(),
+                false => format!("{name} ({})", words.join(", ")),
+            }
         })
         .collect();
     let mut heading = named.join(", ");
-    if policies.iter().all(|name| became(name).is_none()) {
-        heading.push_str(": unchanged, whom they select is not");
+    let tiers: BTreeSet<String> = policies
+        .iter()
+        .filter_map(|name| tier_change(found, name))
+        .collect();
+    let unchanged = policies.iter().all(|name| became(found, name).is_none());
+    if !tiers.is_empty() {
+        let tiers: Vec<String> = tiers.into_iter().collect();
+        heading.push_str(&format!(": {}", tiers.join("; ")));
+    } else if unchanged {
+        heading.push_str(": unchanged, but the pods that they select or match are not");
     }
     heading
+}
+
+/// The tier of a policy, after the change if it is still there.
+fn tier_of(found: &Difference<'_>, name: &str) -> Option<String> {
+    let sides = found.ends.sides.iter().rev();
+    let mut tiers = sides.filter_map(|side| refine::tier_of(side.cluster, name));
+    tiers.next().map(|tier| tier.name)
+}
+
+/// What changed about the tier of a policy that stays in it.
+fn tier_change(found: &Difference<'_>, name: &str) -> Option<String> {
+    let [from, to] = &found.ends.sides;
+    let (from, to) = (
+        refine::tier_of(from.cluster, name)?,
+        refine::tier_of(to.cluster, name)?,
+    );
+    let mut changes = Vec::new();
+    if from.order != to.order {
+        changes.push(format!("order {} -> {}", from.order, to.order));
+    }
+    if from.default != to.default {
+        let word = |default| match default {
+            TierDefault::Deny => "deny",
+            TierDefault::Pass => "pass",
+        };
+        changes.push(format!("default {} -> {}", word(from.default), word(to.default)));
+    }
+    let same = from.name == to.name && !changes.is_empty();
+    same.then(|| format!("tier {} changed: {}", to.name, changes.join(", ")))
 }
 
 /// What became of the policy that is called so.

@@ -110,25 +110,28 @@ impl Grid {
                     row.push(Cell::Itself);
                     continue;
                 };
-                row.push(match fates(cluster, judge, asked, from, to)? {
-                    None => Cell::Apart,
-                    Some(fates) if fates.iter().all(|it| *it == Fate::Allow) => Cell::All,
-                    Some(fates) if fates.iter().all(|it| *it == Fate::Deny) => Cell::Nothing,
-                    Some(fates) if fates.iter().all(|it| *it == Fate::Depends) => Cell::Depends,
-                    Some(fates) => {
-                        let that = |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
-                        let words = |wanted| match that(wanted) {
-                            some if some.contains(&true) => asked.words(&some),
-                            _ => Vec::new(),
-                        };
-                        let mut words_of = words(Fate::Allow);
-                        words_of.extend(words(Fate::Depends).into_iter().map(|word| format!("{word}?")));
-                        Cell::Some(*places.entry(words_of.clone()).or_insert_with(|| {
-                            marks.push(words_of);
-                            marks.len() - 1
-                        }))
-                    }
-                });
+                row.push(
+                    match fates(cluster, judge, asked, from, to)?.map(|(fates, _)| fates) {
+                        None => Cell::Apart,
+                        Some(fates) if fates.iter().all(|it| *it == Fate::Allow) => Cell::All,
+                        Some(fates) if fates.iter().all(|it| *it == Fate::Deny) => Cell::Nothing,
+                        Some(fates) if fates.iter().all(|it| *it == Fate::Depends) => Cell::Depends,
+                        Some(fates) => {
+                            let that =
+                                |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
+                            let words = |wanted| match that(wanted) {
+                                some if some.contains(&true) => asked.words(&some),
+                                _ => Vec::new(),
+                            };
+                            let mut words_of = words(Fate::Allow);
+                            words_of.extend(words(Fate::Depends).into_iter().map(|word| format!("{word}?")));
+                            Cell::Some(*places.entry(words_of.clone()).or_insert_with(|| {
+                                marks.push(words_of);
+                                marks.len() - 1
+                            }))
+                        }
+                    },
+                );
             }
             cells.push(row);
         }
