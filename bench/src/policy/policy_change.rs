@@ -12,9 +12,9 @@ use ipnet::{IpNet, Ipv4Net};
 use ringwall_compile::{Budget, Compiler, EpochKey};
 use ringwall_dataplane::classify::{Generation, Image, Snapshot};
 use ringwall_policy::{
-    Action, Cluster, DEFAULT_TIER, NamedPort, Namespace, NetworkPolicy, Object, ObjectKey, Operator, Order,
-    Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector, Tier,
-    TierDefault, TieredPolicy, TieredRule,
+    Action, Cluster, Conditions, DEFAULT_TIER, NamedPort, Namespace, NetworkPolicy, Object, ObjectKey,
+    Operator, Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule,
+    Selector, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 use ringwall_prove::Checker;
 
@@ -378,6 +378,7 @@ pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> an
                     action: Action::Deny,
                     peers: Some(vec![block(&format!("203.{}.{third}.0/24", tier % 250))?]),
                     ports: None,
+                    conditions: Conditions::NONE,
                 },
                 TieredRule {
                     action: Action::Pass,
@@ -386,6 +387,7 @@ pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> an
                         pods: has("app.kubernetes.io/name", app),
                     }]),
                     ports: Some(vec![PortMatch::All(Protocol::Tcp)]),
+                    conditions: Conditions::NONE,
                 },
                 TieredRule {
                     action: Action::Deny,
@@ -395,6 +397,7 @@ pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> an
                         lo: 23,
                         hi: 23,
                     }]),
+                    conditions: Conditions::NONE,
                 },
             ];
             let mut policy = global(&format!("bench-{tier}-{number}"), &name, number, rules);
@@ -424,11 +427,13 @@ pub(super) fn members(options: &Options, size: Size, report: &mut Report) -> any
             action: Action::Deny,
             peers: Some(peers.collect()),
             ports: None,
+            conditions: Conditions::NONE,
         };
         let pass = TieredRule {
             action: Action::Pass,
             peers: None,
             ports: None,
+            conditions: Conditions::NONE,
         };
         cluster.insert(Object::Tiered(global("feed", DEFAULT_TIER, 10, vec![rule, pass])));
     };

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ringwall_policy::{Cluster, Order, Peer, PodSelection, PolicyId, PolicyKind, TieredPolicy, TieredRule};
+use ringwall_policy::{
+    Cluster, Conditions, Order, Peer, PodSelection, PolicyId, PolicyKind, TieredPolicy, TieredRule,
+};
 
 fn part(rules: &[TieredRule]) -> Option<Vec<TieredRule>> {
     (!rules.is_empty()).then(|| rules.to_vec())
@@ -37,6 +39,7 @@ pub(crate) fn rule(action: ringwall_policy::Action, cidr: Option<&str>) -> Tiere
         action,
         peers: cidr.map(|cidr| vec![block(cidr)]),
         ports: None,
+        conditions: Conditions::NONE,
     }
 }
 

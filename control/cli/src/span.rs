@@ -49,7 +49,7 @@ impl Asked {
             cuts.insert(lo);
             cuts.extend(hi.checked_add(1));
         };
-        for port in cluster.rules().flat_map(|(_, ports)| ports.unwrap_or_default()) {
+        for port in cluster.named_ports() {
             match port {
                 PortMatch::All(_) | PortMatch::IpProtocol(_) => {}
                 PortMatch::Range { protocol, lo, hi } => cut(*protocol, *lo, *hi),

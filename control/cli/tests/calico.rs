@@ -642,7 +642,7 @@ fn notports_leave_the_rest() {
         &[
             (X, DB, "80/TCP", false),
             (X, DB, "79/TCP", true),
-            (X, DB, "0/TCP", false),
+            (X, DB, "0/TCP", true),
             (X, DB, "65535/TCP", true),
             (X, DB, "8500/TCP", false),
             (X, DB, "1/UDP", false),
@@ -704,6 +704,268 @@ fn what_is_not_understood_fails_closed() {
             ["icmp types of NetworkPolicy.projectcalico.org"]
         );
     }
+}
+
+/// A rule of ingress of the pods with `role: db`, as a policy of the whole cluster.
+fn to_db(rule: Value) -> Vec<Value> {
+    let mut rule = rule;
+    rule["action"] = json!("Allow");
+    vec![gnp(
+        "p",
+        json!({"selector": "role == 'db'", "types": ["Ingress"], "ingress": [rule]}),
+    )]
+}
+
+#[test]
+fn t49_notselector_of_a_globalnetworkpolicy_is_for_every_address_without_such_an_object() {
+    let mut objects = to_db(json!({"source": {"notSelector": "role == 'web' || has(x)"}}));
+    check(
+        &objects,
+        &[
+            (OUT, DB, "80/TCP", true),
+            ("2001:db8::9", DB, "80/TCP", true),
+            (WEB, DB, "80/TCP", false),
+            (X, DB, "80/TCP", false),
+        ],
+    );
+    // An object of several at an address is enough.
+    objects.push(set("g", json!({"x": "1"}), json!(["203.0.113.0/24"])));
+    check(
+        &objects,
+        &[(OUT, DB, "80/TCP", false), ("198.51.100.1", DB, "80/TCP", true)],
+    );
+    let web = |source: Value| {
+        let rules = json!([{"action": "Deny", "source": source}, {"action": "Allow"}]);
+        [gnp("p", json!({"selector": "role == 'db'", "ingress": rules}))]
+    };
+    check(
+        &web(json!({"notSelector": "role == 'web'"})),
+        &[(OUT, DB, "80/TCP", false), (WEB, DB, "80/TCP", true)],
+    );
+}
+
+#[test]
+fn t99_what_a_side_says_has_to_hold_at_once() {
+    let selector = json!({"selector": "role == 'web'", "nets": ["10.0.0.0/24", "203.0.113.0/24"]});
+    check(
+        &to_db(json!({"source": selector})),
+        &[
+            (WEB, DB, "80/TCP", true),
+            (X, DB, "80/TCP", false),
+            (OUT, DB, "80/TCP", false),
+            ("fd00::1", DB, "80/TCP", false),
+        ],
+    );
+    check(
+        &to_db(json!({"source": {"namespaceSelector": "has(team)", "notNets": ["10.0.0.0/24"]}})),
+        &[
+            (WEB, DB, "80/TCP", false),
+            (X, DB, "80/TCP", true),
+            ("fd00::1:1", DB, "80/TCP", false),
+        ],
+    );
+    check(
+        &to_db(
+            json!({"source": {"notSelector": "role == 'web'", "nets": ["10.0.0.0/8", "203.0.113.0/24"],
+            "notNets": ["203.0.113.8/30"]}}),
+        ),
+        &[
+            (WEB, DB, "80/TCP", false),
+            ("203.0.113.1", DB, "80/TCP", true),
+            (OUT, DB, "80/TCP", false),
+            ("198.51.100.1", DB, "80/TCP", false),
+        ],
+    );
+    check(
+        &to_db(
+            json!({"source": {"serviceAccounts": {"names": ["s"]}, "namespaceSelector": "team == 'b'",
+            "selector": "role == 'web'"}}),
+        ),
+        &[(WEB, DB, "80/TCP", false), (X, DB, "80/TCP", true)],
+    );
+    // A set and a block hold an address together.
+    let mut objects = to_db(json!({"source": {"selector": "has(y)", "nets": ["203.0.113.0/24"]}}));
+    objects.push(set(
+        "g",
+        json!({"y": "1"}),
+        json!(["203.0.113.0/28", "198.51.100.0/24"]),
+    ));
+    check(
+        &objects,
+        &[
+            (OUT, DB, "80/TCP", true),
+            ("203.0.113.99", DB, "80/TCP", false),
+            ("198.51.100.1", DB, "80/TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn t66_t67_icmp_beside_a_selector_is_of_its_version() {
+    let icmp =
+        |protocol: Value| to_db(json!({"protocol": protocol, "source": {"selector": "role == 'web'"}}));
+    check(
+        &icmp(json!("ICMP")),
+        &[
+            (WEB, DB, "ICMP", true),
+            (OUT, DB, "ICMP", false),
+            ("fd00::1", "fd00::2", "1", false),
+            ("fd00::1", "fd00::2", "ICMPv6", false),
+        ],
+    );
+    check(
+        &icmp(json!(1)),
+        &[(WEB, DB, "ICMP", true), ("fd00::1", "fd00::2", "1", true)],
+    );
+    let v6 = to_db(json!({"ipVersion": 6, "source": {"selector": "role == 'web'"}}));
+    check(
+        &v6,
+        &[(WEB, DB, "80/TCP", false), ("fd00::1", "fd00::2", "80/TCP", true)],
+    );
+}
+
+#[test]
+fn t99_8_every_protocol_but_one() {
+    check(
+        &to_db(json!({"notProtocol": "TCP"})),
+        &[
+            (X, DB, "80/TCP", false),
+            (X, DB, "0/TCP", false),
+            (X, DB, "80/UDP", true),
+            (X, DB, "ICMP", true),
+            (X, DB, "47", true),
+        ],
+    );
+    check(
+        &to_db(json!({"notProtocol": "UDPLite"})),
+        &[
+            (X, DB, "80/TCP", true),
+            (X, DB, "136", false),
+            (X, DB, "47", true),
+        ],
+    );
+    check(
+        &to_db(json!({"notProtocol": "ICMP"})),
+        &[(X, DB, "ICMP", false), (X, DB, "80/UDP", true)],
+    );
+    check(
+        &to_db(json!({"notProtocol": "TCP", "destination": {"ports": ["dns"]}})),
+        &[(X, DB, "53/TCP", false), (X, DB, "53/UDP", true)],
+    );
+}
+
+#[test]
+fn t64_notports_with_a_name_match_whoever_does_not_have_it() {
+    let not = |ports: Value| {
+        let rules = json!([{"action": "Allow", "protocol": "TCP", "destination": {"notPorts": ports}}]);
+        [np(
+            "shop/p",
+            json!({"selector": "role == 'web'", "egress": rules}),
+        )]
+    };
+    check(
+        &not(json!(["dns"])),
+        &[
+            (WEB, OUT, "53/TCP", true),
+            (WEB, X, "53/TCP", true),
+            (WEB, DB, "53/TCP", false),
+            (WEB, DB, "5432/TCP", true),
+            (WEB, OUT, "53/UDP", false),
+        ],
+    );
+    check(
+        &not(json!(["dns", 80])),
+        &[
+            (WEB, OUT, "80/TCP", false),
+            (WEB, DB, "53/TCP", false),
+            (WEB, DB, "81/TCP", true),
+        ],
+    );
+    let both =
+        json!({"protocol": "TCP", "destination": {"ports": ["sql", "1:100"], "notPorts": ["dns", 80]}});
+    check(
+        &to_db(both),
+        &[
+            (X, DB, "5432/TCP", true),
+            (X, DB, "53/TCP", false),
+            (X, DB, "80/TCP", false),
+            (X, DB, "100/TCP", true),
+            (X, DB, "101/TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn t99_a_rule_may_be_for_some_of_the_selected_pods() {
+    let rule = |destination: Value| {
+        let rules = json!([{"action": "Allow", "destination": destination}]);
+        [gnp("p", json!({"types": ["Ingress"], "ingress": rules}))]
+    };
+    for destination in [
+        json!({"selector": "role == 'db'"}),
+        json!({"notSelector": "role == 'web'"}),
+        json!({"nets": ["10.0.0.2/32"]}),
+        json!({"namespaceSelector": "team == 'a'", "notNets": ["10.0.0.0/31"]}),
+    ] {
+        check(
+            &rule(destination),
+            &[(OUT, DB, "80/TCP", true), (OUT, WEB, "80/TCP", false)],
+        );
+    }
+    check(
+        &rule(json!({"nets": ["10.0.0.2/32"]})),
+        &[("2001:db8::9", DB, "80/TCP", false), (OUT, X, "80/TCP", false)],
+    );
+    check(
+        &rule(json!({"serviceAccounts": {"names": ["s"]}, "namespaceSelector": "team == 'b'"})),
+        &[
+            (OUT, X, "80/TCP", true),
+            (OUT, WEB, "80/TCP", false),
+            (OUT, DB, "80/TCP", false),
+        ],
+    );
+    let source = json!([{"action": "Deny", "source": {"selector": "role == 'web'"}, "destination": {"nets": ["203.0.113.0/24"]}},
+        {"action": "Allow"}]);
+    check(
+        &[gnp("p", json!({"types": ["Egress"], "egress": source}))],
+        &[
+            (WEB, OUT, "80/TCP", false),
+            (DB, OUT, "80/TCP", true),
+            (WEB, DB, "80/TCP", true),
+        ],
+    );
+    // A set makes an address one of those that the rule is for, whatever its pod is.
+    let mut objects = rule(json!({"selector": "has(y)"})).to_vec();
+    objects.push(set("g", json!({"y": "1"}), json!(["10.0.0.1"])));
+    check(
+        &objects,
+        &[(OUT, WEB, "80/TCP", true), (OUT, DB, "80/TCP", false)],
+    );
+}
+
+/// `explain` says at which condition a rule fails.
+#[test]
+fn conditions_of_a_rule_are_said_in_words() {
+    let world = World::new(&to_db(
+        json!({"protocol": "TCP", "source": {"selector": "role == 'web'", "nets": ["10.0.0.0/24"]},
+        "destination": {"notPorts": [81]}}),
+    ));
+    let folder = world.dir.path().to_str().unwrap();
+    let said =
+        |src: &str, service: &str| ran::ringwall(&["explain", "--manifests", folder, src, DB, service]).out;
+    let outside = said(X, "80/TCP");
+    assert!(
+        outside.contains("rule 0 (allow) fails at its conditions")
+            && outside.contains("the peer must be ipBlock 10.0.0.0/24: other/x is not"),
+        "{outside}"
+    );
+    let excluded = said(WEB, "81/TCP");
+    assert!(excluded.contains("not 81/TCP"), "{excluded}");
+    let passes = said(WEB, "80/TCP");
+    assert!(
+        passes.contains("rule 0 (allow) matches: this is the one that decides"),
+        "{passes}"
+    );
 }
 
 /// A person sees which tier denied by default, and where a policy of Calico stands.

@@ -142,6 +142,14 @@ impl Classes {
             .unwrap_or_default()
     }
 
+    /// The blocks of a set of blocks.
+    pub(super) fn blocks(&self, set: u32) -> &[u32] {
+        self.block_sets
+            .get(set as usize)
+            .map(|set| set.0.as_slice())
+            .unwrap_or_default()
+    }
+
     /// Adds a set that holds so many of the cohorts with a list to the list itself, if it holds all of them.
     pub(super) fn widen(
         &mut self,

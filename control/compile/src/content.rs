@@ -171,7 +171,13 @@ impl<'k> Digest<'k> {
 
     /// All that a rule says; `peers` are the contents of its peers. Order and repetition of peers and ports do not
     /// matter.
-    pub(super) fn rule(&mut self, rule: &Rule<'_>, peers: Option<Vec<Content>>) {
+    /// `peers` and `conditions`, of the peer and of the pod itself, are what those of the rule are.
+    pub(super) fn rule(
+        &mut self,
+        rule: &Rule<'_>,
+        peers: Option<Vec<Content>>,
+        conditions: [Vec<(bool, Vec<Content>)>; 2],
+    ) {
         self.number(u64::from(rule.index));
         self.number(match rule.action {
             Action::Allow => 0,
@@ -185,15 +191,29 @@ impl<'k> Digest<'k> {
         }
         match rule.ports {
             None => self.number(u64::MAX),
-            Some(ports) => {
-                let mut ports: Vec<&PortMatch> = ports.iter().collect();
-                ports.sort_unstable();
-                ports.dedup();
-                self.number(ports.len() as u64);
-                for port in ports {
-                    self.port(port);
-                }
+            Some(ports) => self.ports(ports),
+        }
+        // No rule has such an index, with which the next one would begin.
+        for (end, conditions) in (1..).zip(conditions) {
+            for (negated, any) in conditions {
+                self.number(u64::MAX - end);
+                self.number(u64::from(negated));
+                self.set(any);
             }
+        }
+        if !rule.not_ports.is_empty() {
+            self.number(u64::MAX - 3);
+            self.ports(rule.not_ports);
+        }
+    }
+
+    fn ports(&mut self, ports: &[PortMatch]) {
+        let mut ports: Vec<&PortMatch> = ports.iter().collect();
+        ports.sort_unstable();
+        ports.dedup();
+        self.number(ports.len() as u64);
+        for port in ports {
+            self.port(port);
         }
     }
 

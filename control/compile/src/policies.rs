@@ -9,14 +9,14 @@ use hashbrown::HashMap;
 use ringwall_dataplane::classify::ImageBuilder;
 use ringwall_policy::{
     PolicyId,
-    tiers::{Peer, Policy, Rank, Rule},
+    tiers::{self, Peer, Policy, Rank, Rule},
 };
 
 use super::{
     Budget, CompileError,
     blocks::Block,
     content::{self, Content, Digest},
-    rows::{Atom, ClassSet, RowRule},
+    rows::{Atom, ClassSet, Condition, Parties, RowRule},
     selectors::{Index, Label, Matcher, Vocabulary},
 };
 
@@ -48,6 +48,8 @@ pub(super) struct Slot {
     /// Distinct sets and blocks that its rules name.
     sets: Vec<u32>,
     blocks: Vec<u32>,
+    /// Whether a rule of it asks for the address of the pod that it selects.
+    pub by_own_address: bool,
     /// Cohorts with pods that it selects.
     pub cohorts: u32,
     in_force: bool,
@@ -165,31 +167,48 @@ impl Policies {
         let number = tables.policy(&tier.name, id.kind.name(), &id.namespace, &id.name);
         let first_set = self.sets.len() as u32;
         let (mut sets, mut blocks) = (Vec::new(), Vec::new());
+        let mut by_own_address = false;
         let mut direction = |rules: &Option<Vec<Rule<'_>>>| {
             let rules = rules.as_ref()?;
             let first = self.rules.len() as u32;
             let mut digest = Digest::new("direction");
             digest.content(&content);
             for rule in rules {
-                let peers = rule.peers.as_ref().map(|peers| {
-                    let peer = |peer: &Peer<'_>| self.peer(peer, vocabulary);
-                    peers.iter().map(peer).collect::<Vec<(Atom, Content)>>()
-                });
-                let contents = |peers: &Vec<(Atom, Content)>| peers.iter().map(|peer| peer.1).collect();
-                digest.rule(rule, peers.as_ref().map(contents));
-                for (atom, _) in peers.iter().flatten() {
+                let mut atoms = |peers: &Vec<Peer<'_>>| -> (Vec<Atom>, Vec<Content>) {
+                    peers.iter().map(|peer| self.peer(peer, vocabulary)).unzip()
+                };
+                let peers = rule.peers.as_ref().map(&mut atoms);
+                let mut conditions = |conditions: &[tiers::Condition<'_>]| -> (Vec<Condition>, Vec<_>) {
+                    let each = |condition: &tiers::Condition<'_>| {
+                        let negated = condition.negated;
+                        let (any, contents) = atoms(&condition.any);
+                        (Condition { negated, any }, (negated, contents))
+                    };
+                    conditions.iter().map(each).unzip()
+                };
+                let (of_peer, peer_contents) = conditions(&rule.of_peer);
+                let (of_own, own_contents) = conditions(&rule.of_own);
+                let (peers, contents) = peers.unzip();
+                digest.rule(rule, contents, [peer_contents, own_contents]);
+                let parties = Parties {
+                    peers,
+                    of_peer,
+                    of_own,
+                };
+                for atom in parties.atoms() {
                     match atom {
-                        Atom::Pods(set) => sets.push(*set),
-                        Atom::Block(block) => blocks.push(*block),
+                        Atom::Pods(set) => sets.push(set),
+                        Atom::Block(block) => blocks.push(block),
                     }
                 }
+                let in_block = |condition: &Condition| {
+                    let mut any = condition.any.iter();
+                    any.any(|atom| matches!(atom, Atom::Block(_)))
+                };
+                by_own_address |= parties.of_own.iter().any(in_block);
                 let provenance = tables.rule(number, rule.index);
-                self.rules.push(RowRule::new(
-                    tier.number,
-                    rule,
-                    peers.map(|peers| peers.into_iter().map(|peer| peer.0).collect()),
-                    provenance,
-                ));
+                let rule = RowRule::new(tier.number, rule, parties, provenance);
+                self.rules.push(rule);
             }
             Some(Direction {
                 rules: first..self.rules.len() as u32,
@@ -223,6 +242,7 @@ impl Policies {
             egress,
             sets,
             blocks,
+            by_own_address,
             cohorts: 0,
             in_force: false,
             removed: false,
@@ -327,6 +347,14 @@ impl Policies {
             set.is_some_and(|set| set.matcher.holds(space, space_labels, labels))
         };
         self.peers.find(space, space_labels, labels, holds)
+    }
+
+    /// Whether a rule of these policies asks for the address of the pod that they select.
+    pub(super) fn ask_for_own_address(&self, policies: &[u32]) -> bool {
+        let mut slots = policies
+            .iter()
+            .filter_map(|policy| self.slots.get(*policy as usize));
+        slots.any(|slot| slot.by_own_address)
     }
 
     /// A cohort that these policies select has its first pod (`more`), or lost its last.

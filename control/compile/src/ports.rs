@@ -14,6 +14,15 @@ pub(super) struct CellRule<'a> {
     /// Its provenance in the image.
     pub provenance: u32,
     pub ports: Option<&'a [PortMatch]>,
+    /// What it does not match.
+    pub not_ports: &'a [PortMatch],
+}
+
+impl<'a> CellRule<'a> {
+    /// Every protocol and port that it names.
+    fn named_ports(&self) -> impl Iterator<Item = &'a PortMatch> {
+        self.ports.unwrap_or_default().iter().chain(self.not_ports)
+    }
 }
 
 /// A port name that policies ask for, and the destination's number for it.
@@ -52,16 +61,21 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
     let otherwise = first_match(portless, isolating);
     let mut ranges = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
-        let covered = cover(rules, protocol, named);
-        if covered.is_empty() {
+        let names = |rule: &CellRule<'_>| rule.named_ports().any(|port| is_of(port, protocol));
+        if !rules.iter().any(names) {
             continue;
         }
+        let covered = cover(rules, protocol, named);
         let mut active: BTreeMap<usize, u32> = BTreeMap::new();
         for (position, rule) in rules.iter().enumerate() {
-            if rule.ports.is_none() {
+            if rule.ports.is_none() && !rule.not_ports.iter().any(|port| is_of(port, protocol)) {
                 active.insert(position, 1);
             }
         }
+        let matching = |active: &BTreeMap<usize, u32>| {
+            let matching = active.keys().filter_map(|position| rules.get(*position));
+            first_match(matching, isolating)
+        };
         // By port; at one port, what begins before what ends, so that no count falls below zero.
         let mut edges: Vec<(u32, bool, usize)> = Vec::with_capacity(2 * covered.len());
         for (lo, hi, position) in covered {
@@ -69,6 +83,17 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
             edges.push((u32::from(hi) + 1, true, position));
         }
         edges.sort_unstable();
+        // Up to the first of them, what no edge is of.
+        let first = edges.first().map_or(u32::from(u16::MAX) + 1, |edge| edge.0);
+        let then = matching(&active);
+        if let Some(hi) = first.checked_sub(1).filter(|_| then != otherwise) {
+            ranges.push(PortRange {
+                protocol: protocol.number(),
+                lo: 0,
+                hi: hi as u16,
+                then,
+            });
+        }
         let mut edges = edges.chunk_by(|one, other| one.0 == other.0).peekable();
         while let Some(changes) = edges.next() {
             for (_, ends, position) in changes {
@@ -90,8 +115,7 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
                 .peek()
                 .and_then(first)
                 .map_or(u16::MAX, |next| (next - 1) as u16);
-            let matching = active.keys().filter_map(|position| rules.get(*position));
-            let then = first_match(matching, isolating);
+            let then = matching(&active);
             if then != otherwise {
                 ranges.push(PortRange {
                     protocol: protocol.number(),
@@ -104,7 +128,7 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
     }
     let mut others: Vec<u8> = rules
         .iter()
-        .flat_map(|rule| rule.ports.unwrap_or_default())
+        .flat_map(CellRule::named_ports)
         .filter_map(|port| match port {
             PortMatch::IpProtocol(number) => Some(*number),
             _ => None,
@@ -115,7 +139,7 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
     for number in others {
         let matching = rules.iter().filter(|rule| {
             let names = |ports: &[PortMatch]| ports.contains(&PortMatch::IpProtocol(number));
-            rule.ports.is_none_or(names)
+            rule.ports.is_none_or(names) && !names(rule.not_ports)
         });
         let then = first_match(matching, isolating);
         if then != otherwise {
@@ -131,27 +155,70 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
     Cell { otherwise, ranges }
 }
 
-/// Port ranges of a protocol that rules name, with the position of the rule.
+/// Whether an entry is of a protocol that has ports.
+fn is_of(port: &PortMatch, protocol: Protocol) -> bool {
+    match port {
+        PortMatch::All(of)
+        | PortMatch::Range { protocol: of, .. }
+        | PortMatch::Named { protocol: of, .. } => *of == protocol,
+        PortMatch::IpProtocol(_) => false,
+    }
+}
+
+/// Port ranges of a protocol that rules match by their ports, with the position of the rule.
 fn cover(rules: &[CellRule<'_>], protocol: Protocol, named: &[NamedPort]) -> Vec<(u16, u16, usize)> {
     let mut covered = Vec::new();
     for (position, rule) in rules.iter().enumerate() {
-        for port in rule.ports.unwrap_or_default() {
-            match port {
-                PortMatch::All(of) if *of == protocol => covered.push((0, u16::MAX, position)),
-                PortMatch::Range { protocol: of, lo, hi } if *of == protocol && lo <= hi => {
-                    covered.push((*lo, *hi, position));
-                }
-                PortMatch::Named { protocol: of, name } if *of == protocol => {
-                    let found = named
-                        .iter()
-                        .find(|((of, known), _)| (*of, known) == (protocol, name));
-                    covered.extend(found.map(|(_, number)| (*number, *number, position)));
-                }
-                _ => {}
-            }
-        }
+        let ranges = |ports: &[PortMatch]| -> Vec<(u16, u16)> {
+            let ranges = ports.iter().filter_map(|port| range(port, protocol, named));
+            ranges.collect()
+        };
+        let not = ranges(rule.not_ports);
+        let own = match rule.ports {
+            Some(ports) => ranges(ports),
+            // What names no port of the protocol is no matter of ports.
+            None if rule.not_ports.iter().any(|port| is_of(port, protocol)) => vec![(0, u16::MAX)],
+            None => continue,
+        };
+        let left = if not.is_empty() { own } else { without(own, &not) };
+        covered.extend(left.into_iter().map(|(lo, hi)| (lo, hi, position)));
     }
     covered
+}
+
+/// The ports of a protocol that an entry matches.
+fn range(port: &PortMatch, protocol: Protocol, named: &[NamedPort]) -> Option<(u16, u16)> {
+    match port {
+        _ if !is_of(port, protocol) => None,
+        PortMatch::All(_) => Some((0, u16::MAX)),
+        PortMatch::Range { lo, hi, .. } => (lo <= hi).then_some((*lo, *hi)),
+        PortMatch::Named { protocol: of, name } => {
+            let found = named
+                .iter()
+                .find(|((of_port, known), _)| (of_port, known) == (of, name));
+            found.map(|(_, number)| (*number, *number))
+        }
+        PortMatch::IpProtocol(_) => None,
+    }
+}
+
+/// Ranges, without what others hold.
+fn without(ranges: Vec<(u16, u16)>, others: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let mut left = ranges;
+    for &(lo, hi) in others {
+        left = left
+            .into_iter()
+            .flat_map(|(first, last)| {
+                let before = lo.checked_sub(1).map(|end| (first, last.min(end)));
+                let after = hi.checked_add(1).map(|start| (first.max(start), last));
+                before
+                    .into_iter()
+                    .chain(after)
+                    .filter(|(first, last)| first <= last)
+            })
+            .collect();
+    }
+    left
 }
 
 /// The decision of rules that all match, in order.
@@ -227,6 +294,7 @@ mod tests {
             action,
             provenance,
             ports,
+            not_ports: &[],
         }
     }
 
@@ -316,5 +384,46 @@ mod tests {
         assert_eq!(at(&cell, 17, 53), PortDecision::DENY);
         assert_eq!(at(&cell, 6, 53), PortDecision::DENY);
         assert_eq!(decide(&rules, FIRST, &[]).ranges, []);
+    }
+
+    #[test]
+    fn what_a_rule_does_not_match_is_left_to_others() {
+        let web = PortMatch::Named {
+            protocol: Protocol::Tcp,
+            name: "web".to_owned(),
+        };
+        let not = [tcp(10, 20), tcp(15, 30), web, PortMatch::IpProtocol(47)];
+        let all_tcp = [PortMatch::All(Protocol::Tcp)];
+        let named = [((Protocol::Tcp, "web".to_owned()), 8080)];
+        let but = |ports, not_ports| CellRule {
+            not_ports,
+            ..rule(0, Action::Allow, 1, ports)
+        };
+        let cell = decide(&[but(None, &not)], FIRST, &named);
+        for port in [0, 9, 31, 8079, 8081, 65535] {
+            assert_eq!(at(&cell, 6, port), PortDecision::allow(1), "port {port}");
+        }
+        for port in [10, 14, 20, 21, 30, 8080] {
+            assert_eq!(at(&cell, 6, port), PortDecision::DENY, "port {port}");
+        }
+        assert_eq!(at(&cell, 17, 10), PortDecision::allow(1));
+        assert_eq!(at(&cell, 47, 0), PortDecision::DENY);
+        assert_eq!(cell.otherwise, PortDecision::allow(1));
+        // Of a destination without the name.
+        assert_eq!(
+            at(&decide(&[but(None, &not)], FIRST, &[]), 6, 8080),
+            PortDecision::allow(1)
+        );
+        let cell = decide(&[but(Some(&all_tcp), &not)], FIRST, &named);
+        assert_eq!(at(&cell, 6, 9), PortDecision::allow(1));
+        assert_eq!(at(&cell, 6, 10), PortDecision::DENY);
+        assert_eq!(at(&cell, 17, 9), PortDecision::DENY);
+        // Every protocol but one.
+        let rules = [but(None, &all_tcp), rule(0, Action::Allow, 2, None)];
+        let cell = decide(&rules, FIRST, &[]);
+        assert_eq!(at(&cell, 6, 0), PortDecision::allow(2));
+        assert_eq!(at(&cell, 6, 65535), PortDecision::allow(2));
+        assert_eq!(at(&cell, 17, 80), PortDecision::allow(1));
+        assert_eq!(cell.otherwise, PortDecision::allow(1));
     }
 }

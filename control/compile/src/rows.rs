@@ -50,43 +50,121 @@ pub(super) enum Atom {
     Block(u32),
 }
 
+/// What one end has to be.
+#[derive(Clone, Debug)]
+pub(super) struct Condition {
+    /// None of these, or else one of them.
+    pub negated: bool,
+    pub any: Vec<Atom>,
+}
+
+impl Condition {
+    /// Whether it holds of what these sets and blocks hold, each in ascending order.
+    fn holds(&self, sets: &[u32], blocks: &[u32]) -> bool {
+        is_one_of(&self.any, sets, blocks) != self.negated
+    }
+}
+
+fn is_one_of(atoms: &[Atom], sets: &[u32], blocks: &[u32]) -> bool {
+    atoms.iter().any(|atom| match atom {
+        Atom::Pods(set) => sets.binary_search(set).is_ok(),
+        Atom::Block(block) => blocks.binary_search(block).is_ok(),
+    })
+}
+
+/// Who a rule is for: all of it has to hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parties {
+    /// One of these is the peer; None for everyone.
+    pub peers: Option<Vec<Atom>>,
+    /// What the peer has to be besides.
+    pub of_peer: Vec<Condition>,
+    /// What the pod has to be that the row is of.
+    pub of_own: Vec<Condition>,
+}
+
+impl Parties {
+    /// Everything that is named.
+    pub(super) fn atoms(&self) -> impl Iterator<Item = Atom> {
+        let conditions = self.of_peer.iter().chain(&self.of_own);
+        let named = conditions.flat_map(|condition| &condition.any);
+        self.peers.iter().flatten().chain(named).copied()
+    }
+
+    /// Whether a peer is among them that these sets and blocks hold.
+    fn has_peer(&self, sets: &[u32], blocks: &[u32]) -> bool {
+        let peers = self.peers.as_deref();
+        peers.is_none_or(|peers| is_one_of(peers, sets, blocks))
+            && self.of_peer.iter().all(|condition| condition.holds(sets, blocks))
+    }
+
+    /// Whether every peer is among them.
+    fn is_everyone(&self) -> bool {
+        self.peers.is_none() && self.of_peer.is_empty()
+    }
+
+    /// Whether peers that nothing holds are among them, and others are not.
+    fn is_everyone_else(&self) -> bool {
+        let negated = self.of_peer.iter().all(|condition| condition.negated);
+        self.peers.is_none() && negated && !self.of_peer.is_empty()
+    }
+}
+
 /// A rule of a policy.
 #[derive(Debug)]
 pub(super) struct RowRule {
     tier: u32,
     action: Action,
-    /// None for everyone.
-    peers: Option<Vec<Atom>>,
+    parties: Parties,
     ports: Option<Vec<PortMatch>>,
+    not_ports: Vec<PortMatch>,
     /// Whether what it does depends on the destination's named ports.
     asks_names: bool,
     provenance: u32,
 }
 
 impl RowRule {
-    pub(super) fn new(tier: u32, rule: &Rule<'_>, peers: Option<Vec<Atom>>, provenance: u32) -> Self {
+    pub(super) fn new(tier: u32, rule: &Rule<'_>, parties: Parties, provenance: u32) -> Self {
         let named = |port: &PortMatch| matches!(port, PortMatch::Named { .. });
         Self {
             tier,
             action: rule.action,
-            peers,
+            parties,
             ports: rule.ports.map(<[PortMatch]>::to_vec),
-            asks_names: rule.ports.is_some_and(|ports| ports.iter().any(named)),
+            not_ports: rule.not_ports.to_vec(),
+            asks_names: rule.named_ports().any(named),
             provenance,
         }
     }
 
     /// Blocks that it names.
     pub(super) fn blocks(&self) -> u64 {
-        let peers = self.peers.iter().flatten();
-        peers.filter(|peer| matches!(peer, Atom::Block(_))).count() as u64
+        let atoms = self.parties.atoms();
+        atoms.filter(|atom| matches!(atom, Atom::Block(_))).count() as u64
+    }
+
+    /// Whether it is for a pod that these sets and blocks hold.
+    fn is_of(&self, own: Own<'_>) -> bool {
+        let mut conditions = self.parties.of_own.iter();
+        conditions.all(|condition| condition.holds(own.sets, own.blocks))
     }
 
     /// Whether no later rule decides anything that it matches.
     fn ends(&self) -> bool {
-        self.ports.is_none() && matches!(self.action, Action::Allow | Action::Deny)
+        let everything = self.ports.is_none() && self.not_ports.is_empty();
+        everything && matches!(self.action, Action::Allow | Action::Deny)
     }
 }
+
+/// The pods that a row is of, as conditions see them: sets and blocks that hold them, each in ascending order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own<'a> {
+    pub sets: &'a [u32],
+    pub blocks: &'a [u32],
+}
+
+/// Policies, whose named ports count, and rules of theirs that are not for the pods that the row is of.
+type RowKey = (Vec<u32>, NamesOf, Vec<u32>);
 
 /// Whose named ports count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,8 +201,7 @@ pub(super) struct Sources<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     rows: Vec<Row>,
-    /// By policies and the named ports that count.
-    known: HashMap<(Vec<u32>, NamesOf), u32>,
+    known: HashMap<RowKey, u32>,
     /// Lists of tiers that deny what none of their rules matches, each once.
     isolations: Vec<Vec<Isolation>>,
     known_isolations: HashMap<Vec<Isolation>, u32>,
@@ -134,6 +211,8 @@ pub(super) struct Rows {
     pub remembered: u64,
     /// Egress rows with a rule for everyone whose ports each peer names for itself.
     asking: Vec<u32>,
+    /// Rows with a rule for everyone but some, who include classes that nothing holds.
+    for_others: Vec<u32>,
     /// Sets and blocks that new rows name, for whoever keeps count of them.
     pub named: Vec<(Atom, u32)>,
     /// Bytes by policy, shared evenly by the policies of a row.
@@ -180,6 +259,7 @@ impl Rows {
         &mut self,
         policies: &[u32],
         ports: Option<u32>,
+        pods: Own<'_>,
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
     ) -> u32 {
@@ -201,10 +281,17 @@ impl Rows {
         if own.is_empty() {
             return 0;
         }
-        let rules = || {
+        let all_rules = || {
             let directions = slots().filter_map(|slot| slot.direction(ingress));
             directions.flat_map(|direction| direction.rules.clone())
         };
+        let is_of_others = |rule: &u32| {
+            let rule = from.policies.rules.get(*rule as usize);
+            rule.is_some_and(|rule| !rule.is_of(pods))
+        };
+        let mut of_others: Vec<u32> = all_rules().filter(is_of_others).collect();
+        of_others.sort_unstable();
+        let rules = || all_rules().filter(|rule| of_others.binary_search(rule).is_err());
         let asks = |rule: u32| {
             let rule = from.policies.rules.get(rule as usize);
             rule.is_some_and(|rule| rule.asks_names)
@@ -214,7 +301,7 @@ impl Rows {
             Some(_) => NamesOf::Subject(0),
             None => NamesOf::Peer,
         };
-        let key = (own, names);
+        let key: RowKey = (own, names, of_others.clone());
         if let Some(row) = self.known.get(&key) {
             return *row;
         }
@@ -279,7 +366,7 @@ impl Rows {
             let own_node = if others.len() == key.0.len() {
                 number
             } else {
-                self.of(&others, None, from, tables)
+                self.of(&others, None, pods, from, tables)
             };
             tables.set_own_node(number, own_node);
         }
@@ -305,17 +392,20 @@ impl Rows {
         let Some(row) = self.rows.get(number as usize - 1) else {
             return;
         };
-        let mut asks = false;
+        let (mut asks, mut for_others) = (false, false);
         for rule in &row.rules {
             let Some(rule) = policies.rules.get(*rule as usize) else {
                 continue;
             };
-            match &rule.peers {
-                Some(peers) => self.named.extend(peers.iter().map(|peer| (*peer, number))),
-                None => asks |= rule.asks_names && row.names == NamesOf::Peer,
-            }
+            asks |= rule.parties.is_everyone() && rule.asks_names && row.names == NamesOf::Peer;
+            for_others |= rule.parties.is_everyone_else();
+            let conditions = rule.parties.of_peer.iter().flat_map(|condition| &condition.any);
+            let peers = rule.parties.peers.iter().flatten().chain(conditions);
+            self.named.extend(peers.map(|peer| (*peer, number)));
         }
-        if asks {
+        if for_others {
+            self.for_others.push(number);
+        } else if asks {
             self.asking.push(number);
         }
     }
@@ -342,6 +432,7 @@ impl Rows {
         if class.ports() != 0 {
             rows.extend(&self.asking);
         }
+        rows.extend(&self.for_others);
         rows.sort_unstable();
         rows.dedup();
         let (sets, blocks) = from.classes.held_by(class);
@@ -355,13 +446,7 @@ impl Rows {
                 let Some(known) = from.policies.rules.get(*rule as usize) else {
                     continue;
                 };
-                let matches = known.peers.as_ref().is_none_or(|peers| {
-                    peers.iter().any(|peer| match peer {
-                        Atom::Pods(set) => sets.binary_search(set).is_ok(),
-                        Atom::Block(block) => blocks.binary_search(block).is_ok(),
-                    })
-                });
-                if matches {
+                if known.parties.has_peer(sets, blocks) {
                     rules.push(*rule);
                     if known.ends() && !written.passes {
                         break;
@@ -388,33 +473,31 @@ impl Rows {
             let Some(rule) = rule_of(*rule) else {
                 continue;
             };
-            let Some(peers) = &rule.peers else {
+            if rule.parties.is_everyone() {
                 everyone.push(position);
                 continue;
-            };
-            for peer in peers {
-                let classes = match peer {
-                    Atom::Pods(set) => from
-                        .policies
-                        .sets
-                        .get(*set as usize)
-                        .map(|set| &set.named.classes),
-                    Atom::Block(block) => from
-                        .policies
-                        .named_blocks
-                        .get(*block as usize)
-                        .map(|block| &block.classes),
+            }
+            let mut lay = |page: u32, mask: u64| {
+                let Some(laid) = self.laid.get_mut(page as usize) else {
+                    return;
                 };
-                for (page, mask) in classes.into_iter().flatten() {
-                    let Some(laid) = self.laid.get_mut(*page as usize) else {
-                        continue;
-                    };
-                    if laid.is_empty() {
-                        touched.push(*page);
+                if laid.is_empty() {
+                    touched.push(page);
+                }
+                match laid.last_mut() {
+                    Some((last, laid)) if *last == position => *laid |= mask,
+                    _ => laid.push((position, mask)),
+                }
+            };
+            match (&rule.parties.peers, rule.parties.of_peer.as_slice()) {
+                (Some(peers), []) => {
+                    for (page, mask) in peers.iter().filter_map(|peer| classes_in(*peer, from)).flatten() {
+                        lay(*page, *mask);
                     }
-                    match laid.last_mut() {
-                        Some((last, laid)) if *last == position => *laid |= mask,
-                        _ => laid.push((position, *mask)),
+                }
+                _ => {
+                    for (page, mask) in peers_of(&rule.parties, self.pages, from) {
+                        lay(page, mask);
                     }
                 }
             }
@@ -587,6 +670,7 @@ impl Rows {
                 action: rule.action,
                 provenance: rule.provenance,
                 ports: rule.ports.as_deref(),
+                not_ports: &rule.not_ports,
             })
             .collect();
         let named: &[NamedPort] = from.vocabulary.ports(ports);
@@ -598,4 +682,40 @@ impl Rows {
         self.maps.insert(MapKey(rules.to_vec(), ports, isolations), map);
         map
     }
+}
+
+/// The classes that a set of pods or a block holds.
+fn classes_in<'a>(atom: Atom, from: &Sources<'a>) -> Option<&'a ClassSet> {
+    let policies = from.policies;
+    match atom {
+        Atom::Pods(set) => policies.sets.get(set as usize).map(|set| &set.named.classes),
+        Atom::Block(block) => policies
+            .named_blocks
+            .get(block as usize)
+            .map(|block| &block.classes),
+    }
+}
+
+/// The classes that a rule is for, of all pages; those that do not exist among those that nothing holds.
+fn peers_of(parties: &Parties, pages: usize, from: &Sources<'_>) -> ClassSet {
+    let union = |atoms: &[Atom]| {
+        let mut masks = vec![0_u64; pages];
+        for (page, mask) in atoms.iter().filter_map(|atom| classes_in(*atom, from)).flatten() {
+            if let Some(known) = masks.get_mut(*page as usize) {
+                *known |= mask;
+            }
+        }
+        masks
+    };
+    let mut peers = match &parties.peers {
+        Some(peers) => union(peers),
+        None => vec![u64::MAX; pages],
+    };
+    for condition in &parties.of_peer {
+        for (peers, named) in peers.iter_mut().zip(union(&condition.any)) {
+            *peers &= if condition.negated { !named } else { named };
+        }
+    }
+    let touched = (0..).zip(peers).filter(|(_, mask)| *mask != 0);
+    touched.collect()
 }

@@ -202,12 +202,12 @@ fn words<'a>(policy: &Policy<'a>, say: &mut impl FnMut(Word<'a>)) {
     let ingress = policy.ingress.iter().flatten().map(|rule| (rule, true));
     let egress = policy.egress.iter().flatten().map(|rule| (rule, false));
     for (rule, ingress) in ingress.chain(egress) {
-        for peer in rule.peers.iter().flatten() {
+        for peer in rule.named_peers() {
             if let Peer::Pods(set) = peer {
                 keys(set, say);
             }
         }
-        for port in rule.ports.unwrap_or_default() {
+        for port in rule.named_ports() {
             if let PortMatch::Named { protocol, name } = port {
                 say(Word::PortName {
                     ingress,

@@ -27,7 +27,7 @@ use super::{
     members::{Counted, Member, Members},
     owners::{Owner, Owners},
     policies::Policies,
-    rows::{Rows, Sources},
+    rows::{Own, Rows, Sources},
     selectors::{TurnedWords, Vocabulary},
     shapes::Shapes,
 };
@@ -202,7 +202,7 @@ impl State {
         self.tables.expect_endpoints(numbers.len());
         self.rows.make_room(self.classes.len(), &mut self.tables);
         for cohort in 0..self.cohorts.cohorts.len() as u32 {
-            self.rows_of(cohort);
+            self.rows_of(cohort, 0);
             self.within(budget)?;
         }
         for number in numbers {
@@ -403,22 +403,29 @@ impl State {
         }
     }
 
-    /// What decides about a cohort.
-    fn rows_of(&mut self, index: u32) -> CohortRows {
+    /// What decides about a cohort, at addresses in a set of blocks.
+    fn rows_of(&mut self, index: u32, blocks: u32) -> CohortRows {
         let Some(cohort) = self.cohorts.get(index) else {
             return CohortRows::default();
         };
-        if let Some(rows) = cohort.rows {
+        let by_address = blocks != 0 && self.policies.ask_for_own_address(&cohort.policies);
+        if let Some(rows) = cohort.rows.filter(|_| !by_address) {
             return rows;
         }
+        let blocks = if by_address { blocks } else { 0 };
+        let own = Own {
+            sets: self.classes.sets(cohort.list),
+            blocks: self.classes.blocks(blocks),
+        };
         let from = Sources {
             policies: &self.policies,
             vocabulary: &self.vocabulary,
             classes: &self.classes,
         };
         let (policies, ports) = (&cohort.policies, cohort.ingress_ports);
-        let ingress = self.rows.of(policies, Some(ports), &from, &mut self.tables);
-        let egress = self.rows.of(policies, None, &from, &mut self.tables);
+        let tables = &mut self.tables;
+        let ingress = self.rows.of(policies, Some(ports), own, &from, tables);
+        let egress = self.rows.of(policies, None, own, &from, tables);
         let mut digest = Digest::new("rules");
         digest.content(&self.rows.content(ingress));
         digest.content(&self.rows.content(egress));
@@ -433,7 +440,9 @@ impl State {
             epoch: epoch.finish(),
         };
         self.policies.named_by(self.rows.named.drain(..));
-        if let Some(cohort) = self.cohorts.cohorts.get_mut(index as usize) {
+        if let Some(cohort) = self.cohorts.cohorts.get_mut(index as usize)
+            && !by_address
+        {
             cohort.rows = Some(rows);
         }
         rows
@@ -458,7 +467,7 @@ impl State {
         });
         let (identity, own, counted) = match cohort {
             Some((cohort, list, ports)) => {
-                let rows = self.rows_of(cohort);
+                let rows = self.rows_of(cohort, 0);
                 let class = self.class((list, 0, ports));
                 let who = self.who(&pod, endpoint, class, &rows);
                 let identity = match own {
@@ -630,7 +639,7 @@ impl State {
                 piece,
             });
         }
-        let rows = self.rows_of(cohort);
+        let rows = self.rows_of(cohort, set);
         let who = self.who(&pod, endpoint, class, &rows);
         Some(Host {
             identity: self.tables.identity(who),

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Action, Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Part, Peer, Pod, PolicyId, PolicyKind,
-    PortMatch, Requirement, Rule, Selector, TierDefault, TieredPolicy, TieredRule, Unplaced,
+    Action, Cluster, Condition, Labels, NetworkPolicy, ObjectKey, Operator, Part, Peer, Pod, PolicyId,
+    PolicyKind, PortMatch, Requirement, Rule, Selector, TierDefault, TieredPolicy, TieredRule, Unplaced,
 };
 
 /// Who an end of a flow is.
@@ -235,6 +235,7 @@ pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         if let Identity::Pod(pod) = src.identity {
             let asked = Asked {
                 cluster,
+                own: src,
                 peer: dst,
                 dst,
                 service,
@@ -246,8 +247,9 @@ pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         return trace;
     }
     let (mut passed_ingress, mut passed_egress) = (Vec::new(), Vec::new());
-    let ask = |peer, direction| Asked {
+    let ask = |own, peer, direction| Asked {
         cluster,
+        own,
         peer,
         dst,
         service,
@@ -255,8 +257,8 @@ pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
     };
     Trace {
         verdict: Verdict {
-            ingress: ask(src, Way::Ingress).judge_end(dst, &mut passed_ingress),
-            egress: ask(dst, Way::Egress).judge_end(src, &mut passed_egress),
+            ingress: ask(dst, src, Way::Ingress).judge_end(dst, &mut passed_ingress),
+            egress: ask(src, dst, Way::Egress).judge_end(src, &mut passed_egress),
         },
         passed_ingress,
         passed_egress,
@@ -273,6 +275,8 @@ enum Way {
 /// What is asked of the policies of a pod.
 struct Asked<'a> {
     cluster: &'a Cluster,
+    /// The end whose policies count.
+    own: &'a End<'a>,
     peer: &'a End<'a>,
     dst: &'a End<'a>,
     service: Service,
@@ -457,18 +461,35 @@ impl<'a> Asked<'a> {
             Member::Ordered(_, rules) => {
                 let rule = rules.get(index)?;
                 // 68, 99
-                let action = match &rule.peers {
-                    None => Some(rule.action),
-                    Some(peers) if peers.iter().any(|it| peer_matches(cluster, "", it, peer)) => {
-                        Some(rule.action)
+                let action = match cluster.unplaced.as_deref() {
+                    None => self.ends_match(rule, false).then_some(rule.action),
+                    Some(unplaced) => {
+                        unplaced.action(rule.action, |possibly| self.ends_match(rule, possibly))
                     }
-                    Some(peers) => unplaced(cluster, peer).and_then(|it| it.action(rule.action, peers)),
                 };
-                let ports = rule.ports.as_ref();
-                let ports = ports.is_none_or(|ports| ports.iter().any(|it| port_matches(it, dst, service)));
+                let holds = |ports: &[PortMatch]| ports.iter().any(|it| port_matches(it, dst, service));
+                let ports = rule.ports.as_deref().is_none_or(holds) && !holds(&rule.conditions.not_ports);
                 action.filter(|_| ports)
             }
         }
+    }
+
+    /// Whether both ends are what a rule asks for; where blocks are read for ends without address: possibly, or surely.
+    fn ends_match(&self, rule: &TieredRule, possibly: bool) -> bool {
+        let is_one_of = |entries: &[Peer], end: &End<'_>, possibly| {
+            entries.iter().any(|it| peer_matches(self.cluster, "", it, end))
+                || unplaced(self.cluster, end).is_some_and(|it| it.hold(entries, possibly))
+        };
+        let hold = |conditions: &[Condition], end: &End<'_>| {
+            conditions.iter().all(|condition| match condition.negated {
+                false => is_one_of(&condition.any, end, possibly),
+                true => !is_one_of(&condition.any, end, !possibly),
+            })
+        };
+        let peers = rule.peers.as_deref();
+        peers.is_none_or(|peers| is_one_of(peers, self.peer, possibly))
+            && hold(&rule.conditions.peer, self.peer)
+            && hold(&rule.conditions.own, self.own)
     }
 }
 

@@ -24,8 +24,8 @@ pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Part, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
 };
 pub use tiered::{
-    Action, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Order, PodSelection, Tier, TierDefault, TieredPolicy,
-    TieredRule,
+    Action, Condition, Conditions, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Order, PodSelection, Tier,
+    TierDefault, TieredPolicy, TieredRule,
 };
 pub use unplaced::{PodNetworks, Unplaced};
 
@@ -273,17 +273,24 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Peers and ports of every rule of every policy, of all kinds; None where a rule names none.
-    pub fn rules(&self) -> impl Iterator<Item = (Option<&[Peer]>, Option<&[PortMatch]>)> {
+    /// Every peer that a rule of any kind of policy names.
+    pub fn named_peers(&self) -> impl Iterator<Item = &Peer> {
         let network_policies = self.policies.values().flat_map(|policy| {
             let rules = policy.ingress.iter().chain(&policy.egress).flatten();
-            rules.map(|rule| (rule.peers.as_deref(), rule.ports.as_deref()))
+            rules.flat_map(|rule| rule.peers.iter().flatten())
         });
-        let tiered = self.tiered.values().flat_map(|policy| {
-            let rules = policy.rules();
-            rules.map(|rule| (rule.peers.as_deref(), rule.ports.as_deref()))
+        let tiered = self.tiered.values().flat_map(|policy| policy.rules());
+        network_policies.chain(tiered.flat_map(TieredRule::named_peers))
+    }
+
+    /// Every port that a rule of any kind of policy names.
+    pub fn named_ports(&self) -> impl Iterator<Item = &PortMatch> {
+        let network_policies = self.policies.values().flat_map(|policy| {
+            let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+            rules.flat_map(|rule| rule.ports.iter().flatten())
         });
-        network_policies.chain(tiered)
+        let tiered = self.tiered.values().flat_map(|policy| policy.rules());
+        network_policies.chain(tiered.flat_map(TieredRule::named_ports))
     }
 }
 

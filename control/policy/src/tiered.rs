@@ -177,9 +177,56 @@ pub struct TieredRule {
     pub peers: Option<Vec<Peer>>,
     /// Where to, any of them; None for every protocol and port (TIERS 75).
     pub ports: Option<Vec<PortMatch>>,
+    /// What has to hold besides.
+    pub conditions: Conditions,
+}
+
+/// What a rule asks for besides its peers and ports: all of it has to hold (TIERS 99).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Conditions {
+    /// Of the peer.
+    pub peer: Vec<Condition>,
+    /// Of the pod that the policy selects.
+    pub own: Vec<Condition>,
+    /// Protocols and ports that the rule does not match.
+    pub not_ports: Vec<PortMatch>,
+}
+
+impl Conditions {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        peer: Vec::new(),
+        own: Vec::new(),
+        not_ports: Vec::new(),
+    };
+
+    /// Those of both ends.
+    pub fn of_ends(&self) -> impl Iterator<Item = &Condition> {
+        self.peer.iter().chain(&self.own)
+    }
+}
+
+/// What one end of a flow has to be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Condition {
+    /// Whether it has to be none of these instead.
+    pub negated: bool,
+    /// One of these.
+    pub any: Vec<Peer>,
 }
 
 impl TieredRule {
+    /// Every peer that it names, those of its conditions among them.
+    pub fn named_peers(&self) -> impl Iterator<Item = &Peer> {
+        let conditions = self.conditions.of_ends().flat_map(|condition| &condition.any);
+        self.peers.iter().flatten().chain(conditions)
+    }
+
+    /// Every protocol and port that it names, those that it does not match among them.
+    pub fn named_ports(&self) -> impl Iterator<Item = &PortMatch> {
+        self.ports.iter().flatten().chain(&self.conditions.not_ports)
+    }
+
     /// What a rule comes to that is not understood (TIERS 72.1, 107).
     pub fn not_understood(action: Action) -> Self {
         match action {
@@ -187,11 +234,13 @@ impl TieredRule {
                 action,
                 peers: Some(Vec::new()),
                 ports: None,
+                conditions: Conditions::NONE,
             },
             Action::Deny | Action::Pass => Self {
                 action: Action::Deny,
                 peers: None,
                 ports: None,
+                conditions: Conditions::NONE,
             },
         }
     }

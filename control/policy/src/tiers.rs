@@ -201,6 +201,35 @@ pub struct Rule<'a> {
     pub peers: Option<Vec<Peer<'a>>>,
     /// Where to; None for every protocol and port.
     pub ports: Option<&'a [PortMatch]>,
+    /// What has to hold of the peer besides.
+    pub of_peer: Vec<Condition<'a>>,
+    /// What has to hold of the pod that the policy selects.
+    pub of_own: Vec<Condition<'a>>,
+    /// Protocols and ports that it does not match.
+    pub not_ports: &'a [PortMatch],
+}
+
+impl<'a> Rule<'a> {
+    /// Every peer that it names, those of its conditions among them.
+    pub fn named_peers(&self) -> impl Iterator<Item = &Peer<'a>> {
+        let conditions = self.of_peer.iter().chain(&self.of_own);
+        let named = conditions.flat_map(|condition| &condition.any);
+        self.peers.iter().flatten().chain(named)
+    }
+
+    /// Every protocol and port that it names, those that it does not match among them.
+    pub fn named_ports(&self) -> impl Iterator<Item = &'a PortMatch> {
+        self.ports.unwrap_or_default().iter().chain(self.not_ports)
+    }
+}
+
+/// What one end of a flow has to be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Condition<'a> {
+    /// Whether it has to be none of these instead.
+    pub negated: bool,
+    /// One of these.
+    pub any: Vec<Peer<'a>>,
 }
 
 /// One entry of a rule's peers.
@@ -287,30 +316,52 @@ fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Vec
         .zip(0..)
         .filter(|(rule, _)| rule.action != Action::Log);
     for (rule, index) in deciding {
-        // Peers of these policies name their namespaces by selector: there is no "own".
-        let mut peers: Option<Vec<Peer<'_>>> = rule
-            .peers
-            .as_ref()
-            .map(|peers| peers.iter().map(|it| peer("", it)).collect());
-        let by_blocks = rule
-            .peers
-            .as_ref()
-            .zip(unplaced)
-            .and_then(|(peers, unplaced)| unplaced.action(rule.action, peers));
-        let other = by_blocks.filter(|action| *action != rule.action);
-        if by_blocks == Some(rule.action) {
-            peers.iter_mut().for_each(|peers| peers.push(marked()));
-        }
-        let with = |action, peers| Rule {
-            index,
+        let read = |action, possibly| Rule {
             action,
-            peers,
-            ports: rule.ports.as_deref(),
+            ..as_read(rule, index, unplaced, possibly)
         };
-        out.push(with(rule.action, peers));
-        out.extend(other.map(|action| with(action, Some(vec![marked()]))));
+        let Some(unplaced) = unplaced else {
+            out.push(read(rule.action, false));
+            continue;
+        };
+        match rule.action {
+            Action::Pass => {
+                let (surely, perhaps) = (read(Action::Pass, false), read(unplaced.may_pass(), true));
+                let ends = |rule: &Rule<'a>| (rule.peers.clone(), rule.of_peer.clone(), rule.of_own.clone());
+                let same = ends(&surely) == ends(&perhaps);
+                out.push(surely);
+                out.extend((!same).then_some(perhaps));
+            }
+            action => out.push(read(action, unplaced.reads_possibly(action))),
+        }
     }
     out
+}
+
+/// A rule where blocks match pods without addresses surely, or else possibly.
+fn as_read<'a>(rule: &'a TieredRule, index: u32, unplaced: Option<&Unplaced>, possibly: bool) -> Rule<'a> {
+    // Peers of these policies name their namespaces by selector: there is no "own".
+    let peers = |peers: &'a [crate::Peer], possibly| {
+        let held = unplaced.is_some_and(|unplaced| unplaced.hold(peers, possibly));
+        let named = peers.iter().map(|it| peer("", it));
+        named.chain(held.then(marked)).collect::<Vec<Peer<'a>>>()
+    };
+    let conditions = |conditions: &'a [crate::Condition]| {
+        let conditions = conditions.iter().map(|condition| Condition {
+            negated: condition.negated,
+            any: peers(&condition.any, possibly != condition.negated),
+        });
+        conditions.collect()
+    };
+    Rule {
+        index,
+        action: rule.action,
+        peers: rule.peers.as_deref().map(|entries| peers(entries, possibly)),
+        ports: rule.ports.as_deref(),
+        of_peer: conditions(&rule.conditions.peer),
+        of_own: conditions(&rule.conditions.own),
+        not_ports: &rule.conditions.not_ports,
+    }
 }
 
 /// The pods without addresses, as [`Cluster::for_compiler`] marks them.
@@ -348,6 +399,9 @@ fn rule<'a>(namespace: &'a str, rule: &'a crate::Rule, index: u32) -> Rule<'a> {
         action: Action::Allow,
         peers: peers.map(|peers| peers.iter().map(|it| peer(namespace, it)).collect()),
         ports: rule.ports.as_deref(),
+        of_peer: Vec::new(),
+        of_own: Vec::new(),
+        not_ports: &[],
     }
 }
 

@@ -9,7 +9,7 @@
 //! Rules that deny or pass take away, too. So the two readings are bounds: what passes surely passes wherever the pods will
 //! be, and what does not pass possibly passes nowhere. Surely, a rule that denies matches what it may match, and one that
 //! passes and only may match denies; possibly, one that denies matches what it must, and one that passes and only may match
-//! allows. The bounds are safe, and not the narrowest: where every address leads to one verdict by different rules, the
+//! allows. What a rule asks of an end to be none of, the end is surely not where it possibly is not. The bounds are safe, and not the narrowest: where every address leads to one verdict by different rules, the
 //! answer may still be that it depends.
 
 use std::{
@@ -45,28 +45,42 @@ impl Unplaced {
         self.hold(peers, self.possibly)
     }
 
-    /// What a rule of an ordered kind does to such a pod by its blocks; None where they do not match it.
-    pub fn action(&self, rule: Action, peers: &[Peer]) -> Option<Action> {
+    /// What a rule of an ordered kind does to a flow, where `matches` says whether it matches that surely, or else possibly;
+    /// None where it does nothing.
+    pub fn action(&self, rule: Action, matches: impl Fn(bool) -> bool) -> Option<Action> {
         match rule {
-            Action::Allow => self.hold(peers, self.possibly).then_some(Action::Allow),
-            Action::Deny => self.hold(peers, !self.possibly).then_some(Action::Deny),
+            Action::Allow | Action::Deny => matches(self.reads_possibly(rule)).then_some(rule),
             Action::Log => None,
-            Action::Pass if self.hold(peers, false) => Some(Action::Pass),
-            // Whether later rules of the tier decide or the next tier is not known.
-            Action::Pass => self.hold(peers, true).then_some(match self.possibly {
-                true => Action::Allow,
-                false => Action::Deny,
-            }),
+            Action::Pass if matches(false) => Some(Action::Pass),
+            Action::Pass => matches(true).then_some(self.may_pass()),
         }
     }
 
-    /// Whether blocks hold a part of where such pods will be, or else all of it.
-    fn hold(&self, peers: &[Peer], part: bool) -> bool {
+    /// Whether a rule that does this is read as matching what it possibly matches.
+    pub fn reads_possibly(&self, rule: Action) -> bool {
+        match rule {
+            Action::Allow | Action::Log => self.possibly,
+            Action::Deny => !self.possibly,
+            Action::Pass => true,
+        }
+    }
+
+    /// What a rule comes to that passes what it matches, and only possibly matches.
+    pub(crate) fn may_pass(&self) -> Action {
+        // Whether later rules of the tier decide or the next tier is not known.
+        match self.possibly {
+            true => Action::Allow,
+            false => Action::Deny,
+        }
+    }
+
+    /// Whether blocks hold such a pod: possibly, since they hold a part of where it will be, or else surely.
+    pub fn hold(&self, peers: &[Peer], possibly: bool) -> bool {
         let mut blocks = peers.iter().filter_map(|peer| match peer {
             Peer::Block { cidr, except } => Some((*cidr, except.as_slice())),
             Peer::Pods { .. } => None,
         });
-        match part {
+        match possibly {
             true => blocks.any(|block| self.networks.meet(block)),
             false => self.networks.are_in(&blocks.collect::<Vec<_>>()),
         }
@@ -218,17 +232,18 @@ impl Cluster {
         };
         // What matches surely matches possibly, too.
         let unplaced = possibly.unplaced.as_ref();
-        let matters = |peers: &Option<Vec<Peer>>| {
-            let both = peers.as_ref().zip(unplaced);
-            both.is_some_and(|(peers, unplaced)| unplaced.matches(peers))
-        };
+        let matters = |peers: &[Peer]| unplaced.is_some_and(|unplaced| unplaced.matches(peers));
         let mut rules = self
             .policies
             .values()
             .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
         let mut tiered = self.tiered.values().flat_map(|policy| policy.rules());
-        let matter = rules.any(|rule: &Rule| matters(&rule.peers))
-            || tiered.any(|rule: &TieredRule| matters(&rule.peers));
+        let matter = rules.any(|rule: &Rule| rule.peers.as_deref().is_some_and(matters))
+            || tiered.any(|rule: &TieredRule| {
+                let mut conditions = rule.conditions.of_ends();
+                rule.peers.as_deref().is_some_and(matters)
+                    || conditions.any(|condition| matters(&condition.any))
+            });
         matter.then_some([surely, possibly])
     }
 

@@ -520,7 +520,19 @@ impl Proof {
             }
             let (old, new) = (before.view.end(address), self.view.end(address));
             if old.who.is_unknown() || new.who.is_unknown() {
-                continue; // no flow of it is kept
+                match [before.view.settings(), self.view.settings()].map(|it| it.allow_unknown) {
+                    [false, false] => continue, // no flow of it is kept
+                    [true, true] => {}
+                    _ => {
+                        return Err(Wrong {
+                            what: format!(
+                                "{address} belongs to nobody who is known, which unknownEndpoints decides otherwise now, and \
+                                 its epoch is what it was: its flows would go on"
+                            ),
+                            suspect: Suspect::End(place),
+                        });
+                    }
+                }
             }
             for pair in old.subjects.into_iter().zip(new.subjects) {
                 subjects.entry(pair).or_default().push(place);

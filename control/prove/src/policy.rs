@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall_dataplane::classify::PolicyName;
 use ringwall_policy::{
-    Action, Cluster, Labels, NetworkPolicy, Order, Peer, PolicyId, PolicyKind, PortMatch, Selector,
-    TierDefault, TieredPolicy,
+    Action, Cluster, Condition, Labels, NetworkPolicy, Order, Peer, PolicyId, PolicyKind, PortMatch,
+    Selector, TierDefault, TieredPolicy,
 };
 
 use super::{matching::matches, rules::Direction};
@@ -137,6 +137,9 @@ pub(super) struct Part<'a> {
     pub action: Action,
     pub peers: Option<&'a [Peer]>,
     pub ports: Option<&'a [PortMatch]>,
+    /// What has to hold of the peer, and of the pod that the policy selects.
+    pub demands: [&'a [Condition]; 2],
+    pub not_ports: &'a [PortMatch],
 }
 
 impl Policy {
@@ -236,11 +239,15 @@ impl Policy {
                 action: Action::Allow,
                 peers: rule.peers.as_deref(),
                 ports: rule.ports.as_deref(),
+                demands: [&[], &[]],
+                not_ports: &[],
             }),
             Self::Tiered(policy) => direction.ordered_rules(policy)?.get(index).map(|rule| Part {
                 action: rule.action,
                 peers: rule.peers.as_deref(),
                 ports: rule.ports.as_deref(),
+                demands: [&rule.conditions.peer, &rule.conditions.own],
+                not_ports: &rule.conditions.not_ports,
             }),
         }
     }

@@ -211,7 +211,7 @@ impl Decisions {
         if number == next {
             let passes_on = rules.rule(rule).action == Action::Pass || last.passes_on;
             // A rule for every port takes whatever no rule before it has passed on to a later tier.
-            let closed = match (rules.ports(rule).is_none(), passes_on) {
+            let closed = match (rules.ports(rule).is_all(), passes_on) {
                 (false, _) => Closed::Open,
                 (true, true) => Closed::Tier,
                 (true, false) => Closed::All,
@@ -283,8 +283,10 @@ impl Decisions {
                 {
                     return Outcome::Denied(denial.policies); // TIERS 79.3
                 }
-                let holds = passed_on != Some(rule.tier)
-                    && ports.is_none_or(|ports| ports.iter().any(|entry| port_matches(entry, asked, &named)));
+                let one_of =
+                    |entries: &[PortMatch]| entries.iter().any(|entry| port_matches(entry, asked, &named));
+                let holds =
+                    passed_on != Some(rule.tier) && ports.some.is_none_or(one_of) && !one_of(ports.not);
                 match rule.action {
                     _ if !holds => {}
                     Action::Log => {}
@@ -296,10 +298,7 @@ impl Decisions {
         };
         let protocols = WITH_PORTS.map(|protocol| {
             let mut cuts = vec![0];
-            for entry in in_order
-                .iter()
-                .flat_map(|(_, ports)| ports.iter().copied().flatten())
-            {
+            for entry in in_order.iter().flat_map(|(_, ports)| ports.entries()) {
                 borders(entry, protocol, &named, &mut cuts);
             }
             cuts.sort_unstable();
@@ -314,9 +313,7 @@ impl Decisions {
             spans
         });
         let portless = outcome(Asked::Portless(UNKNOWN_PROTOCOL));
-        let entries = in_order
-            .iter()
-            .flat_map(|(_, ports)| ports.iter().copied().flatten());
+        let entries = in_order.iter().flat_map(|(_, ports)| ports.entries());
         let mut numbers: Vec<u8> = entries
             .filter_map(|entry| match entry {
                 PortMatch::IpProtocol(number) => Some(*number),

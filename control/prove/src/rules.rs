@@ -65,6 +65,38 @@ pub(super) struct Rule {
     pub index: u32,
     /// Pod terms that it names, ascending; None for everyone.
     pub peers: Option<Terms>,
+    /// What the peer has to be besides.
+    pub peer: Vec<Demand>,
+    /// What the pod has to be that its policy selects.
+    pub own: Vec<Demand>,
+}
+
+/// Protocols and ports of a rule.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports<'a> {
+    /// One of these; None for all.
+    pub some: Option<&'a [PortMatch]>,
+    /// And none of these.
+    pub not: &'a [PortMatch],
+}
+
+impl<'a> Ports<'a> {
+    /// Whether it is all of them.
+    pub(super) fn is_all(self) -> bool {
+        self.some.is_none() && self.not.is_empty()
+    }
+
+    /// Every entry.
+    pub(super) fn entries(self) -> impl Iterator<Item = &'a PortMatch> {
+        self.some.into_iter().flatten().chain(self.not)
+    }
+}
+
+/// One of these, or none of them.
+#[derive(Debug)]
+pub(super) struct Demand {
+    pub none: bool,
+    pub of: Terms,
 }
 
 /// What a rule asks of a peer: any of these.
@@ -170,7 +202,15 @@ impl Rules {
                     continue;
                 };
                 let peers = part.peers.map(|peers| self.terms(policy.namespace(), peers));
-                for entry in part.ports.into_iter().flatten() {
+                let demands = part.demands.map(|demands| {
+                    let each = demands.iter().map(|condition| Demand {
+                        none: condition.negated,
+                        of: self.terms(policy.namespace(), &condition.any),
+                    });
+                    each.collect::<Vec<Demand>>()
+                });
+                let [peer, own] = demands;
+                for entry in part.ports.into_iter().flatten().chain(part.not_ports) {
                     if let PortMatch::Named { protocol, name } = entry {
                         let names = &mut self.port_names[direction as usize];
                         if names.entry(name.clone()).or_default().insert(*protocol) {
@@ -185,6 +225,8 @@ impl Rules {
                     direction,
                     index,
                     peers,
+                    peer,
+                    own,
                 });
             }
         }
@@ -416,20 +458,21 @@ impl Rules {
         &self.rules[number as usize]
     }
 
-    /// A rule's ports; None for every port and protocol.
-    pub(super) fn ports(&self, number: u32) -> Option<&[PortMatch]> {
+    /// What a rule says of ports.
+    pub(super) fn ports(&self, number: u32) -> Ports<'_> {
         let rule = self.rule(number);
         let policy = &self.policies[rule.policy as usize];
-        policy.part(rule.direction, rule.index)?.ports
+        let part = policy.part(rule.direction, rule.index);
+        part.map_or(Ports { some: None, not: &[] }, |part| Ports {
+            some: part.ports,
+            not: part.not_ports,
+        })
     }
 
     /// Every port at which some rule may change its mind, by number.
     pub(super) fn ports_named(&self) -> BTreeSet<(Protocol, u16)> {
         let mut found = BTreeSet::new();
-        for entry in (0..self.rules.len())
-            .flat_map(|rule| self.ports(rule as u32))
-            .flatten()
-        {
+        for entry in (0..self.rules.len()).flat_map(|rule| self.ports(rule as u32).entries()) {
             if let PortMatch::Range { protocol, lo, hi } = entry {
                 found.insert((*protocol, *lo));
                 found.extend(hi.checked_add(1).map(|above| (*protocol, above)));

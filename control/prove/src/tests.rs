@@ -6,9 +6,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use hashbrown::HashSet;
 use imbl::ordmap::DiffItem;
 use ringwall_policy::{
-    Action, Cluster, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Labels, NamedPort, Namespace, NetworkPolicy,
-    Object, ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
-    Requirement, Rule, Selector, Tier, TierDefault, TieredPolicy, TieredRule,
+    Action, Cluster, Condition, Conditions, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Labels, NamedPort,
+    Namespace, NetworkPolicy, Object, ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyId,
+    PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector, Tier, TierDefault, TieredPolicy,
+    TieredRule,
 };
 
 use super::{
@@ -96,6 +97,7 @@ fn rule(action: Action, ports: Option<Vec<PortMatch>>) -> TieredRule {
         action,
         peers: None,
         ports,
+        conditions: Conditions::NONE,
     }
 }
 
@@ -420,6 +422,26 @@ impl Dice {
         Some((0..self.below(3)).map(|_| peer(self)).collect())
     }
 
+    fn conditions(&mut self) -> Conditions {
+        // Of its own, so that all else is what it is without conditions.
+        let mut dice = Dice(self.0.rotate_left(21) | 1, true);
+        if !self.1 || dice.below(4) != 0 {
+            return Conditions::NONE;
+        }
+        let conditions = |dice: &mut Self| {
+            let condition = |dice: &mut Self| Condition {
+                negated: dice.below(2) == 0,
+                any: dice.peers().unwrap_or_default(),
+            };
+            (0..dice.below(3)).map(|_| condition(dice)).collect()
+        };
+        Conditions {
+            peer: conditions(&mut dice),
+            own: conditions(&mut dice),
+            not_ports: dice.ports().unwrap_or_default(),
+        }
+    }
+
     fn tiered(&mut self) -> TieredPolicy {
         let rules = |dice: &mut Self| {
             let rule = |dice: &mut Self| TieredRule {
@@ -432,6 +454,7 @@ impl Dice {
                 ]),
                 peers: dice.peers(),
                 ports: dice.ports(),
+                conditions: dice.conditions(),
             };
             (0..dice.below(4)).map(|_| rule(dice)).collect()
         };
@@ -520,33 +543,46 @@ fn holds(selector: &Selector, labels: &Labels) -> bool {
     selector.requirements.is_empty() || *selector == with(labels.get(LABEL).map_or("absent", String::as_str))
 }
 
-/// Whether a rule is about a peer and a port of the destination.
-fn is_about(
-    cluster: &Cluster,
-    (peers, ports): (&Option<Vec<Peer>>, &Option<Vec<PortMatch>>),
-    peer: &Pod,
-    dst: &Pod,
-    asked: Asked,
-) -> bool {
-    let from = peers.as_ref().is_none_or(|peers| {
-        peers.iter().any(|entry| match entry {
-            Peer::Pods { namespaces, pods } => {
-                let of_namespace = &cluster.namespaces[&peer.key.namespace].labels;
-                let in_it = namespaces.as_ref().is_none_or(|it| holds(it, of_namespace));
-                in_it && holds(pods, &peer.labels)
-            }
-            Peer::Block { .. } => false,
-        })
-    });
+static NOTHING_MORE: Conditions = Conditions::NONE;
+
+/// A rule of any policy, as it is read here.
+struct Read<'a> {
+    action: Action,
+    peers: &'a Option<Vec<Peer>>,
+    ports: &'a Option<Vec<PortMatch>>,
+    conditions: &'a Conditions,
+}
+
+fn is_one_of(cluster: &Cluster, peers: &[Peer], pod: &Pod) -> bool {
+    peers.iter().any(|entry| match entry {
+        Peer::Pods { namespaces, pods } => {
+            let of_namespace = &cluster.namespaces[&pod.key.namespace].labels;
+            let in_it = namespaces.as_ref().is_none_or(|it| holds(it, of_namespace));
+            in_it && holds(pods, &pod.labels)
+        }
+        Peer::Block { .. } => false,
+    })
+}
+
+/// Whether a rule is about a pod, its peer and a port of the destination.
+fn is_about(cluster: &Cluster, rule: &Read<'_>, (own, peer): (&Pod, &Pod), dst: &Pod, asked: Asked) -> bool {
+    let peers = rule.peers.as_deref();
+    let from = peers.is_none_or(|peers| is_one_of(cluster, peers, peer));
+    let all = |conditions: &[Condition], pod: &Pod| {
+        conditions
+            .iter()
+            .all(|it| is_one_of(cluster, &it.any, pod) != it.negated)
+    };
     let named = |protocol, name: &str| {
         let mut ports = dst.named_ports.iter();
         let found = ports.find(|port| port.protocol == protocol && port.name == name);
         found.map(|port| port.number)
     };
-    let to = ports
-        .as_ref()
-        .is_none_or(|ports| ports.iter().any(|entry| port_matches(entry, asked, &named)));
-    from && to
+    let one_of = |ports: &[PortMatch]| ports.iter().any(|entry| port_matches(entry, asked, &named));
+    from && all(&rule.conditions.peer, peer)
+        && all(&rule.conditions.own, own)
+        && rule.ports.as_deref().is_none_or(one_of)
+        && !one_of(&rule.conditions.not_ports)
 }
 
 /// Ingress or egress of a pod, policy by policy and rule by rule.
@@ -572,7 +608,6 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
     });
     let calico = !cluster.tiers.is_empty() || cluster.tiered.keys().any(|id| id.kind.is_calico());
     let mixed = cluster.mixes_network_policies();
-    type Rules<'a> = Vec<(Action, &'a Option<Vec<Peer>>, &'a Option<Vec<PortMatch>>)>;
     for (_, _, tier, denies) in tiers {
         let shown = match tier {
             KUBE_ADMIN if !calico => "Admin",
@@ -580,7 +615,7 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
             KUBE_BASELINE if !calico => "Baseline",
             name => name,
         };
-        let mut members: Vec<((Order, String), String, Rules<'_>)> = Vec::new();
+        let mut members: Vec<((Order, String), String, Vec<Read<'_>>)> = Vec::new();
         for policy in cluster.policies.values().filter(|_| tier == DEFAULT_TIER) {
             let rules = match direction {
                 Direction::Ingress => &policy.ingress,
@@ -597,7 +632,12 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
                     ),
                     false => policy.key.name.clone(),
                 };
-                let rules = rules.iter().map(|rule| (Action::Allow, &rule.peers, &rule.ports));
+                let rules = rules.iter().map(|rule| Read {
+                    action: Action::Allow,
+                    peers: &rule.peers,
+                    ports: &rule.ports,
+                    conditions: &NOTHING_MORE,
+                });
                 let name = format!("{} {{}} of NetworkPolicy", policy.key);
                 members.push(((Order::NETWORK_POLICY, tie), name, rules.collect()));
             }
@@ -613,7 +653,12 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
                 .iter()
                 .any(|it| holds(&it.namespaces, labels) && holds(&it.pods, &own.labels));
             if let Some(rules) = rules.as_ref().filter(|_| selected) {
-                let rules = rules.iter().map(|rule| (rule.action, &rule.peers, &rule.ports));
+                let rules = rules.iter().map(|rule| Read {
+                    action: rule.action,
+                    peers: &rule.peers,
+                    ports: &rule.ports,
+                    conditions: &rule.conditions,
+                });
                 let name = format!("{} {{}} of {}", policy.id, policy.id.kind.name());
                 members.push(((policy.order, policy.id.tie()), name, rules.collect()));
             }
@@ -624,11 +669,11 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
         members.sort_by(|one, other| one.0.cmp(&other.0));
         let mut passed = false;
         'tier: for (_, name, rules) in &members {
-            for (index, (action, peers, ports)) in rules.iter().enumerate() {
-                if !is_about(cluster, (peers, ports), other, dst, asked) {
+            for (index, rule) in rules.iter().enumerate() {
+                if !is_about(cluster, rule, (own, other), dst, asked) {
                     continue;
                 }
-                match action {
+                match rule.action {
                     Action::Log => {}
                     Action::Pass => {
                         passed = true;
@@ -636,7 +681,7 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
                     }
                     Action::Allow | Action::Deny => {
                         let words = format!("{shown} {}", name.replace("{}", &index.to_string()));
-                        return (*action == Action::Allow, words);
+                        return (rule.action == Action::Allow, words);
                     }
                 }
             }

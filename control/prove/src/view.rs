@@ -10,7 +10,7 @@ use super::{
     matching::Asked,
     policy::Policy,
     ports::{Decisions, Outcome, Passes, PortNames},
-    rules::{Direction, Rules, Selected},
+    rules::{Demand, Direction, Rules, Selected, Terms},
     sets::Sets,
     space::{Place, Space},
     words::{NewWords, PodWords},
@@ -56,6 +56,8 @@ pub(super) struct Subject {
     pub policies: Vec<u32>,
     /// Ingress: what it calls the ports that the rules ask for.
     pub names: u32,
+    /// Rules of theirs that are not for it, because of what it is itself; ascending.
+    pub not_for_it: Vec<u32>,
 }
 
 /// A subject, with its rules.
@@ -64,6 +66,8 @@ struct Judged {
     subject: Subject,
     /// Its rules, in the order that decides.
     rules: Vec<u32>,
+    /// Whether one of them asks what the subject is itself.
+    asks_itself: bool,
     /// The list of none of them.
     none: u32,
 }
@@ -171,6 +175,8 @@ pub(super) struct View {
     group_numbers: HashMap<Vec<u8>, u32>,
     subjects: Vec<Judged>,
     subject_numbers: HashMap<Subject, u32>,
+    /// By subject without regard to what it is itself, terms and blocks: the one that it is.
+    subjects_at: HashMap<(u32, u32, u32), u32>,
     meanings: Vec<Meaning>,
     meaning_numbers: HashMap<Meaning, u32>,
     /// By set of terms, and of blocks: meanings that have it.
@@ -207,6 +213,7 @@ impl View {
             group_numbers: HashMap::new(),
             subjects: Vec::new(),
             subject_numbers: HashMap::new(),
+            subjects_at: HashMap::new(),
             meanings: Vec::new(),
             meaning_numbers: HashMap::new(),
             with_terms: Vec::new(),
@@ -437,12 +444,62 @@ impl View {
             None => (0, 0, OPEN, NO_POLICY_OUT),
         };
         let meaning = self.meaning_number(Meaning { terms, blocks, names });
+        let subjects = subjects.map(|subject| self.subject_at(subject, terms, blocks));
+        let own_node = self.subject_at(own_node, terms, blocks);
         End {
             who,
             meaning,
             subjects,
             own_node,
         }
+    }
+
+    /// The subject that one is where these terms and blocks are its own: without rules that are for others.
+    fn subject_at(&mut self, subject: u32, terms: u32, blocks: u32) -> u32 {
+        let Judged {
+            subject: known,
+            rules,
+            asks_itself,
+            ..
+        } = &self.subjects[subject as usize];
+        if !asks_itself {
+            return subject;
+        }
+        if let Some(number) = self.subjects_at.get(&(subject, terms, blocks)) {
+            return *number;
+        }
+        let is_of_others = |rule: &&u32| {
+            let demands = &self.rules.rule(**rule).own;
+            !demands.iter().all(|demand| self.meets(demand, terms, blocks))
+        };
+        let mut not_for_it: Vec<u32> = rules.iter().filter(is_of_others).copied().collect();
+        not_for_it.sort_unstable();
+        let found = Subject {
+            not_for_it,
+            ..known.clone()
+        };
+        let number = self.subject_number(found);
+        self.subjects_at.insert((subject, terms, blocks), number);
+        number
+    }
+
+    /// Whether an end that these terms match and these blocks hold is what a rule asks for.
+    fn meets(&self, demand: &Demand, terms: u32, blocks: u32) -> bool {
+        let Terms {
+            pods,
+            blocks: some_blocks,
+        } = &demand.of;
+        let one = self.term_sets.meets(terms, pods) || self.block_sets.meets(blocks, some_blocks);
+        one != demand.none
+    }
+
+    /// Whether a rule is for a peer that these terms match and these blocks hold.
+    fn is_for(&self, rule: u32, terms: u32, blocks: u32) -> bool {
+        let rule = self.rules.rule(rule);
+        let named = rule.peers.as_ref().is_none_or(|peers| {
+            self.term_sets.meets(terms, &peers.pods) || self.block_sets.meets(blocks, &peers.blocks)
+        });
+        named && rule.peer.iter().all(|demand| self.meets(demand, terms, blocks))
     }
 
     fn meaning_number(&mut self, meaning: Meaning) -> u32 {
@@ -859,7 +916,7 @@ impl View {
     fn asked_names(&self, pod: &Pod, policies: &[u32]) -> PortNames {
         let rules = self.rules.rules_of(policies, Direction::Ingress);
         let mut asked = HashSet::new();
-        for entry in rules.iter().flat_map(|rule| self.rules.ports(*rule)).flatten() {
+        for entry in rules.iter().flat_map(|rule| self.rules.ports(*rule).entries()) {
             if let PortMatch::Named { protocol, name } = entry {
                 asked.insert((*protocol, name.as_str()));
             }
@@ -890,14 +947,23 @@ impl View {
             direction,
             names: self.names_number(names.to_vec()),
             policies,
+            not_for_it: Vec::new(),
         };
+        self.subject_number(subject)
+    }
+
+    fn subject_number(&mut self, subject: Subject) -> u32 {
         if let Some(number) = self.subject_numbers.get(&subject) {
             return *number;
         }
         let number = self.subjects.len() as u32;
         let denials = self.rules.denials(&subject.policies);
+        let mut rules = self.rules.rules_of(&subject.policies, subject.direction);
+        let asks_itself = rules.iter().any(|rule| !self.rules.rule(*rule).own.is_empty());
+        rules.retain(|rule| subject.not_for_it.binary_search(rule).is_err());
         self.subjects.push(Judged {
-            rules: self.rules.rules_of(&subject.policies, direction),
+            rules,
+            asks_itself,
             none: self.decisions.none(denials),
             subject: subject.clone(),
         });
@@ -911,10 +977,7 @@ impl View {
         let Judged { rules, none, .. } = &self.subjects[subject as usize];
         let mut list = *none;
         for rule in rules {
-            let matched = self.rules.rule(*rule).peers.as_ref().is_none_or(|peers| {
-                self.term_sets.meets(terms, &peers.pods) || self.block_sets.meets(blocks, &peers.blocks)
-            });
-            if matched {
+            if self.is_for(*rule, terms, blocks) {
                 list = self.decisions.and(list, *rule, &self.rules);
             }
         }
@@ -939,7 +1002,18 @@ impl View {
         let Judged { rules, none, .. } = &self.subjects[subject as usize];
         let mut others = *none;
         for rule in rules {
-            match &self.rules.rule(*rule).peers {
+            let known = self.rules.rule(*rule);
+            match &known.peers {
+                None | Some(_) if !known.peer.is_empty() => {
+                    lists.rule += 1;
+                    for (meaning, number) in self.meanings.iter().zip(0..) {
+                        if self.is_for(*rule, meaning.terms, meaning.blocks)
+                            && let Some(list) = lists.touch(number, others)
+                        {
+                            *list = self.decisions.and(*list, *rule, &self.rules);
+                        }
+                    }
+                }
                 None => {
                     for meaning in &lists.named {
                         let list = &mut lists.list[*meaning as usize];

@@ -110,10 +110,7 @@ type Span = (Service, Option<(u16, u16)>);
 impl<'a> Bystanders<'a> {
     pub(super) fn of(cluster: &'a Cluster, src: &End<'a>, dst: &End<'a>, service: Service) -> Self {
         let mut blocks = BTreeSet::new();
-        let own = cluster.policies.values();
-        let own = own.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
-        let tiered = tiered_rules(cluster).map(|rule| &rule.peers);
-        for peer in own.map(|rule| &rule.peers).chain(tiered).flatten().flatten() {
+        for peer in cluster.named_peers() {
             if let Peer::Block { cidr, except } = peer {
                 blocks.insert(*cidr);
                 blocks.extend(except);
@@ -568,7 +565,7 @@ where
             }
         }
         // No change is of these.
-        for port in tiered_rules(self.changed).flat_map(|rule| rule.ports.iter().flatten()) {
+        for port in tiered_rules(self.changed).flat_map(TieredRule::named_ports) {
             self.cut(port, &mut cuts);
         }
         // The flow's own port, so that what happens to it is told from what happens to others.

@@ -186,19 +186,22 @@ pub struct RuleTrace {
     /// `allow`, `deny`, `pass` or `log`; None for a rule of a NetworkPolicy, which allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Whether it matches: ports AND peers.
+    /// Whether it matches: ports AND peers AND conditions.
     pub matches: bool,
     /// Whether it is the one that decides, which `query` names: the first that matches.
     pub decides: bool,
     /// Whether it is the first of its tier that matches and passes the flow on to the next tier.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub passes: bool,
-    /// The first of its conditions that it fails at, `peers` or `ports`; None where it matches.
+    /// What it fails at first: `peers`, `ports` or `conditions`; None where it matches.
     pub failed_at: Option<String>,
     /// Its peers in order; None where it has none and every peer matches.
     pub peers: Option<Vec<EntryTrace>>,
     /// Its ports in order; None where it has none and everything matches.
     pub ports: Option<Vec<EntryTrace>>,
+    /// What it asks for besides, all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<EntryTrace>,
 }
 
 /// Whether an entry of a rule's peers or ports matches.

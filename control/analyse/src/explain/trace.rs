@@ -2,8 +2,8 @@
 
 use ringwall_evaluate::{Cause, End, Identity, Passed, Service, Trace};
 use ringwall_policy::{
-    Action, Cluster, Fault, Labels, NetworkPolicy, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch,
-    Rule, TieredPolicy, Unplaced,
+    Action, Cluster, Condition, Fault, Labels, NetworkPolicy, Peer, Pod, PodSelection, PolicyId, PolicyKind,
+    PortMatch, Rule, TieredPolicy, TieredRule, Unplaced,
     tiers::{Rank, Tiers},
 };
 
@@ -325,16 +325,22 @@ impl<'a> Case<'a> {
         let unplaced = self.unplaced(&other);
         let rules = rules.map(|(index, rule)| {
             let held = rule.peers.as_ref().zip(unplaced);
-            let held = held.is_some_and(|(peers, it)| it.action(rule.action, peers).is_some());
+            let held = held.is_some_and(|(peers, it)| it.hold(peers, it.reads_possibly(rule.action)));
+            let conditions = self.conditions(rule, direction, words);
+            let trace = self.rule(
+                index,
+                ("", rule.peers.as_ref(), held),
+                rule.ports.as_ref(),
+                direction,
+                words,
+            );
+            let fails = conditions.iter().any(|condition| !condition.matches);
             RuleTrace {
                 action: Some(action_word(rule.action).to_owned()),
-                ..self.rule(
-                    index,
-                    ("", rule.peers.as_ref(), held),
-                    rule.ports.as_ref(),
-                    direction,
-                    words,
-                )
+                matches: trace.matches && !fails,
+                failed_at: trace.failed_at.or_else(|| fails.then(|| "conditions".to_owned())),
+                conditions,
+                ..trace
             }
         });
         PolicyTrace {
@@ -399,6 +405,57 @@ impl<'a> Case<'a> {
             faults: faults(&policy.faults),
             rules,
         }
+    }
+
+    /// What a rule of an ordered kind asks for besides its peers and ports.
+    fn conditions(&self, rule: &TieredRule, direction: Direction, words: &Words) -> Vec<EntryTrace> {
+        let unplaced = self.cluster.unplaced.as_deref();
+        let possibly = unplaced.is_some_and(|unplaced| unplaced.reads_possibly(rule.action));
+        let (own, other) = self.ends(direction);
+        let (own_name, other_name) = match direction {
+            Direction::Egress => (&words.src, &words.dst),
+            Direction::Ingress => (&words.dst, &words.src),
+        };
+        let trace = |condition: &Condition, whose: &str, end: &End<'a>, name: &str| {
+            let negated = condition.negated;
+            let blocks_hold = |unplaced: &Unplaced| unplaced.hold(&condition.any, possibly != negated);
+            let mut misses = condition
+                .any
+                .iter()
+                .map(|entry| peer(self.cluster, "", entry, end).err());
+            let is_one = misses.any(|miss| miss.is_none()) || self.unplaced(end).is_some_and(blocks_hold);
+            let words: Vec<String> = condition.any.iter().map(peer_words).collect();
+            let entries = match words.is_empty() {
+                true => "nobody".to_owned(),
+                false => words.join(" or "),
+            };
+            let what = if negated { "must not be" } else { "must be" };
+            let why = match negated {
+                true => format!("{name} is"),
+                false => format!("{name} is not"),
+            };
+            EntryTrace {
+                entry: format!("{whose} {what} {entries}"),
+                matches: is_one != negated,
+                why: (is_one == negated).then_some(why),
+            }
+        };
+        let conditions = &rule.conditions;
+        let of_peer = conditions.peer.iter();
+        let of_own = conditions.own.iter();
+        let mut traces: Vec<EntryTrace> = of_peer
+            .map(|condition| trace(condition, "the peer", &other, other_name))
+            .chain(of_own.map(|condition| trace(condition, "the selected pod", &own, own_name)))
+            .collect();
+        traces.extend(conditions.not_ports.iter().map(|entry| {
+            let is = port(entry, &self.dst, self.service).is_ok();
+            EntryTrace {
+                entry: format!("not {}", port_words(entry)),
+                matches: !is,
+                why: is.then(|| format!("the flow is {}", words.service)),
+            }
+        }));
+        traces
     }
 
     /// `held`: whether the rule's blocks count as holding an end without address.
@@ -474,6 +531,7 @@ impl<'a> Case<'a> {
             failed_at,
             peers,
             ports,
+            conditions: Vec::new(),
         }
     }
 }

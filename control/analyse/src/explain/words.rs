@@ -275,6 +275,9 @@ impl Page {
         if of("ports") {
             self.entries(rule.ports.as_deref(), "no ports: every protocol and port");
         }
+        if of("conditions") {
+            self.entries(Some(&rule.conditions), "");
+        }
     }
 
     fn entries(&mut self, entries: Option<&[EntryTrace]>, none: &str) {

@@ -8,8 +8,8 @@ use std::{
 
 use ringwall_evaluate::{Direction as Decision, End, Service, identify, judge, named};
 use ringwall_policy::{
-    Action, Cluster, Labels, Operator, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
-    Requirement, Rule, Selector, TieredRule,
+    Action, Cluster, Conditions, Labels, Operator, Pod, PodSelection, PolicyId, PolicyKind, PortMatch,
+    Protocol, Requirement, Rule, Selector, TieredRule,
     tiers::{Rank, TierFacts, Tiers},
 };
 
@@ -38,6 +38,8 @@ pub(super) struct RankedRule<'a> {
     pub(super) action: Action,
     /// Whom and which ports it matches.
     pub(super) rule: Cow<'a, Rule>,
+    /// Whether it asks for more than that, so that it matches less.
+    pub(super) conditional: bool,
 }
 
 /// Pods of one namespace with the same labels.
@@ -64,6 +66,7 @@ impl<'a> Ordered<'a> {
                 // An invalid policy only isolates.
                 let rules = if policy.faults.is_empty() { rules } else { &[] };
                 let ranked = rules.iter().enumerate().map(|(index, rule)| RankedRule {
+                    conditional: false,
                     index,
                     action: Action::Allow,
                     rule: Cow::Borrowed(rule),
@@ -144,10 +147,16 @@ impl<'a> Ordered<'a> {
 
 fn ranked_rules<'a>(rules: &[TieredRule]) -> Vec<RankedRule<'a>> {
     let ranked = rules.iter().enumerate().map(|(index, rule)| {
-        let TieredRule { action, peers, ports } = rule.clone();
+        let TieredRule {
+            action,
+            peers,
+            ports,
+            conditions,
+        } = rule.clone();
         RankedRule {
             index,
             action,
+            conditional: conditions != Conditions::NONE,
             rule: Cow::Owned(Rule { peers, ports }),
         }
     });
@@ -227,7 +236,7 @@ pub(super) fn matched_by<'r, 'a>(
                 let here: Vec<usize> = (0..earlier.len())
                     .filter(|index| {
                         let earlier = earlier.get(*index);
-                        earlier.is_some_and(|(policy, _)| policy.selects_whole(&one))
+                        earlier.is_some_and(|(policy, rule)| !rule.conditional && policy.selects_whole(&one))
                     })
                     .collect();
                 let rules = here

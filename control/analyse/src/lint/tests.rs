@@ -399,12 +399,18 @@ fn tiered_policies() -> impl Strategy<Value = String> {
             policies.collect::<String>()
         })
     };
-    let of_calico = (0..4usize, 0..4usize, any::<bool>()).prop_map(|(subject, action, late)| {
+    let of_calico = (0..4usize, 0..4usize, any::<bool>(), 0..4usize).prop_map(|(subject, action, late, more)| {
         let subject = ["all()", "all()", "k0 == 'v0'", "k1 in {'v0', 'v1'}"][subject];
         let action = ["Allow", "Pass", "Pass", "Log"][action];
         let order = if late { 2_000_000 } else { 500 };
+        let more = [
+            "source: {selector: \"k1 == 'v1'\"}",
+            "source: {notSelector: \"k1 == 'v1'\"}",
+            "destination: {selector: \"k0 == 'v0'\"}",
+            "protocol: TCP, destination: {notPorts: [2]}",
+        ][more];
         format!(
-            "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {{name: t}}\nspec: {{order: {order}}}\n---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: t.g}}\nspec: {{tier: t, selector: \"{subject}\", types: [Ingress], ingress: [{{action: {action}, source: {{selector: \"k1 == 'v1'\"}}}}]}}\n---\n"
+            "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {{name: t}}\nspec: {{order: {order}}}\n---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: t.g}}\nspec: {{tier: t, selector: \"{subject}\", types: [Ingress], ingress: [{{action: {action}, {more}}}]}}\n---\n"
         )
     });
     let of_calico = prop_oneof![1 => Just(String::new()), 2 => of_calico];

@@ -84,13 +84,13 @@ fn disagreement(
     let pod = cast.all().find(|pod| both(cast.staged(), pod))?;
     let us = cast.subject(&pod.key.namespace, &selector_of(&pod.labels))?;
     let mut others: Vec<EndName> = Vec::new();
-    for peer in rules.iter().flat_map(|rule| rule.peers.iter().flatten()) {
+    for peer in rules.iter().flat_map(|rule| rule.named_peers()) {
         others.extend(cast.peer("", peer));
     }
     others.extend(cast.stranger(&pod.key.namespace));
     others.extend(cast.outsiders());
     let mut ports = vec![(Protocol::Tcp, 80)];
-    for port in rules.iter().flat_map(|rule| rule.ports.iter().flatten()) {
+    for port in rules.iter().flat_map(|rule| rule.named_ports()) {
         if let PortMatch::Range { protocol, lo, .. } = port {
             ports.push((*protocol, *lo));
         }

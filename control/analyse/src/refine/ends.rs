@@ -482,7 +482,7 @@ fn cut(cluster: &Cluster, cuts: &mut Cuts) {
     for net in settings.pod_cidrs.iter().chain(&settings.service_cidrs) {
         cuts.net(net);
     }
-    for peer in cluster.rules().flat_map(|(peers, _)| peers.unwrap_or_default()) {
+    for peer in cluster.named_peers() {
         if let Peer::Block { cidr, except } = peer {
             cuts.net(cidr);
             except.iter().for_each(|net| cuts.net(net));

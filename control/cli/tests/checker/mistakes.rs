@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 use ringwall_policy::{
-    Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order, Peer, PolicyKind, PortMatch, Protocol,
-    Rule, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order, Peer, PolicyKind,
+    PortMatch, Protocol, Rule, Selector, TieredPolicy, TieredRule,
 };
 
 type Mistake = fn(&mut Cluster);
@@ -181,6 +181,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
                     action: Action::Deny,
                     peers: None,
                     ports: None,
+                    conditions: Conditions::NONE,
                 });
             }
         });
@@ -192,6 +193,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
                     action: Action::Deny,
                     peers: None,
                     ports: None,
+                    conditions: Conditions::NONE,
                 });
             }
         });
@@ -213,6 +215,70 @@ pub(crate) const ORDERED: &[Mistaken] = &[
     }),
     ("peers of ordered rules are ignored", |cluster| {
         ordered(cluster, |rule| rule.peers = None);
+    }),
+    ("what a peer has to be besides is ignored", |cluster| {
+        ordered(cluster, |rule| rule.conditions.peer.clear());
+    }),
+    ("what a selected pod has to be is ignored", |cluster| {
+        ordered(cluster, |rule| rule.conditions.own.clear());
+    }),
+    ("what a selected pod has to be is asked of the peer", |cluster| {
+        ordered(cluster, |rule| {
+            let own = std::mem::take(&mut rule.conditions.own);
+            rule.conditions.peer.extend(own);
+        });
+    }),
+    ("what a peer has to be is asked of the selected pod", |cluster| {
+        ordered(cluster, |rule| {
+            let peer = std::mem::take(&mut rule.conditions.peer);
+            rule.conditions.own.extend(peer);
+        });
+    }),
+    ("what must not be has to be", |cluster| {
+        ordered(cluster, |rule| {
+            let conditions = &mut rule.conditions;
+            for condition in conditions.peer.iter_mut().chain(&mut conditions.own) {
+                condition.negated = false;
+            }
+        });
+    }),
+    ("of two conditions one is enough", |cluster| {
+        ordered(cluster, |rule| {
+            rule.conditions.peer.truncate(1);
+            rule.conditions.own.truncate(1);
+        });
+    }),
+    ("one more block is none of those that must not be", |cluster| {
+        ordered(cluster, |rule| {
+            for condition in &mut rule.conditions.peer {
+                if condition.negated {
+                    condition.any.pop();
+                }
+            }
+        });
+    }),
+    ("ports that a rule excludes are ignored", |cluster| {
+        ordered(cluster, |rule| rule.conditions.not_ports.clear());
+    }),
+    ("ports that a rule excludes are its ports", |cluster| {
+        ordered(cluster, |rule| {
+            let excluded = std::mem::take(&mut rule.conditions.not_ports);
+            if !excluded.is_empty() {
+                rule.ports = Some(excluded);
+            }
+        });
+    }),
+    ("excluded names of ports are ignored", |cluster| {
+        ordered(cluster, |rule| {
+            let named = |port: &PortMatch| matches!(port, PortMatch::Named { .. });
+            rule.conditions.not_ports.retain(|port| !named(port));
+        });
+    }),
+    ("excluded protocols without ports are ignored", |cluster| {
+        ordered(cluster, |rule| {
+            let portless = |port: &PortMatch| matches!(port, PortMatch::IpProtocol(_));
+            rule.conditions.not_ports.retain(|port| !portless(port));
+        });
     }),
     ("a port name that a destination lacks is every port", |cluster| {
         ordered(cluster, |rule| {
@@ -245,6 +311,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
                         action: Action::Deny,
                         peers: Some(Vec::new()),
                         ports: None,
+                        conditions: Conditions::NONE,
                     },
                 );
             }

@@ -7,10 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Action, Cluster, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE, Labels, NAMESPACE_NAME_LABEL, NamedPort,
-    Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, Order, Part, Peer, Pod, PodSelection,
-    PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector, Settings, Tier, TierDefault,
-    TieredPolicy, TieredRule,
+    Action, Cluster, Condition, Conditions, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE, Labels,
+    NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, Order,
+    Part, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector,
+    Settings, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 
 use crate::random::Random;
@@ -361,10 +361,35 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
         let ports = ports.get_or_insert_default();
         ports.push(PortMatch::IpProtocol(*random.one(&numbers)));
     }
+    let peers = peers.map(|peers| peers.into_iter().map(|peer| whole(random, peer)).collect());
+    let mut conditions = Conditions::default();
+    if calico && random.percent(40) {
+        let condition = |random: &mut Random| Condition {
+            negated: random.percent(45),
+            any: (0..random.below(3))
+                .map(|_| {
+                    let named = peer(random);
+                    whole(random, named)
+                })
+                .collect(),
+        };
+        for list in [&mut conditions.peer, &mut conditions.own] {
+            let many = random.below(3).min(random.below(3));
+            list.extend((0..many).map(|_| condition(random)));
+        }
+        if random.percent(30) {
+            let numbers = [1, 47, 58];
+            conditions.not_ports = (0..1 + random.below(3)).map(|_| port(random)).collect();
+            conditions
+                .not_ports
+                .push(PortMatch::IpProtocol(*random.one(&numbers)));
+        }
+    }
     TieredRule {
         action,
-        peers: peers.map(|peers| peers.into_iter().map(|peer| whole(random, peer)).collect()),
+        peers,
         ports,
+        conditions,
     }
 }
 
@@ -533,27 +558,15 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
     nets.extend(&cluster.settings.pod_cidrs);
     nets.extend(&cluster.settings.service_cidrs);
     let mut ports = BTreeSet::from([0, 1, 79, 80, 65535]);
-    let rules = cluster
-        .policies
-        .values()
-        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten())
-        .map(|rule| (&rule.peers, &rule.ports));
-    let ordered = cluster
-        .tiered
-        .values()
-        .flat_map(|policy| policy.rules())
-        .map(|rule| (&rule.peers, &rule.ports));
-    for (peers, matched) in rules.chain(ordered) {
-        for peer in peers.iter().flatten() {
-            if let Peer::Block { cidr, except } = peer {
-                nets.push(*cidr);
-                nets.extend(except);
-            }
+    for peer in cluster.named_peers() {
+        if let Peer::Block { cidr, except } = peer {
+            nets.push(*cidr);
+            nets.extend(except);
         }
-        for port in matched.iter().flatten() {
-            if let PortMatch::Range { lo, hi, .. } = port {
-                ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
-            }
+    }
+    for port in cluster.named_ports() {
+        if let PortMatch::Range { lo, hi, .. } = port {
+            ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
         }
     }
     for port in cluster.pods.values().flat_map(|pod| &pod.named_ports) {

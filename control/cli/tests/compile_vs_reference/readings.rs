@@ -30,17 +30,8 @@ fn asked(cluster: &Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
 
 /// Addresses that pods may be given: at the borders of every block that a policy names, and others.
 fn addresses(cluster: &Cluster, random: &mut Random) -> Vec<IpAddr> {
-    let own = cluster.policies.values();
-    let own = own.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
-    let tiered = cluster.tiered.values();
-    let tiered = tiered.flat_map(|policy| policy.rules());
-    let peers = own
-        .map(|rule| &rule.peers)
-        .chain(tiered.map(|rule| &rule.peers))
-        .flatten()
-        .flatten();
     let mut all: Vec<IpAddr> = Vec::new();
-    for peer in peers {
+    for peer in cluster.named_peers() {
         if let Peer::Block { cidr, except } = peer {
             for net in except.iter().chain([cidr]) {
                 all.extend([net.network(), net.broadcast()]);

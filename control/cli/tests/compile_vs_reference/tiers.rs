@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use ringwall_evaluate::{Cause, Service};
 use ringwall_policy::{
-    Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, NAMESPACE_NAME_LABEL, NetworkPolicy, Object, ObjectKey,
-    Order, Peer, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NAMESPACE_NAME_LABEL, NetworkPolicy, Object,
+    ObjectKey, Order, Peer, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
+    TieredRule,
 };
 
 use crate::{
@@ -271,6 +272,7 @@ fn all(action: Action) -> TieredRule {
         action,
         peers: None,
         ports: None,
+        conditions: Conditions::NONE,
     }
 }
 

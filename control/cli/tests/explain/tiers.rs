@@ -8,8 +8,8 @@ use ringwall_analyse::explain::{
     words::{Style, render},
 };
 use ringwall_policy::{
-    Action, Cluster, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey, Order, Peer, Pod,
-    PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey, Order, Peer,
+    Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
 };
 
 fn key(name: &str) -> ObjectKey {
@@ -55,7 +55,12 @@ fn rule(action: Action, peers: Option<Vec<Peer>>, port: Option<u16>) -> TieredRu
             hi: port,
         }]
     });
-    TieredRule { action, peers, ports }
+    TieredRule {
+        action,
+        peers,
+        ports,
+        conditions: Conditions::NONE,
+    }
 }
 
 fn with(mut cluster: Cluster, tier: &str, name: &str, ingress: &[TieredRule]) -> Cluster {

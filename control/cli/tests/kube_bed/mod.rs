@@ -398,7 +398,7 @@ pub fn slice(name: &str, service: &str, address: &str) -> Value {
 
 /// The blocks that rules are for, in order.
 pub fn blocks(cluster: &Cluster) -> Vec<String> {
-    let peers = cluster.rules().flat_map(|(peers, _)| peers.unwrap_or_default());
+    let peers = cluster.named_peers();
     let blocks = peers.filter_map(|peer| match peer {
         Peer::Block { cidr, .. } => Some(cidr.to_string()),
         Peer::Pods { .. } => None,

@@ -377,16 +377,7 @@ fn inside(what: &What, a: &Cluster, b: &Cluster, random: &mut Random) -> Option<
 pub(crate) fn ports(a: &Cluster, b: &Cluster) -> BTreeSet<u16> {
     let mut ports = BTreeSet::from([0, 1, 65535]);
     for cluster in [a, b] {
-        let mut named: Vec<&PortMatch> = Vec::new();
-        for policy in cluster.policies.values() {
-            let rules = policy.ingress.iter().chain(&policy.egress).flatten();
-            named.extend(rules.flat_map(|rule| rule.ports.iter().flatten()));
-        }
-        for policy in cluster.tiered.values() {
-            let rules = policy.rules();
-            named.extend(rules.flat_map(|rule| rule.ports.iter().flatten()));
-        }
-        for port in named {
+        for port in cluster.named_ports() {
             if let PortMatch::Range { lo, hi, .. } = port {
                 ports.extend([lo - 1, *lo, *hi, hi.saturating_add(1)]);
             }

@@ -25,6 +25,7 @@ pub(super) use objects::{Support, node, support};
 pub(super) use policy::policy;
 use ringwall_policy::{
     Labels, NetworkPolicy, ObjectKey, Peer, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
+    TieredRule,
 };
 use selector::Expression;
 pub(crate) use stored::METADATA as STORED_METADATA;
@@ -192,7 +193,7 @@ pub(crate) enum Input {
 impl Input {
     /// That of a policy whose rules hold all that they need.
     pub(crate) fn settled(policy: &TieredPolicy) -> Self {
-        let peers = policy.rules().flat_map(|rule| rule.peers.iter().flatten());
+        let peers = policy.rules().flat_map(TieredRule::named_peers);
         let of_peers = peers.filter_map(|peer| match peer {
             Peer::Pods { pods, .. } => Some(pods),
             Peer::Block { .. } => None,
@@ -288,18 +289,33 @@ struct Awaiting {
     wanted: Wanted,
 }
 
+/// A list of peers of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RulePlace {
+    /// Its peers.
+    Peers,
+    /// Those of a condition of the peer, by index.
+    OfPeer(usize),
+    /// Those of a condition of the pod itself, by index.
+    OfOwn(usize),
+}
+
 /// What a rule is also for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
     /// Addresses of network sets and host endpoints with these labels.
     Objects {
         expression: Expression,
+        /// Where they belong.
+        place: RulePlace,
         /// The only family that the rule is for.
         family: Option<Family>,
         /// Names of ports at these endpoints, where the rule goes by names.
         names: Vec<String>,
         /// Whether it goes by numbers as well.
         numbers: bool,
+        /// Whether the rule excludes ports of these endpoints by name.
+        not_names: bool,
     },
     /// Addresses of the nodes with these labels (TIERS 73.6).
     Nodes(Selector),

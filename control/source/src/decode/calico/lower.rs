@@ -18,8 +18,8 @@ use ringwall_policy::{
 
 use super::{
     super::{field::fault, tiered},
-    Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, Set, StagedAction, StagedPolicyInput,
-    Wanted,
+    Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, RulePlace, Set, StagedAction,
+    StagedPolicyInput, Wanted,
     rules::{comes_to, kind_name, nothing},
     terms::{NAME, NAMESPACE, OF_NAMESPACE, account_name_key},
 };
@@ -445,7 +445,13 @@ impl<K: Ord + Clone> World<K> {
     fn completed(&self, policy: &mut TieredPolicy, input: &PolicyInput) -> Vec<Fault> {
         let mut found = Vec::new();
         let kind = policy.id.kind;
+        // Rules that are the same whatever else there is.
+        let mut settled = Vec::new();
         for awaiting in &input.rules {
+            let number = (awaiting.direction, awaiting.rule);
+            if settled.contains(&number) {
+                continue;
+            }
             let rules = match awaiting.direction {
                 Direction::Ingress => policy.ingress.as_mut(),
                 Direction::Egress => policy.egress.as_mut(),
@@ -455,18 +461,22 @@ impl<K: Ord + Clone> World<K> {
             };
             match self.rule(awaiting, rule.ports.as_deref()) {
                 Addition::Peers(more, ports) => {
-                    let peers = rule.peers.get_or_insert_default();
-                    peers.extend(more);
-                    peers.sort_by_cached_key(order_of_peers);
-                    peers.dedup();
+                    let place = awaiting.wanted.place();
+                    if let Some(peers) = place.of(rule) {
+                        peers.extend(more);
+                        peers.sort_by_cached_key(order_of_peers);
+                        peers.dedup();
+                    }
                     rule.ports = ports.or(rule.ports.take());
                     if rule.ports.as_ref().is_some_and(Vec::is_empty) {
                         *rule = nothing(rule.action);
+                        settled.push(number);
                     }
                 }
                 Addition::Unsayable { what, why } => {
                     let comes_to = comes_to(rule.action);
                     *rule = TieredRule::not_understood(rule.action);
+                    settled.push(number);
                     policy
                         .unevaluated
                         .insert(format!("{what} of {}", with_group(kind)));
@@ -484,9 +494,11 @@ impl<K: Ord + Clone> World<K> {
         match &awaiting.wanted {
             Wanted::Objects {
                 expression,
+                place: _,
                 family,
                 names,
                 numbers,
+                not_names,
             } => {
                 let mut blocks = BTreeSet::new();
                 for (key, labels) in &self.sets {
@@ -509,6 +521,9 @@ impl<K: Ord + Clone> World<K> {
                 }
                 blocks.retain(|block| family.is_none_or(|family| Family::of(block) == family));
                 // Sets have no ports with names (TIERS 99.7).
+                if *not_names && !blocks.is_empty() {
+                    return not_evaluated("notPorts with names beside network sets");
+                }
                 match (blocks.is_empty() || names.is_empty(), numbers) {
                     (true, _) => Addition::Peers(blocks.into_iter().map(block).collect(), None),
                     (false, false) => Addition::Peers(Vec::new(), None),
@@ -618,6 +633,28 @@ enum Addition {
     Peers(Vec<Peer>, Option<Vec<PortMatch>>),
     /// It cannot be said.
     Unsayable { what: &'static str, why: &'static str },
+}
+
+impl Wanted {
+    /// Where in the rule it belongs.
+    fn place(&self) -> RulePlace {
+        match self {
+            Self::Objects { place, .. } => *place,
+            Self::Service { .. } | Self::Nodes(_) => RulePlace::Peers,
+        }
+    }
+}
+
+impl RulePlace {
+    /// The list of a rule; None where there is no such condition.
+    fn of(self, rule: &mut TieredRule) -> Option<&mut Vec<Peer>> {
+        let conditions = &mut rule.conditions;
+        match self {
+            Self::Peers => Some(rule.peers.get_or_insert_default()),
+            Self::OfPeer(index) => conditions.peer.get_mut(index).map(|it| &mut it.any),
+            Self::OfOwn(index) => conditions.own.get_mut(index).map(|it| &mut it.any),
+        }
+    }
 }
 
 /// The labels of a set: its own, and what it has of its namespace (TIERS 96.3).

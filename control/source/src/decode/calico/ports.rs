@@ -159,69 +159,46 @@ pub(super) struct Layer4 {
     pub(super) not_ports: Option<Ports>,
 }
 
-/// What of it cannot be said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unsayable {
-    /// `notPorts` with names.
-    NamedNotPorts,
-    /// `notProtocol` alone.
-    NotProtocol,
-    /// `notPorts` beside `ports` with names.
-    NotPortsBesideNames,
-}
+/// Protocols and ports: one of these, or all where there is None, and none of those.
+pub(super) type Matched = (Option<Vec<PortMatch>>, Vec<PortMatch>);
 
 impl Layer4 {
-    /// What it matches, any of these; None for every protocol and port. Which protocols may have ports has been seen to.
-    ///
-    /// # Errors
-    /// It cannot be said.
-    pub(super) fn matches(&self) -> Result<Option<Vec<PortMatch>>, Unsayable> {
+    /// What it matches. Which protocols may have ports has been seen to.
+    pub(super) fn matches(&self) -> Matched {
         let excluded = self.not_protocol.map(|not| not.number);
-        let allowed = |number: u8| excluded != Some(number);
-        let none = Ports::default();
-        let not_ports = self.not_ports.as_ref().unwrap_or(&none);
-        if !not_ports.names.is_empty() {
-            return Err(Unsayable::NamedNotPorts);
-        }
-        if self.ports.is_none() && self.not_ports.is_none() {
-            return Ok(match (self.protocol, excluded) {
-                (None, None) => None,
-                (Some(protocol), _) if !allowed(protocol.number) => Some(Vec::new()),
-                (Some(protocol), _) => Some(vec![whole_protocol(protocol.number)]),
-                (None, Some(_)) => return Err(Unsayable::NotProtocol),
-            });
+        if let Some(protocol) = self.protocol
+            && excluded == Some(protocol.number)
+        {
+            return (Some(Vec::new()), Vec::new());
         }
         // Numbers need a protocol, names do not.
         let protocols: Vec<Protocol> = match self.protocol {
             Some(protocol) => protocol.with_ports().into_iter().collect(),
             None => WITH_PORTS.to_vec(),
         };
-        let protocols = protocols.into_iter().filter(|it| allowed(it.number()));
-        let ports = match &self.ports {
-            Some(ports) => ports.clone(),
-            None => Ports {
-                // No range has port 0, which nothing listens on.
-                ranges: vec![(1, u16::MAX)],
-                names: BTreeSet::new(),
-            },
+        let entries = |ports: &Ports| {
+            let mut entries = Vec::new();
+            for protocol in protocols.iter().filter(|it| excluded != Some(it.number())) {
+                let protocol = *protocol;
+                let range = |&(lo, hi)| PortMatch::Range { protocol, lo, hi };
+                entries.extend(ports.ranges.iter().map(range));
+                entries.extend(ports.names.iter().map(|name| PortMatch::Named {
+                    protocol,
+                    name: name.clone(),
+                }));
+            }
+            entries
         };
-        if !ports.names.is_empty() && !not_ports.ranges.is_empty() {
-            return Err(Unsayable::NotPortsBesideNames);
-        }
-        let ranges = without(&ports.ranges, &not_ports.ranges);
-        let mut out = Vec::new();
-        for protocol in protocols {
-            out.extend(
-                ranges
-                    .iter()
-                    .map(|&(lo, hi)| PortMatch::Range { protocol, lo, hi }),
-            );
-            out.extend(ports.names.iter().map(|name| PortMatch::Named {
-                protocol,
-                name: name.clone(),
-            }));
-        }
-        Ok(Some(out))
+        let mut not = self.not_ports.as_ref().map(entries).unwrap_or_default();
+        let some = match (&self.ports, self.protocol) {
+            (Some(ports), _) => Some(entries(ports)),
+            (None, Some(protocol)) => Some(vec![whole_protocol(protocol.number)]),
+            (None, None) => {
+                not.extend(excluded.map(whole_protocol));
+                None
+            }
+        };
+        (some, not)
     }
 }
 
@@ -235,42 +212,9 @@ fn whole_protocol(number: u8) -> PortMatch {
     }
 }
 
-/// Ranges, without what others hold.
-fn without(ranges: &[(u16, u16)], others: &[(u16, u16)]) -> Vec<(u16, u16)> {
-    let mut left = ranges.to_vec();
-    for &(lo, hi) in others {
-        left = left
-            .into_iter()
-            .flat_map(|(first, last)| {
-                let before = lo.checked_sub(1).map(|end| (first, last.min(end)));
-                let after = hi.checked_add(1).map(|start| (first.max(start), last));
-                before
-                    .into_iter()
-                    .chain(after)
-                    .filter(|(first, last)| first <= last)
-            })
-            .collect();
-    }
-    left
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_lose_what_others_hold() {
-        for (ranges, others, left) in [
-            (vec![(0, 65535)], vec![(80, 80)], vec![(0, 79), (81, 65535)]),
-            (vec![(0, 65535)], vec![(0, 65535)], vec![]),
-            (vec![(10, 20)], vec![(5, 12), (18, 30)], vec![(13, 17)]),
-            (vec![(10, 20), (30, 40)], vec![(15, 35)], vec![(10, 14), (36, 40)]),
-            (vec![(10, 20)], vec![(1, 9), (21, 65535)], vec![(10, 20)]),
-            (vec![(1, 65535)], vec![(65535, 65535), (1, 1)], vec![(2, 65534)]),
-        ] {
-            assert_eq!(without(&ranges, &others), left, "{ranges:?} without {others:?}");
-        }
-    }
 
     #[test]
     fn ports_are_numbers_ranges_and_names() {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Action, Fault, NAMESPACE_NAME_LABEL, ObjectKey, Operator, Peer, PodSelection, PolicyKind, PortMatch,
-    TieredRule,
+    Action, Condition, Conditions, Fault, NAMESPACE_NAME_LABEL, ObjectKey, Operator, Peer, PodSelection,
+    PolicyKind, TieredRule,
 };
 use serde_json::Value;
 
@@ -17,8 +17,8 @@ use super::{
         },
         policy::Findings,
     },
-    Awaiting, Direction, Family, GROUP, Wanted,
-    ports::{self, Layer4, Unsayable},
+    Awaiting, Direction, Family, GROUP, RulePlace, Wanted,
+    ports::{self, Layer4},
     selector::{self, Expression},
     terms::{self, ACCOUNT, MOST_TERMS, NAMESPACE, OF_ACCOUNT, OF_NAMESPACE},
 };
@@ -58,28 +58,12 @@ struct Entity {
     /// What an object at its address has to be; None for anything, also for what is no object.
     objects: Option<Expression>,
     /// What no object at its address may be, where there is no `objects`.
-    not_objects: bool,
+    not_objects: Option<Expression>,
     nets: Option<Vec<IpNet>>,
     not_nets: Option<Vec<IpNet>>,
     service: Option<ObjectKey>,
     ports: Option<ports::Ports>,
     not_ports: Option<ports::Ports>,
-}
-
-impl Entity {
-    /// Whether it says who.
-    fn is_anyone(&self) -> bool {
-        let Self {
-            objects,
-            not_objects,
-            nets,
-            not_nets,
-            service,
-            ports: _,
-            not_ports: _,
-        } = self;
-        objects.is_none() && !not_objects && nets.is_none() && not_nets.is_none() && service.is_none()
-    }
 }
 
 impl Rules<'_> {
@@ -192,7 +176,7 @@ impl Rules<'_> {
         let (Some(source), Some(destination)) = (source, destination) else {
             return (action, None);
         };
-        let said = family(fields, at, &layer4, &source, &destination, own);
+        let family = family(fields, at, &layer4, &source, &destination, own);
         self.ports_have_protocols(at, &layer4, &source, &destination, own);
         for (key, given) in [
             ("ports", source.ports.is_some()),
@@ -202,41 +186,47 @@ impl Rules<'_> {
                 self.not_evaluated("source ports", join(&join(at, "source"), key), own);
             }
         }
-        let (peer, this, this_key) = match direction {
-            Direction::Ingress => (&source, &destination, "destination"),
-            Direction::Egress => (&destination, &source, "source"),
+        let named = Names::of(&destination);
+        // The ports of a rule of ingress are those of the pod itself.
+        let (peer, peer_key, of_peer, this, this_key, of_this) = match direction {
+            Direction::Ingress => (
+                &source,
+                "source",
+                Names::default(),
+                &destination,
+                "destination",
+                named,
+            ),
+            Direction::Egress => (
+                &destination,
+                "destination",
+                named,
+                &source,
+                "source",
+                Names::default(),
+            ),
         };
-        self.own_side(this, join(at, this_key), own);
-        let names: Vec<String> = destination
-            .ports
-            .iter()
-            .flat_map(|ports| ports.names.iter().cloned())
-            .collect();
-        let numbers = destination
-            .ports
-            .as_ref()
-            .is_some_and(|ports| !ports.ranges.is_empty());
-        let named = match direction {
-            Direction::Egress => (names, numbers),
-            // The ports are those of the pod itself.
-            Direction::Ingress => (Vec::new(), true),
-        };
-        let peer_at = join(
-            at,
-            if direction == Direction::Ingress {
-                "source"
-            } else {
-                "destination"
-            },
+        let mut conditions = Conditions::default();
+        let peers = self.peers(
+            peer,
+            &join(at, peer_key),
+            (family, of_peer),
+            direction,
+            (&mut conditions.peer, own, wanted),
         );
-        let peers = self.peers(peer, &peer_at, said, named, direction, own, wanted);
+        let this = self.own_side(
+            this,
+            &join(at, this_key),
+            of_this,
+            (&mut conditions.own, own, wanted),
+        );
         let layer4 = Layer4 {
-            ports: destination.ports.clone(),
-            not_ports: destination.not_ports.clone(),
+            ports: destination.ports,
+            not_ports: destination.not_ports,
             ..layer4
         };
-        let ports = self.port_matches(&layer4, at, own);
-        let (Some(peers), Some(ports)) = (peers, ports) else {
+        let (ports, not_ports) = layer4.matches();
+        let (Some(peers), Some(())) = (peers, this) else {
             return (action, None);
         };
         // What matches no port matches nothing.
@@ -244,7 +234,14 @@ impl Rules<'_> {
             wanted.clear();
             return (action, Some(nothing(action)));
         }
-        (action, Some(TieredRule { action, peers, ports }))
+        conditions.not_ports = not_ports;
+        let rule = TieredRule {
+            action,
+            peers,
+            ports,
+            conditions,
+        };
+        (action, Some(rule))
     }
 
     fn layer4(&mut self, fields: &Fields, at: &str, own: &mut Findings) -> Layer4 {
@@ -426,8 +423,7 @@ impl Rules<'_> {
             .flatten()
             .collect();
         match (parts.is_empty(), not_selector) {
-            (true, Some(_)) => entity.not_objects = true,
-            (true, None) => {}
+            (true, not) => entity.not_objects = not,
             (false, not) => {
                 // TIERS 96.5
                 parts.extend(not.map(Expression::negated));
@@ -523,128 +519,103 @@ impl Rules<'_> {
         }
     }
 
-    /// What a rule says of the pod that the policy selects itself, it may say only if that is nothing.
-    fn own_side(&mut self, this: &Entity, at: String, own: &mut Findings) {
-        let every_subject = |expression: &Expression| {
-            let namespace = self.namespace;
-            let anyone = |selection: &PodSelection| {
-                let in_own = selection.namespaces.requirements.iter().all(|requirement| {
-                    let name = NAMESPACE_NAME_LABEL;
-                    requirement.key == name
-                        && matches!(&requirement.operator, Operator::In(names)
-                            if namespace.is_some_and(|namespace| names.contains(namespace)))
-                });
-                in_own && selection.pods.requirements.is_empty()
-            };
-            terms::pods(expression).is_ok_and(|pods| pods.iter().any(anyone))
+    /// What a rule asks of the pod that the policy selects itself; None where that cannot be said.
+    fn own_side(
+        &mut self,
+        this: &Entity,
+        at: &str,
+        names: Names,
+        (conditions, own, wanted): (&mut Vec<Condition>, &mut Findings, &mut Vec<Wanted>),
+    ) -> Option<()> {
+        let namespace = self.namespace;
+        let is_anyone = |selection: &PodSelection| {
+            let in_own = selection.namespaces.requirements.iter().all(|requirement| {
+                requirement.key == NAMESPACE_NAME_LABEL
+                    && matches!(&requirement.operator, Operator::In(names)
+                        if namespace.is_some_and(|namespace| names.contains(namespace)))
+            });
+            in_own && selection.pods.requirements.is_empty()
         };
-        if this.not_objects || this.nets.is_some() || this.not_nets.is_some() {
-            return self.not_evaluated("conditions on the own side", at, own);
+        for (negated, expression) in [(false, &this.objects), (true, &this.not_objects)] {
+            let Some(expression) = expression else { continue };
+            let pods = self.pods(expression, at, own)?;
+            if !negated && pods.iter().any(is_anyone) {
+                continue; // It says nothing.
+            }
+            // What has a name for a port matters where it has to match.
+            let names = if negated { Names::default() } else { names.clone() };
+            wanted.push(names.wanted(expression, RulePlace::OfOwn(conditions.len()), None));
+            let any = pods.into_iter().map(peer_of).collect();
+            conditions.push(Condition { negated, any });
         }
-        if let Some(expression) = &this.objects
-            && !every_subject(expression)
-        {
-            self.not_evaluated("conditions on the own side", at, own);
+        if this.nets.is_some() || this.not_nets.is_some() {
+            conditions.push(Condition {
+                negated: false,
+                any: blocks(this, None),
+            });
         }
+        Some(())
     }
 
     /// Who a rule is for; None where that cannot be said.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call, of all that a rule says of its peer"
-    )]
     fn peers(
         &mut self,
         peer: &Entity,
         at: &str,
-        said: Said,
-        (names, numbers): (Vec<String>, bool),
+        (family, names): (Option<Family>, Names),
         direction: Direction,
-        own: &mut Findings,
-        wanted: &mut Vec<Wanted>,
+        (conditions, own, wanted): (&mut Vec<Condition>, &mut Findings, &mut Vec<Wanted>),
     ) -> Option<Option<Vec<Peer>>> {
-        let family = said.family;
-        if peer.is_anyone() {
-            return Some(family.map(|family| {
+        // What the address has to be in.
+        let by_address = (peer.nets.is_some() || peer.not_nets.is_some()).then(|| blocks(peer, family));
+        let mut by_address = by_address.or_else(|| {
+            let whole = |family: Family| {
                 vec![Peer::Block {
                     cidr: family.whole(),
                     except: Vec::new(),
                 }]
-            }));
-        }
-        if peer.not_objects {
-            self.not_evaluated("notSelector", join(at, "notSelector"), own);
-            return None;
-        }
-        let by_address = peer.nets.is_some() || peer.not_nets.is_some();
-        if by_address && peer.objects.is_some() {
-            let key = if peer.nets.is_some() { "nets" } else { "notNets" };
-            self.not_evaluated("selectors beside nets", join(at, key), own);
-            return None;
-        }
-        if by_address {
-            return Some(Some(blocks(peer, family)));
-        }
-        // The pods of a selector have addresses of every family.
-        if said.written {
-            self.not_evaluated("ipVersion beside selectors", at.to_owned(), own);
-            return None;
-        }
-        if let Some(key) = &peer.service {
+            };
+            family.map(whole)
+        });
+        let peers = if let Some(key) = &peer.service {
             wanted.push(Wanted::Service {
                 key: key.clone(),
                 family,
                 ports: direction == Direction::Egress,
             });
-            return Some(Some(Vec::new()));
+            Some(Vec::new())
+        } else if let Some(expression) = &peer.objects {
+            let pods = self.pods(expression, at, own)?;
+            wanted.push(names.wanted(expression, RulePlace::Peers, family));
+            Some(pods.into_iter().map(peer_of).collect())
+        } else {
+            by_address.take()
+        };
+        if let Some(any) = by_address {
+            conditions.push(Condition { negated: false, any });
         }
-        let expression = peer.objects.clone()?;
-        let Ok(pods) = terms::pods(&expression) else {
+        if let Some(expression) = &peer.not_objects {
+            let pods = self.pods(expression, at, own)?;
+            let place = RulePlace::OfPeer(conditions.len());
+            wanted.push(Names::default().wanted(expression, place, None));
+            conditions.push(Condition {
+                negated: true,
+                any: pods.into_iter().map(peer_of).collect(),
+            });
+        }
+        Some(peers)
+    }
+
+    /// The pods of an expression; None, with a fault, where it is too long.
+    fn pods(&mut self, expression: &Expression, at: &str, own: &mut Findings) -> Option<Vec<PodSelection>> {
+        let Ok(pods) = terms::pods(expression) else {
             own.faults.push(too_many_terms(at));
             return None;
         };
         self.accounts |= pods
             .iter()
             .any(|selection| terms::asks_for_accounts(&selection.pods));
-        wanted.push(Wanted::Objects {
-            expression,
-            family,
-            names,
-            numbers,
-        });
-        let peers = pods
-            .into_iter()
-            .map(|PodSelection { namespaces, pods }| Peer::Pods {
-                namespaces: Some(namespaces),
-                pods,
-            });
-        Some(Some(peers.collect()))
-    }
-
-    /// What a rule matches of layer 4; None where that cannot be said.
-    fn port_matches(
-        &mut self,
-        layer4: &Layer4,
-        at: &str,
-        own: &mut Findings,
-    ) -> Option<Option<Vec<PortMatch>>> {
-        let not_protocol = join(at, "notProtocol");
-        let at = join(&join(at, "destination"), "notPorts");
-        match layer4.matches() {
-            Ok(ports) => Some(ports),
-            Err(Unsayable::NotProtocol) => {
-                self.not_evaluated("notProtocol without protocol", not_protocol, own);
-                None
-            }
-            Err(Unsayable::NamedNotPorts) => {
-                self.not_evaluated("notPorts with names", at, own);
-                None
-            }
-            Err(Unsayable::NotPortsBesideNames) => {
-                self.not_evaluated("notPorts beside names", at, own);
-                None
-            }
-        }
+        Some(pods)
     }
 
     fn kind_name(&self) -> String {
@@ -666,6 +637,7 @@ pub(super) fn nothing(action: Action) -> TieredRule {
         action,
         peers: Some(Vec::new()),
         ports: None,
+        conditions: Conditions::NONE,
     }
 }
 
@@ -784,12 +756,47 @@ fn http_paths(http: &Fields, at: &str, own: &mut Findings) {
     }
 }
 
-/// What a rule says of the version of IP.
-#[derive(Clone, Copy)]
-struct Said {
-    family: Option<Family>,
-    /// Whether as ipVersion, and not only by the name of its protocol.
-    written: bool,
+/// What the ports of a rule ask of the endpoints whose ports they are.
+#[derive(Clone, Debug, Default)]
+struct Names {
+    names: Vec<String>,
+    /// Whether it matches ports by number, too, or all of them.
+    numbers: bool,
+    /// Whether it excludes ports by name.
+    not_names: bool,
+}
+
+impl Names {
+    fn of(destination: &Entity) -> Self {
+        let (ports, not_ports) = (&destination.ports, &destination.not_ports);
+        Self {
+            names: ports
+                .iter()
+                .flat_map(|ports| ports.names.iter().cloned())
+                .collect(),
+            numbers: ports.as_ref().is_some_and(|ports| !ports.ranges.is_empty()),
+            not_names: not_ports.as_ref().is_some_and(|ports| !ports.names.is_empty()),
+        }
+    }
+
+    /// What is needed of sets and host endpoints.
+    fn wanted(self, expression: &Expression, place: RulePlace, family: Option<Family>) -> Wanted {
+        Wanted::Objects {
+            expression: expression.clone(),
+            place,
+            family,
+            names: self.names,
+            numbers: self.numbers,
+            not_names: self.not_names,
+        }
+    }
+}
+
+fn peer_of(PodSelection { namespaces, pods }: PodSelection) -> Peer {
+    Peer::Pods {
+        namespaces: Some(namespaces),
+        pods,
+    }
 }
 
 /// The version of IP that a rule is for (TIERS 99.5, 99.6, 99.8).
@@ -800,7 +807,7 @@ fn family(
     source: &Entity,
     destination: &Entity,
     own: &mut Findings,
-) -> Said {
+) -> Option<Family> {
     let by_protocol = layer4.protocol.and_then(|protocol| protocol.family);
     let written = match present(fields, "ipVersion") {
         None => None,
@@ -849,10 +856,7 @@ fn family(
             }
         }
     }
-    Said {
-        family: written.or(by_protocol),
-        written: written.is_some() && written != by_protocol,
-    }
+    written.or(by_protocol)
 }
 
 /// The blocks of `nets`, or of every address of their version where there are only `notNets`, without `notNets`.

@@ -11,7 +11,7 @@ mod refused;
 mod together;
 
 use ringwall_policy::{
-    Object, Operator, Order, Part, Peer, PodSelection, PortMatch, Protocol, Selector, TierDefault,
+    Condition, Object, Operator, Order, Part, Peer, PodSelection, PortMatch, Protocol, Selector, TierDefault,
     TieredPolicy, TieredRule,
 };
 use serde_json::{Value, json};
@@ -94,7 +94,21 @@ fn words(rule: &TieredRule) -> String {
         None => "anywhere".to_owned(),
         Some(ports) => ports.iter().map(port).collect::<Vec<_>>().join(" "),
     };
-    format!("{:?} {peers} at {ports}", rule.action)
+    let one_of = |condition: &Condition| condition.any.iter().map(peer).collect::<Vec<_>>().join(", ");
+    let condition = |whose: &str, condition: &Condition| {
+        let not = if condition.negated { "not " } else { "" };
+        format!(" {whose} {not}{}", one_of(condition))
+    };
+    let conditions = &rule.conditions;
+    let of_peer = conditions.peer.iter().map(|it| condition("and", it));
+    let of_own = conditions.own.iter().map(|it| condition("to", it));
+    let ends: String = of_peer.chain(of_own).collect();
+    let not: String = conditions
+        .not_ports
+        .iter()
+        .map(|it| format!(" -{}", port(it)))
+        .collect();
+    format!("{:?} {peers}{ends} at {ports}{not}", rule.action)
 }
 
 fn peer(peer: &Peer) -> String {
@@ -387,12 +401,7 @@ fn t96_5_selector_and_notselector_are_joined_per_object() {
 fn t49_notselector_alone_is_for_the_own_namespace_or_for_everything() {
     let not = json!({"action": "Allow", "source": {"notSelector": "has(x)"}});
     assert_eq!(ingress(&not), "Allow [ns=shop|!x] at anywhere");
-    let (rule, policy) = rule(true, "ingress", &not);
-    assert_eq!(words(&rule), NOTHING);
-    assert_eq!(
-        policy.unevaluated.iter().collect::<Vec<_>>(),
-        ["notSelector of GlobalNetworkPolicy.projectcalico.org"]
-    );
+    assert_eq!(global_ingress(&not), "Allow anyone and not [|x] at anywhere");
 }
 
 #[test]
@@ -507,13 +516,20 @@ fn t99_7_ports_are_numbers_ranges_and_names() {
     );
     assert_eq!(
         at(Some("TCP"), json!({"notPorts": [80, "8000:9000"]})),
-        "tcp/1-79 tcp/81-7999 tcp/9001-65535"
+        "tcp -tcp/80 -tcp/8000-9000"
     );
     assert_eq!(
         at(Some("TCP"), json!({"ports": ["1:100"], "notPorts": [80]})),
-        "tcp/1-79 tcp/81-100"
+        "tcp/1-100 -tcp/80"
     );
-    assert_eq!(at(Some("TCP"), json!({"ports": [80], "notPorts": [80]})), NOTHING);
+    assert_eq!(
+        at(Some("TCP"), json!({"ports": ["web"], "notPorts": [80]})),
+        "tcp/web -tcp/80"
+    );
+    assert_eq!(
+        at(None, json!({"notPorts": ["dns"]})),
+        "anywhere -tcp/dns -udp/dns -sctp/dns"
+    );
 }
 
 #[test]
@@ -525,17 +541,11 @@ fn t63_a_named_port_without_protocol_is_of_any() {
 }
 
 #[test]
-fn t64_notports_with_names_are_not_evaluated() {
-    let not =
-        |action: &str| json!({"action": action, "protocol": "TCP", "destination": {"notPorts": ["dns"]}});
-    let (allow, policy) = rule(false, "egress", &not("Allow"));
-    assert_eq!(words(&allow), NOTHING);
-    assert_eq!(
-        policy.unevaluated.iter().collect::<Vec<_>>(),
-        ["notPorts with names of NetworkPolicy.projectcalico.org"]
-    );
-    assert!(policy.faults.is_empty());
-    assert_eq!(words(&rule(false, "egress", &not("Deny")).0), EVERYTHING);
+fn t64_notports_with_names_leave_the_rest() {
+    let rule = json!({"action": "Allow", "protocol": "TCP", "destination": {"notPorts": ["dns", 80]}});
+    assert_eq!(egress(&rule), "Allow anyone at tcp -tcp/80 -tcp/dns");
+    let rule = json!({"action": "Allow", "notProtocol": "TCP", "destination": {"notPorts": ["dns"]}});
+    assert_eq!(egress(&rule), "Allow anyone at anywhere -udp/dns -sctp/dns -tcp");
 }
 
 #[test]
@@ -562,42 +572,9 @@ fn what_cannot_be_said_fails_closed_and_is_named() {
             json!({"protocol": "TCP", "source": {"notPorts": [80]}}),
         ),
         ("icmp types", json!({"protocol": "ICMP", "icmp": {"type": 8}})),
-        ("notProtocol without protocol", json!({"notProtocol": "TCP"})),
         (
             "icmp types",
             json!({"protocol": "ICMP", "notICMP": {"type": 8, "code": 0}}),
-        ),
-        (
-            "conditions on the own side",
-            json!({"destination": {"selector": "has(a)"}}),
-        ),
-        (
-            "conditions on the own side",
-            json!({"destination": {"nets": ["10.0.0.0/8"]}}),
-        ),
-        (
-            "conditions on the own side",
-            json!({"destination": {"notSelector": "has(a)"}}),
-        ),
-        (
-            "conditions on the own side",
-            json!({"destination": {"serviceAccounts": {"names": ["a"]}}}),
-        ),
-        (
-            "selectors beside nets",
-            json!({"source": {"selector": "has(a)", "nets": ["10.0.0.0/8"]}}),
-        ),
-        (
-            "selectors beside nets",
-            json!({"source": {"namespaceSelector": "has(a)", "notNets": ["10.0.0.0/8"]}}),
-        ),
-        (
-            "ipVersion beside selectors",
-            json!({"ipVersion": 4, "source": {"selector": "has(a)"}}),
-        ),
-        (
-            "notPorts beside names",
-            json!({"protocol": "TCP", "destination": {"ports": ["web"], "notPorts": [80]}}),
         ),
     ] {
         for (action, comes_to) in [
@@ -622,6 +599,70 @@ fn what_cannot_be_said_fails_closed_and_is_named() {
 }
 
 #[test]
+fn all_that_a_side_says_has_to_hold() {
+    for (rule, expected) in [
+        (
+            json!({"source": {"selector": "has(a)", "nets": ["10.0.0.0/8"]}}),
+            "Allow [|a] and 10.0.0.0/8 at anywhere",
+        ),
+        (
+            json!({"source": {"namespaceSelector": "has(a)", "notNets": ["10.0.0.0/8"]}}),
+            "Allow [a|] and 0.0.0.0/0-10.0.0.0/8 at anywhere",
+        ),
+        (
+            json!({"source": {"notSelector": "has(a)"}}),
+            "Allow anyone and not [|a] at anywhere",
+        ),
+        (
+            json!({"source": {"notSelector": "has(a)", "nets": ["10.0.0.0/8", "11.0.0.0/8"], "notNets": ["10.1.0.0/16"]}}),
+            "Allow 10.0.0.0/8-10.1.0.0/16, 11.0.0.0/8 and not [|a] at anywhere",
+        ),
+        (
+            json!({"source": {"selector": "has(a)", "namespaceSelector": "has(b)", "notSelector": "has(c)",
+                "serviceAccounts": {"names": ["s"]}}}),
+            "Allow [b|a&!c&serviceaccount:projectcalico.org/name=s] at anywhere",
+        ),
+        (
+            json!({"ipVersion": 4, "source": {"selector": "has(a)"}}),
+            "Allow [|a] and 0.0.0.0/0 at anywhere",
+        ),
+        (
+            json!({"protocol": "ICMP", "source": {"selector": "has(a)"}}),
+            "Allow [|a] and 0.0.0.0/0 at 1",
+        ),
+        (
+            json!({"protocol": "ICMPv6", "source": {"notSelector": "has(a)"}}),
+            "Allow ::/0 and not [|a] at 58",
+        ),
+        (json!({"notProtocol": "TCP"}), "Allow anyone at anywhere -tcp"),
+        (json!({"notProtocol": "UDPLite"}), "Allow anyone at anywhere -136"),
+        (
+            json!({"destination": {"selector": "has(a)"}}),
+            "Allow anyone to [|a] at anywhere",
+        ),
+        (
+            json!({"destination": {"nets": ["10.0.0.0/8"]}}),
+            "Allow anyone to 10.0.0.0/8 at anywhere",
+        ),
+        (
+            json!({"destination": {"notSelector": "has(a)", "notNets": ["10.0.0.0/8"]}}),
+            "Allow anyone to not [|a] to 0.0.0.0/0-10.0.0.0/8 at anywhere",
+        ),
+        (
+            json!({"destination": {"serviceAccounts": {"names": ["a"]}}}),
+            "Allow anyone to [|serviceaccount:projectcalico.org/name=a] at anywhere",
+        ),
+    ] {
+        let mut rule = rule;
+        rule["action"] = json!("Allow");
+        let (read, policy) = self::rule(true, "ingress", &rule);
+        assert_eq!(words(&read), expected, "{rule}");
+        assert!(policy.unevaluated.is_empty(), "{rule}: {:?}", policy.unevaluated);
+        assert!(policy.faults.is_empty(), "{rule}: {:?}", policy.faults);
+    }
+}
+
+#[test]
 fn what_says_nothing_of_the_own_side_is_understood() {
     for destination in [
         json!({"selector": "all()"}),
@@ -636,7 +677,7 @@ fn what_says_nothing_of_the_own_side_is_understood() {
         global_ingress(
             &json!({"action": "Allow", "destination": {"namespaceSelector": "projectcalico.org/name == 'shop'"}})
         ),
-        NOTHING
+        "Allow anyone to [ns=shop|] at anywhere"
     );
     assert_eq!(
         ingress(&json!({"action": "Allow", "protocol": "ICMP", "icmp": {}})),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ringwall_policy::{Action, Fault, Peer, PortMatch, TieredRule};
+use ringwall_policy::{Action, Conditions, Fault, Peer, PortMatch, TieredRule};
 use serde_json::Value;
 
 use super::{
@@ -203,6 +203,7 @@ impl<'a> Rules<'a> {
             action,
             peers: Some(peers.entries),
             ports: ports.map(|ports| ports.entries),
+            conditions: Conditions::NONE,
         };
         (action, Some(rule))
     }

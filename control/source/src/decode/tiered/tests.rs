@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use ringwall_policy::{Action, Object, Operator, Peer, Protocol, Requirement, TieredRule};
+use ringwall_policy::{Action, Conditions, Object, Operator, Peer, Protocol, Requirement, TieredRule};
 use serde_json::json;
 
 use super::{
@@ -175,12 +175,14 @@ const NOTHING: TieredRule = TieredRule {
     action: Action::Allow,
     peers: Some(Vec::new()),
     ports: None,
+    conditions: Conditions::NONE,
 };
 
 const DENY_ALL: TieredRule = TieredRule {
     action: Action::Deny,
     peers: None,
     ports: None,
+    conditions: Conditions::NONE,
 };
 
 /// A rule of egress with these fields besides its action is not understood, whatever it does.
@@ -253,6 +255,7 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                         action: Action::Deny,
                         peers: Some(vec![pods_of(label("a", "b"), all())]),
                         ports: None,
+                        conditions: Conditions::NONE,
                     },
                     TieredRule {
                         action: Action::Deny,
@@ -262,6 +265,7 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                             pods_of(all(), all()),
                         ]),
                         ports: None,
+                        conditions: Conditions::NONE,
                     },
                 ]),
                 faults: Vec::new(),
@@ -543,6 +547,7 @@ fn tiers_72_2_one_bad_rule_leaves_the_others_and_their_numbers() {
         action: Action::Allow,
         peers: Some(vec![pods_of(all(), all())]),
         ports: None,
+        conditions: Conditions::NONE,
     };
     assert_eq!(policy.ingress, [NOTHING, good, DENY_ALL]);
     assert_eq!(

@@ -167,6 +167,54 @@ fn t53_a_negative_namespace_selector_is_for_what_is_in_none_and_all_is_not() {
 }
 
 #[test]
+fn t49_notselector_alone_is_for_addresses_that_no_object_with_it_has() {
+    let objects = [
+        from(true, json!({"notSelector": "has(x)"})),
+        global_set("g", json!({"x": "1"}), &["10.0.0.0/8"]),
+        global_set("h", json!({}), &["11.0.0.0/8"]),
+    ];
+    assert_eq!(whom(&objects), "anyone and not [|x], 10.0.0.0/8");
+}
+
+#[test]
+fn sets_have_a_part_in_what_the_own_side_is_asked_and_each_object_is_asked_apart() {
+    let rule = |destination: Value| {
+        let rule = json!({"action": "Allow", "protocol": "TCP", "source": {"selector": "has(b)", "nets": ["10.9.0.0/16"]},
+            "destination": destination});
+        super::global(&json!({"ingress": [rule]}))
+    };
+    let sets = [
+        global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+        global_set("h", json!({"b": "1"}), &["11.0.0.0/8"]),
+    ];
+    let whom = |destination: Value| {
+        let mut objects = sets.to_vec();
+        objects.push(rule(destination));
+        first(&objects)
+    };
+    assert_eq!(
+        whom(json!({"selector": "has(a)"})).0,
+        "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to [|a], 10.0.0.0/8 at tcp"
+    );
+    assert_eq!(
+        whom(json!({"selector": "has(a)", "ports": ["web"]})).0,
+        "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to [|a] at tcp/web"
+    );
+    let (words, unevaluated) = whom(json!({"selector": "has(a)", "ports": ["web", 80]}));
+    assert_eq!(words, NOTHING);
+    assert_eq!(
+        unevaluated,
+        ["named ports beside numbers and network sets of GlobalNetworkPolicy.projectcalico.org"]
+    );
+    let (words, unevaluated) = whom(json!({"selector": "has(a)", "notPorts": ["web"]}));
+    assert_eq!(words, NOTHING);
+    assert_eq!(
+        unevaluated,
+        ["notPorts with names beside network sets of GlobalNetworkPolicy.projectcalico.org"]
+    );
+}
+
+#[test]
 fn t99_1_a_networkpolicy_reaches_sets_of_its_namespace() {
     let objects = |source: Value| {
         [
@@ -302,7 +350,7 @@ fn t66_sets_of_a_rule_of_icmp_are_of_its_version() {
         global(&json!({"ingress": [rule]})),
         global_set("g", json!({"a": "1"}), &["10.0.0.0/8", "fd00::/8"]),
     ];
-    assert_eq!(first(&objects).0, "Allow [|a], 10.0.0.0/8 at 1");
+    assert_eq!(first(&objects).0, "Allow [|a], 10.0.0.0/8 and 0.0.0.0/0 at 1");
 }
 
 fn service(spec: Value) -> Value {

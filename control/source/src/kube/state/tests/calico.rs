@@ -63,11 +63,7 @@ fn delete(state: &mut State, name: &str, namespace: &str, object: &str) -> bool 
 
 /// The blocks of all rules, in order.
 fn blocks(state: &State) -> Vec<String> {
-    let peers = state
-        .cluster()
-        .rules()
-        .flat_map(|(peers, _)| peers.unwrap_or_default());
-    let blocks = peers.filter_map(|peer| match peer {
+    let blocks = state.cluster().named_peers().filter_map(|peer| match peer {
         Peer::Block { cidr, .. } => Some(cidr.to_string()),
         Peer::Pods { .. } => None,
     });
@@ -182,7 +178,10 @@ fn a_service_follows_its_slices_and_nothing_else_changes() {
 fn s107_a_rule_about_services_that_cannot_be_read_fails_closed() {
     let mut state = a_live_namespace();
     apply(&mut state, "GlobalNetworkPolicy", to_service("s"));
-    let everyone = |state: &State| state.cluster().rules().any(|(peers, _)| peers.is_none());
+    let everyone = |state: &State| {
+        let mut policies = state.cluster().tiered.values();
+        policies.any(|policy| policy.rules().any(|rule| rule.peers.is_none()))
+    };
     assert!(!everyone(&state));
     state.read(
         Kind::ENDPOINT_SLICE,
@@ -461,7 +460,10 @@ fn s73_6_peers_by_nodes_follow_the_nodes_and_fail_closed_while_one_cannot_be_rea
     let mut unreadable = labelled(object("", "n3", json!({"podCIDRs": 5})), json!({"zone": "a"}));
     unreadable["status"] = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.3"}]});
     state.applied(item(Kind::NODE, unreadable.clone()).unwrap());
-    let denies_all = |state: &State| state.cluster().rules().any(|(peers, _)| peers.is_none());
+    let denies_all = |state: &State| {
+        let mut policies = state.cluster().tiered.values();
+        policies.any(|policy| policy.rules().any(|rule| rule.peers.is_none()))
+    };
     assert!(denies_all(&state));
     assert_eq!(
         incomplete(&state),
