@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 
 #[path = "ran/mod.rs"]
 mod ran;
+#[path = "calico/verdicts.rs"]
+mod verdicts;
 
 /// Pods, namespaces and service accounts. `shop/web` 10.0.0.1, `shop/db` 10.0.0.2 with a port `sql` 5432, `other/x` 10.0.1.1; all of
 /// both versions of IP.
@@ -129,6 +131,17 @@ impl World {
         let lines = ran.lines();
         let verdict = lines.first().unwrap_or_else(|| panic!("{flow}: {}", ran.err))["verdict"].clone();
         let [a, b] = [src, dst].map(|it| self.address(it, src.contains("::") || dst.contains("::")));
+        let passes = verdict == "allow";
+        assert_eq!(
+            self.judged(a, b, number, port),
+            passes,
+            "reference and query: {flow}"
+        );
+        passes
+    }
+
+    /// Whether a flow passes, by the reference evaluator and compiled.
+    fn judged(&self, a: IpAddr, b: IpAddr, number: u8, port: Option<u16>) -> bool {
         let service = ringwall_evaluate::Service {
             protocol: number,
             port,
@@ -147,14 +160,12 @@ impl World {
             L4::of(number, port),
             NodeExemption::Trusted,
         );
-        let passes = verdict == "allow";
-        assert_eq!(wanted.allow(), passes, "reference and query: {flow}");
         assert_eq!(
             compiled.ingress.allow && compiled.egress.allow,
-            passes,
-            "compiled and query: {flow}"
+            wanted.allow(),
+            "compiled and reference: {a} -> {b} {number} {port:?}"
         );
-        passes
+        wanted.allow()
     }
 
     fn address(&self, name: &str, v6: bool) -> IpAddr {
