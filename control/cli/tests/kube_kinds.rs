@@ -3,18 +3,14 @@
 
 mod kube_bed;
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use kube_bed::{
     Bed, Running, a_moment, admin_policy, baseline_policy, cluster_policy, eventually, has_pod, namespace,
     ordered, pod, policy, quick,
 };
-use proptest::prelude::*;
-use ringwall_policy::{Cluster, Order, Settings};
-use ringwall_source::{folder, kube::Timing};
+use ringwall_policy::{Cluster, Order};
+use ringwall_source::kube::Timing;
 use ringwall_testbed::api_server::{
     ADMIN_NETWORK_POLICIES, BASELINE_ADMIN_NETWORK_POLICIES, CLUSTER_NETWORK_POLICIES, Resource,
 };
@@ -678,86 +674,4 @@ async fn a_server_that_asks_to_come_again_later_is_not_asked_for_these_kinds_bef
         "{:?}",
         refused.elapsed()
     );
-}
-
-/// Something that happens to one of a few objects.
-#[derive(Clone, Debug)]
-enum Step {
-    Apply(Value),
-    Delete(Resource, &'static str),
-    /// The watch of a kind hears nothing for a while, or everything at once.
-    Hold(Resource, bool),
-    Cut(Resource),
-}
-
-const NAMES: [&str; 3] = ["a", "a-b", "z"];
-
-fn step() -> impl Strategy<Value = Step> {
-    let name = || prop::sample::select(&NAMES[..]);
-    let resource = || prop::sample::select(&ORDERED[..]);
-    prop_oneof![
-        4 => (name(), 0..1000_u16).prop_map(|(name, priority)| Step::Apply(cluster_policy(name, priority))),
-        3 => (name(), 0..1000_u16).prop_map(|(name, priority)| Step::Apply(admin_policy(name, priority))),
-        2 => name().prop_map(|team| Step::Apply(baseline_policy(team))),
-        2 => (resource(), name()).prop_map(|(of, name)| Step::Delete(of, name)),
-        1 => Just(Step::Delete(BASELINE_ADMIN_NETWORK_POLICIES, "default")),
-        1 => name().prop_map(|name| Step::Apply(policy("a", name))),
-        1 => name().prop_map(|name| Step::Apply(namespace(name))),
-        2 => (resource(), any::<bool>()).prop_map(|(of, held)| Step::Hold(of, held)),
-        1 => resource().prop_map(Step::Cut),
-    ]
-}
-
-/// What the server has, as a folder.
-fn as_folder(bed: &Bed) -> Cluster {
-    let dir = tempfile::tempdir().unwrap();
-    let objects: Vec<Value> = bed.server.objects();
-    for (number, object) in objects.iter().enumerate() {
-        std::fs::write(dir.path().join(format!("{number}.json")), object.to_string()).unwrap();
-    }
-    folder::load(dir.path(), &Settings::default()).unwrap().cluster
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
-
-    #[test]
-    fn every_history_ends_in_the_cluster_that_a_folder_with_the_same_objects_is(
-        steps in prop::collection::vec(step(), 1..30),
-        served_from in prop::collection::vec(0..30_usize, 3),
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let bed = Bed::new();
-            let mut served: BTreeSet<Resource> = BTreeSet::new();
-            let source = bed.start(Timing { probe: Duration::from_millis(20), ..quick() }).await;
-            for (number, step) in steps.iter().enumerate() {
-                // Each kind appears at some time.
-                for (resource, from) in ORDERED.iter().zip(&served_from) {
-                    if *from <= number && served.insert(*resource) {
-                        bed.server.serve(*resource);
-                    }
-                }
-                match step {
-                    Step::Apply(object) => {
-                        let of_kind = |it: &&Resource| object["kind"] == it.kind;
-                        if ORDERED.iter().find(of_kind).is_none_or(|resource| served.contains(resource)) {
-                            bed.server.apply(object.clone());
-                        }
-                    }
-                    Step::Delete(resource, name) => drop(bed.server.delete(*resource, "", name)),
-                    Step::Hold(resource, held) => bed.server.faults(*resource, |faults| faults.hold_events = *held),
-                    Step::Cut(resource) => bed.server.cut(*resource),
-                }
-                if number % 4 == 0 {
-                    tokio::time::sleep(Duration::from_millis(3)).await;
-                }
-            }
-            for resource in ORDERED {
-                bed.server.faults(resource, |faults| faults.hold_events = false);
-            }
-            let wanted = as_folder(&bed);
-            source.state("what the folder has", |state| *state == wanted).await;
-        });
-    }
 }

@@ -737,7 +737,11 @@ impl State {
                 self.enforce(&policy.id);
             }
             Object::Tier(tier) => drop(self.cluster.tiers.remove(&tier.name)),
-            _ => self.look_for_governed |= reference.kind == Kind::HOST_ENDPOINT,
+            _ => {
+                self.look_for_governed |= reference.kind == Kind::HOST_ENDPOINT;
+                // What was said of it has gone with it, and is said again if it comes again.
+                self.governed.remove(reference);
+            }
         }
         true
     }

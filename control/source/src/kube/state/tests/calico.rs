@@ -331,10 +331,16 @@ fn a_host_endpoint_is_named_while_a_policy_is_for_it() {
         "h",
         json!({"node": "n", "interfaceName": "eth0", "profiles": ["projectcalico-default-allow"]}),
     );
-    apply(&mut state, "HostEndpoint", host);
+    apply(&mut state, "HostEndpoint", host.clone());
     assert_eq!(incomplete(&state), [""; 0]);
     assert!(apply(&mut state, "GlobalNetworkPolicy", global("p", "all()")));
     assert_eq!(incomplete(&state), ["HostEndpoint.projectcalico.org"]);
+    // Another version of it is named like the one before.
+    let other = object("", "h", json!({"node": "n", "interfaceName": "eth1"}));
+    apply(&mut state, "HostEndpoint", other);
+    let named: Vec<String> = state.problems().iter().map(|it| it.object.clone()).collect();
+    assert_eq!(named, ["h"]);
+    apply(&mut state, "HostEndpoint", host);
     let mut of_pods = global("p", "all()");
     of_pods["spec"]["namespaceSelector"] = json!("all()");
     apply(&mut state, "GlobalNetworkPolicy", of_pods);
