@@ -696,26 +696,43 @@ fn classes_in<'a>(atom: Atom, from: &Sources<'a>) -> Option<&'a ClassSet> {
     }
 }
 
-/// The classes that a rule is for, of all pages; those that do not exist among those that nothing holds.
+/// The classes that a rule is for; those that do not exist among those that nothing holds.
 fn peers_of(parties: &Parties, pages: usize, from: &Sources<'_>) -> ClassSet {
-    let union = |atoms: &[Atom]| {
-        let mut masks = vec![0_u64; pages];
+    let mut conditions: Vec<&Condition> = parties.of_peer.iter().collect();
+    let whole = |atoms: &[Atom]| {
+        let mut whole = ClassSet::new();
         for (page, mask) in atoms.iter().filter_map(|atom| classes_in(*atom, from)).flatten() {
-            if let Some(known) = masks.get_mut(*page as usize) {
-                *known |= mask;
-            }
+            whole.push((*page, *mask));
         }
-        masks
+        whole.sort_unstable_by_key(|(page, _)| *page);
+        whole.dedup_by(|next, last| {
+            let same = next.0 == last.0;
+            if same {
+                last.1 |= next.1;
+            }
+            same
+        });
+        whole
     };
-    let mut peers = match &parties.peers {
-        Some(peers) => union(peers),
-        None => vec![u64::MAX; pages],
+    // What is narrow first: the rest is looked up on its pages alone.
+    let mut peers = if let Some(peers) = &parties.peers {
+        whole(peers)
+    } else if let Some(at) = conditions.iter().position(|condition| !condition.negated) {
+        whole(&conditions.swap_remove(at).any)
+    } else {
+        (0..pages as u32).map(|page| (page, u64::MAX)).collect()
     };
-    for condition in &parties.of_peer {
-        for (peers, named) in peers.iter_mut().zip(union(&condition.any)) {
-            *peers &= if condition.negated { !named } else { named };
+    for condition in conditions {
+        for (page, mask) in &mut peers {
+            let on_page = |atom: &Atom| {
+                let classes = classes_in(*atom, from)?;
+                let at = classes.binary_search_by_key(page, |(page, _)| *page).ok()?;
+                classes.get(at).map(|(_, mask)| *mask)
+            };
+            let named = condition.any.iter().filter_map(on_page).fold(0, |a, b| a | b);
+            *mask &= if condition.negated { !named } else { named };
         }
     }
-    let touched = (0..).zip(peers).filter(|(_, mask)| *mask != 0);
-    touched.collect()
+    peers.retain(|(_, mask)| *mask != 0);
+    peers
 }

@@ -178,6 +178,8 @@ pub(super) struct View {
     /// By subject without regard to what it is itself, terms and blocks: the one that it is.
     subjects_at: HashMap<(u32, u32, u32), u32>,
     meanings: Vec<Meaning>,
+    /// By rule that asks for several things at once: how many meanings were looked at, and those that it is for.
+    asked_for: HashMap<u32, (usize, Vec<u32>)>,
     meaning_numbers: HashMap<Meaning, u32>,
     /// By set of terms, and of blocks: meanings that have it.
     with_terms: Vec<Vec<u32>>,
@@ -215,6 +217,7 @@ impl View {
             subject_numbers: HashMap::new(),
             subjects_at: HashMap::new(),
             meanings: Vec::new(),
+            asked_for: HashMap::new(),
             meaning_numbers: HashMap::new(),
             with_terms: Vec::new(),
             with_blocks: Vec::new(),
@@ -995,21 +998,37 @@ impl View {
         self.decisions.decide(list, names, &self.names, &self.rules)
     }
 
+    /// Finds the meanings of rules of a subject that ask for several things at once: once for each rule and meaning.
+    fn ask_for_several(&mut self, subject: u32) {
+        let several = |rule: &&u32| !self.rules.rule(**rule).peer.is_empty();
+        let rules = self.subjects[subject as usize].rules.iter();
+        let rules: Vec<u32> = rules.filter(several).copied().collect();
+        for rule in rules {
+            let (seen, mut meanings) = self.asked_for.remove(&rule).unwrap_or_default();
+            for (number, meaning) in self.meanings.iter().enumerate().skip(seen) {
+                if self.is_for(rule, meaning.terms, meaning.blocks) {
+                    meanings.push(number as u32);
+                }
+            }
+            self.asked_for.insert(rule, (self.meanings.len(), meanings));
+        }
+    }
+
     /// Lists of a subject's rules that match, for all peers at once: `lists` has those of the meanings that some rule
     /// names; answers the list of all others.
     pub(super) fn lists_of(&mut self, subject: u32, lists: &mut Lists) -> u32 {
         lists.begin(self.meanings.len());
+        self.ask_for_several(subject);
         let Judged { rules, none, .. } = &self.subjects[subject as usize];
         let mut others = *none;
         for rule in rules {
             let known = self.rules.rule(*rule);
             match &known.peers {
-                None | Some(_) if !known.peer.is_empty() => {
+                _ if !known.peer.is_empty() => {
                     lists.rule += 1;
-                    for (meaning, number) in self.meanings.iter().zip(0..) {
-                        if self.is_for(*rule, meaning.terms, meaning.blocks)
-                            && let Some(list) = lists.touch(number, others)
-                        {
+                    let meanings = self.asked_for.get(rule).map(|(_, meanings)| meanings);
+                    for meaning in meanings.into_iter().flatten() {
+                        if let Some(list) = lists.touch(*meaning, others) {
                             *list = self.decisions.and(*list, *rule, &self.rules);
                         }
                     }
