@@ -430,3 +430,102 @@ fn tiers_pass_allow_deny_and_end() {
         ask(&world, &denied, false, &case);
     }
 }
+
+/// Two tiers, five pods and policies whose rules are for some of the pods that they select (`tiered_policy_test.go`, in names
+/// of our own): staged ones between them change nothing.
+#[test]
+fn tiers_with_rules_for_some_of_the_selected_pods() {
+    let pod = |name: &str, address: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "lab", "labels": {"name": name}},
+            "status": {"podIPs": [{"ip": address}]}})
+    };
+    let named = |name: &str| json!({"selector": format!("name == '{name}'")});
+    let all = json!([{"action": "Allow"}]);
+    let lab = |kind: &str, name: &str, selector: &str, mut spec: Value| {
+        spec["selector"] = json!(selector);
+        super::object(kind, name, spec)
+    };
+    let world = |end: &str| {
+        let ones = "name in {'one', 'two'}";
+        World::new(&[
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "lab"}}),
+            pod("peer", "10.65.0.0"),
+            pod("one", "10.65.1.0"),
+            pod("two", "10.65.1.1"),
+            pod("three", "10.65.1.2"),
+            pod("four", "10.65.1.3"),
+            tier("t1", json!({"order": 1, "defaultAction": end})),
+            tier("t2", json!({"order": 2, "defaultAction": "Deny"})),
+            lab(
+                "GlobalNetworkPolicy",
+                "peer",
+                "name == 'peer'",
+                json!({"order": 1, "ingress": all, "egress": all}),
+            ),
+            lab(
+                "GlobalNetworkPolicy",
+                "four",
+                "name == 'four'",
+                json!({"tier": "t1", "order": 1, "ingress": [{"action": "Allow", "source": named("one")}],
+                    "egress": [{"action": "Allow", "destination": named("one")}]}),
+            ),
+            lab(
+                "NetworkPolicy",
+                "lab/ones",
+                ones,
+                json!({"tier": "t1", "order": 1,
+                    "egress": [{"action": "Pass", "source": named("one")}, {"action": "Deny", "source": named("two")}],
+                    "ingress": [{"action": "Allow", "destination": named("one")}, {"action": "Pass", "destination": named("two")}]}),
+            ),
+            lab(
+                "StagedNetworkPolicy",
+                "lab/staged-one",
+                "name == 'one'",
+                json!({"tier": "t2", "order": 1, "egress": all}),
+            ),
+            lab(
+                "GlobalNetworkPolicy",
+                "three-out",
+                "name == 'three'",
+                json!({"tier": "t2", "order": 2, "types": ["Egress"], "egress": [{"action": "Deny"}]}),
+            ),
+            lab(
+                "StagedNetworkPolicy",
+                "lab/staged-two",
+                "name in {'two', 'three'}",
+                json!({"tier": "t2", "order": 3, "types": ["Ingress"], "ingress": [{"action": "Deny", "destination": named("two")}]}),
+            ),
+            lab(
+                "NetworkPolicy",
+                "lab/three-in",
+                "name == 'three'",
+                json!({"tier": "t2", "order": 3, "types": ["Ingress"], "ingress": [{"action": "Deny"}]}),
+            ),
+            lab(
+                "NetworkPolicy",
+                "lab/two-in",
+                "name == 'two'",
+                json!({"order": 2, "types": ["Ingress"], "ingress": all}),
+            ),
+        ])
+    };
+    let packets = |pairs: &[(&str, &str)]| -> Vec<String> {
+        let packets = pairs.iter().map(|(src, dst)| format!("tcp/8055 {src} {dst}"));
+        packets.collect()
+    };
+    let (peer, one, two, three, four) = ("10.65.0.0", "10.65.1.0", "10.65.1.1", "10.65.1.2", "10.65.1.3");
+    let allowed = packets(&[(peer, one), (peer, two), (one, peer)]);
+    let denied = packets(&[(peer, three), (two, peer), (three, peer)]);
+    let by_end = packets(&[(peer, four), (four, peer)]);
+    for end in ["Deny", "Pass"] {
+        let world = world(end);
+        let ask = |packets: &[String], passes| {
+            let packets: Vec<&str> = packets.iter().map(String::as_str).collect();
+            ask(&world, &packets, passes, &format!("a tier that ends in {end}"));
+        };
+        ask(&allowed, true);
+        ask(&denied, false);
+        ask(&by_end, end == "Pass");
+        ask(&packets(&[(four, one)]), true);
+    }
+}
