@@ -471,6 +471,6 @@ fn processes_that_stand_still_are_replaced() {
     let found = differences(&bed, &[("shop/client", "shop/web", HTTP, true)]).unwrap();
     assert!(found.is_empty(), "{found:#?}");
     let log = firewall.log();
-    assert_eq!(log.matches("no longer says that it is alive").count(), 2, "{log}");
+    assert_eq!(log.matches("does not respond").count(), 2, "{log}");
     assert_eq!(log.matches("killed by SIGKILL").count(), 2, "{log}");
 }

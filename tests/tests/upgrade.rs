@@ -472,7 +472,7 @@ fn what_cannot_run_replaces_nothing() {
             .unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(
-            String::from_utf8_lossy(&output.stdout).contains("ask as root"),
+            String::from_utf8_lossy(&output.stdout).contains("run this as root"),
             "{output:?}"
         );
     });

@@ -576,7 +576,7 @@ impl Running {
                 return Ok(ExitCode::SUCCESS);
             }
             if let Some(ended) = self.ends.take() {
-                tracing::error!("{ended}: ending the process, the fail mode holds");
+                tracing::error!("{ended}: exiting; the fail mode applies");
                 // Not by returning: the successor would wait until the workers have closed their sockets.
                 std::process::exit(i32::from(EXIT_SOFTWARE));
             }
@@ -591,7 +591,7 @@ impl Running {
                     tracing::error!(
                         worker = thread.index,
                         seconds = (LOOK * STUCK_AFTER).as_secs(),
-                        "the worker takes no turns: ending the process, the fail mode holds"
+                        "the worker is stuck: exiting; the fail mode applies"
                     );
                     // Not by returning: that would wait for the worker.
                     std::process::exit(i32::from(EXIT_SOFTWARE));

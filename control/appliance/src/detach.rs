@@ -12,7 +12,7 @@ use super::{changes::Changes, kernel_state::KernelState, netlink::Netlink, ports
 /// Arguments of `ringwall detach`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DetachArgs {
-    /// Configuration file of the instance to take off
+    /// Configuration file of the instance to remove
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 }

@@ -256,7 +256,7 @@ impl KernelSync {
                 self.settings_due = Instant::now() + SETTINGS_POLL;
             }
             if let Err(error) = self.turn() {
-                tracing::error!(%error, "the kernel's routes cannot be followed; trying again");
+                tracing::error!(%error, "cannot follow the kernel's routes; retrying");
                 std::thread::sleep(Duration::from_secs(1));
                 if self.read_all().is_ok() {
                     self.machine.look_after_ports(&self.view, &self.local);
@@ -301,7 +301,7 @@ impl KernelSync {
             stale = stale.and(more);
         }
         if overrun {
-            tracing::warn!("the kernel had more changes than were read in time: reading everything again");
+            tracing::warn!("missed changes of the kernel's tables: reading them again");
             self.read_all()?;
             stale.all = true;
         } else if stale.all {

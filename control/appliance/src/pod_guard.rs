@@ -81,7 +81,7 @@ impl PodGuard {
                 }
                 Ok(KernelChange::Overrun) => self.look_at_all(),
                 Err(error) => {
-                    tracing::error!(%error, "new interfaces cannot be followed; trying again");
+                    tracing::error!(%error, "cannot watch for new interfaces; retrying");
                     std::thread::sleep(LOOK);
                 }
             }
@@ -96,7 +96,7 @@ impl PodGuard {
                 self.machine.hold_again_all_but(&there);
                 links.iter().for_each(|link| self.look_at(link));
             }
-            Err(error) => tracing::error!(%error, "the interfaces cannot be listed"),
+            Err(error) => tracing::error!(%error, "cannot list the interfaces"),
         }
     }
 

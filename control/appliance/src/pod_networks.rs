@@ -96,7 +96,7 @@ impl DataplaneRuntime {
             if let Some(attached) = &mut port.attached
                 && let Err(error) = attached.set_pod_cidrs(&known)
             {
-                tracing::error!(port = port.planned.name, %error, "the program does not know where pods are");
+                tracing::error!(port = port.planned.name, %error, "cannot tell the XDP program the pod networks");
                 port.problem = Some(error.to_string());
             }
         }

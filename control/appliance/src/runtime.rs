@@ -569,7 +569,7 @@ impl DataplaneRuntime {
         if let Some(quarantine) = locked(&self.quarantine).as_mut()
             && let Err(error) = quarantine.release(name, index)
         {
-            tracing::warn!(port = name, %error, "cannot be released; all are held anew");
+            tracing::warn!(port = name, %error, "cannot release the interface; holding all interfaces again");
         }
     }
 
@@ -578,7 +578,7 @@ impl DataplaneRuntime {
         if let Some(quarantine) = locked(&self.quarantine).as_mut()
             && let Err(error) = quarantine.forget(index)
         {
-            tracing::warn!(index, %error, "cannot be held again; all are held anew");
+            tracing::warn!(index, %error, "cannot hold the interface again; holding all interfaces again");
         }
     }
 

@@ -123,7 +123,7 @@ impl SnapshotServer {
         let publication = Self::without_any(plane, last, workers, wake);
         let bytes = usize::try_from(snapshot.image().bytes()).unwrap_or(usize::MAX);
         if let Err(reason) = publication.install(snapshot, bytes, SnapshotOrigin::Control, None) {
-            tracing::warn!(reason, "the staged snapshot is not used");
+            tracing::warn!(reason, "ignoring the staged snapshot");
             publication.load();
         }
         publication

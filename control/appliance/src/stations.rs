@@ -82,7 +82,7 @@ impl Stations {
                     node,
                     station = %written(mac),
                     before = %written(station.mac),
-                    "another station is the node now: the one before does not answer"
+                    "the node has moved to another station: the previous one does not answer"
                 );
                 *station = Station::new(mac, now);
                 NextStep::Publish

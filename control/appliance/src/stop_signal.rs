@@ -63,7 +63,7 @@ impl StopSignal {
                 }
                 // First of all: the log's reader is likely gone with the supervisor.
                 drop(teller);
-                tracing::warn!("the supervisor is gone: stopping");
+                tracing::warn!("the supervisor has exited: stopping");
             })?;
         Ok(orders)
     }

@@ -249,7 +249,7 @@ impl Supervisor {
         }
         if stop.hung_up() {
             tracing::info!(
-                "SIGHUP: nothing is read again; restart to take up another configuration, `ringwall upgrade` to change the program"
+                "SIGHUP ignored: restart to load another configuration, use `ringwall upgrade` to change the program"
             );
         }
         self.collect_ended()?;
@@ -325,7 +325,7 @@ impl Supervisor {
             && let Some(status) = child.ended()?
         {
             let wait = standby.backoff.after(child.lived());
-            tracing::warn!(how = describe(status), "the dataplane that stood by ended");
+            tracing::warn!(how = describe(status), "the standby dataplane exited");
             standby.child = None;
             standby.due = Some(Instant::now() + wait);
         }
@@ -337,7 +337,7 @@ impl Supervisor {
                     standby.due = None;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "no dataplane can stand by");
+                    tracing::warn!(%error, "cannot start a standby dataplane");
                     standby.due = Some(Instant::now() + standby.backoff.after(Duration::ZERO));
                 }
             }
@@ -431,7 +431,7 @@ impl Supervisor {
                     process = post.recipe.role.name(),
                     pid = child.pid(),
                     seconds = silence.as_secs(),
-                    "the process no longer says that it is alive: killing it"
+                    "the process does not respond: killing it"
                 );
                 child.signal(Signal::KILL);
                 child.expect_nothing();
@@ -498,14 +498,14 @@ impl Supervisor {
             process = role.name(),
             lived_seconds = lived.as_secs_f64(),
             wait_milliseconds = wait.as_millis() as u64,
-            "ended; it is started again"
+            "exited; restarting it"
         );
         self.start_due();
         self.write_record();
     }
 
     fn note_end(&mut self, role: Role, how: String) {
-        tracing::warn!(process = role.name(), how, "the process that ended");
+        tracing::warn!(process = role.name(), how, "the process exited");
         match role {
             Role::Dataplane => self.record.dataplane_last_exit = Some(how),
             Role::Control => self.record.control_last_exit = Some(how),

@@ -31,25 +31,24 @@ use super::{ClusterArgs, Output, progress::Progress, refuse_nothing, verify, wri
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
 Reads every manifest as strictly as an API server does and says what it would
-refuse, with file, line and field. Then looks for policies that hardly do what
-their author wanted; each such finding names a packet, what the compiled
-snapshot decides about it, and what was most likely wanted. At last proves that
-the snapshot decides about every packet as the policies say: every address,
-every pair of classes, every port. With --snapshot it proves that file instead.
-With --intents it holds assertions about who can reach whom against them.
+refuse, with file, line and field. Then looks for policies that probably do not
+do what their author intended; each such finding shows a packet, the compiled
+snapshot's decision about it, and the likely intention. Finally, proves that the
+snapshot decides about every packet as the policies say: every address, every
+pair of classes, every port. --snapshot proves that file instead. --intents also
+checks assertions about who can reach whom.
 
-Every finding has an id, such as RW102, and a page: --explain RW102. Silence
-one by --allow RW102, for one object by the annotation
-`ringwall.io/allow-RW102: reason`, or for good in a file for --decisions:
+Every finding has an id, such as RW102, and a page: --explain RW102. Ignore a
+rule with --allow RW102, for one object with the annotation
+`ringwall.io/allow-RW102: reason`, or permanently in a file for --decisions:
 
   allow:
     RW404: these namespaces are protected by their owners
   deny: [RW103]
 
-Exit status: 0 without errors (there may be warnings and notes), 1 with errors
-(a packet that is decided otherwise is one) or, given --strict, warnings, 2
-where the input cannot be used. As JSON: one object per finding, then the
-summary.
+Exit status: 0 if there are no errors (warnings and notes do not count), 1 on
+errors, including a failed proof, and with --strict on warnings, 2 if the input
+cannot be used. As JSON: one object per finding, then the summary.
 
 Examples:
   ringwall check --manifests ./cluster
@@ -63,28 +62,28 @@ pub struct CheckArgs {
     // None with --explain alone.
     #[command(flatten)]
     cluster: Option<ClusterArgs>,
-    /// Snapshot to prove, from `ringwall compile`, instead of what the manifests compile to
+    /// Prove this snapshot, written by `ringwall compile`, instead of compiling the manifests
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
     /// File of assertions about who can reach whom (docs/intents.md); may be repeated
     #[arg(long, value_name = "FILE")]
     intents: Vec<PathBuf>,
-    /// Fail on warnings, too
+    /// Also fail on warnings
     #[arg(long)]
     strict: bool,
-    /// Leave out the findings of a rule; may be repeated
+    /// Ignore this rule; may be repeated
     #[arg(long, value_name = "ID")]
     allow: Vec<String>,
-    /// Make errors of the findings of a rule; may be repeated
+    /// Treat this rule as an error; may be repeated
     #[arg(long, value_name = "ID")]
     deny: Vec<String>,
-    /// File of rules to allow, each with a reason, and to deny
+    /// File of rules to ignore (`allow`), each with a reason, and to treat as errors (`deny`)
     #[arg(long, value_name = "FILE")]
     decisions: Option<PathBuf>,
-    /// Write the findings as SARIF 2.1.0, too; - for standard output, instead
+    /// Also write the findings as SARIF 2.1.0; - writes only SARIF, to standard output
     #[arg(long, value_name = "FILE")]
     sarif: Option<PathBuf>,
-    /// Print the page of a rule, or the list of all rules for `all`, and check nothing
+    /// Print the page of a rule (`all`: the list of rules) and exit
     #[arg(long, value_name = "ID")]
     explain: Option<String>,
 }

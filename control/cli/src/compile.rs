@@ -20,11 +20,11 @@ use super::{
 /// Arguments of `ringwall compile`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Compiles the policies and writes the snapshot: what the dataplane decides by,
-in one file that can be copied anywhere and held against manifests with
-`ringwall check --snapshot`. The file is complete before it has its name.
+Compiles the policies and writes the snapshot, the table that the dataplane
+decides by, as one file. Prove a snapshot against manifests with
+`ringwall check --snapshot`. The file appears only when it is complete.
 
-Exit status: 0 when it is written, 2 where the folder cannot be read, the
+Exit status: 0 if the file is written, 2 if the folder cannot be read, the
 policies cannot be compiled or the file cannot be written.
 
 Examples:
@@ -33,7 +33,7 @@ Examples:
 pub struct CompileArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// File to write; one that is there is replaced
+    /// File to write; replaces an existing one
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }

@@ -24,20 +24,22 @@ const EXAMPLES: usize = 5;
 /// Arguments of `ringwall coverage`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Enforced means that this firewall sees the traffic of a pod and knows the pod
-by its address; what its policies allow is another question (`matrix`). With
---manifests the folder is looked at, from the place that --config describes;
-else the state of the running instance of --config.
+Enforced means that this firewall sees the traffic of a pod and identifies the pod
+by its address; `matrix` shows what policies allow. --manifests examines a folder,
+for the firewall that --config describes; --config alone examines the state of the
+running instance.
 
 Reasons: host-network, finished, no-address, unknown-namespace, address-taken,
 outside-pod-networks, same-node; of policies selects-nobody,
-selects-unenforced, invalid. Policy kinds that are not evaluated are named.
+selects-unenforced, invalid, not-understood. Policy kinds that are not evaluated
+are listed, and if there are cluster-wide or Calico policies, so are the tiers.
 
 As JSON: one object per pod, policy and namespace, each with its `type`, then
-one of type total with notes and unevaluatedKinds.
+one of type total with tiers, notes and unevaluatedKinds.
 
-Exit status 1 with --strict where something is not, or not all, enforced. What
-has nothing to enforce (finished, no address, selects nobody) is no lack.
+Exit status: 1 with --strict if anything is not, or only partly, enforced. Pods
+and policies with nothing to enforce (finished, no address, selects nobody) do not
+count.
 
 Examples:
   ringwall coverage --manifests ./cluster --config ringwall.yaml
@@ -47,19 +49,19 @@ pub struct CoverageArgs {
     /// Folder of manifests (.yaml, .yml and .json, read recursively), or one file; - for standard input
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     manifests: Option<PathBuf>,
-    /// Configuration file: of the running instance; with --manifests, of the place to look from
+    /// Configuration file of the running instance; with --manifests, of the firewall to assume
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Pod network besides those of the Nodes and of --config; may be repeated
+    /// Pod network, in addition to those of Nodes and --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR", requires = "manifests")]
     pod_cidrs: Vec<ipnet::IpNet>,
-    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    /// Accept manifests without any pod, workload, namespace, node or policy as an empty cluster
     #[arg(long, requires = "manifests")]
     allow_empty: bool,
-    /// Exit with status 1 where something is not, or not all, enforced
+    /// Exit with status 1 if anything is not, or only partly, enforced
     #[arg(long)]
     strict: bool,
-    /// With --strict: a reason that is no lack; may be repeated
+    /// With --strict: ignore this reason; may be repeated
     #[arg(long, value_name = "REASON", value_parser = reason, requires = "strict")]
     accept: Vec<Reason>,
 }
@@ -70,7 +72,7 @@ fn reason(text: &str) -> Result<Reason, String> {
         .find(|reason| reason.name() == text)
         .ok_or_else(|| {
             let known: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
-            format!("{text:?} is not a reason: known are {}", known.join(", "))
+            format!("{text:?} is not a reason; reasons are: {}", known.join(", "))
         })
 }
 
@@ -83,7 +85,7 @@ pub(super) fn run(args: &CoverageArgs, output: Output) -> anyhow::Result<ExitCod
     let coverage = match (&args.manifests, &config) {
         (Some(manifests), _) => offline(args, manifests, &place)?,
         (None, Some(config)) => live(config, &place)?,
-        (None, None) => bail!("say --manifests DIR, or --config FILE of a running instance"),
+        (None, None) => bail!("give --manifests DIR, or --config FILE of a running instance"),
     };
     let mut out = io::BufWriter::new(io::stdout().lock());
     match output {
@@ -302,7 +304,7 @@ fn why(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
         };
         writeln!(
             out,
-            "\nOpen, since no policy selects anybody there: {}{more}",
+            "\nOpen, because no policy selects a pod there: {}{more}",
             shown.join(", ")
         )?;
     }
@@ -316,7 +318,7 @@ fn why(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
     if told {
         writeln!(
             out,
-            "No pod here has an address: nothing can be said about where they are."
+            "No pod has an address, so it is unknown which of them this firewall sees."
         )?;
     }
     Ok(())

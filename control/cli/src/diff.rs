@@ -34,38 +34,39 @@ const MANY: usize = 300;
 /// Arguments of `ringwall diff`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Compares what the compiled policies of both folders say about every packet
-there is, not the text. Pods and workloads are matched by namespace/name; those
-that only one folder has are added or removed, not changes of a verdict.
+Compares the verdicts of both folders for every possible packet, not the text.
+Pods and workloads are matched by namespace/name; those that only one folder has
+are reported as added or removed, not as changed verdicts.
 
 As JSON: one object per region of flows that change alike, sorted:
 
   {\"src\":{\"pods\":[\"shop/web\"],\"cidrs\":[]},\"dst\":{\"pods\":[\"shop/db\"],\"cidrs\":[]},
    \"protocol\":\"TCP\",\"ports\":[[5432,5432]],\"from\":\"allow\",\"to\":\"deny\",\"policies\":[\"shop/db\"]}
 
-from each pod and address of src to each of dst. protocol is TCP, UDP, SCTP or
-other: every protocol without ports, whose ports are null. cidrs never mean the
-addresses of pods inside them. policies are those that decide, on either side,
-in the direction that changes. A region with \"except\":\"self\" does not mean a
-pod's traffic to itself, which always passes; one with \"family\" is about IPv4
-or IPv6 alone. from or to is depends where an ipBlock holds a part of the pod
-network and the manifests do not say which address a pod or workload will have;
---pod-cidr says where pods' addresses are. Then {\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
+It means every pod and address of src to every one of dst. protocol is TCP, UDP,
+SCTP or other (every protocol without ports; ports is null). cidrs exclude pods'
+addresses inside them. policies are those that decide before or after, in the
+direction that changes; tiers are theirs, if there are cluster-wide or Calico
+policies. \"except\":\"self\" excludes a pod's traffic to itself, which always
+passes; \"family\" limits a region to IPv4 or IPv6. from or to is depends if an
+ipBlock covers part of the pod network and the manifests do not say which address
+a pod or workload will have (see --pod-cidr). Endpoints of one folder follow as
+{\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
 
-With --flows or --pcap: which of the recorded flows change, the most frequent
-first, then a summary.
+--flows and --pcap show which of the recorded flows change, most frequent first,
+then a summary.
 
-For people, a change of more than 300 regions is summed up by namespaces; --all
-shows every region. JSON always has them all.
+Text output sums up more than 300 regions by namespace; --all shows every region.
+JSON always has all of them.
 
-Last come objects for what the comparison leaves out, if anything:
+The last objects list what the comparison leaves out, if anything:
 {\"incomplete\":[kinds],\"incomplete_differs\":true} for policies that are not
-evaluated and whether they are the same on both sides, {\"invalid\":[policies]}
-for those that an API server refuses, and {\"host_network\":[pods]} for pods to
-which no policy applies.
+evaluated, and whether they differ, {\"invalid\":[policies]} for policies that an
+API server refuses, and {\"host_network\":[pods]} for pods to which no policy
+applies.
 
-Exit status: 0; with --exit-code 1 where something changes, or policies that are
-not evaluated do; 2 for input that cannot be read.
+Exit status: 0; with --exit-code 1 if a verdict or a policy that is not evaluated
+changes; 2 if the input cannot be read.
 
 With --staged, the folder of --manifests is compared with itself as it would be
 if its staged policies were enforced: Calico's StagedNetworkPolicy,
@@ -86,34 +87,34 @@ pub struct DiffArgs {
     /// Folder of manifests after the change
     #[arg(long, value_name = "DIR", required_unless_present = "staged")]
     to: Option<PathBuf>,
-    /// Compare what the manifests enforce with what they would enforce with the staged policies
+    /// Compare what the manifests enforce now with what they would enforce with the staged policies
     #[arg(long, requires = "manifests", conflicts_with_all = ["from", "to"])]
     staged: bool,
     /// With --staged: folder of manifests; - for standard input
     #[arg(long, value_name = "DIR", requires = "staged")]
     manifests: Option<PathBuf>,
-    /// With --staged: this staged policy alone, by namespace/name or, for one of the whole cluster, name
+    /// With --staged: only this staged policy, as namespace/name or, if cluster-wide, name
     #[arg(long, value_name = "NAME", requires = "staged")]
     policy: Option<String>,
-    /// Configuration file to take pod, node and Service networks and unknownEndpoints from, for both
+    /// Configuration file with pod, node and Service networks and unknownEndpoints, for both folders
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Pod network besides those of the Nodes and of --config, for both; may be repeated
+    /// Pod network, in addition to those of Nodes and --config, for both folders; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<ipnet::IpNet>,
-    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    /// Accept manifests without any pod, workload, namespace, node or policy as an empty cluster
     #[arg(long)]
     allow_empty: bool,
-    /// Recorded flows, as `query` reads them; - for standard input: say which of them change
+    /// Show which of these recorded flows change (format of `query`; - for standard input)
     #[arg(long, value_name = "FILE", conflicts_with = "pcap")]
     flows: Option<PathBuf>,
-    /// Captured packets (pcap or pcapng): say which of their flows change
+    /// Show which flows of this capture change (pcap or pcapng)
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
-    /// Show every region, however many there are
+    /// Show every region, even if there are more than 300
     #[arg(long)]
     all: bool,
-    /// Exit with status 1 where something changes
+    /// Exit with status 1 if anything changes
     #[arg(long)]
     exit_code: bool,
 }

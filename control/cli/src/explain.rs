@@ -34,20 +34,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
 FROM and TO are addresses or namespace/pod; PORT/PROTO is 80/TCP, ICMP or, for
-any other protocol, ip/NUMBER. With --manifests the folder is explained, else the running
-instance of --config. --flow explains a flow or drop of the running instance
-by the id that `ringwall flows` shows: what was decided, and what would be now.
+any other protocol, ip/NUMBER. --manifests asks about a folder, --config alone
+about the running instance. --flow explains a flow or drop of the running instance
+by the id that `ringwall flows` shows: the decision then, and the decision now.
 
-For each direction the answer names every policy of the pod's namespace and of
-the Admin and Baseline tiers, whether it selects the pod and at which
-requirement not, and for each rule of those that do whether it matches or the
-first condition that it fails at, and which decides; then up to three changes of
-a label or policy that would turn the verdict round, each tried out, with the
-number of other pairs of endpoints that would change, too.
+For each direction the answer lists every policy of the pod's namespace and of
+all other tiers, and whether it selects the pod; for those that do, which rules
+match, the first condition at which others fail, and which rule decides. Then
+come up to three changes of a label or policy that would flip the verdict, each
+verified, with the number of other pairs of endpoints that would change.
 
 As JSON: one object with src, dst, service, verdict, egress, ingress, reasons
 (as in `query`), notes, changes and no_change; with --flow: flow (as in
-`flows`), now (as above, null where nothing is known of it) and differs.
+`flows`), now (as above, or null if unknown) and differs.
 
 Examples:
   ringwall explain --manifests ./cluster shop/web shop/db 5432/TCP
@@ -67,16 +66,16 @@ pub struct ExplainArgs {
     /// Folder of manifests: .yaml, .yml and .json, read recursively
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     manifests: Option<PathBuf>,
-    /// Configuration file: of the running instance; with --manifests, to take networks and unknownEndpoints from
+    /// Configuration file of the running instance; with --manifests, only its networks and unknownEndpoints are used
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Pod network besides those of the Nodes and of --config; may be repeated
+    /// Pod network, in addition to those of Nodes and --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR", requires = "manifests")]
     pod_cidrs: Vec<ipnet::IpNet>,
-    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    /// Accept manifests without any pod, workload, namespace, node or policy as an empty cluster
     #[arg(long, requires = "manifests")]
     allow_empty: bool,
-    /// A flow or drop of the running instance, by its id
+    /// Explain this flow or drop of the running instance, by its id
     #[arg(long, value_name = "ID", requires = "config", conflicts_with_all = ["from", "manifests"])]
     flow: Option<FlowId>,
 }
@@ -96,7 +95,7 @@ pub(super) fn run(args: &ExplainArgs, output: Output) -> anyhow::Result<ExitCode
     let explanation = match (&args.manifests, &args.config) {
         (Some(manifests), _) => offline(args, manifests, &question)?,
         (None, Some(config)) => live(config, &question)?,
-        (None, None) => bail!("say --manifests DIR, or --config FILE of a running instance"),
+        (None, None) => bail!("give --manifests DIR, or --config FILE of a running instance"),
     };
     let mut out = io::stdout().lock();
     match output {

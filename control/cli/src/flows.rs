@@ -25,12 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Arguments of `ringwall flows`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Drops come first, newest first; then the flows of the table. Each has an id
-that `ringwall explain --flow ID` explains; a flow keeps its id for its life,
-also across a restart. The dataplane remembers the last 4,096 drops and names
-up to 5,000 per second.
+Drops come first, newest first; then the flows of the flow table. Explain one by
+its id with `ringwall explain --flow ID`; a flow keeps its id until it ends, also
+across a restart. The dataplane remembers the last 4,096 drops and identifies up
+to 5,000 per second.
 
-DECIDED BY names policy and rule as the snapshot did that decided. As JSON:
+DECIDED BY is the policy and rule in the snapshot that decided. As JSON:
 one object per line, with kind (flow or drop), id, src, dst, src_pod, dst_pod,
 protocol, src_port, dst_port, generation and reasons (as in `query`); a flow
 has state, age_seconds, idle_seconds, ports, packets, bytes and decided; a
@@ -50,16 +50,16 @@ pub struct FlowsArgs {
     /// Configuration file of the running instance
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Only with this end: namespace/pod or an address
+    /// Only flows and drops of this end: namespace/pod or an address
     #[arg(long, value_name = "POD|ADDRESS")]
     pod: Option<String>,
-    /// Only what this policy decided
+    /// Only flows and drops that this policy decided
     #[arg(long, value_name = "NAMESPACE/NAME")]
     policy: Option<String>,
     /// Only drops
     #[arg(long)]
     dropped: bool,
-    /// Show at most so many; 0 for all
+    /// Show at most this many; 0 for all
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
     /// Show what the staged policies would decide

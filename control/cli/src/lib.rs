@@ -45,7 +45,7 @@ use self::progress::Progress;
     max_term_width = 100
 )]
 pub struct Cli {
-    /// How answers are written: for people, or one JSON object per line.
+    /// Output format: for people, or one JSON object per line.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Human)]
     pub output: Output,
     /// What to do.
@@ -65,34 +65,34 @@ pub enum Output {
 /// Every command. To add one: a variant here, an arm in [`Command::run`], a module with one function.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says for each flow whether it passes, and which policy and rule decide
+    /// Evaluate a list of flows: whether each passes, and which policy and rule decide
     Query(query::QueryArgs),
-    /// Shows who can reach whom
+    /// Show who can reach whom
     Matrix(matrix::MatrixArgs),
-    /// Explains step by step why a flow passes or does not, and what would change that
+    /// Explain step by step why a flow passes or not, and which change would flip the verdict
     Explain(explain::ExplainArgs),
-    /// Checks manifests as strictly as an API server
+    /// Check manifests: errors, likely mistakes, and proof that the compiled policies mean what they say
     Check(check::CheckArgs),
-    /// Says exactly which flows two folders of manifests decide differently
+    /// Show which flows two folders of manifests treat differently
     Diff(diff::DiffArgs),
-    /// Compiles manifests to a snapshot file
+    /// Compile manifests to a snapshot file
     Compile(compile::CompileArgs),
-    /// Shows which pods, namespaces and policies are enforced, and why others are not
+    /// Show which pods, namespaces and policies are enforced, and why others are not
     Coverage(coverage::CoverageArgs),
-    /// Starts the firewall
+    /// Start the firewall
     #[cfg(feature = "afxdp")]
     #[command(after_help = ringwall_process::log::HELP)]
     Run(ringwall_appliance::supervisor::RunArgs),
-    /// Lists the flows and recent drops of the running firewall, and who decided about them
+    /// List flows and recent drops of the running firewall, with the policies that decided
     Flows(flows::FlowsArgs),
-    /// Shows what runs, in which generation, and what was dropped
+    /// Show processes, policy generation, packet counters and alarms
     #[cfg(feature = "afxdp")]
     Status(crate::status::StatusArgs),
-    /// Replaces the running processes by those of another version, under traffic
+    /// Replace the running processes with another version, under traffic
     #[cfg(feature = "afxdp")]
     #[command(after_help = crate::upgrade::HELP)]
     Upgrade(crate::upgrade::UpgradeArgs),
-    /// Takes everything off the machine that ringwall put there
+    /// Remove ringwall from this machine
     #[cfg(feature = "afxdp")]
     Detach(ringwall_appliance::detach::DetachArgs),
     /// What this program is, for the supervisor of another one
@@ -106,9 +106,9 @@ pub enum Command {
     /// The process that owns the policies; started by `run`
     #[command(hide = true)]
     Control(ringwall_controller::ControlArgs),
-    /// Prints a completion script for a shell
+    /// Print a completion script for a shell
     Completions(shell::CompletionsArgs),
-    /// Writes the manual pages into a folder
+    /// Write the manual pages into a folder
     Man(shell::ManArgs),
 }
 
@@ -153,13 +153,13 @@ pub struct ClusterArgs {
     /// Folder of manifests (.yaml, .yml and .json, read recursively), or one file; - for standard input
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
-    /// Configuration file to take pod, node and Service networks and unknownEndpoints from
+    /// Configuration file with pod, node and Service networks and unknownEndpoints
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Pod network besides those of the Nodes and of --config; may be repeated
+    /// Pod network, in addition to those of Nodes and --config; may be repeated
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pub pod_cidrs: Vec<ipnet::IpNet>,
-    /// Take manifests without any pod, workload, namespace, node or policy for an empty cluster
+    /// Accept manifests without any pod, workload, namespace, node or policy as an empty cluster
     #[arg(long)]
     pub allow_empty: bool,
 }
@@ -244,12 +244,12 @@ fn refuse_nothing(manifests: &Path, loaded: &Loaded, allowed: bool) -> anyhow::R
         && cluster.nodes.is_empty()
         && cluster.unevaluated_kinds.is_empty();
     let what = match loaded.files {
-        0 => "there is no manifest (.yaml, .yml, .json)",
-        _ => "there is no pod, workload, namespace, node or policy",
+        0 => "no manifest (.yaml, .yml, .json)",
+        _ => "no pod, workload, namespace, node or policy",
     };
     anyhow::ensure!(
         !empty || allowed,
-        "{what} in {}; if that is meant, say --allow-empty",
+        "{what} in {}; use --allow-empty if this is intended",
         if is_stdin(manifests) {
             "standard input".into()
         } else {

@@ -25,18 +25,17 @@ use super::{ClusterArgs, Output, gaps::Gaps, progress::Progress, span::Asked, wr
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
 Without --port the answer covers every port of TCP, UDP and SCTP and, as
-`other`, every protocol without ports. Endpoints of one namespace that every
-policy treats alike share a row and a column, in pictures, too.
+`other`, every protocol without ports. Endpoints of one namespace that all
+policies treat alike share a row and a column, also in pictures.
 
 As JSON: one object per pair of endpoints, with src, dst, verdict (allow, deny,
-partial or depends) and the list of what is allowed. A verdict depends where an
-ipBlock holds a part of the pod network and the manifests do not say which
-address a pod or workload will have: depends lists that. --pod-cidr says where
-pods' addresses are. invalid names the policies that select either and that an
-API server refuses, incomplete the kinds that are not evaluated; tiers, where
-there are cluster-wide or Calico policies, the tiers that decide. A last object
-lists the pods on their nodes' network, to which no policy applies, if any:
-host_network.
+partial or depends) and the list of what is allowed. A verdict depends if an
+ipBlock covers part of the pod network and the manifests do not say which address
+a pod or workload will have: depends lists those ports (see --pod-cidr). invalid
+lists policies that select either end and that an API server refuses, incomplete
+the kinds that are not evaluated and, if there are cluster-wide or Calico
+policies, tiers the tiers that decide. A last object, host_network, lists pods on
+their nodes' network, to which no policy applies.
 
 Examples:
   ringwall matrix --manifests ./cluster
@@ -47,19 +46,19 @@ Examples:
 pub struct MatrixArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// Ask for this port alone, such as 80/TCP or ICMP; may be repeated
+    /// Show only this port, such as 80/TCP or ICMP; may be repeated
     #[arg(long = "port", value_name = "PORT/PROTOCOL", value_parser = Service::read)]
     ports: Vec<Service>,
-    /// Show this address beside the pods; may be repeated
+    /// Also show this address; may be repeated
     #[arg(long = "external", value_name = "ADDRESS")]
     external: Vec<std::net::IpAddr>,
-    /// Show this namespace alone; may be repeated
+    /// Show only this namespace; may be repeated
     #[arg(long = "namespace", value_name = "NAME")]
     namespaces: Vec<String>,
     /// Draw the matrix into this SVG file (`-`: standard output) instead of printing it
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Write who reaches whom as a graph in Graphviz's language into this file (`-`: standard output) instead
+    /// Write the matrix as a Graphviz graph into this file (`-`: standard output) instead
     #[arg(long, value_name = "FILE")]
     dot: Option<PathBuf>,
 }

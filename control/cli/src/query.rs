@@ -30,17 +30,17 @@ Each flow is a JSON object on a line of its own (or one JSON array of them):
 src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP,
 ICMPv6 or a number. The answer repeats these keys and adds src_ip, dst_ip,
 verdict, ingress, egress and reasons. A flow that cannot be answered gives
-{\"error\":...} in its place, and exit status 2 at the end.
+{\"error\":...} in its place, and the exit status is 2.
 
-A verdict is allow, deny or depends. It depends where the manifests do not say
-which address a pod or workload will have and an ipBlock holds a part of the pod
-network; depends_on names those whose address decides, and the reason with the
-effect depends the rule. --pod-cidr says where pods' addresses are.
+A verdict is allow, deny or depends. It depends if the manifests do not say which
+address a pod or workload will have and an ipBlock covers part of the pod network;
+depends_on names the ends whose addresses decide, and the reason with the effect
+depends names the rule. Name the pod network with --pod-cidr.
 
-The verdict is that of policies. What a gateway drops although they allow it, as
+The verdict is that of the policies. If a gateway drops the packet anyway, such as
 tunnels of pods (protocols 4, 41, 47, 97, 115, 137; UDP ports 4789, 6081, 8285,
-8472), has gateway_drop with the reason, unless the configuration says otherwise
-(overlay.fromPods, overlay.ports).
+8472), gateway_drop has the reason; overlay.fromPods and overlay.ports in the
+configuration change that.
 
 Examples:
   ringwall query --manifests ./cluster --flows flows.jsonl -o json
@@ -182,7 +182,7 @@ impl Asker<'_> {
                     }
                     (Some(policy), Some(rule)) => format!("{policy}, rule {rule}"),
                     (Some(policy), None) if reason.effect == "tier-default" => {
-                        format!("{policy} selects it and says nothing, and its tier denies by default")
+                        format!("{policy} selects it, no rule matches, and its tier denies by default")
                     }
                     (Some(policy), None) => format!("isolated by {policy}"),
                     (None, _) => match reason.effect {

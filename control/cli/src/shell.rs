@@ -18,7 +18,7 @@ pub struct CompletionsArgs {
 /// Arguments of `ringwall man`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ManArgs {
-    /// Folder to write into; made if it does not exist
+    /// Folder to write into; created if it does not exist
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }

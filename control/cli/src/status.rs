@@ -87,7 +87,7 @@ fn ask(name: &str, runtime: &Path) -> anyhow::Result<Status> {
 /// What a user is told who may not look: whether anything runs, only root can say.
 pub(super) fn forbidden(name: &str, runtime: &Path) -> String {
     format!(
-        "this user may not look at {name}: {} is for root alone; ask as root",
+        "no access to {name}: only root can read {}; run this as root",
         runtime.display()
     )
 }
@@ -129,11 +129,11 @@ fn describe(status: &Status) -> String {
     describe_versions(&mut text, status);
     match &status.control {
         Some(control) => describe_control(&mut text, control),
-        None => text.push_str("\ncontrol    away: the last snapshot keeps deciding\n"),
+        None => text.push_str("\ncontrol    not running: the last policy stays in force\n"),
     }
     match &status.dataplane {
         Some(dataplane) => describe_dataplane(&mut text, dataplane),
-        None => text.push_str("\ndataplane  away: the fail mode decides\n"),
+        None => text.push_str("\ndataplane  not running: the fail mode applies\n"),
     }
     text
 }
@@ -188,7 +188,7 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
         }
     );
     if let Some(seconds) = source.stale_seconds {
-        let _ = writeln!(text, "           not known to be current for {}", period(seconds));
+        let _ = writeln!(text, "           possibly outdated for {}", period(seconds));
     }
     if let (Some(error), Some(seconds)) = (&source.last_error, source.last_error_seconds) {
         let _ = writeln!(text, "           last error, {} ago: {error}", period(seconds));
@@ -219,7 +219,7 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
     if let Some(seconds) = control.publication.unadopted_seconds {
         let _ = writeln!(
             text,
-            "  policy   the newest is not adopted since {}",
+            "  policy   the newest has not been adopted for {}",
             period(seconds)
         );
     }
@@ -284,11 +284,11 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
         match (snapshot.origin, snapshot.age_seconds) {
             (SnapshotOrigin::Disk, Some(seconds)) => {
                 format!(
-                    ", STALE: of the disk, last known to be current {} ago",
+                    ", STALE: from disk, last known to be current {} ago",
                     period(seconds)
                 )
             }
-            (SnapshotOrigin::Disk, None) => ", STALE: of the disk".to_owned(),
+            (SnapshotOrigin::Disk, None) => ", STALE: from disk".to_owned(),
             _ => String::new(),
         },
         match snapshot.adoption_micros {
@@ -360,7 +360,7 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
     let frames = &dataplane.frames;
     let _ = writeln!(
         text,
-        "\n  frames   {} received + {} made = {} forwarded + {} dropped + {} held; {} to the kernel, {} lost before",
+        "\n  frames   {} received + {} generated = {} forwarded + {} dropped + {} queued; {} to the kernel, {} lost before a worker",
         frames.received,
         frames.generated,
         frames.forwarded,
@@ -372,7 +372,7 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
     let flows = &dataplane.flows;
     let _ = writeln!(
         text,
-        "  flows    {} of {}, {} half open; {} made, {} expired, {} revoked, {} inherited",
+        "  flows    {} of {}, {} half open; {} created, {} expired, {} cut by policy, {} restored",
         flows.used,
         flows.capacity,
         flows.half_open,
@@ -475,12 +475,12 @@ mod tests {
             supervision: None,
         });
         for part in [
-            "control    away",
+            "control    not running",
             "generation 7",
             "veth-a",
             "the interface is gone",
             "policy-ingress 4",
-            "10 received + 0 made = 6 forwarded + 4 dropped",
+            "10 received + 0 generated = 6 forwarded + 4 dropped",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
@@ -622,7 +622,7 @@ mod tests {
             }),
             ..Status::default()
         });
-        let said = "STALE: of the disk, last known to be current 2 h 0 min ago";
+        let said = "STALE: from disk, last known to be current 2 h 0 min ago";
         assert!(text.contains(said), "{text}");
     }
 

@@ -12,11 +12,11 @@ use crate::status::forbidden;
 
 /// For the help.
 pub(crate) const HELP: &str = "\
-The new control compiles and proves the policies beside the old one, the new dataplane tries them, and only then is the
-old dataplane replaced, which costs what a restart after a crash costs. What goes wrong before changes nothing; what goes
-wrong after leads back to the version before. The supervisor itself is of the new version when the service is started next.
+The new control process compiles and proves the policies while the old one still runs, and the new dataplane tries them. Only
+then does it replace the old dataplane, with the same interruption as a restart after a crash. A failure before that changes
+nothing; a failure after it rolls back to the old version. The supervisor runs the new version from the next start of the service.
 
-Exit status: 0 the new version enforces, 1 the upgrade was refused or rolled back, 2 it could not be asked for.
+Exit status: 0 the new version enforces, 1 the upgrade was refused or rolled back, 2 it could not be requested.
 
 Example: install the new program, then
   ringwall upgrade --config /etc/ringwall/gw.yaml";
@@ -27,7 +27,7 @@ pub struct UpgradeArgs {
     /// Configuration file of the running instance
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Program to upgrade, or downgrade, to; this one unless given
+    /// Program to upgrade, or downgrade, to; default: this program
     #[arg(long, value_name = "PATH")]
     pub program: Option<PathBuf>,
 }

@@ -1006,7 +1006,7 @@ spec: {tier: app, order: 2.5, types: [Ingress]}
     let said = ran::ringwall_reading(&args, flow).out;
     assert!(
         said.contains(
-            "GlobalNetworkPolicy app.some (app) selects it and says nothing, and its tier denies by default"
+            "GlobalNetworkPolicy app.some (app) selects it, no rule matches, and its tier denies by default"
         ),
         "{said}"
     );

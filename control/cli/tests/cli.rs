@@ -907,10 +907,7 @@ fn nothing_is_no_answer_unless_it_is_allowed() {
     let empty = folder(&[("notes.txt", "")]);
     let others = folder(&[("a.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")]);
     let shop = shop();
-    for (dir, says) in [
-        (&empty, "there is no manifest"),
-        (&others, "there is no pod, workload, namespace"),
-    ] {
+    for (dir, says) in [(&empty, "no manifest"), (&others, "no pod, workload, namespace")] {
         let image = dir.path().join("image");
         let commands: [&[&str]; 8] = [
             &["check", "--manifests", path(dir)],

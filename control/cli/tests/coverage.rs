@@ -42,7 +42,7 @@ fn a_gateway_says_what_it_cannot_see() {
         "host-network (",
         "finished (",
         "kube-system",
-        "masquerades",
+        "Masqueraded",
         "more; -o json",
     ] {
         assert!(ran.out.contains(word), "no {word} in\n{}", ran.out);
@@ -92,7 +92,7 @@ fn what_cannot_be_asked_is_status_2_and_says_why() {
         (&["--config", &config], "is `ringwall run` running"),
         (
             &["--manifests", ".", "--strict", "--accept", "laziness"],
-            "known are host-network",
+            "reasons are: host-network",
         ),
     ];
     for (args, what) in cases {

@@ -320,8 +320,8 @@ fn findings_are_silenced_and_denied() {
     );
     for (text, wrong) in [
         ("allow: {RW109: ''}", "without a reason"),
-        ("allow: {RW999: x}", "no rule is called \"RW999\""),
-        ("allow: {RW002: x}", "cannot be silenced"),
+        ("allow: {RW999: x}", "no rule has the id \"RW999\""),
+        ("allow: {RW002: x}", "cannot be ignored"),
         ("alow: {}", "alow"),
     ] {
         fs::write(&decisions, text).unwrap();

@@ -567,7 +567,7 @@ fn a_source_that_leads_elsewhere_is_read_by_the_next_process() {
     );
     let log = fs::read_to_string(bed.path("log")).unwrap();
     assert!(
-        log.contains("is not what this process could read at its start"),
+        log.contains("has moved since this process started and gave up its rights"),
         "{log}"
     );
     let _ = fs::remove_file(bed.path("run/control/control.sock"));

@@ -145,7 +145,7 @@ fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
     for part in [
         "policy-ingress: A pod is isolated",
         "isolated by default/only-a",
-        "selectors match pods",
+        "selectors match only pods",
         "Changes that would allow it",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");

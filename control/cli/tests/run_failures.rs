@@ -66,7 +66,7 @@ fn a_worker_that_hangs_is_replaced_with_its_process() {
         bed.child("dataplane").is_some_and(|pid| pid != hung) && connect(&bed.a, POD_B, 80).is_ok()
     });
     echo(&mut open).unwrap_or_else(|error| panic!("the connection: {error}\n{}", bed.log()));
-    assert!(bed.log().contains("the worker takes no turns"), "{}", bed.log());
+    assert!(bed.log().contains("the worker is stuck"), "{}", bed.log());
     assert_eq!(bed.status()["supervision"]["dataplaneRestarts"], 1);
 }
 
@@ -182,7 +182,7 @@ fn a_worker_whose_thread_vanishes_is_replaced_with_its_process() {
             worker.vanish();
             true
         };
-        a_worker_that_ends(vanish, "the worker takes no turns: ending the process");
+        a_worker_that_ends(vanish, "the worker is stuck: exiting");
     }
 }
 
@@ -250,7 +250,7 @@ fn the_last_snapshot_decides_until_there_is_an_api_server() {
     let age = status["dataplane"]["snapshot"]["ageSeconds"].as_f64();
     assert!(age.is_some_and(|age| age < 60.0), "{status}");
     let text = String::from_utf8(bed.ask(&["status"]).stdout).unwrap();
-    assert!(text.contains("STALE: of the disk"), "{text}");
+    assert!(text.contains("STALE: from disk"), "{text}");
     connect(&bed.b, POD_A, 80).expect("what it allows");
     assert!(connect(&bed.a, POD_B, 80).is_err(), "what it denies");
 }

@@ -265,10 +265,10 @@ impl ClientLoop {
             };
             if told.as_ref() != Some(&reason) {
                 if ever {
-                    tracing::warn!("no line to the dataplane: {reason}");
+                    tracing::warn!("not connected to the dataplane: {reason}");
                 } else {
                     // `ringwall run` starts control first.
-                    tracing::info!("no line to the dataplane yet: {reason}");
+                    tracing::info!("not connected to the dataplane yet: {reason}");
                 }
                 told = Some(reason.clone());
             }

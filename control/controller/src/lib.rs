@@ -279,7 +279,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         loop {
             tokio::select! {
                 ended = controller.run() => {
-                    tracing::error!("{ended}: ending the process, the last snapshot keeps deciding");
+                    tracing::error!("{ended}: exiting; the last snapshot stays in force");
                     return Ok(ExitCode::from(EXIT_SOFTWARE));
                 }
                 _ = orders.stop.recv() => {
@@ -306,7 +306,7 @@ fn watch_loop(overview: Arc<Overview>, line: Option<Arc<Lifeline>>) -> anyhow::R
             if stalls.is_stuck(overview.turns()) {
                 tracing::error!(
                     seconds = overview::STUCK.as_secs(),
-                    "the control loop does not turn: ending the process, the last snapshot keeps deciding"
+                    "the control loop is stuck: exiting; the last snapshot stays in force"
                 );
                 std::process::exit(i32::from(EXIT_SOFTWARE));
             }

@@ -52,7 +52,7 @@ impl Default for Latencies {
 
 impl Latencies {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Time from an event to its adoption, by step";
+        let help = "Time from an event to its adoption by every worker, by step";
         let mut descriptor =
             encoder.encode_descriptor("publication_seconds", help, None, MetricType::Histogram)?;
         for (step, histogram) in [
@@ -142,7 +142,7 @@ impl Collector for Scrape {
         }
         gauge(
             e,
-            ("dataplane_up", "Whether the dataplane answers"),
+            ("dataplane_up", "1 if the dataplane answers"),
             one(yes(status.dataplane.is_some())),
         )?;
         if let Some(dataplane) = &status.dataplane {
@@ -151,7 +151,7 @@ impl Collector for Scrape {
         if let Some(supervision) = &status.supervision {
             counter(
                 e,
-                ("process_restarts", "Processes that had to be started again"),
+                ("process_restarts", "Restarts of the process"),
                 vec![
                     (vec![("process", "control")], supervision.control_restarts),
                     (vec![("process", "dataplane")], supervision.dataplane_restarts),
@@ -169,30 +169,26 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         (
             "unadopted_seconds",
-            "Age of the oldest event of the source that not every worker decides by; 0 where all do",
+            "Age of the oldest source event that some worker has not adopted; 0 if none",
         ),
         one(control.publication.unadopted_seconds.unwrap_or(0.0)),
     )?;
     gauge(
         e,
-        ("ready", "Whether the policy in force is that of a synced source"),
+        ("ready", "1 if the policy in force is that of a synced source"),
         one(yes(control.ready)),
     )?;
+    gauge(e, ("alarms", "Active alarms"), one(control.alarms.len() as f64))?;
     gauge(
         e,
-        ("alarms", "Things that need attention"),
-        one(control.alarms.len() as f64),
-    )?;
-    gauge(
-        e,
-        ("source_synced", "Whether a complete state was seen"),
+        ("source_synced", "1 if the source has delivered a complete state"),
         vec![(labels(), yes(source.synced))],
     )?;
     gauge(
         e,
         (
             "source_stale",
-            "Whether the source has been away for longer than staleAfter",
+            "1 if the source has been unavailable for longer than staleAfter",
         ),
         vec![(labels(), yes(source.stale))],
     )?;
@@ -200,18 +196,18 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         (
             "source_stale_seconds",
-            "How long the source has been away; 0 while it is there",
+            "How long the source has been unavailable; 0 while it is available",
         ),
         vec![(labels(), source.stale_seconds.unwrap_or(0.0))],
     )?;
     counter(
         e,
-        ("source_events", "Events of the source"),
+        ("source_events", "Events received from the source"),
         vec![(labels(), source.events)],
     )?;
     counter(
         e,
-        ("source_states", "Complete states handed on"),
+        ("source_states", "Complete states delivered by the source"),
         vec![(labels(), source.states)],
     )?;
     counter(
@@ -221,19 +217,19 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     )?;
     counter(
         e,
-        ("source_renewals", "Credentials read again"),
+        ("source_renewals", "Reloads of the credentials"),
         vec![(labels(), source.renewals)],
     )?;
     counter(
         e,
-        ("source_full_lists", "Watches compared with a full list"),
+        ("source_full_lists", "Comparisons of a watch with a full list"),
         vec![(labels(), source.full_lists)],
     )?;
     counter(
         e,
         (
             "source_differences",
-            "Objects that were not in a full list as the watch had said",
+            "Objects for which a full list contradicted the watch",
         ),
         vec![(labels(), source.differences)],
     )?;
@@ -247,13 +243,13 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     counter(e, ("watch_events", "Events of a watch"), watches(|it| it.events))?;
     counter(
         e,
-        ("watch_relists", "Lists fetched again"),
+        ("watch_relists", "Full lists fetched again by a watch"),
         watches(|it| it.relists),
     )?;
     counter(e, ("watch_errors", "Errors of a watch"), watches(|it| it.errors))?;
     gauge(
         e,
-        ("watch_connected", "Whether a watch is connected"),
+        ("watch_connected", "1 if the watch is connected"),
         source
             .watches
             .iter()
@@ -264,7 +260,7 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         (
             "policies_held",
-            "Policies kept until their namespace is gone with its pods",
+            "Policies kept until the pods of their terminating namespace are gone",
         ),
         one(source.held_policies as f64),
     )?;
@@ -284,14 +280,14 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     )?;
     gauge(
         e,
-        ("object_problems", "Faults of objects"),
+        ("object_problems", "Problems found in objects"),
         one(control.problems.len() as f64),
     )?;
     gauge(
         e,
         (
             "policy_kinds_unevaluated",
-            "Policy kinds that are present and not evaluated",
+            "Policy kinds that are present but not evaluated",
         ),
         control
             .incomplete
@@ -302,12 +298,15 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     let snapshot = &control.snapshot;
     gauge(
         e,
-        ("snapshot_compiled_generation", "Newest compiled generation"),
+        (
+            "snapshot_compiled_generation",
+            "Generation of the newest compiled snapshot",
+        ),
         one(snapshot.generation as f64),
     )?;
     gauge(
         e,
-        ("snapshot_bytes", "Size of the newest image"),
+        ("snapshot_bytes", "Size of the newest snapshot in bytes"),
         one(snapshot.bytes as f64),
     )?;
     counter(
@@ -319,7 +318,7 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         (
             "snapshots_compiled_incrementally",
-            "Snapshots among them that were made from the one before",
+            "Snapshots compiled incrementally from the previous one",
         ),
         one(snapshot.compiled_incrementally),
     )?;
@@ -327,7 +326,7 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         (
             "snapshots_failed",
-            "States that could not be compiled, or whose snapshot was wrong",
+            "States that failed to compile, or whose snapshot failed the proof",
         ),
         one(snapshot.failed),
     )?;
@@ -335,7 +334,10 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     let publication = &control.publication;
     gauge(
         e,
-        ("dataplane_connected", "Whether control has a line to it"),
+        (
+            "dataplane_connected",
+            "1 if control is connected to the dataplane",
+        ),
         one(yes(publication.connected)),
     )?;
     gauge(
@@ -358,7 +360,7 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     )?;
     counter(
         e,
-        ("dataplane_reconnects", "Lines to the dataplane made again"),
+        ("dataplane_reconnects", "Reconnections to the dataplane"),
         one(publication.reconnects),
     )
 }
@@ -366,12 +368,12 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
 fn proof_metrics(e: &mut DescriptorEncoder<'_>, proof: &ProofStatus) -> fmt::Result {
     counter(
         e,
-        ("snapshots_proven", "Snapshots proven before they were published"),
+        ("snapshots_proven", "Snapshots proven before publication"),
         one(proof.proven),
     )?;
     gauge(
         e,
-        ("proof_classes", "Classes of ends that the last proof told apart"),
+        ("proof_classes", "Classes of ends in the last proof"),
         one(proof.classes as f64),
     )?;
     counter(
@@ -384,10 +386,7 @@ fn proof_metrics(e: &mut DescriptorEncoder<'_>, proof: &ProofStatus) -> fmt::Res
     )?;
     counter(
         e,
-        (
-            "proof_passes",
-            "Passes over a whole snapshot that the background has ended",
-        ),
+        ("proof_passes", "Completed background proofs of a whole snapshot"),
         one(proof.passes),
     )?;
     let Some(seconds) = proof.full_seconds else {
@@ -403,12 +402,18 @@ fn proof_metrics(e: &mut DescriptorEncoder<'_>, proof: &ProofStatus) -> fmt::Res
     )?;
     gauge(
         e,
-        ("proof_whole_seconds", "How long that took, pauses not counted"),
+        (
+            "proof_whole_seconds",
+            "Duration of the last whole proof, without pauses",
+        ),
         one(proof.full_micros as f64 / 1e6),
     )?;
     gauge(
         e,
-        ("proof_whole_generation", "Generation of that snapshot"),
+        (
+            "proof_whole_generation",
+            "Generation of the snapshot that was last proven whole",
+        ),
         one(proof.full_generation as f64),
     )
 }
@@ -421,12 +426,12 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
     )?;
     gauge(
         e,
-        ("dataplane_generation", "Generation that the dataplane decides by"),
+        ("dataplane_generation", "Generation in force in the dataplane"),
         one(dataplane.snapshot.generation as f64),
     )?;
     gauge(
         e,
-        ("dataplane_alarms", "Things in the dataplane that need attention"),
+        ("dataplane_alarms", "Active alarms of the dataplane"),
         one(dataplane.alarms.len() as f64),
     )?;
 
@@ -439,38 +444,35 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
     let worker = |number| vec![("worker", number)];
     gauge(
         e,
-        ("worker_generation", "Generation that a worker decides by"),
+        ("worker_generation", "Generation in force in the worker"),
         workers()
             .map(|(n, it)| (worker(n.as_str()), it.generation as f64))
             .collect(),
     )?;
     gauge(
         e,
-        ("worker_alive", "Whether a worker answers"),
+        ("worker_alive", "1 if the worker answers"),
         workers()
             .map(|(n, it)| (worker(n.as_str()), yes(it.alive)))
             .collect(),
     )?;
     counter(
         e,
-        ("worker_received_frames", "Frames that a worker received"),
+        ("worker_received_frames", "Frames received by the worker"),
         workers()
             .map(|(n, it)| (worker(n.as_str()), it.received))
             .collect(),
     )?;
     counter(
         e,
-        (
-            "worker_handed_over_frames",
-            "Frames that a worker handed to another",
-        ),
+        ("worker_handed_over_frames", "Frames handed to another worker"),
         workers()
             .map(|(n, it)| (worker(n.as_str()), it.handed_over))
             .collect(),
     )?;
     counter(
         e,
-        ("worker_bursts", "Bursts that were not empty"),
+        ("worker_bursts", "Non-empty bursts"),
         workers().map(|(n, it)| (worker(n.as_str()), it.bursts)).collect(),
     )?;
 
@@ -495,7 +497,7 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
     )?;
     gauge(
         e,
-        ("port_up", "Whether a port works"),
+        ("port_up", "1 if the port works"),
         dataplane
             .ports
             .iter()
@@ -511,12 +513,12 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
         ("port_to_kernel_frames", "Frames passed to the kernel", |it| {
             it.to_kernel
         }),
-        ("port_fail_mode_frames", "Frames treated by the fail mode", |it| {
+        ("port_fail_mode_frames", "Frames handled by the fail mode", |it| {
             it.fail_mode
         }),
         (
             "port_guarded_packets",
-            "Packets of the kernel stopped or redirected",
+            "Packets of the kernel stopped or redirected by the guard",
             |it| it.guarded,
         ),
         ("port_lost_frames", "Frames lost before a worker saw them", |it| {
@@ -546,25 +548,24 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
     gauge(e, ("flows", "Flow entries in use"), one(flows.used as f64))?;
     gauge(
         e,
-        ("flows_capacity", "Flow entries that fit"),
+        ("flows_capacity", "Capacity of the flow table"),
         one(flows.capacity as f64),
     )?;
     gauge(
         e,
-        ("flows_half_open", "Flow entries that saw one direction"),
+        (
+            "flows_half_open",
+            "Flow entries that have seen only one direction",
+        ),
         one(flows.half_open as f64),
     )?;
     gauge(
         e,
-        ("flows_half_open_limit", "How many of those may be"),
+        ("flows_half_open_limit", "Limit for half-open flow entries"),
         one(flows.half_open_limit as f64),
     )?;
-    counter(e, ("flows_created", "Flow entries made"), one(flows.created))?;
-    counter(
-        e,
-        ("flows_expired", "Flow entries that ended"),
-        one(flows.expired),
-    )?;
+    counter(e, ("flows_created", "Flow entries created"), one(flows.created))?;
+    counter(e, ("flows_expired", "Flow entries expired"), one(flows.expired))?;
     counter(
         e,
         ("flows_revoked", "Flow entries cut by a policy change"),
@@ -574,20 +575,23 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
         e,
         (
             "flows_picked_up",
-            "Flow entries made from the middle of a connection",
+            "Flow entries created in the middle of a connection",
         ),
         one(flows.picked_up),
     )?;
     counter(
         e,
-        ("flows_inherited", "Flow entries of the process before"),
+        (
+            "flows_inherited",
+            "Flow entries restored from the previous process",
+        ),
         one(flows.inherited),
     )?;
 
     let frames = &dataplane.frames;
     counter(
         e,
-        ("frames", "Where frames came from and went"),
+        ("frames", "Frames by origin and destination"),
         vec![
             (vec![("account", "received")], frames.received),
             (vec![("account", "generated")], frames.generated),
@@ -597,10 +601,14 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
             (vec![("account", "lost")], frames.lost),
         ],
     )?;
-    gauge(e, ("frames_held", "Frames waiting now"), one(frames.held as f64))?;
     gauge(
         e,
-        ("pool_frames", "Frames of all pools"),
+        ("frames_held", "Frames waiting for a next hop"),
+        one(frames.held as f64),
+    )?;
+    gauge(
+        e,
+        ("pool_frames", "Frames in all pools"),
         one(frames.pool_frames as f64),
     )?;
     gauge(

@@ -332,7 +332,7 @@ impl Overview {
         if let Some(difference) = &made.corrected {
             let text = difference.to_string();
             tracing::error!(
-                "a snapshot made from the one before was wrong, it was compiled in full instead: {text}"
+                "an incrementally compiled snapshot failed its proof and was compiled in full instead: {text}"
             );
             inner.proof.differences += 1;
             inner.corrected = Some((Instant::now(), text));
@@ -340,7 +340,7 @@ impl Overview {
         if made.unproven.is_some() {
             tracing::warn!(
                 generation,
-                "published before it was proven: that takes longer than verify.deadline"
+                "published before it was proven, because the proof takes longer than verify.deadline"
             );
             inner.unproven = Some(generation);
         }
@@ -360,7 +360,7 @@ impl Overview {
 
     pub(super) fn record_failure(&self, failure: &Failure) {
         let reason = failure.to_string();
-        tracing::error!("the newest state cannot be published, the snapshot before stays in force: {reason}");
+        tracing::error!("cannot publish the newest state, the previous snapshot stays in force: {reason}");
         let mut inner = self.inner();
         if let Failure::Differs(difference) = failure {
             inner.proof.differences += 1;
@@ -382,7 +382,7 @@ impl Overview {
             Err(reason) => {
                 tracing::error!(
                     generation = pass.generation,
-                    "a snapshot that was published is wrong; compiling in full: {reason}"
+                    "a published snapshot failed its proof; compiling in full: {reason}"
                 );
                 inner.proof.differences += 1;
                 inner.proof.difference = Some(reason);
@@ -523,7 +523,7 @@ impl Overview {
             ));
         }
         if let Some(reason) = &source.held_back {
-            alarms.push(format!("the source's newest state is held back: {reason}"));
+            alarms.push(format!("the newest state of the source was rejected: {reason}"));
         }
         if let Some((at, text)) = &inner.vanished
             && at.elapsed() < PAST_ALARM_SHOWN

@@ -192,7 +192,7 @@ impl Lifeline {
             }
             Err(ProtocolError::Closed) => None,
             Err(error) => {
-                tracing::error!(%error, "the supervisor cannot be understood");
+                tracing::error!(%error, "cannot understand the supervisor");
                 None
             }
         }

@@ -111,7 +111,7 @@ pub fn exit_unless_covered(needs: &SourceFiles, what: &Path) {
         return;
     }
     tracing::warn!(
-        "{} is not what this process could read at its start: ending it, so that the next one can",
+        "{} has moved since this process started and gave up its rights: exiting, so the next process can read it",
         what.display()
     );
     std::process::exit(i32::from(crate::essential::EXIT_SOFTWARE));
@@ -155,7 +155,7 @@ pub fn control(config: &Config, mut needs: SourceFiles) -> Result<(), ConfineErr
             keep = CapabilitySet::DAC_READ_SEARCH;
             needs.stay_inside();
             tracing::info!(
-                "{} cannot read {} ({reason}), so control keeps the capability to read what it is told to; \
+                "{} cannot read {} ({reason}), so control keeps the capability to read files; \
                  to change that, give {account} access to it",
                 account,
                 path.display()

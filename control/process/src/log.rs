@@ -7,9 +7,9 @@ use tracing_subscriber::{EnvFilter, fmt};
 /// For the help of commands that log.
 pub const HELP: &str = "\
 Log, on standard error:
-  RUST_LOG             what is logged, such as warn or ringwall=debug; default warn,ringwall=info:
-                       a line for each generation of the policy, beginnings and ends, and what is wrong
-  RINGWALL_LOG_FORMAT  json for one JSON object per line, the greeting on standard output included";
+  RUST_LOG             log level, such as warn or ringwall=debug; default warn,ringwall=info:
+                       one line per policy generation, starts and stops, and problems
+  RINGWALL_LOG_FORMAT  json: one JSON object per line, including the banner on standard output";
 
 /// What is logged unless `RUST_LOG` says otherwise: each generation, beginnings and ends, and what is wrong.
 pub const DEFAULT: &str = "warn,ringwall=info";

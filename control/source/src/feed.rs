@@ -318,14 +318,14 @@ impl Health {
     pub(super) fn kept(&self, faults: Vec<String>) {
         let before = std::mem::replace(&mut self.inner().kept, faults.clone());
         for fault in faults.iter().filter(|fault| !before.contains(fault)) {
-            tracing::warn!("not used, the last good version stays in force: {fault}");
+            tracing::warn!("rejected, the last good version stays in force: {fault}");
         }
         if faults.is_empty() && !before.is_empty() {
-            tracing::info!("everything can be used again");
+            tracing::info!("all objects are valid again");
         }
         let alarm = faults.first().map(|first| match faults.len() {
-            1 => format!("not used, the last good version stays in force: {first}"),
-            many => format!("{many} faults; the last good versions stay in force; the first: {first}"),
+            1 => format!("rejected, the last good version stays in force: {first}"),
+            many => format!("{many} problems; the last good versions stay in force; first: {first}"),
         });
         self.condition(Condition::Invalid, Duration::ZERO, alarm);
     }
@@ -342,12 +342,12 @@ impl Health {
             std::mem::replace(&mut inner.never_read, never.clone())
         };
         for policy in never.iter().filter(|policy| !before.contains(policy)) {
-            tracing::warn!("not enforced, since it cannot be read and has no earlier version: {policy}");
+            tracing::warn!("not enforced, because it cannot be read and has no earlier version: {policy}");
         }
         let alarm = never.first().map(|first| match never.len() {
-            1 => format!("not enforced, since it cannot be read and has no earlier version: {first}"),
+            1 => format!("not enforced, because it cannot be read and has no earlier version: {first}"),
             many => format!(
-                "{many} policies are not enforced, since they cannot be read and have no earlier version; the first: {first}"
+                "{many} policies are not enforced, because they cannot be read and have no earlier version; first: {first}"
             ),
         });
         self.condition(Condition::Unreadable, Duration::ZERO, alarm);

@@ -77,7 +77,7 @@ impl Reader {
                 }
                 Ok(Update::Held { reason, problems }) => {
                     self.health.event(None);
-                    tracing::warn!("the folder's content is held back: {reason}");
+                    tracing::warn!("change rejected, keeping the last good policies: {reason}");
                     for problem in &problems {
                         tracing::warn!("{problem}");
                     }
@@ -85,7 +85,7 @@ impl Reader {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.health.end("the folder is not watched any more".to_owned());
+                    self.health.end("the folder is no longer watched".to_owned());
                     self.health.current(false);
                     return;
                 }

@@ -109,27 +109,27 @@ impl Reason {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::HostNetwork => {
-                "on its node's network: its address is the node's, no NetworkPolicy applies to it; use the node's own firewall"
+                "on its node's network: it has the node's address, and no policy applies to it; use the node's own firewall"
             }
-            Self::Finished => "has finished: it has no address any more",
-            Self::NoAddress => "has no address (yet): it is known as soon as it has one",
+            Self::Finished => "has finished and has no address anymore",
+            Self::NoAddress => "has no address yet; it is enforced as soon as it has one",
             Self::UnknownNamespace => {
-                "its Namespace has not been seen: its address counts as unknown, which is denied unless unknownEndpoints says otherwise"
+                "its Namespace is missing, so its address counts as unknown: denied unless unknownEndpoints is allow"
             }
-            Self::AddressTaken => "a newer pod has its address: it is taken for that one",
+            Self::AddressTaken => "a newer pod has the same address, and its traffic counts as that pod's",
             Self::OutsidePodNetworks => {
-                "its address is in no pod network: ports do not take it for a pod's, and nobody denies it once the pod is gone; add its network to cluster.podCIDRs"
+                "its address is outside all pod networks: ports do not treat it as a pod's, and it is not denied after the pod is gone; add its network to cluster.podCIDRs"
             }
             Self::SameNode => {
-                "shares its node with other pods: what they send each other does not cross a gateway; a firewall of kind Node sees it"
+                "shares its node with other pods: traffic between them does not cross a gateway; a firewall of kind Node sees it"
             }
-            Self::SelectsNobody => "selects no pod: in force as soon as one matches; check the labels",
+            Self::SelectsNobody => "selects no pod; it applies as soon as one matches: check the labels",
             Self::SelectsUnenforced => "selects only pods that are not enforced here",
             Self::Invalid => {
-                "cannot be evaluated: what it selects is isolated, its rules are ignored; see `ringwall check`"
+                "invalid: it isolates the pods that it selects, and its rules are ignored; see `ringwall check`"
             }
             Self::NotUnderstood => {
-                "a rule of it is not understood: it allows nothing, and denies everything where it denies or passes; see \
+                "one of its rules is not understood: an allow rule then allows nothing, a deny or pass rule denies everything; see \
                  `ringwall check`"
             }
         }
@@ -375,16 +375,17 @@ fn notes(place: &Place) -> Vec<String> {
     let mut notes = Vec::new();
     if place.gateway == Some(true) {
         notes.push(
-            "What a node masquerades arrives at a gateway with the node's address and is judged as the node's, not the pod's: \
-             keep the pods' addresses on the way to the gateway."
+            "Masqueraded traffic arrives at a gateway with the node's address and is judged as the node's, not the pod's: keep pod \
+             addresses on the way to the gateway."
                 .to_owned(),
         );
         notes.push(
-            "What is encrypted before the gateway (WireGuard, IPsec) cannot be judged there.".to_owned(),
+            "A gateway cannot judge traffic that is encrypted before it arrives (WireGuard, IPsec)."
+                .to_owned(),
         );
     }
     if place.gateway.is_none() {
-        notes.push("Without --config nothing is said about traffic that stays on a node.".to_owned());
+        notes.push("Without --config, traffic that stays on a node is not considered.".to_owned());
     }
     notes
 }

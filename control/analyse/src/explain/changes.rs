@@ -82,11 +82,9 @@ pub fn smallest_changes(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service
     }
     let mut changes = search.best();
     if changes.is_empty() {
-        return Found::None(
-            search.decided_by_tiers().unwrap_or_else(|| {
-                "no change of a few policies or labels was found that would do".to_owned()
-            }),
-        );
+        return Found::None(search.decided_by_tiers().unwrap_or_else(|| {
+            "no change of a few policies or labels was found that would flip the verdict".to_owned()
+        }));
     }
     changes.truncate(SHOWN);
     Found::Changes(changes)
@@ -179,12 +177,12 @@ impl<'a> Search<'a> {
                 .address
                 .map_or("one end".to_owned(), |address| address.to_string());
             return Some(format!(
-                "nobody known owns {who}: no policy or label can let it through. It passes by the policies as soon as its \
-                 pod is known, or with unknownEndpoints: allow"
+                "{who} is an unknown endpoint: no policy or label can allow it. It passes as soon as its pod is \
+                 known and policies allow it, or with unknownEndpoints: allow"
             ));
         }
         let pods = ends.iter().any(|end| matches!(end.identity, Identity::Pod(_)));
-        (self.allowed && !pods).then(|| "neither end is a pod, and policies select pods".to_owned())
+        (self.allowed && !pods).then(|| "neither end is a pod, and policies select only pods".to_owned())
     }
 
     fn case(&self) -> Case<'_> {

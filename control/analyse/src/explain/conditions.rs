@@ -197,7 +197,7 @@ pub(super) fn peer_miss_words(cluster: &Cluster, miss: &PeerMiss<'_>, who: &str,
         _ => None,
     };
     match miss {
-        PeerMiss::NotAPod => format!("selectors match pods, and {who} is none"),
+        PeerMiss::NotAPod => format!("selectors match only pods; {who} is not a pod"),
         PeerMiss::OtherNamespace => format!(
             "podSelector alone means the policy's own namespace, and {who} is in {}",
             pod.map_or("", |pod| pod.key.namespace.as_str())
@@ -224,7 +224,7 @@ pub(super) fn peer_miss_words(cluster: &Cluster, miss: &PeerMiss<'_>, who: &str,
                 has_words(who, requirement, labels)
             )
         }
-        PeerMiss::NoAddress => format!("{who} has no address, and an ipBlock matches addresses"),
+        PeerMiss::NoAddress => format!("{who} has no address; an ipBlock matches only addresses"),
         PeerMiss::Family => format!("{} is of the other address family", address_words(end.address)),
         PeerMiss::Outside => format!("{} is outside of it", address_words(end.address)),
         PeerMiss::Except(hole) => format!("{} is in its except {hole}", address_words(end.address)),
@@ -319,20 +319,20 @@ pub(super) fn port_words(entry: &PortMatch) -> String {
 pub(super) fn port_miss_words(miss: &PortMiss, dst: &str, service: &str) -> String {
     match miss {
         PortMiss::NoPort => {
-            format!("{service} has no port, and a rule with ports matches TCP, UDP and SCTP alone")
+            format!("{service} has no port; a rule with ports matches only TCP, UDP and SCTP")
         }
         PortMiss::Protocol => format!("{service} is another protocol"),
         PortMiss::Port => format!("{service} is another port"),
-        PortMiss::NameOfNoPod => format!("{dst} is no pod and defines no port names"),
+        PortMiss::NameOfNoPod => format!("{dst} is not a pod, so it has no named ports"),
         PortMiss::UndefinedName(others) if others.is_empty() => {
-            format!("{dst} defines no port of that name")
+            format!("{dst} has no port of that name")
         }
         PortMiss::UndefinedName(others) => {
             let others: Vec<String> = others
                 .iter()
                 .map(|(protocol, number)| format!("{number}/{}", protocol_words(*protocol)))
                 .collect();
-            format!("{dst} defines that name for {} only", others.join(", "))
+            format!("{dst} has that name only for {}", others.join(", "))
         }
         PortMiss::NameIs(number) => format!("that name is port {number} of {dst}, and the flow is {service}"),
     }

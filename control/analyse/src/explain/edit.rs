@@ -228,9 +228,9 @@ impl Edit {
                     (Some(rules), _) => ("ingress", rules.as_slice()),
                     (None, rules) => ("egress", rules.as_deref().unwrap_or_default()),
                 };
-                let does = if rules.is_empty() { "isolates" } else { "is about" };
+                let does = if rules.is_empty() { "isolates" } else { "selects" };
                 let text = format!(
-                    "make a NetworkPolicy {} that {does} {selects} in {} for {types}",
+                    "create a NetworkPolicy {} that {does} {selects} in {} for {types}",
                     new.key, new.key.namespace
                 );
                 ("add-policy", policy(&new.key), None, Some(value), text)
@@ -238,7 +238,7 @@ impl Edit {
             Self::RemovePeer(place, peer) => {
                 let at = format!(".{}[{peer}]", place.direction.peers_key());
                 let text = format!(
-                    "take {}[{peer}] out of {}",
+                    "remove {}[{peer}] from {}",
                     place.direction.peers_key(),
                     rule(place)
                 );
@@ -251,7 +251,7 @@ impl Edit {
                 )
             }
             Self::RemovePort(place, port) => {
-                let text = format!("take ports[{port}] out of {}", rule(place));
+                let text = format!("remove ports[{port}] from {}", rule(place));
                 let path = rule_path(place, &format!(".ports[{port}]"));
                 ("remove-port", policy(&place.policy), path, None, text)
             }
@@ -284,9 +284,7 @@ impl Edit {
                 let text = if cluster.policies.get(key).is_none_or(valid) {
                     format!("delete NetworkPolicy {key}")
                 } else {
-                    format!(
-                        "delete NetworkPolicy {key}, which is invalid, or mend it so that it says what it means"
-                    )
+                    format!("delete NetworkPolicy {key}, which is invalid, or fix it")
                 };
                 ("remove-policy", policy(key), None, None, text)
             }

@@ -39,7 +39,7 @@ fn pod_party(cluster: &Cluster, mut party: Party, pod: &Pod) -> Party {
         (Some(kind), _) => {
             party.kind = PartyKind::Template;
             party.why.push(format!(
-                "the template of {kind} {}: it stands for its pods, which selectors know by its labels; their addresses are not known",
+                "pods of {kind} {} (from its template; no IP yet)",
                 pod.key
             ));
         }
@@ -47,7 +47,7 @@ fn pod_party(cluster: &Cluster, mut party: Party, pod: &Pod) -> Party {
             party.kind = PartyKind::Pod;
             party
                 .why
-                .push("a pod without an address yet: selectors match it by its labels".to_owned());
+                .push("a pod without an address yet; selectors match its labels".to_owned());
         }
         (None, Some(address)) => {
             party.kind = PartyKind::Pod;
@@ -105,7 +105,7 @@ fn node_party(cluster: &Cluster, mut party: Party, name: Option<&str>) -> Party 
     for pod in listing(cluster, address).filter(|pod| pod.host_network && !pod.finished) {
         party.kind = PartyKind::HostNetwork;
         party.why.push(format!(
-            "pod {} is on the host network: to policies it is its node, no policy selects it and no selector matches it",
+            "pod {} is on the host network: policies treat it as its node, so no policy selects it and no selector matches it",
             pod.key
         ));
     }
@@ -118,7 +118,7 @@ fn unknown_party(cluster: &Cluster, mut party: Party, asked: &EndName) -> Party 
         if let EndName::Pod(key) = asked {
             party.name = Some(key.to_string());
             party.why.push(format!(
-                "the Namespace {} has not been seen, so that nobody can say which selectors match its pods",
+                "the Namespace {} has not been seen, so it is unknown which selectors match its pods",
                 key.namespace
             ));
         }
@@ -188,7 +188,7 @@ fn external_party(cluster: &Cluster, mut party: Party) -> Party {
     ));
     if cluster.settings.pod_cidrs.is_empty() && cluster.nodes.values().all(|node| node.pod_cidrs.is_empty()) {
         party.why.push(
-            "no pod network is known: name them by --pod-cidr or --config if it should be a pod's".to_owned(),
+            "no pod network is known; if this is a pod's address, name its network with --pod-cidr or --config".to_owned(),
         );
     }
     party

@@ -173,22 +173,22 @@ impl<'a> Case<'a> {
             Identity::Unknown if self.cluster.settings.allow_unknown => plain(
                 true,
                 Cause::Open,
-                format!("nobody known owns {name}, and unknownEndpoints is allow"),
+                format!("{name} is an unknown endpoint, and unknownEndpoints is allow"),
             ),
             Identity::Unknown => plain(
                 false,
                 Cause::Unknown,
-                format!("nobody known owns {name}, so that no policy can say what it may do"),
+                format!("{name} is an unknown endpoint, so no policy can allow it"),
             ),
             Identity::Node(_) => plain(
                 true,
                 Cause::Open,
-                format!("{name} is a node, and policies select pods"),
+                format!("{name} is a node; policies select only pods"),
             ),
             Identity::External => plain(
                 true,
                 Cause::Open,
-                format!("{name} is outside of the cluster, and policies select pods"),
+                format!("{name} is outside of the cluster; policies select only pods"),
             ),
         }
     }
@@ -260,11 +260,11 @@ impl<'a> Case<'a> {
                 let concerned = policies.iter().any(|it| it.tier.is_some() && !it.rules.is_empty());
                 match (passed.is_empty(), concerned) {
                     (true, true) => format!(
-                        "no rule of the {} tiers matches, and no NetworkPolicy isolates {name} for {direction}, so that \
+                        "no rule of the {} tiers matches, and no NetworkPolicy isolates {name} for {direction}, so \
                          everything else passes",
                         other_tiers(&policies).join(" and ")
                     ),
-                    _ => format!("no policy isolates {name} for {direction}, so that everything passes"),
+                    _ => format!("no policy isolates {name} for {direction}, so everything passes"),
                 }
             }
         });
@@ -681,15 +681,15 @@ fn isolation(policy: &NetworkPolicy, direction: Direction) -> String {
             _ => "it has egress rules",
         };
         format!(
-            "policyTypes is not written and means [{}], since {why}",
+            "policyTypes is absent and means [{}], because {why}",
             named.join(", ")
         )
     } else {
-        format!("it is invalid and taken for policyTypes [{}]", named.join(", "))
+        format!("it is invalid and counts as policyTypes [{}]", named.join(", "))
     };
     match direction.rules(policy) {
         Some(_) => format!("isolates for {direction}: {types}"),
-        None => format!("has no part in {direction}: {types}"),
+        None => format!("does not apply to {direction}: {types}"),
     }
 }
 

@@ -150,7 +150,7 @@ impl Page {
             PartyKind::HostNetwork => "node (host network)",
             PartyKind::External => "outside of the cluster",
             PartyKind::Service => "a Service address",
-            PartyKind::Unknown => "unknown: an address of the pod network that nobody known owns",
+            PartyKind::Unknown => "unknown: in a pod CIDR, but not the address of any known pod",
         };
         let mut words = match &party.name {
             Some(name) => format!("{what} {name}"),
@@ -223,9 +223,9 @@ impl Page {
         }
         if !policy.faults.is_empty() {
             let what = match policy.tier {
-                None => "it is invalid, so that it isolates and allows nothing:",
+                None => "it is invalid: it blocks everything it selects:",
                 Some(_) => {
-                    "not all of it is understood: such a rule allows nothing, and denies everything where it denies or passes:"
+                    "not all of it is understood: an allow rule that is not allows nothing, a deny or pass rule denies everything:"
                 }
             };
             self.line(4, "", what);
@@ -237,17 +237,9 @@ impl Page {
                 );
             }
         } else if policy.isolates && policy.rules.is_empty() {
-            self.line(
-                4,
-                "",
-                "it has no rules of this direction, so that it allows nothing",
-            );
+            self.line(4, "", "it has no rules for this direction, so it allows nothing");
         } else if policy.tier.is_some() && policy.rules.is_empty() {
-            self.line(
-                4,
-                "",
-                "it has no rules of this direction, so that it has no part in it",
-            );
+            self.line(4, "", "it has no rules for this direction, so it does not apply");
         }
         for rule in &policy.rules {
             self.rule(rule, late);
@@ -264,8 +256,8 @@ impl Page {
             (Some(what), _) => format!("{name} fails at its {what}"),
             (None, true) => format!("{name} matches: this is the one that decides"),
             (None, false) if rule.passes => format!("{name} matches: the next tier decides"),
-            (None, false) if late => format!("{name} would match, but is not asked any more"),
-            (None, false) => format!("{name} matches, too"),
+            (None, false) if late => format!("{name} would match, but the decision has been made"),
+            (None, false) => format!("{name} also matches"),
         };
         self.line(4, mark, &text);
         let of = |what: &str| rule.failed_at.as_deref().is_none_or(|failed| failed == what);
@@ -317,7 +309,7 @@ impl Page {
         self.line(
             0,
             "",
-            &format!("Changes that would {wanted} it, those that change the least besides first:"),
+            &format!("Changes that would {wanted} it, fewest side effects first:"),
         );
         for (change, number) in explanation.changes.iter().zip(1..) {
             let mut mark = format!("{number}.");
@@ -349,7 +341,7 @@ fn policy_name(policy: &PolicyTrace) -> String {
 /// What else a change changes, in a sentence.
 fn effects_words(effects: &SideEffects) -> String {
     let ports = if effects.other_ports {
-        "other ports of these two change, too; "
+        "other ports of these two also change; "
     } else {
         ""
     };

@@ -124,7 +124,7 @@ impl Assertion {
 
 fn places(path: &str, raw: &[raw::Ends]) -> Result<Vec<Place>, Wrong> {
     if raw.is_empty() {
-        return wrong(path, "is empty: nobody is meant");
+        return wrong(path, "is empty: it means no pods; name some or remove it");
     }
     raw.iter()
         .enumerate()

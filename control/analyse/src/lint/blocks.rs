@@ -61,7 +61,7 @@ pub(super) fn odd<'a>(
             policy,
             field,
             problem.message.clone(),
-            "write the block as it is read; if one address is meant, that with /32 or /128",
+            "write the block as it is read; for a single address, use /32 or /128",
         );
         let of_peer = policy
             .all_peers()
@@ -108,11 +108,11 @@ fn block_for_pods<'a>(
         .find(|network| network.contains(cidr));
     let message = match (owner, network) {
         (Some(pod), _) if single => format!(
-            "the address of pod {}: the next pod of its kind has another one, and a stranger this one",
+            "the address of pod {}: its successor gets another address, and another pod this one",
             pod.key
         ),
         (_, Some(network)) => {
-            format!("a part of the pod network {network}: whoever is given an address of it is meant")
+            format!("part of the pod network {network}: it matches whichever pod gets an address of it")
         }
         _ => return,
     };
@@ -217,9 +217,9 @@ fn overlapping<'a>(
             continue;
         };
         let message = if wide == cidr {
-            format!("{cidr} stands in this rule already")
+            format!("{cidr} is already in this rule")
         } else {
-            format!("{cidr} is inside {wide}, which stands in the same rule: it adds nothing")
+            format!("{cidr} is inside {wide} of the same rule: it adds nothing")
         };
         let end = address_in(cidr, except).map(EndName::Address);
         let wanted = "the same without this entry";
@@ -230,7 +230,7 @@ fn overlapping<'a>(
                 policy,
                 placed.peer_path(*index),
                 message,
-                "remove the entry; to leave it out, write it as an exception of the wider one",
+                "remove the entry; to exclude it, add it to the `except` of the wider one",
             )
             .asking(ask),
         );

@@ -104,14 +104,14 @@ fn resolving<'a>(
         let asks = asks(
             cast,
             Protocol::Udp,
-            "allow: what may be reached is reached by name",
+            "allow: the pods resolve the names of what they may reach",
         );
         return vec![
             Draft::of(
                 rules::EGRESS_WITHOUT_DNS,
                 policy,
                 field,
-                "the pods may reach something, but no DNS server: nothing can be reached by name",
+                "egress is allowed, but not to any DNS server: the pods cannot resolve names",
                 "add a rule with ports 53/UDP and 53/TCP to the cluster's DNS pods (namespace kube-system, \
                  k8s-app: kube-dns)",
             )
@@ -130,13 +130,13 @@ fn resolving<'a>(
         let asks = asks(
             cast,
             Protocol::Udp,
-            "allow: what may be reached is reached by name",
+            "allow: the pods resolve the names of what they may reach",
         );
         let without = Draft::of(
             rules::EGRESS_WITHOUT_DNS,
             policy,
             field,
-            "the pods may reach something, but no DNS server: nothing can be reached by name",
+            "egress is allowed, but not to any DNS server: the pods cannot resolve names",
             "add a rule with ports 53/UDP and 53/TCP to the cluster's DNS pods (namespace kube-system, \
              k8s-app: kube-dns)",
         );
@@ -163,7 +163,7 @@ fn resolving<'a>(
                 rules::DNS_WITHOUT_TCP,
                 policy,
                 field,
-                "DNS by UDP alone: an answer that is too long for a datagram is asked for again by TCP, which is closed",
+                "DNS over UDP only: a truncated answer is retried over TCP, which is denied",
                 "add `{protocol: TCP, port: 53}` to the ports",
             )
             .asking(asks),

@@ -178,8 +178,8 @@ fn icmp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option
         rules::ICMP_ALLOWED,
         policy,
         "spec",
-        "an echo request to these pods is denied here; kube-router answers it whatever the policy says",
-        "nothing to do; do not rely on pods that cannot be pinged",
+        "an echo request to these pods is denied here; kube-router allows it regardless of policy",
+        "nothing; do not rely on pods being unreachable by ping",
         asks,
     )
 }
@@ -241,15 +241,15 @@ fn sctp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option
                 rules::SCTP,
                 policy,
                 placed.port_path(index),
-                "SCTP: Cilium enforces it only with sctp.enabled=true, kube-router knows it in no rule",
-                "switch it on where the policy is to hold",
+                "SCTP: Cilium enforces it only with sctp.enabled=true, kube-router not at all",
+                "enable it where this policy must hold",
                 [Ask::new(
                     placed.direction,
                     &us,
                     &end,
                     (Protocol::Sctp, number),
                     true,
-                    "not to depend on an option of the network plugin",
+                    "the same with every network plugin",
                 )],
             );
         }
@@ -309,16 +309,16 @@ fn established<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) ->
     }
     let ends: Vec<EndName> = cast.outsiders().collect();
     let asks = ends.iter().map(|end| {
-        let wanted = "Calico and Antrea let it go on if it was established before the policy came";
+        let wanted = "Calico and Antrea keep it if it was established before the policy";
         Ask::new(direction, &us, end, (Protocol::Tcp, 22), false, wanted)
     });
     draft(
         rules::ESTABLISHED,
         policy,
         "spec",
-        "a connection that this policy forbids is cut here at its next packet; Calico and Antrea keep what was \
+        "a connection that this policy denies is cut here at its next packet; Calico and Antrea keep connections that were \
          established before",
-        "restart the pods, or end their connections, where the policy has to hold at once",
+        "restart the pods, or end their connections, where the policy must hold at once",
         asks,
     )
 }

@@ -80,17 +80,14 @@ fn draft<'a>(
         .find_map(|peer| cast.peer(own, peer));
     let peer = peer.or_else(|| cast.outsiders().next())?;
     let names: Vec<&str> = by.iter().map(String::as_str).collect();
-    let message = format!(
-        "allows nothing that {} would not allow without it",
-        names.join(" and ")
-    );
+    let message = format!("redundant: {} already allows all of it", names.join(" and "));
     Some(
         Draft::of(
             rules::REDUNDANT_RULE,
             policy,
             placed.path(),
             message,
-            "remove it; or, if it was to be the narrower choice, remove or narrow the others",
+            "remove it; if it was meant to be narrower, remove or narrow the others",
         )
         .asking([Ask::new(
             direction,

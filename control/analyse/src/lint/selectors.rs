@@ -223,11 +223,11 @@ fn host_network_only<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut 
             policy,
             "spec.podSelector",
             format!(
-                "does nothing: every pod that it selects is on the network of its node ({}{})",
+                "does nothing: every pod that it selects is on its node's network ({}{})",
                 named.join(", "),
                 if pods.len() > 3 { ", ..." } else { "" }
             ),
-            "protect nodes by other means; NetworkPolicy has no say about pods with hostNetwork",
+            "protect nodes by other means; NetworkPolicy does not apply to pods with hostNetwork",
         )
         .shown(Shown::Itself)
         .asking(asks),
@@ -597,7 +597,7 @@ fn unknown_named_ports<'a>(
                 policy,
                 placed.port_path(index),
                 format!(
-                    "no pod that this rule leads to has a {} port named {name:?}, so it matches nothing; {hint}",
+                    "no pod that this rule matches has a {} port named {name:?}, so the rule matches nothing; {hint}",
                     protocol_name(*protocol)
                 ),
                 "write the name as in the pod's container ports, or the number",

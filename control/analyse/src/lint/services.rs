@@ -111,7 +111,7 @@ fn service_port<'a>(
             };
             let Some((us, peer)) = other else { continue };
             let wanted = format!(
-                "allow: what asks Service {}:{number} arrives at {listens}",
+                "allow: requests to Service {}:{number} arrive at {listens}",
                 service.name
             );
             drafts.push(
@@ -120,7 +120,7 @@ fn service_port<'a>(
                     policy,
                     placed.port_path(index),
                     format!(
-                        "{number} is the port of Service {}/{}; its pods listen on {listens}, and policy sees that",
+                        "{number} is the port of Service {}/{}; its pods listen on {listens}, which is what policies match",
                         service.namespace, service.name
                     ),
                     format!("write port {listens}"),

@@ -26,10 +26,10 @@ pub struct Silence {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadId {
     /// No rule has the id.
-    #[error("no rule is called {0:?}: write an id such as RW102; `ringwall check --explain all` lists them")]
+    #[error("no rule has the id {0:?}; `ringwall check --explain all` lists the rules")]
     Unknown(String),
     /// What an API server refuses stays refused.
-    #[error("{0} is an error and cannot be silenced: correct what it tells of")]
+    #[error("{0} is an error and cannot be ignored: fix what it reports")]
     Error(&'static str),
     /// The file of decisions cannot be read.
     #[error("{0}: write\n  allow:\n    RW404: why it does not matter\n  deny: [RW103]")]
@@ -63,7 +63,7 @@ impl Silence {
             })?,
         };
         if let Some((id, _)) = file.allow.iter().find(|(_, reason)| reason.trim().is_empty()) {
-            return Err(BadId::File(format!("{id} is silenced without a reason")));
+            return Err(BadId::File(format!("{id} is ignored without a reason")));
         }
         let mut silence = Self::default();
         for id in allow.iter().chain(file.allow.keys()) {
@@ -132,7 +132,7 @@ pub(super) fn without_reason(subject: &Subject<'_>) -> Vec<Finding> {
         for (id, reason) in annotations(&object) {
             let message = match (rules::by_id(id), reason.is_some_and(|it| !it.trim().is_empty())) {
                 (None, _) => format!("no rule is called {id:?}"),
-                (Some(_), false) => format!("{id} is silenced without a reason, so it is not"),
+                (Some(_), false) => format!("{id} is ignored without a reason, so it is not"),
                 (Some(rule), true) if rule.severity == Severity::Error => {
                     format!("{id} is an error and cannot be silenced")
                 }

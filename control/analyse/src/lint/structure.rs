@@ -258,7 +258,7 @@ fn egress_type_missing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mu
                 &end,
                 https,
                 true,
-                "deny: an empty `egress` was to allow nothing out",
+                "deny: an empty `egress` is meant to allow nothing out",
             )
         })
         .collect();
@@ -267,7 +267,7 @@ fn egress_type_missing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mu
             rules::EGRESS_TYPE_MISSING,
             policy,
             "spec.egress",
-            "restricts nothing: without policyTypes, an empty `egress` counts as none, and only ingress is isolated",
+            "does not restrict egress: without policyTypes, an empty `egress` counts as absent, and only ingress is isolated",
             "add `policyTypes: [Egress]`, or `[Ingress, Egress]` to keep ingress closed as it is now",
         )
         .asking(asks),
@@ -307,8 +307,8 @@ fn ingress_by_default<'a>(
             rules::INGRESS_BY_DEFAULT,
             policy,
             "spec.egress",
-            "closes ingress, too: without policyTypes a policy with egress rules isolates both directions",
-            "add `policyTypes: [Egress]`, or `ingress: []` if nothing is to come in",
+            "also denies all ingress: without policyTypes, a policy with egress rules isolates both directions",
+            "add `policyTypes: [Egress]`, or `ingress: []` to deny ingress on purpose",
         )
         .asking(
             ends.iter()

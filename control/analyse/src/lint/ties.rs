@@ -43,14 +43,14 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
 fn draft<'a>(subject: &Subject<'a>, first: &TieredPolicy, second: &TieredPolicy, ask: Ask) -> Draft<'a> {
     let (first_label, label) = (first.id.label(), second.id.label());
     let message = format!(
-        "has the tier and priority of {first_label}, and they disagree: their names alone put {first_label} first"
+        "has the same tier and priority as {first_label}, and they disagree: only their names put {first_label} first"
     );
     Draft::about(
         rules::EQUAL_PRIORITY,
         subject.written(&label),
         "spec.priority",
         message,
-        "give each policy of a tier a priority of its own, the smaller to the one that is to come first",
+        "give each policy of a tier its own priority, the smaller one to the policy that should come first",
     )
     .asking([ask])
     .of_any_tier()
@@ -102,8 +102,8 @@ fn disagreement(
             let of = |cluster| Some(decision(cluster, direction, &us, other, *port)?.allow);
             let (expect, otherwise) = (of(now)?, of(&turned)?);
             let wanted = match otherwise {
-                true => "allow, if the other one is to come first",
-                false => "deny, if the other one is to come first",
+                true => "allow, if the other policy should come first",
+                false => "deny, if the other policy should come first",
             };
             (expect != otherwise).then(|| Ask::new(direction, &us, other, *port, expect, wanted))
         })

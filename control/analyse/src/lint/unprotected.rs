@@ -61,7 +61,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                         &end,
                         ssh,
                         true,
-                        "deny, unless the pod is for everyone",
+                        "deny, unless this pod is meant to be public",
                     )
                 })
                 .collect();

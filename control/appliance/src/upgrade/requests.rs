@@ -95,8 +95,9 @@ impl Requests {
                     message: UpgradeRequest::Upgrade { path },
                     fd: _,
                 }) if !allowed => {
-                    tracing::warn!("somebody without the rights of the supervisor wanted an upgrade");
-                    let reason = "only who has every right of the supervisor may ask for one: ask as root";
+                    tracing::warn!("upgrade refused: the caller lacks the rights of the supervisor");
+                    let reason =
+                        "only a caller with all rights of the supervisor can upgrade: run this as root";
                     Client(connection).end(UpgradeStatus {
                         outcome: UpgradeOutcome::Refused,
                         program: path,

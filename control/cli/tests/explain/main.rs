@@ -185,7 +185,7 @@ fn steps_agree(seed: u64, cluster: &Cluster, flows: &[Flow], seen: &mut BTreeMap
 /// One of each condition that can fail.
 const WORDS: &[&str] = &[
     "and a",
-    "selectors match pods",
+    "selectors match only pods",
     "the policy's own namespace",
     "namespaceSelector wants",
     "podSelector wants",
@@ -197,9 +197,9 @@ const WORDS: &[&str] = &[
     "has no port",
     "is another protocol",
     "is another port",
-    "defines no port names",
-    "defines no port of that name",
-    "defines that name for",
+    "has no named ports",
+    "has no port of that name",
+    "has that name only for",
     "that name is port",
 ];
 
@@ -421,7 +421,7 @@ fn reason_holds(why: &str, cluster: &Cluster, src: &End<'_>, dst: &End<'_>, allo
         allowed && src.address == dst.address && is_pod(src)
     } else if why.contains("hosts it") {
         allowed && is_pod(src) != is_pod(dst)
-    } else if why.contains("nobody known") {
+    } else if why.contains("an unknown endpoint") {
         let unknown = [src, dst].iter().any(|end| end.identity == Identity::Unknown);
         !allowed && unknown && !cluster.settings.allow_unknown
     } else if why.contains("neither end") {

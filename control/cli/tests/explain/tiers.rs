@@ -161,7 +161,7 @@ fn a_rule_that_passes_is_told_before_what_decides() {
         &text,
         &[
             "rule 0 (pass) matches: the next tier decides",
-            "rule 0 (allow) would match, but is not asked any more",
+            "rule 0 (allow) would match, but the decision has been made",
         ],
     );
     // A NetworkPolicy can do something about it.
@@ -177,7 +177,10 @@ fn what_matches_too_late_is_told_apart() {
         explanation.ingress.why,
         "rule 0 of ClusterNetworkPolicy first (Admin) allows it"
     );
-    says(&text, &["rule 0 (deny) would match, but is not asked any more"]);
+    says(
+        &text,
+        &["rule 0 (deny) would match, but the decision has been made"],
+    );
 }
 
 /// NetworkPolicies do not govern what a pod sends to the node that hosts it; the other tiers do.

@@ -198,7 +198,7 @@ async fn s72_5_an_unreadable_tier_keeps_the_last_good_version_in_force() {
     let said = &alarms(&status)[0];
     assert!(
         said.starts_with(
-            "not used, the last good version stays in force: ClusterNetworkPolicy all: spec.tier"
+            "rejected, the last good version stays in force: ClusterNetworkPolicy all: spec.tier"
         ),
         "{said}"
     );

@@ -217,7 +217,7 @@ fn one_object_in_two_files_is_an_error() {
     assert_eq!(
         refused(&dir),
         [format!(
-            "b.yaml:1: NetworkPolicy a/p: is described in {}/a.yaml:1 already: remove one",
+            "b.yaml:1: NetworkPolicy a/p: already defined at {}/a.yaml:1 already: remove one",
             dir.path().display()
         )
         .replace(&format!("{}/", dir.path().display()), "")]
@@ -616,7 +616,7 @@ fn one_policy_by_two_kinds_is_one() {
             &policy("p").replace("kind: NetworkPolicy", "kind: NetworkPolicies"),
         ),
     ]);
-    assert!(refused(&dir)[0].contains("is described in"));
+    assert!(refused(&dir)[0].contains("already defined at"));
 }
 
 #[test]

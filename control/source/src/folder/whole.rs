@@ -65,8 +65,10 @@ impl Whole {
                         Entry::Occupied(taken) => {
                             let (first, other) = *taken.get();
                             let place = other.line.map_or_else(String::new, |line| format!(":{line}"));
-                            let message =
-                                format!("is described in {}{place} already: remove one", first.display());
+                            let message = format!(
+                                "already defined at {}{place}; remove one of them",
+                                first.display()
+                            );
                             clashes.push(Problem {
                                 kept: true,
                                 kind: ProblemKind::Duplicate,

@@ -236,7 +236,7 @@ impl Connection {
 
     /// Has every watch end and list anew.
     pub(super) fn relist(&self, reason: String) {
-        tracing::warn!("listing everything again: {reason}");
+        tracing::warn!("listing all objects again: {reason}");
         self.relist.send_modify(|order| {
             order.number += 1;
             order.reason = reason;
@@ -323,7 +323,7 @@ impl Connection {
     }
 
     fn replace(&self, built: Built, changed: bool) {
-        tracing::info!(changed, "the credentials were read again");
+        tracing::info!(changed, "credentials reloaded");
         // Before the first request with them: whoever sees what they bring finds them counted.
         self.health.renewed();
         let moved = {

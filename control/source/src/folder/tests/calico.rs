@@ -198,7 +198,7 @@ fn one_object_in_two_files_is_one() {
         let refused = refused(&dir);
         assert_eq!(refused.len(), 1, "{text}");
         assert!(
-            refused[0].ends_with("is described in a.yaml:1 already: remove one"),
+            refused[0].ends_with("already defined at a.yaml:1; remove one of them"),
             "{refused:?}"
         );
     }

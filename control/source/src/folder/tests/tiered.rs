@@ -138,7 +138,7 @@ fn one_object_in_two_files_is_one() {
     ]);
     assert_eq!(
         refused(&dir),
-        ["b.yaml:1: ClusterNetworkPolicy p: is described in a.yaml:1 already: remove one"]
+        ["b.yaml:1: ClusterNetworkPolicy p: already defined at a.yaml:1; remove one of them"]
     );
 }
 
