@@ -19,6 +19,9 @@ use super::{
 /// The most policies of one update: more are compiled in full.
 const MOST_POLICIES: usize = 64;
 
+/// So many pods may look different, however few there are.
+const FEW_MEMBERS: usize = 256;
+
 /// What is to be looked at again.
 #[derive(Default)]
 struct Again {
@@ -160,7 +163,9 @@ impl State {
         old.iter()
             .for_each(|policy| self.vocabulary.forget(policy, &mut words));
         self.update_namespaces(last, &words, again);
-        self.look_again(&words, again);
+        if !self.look_again(&words, again) {
+            return false;
+        }
         let mut touched = Vec::new();
         for policy in &old {
             if let Some(slot) = self.policies.remove(&policy.id) {
@@ -178,19 +183,23 @@ impl State {
         true
     }
 
-    /// Pods that have such a word look different.
-    fn look_again(&mut self, words: &TurnedWords, again: &mut Again) {
+    /// Pods that have such a word look different. False where most of them do, which is more work than a full compile.
+    fn look_again(&mut self, words: &TurnedWords, again: &mut Again) -> bool {
         if !words.of_pods() {
-            return;
+            return true;
         }
         let shapes = self.shapes.with(words);
         let has = |shape: u32| shapes.get(shape as usize).is_some_and(|has| *has);
         let members = self.members.iter().filter(|(_, member)| has(member.shape));
         let members: Vec<u32> = members.map(|(number, _)| number).collect();
+        if members.len() > self.members.len() / 2 + FEW_MEMBERS {
+            return false;
+        }
         for member in &members {
             self.detach(*member);
         }
         again.members.extend(members);
+        true
     }
 
     /// A set of pods that no rule named before: cohorts in it look different from now on.

@@ -13,6 +13,7 @@ use std::{
 
 use hashbrown::{HashMap, HashSet};
 use imbl::{OrdMap, ordmap::DiffItem};
+use ipnet::IpNet;
 use ringwall_dataplane::classify::{IdentityKind, L4, Snapshot, SnapshotChanges};
 use ringwall_policy::{Cluster, Node, ObjectKey};
 
@@ -69,11 +70,11 @@ impl Proof {
         self.touched_by_nodes(cluster, &mut touched);
         self.touched_by_pods(cluster, &mut touched);
         let ends = self.ends_again(&touched);
-        let carried = replaced
-            .map(|replaced| self.reseat(&replaced))
-            .unwrap_or_default();
+        if let Some(replaced) = replaced {
+            self.reseat(&replaced);
+        }
         let proven = ends
-            .and_then(|()| self.cells_again(&since, &older, &carried))
+            .and_then(|()| self.cells_again(&since, &older))
             .and_then(|()| self.epochs_again(cluster, &touched, &older));
         self.view.follow(cluster);
         self.report.classes = self.classes();
@@ -174,9 +175,8 @@ impl Proof {
         }
     }
 
-    /// Sets anew what the numbers of ends have to stand for. Answers the columns of ends that only gained what no rule named
-    /// before: old lines decide about them as they did.
-    fn reseat(&mut self, replaced: &Replaced) -> BTreeSet<Column> {
+    /// Sets anew what the numbers of ends have to stand for.
+    fn reseat(&mut self, replaced: &Replaced) {
         let mut places: Vec<Place> = Vec::new();
         for slot in self.view.slots_of(replaced) {
             places.push(Place::Name(slot));
@@ -184,14 +184,16 @@ impl Proof {
                 places.extend(known.pod.addresses.iter().copied().map(Place::Address));
             }
         }
-        if !replaced.blocks.is_empty() {
+        let (few, many): (Vec<IpNet>, Vec<IpNet>) = replaced.blocks.iter().partition(|block| is_small(block));
+        let few = few.iter().flat_map(IpNet::hosts);
+        places.extend(few.map(Place::Address));
+        if !many.is_empty() {
             let inside = |place: &&Place| match place {
-                Place::Address(address) => replaced.blocks.iter().any(|block| block.contains(address)),
+                Place::Address(address) => many.iter().any(|block| block.contains(address)),
                 Place::Name(_) => false,
             };
             places.extend(self.held.ends().map(|(place, _)| place).filter(inside));
         }
-        let mut carried = BTreeSet::new();
         for place in places {
             let Some(seen) = self.held.seen(place).copied() else {
                 continue;
@@ -202,13 +204,25 @@ impl Proof {
             };
             let end = self.view.end_of(seen.end.who, blocks);
             if end != seen.end {
-                if self.view.only_gained(seen.end.meaning, end.meaning) {
-                    carried.insert((seen.class, end.meaning));
-                }
                 self.held.put(place, Seen { end, ..seen });
             }
         }
-        carried
+    }
+
+    /// Columns of ends that are others and only gained what no rule named before, each with the class that such an end had: by
+    /// the rules of old lines, what was decided about that class is decided about them.
+    fn gained(&self) -> BTreeMap<Column, u32> {
+        let mut gained = BTreeMap::new();
+        let mut known = HashSet::new();
+        for (place, was) in self.held.moved() {
+            // What an end was in between has not been proven.
+            if let Some(is) = self.held.seen(*place).filter(|_| known.insert(*place))
+                && self.view.only_gained(was.end.meaning, is.end.meaning)
+            {
+                gained.entry((is.class, is.end.meaning)).or_insert(was.class);
+            }
+        }
+        gained
     }
 
     /// 6: addresses of nodes that differ, and the address ranges where their networks do.
@@ -317,17 +331,14 @@ impl Proof {
     }
 
     /// 7: cells that are read for the first time, and those of which some record differs.
-    fn cells_again(
-        &mut self,
-        since: &SnapshotChanges,
-        older: &Snapshot,
-        carried: &BTreeSet<Column>,
-    ) -> Result<(), Wrong> {
+    fn cells_again(&mut self, since: &SnapshotChanges, older: &Snapshot) -> Result<(), Wrong> {
         self.forget(since);
         self.held
             .follow_own_nodes(&since.isolating, older, &self.snapshot);
+        let gained = self.gained();
         let (mut new_lines, mut new_columns) = self.held.take_new();
-        new_columns.retain(|column| !carried.contains(column));
+        // Of those that kept their class, the cells are old ones.
+        new_columns.retain(|column| gained.get(column) != Some(&column.0));
         for row in &since.isolating {
             new_lines.extend(self.held.lines_of(*row));
         }
@@ -343,9 +354,16 @@ impl Proof {
                 .lines()
                 .filter(|line| !new_lines.contains(line))
                 .collect();
-            for line in lines {
-                for column in &new_columns {
-                    self.one(line, *column)?;
+            for column in &new_columns {
+                let was = gained.get(column);
+                for line in &lines {
+                    let map = self.snapshot.port_map_of(cells(line.0), column.0);
+                    let same = was.is_some_and(|class| map == older.port_map_of(cells(line.0), *class));
+                    if same && map.is_some_and(|map| !since.port_maps.contains(&map)) {
+                        self.report.pairs += 1;
+                        continue;
+                    }
+                    self.one(*line, *column)?;
                 }
             }
         }
@@ -403,6 +421,7 @@ impl Proof {
         // before, what everybody decided before is the same.
         let mut was: HashMap<Place, End> = HashMap::new();
         for (place, old) in moved {
+            let old = old.end;
             if let Place::Address(address) = place
                 && let Some(new) = self.held.seen(place).map(|seen| seen.end)
                 && ((old.subjects, old.own_node) != (new.subjects, new.own_node)
@@ -618,6 +637,11 @@ impl Proof {
         let policies = self.view.cluster().policies.len() + self.view.cluster().tiered.len();
         self.view.ever() > 4 * (columns + lines + policies) + 50_000
     }
+}
+
+/// Whether there are so few addresses in a block that each can be looked up.
+fn is_small(block: &IpNet) -> bool {
+    block.max_prefix_len() - block.prefix_len() <= 12
 }
 
 /// Puts policies of one kind that are not what they were to those that are gone and those that are new.

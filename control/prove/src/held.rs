@@ -80,7 +80,7 @@ pub(super) struct Held {
     /// Names of nodes that got their first address or lost their last one, since that was last asked for.
     changed_nodes: BTreeSet<u32>,
     /// Ends that were others, since that was last asked for, and what they were.
-    moved: Vec<(Place, End)>,
+    moved: Vec<(Place, Seen)>,
     /// Where both sides' ranges begin, by family.
     cuts: [Vec<u128>; 2],
     /// What has come since it was last asked for.
@@ -94,8 +94,8 @@ impl Held {
         self.count(&seen);
         if let Some(before) = self.ends.insert(place, seen) {
             self.uncount(&before);
-            if before.end != seen.end {
-                self.moved.push((place, before.end));
+            if before.end != seen.end || before.class != seen.class {
+                self.moved.push((place, before));
             }
         }
     }
@@ -234,8 +234,13 @@ impl Held {
     }
 
     /// Ends that are others than they were, and what they were, since this was last asked.
-    pub(super) fn take_moved(&mut self) -> Vec<(Place, End)> {
+    pub(super) fn take_moved(&mut self) -> Vec<(Place, Seen)> {
         std::mem::take(&mut self.moved)
+    }
+
+    /// As [`Self::take_moved`], which is yet to be asked.
+    pub(super) fn moved(&self) -> &[(Place, Seen)] {
+        &self.moved
     }
 
     /// What is known of an end.

@@ -214,7 +214,11 @@ impl Rules {
                     if let PortMatch::Named { protocol, name } = entry {
                         let names = &mut self.port_names[direction as usize];
                         if names.entry(name.clone()).or_default().insert(*protocol) {
-                            self.new_words.ports.insert((*protocol, name.clone()));
+                            let port = (*protocol, name.clone());
+                            if direction == Direction::Egress {
+                                self.new_words.egress_ports.insert(port.clone());
+                            }
+                            self.new_words.ports.insert(port);
                         }
                     }
                 }

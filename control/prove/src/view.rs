@@ -118,6 +118,8 @@ impl Known {
 struct Group {
     /// One of them.
     example: Arc<Pod>,
+    /// Number of its words.
+    words: u32,
     terms: u32,
     names: u32,
     subjects: [u32; 2],
@@ -168,10 +170,14 @@ pub(super) struct View {
     pub block_sets: Sets,
     /// How many pod terms there were before the policies were last replaced.
     terms_before: usize,
+    /// Names of ports that egress rules ask for since then.
+    new_names: HashSet<(Protocol, String)>,
     pub decisions: Decisions,
     /// What pods of a namespace can match.
     of_namespaces: HashMap<String, Arc<OfNamespace>>,
     groups: Vec<Group>,
+    /// By namespace.
+    groups_of: HashMap<String, Vec<u32>>,
     group_numbers: HashMap<Vec<u8>, u32>,
     subjects: Vec<Judged>,
     subject_numbers: HashMap<Subject, u32>,
@@ -209,9 +215,11 @@ impl View {
             term_sets,
             block_sets,
             terms_before: usize::MAX,
+            new_names: HashSet::new(),
             decisions: Decisions::new(),
             of_namespaces: HashMap::new(),
             groups: Vec::new(),
+            groups_of: HashMap::new(),
             group_numbers: HashMap::new(),
             subjects: Vec::new(),
             subject_numbers: HashMap::new(),
@@ -543,6 +551,7 @@ impl View {
     /// Says that from here on all pod terms that there are were there before.
     pub(super) fn terms_stay(&mut self) {
         self.terms_before = self.rules.term_count();
+        self.new_names.clear();
     }
 
     /// Cuts the address space at the networks of a state.
@@ -570,11 +579,11 @@ impl View {
         let terms = self.term_sets.members(old.terms).iter();
         let before = self.term_sets.members(new.terms).iter();
         let before = before.filter(|term| (**term as usize) < self.terms_before);
-        let names = &self.names[new.names as usize];
-        terms.eq(before)
-            && self.names[old.names as usize]
-                .iter()
-                .all(|name| names.contains(name))
+        let [was, is] = [old.names, new.names].map(|names| &self.names[names as usize]);
+        let is_new = |port: &&(Protocol, String, u16)| {
+            was.contains(port) || self.new_names.contains(&(port.0, port.1.clone()))
+        };
+        terms.eq(before) && was.iter().all(|port| is.contains(port)) && is.iter().all(|port| is_new(&port))
     }
 
     /// Whether two subjects let the same pass between them and a peer, which may mean something else to the second.
@@ -621,6 +630,7 @@ impl View {
         let Deciding { subjects, own_node } = self.subjects_for(pod);
         let group = Group {
             example: Arc::clone(pod),
+            words: self.words.number(pod),
             terms: self.terms_matching(pod),
             names: self.names_number(names),
             subjects,
@@ -628,6 +638,8 @@ impl View {
         };
         let number = self.groups.len() as u32;
         self.groups.push(group);
+        let namespace = pod.key.namespace.as_str();
+        self.groups_of.entry_ref(namespace).or_default().push(number);
         self.group_numbers.insert(key, number);
         Some(number)
     }
@@ -714,8 +726,24 @@ impl View {
         let known = self.groups.len();
         let new_words = self.rules.take_new_words();
         let slots = self.regroup(&new_words);
+        self.new_names = new_words.egress_ports;
         let mut groups = vec![true; self.groups.len()];
-        for (number, changed) in groups.iter_mut().take(known).enumerate() {
+        let concerned: Vec<u32> = match tiered.is_empty() {
+            false => (0..known as u32).collect(),
+            true => {
+                let new_terms = new_terms.keys().map(String::as_str);
+                let concerned: HashSet<&str> = new_terms.chain(namespaces.iter().copied()).collect();
+                let groups = concerned.into_iter().filter_map(|name| self.groups_of.get(name));
+                groups
+                    .flatten()
+                    .copied()
+                    .filter(|group| (*group as usize) < known)
+                    .collect()
+            }
+        };
+        groups.iter_mut().take(known).for_each(|changed| *changed = false);
+        for number in concerned {
+            let number = number as usize;
             let pod = Arc::clone(&self.groups[number].example);
             let of = |group: &Group| (group.terms, group.subjects, group.own_node);
             let before = of(&self.groups[number]);
@@ -734,7 +762,7 @@ impl View {
             if namespaces.contains(pod.key.namespace.as_str()) || tiered.iter().any(selected) {
                 self.decide_anew(number, &pod);
             }
-            *changed = before != of(&self.groups[number]);
+            groups[number] = before != of(&self.groups[number]);
         }
         let new_blocks: Vec<IpNet> = self.rules.blocks()[blocks..].iter().map(|it| it.cidr).collect();
         if !new_blocks.is_empty() {
@@ -816,29 +844,31 @@ impl View {
                 known.group = group;
             }
         }
-        self.set_examples(words);
+        self.set_examples(&having);
         slots
     }
 
     /// Sees to it that the example of a group is like the pods that are left in it: without these words.
-    fn set_examples(&mut self, words: &NewWords) {
+    fn set_examples(&mut self, having: &[bool]) {
         let outdated = |group: &Group, key: &[u8]| {
             // Its own pods are the ones with the words, where they are asked for.
-            words.are_of(&group.example) && self.seen_of(&group.example) != key
+            having[group.words as usize] && self.seen_of(&group.example) != key
         };
         let numbers = self.group_numbers.iter();
         let outdated = numbers.filter(|(key, number)| outdated(&self.groups[**number as usize], key));
         let outdated: HashSet<u32> = outdated.map(|(_, number)| *number).collect();
-        let mut left: HashMap<u32, Arc<Pod>> = HashMap::new();
+        let mut left: HashMap<u32, (Arc<Pod>, u32)> = HashMap::new();
         for known in self.pods.iter().flatten() {
             if let Some(group) = known.group.filter(|group| outdated.contains(group)) {
-                left.entry(group).or_insert_with(|| Arc::clone(&known.pod));
+                left.entry(group)
+                    .or_insert_with(|| (Arc::clone(&known.pod), known.words));
             }
         }
         self.group_numbers
             .retain(|_, number| !outdated.contains(number) || left.contains_key(number));
-        for (number, example) in left {
-            self.groups[number as usize].example = example;
+        for (number, (example, words)) in left {
+            let group = &mut self.groups[number as usize];
+            (group.example, group.words) = (example, words);
         }
     }
 

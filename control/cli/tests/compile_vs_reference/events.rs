@@ -1,8 +1,15 @@
 //! Random events: one object of a cluster comes, goes or changes.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
-use ringwall_policy::{Cluster, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectRef};
+use ipnet::IpNet;
+use ringwall_policy::{
+    Cluster, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectRef, Operator, Peer, PortMatch, Protocol,
+    Requirement, Rule, Selector,
+};
 
 use crate::{
     generate::{self, labels},
@@ -39,7 +46,8 @@ pub(crate) fn event(cluster: &mut Cluster, random: &mut Random) -> &'static str 
             cluster.remove(&ObjectRef::NetworkPolicy(key));
             "a policy goes"
         }
-        94..=97 => policy_changes(cluster, random),
+        94..=95 => policy_changes(cluster, random),
+        96..=97 => words_of_its_own(cluster, random),
         _ => {
             cluster.settings.allow_unknown = !cluster.settings.allow_unknown;
             "settings"
@@ -145,6 +153,52 @@ fn node_changes(cluster: &mut Cluster, random: &mut Random) -> &'static str {
     }
     cluster.insert(Object::Node(node));
     "a node has other addresses"
+}
+
+/// A policy that asks for a label key, a port name and a block that hardly another one asks for comes or goes.
+fn words_of_its_own(cluster: &mut Cluster, random: &mut Random) -> &'static str {
+    let mut policy = generate::policy(random, 0);
+    policy.key.name = "own-words".to_owned();
+    if cluster.remove(&ObjectRef::NetworkPolicy(policy.key.clone())) {
+        return "a policy with words of its own goes";
+    }
+    let hash = |operator| Selector {
+        requirements: vec![Requirement {
+            key: "hash".to_owned(),
+            operator,
+        }],
+    };
+    let block: IpAddr = Ipv4Addr::new(10, 0, 0, random.below(16) as u8).into();
+    let rule = Rule {
+        peers: Some(vec![
+            Peer::Pods {
+                namespaces: random.percent(50).then(Selector::default),
+                pods: hash(match random.percent(50) {
+                    true => Operator::Exists,
+                    false => Operator::DoesNotExist,
+                }),
+            },
+            Peer::Block {
+                cidr: IpNet::new(block, *random.one(&[30, 31, 32]))
+                    .expect("a length")
+                    .trunc(),
+                except: Vec::new(),
+            },
+        ]),
+        ports: Some(vec![PortMatch::Named {
+            protocol: Protocol::Tcp,
+            name: "http2".to_owned(),
+        }]),
+    };
+    policy.faults.clear();
+    policy.subjects = match random.percent(50) {
+        true => hash(Operator::Exists),
+        false => Selector::default(),
+    };
+    policy.ingress = Some(vec![rule.clone()]);
+    policy.egress = random.percent(50).then(|| vec![rule]);
+    cluster.insert(Object::NetworkPolicy(policy));
+    "a policy with words of its own comes"
 }
 
 fn policy_changes(cluster: &mut Cluster, random: &mut Random) -> &'static str {
