@@ -702,6 +702,11 @@ impl State {
         identity
     }
 
+    /// How many addresses are a pod's or a node's.
+    pub(super) fn hosts(&self) -> usize {
+        self.hosts.len()
+    }
+
     /// Blocks and networks of pods came or went in these spans: what their addresses are that no host is. Answers the
     /// hosts' addresses that other blocks hold.
     pub(super) fn cut_again(&mut self, spans: &[Span]) -> Vec<IpAddr> {

@@ -62,7 +62,12 @@ impl State {
         let Some(spans) = self.update_blocks(&networks, budget) else {
             return false;
         };
-        again.addresses.extend(self.cut_again(&spans));
+        let moved = self.cut_again(&spans);
+        // Most hosts in other blocks are more work than a full compile.
+        if moved.len() > self.hosts() / 2 + FEW_MEMBERS {
+            return false;
+        }
+        again.addresses.extend(moved);
         self.update_pods(&last, &mut again);
 
         again.members.sort_unstable();
