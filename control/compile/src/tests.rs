@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ringwall_dataplane::classify::{Effect, L4, NodeExemption, Snapshot};
 use ringwall_policy::{
-    NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, Pod,
-    PortMatch, Protocol, Requirement, Rule, Selector,
+    Action, Condition, Conditions, DEFAULT_TIER, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy,
+    Node, Object, ObjectKey, Operator, Order, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
+    Requirement, Rule, Selector, TieredPolicy, TieredRule,
 };
 
 use super::*;
@@ -623,4 +624,65 @@ fn lookups_do_not_grow_with_policies() {
         worst.push(open(&cluster).sizes().worst_judge);
     }
     assert_eq!(worst, [worst[0]; 3]);
+}
+
+/// A rule for everyone but some is for classes that come later, too, on pages that were not there.
+#[test]
+fn classes_that_come_are_among_everyone_else() {
+    let kinds = 100;
+    let kind = |number: usize| pods_with("kind", &number.to_string());
+    let not_first = Conditions {
+        peer: vec![Condition {
+            negated: true,
+            any: vec![kind(0)],
+        }],
+        ..Conditions::default()
+    };
+    let rule = TieredRule {
+        action: Action::Allow,
+        peers: None,
+        ports: None,
+        conditions: not_first,
+    };
+    let mut cluster = cluster(vec![pod("a", "db", "10.0.0.1", &[("role", "db")])]);
+    cluster.insert(Object::Tiered(TieredPolicy {
+        id: PolicyId {
+            kind: PolicyKind::GlobalNetworkPolicy,
+            namespace: String::new(),
+            name: "p".to_owned(),
+        },
+        uid: String::new(),
+        tier: DEFAULT_TIER.to_owned(),
+        order: Order::LAST,
+        subjects: vec![PodSelection {
+            namespaces: Selector::default(),
+            pods: having("role", "db"),
+        }],
+        ingress: Some(vec![rule]),
+        egress: None,
+        faults: Vec::new(),
+        unevaluated: BTreeSet::new(),
+    }));
+    // Tells each kind from the others.
+    let each = (0..kinds).map(kind).collect();
+    cluster.insert(policy("many", having("role", "nobody"), vec![from(each)]));
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    compiler.update(&cluster, Generation(1)).unwrap();
+    for number in 0..kinds {
+        let address = format!("10.0.0.{}", number + 2);
+        let labels = [("kind", &*number.to_string())];
+        cluster.insert(Object::Pod(pod("a", &format!("k{number}"), &address, &labels)));
+    }
+    let compiled = compiler.update(&cluster, Generation(2)).unwrap();
+    assert!(compiled.incremental && compiled.stats.classes > kinds as u32);
+    let snapshot = Snapshot::from_image(&compiled.image);
+    for number in 0..kinds {
+        let from = format!("10.0.0.{}", number + 2);
+        assert_eq!(
+            allows(&snapshot, &from, "10.0.0.1", 80),
+            number != 0,
+            "kind {number}"
+        );
+    }
+    assert_eq!(compiled.hash, image(&cluster).hash);
 }
