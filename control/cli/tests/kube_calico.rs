@@ -3,25 +3,14 @@
 
 mod kube_bed;
 
-use std::time::Duration;
-
 use kube_bed::{
-    Bed, CALICO, CALICO_POLICIES, ENDPOINT_SLICES, GLOBAL_POLICIES, GLOBAL_SETS, NETWORK_SETS, Running,
+    Bed, CALICO, CALICO_POLICIES, ENDPOINT_SLICES, GLOBAL_POLICIES, GLOBAL_SETS, NETWORK_SETS,
     SERVICE_ACCOUNTS, SERVICES, SPOKEN_OF, TIERS, blocks, eventually, global_policy, global_set, has_pod,
-    object, ordered, pod, policy, quick, slice, stored,
+    incomplete, looking, object, ordered, pod, policy, slice, stored, watched, watches,
 };
 use ringwall_policy::{Cluster, ObjectKey, Order};
-use ringwall_source::kube::Timing;
 use ringwall_testbed::api_server::{NETWORK_POLICIES, Resource};
 use serde_json::json;
-
-/// Looks often what there is.
-fn looking() -> Timing {
-    Timing {
-        probe: Duration::from_millis(60),
-        ..quick()
-    }
-}
 
 fn serving(resources: &[Resource]) -> Bed {
     let bed = Bed::new();
@@ -29,29 +18,6 @@ fn serving(resources: &[Resource]) -> Bed {
         bed.server.serve(*resource);
     }
     bed
-}
-
-fn incomplete(cluster: &Cluster) -> Vec<&str> {
-    cluster.unevaluated_kinds.iter().map(String::as_str).collect()
-}
-
-fn watches(source: &Running, resource: Resource) -> bool {
-    let name = match resource.group {
-        "" => resource.plural.to_owned(),
-        group => format!("{}.{group}", resource.plural),
-    };
-    let health = source.health();
-    health
-        .watches
-        .iter()
-        .any(|it| it.resource == name && it.connected)
-}
-
-async fn watched(source: &Running, resource: Resource) {
-    eventually(&format!("{} watched", resource.plural), || {
-        watches(source, resource)
-    })
-    .await;
 }
 
 /// Denies what goes to a service of namespace `a`.

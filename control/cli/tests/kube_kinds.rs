@@ -6,8 +6,8 @@ mod kube_bed;
 use std::time::{Duration, Instant};
 
 use kube_bed::{
-    Bed, Running, a_moment, admin_policy, baseline_policy, cluster_policy, eventually, has_pod, namespace,
-    ordered, pod, policy, quick,
+    Bed, a_moment, admin_policy, baseline_policy, cluster_policy, eventually, has_pod, incomplete, looking,
+    ordered, pod, quick, watched,
 };
 use ringwall_policy::{Cluster, Order};
 use ringwall_source::kube::Timing;
@@ -25,14 +25,6 @@ const ORDERED: [Resource; 3] = [
 /// As they may stand among the kinds that are not evaluated.
 const LABEL: &str = "ClusterNetworkPolicy.policy.networking.k8s.io";
 
-/// Looks often what there is.
-fn looking() -> Timing {
-    Timing {
-        probe: Duration::from_millis(60),
-        ..quick()
-    }
-}
-
 /// A server that serves the kinds, with a policy.
 fn serving(resources: &[Resource]) -> Bed {
     let bed = Bed::new();
@@ -46,10 +38,6 @@ fn complete(cluster: &Cluster) -> bool {
     cluster.unevaluated_kinds.is_empty()
 }
 
-fn incomplete(cluster: &Cluster) -> Vec<&str> {
-    cluster.unevaluated_kinds.iter().map(String::as_str).collect()
-}
-
 /// How often the server was asked for its groups.
 fn looks(bed: &Bed) -> usize {
     let seen = bed.server.seen();
@@ -60,18 +48,6 @@ fn looks(bed: &Bed) -> usize {
 async fn look_again(bed: &Bed, times: usize) {
     let before = looks(bed);
     eventually("looked again", || looks(bed) > before + times).await;
-}
-
-async fn watched(source: &Running, resource: Resource) {
-    let name = format!("{}.{}", resource.plural, resource.group);
-    source
-        .health_where("watched", |health| {
-            health
-                .watches
-                .iter()
-                .any(|it| it.resource == name && it.connected)
-        })
-        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

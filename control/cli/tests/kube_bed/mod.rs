@@ -31,6 +31,36 @@ pub fn quick() -> Timing {
     }
 }
 
+/// Looks often what there is.
+pub fn looking() -> Timing {
+    Timing {
+        probe: Duration::from_millis(60),
+        ..quick()
+    }
+}
+
+/// What is not evaluated.
+pub fn incomplete(cluster: &Cluster) -> Vec<&str> {
+    cluster.unevaluated_kinds.iter().map(String::as_str).collect()
+}
+
+/// Whether a source watches a kind.
+pub fn watches(source: &Running, resource: Resource) -> bool {
+    let name = match resource.group {
+        "" => resource.plural.to_owned(),
+        group => format!("{}.{group}", resource.plural),
+    };
+    let health = source.health();
+    health
+        .watches
+        .iter()
+        .any(|it| it.resource == name && it.connected)
+}
+
+pub async fn watched(source: &Running, resource: Resource) {
+    eventually("watched", || watches(source, resource)).await;
+}
+
 pub fn namespace(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}, "status": {"phase": "Active"}})
 }
