@@ -194,9 +194,13 @@ fn describe_control(text: &mut String, control: &ControlStatus) {
         let _ = writeln!(text, "           last error, {} ago: {error}", period(seconds));
     }
     let objects = &control.objects;
+    let staged = match objects.staged_policies {
+        0 => String::new(),
+        staged => format!("; {staged} staged and not enforced: see `ringwall flows --staged`"),
+    };
     let _ = writeln!(
         text,
-        "  objects  {} namespaces, {} nodes, {} pods, {} policies",
+        "  objects  {} namespaces, {} nodes, {} pods, {} policies{staged}",
         objects.namespaces,
         objects.nodes,
         objects.pods,

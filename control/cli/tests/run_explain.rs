@@ -235,6 +235,8 @@ fn flows_and_drops_say_what_staged_policies_would_do() {
         "nothing of it is enforced"
     );
 
+    assert!(words(&bed, &["status"]).contains("; 2 staged and not enforced"));
+
     let all = json(&bed, &["flows", "--staged", "--pod", POD_B, "--limit", "0"]);
     let (records, staged): (Vec<&Value>, Vec<&Value>) = all
         .iter()

@@ -280,6 +280,11 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
     )?;
     gauge(
         e,
+        ("staged_policies", "Staged policies, which are not enforced"),
+        one(control.objects.staged_policies as f64),
+    )?;
+    gauge(
+        e,
         ("object_problems", "Problems found in objects"),
         one(control.problems.len() as f64),
     )?;

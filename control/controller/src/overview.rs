@@ -299,7 +299,7 @@ impl Overview {
 
     pub(super) fn state(&self, state: &SourceState) {
         let mut inner = self.inner();
-        let objects = ObjectCounts::of(&state.cluster);
+        let objects = ObjectCounts::of(&state.cluster, state.staged.len());
         let of_all_kinds = |objects: &ObjectCounts| objects.policies + objects.cluster_policies;
         let (before, now) = (of_all_kinds(&inner.objects), of_all_kinds(&objects));
         if let Some(text) = vanished(before, now) {

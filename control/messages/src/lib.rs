@@ -574,19 +574,22 @@ pub struct ObjectCounts {
     pub pods: u64,
     /// NetworkPolicies.
     pub policies: u64,
-    /// ClusterNetworkPolicies, AdminNetworkPolicies and BaselineAdminNetworkPolicies.
+    /// Policies whose rules decide in order: ClusterNetworkPolicies and their predecessors, and those of Calico.
     pub cluster_policies: u64,
+    /// Policies that are staged: nothing is enforced of them, and no other count has them.
+    pub staged_policies: u64,
 }
 
 impl ObjectCounts {
-    /// Counts a state.
-    pub fn of(cluster: &Cluster) -> Self {
+    /// Counts a state, and what is staged beside it.
+    pub fn of(cluster: &Cluster, staged: usize) -> Self {
         Self {
             namespaces: cluster.namespaces.len() as u64,
             nodes: cluster.nodes.len() as u64,
             pods: cluster.pods.len() as u64,
             policies: cluster.policies.len() as u64,
             cluster_policies: cluster.tiered.len() as u64,
+            staged_policies: staged as u64,
         }
     }
 }
