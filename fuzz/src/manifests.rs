@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, path::PathBuf, sync::Arc};
 
-use ringwall_analyse::{lint, lint::Silence};
+use ringwall_analyse::{lint, lint::Suppressions};
 use ringwall_compile::{Budget, CompileError, Compiler, EpochKey};
 use ringwall_dataplane::classify::{Generation, Snapshot};
 use ringwall_policy::{Action, ObjectKey, PolicyId, PolicyKind, Settings};
@@ -72,7 +72,12 @@ pub fn run(data: &[u8]) {
         Err(error) => panic!("a folder that is there: {error}"),
     }
     if objects(&loaded) <= OBJECTS
-        && let Ok(linted) = lint::run(&loaded.cluster, &written, &loaded.problems, &Silence::default())
+        && let Ok(linted) = lint::run(
+            &loaded.cluster,
+            &written,
+            &loaded.problems,
+            &Suppressions::default(),
+        )
     {
         for finding in &linted.findings {
             assert!(!format!("{finding:?}").is_empty());

@@ -17,7 +17,7 @@ use anyhow::Context;
 use report::Report;
 use ringwall_analyse::{
     lint,
-    lint::{BadId, Finding, Linted, Place, Severity, Silence, rules, rules::Rule},
+    lint::{Finding, Linted, Place, Severity, SuppressionError, Suppressions, rules, rules::Rule},
 };
 use ringwall_dataplane::classify::Snapshot;
 use ringwall_source::{
@@ -153,7 +153,7 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
 ///
 /// # Errors
 /// What the user gave cannot be used (status 2); what the manifests get wrong is a finding.
-fn parts(args: &CheckArgs, input: &Input, silence: &Silence) -> anyhow::Result<Vec<Part>> {
+fn parts(args: &CheckArgs, input: &Input, silence: &Suppressions) -> anyhow::Result<Vec<Part>> {
     let linted = lint::run(
         &input.loaded.cluster,
         &input.written,
@@ -179,13 +179,13 @@ fn parts(args: &CheckArgs, input: &Input, silence: &Silence) -> anyhow::Result<V
 }
 
 /// What the user has decided about findings.
-fn silence(args: &CheckArgs) -> anyhow::Result<Silence> {
+fn silence(args: &CheckArgs) -> anyhow::Result<Suppressions> {
     let text = args
         .decisions
         .as_ref()
         .map(|file| std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display())))
         .transpose()?;
-    let silence = Silence::new(&args.allow, &args.deny, text.as_deref());
+    let silence = Suppressions::new(&args.allow, &args.deny, text.as_deref());
     match &args.decisions {
         Some(file) => silence.with_context(|| format!("in {} or the options", file.display())),
         None => Ok(silence?),
@@ -197,7 +197,7 @@ fn explain(id: &str, output: Output) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let chosen: Vec<&Rule> = match id {
         "all" => rules::ALL.to_vec(),
-        id => vec![rules::by_id(&id.to_uppercase()).ok_or_else(|| BadId::Unknown(id.to_owned()))?],
+        id => vec![rules::by_id(&id.to_uppercase()).ok_or_else(|| SuppressionError::Unknown(id.to_owned()))?],
     };
     for rule in &chosen {
         match output {
@@ -216,7 +216,7 @@ fn explain(id: &str, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 /// What cannot be read, or only isolates, but for what a lint says more about.
-fn manifests(input: &Input, linted: Option<&Linted>, silence: &Silence) -> Linted {
+fn manifests(input: &Input, linted: Option<&Linted>, silence: &Suppressions) -> Linted {
     let Loaded {
         cluster, problems, ..
     } = &input.loaded;

@@ -11,8 +11,8 @@ use anyhow::bail;
 use ringwall_analyse::{
     explain::{
         Explainer, Question,
+        render::{Style, render},
         report::{Explanation, Word},
-        words::{Style, render},
     },
     flow::{EndName, Service},
 };

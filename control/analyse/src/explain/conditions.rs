@@ -77,7 +77,7 @@ pub(super) fn selector_words(selector: &Selector) -> String {
 }
 
 /// Labels as one would say them.
-pub(super) fn labels_words(labels: &Labels) -> String {
+pub(crate) fn labels_words(labels: &Labels) -> String {
     if labels.is_empty() {
         return "no labels".to_owned();
     }

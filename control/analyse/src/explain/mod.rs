@@ -13,9 +13,9 @@ pub mod conditions;
 pub mod edit;
 mod effects;
 mod parties;
+pub mod render;
 pub mod report;
 mod trace;
-pub mod words;
 mod yaml;
 
 pub use changes::{Change, Found, smallest_changes};

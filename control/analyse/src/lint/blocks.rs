@@ -6,25 +6,25 @@ use ringwall_source::folder::{Problem, ProblemKind};
 
 use super::{
     Severity,
-    cast::{Cast, address_in},
     draft::{Ask, Draft, Shown},
     rules,
     subject::{PlacedRule, Policy, Subject},
+    witnesses::{Witnesses, address_in},
 };
 use crate::flow::EndName;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policy in &subject.policies {
         for (placed, index, peer) in policy.all_peers() {
             let Peer::Block { cidr, except } = peer else {
                 continue;
             };
-            block_for_pods(policy, placed, index, cidr, except, cast, drafts);
-            empty_block(policy, placed, index, cidr, except, cast, drafts);
+            block_for_pods(policy, placed, index, cidr, except, witnesses, drafts);
+            empty_block(policy, placed, index, cidr, except, witnesses, drafts);
         }
         for placed in policy.all_rules() {
-            overlapping(policy, placed, cast, drafts);
-            missing_family(policy, placed, cast, drafts);
+            overlapping(policy, placed, witnesses, drafts);
+            missing_family(policy, placed, witnesses, drafts);
         }
     }
 }
@@ -42,7 +42,7 @@ fn is_odd_block(problem: &Problem) -> bool {
 pub(super) fn odd<'a>(
     subject: &Subject<'a>,
     problems: &[Problem],
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     for problem in problems.iter().filter(|problem| is_odd_block(problem)) {
@@ -75,7 +75,7 @@ pub(super) fn odd<'a>(
                 false => last,
                 true => address_in(cidr, except)?,
             };
-            let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
+            let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
             let wanted = "to be judged by the block as it is written";
             let port = placed.some_port(80);
             Some(Ask::new(
@@ -97,12 +97,12 @@ fn block_for_pods<'a>(
     index: usize,
     cidr: &IpNet,
     except: &[IpNet],
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let single = cidr.prefix_len() == cidr.max_prefix_len();
-    let owner = cast.pods_in(cidr, except).next();
-    let network = cast
+    let owner = witnesses.pods_in(cidr, except).next();
+    let network = witnesses
         .pod_networks()
         .into_iter()
         .find(|network| network.contains(cidr));
@@ -116,7 +116,7 @@ fn block_for_pods<'a>(
         }
         _ => return,
     };
-    let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+    let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
         return;
     };
     let port = placed.some_port(80);
@@ -150,14 +150,14 @@ fn empty_block<'a>(
     index: usize,
     cidr: &IpNet,
     except: &[IpNet],
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let all = except.to_vec();
     if except.is_empty() || !IpNet::aggregate(&all).contains(cidr) {
         return;
     }
-    let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+    let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
         return;
     };
     let end = EndName::Address(cidr.broadcast());
@@ -185,7 +185,7 @@ fn empty_block<'a>(
 fn overlapping<'a>(
     policy: &Policy<'a>,
     placed: PlacedRule<'a>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let blocks: Vec<(usize, &IpNet, &[IpNet])> = placed
@@ -213,7 +213,7 @@ fn overlapping<'a>(
                 && (!same || other < index)
         });
         let Some((_, wide, _)) = holder else { continue };
-        let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+        let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
             continue;
         };
         let message = if wide == cidr {
@@ -241,7 +241,7 @@ fn overlapping<'a>(
 fn missing_family<'a>(
     policy: &Policy<'a>,
     placed: PlacedRule<'a>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let mut whole = [None, None];
@@ -264,7 +264,7 @@ fn missing_family<'a>(
         .iter()
         .flatten()
         .any(|peer| matches!(peer, Peer::Block { cidr, .. } if cidr.addr().is_ipv6() == missing_v6));
-    let subjects: Vec<&Pod> = cast
+    let subjects: Vec<&Pod> = witnesses
         .live(policy.namespace())
         .filter(|pod| policy.selects(&pod.labels))
         .filter(|pod| {
@@ -290,7 +290,7 @@ fn missing_family<'a>(
     let us = EndName::Pod(pod.key.clone());
     let port = placed.some_port(443);
     let wanted = "allow: the block was to be everywhere";
-    let asks: Vec<Ask> = cast
+    let asks: Vec<Ask> = witnesses
         .outsiders()
         .map(|end| Ask::new(placed.direction, &us, &end, port, false, wanted))
         .collect();

@@ -6,10 +6,10 @@ use ringwall_policy::{Labels, ObjectKey, Peer, Pod, PortMatch, Protocol, Rule};
 
 use super::{
     Severity,
-    cast::{Cast, Where},
     draft::{Ask, Draft, Shown},
     rules,
     subject::{Direction, Policy, Subject, selector_of},
+    witnesses::{NamespaceFilter, Witnesses},
 };
 use crate::flow::EndName;
 
@@ -19,23 +19,23 @@ const OPENSHIFT: u16 = 5353;
 /// How many DNS servers are asked about at most.
 const MOST_SERVERS: usize = 8;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
-    let servers = servers(cast);
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
+    let servers = servers(witnesses);
     // Pods with the same policies have the same answer.
     let mut seen: BTreeSet<Vec<&ObjectKey>> = BTreeSet::new();
     for policy in &subject.policies {
         if policy.rules(Direction::Egress).is_none_or(<[_]>::is_empty) {
             continue;
         }
-        let real: Vec<Labels> = cast
+        let real: Vec<Labels> = witnesses
             .live(policy.namespace())
             .filter(|pod| policy.selects(&pod.labels) && !is_server(pod))
             .map(|pod| pod.labels.clone())
             .collect();
         let mut subjects: BTreeSet<Labels> = real.into_iter().collect();
-        if subjects.is_empty() && cast.live(policy.namespace()).next().is_none() {
-            let imagined = cast.subject(policy.namespace(), &policy.it.subjects);
-            subjects.extend(imagined.and_then(|end| labels_of(cast, &end)));
+        if subjects.is_empty() && witnesses.live(policy.namespace()).next().is_none() {
+            let imagined = witnesses.subject(policy.namespace(), &policy.it.subjects);
+            subjects.extend(imagined.and_then(|end| labels_of(witnesses, &end)));
         }
         for labels in subjects {
             let of: Vec<&Policy<'a>> = subject
@@ -43,16 +43,16 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                 .filter(|policy| policy.it.egress.is_some())
                 .collect();
             if seen.insert(of.iter().map(|policy| &policy.it.key).collect()) {
-                drafts.extend(resolving(policy, &labels, &of, &servers, cast));
+                drafts.extend(resolving(policy, &labels, &of, &servers, witnesses));
             }
         }
     }
 }
 
-fn labels_of(cast: &Cast<'_>, end: &EndName) -> Option<Labels> {
+fn labels_of(witnesses: &Witnesses<'_>, end: &EndName) -> Option<Labels> {
     match end {
         EndName::Address(_) => None,
-        EndName::Pod(key) => Some(cast.staged().pods.get(key)?.labels.clone()),
+        EndName::Pod(key) => Some(witnesses.with_synthetic().pods.get(key)?.labels.clone()),
     }
 }
 
@@ -62,7 +62,7 @@ fn resolving<'a>(
     labels: &Labels,
     of: &[&Policy<'a>],
     servers: &[EndName],
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Vec<Draft<'a>> {
     let rules: Vec<&Rule> = of
         .iter()
@@ -78,15 +78,17 @@ fn resolving<'a>(
             .collect::<Vec<_>>()
     };
     let (udp, tcp) = (by(Protocol::Udp), by(Protocol::Tcp));
-    let Some(us) = cast.pod(Where::Named(policy.namespace()), &[&selector_of(labels)], &|it| {
-        it == labels
-    }) else {
+    let Some(us) = witnesses.pod(
+        NamespaceFilter::Named(policy.namespace()),
+        &[&selector_of(labels)],
+        &|it| it == labels,
+    ) else {
         return Vec::new();
     };
-    let asks = |cast: &mut Cast<'_>, protocol, wanted: &str| -> Vec<Ask> {
+    let asks = |witnesses: &mut Witnesses<'_>, protocol, wanted: &str| -> Vec<Ask> {
         let mut servers = servers.to_vec();
         if servers.is_empty() {
-            servers.extend(imagined_server(cast));
+            servers.extend(imagined_server(witnesses));
         }
         let ask = |server: &EndName| Ask::new(Direction::Egress, &us, server, (protocol, 53), false, wanted);
         servers.iter().map(ask).collect()
@@ -102,7 +104,7 @@ fn resolving<'a>(
             }),
         });
         let asks = asks(
-            cast,
+            witnesses,
             Protocol::Udp,
             "allow: the pods resolve the names of what they may reach",
         );
@@ -128,7 +130,7 @@ fn resolving<'a>(
     let meant = udp.iter().any(|rule| rule.ports.is_some());
     if !servers.is_empty() && !meant {
         let asks = asks(
-            cast,
+            witnesses,
             Protocol::Udp,
             "allow: the pods resolve the names of what they may reach",
         );
@@ -142,8 +144,12 @@ fn resolving<'a>(
         );
         drafts.push(without.shown(Shown::EveryPacket).asking(asks));
     }
-    if !servers.is_empty() && meant && udp.iter().any(|rule| into_the_cluster(rule, cast)) {
-        let asks = asks(cast, Protocol::Udp, "allow: that is what port 53 was opened for");
+    if !servers.is_empty() && meant && udp.iter().any(|rule| into_the_cluster(rule, witnesses)) {
+        let asks = asks(
+            witnesses,
+            Protocol::Udp,
+            "allow: that is what port 53 was opened for",
+        );
         let elsewhere = Draft::of(
             rules::DNS_ELSEWHERE,
             policy,
@@ -157,7 +163,7 @@ fn resolving<'a>(
         drafts.push(elsewhere);
     }
     if tcp.is_empty() && udp.iter().any(|rule| opens(rule, Protocol::Udp, 53)) {
-        let asks = asks(cast, Protocol::Tcp, "allow: long answers come by TCP");
+        let asks = asks(witnesses, Protocol::Tcp, "allow: long answers come by TCP");
         drafts.push(
             Draft::of(
                 rules::DNS_WITHOUT_TCP,
@@ -184,9 +190,9 @@ fn opens(rule: &Rule, wanted: Protocol, number: u16) -> bool {
 }
 
 /// Whether a rule leads to somebody inside of the cluster, rather than to a resolver elsewhere.
-fn into_the_cluster(rule: &Rule, cast: &Cast<'_>) -> bool {
-    let settings = &cast.staged().settings;
-    let inside: Vec<_> = cast
+fn into_the_cluster(rule: &Rule, witnesses: &Witnesses<'_>) -> bool {
+    let settings = &witnesses.with_synthetic().settings;
+    let inside: Vec<_> = witnesses
         .pod_networks()
         .into_iter()
         .chain(settings.service_cidrs.iter().copied())
@@ -210,15 +216,20 @@ fn is_server(pod: &Pod) -> bool {
         })
 }
 
-fn servers(cast: &Cast<'_>) -> Vec<EndName> {
-    cast.live("kube-system")
+fn servers(witnesses: &Witnesses<'_>) -> Vec<EndName> {
+    witnesses
+        .live("kube-system")
         .filter(|pod| is_server(pod))
         .map(|pod| EndName::Pod(pod.key.clone()))
         .take(MOST_SERVERS)
         .collect()
 }
 
-fn imagined_server(cast: &mut Cast<'_>) -> Option<EndName> {
+fn imagined_server(witnesses: &mut Witnesses<'_>) -> Option<EndName> {
     let labels = Labels::from([("k8s-app".to_owned(), "kube-dns".to_owned())]);
-    cast.pod(Where::Named("kube-system"), &[&selector_of(&labels)], &|_| true)
+    witnesses.pod(
+        NamespaceFilter::Named("kube-system"),
+        &[&selector_of(&labels)],
+        &|_| true,
+    )
 }

@@ -5,9 +5,9 @@ use ringwall_source::folder::Written;
 
 use super::{
     Finding, Severity, Witness,
-    cast::Cast,
     rules::Rule,
     subject::{Direction, Policy, place},
+    witnesses::Witnesses,
 };
 use crate::{
     flow::{EndName, Service},
@@ -112,11 +112,11 @@ impl<'a> Draft<'a> {
     }
 
     /// What the snapshot makes of it; None where it does not show.
-    pub(super) fn finding(&self, cast: &Cast<'_>, judge: &Judge) -> Option<Finding> {
+    pub(super) fn finding(&self, witnesses: &Witnesses<'_>, judge: &Judge) -> Option<Finding> {
         let answered: Vec<(&Ask, Answer)> = self
             .asks
             .iter()
-            .filter_map(|ask| Some((ask, ask.answer(cast, judge)?)))
+            .filter_map(|ask| Some((ask, ask.answer(witnesses, judge)?)))
             .collect();
         let shows = |ask: &Ask, answer: &Answer| {
             ask.directed(answer) == ask.expect && (self.of_any_tier || !ask.is_decided_elsewhere(answer))
@@ -148,7 +148,7 @@ impl<'a> Draft<'a> {
                 .map(|it| it.path(&self.field))
                 .filter(|path| !path.is_empty()),
             message: self.message.clone(),
-            witness: shown.map(|(ask, answer)| ask.witness(answer, cast)),
+            witness: shown.map(|(ask, answer)| ask.witness(answer, witnesses)),
             fix: Some(self.fix.clone()).filter(|fix| !fix.is_empty()),
         })
     }
@@ -182,8 +182,10 @@ impl Ask {
     }
 
     /// The snapshot's answer; None where the ends have no family in common, are nobody, or are exempt from policy.
-    fn answer(&self, cast: &Cast<'_>, judge: &Judge) -> Option<Answer> {
-        let (src, dst) = judge.ends(cast.staged(), &self.src, &self.dst).ok()?;
+    fn answer(&self, witnesses: &Witnesses<'_>, judge: &Judge) -> Option<Answer> {
+        let (src, dst) = judge
+            .ends(witnesses.with_synthetic(), &self.src, &self.dst)
+            .ok()?;
         let answer = judge.judge(&src, &dst, self.service).ok()?;
         // A pod and itself, or its node: whatever the policies say.
         let exempt = |reason: &Reason| matches!(reason.effect, "self" | "node");
@@ -216,11 +218,11 @@ impl Ask {
         self.directed_fate(answer) == judge::Fate::Allow
     }
 
-    fn witness(&self, answer: &Answer, cast: &Cast<'_>) -> Witness {
+    fn witness(&self, answer: &Answer, witnesses: &Witnesses<'_>) -> Witness {
         Witness {
-            from: cast.words(&self.src),
-            to: cast.words(&self.dst),
-            imagined: cast.is_imagined(&self.src) || cast.is_imagined(&self.dst),
+            from: witnesses.words(&self.src),
+            to: witnesses.words(&self.dst),
+            imagined: witnesses.is_synthetic(&self.src) || witnesses.is_synthetic(&self.dst),
             service: self.service.to_string(),
             allowed: answer.allow(),
             why: why(answer),

@@ -5,7 +5,6 @@
 //! answers. What no packet shows is not reported, unless it is a fact that needs none.
 
 mod blocks;
-mod cast;
 mod dns;
 mod draft;
 mod finding;
@@ -16,24 +15,25 @@ pub mod rules;
 mod selecting;
 mod selectors;
 mod services;
-mod silence;
 mod structure;
 mod subject;
+mod suppressions;
 #[cfg(test)]
 mod tests;
 mod tiers;
 mod ties;
 mod unknown;
 mod unprotected;
+mod witnesses;
 
 use std::collections::BTreeSet;
 
-use cast::Cast;
 pub use finding::{Finding, Place, Severity, Witness};
 use ringwall_policy::Cluster;
 use ringwall_source::folder::{Problem, Written};
-pub use silence::{BadId, Silence};
 use subject::Subject;
+pub use suppressions::{SuppressionError, Suppressions};
+use witnesses::Witnesses;
 
 use crate::judge::Judge;
 
@@ -59,10 +59,10 @@ pub fn run(
     cluster: &Cluster,
     written: &[Written],
     problems: &[Problem],
-    silence: &Silence,
+    silence: &Suppressions,
 ) -> Result<Linted, String> {
     let subject = Subject::new(cluster, written);
-    let mut cast = Cast::new(cluster);
+    let mut witnesses = Witnesses::new(cluster);
     let mut drafts = Vec::new();
     for lint in [
         structure::lint,
@@ -77,13 +77,13 @@ pub fn run(
         unknown::lint,
         portability::lint,
     ] {
-        lint(&subject, &mut cast, &mut drafts);
+        lint(&subject, &mut witnesses, &mut drafts);
     }
-    blocks::odd(&subject, problems, &mut cast, &mut drafts);
-    let judge = Judge::new(cast.staged()).map_err(|error| format!("{error:#}"))?;
+    blocks::odd(&subject, problems, &mut witnesses, &mut drafts);
+    let judge = Judge::new(witnesses.with_synthetic()).map_err(|error| format!("{error:#}"))?;
     let mut findings: Vec<Finding> = drafts
         .iter()
-        .filter_map(|draft| draft.finding(&cast, &judge))
+        .filter_map(|draft| draft.finding(&witnesses, &judge))
         .collect();
     let of_reading = [rules::MIS_INDENTED_PORTS, rules::ODD_BLOCK, rules::HTTP_RULE].map(|rule| rule.id);
     let instead = |finding: &Finding| {
@@ -96,13 +96,18 @@ pub fn run(
         Some((severity, finding.object.clone()?, finding.path.clone()?))
     };
     let instead_of = findings.iter().filter_map(instead).collect();
-    findings.extend(silence::without_reason(&subject));
+    findings.extend(suppressions::without_reason(&subject));
     let mut linted = silence.apply(findings, &subject);
     linted.instead_of = instead_of;
     Ok(linted)
 }
 
 /// What a person has left of findings that no lint made.
-pub fn silenced(cluster: &Cluster, written: &[Written], findings: Vec<Finding>, silence: &Silence) -> Linted {
+pub fn silenced(
+    cluster: &Cluster,
+    written: &[Written],
+    findings: Vec<Finding>,
+    silence: &Suppressions,
+) -> Linted {
     silence.apply(findings, &Subject::new(cluster, written))
 }

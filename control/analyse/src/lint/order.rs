@@ -14,10 +14,10 @@ use ringwall_policy::{
 };
 
 use super::{
-    cast::Cast,
     redundant::{covering, implied, implies, own_namespace, variants},
     selecting::matches,
     subject::{Direction, Subject},
+    witnesses::Witnesses,
 };
 use crate::flow::EndName;
 
@@ -103,7 +103,7 @@ impl<'a> Ordered<'a> {
     }
 
     /// The pods that policies know, by namespace and labels, with the policies that select them.
-    pub(super) fn groups<'p>(&self, cluster: &Cluster, cast: &Cast<'p>) -> Vec<Group<'p>> {
+    pub(super) fn groups<'p>(&self, cluster: &Cluster, witnesses: &Witnesses<'p>) -> Vec<Group<'p>> {
         let mut of_namespace: HashMap<&str, Vec<usize>> = HashMap::new();
         let mut of_cluster = Vec::new();
         for (index, policy) in self.policies.iter().enumerate() {
@@ -114,7 +114,7 @@ impl<'a> Ordered<'a> {
         }
         let mut seen: HashSet<(&str, &Labels)> = HashSet::new();
         let mut groups = Vec::new();
-        for pod in cast.all() {
+        for pod in witnesses.all() {
             let namespace = pod.key.namespace.as_str();
             let Some(labels) = cluster.namespaces.get(namespace).map(|it| &it.labels) else {
                 continue;
@@ -285,16 +285,16 @@ pub(super) fn some_port(rule: &Rule, otherwise: u16) -> (Protocol, u16) {
 
 /// Ends that a rule matches, at most `most` of its peers tried; without peers, some that are not in the cluster and one
 /// that is.
-pub(super) fn some_peers(own: &str, rule: &Rule, most: usize, cast: &mut Cast<'_>) -> Vec<EndName> {
+pub(super) fn some_peers(own: &str, rule: &Rule, most: usize, witnesses: &mut Witnesses<'_>) -> Vec<EndName> {
     match &rule.peers {
         Some(peers) => peers
             .iter()
             .take(most)
-            .filter_map(|it| cast.peer(own, it))
+            .filter_map(|it| witnesses.peer(own, it))
             .collect(),
         None => {
-            let mut ends: Vec<EndName> = cast.outsiders().collect();
-            ends.extend(cast.stranger(own));
+            let mut ends: Vec<EndName> = witnesses.outsiders().collect();
+            ends.extend(witnesses.stranger(own));
             ends
         }
     }

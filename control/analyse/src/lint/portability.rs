@@ -7,10 +7,10 @@ use ipnet::IpNet;
 use ringwall_policy::{Peer, Pod, PortMatch, Protocol};
 
 use super::{
-    cast::{Cast, address_in},
     draft::{Ask, Draft, Shown},
     rules::{self, Rule},
     subject::{Direction, PlacedRule, Policy, Subject},
+    witnesses::{Witnesses, address_in},
 };
 use crate::flow::{EndName, Service};
 
@@ -21,9 +21,9 @@ const AWS_PORTS: usize = 24;
 const MOST_PODS: usize = 16;
 
 /// What one policy shows of a difference.
-type Look = for<'a> fn(&Subject<'a>, &Policy<'a>, &mut Cast<'_>) -> Option<Draft<'a>>;
+type Look = for<'a> fn(&Subject<'a>, &Policy<'a>, &mut Witnesses<'_>) -> Option<Draft<'a>>;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     let looks: [Look; 8] = [
         blocks_and_pods,
         icmp,
@@ -38,11 +38,11 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
         let cases: Vec<Draft<'a>> = subject
             .policies
             .iter()
-            .filter_map(|policy| look(subject, policy, cast))
+            .filter_map(|policy| look(subject, policy, witnesses))
             .collect();
         drafts.extend(once(cases));
     }
-    tiers::lint(subject, cast, drafts);
+    tiers::lint(subject, witnesses, drafts);
 }
 
 /// The first of several cases, with the number of the others.
@@ -70,26 +70,30 @@ fn draft<'a>(
 }
 
 /// Pods whose address a block holds.
-fn blocks_and_pods<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+fn blocks_and_pods<'a>(
+    _: &Subject<'a>,
+    policy: &Policy<'a>,
+    witnesses: &mut Witnesses<'_>,
+) -> Option<Draft<'a>> {
     for (placed, index, peer) in policy.all_peers() {
         let Peer::Block { cidr, except } = peer else {
             continue;
         };
-        let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
-        let pods: Vec<&Pod> = cast
+        let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
+        let pods: Vec<&Pod> = witnesses
             .pods_in(cidr, except)
             .filter(|pod| EndName::Pod(pod.key.clone()) != us)
-            .filter(|pod| !by_selector(policy, placed, pod, cast))
+            .filter(|pod| !by_selector(policy, placed, pod, witnesses))
             .take(MOST_PODS)
             .collect();
         // Workloads have no addresses yet, but will have some of the pod network.
         let will_be = |pod: &&Pod| {
             pod.is_unplaced()
                 && EndName::Pod(pod.key.clone()) != us
-                && !by_selector(policy, placed, pod, cast)
+                && !by_selector(policy, placed, pod, witnesses)
         };
-        let later: Vec<&Pod> = match pods.is_empty() && cast.may_hold_pods(cidr, except) {
-            true => cast.all().filter(will_be).take(MOST_PODS).collect(),
+        let later: Vec<&Pod> = match pods.is_empty() && witnesses.may_hold_pods(cidr, except) {
+            true => witnesses.all().filter(will_be).take(MOST_PODS).collect(),
             false => Vec::new(),
         };
         let (message, pods, shown) = match (pods.first(), later.first()) {
@@ -139,25 +143,26 @@ fn blocks_and_pods<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>
 }
 
 /// Whether a rule matches a pod by a selector.
-fn by_selector(policy: &Policy<'_>, placed: PlacedRule<'_>, pod: &Pod, cast: &Cast<'_>) -> bool {
+fn by_selector(policy: &Policy<'_>, placed: PlacedRule<'_>, pod: &Pod, witnesses: &Witnesses<'_>) -> bool {
     let mut peers = placed.rule.peers.iter().flatten();
     peers.any(|peer| {
-        cast.peer_pods(policy.namespace(), peer)
+        witnesses
+            .peer_pods(policy.namespace(), peer)
             .iter()
             .any(|it| it.key == pod.key)
     })
 }
 
 /// Echo requests to isolated pods.
-fn icmp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+fn icmp<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>) -> Option<Draft<'a>> {
     policy.it.ingress.as_ref()?;
-    let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
+    let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
     // By an outsider who matches no rule at all, or whom the rules allow ports alone.
     let echo = Service {
         protocol: 1,
         port: None,
     };
-    let ends: Vec<EndName> = cast.outsiders().collect();
+    let ends: Vec<EndName> = witnesses.outsiders().collect();
     let asks = ends.iter().map(|end| Ask {
         src: end.clone(),
         dst: us.clone(),
@@ -185,14 +190,14 @@ fn icmp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option
 }
 
 /// More ports for one peer than the AWS agent keeps.
-fn port_limit<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+fn port_limit<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>) -> Option<Draft<'a>> {
     for placed in policy.all_rules() {
         let ports = placed.rule.ports.as_deref().unwrap_or_default();
         let Some(PortMatch::Range { protocol, lo, .. }) = ports.get(AWS_PORTS) else {
             continue;
         };
-        let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
-        let end = some_peer(policy, placed, cast)?;
+        let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
+        let end = some_peer(policy, placed, witnesses)?;
         return draft(
             rules::PORT_LIMIT,
             policy,
@@ -215,15 +220,17 @@ fn port_limit<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> 
     None
 }
 
-fn some_peer(policy: &Policy<'_>, placed: PlacedRule<'_>, cast: &mut Cast<'_>) -> Option<EndName> {
+fn some_peer(policy: &Policy<'_>, placed: PlacedRule<'_>, witnesses: &mut Witnesses<'_>) -> Option<EndName> {
     match &placed.rule.peers {
-        None => cast.outsiders().next(),
-        Some(peers) => peers.iter().find_map(|peer| cast.peer(policy.namespace(), peer)),
+        None => witnesses.outsiders().next(),
+        Some(peers) => peers
+            .iter()
+            .find_map(|peer| witnesses.peer(policy.namespace(), peer)),
     }
 }
 
 /// Rules about SCTP.
-fn sctp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+fn sctp<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>) -> Option<Draft<'a>> {
     for placed in policy.all_rules() {
         for (index, port) in placed.rule.ports.iter().flatten().enumerate() {
             let number = match port {
@@ -235,8 +242,8 @@ fn sctp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option
                 } => *lo,
                 _ => continue,
             };
-            let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
-            let end = some_peer(policy, placed, cast)?;
+            let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
+            let end = some_peer(policy, placed, witnesses)?;
             return draft(
                 rules::SCTP,
                 policy,
@@ -258,7 +265,7 @@ fn sctp<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option
 }
 
 /// UDP, which is what fragments.
-fn fragments<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+fn fragments<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>) -> Option<Draft<'a>> {
     for placed in policy.all_rules() {
         for (index, port) in placed.rule.ports.iter().flatten().enumerate() {
             let PortMatch::Range {
@@ -269,8 +276,8 @@ fn fragments<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> O
             else {
                 continue;
             };
-            let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
-            let end = some_peer(policy, placed, cast)?;
+            let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
+            let end = some_peer(policy, placed, witnesses)?;
             return draft(
                 rules::FRAGMENTS,
                 policy,
@@ -293,8 +300,8 @@ fn fragments<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> O
 }
 
 /// Whatever a policy denies may go on where it was begun before.
-fn established<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
-    let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
+fn established<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>) -> Option<Draft<'a>> {
+    let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
     let direction = match policy.it.ingress {
         Some(_) => Direction::Ingress,
         None => Direction::Egress,
@@ -307,7 +314,7 @@ fn established<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) ->
     if open {
         return None;
     }
-    let ends: Vec<EndName> = cast.outsiders().collect();
+    let ends: Vec<EndName> = witnesses.outsiders().collect();
     let asks = ends.iter().map(|end| {
         let wanted = "Calico and Antrea keep it if it was established before the policy";
         Ask::new(direction, &us, end, (Protocol::Tcp, 22), false, wanted)
@@ -324,7 +331,7 @@ fn established<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) ->
 }
 
 /// endPort.
-fn port_ranges<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+fn port_ranges<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>) -> Option<Draft<'a>> {
     for placed in policy.all_rules() {
         for (index, port) in placed.rule.ports.iter().flatten().enumerate() {
             let PortMatch::Range { protocol, lo, hi } = port else {
@@ -333,8 +340,8 @@ fn port_ranges<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) ->
             if lo == hi {
                 continue;
             }
-            let us = cast.subject(policy.namespace(), &policy.it.subjects)?;
-            let end = some_peer(policy, placed, cast)?;
+            let us = witnesses.subject(policy.namespace(), &policy.it.subjects)?;
+            let end = some_peer(policy, placed, witnesses)?;
             return draft(
                 rules::PORT_RANGES,
                 policy,
@@ -356,11 +363,15 @@ fn port_ranges<'a>(_: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) ->
 }
 
 /// A block inside another one, in rules with other ports.
-fn longest_prefix<'a>(subject: &Subject<'a>, policy: &Policy<'a>, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
-    let EndName::Pod(key) = cast.subject(policy.namespace(), &policy.it.subjects)? else {
+fn longest_prefix<'a>(
+    subject: &Subject<'a>,
+    policy: &Policy<'a>,
+    witnesses: &mut Witnesses<'_>,
+) -> Option<Draft<'a>> {
+    let EndName::Pod(key) = witnesses.subject(policy.namespace(), &policy.it.subjects)? else {
         return None;
     };
-    let labels = cast.staged().pods.get(&key)?.labels.clone();
+    let labels = witnesses.with_synthetic().pods.get(&key)?.labels.clone();
     let of: Vec<&Policy<'a>> = subject.selecting(policy.namespace(), &labels).collect();
     let blocks = |placed: PlacedRule<'a>| -> Vec<(usize, &'a IpNet, &'a [IpNet])> {
         let peers = placed.rule.peers.as_deref().unwrap_or_default();

@@ -13,10 +13,10 @@ use ringwall_policy::{
 };
 
 use super::{
-    cast::Cast,
     draft::{Ask, Draft},
     rules,
     subject::{DIRECTIONS, Direction, PlacedRule, Policy, Subject, selector_of},
+    witnesses::Witnesses,
 };
 
 /// Into how many selectors one is split at its `In` lists; one with more combinations stays whole.
@@ -25,7 +25,7 @@ const MOST_VARIANTS: usize = 16;
 /// A rule with its policy.
 type Candidate<'s, 'a> = (&'s Policy<'a>, PlacedRule<'a>);
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policies in subject.policies.chunk_by(|a, b| a.namespace() == b.namespace()) {
         for direction in DIRECTIONS {
             let rules: Vec<Candidate<'_, 'a>> = policies
@@ -56,7 +56,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                     if let Some(stays) = stays.get_mut(index) {
                         *stays = false;
                     }
-                    drafts.extend(draft(direction, policy, placed, &by, cast));
+                    drafts.extend(draft(direction, policy, placed, &by, witnesses));
                 }
             }
         }
@@ -68,17 +68,17 @@ fn draft<'a>(
     policy: &Policy<'a>,
     placed: PlacedRule<'a>,
     by: &BTreeSet<String>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Draft<'a>> {
     let own = policy.namespace();
-    let us = cast.subject(own, &policy.it.subjects)?;
+    let us = witnesses.subject(own, &policy.it.subjects)?;
     let peer = placed
         .rule
         .peers
         .iter()
         .flatten()
-        .find_map(|peer| cast.peer(own, peer));
-    let peer = peer.or_else(|| cast.outsiders().next())?;
+        .find_map(|peer| witnesses.peer(own, peer));
+    let peer = peer.or_else(|| witnesses.outsiders().next())?;
     let names: Vec<&str> = by.iter().map(String::as_str).collect();
     let message = format!("redundant: {} already allows all of it", names.join(" and "));
     Some(

@@ -3,6 +3,7 @@
 pub(super) use ringwall_evaluate::{holds, selects as matches};
 use ringwall_policy::{Labels, Operator, Requirement, Selector};
 
+pub(super) use crate::explain::conditions::labels_words as label_words;
 use crate::explain::conditions::like_words;
 
 /// `app=web, tier in (a, b)`.
@@ -24,18 +25,6 @@ pub(super) fn words(selector: &Selector) -> String {
             Operator::DoesNotExist => format!("no label {key}"),
             Operator::Like { part, text, negated } => like_words(key, *part, text, *negated),
         })
-        .collect();
-    words.join(", ")
-}
-
-/// `app=web, tier=front`.
-pub(super) fn label_words(labels: &Labels) -> String {
-    if labels.is_empty() {
-        return "no labels".to_owned();
-    }
-    let words: Vec<String> = labels
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
         .collect();
     words.join(", ")
 }

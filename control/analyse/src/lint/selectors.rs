@@ -4,11 +4,11 @@ use ringwall_policy::{Labels, NAMESPACE_NAME_LABEL, Operator, Peer, Pod, PortMat
 
 use super::{
     Severity,
-    cast::{Cast, Where},
     draft::{Ask, Draft, Shown},
     rules,
     selecting::{holds, keys_not_in, matches, words},
     subject::{Direction, PlacedRule, Policy, Subject},
+    witnesses::{NamespaceFilter, Witnesses},
 };
 use crate::flow::EndName;
 
@@ -18,16 +18,16 @@ const ALIKE: f64 = 0.84;
 /// How many pods are tried as witnesses at most.
 const MOST_WITNESSES: usize = 16;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policy in &subject.policies {
-        policy_selects_nothing(subject, policy, cast, drafts);
-        host_network_only(policy, cast, drafts);
-        absent_keys(policy, cast, drafts);
+        policy_selects_nothing(subject, policy, witnesses, drafts);
+        host_network_only(policy, witnesses, drafts);
+        absent_keys(policy, witnesses, drafts);
         for (placed, index, peer) in policy.all_peers() {
-            peer_selects_nothing(subject, policy, placed, index, peer, cast, drafts);
+            peer_selects_nothing(subject, policy, placed, index, peer, witnesses, drafts);
         }
         for placed in policy.all_rules() {
-            unknown_named_ports(policy, placed, cast, drafts);
+            unknown_named_ports(policy, placed, witnesses, drafts);
         }
     }
 }
@@ -109,27 +109,36 @@ fn perhaps_made(subject: &Subject<'_>) -> String {
 fn policy_selects_nothing<'a>(
     subject: &Subject<'a>,
     policy: &Policy<'a>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let own = policy.namespace();
     let selector = &policy.it.subjects;
-    if selector.requirements.is_empty() || cast.pods_of(own).iter().any(|pod| policy.selects(&pod.labels)) {
+    if selector.requirements.is_empty()
+        || witnesses
+            .pods_of(own)
+            .iter()
+            .any(|pod| policy.selects(&pod.labels))
+    {
         return;
     }
     let direction = match policy.it.ingress {
         Some(_) => Direction::Ingress,
         None => Direction::Egress,
     };
-    let elsewhere: Vec<&Pod> = cast.all().filter(|pod| matches(selector, &pod.labels)).collect();
+    let elsewhere: Vec<&Pod> = witnesses
+        .all()
+        .filter(|pod| matches(selector, &pod.labels))
+        .collect();
     let (place, asked) = match direction {
         Direction::Ingress => ("open", "what the policy says of ingress"),
         Direction::Egress => ("open", "what the policy says of egress"),
     };
-    let asks = |cast: &Cast<'_>, pod: &Pod| -> Vec<Ask> {
+    let asks = |witnesses: &Witnesses<'_>, pod: &Pod| -> Vec<Ask> {
         let us = end_of(pod);
         let wanted = format!("{asked}; it does not apply to this pod, which is {place}");
-        cast.outsiders()
+        witnesses
+            .outsiders()
             .map(|end| Ask::new(direction, &us, &end, (Protocol::Tcp, 22), true, wanted.clone()))
             .collect()
     };
@@ -163,15 +172,15 @@ fn policy_selects_nothing<'a>(
                 format!("write `namespace: {}` in metadata", names.first().unwrap_or(&own)),
             )
             .shown(Shown::Itself)
-            .asking(asks(cast, first)),
+            .asking(asks(witnesses, first)),
         );
         return;
     }
-    let pods = cast.pods_of(own);
+    let pods = witnesses.pods_of(own);
     if pods.is_empty() {
         return;
     }
-    let near = nearest(selector, cast.live(own));
+    let near = nearest(selector, witnesses.live(own));
     let message = match &near {
         Some((pod, label)) => format!(
             "selects no pod of namespace {own}; {} has {label}: is that what {} should be?",
@@ -181,7 +190,7 @@ fn policy_selects_nothing<'a>(
         None => format!("selects no pod of namespace {own}: none has {}", words(selector)),
     };
     let message = message + &perhaps_made(subject);
-    let witness = near.map(|(pod, _)| pod).or_else(|| cast.live(own).next());
+    let witness = near.map(|(pod, _)| pod).or_else(|| witnesses.live(own).next());
     let draft = Draft::of(
         rules::POLICY_SELECTS_NOTHING,
         policy,
@@ -191,12 +200,12 @@ fn policy_selects_nothing<'a>(
     )
     .severity(severity(subject))
     .shown(Shown::Itself)
-    .asking(witness.map(|pod| asks(cast, pod)).unwrap_or_default());
+    .asking(witness.map(|pod| asks(witnesses, pod)).unwrap_or_default());
     drafts.push(draft);
 }
 
-fn host_network_only<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
-    let pods: Vec<&Pod> = cast
+fn host_network_only<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
+    let pods: Vec<&Pod> = witnesses
         .pods_of(policy.namespace())
         .iter()
         .copied()
@@ -213,7 +222,12 @@ fn host_network_only<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut 
     let asks: Vec<Ask> = pods
         .iter()
         .take(MOST_WITNESSES)
-        .flat_map(|pod| cast.outsiders().map(|end| (end_of(pod), end)).collect::<Vec<_>>())
+        .flat_map(|pod| {
+            witnesses
+                .outsiders()
+                .map(|end| (end_of(pod), end))
+                .collect::<Vec<_>>()
+        })
         .map(|(us, end)| Ask::new(direction, &us, &end, (Protocol::Tcp, 22), true, wanted.clone()))
         .collect();
     let named: Vec<&str> = pods.iter().take(3).map(|pod| pod.key.name.as_str()).collect();
@@ -240,23 +254,25 @@ fn peer_selects_nothing<'a>(
     placed: PlacedRule<'a>,
     index: usize,
     peer: &Peer,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let Peer::Pods { namespaces, pods } = peer else {
         return;
     };
     let own = policy.namespace();
-    let place = namespaces.as_ref().map_or(Where::Named(own), Where::Matching);
-    let spaces = cast.namespaces(place);
+    let place = namespaces
+        .as_ref()
+        .map_or(NamespaceFilter::Named(own), NamespaceFilter::Matching);
+    let spaces = witnesses.namespaces(place);
     let path = placed.peer_path(index);
     let found = if spaces.is_empty() {
         namespaces
             .as_ref()
-            .and_then(|selector| no_namespace(subject, selector, cast))
+            .and_then(|selector| no_namespace(subject, selector, witnesses))
     } else {
-        let scope: Vec<&Pod> = spaces.iter().flat_map(|name| cast.live(name)).collect();
-        no_pod(&scope, pods, cast, namespaces.is_none().then_some(own))
+        let scope: Vec<&Pod> = spaces.iter().flat_map(|name| witnesses.live(name)).collect();
+        no_pod(&scope, pods, witnesses, namespaces.is_none().then_some(own))
     };
     let Some((message, near)) = found else { return };
     // A namespace that is meant by its name and is not here is somewhere else.
@@ -273,7 +289,7 @@ fn peer_selects_nothing<'a>(
         ),
         false => (message + &perhaps_made(subject), severity(subject)),
     };
-    let Some(us) = cast.subject(own, &policy.it.subjects) else {
+    let Some(us) = witnesses.subject(own, &policy.it.subjects) else {
         return;
     };
     let port = placed.some_port(80);
@@ -288,7 +304,7 @@ fn peer_selects_nothing<'a>(
         )
     });
     let mut asks: Vec<Ask> = close.collect();
-    asks.extend(cast.peer(own, peer).map(|end| {
+    asks.extend(witnesses.peer(own, peer).map(|end| {
         Ask::new(
             placed.direction,
             &us,
@@ -312,7 +328,7 @@ fn peer_selects_nothing<'a>(
 fn no_namespace(
     subject: &Subject<'_>,
     selector: &Selector,
-    cast: &Cast<'_>,
+    witnesses: &Witnesses<'_>,
 ) -> Option<(String, Vec<EndName>)> {
     // Namespaces that only pods and policies name have no labels that are known.
     let described = |name: &str| subject.written(&format!("Namespace {name}")).is_some();
@@ -352,7 +368,7 @@ fn no_namespace(
     };
     let pods = meant
         .into_iter()
-        .flat_map(|name| cast.live(name))
+        .flat_map(|name| witnesses.live(name))
         .map(end_of)
         .collect();
     Some((message, pods))
@@ -362,7 +378,7 @@ fn no_namespace(
 fn no_pod(
     scope: &[&Pod],
     selector: &Selector,
-    cast: &Cast<'_>,
+    witnesses: &Witnesses<'_>,
     own: Option<&str>,
 ) -> Option<(String, Vec<EndName>)> {
     if scope.is_empty() || scope.iter().any(|pod| matches(selector, &pod.labels)) {
@@ -377,7 +393,7 @@ fn no_pod(
         return Some((message, vec![end_of(pod)]));
     }
     if let Some(own) = own
-        && let Some(pod) = cast.all().find(|pod| matches(selector, &pod.labels))
+        && let Some(pod) = witnesses.all().find(|pod| matches(selector, &pod.labels))
     {
         let message = format!(
             "matches no pod of namespace {own}, which is all that a podSelector alone looks at; {} has these labels: \
@@ -391,19 +407,24 @@ fn no_pod(
 }
 
 /// `NotIn` where the key may be absent.
-fn absent_keys<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn absent_keys<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     let own = policy.namespace();
     for key in keys_not_in(&policy.it.subjects) {
         let lacking = |labels: &Labels| !labels.contains_key(key);
-        let Some((us, severity)) = lacking_pod(Where::Named(own), &policy.it.subjects, &lacking, cast) else {
+        let Some((us, severity)) = lacking_pod(
+            NamespaceFilter::Named(own),
+            &policy.it.subjects,
+            &lacking,
+            witnesses,
+        ) else {
             continue;
         };
         let direction = match policy.it.ingress {
             Some(_) => Direction::Ingress,
             None => Direction::Egress,
         };
-        let mut ends: Vec<EndName> = cast.stranger(own).into_iter().collect();
-        ends.extend(cast.outsiders());
+        let mut ends: Vec<EndName> = witnesses.stranger(own).into_iter().collect();
+        ends.extend(witnesses.outsiders());
         let wanted = format!("allow, if only pods with a label {key} were to be isolated");
         drafts.push(
             absent_key(policy, "spec.podSelector".to_owned(), key, "selects")
@@ -418,15 +439,17 @@ fn absent_keys<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Dr
         let Peer::Pods { namespaces, pods } = peer else {
             continue;
         };
-        let place = namespaces.as_ref().map_or(Where::Named(own), Where::Matching);
+        let place = namespaces
+            .as_ref()
+            .map_or(NamespaceFilter::Named(own), NamespaceFilter::Matching);
         let path = placed.peer_path(index);
-        let Some(us) = cast.subject(own, &policy.it.subjects) else {
+        let Some(us) = witnesses.subject(own, &policy.it.subjects) else {
             continue;
         };
         let mut found: Vec<(String, &str, EndName, Severity)> = Vec::new();
         for key in keys_not_in(pods) {
             let lacking = |labels: &Labels| !labels.contains_key(key);
-            let pod = lacking_pod(place, pods, &lacking, cast);
+            let pod = lacking_pod(place, pods, &lacking, witnesses);
             found.extend(pod.map(|(pod, severity)| (format!("{path}.podSelector"), key, pod, severity)));
         }
         for key in namespaces
@@ -434,7 +457,7 @@ fn absent_keys<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Dr
             .flat_map(keys_not_in)
             .filter(|key| *key != NAMESPACE_NAME_LABEL)
         {
-            let pod = lacking_namespace(place, pods, key, cast);
+            let pod = lacking_namespace(place, pods, key, witnesses);
             found
                 .extend(pod.map(|(pod, severity)| (format!("{path}.namespaceSelector"), key, pod, severity)));
         }
@@ -467,15 +490,15 @@ fn absent_key<'a>(policy: &Policy<'a>, field: String, key: &str, does: &str) -> 
 
 /// A pod without the key that the selector matches: one of the cluster, or an imagined one where no pods are known.
 fn lacking_pod(
-    place: Where<'_>,
+    place: NamespaceFilter<'_>,
     selector: &Selector,
     lacking: &dyn Fn(&Labels) -> bool,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<(EndName, Severity)> {
-    let spaces = cast.namespaces(place);
-    let known = spaces.iter().any(|name| cast.live(name).next().is_some());
-    let end = cast.pod(place, &[selector], lacking)?;
-    match (known, cast.is_imagined(&end)) {
+    let spaces = witnesses.namespaces(place);
+    let known = spaces.iter().any(|name| witnesses.live(name).next().is_some());
+    let end = witnesses.pod(place, &[selector], lacking)?;
+    match (known, witnesses.is_synthetic(&end)) {
         (true, true) => None,
         (false, true) => Some((end, Severity::Note)),
         (_, false) => Some((end, Severity::Warning)),
@@ -484,24 +507,24 @@ fn lacking_pod(
 
 /// A pod in a namespace without the key.
 fn lacking_namespace(
-    place: Where<'_>,
+    place: NamespaceFilter<'_>,
     pods: &Selector,
     key: &str,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<(EndName, Severity)> {
-    let spaces = cast.namespaces(place);
+    let spaces = witnesses.namespaces(place);
     let lacking = spaces.iter().find_map(|name| {
-        let labels = &cast.staged().namespaces.get(*name)?.labels;
-        let pod = cast.live(name).find(|pod| matches(pods, &pod.labels))?;
+        let labels = &witnesses.with_synthetic().namespaces.get(*name)?.labels;
+        let pod = witnesses.live(name).find(|pod| matches(pods, &pod.labels))?;
         (!labels.contains_key(key)).then(|| end_of(pod))
     });
     if let Some(end) = lacking {
         return Some((end, Severity::Warning));
     }
-    if cast.all().next().is_some() {
+    if witnesses.all().next().is_some() {
         return None;
     }
-    let end = cast.pod(place, &[pods], &|_| true)?;
+    let end = witnesses.pod(place, &[pods], &|_| true)?;
     Some((end, Severity::Note))
 }
 
@@ -509,7 +532,7 @@ fn lacking_namespace(
 fn unknown_named_ports<'a>(
     policy: &Policy<'a>,
     placed: PlacedRule<'a>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let own = policy.namespace();
@@ -518,11 +541,15 @@ fn unknown_named_ports<'a>(
             continue;
         };
         let destinations: Vec<&Pod> = match (placed.direction, &placed.rule.peers) {
-            (Direction::Ingress, _) => cast.live(own).filter(|pod| policy.selects(&pod.labels)).collect(),
-            (Direction::Egress, None) => cast.all().collect(),
-            (Direction::Egress, Some(peers)) => {
-                peers.iter().flat_map(|peer| cast.peer_pods(own, peer)).collect()
-            }
+            (Direction::Ingress, _) => witnesses
+                .live(own)
+                .filter(|pod| policy.selects(&pod.labels))
+                .collect(),
+            (Direction::Egress, None) => witnesses.all().collect(),
+            (Direction::Egress, Some(peers)) => peers
+                .iter()
+                .flat_map(|peer| witnesses.peer_pods(own, peer))
+                .collect(),
         };
         let blocks_alone = placed.direction == Direction::Egress
             && placed
@@ -578,9 +605,9 @@ fn unknown_named_ports<'a>(
             .peers
             .iter()
             .flatten()
-            .find_map(|peer| cast.peer(own, peer));
-        let peer = peer.or_else(|| cast.stranger(own));
-        if let (Some(us), Some(peer)) = (cast.subject(own, &policy.it.subjects), peer) {
+            .find_map(|peer| witnesses.peer(own, peer));
+        let peer = peer.or_else(|| witnesses.stranger(own));
+        if let (Some(us), Some(peer)) = (witnesses.subject(own, &policy.it.subjects), peer) {
             let wanted = "allow: the name was to stand for this port or its like";
             asks.push(Ask::new(
                 placed.direction,

@@ -5,15 +5,15 @@ use std::net::IpAddr;
 use ringwall_policy::{Peer, Pod, PortMatch, Protocol};
 
 use super::{
-    cast::{Cast, Where},
     draft::{Ask, Draft, Shown},
     rules,
     selecting::matches,
     subject::{Direction, PlacedRule, Policy, Service, ServicePort, Subject, Target, selector_of},
+    witnesses::{NamespaceFilter, Witnesses},
 };
 use crate::flow::EndName;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policy in &subject.policies {
         for placed in policy.all_rules() {
             for (index, port) in placed.rule.ports.iter().flatten().enumerate() {
@@ -21,7 +21,15 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                     continue;
                 };
                 if lo == hi {
-                    service_port(subject, policy, placed, index, (*protocol, *lo), cast, drafts);
+                    service_port(
+                        subject,
+                        policy,
+                        placed,
+                        index,
+                        (*protocol, *lo),
+                        witnesses,
+                        drafts,
+                    );
                 }
             }
         }
@@ -30,22 +38,25 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                 let inside = |address: &IpAddr| {
                     cidr.contains(address) && !except.iter().any(|hole| hole.contains(address))
                 };
-                service_address(subject, policy, (placed, index), cidr, &inside, cast, drafts);
+                service_address(subject, policy, (placed, index), cidr, &inside, witnesses, drafts);
             }
         }
     }
 }
 
 /// The pods behind a Service, or one as it would be.
-fn behind(service: &Service, cast: &mut Cast<'_>) -> Vec<EndName> {
+fn behind(service: &Service, witnesses: &mut Witnesses<'_>) -> Vec<EndName> {
     let selector = selector_of(&service.selector);
-    let real: Vec<EndName> = cast
+    let real: Vec<EndName> = witnesses
         .live(&service.namespace)
         .filter(|pod| matches(&selector, &pod.labels))
         .map(|pod| EndName::Pod(pod.key.clone()))
         .collect();
     if real.is_empty() {
-        cast.pod(Where::Named(&service.namespace), &[&selector], &|_| true)
+        witnesses
+            .pod(NamespaceFilter::Named(&service.namespace), &[&selector], &|_| {
+                true
+            })
             .into_iter()
             .collect()
     } else {
@@ -73,7 +84,7 @@ fn service_port<'a>(
     placed: PlacedRule<'a>,
     index: usize,
     (protocol, number): (Protocol, u16),
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let own = policy.namespace();
@@ -85,9 +96,9 @@ fn service_port<'a>(
         else {
             continue;
         };
-        for end in behind(service, cast) {
+        for end in behind(service, witnesses) {
             let EndName::Pod(key) = &end else { continue };
-            let Some(pod) = cast.staged().pods.get(key).cloned() else {
+            let Some(pod) = witnesses.with_synthetic().pods.get(key).cloned() else {
                 continue;
             };
             let Some(listens) = target(port, &pod).filter(|it| *it != number) else {
@@ -98,12 +109,12 @@ fn service_port<'a>(
                 Direction::Ingress if service.namespace == own && policy.selects(&pod.labels) => {
                     let peers = placed.rule.peers.iter().flatten();
                     let peer = peers
-                        .filter_map(|peer| cast.peer(own, peer))
+                        .filter_map(|peer| witnesses.peer(own, peer))
                         .find(|it| *it != end);
-                    peer.or_else(|| cast.stranger(own))
+                    peer.or_else(|| witnesses.stranger(own))
                         .map(|peer| (end.clone(), peer))
                 }
-                Direction::Egress if is_peer(policy, placed, &pod, cast) => cast
+                Direction::Egress if is_peer(policy, placed, &pod, witnesses) => witnesses
                     .subject(own, &policy.it.subjects)
                     .filter(|us| *us != end)
                     .map(|us| (us, end.clone())),
@@ -132,11 +143,11 @@ fn service_port<'a>(
     }
 }
 
-fn is_peer(policy: &Policy<'_>, placed: PlacedRule<'_>, pod: &Pod, cast: &Cast<'_>) -> bool {
+fn is_peer(policy: &Policy<'_>, placed: PlacedRule<'_>, pod: &Pod, witnesses: &Witnesses<'_>) -> bool {
     let Some(peers) = &placed.rule.peers else {
         return false;
     };
-    let namespace = cast.staged().namespaces.get(&pod.key.namespace);
+    let namespace = witnesses.with_synthetic().namespaces.get(&pod.key.namespace);
     peers.iter().any(|peer| match peer {
         Peer::Block { .. } => false,
         Peer::Pods { namespaces, pods } => {
@@ -156,7 +167,7 @@ fn service_address<'a>(
     (placed, index): (PlacedRule<'a>, usize),
     cidr: &ipnet::IpNet,
     inside: &dyn Fn(&IpAddr) -> bool,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let single = cidr.prefix_len() == cidr.max_prefix_len();
@@ -166,14 +177,14 @@ fn service_address<'a>(
     if !(whole || single && service.is_some()) {
         return;
     }
-    let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+    let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
         return;
     };
     let mut asks = Vec::new();
     if let Some(service) = service {
-        for end in behind(service, cast) {
+        for end in behind(service, witnesses) {
             let EndName::Pod(key) = &end else { continue };
-            let pod = cast.staged().pods.get(key).cloned();
+            let pod = witnesses.with_synthetic().pods.get(key).cloned();
             let Some((pod, port)) = pod.zip(service.ports.first()) else {
                 continue;
             };

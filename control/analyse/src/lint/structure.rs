@@ -5,39 +5,39 @@ use serde_json::Value;
 
 use super::{
     Severity,
-    cast::{Cast, Where},
     draft::{Ask, Draft, Shown},
     rules,
     selecting::{matches, words},
     subject::{DIRECTIONS, Direction, PlacedRule, Policy, Subject},
+    witnesses::{NamespaceFilter, Witnesses},
 };
 use crate::flow::EndName;
 
 /// A port that stands for "any other".
 const OTHER_PORT: (Protocol, u16) = (Protocol::Tcp, 8080);
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policy in &subject.policies {
-        ports_of_their_own(policy, cast, drafts);
-        or_where_and(policy, cast, drafts);
-        egress_type_missing(policy, cast, drafts);
-        ingress_by_default(subject, policy, cast, drafts);
-        ignored_rules(policy, cast, drafts);
-        empty_lists(policy, cast, drafts);
+        ports_of_their_own(policy, witnesses, drafts);
+        or_where_and(policy, witnesses, drafts);
+        egress_type_missing(policy, witnesses, drafts);
+        ingress_by_default(subject, policy, witnesses, drafts);
+        ignored_rules(policy, witnesses, drafts);
+        empty_lists(policy, witnesses, drafts);
     }
     for policy in &subject.invalid {
-        ports_among_peers(policy, cast, drafts);
+        ports_among_peers(policy, witnesses, drafts);
     }
 }
 
-fn outside_or_strangers(policy: &Policy<'_>, cast: &mut Cast<'_>) -> Vec<EndName> {
-    let mut ends: Vec<EndName> = cast.stranger(policy.namespace()).into_iter().collect();
-    ends.extend(cast.outsiders());
+fn outside_or_strangers(policy: &Policy<'_>, witnesses: &mut Witnesses<'_>) -> Vec<EndName> {
+    let mut ends: Vec<EndName> = witnesses.stranger(policy.namespace()).into_iter().collect();
+    ends.extend(witnesses.outsiders());
     ends
 }
 
 /// `- from: [...]` followed by `- ports: [...]`: two rules, each wider than the one that was meant.
-fn ports_of_their_own<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn ports_of_their_own<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for direction in DIRECTIONS {
         let rules = policy.rules(direction).unwrap_or_default();
         for (index, pair) in rules.windows(2).enumerate() {
@@ -50,11 +50,11 @@ fn ports_of_their_own<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut
                 index: index + 1,
                 rule: what,
             };
-            let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+            let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
                 continue;
             };
             let port = placed.some_port(80);
-            let others = outside_or_strangers(policy, cast);
+            let others = outside_or_strangers(policy, witnesses);
             let (peers, key) = (direction.peers_key(), direction.key());
             let wanted = "deny: the ports were meant for the peers of the rule above";
             drafts.push(
@@ -87,7 +87,7 @@ fn torn_apart(who: &Rule, what: &Rule) -> bool {
 }
 
 /// `ports` where the API knows none: refused or, read leniently, dropped.
-fn ports_among_peers<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn ports_among_peers<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     let mut places: Vec<(Direction, String, &Value)> = Vec::new();
     if let Some(ports) = policy.spec.get("ports") {
         let direction = match policy.it.ingress {
@@ -117,16 +117,16 @@ fn ports_among_peers<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut 
     }
     for (direction, at, ports) in places {
         // Told even where nobody could be selected: it is an error.
-        let us = cast.subject(policy.namespace(), &policy.it.subjects);
+        let us = witnesses.subject(policy.namespace(), &policy.it.subjects);
         let number = ports
             .pointer("/0/port")
             .and_then(Value::as_u64)
             .and_then(|it| u16::try_from(it).ok());
         let service = (Protocol::Tcp, number.unwrap_or(80));
-        let peer = cast.pod(Where::Named(policy.namespace()), &[], &|_| true);
+        let peer = witnesses.pod(NamespaceFilter::Named(policy.namespace()), &[], &|_| true);
         let others: Vec<EndName> = peer
             .into_iter()
-            .chain(outside_or_strangers(policy, cast))
+            .chain(outside_or_strangers(policy, witnesses))
             .collect();
         let peers = direction.peers_key();
         let fix = if at == "spec.ports" {
@@ -155,7 +155,7 @@ fn ports_among_peers<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut 
 }
 
 /// `- namespaceSelector` and `- podSelector` beside each other: either, where both were likely meant.
-fn or_where_and<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn or_where_and<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for placed in policy.all_rules() {
         let peers = placed.rule.peers.as_deref().unwrap_or_default();
         for (index, pair) in peers.windows(2).enumerate() {
@@ -168,27 +168,36 @@ fn or_where_and<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<D
                 },
             };
             let own = policy.namespace();
-            let covers_own = cast
-                .namespaces(Where::Named(own))
+            let covers_own = witnesses
+                .namespaces(NamespaceFilter::Named(own))
                 .into_iter()
-                .any(|own| cast.namespaces(Where::Matching(spaces)).contains(&own));
-            let ours = cast.live(own).filter(|pod| matches(pods, &pod.labels)).count();
-            let theirs = cast
-                .namespaces(Where::Matching(spaces))
-                .into_iter()
-                .flat_map(|name| cast.live(name))
+                .any(|own| {
+                    witnesses
+                        .namespaces(NamespaceFilter::Matching(spaces))
+                        .contains(&own)
+                });
+            let ours = witnesses
+                .live(own)
                 .filter(|pod| matches(pods, &pod.labels))
                 .count();
-            let nobody_known = cast.live(own).next().is_none() && theirs == 0;
+            let theirs = witnesses
+                .namespaces(NamespaceFilter::Matching(spaces))
+                .into_iter()
+                .flat_map(|name| witnesses.live(name))
+                .filter(|pod| matches(pods, &pod.labels))
+                .count();
+            let nobody_known = witnesses.live(own).next().is_none() && theirs == 0;
             let severity = match (covers_own, ours, theirs, nobody_known) {
                 (true, ..) | (false, 0, 1.., _) => Severity::Warning,
                 (false, _, _, true) => Severity::Note,
                 _ => continue,
             };
-            let Some(us) = cast.subject(own, &policy.it.subjects) else {
+            let Some(us) = witnesses.subject(own, &policy.it.subjects) else {
                 continue;
             };
-            let end = cast.pod(Where::Matching(spaces), &[], &|labels| !matches(pods, labels));
+            let end = witnesses.pod(NamespaceFilter::Matching(spaces), &[], &|labels| {
+                !matches(pods, labels)
+            });
             let wanted = format!("deny: of those namespaces, only pods with {}", words(pods));
             let port = placed.some_port(80);
             let ask = end.map(|end| Ask::new(placed.direction, &us, &end, port, true, wanted));
@@ -241,14 +250,14 @@ fn types_absent(policy: &Policy<'_>) -> bool {
 }
 
 /// `egress: []` alone.
-fn egress_type_missing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn egress_type_missing<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     if !types_absent(policy) || policy.it.egress.is_some() || policy.spec.get("egress").is_none() {
         return;
     }
-    let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+    let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
         return;
     };
-    let asks: Vec<Ask> = cast
+    let asks: Vec<Ask> = witnesses
         .outsiders()
         .map(|end| {
             let https = (Protocol::Tcp, 443);
@@ -278,19 +287,19 @@ fn egress_type_missing<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mu
 fn ingress_by_default<'a>(
     subject: &Subject<'a>,
     policy: &Policy<'a>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let egress = policy.rules(Direction::Egress).unwrap_or_default();
     if !types_absent(policy) || egress.is_empty() || policy.spec.get("ingress").is_some() {
         return;
     }
-    let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+    let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
         return;
     };
     // Where another policy says something about ingress of the same pods, it has been thought of.
     let EndName::Pod(key) = &us else { return };
-    let Some(pod) = cast.staged().pods.get(key).cloned() else {
+    let Some(pod) = witnesses.with_synthetic().pods.get(key).cloned() else {
         return;
     };
     let others = subject
@@ -300,7 +309,7 @@ fn ingress_by_default<'a>(
     if others > 1 {
         return;
     }
-    let ends = outside_or_strangers(policy, cast);
+    let ends = outside_or_strangers(policy, witnesses);
     let wanted = "allow: the policy speaks of egress alone";
     drafts.push(
         Draft::of(
@@ -318,16 +327,16 @@ fn ingress_by_default<'a>(
 }
 
 /// Rules of a direction that policyTypes leaves out.
-fn ignored_rules<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn ignored_rules<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for direction in DIRECTIONS {
         let written = policy.spec.get(direction.key()).and_then(Value::as_array);
         if policy.rules(direction).is_some() || written.is_none_or(Vec::is_empty) {
             continue;
         }
-        let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+        let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
             continue;
         };
-        let ends = outside_or_strangers(policy, cast);
+        let ends = outside_or_strangers(policy, witnesses);
         let name = direction.policy_type();
         let open = "deny what the rules do not allow";
         let closed = "whatever the rules say";
@@ -349,7 +358,7 @@ fn ignored_rules<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<
 }
 
 /// `from: []`, `from:` with nothing below, `ports: []`, and `-` alone: all of them allow everything.
-fn empty_lists<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn empty_lists<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     let empty = |value: &Value| match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),
@@ -375,12 +384,12 @@ fn empty_lists<'a>(policy: &Policy<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Dr
             }
         }
         for (field, fix) in found {
-            let Some(us) = cast.subject(policy.namespace(), &policy.it.subjects) else {
+            let Some(us) = witnesses.subject(policy.namespace(), &policy.it.subjects) else {
                 continue;
             };
-            let mut ends = outside_or_strangers(policy, cast);
+            let mut ends = outside_or_strangers(policy, witnesses);
             for peer in placed.rule.peers.iter().flatten() {
-                ends.extend(cast.peer(policy.namespace(), peer));
+                ends.extend(witnesses.peer(policy.namespace(), peer));
             }
             let port = if field.ends_with("ports") {
                 OTHER_PORT

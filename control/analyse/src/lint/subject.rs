@@ -12,7 +12,7 @@ use ringwall_policy::{
 use ringwall_source::folder::Written;
 use serde_json::Value;
 
-use super::{Place, cast::address_in, selecting::matches};
+use super::{Place, selecting::matches, witnesses::address_in};
 
 /// Seen from the pod that a policy selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -198,7 +198,7 @@ fn a_redundant_rule_can_be_taken_out() {
     for _ in 0..CASES {
         let policies = policies().new_tree(&mut runner).unwrap().current();
         let (loaded, written) = load(&manifests(&policies));
-        let linted = run(&loaded.cluster, &written, &[], &Silence::default()).unwrap();
+        let linted = run(&loaded.cluster, &written, &[], &Suppressions::default()).unwrap();
         let rules: usize = policies
             .iter()
             .map(|(_, ingress, egress)| ingress.len() + egress.len())
@@ -256,28 +256,37 @@ fn imagined_pods_change_nothing() {
     )]);
     let (loaded, _) = load(&text);
     let cluster = &loaded.cluster;
-    let mut cast = Cast::new(cluster);
+    let mut witnesses = Witnesses::new(cluster);
     for namespace in ["a", "b", "c"] {
         let nobody = subject::selector_of(&ringwall_policy::Labels::from([(
             "k0".to_owned(),
             "v9".to_owned(),
         )]));
         assert!(
-            cast.pod(cast::Where::Named(namespace), &[&nobody], &|_| true)
+            witnesses
+                .pod(witnesses::NamespaceFilter::Named(namespace), &[&nobody], &|_| {
+                    true
+                })
                 .is_some()
         );
         assert!(
-            cast.pod(cast::Where::Matching(&nobody), &[&nobody], &|_| true)
+            witnesses
+                .pod(witnesses::NamespaceFilter::Matching(&nobody), &[&nobody], &|_| {
+                    true
+                })
                 .is_some()
         );
     }
-    assert!(cast.staged().pods.len() > cluster.pods.len());
-    let (before, after) = (Judge::new(cluster).unwrap(), Judge::new(cast.staged()).unwrap());
+    assert!(witnesses.with_synthetic().pods.len() > cluster.pods.len());
+    let (before, after) = (
+        Judge::new(cluster).unwrap(),
+        Judge::new(witnesses.with_synthetic()).unwrap(),
+    );
     let names: Vec<EndName> = cluster
         .pods
         .keys()
         .map(|key| EndName::Pod(key.clone()))
-        .chain(cast.outsiders())
+        .chain(witnesses.outsiders())
         .collect();
     let mut asked = 0;
     for src in &names {
@@ -292,7 +301,11 @@ fn imagined_pods_change_nothing() {
                     judge.judge(&a, &b, service).ok()
                 };
                 let answer = ask(&before, cluster);
-                assert_eq!(answer, ask(&after, cast.staged()), "{src} -> {dst} {port}");
+                assert_eq!(
+                    answer,
+                    ask(&after, witnesses.with_synthetic()),
+                    "{src} -> {dst} {port}"
+                );
                 asked += usize::from(answer.is_some());
             }
         }
@@ -328,7 +341,7 @@ spec:
 ";
     let (loaded, written) = load(text);
     let found = |cluster: &Cluster, id: &str| {
-        let linted = run(cluster, &written, &[], &Silence::default()).unwrap();
+        let linted = run(cluster, &written, &[], &Suppressions::default()).unwrap();
         linted.findings.iter().any(|finding| finding.id == id)
     };
     assert!(found(&loaded.cluster, "RW404"), "web is open");
@@ -468,7 +481,7 @@ fn what_never_applies_can_be_taken_out() {
         let network_policies = policies().new_tree(&mut runner).unwrap().current();
         let tiered = tiered_policies().new_tree(&mut runner).unwrap().current();
         let (loaded, written) = load(&format!("{}{tiered}", manifests(&network_policies)));
-        let linted = run(&loaded.cluster, &written, &[], &Silence::default()).unwrap();
+        let linted = run(&loaded.cluster, &written, &[], &Suppressions::default()).unwrap();
         let mut less = loaded.cluster.clone();
         for finding in &linted.findings {
             // Of several hidden policies, one is told of.

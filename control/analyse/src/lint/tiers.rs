@@ -12,32 +12,32 @@ use ringwall_policy::{
 
 use super::{
     Severity,
-    cast::Cast,
     draft::{Ask, Draft, Shown},
     order::{Group, Ordered, PolicyRule, Ranked, decision, matched_by, some_peers, some_port},
     redundant::own_namespace,
     rules,
     subject::{DIRECTIONS, Direction, Subject},
+    witnesses::Witnesses,
 };
 use crate::flow::EndName;
 
 /// How many peers of a rule are tried as witnesses.
 const MOST_PEERS: usize = 4;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     // Of NetworkPolicies alone, none comes before another.
     if subject.cluster.tiered.is_empty() {
         return;
     }
     let ordered = Ordered::of(subject);
-    let twins = twins(subject, &ordered, cast, drafts);
+    let twins = twins(subject, &ordered, witnesses, drafts);
     for direction in DIRECTIONS {
-        unreachable_rules(subject, &ordered, &twins, direction, cast, drafts);
+        unreachable_rules(subject, &ordered, &twins, direction, witnesses, drafts);
     }
-    let groups = ordered.groups(subject.cluster, cast);
+    let groups = ordered.groups(subject.cluster, witnesses);
     for direction in DIRECTIONS {
-        hidden(subject, &ordered, &groups, direction, cast, drafts);
-        overriding(subject, &ordered, &groups, direction, cast, drafts);
+        hidden(subject, &ordered, &groups, direction, witnesses, drafts);
+        overriding(subject, &ordered, &groups, direction, witnesses, drafts);
     }
 }
 
@@ -45,7 +45,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
 fn twins<'a>(
     subject: &Subject<'a>,
     ordered: &Ordered<'_>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) -> BTreeSet<usize> {
     let mut twins = BTreeSet::new();
@@ -73,9 +73,9 @@ fn twins<'a>(
             message,
             "keep one of the two: while both are there, a change of one alone may have no effect",
         );
-        let asks = DIRECTIONS
-            .into_iter()
-            .filter_map(|direction| some_packet(policy, direction, "the same without this policy", cast));
+        let asks = DIRECTIONS.into_iter().filter_map(|direction| {
+            some_packet(policy, direction, "the same without this policy", witnesses)
+        });
         let asks: Vec<Ask> = asks.collect();
         drafts.push(draft.asking(asks).shown(Shown::Itself).of_any_tier());
     }
@@ -83,18 +83,23 @@ fn twins<'a>(
 }
 
 /// A packet that a rule of a policy matches, with what is decided about it.
-fn some_packet(policy: &Ranked<'_>, direction: Direction, wanted: &str, cast: &mut Cast<'_>) -> Option<Ask> {
+fn some_packet(
+    policy: &Ranked<'_>,
+    direction: Direction,
+    wanted: &str,
+    witnesses: &mut Witnesses<'_>,
+) -> Option<Ask> {
     let rules = policy.rules(direction)?;
-    let pod = policy.subjects.iter().find_map(|it| cast.selected(it))?;
+    let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
     let mut packets: Vec<(EndName, (Protocol, u16))> = Vec::new();
     for rule in rules {
-        let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, cast);
+        let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
         let port = some_port(&rule.rule, 80);
         packets.extend(others.into_iter().map(|other| (other, port)));
     }
-    packets.extend(cast.outsiders().map(|other| (other, (Protocol::Tcp, 80))));
+    packets.extend(witnesses.outsiders().map(|other| (other, (Protocol::Tcp, 80))));
     packets.iter().find_map(|(other, port)| {
-        let decided = decision(cast.staged(), direction, &pod, other, *port)?;
+        let decided = decision(witnesses.with_synthetic(), direction, &pod, other, *port)?;
         Some(Ask::new(direction, &pod, other, *port, decided.allow, wanted))
     })
 }
@@ -105,7 +110,7 @@ fn unreachable_rules<'a>(
     ordered: &Ordered<'_>,
     twins: &BTreeSet<usize>,
     direction: Direction,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let no_namespace = Selector::default();
@@ -147,7 +152,7 @@ fn unreachable_rules<'a>(
                 (policy, rule),
                 &by,
                 severity,
-                cast,
+                witnesses,
             ));
         }
     }
@@ -194,7 +199,7 @@ fn unreachable_rule<'a>(
     (policy, rule): PolicyRule<'_, '_>,
     by: &[PolicyRule<'_, '_>],
     severity: Severity,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Draft<'a>> {
     let names: Vec<String> = by.iter().map(|(policy, rule)| policy.rule_words(rule)).collect();
     let verb = if names.len() == 1 { "decides" } else { "decide" };
@@ -208,11 +213,11 @@ fn unreachable_rule<'a>(
         Action::Pass => "be left to the next tier, as this rule says",
         Action::Log => return None,
     };
-    let pod = policy.subjects.iter().find_map(|it| cast.selected(it))?;
+    let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
     let port = some_port(&rule.rule, 80);
-    let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, cast);
+    let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
     let asks = others.iter().filter_map(|other| {
-        let decided = decision(cast.staged(), direction, &pod, other, port)?;
+        let decided = decision(witnesses.with_synthetic(), direction, &pod, other, port)?;
         Some(Ask::new(direction, &pod, other, port, decided.allow, wanted))
     });
     let asks: Vec<Ask> = asks.collect();
@@ -238,7 +243,7 @@ fn hidden<'a>(
     ordered: &Ordered<'_>,
     groups: &[Group<'_>],
     direction: Direction,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     // Of each policy: whether a pod reaches it, and one that does not, with the policy that closes the way.
@@ -261,7 +266,7 @@ fn hidden<'a>(
         }
     }
     for cases in cases.into_values() {
-        drafts.extend(hidden_policy(subject, ordered, &cases, direction, cast));
+        drafts.extend(hidden_policy(subject, ordered, &cases, direction, witnesses));
     }
 }
 
@@ -321,7 +326,7 @@ fn hidden_policy<'a>(
     ordered: &Ordered<'_>,
     cases: &[(usize, &Group<'_>, usize)],
     direction: Direction,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Draft<'a>> {
     let (index, group, by) = cases.first()?;
     let (policy, closer) = (ordered.policies.get(*index)?, ordered.policies.get(*by)?);
@@ -365,12 +370,12 @@ fn hidden_policy<'a>(
         }
     };
     let pod = EndName::Pod(group.pod.key.clone());
-    cast.set_subject(&pod);
+    witnesses.set_subject(&pod);
     let mut asks = Vec::new();
     for rule in policy.rules(direction).into_iter().flatten() {
         // Some port that the policies before may not allow.
         let ports = [80, 9].map(|port| some_port(&rule.rule, port));
-        for other in some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, cast) {
+        for other in some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses) {
             let wanted = "what this policy says";
             asks.extend(ports.map(|port| Ask::new(direction, &pod, &other, port, false, wanted)));
         }
@@ -415,7 +420,7 @@ fn overriding<'a>(
     ordered: &Ordered<'_>,
     groups: &[Group<'_>],
     direction: Direction,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let isolates = |index: &usize| {
@@ -441,7 +446,7 @@ fn overriding<'a>(
         for rule in rules.iter().filter(|rule| rule.action == Action::Allow) {
             let found = tried
                 .iter()
-                .find_map(|group| overridden(subject, ordered, (policy, rule), group, direction, cast));
+                .find_map(|group| overridden(subject, ordered, (policy, rule), group, direction, witnesses));
             drafts.extend(found);
         }
     }
@@ -453,15 +458,15 @@ fn overridden<'a>(
     (policy, rule): PolicyRule<'_, '_>,
     group: &Group<'_>,
     direction: Direction,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Draft<'a>> {
     let pod = EndName::Pod(group.pod.key.clone());
-    cast.set_subject(&pod);
+    witnesses.set_subject(&pod);
     // Some port that no NetworkPolicy may allow, and several pods.
     let ports = [9, 80].map(|port| some_port(&rule.rule, port));
-    let mut others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, cast);
+    let mut others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
     for peer in rule.rule.peers.iter().flatten().take(MOST_PEERS) {
-        let pods = cast
+        let pods = witnesses
             .peer_pods("", peer)
             .into_iter()
             .filter(|it| it.key != group.pod.key);
@@ -470,10 +475,10 @@ fn overridden<'a>(
     // Beside NetworkPolicies, a rule that passes skips them, too.
     let beside = policy.tier.number == ordered.tiers.network_policies().number;
     let instead = if beside { Action::Log } else { Action::Pass };
-    let without = with_action(cast.staged(), policy, rule.index, direction, instead)?;
+    let without = with_action(witnesses.with_synthetic(), policy, rule.index, direction, instead)?;
     let mut packets = others.iter().flat_map(|other| ports.map(|port| (other, port)));
     packets.find_map(|(other, port)| {
-        let now = decision(cast.staged(), direction, &pod, other, port)?;
+        let now = decision(witnesses.with_synthetic(), direction, &pod, other, port)?;
         let by_this = matches!(&now.cause, Cause::Rule { policy: by, index, .. }
             if *by == policy.id && *index == rule.index);
         let then = decision(&without, direction, &pod, other, port).filter(|_| by_this)?;

@@ -5,18 +5,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use ringwall_policy::{Cluster, Order, PortMatch, Protocol, TieredPolicy, TieredRule};
 
 use super::{
-    cast::Cast,
     draft::{Ask, Draft},
     order::decision,
     rules,
     subject::{DIRECTIONS, Direction, Subject, selector_of},
+    witnesses::Witnesses,
 };
 use crate::{explain::conditions::is_subject, flow::EndName};
 
 /// As many pairs of policies are looked at.
 const MOST_PAIRS: usize = 500;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     let mut tied: BTreeMap<(&str, Order), Vec<&TieredPolicy>> = BTreeMap::new();
     for policy in subject.cluster.tiered.values() {
         let place = (policy.tier.as_str(), policy.order);
@@ -32,7 +32,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                     return;
                 }
                 drafts.extend(DIRECTIONS.into_iter().find_map(|direction| {
-                    let ask = disagreement(first, second, direction, cast)?;
+                    let ask = disagreement(first, second, direction, witnesses)?;
                     Some(draft(subject, first, second, ask))
                 }));
             }
@@ -61,7 +61,7 @@ fn disagreement(
     first: &TieredPolicy,
     second: &TieredPolicy,
     direction: Direction,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Ask> {
     let rules: Vec<&TieredRule> = [first, second]
         .into_iter()
@@ -81,21 +81,23 @@ fn disagreement(
             .into_iter()
             .all(|policy| is_subject(cluster, policy, pod))
     };
-    let pod = cast.all().find(|pod| both(cast.staged(), pod))?;
-    let us = cast.subject(&pod.key.namespace, &selector_of(&pod.labels))?;
+    let pod = witnesses
+        .all()
+        .find(|pod| both(witnesses.with_synthetic(), pod))?;
+    let us = witnesses.subject(&pod.key.namespace, &selector_of(&pod.labels))?;
     let mut others: Vec<EndName> = Vec::new();
     for peer in rules.iter().flat_map(|rule| rule.named_peers()) {
-        others.extend(cast.peer("", peer));
+        others.extend(witnesses.peer("", peer));
     }
-    others.extend(cast.stranger(&pod.key.namespace));
-    others.extend(cast.outsiders());
+    others.extend(witnesses.stranger(&pod.key.namespace));
+    others.extend(witnesses.outsiders());
     let mut ports = vec![(Protocol::Tcp, 80)];
     for port in rules.iter().flat_map(|rule| rule.named_ports()) {
         if let PortMatch::Range { protocol, lo, .. } = port {
             ports.push((*protocol, *lo));
         }
     }
-    let now = cast.staged();
+    let now = witnesses.with_synthetic();
     let turned = turned(now, second);
     others.iter().find_map(|other| {
         ports.iter().find_map(|port| {

@@ -7,26 +7,26 @@ use ringwall_source::decode::join;
 use serde_json::Value;
 
 use super::{
-    cast::Cast,
     draft::{Ask, Draft, Shown},
     order::{Ordered, Ranked, decision, some_peers, some_port},
     rules,
     subject::{DIRECTIONS, Direction, Subject},
+    witnesses::Witnesses,
 };
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     if subject.cluster.tiered.is_empty() {
         return;
     }
     let ordered = Ordered::of(subject);
     for policy in &ordered.policies {
         if let Some(it) = subject.cluster.tiered.get(&policy.id) {
-            drafts.extend(tier(subject, policy, it, cast));
+            drafts.extend(tier(subject, policy, it, witnesses));
             if policy.id.kind.is_calico() {
-                http(subject, policy, cast, drafts);
-                accounts(subject, policy, cast, drafts);
+                http(subject, policy, witnesses, drafts);
+                accounts(subject, policy, witnesses, drafts);
             }
-            labels_without_value(subject, policy, cast, drafts);
+            labels_without_value(subject, policy, witnesses, drafts);
         }
     }
 }
@@ -37,23 +37,23 @@ fn packets(
     direction: Direction,
     rule: Option<usize>,
     wanted: &str,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Vec<Ask> {
     let rules = policy.rules(direction).unwrap_or_default();
-    let Some(pod) = policy.subjects.iter().find_map(|it| cast.selected(it)) else {
+    let Some(pod) = policy.subjects.iter().find_map(|it| witnesses.selected(it)) else {
         return Vec::new();
     };
     let mut ends = Vec::new();
     for it in rules.iter().filter(|it| rule.is_none_or(|rule| it.index == rule)) {
         let port = some_port(&it.rule, 80);
-        let others = some_peers(&policy.id.namespace, &it.rule, 4, cast);
+        let others = some_peers(&policy.id.namespace, &it.rule, 4, witnesses);
         ends.extend(others.into_iter().map(|other| (other, port)));
     }
     let default = (ringwall_policy::Protocol::Tcp, 80);
-    ends.extend(cast.outsiders().map(|other| (other, default)));
+    ends.extend(witnesses.outsiders().map(|other| (other, default)));
     ends.into_iter()
         .filter_map(|(other, port)| {
-            let decided = decision(cast.staged(), direction, &pod, &other, port)?;
+            let decided = decision(witnesses.with_synthetic(), direction, &pod, &other, port)?;
             Some(Ask::new(direction, &pod, &other, port, decided.allow, wanted))
         })
         .collect()
@@ -64,7 +64,7 @@ fn tier<'a>(
     subject: &Subject<'a>,
     policy: &Ranked<'_>,
     it: &TieredPolicy,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Draft<'a>> {
     let built_in = ringwall_policy::Tier::built_in();
     let known: Vec<&str> = built_in
@@ -89,7 +89,7 @@ fn tier<'a>(
     let asks: Vec<Ask> = DIRECTIONS
         .into_iter()
         .filter(|direction| policy.rules(*direction).is_some())
-        .flat_map(|direction| packets(policy, direction, None, wanted, cast))
+        .flat_map(|direction| packets(policy, direction, None, wanted, witnesses))
         .collect();
     Some(
         Draft::about(
@@ -127,7 +127,12 @@ fn written_rules(subject: &Subject<'_>, policy: &Ranked<'_>) -> Vec<WrittenRule>
 }
 
 /// Methods and paths, which nothing looks at.
-fn http<'a>(subject: &Subject<'a>, policy: &Ranked<'_>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+fn http<'a>(
+    subject: &Subject<'a>,
+    policy: &Ranked<'_>,
+    witnesses: &mut Witnesses<'_>,
+    drafts: &mut Vec<Draft<'a>>,
+) {
     for (direction, index, rule) in written_rules(subject, policy) {
         let some = |key: &str| {
             let list = rule.pointer(&format!("/http/{key}")).and_then(Value::as_array);
@@ -137,7 +142,7 @@ fn http<'a>(subject: &Subject<'a>, policy: &Ranked<'_>, cast: &mut Cast<'_>, dra
             continue;
         }
         let wanted = "be allowed for these methods and paths alone";
-        let asks = packets(policy, direction, Some(index), wanted, cast);
+        let asks = packets(policy, direction, Some(index), wanted, witnesses);
         drafts.push(
             Draft::about(
                 rules::HTTP_RULE,
@@ -158,7 +163,7 @@ fn http<'a>(subject: &Subject<'a>, policy: &Ranked<'_>, cast: &mut Cast<'_>, dra
 fn accounts<'a>(
     subject: &Subject<'a>,
     policy: &Ranked<'_>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     for (direction, index, rule) in written_rules(subject, policy) {
@@ -192,7 +197,7 @@ fn accounts<'a>(
                     (direction, index),
                     &format!("{side}.serviceAccounts.names[{place}]"),
                     (name, own, &known),
-                    cast,
+                    witnesses,
                 ));
             }
         }
@@ -205,7 +210,7 @@ fn account<'a>(
     (direction, index): (Direction, usize),
     field: &str,
     (name, own, known): (&str, Option<&str>, &BTreeSet<String>),
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Draft<'a> {
     let near = known
         .iter()
@@ -217,7 +222,13 @@ fn account<'a>(
     let message = format!(
         "no pod{whose} runs as ServiceAccount {name}, and there is no such account: the name matches nothing{near}"
     );
-    let asks = packets(policy, direction, None, "match the pods of the account", cast);
+    let asks = packets(
+        policy,
+        direction,
+        None,
+        "match the pods of the account",
+        witnesses,
+    );
     Draft::about(
         rules::UNKNOWN_SERVICE_ACCOUNT,
         subject.written(&policy.label()),
@@ -234,7 +245,7 @@ fn account<'a>(
 fn labels_without_value<'a>(
     subject: &Subject<'a>,
     policy: &Ranked<'_>,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let Some(written) = subject
@@ -258,7 +269,7 @@ fn labels_without_value<'a>(
         let asks: Vec<Ask> = DIRECTIONS
             .into_iter()
             .filter(|direction| policy.rules(*direction).is_some())
-            .flat_map(|direction| packets(policy, direction, None, wanted, cast))
+            .flat_map(|direction| packets(policy, direction, None, wanted, witnesses))
             .collect();
         drafts.push(
             Draft::about(

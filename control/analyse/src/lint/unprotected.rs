@@ -3,17 +3,17 @@
 use ringwall_policy::{Action, Pod, Protocol, TieredPolicy};
 
 use super::{
-    cast::Cast,
     draft::{Ask, Draft},
     rules,
     subject::{DIRECTIONS, Direction, Subject},
+    witnesses::Witnesses,
 };
 use crate::{explain::conditions::is_subject, flow::EndName};
 
 /// How many pods are named.
 const NAMED: usize = 3;
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     // Without any policy there is nothing to check, and nobody thinks otherwise.
     if subject.cluster.policies.is_empty() && subject.cluster.tiered.is_empty() {
         return;
@@ -42,7 +42,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
                 let mut policies = subject.cluster.tiered.values();
                 policies.any(|policy| denies(policy) && is_subject(subject.cluster, policy, pod))
             };
-            let (closed, open): (Vec<&Pod>, Vec<&Pod>) = cast
+            let (closed, open): (Vec<&Pod>, Vec<&Pod>) = witnesses
                 .live(name)
                 .partition(|pod| isolates(&pod.labels) || denied(pod));
             // Most clusters restrict egress nowhere; in a namespace that does, whoever is left out is worth a word.
@@ -51,7 +51,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
             }
             let Some(pod) = open.first() else { continue };
             let us = EndName::Pod(pod.key.clone());
-            let asks: Vec<Ask> = cast
+            let asks: Vec<Ask> = witnesses
                 .outsiders()
                 .map(|end| {
                     let ssh = (Protocol::Tcp, 22);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ringwall_analyse::explain::{
     Explainer, Question,
+    render::{Style, render},
     report::Explanation,
-    words::{Style, render},
 };
 use ringwall_policy::{
     Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey, Order, Peer,

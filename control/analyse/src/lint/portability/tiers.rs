@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use super::{
     super::{
-        cast::Cast,
         draft::{Ask, Draft, Shown},
         order::{Group, Ordered, Ranked, RankedRule, decision, some_peers, some_port},
         rules::{self, Rule},
         selecting::matches,
         subject::{DIRECTIONS, Direction, Subject},
+        witnesses::Witnesses,
     },
     once,
 };
@@ -30,19 +30,19 @@ struct Look<'s, 'a> {
     groups: &'s [Group<'s>],
 }
 
-pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut Vec<Draft<'a>>) {
-    drafts.extend(once(block_notation(subject, cast)));
+pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
+    drafts.extend(once(block_notation(subject, witnesses)));
     if subject.cluster.tiered.is_empty() {
         return;
     }
     let ordered = Ordered::of(subject);
-    let groups = ordered.groups(subject.cluster, cast);
+    let groups = ordered.groups(subject.cluster, witnesses);
     let look = Look {
         subject,
         ordered: &ordered,
         groups: &groups,
     };
-    drafts.extend(once(look.baseline_skipped(cast)));
+    drafts.extend(once(look.baseline_skipped(witnesses)));
     let one: [OnePolicy<'_, 'a>; 7] = [
         Look::high_priority,
         Look::named_port,
@@ -57,17 +57,18 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>, drafts: &mut 
         let cases: Vec<Draft<'a>> = policies
             .filter_map(|policy| {
                 let it = subject.cluster.tiered.get(&policy.id)?;
-                of_policy(&look, policy, it, cast)
+                of_policy(&look, policy, it, witnesses)
             })
             .collect();
         drafts.extend(once(cases));
     }
-    drafts.extend(once(look.types_left_out(cast)));
-    drafts.extend(once(look.tier_without_order(cast)));
+    drafts.extend(once(look.types_left_out(witnesses)));
+    drafts.extend(once(look.tier_without_order(witnesses)));
 }
 
 /// What one policy shows of a difference.
-type OnePolicy<'s, 'a> = fn(&Look<'s, 'a>, &Ranked<'a>, &TieredPolicy, &mut Cast<'_>) -> Option<Draft<'a>>;
+type OnePolicy<'s, 'a> =
+    fn(&Look<'s, 'a>, &Ranked<'a>, &TieredPolicy, &mut Witnesses<'_>) -> Option<Draft<'a>>;
 
 /// A note about a field of a policy.
 fn note<'a>(
@@ -88,12 +89,12 @@ fn packet_of(
     rule: &RankedRule<'_>,
     direction: Direction,
     wanted: &str,
-    cast: &mut Cast<'_>,
+    witnesses: &mut Witnesses<'_>,
 ) -> Option<Ask> {
-    let pod = policy.subjects.iter().find_map(|it| cast.selected(it))?;
+    let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
     let port = some_port(&rule.rule, 80);
-    let others = some_peers(&policy.id.namespace, &rule.rule, MOST_TRIED, cast);
-    as_decided(direction, &pod, &others, port, wanted, cast)
+    let others = some_peers(&policy.id.namespace, &rule.rule, MOST_TRIED, witnesses);
+    as_decided(direction, &pod, &others, port, wanted, witnesses)
 }
 
 /// The first packet of some that has an answer, as it is decided.
@@ -103,10 +104,10 @@ fn as_decided(
     others: &[EndName],
     port: (Protocol, u16),
     wanted: &str,
-    cast: &Cast<'_>,
+    witnesses: &Witnesses<'_>,
 ) -> Option<Ask> {
     others.iter().find_map(|other| {
-        let decided = decision(cast.staged(), direction, pod, other, port)?;
+        let decided = decision(witnesses.with_synthetic(), direction, pod, other, port)?;
         Some(Ask::new(direction, pod, other, port, decided.allow, wanted))
     })
 }
@@ -126,7 +127,7 @@ fn rule_path(direction: Direction, rule: &RankedRule<'_>) -> String {
 }
 
 /// ipBlocks in a notation that is not everywhere read (T12).
-fn block_notation<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>) -> Vec<Draft<'a>> {
+fn block_notation<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>) -> Vec<Draft<'a>> {
     let mut cases = Vec::new();
     for policy in &subject.policies {
         let odd = policy.all_peers().find_map(|(placed, index, peer)| {
@@ -147,13 +148,13 @@ fn block_notation<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>) -> Vec<Draft<'
             continue;
         };
         let (Peer::Block { cidr, .. }, Some(us)) =
-            (peer, cast.subject(policy.namespace(), &policy.it.subjects))
+            (peer, witnesses.subject(policy.namespace(), &policy.it.subjects))
         else {
             continue;
         };
         let port = placed.some_port(80);
         let wanted = "Calico allows it: it drops the block and keeps a rule for everyone";
-        let outside = cast.outsiders().filter(|end| match end {
+        let outside = witnesses.outsiders().filter(|end| match end {
             EndName::Address(address) => !cidr.contains(address),
             EndName::Pod(_) => false,
         });
@@ -176,7 +177,7 @@ fn block_notation<'a>(subject: &Subject<'a>, cast: &mut Cast<'_>) -> Vec<Draft<'
 
 impl<'a> Look<'_, 'a> {
     /// A Baseline that decides a direction which a NetworkPolicy of the pod leaves open (T1).
-    fn baseline_skipped(&self, cast: &mut Cast<'_>) -> Vec<Draft<'a>> {
+    fn baseline_skipped(&self, witnesses: &mut Witnesses<'_>) -> Vec<Draft<'a>> {
         let baseline = self.ordered.tiers.named(KUBE_BASELINE).number;
         let mut cases = Vec::new();
         for (index, policy) in self.ordered.policies.iter().enumerate() {
@@ -202,11 +203,11 @@ impl<'a> Look<'_, 'a> {
                     .take(MOST_TRIED)
                     .find_map(|group| {
                         let pod = EndName::Pod(group.pod.key.clone());
-                        cast.set_subject(&pod);
+                        witnesses.set_subject(&pod);
                         let port = some_port(&rule.rule, 80);
-                        let others = some_peers("", &rule.rule, MOST_TRIED, cast);
+                        let others = some_peers("", &rule.rule, MOST_TRIED, witnesses);
                         let other = others.iter().find(|other| {
-                            let decided = decision(cast.staged(), direction, &pod, other, port);
+                            let decided = decision(witnesses.with_synthetic(), direction, &pod, other, port);
                             let by = decided.map(|it| it.cause);
                             matches!(by, Some(Cause::Denied { policy: by, .. }) if by == policy.id)
                         })?;
@@ -243,13 +244,13 @@ impl<'a> Look<'_, 'a> {
         &self,
         policy: &Ranked<'a>,
         it: &TieredPolicy,
-        cast: &mut Cast<'_>,
+        witnesses: &mut Witnesses<'_>,
     ) -> Option<Draft<'a>> {
         let high = it.order > Order::of_priority(99) && policy.id.kind == PolicyKind::AdminNetworkPolicy;
         let wanted = "OVN-Kubernetes leaves it to the next policies";
         let ask = all_rules(policy)
             .filter(|_| high)
-            .find_map(|(direction, rule)| packet_of(policy, rule, direction, wanted, cast))?;
+            .find_map(|(direction, rule)| packet_of(policy, rule, direction, wanted, witnesses))?;
         let message = format!(
             "priority {} is enforced here; OVN-Kubernetes enforces 0 to 99 alone",
             it.order
@@ -267,7 +268,12 @@ impl<'a> Look<'_, 'a> {
     }
 
     /// Named ports of AdminNetworkPolicies (T19).
-    fn named_port(&self, policy: &Ranked<'a>, _: &TieredPolicy, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+    fn named_port(
+        &self,
+        policy: &Ranked<'a>,
+        _: &TieredPolicy,
+        witnesses: &mut Witnesses<'_>,
+    ) -> Option<Draft<'a>> {
         use PolicyKind::{AdminNetworkPolicy, BaselineAdminNetworkPolicy};
         if !matches!(policy.id.kind, AdminNetworkPolicy | BaselineAdminNetworkPolicy) {
             return None;
@@ -283,9 +289,9 @@ impl<'a> Look<'_, 'a> {
                  this name"
             );
             let wanted = "kube-network-policies lets this rule decide";
-            let pod = policy.subjects.iter().find_map(|it| cast.selected(it))?;
-            let others = some_peers("", &rule.rule, MOST_TRIED, cast);
-            let ask = as_decided(direction, &pod, &others, (Protocol::Tcp, 1), wanted, cast)?;
+            let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
+            let others = some_peers("", &rule.rule, MOST_TRIED, witnesses);
+            let ask = as_decided(direction, &pod, &others, (Protocol::Tcp, 1), wanted, witnesses)?;
             let fix = "name the number of the port";
             let field = format!("{}.ports", rule_path(direction, rule));
             let draft = note(
@@ -301,7 +307,7 @@ impl<'a> Look<'_, 'a> {
     }
 
     /// Tiers without order (T37).
-    fn tier_without_order(&self, cast: &mut Cast<'_>) -> Vec<Draft<'a>> {
+    fn tier_without_order(&self, witnesses: &mut Witnesses<'_>) -> Vec<Draft<'a>> {
         let mut cases = Vec::new();
         let policies: Vec<&Ranked<'a>> = self.ordered.policies.iter().collect();
         for name in self.subject.cluster.tiers.keys() {
@@ -323,7 +329,7 @@ impl<'a> Look<'_, 'a> {
                 .filter(|policy| policy.tier.number == number)
                 .find_map(|policy| {
                     all_rules(policy)
-                        .find_map(|(direction, rule)| packet_of(policy, rule, direction, wanted, cast))
+                        .find_map(|(direction, rule)| packet_of(policy, rule, direction, wanted, witnesses))
                 });
             let side = match name.as_str() < DEFAULT_TIER {
                 true => "before tier default",
@@ -344,7 +350,7 @@ impl<'a> Look<'_, 'a> {
         &self,
         policy: &Ranked<'a>,
         it: &TieredPolicy,
-        cast: &mut Cast<'_>,
+        witnesses: &mut Witnesses<'_>,
     ) -> Option<Draft<'a>> {
         if it.tier != DEFAULT_TIER || it.order != Order::NETWORK_POLICY {
             return None;
@@ -364,7 +370,7 @@ impl<'a> Look<'_, 'a> {
         let wanted = "depend on no name";
         let ask = all_rules(policy)
             .filter(|_| shared)
-            .find_map(|(direction, rule)| packet_of(policy, rule, direction, wanted, cast))?;
+            .find_map(|(direction, rule)| packet_of(policy, rule, direction, wanted, witnesses))?;
         let message = "order 1000 is that of NetworkPolicies, so names decide which of them come before it; Calico before 3.32 compared \
              other names, and implementations that add NetworkPolicies up ask it before or after all of them";
         let fix = "use an order below 1000 to come before NetworkPolicies, or above to come after them";
@@ -380,7 +386,12 @@ impl<'a> Look<'_, 'a> {
     }
 
     /// Cluster-wide policies with namespace peers where network sets are in such namespaces (T57).
-    fn sets_as_peers(&self, policy: &Ranked<'a>, _: &TieredPolicy, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+    fn sets_as_peers(
+        &self,
+        policy: &Ranked<'a>,
+        _: &TieredPolicy,
+        witnesses: &mut Witnesses<'_>,
+    ) -> Option<Draft<'a>> {
         if policy.id.kind.is_calico() {
             return None;
         }
@@ -399,11 +410,11 @@ impl<'a> Look<'_, 'a> {
                 let meant = whole_namespaces.iter().any(|it| matches(it, labels));
                 meant.then(|| (format!("{namespace}/{name}"), address))
             })?;
-            let pod = policy.subjects.iter().find_map(|it| cast.selected(it))?;
+            let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
             let port = some_port(&rule.rule, 80);
             let wanted = "Calico lets this rule decide";
             let ends = [EndName::Address(address)];
-            let ask = as_decided(direction, &pod, &ends, port, wanted, cast)?;
+            let ask = as_decided(direction, &pod, &ends, port, wanted, witnesses)?;
             let message = format!(
                 "a namespace selector matches pods alone here; Calico also matches the addresses of network sets in such \
                  namespaces, here of NetworkSet {set}"
@@ -427,7 +438,7 @@ impl<'a> Look<'_, 'a> {
         &self,
         policy: &Ranked<'a>,
         _: &TieredPolicy,
-        cast: &mut Cast<'_>,
+        witnesses: &mut Witnesses<'_>,
     ) -> Option<Draft<'a>> {
         if policy.id.kind != PolicyKind::CalicoNetworkPolicy {
             return None;
@@ -447,7 +458,7 @@ impl<'a> Look<'_, 'a> {
                  matches nothing"
             );
             let wanted = "Calico does not apply this rule";
-            let ask = packet_of(policy, rule, direction, wanted, cast);
+            let ask = packet_of(policy, rule, direction, wanted, witnesses);
             let fix = "name the namespace of the Service";
             let field = format!("{}.{side}.services", rule_path(direction, rule));
             let rule = rules::SERVICE_WITHOUT_NAMESPACE;
@@ -461,7 +472,7 @@ impl<'a> Look<'_, 'a> {
         &self,
         policy: &Ranked<'a>,
         _: &TieredPolicy,
-        cast: &mut Cast<'_>,
+        witnesses: &mut Witnesses<'_>,
     ) -> Option<Draft<'a>> {
         all_rules(policy).find_map(|(direction, rule)| {
             let ports = rule.rule.ports.iter().flatten();
@@ -483,15 +494,15 @@ impl<'a> Look<'_, 'a> {
             let it = EndName::Pod(key.clone());
             let pod = match direction {
                 Direction::Ingress => it.clone(),
-                Direction::Egress => policy.subjects.iter().find_map(|it| cast.selected(it))?,
+                Direction::Egress => policy.subjects.iter().find_map(|it| witnesses.selected(it))?,
             };
-            cast.set_subject(&pod);
+            witnesses.set_subject(&pod);
             let others = match direction {
-                Direction::Ingress => some_peers("", &rule.rule, MOST_TRIED, cast),
+                Direction::Ingress => some_peers("", &rule.rule, MOST_TRIED, witnesses),
                 Direction::Egress => vec![it],
             };
             let wanted = "Calico lets this rule decide";
-            let ask = as_decided(direction, &pod, &others, port, wanted, cast)?;
+            let ask = as_decided(direction, &pod, &others, port, wanted, witnesses)?;
             let message = format!(
                 "port {name} is that of an init container of {key}, which has ended when the pod serves, so it is no port of the \
                  pod here; Calico counts it"
@@ -511,7 +522,7 @@ impl<'a> Look<'_, 'a> {
     }
 
     /// Calico policies without `types` and with empty lists of egress rules (T70).
-    fn types_left_out(&self, cast: &mut Cast<'_>) -> Vec<Draft<'a>> {
+    fn types_left_out(&self, witnesses: &mut Witnesses<'_>) -> Vec<Draft<'a>> {
         let mut cases = Vec::new();
         for policy in self.ordered.policies.iter().filter(|it| it.id.kind.is_calico()) {
             let Some(spec) = self.spec(policy) else { continue };
@@ -520,10 +531,10 @@ impl<'a> Look<'_, 'a> {
             if !(absent("types") && empty("egress") && policy.rules(Direction::Egress).is_none()) {
                 continue;
             }
-            let Some(pod) = policy.subjects.iter().find_map(|it| cast.selected(it)) else {
+            let Some(pod) = policy.subjects.iter().find_map(|it| witnesses.selected(it)) else {
                 continue;
             };
-            let others: Vec<EndName> = cast.outsiders().collect();
+            let others: Vec<EndName> = witnesses.outsiders().collect();
             let wanted = "denied where the API server's admission filled the types in";
             let ask = as_decided(
                 Direction::Egress,
@@ -531,7 +542,7 @@ impl<'a> Look<'_, 'a> {
                 &others,
                 (Protocol::Tcp, 80),
                 wanted,
-                cast,
+                witnesses,
             );
             let message = "without types, an empty list of egress rules does not restrict egress here, as in calicoctl; where the types are \
                  filled in when the object is created, it does";
@@ -550,7 +561,12 @@ impl<'a> Look<'_, 'a> {
     }
 
     /// VXLAN and IP in IP from pods (T76).
-    fn tunnels(&self, policy: &Ranked<'a>, _: &TieredPolicy, cast: &mut Cast<'_>) -> Option<Draft<'a>> {
+    fn tunnels(
+        &self,
+        policy: &Ranked<'a>,
+        _: &TieredPolicy,
+        witnesses: &mut Witnesses<'_>,
+    ) -> Option<Draft<'a>> {
         if !policy.id.kind.is_calico() {
             return None;
         }
@@ -571,8 +587,8 @@ impl<'a> Look<'_, 'a> {
                 if !ports.is_none_or(|ports| ports.iter().any(vxlan)) {
                     return None;
                 }
-                let pod = policy.subjects.iter().find_map(|it| cast.selected(it))?;
-                let others = some_peers(&policy.id.namespace, &rule.rule, MOST_TRIED, cast);
+                let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
+                let others = some_peers(&policy.id.namespace, &rule.rule, MOST_TRIED, witnesses);
                 let wanted = "Calico drops it before policy";
                 let ask = as_decided(
                     Direction::Egress,
@@ -580,7 +596,7 @@ impl<'a> Look<'_, 'a> {
                     &others,
                     (Protocol::Udp, 4789),
                     wanted,
-                    cast,
+                    witnesses,
                 );
                 let message = "allows UDP port 4789 and IP protocol 4 here; by default, Calico drops VXLAN and IP in IP from pods \
                                before it asks policies";

@@ -17,14 +17,14 @@ const ANNOTATION: &str = "ringwall.io/allow-";
 
 /// Rules that are silenced everywhere, or made errors.
 #[derive(Clone, Debug, Default)]
-pub struct Silence {
+pub struct Suppressions {
     allow: BTreeSet<&'static str>,
     deny: BTreeSet<&'static str>,
 }
 
 /// A decision that cannot be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadId {
+pub enum SuppressionError {
     /// No rule has the id.
     #[error("no rule has the id {0:?}; `ringwall check --explain all` lists the rules")]
     Unknown(String),
@@ -46,30 +46,32 @@ struct File {
     deny: Vec<String>,
 }
 
-impl Silence {
+impl Suppressions {
     /// From ids, and the text of a file if there is one.
     ///
     /// # Errors
     /// An id that there is not, a rule that cannot be silenced, a file that cannot be read or gives no reason.
-    pub fn new(allow: &[String], deny: &[String], file: Option<&str>) -> Result<Self, BadId> {
+    pub fn new(allow: &[String], deny: &[String], file: Option<&str>) -> Result<Self, SuppressionError> {
         let file: File = match file {
             None => File::default(),
             Some(text) => serde_saphyr::from_str(text).map_err(|error| {
                 let SyntaxError { line, message, .. } = SyntaxError::from(&error);
-                BadId::File(match line {
+                SuppressionError::File(match line {
                     Some(line) => format!("line {line}: {message}"),
                     None => message,
                 })
             })?,
         };
         if let Some((id, _)) = file.allow.iter().find(|(_, reason)| reason.trim().is_empty()) {
-            return Err(BadId::File(format!("{id} is ignored without a reason")));
+            return Err(SuppressionError::File(format!(
+                "{id} is ignored without a reason"
+            )));
         }
         let mut silence = Self::default();
         for id in allow.iter().chain(file.allow.keys()) {
             let rule = known(id)?;
             if rule.severity == Severity::Error {
-                return Err(BadId::Error(rule.id));
+                return Err(SuppressionError::Error(rule.id));
             }
             silence.allow.insert(rule.id);
         }
@@ -105,8 +107,8 @@ impl Silence {
     }
 }
 
-fn known(id: &str) -> Result<&'static Rule, BadId> {
-    rules::by_id(id).ok_or_else(|| BadId::Unknown(id.to_owned()))
+fn known(id: &str) -> Result<&'static Rule, SuppressionError> {
+    rules::by_id(id).ok_or_else(|| SuppressionError::Unknown(id.to_owned()))
 }
 
 fn annotations(object: &Value) -> impl Iterator<Item = (&str, Option<&str>)> {

@@ -14,14 +14,14 @@ use super::selecting::{label_words, matches, satisfy};
 use crate::flow::EndName;
 
 /// Addresses that belong to documentation, so to nobody.
-const OUTSIDERS: [IpAddr; 2] = [
+const DOC_ADDRESSES: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9)),
     IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9)),
 ];
 
 /// Which namespaces a pod may be of.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Where<'a> {
+pub(super) enum NamespaceFilter<'a> {
     /// One.
     Named(&'a str),
     /// Any that matches.
@@ -31,19 +31,19 @@ pub(super) enum Where<'a> {
 }
 
 /// The cluster and whoever was imagined.
-pub(super) struct Cast<'a> {
+pub(super) struct Witnesses<'a> {
     cluster: &'a Cluster,
     by_namespace: BTreeMap<&'a str, Vec<&'a Pod>>,
     /// Live pods off the host network; of several with one address, any.
     by_address: BTreeMap<IpAddr, &'a Pod>,
     /// The cluster with them.
-    staged: Cluster,
-    imagined: BTreeMap<ObjectKey, Labels>,
+    with_synthetic: Cluster,
+    synthetic: BTreeMap<ObjectKey, Labels>,
     /// The subject chosen last: the other end is never the same pod, since it may always talk to itself.
     subject: Option<ObjectKey>,
 }
 
-impl<'a> Cast<'a> {
+impl<'a> Witnesses<'a> {
     pub(super) fn new(cluster: &'a Cluster) -> Self {
         let mut by_namespace: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
         let mut by_address: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
@@ -57,15 +57,15 @@ impl<'a> Cast<'a> {
             cluster,
             by_namespace,
             by_address,
-            staged: cluster.clone(),
-            imagined: BTreeMap::new(),
+            with_synthetic: cluster.clone(),
+            synthetic: BTreeMap::new(),
             subject: None,
         }
     }
 
     /// The cluster with everybody who was imagined.
-    pub(super) fn staged(&self) -> &Cluster {
-        &self.staged
+    pub(super) fn with_synthetic(&self) -> &Cluster {
+        &self.with_synthetic
     }
 
     /// The pods of a namespace that have not finished, those on the host network too.
@@ -103,12 +103,12 @@ impl<'a> Cast<'a> {
     }
 
     /// Namespaces of the cluster.
-    pub(super) fn namespaces(&self, place: Where<'_>) -> Vec<&'a str> {
+    pub(super) fn namespaces(&self, place: NamespaceFilter<'_>) -> Vec<&'a str> {
         let it = self.cluster.namespaces.values();
         it.filter(|namespace| match place {
-            Where::Named(name) => namespace.name == name,
-            Where::Matching(selector) => matches(selector, &namespace.labels),
-            Where::Other(name) => namespace.name != name,
+            NamespaceFilter::Named(name) => namespace.name == name,
+            NamespaceFilter::Matching(selector) => matches(selector, &namespace.labels),
+            NamespaceFilter::Other(name) => namespace.name != name,
         })
         .map(|namespace| namespace.name.as_str())
         .collect()
@@ -119,7 +119,9 @@ impl<'a> Cast<'a> {
         match peer {
             Peer::Block { .. } => Vec::new(),
             Peer::Pods { namespaces, pods } => {
-                let place = namespaces.as_ref().map_or(Where::Named(own), Where::Matching);
+                let place = namespaces
+                    .as_ref()
+                    .map_or(NamespaceFilter::Named(own), NamespaceFilter::Matching);
                 self.namespaces(place)
                     .into_iter()
                     .flat_map(|namespace| self.live(namespace))
@@ -133,7 +135,7 @@ impl<'a> Cast<'a> {
     /// where that cannot be.
     pub(super) fn pod(
         &mut self,
-        place: Where<'_>,
+        place: NamespaceFilter<'_>,
         with: &[&Selector],
         fits: &dyn Fn(&Labels) -> bool,
     ) -> Option<EndName> {
@@ -154,24 +156,24 @@ impl<'a> Cast<'a> {
             return None;
         }
         let namespace = self.namespace(place)?;
-        Some(self.imagine(namespace, labels))
+        Some(self.add_synthetic(namespace, labels))
     }
 
     /// A namespace that is there, else an imagined one.
-    fn namespace(&mut self, place: Where<'_>) -> Option<String> {
+    fn namespace(&mut self, place: NamespaceFilter<'_>) -> Option<String> {
         let found = self.namespaces(place).first().map(|name| (*name).to_owned());
         if let Some(name) = found {
             return Some(name);
         }
         let mut labels = Labels::new();
-        if let Where::Matching(selector) = place {
+        if let NamespaceFilter::Matching(selector) = place {
             satisfy(selector, &mut labels);
         }
         let name = match place {
-            Where::Named(name) => name.to_owned(),
-            Where::Other("elsewhere") => "somewhere".to_owned(),
-            Where::Other(_) => "elsewhere".to_owned(),
-            Where::Matching(_) => labels
+            NamespaceFilter::Named(name) => name.to_owned(),
+            NamespaceFilter::Other("elsewhere") => "somewhere".to_owned(),
+            NamespaceFilter::Other(_) => "elsewhere".to_owned(),
+            NamespaceFilter::Matching(_) => labels
                 .get(NAMESPACE_NAME_LABEL)
                 .or(labels.get("name"))
                 .cloned()
@@ -182,10 +184,10 @@ impl<'a> Cast<'a> {
             .chain((2..).map(|n| format!("{name}-{n}")))
             .find(|name| {
                 labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.clone());
-                let there = self.staged.namespaces.get(name);
+                let there = self.with_synthetic.namespaces.get(name);
                 there.is_none_or(|there| there.labels == labels)
             })?;
-        if let Where::Matching(selector) = place
+        if let NamespaceFilter::Matching(selector) = place
             && !matches(selector, &labels)
         {
             return None;
@@ -195,24 +197,26 @@ impl<'a> Cast<'a> {
             labels,
             terminating: false,
         };
-        self.staged.namespaces.insert(name.clone(), Arc::new(namespace));
+        self.with_synthetic
+            .namespaces
+            .insert(name.clone(), Arc::new(namespace));
         Some(name)
     }
 
-    fn imagine(&mut self, namespace: String, labels: Labels) -> EndName {
+    fn add_synthetic(&mut self, namespace: String, labels: Labels) -> EndName {
         let same = |(key, there): (&ObjectKey, &Labels)| {
             let free = self.subject.as_ref() != Some(key);
             (free && key.namespace == namespace && *there == labels).then(|| key.clone())
         };
-        if let Some(key) = self.imagined.iter().find_map(same) {
+        if let Some(key) = self.synthetic.iter().find_map(same) {
             return EndName::Pod(key);
         }
-        let key = (1 + self.imagined.len()..)
+        let key = (1 + self.synthetic.len()..)
             .map(|n| ObjectKey {
                 namespace: namespace.clone(),
                 name: format!("imagined-{n}"),
             })
-            .find(|key| !self.staged.pods.contains_key(key))
+            .find(|key| !self.with_synthetic.pods.contains_key(key))
             .unwrap_or_else(|| unreachable!("names do not run out"));
         let pod = Pod {
             key: key.clone(),
@@ -228,15 +232,15 @@ impl<'a> Cast<'a> {
             service_account: String::new(),
             template_of: None,
         };
-        self.staged.pods.insert(key.clone(), Arc::new(pod));
-        self.imagined.insert(key.clone(), labels);
+        self.with_synthetic.pods.insert(key.clone(), Arc::new(pod));
+        self.synthetic.insert(key.clone(), labels);
         EndName::Pod(key)
     }
 
     /// A subject of a policy: a real pod, else an imagined one.
     pub(super) fn subject(&mut self, namespace: &str, subjects: &Selector) -> Option<EndName> {
         self.subject = None;
-        let end = self.pod(Where::Named(namespace), &[subjects], &|_| true)?;
+        let end = self.pod(NamespaceFilter::Named(namespace), &[subjects], &|_| true)?;
         self.set_subject(&end);
         Some(end)
     }
@@ -244,7 +248,7 @@ impl<'a> Cast<'a> {
     /// A pod that a selection selects, as the subject: a real pod, else an imagined one.
     pub(super) fn selected(&mut self, selection: &PodSelection) -> Option<EndName> {
         self.subject = None;
-        let place = Where::Matching(&selection.namespaces);
+        let place = NamespaceFilter::Matching(&selection.namespaces);
         let end = self.pod(place, &[&selection.pods], &|_| true)?;
         self.set_subject(&end);
         Some(end)
@@ -262,7 +266,9 @@ impl<'a> Cast<'a> {
     pub(super) fn peer(&mut self, own: &str, peer: &Peer) -> Option<EndName> {
         match peer {
             Peer::Pods { namespaces, pods } => {
-                let place = namespaces.as_ref().map_or(Where::Named(own), Where::Matching);
+                let place = namespaces
+                    .as_ref()
+                    .map_or(NamespaceFilter::Named(own), NamespaceFilter::Matching);
                 self.pod(place, &[pods], &|_| true)
             }
             Peer::Block { cidr, except } => address_in(cidr, except).map(EndName::Address),
@@ -271,22 +277,22 @@ impl<'a> Cast<'a> {
 
     /// Addresses outside of the cluster, of either family.
     pub(super) fn outsiders(&self) -> impl Iterator<Item = EndName> {
-        OUTSIDERS.into_iter().map(EndName::Address)
+        DOC_ADDRESSES.into_iter().map(EndName::Address)
     }
 
     /// A pod of another namespace without labels that anybody asks for.
     pub(super) fn stranger(&mut self, own: &str) -> Option<EndName> {
-        self.pod(Where::Other(own), &[], &|_| true)
+        self.pod(NamespaceFilter::Other(own), &[], &|_| true)
     }
 
     /// An end in words.
     pub(super) fn words(&self, end: &EndName) -> String {
         match end {
             EndName::Address(address) => address.to_string(),
-            EndName::Pod(key) => match self.imagined.get(key) {
+            EndName::Pod(key) => match self.synthetic.get(key) {
                 None => key.to_string(),
                 Some(labels) => {
-                    let space = match self.imagined_namespace(&key.namespace) {
+                    let space = match self.synthetic_namespace(&key.namespace) {
                         None => format!("namespace {}", key.namespace),
                         Some(labels) => format!("a namespace with {labels}"),
                     };
@@ -297,18 +303,18 @@ impl<'a> Cast<'a> {
     }
 
     /// The labels of a namespace that was imagined, in words; None for one that was not, or that only its name matters of.
-    fn imagined_namespace(&self, name: &str) -> Option<String> {
+    fn synthetic_namespace(&self, name: &str) -> Option<String> {
         if self.cluster.namespaces.contains_key(name) {
             return None;
         }
-        let mut labels = self.staged.namespaces.get(name)?.labels.clone();
+        let mut labels = self.with_synthetic.namespaces.get(name)?.labels.clone();
         labels.remove(NAMESPACE_NAME_LABEL);
         (!labels.is_empty()).then(|| label_words(&labels))
     }
 
     /// Whether an end was imagined.
-    pub(super) fn is_imagined(&self, end: &EndName) -> bool {
-        matches!(end, EndName::Pod(key) if self.imagined.contains_key(key))
+    pub(super) fn is_synthetic(&self, end: &EndName) -> bool {
+        matches!(end, EndName::Pod(key) if self.synthetic.contains_key(key))
     }
 
     /// Whether a block holds a part of the pod network: of the known one, or of any where none is known.
