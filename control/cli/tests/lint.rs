@@ -115,7 +115,7 @@ fn every_page_has_an_example_that_fires_and_one_that_does_not() {
 #[test]
 fn the_index_of_pages_is_up_to_date() {
     let mut index = "# What `ringwall check` finds\n\nEach page says what it is, shows an example that fires, why it surprises and what to do. \
-        `ringwall check --explain ID`\nprints one. Suppressions a finding by `--allow ID`, by the annotation `ringwall.io/allow-ID: reason` on the \
+        `ringwall check --explain ID`\nprints one. Silence a finding by `--allow ID`, by the annotation `ringwall.io/allow-ID: reason` on the \
         object, or in a file for\n`--decisions`; errors cannot be silenced.\n\n| id | name | severity | what |\n|---|---|---|---|\n"
         .to_owned();
     for rule in rules::ALL {

@@ -157,7 +157,7 @@ fn a_worker_that_panics_is_replaced_with_its_process() {
         let turn = "ringwall_dataplane::worker::Worker<Io>::run_once";
         a_worker_that_ends(
             |worker, symbols| worker.panic_in(symbols, turn),
-            "rw-worker-0 panicked: ending the process",
+            "rw-worker-0 panicked: exiting",
         );
     }
 }
@@ -169,7 +169,7 @@ fn a_worker_that_returns_is_replaced_with_its_process() {
         let run = "ringwall_appliance::worker_thread::worker_loop";
         a_worker_that_ends(
             |worker, symbols| worker.raise_flag_of(symbols, run),
-            "rw-worker-0 ended unexpectedly: ending the process",
+            "rw-worker-0 ended unexpectedly: exiting",
         );
     }
 }

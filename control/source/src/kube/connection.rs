@@ -37,7 +37,7 @@ const BEFORE_EXPIRY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum RequestError {
     /// Nothing came in time.
-    Suppressions(Duration),
+    Silence(Duration),
     /// The API server or the way to it says no.
     Kube(kube::Error),
 }
@@ -71,7 +71,7 @@ impl RequestError {
     /// Whether the API server cannot be reached or does not answer.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
-            Self::Suppressions(_) => true,
+            Self::Silence(_) => true,
             Self::Kube(kube::Error::Service(_) | kube::Error::HyperError(_) | kube::Error::ReadEvents(_)) => {
                 self.code().is_none()
             }
@@ -104,7 +104,7 @@ impl RequestError {
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Suppressions(patience) => write!(f, "no answer within {} s", patience.as_secs_f64()),
+            Self::Silence(patience) => write!(f, "no answer within {} s", patience.as_secs_f64()),
             Self::Kube(kube::Error::Service(error)) => f.write_str(&chain(&**error)),
             Self::Kube(error) => f.write_str(&chain(error)),
         }
@@ -189,7 +189,7 @@ impl Connection {
         };
         let answer = match timeout(patience, request(client)).await {
             Ok(answer) => answer.map_err(RequestError::Kube),
-            Err(_) => Err(RequestError::Suppressions(patience)),
+            Err(_) => Err(RequestError::Silence(patience)),
         };
         self.note(number, answer.as_ref().err());
         answer
