@@ -523,7 +523,7 @@ impl Overview {
             ));
         }
         if let Some(reason) = &source.held_back {
-            alarms.push(format!("the newest state of the source was rejected: {reason}"));
+            alarms.push(format!("the newest state of the source is held back: {reason}"));
         }
         if let Some((at, text)) = &inner.vanished
             && at.elapsed() < PAST_ALARM_SHOWN

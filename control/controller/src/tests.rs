@@ -867,8 +867,10 @@ async fn a_policy_that_becomes_invalid_stays_and_is_told_of() {
     let misspelt = DENY.replace("deny", "allow").replace("podSelector", "podSelctor");
     bed.write("allow", &misspelt);
     let status = control
-        .status_where("alarm", |status| {
-            about_it(&status.control.as_ref().unwrap().alarms).is_some()
+        .status_where("alarm and problem", |status| {
+            // The source raises the alarm, and the state that has the problem comes after it.
+            let control = status.control.as_ref().unwrap();
+            about_it(&control.alarms).is_some() && !control.problems.is_empty()
         })
         .await
         .control

@@ -217,7 +217,7 @@ fn one_object_in_two_files_is_an_error() {
     assert_eq!(
         refused(&dir),
         [format!(
-            "b.yaml:1: NetworkPolicy a/p: already defined at {}/a.yaml:1 already: remove one",
+            "b.yaml:1: NetworkPolicy a/p: already defined at {}/a.yaml:1; remove one of them",
             dir.path().display()
         )
         .replace(&format!("{}/", dir.path().display()), "")]
