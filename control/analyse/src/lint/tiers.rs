@@ -1,7 +1,7 @@
 //! What a policy says in vain because policies before it have decided, or their tier has.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -49,18 +49,19 @@ fn twins<'a>(
     drafts: &mut Vec<Draft<'a>>,
 ) -> BTreeSet<usize> {
     let mut twins = BTreeSet::new();
-    let tiered = &subject.cluster.tiered;
+    let mut known = HashMap::new();
     for (index, policy) in ordered.policies.iter().enumerate() {
-        let Some(own) = tiered.get(&policy.id) else {
+        let Some(own) = subject.cluster.tiered.get(&policy.id) else {
             continue;
         };
-        let first = ordered.policies.iter().take(index).find(|other| {
-            tiered.get(&other.id).is_some_and(|other| {
-                (&own.tier, &own.subjects, &own.ingress, &own.egress)
-                    == (&other.tier, &other.subjects, &other.ingress, &other.egress)
-            })
-        });
-        let Some(first) = first else { continue };
+        let says = (&own.tier, &own.subjects, &own.ingress, &own.egress);
+        let first = match known.entry(says) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(policy);
+                continue;
+            }
+            Entry::Occupied(occupied) => *occupied.get(),
+        };
         twins.insert(index);
         let message = format!(
             "repeats {}: same tier, pods and rules, so it changes no verdict",
@@ -99,7 +100,10 @@ fn some_packet(
     }
     packets.extend(witnesses.outsiders().map(|other| (other, (Protocol::Tcp, 80))));
     packets.iter().find_map(|(other, port)| {
-        let decided = decision(witnesses.with_synthetic(), direction, &pod, other, *port)?;
+        let cluster = witnesses.with_synthetic();
+        let decided = witnesses
+            .may_ask()
+            .then(|| decision(cluster, direction, &pod, other, *port))??;
         Some(Ask::new(direction, &pod, other, *port, decided.allow, wanted))
     })
 }
@@ -217,7 +221,10 @@ fn unreachable_rule<'a>(
     let port = some_port(&rule.rule, 80);
     let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
     let asks = others.iter().filter_map(|other| {
-        let decided = decision(witnesses.with_synthetic(), direction, &pod, other, port)?;
+        let cluster = witnesses.with_synthetic();
+        let decided = witnesses
+            .may_ask()
+            .then(|| decision(cluster, direction, &pod, other, port))??;
         Some(Ask::new(direction, &pod, other, port, decided.allow, wanted))
     });
     let asks: Vec<Ask> = asks.collect();

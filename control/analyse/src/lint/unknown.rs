@@ -53,7 +53,10 @@ fn packets(
     ends.extend(witnesses.outsiders().map(|other| (other, default)));
     ends.into_iter()
         .filter_map(|(other, port)| {
-            let decided = decision(witnesses.with_synthetic(), direction, &pod, &other, port)?;
+            let cluster = witnesses.with_synthetic();
+            let decided = witnesses
+                .may_ask()
+                .then(|| decision(cluster, direction, &pod, &other, port))??;
             Some(Ask::new(direction, &pod, &other, port, decided.allow, wanted))
         })
         .collect()

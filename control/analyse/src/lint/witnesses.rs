@@ -3,7 +3,7 @@
 //! Manifests often hold policies alone. A pod that is imagined has labels, no address, and changes no verdict about
 //! anybody else, so a snapshot of the cluster with them answers for both.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{cell::Cell, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use ringwall_policy::{
@@ -41,7 +41,12 @@ pub(super) struct Witnesses<'a> {
     synthetic: BTreeMap<ObjectKey, Labels>,
     /// The subject chosen last: the other end is never the same pod, since it may always talk to itself.
     subject: Option<ObjectKey>,
+    /// How often the evaluator may still be asked for packets that only show a finding: it looks at every policy.
+    questions_left: Cell<usize>,
 }
+
+/// Findings past this many questions have no packet.
+const MOST_QUESTIONS: usize = 2000;
 
 impl<'a> Witnesses<'a> {
     pub(super) fn new(cluster: &'a Cluster) -> Self {
@@ -60,7 +65,15 @@ impl<'a> Witnesses<'a> {
             with_synthetic: cluster.clone(),
             synthetic: BTreeMap::new(),
             subject: None,
+            questions_left: Cell::new(MOST_QUESTIONS),
         }
+    }
+
+    /// Whether one more packet may be looked for that only shows a finding.
+    pub(super) fn may_ask(&self) -> bool {
+        let left = self.questions_left.get();
+        self.questions_left.set(left.saturating_sub(1));
+        left > 0
     }
 
     /// The cluster with everybody who was imagined.

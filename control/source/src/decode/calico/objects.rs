@@ -13,14 +13,15 @@ use serde_json::Value;
 use super::{
     super::{
         field::{
-            Fields, address as read_address, bad_label_key, bad_label_value, bad_port_name, dns_label,
-            dns_subdomain, fault, item, join, kind_of, list, mapping, only_hinting, present, strict_cidr,
-            string, whole, wrong_type,
+            Fields, address as read_address, bad_label_key, bad_label_value, dns_label, dns_subdomain, fault,
+            item, join, kind_of, list, mapping, only_hinting, present, strict_cidr, string, whole,
+            wrong_type,
         },
         labels, mappings,
         policy::{Findings, metadata},
     },
     EndpointSlice, HostEndpoint, Input, Kind, Node, Place, Read, Service, ServiceAccount, Set,
+    ports::{self, is_port_name},
     terms::{NAMESPACE, OF_ACCOUNT, OF_NAMESPACE},
 };
 
@@ -63,6 +64,17 @@ impl<'a> Place<'a> {
     /// `spec`, with its path; absent reads as empty.
     pub(super) fn spec(self) -> Result<(&'a Fields, String), Fault> {
         Ok((mapping(self.root, self.at, "spec")?, join(self.at, "spec")))
+    }
+
+    /// The same, where there has to be one.
+    fn required_spec(self) -> Result<(&'a Fields, String), Fault> {
+        match present(self.root, "spec") {
+            Some(_) => self.spec(),
+            None => Err(fault(
+                join(self.at, "spec"),
+                "is missing: an API server refuses that; write it",
+            )),
+        }
     }
 
     fn labels(self) -> Result<Labels, Fault> {
@@ -130,7 +142,7 @@ pub(super) fn tier(place: Place<'_>) -> Result<Tier, Fault> {
             ),
         ));
     }
-    let (spec, at) = place.spec()?;
+    let (spec, at) = place.required_spec()?;
     known(spec, &at, &["order", "defaultAction"])?;
     let order = order(spec, &at)?;
     let action = string(spec, &at, "defaultAction")?;
@@ -191,7 +203,7 @@ pub(super) fn set(kind: Kind, place: Place<'_>, findings: &mut Findings) -> Resu
             ));
         }
     }
-    let (spec, at) = place.spec()?;
+    let (spec, at) = place.required_spec()?;
     known(spec, &at, &["nets"])?;
     let mut blocks = Vec::new();
     let path = join(&at, "nets");
@@ -297,12 +309,36 @@ pub(super) fn host_endpoint(place: Place<'_>, findings: &mut Findings) -> Result
     for (port, at) in mappings(spec, &at, "ports")? {
         known(port, &at, &["name", "protocol", "port"])?;
         let name = string(port, &at, "name")?.unwrap_or_default();
-        if let Some(wrong) = bad_port_name(name) {
-            findings.faults.push(fault(join(&at, "name"), wrong));
+        if !is_port_name(name) {
+            findings.faults.push(fault(
+                join(&at, "name"),
+                format!("{name:?} is not a port name: write 1 to 128 letters, digits, '_', '.' and '-'"),
+            ));
+        }
+        if ports::protocol(port, &at, "protocol", findings).is_none() && present(port, "protocol").is_none() {
+            findings
+                .faults
+                .push(fault(join(&at, "protocol"), "is missing: write TCP, UDP or SCTP"));
+        }
+        let number = present(port, "port").and_then(whole);
+        if !number.is_some_and(|number| (1..=65535).contains(&number)) {
+            findings
+                .faults
+                .push(fault(join(&at, "port"), "has to be a number from 1 to 65535"));
         }
         ports.push(name.to_owned());
     }
     let profiles = list(spec, &at, "profiles")?;
+    for (index, profile) in profiles.iter().enumerate() {
+        let at = item(&join(&at, "profiles"), index);
+        if !profile.is_string() {
+            findings.faults.push(fault(at, wrong_type(profile, "a string")));
+        } else if profiles.iter().take(index).any(|before| before == profile) {
+            findings
+                .faults
+                .push(fault(at, "stands there twice: an API server refuses that"));
+        }
+    }
     Ok(HostEndpoint {
         name: place.key.name.clone(),
         labels,

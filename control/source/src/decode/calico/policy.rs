@@ -170,6 +170,14 @@ pub(super) fn staged_kubernetes(place: Place<'_>, uid: String, findings: &mut Fi
             findings,
         );
     }
+    let at = join(place.at, "spec");
+    match present(place.root, "spec") {
+        Some(Value::Object(spec)) => stricter_than_kubernetes(spec, &at, findings),
+        Some(_) => {}
+        None => findings
+            .faults
+            .push(fault(&at, "is missing: an API server refuses that; write it")),
+    }
     let mut root = place.root.clone();
     if let Some(Value::Object(spec)) = root.get_mut("spec") {
         spec.remove(STAGED_ACTION);
@@ -189,6 +197,48 @@ pub(super) fn staged_kubernetes(place: Place<'_>, uid: String, findings: &mut Fi
             policy: StagedPolicyInput::Kubernetes(network_policy),
         })),
     )
+}
+
+/// What the CRD refuses and a NetworkPolicy may have.
+fn stricter_than_kubernetes(spec: &Fields, at: &str, findings: &mut Findings) {
+    let mut refuse = |at: String, why: &str| findings.faults.push(fault(at, why));
+    if let Some(Value::Array(types)) = spec.get("policyTypes") {
+        let at = join(at, "policyTypes");
+        if types.is_empty() {
+            refuse(
+                at.clone(),
+                "is empty: write Ingress, Egress or both, or leave it out",
+            );
+        }
+        for (index, kind) in types.iter().enumerate() {
+            if types.iter().take(index).any(|before| before == kind) {
+                refuse(item(&at, index), "stands there twice: an API server refuses that");
+            }
+        }
+    }
+    let list = |fields: &Fields, key: &str| match fields.get(key) {
+        Some(Value::Array(items)) => items.clone(),
+        _ => Vec::new(),
+    };
+    for direction in ["ingress", "egress"] {
+        for (index, rule) in list(spec, direction).iter().enumerate() {
+            let at = item(&join(at, direction), index);
+            let Value::Object(rule) = rule else {
+                if rule.is_null() {
+                    refuse(at, "is null: write a rule, or {} for everything");
+                }
+                continue;
+            };
+            for (index, port) in list(rule, "ports").iter().enumerate() {
+                if port.is_null() {
+                    refuse(
+                        item(&join(&at, "ports"), index),
+                        "is null: write a port, or leave it out",
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// A NetworkPolicy that an annotation stages.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     super::{
-        field::{Fields, bad_port_name, fault, item, join, list, present, whole},
+        field::{Fields, fault, item, join, list, present, whole},
         policy::Findings,
     },
     Family,
@@ -111,12 +111,7 @@ pub(super) fn ports(fields: &Fields, at: &str, key: &str, own: &mut Findings) ->
         };
         match read {
             Some(Port::Range(range)) => ports.ranges.push(range),
-            Some(Port::Name(name)) => {
-                if let Some(wrong) = bad_port_name(&name) {
-                    own.faults.push(fault(at, wrong));
-                }
-                ports.names.insert(name);
-            }
+            Some(Port::Name(name)) => drop(ports.names.insert(name)),
             None => own.faults.push(fault(
                 at,
                 format!("{value} is not a port: write a number from 1 to 65535, \"8000:9000\" or the name of a port"),
@@ -146,8 +141,13 @@ fn written(text: &str) -> Option<Port> {
         let (hi, _) = number(hi.parse().ok().filter(|_| digits(hi)))?;
         return (lo <= hi).then_some(Port::Range((lo, hi)));
     }
+    is_port_name(text).then(|| Port::Name(text.to_owned()))
+}
+
+/// Whether this may name a port (TIERS 99.7). Those of pods are narrower, so others match host endpoints alone.
+pub(super) fn is_port_name(text: &str) -> bool {
     let of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    ((1..=128).contains(&text.len()) && text.bytes().all(of_name)).then(|| Port::Name(text.to_owned()))
+    (1..=128).contains(&text.len()) && text.bytes().all(of_name)
 }
 
 /// What a rule says of protocols and destination ports.

@@ -29,6 +29,88 @@ fn refused(value: &Value, path: &str) {
     );
 }
 
+/// What Calico's CRDs refuse besides, by an API server's own answers.
+#[test]
+fn what_the_crds_refuse_of_other_objects_is_refused() {
+    let of = |kind: &str, spec: &Value| {
+        let namespace = matches!(kind, "NetworkSet" | "StagedKubernetesNetworkPolicy").then_some("a");
+        json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "x", "namespace": namespace}, "spec": spec})
+    };
+    for kind in [
+        "Tier",
+        "NetworkSet",
+        "GlobalNetworkSet",
+        "StagedKubernetesNetworkPolicy",
+    ] {
+        let mut without = of(kind, &Value::Null);
+        refused(&without, "spec");
+        without.as_object_mut().unwrap().remove("spec");
+        refused(&without, "spec");
+    }
+    let port = |port: Value| json!({"node": "n", "interfaceName": "*", "ports": [port]});
+    for (path, spec) in [
+        (
+            "spec.ports[0].port",
+            port(json!({"name": "h", "protocol": "TCP"})),
+        ),
+        (
+            "spec.ports[0].port",
+            port(json!({"name": "h", "protocol": "TCP", "port": 0})),
+        ),
+        (
+            "spec.ports[0].port",
+            port(json!({"name": "h", "protocol": "TCP", "port": 65536})),
+        ),
+        (
+            "spec.ports[0].port",
+            port(json!({"name": "h", "protocol": "TCP", "port": "80"})),
+        ),
+        ("spec.ports[0].protocol", port(json!({"name": "h", "port": 80}))),
+        (
+            "spec.ports[0].protocol",
+            port(json!({"name": "h", "port": 80, "protocol": {}})),
+        ),
+        (
+            "spec.ports[0].name",
+            port(json!({"name": "a b", "port": 80, "protocol": "TCP"})),
+        ),
+        (
+            "spec.profiles[1]",
+            json!({"node": "n", "interfaceName": "*", "profiles": ["p", "p"]}),
+        ),
+        (
+            "spec.profiles[0]",
+            json!({"node": "n", "interfaceName": "*", "profiles": [5]}),
+        ),
+    ] {
+        refused(&of("HostEndpoint", &spec), path);
+    }
+    for (path, spec) in [
+        ("spec.policyTypes", json!({"podSelector": {}, "policyTypes": []})),
+        (
+            "spec.policyTypes[1]",
+            json!({"podSelector": {}, "policyTypes": ["Ingress", "Ingress"]}),
+        ),
+        ("spec.ingress[0]", json!({"podSelector": {}, "ingress": [null]})),
+        (
+            "spec.ingress[0].ports[0]",
+            json!({"podSelector": {}, "ingress": [{"ports": [null]}]}),
+        ),
+    ] {
+        refused(&of("StagedKubernetesNetworkPolicy", &spec), path);
+    }
+}
+
+/// Names that no port of a pod can have (TIERS 99.7): host endpoints' ports may.
+#[test]
+fn ports_have_names_of_up_to_128_letters() {
+    for name in ["UPPER", "a_b.c", "--", "a".repeat(128).as_str()] {
+        let rule = json!({"action": "Allow", "protocol": "TCP", "destination": {"ports": [name]}});
+        let (faults, _) = faults(&global(&json!({"ingress": [rule]})));
+        assert!(faults.is_empty(), "{name}: {faults:?}");
+    }
+}
+
 /// Nothing can be said of a policy of which these are wrong, so its last good version stays (TIERS 72.5).
 #[test]
 fn whom_a_policy_is_for_and_where_it_stands_has_to_be_read() {
@@ -295,7 +377,7 @@ fn rules_that_are_refused_fail_closed() {
         ),
         (
             "destination.ports[0]",
-            json!({"protocol": "TCP", "destination": {"ports": ["UPPER"]}}),
+            json!({"protocol": "TCP", "destination": {"ports": ["two words"]}}),
         ),
         (
             "destination.ports[0]",
