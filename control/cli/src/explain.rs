@@ -19,7 +19,7 @@ use ringwall_analyse::{
 use ringwall_controller::api::ExplainRequest;
 use ringwall_dataplane::{flow::FlowId, verdict::DropReason};
 use ringwall_messages::{CONTROL_SOCKET, LiveEnds, LiveRecord, client};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     ClusterArgs, Output,
@@ -120,14 +120,25 @@ fn offline(args: &ExplainArgs, manifests: &Path, question: &Question) -> anyhow:
 
 /// Asks the control process of a configuration.
 fn live(config: &Path, question: &Question) -> anyhow::Result<Explanation> {
-    let config = ringwall_config::Config::load(config).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let socket = config.runtime_dir.join(CONTROL_SOCKET);
-    let request = serde_json::to_string(&ExplainRequest {
+    let request = ExplainRequest {
         from: question.src.to_string(),
         to: question.dst.to_string(),
         service: question.service.asked(),
-    })?;
-    let answer = client::ask_control(&socket, "/v1/explain", Some(&request), PATIENCE).map_err(|error| {
+    };
+    ask_control(config, "/v1/explain", &request, PATIENCE)
+}
+
+/// Asks the control process of a configuration, in JSON.
+pub(super) fn ask_control<A: DeserializeOwned>(
+    config: &Path,
+    path: &str,
+    request: &impl Serialize,
+    patience: Duration,
+) -> anyhow::Result<A> {
+    let config = ringwall_config::Config::load(config).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let socket = config.runtime_dir.join(CONTROL_SOCKET);
+    let request = serde_json::to_string(request)?;
+    let answer = client::ask_control(&socket, path, Some(&request), patience).map_err(|error| {
         anyhow::anyhow!(
             "cannot ask {}: {error}; is `ringwall run` running with this configuration?",
             socket.display()

@@ -2,15 +2,14 @@
 
 use std::{collections::HashMap, io::Write, path::Path, time::Duration};
 
-use anyhow::bail;
 use ringwall_controller::staged::{
     AskedFlow, MAX_FLOWS, PendingVerdict, StagedAnswer, StagedEffect, StagedRequest,
 };
-use ringwall_messages::{CONTROL_SOCKET, LiveRecord, client};
+use ringwall_messages::LiveRecord;
 use serde::Serialize;
 
 use super::{HEAD, deciders_words, row, table};
-use crate::{Output, progress::Progress};
+use crate::{Output, explain::ask_control, progress::Progress};
 
 /// How long control may take for one question: it compiles all policies, and once more for each that is staged.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -109,8 +108,6 @@ fn ask(
     config: &Path,
     records: &[LiveRecord],
 ) -> anyhow::Result<(HashMap<AskedFlow, PendingVerdict>, Vec<StagedEffect>)> {
-    let config = ringwall_config::Config::load(config).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let socket = config.runtime_dir.join(CONTROL_SOCKET);
     let progress = Progress::new("judging by the staged policies");
     let mut verdicts = HashMap::new();
     let mut effects: Vec<StagedEffect> = Vec::new();
@@ -121,17 +118,7 @@ fn ask(
         let request = StagedRequest {
             flows: flows.to_vec(),
         };
-        let body = serde_json::to_string(&request)?;
-        let answer = client::ask_control(&socket, "/v1/staged", Some(&body), PATIENCE).map_err(|error| {
-            anyhow::anyhow!(
-                "cannot ask {}: {error}; is `ringwall run` running with this configuration?",
-                socket.display()
-            )
-        })?;
-        if answer.status != 200 {
-            bail!("{}", String::from_utf8_lossy(&answer.body).trim());
-        }
-        let answer: StagedAnswer = serde_json::from_slice(&answer.body)?;
+        let answer: StagedAnswer = ask_control(config, "/v1/staged", &request, PATIENCE)?;
         verdicts.extend(flows.iter().cloned().zip(answer.flows));
         for effect in answer.staged {
             let same = |it: &&mut StagedEffect| it.staged == effect.staged && it.kind == effect.kind;
