@@ -64,6 +64,8 @@ pub enum Side {
     Outside,
     /// Everything.
     Any,
+    /// Everything, and a node's address is the node's: for replays, where nobody can forge one.
+    Unguarded,
 }
 
 /// Where the route back to a source has to lead on an uplink (RFC 3704). A pod's port is always strict, and the address of

@@ -35,7 +35,7 @@ use crate::{
     stats::{DropSample, WorkerStats},
     time::Nanos,
     verdict::DropReason,
-    wire::{self, Packet, Parsed, Transport, subject::NotSubject},
+    wire::{self, FlowKey, Packet, Parsed, Transport, subject::NotSubject},
 };
 use judge::Denial;
 use route::OutputPath;
@@ -177,6 +177,14 @@ impl<Io: PacketIo> Worker<Io> {
     pub fn offline(&mut self) {
         self.slot.snapshots.offline();
         self.slot.forwarding.offline();
+    }
+
+    /// The flow of a key in either direction, one that policy has cut included, if this worker has it. Outside of turns: for
+    /// replays, which name the flow of each packet.
+    pub fn flow_id(&self, key: &FlowKey, now: Nanos) -> Option<FlowId> {
+        let WorkerSlot { table, seed, .. } = &self.slot;
+        let (index, _) = table.find(seed.key(key), key)?;
+        (!table.is_expired(index, now)).then(|| table.entry(index).id(seed))
     }
 
     /// Its number.

@@ -27,6 +27,9 @@ fn main() {
     for (nth, message) in messages().iter().enumerate() {
         write("messages", &format!("message-{nth}"), message);
     }
+    for (nth, capture) in captures().iter().enumerate() {
+        write("capture", &format!("capture-{nth}"), capture);
+    }
     for (target, name, text) in texts() {
         write(target, &name, text.as_bytes());
     }
@@ -34,6 +37,60 @@ fn main() {
 
 fn addr(text: &str) -> Addr {
     Addr::from(text.parse::<std::net::IpAddr>().unwrap())
+}
+
+/// A capture of each format in each byte order, with a packet of each kind of record.
+fn captures() -> Vec<Vec<u8>> {
+    let frame = Template::new(addr("10.0.0.1"), addr("10.0.0.2")).udp(1000, 53, b"");
+    let orders: [fn(u32) -> [u8; 4]; 2] = [u32::to_le_bytes, u32::to_be_bytes];
+    let mut captures = Vec::new();
+    for order in orders {
+        let words = |values: &[u32]| -> Vec<u8> { values.iter().flat_map(|value| order(*value)).collect() };
+        let length = frame.len() as u32;
+        for magic in [0xa1b2_c3d4, 0xa1b2_3c4d, 0xa1b2_cd34] {
+            let version = if order(1)[0] == 1 {
+                0x0004_0002
+            } else {
+                0x0002_0004
+            };
+            let mut file = words(&[magic, version, 0, 0, 65535, 1]);
+            file.extend(words(&[5, 6, length, length]));
+            file.extend([&[0; 8][..if magic == 0xa1b2_cd34 { 8 } else { 0 }], &frame].concat());
+            captures.push(file);
+        }
+        let block = |kind: u32, body: Vec<u8>| {
+            let padded = body.len().next_multiple_of(4);
+            let length = padded as u32 + 12;
+            let mut block = [words(&[kind, length]), body].concat();
+            block.resize(8 + padded, 0);
+            [block, words(&[length])].concat()
+        };
+        let half = |high: u32, low: u32| {
+            if order(1)[0] == 1 {
+                low << 16 | high
+            } else {
+                high << 16 | low
+            }
+        };
+        let file = [
+            block(0x0a0d_0d0a, words(&[0x1a2b_3c4d, half(1, 0), u32::MAX, u32::MAX])),
+            block(
+                1,
+                [words(&[half(1, 0), 0, half(9, 1)]), vec![9, 0, 0, 0], words(&[0])].concat(),
+            ),
+            block(1, words(&[half(113, 0), 96, half(14, 8), 0, 7, 0])),
+            block(6, [words(&[0, 0, 5, length, length]), frame.clone()].concat()),
+            block(3, [words(&[length]), frame.clone()].concat()),
+            block(
+                2,
+                [words(&[half(1, 0), 0, 5, length, length]), frame.clone()].concat(),
+            ),
+            block(5, words(&[0, 0, 5])),
+            block(0x4000_0bad, words(&[1])),
+        ];
+        captures.push(file.concat());
+    }
+    captures
 }
 
 /// Every kind of frame that the parsers tell apart.

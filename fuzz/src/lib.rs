@@ -3,13 +3,14 @@
 //! * [`headers`] the packet parsers against each other; [`programs`] against the BPF programs. [`turn`] a worker's turns:
 //!   flows, fragments, ICMP quotations, changes of the snapshot. [`flow_memory`] what a predecessor left. [`image`]
 //!   snapshot images and deltas.
-//! * [`manifests`], [`config`], [`messages`] what people and processes write.
+//! * [`manifests`], [`config`], [`messages`], [`capture`] what people and processes write.
 //! * `world` the small cluster that packets of `turn` and `flow_memory` are of; `bed` workers over memory.
 //!
 //! `tests/corpora.rs` replays `corpus/` and `regressions/` on the stable toolchain; `libfuzzer/` has the fuzzers.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)] // a target says what does not hold by panicking
 
 mod bed;
+pub mod capture;
 pub mod config;
 pub mod flow_memory;
 pub mod headers;
@@ -31,6 +32,10 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    Target {
+        name: "capture",
+        run: capture::run,
+    },
     Target {
         name: "config",
         run: config::run,

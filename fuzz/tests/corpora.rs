@@ -37,6 +37,11 @@ fn replay(name: &str) {
 }
 
 #[test]
+fn capture() {
+    replay("capture");
+}
+
+#[test]
 fn config() {
     replay("config");
 }

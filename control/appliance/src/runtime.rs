@@ -827,5 +827,6 @@ fn side_name(side: Side) -> &'static str {
         Side::Inside => "inside",
         Side::Outside => "outside",
         Side::Any => "any",
+        Side::Unguarded => "unguarded",
     }
 }

@@ -11,6 +11,7 @@ mod gaps;
 mod matrix;
 mod progress;
 mod query;
+mod replay;
 mod shell;
 mod span;
 #[cfg(feature = "afxdp")]
@@ -18,15 +19,14 @@ mod status;
 #[cfg(feature = "afxdp")]
 mod upgrade;
 mod verify;
+mod whole_file;
 
 use std::{
-    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use ringwall_policy::{Cluster, Settings};
 use ringwall_source::{
@@ -34,7 +34,7 @@ use ringwall_source::{
     folder::{Loaded, Severity},
 };
 
-use self::progress::Progress;
+use self::{progress::Progress, whole_file::write_whole};
 
 /// Kubernetes network firewall: NetworkPolicy enforced by an AF_XDP dataplane.
 #[derive(Debug, Parser)]
@@ -75,6 +75,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Show which flows two folders of manifests treat differently
     Diff(diff::DiffArgs),
+    /// Show what the dataplane does with each packet of a capture
+    Replay(replay::ReplayArgs),
     /// Compile manifests to a snapshot file
     Compile(compile::CompileArgs),
     /// Show which pods, namespaces and policies are enforced, and why others are not
@@ -126,6 +128,7 @@ impl Command {
             Self::Flows(args) => flows::run(&args, output),
             Self::Check(args) => check::run(&args, output),
             Self::Diff(args) => diff::run(&args, output),
+            Self::Replay(args) => replay::run(&args, output),
             Self::Compile(args) => compile::run(&args, output),
             Self::Coverage(args) => coverage::run(&args, output),
             #[cfg(feature = "afxdp")]
@@ -267,36 +270,6 @@ pub(crate) fn count(number: usize, what: &str) -> String {
         (n, "class" | "address") => format!("{n} {what}es"),
         (n, what) => format!("{n} {what}s"),
     }
-}
-
-/// Writes a file beside the wanted one and renames it, so that nobody ever reads half of it. What is no file, such as a
-/// pipe, stays what it is and is written to.
-///
-/// # Errors
-/// It cannot be written; a file that was there before is as it was.
-fn write_whole(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    // A link stays a link.
-    let target = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-    let write = || {
-        if target.metadata().is_ok_and(|it| !it.is_file()) {
-            return std::fs::write(&target, bytes);
-        }
-        let name = target
-            .file_name()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no name"))?;
-        let mut beside = std::ffi::OsString::from(".");
-        beside.push(name);
-        beside.push(format!(".{}", std::process::id()));
-        let beside = target.with_file_name(beside);
-        let write = || {
-            let mut new = File::create_new(&beside)?;
-            new.write_all(bytes)?;
-            new.sync_all()?;
-            std::fs::rename(&beside, &target)
-        };
-        write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
-    };
-    write().with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Parses the command line, runs the command, turns its outcome into an exit status: 0 fine, 1 the answer is no,

@@ -2,7 +2,11 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -14,24 +18,36 @@ const TICK: Duration = Duration::from_millis(250);
 /// The line is there until this is dropped: before the command writes anything else.
 pub(super) struct Progress {
     stages: Option<Sender<&'static str>>,
+    /// What is counted beside the stage, once there is any.
+    counted: Arc<AtomicU64>,
     shows: Option<JoinHandle<()>>,
 }
 
 impl Progress {
     /// Begins with what is done first.
     pub(super) fn new(stage: &'static str) -> Self {
+        let counted = Arc::new(AtomicU64::new(0));
         if !io::stderr().is_terminal() {
             return Self {
                 stages: None,
+                counted,
                 shows: None,
             };
         }
         let (stages, receiver) = channel();
-        let shows = std::thread::Builder::new().spawn(move || show(stage, &receiver, PATIENCE, io::stderr()));
+        let shown = Arc::clone(&counted);
+        let shows =
+            std::thread::Builder::new().spawn(move || show(stage, &receiver, &shown, PATIENCE, io::stderr()));
         Self {
             stages: Some(stages),
+            counted,
             shows: shows.ok(),
         }
+    }
+
+    /// Says how many of what it does are done.
+    pub(super) fn count(&self, number: u64) {
+        self.counted.store(number, Ordering::Relaxed);
     }
 
     /// Says what is done next.
@@ -53,7 +69,13 @@ impl Drop for Progress {
 }
 
 /// Writes the line again and again until nobody sends stages any more, then clears it.
-fn show(mut stage: &'static str, stages: &Receiver<&'static str>, patience: Duration, mut out: impl Write) {
+fn show(
+    mut stage: &'static str,
+    stages: &Receiver<&'static str>,
+    counted: &AtomicU64,
+    patience: Duration,
+    mut out: impl Write,
+) {
     let begin = Instant::now();
     let mut shown = false;
     loop {
@@ -65,7 +87,11 @@ fn show(mut stage: &'static str, stages: &Receiver<&'static str>, patience: Dura
         let since = begin.elapsed();
         if since >= patience {
             shown = true;
-            let line = write!(out, "\r\x1b[K{stage} ... {} s", since.as_secs());
+            let number = match counted.load(Ordering::Relaxed) {
+                0 => String::new(),
+                number => format!(" {number},"),
+            };
+            let line = write!(out, "\r\x1b[K{stage} ...{number} {} s", since.as_secs());
             if line.and_then(|()| out.flush()).is_err() {
                 return;
             }
@@ -83,22 +109,23 @@ mod tests {
 
     use super::*;
 
-    fn shown(patience: Duration) -> String {
+    fn shown(patience: Duration, counted: u64) -> String {
         let (stages, receiver) = channel();
         stages.send("comparing").unwrap();
         drop(stages);
         let mut out = Vec::new();
-        show("reading", &receiver, patience, &mut out);
+        show("reading", &receiver, &AtomicU64::new(counted), patience, &mut out);
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn who_waits_is_told_the_stage_and_the_line_is_gone_afterwards() {
-        assert_eq!(shown(Duration::ZERO), "\r\x1b[Kcomparing ... 0 s\r\x1b[K");
+        assert_eq!(shown(Duration::ZERO, 0), "\r\x1b[Kcomparing ... 0 s\r\x1b[K");
+        assert_eq!(shown(Duration::ZERO, 7), "\r\x1b[Kcomparing ... 7, 0 s\r\x1b[K");
     }
 
     #[test]
     fn who_does_not_wait_is_told_nothing() {
-        assert_eq!(shown(PATIENCE), "");
+        assert_eq!(shown(PATIENCE, 7), "");
     }
 }

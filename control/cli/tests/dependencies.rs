@@ -9,11 +9,12 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of `control/` and what it may use of this workspace outside of its tests.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("policy", &[]),
     ("evaluate", &["policy"]),
     ("compile", &["dataplane", "policy"]),
     ("prove", &["dataplane", "policy"]),
+    ("replay", &["dataplane"]),
     ("messages", &["policy"]),
     ("process", &["config", "messages"]),
     ("source", &["config", "messages", "policy", "process"]),

@@ -477,16 +477,20 @@ impl Entry {
         self.bytes_high[way] = self.bytes_high[way].wrapping_add(u16::from(carry));
     }
 
+    /// Names the flow.
+    pub(crate) fn id(&self, seed: &Seed) -> FlowId {
+        FlowId(seed.flow_id(&self.key(), self.born))
+    }
+
     /// The record for a flow dump; None for a free or revoked entry.
     pub(crate) fn record(&self, seed: &Seed) -> Option<FlowRecord> {
         let state = self.state().filter(|state| *state != State::Revoked)?;
         let join = |high: [u16; 2], low: [u32; 2]| {
             [0, 1].map(|way| u64::from(high[way]) << 32 | u64::from(low[way]))
         };
-        let key = self.key();
         Some(FlowRecord {
-            id: FlowId(seed.flow_id(&key, self.born)),
-            key,
+            id: self.id(seed),
+            key: self.key(),
             state,
             oriented: self.is_oriented(),
             would_drop: self.would_drop(),

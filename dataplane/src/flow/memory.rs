@@ -111,6 +111,18 @@ impl FlowMemory {
         seed: u64,
         now: Nanos,
     ) -> Result<Self, FlowMemoryError> {
+        Self::take_over(memory, entries, seed, now, false)
+    }
+
+    /// As [`Self::open`]. `blank`: all of it is zeros and need not be written, which would make the system find memory for
+    /// entries that are never used.
+    fn take_over(
+        memory: &'static mut [u8],
+        entries: usize,
+        seed: u64,
+        now: Nanos,
+        blank: bool,
+    ) -> Result<Self, FlowMemoryError> {
         if entries > MAX_ENTRIES {
             return Err(FlowMemoryError::TooMany {
                 entries,
@@ -133,7 +145,9 @@ impl FlowMemory {
             // The magic goes first and comes last: a process killed in between leaves nothing to believe.
             header.magic = [0; 8];
             std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
-            body.fill(0);
+            if !blank {
+                body.fill(0);
+            }
             header.version = LAYOUT_VERSION;
             header.segments = SEGMENTS as u32;
             header.per_segment = per_segment as u64;
@@ -167,11 +181,12 @@ impl FlowMemory {
             });
         }
         let words = vec![0u64; Self::required_bytes(entries).div_ceil(8)];
-        Self::open(
+        Self::take_over(
             Box::leak(words.into_boxed_slice()).as_mut_bytes(),
             entries,
             seed,
             Nanos(0),
+            true,
         )
     }
 

@@ -1005,7 +1005,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     fn check_source(&self, port: &Port, frame: &[u8], packet: &Packet, src: &Identity) -> Result<(), Denial> {
         use IdentityKind::{External, Node, Pod, Service, Unknown};
         let fits = match port.side {
-            Side::Any => true,
+            Side::Any | Side::Unguarded => true,
             Side::Pods => matches!(src.kind, Pod | Unknown),
             Side::Nodes => matches!(src.kind, Node),
             Side::Inside => matches!(src.kind, Pod | Unknown | Node),
@@ -1217,8 +1217,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 return NodeExemption::ThisNode;
             }
         }
-        let from_node =
-            src.kind == IdentityKind::Node && (port.kind == PortKind::Host || port.side == Side::Nodes);
+        let from_node = src.kind == IdentityKind::Node
+            && (port.kind == PortKind::Host || matches!(port.side, Side::Nodes | Side::Unguarded));
         if from_node || dst.kind == IdentityKind::Node {
             NodeExemption::Trusted
         } else {

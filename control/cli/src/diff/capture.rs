@@ -1,32 +1,18 @@
 //! Flows of captured packets, read with the dataplane's own parser.
 
-use std::{collections::HashMap, fs::File, net::IpAddr, path::Path};
+use std::{collections::HashMap, fs::File, io, net::IpAddr, path::Path};
 
-use anyhow::{Context, anyhow, bail};
-use pcap_parser::{Block, PcapBlockOwned, PcapError, create_reader};
+use anyhow::{Context, bail};
 use ringwall_analyse::flow::{EndName, Service};
 use ringwall_dataplane::{
     verdict::DropReason,
     wire::{FlowKey, Packet, Parsed, TcpFlags, Transport, parse},
 };
 
+use ringwall_replay::capture::{CaptureError, CaptureReader, Content, Link, PacketLink, Record};
+
 use super::recorded::{Counts, Recorded};
 
-/// Link types (LINKTYPE_ numbers of the pcap formats) that can be read.
-mod link {
-    pub(super) const ETHERNET: i32 = 1;
-    pub(super) const RAW: i32 = 101;
-    pub(super) const RAW_BSD: [i32; 2] = [12, 14];
-    pub(super) const COOKED: i32 = 113;
-    pub(super) const IPV4: i32 = 228;
-    pub(super) const IPV6: i32 = 229;
-    pub(super) const COOKED_2: i32 = 276;
-}
-
-const ETHERNET_HEADER: usize = 14;
-const BUFFER: usize = 1 << 18;
-/// No block of a capture is longer.
-const LARGEST_BLOCK: usize = 64 << 20;
 /// The parser reads nothing longer.
 const LONGEST_FRAME: usize = 1 << 16;
 
@@ -59,62 +45,42 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Recorded> {
 impl Capture {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let mut this = Self::default();
-        let file = File::open(path)?;
-        let mut reader = match create_reader(BUFFER, file) {
-            Ok(reader) => reader,
-            Err(PcapError::Eof) => bail!("the file is empty"),
-            Err(_) => bail!("it is neither pcap nor pcapng"),
-        };
-        // By number of the interface; a pcap file has one.
-        let mut links: Vec<i32> = Vec::new();
+        let file = io::BufReader::with_capacity(1 << 18, File::open(path)?);
+        let mut reader = CaptureReader::open(file)?;
+        let mut frame = Vec::new();
         let mut foreign = None;
         loop {
-            let consumed = match reader.next() {
-                Ok((consumed, block)) => {
-                    if let Some((link, bytes, length)) = packet(&block, &mut links) {
-                        match frame(link, bytes, length) {
-                            Some(frame) => this.frame(&frame, bytes.len(), length),
-                            None => {
-                                foreign = Some(link);
-                                this.counts.packets += 1;
-                                this.counts.unparsable += 1;
-                            }
-                        }
-                    }
-                    consumed
-                }
-                Err(PcapError::Eof) => break,
-                Err(PcapError::Incomplete(_)) => {
-                    reader.refill().map_err(|_| anyhow!("reading failed"))?;
-                    continue;
-                }
-                Err(PcapError::BufferTooSmall) => {
-                    let size = reader.data().len().max(BUFFER) * 2;
-                    if size > LARGEST_BLOCK || !reader.grow(size) {
-                        bail!("a block is longer than {LARGEST_BLOCK} bytes");
-                    }
-                    reader.refill().map_err(|_| anyhow!("reading failed"))?;
-                    continue;
-                }
+            let packet = match reader.next_record() {
+                Ok(None) => break,
+                Ok(Some(Record {
+                    content: Content::Packet(packet),
+                    ..
+                })) => packet,
+                Ok(Some(_)) => continue,
                 // As if it had been copied while it was being written.
-                Err(PcapError::UnexpectedEof) => {
+                Err(CaptureError::CutShort { .. }) => {
                     this.counts.cut_short = true;
                     break;
                 }
-                Err(error) => {
-                    let after = this.counts.packets;
-                    bail!(
-                        "a block after {after} packets is damaged ({:?})",
-                        error.to_owned_vec()
-                    );
-                }
+                Err(error) => return Err(error.into()),
             };
-            reader.consume(consumed);
+            let PacketLink::Known(link) = packet.link else {
+                foreign = Some(packet.link);
+                this.counts.packets += 1;
+                this.counts.unparsable += 1;
+                continue;
+            };
+            link.write_frame(packet.bytes, &mut frame);
+            let length = packet.bytes.len().max(packet.length as usize);
+            // As long as it was.
+            let whole = frame.len() + length - packet.bytes.len();
+            frame.resize(whole.min(LONGEST_FRAME).max(frame.len()), 0);
+            this.frame(&frame, packet.bytes.len(), length);
         }
         match foreign {
-            Some(link) if this.counts.unparsable == this.counts.packets => bail!(
-                "its link type {link} cannot be read; known are Ethernet, raw IP and Linux cooked (capture on one interface \
-                 instead of `any`, or convert the file)"
+            Some(PacketLink::Unknown(link)) if this.counts.unparsable == this.counts.packets => bail!(
+                "link type {link} is not supported, only {} (capture on one interface instead of `any`, or convert the file)",
+                Link::SUPPORTED
             ),
             _ => Ok(this),
         }
@@ -210,66 +176,4 @@ fn needed(packet: &Packet) -> usize {
         Transport::Icmp { .. } | Transport::IcmpError { .. } => 2,
         Transport::Other | Transport::None => 0,
     }
-}
-
-/// Link type, captured bytes and length on the wire of a block that holds a packet.
-fn packet<'a>(block: &'a PcapBlockOwned<'a>, links: &mut Vec<i32>) -> Option<(i32, &'a [u8], usize)> {
-    let of = |data: &'a [u8], captured: u32, length: u32| {
-        let bytes = data.get(..captured as usize).unwrap_or(data);
-        (bytes, (length as usize).max(bytes.len()))
-    };
-    let (interface, (bytes, length)) = match block {
-        PcapBlockOwned::LegacyHeader(header) => {
-            *links = vec![header.network.0];
-            return None;
-        }
-        PcapBlockOwned::Legacy(packet) => (0, of(packet.data, packet.caplen, packet.origlen)),
-        PcapBlockOwned::NG(Block::SectionHeader(_)) => {
-            links.clear();
-            return None;
-        }
-        PcapBlockOwned::NG(Block::InterfaceDescription(interface)) => {
-            links.push(interface.linktype.0);
-            return None;
-        }
-        PcapBlockOwned::NG(Block::EnhancedPacket(packet)) => (
-            packet.if_id as usize,
-            of(packet.data, packet.caplen, packet.origlen),
-        ),
-        PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
-            let captured = packet.origlen.min(packet.data.len() as u32);
-            (0, of(packet.data, captured, packet.origlen))
-        }
-        PcapBlockOwned::NG(_) => return None,
-    };
-    Some((links.get(interface).copied().unwrap_or(-1), bytes, length))
-}
-
-/// The packet as a frame with an Ethernet header, as long as it was; None for a link type that cannot be read.
-fn frame(link: i32, bytes: &[u8], length: usize) -> Option<Vec<u8>> {
-    const IPV4: [u8; 2] = [0x08, 0x00];
-    const IPV6: [u8; 2] = [0x86, 0xdd];
-    // Ethernet type of what follows, and where that begins.
-    let (kind, begin) = match link {
-        link::ETHERNET => {
-            let mut frame = bytes.to_vec();
-            frame.resize(length.min(LONGEST_FRAME).max(bytes.len()), 0);
-            return Some(frame);
-        }
-        link::COOKED => (bytes.get(14..16)?.try_into().ok()?, 16),
-        link::COOKED_2 => (bytes.get(..2)?.try_into().ok()?, 20),
-        link::IPV4 => (IPV4, 0),
-        link::IPV6 => (IPV6, 0),
-        link if link == link::RAW || link::RAW_BSD.contains(&link) => match bytes.first()? >> 4 {
-            6 => (IPV6, 0),
-            _ => (IPV4, 0),
-        },
-        _ => return None,
-    };
-    let mut frame = vec![0; ETHERNET_HEADER - 2];
-    frame.extend_from_slice(&kind);
-    frame.extend_from_slice(bytes.get(begin..)?);
-    let whole = ETHERNET_HEADER + length.saturating_sub(begin);
-    frame.resize(whole.min(LONGEST_FRAME).max(frame.len()), 0);
-    Some(frame)
 }
