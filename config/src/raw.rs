@@ -18,19 +18,19 @@ use crate::quantity::{Bytes, Period};
 pub struct Raw {
     /// Version of this format.
     pub api_version: ApiVersion,
-    /// A gateway between networks, or a firewall on a node.
+    /// The role: a gateway between networks, or a firewall on a node.
     pub kind: Kind,
-    /// Name of this installation; `${VARIABLE}` takes it from the environment.
+    /// Name of this installation; `${VARIABLE}` is read from the environment.
     pub name: String,
-    /// Whether verdicts are enforced.
+    /// Whether verdicts are enforced or only logged.
     #[serde(default)]
     pub mode: Mode,
-    /// The machine's own access.
+    /// Management access to the machine.
     pub management: Option<Management>,
-    /// What is proven of a compiled policy before it is published.
+    /// How much of a compiled policy is proven before it is published.
     #[serde(default)]
     pub verify: Verification,
-    /// The compiled policy.
+    /// Limits of the compiled policy.
     #[serde(default)]
     pub snapshot: Snapshot,
     /// Networks of the cluster.
@@ -40,41 +40,41 @@ pub struct Raw {
     /// The packet workers.
     #[serde(default)]
     pub workers: Workers,
-    /// Interfaces that ringwall takes over.
+    /// Interfaces that ringwall attaches to.
     pub interfaces: Vec<Interface>,
-    /// Pairs of interfaces of a transparent gateway; without them packets are routed.
+    /// Interface pairs of a transparent (bump-in-the-wire) gateway. Without wires, packets are routed.
     pub wires: Option<Vec<Wire>>,
-    /// How a routed gateway or node takes routes.
+    /// How a routed gateway or node uses the kernel's routes.
     pub routing: Option<Routing>,
     /// What happens to pod traffic while no dataplane runs.
     pub fail_mode: Option<FailMode>,
-    /// Traffic that passes before any policy.
+    /// Traffic that passes whatever policy says.
     pub failsafe: Option<Failsafe>,
-    /// What happens to node addresses that hide pods.
+    /// How node addresses that masquerade pods are treated.
     pub masqueraded_sources: Option<String>,
-    /// Tunnels.
+    /// Overlay tunnels.
     pub overlay: Option<Overlay>,
-    /// What is asked of a source address besides policy.
+    /// How source addresses are checked.
     #[serde(default)]
     pub anti_spoofing: AntiSpoofing,
     /// Flow table.
     #[serde(default)]
     pub conntrack: Conntrack,
-    /// Flow logs.
+    /// Flow log.
     pub logging: Option<Logging>,
     /// Metrics and health.
     #[serde(default)]
     pub telemetry: Telemetry,
-    /// How a node learns which interface is which pod's.
+    /// How a node learns which interface belongs to which pod.
     pub endpoint_discovery: Option<String>,
-    /// What happens to pod traffic of the kernel.
+    /// What happens to pod traffic that the kernel forwards.
     pub kernel_path: Option<String>,
-    /// What happens to a pod before it is in an adopted snapshot.
+    /// What happens to a pod until a snapshot with it has been adopted.
     pub pod_start: Option<String>,
     /// Packet memory.
     #[serde(default)]
     pub umem: Umem,
-    /// The process that reads policies.
+    /// The control process, which reads and compiles policy.
     #[serde(default)]
     pub control: Control,
     /// Sockets, flow table and lock; on a tmpfs. Default: `/run/ringwall/NAME`.
@@ -85,62 +85,62 @@ pub struct Raw {
     pub bpffs: Option<PathBuf>,
 }
 
-/// The process that reads policies.
+/// The control process, which reads and compiles policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Control {
-    /// Name or number of the user that it runs as, without capabilities; it has to be able to read the kubeconfig with what that
-    /// names, or the folder of manifests. Default: the user `ringwall`, a number of its own where there is no such user, or the
-    /// owner of a kubeconfig that names a program for credentials. Where that user cannot read them, it keeps the capability
-    /// to read, behind Landlock.
+    /// User (name or number) that the control process runs as, without capabilities. It must be able to read the kubeconfig and
+    /// the files that it names, or the folder of manifests. Default: the user `ringwall`; if there is none, an unused number; if
+    /// the kubeconfig names a credential program, the owner of the kubeconfig. If the default user cannot read these files,
+    /// the process keeps the capability to read files, confined by Landlock.
     pub user: Option<User>,
 }
 
-/// A user of the machine.
+/// A user of this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum User {
-    /// Number.
+    /// By number.
     Id(u32),
-    /// Name.
+    /// By name.
     Name(String),
 }
 
-/// Versions of the format.
+/// Versions of the configuration format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ApiVersion {
-    /// The only one yet.
+    /// The only version so far.
     #[serde(rename = "ringwall.io/v1alpha1")]
     V1Alpha1,
 }
 
-/// What ringwall is here.
+/// The role of this instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum Kind {
-    /// A box between networks.
+    /// Between networks, as a router or on a wire.
     Gateway,
-    /// A firewall on a Kubernetes node.
+    /// On a Kubernetes node.
     Node,
 }
 
-/// What becomes of verdicts.
+/// Whether verdicts are enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
-    /// Judge and count, forward all.
+    /// Judge and count every packet, but forward denied ones too.
     Audit,
-    /// Drop what policy denies.
+    /// Drop packets that policy denies.
     #[default]
     Enforce,
 }
 
-/// What is proven, in a word or in full.
+/// How much is proven: one word, or an object with a deadline.
 #[derive(Clone, Copy, Debug, JsonSchema)]
 #[schemars(untagged)]
 pub enum Verification {
-    /// With the usual deadline.
+    /// One word: the default deadline applies.
     Word(Verify),
-    /// In full.
+    /// With a deadline.
     Full(VerifyInFull),
 }
 
@@ -180,58 +180,58 @@ impl<'de> Deserialize<'de> for Verification {
     }
 }
 
-/// What is proven, and what happens where that takes long.
+/// How much is proven, and what happens if that takes too long.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VerifyInFull {
     /// What is proven of a compiled policy before it is published. Default: changed.
     #[serde(default)]
     pub proof: Verify,
-    /// How long a proof may take. Default: 30s.
+    /// Time limit for a proof. Default: 30s.
     pub deadline: Option<Period>,
-    /// What happens to a policy whose proof takes longer. Default: hold.
+    /// What happens to a policy whose proof exceeds the deadline. Default: hold.
     #[serde(default)]
     pub on_deadline: OnDeadline,
 }
 
-/// What happens to a policy whose proof takes longer than its deadline.
+/// What happens to a policy whose proof exceeds its deadline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnDeadline {
-    /// It waits for the proof; the policy before stays in force, with an alarm.
+    /// The previous policy stays in force, with an alarm, until the proof ends.
     #[default]
     Hold,
-    /// It is published, with an alarm, and proven afterwards.
+    /// The policy is published, with an alarm, and the proof goes on.
     Publish,
 }
 
-/// What is proven of a compiled policy before it is published.
+/// How much of a compiled policy is proven before it is published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Verify {
-    /// All of it, each time.
+    /// The whole snapshot, for every change.
     Full,
-    /// All that a change can have touched; the whole, over and over, in the background.
+    /// Everything that a change can affect; the whole snapshot repeatedly in the background.
     #[default]
     Changed,
-    /// Nothing.
+    /// No proof.
     Off,
 }
 
-/// The compiled policy.
+/// Limits of the compiled policy.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Snapshot {
-    /// The most memory of one snapshot. A policy that needs more is refused, with the heaviest policies named, and the
-    /// snapshot before stays in force. Default: 512MiB.
+    /// Memory limit for one snapshot. State that needs more is refused with the heaviest policies named, and the previous
+    /// snapshot stays in force. Default: 512MiB.
     pub budget: Option<Bytes>,
 }
 
-/// The machine's own access.
+/// Management access to the machine.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Management {
-    /// Interface that is never taken over.
+    /// Interface that ringwall never attaches to.
     pub interface: String,
 }
 
@@ -251,79 +251,78 @@ pub struct Cluster {
     #[serde(rename = "serviceCIDRs", default)]
     #[schemars(with = "Vec<String>")]
     pub service_cidrs: Vec<IpNet>,
-    /// Traffic of addresses in a pod network that no live pod has.
+    /// Traffic from and to addresses in a pod network that belong to no live pod.
     #[serde(default)]
     pub unknown_endpoints: UnknownEndpoints,
-    /// Where networks are: in which VLAN, on which wire, behind which interfaces. Networks that are not here may be
-    /// wherever sides and routes let them.
+    /// Where networks are located: VLAN, wire or interfaces. Networks not listed may be anywhere that sides and routes allow.
     #[serde(default)]
     pub places: Vec<Place>,
 }
 
-/// Where networks are. Packets from their addresses drop as `spoofed-source` anywhere else; packets to them drop as
-/// `misplaced-destination` on a wire that does not lead there, and as `route-refused` where a route leads elsewhere.
+/// The location of networks. Packets from their addresses drop as `spoofed-source` if they arrive anywhere else. Packets to
+/// them drop as `misplaced-destination` on a wire that does not lead there, and as `route-refused` if a route leads elsewhere.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Place {
-    /// Networks of pods, nodes or anybody else. No two places have an address in common.
+    /// Networks of pods, nodes or other hosts. No address may be in two places.
     #[schemars(with = "Vec<String>")]
     pub networks: Vec<IpNet>,
     /// Name of the wire that they are on, at either end. Default: any wire.
     pub wire: Option<String>,
-    /// Names of the interfaces that lead to them, instead of a wire: of a wire, the ends that they are behind.
+    /// Names of the interfaces that lead to them, instead of `wire`; on a wire, the ends that they are behind.
     pub interfaces: Option<Vec<String>>,
-    /// VLAN that they are in on a wire, 1 to 4094, or `untagged`; of two tags the inner one. Default: any.
+    /// VLAN on a wire, 1 to 4094, or `untagged`; with two tags, the inner one. Default: any.
     pub vlan: Option<PlaceVlan>,
-    /// Outer VLAN of two (IEEE 802.1ad), 1 to 4094. Default: frames have no second tag.
+    /// Outer VLAN of two (IEEE 802.1ad), 1 to 4094. Default: no second tag.
     pub outer_vlan: Option<u16>,
 }
 
-/// A VLAN, or none.
+/// A VLAN number, or untagged.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a VLAN number or `untagged`")]
 pub enum PlaceVlan {
-    /// Its number.
+    /// VLAN number.
     Number(u16),
     /// `untagged`.
     Text(String),
 }
 
-/// What happens to addresses in a pod network that nobody has.
+/// How addresses in a pod network that belong to no pod are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum UnknownEndpoints {
-    /// Dropped.
+    /// Their traffic is dropped.
     #[default]
     Deny,
-    /// Treated as open.
+    /// No policy applies to them.
     Allow,
 }
 
-/// Where policy comes from: exactly one of `kubeconfig`, `inCluster` and `manifests`.
+/// Where policy comes from. Set exactly one of `kubeconfig`, `inCluster` and `manifests`.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
-    /// A kubeconfig file.
+    /// Path of a kubeconfig file.
     pub kubeconfig: Option<PathBuf>,
-    /// A context of it.
+    /// Context of the kubeconfig. Default: its current context.
     pub context: Option<String>,
-    /// The cluster that this runs in.
+    /// Use the service account of the pod that ringwall runs in.
     pub in_cluster: Option<bool>,
-    /// A folder of manifests; a relative path starts at the configuration file.
+    /// Path of a folder of manifests; a relative path starts at the configuration file's folder.
     pub manifests: Option<PathBuf>,
-    /// Alarm after this long without word from the API server. Default: 15m.
+    /// Raise an alarm if nothing has come from the API server for this long. Default: 15m.
     pub stale_after: Option<Period>,
-    /// How often, about, a full list of the API server is compared with what its watches said; at least 5m. Default: 1h.
+    /// About how often a full list from the API server is compared with the state built from watches; at least 5m. Default: 1h.
     pub full_list_every: Option<Period>,
-    /// A state of the source has to be adopted by every worker within this time, else `/readyz` fails and an alarm is
-    /// raised. Default: 30s.
+    /// Every worker has to adopt a new state within this time; otherwise `/readyz` fails and an alarm is raised.
+    /// Default: 30s.
     pub adopt_within: Option<Period>,
-    /// At a start, a last snapshot that was last known to be current longer ago than this is not used. Default: any age.
+    /// At startup, ignore the last snapshot on disk if it was last known to be current longer ago than this. Default: any age.
     pub max_age: Option<Period>,
-    /// Start with a folder in which no pod has an address: all traffic of pods is that of unknown endpoints then.
+    /// Start even if no pod in the folder has an address; all pod traffic then counts as traffic of unknown endpoints.
     #[serde(default)]
     pub allow_no_pods: bool,
-    /// Longest random wait before the first list.
+    /// Longest random delay before the first list.
     pub start_jitter: Option<Period>,
 }
 
@@ -331,60 +330,60 @@ pub struct Source {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Workers {
-    /// `auto`, or CPUs as `2-5,8` or a list of numbers.
+    /// CPUs to pin workers to: `auto`, a range such as `2-5,8`, or a list of numbers.
     pub cpus: Option<CpuSet>,
-    /// How many workers. Default: one per CPU; one for `auto`.
+    /// Number of workers. Default: one per CPU listed; one for `auto`.
     pub count: Option<u16>,
-    /// What a worker does that has nothing to do. Default: adaptive.
+    /// What a worker without packets does. Default: adaptive.
     #[serde(default)]
     pub idle_policy: IdlePolicy,
 }
 
-/// CPUs, in text or as a list.
+/// CPUs, as text or as a list.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "`auto`, a CPU list such as `2-5,8`, or a list of CPU numbers"
 )]
 pub enum CpuSet {
-    /// One number.
+    /// One CPU.
     Number(u16),
-    /// Numbers.
+    /// CPU numbers.
     Numbers(Vec<u16>),
-    /// `auto` or the kernel's notation.
+    /// `auto`, or the kernel's list format.
     Text(String),
 }
 
-/// What an idle worker does.
+/// What a worker without packets does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IdlePolicy {
-    /// Spins: lowest latency, a whole core.
+    /// Spins: lowest latency, uses a whole core.
     BusyPoll,
-    /// Spins a while, then sleeps until a packet comes.
+    /// Spins for a while, then sleeps until a packet arrives.
     #[default]
     Adaptive,
 }
 
-/// An interface that ringwall takes over.
+/// An interface that ringwall attaches to.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Interface {
     /// Its name.
     pub name: Option<String>,
-    /// A pattern of names (`*`, `?`), instead of a name.
+    /// Pattern (`*`, `?`) for several interfaces, instead of `name`.
     #[serde(rename = "match")]
     pub pattern: Option<String>,
-    /// The interface that a VLAN interface is made of.
+    /// Parent device of a VLAN interface.
     pub parent: Option<String>,
     /// VLAN number.
     pub vlan: Option<u16>,
-    /// What it leads to; `uplink` where absent and the interface is no end of a wire.
+    /// What it leads to. Default: `uplink`, unless the interface is one end of a wire.
     pub kind: Option<InterfaceKind>,
-    /// Whose source addresses may come in. Pods on a `pod` port; any on a node's uplink and the `host` port; a gateway has to
-    /// say it.
+    /// Whose source addresses may arrive here. Required on a gateway. Default otherwise: `pods` on a `pod` port, `any` on a
+    /// node's uplink and the `host` port.
     pub side: Option<Side>,
-    /// Receive queues taken: a number, or `all` (the default).
+    /// Receive queues to use: a number, or `all` (the default).
     pub rx_queues: Option<QueueCount>,
     /// Native or generic XDP. Default: auto.
     #[serde(default)]
@@ -392,17 +391,17 @@ pub struct Interface {
     /// Zero-copy or copy. Default: prefer.
     #[serde(default)]
     pub zero_copy: ZeroCopy,
-    /// MTU to expect, in bytes.
+    /// MTU that the interface must have, in bytes.
     pub mtu: Option<u16>,
 }
 
-/// A number of queues, or all.
+/// A number of queues, or all of them.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a number of queues or `all`")]
 pub enum QueueCount {
-    /// This many.
+    /// This many queues.
     Number(u16),
-    /// `all`.
+    /// All queues: `all`.
     Text(String),
 }
 
@@ -410,15 +409,15 @@ pub enum QueueCount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum InterfaceKind {
-    /// The host's end of one pod's veth.
+    /// The host's end of a pod's veth pair.
     Pod,
-    /// A network with routers, nodes or pods elsewhere.
+    /// A network with routers, nodes or other machines' pods.
     Uplink,
-    /// The way to and from the kernel of this host; made where it does not exist.
+    /// The path to and from this host's kernel; created if it does not exist.
     Host,
 }
 
-/// Whose source addresses may come in.
+/// Whose source addresses may arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Side {
@@ -430,54 +429,54 @@ pub enum Side {
     Inside,
     /// Neither pods nor nodes.
     Outside,
-    /// Everyone.
+    /// Any address.
     Any,
 }
 
-/// What is asked of a source address besides policy.
+/// How source addresses are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AntiSpoofing {
-    /// It fits the `side` of its interface and, on a router, the route back.
+    /// The source fits the interface's `side` and, on a router, the route back.
     #[default]
     Sides,
-    /// A pod's packets also bear the Ethernet address of its node: on a router that of the next hop to the pod, on a wire that
-    /// of the station which answers for an address of its Node object by ARP or neighbour discovery, and a node's packets
-    /// likewise. A wire has to be in the network of the nodes for that: the packets of a node that says nothing there, as
-    /// behind a router, and of its pods drop as `neighbour-unresolved`, with an alarm.
+    /// In addition, packets of a pod or node must carry the Ethernet address of that node: on a router, that of the next hop to
+    /// the pod; on a wire, that of the station which answers ARP or neighbour discovery for an address of the Node object.
+    /// The wire must therefore be in the nodes' own network. If a node does not answer there, as behind a router, its packets
+    /// and those of its pods drop as `neighbour-unresolved`, with an alarm.
     Strict,
-    /// Interfaces of `side: any` are accepted where verdicts are enforced: whoever is there can send as any pod.
+    /// Allows `side: any` in mode `enforce`: any host there can then send with any pod's address.
     Off,
 }
 
-/// Where the route back to a source has to lead.
+/// Where the route back to a source must lead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ReversePath {
-    /// Out of the interface that the packet came in by, or by one of several ways there.
+    /// Out of the interface that the packet arrived on, also as one of several equal routes.
     #[default]
     Strict,
-    /// Anywhere.
+    /// Out of any interface: a route must exist.
     Loose,
-    /// Nothing is asked.
+    /// No check.
     Off,
 }
 
-/// What happens on a wire to frames that no policy speaks about.
+/// What happens on a wire to frames that no policy covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum L2Action {
-    /// They cross.
+    /// They cross the wire.
     Forward,
-    /// They end.
+    /// They are dropped.
     Drop,
-    /// They cross from the end of `side: outside` to the other one.
+    /// They cross only from the end with `side: outside`.
     FromOutside,
-    /// They cross from the end of `side: inside`, `pods` or `nodes` to the other one.
+    /// They cross only from the end with `side: inside`, `pods` or `nodes`.
     FromInside,
 }
 
-/// Frames that no policy speaks about.
+/// Frames that no policy covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum L2Protocol {
@@ -521,25 +520,25 @@ pub enum L2Protocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum XdpMode {
-    /// By the driver.
+    /// In the driver.
     Native,
-    /// By the kernel's general path: slow, works everywhere.
+    /// Generic XDP in the kernel: slower, works with every driver.
     Generic,
-    /// Native, or generic where the driver cannot.
+    /// Native if the driver supports it, otherwise generic.
     #[default]
     Auto,
 }
 
-/// Whether packets are received into the workers' memory directly.
+/// Whether the device receives directly into the workers' memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ZeroCopy {
-    /// Refuse to start without.
+    /// Required: ringwall does not start without it.
     Require,
-    /// Where the device can.
+    /// Used if the device supports it.
     #[default]
     Prefer,
-    /// Copy.
+    /// Never used: packets are copied.
     Off,
 }
 
@@ -550,11 +549,11 @@ pub enum FailMode {
     /// It is dropped.
     #[default]
     Closed,
-    /// It passes: a wire to its other end, routed by the kernel.
+    /// It passes: to the other end of a wire, or routed by the kernel.
     Open,
 }
 
-/// A pair of interfaces.
+/// A wire: a pair of interfaces, bridged transparently.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Wire {
@@ -562,29 +561,29 @@ pub struct Wire {
     pub name: String,
     /// Its two ends.
     pub interfaces: Vec<String>,
-    /// Which VLANs are judged.
+    /// VLANs whose packets are judged.
     pub vlans: Option<String>,
-    /// Whether one end going down takes the other down.
+    /// Whether a link that goes down at one end is taken down at the other.
     pub link_state_propagation: Option<bool>,
-    /// What happens to frames that no policy speaks about; each kind has a default.
+    /// What happens to frames that no policy covers; each kind has a default.
     #[serde(default)]
     pub l2_protocols: BTreeMap<L2Protocol, L2Action>,
     /// What happens to pod traffic while no dataplane runs.
     pub fail_mode: Option<FailMode>,
 }
 
-/// How routes are taken from the kernel.
+/// How the kernel's routes are used.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Routing {
-    /// Routing tables that are mirrored.
+    /// Kernel routing tables to use.
     pub kernel_tables: Option<Vec<String>>,
-    /// What one of several next hops is chosen by.
+    /// How one of several equal next hops is chosen.
     pub ecmp: Option<String>,
     /// Where the route back to a source has to lead. Default: strict.
     #[serde(default)]
     pub reverse_path: ReversePath,
-    /// Protocols that stay with the kernel.
+    /// Protocols that are left to the kernel.
     pub control_protocols: Option<Vec<String>>,
     /// ICMP errors that ringwall sends.
     pub icmp_errors: Option<IcmpErrors>,
@@ -594,71 +593,71 @@ pub struct Routing {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IcmpErrors {
-    /// The most of them, such as `1000/s`.
+    /// Rate limit, for example `1000/s`.
     pub rate_limit: Option<String>,
 }
 
-/// Traffic that passes before any policy.
+/// Traffic that passes whatever policy says.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failsafe {
     /// What passes.
     #[serde(default)]
     pub allow: Vec<FailsafeRule>,
-    /// How long a new configuration waits for confirmation before it is taken back.
+    /// How long a new configuration waits for confirmation before it is reverted.
     pub confirm_timeout: Option<Period>,
 }
 
-/// One kind of traffic that passes before any policy.
+/// One kind of traffic that passes whatever policy says.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FailsafeRule {
-    /// From where.
+    /// Sources.
     pub from: Networks,
-    /// To where.
+    /// Destinations.
     pub to: Networks,
-    /// TCP, UDP, SCTP.
+    /// TCP, UDP or SCTP. Default: every protocol.
     pub protocol: Option<String>,
-    /// Destination ports.
+    /// Destination ports. Default: every port.
     pub ports: Option<Vec<u16>>,
 }
 
-/// Networks, by the name of a list in `cluster` or written out.
+/// Networks: the name of a list in `cluster`, or the networks themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "`nodeCIDRs`, `podCIDRs`, `serviceCIDRs` or a list of networks"
 )]
 pub enum Networks {
-    /// A list in `cluster`.
+    /// Name of a list in `cluster`.
     Named(String),
     /// Networks.
     Listed(#[schemars(with = "Vec<String>")] Vec<IpNet>),
 }
 
-/// Tunnels.
+/// Overlay tunnels.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Overlay {
-    /// Whether pods may send into tunnels, and others than nodes into those of nodes, as far as policy allows. What is
-    /// inside is not looked into. Default: drop.
+    /// Whether policy decides about tunnel packets sent by pods, and about those sent to nodes by hosts that are not nodes. What
+    /// is inside is not inspected. Default: drop.
     #[serde(default)]
     pub from_pods: TunnelAction,
     /// UDP ports where nodes unpack tunnels. Default: 4789, 6081, 8285, 8472.
     pub ports: Option<Vec<u16>>,
     /// UDP ports of VXLAN.
     pub vxlan_ports: Option<Vec<u16>>,
-    /// Whether IP in IP is looked into.
+    /// Whether IP-in-IP packets are inspected.
     pub ipip: Option<bool>,
-    /// What happens to tunnels that cannot be looked into.
+    /// What happens to tunnel packets that cannot be inspected.
     pub opaque: Option<String>,
 }
 
-/// What happens to tunnels of pods.
+/// What happens to tunnel packets from pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TunnelAction {
-    /// They drop.
+    /// They are dropped.
     #[default]
     Drop,
     /// Policy decides.
@@ -669,32 +668,32 @@ pub enum TunnelAction {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Conntrack {
-    /// Most flows at a time. Default: 262144.
+    /// Maximum number of flows. Default: 262144.
     pub max_entries: Option<u32>,
-    /// TCP without a seen beginning.
+    /// How TCP connections whose beginning was not seen are treated.
     #[serde(default)]
     pub tcp_midstream: Midstream,
-    /// Which resets and FINs are believed.
+    /// Which resets and FINs end a flow.
     #[serde(default)]
     pub tcp: TcpTracking,
-    /// How long after a start without inherited flows `pickup` lasts. Default: 120s.
+    /// How long `pickup` lasts after a start without inherited flows. Default: 120s.
     pub pickup_window: Option<Period>,
-    /// How long a silent flow is kept.
+    /// How long an idle flow is kept.
     #[serde(default)]
     pub timeouts: Timeouts,
 }
 
-/// What happens to TCP whose beginning was not seen.
+/// How TCP connections whose beginning was not seen are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Midstream {
-    /// Judged as new. For a while after a start without inherited flows, what answers an allowed segment passes, too.
+    /// Judged as new. For a while after a start without inherited flows, answers to allowed segments also pass.
     #[default]
     Pickup,
-    /// As `pickup`, and in that time a segment passes also if it would be an answer to an allowed connection that has not
-    /// been seen: a pod that may only be talked to can then talk to everyone.
+    /// As `pickup`; during that time, a segment also passes if it could be an answer on an allowed connection that was not seen.
+    /// A pod that may only accept connections can then send to anyone.
     PickupAnswers,
-    /// Judged as new, always.
+    /// Always judged as new.
     Strict,
 }
 
@@ -702,26 +701,26 @@ pub enum Midstream {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TcpTracking {
-    /// Those that their sequence numbers show to be of an end of the connection.
+    /// Those with a sequence number inside the window, as an end of the connection would send.
     #[default]
     Strict,
-    /// All: where only one direction of connections comes by here.
+    /// All, for gateways that see only one direction of connections.
     Loose,
 }
 
-/// How long a silent flow is kept.
+/// How long an idle flow is kept.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timeouts {
-    /// TCP before both sides have spoken. Default: 30s.
+    /// TCP until both ends have sent. Default: 30s.
     pub tcp_opening: Option<Period>,
-    /// TCP, open. Default: 12h.
+    /// Established TCP. Default: 12h.
     pub tcp_established: Option<Period>,
     /// TCP after FIN or RST. Default: 60s.
     pub tcp_closing: Option<Period>,
-    /// UDP that has not been answered. Default: 30s.
+    /// UDP without an answer. Default: 30s.
     pub udp_new: Option<Period>,
-    /// UDP that has been answered. Default: 120s.
+    /// UDP with an answer. Default: 120s.
     pub udp_answered: Option<Period>,
     /// ICMP echo. Default: 30s.
     pub icmp: Option<Period>,
@@ -731,17 +730,17 @@ pub struct Timeouts {
     pub other: Option<Period>,
 }
 
-/// Flow logs.
+/// Flow log.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Logging {
-    /// File that they go to.
+    /// File to write to.
     pub file: Option<PathBuf>,
-    /// Share of denied flows: `all`, `none` or a fraction such as `1/1000`.
+    /// Share of denied flows to log: `all`, `none` or a fraction such as `1/1000`.
     pub denied: Option<String>,
-    /// Share of allowed flows.
+    /// Share of allowed flows to log, likewise.
     pub allowed: Option<String>,
-    /// IPFIX collector.
+    /// Address of an IPFIX collector.
     pub ipfix: Option<String>,
 }
 
@@ -749,9 +748,9 @@ pub struct Logging {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Telemetry {
-    /// Address of `/metrics`; `:9469` is every address. Default: 127.0.0.1:9469.
+    /// Listen address of `/metrics`; `:9469` listens on every address. Default: 127.0.0.1:9469.
     pub metrics_listen: Option<String>,
-    /// Address of `/livez` and `/readyz`. Default: with the metrics.
+    /// Listen address of `/livez` and `/readyz`. Default: the same as `metricsListen`.
     pub health_listen: Option<String>,
 }
 
@@ -759,8 +758,8 @@ pub struct Telemetry {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Umem {
-    /// Frames for each queue of a `pod` port.
+    /// Frames per queue of a `pod` port.
     pub frames_per_pod_port: Option<u32>,
-    /// The most memory of all UMEMs together.
+    /// Memory limit for all UMEMs together.
     pub total: Option<Bytes>,
 }

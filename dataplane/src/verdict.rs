@@ -1,11 +1,11 @@
 //! What becomes of a packet, and why.
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on, out of a port.
+    /// It is forwarded out of a port.
     Forward,
-    /// It ends here.
+    /// It is dropped.
     Drop(DropReason),
 }
 
@@ -48,14 +48,14 @@ drop_reasons! {
     PolicyEgress = 1, "policy-egress";
     /// An address inside a pod CIDR that belongs to no live pod and no node.
     UnknownEndpoint = 2, "unknown-endpoint";
-    /// The source address cannot be where the packet came in: another side, port, VLAN or
-    /// station, the destination itself.
+    /// The source address does not belong where the packet arrived (wrong side, port, VLAN or
+    /// station), or is also the destination.
     SpoofedSource = 3, "spoofed-source";
     /// Shorter than its headers say, or than the shortest packet of its kind.
     Truncated = 4, "truncated";
     /// Header fields that contradict each other or the standards.
     Malformed = 5, "malformed";
-    /// A source or destination address that may not appear there.
+    /// A source or destination address that is invalid in that field.
     MartianAddress = 6, "martian-address";
     /// A later fragment whose first fragment was not seen, or was dropped.
     FragmentUnknown = 7, "fragment-unknown";
@@ -69,15 +69,15 @@ drop_reasons! {
     FlowTableFull = 11, "flow-table-full";
     /// Too many half-open flows in the shard.
     HalfOpenLimit = 12, "half-open-limit";
-    /// A TCP segment that no state of its flow admits.
+    /// A TCP segment that does not fit the state of its flow.
     TcpInvalid = 13, "tcp-invalid";
     /// No snapshot has been adopted yet.
     NoSnapshot = 14, "no-snapshot";
     /// No route to the destination.
     NoRoute = 15, "no-route";
-    /// The route says blackhole, unreachable or prohibit.
+    /// The route to the destination is a blackhole, unreachable or prohibit route.
     RouteRefused = 16, "route-refused";
-    /// The next hop's Ethernet address did not become known in time.
+    /// The next hop's Ethernet address was not resolved in time.
     NeighbourUnresolved = 17, "neighbour-unresolved";
     /// TTL or hop limit reached zero.
     TtlExceeded = 18, "ttl-exceeded";
@@ -89,22 +89,22 @@ drop_reasons! {
     TxFull = 21, "tx-full";
     /// The hand-over ring to the worker that owns the flow was full.
     HandoverFull = 22, "handover-full";
-    /// Not subject to policy, and the table of the role says drop.
+    /// Not subject to policy, and dropped by the table of the role.
     NotSubject = 23, "not-subject";
-    /// The frame pool was empty where a copy was needed.
+    /// The frame pool was empty when a copy was needed.
     PoolEmpty = 24, "pool-empty";
-    /// The packet would leave by the port it came from, or a port that is gone.
+    /// The packet would leave by the port on which it arrived, or by a port that no longer exists.
     PortUnavailable = 25, "port-unavailable";
-    /// The snapshot gave an answer outside of its own tables; never expected, never forwarded.
+    /// The snapshot returned a value outside of its own tables. Never expected, never forwarded.
     SnapshotInvalid = 26, "snapshot-invalid";
-    /// A tunnel from a pod, or to a node from what is no node.
+    /// A tunnel packet from a pod, or to a node from a host that is not a node.
     Encapsulation = 27, "encapsulation";
     /// Source routing, which would lead past the destination that policy judges: IPv4 source route options, IPv6 routing
     /// headers with segments left.
     SourceRouted = 28, "source-routed";
     /// An ICMP error longer than a router may send (576 bytes, IPv6 1280).
     IcmpTooLong = 29, "icmp-too-long";
-    /// One endpoint has begun as many flows as it may.
+    /// An endpoint has begun as many flows as it may.
     EndpointQuota = 30, "endpoint-quota";
     /// The destination is in another VLAN, or behind another port, as `cluster.places` says.
     MisplacedDestination = 31, "misplaced-destination";

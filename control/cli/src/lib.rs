@@ -13,7 +13,6 @@ mod progress;
 mod query;
 mod replay;
 mod shell;
-mod span;
 #[cfg(feature = "afxdp")]
 mod status;
 #[cfg(feature = "afxdp")]

@@ -1,25 +1,31 @@
 //! `ringwall matrix`: who can reach whom.
 
+mod answers;
 mod graph;
 mod grid;
 mod picture;
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use anyhow::Context;
+use ipnet::IpNet;
 use ringwall_analyse::{
     flow::{EndName, Service},
-    judge::{Fate, Judge, SAY_WHERE, word},
+    judge::{Fate, SAY_WHERE, word},
+    refine::{Compiled, Decisions, RefineError},
 };
 use ringwall_policy::{Cluster, ObjectKey, tiers::Tiers};
 use serde_json::json;
 
-use self::grid::{Cell, Grid, Group, groups};
-use super::{ClusterArgs, Output, gaps::Gaps, progress::Progress, span::Asked, write_whole};
+use self::{
+    answers::{Answer, Answers, Asked},
+    grid::{Cell, Grid, Group, groups},
+};
+use super::{ClusterArgs, Output, gaps::Gaps, progress::Progress, write_whole};
 
 /// Arguments of `ringwall matrix`.
 #[derive(Clone, Debug, clap::Args)]
@@ -65,13 +71,27 @@ pub struct MatrixArgs {
 
 pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode> {
     let cluster = args.cluster.load()?;
-    let judge = Judge::new(&cluster)?;
-    let asked = if args.ports.is_empty() {
-        Asked::everything(&cluster)
-    } else {
-        Asked::only(&args.ports)
+    let asked = match args.ports.is_empty() {
+        true => Asked::Everything,
+        false => Asked::Only(args.ports.clone()),
     };
-    let groups = groups(&cluster, &judge, &args.external, &args.namespaces);
+    let readings = cluster.readings();
+    let readings: Vec<&Cluster> = readings
+        .as_ref()
+        .map_or(vec![&cluster], |both| both.iter().collect());
+    let compiled: Vec<Compiled<'_>> = readings
+        .into_iter()
+        .map(Compiled::of)
+        .collect::<Result<_, RefineError>>()?;
+    // Each address that is shown is an end of its own.
+    let cuts: Vec<IpNet> = args
+        .external
+        .iter()
+        .map(|address| address.to_canonical().into())
+        .collect();
+    let decisions = Decisions::of(&compiled, &cuts).context("there is nothing to compile")?;
+    let groups = groups(&cluster, &decisions, &args.external, &args.namespaces);
+    let mut answers = Answers::new(decisions, asked.clone());
     if let Some(missing) = args
         .namespaces
         .iter()
@@ -83,7 +103,7 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
     let pictures = args.svg.is_some() || args.dot.is_some();
     if output == Output::Json && !pictures {
         let out = io::BufWriter::new(io::stdout().lock());
-        json_lines(&cluster, &judge, &asked, &groups, &gaps, out)?;
+        json_lines(&cluster, &mut answers, &groups, &gaps, out)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (kind, most) = if pictures {
@@ -97,10 +117,10 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
         groups.len()
     );
     let progress = Progress::new("judging");
-    let grid = Grid::of(&cluster, &judge, &asked, groups).map_err(anyhow::Error::msg)?;
+    let grid = Grid::of(&mut answers, groups)?;
     drop(progress);
     let caption = Caption {
-        what: what(&cluster, &asked),
+        what: asked.words(),
         warning: Some(gaps.words().join(" ")).filter(|words| !words.is_empty()),
     };
     if let Some(file) = &args.svg {
@@ -110,13 +130,7 @@ pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode>
         save(file, &graph::dot(&grid, &caption))?;
     }
     if !pictures {
-        table(
-            &cluster,
-            &asked,
-            &grid,
-            &gaps,
-            io::BufWriter::new(io::stdout().lock()),
-        )?;
+        table(&asked, &grid, &gaps, io::BufWriter::new(io::stdout().lock()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -143,97 +157,53 @@ const MOST_DRAWN: usize = 200;
 /// Nor these in a table, wherever it is scrolled.
 const MOST_PRINTED: usize = 500;
 
-/// What becomes of the asked, and the tiers that decide.
-type Fates = (Vec<Fate>, BTreeSet<String>);
-
-/// Asks about two ends; None where the two have no address family in common.
-fn fates(
-    cluster: &Cluster,
-    judge: &Judge,
-    asked: &Asked,
-    src: &EndName,
-    dst: &EndName,
-) -> Result<Option<Fates>, String> {
-    let Ok((a, b)) = judge.ends(cluster, src, dst) else {
-        return Ok(None);
-    };
-    let (mut fates, mut tiers) = (Vec::with_capacity(asked.spans().len()), BTreeSet::new());
-    for span in asked.spans() {
-        let answer = judge.judge(&a, &b, span.service)?;
-        fates.push(answer.fate());
-        tiers.extend(answer.reasons.into_iter().filter_map(|reason| reason.tier));
+/// The verdict on everything that was asked.
+fn verdict(answer: &Answer) -> &'static str {
+    let some = |fate| answer.fates.contains(&fate);
+    match (some(Fate::Depends), some(Fate::Allow), some(Fate::Deny)) {
+        (true, ..) => Fate::Depends.word(),
+        (false, true, true) => "partial",
+        (false, allow, _) => word(allow),
     }
-    Ok(Some((fates, tiers)))
 }
-
-/// A verdict, what is allowed and what depends, in words, and the tiers that decide.
-type Verdict = (&'static str, Vec<String>, Vec<String>, BTreeSet<String>);
 
 fn json_lines(
     cluster: &Cluster,
-    judge: &Judge,
-    asked: &Asked,
+    answers: &mut Answers<'_>,
     groups: &[Group],
     gaps: &Gaps<'_>,
     mut out: impl Write,
 ) -> anyhow::Result<()> {
-    let mut names: Vec<(usize, &EndName)> = groups
-        .iter()
-        .enumerate()
-        .flat_map(|(index, group)| group.members.iter().map(move |name| (index, name)))
-        .collect();
-    names.sort_by_key(|(_, name)| match name {
+    let mut names: Vec<&(EndName, u32)> = groups.iter().flat_map(|group| &group.members).collect();
+    names.sort_by_key(|(name, _)| match name {
         EndName::Pod(key) => (0, key.to_string()),
         EndName::Address(address) => (1, address.to_string()),
     });
     let all = Tiers::of(cluster);
     let order: Vec<&str> = all.in_order().iter().map(|tier| tier.name.as_str()).collect();
-    // Members of a group differ only towards themselves.
-    let mut known: HashMap<(usize, usize, bool), Option<Verdict>> = HashMap::new();
-    for (src_group, src) in &names {
-        for (dst_group, dst) in &names {
-            let answer = match known.entry((*src_group, *dst_group, src == dst)) {
-                Entry::Occupied(answer) => answer.into_mut(),
-                Entry::Vacant(free) => {
-                    let fates = fates(cluster, judge, asked, src, dst).map_err(anyhow::Error::msg)?;
-                    free.insert(fates.map(|(fates, tiers)| {
-                        let that = |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
-                        let (allowed, depends) = (that(Fate::Allow), that(Fate::Depends));
-                        let verdict = match (allowed.iter().all(|it| *it), allowed.iter().any(|it| *it)) {
-                            _ if depends.contains(&true) => Fate::Depends.word(),
-                            (true, _) => word(true),
-                            (false, true) => "partial",
-                            (false, false) => word(false),
-                        };
-                        let depends = match depends.contains(&true) {
-                            true => asked.words(&depends),
-                            false => Vec::new(),
-                        };
-                        (verdict, asked.words(&allowed), depends, tiers)
-                    }))
-                }
-            };
-            let Some((verdict, words, depends, tiers)) = answer else {
+    for (src, from) in names.iter().copied() {
+        for (dst, to) in names.iter().copied() {
+            let Some(answer) = answers.between((*from, *to))? else {
                 continue;
             };
             let mut line = json!({
                 "src": src.to_string(),
                 "dst": dst.to_string(),
-                "verdict": verdict,
-                "allowed": words,
+                "verdict": verdict(&answer),
+                "allowed": answer.allowed,
             });
-            if !depends.is_empty() {
-                line["depends"] = json!(depends);
+            if !answer.depends.is_empty() {
+                line["depends"] = json!(answer.depends);
             }
             if !cluster.tiered.is_empty() {
                 // In the order in which they decide.
-                let order = order.iter().filter(|tier| tiers.contains(**tier));
+                let order = order.iter().filter(|tier| answer.tiers.contains(**tier));
                 line["tiers"] = json!(order.collect::<Vec<_>>());
             }
             if !cluster.unevaluated_kinds.is_empty() {
                 line["incomplete"] = json!(cluster.unevaluated_kinds);
             }
-            let ends: Vec<&ObjectKey> = [*src, *dst]
+            let ends: Vec<&ObjectKey> = [src, dst]
                 .into_iter()
                 .filter_map(|end| match end {
                     EndName::Pod(key) => Some(key),
@@ -259,13 +229,7 @@ const NONE: &str = ".";
 const SAME: &str = "\\";
 const DEPENDS: &str = "?";
 
-fn table(
-    cluster: &Cluster,
-    asked: &Asked,
-    grid: &Grid,
-    gaps: &Gaps<'_>,
-    mut out: impl Write,
-) -> anyhow::Result<()> {
+fn table(asked: &Asked, grid: &Grid, gaps: &Gaps<'_>, mut out: impl Write) -> anyhow::Result<()> {
     let groups = &grid.groups;
     if groups.is_empty() {
         let which = match gaps.host_network.is_empty() {
@@ -297,11 +261,12 @@ fn table(
 
     let number_width = groups.len().to_string().len();
     let label = |group: &Group| {
-        let first = group.members.first().map(ToString::to_string).unwrap_or_default();
+        let first = group.members.first();
+        let first = first.map(|(name, _)| name.to_string()).unwrap_or_default();
         let members: Vec<&ObjectKey> = group
             .members
             .iter()
-            .filter_map(|member| match member {
+            .filter_map(|(name, _)| match name {
                 EndName::Pod(key) => Some(key),
                 EndName::Address(_) => None,
             })
@@ -349,11 +314,7 @@ fn table(
     }
 
     writeln!(out)?;
-    writeln!(
-        out,
-        "{ALL} {}   {NONE} nothing   {SAME} itself",
-        what(cluster, asked)
-    )?;
+    writeln!(out, "{ALL} {}   {NONE} nothing   {SAME} itself", asked.words())?;
     for (index, mark) in grid.marks.iter().enumerate() {
         writeln!(out, "{} {}", letter(index), mark.join(" "))?;
     }
@@ -370,15 +331,6 @@ fn table(
         writeln!(out, "{line}")?;
     }
     Ok(out.flush()?)
-}
-
-/// What was asked about.
-fn what(cluster: &Cluster, asked: &Asked) -> String {
-    if asked == &Asked::everything(cluster) {
-        "everything".to_owned()
-    } else {
-        asked.words(&vec![true; asked.spans().len()]).join(" ")
-    }
 }
 
 /// a, b, ... z, aa, ab, ...

@@ -90,7 +90,7 @@ pub(super) fn words(report: &Report, whole: bool) -> String {
         "{}: {}, {}, {}, {} in {}",
         match whole {
             true => "the snapshot is proven",
-            false => "the snapshot means what is left without what is told above",
+            false => "the snapshot agrees with the manifests, apart from the findings above",
         },
         count(report.classes as usize, "class"),
         count(report.pairs as usize, "pair"),

@@ -24,6 +24,7 @@ use super::{
     report::{self, SideEffects},
     trace::{Case, rule_words, selecting},
 };
+use crate::refine::RefineError;
 
 /// As many changes are answered.
 const SHOWN: usize = 3;
@@ -74,20 +75,28 @@ pub enum Found {
 }
 
 /// Finds small changes of policies and labels after which the flow would be decided the other way.
-pub fn smallest_changes(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) -> Found {
+///
+/// # Errors
+/// The cluster does not compile, or its snapshot contradicts itself.
+pub fn smallest_changes(
+    cluster: &Cluster,
+    src: &End<'_>,
+    dst: &End<'_>,
+    service: Service,
+) -> Result<Found, RefineError> {
     let allowed = ringwall_evaluate::judge(cluster, src, dst, service).allow();
     let search = Search::new(cluster, src, dst, service, allowed);
     if let Some(reason) = search.hopeless() {
-        return Found::None(reason);
+        return Ok(Found::None(reason));
     }
-    let mut changes = search.best();
+    let mut changes = search.best()?;
     if changes.is_empty() {
-        return Found::None(search.decided_by_tiers().unwrap_or_else(|| {
+        return Ok(Found::None(search.decided_by_tiers().unwrap_or_else(|| {
             "no change of a few policies or labels was found that would flip the verdict".to_owned()
-        }));
+        })));
     }
     changes.truncate(SHOWN);
-    Found::Changes(changes)
+    Ok(Found::Changes(changes))
 }
 
 fn applied(cluster: &Cluster, edits: &[Edit]) -> Cluster {
@@ -267,7 +276,7 @@ impl<'a> Search<'a> {
     }
 
     /// The smallest changes with distinct effects, verified on the whole state.
-    fn best(&self) -> Vec<Change> {
+    fn best(&self) -> Result<Vec<Change>, RefineError> {
         let directions = self.directions();
         let by_direction: Vec<Vec<Candidate>> = directions
             .iter()
@@ -338,32 +347,36 @@ impl<'a> Search<'a> {
     }
 
     /// Counts what else each change changes; of those that touch one thing the one with the least.
-    fn compared(&self, kept: Vec<(Vec<String>, Candidate)>) -> Vec<Change> {
-        let bystanders = Bystanders::of(self.whole, &self.src, &self.dst, self.service);
-        let mut changes: Vec<(Vec<String>, Change)> = kept
-            .into_iter()
-            .filter_map(|(touches, edits)| {
-                let changed = applied(self.whole, &edits);
-                let (src, dst) = (
-                    found_again(&self.src, &changed)?,
-                    found_again(&self.dst, &changed)?,
-                );
-                if ringwall_evaluate::judge(&changed, &src, &dst, self.service).allow() == self.allowed {
-                    return None;
-                }
-                let change = Change {
-                    size: self.size(&edits),
-                    side_effects: bystanders.count(&edits, &changed),
-                    records: edits.iter().map(|edit| edit.record(self.whole)).collect(),
-                    edits,
-                };
-                Some((touches, change))
-            })
-            .collect();
+    fn compared(&self, kept: Vec<(Vec<String>, Candidate)>) -> Result<Vec<Change>, RefineError> {
+        if kept.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bystanders = Bystanders::of(self.whole, &self.src, &self.dst, self.service)?;
+        let mut changes: Vec<(Vec<String>, Change)> = Vec::new();
+        for (touches, edits) in kept {
+            let changed = applied(self.whole, &edits);
+            let ends = [&self.src, &self.dst].map(|end| found_again(end, &changed));
+            let [Some(src), Some(dst)] = ends else { continue };
+            if ringwall_evaluate::judge(&changed, &src, &dst, self.service).allow() == self.allowed {
+                continue;
+            }
+            let side_effects = match bystanders.count(&changed) {
+                Ok(side_effects) => side_effects,
+                // Nobody could apply it.
+                Err(RefineError::Compile(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            let change = Change {
+                size: self.size(&edits),
+                side_effects,
+                records: edits.iter().map(|edit| edit.record(self.whole)).collect(),
+                edits,
+            };
+            changes.push((touches, change));
+        }
         changes.sort_by_key(|(_, change)| {
             let effects = &change.side_effects;
             (
-                !effects.exact,
                 effects.pairs,
                 effects.other_ports,
                 change.size,
@@ -371,11 +384,8 @@ impl<'a> Search<'a> {
             )
         });
         let mut seen = BTreeSet::new();
-        changes
-            .into_iter()
-            .filter(|(touches, _)| seen.insert(touches.clone()))
-            .map(|(_, change)| change)
-            .collect()
+        changes.retain(|(touches, _)| seen.insert(touches.clone()));
+        Ok(changes.into_iter().map(|(_, change)| change).collect())
     }
 
     /// Ways to have a direction that denies let the flow pass.

@@ -32,7 +32,7 @@ pub fn is_subject(cluster: &Cluster, policy: &TieredPolicy, pod: &Pod) -> bool {
 }
 
 /// A requirement as one would say it.
-pub(super) fn requirement_words(requirement: &Requirement) -> String {
+pub(crate) fn requirement_words(requirement: &Requirement) -> String {
     let key = &requirement.key;
     let list = |values: &std::collections::BTreeSet<String>| {
         let values: Vec<String> = values.iter().map(|value| value_words(value)).collect();
@@ -49,7 +49,7 @@ pub(super) fn requirement_words(requirement: &Requirement) -> String {
 }
 
 /// `app starting with "web-"`.
-pub(crate) fn like_words(key: &str, part: Part, text: &str, negated: bool) -> String {
+fn like_words(key: &str, part: Part, text: &str, negated: bool) -> String {
     let how = match part {
         Part::Anywhere => "containing",
         Part::Start => "starting with",

@@ -29,6 +29,7 @@ use crate::{
     flow::{EndName, Service},
     judge,
     judge::{Fate, Judge, Reason},
+    refine::RefineError,
 };
 
 /// Which end's policies decide.
@@ -121,6 +122,9 @@ pub enum ExplainError {
         /// Who says what.
         what: String,
     },
+    /// Changes of the state cannot be compared.
+    #[error("the changes that would flip the verdict cannot be compared: {0}")]
+    Changes(#[from] RefineError),
 }
 
 /// A state and the snapshot compiled of it, ready to be asked.
@@ -247,8 +251,8 @@ fn explain(
         .collect();
     // What is to be denied must be denied wherever pods are, what is to be allowed allowed wherever they are.
     let found = match answer.fate() {
-        Fate::Deny => smallest_changes(cluster, &a, &b, service),
-        Fate::Allow => smallest_changes(possibly, &c, &d, service),
+        Fate::Deny => smallest_changes(cluster, &a, &b, service)?,
+        Fate::Allow => smallest_changes(possibly, &c, &d, service)?,
         Fate::Depends => Found::None(format!(
             "it depends on the address that {} will have{}",
             depends_on.join(" and "),

@@ -345,11 +345,9 @@ fn effects_words(effects: &SideEffects) -> String {
     } else {
         ""
     };
-    let least = if effects.exact { "" } else { "at least " };
-    match (effects.pairs, effects.exact) {
-        (0, true) => format!("({ports}no other pair of endpoints)"),
-        (0, false) => format!("({ports}others were too many to count)"),
-        (1, _) => format!("({ports}{least}1 other pair of endpoints changes)"),
-        (many, _) => format!("({ports}{least}{many} other pairs of endpoints change)"),
+    match effects.pairs {
+        0 => format!("({ports}no other pair of endpoints)"),
+        1 => format!("({ports}1 other pair of endpoints changes)"),
+        many => format!("({ports}{many} other pairs of endpoints change)"),
     }
 }

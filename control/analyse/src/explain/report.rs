@@ -248,10 +248,11 @@ pub struct EditRecord {
 /// Which other flows a change would change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SideEffects {
-    /// Other pairs (source, destination) of the cluster's endpoints for which some protocol and port changes.
+    /// Other pairs (source, destination) of the cluster's endpoints and the flow's ends for which some protocol and port
+    /// changes.
     pub pairs: u64,
     /// Whether other protocols or ports between the same two ends change.
     pub other_ports: bool,
-    /// Whether `pairs` is exact; else there are at least so many.
+    /// Whether `pairs` is exact; always.
     pub exact: bool,
 }

@@ -73,11 +73,6 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether the flow passes: the decision without the explanation.
-    pub(super) fn passes(&self) -> bool {
-        self.trace().verdict.allow()
-    }
-
     /// Whether a direction lets the flow pass.
     pub(super) fn lets(&self, direction: Direction) -> bool {
         self.decision(direction).allow

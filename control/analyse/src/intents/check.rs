@@ -9,10 +9,7 @@ use ringwall_evaluate::selects;
 use ringwall_policy::Selector;
 
 use super::{Assertion, Claim, Intents, Place, Ports};
-use crate::refine::{
-    Compiled, Ends, Family, RefineError, Service, What,
-    cells::{Grid, Reason},
-};
+use crate::refine::{Compiled, Family, RefineError, Service, What, cells::Reason, decisions::Reading};
 
 /// What an assertion comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,23 +65,8 @@ pub struct Decision {
 pub struct Checker<'a> {
     /// Where ipBlocks match pods without addresses surely.
     surely: Reading<'a>,
-    /// Where they match them possibly; None where that is the same.
+    /// Where they match them possibly; None where that is the same. Its ends are numbered alike.
     possibly: Option<Reading<'a>>,
-}
-
-/// A cluster and what it decides. Both readings number their ends alike.
-struct Reading<'a> {
-    ends: Ends<'a, 1>,
-    /// By family.
-    grids: [Grid<'a, 1>; 2],
-}
-
-impl<'a> Reading<'a> {
-    fn of(compiled: &'a Compiled<'a>, networks: &[IpNet]) -> Self {
-        let ends = Ends::of([compiled], networks);
-        let grids = Family::BOTH.map(|family| Grid::new(&ends, family));
-        Self { ends, grids }
-    }
 }
 
 /// Flows that must all pass, or none of them.

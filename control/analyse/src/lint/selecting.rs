@@ -4,28 +4,14 @@ pub(super) use ringwall_evaluate::{holds, selects as matches};
 use ringwall_policy::{Labels, Operator, Requirement, Selector};
 
 pub(super) use crate::explain::conditions::labels_words as label_words;
-use crate::explain::conditions::like_words;
+use crate::explain::conditions::requirement_words;
 
 /// `app=web, tier in (a, b)`.
 pub(super) fn words(selector: &Selector) -> String {
     if selector.requirements.is_empty() {
         return "any labels".to_owned();
     }
-    let list = |values: &std::collections::BTreeSet<String>| {
-        values.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-    };
-    let words: Vec<String> = selector
-        .requirements
-        .iter()
-        .map(|Requirement { key, operator }| match operator {
-            Operator::In(values) if values.len() == 1 => format!("{key}={}", list(values)),
-            Operator::In(values) => format!("{key} in ({})", list(values)),
-            Operator::NotIn(values) => format!("{key} not in ({})", list(values)),
-            Operator::Exists => format!("a label {key}"),
-            Operator::DoesNotExist => format!("no label {key}"),
-            Operator::Like { part, text, negated } => like_words(key, *part, text, *negated),
-        })
-        .collect();
+    let words: Vec<String> = selector.requirements.iter().map(requirement_words).collect();
     words.join(", ")
 }
 

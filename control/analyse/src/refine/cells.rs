@@ -25,6 +25,8 @@ pub struct Reason {
     pub policies: Vec<String>,
     /// Index of the rule that decides.
     pub rule: Option<u32>,
+    /// The tier of the policies.
+    pub tier: Option<String>,
 }
 
 impl Reason {
@@ -34,25 +36,30 @@ impl Reason {
     /// The snapshot contradicts itself.
     pub fn of(compiled: &Compiled<'_>, verdict: &DirectionVerdict) -> Result<Self, RefineError> {
         let wrong = RefineError::Snapshot;
-        let label = |policy: PolicyName<'_>| policy_label(policy.kind, &policy.to_string());
-        let (policies, rule) = match verdict.effect {
+        let label = |policy: &PolicyName<'_>| policy_label(policy.kind, &policy.to_string());
+        let tier = |policy: &PolicyName<'_>| policy.tier.to_owned();
+        let (policies, rule, tier) = match verdict.effect {
             Effect::Allow | Effect::Isolated | Effect::Deny => {
                 match compiled.snapshot.provenance(verdict.provenance) {
-                    Some(Provenance::Rule { policy, rule }) => (vec![label(policy)], Some(rule)),
+                    Some(Provenance::Rule { policy, rule }) => {
+                        (vec![label(&policy)], Some(rule), Some(tier(&policy)))
+                    }
                     Some(Provenance::Isolating(policies)) => {
-                        (policies.into_iter().map(label).collect(), None)
+                        let tier = policies.first().map(tier);
+                        (policies.iter().map(label).collect(), None, tier)
                     }
                     None => return Err(wrong("it does not say which policy decided")),
                 }
             }
             Effect::Invalid => return Err(wrong("an end is not its own")),
-            Effect::Open | Effect::SelfTraffic | Effect::Node | Effect::Unknown => (Vec::new(), None),
+            Effect::Open | Effect::SelfTraffic | Effect::Node | Effect::Unknown => (Vec::new(), None, None),
         };
         Ok(Self {
             allow: verdict.allow,
             effect: verdict.effect,
             policies,
             rule,
+            tier,
         })
     }
 }
@@ -441,16 +448,35 @@ impl Grid<'_, 1> {
         wanted: impl Fn(Service, Span, bool) -> Option<u16>,
     ) -> Option<(Service, u16)> {
         Service::ALL.into_iter().find_map(|service| {
-            let [out] = self.cells.of(egress, service);
-            let [into] = self.cells.of(ingress, service);
             let mut found = None;
-            ports::walk([out, into], |span, reasons| {
+            self.walk((egress, ingress), service, |span, reasons| {
                 let allow = reasons
                     .iter()
-                    .all(|reason| self.cells.reason(*reason).is_some_and(|reason| reason.allow));
+                    .all(|reason| reason.is_some_and(|reason| reason.allow));
                 found = found.or_else(|| wanted(service, span, allow));
             });
             Some((service, found?))
         })
+    }
+
+    /// What decides about a service in what [`Self::between`] answered: from each port on, the reasons at the source and at the
+    /// destination.
+    pub(super) fn reasons(&self, cells: (u32, u32), service: Service) -> Vec<(u16, [Option<&Reason>; 2])> {
+        let mut out = Vec::new();
+        self.walk(cells, service, |(lo, _), reasons| out.push((lo, reasons)));
+        out
+    }
+
+    fn walk<'s>(
+        &'s self,
+        (egress, ingress): (u32, u32),
+        service: Service,
+        mut each: impl FnMut(Span, [Option<&'s Reason>; 2]),
+    ) {
+        let [out] = self.cells.of(egress, service);
+        let [into] = self.cells.of(ingress, service);
+        ports::walk([out, into], |span, reasons| {
+            each(span, reasons.map(|reason| self.cells.reason(reason)));
+        });
     }
 }

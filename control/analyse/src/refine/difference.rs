@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use ringwall_dataplane::classify::L4;
 
 use super::{
@@ -91,7 +92,19 @@ impl Difference<'_> {
 /// # Errors
 /// A snapshot contradicts itself.
 pub fn difference<'a>(from: &'a Compiled<'a>, to: &'a Compiled<'a>) -> Result<Difference<'a>, RefineError> {
-    let mut ends = Ends::of([from, to], &[]);
+    difference_with_cuts(from, to, &[])
+}
+
+/// As [`difference`]. `cuts`: further networks whose borders no range of addresses may cross.
+///
+/// # Errors
+/// A snapshot contradicts itself.
+pub fn difference_with_cuts<'a>(
+    from: &'a Compiled<'a>,
+    to: &'a Compiled<'a>,
+    cuts: &[IpNet],
+) -> Result<Difference<'a>, RefineError> {
+    let mut ends = Ends::of([from, to], cuts);
     let mut changes = Changes::new(Cells::new([from, to]));
     let mut sets = Sets::new(&ends);
     let mut totals = Totals::new(&ends);

@@ -371,6 +371,19 @@ impl<'a, const N: usize> Ends<'a, N> {
         }
     }
 
+    /// The end that an address is on the first side: a pod's, or its range's.
+    pub fn of_address(&self, address: IpAddr) -> Option<u32> {
+        let snapshot = &self.sides.first()?.snapshot;
+        let identity = snapshot.identify(Addr::from(address));
+        match snapshot.endpoint(identity.endpoint) {
+            Some(endpoint) if identity.kind == IdentityKind::Pod => self.endpoint(&ObjectKey {
+                namespace: endpoint.namespace.to_owned(),
+                name: endpoint.name.to_owned(),
+            }),
+            _ => self.range(address),
+        }
+    }
+
     /// Names of the endpoints among ends, in order of the ends.
     pub fn names<'s>(&'s self, ends: &'s [u32]) -> impl Iterator<Item = &'s ObjectKey> {
         let ends = ends.iter().filter_map(|end| self.all.get(*end as usize));

@@ -4,7 +4,7 @@
 //!    that are no pod's. Ends that no side can tell apart are one class: the common refinement of the sides' classes.
 //! 2. [`cells`]: what the rows of the compiled snapshots decide between two classes, for every protocol and port. One
 //!    answer per (row, class) on each side; pairs of pods are never looked at one by one.
-//! 3. [`difference`]: two sides; what changes, merged into regions.
+//! 3. [`Decisions`]: one side; what passes between two ends. [`difference`]: two sides; what changes, merged into regions.
 //!
 //! Exemptions are of pairs, not of classes: an endpoint and itself, a pod and the node that hosts it. They are laid over
 //! the classes' answer.
@@ -12,6 +12,7 @@
 mod addresses;
 pub mod cells;
 mod changes;
+pub(crate) mod decisions;
 pub mod difference;
 pub mod ends;
 mod ports;
@@ -22,7 +23,8 @@ mod sweep;
 mod totals;
 
 pub use addresses::Family;
-pub use difference::{Difference, FlowChange, difference, difference_of_readings};
+pub use decisions::{Decided, Decisions, Ports};
+pub use difference::{Difference, FlowChange, difference, difference_of_readings, difference_with_cuts};
 pub use ends::{End, Ends, OneSided, What};
 pub use ports::{Service, Span};
 pub use region::{Region, verdicts};

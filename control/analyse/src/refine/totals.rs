@@ -25,8 +25,9 @@ pub struct Totals {
     places: Vec<Place>,
     /// By class: its places, in order, with how many ends and how many of these are never their own peers.
     classes: Vec<Vec<(Place, u64, u64)>>,
-    /// By places of source and destination; what is to be taken off may come before what it is taken from.
-    pairs: BTreeMap<(Place, Place), [i64; 2]>,
+    /// By places of source and destination: how many close, how many open and how many do either; what is to be taken off
+    /// may come before what it is taken from.
+    pairs: BTreeMap<(Place, Place), [i64; 3]>,
 }
 
 impl Totals {
@@ -89,24 +90,26 @@ impl Totals {
         let Some(sources) = classes.get(source as usize) else {
             return;
         };
-        let mut destinations = vec![[0_i64; 2]; namespaces.len() + 1];
+        let mut destinations = vec![[0_i64; 3]; namespaces.len() + 1];
         for (class, set) in row {
             let tagged = changes.tagged(*set).iter().map(|(change, _)| *change);
-            let [closes, opens] = changes.closes_and_opens(tagged).map(i64::from);
+            let changes = closed_opened_changed(changes.closes_and_opens(tagged));
             for (place, count, singles) in classes.get(*class as usize).into_iter().flatten() {
-                if let Some([closed, opened]) = destinations.get_mut(*place as usize) {
-                    *closed += closes * *count as i64;
-                    *opened += opens * *count as i64;
+                if let Some(sums) = destinations.get_mut(*place as usize) {
+                    for (sum, change) in sums.iter_mut().zip(changes) {
+                        *sum += change * *count as i64;
+                    }
                 }
                 if *class == source {
-                    let [closed, opened] = pairs.entry((*place, *place)).or_default();
-                    *closed -= closes * *singles as i64;
-                    *opened -= opens * *singles as i64;
+                    let sums = pairs.entry((*place, *place)).or_default();
+                    for (sum, change) in sums.iter_mut().zip(changes) {
+                        *sum -= change * *singles as i64;
+                    }
                 }
             }
         }
         for (place, more) in (0..).zip(destinations) {
-            if more == [0; 2] {
+            if more == [0; 3] {
                 continue;
             }
             for (own, count, _) in sources {
@@ -125,8 +128,9 @@ impl Totals {
             return;
         };
         let sums = self.pairs.entry((src, dst)).or_default();
+        let (with_class, own) = (closed_opened_changed(with_class), closed_opened_changed(own));
         for ((sum, with_class), own) in sums.iter_mut().zip(with_class).zip(own) {
-            *sum += i64::from(own) - i64::from(with_class);
+            *sum += own - with_class;
         }
     }
 
@@ -134,8 +138,24 @@ impl Totals {
     pub fn pairs(&self) -> impl Iterator<Item = ([Option<&str>; 2], Pairs)> {
         let name = |place: Place| self.namespaces.get(place as usize).map(String::as_str);
         self.pairs.iter().filter_map(move |((src, dst), sums)| {
-            let [closed, opened] = sums.map(|sum| u64::try_from(sum).unwrap_or(0));
+            let [closed, opened, _] = sums.map(|sum| u64::try_from(sum).unwrap_or(0));
             (closed + opened > 0).then(|| ([name(*src), name(*dst)], Pairs { closed, opened }))
         })
     }
+
+    /// How many pairs of endpoints change, in whatever way.
+    pub fn of_endpoints(&self) -> u64 {
+        let elsewhere = self.namespaces.len() as Place;
+        let endpoints = self
+            .pairs
+            .iter()
+            .filter(|((src, dst), _)| *src < elsewhere && *dst < elsewhere);
+        let changed: i64 = endpoints.map(|(_, [.., changed])| changed).sum();
+        u64::try_from(changed).unwrap_or(0)
+    }
+}
+
+/// Of one pair: whether something closes, something opens, or either.
+fn closed_opened_changed([closes, opens]: [bool; 2]) -> [i64; 3] {
+    [closes, opens, closes || opens].map(i64::from)
 }

@@ -7,12 +7,12 @@ use std::{
 
 use ringwall_analyse::{
     flow::EndName,
-    judge::{Fate, Judge},
+    judge::Fate,
+    refine::{Decisions, RefineError, What},
 };
 use ringwall_policy::{Cluster, Pod};
 
-use super::fates;
-use crate::span::Asked;
+use super::answers::Answers;
 
 /// Letters of a short name of several workloads.
 const SHORT: usize = 24;
@@ -21,7 +21,8 @@ const SHORT: usize = 24;
 pub(super) struct Group {
     /// Namespace, empty for addresses outside.
     pub(super) namespace: String,
-    pub(super) members: Vec<EndName>,
+    /// By name and number among the ends.
+    pub(super) members: Vec<(EndName, u32)>,
     /// Names of the workloads that the members belong to.
     pub(super) workloads: BTreeSet<String>,
 }
@@ -94,44 +95,35 @@ impl Grid {
     ///
     /// # Errors
     /// The snapshot contradicts itself.
-    pub(super) fn of(
-        cluster: &Cluster,
-        judge: &Judge,
-        asked: &Asked,
-        groups: Vec<Group>,
-    ) -> Result<Self, String> {
+    pub(super) fn of(answers: &mut Answers<'_>, groups: Vec<Group>) -> Result<Self, RefineError> {
         let mut marks: Vec<Vec<String>> = Vec::new();
         let mut places: BTreeMap<Vec<String>, usize> = BTreeMap::new();
         let mut cells = Vec::with_capacity(groups.len());
         for src in &groups {
             let mut row = Vec::with_capacity(groups.len());
             for dst in &groups {
-                let Some((from, to)) = ends(cluster, src, dst) else {
+                let Some(pair) = pair(answers, src, dst) else {
                     row.push(Cell::Itself);
                     continue;
                 };
-                row.push(
-                    match fates(cluster, judge, asked, from, to)?.map(|(fates, _)| fates) {
-                        None => Cell::Apart,
-                        Some(fates) if fates.iter().all(|it| *it == Fate::Allow) => Cell::All,
-                        Some(fates) if fates.iter().all(|it| *it == Fate::Deny) => Cell::Nothing,
-                        Some(fates) if fates.iter().all(|it| *it == Fate::Depends) => Cell::Depends,
-                        Some(fates) => {
-                            let that =
-                                |wanted| fates.iter().map(|fate| *fate == wanted).collect::<Vec<bool>>();
-                            let words = |wanted| match that(wanted) {
-                                some if some.contains(&true) => asked.words(&some),
-                                _ => Vec::new(),
-                            };
-                            let mut words_of = words(Fate::Allow);
-                            words_of.extend(words(Fate::Depends).into_iter().map(|word| format!("{word}?")));
-                            Cell::Some(*places.entry(words_of.clone()).or_insert_with(|| {
-                                marks.push(words_of);
-                                marks.len() - 1
-                            }))
-                        }
-                    },
-                );
+                let Some(answer) = answers.between(pair)? else {
+                    row.push(Cell::Apart);
+                    continue;
+                };
+                let only = answer.fates.first().filter(|_| answer.fates.len() == 1);
+                row.push(match only {
+                    Some(Fate::Allow) => Cell::All,
+                    Some(Fate::Deny) => Cell::Nothing,
+                    Some(Fate::Depends) => Cell::Depends,
+                    None => {
+                        let mut words = answer.allowed.clone();
+                        words.extend(answer.depends.iter().map(|word| format!("{word}?")));
+                        Cell::Some(*places.entry(words.clone()).or_insert_with(|| {
+                            marks.push(words);
+                            marks.len() - 1
+                        }))
+                    }
+                });
             }
             cells.push(row);
         }
@@ -162,65 +154,48 @@ impl Grid {
 }
 
 /// Who stands for two groups; None for one endpoint and itself.
-fn ends<'a>(cluster: &Cluster, src: &'a Group, dst: &'a Group) -> Option<(&'a EndName, &'a EndName)> {
-    let (from, to) = (src.members.first()?, dst.members.first()?);
-    if !std::ptr::eq(src, dst) {
-        return Some((from, to));
-    }
-    match dst.members.get(1) {
-        Some(other) => Some((from, other)),
-        // A template stands for several pods.
-        None => is_template(cluster, from).then_some((from, to)),
-    }
-}
-
-fn is_template(cluster: &Cluster, name: &EndName) -> bool {
-    matches!(name, EndName::Pod(key) if cluster.pods.get(key).is_some_and(|pod| pod.template_of.is_some()))
+fn pair(answers: &Answers<'_>, src: &Group, dst: &Group) -> Option<(u32, u32)> {
+    let (_, from) = src.members.first()?;
+    let other = dst.members.get(1).filter(|_| std::ptr::eq(src, dst));
+    let (_, to) = other.or(dst.members.first())?;
+    let pair = (*from, *to);
+    (!answers.is_itself(pair)).then_some(pair)
 }
 
 /// The groups, by namespace, then in the order of their first member; addresses last. `namespaces` are the ones to show;
 /// all where empty.
 pub(super) fn groups(
     cluster: &Cluster,
-    judge: &Judge,
+    decisions: &Decisions<'_>,
     external: &[IpAddr],
     namespaces: &[String],
 ) -> Vec<Group> {
+    let ends = decisions.ends();
+    let outside: Vec<(IpAddr, u32)> = external
+        .iter()
+        .map(IpAddr::to_canonical)
+        .filter_map(|address| Some((address, ends.of_address(address)?)))
+        .collect();
     let mut groups: Vec<Group> = Vec::new();
     let mut by_class = BTreeMap::new();
-    // Which node a pod is on matters to nodes alone.
-    let with_node = external.iter().any(|address| {
-        let name = EndName::Address(address.to_canonical());
-        judge
-            .ends(cluster, &name, &name)
-            .is_ok_and(|(end, _)| judge.is_node(&end))
-    });
-    for (key, pod) in &cluster.pods {
-        let shown = namespaces.is_empty() || namespaces.contains(&key.namespace);
-        if pod.host_network || pod.finished || !shown {
+    for (end, number) in ends.all.iter().zip(0..) {
+        let What::Endpoint(key) = &end.what else { break };
+        let Some(pod) = cluster.pods.get(key) else {
+            continue;
+        };
+        if !namespaces.is_empty() && !namespaces.contains(&key.namespace) {
             continue;
         }
-        let name = EndName::Pod(key.clone());
-        // A pod whose address has gone to another has no part in anything.
-        let Ok((end, _)) = judge.ends(cluster, &name, &name) else {
-            continue;
-        };
-        // A block may tell two pods apart over one family alone.
-        let over = |address: &IpAddr| {
-            let name = EndName::Address(*address);
-            let ends = judge.ends(cluster, &name, &name).ok();
-            (
-                address.is_ipv4(),
-                ends.map(|(end, _)| judge.class(&end, with_node)),
-            )
-        };
-        let addresses: Vec<_> = pod.addresses.iter().map(over).collect();
-        // Templates stand for several pods and pods for one: they differ towards themselves.
+        // Which node a pod is on matters to nodes alone; templates stand for several pods and pods for one.
+        let hosted: Vec<bool> = outside
+            .iter()
+            .map(|(_, address)| ends.hosts(number, *address) == [true])
+            .collect();
         let class = (
             key.namespace.clone(),
-            judge.class(&end, with_node),
-            pod.template_of.is_some(),
-            addresses,
+            decisions.classes(number),
+            end.meets_itself,
+            hosted,
         );
         let index = *by_class.entry(class).or_insert_with(|| {
             groups.push(Group {
@@ -231,19 +206,16 @@ pub(super) fn groups(
             groups.len() - 1
         });
         if let Some(group) = groups.get_mut(index) {
-            group.members.push(name);
+            group.members.push((EndName::Pod(key.clone()), number));
             group.workloads.insert(workload(pod));
         }
     }
     tell_apart(&mut groups);
-    for address in external {
-        let address = address.to_canonical();
-        groups.push(Group {
-            namespace: String::new(),
-            members: vec![EndName::Address(address)],
-            workloads: BTreeSet::from([address.to_string()]),
-        });
-    }
+    groups.extend(outside.into_iter().map(|(address, number)| Group {
+        namespace: String::new(),
+        members: vec![(EndName::Address(address), number)],
+        workloads: BTreeSet::from([address.to_string()]),
+    }));
     groups
 }
 
@@ -257,7 +229,7 @@ fn tell_apart(groups: &mut [Group]) {
     }
     for group in groups {
         let rows = taken.get(&(group.namespace.clone(), group.workloads.clone()));
-        if let ([EndName::Pod(only)], Some(2..)) = (group.members.as_slice(), rows) {
+        if let ([(EndName::Pod(only), _)], Some(2..)) = (group.members.as_slice(), rows) {
             group.workloads = BTreeSet::from([only.name.clone()]);
         }
     }

@@ -31,8 +31,7 @@ fn figures_of_explanations_in_large_clusters() {
         let explainer = Explainer::new(&cluster).unwrap();
         let keys: Vec<ObjectKey> = cluster.pods.keys().cloned().collect();
         let mut random = Random::new(1);
-        let (mut times, mut changes, mut inexact, mut answered): (Vec<Duration>, usize, usize, usize) =
-            Default::default();
+        let (mut times, mut changes, mut answered): (Vec<Duration>, usize, usize) = Default::default();
         while times.len() < 30 {
             // Half of the flows are within a namespace, where policies meet them.
             let src = random.below(keys.len());
@@ -50,15 +49,10 @@ fn figures_of_explanations_in_large_clusters() {
             times.push(spent() - began);
             answered += usize::from(!explanation.changes.is_empty());
             changes += explanation.changes.len();
-            inexact += explanation
-                .changes
-                .iter()
-                .filter(|it| !it.side_effects.exact)
-                .count();
         }
         times.sort();
         println!(
-            "{policies} policies, {} pods: median {:?}, worst {:?}; {answered} of 30 with changes, {changes} changes, {inexact} of them not counted to the end",
+            "{policies} policies, {} pods: median {:?}, worst {:?}; {answered} of 30 with changes, {changes} changes",
             cluster.pods.len(),
             times[15],
             times[29]

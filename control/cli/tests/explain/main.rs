@@ -132,7 +132,9 @@ fn steps_agree(seed: u64, cluster: &Cluster, flows: &[Flow], seen: &mut BTreeMap
         let explanation = match explainer.explain(&question) {
             Ok(explanation) => explanation,
             Err(ExplainError::End(_)) => continue,
-            Err(error @ ExplainError::Contradiction { .. }) => panic!("seed {seed}: {error}"),
+            Err(error @ (ExplainError::Contradiction { .. } | ExplainError::Changes(_))) => {
+                panic!("seed {seed}: {error}")
+            }
         };
         let json = serde_json::to_string(&explanation).unwrap();
         assert_eq!(
@@ -292,7 +294,7 @@ fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Ra
                 continue;
             };
             let allowed = judge(&cluster, &src, &dst, service(&flow)).allow();
-            let changes = match smallest_changes(&cluster, &src, &dst, service(&flow)) {
+            let changes = match smallest_changes(&cluster, &src, &dst, service(&flow)).unwrap() {
                 Found::Changes(changes) => changes,
                 Found::None(why) => {
                     assert!(
@@ -305,7 +307,7 @@ fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Ra
                 }
             };
             assert!((1..=3).contains(&changes.len()));
-            let order = |change: &Change| (!change.side_effects.exact, change.side_effects.pairs);
+            let order = |change: &Change| change.side_effects.pairs;
             assert!(changes.windows(2).all(|pair| order(&pair[0]) <= order(&pair[1])));
             for (nth, change) in changes.iter().enumerate() {
                 let holds = |other: &Change| other.edits.iter().all(|edit| change.edits.contains(edit));
@@ -439,25 +441,35 @@ fn reason_holds(why: &str, cluster: &Cluster, src: &End<'_>, dst: &End<'_>, allo
 /// Pairs of endpoints, apart from the flow's own, between which anything changes: every pair, one by one.
 fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
     let (asked_src, asked_dst) = ends(before, flow).unwrap();
-    let name = |end: &End<'_>| match end.identity {
-        Identity::Pod(pod) => pod.key.to_string(),
-        _ => format!("{:?}", end.address),
-    };
     let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
     for pod in before.pods.values() {
-        if is_endpoint(before, pod) {
-            let mut all: Vec<Place> = pod.addresses.iter().copied().map(Place::Address).collect();
-            if all.is_empty() {
-                all.push(Place::Name(pod.key.clone()));
-            }
+        let own = own_addresses(before, pod).map(Place::Address);
+        let all: Vec<Place> = match pod.addresses.is_empty() {
+            true => vec![Place::Name(pod.key.clone())],
+            false => own.collect(),
+        };
+        if !pod.host_network && !pod.finished && !all.is_empty() {
             places.insert(pod.key.to_string(), all);
         }
     }
-    for (end, place) in [(&asked_src, &flow.src), (&asked_dst, &flow.dst)] {
-        if !matches!(end.identity, Identity::Pod(_)) {
-            places.insert(name(end), vec![place.clone()]);
+    // An address may be that of a pod whose namespace has not been seen.
+    let asked = [(&asked_src, &flow.src), (&asked_dst, &flow.dst)].map(|(end, place)| {
+        let has_it = |(_, places): &(&String, &Vec<Place>)| places.contains(place);
+        let name = match end.identity {
+            Identity::Pod(pod) => pod.key.to_string(),
+            _ => match places.iter().find(has_it) {
+                Some((name, _)) => name.clone(),
+                None => format!("{:?}", end.address),
+            },
+        };
+        (name, end, place)
+    });
+    for (name, end, place) in &asked {
+        if !matches!(end.identity, Identity::Pod(_)) && !places.contains_key(name) {
+            places.insert(name.clone(), vec![(*place).clone()]);
         }
     }
+    let [(asked_src, ..), (asked_dst, ..)] = asked;
     let mut services = vec![(1, None)];
     for protocol in [6, 17, 132] {
         let ports = [
@@ -469,7 +481,7 @@ fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
     let mut pairs = 0;
     for (src, from) in &places {
         for (dst, to) in &places {
-            if (src, dst) == (&name(&asked_src), &name(&asked_dst)) {
+            if (src, dst) == (&asked_src, &asked_dst) {
                 continue;
             }
             let template = before
@@ -479,18 +491,16 @@ fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
             if src == dst && !template {
                 continue;
             }
-            let Some((from, to)) = common(from, to) else {
-                continue;
+            let changes = |(from, to): &(Place, Place)| {
+                let answer = |cluster: &Cluster, (protocol, port): (u8, Option<u16>)| {
+                    let (src, dst) = (end(cluster, from).unwrap(), end(cluster, to).unwrap());
+                    judge(cluster, &src, &dst, Service { protocol, port }).allow()
+                };
+                let mut services = services.iter();
+                services.any(|it| answer(before, *it) != answer(after, *it))
             };
-            let answer = |cluster: &Cluster, (protocol, port): (u8, Option<u16>)| {
-                let (src, dst) = (end(cluster, &from).unwrap(), end(cluster, &to).unwrap());
-                judge(cluster, &src, &dst, Service { protocol, port }).allow()
-            };
-            pairs += u64::from(
-                services
-                    .iter()
-                    .any(|it| answer(before, *it) != answer(after, *it)),
-            );
+            let changed = common(from, to).iter().any(changes);
+            pairs += u64::from(changed);
         }
     }
     pairs
@@ -504,8 +514,8 @@ fn key(name: &str) -> ObjectKey {
     }
 }
 
-/// One place of each, of one family: IPv4 where there is a choice.
-fn common(from: &[Place], to: &[Place]) -> Option<(Place, Place)> {
+/// One place of each, of every family that they have in common.
+fn common(from: &[Place], to: &[Place]) -> Vec<(Place, Place)> {
     let of = |places: &[Place], v4: bool| {
         places
             .iter()
@@ -517,15 +527,18 @@ fn common(from: &[Place], to: &[Place]) -> Option<(Place, Place)> {
     };
     [true, false]
         .into_iter()
-        .find_map(|v4| of(from, v4).zip(of(to, v4)))
+        .filter_map(|v4| of(from, v4).zip(of(to, v4)))
+        .collect()
 }
 
-fn is_endpoint(cluster: &Cluster, pod: &Pod) -> bool {
-    let owns = |address: &IpAddr| matches!(identify(cluster, *address).identity, Identity::Pod(owner) if owner.key == pod.key);
-    !pod.host_network
-        && !pod.finished
-        && cluster.namespaces.contains_key(&pod.key.namespace)
-        && pod.addresses.iter().all(owns)
+/// The addresses of a pod that nobody else has.
+fn own_addresses<'a>(cluster: &'a Cluster, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
+    let seen = cluster.namespaces.contains_key(&pod.key.namespace);
+    let owns = move |address: &IpAddr| match identify(cluster, *address).identity {
+        Identity::Pod(owner) => owner.key == pod.key,
+        identity => !seen && identity == Identity::Unknown,
+    };
+    pod.addresses.iter().copied().filter(owns)
 }
 
 /// Applying a step to a state where what it names is not there changes nothing and does not fail.
@@ -538,7 +551,8 @@ fn a_step_that_does_not_fit_changes_nothing() {
             let Some((src, dst)) = ends(&cluster, &flow) else {
                 continue;
             };
-            let Found::Changes(changes) = smallest_changes(&cluster, &src, &dst, service(&flow)) else {
+            let found = smallest_changes(&cluster, &src, &dst, service(&flow)).unwrap();
+            let Found::Changes(changes) = found else {
                 continue;
             };
             for edit in changes.iter().flat_map(|change| &change.edits) {
