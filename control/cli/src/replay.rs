@@ -27,8 +27,8 @@ use super::{ClusterArgs, Output, is_stdin, not_both_stdin, progress::Progress, w
 /// Arguments of `ringwall replay`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-Reads pcap and pcapng files of Ethernet, raw IP (101, 228, 229) and Linux cooked
-(113, 276) packets and passes each packet to the code that runs in the dataplane,
+Reads pcap and pcapng files of Ethernet, raw IP (101, 228, 229), Linux cooked
+(113, 276) and loopback (0, 108) packets and passes each packet to the code that runs in the dataplane,
 at the packet's time. Connections, fragments, ICMP errors and timeouts count as
 on a wire. The clock never goes backwards. A capture does not say from which side
 a packet came, so sources are believed. What was not captured in full drops as

@@ -324,9 +324,13 @@ fn the_link_type_does_not_show() {
             .collect()
     };
     let raw = framed(&|frame| frame[14..].to_vec());
+    let loopback = framed(&|frame| {
+        let family = if frame[12] == 8 { 2 } else { 30 };
+        [&[family, 0, 0, 0][..], &frame[14..]].concat()
+    });
     let cooked = framed(&|frame| [&[0; 14][..], &frame[12..]].concat());
     let cooked_2 = framed(&|frame| [&frame[12..14], &[0; 18][..], &frame[14..]].concat());
-    for (link, packets) in [(101, &raw), (113, &cooked), (276, &cooked_2)] {
+    for (link, packets) in [(101, &raw), (113, &cooked), (276, &cooked_2), (0, &loopback)] {
         assert_eq!(bed.verdicts(&pcap(link, packets), &[]), wanted, "{link}");
         // On two interfaces in turn.
         let turns: Vec<(u32, Packet)> = (0..).map(|n| n % 2).zip(packets.iter().cloned()).collect();
@@ -585,6 +589,33 @@ fn the_number_of_workers_does_not_show() {
     assert!(one.1 == pcap(1, &kept));
 }
 
+/// A worker keeps shares of its table and of ICMP errors for each endpoint, which differ with the number of workers.
+#[test]
+fn a_flood_does_not_show_the_number_of_workers_either() {
+    let bed = Bed::new();
+    // Connections of one pair of addresses, which all are one worker's. Their answers pass as answers alone.
+    let syns = (0..6000).map(|n| whole(0, from_to(DB[0], OUTSIDER[0]).tcp(n, 443, SYN, b"")));
+    let answers = (0..100).map(|n| whole(5000, from_to(OUTSIDER[0], DB[0]).tcp(443, n, SYN_ACK, b"")));
+    // Errors about flows to many destinations, for one pod.
+    let errors = (0..400_u64).flat_map(|n| {
+        let to = format!("198.51.{}.{}", n / 200, n % 200 + 1);
+        let question = from_to(WEB[0], &to).udp(4000, 53, b"");
+        let error = unreachable(&to, WEB[0], &question);
+        [whole(6000, question), whole(6000, error)]
+    });
+    let file = pcap(1, &syns.chain(answers).chain(errors).collect::<Vec<_>>());
+    let run = |workers| {
+        let ran = bed.replay(&file, &["--workers", workers, "-o", "json"]);
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        ran.out
+    };
+    let one = run("1");
+    assert_eq!(one.matches("\"verdict\":\"forward\"").count(), 6900);
+    for workers in ["3", "60"] {
+        assert!(run(workers) == one, "{workers} workers");
+    }
+}
+
 #[test]
 fn the_copy_of_a_pcapng_file_is_one() {
     let bed = Bed::new();
@@ -637,8 +668,8 @@ fn what_cannot_be_replayed_is_said_with_its_place() {
         ),
         (
             pcap(105, &packets),
-            "cannot replay DIR/capture: link type 105 is not supported, only Ethernet (1), raw IP (101, 228, 229) and Linux cooked \
-             (113, 276): capture on an interface of one of these",
+            "cannot replay DIR/capture: link type 105 is not supported, only Ethernet (1), raw IP (101, 228, 229), Linux cooked (113, \
+             276) and loopback (0, 108): capture on an interface of one of these",
         ),
         (
             file[..20].to_vec(),

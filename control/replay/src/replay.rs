@@ -23,8 +23,8 @@ use ringwall_dataplane::{
     worker::Worker,
 };
 
-/// Flows that a worker's table has room for at most. It takes memory as it is used: 256 bytes a flow.
-pub const MOST_FLOWS: u64 = 1 << 20;
+/// Flows at once that a worker's table has room for at most.
+pub const MOST_FLOWS: u64 = 1 << 18;
 
 /// Bytes of a packet's least record in a capture, with a network header: there are no more flows than that allows.
 const LEAST_RECORD: u64 = 32;
@@ -121,14 +121,13 @@ impl Replay {
         begin: Nanos,
     ) -> Result<Self, ReplayError> {
         let flows = bytes.map_or(MOST_FLOWS, |bytes| (bytes / LEAST_RECORD).min(MOST_FLOWS));
-        // Each table is one worker's part of all entries, and half of it may be half-open.
-        let entries = 2 * flows as usize * workers.clamp(1, 64);
+        let entries = entries(flows as usize, workers);
         let config = DataplaneConfig {
             workers,
             ports: 1,
             held: 0,
             flow: FlowConfig {
-                half_open_share: 128,
+                half_open_share: HALF_OPEN_SHARE,
                 endpoint_share: 256,
                 endpoint_half_open_share: 256,
                 icmp_errors: RateLimit {
@@ -254,6 +253,20 @@ impl Replay {
             .find_map(|worker| worker.flow_id(&key, self.now))
     }
 }
+
+/// The most of a table that may be half-open, in 1/256.
+const HALF_OPEN_SHARE: u8 = 255;
+
+/// Entries for so many workers, each of whose tables has room for all flows, be they half-open. What is not used takes no
+/// memory.
+fn entries(flows: usize, workers: usize) -> usize {
+    let table = (flows + 1) * 256 / usize::from(HALF_OPEN_SHARE) + 1;
+    // A table is a whole number of the 256 segments.
+    (table * SEGMENTS).div_ceil(SEGMENTS / workers.clamp(1, 64))
+}
+
+/// Parts of the flow memory that are never divided between workers.
+const SEGMENTS: usize = 256;
 
 /// Both ends of a wire: what comes in by it leaves by it, and what answers that comes in by it, too.
 fn port() -> Port {

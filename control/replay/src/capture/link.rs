@@ -17,6 +17,8 @@ pub enum Link {
     Ipv4,
     /// IPv6: 229.
     Ipv6,
+    /// A loopback of BSD, macOS or Windows: 0 and 108.
+    Loopback,
     /// Linux cooked: 113.
     Cooked,
     /// Linux cooked, second version: 276.
@@ -25,11 +27,13 @@ pub enum Link {
 
 impl Link {
     /// What is supported, for messages.
-    pub const SUPPORTED: &str = "Ethernet (1), raw IP (101, 228, 229) and Linux cooked (113, 276)";
+    pub const SUPPORTED: &str =
+        "Ethernet (1), raw IP (101, 228, 229), Linux cooked (113, 276) and loopback (0, 108)";
 
     /// The link type with a number; None where it is not supported.
     pub fn from_number(number: u16) -> Option<Self> {
         Some(match number {
+            0 | 108 => Self::Loopback,
             1 => Self::Ethernet,
             12 | 14 | 101 => Self::Raw,
             113 => Self::Cooked,
@@ -44,6 +48,7 @@ impl Link {
     pub fn header_length(self) -> usize {
         match self {
             Self::Ethernet => 14,
+            Self::Loopback => 4,
             Self::Cooked => 16,
             Self::Cooked2 => 20,
             Self::Raw | Self::Ipv4 | Self::Ipv6 => 0,
@@ -66,6 +71,7 @@ impl Link {
             (Self::Ipv6, _) => IPV6,
             (Self::Raw, Some([first, ..])) if first >> 4 == 6 => IPV6,
             (Self::Raw, _) => IPV4,
+            (Self::Loopback, _) => loopback_kind(bytes),
             (Self::Cooked, _) => cooked_kind(bytes, 2, 14),
             (Self::Cooked2, _) => cooked_kind(bytes, 8, 0),
         };
@@ -74,6 +80,16 @@ impl Link {
         frame.extend_from_slice(&[0; 6]);
         frame.extend_from_slice(&kind);
         frame.extend_from_slice(payload);
+    }
+}
+
+/// The Ethernet type of a packet behind an address family, in the byte order of the capturing machine. IPv6 has other numbers
+/// on each system.
+fn loopback_kind(bytes: &[u8]) -> [u8; 2] {
+    match bytes {
+        [2, 0, 0, 0, ..] | [0, 0, 0, 2, ..] => IPV4,
+        [10 | 23 | 24 | 28 | 30, 0, 0, 0, ..] | [0, 0, 0, 10 | 23 | 24 | 28 | 30, ..] => IPV6,
+        _ => RESERVED,
     }
 }
 

@@ -511,6 +511,17 @@ fn every_link_becomes_ethernet() {
     for frame in cooked(824, [0, 0], &[1]) {
         assert_eq!(frame, with(&zeros, [0xff, 0xff], &[1]));
     }
+    for (family, kind) in [
+        ([2, 0, 0, 0], [8, 0]),
+        ([0, 0, 0, 2], [8, 0]),
+        ([30, 0, 0, 0], [0x86, 0xdd]),
+        ([0, 0, 0, 24], [0x86, 0xdd]),
+        ([7, 0, 0, 0], [0xff, 0xff]),
+    ] {
+        let packet = [&family[..], &[1, 2]].concat();
+        assert_eq!(frame(Link::Loopback, &packet), with(&zeros, kind, &[1, 2]));
+    }
+    assert_eq!(frame(Link::Loopback, &[2, 0, 0]), []);
     assert_eq!(frame(Link::Cooked, &[0; 15]), []);
     assert_eq!(frame(Link::Cooked2, &[0; 19]), []);
 }
