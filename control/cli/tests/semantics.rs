@@ -933,7 +933,7 @@ fn s40_host_bits_are_masked() {
 }
 
 #[test]
-fn s41_leading_zeros_are_decimal() {
+fn s41_trap_12_leading_zeros_are_decimal() {
     let world = from(json!([block("010.0.1.0/24", &[])]));
     assert_eq!(sources(&world), ["b/web", "b/bare"]);
     let decoded = decode(&policy(

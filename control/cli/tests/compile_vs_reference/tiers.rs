@@ -433,7 +433,7 @@ fn traps_33_and_34_priority_decides_then_the_bytes_of_the_name() {
 }
 
 #[test]
-fn tiers_85_only_network_policies_do_not_govern_the_own_node() {
+fn tiers_85_traps_22_and_75_only_network_policies_do_not_govern_the_own_node() {
     let hosted = |mut world: World| {
         world.0.insert(Object::Node(ringwall_policy::Node {
             name: "n1".to_owned(),
@@ -492,4 +492,43 @@ fn tiers_71_a_policy_without_rules_has_no_part() {
     let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[], &[]);
     let [egress, ingress] = world.causes("10.0.0.1", "10.0.0.2", 6, Some(80));
     assert_eq!((egress.1, ingress.1), (Cause::Open, Cause::Open));
+}
+
+#[test]
+fn trap_8_pods_on_their_nodes_network_are_nobodys_subject() {
+    let mut world = World::new().tiered(KUBE_ADMIN, 0, "a", &[], &[all(Deny)]);
+    let mut agent = ringwall_policy::Pod::clone(&world.0.pods[&key("web")]);
+    agent.key = key("agent");
+    agent.addresses = vec!["192.168.0.9".parse().unwrap()];
+    agent.host_network = true;
+    world.0.insert(Object::Pod(agent));
+    assert!(world.tcp("192.168.0.9", "10.0.0.2", 80));
+    assert!(!world.open(), "pods with an address of their own are");
+}
+
+#[test]
+fn trap_20_a_named_port_that_the_destination_lacks_matches_nothing() {
+    let web = PortMatch::Named {
+        protocol: Protocol::Tcp,
+        name: "web".to_owned(),
+    };
+    let world = World::new().tiered(KUBE_ADMIN, 0, "a", &[ports(Deny, &[web])], &[]);
+    assert!(world.open(), "`db` has no TCP port of that name");
+    assert!(!world.tcp("10.0.0.2", "10.0.0.1", 80));
+}
+
+#[test]
+fn trap_74_pods_of_a_namespace_that_is_not_there_are_denied_both_ways() {
+    let mut world = World::new();
+    assert!(world.open());
+    world.0.namespaces.remove("a");
+    for (src, dst) in [("192.0.2.1", "10.0.0.2"), ("10.0.0.1", "192.0.2.1")] {
+        let causes = world.causes(src, dst, 6, Some(80));
+        assert!(
+            causes
+                .iter()
+                .any(|(allow, cause)| !allow && *cause == Cause::Unknown),
+            "{src} -> {dst}: {causes:?}"
+        );
+    }
 }
