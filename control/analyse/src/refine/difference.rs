@@ -13,7 +13,7 @@ use super::{
     readings::Compared,
     said,
     sets::{SetId, Sets},
-    sweep::{Deviation, Sweep, deviations},
+    sweep::{Changed, Deviation, Sweep, deviations},
 };
 
 /// What changes between two clusters.
@@ -177,8 +177,9 @@ fn destinations<'a>(
     sets: &mut Sets<'_, 'a, 2>,
     totals: &mut Totals,
 ) -> Result<Vec<Found>, RefineError> {
-    let deviations = deviations(ends, changes, totals)?;
-    let mut sweep = Sweep::new(ends);
+    let changed = Changed::of(ends);
+    let deviations = deviations(ends, &changed, changes, totals)?;
+    let mut sweep = Sweep::new(ends, &changed);
     let mut found: Vec<Found> = Vec::new();
     let (mut row, mut spread) = (Vec::new(), Vec::new());
     for source in sweep.order() {

@@ -1,30 +1,75 @@
 //! Source by source, what changes about every destination: rows of the table of all pairs of classes, of which only one
 //! is held at a time.
 
+use hashbrown::HashSet;
 use ringwall_dataplane::classify::{NONE, Row};
 
 use super::{
     Ends, Family, RefineError, Totals,
     cells::{Cells, Joint, Line, Lines, Numbered},
     changes::{Changes, Tagged},
+    ends::Class,
 };
 
 /// A number that was given out leads nowhere.
 const NO_CLASS: RefineError = RefineError::Snapshot("a class that does not exist");
 
+/// The classes of which every pair that changes has one: their rows or their column are not what they were. All of them
+/// where the tables have nothing in common.
+pub(super) struct Changed {
+    classes: Vec<bool>,
+}
+
+impl Changed {
+    pub(super) fn of(ends: &Ends<'_, 2>) -> Self {
+        let [from, to] = ends.sides;
+        let Some(changes) = to.snapshot.changes_since(&from.snapshot) else {
+            return Self {
+                classes: vec![true; ends.classes.len()],
+            };
+        };
+        let pages = changes.pages.iter().map(|(row, _)| *row);
+        let rows: HashSet<u32> = pages.chain(changes.isolating).collect();
+        let differs = |rows_of: [Row; 2]| match rows_of {
+            [Row::Cells(a), Row::Cells(b)] => {
+                let own_node = to.snapshot.own_node_row(a);
+                a != b || rows.contains(&a) || rows.contains(&own_node)
+            }
+            [a, b] => a != b,
+        };
+        let class = |class: &Class<2>| {
+            let mut sights = class.sights.iter().flatten();
+            sights.any(|[a, b]| {
+                a.peer_class != b.peer_class
+                    || differs([a.ingress, b.ingress])
+                    || differs([a.egress, b.egress])
+            })
+        };
+        Self {
+            classes: ends.classes.iter().map(class).collect(),
+        }
+    }
+
+    fn holds(&self, class: u32) -> bool {
+        self.classes.get(class as usize) != Some(&false)
+    }
+}
+
 /// Rows of the table.
 pub(super) struct Sweep<'e, 'a> {
     ends: &'e Ends<'a, 2>,
+    changed: &'e Changed,
     families: [OneFamily; 2],
     /// By family: destinations and their sets of changes, of the row at hand.
     sets: [Vec<(u32, u32)>; 2],
 }
 
 impl<'e, 'a> Sweep<'e, 'a> {
-    pub(super) fn new(ends: &'e Ends<'a, 2>) -> Self {
+    pub(super) fn new(ends: &'e Ends<'a, 2>, changed: &'e Changed) -> Self {
         Self {
             ends,
-            families: Family::BOTH.map(|family| OneFamily::new(ends, family)),
+            changed,
+            families: Family::BOTH.map(|family| OneFamily::new(ends, changed, family)),
             sets: [Vec::new(), Vec::new()],
         }
     }
@@ -47,7 +92,10 @@ impl<'e, 'a> Sweep<'e, 'a> {
         out: &mut Vec<(u32, u32)>,
     ) -> Result<(), RefineError> {
         for (family, sets) in self.families.iter_mut().zip(&mut self.sets) {
-            family.row(source, changes, sets)?;
+            match self.changed.holds(source) {
+                true => family.row(source, changes, sets)?,
+                false => family.row_of_unchanged(source, changes, sets)?,
+            }
         }
         out.clear();
         let [v4, v6] = &self.sets;
@@ -77,6 +125,8 @@ struct OneFamily {
     lines: Lines<2>,
     /// The classes that have the family.
     own: Vec<(u32, Line)>,
+    /// Of these, the changed ones.
+    changed: Vec<(u32, Line)>,
     /// What the last source's row says of every column, and every row of its column.
     of_row: Answers,
     of_column: Answers,
@@ -119,17 +169,56 @@ impl Answers {
 }
 
 impl OneFamily {
-    fn new(ends: &Ends<'_, 2>, family: Family) -> Self {
+    fn new(ends: &Ends<'_, 2>, changed: &Changed, family: Family) -> Self {
         let lines = Lines::of(ends, family);
         let own = lines.classes.iter().zip(0..);
-        let own = own.filter_map(|(line, class)| Some((class, (*line)?))).collect();
+        let own: Vec<(u32, Line)> = own.filter_map(|(line, class)| Some((class, (*line)?))).collect();
         Self {
             lines,
+            changed: own
+                .iter()
+                .copied()
+                .filter(|(class, _)| changed.holds(*class))
+                .collect(),
             own,
             of_row: Answers::none(),
             of_column: Answers::none(),
             known: Vec::new(),
         }
+    }
+
+    /// As [`Self::row`], of a source that is not changed: only changed destinations can differ.
+    fn row_of_unchanged(
+        &self,
+        source: u32,
+        changes: &mut Changes<'_>,
+        out: &mut Vec<(u32, u32)>,
+    ) -> Result<(), RefineError> {
+        out.clear();
+        let Some(line) = self.lines.line(source) else {
+            return Ok(());
+        };
+        let Lines {
+            egress,
+            ingress,
+            columns,
+            ..
+        } = &self.lines;
+        let rows = egress.get(line.egress).ok_or(NO_CLASS)?;
+        let classes = columns.get(line.column).ok_or(NO_CLASS)?;
+        for (destination, line) in &self.changed {
+            let at_source = changes
+                .cells
+                .joint(rows, columns.get(line.column).ok_or(NO_CLASS)?)?;
+            let at_destination = changes
+                .cells
+                .joint(ingress.get(line.ingress).ok_or(NO_CLASS)?, classes)?;
+            let set = changes.set(at_source, at_destination);
+            if set != 0 {
+                out.push((*destination, set));
+            }
+        }
+        Ok(())
     }
 
     /// Destinations and their sets of changes, where there are any, in order.
@@ -203,6 +292,7 @@ pub(super) struct Deviation {
 /// How pods and the nodes that host them change otherwise than their classes, in order.
 pub(super) fn deviations(
     ends: &Ends<'_, 2>,
+    changed: &Changed,
     changes: &mut Changes<'_>,
     totals: &mut Totals,
 ) -> Result<Vec<Deviation>, RefineError> {
@@ -212,6 +302,10 @@ pub(super) fn deviations(
         for (src, dst) in [(pair.endpoint, pair.node), (pair.node, pair.endpoint)] {
             let class = |end: u32| ends.all.get(end as usize).map(|end| end.class).ok_or(NO_CLASS);
             let (source, destination) = (class(src)?, class(dst)?);
+            let [before, after] = pair.sides;
+            if before == after && !changed.holds(source) && !changed.holds(destination) {
+                continue;
+            }
             // One of them is an address, so they have one family in common.
             for lines in &families {
                 let (Some(source), Some(destination)) = (lines.line(source), lines.line(destination)) else {
