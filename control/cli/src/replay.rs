@@ -28,11 +28,11 @@ use super::{ClusterArgs, Output, is_stdin, not_both_stdin, progress::Progress, w
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
 Reads pcap and pcapng files of Ethernet, raw IP (101, 228, 229), Linux cooked
-(113, 276) and loopback (0, 108) packets and passes each packet to the code that runs in the dataplane,
-at the packet's time. Connections, fragments, ICMP errors and timeouts count as
-on a wire. The clock never goes backwards. A capture does not say from which side
-a packet came, so sources are believed. What was not captured in full drops as
-truncated.
+(113, 276) and loopback (0, 108) packets and passes each packet to the code that
+runs in the dataplane, at the packet's time. Connections, fragments, ICMP errors
+and timeouts count as on a wire. The clock never goes backwards. A capture does
+not say from which side a packet came, so sources are believed. What was not
+captured in full drops as truncated.
 
 As JSON: one object per packet, with its number in the capture:
 
@@ -118,6 +118,7 @@ pub(super) fn run(args: &ReplayArgs, output: Output) -> anyhow::Result<ExitCode>
     let mut session = Session {
         args,
         length,
+        live: is_stdin(&args.pcap),
         events: events.into(),
         begun: None,
         frame: Vec::new(),
@@ -160,6 +161,8 @@ fn unsupported(link: u16) -> String {
 struct Session<'a> {
     args: &'a ReplayArgs,
     length: Option<u64>,
+    /// Packets may be captured right now: answers appear as they come.
+    live: bool,
     /// Still to come, earliest first once it has begun.
     events: std::collections::VecDeque<Event>,
     /// From the first packet on.
@@ -204,6 +207,9 @@ impl Session<'_> {
             };
             if let Some(copy) = self.copy.as_mut().filter(|_| copied) {
                 copy.copy(&record).context("cannot write the copy")?;
+            }
+            if self.live {
+                self.out.flush()?;
             }
         }
     }

@@ -5,7 +5,7 @@ mod ran;
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
 };
@@ -306,6 +306,41 @@ fn each_packet_is_answered_in_its_order() {
 }
 
 #[test]
+fn a_packet_that_is_being_captured_is_answered_at_once() {
+    let bed = Bed::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringwall"))
+        .args([
+            "replay",
+            "--manifests",
+            &bed.path("before"),
+            "--pcap",
+            "-",
+            "-o",
+            "json",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut answers = BufReader::new(child.stdout.take().unwrap());
+    let file = pcap(1, &[whole(1, arp()), whole(2, arp())]);
+    let (first, second) = file.split_at(24 + 16 + arp().len());
+    for (part, n) in [(first, 1), (second, 2)] {
+        stdin.write_all(part).unwrap();
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        let answer: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&answer["n"], verdict(&answer)),
+            (&json!(n), "pass arp".to_owned())
+        );
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn the_link_type_does_not_show() {
     let bed = Bed::new();
     let outcomes = outcomes();
@@ -390,11 +425,7 @@ fn a_change_of_policy_cuts_a_flow_at_its_next_packet() {
     let bed = Bed::new();
     let events = bed.path("events.jsonl");
     // Of the last two that hold at one time, the later line counts.
-    let text = "\
-        {\"at\":\"+20\",\"manifests\":\"after\"}\n\n\
-        {\"at\":110,\"manifests\":\"after\"}\n\
-        {\"at\":\"1970-01-01T00:02:00Z\",\"manifests\":\"before\"}\n\
-        {\"at\":\"+1000\",\"manifests\":\"after\"}\n";
+    let text = "{\"at\":\"+20\",\"manifests\":\"after\"}\n\n{\"at\":110,\"manifests\":\"after\"}\n{\"at\":\"1970-01-01T00:02:00Z\",\"manifests\":\"before\"}\n{\"at\":\"+1000\",\"manifests\":\"after\"}\n";
     fs::write(&events, text).unwrap();
     let open = |at: u64, client: &str, port: u16| {
         [
@@ -668,13 +699,11 @@ fn what_cannot_be_replayed_is_said_with_its_place() {
         ),
         (
             pcap(105, &packets),
-            "cannot replay DIR/capture: link type 105 is not supported, only Ethernet (1), raw IP (101, 228, 229), Linux cooked (113, \
-             276) and loopback (0, 108): capture on an interface of one of these",
+            "cannot replay DIR/capture: link type 105 is not supported, only Ethernet (1), raw IP (101, 228, 229), Linux cooked (113, 276) and loopback (0, 108): capture on an interface of one of these",
         ),
         (
             file[..20].to_vec(),
-            "cannot replay DIR/capture: the capture is cut short: the header at byte 0 is not whole, only 20 bytes of it are \
-             there. Copy the file again, or go on with the 0 packets before it",
+            "cannot replay DIR/capture: the capture is cut short: the header at byte 0 is not whole, only 20 bytes of it are there (packets before it: 0). Copy the file again, or capture again",
         ),
     ];
     for (file, wanted) in cases {
@@ -692,8 +721,7 @@ fn what_cannot_be_replayed_is_said_with_its_place() {
     assert!(fs::read(&copy).unwrap() == pcap(1, &packets[..1]));
     assert_eq!(
         refused(&bed, cut, &[]),
-        "cannot replay DIR/capture: the capture is cut short: packet 2 at byte 94 is not whole, only 63 bytes of it are there. \
-         Copy the file again, or go on with the 1 packets before it"
+        "cannot replay DIR/capture: the capture is cut short: packet 2 at byte 94 is not whole, only 63 bytes of it are there (packets before it: 1). Copy the file again, or capture again"
     );
     let human = bed.replay(cut, &[]);
     assert!(
@@ -745,13 +773,11 @@ fn wrong_arguments_and_events_are_refused_before_any_answer() {
     for (text, wanted) in [
         (
             "{\"at\":1}",
-            "DIR/events.jsonl, line 1: missing field `manifests` at line 1 column 8; an event is \
-             {\"at\":TIME,\"manifests\":\"FOLDER\"}",
+            "DIR/events.jsonl, line 1: missing field `manifests` at line 1 column 8; an event is {\"at\":TIME,\"manifests\":\"FOLDER\"}",
         ),
         (
             "{\"at\":\"+1\",\"manifests\":\"after\"}\n{\"at\":\"noon\",\"manifests\":\"after\"}",
-            "DIR/events.jsonl, line 2: \"noon\" is no time: write it in UTC (\"2026-03-01T12:00:00.5Z\"), in seconds since 1970 \
-             (1772366400.5), or in seconds after the first packet (\"+2.5\")",
+            "DIR/events.jsonl, line 2: \"noon\" is no time: write it in UTC (\"2026-03-01T12:00:00.5Z\"), in seconds since 1970 (1772366400.5), or in seconds after the first packet (\"+2.5\")",
         ),
         (
             "{\"at\":\"+1\",\"manifests\":\"-\"}",

@@ -44,8 +44,8 @@ pub enum CaptureError {
     Compressed(&'static str),
     /// It ends within a record, as if it had been copied while it was being written.
     #[error(
-        "the capture is cut short: {record} at byte {offset} is not whole, only {have} bytes of it are there. Copy the file again, \
-         or go on with the {packets} packets before it"
+        "the capture is cut short: {record} at byte {offset} is not whole, only {have} bytes of it are there (packets before it: \
+         {packets}). Copy the file again, or capture again"
     )]
     CutShort {
         /// What is cut.
@@ -58,7 +58,9 @@ pub enum CaptureError {
         packets: u64,
     },
     /// A record contradicts itself or the format.
-    #[error("{record} at byte {offset} is damaged: {what}. The {packets} packets before it are readable")]
+    #[error(
+        "{record} at byte {offset} is damaged: {what} (packets before it: {packets}). Copy the file again, or capture again"
+    )]
     Damaged {
         /// Which.
         record: RecordName,

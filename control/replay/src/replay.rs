@@ -6,8 +6,8 @@
 //! The workers are on one port, a wire whose both ends it is: a capture does not say from which side a packet came, so a reply
 //! is believed from wherever it comes, any source may be anywhere, and a node's address is the node's.
 //!
-//! Neither the answers nor the names of flows depend on the number of workers: the tables of each have room for all flows
-//! of the capture (up to [`MOST_FLOWS`]), and of the limits that a worker keeps for itself, there is none.
+//! Neither the answers nor the names of flows depend on the number of workers: the table of each has room for all flows
+//! of the capture (up to [`MOST_FLOWS`]), and the limits that a worker would keep for itself are off.
 
 use ringwall_dataplane::{
     classify::{DirectionVerdict, Generation, Snapshot},

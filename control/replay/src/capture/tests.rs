@@ -362,46 +362,40 @@ fn damage_is_named_with_its_place() {
     for (file, wanted) in [
         (
             huge,
-            "packet 2 at byte 42 is damaged: it claims 4294967295 bytes, and no packet has more than 16777216. The 1 packets \
-             before it are readable",
+            "packet 2 at byte 42 is damaged: it claims 4294967295 bytes, and no packet has more than 16777216 (packets before it: 1). Copy the file again, or capture again",
         ),
         (
             edited(4, 4_000_000_000),
-            "packet 1 at byte 48 is damaged: it claims to be 4000000000 bytes long, and blocks have 12 to 16777216. The 0 \
-             packets before it are readable",
+            "packet 1 at byte 48 is damaged: it claims to be 4000000000 bytes long, and blocks have 12 to 16777216 (packets before it: 0). Copy the file again, or capture again",
         ),
         (
             edited(4, 8),
-            "packet 1 at byte 48 is damaged: it claims to be 8 bytes long, and blocks have 12 to 16777216. The 0 packets before \
-             it are readable",
+            "packet 1 at byte 48 is damaged: it claims to be 8 bytes long, and blocks have 12 to 16777216 (packets before it: 0). Copy the file again, or capture again",
         ),
         (
             edited(36, 44),
-            "packet 1 at byte 48 is damaged: its length is 40 at its beginning and 44 at its end. The 0 packets before it are \
-             readable",
+            "packet 1 at byte 48 is damaged: its length is 40 at its beginning and 44 at its end (packets before it: 0). Copy the file again, or capture again",
         ),
         // More than the block has room for.
         (
             edited(20, 1000),
-            "packet 1 at byte 48 is damaged: its fields contradict each other. The 0 packets before it are readable",
+            "packet 1 at byte 48 is damaged: its fields contradict each other (packets before it: 0). Copy the file again, or capture again",
         ),
         (
             foreign,
-            "a block at byte 0 is damaged: its fields contradict each other. The 0 packets before it are readable",
+            "a block at byte 0 is damaged: its fields contradict each other (packets before it: 0). Copy the file again, or capture again",
         ),
         (
             orderless,
-            "the header at byte 0 is damaged: it has no byte order. The 0 packets before it are readable",
+            "the header at byte 0 is damaged: it has no byte order (packets before it: 0). Copy the file again, or capture again",
         ),
         (
             head[..20].to_vec(),
-            "the capture is cut short: the header at byte 0 is not whole, only 20 bytes of it are there. Copy the file again, or \
-             go on with the 0 packets before it",
+            "the capture is cut short: the header at byte 0 is not whole, only 20 bytes of it are there (packets before it: 0). Copy the file again, or capture again",
         ),
         (
             head[..41].to_vec(),
-            "the capture is cut short: packet 1 at byte 24 is not whole, only 17 bytes of it are there. Copy the file again, or go \
-             on with the 0 packets before it",
+            "the capture is cut short: packet 1 at byte 24 is not whole, only 17 bytes of it are there (packets before it: 0). Copy the file again, or capture again",
         ),
         (vec![], "the file is empty"),
         (
