@@ -83,11 +83,12 @@ pub(crate) const fn is_same_owner(one: u64, other: u64) -> bool {
 /// What is known of the destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L4 {
-    /// A protocol with ports (TCP, UDP, SCTP) whose destination port could be read.
+    /// A protocol with ports (TCP, UDP, SCTP) whose destination port could be read; or ICMP over IPv4 or ICMPv6 over IPv6
+    /// whose type and code could be.
     Port {
         /// IP protocol number.
         protocol: u8,
-        /// Destination port.
+        /// Destination port; of ICMP, what [`icmp`] makes of its type and code.
         port: u16,
     },
     /// A protocol without ports, or one whose header could not be reached (SEMANTICS 35, 63): matches only rules
@@ -98,8 +99,14 @@ pub enum L4 {
     },
 }
 
+/// Type and code of ICMP, where other protocols have their port: the type is the upper byte.
+pub const fn icmp(kind: u8, code: u8) -> u16 {
+    u16::from_be_bytes([kind, code])
+}
+
 impl L4 {
-    /// Of an IP protocol number and the destination port, where the protocol has one and it could be read.
+    /// Of an IP protocol number and the destination port (of ICMP, type and code), where the protocol has one and it could be
+    /// read.
     #[inline]
     pub fn of(protocol: u8, port: Option<u16>) -> Self {
         match port {
@@ -195,8 +202,11 @@ pub struct PortSpans {
     /// For TCP, UDP and SCTP: protocol number, and from each port on what is decided; the first port is 0.
     pub protocols: [(u8, Vec<(u16, DirectionVerdict)>); 3],
     /// Of the protocols without ports, by number: from each on what is decided; empty where they are all decided alike,
-    /// else the first is 0.
+    /// else the first is 0. Of ICMP and ICMPv6, what is decided where type and code are not known.
     pub others: Vec<(u8, DirectionVerdict)>,
+    /// ICMP and ICMPv6, where types are told apart: protocol number, and from each type and code ([`icmp`]) on what is
+    /// decided; the first is 0.
+    pub by_type: Vec<(u8, Vec<(u16, DirectionVerdict)>)>,
     /// Where no port is known, and for every protocol where `others` is empty.
     pub portless: DirectionVerdict,
 }

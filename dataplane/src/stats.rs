@@ -9,7 +9,7 @@ use std::sync::{
 use crossbeam::{queue::ArrayQueue, utils::CachePadded};
 
 use crate::{
-    classify::{DirectionVerdict, Generation},
+    classify::{DirectionVerdict, Generation, L4},
     flow::FlowId,
     port::PortId,
     time::Nanos,
@@ -181,6 +181,8 @@ pub struct DropSample {
     pub length: u32,
     /// Whose packet, where headers could be read.
     pub key: Option<FlowKey>,
+    /// What policies see of its layer 4.
+    pub l4: L4,
     /// The snapshot in force; 0 for none.
     pub generation: Generation,
     /// Decision about the destination, where one was made. Its provenance is an index into that snapshot.

@@ -21,7 +21,11 @@ pub(crate) use parse::{parse_common, quoted_sequence};
 #[cfg(test)]
 mod tests;
 
-use crate::{addr::Addr, classify::L4, verdict::DropReason};
+use crate::{
+    addr::Addr,
+    classify::{L4, icmp},
+    verdict::DropReason,
+};
 use subject::NotSubject;
 
 /// IP protocol numbers (IANA) that the packet path knows.
@@ -109,7 +113,7 @@ pub enum Transport {
         /// Type of the first chunk; 255 where there is none.
         chunk: u8,
     },
-    /// ICMP or ICMPv6 echo.
+    /// ICMP or ICMPv6 echo, of code 0: what has another is no question that anybody has to answer.
     Echo {
         /// Identifier.
         id: u16,
@@ -223,7 +227,15 @@ impl Packet {
     /// What policies see of layer 4.
     #[inline]
     pub fn policy_l4(&self) -> L4 {
-        L4::of(self.protocol, self.dst_port())
+        let port = match self.transport {
+            Transport::Tcp { dst, .. } | Transport::Udp { dst, .. } | Transport::Sctp { dst, .. } => {
+                Some(dst)
+            }
+            Transport::Echo { request, .. } => Some(echo_type(self.protocol, request)),
+            Transport::Icmp { kind, code } => Some(icmp(kind, code)),
+            Transport::IcmpError { .. } | Transport::Other | Transport::None => None,
+        };
+        L4::of(self.protocol, port)
     }
 
     /// Whether it is a fragment other than the first.
@@ -271,6 +283,17 @@ impl Packet {
     }
 }
 
+/// Type and code of an echo request or reply, of ICMP or ICMPv6.
+const fn echo_type(number: u8, request: bool) -> u16 {
+    let kind = match (number == protocol::ICMPV6, request) {
+        (false, true) => 8,
+        (false, false) => 0,
+        (true, true) => 128,
+        (true, false) => 129,
+    };
+    icmp(kind, 0)
+}
+
 /// What names one direction of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -291,6 +314,19 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// What policies see of layer 4 in the packet that began a flow of this key, or `reply`: in what answers it. The only
+    /// flows of ICMP are echo requests and their replies.
+    #[inline]
+    pub fn policy_l4(&self, reply: bool) -> L4 {
+        let port = match self.protocol {
+            protocol::TCP | protocol::UDP | protocol::SCTP => Some(self.dst_port),
+            protocol::ICMP if self.src.is_v4() => Some(echo_type(self.protocol, !reply)),
+            protocol::ICMPV6 if !self.src.is_v4() => Some(echo_type(self.protocol, !reply)),
+            _ => None,
+        };
+        L4::of(self.protocol, port)
+    }
+
     /// The other direction.
     #[inline]
     #[must_use]

@@ -18,7 +18,7 @@ use arrayvec::ArrayVec;
 
 use crate::{
     addr::Addr,
-    classify::{Generation, JudgedPacket, Snapshot},
+    classify::{Generation, JudgedPacket, L4, Snapshot},
     dataplane::{Mode, ShardMap, Shared, WorkerSlot},
     flow::{
         FlowDump, FlowId,
@@ -440,6 +440,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             port: port.id,
             length: frame.len() as u32,
             key: Some(packet.key(port.zone)),
+            l4: packet.policy_l4(),
             generation: self.generation(),
             ingress: denial.judgement.map(|judgement| judgement.ingress),
             egress: denial.judgement.map(|judgement| judgement.egress),
@@ -498,6 +499,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             port: frame.port(),
             length: frame.len() as u32,
             key: None,
+            l4: L4::NoPort {
+                protocol: wire::protocol::UNKNOWN,
+            },
             generation: self.generation(),
             ingress: None,
             egress: None,
@@ -516,6 +520,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             port: port.id,
             length: frame.len() as u32,
             key: Some(packet.key(port.zone)),
+            l4: packet.policy_l4(),
             generation: self.generation(),
             ingress: None,
             egress: None,

@@ -3,7 +3,7 @@
 use ringwall_dataplane::{
     addr::Addr,
     classify::{
-        Generation, Identity, IdentityKind, ImageBuilder, L4, NONE, NodeExemption, PortDecision, PortRange,
+        Generation, Identity, IdentityKind, ImageBuilder, NONE, NodeExemption, PortDecision, PortRange,
         Snapshot,
     },
     forward::{ForwardingBuilder, Neighbour, Route},
@@ -137,13 +137,7 @@ impl World {
 /// Whether policy lets a flow begin from wherever it may come: more than any one port allows.
 pub(crate) fn allows(snapshot: &Snapshot, key: &FlowKey, this_node: bool) -> bool {
     let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
-    let l4 = match key.protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP => L4::Port {
-            protocol: key.protocol,
-            port: key.dst_port,
-        },
-        protocol => L4::NoPort { protocol },
-    };
+    let l4 = key.policy_l4(false);
     let is_own = |at: Addr| OWN.iter().chain(&NODE).any(|own| addr(own) == at);
     let near = this_node && (is_own(key.src) || is_own(key.dst));
     let ways = [

@@ -453,6 +453,11 @@ impl SelectorSets<'_> {
             let mut numbers: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
             for port in ports {
                 match port {
+                    PortMatch::Icmp { protocol, kind, code } => {
+                        let name = if *protocol == 1 { "icmp" } else { "icmpv6" };
+                        let code = code.map_or(String::new(), |code| format!(" {name} code {code}"));
+                        let _ = writeln!(chains, "{peer}{name} type {kind}{code} {verdict}");
+                    }
                     PortMatch::IpProtocol(number) => {
                         let _ = writeln!(chains, "{peer}meta l4proto {number} {verdict}");
                     }

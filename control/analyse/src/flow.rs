@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
+use ringwall_dataplane::classify::icmp;
 use ringwall_policy::ObjectKey;
 use serde::{
     Deserialize, Deserializer,
@@ -34,7 +35,8 @@ pub struct Flow {
 pub struct Service {
     /// IP protocol number.
     pub protocol: u8,
-    /// Destination port; always there for TCP, UDP and SCTP, never for others.
+    /// Destination port, always there for TCP, UDP and SCTP; type and code of ICMP and ICMPv6, as
+    /// [`ringwall_dataplane::classify::icmp`] has them, where they are known.
     pub port: Option<u16>,
 }
 
@@ -170,20 +172,38 @@ impl Service {
     }
 }
 
+/// ICMP and ICMPv6.
+const ICMP: &[u8] = &[1, 58];
+
 impl Service {
-    /// Reads `80/TCP`, `ICMP`, or `ip/47` for a protocol by its number; names in any case.
+    /// ICMP or ICMPv6 of a type and code.
+    pub const fn of_icmp(protocol: u8, kind: u8, code: u8) -> Self {
+        Self {
+            protocol,
+            port: Some(icmp(kind, code)),
+        }
+    }
+
+    /// Type and code of ICMP and ICMPv6, where they are known.
+    pub fn icmp(self) -> Option<(u8, u8)> {
+        let [kind, code] = self.port.filter(|_| ICMP.contains(&self.protocol))?.to_be_bytes();
+        Some((kind, code))
+    }
+
+    /// Whether it is ICMP or ICMPv6 without a type, which rules may ask for.
+    pub fn lacks_type(self) -> bool {
+        self.port.is_none() && ICMP.contains(&self.protocol)
+    }
+
+    /// Reads `80/TCP`, `ICMP`, `8/ICMP` for a type, `3:4/ICMP` for type and code, or `ip/47` for a protocol by its number;
+    /// names in any case.
     ///
     /// # Errors
     /// Says what to write instead.
     pub fn read(text: &str) -> Result<Self, String> {
         let (port, protocol) = match text.split_once('/') {
             Some((ip, protocol)) if ip.eq_ignore_ascii_case("ip") => (None, protocol),
-            Some((port, protocol)) => {
-                let port = port
-                    .parse::<u16>()
-                    .map_err(|_| format!("{port:?} is not a port: write 0 to 65535"))?;
-                (Some(port), protocol)
-            }
+            Some((port, protocol)) => (Some(port), protocol),
             None if text.bytes().all(|byte| byte.is_ascii_digit()) => {
                 return Err(format!(
                     "{text:?} may mean a port or a protocol: write {text}/TCP or ip/{text}"
@@ -200,9 +220,23 @@ impl Service {
                 "{protocol:?} is not a protocol: write PORT/TCP, PORT/UDP, PORT/SCTP, ICMP, ICMPv6 or ip/NUMBER"
             )
         })?;
-        let service =
-            Self::new(number, port).map_err(|_| format!("{text:?} lacks the port: write 80/{text}"))?;
-        if service.port.is_none() && port.is_some() {
+        let Some(port) = port else {
+            return Self::new(number, None).map_err(|_| format!("{text:?} lacks the port: write 80/{text}"));
+        };
+        if ICMP.contains(&number) {
+            let (kind, code) = port.split_once(':').unwrap_or((port, "0"));
+            return match (kind.parse(), code.parse()) {
+                (Ok(kind), Ok(code)) => Ok(Self::of_icmp(number, kind, code)),
+                _ => Err(format!(
+                    "{port:?} is not a type of {protocol}: write 8/{protocol}, or 3:4/{protocol} for type 3 and code 4"
+                )),
+            };
+        }
+        let port = port
+            .parse::<u16>()
+            .map_err(|_| format!("{port:?} is not a port: write 0 to 65535"))?;
+        let service = Self::new(number, Some(port))?;
+        if service.port.is_none() {
             return Err(format!("{protocol} has no ports: write {protocol} alone"));
         }
         Ok(service)
@@ -212,6 +246,9 @@ impl Service {
 impl Service {
     /// As [`Self::read`] takes it.
     pub fn asked(&self) -> String {
+        if let Some((kind, code)) = self.icmp() {
+            return format!("{kind}:{code}/{}", self.protocol);
+        }
         match self.port {
             Some(port) => format!("{port}/{}", self.protocol),
             None => format!("ip/{}", self.protocol),
@@ -219,9 +256,17 @@ impl Service {
     }
 }
 
-/// `80/TCP`, `ICMP`, `47`.
+/// `80/TCP`, `ICMP`, `ICMP type 3 code 4`, `47`.
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((kind, code)) = self.icmp() {
+            write!(f, "{} type {kind}", protocol_name(self.protocol))?;
+            return if code == 0 {
+                Ok(())
+            } else {
+                write!(f, " code {code}")
+            };
+        }
         match self.port {
             Some(port) => write!(f, "{port}/{}", protocol_name(self.protocol)),
             None => f.write_str(&protocol_name(self.protocol)),
@@ -310,9 +355,13 @@ impl Flow {
         }?;
         let port = number("dst_port", 65_535)?.and_then(|port| u16::try_from(port).ok());
         number("src_port", 65_535)?;
-        number("icmp_type", 255)?;
-        number("icmp_code", 255)?;
-        let service = Service::new(protocol, port)?;
+        let byte = |key| number(key, 255).map(|number| number.and_then(|it| u8::try_from(it).ok()));
+        let service = match (byte("icmp_type")?, byte("icmp_code")?) {
+            (Some(kind), code) if ICMP.contains(&protocol) => {
+                Service::of_icmp(protocol, kind, code.unwrap_or_default())
+            }
+            _ => Service::new(protocol, port)?,
+        };
         Ok(Self {
             verbatim,
             src,

@@ -8,7 +8,7 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{
         DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption,
-        Provenance, Snapshot,
+        Provenance, Row, Snapshot,
     },
     dataplane::Tunnels,
 };
@@ -32,7 +32,7 @@ pub struct Judge {
 pub enum Fate {
     /// It does not pass.
     Deny,
-    /// The manifests do not say: it depends on the address that a pod will have.
+    /// The manifests do not say: it depends on the address that a pod will have; or the question does not, on the type of ICMP.
     Depends,
     /// It passes.
     Allow,
@@ -140,6 +140,8 @@ pub struct Answer {
     pub egress: Fate,
     /// Of a direction that depends: the rules that may allow or deny it, with the effect `depends`.
     pub reasons: Vec<Reason>,
+    /// What was not asked for, in the words of `query`, and decides.
+    pub lacks: Option<&'static str>,
 }
 
 impl Answer {
@@ -155,7 +157,7 @@ impl Answer {
 
     /// The ends whose addresses decide: a direction is about the other end's address.
     pub fn depends_on<'n>(&self, src: &'n EndName, dst: &'n EndName) -> Vec<&'n EndName> {
-        let depends = self.fate() == Fate::Depends;
+        let depends = self.fate() == Fate::Depends && self.lacks.is_none();
         let of = |fate, end: &'n EndName| (depends && fate == Fate::Depends).then_some(end);
         let mut ends: Vec<&EndName> = of(self.ingress, src)
             .into_iter()
@@ -342,11 +344,87 @@ impl Judge {
         }
     }
 
-    /// Judges a new flow.
+    /// Judges a new flow. Where rules tell apart what was not asked for, it depends.
     ///
     /// # Errors
     /// The snapshot contradicts itself.
     pub fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
+        let types = match service.lacks_type() {
+            true => self.types(src, dst, service.protocol),
+            false => Vec::new(),
+        };
+        let answers = types.into_iter().map(|of_type| {
+            let port = Some(of_type);
+            self.judge_one(src, dst, Service { port, ..service })
+        });
+        let mut answer = self.judge_one(src, dst, service)?;
+        for other in answers {
+            let other = other?;
+            for (direction, own, other_fate) in [
+                (Direction::Ingress, &mut answer.ingress, other.ingress),
+                (Direction::Egress, &mut answer.egress, other.egress),
+            ] {
+                if *own == other_fate {
+                    continue;
+                }
+                *own = Fate::Depends;
+                answer.lacks = Some("icmp_type");
+                let deciding = other
+                    .reasons
+                    .iter()
+                    .filter(|reason| reason.direction == direction);
+                answer.reasons.extend(deciding.cloned());
+            }
+        }
+        let fates = [answer.ingress, answer.egress];
+        let depends = |reason: &Reason| match reason.direction {
+            Direction::Ingress => fates[0] == Fate::Depends,
+            Direction::Egress => fates[1] == Fate::Depends,
+        };
+        // Rules say more than what is denied where none matches.
+        answer
+            .reasons
+            .retain(|reason| reason.rule.is_some() || !depends(reason));
+        for reason in answer.reasons.iter_mut().filter(|reason| depends(reason)) {
+            reason.effect = "depends";
+        }
+        answer.reasons.sort();
+        answer.reasons.dedup();
+        Ok(answer)
+    }
+
+    /// Types and codes of ICMP, one of each span that the cells between two ends decide alike; none where they tell no types
+    /// apart.
+    fn types(&self, src: &End, dst: &End, protocol: u8) -> Vec<u16> {
+        let mut found = Vec::new();
+        let surely = (&self.snapshot, Some(src.identity), Some(dst.identity));
+        let possibly = self.possible.iter().map(|it| (it, src.possible, dst.possible));
+        for (snapshot, src, dst) in possibly.chain([surely]) {
+            let (Some(src), Some(dst)) = (src, dst) else {
+                continue;
+            };
+            let egress = snapshot.rows_of(&src).1;
+            let own_node = match snapshot.own_node_row(src.egress) {
+                0 => Row::Open,
+                row => Row::Cells(row),
+            };
+            for (row, class) in [
+                (snapshot.rows_of(&dst).0, src.peer_class),
+                (egress, dst.peer_class),
+                (own_node, dst.peer_class),
+            ] {
+                let spans = snapshot.port_spans(row, snapshot.port_map_of(row, class));
+                let by_type = spans.into_iter().flat_map(|spans| spans.by_type);
+                let own = by_type.filter(|(number, _)| *number == protocol);
+                found.extend(own.flat_map(|(_, spans)| spans).map(|(first, _)| first));
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    fn judge_one(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
         let l4 = L4::of(service.protocol, service.port);
         // Without addresses, one name is one pod, but a template stands for many.
         let same = src.address == dst.address && (src.address.is_some() || !src.template);
@@ -395,6 +473,7 @@ impl Judge {
             ingress,
             egress,
             reasons,
+            lacks: None,
         })
     }
 }

@@ -245,7 +245,7 @@ impl LiveFlows {
         });
         LiveFlow {
             id: record.id.to_string(),
-            ends: ends(named_by.as_deref(), &record.key),
+            ends: ends(named_by.as_deref(), &record.key, record.key.policy_l4(false)),
             state: record.state.name().to_owned(),
             oriented: record.oriented,
             would_drop: record.would_drop.map(|reason| reason.name().to_owned()),
@@ -271,7 +271,7 @@ impl LiveFlows {
         };
         LiveDrop {
             id: sample.id.to_string(),
-            ends: sample.key.map(|key| ends(named_by.as_deref(), &key)),
+            ends: sample.key.map(|key| ends(named_by.as_deref(), &key, sample.l4)),
             reason: sample.reason.name().to_owned(),
             audit: sample.audit,
             age_seconds: 0.0,
@@ -312,13 +312,7 @@ fn recorded(judged: DirectionVerdict, provenance: u32) -> DirectionVerdict {
 
 fn judge(snapshot: &Snapshot, key: &FlowKey) -> Judgement {
     let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
-    let l4 = match key.protocol {
-        protocol @ (6 | 17 | 132) => L4::Port {
-            protocol,
-            port: key.dst_port,
-        },
-        protocol => L4::NoPort { protocol },
-    };
+    let l4 = key.policy_l4(false);
     snapshot.judge(&src, &dst, key.src, key.dst, l4, NodeExemption::Trusted)
 }
 
@@ -352,7 +346,7 @@ fn reasons(snapshot: &Snapshot, ingress: DirectionVerdict, egress: DirectionVerd
     out
 }
 
-fn ends(snapshot: Option<&Snapshot>, key: &FlowKey) -> LiveEnds {
+fn ends(snapshot: Option<&Snapshot>, key: &FlowKey, l4: L4) -> LiveEnds {
     let pod = |addr: Addr| {
         let snapshot = snapshot?;
         let identity = snapshot.identify(addr);
@@ -362,6 +356,13 @@ fn ends(snapshot: Option<&Snapshot>, key: &FlowKey) -> LiveEnds {
         Some(format!("{}/{}", endpoint.namespace, endpoint.name))
     };
     let has_ports = matches!(key.protocol, 1 | 6 | 17 | 58 | 132);
+    let icmp = match l4 {
+        L4::Port {
+            protocol: 1 | 58,
+            port,
+        } => Some(port.to_be_bytes()),
+        _ => None,
+    };
     LiveEnds {
         src: key.src.into(),
         dst: key.dst.into(),
@@ -370,6 +371,8 @@ fn ends(snapshot: Option<&Snapshot>, key: &FlowKey) -> LiveEnds {
         protocol: key.protocol,
         src_port: has_ports.then_some(key.src_port),
         dst_port: has_ports.then_some(key.dst_port),
+        icmp_type: icmp.map(|[kind, _]| kind),
+        icmp_code: icmp.map(|[_, code]| code),
     }
 }
 

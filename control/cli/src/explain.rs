@@ -33,8 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Arguments of `ringwall explain`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-FROM and TO are addresses or namespace/pod; PORT/PROTO is 80/TCP, ICMP or, for
-any other protocol, ip/NUMBER. --manifests asks about a folder, --config alone
+FROM and TO are addresses or namespace/pod; PORT/PROTO is 80/TCP, ICMP, 8/ICMP
+for a type of ICMP, 3:4/ICMP for type and code or, for any other protocol,
+ip/NUMBER. --manifests asks about a folder, --config alone
 about the running instance. --flow explains a flow or drop of the running instance
 by the id that `ringwall flows` shows: the decision then, and the decision now.
 
@@ -193,7 +194,15 @@ fn question_of(ends: &LiveEnds) -> Question {
     Question {
         src: EndName::Address(ends.src),
         dst: EndName::Address(ends.dst),
-        service: Service {
+        service: service_of(ends),
+    }
+}
+
+/// What a flow or drop asks for.
+pub(super) fn service_of(ends: &LiveEnds) -> Service {
+    match ends.icmp_type {
+        Some(kind) => Service::of_icmp(ends.protocol, kind, ends.icmp_code.unwrap_or_default()),
+        None => Service {
             protocol: ends.protocol,
             // An echo identifier is no port.
             port: ends.dst_port.filter(|_| matches!(ends.protocol, 6 | 17 | 132)),

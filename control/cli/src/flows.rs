@@ -17,7 +17,7 @@ use ringwall_messages::{
 };
 use ringwall_policy::Decider;
 
-use super::Output;
+use super::{Output, explain::service_of};
 
 /// How long the dataplane may take for one part of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -192,7 +192,7 @@ fn row(record: &LiveRecord) -> [String; 8] {
         (
             end(&ends.src_pod, ends.src, ends.src_port),
             end(&ends.dst_pod, ends.dst, ends.dst_port),
-            protocol_name(ends.protocol),
+            protocol_words(record, ends),
         )
     });
     let (state, age, packets) = match record {
@@ -219,6 +219,14 @@ fn row(record: &LiveRecord) -> [String; 8] {
         packets,
         deciders_words(record.reasons()),
     ]
+}
+
+/// A drop's protocol, with the type of ICMP; flows of ICMP are all echo.
+fn protocol_words(record: &LiveRecord, ends: &LiveEnds) -> String {
+    match (record, ends.icmp_type) {
+        (LiveRecord::Drop(_), Some(_)) => service_of(ends).to_string(),
+        _ => protocol_name(ends.protocol),
+    }
 }
 
 fn end(pod: &Option<String>, address: std::net::IpAddr, port: Option<u16>) -> String {

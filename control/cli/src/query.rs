@@ -35,7 +35,9 @@ verdict, ingress, egress and reasons. A flow that cannot be answered gives
 A verdict is allow, deny or depends. It depends if the manifests do not say which
 address a pod or workload will have and an ipBlock covers part of the pod network;
 depends_on names the ends whose addresses decide, and the reason with the effect
-depends names the rule. Name the pod network with --pod-cidr.
+depends names the rule. Name the pod network with --pod-cidr. It also depends if
+a flow of ICMP has no icmp_type and rules tell types apart; depends_on is then
+icmp_type. Without icmp_code, the code is 0.
 
 The verdict is that of the policies. If a gateway drops the packet anyway, such as
 tunnels of pods (protocols 4, 41, 47, 97, 115, 137; UDP ports 4789, 6081, 8285,
@@ -129,6 +131,8 @@ impl Asker<'_> {
         if !depends_on.is_empty() {
             let names: Vec<String> = depends_on.iter().map(ToString::to_string).collect();
             ours["depends_on"] = json!(names);
+        } else if let Some(key) = answer.lacks {
+            ours["depends_on"] = json!([key]);
         }
         if drops_at_gateway(src, dst, flow, answer) {
             ours["gateway_drop"] = json!("encapsulation");
@@ -177,6 +181,9 @@ impl Asker<'_> {
                     (Some(policy), Some(rule)) if reason.effect == "deny" => {
                         format!("denied by {policy}, rule {rule}")
                     }
+                    (Some(policy), Some(rule)) if fate == Fate::Depends && answer.lacks.is_some() => {
+                        format!("{policy}, rule {rule}, decides some of them")
+                    }
                     (Some(policy), Some(rule)) if fate == Fate::Depends => {
                         format!("{policy}, rule {rule}, may hold its address")
                     }
@@ -199,6 +206,9 @@ impl Asker<'_> {
         let depends_on = answer.depends_on(&flow.src, &flow.dst);
         if !depends_on.is_empty() {
             line.push_str(&format!("\n         {}", depends_words(&depends_on)));
+        }
+        if let Some(key) = answer.lacks {
+            line.push_str(&format!("\n         depends on {key}: add it to the flow"));
         }
         if drops_at_gateway(src, dst, flow, answer) {
             line.push_str(

@@ -569,6 +569,64 @@ fn t66_t67_icmp_by_name_and_number() {
 }
 
 #[test]
+fn flows_of_icmp_without_a_type_depend_on_it_where_rules_do() {
+    let ping = np(
+        "shop/p",
+        json!({"selector": "role == 'db'", "ingress": [{"action": "Allow", "protocol": "ICMP", "icmp": {"type": 8}}]}),
+    );
+    let world = World::new(&[ping]);
+    let query = |more: &str| {
+        let flow = format!("{{\"src\":\"{OUT}\",\"dst\":\"{DB}\",\"protocol\":\"ICMP\"{more}}}");
+        let folder = world.dir.path().to_str().unwrap();
+        let args = ["query", "--manifests", folder, "--flows", "-", "-o", "json"];
+        ran::ringwall_reading(&args, &flow).lines()[0].clone()
+    };
+    let told = |answer: &Value| (answer["verdict"].clone(), answer["ingress"].clone());
+    assert_eq!(told(&query(",\"icmp_type\":8")), (json!("allow"), json!("allow")));
+    assert_eq!(told(&query(",\"icmp_type\":13")), (json!("deny"), json!("deny")));
+    let answer = query("");
+    assert_eq!(told(&answer), (json!("depends"), json!("depends")));
+    assert_eq!(answer["depends_on"], json!(["icmp_type"]));
+    assert_eq!(answer["egress"], json!("allow"));
+    let rule = json!({"direction": "ingress", "tier": "default", "kind": "NetworkPolicy.projectcalico.org", "policy": "shop/p", "rule": 0,
+        "effect": "depends"});
+    assert!(answer["reasons"].as_array().unwrap().contains(&rule), "{answer}");
+    let explain = |service: &str| {
+        let folder = world.dir.path().to_str().unwrap();
+        ran::ringwall_reading(&["explain", "--manifests", folder, OUT, DB, service], "")
+    };
+    assert!(
+        explain("8/ICMP")
+            .out
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .ends_with(": allow"),
+        "{}",
+        explain("8/ICMP").out
+    );
+    assert!(
+        explain("13:2/ICMP")
+            .out
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .ends_with(": DENY"),
+        "{}",
+        explain("13:2/ICMP").out
+    );
+    let asked = explain("ICMP");
+    assert_ne!(asked.status, 0);
+    assert!(
+        asked
+            .err
+            .contains("rules tell types of ICMP apart: ask for one, such as 8/ICMP"),
+        "{}",
+        asked.err
+    );
+}
+
+#[test]
 fn t68_http_matches_every_connection_and_is_incomplete() {
     let world = World::new(&[np(
         "shop/p",
@@ -701,7 +759,7 @@ fn labels_are_compared_by_parts() {
 
 #[test]
 fn what_is_not_understood_fails_closed() {
-    let rule = |action: &str| json!({"action": action, "protocol": "ICMP", "icmp": {"type": 8}});
+    let rule = |action: &str| json!({"action": action, "protocol": "TCP", "source": {"ports": [8]}});
     for (rules, passes) in [
         (json!([rule("Allow")]), false),
         (json!([rule("Deny"), {"action": "Allow"}]), false),
@@ -712,7 +770,7 @@ fn what_is_not_understood_fails_closed() {
         assert_eq!(world.passes(X, DB, "80/TCP"), passes, "{rules}");
         assert_eq!(
             world.incomplete(),
-            ["icmp types of NetworkPolicy.projectcalico.org"]
+            ["source ports of NetworkPolicy.projectcalico.org"]
         );
     }
 }

@@ -720,7 +720,7 @@ fn bad_usage_is_status_2_and_says_what() {
         (vec!["query", "--manifests", "."], "--flows"),
         (vec!["query", "--manifest", ".", "--flows", "-"], "--manifest"),
         (vec!["matrix", "--manifests", ".", "--port", "80"], "--port"),
-        (vec!["matrix", "--manifests", ".", "--port", "80/ICMP"], "--port"),
+        (vec!["matrix", "--manifests", ".", "--port", "300/ICMP"], "--port"),
         (
             vec!["matrix", "--manifests", ".", "--port", "99999/TCP"],
             "--port",

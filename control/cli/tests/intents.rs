@@ -208,7 +208,7 @@ fn a_file_that_is_wrong_says_where() {
     for (text, line, what) in [
         (flows("      port: [80/TCP]\n"), 8, "port"),
         (flows("      ports: [80]\n"), 4, "assertions[0].allow.ports[0]"),
-        (flows("      ports: [80/ICMP]\n"), 4, "80/ICMP"),
+        (flows("      ports: [300/ICMP]\n"), 4, "300/ICMP"),
         (flows("      ports: [90-80/TCP]\n"), 4, "90-80/TCP"),
         (flows("      ports: []\n"), 4, "leave it out"),
         (

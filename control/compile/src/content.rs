@@ -237,6 +237,12 @@ impl<'k> Digest<'k> {
                 self.number(3);
                 self.number(u64::from(*protocol));
             }
+            PortMatch::Icmp { protocol, kind, code } => {
+                self.number(4);
+                self.number(u64::from(*protocol));
+                self.number(u64::from(*kind));
+                self.number(code.map_or(u64::MAX, u64::from));
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringwall_dataplane::classify::{Decision, PortDecision, PortRange};
+use ringwall_dataplane::classify::{Decision, PortDecision, PortRange, icmp};
 use ringwall_policy::{Action, PortMatch, Protocol};
 
 /// A rule, as a cell needs it.
@@ -34,6 +34,19 @@ pub(super) struct Cell {
     /// For packets without ports, and for ports in no range.
     pub otherwise: PortDecision,
     pub ranges: Vec<PortRange>,
+    /// Protocols of which types are told apart; there is no range of these.
+    pub by_type: Vec<ByType>,
+}
+
+/// What a cell decides about ICMP or ICMPv6.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ByType {
+    /// 1 or 58.
+    pub protocol: u8,
+    /// For packets whose type is not known, and for types in no range.
+    pub otherwise: PortDecision,
+    /// By type and code, as TCP ports.
+    pub ranges: Vec<PortRange>,
 }
 
 /// A tier that denies what none of its rules matches.
@@ -57,8 +70,8 @@ impl Isolation {
 /// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` are the tiers, in order,
 /// that deny what none of their rules matches, of those with a policy that selects the pod.
 pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[NamedPort]) -> Cell {
-    let portless = rules.iter().filter(|rule| rule.ports.is_none());
-    let otherwise = first_match(portless, isolating);
+    let for_all = rules.iter().filter(|rule| rule.ports.is_none());
+    let otherwise = first_match(for_all, isolating);
     let mut ranges = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
         let names = |rule: &CellRule<'_>| rule.named_ports().any(|port| is_of(port, protocol));
@@ -130,19 +143,23 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
         .iter()
         .flat_map(CellRule::named_ports)
         .filter_map(|port| match port {
-            PortMatch::IpProtocol(number) => Some(*number),
+            PortMatch::IpProtocol(number) | PortMatch::Icmp { protocol: number, .. } => Some(*number),
             _ => None,
         })
         .collect();
     others.sort_unstable();
     others.dedup();
+    let mut by_type = Vec::new();
     for number in others {
-        let matching = rules.iter().filter(|rule| {
-            let names = |ports: &[PortMatch]| ports.contains(&PortMatch::IpProtocol(number));
-            rule.ports.is_none_or(names) && !names(rule.not_ports)
-        });
-        let then = first_match(matching, isolating);
-        if then != otherwise {
+        let then = portless(rules, isolating, number, None);
+        let told_apart = types(rules, isolating, number, then);
+        if !told_apart.is_empty() {
+            by_type.push(ByType {
+                protocol: number,
+                otherwise: then,
+                ranges: told_apart,
+            });
+        } else if then != otherwise {
             ranges.push(PortRange {
                 protocol: number,
                 lo: 0,
@@ -152,7 +169,66 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
         }
     }
     merge(&mut ranges);
-    Cell { otherwise, ranges }
+    Cell {
+        otherwise,
+        ranges,
+        by_type,
+    }
+}
+
+/// Decides about a protocol without ports; of ICMP, about a type and code where those are known.
+fn portless(rules: &[CellRule<'_>], isolating: &[Isolation], number: u8, asked: Option<u16>) -> PortDecision {
+    let names = |port: &PortMatch| match type_range(port, number) {
+        Some((lo, hi)) => asked.is_some_and(|asked| (lo..=hi).contains(&asked)),
+        None => *port == PortMatch::IpProtocol(number),
+    };
+    let matching = rules.iter().filter(|rule| {
+        let named = |ports: &[PortMatch]| ports.iter().any(names);
+        rule.ports.is_none_or(named) && !named(rule.not_ports)
+    });
+    first_match(matching, isolating)
+}
+
+/// Types and codes of ICMP of which something else is decided than where they are not known.
+fn types(
+    rules: &[CellRule<'_>],
+    isolating: &[Isolation],
+    number: u8,
+    unknown: PortDecision,
+) -> Vec<PortRange> {
+    let named = rules.iter().flat_map(CellRule::named_ports);
+    let named = named.filter_map(|port| type_range(port, number));
+    let mut starts: Vec<u16> = named
+        .flat_map(|(lo, hi)| [Some(lo), hi.checked_add(1)])
+        .flatten()
+        .collect();
+    if starts.is_empty() {
+        return Vec::new();
+    }
+    starts.push(0);
+    starts.sort_unstable();
+    starts.dedup();
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    let ranges = starts.iter().zip(ends).map(|(lo, hi)| PortRange {
+        protocol: Protocol::Tcp.number(),
+        lo: *lo,
+        hi,
+        then: portless(rules, isolating, number, Some(*lo)),
+    });
+    let mut ranges: Vec<PortRange> = ranges.filter(|range| range.then != unknown).collect();
+    merge(&mut ranges);
+    ranges
+}
+
+/// The types and codes that an entry names of a protocol.
+fn type_range(port: &PortMatch, number: u8) -> Option<(u16, u16)> {
+    match port {
+        PortMatch::Icmp { protocol, kind, code } if *protocol == number => Some((
+            icmp(*kind, code.unwrap_or(0)),
+            icmp(*kind, code.unwrap_or(u8::MAX)),
+        )),
+        _ => None,
+    }
 }
 
 /// Whether an entry is of a protocol that has ports.
@@ -161,7 +237,7 @@ fn is_of(port: &PortMatch, protocol: Protocol) -> bool {
         PortMatch::All(of)
         | PortMatch::Range { protocol: of, .. }
         | PortMatch::Named { protocol: of, .. } => *of == protocol,
-        PortMatch::IpProtocol(_) => false,
+        PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => false,
     }
 }
 
@@ -198,7 +274,7 @@ fn range(port: &PortMatch, protocol: Protocol, named: &[NamedPort]) -> Option<(u
                 .find(|((of_port, known), _)| (of_port, known) == (of, name));
             found.map(|(_, number)| (*number, *number))
         }
-        PortMatch::IpProtocol(_) => None,
+        PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => None,
     }
 }
 

@@ -5,7 +5,7 @@
 //! yet are decided as those that no such rule matches.
 
 use hashbrown::{Equivalent, HashMap};
-use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page};
+use ringwall_dataplane::classify::{CLASSES_PER_PAGE, ImageBuilder, NONE, Page, PortRange};
 use ringwall_policy::{Action, PolicyKind, PortMatch, tiers::Rule};
 
 use super::{
@@ -676,7 +676,15 @@ impl Rows {
         let named: &[NamedPort] = from.vocabulary.ports(ports);
         let isolating = self.isolations.get(isolations as usize);
         let isolating = isolating.map(Vec::as_slice).unwrap_or_default();
-        let cell = ports::decide(&cell_rules, isolating, named);
+        let mut cell = ports::decide(&cell_rules, isolating, named);
+        for by_type in cell.by_type {
+            cell.ranges.push(PortRange {
+                protocol: by_type.protocol,
+                lo: 0,
+                hi: u16::MAX,
+                then: tables.nested_port_map(by_type.otherwise, &by_type.ranges),
+            });
+        }
         let map = tables.port_map(cell.otherwise, &cell.ranges);
         self.remembered += size_of_val(rules) as u64;
         self.maps.insert(MapKey(rules.to_vec(), ports, isolations), map);

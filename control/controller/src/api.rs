@@ -389,6 +389,7 @@ async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<Expl
             let status = match &error {
                 AskError::NoPolicyYet => StatusCode::SERVICE_UNAVAILABLE,
                 AskError::Explain(ExplainError::End(_)) => StatusCode::NOT_FOUND,
+                AskError::Explain(ExplainError::Lacks(_)) => StatusCode::BAD_REQUEST,
                 AskError::Explain(ExplainError::Contradiction { .. } | ExplainError::Changes(_))
                 | AskError::Staged(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };

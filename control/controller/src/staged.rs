@@ -37,7 +37,7 @@ pub struct AskedFlow {
     pub dst: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
-    /// Destination port; None for a protocol without.
+    /// Destination port; of ICMP and ICMPv6 the type, times 256, and the code. None for a protocol without.
     pub dst_port: Option<u16>,
 }
 

@@ -39,7 +39,8 @@ pub struct End<'a> {
 pub struct Service {
     /// IP protocol number.
     pub protocol: u8,
-    /// Destination port; None for a protocol without ports.
+    /// Destination port; of ICMP and ICMPv6, 256 times the type plus the code. None for a protocol without ports, and where
+    /// it is not known.
     pub port: Option<u16>,
 }
 
@@ -600,6 +601,13 @@ fn port_matches(entry: &PortMatch, dst: &End<'_>, service: Service) -> bool {
     let Some(port) = service.port else { return false }; // 35
     match entry {
         PortMatch::IpProtocol(_) => false,
+        PortMatch::Icmp { protocol, kind, code } => {
+            // 99.9
+            let (asked_kind, asked_code) = (port / 256, port % 256);
+            service.protocol == *protocol
+                && asked_kind == u16::from(*kind)
+                && code.is_none_or(|code| asked_code == u16::from(code))
+        }
         PortMatch::All(protocol) => service.protocol == protocol.number(), // 27
         PortMatch::Range { protocol, lo, hi } => {
             service.protocol == protocol.number() && *lo <= port && port <= *hi // 30, 36

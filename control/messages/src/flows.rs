@@ -97,6 +97,12 @@ pub struct LiveEnds {
     pub src_port: Option<u16>,
     /// Destination port, or echo identifier; None for a protocol without.
     pub dst_port: Option<u16>,
+    /// Type of ICMP; of a flow, that of the packet that began it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// Code of ICMP, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
 }
 
 /// A flow that has an entry.

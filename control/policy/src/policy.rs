@@ -173,4 +173,13 @@ pub enum PortMatch {
     },
     /// All of an IP protocol other than TCP, UDP and SCTP, by its number.
     IpProtocol(u8),
+    /// ICMP or ICMPv6 of a type; packets whose type is not known do not match.
+    Icmp {
+        /// 1 or 58.
+        protocol: u8,
+        /// The type.
+        kind: u8,
+        /// The code; None for all of the type.
+        code: Option<u8>,
+    },
 }

@@ -71,6 +71,8 @@ pub(super) enum Asked {
     Port(Protocol, u16),
     /// A protocol without ports by its number, or one whose port is not known.
     Portless(u8),
+    /// ICMP or ICMPv6, with the type in the upper byte and the code in the lower.
+    Icmp(u8, u16),
 }
 
 /// Where a rule's port entry can change its mind within a protocol: the first ports of the two sides.
@@ -92,6 +94,18 @@ pub(super) fn borders(
     into.extend(hi.checked_add(1));
 }
 
+/// Where a rule's port entry can change its mind within ICMP or ICMPv6.
+pub(super) fn type_borders(entry: &PortMatch, number: u8, into: &mut Vec<u16>) {
+    if let PortMatch::Icmp { protocol, kind, code } = entry
+        && *protocol == number
+    {
+        let first = u16::from(*kind) << 8 | u16::from(code.unwrap_or(0));
+        let last = u16::from(*kind) << 8 | u16::from(code.unwrap_or(0xff));
+        into.push(first);
+        into.extend(last.checked_add(1));
+    }
+}
+
 /// Whether a rule's port entry matches; `named` says what the destination calls a port.
 pub(super) fn port_matches(
     entry: &PortMatch,
@@ -102,9 +116,19 @@ pub(super) fn port_matches(
         Asked::Port(protocol, port) => (protocol, port),
         // 35
         Asked::Portless(number) => return *entry == PortMatch::IpProtocol(number),
+        Asked::Icmp(number, of_type) => {
+            return match entry {
+                PortMatch::IpProtocol(named) => *named == number,
+                PortMatch::Icmp { protocol, kind, code } => {
+                    let [own_kind, own_code] = of_type.to_be_bytes();
+                    (*protocol, *kind) == (number, own_kind) && [None, Some(own_code)].contains(code)
+                }
+                _ => false,
+            };
+        }
     };
     match entry {
-        PortMatch::IpProtocol(_) => false,
+        PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => false,
         PortMatch::All(of) => *of == protocol,
         PortMatch::Range { protocol: of, lo, hi } => *of == protocol && (*lo..=*hi).contains(&port),
         PortMatch::Named { protocol: of, name } => *of == protocol && named(*of, name) == Some(port), // 31, 32

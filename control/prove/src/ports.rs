@@ -4,7 +4,7 @@ use hashbrown::HashMap;
 use ringwall_policy::{Action, PortMatch, Protocol};
 
 use super::{
-    matching::{Asked, borders, port_matches},
+    matching::{Asked, borders, port_matches, type_borders},
     rules::Rules,
 };
 
@@ -47,6 +47,8 @@ pub(super) struct Spans {
     pub protocols: [Vec<(u16, Outcome)>; 3],
     /// Protocols without ports of which something else is decided, in order.
     pub others: Vec<(u8, Outcome)>,
+    /// ICMP and ICMPv6 where types are told apart, from each type and code on; the first is 0 and neighbours differ.
+    pub by_type: Vec<(u8, Vec<(u16, Outcome)>)>,
     /// Where no port is known, and for all other protocols.
     pub portless: Outcome,
 }
@@ -56,6 +58,7 @@ pub(super) struct Spans {
 pub(super) struct Passes {
     protocols: [Vec<(u16, bool)>; 3],
     others: Vec<(u8, bool)>,
+    by_type: Vec<(u8, Vec<(u16, bool)>)>,
     portless: bool,
 }
 
@@ -64,6 +67,7 @@ impl Passes {
         Self {
             protocols: [(); 3].map(|()| vec![(0, true)]),
             others: Vec::new(),
+            by_type: Vec::new(),
             portless: true,
         }
     }
@@ -72,23 +76,32 @@ impl Passes {
 impl Spans {
     /// What passes by them.
     pub(super) fn passes(&self, rules: &Rules) -> Passes {
-        let protocols = [0, 1, 2].map(|protocol: usize| {
+        let spans = |outcomes: &[(u16, Outcome)]| {
             let mut passes: Vec<(u16, bool)> = Vec::new();
-            for (first, outcome) in &self.protocols[protocol] {
+            for (first, outcome) in outcomes {
                 let pass = outcome.passes(rules);
                 if passes.last().is_none_or(|(_, last)| *last != pass) {
                     passes.push((*first, pass));
                 }
             }
             passes
-        });
+        };
+        let protocols = [0, 1, 2].map(|protocol: usize| spans(&self.protocols[protocol]));
         let portless = self.portless.passes(rules);
+        let by_type = self.by_type.iter().map(|(number, outcomes)| {
+            let unknown = self.outcome(Asked::Portless(*number)).passes(rules);
+            (*number, spans(outcomes), unknown)
+        });
         let others = self.others.iter();
         Passes {
             protocols,
             others: others
                 .map(|(number, outcome)| (*number, outcome.passes(rules)))
                 .filter(|(_, passes)| *passes != portless)
+                .collect(),
+            by_type: by_type
+                .filter(|(_, passes, unknown)| passes[..] != [(0, *unknown)])
+                .map(|(number, passes, _)| (number, passes))
                 .collect(),
             portless,
         }
@@ -102,6 +115,13 @@ impl Spans {
                 let mut others = self.others.iter();
                 let found = others.find(|(number, _)| *number == asked);
                 return found.map_or(self.portless, |(_, outcome)| *outcome);
+            }
+            Asked::Icmp(asked, of_type) => {
+                let Some((_, spans)) = self.by_type.iter().find(|(number, _)| *number == asked) else {
+                    return self.outcome(Asked::Portless(asked));
+                };
+                let above = spans.partition_point(|(first, _)| *first <= of_type);
+                return spans[above - 1].1;
             }
         };
         let spans = &self.protocols[protocol as usize];
@@ -237,7 +257,9 @@ impl Decisions {
         if number == next {
             let with_ports = spans.protocols.iter().flatten().map(|(_, outcome)| *outcome);
             let without = spans.others.iter().map(|(_, outcome)| *outcome);
-            let mut all = with_ports.chain(without).chain([spans.portless]);
+            let of_types = spans.by_type.iter().flat_map(|(_, spans)| spans);
+            let of_types = of_types.map(|(_, outcome)| *outcome);
+            let mut all = with_ports.chain(without).chain(of_types).chain([spans.portless]);
             self.denying
                 .push(all.any(|outcome| matches!(outcome, Outcome::Denied(_))));
             self.spans.push(spans);
@@ -317,17 +339,38 @@ impl Decisions {
         let mut numbers: Vec<u8> = entries
             .filter_map(|entry| match entry {
                 PortMatch::IpProtocol(number) => Some(*number),
+                PortMatch::Icmp { protocol, .. } => Some(*protocol),
                 _ => None,
             })
             .collect();
         numbers.sort_unstable();
         numbers.dedup();
+        let mut by_type = Vec::new();
+        for number in numbers.iter().copied() {
+            let mut cuts = vec![0];
+            for entry in in_order.iter().flat_map(|(_, ports)| ports.entries()) {
+                type_borders(entry, number, &mut cuts);
+            }
+            cuts.sort_unstable();
+            cuts.dedup();
+            let mut spans: Vec<(u16, Outcome)> = Vec::new();
+            for of_type in cuts {
+                let found = outcome(Asked::Icmp(number, of_type));
+                if spans.last().is_none_or(|(_, last)| *last != found) {
+                    spans.push((of_type, found));
+                }
+            }
+            if spans[..] != [(0, outcome(Asked::Portless(number)))] {
+                by_type.push((number, spans));
+            }
+        }
         let others = numbers
             .into_iter()
             .map(|number| (number, outcome(Asked::Portless(number))));
         Spans {
             protocols,
             others: others.filter(|(_, outcome)| *outcome != portless).collect(),
+            by_type,
             portless,
         }
     }

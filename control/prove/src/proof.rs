@@ -24,6 +24,9 @@ use super::{
     view::{End, Lists, View, Who},
 };
 
+/// ICMP and ICMPv6.
+const ICMP: [u8; 2] = [1, 58];
+
 /// Protocol numbers of packets without ports that are asked about: ends of the scale, those that have ports (in a
 /// fragment, say), ICMP, IGMP, GRE, ESP, AH, ICMPv6.
 const PORTLESS: [u8; 11] = [0, 1, 2, 6, 17, 47, 50, 51, 58, 132, 255];
@@ -662,9 +665,36 @@ impl Proof {
         }
         portless.sort_unstable();
         portless.dedup();
-        portless.into_iter().find_map(|protocol| {
-            let l4 = L4::NoPort { protocol };
-            let asked = Asked::Portless(protocol);
+        let mut asked: Vec<(L4, Asked)> = portless
+            .into_iter()
+            .map(|protocol| (L4::NoPort { protocol }, Asked::Portless(protocol)))
+            .collect();
+        for protocol in ICMP {
+            let mut types = vec![0, 0x0800, u16::MAX];
+            for (number, spans) in wanted.iter().flat_map(|spans| &spans.by_type) {
+                types.extend(
+                    spans
+                        .iter()
+                        .map(|(first, _)| *first)
+                        .filter(|_| *number == protocol),
+                );
+            }
+            for (number, spans) in theirs.iter().flat_map(|spans| &spans.by_type) {
+                types.extend(
+                    spans
+                        .iter()
+                        .map(|(first, _)| *first)
+                        .filter(|_| *number == protocol),
+                );
+            }
+            types.sort_unstable();
+            types.dedup();
+            asked.extend(types.into_iter().map(|port| {
+                let l4 = L4::Port { protocol, port };
+                (l4, Asked::Icmp(protocol, port))
+            }));
+        }
+        asked.into_iter().find_map(|(l4, asked)| {
             let outcome = wanted
                 .as_ref()
                 .map_or(Outcome::Open, |spans| spans.outcome(asked));

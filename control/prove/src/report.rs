@@ -29,7 +29,7 @@ pub struct Difference {
     pub dst: String,
     /// IP protocol number.
     pub protocol: u8,
-    /// Destination port; None for a packet without ports.
+    /// Destination port; of ICMP and ICMPv6 the type, times 256, and the code. None for a packet without either.
     pub port: Option<u16>,
     /// What the objects say.
     pub wanted: Answer,
@@ -57,8 +57,10 @@ impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let word = |allow| if allow { "allow" } else { "deny" };
         write!(f, "{} -> {} protocol {}", self.src, self.dst, self.protocol)?;
-        if let Some(port) = self.port {
-            write!(f, " port {port}")?;
+        match (self.protocol, self.port) {
+            (1 | 58, Some(of_type)) => write!(f, " type {} code {}", of_type >> 8, of_type & 0xff)?,
+            (_, Some(port)) => write!(f, " port {port}")?,
+            (_, None) => {}
         }
         write!(
             f,

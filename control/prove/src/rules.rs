@@ -13,7 +13,7 @@ use ringwall_policy::{
 };
 
 use super::{
-    matching::matches,
+    matching::{matches, type_borders},
     policy::{Policy, Tiers},
     ports::Denial,
     words::NewWords,
@@ -480,6 +480,19 @@ impl Rules {
             if let PortMatch::Range { protocol, lo, hi } = entry {
                 found.insert((*protocol, *lo));
                 found.extend(hi.checked_add(1).map(|above| (*protocol, above)));
+            }
+        }
+        found
+    }
+
+    /// Every protocol, type and code of ICMP at which some rule may change its mind.
+    pub(super) fn types_named(&self) -> BTreeSet<(u8, u16)> {
+        let mut found = BTreeSet::new();
+        for entry in (0..self.rules.len()).flat_map(|rule| self.ports(rule as u32).entries()) {
+            if let PortMatch::Icmp { protocol, .. } = entry {
+                let mut borders = Vec::new();
+                type_borders(entry, *protocol, &mut borders);
+                found.extend(borders.into_iter().map(|border| (*protocol, border)));
             }
         }
         found

@@ -396,8 +396,13 @@ impl Dice {
         if self.below(2) == 0 {
             return None;
         }
-        let entry = |dice: &mut Self| match dice.below(5) {
-            4 => PortMatch::IpProtocol(47),
+        let entry = |dice: &mut Self| match dice.below(6) {
+            4 => PortMatch::IpProtocol(dice.one(&[1, 47])),
+            5 => PortMatch::Icmp {
+                protocol: dice.one(&[1, 1, 58]),
+                kind: dice.one(&[0, 8, 255]),
+                code: dice.one(&[None, Some(0), Some(255)]),
+            },
             0 => PortMatch::All(dice.one(&WITH_PORTS)),
             1 => PortMatch::Named {
                 protocol: Protocol::Tcp,
@@ -748,7 +753,10 @@ fn views_that_follow_say_what_the_policies_say() {
             }
             follow(&mut view, &cluster);
             let asked = [0, 1, 80, 81, 82, 90, 91].map(|port| Asked::Port(Protocol::Tcp, port));
-            let asked = asked.into_iter().chain([
+            let types = [0, 1, 0x00ff, 0x0100, 0x0800, 0x08fe, 0x08ff, 0xff00, 0xffff];
+            let types = types.into_iter().map(|of_type| Asked::Icmp(1, of_type));
+            let asked = asked.into_iter().chain(types).chain([
+                Asked::Icmp(58, 0x0800),
                 Asked::Portless(1),
                 Asked::Portless(47),
                 Asked::Port(Protocol::Udp, 80),

@@ -152,6 +152,8 @@ impl Proof {
                 port,
             }));
         }
+        let types = self.view.rules.types_named().into_iter().take(TRIED_PORTS);
+        asked.extend(types.map(|(protocol, port)| L4::Port { protocol, port }));
         let mut packets = Vec::new();
         for other in others {
             for l4 in &asked {
@@ -277,7 +279,7 @@ impl Proof {
         let asked = match l4 {
             L4::Port { protocol, port } => {
                 let of = WITH_PORTS.into_iter().find(|of| of.number() == protocol);
-                of.map_or(Asked::Portless(protocol), |of| Asked::Port(of, port))
+                of.map_or(Asked::Icmp(protocol, port), |of| Asked::Port(of, port))
             }
             L4::NoPort { protocol } => Asked::Portless(protocol),
         };

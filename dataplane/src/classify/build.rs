@@ -166,12 +166,17 @@ impl PortDecision {
             provenance: rule,
         }
     }
+
+    /// The nested port map that decides instead.
+    fn nested(self) -> Option<u32> {
+        (self.decision == Decision::NESTED).then_some(self.provenance)
+    }
 }
 
 /// Ports `lo..=hi` of a protocol and their decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortRange {
-    /// IP protocol: 6, 17 or 132.
+    /// IP protocol. Of those but 6, 17 and 132, a range is all of 0 to 65535.
     pub protocol: u8,
     /// First port.
     pub lo: u16,
@@ -514,6 +519,7 @@ impl ImageBuilder {
         let key = (otherwise, sorted);
         if let Some(index) = self.port_maps.find(&key) {
             self.port_maps.hold(index);
+            key.1.iter().for_each(|range| self.release_nested(range)); // it holds its own
             return index;
         }
         let (mut record, intervals) = self.lay_out_ports(otherwise, &key.1);
@@ -531,11 +537,27 @@ impl ImageBuilder {
         index
     }
 
+    /// A decision by another port map, for one range of one further port map: the TCP ranges of the nested one say what is
+    /// decided by the type and code of ICMP ([`super::icmp`]), `unknown` where those are not known.
+    pub fn nested_port_map(&mut self, unknown: PortDecision, ranges: &[PortRange]) -> PortDecision {
+        PortDecision {
+            decision: Decision::NESTED,
+            provenance: self.port_map(unknown, ranges),
+        }
+    }
+
+    fn release_nested(&mut self, range: &PortRange) {
+        if let Some(map) = range.then.nested() {
+            self.release_port_map(map);
+        }
+    }
+
     /// Gives a port map back, once for each time that [`Self::port_map`] answered it.
     pub fn release_port_map(&mut self, map: u32) {
-        if self.port_maps.release(map).is_none() {
+        let Some((_, ranges)) = self.port_maps.release(map) else {
             return;
-        }
+        };
+        ranges.iter().for_each(|range| self.release_nested(range));
         let tables = &mut self.tables;
         let (Some(record), Some(isolated)) = (
             tables.port_maps.get(map as usize).copied(),

@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1005 } else { 5 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1006 } else { 6 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -293,6 +293,9 @@ impl Decision {
     pub const REDIRECT: u8 = 1 << 4;
     /// Answer with a reset or an ICMP error. Reserved: refused by this build.
     pub const REJECT: u8 = 1 << 5;
+    /// Of an interval alone: a nested port map decides, whose number stands in place of the provenance. Read as a decision, it
+    /// denies.
+    pub const NESTED: Self = Self(1 << 6);
 
     /// Whether the packet may pass.
     #[inline]
@@ -317,6 +320,9 @@ pub(super) const OTHER_PROTOCOLS: usize = 3;
 pub(super) struct PortMapRecord {
     /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section; each covers every port. Those of the
     /// fourth are of all other protocols, by number in place of a port; none where they are all decided alike.
+    ///
+    /// An interval that [`Decision::NESTED`] has the number of another port map, of which the first list decides: for ICMP by
+    /// type and code. Where those are not known, its `portless` does. Port maps nest once.
     pub starts: [u32; 5],
     /// Rule that decides where no port is known or the protocol has none; [`NONE`] for no rule.
     pub portless_provenance: u32,
@@ -334,7 +340,8 @@ pub(super) struct IntervalRecord {
     pub lo: u16,
     pub decision: Decision,
     pub reserved: u8,
-    /// Rule that decides; [`NONE`]: none does. Then deny means isolated, allow means open.
+    /// Rule that decides; [`NONE`]: none does. Then deny means isolated, allow means open. Of [`Decision::NESTED`], the number of
+    /// a port map.
     pub provenance: u32,
 }
 

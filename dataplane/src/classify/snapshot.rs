@@ -180,6 +180,11 @@ impl Snapshot {
             })
             .max()
             .unwrap_or(0);
+        let search = if longest == 0 { 0 } else { longest.ilog2() + 1 };
+        let nests = tables
+            .intervals
+            .iter()
+            .any(|interval| interval.decision == Decision::NESTED);
         Sizes {
             bytes: self.image.bytes(),
             hosts: tables
@@ -195,8 +200,8 @@ impl Snapshot {
             port_maps: tables.port_maps.len() as u32,
             trie_nodes: (tables.trie_v4.len() + tables.trie_v6.len()) as u32,
             worst_identify: 1 + (u32::from(reach_v4) + depth_v4).max(u32::from(reach_v6) + depth_v6),
-            // Page, pattern, palette, port map; then a binary search over 8-byte intervals.
-            worst_judge: 4 + if longest == 0 { 0 } else { longest.ilog2() + 1 },
+            // Page, pattern, palette, port map; then a binary search over 8-byte intervals; once more where one nests.
+            worst_judge: 4 + search + if nests { 1 + search } else { 0 },
         }
     }
 
@@ -455,6 +460,7 @@ impl Snapshot {
         let same = |verdict| PortSpans {
             protocols: [6, 17, 132].map(|protocol| (protocol, vec![(0, verdict)])),
             others: Vec::new(),
+            by_type: Vec::new(),
             portless: verdict,
         };
         let number = match row {
@@ -478,17 +484,30 @@ impl Snapshot {
             spans.collect::<Option<Vec<_>>>()
         };
         let [tcp, udp, sctp, others, end] = map.starts;
-        let number = |(number, verdict)| Some((u8::try_from(number).ok()?, verdict));
+        let mut by_number = Vec::new();
+        let mut by_type = Vec::new();
+        for interval in (others..end).map(|at| tables.intervals.get(at as usize)) {
+            let interval = interval?;
+            let protocol = u8::try_from(interval.lo).ok()?;
+            let verdict = match interval.decision {
+                Decision::NESTED => {
+                    let nested = tables.port_maps.get(interval.provenance as usize)?;
+                    let [from, to, ..] = nested.starts;
+                    by_type.push((protocol, spans(from, to)?));
+                    self.verdict_of(number, nested.portless, nested.portless_provenance)
+                }
+                decision => self.verdict_of(number, decision, interval.provenance),
+            };
+            by_number.push((protocol, verdict));
+        }
         Some(PortSpans {
             protocols: [
                 (6, spans(tcp, udp)?),
                 (17, spans(udp, sctp)?),
                 (132, spans(sctp, others)?),
             ],
-            others: spans(others, end)?
-                .into_iter()
-                .map(number)
-                .collect::<Option<Vec<_>>>()?,
+            others: by_number,
+            by_type,
             portless,
         })
     }
@@ -593,7 +612,6 @@ impl Snapshot {
     /// The decision of a port map; None where the numbers leave the tables.
     #[inline]
     fn port_decision(&self, map: &PortMapRecord, l4: L4) -> Option<(Decision, u32)> {
-        let tables = &self.image.parts.tables;
         let portless = (map.portless, map.portless_provenance);
         if map.uniform != 0 {
             return Some(portless);
@@ -609,17 +627,45 @@ impl Snapshot {
         if from == to {
             return Some(portless);
         }
-        let interval = match tables.intervals.slice(from as usize, to as usize) {
-            Some(intervals) => {
-                let above = intervals.partition_point(|interval| interval.lo <= port);
-                intervals.get(above.checked_sub(1)?)?
-            }
-            None => self.interval_across_chunks(from, to, port)?,
+        let interval = self.interval(from, to, port)?;
+        if !interval.decision.allows() && interval.decision == Decision::NESTED {
+            return self.nested_decision(interval.provenance, l4);
+        }
+        Some((interval.decision, interval.provenance))
+    }
+
+    /// The decision of a nested port map; None where the numbers leave the tables.
+    #[cold]
+    fn nested_decision(&self, map: u32, l4: L4) -> Option<(Decision, u32)> {
+        let map = self.image.parts.tables.port_maps.get(map as usize)?;
+        let key = match l4 {
+            L4::Port { port, .. } => port,
+            L4::NoPort { .. } => return Some((map.portless, map.portless_provenance)),
         };
+        let [from, to, ..] = map.starts;
+        let interval = self.interval(from, to, key)?;
         Some((interval.decision, interval.provenance))
     }
 
     /// The last interval of `from..to` that does not begin above a port.
+    #[inline]
+    fn interval(&self, from: u32, to: u32, port: u16) -> Option<&IntervalRecord> {
+        match self
+            .image
+            .parts
+            .tables
+            .intervals
+            .slice(from as usize, to as usize)
+        {
+            Some(intervals) => {
+                let above = intervals.partition_point(|interval| interval.lo <= port);
+                intervals.get(above.checked_sub(1)?)
+            }
+            None => self.interval_across_chunks(from, to, port),
+        }
+    }
+
+    /// As [`Self::interval`], where they do not lie in one chunk.
     #[cold]
     fn interval_across_chunks(&self, from: u32, to: u32, port: u16) -> Option<&IntervalRecord> {
         let intervals = &self.image.parts.tables.intervals;

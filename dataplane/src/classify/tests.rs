@@ -690,3 +690,150 @@ proptest! {
         }
     }
 }
+
+/// A pod that takes echo requests of ICMP but not of code 3, nothing else of ICMP, and every other protocol without ports.
+fn pinged(builder: &mut ImageBuilder) -> [u32; 2] {
+    let policy = builder.policy("default", "NetworkPolicy", "default", "ping");
+    let rules = [0, 1].map(|rule| builder.rule(policy, rule));
+    let [types, rest] = rules;
+    let by_type = builder.nested_port_map(
+        PortDecision::DENY,
+        &[
+            PortRange::allow(6, icmp(8, 0), icmp(8, 2), types),
+            PortRange::allow(6, icmp(8, 4), icmp(8, 255), types),
+        ],
+    );
+    let icmp_alone = PortRange {
+        protocol: 1,
+        lo: 0,
+        hi: u16::MAX,
+        then: by_type,
+    };
+    let map = builder.port_map(PortDecision::allow(rest), &[icmp_alone]);
+    let row = builder.row(NONE, &[map]);
+    let pod = builder.identity(Identity {
+        kind: IdentityKind::Pod,
+        endpoint: 0,
+        ingress: row,
+        ..somewhere(IdentityKind::Pod, 0)
+    });
+    builder.endpoint("default", "pinged", false, pod);
+    builder.host(v4(10, 0, 0, 1), pod);
+    let outside = builder.identity(somewhere(IdentityKind::External, 0));
+    builder.prefix(v4(0, 0, 0, 0), 0, outside);
+    builder.release_port_map(map);
+    rules
+}
+
+#[test]
+fn port_maps_nest_for_types_of_icmp() {
+    let mut builder = ImageBuilder::new(Generation(1));
+    let [types, rest] = pinged(&mut builder);
+    let snapshot = Snapshot::open(&builder.finish([0; 32]).unwrap()).unwrap();
+    let (from, to) = (v4(192, 0, 2, 1), v4(10, 0, 0, 1));
+    let told = |l4| {
+        let verdict = judge(&snapshot, from, to, l4).ingress;
+        let many = snapshot.judge_many(
+            &[FirstPacket {
+                src: from,
+                dst: to,
+                l4,
+            }],
+            |_, _, _| NodeExemption::Trusted,
+        );
+        assert_eq!(many[0].judgement.ingress, verdict, "{l4:?}");
+        (verdict.allow, verdict.provenance)
+    };
+    let of = |protocol, kind, code| L4::Port {
+        protocol,
+        port: icmp(kind, code),
+    };
+    for (l4, wanted) in [
+        (of(1, 8, 0), (true, types)),
+        (of(1, 8, 2), (true, types)),
+        (of(1, 8, 3), (false, NONE)),
+        (of(1, 8, 255), (true, types)),
+        (of(1, 7, 255), (false, NONE)),
+        (of(1, 9, 0), (false, NONE)),
+        (of(1, 0, 0), (false, NONE)),
+        (of(1, 255, 255), (false, NONE)),
+        (L4::NoPort { protocol: 1 }, (false, NONE)),
+        (of(58, 8, 3), (true, rest)),
+        (L4::NoPort { protocol: 47 }, (true, rest)),
+        (tcp(80), (true, rest)),
+    ] {
+        assert_eq!(told(l4), wanted, "{l4:?}");
+    }
+    let (row, _) = snapshot.rows_of(&snapshot.identify(to));
+    let spans = snapshot.port_spans(row, snapshot.port_map_of(row, 0)).unwrap();
+    let by_type: Vec<(u8, Vec<(u16, bool)>)> = spans
+        .by_type
+        .iter()
+        .map(|(protocol, spans)| (*protocol, spans.iter().map(|(lo, it)| (*lo, it.allow)).collect()))
+        .collect();
+    let borders = [
+        (0, false),
+        (icmp(8, 0), true),
+        (icmp(8, 3), false),
+        (icmp(8, 4), true),
+        (icmp(9, 0), false),
+    ];
+    assert_eq!(by_type, [(1, borders.to_vec())]);
+    let others: Vec<(u8, bool)> = spans
+        .others
+        .iter()
+        .map(|(number, it)| (*number, it.allow))
+        .collect();
+    assert_eq!(others, [(0, true), (1, false), (2, true)]);
+}
+
+#[test]
+fn nested_port_maps_go_with_the_last_that_nests_them() {
+    let mut builder = ImageBuilder::new(Generation(1));
+    let policy = builder.policy("default", "NetworkPolicy", "default", "ping");
+    let rule = builder.rule(policy, 0);
+    let mut make = |kind| {
+        let nested = builder.nested_port_map(
+            PortDecision::DENY,
+            &[PortRange::allow(6, icmp(kind, 0), icmp(kind, 255), rule)],
+        );
+        let range = PortRange {
+            protocol: 1,
+            lo: 0,
+            hi: u16::MAX,
+            then: nested,
+        };
+        (builder.port_map(PortDecision::DENY, &[range]), nested.provenance)
+    };
+    let (one, nested) = make(8);
+    assert_eq!(make(8), (one, nested), "the same again");
+    let (other, of_other) = make(13);
+    assert_ne!((one, nested), (other, of_other));
+    builder.release_port_map(one);
+    let image = builder.image(Generation(1), [0; 32]).unwrap();
+    let before = Snapshot::from_image(&image);
+    builder.release_port_map(one);
+    // Their places are free, and taken by others of the same shape: both maps look as before, and mean something else.
+    let nested_again = builder.nested_port_map(
+        PortDecision::DENY,
+        &[PortRange::allow(6, icmp(9, 0), icmp(9, 255), rule)],
+    );
+    let range = PortRange {
+        protocol: 1,
+        lo: 0,
+        hi: u16::MAX,
+        then: nested_again,
+    };
+    let again = builder.port_map(PortDecision::DENY, &[range]);
+    let image = builder.image(Generation(2), [1; 32]).unwrap();
+    let after = Snapshot::from_image(&image);
+    let changed = after.changes_since(&before).unwrap().port_maps;
+    assert!(
+        changed.contains(&again) && changed.contains(&nested_again.provenance),
+        "{changed:?}"
+    );
+    assert!(
+        !changed.contains(&other) && !changed.contains(&of_other),
+        "{changed:?}"
+    );
+}

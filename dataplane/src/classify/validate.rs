@@ -374,6 +374,7 @@ impl Snapshot {
             for interval in (from..to).filter_map(|at| tables.intervals.get(at)) {
                 let uniform =
                     (interval.decision, interval.provenance) == (map.portless, map.portless_provenance);
+                let nested = interval.decision == Decision::NESTED;
                 all(&[
                     (last.is_some() || interval.lo == 0, "does not begin at port 0"),
                     (
@@ -381,6 +382,10 @@ impl Snapshot {
                         "has intervals out of order",
                     ),
                     (map.uniform == 0 || uniform, "is not uniform"),
+                    (
+                        !nested || self.is_innermost(interval.provenance),
+                        "nests a port map that does not exist or nests another",
+                    ),
                 ])?;
                 last = Some(interval.lo);
             }
@@ -399,12 +404,29 @@ impl Snapshot {
     }
 
     fn check_interval(&self, index: usize) -> Check {
-        let Some(interval) = self.image.parts.tables.intervals.get(index) else {
+        let tables = &self.image.parts.tables;
+        let Some(interval) = tables.intervals.get(index) else {
             return Ok(());
         };
+        let nested = interval.decision == Decision::NESTED;
+        let decides = match nested {
+            true => (interval.provenance as usize) < tables.port_maps.len(),
+            false => self.is_decided(interval.decision, interval.provenance),
+        };
         all(&[(
-            self.is_decided(interval.decision, interval.provenance) && interval.reserved == 0,
+            decides && interval.reserved == 0,
             "has a decision that this build does not know",
         )])
+    }
+
+    /// Whether a port map exists and nests no other.
+    fn is_innermost(&self, map: u32) -> bool {
+        let tables = &self.image.parts.tables;
+        let Some(map) = tables.port_maps.get(map as usize) else {
+            return false;
+        };
+        let [from, .., to] = map.starts;
+        let mut intervals = (from..to).filter_map(|at| tables.intervals.get(at as usize));
+        !intervals.any(|interval| interval.decision == Decision::NESTED)
     }
 }

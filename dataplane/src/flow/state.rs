@@ -330,6 +330,8 @@ const fn rule(state: State, direction: FlowDirection, segment: FlowEvent) -> (St
         // Only an echo reply answers: a request of the other side, or another message with the same key, is a new one.
         (IcmpNew | IcmpAnswered, Reply, EchoReply) => (IcmpAnswered, Pass),
         (IcmpNew | IcmpAnswered, Reply, _) => (state, Reopen),
+        // Who asked does not answer: this is no packet of the flow.
+        (IcmpNew | IcmpAnswered, Original, EchoReply) => (state, Reopen),
         (OtherNew, Reply, _) => (OtherEstablished, Pass),
         (
             SctpNew | SctpEstablished | UdpNew | UdpAnswered | UdpEstablished | IcmpNew | IcmpAnswered

@@ -609,10 +609,10 @@ fn icmp(bytes: &[u8], v4: bool, cut_short: DropReason) -> Result<Transport, Drop
         return Err(cut_short);
     };
     let id = u16::from_be_bytes([high, low]);
-    Ok(match (v4, kind) {
-        (true, 8) | (false, 128) => Transport::Echo { id, request: true },
-        (true, 0) | (false, 129) => Transport::Echo { id, request: false },
-        (true, 3 | 11 | 12) | (false, 1..=4) => Transport::IcmpError {
+    Ok(match (v4, kind, code) {
+        (true, 8, 0) | (false, 128, 0) => Transport::Echo { id, request: true },
+        (true, 0, 0) | (false, 129, 0) => Transport::Echo { id, request: false },
+        (true, 3 | 11 | 12, _) | (false, 1..=4, _) => Transport::IcmpError {
             quoted: quoted(rest, v4),
         },
         _ => Transport::Icmp { kind, code },

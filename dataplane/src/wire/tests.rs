@@ -50,6 +50,21 @@ fn the_usual_packets_are_read() {
                 chunk: 1
             }
         );
+        let types = match template.src.is_v4() {
+            true => [(8, true), (0, false)],
+            false => [(128, true), (129, false)],
+        };
+        for (kind, request) in types {
+            let packet = subject(&template.echo(77, request));
+            let l4 = L4::Port {
+                protocol: packet.protocol,
+                port: icmp(kind, 0),
+            };
+            assert_eq!(packet.policy_l4(), l4);
+            assert_eq!(packet.key(0).policy_l4(!request), l4);
+            let other = subject(&template.icmp(kind, 3, [0; 4], &[0; 8]));
+            assert_eq!(other.transport, Transport::Icmp { kind, code: 3 });
+        }
         let packet = subject(&template.echo(77, true));
         assert_eq!(
             packet.transport,

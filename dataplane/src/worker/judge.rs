@@ -210,8 +210,11 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             return Lookup::Miss;
         };
         // If the chain of extension headers was not walked to its end, layer 4 is unknown and the packet belongs to
-        // no flow.
-        if matches!(packet.transport, Transport::IcmpError { .. } | Transport::None) {
+        // no flow. Nor does ICMP but echo, whose key may be that of one.
+        if matches!(
+            packet.transport,
+            Transport::IcmpError { .. } | Transport::Icmp { .. } | Transport::None
+        ) {
             return self.look_up_quoted_flow(snapshot, port, packet, hash);
         }
         // The key is made twice, so that for the hint it need not exist in memory.
@@ -338,7 +341,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         } else if !may_have_entry(&src) || !may_have_entry(&dst) {
             Err(DropReason::UnknownEndpoint.into())
         } else {
-            self.decide(snapshot, &key, &src, &dst, exemption).map(Some)
+            let l4 = key.policy_l4(false);
+            self.decide(snapshot, &key, l4, &src, &dst, exemption).map(Some)
         };
         match decided {
             Ok(_) if revoked => {
@@ -737,7 +741,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 _ => NodeExemption::Untrusted,
             },
         };
-        let judgement = self.decide(snapshot, &began, &src, &dst, exemption)?;
+        let judgement = self.decide(snapshot, &began, began.policy_l4(false), &src, &dst, exemption)?;
         let stamp = stamp(snapshot, &src, &dst, Some(judgement), exemption.into());
         Ok(Arrival::Rebind(Revalidation::Rejudged(stamp)))
     }
@@ -822,7 +826,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
         let decided = match judged {
             Some(judged) => self.check_judgement(&key, &src, &dst, judged.judgement),
-            None => self.decide(snapshot, &key, &src, &dst, exemption),
+            None => self.decide(snapshot, &key, packet.policy_l4(), &src, &dst, exemption),
         };
         let judgement = match decided {
             Ok(judgement) => judgement,
@@ -864,7 +868,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let key = new_flow.key.reversed();
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
         let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
-        self.decide(snapshot, &key, &src, &dst, exemption).is_ok()
+        let l4 = key.policy_l4(true);
+        self.decide(snapshot, &key, l4, &src, &dst, exemption).is_ok()
     }
 
     /// If configured, and only in the pickup window after a start without inherited flows: takes a segment from the
@@ -888,7 +893,8 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
         let key = packet.key(port.zone).reversed();
         let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, dst, src);
-        let judgement = self.decide(snapshot, &key, dst, src, exemption).ok()?;
+        let l4 = key.policy_l4(false);
+        let judgement = self.decide(snapshot, &key, l4, dst, src, exemption).ok()?;
         Some(FlowUpdate::Create(NewFlow {
             key,
             direction: FlowDirection::Reply,
@@ -1145,7 +1151,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let (src, dst) = (snapshot.identify(packet.src), snapshot.identify(packet.dst));
         let key = packet.key(port.zone);
         let exemption = self.node_exemption(port, (key.src, key.dst), key.protocol, &src, &dst);
-        self.decide(snapshot, &key, &src, &dst, exemption)
+        self.decide(snapshot, &key, packet.policy_l4(), &src, &dst, exemption)
     }
 
     /// Judges a new flow by policy and by the dataplane's own rules. Returns only judgements that allow.
@@ -1153,11 +1159,12 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         &self,
         snapshot: &Snapshot,
         key: &FlowKey,
+        l4: L4,
         src: &Identity,
         dst: &Identity,
         node: NodeExemption,
     ) -> Result<Judgement, Denial> {
-        let judgement = snapshot.judge(src, dst, key.src, key.dst, l4(key), node);
+        let judgement = snapshot.judge(src, dst, key.src, key.dst, l4, node);
         self.check_judgement(key, src, dst, judgement)
     }
 
@@ -1275,17 +1282,6 @@ impl From<NodeExemption> for AllowedBy {
             NodeExemption::Trusted => Self::TrustedNode,
             NodeExemption::ThisNode => Self::ThisNode,
         }
-    }
-}
-
-/// What policies see of a key's layer 4.
-fn l4(key: &FlowKey) -> L4 {
-    match key.protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP => L4::Port {
-            protocol: key.protocol,
-            port: key.dst_port,
-        },
-        protocol => L4::NoPort { protocol },
     }
 }
 

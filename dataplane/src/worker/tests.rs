@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use crate::{
     addr::Addr,
-    classify::{Generation, Identity, IdentityKind, ImageBuilder, NONE, PortDecision, PortRange, Snapshot},
+    classify::{
+        Generation, Identity, IdentityKind, ImageBuilder, NONE, PortDecision, PortRange, Snapshot, icmp,
+    },
     dataplane::{Dataplane, DataplaneConfig, Mode},
     flow::{FlowDump, FlowMemory, FlowRecord},
     forward::ForwardingBuilder,
@@ -71,6 +73,8 @@ struct World {
     allow_unknown: bool,
     /// Whether the pods' prefixes are known; else what is nobody's in them is external.
     pod_cidrs: bool,
+    /// Whether the box takes echo requests alone.
+    echo_alone: bool,
 }
 
 impl World {
@@ -81,6 +85,7 @@ impl World {
             web_epoch: 20,
             allow_unknown: false,
             pod_cidrs: true,
+            echo_alone: false,
         }
     }
 
@@ -105,7 +110,18 @@ impl World {
         let web_outside = image.port_map(PortDecision::DENY, &[PortRange::allow(6, 443, 443, rule)]);
         // Peer classes: 0 everybody else, 1 the client, 2 other pods.
         let web_row = image.row(isolating, &[web_outside, web_client, deny]);
-        let box_in = image.row(isolating, &[deny, all, deny]);
+        let request = |image: &mut ImageBuilder, protocol, kind| PortRange {
+            protocol,
+            lo: 0,
+            hi: u16::MAX,
+            then: image.nested_port_map(
+                PortDecision::DENY,
+                &[PortRange::allow(6, icmp(kind, 0), icmp(kind, u8::MAX), rule)],
+            ),
+        };
+        let echo = [request(&mut image, 1, 8), request(&mut image, 58, 128)];
+        let echo = image.port_map(PortDecision::DENY, &echo);
+        let box_in = image.row(isolating, &[deny, if self.echo_alone { echo } else { all }, deny]);
         let box_out = image.row(isolating, &[deny, deny, deny]);
         let web_rows = (web_row, 0);
         let box_rows = (box_in, box_out);

@@ -12,6 +12,8 @@ use ringwall_policy::{
     Selector, TieredPolicy,
 };
 
+use crate::flow::protocol_name;
+
 /// The first requirement of a selector that labels do not meet.
 pub fn unmet<'a>(selector: &'a Selector, labels: &Labels) -> Option<&'a Requirement> {
     selector
@@ -250,6 +252,8 @@ pub(super) enum PortMiss {
     UndefinedName(Vec<(Protocol, u16)>),
     /// A name that means another number at the destination.
     NameIs(u16),
+    /// Another type or code of ICMP, or none that is known.
+    Type,
 }
 
 /// Whether a ports entry matches.
@@ -257,6 +261,14 @@ pub(super) fn port(entry: &PortMatch, dst: &End<'_>, service: Service) -> Result
     let protocol = match entry {
         PortMatch::IpProtocol(number) if *number == service.protocol => return Ok(()),
         PortMatch::IpProtocol(_) => return Err(PortMiss::Protocol),
+        PortMatch::Icmp { protocol, .. } if *protocol != service.protocol => return Err(PortMiss::Protocol),
+        PortMatch::Icmp { kind, code, .. } => {
+            let own = service.port.map(u16::to_be_bytes);
+            let is = own.is_some_and(|[own_kind, own_code]| {
+                own_kind == *kind && code.is_none_or(|code| own_code == code)
+            });
+            return if is { Ok(()) } else { Err(PortMiss::Type) };
+        }
         PortMatch::All(protocol) | PortMatch::Range { protocol, .. } | PortMatch::Named { protocol, .. } => {
             protocol
         }
@@ -268,7 +280,7 @@ pub(super) fn port(entry: &PortMatch, dst: &End<'_>, service: Service) -> Result
         return Err(PortMiss::Protocol);
     }
     match entry {
-        PortMatch::All(_) | PortMatch::IpProtocol(_) => Ok(()),
+        PortMatch::All(_) | PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => Ok(()),
         PortMatch::Range { lo, hi, .. } if (*lo..=*hi).contains(&number) => Ok(()),
         PortMatch::Range { .. } => Err(PortMiss::Port),
         PortMatch::Named { protocol, name } => {
@@ -312,6 +324,13 @@ pub(super) fn port_words(entry: &PortMatch) -> String {
         PortMatch::Range { protocol, lo, hi } => format!("{lo}-{hi}/{}", protocol_words(*protocol)),
         PortMatch::Named { protocol, name } => format!("\"{name}\"/{}", protocol_words(*protocol)),
         PortMatch::IpProtocol(number) => format!("IP protocol {number}"),
+        PortMatch::Icmp { protocol, kind, code } => {
+            let name = protocol_name(*protocol);
+            match code {
+                Some(code) => format!("{name} type {kind} code {code}"),
+                None => format!("{name} type {kind}"),
+            }
+        }
     }
 }
 
@@ -322,6 +341,7 @@ pub(super) fn port_miss_words(miss: &PortMiss, dst: &str, service: &str) -> Stri
             format!("{service} has no port; a rule with ports matches only TCP, UDP and SCTP")
         }
         PortMiss::Protocol => format!("{service} is another protocol"),
+        PortMiss::Type => format!("{service} is of another type"),
         PortMiss::Port => format!("{service} is another port"),
         PortMiss::NameOfNoPod => format!("{dst} is not a pod, so it has no named ports"),
         PortMiss::UndefinedName(others) if others.is_empty() => {

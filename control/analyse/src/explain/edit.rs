@@ -517,7 +517,7 @@ fn port_json(port: &PortMatch) -> Value {
         }
         PortMatch::Named { protocol, name } => json!({"protocol": protocol_words(*protocol), "port": name}),
         // Nor such a port.
-        PortMatch::IpProtocol(_) => Value::Null,
+        PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => Value::Null,
     }
 }
 

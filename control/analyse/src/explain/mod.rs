@@ -88,7 +88,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// Reads a question: ends as addresses or `namespace/pod`, then `80/TCP`, `ICMP` or `ip/47`.
+    /// Reads a question: ends as addresses or `namespace/pod`, then `80/TCP`, `ICMP`, `8/ICMP` or `ip/47`.
     ///
     /// # Errors
     /// Says what to write instead.
@@ -107,6 +107,9 @@ pub enum ExplainError {
     /// An end cannot be found.
     #[error("{0}")]
     End(String),
+    /// The question leaves open what decides.
+    #[error("{0}")]
+    Lacks(String),
     /// Snapshot, reference and steps do not say the same.
     #[error(
         "{src} -> {dst} {service}: {what}. At most one of them can be right, so nothing is explained; please report this \
@@ -185,6 +188,12 @@ fn explain(
         what,
     };
     let answer = judge.judge(&src, &dst, question.service).map_err(contradiction)?;
+    if answer.lacks.is_some() {
+        return Err(ExplainError::Lacks(format!(
+            "rules tell types of {0} apart: ask for one, such as 8/{0}, or 3:4/{0} for type 3 and code 4",
+            question.service
+        )));
+    }
     let (a, b) = reference_ends(cluster, question, &src, &dst).map_err(ExplainError::End)?;
     for (name, end, compiled) in [(&question.src, &a, &src), (&question.dst, &b, &dst)] {
         let (says, compiled) = (who(end), judge.who(compiled));
@@ -263,11 +272,14 @@ fn explain(
         Found::Changes(changes) => (changes.iter().map(changes::Change::record).collect(), None),
         Found::None(why) => (Vec::new(), Some(why)),
     };
+    let icmp = question.service.icmp();
     Ok(Explanation {
         src: parties::party(cluster, &question.src, &a),
         dst: parties::party(cluster, &question.dst, &b),
         protocol: question.service.protocol,
-        port: question.service.port,
+        port: question.service.port.filter(|_| icmp.is_none()),
+        icmp_type: icmp.map(|(kind, _)| kind),
+        icmp_code: icmp.map(|(_, code)| code),
         service: words.service,
         verdict: word_of(answer.fate()),
         depends_on,
@@ -379,7 +391,7 @@ fn notes(case: &Case<'_>) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if case.service.port == Some(0) {
+    if case.service.port == Some(0) && !matches!(case.service.protocol, 1 | 58) {
         notes.push("port 0 is matched by rules without a port number alone".to_owned());
     }
     notes

@@ -17,6 +17,12 @@ pub struct Explanation {
     pub protocol: u8,
     /// Destination port; None for a protocol without ports.
     pub port: Option<u16>,
+    /// Type of ICMP, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// Code of ICMP, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
     /// Protocol and port in words, such as `80/TCP`.
     pub service: String,
     /// What the compiled snapshot says: it passes where both directions allow it.

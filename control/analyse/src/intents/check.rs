@@ -40,7 +40,7 @@ pub struct CounterExample {
     pub service: Service,
     /// Its IP protocol number.
     pub protocol: u8,
-    /// Destination port, where the protocol has ports.
+    /// Destination port, where the protocol has ports; type and code of ICMP, where rules tell them apart.
     pub port: Option<u16>,
     /// Whether it passes.
     pub allow: bool,
@@ -229,7 +229,7 @@ impl<'a> Checker<'a> {
     fn counter_example(&self, violations: &Violations) -> Result<CounterExample, RefineError> {
         let (src, dst, family, service, port) = violations.first;
         let protocol = service.protocol(family, (port, port));
-        let port = service.has_ports().then_some(port);
+        let port = (service != Service::Other).then_some(port);
         let l4 = L4::of(protocol, port);
         let lost = RefineError::Snapshot("an end is not its own");
         let judge = |reading: &Reading<'_>| reading.ends.judge(0, (src, dst), family, l4);
@@ -420,8 +420,8 @@ fn first_of(ports: &[(u16, u16)], span: (u16, u16), service: Service, family: Fa
         .iter()
         .map(|(lo, hi)| ((*lo).max(span.0), (*hi).min(span.1)));
     let mut those = meet.filter(|(lo, hi)| lo <= hi);
-    those.next().map(|(lo, hi)| match service.has_ports() {
-        true => lo,
-        false => u16::from(service.protocol(family, (lo, hi))),
+    those.next().map(|(lo, hi)| match service {
+        Service::Other => u16::from(service.protocol(family, (lo, hi))),
+        _ => lo,
     })
 }

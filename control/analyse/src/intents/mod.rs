@@ -92,7 +92,7 @@ pub enum Place {
 
 /// Ports of each service, in order and apart from one another; all of them where a service is meant whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ports([Vec<Span>; 4]);
+pub struct Ports([Vec<Span>; Service::ALL.len()]);
 
 impl Ports {
     /// Everything.
@@ -105,8 +105,12 @@ impl Ports {
         self.0.get(service as usize).map_or(&[], Vec::as_slice)
     }
 
-    /// Adds ports of a service.
+    /// Adds ports of a service. What is other than TCP, UDP and SCTP is ICMP of every type too.
     fn add(&mut self, service: Service, (lo, hi): Span) {
+        if service == Service::Other {
+            self.add(Service::Icmp, (0, u16::MAX));
+            self.add(Service::IcmpV6, (0, u16::MAX));
+        }
         let Some(own) = self.0.get_mut(service as usize) else {
             return;
         };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use ringwall_dataplane::classify::icmp;
 use ringwall_policy::{ObjectKey, Operator, Requirement, Selector};
 use ringwall_source::document::SyntaxError;
 use serde_saphyr::Spanned;
@@ -257,7 +258,9 @@ fn ports(path: &str, raw: Option<&[String]>) -> Result<Ports, Wrong> {
             None => {
                 return wrong(
                     &format!("{path}[{index}]"),
-                    format!("{text:?} is not known: write such as 5432/TCP, 8000-8100/UDP, SCTP or other"),
+                    format!(
+                        "{text:?} is not known: write such as 5432/TCP, 8000-8100/UDP, 8/ICMP, SCTP or other"
+                    ),
                 );
             }
         }
@@ -270,7 +273,16 @@ fn port(text: &str) -> Option<(Service, Span)> {
     let Some((ports, protocol)) = text.split_once('/') else {
         return Some((service(text)?, (0, u16::MAX)));
     };
-    let service = service(protocol).filter(|service| service.has_ports())?;
+    let service = service(protocol).filter(|service| *service != Service::Other)?;
+    if service.has_types() {
+        let (kind, code) = match ports.split_once(':') {
+            Some((kind, code)) => (kind, Some(code.parse().ok()?)),
+            None => (ports, None),
+        };
+        let kind = kind.parse().ok()?;
+        let span = (icmp(kind, code.unwrap_or(0)), icmp(kind, code.unwrap_or(u8::MAX)));
+        return Some((service, span));
+    }
     let number = |text: &str| {
         text.parse::<u16>()
             .ok()

@@ -185,7 +185,7 @@ fn opens(rule: &Rule, wanted: Protocol, number: u16) -> bool {
         PortMatch::All(protocol) => *protocol == wanted,
         PortMatch::Range { protocol, lo, hi } => *protocol == wanted && (*lo..=*hi).contains(&number),
         PortMatch::Named { protocol, name } => *protocol == wanted && name.starts_with("dns"),
-        PortMatch::IpProtocol(_) => false,
+        PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => false,
     })
 }
 

@@ -278,7 +278,7 @@ pub(super) fn some_port(rule: &Rule, otherwise: u16) -> (Protocol, u16) {
     let found = ports.into_iter().find_map(|port| match port {
         PortMatch::Range { protocol, lo, .. } => Some((*protocol, *lo)),
         PortMatch::All(protocol) => Some((*protocol, otherwise)),
-        PortMatch::Named { .. } | PortMatch::IpProtocol(_) => None,
+        PortMatch::Named { .. } | PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => None,
     });
     found.unwrap_or((Protocol::Tcp, otherwise))
 }

@@ -324,6 +324,16 @@ fn ports_covered(rule: &Rule, others: &[&Rule]) -> bool {
         PortMatch::Named { protocol, .. } => {
             all(*protocol) || there.contains(&port) || range_covered(&there, *protocol, 1, u16::MAX)
         }
+        PortMatch::Icmp { protocol, kind, .. } => {
+            let of_type = PortMatch::Icmp {
+                protocol: *protocol,
+                kind: *kind,
+                code: None,
+            };
+            [port, &of_type, &PortMatch::IpProtocol(*protocol)]
+                .iter()
+                .any(|it| there.contains(it))
+        }
         PortMatch::IpProtocol(_) => there.contains(&port),
     })
 }

@@ -132,7 +132,7 @@ impl PlacedRule<'_> {
             .find_map(|port| match port {
                 PortMatch::Range { protocol, lo, .. } => Some((*protocol, *lo)),
                 PortMatch::All(protocol) => Some((*protocol, otherwise)),
-                PortMatch::Named { .. } | PortMatch::IpProtocol(_) => None,
+                PortMatch::Named { .. } | PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => None,
             })
             .unwrap_or((Protocol::Tcp, otherwise))
     }

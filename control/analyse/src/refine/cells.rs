@@ -7,7 +7,7 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use ringwall_dataplane::classify::{DirectionVerdict, Effect, NONE, PolicyName, Provenance, Row};
-use ringwall_policy::policy_label;
+use ringwall_policy::{PortMatch, policy_label};
 
 use super::{
     Compiled, Ends, Family, RefineError, Span,
@@ -70,12 +70,14 @@ pub(super) type Reasons = Vec<(u16, u32)>;
 /// What a cell decides: for each [`Service`], by port; for [`Service::Other`] by protocol number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Cell {
-    pub services: [Reasons; 4],
+    pub services: [Reasons; Service::ALL.len()],
 }
 
 /// The cells of `N` snapshots. A [`Joint`] is what they decide about one pair of ends in one direction.
 pub(super) struct Cells<'a, const N: usize> {
     sides: [&'a Compiled<'a>; N],
+    /// Whether a rule asks for a type of ICMP.
+    by_type: bool,
     reasons: Numbered<Reason>,
     cells: Numbered<Cell>,
     joints: Numbered<[u32; N]>,
@@ -166,8 +168,10 @@ impl<T: Eq + Hash> Numbered<T> {
 
 impl<'a, const N: usize> Cells<'a, N> {
     pub(super) fn new(sides: [&'a Compiled<'a>; N]) -> Self {
+        let asks = |port: &PortMatch| matches!(port, PortMatch::Icmp { .. });
         Self {
             sides,
+            by_type: sides.iter().any(|side| side.cluster.named_ports().any(asks)),
             reasons: Numbered::new(),
             cells: Numbered::new(),
             joints: Numbered::new(),
@@ -241,7 +245,7 @@ impl<'a, const N: usize> Cells<'a, N> {
             .snapshot
             .port_spans(row, map)
             .ok_or(wrong("a cell has no port map"))?;
-        let mut services: [Reasons; 4] = Default::default();
+        let mut services: [Reasons; Service::ALL.len()] = Default::default();
         for (service, (_, spans)) in services.iter_mut().zip(&spans.protocols) {
             for (lo, verdict) in spans {
                 let reason = self.number_of(side, verdict)?;
@@ -255,9 +259,25 @@ impl<'a, const N: usize> Cells<'a, N> {
             true => vec![(0, spans.portless)],
             false => spans.others,
         };
+        if self.by_type {
+            for (service, protocol) in [(Service::Icmp, 1), (Service::IcmpV6, 58)] {
+                let own = spans.by_type.iter().find(|(number, _)| *number == protocol);
+                // Where the cell tells no types apart, all are decided as the protocol is.
+                let whole = others.iter().rev().find(|(number, _)| *number <= protocol);
+                let whole: Vec<(u16, DirectionVerdict)> = whole.map(|(_, it)| (0, *it)).into_iter().collect();
+                for (lo, verdict) in own.map_or(&whole, |(_, spans)| spans) {
+                    let reason = self.number_of(side, verdict)?;
+                    if let Some(list) = services.get_mut(service.index())
+                        && list.last().is_none_or(|(_, last)| *last != reason)
+                    {
+                        list.push((*lo, reason));
+                    }
+                }
+            }
+        }
         for (number, verdict) in others {
             let reason = self.number_of(side, &verdict)?;
-            if let Some(other) = services.last_mut()
+            if let Some(other) = services.get_mut(Service::Other.index())
                 && other.last().is_none_or(|(_, last)| *last != reason)
             {
                 other.push((u16::from(number), reason));
@@ -314,6 +334,7 @@ impl<'a, const N: usize> Cells<'a, N> {
 
 /// The rows and columns of classes over one family, each under a number.
 pub(super) struct Lines<const N: usize> {
+    pub(super) family: Family,
     /// By class: None where it does not have the family.
     pub(super) classes: Vec<Option<Line>>,
     /// Rows for what goes out.
@@ -335,6 +356,7 @@ pub(super) struct Line {
 impl<const N: usize> Lines<N> {
     pub(super) fn of(ends: &Ends<'_, N>, family: Family) -> Self {
         let mut this = Self {
+            family,
             classes: Vec::with_capacity(ends.classes.len()),
             egress: Numbered::new(),
             ingress: Numbered::new(),
@@ -447,7 +469,9 @@ impl Grid<'_, 1> {
         (egress, ingress): (u32, u32),
         wanted: impl Fn(Service, Span, bool) -> Option<u16>,
     ) -> Option<(Service, u16)> {
-        Service::ALL.into_iter().find_map(|service| {
+        let family = self.lines.family;
+        let mut services = Service::ALL.into_iter().filter(|service| service.is_of(family));
+        services.find_map(|service| {
             let mut found = None;
             self.walk((egress, ingress), service, |span, reasons| {
                 let allow = reasons
@@ -457,6 +481,11 @@ impl Grid<'_, 1> {
             });
             Some((service, found?))
         })
+    }
+
+    /// Whether types of ICMP are told apart.
+    pub(super) fn tells_types_apart(&self) -> bool {
+        self.cells.by_type
     }
 
     /// What decides about a service in what [`Self::between`] answered: from each port on, the reasons at the source and at the

@@ -42,7 +42,7 @@ pub(super) struct Changes<'a> {
     decided: HashMap<Deciding, Option<(bool, u32)>>,
     sets: Numbered<Vec<u32>>,
     /// Set by what decides at the source and at the destination.
-    known: HashMap<(Joint, Joint), u32>,
+    known: HashMap<(Family, Joint, Joint), u32>,
     tagged: Numbered<Vec<Tagged>>,
     /// Tagged set by the sets of both families.
     known_tagged: HashMap<(Option<u32>, Option<u32>), u32>,
@@ -69,16 +69,16 @@ impl<'a> Changes<'a> {
     }
 
     /// The set of changes of a pair over one family.
-    pub(super) fn set(&mut self, egress: Joint, ingress: Joint) -> u32 {
+    pub(super) fn set(&mut self, family: Family, egress: Joint, ingress: Joint) -> u32 {
         if !self.cells.differs(egress) && !self.cells.differs(ingress) {
             return 0;
         }
-        let key = (egress, ingress);
+        let key = (family, egress, ingress);
         if let Some(set) = self.known.get(&key) {
             return *set;
         }
         let mut set = Vec::new();
-        for service in Service::ALL {
+        for service in Service::ALL.into_iter().filter(|service| service.is_of(family)) {
             self.of_service(service, egress, ingress, &mut set);
         }
         let (number, _) = self.sets.number(set);

@@ -50,7 +50,12 @@ impl<'a> Reading<'a> {
     }
 
     fn spans(&self, family: Family, between: Between, service: Service) -> Vec<(u16, [Option<&Reason>; 2])> {
-        match (between, self.grids.get(family as usize)) {
+        let grid = self.grids.get(family as usize);
+        let told_apart = service.is_of(family) && grid.is_some_and(Grid::tells_types_apart);
+        if service.has_types() && !told_apart {
+            return Vec::new();
+        }
+        match (between, grid) {
             (Between::Cells(cells), Some(grid)) => grid.reasons(cells, service),
             _ => vec![(0, [None; 2])],
         }
@@ -86,7 +91,7 @@ impl Decided {
 pub struct Ports<'d> {
     /// The service that they are of.
     pub service: Service,
-    /// The ports; of [`Service::Other`] protocol numbers.
+    /// The ports; of [`Service::Other`] protocol numbers, of ICMP types and codes.
     pub ports: Span,
     /// What becomes of them.
     pub fate: Fate,

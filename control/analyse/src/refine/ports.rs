@@ -1,4 +1,5 @@
-//! Protocols and ports: TCP, UDP and SCTP by destination port, and everything else, which no rule with ports matches.
+//! Protocols and ports: TCP, UDP and SCTP by destination port, ICMP and ICMPv6 by type and code where rules tell those apart, and
+//! everything else, which no rule with ports matches.
 
 /// What is asked for, but for its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -10,13 +11,25 @@ pub enum Service {
     /// Protocol 132.
     Sctp,
     /// Every other protocol, and packets whose ports cannot be read (SEMANTICS 35, 63): by protocol number in place of a port.
-    /// Few rules tell them apart.
+    /// Few rules tell them apart. Where types of ICMP are told apart, ICMP here is what has a type that is not known.
     Other,
+    /// Protocol 1 over IPv4, by type and code in place of a port ([`ringwall_dataplane::classify::icmp`]); nothing where no rule
+    /// asks for a type.
+    Icmp,
+    /// Protocol 58 over IPv6, likewise.
+    IcmpV6,
 }
 
 impl Service {
     /// All, in order.
-    pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Other];
+    pub const ALL: [Self; 6] = [
+        Self::Tcp,
+        Self::Udp,
+        Self::Sctp,
+        Self::Other,
+        Self::Icmp,
+        Self::IcmpV6,
+    ];
 
     /// Of an IP protocol number.
     pub const fn of(protocol: u8) -> Self {
@@ -35,12 +48,28 @@ impl Service {
             Self::Udp => "UDP",
             Self::Sctp => "SCTP",
             Self::Other => "other",
+            Self::Icmp => "ICMP",
+            Self::IcmpV6 => "ICMPv6",
         }
     }
 
     /// Whether it has ports.
     pub const fn has_ports(self) -> bool {
-        !matches!(self, Self::Other)
+        matches!(self, Self::Tcp | Self::Udp | Self::Sctp)
+    }
+
+    /// Whether it has types in place of ports.
+    pub const fn has_types(self) -> bool {
+        matches!(self, Self::Icmp | Self::IcmpV6)
+    }
+
+    /// Whether its packets are of a family.
+    pub const fn is_of(self, family: super::Family) -> bool {
+        match self {
+            Self::Icmp => matches!(family, super::Family::V4),
+            Self::IcmpV6 => matches!(family, super::Family::V6),
+            _ => true,
+        }
     }
 
     /// The IP protocol number of a packet of this service: TCP, UDP, SCTP; else one from a span of numbers, ICMP where that is
@@ -50,6 +79,8 @@ impl Service {
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Sctp => 132,
+            Self::Icmp => 1,
+            Self::IcmpV6 => 58,
             Self::Other => {
                 let icmp = match family {
                     super::Family::V4 => 1,
@@ -70,8 +101,19 @@ impl Service {
     }
 }
 
-/// Ports `lo..=hi`; for [`Service::Other`] protocol numbers, of which the last reaches to 65535.
+/// Ports `lo..=hi`; for [`Service::Other`] protocol numbers, of which the last reaches to 65535; for ICMP types and codes.
 pub type Span = (u16, u16);
+
+/// Types and codes of ICMP in words: `8`, `3:4`, or `8-12`.
+pub fn type_words((lo, hi): Span) -> String {
+    let ([first, code], [last, last_code]) = (lo.to_be_bytes(), hi.to_be_bytes());
+    match (first == last, code, last_code) {
+        (true, 0, u8::MAX) => first.to_string(),
+        (false, 0, u8::MAX) => format!("{first}-{last}"),
+        (true, _, _) if code == last_code => format!("{first}:{code}"),
+        _ => format!("{first}:{code}-{last}:{last_code}"),
+    }
+}
 
 /// Walks over several lists of (first port, value), each beginning at port 0, and calls for each span in which none
 /// changes.

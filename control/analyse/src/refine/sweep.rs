@@ -213,7 +213,7 @@ impl OneFamily {
             let at_destination = changes
                 .cells
                 .joint(ingress.get(line.ingress).ok_or(NO_CLASS)?, classes)?;
-            let set = changes.set(at_source, at_destination);
+            let set = changes.set(self.lines.family, at_source, at_destination);
             if set != 0 {
                 out.push((*destination, set));
             }
@@ -269,7 +269,7 @@ impl OneFamily {
                     at_destination.get(*ingress as usize),
                 )
             {
-                *known = changes.set(*egress, *ingress);
+                *known = changes.set(self.lines.family, *egress, *ingress);
             }
             if *known != 0 {
                 out.push((*destination, *known));
@@ -333,7 +333,7 @@ pub(super) fn deviations(
                 let mut set = |egress: &[Row; 2], ingress: &[Row; 2]| {
                     let egress = changes.cells.joint(egress, column(destination)?)?;
                     let ingress = changes.cells.joint(ingress, column(source)?)?;
-                    Ok::<u32, RefineError>(changes.set(egress, ingress))
+                    Ok::<u32, RefineError>(changes.set(lines.family, egress, ingress))
                 };
                 let of_class = set(egress, ingress)?;
                 let own = set(&outward, &inward)?;

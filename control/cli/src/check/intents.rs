@@ -8,7 +8,7 @@ use ringwall_analyse::{
     judge::{Fate, SAY_WHERE, word},
     lint::{Finding, Place, Severity, rules},
     refine,
-    refine::{Compiled, RefineError},
+    refine::{Compiled, RefineError, type_words},
 };
 use ringwall_policy::Cluster;
 use ringwall_source::folder::Loaded;
@@ -79,14 +79,24 @@ fn line(cluster: &Cluster, file: &Path, assertion: &Assertion, outcome: &Outcome
                 "dst": example.to,
                 "dst_ip": example.to_address,
                 "protocol": example.service.name(),
-                "dst_port": example.port,
+                "dst_port": example.port.filter(|_| !example.service.has_types()),
                 "verdict": fate(example).word(),
                 "reasons": example.decisions.iter().map(|it| reason(cluster, it)).collect::<Vec<_>>(),
             });
+            if let Some([kind, code]) = types(example) {
+                line["counterexample"]["icmp_type"] = kind.into();
+                line["counterexample"]["icmp_code"] = code.into();
+            }
             line["more"] = example.more.into();
         }
     }
     line
+}
+
+/// Type and code of ICMP, where they decide.
+fn types(example: &CounterExample) -> Option<[u8; 2]> {
+    let of_type = example.port.filter(|_| example.service.has_types())?;
+    Some(of_type.to_be_bytes())
 }
 
 fn fate(example: &CounterExample) -> Fate {
@@ -142,6 +152,9 @@ fn words(cluster: &Cluster, example: &CounterExample) -> String {
         _ => name.to_owned(),
     };
     let service = match example.port {
+        Some(of_type) if example.service.has_types() => {
+            format!("{}/{}", type_words((of_type, of_type)), example.service.name())
+        }
         Some(port) => format!("{port}/{}", example.service.name()),
         None => "ICMP and its like".to_owned(),
     };

@@ -5,8 +5,9 @@ use std::{collections::HashMap, fs::File, io, net::IpAddr, path::Path};
 use anyhow::{Context, bail};
 use ringwall_analyse::flow::{EndName, Service};
 use ringwall_dataplane::{
+    classify::{L4, icmp},
     verdict::DropReason,
-    wire::{FlowKey, Packet, Parsed, TcpFlags, Transport, parse},
+    wire::{FlowKey, Packet, Parsed, TcpFlags, Transport, parse, protocol},
 };
 
 use ringwall_replay::capture::{CaptureError, CaptureReader, Content, Link, PacketLink, Record};
@@ -124,7 +125,14 @@ impl Capture {
     }
 
     fn count(&mut self, packet: &Packet, bytes: u64) {
-        let key = packet.key(0);
+        let mut key = packet.key(0);
+        let icmp = match packet.transport {
+            Transport::Icmp { kind, code } => Some(icmp(kind, code)),
+            _ => None,
+        };
+        // Apart from echo, whose ports are the same.
+        key.dst_port = icmp.map_or(key.dst_port, |of_type| !of_type);
+        key.src_port = icmp.unwrap_or(key.src_port);
         let reversed_key = key.reversed();
         // Both directions under one key.
         let ((own, _), reversed) = match self.flows.contains_key(&reversed_key) {
@@ -155,7 +163,14 @@ impl Capture {
         let mut recorded = Recorded::captured(self.counts);
         for (key, flow) in self.flows {
             let key = if flow.reversed { key.reversed() } else { key };
-            let port = matches!(key.protocol, 6 | 17 | 132).then_some(key.dst_port);
+            let port = match key.policy_l4(false) {
+                L4::Port {
+                    protocol: protocol::ICMP | protocol::ICMPV6,
+                    ..
+                } if key.src_port != key.dst_port => Some(key.src_port),
+                L4::Port { port, .. } => Some(port),
+                L4::NoPort { .. } => None,
+            };
             let end = |address: ringwall_dataplane::addr::Addr| EndName::Address(IpAddr::from(address));
             let service = Service {
                 protocol: key.protocol,

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use ringwall_analyse::refine::{Difference, Ends, OneSided, Region, What, tier_of};
+use ringwall_analyse::refine::{Difference, Ends, OneSided, Region, What, tier_of, type_words};
 use serde_json::json;
 
 use super::incomplete;
@@ -124,6 +124,10 @@ impl<'a> Writer<'a> {
                 write!(out, "{before}[{lo},{hi}]")?;
             }
             out.write_all(b"]")?;
+        } else if region.service.has_types() {
+            let types: Vec<String> = region.ports.iter().map(|span| type_words(*span)).collect();
+            out.write_all(b"null,\"types\":")?;
+            serde_json::to_writer(&mut *out, &types)?;
         } else if *region.ports == [(0, u16::MAX)] {
             out.write_all(b"null")?;
         } else {

@@ -282,7 +282,10 @@ impl Told {
         };
         let mut line =
             json!({ "src": self.src.to_string(), "dst": self.dst.to_string(), "protocol": protocol });
-        if let Some(port) = self.service.port {
+        if let Some((kind, code)) = self.service.icmp() {
+            line["icmp_type"] = kind.into();
+            line["icmp_code"] = code.into();
+        } else if let Some(port) = self.service.port {
             line["dst_port"] = port.into();
         }
         for (key, end) in [("src_pod", &self.src), ("dst_pod", &self.dst)] {

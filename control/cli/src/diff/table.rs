@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use ringwall_analyse::{
     judge::SAY_WHERE,
     refine,
-    refine::{Difference, Family, Region, Service, Span, What, said},
+    refine::{Difference, Family, Region, Service, Span, What, said, type_words},
 };
 use ringwall_policy::{ObjectKey, TierDefault};
 
@@ -230,7 +230,12 @@ fn services(regions: &[&Region]) -> String {
         own.flat_map(|region| region.ports.iter().copied()).collect()
     };
     let whole = |service: &Service| spans(*service) == [(0, u16::MAX)];
-    if Service::ALL.iter().all(whole) {
+    // Types of ICMP are there only where rules tell them apart.
+    let absent = |service: &Service| service.has_types() && spans(*service).is_empty();
+    if Service::ALL
+        .iter()
+        .all(|service| whole(service) || absent(service))
+    {
         return "all".to_owned();
     }
     let words = Service::ALL.into_iter().flat_map(|service| {
@@ -238,6 +243,7 @@ fn services(regions: &[&Region]) -> String {
             (0, u16::MAX) => service.name().to_owned(),
             (lo, hi) if service == Service::Other && lo == hi => format!("IP protocol {lo}"),
             (lo, hi) if service == Service::Other => format!("IP protocols {lo}-{}", hi.min(255)),
+            span if service.has_types() => format!("{}/{}", type_words(span), service.name()),
             (lo, hi) if lo == hi => format!("{lo}/{}", service.name()),
             (lo, hi) => format!("{lo}-{hi}/{}", service.name()),
         })

@@ -9,7 +9,11 @@ use ringwall_messages::LiveRecord;
 use serde::Serialize;
 
 use super::{HEAD, deciders_words, row, table};
-use crate::{Output, explain::ask_control, progress::Progress};
+use crate::{
+    Output,
+    explain::{ask_control, service_of},
+    progress::Progress,
+};
 
 /// How long control may take for one question: it compiles all policies, and once more for each that is staged.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -93,13 +97,11 @@ fn words(pending: Option<&PendingVerdict>) -> String {
 /// What policy knows of a record.
 fn asked(record: &LiveRecord) -> Option<AskedFlow> {
     let ends = record.ends()?;
-    let has_ports = matches!(ends.protocol, 6 | 17 | 132);
     Some(AskedFlow {
         src: ends.src,
         dst: ends.dst,
         protocol: ends.protocol,
-        // An echo's identifier is none.
-        dst_port: ends.dst_port.filter(|_| has_ports),
+        dst_port: service_of(ends).port,
     })
 }
 

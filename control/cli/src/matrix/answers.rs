@@ -8,7 +8,7 @@ use std::{
 use ringwall_analyse::{
     flow::{self, protocol_name},
     judge::Fate,
-    refine::{Decided, Decisions, End, Family, Ports, RefineError, Service, Span, What},
+    refine::{Decided, Decisions, End, Family, Ports, RefineError, Service, Span, What, type_words},
 };
 
 /// What is asked about a pair of endpoints.
@@ -155,28 +155,47 @@ impl<'a> Answers<'a> {
             Asked::Only(services) => {
                 let (mut allowed, mut depends) = (Vec::new(), Vec::new());
                 for service in services {
-                    let number = service.port.unwrap_or(u16::from(service.protocol));
-                    let kind = match service.port {
-                        Some(_) => Service::of(service.protocol),
-                        None => Service::Other,
-                    };
-                    let holds = |ports: &&Ports<'_>| {
-                        ports.service == kind && (ports.ports.0..=ports.ports.1).contains(&number)
-                    };
-                    let Some(ports) = ports.iter().find(holds) else {
-                        continue;
-                    };
-                    note(ports);
-                    match ports.fate {
-                        Fate::Allow => allowed.push(service.to_string()),
-                        Fate::Depends => depends.push(service.to_string()),
-                        Fate::Deny => {}
+                    let own = of_service(&ports, *service);
+                    own.iter().copied().for_each(&mut note);
+                    let fates: BTreeSet<Fate> = own.iter().map(|ports| ports.fate).collect();
+                    match fates.first() {
+                        None => {}
+                        Some(Fate::Allow) => allowed.push(service.to_string()),
+                        Some(Fate::Deny) if fates.len() == 1 => {}
+                        // On the type of ICMP, too.
+                        Some(_) => depends.push(service.to_string()),
                     }
                 }
                 (answer.allowed, answer.depends) = (allowed, depends);
             }
         }
         answer
+    }
+}
+
+/// What is decided about a service: one span, or of ICMP without a type those of all types, where rules tell types apart.
+fn of_service<'d, 'p>(ports: &'d [Ports<'p>], service: flow::Service) -> Vec<&'d Ports<'p>> {
+    let among = |kind: Service, number: u16| -> Vec<&'d Ports<'p>> {
+        let holds = |it: &&Ports<'_>| it.service == kind && (it.ports.0..=it.ports.1).contains(&number);
+        ports.iter().filter(holds).collect()
+    };
+    let by_type = match service.protocol {
+        1 => Some(Service::Icmp),
+        58 => Some(Service::IcmpV6),
+        _ => None,
+    };
+    let by_number = || among(Service::Other, u16::from(service.protocol));
+    match (by_type, service.port) {
+        (Some(kind), Some(of_type)) => match among(kind, of_type) {
+            found if found.is_empty() => by_number(),
+            found => found,
+        },
+        (Some(kind), None) => {
+            let all = ports.iter().filter(|it| it.service == kind);
+            all.chain(by_number()).collect()
+        }
+        (None, Some(port)) => among(Service::of(service.protocol), port),
+        (None, None) => by_number(),
     }
 }
 
@@ -207,6 +226,7 @@ fn span_words(service: Service, (lo, hi): Span) -> String {
     let name = service.name();
     match (service, lo, hi) {
         (_, 0, u16::MAX) => name.to_owned(),
+        _ if service.has_types() => format!("{}/{name}", type_words((lo, hi))),
         // Protocol numbers, of which there are 256.
         (Service::Other, lo, hi) if lo == hi => protocol_name(u8::try_from(lo).unwrap_or(u8::MAX)),
         (Service::Other, lo, hi) => format!("protocols {lo}-{}", hi.min(255)),

@@ -38,9 +38,14 @@ fn ask(world: &World, packets: &[&str], passes: bool, case: &str) {
             panic!("{packet}")
         };
         let (protocol, port) = match service.split_once('/') {
-            Some((protocol, port)) => (protocol, Some(port.parse().unwrap())),
+            Some((protocol, port)) => (protocol, Some(port)),
             None => (service, None),
         };
+        // Of ICMP a type and a code.
+        let port = port.map(|port| match port.split_once(':') {
+            Some((kind, code)) => u16::from_be_bytes([kind.parse().unwrap(), code.parse().unwrap()]),
+            None => port.parse().unwrap(),
+        });
         let number = match protocol {
             "tcp" => 6,
             "udp" => 17,
@@ -94,6 +99,85 @@ fn check(cases: Vec<Case>) {
         ask(&world, case.allowed, false, &rule.to_string());
         ask(&world, case.denied, true, &rule.to_string());
     }
+}
+
+#[test]
+fn icmp_types_and_codes() {
+    let only = |more: Value| {
+        let mut rule = json!({"protocol": "ICMP"});
+        rule.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        rule
+    };
+    check(vec![
+        into(
+            only(json!({"icmp": {"type": 8}})),
+            &["icmp/8:0 10.0.0.1 10.0.0.2", "icmp/8:255 10.0.0.1 10.0.0.2"],
+            &[
+                "icmp/7:255 10.0.0.1 10.0.0.2",
+                "icmp/9:0 10.0.0.1 10.0.0.2",
+                "icmp/0:0 10.0.0.1 10.0.0.2",
+                "icmp/13:0 10.0.0.1 10.0.0.2",
+                // Nobody knows which type it has.
+                "icmp 10.0.0.1 10.0.0.2",
+                "icmpv6/8:0 fd00::1 fd00::2",
+                "tcp/2048 10.0.0.1 10.0.0.2",
+            ],
+        ),
+        into(
+            only(json!({"icmp": {"type": 3, "code": 4}})),
+            &["icmp/3:4 10.0.0.1 10.0.0.2"],
+            &[
+                "icmp/3:3 10.0.0.1 10.0.0.2",
+                "icmp/3:5 10.0.0.1 10.0.0.2",
+                "icmp/4:4 10.0.0.1 10.0.0.2",
+            ],
+        ),
+        into(
+            only(json!({"icmp": {"type": 0, "code": 0}})),
+            &["icmp/0:0 10.0.0.1 10.0.0.2"],
+            &["icmp/0:1 10.0.0.1 10.0.0.2", "icmp/8:0 10.0.0.1 10.0.0.2"],
+        ),
+        into(
+            only(json!({"notICMP": {"type": 8}})),
+            &[
+                "icmp/7:255 10.0.0.1 10.0.0.2",
+                "icmp/9:0 10.0.0.1 10.0.0.2",
+                "icmp 10.0.0.1 10.0.0.2",
+            ],
+            &[
+                "icmp/8:0 10.0.0.1 10.0.0.2",
+                "icmp/8:255 10.0.0.1 10.0.0.2",
+                "icmpv6/9:0 fd00::1 fd00::2",
+                "tcp/80 10.0.0.1 10.0.0.2",
+            ],
+        ),
+        into(
+            only(json!({"notICMP": {"type": 3, "code": 4}})),
+            &["icmp/3:3 10.0.0.1 10.0.0.2", "icmp/8:0 10.0.0.1 10.0.0.2"],
+            &["icmp/3:4 10.0.0.1 10.0.0.2"],
+        ),
+        into(
+            only(json!({"icmp": {"type": 3}, "notICMP": {"type": 3, "code": 4}})),
+            &["icmp/3:3 10.0.0.1 10.0.0.2", "icmp/3:5 10.0.0.1 10.0.0.2"],
+            &["icmp/3:4 10.0.0.1 10.0.0.2", "icmp/8:0 10.0.0.1 10.0.0.2"],
+        ),
+        into(
+            json!({"protocol": "ICMPv6", "icmp": {"type": 128}}),
+            &["icmpv6/128:0 fd00::1 fd00::2"],
+            &[
+                "icmpv6/129:0 fd00::1 fd00::2",
+                "icmp/128:0 10.0.0.1 10.0.0.2",
+                "icmpv6 fd00::1 fd00::2",
+            ],
+        ),
+        out_of(
+            json!({"protocol": 1, "icmp": {"type": 254, "code": 255}}),
+            &["icmp/254:255 10.0.0.1 10.0.0.2"],
+            &["icmp/255:0 10.0.0.1 10.0.0.2", "icmp/254:254 10.0.0.1 10.0.0.2"],
+        ),
+    ]);
 }
 
 #[test]

@@ -66,6 +66,14 @@ fn ordered(cluster: &mut Cluster, change: impl Fn(&mut TieredRule)) {
     lists(cluster, |rules| rules.iter_mut().for_each(&change));
 }
 
+/// Every entry of the ports of ordered rules, those that they exclude among them.
+fn entries(cluster: &mut Cluster, change: impl Fn(&mut PortMatch)) {
+    ordered(cluster, |rule| {
+        let own = rule.ports.iter_mut().flatten();
+        own.chain(&mut rule.conditions.not_ports).for_each(&change);
+    });
+}
+
 fn actions(cluster: &mut Cluster, from: Action, to: Action) {
     ordered(cluster, |rule| {
         if rule.action == from {
@@ -280,6 +288,33 @@ pub(crate) const ORDERED: &[Mistaken] = &[
             rule.conditions.not_ports.retain(|port| !portless(port));
         });
     }),
+    ("a type of ICMP is all of ICMP", |cluster| {
+        entries(cluster, |entry| {
+            if let PortMatch::Icmp { protocol, .. } = entry {
+                *entry = PortMatch::IpProtocol(*protocol);
+            }
+        });
+    }),
+    ("codes of ICMP are ignored", |cluster| {
+        entries(cluster, |entry| {
+            if let PortMatch::Icmp { code, .. } = entry {
+                *code = None;
+            }
+        });
+    }),
+    ("types of ICMP are those of ICMPv6", |cluster| {
+        entries(cluster, |entry| {
+            if let PortMatch::Icmp { protocol, .. } = entry {
+                *protocol = 58;
+            }
+        });
+    }),
+    ("excluded types of ICMP are ignored", |cluster| {
+        ordered(cluster, |rule| {
+            let of_type = |port: &PortMatch| matches!(port, PortMatch::Icmp { .. });
+            rule.conditions.not_ports.retain(|port| !of_type(port));
+        });
+    }),
     ("a port name that a destination lacks is every port", |cluster| {
         ordered(cluster, |rule| {
             for port in rule.ports.iter_mut().flatten() {
@@ -406,7 +441,7 @@ pub(crate) const MISTAKES: &[Mistaken] = &[
                     *of = Protocol::Tcp;
                 }
             }
-            PortMatch::IpProtocol(_) => {}
+            PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => {}
         });
     }),
     ("an IPv4 block is the last bits of an IPv6 one", |cluster| {

@@ -208,7 +208,8 @@ fn policy_changes(cluster: &mut Cluster, random: &mut Random) -> &'static str {
     let other = generate::policy(random, 0);
     let mut policy = (*cluster.policies[&key]).clone();
     if random.percent(50) {
-        policy.ingress = other.ingress;
+        // A policy with faults has no rules, so both come from the other.
+        (policy.ingress, policy.egress, policy.faults) = (other.ingress, other.egress, other.faults);
     } else {
         policy.subjects = other.subjects;
     }

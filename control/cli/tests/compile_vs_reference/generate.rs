@@ -357,9 +357,7 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
         },
     };
     if calico && random.percent(15) {
-        let numbers = [1, 47, 58];
-        let ports = ports.get_or_insert_default();
-        ports.push(PortMatch::IpProtocol(*random.one(&numbers)));
+        ports.get_or_insert_default().push(portless(random));
     }
     let peers = peers.map(|peers| peers.into_iter().map(|peer| whole(random, peer)).collect());
     let mut conditions = Conditions::default();
@@ -378,11 +376,8 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
             list.extend((0..many).map(|_| condition(random)));
         }
         if random.percent(30) {
-            let numbers = [1, 47, 58];
             conditions.not_ports = (0..1 + random.below(3)).map(|_| port(random)).collect();
-            conditions
-                .not_ports
-                .push(PortMatch::IpProtocol(*random.one(&numbers)));
+            conditions.not_ports.push(portless(random));
         }
     }
     TieredRule {
@@ -391,6 +386,29 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
         ports,
         conditions,
     }
+}
+
+/// A protocol without ports, or some of ICMP.
+fn portless(random: &mut Random) -> PortMatch {
+    let protocol = *random.one(&[1, 47, 58]);
+    let own = &mut random.branch();
+    match protocol {
+        1 | 58 if own.percent(65) => PortMatch::Icmp {
+            protocol,
+            kind: *own.one(&TYPES),
+            code: *own.one(&[None, None, Some(0), Some(1), Some(255)]),
+        },
+        protocol => PortMatch::IpProtocol(protocol),
+    }
+}
+
+/// Types of ICMP.
+const TYPES: [u8; 4] = [0, 8, 128, 255];
+
+/// Type and code of ICMP, in place of a port.
+pub(crate) fn icmp(random: &mut Random) -> u16 {
+    let code = *random.one(&[0, 0, 1, 2, 254, 255]);
+    u16::from_be_bytes([*random.one(&TYPES), code])
 }
 
 fn selector(random: &mut Random, keys: &[&str], values: &[&str], empty: usize) -> Selector {
@@ -608,6 +626,10 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
             let protocol = *random.one(&[6, 6, 6, 17, 17, 132, 1, 58, 47]);
             let port = match protocol {
                 6 | 17 | 132 if !random.percent(8) => Some(*random.one(&ports)),
+                1 | 58 => {
+                    let own = &mut random.branch();
+                    own.percent(70).then(|| icmp(own))
+                }
                 _ => None,
             };
             Flow {

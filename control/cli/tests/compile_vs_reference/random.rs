@@ -7,6 +7,12 @@ impl Random {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0)
     }
 
+    /// Choices of their own, which leave those that follow here as they are.
+    #[allow(dead_code)] // not every test that shares this module has some
+    pub(crate) fn branch(&self) -> Self {
+        Self::new(self.0.rotate_left(21))
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

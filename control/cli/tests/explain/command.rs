@@ -147,7 +147,7 @@ fn what_cannot_be_explained_is_status_2() {
         (["shop/old", "shop/web", "1/TCP"], "belongs to shop/db now"),
         (["shop/web", "shop/db", "80"], "write 80/TCP or ip/80"),
         (["shop/web", "shop/db", "TCP"], "lacks the port"),
-        (["shop/web", "shop/db", "80/ICMP"], "has no ports"),
+        (["shop/web", "shop/db", "300/ICMP"], "is not a type of ICMP"),
         (
             ["web", "shop/db", "80/TCP"],
             "neither an address nor namespace/pod",

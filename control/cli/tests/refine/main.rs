@@ -109,6 +109,7 @@ fn a_packet_is_covered_if_and_only_if_the_evaluators_disagree() {
             "template",
             "without address",
             "portless",
+            "type of ICMP",
             "port 0",
             "one family",
         ] {

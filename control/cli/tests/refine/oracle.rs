@@ -11,7 +11,7 @@ use ringwall_analyse::refine::{Difference, Ends, Family, Region, Service, What};
 use ringwall_evaluate::{Cause, Identity};
 use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Peer, Pod, PolicyId, PortMatch};
 
-use crate::{generate, random::Random};
+use crate::{generate, generate::icmp, random::Random};
 
 /// A packet, its ends as indices of a difference's.
 pub(crate) struct Packet {
@@ -236,7 +236,9 @@ impl<'a> Oracle<'a> {
                     }
                 }
             }
-            if packet.service == Service::Other {
+            if packet.service.has_types() {
+                seen.push("type of ICMP");
+            } else if packet.service == Service::Other {
                 seen.push("portless");
             } else if packet.port == 0 {
                 seen.push("port 0");
@@ -270,27 +272,35 @@ pub(crate) fn packets(
 ) -> Vec<Packet> {
     let ends = &found.ends;
     let ports: Vec<u16> = ports(a, b).into_iter().collect();
+    let services = services(&[a, b]);
     let mut packets = Vec::new();
     let mut add = |src: u32, dst: u32, service: Service, port: u16, random: &mut Random, exact: bool| {
         for family in Family::BOTH {
             let speaks = |end: u32| ends.all[end as usize].faces[family as usize].is_some();
-            if speaks(src) && speaks(dst) {
+            if speaks(src) && speaks(dst) && service.is_of(family) {
                 let address = |end: u32, random: &mut Random| match exact {
                     true => None,
                     false => inside(&ends.all[end as usize].what, a, b, random),
+                };
+                let protocol = match service {
+                    Service::Tcp => 6,
+                    Service::Udp => 17,
+                    Service::Sctp => 132,
+                    Service::Icmp => 1,
+                    Service::IcmpV6 => 58,
+                    Service::Other => *random.one(&[1, 58, 47, 255, 0]),
                 };
                 packets.push(Packet {
                     src,
                     dst,
                     family,
                     service,
-                    port: if service == Service::Other { 0 } else { port },
-                    protocol: match service {
-                        Service::Tcp => 6,
-                        Service::Udp => 17,
-                        Service::Sctp => 132,
-                        Service::Other => *random.one(&[1, 58, 47, 255, 0]),
+                    port: match service {
+                        Service::Other => u16::from(protocol),
+                        _ if service.has_types() => icmp(random),
+                        _ => port,
                     },
+                    protocol,
                     addresses: [address(src, random), address(dst, random)],
                 });
             }
@@ -307,7 +317,7 @@ pub(crate) fn packets(
         }
     }
     for pair in &ends.hosted {
-        let service = *random.one(&Service::ALL);
+        let service = *random.one(&services);
         add(
             pair.endpoint,
             pair.node,
@@ -340,10 +350,18 @@ pub(crate) fn packets(
             random.below(among) as u32
         };
         let (src, dst) = (end(random), end(random));
-        let service = *random.one(&Service::ALL);
+        let service = *random.one(&services);
         add(src, dst, service, *random.one(&ports), random, false);
     }
     packets
+}
+
+/// What is told apart: types of ICMP where some rule asks for one.
+pub(crate) fn services(clusters: &[&Cluster]) -> Vec<Service> {
+    let asks = |port: &PortMatch| matches!(port, PortMatch::Icmp { .. });
+    let by_type = clusters.iter().any(|cluster| cluster.named_ports().any(asks));
+    let all = Service::ALL.into_iter();
+    all.filter(|service| by_type || !service.has_types()).collect()
 }
 
 /// An address of a range that no pod has.

@@ -12,7 +12,7 @@ use crate::{
         Identity,
         bucket::Bucket,
         image::Tables,
-        layout::{CLASSES_PER_PAGE, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, page_slot},
+        layout::{CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, page_slot},
         table::{Record, Table},
     },
 };
@@ -164,21 +164,31 @@ impl Snapshot {
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
         let mut found: HashSet<u32> = numbers(&tables.port_maps, &old.port_maps).collect();
         let intervals: HashSet<u32> = numbers(&tables.intervals, &old.intervals).collect();
-        if intervals.is_empty() && provenance.is_empty() {
+        if found.is_empty() && intervals.is_empty() && provenance.is_empty() {
             return found;
         }
+        // What a port map decides that nests another changes with that one.
+        let mut nesting: Vec<(u32, u32)> = Vec::new();
         for (map, number) in tables.port_maps.iter().zip(0..) {
             let [from, .., to] = map.starts;
-            let touched = provenance.contains(&map.portless_provenance)
-                || (from..to).any(|at| {
-                    let interval = tables.intervals.get(at as usize);
-                    intervals.contains(&at)
-                        || interval.is_none_or(|interval| provenance.contains(&interval.provenance))
-                });
+            let mut touched = provenance.contains(&map.portless_provenance);
+            for at in from..to {
+                touched |= intervals.contains(&at);
+                match tables.intervals.get(at as usize) {
+                    Some(interval) if interval.decision == Decision::NESTED => {
+                        nesting.push((number, interval.provenance));
+                    }
+                    Some(interval) => touched |= provenance.contains(&interval.provenance),
+                    None => touched = true,
+                }
+            }
             if touched {
                 found.insert(number);
             }
         }
+        let touched = nesting.into_iter().filter(|(_, nested)| found.contains(nested));
+        let touched: Vec<u32> = touched.map(|(map, _)| map).collect();
+        found.extend(touched);
         found
     }
 

@@ -97,6 +97,7 @@ fn results(steps: &[FlowStep], workers: usize) -> (Vec<Sent>, Vec<u64>) {
                 allow_unknown: step.publish % 3 == 0,
                 generation,
                 pod_cidrs: true,
+                echo_alone: step.publish % 5 == 0,
             });
         }
         bed.wait(Nanos::from_millis(u64::from(step.wait) / 4));

@@ -39,6 +39,39 @@ fn semantics_56_replies_of_an_allowed_connection_are_allowed() {
 }
 
 #[test]
+fn rules_about_types_of_icmp_hold_for_each_message() {
+    for (family, [timestamp, echo]) in [(0, [13, 8]), (1, [139, 128])] {
+        let mut bed = Bed::wire().settled();
+        bed.publish(World {
+            echo_alone: true,
+            ..World::new(2)
+        });
+        let forth = from_to(CLIENT[family], BOX[family]);
+        let back = from_to(BOX[family], CLIENT[family]);
+        let other = |bed: &mut Bed| {
+            let ingress = DropReason::PolicyIngress;
+            bed.drops(INSIDE, &forth.icmp(timestamp, 0, [0; 4], &[0; 12]), ingress);
+            bed.drops(INSIDE, &forth.echo(0, false), ingress);
+        };
+        other(&mut bed);
+        // The flow of an echo without identifier has the key of all that has none.
+        assert!(bed.crosses(INSIDE, &forth.echo(0, true)));
+        other(&mut bed);
+        assert!(bed.crosses(OUTSIDE, &back.echo(0, false)));
+        other(&mut bed);
+        assert!(bed.crosses(INSIDE, &forth.echo(0, true)));
+        bed.drops(
+            OUTSIDE,
+            &back.icmp(timestamp, 0, [0; 4], &[0; 12]),
+            DropReason::PolicyEgress,
+        );
+        // Of another code it begins no flow, and is allowed by the same rule.
+        assert!(bed.crosses(INSIDE, &forth.icmp(echo, 1, [0; 4], &[0; 12])));
+        assert_eq!(bed.flows().len(), 1);
+    }
+}
+
+#[test]
 fn semantics_57_related_icmp_errors() {
     for (family, unreachable) in [(0, 3), (1, 1)] {
         let mut bed = Bed::wire().settled();

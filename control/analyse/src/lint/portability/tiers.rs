@@ -580,7 +580,7 @@ impl<'a> Look<'_, 'a> {
                     PortMatch::Range { protocol, lo, hi } => {
                         *protocol == Protocol::Udp && (*lo..=*hi).contains(&4789)
                     }
-                    PortMatch::Named { .. } => false,
+                    PortMatch::Named { .. } | PortMatch::Icmp { .. } => false,
                     PortMatch::IpProtocol(number) => *number == 4,
                 };
                 let ports = rule.rule.ports.as_ref();

@@ -720,7 +720,7 @@ fn is_of_any(port: &PortMatch, allowed: &[PortMatch]) -> bool {
         PortMatch::All(protocol) | PortMatch::Range { protocol, .. } | PortMatch::Named { protocol, .. } => {
             Some(*protocol)
         }
-        PortMatch::IpProtocol(_) => None,
+        PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => None,
     };
     allowed
         .iter()

@@ -150,11 +150,17 @@ pub(super) fn is_port_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(of_name)
 }
 
+/// Type of ICMP, and code where it is given.
+pub(super) type Icmp = (u8, Option<u8>);
+
 /// What a rule says of protocols and destination ports.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layer4 {
     pub(super) protocol: Option<Named>,
     pub(super) not_protocol: Option<Named>,
+    /// Both need the protocol ICMP or ICMPv6.
+    pub(super) icmp: Option<Icmp>,
+    pub(super) not_icmp: Option<Icmp>,
     pub(super) ports: Option<Ports>,
     pub(super) not_ports: Option<Ports>,
 }
@@ -189,10 +195,18 @@ impl Layer4 {
             }
             entries
         };
+        let of_type = |icmp: Option<Icmp>| {
+            let (protocol, (kind, code)) = (self.protocol?.number, icmp?);
+            Some(PortMatch::Icmp { protocol, kind, code })
+        };
         let mut not = self.not_ports.as_ref().map(entries).unwrap_or_default();
+        not.extend(of_type(self.not_icmp));
         let some = match (&self.ports, self.protocol) {
             (Some(ports), _) => Some(entries(ports)),
-            (None, Some(protocol)) => Some(vec![whole_protocol(protocol.number)]),
+            (None, Some(protocol)) => {
+                let whole = || whole_protocol(protocol.number);
+                Some(vec![of_type(self.icmp).unwrap_or_else(whole)])
+            }
             (None, None) => {
                 not.extend(excluded.map(whole_protocol));
                 None

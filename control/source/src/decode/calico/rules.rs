@@ -245,7 +245,7 @@ impl Rules<'_> {
     }
 
     fn layer4(&mut self, fields: &Fields, at: &str, own: &mut Findings) -> Layer4 {
-        let layer4 = Layer4 {
+        let mut layer4 = Layer4 {
             protocol: ports::protocol(fields, at, "protocol", own),
             not_protocol: ports::protocol(fields, at, "notProtocol", own),
             ..Layer4::default()
@@ -266,22 +266,26 @@ impl Rules<'_> {
                 own.faults
                     .push(fault(&path, "needs protocol ICMP or ICMPv6: write it beside"));
             }
-            for (field, most) in [("type", 254), ("code", 255)] {
-                let Some(value) = present(icmp, field) else {
-                    continue;
-                };
-                if !whole(value).is_some_and(|number| (0..=most).contains(&number)) {
+            let mut number = |field: &str, most: u8| {
+                let value = present(icmp, field)?;
+                let number = whole(value).and_then(|number| u8::try_from(number).ok());
+                let number = number.filter(|number| *number <= most);
+                if number.is_none() {
                     let message = format!("{value} is not an ICMP {field}: write a number from 0 to {most}");
                     own.faults.push(fault(join(&path, field), message));
                 }
+                number
+            };
+            let (kind, code) = (number("type", 254), number("code", 255));
+            if present(icmp, "type").is_none() && present(icmp, "code").is_some() {
+                own.faults
+                    .push(fault(join(&path, "code"), "needs a type: write it beside"));
             }
-            match (present(icmp, "type"), present(icmp, "code")) {
-                (None, Some(_)) => own
-                    .faults
-                    .push(fault(join(&path, "code"), "needs a type: write it beside")),
-                (Some(_), _) => self.not_evaluated("icmp types", path, own),
-                (None, None) => {}
-            }
+            let place = match key {
+                "icmp" => &mut layer4.icmp,
+                _ => &mut layer4.not_icmp,
+            };
+            *place = kind.map(|kind| (kind, code));
         }
         layer4
     }

@@ -132,6 +132,10 @@ fn port(port: &PortMatch) -> String {
         PortMatch::Range { protocol, lo, hi } => format!("{}/{lo}-{hi}", name(protocol)),
         PortMatch::Named { protocol, name: port } => format!("{}/{port}", name(protocol)),
         PortMatch::IpProtocol(number) => number.to_string(),
+        PortMatch::Icmp { protocol, kind, code } => match code {
+            Some(code) => format!("{protocol}/{kind}:{code}"),
+            None => format!("{protocol}/{kind}"),
+        },
     }
 }
 
@@ -561,6 +565,33 @@ fn t68_http_matches_every_connection_and_is_incomplete() {
 }
 
 #[test]
+fn types_of_icmp_are_what_a_rule_matches_or_not() {
+    for (rule, expected) in [
+        (json!({"protocol": 1, "icmp": {"type": 8}}), "Allow anyone at 1/8"),
+        (
+            json!({"protocol": 58, "icmp": {"type": 1, "code": 0}}),
+            "Allow anyone at 58/1:0",
+        ),
+        (json!({"protocol": 1, "icmp": {}}), "Allow anyone at 1"),
+    ] {
+        let mut rule = rule;
+        rule["action"] = json!("Allow");
+        let (read, policy) = self::rule(true, "ingress", &rule);
+        assert_eq!(words(&read), expected, "{rule}");
+        assert!(policy.unevaluated.is_empty(), "{rule}");
+    }
+    let not = json!({"action": "Allow", "protocol": 1, "notICMP": {"type": 8, "code": 0}});
+    let (read, _) = self::rule(true, "ingress", &not);
+    let excluded = PortMatch::Icmp {
+        protocol: 1,
+        kind: 8,
+        code: Some(0),
+    };
+    assert_eq!(read.ports, Some(vec![PortMatch::IpProtocol(1)]));
+    assert_eq!(read.conditions.not_ports, [excluded]);
+}
+
+#[test]
 fn what_cannot_be_said_fails_closed_and_is_named() {
     for (what, rule) in [
         (
@@ -570,11 +601,6 @@ fn what_cannot_be_said_fails_closed_and_is_named() {
         (
             "source ports",
             json!({"protocol": "TCP", "source": {"notPorts": [80]}}),
-        ),
-        ("icmp types", json!({"protocol": "ICMP", "icmp": {"type": 8}})),
-        (
-            "icmp types",
-            json!({"protocol": "ICMP", "notICMP": {"type": 8, "code": 0}}),
         ),
     ] {
         for (action, comes_to) in [

@@ -156,8 +156,8 @@ spec:
     source:
       nets: [10.0.0.1, 10.0.0.0/8]
   - action: Allow
-    protocol: ICMP
-    icmp: {type: 8}
+    protocol: TCP
+    http: {methods: [GET]}
   egress:
   - action: allow
     destination: {podSelector: {}}
