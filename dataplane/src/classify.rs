@@ -137,6 +137,9 @@ pub enum Effect {
     /// The numbers asked about are not of this snapshot: denied. Never seen while identities are used with the
     /// snapshot that gave them.
     Invalid = 7,
+    /// Policies apply to the pod in this direction, but none decides and no tier denies by default: what comes after all
+    /// tiers, the pod's profile, allows it (SEMANTICS 79.4).
+    Profile = 8,
 }
 
 impl Effect {
@@ -151,6 +154,7 @@ impl Effect {
             Self::Unknown => "unknown",
             Self::Deny => "deny",
             Self::Invalid => "invalid",
+            Self::Profile => "profile",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Asks the compiled snapshot about a flow between named ends.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use anyhow::Context;
 use ringwall_compile::EpochKey;
@@ -12,8 +12,10 @@ use ringwall_dataplane::{
     },
     dataplane::Tunnels,
 };
-use ringwall_evaluate::Cause;
-use ringwall_policy::{Cluster, Decider, ObjectKey, Pod, PolicyId, PolicyKind, policy_words};
+use ringwall_evaluate::{Cause, Passed, Trace};
+use ringwall_policy::{
+    Action, Cluster, Decider, ObjectKey, PASS, Pod, PolicyId, TieredPolicy, policy_words, tier_denial,
+};
 use serde::Serialize;
 
 use super::flow::{EndName, Service};
@@ -81,6 +83,9 @@ pub fn drops_as_encapsulation(src: &End, dst: &End, service: Service) -> bool {
         && Tunnels::default().include(service.protocol, service.port.unwrap_or_default())
 }
 
+/// What policies see of an end, in the words of one snapshot.
+pub type EndClass = (u8, u32, u32, u32, u32);
+
 /// Which end's policies decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,7 +109,7 @@ pub struct Reason {
     pub policy: Option<String>,
     /// Index of the rule in the policy.
     pub rule: Option<u32>,
-    /// As [`Effect::word`], or `depends`.
+    /// As in [`Decider`].
     pub effect: &'static str,
 }
 
@@ -313,7 +318,7 @@ impl Judge {
 
     /// Equal for ends that every policy treats alike, apart from traffic to themselves and, unless `with_node`, to and
     /// from their nodes.
-    pub fn class(&self, end: &End, with_node: bool) -> [(u8, u32, u32, u32, u32); 2] {
+    pub fn class(&self, end: &End, with_node: bool) -> [EndClass; 2] {
         [end.identity, end.possible.unwrap_or(end.identity)].map(
             |Identity {
                  kind,
@@ -507,7 +512,7 @@ fn reasons_of(
     match snapshot.provenance(verdict.provenance) {
         Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
         Some(Provenance::Isolating(policies)) => {
-            let effect = isolation_word(policies.iter().map(|policy| policy.kind));
+            let effect = tier_denial(policies.iter().map(|policy| policy.kind));
             out.extend(policies.into_iter().map(|policy| Reason {
                 effect,
                 ..named(policy, None)
@@ -516,14 +521,6 @@ fn reasons_of(
         None => return Err("the snapshot does not say which policy decided".to_owned()),
     }
     Ok(())
-}
-
-/// The effect of a tier that denies what these policies, by their kinds, say nothing about.
-fn isolation_word<'a>(mut kinds: impl Iterator<Item = &'a str>) -> &'static str {
-    match kinds.all(|kind| kind == PolicyKind::NetworkPolicy.name()) {
-        true => "isolated",
-        false => "tier-default",
-    }
 }
 
 /// The reference's causes in the words of `query`.
@@ -574,10 +571,11 @@ pub fn reference_reasons(
             }
             Cause::Denied { tier, policy, index } => out.push(named(tier, policy, Some(*index), "deny")),
             Cause::Isolated { tier, policies } => {
-                let effect = isolation_word(policies.iter().map(|policy| policy.kind.name()));
+                let effect = tier_denial(policies.iter().map(|policy| policy.kind.name()));
                 out.extend(policies.iter().map(|policy| named(tier, policy, None, effect)));
             }
             Cause::Open => out.push(plain("open")),
+            Cause::Profile => out.push(plain("profile")),
             Cause::SelfTraffic => out.push(plain("self")),
             Cause::HostingNode => out.push(plain("node")),
             Cause::Unknown => out.push(plain("unknown")),
@@ -586,6 +584,123 @@ pub fn reference_reasons(
     out.sort();
     out.dedup();
     out
+}
+
+/// Rules that passed a flow on to the next tier, each direction's in the order in which they did. Of the two traces, one reads
+/// ipBlocks as holding pods without addresses surely, the other possibly: only what passes by both passes.
+pub fn passing(surely: &Trace, possibly: &Trace) -> Vec<Reason> {
+    let directions = [
+        (Direction::Egress, &surely.passed_egress, &possibly.passed_egress),
+        (
+            Direction::Ingress,
+            &surely.passed_ingress,
+            &possibly.passed_ingress,
+        ),
+    ];
+    let passed = directions.into_iter().flat_map(|(direction, surely, possibly)| {
+        let both = surely.iter().filter(|it| possibly.contains(it));
+        both.map(move |Passed { tier, policy, index }| Reason {
+            direction,
+            tier: Some(tier.clone()),
+            kind: Some(policy.kind.name().to_owned()),
+            policy: Some(policy.to_string()),
+            rule: u32::try_from(*index).ok(),
+            effect: PASS,
+        })
+    });
+    passed.collect()
+}
+
+/// Who decides, and in each direction before it which rules passed.
+pub fn with_passing(deciding: &[Reason], mut passing: Vec<Reason>) -> Vec<Reason> {
+    passing.extend_from_slice(deciding);
+    passing.sort_by_key(|reason| reason.direction);
+    passing
+}
+
+/// Rules that pass flows on. The compiled snapshot holds who decides, not who passed, so the reference evaluator is asked:
+/// once for all flows between ends that no policy tells apart.
+pub struct Passing {
+    surely: Cluster,
+    possibly: Cluster,
+    known: HashMap<Alike, Vec<Reason>>,
+}
+
+/// Ends that no policy tells apart, whether they are one, and the service.
+type Alike = ([EndClass; 2], [EndClass; 2], bool, Service);
+
+impl Passing {
+    /// None where no rule passes anything.
+    pub fn of(cluster: &Cluster) -> Option<Self> {
+        let rules = |policy: &TieredPolicy| {
+            let directions = [&policy.ingress, &policy.egress];
+            directions
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|rule| rule.action == Action::Pass)
+        };
+        if !cluster.tiered.values().any(|policy| rules(policy)) {
+            return None;
+        }
+        let [surely, possibly] = cluster
+            .readings()
+            .unwrap_or_else(|| [cluster.clone(), cluster.clone()]);
+        Some(Self {
+            surely,
+            possibly,
+            known: HashMap::new(),
+        })
+    }
+
+    /// Those of a flow.
+    ///
+    /// # Errors
+    /// The evaluator does not know an end.
+    pub fn rules(
+        &mut self,
+        judge: &Judge,
+        [src, dst]: [(&EndName, &End); 2],
+        service: Service,
+    ) -> Result<Vec<Reason>, String> {
+        let same = src.1.address.is_some() && src.1.address == dst.1.address;
+        let alike = (judge.class(src.1, true), judge.class(dst.1, true), same, service);
+        if let Some(known) = self.known.get(&alike) {
+            return Ok(known.clone());
+        }
+        let trace = |cluster| {
+            let (src, dst) = (
+                reference_end(cluster, src.0, src.1)?,
+                reference_end(cluster, dst.0, dst.1)?,
+            );
+            let service = ringwall_evaluate::Service {
+                protocol: service.protocol,
+                port: service.port,
+            };
+            Ok::<_, String>(ringwall_evaluate::trace(cluster, &src, &dst, service))
+        };
+        let passing = passing(&trace(&self.surely)?, &trace(&self.possibly)?);
+        self.known.insert(alike, passing.clone());
+        Ok(passing)
+    }
+}
+
+/// Who an end is to the reference evaluator.
+///
+/// # Errors
+/// The cluster does not have it.
+pub fn reference_end<'c>(
+    cluster: &'c Cluster,
+    name: &EndName,
+    end: &End,
+) -> Result<ringwall_evaluate::End<'c>, String> {
+    match (end.address, name) {
+        (Some(address), _) => Ok(ringwall_evaluate::identify(cluster, address)),
+        (None, EndName::Pod(key)) => {
+            ringwall_evaluate::named(cluster, key).ok_or_else(|| format!("no pod or workload is named {key}"))
+        }
+        (None, EndName::Address(address)) => Ok(ringwall_evaluate::identify(cluster, *address)),
+    }
 }
 
 /// That nobody has a name, and who has one that is nearly the same.

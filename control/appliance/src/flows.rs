@@ -23,7 +23,7 @@ use ringwall_dataplane::{
 use ringwall_messages::{
     FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE_RECORDS,
 };
-use ringwall_policy::Decider;
+use ringwall_policy::{Decider, tier_denial};
 
 use super::{runtime::DataplaneRuntime, snapshot_server::locked, worker_thread};
 
@@ -338,7 +338,11 @@ fn reasons(snapshot: &Snapshot, ingress: DirectionVerdict, egress: DirectionVerd
         match snapshot.provenance(verdict.provenance) {
             Some(Provenance::Rule { policy, rule }) => out.push(named(policy, Some(rule))),
             Some(Provenance::Isolating(policies)) => {
-                out.extend(policies.into_iter().map(|policy| named(policy, None)));
+                let effect = tier_denial(policies.iter().map(|policy| policy.kind));
+                out.extend(policies.into_iter().map(|policy| Decider {
+                    effect: effect.to_owned(),
+                    ..named(policy, None)
+                }));
             }
             None => out.push(plain),
         }

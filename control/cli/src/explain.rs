@@ -221,6 +221,7 @@ fn differs(flow: &LiveRecord, now: &Explanation) -> Option<bool> {
     }
     let mut deciders = flow.reasons().to_vec();
     let mut of_now = now.reasons.clone();
+    of_now.retain(ringwall_policy::Decider::decides);
     let order =
         |reason: &ringwall_policy::Decider| (reason.direction.clone(), reason.policy.clone(), reason.rule);
     deciders.sort_by_key(order);

@@ -15,7 +15,7 @@ use ringwall_messages::{
     Connection, DATAPLANE_SOCKET, FlowCursor, FlowFilter, FlowPage, LiveEnds, LiveRecord, Reply, Request,
     VERSION,
 };
-use ringwall_policy::Decider;
+use ringwall_policy::{Decider, PASS};
 
 use super::{Output, explain::service_of};
 
@@ -259,7 +259,13 @@ pub(super) fn deciders_words(reasons: &[Decider]) -> String {
                 (Some(policy), Some(rule)) if reason.effect == "deny" => {
                     format!("denied by {policy} rule {rule}")
                 }
+                (Some(policy), Some(rule)) if reason.effect == PASS => {
+                    format!("passed on by {policy} rule {rule}")
+                }
                 (Some(policy), Some(rule)) => format!("{policy} rule {rule}"),
+                (Some(policy), None) if reason.effect == "tier-default" => {
+                    format!("denied by default by the tier of {policy}")
+                }
                 (Some(policy), None) => format!("isolated by {policy}"),
                 (None, _) => reason.effect.clone(),
             };

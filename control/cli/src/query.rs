@@ -9,10 +9,17 @@ use std::{
 use ringwall_analyse::{
     flow,
     flow::Flow,
-    judge::{Answer, Direction, End, Fate, Judge, depends_words, drops_as_encapsulation},
+    judge::{
+        Answer, Direction, End, Fate, Judge, Passing, Reason, depends_words, drops_as_encapsulation,
+        with_passing,
+    },
 };
-use ringwall_policy::Cluster;
+use ringwall_policy::{Cluster, PASS};
 use serde_json::json;
+
+mod pending;
+
+use pending::{Pending, PendingAnswer};
 
 use super::{
     ClusterArgs, Output,
@@ -39,6 +46,12 @@ depends names the rule. Name the pod network with --pod-cidr. It also depends if
 a flow of ICMP has no icmp_type and rules tell types apart; depends_on is then
 icmp_type. Without icmp_code, the code is 0.
 
+reasons say who decides each direction: a rule (effect allow or deny), a tier's
+default (isolated, tier-default), or that nothing does (open: no policy applies;
+profile: policies apply, but none decides). Before it come rules that passed the
+flow on to the next tier (pass). Where policies are staged, pending is the verdict
+with all of them enforced, and those that would decide have the effect staged.
+
 The verdict is that of the policies. If a gateway drops the packet anyway, such as
 tunnels of pods (protocols 4, 41, 47, 97, 115, 137; UDP ports 4789, 6081, 8285,
 8472), gateway_drop has the reason; overlay.fromPods and overlay.ports in the
@@ -57,12 +70,15 @@ pub struct QueryArgs {
 
 pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> {
     super::not_both_stdin(("--manifests", &args.cluster.manifests), ("--flows", &args.flows))?;
-    let cluster = args.cluster.load()?;
-    let judge = Judge::new(&cluster)?;
+    let loaded = args.cluster.read()?;
+    let cluster = &loaded.cluster;
+    let judge = Judge::new(cluster)?;
     let mut asker = Asker {
-        cluster: &cluster,
+        cluster,
         judge: &judge,
-        gaps: Gaps::of(&cluster),
+        gaps: Gaps::of(cluster),
+        passing: Passing::of(cluster),
+        pending: Pending::of(&loaded)?,
         output,
         failed: false,
     };
@@ -74,6 +90,17 @@ pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> 
     })
 }
 
+/// What is said of a flow.
+struct Answered {
+    flow: Flow,
+    src: End,
+    dst: End,
+    answer: Answer,
+    /// Who decides, and which rules passed it on before.
+    reasons: Vec<Reason>,
+    pending: Option<PendingAnswer>,
+}
+
 /// Whether a gateway drops what policies let pass.
 fn drops_at_gateway(src: &End, dst: &End, flow: &Flow, answer: &Answer) -> bool {
     answer.fate() != Fate::Deny && drops_as_encapsulation(src, dst, flow.service)
@@ -83,6 +110,10 @@ struct Asker<'a> {
     cluster: &'a Cluster,
     judge: &'a Judge,
     gaps: Gaps<'a>,
+    /// Rules that pass flows on, if there are any.
+    passing: Option<Passing>,
+    /// What staged policies would decide, if there are any.
+    pending: Option<Pending<'a>>,
     output: Output,
     /// Whether some flow could not be answered.
     failed: bool,
@@ -99,14 +130,10 @@ impl Asker<'_> {
     }
 
     fn answer(&mut self, text: &str) -> String {
-        let answered = Flow::read(text).and_then(|flow| {
-            let (src, dst) = self.judge.ends(self.cluster, &flow.src, &flow.dst)?;
-            let answer = self.judge.judge(&src, &dst, flow.service)?;
-            Ok((flow, src, dst, answer))
-        });
+        let answered = Flow::read(text).and_then(|flow| self.ask(flow));
         match (answered, self.output) {
-            (Ok((flow, src, dst, answer)), Output::Json) => self.json(&flow, &src, &dst, &answer),
-            (Ok((flow, src, dst, answer)), Output::Human) => self.words(&flow, &src, &dst, &answer),
+            (Ok(answered), Output::Json) => self.json(&answered),
+            (Ok(answered), Output::Human) => self.words(&answered),
             (Err(error), output) => {
                 self.failed = true;
                 match output {
@@ -117,16 +144,51 @@ impl Asker<'_> {
         }
     }
 
+    fn ask(&mut self, flow: Flow) -> Result<Answered, String> {
+        let (src, dst) = self.judge.ends(self.cluster, &flow.src, &flow.dst)?;
+        let answer = self.judge.judge(&src, &dst, flow.service)?;
+        let passing = match &mut self.passing {
+            Some(passing) => {
+                passing.rules(self.judge, [(&flow.src, &src), (&flow.dst, &dst)], flow.service)?
+            }
+            None => Vec::new(),
+        };
+        let pending = match &self.pending {
+            Some(pending) => Some(pending.answer(&flow, &answer)?),
+            None => None,
+        };
+        Ok(Answered {
+            reasons: with_passing(&answer.reasons, passing),
+            flow,
+            src,
+            dst,
+            answer,
+            pending,
+        })
+    }
+
     /// The input's own words, then ours.
-    fn json(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
+    fn json(&self, answered: &Answered) -> String {
+        let Answered {
+            flow,
+            src,
+            dst,
+            answer,
+            reasons,
+            pending,
+        } = answered;
         let mut ours = json!({
             "src_ip": src.address,
             "dst_ip": dst.address,
             "verdict": answer.fate().word(),
             "ingress": answer.ingress.word(),
             "egress": answer.egress.word(),
-            "reasons": answer.reasons,
+            "reasons": reasons,
         });
+        if let Some(pending) = pending {
+            ours["pending"] = json!(pending.fate.word());
+            ours["reasons"] = json!([&**reasons, &*pending.deciding].concat());
+        }
         let depends_on = answer.depends_on(&flow.src, &flow.dst);
         if !depends_on.is_empty() {
             let names: Vec<String> = depends_on.iter().map(ToString::to_string).collect();
@@ -155,7 +217,15 @@ impl Asker<'_> {
         line
     }
 
-    fn words(&self, flow: &Flow, src: &End, dst: &End, answer: &Answer) -> String {
+    fn words(&self, answered: &Answered) -> String {
+        let Answered {
+            flow,
+            src,
+            dst,
+            answer,
+            reasons,
+            pending,
+        } = answered;
         let end = |name: &flow::EndName, end: &End| match (name, end.address) {
             (flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
             (name, _) => name.to_string(),
@@ -173,8 +243,7 @@ impl Asker<'_> {
                 Direction::Ingress => ("ingress", answer.ingress),
             };
             line.push_str(&format!("\n         {name:<7} {:<5}  ", fate.word()));
-            let why: Vec<String> = answer
-                .reasons
+            let why: Vec<String> = reasons
                 .iter()
                 .filter(|reason| reason.direction == direction)
                 .map(|reason| match (reason.policy_words(), reason.rule) {
@@ -183,6 +252,9 @@ impl Asker<'_> {
                     }
                     (Some(policy), Some(rule)) if fate == Fate::Depends && answer.lacks.is_some() => {
                         format!("{policy}, rule {rule}, decides some of them")
+                    }
+                    (Some(policy), Some(rule)) if reason.effect == PASS => {
+                        format!("passed on by {policy}, rule {rule}")
                     }
                     (Some(policy), Some(rule)) if fate == Fate::Depends => {
                         format!("{policy}, rule {rule}, may hold its address")
@@ -194,6 +266,7 @@ impl Asker<'_> {
                     (Some(policy), None) => format!("isolated by {policy}"),
                     (None, _) => match reason.effect {
                         "open" => "no policy applies".to_owned(),
+                        "profile" => "no rule decides, so it is allowed by default".to_owned(),
                         "self" => "its own address".to_owned(),
                         "node" => "pod and its own node".to_owned(),
                         "unknown" => "an address of the pod network that no known pod has".to_owned(),
@@ -202,6 +275,9 @@ impl Asker<'_> {
                 })
                 .collect();
             line.push_str(&why.join("; "));
+        }
+        if let Some(words) = pending.as_ref().and_then(PendingAnswer::words) {
+            line.push_str(&format!("\n         {words}"));
         }
         let depends_on = answer.depends_on(&flow.src, &flow.dst);
         if !depends_on.is_empty() {

@@ -110,6 +110,7 @@ impl World {
                 None,
             ),
             Cause::Open => (Effect::Open, vec![], None),
+            Cause::Profile => (Effect::Profile, vec![], None),
             Cause::SelfTraffic => (Effect::SelfTraffic, vec![], None),
             Cause::HostingNode => (Effect::Node, vec![], None),
             Cause::Unknown => (Effect::Unknown, vec![], None),

@@ -73,8 +73,10 @@ pub enum Cause {
         /// The policies.
         policies: Vec<PolicyId>,
     },
-    /// No policy decides about the pod, or the end is no pod.
+    /// No policy applies to the pod in the direction, or the end is no pod.
     Open,
+    /// Policies apply to the pod in the direction, but no tier decides: its profile allows what is left (79.4).
+    Profile,
     /// A pod to its own address.
     SelfTraffic,
     /// A pod and the node that hosts it.
@@ -243,7 +245,9 @@ pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
                 direction: Way::Egress,
             };
             let decided = asked.judge_pod(pod, false, &mut trace.passed_egress);
-            trace.verdict.egress = decided.unwrap_or(trace.verdict.egress);
+            if !matches!(decided.cause, Cause::Open | Cause::Profile) {
+                trace.verdict.egress = decided;
+            }
         }
         return trace;
     }
@@ -327,25 +331,26 @@ impl<'a> Asked<'a> {
                 };
             }
         };
-        // 1; a pod's profile allows what is left (79.4).
-        self.judge_pod(pod, true, passed).unwrap_or(Direction {
-            allow: true,
-            cause: Cause::Open,
-        })
+        self.judge_pod(pod, true, passed)
     }
 
-    /// What the policies decide about a pod; None where no tier does (66, 79). Without NetworkPolicies where they do not
-    /// govern (85).
-    fn judge_pod(&self, pod: &Pod, network_policies: bool, passed: &mut Vec<Passed>) -> Option<Direction> {
+    /// What the policies decide about a pod (66, 79). Without NetworkPolicies where they do not govern (85).
+    fn judge_pod(&self, pod: &Pod, network_policies: bool, passed: &mut Vec<Passed>) -> Direction {
+        let mut governed = false;
         for (name, denies) in tiers(self.cluster) {
             let members = self.members(&name, pod, network_policies);
+            governed |= !members.is_empty();
             match self.judge_tier(&name, denies, &members) {
-                Said::Decided(decision) => return Some(decision),
+                Said::Decided(decision) => return decision,
                 Said::Passed(rule) => passed.push(rule),
                 Said::Nothing => {}
             }
         }
-        None
+        // 1; a pod's profile allows what is left (79.4).
+        Direction {
+            allow: true,
+            cause: if governed { Cause::Profile } else { Cause::Open },
+        }
     }
 
     /// The policies of a tier that select a pod, in the order in which they are asked.

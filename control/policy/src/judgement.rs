@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::policy_label;
+use super::{PolicyKind, policy_label};
 
 /// Who decided a direction: as in `query`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,14 +17,34 @@ pub struct Decider {
     pub policy: Option<String>,
     /// Index of the rule.
     pub rule: Option<u32>,
-    /// `allow`, `deny`, `isolated`, `tier-default`, `open`, `self`, `node`, `unknown` or `depends`.
+    /// Of who decides: `allow`, `deny`, `isolated`, `tier-default`, `profile`, `open`, `self`, `node`, `unknown` or
+    /// `depends`. Of others: [`PASS`] or [`STAGED`].
     pub effect: String,
 }
+
+/// The effect of a rule that hands a flow on to the next tier.
+pub const PASS: &str = "pass";
+
+/// The effect of a staged policy that would decide if it were enforced.
+pub const STAGED: &str = "staged";
 
 impl Decider {
     /// The policy in words; None where none decides.
     pub fn policy_words(&self) -> Option<String> {
         policy_words(self.tier.as_deref(), self.kind.as_deref(), self.policy.as_deref())
+    }
+
+    /// Whether it decides; others only say what came before, or what is staged.
+    pub fn decides(&self) -> bool {
+        ![PASS, STAGED].contains(&self.effect.as_str())
+    }
+}
+
+/// The effect of a tier that denies by default, by the kinds of its policies that select the pod.
+pub fn tier_denial<'a>(mut kinds: impl Iterator<Item = &'a str>) -> &'static str {
+    match kinds.all(|kind| kind == PolicyKind::NetworkPolicy.name()) {
+        true => "isolated",
+        false => "tier-default",
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-pub use judgement::{Decider, policy_words};
+pub use judgement::{Decider, PASS, STAGED, policy_words, tier_denial};
 pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
     Fault, Label, NetworkPolicy, Operator, Part, Peer, PortMatch, Protocol, Requirement, Rule, Selector,

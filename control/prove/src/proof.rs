@@ -434,7 +434,7 @@ impl Proof {
             .snapshot
             .judge_ends(&of_row, &host, false, l4, NodeExemption::Untrusted);
         let to_node = match told.egress.effect {
-            Effect::Open => EXEMPT,
+            Effect::Open | Effect::Profile => EXEMPT,
             _ => told.egress,
         };
         for (src, dst, out) in [(identity, &host, to_node), (&host, identity, EXEMPT)] {
@@ -715,7 +715,17 @@ impl Proof {
             Direction::Egress => judge(&own, &other).egress,
         };
         match outcome {
-            Outcome::Open => told.allow && told.effect == Effect::Open && told.provenance == NONE,
+            Outcome::Open => {
+                let wanted = match self.view.subject_of(line.1).policies.is_empty() {
+                    true => Effect::Open,
+                    false => Effect::Profile,
+                };
+                // Towards the own node, both are an exemption.
+                let alike = told.effect == wanted
+                    || [Effect::Open, Effect::Profile].contains(&told.effect)
+                        && self.held.subjects_of(line).is_empty();
+                told.allow && told.provenance == NONE && alike
+            }
             Outcome::Denied(list) => {
                 !told.allow
                     && told.effect == Effect::Isolated

@@ -19,8 +19,11 @@ use super::{
     view::{End, Who},
 };
 
-/// The reason of what nothing decides.
+/// The reason of what no policy applies to.
 const OPEN: &str = "open";
+
+/// The reason of what policies apply to and none decides.
+const PROFILE: &str = "profile";
 
 /// Most ends and ports that are tried in search of a packet.
 const TRIED_ENDS: usize = 256;
@@ -226,7 +229,7 @@ impl Proof {
             let mut told = both("its node");
             if matches!(from.who, Who::Pod(_)) {
                 let (allow, words) = self.by_policies(from.own_node, to.meaning, l4, &mut told.policies);
-                if words != OPEN {
+                if ![OPEN, PROFILE].contains(&words.as_str()) {
                     told.sides[Direction::Egress as usize] = (allow, words);
                 }
             }
@@ -286,7 +289,8 @@ impl Proof {
         let outcome = self.view.outcome(of, meaning, asked);
         let rules = &self.view.rules;
         match outcome {
-            Outcome::Open => (true, OPEN.to_owned()),
+            Outcome::Open if self.view.subject_of(of).policies.is_empty() => (true, OPEN.to_owned()),
+            Outcome::Open => (true, PROFILE.to_owned()),
             Outcome::Rule(rule) => {
                 let rule = rules.rule(rule);
                 let allow = rule.action == Action::Allow;
@@ -312,6 +316,7 @@ impl Proof {
         let mut words = |side: DirectionVerdict| {
             let words = match side.effect {
                 Effect::Open => OPEN.to_owned(),
+                Effect::Profile => PROFILE.to_owned(),
                 Effect::SelfTraffic => "self".to_owned(),
                 Effect::Node => "its node".to_owned(),
                 Effect::Unknown => "unknown".to_owned(),

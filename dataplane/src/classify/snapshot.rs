@@ -363,7 +363,7 @@ impl Snapshot {
     fn to_own_node(&self, pod: &Identity, peer_class: u32, l4: L4) -> DirectionVerdict {
         let decided = self.row(self.own_node_row(pod.egress), peer_class, l4);
         match decided.effect {
-            Effect::Open => allowed(Effect::Node),
+            Effect::Open | Effect::Profile => allowed(Effect::Node),
             _ => decided,
         }
     }
@@ -542,7 +542,7 @@ impl Snapshot {
     #[inline]
     fn verdict_of(&self, row: usize, decision: Decision, provenance: u32) -> DirectionVerdict {
         match (decision.allows(), provenance) {
-            (true, NONE) => allowed(Effect::Open),
+            (true, NONE) => allowed(Effect::Profile),
             (true, rule) => DirectionVerdict {
                 allow: true,
                 effect: Effect::Allow,

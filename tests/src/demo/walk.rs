@@ -286,7 +286,7 @@ fn reasons(answer: &Value) -> String {
         match (reason["policy"].as_str(), reason["rule"].as_u64()) {
             (Some(policy), Some(rule)) => parts.push(format!("{policy} {direction} rule {rule}")),
             (Some(policy), None) => parts.push(format!("{policy} isolates {direction}")),
-            _ if effect == "open" => {}
+            _ if ["open", "profile"].contains(&effect) => {}
             _ => parts.push(format!("{effect} {direction}")),
         }
     }

@@ -236,7 +236,7 @@ fn explain(
     };
     let (case, surely_wanted, egress, ingress) = decide(cluster, a, b)?;
     let (c, d) = reference_ends(possibly, question, &src, &dst).map_err(ExplainError::End)?;
-    let (_, wanted, possible_egress, possible_ingress) = decide(possibly, c, d)?;
+    let (possible_case, wanted, possible_egress, possible_ingress) = decide(possibly, c, d)?;
     let fates = [
         (&surely_wanted.ingress, &wanted.ingress),
         (&surely_wanted.egress, &wanted.egress),
@@ -250,6 +250,7 @@ fn explain(
              possibly"
         )));
     }
+    let passing = judge::passing(&case.trace(), &possible_case.trace());
     let [ingress_fate, egress_fate] = fates;
     let egress = told(egress_fate, egress, possible_egress, &words.dst);
     let ingress = told(ingress_fate, ingress, possible_ingress, &words.src);
@@ -287,7 +288,10 @@ fn explain(
         notes: notes(&case),
         egress,
         ingress,
-        reasons: answer.reasons.iter().map(Reason::decider).collect(),
+        reasons: judge::with_passing(&answer.reasons, passing)
+            .iter()
+            .map(Reason::decider)
+            .collect(),
         incomplete: cluster.unevaluated_kinds.iter().cloned().collect(),
         changes,
         no_change,
@@ -334,13 +338,7 @@ fn reference_ends<'a>(
     src: &judge::End,
     dst: &judge::End,
 ) -> Result<(End<'a>, End<'a>), String> {
-    let find = |name: &EndName, end: &judge::End| match (end.address, name) {
-        (Some(address), _) => Ok(ringwall_evaluate::identify(cluster, address)),
-        (None, EndName::Pod(key)) => {
-            ringwall_evaluate::named(cluster, key).ok_or_else(|| format!("no pod or workload is named {key}"))
-        }
-        (None, EndName::Address(address)) => Ok(ringwall_evaluate::identify(cluster, *address)),
-    };
+    let find = |name, end| judge::reference_end(cluster, name, end);
     Ok((find(&question.src, src)?, find(&question.dst, dst)?))
 }
 

@@ -36,7 +36,7 @@ pub struct Explanation {
     pub egress: Side,
     /// At the destination.
     pub ingress: Side,
-    /// Who decided, in the words and the order of `query`.
+    /// Who decided, and which rules passed it on before, in the words and the order of `query`.
     pub reasons: Vec<Decider>,
     /// What else is worth knowing about this flow.
     pub notes: Vec<String>,
@@ -133,7 +133,7 @@ pub struct Party {
 pub struct Side {
     /// What it says.
     pub verdict: Word,
-    /// `allow`, `deny`, `isolated`, `tier-default`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
+    /// `allow`, `deny`, `isolated`, `tier-default`, `profile`, `open`, `self`, `node`, `unknown` or `depends`, as in `query`.
     pub effect: String,
     /// Whose policies decide: the source's for egress, the destination's for ingress.
     pub subject: String,

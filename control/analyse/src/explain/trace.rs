@@ -3,7 +3,7 @@
 use ringwall_evaluate::{Cause, End, Identity, Passed, Service, Trace};
 use ringwall_policy::{
     Action, Cluster, Condition, Fault, Labels, NetworkPolicy, Peer, Pod, PodSelection, PolicyId, PolicyKind,
-    PortMatch, Rule, TieredPolicy, TieredRule, Unplaced,
+    PortMatch, Rule, TieredPolicy, TieredRule, Unplaced, tier_denial,
     tiers::{Rank, Tiers},
 };
 
@@ -87,7 +87,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn trace(&self) -> Trace {
+    pub(super) fn trace(&self) -> Trace {
         ringwall_evaluate::trace(self.cluster, &self.src, &self.dst, self.service)
     }
 
@@ -693,13 +693,9 @@ pub(super) fn effect(cause: &Cause) -> &'static str {
     match cause {
         Cause::Rule { .. } => "allow",
         Cause::Denied { .. } => "deny",
-        Cause::Isolated { policies, .. }
-            if policies.iter().all(|id| id.kind == PolicyKind::NetworkPolicy) =>
-        {
-            "isolated"
-        }
-        Cause::Isolated { .. } => "tier-default",
+        Cause::Isolated { policies, .. } => tier_denial(policies.iter().map(|id| id.kind.name())),
         Cause::Open => "open",
+        Cause::Profile => "profile",
         Cause::SelfTraffic => "self",
         Cause::HostingNode => "node",
         Cause::Unknown => "unknown",

@@ -257,7 +257,10 @@ fn why(answer: &Answer) -> String {
                 format!("{name}{denied} rule {rule} of {}", names.join(", "))
             }
             Some(Reason { policy: Some(_), .. }) => format!("{name} is isolated by {}", names.join(", ")),
-            Some(Reason { effect: "open", .. }) => format!("no policy restricts {name}"),
+            Some(Reason {
+                effect: "open" | "profile",
+                ..
+            }) => format!("no policy restricts {name}"),
             Some(reason) => format!("{name}: {}", reason.effect),
             None => continue,
         });

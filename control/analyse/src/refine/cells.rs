@@ -7,7 +7,7 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use ringwall_dataplane::classify::{DirectionVerdict, Effect, NONE, PolicyName, Provenance, Row};
-use ringwall_policy::{PortMatch, policy_label};
+use ringwall_policy::{PortMatch, policy_label, tier_denial};
 
 use super::{
     Compiled, Ends, Family, RefineError, Span,
@@ -21,6 +21,8 @@ pub struct Reason {
     pub allow: bool,
     /// Why.
     pub effect: Effect,
+    /// The same in the words of `query`.
+    pub word: &'static str,
     /// The policy of the rule that decides, or all that isolate, as [`policy_label`] and in that order.
     pub policies: Vec<String>,
     /// Index of the rule that decides.
@@ -38,6 +40,7 @@ impl Reason {
         let wrong = RefineError::Snapshot;
         let label = |policy: &PolicyName<'_>| policy_label(policy.kind, &policy.to_string());
         let tier = |policy: &PolicyName<'_>| policy.tier.to_owned();
+        let mut word = verdict.effect.word();
         let (policies, rule, tier) = match verdict.effect {
             Effect::Allow | Effect::Isolated | Effect::Deny => {
                 match compiled.snapshot.provenance(verdict.provenance) {
@@ -46,17 +49,21 @@ impl Reason {
                     }
                     Some(Provenance::Isolating(policies)) => {
                         let tier = policies.first().map(tier);
+                        word = tier_denial(policies.iter().map(|policy| policy.kind));
                         (policies.iter().map(label).collect(), None, tier)
                     }
                     None => return Err(wrong("it does not say which policy decided")),
                 }
             }
             Effect::Invalid => return Err(wrong("an end is not its own")),
-            Effect::Open | Effect::SelfTraffic | Effect::Node | Effect::Unknown => (Vec::new(), None, None),
+            Effect::Open | Effect::Profile | Effect::SelfTraffic | Effect::Node | Effect::Unknown => {
+                (Vec::new(), None, None)
+            }
         };
         Ok(Self {
             allow: verdict.allow,
             effect: verdict.effect,
+            word,
             policies,
             rule,
             tier,

@@ -114,7 +114,7 @@ fn reason(cluster: &Cluster, decision: &Decision) -> Value {
         "direction": decision.direction,
         "tier": tier(cluster, decision),
         "verdict": word(decision.reason.allow),
-        "effect": decision.reason.effect.word(),
+        "effect": decision.reason.word,
         "policies": decision.reason.policies,
         "rule": decision.reason.rule,
     })
@@ -169,12 +169,13 @@ fn words(cluster: &Cluster, example: &CounterExample) -> String {
                 .as_ref()
                 .map_or_else(String::new, |tier| format!(" ({tier})"));
             let why = match (reason.policies.as_slice(), reason.rule) {
-                ([policy], Some(rule)) if reason.effect.word() == "deny" => {
+                ([policy], Some(rule)) if reason.word == "deny" => {
                     format!("denied by {policy}{of_tier}, rule {rule}")
                 }
                 ([policy], Some(rule)) => format!("{policy}{of_tier}, rule {rule}"),
-                ([], _) => match reason.effect.word() {
+                ([], _) => match reason.word {
                     "open" => "no policy applies".to_owned(),
+                    "profile" => "no rule decides, so it is allowed by default".to_owned(),
                     "unknown" => "an address of the pod network that no known pod has".to_owned(),
                     other => other.to_owned(),
                 },

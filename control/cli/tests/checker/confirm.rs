@@ -24,6 +24,7 @@ fn words(cause: &Cause) -> String {
             format!("isolated by {}", names.join(", "))
         }
         Cause::Open => "open".to_owned(),
+        Cause::Profile => "profile".to_owned(),
         Cause::SelfTraffic => "self".to_owned(),
         Cause::HostingNode => "its node".to_owned(),
         Cause::Unknown => "unknown".to_owned(),

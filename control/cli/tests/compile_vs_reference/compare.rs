@@ -280,6 +280,7 @@ fn cause(snapshot: &Snapshot, verdict: &DirectionVerdict) -> Cause {
             }
         }
         (Effect::Open, None) => Cause::Open,
+        (Effect::Profile, None) => Cause::Profile,
         (Effect::SelfTraffic, None) => Cause::SelfTraffic,
         (Effect::Node, None) => Cause::HostingNode,
         (Effect::Unknown, None) => Cause::Unknown,
