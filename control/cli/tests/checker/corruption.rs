@@ -13,7 +13,7 @@ use crate::{
     random::Random,
 };
 
-fn identity(snapshot: &Snapshot, place: &Place) -> Option<(Identity, bool)> {
+pub(crate) fn identity(snapshot: &Snapshot, place: &Place) -> Option<(Identity, bool)> {
     match place {
         Place::Address(address) => Some((snapshot.identify((*address).into()), false)),
         Place::Name(key) => {
@@ -44,7 +44,7 @@ fn why(snapshot: &Snapshot, verdict: DirectionVerdict) -> String {
 }
 
 /// All that a snapshot says about a flow, wherever it came from.
-fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
+pub(crate) fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
     let (Some((src, template)), Some((dst, _))) =
         (identity(snapshot, &flow.src), identity(snapshot, &flow.dst))
     else {
@@ -66,7 +66,7 @@ fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
 }
 
 /// Flows that can be: of one family.
-fn flows(cluster: &ringwall_policy::Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
+pub(crate) fn flows(cluster: &ringwall_policy::Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
     let mut flows = generate::flows(cluster, random, count);
     flows.retain(|flow| match (&flow.src, &flow.dst) {
         (Place::Address(src), Place::Address(dst)) => src.is_ipv4() == dst.is_ipv4(),

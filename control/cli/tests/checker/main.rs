@@ -10,6 +10,7 @@ mod compare;
 mod confirm;
 mod corruption;
 mod forge;
+mod gained;
 #[allow(dead_code)]
 #[path = "../compile_vs_reference/generate.rs"]
 mod generate;
