@@ -7,7 +7,8 @@
 //! is believed from wherever it comes, any source may be anywhere, and a node's address is the node's.
 //!
 //! Neither the answers nor the names of flows depend on the number of workers: the table of each has room for all flows
-//! of the capture (up to [`MOST_FLOWS`]), and the limits that a worker would keep for itself are off.
+//! of the capture (up to a million, with more than eight workers fewer), and the limits that a worker would keep for
+//! itself are off.
 
 use ringwall_dataplane::{
     classify::{DirectionVerdict, Generation, Snapshot},
@@ -23,8 +24,9 @@ use ringwall_dataplane::{
     worker::Worker,
 };
 
-/// Flows at once that a worker's table has room for at most.
-pub const MOST_FLOWS: u64 = 1 << 18;
+/// Flows at once that a worker's table has room for at most, and all tables together.
+const MOST_FLOWS: u64 = 1 << 20;
+const MOST_FLOWS_OF_ALL: u64 = 8 << 20;
 
 /// Bytes of a packet's least record in a capture, with a network header: there are no more flows than that allows.
 const LEAST_RECORD: u64 = 32;
@@ -120,7 +122,8 @@ impl Replay {
         snapshot: Snapshot,
         begin: Nanos,
     ) -> Result<Self, ReplayError> {
-        let flows = bytes.map_or(MOST_FLOWS, |bytes| (bytes / LEAST_RECORD).min(MOST_FLOWS));
+        let most = MOST_FLOWS.min(MOST_FLOWS_OF_ALL / (workers as u64).max(1));
+        let flows = bytes.map_or(most, |bytes| (bytes / LEAST_RECORD).min(most));
         let entries = entries(flows as usize, workers);
         let config = DataplaneConfig {
             workers,
