@@ -413,6 +413,6 @@ fn exercise(snapshot: &Snapshot, addresses: &[Addr]) -> usize {
     let _ = snapshot.find_endpoint("", "");
     let _ = snapshot.endpoints().count();
     let _ = snapshot.sizes();
-    let _ = snapshot.range_borders(true);
+    let _ = snapshot.range_borders(true, 0, u128::from(u32::MAX));
     allowed
 }

@@ -441,6 +441,8 @@ impl SelectorSets<'_> {
                                 peers.push((format!("ip {end} @{set} "), found));
                             }
                         }
+                        // A NetworkPolicy names none.
+                        Peer::Addresses(_) => {}
                     }
                 }
             }

@@ -12,9 +12,9 @@ use ipnet::{IpNet, Ipv4Net};
 use ringwall_compile::{Budget, Compiler, EpochKey};
 use ringwall_dataplane::classify::{Generation, Image, Snapshot};
 use ringwall_policy::{
-    Action, Cluster, Conditions, DEFAULT_TIER, NamedPort, Namespace, NetworkPolicy, Object, ObjectKey,
-    Operator, Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule,
-    Selector, Tier, TierDefault, TieredPolicy, TieredRule,
+    Action, AddressSet, Cluster, Conditions, DEFAULT_TIER, NamedPort, Namespace, NetworkPolicy, Object,
+    ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
+    Requirement, Rule, Selector, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 use ringwall_prove::Checker;
 
@@ -417,27 +417,24 @@ pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> an
 /// One member of an address set comes or goes at a time; every pod's egress is denied to them.
 pub(super) fn members(options: &Options, size: Size, report: &mut Report) -> anyhow::Result<()> {
     let mut cluster = cluster::decoded(&cluster::synthetic(size, false)?)?;
-    let mut members: BTreeSet<IpNet> = (0..MEMBERS).map(member).collect::<Result<_, _>>()?;
-    let set = |cluster: &mut Cluster, members: &BTreeSet<IpNet>| {
-        let peers = members.iter().map(|cidr| Peer::Block {
-            cidr: *cidr,
-            except: Vec::new(),
-        });
-        let rule = TieredRule {
-            action: Action::Deny,
-            peers: Some(peers.collect()),
-            ports: None,
-            conditions: Conditions::NONE,
-        };
-        let pass = TieredRule {
-            action: Action::Pass,
-            peers: None,
-            ports: None,
-            conditions: Conditions::NONE,
-        };
-        cluster.insert(Object::Tiered(global("feed", DEFAULT_TIER, 10, vec![rule, pass])));
+    let mut members: AddressSet = (0..MEMBERS).map(member).collect::<Result<_, _>>()?;
+    let set = |cluster: &mut Cluster, members: &AddressSet| {
+        // As a source hands it on that put it together anew.
+        let members: AddressSet = members.iter().copied().collect();
+        cluster.set_addresses("feed", Some(&members));
     };
     set(&mut cluster, &members);
+    let rule = |action, peers| TieredRule {
+        action,
+        peers,
+        ports: None,
+        conditions: Conditions::NONE,
+    };
+    let rules = vec![
+        rule(Action::Deny, Some(vec![Peer::Addresses("feed".to_owned())])),
+        rule(Action::Pass, None),
+    ];
+    cluster.insert(Object::Tiered(global("feed", DEFAULT_TIER, 10, rules)));
     let mut followed = Followed::of(cluster)?;
     let (mut came, mut went) = (Vec::new(), Vec::new());
     let began = Instant::now();

@@ -71,6 +71,60 @@ fn connections_pass_and_stop_with_the_policy_and_every_frame_is_accounted_for() 
     assert_eq!(bed.stop(), Some(0), "{}", bed.log());
 }
 
+/// Who may reach b: the members of a set.
+const PARTNERS_REACH_B: &str = "apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: partners}
+spec:
+  selector: app == 'b'
+  types: [Ingress]
+  ingress: [{action: Allow, source: {selector: role == 'partner'}}]
+";
+
+fn partners(nets: &[&str]) -> String {
+    let nets = nets.join(", ");
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {{name: partners, labels: {{role: partner}}}}\n\
+         spec: {{nets: [{nets}]}}\n"
+    )
+}
+
+#[test]
+fn a_member_that_leaves_a_network_set_loses_its_connections_and_the_others_keep_theirs() {
+    if !may_run("a_member_that_leaves_a_network_set_loses_its_connections_and_the_others_keep_theirs") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.manifest("policy", PARTNERS_REACH_B);
+    bed.manifest("set", &partners(&["192.0.2.9/32", "10.1.1.2/32"]));
+    bed.start();
+    serve(&bed.b, POD_B, 80);
+    let connect_to_b = |from: &Namespace| {
+        let mut open = connect(from, POD_B, 80).expect("a member");
+        open.set_read_timeout(Some(std::time::Duration::from_secs(1)))
+            .unwrap();
+        echo(&mut open).expect("a member");
+        open
+    };
+    let (mut outside, mut pod) = (connect_to_b(&bed.outside), connect_to_b(&bed.a));
+    let set_to = |nets: &[&str]| {
+        let before = bed.generation();
+        bed.manifest("set", &partners(nets));
+        bed.wait_newer(before);
+    };
+    set_to(&["10.1.1.2/32", "198.51.100.0/24"]);
+    assert!(echo(&mut outside).is_err(), "it is no member any more");
+    assert!(
+        connect(&bed.outside, POD_B, 80).is_err(),
+        "it is no member any more"
+    );
+    echo(&mut pod).expect("still a member");
+    set_to(&["192.0.2.0/24", "198.51.100.0/24"]);
+    assert!(echo(&mut pod).is_err(), "it is no member any more");
+    drop(connect_to_b(&bed.outside));
+    assert_eq!(bed.stop(), Some(0), "{}", bed.log());
+}
+
 #[test]
 fn a_killed_dataplane_is_replaced_and_connections_go_on() {
     if !may_run("a_killed_dataplane_is_replaced_and_connections_go_on") {

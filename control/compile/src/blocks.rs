@@ -1,22 +1,31 @@
-//! Address blocks: which of the ipBlocks that policies name hold an address, and what its place in the cluster is.
+//! Address blocks: which of the ipBlocks and address sets that policies name hold an address, and what its place in the
+//! cluster is.
+//!
+//! An address set is one block that begins at each of its members, so that a change of members is no change of policies.
 //!
 //! The borders of all blocks, exceptions, pod and Service networks cut each family's addresses into ranges; within a
 //! range every address is in the same blocks. Prefixes nest, so one walk in order finds all ranges; and what begins or
 //! ceases at a prefix concerns the prefixes inside it alone, so that only those are walked again.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
+use imbl::OrdMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ringwall_dataplane::addr::Addr;
-use ringwall_policy::Cluster;
+use ringwall_policy::{AddressSet, Cluster};
 
-/// An ipBlock.
+/// What rules name by addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Block {
-    pub cidr: IpNet,
-    /// Sorted, without duplicates.
-    pub except: Vec<IpNet>,
+pub(super) enum Block {
+    /// An ipBlock.
+    Cidr {
+        cidr: IpNet,
+        /// Sorted, without duplicates.
+        except: Vec<IpNet>,
+    },
+    /// An address set, by its name.
+    Set(String),
 }
 
 impl Block {
@@ -24,15 +33,52 @@ impl Block {
         let mut except: Vec<IpNet> = except.iter().map(IpNet::trunc).collect();
         except.sort_unstable();
         except.dedup();
-        Self {
+        Self::Cidr {
             cidr: cidr.trunc(),
             except,
         }
     }
 
-    /// Whether an exception takes the whole block away.
-    fn is_empty(&self) -> bool {
-        self.except.iter().any(|except| except.contains(&self.cidr))
+    /// Where it begins, and where its exceptions do.
+    fn prefixes<'a>(&'a self, sets: &'a AddressSets) -> (Vec<IpNet>, &'a [IpNet]) {
+        match self {
+            // An exception may take the whole block away.
+            Self::Cidr { cidr, except } if except.iter().any(|except| except.contains(cidr)) => {
+                (Vec::new(), &[])
+            }
+            Self::Cidr { cidr, except } => (vec![*cidr], except),
+            Self::Set(name) => {
+                let members = sets.get(name).into_iter().flat_map(|set| set.iter());
+                (members.copied().collect(), &[])
+            }
+        }
+    }
+}
+
+/// Address sets by name.
+pub(super) type AddressSets = OrdMap<String, Arc<AddressSet>>;
+
+/// What blocks that came, went or have other members begin or cease to hold, by their numbers.
+#[derive(Debug, Default)]
+pub(super) struct BlockChanges {
+    begin: Vec<(u32, IpNet, bool)>,
+    end: Vec<(u32, IpNet, bool)>,
+    placed: Vec<(u32, bool)>,
+}
+
+impl BlockChanges {
+    /// A block begins or ceases to cut the ranges; `sets` are those that it does it with.
+    pub(super) fn block(&mut self, number: u32, block: &Block, comes: bool, sets: &AddressSets) {
+        let (begin, end) = block.prefixes(sets);
+        self.begin
+            .extend(begin.into_iter().map(|net| (number, net, comes)));
+        self.end.extend(end.iter().map(|net| (number, *net, comes)));
+        self.placed.push((number, comes));
+    }
+
+    /// An address set that cuts the ranges has one member more or less.
+    pub(super) fn member(&mut self, number: u32, net: IpNet, comes: bool) {
+        self.begin.push((number, net, comes));
     }
 }
 
@@ -154,16 +200,18 @@ pub(super) struct Blocks {
 impl Blocks {
     /// `limit`: the most members that all sets together may have. None where there are more.
     pub(super) fn of(cluster: &Cluster, blocks: &[Block], limit: u64) -> Option<Self> {
+        let sets = &cluster.address_sets;
         let mut marks: HashMap<IpNet, Marks> = HashMap::new();
         for root in roots() {
             marks.entry(root).or_default();
         }
         for (block, number) in blocks.iter().zip(0..) {
-            if !block.is_empty() {
-                marks.entry(block.cidr).or_default().begin.push(number);
-                for except in &block.except {
-                    marks.entry(*except).or_default().end.push(number);
-                }
+            let (begin, end) = block.prefixes(sets);
+            for net in begin {
+                marks.entry(net).or_default().begin.push(number);
+            }
+            for net in end {
+                marks.entry(*net).or_default().end.push(number);
             }
         }
         let nodes = cluster.nodes.values().flat_map(|node| &node.pod_cidrs);
@@ -188,35 +236,29 @@ impl Blocks {
         Some(this)
     }
 
-    /// Blocks that came and went, by number, and networks of pods. Answers the spans in which something may be otherwise; None
-    /// where the sets have more than `limit` members.
+    /// Blocks that changed, and networks of pods that came and went. Answers the spans in which something may be otherwise;
+    /// None where the sets have more than `limit` members.
     pub(super) fn change(
         &mut self,
-        blocks: &[(u32, &Block, bool)],
+        blocks: &BlockChanges,
         networks: &[(IpNet, bool)],
         limit: u64,
     ) -> Option<Vec<Span>> {
-        let mut touched: Vec<IpNet> = Vec::new();
-        for (number, block, comes) in blocks {
-            let (number, comes) = (*number, *comes);
-            if comes {
-                self.placed.insert(number);
+        for (number, comes) in &blocks.placed {
+            if *comes {
+                self.placed.insert(*number);
             } else {
-                self.placed.remove(&number);
+                self.placed.remove(number);
             }
-            if block.is_empty() {
-                continue;
-            }
-            touched.push(block.cidr);
-            mark(
-                &mut self.marks.entry(block.cidr).or_default().begin,
-                number,
-                comes,
-            );
-            for except in &block.except {
-                mark(&mut self.marks.entry(*except).or_default().end, number, comes);
-                touched.push(*except);
-            }
+        }
+        let mut touched: Vec<IpNet> = Vec::new();
+        for (number, net, comes) in &blocks.begin {
+            mark(&mut self.marks.entry(*net).or_default().begin, *number, *comes);
+            touched.push(*net);
+        }
+        for (number, net, comes) in &blocks.end {
+            mark(&mut self.marks.entry(*net).or_default().end, *number, *comes);
+            touched.push(*net);
         }
         for (net, comes) in networks {
             let net = net.trunc();
@@ -294,6 +336,8 @@ impl Blocks {
                 let inherited = inherited.filter(|block| marks.end.binary_search(block).is_err());
                 let mut set: Vec<u32> = inherited.chain(&marks.begin).copied().collect();
                 set.sort_unstable();
+                // Members of an address set may lie inside each other.
+                set.dedup();
                 let (sets, members) = (&mut self.sets, &mut self.members);
                 *self.known.entry(set).or_insert_with_key(|set| {
                     *members += set.len() as u64;
@@ -512,13 +556,17 @@ mod tests {
         for seed in 0..300 {
             let numbers = &mut Numbers(seed);
             let mut cluster = Cluster::default();
+            // The last ones are address sets.
             let all: Vec<Block> = (0..12)
-                .map(|_| {
+                .map(|number| {
                     let except: Vec<IpNet> = (0..numbers.below(3)).map(|_| numbers.net()).collect();
-                    Block::new(numbers.net(), &except)
+                    match number {
+                        0..9 => Block::new(numbers.net(), &except),
+                        _ => Block::Set(format!("s{number}")),
+                    }
                 })
                 .collect();
-            let nothing = Block {
+            let nothing = Block::Cidr {
                 cidr: roots()[0],
                 except: vec![roots()[0]],
             };
@@ -548,8 +596,24 @@ mod tests {
                         }));
                     }
                 }
-                let changed = [(number, &all[number as usize], comes)];
-                blocks.change(&changed, &networks, u64::MAX).unwrap();
+                let mut changes = BlockChanges::default();
+                let sets = cluster.address_sets.clone();
+                changes.block(number, &all[number as usize], comes, &sets);
+                for number in 9..12_u32 {
+                    let name = format!("s{number}");
+                    let before = cluster.address_sets.get(&name);
+                    let mut members = before.map_or_else(AddressSet::new, |set| AddressSet::clone(set));
+                    let net = numbers.net();
+                    let gone = members.remove(&net).is_some();
+                    if !gone {
+                        members.insert(net);
+                    }
+                    cluster.set_addresses(&name, Some(&members));
+                    if there[number as usize] {
+                        changes.member(number, net, !gone);
+                    }
+                }
+                blocks.change(&changes, &networks, u64::MAX).unwrap();
                 let full = Blocks::of(&cluster, &as_they_are(&there), u64::MAX).unwrap();
                 assert_eq!(contents(&blocks), contents(&full), "seed {seed}, step {step}");
                 let span = Span::family(true);

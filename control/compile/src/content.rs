@@ -256,9 +256,19 @@ pub(super) fn of_pod_set(set: &PodSet<'_>) -> Content {
 
 /// What a block is.
 pub(super) fn of_block(block: &Block) -> Content {
-    let mut digest = Digest::new("block");
-    digest.block(&block.cidr, &block.except);
-    digest.finish()
+    match block {
+        Block::Cidr { cidr, except } => {
+            let mut digest = Digest::new("block");
+            digest.block(cidr, except);
+            digest.finish()
+        }
+        // Who is in it is in the classes that it holds.
+        Block::Set(name) => {
+            let mut digest = Digest::new("address set");
+            digest.text(name);
+            digest.finish()
+        }
+    }
 }
 
 /// A set of contents, summed: the same in any order, and cheap to keep up to date.

@@ -266,22 +266,33 @@ impl Policies {
                 });
                 (Atom::Pods(number), content)
             }
-            Peer::Block { cidr, except } => {
-                let number = *self
-                    .known_blocks
-                    .entry(Block::new(*cidr, except))
-                    .or_insert_with_key(|block| {
-                        self.named_blocks.push(Named::new(content::of_block(block)));
-                        self.blocks.push(block.clone());
-                        self.blocks.len() as u32 - 1
-                    });
-                let content = self.named_blocks.get(number as usize);
-                (
-                    Atom::Block(number),
-                    content.map_or([0; 32], |block| block.content),
-                )
-            }
+            Peer::Block { cidr, except } => self.block(Block::new(*cidr, except)),
+            Peer::Addresses(set) => self.block(Block::Set((*set).to_owned())),
         }
+    }
+
+    fn block(&mut self, block: Block) -> (Atom, Content) {
+        let number = *self.known_blocks.entry(block).or_insert_with_key(|block| {
+            self.named_blocks.push(Named::new(content::of_block(block)));
+            self.blocks.push(block.clone());
+            self.blocks.len() as u32 - 1
+        });
+        let content = self.named_blocks.get(number as usize);
+        let content = content.map_or([0; 32], |block| block.content);
+        (Atom::Block(number), content)
+    }
+
+    /// The number of an address set that some policy named.
+    pub(super) fn address_set(&self, name: &str) -> Option<u32> {
+        self.known_blocks.get(&Block::Set(name.to_owned())).copied()
+    }
+
+    /// What the address sets among these blocks are, in any order.
+    pub(super) fn address_sets_among(&self, blocks: &[u32]) -> Vec<Content> {
+        let is_set = |block: &&u32| matches!(self.blocks.get(**block as usize), Some(Block::Set(_)));
+        let named = blocks.iter().filter(is_set);
+        let named = named.filter_map(|block| self.named_blocks.get(*block as usize));
+        named.map(|named| named.content).collect()
     }
 
     /// A policy that names these blocks comes or goes.

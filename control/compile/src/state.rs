@@ -469,7 +469,7 @@ impl State {
             Some((cohort, list, ports)) => {
                 let rows = self.rows_of(cohort, 0);
                 let class = self.class((list, 0, ports));
-                let who = self.who(&pod, endpoint, class, &rows);
+                let who = self.who(&pod, endpoint, class, 0, &rows);
                 let identity = match own {
                     Some(own) => {
                         self.tables.set_identity(own, who);
@@ -517,7 +517,17 @@ impl State {
         }
     }
 
-    fn who(&mut self, pod: &Pod, endpoint: u32, class: u32, rows: &CohortRows) -> Identity {
+    /// Puts into an epoch which address sets hold an address: members come and go. Which ipBlocks hold it never changes, and what
+    /// blocks mean to a pod is in that pod's epoch.
+    fn add_address_sets(&self, blocks: u32, epoch: &mut Digest<'_>) {
+        let sets = self.policies.address_sets_among(self.classes.blocks(blocks));
+        if !sets.is_empty() {
+            epoch.set(sets);
+        }
+    }
+
+    /// A pod, at addresses in a set of blocks.
+    fn who(&mut self, pod: &Pod, endpoint: u32, class: u32, blocks: u32, rows: &CohortRows) -> Identity {
         let node = match &pod.node {
             Some(node) => self.node_number(node),
             None => NONE,
@@ -533,6 +543,7 @@ impl State {
         digest.number(incarnation);
         digest.text(pod.node.as_deref().unwrap_or_default());
         digest.content(&rows.epoch);
+        self.add_address_sets(blocks, &mut digest);
         Identity {
             kind: IdentityKind::Pod,
             endpoint,
@@ -640,7 +651,7 @@ impl State {
             });
         }
         let rows = self.rows_of(cohort, set);
-        let who = self.who(&pod, endpoint, class, &rows);
+        let who = self.who(&pod, endpoint, class, set, &rows);
         Some(Host {
             identity: self.tables.identity(who),
             own: true,
@@ -661,6 +672,7 @@ impl State {
         incarnation.text(name);
         let mut digest = Digest::keyed(&self.key.0, "node");
         digest.text(name);
+        self.add_address_sets(set, &mut digest);
         let who = Identity {
             kind: IdentityKind::Node,
             endpoint: NONE,
@@ -685,10 +697,10 @@ impl State {
         if let Some(identity) = self.places.get(&(kind as u32, class)) {
             return *identity;
         }
-        // Which blocks hold an address never changes, and what the blocks mean to a pod is in that pod's epoch.
         let mut digest = Digest::keyed(&self.key.0, "place");
         digest.number(kind as u64);
         digest.number(u64::from(self.cluster.settings.allow_unknown));
+        self.add_address_sets(set, &mut digest);
         let identity = self.tables.identity(Identity {
             kind,
             endpoint: NONE,

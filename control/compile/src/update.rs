@@ -2,16 +2,17 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use imbl::{OrdMap, ordmap::DiffItem};
+use imbl::{OrdMap, ordmap::DiffItem, ordset::DiffItem as SetDiff};
 use ipnet::IpNet;
 use ringwall_policy::{
-    Cluster, Namespace, Node, ObjectKey, Pod,
+    AddressSet, Cluster, Namespace, Node, ObjectKey, Pod,
     tiers::{self, Policy, Tiers},
 };
 
 use super::{
     Budget,
-    blocks::Span,
+    blocks::{BlockChanges, Span},
+    policies::Named,
     selectors::TurnedWords,
     state::{State, most_members},
 };
@@ -59,7 +60,7 @@ impl State {
         if !self.update_policies_and_namespaces(&last, &mut again) {
             return false;
         }
-        let Some(spans) = self.update_blocks(&networks, budget) else {
+        let Some(spans) = self.update_blocks(&last, &networks, budget) else {
             return false;
         };
         let moved = self.cut_again(&spans);
@@ -130,18 +131,53 @@ impl State {
         networks
     }
 
-    /// Cuts the address ranges by the blocks that policies began to name and no more by those that they ceased to name, and by
-    /// networks of pods. None where there are too many.
-    fn update_blocks(&mut self, networks: &[(IpNet, bool)], budget: &Budget) -> Option<Vec<Span>> {
+    /// Cuts the address ranges by the blocks that policies began to name and no more by those that they ceased to name, by
+    /// what address sets hold, and by networks of pods. None where there are too many.
+    fn update_blocks(
+        &mut self,
+        last: &Cluster,
+        networks: &[(IpNet, bool)],
+        budget: &Budget,
+    ) -> Option<Vec<Span>> {
         let touched = self.policies.take_touched_blocks();
         let policies = &self.policies;
-        let blocks = touched.into_iter().filter_map(|number| {
-            let named = policies.named_blocks.get(number as usize)?;
-            let block = policies.blocks.get(number as usize)?;
-            (named.is_named() != self.blocks.is_placed(number)).then_some((number, block, named.is_named()))
-        });
-        let blocks: Vec<_> = blocks.collect();
-        self.blocks.change(&blocks, networks, most_members(budget))
+        let (before, now) = (&last.address_sets, &self.cluster.address_sets);
+        let mut changes = BlockChanges::default();
+        for number in touched {
+            let named = policies.named_blocks.get(number as usize);
+            let block = policies.blocks.get(number as usize);
+            if let Some((named, block)) = named.zip(block)
+                && named.is_named() != self.blocks.is_placed(number)
+            {
+                let comes = named.is_named();
+                changes.block(number, block, comes, if comes { now } else { before });
+            }
+        }
+        let nothing = AddressSet::new();
+        for change in before.diff(now) {
+            let (name, old, new) = match change {
+                DiffItem::Add(name, new) => (name, &nothing, &**new),
+                DiffItem::Remove(name, old) => (name, &**old, &nothing),
+                DiffItem::Update {
+                    old: (name, old),
+                    new: (_, new),
+                } => (name, &**old, &**new),
+            };
+            // One that begins or ceases to be named is taken as a whole.
+            let is_named = |number: &u32| {
+                let named = policies.named_blocks.get(*number as usize);
+                named.is_some_and(Named::is_named) && self.blocks.is_placed(*number)
+            };
+            if let Some(number) = policies.address_set(name).filter(is_named) {
+                for member in old.diff(new) {
+                    match member {
+                        SetDiff::Add(net) => changes.member(number, *net, true),
+                        SetDiff::Remove(net) => changes.member(number, *net, false),
+                    }
+                }
+            }
+        }
+        self.blocks.change(&changes, networks, most_members(budget))
     }
 
     fn update_policies_and_namespaces(&mut self, last: &Cluster, again: &mut Again) -> bool {

@@ -484,7 +484,7 @@ impl<'a> Asked<'a> {
     fn ends_match(&self, rule: &TieredRule, possibly: bool) -> bool {
         let is_one_of = |entries: &[Peer], end: &End<'_>, possibly| {
             entries.iter().any(|it| peer_matches(self.cluster, "", it, end))
-                || unplaced(self.cluster, end).is_some_and(|it| it.hold(entries, possibly))
+                || unplaced(self.cluster, end).is_some_and(|it| it.hold(self.cluster, entries, possibly))
         };
         let hold = |conditions: &[Condition], end: &End<'_>| {
             conditions.iter().all(|condition| match condition.negated {
@@ -560,7 +560,7 @@ fn rule_matches(
             peers
                 .iter()
                 .any(|entry| peer_matches(cluster, &policy.key.namespace, entry, peer))
-                || unplaced(cluster, peer).is_some_and(|unplaced| unplaced.matches(peers))
+                || unplaced(cluster, peer).is_some_and(|unplaced| unplaced.matches(cluster, peers))
         }
     };
     let ports = match &rule.ports {
@@ -583,6 +583,11 @@ fn peer_matches(cluster: &Cluster, own: &str, entry: &Peer, peer: &End<'_>) -> b
         Peer::Block { cidr, except } => peer
             .address
             .is_some_and(|address| inside(cidr, address) && !except.iter().any(|hole| inside(hole, address))),
+        // 96: as a block of each of its prefixes.
+        Peer::Addresses(set) => peer.address.is_some_and(|address| {
+            let members = cluster.address_sets.get(set).into_iter();
+            members.flat_map(|set| set.iter()).any(|net| inside(net, address))
+        }),
         Peer::Pods { namespaces, pods } => {
             let Identity::Pod(pod) = peer.identity else {
                 return false;

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 pub use judgement::{Decider, PASS, STAGED, policy_words, tier_denial};
 pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
@@ -34,6 +34,9 @@ pub const UNKNOWN_KINDS: &str = "unknown";
 
 /// Begins the keys under which a pod has the labels of its service account; no label of a pod can have such a key.
 pub const ACCOUNT_LABEL: &str = "serviceaccount:";
+
+/// Addresses that rules name together, as prefixes with their host bits masked. Prefixes may lie inside each other.
+pub type AddressSet = OrdSet<IpNet>;
 
 /// Labels of an object, by key.
 pub type Labels = BTreeMap<String, String>;
@@ -264,6 +267,8 @@ pub struct Cluster {
     pub tiered: OrdMap<PolicyId, Arc<TieredPolicy>>,
     /// Tiers besides the [built-in](Tier::built_in) ones.
     pub tiers: OrdMap<String, Arc<Tier>>,
+    /// Addresses that rules name as [`Peer::Addresses`], by name. Policies stay what they are when members change.
+    pub address_sets: OrdMap<String, Arc<AddressSet>>,
     /// Policy kinds that were met and are not evaluated yet (`"incomplete"` on every verdict), as `kind.group`.
     pub unevaluated_kinds: BTreeSet<String>,
     /// Configuration.
@@ -273,6 +278,38 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Says what an address set holds; nothing where it is not there any more. Shares with the set that was there all that is
+    /// in both, so that what follows costs as much as differs. Answers whether the state changed.
+    pub fn set_addresses(&mut self, name: &str, members: Option<&AddressSet>) -> bool {
+        let Some(members) = members else {
+            return self.address_sets.remove(name).is_some();
+        };
+        debug_assert!(members.iter().all(|net| *net == net.trunc()));
+        let set = match self.address_sets.get(name) {
+            Some(before) => {
+                let set = object::addresses_turned_into(before, members);
+                if Arc::ptr_eq(before, &set) {
+                    return false;
+                }
+                set
+            }
+            None => Arc::new(members.clone()),
+        };
+        self.address_sets.insert(name.to_owned(), set);
+        true
+    }
+
+    /// The blocks that an entry of a rule's peers names, each with its exceptions; those of an address set where it names one.
+    pub fn blocks_of<'a>(&'a self, peer: &'a Peer) -> impl Iterator<Item = (IpNet, &'a [IpNet])> {
+        let (block, set) = match peer {
+            Peer::Pods { .. } => (None, None),
+            Peer::Block { cidr, except } => (Some((*cidr, except.as_slice())), None),
+            Peer::Addresses(name) => (None, self.address_sets.get(name)),
+        };
+        let members = set.into_iter().flat_map(|set| set.iter());
+        block.into_iter().chain(members.map(|net| (*net, &[][..])))
+    }
+
     /// Every peer that a rule of any kind of policy names.
     pub fn named_peers(&self) -> impl Iterator<Item = &Peer> {
         let network_policies = self.policies.values().flat_map(|policy| {

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, ordmap::DiffItem};
+use imbl::{OrdMap, ordmap::DiffItem, ordset::DiffItem as SetDiff};
 
-use super::{Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod, PolicyId, Tier, TieredPolicy};
+use super::{
+    AddressSet, Cluster, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Pod, PolicyId, Tier, TieredPolicy,
+};
 
 /// Label that every namespace carries (SEMANTICS 13).
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -123,8 +125,23 @@ impl Cluster {
             policies: turned_into(&self.policies, &other.policies),
             tiered: turned_into(&self.tiered, &other.tiered),
             tiers: turned_into(&self.tiers, &other.tiers),
+            address_sets: self.sets_turned_into(&other),
             ..other
         }
+    }
+
+    fn sets_turned_into(&self, other: &Self) -> OrdMap<String, Arc<AddressSet>> {
+        let mut out = self.address_sets.clone();
+        for change in self.address_sets.diff(&other.address_sets) {
+            match change {
+                DiffItem::Add(name, set) => drop(out.insert(name.clone(), Arc::clone(set))),
+                DiffItem::Update { old, new } => {
+                    out.insert(new.0.clone(), addresses_turned_into(old.1, new.1));
+                }
+                DiffItem::Remove(name, _) => drop(out.remove(name)),
+            }
+        }
+        out
     }
 
     /// Adds the namespaces that pods and policies name and no manifest describes: manifests rarely hold their
@@ -168,6 +185,23 @@ fn supplied(name: String) -> Object {
         labels,
         terminating: false,
     })
+}
+
+/// These members, sharing with the ones before all that is in both.
+pub(crate) fn addresses_turned_into(before: &Arc<AddressSet>, members: &AddressSet) -> Arc<AddressSet> {
+    let mut out = AddressSet::clone(before);
+    let mut changed = false;
+    for change in before.diff(members) {
+        changed = true;
+        match change {
+            SetDiff::Add(net) => drop(out.insert(*net)),
+            SetDiff::Remove(net) => drop(out.remove(net)),
+        }
+    }
+    match changed {
+        true => Arc::new(out),
+        false => Arc::clone(before),
+    }
 }
 
 fn turned_into<K: Ord + Clone, V: PartialEq>(

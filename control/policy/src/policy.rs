@@ -66,6 +66,9 @@ pub enum Peer {
         /// Parts of it that this peer does not match.
         except: Vec<IpNet>,
     },
+    /// The addresses of a set, by its name among [`Cluster::address_sets`](super::Cluster::address_sets); none where
+    /// there is no such set.
+    Addresses(String),
 }
 
 /// A label selector: the conjunction of its requirements. Empty: everything.

@@ -244,13 +244,15 @@ pub enum Peer<'a> {
         /// Parts of it that this peer does not match.
         except: &'a [IpNet],
     },
+    /// The addresses of a set of [`Cluster::address_sets`], by its name.
+    Addresses(&'a str),
 }
 
 impl<'a> Model<'a> {
     /// The model of the cluster's policies. Where ipBlocks are read for pods without addresses, what rules of ordered kinds
     /// do to those is a rule of its own wherever it is not what the rule does.
     pub fn of(cluster: &'a Cluster) -> Self {
-        let unplaced = cluster.unplaced.as_deref();
+        let unplaced = cluster.unplaced.as_deref().map(|unplaced| (cluster, unplaced));
         let tiers = Tiers::of(cluster);
         let network_policies = cluster.policies.values();
         let tiered = cluster.tiered.values();
@@ -282,10 +284,13 @@ pub fn tiered_policy<'a>(policy: &'a TieredPolicy, tiers: &Tiers) -> Policy<'a> 
     tiered_policy_as_read(policy, tiers, None)
 }
 
+/// How blocks are read for pods without addresses, and the state that has their address sets.
+type Reading<'u> = (&'u Cluster, &'u Unplaced);
+
 fn tiered_policy_as_read<'a>(
     policy: &'a TieredPolicy,
     tiers: &Tiers,
-    unplaced: Option<&Unplaced>,
+    unplaced: Option<Reading<'_>>,
 ) -> Policy<'a> {
     let rules = |rules: &'a Option<Vec<TieredRule>>| rules.as_deref().map(|it| tiered_rules(it, unplaced));
     Policy {
@@ -309,7 +314,7 @@ fn tiered_policy_as_read<'a>(
 }
 
 /// Rules that log decide nothing, and are left out.
-fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Vec<Rule<'a>> {
+fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<Reading<'_>>) -> Vec<Rule<'a>> {
     let mut out = Vec::with_capacity(rules.len());
     let deciding = rules
         .iter()
@@ -320,7 +325,7 @@ fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Vec
             action,
             ..as_read(rule, index, unplaced, possibly)
         };
-        let Some(unplaced) = unplaced else {
+        let Some((_, unplaced)) = unplaced else {
             out.push(read(rule.action, false));
             continue;
         };
@@ -339,10 +344,10 @@ fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<&Unplaced>) -> Vec
 }
 
 /// A rule where blocks match pods without addresses surely, or else possibly.
-fn as_read<'a>(rule: &'a TieredRule, index: u32, unplaced: Option<&Unplaced>, possibly: bool) -> Rule<'a> {
+fn as_read<'a>(rule: &'a TieredRule, index: u32, unplaced: Option<Reading<'_>>, possibly: bool) -> Rule<'a> {
     // Peers of these policies name their namespaces by selector: there is no "own".
     let peers = |peers: &'a [crate::Peer], possibly| {
-        let held = unplaced.is_some_and(|unplaced| unplaced.hold(peers, possibly));
+        let held = unplaced.is_some_and(|(cluster, unplaced)| unplaced.hold(cluster, peers, possibly));
         let named = peers.iter().map(|it| peer("", it));
         named.chain(held.then(marked)).collect::<Vec<Peer<'a>>>()
     };
@@ -415,5 +420,6 @@ fn peer<'a>(own: &'a str, peer: &'a crate::Peer) -> Peer<'a> {
             pods,
         }),
         crate::Peer::Block { cidr, except } => Peer::Block { cidr: *cidr, except },
+        crate::Peer::Addresses(set) => Peer::Addresses(set),
     }
 }

@@ -41,8 +41,8 @@ impl Unplaced {
     }
 
     /// Whether the blocks of a rule that allows match such a pod.
-    pub fn matches(&self, peers: &[Peer]) -> bool {
-        self.hold(peers, self.possibly)
+    pub fn matches(&self, cluster: &Cluster, peers: &[Peer]) -> bool {
+        self.hold(cluster, peers, self.possibly)
     }
 
     /// What a rule of an ordered kind does to a flow, where `matches` says whether it matches that surely, or else possibly;
@@ -75,11 +75,8 @@ impl Unplaced {
     }
 
     /// Whether blocks hold such a pod: possibly, since they hold a part of where it will be, or else surely.
-    pub fn hold(&self, peers: &[Peer], possibly: bool) -> bool {
-        let mut blocks = peers.iter().filter_map(|peer| match peer {
-            Peer::Block { cidr, except } => Some((*cidr, except.as_slice())),
-            Peer::Pods { .. } => None,
-        });
+    pub fn hold(&self, cluster: &Cluster, peers: &[Peer], possibly: bool) -> bool {
+        let mut blocks = peers.iter().flat_map(|peer| cluster.blocks_of(peer));
         match possibly {
             true => blocks.any(|block| self.networks.meet(block)),
             false => self.networks.are_in(&blocks.collect::<Vec<_>>()),
@@ -232,7 +229,7 @@ impl Cluster {
         };
         // What matches surely matches possibly, too.
         let unplaced = possibly.unplaced.as_ref();
-        let matters = |peers: &[Peer]| unplaced.is_some_and(|unplaced| unplaced.matches(peers));
+        let matters = |peers: &[Peer]| unplaced.is_some_and(|unplaced| unplaced.matches(self, peers));
         let mut rules = self
             .policies
             .values()
@@ -275,7 +272,7 @@ impl Cluster {
             let mut changed = NetworkPolicy::clone(policy);
             for rule in changed.ingress.iter_mut().chain(&mut changed.egress).flatten() {
                 if let Some(peers) = &mut rule.peers
-                    && unplaced.matches(peers)
+                    && unplaced.matches(self, peers)
                 {
                     peers.push(marked_pods());
                 }

@@ -14,11 +14,12 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 use imbl::{OrdMap, ordmap::DiffItem};
 use ipnet::IpNet;
-use ringwall_dataplane::classify::{IdentityKind, L4, Snapshot, SnapshotChanges};
+use ringwall_dataplane::classify::{IdentityKind, L4, RangeNodes, Snapshot, SnapshotChanges};
 use ringwall_policy::{Cluster, Node, ObjectKey};
 
 use super::{
     held::{Column, Place, Seen},
+    matching,
     policy::Policy,
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
@@ -34,7 +35,10 @@ struct Touched {
     endpoints: BTreeSet<ObjectKey>,
     /// Names that nobody has any more.
     gone: BTreeSet<ObjectKey>,
+    /// Whether all address ranges are.
     ranges: bool,
+    /// Address ranges that are, as numbers of a family (whether IPv4), first to last.
+    spans: Vec<(bool, u128, u128)>,
 }
 
 impl Proof {
@@ -59,13 +63,13 @@ impl Proof {
         let older = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
         self.report = Report::default();
         self.held.take_moved();
+        self.held.take_moved_ranges();
         self.view.terms_stay();
-        let mut touched = Touched {
-            ranges: since.ranges,
-            ..Touched::default()
-        };
+        let mut touched = Touched::default();
+        self.touched_by_ranges(&since, &older, &mut touched);
         self.touched_by_tables(&since, &older, &mut touched);
-        let replaced = self.touched_by_policies(cluster, &mut touched);
+        let mut replaced = self.touched_by_policies(cluster, &mut touched);
+        self.touched_by_address_sets(cluster, &mut replaced, &mut touched);
         self.touched_by_namespaces(cluster, &mut touched);
         self.touched_by_nodes(cluster, &mut touched);
         self.touched_by_pods(cluster, &mut touched);
@@ -83,6 +87,45 @@ impl Proof {
             Ok(()) => Ok(self.report),
             Err(wrong) => Err(self.explain(wrong)),
         })
+    }
+
+    /// 6: addresses that no host has, where the tries differ.
+    fn touched_by_ranges(&mut self, since: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
+        if !since.ranges {
+            return;
+        }
+        let nodes = self.range_nodes.take().or_else(|| RangeNodes::of(older));
+        let followed = nodes.and_then(|mut nodes| {
+            let spans = nodes.follow(older, &self.snapshot)?;
+            Some((nodes, spans))
+        });
+        match followed {
+            Some((nodes, spans)) => {
+                self.range_nodes = Some(nodes);
+                touched.spans = spans;
+            }
+            None => touched.ranges = true,
+        }
+    }
+
+    /// 6: addresses that came into an address set or left it.
+    fn touched_by_address_sets(
+        &mut self,
+        cluster: &Cluster,
+        replaced: &mut Option<Replaced>,
+        touched: &mut Touched,
+    ) {
+        // A new block cuts the address space as it is now.
+        let cut_already = replaced.as_ref().is_some_and(|it| !it.blocks.is_empty());
+        let prefixes = self.view.replace_address_sets(cluster, cut_already);
+        if prefixes.is_empty() {
+            return;
+        }
+        touched.spans.extend(prefixes.iter().map(|prefix| {
+            let (first, last) = matching::span(prefix);
+            (matches!(prefix, IpNet::V4(_)), first, last)
+        }));
+        replaced.get_or_insert_default().blocks.extend(prefixes);
     }
 
     /// 6: ends of which some record that answers for them differs.
@@ -185,8 +228,10 @@ impl Proof {
             }
         }
         let (few, many): (Vec<IpNet>, Vec<IpNet>) = replaced.blocks.iter().partition(|block| is_small(block));
-        let few = few.iter().flat_map(IpNet::hosts);
-        places.extend(few.map(Place::Address));
+        for block in few {
+            let (v4, (first, last)) = (matches!(block, IpNet::V4(_)), matching::span(&block));
+            places.extend((first..=last).map(|number| Place::Address(matching::address(v4, number))));
+        }
         if !many.is_empty() {
             let inside = |place: &&Place| match place {
                 Place::Address(address) => many.iter().any(|block| block.contains(address)),
@@ -301,6 +346,10 @@ impl Proof {
         if touched.ranges {
             self.ranges(true)?;
             self.ranges(false)?;
+        } else {
+            for (v4, first, last) in joined(&touched.spans) {
+                self.ranges_within(v4, first, last)?;
+            }
         }
         for place in nodes.into_iter().chain(others) {
             self.end(place)?;
@@ -404,7 +453,7 @@ impl Proof {
     /// 8: a dataplane goes on with a flow while neither end's epoch changes. So who has an address now that another had, and
     /// two ends between whom something else passes now, do not both have the epochs that they had.
     fn epochs_again(&mut self, cluster: &Cluster, touched: &Touched, older: &Snapshot) -> Result<(), Wrong> {
-        let moved = self.held.take_moved();
+        let (moved, moved_ranges) = (self.held.take_moved(), self.held.take_moved_ranges());
         for place in &touched.ends {
             if let Place::Address(address) = place
                 && self.keeps_epoch(*address, older)
@@ -419,7 +468,12 @@ impl Proof {
         }
         // Ends whose epoch is what it was, and what they were. To selectors and names of ports that nobody asked for
         // before, what everybody decided before is the same.
-        let mut was: HashMap<Place, End> = HashMap::new();
+        let mut was: HashMap<Place, (End, End)> = HashMap::new();
+        for (address, old, new) in moved_ranges {
+            if !self.view.only_gained(old.meaning, new.meaning) && self.keeps_epoch(address, older) {
+                was.insert(Place::Address(address), (old, new));
+            }
+        }
         for (place, old) in moved {
             let old = old.end;
             if let Place::Address(address) = place
@@ -428,7 +482,7 @@ impl Proof {
                     || !self.view.only_gained(old.meaning, new.meaning))
                 && self.keeps_epoch(address, older)
             {
-                was.entry(place).or_insert(old);
+                was.entry(place).or_insert((old, new));
             }
         }
         let (mut subjects, mut meanings) = (BTreeMap::new(), BTreeMap::new());
@@ -441,10 +495,7 @@ impl Proof {
                 places.push(place);
             }
         };
-        for (place, old) in &was {
-            let Some(new) = self.held.seen(*place).map(|seen| seen.end) else {
-                continue;
-            };
+        for (place, (old, new)) in &was {
             for pair in old.subjects.into_iter().zip(new.subjects) {
                 if pair.0 != pair.1 {
                     note(&mut subjects, pair, *place);
@@ -466,7 +517,7 @@ impl Proof {
                     continue;
                 }
                 for peer in self.held.peers_in(*column) {
-                    let meant = was.get(&peer).map_or(column.1, |end| end.meaning);
+                    let meant = was.get(&peer).map_or(column.1, |(old, _)| old.meaning);
                     let asked = any_peer || !self.held.is_pod(peer);
                     let own = owns
                         .iter()
@@ -486,7 +537,9 @@ impl Proof {
                     continue;
                 }
                 for own in self.held.subjects_of(*line) {
-                    let same = was.get(&own).is_none_or(|end| end.subjects.contains(&line.1));
+                    let same = was
+                        .get(&own)
+                        .is_none_or(|(old, _)| old.subjects.contains(&line.1));
                     let peer = peers
                         .iter()
                         .find(|peer| same && self.both_keep(own, **peer, older));
@@ -642,6 +695,22 @@ impl Proof {
 /// Whether there are so few addresses in a block that each can be looked up.
 fn is_small(block: &IpNet) -> bool {
     block.max_prefix_len() - block.prefix_len() <= 12
+}
+
+/// Spans in order, those that overlap or touch joined.
+fn joined(spans: &[(bool, u128, u128)]) -> Vec<(bool, u128, u128)> {
+    let mut sorted = spans.to_vec();
+    sorted.sort_unstable();
+    let mut out: Vec<(bool, u128, u128)> = Vec::with_capacity(sorted.len());
+    for (v4, first, last) in sorted {
+        match out.last_mut() {
+            Some((of, _, end)) if *of == v4 && end.checked_add(1).is_none_or(|next| first <= next) => {
+                *end = last.max(*end);
+            }
+            _ => out.push((v4, first, last)),
+        }
+    }
+    out
 }
 
 /// Puts policies of one kind that are not what they were to those that are gone and those that are new.

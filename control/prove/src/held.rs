@@ -81,6 +81,8 @@ pub(super) struct Held {
     changed_nodes: BTreeSet<u32>,
     /// Ends that were others, since that was last asked for, and what they were.
     moved: Vec<(Place, Seen)>,
+    /// Addresses that nobody has, one of each range that means something else, then and now.
+    moved_ranges: Vec<(IpAddr, End, End)>,
     /// Where both sides' ranges begin, by family.
     cuts: [Vec<u128>; 2],
     /// What has come since it was last asked for.
@@ -112,18 +114,83 @@ impl Held {
         self.ends.iter()
     }
 
-    /// Takes what was found out about all ranges of a family, each by an address of it that nobody has, in place of
-    /// what was known. `cuts` are where ranges begin, those with and without such an address.
-    pub(super) fn put_ranges(&mut self, v4: bool, cuts: Vec<u128>, ranges: BTreeMap<u128, Seen>) {
+    /// Takes what was found out about the ranges from a first to a last address of a family, each by an address of it that
+    /// nobody has, in place of what was known. `cuts` are where ranges begin, those with and without such an address, the one after the last
+    /// among them.
+    pub(super) fn put_ranges(
+        &mut self,
+        v4: bool,
+        first: u128,
+        last: u128,
+        cuts: &[u128],
+        ranges: BTreeMap<u128, Seen>,
+    ) {
         let family = usize::from(!v4);
         for seen in ranges.values() {
             self.count(seen);
         }
-        let before = std::mem::replace(&mut self.ranges[family], ranges);
-        for seen in before.values() {
-            self.uncount(seen);
+        let before = self.ranges[family].range(first..=last);
+        let before: Vec<u128> = before.map(|(number, _)| *number).collect();
+        for number in before {
+            if let Some(seen) = self.ranges[family].remove(&number) {
+                self.uncount(&seen);
+            }
         }
-        self.cuts[family] = cuts;
+        self.ranges[family].extend(ranges);
+        let all = &mut self.cuts[family];
+        let from = all.partition_point(|cut| *cut < first);
+        let to = all.partition_point(|cut| last.checked_add(1).is_none_or(|after| *cut <= after));
+        all.splice(from..to, cuts.iter().copied());
+        // What goes on over the first or the last address is one range, asked by one address.
+        for edge in [Some(first), last.checked_add(1)].into_iter().flatten() {
+            self.join_ranges(family, edge);
+        }
+    }
+
+    /// Keeps one address of the range that holds an address.
+    fn join_ranges(&mut self, family: usize, number: u128) {
+        let above = self.cuts[family].partition_point(|cut| *cut <= number);
+        let begin = above
+            .checked_sub(1)
+            .and_then(|at| self.cuts[family].get(at))
+            .copied()
+            .unwrap_or(0);
+        let end = self.cuts[family].get(above).map_or(u128::MAX, |next| next - 1);
+        let own = self.ranges[family].range(begin..=end).skip(1);
+        let more: Vec<u128> = own.map(|(number, _)| *number).collect();
+        for number in more {
+            if let Some(seen) = self.ranges[family].remove(&number) {
+                self.uncount(&seen);
+            }
+        }
+    }
+
+    /// Where ranges begin, from a first to a last address.
+    pub(super) fn cuts(&self, v4: bool, first: u128, last: u128) -> &[u128] {
+        let cuts = &self.cuts[usize::from(!v4)];
+        let from = cuts.partition_point(|cut| *cut < first);
+        let to = cuts.partition_point(|cut| *cut <= last);
+        &cuts[from..to]
+    }
+
+    /// What is known of the range that holds an address.
+    pub(super) fn range(&self, v4: bool, number: u128) -> Option<&Seen> {
+        let family = usize::from(!v4);
+        let above = self.cuts[family].partition_point(|cut| *cut <= number);
+        let begin = above.checked_sub(1).and_then(|at| self.cuts[family].get(at))?;
+        let end = self.cuts[family].get(above).map_or(u128::MAX, |next| next - 1);
+        let found = self.ranges[family].range(begin..=&end).next();
+        found.map(|(_, seen)| seen)
+    }
+
+    /// Notes that an address which nobody has means something else.
+    pub(super) fn note_moved(&mut self, address: IpAddr, was: End, is: End) {
+        self.moved_ranges.push((address, was, is));
+    }
+
+    /// Addresses that nobody has and that mean something else than they did, since this was last asked.
+    pub(super) fn take_moved_ranges(&mut self) -> Vec<(IpAddr, End, End)> {
+        std::mem::take(&mut self.moved_ranges)
     }
 
     /// Takes what was found out about an address that is part of its range alone: it may be the first one of it that

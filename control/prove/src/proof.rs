@@ -8,8 +8,8 @@ use hashbrown::HashSet;
 use ringwall_dataplane::{
     addr::Addr,
     classify::{
-        DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NONE, NodeExemption, Provenance, Row,
-        Snapshot, SnapshotChanges,
+        DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NONE, NodeExemption, Provenance,
+        RangeNodes, Row, Snapshot, SnapshotChanges,
     },
 };
 use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
@@ -68,6 +68,8 @@ pub(super) struct Proof {
     pub view: View,
     pub snapshot: Arc<Snapshot>,
     pub held: Held,
+    /// Where the snapshot's tries have their nodes; None until a successor asks.
+    pub range_nodes: Option<RangeNodes>,
     /// What was decided and the port map that says the same (5).
     matched: HashSet<(u32, u32)>,
     /// Provenance that names a rule, and that names the policies of a subject.
@@ -107,6 +109,7 @@ impl Proof {
             view: View::of(cluster),
             snapshot: Arc::clone(snapshot),
             held: Held::default(),
+            range_nodes: None,
             matched: HashSet::new(),
             rule_names: HashSet::new(),
             isolating_names: HashSet::new(),
@@ -472,37 +475,64 @@ impl Proof {
 
     /// 1: every range of a family, cut where either side cuts.
     pub(super) fn ranges(&mut self, v4: bool) -> Result<(), Wrong> {
-        let Some(theirs) = self.snapshot.range_borders(v4) else {
+        let last = if v4 { u128::from(u32::MAX) } else { u128::MAX };
+        self.ranges_within(v4, 0, last)
+    }
+
+    /// 1: the addresses from a first to a last one that no host has, cut where either side cuts or did.
+    pub(super) fn ranges_within(&mut self, v4: bool, first: u128, last: u128) -> Result<(), Wrong> {
+        let Some(theirs) = self.snapshot.range_borders(v4, first, last) else {
             return Err(Wrong {
                 what: "the snapshot's address ranges share their tables".to_owned(),
                 suspect: Suspect::Anything,
             });
         };
-        let mut cuts: Vec<u128> = self
-            .view
-            .space
-            .family(v4)
-            .iter()
-            .map(|range| range.first)
-            .collect();
-        cuts.extend(theirs);
+        let ours = self.view.space.borders(v4, first, last);
+        let mut borders: Vec<u128> = ours.iter().copied().chain(theirs).collect();
+        borders.sort_unstable();
+        borders.dedup();
+        // What meant one thing may mean several now, and several one.
+        let mut cuts = self.held.cuts(v4, first, last).to_vec();
+        cuts.extend(&borders);
+        cuts.push(first);
         cuts.sort_unstable();
         cuts.dedup();
-        let end = if v4 { u128::from(u32::MAX) } else { u128::MAX };
         let mut found = BTreeMap::new();
-        for (at, first) in cuts.iter().enumerate() {
-            let last = cuts.get(at + 1).map_or(end, |next| next - 1);
-            let range = self.view.space.find_number(v4, *first);
-            let low = self.nobodys(v4, *first..=last, false);
-            let high = self.nobodys(v4, *first..=last, true);
+        for (at, begin) in cuts.iter().enumerate() {
+            let end = cuts.get(at + 1).map_or(last, |next| next - 1);
+            let range = self.view.space.find_number(v4, *begin);
+            let was = self.held.range(v4, *begin).map(|seen| seen.end);
+            let low = self.nobodys(v4, *begin..=end, false);
+            let high = self.nobodys(v4, *begin..=end, true);
             for number in low.into_iter().chain(high) {
                 let seen = self.nobody(v4, number, range)?;
                 if Some(number) == low {
                     found.insert(number, seen);
+                    if let Some(was) = was.filter(|was| was.meaning != seen.end.meaning) {
+                        let address = matching::address(v4, number);
+                        self.held.note_moved(address, was, seen.end);
+                    }
                 }
             }
         }
-        self.held.put_ranges(v4, cuts, found);
+        // Only what either side tells apart stays apart.
+        let is_border = |number: &u128| {
+            borders.binary_search(number).is_ok()
+                && (*number != first
+                    || self.view.space.is_border(v4, *number)
+                    || self.snapshot.is_range_border(v4, *number))
+        };
+        cuts.retain(is_border);
+        let mut range = None;
+        found.retain(|number, _| {
+            let of = cuts.partition_point(|cut| cut <= number);
+            range.replace(of) != Some(of)
+        });
+        let after = last.checked_add(1).filter(|after| {
+            self.view.space.is_border(v4, *after) || self.snapshot.is_range_border(v4, *after)
+        });
+        cuts.extend(after.filter(|after| !v4 || *after <= u128::from(u32::MAX)));
+        self.held.put_ranges(v4, first, last, &cuts, found);
         Ok(())
     }
 

@@ -121,11 +121,34 @@ enum Namespaces {
     Matching(Selector),
 }
 
-/// An ipBlock.
+/// What a rule names by addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Block {
-    pub cidr: IpNet,
-    pub except: Vec<IpNet>,
+pub(super) enum Block {
+    /// An ipBlock.
+    Cidr { cidr: IpNet, except: Vec<IpNet> },
+    /// The address set of this name, whatever it holds.
+    Set(String),
+}
+
+impl Block {
+    /// Prefixes outside of which it holds nothing.
+    pub(super) fn prefixes(&self, cluster: &Cluster) -> Vec<IpNet> {
+        match self {
+            Self::Cidr { cidr, .. } => vec![*cidr],
+            Self::Set(name) => {
+                let set = cluster.address_sets.get(name);
+                set.map_or_else(Vec::new, |set| set.iter().copied().collect())
+            }
+        }
+    }
+
+    /// Parts of them that it does not hold.
+    pub(super) fn holes(&self) -> &[IpNet] {
+        match self {
+            Self::Cidr { except, .. } => except,
+            Self::Set(_) => &[],
+        }
+    }
 }
 
 /// A pod, as policies select it.
@@ -278,17 +301,10 @@ impl Rules {
                     terms.pods.push(self.term(term));
                 }
                 Peer::Block { cidr, except } => {
-                    let block = Block {
-                        cidr: *cidr,
-                        except: except.clone(),
-                    };
-                    let next = self.blocks.len() as u32;
-                    let number = *self.block_numbers.entry(block.clone()).or_insert(next);
-                    if number == next {
-                        self.blocks.push(block);
-                    }
-                    terms.blocks.push(number);
+                    let (cidr, except) = (*cidr, except.clone());
+                    terms.blocks.push(self.block(Block::Cidr { cidr, except }));
                 }
+                Peer::Addresses(set) => terms.blocks.push(self.block(Block::Set(set.clone()))),
             }
         }
         for list in [&mut terms.pods, &mut terms.blocks] {
@@ -296,6 +312,25 @@ impl Rules {
             list.dedup();
         }
         terms
+    }
+
+    fn block(&mut self, block: Block) -> u32 {
+        let next = self.blocks.len() as u32;
+        let number = *self.block_numbers.entry(block.clone()).or_insert(next);
+        if number == next {
+            self.blocks.push(block);
+        }
+        number
+    }
+
+    /// The number of an address set that some rule named.
+    pub(super) fn address_set(&self, name: &str) -> Option<u32> {
+        self.block_numbers.get(&Block::Set(name.to_owned())).copied()
+    }
+
+    /// Whether a block is an address set, so that it can hold an address now and not then.
+    pub(super) fn is_address_set(&self, block: u32) -> bool {
+        matches!(self.blocks[block as usize], Block::Set(_))
     }
 
     fn term(&mut self, term: PodTerm) -> u32 {

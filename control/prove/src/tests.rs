@@ -565,7 +565,7 @@ fn is_one_of(cluster: &Cluster, peers: &[Peer], pod: &Pod) -> bool {
             let in_it = namespaces.as_ref().is_none_or(|it| holds(it, of_namespace));
             in_it && holds(pods, &pod.labels)
         }
-        Peer::Block { .. } => false,
+        Peer::Block { .. } | Peer::Addresses(_) => false,
     })
 }
 

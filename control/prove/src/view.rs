@@ -3,14 +3,15 @@
 use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
+use imbl::{ordmap::DiffItem, ordset::DiffItem as SetDiff};
 use ipnet::IpNet;
-use ringwall_policy::{Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
+use ringwall_policy::{AddressSet, Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
 
 use super::{
     matching::Asked,
     policy::Policy,
     ports::{Decisions, Outcome, Passes, PortNames},
-    rules::{Demand, Direction, Rules, Selected, Terms},
+    rules::{Block, Demand, Direction, Rules, Selected, Terms},
     sets::Sets,
     space::{Place, Space},
     words::{NewWords, PodWords},
@@ -157,6 +158,9 @@ struct Deciding {
 /// No policy decides: subjects of ends that are no pods, by direction.
 pub(super) const OPEN: [u32; 2] = [0, NO_POLICY_OUT];
 
+/// Members of address sets that are taken over one by one; of more, the address space is cut from nothing.
+const FEW_MEMBERS: usize = 64;
+
 /// The one of what goes out.
 pub(super) const NO_POLICY_OUT: u32 = 1;
 
@@ -170,6 +174,8 @@ pub(super) struct View {
     pub block_sets: Sets,
     /// How many pod terms there were before the policies were last replaced.
     terms_before: usize,
+    /// How many blocks, likewise.
+    blocks_before: usize,
     /// Names of ports that egress rules ask for since then.
     new_names: HashSet<(Protocol, String)>,
     pub decisions: Decisions,
@@ -215,6 +221,7 @@ impl View {
             term_sets,
             block_sets,
             terms_before: usize::MAX,
+            blocks_before: usize::MAX,
             new_names: HashSet::new(),
             decisions: Decisions::new(),
             of_namespaces: HashMap::new(),
@@ -551,6 +558,7 @@ impl View {
     /// Says that from here on all pod terms that there are were there before.
     pub(super) fn terms_stay(&mut self) {
         self.terms_before = self.rules.term_count();
+        self.blocks_before = self.rules.blocks().len();
         self.new_names.clear();
     }
 
@@ -569,8 +577,8 @@ impl View {
             .collect()
     }
 
-    /// Whether a meaning is another's and no more than selectors and names of ports that came with the last policies. The
-    /// blocks that hold an address are not looked at: they never change.
+    /// Whether a meaning is another's and no more than selectors and names of ports that came with the last policies. Of the
+    /// blocks that hold an address, only address sets are looked at: the others never change.
     pub(super) fn only_gained(&self, old: u32, new: u32) -> bool {
         if old == new {
             return true;
@@ -583,7 +591,14 @@ impl View {
         let is_new = |port: &&(Protocol, String, u16)| {
             was.contains(port) || self.new_names.contains(&(port.0, port.1.clone()))
         };
-        terms.eq(before) && was.iter().all(|port| is.contains(port)) && is.iter().all(|port| is_new(&port))
+        let was_there =
+            |block: &&u32| (**block as usize) < self.blocks_before && self.rules.is_address_set(**block);
+        let held_by = |blocks| self.block_sets.members(blocks).iter().filter(was_there);
+        let same_sets = old.blocks == new.blocks || held_by(old.blocks).eq(held_by(new.blocks));
+        same_sets
+            && terms.eq(before)
+            && was.iter().all(|port| is.contains(port))
+            && is.iter().all(|port| is_new(&port))
     }
 
     /// Whether two subjects let the same pass between them and a peer, which may mean something else to the second.
@@ -711,7 +726,7 @@ impl View {
     ) -> Replaced {
         self.rules.take_new_words();
         let (terms, blocks) = (self.rules.term_count(), self.rules.blocks().len());
-        self.terms_before = terms;
+        (self.terms_before, self.blocks_before) = (terms, blocks);
         for policy in gone {
             self.rules.remove(policy);
         }
@@ -764,16 +779,50 @@ impl View {
             }
             groups[number] = before != of(&self.groups[number]);
         }
-        let new_blocks: Vec<IpNet> = self.rules.blocks()[blocks..].iter().map(|it| it.cidr).collect();
+        let new_blocks = &self.rules.blocks()[blocks..];
+        let cut_by: Vec<IpNet> = new_blocks.iter().flat_map(|it| it.prefixes(cluster)).collect();
         if !new_blocks.is_empty() {
             self.block_sets.grow(self.rules.blocks().len());
-            self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
+            self.cut_again(cluster);
         }
         Replaced {
             groups,
             slots,
-            blocks: new_blocks,
+            blocks: cut_by,
         }
+    }
+
+    /// Takes over what address sets hold now; answers the prefixes that came into one or left it. The address space is
+    /// one of the state before, or already that of now.
+    pub(super) fn replace_address_sets(&mut self, cluster: &Cluster, cut_already: bool) -> Vec<IpNet> {
+        let mut changed: Vec<(u32, IpNet)> = Vec::new();
+        let nothing = AddressSet::new();
+        for item in self.cluster.address_sets.diff(&cluster.address_sets) {
+            let (name, old, new) = match item {
+                DiffItem::Add(name, new) => (name, &nothing, &**new),
+                DiffItem::Remove(name, old) => (name, &**old, &nothing),
+                DiffItem::Update { old, new } => (old.0, &**old.1, &**new.1),
+            };
+            let Some(number) = self.rules.address_set(name) else {
+                continue;
+            };
+            for member in old.diff(new) {
+                let (SetDiff::Add(net) | SetDiff::Remove(net)) = member;
+                changed.push((number, *net));
+            }
+        }
+        if changed.len() > FEW_MEMBERS && !cut_already {
+            self.cut_again(cluster);
+        } else if !cut_already {
+            for (number, net) in &changed {
+                let Block::Set(name) = &self.rules.blocks()[*number as usize] else {
+                    continue;
+                };
+                let members = cluster.address_sets.get(name).map_or(&nothing, |set| set);
+                self.space.change_set(*number, net, members, &mut self.block_sets);
+            }
+        }
+        changed.into_iter().map(|(_, net)| net).collect()
     }
 
     /// Takes the terms from a number on, and tiered policies where they differ, into what is known of namespaces. Answers
@@ -808,7 +857,10 @@ impl View {
             group.is_some_and(of_group)
         };
         let slots = self.pods.iter().zip(0..).filter(|(known, _)| changed(known));
-        let mut slots: Vec<u32> = slots.map(|(_, slot)| slot).collect();
+        let mut slots: Vec<u32> = match replaced.groups.is_empty() {
+            true => Vec::new(),
+            false => slots.map(|(_, slot)| slot).collect(),
+        };
         slots.extend(&replaced.slots);
         slots.sort_unstable();
         slots.dedup();

@@ -23,7 +23,7 @@
 //! | a class comes or goes | [`set_cell`](ImageBuilder::set_cell) for each row in which it differs from what is there | one per row, together in memory |
 //! | a row comes or goes | [`row`](ImageBuilder::row), [`free_row`](ImageBuilder::free_row) | one per page |
 //! | a rule changes | [`set_page`](ImageBuilder::set_page) or [`set_cell`](ImageBuilder::set_cell) | one per page |
-//! | a prefix comes or goes | [`prefix`](ImageBuilder::prefix), [`remove_prefix`](ImageBuilder::remove_prefix) | the trie is made anew: O(prefixes) |
+//! | a prefix comes or goes | [`prefix`](ImageBuilder::prefix), [`remove_prefix`](ImageBuilder::remove_prefix) | the nodes of the trie that it lies in, and those inside it |
 //!
 //! An error (see [`BuildError`]) is remembered and answered by every [`ImageBuilder::image`] from then on: begin with a new
 //! builder.
@@ -65,12 +65,12 @@
 
 mod hosts;
 mod interned;
-
-use std::collections::BTreeMap;
+mod prefixes;
 
 use self::{
     hosts::{Hosts, Names},
     interned::{InternTable, RecordAllocator, RunAllocator, StringTable},
+    prefixes::Prefixes,
 };
 use super::{
     Generation, Identity, IdentityKind, Image,
@@ -79,10 +79,8 @@ use super::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
         FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, NONE, OTHER_PROTOCOLS,
         PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord,
-        ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, TRIE_CHILD, TrieNode, WITH_PORTS, name_tag,
-        page_slot, page_slots,
+        ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, WITH_PORTS, name_tag, page_slot, page_slots,
     },
-    table::Table,
 };
 use crate::addr::Addr;
 
@@ -239,13 +237,6 @@ pub struct ImageBuilder {
 
 type PortMapKey = (PortDecision, Vec<PortRange>);
 
-/// By length and address: identities. Shortest first, as [`trie`] wants them.
-#[derive(Default)]
-struct Prefixes {
-    known: BTreeMap<(u8, [u8; 16]), u32>,
-    changed: bool,
-}
-
 /// 64 cells of a row, from [`ImageBuilder::page`] or [`ImageBuilder::page_of`]. Good until the row that it was made for or taken from, or
 /// another with the same page, changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,8 +273,6 @@ impl ImageBuilder {
             row_tiles: 1,
             ..Self::default()
         };
-        image.prefixes_v4.changed = true;
-        image.prefixes_v6.changed = true;
         image.identity(Identity {
             kind: IdentityKind::External,
             endpoint: NONE,
@@ -414,30 +403,24 @@ impl ImageBuilder {
                 .get_or_insert(BuildError::PrefixLength { addr, length });
             return;
         }
-        let (prefixes, key) = self.prefix_key(addr, length);
-        prefixes.changed |= prefixes.known.insert(key, identity) != Some(identity);
+        let (prefixes, bits) = self.prefixes(addr);
+        prefixes.insert(bits, length, identity);
     }
 
     /// Takes a prefix out. Answers the identity that it had.
     pub fn remove_prefix(&mut self, addr: Addr, length: u8) -> Option<u32> {
-        let (prefixes, key) = self.prefix_key(addr, length);
-        let gone = prefixes.known.remove(&key);
-        prefixes.changed |= gone.is_some();
-        gone
+        let (prefixes, bits) = self.prefixes(addr);
+        prefixes.remove(bits, length)
     }
 
-    fn prefix_key(&mut self, addr: Addr, length: u8) -> (&mut Prefixes, (u8, [u8; 16])) {
-        let mut number = addr.to_u128();
-        let prefixes = if addr.is_v4() {
-            number <<= 96;
-            &mut self.prefixes_v4
+    /// The prefixes of an address's family, and its bits, the first one highest.
+    fn prefixes(&mut self, addr: Addr) -> (&mut Prefixes, u128) {
+        let bits = addr.to_u128();
+        if addr.is_v4() {
+            (&mut self.prefixes_v4, bits << 96)
         } else {
-            &mut self.prefixes_v6
-        };
-        let kept = u128::MAX
-            .checked_shl(128 - u32::from(length.min(128)))
-            .unwrap_or(0);
-        (prefixes, (length, (number & kept).to_be_bytes()))
+            (&mut self.prefixes_v6, bits)
+        }
     }
 
     /// Adds a policy's name and answers its index.
@@ -1009,22 +992,15 @@ impl ImageBuilder {
 
     /// The tables as they are now. `content` is the canonical hash; tests may give zeros.
     ///
-    /// Costs a reference per 16 KiB, and the tries where prefixes have changed. Generations only go up.
+    /// Costs a reference per 16 KiB, and what prefixes that have changed cost. Generations only go up.
     pub fn image(&mut self, generation: Generation, content: [u8; 32]) -> Result<Image, BuildError> {
         let tables = &mut self.tables;
         for (prefixes, table) in [
             (&mut self.prefixes_v4, &mut tables.trie_v4),
             (&mut self.prefixes_v6, &mut tables.trie_v6),
         ] {
-            if std::mem::take(&mut prefixes.changed) {
-                let before = table.len();
-                match trie(&prefixes.known) {
-                    Ok(nodes) => *table = Table::sharing(&nodes, table),
-                    Err(error) => {
-                        self.error.get_or_insert(error);
-                    }
-                }
-                table.resize(before); // nodes that nothing leads to; a delta takes nothing away
+            if let Err(error) = prefixes.write(table) {
+                self.error.get_or_insert(error);
             }
         }
         if let Some(error) = &self.error {
@@ -1107,51 +1083,4 @@ fn add_interval(intervals: &mut Vec<IntervalRecord>, first: usize, lo: u16, then
     if !before.is_some_and(|before| IntervalRecord { lo, ..*before } == record) {
         intervals.push(record);
     }
-}
-
-/// A stride-8 trie in which every entry is an identity or a child: prefixes are pushed down to the entries that they
-/// cover.
-///
-/// Shortest first: an entry that a prefix fills has no child yet, since only longer prefixes make children there.
-fn trie(prefixes: &BTreeMap<(u8, [u8; 16]), u32>) -> Result<Vec<TrieNode>, BuildError> {
-    let mut nodes = vec![TrieNode { entries: [0; 256] }];
-    for ((length, bytes), identity) in prefixes {
-        let mut at = 0;
-        let mut left = *length;
-        for byte in bytes {
-            if left <= 8 {
-                let span = 1_usize << (8 - left);
-                let first = usize::from(*byte) & !(span - 1);
-                if let Some(entries) = nodes
-                    .get_mut(at)
-                    .and_then(|node| node.entries.get_mut(first..first + span))
-                {
-                    entries.fill(*identity);
-                }
-                break;
-            }
-            left -= 8;
-            let next = nodes.len();
-            if next >= TRIE_CHILD as usize {
-                return Err(BuildError::TooMany { table: "trie nodes" });
-            }
-            let Some(entry) = nodes
-                .get_mut(at)
-                .map(|node| &mut node.entries[usize::from(*byte)])
-            else {
-                break;
-            };
-            let found = *entry;
-            if found & TRIE_CHILD == 0 {
-                *entry = next as u32 | TRIE_CHILD;
-                nodes.push(TrieNode {
-                    entries: [found; 256],
-                });
-                at = next;
-            } else {
-                at = (found & !TRIE_CHILD) as usize;
-            }
-        }
-    }
-    Ok(nodes)
 }

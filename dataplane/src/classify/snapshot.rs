@@ -8,6 +8,7 @@ mod address_ranges;
 mod batch;
 mod changes;
 
+pub use address_ranges::RangeNodes;
 pub use batch::{BATCH, FirstPacket, JudgedPacket};
 pub use changes::SnapshotChanges;
 use zerocopy::try_transmute_ref;

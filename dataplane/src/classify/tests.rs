@@ -16,6 +16,7 @@ use crate::addr::Addr;
 
 mod deltas;
 mod figures;
+mod ranges;
 
 fn v4(a: u8, b: u8, c: u8, d: u8) -> Addr {
     Addr::v4([a, b, c, d])
@@ -682,7 +683,7 @@ proptest! {
                 let class = longest.max_by_key(|(_, length, class)| (*length, *class)).map_or(0, |(_, _, class)| *class);
                 prop_assert_eq!(snapshot.identify(Addr::v4(addr.to_be_bytes())).peer_class, class);
                 // Nothing changes but at a border.
-                let borders = snapshot.range_borders(true).unwrap();
+                let borders = snapshot.range_borders(true, 0, u128::from(u32::MAX)).unwrap();
                 let above = borders.partition_point(|first| *first <= u128::from(addr));
                 let first = (borders[above - 1] as u32).to_be_bytes();
                 prop_assert_eq!(snapshot.identify(Addr::v4(first)).peer_class, class);

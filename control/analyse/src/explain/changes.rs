@@ -127,6 +127,7 @@ impl<'a> Search<'a> {
             unplaced: whole.unplaced.clone(),
             // They select by labels, which a change may give.
             tiered: whole.tiered.clone(),
+            address_sets: whole.address_sets.clone(),
             ..Cluster::default()
         };
         for end in [src, dst] {
@@ -467,6 +468,8 @@ impl<'a> Search<'a> {
                         );
                     }
                 }
+                // A NetworkPolicy names none.
+                Peer::Addresses(_) => {}
                 Peer::Pods { namespaces, pods } => {
                     if let Identity::Pod(pod) = other.identity {
                         out.extend(self.relabelled(policy, namespaces.as_ref(), pods, pod));
@@ -706,7 +709,7 @@ impl<'a> Search<'a> {
                 let requirement = pods.requirements.first()?;
                 Some(label(Labelled::Pod(pod.key.clone()), violate(requirement)))
             }
-            (Peer::Pods { .. }, _) => None,
+            (Peer::Pods { .. } | Peer::Addresses(_), _) => None,
         }
     }
 

@@ -142,6 +142,14 @@ pub(super) fn peer<'a>(
                 None => Ok(()),
             }
         }
+        Peer::Addresses(_) => {
+            let address = end.address.ok_or(PeerMiss::NoAddress)?;
+            let mut members = cluster.blocks_of(entry);
+            match members.any(|(net, _)| net.contains(&address)) {
+                true => Ok(()),
+                false => Err(PeerMiss::Outside),
+            }
+        }
         Peer::Pods { namespaces, pods } => {
             let Identity::Pod(pod) = end.identity else {
                 return Err(PeerMiss::NotAPod);
@@ -177,6 +185,7 @@ pub(super) fn peer_words(entry: &Peer) -> String {
             let holes: Vec<String> = except.iter().map(IpNet::to_string).collect();
             format!("ipBlock {cidr} except {}", holes.join(", "))
         }
+        Peer::Addresses(set) => format!("the addresses of {set}"),
         Peer::Pods {
             namespaces: None,
             pods,

@@ -439,6 +439,7 @@ fn change_excepts(
 fn peer_size(peer: &Peer) -> usize {
     match peer {
         Peer::Block { except, .. } => 1 + except.len(),
+        Peer::Addresses(_) => 1,
         Peer::Pods { namespaces, pods } => {
             let namespaces = namespaces
                 .as_ref()
@@ -491,6 +492,8 @@ fn peer_json(peer: &Peer) -> Value {
     match peer {
         Peer::Block { cidr, except } if except.is_empty() => json!({"ipBlock": {"cidr": cidr}}),
         Peer::Block { cidr, except } => json!({"ipBlock": {"cidr": cidr, "except": except}}),
+        // A NetworkPolicy, of which edits are proposed, names none.
+        Peer::Addresses(_) => json!({}),
         Peer::Pods {
             namespaces: None,
             pods,

@@ -110,7 +110,7 @@ impl<'a> Case<'a> {
     /// Whether a rule's blocks match an end whose address nobody knows.
     fn blocks_match_unplaced(&self, peers: &[Peer], other: &End<'_>) -> bool {
         self.unplaced(other)
-            .is_some_and(|unplaced| unplaced.matches(peers))
+            .is_some_and(|unplaced| unplaced.matches(self.cluster, peers))
     }
 
     /// How blocks are read for an end, where that is a pod whose address nobody knows.
@@ -320,7 +320,8 @@ impl<'a> Case<'a> {
         let unplaced = self.unplaced(&other);
         let rules = rules.map(|(index, rule)| {
             let held = rule.peers.as_ref().zip(unplaced);
-            let held = held.is_some_and(|(peers, it)| it.hold(peers, it.reads_possibly(rule.action)));
+            let held =
+                held.is_some_and(|(peers, it)| it.hold(self.cluster, peers, it.reads_possibly(rule.action)));
             let conditions = self.conditions(rule, direction, words);
             let trace = self.rule(
                 index,
@@ -413,7 +414,8 @@ impl<'a> Case<'a> {
         };
         let trace = |condition: &Condition, whose: &str, end: &End<'a>, name: &str| {
             let negated = condition.negated;
-            let blocks_hold = |unplaced: &Unplaced| unplaced.hold(&condition.any, possibly != negated);
+            let blocks_hold =
+                |unplaced: &Unplaced| unplaced.hold(self.cluster, &condition.any, possibly != negated);
             let mut misses = condition
                 .any
                 .iter()

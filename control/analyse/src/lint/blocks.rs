@@ -196,7 +196,7 @@ fn overlapping<'a>(
         .enumerate()
         .filter_map(|(index, peer)| match peer {
             Peer::Block { cidr, except } => Some((index, cidr, except.as_slice())),
-            Peer::Pods { .. } => None,
+            Peer::Pods { .. } | Peer::Addresses(_) => None,
         })
         .collect();
     for (index, cidr, except) in &blocks {

@@ -101,6 +101,7 @@ fn resolving<'a>(
             Some(peers) => peers.iter().any(|peer| match peer {
                 Peer::Pods { .. } => true,
                 Peer::Block { cidr, .. } => cidr.prefix_len() == 0,
+                Peer::Addresses(_) => false,
             }),
         });
         let asks = asks(
@@ -200,7 +201,7 @@ fn into_the_cluster(rule: &Rule, witnesses: &Witnesses<'_>) -> bool {
     match &rule.peers {
         None => true,
         Some(peers) => peers.iter().any(|peer| match peer {
-            Peer::Pods { .. } => true,
+            Peer::Pods { .. } | Peer::Addresses(_) => true,
             Peer::Block { cidr, .. } => inside.iter().any(|net| net.contains(cidr) || cidr.contains(net)),
         }),
     }

@@ -380,7 +380,7 @@ fn longest_prefix<'a>(
             .enumerate()
             .filter_map(|(index, peer)| match peer {
                 Peer::Block { cidr, except } => Some((index, cidr, except.as_slice())),
-                Peer::Pods { .. } => None,
+                Peer::Pods { .. } | Peer::Addresses(_) => None,
             })
             .collect()
     };

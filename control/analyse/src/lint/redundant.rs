@@ -166,11 +166,13 @@ enum Atom<'a> {
     Everyone,
     Pods { namespaces: Selector, pods: Selector },
     Block { cidr: &'a IpNet, except: &'a [IpNet] },
+    Addresses(&'a str),
 }
 
 fn atoms<'p>(peer: &'p Peer, own: &Selector) -> Vec<Atom<'p>> {
     match peer {
         Peer::Block { cidr, except } => vec![Atom::Block { cidr, except }],
+        Peer::Addresses(set) => vec![Atom::Addresses(set)],
         Peer::Pods { namespaces, pods } => {
             let spaces = variants(namespaces.as_ref().unwrap_or(own));
             let pods = variants(pods);
@@ -194,7 +196,7 @@ impl Atom<'_> {
         match self {
             Self::Everyone => false,
             Self::Pods { namespaces, pods } => peers.iter().any(|peer| match peer {
-                Peer::Block { .. } => false,
+                Peer::Block { .. } | Peer::Addresses(_) => false,
                 Peer::Pods {
                     namespaces: theirs,
                     pods: others,
@@ -210,12 +212,16 @@ impl Atom<'_> {
                     there && implies(pods, others)
                 }
             }),
+            // Whatever it holds.
+            Self::Addresses(set) => peers
+                .iter()
+                .any(|peer| matches!(peer, Peer::Addresses(other) if other == set)),
             Self::Block { cidr, except } => {
                 let touches = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
                 let blocks = || {
                     peers.iter().filter_map(|peer| match peer {
                         Peer::Block { cidr, except } => Some((cidr, except)),
-                        Peer::Pods { .. } => None,
+                        Peer::Pods { .. } | Peer::Addresses(_) => None,
                     })
                 };
                 let whole: Vec<IpNet> = blocks()

@@ -149,7 +149,7 @@ fn is_peer(policy: &Policy<'_>, placed: PlacedRule<'_>, pod: &Pod, witnesses: &W
     };
     let namespace = witnesses.with_synthetic().namespaces.get(&pod.key.namespace);
     peers.iter().any(|peer| match peer {
-        Peer::Block { .. } => false,
+        Peer::Block { .. } | Peer::Addresses(_) => false,
         Peer::Pods { namespaces, pods } => {
             let there = match namespaces {
                 None => pod.key.namespace == policy.namespace(),

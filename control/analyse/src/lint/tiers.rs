@@ -324,7 +324,11 @@ fn may_be_about_nodes(policy: &Ranked<'_>) -> bool {
     let mut rules = policy.rules(Direction::Egress).into_iter().flatten();
     rules.any(|rule| {
         let peers = rule.rule.peers.as_ref();
-        peers.is_none_or(|peers| peers.iter().any(|it| matches!(it, Peer::Block { .. })))
+        peers.is_none_or(|peers| {
+            peers
+                .iter()
+                .any(|it| matches!(it, Peer::Block { .. } | Peer::Addresses(_)))
+        })
     })
 }
 

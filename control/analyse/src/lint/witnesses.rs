@@ -130,7 +130,7 @@ impl<'a> Witnesses<'a> {
     /// The real pods that a peer matches by selector; none for a block.
     pub(super) fn peer_pods(&self, own: &str, peer: &Peer) -> Vec<&'a Pod> {
         match peer {
-            Peer::Block { .. } => Vec::new(),
+            Peer::Block { .. } | Peer::Addresses(_) => Vec::new(),
             Peer::Pods { namespaces, pods } => {
                 let place = namespaces
                     .as_ref()
@@ -285,6 +285,10 @@ impl<'a> Witnesses<'a> {
                 self.pod(place, &[pods], &|_| true)
             }
             Peer::Block { cidr, except } => address_in(cidr, except).map(EndName::Address),
+            Peer::Addresses(_) => {
+                let mut members = self.cluster.blocks_of(peer);
+                members.find_map(|(cidr, except)| address_in(&cidr, except).map(EndName::Address))
+            }
         }
     }
 

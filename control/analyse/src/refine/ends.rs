@@ -8,7 +8,7 @@ use ringwall_dataplane::{
     addr::Addr,
     classify::{Identity, IdentityKind, Judgement, L4, NONE, NodeExemption, Row},
 };
-use ringwall_policy::{Cluster, ObjectKey, Peer, Pod};
+use ringwall_policy::{Cluster, ObjectKey, Pod};
 
 use super::{
     Compiled, Family,
@@ -496,8 +496,8 @@ fn cut(cluster: &Cluster, cuts: &mut Cuts) {
         cuts.net(net);
     }
     for peer in cluster.named_peers() {
-        if let Peer::Block { cidr, except } = peer {
-            cuts.net(cidr);
+        for (cidr, except) in cluster.blocks_of(peer) {
+            cuts.net(&cidr);
             except.iter().for_each(|net| cuts.net(net));
         }
     }

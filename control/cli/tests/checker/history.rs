@@ -20,7 +20,8 @@ fn event(cluster: &Cluster, tiers: bool, random: &mut Random) -> Cluster {
     let mut next = cluster.clone();
     let other = crate::some_cluster(tiers, random);
     let keys: Vec<_> = cluster.pods.keys().cloned().collect();
-    match random.below(if tiers { 26 } else { 20 }) {
+    match random.below(if tiers { 32 } else { 20 }) {
+        26..=31 => generate::members_change(&mut next, random),
         20..=25 => tiered_event(&mut next, &other, random),
         0 => next = mutate::step(cluster, random),
         1 | 2 => {
@@ -123,7 +124,7 @@ fn update(compiler: &mut Compiler, cluster: &Cluster, generation: u64) -> Arc<Sn
 
 #[test]
 fn successors_are_proven_from_what_differs() {
-    let (mut carried, mut with_policies, mut ordered, mut whole) = (0, 0, 0, 0);
+    let (mut carried, mut with_policies, mut ordered, mut members, mut whole) = (0, 0, 0, 0, 0);
     for seed in crate::seeds(60) {
         let tiers = seed % 2 == 1;
         let mut random = Random::new(seed);
@@ -139,6 +140,7 @@ fn successors_are_proven_from_what_differs() {
             let policies = |of: &Cluster| (of.policies.clone(), of.tiered.clone(), of.namespaces.clone());
             let same_policies = policies(&last) == policies(&cluster);
             ordered += u32::from(!report.whole && last.tiered != cluster.tiered);
+            members += u32::from(!report.whole && last.address_sets != cluster.address_sets);
             match (report.whole, same_policies) {
                 (true, _) => whole += 1,
                 (false, true) => carried += 1,
@@ -149,10 +151,10 @@ fn successors_are_proven_from_what_differs() {
         }
     }
     println!(
-        "{carried} carried over, {with_policies} with other policies or namespaces, {ordered} of ordered kinds, {whole} whole"
+        "{carried} carried over, {with_policies} with other policies or namespaces, {ordered} of ordered kinds, {members} with other members, {whole} whole"
     );
     assert!(
-        carried > 400 && with_policies > 100 && ordered > 40,
+        carried > 400 && with_policies > 100 && ordered > 40 && members > 60,
         "{carried} carried over, {with_policies} with other policies or namespaces, {whole} whole"
     );
 }
@@ -419,7 +421,7 @@ fn epochs_that_stay_are_found() {
             checker.full(&cluster, &first).expect("it is proven");
             checker.changed(&next, &second).expect("its epochs are right");
             let forged = with_epochs_of(&first, &second, &next);
-            let stale = stale_flow(&cluster, &first, &forged);
+            let stale = stale_flow(&cluster, &[], &first, &forged);
             let mut checker = Checker::new();
             checker.full(&cluster, &first).expect("it is proven");
             let proof = checker.changed(&next, &forged);
@@ -446,6 +448,15 @@ fn epochs_that_stay_are_found() {
 
 /// The second snapshot, whose pods have the epochs that they had in the first one.
 fn with_epochs_of(first: &Snapshot, second: &Snapshot, cluster: &Cluster) -> Arc<Snapshot> {
+    with_epochs(second, &epochs_of_pods(first, second, cluster))
+}
+
+/// The epochs of pods in the second snapshot that they had in the first one.
+fn epochs_of_pods(
+    first: &Snapshot,
+    second: &Snapshot,
+    cluster: &Cluster,
+) -> std::collections::HashMap<u64, u64> {
     let mut stay = std::collections::HashMap::new();
     for key in cluster.pods.keys() {
         let find = |snapshot: &Snapshot| {
@@ -456,9 +467,88 @@ fn with_epochs_of(first: &Snapshot, second: &Snapshot, cluster: &Cluster) -> Arc
             stay.insert(after, before);
         }
     }
-    let mut forged = crate::forge::Forged::of(&second.image().to_bytes());
+    stay
+}
+
+fn with_epochs(snapshot: &Snapshot, stay: &std::collections::HashMap<u64, u64>) -> Arc<Snapshot> {
+    let mut forged = crate::forge::Forged::of(&snapshot.image().to_bytes());
     forged.epochs(|epoch| stay.get(&epoch).copied());
     Arc::new(Snapshot::open(&forged.sealed()).expect("the image opens"))
+}
+
+/// Who leaves an address set or comes into one keeps its epoch, and so do all pods: flows that were judged by the members
+/// before would go on. Found by the proof of what differs, and by a whole one.
+#[test]
+fn epochs_of_members_that_stay_are_found() {
+    let (mut wrong, mut found, mut carried) = (0, 0, 0);
+    for seed in crate::seeds(400) {
+        let mut random = Random::new(seed ^ 0x5e75);
+        let cluster = crate::some_cluster(true, &mut random);
+        let mut next = cluster.clone();
+        for _ in 0..1 + random.below(10) {
+            generate::members_change(&mut next, &mut random);
+        }
+        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+        let first = update(&mut compiler, &cluster, 1);
+        let second = update(&mut compiler, &next, 2);
+        let addresses = addresses_of_sets(&cluster, &next);
+        assert_eq!(
+            stale_flow(&cluster, &addresses, &first, &second),
+            None,
+            "seed {seed}: a flow would go on"
+        );
+        let mut stay = epochs_of_pods(&first, &second, &next);
+        for address in &addresses {
+            let epoch = |snapshot: &Snapshot| snapshot.identify((*address).into()).epoch;
+            stay.insert(epoch(&second), epoch(&first));
+        }
+        let forged = with_epochs(&second, &stay);
+        let stale = stale_flow(&cluster, &addresses, &first, &forged);
+        for whole in [false, true] {
+            let mut checker = Checker::new();
+            checker.full(&cluster, &first).expect("it is proven");
+            let proof = match whole {
+                false => checker.changed(&next, &forged),
+                true => checker.full(&next, &forged),
+            };
+            match &proof {
+                Ok(report) => {
+                    assert!(
+                        stale.is_none(),
+                        "seed {seed}, whole {whole}: not found: {stale:?}"
+                    );
+                    carried += u32::from(!report.whole);
+                }
+                Err(difference) => {
+                    assert!(is_about_epochs(&proof), "seed {seed}: {difference}");
+                    found += 1;
+                }
+            }
+        }
+        wrong += u32::from(stale.is_some());
+    }
+    println!("{wrong} wrong, {found} found, {carried} carried over");
+    assert!(
+        wrong > 10 && found > 30 && carried > 100,
+        "{wrong} wrong, {found} found, {carried} carried over"
+    );
+}
+
+/// Addresses in prefixes that are in an address set of one state alone.
+fn addresses_of_sets(before: &Cluster, after: &Cluster) -> Vec<std::net::IpAddr> {
+    let nets = |one: &Cluster, other: &Cluster| {
+        let all = one.address_sets.iter().flat_map(|(name, set)| {
+            let there = other.address_sets.get(name).cloned().unwrap_or_default();
+            let only = set.iter().filter(move |net| !there.contains(*net));
+            only.copied().collect::<Vec<_>>()
+        });
+        all.collect::<Vec<_>>()
+    };
+    let nets = nets(before, after).into_iter().chain(nets(after, before));
+    let ends = nets.flat_map(|net| [net.network(), net.broadcast()]);
+    // The packet path has no IPv6 addresses that stand for IPv4 ones.
+    ends.filter(|address| address.to_canonical() == *address)
+        .collect()
 }
 
 /// A policy less, of any kind, or a pod with the labels of another one; seldom anything else.
@@ -485,6 +575,7 @@ fn revoking(cluster: &Cluster, tiers: bool, random: &mut Random) -> Cluster {
 /// Two addresses whose epochs stay and between whom something else passes.
 fn stale_flow(
     cluster: &Cluster,
+    more: &[std::net::IpAddr],
     before: &Snapshot,
     after: &Snapshot,
 ) -> Option<(std::net::IpAddr, std::net::IpAddr)> {
@@ -492,7 +583,7 @@ fn stale_flow(
         .pods
         .values()
         .flat_map(|pod| pod.addresses.iter().copied());
-    let mut addresses: Vec<_> = pods.collect();
+    let mut addresses: Vec<_> = pods.chain(more.iter().copied()).collect();
     addresses.extend([
         std::net::IpAddr::from([192, 0, 2, 7]),
         std::net::IpAddr::from([10, 200, 0, 1]),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 use ringwall_policy::{
-    Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order, Peer, PolicyKind,
-    PortMatch, Protocol, Rule, Selector, TieredPolicy, TieredRule,
+    Action, AddressSet, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order, Peer,
+    PolicyKind, PortMatch, Protocol, Rule, Selector, TieredPolicy, TieredRule,
 };
 
 type Mistake = fn(&mut Cluster);
@@ -72,6 +72,15 @@ fn entries(cluster: &mut Cluster, change: impl Fn(&mut PortMatch)) {
         let own = rule.ports.iter_mut().flatten();
         own.chain(&mut rule.conditions.not_ports).for_each(&change);
     });
+}
+
+fn address_sets(cluster: &mut Cluster, change: impl Fn(&mut AddressSet)) {
+    let sets = cluster.address_sets.clone();
+    for (name, set) in &sets {
+        let mut members = AddressSet::clone(set);
+        change(&mut members);
+        cluster.set_addresses(name, Some(&members));
+    }
 }
 
 fn actions(cluster: &mut Cluster, from: Action, to: Action) {
@@ -359,6 +368,53 @@ pub(crate) const ORDERED: &[Mistaken] = &[
                 policy.id.kind = PolicyKind::ClusterNetworkPolicy;
             }
         });
+    }),
+    ("an address set is without its last member", |cluster| {
+        address_sets(cluster, |members| {
+            members.remove_max();
+        });
+    }),
+    ("an address set holds nobody", |cluster| {
+        cluster.address_sets.clear()
+    }),
+    ("all address sets are one", |cluster| {
+        let all = cluster.address_sets.values().flat_map(|set| set.iter().copied());
+        let all: AddressSet = all.collect();
+        address_sets(cluster, |members| *members = all.clone());
+    }),
+    ("a member inside another one takes it away", |cluster| {
+        address_sets(cluster, |members| {
+            let nested = |net: &IpNet| members.iter().any(|other| other != net && other.contains(net));
+            let nested: Vec<IpNet> = members.iter().filter(|net| nested(net)).copied().collect();
+            let stays = |net: &&IpNet| !nested.iter().any(|inner| net.contains(inner));
+            *members = members.iter().filter(stays).copied().collect();
+        });
+    }),
+    ("members of address sets are of IPv4 alone", |cluster| {
+        address_sets(cluster, |members| {
+            *members = members
+                .iter()
+                .filter(|net| matches!(net, IpNet::V4(_)))
+                .copied()
+                .collect();
+        });
+    }),
+    ("none of an address set is everybody", |cluster| {
+        ordered(cluster, |rule| {
+            let conditions = &mut rule.conditions;
+            for condition in conditions.peer.iter_mut().chain(&mut conditions.own) {
+                condition
+                    .any
+                    .retain(|peer| !matches!(peer, Peer::Addresses(_)) || !condition.negated);
+            }
+        });
+    }),
+    ("an address set that is not there is everybody", |cluster| {
+        let everywhere: AddressSet = ["0.0.0.0/0", "::/0"]
+            .map(|net| net.parse::<IpNet>().unwrap())
+            .into_iter()
+            .collect();
+        cluster.set_addresses("not there", Some(&everywhere));
     }),
 ];
 

@@ -7,10 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Action, Cluster, Condition, Conditions, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE, Labels,
-    NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator, Order,
-    Part, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector,
-    Settings, Tier, TierDefault, TieredPolicy, TieredRule,
+    Action, AddressSet, Cluster, Condition, Conditions, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE,
+    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator,
+    Order, Part, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule,
+    Selector, Settings, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 
 use crate::random::Random;
@@ -19,6 +19,9 @@ const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const NODES: [&str; 4] = ["n1", "n2", "n3", "unlisted"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "http2"];
+/// Names of address sets.
+#[allow(dead_code)]
+pub(crate) const ADDRESS_SETS: [&str; 3] = ["s0", "s1", "s2"];
 const PORTS: [u16; 8] = [1, 53, 80, 81, 82, 8080, 65534, 65535];
 
 fn v4(d: u8) -> IpAddr {
@@ -201,7 +204,50 @@ pub(crate) fn with_tiers(random: &mut Random) -> Cluster {
     if calico && random.percent(70) {
         cluster.insert(Object::Tier(app_tier(random)));
     }
+    let random = &mut random.aside();
+    for name in ADDRESS_SETS {
+        if random.percent(80) {
+            cluster.set_addresses(name, Some(&address_set(random)));
+        }
+    }
     cluster
+}
+
+/// Members of an address set; some lie inside others.
+#[allow(dead_code)]
+pub(crate) fn address_set(random: &mut Random) -> AddressSet {
+    (0..random.below(6)).map(|_| member(random)).collect()
+}
+
+#[allow(dead_code)]
+pub(crate) fn member(random: &mut Random) -> IpNet {
+    let cidr = block(random);
+    // One that holds everything would hide all others.
+    match cidr.prefix_len() {
+        0 if random.percent(80) => IpNet::from(address(random)),
+        _ => cidr,
+    }
+}
+
+/// A few members of an address set more or less, or the whole set; the set may not have been there.
+#[allow(dead_code)]
+pub(crate) fn members_change(cluster: &mut Cluster, random: &mut Random) {
+    let name = *random.one(&ADDRESS_SETS);
+    let before = cluster.address_sets.get(name);
+    let mut members = before.map_or_else(AddressSet::new, |set| AddressSet::clone(set));
+    if random.percent(10) {
+        cluster.set_addresses(name, None);
+        return;
+    }
+    for _ in 0..1 + random.below(2) {
+        let all: Vec<IpNet> = members.iter().copied().collect();
+        match random.below(3) {
+            0 if !all.is_empty() => drop(members.remove(random.one(&all))),
+            1 if random.percent(10) => members = address_set(random),
+            _ => drop(members.insert(member(random))),
+        }
+    }
+    cluster.set_addresses(name, Some(&members));
 }
 
 /// The one tier that is not built in, somewhere among those.
@@ -351,10 +397,15 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
                 pods,
             }
         }
+        Peer::Block { .. } if random.aside().percent(35) => {
+            let names = ["s0", "s0", "s1", "s1", "s2", "not there"];
+            Peer::Addresses((*random.aside().one(&names)).to_owned())
+        }
         Peer::Block { cidr, except } => Peer::Block {
             cidr,
             except: if calico { except } else { Vec::new() },
         },
+        Peer::Addresses(_) => peer,
     };
     if calico && random.percent(15) {
         ports.get_or_insert_default().push(portless(random));
@@ -577,8 +628,8 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
     nets.extend(&cluster.settings.service_cidrs);
     let mut ports = BTreeSet::from([0, 1, 79, 80, 65535]);
     for peer in cluster.named_peers() {
-        if let Peer::Block { cidr, except } = peer {
-            nets.push(*cidr);
+        for (cidr, except) in cluster.blocks_of(peer) {
+            nets.push(cidr);
             nets.extend(except);
         }
     }

@@ -146,6 +146,7 @@ pub(crate) fn reworded(cluster: &Cluster) -> Cluster {
                             let again = except.first().copied();
                             except.extend(again);
                         }
+                        Peer::Addresses(_) => {}
                     }
                 }
             }
@@ -275,7 +276,7 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
             .flat_map(|rule| rule.peers.iter().flatten())
             .flat_map(|peer| match peer {
                 Peer::Block { except, .. } => except.clone(),
-                Peer::Pods { .. } => Vec::new(),
+                Peer::Pods { .. } | Peer::Addresses(_) => Vec::new(),
             })
             .collect();
         peers(cluster, |peer| {
@@ -292,7 +293,7 @@ pub(crate) const MISTAKES: &[(&str, Mistake)] = &[
             .flat_map(|rule| rule.peers.iter().flatten())
             .filter_map(|peer| match peer {
                 Peer::Block { cidr, .. } => Some(*cidr),
-                Peer::Pods { .. } => None,
+                Peer::Pods { .. } | Peer::Addresses(_) => None,
             })
             .collect();
         peers(cluster, |peer| {

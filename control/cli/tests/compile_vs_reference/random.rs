@@ -21,6 +21,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    /// Other choices, which leave those to come what they are.
+    #[allow(dead_code)] // not every test that shares this module needs it
+    pub(crate) fn aside(&self) -> Self {
+        Self::new(self.0)
+    }
+
     /// Below `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize

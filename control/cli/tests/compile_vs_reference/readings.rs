@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ringwall_evaluate::{End, Identity, Service, identify, judge, named};
-use ringwall_policy::{Cluster, Peer, Pod, PodNetworks, Unplaced};
+use ringwall_policy::{Cluster, Pod, PodNetworks, Unplaced};
 
 use crate::{
     clusters,
@@ -32,8 +32,8 @@ fn asked(cluster: &Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
 fn addresses(cluster: &Cluster, random: &mut Random) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = Vec::new();
     for peer in cluster.named_peers() {
-        if let Peer::Block { cidr, except } = peer {
-            for net in except.iter().chain([cidr]) {
+        for (cidr, except) in cluster.blocks_of(peer) {
+            for net in except.iter().chain([&cidr]) {
                 all.extend([net.network(), net.broadcast()]);
             }
         }

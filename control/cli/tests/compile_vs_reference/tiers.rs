@@ -43,7 +43,7 @@ fn tiered_snapshots_answer_what_the_evaluator_answers() {
 
 #[test]
 fn updates_of_tiers_answer_what_a_full_compile_answers() {
-    let mut incremental = 0;
+    let (mut incremental, mut members) = (0, 0);
     for seed in clusters(40) {
         let random = &mut Random::new(seed ^ 0x71e6);
         let mut cluster = generate::with_tiers(random);
@@ -57,6 +57,11 @@ fn updates_of_tiers_answer_what_a_full_compile_answers() {
             };
             let (compiled, updated) = follower.update(&cluster);
             incremental += u32::from(updated && what.contains("tiered"));
+            members += u32::from(what.contains("members"));
+            assert!(
+                updated || !what.contains("members"),
+                "seed {seed}, step {step}: other members were compiled in full"
+            );
             let full = Compiled::of(&cluster);
             let flows = flows(&cluster, random, 100);
             if let Some(difference) = difference(&compiled, &full, &flows) {
@@ -69,8 +74,8 @@ fn updates_of_tiers_answer_what_a_full_compile_answers() {
         }
     }
     assert!(
-        incremental > 50 || std::env::var("SEED").is_ok(),
-        "{incremental} changes of tiers were made from the state before"
+        incremental > 50 && members > 50 || std::env::var("SEED").is_ok(),
+        "{incremental} changes of tiers and {members} of address sets were made from the state before"
     );
 }
 
@@ -83,6 +88,10 @@ pub(crate) fn tiers_change(cluster: &mut Cluster, random: &mut Random) -> &'stat
             false => cluster.tiers.clear(),
         }
         return "a tier comes or goes";
+    }
+    if random.percent(30) {
+        generate::members_change(cluster, random);
+        return "an address set has other members";
     }
     let ids: Vec<PolicyId> = cluster.tiered.keys().cloned().collect();
     if ids.is_empty() || random.percent(30) {

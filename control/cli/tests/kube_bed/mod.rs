@@ -9,7 +9,7 @@ use std::{
 };
 
 use ringwall_messages::SourceStatus;
-use ringwall_policy::{Cluster, Peer, Settings};
+use ringwall_policy::{Cluster, Settings};
 use ringwall_source::{
     feed::Feed,
     kube::{Access, Timing, start},
@@ -429,9 +429,6 @@ pub fn slice(name: &str, service: &str, address: &str) -> Value {
 /// The blocks that rules are for, in order.
 pub fn blocks(cluster: &Cluster) -> Vec<String> {
     let peers = cluster.named_peers();
-    let blocks = peers.filter_map(|peer| match peer {
-        Peer::Block { cidr, .. } => Some(cidr.to_string()),
-        Peer::Pods { .. } => None,
-    });
-    blocks.collect()
+    let blocks = peers.flat_map(|peer| cluster.blocks_of(peer));
+    blocks.map(|(cidr, _)| cidr.to_string()).collect()
 }

@@ -561,6 +561,7 @@ pub(crate) fn rename(cluster: &Cluster, random: &mut Random) -> Cluster {
         settings: cluster.settings.clone(),
         tiered: cluster.tiered.clone(),
         tiers: cluster.tiers.clone(),
+        address_sets: cluster.address_sets.clone(),
         ..Cluster::default()
     };
     for object in objects {

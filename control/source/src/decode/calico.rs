@@ -196,7 +196,7 @@ impl Input {
         let peers = policy.rules().flat_map(TieredRule::named_peers);
         let of_peers = peers.filter_map(|peer| match peer {
             Peer::Pods { pods, .. } => Some(pods),
-            Peer::Block { .. } => None,
+            Peer::Block { .. } | Peer::Addresses(_) => None,
         });
         let selectors = policy
             .subjects

@@ -137,6 +137,9 @@ impl Whole {
             }
             cluster.insert(Object::Tiered(completed.policy));
         }
+        for (name, members) in world.take_address_sets() {
+            cluster.set_addresses(&name, members.as_ref());
+        }
         for host in world.governed() {
             let (kind, fault) = governed_host();
             unevaluated(host, &fault);

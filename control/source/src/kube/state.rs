@@ -782,6 +782,9 @@ impl State {
                 changed = true;
             }
         }
+        for (name, members) in self.world.take_address_sets() {
+            changed |= self.cluster.set_addresses(&name, members.as_ref());
+        }
         if let Some(staged) = self.world.newly_staged() {
             self.staged = Arc::new(staged);
             changed = true;

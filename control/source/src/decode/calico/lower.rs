@@ -1,6 +1,9 @@
 //! What the objects of a source come to together: rules with the addresses of network sets, host endpoints and services
 //! in them, and pods with the labels of their service accounts.
 //!
+//! A rule names such addresses as a set; what is in the set is told apart from the policies, which stay what they are
+//! when members come and go.
+//!
 //! The result depends on the objects alone, never on their order.
 
 use std::{
@@ -12,8 +15,8 @@ use std::{
 use imbl::OrdMap;
 use ipnet::IpNet;
 use ringwall_policy::{
-    ACCOUNT_LABEL, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, ObjectKey, Operator, Part,
-    Peer, Pod, PolicyKind, PortMatch, Requirement, Selector, TieredPolicy, TieredRule,
+    ACCOUNT_LABEL, AddressSet, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, ObjectKey,
+    Operator, Part, Peer, Pod, PolicyKind, PortMatch, Requirement, Selector, TieredPolicy, TieredRule,
 };
 
 use super::{
@@ -21,6 +24,7 @@ use super::{
     Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, RulePlace, Set, StagedAction,
     StagedPolicyInput, Wanted,
     rules::{comes_to, kind_name, nothing},
+    selector::Expression,
     terms::{NAME, NAMESPACE, OF_NAMESPACE, account_name_key},
 };
 
@@ -112,6 +116,10 @@ pub(crate) struct World<K> {
     services_unseen: bool,
     /// Policies that have to be completed again.
     stale: BTreeSet<K>,
+    /// What the address sets of rules are made of, by name, and how many rules await each.
+    address_sets: BTreeMap<String, (Addresses, usize)>,
+    /// Those whose members may be others.
+    stale_sets: BTreeSet<String>,
     staged: BTreeMap<K, Staged>,
     /// Since [`Self::newly_staged`] was asked last.
     staged_changed: bool,
@@ -133,8 +141,66 @@ impl<K> Default for World<K> {
             accounts: BTreeMap::new(),
             services_unseen: false,
             stale: BTreeSet::new(),
+            address_sets: BTreeMap::new(),
+            stale_sets: BTreeSet::new(),
             staged: BTreeMap::new(),
             staged_changed: false,
+        }
+    }
+}
+
+/// What an address set is made of.
+#[derive(Clone, Debug)]
+enum Addresses {
+    /// Network sets and host endpoints.
+    Objects(Expression, Option<Family>),
+    Nodes(Selector),
+    /// The endpoints that a service's slices list; those of slices with ports alone where that says so.
+    Service {
+        key: ObjectKey,
+        family: Option<Family>,
+        ports: bool,
+    },
+}
+
+impl Addresses {
+    /// Those that a rule may name; None where it is for other things than addresses.
+    fn wanted_by(wanted: &Wanted) -> Option<Self> {
+        match wanted {
+            Wanted::Objects {
+                expression,
+                family,
+                names,
+                ..
+            } if names.is_empty() => Some(Self::Objects(expression.clone(), *family)),
+            // Sets have no ports with names.
+            Wanted::Objects { .. } => None,
+            Wanted::Nodes(nodes) => Some(Self::Nodes(nodes.clone())),
+            Wanted::Service { key, family, ports } => Some(Self::Service {
+                key: key.clone(),
+                family: *family,
+                ports: *ports,
+            }),
+        }
+    }
+
+    /// By what rules name it: the same for what is the same.
+    fn name(&self) -> String {
+        let (what, family) = match self {
+            Self::Objects(expression, family) => (
+                format!("network sets and host endpoints with {expression}"),
+                family,
+            ),
+            Self::Nodes(nodes) => (format!("nodes with {}", in_words(nodes)), &None),
+            Self::Service { key, family, ports } => {
+                let with = if *ports { " with ports" } else { "" };
+                (format!("service {key}{with}"), family)
+            }
+        };
+        match family {
+            None => what,
+            Some(Family::V4) => format!("{what}, IPv4"),
+            Some(Family::V6) => format!("{what}, IPv6"),
         }
     }
 }
@@ -409,6 +475,16 @@ impl<K: Ord + Clone> World<K> {
             .iter()
             .any(|it| matches!(it.wanted, Wanted::Service { .. }));
         add(&mut self.speak_of_services, speaks);
+        for addresses in given
+            .awaits()
+            .iter()
+            .filter_map(|it| Addresses::wanted_by(&it.wanted))
+        {
+            let name = addresses.name();
+            let known = self.address_sets.entry(name.clone()).or_insert((addresses, 0));
+            known.1 = known.1.saturating_add_signed(by);
+            self.stale_sets.insert(name);
+        }
     }
 
     /// A set or host endpoint with these labels changed.
@@ -419,16 +495,99 @@ impl<K: Ord + Clone> World<K> {
             }
             Wanted::Service { .. } | Wanted::Nodes(_) => false,
         });
+        self.outdate_sets(|addresses| match addresses {
+            Addresses::Objects(expression, _) => {
+                expression.matches(&|key: &str| labels.get(key).map(String::as_str))
+            }
+            Addresses::Service { .. } | Addresses::Nodes(_) => false,
+        });
     }
 
     /// A node with these labels changed, or the first came, or the last went.
     fn of_node(&mut self, labels: &Labels, edge: bool) {
         self.outdate(|wanted| matches!(wanted, Wanted::Nodes(nodes) if edge || selects(nodes, labels)));
+        self.outdate_sets(|it| matches!(it, Addresses::Nodes(nodes) if selects(nodes, labels)));
     }
 
     /// The endpoints of a service changed.
     fn of_service(&mut self, service: &ObjectKey) {
         self.outdate(|wanted| matches!(wanted, Wanted::Service { key, .. } if key == service));
+        self.outdate_sets(|it| matches!(it, Addresses::Service { key, .. } if key == service));
+    }
+
+    /// Has address sets put together again.
+    fn outdate_sets(&mut self, concerns: impl Fn(&Addresses) -> bool) {
+        let stale = self.address_sets.iter().filter(|(_, (it, _))| concerns(it));
+        self.stale_sets.extend(stale.map(|(name, _)| name.clone()));
+    }
+
+    /// Address sets that may be others since this was last asked, by name; None for one without members.
+    pub(crate) fn take_address_sets(&mut self) -> Vec<(String, Option<AddressSet>)> {
+        let mut out = Vec::new();
+        for name in std::mem::take(&mut self.stale_sets) {
+            let members = match self.address_sets.get(&name) {
+                Some((addresses, 1..)) => self.members(addresses),
+                // No rule awaits it any more.
+                _ => {
+                    self.address_sets.remove(&name);
+                    AddressSet::new()
+                }
+            };
+            out.push((name, Some(members).filter(|members| !members.is_empty())));
+        }
+        out
+    }
+
+    fn members(&self, addresses: &Addresses) -> AddressSet {
+        let is_of = |family: &Option<Family>, net: &IpNet| family.is_none_or(|it| Family::of(net) == it);
+        match addresses {
+            Addresses::Objects(expression, family) => {
+                let nets = self
+                    .sets_with(expression)
+                    .flat_map(|set| set.blocks.iter().copied());
+                let hosts = self.endpoints_with(expression).flat_map(|it| &it.addresses);
+                let all = nets.chain(hosts.map(|address| IpNet::from(*address)));
+                all.filter(|net| is_of(family, net)).collect()
+            }
+            Addresses::Nodes(nodes) => {
+                let nodes = self.nodes.iter().filter_map(|key| match self.input(key) {
+                    Some(Input::Node(node)) if selects(nodes, &node.labels) => Some(&node.addresses),
+                    _ => None,
+                });
+                nodes.flatten().map(|address| IpNet::from(*address)).collect()
+            }
+            Addresses::Service { key, family, ports } => {
+                let slices = self.slices.get(key).into_iter().flatten();
+                let slices = slices.filter_map(|key| match self.input(key) {
+                    Some(Input::Slice(slice)) if !ports || !slice.ports.is_empty() => Some(&slice.addresses),
+                    _ => None,
+                });
+                let all = slices.flatten().map(|address| IpNet::from(*address));
+                all.filter(|net| is_of(family, net)).collect()
+            }
+        }
+    }
+
+    /// Network sets that an expression matches.
+    fn sets_with(&self, expression: &Expression) -> impl Iterator<Item = &Set> {
+        self.sets
+            .iter()
+            .filter_map(|(key, labels)| match self.input(key) {
+                Some(Input::Set(set)) => expression
+                    .matches(&|key: &str| labels.get(key).map(String::as_str))
+                    .then_some(set),
+                _ => None,
+            })
+    }
+
+    /// Host endpoints that an expression matches.
+    fn endpoints_with(&self, expression: &Expression) -> impl Iterator<Item = &HostEndpoint> {
+        self.endpoints.iter().filter_map(|key| match self.input(key) {
+            Some(Input::HostEndpoint(endpoint)) => expression
+                .matches(&|key: &str| endpoint.labels.get(key).map(String::as_str))
+                .then_some(endpoint),
+            _ => None,
+        })
     }
 
     /// Has policies completed again that want something.
@@ -500,32 +659,23 @@ impl<K: Ord + Clone> World<K> {
                 numbers,
                 not_names,
             } => {
-                let mut blocks = BTreeSet::new();
-                for (key, labels) in &self.sets {
-                    if let Some(Input::Set(set)) = self.input(key)
-                        && expression.matches(&|key: &str| labels.get(key).map(String::as_str))
-                    {
-                        blocks.extend(set.blocks.iter().copied());
-                    }
+                let named = |endpoint: &HostEndpoint| endpoint.ports.iter().any(|port| names.contains(port));
+                if self.endpoints_with(expression).any(named) {
+                    return not_evaluated("named ports of host endpoints");
                 }
-                for key in &self.endpoints {
-                    let Some(Input::HostEndpoint(endpoint)) = self.input(key) else {
-                        continue;
-                    };
-                    if expression.matches(&|key: &str| endpoint.labels.get(key).map(String::as_str)) {
-                        if endpoint.ports.iter().any(|port| names.contains(port)) {
-                            return not_evaluated("named ports of host endpoints");
-                        }
-                        blocks.extend(endpoint.addresses.iter().map(|address| IpNet::from(*address)));
-                    }
+                let there = self.sets_with(expression).next().is_some()
+                    || self.endpoints_with(expression).next().is_some();
+                if !there {
+                    return Addition::Peers(Vec::new(), None);
                 }
-                blocks.retain(|block| family.is_none_or(|family| Family::of(block) == family));
                 // Sets have no ports with names (TIERS 99.7).
-                if *not_names && !blocks.is_empty() {
-                    return not_evaluated("notPorts with names beside network sets");
-                }
-                match (blocks.is_empty() || names.is_empty(), numbers) {
-                    (true, _) => Addition::Peers(blocks.into_iter().map(block).collect(), None),
+                let by_name = *not_names || !names.is_empty();
+                let addresses = Addresses::Objects(expression.clone(), *family);
+                let nobody = by_name && self.members(&addresses).is_empty();
+                match (names.is_empty(), numbers) {
+                    _ if nobody => Addition::Peers(Vec::new(), None),
+                    _ if *not_names => not_evaluated("notPorts with names beside network sets"),
+                    (true, _) => Addition::Peers(vec![Peer::Addresses(addresses.name())], None),
                     (false, false) => Addition::Peers(Vec::new(), None),
                     (false, true) => not_evaluated("named ports beside numbers and network sets"),
                 }
@@ -545,12 +695,8 @@ impl<K: Ord + Clone> World<K> {
                 why: "cannot be evaluated, since there is no Node or one that cannot be read",
             },
             Wanted::Nodes(nodes) => {
-                let nodes = self.nodes.iter().filter_map(|key| match self.input(key) {
-                    Some(Input::Node(node)) if selects(nodes, &node.labels) => Some(&node.addresses),
-                    _ => None,
-                });
-                let blocks: BTreeSet<IpNet> = nodes.flatten().map(|address| IpNet::from(*address)).collect();
-                Addition::Peers(blocks.into_iter().map(block).collect(), None)
+                let addresses = Addresses::Nodes(nodes.clone());
+                Addition::Peers(vec![Peer::Addresses(addresses.name())], None)
             }
         }
     }
@@ -588,10 +734,13 @@ impl<K: Ord + Clone> World<K> {
             let mut groups = by_ports.into_iter();
             return match (groups.next(), groups.next()) {
                 (None, _) => Addition::Peers(Vec::new(), restricted(Vec::new())),
-                (Some((own, addresses)), None) => {
-                    let blocks = addresses.into_iter().map(IpNet::from);
-                    let blocks = blocks.filter(|it| family.is_none_or(|family| Family::of(it) == family));
-                    Addition::Peers(blocks.map(block).collect(), restricted(own))
+                (Some((own, _)), None) => {
+                    let addresses = Addresses::Service {
+                        key: key.clone(),
+                        family,
+                        ports: with_ports,
+                    };
+                    Addition::Peers(vec![Peer::Addresses(addresses.name())], restricted(own))
                 }
                 _ => not_evaluated("services with other ports at other endpoints"),
             };
@@ -686,6 +835,25 @@ fn with_group(kind: PolicyKind) -> String {
     }
 }
 
+/// A selector of nodes in words: different ones in different words.
+fn in_words(selector: &Selector) -> String {
+    let words = selector
+        .requirements
+        .iter()
+        .map(|Requirement { key, operator }| match operator {
+            Operator::In(values) => format!("{key} in {values:?}"),
+            Operator::NotIn(values) => format!("{key} not in {values:?}"),
+            Operator::Exists => format!("has({key})"),
+            Operator::DoesNotExist => format!("!has({key})"),
+            Operator::Like { part, text, negated } => format!("{key} {negated} {part:?} {text:?}"),
+        });
+    let words: Vec<String> = words.collect();
+    match words.is_empty() {
+        true => "all()".to_owned(),
+        false => words.join(" && "),
+    }
+}
+
 /// Whether a selector selects what has these labels.
 fn selects(selector: &Selector, labels: &Labels) -> bool {
     selector.requirements.iter().all(|it| {
@@ -707,13 +875,6 @@ fn selects(selector: &Selector, labels: &Labels) -> bool {
     })
 }
 
-fn block(cidr: IpNet) -> Peer {
-    Peer::Block {
-        cidr,
-        except: Vec::new(),
-    }
-}
-
 /// Whether a port of a service is of a protocol that a rule is for.
 fn is_of_any(port: &PortMatch, allowed: &[PortMatch]) -> bool {
     let protocol = |port: &PortMatch| match port {
@@ -727,10 +888,11 @@ fn is_of_any(port: &PortMatch, allowed: &[PortMatch]) -> bool {
         .any(|other| matches!(other, PortMatch::All(_)) && protocol(other) == protocol(port))
 }
 
-/// Pods first, then blocks by address.
+/// Pods first, then address sets, then blocks by address.
 fn order_of_peers(peer: &Peer) -> (bool, Option<IpNet>, String) {
     match peer {
         Peer::Pods { .. } => (false, None, format!("{peer:?}")),
+        Peer::Addresses(set) => (true, None, set.clone()),
         Peer::Block { cidr, .. } => (true, Some(*cidr), String::new()),
     }
 }

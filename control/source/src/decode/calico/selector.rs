@@ -31,6 +31,39 @@ pub(crate) enum Expression {
     Or(Vec<Self>),
 }
 
+impl std::fmt::Display for Expression {
+    /// As one would write it; expressions that match differently in different words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let joined = |f: &mut std::fmt::Formatter<'_>, parts: &[Self], by: &str| {
+            f.write_str("(")?;
+            for (number, part) in parts.iter().enumerate() {
+                let by = if number == 0 { "" } else { by };
+                write!(f, "{by}{part}")?;
+            }
+            f.write_str(")")
+        };
+        match self {
+            Self::All => f.write_str("all()"),
+            Self::Global => f.write_str("global()"),
+            Self::Label(label, test) => match test {
+                Test::Present => write!(f, "has({label})"),
+                Test::In(values) => write!(f, "{label} in {values:?}"),
+                Test::NotIn(values) => write!(f, "{label} not in {values:?}"),
+                Test::Contains(text) => write!(f, "{label} contains {text:?}"),
+                Test::StartsWith(text) => write!(f, "{label} starts with {text:?}"),
+                Test::EndsWith(text) => write!(f, "{label} ends with {text:?}"),
+            },
+            Self::Not(inner) => write!(f, "!{inner}"),
+            Self::And(parts) | Self::Or(parts) if parts.len() == 1 => {
+                parts.iter().try_for_each(|part| part.fmt(f))
+            }
+            Self::And(parts) => joined(f, parts, " && "),
+            Self::Or(parts) if parts.is_empty() => f.write_str("!all()"),
+            Self::Or(parts) => joined(f, parts, " || "),
+        }
+    }
+}
+
 /// What is asked of a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Test {

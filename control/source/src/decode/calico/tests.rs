@@ -116,6 +116,7 @@ fn peer(peer: &Peer) -> String {
         Peer::Pods { namespaces, pods } => {
             format!("[{}|{}]", selector(namespaces.as_ref().unwrap()), selector(pods))
         }
+        Peer::Addresses(set) => set.clone(),
         Peer::Block { cidr, except } if except.is_empty() => cidr.to_string(),
         Peer::Block { cidr, except } => {
             let except: Vec<String> = except.iter().map(ToString::to_string).collect();

@@ -1,6 +1,6 @@
 //! Policies of Calico and what they speak of, from files.
 
-use ringwall_policy::{Cluster, ObjectKey, Peer, PolicyId, PolicyKind, TieredPolicy};
+use ringwall_policy::{Cluster, ObjectKey, PolicyId, PolicyKind, TieredPolicy};
 
 use super::{super::written::Written, *};
 
@@ -38,10 +38,8 @@ fn only(loaded: &Loaded) -> &TieredPolicy {
 fn blocks(loaded: &Loaded) -> Vec<String> {
     let peers = only(loaded).rules().flat_map(|rule| rule.peers.iter().flatten());
     peers
-        .filter_map(|peer| match peer {
-            Peer::Block { cidr, .. } => Some(cidr.to_string()),
-            Peer::Pods { .. } => None,
-        })
+        .flat_map(|peer| loaded.cluster.blocks_of(peer))
+        .map(|(cidr, _)| cidr.to_string())
         .collect()
 }
 

@@ -226,11 +226,11 @@ fn those_that_vanish_are_held_as_any_policy() {
 fn towards(loaded: &Loaded) -> Option<Vec<String>> {
     let rules = only(loaded).egress.iter().flatten();
     let peers: Vec<_> = rules.map(|rule| rule.peers.as_ref()).collect::<Option<_>>()?;
-    let blocks = peers.into_iter().flatten().filter_map(|peer| match peer {
-        ringwall_policy::Peer::Block { cidr, .. } => Some(cidr.to_string()),
-        ringwall_policy::Peer::Pods { .. } => None,
-    });
-    Some(blocks.collect())
+    let blocks = peers
+        .into_iter()
+        .flatten()
+        .flat_map(|peer| loaded.cluster.blocks_of(peer));
+    Some(blocks.map(|(cidr, _)| cidr.to_string()).collect())
 }
 
 #[test]

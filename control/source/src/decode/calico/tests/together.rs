@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proptest::prelude::*;
-use ringwall_policy::{Cluster, Fault, Object};
+use ringwall_policy::{AddressSet, Cluster, Fault, Object, Peer};
 
 use super::*;
 use crate::decode::calico::{
@@ -16,9 +16,47 @@ use crate::decode::calico::{
 struct Lowered {
     policies: Vec<TieredPolicy>,
     staged: Vec<Staged>,
+    address_sets: imbl::OrdMap<String, Arc<AddressSet>>,
     unevaluated: BTreeSet<String>,
     findings: Vec<Fault>,
     world: World<usize>,
+}
+
+/// A policy with the members of address sets in their place.
+fn in_full(cluster: &Cluster, mut policy: TieredPolicy) -> TieredPolicy {
+    let in_full = |peers: &mut Vec<Peer>| {
+        let sets = peers.extract_if(.., |peer| matches!(peer, Peer::Addresses(_)));
+        let sets: Vec<Peer> = sets.collect();
+        peers.extend(
+            sets.iter()
+                .flat_map(|set| cluster.blocks_of(set))
+                .map(|(cidr, except)| Peer::Block {
+                    cidr,
+                    except: except.to_vec(),
+                }),
+        );
+        let mut known = std::collections::HashSet::new();
+        peers.retain(|peer| known.insert(peer.clone()));
+        let pods = peers.partition_point(|peer| matches!(peer, Peer::Pods { .. }));
+        peers[pods..].sort_by_key(|peer| match peer {
+            Peer::Block { cidr, .. } => Some(*cidr),
+            Peer::Pods { .. } | Peer::Addresses(_) => None,
+        });
+    };
+    for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
+        rule.peers.iter_mut().for_each(in_full);
+        let conditions = &mut rule.conditions;
+        let conditions = conditions.peer.iter_mut().chain(&mut conditions.own);
+        conditions.for_each(|condition| in_full(&mut condition.any));
+    }
+    policy
+}
+
+fn staged_in_full(cluster: &Cluster, mut staged: Staged) -> Staged {
+    if let StagedPolicy::Calico(policy) = staged.policy {
+        staged.policy = StagedPolicy::Calico(in_full(cluster, policy));
+    }
+    staged
 }
 
 /// The objects of a source.
@@ -42,13 +80,24 @@ fn together(values: &[Value]) -> Lowered {
         }
     }
     let completed = world.complete();
+    for (name, members) in world.take_address_sets() {
+        cluster.set_addresses(&name, members.as_ref());
+    }
     let governed = world.governed().into_iter().map(|_| governed_host());
     let (unevaluated, hosts): (BTreeSet<_>, Vec<_>) = governed.unzip();
     let of_policies = completed.iter().flat_map(|it| it.unevaluated.iter().cloned());
     Lowered {
         findings: of_policies.chain(hosts).collect(),
-        policies: completed.into_iter().map(|it| it.policy).collect(),
-        staged: world.staged(),
+        policies: completed
+            .into_iter()
+            .map(|it| in_full(&cluster, it.policy))
+            .collect(),
+        staged: world
+            .staged()
+            .into_iter()
+            .map(|it| staged_in_full(&cluster, it))
+            .collect(),
+        address_sets: cluster.address_sets,
         unevaluated,
         world,
     }
@@ -660,6 +709,7 @@ proptest! {
         let mut world = World::default();
         let mut namespaces = imbl::OrdMap::new();
         let mut policies = std::collections::BTreeMap::new();
+        let mut cluster = Cluster::default();
         for (place, what) in edits {
             let before = std::mem::replace(&mut now[place], places[place].get(what).cloned());
             if before == now[place] {
@@ -690,10 +740,16 @@ proptest! {
                 }
             }
             policies.extend(world.complete().into_iter().map(|it| (it.key, it.policy)));
+            for (name, members) in world.take_address_sets() {
+                cluster.set_addresses(&name, members.as_ref());
+            }
             let objects: Vec<Value> = now.iter().flatten().cloned().collect();
             let anew = together(&objects);
-            prop_assert_eq!(policies.values().collect::<Vec<_>>(), anew.policies.iter().collect::<Vec<_>>());
-            prop_assert_eq!(world.staged(), anew.staged);
+            let kept = policies.values().map(|policy| in_full(&cluster, policy.clone()));
+            prop_assert_eq!(kept.collect::<Vec<_>>(), anew.policies);
+            let staged = world.staged().into_iter().map(|it| staged_in_full(&cluster, it));
+            prop_assert_eq!(staged.collect::<Vec<_>>(), anew.staged);
+            prop_assert_eq!(&cluster.address_sets, &anew.address_sets);
             prop_assert_eq!(world.governed().is_empty(), anew.unevaluated.is_empty());
         }
     }

@@ -1,7 +1,6 @@
 //! Policies of Calico and what they speak of.
 
 use crate::staged::Staged;
-use ringwall_policy::Peer;
 
 use super::*;
 
@@ -63,11 +62,9 @@ fn delete(state: &mut State, name: &str, namespace: &str, object: &str) -> bool 
 
 /// The blocks of all rules, in order.
 fn blocks(state: &State) -> Vec<String> {
-    let blocks = state.cluster().named_peers().filter_map(|peer| match peer {
-        Peer::Block { cidr, .. } => Some(cidr.to_string()),
-        Peer::Pods { .. } => None,
-    });
-    blocks.collect()
+    let cluster = state.cluster();
+    let blocks = cluster.named_peers().flat_map(|peer| cluster.blocks_of(peer));
+    blocks.map(|(cidr, _)| cidr.to_string()).collect()
 }
 
 fn incomplete(state: &State) -> Vec<&str> {
@@ -76,7 +73,7 @@ fn incomplete(state: &State) -> Vec<&str> {
 }
 
 #[test]
-fn a_set_that_comes_changes_or_goes_changes_the_policies_that_speak_of_it_alone() {
+fn a_set_that_comes_or_goes_changes_the_policies_that_speak_of_it_and_its_members_none() {
     let mut state = a_live_namespace();
     apply(&mut state, "GlobalNetworkPolicy", global("p", "role == 'db'"));
     apply(&mut state, "GlobalNetworkPolicy", global("q", "role == 'web'"));
@@ -88,13 +85,17 @@ fn a_set_that_comes_changes_or_goes_changes_the_policies_that_speak_of_it_alone(
     ));
     assert_eq!(blocks(&state), ["192.0.2.0/24"]);
     let before: Vec<_> = state.cluster().tiered.values().cloned().collect();
+    assert_eq!(
+        state.cluster().address_sets.keys().collect::<Vec<_>>(),
+        [r#"network sets and host endpoints with role in {"db"}"#]
+    );
     assert!(apply(
         &mut state,
         "GlobalNetworkSet",
         set("s", json!({"role": "db"}), "198.51.100.0/24")
     ));
     let after: Vec<_> = state.cluster().tiered.values().cloned().collect();
-    assert!(!Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]));
+    assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]));
     assert_eq!(blocks(&state), ["198.51.100.0/24"]);
     // The same once more is no change.
     assert!(!apply(
@@ -104,6 +105,7 @@ fn a_set_that_comes_changes_or_goes_changes_the_policies_that_speak_of_it_alone(
     ));
     assert!(delete(&mut state, "GlobalNetworkSet", "", "s"));
     assert_eq!(blocks(&state), [""; 0]);
+    assert!(state.cluster().address_sets.is_empty());
 }
 
 #[test]
