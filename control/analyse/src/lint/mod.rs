@@ -9,6 +9,7 @@ mod dns;
 mod draft;
 mod finding;
 mod order;
+mod overlaps;
 mod portability;
 mod redundant;
 pub mod rules;

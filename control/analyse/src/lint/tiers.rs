@@ -14,6 +14,7 @@ use super::{
     Severity,
     draft::{Ask, Draft, Shown},
     order::{Group, Ordered, PolicyRule, Ranked, decision, matched_by, some_peers, some_port},
+    overlaps::Overlaps,
     redundant::own_namespace,
     rules,
     subject::{DIRECTIONS, Direction, Subject},
@@ -31,9 +32,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, dra
     }
     let ordered = Ordered::of(subject);
     let twins = twins(subject, &ordered, witnesses, drafts);
-    for direction in DIRECTIONS {
-        unreachable_rules(subject, &ordered, &twins, direction, witnesses, drafts);
-    }
+    unreachable_rules(subject, &ordered, &twins, witnesses, drafts);
     let groups = ordered.groups(subject.cluster, witnesses);
     for direction in DIRECTIONS {
         hidden(subject, &ordered, &groups, direction, witnesses, drafts);
@@ -113,84 +112,83 @@ fn unreachable_rules<'a>(
     subject: &Subject<'a>,
     ordered: &Ordered<'_>,
     twins: &BTreeSet<usize>,
-    direction: Direction,
     witnesses: &mut Witnesses<'_>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
-    let no_namespace = Selector::default();
+    let overlaps = Overlaps::of(ordered);
     for (index, policy) in ordered.policies.iter().enumerate() {
-        let Some(rules) = policy.rules(direction).filter(|_| !twins.contains(&index)) else {
+        if twins.contains(&index) {
             continue;
+        }
+        let Some(before) = overlaps.before(index) else {
+            return;
         };
         let own = match policy.is_network_policy() {
             true => own_namespace(subject, &policy.id.namespace),
-            false => no_namespace.clone(),
+            false => Selector::default(),
         };
-        let before = rules_before(ordered, index, direction);
-        for (place, rule) in rules.iter().enumerate() {
-            // What another NetworkPolicy allows too is a matter of `redundant`.
-            let mut earlier = before.clone();
-            if !policy.is_network_policy() {
-                earlier.extend(
-                    rules
-                        .iter()
-                        .take(place)
-                        .filter(|it| it.action != Action::Log)
-                        .map(|rule| (policy, rule)),
-                );
+        for direction in DIRECTIONS {
+            let rules = policy.rules(direction).unwrap_or_default();
+            let before = rules_before(policy, &before, direction);
+            if !overlaps.may_look(rules.len() * (before.len() + rules.len())) {
+                return;
             }
-            let Some(by) = matched_by(&own, (policy, rule), &earlier) else {
-                continue;
-            };
-            if rule.action == Action::Log {
-                continue;
+            for (place, rule) in rules.iter().enumerate() {
+                if rule.action == Action::Log {
+                    continue;
+                }
+                // What another NetworkPolicy allows too is a matter of `redundant`.
+                let mut earlier = before.clone();
+                if !policy.is_network_policy() {
+                    earlier.extend(
+                        rules
+                            .iter()
+                            .take(place)
+                            .filter(|it| it.action != Action::Log)
+                            .map(|rule| (policy, rule)),
+                    );
+                }
+                let Some(by) = matched_by(&own, (policy, rule), &earlier) else {
+                    continue;
+                };
+                let agrees = by.iter().all(|(_, earlier)| earlier.action == rule.action);
+                if agrees && policy.is_network_policy() {
+                    continue;
+                }
+                let severity = if agrees { Severity::Note } else { Severity::Warning };
+                drafts.extend(unreachable_rule(
+                    subject,
+                    direction,
+                    (policy, rule),
+                    &by,
+                    severity,
+                    witnesses,
+                ));
             }
-            let agrees = by.iter().all(|(_, earlier)| earlier.action == rule.action);
-            if agrees && policy.is_network_policy() {
-                continue;
-            }
-            let severity = if agrees { Severity::Note } else { Severity::Warning };
-            drafts.extend(unreachable_rule(
-                subject,
-                direction,
-                (policy, rule),
-                &by,
-                severity,
-                witnesses,
-            ));
         }
     }
 }
 
-/// The rules before those of a policy that it never hears of again: what they match is decided, or passed on beyond it.
+/// The rules of policies before one that it never hears of again: what they match is decided, or passed on beyond it.
+/// NetworkPolicies are not among them: they do not govern what goes to the own node, so they do not match all of it.
 fn rules_before<'o, 'a>(
-    ordered: &'o Ordered<'a>,
-    index: usize,
+    policy: &Ranked<'a>,
+    before: &[&'o Ranked<'a>],
     direction: Direction,
 ) -> Vec<PolicyRule<'o, 'a>> {
-    let Some(policy) = ordered.policies.get(index) else {
-        return Vec::new();
-    };
     let mut out: Vec<PolicyRule<'o, 'a>> = Vec::new();
-    let mut tier = None;
-    // Whether something in this tier may have been passed on to the policy.
-    let mut passed = false;
-    for earlier in ordered.policies.iter().take(index) {
-        if tier != Some(earlier.tier.number) {
-            tier = Some(earlier.tier.number);
-            passed = false;
-        }
-        let same_tier = earlier.tier.number == policy.tier.number;
-        // NetworkPolicies do not govern what goes to the own node, so they do not match all of it either.
-        if earlier.is_network_policy() || earlier.is_apart_from(&policy.subjects) {
-            continue;
-        }
-        for rule in earlier.rules(direction).into_iter().flatten() {
-            match rule.action {
-                Action::Log => {}
-                Action::Pass if !same_tier => passed = true,
-                Action::Pass | Action::Allow | Action::Deny if !passed => out.push((earlier, rule)),
-                Action::Pass | Action::Allow | Action::Deny => {}
+    for tier in before.chunk_by(|a, b| a.tier.number == b.tier.number) {
+        // Whether something in this tier may have been passed on to the policy.
+        let mut passed = false;
+        for earlier in tier {
+            let same_tier = earlier.tier.number == policy.tier.number;
+            for rule in earlier.rules(direction).into_iter().flatten() {
+                match rule.action {
+                    Action::Log => {}
+                    Action::Pass if !same_tier => passed = true,
+                    Action::Pass | Action::Allow | Action::Deny if !passed => out.push((*earlier, rule)),
+                    Action::Pass | Action::Allow | Action::Deny => {}
+                }
             }
         }
     }
@@ -447,7 +445,7 @@ fn overriding<'a>(
         // Pods of a few namespaces will do.
         let tried: Vec<&Group<'_>> = groups
             .iter()
-            .filter(|group| group.policies.contains(&index))
+            .filter(|group| group.policies.binary_search(&index).is_ok())
             .filter(|group| {
                 let mut after = group.policies.iter().filter(|other| **other > index);
                 after.any(isolates)

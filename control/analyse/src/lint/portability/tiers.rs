@@ -192,7 +192,7 @@ impl<'a> Look<'_, 'a> {
                         .filter_map(|it| self.ordered.policies.get(*it))
                         .filter(|it| it.is_network_policy())
                         .peekable();
-                    group.policies.contains(&index)
+                    group.policies.binary_search(&index).is_ok()
                         && own.peek().is_some()
                         && own.all(|it| it.rules(direction).is_none())
                 };
