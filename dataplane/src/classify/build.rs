@@ -77,9 +77,10 @@ use super::{
     image::Tables,
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
-        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, NONE, OTHER_PROTOCOLS,
+        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, MOST_RULES, NONE, OTHER_PROTOCOLS,
         PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord,
         ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, WITH_PORTS, name_tag, page_slot, page_slots,
+        whole_cell,
     },
 };
 use crate::addr::Addr;
@@ -256,10 +257,10 @@ impl std::fmt::Debug for ImageBuilder {
 }
 
 impl ImageBuilder {
-    /// Index of the port map of isolation: nothing is allowed, by no rule.
-    pub const ISOLATED: u32 = 0;
+    /// In place of a port map, isolation: nothing is allowed, by no rule.
+    pub const ISOLATED: u32 = whole_cell(Decision::DENY, NONE);
 
-    /// An image in which every address is external and of class 0, and port map 0 is [`Self::ISOLATED`].
+    /// An image in which every address is external and of class 0.
     pub fn new(generation: Generation) -> Self {
         Self::seeded(generation, SEED)
     }
@@ -283,7 +284,6 @@ impl ImageBuilder {
             epoch: 0,
         });
         image.classes(1);
-        image.port_map(PortDecision::DENY, &[]);
         // What zeros say of a page: isolated from all of its classes.
         let page = image.page(&[]);
         image.hold_page(page);
@@ -494,9 +494,21 @@ impl ImageBuilder {
         }
     }
 
-    /// Answers the index of a port map: `otherwise` is what holds for ports in no range and for packets without ports;
-    /// the ranges of a protocol do not overlap. Counts for the caller.
+    /// Answers the index of a port map, or what stands in its place where the decision is the same for all ports: `otherwise` is
+    /// what holds for ports in no range and for packets without ports; the ranges of a protocol do not overlap. Counts for
+    /// the caller.
     pub fn port_map(&mut self, otherwise: PortDecision, ranges: &[PortRange]) -> u32 {
+        let same = ranges.iter().all(|range| range.then == otherwise && range.lo <= range.hi);
+        if same && otherwise.decision.is_known() {
+            if otherwise.provenance >= MOST_RULES && otherwise.provenance != NONE {
+                self.error.get_or_insert(BuildError::TooMany { table: "rules" });
+            }
+            return whole_cell(otherwise.decision, otherwise.provenance);
+        }
+        self.port_map_of_ranges(otherwise, ranges)
+    }
+
+    fn port_map_of_ranges(&mut self, otherwise: PortDecision, ranges: &[PortRange]) -> u32 {
         let mut sorted = ranges.to_vec();
         sorted.sort_by_key(|range| (range.protocol, range.lo));
         let key = (otherwise, sorted);
@@ -525,7 +537,7 @@ impl ImageBuilder {
     pub fn nested_port_map(&mut self, unknown: PortDecision, ranges: &[PortRange]) -> PortDecision {
         PortDecision {
             decision: Decision::NESTED,
-            provenance: self.port_map(unknown, ranges),
+            provenance: self.port_map_of_ranges(unknown, ranges),
         }
     }
 
@@ -542,10 +554,7 @@ impl ImageBuilder {
         };
         ranges.iter().for_each(|range| self.release_nested(range));
         let tables = &mut self.tables;
-        let (Some(record), Some(isolated)) = (
-            tables.port_maps.get(map as usize).copied(),
-            tables.port_maps.get(Self::ISOLATED as usize).copied(),
-        ) else {
+        let Some(record) = tables.port_maps.get(map as usize).copied() else {
             return;
         };
         let [first, .., end] = record.starts;
@@ -553,7 +562,7 @@ impl ImageBuilder {
         let neutral = vec![IntervalRecord::of(0, PortDecision::DENY); length];
         tables.intervals.write(first as usize, &neutral);
         self.interval_runs.free(first, length);
-        tables.port_maps.set(map as usize, isolated);
+        tables.port_maps.set(map as usize, PortMapRecord::FREE);
         self.port_map_numbers.free(map);
     }
 
@@ -568,7 +577,6 @@ impl ImageBuilder {
         let is_other = |range: &&PortRange| !WITH_PORTS.contains(&range.protocol);
         let with_ports: Vec<PortRange> = sorted.iter().filter(|range| !is_other(range)).copied().collect();
         let mut rest = with_ports.as_slice();
-        let mut uniform = true;
         for (protocol, start) in WITH_PORTS.into_iter().zip(0..) {
             starts[start] = intervals.len() as u32;
             let own = rest.partition_point(|range| range.protocol <= protocol);
@@ -590,8 +598,9 @@ impl ImageBuilder {
             if let Ok(lo) = u16::try_from(next) {
                 add_interval(&mut intervals, first, lo, otherwise);
             }
-            let begun = intervals.get(first..).unwrap_or_default();
-            uniform &= begun == [IntervalRecord::of(0, otherwise)];
+            if intervals.get(first..) == Some(&[IntervalRecord::of(0, otherwise)]) {
+                intervals.pop(); // as where no port is known
+            }
         }
         let first = intervals.len();
         starts[OTHER_PROTOCOLS] = first as u32;
@@ -611,14 +620,12 @@ impl ImageBuilder {
         if next > 0 && next <= u16::from(u8::MAX) {
             add_interval(&mut intervals, first, next, otherwise);
         }
-        uniform &= intervals.len() == first;
         starts[OTHER_PROTOCOLS + 1] = intervals.len() as u32;
         let record = PortMapRecord {
             starts,
             portless_provenance: otherwise.provenance,
             portless: otherwise.decision,
-            uniform: u8::from(uniform),
-            reserved: [0; 6],
+            reserved: [0; 7],
         };
         (record, intervals)
     }

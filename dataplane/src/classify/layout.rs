@@ -232,7 +232,32 @@ pub(super) struct TrieNode {
 /// The entry is the index of a node.
 pub(super) const TRIE_CHILD: u32 = 1 << 31;
 
-/// 64 cells of a row: `palette[pattern[class % 64]]` is the cell's port map. Patterns come from selectors and are shared
+/// An entry of a palette with this bit holds the cell's decision itself, which is the same for every protocol and port: the
+/// next bit says whether it allows, the one after that is zero, the others say which rule decides ([`NONE`] where all are set).
+/// Without it, the entry is the index of a port map.
+pub(super) const SAME_FOR_ALL: u32 = 1 << 31;
+const ALLOWS_ALL: u32 = 1 << 30;
+const RULE_BITS: u32 = 29;
+
+/// Rules that decide whole cells have smaller indices: the highest bit is [`NONE`]'s.
+pub(super) const MOST_RULES: u32 = 1 << (RULE_BITS - 1);
+
+/// The palette entry of a decision for every protocol and port; `provenance` is [`NONE`] or below [`MOST_RULES`].
+pub(super) const fn whole_cell(decision: Decision, provenance: u32) -> u32 {
+    let allows = if decision.allows() { ALLOWS_ALL } else { 0 };
+    SAME_FOR_ALL | allows | provenance & ((1 << RULE_BITS) - 1)
+}
+
+/// What such an entry decides, and the rule. Of the index of a port map, which is below 2^30: that nothing is allowed.
+#[inline]
+pub(super) const fn whole_cell_decision(entry: u32) -> (Decision, u32) {
+    (
+        Decision((entry & ALLOWS_ALL != 0) as u8),
+        ((entry << (32 - RULE_BITS)) as i32 >> (32 - RULE_BITS)) as u32,
+    )
+}
+
+/// 64 cells of a row: `palette[pattern[class % 64]]` is the cell's port map, or its decision. Patterns come from selectors and are shared
 /// by many rows; what a row does with them is its own, and short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -318,8 +343,8 @@ pub(super) const OTHER_PROTOCOLS: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct PortMapRecord {
-    /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section; each covers every port. Those of the
-    /// fourth are of all other protocols, by number in place of a port; none where they are all decided alike.
+    /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section. Those of the fourth are of all other protocols,
+    /// by number in place of a port. A list covers every port, or has no interval where they are all decided as `portless`.
     ///
     /// An interval that [`Decision::NESTED`] has the number of another port map, of which the first list decides: for ICMP by
     /// type and code. Where those are not known, its `portless` does. Port maps nest once.
@@ -328,9 +353,17 @@ pub(super) struct PortMapRecord {
     pub portless_provenance: u32,
     /// Decision where no port is known or the protocol has none.
     pub portless: Decision,
-    /// 1 where the decision is the same for every protocol and port, so that no interval needs to be read.
-    pub uniform: u8,
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 7],
+}
+
+impl PortMapRecord {
+    /// Of a port map that is free.
+    pub(super) const FREE: Self = Self {
+        starts: [0; 5],
+        portless_provenance: NONE,
+        portless: Decision::DENY,
+        reserved: [0; 7],
+    };
 }
 
 /// From port `lo` to the next interval's.

@@ -20,7 +20,7 @@ use super::{
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
         IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord,
-        PortMapRecord, TRIE_CHILD, TrieNode, name_home, name_tag, page_slot,
+        PortMapRecord, SAME_FOR_ALL, TRIE_CHILD, TrieNode, name_home, name_tag, page_slot, whole_cell_decision,
     },
     table::Table,
 };
@@ -172,7 +172,6 @@ impl Snapshot {
         let longest = tables
             .port_maps
             .iter()
-            .filter(|map| map.uniform == 0)
             .flat_map(|map| {
                 map.starts
                     .windows(2)
@@ -201,8 +200,9 @@ impl Snapshot {
             port_maps: tables.port_maps.len() as u32,
             trie_nodes: (tables.trie_v4.len() + tables.trie_v6.len()) as u32,
             worst_identify: 1 + (u32::from(reach_v4) + depth_v4).max(u32::from(reach_v6) + depth_v6),
-            // Page, pattern, palette, port map; then a binary search over 8-byte intervals; once more where one nests.
-            worst_judge: 4 + search + if nests { 1 + search } else { 0 },
+            // Page, pattern, palette; unless that decides, port map, and a binary search over 8-byte intervals; once more
+            // where one nests.
+            worst_judge: if tables.port_maps.len() > 0 { 4 } else { 3 } + search + if nests { 1 + search } else { 0 },
         }
     }
 
@@ -448,7 +448,7 @@ impl Snapshot {
         }
     }
 
-    /// The port map of a row's cell, by its number; None for a row without cells and for numbers that are not of this
+    /// The port map of a row's cell, by its number, or what stands in its place where the decision is the same for all ports; None for a row without cells and for numbers that are not of this
     /// snapshot.
     pub fn port_map_of(&self, row: Row, peer_class: u32) -> Option<u32> {
         let Row::Cells(number) = row else { return None };
@@ -471,12 +471,17 @@ impl Snapshot {
             Row::Cells(number) => (number as usize).checked_sub(1)?,
         };
         let tables = &self.image.parts.tables;
-        let map = tables.port_maps.get(port_map? as usize)?;
-        let portless = self.verdict_of(number, map.portless, map.portless_provenance);
-        if map.uniform != 0 {
-            return Some(same(portless));
+        let port_map = port_map?;
+        if port_map & SAME_FOR_ALL != 0 {
+            let (decision, provenance) = whole_cell_decision(port_map);
+            return Some(same(self.verdict_of(number, decision, provenance)));
         }
-        let spans = |from: u32, to: u32| {
+        let map = tables.port_maps.get(port_map as usize)?;
+        let portless = self.verdict_of(number, map.portless, map.portless_provenance);
+        let spans = |from: u32, to: u32, otherwise| {
+            if from == to {
+                return Some(vec![(0, otherwise)]);
+            }
             let spans = (from..to).map(|at| {
                 let interval = tables.intervals.get(at as usize)?;
                 let verdict = self.verdict_of(number, interval.decision, interval.provenance);
@@ -494,8 +499,9 @@ impl Snapshot {
                 Decision::NESTED => {
                     let nested = tables.port_maps.get(interval.provenance as usize)?;
                     let [from, to, ..] = nested.starts;
-                    by_type.push((protocol, spans(from, to)?));
-                    self.verdict_of(number, nested.portless, nested.portless_provenance)
+                    let unknown = self.verdict_of(number, nested.portless, nested.portless_provenance);
+                    by_type.push((protocol, spans(from, to, unknown)?));
+                    unknown
                 }
                 decision => self.verdict_of(number, decision, interval.provenance),
             };
@@ -503,9 +509,9 @@ impl Snapshot {
         }
         Some(PortSpans {
             protocols: [
-                (6, spans(tcp, udp)?),
-                (17, spans(udp, sctp)?),
-                (132, spans(sctp, others)?),
+                (6, spans(tcp, udp, portless)?),
+                (17, spans(udp, sctp, portless)?),
+                (132, spans(sctp, others, portless)?),
             ],
             others: by_number,
             by_type,
@@ -580,7 +586,7 @@ impl Snapshot {
         record.is_some_and(|record| record.kind == PROVENANCE_ISOLATING)
     }
 
-    /// The port map of one cell; None where the numbers leave the tables.
+    /// The palette entry of one cell; None where the numbers leave the tables.
     #[inline]
     fn port_map(&self, row: usize, peer_class: u32) -> Option<u32> {
         let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
@@ -592,7 +598,7 @@ impl Snapshot {
         self.port_map_in(tables.row_pages.get(slot)?, class)
     }
 
-    /// The port map of one of a page's cells.
+    /// The palette entry of one of a page's cells.
     #[inline]
     fn port_map_in(&self, page: &PageRecord, class: usize) -> Option<u32> {
         let tables = &self.image.parts.tables;
@@ -606,17 +612,16 @@ impl Snapshot {
     /// The decision of one cell; None where the numbers leave the tables.
     #[inline]
     fn cell(&self, row: usize, peer_class: u32, l4: L4) -> Option<(Decision, u32)> {
-        let map = self.port_map(row, peer_class)? as usize;
-        self.port_decision(self.image.parts.tables.port_maps.get(map)?, l4)
+        let entry = self.port_map(row, peer_class)?;
+        if entry & SAME_FOR_ALL != 0 {
+            return Some(whole_cell_decision(entry));
+        }
+        self.port_decision(self.image.parts.tables.port_maps.get(entry as usize)?, l4)
     }
 
     /// The decision of a port map; None where the numbers leave the tables.
     #[inline]
     fn port_decision(&self, map: &PortMapRecord, l4: L4) -> Option<(Decision, u32)> {
-        let portless = (map.portless, map.portless_provenance);
-        if map.uniform != 0 {
-            return Some(portless);
-        }
         let [tcp, udp, sctp, others, end] = map.starts;
         let (from, to, port) = match l4 {
             L4::Port { protocol: 6, port } => (tcp, udp, port),
@@ -626,7 +631,7 @@ impl Snapshot {
             L4::Port { protocol, .. } | L4::NoPort { protocol } => (others, end, u16::from(protocol)),
         };
         if from == to {
-            return Some(portless);
+            return Some((map.portless, map.portless_provenance));
         }
         let interval = self.interval(from, to, port)?;
         if !interval.decision.allows() && interval.decision == Decision::NESTED {
@@ -639,11 +644,11 @@ impl Snapshot {
     #[cold]
     fn nested_decision(&self, map: u32, l4: L4) -> Option<(Decision, u32)> {
         let map = self.image.parts.tables.port_maps.get(map as usize)?;
-        let key = match l4 {
-            L4::Port { port, .. } => port,
-            L4::NoPort { .. } => return Some((map.portless, map.portless_provenance)),
-        };
         let [from, to, ..] = map.starts;
+        let key = match l4 {
+            L4::Port { port, .. } if from < to => port,
+            _ => return Some((map.portless, map.portless_provenance)),
+        };
         let interval = self.interval(from, to, key)?;
         Some((interval.decision, interval.provenance))
     }
@@ -651,13 +656,7 @@ impl Snapshot {
     /// The last interval of `from..to` that does not begin above a port.
     #[inline]
     fn interval(&self, from: u32, to: u32, port: u16) -> Option<&IntervalRecord> {
-        match self
-            .image
-            .parts
-            .tables
-            .intervals
-            .slice(from as usize, to as usize)
-        {
+        match self.image.parts.tables.intervals.slice(from as usize, to as usize) {
             Some(intervals) => {
                 let above = intervals.partition_point(|interval| interval.lo <= port);
                 intervals.get(above.checked_sub(1)?)

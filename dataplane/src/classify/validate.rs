@@ -9,7 +9,8 @@ use super::{
     image::{ChangedChunks, knows_flags, table_error},
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, OTHER_PROTOCOLS, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, ProvenanceRecord, SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
+        PROVENANCE_RULE, ProvenanceRecord, SAME_FOR_ALL, SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
+        whole_cell_decision,
     },
     snapshot::as_identity,
     table::Table,
@@ -334,9 +335,18 @@ impl Snapshot {
 
     fn check_palette(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
-        let map = tables.palettes.get(index);
+        let Some(entry) = tables.palettes.get(index).copied() else {
+            return Ok(());
+        };
+        if entry & SAME_FOR_ALL != 0 {
+            let (decision, provenance) = whole_cell_decision(entry);
+            return all(&[(
+                self.is_decided(decision, provenance),
+                "has a decision of a rule that does not exist",
+            )]);
+        }
         all(&[(
-            map.is_none_or(|map| (*map as usize) < tables.port_maps.len()),
+            (entry as usize) < tables.port_maps.len(),
             "has a port map that does not exist",
         )])
     }
@@ -361,7 +371,7 @@ impl Snapshot {
                 "has a decision that this build does not know",
             ),
             (
-                map.uniform <= 1 && map.reserved == [0; 6],
+                map.reserved == [0; 7],
                 "has bits that this build does not know",
             ),
         ])?;
@@ -372,8 +382,6 @@ impl Snapshot {
             }
             let mut last = None;
             for interval in (from..to).filter_map(|at| tables.intervals.get(at)) {
-                let uniform =
-                    (interval.decision, interval.provenance) == (map.portless, map.portless_provenance);
                 let nested = interval.decision == Decision::NESTED;
                 all(&[
                     (last.is_some() || interval.lo == 0, "does not begin at port 0"),
@@ -381,7 +389,6 @@ impl Snapshot {
                         last.is_none_or(|last| last < interval.lo),
                         "has intervals out of order",
                     ),
-                    (map.uniform == 0 || uniform, "is not uniform"),
                     (
                         !nested || self.is_innermost(interval.provenance),
                         "nests a port map that does not exist or nests another",
@@ -389,16 +396,10 @@ impl Snapshot {
                 ])?;
                 last = Some(interval.lo);
             }
-            all(&[
-                (
-                    last.is_some() || list == OTHER_PROTOCOLS,
-                    "does not begin at port 0",
-                ),
-                (
-                    list != OTHER_PROTOCOLS || last.is_none_or(|last| last <= u16::from(u8::MAX)),
-                    "decides about protocols that do not exist",
-                ),
-            ])?;
+            all(&[(
+                list != OTHER_PROTOCOLS || last.is_none_or(|last| last <= u16::from(u8::MAX)),
+                "decides about protocols that do not exist",
+            )])?;
         }
         Ok(())
     }

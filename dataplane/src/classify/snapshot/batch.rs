@@ -8,7 +8,9 @@ use crate::{
     addr::Addr,
     classify::{
         DirectionVerdict, Identity, IdentityKind, Judgement, L4, NodeExemption,
-        layout::{CLASSES_PER_PAGE, Decision, IdentityRecord, page_slot},
+        layout::{
+            CLASSES_PER_PAGE, Decision, IdentityRecord, SAME_FOR_ALL, page_slot, whole_cell_decision,
+        },
     },
     prefetch::prefetch,
 };
@@ -125,35 +127,33 @@ impl Snapshot {
                         .get_prefetched(page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles));
             }
         }
-        let mut maps = [None; CELLS];
-        for ((cell, page), map) in cells.iter().zip(&pages).zip(&mut maps) {
-            if let Some(page) = page {
-                let number = self.port_map_in(page, cell.class as usize);
-                *map = number.and_then(|number| tables.port_maps.get_prefetched(number as usize));
-            }
-        }
-        let (mut by_port, mut ported) = ([0_u8; CELLS], 0);
-        for ((cell, map), number) in cells.iter().zip(&maps).zip(0..) {
-            if let Some(map) = map {
-                self.set_verdict(&mut judged, cell, Some((map.portless, map.portless_provenance)));
+        // Most cells decide themselves. What they do not decide is denied, until the port map of the cell has been read.
+        let (mut by_port, mut ported) = ([(0_u8, 0_u32); CELLS], 0);
+        for ((cell, page), number) in cells.iter().zip(&pages).zip(0..) {
+            if let Some(page) = page
+                && let Some(entry) = self.port_map_in(page, cell.class as usize)
+            {
+                self.set_verdict(&mut judged, cell, Some(whole_cell_decision(entry)));
                 if let Some(place) = by_port.get_mut(ported) {
-                    *place = number;
+                    *place = (number, entry);
                 }
-                ported += usize::from(map.uniform == 0);
+                ported += usize::from(entry & SAME_FOR_ALL == 0);
             }
         }
         let by_port = by_port.get(..ported).unwrap_or_default();
-        for number in by_port {
-            if let Some(Some(map)) = maps.get(usize::from(*number)) {
-                tables.intervals.get_prefetched(map.starts[0] as usize);
-            }
+        let mut maps = [None; CELLS];
+        for ((_, entry), map) in by_port.iter().zip(&mut maps) {
+            *map = tables.port_maps.get_prefetched(*entry as usize);
         }
-        for number in by_port {
-            let number = usize::from(*number);
-            if let (Some(cell), Some(Some(map))) = (cells.get(number), maps.get(number))
+        for map in maps.iter().take(ported).flatten() {
+            tables.intervals.get_prefetched(map.starts[0] as usize);
+        }
+        for ((number, _), map) in by_port.iter().zip(&maps) {
+            if let Some(cell) = cells.get(usize::from(*number))
                 && let Some(packet) = packets.get(usize::from(cell.packet))
             {
-                self.set_verdict(&mut judged, cell, self.port_decision(map, packet.l4));
+                let decision = map.and_then(|map| self.port_decision(map, packet.l4));
+                self.set_verdict(&mut judged, cell, decision);
             }
         }
         judged

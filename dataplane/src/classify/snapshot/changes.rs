@@ -12,7 +12,7 @@ use crate::{
         Identity,
         bucket::Bucket,
         image::Tables,
-        layout::{CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, TILE_PAGES, TILE_ROWS, page_slot},
+        layout::{CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, SAME_FOR_ALL, TILE_PAGES, TILE_ROWS, page_slot, whole_cell_decision},
         table::{Record, Table},
     },
 };
@@ -35,7 +35,7 @@ pub struct SnapshotChanges {
     /// Rows (from 1) and the first of 64 classes each, whose cells may have another port map or one that decides
     /// otherwise.
     pub pages: Vec<(u32, u32)>,
-    /// Port maps that decide otherwise or name other reasons.
+    /// Port maps, and what stands in their place, that decide otherwise or name other reasons.
     pub port_maps: HashSet<u32>,
     /// Rows (from 1) whose isolating policies, or whose rows for the own node, may be others.
     pub isolating: Vec<u32>,
@@ -185,6 +185,11 @@ impl Snapshot {
             if touched {
                 found.insert(number);
             }
+        }
+        // Cells that decide themselves change with the rules that they name.
+        if !provenance.is_empty() {
+            let entries = tables.palettes.iter().filter(|entry| **entry & SAME_FOR_ALL != 0);
+            found.extend(entries.filter(|entry| provenance.contains(&whole_cell_decision(**entry).1)));
         }
         let touched = nesting.into_iter().filter(|(_, nested)| found.contains(nested));
         let touched: Vec<u32> = touched.map(|(map, _)| map).collect();
