@@ -110,6 +110,14 @@ impl Forged {
         true
     }
 
+    /// Gives a section what another image has there, as far as both go.
+    pub(crate) fn take(&mut self, section: usize, other: &Self) {
+        let (own, theirs) = (self.sections[section], other.sections[section]);
+        let length = own.length.min(theirs.length);
+        let bytes = &other.bytes[theirs.offset..theirs.offset + length];
+        self.bytes[own.offset..own.offset + length].copy_from_slice(bytes);
+    }
+
     /// Gives identities other epochs.
     pub(crate) fn epochs(&mut self, other: impl Fn(u64) -> Option<u64>) {
         let Section {
