@@ -1,5 +1,9 @@
 //! Why a verdict is what it is: every effect that reasons can have occurs (`docs/semantics.md`, 105).
-#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -498,7 +498,9 @@ impl ImageBuilder {
     /// what holds for ports in no range and for packets without ports; the ranges of a protocol do not overlap. Counts for
     /// the caller.
     pub fn port_map(&mut self, otherwise: PortDecision, ranges: &[PortRange]) -> u32 {
-        let same = ranges.iter().all(|range| range.then == otherwise && range.lo <= range.hi);
+        let same = ranges
+            .iter()
+            .all(|range| range.then == otherwise && range.lo <= range.hi);
         if same && otherwise.decision.is_known() {
             if otherwise.provenance >= MOST_RULES && otherwise.provenance != NONE {
                 self.error.get_or_insert(BuildError::TooMany { table: "rules" });

@@ -20,7 +20,8 @@ use super::{
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
         IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord,
-        PortMapRecord, SAME_FOR_ALL, TRIE_CHILD, TrieNode, name_home, name_tag, page_slot, whole_cell_decision,
+        PortMapRecord, SAME_FOR_ALL, TRIE_CHILD, TrieNode, name_home, name_tag, page_slot,
+        whole_cell_decision,
     },
     table::Table,
 };
@@ -202,7 +203,9 @@ impl Snapshot {
             worst_identify: 1 + (u32::from(reach_v4) + depth_v4).max(u32::from(reach_v6) + depth_v6),
             // Page, pattern, palette; unless that decides, port map, and a binary search over 8-byte intervals; once more
             // where one nests.
-            worst_judge: if tables.port_maps.len() > 0 { 4 } else { 3 } + search + if nests { 1 + search } else { 0 },
+            worst_judge: if tables.port_maps.len() > 0 { 4 } else { 3 }
+                + search
+                + if nests { 1 + search } else { 0 },
         }
     }
 
@@ -656,7 +659,13 @@ impl Snapshot {
     /// The last interval of `from..to` that does not begin above a port.
     #[inline]
     fn interval(&self, from: u32, to: u32, port: u16) -> Option<&IntervalRecord> {
-        match self.image.parts.tables.intervals.slice(from as usize, to as usize) {
+        match self
+            .image
+            .parts
+            .tables
+            .intervals
+            .slice(from as usize, to as usize)
+        {
             Some(intervals) => {
                 let above = intervals.partition_point(|interval| interval.lo <= port);
                 intervals.get(above.checked_sub(1)?)

@@ -370,10 +370,7 @@ impl Snapshot {
                 self.is_decided(map.portless, map.portless_provenance),
                 "has a decision that this build does not know",
             ),
-            (
-                map.reserved == [0; 7],
-                "has bits that this build does not know",
-            ),
+            (map.reserved == [0; 7], "has bits that this build does not know"),
         ])?;
         for (pair, list) in map.starts.windows(2).zip(0..) {
             let (from, to) = (pair[0] as usize, pair[1] as usize);

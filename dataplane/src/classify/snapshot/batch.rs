@@ -8,9 +8,7 @@ use crate::{
     addr::Addr,
     classify::{
         DirectionVerdict, Identity, IdentityKind, Judgement, L4, NodeExemption,
-        layout::{
-            CLASSES_PER_PAGE, Decision, IdentityRecord, SAME_FOR_ALL, page_slot, whole_cell_decision,
-        },
+        layout::{CLASSES_PER_PAGE, Decision, IdentityRecord, SAME_FOR_ALL, page_slot, whole_cell_decision},
     },
     prefetch::prefetch,
 };

@@ -12,7 +12,10 @@ use crate::{
         Identity,
         bucket::Bucket,
         image::Tables,
-        layout::{CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, SAME_FOR_ALL, TILE_PAGES, TILE_ROWS, page_slot, whole_cell_decision},
+        layout::{
+            CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, SAME_FOR_ALL, TILE_PAGES, TILE_ROWS,
+            page_slot, whole_cell_decision,
+        },
         table::{Record, Table},
     },
 };
