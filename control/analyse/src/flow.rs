@@ -315,7 +315,7 @@ impl Flow {
                 return Err(format!("unknown key {key:?}: known are {}", KEYS.join(", ")));
             }
             if verbatim.0.iter().take(index).any(|(other, _)| other == key) {
-                return Err(format!("the key {key:?} stands there twice"));
+                return Err(format!("the key {key:?} is listed twice"));
             }
         }
         let value = |key: &str| -> Option<serde_json::Value> {

@@ -735,7 +735,7 @@ impl<'a> Candidates<'a> {
             return Err(unknown_name(cluster, key));
         };
         if pod.finished {
-            return Err(format!("{key} has finished and has no address anymore"));
+            return Err(format!("{key} has finished and has no address any more"));
         }
         match (pod.addresses.as_slice(), pod.host_network) {
             ([], true) => Err(format!(

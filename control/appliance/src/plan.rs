@@ -429,7 +429,7 @@ impl Plan {
             }
             if let Some((id, name)) = known.other_program {
                 wrong.push(format!(
-                    "interface {0}: it carries an XDP program of somebody else (id {id}, `{name}`): stop what attached it, or `ip link set dev {0} xdp off`",
+                    "interface {0}: it carries a foreign XDP program (id {id}, `{name}`): stop what attached it, or `ip link set dev {0} xdp off`",
                     port.name
                 ));
             }

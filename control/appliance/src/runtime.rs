@@ -245,7 +245,7 @@ impl DataplaneRuntime {
         let (Some(first), count) = (meddled.first(), meddled.len()) else {
             return;
         };
-        let mut said = format!("somebody changed settings that ringwall depends on: {first}");
+        let mut said = format!("settings that ringwall depends on were changed: {first}");
         if count > 1 {
             said = format!("{said} and {} more", count - 1);
         }
@@ -604,7 +604,7 @@ impl DataplaneRuntime {
         self.hold_unguarded();
         let is_fine = |quarantine: &Quarantine| quarantine.problem.is_none();
         if was_fine && locked(&self.quarantine).as_ref().is_some_and(is_fine) {
-            let said = "somebody removed the nf_tables table that holds pods' interfaces until they are guarded; put back";
+            let said = "the nf_tables table that holds pods' interfaces until they are guarded had been removed; put back";
             tracing::warn!("{said}");
             *locked(&self.meddled) = Some((Instant::now(), said.to_owned()));
         }

@@ -56,12 +56,12 @@ const RULES: &[(&str, &str, &str)] = &[
     (
         "from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}]",
         "from[0].ipBlock",
-        "a list entry of its own",
+        "a separate list entry",
     ),
     (
         "from: [{namespaceSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}]",
         "from[0].ipBlock",
-        "a list entry of its own",
+        "a separate list entry",
     ),
     (
         "from: [{podSelctor: {}}]",
@@ -302,7 +302,7 @@ const RULES: &[(&str, &str, &str)] = &[
         "lower case letters, digits and '-'",
     ),
     ("ports: [{port: -http}]", "ports[0].port", "may not begin or end"),
-    ("ports: [{port: a--b}]", "ports[0].port", "nor hold '--'"),
+    ("ports: [{port: a--b}]", "ports[0].port", "nor contain '--'"),
     (
         "ports: [{endPort: 90}]",
         "ports[0].endPort",
@@ -384,7 +384,7 @@ const CASES: &[Case] = &[
     case(
         "podSelector: {matchLabels: {app: web}}\nfrom: [{podSelector: {}}]",
         "spec.from",
-        "belongs into a rule",
+        "belongs in a rule",
         Ingress,
     ),
     case(

@@ -84,7 +84,7 @@ impl BlockChanges {
 
 /// What an address is that no host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum Unowned {
     Outside,
     Service,
     PodNetwork,
@@ -93,14 +93,14 @@ pub(super) enum Place {
 /// What holds for addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Content {
-    pub place: Place,
+    pub place: Unowned,
     /// Index of the set of blocks.
     pub set: u32,
 }
 
 /// What holds outside of everything.
 const NOWHERE: Content = Content {
-    place: Place::Outside,
+    place: Unowned::Outside,
     set: 0,
 };
 
@@ -324,10 +324,10 @@ impl Blocks {
             let outer = open.last().map_or(around, |(_, content)| *content);
             let mut place = outer.place;
             if marks.service {
-                place = place.max(Place::Service);
+                place = place.max(Unowned::Service);
             }
             if marks.pods > 0 {
-                place = Place::PodNetwork;
+                place = Unowned::PodNetwork;
             }
             let set = if marks.begin.is_empty() && marks.end.is_empty() {
                 outer.set
@@ -534,7 +534,7 @@ mod tests {
     }
 
     /// What holds, with the blocks themselves.
-    fn contents(blocks: &Blocks) -> Vec<(u128, Place, Vec<u32>)> {
+    fn contents(blocks: &Blocks) -> Vec<(u128, Unowned, Vec<u32>)> {
         let ranges = blocks.ranges_v4.iter();
         let found = ranges.map(|range| {
             let set = &blocks.sets[range.content.set as usize];
@@ -543,7 +543,7 @@ mod tests {
         found.collect()
     }
 
-    fn prefixes(blocks: &Blocks, span: Span) -> Vec<(IpNet, Place, Vec<u32>)> {
+    fn prefixes(blocks: &Blocks, span: Span) -> Vec<(IpNet, Unowned, Vec<u32>)> {
         let prefixes = blocks.prefixes(span).into_iter().map(|prefix| {
             let set = &blocks.sets[prefix.content.set as usize];
             (prefix.net, prefix.content.place, set.clone())

@@ -10,7 +10,7 @@ use super::content::{Content, Digest, Sum};
 
 /// Things by what they are, each with the sum of its members.
 #[derive(Debug)]
-pub(super) struct Bag {
+pub(super) struct MultisetSums {
     of: &'static str,
     parts: Vec<Part>,
     by_content: HashMap<Content, u32>,
@@ -46,7 +46,7 @@ impl Members {
     }
 }
 
-impl Bag {
+impl MultisetSums {
     pub(super) fn new(of: &'static str) -> Self {
         Self {
             of,

@@ -6,7 +6,7 @@
 use hashbrown::HashMap;
 
 use super::{
-    canonical::{Bag, Members},
+    canonical::{Members, MultisetSums},
     content::{Content, Digest, Sum},
     policies::Policies,
     rows::{add_class, classes_of},
@@ -54,7 +54,7 @@ pub(super) struct Classes {
     known_lists: HashMap<Vec<u32>, u32>,
     /// Distinct sets of blocks, each in ascending order, and what they are.
     block_sets: Vec<(Vec<u32>, Content)>,
-    bag: Bag,
+    bag: MultisetSums,
     /// Classes with members.
     pub live: u32,
 }
@@ -76,7 +76,7 @@ impl Classes {
             block_sets: sets
                 .map(|set| (set.clone(), policies.blocks_content(set)))
                 .collect(),
-            bag: Bag::new("class"),
+            bag: MultisetSums::new("class"),
             live: 0,
         }
     }

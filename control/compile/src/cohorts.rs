@@ -49,7 +49,7 @@ pub(super) struct CohortRows {
     /// Numbers of rows; 0 is open.
     pub ingress: u32,
     pub egress: u32,
-    /// Its part among the [`super::canonical::Bag`] of rows.
+    /// Its part among the [`super::canonical::MultisetSums`] of rows.
     pub part: u32,
     /// What selectors see of its pods and what the policies say: the part of the epoch that they share.
     pub epoch: Content,

@@ -114,7 +114,7 @@ impl Named {
 
 /// What went in or out of force.
 #[derive(Debug, Default)]
-pub(super) struct Turned {
+pub(super) struct PolicyTurnover {
     pub sets: Vec<u32>,
     pub blocks: Vec<u32>,
 }
@@ -432,8 +432,8 @@ impl Policies {
     }
 
     /// Settles which policies are in force; answers the sets and blocks that this put in or out of force.
-    pub(super) fn settle(&mut self) -> Turned {
-        let mut turned = Turned::default();
+    pub(super) fn settle(&mut self) -> PolicyTurnover {
+        let mut turned = PolicyTurnover::default();
         for policy in std::mem::take(&mut self.touched) {
             let Some(slot) = self.slots.get_mut(policy as usize) else {
                 continue;

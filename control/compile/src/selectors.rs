@@ -159,14 +159,14 @@ enum Word<'a> {
 
 /// What policies began or ceased to ask for: whatever has it looks different.
 #[derive(Debug, Default)]
-pub(super) struct TurnedWords {
+pub(super) struct TermTurnover {
     pub pod_keys: HashSet<String>,
     /// Whether there are any keys of namespaces.
     pub namespace_keys: bool,
     pub ports: HashSet<(Protocol, String)>,
 }
 
-impl TurnedWords {
+impl TermTurnover {
     fn pod_key(&mut self, key: &str, turned: bool) {
         if turned {
             self.pod_keys.insert(key.to_owned());
@@ -269,7 +269,7 @@ impl Default for Vocabulary {
 
 impl Vocabulary {
     /// Takes up what a policy asks for, and notes what none asked for before.
-    pub(super) fn learn(&mut self, policy: &Policy<'_>, turned: &mut TurnedWords) {
+    pub(super) fn learn(&mut self, policy: &Policy<'_>, turned: &mut TermTurnover) {
         words(policy, &mut |word| match word {
             Word::PodKey(key, text) => turned.pod_key(key, learn_key(&mut self.pod_keys, key, text)),
             Word::NamespaceKey(key, text) => {
@@ -295,7 +295,7 @@ impl Vocabulary {
     }
 
     /// Takes back what [`Self::learn`] took up, and notes what none asks for any more.
-    pub(super) fn forget(&mut self, policy: &Policy<'_>, turned: &mut TurnedWords) {
+    pub(super) fn forget(&mut self, policy: &Policy<'_>, turned: &mut TermTurnover) {
         words(policy, &mut |word| match word {
             Word::PodKey(key, text) => turned.pod_key(key, forget_key(&mut self.pod_keys, key, text)),
             Word::NamespaceKey(key, text) => {

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, Hasher};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use ringwall_policy::{Pod, Protocol};
 
-use super::selectors::TurnedWords;
+use super::selectors::TermTurnover;
 
 /// A combination.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl Shapes {
     }
 
     /// By number, whether pods of the combination have any of these words.
-    pub(super) fn with(&self, words: &TurnedWords) -> Vec<bool> {
+    pub(super) fn with(&self, words: &TermTurnover) -> Vec<bool> {
         let has = |shape: &Shape| {
             shape.keys.iter().any(|key| words.pod_keys.contains(key))
                 || shape.ports.iter().any(|port| words.ports.contains(port))

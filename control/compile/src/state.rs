@@ -19,8 +19,8 @@ use ringwall_policy::{
 
 use super::{
     Budget, CompileError, CompileStats, EpochKey,
-    blocks::{self, Blocks, Place, Span},
-    canonical::Bag,
+    blocks::{self, Blocks, Span, Unowned},
+    canonical::MultisetSums,
     classes::{Classes, Sight},
     cohorts::{CohortRows, Cohorts},
     content::{Digest, Sum},
@@ -28,7 +28,7 @@ use super::{
     owners::{Owner, Owners},
     policies::Policies,
     rows::{Own, Rows, Sources},
-    selectors::{TurnedWords, Vocabulary},
+    selectors::{TermTurnover, Vocabulary},
     shapes::Shapes,
 };
 
@@ -52,7 +52,7 @@ pub(super) struct State {
     /// Identities of addresses that are no pod's and no node's, by kind and class.
     places: HashMap<(u32, u32), u32>,
     /// Endpoints by their rows.
-    by_rows: Bag,
+    by_rows: MultisetSums,
     /// What the canonical hash holds besides classes and rows.
     loose: Sum,
     /// Prefixes of the image's tries, with their identities.
@@ -96,7 +96,7 @@ impl State {
         tables.allow_unknown(cluster.settings.allow_unknown);
         let (mut vocabulary, mut policies) = (Vocabulary::default(), Policies::default());
         for policy in &model.policies {
-            vocabulary.learn(policy, &mut TurnedWords::default());
+            vocabulary.learn(policy, &mut TermTurnover::default());
         }
         for policy in &model.policies {
             policies.add(policy, &mut vocabulary, &mut tables);
@@ -120,7 +120,7 @@ impl State {
             hosts: HashMap::with_capacity(cluster.pods.len()),
             nodes: HashMap::new(),
             places: HashMap::new(),
-            by_rows: Bag::new("rows"),
+            by_rows: MultisetSums::new("rows"),
             loose: Sum::default(),
             prefixed: BTreeMap::new(),
             ranges: BTreeMap::new(),
@@ -830,10 +830,10 @@ fn host_digest(address: IpAddr, pod: bool) -> Digest<'static> {
     digest
 }
 
-fn kind_of(place: Place) -> IdentityKind {
+fn kind_of(place: Unowned) -> IdentityKind {
     match place {
-        Place::Outside => IdentityKind::External,
-        Place::Service => IdentityKind::Service,
-        Place::PodNetwork => IdentityKind::Unknown,
+        Unowned::Outside => IdentityKind::External,
+        Unowned::Service => IdentityKind::Service,
+        Unowned::PodNetwork => IdentityKind::Unknown,
     }
 }

@@ -13,7 +13,7 @@ use super::{
     Budget,
     blocks::{BlockChanges, Span},
     policies::Named,
-    selectors::TurnedWords,
+    selectors::TermTurnover,
     state::{State, most_members},
 };
 
@@ -198,7 +198,7 @@ impl State {
             }
         }
         // What is asked for before and after does not turn.
-        let mut words = TurnedWords::default();
+        let mut words = TermTurnover::default();
         new.iter()
             .for_each(|policy| self.vocabulary.learn(policy, &mut words));
         old.iter()
@@ -225,7 +225,7 @@ impl State {
     }
 
     /// Pods that have such a word look different. False where most of them do, which is more work than a full compile.
-    fn look_again(&mut self, words: &TurnedWords, again: &mut Again) -> bool {
+    fn look_again(&mut self, words: &TermTurnover, again: &mut Again) -> bool {
         if !words.of_pods() {
             return true;
         }
@@ -304,7 +304,7 @@ impl State {
     }
 
     /// A namespace that selectors see differently has other cohorts.
-    fn update_namespaces(&mut self, last: &Cluster, words: &TurnedWords, again: &mut Again) {
+    fn update_namespaces(&mut self, last: &Cluster, words: &TermTurnover, again: &mut Again) {
         let next = self.cluster.namespaces.clone();
         for change in last.namespaces.diff(&next) {
             let (name, now) = match change {

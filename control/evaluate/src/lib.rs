@@ -236,7 +236,7 @@ pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         let mut trace = both(Cause::HostingNode);
         // 85: NetworkPolicies do not govern what goes to the own node; all others do.
         if let Identity::Pod(pod) = src.identity {
-            let asked = Asked {
+            let asked = DirectionQuery {
                 cluster,
                 own: src,
                 peer: dst,
@@ -252,7 +252,7 @@ pub fn trace(cluster: &Cluster, src: &End<'_>, dst: &End<'_>, service: Service) 
         return trace;
     }
     let (mut passed_ingress, mut passed_egress) = (Vec::new(), Vec::new());
-    let ask = |own, peer, direction| Asked {
+    let ask = |own, peer, direction| DirectionQuery {
         cluster,
         own,
         peer,
@@ -278,7 +278,7 @@ enum Way {
 }
 
 /// What is asked of the policies of a pod.
-struct Asked<'a> {
+struct DirectionQuery<'a> {
     cluster: &'a Cluster,
     /// The end whose policies count.
     own: &'a End<'a>,
@@ -304,7 +304,7 @@ impl Member<'_> {
 }
 
 /// What a tier says about a packet.
-enum Said {
+enum TierOutcome {
     /// This is the decision.
     Decided(Direction),
     /// By this rule, the next tier decides.
@@ -313,7 +313,7 @@ enum Said {
     Nothing,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> DirectionQuery<'a> {
     /// Judges one direction, at the end whose policies count.
     fn judge_end(&self, subject: &End<'_>, passed: &mut Vec<Passed>) -> Direction {
         let pod = match subject.identity {
@@ -341,9 +341,9 @@ impl<'a> Asked<'a> {
             let members = self.members(&name, pod, network_policies);
             governed |= !members.is_empty();
             match self.judge_tier(&name, denies, &members) {
-                Said::Decided(decision) => return decision,
-                Said::Passed(rule) => passed.push(rule),
-                Said::Nothing => {}
+                TierOutcome::Decided(decision) => return decision,
+                TierOutcome::Passed(rule) => passed.push(rule),
+                TierOutcome::Nothing => {}
             }
         }
         // 1; a pod's profile allows what is left (79.4).
@@ -411,7 +411,7 @@ impl<'a> Asked<'a> {
         members.into_iter().map(|(_, _, member)| member).collect()
     }
 
-    fn judge_tier(&self, tier: &str, denies: bool, members: &[Member<'_>]) -> Said {
+    fn judge_tier(&self, tier: &str, denies: bool, members: &[Member<'_>]) -> TierOutcome {
         for member in members {
             let rules = match member {
                 Member::Network(_, rules) => rules.len(),
@@ -424,24 +424,24 @@ impl<'a> Asked<'a> {
                 let tier = shown(self.cluster, tier);
                 let policy = member.id();
                 return match action {
-                    Action::Allow => Said::Decided(Direction {
+                    Action::Allow => TierOutcome::Decided(Direction {
                         allow: true,
                         cause: Cause::Rule { tier, policy, index },
                     }),
-                    Action::Deny => Said::Decided(Direction {
+                    Action::Deny => TierOutcome::Decided(Direction {
                         allow: false,
                         cause: Cause::Denied { tier, policy, index },
                     }),
-                    Action::Pass => Said::Passed(Passed { tier, policy, index }), // 69, 79.5
-                    Action::Log => continue,                                      // 81.1
+                    Action::Pass => TierOutcome::Passed(Passed { tier, policy, index }), // 69, 79.5
+                    Action::Log => continue,                                             // 81.1
                 };
             }
         }
         // 2, 79.3: a tier none of whose policies selects the pod in the direction is passed over.
         if members.is_empty() || !denies {
-            return Said::Nothing;
+            return TierOutcome::Nothing;
         }
-        Said::Decided(Direction {
+        TierOutcome::Decided(Direction {
             allow: false,
             cause: Cause::Isolated {
                 tier: shown(self.cluster, tier),

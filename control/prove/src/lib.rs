@@ -4,19 +4,19 @@
 //! blocks and ports, and its own derivation of who owns an address.
 #![forbid(unsafe_code)]
 
-mod change;
-mod held;
+mod address_ranges;
+mod expected;
+mod incremental;
 mod matching;
+mod number_relation;
 mod policy;
 mod ports;
 mod proof;
 mod report;
 mod rules;
 mod sets;
-mod space;
 #[cfg(test)]
 mod tests;
-mod view;
 mod witness;
 mod words;
 

@@ -15,13 +15,13 @@ use ringwall_dataplane::{
 use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
 
 use super::{
-    held::{Column, Held, Line, Place, Seen, peer, subject},
+    address_ranges::{self, Range},
+    expected::{End, Expected, Lists, Owner},
     matching::{self, Asked, is_mapped},
+    number_relation::{ClassMeaning, EndRef, NumberRelation, ObservedEnd, RowSubject, peer, subject},
     ports::{Outcome, WITH_PORTS},
     report::{Difference, Report},
     rules::Direction,
-    space::{self, Range},
-    view::{End, Lists, View, Who},
 };
 
 /// ICMP and ICMPv6.
@@ -55,9 +55,9 @@ pub(super) struct Wrong {
 #[derive(Debug)]
 pub(super) enum Suspect {
     /// This packet is decided otherwise.
-    Packet { src: Place, dst: Place, l4: L4 },
+    Packet { src: EndRef, dst: EndRef, l4: L4 },
     /// Something about this end is otherwise.
-    End(Place),
+    End(EndRef),
     /// Something about everything is otherwise.
     Anything,
 }
@@ -65,9 +65,9 @@ pub(super) enum Suspect {
 /// Both sides, and what of the proof is done.
 #[derive(Debug)]
 pub(super) struct Proof {
-    pub view: View,
+    pub view: Expected,
     pub snapshot: Arc<Snapshot>,
-    pub held: Held,
+    pub held: NumberRelation,
     /// Where the snapshot's tries have their nodes; None until a successor asks.
     pub range_nodes: Option<RangeNodes>,
     /// What was decided and the port map that says the same (5).
@@ -76,7 +76,7 @@ pub(super) struct Proof {
     rule_names: HashSet<(u32, u32)>,
     isolating_names: HashSet<(u32, u32, Option<u32>)>,
     /// Rows whose isolating policies were asked for.
-    named: HashSet<Line>,
+    named: HashSet<RowSubject>,
     /// Whether some cell is wrong that no packet reads: as long as nobody comes who could send one.
     pub excused: bool,
     lists: Lists,
@@ -89,12 +89,12 @@ pub(super) struct Proof {
 struct Todo {
     pods: Vec<Arc<Pod>>,
     began_ends: bool,
-    ends: Vec<Place>,
+    ends: Vec<EndRef>,
     endpoints: Vec<ObjectKey>,
     ranges: Vec<bool>,
     began_lines: bool,
-    lines: Vec<Line>,
-    columns: Vec<Column>,
+    lines: Vec<RowSubject>,
+    columns: Vec<ClassMeaning>,
 }
 
 /// How many pods or addresses are looked at between two looks at the clock.
@@ -106,9 +106,9 @@ impl Proof {
         let mut pods: Vec<Arc<Pod>> = cluster.pods.values().cloned().collect();
         pods.reverse();
         Self {
-            view: View::of(cluster),
+            view: Expected::of(cluster),
             snapshot: Arc::clone(snapshot),
-            held: Held::default(),
+            held: NumberRelation::default(),
             range_nodes: None,
             matched: HashSet::new(),
             rule_names: HashSet::new(),
@@ -206,8 +206,8 @@ impl Proof {
         let mut others = Vec::new();
         for address in self.view.addresses() {
             match self.view.who(address) {
-                Who::Node(_) => nodes.push(Place::Address(address)),
-                _ => others.push(Place::Address(address)),
+                Owner::Node(_) => nodes.push(EndRef::Address(address)),
+                _ => others.push(EndRef::Address(address)),
             }
         }
         // What only the snapshot has is looked at as well: nobody has it.
@@ -216,9 +216,9 @@ impl Proof {
         others.extend(
             theirs
                 .filter(|address| !ours.contains(address))
-                .map(Place::Address),
+                .map(EndRef::Address),
         );
-        let names = (0..self.view.slots()).map(Place::Name);
+        let names = (0..self.view.slots()).map(EndRef::Name);
         nodes.sort_unstable();
         others.sort_unstable();
         others.dedup();
@@ -251,31 +251,31 @@ impl Proof {
     }
 
     /// 2: one end: who it is, and the exemptions that hold for it.
-    pub(super) fn end(&mut self, place: Place) -> Result<(), Wrong> {
+    pub(super) fn end(&mut self, place: EndRef) -> Result<(), Wrong> {
         match place {
-            Place::Address(address) => {
+            EndRef::Address(address) => {
                 let end = self.view.end(address);
                 let identity = self.snapshot.identify(address.into());
                 self.report.addresses += 1;
                 self.identity(place, &end, &identity)?;
-                let seen = Seen::new(end, &identity, &self.snapshot);
+                let seen = ObservedEnd::new(end, &identity, &self.snapshot);
                 self.exemptions(place, &end, &identity)?;
                 // What is in no host table is part of its range.
-                if matches!(end.who, Who::Place(_)) && !self.snapshot.is_host(address.into()) {
+                if matches!(end.who, Owner::Unowned(_)) && !self.snapshot.is_host(address.into()) {
                     self.held.put_in_range(address, seen);
                     self.held.drop(place);
                 } else {
                     self.held.put(place, seen);
                 }
             }
-            Place::Name(slot) => self.name(slot)?,
+            EndRef::Name(slot) => self.name(slot)?,
         }
         Ok(())
     }
 
     /// A slot's pod by its name.
     fn name(&mut self, slot: u32) -> Result<(), Wrong> {
-        let place = Place::Name(slot);
+        let place = EndRef::Name(slot);
         let Some(known) = self.view.pod(slot) else {
             self.held.drop(place);
             return Ok(());
@@ -309,16 +309,17 @@ impl Proof {
         let (identity, number) = (endpoint.identity, endpoint.number);
         let end = self.view.nameless(slot);
         self.identity(place, &end, &identity)?;
-        if matches!(end.who, Who::Pod(_)) && identity.endpoint != number {
+        if matches!(end.who, Owner::Pod(_)) && identity.endpoint != number {
             return fail(format!("{key} has two numbers"));
         }
         self.exemptions(place, &end, &identity)?;
-        self.held.put(place, Seen::new(end, &identity, &self.snapshot));
+        self.held
+            .put(place, ObservedEnd::new(end, &identity, &self.snapshot));
         Ok(())
     }
 
     /// 2: whether the snapshot means the same one.
-    fn identity(&self, place: Place, end: &End, got: &Identity) -> Result<(), Wrong> {
+    fn identity(&self, place: EndRef, end: &End, got: &Identity) -> Result<(), Wrong> {
         let fail = |what: String| {
             Err(Wrong {
                 what,
@@ -326,11 +327,11 @@ impl Proof {
             })
         };
         let kind = match end.who {
-            Who::Pod(_) => IdentityKind::Pod,
-            Who::Unseen(_) | Who::Place(space::Place::PodNetwork) => IdentityKind::Unknown,
-            Who::Node(_) => IdentityKind::Node,
-            Who::Place(space::Place::Service) => IdentityKind::Service,
-            Who::Place(space::Place::Outside) => IdentityKind::External,
+            Owner::Pod(_) => IdentityKind::Pod,
+            Owner::Unseen(_) | Owner::Unowned(address_ranges::Unowned::PodNetwork) => IdentityKind::Unknown,
+            Owner::Node(_) => IdentityKind::Node,
+            Owner::Unowned(address_ranges::Unowned::Service) => IdentityKind::Service,
+            Owner::Unowned(address_ranges::Unowned::Outside) => IdentityKind::External,
         };
         if got.kind != kind {
             return fail(format!(
@@ -341,7 +342,7 @@ impl Proof {
             ));
         }
         match end.who {
-            Who::Pod(slot) => {
+            Owner::Pod(slot) => {
                 let Some(known) = self.view.pod(slot) else {
                     return fail("a slot is empty".to_owned());
                 };
@@ -369,7 +370,7 @@ impl Proof {
                     ));
                 }
             }
-            Who::Node(name) => {
+            Owner::Node(name) => {
                 let wanted = self.view.node_name(name);
                 let consistent = self
                     .held
@@ -383,21 +384,21 @@ impl Proof {
                     ));
                 }
             }
-            Who::Unseen(_) | Who::Place(_) => {}
+            Owner::Unseen(_) | Owner::Unowned(_) => {}
         }
         Ok(())
     }
 
     /// 3: a pod to itself and to its node, and what no row decides about.
-    fn exemptions(&mut self, place: Place, end: &End, identity: &Identity) -> Result<(), Wrong> {
+    fn exemptions(&mut self, place: EndRef, end: &End, identity: &Identity) -> Result<(), Wrong> {
         let l4 = L4::NoPort { protocol: 255 };
-        let wrong = |src: Place, dst: Place, what: String| {
+        let wrong = |src: EndRef, dst: EndRef, what: String| {
             Err(Wrong {
                 what,
                 suspect: Suspect::Packet { src, dst, l4 },
             })
         };
-        let Who::Pod(slot) = end.who else {
+        let Owner::Pod(slot) = end.who else {
             let told = self
                 .snapshot
                 .judge_ends(identity, identity, true, l4, NodeExemption::Trusted);
@@ -566,19 +567,19 @@ impl Proof {
     }
 
     /// 2: an address that belongs to nobody.
-    fn nobody(&mut self, v4: bool, number: u128, range: Range) -> Result<Seen, Wrong> {
+    fn nobody(&mut self, v4: bool, number: u128, range: Range) -> Result<ObservedEnd, Wrong> {
         let address = matching::address(v4, number);
-        let place = Place::Address(address);
-        let end = self.view.end_of(Who::Place(range.place), range.blocks);
+        let place = EndRef::Address(address);
+        let end = self.view.end_of(Owner::Unowned(range.place), range.blocks);
         let identity = self.snapshot.identify(Addr::from(address));
         self.report.addresses += 1;
         self.identity(place, &end, &identity)?;
         self.exemptions(place, &end, &identity)?;
-        Ok(Seen::new(end, &identity, &self.snapshot))
+        Ok(ObservedEnd::new(end, &identity, &self.snapshot))
     }
 
     /// 4: a row against everyone who can be a peer.
-    pub(super) fn line(&mut self, line: Line, columns: &[Column]) -> Result<(), Wrong> {
+    pub(super) fn line(&mut self, line: RowSubject, columns: &[ClassMeaning]) -> Result<(), Wrong> {
         let (row, of) = line;
         self.named.remove(&line);
         if self.is_trivial(line) {
@@ -608,7 +609,7 @@ impl Proof {
     }
 
     /// 4: a row against one peer.
-    pub(super) fn one(&mut self, line: Line, column: Column) -> Result<(), Wrong> {
+    pub(super) fn one(&mut self, line: RowSubject, column: ClassMeaning) -> Result<(), Wrong> {
         self.report.pairs += 1;
         if self.is_trivial(line) {
             return Ok(());
@@ -623,7 +624,7 @@ impl Proof {
     }
 
     /// Whether no policy governs on either side: then there is no cell.
-    fn is_trivial(&self, (row, of): Line) -> bool {
+    fn is_trivial(&self, (row, of): RowSubject) -> bool {
         row == 0 && self.view.subject_of(of).policies.is_empty()
     }
 
@@ -636,7 +637,7 @@ impl Proof {
     }
 
     /// 5: one cell, unless its port map was held against the same decisions before.
-    fn cell(&mut self, line: Line, column: Column, decided: u32, map: u32) -> Result<(), Wrong> {
+    fn cell(&mut self, line: RowSubject, column: ClassMeaning, decided: u32, map: u32) -> Result<(), Wrong> {
         // Which policies isolate is the row's own: asked once for each row, whatever the map.
         let names = decided != OPEN && self.view.decisions.isolates(decided) && !self.named.contains(&line);
         let known = map != NO_MAP && self.matched.contains(&(decided, map));
@@ -656,7 +657,13 @@ impl Proof {
     }
 
     /// Asks at every border of either side; the first packet that is decided otherwise.
-    fn contradiction(&mut self, line: Line, column: Column, decided: u32, map: u32) -> Option<L4> {
+    fn contradiction(
+        &mut self,
+        line: RowSubject,
+        column: ClassMeaning,
+        decided: u32,
+        map: u32,
+    ) -> Option<L4> {
         let wanted = (decided != OPEN).then(|| self.view.decisions.spans(decided).clone());
         let theirs = self.snapshot.port_spans(cells(line.0), Some(map));
         for (at, protocol) in WITH_PORTS.into_iter().enumerate() {
@@ -733,7 +740,7 @@ impl Proof {
     }
 
     /// Puts one question, and whether the answer is what has to come of the packet.
-    fn decides(&mut self, line: Line, column: Column, l4: L4, outcome: Outcome) -> bool {
+    fn decides(&mut self, line: RowSubject, column: ClassMeaning, l4: L4, outcome: Outcome) -> bool {
         let (own, other) = (subject(line.0), peer(column.0));
         self.report.questions += 1;
         let judge = |src, dst| {
@@ -810,7 +817,7 @@ impl Proof {
 
     /// A cell that says something else is wrong if there is a packet that is decided by it: of one family, and not from
     /// an end to itself. What decides about packets to the node that hosts a pod decides about none to pods.
-    fn visible(&mut self, line: Line, column: Column, l4: L4) -> Result<(), Wrong> {
+    fn visible(&mut self, line: RowSubject, column: ClassMeaning, l4: L4) -> Result<(), Wrong> {
         let direction = self.view.subject_of(line.1).direction;
         let peers = self.held.peers_in(column);
         let owns = self.held.subjects_of(line);
@@ -847,10 +854,10 @@ impl Proof {
     }
 
     /// Whether a packet between two ends can be, and is judged.
-    fn can_meet(&self, src: Place, dst: Place) -> bool {
+    fn can_meet(&self, src: EndRef, dst: EndRef) -> bool {
         match (src, dst) {
-            (Place::Address(src), Place::Address(dst)) => src.is_ipv4() == dst.is_ipv4() && src != dst,
-            (Place::Name(src), Place::Name(dst)) => src != dst || self.is_template(src),
+            (EndRef::Address(src), EndRef::Address(dst)) => src.is_ipv4() == dst.is_ipv4() && src != dst,
+            (EndRef::Name(src), EndRef::Name(dst)) => src != dst || self.is_template(src),
             _ => true,
         }
     }

@@ -13,12 +13,12 @@ use ringwall_policy::{
 };
 
 use super::{
-    change::differing,
+    expected::Expected,
+    incremental::differing,
     matching::{Asked, port_matches},
     policy::Policy,
     ports::{Outcome, WITH_PORTS},
     rules::Direction,
-    view::View,
 };
 
 const LABEL: &str = "app";
@@ -126,8 +126,8 @@ fn put(cluster: &mut Cluster, policy: TieredPolicy) {
 }
 
 /// A view of a cluster with its pods.
-fn view(cluster: &Cluster) -> View {
-    let mut view = View::of(cluster);
+fn view(cluster: &Cluster) -> Expected {
+    let mut view = Expected::of(cluster);
     for pod in cluster.pods.values() {
         view.add(pod);
     }
@@ -136,7 +136,7 @@ fn view(cluster: &Cluster) -> View {
 
 /// Who decides: tier, name and index of a rule, or what comes without one.
 fn told(
-    view: &mut View,
+    view: &mut Expected,
     (own, other): (&ObjectKey, &ObjectKey),
     direction: Direction,
     asked: Asked,
@@ -701,7 +701,7 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
 }
 
 /// As a proof takes over the policies and namespaces of a successor.
-fn follow(view: &mut View, cluster: &Cluster) {
+fn follow(view: &mut Expected, cluster: &Cluster) {
     if !view.rules.has_tiers_of(cluster) {
         *view = self::view(cluster);
         return;

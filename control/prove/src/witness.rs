@@ -8,15 +8,15 @@ use ringwall_dataplane::classify::{
 use ringwall_policy::Action;
 
 use super::{
-    held::Place,
+    address_ranges,
+    expected::{End, Owner},
     matching::{self, Asked},
+    number_relation::EndRef,
     policy::in_words,
     ports::{Outcome, WITH_PORTS},
     proof::{Proof, Suspect, Wrong},
     report::{Answer, Difference},
     rules::Direction,
-    space,
-    view::{End, Who},
 };
 
 /// The reason of what no policy applies to.
@@ -31,20 +31,20 @@ const TRIED_PORTS: usize = 64;
 
 /// An answer, with the policies that it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct Expectation {
     sides: [(bool, String); 2],
     policies: BTreeSet<String>,
 }
 
 /// The answer about a name that stands for nobody.
-fn nobody() -> Told {
-    Told {
+fn nobody() -> Expectation {
+    Expectation {
         sides: [(); 2].map(|()| (false, "no such name".to_owned())),
         policies: BTreeSet::new(),
     }
 }
 
-impl Told {
+impl Expectation {
     fn answer(&self) -> Answer {
         let [(ingress, in_words), (egress, out_words)] = &self.sides;
         Answer {
@@ -67,10 +67,10 @@ impl Proof {
             Suspect::End(place) => self.around(place),
             Suspect::Anything => {
                 let unknown = self.unknown_address();
-                self.around(Place::Address(unknown))
+                self.around(EndRef::Address(unknown))
             }
         };
-        let mut shown: Option<(Place, Place, L4, NodeExemption, Told, Told)> = None;
+        let mut shown: Option<(EndRef, EndRef, L4, NodeExemption, Expectation, Expectation)> = None;
         'tried: for (src, dst, l4) in &tried {
             for trust in [
                 NodeExemption::Trusted,
@@ -94,8 +94,8 @@ impl Proof {
         }
         let (src, dst, l4, trust, wanted, got) = shown.unwrap_or_else(|| {
             // Not reached: every suspect gives at least one packet.
-            let nowhere = Place::Address(IpAddr::from([0; 4]));
-            let nothing = Told {
+            let nowhere = EndRef::Address(IpAddr::from([0; 4]));
+            let nothing = Expectation {
                 sides: [(false, String::new()), (false, String::new())],
                 policies: BTreeSet::new(),
             };
@@ -132,10 +132,10 @@ impl Proof {
     }
 
     /// Packets to and from an end.
-    fn around(&self, place: Place) -> Vec<(Place, Place, L4)> {
+    fn around(&self, place: EndRef) -> Vec<(EndRef, EndRef, L4)> {
         let mut others = vec![place];
-        let fits = |other: &Place| match (place, *other) {
-            (Place::Address(a), Place::Address(b)) => a.is_ipv4() == b.is_ipv4(),
+        let fits = |other: &EndRef| match (place, *other) {
+            (EndRef::Address(a), EndRef::Address(b)) => a.is_ipv4() == b.is_ipv4(),
             _ => true,
         };
         let known = self.held.places();
@@ -170,7 +170,7 @@ impl Proof {
     fn unknown_address(&self) -> IpAddr {
         for v4 in [true, false] {
             let ranges = self.view.space.family(v4).iter();
-            let mut unknown = ranges.filter(|range| range.place == space::Place::PodNetwork);
+            let mut unknown = ranges.filter(|range| range.place == address_ranges::Unowned::PodNetwork);
             if let Some(range) = unknown.next() {
                 return matching::address(v4, range.first);
             }
@@ -178,17 +178,17 @@ impl Proof {
         IpAddr::from([0; 4])
     }
 
-    fn end_at(&mut self, place: Place) -> End {
+    fn end_at(&mut self, place: EndRef) -> End {
         match place {
-            Place::Address(address) => self.view.end(address),
-            Place::Name(slot) => self.view.nameless(slot),
+            EndRef::Address(address) => self.view.end(address),
+            EndRef::Name(slot) => self.view.nameless(slot),
         }
     }
 
-    fn identity_at(&self, place: Place) -> Option<Identity> {
+    fn identity_at(&self, place: EndRef) -> Option<Identity> {
         match place {
-            Place::Address(address) => Some(self.snapshot.identify(address.into())),
-            Place::Name(slot) => {
+            EndRef::Address(address) => Some(self.snapshot.identify(address.into())),
+            EndRef::Name(slot) => {
                 let key = &self.view.pod(slot)?.pod.key;
                 let endpoint = self.snapshot.find_endpoint(&key.namespace, &key.name)?;
                 Some(endpoint.identity)
@@ -197,29 +197,29 @@ impl Proof {
     }
 
     /// Whether a place is not the name of a pod that has no place of its own.
-    fn has_name(&self, place: Place) -> bool {
+    fn has_name(&self, place: EndRef) -> bool {
         match place {
-            Place::Address(_) => true,
-            Place::Name(slot) => self.view.pod(slot).is_some_and(|known| known.is_endpoint()),
+            EndRef::Address(_) => true,
+            EndRef::Name(slot) => self.view.pod(slot).is_some_and(|known| known.is_endpoint()),
         }
     }
 
     /// Whether two places are one end's, to which its traffic to itself is open.
-    fn is_one(&self, src: Place, dst: Place) -> bool {
-        src == dst && !matches!(src, Place::Name(slot) if self.is_template(slot))
+    fn is_one(&self, src: EndRef, dst: EndRef) -> bool {
+        src == dst && !matches!(src, EndRef::Name(slot) if self.is_template(slot))
     }
 
     /// What the objects say.
-    fn wanted(&mut self, src: Place, dst: Place, l4: L4, trust: NodeExemption) -> Told {
+    fn wanted(&mut self, src: EndRef, dst: EndRef, l4: L4, trust: NodeExemption) -> Expectation {
         let (from, to) = (self.end_at(src), self.end_at(dst));
-        let both = |words: &str| Told {
+        let both = |words: &str| Expectation {
             sides: [(true, words.to_owned()), (true, words.to_owned())],
             policies: BTreeSet::new(),
         };
         if !self.has_name(src) || !self.has_name(dst) {
             return nobody();
         }
-        if let (Who::Pod(a), Who::Pod(b)) = (from.who, to.who)
+        if let (Owner::Pod(a), Owner::Pod(b)) = (from.who, to.who)
             && a == b
             && self.is_one(src, dst)
         {
@@ -227,7 +227,7 @@ impl Proof {
         }
         if self.is_exempt(from.who, to.who, trust) {
             let mut told = both("its node");
-            if matches!(from.who, Who::Pod(_)) {
+            if matches!(from.who, Owner::Pod(_)) {
                 let (allow, words) = self.by_policies(from.own_node, to.meaning, l4, &mut told.policies);
                 if ![OPEN, PROFILE].contains(&words.as_str()) {
                     told.sides[Direction::Egress as usize] = (allow, words);
@@ -240,7 +240,7 @@ impl Proof {
             self.side(Direction::Ingress, &to, &from, l4, &mut policies),
             self.side(Direction::Egress, &from, &to, l4, &mut policies),
         ];
-        Told { sides, policies }
+        Expectation { sides, policies }
     }
 
     fn side(
@@ -259,15 +259,17 @@ impl Proof {
     }
 
     /// Whether one is a pod and the other its node.
-    fn is_exempt(&self, from: Who, to: Who, trust: NodeExemption) -> bool {
+    fn is_exempt(&self, from: Owner, to: Owner, trust: NodeExemption) -> bool {
         match (from, to, trust) {
             (_, _, NodeExemption::Untrusted) => false,
-            (Who::Pod(pod), Who::Node(node), NodeExemption::Trusted)
-            | (Who::Node(node), Who::Pod(pod), NodeExemption::Trusted) => {
+            (Owner::Pod(pod), Owner::Node(node), NodeExemption::Trusted)
+            | (Owner::Node(node), Owner::Pod(pod), NodeExemption::Trusted) => {
                 self.view.pod(pod).is_some_and(|known| known.node == Some(node))
             }
             (_, _, NodeExemption::Trusted) => false,
-            (from, to, NodeExemption::ThisNode) => matches!(from, Who::Pod(_)) != matches!(to, Who::Pod(_)),
+            (from, to, NodeExemption::ThisNode) => {
+                matches!(from, Owner::Pod(_)) != matches!(to, Owner::Pod(_))
+            }
         }
     }
 
@@ -306,7 +308,7 @@ impl Proof {
     }
 
     /// What the snapshot says.
-    fn got(&self, src: Place, dst: Place, l4: L4, trust: NodeExemption) -> Told {
+    fn got(&self, src: EndRef, dst: EndRef, l4: L4, trust: NodeExemption) -> Expectation {
         let mut policies = BTreeSet::new();
         let (Some(from), Some(to)) = (self.identity_at(src), self.identity_at(dst)) else {
             return nobody();
@@ -334,32 +336,32 @@ impl Proof {
             (side.allow, words)
         };
         let sides = [words(told.ingress), words(told.egress)];
-        Told { sides, policies }
+        Expectation { sides, policies }
     }
 
     /// An end in words.
-    pub(super) fn words(&self, place: Place) -> String {
+    pub(super) fn words(&self, place: EndRef) -> String {
         match place {
-            Place::Address(address) => address.to_string(),
-            Place::Name(slot) => match self.view.pod(slot) {
+            EndRef::Address(address) => address.to_string(),
+            EndRef::Name(slot) => match self.view.pod(slot) {
                 Some(known) => known.pod.key.to_string(),
                 None => "nobody".to_owned(),
             },
         }
     }
 
-    pub(super) fn describe(&self, who: Who) -> String {
+    pub(super) fn describe(&self, who: Owner) -> String {
         let key = |slot| match self.view.pod(slot) {
             Some(known) => known.pod.key.to_string(),
             None => "nobody".to_owned(),
         };
         match who {
-            Who::Pod(slot) => format!("pod {}", key(slot)),
-            Who::Unseen(slot) => format!("{}, whose namespace has not been seen", key(slot)),
-            Who::Node(name) => format!("node {}", self.view.node_name(name)),
-            Who::Place(space::Place::PodNetwork) => "nobody's in a pod network".to_owned(),
-            Who::Place(space::Place::Service) => "a Service's".to_owned(),
-            Who::Place(space::Place::Outside) => "outside".to_owned(),
+            Owner::Pod(slot) => format!("pod {}", key(slot)),
+            Owner::Unseen(slot) => format!("{}, whose namespace has not been seen", key(slot)),
+            Owner::Node(name) => format!("node {}", self.view.node_name(name)),
+            Owner::Unowned(address_ranges::Unowned::PodNetwork) => "nobody's in a pod network".to_owned(),
+            Owner::Unowned(address_ranges::Unowned::Service) => "a Service's".to_owned(),
+            Owner::Unowned(address_ranges::Unowned::Outside) => "outside".to_owned(),
         }
     }
 }

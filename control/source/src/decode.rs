@@ -123,7 +123,7 @@ fn unfold(
         {
             let note = fault(
                 at,
-                "is no Kubernetes object (no apiVersion, kind, metadata, spec): passed over",
+                "is not a Kubernetes object (no apiVersion, kind, metadata, spec): skipped",
             );
             out.push(Decoded {
                 label: "document".to_owned(),
@@ -306,12 +306,12 @@ fn object(
     };
     // A patch of kustomize looks like the object that it changes.
     if root.contains_key("$patch") {
-        let message = "is a patch for kustomize and no object: passed over; check what kustomize builds";
+        let message = "is a kustomize patch, not an object: skipped; check the output of kustomize build";
         return passed_over(vec![fault(join(at, "$patch"), message.to_owned())]);
     }
     match role {
         Role::Ignored if group == "kustomize.config.k8s.io" && kind == "Kustomization" => {
-            let message = "kustomize builds this folder, and may change names, namespaces and labels: check what it builds";
+            let message = "kustomize may change names, namespaces and labels of this folder: check the output of kustomize build";
             return passed_over(vec![fault(join(at, "kind"), message.to_owned())]);
         }
         Role::Ignored => return passed_over(Vec::new()),
@@ -442,7 +442,7 @@ fn object(
             Object::Tiered(policy)
         }
         Role::Calico(kind) => {
-            let place = calico::Place {
+            let place = calico::ObjectText {
                 root,
                 at,
                 key: &key,

@@ -32,7 +32,7 @@ pub(crate) struct Document {
 #[derive(Clone)]
 pub(super) struct Located {
     /// Where the value begins.
-    pub(super) place: Place,
+    pub(super) place: Position,
     pub(super) node: Node,
     /// A scalar that is no string to YAML, as it is written.
     pub(super) written: Option<Box<str>>,
@@ -40,7 +40,7 @@ pub(super) struct Located {
 
 /// A place in the file.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct Position {
     /// Line, from 1; 0 where unknown.
     pub(super) line: u64,
     /// Column, from 1; 0 where unknown.
@@ -49,7 +49,7 @@ pub(super) struct Place {
     length: u64,
 }
 
-impl Place {
+impl Position {
     /// Where an event begins.
     pub(super) fn of(span: &granit_parser::Span) -> Self {
         Self {
@@ -81,7 +81,7 @@ pub(super) enum Node {
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) key: String,
-    pub(super) place: Place,
+    pub(super) place: Position,
     pub(super) value: Located,
     /// The key as it is written, where it is no string to YAML.
     pub(super) written: Option<Box<str>>,
@@ -189,7 +189,7 @@ impl Document {
 impl Located {
     fn bare(node: Node) -> Self {
         Self {
-            place: Place::default(),
+            place: Position::default(),
             node,
             written: None,
         }
@@ -288,8 +288,8 @@ impl Located {
         }
     }
 
-    fn find(&self, at: &str, wanted: &str, best: &mut Place) {
-        let mut step = |here: String, place: Place, value: &Self| {
+    fn find(&self, at: &str, wanted: &str, best: &mut Position) {
+        let mut step = |here: String, place: Position, value: &Self| {
             let rest = wanted.strip_prefix(here.as_str());
             if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])) {
                 *best = place;
@@ -322,7 +322,7 @@ impl Located {
     }
 
     /// What to point at for an entry of a list: its first key, or its value.
-    fn beginning(&self) -> Place {
+    fn beginning(&self) -> Position {
         match &self.node {
             Node::Mapping(entries) => entries.first().map_or(self.place, |entry| entry.place),
             Node::Scalar(_) | Node::List(_) => self.place,
@@ -400,12 +400,12 @@ impl<'de> Visitor<'de> for TreeVisitor {
             let Child(value) = access.next_value::<Child>()?;
             if !seen.insert(key.clone()) {
                 return Err(serde::de::Error::custom(format!(
-                    "the key {key:?} stands there twice"
+                    "the key {key:?} is listed twice"
                 )));
             }
             entries.push(Entry {
                 key,
-                place: Place::default(),
+                place: Position::default(),
                 value,
                 written: None,
             });

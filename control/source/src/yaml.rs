@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle, Tag};
 use serde_json::{Number, Value};
 
-use super::document::{Entry, Located, Node, Place, SyntaxError};
+use super::document::{Entry, Located, Node, Position, SyntaxError};
 
 /// So many values may be repeated by aliases in one file.
 const MOST_REPEATED: usize = 100_000;
@@ -105,16 +105,16 @@ enum Key {
     Plain {
         text: String,
         written: Option<Box<str>>,
-        place: Place,
+        place: Position,
     },
-    Merge(Place),
+    Merge(Position),
 }
 
 #[derive(Default)]
 struct Loader {
     documents: Vec<Located>,
     /// The collections around, with their places and anchors.
-    open: Vec<(Open, Place, usize)>,
+    open: Vec<(Open, Position, usize)>,
     /// Complete values by anchor.
     anchors: HashMap<usize, Located>,
     repeated: usize,
@@ -140,7 +140,7 @@ impl Loader {
     }
 
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), SyntaxError> {
-        let place = Place::of(&span);
+        let place = Position::of(&span);
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let wants_key = self.wants_key();
@@ -215,7 +215,7 @@ impl Loader {
         &mut self,
         open: Open,
         style: StructureStyle,
-        place: Place,
+        place: Position,
         anchor: usize,
     ) -> Result<(), SyntaxError> {
         if self.wants_key() {
@@ -318,7 +318,7 @@ fn set(entries: &mut Vec<Entry>, known: &mut HashMap<String, usize>, entry: Entr
 /// Sets what a merge key brings, over what stands before it. Of a list, earlier mappings win.
 fn merge(
     value: Located,
-    place: Place,
+    place: Position,
     entries: &mut Vec<Entry>,
     known: &mut HashMap<String, usize>,
     merged: &mut HashSet<String>,
@@ -344,7 +344,7 @@ fn merge(
 
 const NO_MERGE: &str = "<< wants a mapping, or a list of mappings";
 
-fn wrong(place: Place, message: &str) -> SyntaxError {
+fn wrong(place: Position, message: &str) -> SyntaxError {
     SyntaxError {
         line: Some(place.line).filter(|line| *line != 0),
         message: message.to_owned(),
@@ -357,7 +357,7 @@ fn scalar(
     text: &str,
     style: ScalarStyle,
     tag: Option<&Tag>,
-    place: Place,
+    place: Position,
     is_key: bool,
 ) -> Result<Located, SyntaxError> {
     let string = || Node::Scalar(Value::String(text.to_owned()));

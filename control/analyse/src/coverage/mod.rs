@@ -111,7 +111,7 @@ impl Reason {
             Self::HostNetwork => {
                 "on its node's network: it has the node's address, and no policy applies to it; use the node's own firewall"
             }
-            Self::Finished => "has finished and has no address anymore",
+            Self::Finished => "has finished and has no address any more",
             Self::NoAddress => "has no address yet; it is enforced as soon as it has one",
             Self::UnknownNamespace => {
                 "its Namespace is missing, so its address counts as unknown: denied unless unknownEndpoints is allow"

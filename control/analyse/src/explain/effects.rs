@@ -98,7 +98,7 @@ fn index(ends: &Ends<'_, 2>, end: &End<'_>) -> Option<u32> {
     };
     // A pod's, of a namespace that has not been seen; else a range's.
     let has_it = |end: &refine::End<2>| {
-        let mut resolved = end.faces.iter().flatten().flatten();
+        let mut resolved = end.resolved.iter().flatten().flatten();
         matches!(end.what, What::Endpoint(_)) && resolved.any(|face| face.address == Some(address))
     };
     match ends.all.iter().position(has_it) {

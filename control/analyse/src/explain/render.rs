@@ -262,7 +262,7 @@ impl Page {
         self.line(4, mark, &text);
         let of = |what: &str| rule.failed_at.as_deref().is_none_or(|failed| failed == what);
         if of("peers") {
-            self.entries(rule.peers.as_deref(), "no peers: everybody");
+            self.entries(rule.peers.as_deref(), "no peers: everyone");
         }
         if of("ports") {
             self.entries(rule.ports.as_deref(), "no ports: every protocol and port");

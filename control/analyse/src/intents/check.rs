@@ -8,7 +8,7 @@ use ringwall_dataplane::classify::{IdentityKind, L4};
 use ringwall_evaluate::selects;
 use ringwall_policy::Selector;
 
-use super::{Assertion, Claim, Intents, Place, Ports};
+use super::{Assertion, Claim, EndSelector, Intents, Ports};
 use crate::refine::{Compiled, Family, RefineError, Service, What, cells::Reason, decisions::Reading};
 
 /// What an assertion comes to.
@@ -119,7 +119,7 @@ impl<'a> Checker<'a> {
     pub fn check(&mut self, assertion: &Assertion) -> Result<Outcome, RefineError> {
         // What must not be has to be denied to whoever may be meant.
         let possibly = assertion.claim == Claim::Deny;
-        let select = |places: &[Place]| self.select(places, possibly);
+        let select = |places: &[EndSelector]| self.select(places, possibly);
         let (from, to) = (select(&assertion.from), select(&assertion.to));
         let ports = &assertion.ports;
         if !assertion.may_be_empty {
@@ -168,39 +168,39 @@ impl<'a> Checker<'a> {
 
     /// The ends that any of the places mean. `possibly`: a network means pods without addresses that may come to be in it,
     /// else only those that must.
-    fn select(&self, places: &[Place], possibly: bool) -> Vec<bool> {
+    fn select(&self, places: &[EndSelector], possibly: bool) -> Vec<bool> {
         let [compiled] = self.surely.ends.sides;
-        let meant = |place: &Place, end: &crate::refine::End<1>| {
-            let mut faces = end.faces.iter().flatten().flatten();
+        let meant = |place: &EndSelector, end: &crate::refine::End<1>| {
+            let mut resolved = end.resolved.iter().flatten().flatten();
             let kind = |wanted: IdentityKind| {
                 let range = matches!(end.what, What::Range { .. });
                 range
                     && end
-                        .faces
+                        .resolved
                         .iter()
                         .flatten()
                         .flatten()
                         .any(|face| face.identity.kind == wanted)
             };
             match place {
-                Place::Any => true,
-                Place::Outside => kind(IdentityKind::External),
-                Place::Nodes => kind(IdentityKind::Node),
-                Place::Pod(key) => end.what == What::Endpoint(key.clone()),
-                Place::Block { cidr, except } => {
+                EndSelector::Any => true,
+                EndSelector::Outside => kind(IdentityKind::External),
+                EndSelector::Nodes => kind(IdentityKind::Node),
+                EndSelector::Pod(key) => end.what == What::Endpoint(key.clone()),
+                EndSelector::Block { cidr, except } => {
                     let unplaced = compiled.cluster.unplaced.as_ref();
                     let will_be = || {
                         matches!(end.what, What::Endpoint(_))
                             && unplaced.is_some_and(|it| it.may_be_in(cidr, except, possibly))
                     };
-                    faces.any(|face| match face.address {
+                    resolved.any(|face| match face.address {
                         Some(address) => {
                             cidr.contains(&address) && !except.iter().any(|hole| hole.contains(&address))
                         }
                         None => will_be(),
                     })
                 }
-                Place::Pods {
+                EndSelector::Pods {
                     namespace,
                     namespaces,
                     pods,
@@ -403,8 +403,8 @@ impl Reading<'_> {
         let Some(end) = self.ends.all.get(end as usize) else {
             return (String::new(), None);
         };
-        let faces = end.faces.get(family as usize).copied().flatten();
-        let address = faces.and_then(|[face]| face.address);
+        let resolved = end.resolved.get(family as usize).copied().flatten();
+        let address = resolved.and_then(|[face]| face.address);
         let name = match (&end.what, address) {
             (What::Endpoint(key), _) => key.to_string(),
             (What::Range { .. }, Some(address)) => address.to_string(),

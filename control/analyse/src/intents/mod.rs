@@ -31,9 +31,9 @@ pub struct Assertion {
     /// Line in the file, from 1.
     pub line: u64,
     /// Sources.
-    pub from: Vec<Place>,
+    pub from: Vec<EndSelector>,
     /// Destinations.
-    pub to: Vec<Place>,
+    pub to: Vec<EndSelector>,
     /// Ports.
     pub ports: Ports,
     /// What is asserted of them.
@@ -63,7 +63,7 @@ pub enum Claim {
 
 /// Some ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum EndSelector {
     /// Everybody.
     Any,
     /// Addresses outside of the cluster.

@@ -8,7 +8,7 @@ use ringwall_policy::{ObjectKey, Operator, Requirement, Selector};
 use ringwall_source::document::SyntaxError;
 use serde_saphyr::Spanned;
 
-use super::{Assertion, Claim, Intents, Place, Ports, raw};
+use super::{Assertion, Claim, EndSelector, Intents, Ports, raw};
 use crate::refine::{Service, Span};
 
 /// What is wrong with a file of intents.
@@ -81,7 +81,7 @@ impl Intents {
             .iter()
             .flat_map(|assertion| assertion.from.iter().chain(&assertion.to));
         let blocks = places.filter_map(|place| match place {
-            Place::Block { cidr, except } => Some(std::iter::once(*cidr).chain(except.iter().copied())),
+            EndSelector::Block { cidr, except } => Some(std::iter::once(*cidr).chain(except.iter().copied())),
             _ => None,
         });
         blocks.flatten().collect()
@@ -123,7 +123,7 @@ impl Assertion {
     }
 }
 
-fn places(path: &str, raw: &[raw::Ends]) -> Result<Vec<Place>, Wrong> {
+fn places(path: &str, raw: &[raw::Ends]) -> Result<Vec<EndSelector>, Wrong> {
     if raw.is_empty() {
         return wrong(path, "is empty: it means no pods; name some or remove it");
     }
@@ -133,7 +133,7 @@ fn places(path: &str, raw: &[raw::Ends]) -> Result<Vec<Place>, Wrong> {
         .collect()
 }
 
-fn place(path: &str, raw: &raw::Ends) -> Result<Place, Wrong> {
+fn place(path: &str, raw: &raw::Ends) -> Result<EndSelector, Wrong> {
     let by_label = raw.namespace.is_some() || raw.namespace_selector.is_some() || raw.pod_selector.is_some();
     let mut kinds: Vec<(&str, bool)> = Vec::new();
     for (key, value) in [("any", raw.any), ("outside", raw.outside), ("nodes", raw.nodes)] {
@@ -161,15 +161,15 @@ fn place(path: &str, raw: &raw::Ends) -> Result<Place, Wrong> {
         return wrong(&format!("{path}.except"), "belongs to a cidr");
     }
     match *kind {
-        "any" => return Ok(Place::Any),
-        "outside" => return Ok(Place::Outside),
-        "nodes" => return Ok(Place::Nodes),
+        "any" => return Ok(EndSelector::Any),
+        "outside" => return Ok(EndSelector::Outside),
+        "nodes" => return Ok(EndSelector::Nodes),
         _ => {}
     }
     if let Some(pod) = &raw.pod {
         return match pod.split_once('/') {
             Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-                Ok(Place::Pod(ObjectKey {
+                Ok(EndSelector::Pod(ObjectKey {
                     namespace: namespace.to_owned(),
                     name: name.to_owned(),
                 }))
@@ -188,7 +188,7 @@ fn place(path: &str, raw: &raw::Ends) -> Result<Place, Wrong> {
             }
             except.push(hole);
         }
-        return Ok(Place::Block { cidr, except });
+        return Ok(EndSelector::Block { cidr, except });
     }
     if raw.namespace.is_some() && raw.namespace_selector.is_some() {
         return wrong(path, "namespace and namespaceSelector exclude each other");
@@ -197,7 +197,7 @@ fn place(path: &str, raw: &raw::Ends) -> Result<Place, Wrong> {
         Some(raw) => selector(&format!("{path}.{key}"), raw).map(Some),
         None => Ok(None),
     };
-    Ok(Place::Pods {
+    Ok(EndSelector::Pods {
         namespace: raw.namespace.clone(),
         namespaces: select("namespaceSelector", &raw.namespace_selector)?,
         pods: select("podSelector", &raw.pod_selector)?.unwrap_or_default(),

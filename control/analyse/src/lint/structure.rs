@@ -132,7 +132,7 @@ fn ports_among_peers<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, dra
         let fix = if at == "spec.ports" {
             format!("move `ports` into the rule it belongs to, beside its `{peers}`")
         } else {
-            format!("write `ports` one level further out, in line with `{peers}`")
+            format!("write `ports` one level higher, in line with `{peers}`")
         };
         let wanted = "allow for the peers of the rule; meanwhile the policy is invalid and allows nothing. Where fields \
                       that are unknown are dropped, every port would be open instead";

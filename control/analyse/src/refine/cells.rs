@@ -80,14 +80,14 @@ pub(super) struct Cell {
     pub services: [Reasons; Service::ALL.len()],
 }
 
-/// The cells of `N` snapshots. A [`Joint`] is what they decide about one pair of ends in one direction.
+/// The cells of `N` snapshots. A [`JointCell`] is what they decide about one pair of ends in one direction.
 pub(super) struct Cells<'a, const N: usize> {
     sides: [&'a Compiled<'a>; N],
     /// Whether a rule asks for a type of ICMP.
     by_type: bool,
-    reasons: Numbered<Reason>,
-    cells: Numbered<Cell>,
-    joints: Numbered<[u32; N]>,
+    reasons: Interner<Reason>,
+    cells: Interner<Cell>,
+    joints: Interner<[u32; N]>,
     /// By side: reason of a verdict, by effect and provenance.
     known_reasons: [HashMap<(Effect, u32), u32>; N],
     /// By side: cell by row and port map.
@@ -97,16 +97,16 @@ pub(super) struct Cells<'a, const N: usize> {
 }
 
 /// Number of what all sides decide in one direction.
-pub(super) type Joint = u32;
+pub(super) type JointCell = u32;
 
 /// Values and their numbers.
-pub(super) struct Numbered<T> {
+pub(super) struct Interner<T> {
     numbers: HashTable<u32>,
     values: Vec<T>,
     hasher: DefaultHashBuilder,
 }
 
-impl<T: Eq + Hash> Numbered<T> {
+impl<T: Eq + Hash> Interner<T> {
     pub(super) fn new() -> Self {
         Self {
             numbers: HashTable::new(),
@@ -179,9 +179,9 @@ impl<'a, const N: usize> Cells<'a, N> {
         Self {
             sides,
             by_type: sides.iter().any(|side| side.cluster.named_ports().any(asks)),
-            reasons: Numbered::new(),
-            cells: Numbered::new(),
-            joints: Numbered::new(),
+            reasons: Interner::new(),
+            cells: Interner::new(),
+            joints: Interner::new(),
             known_reasons: std::array::from_fn(|_| HashMap::new()),
             known_cells: std::array::from_fn(|_| HashMap::new()),
             differs: Vec::new(),
@@ -192,7 +192,7 @@ impl<'a, const N: usize> Cells<'a, N> {
     ///
     /// # Errors
     /// A number leads nowhere.
-    pub(super) fn joint(&mut self, rows: &[Row; N], classes: &[u32; N]) -> Result<Joint, RefineError> {
+    pub(super) fn joint(&mut self, rows: &[Row; N], classes: &[u32; N]) -> Result<JointCell, RefineError> {
         let mut cells = [0; N];
         for (side, ((row, class), cell)) in rows.iter().zip(classes).zip(&mut cells).enumerate() {
             *cell = self.cell(side, *row, *class)?;
@@ -220,12 +220,12 @@ impl<'a, const N: usize> Cells<'a, N> {
     }
 
     /// Whether the sides decide differently.
-    pub(super) fn differs(&self, joint: Joint) -> bool {
+    pub(super) fn differs(&self, joint: JointCell) -> bool {
         self.differs.get(joint as usize) == Some(&true)
     }
 
     /// What each side decides about a service.
-    pub(super) fn of(&self, joint: Joint, service: Service) -> [&[(u16, u32)]; N] {
+    pub(super) fn of(&self, joint: JointCell, service: Service) -> [&[(u16, u32)]; N] {
         let cells = self.joints.get(joint).copied().unwrap_or([NONE; N]);
         cells.map(|cell| {
             let cell = self.cells.get(cell);
@@ -345,11 +345,11 @@ pub(super) struct Lines<const N: usize> {
     /// By class: None where it does not have the family.
     pub(super) classes: Vec<Option<Line>>,
     /// Rows for what goes out.
-    pub(super) egress: Numbered<[Row; N]>,
+    pub(super) egress: Interner<[Row; N]>,
     /// Rows for what comes in.
-    pub(super) ingress: Numbered<[Row; N]>,
+    pub(super) ingress: Interner<[Row; N]>,
     /// Columns in the rows of others.
-    pub(super) columns: Numbered<[u32; N]>,
+    pub(super) columns: Interner<[u32; N]>,
 }
 
 /// Numbers of a class's rows and column.
@@ -365,16 +365,19 @@ impl<const N: usize> Lines<N> {
         let mut this = Self {
             family,
             classes: Vec::with_capacity(ends.classes.len()),
-            egress: Numbered::new(),
-            ingress: Numbered::new(),
-            columns: Numbered::new(),
+            egress: Interner::new(),
+            ingress: Interner::new(),
+            columns: Interner::new(),
         };
         for class in &ends.classes {
-            let sights = class.sights.get(family as usize).copied().flatten();
-            let line = sights.map(|sights| Line {
-                egress: this.egress.number(sights.map(|sight| sight.egress)).0,
-                ingress: this.ingress.number(sights.map(|sight| sight.ingress)).0,
-                column: this.columns.number(sights.map(|sight| sight.peer_class)).0,
+            let rows_and_classes = class.rows_and_classes.get(family as usize).copied().flatten();
+            let line = rows_and_classes.map(|rows_and_classes| Line {
+                egress: this.egress.number(rows_and_classes.map(|sight| sight.egress)).0,
+                ingress: this.ingress.number(rows_and_classes.map(|sight| sight.ingress)).0,
+                column: this
+                    .columns
+                    .number(rows_and_classes.map(|sight| sight.peer_class))
+                    .0,
             });
             this.classes.push(line);
         }
@@ -418,7 +421,7 @@ impl<'a, const N: usize> Grid<'a, N> {
         };
         let columns = self.lines.columns.values().len();
         let mut cell =
-            |known: &mut HashMap<u32, Vec<u32>>, rows: &Numbered<[Row; N]>, row: u32, column: u32| {
+            |known: &mut HashMap<u32, Vec<u32>>, rows: &Interner<[Row; N]>, row: u32, column: u32| {
                 let wrong = RefineError::Snapshot("a class that does not exist");
                 let own = known.entry(row).or_insert_with(|| vec![NONE; columns]);
                 let place = own.get_mut(column as usize).ok_or(wrong)?;

@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 
 use super::{
     Family, Service, Span,
-    cells::{Cells, Joint, Numbered},
+    cells::{Cells, Interner, JointCell},
     ports,
 };
 
@@ -30,36 +30,36 @@ pub(super) type Tagged = (u32, Option<Family>);
 /// Changes by what both snapshots decide in both directions. Sets of changes have numbers; 0 is none.
 pub(super) struct Changes<'a> {
     pub(super) cells: Cells<'a, 2>,
-    changes: Numbered<Change>,
+    changes: Interner<Change>,
     /// Lists of ports.
-    ports: Numbered<Vec<Span>>,
-    names: Numbered<String>,
+    ports: Interner<Vec<Span>>,
+    names: Interner<String>,
     /// Names of the policies of a reason.
     names_of: HashMap<u32, Vec<u32>>,
     /// Lists of policies that decide, in order of their numbers.
-    policies: Numbered<Vec<u32>>,
+    policies: Interner<Vec<u32>>,
     /// Whether the first side allows it and the policies that decide; None where the sides agree.
     decided: HashMap<Deciding, Option<(bool, u32)>>,
-    sets: Numbered<Vec<u32>>,
+    sets: Interner<Vec<u32>>,
     /// Set by what decides at the source and at the destination.
-    known: HashMap<(Family, Joint, Joint), u32>,
-    tagged: Numbered<Vec<Tagged>>,
+    known: HashMap<(Family, JointCell, JointCell), u32>,
+    tagged: Interner<Vec<Tagged>>,
     /// Tagged set by the sets of both families.
     known_tagged: HashMap<(Option<u32>, Option<u32>), u32>,
 }
 
 impl<'a> Changes<'a> {
     pub(super) fn new(cells: Cells<'a, 2>) -> Self {
-        let (mut sets, mut tagged) = (Numbered::new(), Numbered::new());
+        let (mut sets, mut tagged) = (Interner::new(), Interner::new());
         sets.number(Vec::new());
         tagged.number(Vec::new());
         Self {
             cells,
-            changes: Numbered::new(),
-            ports: Numbered::new(),
-            names: Numbered::new(),
+            changes: Interner::new(),
+            ports: Interner::new(),
+            names: Interner::new(),
             names_of: HashMap::new(),
-            policies: Numbered::new(),
+            policies: Interner::new(),
             decided: HashMap::new(),
             sets,
             known: HashMap::new(),
@@ -69,7 +69,7 @@ impl<'a> Changes<'a> {
     }
 
     /// The set of changes of a pair over one family.
-    pub(super) fn set(&mut self, family: Family, egress: Joint, ingress: Joint) -> u32 {
+    pub(super) fn set(&mut self, family: Family, egress: JointCell, ingress: JointCell) -> u32 {
         if !self.cells.differs(egress) && !self.cells.differs(ingress) {
             return 0;
         }
@@ -86,7 +86,7 @@ impl<'a> Changes<'a> {
         number
     }
 
-    fn of_service(&mut self, service: Service, egress: Joint, ingress: Joint, set: &mut Vec<u32>) {
+    fn of_service(&mut self, service: Service, egress: JointCell, ingress: JointCell, set: &mut Vec<u32>) {
         let Self {
             cells,
             changes,

@@ -31,7 +31,7 @@ pub enum What {
 
 /// Who an end is on one side, over one family.
 #[derive(Clone, Copy, Debug)]
-pub struct Face {
+pub struct Resolved {
     /// In the words of that side's snapshot.
     pub identity: Identity,
     /// Its address, or one of the range's; None for an endpoint that has none.
@@ -46,7 +46,7 @@ pub struct End<const N: usize> {
     /// Whether it can be its own peer: a template stands for several pods. A pod to itself always passes.
     pub meets_itself: bool,
     /// By family: who it is on each side; None where some side does not have it over that family.
-    pub faces: [Option<[Face; N]>; 2],
+    pub resolved: [Option<[Resolved; N]>; 2],
     /// Its class.
     pub class: u32,
     /// Ranges: position among the ranges of the family that have an address.
@@ -55,7 +55,7 @@ pub struct End<const N: usize> {
 
 /// What decides about ends that are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Sight {
+pub struct RowsAndClass {
     /// Row for what comes in.
     pub ingress: Row,
     /// Row for what goes out.
@@ -68,7 +68,7 @@ pub struct Sight {
 #[derive(Clone, Debug)]
 pub struct Class<const N: usize> {
     /// By family.
-    pub sights: [Option<[Sight; N]>; 2],
+    pub rows_and_classes: [Option<[RowsAndClass; N]>; 2],
     /// Indices of its ends, in order.
     pub members: Vec<u32>,
 }
@@ -112,7 +112,7 @@ pub struct Ends<'a, const N: usize> {
 
 /// An endpoint on one side.
 struct View {
-    faces: [Option<Face>; 2],
+    resolved: [Option<Resolved>; 2],
     template: bool,
 }
 
@@ -146,19 +146,19 @@ impl<'a, const N: usize> Ends<'a, N> {
         for key in names {
             let views = self.sides.map(|side| view(side, key));
             self.note_one_sided(key, &views);
-            let faces = Family::BOTH.map(|family| {
-                let faces = views
+            let resolved = Family::BOTH.map(|family| {
+                let resolved = views
                     .each_ref()
-                    .map(|view| view.as_ref().and_then(|view| view.faces[family as usize]));
-                all(faces)
+                    .map(|view| view.as_ref().and_then(|view| view.resolved[family as usize]));
+                all(resolved)
             });
-            if faces.iter().all(Option::is_none) {
+            if resolved.iter().all(Option::is_none) {
                 continue;
             }
             self.all.push(End {
                 what: What::Endpoint(key.clone()),
                 meets_itself: views.iter().flatten().all(|view| view.template),
-                faces,
+                resolved,
                 class: 0,
                 ordinal: 0,
             });
@@ -178,7 +178,7 @@ impl<'a, const N: usize> Ends<'a, N> {
                 continue;
             }
             for family in Family::BOTH {
-                let has = |view: &View| view.faces[family as usize].is_some();
+                let has = |view: &View| view.resolved[family as usize].is_some();
                 if has(view) && others().any(|(_, other)| !other.as_ref().is_some_and(has)) {
                     self.one_sided.push(OneSided {
                         key: key.clone(),
@@ -210,8 +210,8 @@ impl<'a, const N: usize> Ends<'a, N> {
         let used = slots.iter().filter_map(|slot| Some((slot, slot.example?)));
         for ((slot, example), ordinal) in used.zip(0..) {
             let address = family.address(example);
-            let mut faces = [None; 2];
-            faces[family as usize] = Some(self.sides.map(|side| Face {
+            let mut resolved = [None; 2];
+            resolved[family as usize] = Some(self.sides.map(|side| Resolved {
                 identity: side.snapshot.identify(Addr::from(address)),
                 address: Some(address),
             }));
@@ -221,7 +221,7 @@ impl<'a, const N: usize> Ends<'a, N> {
                     last: family.address(slot.last),
                 },
                 meets_itself: true,
-                faces,
+                resolved,
                 class: 0,
                 ordinal,
             });
@@ -231,27 +231,27 @@ impl<'a, const N: usize> Ends<'a, N> {
     fn classify(&mut self) {
         let mut known = HashMap::new();
         for (end, index) in self.all.iter_mut().zip(0..) {
-            let mut sights = [None; 2];
-            for (sights, faces) in sights.iter_mut().zip(&end.faces) {
-                let Some(faces) = faces else { continue };
-                let mut own = [Sight {
+            let mut rows_and_classes = [None; 2];
+            for (rows_and_classes, resolved) in rows_and_classes.iter_mut().zip(&end.resolved) {
+                let Some(resolved) = resolved else { continue };
+                let mut own = [RowsAndClass {
                     ingress: Row::Open,
                     egress: Row::Open,
                     peer_class: 0,
                 }; N];
-                for ((sight, face), side) in own.iter_mut().zip(faces).zip(self.sides) {
+                for ((sight, face), side) in own.iter_mut().zip(resolved).zip(self.sides) {
                     let (ingress, egress) = side.snapshot.rows_of(&face.identity);
-                    *sight = Sight {
+                    *sight = RowsAndClass {
                         ingress,
                         egress,
                         peer_class: face.identity.peer_class,
                     };
                 }
-                *sights = Some(own);
+                *rows_and_classes = Some(own);
             }
-            end.class = *known.entry(sights).or_insert_with(|| {
+            end.class = *known.entry(rows_and_classes).or_insert_with(|| {
                 self.classes.push(Class {
-                    sights,
+                    rows_and_classes,
                     members: Vec::new(),
                 });
                 self.classes.len() as u32 - 1
@@ -268,10 +268,10 @@ impl<'a, const N: usize> Ends<'a, N> {
         let mut nodes: HashMap<(usize, u32), Vec<u32>> = HashMap::new();
         for (end, index) in self.all.iter().zip(0..) {
             for (side, face) in end
-                .faces
+                .resolved
                 .iter()
                 .flatten()
-                .flat_map(|faces| faces.iter().enumerate())
+                .flat_map(|resolved| resolved.iter().enumerate())
             {
                 if face.identity.kind == IdentityKind::Node {
                     nodes.entry((side, face.identity.node)).or_default().push(index);
@@ -280,8 +280,8 @@ impl<'a, const N: usize> Ends<'a, N> {
         }
         let mut hosted = HashMap::new();
         for (end, endpoint) in self.all.iter().zip(0..) {
-            for (family, faces) in end.faces.iter().enumerate() {
-                for (side, face) in faces.iter().flatten().enumerate() {
+            for (family, resolved) in end.resolved.iter().enumerate() {
+                for (side, face) in resolved.iter().flatten().enumerate() {
                     let Identity { kind, node, .. } = face.identity;
                     if kind != IdentityKind::Pod || node == NONE {
                         continue;
@@ -290,7 +290,7 @@ impl<'a, const N: usize> Ends<'a, N> {
                         let same_family = self
                             .all
                             .get(*address as usize)
-                            .is_some_and(|end| end.faces.get(family).is_some_and(Option::is_some));
+                            .is_some_and(|end| end.resolved.get(family).is_some_and(Option::is_some));
                         let sides: &mut [bool; N] = if same_family {
                             hosted.entry((endpoint, *address)).or_insert([false; N])
                         } else {
@@ -334,8 +334,13 @@ impl<'a, const N: usize> Ends<'a, N> {
     /// What one side decides about a packet between two ends; None where they do not have the family in common.
     pub fn judge(&self, side: usize, (src, dst): (u32, u32), family: Family, l4: L4) -> Option<Judgement> {
         let face = |end: u32| {
-            let faces = self.all.get(end as usize)?.faces.get(family as usize)?.as_ref()?;
-            faces.get(side)
+            let resolved = self
+                .all
+                .get(end as usize)?
+                .resolved
+                .get(family as usize)?
+                .as_ref()?;
+            resolved.get(side)
         };
         let (from, to) = (face(src)?, face(dst)?);
         let snapshot = &self.sides.get(side)?.snapshot;
@@ -447,21 +452,21 @@ fn view(side: &Compiled<'_>, key: &ObjectKey) -> Option<View> {
     let endpoint = side.snapshot.find_endpoint(&key.namespace, &key.name)?;
     let template = endpoint.template;
     if pod.addresses.is_empty() {
-        let face = Face {
+        let face = Resolved {
             identity: endpoint.identity,
             address: None,
         };
         return Some(View {
-            faces: [Some(face); 2],
+            resolved: [Some(face); 2],
             template,
         });
     }
-    let faces = Family::BOTH.map(|family| {
+    let resolved = Family::BOTH.map(|family| {
         let own = pod
             .addresses
             .iter()
             .filter(|address| Family::of(**address) == family);
-        own.map(|address| Face {
+        own.map(|address| Resolved {
             identity: side.snapshot.identify(Addr::from(*address)),
             address: Some(*address),
         })
@@ -471,10 +476,10 @@ fn view(side: &Compiled<'_>, key: &ObjectKey) -> Option<View> {
             kind => kind == IdentityKind::Unknown && endpoint.identity.kind == IdentityKind::Unknown,
         })
     });
-    faces
+    resolved
         .iter()
         .any(Option::is_some)
-        .then_some(View { faces, template })
+        .then_some(View { resolved, template })
 }
 
 /// Cuts address space wherever a cluster may treat neighbours differently.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::{Ends, cells::Numbered};
+use super::{Ends, cells::Interner};
 
 /// Number of a set of ends.
 pub(super) type SetId = u32;
@@ -25,18 +25,18 @@ struct Set {
 pub(super) struct Sets<'e, 'a, const N: usize> {
     ends: &'e Ends<'a, N>,
     /// Lists of classes, in order; 0 has none.
-    lists: Numbered<Vec<u32>>,
-    sets: Numbered<Set>,
+    lists: Interner<Vec<u32>>,
+    sets: Interner<Set>,
 }
 
 impl<'e, 'a, const N: usize> Sets<'e, 'a, N> {
     pub(super) fn new(ends: &'e Ends<'a, N>) -> Self {
-        let mut lists = Numbered::new();
+        let mut lists = Interner::new();
         lists.number(Vec::new());
         Self {
             ends,
             lists,
-            sets: Numbered::new(),
+            sets: Interner::new(),
         }
     }
 

@@ -6,7 +6,7 @@ use ringwall_dataplane::classify::{NONE, Row};
 
 use super::{
     Ends, Family, RefineError, Totals,
-    cells::{Cells, Joint, Line, Lines, Numbered},
+    cells::{Cells, Interner, JointCell, Line, Lines},
     changes::{Changes, Tagged},
     ends::Class,
 };
@@ -38,8 +38,8 @@ impl Changed {
             [a, b] => a != b,
         };
         let class = |class: &Class<2>| {
-            let mut sights = class.sights.iter().flatten();
-            sights.any(|[a, b]| {
+            let mut rows_and_classes = class.rows_and_classes.iter().flatten();
+            rows_and_classes.any(|[a, b]| {
                 a.peer_class != b.peer_class
                     || differs([a.ingress, b.ingress])
                     || differs([a.egress, b.egress])
@@ -140,7 +140,7 @@ struct Answers {
     of: u32,
     /// By column or row: index of the answer among the distinct ones.
     indices: Vec<u32>,
-    distinct: Numbered<Joint>,
+    distinct: Interner<JointCell>,
 }
 
 impl Answers {
@@ -148,14 +148,14 @@ impl Answers {
         Self {
             of: NONE,
             indices: Vec::new(),
-            distinct: Numbered::new(),
+            distinct: Interner::new(),
         }
     }
 
     fn ask(
         &mut self,
         of: u32,
-        answers: impl Iterator<Item = Result<Joint, RefineError>>,
+        answers: impl Iterator<Item = Result<JointCell, RefineError>>,
     ) -> Result<(), RefineError> {
         if self.of == of {
             return Ok(());

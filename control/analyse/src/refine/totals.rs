@@ -14,7 +14,7 @@ pub struct Pairs {
 }
 
 /// Numbers of places: namespaces, and all that is no endpoint.
-type Place = u32;
+type NamespaceNumber = u32;
 
 /// Pairs of ends that change, by where they are. A range of addresses that no side tells apart is one end.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ pub struct Totals {
     /// By number: the namespace; the last one is everything that is no endpoint.
     namespaces: Vec<String>,
     /// By end.
-    places: Vec<Place>,
+    places: Vec<NamespaceNumber>,
     /// By class: its places, in order, with how many ends and how many of these are never their own peers.
-    classes: Vec<Vec<(Place, u64, u64)>>,
+    classes: Vec<Vec<(NamespaceNumber, u64, u64)>>,
     /// By places of source and destination: how many close, how many open and how many do either; what is to be taken off
     /// may come before what it is taken from.
-    pairs: BTreeMap<(Place, Place), [i64; 3]>,
+    pairs: BTreeMap<(NamespaceNumber, NamespaceNumber), [i64; 3]>,
 }
 
 impl Totals {
@@ -41,18 +41,18 @@ impl Totals {
             {
                 namespaces.push(key.namespace.clone());
             }
-            let last = namespaces.len() as Place;
+            let last = namespaces.len() as NamespaceNumber;
             places.push(match end.what {
                 What::Endpoint(_) => last - 1,
-                What::Range { .. } => Place::MAX,
+                What::Range { .. } => NamespaceNumber::MAX,
             });
         }
-        let elsewhere = namespaces.len() as Place;
+        let elsewhere = namespaces.len() as NamespaceNumber;
         places
             .iter_mut()
             .for_each(|place| *place = (*place).min(elsewhere));
         let of_class = |members: &Vec<u32>| {
-            let mut own: Vec<(Place, u64, u64)> = Vec::new();
+            let mut own: Vec<(NamespaceNumber, u64, u64)> = Vec::new();
             for end in members {
                 let place = places.get(*end as usize).copied().unwrap_or(elsewhere);
                 let alone = u64::from(ends.is_itself(*end, *end));
@@ -136,7 +136,7 @@ impl Totals {
 
     /// Namespaces of source and destination, None for what is no endpoint, in order.
     pub fn pairs(&self) -> impl Iterator<Item = ([Option<&str>; 2], Pairs)> {
-        let name = |place: Place| self.namespaces.get(place as usize).map(String::as_str);
+        let name = |place: NamespaceNumber| self.namespaces.get(place as usize).map(String::as_str);
         self.pairs.iter().filter_map(move |((src, dst), sums)| {
             let [closed, opened, _] = sums.map(|sum| u64::try_from(sum).unwrap_or(0));
             (closed + opened > 0).then(|| ([name(*src), name(*dst)], Pairs { closed, opened }))
@@ -145,7 +145,7 @@ impl Totals {
 
     /// How many pairs of endpoints change, in whatever way.
     pub fn of_endpoints(&self) -> u64 {
-        let elsewhere = self.namespaces.len() as Place;
+        let elsewhere = self.namespaces.len() as NamespaceNumber;
         let endpoints = self
             .pairs
             .iter()

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ringwall_analyse::{
-    intents::{Assertion, Checker, Claim, Intents, Outcome, Place, Ports},
+    intents::{Assertion, Checker, Claim, EndSelector, Intents, Outcome, Ports},
     refine::{Compiled, Ends, Family, Service, What},
 };
 use ringwall_evaluate::{Cause, Identity};
@@ -11,13 +11,13 @@ use ringwall_policy::{Cluster, ObjectKey, Selector};
 
 use crate::{generate, generate::icmp, oracle, oracle::services, random::Random, seeds};
 
-fn place(cluster: &Cluster, random: &mut Random) -> Place {
+fn place(cluster: &Cluster, random: &mut Random) -> EndSelector {
     let keys: Vec<&ObjectKey> = cluster.pods.keys().collect();
     match random.below(8) {
-        0 => Place::Any,
-        1 => Place::Outside,
-        2 => Place::Nodes,
-        3 if !keys.is_empty() => Place::Pod((*random.one(&keys)).clone()),
+        0 => EndSelector::Any,
+        1 => EndSelector::Outside,
+        2 => EndSelector::Nodes,
+        3 if !keys.is_empty() => EndSelector::Pod((*random.one(&keys)).clone()),
         4 => {
             let cidr = (*random.one(&["10.0.0.0/29", "0.0.0.0/0", "fd00::/125", "8.8.8.8/32"]))
                 .parse()
@@ -26,7 +26,7 @@ fn place(cluster: &Cluster, random: &mut Random) -> Place {
                 true => vec!["10.0.0.4/30".parse().unwrap()],
                 false => Vec::new(),
             };
-            Place::Block { cidr, except }
+            EndSelector::Block { cidr, except }
         }
         _ => {
             let policies: Vec<_> = cluster.policies.values().collect();
@@ -40,7 +40,7 @@ fn place(cluster: &Cluster, random: &mut Random) -> Place {
                 Selector::default()
             };
             let namespace = random.percent(60).then(|| (*random.one(&["a", "b"])).to_owned());
-            Place::Pods {
+            EndSelector::Pods {
                 namespace,
                 namespaces: None,
                 pods,
@@ -88,12 +88,12 @@ struct Seen<'a> {
 }
 
 /// Whether a place means an end, in words of its own.
-fn means(cluster: &Cluster, place: &Place, what: &What, seen: &Seen<'_>) -> bool {
+fn means(cluster: &Cluster, place: &EndSelector, what: &What, seen: &Seen<'_>) -> bool {
     let inside = |net: &ipnet::IpNet, address: &IpAddr| net.contains(address);
     let address = matches!(what, What::Range { .. });
     match place {
-        Place::Any => true,
-        Place::Outside => {
+        EndSelector::Any => true,
+        EndSelector::Outside => {
             let service = |address: &IpAddr| {
                 cluster
                     .settings
@@ -103,13 +103,13 @@ fn means(cluster: &Cluster, place: &Place, what: &What, seen: &Seen<'_>) -> bool
             };
             address && seen.end.identity == Identity::External && !seen.addresses.iter().any(service)
         }
-        Place::Nodes => address && matches!(seen.end.identity, Identity::Node(_)),
-        Place::Pod(key) => *what == What::Endpoint(key.clone()),
-        Place::Block { cidr, except } => seen
+        EndSelector::Nodes => address && matches!(seen.end.identity, Identity::Node(_)),
+        EndSelector::Pod(key) => *what == What::Endpoint(key.clone()),
+        EndSelector::Block { cidr, except } => seen
             .addresses
             .iter()
             .any(|address| inside(cidr, address) && !except.iter().any(|hole| inside(hole, address))),
-        Place::Pods { namespace, pods, .. } => {
+        EndSelector::Pods { namespace, pods, .. } => {
             let What::Endpoint(key) = what else { return false };
             let labels = &cluster.pods[key].labels;
             namespace.as_ref().is_none_or(|name| *name == key.namespace)
@@ -148,7 +148,7 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
         // By family and end.
         let seen: [Vec<Option<Seen<'_>>>; 2] = Family::BOTH.map(|family| {
             let one = |end: &ringwall_analyse::refine::End<1>| {
-                let [face] = end.faces[family as usize]?;
+                let [face] = end.resolved[family as usize]?;
                 let end = match (&end.what, face.address) {
                     (_, Some(address)) => ringwall_evaluate::identify(&cluster, address),
                     (What::Endpoint(key), None) => ringwall_evaluate::named(&cluster, key)?,
@@ -164,10 +164,10 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
         let ports = oracle::ports(&cluster, &cluster);
         for assertion in &files[0].assertions {
             // Each end by any of its faces.
-            let select = |places: &[Place]| -> Vec<bool> {
+            let select = |places: &[EndSelector]| -> Vec<bool> {
                 let of = |index: usize| {
-                    let mut faces = seen.iter().filter_map(|seen| seen[index].as_ref());
-                    faces.any(|face| {
+                    let mut resolved = seen.iter().filter_map(|seen| seen[index].as_ref());
+                    resolved.any(|face| {
                         places
                             .iter()
                             .any(|place| means(&cluster, place, &ends.all[index].what, face))

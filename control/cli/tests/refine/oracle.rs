@@ -75,7 +75,7 @@ fn own_address(cluster: &Cluster, pod: &Pod, family: Family) -> Option<IpAddr> {
 }
 
 /// By family, whether the endpoint can be asked about, and by which address; None where it is no endpoint.
-fn faces(cluster: &Cluster, key: &ObjectKey) -> Option<[Option<Option<IpAddr>>; 2]> {
+fn resolved(cluster: &Cluster, key: &ObjectKey) -> Option<[Option<Option<IpAddr>>; 2]> {
     let pod = cluster
         .pods
         .get(key)
@@ -83,8 +83,8 @@ fn faces(cluster: &Cluster, key: &ObjectKey) -> Option<[Option<Option<IpAddr>>; 
     if pod.addresses.is_empty() {
         return Some([Some(None); 2]);
     }
-    let faces = Family::BOTH.map(|family| own_address(cluster, pod, family).map(Some));
-    faces.iter().any(Option::is_some).then_some(faces)
+    let resolved = Family::BOTH.map(|family| own_address(cluster, pod, family).map(Some));
+    resolved.iter().any(Option::is_some).then_some(resolved)
 }
 
 fn claimed(cluster: &Cluster, address: IpAddr) -> bool {
@@ -107,14 +107,14 @@ impl<'a> Oracle<'a> {
         let [a, b] = self.sides;
         let names: BTreeSet<&ObjectKey> = a.pods.keys().chain(b.pods.keys()).collect();
         for key in names {
-            let views = [faces(a, key), faces(b, key)];
+            let views = [resolved(a, key), resolved(b, key)];
             let end = found.ends.endpoint(key).map(|end| &found.ends.all[end as usize]);
             let one_sided: Vec<_> = found.one_sided.iter().filter(|other| other.key == *key).collect();
             match views {
                 [None, None] => assert!(end.is_none() && one_sided.is_empty(), "seed {seed}: {key}"),
                 [Some(_), None] | [None, Some(_)] => {
                     assert!(end.is_none(), "seed {seed}: {key}");
-                    let side = usize::from(faces(a, key).is_none());
+                    let side = usize::from(resolved(a, key).is_none());
                     assert!(
                         one_sided.len() == 1 && one_sided[0].side == side,
                         "seed {seed}: {key}"
@@ -125,7 +125,7 @@ impl<'a> Oracle<'a> {
                     for family in Family::BOTH {
                         let (from, to) = (from[family as usize], to[family as usize]);
                         let both = from.zip(to);
-                        let got = end.and_then(|end| end.faces[family as usize]);
+                        let got = end.and_then(|end| end.resolved[family as usize]);
                         let got = got.map(|[from, to]| (from.address, to.address));
                         assert_eq!(got, both, "seed {seed}: {key}");
                         let noted = one_sided.iter().any(|other| other.family == Some(family));
@@ -136,7 +136,7 @@ impl<'a> Oracle<'a> {
         }
         for end in &found.ends.all {
             if let What::Range { .. } = end.what {
-                for face in end.faces.iter().flatten().flatten() {
+                for face in end.resolved.iter().flatten().flatten() {
                     let address = face.address.unwrap();
                     assert!(
                         !claimed(a, address) && !claimed(b, address),
@@ -157,7 +157,7 @@ impl<'a> Oracle<'a> {
         let cluster = self.sides[side];
         let index = if source { packet.src } else { packet.dst };
         let end = &ends.all[index as usize];
-        let face = end.faces[packet.family as usize].unwrap()[side];
+        let face = end.resolved[packet.family as usize].unwrap()[side];
         let instead = packet.addresses[usize::from(!source)];
         match (&end.what, instead.or(face.address)) {
             (What::Endpoint(key), None) => ringwall_evaluate::named(cluster, key).unwrap(),
@@ -228,8 +228,8 @@ impl<'a> Oracle<'a> {
                         seen.push("template");
                     }
                     let nowhere = |end: u32| {
-                        let faces = ends.all[end as usize].faces[packet.family as usize].unwrap();
-                        faces.iter().any(|face| face.address.is_none())
+                        let resolved = ends.all[end as usize].resolved[packet.family as usize].unwrap();
+                        resolved.iter().any(|face| face.address.is_none())
                     };
                     if nowhere(packet.src) {
                         seen.push("without address");
@@ -276,7 +276,7 @@ pub(crate) fn packets(
     let mut packets = Vec::new();
     let mut add = |src: u32, dst: u32, service: Service, port: u16, random: &mut Random, exact: bool| {
         for family in Family::BOTH {
-            let speaks = |end: u32| ends.all[end as usize].faces[family as usize].is_some();
+            let speaks = |end: u32| ends.all[end as usize].resolved[family as usize].is_some();
             if speaks(src) && speaks(dst) && service.is_of(family) {
                 let address = |end: u32, random: &mut Random| match exact {
                     true => None,

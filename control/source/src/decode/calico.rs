@@ -162,7 +162,7 @@ pub(super) fn kind(kind: &str, group: &str, api_version: &str, at: &str) -> Opti
 /// What a host endpoint comes to at which policies decide about the host's own traffic: what stands among the kinds that
 /// are not evaluated, and what is said of it.
 pub(crate) fn governed_host() -> (String, Fault) {
-    let message = "what policies say to the host itself is not evaluated: every verdict is incomplete";
+    let message = "policies for the host itself are not evaluated: every verdict is incomplete";
     (
         format!("{}.{GROUP}", Kind::HostEndpoint.name()),
         fault("spec", message),
@@ -459,7 +459,7 @@ pub(super) struct Read {
 
 /// Where an object stands that is decoded.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct ObjectText<'a> {
     pub(super) root: &'a Fields,
     pub(super) at: &'a str,
     pub(super) key: &'a ObjectKey,
@@ -472,7 +472,7 @@ pub(super) struct Place<'a> {
 /// It cannot be read what it is (a tier's order), or whom it is for.
 pub(super) fn object(
     kind: Kind,
-    place: Place<'_>,
+    place: ObjectText<'_>,
     uid: String,
     findings: &mut Findings,
 ) -> Result<Read, Fault> {

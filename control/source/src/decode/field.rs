@@ -116,9 +116,9 @@ pub(super) fn whole(value: &Value) -> Option<i64> {
 /// restriction they were meant to be (SEMANTICS 25).
 pub(super) fn only(fields: &Fields, at: &str, known: &[&str], faults: &mut Vec<Fault>) {
     only_hinting(fields, at, known, faults, |key| match key {
-        "ports" if known.contains(&"ipBlock") => Some("it belongs beside from or to, one level further out"),
+        "ports" if known.contains(&"ipBlock") => Some("it belongs beside from or to, one level higher"),
         "ports" | "from" | "to" if known.contains(&"policyTypes") => {
-            Some("it belongs into a rule of ingress or egress, one level further in")
+            Some("it belongs in a rule of ingress or egress, one level deeper")
         }
         _ => None,
     });
@@ -325,11 +325,11 @@ pub(super) fn bad_port_name(name: &str) -> Option<String> {
         .iter()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
     {
-        "may hold only lower case letters, digits and '-'"
+        "may contain only lower case letters, digits and '-'"
     } else if !bytes.iter().any(u8::is_ascii_lowercase) {
-        "must hold a letter; a port number is written without quotes"
+        "must contain a letter; a port number is written without quotes"
     } else if name.contains("--") || name.starts_with('-') || name.ends_with('-') {
-        "may not begin or end with '-' nor hold '--'"
+        "may not begin or end with '-' nor contain '--'"
     } else {
         return None;
     };

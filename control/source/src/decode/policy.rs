@@ -241,7 +241,9 @@ fn annotations(metadata: &Fields, at: &str, findings: &mut Findings) {
     if size > MOST_ANNOTATIONS {
         findings.faults.push(fault(
             at,
-            format!("{size} bytes of annotations are too many: an API server takes {MOST_ANNOTATIONS}"),
+            format!(
+                "{size} bytes of annotations are too many: an API server accepts at most {MOST_ANNOTATIONS}"
+            ),
         ));
     }
 }
@@ -358,10 +360,10 @@ pub(super) fn selector(
         |key| match key {
             // As AdminNetworkPolicy had it at first.
             "namespaceSelector" if nulls == Nulls::Dropped => {
-                Some("write what is in it here, one level further out")
+                Some("write what is in it here, one level higher")
             }
             "sameLabels" | "notSameLabels" if nulls == Nulls::Dropped => {
-                Some("it is gone from the API; write a rule with a selector for each group of namespaces")
+                Some("it was removed from the API; write a rule with a selector for each group of namespaces")
             }
             _ => None,
         },
@@ -567,7 +569,7 @@ fn peer(fields: &Fields, at: &str, findings: &mut Findings) -> Option<Peer> {
         if namespaces || pods {
             findings.faults.push(fault(
                 join(at, "ipBlock"),
-                "may not stand beside a selector: make it a list entry of its own; entries are alternatives",
+                "may not be combined with a selector: make it a separate list entry; entries are alternatives",
             ));
         }
         return ip_block(block, &join(at, "ipBlock"), findings);

@@ -147,7 +147,7 @@ pub(super) fn policy(
             findings.notes.push(fault(
                 join(&join(at, "metadata"), "namespace"),
                 format!(
-                    "a {} is in no namespace, and this one has no effect: leave it out",
+                    "a {} has no namespace, and this one has no effect: remove it",
                     dialect.kind.name()
                 ),
             ));
@@ -156,7 +156,7 @@ pub(super) fn policy(
     if let Some(only) = dialect.name.filter(|only| *only != name) {
         findings.faults.push(fault(
             join(&join(at, "metadata"), "name"),
-            format!("{name:?} is refused by an API server, which has one such policy alone: write {only}"),
+            format!("{name:?} is refused by an API server, which allows only one such policy: write {only}"),
         ));
     }
     let spec_at = join(at, "spec");
@@ -200,7 +200,7 @@ pub(super) fn policy(
         });
         if let Some(first) = findings.faults.first_mut() {
             first.message.push_str(
-                "; as it stands, an API server refuses the policy, so its rules allow nothing, and deny what they would pass on",
+                "; as it stands, an API server refuses the policy, so its rules allow nothing and deny what they would pass",
             );
         }
     }
@@ -239,14 +239,14 @@ fn known(fields: &Fields, at: &str, known: &[&str]) -> Result<(), Fault> {
     let mut faults = Vec::new();
     only_hinting(fields, at, known, &mut faults, |key| match key {
         "ingress" | "egress" | "subject" | "tier" | "priority" if !known.contains(&"subject") => {
-            Some("it belongs into spec, one level further in")
+            Some("it belongs in spec, one level deeper")
         }
-        "tier" => Some("this kind is of one tier alone: leave it out, or write a ClusterNetworkPolicy"),
-        "priority" => Some("there is one such policy alone: leave it out"),
-        "policyTypes" => Some("a direction without rules is not touched: leave it out"),
+        "tier" => Some("this kind belongs to one tier: remove it, or write a ClusterNetworkPolicy"),
+        "priority" => Some("only one such policy exists: remove it"),
+        "policyTypes" => Some("a direction without rules is not affected: remove it"),
         "podSelector" => Some("write subject: {pods: {namespaceSelector: {}, podSelector: ...}}"),
-        "from" | "to" | "action" => Some("it belongs into a rule of ingress or egress, one level further in"),
-        "namespaces" | "pods" => Some("it belongs into subject, one level further in"),
+        "from" | "to" | "action" => Some("it belongs in a rule of ingress or egress, one level deeper"),
+        "namespaces" | "pods" => Some("it belongs in subject, one level deeper"),
         _ => None,
     });
     faults.into_iter().next().map_or(Ok(()), Err)
@@ -295,8 +295,8 @@ fn subject(
     let fields = mapping(spec, at, "subject")?;
     let mut own = Findings::default();
     only_hinting(fields, &path, PODS, &mut own.faults, |key| match key {
-        "podSelector" | "namespaceSelector" => Some("it belongs into pods, one level further in"),
-        "matchLabels" | "matchExpressions" => Some("it belongs into namespaces, one level further in"),
+        "podSelector" | "namespaceSelector" => Some("it belongs in pods, one level deeper"),
+        "matchLabels" | "matchExpressions" => Some("it belongs in namespaces, one level deeper"),
         _ => None,
     });
     let wrong = |message: &str| Err(fault(path.clone(), message));
@@ -355,7 +355,7 @@ fn pods(
         &mut findings.faults,
         |key| match key {
             "namespaces" => Some("write namespaceSelector, with what the selector in it has"),
-            "matchLabels" | "matchExpressions" => Some("it belongs into podSelector, one level further in"),
+            "matchLabels" | "matchExpressions" => Some("it belongs in podSelector, one level deeper"),
             _ => None,
         },
     );

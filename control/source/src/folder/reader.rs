@@ -580,7 +580,7 @@ fn item(
         ..at(&label, fault)
     }));
     if let Object::Unevaluated { kind } = &object {
-        let message = format!("policies of kind {kind} are not evaluated yet: every verdict is incomplete");
+        let message = format!("policies of kind {kind} are not evaluated: every verdict is incomplete");
         problems.push(Problem {
             kind: ProblemKind::Unevaluated,
             ..problem(path, line, None, None, message)

@@ -95,7 +95,7 @@ fn manifests_are_found_below_and_other_files_passed_over() {
     assert_eq!(
         told(dir.path(), &loaded.problems),
         [
-            "kustomization.yaml:1: document: is no Kubernetes object (no apiVersion, kind, metadata, spec): passed over"
+            "kustomization.yaml:1: document: is not a Kubernetes object (no apiVersion, kind, metadata, spec): skipped"
         ]
     );
     assert_eq!(loaded.problems[0].severity, Severity::Warning);

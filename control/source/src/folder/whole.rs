@@ -99,7 +99,7 @@ impl Whole {
                     namespace: namespace.clone(),
                     name: format!("{kind}/{name}"),
                 };
-                let message = format!("has the name of a {other}: ask for it as {key}");
+                let message = format!("has the same name as a {other}: refer to it as {key}");
                 let odd = problem(path, item.line, Some(&item.label), None, message);
                 problems.push(Problem {
                     severity: Severity::Warning,

@@ -216,7 +216,7 @@ fn client(config: Config) -> Result<Client, kube::Error> {
 
 /// The API server says when to come again.
 #[derive(Debug, thiserror::Error)]
-#[error("the API server is busy ({status}) and asks to come again after {} s", after.as_secs())]
+#[error("the API server is busy ({status}) and asks to retry after {} s", after.as_secs())]
 pub(super) struct Busy {
     pub(super) status: u16,
     pub(super) after: Duration,

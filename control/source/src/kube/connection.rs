@@ -345,7 +345,7 @@ impl Connection {
     }
 
     fn not_renewed(&self, error: &KubeError) {
-        let text = format!("the credentials cannot be read again, those before stay in use: {error}");
+        let text = format!("cannot read the credentials again; the previous ones stay in use: {error}");
         tracing::warn!("{text}");
         self.health.error(None, text.clone());
         // A certificate and its key are not written in one moment.

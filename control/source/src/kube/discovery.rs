@@ -66,11 +66,11 @@ pub(super) enum Presence {
 impl fmt::Display for Presence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unasked | Self::Unknown => f.write_str("whether the API server serves it is not known"),
+            Self::Unasked | Self::Unknown => f.write_str("it is not known whether the API server serves it"),
             Self::Absent => f.write_str("the API server does not serve it"),
-            Self::NotAskedFor => f.write_str("no policy speaks of its objects"),
+            Self::NotAskedFor => f.write_str("no policy refers to its objects"),
             Self::Served(api) => write!(f, "the API server serves it as {}", api.api_version()),
-            Self::Foreign(version) => write!(f, "the API server serves it as {version} alone"),
+            Self::Foreign(version) => write!(f, "the API server serves it only as {version}"),
         }
     }
 }
@@ -222,7 +222,7 @@ impl Discovery {
                 self.timing.probe * LOOKS_BEFORE_ALARM,
                 unknown.map(|error| {
                     format!(
-                        "whether there are policies of kinds that are not evaluated cannot be looked up: {}",
+                        "cannot find out whether there are policies of kinds that are not evaluated: {}",
                         error.reason
                     )
                 }),

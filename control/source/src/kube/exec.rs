@@ -55,7 +55,7 @@ pub(super) fn run(exec: &ExecConfig, limit: Duration) -> Result<Credential, Stri
         .ok_or("the user's exec section names no command")?;
     if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
         return Err(format!(
-            "{name} wants a terminal (interactiveMode: Always), which a service does not have"
+            "{name} requires a terminal (interactiveMode: Always), which a service does not have"
         ));
     }
     let until = Instant::now() + limit;
@@ -85,13 +85,13 @@ pub(super) fn run(exec: &ExecConfig, limit: Duration) -> Result<Credential, Stri
         return Err(format!("{name} failed ({status}): {complaint}"));
     }
     let text = String::from_utf8(answer.unwrap_or_default())
-        .map_err(|_| format!("{name} answered with something that is no text"))?;
+        .map_err(|_| format!("{name} returned something that is not text"))?;
     // Not with the parser's words: they quote what they could not read, and that may be the credential.
     let credential: ExecCredential = serde_saphyr::from_str(&text)
-        .map_err(|_| format!("{name} answered with something that is no ExecCredential"))?;
+        .map_err(|_| format!("{name} returned something that is not an ExecCredential"))?;
     credential
         .status
-        .ok_or_else(|| format!("{name} answered with an ExecCredential without status"))
+        .ok_or_else(|| format!("{name} returned an ExecCredential without status"))
 }
 
 fn command(exec: &ExecConfig, name: &str) -> Result<Command, String> {

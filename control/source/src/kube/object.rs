@@ -56,7 +56,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
                 problems.push(problem(&Fault {
                     path: String::new(),
                     message: format!(
-                        "policies of kind {kind} are not evaluated yet: every verdict is incomplete"
+                        "policies of kind {kind} are not evaluated: every verdict is incomplete"
                     ),
                 }));
             }
@@ -98,7 +98,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
             if problems.is_empty() {
                 problems.push(problem(&Fault {
                     path: String::new(),
-                    message: "it is not what its name says".to_owned(),
+                    message: "its content does not match its name".to_owned(),
                 }));
             }
             None

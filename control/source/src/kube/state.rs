@@ -596,7 +596,7 @@ impl State {
         problems.extend(of(&self.found_problems).unwrap_or_default());
         if let Some(other) = self.hidden_by(reference) {
             let message = format!(
-                "has the name of a policy that is stored as {}, which counts: delete one of them",
+                "has the name of a policy that is stored as {}, and that one is in force: delete one of them",
                 other.key.name
             );
             let fault = Fault {

@@ -472,7 +472,7 @@ impl Watch<'_> {
         {
             Err(end) => end,
             Ok(()) if asked.elapsed() >= Duration::from_secs(seconds).mul_f64(0.9) => End::Closed,
-            Ok(()) => End::Gone("the watch was closed before its time".to_owned()),
+            Ok(()) => End::Gone("the watch was closed early".to_owned()),
         }
     }
 

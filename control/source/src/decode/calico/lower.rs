@@ -692,7 +692,7 @@ impl<K: Ord + Clone> World<K> {
             // Of a folder without Nodes, nobody knows either.
             Wanted::Nodes(_) if self.nodes_unseen || self.nodes.is_empty() => Addition::Unsayable {
                 what: "nodes peers",
-                why: "cannot be evaluated, since there is no Node or one that cannot be read",
+                why: "cannot be evaluated, because there is no Node or a Node cannot be read",
             },
             Wanted::Nodes(nodes) => {
                 let addresses = Addresses::Nodes(nodes.clone());

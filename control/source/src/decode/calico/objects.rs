@@ -20,7 +20,7 @@ use super::{
         labels, mappings,
         policy::{Findings, metadata},
     },
-    EndpointSlice, HostEndpoint, Input, Kind, Node, Place, Read, Service, ServiceAccount, Set,
+    EndpointSlice, HostEndpoint, Input, Kind, Node, ObjectText, Read, Service, ServiceAccount, Set,
     ports::{self, is_port_name},
     terms::{NAMESPACE, OF_ACCOUNT, OF_NAMESPACE},
 };
@@ -34,8 +34,8 @@ const LONGEST_TIER: usize = 63;
 /// The profile that allows everything, which host endpoints have that Calico makes itself.
 const DEFAULT_ALLOW: &str = "projectcalico-default-allow";
 
-impl<'a> Place<'a> {
-    /// Refuses what cannot stand beside `spec`, and complains about metadata.
+impl<'a> ObjectText<'a> {
+    /// Refuses what cannot be combined with `spec`, and complains about metadata.
     pub(super) fn metadata(self, kind: Kind, findings: &mut Findings) -> Result<(), Fault> {
         let Self { root, at, key, .. } = self;
         known(root, at, &["apiVersion", "kind", "metadata", "spec", "status"])?;
@@ -53,7 +53,7 @@ impl<'a> Place<'a> {
             findings.notes.push(fault(
                 join(&join(at, "metadata"), "namespace"),
                 format!(
-                    "a {} is in no namespace, and this one has no effect: leave it out",
+                    "a {} has no namespace, and this one has no effect: remove it",
                     kind.name()
                 ),
             ));
@@ -90,14 +90,14 @@ pub(super) fn known(fields: &Fields, at: &str, known: &[&str]) -> Result<(), Fau
         "ingress" | "egress" | "selector" | "order" | "tier" | "types" | "nets"
             if known.contains(&"spec") =>
         {
-            Some("it belongs into spec, one level further in")
+            Some("it belongs in spec, one level deeper")
         }
         "policyTypes" => Some("write types"),
         "podSelector" => Some("write selector, such as selector: role == \"db\""),
         "priority" => Some("write order"),
         "subject" => Some("write selector and namespaceSelector"),
         "action" | "source" | "destination" | "protocol" => {
-            Some("it belongs into a rule of ingress or egress, one level further in")
+            Some("it belongs in a rule of ingress or egress, one level deeper")
         }
         _ => None,
     });
@@ -121,7 +121,7 @@ pub(super) fn order(spec: &Fields, at: &str) -> Result<Option<Order>, Fault> {
         None => Err(fault(
             join(at, "order"),
             format!(
-                "must be a number, not {}: the smallest comes first, and without one it comes last",
+                "must be a number, not {}: the smallest comes first; without an order, the object comes last",
                 kind_of(value)
             ),
         )),
@@ -132,7 +132,7 @@ pub(super) fn order(spec: &Fields, at: &str) -> Result<Option<Order>, Fault> {
 ///
 /// # Errors
 /// Its place or what it does by default cannot be read, or differs from a built-in tier (TIERS 79.1, 102).
-pub(super) fn tier(place: Place<'_>) -> Result<Tier, Fault> {
+pub(super) fn tier(place: ObjectText<'_>) -> Result<Tier, Fault> {
     let name = place.key.name.as_str();
     if !dns_label(name) {
         return Err(fault(
@@ -152,7 +152,7 @@ pub(super) fn tier(place: Place<'_>) -> Result<Tier, Fault> {
         Some(other) => {
             return Err(fault(
                 join(&at, "defaultAction"),
-                format!("{other:?} is not what a tier does by default: write Deny or Pass"),
+                format!("{other:?} is not a default action of a tier: write Deny or Pass"),
             ));
         }
     };
@@ -191,7 +191,7 @@ pub(super) fn tier(place: Place<'_>) -> Result<Tier, Fault> {
 ///
 /// # Errors
 /// Its labels would make it something else than it is, or cannot be read.
-pub(super) fn set(kind: Kind, place: Place<'_>, findings: &mut Findings) -> Result<Set, Fault> {
+pub(super) fn set(kind: Kind, place: ObjectText<'_>, findings: &mut Findings) -> Result<Set, Fault> {
     let labels = place.labels()?;
     let labels_at = join(&join(place.at, "metadata"), "labels");
     for key in labels.keys() {
@@ -215,7 +215,7 @@ pub(super) fn set(kind: Kind, place: Place<'_>, findings: &mut Findings) -> Resu
         match block(text) {
             Ok(block) if blocks.contains(&block) => findings.faults.push(fault(
                 at,
-                format!("{text:?} stands there twice: an API server refuses that"),
+                format!("{text:?} is listed twice: an API server refuses that"),
             )),
             Ok(block) => blocks.push(block),
             Err(wrong) => findings.faults.push(fault(
@@ -251,7 +251,7 @@ fn address(text: &str) -> Option<IpAddr> {
 ///
 /// # Errors
 /// Its labels or addresses cannot be read.
-pub(super) fn host_endpoint(place: Place<'_>, findings: &mut Findings) -> Result<HostEndpoint, Fault> {
+pub(super) fn host_endpoint(place: ObjectText<'_>, findings: &mut Findings) -> Result<HostEndpoint, Fault> {
     let labels = place.labels()?;
     let (spec, at) = place.spec()?;
     known(
@@ -294,7 +294,7 @@ pub(super) fn host_endpoint(place: Place<'_>, findings: &mut Findings) -> Result
         if addresses.contains(&address) {
             findings
                 .faults
-                .push(fault(at, "stands there twice: an API server refuses that"));
+                .push(fault(at, "is listed twice: an API server refuses that"));
         } else {
             addresses.push(address);
         }
@@ -336,7 +336,7 @@ pub(super) fn host_endpoint(place: Place<'_>, findings: &mut Findings) -> Result
         } else if profiles.iter().take(index).any(|before| before == profile) {
             findings
                 .faults
-                .push(fault(at, "stands there twice: an API server refuses that"));
+                .push(fault(at, "is listed twice: an API server refuses that"));
         }
     }
     Ok(HostEndpoint {
@@ -351,7 +351,7 @@ pub(super) fn host_endpoint(place: Place<'_>, findings: &mut Findings) -> Result
 }
 
 /// A Profile: those that Calico makes of namespaces and service accounts are what pods have anyway.
-pub(super) fn profile(place: Place<'_>) -> Read {
+pub(super) fn profile(place: ObjectText<'_>) -> Read {
     let name = place.key.name.as_str();
     let known = name.starts_with("kns.") || name.starts_with("ksa.") || name == DEFAULT_ALLOW;
     match known {

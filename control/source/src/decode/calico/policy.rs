@@ -15,7 +15,7 @@ use super::{
         },
         policy::{self, Findings},
     },
-    Direction, Input, Kind, Place, PolicyInput, Read, StagedAction, StagedInput, StagedPolicyInput,
+    Direction, Input, Kind, ObjectText, PolicyInput, Read, StagedAction, StagedInput, StagedPolicyInput,
     objects::{known, order},
     rules::{Globals, Rules, expression, kind_name, nulls, too_many_terms},
     selector::Expression,
@@ -54,7 +54,7 @@ struct Lowered {
 /// nothing is enforced.
 pub(in super::super) fn policy(
     kind: Kind,
-    place: Place<'_>,
+    place: ObjectText<'_>,
     uid: String,
     findings: &mut Findings,
 ) -> Result<Read, Fault> {
@@ -115,7 +115,7 @@ pub(in super::super) fn policy(
 }
 
 /// `stagedAction`; absent is Set.
-fn staged_action(place: Place<'_>, findings: &mut Findings) -> StagedAction {
+fn staged_action(place: ObjectText<'_>, findings: &mut Findings) -> StagedAction {
     let read = place
         .spec()
         .and_then(|(spec, at)| Ok((string(spec, &at, STAGED_ACTION)?, at)));
@@ -137,13 +137,13 @@ fn staged_action(place: Place<'_>, findings: &mut Findings) -> StagedAction {
 }
 
 /// A staged deletion says nothing else than of which tier it is.
-fn deletes_alone(place: Place<'_>, fields: &[&str], findings: &mut Findings) {
+fn deletes_alone(place: ObjectText<'_>, fields: &[&str], findings: &mut Findings) {
     let Ok((spec, at)) = place.spec() else { return };
     let fields = fields.iter().chain(&GLOBAL_FIELDS).filter(|key| **key != "tier");
     for key in fields.filter(|key| present(spec, key).is_some_and(|value| !is_zero(value))) {
         findings.faults.push(fault(
             join(&at, key),
-            "cannot stand beside stagedAction: Delete: leave it out",
+            "cannot be combined with stagedAction: Delete: leave it out",
         ));
     }
 }
@@ -161,7 +161,7 @@ fn is_zero(value: &Value) -> bool {
 }
 
 /// A StagedKubernetesNetworkPolicy: a NetworkPolicy that is not enforced.
-pub(super) fn staged_kubernetes(place: Place<'_>, uid: String, findings: &mut Findings) -> Read {
+pub(super) fn staged_kubernetes(place: ObjectText<'_>, uid: String, findings: &mut Findings) -> Read {
     let action = staged_action(place, findings);
     if action == StagedAction::Delete {
         deletes_alone(
@@ -212,7 +212,7 @@ fn stricter_than_kubernetes(spec: &Fields, at: &str, findings: &mut Findings) {
         }
         for (index, kind) in types.iter().enumerate() {
             if types.iter().take(index).any(|before| before == kind) {
-                refuse(item(&at, index), "stands there twice: an API server refuses that");
+                refuse(item(&at, index), "is listed twice: an API server refuses that");
             }
         }
     }
@@ -254,7 +254,7 @@ pub(crate) fn staged_by_annotation(network_policy: ringwall_policy::NetworkPolic
 fn lowered(
     kind: PolicyKind,
     enforced: bool,
-    place: Place<'_>,
+    place: ObjectText<'_>,
     uid: String,
     findings: &mut Findings,
 ) -> Result<Lowered, Fault> {
@@ -313,7 +313,7 @@ fn lowered(
         unevaluated.insert(what);
         findings.unevaluated.push(fault(
             join(&spec_at, "applyOnForward"),
-            "what is forwarded through host endpoints is not evaluated: every verdict is incomplete",
+            "traffic forwarded through host endpoints is not evaluated: every verdict is incomplete",
         ));
     }
     // An API server would refuse it as a whole: nothing passes because of it.
@@ -330,7 +330,7 @@ fn lowered(
         ingress.iter_mut().chain(&mut egress).for_each(close);
         if let Some(first) = findings.faults.first_mut() {
             first.message.push_str(
-                "; as it stands, an API server refuses the policy, so its rules allow nothing, and deny what they would pass on",
+                "; as it stands, an API server refuses the policy, so its rules allow nothing and deny what they would pass",
             );
         }
     }
@@ -370,7 +370,7 @@ fn close(rule: &mut TieredRule) {
 }
 
 /// Names have at most one dot; Calico's own of Kubernetes' policies have more.
-fn name(global: bool, place: Place<'_>, findings: &mut Findings) {
+fn name(global: bool, place: ObjectText<'_>, findings: &mut Findings) {
     let name = place.key.name.as_str();
     let simple = |name: &str| match name.split_once('.') {
         Some((tier, rest)) => dns_label_of_any_length(tier) && dns_label_of_any_length(rest),
@@ -472,7 +472,7 @@ impl Types {
                 }
             };
             if std::mem::replace(direction, true) {
-                let message = format!("{entry} stands there twice: an API server refuses that");
+                let message = format!("{entry} is listed twice: an API server refuses that");
                 findings.faults.push(fault(item(&path, index), message));
             }
         }
@@ -514,7 +514,11 @@ impl Flags {
                 "preDNAT",
                 "cannot be true together with doNotTrack",
             ),
-            (pre_dnat && egress, "egress", "cannot stand beside preDNAT: true"),
+            (
+                pre_dnat && egress,
+                "egress",
+                "cannot be combined with preDNAT: true",
+            ),
             (
                 pre_dnat && of_egress,
                 "types",
@@ -550,7 +554,7 @@ fn hints(spec: &Fields, at: &str, findings: &mut Findings) {
             for (index, hint) in hints.iter().enumerate() {
                 let wrong = match hint.as_str() {
                     Some(HINT) if index == 0 => continue,
-                    Some(HINT) => "stands there twice: an API server refuses that".to_owned(),
+                    Some(HINT) => "is listed twice: an API server refuses that".to_owned(),
                     _ => format!("{hint} is not a hint: write {HINT}, or leave it out"),
                 };
                 findings.faults.push(fault(item(&path, index), wrong));

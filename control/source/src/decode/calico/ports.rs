@@ -98,7 +98,10 @@ pub(super) fn ports(fields: &Fields, at: &str, key: &str, own: &mut Findings) ->
     if entries.len() > MOST {
         own.faults.push(fault(
             &path,
-            format!("{} ports are too many: an API server takes {MOST}", entries.len()),
+            format!(
+                "{} ports are too many: an API server accepts at most {MOST}",
+                entries.len()
+            ),
         ));
     }
     let mut ports = Ports::default();

@@ -81,7 +81,7 @@ impl Rules<'_> {
         let path = join(at, direction.key());
         if rules.len() > MOST_RULES {
             let message = format!(
-                "{} rules are too many: an API server takes {MOST_RULES}",
+                "{} rules are too many: an API server accepts at most {MOST_RULES}",
                 rules.len()
             );
             self.findings.faults.push(fault(&path, message));
@@ -161,7 +161,7 @@ impl Rules<'_> {
                 "from" | "to" => Some("write source or destination"),
                 "ports" | "notPorts" | "selector" | "notSelector" | "nets" | "notNets"
                 | "namespaceSelector" | "serviceAccounts" | "services" => {
-                    Some("it belongs into source or destination, one level further in")
+                    Some("it belongs in source or destination, one level deeper")
                 }
                 _ => None,
             },
@@ -302,10 +302,10 @@ impl Rules<'_> {
         only_hinting(http, &path, &["methods", "paths"], &mut own.faults, |_| None);
         let mut wrong = |what: &str| own.faults.push(fault(&path, what));
         if direction == Direction::Egress {
-            wrong("is for rules of ingress alone: leave it out");
+            wrong("is valid only in ingress rules: remove it");
         }
         if action != Action::Allow {
-            wrong("is for rules that allow: leave it out");
+            wrong("is valid only in rules that allow: remove it");
         }
         let tcp = match fields.get("protocol") {
             None | Some(Value::Null) => true,
@@ -392,7 +392,7 @@ impl Rules<'_> {
                 if given {
                     own.faults.push(fault(
                         join(&path, key),
-                        "cannot stand beside services: write a rule of its own for it",
+                        "cannot be combined with services: write a separate rule for it",
                     ));
                 }
             }
@@ -403,7 +403,7 @@ impl Rules<'_> {
                 if key == "destination" && given {
                     own.faults.push(fault(
                         join(&path, field),
-                        "cannot stand beside services, whose ports count: leave it out",
+                        "cannot be combined with services, whose ports count: leave it out",
                     ));
                 }
             }
@@ -457,8 +457,8 @@ impl Rules<'_> {
         only_hinting(services, &path, &["name", "namespace"], &mut own.faults, |_| None);
         if !is_peer {
             let message = match side {
-                "source" => "a rule of egress can name a service as its destination alone",
-                _ => "a rule of ingress can name a service as its source alone",
+                "source" => "an egress rule can name a service only as its destination",
+                _ => "an ingress rule can name a service only as its source",
             };
             own.faults.push(fault(&path, message));
         }
@@ -489,7 +489,7 @@ impl Rules<'_> {
             (true, None) => {
                 own.faults.push(fault(
                     join(&path, "namespace"),
-                    "is missing: a policy of the whole cluster has to say in which namespace the service is",
+                    "is missing: a cluster-wide policy must name the namespace of the service",
                 ));
                 namespace
             }
@@ -516,7 +516,7 @@ impl Rules<'_> {
                     Some(true) => continue,
                     Some(false) => "needs a protocol that has ports: write protocol: TCP, UDP or SCTP",
                     None if ports.ranges.is_empty() => continue,
-                    None => "has numbers, which need a protocol: write protocol: TCP, UDP or SCTP",
+                    None => "has port numbers, which need a protocol: write protocol: TCP, UDP or SCTP",
                 };
                 own.faults.push(fault(join(&join(at, side), key), wrong));
             }
@@ -724,7 +724,7 @@ fn http_methods(http: &Fields, at: &str, own: &mut Findings) {
             Some(text) if seen.insert(text) => {}
             Some(text) => own
                 .faults
-                .push(fault(item(&path, index), format!("{text:?} stands there twice"))),
+                .push(fault(item(&path, index), format!("{text:?} is listed twice"))),
             None => own
                 .faults
                 .push(fault(item(&path, index), wrong_type(method, "a string"))),
@@ -819,7 +819,7 @@ fn family(
             Some(4) => Some(Family::V4),
             Some(6) => Some(Family::V6),
             _ => {
-                let message = format!("{value} is not a version of IP: write 4 or 6");
+                let message = format!("{value} is not an IP version: write 4 or 6");
                 own.faults.push(fault(join(at, "ipVersion"), message));
                 None
             }
@@ -839,7 +839,7 @@ fn family(
                 .and_then(of_number)
                 .is_some_and(|family| family != written)
             {
-                let message = "is of the other version of IP than ipVersion: leave one of them out";
+                let message = "contradicts ipVersion: remove one of them";
                 own.faults.push(fault(join(at, key), message));
             }
         }
@@ -851,7 +851,7 @@ fn family(
                 let family = Family::of(net);
                 if *seen.get_or_insert(family) != family {
                     let message = match written {
-                        Some(_) => "has a block of the other version of IP than ipVersion",
+                        Some(_) => "has a block of the other IP version than ipVersion",
                         None => "has IPv6 blocks in a rule with IPv4 blocks: write a rule for each",
                     };
                     own.faults.push(fault(join(&join(at, side), key), message));
@@ -902,7 +902,7 @@ fn nets(fields: &Fields, at: &str, key: &str, own: &mut Findings) -> Option<Vec<
         own.faults.push(fault(
             &path,
             format!(
-                "{} blocks are too many: an API server takes {MOST_BLOCKS}",
+                "{} blocks are too many: an API server accepts at most {MOST_BLOCKS}",
                 entries.len()
             ),
         ));
@@ -918,11 +918,11 @@ fn nets(fields: &Fields, at: &str, key: &str, own: &mut Findings) -> Option<Vec<
             Ok((_, Some(odd))) => own.faults.push(fault(at, odd)),
             Ok((net, None)) if key == "notNets" && net.prefix_len() == 0 => own.faults.push(fault(
                 at,
-                format!("{text:?} leaves nothing that the rule could match: leave the rule out"),
+                format!("{text:?} leaves nothing that the rule could match: remove the rule"),
             )),
             Ok((net, None)) if nets.contains(&net) => own.faults.push(fault(
                 at,
-                format!("{text:?} stands there twice: an API server refuses that"),
+                format!("{text:?} is listed twice: an API server refuses that"),
             )),
             Ok((net, None)) => nets.push(net),
             Err(wrong) => own.faults.push(fault(at, wrong)),
@@ -937,7 +937,7 @@ pub(super) fn nulls(fields: &Fields, at: &str, notes: &mut Vec<Fault>) {
     notes.extend(nulls.map(|(key, _)| {
         fault(
             join(at, key),
-            "has no value, so an API server drops it and nothing is asked for: write a value, or leave it out",
+            "has no value, so an API server drops it, and the selector then requires nothing: write a value, or remove it",
         )
     }));
 }
@@ -971,7 +971,8 @@ pub(super) fn expression(
     };
     let length = text.chars().count();
     if length > LONGEST_SELECTOR {
-        let message = format!("has {length} characters, and an API server takes {LONGEST_SELECTOR}");
+        let message =
+            format!("has {length} characters, and an API server accepts at most {LONGEST_SELECTOR}");
         own.faults.push(fault(path, message));
         return None;
     }
@@ -982,7 +983,7 @@ pub(super) fn expression(
     };
     if global {
         let message = match globals {
-            Globals::Alone => "global() stands alone: write a rule of its own for it",
+            Globals::Alone => "global() cannot be combined with other terms: write a separate rule for it",
             _ => "global() can only be the namespaceSelector of a rule",
         };
         own.faults.push(fault(path, message));
@@ -1029,7 +1030,7 @@ fn service_accounts(fields: &Fields, at: &str, own: &mut Findings) -> Option<Exp
             )),
             Value::String(name) if !names.insert(name.clone()) => own.faults.push(fault(
                 at,
-                format!("{name:?} stands there twice: an API server refuses that"),
+                format!("{name:?} is listed twice: an API server refuses that"),
             )),
             Value::String(_) => {}
             other => own.faults.push(fault(at, wrong_type(other, "a string"))),

@@ -246,7 +246,7 @@ fn token(rest: &str, first: char, after_label: bool) -> Result<(Token<'_>, &str)
             let inside = rest.get(1..).unwrap_or_default();
             let (value, after) = inside
                 .split_once(first)
-                .ok_or_else(|| format!("a value begins with {first} and does not end"))?;
+                .ok_or_else(|| format!("a value begins with {first} and has no closing quote"))?;
             return Ok((Token::Text(value), after));
         }
         '=' => return Err("write == to compare".to_owned()),
@@ -315,7 +315,7 @@ fn label(rest: &str) -> Result<(&str, &str), String> {
     let (label, after) = rest.split_at(end);
     match (label.len(), rest.chars().next()) {
         (0, Some(other)) => Err(format!(
-            "{other:?} cannot stand here: write the name of a label (letters, digits, '_', '.', '/', '-'), has(), all(), ! or ("
+            "{other:?} is not valid here: write the name of a label (letters, digits, '_', '.', '/', '-'), has(), all(), ! or ("
         )),
         (0, None) => Err("the name of a label is missing".to_owned()),
         (length, _) if length > LONGEST_LABEL => Err(format!(
@@ -415,7 +415,7 @@ impl<'a> Parser<'a> {
                 self.take();
                 self.depth += 1;
                 if self.depth > DEEPEST {
-                    return Err(self.expected("fewer parentheses within each other"));
+                    return Err(self.expected("less deeply nested parentheses"));
                 }
                 let inside = self.or()?;
                 self.depth -= 1;

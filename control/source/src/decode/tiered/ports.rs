@@ -22,7 +22,7 @@ fn one_of<'a>(fields: &Fields, at: &str, known: &[&'a str], own: &mut Findings) 
         "endPort" => Some("write a range of ports"),
         "namedPort" => Some("write destinationNamedPort"),
         "number" | "range" if known.contains(&"destinationPort") => {
-            Some("it belongs into destinationPort, one level further in")
+            Some("it belongs in destinationPort, one level deeper")
         }
         _ => None,
     });

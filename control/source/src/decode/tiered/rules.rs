@@ -104,7 +104,7 @@ impl<'a> Rules<'a> {
         if number > most {
             self.findings.faults.push(fault(
                 at,
-                format!("{number} {what} are too many: an API server takes {most}"),
+                format!("{number} {what} are too many: an API server accepts at most {most}"),
             ));
         }
     }
@@ -121,7 +121,7 @@ impl<'a> Rules<'a> {
         for fault in self.findings.faults.iter_mut().skip(before) {
             fault
                 .message
-                .push_str("; as it stands, the rule allows nothing, and denies what it would pass on");
+                .push_str("; as it stands, the rule allows nothing and denies what it would pass");
         }
         let (action, rule) = match rule {
             (action, Some(mut rule)) if own.faults.is_empty() && own.unevaluated.is_empty() => {
@@ -181,7 +181,7 @@ impl<'a> Rules<'a> {
                 key if key == other_key && key == "from" => Some("a rule of egress has to"),
                 key if key == other_key => Some("a rule of ingress has from"),
                 "namespaces" | "pods" | "networks" | "nodes" | "domainNames" => {
-                    Some("it belongs into an entry of from or to, one level further in")
+                    Some("it belongs in an entry of from or to, one level deeper")
                 }
                 _ => None,
             },
@@ -196,7 +196,7 @@ impl<'a> Rules<'a> {
         if let (Some(_), Some(name)) = (&peers.special, ports.as_ref().and_then(|it| it.special.as_ref())) {
             own.faults.push(fault(
                 name,
-                "networks, nodes and domainNames have no named ports: write a number, or a rule of its own for them",
+                "networks, nodes and domainNames have no named ports: write a number, or a separate rule for them",
             ));
         }
         let rule = TieredRule {
@@ -215,7 +215,7 @@ impl<'a> Rules<'a> {
             Ok(Some(name)) if name.chars().count() > MOST_OF_NAME => self.findings.faults.push(fault(
                 join(at, "name"),
                 format!(
-                    "has {} characters, and an API server takes {MOST_OF_NAME}: write a shorter one",
+                    "has {} characters, and an API server accepts at most {MOST_OF_NAME}: write a shorter one",
                     name.chars().count()
                 ),
             )),
@@ -276,13 +276,13 @@ impl<'a> Rules<'a> {
         };
         let before = own.faults.len();
         only_hinting(fields, at, known, &mut own.faults, |key| match key {
-            "networks" | "nodes" | "domainNames" | "ipBlock" if direction == Direction::Ingress => Some(
-                "peers of ingress are pods alone, and no rule of this kind matches what comes from elsewhere",
-            ),
+            "networks" | "nodes" | "domainNames" | "ipBlock" if direction == Direction::Ingress => {
+                Some("ingress peers can only be pods: no rule of this kind matches traffic from elsewhere")
+            }
             "ipBlock" => Some("write networks, a list of blocks"),
             "domainNames" => Some("this kind has no such peers"),
-            "podSelector" | "namespaceSelector" => Some("it belongs into pods, one level further in"),
-            "matchLabels" | "matchExpressions" => Some("it belongs into namespaces, one level further in"),
+            "podSelector" | "namespaceSelector" => Some("it belongs in pods, one level deeper"),
+            "matchLabels" | "matchExpressions" => Some("it belongs in namespaces, one level deeper"),
             _ => None,
         });
         let key = match given(fields, known).as_slice() {
@@ -298,7 +298,7 @@ impl<'a> Rules<'a> {
             }
             several => {
                 let message = format!(
-                    "has {}: make each a list entry of its own; entries are alternatives",
+                    "has {}: make each a separate list entry; entries are alternatives",
                     several.join(" and ")
                 );
                 return own.faults.push(fault(at, message));
@@ -318,7 +318,7 @@ impl<'a> Rules<'a> {
             "domainNames" => {
                 if action != Action::Allow {
                     let message = format!(
-                        "domain names can only be allowed: write {}, and a rule below it that denies the rest",
+                        "domain names are possible only in rules that allow: write {}, and a rule below it that denies the rest",
                         self.dialect.allow
                     );
                     own.faults.push(fault(path, message));
@@ -405,7 +405,7 @@ impl<'a> Rules<'a> {
             match value {
                 Value::String(text) => {
                     if !seen.insert(text) {
-                        let message = format!("{text:?} stands there twice: an API server refuses that");
+                        let message = format!("{text:?} is listed twice: an API server refuses that");
                         self.findings.faults.push(fault(&at, message));
                     }
                     texts.push((text.as_str(), at));
@@ -425,7 +425,7 @@ impl<'a> Rules<'a> {
         }
         let entries = match list(fields, at, key) {
             Ok([]) => {
-                let message = "is empty: write what it is for, or leave it out for all protocols and ports";
+                let message = "is empty: write protocols, or remove it for all protocols and ports";
                 own.faults.push(fault(path, message));
                 return None;
             }

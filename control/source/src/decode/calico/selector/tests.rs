@@ -363,7 +363,7 @@ fn errors_say_where_and_what_to_write() {
         ("(a == 'b'", 10, "expected )"),
         ("a", 2, "expected =="),
         ("has(a) &&", 10, "expected a label"),
-        ("a == 'b", 6, "does not end"),
+        ("a == 'b", 6, "has no closing quote"),
         ("a is 'b'", 3, "an operator is missing"),
     ] {
         let wrong = parse(selector).unwrap_err();

@@ -18,19 +18,19 @@ use ringwall_dataplane::classify::{IdentityKind, L4, RangeNodes, Snapshot, Snaps
 use ringwall_policy::{Cluster, Node, ObjectKey};
 
 use super::{
-    held::{Column, Place, Seen},
+    expected::{End, Lists, Owner, Replaced},
     matching,
+    number_relation::{ClassMeaning, EndRef, ObservedEnd},
     policy::Policy,
     proof::{Proof, Suspect, Wrong, cells, key_of},
     report::{Difference, Report},
     rules::Direction,
-    view::{End, Lists, Replaced, Who},
 };
 
 /// What has to be looked at again.
 #[derive(Debug, Default)]
 struct Touched {
-    ends: BTreeSet<Place>,
+    ends: BTreeSet<EndRef>,
     /// Endpoints of the snapshot that may be nobody's.
     endpoints: BTreeSet<ObjectKey>,
     /// Names that nobody has any more.
@@ -132,7 +132,7 @@ impl Proof {
     fn touched_by_tables(&self, since: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
         touched
             .ends
-            .extend(since.hosts.iter().map(|addr| Place::Address((*addr).into())));
+            .extend(since.hosts.iter().map(|addr| EndRef::Address((*addr).into())));
         let (mut nodes, mut places) = (HashSet::new(), false);
         for identity in &since.identities {
             // Whoever had this identity was proven to be what it says.
@@ -148,10 +148,10 @@ impl Proof {
         }
         if places || !nodes.is_empty() {
             touched.ranges |= places;
-            let concerned = |seen: &Seen| match seen.end.who {
-                Who::Pod(_) => false,
-                Who::Node(_) => nodes.contains(&seen.node),
-                Who::Unseen(_) | Who::Place(_) => places,
+            let concerned = |seen: &ObservedEnd| match seen.end.who {
+                Owner::Pod(_) => false,
+                Owner::Node(_) => nodes.contains(&seen.node),
+                Owner::Unseen(_) | Owner::Unowned(_) => places,
             };
             let ends = self.held.ends().filter(|(_, seen)| concerned(seen));
             touched.ends.extend(ends.map(|(place, _)| *place));
@@ -171,11 +171,11 @@ impl Proof {
     /// Everything that is asked about a pod.
     fn touch(&self, key: &ObjectKey, touched: &mut Touched) {
         let Some(slot) = self.view.slot(key) else { return };
-        touched.ends.insert(Place::Name(slot));
+        touched.ends.insert(EndRef::Name(slot));
         if let Some(known) = self.view.pod(slot) {
             touched
                 .ends
-                .extend(known.pod.addresses.iter().copied().map(Place::Address));
+                .extend(known.pod.addresses.iter().copied().map(EndRef::Address));
         }
     }
 
@@ -209,33 +209,33 @@ impl Proof {
             return;
         }
         for slot in self.view.replace_namespaces(cluster, &changed) {
-            touched.ends.insert(Place::Name(slot));
+            touched.ends.insert(EndRef::Name(slot));
             if let Some(known) = self.view.pod(slot) {
                 touched
                     .ends
-                    .extend(known.pod.addresses.iter().copied().map(Place::Address));
+                    .extend(known.pod.addresses.iter().copied().map(EndRef::Address));
             }
         }
     }
 
     /// Sets anew what the numbers of ends have to stand for.
     fn reseat(&mut self, replaced: &Replaced) {
-        let mut places: Vec<Place> = Vec::new();
+        let mut places: Vec<EndRef> = Vec::new();
         for slot in self.view.slots_of(replaced) {
-            places.push(Place::Name(slot));
+            places.push(EndRef::Name(slot));
             if let Some(known) = self.view.pod(slot) {
-                places.extend(known.pod.addresses.iter().copied().map(Place::Address));
+                places.extend(known.pod.addresses.iter().copied().map(EndRef::Address));
             }
         }
         let (few, many): (Vec<IpNet>, Vec<IpNet>) = replaced.blocks.iter().partition(|block| is_small(block));
         for block in few {
             let (v4, (first, last)) = (matches!(block, IpNet::V4(_)), matching::span(&block));
-            places.extend((first..=last).map(|number| Place::Address(matching::address(v4, number))));
+            places.extend((first..=last).map(|number| EndRef::Address(matching::address(v4, number))));
         }
         if !many.is_empty() {
-            let inside = |place: &&Place| match place {
-                Place::Address(address) => many.iter().any(|block| block.contains(address)),
-                Place::Name(_) => false,
+            let inside = |place: &&EndRef| match place {
+                EndRef::Address(address) => many.iter().any(|block| block.contains(address)),
+                EndRef::Name(_) => false,
             };
             places.extend(self.held.ends().map(|(place, _)| place).filter(inside));
         }
@@ -244,19 +244,19 @@ impl Proof {
                 continue;
             };
             let blocks = match place {
-                Place::Address(address) => self.view.space.find(address).blocks,
-                Place::Name(_) => 0,
+                EndRef::Address(address) => self.view.space.find(address).blocks,
+                EndRef::Name(_) => 0,
             };
             let end = self.view.end_of(seen.end.who, blocks);
             if end != seen.end {
-                self.held.put(place, Seen { end, ..seen });
+                self.held.put(place, ObservedEnd { end, ..seen });
             }
         }
     }
 
     /// Columns of ends that are others and only gained what no rule named before, each with the class that such an end had: by
     /// the rules of old lines, what was decided about that class is decided about them.
-    fn gained(&self) -> BTreeMap<Column, u32> {
+    fn gained(&self) -> BTreeMap<ClassMeaning, u32> {
         let mut gained = BTreeMap::new();
         let mut known = HashSet::new();
         for (place, was) in self.held.moved() {
@@ -284,15 +284,18 @@ impl Proof {
             let networks = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.pod_cidrs.clone());
             let (old_addresses, new_addresses) = (addresses(old), addresses(new));
             self.view.replace_node(name, &old_addresses, &new_addresses);
-            touched
-                .ends
-                .extend(old_addresses.into_iter().chain(new_addresses).map(Place::Address));
+            touched.ends.extend(
+                old_addresses
+                    .into_iter()
+                    .chain(new_addresses)
+                    .map(EndRef::Address),
+            );
             cut |= networks(old) != networks(new);
         }
         if cut {
             self.view.cut_again(cluster);
             touched.ranges = true;
-            let nobodys = |seen: &Seen| matches!(seen.end.who, Who::Place(_));
+            let nobodys = |seen: &ObservedEnd| matches!(seen.end.who, Owner::Unowned(_));
             let nobodys = self.held.ends().filter(|(_, seen)| nobodys(seen));
             touched.ends.extend(nobodys.map(|(place, _)| *place));
         }
@@ -311,12 +314,12 @@ impl Proof {
             for pod in gone.into_iter().chain(new) {
                 touched
                     .ends
-                    .extend(pod.addresses.iter().copied().map(Place::Address));
+                    .extend(pod.addresses.iter().copied().map(EndRef::Address));
             }
             if let Some(pod) = gone {
                 touched.gone.insert(pod.key.clone());
                 if let Some((slot, _)) = self.view.remove(&pod.key) {
-                    touched.ends.insert(Place::Name(slot));
+                    touched.ends.insert(EndRef::Name(slot));
                 }
             }
             come.extend(new);
@@ -324,23 +327,23 @@ impl Proof {
         for pod in come {
             touched.gone.remove(&pod.key);
             let slot = self.view.add(pod);
-            touched.ends.insert(Place::Name(slot));
+            touched.ends.insert(EndRef::Name(slot));
         }
     }
 
     fn ends_again(&mut self, touched: &Touched) -> Result<(), Wrong> {
         self.settings()?;
         // Those of nodes first, then as now: by then it is known which nodes have addresses.
-        let (nodes, others): (Vec<Place>, Vec<Place>) = touched.ends.iter().partition(|place| {
+        let (nodes, others): (Vec<EndRef>, Vec<EndRef>) = touched.ends.iter().partition(|place| {
             let was = self.held.seen(**place).map(|seen| seen.end.who);
             let now = match place {
-                Place::Address(address) => Some(self.view.who(*address)),
-                Place::Name(_) => None,
+                EndRef::Address(address) => Some(self.view.who(*address)),
+                EndRef::Name(_) => None,
             };
             [was, now]
                 .into_iter()
                 .flatten()
-                .any(|who| matches!(who, Who::Node(_)))
+                .any(|who| matches!(who, Owner::Node(_)))
         });
         self.held.take_changed_nodes();
         if touched.ranges {
@@ -358,10 +361,10 @@ impl Proof {
         let nodes = self.held.take_changed_nodes();
         if !nodes.is_empty() {
             for slot in self.view.hosted_by(&nodes) {
-                self.end(Place::Name(slot))?;
+                self.end(EndRef::Name(slot))?;
                 let addresses = self.view.pod(slot).map(|known| known.pod.addresses.clone());
                 for address in addresses.into_iter().flatten() {
-                    self.end(Place::Address(address))?;
+                    self.end(EndRef::Address(address))?;
                 }
             }
         }
@@ -455,7 +458,7 @@ impl Proof {
     fn epochs_again(&mut self, cluster: &Cluster, touched: &Touched, older: &Snapshot) -> Result<(), Wrong> {
         let (moved, moved_ranges) = (self.held.take_moved(), self.held.take_moved_ranges());
         for place in &touched.ends {
-            if let Place::Address(address) = place
+            if let EndRef::Address(address) = place
                 && self.keeps_epoch(*address, older)
                 && let Some(what) =
                     is_another(*address, (self.view.cluster(), older), (cluster, &self.snapshot))
@@ -468,15 +471,15 @@ impl Proof {
         }
         // Ends whose epoch is what it was, and what they were. To selectors and names of ports that nobody asked for
         // before, what everybody decided before is the same.
-        let mut was: HashMap<Place, (End, End)> = HashMap::new();
+        let mut was: HashMap<EndRef, (End, End)> = HashMap::new();
         for (address, old, new) in moved_ranges {
             if !self.view.only_gained(old.meaning, new.meaning) && self.keeps_epoch(address, older) {
-                was.insert(Place::Address(address), (old, new));
+                was.insert(EndRef::Address(address), (old, new));
             }
         }
         for (place, old) in moved {
             let old = old.end;
-            if let Place::Address(address) = place
+            if let EndRef::Address(address) = place
                 && let Some(new) = self.held.seen(place).map(|seen| seen.end)
                 && ((old.subjects, old.own_node) != (new.subjects, new.own_node)
                     || !self.view.only_gained(old.meaning, new.meaning))
@@ -487,7 +490,7 @@ impl Proof {
         }
         let (mut subjects, mut meanings) = (BTreeMap::new(), BTreeMap::new());
         let mut own_nodes = BTreeMap::new();
-        let note = |of: &mut BTreeMap<(u32, u32), Vec<Place>>, pair: (u32, u32), place: Place| {
+        let note = |of: &mut BTreeMap<(u32, u32), Vec<EndRef>>, pair: (u32, u32), place: EndRef| {
             let places = of.entry(pair).or_default();
             let of_family = places.iter().filter(|it| is_v4(**it) == is_v4(place));
             // No end is asked about itself, and no packet is of two families: two of each tell what all do.
@@ -570,13 +573,13 @@ impl Proof {
         places.sort_unstable();
         places.dedup();
         // Who keeps an epoch, by what decides about it, then and now, and by what rules see of it, then and now.
-        let mut subjects: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
-        let mut meanings: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        let mut subjects: BTreeMap<(u32, u32), Vec<EndRef>> = BTreeMap::new();
+        let mut meanings: BTreeMap<(u32, u32), Vec<EndRef>> = BTreeMap::new();
         // The same of packets to the node that hosts a pod, and of ends that are no pods.
-        let mut own_nodes: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
-        let mut no_pods: BTreeMap<(u32, u32), Vec<Place>> = BTreeMap::new();
+        let mut own_nodes: BTreeMap<(u32, u32), Vec<EndRef>> = BTreeMap::new();
+        let mut no_pods: BTreeMap<(u32, u32), Vec<EndRef>> = BTreeMap::new();
         for place in places {
-            let Place::Address(address) = place else { continue };
+            let EndRef::Address(address) = place else { continue };
             if !self.keeps_epoch(address, &older) {
                 continue;
             }
@@ -612,7 +615,7 @@ impl Proof {
             let meant = (old.meaning, new.meaning);
             meanings.entry(meant).or_default().push(place);
             match new.who {
-                Who::Pod(_) => {
+                Owner::Pod(_) => {
                     let pair = (old.own_node, new.own_node);
                     own_nodes.entry(pair).or_default().push(place);
                 }
@@ -656,9 +659,9 @@ impl Proof {
     }
 
     /// Whether a flow between two ends that are both addresses would go on.
-    fn both_keep(&self, own: Place, peer: Place, older: &Snapshot) -> bool {
+    fn both_keep(&self, own: EndRef, peer: EndRef, older: &Snapshot) -> bool {
         match (own, peer) {
-            (Place::Address(a), Place::Address(b)) => {
+            (EndRef::Address(a), EndRef::Address(b)) => {
                 a != b
                     && a.is_ipv4() == b.is_ipv4()
                     && self.keeps_epoch(a, older)
@@ -668,7 +671,7 @@ impl Proof {
         }
     }
 
-    fn stale(&self, own: Place, peer: Place, subject: u32) -> Wrong {
+    fn stale(&self, own: EndRef, peer: EndRef, subject: u32) -> Wrong {
         let (src, dst) = match self.view.subject_of(subject).direction {
             Direction::Ingress => (peer, own),
             Direction::Egress => (own, peer),
@@ -733,10 +736,10 @@ pub(super) fn differing<K: Ord + Clone, P: PartialEq>(
 }
 
 /// Two different addresses of one family between which a flow can be.
-fn pair_of(owns: &[Place], peers: &[Place]) -> Option<(Place, Place)> {
-    let v4 = |place: &Place| match place {
-        Place::Address(address) => Some(address.is_ipv4()),
-        Place::Name(_) => None,
+fn pair_of(owns: &[EndRef], peers: &[EndRef]) -> Option<(EndRef, EndRef)> {
+    let v4 = |place: &EndRef| match place {
+        EndRef::Address(address) => Some(address.is_ipv4()),
+        EndRef::Name(_) => None,
     };
     owns.iter().find_map(|own| {
         let peer = peers.iter().find(|peer| *peer != own && v4(peer) == v4(own))?;
@@ -776,6 +779,6 @@ fn is_another(
     }
 }
 
-fn is_v4(place: Place) -> bool {
-    matches!(place, Place::Address(address) if address.is_ipv4())
+fn is_v4(place: EndRef) -> bool {
+    matches!(place, EndRef::Address(address) if address.is_ipv4())
 }

@@ -9,11 +9,11 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 use ringwall_dataplane::classify::{Identity, IdentityKind, Snapshot};
 
-use super::view::{End, NO_POLICY_OUT, Who};
+use super::expected::{End, NO_POLICY_OUT, Owner};
 
 /// An end that can be asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum EndRef {
     Address(IpAddr),
     /// A pod or template by name, apart from any address: its slot.
     Name(u32),
@@ -21,7 +21,7 @@ pub(super) enum Place {
 
 /// What the snapshot says about an end, and what it has to stand for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct ObservedEnd {
     pub end: End,
     pub class: u32,
     /// Rows, by direction; None for ends that no row decides about.
@@ -32,7 +32,7 @@ pub(super) struct Seen {
     pub node: u32,
 }
 
-impl Seen {
+impl ObservedEnd {
     pub(super) fn new(end: End, identity: &Identity, snapshot: &Snapshot) -> Self {
         let is_pod = identity.kind == IdentityKind::Pod;
         Self {
@@ -49,50 +49,50 @@ impl Seen {
     }
 
     /// What decides about it, but for the node that hosts it.
-    fn lines(&self) -> impl Iterator<Item = Line> {
+    fn lines(&self) -> impl Iterator<Item = RowSubject> {
         self.rows.into_iter().flatten().zip(self.end.subjects)
     }
 
     /// What decides about its packets to the node that hosts it; None where both sides say that nothing does.
-    fn own_node_line(&self) -> Option<Line> {
+    fn own_node_line(&self) -> Option<RowSubject> {
         let line = (self.own_node, self.end.own_node);
         (self.rows.is_some() && line != (0, NO_POLICY_OUT)).then_some(line)
     }
 }
 
 /// A row, by its number, and the subject that it decides about; the subject says in which direction.
-pub(super) type Line = (u32, u32);
+pub(super) type RowSubject = (u32, u32);
 
 /// A peer class and the meaning of some end in it.
-pub(super) type Column = (u32, u32);
+pub(super) type ClassMeaning = (u32, u32);
 
 /// The relation.
 #[derive(Debug, Default)]
-pub(super) struct Held {
-    ends: HashMap<Place, Seen>,
+pub(super) struct NumberRelation {
+    ends: HashMap<EndRef, ObservedEnd>,
     /// Ranges of addresses that nobody has, by family (IPv4 first) and an address of the range.
-    ranges: [BTreeMap<u128, Seen>; 2],
-    columns: BTreeMap<Column, u32>,
-    lines: BTreeMap<Line, u32>,
+    ranges: [BTreeMap<u128, ObservedEnd>; 2],
+    columns: BTreeMap<ClassMeaning, u32>,
+    lines: BTreeMap<RowSubject, u32>,
     /// Node names by number of the snapshot and back, with the number of addresses.
     node_numbers: HashMap<u32, (u32, u32)>,
     nodes: HashMap<u32, u32>,
     /// Names of nodes that got their first address or lost their last one, since that was last asked for.
     changed_nodes: BTreeSet<u32>,
     /// Ends that were others, since that was last asked for, and what they were.
-    moved: Vec<(Place, Seen)>,
+    moved: Vec<(EndRef, ObservedEnd)>,
     /// Addresses that nobody has, one of each range that means something else, then and now.
     moved_ranges: Vec<(IpAddr, End, End)>,
     /// Where both sides' ranges begin, by family.
     cuts: [Vec<u128>; 2],
     /// What has come since it was last asked for.
-    new_columns: BTreeSet<Column>,
-    new_lines: BTreeSet<Line>,
+    new_columns: BTreeSet<ClassMeaning>,
+    new_lines: BTreeSet<RowSubject>,
 }
 
-impl Held {
+impl NumberRelation {
     /// Takes what was found out about an end, in place of what was known.
-    pub(super) fn put(&mut self, place: Place, seen: Seen) {
+    pub(super) fn put(&mut self, place: EndRef, seen: ObservedEnd) {
         self.count(&seen);
         if let Some(before) = self.ends.insert(place, seen) {
             self.uncount(&before);
@@ -103,14 +103,14 @@ impl Held {
     }
 
     /// Forgets an end.
-    pub(super) fn drop(&mut self, place: Place) {
+    pub(super) fn drop(&mut self, place: EndRef) {
         if let Some(before) = self.ends.remove(&place) {
             self.uncount(&before);
         }
     }
 
     /// Every end.
-    pub(super) fn ends(&self) -> impl Iterator<Item = (&Place, &Seen)> + '_ {
+    pub(super) fn ends(&self) -> impl Iterator<Item = (&EndRef, &ObservedEnd)> + '_ {
         self.ends.iter()
     }
 
@@ -123,7 +123,7 @@ impl Held {
         first: u128,
         last: u128,
         cuts: &[u128],
-        ranges: BTreeMap<u128, Seen>,
+        ranges: BTreeMap<u128, ObservedEnd>,
     ) {
         let family = usize::from(!v4);
         for seen in ranges.values() {
@@ -174,7 +174,7 @@ impl Held {
     }
 
     /// What is known of the range that holds an address.
-    pub(super) fn range(&self, v4: bool, number: u128) -> Option<&Seen> {
+    pub(super) fn range(&self, v4: bool, number: u128) -> Option<&ObservedEnd> {
         let family = usize::from(!v4);
         let above = self.cuts[family].partition_point(|cut| *cut <= number);
         let begin = above.checked_sub(1).and_then(|at| self.cuts[family].get(at))?;
@@ -195,7 +195,7 @@ impl Held {
 
     /// Takes what was found out about an address that is part of its range alone: it may be the first one of it that
     /// nobody has.
-    pub(super) fn put_in_range(&mut self, address: IpAddr, seen: Seen) {
+    pub(super) fn put_in_range(&mut self, address: IpAddr, seen: ObservedEnd) {
         let family = usize::from(!address.is_ipv4());
         let number = super::matching::number(address);
         let above = self.cuts[family].partition_point(|first| *first <= number);
@@ -207,14 +207,14 @@ impl Held {
         }
     }
 
-    fn count(&mut self, seen: &Seen) {
+    fn count(&mut self, seen: &ObservedEnd) {
         let column = (seen.class, seen.end.meaning);
         let ends = self.columns.entry(column).or_default();
         *ends += 1;
         if *ends == 1 {
             self.new_columns.insert(column);
         }
-        if let Who::Node(name) = seen.end.who {
+        if let Owner::Node(name) = seen.end.who {
             let of_name = self.node_numbers.entry(name).or_insert((seen.node, 0));
             of_name.1 += 1;
             if of_name.1 == 1 {
@@ -231,7 +231,7 @@ impl Held {
         }
     }
 
-    fn uncount(&mut self, seen: &Seen) {
+    fn uncount(&mut self, seen: &ObservedEnd) {
         let column = (seen.class, seen.end.meaning);
         if let Some(ends) = self.columns.get_mut(&column) {
             *ends -= 1;
@@ -240,7 +240,7 @@ impl Held {
                 self.new_columns.remove(&column);
             }
         }
-        if let Who::Node(name) = seen.end.who
+        if let Owner::Node(name) = seen.end.who
             && let Some((number, ends)) = self.node_numbers.get_mut(&name)
         {
             *ends -= 1;
@@ -272,23 +272,23 @@ impl Held {
         self.nodes.get(&number).copied()
     }
 
-    pub(super) fn columns(&self) -> impl Iterator<Item = Column> + '_ {
+    pub(super) fn columns(&self) -> impl Iterator<Item = ClassMeaning> + '_ {
         self.columns.keys().copied()
     }
 
-    pub(super) fn lines(&self) -> impl Iterator<Item = Line> + '_ {
+    pub(super) fn lines(&self) -> impl Iterator<Item = RowSubject> + '_ {
         self.lines.keys().copied()
     }
 
     /// Lines of a row.
-    pub(super) fn lines_of(&self, row: u32) -> impl Iterator<Item = Line> + '_ {
+    pub(super) fn lines_of(&self, row: u32) -> impl Iterator<Item = RowSubject> + '_ {
         self.lines
             .range((row, 0)..=(row, u32::MAX))
             .map(|(line, _)| *line)
     }
 
     /// Columns of the 64 classes from this one on.
-    pub(super) fn columns_from(&self, class: u32) -> impl Iterator<Item = Column> + '_ {
+    pub(super) fn columns_from(&self, class: u32) -> impl Iterator<Item = ClassMeaning> + '_ {
         let end = class.saturating_add(64);
         self.columns
             .range((class, 0)..(end, 0))
@@ -301,21 +301,21 @@ impl Held {
     }
 
     /// Ends that are others than they were, and what they were, since this was last asked.
-    pub(super) fn take_moved(&mut self) -> Vec<(Place, Seen)> {
+    pub(super) fn take_moved(&mut self) -> Vec<(EndRef, ObservedEnd)> {
         std::mem::take(&mut self.moved)
     }
 
     /// As [`Self::take_moved`], which is yet to be asked.
-    pub(super) fn moved(&self) -> &[(Place, Seen)] {
+    pub(super) fn moved(&self) -> &[(EndRef, ObservedEnd)] {
         &self.moved
     }
 
     /// What is known of an end.
-    pub(super) fn seen(&self, place: Place) -> Option<&Seen> {
+    pub(super) fn seen(&self, place: EndRef) -> Option<&ObservedEnd> {
         self.ends.get(&place)
     }
 
-    pub(super) fn take_new(&mut self) -> (BTreeSet<Line>, BTreeSet<Column>) {
+    pub(super) fn take_new(&mut self) -> (BTreeSet<RowSubject>, BTreeSet<ClassMeaning>) {
         (
             std::mem::take(&mut self.new_lines),
             std::mem::take(&mut self.new_columns),
@@ -328,24 +328,24 @@ impl Held {
     }
 
     /// Ends about which a line decides, whoever the peer is.
-    pub(super) fn subjects_of(&self, line: Line) -> Vec<Place> {
+    pub(super) fn subjects_of(&self, line: RowSubject) -> Vec<EndRef> {
         self.ends_where(|seen| seen.lines().any(|own| own == line))
     }
 
     /// Ends about whose packets to the node that hosts them a line decides.
-    pub(super) fn own_node_subjects_of(&self, line: Line) -> Vec<Place> {
+    pub(super) fn own_node_subjects_of(&self, line: RowSubject) -> Vec<EndRef> {
         self.ends_where(|seen| seen.own_node_line() == Some(line))
     }
 
-    fn ends_where(&self, holds: impl Fn(&Seen) -> bool) -> Vec<Place> {
+    fn ends_where(&self, holds: impl Fn(&ObservedEnd) -> bool) -> Vec<EndRef> {
         let ends = self.ends.iter().filter(|(_, seen)| holds(seen));
-        let mut places: Vec<Place> = ends.map(|(place, _)| *place).collect();
+        let mut places: Vec<EndRef> = ends.map(|(place, _)| *place).collect();
         places.sort_unstable();
         places
     }
 
     /// Whether an end is a pod's.
-    pub(super) fn is_pod(&self, place: Place) -> bool {
+    pub(super) fn is_pod(&self, place: EndRef) -> bool {
         self.ends.get(&place).is_some_and(|seen| seen.rows.is_some())
     }
 
@@ -356,21 +356,21 @@ impl Held {
         if rows.is_empty() {
             return;
         }
-        let led = |seen: &Seen| seen.rows.is_some_and(|[_, egress]| rows.contains(&egress));
+        let led = |seen: &ObservedEnd| seen.rows.is_some_and(|[_, egress]| rows.contains(&egress));
         let ends = self.ends.iter().filter(|(_, seen)| led(seen));
-        let ends: Vec<(Place, Seen)> = ends.map(|(place, seen)| (*place, *seen)).collect();
+        let ends: Vec<(EndRef, ObservedEnd)> = ends.map(|(place, seen)| (*place, *seen)).collect();
         for (place, seen) in ends {
             if let Some([_, egress]) = seen.rows {
                 let own_node = snapshot.own_node_row(egress);
-                self.put(place, Seen { own_node, ..seen });
+                self.put(place, ObservedEnd { own_node, ..seen });
             }
         }
     }
 
     /// Ends in a column.
-    pub(super) fn peers_in(&self, column: Column) -> Vec<Place> {
-        let in_column = |seen: &Seen| (seen.class, seen.end.meaning) == column;
-        let mut places: Vec<Place> = self
+    pub(super) fn peers_in(&self, column: ClassMeaning) -> Vec<EndRef> {
+        let in_column = |seen: &ObservedEnd| (seen.class, seen.end.meaning) == column;
+        let mut places: Vec<EndRef> = self
             .ends
             .iter()
             .filter(|(_, seen)| in_column(seen))
@@ -378,20 +378,20 @@ impl Held {
             .collect();
         for (v4, ranges) in [true, false].into_iter().zip(&self.ranges) {
             let ranges = ranges.iter().filter(|(_, seen)| in_column(seen));
-            places.extend(ranges.map(|(first, _)| Place::Address(super::matching::address(v4, *first))));
+            places.extend(ranges.map(|(first, _)| EndRef::Address(super::matching::address(v4, *first))));
         }
         places.sort_unstable();
         places
     }
 
     /// Every end, and an address of every range.
-    pub(super) fn places(&self) -> Vec<Place> {
-        let mut places: Vec<Place> = self.ends.keys().copied().collect();
+    pub(super) fn places(&self) -> Vec<EndRef> {
+        let mut places: Vec<EndRef> = self.ends.keys().copied().collect();
         for (v4, ranges) in [true, false].into_iter().zip(&self.ranges) {
             places.extend(
                 ranges
                     .keys()
-                    .map(|first| Place::Address(super::matching::address(v4, *first))),
+                    .map(|first| EndRef::Address(super::matching::address(v4, *first))),
             );
         }
         places.sort_unstable();

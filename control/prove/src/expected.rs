@@ -8,18 +8,18 @@ use ipnet::IpNet;
 use ringwall_policy::{AddressSet, Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
 
 use super::{
+    address_ranges::{AddressRanges, Unowned},
     matching::Asked,
     policy::Policy,
     ports::{Decisions, Outcome, Passes, PortNames},
     rules::{Block, Demand, Direction, Rules, Selected, Terms},
     sets::Sets,
-    space::{Place, Space},
     words::{NewWords, PodWords},
 };
 
 /// Who an end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Who {
+pub(super) enum Owner {
     /// A pod or template, by its slot.
     Pod(u32),
     /// A pod whose namespace has not been seen (SEMANTICS 54).
@@ -27,20 +27,20 @@ pub(super) enum Who {
     /// A node, by the number of its name.
     Node(u32),
     /// Nobody.
-    Place(Place),
+    Unowned(Unowned),
 }
 
-impl Who {
+impl Owner {
     /// Whether only the settings say what may pass to and from it.
     pub(super) fn is_unknown(self) -> bool {
-        matches!(self, Self::Unseen(_) | Self::Place(Place::PodNetwork))
+        matches!(self, Self::Unseen(_) | Self::Unowned(Unowned::PodNetwork))
     }
 }
 
 /// An end of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
-    pub who: Who,
+    pub who: Owner,
     /// What rules can see of it as a peer.
     pub meaning: u32,
     /// What decides about it, by direction.
@@ -86,7 +86,7 @@ pub(super) struct Meaning {
 
 /// A pod in its slot.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct PodSlot {
     pub pod: Arc<Pod>,
     /// What it shares with pods that no selector and no port name tells apart; None where its namespace is unseen.
     group: Option<u32>,
@@ -107,7 +107,7 @@ pub(super) struct Replaced {
     pub blocks: Vec<IpNet>,
 }
 
-impl Known {
+impl PodSlot {
     /// Whether it has a place in the policy: addresses of its own, or a name alone.
     pub(super) fn is_endpoint(&self) -> bool {
         !self.pod.finished && !self.pod.host_network // 46, 50
@@ -166,10 +166,10 @@ pub(super) const NO_POLICY_OUT: u32 = 1;
 
 /// All that the objects say.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct Expected {
     cluster: Cluster,
     pub rules: Rules,
-    pub space: Space,
+    pub space: AddressRanges,
     pub term_sets: Sets,
     pub block_sets: Sets,
     /// How many pod terms there were before the policies were last replaced.
@@ -198,7 +198,7 @@ pub(super) struct View {
     with_blocks: Vec<Vec<u32>>,
     names: Vec<PortNames>,
     names_numbers: HashMap<PortNames, u32>,
-    pods: Vec<Option<Known>>,
+    pods: Vec<Option<PodSlot>>,
     free: Vec<u32>,
     slots: HashMap<ObjectKey, u32>,
     words: PodWords,
@@ -207,13 +207,13 @@ pub(super) struct View {
     node_numbers: HashMap<String, u32>,
 }
 
-impl View {
+impl Expected {
     /// Everything but the pods, which [`Self::add`] takes one by one.
     pub(super) fn of(cluster: &Cluster) -> Self {
         let rules = Rules::of(cluster);
         let term_sets = Sets::new(rules.term_count());
         let mut block_sets = Sets::new(rules.blocks().len());
-        let space = Space::of(cluster, rules.blocks(), &mut block_sets);
+        let space = AddressRanges::of(cluster, rules.blocks(), &mut block_sets);
         let mut this = Self {
             cluster: cluster.clone(),
             rules,
@@ -279,7 +279,7 @@ impl View {
     /// Adds a pod that is not there, and answers its slot.
     pub(super) fn add(&mut self, pod: &Arc<Pod>) -> u32 {
         let node = pod.node.as_deref().map(|name| self.node_number(name));
-        let mut known = Known {
+        let mut known = PodSlot {
             pod: Arc::clone(pod),
             group: None,
             node,
@@ -336,7 +336,7 @@ impl View {
         Some((slot, known.pod))
     }
 
-    pub(super) fn pod(&self, slot: u32) -> Option<&Known> {
+    pub(super) fn pod(&self, slot: u32) -> Option<&PodSlot> {
         self.pods.get(slot as usize)?.as_ref()
     }
 
@@ -356,17 +356,17 @@ impl View {
 
     /// Whether a pod or a node has an address.
     pub(super) fn is_claimed(&self, address: IpAddr) -> bool {
-        !matches!(self.who(address), Who::Place(_))
+        !matches!(self.who(address), Owner::Unowned(_))
     }
 
     /// Ports that a pod has names for.
-    pub(super) fn named_ports(&self, place: super::held::Place) -> Vec<(Protocol, u16)> {
-        use super::held::Place;
+    pub(super) fn named_ports(&self, place: super::number_relation::EndRef) -> Vec<(Protocol, u16)> {
+        use super::number_relation::EndRef;
         let slot = match place {
-            Place::Name(slot) => Some(slot),
-            Place::Address(address) => match self.who(address) {
-                Who::Pod(slot) => Some(slot),
-                Who::Unseen(_) | Who::Node(_) | Who::Place(_) => None,
+            EndRef::Name(slot) => Some(slot),
+            EndRef::Address(address) => match self.who(address) {
+                Owner::Pod(slot) => Some(slot),
+                Owner::Unseen(_) | Owner::Node(_) | Owner::Unowned(_) => None,
             },
         };
         let ports = slot
@@ -394,8 +394,8 @@ impl View {
     }
 
     /// Who has an address.
-    pub(super) fn who(&self, address: IpAddr) -> Who {
-        let place = || Who::Place(self.space.find(address).place);
+    pub(super) fn who(&self, address: IpAddr) -> Owner {
+        let place = || Owner::Unowned(self.space.find(address).place);
         let Some(claims) = self.claims.get(&address) else {
             return place();
         };
@@ -404,15 +404,15 @@ impl View {
         }
         let first = |nodes: &[u32]| nodes.iter().copied().min_by_key(|node| self.node_name(*node));
         match first(&claims.nodes).or_else(|| first(&claims.hosts)) {
-            Some(node) => Who::Node(node),
+            Some(node) => Owner::Node(node),
             None => place(),
         }
     }
 
-    fn who_is(&self, slot: u32) -> Who {
+    fn who_is(&self, slot: u32) -> Owner {
         match self.pod(slot).and_then(|known| known.group) {
-            Some(_) => Who::Pod(slot),
-            None => Who::Unseen(slot),
+            Some(_) => Owner::Pod(slot),
+            None => Owner::Unseen(slot),
         }
     }
 
@@ -449,10 +449,10 @@ impl View {
     }
 
     /// Somebody who is in these blocks.
-    pub(super) fn end_of(&mut self, who: Who, blocks: u32) -> End {
+    pub(super) fn end_of(&mut self, who: Owner, blocks: u32) -> End {
         let group = match who {
-            Who::Pod(slot) => self.pod(slot).and_then(|known| known.group),
-            Who::Unseen(_) | Who::Node(_) | Who::Place(_) => None,
+            Owner::Pod(slot) => self.pod(slot).and_then(|known| known.group),
+            Owner::Unseen(_) | Owner::Node(_) | Owner::Unowned(_) => None,
         };
         let (terms, names, subjects, own_node) = match group {
             Some(number) => {
@@ -564,12 +564,12 @@ impl View {
 
     /// Cuts the address space at the networks of a state.
     pub(super) fn cut_again(&mut self, cluster: &Cluster) {
-        self.space = Space::of(cluster, self.rules.blocks(), &mut self.block_sets);
+        self.space = AddressRanges::of(cluster, self.rules.blocks(), &mut self.block_sets);
     }
 
     /// Slots of pods that one of these nodes hosts.
     pub(super) fn hosted_by(&self, nodes: &std::collections::BTreeSet<u32>) -> Vec<u32> {
-        let hosted = |known: &Known| known.node.is_some_and(|node| nodes.contains(&node));
+        let hosted = |known: &PodSlot| known.node.is_some_and(|node| nodes.contains(&node));
         let slots = self.pods.iter().zip(0..);
         slots
             .filter(|(known, _)| known.as_ref().is_some_and(hosted))
@@ -852,7 +852,7 @@ impl View {
     /// Slots of pods that may be otherwise to rules or decided otherwise.
     pub(super) fn slots_of(&self, replaced: &Replaced) -> Vec<u32> {
         let of_group = |group: u32| replaced.groups.get(group as usize).is_some_and(|it| *it);
-        let changed = |known: &Option<Known>| {
+        let changed = |known: &Option<PodSlot>| {
             let group = known.as_ref().and_then(|known| known.group);
             group.is_some_and(of_group)
         };
@@ -880,7 +880,7 @@ impl View {
             return Vec::new();
         }
         let having = self.words.having(words);
-        let has = |known: &Known| known.is_endpoint() && having[known.words as usize];
+        let has = |known: &PodSlot| known.is_endpoint() && having[known.words as usize];
         let all = self.pods.iter().zip(0..);
         let slots: Vec<u32> = all
             .filter(|(known, _)| known.as_ref().is_some_and(has))

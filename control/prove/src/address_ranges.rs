@@ -14,7 +14,7 @@ use super::{
 
 /// What an address is that no pod and no node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(super) enum Unowned {
     /// In a pod network, but nobody's (SEMANTICS 53).
     PodNetwork,
     /// In a Service network.
@@ -27,14 +27,14 @@ pub(super) enum Place {
 pub(super) struct Range {
     /// As a number of the family.
     pub first: u128,
-    pub place: Place,
+    pub place: Unowned,
     /// The set of blocks that hold it.
     pub blocks: u32,
 }
 
 /// Both families' ranges, ascending; the first begins at 0.
 #[derive(Debug, Default)]
-pub(super) struct Space {
+pub(super) struct AddressRanges {
     v4: Vec<Range>,
     v6: Vec<Range>,
 }
@@ -48,7 +48,7 @@ enum Event {
     Except(u32, i32),
 }
 
-impl Space {
+impl AddressRanges {
     /// Cuts; `sets` takes the sets of blocks.
     pub(super) fn of(cluster: &Cluster, blocks: &[Block], sets: &mut Sets) -> Self {
         let family = |v4: bool, sets: &mut Sets| {
@@ -235,9 +235,9 @@ fn sweep(mut events: Vec<(u128, Event)>, sets: &mut Sets) -> Vec<Range> {
         let range = Range {
             first: at,
             place: match (pods > 0, services > 0) {
-                (true, _) => Place::PodNetwork,
-                (false, true) => Place::Service,
-                (false, false) => Place::Outside,
+                (true, _) => Unowned::PodNetwork,
+                (false, true) => Unowned::Service,
+                (false, false) => Unowned::Outside,
             },
             blocks: sets.number(holding.iter().copied().collect()),
         };
@@ -286,7 +286,7 @@ mod tests {
     }
 
     /// Where each range begins and what holds there, in words.
-    fn ranges(space: &Space, sets: &Sets) -> Vec<(bool, u128, Place, Vec<u32>)> {
+    fn ranges(space: &AddressRanges, sets: &Sets) -> Vec<(bool, u128, Unowned, Vec<u32>)> {
         let of = |v4: bool| {
             let ranges = space.family(v4).iter();
             ranges.map(move |range| (v4, range.first, range.place, sets.members(range.blocks).to_vec()))
@@ -309,7 +309,7 @@ mod tests {
                 Block::Set("b".to_owned()),
             ];
             let mut sets = Sets::new(blocks.len());
-            let mut space = Space::of(&cluster, &blocks, &mut sets);
+            let mut space = AddressRanges::of(&cluster, &blocks, &mut sets);
             for step in 0..30 {
                 let (name, number) = [("a", 0), ("b", 2)][numbers.below(2) as usize];
                 let before = cluster.address_sets.get(name).cloned().unwrap_or_default();
@@ -320,7 +320,7 @@ mod tests {
                 };
                 cluster.set_addresses(name, Some(&members));
                 space.change_set(number, &net, &members, &mut sets);
-                let anew = Space::of(&cluster, &blocks, &mut sets);
+                let anew = AddressRanges::of(&cluster, &blocks, &mut sets);
                 assert_eq!(
                     ranges(&space, &sets),
                     ranges(&anew, &sets),
