@@ -413,6 +413,8 @@ impl State {
             return rows;
         }
         let blocks = if by_address { blocks } else { 0 };
+        // Classes that came while there was no row have no column yet.
+        self.rows.make_room(self.classes.len(), &mut self.tables);
         let own = Own {
             sets: self.classes.sets(cohort.list),
             blocks: self.classes.blocks(blocks),

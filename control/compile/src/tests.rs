@@ -686,3 +686,38 @@ fn classes_that_come_are_among_everyone_else() {
     }
     assert_eq!(compiled.hash, image(&cluster).hash);
 }
+
+#[test]
+fn the_first_row_has_a_column_for_every_class_that_came_before_it() {
+    let mut cluster = cluster(Vec::new());
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    compiler.update(&cluster, Generation(1)).unwrap();
+    // More classes than one page of a row has.
+    let block = |number: u32, name: &str| {
+        let peer = ringwall_policy::Peer::Block {
+            cidr: format!("192.0.2.{number}/32").parse().unwrap(),
+            except: Vec::new(),
+        };
+        policy(
+            &format!("{name}-{number}"),
+            Selector::default(),
+            vec![from(vec![peer])],
+        )
+    };
+    for number in 0..100 {
+        cluster.insert(block(number, "allow"));
+        let compiled = compiler
+            .update(&cluster, Generation(u64::from(number) + 2))
+            .unwrap();
+        assert!(compiled.incremental, "without pods, policy {number}");
+    }
+    cluster.insert(Object::Pod(pod("a", "web", "10.0.0.2", &[("app", "web")])));
+    let compiled = compiler.update(&cluster, Generation(200)).unwrap();
+    assert!(compiled.incremental);
+    let snapshot = Snapshot::from_image(&compiled.image);
+    for number in 0..100 {
+        let from = format!("192.0.2.{number}");
+        assert!(allows(&snapshot, &from, "10.0.0.2", 80), "{from}");
+    }
+    assert!(!allows(&snapshot, "192.0.2.100", "10.0.0.2", 80));
+}
