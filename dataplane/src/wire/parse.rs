@@ -647,8 +647,11 @@ fn quoted(bytes: &[u8], v4: bool) -> Option<Quoted> {
         protocol::TCP | protocol::UDP | protocol::SCTP => (be16(l4, 0)?, be16(l4, 2)?),
         // Of the other family either is a protocol without ports, as it is in a packet.
         protocol::ICMP | protocol::ICMPV6 if v4 == (number == protocol::ICMP) => {
-            // Only echo has flows, and nothing is said about errors (RFC 1122 3.2.2).
-            if !matches!((v4, *l4.first()?), (true, 0 | 8) | (false, 128 | 129)) {
+            // Only echo of code 0 has flows, and nothing is said about errors (RFC 1122 3.2.2).
+            if !matches!(
+                (v4, *l4.first()?, *l4.get(1)?),
+                (true, 0 | 8, 0) | (false, 128 | 129, 0)
+            ) {
                 return None;
             }
             let id = be16(l4, 4)?;
