@@ -534,7 +534,7 @@ async fn credentials_that_are_no_use_leave_those_before_in_use() {
     let (certificate, key) = old.issue("ringwall");
     // A certificate whose key has not been written yet.
     write(tls.dir.path(), "me.crt", &certificate.pem());
-    tls.alarm("those before stay in use").await;
+    tls.alarm("the previous ones stay in use").await;
     tls.front.restart(&old, &old);
     tls.follows("with the ones before").await;
     write(tls.dir.path(), "me.key", &key.serialize_pem());
@@ -545,7 +545,7 @@ async fn credentials_that_are_no_use_leave_those_before_in_use() {
     let kubeconfig = tls.dir.path().join("kubeconfig");
     let text = std::fs::read_to_string(&kubeconfig).unwrap();
     std::fs::write(&kubeconfig, &text[..text.len() / 2]).unwrap();
-    tls.alarm("those before stay in use").await;
+    tls.alarm("the previous ones stay in use").await;
     tls.front.restart(&old, &old);
     tls.follows("with half a kubeconfig").await;
     std::fs::write(&kubeconfig, &text).unwrap();

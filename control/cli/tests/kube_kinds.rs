@@ -619,7 +619,7 @@ async fn silence_is_noticed_of_these_kinds_too() {
     bed.server
         .faults(CLUSTER_NETWORK_POLICIES, |faults| faults.lose_events = false);
     bed.server.apply(cluster_policy("two", 9));
-    let alarm = source.alarm("was not what the watch had said").await;
+    let alarm = source.alarm("differs from the watched state").await;
     assert!(
         alarm.contains("clusternetworkpolicies") && alarm.contains("ClusterNetworkPolicy one"),
         "{alarm}"

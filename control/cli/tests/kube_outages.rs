@@ -129,7 +129,7 @@ async fn an_older_snapshot_whose_versions_have_passed_is_noticed_by_a_full_list(
     };
     let (bed, source) = restored(Restore::PassedUnbroken, timing).await;
     follows_again(&bed, &source).await;
-    let alarm = source.alarm("was not what the watch had said").await;
+    let alarm = source.alarm("differs from the watched state").await;
     assert!(alarm.contains("a/"), "{alarm}");
     assert!(source.health().differences >= 1);
 }
@@ -312,7 +312,7 @@ async fn policy_is_in_force_where_discovery_is_refused_and_verdicts_say_so() {
         let state = source.state("the first", |_| true).await;
         assert_eq!(policies(&state), ["a/deny"]);
         assert_eq!(state.unevaluated_kinds, BTreeSet::from(["unknown".to_owned()]));
-        source.alarm("cannot be looked up").await;
+        source.alarm("cannot find out whether there are policies").await;
         bed.server.apply(pod("a", "p2", "10.0.0.12"));
         source.state("the next pod", has_pod("a/p2")).await;
         bed.server.refuse_discovery(None);

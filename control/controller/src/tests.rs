@@ -1452,7 +1452,7 @@ async fn an_api_server_that_refuses_discovery_has_its_policies_enforced_with_an_
     assert_eq!(status.incomplete, ["unknown"]);
     assert_eq!(status.alarms.len(), 1, "{:?}", status.alarms);
     assert!(
-        status.alarms[0].contains("cannot be looked up"),
+        status.alarms[0].contains("cannot find out whether there are policies"),
         "{:?}",
         status.alarms
     );
