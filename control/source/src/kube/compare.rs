@@ -69,7 +69,7 @@ pub(super) async fn compare(
     let named: Vec<String> = differ.iter().take(NAMED).map(ToString::to_string).collect();
     let more = differ.len() - named.len();
     let text = format!(
-        "a full list of {resource} differs from the watched state in {} objects: {}{}",
+        "a full list of {resource} differs from the watched state; {} different: {}{}",
         differ.len(),
         named.join(", "),
         if more > 0 {
