@@ -24,7 +24,7 @@ packages:
 .PHONY: build
 build: packages
 	@echo '== build'
-	cargo build --locked -p ringwall -p ringwall-testbed
+	cargo build --locked -p ringwall -p ringwall-cni -p ringwall-testbed
 
 .PHONY: demo
 demo: build

@@ -3,6 +3,7 @@
 mod figures;
 mod hostile;
 mod latency;
+mod node;
 mod outages;
 mod packets;
 mod policy;
@@ -31,6 +32,8 @@ enum Benchmark {
     Veth(veth::Options),
     /// From a changed manifest to its adoption by every worker.
     Latency(latency::Options),
+    /// What a guarded node costs traffic from pod to pod: with ringwall and without, in turns.
+    Node(node::Options),
     /// Packets lost while a killed dataplane is replaced.
     Restart(restart::Options),
     /// What floods of strangers and tenants take from everybody else.
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().benchmark {
         Benchmark::Veth(options) => can_make_namespaces().and_then(|()| veth::run(&options)),
         Benchmark::Latency(options) => can_make_namespaces().and_then(|()| latency::run(&options)),
+        Benchmark::Node(options) => can_make_namespaces().and_then(|()| node::run(&options)),
         Benchmark::Restart(options) => can_make_namespaces().and_then(|()| restart::run(&options)),
         Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
         Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),

@@ -48,6 +48,16 @@ pub enum BpfError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The kernel has no tcx.
+    #[error(
+        "{action}: {source}: the kernel may not have tcx, which came with Linux 6.6; ringwall on a node needs it"
+    )]
+    NoTcx {
+        /// What was tried.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// No BPF file system where the pins should go.
     #[error("no BPF file system at {path} and it could not be mounted ({source}): run `mount -t bpf bpf {path}`", path = .path.display())]
     NoBpffs {

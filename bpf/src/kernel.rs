@@ -152,7 +152,7 @@ pub(crate) fn program_name(id: u32) -> io::Result<String> {
 }
 
 /// A program's id and name.
-pub(crate) fn program_info(program: &OwnedFd) -> io::Result<(u32, String)> {
+pub(crate) fn program_info(program: &impl AsRawFd) -> io::Result<(u32, String)> {
     let mut info = sys::bpf_prog_info::default();
     let mut length = mem::size_of::<sys::bpf_prog_info>() as u32;
     // SAFETY: `info` is zeroed (so it asks for no arrays) and `length` is its size; both outlive the call.
@@ -164,6 +164,21 @@ pub(crate) fn program_info(program: &OwnedFd) -> io::Result<(u32, String)> {
         .take_while(|&byte| byte != 0)
         .collect();
     Ok((info.id, String::from_utf8_lossy(&name).into_owned()))
+}
+
+/// A program's id.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(program_info(&program)?.0)
+}
+
+/// The instructions that the kernel's verifier looked at.
+#[cfg(test)]
+pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = sys::bpf_prog_info::default();
+    let mut length = mem::size_of::<sys::bpf_prog_info>() as u32;
+    // SAFETY: as in `program_info`.
+    check(unsafe { sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut length) })?;
+    Ok(info.verified_insns)
 }
 
 /// Puts an XDP program on an interface through a link.
@@ -181,6 +196,22 @@ pub(crate) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, native: bool) -> i
     owned(unsafe { sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, sys::BPF_XDP, &options) })
 }
 
+/// Puts a tc program on an interface through a tcx link, before every other program there.
+pub(crate) fn link_tcx_first(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<OwnedFd> {
+    let options = sys::bpf_link_create_opts {
+        sz: mem::size_of::<sys::bpf_link_create_opts>() as _,
+        flags: sys::BPF_F_BEFORE,
+        ..Default::default()
+    };
+    let point = if ingress {
+        sys::BPF_TCX_INGRESS
+    } else {
+        sys::BPF_TCX_EGRESS
+    };
+    // SAFETY: `options` is initialised, its size is in `sz`, and it outlives the call.
+    owned(unsafe { sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, point, &options) })
+}
+
 /// Replaces the program of a link, without a moment in which there is none.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no options are given.
@@ -195,18 +226,30 @@ pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The interface and the program id of an XDP link; index 0 where the interface is gone.
 pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let info = link_info(link, sys::BPF_LINK_TYPE_XDP)?;
+    // SAFETY: the kernel fills this member for an XDP link, and any bytes are a valid integer.
+    Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
+}
+
+/// As [`xdp_link_info`], of a tcx link.
+pub(crate) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let info = link_info(link, sys::BPF_LINK_TYPE_TCX)?;
+    // SAFETY: the kernel fills this member for a tcx link, and any bytes are a valid integer.
+    Ok((unsafe { info.__bindgen_anon_1.tcx.ifindex }, info.prog_id))
+}
+
+fn link_info(link: BorrowedFd<'_>, kind: sys::bpf_link_type) -> io::Result<sys::bpf_link_info> {
     let mut info = sys::bpf_link_info::default();
     let mut length = mem::size_of::<sys::bpf_link_info>() as u32;
     // SAFETY: `info` is zeroed and `length` is its size; both outlive the call.
     check(unsafe { sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length) })?;
-    if info.type_ != sys::BPF_LINK_TYPE_XDP {
+    if info.type_ != kind {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "the pin is not an XDP link",
+            "the pin is not a link of the expected kind",
         ));
     }
-    // SAFETY: the kernel fills this member for an XDP link, and any bytes are a valid integer.
-    Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
+    Ok(info)
 }
 
 /// Pins a program, map or link.
@@ -366,6 +409,18 @@ pub(crate) fn test_run_forwarded(
     packet: &[u8],
     ingress_ifindex: u32,
 ) -> io::Result<u32> {
+    Ok(test_run_repeated(program, packet, ingress_ifindex, 1)?.0)
+}
+
+/// As [`test_run_forwarded`], many times: the return value, the packet afterwards, and what one run took of a CPU on average
+/// (the kernel's own answer counts the time of others, too).
+#[cfg(test)]
+pub(crate) fn test_run_repeated(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    ingress_ifindex: u32,
+    times: u32,
+) -> io::Result<(u32, Vec<u8>, std::time::Duration)> {
     let mut output = vec![0; packet.len() + 256];
     // The first words of `struct __sk_buff`; `ingress_ifindex` is the tenth.
     let mut context = [0u32; 11];
@@ -378,12 +433,25 @@ pub(crate) fn test_run_forwarded(
         data_size_out: output.len() as u32,
         ctx_in: context.as_mut_ptr().cast(),
         ctx_size_in: mem::size_of_val(&context) as u32,
-        repeat: 1,
+        repeat: times as i32,
         ..Default::default()
     };
+    let begin = thread_time();
     // SAFETY: buffers and context are as long as the sizes beside them say and outlive the call.
     check(unsafe { sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })?;
-    Ok(options.retval)
+    let took = (thread_time() - begin) / times;
+    output.truncate(options.data_size_out as usize);
+    Ok((options.retval, output, took))
+}
+
+/// What the calling thread has had of a CPU.
+#[cfg(test)]
+fn thread_time() -> std::time::Duration {
+    // SAFETY: zeroes are a valid timespec.
+    let mut time: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: a valid pointer to a local.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// An AF_XDP socket that is bound to nothing: enough to fill a slot of an XSKMAP.

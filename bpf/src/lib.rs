@@ -5,6 +5,7 @@
 //!
 //! * [`port`]: [`attach`] a port, feed its maps, [`detach`] it.
 //! * [`counters`]: what the programs count.
+//! * [`node`]: the programs of a node, which judge packets where they leave the kernel.
 
 pub mod counters;
 pub mod error;
@@ -14,6 +15,7 @@ mod guard;
 mod kernel;
 mod log;
 mod maps;
+pub mod node;
 pub mod port;
 mod skeleton;
 #[cfg(feature = "traffic")]

@@ -1,8 +1,13 @@
 //! What libbpf says while it loads, kept for the error message instead of being printed.
 
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, Once, PoisonError},
+};
 
 use libbpf_rs::{PrintLevel, set_print};
+
+use crate::{BpfError, error::wrap};
 
 static TEXT: Mutex<String> = Mutex::new(String::new());
 static TURN: Mutex<()> = Mutex::new(());
@@ -44,6 +49,19 @@ impl Capture {
             .filter(|line| !line.is_empty())
             .collect::<Vec<_>>()
             .join("; ")
+    }
+
+    /// An error of loading, with what libbpf said about it.
+    pub(crate) fn explain(&self, action: &str, error: libbpf_rs::Error) -> BpfError {
+        let text = self.text();
+        let refused = error.kind() == libbpf_rs::ErrorKind::PermissionDenied;
+        if text.is_empty() || (refused && !text.contains("PROG LOAD LOG")) {
+            return wrap(action, error);
+        }
+        BpfError::System {
+            action: action.to_owned(),
+            source: io::Error::other(format!("{error:#}: {text}")),
+        }
     }
 }
 

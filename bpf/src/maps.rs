@@ -385,7 +385,7 @@ impl Maps {
     }
 }
 
-fn check_count(what: &'static str, got: usize, max: usize) -> Result<(), BpfError> {
+pub(crate) fn check_count(what: &'static str, got: usize, max: usize) -> Result<(), BpfError> {
     if got > max {
         Err(BpfError::TooMany { what, got, max })
     } else {

@@ -286,7 +286,7 @@ pub fn attach(spec: &PortSpec) -> Result<AttachedPort, BpfError> {
     crate::log::quiet();
     let ifindex = index_of(&spec.name)?;
     let directory = spec.pins.join(&spec.name);
-    prepare_pins(spec, &directory)?;
+    ensure_pins(&spec.pins, &directory)?;
     let config = configuration(spec, ifindex)?;
 
     let mut inherited_link = inherited_link(spec, &directory, ifindex)?;
@@ -436,7 +436,7 @@ fn remove_shared(pins: &Path) -> Result<(), BpfError> {
 }
 
 /// Removes a directory of pins with what is in it. Fine where it is not there.
-fn remove_pins(directory: &Path) -> Result<(), BpfError> {
+pub(crate) fn remove_pins(directory: &Path) -> Result<(), BpfError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(BpfError::system(format!("read {}", directory.display()), error)),
@@ -478,7 +478,7 @@ fn index_of(name: &str) -> Result<u32, BpfError> {
     kernel::interface_index(name).ok_or_else(|| BpfError::NoInterface(name.to_owned()))
 }
 
-fn remove_pin(path: &Path) -> Result<(), BpfError> {
+pub(crate) fn remove_pin(path: &Path) -> Result<(), BpfError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BpfError::system(
             format!("remove the pin {}", path.display()),
@@ -498,9 +498,10 @@ fn detach_pinned_link(link: BorrowedFd<'_>, name: &str) -> Result<(), BpfError> 
     }
 }
 
-fn prepare_pins(spec: &PortSpec, directory: &Path) -> Result<(), BpfError> {
+/// Makes a directory for pins, on a BPF file system.
+pub(crate) fn ensure_pins(pins: &Path, directory: &Path) -> Result<(), BpfError> {
     let standard = Path::new("/sys/fs/bpf");
-    if spec.pins.starts_with(standard) {
+    if pins.starts_with(standard) {
         ensure_bpffs(standard)?;
     }
     fs::create_dir_all(directory)
@@ -514,12 +515,12 @@ fn prepare_pins(spec: &PortSpec, directory: &Path) -> Result<(), BpfError> {
                 "the directory is on another file system",
             );
             Err(BpfError::NoBpffs {
-                path: spec.pins.clone(),
+                path: pins.to_owned(),
                 source,
             })
         }
         Err(source) => Err(BpfError::NoBpffs {
-            path: spec.pins.clone(),
+            path: pins.to_owned(),
             source,
         }),
     }
@@ -632,18 +633,7 @@ fn reuse(directory: &Path) -> Option<Loaded> {
 pub(crate) fn load(owner: &str) -> Result<Loaded, BpfError> {
     let action = format!("load the programs of `{owner}`");
     let log = crate::log::Capture::start();
-    let failed = |error: libbpf_rs::Error| match log.text() {
-        text if text.is_empty() => wrap(&action, error),
-        text if error.kind() == libbpf_rs::ErrorKind::PermissionDenied
-            && !text.contains("BPF PROG LOAD LOG") =>
-        {
-            wrap(&action, error)
-        }
-        text => BpfError::System {
-            action: action.clone(),
-            source: io::Error::other(format!("{error:#}: {text}")),
-        },
-    };
+    let failed = |error| log.explain(&action, error);
     let mut storage = MaybeUninit::uninit();
     let skeleton = RingwallSkelBuilder::default()
         .open(&mut storage)

@@ -26,7 +26,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const GUARD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 99];
 
 /// Whether to go on: the tests need root. Without it they are skipped, or fail where that was asked for.
-fn privileged() -> bool {
+pub(crate) fn privileged() -> bool {
     if std::fs::read_to_string("/proc/self/status")
         .unwrap()
         .lines()

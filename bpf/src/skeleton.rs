@@ -10,3 +10,8 @@
 #![allow(clippy::undocumented_unsafe_blocks, missing_docs, unreachable_pub)] // generated
 
 include!(concat!(env!("OUT_DIR"), "/ringwall.skel.rs"));
+
+/// Of a node's programs.
+pub(crate) mod node {
+    include!(concat!(env!("OUT_DIR"), "/node.skel.rs"));
+}

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 pub use crate::raw::{
     AntiSpoofing, FailMode, IdlePolicy, InterfaceKind, Kind, L2Action, L2Protocol, Midstream, Mode,
-    OnDeadline, ReversePath, Side, TcpTracking, UnknownEndpoints, User, Verify, XdpMode, ZeroCopy,
+    OnDeadline, PodStart, ReversePath, Side, TcpTracking, UnknownEndpoints, User, Verify, XdpMode, ZeroCopy,
 };
 use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
@@ -21,6 +21,8 @@ use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 pub struct Config {
     /// Gateway or node.
     pub kind: Kind,
+    /// Whether pods on interfaces of kind `pod` have this machine for their node, whatever addresses it has.
+    pub hosts_pods: bool,
     /// Name of this installation on the machine: in paths, pins and metrics. Letters, digits, `-`, `_`, `.`; at most
     /// 15 bytes where there is a `host` interface, since it names the kernel's end of that port.
     pub name: String,
@@ -60,6 +62,8 @@ pub struct Config {
     pub conntrack: Conntrack,
     /// Packet memory.
     pub umem: Umem,
+    /// What a new pod of a node waits for.
+    pub pod_start: PodStart,
     /// HTTP listeners.
     pub telemetry: Telemetry,
     /// User that the control process runs as; chosen by what it has to read where None.
@@ -229,6 +233,8 @@ pub enum Role {
     Wire(Vec<Wire>),
     /// By the kernel's routes and neighbours.
     Routed,
+    /// Not by ringwall: the kernel forwards, and asks about the first packet of each flow.
+    KernelPath,
 }
 
 /// What counts as a tunnel.

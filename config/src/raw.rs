@@ -40,7 +40,11 @@ pub struct Raw {
     /// The packet workers.
     #[serde(default)]
     pub workers: Workers,
-    /// Interfaces that ringwall attaches to.
+    /// What carries packets. Default: `kernel` on a node, `afxdp` on a gateway. A gateway with an explicit `afxdp` is the node of the
+    /// pods behind its interfaces of kind `pod`, whatever addresses it has: they may talk to it, and it to them.
+    pub datapath: Option<Datapath>,
+    /// Interfaces that a gateway attaches to. A node guards every interface of the machine, and lists none.
+    #[serde(default)]
     pub interfaces: Vec<Interface>,
     /// Interface pairs of a transparent (bump-in-the-wire) gateway. Without wires, packets are routed.
     pub wires: Option<Vec<Wire>>,
@@ -69,8 +73,8 @@ pub struct Raw {
     pub endpoint_discovery: Option<String>,
     /// What happens to pod traffic that the kernel forwards.
     pub kernel_path: Option<String>,
-    /// What happens to a pod until a snapshot with it has been adopted.
-    pub pod_start: Option<String>,
+    /// What a new pod of a node waits for. Default: off.
+    pub pod_start: Option<PodStart>,
     /// Packet memory.
     #[serde(default)]
     pub umem: Umem,
@@ -121,6 +125,30 @@ pub enum Kind {
     Gateway,
     /// On a Kubernetes node.
     Node,
+}
+
+/// What carries packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Datapath {
+    /// AF_XDP workers, from port to port.
+    Afxdp,
+    /// The kernel, on a node: its routes, bridges, NAT and tunnels stay as they are. Packets of pods are judged where they leave
+    /// the machine or enter a pod: the first of each flow by an AF_XDP worker, later ones by a table in the kernel.
+    Kernel,
+}
+
+/// What a new pod of a node waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PodStart {
+    /// Nothing: ringwall finds its interface, and takes the first addresses that it sees there for the pod's.
+    #[default]
+    Off,
+    /// Its interface being guarded, with the addresses that the CNI gave it: `ringwall cni install`.
+    Attach,
+    /// An adopted snapshot with the pod. Not supported yet.
+    Hold,
 }
 
 /// Whether verdicts are enforced.

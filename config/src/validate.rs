@@ -24,8 +24,8 @@ use crate::{
     problem::{ConfigError, Problem},
     quantity::Period,
     raw::{
-        self, AntiSpoofing, CpuSet, FailMode, InterfaceKind, Kind, Mode, OnDeadline, QueueCount, Raw, Side,
-        Verification, VerifyInFull,
+        self, AntiSpoofing, CpuSet, Datapath, FailMode, InterfaceKind, Kind, Mode, OnDeadline, QueueCount,
+        Raw, Side, Verification, VerifyInFull,
     },
     support::unsupported,
 };
@@ -185,13 +185,11 @@ impl Raw {
 
         sides(&self, &interfaces, &mut problems);
 
-        let routed = self.wires.is_none();
-        if self.kind == Kind::Node && !routed {
-            problems.push(
-                Problem::new("wires", "a node forwards by routes").help("use `kind: Gateway` for wires"),
-            );
-        }
-        if !routed && self.routing.is_some() {
+        let kernel_path = self.kind == Kind::Node;
+        let hosts_pods = hosts_pods(&self);
+        datapath(&self, &mut problems);
+        let routed = self.wires.is_none() && !kernel_path;
+        if self.wires.is_some() && self.routing.is_some() {
             problems.push(
                 Problem::new("routing", "a gateway is either wired or routed")
                     .help("remove `wires` or `routing`"),
@@ -247,6 +245,8 @@ impl Raw {
             (Some(source), Some(workers), Some(conntrack), Some(telemetry)) if problems.is_empty() => {
                 Ok(Config {
                     kind: self.kind,
+                    hosts_pods,
+                    pod_start: self.pod_start.unwrap_or_default(),
                     name,
                     mode: self.mode,
                     verify: verify.proof,
@@ -258,7 +258,11 @@ impl Raw {
                     source,
                     workers,
                     interfaces,
-                    role: if routed { Role::Routed } else { Role::Wire(wires) },
+                    role: match (kernel_path, routed) {
+                        (true, _) => Role::KernelPath,
+                        (_, true) => Role::Routed,
+                        _ => Role::Wire(wires),
+                    },
                     reverse_path: self
                         .routing
                         .map_or_else(Default::default, |routing| routing.reverse_path),
@@ -527,8 +531,70 @@ fn wires(raw: &Raw, fail_mode: FailMode, problems: &mut Vec<Problem>) -> Vec<Wir
     wires
 }
 
+/// Whether pods' interfaces are ports of this machine, which is their node.
+fn hosts_pods(raw: &Raw) -> bool {
+    raw.kind == Kind::Gateway && raw.datapath == Some(Datapath::Afxdp)
+}
+
+/// A gateway forwards by itself; on a node the kernel does, and nothing is chosen that it chooses.
+fn datapath(raw: &Raw, problems: &mut Vec<Problem>) {
+    let mut refuse = |path: &str, why: &str, help: &str| problems.push(Problem::new(path, why).help(help));
+    if raw.kind == Kind::Gateway {
+        if raw.pod_start == Some(raw::PodStart::Attach) {
+            refuse(
+                "podStart",
+                "only a node can hold pods back",
+                "remove it, or use `kind: Node`",
+            );
+        }
+        if raw.datapath == Some(Datapath::Kernel) {
+            refuse(
+                "datapath",
+                "a gateway forwards by itself",
+                "use `datapath: afxdp`, or `kind: Node` to guard the kernel's own path",
+            );
+        }
+        return;
+    }
+    if raw.datapath == Some(Datapath::Afxdp) {
+        refuse(
+            "datapath",
+            "on a node the kernel forwards",
+            "use `datapath: kernel`, or `kind: Gateway` if pods' interfaces are to be ports of ringwall",
+        );
+    }
+    if !raw.interfaces.is_empty() {
+        refuse(
+            "interfaces",
+            "a node guards every interface of the machine",
+            "remove the list, or use `kind: Gateway` with `datapath: afxdp` to take these interfaces over",
+        );
+    }
+    if raw.wires.is_some() {
+        refuse(
+            "wires",
+            "on a node the kernel forwards",
+            "use `kind: Gateway` for wires",
+        );
+    }
+    if raw.routing.is_some() {
+        refuse(
+            "routing",
+            "on a node the kernel routes, and its rules are not read",
+            "remove it",
+        );
+    }
+    if !raw.cluster.places.is_empty() {
+        refuse(
+            "cluster.places",
+            "on a node the kernel decides where networks are",
+            "remove it",
+        );
+    }
+}
+
 fn interfaces(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Interface> {
-    if raw.interfaces.is_empty() {
+    if raw.interfaces.is_empty() && raw.kind == Kind::Gateway {
         problems.push(Problem::new("interfaces", "an empty list").help("list the interfaces to take over"));
     }
     let mut seen = BTreeMap::new();
@@ -674,7 +740,7 @@ fn interfaces(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Interface> {
 /// A gateway has to know whose addresses are on which side of it: else everybody there can send as any pod, and with that
 /// make answers of what nobody asked.
 fn sides(raw: &Raw, interfaces: &[Interface], problems: &mut Vec<Problem>) {
-    if raw.kind == Kind::Node || raw.anti_spoofing == AntiSpoofing::Off {
+    if hosts_pods(raw) || raw.anti_spoofing == AntiSpoofing::Off {
         return;
     }
     for (index, (interface, written)) in interfaces.iter().zip(&raw.interfaces).enumerate() {

@@ -38,7 +38,7 @@ fn the_examples_load() {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         let config = parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert!(!config.interfaces.is_empty());
+        assert_eq!(config.interfaces.is_empty(), config.kind == Kind::Node);
         count += 1;
     }
     assert!(count >= 3, "the examples are gone");
@@ -498,8 +498,8 @@ fn a_gateway_names_the_side_of_every_interface() {
     assert_eq!(error.problems()[0].path, "interfaces[1].side");
     parse(&format!("{any}mode: audit\n")).unwrap();
     parse(&format!("{any}antiSpoofing: off\n")).unwrap();
-    let node = unnamed.replace("kind: Gateway", "kind: Node");
-    assert_eq!(parse(&node).unwrap().interface("up").unwrap().side, Side::Any);
+    let hosting = unnamed.replace("kind: Gateway", "kind: Gateway\ndatapath: afxdp");
+    assert_eq!(parse(&hosting).unwrap().interface("up").unwrap().side, Side::Any);
 }
 
 #[test]
@@ -807,4 +807,54 @@ fn places_that_are_none_are_refused() {
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
     }
+}
+
+const NODE: &str = "apiVersion: ringwall.io/v1alpha1\nkind: Node\nname: rw\n\
+     cluster: {podCIDRs: [10.0.0.0/8]}\nsource: {manifests: /m}\n";
+
+#[test]
+fn a_node_guards_the_kernels_path_and_lists_no_interfaces() {
+    let config = parse(NODE).unwrap();
+    assert_eq!(config.role, Role::KernelPath);
+    assert!(config.interfaces.is_empty() && !config.hosts_pods);
+    assert_eq!(parse(&format!("{NODE}datapath: kernel\n")).unwrap(), config);
+    for (more, path) in [
+        ("interfaces: [{name: eth0, kind: uplink}]\n", "interfaces"),
+        ("routing: {reversePath: loose}\n", "routing"),
+        ("datapath: afxdp\n", "datapath"),
+    ] {
+        let error = parse(&format!("{NODE}{more}")).unwrap_err();
+        assert_eq!(error.problems()[0].path, path, "{error}");
+    }
+    for (more, path) in [
+        ("interfaces: [eth0]", "cluster.places"),
+        ("wire: w", "cluster.places"),
+    ] {
+        let places = NODE.replace(
+            "podCIDRs: [10.0.0.0/8]",
+            &format!("podCIDRs: [10.0.0.0/8], places: [{{networks: [10.0.0.0/8], {more}}}]"),
+        );
+        let error = parse(&places).unwrap_err();
+        assert!(
+            error.problems().iter().any(|problem| problem.path == path),
+            "{error}"
+        );
+    }
+    let gateway = NODE.replace("kind: Node", "kind: Gateway");
+    assert_eq!(parse(&gateway).unwrap_err().problems()[0].path, "interfaces");
+    let gateway = format!("{gateway}datapath: kernel\n");
+    let error = parse(&gateway).unwrap_err();
+    let found: Vec<&str> = error
+        .problems()
+        .iter()
+        .map(|problem| problem.path.as_str())
+        .collect();
+    assert_eq!(found, ["interfaces", "datapath"]);
+}
+
+#[test]
+fn a_gateway_can_be_the_node_of_the_pods_behind_its_ports() {
+    assert!(!parse(GOOD).unwrap().hosts_pods);
+    let hosting = GOOD.replace("kind: Gateway", "kind: Gateway\ndatapath: afxdp");
+    assert!(parse(&hosting).unwrap().hosts_pods);
 }

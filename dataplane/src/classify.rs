@@ -90,6 +90,8 @@ pub enum L4 {
         protocol: u8,
         /// Destination port; of ICMP, what [`icmp`] makes of its type and code.
         port: u16,
+        /// Source port; 0 of ICMP.
+        source: u16,
     },
     /// A protocol without ports, or one whose header could not be reached (SEMANTICS 35, 63): matches only rules
     /// without ports.
@@ -106,11 +108,15 @@ pub const fn icmp(kind: u8, code: u8) -> u16 {
 
 impl L4 {
     /// Of an IP protocol number and the destination port (of ICMP, type and code), where the protocol has one and it could be
-    /// read.
+    /// read; the source port is `source`.
     #[inline]
-    pub fn of(protocol: u8, port: Option<u16>) -> Self {
+    pub fn of(protocol: u8, port: Option<u16>, source: u16) -> Self {
         match port {
-            Some(port) => Self::Port { protocol, port },
+            Some(port) => Self::Port {
+                protocol,
+                port,
+                source,
+            },
             None => Self::NoPort { protocol },
         }
     }
@@ -200,6 +206,17 @@ pub enum Row {
     Cells(u32),
 }
 
+/// What one cell decides about a span of ports by source port. Cold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSpans {
+    /// Protocol number.
+    pub protocol: u8,
+    /// The first port of the span.
+    pub first: u16,
+    /// From each source port on what is decided; the first is 0.
+    pub spans: Vec<(u16, DirectionVerdict)>,
+}
+
 /// What one cell decides about every protocol and port. Cold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSpans {
@@ -211,6 +228,8 @@ pub struct PortSpans {
     /// ICMP and ICMPv6, where types are told apart: protocol number, and from each type and code ([`icmp`]) on what is
     /// decided; the first is 0.
     pub by_type: Vec<(u8, Vec<(u16, DirectionVerdict)>)>,
+    /// Spans of `protocols` where source ports are told apart; there, they have what is decided if it is not known.
+    pub by_source: Vec<SourceSpans>,
     /// Where no port is known, and for every protocol where `others` is empty.
     pub portless: DirectionVerdict,
 }

@@ -18,6 +18,7 @@ use crate::{
         table::FlowTable,
     },
     forward::{Forwarding, ResolveRequest},
+    node::NodeConfig,
     port::PortId,
     rcu,
     stats::{StatsReader, WorkerStats},
@@ -108,6 +109,8 @@ pub struct DataplaneConfig {
     pub held_for: Nanos,
     /// Samples of drops that one worker keeps.
     pub samples: usize,
+    /// On a node: what its workers share with the kernel.
+    pub node: Option<NodeConfig>,
 }
 
 impl Default for DataplaneConfig {
@@ -128,6 +131,7 @@ impl Default for DataplaneConfig {
             held: 256,
             held_for: Nanos::from_secs(2),
             samples: 1024,
+            node: None,
         }
     }
 }
@@ -267,7 +271,11 @@ impl Dataplane {
             },
             config,
         });
-        let tables = memory.into_tables(workers, &shared.config.flow);
+        let tables = memory.into_tables(
+            workers,
+            &shared.config.flow,
+            shared.config.node.as_ref().map(|node| &node.cache),
+        );
         let slots: Vec<WorkerSlot> = snapshot_readers
             .into_iter()
             .zip(forwarding_readers)

@@ -23,7 +23,9 @@ pub(crate) mod tcp;
 
 pub use memory::{FlowMemory, FlowMemoryError, LAYOUT_VERSION};
 
-use crate::{classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey};
+use crate::{
+    addr::Addr, classify::Generation, port::PortId, time::Nanos, verdict::DropReason, wire::FlowKey,
+};
 
 /// Shards of the flow state, whatever the number of workers.
 pub const SHARDS: usize = 256;
@@ -190,6 +192,8 @@ pub struct FlowRecord {
     pub id: FlowId,
     /// Its original direction: who began, if that is known.
     pub key: FlowKey,
+    /// On a node: the address and port that its client used, where the kernel has translated them into the destination.
+    pub frontend: Option<(Addr, u16)>,
     /// Its state.
     pub state: state::State,
     /// Whether it is known who began; else each direction is judged on its own (SEMANTICS 60).

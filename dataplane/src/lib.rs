@@ -5,6 +5,7 @@
 //!   and what may pass. [`failsafe`] what passes before any policy. [`forward`] wire and routed forwarding.
 //! * [`rcu`] publication to workers that never wait. [`dataplane`] puts it all together. [`stats`] what workers count.
 //! * [`io`] where packets come from and go to. [`frame`] packet buffers with one owner each.
+//! * [`node`] what the kernel of a node and its workers share.
 //! * `fuzzing` (a feature) what the fuzz targets need to get past checksums.
 //! * [`addr`], [`port`], [`time`], [`verdict`] the words that all of these use.
 #![allow(unexpected_cfgs)] // `cfg(loom)`, set by hand to check the model of `rcu`
@@ -19,6 +20,7 @@ pub mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod io;
+pub mod node;
 pub mod port;
 mod prefetch;
 pub mod rcu;

@@ -49,6 +49,9 @@ pub enum PortKind {
     Uplink,
     /// The judged end of the veth pair that leads to the kernel of this host.
     Host,
+    /// The far end of the pair by which the kernel of a node asks about packets: each frame begins with an
+    /// [`AskHeader`](crate::node::ask::AskHeader), and goes back by the same port.
+    Ask,
 }
 
 /// Whose source addresses may come in by a port; others drop as `spoofed-source`.

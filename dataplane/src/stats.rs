@@ -60,6 +60,11 @@ impl ByReason {
         self.0[reason as usize].add(1);
     }
 
+    /// Counts some; for the owning worker alone.
+    pub(crate) fn add(&self, reason: DropReason, count: u64) {
+        self.0[reason as usize].add(count);
+    }
+
     /// The number for a reason.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize].get()

@@ -227,15 +227,15 @@ impl Packet {
     /// What policies see of layer 4.
     #[inline]
     pub fn policy_l4(&self) -> L4 {
-        let port = match self.transport {
-            Transport::Tcp { dst, .. } | Transport::Udp { dst, .. } | Transport::Sctp { dst, .. } => {
-                Some(dst)
-            }
-            Transport::Echo { request, .. } => Some(echo_type(self.protocol, request)),
-            Transport::Icmp { kind, code } => Some(icmp(kind, code)),
-            Transport::IcmpError { .. } | Transport::Other | Transport::None => None,
+        let (port, source) = match self.transport {
+            Transport::Tcp { src, dst, .. }
+            | Transport::Udp { src, dst }
+            | Transport::Sctp { src, dst, .. } => (Some(dst), src),
+            Transport::Echo { request, .. } => (Some(echo_type(self.protocol, request)), 0),
+            Transport::Icmp { kind, code } => (Some(icmp(kind, code)), 0),
+            Transport::IcmpError { .. } | Transport::Other | Transport::None => (None, 0),
         };
-        L4::of(self.protocol, port)
+        L4::of(self.protocol, port, source)
     }
 
     /// Whether it is a fragment other than the first.
@@ -318,13 +318,13 @@ impl FlowKey {
     /// flows of ICMP are echo requests and their replies.
     #[inline]
     pub fn policy_l4(&self, reply: bool) -> L4 {
-        let port = match self.protocol {
-            protocol::TCP | protocol::UDP | protocol::SCTP => Some(self.dst_port),
-            protocol::ICMP if self.src.is_v4() => Some(echo_type(self.protocol, !reply)),
-            protocol::ICMPV6 if !self.src.is_v4() => Some(echo_type(self.protocol, !reply)),
-            _ => None,
+        let (port, source) = match self.protocol {
+            protocol::TCP | protocol::UDP | protocol::SCTP => (Some(self.dst_port), self.src_port),
+            protocol::ICMP if self.src.is_v4() => (Some(echo_type(self.protocol, !reply)), 0),
+            protocol::ICMPV6 if !self.src.is_v4() => (Some(echo_type(self.protocol, !reply)), 0),
+            _ => (None, 0),
         };
-        L4::of(self.protocol, port)
+        L4::of(self.protocol, port, source)
     }
 
     /// The other direction.

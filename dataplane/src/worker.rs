@@ -7,6 +7,7 @@
 //! [`Worker::run_once`] is one turn: a burst from every source. A turn uses one snapshot and one [`Forwarding`]
 //! throughout.
 
+mod ask;
 mod commit;
 mod judge;
 mod route;
@@ -44,6 +45,8 @@ use route::OutputPath;
 const SWEEP_PERIOD: Nanos = Nanos::from_secs(10);
 /// The most entries checked in one turn.
 const MAX_SWEPT_PER_TURN: u64 = 256;
+/// The most half-open entries of a node that the kernel is asked about in one turn.
+const MAX_HALF_OPEN_PER_TURN: usize = 16;
 /// How often gauges are updated while packets arrive.
 const GAUGE_INTERVAL: Nanos = Nanos::from_millis(50);
 /// The most drops sampled in one turn.
@@ -203,6 +206,8 @@ impl<Io: PacketIo> Worker<Io> {
 enum Disposition {
     /// Judge it: its flow is in one of this worker's shards.
     Own,
+    /// The same, and the kernel of a node asks about it.
+    Asked,
     /// Hand it over to the worker that owns its shard.
     HandOver(usize),
     /// Its port is gone.
@@ -238,7 +243,7 @@ impl Lookahead<'_> {
     };
 }
 
-/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own` or
+/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own`, `Asked` or
 /// `HandOver`, `hint` and `batch_index` only if it is `Own`; otherwise they are left over from an earlier frame.
 #[derive(Clone, Copy, Debug)]
 struct PacketMeta {
@@ -341,6 +346,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         let PacketMeta { packet, hash, .. } = *meta;
         match meta.disposition {
             Disposition::Own => self.process_packet(frame, &packet, hash, Lookahead::NONE),
+            Disposition::Asked => self.process_ask(frame, &packet, hash),
             Disposition::HandOver(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
             Disposition::NoPort => self.drop_frame(frame, DropReason::PortUnavailable),
             Disposition::NotSubject(kind) => self.handle_not_subject(frame, port, kind),
@@ -356,7 +362,10 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             };
             self.report.frames += 1;
             self.stats.counters.taken_over.add(1);
-            self.process_packet(frame, &packet, hash, Lookahead::NONE);
+            match self.port(frame.port()) {
+                Some(port) if port.kind == PortKind::Ask => self.process_ask(frame, &packet, hash),
+                _ => self.process_packet(frame, &packet, hash, Lookahead::NONE),
+            }
         }
     }
 
@@ -370,6 +379,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             meta.hash = self.seed.key(&packet.key(port.zone));
             meta.packet = packet;
         } else {
+            if port.kind == PortKind::Ask {
+                return self.steer_ask(frame, port, meta);
+            }
             match wire::parse(frame.bytes()) {
                 Parsed::Subject(packet) => meta.packet = packet,
                 Parsed::NotSubject(kind) => return Disposition::NotSubject(kind),
@@ -377,8 +389,13 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             }
             meta.hash = self.seed.key(&meta.packet.owner_key(port.zone));
         }
-        if !matches!(port.kind, PortKind::Wire { .. }) && !route::is_for_router(frame.bytes(), port) {
-            return Disposition::NotSubject(NotSubject::NotOurs);
+        if !matches!(port.kind, PortKind::Wire { .. }) {
+            if port.kind == PortKind::Ask {
+                return self.steer_ask(frame, port, meta); // it only looked like a packet without a header
+            }
+            if !route::is_for_router(frame.bytes(), port) {
+                return Disposition::NotSubject(NotSubject::NotOurs);
+            }
         }
         let owner = self.shard_map.owner(meta.hash.shard());
         if owner != self.index {
@@ -607,6 +624,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
         self.report.has_held = self.hold_queue.len() > 0;
         self.sweep(state);
+        self.table.refresh_half_open(MAX_HALF_OPEN_PER_TURN, now);
         if self.report.frames == 0 || now.since(state.last_gauges) >= GAUGE_INTERVAL {
             state.last_gauges = now;
             self.update_gauges();
@@ -652,6 +670,11 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         flows.expired.add(activity.expired);
         flows.evicted.add(activity.evicted);
         flows.inherited.add(activity.inherited);
+        for (reason, packets) in DropReason::ALL.iter().zip(activity.audited) {
+            if packets != 0 {
+                self.stats.counters.audited.add(*reason, packets);
+            }
+        }
         let [used, capacity, half_open, half_open_limit] = self.table.occupancy();
         flows.used.set(used);
         flows.capacity.set(capacity);
@@ -662,7 +685,10 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
 
     fn answer_dump(&mut self, mut dump: FlowDump) {
         let mut looks = MAX_SCANNED_PER_TURN;
-        match self.table.dump(dump.cursor, &mut looks, &mut dump.records) {
+        match self
+            .table
+            .dump(dump.cursor, &mut looks, &mut dump.records, self.now)
+        {
             Some(next) => dump.cursor = next,
             None => dump.done = true,
         }

@@ -351,14 +351,17 @@ fn exercise(snapshot: &Snapshot, addresses: &[Addr]) -> usize {
         L4::Port {
             protocol: 6,
             port: 80,
+            source: 0,
         },
         L4::Port {
             protocol: 132,
             port: 65535,
+            source: 0,
         },
         L4::Port {
             protocol: 17,
             port: 0,
+            source: 0,
         },
         L4::NoPort { protocol: 1 },
     ];

@@ -74,6 +74,7 @@ pub fn run(data: &[u8]) {
     if objects(&loaded) <= OBJECTS
         && let Ok(linted) = lint::run(
             &loaded.cluster,
+            &loaded.services,
             &written,
             &loaded.problems,
             &Suppressions::default(),

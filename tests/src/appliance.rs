@@ -128,11 +128,12 @@ impl Bed {
     /// The configuration of a firewall on this bed.
     pub fn configuration(&self, options: &Options) -> String {
         let mut text = format!(
-            "apiVersion: ringwall.io/v1alpha1\nkind: Gateway\nname: {NAME}\nmode: {mode}\n\
+            "apiVersion: ringwall.io/v1alpha1\nkind: {kind}\nname: {NAME}\nmode: {mode}\n\
              cluster:\n  podCIDRs: [{POD_CIDR}, \"{POD_CIDR_V6}\"]\n  serviceCIDRs: [10.112.0.0/16]\n{cluster}\
              source: {source}\nworkers: {{cpus: auto, count: {workers}, idlePolicy: adaptive}}\n\
              runtimeDir: {folder}/run\nstateDir: {folder}/state\nbpffs: {folder}/bpf\nfailMode: {fail_mode}\n\
-             telemetry: {{metricsListen: \"127.0.0.1:9469\"}}\n{more}interfaces:\n",
+             telemetry: {{metricsListen: \"127.0.0.1:9469\"}}\n{more}",
+            kind = if self.role.is_node() { "Node" } else { "Gateway" },
             mode = options.mode,
             source = options
                 .source
@@ -146,7 +147,9 @@ impl Bed {
         );
         // Writing into a String cannot fail.
         match self.role {
+            Role::Node | Role::Bridge => {}
             Role::Routed => {
+                text.push_str("interfaces:\n");
                 for pod in &self.pods {
                     let _ = writeln!(text, "  - {{name: {}, kind: pod}}", pod.port);
                 }
@@ -159,7 +162,7 @@ impl Bed {
                 let side = options.outer_side;
                 let _ = writeln!(
                     text,
-                    "  - {{name: in, side: inside}}\n  - {{name: out, side: {side}}}"
+                    "interfaces:\n  - {{name: in, side: inside}}\n  - {{name: out, side: {side}}}"
                 );
                 if side == "any" {
                     text.push_str("antiSpoofing: off\n");

@@ -9,6 +9,9 @@
 //!              kernel of the host
 //! ```
 //!
+//! Node: the same links, but the gateway's own kernel forwards, and the gateway is the node that the pods are on. Bridge: the pods' links
+//! are ports of a bridge there, as flannel and the `bridge` plugin do it.
+//!
 //! Wire: the gateway is a bump between two routers; only what crosses it is judged.
 //!
 //! ```text
@@ -51,6 +54,10 @@ pub const EXTERNAL_MORE: [Ipv4Addr; 6] = [
 ];
 /// The gateway address of every pod.
 const POD_GATEWAY: &str = "169.254.1.1";
+/// The bridge of a node, and its addresses, which are the pods' gateways.
+const BRIDGE: &str = "cni0";
+const BRIDGE_V4: &str = "10.111.0.1";
+const BRIDGE_V6: &str = "fd00:111::1";
 
 /// How packets cross the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +66,17 @@ pub enum Role {
     Routed,
     /// By a pair of ports.
     Wire,
+    /// By the kernel, from pod to pod by routes.
+    Node,
+    /// By the kernel, from pod to pod by a bridge.
+    Bridge,
+}
+
+impl Role {
+    /// Whether the gateway is a node whose kernel forwards.
+    pub fn is_node(self) -> bool {
+        matches!(self, Role::Node | Role::Bridge)
+    }
 }
 
 /// What a pod of the bed is to be.
@@ -157,9 +175,16 @@ impl Bed {
         }
         let gateway = Arc::new(Netns::with_bpffs("gateway", &bpffs)?);
         let routers = match role {
-            Role::Routed => Vec::new(),
             Role::Wire => vec![router("inner router")?, router("outer router")?],
+            Role::Routed | Role::Node | Role::Bridge => Vec::new(),
         };
+        if role.is_node() {
+            gateway.sysctl("net/ipv4/ip_forward", "1")?;
+            gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        }
+        if role == Role::Bridge {
+            bridge(&gateway)?;
+        }
         let union = |ports: fn(&Plan) -> &[u16], more: &[u16]| -> Vec<u16> {
             let all: BTreeSet<u16> = plans.iter().flat_map(ports).chain(more).copied().collect();
             all.into_iter().collect()
@@ -225,7 +250,7 @@ impl Bed {
 
     /// Whether packets between two members cross the gateway.
     pub fn crosses(&self, a: &Member, b: &Member) -> bool {
-        a.v4 != b.v4 && (self.role == Role::Routed || a.outside != b.outside)
+        a.v4 != b.v4 && (self.role != Role::Wire || a.outside != b.outside)
     }
 
     /// Lets the gateway's kernel forward, as a control of the bed itself: with it, and without ringwall, everybody
@@ -292,14 +317,69 @@ fn pod(
     let port = format!("pod{index}");
     // On a wire the router stands where the gateway stands else.
     let (host, queues) = match role {
-        Role::Routed => (gateway, queues),
         Role::Wire => (&routers[usize::from(plan.outside)], 1),
-    };
-    let (source, source_v6) = match role {
-        Role::Routed => (format!(" src {GATEWAY}"), format!(" src {GATEWAY_V6}")),
-        Role::Wire => Default::default(),
+        Role::Routed | Role::Node | Role::Bridge => (gateway, queues),
     };
     link(host, &port, &ns, "eth0", queues)?;
+    match role {
+        Role::Bridge => join_bridge(host, &port, &ns, (v4, v6))?,
+        Role::Wire => join_router(host, &port, &ns, (v4, v6), Default::default())?,
+        Role::Routed | Role::Node => {
+            let source = (format!(" src {GATEWAY}"), format!(" src {GATEWAY_V6}"));
+            join_router(host, &port, &ns, (v4, v6), source)?;
+        }
+    }
+    let servers = Servers::start(&ns, &plan.name, &plan.tcp, &plan.udp)?;
+    Ok(Member {
+        name: plan.name.clone(),
+        ns,
+        v4,
+        v6,
+        port: match (role, plan.outside) {
+            (Role::Wire, true) => "out".to_owned(),
+            (Role::Wire, false) => "in".to_owned(),
+            _ => port,
+        },
+        outside: plan.outside,
+        _servers: servers,
+    })
+}
+
+/// The pods' bridge, whose frames pass the rules for IP as on every node of Kubernetes.
+fn bridge(node: &Netns) -> Result<()> {
+    node.ip(&[
+        format!("link add {BRIDGE} type bridge forward_delay 0 stp_state 0"),
+        format!("link set {BRIDGE} up"),
+        format!("address add {BRIDGE_V4}/24 dev {BRIDGE}"),
+        format!("address add {BRIDGE_V6}/64 dev {BRIDGE} nodad"),
+    ])?;
+    for family in ["ip", "ip6"] {
+        node.sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "1")?;
+    }
+    Ok(())
+}
+
+fn join_bridge(host: &Netns, port: &str, ns: &Netns, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Result<()> {
+    host.ip(&[
+        format!("link set {port} master {BRIDGE}"),
+        format!("link set {port} type bridge_slave hairpin on"),
+    ])?;
+    ns.ip(&[
+        format!("address add {v4}/24 dev eth0"),
+        format!("route add default via {BRIDGE_V4} dev eth0"),
+        format!("address add {v6}/64 dev eth0 nodad"),
+        format!("route add default via {BRIDGE_V6} dev eth0"),
+    ])
+}
+
+/// `source`, by family, is the end of a line of `ip route`.
+fn join_router(
+    host: &Netns,
+    port: &str,
+    ns: &Netns,
+    (v4, v6): (Ipv4Addr, Ipv6Addr),
+    (source, source_v6): (String, String),
+) -> Result<()> {
     host.ip(&[
         format!("address add {POD_GATEWAY}/32 dev {port} scope link"),
         format!("address add fe80::1/64 dev {port} nodad"),
@@ -313,23 +393,7 @@ fn pod(
         format!("route add default via {POD_GATEWAY} dev eth0"),
         format!("address add {v6}/128 dev eth0 nodad"),
         "route add default via fe80::1 dev eth0".to_owned(),
-    ])?;
-    let servers = Servers::start(&ns, &plan.name, &plan.tcp, &plan.udp)?;
-    Ok(Member {
-        name: plan.name.clone(),
-        ns,
-        v4,
-        v6,
-        port: if role == Role::Routed {
-            port
-        } else if plan.outside {
-            "out".to_owned()
-        } else {
-            "in".to_owned()
-        },
-        outside: plan.outside,
-        _servers: servers,
-    })
+    ])
 }
 
 fn external(
@@ -342,8 +406,8 @@ fn external(
 ) -> Result<Member> {
     let ns = Arc::new(Netns::new("external")?);
     let (host, queues) = match role {
-        Role::Routed => (gateway, queues),
         Role::Wire => (&routers[1], 1),
+        Role::Routed | Role::Node | Role::Bridge => (gateway, queues),
     };
     link(host, "uplink", &ns, "eth0", queues)?;
     host.ip(&[
@@ -364,10 +428,10 @@ fn external(
         ns,
         v4: EXTERNAL,
         v6: EXTERNAL_V6,
-        port: if role == Role::Routed {
-            "uplink".to_owned()
-        } else {
+        port: if role == Role::Wire {
             "out".to_owned()
+        } else {
+            "uplink".to_owned()
         },
         outside: true,
         _servers: servers,

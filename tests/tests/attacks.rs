@@ -197,7 +197,7 @@ impl Scene {
     /// From the outsider to a pod.
     fn inward(&self, pod: &str) -> Way {
         match self.bed.role {
-            Role::Routed => Way {
+            Role::Routed | Role::Node | Role::Bridge => Way {
                 from: Tap::open(&self.bed.external.ns, "eth0"),
                 to: Tap::open(&self.bed.member(pod).unwrap().ns, "eth0"),
                 next: mac_of(&self.bed.gateway, "uplink"),
@@ -209,7 +209,7 @@ impl Scene {
     /// From a pod to the outsider.
     fn outward(&self, pod: &str) -> Way {
         match self.bed.role {
-            Role::Routed => {
+            Role::Routed | Role::Node | Role::Bridge => {
                 let member = self.bed.member(pod).unwrap();
                 Way {
                     from: Tap::open(&member.ns, "eth0"),

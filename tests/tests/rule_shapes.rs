@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -249,4 +249,70 @@ fn a_network_set_that_loses_an_address_cuts_its_flows() {
         "a packet passed after its address had left the set"
     );
     assert_eq!(firewall.status().unwrap()["dataplane"]["flows"]["revoked"], 1);
+}
+
+/// Whether the server's port 53 answers from what a socket is bound to.
+fn is_answered(socket: &UdpSocket) -> bool {
+    // A busy machine may be late, and one datagram may be lost.
+    (0..3).any(|_| {
+        socket.send(b"question").unwrap();
+        socket.recv(&mut [0; 64]).is_ok()
+    })
+}
+
+#[test]
+fn rules_that_ask_for_source_ports_meet_real_packets() {
+    let Some(_alone) = runs_here("source ports") else {
+        return;
+    };
+    let plans = [Plan::new("shop/web"), Plan::new("shop/client")];
+    let bed = Bed::new(Role::Routed, &plans, 1).unwrap();
+    let mut world = World::of(&bed);
+    // No connection begins at the server, so its answers pass as answers alone, whatever their source port is.
+    let from_ports = |source: Value| {
+        let rule =
+            json!({"action": "Allow", "protocol": "UDP", "source": source, "destination": {"ports": [53]}});
+        vec![object(
+            "GlobalNetworkPolicy",
+            "web",
+            json!({"selector": "app == 'web'", "types": ["Ingress", "Egress"], "ingress": [rule]}),
+        )]
+    };
+    world.policies = from_ports(json!({"ports": ["40001:40002"], "notPorts": [40002]}));
+    let firewall = Appliance::start(
+        &bed,
+        &built_binary().unwrap(),
+        &Options::default(),
+        &world.objects(),
+    )
+    .unwrap();
+    let (client, web) = (
+        bed.member("shop/client").unwrap(),
+        bed.member("shop/web").unwrap(),
+    );
+    for v6 in [false, true] {
+        let bound = |port: u16| {
+            let open = || {
+                let socket = UdpSocket::bind((client.address(v6), port))?;
+                socket.connect((web.address(v6), 53))?;
+                socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+                Ok::<_, std::io::Error>(socket)
+            };
+            client.ns.run(open).unwrap().unwrap()
+        };
+        let sockets = [40001, 40002, 40003, 1025].map(bound);
+        let answered = sockets.each_ref().map(is_answered);
+        assert_eq!(answered, [true, false, false, false], "IPv6: {v6}");
+
+        // Flows are judged again by the port that they came from.
+        world.policies = from_ports(json!({"notPorts": ["1:40001"]}));
+        world.apply(&firewall).unwrap();
+        assert_eq!(
+            sockets.each_ref().map(is_answered),
+            [false, true, true, false],
+            "IPv6: {v6}"
+        );
+        world.policies = from_ports(json!({"ports": [40001]}));
+        world.apply(&firewall).unwrap();
+    }
 }

@@ -219,6 +219,7 @@ fn allowed(snapshot: &Snapshot, src: IpAddr, dst: IpAddr) -> bool {
     let l4 = L4::Port {
         protocol: 17,
         port: 9000,
+        source: 0,
     };
     let ends = (snapshot.identify(src), snapshot.identify(dst));
     snapshot

@@ -530,6 +530,7 @@ fn compare(cluster: &Cluster, namespace: &Netns) -> anyhow::Result<String> {
         let l4 = L4::Port {
             protocol: 6,
             port: *port,
+            source: 0,
         };
         let (a, b) = (snapshot.identify(ends.0), snapshot.identify(ends.1));
         let ours = snapshot

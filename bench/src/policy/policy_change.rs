@@ -375,12 +375,14 @@ pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> an
             let third = u8::try_from(number % 250)?;
             let rules = vec![
                 TieredRule {
+                    continues: false,
                     action: Action::Deny,
                     peers: Some(vec![block(&format!("203.{}.{third}.0/24", tier % 250))?]),
                     ports: None,
                     conditions: Conditions::NONE,
                 },
                 TieredRule {
+                    continues: false,
                     action: Action::Pass,
                     peers: Some(vec![Peer::Pods {
                         namespaces: Some(Selector::default()),
@@ -390,6 +392,7 @@ pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> an
                     conditions: Conditions::NONE,
                 },
                 TieredRule {
+                    continues: false,
                     action: Action::Deny,
                     peers: None,
                     ports: Some(vec![PortMatch::Range {
@@ -425,6 +428,7 @@ pub(super) fn members(options: &Options, size: Size, report: &mut Report) -> any
     };
     set(&mut cluster, &members);
     let rule = |action, peers| TieredRule {
+        continues: false,
         action,
         peers,
         ports: None,

@@ -188,7 +188,11 @@ pub(super) fn first_packet(options: &Options, report: &mut Report) -> anyhow::Re
                     src: pods[from],
                     // Half of them close by, in the order of namespaces.
                     dst: pods[(from + 1 + number % 2 * 4_001) % pods.len()],
-                    l4: L4::Port { protocol: 6, port },
+                    l4: L4::Port {
+                        protocol: 6,
+                        port,
+                        source: 0,
+                    },
                 }
             })
             .collect();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use ringwall_dataplane::classify::icmp;
+use ringwall_dataplane::classify::{L4, icmp};
 use ringwall_policy::ObjectKey;
 use serde::{
     Deserialize, Deserializer,
@@ -26,8 +26,10 @@ pub struct Flow {
     pub src: EndName,
     /// Destination.
     pub dst: EndName,
-    /// What is asked for.
+    /// What is asked for. Of a Service whose port is named, the port is not known yet.
     pub service: Service,
+    /// The name of a Service's port.
+    pub port_name: Option<String>,
 }
 
 /// Protocol and destination port.
@@ -38,6 +40,64 @@ pub struct Service {
     /// Destination port, always there for TCP, UDP and SCTP; type and code of ICMP and ICMPv6, as
     /// [`ringwall_dataplane::classify::icmp`] has them, where they are known.
     pub port: Option<u16>,
+    /// Source port of TCP, UDP and SCTP, where it is known.
+    pub source_port: Option<u16>,
+}
+
+/// Protocol and destination port of a question, where a port of a Service may be named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedPort {
+    /// Protocol and number.
+    pub service: Service,
+    /// The name of a Service's port; the number is not known then.
+    pub name: Option<String>,
+}
+
+impl AskedPort {
+    /// Reads what [`Service::read`] does, or `http/TCP`.
+    ///
+    /// # Errors
+    /// Says what to write instead.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let (port, source) = match text.split_once(" from ") {
+            Some((port, source)) => (port, Some(source)),
+            None => (text, None),
+        };
+        let named = port.split_once('/').and_then(|(name, protocol)| {
+            let of_names = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            let is_name = name.bytes().any(|byte| byte.is_ascii_lowercase()) && name.bytes().all(of_names);
+            let known = ["TCP", "UDP", "SCTP"].into_iter();
+            let protocol = known
+                .filter(|it| it.eq_ignore_ascii_case(protocol))
+                .find_map(protocol_number)?;
+            (is_name && name != "ip").then(|| (Service::with_port_unknown(protocol), name.to_owned()))
+        });
+        let Some((service, name)) = named else {
+            return Service::read(text).map(|service| Self { service, name: None });
+        };
+        let source = source.map(|source| {
+            let number = source.parse::<u16>();
+            number.map_err(|_| format!("{source:?} is not a port: write 0 to 65535"))
+        });
+        Ok(Self {
+            service: service.from_port(source.transpose()?),
+            name: Some(name),
+        })
+    }
+
+    /// As [`Self::read`] takes it.
+    pub fn asked(&self) -> String {
+        match &self.name {
+            Some(name) => {
+                let protocol = protocol_name(self.service.protocol);
+                match self.service.source_port {
+                    Some(source) => format!("{name}/{protocol} from {source}"),
+                    None => format!("{name}/{protocol}"),
+                }
+            }
+            None => self.service.asked(),
+        }
+    }
 }
 
 /// How an end is named.
@@ -47,7 +107,12 @@ pub enum EndName {
     Address(IpAddr),
     /// As `namespace/name`.
     Pod(ObjectKey),
+    /// As `svc:namespace/name`: whichever endpoint a Service leads to.
+    Service(ObjectKey),
 }
+
+/// Begins the name of a Service.
+const SERVICE: &str = "svc:";
 
 /// A JSON object whose order and spelling are kept.
 #[derive(Debug)]
@@ -157,12 +222,17 @@ impl Service {
     /// A protocol with ports needs one.
     pub fn new(protocol: u8, port: Option<u16>) -> Result<Self, String> {
         if !WITH_PORTS.contains(&protocol) {
-            return Ok(Self { protocol, port: None });
+            return Ok(Self {
+                protocol,
+                port: None,
+                source_port: None,
+            });
         }
         match port {
             Some(port) => Ok(Self {
                 protocol,
                 port: Some(port),
+                source_port: None,
             }),
             None => Err(format!(
                 "dst_port is missing: {} needs one",
@@ -176,11 +246,21 @@ impl Service {
 const ICMP: &[u8] = &[1, 58];
 
 impl Service {
+    /// That of a protocol whose port is known by name alone.
+    pub const fn with_port_unknown(protocol: u8) -> Self {
+        Self {
+            protocol,
+            port: None,
+            source_port: None,
+        }
+    }
+
     /// ICMP or ICMPv6 of a type and code.
     pub const fn of_icmp(protocol: u8, kind: u8, code: u8) -> Self {
         Self {
             protocol,
             port: Some(icmp(kind, code)),
+            source_port: None,
         }
     }
 
@@ -190,17 +270,54 @@ impl Service {
         Some((kind, code))
     }
 
+    /// The same from a source port, where the protocol has ports.
+    #[must_use]
+    pub fn from_port(self, source_port: Option<u16>) -> Self {
+        let source_port = source_port.filter(|_| WITH_PORTS.contains(&self.protocol));
+        Self { source_port, ..self }
+    }
+
+    /// Whether it has ports and its source port is not known, which rules may ask for.
+    pub fn lacks_source_port(self) -> bool {
+        self.source_port.is_none() && WITH_PORTS.contains(&self.protocol)
+    }
+
+    /// What policies see of it; where the source port is not known, from port 0.
+    pub fn l4(self) -> L4 {
+        L4::of(self.protocol, self.port, self.source_port.unwrap_or_default())
+    }
+
+    /// The same for the literal evaluator.
+    pub fn evaluated(self) -> ringwall_evaluate::Service {
+        let with_ports = WITH_PORTS.contains(&self.protocol);
+        ringwall_evaluate::Service {
+            protocol: self.protocol,
+            port: self.port,
+            source_port: with_ports.then(|| self.source_port.unwrap_or_default()),
+        }
+    }
+
     /// Whether it is ICMP or ICMPv6 without a type, which rules may ask for.
     pub fn lacks_type(self) -> bool {
         self.port.is_none() && ICMP.contains(&self.protocol)
     }
 
     /// Reads `80/TCP`, `ICMP`, `8/ICMP` for a type, `3:4/ICMP` for type and code, or `ip/47` for a protocol by its number;
-    /// names in any case.
+    /// names in any case. From a source port: `80/TCP from 1024`.
     ///
     /// # Errors
     /// Says what to write instead.
     pub fn read(text: &str) -> Result<Self, String> {
+        if let Some((service, source)) = text.split_once(" from ") {
+            let service = Self::read(service)?;
+            let source = source
+                .parse::<u16>()
+                .map_err(|_| format!("{source:?} is not a port: write 0 to 65535"))?;
+            return match service.lacks_source_port() {
+                true => Ok(service.from_port(Some(source))),
+                false => Err(format!("{service} has no source port: leave it out")),
+            };
+        }
         let (port, protocol) = match text.split_once('/') {
             Some((ip, protocol)) if ip.eq_ignore_ascii_case("ip") => (None, protocol),
             Some((port, protocol)) => (Some(port), protocol),
@@ -249,14 +366,18 @@ impl Service {
         if let Some((kind, code)) = self.icmp() {
             return format!("{kind}:{code}/{}", self.protocol);
         }
-        match self.port {
+        let asked = match self.port {
             Some(port) => format!("{port}/{}", self.protocol),
             None => format!("ip/{}", self.protocol),
+        };
+        match self.source_port {
+            Some(source) => format!("{asked} from {source}"),
+            None => asked,
         }
     }
 }
 
-/// `80/TCP`, `ICMP`, `ICMP type 3 code 4`, `47`.
+/// `80/TCP`, `80/TCP from 1024`, `ICMP`, `ICMP type 3 code 4`, `47`.
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some((kind, code)) = self.icmp() {
@@ -268,8 +389,12 @@ impl fmt::Display for Service {
             };
         }
         match self.port {
-            Some(port) => write!(f, "{port}/{}", protocol_name(self.protocol)),
-            None => f.write_str(&protocol_name(self.protocol)),
+            Some(port) => write!(f, "{port}/{}", protocol_name(self.protocol))?,
+            None => f.write_str(&protocol_name(self.protocol))?,
+        }
+        match self.source_port {
+            Some(source) => write!(f, " from {source}"),
+            None => Ok(()),
         }
     }
 }
@@ -353,20 +478,29 @@ impl Flow {
                 })
             }
         }?;
-        let port = number("dst_port", 65_535)?.and_then(|port| u16::try_from(port).ok());
-        number("src_port", 65_535)?;
+        let port_name = match (&dst, value("dst_port")) {
+            (EndName::Service(_), Some(serde_json::Value::String(name))) => Some(name),
+            _ => None,
+        };
+        let port = match &port_name {
+            Some(_) => None,
+            None => number("dst_port", 65_535)?.and_then(|port| u16::try_from(port).ok()),
+        };
+        let source = number("src_port", 65_535)?.and_then(|port| u16::try_from(port).ok());
         let byte = |key| number(key, 255).map(|number| number.and_then(|it| u8::try_from(it).ok()));
         let service = match (byte("icmp_type")?, byte("icmp_code")?) {
             (Some(kind), code) if ICMP.contains(&protocol) => {
                 Service::of_icmp(protocol, kind, code.unwrap_or_default())
             }
-            _ => Service::new(protocol, port)?,
+            _ if port_name.is_some() => Service::with_port_unknown(protocol).from_port(source),
+            _ => Service::new(protocol, port)?.from_port(source),
         };
         Ok(Self {
             verbatim,
             src,
             dst,
             service,
+            port_name,
         })
     }
 }
@@ -382,11 +516,23 @@ fn whole(value: &serde_json::Value) -> Option<u64> {
 }
 
 impl EndName {
-    /// Reads an address or `namespace/name`.
+    /// Reads an address, `namespace/name`, or `svc:namespace/name` for a Service.
     ///
     /// # Errors
-    /// It is neither.
+    /// It is none of these.
     pub fn read(text: &str) -> Result<Self, String> {
+        if let Some(name) = text.strip_prefix(SERVICE) {
+            let key = name
+                .split_once('/')
+                .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'));
+            let Some((namespace, name)) = key else {
+                return Err(format!("{text:?} is not a Service: write svc:namespace/name"));
+            };
+            return Ok(Self::Service(ObjectKey {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }));
+        }
         if let Some((namespace, name)) = text.split_once('/') {
             if namespace.is_empty() || name.is_empty() {
                 return Err(format!("{text:?} is not namespace/pod"));
@@ -398,8 +544,26 @@ impl EndName {
         }
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self::Address(address.to_canonical())),
-            Err(_) => Err(format!("{text:?} is neither an address nor namespace/pod")),
+            Err(_) => Err(match Self::of_host_name(text) {
+                Some(service) => format!(
+                    "{text:?} is neither an address nor namespace/pod; if it is the DNS name of a Service, write {service}"
+                ),
+                None => format!("{text:?} is neither an address nor namespace/pod"),
+            }),
         }
+    }
+
+    /// The Service that a host name such as `web.shop.svc` stands for.
+    fn of_host_name(text: &str) -> Option<Self> {
+        let mut labels = text.split('.');
+        let (name, namespace) = (labels.next()?, labels.next()?);
+        let known = labels.next() == Some("svc") && !name.is_empty() && !namespace.is_empty();
+        known.then(|| {
+            Self::Service(ObjectKey {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            })
+        })
     }
 }
 
@@ -408,6 +572,7 @@ impl fmt::Display for EndName {
         match self {
             Self::Address(address) => write!(f, "{address}"),
             Self::Pod(key) => write!(f, "{key}"),
+            Self::Service(key) => write!(f, "{SERVICE}{key}"),
         }
     }
 }

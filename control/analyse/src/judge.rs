@@ -7,7 +7,7 @@ use ringwall_compile::EpochKey;
 use ringwall_dataplane::{
     addr::Addr,
     classify::{
-        DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption,
+        DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, NodeExemption, PortSpans,
         Provenance, Row, Snapshot,
     },
     dataplane::Tunnels,
@@ -26,6 +26,8 @@ pub struct Judge {
     snapshot: Snapshot,
     /// Where they match them possibly, if that is not the same.
     possible: Option<Snapshot>,
+    /// Whether some rule asks for a source port or a type of ICMP.
+    nests: bool,
 }
 
 /// What is decided.
@@ -205,8 +207,8 @@ impl Judge {
         Ok(match cluster.readings() {
             None => Self::over(snapshot(cluster)?),
             Some([surely, possibly]) => Self {
-                snapshot: snapshot(&surely)?,
                 possible: Some(snapshot(&possibly)?),
+                ..Self::over(snapshot(&surely)?)
             },
         })
     }
@@ -214,6 +216,7 @@ impl Judge {
     /// Asks a snapshot that somebody else has made, of pods that all have their addresses.
     pub fn over(snapshot: Snapshot) -> Self {
         Self {
+            nests: snapshot.nests(),
             snapshot,
             possible: None,
         }
@@ -354,15 +357,16 @@ impl Judge {
     /// # Errors
     /// The snapshot contradicts itself.
     pub fn judge(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
-        let types = match service.lacks_type() {
-            true => self.types(src, dst, service.protocol),
-            false => Vec::new(),
-        };
-        let answers = types.into_iter().map(|of_type| {
-            let port = Some(of_type);
-            self.judge_one(src, dst, Service { port, ..service })
-        });
         let mut answer = self.judge_one(src, dst, service)?;
+        if !self.nests {
+            return Ok(answer);
+        }
+        let (lacks, others) = match (service.lacks_type(), service.lacks_source_port()) {
+            (true, _) => ("icmp_type", self.types(src, dst, service)),
+            (_, true) => ("src_port", self.sources(src, dst, service)),
+            _ => return Ok(answer),
+        };
+        let answers = others.into_iter().map(|other| self.judge_one(src, dst, other));
         for other in answers {
             let other = other?;
             for (direction, own, other_fate) in [
@@ -373,7 +377,7 @@ impl Judge {
                     continue;
                 }
                 *own = Fate::Depends;
-                answer.lacks = Some("icmp_type");
+                answer.lacks = Some(lacks);
                 let deciding = other
                     .reasons
                     .iter()
@@ -398,9 +402,51 @@ impl Judge {
         Ok(answer)
     }
 
-    /// Types and codes of ICMP, one of each span that the cells between two ends decide alike; none where they tell no types
-    /// apart.
-    fn types(&self, src: &End, dst: &End, protocol: u8) -> Vec<u16> {
+    /// Of ICMP without a type, one of each span of types and codes that the cells between two ends decide alike; none where they
+    /// tell no types apart.
+    fn types(&self, src: &End, dst: &End, service: Service) -> Vec<Service> {
+        let mut found = Vec::new();
+        for spans in self.spans_between(src, dst) {
+            let own = spans.by_type.into_iter();
+            let own = own.filter(|(number, _)| *number == service.protocol);
+            found.extend(own.flat_map(|(_, spans)| spans).map(|(first, _)| first));
+        }
+        found.sort_unstable();
+        found.dedup();
+        let of_type = |port| Service {
+            port: Some(port),
+            ..service
+        };
+        found.into_iter().map(of_type).collect()
+    }
+
+    /// Likewise of a service without a source port, one of each span of source ports.
+    fn sources(&self, src: &End, dst: &End, service: Service) -> Vec<Service> {
+        let mut found = Vec::new();
+        for spans in self.spans_between(src, dst) {
+            let of_protocol = spans
+                .protocols
+                .iter()
+                .find(|(number, _)| *number == service.protocol);
+            let firsts = of_protocol
+                .into_iter()
+                .flat_map(|(_, spans)| spans)
+                .map(|(first, _)| *first);
+            let span = firsts.take_while(|first| Some(*first) <= service.port).last();
+            let own = spans.by_source.into_iter();
+            let own = own.filter(|it| it.protocol == service.protocol && Some(it.first) == span);
+            found.extend(own.flat_map(|it| it.spans).map(|(first, _)| first));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+            .into_iter()
+            .map(|port| service.from_port(Some(port)))
+            .collect()
+    }
+
+    /// What the cells that decide between two ends decide about every port.
+    fn spans_between(&self, src: &End, dst: &End) -> Vec<PortSpans> {
         let mut found = Vec::new();
         let surely = (&self.snapshot, Some(src.identity), Some(dst.identity));
         let possibly = self.possible.iter().map(|it| (it, src.possible, dst.possible));
@@ -408,29 +454,23 @@ impl Judge {
             let (Some(src), Some(dst)) = (src, dst) else {
                 continue;
             };
-            let egress = snapshot.rows_of(&src).1;
             let own_node = match snapshot.own_node_row(src.egress) {
                 0 => Row::Open,
                 row => Row::Cells(row),
             };
             for (row, class) in [
                 (snapshot.rows_of(&dst).0, src.peer_class),
-                (egress, dst.peer_class),
+                (snapshot.rows_of(&src).1, dst.peer_class),
                 (own_node, dst.peer_class),
             ] {
-                let spans = snapshot.port_spans(row, snapshot.port_map_of(row, class));
-                let by_type = spans.into_iter().flat_map(|spans| spans.by_type);
-                let own = by_type.filter(|(number, _)| *number == protocol);
-                found.extend(own.flat_map(|(_, spans)| spans).map(|(first, _)| first));
+                found.extend(snapshot.port_spans(row, snapshot.port_map_of(row, class)));
             }
         }
-        found.sort_unstable();
-        found.dedup();
         found
     }
 
     fn judge_one(&self, src: &End, dst: &End, service: Service) -> Result<Answer, String> {
-        let l4 = L4::of(service.protocol, service.port);
+        let l4 = service.l4();
         // Without addresses, one name is one pod, but a template stands for many.
         let same = src.address == dst.address && (src.address.is_some() || !src.template);
         let of = |snapshot: &Snapshot, src, dst| {
@@ -673,10 +713,7 @@ impl Passing {
                 reference_end(cluster, src.0, src.1)?,
                 reference_end(cluster, dst.0, dst.1)?,
             );
-            let service = ringwall_evaluate::Service {
-                protocol: service.protocol,
-                port: service.port,
-            };
+            let service = service.evaluated();
             Ok::<_, String>(ringwall_evaluate::trace(cluster, &src, &dst, service))
         };
         let passing = passing(&trace(&self.surely)?, &trace(&self.possibly)?);
@@ -700,7 +737,13 @@ pub fn reference_end<'c>(
             ringwall_evaluate::named(cluster, key).ok_or_else(|| format!("no pod or workload is named {key}"))
         }
         (None, EndName::Address(address)) => Ok(ringwall_evaluate::identify(cluster, *address)),
+        (None, EndName::Service(_)) => Err(no_end(name)),
     }
+}
+
+/// That a Service does not send or receive packets.
+fn no_end(service: &EndName) -> String {
+    format!("{service} is a Service, which cannot be an end here: name a pod behind it")
 }
 
 /// That nobody has a name, and who has one that is nearly the same.
@@ -730,6 +773,7 @@ impl<'a> Candidates<'a> {
         let key = match end {
             EndName::Address(address) => return Ok(Self::Address(*address)),
             EndName::Pod(key) => key,
+            EndName::Service(_) => return Err(no_end(end)),
         };
         let Some(pod) = cluster.pods.get(key) else {
             return Err(unknown_name(cluster, key));

@@ -4,6 +4,7 @@
 //!   turn the verdict round.
 //! * [`refine`] all flows at once: equivalence classes of ends, differences between two states. [`intents`] assertions
 //!   about them.
+//! * [`services`] where connections to a Service end, and whom the endpoints see.
 //! * [`lint`] policies that are legal and hardly what their author meant. [`coverage`] who is protected at all.
 #![forbid(unsafe_code)]
 
@@ -14,5 +15,6 @@ pub mod intents;
 pub mod judge;
 pub mod lint;
 pub mod refine;
+pub mod services;
 #[cfg(test)]
 mod tiers_bed;

@@ -36,6 +36,7 @@ pub(crate) fn rule(action: ringwall_policy::Action, cidr: Option<&str>) -> Tiere
         except: Vec::new(),
     };
     TieredRule {
+        continues: false,
         action,
         peers: cidr.map(|cidr| vec![block(cidr)]),
         ports: None,

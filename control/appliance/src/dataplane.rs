@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use ringwall_config::{Config, FailMode, IdlePolicy, Kind, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
+use ringwall_config::{Config, FailMode, IdlePolicy, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
     classify::Snapshot,
     dataplane::{Dataplane, DataplaneConfig, Tunnels},
@@ -46,12 +46,13 @@ use super::{
     kernel_sync::KernelSync,
     last_snapshot::{LastSnapshot, SnapshotInputs},
     netlink::Netlink,
+    node::{NodeGuard, cni},
     plan::{Plan, PlannedPort},
     pod_guard::PodGuard,
     pod_networks::PodNetworks,
     port_numbers::PortNumbers,
     ports,
-    quarantine::Quarantine,
+    quarantine::{Quarantine, table_name},
     runtime::{DataplaneRuntime, port_config},
     snapshot_server::{FlowSource, SnapshotServer, StatusSource, locked, serve, serve_after},
     stop_signal::{StopSignal, take_line},
@@ -157,7 +158,16 @@ fn revert_former_ports(plan: &Plan, changes: &mut Changes) {
                 .map(|error| error.to_string()),
         );
     }
-    let table = Quarantine::planned(&plan.name, plan).map(|quarantine| quarantine.table().to_owned());
+    if !plan.kernel_path {
+        failed.extend(
+            ringwall_bpf::node::detach(&plan.pins)
+                .err()
+                .map(|error| error.to_string()),
+        );
+    }
+    let table = Quarantine::planned(&plan.name, plan)
+        .map(|quarantine| quarantine.table().to_owned())
+        .or_else(|| NodeGuard::planned_table(plan));
     failed.extend(changes.take_back(
         0,
         |change| matches!(change, Change::Table { name } if table.as_ref() != Some(name)),
@@ -178,6 +188,7 @@ fn revert_failed_start(mark: usize, first: bool, pins: &Path, state_dir: &Path) 
         for name in ringwall_bpf::pinned_ports(pins) {
             ringwall_bpf::detach(pins, &name)?;
         }
+        ringwall_bpf::node::detach(pins)?;
         Netlink::open()?.forget_managed()?;
     }
     ports::remove_empty(pins);
@@ -379,20 +390,36 @@ impl Running {
         for remark in &found.remarks {
             tracing::info!("{remark}");
         }
+        let node = if plan.kernel_path {
+            changes.record([Change::Table {
+                name: table_name(&plan.name),
+            }])?;
+            Some(Arc::new(NodeGuard::open(config, &plan.pins, plan.cpus.len())?))
+        } else {
+            None
+        };
         done(started, "interfaces ready");
 
         // Packet memory and sockets take as long as all the rest together: beside it. Nothing comes in before the
         // sockets are registered.
         let sockets = {
             let wanted = socket_config(config, &plan, &usable_ports(&plan, &found.unfit)?);
+            let node = node.clone();
             spawn("rw-sockets", move || {
-                let opened = ringwall_xsk::open_with(&wanted, spare);
+                let open = || ringwall_xsk::open_with(&wanted, spare);
+                let opened = match node {
+                    None => open()?,
+                    Some(node) => node
+                        .pair()
+                        .inside(open)
+                        .context("cannot enter the worker's namespace")??,
+                };
                 done(started, "sockets open");
-                opened
+                anyhow::Ok(opened)
             })?
         };
         let port_limit = plan.ports.len() + SPARE_PORTS;
-        let (plane, seats) = packet_plane(flows, config, &plan, port_limit, started)?;
+        let (plane, seats) = packet_plane(flows, config, &plan, node.as_deref(), port_limit, started)?;
         let stats = plane.stats();
         let plane = Arc::new(Mutex::new(plane));
         let sleepers_cell: Arc<std::sync::OnceLock<Arc<WorkerWakers>>> = Arc::default();
@@ -436,6 +463,7 @@ impl Running {
             meddled: Mutex::default(),
             stations: Mutex::default(),
             partial: Mutex::default(),
+            node: node.clone(),
             started,
         });
         let mut follower = KernelSync::new(Arc::clone(&machine))?;
@@ -463,7 +491,7 @@ impl Running {
         let opened = sockets
             .join()
             .map_err(|_| anyhow::anyhow!("the thread that opens the sockets panicked"))
-            .and_then(|opened| Ok(opened?));
+            .and_then(|opened| opened);
         let (sockets, ios) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -484,8 +512,12 @@ impl Running {
             .collect();
         let (bell, rope) = UnixStream::pair()?;
         let (essential, ends) = Essential::with_exit_signal(rope)?;
-        let begun = start_workers(workers, plan.idle, &sleepers, &stop_workers, &essential)
-            .and_then(|threads| machine.register(None).map(|()| threads));
+        let begun =
+            start_workers(workers, plan.idle, &sleepers, &stop_workers, &essential).and_then(|threads| {
+                machine.register(None)?;
+                machine.node.as_ref().map_or(Ok(()), |node| node.guard())?;
+                Ok(threads)
+            });
         let workers = match begun {
             Ok(threads) => threads,
             Err(error) => {
@@ -507,6 +539,9 @@ impl Running {
         spawn_essential(&essential, "rw-drops", move || drops.gather_drops())?;
         let status: StatusSource = Arc::new(move || reporter.status());
         let flows: FlowSource = Arc::new(move |filter, cursor| flows.page(filter, cursor));
+        if let Some(node) = &node {
+            node.follow(&publication);
+        }
         match orders.filter(|_| on_trial) {
             Some(orders) => {
                 let kept = Arc::clone(&publication);
@@ -533,6 +568,19 @@ impl Running {
             spawn_essential(&essential, "rw-pods", move || machine.follow_pods())?;
         }
         spawn_essential(&essential, "rw-newcomers", move || newcomers.run())?;
+        if let Some(node) = node {
+            {
+                let (node, machine) = (Arc::clone(&node), Arc::clone(&machine));
+                let listener = cni::listen(&plan.runtime_dir)?;
+                spawn_essential(&essential, "rw-cni", move || {
+                    cni::serve(&listener, &node, &machine.stop)
+                })?;
+            }
+            let machine = Arc::clone(&machine);
+            spawn_essential(&essential, "rw-node", move || {
+                node.run(&machine.stats, &machine.stop);
+            })?;
+        }
         spawn_essential(&essential, "rw-netlink", move || follower.run())?;
         if let Some(line) = &line {
             line.report(&ChildReport::Receiving, None);
@@ -738,6 +786,7 @@ fn packet_plane(
     prepared: Option<flow_table::Prepared>,
     config: &Config,
     plan: &Plan,
+    node: Option<&NodeGuard>,
     ports: usize,
     started: Instant,
 ) -> anyhow::Result<(Dataplane, Vec<ringwall_dataplane::dataplane::WorkerSlot>)> {
@@ -757,7 +806,7 @@ fn packet_plane(
                 Mode::Enforce => ringwall_dataplane::dataplane::Mode::Enforce,
             },
             failsafe: failsafe(config),
-            hosts_pods: config.kind == Kind::Node,
+            hosts_pods: config.hosts_pods,
             tunnels: Tunnels {
                 allowed: config.tunnels.allowed,
                 ports: config.tunnels.ports.clone(),
@@ -765,6 +814,7 @@ fn packet_plane(
             flow: flow_config(config),
             workers: plan.cpus.len(),
             ports,
+            node: node.map(NodeGuard::of_workers),
             ..DataplaneConfig::default()
         },
         flows,
@@ -808,7 +858,7 @@ fn flow_config(config: &Config) -> FlowConfig {
 fn fails_open(config: &Config) -> bool {
     let wires = match &config.role {
         ringwall_config::Role::Wire(wires) => wires.as_slice(),
-        ringwall_config::Role::Routed => &[],
+        ringwall_config::Role::Routed | ringwall_config::Role::KernelPath => &[],
     };
     config.fail_mode == FailMode::Open || wires.iter().any(|wire| wire.fail_mode == FailMode::Open)
 }

@@ -47,6 +47,9 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
             failed.push(error.to_string());
         }
     }
+    if let Err(error) = ringwall_bpf::node::detach(&pins) {
+        failed.push(error.to_string());
+    }
     remove_empty(&pins);
 
     if let Err(error) = netlink.forget_managed() {

@@ -246,6 +246,8 @@ impl LiveFlows {
         LiveFlow {
             id: record.id.to_string(),
             ends: ends(named_by.as_deref(), &record.key, record.key.policy_l4(false)),
+            frontend: record.frontend.map(|(address, _)| address.into()),
+            frontend_port: record.frontend.map(|(_, port)| port).filter(|port| *port != 0),
             state: record.state.name().to_owned(),
             oriented: record.oriented,
             would_drop: record.would_drop.map(|reason| reason.name().to_owned()),
@@ -364,6 +366,7 @@ fn ends(snapshot: Option<&Snapshot>, key: &FlowKey, l4: L4) -> LiveEnds {
         L4::Port {
             protocol: 1 | 58,
             port,
+            ..
         } => Some(port.to_be_bytes()),
         _ => None,
     };

@@ -46,6 +46,10 @@ pub fn forwarding_from_kernel(
     let mut ports = BTreeMap::new();
     let mut kinds = BTreeMap::new();
     for port in planned {
+        if port.kind == PortKind::Ask {
+            builder.port(ask_port(port));
+            continue;
+        }
         let Some((index, link)) = view.link_named(&port.name) else {
             continue;
         };
@@ -66,7 +70,7 @@ pub fn forwarding_from_kernel(
                 && match port.kind {
                     PortKind::Uplink => true,
                     PortKind::Wire { .. } => port.side != Side::Outside,
-                    PortKind::Pod | PortKind::Host => false,
+                    PortKind::Pod | PortKind::Host | PortKind::Ask => false,
                 },
             not_subject: port.not_subject,
             partial_checksums: partial_checksums(&port.name),
@@ -157,6 +161,24 @@ pub fn forwarding_from_kernel(
         local: local.into_iter().collect(),
         needed_neighbours: wanted,
         ports,
+    }
+}
+
+/// The worker's end of the pair that the kernel asks by: what comes in by it goes back by it.
+fn ask_port(port: &PlannedPort) -> Port {
+    Port {
+        id: port.id,
+        name: port.name.clone(),
+        tag: PortTag::from_name(&port.name),
+        kind: PortKind::Ask,
+        side: port.side,
+        mac: [0; 6],
+        mtu: u16::MAX,
+        zone: 0,
+        reverse_path: port.sources.reverse_path,
+        checks_source_mac: false,
+        not_subject: port.not_subject,
+        partial_checksums: false,
     }
 }
 

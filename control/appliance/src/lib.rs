@@ -8,9 +8,10 @@
 //! * [`pod_guard`] guards new pods' interfaces at once; [`port_numbers`] are reused; [`pod_networks`] tell the XDP programs where pods are.
 //! * [`netlink`], [`kernel_state`], [`kernel_forwarding`] and [`kernel_sync`]: the kernel's links, addresses, routes and neighbours,
 //!   read, kept up to date and translated for the workers.
+//! * [`node`] is what a node with `datapath: kernel` has instead of ports: the kernel's own path, guarded.
 //! * [`snapshot_server`] receives snapshots and publishes them to the workers; [`last_snapshot`] keeps one on disk.
 //! * [`detach`] the command of the same name.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod about;
 pub mod changes;
@@ -26,6 +27,7 @@ pub mod kernel_sync;
 pub mod last_snapshot;
 pub mod netfilter;
 pub mod netlink;
+pub mod node;
 pub mod plan;
 pub mod pod_guard;
 pub mod pod_networks;
@@ -39,6 +41,7 @@ pub mod stop_signal;
 pub mod supervisor;
 pub mod upgrade;
 pub mod worker_thread;
+mod xfrm;
 
 use std::{io, io::Write, os::unix::fs::PermissionsExt, path::Path};
 

@@ -16,12 +16,14 @@ pub enum Family {
     Bridge = 7,
 }
 
-/// Both hooks have the same numbers in both families (`NF_INET_*`, `NF_BR_*`).
+/// Hooks have the same numbers in both families (`NF_INET_*`, `NF_BR_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Hook {
     /// Whatever came in, before it is delivered or forwarded.
     Prerouting = 0,
+    /// What came in by one interface and goes out by another.
+    Forward = 2,
     /// Whatever goes out, forwarded or the machine's own.
     Postrouting = 4,
 }
@@ -38,6 +40,8 @@ pub enum Meta {
     IifName = 6,
     /// Name of the interface that it leaves by, likewise.
     OifName = 7,
+    /// Its EtherType, in network byte order.
+    EtherType = 1,
 }
 
 /// A register of 16 bytes; the next one lies behind it.
@@ -60,6 +64,8 @@ const DELETE_TABLE: u16 = NEW_TABLE + 2;
 const NEW_CHAIN: u16 = NEW_TABLE + 3;
 const NEW_RULE: u16 = NEW_TABLE + 6;
 const GET_RULE: u16 = NEW_TABLE + 7;
+const NEW_FLOWTABLE: u16 = NEW_TABLE + 22;
+const GET_FLOWTABLE: u16 = NEW_TABLE + 23;
 const NEW_SET: u16 = NEW_TABLE + 9;
 const NEW_ELEMENT: u16 = NEW_TABLE + 12;
 const DELETE_ELEMENT: u16 = NEW_TABLE + 14;
@@ -128,6 +134,30 @@ impl Expression {
         Self::new("lookup", &of)
     }
 
+    /// Loads bytes of the packet's network header.
+    pub fn network_header(offset: u32, length: u32, into: Register) -> Self {
+        const NETWORK: u32 = 1;
+        let of = [
+            number(1, into as u32),
+            number(2, NETWORK),
+            number(3, offset),
+            number(4, length),
+        ];
+        Self::new("payload", &of)
+    }
+
+    /// Clears the bits of a register that are not in a mask.
+    pub fn mask(register: Register, mask: &[u8]) -> Self {
+        let of = [
+            number(1, register as u32),
+            number(2, register as u32),
+            number(3, mask.len() as u32),
+            nested(4, &[attribute(1, mask)]),
+            nested(5, &[attribute(1, &vec![0; mask.len()])]),
+        ];
+        Self::new("bitwise", &of)
+    }
+
     /// Counts what comes here.
     pub fn counter() -> Self {
         Self::new("counter", &[])
@@ -189,16 +219,53 @@ impl Batch {
     /// Makes a set of names and indices of interfaces.
     pub fn set_of_interfaces(&mut self, family: Family, table: &str, name: &str) {
         // For whoever lists it: an interface's name and index in `nft`, six bits each.
-        const TYPE: u32 = 41 << 6 | 20;
+        self.set(family, table, name, 41 << 6 | 20, ELEMENT);
+    }
+
+    /// Makes a set of indices of interfaces.
+    pub fn set_of_indices(&mut self, family: Family, table: &str, name: &str) {
+        self.set(family, table, name, 20, size_of::<u32>());
+    }
+
+    /// `kind` is what `nft` calls the elements, for whoever lists them.
+    fn set(&mut self, family: Family, table: &str, name: &str, kind: u32, bytes: usize) {
         let attributes = [
             text(1, table),
             text(2, name),
             number(3, 0),
-            number(4, TYPE),
-            number(5, ELEMENT as u32),
+            number(4, kind),
+            number(5, bytes as u32),
             number(10, self.sequence), // its number in the transaction
         ];
         self.add(NEW_SET, CREATE, family as u8, &attributes);
+    }
+
+    /// Adds indices of interfaces to a set; those that are in it stay.
+    pub fn add_indices(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        indices: impl IntoIterator<Item = u32>,
+    ) {
+        let elements: Vec<Vec<u8>> = indices.into_iter().map(index_element).collect();
+        for elements in elements.chunks(ELEMENTS) {
+            let attributes = [text(1, table), text(2, set), nested(3, elements)];
+            self.add(NEW_ELEMENT, CREATE, family as u8, &attributes);
+        }
+    }
+
+    /// Removes indices from a set that they are in.
+    pub fn remove_indices(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        indices: impl IntoIterator<Item = u32>,
+    ) {
+        let elements: Vec<Vec<u8>> = indices.into_iter().map(index_element).collect();
+        let attributes = [text(1, table), text(2, set), nested(3, &elements)];
+        self.add(DELETE_ELEMENT, 0, family as u8, &attributes);
     }
 
     /// Makes a chain that a hook runs and that accepts what none of its rules drops.
@@ -253,6 +320,10 @@ const ELEMENT: usize = NAME + 4;
 fn element((name, index): (&str, u32)) -> Vec<u8> {
     let key = [&padded(name)[..], &index.to_ne_bytes()].concat();
     nested(1, &[nested(1, &[attribute(1, &key)])])
+}
+
+fn index_element(index: u32) -> Vec<u8> {
+    nested(1, &[nested(1, &[attribute(1, &index.to_ne_bytes())])])
 }
 
 /// A name of an interface as [`Meta`] loads it.
@@ -364,6 +435,37 @@ impl Netfilter {
         }
     }
 
+    /// The flowtables of every family: the table and the name of each.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn flowtables(&self) -> Result<Vec<(String, String)>, NetlinkError> {
+        const ANY_FAMILY: u8 = 0;
+        let what = "list the flowtables";
+        let mut request = Batch {
+            bytes: Vec::new(),
+            last: 0,
+            sequence: 0,
+        };
+        request.add(GET_FLOWTABLE, DUMP, ANY_FAMILY, &[]);
+        self.send(&request.bytes, what)?;
+        let mut found = Vec::new();
+        loop {
+            for answer in self.answers(what)? {
+                if let Some(code) = answer.error.filter(|code| *code != 0) {
+                    return Err(refused(what, code));
+                }
+                if answer.kind == DONE || answer.kind == ERROR {
+                    return Ok(found);
+                }
+                if answer.kind != NEW_FLOWTABLE {
+                    continue;
+                }
+                found.push(flowtable(answer.body.get(HEADER_OF_TABLES..).unwrap_or_default()));
+            }
+        }
+    }
+
     fn send(&self, bytes: &[u8], what: &str) -> Result<(), NetlinkError> {
         let sent = self.0.send(bytes, 0);
         sent.map(|_| ()).map_err(|source| NetlinkError::Refused {
@@ -431,6 +533,19 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
+/// The table and the name of a flowtable, of its attributes.
+fn flowtable(of: &[u8]) -> (String, String) {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 2;
+    let text = |wanted| {
+        let value = attributes(of).find(|(kind, _)| *kind == wanted);
+        value.map_or(String::new(), |(_, bytes)| {
+            String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+        })
+    };
+    (text(TABLE), text(NAME))
+}
+
 /// Packets that the counters of one rule have seen, of its attributes.
 fn counters(rule: &[u8]) -> u64 {
     const EXPRESSIONS: u16 = 4;
@@ -452,5 +567,17 @@ fn refused(what: &str, code: i32) -> NetlinkError {
     NetlinkError::Refused {
         what: what.to_owned(),
         source: io::Error::from_raw_os_error(-code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flowtable_has_its_tables_name_and_its_own() {
+        let body = [text(1, "fast"), text(2, "past"), number(3, 7)].concat();
+        assert_eq!(flowtable(&body), ("fast".to_owned(), "past".to_owned()));
+        assert_eq!(flowtable(&[]), (String::new(), String::new()));
     }
 }

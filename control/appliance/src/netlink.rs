@@ -5,13 +5,13 @@
 use std::{
     io,
     net::IpAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
@@ -234,6 +234,86 @@ impl Netlink {
             );
         }
         Ok(found)
+    }
+
+    /// What is known of an interface of another network namespace, by the number that this namespace has for it: its Ethernet
+    /// address and its addresses.
+    ///
+    /// # Errors
+    /// The namespace or the interface is gone.
+    pub fn far_end(
+        &mut self,
+        namespace: i32,
+        index: u32,
+    ) -> Result<(LinkMessage, Vec<AddressMessage>), NetlinkError> {
+        /// `IFA_TARGET_NETNSID`.
+        const TARGET_NAMESPACE: u16 = 10;
+        let what = format!("look at interface {index} of network namespace {namespace}");
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfNetnsId(namespace));
+        let links = self.dump(&RouteNetlinkMessage::GetLink(message), &what)?;
+        let link = links
+            .into_iter()
+            .find_map(|m| match m {
+                RouteNetlinkMessage::NewLink(link) if link.header.index == index => Some(link),
+                _ => None,
+            })
+            .ok_or_else(|| NetlinkError::Answer {
+                what: what.clone(),
+                reason: "there is no such interface".to_owned(),
+            })?;
+        let mut addresses = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = AddressMessage::default();
+            message.header.family = family;
+            message.attributes.push(AddressAttribute::Other(DefaultNla::new(
+                TARGET_NAMESPACE,
+                namespace.to_ne_bytes().to_vec(),
+            )));
+            addresses.extend(
+                self.dump(&RouteNetlinkMessage::GetAddress(message), &what)?
+                    .into_iter()
+                    .filter_map(|m| match m {
+                        RouteNetlinkMessage::NewAddress(found) if found.header.index == index => Some(found),
+                        _ => None,
+                    }),
+            );
+        }
+        Ok((link, addresses))
+    }
+
+    /// Moves an interface to another network namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn move_link(&mut self, link: u32, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message
+            .attributes
+            .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("move interface {link} to another network namespace"),
+        )
+    }
+
+    /// Sets an interface up that answers no ARP and asks for nobody.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_up_without_arp(&mut self, link: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("set interface {link} up"),
+        )
     }
 
     /// The routes of the main table, both families.
@@ -583,6 +663,12 @@ impl ChangeStream {
     /// Subscribes to changes of links alone.
     pub fn of_links() -> Result<Self, NetlinkError> {
         Self::of(&GROUPS[..1])
+    }
+
+    /// Subscribes to changes of links and addresses.
+    pub fn of_links_and_addresses() -> Result<Self, NetlinkError> {
+        const ADDRESSES: [u32; 2] = [5, 9];
+        Self::of(&[&GROUPS[..1], &ADDRESSES[..]].concat())
     }
 
     fn of(groups: &[u32]) -> Result<Self, NetlinkError> {

@@ -20,6 +20,7 @@ use ringwall_xsk::{
 use super::{
     kernel_state::{KernelState, Link},
     netlink::{Netlink, NetlinkError},
+    node::{ask_pair, preflight},
     port_numbers::PortNumbers,
 };
 
@@ -194,8 +195,10 @@ pub struct Plan {
     pub name: String,
     /// Whether verdicts are enforced.
     pub mode: Mode,
-    /// Routed, else wires.
+    /// Routed, else wires or the kernel's path.
     pub routed: bool,
+    /// Whether the kernel forwards and asks: the only port is the worker's end of the pair that it asks by.
+    pub kernel_path: bool,
     /// The ports, in order of their ids.
     pub ports: Vec<PlannedPort>,
     /// Patterns whose interfaces may come later.
@@ -242,6 +245,9 @@ impl Plan {
             Err(error) => return Err(error),
         };
         wrong.extend(plan.driver_limits());
+        if plan.kernel_path {
+            wrong.extend(preflight::obstacles()?);
+        }
         if wrong.is_empty() {
             Ok(plan)
         } else {
@@ -285,6 +291,7 @@ impl Plan {
                     let table = not_subject(wire, side(interface.side));
                     (PortKind::Wire { peer }, wire.fail_mode, table)
                 }
+                Role::KernelPath => continue, // it has no interfaces
             };
             ports.push(PlannedPort {
                 id: PortId(index as u16),
@@ -301,10 +308,15 @@ impl Plan {
                 matched: matches!(interface.select, InterfaceSelect::Match(_)),
             });
         }
+        let kernel_path = config.role == Role::KernelPath;
+        if kernel_path {
+            ports.push(ask_port(config));
+        }
         Ok(Self {
             name: config.name.clone(),
             mode: config.mode,
-            routed: matches!(config.role, Role::Routed),
+            routed: config.role == Role::Routed,
+            kernel_path,
             ports,
             patterns: config
                 .interfaces
@@ -347,8 +359,7 @@ impl Plan {
                 .is_some_and(|host| !host.exists && host.inner == name)
         };
         let mut interfaces: Vec<PortInterface> = self
-            .ports
-            .iter()
+            .interfaces()
             .filter(|port| !at_first || !made_later(&port.name))
             .map(|port| PortInterface {
                 name: port.name.clone(),
@@ -442,6 +453,11 @@ impl Plan {
         self.routed && self.fail_mode == FailMode::Open
     }
 
+    /// The ports that are interfaces of this network namespace: all but the one that the kernel asks by.
+    pub fn interfaces(&self) -> impl Iterator<Item = &PlannedPort> {
+        self.ports.iter().filter(|port| port.kind != PortKind::Ask)
+    }
+
     /// Whether pods may come that are not there yet.
     pub fn takes_pods(&self) -> bool {
         self.pod_patterns().next().is_some()
@@ -521,7 +537,11 @@ impl Plan {
                 Mode::Audit => "audit (nothing is dropped by policy)",
                 Mode::Enforce => "enforce",
             },
-            if self.routed { "routed" } else { "wire" }
+            match (self.kernel_path, self.routed) {
+                (true, _) => "the kernel forwards",
+                (_, true) => "routed",
+                _ => "wire",
+            }
         )
     }
 }
@@ -583,6 +603,24 @@ fn check(
         })
     } else {
         Err(PlanError::NotReady(fatal.join("\n")))
+    }
+}
+
+/// The worker's end of the pair by which the programs ask. It is in another namespace, and made at the start.
+fn ask_port(config: &Config) -> PlannedPort {
+    PlannedPort {
+        id: PortId(0),
+        name: ask_pair::FAR.to_owned(),
+        kind: PortKind::Ask,
+        side: Side::Any,
+        sources: SourceChecks::of(config),
+        not_subject: NotSubjectTable::ROUTED,
+        xdp: XdpMode::Native,
+        zero_copy: ZeroCopy::Off,
+        queues: RxQueues::All,
+        mtu: None,
+        fail_mode: config.fail_mode,
+        matched: false,
     }
 }
 
@@ -793,7 +831,7 @@ mod tests {
     }
 
     fn config(rest: &str) -> Config {
-        config_of("Node", rest)
+        config_of("Gateway\ndatapath: afxdp", rest)
     }
 
     fn view(names: &[&str]) -> KernelState {

@@ -120,7 +120,7 @@ pub fn prepare_interfaces(plan: &Plan, netlink: &mut Netlink, changes: &mut Chan
         add_address(interface, (GATEWAY_V4.into(), 32), netlink, changes)?;
     }
     set_mtus(plan, netlink, changes)?;
-    for port in &plan.ports {
+    for port in plan.interfaces() {
         let interface = of(&view, &port.name)?;
         set_queues(port, plan.cpus.len(), &interface, changes)?;
         if port.kind != PortKind::Pod {
@@ -211,7 +211,7 @@ fn set_queues(
 pub fn set_mtus(plan: &Plan, netlink: &mut Netlink, changes: &mut Changes) -> anyhow::Result<()> {
     let mut view = KernelState::default();
     view.set_links(&netlink.links()?);
-    for port in &plan.ports {
+    for port in plan.interfaces() {
         let (index, link) = view
             .link_named(&port.name)
             .with_context(|| format!("interface `{}` went away", port.name))?;
@@ -406,6 +406,7 @@ pub fn spec(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet]) -
         PortKind::Pod => PortRole::Pod,
         PortKind::Uplink => PortRole::Uplink,
         PortKind::Host => PortRole::Host,
+        PortKind::Ask => bail!("`{}` is no interface of this namespace", port.name),
         PortKind::Wire { peer } => {
             let Some(peer) = plan.ports.iter().find(|other| other.id == peer) else {
                 bail!("the wire of `{}` has no other end", port.name);
@@ -480,7 +481,7 @@ pub fn attach_all(
     changes: &mut Changes,
 ) -> anyhow::Result<Vec<LivePort>> {
     let mut live: Vec<LivePort> = Vec::new();
-    for port in &plan.ports {
+    for port in plan.interfaces() {
         match attach(plan, port, local, pods) {
             Ok(attached) => live.push(attached),
             Err(error) if port.matched => {

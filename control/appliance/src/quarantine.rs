@@ -56,7 +56,7 @@ pub fn remove(table: &str) -> Result<(), NetlinkError> {
 }
 
 /// Whether the kernel has no such thing.
-fn is_unknown(error: &NetlinkError) -> bool {
+pub(super) fn is_unknown(error: &NetlinkError) -> bool {
     use rustix::io::Errno;
     let unknown = [
         Errno::NOENT,

@@ -30,6 +30,7 @@ use super::{
     changes::{Change, Changes},
     kernel_state::KernelState,
     netlink::{Netlink, name_of},
+    node::NodeGuard,
     plan::{Plan, PlannedPort},
     pod_networks::PodNetworks,
     port_numbers::{PortNumbers, REST},
@@ -101,6 +102,8 @@ pub struct DataplaneRuntime {
     pub stations: Mutex<Stations>,
     /// By interface: whether its packets may carry partial checksums.
     pub partial: Mutex<BTreeMap<String, bool>>,
+    /// The kernel's path, where that is guarded instead of ports.
+    pub node: Option<Arc<NodeGuard>>,
     /// When the process began.
     pub started: Instant,
 }
@@ -152,6 +155,10 @@ impl DataplaneRuntime {
         };
         for queue in sockets.queues() {
             if only.is_some_and(|only| only != queue.port) {
+                continue;
+            }
+            if let Some(node) = &self.node {
+                node.register_socket(queue.queue.0, queue.as_fd())?;
                 continue;
             }
             let port = ports::by_id(&mut live, queue.port).filter(|port| !port.would_lose_segments());
@@ -665,6 +672,7 @@ impl DataplaneRuntime {
                 .collect()
         };
         alarms.extend(locked(&self.stations).alarms(Instant::now(), &names));
+        alarms.extend(self.node.iter().flat_map(|node| node.alarms()));
         alarms.extend(
             locked(&self.meddled)
                 .as_ref()
@@ -736,6 +744,7 @@ impl DataplaneRuntime {
         if let Some(quarantine) = locked(&self.quarantine).as_mut() {
             drops.insert(DROP_REASON.to_owned(), quarantine.dropped());
         }
+        let node = self.node.as_ref().map(|node| node.status(&mut drops));
         let flows = |read: fn(&ringwall_dataplane::stats::FlowCounters) -> u64| {
             self.stats.sum(|worker| read(&worker.flows))
         };
@@ -761,6 +770,7 @@ impl DataplaneRuntime {
                 inherited: flows(|f| f.inherited.get()),
             },
             frames,
+            node,
             alarms,
         }
     }
@@ -817,6 +827,7 @@ fn kind_name(kind: PortKind) -> &'static str {
         PortKind::Pod => "pod",
         PortKind::Uplink => "uplink",
         PortKind::Host => "host",
+        PortKind::Ask => "ask",
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -55,14 +55,21 @@ pub struct SnapshotServer {
     workers: u32,
     /// Gets parked workers to look.
     wake: Box<dyn Fn() + Send + Sync>,
+    /// Told of a snapshot that every worker decides by, with the one it was told of before.
+    after_adoption: OnceLock<AfterAdoption>,
     /// The last snapshots, newest last, each with the bytes that came for it, which is about what it has of its own: they name who decided about flows and drops.
     past: Mutex<VecDeque<(Arc<Snapshot>, usize)>>,
 }
+
+/// What is done when every worker has adopted a snapshot: with the one before it for which this was done, and the new one.
+pub type AfterAdoption = Box<dyn Fn(Option<&Snapshot>, &Snapshot) + Send + Sync>;
 
 struct State {
     sequence: u64,
     /// What deltas are to.
     newest: Option<Snapshot>,
+    /// The last one that [`SnapshotServer::after_adoption`] was called with.
+    adopted: Option<Snapshot>,
     status: SnapshotStatus,
     problem: Option<String>,
     /// When it was loaded from disk, and how old it was then.
@@ -140,6 +147,7 @@ impl SnapshotServer {
             state: Mutex::new(State {
                 sequence: 0,
                 newest: None,
+                adopted: None,
                 status: SnapshotStatus::default(),
                 problem: None,
                 loaded: None,
@@ -149,6 +157,7 @@ impl SnapshotServer {
             last,
             workers,
             wake: Box::new(wake),
+            after_adoption: OnceLock::new(),
             past: Mutex::default(),
         }
     }
@@ -320,6 +329,24 @@ impl SnapshotServer {
         Ok(snapshot)
     }
 
+    /// Has something done whenever every worker has adopted a snapshot, before control hears of it. At once where there is one.
+    pub fn after_adoption(&self, action: AfterAdoption) {
+        let _ = self.after_adoption.set(action); // once in a process
+        let began = Instant::now();
+        let generation = locked(&self.state).status.generation;
+        if generation != 0 {
+            (self.wake)();
+            self.adopted(generation, began);
+        }
+    }
+
+    fn follow_adoption(&self, state: &mut State) {
+        if let (Some(action), Some(newest)) = (self.after_adoption.get(), &state.newest) {
+            action(state.adopted.as_ref(), newest);
+            state.adopted = Some(newest.clone());
+        }
+    }
+
     /// Waits until every worker decides by this generation or a newer one: the time since `since`, in microseconds.
     /// None where one does not in time.
     fn adopted(&self, generation: u64, since: Instant) -> Option<u64> {
@@ -329,6 +356,7 @@ impl SnapshotServer {
                 let mut state = locked(&self.state);
                 let mut plane = locked(&self.plane);
                 if plane.snapshots.all_adopted(state.sequence) {
+                    self.follow_adoption(&mut state);
                     let micros = since.elapsed().as_micros() as u64;
                     if state.status.generation == generation {
                         state.status.adoption_micros = Some(micros);

@@ -156,6 +156,7 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
 fn parts(args: &CheckArgs, input: &Input, silence: &Suppressions) -> anyhow::Result<Vec<Part>> {
     let linted = lint::run(
         &input.loaded.cluster,
+        &input.loaded.services,
         &input.written,
         &input.loaded.problems,
         silence,

@@ -109,7 +109,7 @@ fn place(config: Option<&Config>, more: &[ipnet::IpNet]) -> Place {
     let mut pod_cidrs = config.cluster.pod_cidrs.clone();
     pod_cidrs.extend(more);
     Place {
-        gateway: Some(config.kind == Kind::Gateway),
+        gateway: Some(config.kind == Kind::Gateway && !config.hosts_pods),
         pod_cidrs: Some(pod_cidrs),
     }
 }

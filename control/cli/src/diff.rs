@@ -3,6 +3,7 @@
 mod capture;
 mod lines;
 mod recorded;
+mod services;
 mod sums;
 mod table;
 
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::Context;
 use ringwall_analyse::{refine, refine::Compiled};
-use ringwall_policy::{Cluster, Settings};
+use ringwall_policy::{Cluster, Settings, services::Services};
 use ringwall_source::{
     folder::{self, Loaded, Written},
     staged::Staged,
@@ -44,8 +45,8 @@ As JSON: one object per region of flows that change alike, sorted:
    \"protocol\":\"TCP\",\"ports\":[[5432,5432]],\"from\":\"allow\",\"to\":\"deny\",\"policies\":[\"shop/db\"]}
 
 It means every pod and address of src to every one of dst. protocol is TCP, UDP,
-SCTP or other (every protocol without ports; ports is null). cidrs exclude pods'
-addresses inside them. policies are those that decide before or after, in the
+SCTP or other (every protocol without ports; ports is null). If rules ask for source
+ports and these matter, src_ports lists them. cidrs exclude pods' addresses inside them. policies are those that decide before or after, in the
 direction that changes; tiers are theirs, if there are cluster-wide or Calico
 policies. \"except\":\"self\" excludes a pod's traffic to itself, which always
 passes; \"family\" limits a region to IPv4 or IPv6. from or to is depends if an
@@ -54,7 +55,8 @@ a pod or workload will have (see --pod-cidr). Endpoints of one folder follow as
 {\"endpoint\":\"shop/new\",\"change\":\"added\"} or removed.
 
 --flows and --pcap show which of the recorded flows change, most frequent first,
-then a summary.
+then a summary. A flow to a Service (svc:namespace/name, or an address of one)
+changes if the verdict over all of its endpoints does (as in `query`).
 
 Text output sums up more than 300 regions by namespace; --all shows every region.
 JSON always has all of them.
@@ -119,6 +121,12 @@ pub struct DiffArgs {
     exit_code: bool,
 }
 
+/// A state that is compared with another.
+struct Side {
+    cluster: Cluster,
+    services: Services,
+}
+
 impl DiffArgs {
     fn load(&self, manifests: &std::path::Path) -> anyhow::Result<Loaded> {
         let args = ClusterArgs {
@@ -131,7 +139,7 @@ impl DiffArgs {
     }
 
     /// The two states that are compared.
-    fn clusters(&self, output: Output) -> anyhow::Result<[Cluster; 2]> {
+    fn sides(&self, output: Output) -> anyhow::Result<[Side; 2]> {
         let flows = self.flows.as_deref().map(|file| ("--flows", file));
         if let Some(manifests) = &self.manifests {
             if let Some(flows) = flows {
@@ -144,7 +152,11 @@ impl DiffArgs {
                 .map(|name| staged_named(&loaded, name))
                 .transpose()?;
             write_staged(&loaded, named, output)?;
-            return Ok([loaded.cluster.clone(), loaded.pending(named)]);
+            let side = |cluster| Side {
+                cluster,
+                services: loaded.services.clone(),
+            };
+            return Ok([side(loaded.cluster.clone()), side(loaded.pending(named))]);
         }
         let (Some(from), Some(to)) = (&self.from, &self.to) else {
             anyhow::bail!("--from and --to are missing");
@@ -154,7 +166,14 @@ impl DiffArgs {
             super::not_both_stdin(("--from", from), flows)?;
             super::not_both_stdin(("--to", to), flows)?;
         }
-        Ok([self.load(from)?.cluster, self.load(to)?.cluster])
+        let side = |manifests| -> anyhow::Result<Side> {
+            let loaded = self.load(manifests)?;
+            Ok(Side {
+                cluster: loaded.cluster,
+                services: loaded.services,
+            })
+        };
+        Ok([side(from)?, side(to)?])
     }
 }
 
@@ -189,8 +208,8 @@ fn write_staged(loaded: &Loaded, named: Option<&Staged>, output: Output) -> anyh
     let mut any = false;
     for staged in all {
         any = true;
-        let clusters = [loaded.cluster.clone(), loaded.pending(Some(staged))];
-        let (opened, closed) = with_difference(&clusters, |found| {
+        let pending = loaded.pending(Some(staged));
+        let (opened, closed) = with_difference([&loaded.cluster, &pending], |found| {
             let pairs = found.totals.pairs().map(|(_, pairs)| pairs);
             Ok(pairs.fold((0, 0), |(opened, closed), it| {
                 (opened + it.opened, closed + it.closed)
@@ -219,10 +238,9 @@ fn write_staged(loaded: &Loaded, named: Option<&Staged>, output: Output) -> anyh
 
 /// Compares two states.
 fn with_difference<T>(
-    clusters: &[Cluster; 2],
+    [from, to]: [&Cluster; 2],
     then: impl FnOnce(&refine::Difference<'_>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let [from, to] = clusters;
     let progress = Progress::new("compiling");
     let readings = |cluster: &Cluster| match cluster.readings() {
         Some(readings) => readings.to_vec(),
@@ -244,21 +262,27 @@ struct Outcome {
 }
 
 pub(super) fn run(args: &DiffArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let clusters = args.clusters(output)?;
-    with_difference(&clusters, |found| tell(args, found, output))
+    let sides = args.sides(output)?;
+    let clusters = sides.each_ref().map(|side| &side.cluster);
+    with_difference(clusters, |found| tell(args, &sides, found, output))
 }
 
-fn tell(args: &DiffArgs, found: &refine::Difference<'_>, output: Output) -> anyhow::Result<ExitCode> {
+fn tell(
+    args: &DiffArgs,
+    sides: &[Side; 2],
+    found: &refine::Difference<'_>,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
     let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let style = table::Style {
         colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
     let outcome = if let Some(file) = &args.flows {
-        let recorded = recorded::read_flows(file)?;
-        recorded::tell(found, recorded, output, style, &mut out)?
+        let recorded = recorded::read_flows(file, found.source_spans())?;
+        recorded::tell(found, sides, recorded, output, style, &mut out)?
     } else if let Some(file) = &args.pcap {
-        let recorded = capture::read(file)?;
-        recorded::tell(found, recorded, output, style, &mut out)?
+        let recorded = capture::read(file, found.source_spans())?;
+        recorded::tell(found, sides, recorded, output, style, &mut out)?
     } else {
         match output {
             Output::Human if found.regions.len() > MANY && !args.all => sums::write(found, &mut out)?,

@@ -13,8 +13,10 @@ use ringwall_analyse::{
         Explainer, Question,
         render::{Style, render},
         report::{Explanation, Word},
+        services::Explained,
     },
-    flow::{EndName, Service},
+    flow::{AskedPort, EndName, Service},
+    services::Directory,
 };
 use ringwall_controller::api::ExplainRequest;
 use ringwall_dataplane::{flow::FlowId, verdict::DropReason};
@@ -33,9 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Arguments of `ringwall explain`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = "\
-FROM and TO are addresses or namespace/pod; PORT/PROTO is 80/TCP, ICMP, 8/ICMP
+FROM and TO are addresses or namespace/pod; TO is also svc:namespace/name for a
+Service, whose endpoints are explained then (docs/services.md). PORT/PROTO is 80/TCP, ICMP, 8/ICMP
 for a type of ICMP, 3:4/ICMP for type and code or, for any other protocol,
-ip/NUMBER. --manifests asks about a folder, --config alone
+ip/NUMBER; a port of a Service may be named, as in http/TCP. --manifests asks about a folder, --config alone
 about the running instance. --flow explains a flow or drop of the running instance
 by the id that `ringwall flows` shows: the decision then, and the decision now.
 
@@ -52,18 +55,22 @@ As JSON: one object with src, dst, service, verdict, egress, ingress, reasons
 Examples:
   ringwall explain --manifests ./cluster shop/web shop/db 5432/TCP
   ringwall explain --manifests ./cluster 203.0.113.9 shop/web ICMP -o json
+  ringwall explain --manifests ./cluster shop/cart svc:shop/web http/TCP
   ringwall explain --config ringwall.yaml shop/web shop/db 5432/TCP
   ringwall explain --config ringwall.yaml --flow 6b3f0a91c2d4e857")]
 pub struct ExplainArgs {
     /// Source: an address or namespace/pod
     #[arg(value_name = "FROM", value_parser = EndName::read, required_unless_present = "flow")]
     from: Option<EndName>,
-    /// Destination: an address or namespace/pod
+    /// Destination: an address, namespace/pod or svc:namespace/name
     #[arg(value_name = "TO", value_parser = EndName::read, required_unless_present = "flow")]
     to: Option<EndName>,
     /// Destination port and protocol, such as 80/TCP, ICMP or ip/47
-    #[arg(value_name = "PORT/PROTO", value_parser = Service::read, required_unless_present = "flow")]
-    service: Option<Service>,
+    #[arg(value_name = "PORT/PROTO", value_parser = AskedPort::read, required_unless_present = "flow")]
+    service: Option<AskedPort>,
+    /// Source port; needed where rules tell source ports apart
+    #[arg(long, value_name = "PORT", conflicts_with = "flow")]
+    source_port: Option<u16>,
     /// Folder of manifests: .yaml, .yml and .json, read recursively
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     manifests: Option<PathBuf>,
@@ -85,46 +92,67 @@ pub(super) fn run(args: &ExplainArgs, output: Output) -> anyhow::Result<ExitCode
     if let (Some(id), Some(config)) = (args.flow, &args.config) {
         return explain_flow(config, id, output);
     }
-    let (Some(src), Some(dst), Some(service)) = (&args.from, &args.to, args.service) else {
+    let (Some(src), Some(dst), Some(asked)) = (&args.from, &args.to, &args.service) else {
         bail!("say FROM TO PORT/PROTO, or --flow ID");
     };
     let question = Question {
         src: src.clone(),
         dst: dst.clone(),
-        service,
+        service: match args.source_port {
+            Some(_) => asked.service.from_port(args.source_port),
+            None => asked.service,
+        },
     };
     let explanation = match (&args.manifests, &args.config) {
-        (Some(manifests), _) => offline(args, manifests, &question)?,
-        (None, Some(config)) => live(config, &question)?,
+        (Some(manifests), _) => offline(args, manifests, &question, asked.name.as_deref())?,
+        (None, Some(config)) => {
+            let asked = AskedPort {
+                service: question.service,
+                name: asked.name.clone(),
+            };
+            live(config, &question, asked.asked(), false)?
+        }
         (None, None) => bail!("give --manifests DIR, or --config FILE of a running instance"),
     };
     let mut out = io::stdout().lock();
     match output {
         Output::Json => writeln!(out, "{}", serde_json::to_string(&explanation)?)?,
-        Output::Human => out.write_all(render(&explanation, Style::of_stdout()).as_bytes())?,
+        Output::Human => out.write_all(explanation.render(Style::of_stdout()).as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Explains from a folder of manifests.
-fn offline(args: &ExplainArgs, manifests: &Path, question: &Question) -> anyhow::Result<Explanation> {
-    let cluster = ClusterArgs {
+fn offline(
+    args: &ExplainArgs,
+    manifests: &Path,
+    question: &Question,
+    port_name: Option<&str>,
+) -> anyhow::Result<Explained> {
+    let loaded = ClusterArgs {
         manifests: manifests.to_owned(),
         config: args.config.clone(),
         pod_cidrs: args.pod_cidrs.clone(),
         allow_empty: args.allow_empty,
     }
-    .load()?;
+    .read()?;
     let _progress = Progress::new("explaining");
-    Ok(Explainer::new(&cluster)?.explain(question)?)
+    let directory = Directory::new(&loaded.cluster, &loaded.services);
+    Ok(Explainer::new(&loaded.cluster)?.explain_any(&directory, question, port_name)?)
 }
 
-/// Asks the control process of a configuration.
-fn live(config: &Path, question: &Question) -> anyhow::Result<Explanation> {
+/// Asks the control process of a configuration; `of_flow` about a packet that was seen.
+fn live<A: DeserializeOwned>(
+    config: &Path,
+    question: &Question,
+    service: String,
+    of_flow: bool,
+) -> anyhow::Result<A> {
     let request = ExplainRequest {
         from: question.src.to_string(),
         to: question.dst.to_string(),
-        service: question.service.asked(),
+        service,
+        of_flow,
     };
     ask_control(config, "/v1/explain", &request, PATIENCE)
 }
@@ -172,7 +200,10 @@ fn explain_flow(config: &Path, id: FlowId, output: Output) -> anyhow::Result<Exi
         return Ok(ExitCode::FAILURE);
     };
     let now = match flow.ends() {
-        Some(ends) => live(config, &question_of(ends)),
+        Some(ends) => {
+            let question = question_of(ends);
+            live(config, &question, question.service.asked(), true)
+        }
         None => Err(anyhow::anyhow!("the packet's headers could not be read")),
     };
     let differs = now.as_ref().ok().and_then(|now| differs(&flow, now));
@@ -206,7 +237,9 @@ pub(super) fn service_of(ends: &LiveEnds) -> Service {
             protocol: ends.protocol,
             // An echo identifier is no port.
             port: ends.dst_port.filter(|_| matches!(ends.protocol, 6 | 17 | 132)),
-        },
+            source_port: None,
+        }
+        .from_port(ends.src_port),
     }
 }
 

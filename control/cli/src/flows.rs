@@ -191,7 +191,7 @@ fn row(record: &LiveRecord) -> [String; 8] {
     let (from, to, protocol) = record.ends().map_or_else(nobody, |ends| {
         (
             end(&ends.src_pod, ends.src, ends.src_port),
-            end(&ends.dst_pod, ends.dst, ends.dst_port),
+            destination(record, ends),
             protocol_words(record, ends),
         )
     });
@@ -226,6 +226,18 @@ fn protocol_words(record: &LiveRecord, ends: &LiveEnds) -> String {
     match (record, ends.icmp_type) {
         (LiveRecord::Drop(_), Some(_)) => service_of(ends).to_string(),
         _ => protocol_name(ends.protocol),
+    }
+}
+
+/// Where a packet leads, and the address that its client used instead.
+fn destination(record: &LiveRecord, ends: &LiveEnds) -> String {
+    let to = end(&ends.dst_pod, ends.dst, ends.dst_port);
+    match record {
+        LiveRecord::Flow(flow) => match flow.frontend {
+            Some(frontend) => format!("{to} by {}", end(&None, frontend, flow.frontend_port)),
+            None => to,
+        },
+        LiveRecord::Drop(_) => to,
     }
 }
 
@@ -310,4 +322,47 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use ringwall_messages::LiveFlow;
+
+    use super::*;
+
+    #[test]
+    fn a_translated_flow_shows_what_its_client_used() {
+        let ends = LiveEnds {
+            src: [10, 244, 1, 2].into(),
+            dst: [10, 244, 1, 3].into(),
+            src_pod: None,
+            dst_pod: Some("shop/web-1".to_owned()),
+            protocol: 6,
+            src_port: Some(40_000),
+            dst_port: Some(8080),
+            icmp_type: None,
+            icmp_code: None,
+        };
+        let mut flow = LiveFlow {
+            id: "0123456789abcdef".to_owned(),
+            ends,
+            frontend: Some([10, 96, 0, 10].into()),
+            frontend_port: Some(80),
+            state: "tcp-established".to_owned(),
+            oriented: true,
+            would_drop: None,
+            age_seconds: 1.0,
+            idle_seconds: 0.5,
+            ports: [None, None],
+            packets: [2, 1],
+            bytes: [80, 40],
+            generation: 1,
+            decided: None,
+            reasons: Vec::new(),
+        };
+        let to = |flow: &LiveFlow| row(&LiveRecord::Flow(flow.clone()))[2].clone();
+        assert_eq!(to(&flow), "shop/web-1:8080 by 10.96.0.10:80");
+        (flow.frontend, flow.frontend_port) = (None, None);
+        assert_eq!(to(&flow), "shop/web-1:8080");
+    }
 }

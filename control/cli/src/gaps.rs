@@ -81,6 +81,7 @@ impl<'a> Gaps<'a> {
             .into_iter()
             .filter_map(|(name, end)| match name {
                 EndName::Pod(key) => Some(key.clone()),
+                EndName::Service(_) => None,
                 EndName::Address(_) => judge.pod(end),
             })
             .collect();

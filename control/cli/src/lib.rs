@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod check;
+#[cfg(feature = "afxdp")]
+mod cni;
 mod compile;
 mod coverage;
 mod diff;
@@ -93,6 +95,10 @@ pub enum Command {
     #[cfg(feature = "afxdp")]
     #[command(after_help = crate::upgrade::HELP)]
     Upgrade(crate::upgrade::UpgradeArgs),
+    /// Put ringwall's plugin behind a node's CNI, or take it away
+    #[cfg(feature = "afxdp")]
+    #[command(after_help = crate::cni::HELP)]
+    Cni(crate::cni::CniArgs),
     /// Remove ringwall from this machine
     #[cfg(feature = "afxdp")]
     Detach(ringwall_appliance::detach::DetachArgs),
@@ -136,6 +142,8 @@ impl Command {
             Self::Status(args) => crate::status::run(&args, json),
             #[cfg(feature = "afxdp")]
             Self::Upgrade(args) => crate::upgrade::run(&args, json),
+            #[cfg(feature = "afxdp")]
+            Self::Cni(args) => crate::cni::run(&args, json),
             #[cfg(feature = "afxdp")]
             Self::About(args) => ringwall_appliance::about::run(&args),
             #[cfg(feature = "afxdp")]

@@ -4,6 +4,7 @@ mod answers;
 mod graph;
 mod grid;
 mod picture;
+mod services;
 
 use std::{
     io::{self, Write},
@@ -40,12 +41,21 @@ ipBlock covers part of the pod network and the manifests do not say which addres
 a pod or workload will have: depends lists those ports (see --pod-cidr). invalid
 lists policies that select either end and that an API server refuses, incomplete
 the kinds that are not evaluated and, if there are cluster-wide or Calico
-policies, tiers the tiers that decide. A last object, host_network, lists pods on
+policies, tiers the tiers that decide. If rules ask for source ports, what is
+allowed from some alone says so (5432/TCP from 1024-65535), and --port 5432/TCP is
+partial; --port \"5432/TCP from 40000\" asks about one. A last object, host_network, lists pods on
 their nodes' network, to which no policy applies.
+
+--services shows who can reach each port of each Service: all of its endpoints,
+some or none; as JSON, one object per source and port with src, dst
+(svc:namespace/name), protocol, port, port_name, verdict (allow, partial, deny,
+depends, reject or drop as in `query`), backends and allowed: how many endpoints
+there are and how many are reached. --port and --namespace choose among them.
 
 Examples:
   ringwall matrix --manifests ./cluster
   ringwall matrix --manifests ./cluster --port 80/TCP --external 203.0.113.9
+  ringwall matrix --manifests ./cluster --services --external 203.0.113.9
   ringwall matrix --manifests ./cluster --namespace shop --svg shop.svg
   ringwall matrix --manifests ./cluster --dot - | dot -Tsvg > graph.svg
   ringwall matrix --manifests ./cluster -o json | jq 'select(.verdict==\"deny\")'")]
@@ -58,6 +68,9 @@ pub struct MatrixArgs {
     /// Also show this address; may be repeated
     #[arg(long = "external", value_name = "ADDRESS")]
     external: Vec<std::net::IpAddr>,
+    /// Show who can reach the Services instead, at each of their ports
+    #[arg(long, conflicts_with_all = ["svg", "dot"])]
+    services: bool,
     /// Show only this namespace; may be repeated
     #[arg(long = "namespace", value_name = "NAME")]
     namespaces: Vec<String>,
@@ -70,7 +83,11 @@ pub struct MatrixArgs {
 }
 
 pub(super) fn run(args: &MatrixArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let cluster = args.cluster.load()?;
+    let loaded = args.cluster.read()?;
+    if args.services {
+        return services::run(args, &loaded, output);
+    }
+    let cluster = loaded.cluster;
     let asked = match args.ports.is_empty() {
         true => Asked::Everything,
         false => Asked::Only(args.ports.clone()),
@@ -177,7 +194,7 @@ fn json_lines(
     let mut names: Vec<&(EndName, u32)> = groups.iter().flat_map(|group| &group.members).collect();
     names.sort_by_key(|(name, _)| match name {
         EndName::Pod(key) => (0, key.to_string()),
-        EndName::Address(address) => (1, address.to_string()),
+        EndName::Address(_) | EndName::Service(_) => (1, name.to_string()),
     });
     let all = Tiers::of(cluster);
     let order: Vec<&str> = all.in_order().iter().map(|tier| tier.name.as_str()).collect();
@@ -207,7 +224,7 @@ fn json_lines(
                 .into_iter()
                 .filter_map(|end| match end {
                     EndName::Pod(key) => Some(key),
-                    EndName::Address(_) => None,
+                    EndName::Address(_) | EndName::Service(_) => None,
                 })
                 .collect();
             let invalid = gaps.invalid_for(&ends);
@@ -268,7 +285,7 @@ fn table(asked: &Asked, grid: &Grid, gaps: &Gaps<'_>, mut out: impl Write) -> an
             .iter()
             .filter_map(|(name, _)| match name {
                 EndName::Pod(key) => Some(key),
-                EndName::Address(_) => None,
+                EndName::Address(_) | EndName::Service(_) => None,
             })
             .collect();
         let mark = if gaps.invalid_for(&members).is_empty() {

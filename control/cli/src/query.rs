@@ -13,11 +13,13 @@ use ringwall_analyse::{
         Answer, Direction, End, Fate, Judge, Passing, Reason, depends_words, drops_as_encapsulation,
         with_passing,
     },
+    services::Directory,
 };
 use ringwall_policy::{Cluster, PASS};
-use serde_json::json;
+use serde_json::{Value, json};
 
 mod pending;
+mod services;
 
 use pending::{Pending, PendingAnswer};
 
@@ -35,7 +37,8 @@ Each flow is a JSON object on a line of its own (or one JSON array of them):
   {\"src\":\"192.0.2.7\",\"dst\":\"shop/web-0\",\"protocol\":\"ICMP\",\"icmp_type\":8}
 
 src and dst are addresses or namespace/pod; protocol is TCP, UDP, SCTP, ICMP,
-ICMPv6 or a number. The answer repeats these keys and adds src_ip, dst_ip,
+ICMPv6 or a number. dst is also svc:namespace/name for a Service, with the number
+or the name of its port; see below. The answer repeats these keys and adds src_ip, dst_ip,
 verdict, ingress, egress and reasons. A flow that cannot be answered gives
 {\"error\":...} in its place, and the exit status is 2.
 
@@ -43,8 +46,8 @@ A verdict is allow, deny or depends. It depends if the manifests do not say whic
 address a pod or workload will have and an ipBlock covers part of the pod network;
 depends_on names the ends whose addresses decide, and the reason with the effect
 depends names the rule. Name the pod network with --pod-cidr. It also depends if
-a flow of ICMP has no icmp_type and rules tell types apart; depends_on is then
-icmp_type. Without icmp_code, the code is 0.
+a flow has no src_port, or one of ICMP no icmp_type, and rules ask for one;
+depends_on is then src_port or icmp_type. Without icmp_code, the code is 0.
 
 reasons say who decides each direction: a rule (effect allow or deny), a tier's
 default (isolated, tier-default), or that nothing does (open: no policy applies;
@@ -56,6 +59,16 @@ The verdict is that of the policies. If a gateway drops the packet anyway, such 
 tunnels of pods (protocols 4, 41, 47, 97, 115, 137; UDP ports 4789, 6081, 8285,
 8472), gateway_drop has the reason; overlay.fromPods and overlay.ports in the
 configuration change that.
+
+If dst is a Service, or an address or NodePort of one, policies see the endpoint
+that kube-proxy chooses, at its own port. backends has a verdict for each:
+
+  {\"src\":\"shop/cart\",\"dst\":\"svc:shop/web\",\"protocol\":\"TCP\",\"dst_port\":\"http\"}
+  {\"src\":\"shop/cart\",\"dst\":\"10.96.0.10\",\"protocol\":\"UDP\",\"dst_port\":53}
+
+verdict is allow or deny if all of them agree and partial if not; reject or drop,
+with why, if there is no endpoint to go to. See docs/services.md. An ExternalName
+Service gives an error: ask about the address that its name has.
 
 Examples:
   ringwall query --manifests ./cluster --flows flows.jsonl -o json
@@ -75,6 +88,7 @@ pub(super) fn run(args: &QueryArgs, output: Output) -> anyhow::Result<ExitCode> 
     let judge = Judge::new(cluster)?;
     let mut asker = Asker {
         cluster,
+        directory: Directory::new(cluster, &loaded.services),
         judge: &judge,
         gaps: Gaps::of(cluster),
         passing: Passing::of(cluster),
@@ -101,6 +115,25 @@ struct Answered {
     pending: Option<PendingAnswer>,
 }
 
+/// An end with its address.
+fn end_words(name: &flow::EndName, end: &End) -> String {
+    match (name, end.address) {
+        (flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
+        (name, _) => name.to_string(),
+    }
+}
+
+/// The keys of a flow as they were written, then ours.
+fn verbatim_then(flow: &Flow, ours: &Value) -> String {
+    let mut line = String::from("{");
+    for (key, value) in &flow.verbatim.0 {
+        line.push_str(&format!("{}:{},", json!(key), value.get()));
+    }
+    let ours = ours.to_string();
+    line.push_str(ours.strip_prefix('{').unwrap_or(&ours));
+    line
+}
+
 /// Whether a gateway drops what policies let pass.
 fn drops_at_gateway(src: &End, dst: &End, flow: &Flow, answer: &Answer) -> bool {
     answer.fate() != Fate::Deny && drops_as_encapsulation(src, dst, flow.service)
@@ -108,6 +141,8 @@ fn drops_at_gateway(src: &End, dst: &End, flow: &Flow, answer: &Answer) -> bool 
 
 struct Asker<'a> {
     cluster: &'a Cluster,
+    /// Services, as destinations.
+    directory: Directory<'a>,
     judge: &'a Judge,
     gaps: Gaps<'a>,
     /// Rules that pass flows on, if there are any.
@@ -130,10 +165,8 @@ impl Asker<'_> {
     }
 
     fn answer(&mut self, text: &str) -> String {
-        let answered = Flow::read(text).and_then(|flow| self.ask(flow));
-        match (answered, self.output) {
-            (Ok(answered), Output::Json) => self.json(&answered),
-            (Ok(answered), Output::Human) => self.words(&answered),
+        match (self.answered(text), self.output) {
+            (Ok(answer), _) => answer,
             (Err(error), output) => {
                 self.failed = true;
                 match output {
@@ -142,6 +175,27 @@ impl Asker<'_> {
                 }
             }
         }
+    }
+
+    fn answered(&mut self, text: &str) -> Result<String, String> {
+        let flow = Flow::read(text)?;
+        let ends = (&flow.src, &flow.dst);
+        let port_name = flow.port_name.as_deref();
+        if let Some(resolved) = self
+            .directory
+            .resolve(self.judge, ends, flow.service, port_name)?
+        {
+            let answered = self.ask_service(flow, resolved)?;
+            return Ok(match self.output {
+                Output::Json => self.service_json(&answered),
+                Output::Human => self.service_words(&answered),
+            });
+        }
+        let answered = self.ask(flow)?;
+        Ok(match self.output {
+            Output::Json => self.json(&answered),
+            Output::Human => self.words(&answered),
+        })
     }
 
     fn ask(&mut self, flow: Flow) -> Result<Answered, String> {
@@ -169,6 +223,11 @@ impl Asker<'_> {
 
     /// The input's own words, then ours.
     fn json(&self, answered: &Answered) -> String {
+        verbatim_then(&answered.flow, &self.fields(answered))
+    }
+
+    /// What is said of a flow, in JSON.
+    fn fields(&self, answered: &Answered) -> Value {
         let Answered {
             flow,
             src,
@@ -208,13 +267,7 @@ impl Asker<'_> {
         if !invalid.is_empty() {
             ours["invalid"] = json!(invalid);
         }
-        let mut line = String::from("{");
-        for (key, value) in &flow.verbatim.0 {
-            line.push_str(&format!("{}:{},", json!(key), value.get()));
-        }
-        let ours = ours.to_string();
-        line.push_str(ours.strip_prefix('{').unwrap_or(&ours));
-        line
+        ours
     }
 
     fn words(&self, answered: &Answered) -> String {
@@ -223,21 +276,35 @@ impl Asker<'_> {
             src,
             dst,
             answer,
+            ..
+        } = answered;
+        format!(
+            "{:<5}  {} -> {} {}{}",
+            answer.fate().word(),
+            end_words(&flow.src, src),
+            end_words(&flow.dst, dst),
+            flow.service,
+            self.why(answered)
+        )
+    }
+
+    /// Why a flow passes or does not: a line for each direction, then what else is worth knowing.
+    fn why(&self, answered: &Answered) -> String {
+        self.why_of(answered, &[Direction::Egress, Direction::Ingress])
+    }
+
+    /// Likewise, of some directions.
+    fn why_of(&self, answered: &Answered, directions: &[Direction]) -> String {
+        let Answered {
+            flow,
+            src,
+            dst,
+            answer,
             reasons,
             pending,
         } = answered;
-        let end = |name: &flow::EndName, end: &End| match (name, end.address) {
-            (flow::EndName::Pod(key), Some(address)) => format!("{key} ({address})"),
-            (name, _) => name.to_string(),
-        };
-        let mut line = format!(
-            "{:<5}  {} -> {} {}",
-            answer.fate().word(),
-            end(&flow.src, src),
-            end(&flow.dst, dst),
-            flow.service
-        );
-        for direction in [Direction::Egress, Direction::Ingress] {
+        let mut line = String::new();
+        for direction in directions.iter().copied() {
             let (name, fate) = match direction {
                 Direction::Egress => ("egress", answer.egress),
                 Direction::Ingress => ("ingress", answer.ingress),

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::bail;
 use ringwall_messages::{
-    CONTROL_SOCKET, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, ProofStatus, ProtocolError,
+    CONTROL_SOCKET, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, NodeStatus, ProofStatus, ProtocolError,
     SUPERVISION_FILE, SnapshotOrigin, Status, Supervision, client,
 };
 
@@ -360,7 +360,11 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
             },
         ]);
     }
-    table(text, &ports);
+    if let Some(node) = &dataplane.node {
+        describe_node(text, node);
+    } else {
+        table(text, &ports);
+    }
     let frames = &dataplane.frames;
     let _ = writeln!(
         text,
@@ -399,6 +403,34 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
         } else {
             drops.join(", ")
         }
+    );
+}
+
+fn describe_node(text: &mut String, node: &NodeStatus) {
+    let mut interfaces = vec![row(&["INTERFACE", "KIND", "ADDRESSES"])];
+    for interface in &node.interfaces {
+        let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+        interfaces.push(vec![
+            interface.name.clone(),
+            interface.kind.clone(),
+            if addresses.is_empty() {
+                "-".to_owned()
+            } else {
+                addresses.join(", ")
+            },
+        ]);
+    }
+    table(text, &interfaces);
+    let outcome = |name: &str| node.outcomes.get(name).copied().unwrap_or_default();
+    let _ = writeln!(
+        text,
+        "\n  kernel   {} by known flows, {} asked about, {} of no pod, {} of this machine; {} of {} decisions known",
+        outcome("exit-hit"),
+        outcome("exit-asked"),
+        outcome("exit-no-pod"),
+        outcome("exit-own-stack"),
+        node.cached,
+        node.cache_capacity
     );
 }
 

@@ -167,6 +167,7 @@ pub(super) fn finding(difference: &Difference, written: &[Written], given: bool)
             service: Service {
                 protocol: difference.protocol,
                 port: difference.port,
+                source_port: difference.source_port.filter(|source| *source != 0),
             }
             .to_string(),
             allowed: difference.got.allow,

@@ -133,7 +133,7 @@ impl World {
         let [a, b] = [src, dst].map(|it| self.address(it, src.contains("::") || dst.contains("::")));
         let passes = verdict == "allow";
         assert_eq!(
-            self.judged(a, b, number, port),
+            self.judged(a, b, number, port, 0),
             passes,
             "reference and query: {flow}"
         );
@@ -141,10 +141,11 @@ impl World {
     }
 
     /// Whether a flow passes, by the reference evaluator and compiled.
-    fn judged(&self, a: IpAddr, b: IpAddr, number: u8, port: Option<u16>) -> bool {
+    fn judged(&self, a: IpAddr, b: IpAddr, number: u8, port: Option<u16>, source: u16) -> bool {
         let service = ringwall_evaluate::Service {
             protocol: number,
             port,
+            source_port: matches!(number, 6 | 17 | 132).then_some(source),
         };
         let cluster = &self.loaded.cluster;
         let wanted = ringwall_evaluate::judge(
@@ -157,7 +158,7 @@ impl World {
             &self.snapshot.identify(Addr::from(a)),
             &self.snapshot.identify(Addr::from(b)),
             a == b,
-            L4::of(number, port),
+            L4::of(number, port, source),
             NodeExemption::Trusted,
         );
         assert_eq!(
@@ -520,11 +521,146 @@ fn t60_t62_services_are_their_endpoints() {
     let flows = [
         (WEB, DB, "5432/TCP", true),
         (WEB, DB, "80/TCP", false),
-        (WEB, "172.20.0.1", "80/TCP", false),
+        // The Service's own address is none of them.
+        (WEB, "172.20.0.1", "5432/TCP", false),
         (WEB, X, "5432/TCP", false),
     ];
     check(&[service.clone(), policy.clone()], &flows);
     check(&[service, slice, policy], &flows);
+}
+
+/// Each endpoint of a service has the ports of the slice that lists it.
+#[test]
+fn t99_4_endpoints_of_a_service_may_have_different_ports() {
+    let slice = |name: &str, ports: Value, address: &str| {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "ports": ports,
+            "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": "s"}},
+            "endpoints": [{"addresses": [address]}]})
+    };
+    let slices = [
+        slice("s1", json!([{"port": 5432}]), "10.0.0.2"),
+        slice(
+            "s2",
+            json!([{"port": 80}, {"port": 53, "protocol": "UDP"}]),
+            "10.0.1.1",
+        ),
+        slice("s3", json!([{"port": 80}]), OUT),
+    ];
+    let policy = |action: &str| {
+        let rules = json!([{"action": "Allow", "destination": {"nets": ["10.0.1.1/32"], "ports": [7]}, "protocol": "TCP"},
+            {"action": action, "destination": {"services": {"name": "s"}}}, {"action": if action == "Allow" { "Deny" } else { "Allow" }}]);
+        np("shop/p", json!({"selector": "role == 'web'", "egress": rules}))
+    };
+    for (action, passes) in [("Allow", true), ("Deny", false)] {
+        let objects = [&slices[..], &[policy(action)]].concat();
+        check(
+            &objects,
+            &[
+                (WEB, DB, "5432/TCP", passes),
+                (WEB, DB, "80/TCP", !passes),
+                (WEB, X, "80/TCP", passes),
+                (WEB, X, "53/UDP", passes),
+                (WEB, X, "5432/TCP", !passes),
+                (WEB, OUT, "80/TCP", passes),
+                (WEB, OUT, "53/UDP", !passes),
+                (WEB, X, "7/TCP", true),
+            ],
+        );
+        // One rule of the object, whichever of its alternatives matches.
+        let world = World::new(&objects);
+        let folder = world.dir.path().to_str().unwrap();
+        for (to, port) in [(DB, 5432), (OUT, 80)] {
+            let flow = json!({"src": WEB, "dst": to, "protocol": "TCP", "dst_port": port}).to_string();
+            let args = ["query", "--manifests", folder, "--flows", "-", "-o", "json"];
+            let answer = ran::ringwall_reading(&args, &flow).lines()[0].clone();
+            let egress = answer["reasons"].as_array().unwrap().iter();
+            let mut egress = egress.filter(|reason| reason["direction"] == "egress");
+            assert_eq!(egress.next().unwrap()["rule"], 1, "{answer}");
+            let args = [
+                "explain",
+                "--manifests",
+                folder,
+                WEB,
+                to,
+                &format!("{port}/TCP"),
+                "-o",
+                "json",
+            ];
+            let explained = ran::ringwall(&args).lines()[0].clone();
+            let rules = explained["egress"]["policies"][0]["rules"]
+                .as_array()
+                .unwrap()
+                .clone();
+            let deciding: Vec<&Value> = rules.iter().filter(|rule| rule["decides"] == true).collect();
+            assert_eq!(deciding.len(), 1, "{explained}");
+            assert_eq!(
+                [&deciding[0]["rule"], &deciding[0]["matches"]],
+                [&json!(1), &json!(true)]
+            );
+        }
+    }
+}
+
+#[test]
+fn t64_t99_7_names_of_ports_are_those_of_endpoints_beside_network_sets() {
+    let to = |more: Value| {
+        let mut destination = json!({"selector": "role == 'db'"});
+        destination
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let rules = json!([{"action": "Allow", "protocol": "TCP", "destination": destination}]);
+        let host = json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+            "metadata": {"name": "h", "labels": {"role": "db"}},
+            "spec": {"node": "n", "expectedIPs": ["192.0.2.77"], "profiles": ["projectcalico-default-allow"],
+                "ports": [{"name": "sql", "port": 3306, "protocol": "TCP"}]}});
+        [
+            gnp(
+                "p",
+                json!({"selector": "role == 'web'", "types": ["Egress"], "egress": rules}),
+            ),
+            // It holds a pod, too: X has no such label itself.
+            set("s", json!({"role": "db"}), json!(["192.0.2.0/26", "10.0.1.1/32"])),
+            host,
+        ]
+    };
+    check(
+        &to(json!({"ports": ["sql", 80]})),
+        &[
+            (WEB, DB, "5432/TCP", true),
+            (WEB, DB, "80/TCP", true),
+            (WEB, DB, "81/TCP", false),
+            (WEB, "192.0.2.1", "80/TCP", true),
+            (WEB, "192.0.2.1", "5432/TCP", false),
+            (WEB, X, "80/TCP", true),
+            (WEB, X, "5432/TCP", false),
+            (WEB, "192.0.2.77", "3306/TCP", true),
+            (WEB, "192.0.2.77", "80/TCP", true),
+            (WEB, "192.0.2.77", "5432/TCP", false),
+            (WEB, "192.0.2.78", "80/TCP", false),
+        ],
+    );
+    check(
+        &to(json!({"notPorts": ["sql", 80]})),
+        &[
+            (WEB, DB, "5432/TCP", false),
+            (WEB, DB, "80/TCP", false),
+            (WEB, DB, "81/TCP", true),
+            (WEB, "192.0.2.1", "80/TCP", false),
+            (WEB, "192.0.2.1", "5432/TCP", true),
+            (WEB, X, "5432/TCP", true),
+            (WEB, "192.0.2.77", "3306/TCP", false),
+            (WEB, "192.0.2.77", "5432/TCP", true),
+            (WEB, "192.0.2.78", "5432/TCP", false),
+        ],
+    );
+    // A set that holds the pod does not take its port's name away.
+    let over_db = set("over", json!({"role": "db"}), json!(["10.0.0.0/24"]));
+    let objects = [&to(json!({"notPorts": ["sql"]}))[..], &[over_db]].concat();
+    check(
+        &objects,
+        &[(WEB, DB, "5432/TCP", false), (WEB, DB, "5433/TCP", true)],
+    );
 }
 
 #[test]
@@ -566,6 +702,168 @@ fn t66_t67_icmp_by_name_and_number() {
             (OUT, DB, "80/TCP", false),
         ],
     );
+}
+
+#[test]
+fn flows_without_a_source_port_depend_on_it_where_rules_do() {
+    let from = np(
+        "shop/p",
+        json!({"selector": "role == 'db'", "ingress": [{"action": "Allow", "protocol": "TCP",
+            "source": {"ports": ["1024:65535"]}, "destination": {"ports": [5432]}}]}),
+    );
+    let world = World::new(&[from]);
+    let folder = world.dir.path().to_str().unwrap();
+    let query = |port: u16, more: &str| {
+        let flow =
+            format!("{{\"src\":\"{OUT}\",\"dst\":\"{DB}\",\"protocol\":\"TCP\",\"dst_port\":{port}{more}}}");
+        let args = ["query", "--manifests", folder, "--flows", "-", "-o", "json"];
+        let answer = ran::ringwall_reading(&args, &flow).lines()[0].clone();
+        (answer["verdict"].clone(), answer["depends_on"].clone())
+    };
+    assert_eq!(query(5432, ",\"src_port\":1024"), (json!("allow"), Value::Null));
+    assert_eq!(query(5432, ",\"src_port\":1023"), (json!("deny"), Value::Null));
+    assert_eq!(query(5432, ""), (json!("depends"), json!(["src_port"])));
+    assert_eq!(query(5433, ""), (json!("deny"), Value::Null));
+    let explain = |service: &str, more: &[&str]| {
+        let mut args = vec!["explain", "--manifests", folder, OUT, DB, service];
+        args.extend(more);
+        ran::ringwall_reading(&args, "")
+    };
+    let told = explain("5432/TCP", &["--source-port", "40000"]);
+    assert!(
+        told.out.lines().next().unwrap_or_default().ends_with(": allow"),
+        "{}{}",
+        told.out,
+        told.err
+    );
+    let told = explain("5432/TCP from 53", &[]);
+    assert!(
+        told.out.lines().next().unwrap_or_default().ends_with(": DENY"),
+        "{}{}",
+        told.out,
+        told.err
+    );
+    assert!(told.out.contains("from port 1024-65535"), "{}", told.out);
+    assert!(told.out.contains("the flow is from port 53"), "{}", told.out);
+    let asked = explain("5432/TCP", &[]);
+    assert_ne!(asked.status, 0);
+    assert!(
+        asked.err.contains("rules tell source ports apart"),
+        "{}",
+        asked.err
+    );
+    assert!(
+        explain("5433/TCP", &[])
+            .out
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .ends_with(": DENY")
+    );
+}
+
+#[test]
+fn comparisons_matrices_and_assertions_tell_source_ports_apart() {
+    let from = |ports: &str| {
+        World::new(&[np(
+            "shop/p",
+            json!({"selector": "role == 'db'", "ingress": [{"action": "Allow", "protocol": "TCP",
+                "source": {"ports": [ports]}, "destination": {"ports": [5432]}}]}),
+        )])
+    };
+    let (before, after) = (from("1024:65535"), from("1024:2047"));
+    let [before, after] = [&before, &after].map(|world| world.dir.path().to_str().unwrap());
+    let lines = ran::ringwall(&["matrix", "--manifests", before, "-o", "json"]).lines();
+    let to_db = lines
+        .iter()
+        .find(|line| line["src"] == "other/x" && line["dst"] == "shop/db")
+        .unwrap();
+    assert_eq!(to_db["allowed"], json!(["5432/TCP from 1024-65535"]), "{to_db}");
+    assert!(to_db.get("incomplete").is_none(), "{to_db}");
+    for (port, verdict) in [
+        ("5432/TCP", "partial"),
+        ("5432/TCP from 1024", "allow"),
+        ("5432/TCP from 80", "deny"),
+    ] {
+        let lines = ran::ringwall(&["matrix", "--manifests", before, "--port", port, "-o", "json"]).lines();
+        let mut lines = lines.iter();
+        let to_db = lines.find(|line| line["src"] == "other/x" && line["dst"] == "shop/db");
+        assert_eq!(to_db.unwrap()["verdict"], verdict, "{port}");
+    }
+
+    let diff = ["diff", "--from", before, "--to", after];
+    let regions = ran::ringwall(&[&diff[..], &["-o", "json"]].concat()).lines();
+    let [region] = &regions[..] else {
+        panic!("{regions:#?}");
+    };
+    assert_eq!(
+        [
+            &region["ports"],
+            &region["src_ports"],
+            &region["from"],
+            &region["to"]
+        ],
+        [
+            &json!([[5432, 5432]]),
+            &json!([[2048, 65535]]),
+            &json!("allow"),
+            &json!("deny")
+        ]
+    );
+    let words = ran::ringwall(&diff).out;
+    assert!(words.contains("5432/TCP from 2048-65535"), "{words}");
+
+    let flow = |more: &str| {
+        format!("{{\"src\":\"{OUT}\",\"dst\":\"{DB}\",\"protocol\":\"TCP\",\"dst_port\":5432{more}}}\n")
+    };
+    let flows = [
+        ",\"src_port\":3000",
+        ",\"src_port\":4000",
+        ",\"src_port\":1500",
+        "",
+    ]
+    .map(flow);
+    let recorded = [&diff[..], &["--flows", "-", "-o", "json"]].concat();
+    let lines = ran::ringwall_reading(&recorded, &flows.concat()).lines();
+    let about = |flows: u64, src_ports: Value| {
+        let mut lines = lines.iter();
+        lines.find(|line| line["flows"] == flows && line["src_ports"] == src_ports)
+    };
+    assert_eq!(
+        about(2, json!([[2048, 65535]])).unwrap()["to"],
+        "deny",
+        "{lines:#?}"
+    );
+    let unmatched = about(1, Value::Null).unwrap();
+    assert!(
+        unmatched["unmatched"]
+            .as_str()
+            .unwrap()
+            .contains("record src_port"),
+        "{unmatched}"
+    );
+    assert_eq!(about(1, json!([[1024, 2047]])), None, "it stays");
+
+    let intents = |claim: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = json!({"apiVersion": "ringwall.io/v1alpha1", "kind": "Intents", "assertions": [{"name": "a",
+            claim: {"from": [{"outside": true}], "to": [{"pod": "shop/db"}], "ports": ["5432/TCP"]}}]});
+        std::fs::write(file.path(), text.to_string()).unwrap();
+        let path = file.path().to_str().unwrap();
+        let args = ["check", "--manifests", after, "--intents", path, "-o", "json"];
+        let lines = ran::ringwall(&args).lines();
+        lines.into_iter().find(|line| line["intent"] == "a").unwrap()
+    };
+    // Neither from every source port nor from none.
+    for (claim, source, verdict) in [("allow", 0, "deny"), ("deny", 1024, "allow")] {
+        let line = intents(claim);
+        assert_eq!(line["ok"], false, "{line}");
+        let example = &line["counterexample"];
+        assert_eq!(
+            [&example["src_port"], &example["verdict"]],
+            [&json!(source), &json!(verdict)]
+        );
+    }
 }
 
 #[test]
@@ -759,7 +1057,7 @@ fn labels_are_compared_by_parts() {
 
 #[test]
 fn what_is_not_understood_fails_closed() {
-    let rule = |action: &str| json!({"action": action, "protocol": "TCP", "source": {"ports": [8]}});
+    let rule = |action: &str| json!({"action": action, "protocol": "TCP", "source": {"ports": ["web"]}});
     for (rules, passes) in [
         (json!([rule("Allow")]), false),
         (json!([rule("Deny"), {"action": "Allow"}]), false),
@@ -770,7 +1068,7 @@ fn what_is_not_understood_fails_closed() {
         assert_eq!(world.passes(X, DB, "80/TCP"), passes, "{rules}");
         assert_eq!(
             world.incomplete(),
-            ["source ports of NetworkPolicy.projectcalico.org"]
+            ["names of source ports of NetworkPolicy.projectcalico.org"]
         );
     }
 }

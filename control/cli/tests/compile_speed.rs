@@ -278,6 +278,7 @@ fn figures() {
                         let l4 = L4::Port {
                             protocol: 6,
                             port: *port,
+                            source: 0,
                         };
                         let judgement = snapshot.judge(&src, &dst, *from, *to, l4, NodeExemption::Trusted);
                         allowed += u64::from(judgement.allow());

@@ -182,6 +182,7 @@ fn the_reference_agrees_with_the_truth_tables() {
                     ringwall_evaluate::Service {
                         protocol,
                         port: Some(port),
+                        source_port: None,
                     },
                 );
                 let got = [verdict.ingress.allow, verdict.egress.allow, verdict.allow()];
@@ -207,7 +208,11 @@ fn the_compiled_snapshot_agrees_with_the_truth_tables() {
                     &snapshot.identify(dst),
                     src,
                     dst,
-                    L4::Port { protocol, port },
+                    L4::Port {
+                        protocol,
+                        port,
+                        source: 0,
+                    },
                     NodeExemption::Trusted,
                 );
                 let got = [verdict.ingress.allow, verdict.egress.allow, verdict.allow()];

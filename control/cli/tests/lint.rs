@@ -530,6 +530,7 @@ fn lints_of_synthetic_clusters() {
         let began = std::time::Instant::now();
         let linted = lint::run(
             &loaded.cluster,
+            &loaded.services,
             &written,
             &loaded.problems,
             &lint::Suppressions::default(),

@@ -157,6 +157,28 @@ fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
         (&live["verdict"], &live["src"]["name"]),
         (&"allow".into(), &"default/b".into())
     );
+    // A Service is its endpoints here, too.
+    bed.manifest(
+        "service",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: default}\nspec: {clusterIP: 10.96.0.7, selector: {app: a}, \
+         ports: [{name: dns, port: 53, protocol: UDP, targetPort: 5353}]}\n",
+    );
+    let known = || bed.ask(&["explain", "default/b", "svc:default/web", "dns/UDP", "-o", "json"]);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !known().status.success() {
+        assert!(
+            std::time::Instant::now() < until,
+            "{}",
+            String::from_utf8_lossy(&known().stdout)
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let live = &json(&bed, &["explain", "default/b", "svc:default/web", "dns/UDP"])[0];
+    assert_eq!(
+        (&live["verdict"], &live["backends"][0]["dst_port"]),
+        (&"allow".into(), &5353.into())
+    );
+    assert!(live["generation"].is_u64(), "{live}");
     let output = bed.ask(&["explain", "default/nobody", "default/a", "53/UDP"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no pod or workload is named default/nobody"));

@@ -74,15 +74,17 @@ impl World {
             Some((port, protocol)) => ringwall_evaluate::Service {
                 protocol: number(protocol),
                 port: Some(port.parse().unwrap()),
+                source_port: None,
             },
             None => ringwall_evaluate::Service {
                 protocol: number(service),
                 port: None,
+                source_port: None,
             },
         };
         let ((a, src_id), (b, dst_id)) = (self.end(src), self.end(dst));
         let verdict = ringwall_evaluate::judge(&self.cluster, &a, &b, service);
-        let l4 = L4::of(service.protocol, service.port);
+        let l4 = L4::of(service.protocol, service.port, 0);
         let same = match (a.address, b.address) {
             (None, None) => src == dst && self.cluster.pods[&key_of(src).unwrap()].template_of.is_none(),
             (x, y) => x == y,

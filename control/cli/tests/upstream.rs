@@ -160,10 +160,7 @@ impl<'v> Asked<'v> {
         let answer = judge.judge(&src, &dst, flow.service).unwrap();
         let [a, b] = [(&flow.src, &src), (&flow.dst, &dst)]
             .map(|(name, end)| judge::reference_end(cluster, name, end).unwrap());
-        let service = ringwall_evaluate::Service {
-            protocol: flow.service.protocol,
-            port: flow.service.port,
-        };
+        let service = flow.service.evaluated();
         let verdict = ringwall_evaluate::judge(cluster, &a, &b, service);
         match self.egress {
             true => [verdict.egress.allow, answer.egress == judge::Fate::Allow],

@@ -205,6 +205,13 @@ impl<'k> Digest<'k> {
             self.number(u64::MAX - 3);
             self.ports(rule.not_ports);
         }
+        if let Some(ports) = rule.source_ports {
+            self.number(u64::MAX - 4);
+            self.number(ports.len() as u64);
+            for (lo, hi) in ports {
+                self.number(u64::from(*lo) << 16 | u64::from(*hi));
+            }
+        }
     }
 
     fn ports(&mut self, ports: &[PortMatch]) {

@@ -16,6 +16,8 @@ pub(super) struct CellRule<'a> {
     pub ports: Option<&'a [PortMatch]>,
     /// What it does not match.
     pub not_ports: &'a [PortMatch],
+    /// Source ports, first and last; None for all.
+    pub source_ports: Option<&'a [(u16, u16)]>,
 }
 
 impl<'a> CellRule<'a> {
@@ -34,18 +36,21 @@ pub(super) struct Cell {
     /// For packets without ports, and for ports in no range.
     pub otherwise: PortDecision,
     pub ranges: Vec<PortRange>,
-    /// Protocols of which types are told apart; there is no range of these.
-    pub by_type: Vec<ByType>,
+    /// Ports of which source ports are told apart, and ICMP where types are; there is no range of these.
+    pub nested: Vec<Nested>,
 }
 
-/// What a cell decides about ICMP or ICMPv6.
+/// What a cell decides about ports of a protocol by source port, or about ICMP or ICMPv6 by type and code.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ByType {
-    /// 1 or 58.
+pub(super) struct Nested {
     pub protocol: u8,
-    /// For packets whose type is not known, and for types in no range.
+    /// First port; 0 of ICMP.
+    pub lo: u16,
+    /// Last port; the last there is of ICMP.
+    pub hi: u16,
+    /// For packets whose source port or type is not known, and for those in no range.
     pub otherwise: PortDecision,
-    /// By type and code, as TCP ports.
+    /// By source port, or type and code, as TCP ports.
     pub ranges: Vec<PortRange>,
 }
 
@@ -70,11 +75,16 @@ impl Isolation {
 /// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` are the tiers, in order,
 /// that deny what none of their rules matches, of those with a policy that selects the pod.
 pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[NamedPort]) -> Cell {
-    let for_all = rules.iter().filter(|rule| rule.ports.is_none());
+    let for_all = rules.iter();
+    let for_all = for_all.filter(|rule| rule.ports.is_none() && rule.source_ports.is_none());
     let otherwise = first_match(for_all, isolating);
+    let asks_for_sources = rules.iter().any(|rule| rule.source_ports.is_some());
     let mut ranges = Vec::new();
+    let mut nested = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
-        let names = |rule: &CellRule<'_>| rule.named_ports().any(|port| is_of(port, protocol));
+        let names = |rule: &CellRule<'_>| {
+            rule.source_ports.is_some() || rule.named_ports().any(|port| is_of(port, protocol))
+        };
         if !rules.iter().any(names) {
             continue;
         }
@@ -85,9 +95,40 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
                 active.insert(position, 1);
             }
         }
-        let matching = |active: &BTreeMap<usize, u32>| {
-            let matching = active.keys().filter_map(|position| rules.get(*position));
-            first_match(matching, isolating)
+        let mut decide = |active: &BTreeMap<usize, u32>, lo: u16, hi: u16| {
+            let matching = || active.keys().filter_map(|position| rules.get(*position));
+            if !asks_for_sources {
+                let then = first_match(matching(), isolating);
+                if then != otherwise {
+                    ranges.push(PortRange {
+                        protocol: protocol.number(),
+                        lo,
+                        hi,
+                        then,
+                    });
+                }
+                return;
+            }
+            let known = by_source(matching, isolating);
+            match &known[..] {
+                [then] if then.then == otherwise => {}
+                [then] => ranges.push(PortRange {
+                    protocol: protocol.number(),
+                    lo,
+                    hi,
+                    ..*then
+                }),
+                _ => {
+                    let unknown = matching().filter(|rule| rule.source_ports.is_none());
+                    nested.push(Nested {
+                        protocol: protocol.number(),
+                        lo,
+                        hi,
+                        otherwise: first_match(unknown, isolating),
+                        ranges: known,
+                    });
+                }
+            }
         };
         // By port; at one port, what begins before what ends, so that no count falls below zero.
         let mut edges: Vec<(u32, bool, usize)> = Vec::with_capacity(2 * covered.len());
@@ -98,14 +139,8 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
         edges.sort_unstable();
         // Up to the first of them, what no edge is of.
         let first = edges.first().map_or(u32::from(u16::MAX) + 1, |edge| edge.0);
-        let then = matching(&active);
-        if let Some(hi) = first.checked_sub(1).filter(|_| then != otherwise) {
-            ranges.push(PortRange {
-                protocol: protocol.number(),
-                lo: 0,
-                hi: hi as u16,
-                then,
-            });
+        if let Some(hi) = first.checked_sub(1) {
+            decide(&active, 0, hi as u16);
         }
         let mut edges = edges.chunk_by(|one, other| one.0 == other.0).peekable();
         while let Some(changes) = edges.next() {
@@ -128,15 +163,7 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
                 .peek()
                 .and_then(first)
                 .map_or(u16::MAX, |next| (next - 1) as u16);
-            let then = matching(&active);
-            if then != otherwise {
-                ranges.push(PortRange {
-                    protocol: protocol.number(),
-                    lo,
-                    hi,
-                    then,
-                });
-            }
+            decide(&active, lo, hi);
         }
     }
     let mut others: Vec<u8> = rules
@@ -149,15 +176,16 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
         .collect();
     others.sort_unstable();
     others.dedup();
-    let mut by_type = Vec::new();
     for number in others {
         let then = portless(rules, isolating, number, None);
-        let told_apart = types(rules, isolating, number, then);
-        if !told_apart.is_empty() {
-            by_type.push(ByType {
+        let by_type = types(rules, isolating, number, then);
+        if !by_type.is_empty() {
+            nested.push(Nested {
                 protocol: number,
+                lo: 0,
+                hi: u16::MAX,
                 otherwise: then,
-                ranges: told_apart,
+                ranges: by_type,
             });
         } else if then != otherwise {
             ranges.push(PortRange {
@@ -172,8 +200,37 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
     Cell {
         otherwise,
         ranges,
-        by_type,
+        nested,
     }
+}
+
+/// Decides for every source port about ports that these rules match; as TCP ports, from 0 on, all of them. One range where
+/// source ports make no difference.
+fn by_source<'a, R: Iterator<Item = &'a CellRule<'a>>>(
+    matching: impl Fn() -> R,
+    isolating: &[Isolation],
+) -> Vec<PortRange> {
+    let named = matching().filter_map(|rule| rule.source_ports).flatten();
+    let cuts = named.flat_map(|(lo, hi)| [Some(*lo), hi.checked_add(1)]);
+    let mut starts: Vec<u16> = cuts.flatten().chain([0]).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    let ranges = starts.iter().zip(ends).map(|(lo, hi)| {
+        let from_it = |rule: &&CellRule<'_>| {
+            let ranges = rule.source_ports;
+            ranges.is_none_or(|ranges| ranges.iter().any(|(first, last)| (first..=last).contains(&lo)))
+        };
+        PortRange {
+            protocol: Protocol::Tcp.number(),
+            lo: *lo,
+            hi,
+            then: first_match(matching().filter(from_it), isolating),
+        }
+    });
+    let mut ranges: Vec<PortRange> = ranges.collect();
+    merge(&mut ranges);
+    ranges
 }
 
 /// Decides about a protocol without ports; of ICMP, about a type and code where those are known.
@@ -184,7 +241,7 @@ fn portless(rules: &[CellRule<'_>], isolating: &[Isolation], number: u8, asked: 
     };
     let matching = rules.iter().filter(|rule| {
         let named = |ports: &[PortMatch]| ports.iter().any(names);
-        rule.ports.is_none_or(named) && !named(rule.not_ports)
+        rule.source_ports.is_none() && rule.ports.is_none_or(named) && !named(rule.not_ports)
     });
     first_match(matching, isolating)
 }
@@ -371,6 +428,7 @@ mod tests {
             provenance,
             ports,
             not_ports: &[],
+            source_ports: None,
         }
     }
 

@@ -118,6 +118,7 @@ pub(super) struct RowRule {
     parties: Parties,
     ports: Option<Vec<PortMatch>>,
     not_ports: Vec<PortMatch>,
+    source_ports: Option<Vec<(u16, u16)>>,
     /// Whether what it does depends on the destination's named ports.
     asks_names: bool,
     provenance: u32,
@@ -132,6 +133,7 @@ impl RowRule {
             parties,
             ports: rule.ports.map(<[PortMatch]>::to_vec),
             not_ports: rule.not_ports.to_vec(),
+            source_ports: rule.source_ports.map(<[_]>::to_vec),
             asks_names: rule.named_ports().any(named),
             provenance,
         }
@@ -151,7 +153,7 @@ impl RowRule {
 
     /// Whether no later rule decides anything that it matches.
     fn ends(&self) -> bool {
-        let everything = self.ports.is_none() && self.not_ports.is_empty();
+        let everything = self.ports.is_none() && self.not_ports.is_empty() && self.source_ports.is_none();
         everything && matches!(self.action, Action::Allow | Action::Deny)
     }
 }
@@ -671,18 +673,19 @@ impl Rows {
                 provenance: rule.provenance,
                 ports: rule.ports.as_deref(),
                 not_ports: &rule.not_ports,
+                source_ports: rule.source_ports.as_deref(),
             })
             .collect();
         let named: &[NamedPort] = from.vocabulary.ports(ports);
         let isolating = self.isolations.get(isolations as usize);
         let isolating = isolating.map(Vec::as_slice).unwrap_or_default();
         let mut cell = ports::decide(&cell_rules, isolating, named);
-        for by_type in cell.by_type {
+        for nested in cell.nested {
             cell.ranges.push(PortRange {
-                protocol: by_type.protocol,
-                lo: 0,
-                hi: u16::MAX,
-                then: tables.nested_port_map(by_type.otherwise, &by_type.ranges),
+                protocol: nested.protocol,
+                lo: nested.lo,
+                hi: nested.hi,
+                then: tables.nested_port_map(nested.otherwise, &nested.ranges),
             });
         }
         let map = tables.port_map(cell.otherwise, &cell.ranges);

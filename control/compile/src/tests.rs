@@ -113,7 +113,11 @@ fn open(cluster: &Cluster) -> Snapshot {
 fn allows(snapshot: &Snapshot, from: &str, to: &str, port: u16) -> bool {
     let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let (src, dst) = (snapshot.identify(from.into()), snapshot.identify(to.into()));
-    let l4 = L4::Port { protocol: 6, port };
+    let l4 = L4::Port {
+        protocol: 6,
+        port,
+        source: 0,
+    };
     snapshot
         .judge(&src, &dst, from.into(), to.into(), l4, NodeExemption::Trusted)
         .allow()
@@ -183,6 +187,7 @@ fn templates_have_names_and_no_block() {
     let l4 = L4::Port {
         protocol: 6,
         port: 80,
+        source: 0,
     };
     assert!(template.template && !db.template);
     let judge = |src: &_, dst: &_| {
@@ -639,6 +644,7 @@ fn classes_that_come_are_among_everyone_else() {
         ..Conditions::default()
     };
     let rule = TieredRule {
+        continues: false,
         action: Action::Allow,
         peers: None,
         ports: None,

@@ -1,12 +1,17 @@
 //! The state and the snapshot that decide now, for explanations and coverage.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use ringwall_analyse::{
     coverage::{Coverage, Place},
-    explain::{ExplainError, Explainer, Question, report::Explanation},
+    explain::{ExplainError, Explainer, Question, services::Explained},
+    services::Directory,
 };
 use ringwall_dataplane::classify::{Image, Snapshot};
+use ringwall_policy::services::Services;
 use ringwall_source::feed::SourceState;
 
 use crate::staged::{AskedFlow, StagedAnswer};
@@ -99,22 +104,39 @@ impl ActivePolicy {
         Ok(coverage)
     }
 
-    /// Explains a flow under what decides now. Takes a while: not for the loop's thread.
-    pub(super) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
+    /// Whether an address lies in a network of Services of the configuration.
+    pub(super) fn is_of_services(&self, address: IpAddr) -> bool {
+        self.current().is_ok_and(|policy| {
+            let networks = &policy.state.cluster.settings.service_cidrs;
+            networks.iter().any(|network| network.contains(&address))
+        })
+    }
+
+    /// Explains a flow, or a connection to a Service, under what decides now. Takes a while: not for the loop's thread.
+    pub(super) fn explain(
+        &self,
+        question: &Question,
+        port_name: Option<&str>,
+        services: &Services,
+    ) -> Result<Explained, AskError> {
         let (policy, adopted) = {
             let inner = self.inner();
             let policy = inner.adopted.clone().or_else(|| inner.published.clone());
             (policy.ok_or(AskError::NoPolicyYet)?, inner.adopted.is_some())
         };
         let snapshot = Snapshot::from_image(&policy.image);
-        let mut explanation = Explainer::over(&policy.state.cluster, snapshot).explain(question)?;
-        explanation.generation = Some(policy.generation);
+        let cluster = &policy.state.cluster;
+        let directory = Directory::new(cluster, services);
+        let mut explained =
+            Explainer::over(cluster, snapshot).explain_any(&directory, question, port_name)?;
+        let (generation, notes) = explained.generation_and_notes();
+        *generation = Some(policy.generation);
         if !adopted {
-            explanation.notes.push(
+            notes.push(
                 "the dataplane has not adopted this snapshot yet: what it decides by now may be older"
                     .to_owned(),
             );
         }
-        Ok(explanation)
+        Ok(explained)
     }
 }

@@ -28,6 +28,7 @@ use hyper_util::{
 use ringwall_analyse::{
     coverage::Place,
     explain::{ExplainError, Question},
+    flow::{AskedPort, EndName},
 };
 use ringwall_process::essential::Essential;
 use tokio::{
@@ -361,10 +362,13 @@ mod tests {
 pub struct ExplainRequest {
     /// An address or `namespace/pod`.
     pub from: String,
-    /// An address or `namespace/pod`.
+    /// An address, `namespace/pod` or `svc:namespace/name`.
     pub to: String,
-    /// `80/TCP`, `ICMP` or `ip/47`.
+    /// `80/TCP`, `ICMP` or `ip/47`; of a Service, also `http/TCP`.
     pub service: String,
+    /// Whether it is about a packet that was seen, as it was: an address is then no Service's.
+    #[serde(default)]
+    pub of_flow: bool,
 }
 
 async fn coverage(State(overview): State<Arc<Overview>>, Json(place): Json<Place>) -> Response {
@@ -377,12 +381,37 @@ async fn coverage(State(overview): State<Arc<Overview>>, Json(place): Json<Place
 }
 
 async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<ExplainRequest>) -> Response {
-    let ExplainRequest { from, to, service } = request;
-    let question = match Question::read(&from, &to, &service) {
-        Ok(question) => question,
+    let ExplainRequest {
+        from,
+        to,
+        service,
+        of_flow,
+    } = request;
+    let read = || -> Result<_, String> {
+        let AskedPort { service, name } = AskedPort::read(&service)?;
+        let (src, dst) = (EndName::read(&from)?, EndName::read(&to)?);
+        Ok((Question { src, dst, service }, name))
+    };
+    let (question, port_name) = match read() {
+        Ok(read) => read,
         Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
     };
-    let answer = tokio::task::spawn_blocking(move || overview.explain(&question)).await;
+    let of_service = match &question.dst {
+        EndName::Service(_) => true,
+        EndName::Address(address) => overview.is_of_services(*address),
+        EndName::Pod(_) => false,
+    };
+    let services = match of_service && !of_flow {
+        false => Some(Arc::default()),
+        true => overview.services().await,
+    };
+    let Some(services) = services else {
+        let wrong = "the Services of the API server are not known yet; ask again, and see `ringwall status`";
+        return (StatusCode::SERVICE_UNAVAILABLE, wrong).into_response();
+    };
+    let answer =
+        tokio::task::spawn_blocking(move || overview.explain(&question, port_name.as_deref(), &services))
+            .await;
     match answer {
         Ok(Ok(explanation)) => Json(explanation).into_response(),
         Ok(Err(error)) => {

@@ -697,8 +697,7 @@ impl Controller {
         let overview = Arc::new(Overview::new(
             options.name,
             options.verify,
-            Arc::clone(&feed.health),
-            feed.accept.take(),
+            &mut feed,
             publication.inquiry(),
             options.runtime_dir.join(SUPERVISION_FILE),
             Limits {

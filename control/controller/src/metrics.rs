@@ -13,7 +13,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use ringwall_messages::{ControlStatus, DataplaneStatus, ProofStatus, Status};
+use ringwall_messages::{ControlStatus, DataplaneStatus, NodeStatus, ProofStatus, Status};
 
 /// Content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -620,6 +620,53 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
         e,
         ("pool_free_frames", "Frames free in the pools"),
         one(frames.pool_free as f64),
+    )?;
+    match &dataplane.node {
+        Some(node) => encode_node(e, node),
+        None => Ok(()),
+    }
+}
+
+/// What the programs in the kernel of a node did.
+fn encode_node(e: &mut DescriptorEncoder<'_>, node: &NodeStatus) -> fmt::Result {
+    counter(
+        e,
+        (
+            "node_packets",
+            "Packets seen by the programs in the kernel of a node, by program and what became of them",
+        ),
+        node.outcomes
+            .iter()
+            .map(|(outcome, count)| (vec![("outcome", outcome.as_str())], *count))
+            .collect(),
+    )?;
+    gauge(
+        e,
+        (
+            "node_cached_decisions",
+            "Decisions about flows that the kernel knows",
+        ),
+        one(node.cached as f64),
+    )?;
+    gauge(
+        e,
+        (
+            "node_cached_decisions_capacity",
+            "How many decisions the kernel has room for",
+        ),
+        one(node.cache_capacity as f64),
+    )?;
+    let count = |kind: &str| {
+        let of_kind = node.interfaces.iter().filter(|interface| interface.kind == kind);
+        of_kind.count() as f64
+    };
+    gauge(
+        e,
+        ("node_interfaces", "Interfaces that carry programs, by kind"),
+        ["pod", "bridge", "other"]
+            .into_iter()
+            .map(|kind| (vec![("kind", kind)], count(kind)))
+            .collect(),
     )
 }
 
@@ -646,6 +693,11 @@ mod tests {
             ..DataplaneStatus::default()
         };
         dataplane.drops.insert("policy-ingress".to_owned(), 3);
+        dataplane.node = Some(NodeStatus {
+            outcomes: [("exit-hit".to_owned(), 7)].into(),
+            cached: 2,
+            ..NodeStatus::default()
+        });
         let status = Status {
             name: "test".to_owned(),
             control: Some(ControlStatus {
@@ -672,6 +724,9 @@ mod tests {
             "ringwall_worker_generation{worker=\"1\"} 9.0",
             "ringwall_port_received_frames_total{port=\"veth\\\"0\"} 5",
             "ringwall_dropped_packets_total{reason=\"policy-ingress\"} 3",
+            "ringwall_node_packets_total{outcome=\"exit-hit\"} 7",
+            "ringwall_node_cached_decisions 2.0",
+            "ringwall_node_interfaces{kind=\"pod\"} 0.0",
             "ringwall_process_restarts_total{process=\"dataplane\"} 2",
             "ringwall_publication_seconds_count{step=\"total\"} 1",
             "# EOF",

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -9,17 +10,17 @@ use std::{
 
 use ringwall_analyse::{
     coverage::{Coverage, Place},
-    explain::{Question, report::Explanation},
+    explain::{Question, services::Explained},
 };
 use ringwall_config::Verify;
 use ringwall_messages::{
     ClusterUid, CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus,
     ResourceVersions, Status, Supervision,
 };
-use ringwall_policy::UNKNOWN_KINDS;
+use ringwall_policy::{UNKNOWN_KINDS, services::Services};
 use ringwall_prove::Report;
 use ringwall_source::{
-    feed::{Accept, Health, SourceState},
+    feed::{Accept, Feed, Health, ServiceFeed, SourceState},
     problems::Problems,
 };
 
@@ -107,12 +108,16 @@ pub(super) struct Progress {
     pub(super) waits_for: &'static str,
 }
 
+/// How long Services may take to be listed: the first question about one has them watched.
+const SERVICES_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is known of everything. Written by the loop, read by whoever asks.
 #[derive(Debug)]
 pub struct Overview {
     name: String,
     started: Instant,
     health: Arc<Health>,
+    services: ServiceFeed,
     accept: Option<Accept>,
     inquiry: DataplaneInquiry,
     supervision: PathBuf,
@@ -198,8 +203,7 @@ impl Overview {
     pub(super) fn new(
         name: String,
         verify: Verify,
-        health: Arc<Health>,
-        accept: Option<Accept>,
+        feed: &mut Feed,
         inquiry: DataplaneInquiry,
         supervision: PathBuf,
         limits: Limits,
@@ -235,8 +239,9 @@ impl Overview {
         Self {
             name,
             started: Instant::now(),
-            health,
-            accept,
+            health: Arc::clone(&feed.health),
+            services: feed.services.clone(),
+            accept: feed.accept.take(),
             inquiry,
             supervision,
             limits,
@@ -265,8 +270,23 @@ impl Overview {
     ///
     /// # Errors
     /// There is none yet, an end is not known, or the state and the snapshot contradict each other.
-    pub(crate) fn explain(&self, question: &Question) -> Result<Explanation, AskError> {
-        self.active_policy.explain(question)
+    pub(crate) fn explain(
+        &self,
+        question: &Question,
+        port_name: Option<&str>,
+        services: &Services,
+    ) -> Result<Explained, AskError> {
+        self.active_policy.explain(question, port_name, services)
+    }
+
+    /// Whether an address is that of a Service, as far as the configuration says.
+    pub(crate) fn is_of_services(&self, address: IpAddr) -> bool {
+        self.active_policy.is_of_services(address)
+    }
+
+    /// The Services of the source, which are watched from the first question about them on; None where they do not come in time.
+    pub(crate) async fn services(&self) -> Option<Arc<Services>> {
+        self.services.get(SERVICES_PATIENCE).await
     }
 
     /// Says what would become of flows if what is staged were enforced. Takes a while.

@@ -39,6 +39,9 @@ pub struct AskedFlow {
     pub protocol: u8,
     /// Destination port; of ICMP and ICMPv6 the type, times 256, and the code. None for a protocol without.
     pub dst_port: Option<u16>,
+    /// Source port, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub src_port: Option<u16>,
 }
 
 /// What it answers.
@@ -129,6 +132,7 @@ fn answers(judge: &Judge, cluster: &Cluster, flows: &[AskedFlow]) -> anyhow::Res
         let service = Service {
             protocol: flow.protocol,
             port: flow.dst_port,
+            source_port: flow.src_port,
         };
         judge.judge(&src, &dst, service)
     };

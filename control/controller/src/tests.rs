@@ -1313,6 +1313,7 @@ fn passes(dataplane: &FakeDataplane, from: &str, to: &str) -> Option<bool> {
         L4::Port {
             protocol: 6,
             port: 80,
+            source: 0,
         },
         NodeExemption::Trusted,
     );
@@ -1792,6 +1793,7 @@ fn packet() -> Box<Difference> {
         dst: "a/one".to_owned(),
         protocol: 6,
         port: Some(80),
+        source_port: None,
         wanted: answer(true),
         got: answer(false),
         what: "ingress is decided otherwise".to_owned(),

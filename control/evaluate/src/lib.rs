@@ -42,6 +42,8 @@ pub struct Service {
     /// Destination port; of ICMP and ICMPv6, 256 times the type plus the code. None for a protocol without ports, and where
     /// it is not known.
     pub port: Option<u16>,
+    /// Source port, likewise.
+    pub source_port: Option<u16>,
 }
 
 /// Why a direction is decided as it is.
@@ -295,6 +297,17 @@ enum Member<'a> {
 }
 
 impl Member<'_> {
+    /// The index in the object of the rule at a place: alternatives of one rule have the same.
+    fn number_of(&self, place: usize) -> usize {
+        match self {
+            Self::Network(..) => place,
+            Self::Ordered(_, rules) => {
+                let others = rules.iter().take(place + 1).skip(1);
+                others.filter(|rule| !rule.continues).count()
+            }
+        }
+    }
+
     fn id(&self) -> PolicyId {
         match self {
             Self::Network(policy, _) => PolicyId::network_policy(&policy.key),
@@ -423,6 +436,7 @@ impl<'a> DirectionQuery<'a> {
                 };
                 let tier = shown(self.cluster, tier);
                 let policy = member.id();
+                let index = member.number_of(index);
                 return match action {
                     Action::Allow => TierOutcome::Decided(Direction {
                         allow: true,
@@ -475,7 +489,15 @@ impl<'a> DirectionQuery<'a> {
                 };
                 let holds = |ports: &[PortMatch]| ports.iter().any(|it| port_matches(it, dst, service));
                 let ports = rule.ports.as_deref().is_none_or(holds) && !holds(&rule.conditions.not_ports);
-                action.filter(|_| ports)
+                // 99.7
+                let from = |port: u16| {
+                    let ranges = rule.conditions.source_ports.iter().flatten();
+                    ranges
+                        .clone()
+                        .any(|(first, last)| (*first..=*last).contains(&port))
+                };
+                let source = rule.conditions.source_ports.is_none() || service.source_port.is_some_and(from);
+                action.filter(|_| ports && source)
             }
         }
     }

@@ -113,6 +113,13 @@ pub struct LiveFlow {
     /// Who talks to whom.
     #[serde(flatten)]
     pub ends: LiveEnds,
+    /// On a node, the address that its client used, such as a Service's, where the kernel has translated it into the
+    /// destination; absent elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frontend: Option<IpAddr>,
+    /// The port that goes with it; absent for a protocol without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frontend_port: Option<u16>,
     /// State, such as `tcp-established`.
     pub state: String,
     /// Whether it is known who began.

@@ -25,11 +25,12 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod cni;
 mod flows;
 mod socket;
 mod supervision;
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 pub use flows::{FlowCursor, FlowFilter, FlowPage, LiveDrop, LiveEnds, LiveFlow, LiveRecord, PAGE_RECORDS};
 use ringwall_policy::Cluster;
@@ -268,14 +269,48 @@ pub struct DataplaneStatus {
     /// In order of the configuration.
     pub ports: Vec<PortStatus>,
     /// Dropped packets by reason (`DropReason::name`), all workers together. Reasons with 0 may be absent. `port-not-guarded` is
-    /// what the kernel dropped of interfaces of pods whose programs were not attached yet; it is no part of `frames`.
+    /// what the kernel dropped of interfaces of pods whose programs were not attached yet. On a node, what the programs in the kernel
+    /// dropped is here too, under the names of [`NodeStatus::outcomes`]. Neither is part of `frames`.
     pub drops: BTreeMap<String, u64>,
     /// The flow tables, all shards together.
     pub flows: FlowStatus,
     /// Where the received frames went, all workers together.
     pub frames: FrameAccounts,
+    /// The kernel's path, if that is guarded instead of ports (`datapath: kernel`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeStatus>,
     /// What is not as it should be, in words; empty when all is well.
     pub alarms: Vec<String>,
+}
+
+/// A node whose kernel forwards.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatus {
+    /// The interfaces that carry programs, by index.
+    pub interfaces: Vec<GuardedInterface>,
+    /// What became of packets, in the kernel's programs: each packet has one outcome in each program that it passes. Since the
+    /// programs were loaded, which restarts of the process outlive.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Decisions that the programs know.
+    pub cached: u64,
+    /// How many they have room for.
+    pub cache_capacity: u64,
+}
+
+/// An interface of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GuardedInterface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// `pod`, `bridge` or `other`.
+    pub kind: String,
+    /// What the pod behind it may call itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The snapshot that the dataplane decides by.

@@ -6,6 +6,7 @@
 mod judgement;
 mod object;
 mod policy;
+pub mod services;
 mod tiered;
 pub mod tiers;
 mod unplaced;

@@ -168,9 +168,11 @@ pub enum Action {
     Log,
 }
 
-/// One rule; its index in the list is that of the object's.
+/// One rule, or one of several alternatives that are one rule of the object: it matches what any of them does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TieredRule {
+    /// Whether it is another alternative of the rule before it, which does the same.
+    pub continues: bool,
     /// What it does.
     pub action: Action,
     /// Who, any of them; None for everyone. Pods name their namespaces by selector, never [`Peer::Pods`] of the "own".
@@ -190,6 +192,8 @@ pub struct Conditions {
     pub own: Vec<Condition>,
     /// Protocols and ports that the rule does not match.
     pub not_ports: Vec<PortMatch>,
+    /// Source ports, first and last, any of them, in order and apart; None for all. What has no source port does not match.
+    pub source_ports: Option<Vec<(u16, u16)>>,
 }
 
 impl Conditions {
@@ -198,6 +202,7 @@ impl Conditions {
         peer: Vec::new(),
         own: Vec::new(),
         not_ports: Vec::new(),
+        source_ports: None,
     };
 
     /// Those of both ends.
@@ -216,6 +221,15 @@ pub struct Condition {
 }
 
 impl TieredRule {
+    /// Rules in their order, each with the index of the rule of the object that it is.
+    pub fn numbered(rules: &[Self]) -> impl Iterator<Item = (usize, &Self)> {
+        let mut begun = 0_usize;
+        rules.iter().map(move |rule| {
+            begun += usize::from(begun == 0 || !rule.continues);
+            (begun - 1, rule)
+        })
+    }
+
     /// Every peer that it names, those of its conditions among them.
     pub fn named_peers(&self) -> impl Iterator<Item = &Peer> {
         let conditions = self.conditions.of_ends().flat_map(|condition| &condition.any);
@@ -231,12 +245,14 @@ impl TieredRule {
     pub fn not_understood(action: Action) -> Self {
         match action {
             Action::Allow | Action::Log => Self {
+                continues: false,
                 action,
                 peers: Some(Vec::new()),
                 ports: None,
                 conditions: Conditions::NONE,
             },
             Action::Deny | Action::Pass => Self {
+                continues: false,
                 action: Action::Deny,
                 peers: None,
                 ports: None,

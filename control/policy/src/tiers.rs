@@ -138,6 +138,13 @@ impl Cluster {
         !self.tiers.is_empty() || last.is_some_and(|(id, _)| id.kind.is_calico())
     }
 
+    /// The ranges of source ports that rules ask for, first and last.
+    pub fn source_ports(&self) -> impl Iterator<Item = (u16, u16)> {
+        let rules = self.tiered.values().flat_map(|policy| policy.rules());
+        let ranges = rules.filter_map(|rule| rule.conditions.source_ports.as_ref());
+        ranges.flatten().copied()
+    }
+
     /// Whether a policy of another kind stands at the order of NetworkPolicies in their tier.
     pub fn mixes_network_policies(&self) -> bool {
         let stands_there =
@@ -193,7 +200,7 @@ pub enum NamespaceSet<'a> {
 /// One rule: ports AND peers.
 #[derive(Clone, Debug)]
 pub struct Rule<'a> {
-    /// Its index in the policy's list for the direction.
+    /// Its index in the object's list for the direction; alternatives of one rule have the same.
     pub index: u32,
     /// What it does.
     pub action: Action,
@@ -207,6 +214,8 @@ pub struct Rule<'a> {
     pub of_own: Vec<Condition<'a>>,
     /// Protocols and ports that it does not match.
     pub not_ports: &'a [PortMatch],
+    /// Source ports, first and last; None for all.
+    pub source_ports: Option<&'a [(u16, u16)]>,
 }
 
 impl<'a> Rule<'a> {
@@ -316,11 +325,9 @@ fn tiered_policy_as_read<'a>(
 /// Rules that log decide nothing, and are left out.
 fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<Reading<'_>>) -> Vec<Rule<'a>> {
     let mut out = Vec::with_capacity(rules.len());
-    let deciding = rules
-        .iter()
-        .zip(0..)
-        .filter(|(rule, _)| rule.action != Action::Log);
-    for (rule, index) in deciding {
+    let deciding = TieredRule::numbered(rules).filter(|(_, rule)| rule.action != Action::Log);
+    for (index, rule) in deciding {
+        let index = index as u32;
         let read = |action, possibly| Rule {
             action,
             ..as_read(rule, index, unplaced, possibly)
@@ -366,6 +373,7 @@ fn as_read<'a>(rule: &'a TieredRule, index: u32, unplaced: Option<Reading<'_>>, 
         of_peer: conditions(&rule.conditions.peer),
         of_own: conditions(&rule.conditions.own),
         not_ports: &rule.conditions.not_ports,
+        source_ports: rule.conditions.source_ports.as_deref(),
     }
 }
 
@@ -407,6 +415,7 @@ fn rule<'a>(namespace: &'a str, rule: &'a crate::Rule, index: u32) -> Rule<'a> {
         of_peer: Vec::new(),
         of_own: Vec::new(),
         not_ports: &[],
+        source_ports: None,
     }
 }
 

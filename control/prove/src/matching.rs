@@ -67,8 +67,8 @@ pub(super) fn is_mapped(number: u128) -> bool {
 /// What is asked about a packet besides its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Asked {
-    /// A protocol that has ports, and the port.
-    Port(Protocol, u16),
+    /// A protocol that has ports, the port, and the source port.
+    Port(Protocol, u16, u16),
     /// A protocol without ports by its number, or one whose port is not known.
     Portless(u8),
     /// ICMP or ICMPv6, with the type in the upper byte and the code in the lower.
@@ -113,7 +113,7 @@ pub(super) fn port_matches(
     named: &dyn Fn(Protocol, &str) -> Option<u16>,
 ) -> bool {
     let (protocol, port) = match asked {
-        Asked::Port(protocol, port) => (protocol, port),
+        Asked::Port(protocol, port, _) => (protocol, port),
         // 35
         Asked::Portless(number) => return *entry == PortMatch::IpProtocol(number),
         Asked::Icmp(number, of_type) => {

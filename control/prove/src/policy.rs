@@ -134,12 +134,16 @@ pub(super) enum Policy {
 /// One rule of a policy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part<'a> {
+    /// Whether it is one rule of the object with the part before it.
+    pub continues: bool,
     pub action: Action,
     pub peers: Option<&'a [Peer]>,
     pub ports: Option<&'a [PortMatch]>,
     /// What has to hold of the peer, and of the pod that the policy selects.
     pub demands: [&'a [Condition]; 2],
     pub not_ports: &'a [PortMatch],
+    /// Source ports, first and last; None for all.
+    pub source_ports: Option<&'a [(u16, u16)]>,
 }
 
 impl Policy {
@@ -236,18 +240,22 @@ impl Policy {
         let index = index as usize;
         match self {
             Self::Network(policy) => direction.rules(policy)?.get(index).map(|rule| Part {
+                continues: false,
                 action: Action::Allow,
                 peers: rule.peers.as_deref(),
                 ports: rule.ports.as_deref(),
                 demands: [&[], &[]],
                 not_ports: &[],
+                source_ports: None,
             }),
             Self::Tiered(policy) => direction.ordered_rules(policy)?.get(index).map(|rule| Part {
+                continues: rule.continues,
                 action: rule.action,
                 peers: rule.peers.as_deref(),
                 ports: rule.ports.as_deref(),
                 demands: [&rule.conditions.peer, &rule.conditions.own],
                 not_ports: &rule.conditions.not_ports,
+                source_ports: rule.conditions.source_ports.as_deref(),
             }),
         }
     }

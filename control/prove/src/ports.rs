@@ -40,11 +40,52 @@ pub(super) const WITH_PORTS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Prot
 /// What a destination calls its ports: protocol, name and number, in order, no name of a protocol twice.
 pub(super) type PortNames = Vec<(Protocol, String, u16)>;
 
+/// What is decided by source port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum BySource<T> {
+    /// Whatever it is.
+    Same(T),
+    /// From each on; the first is 0, neighbours differ, and there is more than one.
+    Each(Vec<(u16, T)>),
+}
+
+impl<T: Copy + PartialEq> BySource<T> {
+    /// From each on, where neighbours may be the same; the first is 0.
+    fn of(all: impl Iterator<Item = (u16, T)>) -> Self {
+        let mut each: Vec<(u16, T)> = Vec::new();
+        for (first, value) in all {
+            if each.last().is_none_or(|(_, last)| *last != value) {
+                each.push((first, value));
+            }
+        }
+        match each[..] {
+            [(_, value)] => Self::Same(value),
+            _ => Self::Each(each),
+        }
+    }
+
+    fn at(&self, source: u16) -> T {
+        match self {
+            Self::Same(value) => *value,
+            Self::Each(each) => each[each.partition_point(|(first, _)| *first <= source) - 1].1,
+        }
+    }
+
+    /// From each on.
+    pub(super) fn each(&self) -> impl Iterator<Item = (u16, T)> {
+        let (one, each) = match self {
+            Self::Same(value) => (Some((0, *value)), &[][..]),
+            Self::Each(each) => (None, &each[..]),
+        };
+        one.into_iter().chain(each.iter().copied())
+    }
+}
+
 /// What is decided, by protocol and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Spans {
     /// For TCP, UDP and SCTP, from each port on; the first is 0 and neighbours differ.
-    pub protocols: [Vec<(u16, Outcome)>; 3],
+    pub protocols: [Vec<(u16, BySource<Outcome>)>; 3],
     /// Protocols without ports of which something else is decided, in order.
     pub others: Vec<(u8, Outcome)>,
     /// ICMP and ICMPv6 where types are told apart, from each type and code on; the first is 0 and neighbours differ.
@@ -56,7 +97,7 @@ pub(super) struct Spans {
 /// What passes, whatever the rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Passes {
-    protocols: [Vec<(u16, bool)>; 3],
+    protocols: [Vec<(u16, BySource<bool>)>; 3],
     others: Vec<(u8, bool)>,
     by_type: Vec<(u8, Vec<(u16, bool)>)>,
     portless: bool,
@@ -65,7 +106,7 @@ pub(super) struct Passes {
 impl Passes {
     pub(super) fn everything() -> Self {
         Self {
-            protocols: [(); 3].map(|()| vec![(0, true)]),
+            protocols: [(); 3].map(|()| vec![(0, BySource::Same(true))]),
             others: Vec::new(),
             by_type: Vec::new(),
             portless: true,
@@ -86,7 +127,16 @@ impl Spans {
             }
             passes
         };
-        let protocols = [0, 1, 2].map(|protocol: usize| spans(&self.protocols[protocol]));
+        let protocols = [0, 1, 2].map(|protocol: usize| {
+            let mut passes: Vec<(u16, BySource<bool>)> = Vec::new();
+            for (first, outcomes) in &self.protocols[protocol] {
+                let pass = BySource::of(outcomes.each().map(|(source, it)| (source, it.passes(rules))));
+                if passes.last().is_none_or(|(_, last)| *last != pass) {
+                    passes.push((*first, pass));
+                }
+            }
+            passes
+        });
         let portless = self.portless.passes(rules);
         let by_type = self.by_type.iter().map(|(number, outcomes)| {
             let unknown = self.outcome(Asked::Portless(*number)).passes(rules);
@@ -109,8 +159,8 @@ impl Spans {
 
     /// What comes of a packet.
     pub(super) fn outcome(&self, asked: Asked) -> Outcome {
-        let (protocol, port) = match asked {
-            Asked::Port(protocol, port) => (protocol, port),
+        let (protocol, port, source) = match asked {
+            Asked::Port(protocol, port, source) => (protocol, port, source),
             Asked::Portless(asked) => {
                 let mut others = self.others.iter();
                 let found = others.find(|(number, _)| *number == asked);
@@ -126,7 +176,7 @@ impl Spans {
         };
         let spans = &self.protocols[protocol as usize];
         let above = spans.partition_point(|(first, _)| *first <= port);
-        spans[above - 1].1
+        spans[above - 1].1.at(source)
     }
 }
 
@@ -255,13 +305,16 @@ impl Decisions {
         let next = self.spans.len() as u32;
         let number = *self.span_numbers.entry_ref(&spans).or_insert(next);
         if number == next {
-            let with_ports = spans.protocols.iter().flatten().map(|(_, outcome)| *outcome);
-            let without = spans.others.iter().map(|(_, outcome)| *outcome);
-            let of_types = spans.by_type.iter().flat_map(|(_, spans)| spans);
-            let of_types = of_types.map(|(_, outcome)| *outcome);
-            let mut all = with_ports.chain(without).chain(of_types).chain([spans.portless]);
-            self.denying
-                .push(all.any(|outcome| matches!(outcome, Outcome::Denied(_))));
+            let denied = {
+                let with_ports = spans.protocols.iter().flatten();
+                let with_ports = with_ports.flat_map(|(_, outcomes)| outcomes.each().map(|(_, it)| it));
+                let without = spans.others.iter().map(|(_, outcome)| *outcome);
+                let of_types = spans.by_type.iter().flat_map(|(_, spans)| spans);
+                let of_types = of_types.map(|(_, outcome)| *outcome);
+                let mut all = with_ports.chain(without).chain(of_types).chain([spans.portless]);
+                all.any(|outcome| matches!(outcome, Outcome::Denied(_)))
+            };
+            self.denying.push(denied);
             self.spans.push(spans);
         }
         self.decided.insert((list, names), number);
@@ -307,8 +360,10 @@ impl Decisions {
                 }
                 let one_of =
                     |entries: &[PortMatch]| entries.iter().any(|entry| port_matches(entry, asked, &named));
-                let holds =
-                    passed_on != Some(rule.tier) && ports.some.is_none_or(one_of) && !one_of(ports.not);
+                let holds = passed_on != Some(rule.tier)
+                    && ports.some.is_none_or(one_of)
+                    && !one_of(ports.not)
+                    && ports.is_from(asked);
                 match rule.action {
                     _ if !holds => {}
                     Action::Log => {}
@@ -318,6 +373,13 @@ impl Decisions {
             }
             default(passed_on).map_or(Outcome::Open, |denial| Outcome::Denied(denial.policies))
         };
+        let mut sources = vec![0];
+        for (lo, hi) in in_order.iter().filter_map(|(_, ports)| ports.from).flatten() {
+            sources.push(*lo);
+            sources.extend(hi.checked_add(1));
+        }
+        sources.sort_unstable();
+        sources.dedup();
         let protocols = WITH_PORTS.map(|protocol| {
             let mut cuts = vec![0];
             for entry in in_order.iter().flat_map(|(_, ports)| ports.entries()) {
@@ -325,9 +387,13 @@ impl Decisions {
             }
             cuts.sort_unstable();
             cuts.dedup();
-            let mut spans: Vec<(u16, Outcome)> = Vec::new();
+            let mut spans: Vec<(u16, BySource<Outcome>)> = Vec::new();
             for port in cuts {
-                let found = outcome(Asked::Port(protocol, port));
+                let from = |source: &u16| (*source, outcome(Asked::Port(protocol, port, *source)));
+                let found = match sources[..] {
+                    [_] => BySource::Same(outcome(Asked::Port(protocol, port, 0))),
+                    _ => BySource::of(sources.iter().map(from)),
+                };
                 if spans.last().is_none_or(|(_, last)| *last != found) {
                     spans.push((port, found));
                 }

@@ -666,6 +666,13 @@ impl Proof {
     ) -> Option<L4> {
         let wanted = (decided != OPEN).then(|| self.view.decisions.spans(decided).clone());
         let theirs = self.snapshot.port_spans(cells(line.0), Some(map));
+        let by_source = theirs.iter().flat_map(|spans| &spans.by_source);
+        let by_source = by_source.flat_map(|it| it.spans.iter().map(|(first, _)| *first));
+        let own = wanted.iter().flat_map(|spans| spans.protocols.iter().flatten());
+        let own = own.flat_map(|(_, outcomes)| outcomes.each().map(|(first, _)| first));
+        let mut sources: Vec<u16> = own.chain(by_source).chain([0]).collect();
+        sources.sort_unstable();
+        sources.dedup();
         for (at, protocol) in WITH_PORTS.into_iter().enumerate() {
             let own = wanted
                 .iter()
@@ -677,14 +684,18 @@ impl Proof {
             }
             ports.sort_unstable();
             ports.dedup();
-            for port in ports {
-                let asked = Asked::Port(protocol, port);
+            let asked = ports
+                .iter()
+                .flat_map(|port| sources.iter().map(|source| (*port, *source)));
+            for (port, source) in asked {
+                let asked = Asked::Port(protocol, port, source);
                 let outcome = wanted
                     .as_ref()
                     .map_or(Outcome::Open, |spans| spans.outcome(asked));
                 let l4 = L4::Port {
                     protocol: protocol.number(),
                     port,
+                    source,
                 };
                 if !self.decides(line, column, l4, outcome) {
                     return Some(l4);
@@ -727,7 +738,11 @@ impl Proof {
             types.sort_unstable();
             types.dedup();
             asked.extend(types.into_iter().map(|port| {
-                let l4 = L4::Port { protocol, port };
+                let l4 = L4::Port {
+                    protocol,
+                    port,
+                    source: 0,
+                };
                 (l4, Asked::Icmp(protocol, port))
             }));
         }

@@ -31,6 +31,9 @@ pub struct Difference {
     pub protocol: u8,
     /// Destination port; of ICMP and ICMPv6 the type, times 256, and the code. None for a packet without either.
     pub port: Option<u16>,
+    /// Source port, where the protocol has ports.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub source_port: Option<u16>,
     /// What the objects say.
     pub wanted: Answer,
     /// What the snapshot says.
@@ -40,6 +43,12 @@ pub struct Difference {
     /// The policies that are named on either side, as `namespace/name`, those of ordered tiers with kind and tier;
     /// sorted.
     pub policies: Vec<String>,
+}
+
+/// Whether a source port says nothing: most rules ask for none, and then any does.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it")]
+fn is_zero(port: &Option<u16>) -> bool {
+    port.is_none_or(|port| port == 0)
 }
 
 /// A verdict and its reasons.
@@ -61,6 +70,9 @@ impl std::fmt::Display for Difference {
             (1 | 58, Some(of_type)) => write!(f, " type {} code {}", of_type >> 8, of_type & 0xff)?,
             (_, Some(port)) => write!(f, " port {port}")?,
             (_, None) => {}
+        }
+        if let Some(source) = self.source_port.filter(|source| *source != 0) {
+            write!(f, " from port {source}")?;
         }
         write!(
             f,

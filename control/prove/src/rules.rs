@@ -13,7 +13,7 @@ use ringwall_policy::{
 };
 
 use super::{
-    matching::{matches, type_borders},
+    matching::{Asked, matches, type_borders},
     policy::{Policy, Tiers},
     ports::Denial,
     words::NewWords,
@@ -61,7 +61,9 @@ pub(super) struct Rule {
     pub tier: u32,
     pub action: Action,
     pub direction: Direction,
-    /// Its index in the policy's list of the direction.
+    /// Where it stands in the policy's list of the direction.
+    pub place: u32,
+    /// The index of the object's rule that it is: alternatives of one rule have the same.
     pub index: u32,
     /// Pod terms that it names, ascending; None for everyone.
     pub peers: Option<Terms>,
@@ -78,12 +80,25 @@ pub(super) struct Ports<'a> {
     pub some: Option<&'a [PortMatch]>,
     /// And none of these.
     pub not: &'a [PortMatch],
+    /// From one of these source ports, first and last; None for all.
+    pub from: Option<&'a [(u16, u16)]>,
 }
 
 impl<'a> Ports<'a> {
     /// Whether it is all of them.
     pub(super) fn is_all(self) -> bool {
-        self.some.is_none() && self.not.is_empty()
+        self.some.is_none() && self.not.is_empty() && self.from.is_none()
+    }
+
+    /// Whether the source port is one of them.
+    pub(super) fn is_from(self, asked: Asked) -> bool {
+        match (self.from, asked) {
+            (None, _) => true,
+            (Some(ranges), Asked::Port(_, _, source)) => {
+                ranges.iter().any(|(lo, hi)| *lo <= source && source <= *hi)
+            }
+            (Some(_), Asked::Portless(_) | Asked::Icmp(..)) => false,
+        }
     }
 
     /// Every entry.
@@ -220,10 +235,12 @@ impl Rules {
         let mut first = [0; 2];
         for (direction, first) in Direction::BOTH.into_iter().zip(&mut first) {
             *first = self.rules.len() as u32;
-            for index in 0..policy.len(direction) {
-                let Some(part) = policy.part(direction, index) else {
+            let mut begun = 0_u32;
+            for place in 0..policy.len(direction) {
+                let Some(part) = policy.part(direction, place) else {
                     continue;
                 };
+                begun += u32::from(place == 0 || !part.continues);
                 let peers = part.peers.map(|peers| self.terms(policy.namespace(), peers));
                 let demands = part.demands.map(|demands| {
                     let each = demands.iter().map(|condition| Demand {
@@ -250,7 +267,8 @@ impl Rules {
                     tier: self.tiers.tier_of(&policy),
                     action: part.action,
                     direction,
-                    index,
+                    place,
+                    index: begun - 1,
                     peers,
                     peer,
                     own,
@@ -501,10 +519,16 @@ impl Rules {
     pub(super) fn ports(&self, number: u32) -> Ports<'_> {
         let rule = self.rule(number);
         let policy = &self.policies[rule.policy as usize];
-        let part = policy.part(rule.direction, rule.index);
-        part.map_or(Ports { some: None, not: &[] }, |part| Ports {
+        let part = policy.part(rule.direction, rule.place);
+        let all = Ports {
+            some: None,
+            not: &[],
+            from: None,
+        };
+        part.map_or(all, |part| Ports {
             some: part.ports,
             not: part.not_ports,
+            from: part.source_ports,
         })
     }
 
@@ -518,6 +542,15 @@ impl Rules {
             }
         }
         found
+    }
+
+    /// Every source port at which some rule may change its mind.
+    pub(super) fn source_ports_named(&self) -> BTreeSet<u16> {
+        let ranges = (0..self.rules.len()).filter_map(|rule| self.ports(rule as u32).from);
+        let borders = ranges
+            .flatten()
+            .flat_map(|(lo, hi)| [Some(*lo), hi.checked_add(1)]);
+        borders.flatten().collect()
     }
 
     /// Every protocol, type and code of ICMP at which some rule may change its mind.

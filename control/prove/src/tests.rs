@@ -94,6 +94,7 @@ fn tiered(tier: &str, priority: u16, name: &str) -> TieredPolicy {
 
 fn rule(action: Action, ports: Option<Vec<PortMatch>>) -> TieredRule {
     TieredRule {
+        continues: false,
         action,
         peers: None,
         ports,
@@ -326,27 +327,27 @@ fn what_is_passed_on_misses_the_rules_for_every_port() {
     let policies = [admin, baseline];
     for (asked, isolated, not) in [
         (
-            Asked::Port(Protocol::Tcp, 80),
+            Asked::Port(Protocol::Tcp, 80, 0),
             (false, "isolated by NetworkPolicy: a/np of NetworkPolicy"),
             (false, "Baseline baseline 0"),
         ),
         (
-            Asked::Port(Protocol::Tcp, 90),
+            Asked::Port(Protocol::Tcp, 90, 0),
             (true, "NetworkPolicy a/np 0"),
             (false, "Baseline baseline 0"),
         ),
         (
-            Asked::Port(Protocol::Tcp, 91),
+            Asked::Port(Protocol::Tcp, 91, 0),
             (false, "isolated by NetworkPolicy: a/np of NetworkPolicy"),
             (false, "Baseline baseline 0"),
         ),
         (
-            Asked::Port(Protocol::Tcp, 0),
+            Asked::Port(Protocol::Tcp, 0, 0),
             (true, "Admin admin 3"),
             (true, "Admin admin 3"),
         ),
         (
-            Asked::Port(Protocol::Udp, 80),
+            Asked::Port(Protocol::Udp, 80, 0),
             (true, "Admin admin 3"),
             (true, "Admin admin 3"),
         ),
@@ -363,8 +364,8 @@ fn what_is_passed_on_misses_the_rules_for_every_port() {
     }
     // 76: a range holds neither port 0 nor what has no ports.
     for (asked, allow) in [
-        (Asked::Port(Protocol::Tcp, 1), false),
-        (Asked::Port(Protocol::Tcp, 0), true),
+        (Asked::Port(Protocol::Tcp, 1, 0), false),
+        (Asked::Port(Protocol::Tcp, 0, 0), true),
         (Asked::Portless(1), true),
     ] {
         assert_eq!(ingress_with(&[], &policies[1..], asked).0, allow, "{asked:?}");
@@ -444,12 +445,17 @@ impl Dice {
             peer: conditions(&mut dice),
             own: conditions(&mut dice),
             not_ports: dice.ports().unwrap_or_default(),
+            source_ports: match dice.below(3) {
+                0 => Some([(0, 0), (53, 53), (1024, 65535)][..dice.below(4)].to_vec()),
+                _ => None,
+            },
         }
     }
 
     fn tiered(&mut self) -> TieredPolicy {
         let rules = |dice: &mut Self| {
             let rule = |dice: &mut Self| TieredRule {
+                continues: false,
                 action: dice.one(&[
                     Action::Allow,
                     Action::Deny,
@@ -588,6 +594,14 @@ fn is_about(cluster: &Cluster, rule: &Read<'_>, (own, peer): (&Pod, &Pod), dst: 
         && all(&rule.conditions.own, own)
         && rule.ports.as_deref().is_none_or(one_of)
         && !one_of(&rule.conditions.not_ports)
+        && rule
+            .conditions
+            .source_ports
+            .as_ref()
+            .is_none_or(|ranges| match asked {
+                Asked::Port(_, _, source) => ranges.iter().any(|(lo, hi)| *lo <= source && source <= *hi),
+                Asked::Portless(_) | Asked::Icmp(..) => false,
+            })
 }
 
 /// Ingress or egress of a pod, policy by policy and rule by rule.
@@ -752,14 +766,16 @@ fn views_that_follow_say_what_the_policies_say() {
                 dice.event(&mut cluster);
             }
             follow(&mut view, &cluster);
-            let asked = [0, 1, 80, 81, 82, 90, 91].map(|port| Asked::Port(Protocol::Tcp, port));
+            let asked = [0, 1, 80, 81, 82, 90, 91].map(|port| Asked::Port(Protocol::Tcp, port, 0));
             let types = [0, 1, 0x00ff, 0x0100, 0x0800, 0x08fe, 0x08ff, 0xff00, 0xffff];
+            let sources = [1, 52, 53, 54, 1023, 1024, 65535];
+            let sources = sources.map(|source| Asked::Port(Protocol::Tcp, 80, source));
             let types = types.into_iter().map(|of_type| Asked::Icmp(1, of_type));
-            let asked = asked.into_iter().chain(types).chain([
+            let asked = asked.into_iter().chain(types).chain(sources).chain([
                 Asked::Icmp(58, 0x0800),
                 Asked::Portless(1),
                 Asked::Portless(47),
-                Asked::Port(Protocol::Udp, 80),
+                Asked::Port(Protocol::Udp, 80, 0),
             ]);
             for asked in asked {
                 for own in cluster.pods.values() {

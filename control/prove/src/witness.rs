@@ -115,15 +115,25 @@ impl Proof {
             NodeExemption::Untrusted => what.push_str(" (where node addresses are not trusted)"),
             NodeExemption::ThisNode => what.push_str(" (where the one that is no pod is the pod's node)"),
         }
-        let (protocol, port) = match l4 {
-            L4::Port { protocol, port } => (protocol, Some(port)),
-            L4::NoPort { protocol } => (protocol, None),
+        let (protocol, port, source_port) = match l4 {
+            L4::Port {
+                protocol: protocol @ (1 | 58),
+                port,
+                ..
+            } => (protocol, Some(port), None),
+            L4::Port {
+                protocol,
+                port,
+                source,
+            } => (protocol, Some(port), Some(source)),
+            L4::NoPort { protocol } => (protocol, None, None),
         };
         Box::new(Difference {
             src: self.words(src),
             dst: self.words(dst),
             protocol,
             port,
+            source_port,
             wanted: wanted.answer(),
             got: got.answer(),
             what,
@@ -150,13 +160,28 @@ impl Proof {
                 .filter(|(of, _)| *of == protocol)
                 .map(|(_, port)| port);
             let ports: BTreeSet<u16> = own.chain([0]).collect();
-            asked.extend(ports.into_iter().take(TRIED_PORTS).map(|port| L4::Port {
+            let sources: BTreeSet<u16> = self
+                .view
+                .rules
+                .source_ports_named()
+                .into_iter()
+                .chain([0])
+                .collect();
+            let both = sources
+                .into_iter()
+                .flat_map(|source| ports.iter().map(move |port| (*port, source)));
+            asked.extend(both.take(TRIED_PORTS).map(|(port, source)| L4::Port {
                 protocol: protocol.number(),
                 port,
+                source,
             }));
         }
         let types = self.view.rules.types_named().into_iter().take(TRIED_PORTS);
-        asked.extend(types.map(|(protocol, port)| L4::Port { protocol, port }));
+        asked.extend(types.map(|(protocol, port)| L4::Port {
+            protocol,
+            port,
+            source: 0,
+        }));
         let mut packets = Vec::new();
         for other in others {
             for l4 in &asked {
@@ -282,9 +307,13 @@ impl Proof {
         policies: &mut BTreeSet<String>,
     ) -> (bool, String) {
         let asked = match l4 {
-            L4::Port { protocol, port } => {
+            L4::Port {
+                protocol,
+                port,
+                source,
+            } => {
                 let of = WITH_PORTS.into_iter().find(|of| of.number() == protocol);
-                of.map_or(Asked::Icmp(protocol, port), |of| Asked::Port(of, port))
+                of.map_or(Asked::Icmp(protocol, port), |of| Asked::Port(of, port, source))
             }
             L4::NoPort { protocol } => Asked::Portless(protocol),
         };

@@ -8,6 +8,7 @@ pub(super) mod calico;
 mod field;
 mod identity;
 mod policy;
+mod services;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tiered;
@@ -21,7 +22,9 @@ use field::{
 pub(super) use identity::seconds_since_1970;
 use std::sync::Arc;
 
-use ringwall_policy::{Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey};
+use ringwall_policy::{
+    Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey, services::ServiceObject,
+};
 use serde_json::Value;
 
 /// One object of a document.
@@ -41,6 +44,8 @@ pub struct Decoded {
     pub faults: Vec<Fault>,
     /// What the state needs of it besides the object.
     pub(super) input: Option<Arc<calico::Input>>,
+    /// What it says about Services.
+    pub(super) service: Option<ServiceObject>,
 }
 
 /// An object that cannot be understood at all.
@@ -133,6 +138,7 @@ fn unfold(
                 unevaluated: Vec::new(),
                 faults: Vec::new(),
                 input: None,
+                service: None,
             });
             return Ok(());
         }
@@ -295,6 +301,7 @@ fn object(
         unevaluated: Vec::new(),
         faults: Vec::new(),
         input: None,
+        service: None,
     };
     let passed_over = |notes| {
         Ok(Decoded {
@@ -316,8 +323,10 @@ fn object(
         }
         Role::Ignored => return passed_over(Vec::new()),
         Role::Support(support) => {
+            let (input, service) = support.read(root);
             return passed_over(Vec::new()).map(|decoded| Decoded {
-                input: support.read(root).map(Arc::new),
+                input: input.map(Arc::new),
+                service,
                 ..decoded
             });
         }
@@ -402,14 +411,17 @@ fn object(
 
     let mut findings = policy::Findings::default();
     let mut input = None;
+    let mut service = None;
     let is_calico = matches!(role, Role::Calico(_));
     let object = match role {
         Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
         Role::Node => {
             input = Some(calico::node(root));
+            service = services::zone(name, root);
             Object::Node(identity::node(root, at, metadata, name, &mut findings.notes).map_err(wrong)?)
         }
         Role::Pod => {
+            service = services::readiness(&key, root);
             Object::Pod(identity::pod(root, at, metadata, key, uid, &mut findings.notes).map_err(wrong)?)
         }
         Role::Template(path) => Object::Pod(identity::template(root, at, path, kind, key).map_err(wrong)?),
@@ -477,6 +489,7 @@ fn object(
         unevaluated: findings.unevaluated,
         faults: findings.faults,
         input: input.map(Arc::new),
+        service,
     })
 }
 

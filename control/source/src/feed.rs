@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringwall_messages::{ClusterUid, ResourceVersions, SourceStatus, WatchStatus};
-use ringwall_policy::Cluster;
+use ringwall_policy::{Cluster, services::Services};
 use tokio::sync::watch;
 
 use crate::{problems::Problems, staged::Staged};
@@ -40,10 +40,62 @@ pub struct Feed {
     pub states: watch::Receiver<Option<Arc<SourceState>>>,
     /// How it is doing.
     pub health: Arc<Health>,
+    /// Its Services.
+    pub services: ServiceFeed,
     /// Takes a state that the source holds back; None where it never does.
     pub accept: Option<Accept>,
     /// What runs for it, as long as this lives.
     pub(super) _task: Option<AbortOnDrop>,
+}
+
+/// The Services of a source. They are no part of its states, so that what changes in them compiles nothing, and nobody watches them
+/// before somebody asks.
+#[derive(Clone, Debug)]
+pub struct ServiceFeed {
+    latest: watch::Receiver<Option<Arc<Services>>>,
+    wanted: watch::Sender<bool>,
+}
+
+/// Who fills a [`ServiceFeed`].
+#[derive(Debug)]
+pub(super) struct ServicePublisher {
+    latest: watch::Sender<Option<Arc<Services>>>,
+    /// Whether somebody asks for them.
+    pub(super) wanted: watch::Receiver<bool>,
+}
+
+impl ServiceFeed {
+    pub(super) fn new() -> (ServicePublisher, Self) {
+        let (publisher, latest) = watch::channel(None);
+        let (wanted, is_wanted) = watch::channel(false);
+        let publisher = ServicePublisher {
+            latest: publisher,
+            wanted: is_wanted,
+        };
+        (publisher, Self { latest, wanted })
+    }
+
+    /// Has them watched from now on, and waits until they are known; None where that takes longer than `patience`.
+    pub async fn get(&self, patience: Duration) -> Option<Arc<Services>> {
+        self.wanted.send_replace(true);
+        let mut latest = self.latest.clone();
+        let known = tokio::time::timeout(patience, latest.wait_for(Option::is_some)).await;
+        known.ok()?.ok()?.clone()
+    }
+}
+
+impl ServicePublisher {
+    /// Says what they are now.
+    pub(super) fn publish(&self, services: &Services) {
+        self.latest.send_if_modified(|latest| {
+            // What is shared with the last ones is not compared.
+            let same = latest.as_ref().is_some_and(|latest| latest.same_as(services));
+            if !same {
+                *latest = Some(Arc::new(services.clone()));
+            }
+            !same
+        });
+    }
 }
 
 /// Takes a state that the source holds back.

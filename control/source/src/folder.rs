@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use ringwall_policy::{Cluster, Settings};
+use ringwall_policy::{Cluster, Settings, services::Services};
 pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
 pub use written::Written;
 
@@ -80,6 +80,8 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Policies that are staged: nothing is enforced of them.
     pub staged: Arc<Vec<Staged>>,
+    /// Services: no verdict depends on them.
+    pub services: Services,
     /// Number of files read.
     pub files: usize,
     /// The files that say something else than when the folder was last read; none at the first time.

@@ -55,7 +55,7 @@ use self::{
     watch::{Backoff, Watcher, explain},
 };
 pub(crate) use self::{connect::needs, kind::Reference};
-use super::feed::{AbortOnDrop, Feed, Health, SourceState, Unreadable};
+use super::feed::{AbortOnDrop, Feed, Health, ServiceFeed, ServicePublisher, SourceState, Unreadable};
 
 /// How to reach the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +280,21 @@ fn start_with(
     assembler.start(state, kept, messages, essential)
 }
 
+/// Who is told what the watches come to.
+struct Receivers<'a> {
+    states: &'a latest::Sender<Option<Arc<SourceState>>>,
+    services: ServicePublisher,
+}
+
+impl Receivers<'_> {
+    /// Says what Services are now, where they are other than before.
+    fn publish(&self, state: &State) {
+        if let Some(services) = state.services() {
+            self.services.publish(services);
+        }
+    }
+}
+
 /// Puts the watches together and hands complete states on.
 #[derive(Clone)]
 struct Assembler {
@@ -333,12 +348,21 @@ impl Assembler {
         essential: Essential,
     ) -> Feed {
         let (sender, states) = latest::channel(None);
+        let (publisher, services) = ServiceFeed::new();
         let health = Arc::clone(&self.health);
         let ending = Arc::clone(&health);
         let mut assembling = JoinSet::new();
         // As long as this is there, the feed has not ended: whoever sees its end must find the reason.
         let alive = sender.clone();
-        assembling.spawn(async move { self.run(state, kept, messages, essential, &sender).await });
+        assembling.spawn(async move {
+            {
+                let to = Receivers {
+                    states: &sender,
+                    services: publisher,
+                };
+                self.run(state, kept, messages, essential, to).await
+            }
+        });
         let task = AbortOnDrop(tokio::spawn(async move {
             let reason = match assembling.join_next().await {
                 Some(Ok(reason)) => reason,
@@ -351,6 +375,7 @@ impl Assembler {
         Feed {
             states,
             health,
+            services,
             accept: None,
             _task: Some(task),
         }
@@ -363,9 +388,10 @@ impl Assembler {
         kept: Option<PathBuf>,
         mut messages: mpsc::Receiver<Message>,
         mut essential: Essential,
-        states: &latest::Sender<Option<Arc<SourceState>>>,
+        to: Receivers<'_>,
     ) -> String {
         let mut questions = JoinSet::new();
+        let mut wanted = to.services.wanted.clone();
         let mut keeper = kept.map(Keeper::new);
         let mut began: Option<Instant> = None;
         let mut last: Option<Instant> = None;
@@ -377,13 +403,18 @@ impl Assembler {
                 biased;
                 ended = essential.ended() => return ended,
                 () = until(due) => {
-                    self.hand_on(states, &state, began.take().unwrap_or_else(Instant::now));
+                    self.hand_on(to.states, &state, began.take().unwrap_or_else(Instant::now));
                     last = Some(Instant::now());
                 }
                 () = until(keeper.as_ref().and_then(|keeper| keeper.due(&state))) => {
                     if let Some(keeper) = &mut keeper {
                         keeper.write(&state);
                     }
+                }
+                () = asked_for(&mut wanted), if !state.wants_services() => {
+                    state.want_services();
+                    self.watch_what_is_asked_for(&state);
+                    to.publish(&state);
                 }
                 message = messages.recv() => {
                     // This task has a sender itself.
@@ -412,9 +443,8 @@ impl Assembler {
                             Err(_) => break,
                         }
                     }
-                    for (kind, asked_for) in state.asked_for() {
-                        self.connection.presences().ask_for(kind, asked_for);
-                    }
+                    self.watch_what_is_asked_for(&state);
+                    to.publish(&state);
                     for namespace in state.questions() {
                         questions.spawn(ask(namespace, self.clone()));
                     }
@@ -432,6 +462,12 @@ impl Assembler {
                     }));
                 }
             }
+        }
+    }
+
+    fn watch_what_is_asked_for(&self, state: &State) {
+        for (kind, asked_for) in state.asked_for() {
+            self.connection.presences().ask_for(kind, asked_for);
         }
     }
 
@@ -476,6 +512,14 @@ fn take(state: &mut State, message: Message) -> bool {
         Message::Unevaluated(kinds) => state.set_unevaluated(kinds),
         Message::Reading(kind, reading) => state.read(kind, reading),
         Message::Compare(..) => false,
+    }
+}
+
+/// Waits until somebody asks for Services.
+async fn asked_for(wanted: &mut latest::Receiver<bool>) {
+    if wanted.wait_for(|wanted| *wanted).await.is_err() {
+        // Nobody is left who might.
+        std::future::pending().await
     }
 }
 

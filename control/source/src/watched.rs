@@ -11,7 +11,7 @@ use ringwall_policy::Settings;
 use tokio::sync::watch;
 
 use super::{
-    feed::{Accept, Feed, Health, SourceState},
+    feed::{Accept, Feed, Health, ServiceFeed, ServicePublisher, SourceState},
     folder::{FolderError, FolderWatch, Loaded, Problem, Update, WatchOptions},
 };
 
@@ -36,8 +36,10 @@ pub fn start(
         [],
     ));
     let (states, received) = watch::channel(None);
+    let (publisher, services) = ServiceFeed::new();
     let mut reader = Reader {
         states,
+        services: publisher,
         health: Arc::clone(&health),
     };
     let acceptor = folder_watch.acceptor();
@@ -57,6 +59,7 @@ pub fn start(
     Ok(Feed {
         states: received,
         health,
+        services,
         accept: Some(Accept(Box::new(move || acceptor.accept()))),
         _task: None,
     })
@@ -64,6 +67,7 @@ pub fn start(
 
 struct Reader {
     states: watch::Sender<Option<Arc<SourceState>>>,
+    services: ServicePublisher,
     health: Arc<Health>,
 }
 
@@ -74,6 +78,10 @@ impl Reader {
                 Ok(Update::State(loaded)) => {
                     self.health.event(None);
                     self.hand_on(*loaded);
+                }
+                Ok(Update::Services(services)) => {
+                    self.health.event(None);
+                    self.services.publish(&services);
                 }
                 Ok(Update::Held { reason, problems }) => {
                     self.health.event(None);
@@ -101,6 +109,7 @@ impl Reader {
         self.health
             .changed(loaded.changed.iter().map(|file| file.display().to_string()));
         self.health.handed_on();
+        self.services.publish(&loaded.services);
         self.states.send_replace(Some(Arc::new(SourceState {
             cluster: loaded.cluster,
             problems,

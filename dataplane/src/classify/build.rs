@@ -49,7 +49,7 @@
 //! let (from, to) = (Addr::v4([192, 0, 2, 1]), Addr::v4([10, 0, 0, 1]));
 //! let (src, dst) = (snapshot.identify(from), snapshot.identify(to));
 //! let judge = |port| {
-//!     let l4 = L4::Port { protocol: 6, port };
+//!     let l4 = L4::Port { protocol: 6, port, source: 0 };
 //!     snapshot.judge(&src, &dst, from, to, l4, NodeExemption::Trusted).allow()
 //! };
 //! assert!(judge(80));
@@ -535,7 +535,7 @@ impl ImageBuilder {
     }
 
     /// A decision by another port map, for one range of one further port map: the TCP ranges of the nested one say what is
-    /// decided by the type and code of ICMP ([`super::icmp`]), `unknown` where those are not known.
+    /// decided by source port, or by the type and code of ICMP ([`super::icmp`]); `unknown` where those are not known.
     pub fn nested_port_map(&mut self, unknown: PortDecision, ranges: &[PortRange]) -> PortDecision {
         PortDecision {
             decision: Decision::NESTED,

@@ -346,8 +346,8 @@ pub(super) struct PortMapRecord {
     /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section. Those of the fourth are of all other protocols,
     /// by number in place of a port. A list covers every port, or has no interval where they are all decided as `portless`.
     ///
-    /// An interval that [`Decision::NESTED`] has the number of another port map, of which the first list decides: for ICMP by
-    /// type and code. Where those are not known, its `portless` does. Port maps nest once.
+    /// An interval that is [`Decision::NESTED`] has the number of another port map, of which the first list decides: by source
+    /// port, for ICMP by type and code. Where those are not known, its `portless` does. Port maps nest once.
     pub starts: [u32; 5],
     /// Rule that decides where no port is known or the protocol has none; [`NONE`] for no rule.
     pub portless_provenance: u32,

@@ -15,7 +15,7 @@ use zerocopy::try_transmute_ref;
 
 use super::{
     DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Image, ImageError, Judgement, L4,
-    NodeExemption, PolicyName, PortSpans, Provenance, Row,
+    NodeExemption, PolicyName, PortSpans, Provenance, Row, SourceSpans,
     bucket::{self, Bucket},
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
@@ -182,10 +182,7 @@ impl Snapshot {
             .max()
             .unwrap_or(0);
         let search = if longest == 0 { 0 } else { longest.ilog2() + 1 };
-        let nests = tables
-            .intervals
-            .iter()
-            .any(|interval| interval.decision == Decision::NESTED);
+        let nests = self.nests();
         Sizes {
             bytes: self.image.bytes(),
             hosts: tables
@@ -207,6 +204,12 @@ impl Snapshot {
                 + search
                 + if nests { 1 + search } else { 0 },
         }
+    }
+
+    /// Whether some cell tells source ports or types of ICMP apart. Looks at all intervals.
+    pub fn nests(&self) -> bool {
+        let mut intervals = self.image.parts.tables.intervals.iter();
+        intervals.any(|interval| interval.decision == Decision::NESTED)
     }
 
     /// Who an address is.
@@ -465,6 +468,7 @@ impl Snapshot {
             protocols: [6, 17, 132].map(|protocol| (protocol, vec![(0, verdict)])),
             others: Vec::new(),
             by_type: Vec::new(),
+            by_source: Vec::new(),
             portless: verdict,
         };
         let number = match row {
@@ -481,43 +485,67 @@ impl Snapshot {
         }
         let map = tables.port_maps.get(port_map as usize)?;
         let portless = self.verdict_of(number, map.portless, map.portless_provenance);
-        let spans = |from: u32, to: u32, otherwise| {
-            if from == to {
-                return Some(vec![(0, otherwise)]);
-            }
-            let spans = (from..to).map(|at| {
-                let interval = tables.intervals.get(at as usize)?;
-                let verdict = self.verdict_of(number, interval.decision, interval.provenance);
-                Some((interval.lo, verdict))
-            });
-            spans.collect::<Option<Vec<_>>>()
+        let verdict = |decision, provenance| self.verdict_of(number, decision, provenance);
+        let list = |from: u32, to: u32| {
+            let intervals = (from..to).map(|at| tables.intervals.get(at as usize));
+            intervals.collect::<Option<Vec<&IntervalRecord>>>()
+        };
+        // Of a nested port map: where what it asks for is not known, and from each value on.
+        let nested = |map: u32| {
+            let map = tables.port_maps.get(map as usize)?;
+            let [from, to, ..] = map.starts;
+            let decided = |it: &IntervalRecord| (it.lo, verdict(it.decision, it.provenance));
+            let unknown = verdict(map.portless, map.portless_provenance);
+            let spans: Vec<_> = list(from, to)?.into_iter().map(decided).collect();
+            Some((unknown, spans))
         };
         let [tcp, udp, sctp, others, end] = map.starts;
-        let mut by_number = Vec::new();
-        let mut by_type = Vec::new();
-        for interval in (others..end).map(|at| tables.intervals.get(at as usize)) {
-            let interval = interval?;
+        let mut by_source = Vec::new();
+        let mut by_port = |protocol: u8, from: u32, to: u32| {
+            let mut spans = Vec::new();
+            for interval in list(from, to)? {
+                let decided = match interval.decision {
+                    Decision::NESTED => {
+                        let (unknown, known) = nested(interval.provenance)?;
+                        by_source.push(SourceSpans {
+                            protocol,
+                            first: interval.lo,
+                            spans: known,
+                        });
+                        unknown
+                    }
+                    decision => verdict(decision, interval.provenance),
+                };
+                spans.push((interval.lo, decided));
+            }
+            if spans.is_empty() {
+                spans.push((0, portless));
+            }
+            Some((protocol, spans))
+        };
+        let protocols = [
+            by_port(6, tcp, udp)?,
+            by_port(17, udp, sctp)?,
+            by_port(132, sctp, others)?,
+        ];
+        let (mut by_number, mut by_type) = (Vec::new(), Vec::new());
+        for interval in list(others, end)? {
             let protocol = u8::try_from(interval.lo).ok()?;
-            let verdict = match interval.decision {
+            let decided = match interval.decision {
                 Decision::NESTED => {
-                    let nested = tables.port_maps.get(interval.provenance as usize)?;
-                    let [from, to, ..] = nested.starts;
-                    let unknown = self.verdict_of(number, nested.portless, nested.portless_provenance);
-                    by_type.push((protocol, spans(from, to, unknown)?));
+                    let (unknown, known) = nested(interval.provenance)?;
+                    by_type.push((protocol, known));
                     unknown
                 }
-                decision => self.verdict_of(number, decision, interval.provenance),
+                decision => verdict(decision, interval.provenance),
             };
-            by_number.push((protocol, verdict));
+            by_number.push((protocol, decided));
         }
         Some(PortSpans {
-            protocols: [
-                (6, spans(tcp, udp, portless)?),
-                (17, spans(udp, sctp, portless)?),
-                (132, spans(sctp, others, portless)?),
-            ],
+            protocols,
             others: by_number,
             by_type,
+            by_source,
             portless,
         })
     }
@@ -627,9 +655,15 @@ impl Snapshot {
     fn port_decision(&self, map: &PortMapRecord, l4: L4) -> Option<(Decision, u32)> {
         let [tcp, udp, sctp, others, end] = map.starts;
         let (from, to, port) = match l4 {
-            L4::Port { protocol: 6, port } => (tcp, udp, port),
-            L4::Port { protocol: 17, port } => (udp, sctp, port),
-            L4::Port { protocol: 132, port } => (sctp, others, port),
+            L4::Port {
+                protocol: 6, port, ..
+            } => (tcp, udp, port),
+            L4::Port {
+                protocol: 17, port, ..
+            } => (udp, sctp, port),
+            L4::Port {
+                protocol: 132, port, ..
+            } => (sctp, others, port),
             // By number, in place of a port.
             L4::Port { protocol, .. } | L4::NoPort { protocol } => (others, end, u16::from(protocol)),
         };
@@ -649,8 +683,14 @@ impl Snapshot {
         let map = self.image.parts.tables.port_maps.get(map as usize)?;
         let [from, to, ..] = map.starts;
         let key = match l4 {
-            L4::Port { port, .. } if from < to => port,
-            _ => return Some((map.portless, map.portless_provenance)),
+            _ if from == to => return Some((map.portless, map.portless_provenance)),
+            L4::Port {
+                protocol: 6 | 17 | 132,
+                source,
+                ..
+            } => source,
+            L4::Port { port, .. } => port,
+            L4::NoPort { .. } => return Some((map.portless, map.portless_provenance)),
         };
         let interval = self.interval(from, to, key)?;
         Some((interval.decision, interval.provenance))

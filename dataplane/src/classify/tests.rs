@@ -40,7 +40,11 @@ const fn somewhere(kind: IdentityKind, peer_class: u32) -> Identity {
 }
 
 fn tcp(port: u16) -> L4 {
-    L4::Port { protocol: 6, port }
+    L4::Port {
+        protocol: 6,
+        port,
+        source: 0,
+    }
 }
 
 /// Two pods on node n1, `default/web` (isolated for ingress) and `default/any`; nodes n1 and n2; a pod network with
@@ -191,7 +195,8 @@ fn judging_goes_by_its_steps() {
             any,
             L4::Port {
                 protocol: 17,
-                port: 53
+                port: 53,
+                source: 0
             }
         )
         .allow
@@ -201,7 +206,8 @@ fn judging_goes_by_its_steps() {
             any,
             L4::Port {
                 protocol: 132,
-                port: 80
+                port: 80,
+                source: 0
             }
         )
         .allow
@@ -216,6 +222,7 @@ fn judging_goes_by_its_steps() {
         L4::Port {
             protocol: 47,
             port: 0,
+            source: 0,
         },
     ] {
         assert_eq!(ingress(block, l4).effect, Effect::Allow);
@@ -367,6 +374,7 @@ fn provenance_names_rules_and_sets() {
         L4::Port {
             protocol: 17,
             port: 53,
+            source: 0,
         },
     )
     .ingress;
@@ -496,6 +504,7 @@ fn exercise(snapshot: &Snapshot) -> usize {
                 L4::Port {
                     protocol: 132,
                     port: 65535,
+                    source: 0,
                 },
                 L4::NoPort { protocol: 1 },
             ] {
@@ -748,6 +757,7 @@ fn port_maps_nest_for_types_of_icmp() {
     let of = |protocol, kind, code| L4::Port {
         protocol,
         port: icmp(kind, code),
+        source: 0,
     };
     for (l4, wanted) in [
         (of(1, 8, 0), (true, types)),
@@ -837,4 +847,69 @@ fn nested_port_maps_go_with_the_last_that_nests_them() {
         !changed.contains(&other) && !changed.contains(&of_other),
         "{changed:?}"
     );
+}
+
+#[test]
+fn port_maps_nest_for_source_ports() {
+    let mut builder = ImageBuilder::new(Generation(1));
+    let policy = builder.policy("default", "NetworkPolicy", "default", "dns");
+    let rule = builder.rule(policy, 0);
+    let answers = builder.nested_port_map(PortDecision::DENY, &[PortRange::allow(6, 53, 53, rule)]);
+    let range = PortRange {
+        protocol: 17,
+        lo: 1024,
+        hi: u16::MAX,
+        then: answers,
+    };
+    let map = builder.port_map(PortDecision::DENY, &[range]);
+    let row = builder.row(NONE, &[map]);
+    let pod = builder.identity(Identity {
+        kind: IdentityKind::Pod,
+        endpoint: 0,
+        ingress: row,
+        ..somewhere(IdentityKind::Pod, 0)
+    });
+    builder.endpoint("default", "client", false, pod);
+    builder.host(v4(10, 0, 0, 1), pod);
+    let snapshot = Snapshot::open(&builder.finish([0; 32]).unwrap()).unwrap();
+    let (from, to) = (v4(192, 0, 2, 1), v4(10, 0, 0, 1));
+    for (protocol, source, port, passes) in [
+        (17, 53, 1024, true),
+        (17, 53, 65535, true),
+        (17, 53, 1023, false),
+        (17, 52, 1024, false),
+        (17, 54, 1024, false),
+        (17, 1024, 53, false),
+        (6, 53, 1024, false),
+    ] {
+        let l4 = L4::Port {
+            protocol,
+            port,
+            source,
+        };
+        let verdict = judge(&snapshot, from, to, l4).ingress;
+        assert_eq!(verdict.allow, passes, "{l4:?}");
+        let packet = FirstPacket {
+            src: from,
+            dst: to,
+            l4,
+        };
+        let many = snapshot.judge_many(&[packet], |_, _, _| NodeExemption::Trusted);
+        assert_eq!(many[0].judgement.ingress, verdict, "{l4:?}");
+    }
+    let (row, _) = snapshot.rows_of(&snapshot.identify(to));
+    let spans = snapshot.port_spans(row, snapshot.port_map_of(row, 0)).unwrap();
+    let [
+        SourceSpans {
+            protocol,
+            first,
+            spans,
+        },
+    ] = &spans.by_source[..]
+    else {
+        panic!("{spans:?}");
+    };
+    let spans: Vec<(u16, bool)> = spans.iter().map(|(lo, it)| (*lo, it.allow)).collect();
+    assert_eq!((*protocol, *first), (17, 1024));
+    assert_eq!(spans, [(0, false), (53, true), (54, false)]);
 }

@@ -12,6 +12,10 @@ use super::{
 use crate::{
     addr::Addr,
     classify::Generation,
+    node::{
+        ask::{self, LocalEnds},
+        cache::CacheIndex,
+    },
     port::{PortId, PortTag},
     prefetch::prefetch,
     time::Nanos,
@@ -41,6 +45,9 @@ const FAILSAFE: u8 = 16;
 const AUDITED: u8 = 32;
 /// Its packets bear the Ethernet addresses that its ports were bound with.
 const MAC_BOUND: u8 = 64;
+/// Of `asked`: the kernel asks about its packets, and which ends this node judges ([`ask::flag`]).
+const ASKED: u8 = 4;
+const ALL_ASKED: u8 = ask::flag::SRC_LOCAL | ask::flag::DST_LOCAL | ASKED;
 const ALL_FLAGS: u8 = ORIENTED | REPLY_ALLOWED | TRUSTED | THIS_NODE | FAILSAFE | AUDITED | MAC_BOUND;
 
 /// Native byte order, but for addresses; all zero is a free place.
@@ -58,7 +65,8 @@ pub(crate) struct Entry {
     /// [`State`] as a number; 0 is free.
     state: u8,
     flags: u8,
-    reserved: u8,
+    /// [`ASKED`] and which ends are judged; 0 on a gateway.
+    asked: u8,
     /// Over the key: shows an entry that was torn.
     check: u32,
     /// By direction: the port where its packets come in, which is where the other direction's went out.
@@ -91,14 +99,51 @@ pub(crate) struct Entry {
     errors_left: u8,
     /// Why audit mode would drop it: a [`DropReason`] plus one; 0 for nothing.
     would_drop: u8,
-    /// By direction, with [`MAC_BOUND`]: the Ethernet address that its packets come from; zero where none has come.
-    stations: [[u8; 6]; 2],
-    /// Fills up to `came_by`.
-    padding: [u8; 2],
-    /// On a wire: the [`PortTag`] of the port where packets of the original direction come in; 0 for none. Unlike `ports`
-    /// it outlives a restart, and being judged again.
-    came_by: u32,
-    cold: [u8; 8],
+    place: Place,
+    /// By direction, of a flow that the kernel asks about: one more than the place of its tuple in the flow cache; 0 is
+    /// none. A tracked flow has one tuple, an untracked one a tuple of each direction.
+    cached: [u32; 2],
+}
+
+/// Where a flow's packets come from.
+///
+/// * On a wire, by direction, with [`MAC_BOUND`]: the Ethernet address that its packets come from (6 bytes each), zero where
+///   none has come; from byte 14 on the [`PortTag`] of the port where packets of the original direction come in, 0 for none.
+///   Unlike `ports` the tag outlives a restart, and being judged again.
+/// * With [`ASKED`]: the frontend's address and port (network byte order), zeros for none.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Place([u8; 18]);
+
+const TAG: std::ops::Range<usize> = 14..18;
+
+impl Place {
+    const NONE: Self = Self([0; 18]);
+
+    #[inline]
+    fn station(&self, direction: FlowDirection) -> [u8; 6] {
+        let at = 6 * direction as usize;
+        std::array::from_fn(|nth| self.0[at + nth])
+    }
+
+    fn set_station(&mut self, direction: FlowDirection, station: [u8; 6]) {
+        let at = 6 * direction as usize;
+        self.0[at..at + 6].copy_from_slice(&station);
+    }
+
+    fn forget_stations(&mut self) {
+        self.0[..12].fill(0);
+    }
+
+    fn tag(&self) -> u32 {
+        let mut tag = [0; 4];
+        tag.copy_from_slice(&self.0[TAG]);
+        u32::from_ne_bytes(tag)
+    }
+
+    fn set_tag(&mut self, tag: u32) {
+        self.0[TAG].copy_from_slice(&tag.to_ne_bytes());
+    }
 }
 
 /// Units of about 67 ms, in which 32 bits last for nine years.
@@ -173,7 +218,7 @@ impl Entry {
             protocol: key.protocol,
             state: state as u8,
             flags: if oriented { ORIENTED } else { 0 } | stamp.allowed_by.flag(),
-            reserved: 0,
+            asked: 0,
             check,
             ports: [NO_PORT; 2],
             last_seen: now.0,
@@ -191,10 +236,8 @@ impl Entry {
             error_at: (now.0 >> ICMP_ERROR_SHIFT) as u32,
             errors_left: ICMP_ERROR_BURST,
             would_drop: stamp.allowed_by.would_drop(),
-            stations: [[0; 6]; 2],
-            padding: [0; 2],
-            came_by: 0,
-            cold: [0; 8],
+            place: Place::NONE,
+            cached: [0; 2],
         }
     }
 
@@ -264,18 +307,21 @@ impl Entry {
     /// Whether what a predecessor left can be believed, and makes it ready for this process: ports may have other
     /// numbers now and generations begin anew, so both are asked again at the next packet. `unseen` where connections
     /// may have continued while no dataplane ran, as those of failsafe rules may: their sequence numbers are learnt
-    /// from scratch.
+    /// from scratch. A gateway believes no flow of a node (`is_node`), which judges only its own ends, nor the other way
+    /// round.
     pub(crate) fn inherit(
         &mut self,
         check: impl Fn(&FlowKey) -> u32,
         charged: [u32; 2],
         unseen: bool,
+        is_node: bool,
         now: Nanos,
     ) -> bool {
         let sound = self.state().is_some()
             && self.flags & !ALL_FLAGS == 0
             && self.flags & AUDITED == 0
-            && self.reserved == 0
+            && self.asked & !ALL_ASKED == 0
+            && self.is_asked() == is_node
             && self.last_seen <= now.0
             && self.check == check(&self.key());
         if sound {
@@ -283,7 +329,10 @@ impl Entry {
             self.generation = 0;
             self.decided = 0;
             self.flags &= !(REPLY_ALLOWED | MAC_BOUND);
-            self.stations = [[0; 6]; 2];
+            if !is_node {
+                self.place.forget_stations();
+                self.cached = [0; 2];
+            }
             if self.protocol == protocol::TCP && (unseen || self.flags & FAILSAFE != 0) {
                 self.windows.reset_unless_scale();
             }
@@ -362,14 +411,14 @@ impl Entry {
 
     /// Whether a direction is bound to this source Ethernet address.
     pub(crate) fn is_from_mac(&self, direction: FlowDirection, station: [u8; 6]) -> bool {
-        self.flags & MAC_BOUND != 0 && self.stations[direction as usize] == station
+        self.flags & MAC_BOUND != 0 && self.place.station(direction) == station
     }
 
     /// Binds a direction to a source Ethernet address, which is checked on each packet from now on.
     pub(crate) fn bind_mac(&mut self, direction: FlowDirection, station: Option<[u8; 6]>) {
         self.flags |= MAC_BOUND;
         if let Some(station) = station {
-            self.stations[direction as usize] = station;
+            self.place.set_station(direction, station);
         }
     }
 
@@ -389,7 +438,7 @@ impl Entry {
         free: bool,
     ) -> bool {
         self.flags & (ORIENTED | AUDITED | MAC_BOUND) == ORIENTED | MAC_BOUND
-            && (free || station == Some(self.stations[direction as usize]))
+            && (free || station == Some(self.place.station(direction)))
     }
 
     /// Whether a packet in this direction needs no judgement of its own.
@@ -429,12 +478,12 @@ impl Entry {
 
     /// By which end of a wire packets of the original direction come in, as far as that has been seen.
     pub(crate) fn original_port_tag(&self) -> Option<PortTag> {
-        PortTag::from_number(self.came_by)
+        PortTag::from_number(self.place.tag())
     }
 
     /// Remembers by which end of a wire packets of the original direction come in.
     pub(crate) fn set_original_port_tag(&mut self, port: PortTag) {
-        self.came_by = port.number();
+        self.place.set_tag(port.number());
     }
 
     #[inline]
@@ -477,6 +526,58 @@ impl Entry {
         self.bytes_high[way] = self.bytes_high[way].wrapping_add(u16::from(carry));
     }
 
+    /// Adds what the kernel has counted of a direction.
+    pub(crate) fn add_counts(&mut self, direction: FlowDirection, packets: u64, bytes: u64) {
+        let way = direction as usize;
+        for (high, low, more) in [
+            (&mut self.packets_high[way], &mut self.packets_low[way], packets),
+            (&mut self.bytes_high[way], &mut self.bytes_low[way], bytes),
+        ] {
+            let sum = (u64::from(*high) << 32 | u64::from(*low)).wrapping_add(more);
+            (*high, *low) = ((sum >> 32) as u16, sum as u32);
+        }
+    }
+
+    /// The kernel asks about its packets; this node judges these ends of it.
+    pub(crate) fn set_asked(&mut self, ends: LocalEnds, frontend: Option<(Addr, u16)>) {
+        self.asked = ASKED | ends.flags();
+        self.place = Place::NONE;
+        if let Some((addr, port)) = frontend {
+            self.place.0[..16].copy_from_slice(&addr.octets());
+            self.place.0[16..].copy_from_slice(&port.to_be_bytes());
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked & ASKED != 0
+    }
+
+    /// Which ends are judged; None for both.
+    pub(crate) fn judged_ends(&self) -> Option<LocalEnds> {
+        self.is_asked().then(|| LocalEnds::from_flags(self.asked))
+    }
+
+    /// Where its client believes to be talking to, if that is not its destination.
+    pub(crate) fn frontend(&self) -> Option<(Addr, u16)> {
+        let Place([addr @ .., high, low]) = self.place;
+        (self.is_asked() && addr != [0; 16]).then(|| (Addr::v6(addr), u16::from_be_bytes([high, low])))
+    }
+
+    /// Where its tuple in a direction lies in the flow cache.
+    pub(crate) fn cached(&self, direction: FlowDirection) -> Option<CacheIndex> {
+        self.cached[direction as usize].checked_sub(1).map(CacheIndex)
+    }
+
+    pub(crate) fn set_cached(&mut self, direction: FlowDirection, index: Option<CacheIndex>) {
+        self.cached[direction as usize] = index.map_or(0, |index| index.0.wrapping_add(1));
+    }
+
+    #[inline]
+    pub(crate) fn is_cached(&self) -> bool {
+        self.is_asked() && self.cached != [0; 2]
+    }
+
     /// Names the flow.
     pub(crate) fn id(&self, seed: &Seed) -> FlowId {
         FlowId(seed.flow_id(&self.key(), self.born))
@@ -491,6 +592,7 @@ impl Entry {
         Some(FlowRecord {
             id: self.id(seed),
             key: self.key(),
+            frontend: self.frontend(),
             state,
             oriented: self.is_oriented(),
             would_drop: self.would_drop(),

@@ -20,7 +20,7 @@ use crate::time::Nanos;
 
 const MAGIC: [u8; 8] = *b"RWFLOW\r\n";
 /// Raised with every change of the header or of an entry.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1004 } else { 4 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1005 } else { 5 };
 const HEADER_BYTES: usize = 4096;
 /// Parts of the memory that are never divided between workers.
 pub(crate) const SEGMENTS: usize = 256;

@@ -8,6 +8,10 @@
 //! All flows share the entries. [`QuotaSketch`] limits how many flows one endpoint may begin; when the table is full,
 //! flows of the endpoints that hold most are evicted for those of endpoints that hold less.
 
+mod cached;
+
+use std::sync::Arc;
+
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
 use super::{
@@ -19,7 +23,7 @@ use super::{
     rate::TokenBucket,
     state::{EvictionClass, FlowDirection, State},
 };
-use crate::{prefetch::prefetch, time::Nanos, wire::FlowKey};
+use crate::{node::cache::FlowCache, prefetch::prefetch, time::Nanos, verdict::DropReason, wire::FlowKey};
 
 const SLOTS: usize = 8;
 const NONE: u32 = u32::MAX;
@@ -99,17 +103,34 @@ pub(crate) enum InsertError {
 }
 
 /// What a table did since the gauges were last updated.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Activity {
     pub(crate) created: u64,
     pub(crate) expired: u64,
     pub(crate) evicted: u64,
     pub(crate) inherited: u64,
+    /// Packets that the kernel let through in audit mode, by the reason for which enforcement would have dropped them.
+    pub(crate) audited: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            created: 0,
+            expired: 0,
+            evicted: 0,
+            inherited: 0,
+            audited: [0; DropReason::ALL.len()],
+        }
+    }
 }
 
 /// Entries examined to find one to evict: of a list from its oldest on, of the table from where the last search
 /// ended.
 const EVICTION_SCAN: usize = 32;
+
+/// What asking the flow cache about an entry costs, in looks at entries.
+const LOOKS_PER_REFRESH: usize = 4;
 
 /// Limit on searches for flows to evict.
 const EVICTION_SEARCH_LIMIT: RateLimit = RateLimit {
@@ -150,6 +171,11 @@ pub(crate) struct FlowTable {
     own_searches: TokenBucket,
     seed: Seed,
     pub(crate) activity: Activity,
+    /// On a node: where the kernel finds the flows' decisions, and counts their packets.
+    cache: Option<Arc<FlowCache>>,
+    /// The half-open entry that is asked about next, and when all of them had been.
+    next_half_open: u32,
+    asked_half_open: Nanos,
 }
 
 /// How many entries there may be of each kind.
@@ -184,7 +210,12 @@ impl Limits {
 impl FlowMemory {
     /// Builds the tables of so many workers: what a predecessor left is checked entry by entry, and the index is made
     /// anew. A flow that another worker owns now moves to its table.
-    pub(crate) fn into_tables(self, workers: usize, config: &FlowConfig) -> Vec<FlowTable> {
+    pub(crate) fn into_tables(
+        self,
+        workers: usize,
+        config: &FlowConfig,
+        cache: Option<&Arc<FlowCache>>,
+    ) -> Vec<FlowTable> {
         let (seed, now) = (self.seed, self.now);
         let mut strays = Vec::new();
         let mut tables: Vec<FlowTable> = self
@@ -193,7 +224,7 @@ impl FlowMemory {
             .enumerate()
             .map(|(worker, memory)| {
                 let owned = |shard: u8| usize::from(shard) % workers == worker;
-                FlowTable::open(memory, owned, seed, config, now, &mut strays)
+                FlowTable::open(memory, owned, seed, config, cache, now, &mut strays)
             })
             .collect();
         for stray in strays {
@@ -210,6 +241,7 @@ impl FlowTable {
         owned: impl Fn(u8) -> bool,
         seed: Seed,
         config: &FlowConfig,
+        cache: Option<&Arc<FlowCache>>,
         now: Nanos,
         strays: &mut Vec<Entry>,
     ) -> Self {
@@ -248,6 +280,9 @@ impl FlowTable {
             own_searches: TokenBucket::new(EVICTION_SEARCH_LIMIT),
             seed,
             activity: Activity::default(),
+            cache: cache.cloned(),
+            next_half_open: NONE,
+            asked_half_open: Nanos(0),
         };
         // From the end, so entries are allocated from the beginning.
         for index in (0..fresh).rev() {
@@ -267,7 +302,8 @@ impl FlowTable {
         if entry.state().is_some() {
             let key = entry.key();
             let charged = [key.src, key.dst].map(|addr| seed.account(addr));
-            if entry.inherit(|key| check(&seed, key), charged, self.unseen, now) {
+            let is_node = self.cache.is_some();
+            if entry.inherit(|key| check(&seed, key), charged, self.unseen, is_node, now) {
                 let hash = seed.key(&key);
                 if !owned(hash.shard()) {
                     strays.push(*entry);
@@ -425,7 +461,7 @@ impl FlowTable {
             return Err(InsertError::Quota);
         }
         if self.allocate().is_none()
-            && !self.evict_closed()
+            && !self.evict_closed(now)
             && !self.evict_half_open(now)
             && !self.evict_idle(charged, now)
         {
@@ -492,6 +528,9 @@ impl FlowTable {
     pub(crate) fn remove(&mut self, index: usize) {
         if self.entries[index].state().is_none() {
             return;
+        }
+        if self.entries[index].is_cached() {
+            self.remove_cached(index);
         }
         self.unlink(index);
         for account in self.entries[index].accounts() {
@@ -590,6 +629,9 @@ impl FlowTable {
     /// Takes an entry out of the list that its state belongs to.
     fn unlink(&mut self, index: usize) {
         let Link { prev, next, .. } = self.links[index];
+        if self.next_half_open == index as u32 {
+            self.next_half_open = next;
+        }
         let Some(list) = self.list(index) else {
             return;
         };
@@ -613,11 +655,13 @@ impl FlowTable {
         }
     }
 
-    fn evict_closed(&mut self) -> bool {
+    fn evict_closed(&mut self, now: Nanos) -> bool {
+        self.refresh_oldest(EvictionClass::Closed, now);
         self.evict(self.closed.oldest)
     }
 
     fn evict_half_open(&mut self, now: Nanos) -> bool {
+        self.refresh_oldest(EvictionClass::HalfOpen, now);
         let oldest = self.half_open.oldest;
         oldest != NONE
             && now.since(self.links[oldest as usize].since) >= self.limits.half_open_grace
@@ -632,10 +676,14 @@ impl FlowTable {
             if at == NONE || now.since(self.links[at as usize].since) < self.limits.half_open_grace {
                 return false;
             }
+            let next = self.links[at as usize].next;
             if self.entries[at as usize].accounts().contains(&account) {
-                return self.evict(at);
+                self.refresh(at as usize, now);
+                if self.is_half_open(at as usize) {
+                    return self.evict(at);
+                }
             }
-            at = self.links[at as usize].next;
+            at = next;
         }
         false
     }
@@ -698,6 +746,7 @@ impl FlowTable {
             } else {
                 0
             };
+            self.refresh(self.idle, now);
             let entry = &self.entries[self.idle];
             let idle = now.since(entry.last_seen());
             if entry.state().is_some()
@@ -724,6 +773,7 @@ impl FlowTable {
         for _ in 0..budget.min(self.next_unused) {
             let index = self.sweep;
             self.sweep = (self.sweep + 1) % self.next_unused;
+            self.refresh(index, now);
             if self.entries[index].state().is_some() && self.is_expired(index, now) {
                 self.remove(index);
                 self.activity.expired += 1;
@@ -757,17 +807,21 @@ impl FlowTable {
     /// Copies entries from `from` on into `records` up to its capacity, looking at `looks` places at most, which it
     /// counts down; answers where to go on, None at the end.
     pub(crate) fn dump(
-        &self,
+        &mut self,
         from: usize,
         looks: &mut usize,
         records: &mut Vec<FlowRecord>,
+        now: Nanos,
     ) -> Option<usize> {
-        for (index, entry) in self.entries.iter().enumerate().take(self.next_unused).skip(from) {
+        for index in from..self.next_unused {
             if records.len() == records.capacity() || *looks == 0 {
                 return Some(index);
             }
             *looks -= 1;
-            records.extend(entry.record(&self.seed));
+            if self.refresh(index, now) {
+                *looks = looks.saturating_sub(LOOKS_PER_REFRESH);
+            }
+            records.extend(self.entries[index].record(&self.seed));
         }
         None
     }

@@ -35,7 +35,8 @@ fn the_usual_packets_are_read() {
             packet.policy_l4(),
             L4::Port {
                 protocol: 6,
-                port: 80
+                port: 80,
+                source: 1000
             }
         );
         assert_eq!(packet.key(7).reversed().reversed(), packet.key(7));
@@ -59,6 +60,7 @@ fn the_usual_packets_are_read() {
             let l4 = L4::Port {
                 protocol: packet.protocol,
                 port: icmp(kind, 0),
+                source: 0,
             };
             assert_eq!(packet.policy_l4(), l4);
             assert_eq!(packet.key(0).policy_l4(!request), l4);

@@ -230,14 +230,12 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 self.stats.counters.stateless.add(1);
                 Ok(())
             }
-            Err(InsertError::Full) => Err(DropReason::FlowTableFull),
-            Err(InsertError::HalfOpen) => Err(DropReason::HalfOpenLimit),
-            Err(InsertError::Quota) => Err(DropReason::EndpointQuota),
+            Err(full) => Err(drop_reason(full)),
         }
     }
 
     #[cold]
-    fn count_stateless(&mut self) {
+    pub(super) fn count_stateless(&mut self) {
         let counters = &self.stats.counters;
         match self.snapshot {
             Some(_) => counters.stateless.add(1),
@@ -246,7 +244,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     }
 
     #[cold]
-    fn count_icmp_error(&mut self, index: usize, account: u32) {
+    pub(super) fn count_icmp_error(&mut self, index: usize, account: u32) {
         let now = self.now;
         let _ = self.icmp_passed.bucket(account).take(now); // `has_token` was checked by judge
         self.table.entry_mut(index).count_icmp_error(now);
@@ -255,7 +253,13 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
 
     /// Remembers the verdict of a first fragment for the later ones.
     #[cold]
-    fn track_datagram(&mut self, port: &Port, packet: &Packet, hash: KeyHash, fragment: &Fragment) {
+    pub(super) fn track_datagram(
+        &mut self,
+        port: &Port,
+        packet: &Packet,
+        hash: KeyHash,
+        fragment: &Fragment,
+    ) {
         if fragment.offset != 0 {
             return;
         }
@@ -273,5 +277,14 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let now = self.now;
         let fragments = &mut self.shard_mut(hash).fragments;
         fragments.track(&key, datagram, fragment, port.id, passed, now);
+    }
+}
+
+/// Why a packet drops whose flow the table has no room for.
+pub(super) fn drop_reason(full: InsertError) -> DropReason {
+    match full {
+        InsertError::Full => DropReason::FlowTableFull,
+        InsertError::HalfOpen => DropReason::HalfOpenLimit,
+        InsertError::Quota => DropReason::EndpointQuota,
     }
 }

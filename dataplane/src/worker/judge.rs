@@ -232,7 +232,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
 
     /// An entry, unless it has expired or does not hold under this snapshot.
     #[inline(always)]
-    fn revalidate(
+    pub(super) fn revalidate(
         &mut self,
         snapshot: &Snapshot,
         hash: KeyHash,
@@ -312,7 +312,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     ) -> Option<Revalidation> {
         let entry = self.table.entry(index);
         let revoked = entry.state() == Some(State::Revoked);
-        let (key, allowed_by) = (entry.key(), entry.allowed_by());
+        let (key, allowed_by, ends) = (entry.key(), entry.allowed_by(), entry.judged_ends());
         let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
         let epochs = epochs_of(&src, &dst);
         if !is_same_owner(epochs[0], entry.epochs()[0]) || !is_same_owner(epochs[1], entry.epochs()[1]) {
@@ -342,7 +342,11 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             Err(DropReason::UnknownEndpoint.into())
         } else {
             let l4 = key.policy_l4(false);
-            self.decide(snapshot, &key, l4, &src, &dst, exemption).map(Some)
+            match ends {
+                Some(ends) => self.decide_ends(snapshot, &key, l4, [&src, &dst], ends),
+                None => self.decide(snapshot, &key, l4, &src, &dst, exemption),
+            }
+            .map(Some)
         };
         match decided {
             Ok(_) if revoked => {
@@ -372,6 +376,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             }
             Err(_) => {
                 if !revoked {
+                    self.table.remove_cached(index);
                     self.table.set_state(index, State::Revoked, self.now);
                     self.shard_mut(hash).has_revoked = true;
                     self.stats.counters.flows.revoked.add(1);
@@ -917,12 +922,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         known: FlowMatch,
     ) -> Result<FlowUpdate, Denial> {
         let unrelated = DropReason::IcmpUnrelated;
-        let longest = if packet.src.is_v4() {
-            LONGEST_ERROR_V4
-        } else {
-            LONGEST_ERROR_V6
-        };
-        if packet.total_length() > longest {
+        if packet.total_length() > longest_error(packet) {
             return Err(DropReason::IcmpTooLong.into());
         }
         let Transport::IcmpError { quoted: Some(quoted) } = packet.transport else {
@@ -1169,7 +1169,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     }
 
     /// Applies the dataplane's own rules (services, tunnels) to a judgement.
-    fn check_judgement(
+    pub(super) fn check_judgement(
         &self,
         key: &FlowKey,
         src: &Identity,
@@ -1250,11 +1250,20 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     }
 
     /// The quota account of an endpoint.
-    fn account(&self, addr: Addr, identity: &Identity) -> u32 {
+    pub(super) fn account(&self, addr: Addr, identity: &Identity) -> u32 {
         match identity.kind {
             IdentityKind::External => self.seed.outside_account(addr),
             _ => self.seed.account(addr),
         }
+    }
+}
+
+/// The longest ICMP error of a packet's family.
+pub(super) fn longest_error(packet: &Packet) -> u16 {
+    if packet.src.is_v4() {
+        LONGEST_ERROR_V4
+    } else {
+        LONGEST_ERROR_V6
     }
 }
 
@@ -1271,7 +1280,7 @@ pub(super) fn epochs_of(src: &Identity, dst: &Identity) -> [u64; 2] {
 }
 
 /// Whether flows of this end may have an entry (SEMANTICS 53).
-fn may_have_entry(identity: &Identity) -> bool {
+pub(super) fn may_have_entry(identity: &Identity) -> bool {
     identity.kind != IdentityKind::Unknown
 }
 
@@ -1285,7 +1294,7 @@ impl From<NodeExemption> for AllowedBy {
     }
 }
 
-fn stamp(
+pub(super) fn stamp(
     snapshot: &Snapshot,
     src: &Identity,
     dst: &Identity,

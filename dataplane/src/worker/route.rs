@@ -108,6 +108,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 Some(_) => Ok(OutputPath::Wire(peer)),
             },
             PortKind::Pod | PortKind::Uplink | PortKind::Host => self.route_by_table(packet, port, hash),
+            PortKind::Ask => Err(DropReason::PortUnavailable.into()), // the kernel has routed what comes by it
         }
     }
 

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // in tests a failed unwrap is the failure
 
+mod asked;
+mod asked_streams;
 mod attacks;
 mod bursts;
 mod drops;

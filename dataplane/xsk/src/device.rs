@@ -11,6 +11,7 @@ use crate::XskError;
 
 /// Commands of `linux/ethtool.h`.
 const GET_DRIVER: u32 = 0x03;
+const SET_TX_CHECKSUM: u32 = 0x17;
 const GET_FLAGS: u32 = 0x25;
 const SET_FLAGS: u32 = 0x26;
 const GET_CHANNELS: u32 = 0x3c;
@@ -301,6 +302,26 @@ impl Device {
     /// The device cannot, or the process may not.
     pub fn disable_vlan_offload(&self) -> Result<(), XskError> {
         self.set_vlan_flags(0)
+    }
+
+    /// Has the kernel finish the checksums of what it sends by this device.
+    ///
+    /// # Errors
+    /// The device cannot, or the process may not.
+    pub fn disable_checksum_offload(&self) -> Result<(), XskError> {
+        let mut value = EthtoolValue {
+            command: SET_TX_CHECKSUM,
+            data: 0,
+        };
+        InterfaceQuery::new(&self.name)?
+            .ethtool(&mut value)
+            .map_err(|source| {
+                XskError::system(
+                    format!("turn off the checksum offload of `{}`", self.name),
+                    "CAP_NET_ADMIN",
+                    source,
+                )
+            })
     }
 
     /// Sets both VLAN offloads to what they are in `flags`.

@@ -39,6 +39,10 @@ pub(super) fn verdict(cluster: &Cluster, from: IpAddr, to: IpAddr, service: Serv
         cluster,
         &ringwall_evaluate::identify(cluster, from),
         &ringwall_evaluate::identify(cluster, to),
-        ringwall_evaluate::Service { protocol, port },
+        ringwall_evaluate::Service {
+            protocol,
+            port,
+            source_port: None,
+        },
     )
 }

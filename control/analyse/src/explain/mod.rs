@@ -3,6 +3,7 @@
 //! * `conditions` what matches, and the first condition at which something does not.
 //! * `trace` one direction, policy by policy and rule by rule. `parties` who the ends are.
 //! * [`edit`] changes of policies and labels. `changes` the search for the smallest. `effects` what else they change.
+//! * [`services`] a connection to a Service, endpoint by endpoint.
 //! * [`report`] the explanation as data. [`words`] as text.
 //!
 //! The steps are this module's own reading of the objects. The verdict is the compiled snapshot's; it, the reference
@@ -15,6 +16,7 @@ mod effects;
 mod parties;
 pub mod render;
 pub mod report;
+pub mod services;
 mod trace;
 mod yaml;
 
@@ -178,6 +180,14 @@ fn explain(
     judge: &Judge,
     question: &Question,
 ) -> Result<Explanation, ExplainError> {
+    // Where no rule asks for source ports, one says nothing.
+    let told_apart = cluster.source_ports().next().is_some();
+    let question = &Question {
+        service: question
+            .service
+            .from_port(question.service.source_port.filter(|_| told_apart)),
+        ..question.clone()
+    };
     let (src, dst) = judge
         .ends(cluster, &question.src, &question.dst)
         .map_err(ExplainError::End)?;
@@ -188,11 +198,19 @@ fn explain(
         what,
     };
     let answer = judge.judge(&src, &dst, question.service).map_err(contradiction)?;
-    if answer.lacks.is_some() {
-        return Err(ExplainError::Lacks(format!(
-            "rules tell types of {0} apart: ask for one, such as 8/{0}, or 3:4/{0} for type 3 and code 4",
-            question.service
-        )));
+    let asked = question.service;
+    match answer.lacks {
+        None => {}
+        Some(_) if asked.lacks_type() => {
+            return Err(ExplainError::Lacks(format!(
+                "rules tell types of {asked} apart: ask for one, such as 8/{asked}, or 3:4/{asked} for type 3 and code 4"
+            )));
+        }
+        Some(_) => {
+            return Err(ExplainError::Lacks(format!(
+                "rules tell source ports apart: ask for one, such as \"{asked} from 40000\""
+            )));
+        }
     }
     let (a, b) = reference_ends(cluster, question, &src, &dst).map_err(ExplainError::End)?;
     for (name, end, compiled) in [(&question.src, &a, &src), (&question.dst, &b, &dst)] {
@@ -207,11 +225,13 @@ fn explain(
         src: call(&question.src, &a),
         dst: call(&question.dst, &b),
         service: question.service.to_string(),
+        source: match question.service.source_port {
+            Some(source) => format!("the flow is from port {source}"),
+            None if question.service.lacks_source_port() => "the question names no source port".to_owned(),
+            None => "the flow has no source port".to_owned(),
+        },
     };
-    let service = ringwall_evaluate::Service {
-        protocol: question.service.protocol,
-        port: question.service.port,
-    };
+    let service = question.service.evaluated();
     // The steps, and the decision that the reference evaluator agrees they come to.
     let decide = |cluster, src, dst| -> Result<_, ExplainError> {
         let case = Case {
@@ -279,6 +299,7 @@ fn explain(
         dst: parties::party(cluster, &question.dst, &b),
         protocol: question.service.protocol,
         port: question.service.port.filter(|_| icmp.is_none()),
+        source_port: question.service.source_port,
         icmp_type: icmp.map(|(kind, _)| kind),
         icmp_code: icmp.map(|(_, code)| code),
         service: words.service,

@@ -17,6 +17,9 @@ pub struct Explanation {
     pub protocol: u8,
     /// Destination port; None for a protocol without ports.
     pub port: Option<u16>,
+    /// Source port, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
     /// Type of ICMP, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub icmp_type: Option<u8>,

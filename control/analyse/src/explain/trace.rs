@@ -30,6 +30,8 @@ pub(super) struct Words {
     pub(super) src: String,
     pub(super) dst: String,
     pub(super) service: String,
+    /// What is known of its source port.
+    pub(super) source: String,
 }
 
 impl<'a> Case<'a> {
@@ -315,7 +317,7 @@ impl<'a> Case<'a> {
     ) -> PolicyTrace {
         let missing = subject_miss(self.cluster, policy, pod);
         let selects = missing.is_none();
-        let rules = direction.tiered(policy).unwrap_or_default().iter().enumerate();
+        let rules = TieredRule::numbered(direction.tiered(policy).unwrap_or_default());
         let (_, other) = self.ends(direction);
         let unplaced = self.unplaced(&other);
         let rules = rules.map(|(index, rule)| {
@@ -444,6 +446,26 @@ impl<'a> Case<'a> {
             .map(|condition| trace(condition, "the peer", &other, other_name))
             .chain(of_own.map(|condition| trace(condition, "the selected pod", &own, own_name)))
             .collect();
+        traces.extend(conditions.source_ports.iter().map(|ranges| {
+            let spans: Vec<String> = ranges
+                .iter()
+                .map(|(lo, hi)| {
+                    if lo == hi {
+                        lo.to_string()
+                    } else {
+                        format!("{lo}-{hi}")
+                    }
+                })
+                .collect();
+            let source = self.service.source_port;
+            let is_from = |source: u16| ranges.iter().any(|(lo, hi)| (*lo..=*hi).contains(&source));
+            let matches = source.is_some_and(is_from);
+            EntryTrace {
+                entry: format!("from port {}", spans.join(", ")),
+                matches,
+                why: (!matches).then(|| words.source.clone()),
+            }
+        }));
         traces.extend(conditions.not_ports.iter().map(|entry| {
             let is = port(entry, &self.dst, self.service).is_ok();
             EntryTrace {
@@ -543,7 +565,11 @@ fn rule_of<'p>(
     let named = policies
         .iter_mut()
         .find(|trace| trace.kind == kind && trace.policy == name)?;
-    named.rules.iter_mut().find(|rule| rule.rule == index)
+    // Of several alternatives that are one rule, the first that matches.
+    let is_it = |rule: &RuleTrace| rule.rule == index;
+    let matching = named.rules.iter().position(|rule| is_it(rule) && rule.matches);
+    let at = matching.or_else(|| named.rules.iter().position(is_it))?;
+    named.rules.get_mut(at)
 }
 
 /// The tier after one, by their names in reasons.

@@ -9,7 +9,7 @@ use ringwall_evaluate::selects;
 use ringwall_policy::Selector;
 
 use super::{Assertion, Claim, EndSelector, Intents, Ports};
-use crate::refine::{Compiled, Family, RefineError, Service, What, cells::Reason, decisions::Reading};
+use crate::refine::{Compiled, Family, RefineError, Service, Span, What, cells::Reason, decisions::Reading};
 
 /// What an assertion comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct CounterExample {
     pub protocol: u8,
     /// Destination port, where the protocol has ports; type and code of ICMP, where rules tell them apart.
     pub port: Option<u16>,
+    /// Source port, where rules tell them apart.
+    pub source_port: Option<u16>,
     /// Whether it passes.
     pub allow: bool,
     /// Whether that depends on the address that a pod without one will have: it passes if an ipBlock holds it.
@@ -77,13 +79,13 @@ struct Duty<'s> {
     allow: bool,
 }
 
-/// The first service and port of a cell that are otherwise than a duty says.
-type Packet = Option<(Service, u16)>;
+/// The first service, port and source ports of a cell that are otherwise than a duty says.
+type Packet = Option<(Service, u16, Span)>;
 
 /// The flows of one duty that are otherwise.
 struct Violations {
     /// The first pair of ends, its family and what of it is otherwise.
-    first: (u32, u32, Family, Service, u16),
+    first: (u32, u32, Family, Service, u16, Span),
     pairs: u64,
 }
 
@@ -120,35 +122,47 @@ impl<'a> Checker<'a> {
         // What must not be has to be denied to whoever may be meant.
         let possibly = assertion.claim == Claim::Deny;
         let select = |places: &[EndSelector]| self.select(places, possibly);
-        let (from, to) = (select(&assertion.from), select(&assertion.to));
-        let ports = &assertion.ports;
+        let from = select(&assertion.from);
+        let behind = assertion.behind_services.iter();
+        let to: Vec<(Vec<bool>, &Ports)> = behind
+            .map(|it| (select(&it.ends), &it.ports))
+            .chain([(select(&assertion.to), &assertion.ports)])
+            .collect();
         if !assertion.may_be_empty {
-            for (which, ends) in [("from", &from), ("to", &to)] {
-                if !ends.contains(&true) {
+            let any = |ends: &Vec<bool>| ends.contains(&true);
+            for (which, found) in [("from", any(&from)), ("to", to.iter().any(|(to, _)| any(to)))] {
+                if !found {
                     return Ok(Outcome::Vacuous { which });
                 }
             }
         }
         let all = vec![true; self.surely.ends.all.len()];
         let others = |ends: &[bool]| -> Vec<bool> { ends.iter().map(|own| !own).collect() };
-        let (not_from, not_to) = (others(&from), others(&to));
-        let other_ports = ports.others();
+        let not_from = others(&from);
+        // Of each group of destinations: the other ends, and the other ports.
+        let rest: Vec<(Vec<bool>, Ports)> = to
+            .iter()
+            .map(|(to, ports)| (others(to), ports.others()))
+            .collect();
         let duty = |from, to, ports, allow| Duty {
             from,
             to,
             ports,
             allow,
         };
-        let mut duties = vec![duty(&from, &to, ports, assertion.claim != Claim::Deny)];
-        match assertion.claim {
-            Claim::Allow | Claim::Deny => {}
-            Claim::OnlySources { other_ports: deny } => {
-                duties.push(duty(&not_from, &to, ports, false));
-                duties.extend(deny.then(|| duty(&all, &to, &other_ports, false)));
-            }
-            Claim::OnlyDestinations { other_ports: deny } => {
-                duties.push(duty(&from, &not_to, ports, false));
-                duties.extend(deny.then(|| duty(&from, &all, &other_ports, false)));
+        let mut duties = Vec::new();
+        for ((to, ports), (not_to, other_ports)) in to.iter().zip(&rest) {
+            duties.push(duty(&from, to, ports, assertion.claim != Claim::Deny));
+            match assertion.claim {
+                Claim::Allow | Claim::Deny => {}
+                Claim::OnlySources { other_ports: deny } => {
+                    duties.push(duty(&not_from, to, ports, false));
+                    duties.extend(deny.then(|| duty(&all, to, other_ports, false)));
+                }
+                Claim::OnlyDestinations { other_ports: deny } => {
+                    duties.push(duty(&from, not_to, ports, false));
+                    duties.extend(deny.then(|| duty(&from, &all, other_ports, false)));
+                }
             }
         }
         let mut found: Option<Violations> = None;
@@ -187,6 +201,8 @@ impl<'a> Checker<'a> {
                 EndSelector::Outside => kind(IdentityKind::External),
                 EndSelector::Nodes => kind(IdentityKind::Node),
                 EndSelector::Pod(key) => end.what == What::Endpoint(key.clone()),
+                // What is behind it is looked for by itself.
+                EndSelector::Service(_) => false,
                 EndSelector::Block { cidr, except } => {
                     let unplaced = compiled.cluster.unplaced.as_ref();
                     let will_be = || {
@@ -227,10 +243,10 @@ impl<'a> Checker<'a> {
     }
 
     fn counter_example(&self, violations: &Violations) -> Result<CounterExample, RefineError> {
-        let (src, dst, family, service, port) = violations.first;
+        let (src, dst, family, service, port, sources) = violations.first;
         let protocol = service.protocol(family, (port, port));
         let port = (service != Service::Other).then_some(port);
-        let l4 = L4::of(protocol, port);
+        let l4 = L4::of(protocol, port, sources.0);
         let lost = RefineError::Snapshot("an end is not its own");
         let judge = |reading: &Reading<'_>| reading.ends.judge(0, (src, dst), family, l4);
         let surely = judge(&self.surely).ok_or(lost)?;
@@ -259,6 +275,7 @@ impl<'a> Checker<'a> {
             service,
             protocol,
             port,
+            source_port: (sources != (0, u16::MAX)).then_some(sources.0),
             allow: surely.allow(),
             depends,
             decisions: [
@@ -325,12 +342,12 @@ impl Reading<'_> {
                                 .flatten()
                         })
                     });
-                    if let Some((service, port)) = packet {
-                        otherwise = Some((family, service, port));
+                    if let Some((service, port, sources)) = packet {
+                        otherwise = Some((family, service, port, sources));
                         break;
                     }
                 }
-                let Some((family, service, port)) = otherwise else {
+                let Some((family, service, port, sources)) = otherwise else {
                     continue;
                 };
                 let exempt = exempt.get(&(*source, *destination)).copied().unwrap_or(0);
@@ -346,7 +363,7 @@ impl Reading<'_> {
                             !ends.is_itself(*src, *dst) && ends.hosts(*src, *dst) == [false]
                         });
                         if let Some((src, dst)) = real.next() {
-                            let first = (src, dst, family, service, port);
+                            let first = (src, dst, family, service, port, sources);
                             found = Some(Violations { first, pairs });
                         }
                     }
@@ -382,12 +399,14 @@ impl Reading<'_> {
                         .then(|| first_of(duty.ports.of(service), span, service, family))
                         .flatten()
                 });
-                let Some((service, port)) = packet else { continue };
+                let Some((service, port, sources)) = packet else {
+                    continue;
+                };
                 match found {
                     Some(found) => found.pairs += 1,
                     None => {
                         *found = Some(Violations {
-                            first: (src, dst, family, service, port),
+                            first: (src, dst, family, service, port, sources),
                             pairs: 1,
                         });
                     }

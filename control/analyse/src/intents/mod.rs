@@ -14,7 +14,10 @@ use ipnet::IpNet;
 pub use read::IntentError;
 use ringwall_policy::{ObjectKey, Selector};
 
-use crate::refine::{Service, Span};
+use crate::{
+    refine::{Service, Span},
+    services::Directory,
+};
 
 /// A file of assertions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,31 @@ pub struct Assertion {
     pub claim: Claim,
     /// Whether sources or destinations that match nothing are fine.
     pub may_be_empty: bool,
+    /// What the Services among the destinations come to: see [`Intents::find_services`].
+    pub behind_services: Vec<Destinations>,
+}
+
+/// Ends, each at the same ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destinations {
+    /// The ends.
+    pub ends: Vec<EndSelector>,
+    /// Their ports.
+    pub ports: Ports,
+}
+
+impl Intents {
+    /// Finds the endpoints of the Services among the destinations. Until then, these match nothing.
+    pub fn find_services(&mut self, directory: &Directory<'_>) {
+        for assertion in &mut self.assertions {
+            let services = assertion.to.iter().filter_map(|place| match place {
+                EndSelector::Service(key) => Some(key),
+                _ => None,
+            });
+            let found = services.flat_map(|key| directory.destinations(key, &assertion.ports));
+            assertion.behind_services = found.collect();
+        }
+    }
 }
 
 /// What is asserted.
@@ -88,6 +116,8 @@ pub enum EndSelector {
         /// Pods by label.
         pods: Selector,
     },
+    /// The endpoints of a Service, each at the port that the Service's leads to.
+    Service(ObjectKey),
 }
 
 /// Ports of each service, in order and apart from one another; all of them where a service is meant whole.
@@ -105,8 +135,14 @@ impl Ports {
         self.0.get(service as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether a port of a service is among them.
+    pub(crate) fn hold(&self, service: Service, port: u16) -> bool {
+        let mut spans = self.of(service).iter();
+        spans.any(|(lo, hi)| (*lo..=*hi).contains(&port))
+    }
+
     /// Adds ports of a service. What is other than TCP, UDP and SCTP is ICMP of every type too.
-    fn add(&mut self, service: Service, (lo, hi): Span) {
+    pub(crate) fn add(&mut self, service: Service, (lo, hi): Span) {
         if service == Service::Other {
             self.add(Service::Icmp, (0, u16::MAX));
             self.add(Service::IcmpV6, (0, u16::MAX));

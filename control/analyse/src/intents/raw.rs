@@ -105,7 +105,7 @@ pub enum OtherPorts {
     Deny,
 }
 
-/// Some ends: one of `any`, `outside`, `nodes`, `pod`, `cidr`, or pods by `namespace`, `namespaceSelector` and
+/// Some ends: one of `any`, `outside`, `nodes`, `pod`, `service`, `cidr`, or pods by `namespace`, `namespaceSelector` and
 /// `podSelector`, which must all match.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -118,6 +118,8 @@ pub struct Ends {
     pub nodes: Option<bool>,
     /// A pod or workload, as `namespace/name`.
     pub pod: Option<String>,
+    /// In `to`: the endpoints of a Service, as `namespace/name`. `ports` are those of the Service then.
+    pub service: Option<String>,
     /// Addresses in a network (or one address), pods' included.
     pub cidr: Option<String>,
     /// Parts of `cidr` that are not meant.

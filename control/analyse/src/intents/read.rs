@@ -76,10 +76,10 @@ impl Intents {
 
     /// Every network that an assertion names: no range of a refinement may cross their borders.
     pub fn networks(&self) -> Vec<IpNet> {
-        let places = self
-            .assertions
-            .iter()
-            .flat_map(|assertion| assertion.from.iter().chain(&assertion.to));
+        let places = self.assertions.iter().flat_map(|assertion| {
+            let behind = assertion.behind_services.iter().flat_map(|it| &it.ends);
+            assertion.from.iter().chain(&assertion.to).chain(behind)
+        });
         let blocks = places.filter_map(|place| match place {
             EndSelector::Block { cidr, except } => Some(std::iter::once(*cidr).chain(except.iter().copied())),
             _ => None,
@@ -111,7 +111,7 @@ impl Assertion {
             }
             _ => return wrong("", "must have exactly one of allow, deny and only"),
         };
-        Ok(Self {
+        let read = Self {
             name: raw.name.clone(),
             line,
             from: places(&format!("{path}.from"), from)?,
@@ -119,7 +119,21 @@ impl Assertion {
             ports: self::ports(&format!("{path}.ports"), ports.as_deref())?,
             claim,
             may_be_empty: raw.may_be_empty,
-        })
+            behind_services: Vec::new(),
+        };
+        let service = |places: &[EndSelector]| {
+            let service = |place: &EndSelector| matches!(place, EndSelector::Service(_));
+            places.iter().position(service)
+        };
+        if let Some(index) = service(&read.from) {
+            let message = "a Service sends nothing: name the pods behind it";
+            return wrong(&format!("{path}.from[{index}].service"), message);
+        }
+        if let (Some(index), Claim::OnlyDestinations { .. }) = (service(&read.to), claim) {
+            let message = "with direction: egress, name the pods behind the Service and their ports";
+            return wrong(&format!("{path}.to[{index}].service"), message);
+        }
+        Ok(read)
     }
 }
 
@@ -143,6 +157,7 @@ fn place(path: &str, raw: &raw::Ends) -> Result<EndSelector, Wrong> {
         }
     }
     kinds.push(("pod", raw.pod.is_some()));
+    kinds.push(("service", raw.service.is_some()));
     kinds.push(("cidr", raw.cidr.is_some()));
     kinds.push(("namespace, namespaceSelector, podSelector", by_label));
     let there: Vec<&str> = kinds
@@ -153,7 +168,7 @@ fn place(path: &str, raw: &raw::Ends) -> Result<EndSelector, Wrong> {
     let [kind] = there.as_slice() else {
         return wrong(
             path,
-            "must have exactly one of any, outside, nodes, pod, cidr, or pods by namespace, namespaceSelector and \
+            "must have exactly one of any, outside, nodes, pod, service, cidr, or pods by namespace, namespaceSelector and \
              podSelector",
         );
     };
@@ -166,16 +181,21 @@ fn place(path: &str, raw: &raw::Ends) -> Result<EndSelector, Wrong> {
         "nodes" => return Ok(EndSelector::Nodes),
         _ => {}
     }
+    let key = |key: &str, text: &str| match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(ObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }),
+        _ => wrong(
+            &format!("{path}.{key}"),
+            format!("{text:?} is not namespace/name"),
+        ),
+    };
     if let Some(pod) = &raw.pod {
-        return match pod.split_once('/') {
-            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-                Ok(EndSelector::Pod(ObjectKey {
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
-                }))
-            }
-            _ => wrong(&format!("{path}.pod"), format!("{pod:?} is not namespace/name")),
-        };
+        return key("pod", pod).map(EndSelector::Pod);
+    }
+    if let Some(service) = &raw.service {
+        return key("service", service).map(EndSelector::Service);
     }
     if let Some(cidr) = &raw.cidr {
         let cidr = network(&format!("{path}.cidr"), cidr)?;

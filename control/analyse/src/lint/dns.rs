@@ -51,7 +51,7 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, dra
 
 fn labels_of(witnesses: &Witnesses<'_>, end: &EndName) -> Option<Labels> {
     match end {
-        EndName::Address(_) => None,
+        EndName::Address(_) | EndName::Service(_) => None,
         EndName::Pod(key) => Some(witnesses.with_synthetic().pods.get(key)?.labels.clone()),
     }
 }

@@ -174,6 +174,7 @@ impl Ask {
             service: Service {
                 protocol: protocol.number(),
                 port: Some(port),
+                source_port: None,
             },
             direction,
             expect,

@@ -30,7 +30,7 @@ mod witnesses;
 use std::collections::BTreeSet;
 
 pub use finding::{Finding, Place, Severity, Witness};
-use ringwall_policy::Cluster;
+use ringwall_policy::{Cluster, services::Services};
 use ringwall_source::folder::{Problem, Written};
 use subject::Subject;
 pub use suppressions::{SuppressionError, Suppressions};
@@ -58,11 +58,12 @@ pub struct Linted {
 /// The policies do not compile.
 pub fn run(
     cluster: &Cluster,
+    services: &Services,
     written: &[Written],
     problems: &[Problem],
     silence: &Suppressions,
 ) -> Result<Linted, String> {
-    let subject = Subject::new(cluster, written);
+    let subject = Subject::new(cluster, services, written);
     let mut witnesses = Witnesses::new(cluster);
     let mut drafts = Vec::new();
     for lint in [
@@ -110,5 +111,5 @@ pub fn silenced(
     findings: Vec<Finding>,
     silence: &Suppressions,
 ) -> Linted {
-    silence.apply(findings, &Subject::new(cluster, written))
+    silence.apply(findings, &Subject::new(cluster, &Services::default(), written))
 }

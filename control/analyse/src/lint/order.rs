@@ -40,6 +40,8 @@ pub(super) struct RankedRule<'a> {
     pub(super) rule: Cow<'a, Rule>,
     /// Whether it asks for more than that, so that it matches less.
     pub(super) conditional: bool,
+    /// Whether it is one of the alternatives of a rule.
+    pub(super) is_one_of_several: bool,
 }
 
 /// Pods of one namespace with the same labels.
@@ -67,6 +69,7 @@ impl<'a> Ordered<'a> {
                 let rules = if policy.faults.is_empty() { rules } else { &[] };
                 let ranked = rules.iter().enumerate().map(|(index, rule)| RankedRule {
                     conditional: false,
+                    is_one_of_several: false,
                     index,
                     action: Action::Allow,
                     rule: Cow::Borrowed(rule),
@@ -146,20 +149,25 @@ impl<'a> Ordered<'a> {
 }
 
 fn ranked_rules<'a>(rules: &[TieredRule]) -> Vec<RankedRule<'a>> {
-    let ranked = rules.iter().enumerate().map(|(index, rule)| {
-        let TieredRule {
-            action,
-            peers,
-            ports,
-            conditions,
-        } = rule.clone();
-        RankedRule {
-            index,
-            action,
-            conditional: conditions != Conditions::NONE,
-            rule: Cow::Owned(Rule { peers, ports }),
-        }
-    });
+    let continues = |place: usize| rules.get(place).is_some_and(|rule| rule.continues);
+    let ranked = TieredRule::numbered(rules)
+        .enumerate()
+        .map(|(place, (index, rule))| {
+            let TieredRule {
+                continues: _,
+                action,
+                peers,
+                ports,
+                conditions,
+            } = rule.clone();
+            RankedRule {
+                index,
+                action,
+                conditional: conditions != Conditions::NONE,
+                is_one_of_several: continues(place) || continues(place + 1),
+                rule: Cow::Owned(Rule { peers, ports }),
+            }
+        });
     ranked.collect()
 }
 
@@ -316,6 +324,7 @@ pub(super) fn decision(
     let service = Service {
         protocol: protocol.number(),
         port: Some(port),
+        source_port: None,
     };
     let verdict = judge(cluster, &src, &dst, service);
     Some(match direction {
@@ -328,6 +337,7 @@ pub(super) fn decision(
 pub(super) fn end<'c>(cluster: &'c Cluster, name: &EndName) -> Option<End<'c>> {
     match name {
         EndName::Address(address) => Some(identify(cluster, *address)),
+        EndName::Service(_) => None,
         EndName::Pod(key) => match cluster.pods.get(key)?.addresses.first() {
             Some(address) => Some(identify(cluster, *address)),
             None => named(cluster, key),

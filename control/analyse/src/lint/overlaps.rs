@@ -191,7 +191,8 @@ mod tests {
 
     fn looks(values: usize) -> (usize, usize) {
         let cluster = cluster(values);
-        let subject = Subject::new(&cluster, &[]);
+        let services = ringwall_policy::services::Services::default();
+        let subject = Subject::new(&cluster, &services, &[]);
         let ordered = Ordered::of(&subject);
         let overlaps = Overlaps::of(&ordered);
         let before = (0..POLICIES).filter_map(|index| overlaps.before(index));

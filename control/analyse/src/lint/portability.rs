@@ -161,6 +161,7 @@ fn icmp<'a>(_: &Subject<'a>, policy: &Policy<'a>, witnesses: &mut Witnesses<'_>)
     let echo = Service {
         protocol: 1,
         port: None,
+        source_port: None,
     };
     let ends: Vec<EndName> = witnesses.outsiders().collect();
     let asks = ends.iter().map(|end| Ask {

@@ -79,6 +79,7 @@ rules! {
     HTTP_RULE "RW411" "http-rule" Error "A rule about HTTP methods or paths, which are not evaluated."
     UNKNOWN_TIER "RW412" "unknown-tier" Warning "A policy of a tier that does not exist: it comes last, and the rest is denied."
     UNKNOWN_SERVICE_ACCOUNT "RW413" "unknown-service-account" Warning "A service account that no pod runs as."
+    API_SERVER_BY_SELECTOR "RW414" "api-server-by-selector" Warning "A selector for the API server, which no selector matches."
     BLOCKS_AND_PODS "RW501" "blocks-and-pods" Note "Portability: Cilium does not match pods by ipBlock."
     ICMP_ALLOWED "RW502" "icmp-allowed" Note "Portability: kube-router allows ICMP regardless of policies."
     PORT_LIMIT "RW503" "port-limit" Note "Portability: the AWS agent keeps 24 ports or ranges per address."

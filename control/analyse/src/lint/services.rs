@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 
-use ringwall_policy::{Peer, Pod, PortMatch, Protocol};
+use ringwall_policy::{
+    ObjectKey, Operator, Peer, Pod, PortMatch, Protocol, Requirement, Selector,
+    services::{Service, TargetPort},
+};
 
 use super::{
     draft::{Ask, Draft, Shown},
     rules,
     selecting::matches,
-    subject::{Direction, PlacedRule, Policy, Service, ServicePort, Subject, Target, selector_of},
-    witnesses::{NamespaceFilter, Witnesses},
+    subject::{Direction, PlacedRule, Policy, Subject, selector_of},
+    witnesses::{DOC_ADDRESSES, NamespaceFilter, Witnesses},
 };
-use crate::flow::EndName;
+use crate::{flow::EndName, services::target};
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     for policy in &subject.policies {
@@ -34,6 +37,16 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, dra
             }
         }
         for (placed, index, peer) in policy.all_peers() {
+            if let (Direction::Egress, Peer::Pods { namespaces, pods }) = (placed.direction, peer) {
+                api_server(
+                    subject,
+                    policy,
+                    (placed, index),
+                    (namespaces.as_ref(), pods),
+                    witnesses,
+                    drafts,
+                );
+            }
             if let (Direction::Egress, Peer::Block { cidr, except }) = (placed.direction, peer) {
                 let inside = |address: &IpAddr| {
                     cidr.contains(address) && !except.iter().any(|hole| hole.contains(address))
@@ -48,32 +61,21 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, dra
 fn behind(service: &Service, witnesses: &mut Witnesses<'_>) -> Vec<EndName> {
     let selector = selector_of(&service.selector);
     let real: Vec<EndName> = witnesses
-        .live(&service.namespace)
+        .live(&service.key.namespace)
         .filter(|pod| matches(&selector, &pod.labels))
         .map(|pod| EndName::Pod(pod.key.clone()))
         .collect();
     if real.is_empty() {
         witnesses
-            .pod(NamespaceFilter::Named(&service.namespace), &[&selector], &|_| {
-                true
-            })
+            .pod(
+                NamespaceFilter::Named(&service.key.namespace),
+                &[&selector],
+                &|_| true,
+            )
             .into_iter()
             .collect()
     } else {
         real
-    }
-}
-
-fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
-    match &port.target {
-        Target::Number(number) => Some(*number),
-        Target::Name(name) => {
-            let it = pod
-                .named_ports
-                .iter()
-                .find(|it| it.name == *name && it.protocol == port.protocol);
-            it.map(|it| it.number)
-        }
     }
 }
 
@@ -89,11 +91,9 @@ fn service_port<'a>(
 ) {
     let own = policy.namespace();
     for service in &subject.services {
-        let Some(port) = service
-            .ports
-            .iter()
-            .find(|it| it.protocol == protocol && it.port == number && it.target != Target::Number(number))
-        else {
+        let Some(port) = service.ports.iter().find(|it| {
+            it.protocol == protocol && it.port == number && it.target != TargetPort::Number(number)
+        }) else {
             continue;
         };
         for end in behind(service, witnesses) {
@@ -106,7 +106,7 @@ fn service_port<'a>(
             };
             // The rule is about this pod: it is selected, or it is a peer.
             let other = match placed.direction {
-                Direction::Ingress if service.namespace == own && policy.selects(&pod.labels) => {
+                Direction::Ingress if service.key.namespace == own && policy.selects(&pod.labels) => {
                     let peers = placed.rule.peers.iter().flatten();
                     let peer = peers
                         .filter_map(|peer| witnesses.peer(own, peer))
@@ -123,7 +123,7 @@ fn service_port<'a>(
             let Some((us, peer)) = other else { continue };
             let wanted = format!(
                 "allow: requests to Service {}:{number} arrive at {listens}",
-                service.name
+                service.key.name
             );
             drafts.push(
                 Draft::of(
@@ -131,8 +131,8 @@ fn service_port<'a>(
                     policy,
                     placed.port_path(index),
                     format!(
-                        "{number} is the port of Service {}/{}; its pods listen on {listens}, which is what policies match",
-                        service.namespace, service.name
+                        "{number} is the port of Service {}; its pods listen on {listens}, which is what policies match",
+                        service.key
                     ),
                     format!("write port {listens}"),
                 )
@@ -171,9 +171,20 @@ fn service_address<'a>(
     drafts: &mut Vec<Draft<'a>>,
 ) {
     let single = cidr.prefix_len() == cidr.max_prefix_len();
-    let networks = &subject.cluster.settings.service_cidrs;
-    let whole = networks.iter().any(|network| network.contains(cidr));
-    let service = subject.services.iter().find(|it| it.addresses.iter().any(inside));
+    let whole = subject
+        .service_networks
+        .iter()
+        .any(|network| network.contains(cidr));
+    let of_it = |it: &&&Service| {
+        let balanced = it.ingress.iter().filter(|ingress| !ingress.replaced);
+        let mut all = it
+            .cluster_ips
+            .iter()
+            .chain(&it.external_ips)
+            .chain(balanced.map(|it| &it.address));
+        all.any(inside)
+    };
+    let service = subject.services.iter().find(of_it);
     if !(whole || single && service.is_some()) {
         return;
     }
@@ -191,10 +202,7 @@ fn service_address<'a>(
             let Some(number) = target(port, &pod) else {
                 continue;
             };
-            let wanted = format!(
-                "allow: a pod behind Service {}/{}",
-                service.namespace, service.name
-            );
+            let wanted = format!("allow: a pod behind Service {}", service.key);
             asks.push(Ask::new(
                 Direction::Egress,
                 &us,
@@ -206,7 +214,7 @@ fn service_address<'a>(
         }
     }
     let what = match service {
-        Some(service) if single => format!("the address of Service {}/{}", service.namespace, service.name),
+        Some(service) if single => format!("the address of Service {}", service.key),
         _ => format!("{cidr} is a network of Services"),
     };
     drafts.push(
@@ -220,4 +228,94 @@ fn service_address<'a>(
         .shown(Shown::Itself)
         .asking(asks),
     );
+}
+
+/// Labels by which people mean the API server.
+const OF_API_SERVERS: [&str; 3] = ["apiserver", "kube-apiserver", "openshift-kube-apiserver"];
+
+/// The namespace and name of the API server's Service.
+const KUBERNETES: (&str, &str) = ("default", "kubernetes");
+
+/// The port that API servers listen on where nobody says otherwise.
+const API_PORT: u16 = 6443;
+
+/// A selector that is meant to be the API server, which is no pod.
+fn api_server<'a>(
+    subject: &Subject<'a>,
+    policy: &Policy<'a>,
+    (placed, index): (PlacedRule<'a>, usize),
+    (namespaces, pods): (Option<&Selector>, &Selector),
+    witnesses: &mut Witnesses<'_>,
+    drafts: &mut Vec<Draft<'a>>,
+) {
+    let named = |Requirement { operator, .. }: &Requirement| match operator {
+        Operator::In(values) => values
+            .iter()
+            .any(|value| OF_API_SERVERS.contains(&value.as_str())),
+        _ => false,
+    };
+    if !pods.requirements.iter().any(named) {
+        return;
+    }
+    // Some run it in pods: then the rule may be right.
+    let own = policy.namespace();
+    let in_pods = subject.cluster.pods.values().any(|pod| {
+        let there = match namespaces {
+            None => pod.key.namespace == own,
+            Some(selector) => {
+                let namespace = subject.cluster.namespaces.get(&pod.key.namespace);
+                namespace.is_some_and(|it| matches(selector, &it.labels))
+            }
+        };
+        there && !pod.host_network && matches(pods, &pod.labels)
+    });
+    let Some(us) = witnesses.subject(own, &policy.it.subjects).filter(|_| !in_pods) else {
+        return;
+    };
+    let wanted = "allow: the API server";
+    let asks = api_servers(subject).into_iter().map(|(address, port)| {
+        let server = EndName::Address(address);
+        Ask::new(
+            Direction::Egress,
+            &us,
+            &server,
+            (Protocol::Tcp, port),
+            false,
+            wanted,
+        )
+    });
+    drafts.push(
+        Draft::of(
+            rules::API_SERVER_BY_SELECTOR,
+            policy,
+            format!("{}.podSelector", placed.peer_path(index)),
+            "the API server is on its nodes' network, or outside of the cluster: no selector matches it, whatever labels its pods or \
+             Service have",
+            format!("allow its addresses by ipBlock (kubectl get endpointslices -n default), with the port it listens on, usually {API_PORT}"),
+        )
+        .asking(asks),
+    );
+}
+
+/// Addresses and ports of API servers: those that are listed, else those of nodes.
+fn api_servers(subject: &Subject<'_>) -> Vec<(IpAddr, u16)> {
+    let (namespace, name) = KUBERNETES;
+    let key = ObjectKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let mut listed = Vec::new();
+    for slice in subject.all_services.slices_of(&key) {
+        let port = slice.ports.first().map_or(API_PORT, |port| port.number);
+        let addresses = slice.endpoints.iter().filter_map(|it| it.addresses.first());
+        listed.extend(addresses.map(|address| (*address, port)));
+    }
+    if listed.is_empty() {
+        let nodes = subject.cluster.nodes.values();
+        listed.extend(nodes.filter_map(|node| Some((*node.addresses.first()?, API_PORT))));
+    }
+    if listed.is_empty() {
+        listed.extend(DOC_ADDRESSES.map(|address| (address, API_PORT)));
+    }
+    listed
 }

@@ -5,9 +5,11 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use ringwall_policy::{
     Cluster, Labels, NetworkPolicy, ObjectKey, Operator, Peer, PortMatch, Protocol, Requirement, Rule,
     Selector,
+    services::{Service, Services},
 };
 use ringwall_source::folder::Written;
 use serde_json::Value;
@@ -138,32 +140,6 @@ impl PlacedRule<'_> {
     }
 }
 
-/// A Service, read for lints alone: it decides nothing.
-pub(super) struct Service {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    /// Labels of its pods; never empty.
-    pub(super) selector: Labels,
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) ports: Vec<ServicePort>,
-}
-
-/// One port of a Service.
-pub(super) struct ServicePort {
-    pub(super) protocol: Protocol,
-    /// What clients name.
-    pub(super) port: u16,
-    /// What pods listen on.
-    pub(super) target: Target,
-}
-
-/// What a Service's port leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Number(u16),
-    Name(String),
-}
-
 /// Everything.
 pub(super) struct Subject<'a> {
     pub(super) cluster: &'a Cluster,
@@ -171,14 +147,19 @@ pub(super) struct Subject<'a> {
     pub(super) policies: Vec<Policy<'a>>,
     /// The others.
     pub(super) invalid: Vec<Policy<'a>>,
-    pub(super) services: Vec<Service>,
+    /// Services that select pods.
+    pub(super) services: Vec<&'a Service>,
+    /// Every Service, and the endpoints that are listed.
+    pub(super) all_services: &'a Services,
+    /// Networks of Services: those of the configuration and of ServiceCIDR objects.
+    pub(super) service_networks: Vec<IpNet>,
     /// Kinds that are none of Kubernetes' own and no policies, and that were passed over.
     pub(super) foreign: BTreeSet<String>,
     written: HashMap<&'a str, &'a Written>,
 }
 
 impl<'a> Subject<'a> {
-    pub(super) fn new(cluster: &'a Cluster, all: &'a [Written]) -> Self {
+    pub(super) fn new(cluster: &'a Cluster, services: &'a Services, all: &'a [Written]) -> Self {
         let mut written: HashMap<&str, &Written> = HashMap::new();
         for it in all {
             written.entry(it.label()).or_insert(it);
@@ -204,16 +185,29 @@ impl<'a> Subject<'a> {
                 invalid.push(policy);
             }
         }
-        let services = all
-            .iter()
-            .filter(|it| it.kind() == "Service")
-            .filter_map(|it| service(&it.value()))
-            .collect();
+        let selecting = services.services.values().map(AsRef::as_ref);
+        let described = all.iter().filter(|it| it.kind() == "ServiceCIDR");
+        let described = described.flat_map(|it| {
+            let value = it.value();
+            let cidrs = value.pointer("/spec/cidrs").and_then(Value::as_array);
+            let texts = cidrs.into_iter().flatten().filter_map(Value::as_str);
+            texts
+                .filter_map(|text| text.parse::<IpNet>().ok())
+                .collect::<Vec<_>>()
+        });
         Self {
             cluster,
             policies,
             invalid,
-            services,
+            services: selecting.filter(|it| !it.selector.is_empty()).collect(),
+            all_services: services,
+            service_networks: cluster
+                .settings
+                .service_cidrs
+                .iter()
+                .copied()
+                .chain(described)
+                .collect(),
             foreign: all
                 .iter()
                 .filter(|it| it.label() == it.kind() && is_foreign(&it.value()))
@@ -336,60 +330,6 @@ pub(super) fn place(written: &Written, field: &str) -> Place {
         column: spot.map(|(_, column, _)| column),
         length: spot.map(|(_, _, length)| length),
     }
-}
-
-/// Reads a Service; None where it leads to no pods of its own, or cannot be read: it decides nothing.
-fn service(value: &Value) -> Option<Service> {
-    if value.get("apiVersion")?.as_str()? != "v1" {
-        return None;
-    }
-    let (metadata, spec) = (value.get("metadata")?, value.get("spec")?);
-    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    let selector: Labels = spec
-        .get("selector")?
-        .as_object()?
-        .iter()
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect();
-    if selector.is_empty() {
-        return None;
-    }
-    let addresses = spec
-        .get("clusterIPs")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let addresses = addresses.chain(spec.get("clusterIP"));
-    let ports = spec.get("ports").and_then(Value::as_array).into_iter().flatten();
-    Some(Service {
-        namespace: text(metadata, "namespace").unwrap_or_else(|| "default".to_owned()),
-        name: text(metadata, "name")?,
-        selector,
-        addresses: addresses.filter_map(|it| it.as_str()?.parse().ok()).collect(),
-        ports: ports.filter_map(service_port).collect(),
-    })
-}
-
-fn service_port(value: &Value) -> Option<ServicePort> {
-    let number = |value: &Value| value.as_u64().and_then(|it| u16::try_from(it).ok());
-    let port = number(value.get("port")?)?;
-    Some(ServicePort {
-        protocol: match value.get("protocol").and_then(Value::as_str) {
-            None | Some("TCP") => Protocol::Tcp,
-            Some("UDP") => Protocol::Udp,
-            Some("SCTP") => Protocol::Sctp,
-            Some(_) => return None,
-        },
-        port,
-        target: match value.get("targetPort") {
-            None | Some(Value::Null) => Target::Number(port),
-            Some(Value::String(name)) => match name.parse() {
-                Ok(number) => Target::Number(number),
-                Err(_) => Target::Name(name.clone()),
-            },
-            Some(other) => Target::Number(number(other)?),
-        },
-    })
 }
 
 /// Labels as the selector that asks for exactly them.

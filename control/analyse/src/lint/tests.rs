@@ -160,15 +160,18 @@ fn verdicts(cluster: &Cluster) -> Vec<bool> {
         .map(|port| Service {
             protocol: 6,
             port: Some(port),
+            source_port: None,
         })
         .collect();
     services.push(Service {
         protocol: 17,
         port: Some(3),
+        source_port: None,
     });
     services.push(Service {
         protocol: 1,
         port: None,
+        source_port: None,
     });
     let mut out = Vec::new();
     for src in &ends {
@@ -198,7 +201,14 @@ fn a_redundant_rule_can_be_taken_out() {
     for _ in 0..CASES {
         let policies = policies().new_tree(&mut runner).unwrap().current();
         let (loaded, written) = load(&manifests(&policies));
-        let linted = run(&loaded.cluster, &written, &[], &Suppressions::default()).unwrap();
+        let linted = run(
+            &loaded.cluster,
+            &loaded.services,
+            &written,
+            &[],
+            &Suppressions::default(),
+        )
+        .unwrap();
         let rules: usize = policies
             .iter()
             .map(|(_, ingress, egress)| ingress.len() + egress.len())
@@ -295,6 +305,7 @@ fn imagined_pods_change_nothing() {
                 let service = Service {
                     protocol: 6,
                     port: Some(port),
+                    source_port: None,
                 };
                 let ask = |judge: &Judge, cluster: &Cluster| {
                     let (a, b) = judge.ends(cluster, src, dst).ok()?;
@@ -341,7 +352,14 @@ spec:
 ";
     let (loaded, written) = load(text);
     let found = |cluster: &Cluster, id: &str| {
-        let linted = run(cluster, &written, &[], &Suppressions::default()).unwrap();
+        let linted = run(
+            cluster,
+            &Services::default(),
+            &written,
+            &[],
+            &Suppressions::default(),
+        )
+        .unwrap();
         linted.findings.iter().any(|finding| finding.id == id)
     };
     assert!(found(&loaded.cluster, "RW404"), "web is open");
@@ -481,7 +499,14 @@ fn what_never_applies_can_be_taken_out() {
         let network_policies = policies().new_tree(&mut runner).unwrap().current();
         let tiered = tiered_policies().new_tree(&mut runner).unwrap().current();
         let (loaded, written) = load(&format!("{}{tiered}", manifests(&network_policies)));
-        let linted = run(&loaded.cluster, &written, &[], &Suppressions::default()).unwrap();
+        let linted = run(
+            &loaded.cluster,
+            &loaded.services,
+            &written,
+            &[],
+            &Suppressions::default(),
+        )
+        .unwrap();
         let mut less = loaded.cluster.clone();
         for finding in &linted.findings {
             // Of several hidden policies, one is told of.

@@ -134,7 +134,8 @@ fn unreachable_rules<'a>(
                 return;
             }
             for (place, rule) in rules.iter().enumerate() {
-                if rule.action == Action::Log {
+                // One alternative that never applies leaves the rule its others.
+                if rule.action == Action::Log || rule.is_one_of_several {
                     continue;
                 }
                 // What another NetworkPolicy allows too is a matter of `redundant`.

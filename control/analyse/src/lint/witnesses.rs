@@ -14,7 +14,7 @@ use super::selecting::{label_words, matches, satisfy};
 use crate::flow::EndName;
 
 /// Addresses that belong to documentation, so to nobody.
-const DOC_ADDRESSES: [IpAddr; 2] = [
+pub(super) const DOC_ADDRESSES: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9)),
     IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9)),
 ];
@@ -271,7 +271,7 @@ impl<'a> Witnesses<'a> {
     pub(super) fn set_subject(&mut self, end: &EndName) {
         self.subject = match end {
             EndName::Pod(key) => Some(key.clone()),
-            EndName::Address(_) => None,
+            EndName::Address(_) | EndName::Service(_) => None,
         };
     }
 
@@ -305,7 +305,7 @@ impl<'a> Witnesses<'a> {
     /// An end in words.
     pub(super) fn words(&self, end: &EndName) -> String {
         match end {
-            EndName::Address(address) => address.to_string(),
+            EndName::Address(_) | EndName::Service(_) => end.to_string(),
             EndName::Pod(key) => match self.synthetic.get(key) {
                 None => key.to_string(),
                 Some(labels) => {

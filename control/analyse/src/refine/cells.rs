@@ -11,7 +11,7 @@ use ringwall_policy::{PortMatch, policy_label, tier_denial};
 
 use super::{
     Compiled, Ends, Family, RefineError, Span,
-    ports::{self, Service},
+    ports::{self, ALL_PORTS, Service},
 };
 
 /// Why a direction is decided as it is.
@@ -78,6 +78,20 @@ pub(super) type Reasons = Vec<(u16, u32)>;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Cell {
     pub services: [Reasons; Service::ALL.len()],
+    /// Where it tells source ports apart: for each span of [`Cells::sources`], TCP, UDP and SCTP in place of those above.
+    pub by_source: Vec<[Reasons; 3]>,
+}
+
+impl Cell {
+    /// About a service, from a span of source ports.
+    fn of(&self, service: Service, source: usize) -> &[(u16, u32)] {
+        let own = self
+            .by_source
+            .get(source)
+            .and_then(|own| own.get(service.index()));
+        let reasons = own.or_else(|| self.services.get(service.index()));
+        reasons.map_or(&[], Vec::as_slice)
+    }
 }
 
 /// The cells of `N` snapshots. A [`JointCell`] is what they decide about one pair of ends in one direction.
@@ -85,6 +99,8 @@ pub(super) struct Cells<'a, const N: usize> {
     sides: [&'a Compiled<'a>; N],
     /// Whether a rule asks for a type of ICMP.
     by_type: bool,
+    /// Source ports, cut where rules tell them apart; of most clusters all in one span.
+    sources: Vec<Span>,
     reasons: Interner<Reason>,
     cells: Interner<Cell>,
     joints: Interner<[u32; N]>,
@@ -179,6 +195,7 @@ impl<'a, const N: usize> Cells<'a, N> {
         Self {
             sides,
             by_type: sides.iter().any(|side| side.cluster.named_ports().any(asks)),
+            sources: ports::source_spans(sides.iter().map(|side| side.cluster)),
             reasons: Interner::new(),
             cells: Interner::new(),
             joints: Interner::new(),
@@ -224,14 +241,30 @@ impl<'a, const N: usize> Cells<'a, N> {
         self.differs.get(joint as usize) == Some(&true)
     }
 
-    /// What each side decides about a service.
-    pub(super) fn of(&self, joint: JointCell, service: Service) -> [&[(u16, u32)]; N] {
+    /// What each side decides about a service, from a span of source ports.
+    pub(super) fn of(&self, joint: JointCell, service: Service, source: usize) -> [&[(u16, u32)]; N] {
         let cells = self.joints.get(joint).copied().unwrap_or([NONE; N]);
         cells.map(|cell| {
             let cell = self.cells.get(cell);
-            cell.and_then(|cell| cell.services.get(service.index()))
-                .map_or(&[] as &[_], Vec::as_slice)
+            cell.map_or(&[] as &[_], |cell| cell.of(service, source))
         })
+    }
+
+    /// Source ports, cut where rules tell them apart.
+    pub(super) fn sources(&self) -> &[Span] {
+        &self.sources
+    }
+
+    /// Which spans of source ports have to be asked about: the first alone where no side's cell tells them apart.
+    pub(super) fn told_apart(&self, joints: [JointCell; 2], service: Service) -> std::ops::Range<usize> {
+        let joints = joints.iter().filter_map(|joint| self.joints.get(*joint));
+        let mut cells = joints.flatten().filter_map(|cell| self.cells.get(*cell));
+        let differs =
+            |cell: &Cell| (1..cell.by_source.len()).any(|at| cell.of(service, at) != cell.of(service, 0));
+        match service.has_ports() && cells.any(differs) {
+            true => 0..self.sources.len(),
+            false => 0..1,
+        }
     }
 
     /// A reason by its number.
@@ -290,7 +323,27 @@ impl<'a, const N: usize> Cells<'a, N> {
                 other.push((u16::from(number), reason));
             }
         }
-        let (number, _) = self.cells.number(Cell { services });
+        let mut by_source: Vec<[Reasons; 3]> = Vec::new();
+        if !spans.by_source.is_empty() {
+            for at in 0..self.sources.len() {
+                let source = self.sources.get(at).map_or(0, |(first, _)| *first);
+                let mut own: [Reasons; 3] = Default::default();
+                for (reasons, (protocol, by_port)) in own.iter_mut().zip(&spans.protocols) {
+                    for (lo, verdict) in by_port {
+                        let mut nested = spans.by_source.iter();
+                        let nested = nested.find(|it| it.protocol == *protocol && it.first == *lo);
+                        let known =
+                            nested.and_then(|it| it.spans.iter().rev().find(|(from, _)| *from <= source));
+                        let reason = self.number_of(side, known.map_or(verdict, |(_, it)| it))?;
+                        if reasons.last().is_none_or(|(_, last)| *last != reason) {
+                            reasons.push((*lo, reason));
+                        }
+                    }
+                }
+                by_source.push(own);
+            }
+        }
+        let (number, _) = self.cells.number(Cell { services, by_source });
         if let Some(known) = self.known_cells.get_mut(side) {
             known.insert(key, number);
         }
@@ -316,7 +369,7 @@ impl<'a, const N: usize> Cells<'a, N> {
         let Some(first) = cells.first().and_then(|cell| self.cells.get(*cell)) else {
             return false;
         };
-        let allowed = |reasons: &Reasons| {
+        let allowed = |reasons: &[(u16, u32)]| {
             let mut out: Vec<(u16, bool)> = Vec::new();
             for (lo, reason) in reasons {
                 let allow = self.reason(*reason).is_some_and(|reason| reason.allow);
@@ -330,11 +383,16 @@ impl<'a, const N: usize> Cells<'a, N> {
             let Some(other) = self.cells.get(*other) else {
                 return false;
             };
-            first
-                .services
-                .iter()
-                .zip(&other.services)
-                .any(|(a, b)| a != b && allowed(a) != allowed(b))
+            let sources = match first.by_source.is_empty() && other.by_source.is_empty() {
+                true => 0..1,
+                false => 0..self.sources.len(),
+            };
+            Service::ALL.into_iter().any(|service| {
+                sources.clone().any(|source| {
+                    let (a, b) = (first.of(service, source), other.of(service, source));
+                    a != b && allowed(a) != allowed(b)
+                })
+            })
         })
     }
 }
@@ -472,24 +530,42 @@ impl Grid<'_, 1> {
         Ok(Some((out, into)))
     }
 
-    /// The first service and port that `wanted` finds in what [`Self::between`] answered: it is asked about every span of
-    /// ports and whether that is allowed.
+    /// The first service, port and span of source ports that `wanted` finds in what [`Self::between`] answered: it is asked
+    /// about every span of ports and whether that is allowed.
     pub fn first(
         &self,
         (egress, ingress): (u32, u32),
         wanted: impl Fn(Service, Span, bool) -> Option<u16>,
-    ) -> Option<(Service, u16)> {
+    ) -> Option<(Service, u16, Span)> {
         let family = self.lines.family;
         let mut services = Service::ALL.into_iter().filter(|service| service.is_of(family));
         services.find_map(|service| {
-            let mut found = None;
-            self.walk((egress, ingress), service, |span, reasons| {
-                let allow = reasons
-                    .iter()
-                    .all(|reason| reason.is_some_and(|reason| reason.allow));
-                found = found.or_else(|| wanted(service, span, allow));
-            });
-            Some((service, found?))
+            self.sources((egress, ingress), service)
+                .find_map(|(source, span_of_source)| {
+                    let mut found = None;
+                    self.walk((egress, ingress), service, source, |span, reasons| {
+                        let allow = reasons
+                            .iter()
+                            .all(|reason| reason.is_some_and(|reason| reason.allow));
+                        found = found.or_else(|| wanted(service, span, allow));
+                    });
+                    Some((service, found?, span_of_source))
+                })
+        })
+    }
+
+    /// Spans of source ports that are told apart, each with its number; all ports in one where none are.
+    pub(super) fn sources(
+        &self,
+        (egress, ingress): (u32, u32),
+        service: Service,
+    ) -> impl Iterator<Item = (usize, Span)> {
+        let all = self.cells.sources();
+        let told_apart = self.cells.told_apart([egress, ingress], service);
+        let whole = told_apart.len() < all.len();
+        told_apart.map(move |source| match whole {
+            true => (source, ALL_PORTS),
+            false => (source, all.get(source).copied().unwrap_or(ALL_PORTS)),
         })
     }
 
@@ -498,11 +574,16 @@ impl Grid<'_, 1> {
         self.cells.by_type
     }
 
-    /// What decides about a service in what [`Self::between`] answered: from each port on, the reasons at the source and at the
-    /// destination.
-    pub(super) fn reasons(&self, cells: (u32, u32), service: Service) -> Vec<(u16, [Option<&Reason>; 2])> {
+    /// What decides about a service from a span of source ports in what [`Self::between`] answered: from each port on, the
+    /// reasons at the source and at the destination.
+    pub(super) fn reasons(
+        &self,
+        cells: (u32, u32),
+        service: Service,
+        source: usize,
+    ) -> Vec<(u16, [Option<&Reason>; 2])> {
         let mut out = Vec::new();
-        self.walk(cells, service, |(lo, _), reasons| out.push((lo, reasons)));
+        self.walk(cells, service, source, |(lo, _), reasons| out.push((lo, reasons)));
         out
     }
 
@@ -510,10 +591,11 @@ impl Grid<'_, 1> {
         &'s self,
         (egress, ingress): (u32, u32),
         service: Service,
+        source: usize,
         mut each: impl FnMut(Span, [Option<&'s Reason>; 2]),
     ) {
-        let [out] = self.cells.of(egress, service);
-        let [into] = self.cells.of(ingress, service);
+        let [out] = self.cells.of(egress, service, source);
+        let [into] = self.cells.of(ingress, service, source);
         ports::walk([out, into], |span, reasons| {
             each(span, reasons.map(|reason| self.cells.reason(reason)));
         });

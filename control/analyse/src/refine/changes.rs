@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use super::{
     Family, Service, Span,
     cells::{Cells, Interner, JointCell},
-    ports,
+    ports::{self, ALL_PORTS},
 };
 
 /// What changes about one pair of ends for one protocol.
@@ -16,10 +16,15 @@ pub(super) struct Change {
     pub(super) service: Service,
     /// Number of the list of ports.
     pub(super) ports: u32,
+    /// Number of the list of source ports.
+    pub(super) sources: u32,
     pub(super) from: bool,
     /// Number of the list of policies.
     pub(super) policies: u32,
 }
+
+/// Whether the first side allows it, the list of policies that decide, and the ports.
+type AtPorts = ((bool, u32), Vec<Span>);
 
 /// Numbers of what decides in each direction on each side.
 type Deciding = [[u32; 2]; 2];
@@ -31,7 +36,7 @@ pub(super) type Tagged = (u32, Option<Family>);
 pub(super) struct Changes<'a> {
     pub(super) cells: Cells<'a, 2>,
     changes: Interner<Change>,
-    /// Lists of ports.
+    /// Lists of ports, and of source ports.
     ports: Interner<Vec<Span>>,
     names: Interner<String>,
     /// Names of the policies of a reason.
@@ -97,38 +102,55 @@ impl<'a> Changes<'a> {
             decided,
             ..
         } = self;
-        let [from_egress, to_egress] = cells.of(egress, service);
-        let [from_ingress, to_ingress] = cells.of(ingress, service);
-        let mut found: Vec<((bool, u32), Vec<Span>)> = Vec::new();
-        ports::walk(
-            [from_egress, to_egress, from_ingress, to_ingress],
-            |span, [from_egress, to_egress, from_ingress, to_ingress]| {
-                let key = [[from_egress, to_egress], [from_ingress, to_ingress]];
-                let change = *decided.entry(key).or_insert_with(|| {
-                    let (from, reasons) = decide(cells, key)?;
-                    let mut own: Vec<u32> = Vec::new();
-                    for reason in reasons {
-                        own.extend(&*names_of.entry(reason).or_insert_with(|| {
-                            let policies = cells.reason(reason).map(|reason| &reason.policies);
-                            let policies = policies.into_iter().flatten();
-                            policies.map(|name| names.number_of(name.as_str())).collect()
-                        }));
+        let told_apart = cells.told_apart([egress, ingress], service);
+        let whole = told_apart.len() < cells.sources().len();
+        // What changes alike at the same ports, and the source ports from which it does.
+        let mut by_ports: Vec<(AtPorts, Vec<Span>)> = Vec::new();
+        for source in told_apart {
+            let [from_egress, to_egress] = cells.of(egress, service, source);
+            let [from_ingress, to_ingress] = cells.of(ingress, service, source);
+            let mut found: Vec<AtPorts> = Vec::new();
+            ports::walk(
+                [from_egress, to_egress, from_ingress, to_ingress],
+                |span, [from_egress, to_egress, from_ingress, to_ingress]| {
+                    let key = [[from_egress, to_egress], [from_ingress, to_ingress]];
+                    let change = *decided.entry(key).or_insert_with(|| {
+                        let (from, reasons) = decide(cells, key)?;
+                        let mut own: Vec<u32> = Vec::new();
+                        for reason in reasons {
+                            own.extend(&*names_of.entry(reason).or_insert_with(|| {
+                                let policies = cells.reason(reason).map(|reason| &reason.policies);
+                                let policies = policies.into_iter().flatten();
+                                policies.map(|name| names.number_of(name.as_str())).collect()
+                            }));
+                        }
+                        own.sort_unstable();
+                        own.dedup();
+                        Some((from, policies.number(own).0))
+                    });
+                    let Some(change) = change else { return };
+                    match found.iter_mut().find(|(own, _)| *own == change) {
+                        Some((_, spans)) => ports::push(spans, span),
+                        None => found.push((change, vec![span])),
                     }
-                    own.sort_unstable();
-                    own.dedup();
-                    Some((from, policies.number(own).0))
-                });
-                let Some(change) = change else { return };
-                match found.iter_mut().find(|(own, _)| *own == change) {
-                    Some((_, spans)) => ports::push(spans, span),
-                    None => found.push((change, vec![span])),
+                },
+            );
+            let sources = match whole {
+                true => ALL_PORTS,
+                false => cells.sources().get(source).copied().unwrap_or(ALL_PORTS),
+            };
+            for change in found {
+                match by_ports.iter_mut().find(|(own, _)| *own == change) {
+                    Some((_, spans)) => ports::push(spans, sources),
+                    None => by_ports.push((change, vec![sources])),
                 }
-            },
-        );
-        for ((from, policies), spans) in found {
+            }
+        }
+        for (((from, policies), spans), sources) in by_ports {
             let change = Change {
                 service,
                 ports: ports.number(spans).0,
+                sources: ports.number(sources).0,
                 from,
                 policies,
             };

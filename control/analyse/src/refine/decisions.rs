@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::{
     Compiled, Ends, Family, RefineError, Service, Span,
     cells::{Grid, Reason},
-    ports::walk,
+    ports::{ALL_PORTS, walk},
 };
 use crate::judge::Fate;
 
@@ -49,14 +49,28 @@ impl<'a> Reading<'a> {
         }))
     }
 
-    fn spans(&self, family: Family, between: Between, service: Service) -> Vec<(u16, [Option<&Reason>; 2])> {
+    /// Spans of source ports that are told apart, each with its number; all ports in one where none are.
+    fn sources(&self, family: Family, between: Between, service: Service) -> Vec<(usize, Span)> {
+        match (between, self.grids.get(family as usize)) {
+            (Between::Cells(cells), Some(grid)) => grid.sources(cells, service).collect(),
+            _ => vec![(0, ALL_PORTS)],
+        }
+    }
+
+    fn spans(
+        &self,
+        family: Family,
+        between: Between,
+        service: Service,
+        source: usize,
+    ) -> Vec<(u16, [Option<&Reason>; 2])> {
         let grid = self.grids.get(family as usize);
         let told_apart = service.is_of(family) && grid.is_some_and(Grid::tells_types_apart);
         if service.has_types() && !told_apart {
             return Vec::new();
         }
         match (between, grid) {
-            (Between::Cells(cells), Some(grid)) => grid.reasons(cells, service),
+            (Between::Cells(cells), Some(grid)) => grid.reasons(cells, service, source),
             _ => vec![(0, [None; 2])],
         }
     }
@@ -93,6 +107,8 @@ pub struct Ports<'d> {
     pub service: Service,
     /// The ports; of [`Service::Other`] protocol numbers, of ICMP types and codes.
     pub ports: Span,
+    /// The source ports; all of them where they make no difference.
+    pub sources: Span,
     /// What becomes of them.
     pub fate: Fate,
     /// What decides: at the source, then at the destination, in each reading.
@@ -149,24 +165,38 @@ impl<'a> Decisions<'a> {
         }))
     }
 
-    /// Every protocol and port of what [`Self::between`] answered: the services in order, their ports in order.
+    /// Every protocol and port of what [`Self::between`] answered: the services in order, their source ports in order, and of
+    /// each their ports in order.
     pub fn ports(&self, decided: &Decided) -> Vec<Ports<'_>> {
         let mut out: Vec<Ports<'_>> = Vec::new();
+        let possible = self.possibly.as_ref().zip(decided.possibly);
         for service in Service::ALL {
-            let surely = self.surely.spans(decided.family, decided.surely, service);
-            let possibly = match (&self.possibly, decided.possibly) {
-                (Some(reading), Some(between)) => reading.spans(decided.family, between, service),
-                _ => surely.clone(),
-            };
-            let allows = |reasons: [Option<&Reason>; 2]| reasons.iter().flatten().all(|reason| reason.allow);
-            walk([&surely[..], &possibly[..]], |ports, [surely, possibly]| {
-                out.push(Ports {
-                    service,
-                    ports,
-                    fate: Fate::of(allows(surely), allows(possibly)),
-                    reasons: surely.into_iter().chain(possibly).flatten().collect(),
+            // Rules, and so where source ports are cut, are the same in both readings.
+            let mut sources = self.surely.sources(decided.family, decided.surely, service);
+            if let Some((reading, between)) = possible {
+                let others = reading.sources(decided.family, between, service);
+                if others.len() > sources.len() {
+                    sources = others;
+                }
+            }
+            for (source, of_source) in sources {
+                let surely = self.surely.spans(decided.family, decided.surely, service, source);
+                let possibly = match possible {
+                    Some((reading, between)) => reading.spans(decided.family, between, service, source),
+                    None => surely.clone(),
+                };
+                let allows =
+                    |reasons: [Option<&Reason>; 2]| reasons.iter().flatten().all(|reason| reason.allow);
+                walk([&surely[..], &possibly[..]], |ports, [surely, possibly]| {
+                    out.push(Ports {
+                        service,
+                        ports,
+                        sources: of_source,
+                        fate: Fate::of(allows(surely), allows(possibly)),
+                        reasons: surely.into_iter().chain(possibly).flatten().collect(),
+                    });
                 });
-            });
+            }
         }
         out
     }

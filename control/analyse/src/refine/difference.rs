@@ -7,9 +7,10 @@ use ipnet::IpNet;
 use ringwall_dataplane::classify::L4;
 
 use super::{
-    Compiled, Ends, Family, OneSided, RefineError, Region, Totals,
+    Compiled, Ends, Family, OneSided, RefineError, Region, Span, Totals,
     cells::{Cells, Reason},
     changes::{Changes, Tagged},
+    ports::source_spans,
     readings::Compared,
     said,
     sets::{SetId, Sets},
@@ -43,6 +44,11 @@ pub struct FlowChange {
 }
 
 impl Difference<'_> {
+    /// Source ports, cut where a rule of either side begins or ceases to ask for them: those of one span are decided alike.
+    pub fn source_spans(&self) -> Vec<Span> {
+        source_spans(self.ends.sides.iter().map(|side| side.cluster))
+    }
+
     /// What both sides decide about one flow; None where its ends do not have the family in common.
     ///
     /// # Errors
@@ -339,6 +345,7 @@ fn in_order(changes: &Changes<'_>, sets: &Sets<'_, '_, 2>, merged: Vec<Merged>) 
             family,
             service: change.service,
             ports: ports.get(change.ports as usize)?.clone(),
+            sources: ports.get(change.sources as usize)?.clone(),
             from: change.from,
             depends: [false; 2],
             policies: policies.get(change.policies as usize)?.clone(),
@@ -348,9 +355,10 @@ fn in_order(changes: &Changes<'_>, sets: &Sets<'_, '_, 2>, merged: Vec<Merged>) 
         let ties = || {
             let key = |((change, family), ..): Merged| {
                 let change = changes.change(change)?;
+                let sources = ports.get(change.sources as usize);
                 let ports = ports.get(change.ports as usize);
                 let policies = policies.get(change.policies as usize);
-                Some((change.service, family, change.from, ports, policies))
+                Some((change.service, family, change.from, ports, sources, policies))
             };
             key(a.1).cmp(&key(b.1))
         };

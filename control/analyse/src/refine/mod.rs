@@ -26,7 +26,7 @@ pub use addresses::Family;
 pub use decisions::{Decided, Decisions, Ports};
 pub use difference::{Difference, FlowChange, difference, difference_of_readings, difference_with_cuts};
 pub use ends::{End, Ends, OneSided, What};
-pub use ports::{Service, Span, type_words};
+pub use ports::{Service, Span, source_words, type_words};
 pub use region::{Region, verdicts};
 use ringwall_compile::{CompileError, EpochKey};
 use ringwall_dataplane::classify::{Generation, ImageError, Snapshot};

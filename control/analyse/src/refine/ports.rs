@@ -1,6 +1,8 @@
 //! Protocols and ports: TCP, UDP and SCTP by destination port, ICMP and ICMPv6 by type and code where rules tell those apart, and
 //! everything else, which no rule with ports matches.
 
+use ringwall_policy::Cluster;
+
 /// What is asked for, but for its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Service {
@@ -103,6 +105,32 @@ impl Service {
 
 /// Ports `lo..=hi`; for [`Service::Other`] protocol numbers, of which the last reaches to 65535; for ICMP types and codes.
 pub type Span = (u16, u16);
+
+/// Every port.
+pub(super) const ALL_PORTS: Span = (0, u16::MAX);
+
+/// Source ports, cut where a rule of some cluster begins or ceases to ask for them: those of one span are decided alike.
+pub(super) fn source_spans<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> Vec<Span> {
+    let named = clusters.flat_map(Cluster::source_ports);
+    let cuts = named.flat_map(|(lo, hi)| [Some(lo), hi.checked_add(1)]);
+    let mut starts: Vec<u16> = cuts.flatten().chain([0]).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    starts.iter().copied().zip(ends).collect()
+}
+
+/// Source ports in words: ` from 1024-65535`, and nothing where they make no difference.
+pub fn source_words(spans: &[Span]) -> String {
+    if spans == [ALL_PORTS] {
+        return String::new();
+    }
+    let words = spans.iter().map(|(lo, hi)| match lo == hi {
+        true => lo.to_string(),
+        false => format!("{lo}-{hi}"),
+    });
+    format!(" from {}", words.collect::<Vec<_>>().join(" and "))
+}
 
 /// Types and codes of ICMP in words: `8`, `3:4`, or `8-12`.
 pub fn type_words((lo, hi): Span) -> String {

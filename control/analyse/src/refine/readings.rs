@@ -76,7 +76,7 @@ impl Compared {
     }
 }
 
-type Key<'a> = (&'a [u32], &'a [u32], Option<Family>, usize, &'a [Span], bool);
+type Key<'a> = (&'a [u32], &'a [u32], Option<Family>, usize, [&'a [Span]; 2], bool);
 
 fn key(region: &Region) -> Key<'_> {
     (
@@ -84,7 +84,7 @@ fn key(region: &Region) -> Key<'_> {
         &region.dst,
         region.family,
         region.service.index(),
-        &region.ports,
+        [&region.ports, &region.sources],
         region.from,
     )
 }
@@ -98,6 +98,7 @@ fn order(region: &Region) -> impl Ord + '_ {
         region.from,
         region.depends,
         &region.ports,
+        &region.sources,
         &region.policies,
     )
 }
@@ -108,19 +109,19 @@ fn apart<const N: usize>(
     region: &Region,
     others: &[&Region],
 ) -> (Vec<Region>, Vec<Region>) {
-    let (mut inside, mut outside) = (Vec::new(), vec![Box4::of(region)]);
+    let (mut inside, mut outside) = (Vec::new(), vec![Flows::of(region)]);
     for other in others {
         if other.service != region.service || other.from != region.from {
             continue;
         }
-        let other = Box4::of(other);
+        let other = Flows::of(other);
         let mut rest = Vec::new();
         for piece in outside {
             piece.cut(&other, &mut inside, &mut rest);
         }
         outside = rest;
     }
-    let regions = |pieces: Vec<Box4>| -> Vec<Region> {
+    let regions = |pieces: Vec<Flows>| -> Vec<Region> {
         let pieces = pieces.into_iter().filter(|piece| {
             // A pod and itself are never meant.
             !matches!((&*piece.src, &*piece.dst), ([src], [dst]) if ends.is_itself(*src, *dst))
@@ -130,16 +131,17 @@ fn apart<const N: usize>(
     (regions(inside), regions(outside))
 }
 
-/// Sources, destinations, families and ports: every combination of them.
+/// Ends, families, ports and source ports: every combination of them.
 #[derive(Clone)]
-struct Box4 {
+struct Flows {
     src: Vec<u32>,
     dst: Vec<u32>,
     families: Vec<u32>,
     ports: Vec<Span>,
+    sources: Vec<Span>,
 }
 
-impl Box4 {
+impl Flows {
     fn of(region: &Region) -> Self {
         Self {
             src: region.src.to_vec(),
@@ -149,6 +151,7 @@ impl Box4 {
                 Some(family) => vec![family as u32],
             },
             ports: region.ports.to_vec(),
+            sources: region.sources.to_vec(),
         }
     }
 
@@ -162,12 +165,14 @@ impl Box4 {
                 _ => None,
             },
             ports: self.ports.into(),
+            sources: self.sources.into(),
             ..like.clone()
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.src.is_empty() || self.dst.is_empty() || self.families.is_empty() || self.ports.is_empty()
+        let ends = self.src.is_empty() || self.dst.is_empty();
+        ends || self.families.is_empty() || self.ports.is_empty() || self.sources.is_empty()
     }
 
     /// Adds what `other` holds, as one piece, and the rest in pieces that do not overlap.
@@ -176,11 +181,13 @@ impl Box4 {
         let (dst, no_dst) = split(&self.dst, &other.dst);
         let (families, no_families) = split(&self.families, &other.families);
         let (ports, no_ports) = split_ports(&self.ports, &other.ports);
+        let (sources, no_sources) = split_ports(&self.sources, &other.sources);
         let common = Self {
             src,
             dst,
             families,
             ports,
+            sources,
         };
         if common.is_empty() {
             outside.push(self);
@@ -199,10 +206,16 @@ impl Box4 {
             Self {
                 families: no_families,
                 ports: self.ports,
+                sources: self.sources.clone(),
                 ..common.clone()
             },
             Self {
                 ports: no_ports,
+                sources: self.sources,
+                ..common.clone()
+            },
+            Self {
+                sources: no_sources,
                 ..common.clone()
             },
         ];
@@ -249,7 +262,7 @@ mod tests {
     /// Every point of a small box is in exactly one piece, and in the right one.
     #[test]
     fn boxes_are_cut_without_loss_or_overlap() {
-        let boxes = |mask: u32| Box4 {
+        let boxes = |mask: u32| Flows {
             src: (0..3).filter(|n| mask >> n & 1 == 1).collect(),
             dst: (0..3).filter(|n| mask >> (3 + n) & 1 == 1).collect(),
             families: (0..2).filter(|n| mask >> (6 + n) & 1 == 1).collect(),
@@ -259,12 +272,19 @@ mod tests {
                 .filter(|(_, n)| mask >> (8 + n) & 1 == 1)
                 .map(|(span, _)| span)
                 .collect(),
+            sources: [(0, 0), (1, 1)]
+                .into_iter()
+                .zip(0..)
+                .filter(|(_, n)| mask >> (11 + n) & 1 == 1)
+                .map(|(span, _)| span)
+                .collect(),
         };
-        let holds = |of: &Box4, (src, dst, family, port): (u32, u32, u32, u16)| {
+        let holds = |of: &Flows, (src, dst, family, port, source): (u32, u32, u32, u16, u16)| {
             of.src.contains(&src)
                 && of.dst.contains(&dst)
                 && of.families.contains(&family)
                 && of.ports.iter().any(|(lo, hi)| (*lo..=*hi).contains(&port))
+                && of.sources.iter().any(|(lo, hi)| (*lo..=*hi).contains(&source))
         };
         let mut random = 7_u32;
         for _ in 0..300 {
@@ -278,9 +298,9 @@ mod tests {
             for src in 0..3 {
                 for dst in 0..3 {
                     for family in 0..2 {
-                        for port in 0..11 {
-                            let point = (src, dst, family, port);
-                            let count = |of: &[Box4]| of.iter().filter(|of| holds(of, point)).count();
+                        for (port, source) in (0..11).flat_map(|port| [(port, 0), (port, 1)]) {
+                            let point = (src, dst, family, port, source);
+                            let count = |of: &[Flows]| of.iter().filter(|of| holds(of, point)).count();
                             let (here, there) = (holds(&one, point), holds(&other, point));
                             assert_eq!(count(&inside), usize::from(here && there));
                             assert_eq!(count(&outside), usize::from(here && !there));

@@ -17,6 +17,8 @@ pub struct Region {
     pub service: Service,
     /// Destination ports: in order, apart from one another; the whole of them for [`Service::Other`].
     pub ports: Arc<[Span]>,
+    /// Source ports, likewise; all of them where they make no difference.
+    pub sources: Arc<[Span]>,
     /// Whether the first side allows it; the second does not, or the other way round.
     pub from: bool,
     /// On which sides it depends on the address that a pod without one will have, instead.
@@ -36,18 +38,20 @@ impl Region {
         self.depends == [false; 2]
     }
 
-    /// Whether it speaks of a flow; `port` counts where the service has ports.
+    /// Whether it speaks of a flow; `port` and `source` count where the service has ports.
     pub fn covers<const N: usize>(
         &self,
         ends: &Ends<'_, N>,
         (src, dst): (u32, u32),
         family: Family,
         service: Service,
-        port: u16,
+        (source, port): (u16, u16),
     ) -> bool {
+        let holds = |spans: &[Span], port: u16| spans.iter().any(|(lo, hi)| (*lo..=*hi).contains(&port));
         self.service == service
             && self.family.is_none_or(|own| own == family)
-            && self.ports.iter().any(|(lo, hi)| (*lo..=*hi).contains(&port))
+            && holds(&self.ports, port)
+            && (!service.has_ports() || holds(&self.sources, source))
             && self.src.binary_search(&src).is_ok()
             && self.dst.binary_search(&dst).is_ok()
             && !ends.is_itself(src, dst)

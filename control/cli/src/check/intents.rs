@@ -9,6 +9,7 @@ use ringwall_analyse::{
     lint::{Finding, Place, Severity, rules},
     refine,
     refine::{Compiled, RefineError, type_words},
+    services::Directory,
 };
 use ringwall_policy::Cluster;
 use ringwall_source::folder::Loaded;
@@ -26,7 +27,9 @@ pub(super) fn part(files: &[PathBuf], loaded: &Loaded) -> anyhow::Result<Part> {
     for file in files {
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("cannot read assertions from {}", file.display()))?;
-        read.push(Intents::parse(&file.display().to_string(), &text)?);
+        let mut intents = Intents::parse(&file.display().to_string(), &text)?;
+        intents.find_services(&Directory::new(&loaded.cluster, &loaded.services));
+        read.push(intents);
     }
     let readings = match loaded.cluster.readings() {
         Some(readings) => readings.to_vec(),
@@ -83,6 +86,9 @@ fn line(cluster: &Cluster, file: &Path, assertion: &Assertion, outcome: &Outcome
                 "verdict": fate(example).word(),
                 "reasons": example.decisions.iter().map(|it| reason(cluster, it)).collect::<Vec<_>>(),
             });
+            if let Some(source) = example.source_port {
+                line["counterexample"]["src_port"] = source.into();
+            }
             if let Some([kind, code]) = types(example) {
                 line["counterexample"]["icmp_type"] = kind.into();
                 line["counterexample"]["icmp_code"] = code.into();
@@ -155,7 +161,12 @@ fn words(cluster: &Cluster, example: &CounterExample) -> String {
         Some(of_type) if example.service.has_types() => {
             format!("{}/{}", type_words((of_type, of_type)), example.service.name())
         }
-        Some(port) => format!("{port}/{}", example.service.name()),
+        Some(port) => {
+            let from = example
+                .source_port
+                .map_or(String::new(), |source| format!(" from port {source}"));
+            format!("{port}/{}{from}", example.service.name())
+        }
         None => "ICMP and its like".to_owned(),
     };
     let why: Vec<String> = example

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fs::File, io, net::IpAddr, path::Path};
 
 use anyhow::{Context, bail};
-use ringwall_analyse::flow::{EndName, Service};
+use ringwall_analyse::{
+    flow::{EndName, Service},
+    refine::Span,
+};
 use ringwall_dataplane::{
     classify::{L4, icmp},
     verdict::DropReason,
@@ -37,10 +40,10 @@ struct Flow {
 ///
 /// # Errors
 /// It cannot be read or is of no known format or of link types that cannot be read.
-pub(super) fn read(path: &Path) -> anyhow::Result<Recorded> {
+pub(super) fn read(path: &Path, sources: Vec<Span>) -> anyhow::Result<Recorded> {
     let capture =
         Capture::read(path).with_context(|| format!("cannot read packets from {}", path.display()))?;
-    Ok(capture.recorded())
+    Ok(capture.recorded(sources))
 }
 
 impl Capture {
@@ -159,8 +162,8 @@ impl Capture {
         }
     }
 
-    fn recorded(self) -> Recorded {
-        let mut recorded = Recorded::captured(self.counts);
+    fn recorded(self, sources: Vec<Span>) -> Recorded {
+        let mut recorded = Recorded::new(sources, Some(self.counts));
         for (key, flow) in self.flows {
             let key = if flow.reversed { key.reversed() } else { key };
             let port = match key.policy_l4(false) {
@@ -175,8 +178,14 @@ impl Capture {
             let service = Service {
                 protocol: key.protocol,
                 port,
-            };
-            recorded.add(end(key.src), end(key.dst), service, flow.packets, flow.bytes);
+                source_port: None,
+            }
+            .from_port(Some(key.src_port));
+            recorded.add(
+                (end(key.src), end(key.dst), service, None),
+                flow.packets,
+                flow.bytes,
+            );
         }
         recorded
     }

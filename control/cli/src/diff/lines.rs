@@ -124,6 +124,10 @@ impl<'a> Writer<'a> {
                 write!(out, "{before}[{lo},{hi}]")?;
             }
             out.write_all(b"]")?;
+            if *region.sources != [(0, u16::MAX)] {
+                out.write_all(b",\"src_ports\":")?;
+                serde_json::to_writer(&mut *out, &*region.sources)?;
+            }
         } else if region.service.has_types() {
             let types: Vec<String> = region.ports.iter().map(|span| type_words(*span)).collect();
             out.write_all(b"null,\"types\":")?;

@@ -10,16 +10,14 @@ use std::{
 use ringwall_analyse::{
     flow,
     flow::{EndName, Flow, Service, protocol_name, protocol_number},
-    refine::{Difference, Family, FlowChange, verdicts},
+    refine::{Difference, Family, FlowChange, Span, source_words, verdicts},
+    services::Joint,
 };
-use ringwall_dataplane::{
-    addr::Addr,
-    classify::{IdentityKind, L4},
-};
+use ringwall_dataplane::{addr::Addr, classify::IdentityKind};
 use ringwall_policy::ObjectKey;
 use serde_json::{Value, json};
 
-use super::{Outcome, incomplete, table::Style};
+use super::{Outcome, Side, incomplete, services::BothSides, table::Style};
 use crate::Output;
 
 /// Flows of one source, destination, protocol and port.
@@ -49,41 +47,62 @@ pub(super) struct Counts {
     pub(super) cut_short: bool,
 }
 
+/// Source, destination, protocol and port, and the name of a Service's port.
+type RecordedFlow = (EndName, EndName, Service, Option<String>);
+
 /// Recorded flows, those that no policy tells apart as one.
-#[derive(Default)]
 pub(super) struct Recorded {
-    flows: HashMap<(EndName, EndName, Service), Times>,
+    /// Source ports, cut where rules tell them apart.
+    sources: Vec<Span>,
+    /// A source port is the first of its span, and missing where rules tell none apart.
+    flows: HashMap<RecordedFlow, Times>,
     /// Flows that could not be read.
     errors: Vec<String>,
     captured: Option<Counts>,
 }
 
 impl Recorded {
-    /// Of a capture, still without flows.
-    pub(super) fn captured(counts: Counts) -> Self {
+    /// Without flows; `counts` is of a capture.
+    pub(super) fn new(sources: Vec<Span>, captured: Option<Counts>) -> Self {
         Self {
-            captured: Some(counts),
-            ..Self::default()
+            sources,
+            flows: HashMap::new(),
+            errors: Vec::new(),
+            captured,
         }
     }
 
-    pub(super) fn add(&mut self, src: EndName, dst: EndName, service: Service, packets: u64, bytes: u64) {
-        let times = self.flows.entry((src, dst, service)).or_default();
+    pub(super) fn add(&mut self, flow: RecordedFlow, packets: u64, bytes: u64) {
+        let (src, dst, service, port_name) = flow;
+        let source = match self.sources.len() {
+            1 => None,
+            _ => service.source_port.and_then(|port| span_of(&self.sources, port)),
+        };
+        let service = Service {
+            source_port: source.map(|(first, _)| first),
+            ..service
+        };
+        let times = self.flows.entry((src, dst, service, port_name)).or_default();
         times.flows += 1;
         times.packets += packets;
         times.bytes += bytes;
     }
 }
 
+/// The span that holds a port.
+fn span_of(spans: &[Span], port: u16) -> Option<Span> {
+    spans.iter().copied().find(|(lo, hi)| (*lo..=*hi).contains(&port))
+}
+
 /// Reads flows in the form of `query`.
 ///
 /// # Errors
 /// The file cannot be read.
-pub(super) fn read_flows(path: &Path) -> anyhow::Result<Recorded> {
-    let mut recorded = Recorded::default();
+pub(super) fn read_flows(path: &Path, sources: Vec<Span>) -> anyhow::Result<Recorded> {
+    let mut recorded = Recorded::new(sources, None);
     let take = |text: &str, _| {
         match Flow::read(text) {
-            Ok(flow) => recorded.add(flow.src, flow.dst, flow.service, 0, 0),
+            Ok(flow) => recorded.add((flow.src, flow.dst, flow.service, flow.port_name), 0, 0),
             Err(error) => recorded.errors.push(error),
         }
         Ok(())
@@ -93,10 +112,12 @@ pub(super) fn read_flows(path: &Path) -> anyhow::Result<Recorded> {
 }
 
 /// What became of one flow.
-enum Fate {
+pub(super) enum Fate {
     Changes(FlowChange),
+    /// Of a flow to a Service: what the verdicts of its endpoints come to, before and after.
+    ServiceChanges([Joint; 2]),
     Stays,
-    /// An end is only on one side.
+    /// An end is only on one side, or what decides is not recorded.
     Unmatched(String),
 }
 
@@ -105,6 +126,7 @@ struct Told {
     src: EndName,
     dst: EndName,
     service: Service,
+    port_name: Option<String>,
     times: Times,
     fate: Fate,
 }
@@ -112,6 +134,7 @@ struct Told {
 /// Writes those flows that change or cannot be compared, the most frequent first, and the summary.
 pub(super) fn tell(
     found: &Difference<'_>,
+    sides: &[Side; 2],
     recorded: Recorded,
     output: Output,
     style: Style,
@@ -121,13 +144,19 @@ pub(super) fn tell(
     let mut told: Vec<Told> = Vec::new();
     let mut flows = 0;
     let distinct = recorded.flows.len();
-    for ((src, dst, service), times) in recorded.flows {
+    let sources = recorded.sources;
+    let services = BothSides::of(sides)?;
+    for ((src, dst, service, port_name), times) in recorded.flows {
         flows += times.flows;
-        match fate(found, &src, &dst, service) {
+        let of_service = services
+            .as_ref()
+            .and_then(|services| services.fate((&src, &dst), service, port_name.as_deref()));
+        match of_service.unwrap_or_else(|| fate(found, &sources, (&src, &dst), service)) {
             Ok(fate) => told.push(Told {
                 src,
                 dst,
                 service,
+                port_name,
                 times,
                 fate,
             }),
@@ -136,7 +165,10 @@ pub(super) fn tell(
     }
     errors.sort_unstable();
     told.sort_by(|a, b| {
-        let key = |told: &Told| (told.src.to_string(), told.dst.to_string(), told.service);
+        let key = |told: &Told| {
+            let (src, dst) = (told.src.to_string(), told.dst.to_string());
+            (src, dst, told.service, told.port_name.clone())
+        };
         b.times
             .flows
             .cmp(&a.times.flows)
@@ -153,9 +185,11 @@ pub(super) fn tell(
     for told in &told {
         match output {
             Output::Json => told
-                .json(found, captured.is_some(), &incomplete)
+                .json(found, &sources, captured.is_some(), &incomplete)
                 .map(|line| writeln!(out, "{line}")),
-            Output::Human => told.words(found, style).map(|line| writeln!(out, "{line}")),
+            Output::Human => told
+                .words(found, &sources, style)
+                .map(|line| writeln!(out, "{line}")),
         }
         .transpose()?;
     }
@@ -174,24 +208,50 @@ pub(super) fn tell(
 ///
 /// # Errors
 /// Nobody knows an end, or they have no family in common.
-fn fate(found: &Difference<'_>, src: &EndName, dst: &EndName, service: Service) -> Result<Fate, String> {
+fn fate(
+    found: &Difference<'_>,
+    sources: &[Span],
+    (src, dst): (&EndName, &EndName),
+    service: Service,
+) -> Result<Fate, String> {
     let (from, to) = match (resolve(found, src)?, resolve(found, dst)?) {
         (Ok(src), Ok(dst)) => (src, dst),
         (Err(only), _) | (_, Err(only)) => return Ok(Fate::Unmatched(only)),
     };
-    let l4 = L4::of(service.protocol, service.port);
+    // Of a flow whose source port is not known, from each that rules tell apart.
+    let services: Vec<Service> = match service.lacks_source_port() {
+        true => sources
+            .iter()
+            .map(|(first, _)| service.from_port(Some(*first)))
+            .collect(),
+        false => vec![service],
+    };
     let families = Family::BOTH.into_iter().filter(|family| {
         let of = |end: &EndName| match end {
             EndName::Address(address) => Family::of(*address) == *family,
-            EndName::Pod(_) => true,
+            EndName::Pod(_) | EndName::Service(_) => true,
         };
         of(src) && of(dst)
     });
     for family in families {
-        let change = found
-            .of_flow((from, to), family, l4)
+        let changes = services
+            .iter()
+            .map(|service| found.of_flow((from, to), family, service.l4()));
+        let changes: Vec<Option<FlowChange>> = changes
+            .collect::<Result<_, _>>()
             .map_err(|error| error.to_string())?;
-        let Some(change) = change else { continue };
+        let alike = |change: &Option<FlowChange>| change.as_ref().map(|it| (it.allow, it.depends));
+        if changes
+            .windows(2)
+            .any(|pair| matches!(pair, [a, b] if alike(a) != alike(b)))
+        {
+            return Ok(Fate::Unmatched(
+                "rules ask for its source port: record src_port".to_owned(),
+            ));
+        }
+        let Some(change) = changes.into_iter().flatten().next() else {
+            continue;
+        };
         let [a, b] = verdicts(change.allow, change.depends);
         return Ok(if a == b || found.ends.is_itself(from, to) {
             Fate::Stays
@@ -212,6 +272,7 @@ fn fate(found: &Difference<'_>, src: &EndName, dst: &EndName, service: Service) 
 fn resolve(found: &Difference<'_>, name: &EndName) -> Result<Result<u32, String>, String> {
     let key = match name {
         EndName::Pod(key) => key.clone(),
+        EndName::Service(_) => return Err(format!("{name} is a Service, which sends nothing")),
         EndName::Address(address) => match owner(found, 0, *address) {
             Some(key) => key,
             None => {
@@ -270,11 +331,17 @@ impl Told {
     fn pod(found: &Difference<'_>, end: &EndName) -> Option<String> {
         match end {
             EndName::Address(address) => owner(found, 0, *address).map(|key| key.to_string()),
-            EndName::Pod(_) => None,
+            EndName::Pod(_) | EndName::Service(_) => None,
         }
     }
 
-    fn json(&self, found: &Difference<'_>, captured: bool, incomplete: &[String]) -> Option<Value> {
+    fn json(
+        &self,
+        found: &Difference<'_>,
+        sources: &[Span],
+        captured: bool,
+        incomplete: &[String],
+    ) -> Option<Value> {
         let protocol = protocol_name(self.service.protocol);
         let protocol = match protocol_number(&protocol) {
             Some(_) => json!(protocol),
@@ -287,6 +354,11 @@ impl Told {
             line["icmp_code"] = code.into();
         } else if let Some(port) = self.service.port {
             line["dst_port"] = port.into();
+        } else if let Some(name) = &self.port_name {
+            line["dst_port"] = name.as_str().into();
+        }
+        if let Some(span) = self.service.source_port.and_then(|port| span_of(sources, port)) {
+            line["src_ports"] = json!([span]);
         }
         for (key, end) in [("src_pod", &self.src), ("dst_pod", &self.dst)] {
             if let Some(pod) = Self::pod(found, end) {
@@ -301,6 +373,13 @@ impl Told {
         match &self.fate {
             Fate::Stays => return None,
             Fate::Unmatched(why) => line["unmatched"] = why.as_str().into(),
+            Fate::ServiceChanges([from, to]) => {
+                line["from"] = from.word().into();
+                line["to"] = to.word().into();
+                if !incomplete.is_empty() {
+                    line["incomplete"] = json!(incomplete);
+                }
+            }
             Fate::Changes(change) => {
                 let [from, to] = verdicts(change.allow, change.depends);
                 line["from"] = from.into();
@@ -314,12 +393,18 @@ impl Told {
         Some(line)
     }
 
-    fn words(&self, found: &Difference<'_>, style: Style) -> Option<String> {
+    fn words(&self, found: &Difference<'_>, sources: &[Span], style: Style) -> Option<String> {
         let end = |end: &EndName| match Self::pod(found, end) {
             Some(pod) => format!("{pod} ({end})"),
             None => end.to_string(),
         };
-        let flow = format!("{} -> {} {}", end(&self.src), end(&self.dst), self.service);
+        let source = self.service.source_port.and_then(|port| span_of(sources, port));
+        let from = source.map_or(String::new(), |span| source_words(&[span]));
+        let port = match &self.port_name {
+            Some(name) => format!("{name}/{}", protocol_name(self.service.protocol)),
+            None => self.service.from_port(None).to_string(),
+        };
+        let flow = format!("{} -> {} {port}{from}", end(&self.src), end(&self.dst));
         let times = match self.times.flows {
             1 => "1 flow".to_owned(),
             many => format!("{many} flows"),
@@ -327,6 +412,13 @@ impl Told {
         match &self.fate {
             Fate::Stays => None,
             Fate::Unmatched(why) => Some(format!("?                {flow}  ({times}; {why})")),
+            Fate::ServiceChanges(joints) => {
+                let [from, to] = joints.map(Joint::word);
+                Some(style.mark(
+                    opens(*joints),
+                    &format!("{from:<7} -> {to:<7}  {flow}  ({times})"),
+                ))
+            }
             Fate::Changes(change) => {
                 let verdicts = verdicts(change.allow, change.depends);
                 let by = match change.policies.as_slice() {
@@ -340,6 +432,12 @@ impl Told {
             }
         }
     }
+}
+
+/// Whether more of a Service is reached after than before.
+fn opens([from, to]: [Joint; 2]) -> bool {
+    // In this order less and less of it is.
+    to < from
 }
 
 struct Summary {
@@ -359,9 +457,12 @@ impl Summary {
             those.map(|told| told.times.flows).sum::<u64>()
         };
         let changes = |closes: bool| {
-            move |fate: &Fate| {
-                let Fate::Changes(change) = fate else { return false };
-                super::table::opens(verdicts(change.allow, change.depends)) != closes
+            move |fate: &Fate| match fate {
+                Fate::Changes(change) => {
+                    super::table::opens(verdicts(change.allow, change.depends)) != closes
+                }
+                Fate::ServiceChanges(joints) => opens(*joints) != closes,
+                Fate::Stays | Fate::Unmatched(_) => false,
             }
         };
         let (closed, opened) = (sum(&changes(true)), sum(&changes(false)));

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use ringwall_analyse::{
     judge::SAY_WHERE,
     refine,
-    refine::{Difference, Family, Region, Service, Span, What, said, type_words},
+    refine::{Difference, Family, Region, Service, Span, What, said, source_words, type_words},
 };
 use ringwall_policy::{ObjectKey, TierDefault};
 
@@ -223,8 +223,29 @@ pub(super) fn became(found: &Difference<'_>, name: &str) -> Option<&'static str>
     }
 }
 
-/// `all`, or `80/TCP, 8000-8080/TCP, UDP, other`.
+/// `all`, or `80/TCP, 8000-8080/TCP, UDP, other`, or `53/UDP from 1024-65535`.
 fn services(regions: &[&Region]) -> String {
+    // By the source ports; most regions are from all.
+    let mut by_sources: Vec<(&[Span], Vec<&Region>)> = Vec::new();
+    for region in regions {
+        match by_sources
+            .iter_mut()
+            .find(|(sources, _)| **sources == *region.sources)
+        {
+            Some((_, own)) => own.push(region),
+            None => by_sources.push((&region.sources, vec![region])),
+        }
+    }
+    let words = by_sources.iter().map(|(sources, regions)| {
+        let from = source_words(sources);
+        let words = services_from(regions).into_iter().map(|words| words + &from);
+        words.collect::<Vec<_>>().join(", ")
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// The same of regions from the same source ports.
+fn services_from(regions: &[&Region]) -> Vec<String> {
     let spans = |service: Service| -> Vec<Span> {
         let own = regions.iter().filter(|region| region.service == service);
         own.flat_map(|region| region.ports.iter().copied()).collect()
@@ -236,7 +257,7 @@ fn services(regions: &[&Region]) -> String {
         .iter()
         .all(|service| whole(service) || absent(service))
     {
-        return "all".to_owned();
+        return vec!["all".to_owned()];
     }
     let words = Service::ALL.into_iter().flat_map(|service| {
         spans(service).into_iter().map(move |(lo, hi)| match (lo, hi) {
@@ -248,7 +269,7 @@ fn services(regions: &[&Region]) -> String {
             (lo, hi) => format!("{lo}-{hi}/{}", service.name()),
         })
     });
-    words.collect::<Vec<_>>().join(", ")
+    words.collect()
 }
 
 /// How many endpoints there are.

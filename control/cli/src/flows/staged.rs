@@ -102,6 +102,7 @@ fn asked(record: &LiveRecord) -> Option<AskedFlow> {
         dst: ends.dst,
         protocol: ends.protocol,
         dst_port: service_of(ends).port,
+        src_port: service_of(ends).source_port,
     })
 }
 

@@ -8,7 +8,9 @@ use std::{
 use ringwall_analyse::{
     flow::{self, protocol_name},
     judge::Fate,
-    refine::{Decided, Decisions, End, Family, Ports, RefineError, Service, Span, What, type_words},
+    refine::{
+        Decided, Decisions, End, Family, Ports, RefineError, Service, Span, What, source_words, type_words,
+    },
 };
 
 /// What is asked about a pair of endpoints.
@@ -162,7 +164,7 @@ impl<'a> Answers<'a> {
                         None => {}
                         Some(Fate::Allow) => allowed.push(service.to_string()),
                         Some(Fate::Deny) if fates.len() == 1 => {}
-                        // On the type of ICMP, too.
+                        // On the type of ICMP or the source port, too.
                         Some(_) => depends.push(service.to_string()),
                     }
                 }
@@ -173,7 +175,8 @@ impl<'a> Answers<'a> {
     }
 }
 
-/// What is decided about a service: one span, or of ICMP without a type those of all types, where rules tell types apart.
+/// What is decided about a service: one span, or those of all types of ICMP and of all source ports where it names none and
+/// rules tell them apart.
 fn of_service<'d, 'p>(ports: &'d [Ports<'p>], service: flow::Service) -> Vec<&'d Ports<'p>> {
     let among = |kind: Service, number: u16| -> Vec<&'d Ports<'p>> {
         let holds = |it: &&Ports<'_>| it.service == kind && (it.ports.0..=it.ports.1).contains(&number);
@@ -194,7 +197,13 @@ fn of_service<'d, 'p>(ports: &'d [Ports<'p>], service: flow::Service) -> Vec<&'d
             let all = ports.iter().filter(|it| it.service == kind);
             all.chain(by_number()).collect()
         }
-        (None, Some(port)) => among(Service::of(service.protocol), port),
+        (None, Some(port)) => {
+            let mut found = among(Service::of(service.protocol), port);
+            if let Some(source) = service.source_port {
+                found.retain(|it| (it.sources.0..=it.sources.1).contains(&source));
+            }
+            found
+        }
         (None, None) => by_number(),
     }
 }
@@ -206,20 +215,36 @@ fn everything(ports: &[Ports<'_>], wanted: Fate) -> Vec<String> {
     }
     let mut words = Vec::new();
     for service in Service::ALL {
-        let mut spans: Vec<Span> = Vec::new();
-        for ports in ports
-            .iter()
-            .filter(|it| it.service == service && it.fate == wanted)
-        {
-            let (lo, hi) = ports.ports;
-            match spans.last_mut() {
-                Some((_, last)) if last.checked_add(1) == Some(lo) => *last = hi,
-                _ => spans.push((lo, hi)),
+        // Of each span of source ports, then those with the same ports as one.
+        let mut by_ports: Vec<(Vec<Span>, Vec<Span>)> = Vec::new();
+        let own: Vec<&Ports<'_>> = ports.iter().filter(|it| it.service == service).collect();
+        for ports in own.chunk_by(|one, other| one.sources == other.sources) {
+            let Some(sources) = ports.first().map(|ports| ports.sources) else {
+                continue;
+            };
+            let mut spans: Vec<Span> = Vec::new();
+            for ports in ports.iter().filter(|it| it.fate == wanted) {
+                push(&mut spans, ports.ports);
+            }
+            match by_ports.iter_mut().find(|(known, _)| *known == spans) {
+                Some((_, from)) => push(from, sources),
+                None => by_ports.push((spans, vec![sources])),
             }
         }
-        words.extend(spans.into_iter().map(|span| span_words(service, span)));
+        for (spans, sources) in by_ports {
+            let from = source_words(&sources);
+            words.extend(spans.into_iter().map(|span| span_words(service, span) + &from));
+        }
     }
     words
+}
+
+/// Adds a span to a list in order; one that follows the last at once is joined to it.
+fn push(spans: &mut Vec<Span>, (lo, hi): Span) {
+    match spans.last_mut() {
+        Some((_, last)) if last.checked_add(1) == Some(lo) => *last = hi,
+        _ => spans.push((lo, hi)),
+    }
 }
 
 fn span_words(service: Service, (lo, hi): Span) -> String {

@@ -41,6 +41,11 @@ fn ask(world: &World, packets: &[&str], passes: bool, case: &str) {
             Some((protocol, port)) => (protocol, Some(port)),
             None => (service, None),
         };
+        // Perhaps from a source port.
+        let (source, port) = match port.and_then(|port| port.split_once('>')) {
+            Some((source, port)) => (source.parse().unwrap(), Some(port)),
+            None => (40000, port),
+        };
         // Of ICMP a type and a code.
         let port = port.map(|port| match port.split_once(':') {
             Some((kind, code)) => u16::from_be_bytes([kind.parse().unwrap(), code.parse().unwrap()]),
@@ -55,7 +60,7 @@ fn ask(world: &World, packets: &[&str], passes: bool, case: &str) {
         };
         let (src, dst) = (src.parse().unwrap(), dst.parse().unwrap());
         assert_eq!(
-            world.judged(src, dst, number, port),
+            world.judged(src, dst, number, port, source),
             passes,
             "{packet} with {case}"
         );
@@ -99,6 +104,52 @@ fn check(cases: Vec<Case>) {
         ask(&world, case.allowed, false, &rule.to_string());
         ask(&world, case.denied, true, &rule.to_string());
     }
+}
+
+#[test]
+fn source_ports() {
+    check(vec![
+        into(
+            json!({"protocol": "TCP", "source": {"ports": [1024, "2000:3000"]}}),
+            &[
+                "tcp/1024>80 10.0.0.1 10.0.0.2",
+                "tcp/2000>0 10.0.0.1 10.0.0.2",
+                "tcp/3000>65535 fd00::1 fd00::2",
+            ],
+            &[
+                "tcp/1023>80 10.0.0.1 10.0.0.2",
+                "tcp/1025>1024 10.0.0.1 10.0.0.2",
+                "tcp/3001>80 10.0.0.1 10.0.0.2",
+                "tcp/0>2000 10.0.0.1 10.0.0.2",
+                "udp/1024>80 10.0.0.1 10.0.0.2",
+                "icmp/8:0 10.0.0.1 10.0.0.2",
+            ],
+        ),
+        into(
+            json!({"protocol": "UDP", "source": {"ports": [53], "notPorts": [80]}, "destination": {"ports": ["1024:65535"]}}),
+            &["udp/53>1024 10.0.0.1 10.0.0.2", "udp/53>65535 10.0.0.1 10.0.0.2"],
+            &[
+                "udp/53>1023 10.0.0.1 10.0.0.2",
+                "udp/54>1024 10.0.0.1 10.0.0.2",
+                "tcp/53>1024 10.0.0.1 10.0.0.2",
+            ],
+        ),
+        out_of(
+            json!({"protocol": "SCTP", "source": {"notPorts": [80, "90:100"]}, "destination": {"notPorts": [7]}}),
+            &[
+                "132/0>80 10.0.0.1 10.0.0.2",
+                "132/79>8 10.0.0.1 10.0.0.2",
+                "132/101>0 10.0.0.1 10.0.0.2",
+                "132/65535>65535 10.0.0.1 10.0.0.2",
+            ],
+            &[
+                "132/80>80 10.0.0.1 10.0.0.2",
+                "132/95>80 10.0.0.1 10.0.0.2",
+                "132/101>7 10.0.0.1 10.0.0.2",
+                "tcp/79>8 10.0.0.1 10.0.0.2",
+            ],
+        ),
+    ]);
 }
 
 #[test]

@@ -49,6 +49,7 @@ fn evaluated(cluster: &Cluster, difference: &Difference) -> Option<Answer> {
     let service = Service {
         protocol: difference.protocol,
         port: difference.port,
+        source_port: difference.source_port,
     };
     let verdict = ringwall_evaluate::judge(cluster, &src, &dst, service);
     Some(Answer {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall_dataplane::classify::{
-    DirectionVerdict, Identity, IdentityKind, L4, NodeExemption, Provenance, Snapshot,
+    DirectionVerdict, Identity, IdentityKind, NodeExemption, Provenance, Snapshot,
 };
 use ringwall_prove::Checker;
 
@@ -51,7 +51,7 @@ pub(crate) fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
         return "nobody".to_owned();
     };
     let same = flow.src == flow.dst && !template;
-    let l4 = L4::of(flow.protocol, flow.port);
+    let l4 = flow.l4();
     let mut words = format!("{} {}", who(snapshot, &src), who(snapshot, &dst));
     for trust in [
         NodeExemption::Trusted,
@@ -146,6 +146,7 @@ fn flows_to_nodes(cluster: &ringwall_policy::Cluster) -> Vec<Flow> {
                     dst: dst.clone(),
                     protocol,
                     port,
+                    source: 0,
                 });
             }
         }

@@ -592,14 +592,17 @@ fn stale_flow(
         L4::Port {
             protocol: 6,
             port: 80,
+            source: 0,
         },
         L4::Port {
             protocol: 6,
             port: 443,
+            source: 0,
         },
         L4::Port {
             protocol: 17,
             port: 53,
+            source: 0,
         },
         L4::NoPort { protocol: 47 },
     ];

@@ -195,6 +195,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
         lists(cluster, |rules| {
             if !rules.is_empty() {
                 rules.push(TieredRule {
+                    continues: false,
                     action: Action::Deny,
                     peers: None,
                     ports: None,
@@ -207,6 +208,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
         lists(cluster, |rules| {
             if rules.is_empty() {
                 rules.push(TieredRule {
+                    continues: false,
                     action: Action::Deny,
                     peers: None,
                     ports: None,
@@ -297,6 +299,34 @@ pub(crate) const ORDERED: &[Mistaken] = &[
             rule.conditions.not_ports.retain(|port| !portless(port));
         });
     }),
+    ("a rule has no alternatives", |cluster| {
+        lists(cluster, |rules| rules.retain(|rule| !rule.continues));
+    }),
+    ("an alternative is a rule of its own", |cluster| {
+        ordered(cluster, |rule| rule.continues = false);
+    }),
+    ("source ports are ignored", |cluster| {
+        ordered(cluster, |rule| rule.conditions.source_ports = None);
+    }),
+    ("the last source port of a range is left out", |cluster| {
+        ordered(cluster, |rule| {
+            for (lo, hi) in rule.conditions.source_ports.iter_mut().flatten() {
+                *hi = (*hi - u16::from(*hi > 0)).max(*lo);
+            }
+        });
+    }),
+    ("source ports are those of the destination", |cluster| {
+        ordered(cluster, |rule| {
+            if let Some(ranges) = rule.conditions.source_ports.take() {
+                let port = |(lo, hi): (u16, u16)| PortMatch::Range {
+                    protocol: Protocol::Tcp,
+                    lo,
+                    hi,
+                };
+                rule.ports = Some(ranges.into_iter().map(port).collect());
+            }
+        });
+    }),
     ("a type of ICMP is all of ICMP", |cluster| {
         entries(cluster, |entry| {
             if let PortMatch::Icmp { protocol, .. } = entry {
@@ -352,6 +382,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
                 rules.insert(
                     0,
                     TieredRule {
+                        continues: false,
                         action: Action::Deny,
                         peers: Some(Vec::new()),
                         ports: None,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall_compile::{CompiledImage, EpochKey, compile};
 use ringwall_dataplane::classify::{
-    DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, L4, NodeExemption, PolicyName,
+    DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, NodeExemption, PolicyName,
     Provenance, Snapshot,
 };
 use ringwall_evaluate::{Cause, End};
@@ -50,7 +50,7 @@ impl Compiled {
         let (src, template) = self.identify(&flow.src)?;
         let (dst, _) = self.identify(&flow.dst)?;
         let same = flow.src == flow.dst && !template;
-        let l4 = L4::of(flow.protocol, flow.port);
+        let l4 = flow.l4();
         let judgement = self
             .snapshot
             .judge_ends(&src, &dst, same, l4, NodeExemption::Trusted);
@@ -205,11 +205,7 @@ fn difference(
             return Some(format!("evaluator says {expected}, snapshot {actual}"));
         }
     }
-    let service = ringwall_evaluate::Service {
-        protocol: flow.protocol,
-        port: flow.port,
-    };
-    let verdict = ringwall_evaluate::judge(cluster, &src, &dst, service);
+    let verdict = ringwall_evaluate::judge(cluster, &src, &dst, flow.service());
     let ends = [
         ("ingress", &verdict.ingress, &judgement.ingress, &src_identity),
         ("egress", &verdict.egress, &judgement.egress, &dst_identity),

@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
+use ringwall_dataplane::classify::L4;
 use ringwall_policy::{
     Action, AddressSet, Cluster, Condition, Conditions, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE,
     Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator,
@@ -312,7 +314,10 @@ pub(crate) fn tiered(random: &mut Random, number: usize, calico: bool) -> Tiered
         } else {
             0
         };
-        let rules: Vec<TieredRule> = (0..rules).map(|_| tiered_rule(random, calico)).collect();
+        let mut rules: Vec<TieredRule> = (0..rules).map(|_| tiered_rule(random, calico)).collect();
+        if calico && random.branch().percent(40) {
+            alternatives(&mut rules, &mut random.branch());
+        }
         // Without rules a policy of Calico's selects all the same, if it has a part in the direction.
         (!rules.is_empty() || calico && random.percent(50)).then_some(rules)
     };
@@ -431,13 +436,52 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
             conditions.not_ports.push(portless(random));
         }
     }
+    let own = &mut random.branch();
+    if calico && own.percent(20) {
+        conditions.source_ports = Some(source_ports(own));
+    }
     TieredRule {
+        continues: false,
         action,
         peers,
         ports,
         conditions,
     }
 }
+
+/// Makes alternatives of one rule of neighbours, perhaps.
+fn alternatives(rules: &mut [TieredRule], random: &mut Random) {
+    for at in 1..rules.len() {
+        if random.percent(60) {
+            rules[at].action = rules[at - 1].action;
+            rules[at].continues = true;
+        }
+    }
+}
+
+/// Has many rules ask for source ports.
+#[allow(dead_code)] // not every test that shares this module needs it
+pub(crate) fn ask_for_source_ports(cluster: &mut Cluster, random: &mut Random) {
+    let policies: Vec<Arc<TieredPolicy>> = cluster.tiered.values().cloned().collect();
+    for policy in policies {
+        let mut policy = (*policy).clone();
+        for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
+            if random.percent(50) {
+                rule.conditions.source_ports = Some(source_ports(random));
+            }
+        }
+        cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
+    }
+}
+
+/// Ranges in order and apart, perhaps none.
+fn source_ports(random: &mut Random) -> Vec<(u16, u16)> {
+    let ranges = [(0, 0), (53, 53), (1024, 32767), (40000, 65535)];
+    ranges.into_iter().filter(|_| random.percent(40)).collect()
+}
+
+/// Ports at the borders of these.
+pub(crate) const SOURCES: [u16; 9] = [0, 1, 52, 53, 54, 1023, 1024, 40000, 65535];
 
 /// A protocol without ports, or some of ICMP.
 fn portless(random: &mut Random) -> PortMatch {
@@ -606,6 +650,25 @@ pub(crate) struct Flow {
     pub protocol: u8,
     /// None: no port, or not readable.
     pub port: Option<u16>,
+    /// Of a protocol that has ports.
+    pub source: u16,
+}
+
+impl Flow {
+    /// What policies see of layer 4.
+    pub(crate) fn l4(&self) -> L4 {
+        L4::of(self.protocol, self.port, self.source)
+    }
+
+    /// The same for the literal evaluator.
+    pub(crate) fn service(&self) -> ringwall_evaluate::Service {
+        let has_source = matches!(self.protocol, 6 | 17 | 132) && self.port.is_some();
+        ringwall_evaluate::Service {
+            protocol: self.protocol,
+            port: self.port,
+            source_port: has_source.then_some(self.source),
+        }
+    }
 }
 
 /// Flows between addresses at the borders of everything in the cluster, at the borders of its port ranges.
@@ -688,6 +751,10 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
                 dst: end(random),
                 protocol,
                 port,
+                source: match protocol {
+                    6 | 17 | 132 => *random.branch().one(&SOURCES),
+                    _ => 0,
+                },
             }
         })
         .collect()

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use ringwall_evaluate::{End, Identity, Service, identify, judge, named};
+use ringwall_evaluate::{End, Identity, identify, judge, named};
 use ringwall_policy::{Cluster, Pod, PodNetworks, Unplaced};
 
 use crate::{
@@ -62,10 +62,7 @@ fn what_is_said_of_pods_without_addresses_holds_wherever_they_will_be() {
         let [surely, possibly] = readings.unwrap_or([cluster.clone(), cluster.clone()]);
         let homes = addresses(&cluster, &mut random);
         for flow in asked(&cluster, &mut random, 300) {
-            let service = Service {
-                protocol: flow.protocol,
-                port: flow.port,
-            };
+            let service = flow.service();
             let in_reading = |reading| {
                 let find = |place: &Place| match place {
                     Place::Address(address) => Some(identify(reading, *address)),

@@ -248,12 +248,22 @@ impl World {
             dst: generate::Place::Address(dst),
             protocol,
             port,
+            source: 0,
         };
         let compiled = Compiled::of(&self.0);
         let difference = first_difference(&self.0, &compiled, &[flow], &mut Outcomes::default());
         assert_eq!(difference.map(|it| it.to_string()), None);
         let end = |address| ringwall_evaluate::identify(&self.0, address);
-        let verdict = ringwall_evaluate::judge(&self.0, &end(src), &end(dst), Service { protocol, port });
+        let verdict = ringwall_evaluate::judge(
+            &self.0,
+            &end(src),
+            &end(dst),
+            Service {
+                protocol,
+                port,
+                source_port: None,
+            },
+        );
         [verdict.egress, verdict.ingress].map(|direction| (direction.allow, direction.cause))
     }
 
@@ -278,6 +288,7 @@ fn key(name: &str) -> ObjectKey {
 
 fn all(action: Action) -> TieredRule {
     TieredRule {
+        continues: false,
         action,
         peers: None,
         ports: None,

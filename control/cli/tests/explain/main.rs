@@ -46,10 +46,7 @@ fn ends<'a>(cluster: &'a Cluster, flow: &Flow) -> Option<(End<'a>, End<'a>)> {
 }
 
 fn service(flow: &Flow) -> Service {
-    Service {
-        protocol: flow.protocol,
-        port: flow.port,
-    }
+    flow.service()
 }
 
 /// The steps agree with snapshot and reference, or there would be an error; and every kind of step occurs.
@@ -128,7 +125,9 @@ fn steps_agree(seed: u64, cluster: &Cluster, flows: &[Flow], seen: &mut BTreeMap
             (protocol @ (1 | 58), Some(of_type)) => {
                 format!("{}:{}/{protocol}", of_type >> 8, of_type & 0xff)
             }
-            (protocol, Some(port)) => format!("{port}/{protocol}"),
+            // From no port that is known, so that rules may tell source ports apart.
+            (protocol, Some(port)) if flow.source == 1 => format!("{port}/{protocol}"),
+            (protocol, Some(port)) => format!("{port}/{protocol} from {}", flow.source),
             (protocol, None) => format!("ip/{protocol}"),
         };
         let question = Question::read(&say(&flow.src), &say(&flow.dst), &port).unwrap();
@@ -136,8 +135,10 @@ fn steps_agree(seed: u64, cluster: &Cluster, flows: &[Flow], seen: &mut BTreeMap
             Ok(explanation) => explanation,
             Err(ExplainError::End(_)) => continue,
             Err(ExplainError::Lacks(_)) => {
-                assert!(matches!(flow.protocol, 1 | 58) && flow.port.is_none(), "{flow:?}");
-                *seen.entry("lacks a type".to_owned()).or_default() += 1;
+                let no_type = matches!(flow.protocol, 1 | 58) && flow.port.is_none();
+                let no_source = matches!(flow.protocol, 6 | 17 | 132) && flow.source == 1;
+                assert!(no_type || no_source, "{flow:?}");
+                *seen.entry("lacks a type or source port".to_owned()).or_default() += 1;
                 continue;
             }
             Err(error @ (ExplainError::Contradiction { .. } | ExplainError::Changes(_))) => {
@@ -502,7 +503,17 @@ fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
             let changes = |(from, to): &(Place, Place)| {
                 let answer = |cluster: &Cluster, (protocol, port): (u8, Option<u16>)| {
                     let (src, dst) = (end(cluster, from).unwrap(), end(cluster, to).unwrap());
-                    judge(cluster, &src, &dst, Service { protocol, port }).allow()
+                    judge(
+                        cluster,
+                        &src,
+                        &dst,
+                        Service {
+                            protocol,
+                            port,
+                            source_port: None,
+                        },
+                    )
+                    .allow()
                 };
                 let mut services = services.iter();
                 services.any(|it| answer(before, *it) != answer(after, *it))

@@ -56,6 +56,7 @@ fn rule(action: Action, peers: Option<Vec<Peer>>, port: Option<u16>) -> TieredRu
         }]
     });
     TieredRule {
+        continues: false,
         action,
         peers,
         ports,

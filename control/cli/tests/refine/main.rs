@@ -48,6 +48,14 @@ fn pair(seed: u64) -> (Cluster, Cluster, Random) {
     } else {
         edit(&a, &mut random)
     };
+    let sources = &mut random.branch();
+    if sources.percent(50) {
+        let [a, b] = [a, b].map(|mut cluster| {
+            generate::ask_for_source_ports(&mut cluster, sources);
+            cluster
+        });
+        return (a, b, random);
+    }
     (a, b, random)
 }
 
@@ -112,6 +120,7 @@ fn a_packet_is_covered_if_and_only_if_the_evaluators_disagree() {
             "type of ICMP",
             "port 0",
             "one family",
+            "not from port 53",
         ] {
             assert!(
                 outcomes.get(what).is_some_and(|count| *count >= 3),
@@ -133,6 +142,7 @@ fn regions_are_disjoint_maximal_in_ports_and_in_order() {
                 assert!(region.src.is_sorted() && region.dst.is_sorted(), "seed {seed}");
                 let apart = |pair: &[(u16, u16)]| u32::from(pair[0].1) + 1 < u32::from(pair[1].0);
                 assert!(region.ports.windows(2).all(apart), "seed {seed}: {region:?}");
+                assert!(region.sources.windows(2).all(apart), "seed {seed}: {region:?}");
                 let real = |src: u32| region.dst.iter().any(|dst| !found.ends.is_itself(src, *dst));
                 assert!(
                     region.src.iter().any(|src| real(*src)),
@@ -141,7 +151,7 @@ fn regions_are_disjoint_maximal_in_ports_and_in_order() {
             }
             for (index, one) in found.regions.iter().enumerate() {
                 for other in found.regions.iter().skip(index + 1) {
-                    // One pair, one protocol and one reason: one list of ports.
+                    // One pair, one protocol and one reason: one list of ports from each source port.
                     let meet = |family: Family| {
                         [one, other]
                             .iter()
@@ -156,17 +166,21 @@ fn regions_are_disjoint_maximal_in_ports_and_in_order() {
                     if !same_pairs || one.service != other.service || !Family::BOTH.into_iter().any(meet) {
                         continue;
                     }
+                    let overlap = |one: &[(u16, u16)], other: &[(u16, u16)]| {
+                        one.iter().any(|a| other.iter().any(|b| a.0 <= b.1 && b.0 <= a.1))
+                    };
+                    let from_same = overlap(&one.sources, &other.sources);
                     assert!(
                         one.from != other.from
                             || one.policies != other.policies
-                            || one.family != other.family,
+                            || one.family != other.family
+                            || one.ports != other.ports && !from_same,
                         "seed {seed}: ports are not joined: {one:?} {other:?}"
                     );
-                    let overlap = one
-                        .ports
-                        .iter()
-                        .any(|a| other.ports.iter().any(|b| a.0 <= b.1 && b.0 <= a.1));
-                    assert!(!overlap, "seed {seed}: {one:?} {other:?}");
+                    assert!(
+                        !(from_same && overlap(&one.ports, &other.ports)),
+                        "seed {seed}: {one:?} {other:?}"
+                    );
                 }
             }
             // Same destinations, same change: one line.
@@ -176,6 +190,7 @@ fn regions_are_disjoint_maximal_in_ports_and_in_order() {
                     region.family,
                     region.service,
                     region.ports.clone(),
+                    region.sources.clone(),
                     region.from,
                     region.policies.clone(),
                 )
@@ -192,8 +207,20 @@ fn regions_are_disjoint_maximal_in_ports_and_in_order() {
 
 /// What a region says but for its ends.
 fn change(region: &Region) -> impl Ord + use<> {
-    let Region { ports, policies, .. } = region.clone();
-    (region.service, region.family, region.from, ports, policies)
+    let Region {
+        ports,
+        sources,
+        policies,
+        ..
+    } = region.clone();
+    (
+        region.service,
+        region.family,
+        region.from,
+        ports,
+        sources,
+        policies,
+    )
 }
 
 #[test]
@@ -275,12 +302,13 @@ fn spoken(found: &Difference<'_>, flip: bool) -> Vec<String> {
         .iter()
         .map(|region| {
             format!(
-                "{} -> {} {:?} {:?} {:?} {} {:?}",
+                "{} -> {} {:?} {:?} {:?} {:?} {} {:?}",
                 end(&region.src),
                 end(&region.dst),
                 region.family,
                 region.service,
                 region.ports,
+                region.sources,
                 region.from != flip,
                 region.policies
             )

@@ -11,7 +11,11 @@ use ringwall_analyse::refine::{Difference, Ends, Family, Region, Service, What};
 use ringwall_evaluate::{Cause, Identity};
 use ringwall_policy::{Cluster, Object, ObjectKey, ObjectRef, Peer, Pod, PolicyId, PortMatch};
 
-use crate::{generate, generate::icmp, random::Random};
+use crate::{
+    generate,
+    generate::{SOURCES, icmp},
+    random::Random,
+};
 
 /// A packet, its ends as indices of a difference's.
 pub(crate) struct Packet {
@@ -20,6 +24,8 @@ pub(crate) struct Packet {
     family: Family,
     service: Service,
     port: u16,
+    /// Of a service with ports.
+    source: u16,
     /// Stands for [`Service::Other`].
     protocol: u8,
     /// Addresses to use for ranges instead of their examples.
@@ -28,18 +34,20 @@ pub(crate) struct Packet {
 
 impl Packet {
     pub(crate) fn is_covered(&self, region: &Region, ends: &Ends<'_, 2>) -> bool {
-        region.covers(ends, (self.src, self.dst), self.family, self.service, self.port)
+        let ports = (self.source, self.port);
+        region.covers(ends, (self.src, self.dst), self.family, self.service, ports)
     }
 
     pub(crate) fn words(&self, ends: &Ends<'_, 2>) -> String {
         let end = |end: u32| format!("{:?}", ends.all[end as usize].what);
         format!(
-            "{} -> {} {:?} {:?} {} ({:?})",
+            "{} -> {} {:?} {:?} {} from {} ({:?})",
             end(self.src),
             end(self.dst),
             self.family,
             self.service,
             self.port,
+            self.source,
             self.addresses
         )
     }
@@ -170,19 +178,27 @@ impl<'a> Oracle<'a> {
     }
 
     pub(crate) fn judge(&self, packet: &Packet, ends: &Ends<'_, 2>) -> Wanted {
-        let service = ringwall_evaluate::Service {
-            protocol: packet.protocol,
-            port: (packet.service != Service::Other).then_some(packet.port),
+        let verdicts_from = |source: u16| {
+            let service = ringwall_evaluate::Service {
+                protocol: packet.protocol,
+                port: (packet.service != Service::Other).then_some(packet.port),
+                source_port: packet.service.has_ports().then_some(source),
+            };
+            [0, 1].map(|side| {
+                let (src, dst) = (
+                    self.end(side, ends, packet, true),
+                    self.end(side, ends, packet, false),
+                );
+                ringwall_evaluate::judge(self.sides[side], &src, &dst, service)
+            })
         };
-        let verdicts = [0, 1].map(|side| {
-            let (src, dst) = (
-                self.end(side, ends, packet, true),
-                self.end(side, ends, packet, false),
-            );
-            ringwall_evaluate::judge(self.sides[side], &src, &dst, service)
-        });
+        let verdicts = verdicts_from(packet.source);
         let mut seen = Vec::new();
         let [from, to] = &verdicts;
+        let [other_from, other_to] = &verdicts_from(53);
+        if from.allow() != to.allow() && other_from.allow() == other_to.allow() {
+            seen.push("not from port 53");
+        }
         let mut policies = BTreeSet::new();
         for (a, b) in [(&from.egress, &to.egress), (&from.ingress, &to.ingress)] {
             if a.allow != b.allow {
@@ -300,6 +316,7 @@ pub(crate) fn packets(
                         _ if service.has_types() => icmp(random),
                         _ => port,
                     },
+                    source: *random.branch().one(&SOURCES),
                     protocol,
                     addresses: [address(src, random), address(dst, random)],
                 });

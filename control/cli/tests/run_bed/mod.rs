@@ -164,7 +164,7 @@ impl Bed {
         let (_, tail) = usual.split_once("failMode: closed\n").unwrap();
         bed.configure(&format!(
             "{}antiSpoofing: off\ninterfaces:\n  - {{name: w0, side: any}}\n  - {{name: w1, side: any}}\nwires:\n  - {{name: w, interfaces: [w0, w1], failMode: {fail_mode}}}\n{tail}",
-            head.replace("kind: Node", "kind: Gateway")
+            head.replace("datapath: afxdp\n", "")
         ));
         bed
     }
@@ -191,7 +191,8 @@ impl Bed {
         let name = &self.name;
         format!(
             "apiVersion: ringwall.io/v1alpha1
-kind: Node
+kind: Gateway
+datapath: afxdp
 name: {name}
 mode: enforce
 source: {{manifests: {dir}/manifests}}

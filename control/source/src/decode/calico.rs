@@ -298,6 +298,8 @@ enum RulePlace {
     OfPeer(usize),
     /// Those of a condition of the pod itself, by index.
     OfOwn(usize),
+    /// Those of a condition of the peer that the rule does not have: it is for others, too.
+    PeerBesides,
 }
 
 /// What a rule is also for.
@@ -310,12 +312,8 @@ enum Wanted {
         place: RulePlace,
         /// The only family that the rule is for.
         family: Option<Family>,
-        /// Names of ports at these endpoints, where the rule goes by names.
-        names: Vec<String>,
-        /// Whether it goes by numbers as well.
-        numbers: bool,
-        /// Whether the rule excludes ports of these endpoints by name.
-        not_names: bool,
+        /// Whether the ports that the rule matches or excludes by name are theirs.
+        by_name: bool,
     },
     /// Addresses of the nodes with these labels (TIERS 73.6).
     Nodes(Selector),
@@ -413,8 +411,8 @@ pub(crate) struct HostEndpoint {
     name: String,
     labels: Labels,
     addresses: Vec<IpAddr>,
-    /// Names of its ports.
-    ports: Vec<String>,
+    /// Names, protocols and numbers of its ports.
+    ports: Vec<(String, Protocol, u16)>,
     /// Whether a profile of it allows what no policy decides.
     open: bool,
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use imbl::OrdMap;
-use ringwall_policy::{Cluster, Fault, NetworkPolicy, Object, ObjectKey, PolicyId, Settings, TieredPolicy};
+use ringwall_policy::{
+    Cluster, Fault, NetworkPolicy, Object, ObjectKey, PolicyId, Settings, TieredPolicy,
+    services::ServiceObject,
+};
 use ringwall_process::{confine, confine::SourceFiles};
 
 use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
@@ -57,6 +60,8 @@ pub(super) struct Item {
     pub(super) problems: Vec<Problem>,
     /// What the state needs of it besides.
     pub(super) input: Option<Arc<Input>>,
+    /// What it says about Services.
+    pub(super) service: Option<ServiceObject>,
     /// As it stands in its file; only for a reader that keeps documents.
     written: Option<Written>,
 }
@@ -396,6 +401,7 @@ impl Reader {
             cluster: whole.cluster.clone(),
             problems: whole.problems.clone(),
             staged: whole.staged.clone(),
+            services: whole.services.clone(),
             files: self.files.len(),
             changed,
             began: std::time::Instant::now(),
@@ -562,6 +568,7 @@ fn item(
         unevaluated,
         faults: refused,
         input,
+        service,
     } = decoded;
     let line = if prefix.is_empty() {
         document.line()
@@ -617,6 +624,7 @@ fn item(
         object,
         problems,
         input,
+        service,
         written,
     }
 }

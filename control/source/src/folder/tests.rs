@@ -253,9 +253,38 @@ fn until(watch: &FolderWatch, wanted: impl Fn(&Loaded) -> bool) -> Loaded {
         let left = deadline.saturating_duration_since(Instant::now());
         match watch.updates().recv_timeout(left).expect("no such state came") {
             Update::State(loaded) if wanted(&loaded) => return *loaded,
-            Update::State(_) => {}
+            Update::State(_) | Update::Services(_) => {}
             Update::Held { reason, .. } => panic!("held: {reason}"),
         }
+    }
+}
+
+#[test]
+fn services_that_change_make_no_state() {
+    let dir = folder(&[("np.yaml", &policy("p"))]);
+    let (_, watch) = watch(&dir);
+    let service = |port: u16| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: a}}\nspec: {{selector: {{app: web}}, ports: [{{port: {port}}}]}}\n"
+        );
+        let next = dir.path().join("next");
+        fs::write(&next, text).unwrap();
+        fs::rename(next, dir.path().join("web.yaml")).unwrap();
+    };
+    for port in [80, 81] {
+        service(port);
+        match watch.updates().recv_timeout(LONG).unwrap() {
+            Update::Services(services) => {
+                let web = services.services.values().next().unwrap();
+                assert_eq!(web.ports[0].port, port);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    fs::remove_file(dir.path().join("web.yaml")).unwrap();
+    match watch.updates().recv_timeout(LONG).unwrap() {
+        Update::Services(services) => assert!(services.services.is_empty()),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -263,6 +292,7 @@ fn held(watch: &FolderWatch) -> String {
     match watch.updates().recv_timeout(LONG).unwrap() {
         Update::Held { reason, .. } => reason,
         Update::State(loaded) => panic!("not held: {:?}", loaded.cluster.policies),
+        Update::Services(services) => panic!("not held: {services:?}"),
     }
 }
 
@@ -458,7 +488,7 @@ fn a_file_that_is_still_being_written_is_left_alone() {
     drop(file);
     let first = match watch.updates().recv_timeout(LONG).unwrap() {
         Update::State(loaded) => *loaded,
-        Update::Held { reason, .. } => panic!("held: {reason}"),
+        other => panic!("{other:?}"),
     };
     assert_eq!(names(&first), ["p", "q"], "half a file was taken up");
 }

@@ -16,7 +16,7 @@ use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode, ModifyKind},
 };
-use ringwall_policy::{Cluster, Settings};
+use ringwall_policy::{Cluster, Settings, services::Services};
 
 use super::{
     FolderError, Loaded, Problem, ProblemKind, Severity,
@@ -36,6 +36,8 @@ const UNFINISHED: Duration = Duration::from_secs(1);
 pub enum Update {
     /// A complete new state. Broken files are in it with their last good objects; `problems` names them.
     State(Box<Loaded>),
+    /// Other Services, and nothing else.
+    Services(Services),
     /// The folder's content would take away all objects or over half of the policies at once, or the folder cannot
     /// be read: the old state stays until [`FolderWatch::accept`] or a less drastic content.
     Held {
@@ -151,6 +153,7 @@ impl FolderWatch {
             current: loaded.cluster.clone(),
             problems: loaded.problems.clone(),
             staged: Arc::clone(&loaded.staged),
+            services: loaded.services.clone(),
             held: None,
             out,
         };
@@ -232,6 +235,7 @@ struct Watch {
     current: Cluster,
     problems: Vec<Problem>,
     staged: Arc<Vec<Staged>>,
+    services: Services,
     /// Why the folder's content is not handed out.
     held: Option<String>,
     out: Sender<Update>,
@@ -403,8 +407,10 @@ impl Watch {
             && loaded.cluster == self.current
             && loaded.problems == self.problems
             && loaded.staged == self.staged;
+        let same_services = loaded.services.same_as(&self.services);
+        self.services.clone_from(&loaded.services);
         if unchanged {
-            return true;
+            return same_services || self.out.send(Update::Services(loaded.services)).is_ok();
         }
         self.held = None;
         self.current = loaded.cluster.clone();

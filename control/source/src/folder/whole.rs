@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ringwall_policy::{Cluster, Fault, Object, ObjectKey, ObjectRef, Pod};
+use ringwall_policy::{Cluster, Fault, Object, ObjectKey, ObjectRef, Pod, services::Services};
 
 use super::{
     Problem, ProblemKind, Severity, Staged,
@@ -38,6 +38,8 @@ pub(super) struct Whole {
     world: World<usize>,
     /// Policies that are staged.
     pub(super) staged: Arc<Vec<Staged>>,
+    /// Services: no verdict depends on them.
+    pub(super) services: Services,
 }
 
 impl Whole {
@@ -165,6 +167,7 @@ impl Whole {
                 .collect(),
             templates: any_template,
             staged: Arc::new(world.staged()),
+            services: services(files),
             world,
         }
     }
@@ -195,6 +198,12 @@ impl Whole {
         let was = || before.values().flat_map(|items| items.iter());
         if !free || !self.clashes.is_empty() || was().chain(before.keys().flat_map(now)).any(entangled) {
             return false;
+        }
+        if was()
+            .chain(before.keys().flat_map(now))
+            .any(|item| item.service.is_some())
+        {
+            self.services = services(files);
         }
         let mut namespaces = BTreeSet::new();
         for name in was().filter_map(Item::name) {
@@ -237,6 +246,17 @@ impl Whole {
         }
         true
     }
+}
+
+/// What all files say about Services.
+fn services(files: &BTreeMap<PathBuf, FileState>) -> Services {
+    let mut services = Services::default();
+    for said in files.values().flat_map(|file| file.good.iter()) {
+        if let Some(said) = &said.service {
+            services.insert(said);
+        }
+    }
+    services
 }
 
 impl Item {

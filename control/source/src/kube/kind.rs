@@ -199,7 +199,7 @@ enum Wanted {
     Always,
     /// Wherever the API server serves it.
     WhereServed,
-    /// While a policy speaks of its objects. Every API server serves it.
+    /// While a policy speaks of its objects, or somebody asks for them. Every API server serves it.
     WhileAskedFor,
 }
 
@@ -324,6 +324,11 @@ impl Kind {
     /// Whether it is watched only while a policy speaks of its objects.
     pub(super) fn asked_for(self) -> bool {
         self.line().wanted == Wanted::WhileAskedFor
+    }
+
+    /// Whether its objects are Services or their endpoints, which people ask for as well as policies.
+    pub(super) const fn is_of_services(self) -> bool {
+        self.0 == Self::SERVICE.0 || self.0 == Self::ENDPOINT_SLICE.0
     }
 
     /// What its objects are to the state.

@@ -47,7 +47,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
         }
     };
     let kept = source(kind, api, &object, &uid);
-    let mut input = None;
+    let (mut input, mut service) = (None, None);
     let object = match (decoded, kind.objects()) {
         (Some(decoded), _) => {
             problems.extend(decoded.notes.iter().chain(&decoded.unevaluated).map(problem));
@@ -60,7 +60,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
                     ),
                 }));
             }
-            input = decoded.input;
+            (input, service) = (decoded.input, decoded.service);
             let faults = match &decoded.object {
                 Object::NetworkPolicy(policy) => policy.faults.as_slice(),
                 Object::Tiered(policy) => policy.faults.as_slice(),
@@ -111,6 +111,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
         uid,
         object,
         input,
+        service,
         problems,
         source,
     })

@@ -17,6 +17,7 @@ use ringwall_messages::{ClusterUid, ObjectProblem, ResourceVersions};
 use ringwall_policy::{
     ACCOUNT_LABEL, Cluster, Fault, Object, ObjectKey, ObjectRef, Pod, PolicyId, Settings, TieredPolicy,
     policy_label,
+    services::{ServiceObject, Services},
 };
 
 use super::kind::{Kind, Objects, Reference};
@@ -43,6 +44,8 @@ pub(super) struct Item {
     pub(super) object: Option<Object>,
     /// What the state needs of it besides.
     pub(super) input: Option<Arc<Input>>,
+    /// What it says about Services.
+    pub(super) service: Option<ServiceObject>,
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
     /// For a policy that can be read: what has to be kept to know it again after a restart.
@@ -166,6 +169,10 @@ pub(super) struct State {
     sources: PolicySources,
     /// Grows with every change of `sources`.
     revision: u64,
+    /// Services and their endpoints: no part of the cluster.
+    services: Services,
+    /// Whether somebody asks for them, whatever policies speak of.
+    services_wanted: bool,
 }
 
 impl State {
@@ -200,6 +207,8 @@ impl State {
             problems: Problems::default(),
             sources: PolicySources::new(),
             revision: 0,
+            services: Services::default(),
+            services_wanted: false,
         }
     }
 
@@ -236,7 +245,7 @@ impl State {
     /// Whether every watch has delivered its list, or it is known why it cannot, and what is not evaluated is known.
     pub(super) fn complete(&self) -> bool {
         let unasked: Vec<Kind> = self
-            .asked_for()
+            .spoken_of()
             .filter(|(_, asked)| !asked)
             .map(|(kind, _)| kind)
             .collect();
@@ -244,8 +253,33 @@ impl State {
         self.unevaluated.is_some() && !Kind::all().any(waits)
     }
 
-    /// The kinds that are watched only while policies speak of their objects, and whether they do.
+    /// The kinds that are watched only while somebody asks for their objects, and whether somebody does: a policy that speaks of
+    /// them, or a person.
     pub(super) fn asked_for(&self) -> impl Iterator<Item = (Kind, bool)> {
+        let wanted = |kind: Kind| kind.is_of_services() && self.services_wanted;
+        self.spoken_of()
+            .map(move |(kind, spoken_of)| (kind, spoken_of || wanted(kind)))
+    }
+
+    /// Whether somebody has asked for Services.
+    pub(super) const fn wants_services(&self) -> bool {
+        self.services_wanted
+    }
+
+    /// Has Services watched from now on.
+    pub(super) fn want_services(&mut self) {
+        self.services_wanted = true;
+    }
+
+    /// Services and their endpoints; None before somebody has asked for them and they are known.
+    pub(super) fn services(&self) -> Option<&Services> {
+        let known = |kind: Kind| self.settled[kind.number()];
+        (self.services_wanted && known(Kind::SERVICE) && known(Kind::ENDPOINT_SLICE))
+            .then_some(&self.services)
+    }
+
+    /// The same, of policies alone.
+    fn spoken_of(&self) -> impl Iterator<Item = (Kind, bool)> {
         let services = self.world.speaks_of_services();
         [
             (Kind::SERVICE_ACCOUNT, self.world.asks_for_accounts()),
@@ -387,6 +421,8 @@ impl State {
             }
         }
         let of_services = [Kind::SERVICE, Kind::ENDPOINT_SLICE];
+        let unread = of_services.iter().filter(|kind| self.unread.contains_key(kind));
+        self.services.unread = unread.map(|kind| kind.api().resource()).collect();
         let unseen = |kind: &Kind| self.unread.contains_key(kind) && self.count(*kind) == 0;
         self.world.see_services(!of_services.iter().any(unseen));
         changed |= self.put_together();
@@ -395,7 +431,9 @@ impl State {
 
     /// A kind holds nothing up any more. Answers whether it did.
     fn settle(&mut self, kind: Kind) -> bool {
-        !std::mem::replace(&mut self.settled[kind.number()], true)
+        // Services that nobody but a person asks for hold nothing up.
+        let awaited = !kind.is_of_services() || self.world.speaks_of_services();
+        !std::mem::replace(&mut self.settled[kind.number()], true) && awaited
     }
 
     /// Takes a new or changed object. Answers whether the state changed.
@@ -434,7 +472,12 @@ impl State {
     /// version could be read. Answers whether that is news.
     fn name_unevaluated(&mut self) -> bool {
         let mut kinds = self.unevaluated.clone().unwrap_or_default();
-        let decides = self.unread.iter().filter(|(kind, _)| kind.decides());
+        // Of what no policy speaks, no verdict depends.
+        let silent = !self.world.speaks_of_services();
+        let decides = self
+            .unread
+            .iter()
+            .filter(|(kind, _)| kind.decides() && !(silent && kind.is_of_services()));
         kinds.extend(decides.map(|(_, name)| name.clone()));
         kinds.extend(self.odd.values().cloned());
         kinds.extend((!self.governed.is_empty()).then(|| governed_host().0));
@@ -540,9 +583,11 @@ impl State {
             uid,
             object,
             input,
+            service,
             problems,
             source,
         } = item;
+        self.note_service(&reference, service);
         let mut changed = false;
         match source {
             Some(source) if self.sources.get(&reference) != Some(&source) => {
@@ -586,6 +631,26 @@ impl State {
         match object {
             Some(object) => changed | self.place(&reference, Part { object, input }),
             None => changed,
+        }
+    }
+
+    /// Takes what an object says about Services now.
+    fn note_service(&mut self, reference: &Reference, said: Option<ServiceObject>) {
+        let Reference { kind, key } = reference;
+        match (*kind, said) {
+            (Kind::NODE, Some(ServiceObject::Zone { node, zone })) => {
+                self.services.zones.insert(node, zone);
+            }
+            (Kind::NODE, _) => drop(self.services.zones.remove(&key.name)),
+            (Kind::SERVICE, Some(ServiceObject::Service(service))) => {
+                self.services.services.insert(key.clone(), service);
+            }
+            (Kind::SERVICE, _) => drop(self.services.services.remove(key)),
+            (Kind::ENDPOINT_SLICE, Some(ServiceObject::Slice(slice))) => {
+                self.services.slices.insert(key.clone(), slice);
+            }
+            (Kind::ENDPOINT_SLICE, _) => drop(self.services.slices.remove(key)),
+            _ => {}
         }
     }
 
@@ -668,7 +733,8 @@ impl State {
                     self.drop_part(reference);
                 }
                 self.take_part(reference, part);
-                true
+                // What policies make of these is found when they are put together.
+                !reference.kind.is_of_services()
             }
         }
     }
@@ -838,6 +904,7 @@ impl State {
     }
 
     fn remove(&mut self, reference: &Reference) -> bool {
+        self.note_service(reference, None);
         self.own_problems.remove(reference);
         let faulty = self.tell(reference);
         let staged = reference.kind == Kind::NETWORK_POLICY && self.drop_part(reference);
@@ -865,7 +932,7 @@ impl State {
                 self.cluster.remove(&ObjectRef::Node(name.clone()))
             }
             Objects::Pods => self.cluster.remove(&ObjectRef::Pod(reference.key.clone())),
-            _ => self.drop_part(reference),
+            _ => self.drop_part(reference) && !reference.kind.is_of_services(),
         };
         gone | staged | faulty
     }

@@ -49,8 +49,11 @@ fn passed_over(kind: Kind, parent: &str, key: &str) -> bool {
             key,
             "allocatable" | "capacity" | "conditions" | "images" | "volumesAttached" | "volumesInUse"
         ),
-        (Kind::ENDPOINT_SLICE, "endpoints") => key != "addresses",
-        (Kind::SERVICE, "") => key == "status",
+        (Kind::ENDPOINT_SLICE, "endpoints") => !matches!(
+            key,
+            "addresses" | "conditions" | "nodeName" | "targetRef" | "hints"
+        ),
+        (Kind::SERVICE, "status") => key != "loadBalancer",
         (Kind::SERVICE_ACCOUNT, "") => matches!(key, "secrets" | "imagePullSecrets"),
         _ => false,
     }

@@ -402,6 +402,10 @@ impl Watch<'_> {
             // A server that starts refuses what it allows a moment later.
             _ if refused && refusals >= REFUSALS => {
                 let follows = match self.kind.decides() {
+                    _ if self.kind.is_of_services() => {
+                        "answers about Services are made without them, verdicts are incomplete where a policy speaks of them, and \
+                         what was read before stays in force"
+                    }
                     true => "every verdict is incomplete, and what was read before stays in force",
                     false => "what was read before stays staged",
                 };

@@ -48,7 +48,7 @@ fn memory(entries: &'static mut [Entry], reached: Vec<u32>) -> TableMemory {
 
 fn open(memory: TableMemory, config: &FlowConfig, now: Nanos) -> FlowTable {
     let mut strays = Vec::new();
-    let table = FlowTable::open(memory, |_| true, Seed::new(3), config, now, &mut strays);
+    let table = FlowTable::open(memory, |_| true, Seed::new(3), config, None, now, &mut strays);
     assert!(strays.is_empty());
     table
 }
@@ -452,7 +452,7 @@ fn flows_of_other_owners_move_to_their_tables() {
     let memory = FlowMemory::private(SEGMENTS * 16, 7).unwrap();
     let seed = memory.seed;
     let config = FlowConfig::default();
-    let mut tables = memory.into_tables(2, &config);
+    let mut tables = memory.into_tables(2, &config, None);
     for n in 0..1000 {
         let key = flow(n as u8, (n >> 8) as u8, n);
         let owner = usize::from(seed.key(&key).shard()) % 2;
@@ -472,7 +472,7 @@ fn flows_of_other_owners_move_to_their_tables() {
             .collect();
         let bytes = words.leak().as_mut_bytes();
         let memory = FlowMemory::open(bytes, SEGMENTS * 16, 9, Nanos(6)).unwrap();
-        tables = memory.into_tables(workers, &config);
+        tables = memory.into_tables(workers, &config, None);
         let inherited: u64 = tables.iter().map(|table| table.activity.inherited).sum();
         assert_eq!(inherited, 1000, "{workers} workers");
         tables.iter().for_each(check_whole);

@@ -180,7 +180,7 @@ fn successor() {
     };
     for flows in [0_usize, 1_000, 60_000] {
         let memory = FlowMemory::private(ENTRIES, 7).unwrap();
-        let mut tables = memory.into_tables(1, &config.flow);
+        let mut tables = memory.into_tables(1, &config.flow, None);
         for flow in 0..flows {
             let [.., a, b, c] = flow.to_be_bytes();
             let key = FlowKey {
@@ -208,7 +208,7 @@ fn successor() {
                 let memory = zerocopy::IntoBytes::as_mut_bytes(words.clone().leak());
                 let start = std::time::Instant::now();
                 let memory = FlowMemory::open(memory, ENTRIES, 7, Nanos(3)).unwrap();
-                let tables = memory.into_tables(1, &config.flow);
+                let tables = memory.into_tables(1, &config.flow, None);
                 let taken = start.elapsed().as_secs_f64() * 1e3;
                 assert_eq!(
                     tables.iter().map(|table| table.activity.inherited).sum::<u64>(),

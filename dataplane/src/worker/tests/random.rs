@@ -154,6 +154,11 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
+/// How often this thread has allocated.
+pub(super) fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
+
 struct Counting;
 
 #[allow(unsafe_code)] // an allocator cannot be written without
@@ -202,9 +207,9 @@ fn nothing_is_allocated_per_packet() {
             worker.io().reserve(512);
         }
         for worker in [0, 1, 0, 1] {
-            let before = ALLOCATIONS.with(Cell::get);
+            let before = allocations();
             frames += bed.workers[worker].run_once(bed.now).frames;
-            spent += ALLOCATIONS.with(Cell::get) - before;
+            spent += allocations() - before;
         }
         for worker in &mut bed.workers {
             let _ = worker.io().take_sent();

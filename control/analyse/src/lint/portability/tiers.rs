@@ -156,7 +156,7 @@ fn block_notation<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>) -> V
         let wanted = "Calico allows it: it drops the block and keeps a rule for everyone";
         let outside = witnesses.outsiders().filter(|end| match end {
             EndName::Address(address) => !cidr.contains(address),
-            EndName::Pod(_) => false,
+            EndName::Pod(_) | EndName::Service(_) => false,
         });
         let asks: Vec<Ask> = outside
             .map(|end| Ask::new(placed.direction, &us, &end, port, false, wanted))

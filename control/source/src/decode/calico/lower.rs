@@ -15,8 +15,9 @@ use std::{
 use imbl::OrdMap;
 use ipnet::IpNet;
 use ringwall_policy::{
-    ACCOUNT_LABEL, AddressSet, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, ObjectKey,
-    Operator, Part, Peer, Pod, PolicyKind, PortMatch, Requirement, Selector, TieredPolicy, TieredRule,
+    ACCOUNT_LABEL, AddressSet, Condition, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy,
+    ObjectKey, Operator, Part, Peer, Pod, PolicyKind, PortMatch, Protocol, Requirement, Selector,
+    TieredPolicy, TieredRule,
 };
 
 use super::{
@@ -116,8 +117,10 @@ pub(crate) struct World<K> {
     services_unseen: bool,
     /// Policies that have to be completed again.
     stale: BTreeSet<K>,
-    /// What the address sets of rules are made of, by name, and how many rules await each.
+    /// What the address sets of rules are made of, by name, and how many policies name each.
     address_sets: BTreeMap<String, (Addresses, usize)>,
+    /// Names of the sets that a policy names, as it was completed last.
+    named_by: BTreeMap<K, Vec<String>>,
     /// Those whose members may be others.
     stale_sets: BTreeSet<String>,
     staged: BTreeMap<K, Staged>,
@@ -142,6 +145,7 @@ impl<K> Default for World<K> {
             services_unseen: false,
             stale: BTreeSet::new(),
             address_sets: BTreeMap::new(),
+            named_by: BTreeMap::new(),
             stale_sets: BTreeSet::new(),
             staged: BTreeMap::new(),
             staged_changed: false,
@@ -154,36 +158,62 @@ impl<K> Default for World<K> {
 enum Addresses {
     /// Network sets and host endpoints.
     Objects(Expression, Option<Family>),
+    /// Host endpoints of which certain ports have names that a rule asks for.
+    Endpoints {
+        expression: Expression,
+        family: Option<Family>,
+        asked: AskedNames,
+        named: NamedPorts,
+    },
     Nodes(Selector),
-    /// The endpoints that a service's slices list; those of slices with ports alone where that says so.
+    /// The endpoints that a service's slices list; those of slices with these ports alone where there are some.
     Service {
         key: ObjectKey,
         family: Option<Family>,
-        ports: bool,
+        ports: Option<PortNumbers>,
     },
 }
 
-impl Addresses {
-    /// Those that a rule may name; None where it is for other things than addresses.
-    fn wanted_by(wanted: &Wanted) -> Option<Self> {
-        match wanted {
-            Wanted::Objects {
-                expression,
-                family,
-                names,
-                ..
-            } if names.is_empty() => Some(Self::Objects(expression.clone(), *family)),
-            // Sets have no ports with names.
-            Wanted::Objects { .. } => None,
-            Wanted::Nodes(nodes) => Some(Self::Nodes(nodes.clone())),
-            Wanted::Service { key, family, ports } => Some(Self::Service {
-                key: key.clone(),
-                family: *family,
-                ports: *ports,
-            }),
-        }
+/// Protocols and ports, in order.
+type PortNumbers = Vec<(Protocol, u16)>;
+
+/// Protocols and names of ports that a rule matches, and of those that it does not.
+#[derive(Clone, Debug)]
+struct AskedNames([Vec<(Protocol, String)>; 2]);
+
+/// What an endpoint has for the names of [`AskedNames`].
+type NamedPorts = [PortNumbers; 2];
+
+impl AskedNames {
+    fn of(rule: &TieredRule) -> Self {
+        let names = |ports: &[PortMatch]| {
+            let named = ports.iter().filter_map(|port| match port {
+                PortMatch::Named { protocol, name } => Some((*protocol, name.clone())),
+                _ => None,
+            });
+            named.collect()
+        };
+        let ports = rule.ports.as_deref().unwrap_or_default();
+        Self([names(ports), names(&rule.conditions.not_ports)])
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(Vec::is_empty)
+    }
+
+    /// The ports of an endpoint that have such names.
+    fn at(&self, endpoint: &HostEndpoint) -> NamedPorts {
+        self.0.each_ref().map(|names| {
+            let asked =
+                |protocol: Protocol, name: &str| names.iter().any(|(of, own)| *of == protocol && own == name);
+            let ports = endpoint.ports.iter();
+            let ports = ports.filter(|(name, protocol, _)| asked(*protocol, name));
+            ports.map(|(_, protocol, number)| (*protocol, *number)).collect()
+        })
+    }
+}
+
+impl Addresses {
     /// By what rules name it: the same for what is the same.
     fn name(&self) -> String {
         let (what, family) = match self {
@@ -191,10 +221,33 @@ impl Addresses {
                 format!("network sets and host endpoints with {expression}"),
                 family,
             ),
+            Self::Endpoints {
+                expression,
+                family,
+                asked: AskedNames([some, not]),
+                named: [named, not_named],
+            } => {
+                let names = |names: &[(Protocol, String)]| -> Vec<String> {
+                    names
+                        .iter()
+                        .map(|(protocol, name)| format!("{name}/{}", protocol_name(*protocol)))
+                        .collect()
+                };
+                let ports = |asked: &[(Protocol, String)], named: &PortNumbers| {
+                    format!("{} for {}", ports_in_words(named), names(asked).join(", "))
+                };
+                let (some, not) = (ports(some, named), ports(not, not_named));
+                (
+                    format!("host endpoints with {expression} and {some}, not {not}"),
+                    family,
+                )
+            }
             Self::Nodes(nodes) => (format!("nodes with {}", in_words(nodes)), &None),
             Self::Service { key, family, ports } => {
-                let with = if *ports { " with ports" } else { "" };
-                (format!("service {key}{with}"), family)
+                let at = ports
+                    .as_ref()
+                    .map_or(String::new(), |ports| format!(" at {}", ports_in_words(ports)));
+                (format!("service {key}{at}"), family)
             }
         };
         match family {
@@ -271,6 +324,7 @@ impl<K: Ord + Clone> World<K> {
             Input::Policy(_) | Input::Staged(_) => {
                 self.policies.remove(key);
                 self.count(&given, -1);
+                self.name_sets(key, BTreeMap::new());
                 self.stale.remove(key);
                 self.staged_changed |= self.staged.remove(key).is_some();
             }
@@ -399,7 +453,8 @@ impl<K: Ord + Clone> World<K> {
             match (&*given.input, &given.policy) {
                 (Input::Policy(input), Some(policy)) => {
                     let mut policy = policy.clone();
-                    let unevaluated = self.completed(&mut policy, input);
+                    let Completion { unevaluated, sets } = self.completed(&mut policy, input);
+                    self.name_sets(&key, sets);
                     out.push(Completed {
                         key,
                         policy,
@@ -407,10 +462,11 @@ impl<K: Ord + Clone> World<K> {
                     });
                 }
                 (Input::Staged(staged), _) => {
+                    let mut sets = BTreeMap::new();
                     let policy = match &staged.policy {
                         StagedPolicyInput::Calico(policy, input) => {
                             let mut policy = policy.clone();
-                            self.completed(&mut policy, input);
+                            sets = self.completed(&mut policy, input).sets;
                             StagedPolicy::Calico(policy)
                         }
                         StagedPolicyInput::Kubernetes(policy) => StagedPolicy::Kubernetes(policy.clone()),
@@ -422,6 +478,7 @@ impl<K: Ord + Clone> World<K> {
                         policy,
                     };
                     self.staged_changed |= self.staged.get(&key) != Some(&staged);
+                    self.name_sets(&key, sets);
                     self.staged.insert(key, staged);
                 }
                 _ => {}
@@ -475,15 +532,28 @@ impl<K: Ord + Clone> World<K> {
             .iter()
             .any(|it| matches!(it.wanted, Wanted::Service { .. }));
         add(&mut self.speak_of_services, speaks);
-        for addresses in given
-            .awaits()
-            .iter()
-            .filter_map(|it| Addresses::wanted_by(&it.wanted))
-        {
-            let name = addresses.name();
-            let known = self.address_sets.entry(name.clone()).or_insert((addresses, 0));
-            known.1 = known.1.saturating_add_signed(by);
-            self.stale_sets.insert(name);
+    }
+
+    /// Takes which sets a policy names now.
+    fn name_sets(&mut self, key: &K, sets: BTreeMap<String, Addresses>) {
+        let before = match sets.is_empty() {
+            true => self.named_by.remove(key),
+            false => self.named_by.insert(key.clone(), sets.keys().cloned().collect()),
+        };
+        for (name, addresses) in sets {
+            let (_, policies) = self.address_sets.entry(name.clone()).or_insert((addresses, 0));
+            *policies += 1;
+            if *policies == 1 {
+                self.stale_sets.insert(name);
+            }
+        }
+        for name in before.into_iter().flatten() {
+            if let Some((_, policies)) = self.address_sets.get_mut(&name) {
+                *policies = policies.saturating_sub(1);
+                if *policies == 0 {
+                    self.stale_sets.insert(name);
+                }
+            }
         }
     }
 
@@ -496,7 +566,7 @@ impl<K: Ord + Clone> World<K> {
             Wanted::Service { .. } | Wanted::Nodes(_) => false,
         });
         self.outdate_sets(|addresses| match addresses {
-            Addresses::Objects(expression, _) => {
+            Addresses::Objects(expression, _) | Addresses::Endpoints { expression, .. } => {
                 expression.matches(&|key: &str| labels.get(key).map(String::as_str))
             }
             Addresses::Service { .. } | Addresses::Nodes(_) => false,
@@ -527,7 +597,7 @@ impl<K: Ord + Clone> World<K> {
         for name in std::mem::take(&mut self.stale_sets) {
             let members = match self.address_sets.get(&name) {
                 Some((addresses, 1..)) => self.members(addresses),
-                // No rule awaits it any more.
+                // No policy names it any more.
                 _ => {
                     self.address_sets.remove(&name);
                     AddressSet::new()
@@ -549,6 +619,16 @@ impl<K: Ord + Clone> World<K> {
                 let all = nets.chain(hosts.map(|address| IpNet::from(*address)));
                 all.filter(|net| is_of(family, net)).collect()
             }
+            Addresses::Endpoints {
+                expression,
+                family,
+                asked,
+                named,
+            } => {
+                let by_ports = self.endpoints_by_ports(expression, *family, asked);
+                let own = by_ports.into_iter().filter(|(_, ports)| ports == named);
+                own.map(|(address, _)| IpNet::from(address)).collect()
+            }
             Addresses::Nodes(nodes) => {
                 let nodes = self.nodes.iter().filter_map(|key| match self.input(key) {
                     Some(Input::Node(node)) if selects(nodes, &node.labels) => Some(&node.addresses),
@@ -559,7 +639,9 @@ impl<K: Ord + Clone> World<K> {
             Addresses::Service { key, family, ports } => {
                 let slices = self.slices.get(key).into_iter().flatten();
                 let slices = slices.filter_map(|key| match self.input(key) {
-                    Some(Input::Slice(slice)) if !ports || !slice.ports.is_empty() => Some(&slice.addresses),
+                    Some(Input::Slice(slice)) if ports.as_ref().is_none_or(|ports| *ports == slice.ports) => {
+                        Some(&slice.addresses)
+                    }
                     _ => None,
                 });
                 let all = slices.flatten().map(|address| IpNet::from(*address));
@@ -590,6 +672,28 @@ impl<K: Ord + Clone> World<K> {
         })
     }
 
+    /// The addresses of host endpoints that an expression matches, of a family, each with its ports that have names.
+    fn endpoints_by_ports(
+        &self,
+        expression: &Expression,
+        family: Option<Family>,
+        asked: &AskedNames,
+    ) -> BTreeMap<IpAddr, NamedPorts> {
+        let mut out: BTreeMap<IpAddr, NamedPorts> = BTreeMap::new();
+        for endpoint in self.endpoints_with(expression) {
+            let is_of = |address: &&IpAddr| family.is_none_or(|it| Family::of(&IpNet::from(**address)) == it);
+            for address in endpoint.addresses.iter().filter(is_of) {
+                let known = out.entry(*address).or_default();
+                for (known, more) in known.iter_mut().zip(asked.at(endpoint)) {
+                    known.extend(more);
+                    known.sort_unstable();
+                    known.dedup();
+                }
+            }
+        }
+        out
+    }
+
     /// Has policies completed again that want something.
     fn outdate(&mut self, concerns: impl Fn(&Wanted) -> bool) {
         let stale = self.policies.iter().filter(|key| {
@@ -600,154 +704,239 @@ impl<K: Ord + Clone> World<K> {
         self.stale.extend(stale);
     }
 
-    /// Puts into a policy's rules what other objects have for them; what cannot be said comes back.
-    fn completed(&self, policy: &mut TieredPolicy, input: &PolicyInput) -> Vec<Fault> {
-        let mut found = Vec::new();
+    /// Puts into a policy's rules what other objects have for them.
+    fn completed(&self, policy: &mut TieredPolicy, input: &PolicyInput) -> Completion {
+        let mut out = Completion::default();
         let kind = policy.id.kind;
-        // Rules that are the same whatever else there is.
-        let mut settled = Vec::new();
-        for awaiting in &input.rules {
-            let number = (awaiting.direction, awaiting.rule);
-            if settled.contains(&number) {
-                continue;
-            }
-            let rules = match awaiting.direction {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let rules = match direction {
                 Direction::Ingress => policy.ingress.as_mut(),
                 Direction::Egress => policy.egress.as_mut(),
             };
-            let Some(rule) = rules.and_then(|rules| rules.get_mut(awaiting.rule)) else {
-                continue;
-            };
-            match self.rule(awaiting, rule.ports.as_deref()) {
-                Addition::Peers(more, ports) => {
-                    let place = awaiting.wanted.place();
-                    if let Some(peers) = place.of(rule) {
-                        peers.extend(more);
-                        peers.sort_by_cached_key(order_of_peers);
-                        peers.dedup();
-                    }
-                    rule.ports = ports.or(rule.ports.take());
-                    if rule.ports.as_ref().is_some_and(Vec::is_empty) {
-                        *rule = nothing(rule.action);
-                        settled.push(number);
-                    }
-                }
-                Addition::Unsayable { what, why } => {
-                    let comes_to = comes_to(rule.action);
-                    *rule = TieredRule::not_understood(rule.action);
-                    settled.push(number);
-                    policy
-                        .unevaluated
-                        .insert(format!("{what} of {}", with_group(kind)));
-                    found.push(fault(
-                        &awaiting.path,
-                        format!("{what} {why}: the rule {comes_to}, and every verdict is incomplete"),
-                    ));
-                }
-            }
-        }
-        found
-    }
-
-    fn rule(&self, awaiting: &Awaiting, ports: Option<&[PortMatch]>) -> Addition {
-        match &awaiting.wanted {
-            Wanted::Objects {
-                expression,
-                place: _,
-                family,
-                names,
-                numbers,
-                not_names,
-            } => {
-                let named = |endpoint: &HostEndpoint| endpoint.ports.iter().any(|port| names.contains(port));
-                if self.endpoints_with(expression).any(named) {
-                    return not_evaluated("named ports of host endpoints");
-                }
-                let there = self.sets_with(expression).next().is_some()
-                    || self.endpoints_with(expression).next().is_some();
-                if !there {
-                    return Addition::Peers(Vec::new(), None);
-                }
-                // Sets have no ports with names (TIERS 99.7).
-                let by_name = *not_names || !names.is_empty();
-                let addresses = Addresses::Objects(expression.clone(), *family);
-                let nobody = by_name && self.members(&addresses).is_empty();
-                match (names.is_empty(), numbers) {
-                    _ if nobody => Addition::Peers(Vec::new(), None),
-                    _ if *not_names => not_evaluated("notPorts with names beside network sets"),
-                    (true, _) => Addition::Peers(vec![Peer::Addresses(addresses.name())], None),
-                    (false, false) => Addition::Peers(Vec::new(), None),
-                    (false, true) => not_evaluated("named ports beside numbers and network sets"),
-                }
-            }
-            Wanted::Service {
-                key,
-                family,
-                ports: with_ports,
-            } if !self.services_unseen => self.service(key, *family, *with_ports, ports),
-            Wanted::Service { .. } => Addition::Unsayable {
-                what: "services",
-                why: "cannot be read",
-            },
-            // Of a folder without Nodes, nobody knows either.
-            Wanted::Nodes(_) if self.nodes_unseen || self.nodes.is_empty() => Addition::Unsayable {
-                what: "nodes peers",
-                why: "cannot be evaluated, because there is no Node or a Node cannot be read",
-            },
-            Wanted::Nodes(nodes) => {
-                let addresses = Addresses::Nodes(nodes.clone());
-                Addition::Peers(vec![Peer::Addresses(addresses.name())], None)
-            }
-        }
-    }
-
-    /// The endpoints of a service: those that its slices list, or else the pods that it selects.
-    fn service(
-        &self,
-        key: &ObjectKey,
-        family: Option<Family>,
-        with_ports: bool,
-        ports: Option<&[PortMatch]>,
-    ) -> Addition {
-        let restricted = |own: Vec<PortMatch>| {
-            with_ports.then(|| match ports {
-                None => own,
-                Some(allowed) => own.into_iter().filter(|port| is_of_any(port, allowed)).collect(),
-            })
-        };
-        if let Some(slices) = self.slices.get(key) {
-            let mut by_ports: BTreeMap<Vec<PortMatch>, BTreeSet<IpAddr>> = BTreeMap::new();
-            for key in slices {
-                let Some(Input::Slice(slice)) = self.input(key) else {
+            let Some(rules) = rules else { continue };
+            let awaits = |it: &&Awaiting, rule: usize| it.direction == direction && it.rule == rule;
+            let mut unevaluated = Vec::new();
+            // From the last, so that those before stand where they stood.
+            for at in (0..rules.len()).rev() {
+                let awaiting = || input.rules.iter().filter(|it| awaits(it, at));
+                let Some(rule) = rules.get(at).filter(|_| awaiting().next().is_some()) else {
                     continue;
                 };
-                let own = slice.ports.iter().map(|&(protocol, number)| PortMatch::Range {
-                    protocol,
-                    lo: number,
-                    hi: number,
-                });
-                let own = if with_ports { own.collect() } else { Vec::new() };
-                let addresses = slice.addresses.iter().copied();
-                by_ports.entry(own).or_default().extend(addresses);
+                let alternatives = match self.alternatives(rule, awaiting(), &mut out.sets) {
+                    Ok(alternatives) => alternatives,
+                    Err((path, Unsayable { what, why })) => {
+                        policy
+                            .unevaluated
+                            .insert(format!("{what} of {}", with_group(kind)));
+                        let comes_to = comes_to(rule.action);
+                        unevaluated.push(fault(
+                            path,
+                            format!("{what} {why}: the rule {comes_to}, and every verdict is incomplete"),
+                        ));
+                        vec![TieredRule::not_understood(rule.action)]
+                    }
+                };
+                rules.splice(at..=at, alternatives);
             }
-            by_ports.retain(|ports, addresses| !(addresses.is_empty() || with_ports && ports.is_empty()));
-            let mut groups = by_ports.into_iter();
-            return match (groups.next(), groups.next()) {
-                (None, _) => Addition::Peers(Vec::new(), restricted(Vec::new())),
-                (Some((own, _)), None) => {
-                    let addresses = Addresses::Service {
-                        key: key.clone(),
-                        family,
-                        ports: with_ports,
-                    };
-                    Addition::Peers(vec![Peer::Addresses(addresses.name())], restricted(own))
-                }
-                _ => not_evaluated("services with other ports at other endpoints"),
-            };
+            out.unevaluated.extend(unevaluated.into_iter().rev());
         }
+        out
+    }
+
+    /// What a rule comes to with what other objects have for it: it matches what any of these does.
+    ///
+    /// # Errors
+    /// It cannot be said.
+    fn alternatives<'i>(
+        &self,
+        rule: &TieredRule,
+        awaiting: impl Iterator<Item = &'i Awaiting>,
+        sets: &mut BTreeMap<String, Addresses>,
+    ) -> Result<Vec<TieredRule>, (&'i str, Unsayable)> {
+        let mut found = vec![rule.clone()];
+        let mut named = BTreeMap::new();
+        for awaiting in awaiting {
+            let mut next = Vec::new();
+            for rule in &found {
+                let more = self.with(rule, &awaiting.wanted, &mut named);
+                next.extend(more.map_err(|why| (awaiting.path.as_str(), why))?);
+            }
+            // What matches no port matches nothing.
+            next.retain(|rule| rule.ports.as_ref().is_none_or(|ports| !ports.is_empty()));
+            found = next;
+        }
+        for (rule, at) in found.iter_mut().zip(0..) {
+            rule.continues = at > 0;
+            let conditions = &mut rule.conditions;
+            let conditions = conditions.peer.iter_mut().chain(&mut conditions.own);
+            for peers in rule
+                .peers
+                .iter_mut()
+                .chain(conditions.map(|condition| &mut condition.any))
+            {
+                peers.sort_by_cached_key(order_of_peers);
+                peers.dedup();
+            }
+        }
+        if found.is_empty() {
+            found.push(nothing(rule.action));
+        }
+        let is_named = |name: &String| {
+            let mut peers = found.iter().flat_map(TieredRule::named_peers);
+            peers.any(|peer| matches!(peer, Peer::Addresses(own) if own == name))
+        };
+        sets.extend(named.into_iter().filter(|(name, _)| is_named(name)));
+        Ok(found)
+    }
+
+    /// A rule with what other objects have for one part of it.
+    fn with(
+        &self,
+        rule: &TieredRule,
+        wanted: &Wanted,
+        sets: &mut BTreeMap<String, Addresses>,
+    ) -> Result<Vec<TieredRule>, Unsayable> {
+        let mut named = |addresses: Addresses| {
+            let name = addresses.name();
+            sets.insert(name.clone(), addresses);
+            Peer::Addresses(name)
+        };
+        Ok(match wanted {
+            Wanted::Objects {
+                expression,
+                place,
+                family,
+                by_name,
+            } => {
+                let there = self.sets_with(expression).next().is_some()
+                    || self.endpoints_with(expression).next().is_some();
+                let asked = match by_name {
+                    true => AskedNames::of(rule),
+                    false => AskedNames(Default::default()),
+                };
+                match there {
+                    false => vec![rule.clone()],
+                    true if asked.is_empty() => {
+                        let set = named(Addresses::Objects(expression.clone(), *family));
+                        vec![place.with(rule, vec![set])]
+                    }
+                    true => self.by_name(rule, (expression, *place, *family), &asked, named),
+                }
+            }
+            Wanted::Service { .. } if self.services_unseen => {
+                return Err(Unsayable {
+                    what: "services",
+                    why: "cannot be read",
+                });
+            }
+            Wanted::Service { key, family, ports } => match self.slices.get(key) {
+                Some(slices) => {
+                    let slices = slices.iter().filter_map(|key| match self.input(key) {
+                        Some(Input::Slice(slice)) if !slice.addresses.is_empty() => Some(slice),
+                        _ => None,
+                    });
+                    // Endpoints have the ports of the slice that lists them.
+                    let lists: BTreeSet<Option<&PortNumbers>> =
+                        slices.map(|slice| ports.then_some(&slice.ports)).collect();
+                    let of_list = |list: Option<&PortNumbers>| {
+                        let set = named(Addresses::Service {
+                            key: key.clone(),
+                            family: *family,
+                            ports: list.cloned(),
+                        });
+                        let rule = RulePlace::Peers.with(rule, vec![set]);
+                        match list {
+                            None => rule,
+                            Some(list) => restricted(&rule, list.iter().map(number).collect()),
+                        }
+                    };
+                    match lists.is_empty() {
+                        true => vec![of_service_without_endpoints(rule, *ports)],
+                        false => lists.into_iter().map(of_list).collect(),
+                    }
+                }
+                None => vec![self.selected_by_service(rule, key, *ports)],
+            },
+            // Of a folder without Nodes, nobody knows either.
+            Wanted::Nodes(_) if self.nodes_unseen || self.nodes.is_empty() => {
+                return Err(Unsayable {
+                    what: "nodes peers",
+                    why: "cannot be evaluated, because there is no Node or a Node cannot be read",
+                });
+            }
+            Wanted::Nodes(nodes) => {
+                let set = named(Addresses::Nodes(nodes.clone()));
+                vec![RulePlace::Peers.with(rule, vec![set])]
+            }
+        })
+    }
+
+    /// A rule that names ports where it reaches network sets, which have no names for theirs, and host endpoints, which have
+    /// some of their own (TIERS 99.7). A name is that of an endpoint's port, so what is excluded by name is excluded at the
+    /// pods and host endpoints that the rule selects, also where a set holds their addresses.
+    fn by_name(
+        &self,
+        rule: &TieredRule,
+        (expression, place, family): (&Expression, RulePlace, Option<Family>),
+        asked: &AskedNames,
+        mut named: impl FnMut(Addresses) -> Peer,
+    ) -> Vec<TieredRule> {
+        let AskedNames([_, not_asked]) = asked;
+        let pods = place.list(rule).map(<[Peer]>::to_vec).unwrap_or_default();
+        // Addresses by what their host endpoints have for the names.
+        let by_ports = self.endpoints_by_ports(expression, family, asked);
+        let groups: BTreeSet<NamedPorts> = by_ports.into_values().collect();
+        let groups: Vec<(NamedPorts, Peer)> = groups
+            .into_iter()
+            .filter(|ports| ports.iter().any(|ports| !ports.is_empty()))
+            .map(|ports| {
+                let set = Addresses::Endpoints {
+                    expression: expression.clone(),
+                    family,
+                    asked: asked.clone(),
+                    named: ports.clone(),
+                };
+                (ports, named(set))
+            })
+            .collect();
+        let alternative = |peer: &Peer, [ports, not_ports]: &NamedPorts, others: Vec<Peer>| {
+            let mut rule = place.instead(rule, vec![peer.clone()]);
+            let numbers = |list: &mut Vec<PortMatch>, more: &PortNumbers| {
+                list.retain(|port| !matches!(port, PortMatch::Named { .. }));
+                list.extend(more.iter().map(number));
+            };
+            if let Some(list) = &mut rule.ports {
+                numbers(list, ports);
+            }
+            numbers(&mut rule.conditions.not_ports, not_ports);
+            without(&rule, place, others)
+        };
+        let excluded_pods = match not_asked.is_empty() {
+            true => Vec::new(),
+            false => pods,
+        };
+        let excluding = groups.iter().filter(|([_, not_ports], _)| !not_ports.is_empty());
+        let excluding: Vec<Peer> = excluding.map(|(_, peer)| peer.clone()).collect();
+        let mut out = vec![rule.clone()];
+        if place != RulePlace::PeerBesides {
+            let all = named(Addresses::Objects(expression.clone(), family));
+            let others = [excluded_pods.as_slice(), &excluding].concat();
+            out.push(alternative(&all, &NamedPorts::default(), others));
+        } else if !excluding.is_empty() {
+            out = vec![without(rule, place, excluding)];
+        }
+        let of_groups = groups
+            .iter()
+            .map(|(ports, peer)| alternative(peer, ports, excluded_pods.clone()));
+        out.extend(of_groups);
+        out
+    }
+
+    /// A rule for the pods that a service selects, of which no slices are known.
+    fn selected_by_service(&self, rule: &TieredRule, key: &ObjectKey, with_ports: bool) -> TieredRule {
         let service = self.services.get(key).and_then(|service| self.input(service));
         let Some(Input::Service(service)) = service else {
-            return Addition::Peers(Vec::new(), restricted(Vec::new()));
+            return of_service_without_endpoints(rule, with_ports);
         };
         let namespaces = Selector {
             requirements: vec![Requirement {
@@ -759,7 +948,11 @@ impl<K: Ord + Clone> World<K> {
             namespaces: Some(namespaces),
             pods: service.pods.clone(),
         };
-        Addition::Peers(vec![peer], restricted(service.ports.clone()))
+        let rule = RulePlace::Peers.with(rule, vec![peer]);
+        match with_ports {
+            true => restricted(&rule, service.ports.clone()),
+            false => rule,
+        }
     }
 
     /// Whether policies decide about the host's own traffic at an endpoint.
@@ -776,22 +969,19 @@ impl<K: Ord + Clone> World<K> {
     }
 }
 
-/// What other objects add to a rule.
-enum Addition {
-    /// These peers, and ports where they are theirs.
-    Peers(Vec<Peer>, Option<Vec<PortMatch>>),
-    /// It cannot be said.
-    Unsayable { what: &'static str, why: &'static str },
+/// What a policy comes to with other objects.
+#[derive(Debug, Default)]
+struct Completion {
+    /// What of it is valid and not evaluated.
+    unevaluated: Vec<Fault>,
+    /// The address sets that it names.
+    sets: BTreeMap<String, Addresses>,
 }
 
-impl Wanted {
-    /// Where in the rule it belongs.
-    fn place(&self) -> RulePlace {
-        match self {
-            Self::Objects { place, .. } => *place,
-            Self::Service { .. } | Self::Nodes(_) => RulePlace::Peers,
-        }
-    }
+/// Why a rule cannot be said.
+struct Unsayable {
+    what: &'static str,
+    why: &'static str,
 }
 
 impl RulePlace {
@@ -802,7 +992,108 @@ impl RulePlace {
             Self::Peers => Some(rule.peers.get_or_insert_default()),
             Self::OfPeer(index) => conditions.peer.get_mut(index).map(|it| &mut it.any),
             Self::OfOwn(index) => conditions.own.get_mut(index).map(|it| &mut it.any),
+            Self::PeerBesides => None,
         }
+    }
+
+    /// The same to read.
+    fn list(self, rule: &TieredRule) -> Option<&[Peer]> {
+        let conditions = &rule.conditions;
+        match self {
+            Self::Peers => rule.peers.as_deref(),
+            Self::OfPeer(index) => conditions.peer.get(index).map(|it| it.any.as_slice()),
+            Self::OfOwn(index) => conditions.own.get(index).map(|it| it.any.as_slice()),
+            Self::PeerBesides => None,
+        }
+    }
+
+    /// The conditions of the end that the list is about.
+    fn conditions(self, rule: &mut TieredRule) -> &mut Vec<Condition> {
+        match self {
+            Self::Peers | Self::OfPeer(_) | Self::PeerBesides => &mut rule.conditions.peer,
+            Self::OfOwn(_) => &mut rule.conditions.own,
+        }
+    }
+
+    /// The rule with more in the list.
+    fn with(self, rule: &TieredRule, more: Vec<Peer>) -> TieredRule {
+        let mut rule = rule.clone();
+        if let Some(peers) = self.of(&mut rule) {
+            peers.extend(more);
+        }
+        rule
+    }
+
+    /// The rule with something else in the list.
+    fn instead(self, rule: &TieredRule, peers: Vec<Peer>) -> TieredRule {
+        let mut rule = rule.clone();
+        match self.of(&mut rule) {
+            Some(list) => *list = peers,
+            None => self.conditions(&mut rule).push(Condition {
+                negated: false,
+                any: peers,
+            }),
+        }
+        rule
+    }
+}
+
+/// A rule for none of these at the end that a list is about.
+fn without(rule: &TieredRule, place: RulePlace, others: Vec<Peer>) -> TieredRule {
+    let mut rule = rule.clone();
+    if !others.is_empty() {
+        place.conditions(&mut rule).push(Condition {
+            negated: true,
+            any: others,
+        });
+    }
+    rule
+}
+
+/// A rule at the ports of a service, as far as it is for their protocols.
+fn restricted(rule: &TieredRule, own: Vec<PortMatch>) -> TieredRule {
+    let ports = match &rule.ports {
+        None => own,
+        Some(allowed) => own.into_iter().filter(|port| is_of_any(port, allowed)).collect(),
+    };
+    TieredRule {
+        ports: Some(ports),
+        ..rule.clone()
+    }
+}
+
+fn of_service_without_endpoints(rule: &TieredRule, with_ports: bool) -> TieredRule {
+    match with_ports {
+        true => restricted(rule, Vec::new()),
+        false => rule.clone(),
+    }
+}
+
+fn number(&(protocol, number): &(Protocol, u16)) -> PortMatch {
+    PortMatch::Range {
+        protocol,
+        lo: number,
+        hi: number,
+    }
+}
+
+const fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    }
+}
+
+/// `80/TCP, 53/UDP`, or `no port`.
+fn ports_in_words(ports: &[(Protocol, u16)]) -> String {
+    let words: Vec<String> = ports
+        .iter()
+        .map(|(protocol, number)| format!("{number}/{}", protocol_name(*protocol)))
+        .collect();
+    match words.is_empty() {
+        true => "no port".to_owned(),
+        false => words.join(", "),
     }
 }
 
@@ -818,13 +1109,6 @@ fn inherited(set: &Set, namespaces: &Namespaces) -> Labels {
     labels.insert(format!("{OF_NAMESPACE}{NAMESPACE_NAME_LABEL}"), name.clone());
     labels.insert(format!("{OF_NAMESPACE}{NAME}"), name.clone());
     labels
-}
-
-const fn not_evaluated(what: &'static str) -> Addition {
-    Addition::Unsayable {
-        what,
-        why: "are not evaluated yet",
-    }
 }
 
 /// A kind with its group.

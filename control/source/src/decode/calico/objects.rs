@@ -1,12 +1,12 @@
 //! Tiers, network sets, host endpoints, profiles; and of Kubernetes itself, the service accounts, services and endpoint
 //! slices that Calico's rules speak of.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use ringwall_policy::{
-    Fault, Labels, Object, ObjectKey, Operator, Order, PortMatch, Protocol, Requirement, Selector, Tier,
-    TierDefault,
+    Fault, Labels, Object, ObjectKey, Operator, Order, PortMatch, Requirement, Selector, Tier, TierDefault,
+    services::{ServiceKind, ServiceObject, ServicePort, TargetPort},
 };
 use serde_json::Value;
 
@@ -19,6 +19,7 @@ use super::{
         },
         labels, mappings,
         policy::{Findings, metadata},
+        services,
     },
     EndpointSlice, HostEndpoint, Input, Kind, Node, ObjectText, Read, Service, ServiceAccount, Set,
     ports::{self, is_port_name},
@@ -315,7 +316,8 @@ pub(super) fn host_endpoint(place: ObjectText<'_>, findings: &mut Findings) -> R
                 format!("{name:?} is not a port name: write 1 to 128 letters, digits, '_', '.' and '-'"),
             ));
         }
-        if ports::protocol(port, &at, "protocol", findings).is_none() && present(port, "protocol").is_none() {
+        let protocol = ports::protocol(port, &at, "protocol", findings);
+        if protocol.is_none() && present(port, "protocol").is_none() {
             findings
                 .faults
                 .push(fault(join(&at, "protocol"), "is missing: write TCP, UDP or SCTP"));
@@ -326,7 +328,10 @@ pub(super) fn host_endpoint(place: ObjectText<'_>, findings: &mut Findings) -> R
                 .faults
                 .push(fault(join(&at, "port"), "has to be a number from 1 to 65535"));
         }
-        ports.push(name.to_owned());
+        let number = number.and_then(|number| u16::try_from(number).ok());
+        if let (Some(protocol), Some(number)) = (protocol.and_then(ports::Named::with_ports), number) {
+            ports.push((name.to_owned(), protocol, number));
+        }
     }
     let profiles = list(spec, &at, "profiles")?;
     for (index, profile) in profiles.iter().enumerate() {
@@ -384,29 +389,44 @@ pub(in super::super) fn support(kind: &str, group: &str) -> Option<Support> {
 }
 
 impl Support {
-    /// Reads an object. They decide nothing by themselves, so what cannot be read of them is passed over: a rule that
-    /// speaks of it matches less.
-    pub(in super::super) fn read(self, root: &Fields) -> Option<Input> {
-        let metadata = root.get("metadata")?.as_object()?;
-        let text = |key| {
-            metadata
-                .get(key)
-                .and_then(Value::as_str)
-                .filter(|text| !text.is_empty())
-        };
-        let key = ObjectKey {
-            namespace: text("namespace").unwrap_or("default").to_owned(),
-            name: text("name")?.to_owned(),
+    /// Reads an object: what rules may need of it, and what it says about Services. They decide nothing by themselves, so what
+    /// cannot be read of them is passed over: a rule that speaks of it matches less.
+    pub(in super::super) fn read(self, root: &Fields) -> (Option<Input>, Option<ServiceObject>) {
+        let Some((metadata, key)) = metadata_and_key(root) else {
+            return (None, None);
         };
         match self {
-            Self::ServiceAccount => Some(Input::Account(ServiceAccount {
-                key,
-                labels: readable_labels(metadata.get("labels")),
-            })),
-            Self::Service => service(key, root.get("spec")?.as_object()?).map(Input::Service),
-            Self::EndpointSlice => slice(key, metadata, root).map(Input::Slice),
+            Self::ServiceAccount => {
+                let labels = readable_labels(metadata.get("labels"));
+                (Some(Input::Account(ServiceAccount { key, labels })), None)
+            }
+            Self::Service => {
+                let service = services::service(key, root);
+                let input = service.as_ref().and_then(selecting).map(Input::Service);
+                (input, service.map(Arc::new).map(ServiceObject::Service))
+            }
+            Self::EndpointSlice => {
+                let slice = services::slice(key, root);
+                let input = slice.as_ref().map(listed).map(Input::Slice);
+                (input, slice.map(Arc::new).map(ServiceObject::Slice))
+            }
         }
     }
+}
+
+fn metadata_and_key(root: &Fields) -> Option<(&Fields, ObjectKey)> {
+    let metadata = root.get("metadata")?.as_object()?;
+    let text = |key| {
+        metadata
+            .get(key)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
+    let key = ObjectKey {
+        namespace: text("namespace").unwrap_or("default").to_owned(),
+        name: text("name")?.to_owned(),
+    };
+    Some((metadata, key))
 }
 
 /// Reads what a Node is to rules that speak of nodes.
@@ -438,86 +458,56 @@ fn readable_labels(labels: Option<&Value>) -> Labels {
         .collect()
 }
 
-fn protocol(value: Option<&Value>) -> Option<Protocol> {
-    match value.and_then(Value::as_str) {
-        None | Some("TCP") => Some(Protocol::Tcp),
-        Some("UDP") => Some(Protocol::Udp),
-        Some("SCTP") => Some(Protocol::Sctp),
-        Some(_) => None,
-    }
-}
-
-fn port_number(value: &Value) -> Option<u16> {
-    whole(value)
-        .and_then(|number| u16::try_from(number).ok())
-        .filter(|number| *number != 0)
-}
-
-/// A Service that selects pods; others have endpoints only where a slice says so.
-fn service(key: ObjectKey, spec: &Fields) -> Option<Service> {
-    if spec.get("type").and_then(Value::as_str) == Some("ExternalName") {
+/// What rules need of a Service that selects pods; others have endpoints only where a slice says so.
+fn selecting(service: &services::Service) -> Option<Service> {
+    if matches!(service.kind, ServiceKind::ExternalName(_)) || service.selector.is_empty() {
         return None;
     }
-    let labels = spec
-        .get("selector")?
-        .as_object()
-        .filter(|labels| !labels.is_empty())?;
-    let mut requirements = Vec::with_capacity(labels.len());
-    for (key, value) in labels {
-        requirements.push(Requirement {
-            key: key.clone(),
-            operator: Operator::In([value.as_str()?.to_owned()].into()),
-        });
-    }
-    let ports = spec.get("ports").and_then(Value::as_array);
-    let port = |port: &Value| {
-        let protocol = protocol(port.get("protocol"))?;
-        let target = port.get("targetPort").filter(|target| !target.is_null());
-        match target.or_else(|| port.get("port"))? {
-            Value::String(name) => Some(PortMatch::Named {
-                protocol,
-                name: name.clone(),
-            }),
-            number => port_number(number).map(|number| PortMatch::Range {
-                protocol,
-                lo: number,
-                hi: number,
-            }),
-        }
+    let requirement = |(key, value): (&String, &String)| Requirement {
+        key: key.clone(),
+        operator: Operator::In([value.clone()].into()),
     };
-    let mut ports: Vec<PortMatch> = ports.into_iter().flatten().filter_map(port).collect();
+    let port = |port: &ServicePort| match &port.target {
+        TargetPort::Name(name) => PortMatch::Named {
+            protocol: port.protocol,
+            name: name.clone(),
+        },
+        TargetPort::Number(number) => PortMatch::Range {
+            protocol: port.protocol,
+            lo: *number,
+            hi: *number,
+        },
+    };
+    let mut ports: Vec<PortMatch> = service.ports.iter().map(port).collect();
     ports.sort();
     ports.dedup();
     Some(Service {
-        key,
-        pods: Selector { requirements },
+        key: service.key.clone(),
+        pods: Selector {
+            requirements: service.selector.iter().map(requirement).collect(),
+        },
         ports,
     })
 }
 
-/// An EndpointSlice of a Service; endpoints that are not ready count, too (TIERS 99.4).
-fn slice(key: ObjectKey, metadata: &Fields, root: &Fields) -> Option<EndpointSlice> {
-    let labels = metadata.get("labels")?;
-    let service = labels.get("kubernetes.io/service-name")?.as_str()?;
-    let entries = |key| root.get(key).and_then(Value::as_array).into_iter().flatten();
-    let addresses = entries("endpoints")
-        .filter_map(|endpoint| endpoint.get("addresses")?.as_array())
-        .flatten()
-        // Names stand there, too.
-        .filter_map(|text| address(text.as_str()?));
-    let ports = entries("ports")
-        .filter_map(|port| Some((protocol(port.get("protocol"))?, port_number(port.get("port")?)?)));
-    let (mut addresses, mut ports): (Vec<IpAddr>, Vec<_>) = (addresses.collect(), ports.collect());
+/// What rules need of a slice; endpoints that are not ready count, too (TIERS 99.4).
+fn listed(slice: &services::EndpointSlice) -> EndpointSlice {
+    let addresses = slice.endpoints.iter().flat_map(|it| it.addresses.iter().copied());
+    let (mut addresses, mut ports): (Vec<IpAddr>, Vec<_>) = (
+        addresses.collect(),
+        slice
+            .ports
+            .iter()
+            .map(|port| (port.protocol, port.number))
+            .collect(),
+    );
     addresses.sort();
     addresses.dedup();
     ports.sort_unstable();
     ports.dedup();
-    Some(EndpointSlice {
-        service: ObjectKey {
-            namespace: key.namespace,
-            name: service.to_owned(),
-        },
+    EndpointSlice {
+        service: slice.service.clone(),
         addresses,
         ports,
-    })
+    }
 }

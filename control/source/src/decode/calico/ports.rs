@@ -26,7 +26,7 @@ pub(super) struct Named {
 
 impl Named {
     /// The protocol, if it has ports.
-    fn with_ports(self) -> Option<Protocol> {
+    pub(super) fn with_ports(self) -> Option<Protocol> {
         WITH_PORTS
             .into_iter()
             .find(|protocol| protocol.number() == self.number)
@@ -122,6 +122,35 @@ pub(super) fn ports(fields: &Fields, at: &str, key: &str, own: &mut Findings) ->
         }
     }
     Some(ports)
+}
+
+/// The numbers of source ports that `ports` and `notPorts` leave, first and last, in order and apart; None where neither is there.
+/// They need a protocol that has ports, so every packet that they are asked about has one.
+pub(super) fn of_source(ports: Option<&Ports>, not: Option<&Ports>) -> Option<Vec<(u16, u16)>> {
+    if ports.is_none() && not.is_none() {
+        return None;
+    }
+    let mut left = ports.map_or(vec![(0, u16::MAX)], |ports| ports.ranges.clone());
+    for (lo, hi) in not.into_iter().flat_map(|not| &not.ranges) {
+        let cut = |(first, last): (u16, u16)| {
+            let below = lo.checked_sub(1).map(|end| (first, last.min(end)));
+            let above = hi.checked_add(1).map(|start| (first.max(start), last));
+            [below, above]
+                .into_iter()
+                .flatten()
+                .filter(|(first, last)| first <= last)
+        };
+        left = left.into_iter().flat_map(cut).collect();
+    }
+    left.sort_unstable();
+    let mut apart: Vec<(u16, u16)> = Vec::new();
+    for (lo, hi) in left {
+        match apart.last_mut() {
+            Some((_, last)) if u32::from(lo) <= u32::from(*last) + 1 => *last = hi.max(*last),
+            _ => apart.push((lo, hi)),
+        }
+    }
+    Some(apart)
 }
 
 enum Port {
@@ -232,6 +261,25 @@ fn whole_protocol(number: u8) -> PortMatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn source_ports_are_those_that_are_left() {
+        let ports = |ranges: &[(u16, u16)]| Ports {
+            ranges: ranges.to_vec(),
+            names: BTreeSet::new(),
+        };
+        assert_eq!(of_source(None, None), None);
+        let some = ports(&[(90, 99), (1, 10), (11, 20), (15, 30)]);
+        assert_eq!(of_source(Some(&some), None), Some(vec![(1, 30), (90, 99)]));
+        let not = ports(&[(1, 1), (65535, 65535), (80, 90)]);
+        assert_eq!(
+            of_source(None, Some(&not)),
+            Some(vec![(0, 0), (2, 79), (91, 65534)])
+        );
+        assert_eq!(of_source(Some(&some), Some(&not)), Some(vec![(2, 30), (91, 99)]));
+        let all = ports(&[(1, 30), (90, 99)]);
+        assert_eq!(of_source(Some(&some), Some(&all)), Some(Vec::new()));
+    }
 
     #[test]
     fn ports_are_numbers_ranges_and_names() {

@@ -178,33 +178,17 @@ impl Rules<'_> {
         };
         let family = family(fields, at, &layer4, &source, &destination, own);
         self.ports_have_protocols(at, &layer4, &source, &destination, own);
-        for (key, given) in [
-            ("ports", source.ports.is_some()),
-            ("notPorts", source.not_ports.is_some()),
-        ] {
-            if given {
-                self.not_evaluated("source ports", join(&join(at, "source"), key), own);
+        for (key, ports) in [("ports", &source.ports), ("notPorts", &source.not_ports)] {
+            if ports.as_ref().is_some_and(|ports| !ports.names.is_empty()) {
+                self.not_evaluated("names of source ports", join(&join(at, "source"), key), own);
             }
         }
-        let named = Names::of(&destination);
+        let source_ports = ports::of_source(source.ports.as_ref(), source.not_ports.as_ref());
+        let named = names_ports(&destination);
         // The ports of a rule of ingress are those of the pod itself.
         let (peer, peer_key, of_peer, this, this_key, of_this) = match direction {
-            Direction::Ingress => (
-                &source,
-                "source",
-                Names::default(),
-                &destination,
-                "destination",
-                named,
-            ),
-            Direction::Egress => (
-                &destination,
-                "destination",
-                named,
-                &source,
-                "source",
-                Names::default(),
-            ),
+            Direction::Ingress => (&source, "source", false, &destination, "destination", named),
+            Direction::Egress => (&destination, "destination", named, &source, "source", false),
         };
         let mut conditions = Conditions::default();
         let peers = self.peers(
@@ -230,12 +214,14 @@ impl Rules<'_> {
             return (action, None);
         };
         // What matches no port matches nothing.
-        if ports.as_ref().is_some_and(Vec::is_empty) {
+        if ports.as_ref().is_some_and(Vec::is_empty) || source_ports.as_ref().is_some_and(Vec::is_empty) {
             wanted.clear();
             return (action, Some(nothing(action)));
         }
         conditions.not_ports = not_ports;
+        conditions.source_ports = source_ports;
         let rule = TieredRule {
+            continues: false,
             action,
             peers,
             ports,
@@ -528,7 +514,7 @@ impl Rules<'_> {
         &mut self,
         this: &Entity,
         at: &str,
-        names: Names,
+        by_name: bool,
         (conditions, own, wanted): (&mut Vec<Condition>, &mut Findings, &mut Vec<Wanted>),
     ) -> Option<()> {
         let namespace = self.namespace;
@@ -547,8 +533,8 @@ impl Rules<'_> {
                 continue; // It says nothing.
             }
             // What has a name for a port matters where it has to match.
-            let names = if negated { Names::default() } else { names.clone() };
-            wanted.push(names.wanted(expression, RulePlace::OfOwn(conditions.len()), None));
+            let place = RulePlace::OfOwn(conditions.len());
+            wanted.push(wanted_objects(expression, place, None, by_name && !negated));
             let any = pods.into_iter().map(peer_of).collect();
             conditions.push(Condition { negated, any });
         }
@@ -566,7 +552,7 @@ impl Rules<'_> {
         &mut self,
         peer: &Entity,
         at: &str,
-        (family, names): (Option<Family>, Names),
+        (family, by_name): (Option<Family>, bool),
         direction: Direction,
         (conditions, own, wanted): (&mut Vec<Condition>, &mut Findings, &mut Vec<Wanted>),
     ) -> Option<Option<Vec<Peer>>> {
@@ -590,9 +576,17 @@ impl Rules<'_> {
             Some(Vec::new())
         } else if let Some(expression) = &peer.objects {
             let pods = self.pods(expression, at, own)?;
-            wanted.push(names.wanted(expression, RulePlace::Peers, family));
+            wanted.push(wanted_objects(expression, RulePlace::Peers, family, by_name));
             Some(pods.into_iter().map(peer_of).collect())
         } else {
+            if by_name {
+                wanted.push(wanted_objects(
+                    &Expression::All,
+                    RulePlace::PeerBesides,
+                    family,
+                    true,
+                ));
+            }
             by_address.take()
         };
         if let Some(any) = by_address {
@@ -601,7 +595,7 @@ impl Rules<'_> {
         if let Some(expression) = &peer.not_objects {
             let pods = self.pods(expression, at, own)?;
             let place = RulePlace::OfPeer(conditions.len());
-            wanted.push(Names::default().wanted(expression, place, None));
+            wanted.push(wanted_objects(expression, place, None, false));
             conditions.push(Condition {
                 negated: true,
                 any: pods.into_iter().map(peer_of).collect(),
@@ -638,6 +632,7 @@ impl Rules<'_> {
 /// A rule that matches nothing.
 pub(super) fn nothing(action: Action) -> TieredRule {
     TieredRule {
+        continues: false,
         action,
         peers: Some(Vec::new()),
         ports: None,
@@ -760,39 +755,24 @@ fn http_paths(http: &Fields, at: &str, own: &mut Findings) {
     }
 }
 
-/// What the ports of a rule ask of the endpoints whose ports they are.
-#[derive(Clone, Debug, Default)]
-struct Names {
-    names: Vec<String>,
-    /// Whether it matches ports by number, too, or all of them.
-    numbers: bool,
-    /// Whether it excludes ports by name.
-    not_names: bool,
+/// Whether a side has ports with names, which are those of the endpoints that it selects.
+fn names_ports(entity: &Entity) -> bool {
+    let lists = [&entity.ports, &entity.not_ports].into_iter().flatten();
+    lists.into_iter().any(|ports| !ports.names.is_empty())
 }
 
-impl Names {
-    fn of(destination: &Entity) -> Self {
-        let (ports, not_ports) = (&destination.ports, &destination.not_ports);
-        Self {
-            names: ports
-                .iter()
-                .flat_map(|ports| ports.names.iter().cloned())
-                .collect(),
-            numbers: ports.as_ref().is_some_and(|ports| !ports.ranges.is_empty()),
-            not_names: not_ports.as_ref().is_some_and(|ports| !ports.names.is_empty()),
-        }
-    }
-
-    /// What is needed of sets and host endpoints.
-    fn wanted(self, expression: &Expression, place: RulePlace, family: Option<Family>) -> Wanted {
-        Wanted::Objects {
-            expression: expression.clone(),
-            place,
-            family,
-            names: self.names,
-            numbers: self.numbers,
-            not_names: self.not_names,
-        }
+/// What is needed of network sets and host endpoints.
+fn wanted_objects(
+    expression: &Expression,
+    place: RulePlace,
+    family: Option<Family>,
+    by_name: bool,
+) -> Wanted {
+    Wanted::Objects {
+        expression: expression.clone(),
+        place,
+        family,
+        by_name,
     }
 }
 

@@ -593,15 +593,36 @@ fn types_of_icmp_are_what_a_rule_matches_or_not() {
 }
 
 #[test]
+fn source_ports_are_a_condition_of_a_rule() {
+    let source = |source: Value| {
+        let rule =
+            json!({"action": "Allow", "protocol": "TCP", "source": source, "destination": {"ports": [80]}});
+        let (read, policy) = self::rule(true, "ingress", &rule);
+        assert!(policy.unevaluated.is_empty(), "{rule}");
+        (words(&read), read.conditions.source_ports)
+    };
+    let at_80 = "Allow anyone at tcp/80";
+    assert_eq!(
+        source(json!({"ports": [1024, "2000:3000"]})),
+        (at_80.to_owned(), Some(vec![(1024, 1024), (2000, 3000)]))
+    );
+    assert_eq!(
+        source(json!({"notPorts": [53]})),
+        (at_80.to_owned(), Some(vec![(0, 52), (54, 65535)]))
+    );
+    assert_eq!(source(json!({"ports": [53], "notPorts": [53]})).0, NOTHING);
+}
+
+#[test]
 fn what_cannot_be_said_fails_closed_and_is_named() {
     for (what, rule) in [
         (
-            "source ports",
-            json!({"protocol": "TCP", "source": {"ports": [80]}}),
+            "names of source ports",
+            json!({"protocol": "TCP", "source": {"ports": [80, "web"]}}),
         ),
         (
-            "source ports",
-            json!({"protocol": "TCP", "source": {"notPorts": [80]}}),
+            "names of source ports",
+            json!({"protocol": "TCP", "source": {"notPorts": ["web"]}}),
         ),
     ] {
         for (action, comes_to) in [

@@ -200,6 +200,7 @@ impl<'a> Rules<'a> {
             ));
         }
         let rule = TieredRule {
+            continues: false,
             action,
             peers: Some(peers.entries),
             ports: ports.map(|ports| ports.entries),

@@ -172,6 +172,7 @@ fn named_port(name: &str) -> Vec<PortMatch> {
 }
 
 const NOTHING: TieredRule = TieredRule {
+    continues: false,
     action: Action::Allow,
     peers: Some(Vec::new()),
     ports: None,
@@ -179,6 +180,7 @@ const NOTHING: TieredRule = TieredRule {
 };
 
 const DENY_ALL: TieredRule = TieredRule {
+    continues: false,
     action: Action::Deny,
     peers: None,
     ports: None,
@@ -252,12 +254,14 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                 ingress: None,
                 egress: Some(vec![
                     TieredRule {
+                        continues: false,
                         action: Action::Deny,
                         peers: Some(vec![pods_of(label("a", "b"), all())]),
                         ports: None,
                         conditions: Conditions::NONE,
                     },
                     TieredRule {
+                        continues: false,
                         action: Action::Deny,
                         peers: Some(vec![
                             block("10.0.0.0/8"),
@@ -544,6 +548,7 @@ fn tiers_72_2_one_bad_rule_leaves_the_others_and_their_numbers() {
     ]);
     let policy = policy_of(&spec(cluster, "ingress", rules));
     let good = TieredRule {
+        continues: false,
         action: Action::Allow,
         peers: Some(vec![pods_of(all(), all())]),
         ports: None,

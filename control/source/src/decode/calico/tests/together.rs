@@ -111,6 +111,19 @@ fn first(values: &[Value]) -> (String, Vec<String>) {
     (words(policy.rules().next().unwrap()), unevaluated)
 }
 
+/// The alternatives that the one rule among some objects comes to.
+fn alternatives(values: &[Value]) -> Vec<String> {
+    let lowered = together(values);
+    let policy = lowered.policies.first().unwrap();
+    assert!(policy.unevaluated.is_empty(), "{:?}", policy.unevaluated);
+    let continues: Vec<bool> = policy.rules().map(|rule| rule.continues).collect();
+    assert!(
+        !continues[0] && continues[1..].iter().all(|it| *it),
+        "{continues:?}"
+    );
+    policy.rules().map(words).collect()
+}
+
 fn whom(values: &[Value]) -> String {
     let (words, unevaluated) = first(values);
     assert_eq!(unevaluated, [""; 0]);
@@ -249,17 +262,25 @@ fn sets_have_a_part_in_what_the_own_side_is_asked_and_each_object_is_asked_apart
         whom(json!({"selector": "has(a)", "ports": ["web"]})).0,
         "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to [|a] at tcp/web"
     );
-    let (words, unevaluated) = whom(json!({"selector": "has(a)", "ports": ["web", 80]}));
-    assert_eq!(words, NOTHING);
+    // A name is that of a port of a pod, a number one of a set, too.
+    let alternatives = |destination: Value| {
+        let mut objects = sets.to_vec();
+        objects.push(rule(destination));
+        alternatives(&objects)
+    };
     assert_eq!(
-        unevaluated,
-        ["named ports beside numbers and network sets of GlobalNetworkPolicy.projectcalico.org"]
+        alternatives(json!({"selector": "has(a)", "ports": ["web", 80]})),
+        [
+            "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to [|a] at tcp/80 tcp/web",
+            "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to 10.0.0.0/8 at tcp/80"
+        ]
     );
-    let (words, unevaluated) = whom(json!({"selector": "has(a)", "notPorts": ["web"]}));
-    assert_eq!(words, NOTHING);
     assert_eq!(
-        unevaluated,
-        ["notPorts with names beside network sets of GlobalNetworkPolicy.projectcalico.org"]
+        alternatives(json!({"selector": "has(a)", "notPorts": ["web", 81]})),
+        [
+            "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to [|a] at tcp -tcp/81 -tcp/web",
+            "Allow [|b], 11.0.0.0/8 and 10.9.0.0/16 to 10.0.0.0/8 to not [|a] at tcp -tcp/81"
+        ]
     );
 }
 
@@ -367,21 +388,66 @@ fn named_ports_are_not_those_of_sets() {
         first(&objects(json!([80]), none.clone())).0,
         "Allow [|a], 10.0.0.0/8 at tcp/80"
     );
-    let (words, unevaluated) = first(&objects(json!(["web", 80]), none));
-    assert_eq!(words, NOTHING);
     assert_eq!(
-        unevaluated,
-        ["named ports beside numbers and network sets of GlobalNetworkPolicy.projectcalico.org"]
+        alternatives(&objects(json!(["web", 80]), none)),
+        ["Allow [|a] at tcp/80 tcp/web", "Allow 10.0.0.0/8 at tcp/80"]
     );
-    let host = endpoint(
-        json!({"a": "1"}),
-        json!({"expectedIPs": ["192.0.2.2"], "ports": [{"name": "web", "port": 80, "protocol": "TCP"}]}),
-    );
-    let (words, unevaluated) = first(&objects(json!(["web"]), host));
-    assert_eq!(words, NOTHING);
+    let host = |ports: Value| {
+        endpoint(
+            json!({"a": "1"}),
+            json!({"expectedIPs": ["192.0.2.2", "2001:db8::2"], "ports": ports}),
+        )
+    };
+    let web = || {
+        host(
+            json!([{"name": "web", "port": 8080, "protocol": "TCP"}, {"name": "web", "port": 9, "protocol": "UDP"}]),
+        )
+    };
     assert_eq!(
-        unevaluated,
-        ["named ports of host endpoints of GlobalNetworkPolicy.projectcalico.org"]
+        alternatives(&objects(json!(["web"]), web())),
+        [
+            "Allow [|a] at tcp/web",
+            "Allow 192.0.2.2/32, 2001:db8::2/128 at tcp/8080"
+        ]
+    );
+    let other = host(json!([{"name": "other", "port": 8080, "protocol": "TCP"}]));
+    assert_eq!(
+        alternatives(&objects(json!(["web"]), other)),
+        ["Allow [|a] at tcp/web"]
+    );
+    // What is excluded by name is excluded where an endpoint has the name.
+    let rule = json!({"action": "Allow", "protocol": "TCP", "destination": {"selector": "has(a)", "notPorts": ["web", 81]}});
+    let excluded = [
+        global(&json!({"egress": [rule]})),
+        global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+        web(),
+    ];
+    assert_eq!(
+        alternatives(&excluded),
+        [
+            "Allow [|a] at tcp -tcp/81 -tcp/web",
+            "Allow 10.0.0.0/8, 192.0.2.2/32, 2001:db8::2/128 and not [|a], 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/81",
+            "Allow 192.0.2.2/32, 2001:db8::2/128 and not [|a] at tcp -tcp/81 -tcp/8080"
+        ]
+    );
+    // Without a selector, the names of every endpoint count.
+    let anywhere = |destination: Value| {
+        let rule = json!({"action": "Deny", "protocol": "TCP", "destination": destination});
+        [global(&json!({"egress": [rule]})), web()]
+    };
+    assert_eq!(
+        alternatives(&anywhere(json!({"ports": ["web"]}))),
+        [
+            "Deny anyone at tcp/web",
+            "Deny anyone and 192.0.2.2/32, 2001:db8::2/128 at tcp/8080"
+        ]
+    );
+    assert_eq!(
+        alternatives(&anywhere(json!({"notPorts": ["web"], "nets": ["192.0.2.0/24"]}))),
+        [
+            "Deny 192.0.2.0/24 and not 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/web",
+            "Deny 192.0.2.0/24 and 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/8080"
+        ]
     );
     // Those of ingress are the pod's own.
     let rule = json!({"action": "Allow", "protocol": "TCP", "source": {"selector": "has(a)"}, "destination": {"ports": ["web", 80]}});
@@ -477,11 +543,9 @@ fn t99_4_services_are_sources_by_address_and_destinations_by_port() {
         "Allow 10.0.0.1/32, 10.0.0.2/32, 10.0.0.3/32 at anywhere"
     );
     objects[0] = to_service(false, None);
-    let (words, unevaluated) = first(&objects);
-    assert_eq!(words, NOTHING);
     assert_eq!(
-        unevaluated,
-        ["services with other ports at other endpoints of NetworkPolicy.projectcalico.org"]
+        alternatives(&objects),
+        ["Allow 10.0.0.1/32 at tcp/80", "Allow 10.0.0.2/32 at tcp/81"]
     );
     // An endpoint without a port is none.
     objects.remove(2);
@@ -656,8 +720,8 @@ fn what_objects_come_to_does_not_depend_on_their_order() {
 /// What may stand in each of a few places.
 fn places() -> Vec<Vec<Value>> {
     let set = |key: &str, net: &str| set("shop", json!({key: "1"}), &[net]);
-    let at = |address: &str, service: &str| {
-        let mut slice = slice("a", json!([{"port": 80}]), &[address]);
+    let at = |address: &str, service: &str, port: u16| {
+        let mut slice = slice("a", json!([{"port": port}]), &[address]);
         slice["metadata"]["labels"]["kubernetes.io/service-name"] = json!(service);
         slice
     };
@@ -671,6 +735,8 @@ fn places() -> Vec<Vec<Value>> {
         vec![
             q(json!({"action": "Deny", "destination": {"services": {"name": "s", "namespace": "shop"}}})),
             q(json!({"action": "Allow", "destination": {"selector": "has(x)"}})),
+            q(json!({"action": "Allow", "protocol": "TCP",
+                "destination": {"selector": "has(x)", "ports": ["web", "db", 80], "notPorts": ["db"]}})),
         ],
         vec![object(
             "StagedGlobalNetworkPolicy",
@@ -685,9 +751,22 @@ fn places() -> Vec<Vec<Value>> {
         vec![
             endpoint(json!({"a": "1"}), json!({"expectedIPs": ["192.0.2.2"]})),
             endpoint(json!({"x": "1"}), json!({"expectedIPs": ["192.0.2.3"]})),
+            endpoint(
+                json!({"x": "1"}),
+                json!({"expectedIPs": ["192.0.2.3"], "ports": [{"name": "web", "port": 8080, "protocol": "TCP"},
+                    {"name": "db", "port": 5432, "protocol": "TCP"}]}),
+            ),
         ],
-        vec![at("10.0.0.1", "s"), at("10.0.0.2", "s"), at("10.0.0.1", "t")],
-        vec![at("10.0.0.3", "s"), at("10.0.0.3", "t")],
+        vec![
+            at("10.0.0.1", "s", 80),
+            at("10.0.0.2", "s", 81),
+            at("10.0.0.1", "t", 80),
+        ],
+        vec![
+            at("10.0.0.3", "s", 80),
+            at("10.0.0.3", "t", 80),
+            at("10.0.0.3", "s", 81),
+        ],
         vec![
             service(json!({"selector": {"role": "db"}})),
             service(json!({"selector": {"role": "web"}})),

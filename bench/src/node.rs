@@ -1,0 +1,352 @@
+//! What a guarded node costs traffic from pod to pod: real sockets, on the kernel's own path with ringwall and without, in turns.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use clap::ValueEnum;
+use ringwall_testbed::{
+    appliance::{self, Appliance, built_binary},
+    netns::Netns,
+    topology::{Bed, Plan, Role},
+    world::World,
+};
+use serde_json::json;
+
+use crate::figures::Figures;
+
+/// Options of the benchmark.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Rounds; each measures both, one after the other.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// How long each measurement takes, in milliseconds.
+    #[arg(long, default_value_t = 700)]
+    millis: u64,
+    /// How pods are joined.
+    #[arg(long, value_enum, default_value_t = Shape::Routed)]
+    shape: Shape,
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shape {
+    /// A route to each pod
+    Routed,
+    /// A bridge
+    Bridge,
+}
+
+/// A bulk transfer's pieces.
+const PIECE: usize = 128 << 10;
+/// Bytes of a datagram's content: with its headers 64.
+const DATAGRAM: usize = 22;
+/// Clients that connect at the same time.
+const CLIENTS: usize = 8;
+
+/// What is measured: a name, the unit, and how.
+type Row = (
+    &'static str,
+    &'static str,
+    fn(&Rig, Duration) -> anyhow::Result<f64>,
+);
+
+const ROWS: [Row; 5] = [
+    ("bulk TCP", "Mbit/s", bulk),
+    ("TCP request and response", "1/s", requests),
+    ("connections, one client after the other", "1/s", |rig, time| {
+        connections(rig, time, 1)
+    }),
+    ("connections, 8 clients", "1/s", |rig, time| {
+        connections(rig, time, CLIENTS)
+    }),
+    ("UDP of 64 bytes received", "1/s", datagrams),
+];
+
+/// Two pods of one node, and ringwall if it guards them.
+struct Rig {
+    bed: Bed,
+    /// Dropped first.
+    firewall: Option<Appliance>,
+}
+
+impl Rig {
+    fn new(shape: Shape, guarded: bool) -> anyhow::Result<Self> {
+        let role = match shape {
+            Shape::Routed => Role::Node,
+            Shape::Bridge => Role::Bridge,
+        };
+        let plans = [Plan::new("shop/server"), Plan::new("shop/client")];
+        let bed = Bed::new(role, &plans, 1)?;
+        // Connections are tracked in both, as on every node with Services.
+        let rules = bed.folder().join("track.nft");
+        std::fs::write(
+            &rules,
+            "table inet bench { chain before { type filter hook prerouting priority 0; ct state invalid counter; }; }",
+        )?;
+        let mut nft = std::process::Command::new("nft");
+        nft.arg("-f").arg(&rules);
+        let output = bed.gateway.output(nft)?;
+        anyhow::ensure!(
+            output.status.success(),
+            "nft: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let firewall = if guarded {
+            let mut world = World::of(&bed);
+            // A policy that decides, and allows what is measured.
+            world.policy(
+                "shop",
+                "from-clients",
+                json!({"podSelector": {"matchLabels": {"app": "server"}},
+                       "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]}),
+            );
+            Some(Appliance::start(
+                &bed,
+                &built_binary()?,
+                &appliance::Options::default(),
+                &world.objects(),
+            )?)
+        } else {
+            None
+        };
+        Ok(Self { bed, firewall })
+    }
+
+    fn server(&self) -> anyhow::Result<(&Netns, Ipv4Addr)> {
+        let member = self.bed.member("shop/server")?;
+        Ok((&member.ns, member.v4))
+    }
+
+    fn client(&self) -> anyhow::Result<&Netns> {
+        Ok(&self.bed.member("shop/client")?.ns)
+    }
+
+    fn listen(&self) -> anyhow::Result<(TcpListener, SocketAddr)> {
+        let (server, address) = self.server()?;
+        let listener = server.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let port = listener.local_addr()?.port();
+        Ok((listener, SocketAddr::new(address.into(), port)))
+    }
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let plain = Rig::new(options.shape, false)?;
+    let guarded = Rig::new(options.shape, true)?;
+    let time = Duration::from_millis(options.millis);
+    let mut objects = Vec::new();
+    for (name, unit, measure) in ROWS {
+        let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..options.rounds {
+            // Who comes first alternates: what the machine does besides meets both.
+            let (a, b) = if round % 2 == 0 {
+                let a = measure(&plain, time).with_context(|| format!("{name}, without ringwall"))?;
+                (
+                    a,
+                    measure(&guarded, time).with_context(|| format!("{name}, with ringwall"))?,
+                )
+            } else {
+                let b = measure(&guarded, time).with_context(|| format!("{name}, with ringwall"))?;
+                (
+                    measure(&plain, time).with_context(|| format!("{name}, without ringwall"))?,
+                    b,
+                )
+            };
+            without.push(a);
+            with.push(b);
+            ratios.push(b / a);
+        }
+        let figures = |values| Figures::of(values, unit).ok_or_else(|| anyhow!("no round"));
+        let (without, with) = (figures(without)?, figures(with)?);
+        let ratio = Figures::of(ratios, "").ok_or_else(|| anyhow!("no round"))?;
+        if options.json {
+            objects.push(json!({
+                "what": name, "without": without.json(), "with": with.json(), "ratio": ratio.json(),
+            }));
+        } else {
+            println!("{name}\n  without  {without}\n  with     {with}\n  ratio    {ratio}");
+        }
+    }
+    if let Some(firewall) = &guarded.firewall {
+        let status = firewall.status()?;
+        let outcomes = &status["dataplane"]["node"]["outcomes"];
+        if options.json {
+            println!("{}", json!({ "rows": objects, "outcomes": outcomes }));
+        } else {
+            println!(
+                "packets that the kernel decided {}, that it asked about {}",
+                outcomes["exit-hit"], outcomes["exit-asked"]
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Mbit/s that arrive.
+fn bulk(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
+    let (listener, to) = rig.listen()?;
+    let client = rig.client()?;
+    thread::scope(|scope| {
+        let receiver = scope.spawn(move || -> std::io::Result<(u64, Duration)> {
+            let (mut stream, _) = listener.accept()?;
+            let mut piece = vec![0; PIECE];
+            let begin = Instant::now();
+            let mut bytes = 0;
+            loop {
+                match stream.read(&mut piece)? {
+                    0 => return Ok((bytes, begin.elapsed())),
+                    count => bytes += count as u64,
+                }
+            }
+        });
+        client.run(|| -> std::io::Result<()> {
+            let mut stream = TcpStream::connect(to)?;
+            let piece = vec![7; PIECE];
+            let begin = Instant::now();
+            while begin.elapsed() < time {
+                stream.write_all(&piece)?;
+            }
+            stream.shutdown(Shutdown::Write)
+        })??;
+        let (bytes, took) = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
+        Ok(bytes as f64 * 8.0 / 1e6 / took.as_secs_f64())
+    })
+}
+
+/// Answers of one byte to questions of one byte, a second.
+fn requests(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
+    let (listener, to) = rig.listen()?;
+    let client = rig.client()?;
+    thread::scope(|scope| {
+        scope.spawn(move || -> std::io::Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            let mut byte = [0];
+            while stream.read(&mut byte)? > 0 {
+                stream.write_all(&byte)?;
+            }
+            Ok(())
+        });
+        let (count, took) = client.run(|| -> std::io::Result<(u64, Duration)> {
+            let mut stream = TcpStream::connect(to)?;
+            stream.set_nodelay(true)?;
+            let mut byte = [1];
+            let begin = Instant::now();
+            let mut count = 0;
+            while begin.elapsed() < time {
+                stream.write_all(&byte)?;
+                stream.read_exact(&mut byte)?;
+                count += 1;
+            }
+            Ok((count, begin.elapsed()))
+        })??;
+        Ok(count as f64 / took.as_secs_f64())
+    })
+}
+
+/// Connections that are opened, used for one byte each way and closed, a second.
+fn connections(rig: &Rig, time: Duration, clients: usize) -> anyhow::Result<f64> {
+    let (listener, to) = rig.listen()?;
+    listener.set_nonblocking(true)?;
+    let client = rig.client()?;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            let listener = listener.try_clone()?;
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let Ok((mut stream, _)) = listener.accept() else {
+                        thread::yield_now();
+                        continue;
+                    };
+                    let mut byte = [0];
+                    let _ = stream.set_nonblocking(false);
+                    if stream.read_exact(&mut byte).is_ok() {
+                        let _ = stream.write_all(&byte); // the client counts what comes back
+                    }
+                }
+            });
+        }
+        let workers: Vec<_> = (0..clients)
+            .map(|_| {
+                scope.spawn(move || -> anyhow::Result<(u64, Duration)> {
+                    client.enter()?;
+                    let begin = Instant::now();
+                    let mut count = 0;
+                    while begin.elapsed() < time {
+                        let mut stream = TcpStream::connect(to)?;
+                        let mut byte = [1];
+                        stream.write_all(&byte)?;
+                        stream.read_exact(&mut byte)?;
+                        // Without the wait of a closed connection, ports would run out.
+                        rst_on_close(&stream)?;
+                        count += 1;
+                    }
+                    Ok((count, begin.elapsed()))
+                })
+            })
+            .collect();
+        let mut rate = 0.0;
+        let mut failed = None;
+        for worker in workers {
+            match worker.join().map_err(|_| anyhow!("a client panicked")) {
+                Ok(Ok((count, took))) => rate += count as f64 / took.as_secs_f64(),
+                Ok(Err(error)) | Err(error) => failed = Some(error),
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        failed.map_or(Ok(rate), Err)
+    })
+}
+
+fn rst_on_close(stream: &TcpStream) -> std::io::Result<()> {
+    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Datagrams that arrive, a second.
+fn datagrams(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
+    let (server, address) = rig.server()?;
+    let receiver = server.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let to = SocketAddr::new(address.into(), receiver.local_addr()?.port());
+    let received = Arc::new(AtomicU64::new(0));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let count = Arc::clone(&received);
+        let over = &over;
+        scope.spawn(move || {
+            let mut datagram = [0; 64];
+            while !over.load(Ordering::Relaxed) {
+                if receiver.recv(&mut datagram).is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let sent = rig.client()?.run(|| -> std::io::Result<Duration> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(to)?;
+            let begin = Instant::now();
+            while begin.elapsed() < time {
+                for _ in 0..64 {
+                    let _ = socket.send(&[7; DATAGRAM]); // a full queue drops, as it does without ringwall
+                }
+            }
+            Ok(begin.elapsed())
+        });
+        thread::sleep(Duration::from_millis(30));
+        over.store(true, Ordering::Relaxed);
+        Ok(received.load(Ordering::Relaxed) as f64 / sent??.as_secs_f64())
+    })
+}

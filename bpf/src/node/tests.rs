@@ -1,0 +1,247 @@
+//! The node's programs in the kernel, without devices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what went wrong by panicking
+
+use std::{
+    os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering, fence},
+};
+
+use super::{Address, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory, Outcome, load};
+use crate::{kernel, program_tests::privileged};
+
+/// A tenth of what the kernel allows; a hundred thousand take it about a tenth of a second.
+const MOST_INSTRUCTIONS: u32 = 100_000;
+
+#[test]
+fn the_verifier_is_not_kept_long() {
+    if !privileged() {
+        return;
+    }
+    let (programs, _maps) = load(1024).unwrap();
+    for (hook, program) in Hook::ALL.iter().zip(&programs) {
+        let instructions = kernel::verified_instructions(program.as_fd()).unwrap();
+        println!("{}: {instructions}", hook.name());
+        assert!(
+            instructions < MOST_INSTRUCTIONS,
+            "{}: {instructions}",
+            hook.name()
+        );
+    }
+}
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// A UDP packet from B to A, of 18 bytes of payload.
+fn datagram(ipv6: bool) -> Vec<u8> {
+    let mut frame = [[2, 0, 0, 0, 0, 1], MAC].concat();
+    if ipv6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 26, 17, 64]);
+        for host in [3, 2] {
+            frame.extend([0xfd, 0, 2, 0x44, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+        }
+    } else {
+        frame.extend([
+            8, 0, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 244, 1, 3, 10, 244, 1, 2,
+        ]);
+    }
+    frame.extend([19, 136, 23, 112, 0, 26, 0, 0]);
+    frame.extend([0; 18]);
+    frame
+}
+
+/// Says what a cached decision costs; that it is found, in any case. `cargo test -p ringwall-bpf --lib cost_of -- --nocapture`.
+#[test]
+fn cost_of_a_cached_decision() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new();
+    let (node, memory) = (&bench.node, bench.node.memory());
+    for ipv6 in [false, true] {
+        let frame = datagram(ipv6);
+        let exit = node.program(Hook::Exit);
+        let (verdict, ask, _) = kernel::test_run_repeated(exit, &frame, 1, 1).unwrap();
+        assert_eq!(
+            (verdict, ask.len()),
+            (7, frame.len() + 112),
+            "redirected with its header"
+        );
+        write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
+        for (hook, outcome) in [
+            (Hook::Exit, Outcome::ExitHit),
+            (Hook::FromPod, Outcome::PodPassed),
+        ] {
+            let before = node.counters().unwrap().get(outcome).packets;
+            let times = 200_000;
+            let (verdict, _, took) = kernel::test_run_repeated(node.program(hook), &frame, 1, times).unwrap();
+            assert_eq!(verdict as i32, -1);
+            assert_eq!(
+                node.counters().unwrap().get(outcome).packets,
+                before + u64::from(times)
+            );
+            println!("{} IPv{}: {took:?}", hook.name(), if ipv6 { 6 } else { 4 });
+        }
+    }
+}
+
+/// A node whose only device stands for the ports of two pods: the loopback device, which a test run takes. Something like a worker
+/// is there to be asked.
+struct Bench {
+    node: Node,
+    mount: tempfile::TempDir,
+    _socket: std::os::fd::OwnedFd,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mount = tempfile::tempdir().unwrap();
+        crate::ensure_bpffs(mount.path()).unwrap();
+        let node = Node::load(&mount.path().join("ringwall"), 1 << 14).unwrap();
+        let config = NodeConfig {
+            ask_ifindex: 9,
+            enforcing: true,
+            ..NodeConfig::default()
+        };
+        node.set_config(&config).unwrap();
+        let kind = DeviceKind::Pod {
+            mac: MAC,
+            bridge: None,
+        };
+        let device = Device {
+            kind,
+            no_link: false,
+            endpoint: 0,
+        };
+        node.set_device(1, &device).unwrap();
+        for address in ["10.244.1.2", "10.244.1.3", "fd00:244::2", "fd00:244::3"] {
+            node.set_address(address.parse().unwrap(), Address::Pod { port: 1 })
+                .unwrap();
+        }
+        let socket = kernel::unbound_xsk().unwrap();
+        node.register_socket(0, socket.as_fd()).unwrap();
+        node.memory().beat(u64::MAX >> 1);
+        Self {
+            node,
+            mount,
+            _socket: socket,
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = super::detach(&self.mount.path().join("ringwall"));
+        let _ = kernel::unmount(self.mount.path());
+    }
+}
+
+/// Writes an entry that allows, where an ask says, as a worker does.
+fn write_entry(memory: &NodeMemory, ask: &[u8], original: &[u8], reply: &[u8]) {
+    let word = |at: usize| u32::from_ne_bytes(ask[at..at + 4].try_into().unwrap());
+    let index = word(24) as usize * 8;
+    let mut entry = [0; 128];
+    entry[4] = 1;
+    entry[8] = ask[34];
+    entry[12..48].copy_from_slice(original);
+    entry[48..84].copy_from_slice(reply);
+    let place = |at: usize| memory.entries.word(index * 128 + at).unwrap();
+    let version = place(0).load(Ordering::Relaxed);
+    place(0).store(version | 1, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    for (at, word) in entry.chunks_exact(4).enumerate().skip(1) {
+        place(at * 4).store(u32::from_ne_bytes(word.try_into().unwrap()), Ordering::Relaxed);
+    }
+    place(0).store((version | 1).wrapping_add(1), Ordering::Release);
+    memory
+        .buckets
+        .word(index * 4)
+        .unwrap()
+        .store(word(20), Ordering::Release);
+}
+
+/// A worker writes one entry and then another in the same place, neither of which is the packet's; half of each would be.
+#[test]
+fn an_entry_that_is_being_written_is_none() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new();
+    let (node, memory) = (&bench.node, bench.node.memory());
+    let exit = node.program(Hook::Exit);
+    let frame = datagram(false);
+    let (_, ask, _) = kernel::test_run_repeated(exit, &frame, 1, 1).unwrap();
+    write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
+    // From here on nobody is asked: every run is a lookup.
+    node.set_config(&NodeConfig::default()).unwrap();
+    let index = u32::from_ne_bytes(ask[24..28].try_into().unwrap()) as usize * 8;
+    let word = |at: usize| memory.entries.word(index * 128 + at).unwrap();
+    // The ports of both tuples, which are right and wrong in turn.
+    let (version, original, reply) = (word(0), word(12 + 32), word(48 + 32));
+    let (right_original, right_reply) = (original.load(Ordering::Relaxed), reply.load(Ordering::Relaxed));
+    let mut number = version.load(Ordering::Relaxed);
+    let mut write = |of_original: u32, of_reply: u32| {
+        // Stores go in order on x86; elsewhere the fences see to it.
+        version.store(number | 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        original.store(of_original, Ordering::Relaxed);
+        reply.store(of_reply, Ordering::Relaxed);
+        number = (number | 1).wrapping_add(1);
+        version.store(number, Ordering::Release);
+    };
+    write(right_original, !right_reply);
+    let stop = AtomicBool::new(false);
+    let writes = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut writes = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                write(!right_original, right_reply);
+                write(right_original, !right_reply);
+                writes += 2;
+            }
+            writes
+        });
+        for _ in 0..20 {
+            kernel::test_run_repeated(exit, &frame, 1, 100_000).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap()
+    });
+    let counters = node.counters().unwrap();
+    assert_eq!(counters.get(Outcome::ExitFailClosed).packets, 2_000_000);
+    assert_eq!(counters.get(Outcome::ExitHit).packets, 0, "after {writes} writes");
+    // The whole entry is one.
+    write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
+    kernel::test_run_repeated(exit, &frame, 1, 1).unwrap();
+    assert_eq!(node.counters().unwrap().get(Outcome::ExitHit).packets, 1);
+}
+
+/// A VLAN's packets leave by two devices, one above the other: the second time they have their tag, a decision, and have been counted.
+#[test]
+fn a_tagged_packet_takes_a_decision_but_asks_for_none() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new();
+    let (node, memory) = (&bench.node, bench.node.memory());
+    let exit = node.program(Hook::Exit);
+    let frame = datagram(false);
+    let mut tagged = frame[..12].to_vec();
+    tagged.extend([0x81, 0, 0, 5]);
+    tagged.extend(&frame[12..]);
+    let run = |frame: &[u8]| kernel::test_run_repeated(exit, frame, 1, 1).unwrap();
+    let count = |outcome| node.counters().unwrap().get(outcome).packets;
+    assert_eq!((run(&tagged).0, count(Outcome::ExitTagged)), (2, 1));
+    let (verdict, ask, _) = run(&frame);
+    assert_eq!(verdict, 7);
+    write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
+    let index = u32::from_ne_bytes(ask[24..28].try_into().unwrap()) as usize * 8;
+    let used = || memory.usage.word(index * 64).unwrap().load(Ordering::Relaxed);
+    assert_eq!(
+        (run(&tagged).0 as i32, count(Outcome::ExitHit), used()),
+        (-1, 1, 0)
+    );
+    assert_eq!(
+        (run(&frame).0 as i32, count(Outcome::ExitHit), used()),
+        (-1, 2, 1)
+    );
+}

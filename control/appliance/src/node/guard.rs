@@ -1,0 +1,592 @@
+//! A running node: its devices guarded, its pods known, first packets on their way to the workers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::fd::BorrowedFd,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use ringwall_bpf::node::{Address, Area, AskLimit, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory};
+use ringwall_config::{Config, FailMode, Mode, PodStart};
+use ringwall_dataplane::{
+    classify::Snapshot,
+    node::{
+        self,
+        ask::Nonce,
+        cache::{CacheError, CacheMaps, FlowCache, MappedMemory},
+        renewal::end_decisions,
+    },
+    stats::StatsReader,
+};
+use ringwall_messages::{
+    GuardedInterface, NodeStatus,
+    cni::{Attachment, CniReply, CniRequest},
+};
+
+use super::{
+    ask_pair::{self, AskPair},
+    backstop::Backstop,
+    inventory::{FarEnd, Guarded, Interface, Inventory, is_link_local},
+};
+use crate::{
+    kernel_state,
+    netlink::{ChangeStream, KernelChange, Netlink},
+    plan::Plan,
+    quarantine::{DROP_REASON, table_name},
+    snapshot_server::{SnapshotServer, locked},
+    worker_thread,
+};
+
+/// How often the programs are told that the workers take their turns; they wait a second for that.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How often pods' ports without an address are looked at.
+const SETTLING_LOOK: Duration = Duration::from_millis(50);
+/// How often it is looked whether the table of nf_tables is still there.
+const TABLE_LOOK: Duration = Duration::from_secs(1);
+
+/// What a pod may ask: a flood of first packets of one pod leaves the workers to the others.
+const ASK_LIMIT: AskLimit = AskLimit {
+    per_second: 50_000,
+    burst: 10_000,
+};
+/// Entries of a bucket of the flow cache.
+const WAYS: u32 = 8;
+
+/// What stands between the kernel's path and the workers.
+pub struct NodeGuard {
+    programs: Mutex<Node>,
+    config: NodeConfig,
+    pair: AskPair,
+    nonce: Nonce,
+    cache: Arc<FlowCache>,
+    memory: Arc<NodeMemory>,
+    /// Whether new pods have the addresses that the CNI plugin names, and no others.
+    only_assigned: bool,
+    /// None with `failMode: open`: a device that appears while nothing runs has to pass then.
+    backstop: Mutex<Option<Backstop>>,
+    inventory: Mutex<Inventory>,
+    /// Held from looking at interfaces until the programs know what was seen: what was seen before must not come after.
+    refreshing: Mutex<()>,
+    /// What carries programs, by index.
+    guarded: Mutex<BTreeMap<u32, (Interface, Guarded)>>,
+    /// What is wrong, by what it is about.
+    problems: Mutex<BTreeMap<String, String>>,
+    pod_networks: Vec<IpNet>,
+    /// Of containers whose interface the CNI plugin named: its index.
+    containers: Mutex<BTreeMap<String, u32>>,
+}
+
+impl NodeGuard {
+    /// Loads the programs, or takes those of an earlier process over, and makes the way to the workers. No packet is
+    /// asked about before [`Self::guard`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open(config: &Config, pins: &Path, workers: usize) -> anyhow::Result<Self> {
+        let pair = AskPair::make(workers as u32)?;
+        // Both directions of a flow that nothing tracks have an entry each, and half of the places stay free.
+        let buckets = (config.conntrack.max_entries.get() / WAYS * 2)
+            .max(1)
+            .next_power_of_two();
+        let programs = Node::load(pins, buckets)?;
+        tracing::info!(
+            reused = programs.reused(),
+            entries = buckets * WAYS,
+            "node's programs"
+        );
+        let told = NodeConfig {
+            ask_ifindex: pair.near,
+            ask_queues: workers as u32,
+            ask_mtu: ask_pair::LONGEST_FRAME,
+            ask_limit: Some(ASK_LIMIT),
+            fail_mode: match config.fail_mode {
+                FailMode::Open => ringwall_bpf::FailMode::Open,
+                FailMode::Closed => ringwall_bpf::FailMode::Closed,
+            },
+            audit: config.mode == Mode::Audit,
+            enforcing: true,
+            overlay_ports: if config.tunnels.allowed {
+                Vec::new()
+            } else {
+                config.tunnels.ports.clone()
+            },
+            ..NodeConfig::default()
+        };
+        programs.set_service_cidrs(&config.cluster.service_cidrs)?;
+        let nonce = Nonce(programs.nonce());
+        let memory = programs.memory();
+        let cache = Arc::new(cache_of(&programs, buckets as usize)?);
+        let backstop = (config.fail_mode == FailMode::Closed)
+            .then(|| Backstop::new(&config.name, config.cluster.pod_cidrs.clone()));
+        Ok(Self {
+            programs: Mutex::new(programs),
+            config: told,
+            pair,
+            nonce,
+            cache,
+            memory,
+            only_assigned: config.pod_start == PodStart::Attach,
+            backstop: Mutex::new(backstop),
+            inventory: Mutex::default(),
+            refreshing: Mutex::default(),
+            guarded: Mutex::default(),
+            problems: Mutex::default(),
+            pod_networks: config.cluster.pod_cidrs.clone(),
+            containers: Mutex::default(),
+        })
+    }
+
+    /// The name of the table of nf_tables that a plan asks for.
+    pub fn planned_table(plan: &Plan) -> Option<String> {
+        (plan.kernel_path && plan.fail_mode == FailMode::Closed).then(|| table_name(&plan.name))
+    }
+
+    /// Where the worker's end of the pair is.
+    pub fn pair(&self) -> &AskPair {
+        &self.pair
+    }
+
+    /// What the workers have to know.
+    pub fn of_workers(&self) -> node::NodeConfig {
+        node::NodeConfig {
+            nonce: self.nonce,
+            cache: Arc::clone(&self.cache),
+        }
+    }
+
+    /// Gives a worker's socket what is asked on its queue.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn register_socket(&self, queue: u16, socket: BorrowedFd<'_>) -> anyhow::Result<()> {
+        Ok(locked(&self.programs).register_socket(queue, socket)?)
+    }
+
+    /// Guards every interface that is there. Sockets are registered before: from here on packets are asked about.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn guard(&self) -> anyhow::Result<()> {
+        {
+            let programs = locked(&self.programs);
+            let far = self.pair.far;
+            self.pair
+                .inside(|| programs.attach(far, Hook::Judge))
+                .context("cannot enter the worker's namespace")??;
+            programs.memory().beat(worker_thread::now().0);
+            let near = Device {
+                kind: DeviceKind::Ask,
+                no_link: false,
+                endpoint: 0,
+            };
+            programs.guard(self.pair.near, &near)?;
+            programs.set_config(&self.config)?;
+        }
+        self.inherit()?;
+        self.refresh()?;
+        if self.only_assigned {
+            locked(&self.inventory).expect_assignments();
+        }
+        anyhow::ensure!(
+            !locked(&self.guarded).is_empty(),
+            "no interface of this network namespace could be guarded"
+        );
+        Ok(())
+    }
+
+    /// Takes over from a predecessor which pod has which address: by now, pods may have changed their ends.
+    fn inherit(&self) -> anyhow::Result<()> {
+        let mut pods: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (address, whose) in locked(&self.programs).addresses()? {
+            if let Address::Pod { port } = whose {
+                pods.entry(port).or_default().insert(address);
+            }
+        }
+        let links = Netlink::open()?.links()?;
+        let interfaces: Vec<Interface> = links.iter().filter_map(Interface::of).collect();
+        locked(&self.inventory).inherit(&interfaces, &pods);
+        Ok(())
+    }
+
+    /// Looks at all interfaces again, and guards what is new.
+    fn refresh(&self) -> anyhow::Result<()> {
+        let _one_at_a_time = locked(&self.refreshing);
+        let now = Instant::now();
+        let mut netlink = Netlink::open()?;
+        let links = netlink.links()?;
+        let own: BTreeSet<(u32, IpAddr, u8)> = netlink
+            .addresses()?
+            .iter()
+            .filter_map(kernel_state::address)
+            .collect();
+        let interfaces: Vec<Interface> = links
+            .iter()
+            .filter_map(Interface::of)
+            .filter(|interface| interface.index != self.pair.near)
+            .collect();
+        let found =
+            locked(&self.inventory).update(&interfaces, &own, &self.pod_networks, now, |id, index| {
+                far_end(&mut netlink, id, index)
+            });
+        let wanted: BTreeMap<u32, (Interface, Guarded)> = interfaces
+            .into_iter()
+            .filter_map(|interface| {
+                let guarded = found.get(&interface.index)?.clone();
+                Some((interface.index, (interface, guarded)))
+            })
+            .collect();
+        self.set_addresses(&wanted, &own)?;
+        self.set_devices(wanted);
+        let indices: BTreeSet<u32> = locked(&self.guarded).keys().copied().collect();
+        let told = locked(&self.backstop)
+            .as_mut()
+            .map(|backstop| backstop.guard(&indices));
+        if let Some(Err(error)) = told {
+            self.note(
+                "nf_tables",
+                Some(format!("what no program guards is not held back: {error}")),
+            );
+        }
+        Ok(())
+    }
+
+    fn set_addresses(
+        &self,
+        wanted: &BTreeMap<u32, (Interface, Guarded)>,
+        own: &BTreeSet<(u32, IpAddr, u8)>,
+    ) -> anyhow::Result<()> {
+        let hosts = own.iter().map(|(_, address, _)| (*address, Address::Host));
+        let pods = wanted.iter().flat_map(|(index, (_, guarded))| {
+            let addresses = match guarded {
+                Guarded::Pod(end) => end.addresses.clone(),
+                Guarded::Bridge | Guarded::Other => BTreeSet::new(),
+            };
+            addresses
+                .into_iter()
+                .map(|address| (address, Address::Pod { port: *index }))
+        });
+        // The host's come last: no pod has one of them.
+        let table: BTreeMap<IpAddr, Address> = pods.chain(hosts).collect();
+        Ok(locked(&self.programs).set_addresses(&table)?)
+    }
+
+    fn set_devices(&self, wanted: BTreeMap<u32, (Interface, Guarded)>) {
+        let programs = locked(&self.programs);
+        let mut guarded = locked(&self.guarded);
+        let gone: Vec<u32> = guarded
+            .keys()
+            .filter(|index| !wanted.contains_key(index))
+            .copied()
+            .collect();
+        for index in gone {
+            guarded.remove(&index);
+            if let Err(error) = programs.release(index) {
+                tracing::debug!(index, %error, "device");
+            }
+        }
+        for (index, (interface, kind)) in wanted {
+            let known = guarded.get(&index);
+            if known.is_some_and(|known| *known == (interface.clone(), kind.clone())) {
+                continue;
+            }
+            let is_new = known.is_none();
+            let device = Device {
+                kind: match &kind {
+                    Guarded::Pod(end) => DeviceKind::Pod {
+                        mac: end.mac,
+                        bridge: interface.master,
+                    },
+                    Guarded::Bridge => DeviceKind::Bridge,
+                    Guarded::Other => DeviceKind::Other,
+                },
+                no_link: !interface.ethernet,
+                endpoint: 0,
+            };
+            // A bridge's ports carry the programs. On the bridge itself they would see packets in the middle of bridge netfilter,
+            // translated and not yet known to connection tracking.
+            let guarding = match &kind {
+                Guarded::Bridge => programs.set_device(index, &device),
+                Guarded::Pod(_) | Guarded::Other => programs.guard(index, &device),
+            };
+            match guarding {
+                Ok(()) => {
+                    if is_new {
+                        tracing::debug!(interface = interface.name, index, kind = ?kind, "guarded");
+                    }
+                    self.note(&interface.name, None);
+                    guarded.insert(index, (interface, kind));
+                }
+                Err(error) => {
+                    let problem = format!("interface {} cannot be guarded: {error}", interface.name);
+                    self.note(&interface.name, Some(problem));
+                }
+            }
+        }
+    }
+
+    /// Notes what is wrong with something, once, or that nothing is.
+    fn note(&self, about: &str, problem: Option<String>) {
+        let mut problems = locked(&self.problems);
+        match problem {
+            Some(problem) => {
+                if problems.get(about) != Some(&problem) {
+                    tracing::error!("{problem}");
+                    problems.insert(about.to_owned(), problem);
+                }
+            }
+            None => drop(problems.remove(about)),
+        }
+    }
+
+    /// What is guarded and what became of packets; what the programs dropped goes to the drops by reason.
+    pub fn status(&self, drops: &mut BTreeMap<String, u64>) -> NodeStatus {
+        let mut outcomes = BTreeMap::new();
+        match locked(&self.programs).counters() {
+            Ok(counters) => {
+                for (outcome, count) in counters.iter() {
+                    outcomes.insert(outcome.as_str().to_owned(), count.packets);
+                    if outcome.drops() {
+                        drops.insert(outcome.as_str().to_owned(), count.packets - count.audited);
+                    }
+                }
+            }
+            Err(error) => self.note(
+                "counters",
+                Some(format!("the programs' counters cannot be read: {error}")),
+            ),
+        }
+        if let Some(backstop) = locked(&self.backstop).as_mut() {
+            drops.insert(DROP_REASON.to_owned(), backstop.dropped());
+        }
+        NodeStatus {
+            interfaces: locked(&self.guarded)
+                .iter()
+                .map(|(index, (interface, guarded))| GuardedInterface {
+                    name: interface.name.clone(),
+                    index: *index,
+                    kind: match guarded {
+                        Guarded::Pod(_) => "pod",
+                        Guarded::Bridge => "bridge",
+                        Guarded::Other => "other",
+                    }
+                    .to_owned(),
+                    addresses: match guarded {
+                        Guarded::Pod(end) => end.addresses.iter().copied().collect(),
+                        Guarded::Bridge | Guarded::Other => Vec::new(),
+                    },
+                })
+                .collect(),
+            outcomes,
+            cached: self.cache.used() as u64,
+            cache_capacity: self.cache.capacity() as u64,
+        }
+    }
+
+    /// What is wrong, for `status`.
+    pub fn alarms(&self) -> Vec<String> {
+        let mut alarms: Vec<String> = locked(&self.problems).values().cloned().collect();
+        alarms.extend(locked(&self.inventory).problems().map(str::to_owned));
+        alarms
+    }
+
+    /// Has flows whose ends changed asked about again, whenever every worker decides by a new snapshot.
+    pub fn follow(self: &Arc<Self>, publication: &SnapshotServer) {
+        let cache = Arc::clone(&self.cache);
+        publication.after_adoption(Box::new(move |before: Option<&Snapshot>, now: &Snapshot| {
+            let done = end_decisions(&cache, now, before);
+            tracing::debug!(renewed = done.renewed, ended = done.ended, "cached decisions");
+        }));
+    }
+
+    /// Until the process stops: guards what comes, and keeps the programs told that the workers turn.
+    pub fn run(&self, stats: &StatsReader, stop: &AtomicBool) {
+        let mut changes = None;
+        let mut turns = Vec::new();
+        let (mut beat_due, mut table_due) = (Instant::now(), Instant::now() + TABLE_LOOK);
+        while !stop.load(Ordering::Relaxed) {
+            let Some(stream) = &changes else {
+                match ChangeStream::of_links_and_addresses() {
+                    Ok(stream) => {
+                        changes = Some(stream);
+                        self.look_again(); // what came before the subscription
+                    }
+                    Err(error) => {
+                        self.note(
+                            "netlink",
+                            Some(format!("cannot watch for new interfaces: {error}")),
+                        );
+                        std::thread::sleep(HEARTBEAT);
+                    }
+                }
+                continue;
+            };
+            let settling = locked(&self.inventory).is_settling(Instant::now());
+            let patience = if settling { SETTLING_LOOK } else { HEARTBEAT };
+            match stream.wait(patience) {
+                Ok(KernelChange::Messages(messages)) if messages.is_empty() && !settling => {}
+                Ok(_) => self.look_again(),
+                Err(error) => {
+                    self.note(
+                        "netlink",
+                        Some(format!("cannot watch for new interfaces: {error}")),
+                    );
+                    changes = None;
+                }
+            }
+            if Instant::now() >= beat_due {
+                beat_due = Instant::now() + HEARTBEAT;
+                self.beat(stats, &mut turns);
+            }
+            if Instant::now() >= table_due {
+                table_due = Instant::now() + TABLE_LOOK;
+                self.keep_table();
+            }
+        }
+    }
+
+    /// Answers the CNI plugin.
+    pub fn answer(&self, request: &CniRequest) -> CniReply {
+        let done = match request {
+            CniRequest::Add(attachment) => self.attach_pod(attachment),
+            CniRequest::Check(attachment) => self.check_pod(attachment),
+            CniRequest::Delete { container } => {
+                if let Some(index) = locked(&self.containers).remove(container) {
+                    locked(&self.inventory).release(index);
+                    self.look_again();
+                }
+                Ok(())
+            }
+            CniRequest::Status => Ok(()),
+        };
+        match done {
+            Ok(()) => CniReply::Done,
+            Err(reason) => CniReply::Refused(reason),
+        }
+    }
+
+    /// Guards a pod's interface before its first process starts, with the addresses that it was given.
+    fn attach_pod(&self, attachment: &Attachment) -> Result<(), String> {
+        let refresh = || self.refresh().map_err(|error| format!("{error:#}"));
+        refresh()?;
+        let index = self.pods_interface(attachment)?;
+        locked(&self.inventory).assign(index, &attachment.addresses)?;
+        refresh()?;
+        locked(&self.containers).insert(attachment.container.clone(), index);
+        self.check_pod(attachment)
+    }
+
+    fn check_pod(&self, attachment: &Attachment) -> Result<(), String> {
+        let index = self.pods_interface(attachment)?;
+        let guarded = locked(&self.guarded);
+        match guarded.get(&index) {
+            Some((_, Guarded::Pod(end))) if end.addresses == attachment.addresses => Ok(()),
+            Some((interface, _)) => Err(format!(
+                "interface {} is guarded with other addresses",
+                interface.name
+            )),
+            None => Err(format!("interface {index} is not guarded")),
+        }
+    }
+
+    /// The one interface among those that were made on the host that leads into a pod.
+    fn pods_interface(&self, attachment: &Attachment) -> Result<u32, String> {
+        let guarded = locked(&self.guarded);
+        let mut found = guarded.values().filter(|(interface, kind)| {
+            matches!(kind, Guarded::Pod(_)) && attachment.host_interfaces.contains(&interface.name)
+        });
+        let named = attachment.host_interfaces.join(", ");
+        match (found.next(), found.next()) {
+            (Some((interface, _)), None) => Ok(interface.index),
+            (None, _) => Err(format!(
+                "none of the interfaces {named} is a guarded end of a pair that leads into a pod"
+            )),
+            _ => Err(format!("several of the interfaces {named} lead into pods")),
+        }
+    }
+
+    fn look_again(&self) {
+        let problem = self.refresh().err();
+        self.note(
+            "interfaces",
+            problem.map(|error| format!("the interfaces are not up to date: {error:#}")),
+        );
+    }
+
+    /// A worker that takes no turn leaves what is asked on its queues without an answer.
+    fn beat(&self, stats: &StatsReader, before: &mut Vec<u64>) {
+        let turns: Vec<u64> = (0..stats.workers())
+            .map(|index| stats.worker(index).map_or(0, |worker| worker.turns.get()))
+            .collect();
+        let all_turn =
+            turns.len() == before.len() && turns.iter().zip(before.iter()).all(|(now, then)| now != then);
+        *before = turns;
+        if all_turn {
+            self.memory.beat(worker_thread::now().0);
+        }
+    }
+
+    fn keep_table(&self) {
+        let mut backstop = locked(&self.backstop);
+        let Some(backstop) = backstop.as_mut().filter(|backstop| !backstop.is_there()) else {
+            return;
+        };
+        let restored = backstop.restore();
+        let problem = match restored {
+            Ok(()) => "the table of nf_tables that holds back what no program guards was removed; put back"
+                .to_owned(),
+            Err(error) => format!("what no program guards is not held back: {error}"),
+        };
+        self.note("nf_tables", Some(problem));
+    }
+}
+
+fn far_end(netlink: &mut Netlink, namespace: i32, index: u32) -> Option<FarEnd> {
+    use netlink_packet_route::link::LinkAttribute;
+    let (link, addresses) = match netlink.far_end(namespace, index) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(%error, "far end");
+            return None;
+        }
+    };
+    let mac = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    });
+    Some(FarEnd {
+        mac: mac.unwrap_or_default(),
+        addresses: addresses
+            .iter()
+            .filter_map(kernel_state::address)
+            .map(|(_, address, _)| address)
+            .filter(|address| !is_link_local(address))
+            .collect(),
+    })
+}
+
+/// The cache over the maps' memory.
+#[allow(unsafe_code)] // memory shared with the programs in the kernel
+fn cache_of(programs: &Node, buckets: usize) -> Result<FlowCache, CacheError> {
+    let memory = programs.memory();
+    let map = |area: &Area| MappedMemory {
+        begin: area.start(),
+        bytes: area.length(),
+    };
+    let maps = CacheMaps {
+        buckets: map(&memory.buckets),
+        entries: map(&memory.entries),
+        usage: map(&memory.usage),
+        epochs: map(&memory.epochs),
+    };
+    std::mem::forget(memory); // mapped for the rest of the process's life
+    // SAFETY: as just said, and the pulse is all that the rest of the process reaches of it.
+    unsafe { FlowCache::from_raw(&maps, buckets) }
+}

@@ -1,0 +1,10 @@
+//! The kernel's datapath guarded: `datapath: kernel`.
+
+pub mod ask_pair;
+pub mod backstop;
+pub(crate) mod cni;
+mod guard;
+pub mod inventory;
+pub mod preflight;
+
+pub use guard::NodeGuard;

@@ -1,0 +1,353 @@
+//! Pods made by the real plugins of CNI, with ringwall's at the end of the chain, driven as a runtime drives them.
+#![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Arc,
+    time::Duration,
+};
+
+use ringwall_testbed::{
+    appliance::{Appliance, Options, built_binary},
+    manifests::{Pod, labels},
+    netns::Netns,
+    preflight::runs_here,
+    probe::{Service, attempt},
+    serve::Servers,
+    topology::{Bed, Role},
+    world::World,
+};
+use serde_json::{Value, json};
+
+const HTTP: Service = Service::Tcp(80);
+/// Where Debian's package `containernetworking-plugins` puts them.
+const PLUGINS: &str = "/usr/lib/cni";
+const WITHIN: Duration = Duration::from_millis(400);
+
+/// A container runtime: runs the plugins of the first configuration of its folder.
+struct Runtime<'a> {
+    bed: &'a Bed,
+    conf: PathBuf,
+    bin: PathBuf,
+}
+
+impl<'a> Runtime<'a> {
+    /// With one network of a plugin of the main kind, addresses by `host-local` and `portmap` behind.
+    fn new(bed: &'a Bed, main: &Value) -> Self {
+        let runtime = Self {
+            bed,
+            conf: bed.folder().join("net.d"),
+            bin: bed.folder().join("cni-bin"),
+        };
+        fs::create_dir_all(&runtime.conf).unwrap();
+        let mut main = main.clone();
+        main["ipam"] = json!({
+            "type": "host-local",
+            "dataDir": bed.folder().join("ipam"),
+            "ranges": [[{"subnet": "10.111.7.0/24"}], [{"subnet": "fd00:111:0:7::/64"}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        });
+        let network = json!({
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "plugins": [main, {"type": "portmap", "capabilities": {"portMappings": true}}],
+        });
+        fs::write(runtime.conf.join("10-pods.conflist"), network.to_string()).unwrap();
+        runtime
+    }
+
+    fn install(&self, firewall: &Appliance) {
+        let plugin = built_binary().unwrap().with_file_name("ringwall-cni");
+        let [conf, bin, config, plugin] =
+            [&self.conf, &self.bin, &firewall.config, &plugin].map(|path| path.display().to_string());
+        let output = firewall
+            .ringwall(&[
+                "cni",
+                "install",
+                "--config",
+                &config,
+                "--conf-dir",
+                &conf,
+                "--bin-dir",
+                &bin,
+                "--plugin",
+                &plugin,
+            ])
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// The plugins of the first file, as `plugin configuration` with the network's name and version.
+    fn chain(&self) -> Vec<Value> {
+        let mut files: Vec<PathBuf> = fs::read_dir(&self.conf)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        let network: Value = serde_json::from_str(&fs::read_to_string(&files[0]).unwrap()).unwrap();
+        let plugins = network["plugins"].as_array().unwrap().clone();
+        plugins
+            .into_iter()
+            .map(|mut plugin| {
+                plugin["name"] = network["name"].clone();
+                plugin["cniVersion"] = network["cniVersion"].clone();
+                plugin
+            })
+            .collect()
+    }
+
+    fn run(&self, command: &str, container: &str, namespace: &Netns, plugin: &Value) -> Output {
+        let name = plugin["type"].as_str().unwrap();
+        let own = self.bin.join(name);
+        let program = if own.exists() {
+            own
+        } else {
+            Path::new(PLUGINS).join(name)
+        };
+        let mut run = Command::new("sh");
+        // The plugin's input is a file: the bed starts programs without one.
+        let input = self.bed.folder().join(format!("{container}.{name}.json"));
+        fs::write(&input, plugin.to_string()).unwrap();
+        run.arg("-c")
+            .arg(format!("exec {} < {}", program.display(), input.display()))
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_NETNS", namespace.path())
+            .env("CNI_IFNAME", "eth0")
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}"),
+            )
+            .env("CNI_PATH", format!("{}:{PLUGINS}", self.bin.display()));
+        self.bed.gateway.output(run).unwrap()
+    }
+
+    /// Makes a pod's interface; the answer is the result of the chain, or the error of the plugin that failed.
+    fn add(&self, container: &str, namespace: &Netns) -> Result<Value, String> {
+        let mut previous = Value::Null;
+        for mut plugin in self.chain() {
+            if !previous.is_null() {
+                plugin["prevResult"] = previous.clone();
+            }
+            let output = self.run("ADD", container, namespace, &plugin);
+            let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+            if !output.status.success() {
+                return Err(format!("{printed}{}", String::from_utf8_lossy(&output.stderr)));
+            }
+            previous = serde_json::from_str(&printed).unwrap();
+        }
+        Ok(previous)
+    }
+
+    fn delete(&self, container: &str, namespace: &Netns) {
+        for plugin in self.chain().iter().rev() {
+            let output = self.run("DEL", container, namespace, plugin);
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
+    }
+
+    /// Makes a pod that runs, with a server.
+    fn pod(&self, name: &str) -> Result<RunningPod, String> {
+        let namespace = Arc::new(Netns::new(name).unwrap());
+        let result = self.add(name, &namespace)?;
+        let addresses: Vec<IpAddr> = result["ips"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|ip| {
+                ip["address"]
+                    .as_str()
+                    .unwrap()
+                    .split('/')
+                    .next()
+                    .unwrap()
+                    .parse()
+                    .unwrap()
+            })
+            .collect();
+        let servers = Servers::start(&namespace, name, &[80], &[53]).unwrap();
+        Ok(RunningPod {
+            name: name.to_owned(),
+            namespace,
+            addresses,
+            _servers: servers,
+        })
+    }
+}
+
+struct RunningPod {
+    name: String,
+    namespace: Arc<Netns>,
+    addresses: Vec<IpAddr>,
+    _servers: Servers,
+}
+
+impl RunningPod {
+    fn object(&self) -> Pod {
+        Pod {
+            namespace: "shop".to_owned(),
+            name: self.name.clone(),
+            labels: labels([("app", self.name.as_str())]),
+            addresses: self.addresses.clone(),
+            node: "node-a".to_owned(),
+            ports: Vec::new(),
+        }
+    }
+
+    /// Whether it reaches another by every address.
+    fn reaches(&self, other: &Self) -> bool {
+        let answers: Vec<bool> = other
+            .addresses
+            .iter()
+            .map(|address| {
+                self.namespace
+                    .run(|| attempt(None, *address, HTTP, WITHIN))
+                    .unwrap()
+                    .answered()
+            })
+            .collect();
+        assert!(
+            answers.iter().all(|answer| *answer == answers[0]),
+            "one family passes and the other does not: {answers:?}"
+        );
+        answers[0]
+    }
+}
+
+fn networks() -> [Value; 2] {
+    [
+        json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true}),
+        json!({"type": "ptp"}),
+    ]
+}
+
+#[test]
+fn pods_of_real_plugins_start_guarded_and_not_at_all_while_nobody_guards() {
+    let Some(_alone) = runs_here("CNI plugins") else {
+        return;
+    };
+    for main in networks() {
+        let bed = Bed::new(Role::Node, &[], 1).unwrap();
+        for family in ["ip", "ip6"] {
+            bed.gateway
+                .sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "1")
+                .unwrap();
+        }
+        let mut world = World::of(&bed);
+        world.namespaces.insert("shop".to_owned(), labels([]));
+        let options = Options {
+            more: "podStart: attach\n".to_owned(),
+            source: Some(format!(
+                "{{manifests: {}, allowNoPods: true}}",
+                bed.manifests().display()
+            )),
+            ..Options::default()
+        };
+        let mut firewall =
+            Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+        let runtime = Runtime::new(&bed, &main);
+        runtime.install(&firewall);
+        let web = runtime.pod("web").unwrap();
+        let client = runtime.pod("client").unwrap();
+        let status = firewall.status().unwrap();
+        let guarded = status["dataplane"]["node"]["interfaces"].as_array().unwrap();
+        for pod in [&web, &client] {
+            for address in &pod.addresses {
+                assert!(
+                    guarded.iter().any(|interface| interface["addresses"]
+                        .as_array()
+                        .is_some_and(|addresses| addresses.contains(&json!(address.to_string())))),
+                    "{address} of {} is not in {guarded:?}",
+                    pod.name
+                );
+            }
+        }
+        // No policy, and an address of the pod network that no Pod has: nobody's, until the API server says whose it is.
+        assert!(!client.reaches(&web), "{main}");
+        for pod in [&web, &client] {
+            world.pods.insert(format!("shop/{}", pod.name), pod.object());
+        }
+        world.apply(&firewall).unwrap();
+        assert!(client.reaches(&web), "{main}");
+        world.policy(
+            "shop",
+            "deny",
+            json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": []}),
+        );
+        world.apply(&firewall).unwrap();
+        assert!(!client.reaches(&web), "{main}");
+
+        // The address of a pod that ended is another's at once, and not the old one's.
+        runtime.delete("client", &client.namespace);
+        world.pods.remove("shop/client");
+        world.policies.clear();
+        world.apply(&firewall).unwrap();
+
+        let away = firewall.stop().unwrap();
+        assert!(away.success());
+        let error = runtime.pod("late").map(|pod| pod.name).unwrap_err();
+        assert!(error.contains("does not answer"), "{error}");
+        let failed: Value = serde_json::from_str(&error).unwrap();
+        assert_eq!(failed["code"], 11, "try again later: {failed}");
+    }
+}
+
+#[test]
+fn pods_that_start_at_once_are_all_guarded_with_their_own_addresses() {
+    let Some(_alone) = runs_here("many pods by CNI plugins") else {
+        return;
+    };
+    const PODS: usize = 12;
+    let bed = Bed::new(Role::Node, &[], 1).unwrap();
+    let world = World::of(&bed);
+    let options = Options {
+        more: "podStart: attach\n".to_owned(),
+        source: Some(format!(
+            "{{manifests: {}, allowNoPods: true}}",
+            bed.manifests().display()
+        )),
+        ..Options::default()
+    };
+    let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+    let runtime = Runtime::new(&bed, &networks()[1]);
+    runtime.install(&firewall);
+    let pods: Vec<RunningPod> = std::thread::scope(|scope| {
+        let starting: Vec<_> = (0..PODS)
+            .map(|number| {
+                let runtime = &runtime;
+                scope.spawn(move || runtime.pod(&format!("pod-{number}")))
+            })
+            .collect();
+        starting
+            .into_iter()
+            .map(|starting| starting.join().unwrap().unwrap())
+            .collect()
+    });
+    let status = firewall.status().unwrap();
+    let interfaces = status["dataplane"]["node"]["interfaces"].as_array().unwrap();
+    let mut guarded: Vec<&str> = interfaces
+        .iter()
+        .filter(|interface| interface["kind"] == "pod")
+        .flat_map(|interface| interface["addresses"].as_array().unwrap())
+        .map(|address| address.as_str().unwrap())
+        .collect();
+    guarded.sort_unstable();
+    let mut wanted: Vec<String> = pods
+        .iter()
+        .flat_map(|pod| &pod.addresses)
+        .map(IpAddr::to_string)
+        .collect();
+    wanted.sort_unstable();
+    assert_eq!(guarded, wanted);
+}
