@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     mem::MaybeUninit,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -144,8 +144,11 @@ pub enum DeviceKind {
         /// The bridge that it is a port of.
         bridge: Option<u32>,
     },
-    /// A bridge: what comes up from it was sent by its ports' pods.
-    Bridge,
+    /// A bridge: what comes up from it was sent by what is behind its ports.
+    Bridge {
+        /// All its ports are pods'.
+        pods_alone: bool,
+    },
     /// An uplink, an overlay, anything else.
     Other,
     /// The near end of the ask pair.
@@ -161,6 +164,24 @@ pub struct Device {
     pub no_link: bool,
     /// Number of the endpoint, for reports; 0 where there is none.
     pub endpoint: u32,
+    /// One of a pod's addresses, which the programs need not look up. Whose addresses are is said by [`Node::set_addresses`] all
+    /// the same.
+    pub address_v4: Option<Ipv4Addr>,
+    /// Likewise.
+    pub address_v6: Option<Ipv6Addr>,
+}
+
+impl Device {
+    /// A device that is no pod's port, with a link header.
+    pub fn new(kind: DeviceKind) -> Self {
+        Self {
+            kind,
+            no_link: false,
+            endpoint: 0,
+            address_v4: None,
+            address_v6: None,
+        }
+    }
 }
 
 /// Whose an address is.
@@ -394,6 +415,23 @@ impl Node {
         Ok(found)
     }
 
+    /// The Ethernet addresses of pods' own ends by their port's index, as the programs know them.
+    ///
+    /// # Errors
+    /// The maps are not there, or the kernel refuses.
+    pub fn pod_macs(&self) -> Result<BTreeMap<u32, [u8; 6]>, BpfError> {
+        let map = self.map("node_devices")?;
+        let mut found = BTreeMap::new();
+        for key in map.keys() {
+            let value = map
+                .lookup(&key, MapFlags::ANY)
+                .map_err(|error| wrap("read what a device is", error))?;
+            let index = key.first_chunk().copied().map(u32::from_ne_bytes);
+            found.extend(index.zip(value.and_then(|value| layout::read_pod_mac(&value))));
+        }
+        Ok(found)
+    }
+
     /// Adds an address, or says whose it is now.
     ///
     /// # Errors
@@ -539,7 +577,7 @@ impl Node {
             }
             // Its ports are guarded. A translated packet for a neighbour that is not known yet passes the bridge's own egress in the
             // middle of the bridge's netfilter, with a connection that is not confirmed: asked there, it would lose its translation.
-            DeviceKind::Bridge => self.take_off(ifindex),
+            DeviceKind::Bridge { .. } => self.take_off(ifindex),
             DeviceKind::Ask => self.attach(ifindex, Hook::Back),
         }
     }

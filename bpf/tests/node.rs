@@ -11,7 +11,7 @@ use net::{Bpffs, privileged};
 use node_rig::{
     A4, A6, B4, B6, HOST4, HOST6, OUTSIDE4, OUTSIDE6, Rig, Shape, UPLINK4, UPLINK6,
     ask::{self, Ask, CACHEABLE, DST_LOCAL, Entry, MIDSTREAM, SRC_LOCAL, Verdict},
-    connect, describe, echo,
+    connect, describe, echo, has_received,
     raw::echo_socket,
     tcp, udp,
 };
@@ -246,6 +246,66 @@ fn translated_connections_are_judged_by_their_true_pair() {
             };
             rig.a.udp(any).send_to(&[1], at(address, 80)).unwrap();
             rig.wait_for(Outcome::ExitServiceUnresolved, before);
+        }
+    }
+}
+
+/// NAT that conntrack does not know: what is left of a pod's packet is judged by its own addresses, and without any of a pod's it
+/// leaves for nowhere.
+#[test]
+fn translation_without_conntrack_hides_no_sender() {
+    if !privileged() {
+        return;
+    }
+    for shape in [Shape::Bridge, Shape::Routed] {
+        let rig = Rig::new(shape, |_: &Ask| Verdict::Allow);
+        rig.nft(&format!(
+            "table ip stateless {{
+                chain in {{
+                    type filter hook prerouting priority -350;
+                    ip daddr 203.0.113.9 ip daddr set {B4}
+                }}
+                chain out {{
+                    type filter hook postrouting priority 350;
+                    udp dport 6001 ip saddr {A4} ip saddr set {UPLINK4}
+                }}
+            }}
+            table ip6 stateless {{
+                chain in {{
+                    type filter hook prerouting priority -350;
+                    ip6 daddr 2001:db8:9::9 ip6 daddr set {B6}
+                }}
+                chain out {{
+                    type filter hook postrouting priority 350;
+                    udp dport 6001 ip6 saddr {A6} ip6 saddr set {UPLINK6}
+                }}
+            }}"
+        ));
+        rig.track();
+        for (a, b, from, to, frontend) in [
+            (A4, B4, "0.0.0.0:5000", OUTSIDE4, "203.0.113.9"),
+            (A6, B6, "[::]:5000", OUTSIDE6, "2001:db8:9::9"),
+        ] {
+            let socket = udp(&rig.a, from);
+            // The source is another one where the packet leaves.
+            let sink = udp(&rig.outside, &at(to, 6001));
+            let (mismatch, spoofed) = (
+                rig.counters().note(Note::CtMismatch).packets,
+                rig.count(Outcome::ExitSpoofedSource),
+            );
+            socket.send_to(b"hidden", at(to, 6001)).unwrap();
+            rig.wait_for(Outcome::ExitSpoofedSource, spoofed);
+            assert_eq!(rig.counters().note(Note::CtMismatch).packets, mismatch + 1);
+            assert!(rig.asks().iter().all(|ask| ask.true_pair() != pair(a, to)));
+            assert!(!has_received(&sink));
+
+            // The destination is another one than the pod's own, and conntrack has seen neither.
+            let backend = udp(&rig.b, &at(b, 6002));
+            let asks = asks_of(&rig, || {
+                socket.send_to(b"in front", at(frontend, 6002)).unwrap();
+                backend.recv(&mut [0; 20]).unwrap();
+            });
+            assert_eq!(asks[0].true_pair(), pair(a, b), "{shape:?}");
         }
     }
 }

@@ -585,6 +585,17 @@ static __always_inline int is_pod(const struct rw_node_address *address)
 	return address && address->kind == RW_ADDRESS_POD;
 }
 
+/* Whether an address is that of the pod behind a port, which knows most of them itself. */
+static __always_inline int is_address_of(const __u32 *address, const struct rw_node_device *port, __u32 ifindex)
+{
+	const struct rw_node_address *found;
+
+	if (same_address(address, port->address[is_mapped(address) ? 0 : 1]))
+		return 1;
+	found = find_address(address);
+	return is_pod(found) && found->ifindex == ifindex;
+}
+
 static __always_inline int is_link_local(const __u32 *address)
 {
 	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
@@ -698,8 +709,11 @@ static __always_inline int epoch_holds(__u32 slot, __u32 epoch)
 
 #define barrier() asm volatile("" ::: "memory")
 
-/* What the entry at an index says of a flow, enum of RW_ACTION_*. A worker may be writing it: whatever is not whole and the same before
- * and after says nothing. */
+/* Beside an action: the packet came in where its flow's came when it was asked about. */
+#define SAME_WAY_IN 4
+
+/* What the entry at an index says of a flow, enum of RW_ACTION_*, and SAME_WAY_IN. A worker may be writing it: whatever is not whole
+ * and the same before and after says nothing. */
 static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u64 now)
 {
 	struct rw_flow_entry *entry = bpf_map_lookup_elem(&flow_entries, &index);
@@ -721,13 +735,15 @@ static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u
 	    !epoch_holds(entry->slots[2], entry->epochs[2]))
 		return RW_ACTION_NONE;
 	action = entry->action;
+	if (action == RW_ACTION_ALLOW && entry->provenance && entry->provenance == ask->in_ifindex)
+		action |= SAME_WAY_IN;
 	barrier();
 	if (*(volatile __u32 *)&entry->version != version)
 		return RW_ACTION_NONE;
-	return action == RW_ACTION_ALLOW || action == RW_ACTION_DENY ? action : RW_ACTION_NONE;
+	return (action & 3) == RW_ACTION_ALLOW || action == RW_ACTION_DENY ? action : RW_ACTION_NONE;
 }
 
-/* Looks for the flow's decision; its entry's index times 4 plus an action, 0 without one. Global, so that the verifier looks at it
+/* Looks for the flow's decision; its entry's index times 8 plus what `read_entry` says, 0 without one. Global, so that the verifier looks at it
  * once. */
 __noinline int find_decision(const struct rw_ask *ask, __u64 now)
 {
@@ -744,7 +760,7 @@ __noinline int find_decision(const struct rw_ask *ask, __u64 now)
 			continue;
 		action = read_entry(index, ask, now);
 		if (action != RW_ACTION_NONE)
-			return (int)(index << 2) | action;
+			return (int)(index << 3) | action;
 	}
 	return RW_ACTION_NONE;
 }
@@ -899,12 +915,6 @@ static __always_inline int is_mac_of(const __u8 *mac, const struct rw_node_devic
 	return 1;
 }
 
-static __always_inline int is_address_of(const __u32 *address, __u32 ifindex)
-{
-	const struct rw_node_address *found = find_address(address);
-
-	return is_pod(found) && found->ifindex == ifindex;
-}
 
 static __always_inline __u32 check_arp(struct __sk_buff *skb, const struct rw_node_device *device)
 {
@@ -920,7 +930,7 @@ static __always_inline __u32 check_arp(struct __sk_buff *skb, const struct rw_no
 	__builtin_memcpy(&sender, arp.sender, 4);
 	map_ip4(mapped, sender);
 	/* 0.0.0.0 asks whether an address is free (RFC 5227). */
-	if (!is_mac_of(arp.sender_mac, device) || (sender && !is_address_of(mapped, skb->ifindex)))
+	if (!is_mac_of(arp.sender_mac, device) || (sender && !is_address_of(mapped, device, skb->ifindex)))
 		return RW_POD_SPOOFED_ARP;
 	return RW_POD_LINK;
 }
@@ -943,7 +953,7 @@ __noinline int check_discovery(struct __sk_buff *skb, const struct packet *pkt, 
 		if (bpf_skb_load_bytes(skb, pkt->l4 + 8, target, sizeof(target)))
 			return RW_POD_MALFORMED;
 		/* Of addresses of the link only the one that it sends from can be told to be its own. */
-		if (!is_address_of(target, skb->ifindex) && !(is_link_local(target) && same_address(target, pkt->src)))
+		if (!is_address_of(target, device, skb->ifindex) && !(is_link_local(target) && same_address(target, pkt->src)))
 			return RW_POD_SPOOFED_NEIGHBOUR;
 	}
 	offset = pkt->l4 + (pkt->icmp_type == 133 ? 8 : 24);
@@ -1164,7 +1174,7 @@ static __always_inline __u32 judge_sent(struct __sk_buff *skb, const struct rw_n
 	if (is_encapsulated(config, &pkt))
 		return RW_POD_ENCAPSULATED;
 
-	if (!is_address_of(pkt.src, skb->ifindex)) {
+	if (!is_address_of(pkt.src, device, skb->ifindex)) {
 		/* Before it has an address, and of addresses of the link, it may speak about the link alone. */
 		if (!is_unspecified(&pkt) && !(pkt.ipv6 && is_link_local(pkt.src)))
 			return RW_POD_SPOOFED_SOURCE;
@@ -1379,16 +1389,37 @@ static __always_inline __u32 check_related(struct __sk_buff *skb, const struct p
 	return 0;
 }
 
+/* Whether what came in by a device is of a pod of this node in any case. */
+static __always_inline int comes_from_pods(__u32 in_ifindex)
+{
+	const struct rw_node_device *device;
+
+	if (!in_ifindex)
+		return 0;
+	device = bpf_map_lookup_elem(&node_devices, &in_ifindex);
+	return device && (device->kind == RW_DEVICE_POD || device->flags & RW_DEVICE_PODS_ALONE);
+}
+
+static __always_inline __u32 hit(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, int decision,
+				 __u64 now)
+{
+	/* The device of a VLAN has counted the packet before the one that it is on. */
+	if (!pkt->tagged)
+		use_flow(skb, pkt, ask, (__u32)decision >> 3, now);
+	return RW_EXIT_HIT;
+}
+
 static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct rw_node_config *config,
 					   const struct rw_node_device *device)
 {
 	const struct rw_node_address *src, *dst, *from, *to;
 	const struct rw_node_pulse *pulse;
+	int decision = RW_ACTION_NONE;
 	struct packet pkt;
 	struct rw_ask ask;
 	__u32 zero = 0;
 	__u32 outcome;
-	int decision;
+	int holds;
 	__u64 now;
 	int kind;
 
@@ -1401,14 +1432,13 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	if (kind == KIND_OTHER)
 		return device->kind == RW_DEVICE_POD && skb->ingress_ifindex ? RW_EXIT_ETHERTYPE : RW_EXIT_NOT_IP;
 
-	to = find_address(pkt.dst);
 	if (device->kind == RW_DEVICE_POD) {
 		/* A bridge floods what it does not know to every port. */
 		if (is_link_packet(&pkt))
 			return RW_EXIT_LINK;
 		if (is_group(&pkt) || pkt.to_group)
 			return RW_EXIT_GROUP;
-		if (!is_pod(to) || to->ifindex != skb->ifindex) {
+		if (!is_address_of(pkt.dst, device, skb->ifindex)) {
 			if (!skb->ingress_ifindex && is_link_local(pkt.dst))
 				return RW_EXIT_OWN_STACK;
 			return RW_EXIT_NOT_ITS_ADDRESS;
@@ -1423,11 +1453,27 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	ask.ethertype = pkt.ethertype;
 	read_connection(skb, &pkt, &ask);
 
+	find_buckets(config, &ask);
+	now = bpf_ktime_get_coarse_ns();
+	pulse = bpf_map_lookup_elem(&node_pulse, &zero);
+	holds = pulse && !(pulse->lease && now > pulse->lease);
+	/* Without conntrack, a fragment's ports are in another packet. */
+	if (holds && (pkt.fragment == WHOLE || ask.conntrack != RW_UNTRACKED))
+		decision = find_decision(&ask, now);
+	/* Most packets end here. What follows has been looked at when the flow was asked about: that its source is where it comes
+	 * from, and that it is none of this host's stack, of the link or of a group. */
+	if ((decision & 3) == RW_ACTION_ALLOW && !is_related(&ask) &&
+	    (decision & SAME_WAY_IN || (ask.conntrack == RW_REPLY && ask.in_ifindex)))
+		return hit(skb, &pkt, &ask, decision, now);
+
+	to = find_address(pkt.dst);
 	from = find_address(pkt.src);
 	src = find_end(ask.original.src, &pkt, from, to);
 	dst = find_end(ask.reply.src, &pkt, from, to);
-	if (!is_pod(src) && !is_pod(dst) && !is_pod(from) && !is_pod(to))
-		return RW_EXIT_NO_POD;
+	if (!is_pod(src) && !is_pod(dst) && !is_pod(from) && !is_pod(to)) {
+		/* What carries packets past conntrack may have translated or encrypted it: whose it is, nobody knows any more. */
+		return comes_from_pods(ask.in_ifindex) && !is_link_packet(&pkt) ? RW_EXIT_SPOOFED_SOURCE : RW_EXIT_NO_POD;
+	}
 
 	if (!ask.in_ifindex) {
 		if (ask.conntrack > RW_ORIGINAL || (src && src->kind == RW_ADDRESS_HOST))
@@ -1447,26 +1493,13 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	}
 
 	ask.subject = find_subject(&ask, src, dst);
-	find_buckets(config, &ask);
-	now = bpf_ktime_get_coarse_ns();
-	pulse = bpf_map_lookup_elem(&node_pulse, &zero);
-	if (!pulse || (pulse->lease && now > pulse->lease))
+	if (!holds)
 		return fail_mode(config);
-	/* Without conntrack, a fragment's ports are in another packet. */
-	if (pkt.fragment == WHOLE || ask.conntrack != RW_UNTRACKED) {
-		decision = find_decision(&ask, now);
-		if ((decision & 3) == RW_ACTION_ALLOW) {
-			if (is_related(&ask))
-				return RW_EXIT_RELATED;
-			/* The device of a VLAN has counted the packet before the one that it is on. */
-			if (!pkt.tagged)
-				use_flow(skb, &pkt, &ask, (__u32)decision >> 2, now);
-			return RW_EXIT_HIT;
-		}
-		if ((decision & 3) == RW_ACTION_DENY) {
-			note_refusal(&ask, now);
-			return RW_EXIT_DENIED;
-		}
+	if ((decision & 3) == RW_ACTION_ALLOW)
+		return is_related(&ask) ? RW_EXIT_RELATED : hit(skb, &pkt, &ask, decision, now);
+	if ((decision & 3) == RW_ACTION_DENY) {
+		note_refusal(&ask, now);
+		return RW_EXIT_DENIED;
 	}
 
 	/* Not on every packet: what has a decision was not such an address when it was asked. */

@@ -84,6 +84,7 @@ enum rw_device_kind {
 
 /* rw_node_device.flags */
 #define RW_DEVICE_NO_LINK 1u	/* its packets begin with the IP header */
+#define RW_DEVICE_PODS_ALONE 2u	/* bridge: all its ports are pods' */
 
 /* rw_node_address.kind */
 enum rw_address_kind {
@@ -170,7 +171,9 @@ struct rw_flow_entry {
 	struct rw_tuple reply;
 	__u32 slots[3];
 	__u32 epochs[3];
-	__u32 provenance;
+	__u32 provenance;	/* of a denial: the worker's. Of what is allowed: the device where the original direction came in when
+				 * it was asked about, 0 where that is not known; packets that come by it need no look at whose
+				 * their source is */
 	__u64 expires;		/* CLOCK_MONOTONIC, ns; 0: never */
 	__u64 flow;		/* the worker's */
 };
@@ -216,6 +219,8 @@ struct rw_node_device {
 	/* Written by the programs; ms. */
 	__u32 refused_ms;	/* when a packet of this pod was last denied from the cache or refused a token; 0: never */
 	__u32 discovery_until;	/* see `within_discovery_limit` */
+	/* Pod: one of its addresses of each family, which `node_addresses` has, too; zeros for none. */
+	__u32 address[2][4];	/* be */
 };
 
 /* By address. */
@@ -245,7 +250,7 @@ _Static_assert(sizeof(struct rw_flow_entry) == 128, "rw_flow_entry");
 _Static_assert(sizeof(struct rw_flow_usage) == 64, "rw_flow_usage");
 _Static_assert(sizeof(struct rw_node_pulse) == 16, "rw_node_pulse");
 _Static_assert(sizeof(struct rw_node_config) == 96, "rw_node_config");
-_Static_assert(sizeof(struct rw_node_device) == 32, "rw_node_device");
+_Static_assert(sizeof(struct rw_node_device) == 64, "rw_node_device");
 _Static_assert(sizeof(struct rw_node_address) == 8, "rw_node_address");
 _Static_assert(sizeof(struct rw_service_key) == 20, "rw_service_key");
 _Static_assert(sizeof(struct rw_node_count) == 24, "rw_node_count");

@@ -1,6 +1,6 @@
 //! Layouts of `bpf/src/c/node.h` on the user-space side.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -11,6 +11,7 @@ const FAIL_OPEN: u32 = 1;
 const AUDIT: u32 = 2;
 const ENFORCING: u32 = 4;
 const NO_LINK: u32 = 1;
+const PODS_ALONE: u32 = 2;
 
 /// Most UDP ports of overlays.
 pub const MAX_OVERLAY_PORTS: usize = 16;
@@ -82,22 +83,39 @@ pub(super) fn read_config(bytes: &[u8]) -> Option<(u64, Secrets)> {
     (bytes.len() == CONFIG_BYTES).then_some((long(0)?, secrets))
 }
 
-/// `struct rw_node_device`; the programs write the last two words.
-pub(super) fn device_bytes(device: &Device) -> [u8; 32] {
-    let mut bytes = [0; 32];
+/// `struct rw_node_device`; the programs write the two words before the addresses.
+pub(super) fn device_bytes(device: &Device) -> [u8; 64] {
+    let mut bytes = [0; 64];
     let (kind, master, mac): (u32, u32, [u8; 6]) = match device.kind {
         DeviceKind::Pod { mac, bridge } => (1, bridge.unwrap_or(0), mac),
-        DeviceKind::Bridge => (2, 0, [0; 6]),
+        DeviceKind::Bridge { .. } => (2, 0, [0; 6]),
         DeviceKind::Other => (3, 0, [0; 6]),
         DeviceKind::Ask => (4, 0, [0; 6]),
     };
-    let flags = if device.no_link { NO_LINK } else { 0 };
+    let mut flags = if device.no_link { NO_LINK } else { 0 };
+    if device.kind == (DeviceKind::Bridge { pods_alone: true }) {
+        flags |= PODS_ALONE;
+    }
     bytes[0..4].copy_from_slice(&kind.to_ne_bytes());
     bytes[4..8].copy_from_slice(&flags.to_ne_bytes());
     bytes[8..12].copy_from_slice(&master.to_ne_bytes());
     bytes[12..16].copy_from_slice(&device.endpoint.to_ne_bytes());
     bytes[16..22].copy_from_slice(&mac);
+    // None, as it is compared: the first is always a mapped address there, the second never.
+    let none = [Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()];
+    let v4 = device
+        .address_v4
+        .map_or(none[0], |address| address.to_ipv6_mapped());
+    let v6 = device.address_v6.unwrap_or(none[1]);
+    bytes[32..48].copy_from_slice(&v4.octets());
+    bytes[48..64].copy_from_slice(&v6.octets());
     bytes
+}
+
+/// The Ethernet address of a pod's own end, of what [`device_bytes`] wrote.
+pub(super) fn read_pod_mac(bytes: &[u8]) -> Option<[u8; 6]> {
+    let is_pod = bytes.first_chunk().copied().map(u32::from_ne_bytes) == Some(1);
+    is_pod.then_some(*bytes.get(16..)?.first_chunk()?)
 }
 
 /// An address as the programs have it: network byte order, IPv4 as ::ffff:a.b.c.d.

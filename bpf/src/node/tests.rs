@@ -67,19 +67,27 @@ fn cost_of_a_cached_decision() {
             "redirected with its header"
         );
         write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
-        for (hook, outcome) in [
-            (Hook::Exit, Outcome::ExitHit),
-            (Hook::FromPod, Outcome::PodPassed),
+        for (hook, outcome, own) in [
+            (Hook::Exit, Outcome::ExitHit, ["10.244.1.2", "fd00:244::2"]),
+            (Hook::FromPod, Outcome::PodPassed, ["10.244.1.3", "fd00:244::3"]),
         ] {
+            node.set_device(1, &port(own)).unwrap();
             let before = node.counters().unwrap().get(outcome).packets;
-            let times = 200_000;
-            let (verdict, _, took) = kernel::test_run_repeated(node.program(hook), &frame, 1, times).unwrap();
-            assert_eq!(verdict as i32, -1);
+            // The least of many: whatever else the machine does takes time and gives none.
+            let (rounds, times) = (50, 4000);
+            let least = (0..rounds)
+                .map(|_| {
+                    let (verdict, _, took) =
+                        kernel::test_run_repeated(node.program(hook), &frame, 1, times).unwrap();
+                    assert_eq!(verdict as i32, -1);
+                    took
+                })
+                .min();
             assert_eq!(
                 node.counters().unwrap().get(outcome).packets,
-                before + u64::from(times)
+                before + u64::from(rounds * times)
             );
-            println!("{} IPv{}: {took:?}", hook.name(), if ipv6 { 6 } else { 4 });
+            println!("{} IPv{}: {least:?}", hook.name(), if ipv6 { 6 } else { 4 });
         }
     }
 }
@@ -90,6 +98,19 @@ struct Bench {
     node: Node,
     mount: tempfile::TempDir,
     _socket: std::os::fd::OwnedFd,
+}
+
+/// A pod's port that knows these of its addresses itself.
+fn port([v4, v6]: [&str; 2]) -> Device {
+    let kind = DeviceKind::Pod {
+        mac: MAC,
+        bridge: None,
+    };
+    Device {
+        address_v4: v4.parse().ok(),
+        address_v6: v6.parse().ok(),
+        ..Device::new(kind)
+    }
 }
 
 impl Bench {
@@ -103,16 +124,7 @@ impl Bench {
             ..NodeConfig::default()
         };
         node.set_config(&config).unwrap();
-        let kind = DeviceKind::Pod {
-            mac: MAC,
-            bridge: None,
-        };
-        let device = Device {
-            kind,
-            no_link: false,
-            endpoint: 0,
-        };
-        node.set_device(1, &device).unwrap();
+        node.set_device(1, &port(["10.244.1.2", "fd00:244::2"])).unwrap();
         for address in ["10.244.1.2", "10.244.1.3", "fd00:244::2", "fd00:244::3"] {
             node.set_address(address.parse().unwrap(), Address::Pod { port: 1 })
                 .unwrap();
@@ -144,6 +156,7 @@ fn write_entry(memory: &NodeMemory, ask: &[u8], original: &[u8], reply: &[u8]) {
     entry[8] = ask[34];
     entry[12..48].copy_from_slice(original);
     entry[48..84].copy_from_slice(reply);
+    entry[108..112].copy_from_slice(&ask[16..20]);
     let place = |at: usize| memory.entries.word(index * 128 + at).unwrap();
     let version = place(0).load(Ordering::Relaxed);
     place(0).store(version | 1, Ordering::Relaxed);
@@ -244,4 +257,36 @@ fn a_tagged_packet_takes_a_decision_but_asks_for_none() {
         (run(&frame).0 as i32, count(Outcome::ExitHit), used()),
         (-1, 2, 1)
     );
+}
+
+/// An entry says where its flow came in when it was asked about. What comes in there is not looked at again; what comes in elsewhere
+/// with a pod's source is.
+#[test]
+fn whose_a_source_is_is_looked_up_where_the_flow_did_not_come_in_before() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new();
+    let (node, memory) = (&bench.node, bench.node.memory());
+    let exit = node.program(Hook::Exit);
+    for ipv6 in [false, true] {
+        let frame = datagram(ipv6);
+        let run = || kernel::test_run_repeated(exit, &frame, 1, 1).unwrap();
+        let count = |outcome| node.counters().unwrap().get(outcome).packets;
+        let (_, mut ask, _) = run();
+        let source = if ipv6 { "fd00:244::3" } else { "10.244.1.3" }.parse().unwrap();
+        node.set_address(source, Address::Pod { port: 77 }).unwrap();
+        let (hits, spoofed) = (count(Outcome::ExitHit), count(Outcome::ExitSpoofedSource));
+        write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
+        assert_eq!((run().0 as i32, count(Outcome::ExitHit)), (-1, hits + 1));
+        for other in [0_u32, 78] {
+            ask[16..20].copy_from_slice(&other.to_ne_bytes());
+            write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);
+            assert_eq!(run().0, 2);
+        }
+        assert_eq!(
+            (count(Outcome::ExitHit), count(Outcome::ExitSpoofedSource)),
+            (hits + 1, spoofed + 2)
+        );
+    }
 }

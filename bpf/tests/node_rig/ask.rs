@@ -27,6 +27,9 @@ pub const NO_LINK: u8 = 4;
 pub const CACHEABLE: u8 = 8;
 pub const MIDSTREAM: u8 = 16;
 
+/// `Ask::conntrack` of an answer.
+const REPLY: u8 = 2;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuple {
     pub bytes: [u8; 36],
@@ -155,6 +158,7 @@ pub struct Entry {
     pub slots: [u32; 3],
     pub epochs: [u32; 3],
     pub expires: u64,
+    pub in_ifindex: u32,
 }
 
 impl Entry {
@@ -172,6 +176,7 @@ impl Entry {
             slots,
             epochs: slots.map(|slot| memory.epoch(slot)),
             expires: 0,
+            in_ifindex: if ask.conntrack == REPLY { 0 } else { ask.in_ifindex },
         }
     }
 
@@ -187,6 +192,7 @@ impl Entry {
             bytes[84 + 4 * i..88 + 4 * i].copy_from_slice(&self.slots[i].to_ne_bytes());
             bytes[96 + 4 * i..100 + 4 * i].copy_from_slice(&self.epochs[i].to_ne_bytes());
         }
+        bytes[108..112].copy_from_slice(&self.in_ifindex.to_ne_bytes());
         bytes[112..120].copy_from_slice(&self.expires.to_ne_bytes());
         let offset = self.index as usize * 128;
         assert!(offset + 128 <= memory.entries.length());

@@ -177,13 +177,19 @@ impl Rig {
             "va" => DeviceKind::Pod { mac: A_MAC, bridge },
             "vb" => DeviceKind::Pod { mac: B_MAC, bridge },
             "ask0" => DeviceKind::Ask,
-            "cni0" => DeviceKind::Bridge,
+            "cni0" => DeviceKind::Bridge { pods_alone: true },
             _ => DeviceKind::Other,
         };
+        let (address_v4, address_v6) = match name {
+            "va" => (A4.parse().ok(), A6.parse().ok()),
+            // One whose addresses the programs look up.
+            _ => (None, None),
+        };
         Device {
-            kind,
             no_link: name.starts_with("tun"),
-            endpoint: 0,
+            address_v4,
+            address_v6,
+            ..Device::new(kind)
         }
     }
 

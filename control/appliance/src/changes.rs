@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    kept_table,
     kernel_state::KernelState,
     netlink::{Netlink, NetlinkError},
-    quarantine,
 };
 
 /// Name of the record in the state directory.
@@ -178,7 +178,7 @@ impl Change {
                     _ => Ok(()),
                 }
             }
-            Self::Table { name } => Ok(quarantine::remove(name)?),
+            Self::Table { name } => Ok(kept_table::remove(name)?),
             Self::Address {
                 interface,
                 address,

@@ -3,11 +3,16 @@
 use std::{collections::BTreeSet, fs::File, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
-use ringwall_messages::{CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE, SUPERVISOR_SOCKET};
+use ringwall_messages::{
+    CONTROL_SOCKET, DATAPLANE_SOCKET, SUPERVISION_FILE, SUPERVISOR_SOCKET, cni::CNI_SOCKET,
+};
 use ringwall_process::confine::CONTROL_FOLDER;
 use rustix::fs::FlockOperation;
 
-use super::{changes::Changes, kernel_state::KernelState, netlink::Netlink, ports::remove_empty, quarantine};
+use super::{
+    changes::Changes, kept_table, kernel_state::KernelState, netlink::Netlink,
+    node::containers::CONTAINERS_FILE, ports::remove_empty,
+};
 
 /// Arguments of `ringwall detach`.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,7 +61,7 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
         failed.push(error.to_string());
     }
     // Whether it is on record or not: it would hold pods' interfaces for ever.
-    if let Err(error) = quarantine::remove(&quarantine::table_name(&config.name)) {
+    if let Err(error) = kept_table::remove(&kept_table::table_name(&config.name)) {
         failed.push(error.to_string());
     }
     if config.state_dir.exists() {
@@ -78,6 +83,8 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
         DATAPLANE_SOCKET,
         SUPERVISOR_SOCKET,
         SUPERVISION_FILE,
+        CNI_SOCKET,
+        CONTAINERS_FILE,
         "run.lock",
     ] {
         remove_file(&config.runtime_dir.join(name))?;

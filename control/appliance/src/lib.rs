@@ -21,6 +21,7 @@ pub mod detach;
 pub mod expedited;
 mod flow_table;
 mod flows;
+pub mod kept_table;
 pub mod kernel_forwarding;
 pub mod kernel_state;
 pub mod kernel_sync;

@@ -134,6 +134,11 @@ impl Expression {
         Self::new("lookup", &of)
     }
 
+    /// Goes on if what begins in a register is in a set.
+    pub fn is_in(register: Register, set: &str) -> Self {
+        Self::new("lookup", &[text(1, set), number(2, register as u32)])
+    }
+
     /// Loads bytes of the packet's network header.
     pub fn network_header(offset: u32, length: u32, into: Register) -> Self {
         const NETWORK: u32 = 1;

@@ -15,60 +15,15 @@ use ringwall_config::FailMode;
 use ringwall_dataplane::port::PortKind;
 
 use super::{
-    netfilter::{Batch, Expression, Family, Hook, Meta, Netfilter, Register, padded},
+    kept_table::KeptTable,
+    netfilter::{Batch, Expression, Family, Hook, Meta, Register, padded},
     netlink::NetlinkError,
     plan::Plan,
 };
 
 const SET: &str = "guarded";
-const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
 /// Before connections are tracked, and before other tables.
 const PRIORITY: i32 = -500;
-
-/// The name of the table, in both families.
-pub fn table_name(instance: &str) -> String {
-    format!("ringwall-{instance}")
-}
-
-/// Removes the table of an instance. Fine if there is none.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn remove(table: &str) -> Result<(), NetlinkError> {
-    let netfilter = match Netfilter::open() {
-        Ok(netfilter) => netfilter,
-        Err(error) if is_unknown(&error) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for family in FAMILIES {
-        match netfilter.has_table(family, table) {
-            Ok(true) => {
-                let mut batch = Batch::default();
-                batch.delete_table(family, table);
-                netfilter.commit(batch, "remove the table of interfaces that are not guarded yet")?;
-            }
-            Ok(false) => {}
-            Err(error) if is_unknown(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Whether the kernel has no such thing.
-pub(super) fn is_unknown(error: &NetlinkError) -> bool {
-    use rustix::io::Errno;
-    let unknown = [
-        Errno::NOENT,
-        Errno::OPNOTSUPP,
-        Errno::AFNOSUPPORT,
-        Errno::PROTONOSUPPORT,
-        Errno::INVAL, // nfnetlink without nf_tables
-    ];
-    unknown
-        .iter()
-        .any(|code| error.errno() == Some(code.raw_os_error()))
-}
 
 /// What the names begin with that mean pods' ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,14 +45,10 @@ impl Beginning {
 
 /// The table, as it should be.
 pub struct Quarantine {
-    table: String,
+    table: KeptTable,
     beginnings: Vec<Beginning>,
-    /// The families that the kernel has, and a socket; None until the table is there.
-    made: Option<(Vec<Family>, Netfilter)>,
     /// By name and index.
     released: BTreeSet<(String, u32)>,
-    /// What tables before this one dropped, and what this one had dropped when it was asked last: somebody may remove it.
-    dropped: [u64; 2],
     /// Why the table is not there.
     pub problem: Option<String>,
 }
@@ -119,18 +70,16 @@ impl Quarantine {
             .collect();
         beginnings.extend(plan.pod_patterns().map(Beginning::of_pattern));
         (!beginnings.is_empty()).then(|| Self {
-            table: table_name(instance),
+            table: KeptTable::new(instance),
             beginnings,
-            made: None,
             released: BTreeSet::new(),
-            dropped: [0; 2],
             problem: None,
         })
     }
 
     /// Its table's name.
     pub fn table(&self) -> &str {
-        &self.table
+        self.table.name()
     }
 
     /// Whether an interface of this name is held until it is released.
@@ -157,44 +106,24 @@ impl Quarantine {
     /// # Errors
     /// The kernel has no nf_tables, or refuses.
     pub fn install(&mut self, released: BTreeSet<(String, u32)>) -> Result<(), NetlinkError> {
-        self.dropped = [self.dropped(), 0];
-        self.made = None;
         self.released = released;
-        let netfilter = Netfilter::open()?;
-        match netfilter.commit(
-            self.ruleset(&FAMILIES),
+        let (beginnings, released) = (&self.beginnings, &self.released);
+        self.table.replace(
             "hold interfaces that are not guarded yet",
-        ) {
-            Ok(()) => self.made = Some((FAMILIES.to_vec(), netfilter)),
-            // A kernel without the family has no bridges with rules.
-            Err(error) if is_unknown(&error) => {
-                let (netfilter, only) = (Netfilter::open()?, [Family::Inet]);
-                netfilter.commit(self.ruleset(&only), "hold interfaces that are not guarded yet")?;
-                self.made = Some((only.to_vec(), netfilter));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
+            |batch, family, table| {
+                fill(batch, family, table, beginnings, released);
+            },
+        )
     }
 
     /// Whether the table is there.
     pub fn is_there(&self) -> bool {
-        self.made.as_ref().is_some_and(|(families, netfilter)| {
-            families
-                .iter()
-                .all(|family| netfilter.has_table(*family, &self.table).unwrap_or(false))
-        })
+        self.table.is_there()
     }
 
     /// Packets that it kept from or off interfaces that were not guarded, since this process began.
     pub fn dropped(&mut self) -> u64 {
-        let counted = self.made.as_ref().map_or(0, |(families, netfilter)| {
-            let of = |family: &Family| netfilter.counted(*family, &self.table).unwrap_or_default();
-            families.iter().map(of).sum()
-        });
-        let [before, last] = self.dropped;
-        self.dropped = [if counted < last { before + last } else { before }, counted];
-        self.dropped.iter().sum()
+        self.table.dropped()
     }
 
     /// Lets an interface go that carries the programs, or that is no pod's port.
@@ -207,7 +136,7 @@ impl Quarantine {
         }
         self.forget(index)?; // it had another name
         self.released.insert((name.to_owned(), index));
-        self.change("release an interface", |batch, family, table| {
+        self.table.change("release an interface", |batch, family, table| {
             batch.add_interfaces(family, table, SET, [(name, index)]);
         })
     }
@@ -225,60 +154,43 @@ impl Quarantine {
             .collect();
         for (name, index) in gone {
             self.released.remove(&(name.clone(), index));
-            self.change("forget an interface", |batch, family, table| {
+            self.table.change("forget an interface", |batch, family, table| {
                 batch.remove_interface(family, table, SET, (&name, index));
             })?;
         }
         Ok(())
     }
+}
 
-    fn change(&mut self, what: &str, step: impl Fn(&mut Batch, Family, &str)) -> Result<(), NetlinkError> {
-        let Some((families, netfilter)) = &self.made else {
-            return Ok(()); // it is said already, and made anew with what is released
-        };
-        let mut batch = Batch::default();
-        for family in families {
-            step(&mut batch, *family, &self.table);
-        }
-        let done = netfilter.commit(batch, what);
-        if done.is_err() {
-            self.made = None;
-        }
-        done
-    }
-
-    fn ruleset(&self, families: &[Family]) -> Batch {
-        let mut batch = Batch::default();
-        let table = self.table.as_str();
-        for &family in families {
-            batch.table(family, table);
-            batch.delete_table(family, table);
-            batch.table(family, table);
-            batch.set_of_interfaces(family, table, SET);
-            for (chain, hook, name, index) in [
-                ("from-pods", Hook::Prerouting, Meta::IifName, Meta::Iif),
-                ("to-pods", Hook::Postrouting, Meta::OifName, Meta::Oif),
-            ] {
-                batch.chain(family, table, chain, hook, PRIORITY);
-                for Beginning(bytes) in &self.beginnings {
-                    let mut steps = vec![
-                        Expression::meta(name, Register::First),
-                        Expression::meta(index, Register::Second),
-                    ];
-                    if !bytes.is_empty() {
-                        steps.push(Expression::begins_with(Register::First, bytes));
-                    }
-                    steps.push(Expression::not_in(Register::First, SET));
-                    steps.push(Expression::counter());
-                    steps.push(Expression::drop());
-                    batch.rule(family, table, chain, &steps);
-                }
+fn fill(
+    batch: &mut Batch,
+    family: Family,
+    table: &str,
+    beginnings: &[Beginning],
+    released: &BTreeSet<(String, u32)>,
+) {
+    batch.set_of_interfaces(family, table, SET);
+    for (chain, hook, name, index) in [
+        ("from-pods", Hook::Prerouting, Meta::IifName, Meta::Iif),
+        ("to-pods", Hook::Postrouting, Meta::OifName, Meta::Oif),
+    ] {
+        batch.chain(family, table, chain, hook, PRIORITY);
+        for Beginning(bytes) in beginnings {
+            let mut steps = vec![
+                Expression::meta(name, Register::First),
+                Expression::meta(index, Register::Second),
+            ];
+            if !bytes.is_empty() {
+                steps.push(Expression::begins_with(Register::First, bytes));
             }
-            let released = self.released.iter().map(|(name, index)| (name.as_str(), *index));
-            batch.add_interfaces(family, table, SET, released);
+            steps.push(Expression::not_in(Register::First, SET));
+            steps.push(Expression::counter());
+            steps.push(Expression::drop());
+            batch.rule(family, table, chain, &steps);
         }
-        batch
     }
+    let released = released.iter().map(|(name, index)| (name.as_str(), *index));
+    batch.add_interfaces(family, table, SET, released);
 }
 
 #[cfg(test)]
@@ -289,16 +201,14 @@ mod tests {
     #[test]
     fn whose_name_may_mean_a_port_is_held_until_it_is_released() {
         let mut quarantine = Quarantine {
-            table: table_name("gw"),
+            table: KeptTable::new("gw"),
             beginnings: vec![
                 Beginning::of_pattern("cali*"),
                 Beginning::of_pattern("v?th*"),
                 Beginning::of_pattern("exact"),
                 Beginning::of_name("pod-a"),
             ],
-            made: None,
             released: BTreeSet::new(),
-            dropped: [0; 2],
             problem: None,
         };
         for (name, held) in [

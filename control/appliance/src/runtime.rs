@@ -44,7 +44,7 @@ use super::{
 const POD_FRAMES: u32 = 512;
 const OTHER_FRAMES: u32 = 2048;
 /// How long it is an alarm that somebody changed settings.
-const MEDDLED_FOR: Duration = Duration::from_secs(900);
+pub(crate) const MEDDLED_FOR: Duration = Duration::from_secs(900);
 /// How long a pod's port that is gone keeps its number and its place in the status: an interface that is made anew under its
 /// name is the port it was.
 const FORGET_AFTER: Duration = Duration::from_secs(30);

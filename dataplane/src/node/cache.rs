@@ -89,7 +89,8 @@ pub struct EntryBody {
     pub slots: [u32; 3],
     /// The epochs of these when it was decided.
     pub epochs: [u32; 3],
-    /// Of an entry that denies: who decided, in the snapshot in force.
+    /// Of an entry that denies: who decided, in the snapshot in force. Of one that allows: the device where packets of the original
+    /// direction come in, 0 where that is not known. The kernel looks no further whose such a packet's source is.
     pub provenance: u32,
     /// When it ends, in nanoseconds of CLOCK_MONOTONIC; 0 is never.
     pub expires: u64,
@@ -372,6 +373,8 @@ pub struct Decision {
     pub reply: Tuple,
     /// What it depends on: [`super::epochs::slots`].
     pub slots: [u32; 3],
+    /// The device where the original direction comes in, as far as it is known; else 0.
+    pub in_ifindex: u32,
 }
 
 /// How long a denial is cached.
@@ -507,7 +510,7 @@ impl FlowCache {
             reply: decision.reply,
             slots,
             epochs: self.epochs(slots),
-            provenance: crate::classify::NONE,
+            provenance: decision.in_ifindex,
             expires: 0,
             flow: 0,
         };

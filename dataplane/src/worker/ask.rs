@@ -650,6 +650,10 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             original: header.original,
             reply: header.reply,
             slots: epochs::slots((&from, src), (&to, dst)),
+            in_ifindex: match asked.direction() {
+                FlowDirection::Original => header.in_ifindex,
+                FlowDirection::Reply => 0,
+            },
         }
     }
 }

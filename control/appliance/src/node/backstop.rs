@@ -1,21 +1,22 @@
-//! The rules of nf_tables behind the programs: what is forwarded from or to a pod network by an interface that carries no program
-//! is dropped, so a device that appears is no way around policy before it is guarded.
+//! The rules of nf_tables behind the programs: what is forwarded between a pod and an interface that carries no program is dropped,
+//! so a device that appears is no way around policy before it is guarded.
 //!
-//! The table stays when the process ends. Its name is the quarantine's, which a node with this datapath does not have.
+//! A pod is known by its network, as configured, and by the interface where its packets come in or leave: its port, or the bridge
+//! whose ports are pods'. The table's name is the quarantine's, which a node with this datapath does not have.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
 use crate::{
-    netfilter::{Batch, Expression, Family, Hook, Meta, Netfilter, Register},
+    kept_table::KeptTable,
+    netfilter::{Batch, Expression, Family, Hook, Meta, Register},
     netlink::NetlinkError,
-    quarantine::{is_unknown, table_name},
 };
 
-const SET: &str = "guarded";
+const GUARDED: &str = "guarded";
+const PODS: &str = "pods";
 const CHAIN: &str = "forward";
-const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
 /// After the tables of others: what they drop is not counted here.
 const PRIORITY: i32 = 300;
 
@@ -25,26 +26,32 @@ const ENDS_V6: [(u32, u32); 2] = [(8, 16), (24, 16)];
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 
+/// Interfaces by index, as the table should know them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownInterfaces {
+    /// Those that carry programs.
+    pub guarded: BTreeSet<u32>,
+    /// Those where nothing but pods is: their ports, and bridges of them.
+    pub pods: BTreeSet<u32>,
+}
+
 /// The table as it should be.
 pub struct Backstop {
-    table: String,
+    table: KeptTable,
     networks: Vec<IpNet>,
-    guarded: BTreeSet<u32>,
-    /// The families that the kernel has, and a socket; None until the table is there.
-    made: Option<(Vec<Family>, Netfilter)>,
-    /// What tables before this one dropped, and what this one had dropped when it was asked last.
-    dropped: [u64; 2],
+    known: KnownInterfaces,
+    /// Whether the table is there with what is known.
+    is_made: bool,
 }
 
 impl Backstop {
     /// For an instance whose pods are in these networks; makes nothing.
     pub fn new(instance: &str, networks: Vec<IpNet>) -> Self {
         Self {
-            table: table_name(instance),
+            table: KeptTable::new(instance),
             networks,
-            guarded: BTreeSet::new(),
-            made: None,
-            dropped: [0; 2],
+            known: KnownInterfaces::default(),
+            is_made: false,
         }
     }
 
@@ -52,63 +59,54 @@ impl Backstop {
     ///
     /// # Errors
     /// The kernel has no nf_tables, or refuses.
-    pub fn install(&mut self, guarded: BTreeSet<u32>) -> Result<(), NetlinkError> {
-        let what = "make the table that holds back what no program guards";
-        self.dropped = [self.dropped(), 0];
-        self.made = None;
-        self.guarded = guarded;
-        let netfilter = Netfilter::open()?;
-        match netfilter.commit(self.ruleset(&FAMILIES), what) {
-            Ok(()) => self.made = Some((FAMILIES.to_vec(), netfilter)),
-            // A kernel without the family has no bridges with rules.
-            Err(error) if is_unknown(&error) => {
-                let (netfilter, only) = (Netfilter::open()?, [Family::Inet]);
-                netfilter.commit(self.ruleset(&only), what)?;
-                self.made = Some((only.to_vec(), netfilter));
-            }
-            Err(error) => return Err(error),
-        }
+    pub fn install(&mut self, known: KnownInterfaces) -> Result<(), NetlinkError> {
+        self.known = known;
+        self.is_made = false;
+        let (networks, known) = (&self.networks, &self.known);
+        self.table.replace(
+            "make the table that holds back what no program guards",
+            |batch, family, table| fill(batch, family, table, networks, known),
+        )?;
+        self.is_made = true;
         Ok(())
     }
 
-    /// Lets packets pass by these interfaces and no others.
+    /// Lets pods' packets pass by guarded interfaces and no others.
     ///
     /// # Errors
     /// The kernel refuses: the table has to be made anew.
-    pub fn guard(&mut self, guarded: &BTreeSet<u32>) -> Result<(), NetlinkError> {
-        let (gone, new): (Vec<u32>, Vec<u32>) = (
-            self.guarded.difference(guarded).copied().collect(),
-            guarded.difference(&self.guarded).copied().collect(),
-        );
-        if gone.is_empty() && new.is_empty() {
+    pub fn guard(&mut self, known: KnownInterfaces) -> Result<(), NetlinkError> {
+        if !self.is_made {
+            return self.install(known);
+        }
+        if known == self.known {
             return Ok(());
         }
-        let Some((families, netfilter)) = &self.made else {
-            return self.install(guarded.clone());
-        };
-        let mut batch = Batch::default();
-        for family in families {
-            if !gone.is_empty() {
-                batch.remove_indices(*family, &self.table, SET, gone.iter().copied());
-            }
-            batch.add_indices(*family, &self.table, SET, new.iter().copied());
-        }
-        let named = netfilter.commit(batch, "name the interfaces that are guarded");
+        let before = std::mem::replace(&mut self.known, known);
+        let now = &self.known;
+        let changed = self
+            .table
+            .change("name the interfaces that are guarded", |batch, family, table| {
+                for (set, before, now) in [
+                    // What is a pod's is known as that before it is let through.
+                    (PODS, &before.pods, &now.pods),
+                    (GUARDED, &before.guarded, &now.guarded),
+                ] {
+                    let gone: Vec<u32> = before.difference(now).copied().collect();
+                    if !gone.is_empty() {
+                        batch.remove_indices(family, table, set, gone);
+                    }
+                    batch.add_indices(family, table, set, now.difference(before).copied());
+                }
+            });
         // Somebody may have removed the table: it is made anew with what it should hold by now.
-        self.guarded.clone_from(guarded);
-        if named.is_err() {
-            self.made = None;
-        }
-        named
+        self.is_made = changed.is_ok();
+        changed
     }
 
     /// Whether the table is there.
     pub fn is_there(&self) -> bool {
-        self.made.as_ref().is_some_and(|(families, netfilter)| {
-            families
-                .iter()
-                .all(|family| netfilter.has_table(*family, &self.table).unwrap_or(false))
-        })
+        self.is_made && self.table.is_there()
     }
 
     /// Makes the table anew with what it held.
@@ -116,47 +114,44 @@ impl Backstop {
     /// # Errors
     /// The kernel refuses.
     pub fn restore(&mut self) -> Result<(), NetlinkError> {
-        let guarded = std::mem::take(&mut self.guarded);
-        self.install(guarded)
+        let known = std::mem::take(&mut self.known);
+        self.install(known)
     }
 
     /// Packets that it held back since this process began.
     pub fn dropped(&mut self) -> u64 {
-        let counted = self.made.as_ref().map_or(0, |(families, netfilter)| {
-            let of = |family: &Family| netfilter.counted(*family, &self.table).unwrap_or_default();
-            families.iter().map(of).sum()
-        });
-        let [before, last] = self.dropped;
-        self.dropped = [if counted < last { before + last } else { before }, counted];
-        self.dropped.iter().sum()
+        self.table.dropped()
     }
+}
 
-    fn ruleset(&self, families: &[Family]) -> Batch {
-        let mut batch = Batch::default();
-        for family in families.iter().copied() {
-            // There or not, it is another one afterwards.
-            batch.table(family, &self.table);
-            batch.delete_table(family, &self.table);
-            batch.table(family, &self.table);
-            batch.set_of_indices(family, &self.table, SET);
-            batch.add_indices(family, &self.table, SET, self.guarded.iter().copied());
-            batch.chain(family, &self.table, CHAIN, Hook::Forward, PRIORITY);
-            for network in &self.networks {
-                for end in 0..2 {
-                    for interface in [Meta::Iif, Meta::Oif] {
-                        let mut steps = within(network, end);
-                        steps.extend([
-                            Expression::meta(interface, Register::Second),
-                            Expression::not_in(Register::Second, SET),
-                            Expression::counter(),
-                            Expression::drop(),
-                        ]);
-                        batch.rule(family, &self.table, CHAIN, &steps);
-                    }
-                }
+fn fill(batch: &mut Batch, family: Family, table: &str, networks: &[IpNet], known: &KnownInterfaces) {
+    for (set, indices) in [(GUARDED, &known.guarded), (PODS, &known.pods)] {
+        batch.set_of_indices(family, table, set);
+        batch.add_indices(family, table, set, indices.iter().copied());
+    }
+    batch.chain(family, table, CHAIN, Hook::Forward, PRIORITY);
+    let mut drop_unless_guarded = |interface: Meta, mut steps: Vec<Expression>| {
+        steps.extend([
+            Expression::meta(interface, Register::Second),
+            Expression::not_in(Register::Second, GUARDED),
+            Expression::counter(),
+            Expression::drop(),
+        ]);
+        batch.rule(family, table, CHAIN, &steps);
+    };
+    for (pod, other) in [(Meta::Iif, Meta::Oif), (Meta::Oif, Meta::Iif)] {
+        let of_a_pod = vec![
+            Expression::meta(pod, Register::First),
+            Expression::is_in(Register::First, PODS),
+        ];
+        drop_unless_guarded(other, of_a_pod);
+    }
+    for network in networks {
+        for end in 0..2 {
+            for interface in [Meta::Iif, Meta::Oif] {
+                drop_unless_guarded(interface, within(network, end));
             }
         }
-        batch
     }
 }
 

@@ -33,14 +33,18 @@ use ringwall_messages::{
 
 use super::{
     ask_pair::{self, AskPair},
-    backstop::Backstop,
+    backstop::{Backstop, KnownInterfaces},
+    containers::Containers,
     inventory::{FarEnd, Guarded, Interface, Inventory, is_link_local},
+    preflight,
 };
 use crate::{
+    kept_table::table_name,
     kernel_state,
     netlink::{ChangeStream, KernelChange, Netlink},
     plan::Plan,
-    quarantine::{DROP_REASON, table_name},
+    quarantine::DROP_REASON,
+    runtime::MEDDLED_FOR,
     snapshot_server::{SnapshotServer, locked},
     worker_thread,
 };
@@ -51,6 +55,8 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 const SETTLING_LOOK: Duration = Duration::from_millis(50);
 /// How often it is looked whether the table of nf_tables is still there.
 const TABLE_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked for what carries packets past the programs.
+const OBSTACLE_LOOK: Duration = Duration::from_secs(2);
 
 /// What a pod may ask: a flood of first packets of one pod leaves the workers to the others.
 const ASK_LIMIT: AskLimit = AskLimit {
@@ -79,9 +85,13 @@ pub struct NodeGuard {
     guarded: Mutex<BTreeMap<u32, (Interface, Guarded)>>,
     /// What is wrong, by what it is about.
     problems: Mutex<BTreeMap<String, String>>,
+    /// What carries packets past the programs since it came later than they.
+    obstacles: Mutex<Vec<String>>,
+    /// What somebody removed and that was put back, and when last.
+    meddled: Mutex<Option<(Instant, String)>>,
     pod_networks: Vec<IpNet>,
-    /// Of containers whose interface the CNI plugin named: its index.
-    containers: Mutex<BTreeMap<String, u32>>,
+    /// Whose interfaces the CNI plugin named.
+    containers: Mutex<Containers>,
 }
 
 impl NodeGuard {
@@ -139,8 +149,10 @@ impl NodeGuard {
             refreshing: Mutex::default(),
             guarded: Mutex::default(),
             problems: Mutex::default(),
+            obstacles: Mutex::default(),
+            meddled: Mutex::default(),
             pod_networks: config.cluster.pod_cidrs.clone(),
-            containers: Mutex::default(),
+            containers: Mutex::new(Containers::read(&config.runtime_dir)),
         })
     }
 
@@ -182,12 +194,7 @@ impl NodeGuard {
                 .inside(|| programs.attach(far, Hook::Judge))
                 .context("cannot enter the worker's namespace")??;
             programs.memory().beat(worker_thread::now().0);
-            let near = Device {
-                kind: DeviceKind::Ask,
-                no_link: false,
-                endpoint: 0,
-            };
-            programs.guard(self.pair.near, &near)?;
+            programs.guard(self.pair.near, &Device::new(DeviceKind::Ask))?;
             programs.set_config(&self.config)?;
         }
         self.inherit()?;
@@ -202,17 +209,29 @@ impl NodeGuard {
         Ok(())
     }
 
-    /// Takes over from a predecessor which pod has which address: by now, pods may have changed their ends.
+    /// Takes over from a predecessor what each pod may call itself: by now, pods may have changed their ends.
     fn inherit(&self) -> anyhow::Result<()> {
-        let mut pods: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (address, whose) in locked(&self.programs).addresses()? {
+        let (addresses, macs) = {
+            let programs = locked(&self.programs);
+            (programs.addresses()?, programs.pod_macs()?)
+        };
+        let mut pods: BTreeMap<u32, FarEnd> = BTreeMap::new();
+        for (address, whose) in addresses {
             if let Address::Pod { port } = whose {
-                pods.entry(port).or_default().insert(address);
+                let end = pods.entry(port).or_insert_with(|| FarEnd {
+                    mac: macs.get(&port).copied().unwrap_or_default(),
+                    addresses: BTreeSet::new(),
+                });
+                end.addresses.insert(address);
             }
         }
         let links = Netlink::open()?.links()?;
         let interfaces: Vec<Interface> = links.iter().filter_map(Interface::of).collect();
         locked(&self.inventory).inherit(&interfaces, &pods);
+        let there = interfaces
+            .iter()
+            .map(|interface| (interface.index, interface.name.as_str()));
+        locked(&self.containers).retain(&there.collect());
         Ok(())
     }
 
@@ -244,11 +263,11 @@ impl NodeGuard {
             })
             .collect();
         self.set_addresses(&wanted, &own)?;
-        self.set_devices(wanted);
-        let indices: BTreeSet<u32> = locked(&self.guarded).keys().copied().collect();
+        self.set_devices(wanted, &own.iter().map(|(_, address, _)| *address).collect());
+        let known = known_interfaces(&locked(&self.guarded));
         let told = locked(&self.backstop)
             .as_mut()
-            .map(|backstop| backstop.guard(&indices));
+            .map(|backstop| backstop.guard(known));
         if let Some(Err(error)) = told {
             self.note(
                 "nf_tables",
@@ -278,9 +297,10 @@ impl NodeGuard {
         Ok(locked(&self.programs).set_addresses(&table)?)
     }
 
-    fn set_devices(&self, wanted: BTreeMap<u32, (Interface, Guarded)>) {
+    fn set_devices(&self, wanted: BTreeMap<u32, (Interface, Guarded)>, own: &BTreeSet<IpAddr>) {
         let programs = locked(&self.programs);
         let mut guarded = locked(&self.guarded);
+        let bridges = bridges_of_pods(&wanted);
         let gone: Vec<u32> = guarded
             .keys()
             .filter(|index| !wanted.contains_key(index))
@@ -294,21 +314,43 @@ impl NodeGuard {
         }
         for (index, (interface, kind)) in wanted {
             let known = guarded.get(&index);
-            if known.is_some_and(|known| *known == (interface.clone(), kind.clone())) {
+            // What a bridge is depends on its ports.
+            let is_bridge = matches!(kind, Guarded::Bridge);
+            if !is_bridge && known.is_some_and(|known| *known == (interface.clone(), kind.clone())) {
                 continue;
             }
             let is_new = known.is_none();
+            let addresses = || {
+                let of_pod = match &kind {
+                    Guarded::Pod(end) => Some(end.addresses.iter().copied()),
+                    Guarded::Bridge | Guarded::Other => None,
+                };
+                of_pod
+                    .into_iter()
+                    .flatten()
+                    .filter(|address| !own.contains(address))
+            };
             let device = Device {
                 kind: match &kind {
                     Guarded::Pod(end) => DeviceKind::Pod {
                         mac: end.mac,
                         bridge: interface.master,
                     },
-                    Guarded::Bridge => DeviceKind::Bridge,
+                    Guarded::Bridge => DeviceKind::Bridge {
+                        pods_alone: bridges.contains(&index),
+                    },
                     Guarded::Other => DeviceKind::Other,
                 },
                 no_link: !interface.ethernet,
                 endpoint: 0,
+                address_v4: addresses().find_map(|address| match address {
+                    IpAddr::V4(v4) => Some(v4),
+                    IpAddr::V6(_) => None,
+                }),
+                address_v6: addresses().find_map(|address| match address {
+                    IpAddr::V6(v6) => Some(v6),
+                    IpAddr::V4(_) => None,
+                }),
             };
             // A bridge's ports carry the programs. On the bridge itself they would see packets in the middle of bridge netfilter,
             // translated and not yet known to connection tracking.
@@ -394,6 +436,13 @@ impl NodeGuard {
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms: Vec<String> = locked(&self.problems).values().cloned().collect();
         alarms.extend(locked(&self.inventory).problems().map(str::to_owned));
+        alarms.extend(locked(&self.obstacles).iter().cloned());
+        alarms.extend(
+            locked(&self.meddled)
+                .iter()
+                .filter(|(when, _)| when.elapsed() < MEDDLED_FOR)
+                .map(|(_, said)| said.clone()),
+        );
         alarms
     }
 
@@ -411,6 +460,7 @@ impl NodeGuard {
         let mut changes = None;
         let mut turns = Vec::new();
         let (mut beat_due, mut table_due) = (Instant::now(), Instant::now() + TABLE_LOOK);
+        let mut obstacles_due = Instant::now() + OBSTACLE_LOOK;
         while !stop.load(Ordering::Relaxed) {
             let Some(stream) = &changes else {
                 match ChangeStream::of_links_and_addresses() {
@@ -449,6 +499,10 @@ impl NodeGuard {
                 table_due = Instant::now() + TABLE_LOOK;
                 self.keep_table();
             }
+            if Instant::now() >= obstacles_due {
+                obstacles_due = Instant::now() + OBSTACLE_LOOK;
+                self.look_for_obstacles();
+            }
         }
     }
 
@@ -458,7 +512,8 @@ impl NodeGuard {
             CniRequest::Add(attachment) => self.attach_pod(attachment),
             CniRequest::Check(attachment) => self.check_pod(attachment),
             CniRequest::Delete { container } => {
-                if let Some(index) = locked(&self.containers).remove(container) {
+                let known = locked(&self.containers).remove(container);
+                if let Some(index) = known {
                     locked(&self.inventory).release(index);
                     self.look_again();
                 }
@@ -479,7 +534,13 @@ impl NodeGuard {
         let index = self.pods_interface(attachment)?;
         locked(&self.inventory).assign(index, &attachment.addresses)?;
         refresh()?;
-        locked(&self.containers).insert(attachment.container.clone(), index);
+        let name = locked(&self.guarded)
+            .get(&index)
+            .map(|(interface, _)| interface.name.clone())
+            .unwrap_or_default();
+        locked(&self.containers)
+            .insert(&attachment.container, &name, index)
+            .map_err(|error| format!("whose interface {name} is cannot be kept: {error}"))?;
         self.check_pod(attachment)
     }
 
@@ -538,13 +599,59 @@ impl NodeGuard {
         let Some(backstop) = backstop.as_mut().filter(|backstop| !backstop.is_there()) else {
             return;
         };
-        let restored = backstop.restore();
-        let problem = match restored {
-            Ok(()) => "the table of nf_tables that holds back what no program guards was removed; put back"
-                .to_owned(),
-            Err(error) => format!("what no program guards is not held back: {error}"),
+        match backstop.restore() {
+            Ok(()) => {
+                let said =
+                    "the table of nf_tables that holds back what no program guards was removed; put back";
+                tracing::warn!("{said}");
+                *locked(&self.meddled) = Some((Instant::now(), said.to_owned()));
+                self.note("nf_tables", None);
+            }
+            Err(error) => self.note(
+                "nf_tables",
+                Some(format!("what no program guards is not held back: {error}")),
+            ),
+        }
+    }
+
+    /// Looks for what start would have refused. The programs let nothing of a pod leave whose sender they cannot tell any more;
+    /// what they can tell is judged by its own addresses.
+    fn look_for_obstacles(&self) {
+        let found = match preflight::obstacles() {
+            Ok(found) => found,
+            Err(error) => vec![format!(
+                "whether anything carries packets past the programs cannot be looked up: {error}"
+            )],
         };
-        self.note("nf_tables", Some(problem));
+        let mut known = locked(&self.obstacles);
+        for obstacle in found.iter().filter(|obstacle| !known.contains(obstacle)) {
+            tracing::error!("{obstacle}");
+        }
+        *known = found;
+    }
+}
+
+/// The bridges with ports whose ports are all pods'.
+fn bridges_of_pods(all: &BTreeMap<u32, (Interface, Guarded)>) -> BTreeSet<u32> {
+    let ports = || {
+        all.values()
+            .filter_map(|(interface, kind)| Some((interface.master?, kind)))
+    };
+    let of = |is_pod: bool| -> BTreeSet<u32> {
+        let wanted = ports().filter(|(_, kind)| matches!(kind, Guarded::Pod(_)) == is_pod);
+        wanted.map(|(master, _)| master).collect()
+    };
+    of(true).difference(&of(false)).copied().collect()
+}
+
+fn known_interfaces(guarded: &BTreeMap<u32, (Interface, Guarded)>) -> KnownInterfaces {
+    let ports = guarded
+        .iter()
+        .filter(|(_, (_, kind))| matches!(kind, Guarded::Pod(_)))
+        .map(|(index, _)| *index);
+    KnownInterfaces {
+        guarded: guarded.keys().copied().collect(),
+        pods: ports.chain(bridges_of_pods(guarded)).collect(),
     }
 }
 

@@ -214,17 +214,14 @@ impl Inventory {
         self.only_assigned = true;
     }
 
-    /// Takes what a predecessor knew: which interface's pod has which addresses. Before the first update.
-    pub fn inherit(&mut self, interfaces: &[Interface], pods: &BTreeMap<u32, BTreeSet<IpAddr>>) {
+    /// Takes what a predecessor knew: what each interface's pod may call itself. Before the first update.
+    pub fn inherit(&mut self, interfaces: &[Interface], pods: &BTreeMap<u32, FarEnd>) {
         for interface in interfaces.iter().filter(|interface| interface.remote.is_some()) {
-            if let Some(addresses) = pods.get(&interface.index) {
+            if let Some(end) = pods.get(&interface.index) {
                 let known = KnownPod {
                     name: interface.name.clone(),
                     since: None,
-                    end: FarEnd {
-                        mac: [0; 6],
-                        addresses: addresses.clone(),
-                    },
+                    end: end.clone(),
                     assigned: true,
                 };
                 self.pods.insert(interface.index, known);
@@ -391,12 +388,18 @@ mod tests {
     #[test]
     fn what_a_predecessor_knew_outlives_what_a_pod_made_of_its_end_since() {
         let mut port = Port::new();
-        let known = BTreeMap::from([
-            (5, BTreeSet::from([ip("10.1.0.5")])),
-            (9, BTreeSet::from([ip("10.1.0.6")])),
-        ]);
-        port.inventory.inherit(&[interface(5, Some((1, 2)))], &known);
-        assert_eq!(port.shows(0, &["10.1.0.9"]), pod(&["10.1.0.5"]));
+        let known = |mac: u8, address: &str| FarEnd {
+            mac: [mac; 6],
+            ..end(&[address])
+        };
+        let pods = BTreeMap::from([(5, known(4, "10.1.0.5")), (9, known(4, "10.1.0.6"))]);
+        port.inventory.inherit(&[interface(5, Some((1, 2)))], &pods);
+        assert_eq!(port.shows(0, &["10.1.0.9"]), Guarded::Pod(known(4, "10.1.0.5")));
+        // Programs that did not know the Ethernet address.
+        let mut older = Port::new();
+        let pods = BTreeMap::from([(5, known(0, "10.1.0.5"))]);
+        older.inventory.inherit(&[interface(5, Some((1, 2)))], &pods);
+        assert_eq!(older.shows(0, &["10.1.0.9"]), pod(&["10.1.0.5"]));
     }
 
     #[test]

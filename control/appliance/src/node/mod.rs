@@ -3,6 +3,7 @@
 pub mod ask_pair;
 pub mod backstop;
 pub(crate) mod cni;
+pub mod containers;
 mod guard;
 pub mod inventory;
 pub mod preflight;

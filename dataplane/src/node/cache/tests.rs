@@ -20,6 +20,7 @@ fn decision(number: u16) -> Decision {
         original: tuple(number),
         reply: tuple(number).reversed(),
         slots: [7, 9, RANGES_SLOT],
+        in_ifindex: 0,
     }
 }
 

@@ -102,6 +102,7 @@ fn insert(cache: &FlowCache, snapshot: &Snapshot, src: u8, dst: u8) {
         original,
         reply,
         slots: slots((&from, host(src)), (&to, host(dst))),
+        in_ifindex: 0,
     };
     cache.insert(hash(src * 8 + dst), &decision, NOW).unwrap();
 }
