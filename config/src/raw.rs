@@ -147,7 +147,8 @@ pub enum PodStart {
     Off,
     /// Its interface being guarded, with the addresses that the CNI gave it: `ringwall cni install`.
     Attach,
-    /// An adopted snapshot with the pod. Not supported yet.
+    /// As `attach`, and its first process starts once every worker decides by a snapshot that has the pod with these addresses,
+    /// so that none of its packets drop as those of an unknown endpoint.
     Hold,
 }
 

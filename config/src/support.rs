@@ -3,10 +3,7 @@
 //! Everything in the format that is not acted on is an entry here, so that nobody believes in a protection that is not
 //! there. A value that asks for what happens anyway is harmless and accepted.
 
-use crate::{
-    problem::Problem,
-    raw::{PodStart, Raw},
-};
+use crate::{problem::Problem, raw::Raw};
 
 /// Finds every key of a file that this version does not act on.
 pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
@@ -129,12 +126,6 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
         refuse(
             "kernelPath".into(),
             "pod traffic of the kernel is judged where there is a `host` interface (`judge`)",
-        );
-    }
-    if raw.pod_start == Some(PodStart::Hold) {
-        refuse(
-            "podStart".into(),
-            "with `attach`, a pod's first packets drop as unknown-endpoint until its snapshot is adopted",
         );
     }
     found

@@ -540,7 +540,7 @@ fn hosts_pods(raw: &Raw) -> bool {
 fn datapath(raw: &Raw, problems: &mut Vec<Problem>) {
     let mut refuse = |path: &str, why: &str, help: &str| problems.push(Problem::new(path, why).help(help));
     if raw.kind == Kind::Gateway {
-        if raw.pod_start == Some(raw::PodStart::Attach) {
+        if matches!(raw.pod_start, Some(raw::PodStart::Attach | raw::PodStart::Hold)) {
             refuse(
                 "podStart",
                 "only a node can hold pods back",

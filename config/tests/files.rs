@@ -432,13 +432,6 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             "interfaces:\n",
-            "podStart: hold\ninterfaces:\n",
-            8,
-            "podStart",
-            &["not supported yet"],
-        ),
-        (
-            "interfaces:\n",
             "logging: {denied: all}\ninterfaces:\n",
             8,
             "logging.denied",

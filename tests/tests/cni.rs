@@ -2,16 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ringwall_testbed::{
-    appliance::{Appliance, Options, built_binary},
+    appliance::{Appliance, Options, Signal, built_binary},
     manifests::{Pod, labels},
     netns::Netns,
     preflight::runs_here,
@@ -32,6 +33,8 @@ struct Runtime<'a> {
     bed: &'a Bed,
     conf: PathBuf,
     bin: PathBuf,
+    /// How long pods are held back, instead of the plugin's own limit.
+    hold_seconds: Option<u64>,
 }
 
 impl<'a> Runtime<'a> {
@@ -41,6 +44,7 @@ impl<'a> Runtime<'a> {
             bed,
             conf: bed.folder().join("net.d"),
             bin: bed.folder().join("cni-bin"),
+            hold_seconds: None,
         };
         fs::create_dir_all(&runtime.conf).unwrap();
         let mut main = main.clone();
@@ -98,6 +102,9 @@ impl<'a> Runtime<'a> {
             .map(|mut plugin| {
                 plugin["name"] = network["name"].clone();
                 plugin["cniVersion"] = network["cniVersion"].clone();
+                if let Some(seconds) = self.hold_seconds {
+                    plugin["holdSeconds"] = json!(seconds);
+                }
                 plugin
             })
             .collect()
@@ -157,10 +164,46 @@ impl<'a> Runtime<'a> {
         }
     }
 
-    /// Makes a pod that runs, with a server.
+    /// As a kubelet does, which tries until it works.
+    fn pod_at_last(&self, name: &str) -> RunningPod {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            match self.pod(name) {
+                Ok(pod) => return pod,
+                Err(error) => assert!(Instant::now() < until, "{name} never starts: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Asks the last plugin whether a pod is as it was made.
+    fn check(&self, pod: &RunningPod) -> bool {
+        let mut plugin = self.chain().pop().unwrap();
+        plugin["prevResult"] = pod.result.clone();
+        let output = self.run("CHECK", &pod.name, &pod.namespace, &plugin);
+        output.status.success()
+    }
+
+    /// The files of the folder of configurations, with what is in them.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = fs::read_dir(&self.conf)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        files
+            .map(|file| (file.clone(), fs::read(file).unwrap()))
+            .collect()
+    }
+
+    /// Makes a pod that runs, with a server. One that cannot start is deleted, as runtimes do.
     fn pod(&self, name: &str) -> Result<RunningPod, String> {
         let namespace = Arc::new(Netns::new(name).unwrap());
-        let result = self.add(name, &namespace)?;
+        let result = match self.add(name, &namespace) {
+            Ok(result) => result,
+            Err(error) => {
+                self.delete(name, &namespace);
+                return Err(error);
+            }
+        };
         let addresses: Vec<IpAddr> = result["ips"]
             .as_array()
             .unwrap()
@@ -181,6 +224,7 @@ impl<'a> Runtime<'a> {
             name: name.to_owned(),
             namespace,
             addresses,
+            result,
             _servers: servers,
         })
     }
@@ -190,18 +234,28 @@ struct RunningPod {
     name: String,
     namespace: Arc<Netns>,
     addresses: Vec<IpAddr>,
+    /// Of the chain.
+    result: Value,
     _servers: Servers,
+}
+
+/// As it is scheduled, before a kubelet has said its addresses.
+fn scheduled(name: &str) -> Pod {
+    Pod {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        labels: labels([("app", name)]),
+        addresses: Vec::new(),
+        node: "node-a".to_owned(),
+        ports: Vec::new(),
+    }
 }
 
 impl RunningPod {
     fn object(&self) -> Pod {
         Pod {
-            namespace: "shop".to_owned(),
-            name: self.name.clone(),
-            labels: labels([("app", self.name.as_str())]),
             addresses: self.addresses.clone(),
-            node: "node-a".to_owned(),
-            ports: Vec::new(),
+            ..scheduled(&self.name)
         }
     }
 
@@ -257,6 +311,7 @@ fn pods_of_real_plugins_start_guarded_and_not_at_all_while_nobody_guards() {
         let mut firewall =
             Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
         let runtime = Runtime::new(&bed, &main);
+        let files = runtime.files();
         runtime.install(&firewall);
         let web = runtime.pod("web").unwrap();
         let client = runtime.pod("client").unwrap();
@@ -300,7 +355,127 @@ fn pods_of_real_plugins_start_guarded_and_not_at_all_while_nobody_guards() {
         assert!(error.contains("does not answer"), "{error}");
         let failed: Value = serde_json::from_str(&error).unwrap();
         assert_eq!(failed["code"], 11, "try again later: {failed}");
+
+        // Back again, as after an upgrade: what could not start starts, what ran goes on.
+        let mut firewall = Appliance::launch_with(&bed, &built_binary().unwrap(), &firewall.config).unwrap();
+        let late = runtime.pod_at_last("late");
+        assert!(runtime.check(&late) && runtime.check(&web));
+        world.pods.insert("shop/late".to_owned(), late.object());
+        firewall
+            .wait_until("it is ready", |status| status["control"]["ready"] == true)
+            .unwrap();
+        world.apply(&firewall).unwrap();
+        assert!(late.reaches(&web), "{main}");
+
+        uninstall(&bed, &runtime, &mut firewall);
+        assert_eq!(runtime.files(), files, "{main}");
+        assert!(late.reaches(&web) && web.reaches(&late), "{main}");
+        let after = runtime.pod("after").unwrap();
+        assert!(after.reaches(&web), "{main}");
     }
+}
+
+/// In the order of the manual; nothing is left.
+fn uninstall(bed: &Bed, runtime: &Runtime<'_>, firewall: &mut Appliance) {
+    let [conf, bin, config] =
+        [&runtime.conf, &runtime.bin, &firewall.config].map(|path| path.display().to_string());
+    let run = |arguments: &[&str], firewall: &Appliance| {
+        let output = firewall.ringwall(arguments).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+    };
+    run(
+        &["cni", "remove", "--conf-dir", &conf, "--bin-dir", &bin],
+        firewall,
+    );
+    assert!(firewall.stop().unwrap().success());
+    run(&["detach", "--config", &config], firewall);
+    assert_eq!(fs::read_dir(&runtime.bin).unwrap().count(), 0, "plugins");
+    for folder in ["bpf/ringwall", "run"] {
+        let folder = bed.folder().join(folder);
+        let left: Vec<_> = fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    for (program, arguments) in [("nft", ["list", "ruleset"]), ("ip", ["-o", "link"])] {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let output = bed.gateway.output(command).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{program}");
+        assert!(!said.contains("ringwall") && !said.contains("rw-ask"), "{said}");
+    }
+}
+
+#[test]
+fn held_pods_are_known_to_policies_from_their_first_packet() {
+    let Some(_alone) = runs_here("held pods") else {
+        return;
+    };
+    let bed = Bed::new(Role::Node, &[], 1).unwrap();
+    for family in ["ip", "ip6"] {
+        bed.gateway
+            .sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "1")
+            .unwrap();
+    }
+    let mut world = World::of(&bed);
+    world.namespaces.insert("shop".to_owned(), labels([]));
+    for name in ["web", "client", "other"] {
+        world.pods.insert(format!("shop/{name}"), scheduled(name));
+    }
+    world.policy(
+        "shop",
+        "web",
+        json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]}),
+    );
+    let options = Options {
+        more: "podStart: hold\n".to_owned(),
+        source: Some(format!(
+            "{{manifests: {}, allowNoPods: true}}",
+            bed.manifests().display()
+        )),
+        ..Options::default()
+    };
+    let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+    let mut runtime = Runtime::new(&bed, &networks()[0]);
+    runtime.install(&firewall);
+    // The source has none of their addresses, and nobody tells it in between.
+    let [web, client, other] = ["web", "client", "other"].map(|name| runtime.pod(name).unwrap());
+    assert!(client.reaches(&web), "{}", firewall.log());
+    assert!(!other.reaches(&web));
+    assert!(web.reaches(&other));
+
+    // A pod that the source does not have.
+    runtime.hold_seconds = Some(1);
+    let error = runtime.pod("late").map(|pod| pod.name).unwrap_err();
+    let failed: Value = serde_json::from_str(&error).unwrap();
+    assert_eq!(failed["code"], 11, "{failed}");
+    assert!(
+        failed["details"].as_str().unwrap().contains("no such pod"),
+        "{failed}"
+    );
+
+    // The kubelet has reported the others. One that comes while the plugin waits, and control is killed meanwhile.
+    for pod in [&web, &client, &other] {
+        world.pods.insert(format!("shop/{}", pod.name), pod.object());
+    }
+    world.apply(&firewall).unwrap();
+    runtime.hold_seconds = Some(60);
+    let late = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| runtime.pod("late"));
+        firewall.signal("control", Signal::SIGKILL).unwrap();
+        let mut pod = scheduled("late");
+        pod.labels = labels([("app", "client")]);
+        world.pods.insert("shop/late".to_owned(), pod);
+        firewall.write(&world.objects()).unwrap();
+        starting.join().unwrap().unwrap()
+    });
+    assert!(late.reaches(&web), "{}", firewall.log());
+    assert!(runtime.check(&late));
 }
 
 #[test]

@@ -98,8 +98,8 @@ fn install(args: &InstallArgs, json: bool) -> anyhow::Result<()> {
         args.config.display()
     );
     ensure!(
-        config.pod_start == ringwall_config::PodStart::Attach,
-        "{}: write `podStart: attach`, so that pods have the addresses that the plugin names and no others, and start `ringwall run` anew",
+        config.pod_start != ringwall_config::PodStart::Off,
+        "{}: write `podStart: attach` or `podStart: hold`, so that pods have the addresses that the plugin names and no others, and start `ringwall run` anew",
         args.config.display()
     );
     let plugin = match &args.plugin {

@@ -71,12 +71,14 @@ pub(crate) fn attachment(container: String, arguments: &str, previous: &Value) -
             .find(|(key, _)| *key == wanted)
             .map(|(_, value)| value)
     };
+    let uid = argument("K8S_POD_UID").map(str::to_owned);
     let pod = argument("K8S_POD_NAMESPACE")
         .zip(argument("K8S_POD_NAME"))
         .map(|(namespace, name)| format!("{namespace}/{name}"));
     Ok(Attachment {
         container,
         pod,
+        uid,
         host_interfaces,
         addresses,
     })
@@ -91,7 +93,7 @@ mod tests {
     fn of(previous: &Value) -> Result<Attachment, String> {
         attachment(
             "c1".to_owned(),
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u-1",
             previous,
         )
     }
@@ -116,6 +118,7 @@ mod tests {
         let wanted: BTreeSet<IpAddr> = ["10.1.0.5", "fd00::5"].map(|ip| ip.parse().unwrap()).into();
         assert_eq!(found.addresses, wanted);
         assert_eq!(found.pod.as_deref(), Some("shop/web-0"));
+        assert_eq!(found.uid.as_deref(), Some("u-1"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixListener,
     path::Path,
     process::{Command, Stdio},
@@ -103,6 +103,101 @@ fn a_pod_that_is_not_guarded_does_not_start_and_the_runtime_is_to_try_again() {
     heard.join().unwrap();
     assert!(!fine);
     assert_eq!(error["details"], "interface veth1 is not there");
+}
+
+/// A control process that gives one answer after the other, each to one question; the questions.
+fn control(folder: &Path, answers: &'static [&'static str]) -> thread::JoinHandle<Vec<(String, Value)>> {
+    let listener = UnixListener::bind(folder.join("control.sock")).unwrap();
+    thread::spawn(move || {
+        let mut questions = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(&stream);
+            let (mut path, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(rest) = line.strip_prefix("POST ") {
+                    path = rest.split_whitespace().next().unwrap().to_owned();
+                }
+                if let Some(rest) = line.strip_prefix("Content-Length: ") {
+                    length = rest.trim().parse().unwrap();
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            questions.push((path, serde_json::from_slice(&body).unwrap_or_default()));
+            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{answer}").unwrap();
+        }
+        questions
+    })
+}
+
+#[test]
+fn a_held_pod_starts_when_control_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let heard = dataplane(folder.path(), "{\"answer\": \"awaitSnapshot\"}\n");
+    let asked = control(
+        folder.path(),
+        &[
+            "{\"known\": false, \"reason\": \"not adopted\"}",
+            "nonsense",
+            "{\"known\": true}",
+        ],
+    );
+    let (fine, printed) = run("ADD", &configuration(folder.path(), Some(previous())));
+    assert!(fine, "{printed}");
+    assert_eq!(printed, previous());
+    heard.join().unwrap();
+    let about = json!({"container": "c1", "pod": "shop/web", "addresses": ["10.1.0.5"]});
+    let question = ("/v1/pods/starts".to_owned(), about);
+    assert_eq!(
+        asked.join().unwrap(),
+        [question.clone(), question.clone(), question]
+    );
+}
+
+#[test]
+fn a_pod_that_policies_never_know_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let heard = dataplane(folder.path(), "{\"answer\": \"awaitSnapshot\"}\n");
+    let mut conf: Value = serde_json::from_str(&configuration(folder.path(), Some(previous()))).unwrap();
+    conf["holdSeconds"] = json!(1);
+    let (fine, error) = run("ADD", &conf.to_string());
+    heard.join().unwrap();
+    assert!(!fine);
+    assert_eq!(error["code"], 11, "{error}");
+    assert!(
+        error["msg"].as_str().unwrap().contains("podStart: hold"),
+        "{error}"
+    );
+    assert!(
+        error["details"]
+            .as_str()
+            .unwrap()
+            .contains("control does not answer"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_runtime_has_lost_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let heard = dataplane(folder.path(), "{\"answer\": \"done\"}\n");
+    let asked = control(folder.path(), &[""]);
+    let mut conf: Value = serde_json::from_str(&configuration(folder.path(), None)).unwrap();
+    conf["cniVersion"] = json!("1.1.0");
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": "c7", "ifname": "eth0"}]);
+    assert_eq!(run("GC", &conf.to_string()), (true, Value::Null));
+    assert_eq!(
+        heard.join().unwrap(),
+        json!({"command": "collect", "about": {"containers": ["c7"]}})
+    );
+    let question = ("/v1/pods/ends".to_owned(), json!({"allBut": ["c7"]}));
+    assert_eq!(asked.join().unwrap(), [question]);
 }
 
 #[test]

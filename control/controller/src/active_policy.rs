@@ -1,6 +1,7 @@
 //! The state and the snapshot that decide now, for explanations and coverage.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,8 +11,11 @@ use ringwall_analyse::{
     explain::{ExplainError, Explainer, Question, services::Explained},
     services::Directory,
 };
-use ringwall_dataplane::classify::{Image, Snapshot};
-use ringwall_policy::services::Services;
+use ringwall_dataplane::{
+    addr::Addr,
+    classify::{IdentityKind, Image, Snapshot},
+};
+use ringwall_policy::{ObjectKey, Pod, services::Services};
 use ringwall_source::feed::SourceState;
 
 use crate::staged::{AskedFlow, StagedAnswer};
@@ -81,6 +85,26 @@ impl ActivePolicy {
         }
         let before = inner.adopted.replace(Arc::clone(&published));
         Some((before, published))
+    }
+
+    /// Whether every worker decides by a snapshot in which these addresses are this pod's.
+    pub(super) fn has_pod(&self, key: &ObjectKey, uid: Option<&str>, addresses: &BTreeSet<IpAddr>) -> bool {
+        let Some(adopted) = self.inner().adopted.clone() else {
+            return false;
+        };
+        let same = |pod: &Pod| uid.is_none_or(|uid| pod.uid.is_empty() || pod.uid == uid);
+        if !adopted.state.cluster.pods.get(key).is_some_and(|pod| same(pod)) {
+            return false;
+        }
+        let snapshot = Snapshot::from_image(&adopted.image);
+        let Some(endpoint) = snapshot.find_endpoint(&key.namespace, &key.name) else {
+            return false;
+        };
+        !addresses.is_empty()
+            && addresses.iter().all(|address| {
+                let identity = snapshot.identify(Addr::from(*address));
+                identity.kind == IdentityKind::Pod && identity.endpoint == endpoint.number
+            })
     }
 
     /// What decides now; what was published, where nothing of it has been adopted yet.

@@ -30,6 +30,7 @@ use ringwall_analyse::{
     explain::{ExplainError, Question},
     flow::{AskedPort, EndName},
 };
+use ringwall_messages::cni::{POD_ENDS, POD_STARTS, PodEnds, PodStart};
 use ringwall_process::essential::Essential;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -134,6 +135,8 @@ impl Servers {
             .route("/v1/accept", post(accept))
             .route("/v1/explain", post(explain))
             .route("/v1/coverage", post(coverage))
+            .route(POD_STARTS, post(start_pod))
+            .route(POD_ENDS, post(end_pods))
             .route(
                 "/v1/staged",
                 post(staged).layer(DefaultBodyLimit::max(MAX_STAGED_BYTES)),
@@ -291,6 +294,20 @@ async fn accept(State(overview): State<Arc<Overview>>) -> Response {
             .into_response(),
         Err(reason) => (StatusCode::CONFLICT, format!("{reason}\n")).into_response(),
     }
+}
+
+/// Of the CNI plugin: a pod is about to start.
+async fn start_pod(State(overview): State<Arc<Overview>>, Json(start): Json<PodStart>) -> Response {
+    match overview.start_pod(start) {
+        Ok(answer) => Json(answer).into_response(),
+        Err(reason) => (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response(),
+    }
+}
+
+/// Of the CNI plugin: containers have ended.
+async fn end_pods(State(overview): State<Arc<Overview>>, Json(ends): Json<PodEnds>) -> StatusCode {
+    overview.pod_starts().end(&ends);
+    StatusCode::NO_CONTENT
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod journal;
 pub mod metrics;
 mod overview;
 mod pipeline;
+mod pod_starts;
 mod rolling_proof;
 pub mod staged;
 
@@ -485,6 +486,8 @@ pub struct Controller {
     milestones: Option<Box<dyn FnMut(Milestone) + Send>>,
     /// The newest state that has not been compiled.
     waiting: Option<Arc<SourceState>>,
+    /// The newest state as the source has it, without the addresses of pods that are about to start.
+    of_source: Option<Arc<SourceState>>,
     /// The newest state of all, to be compiled once more where that is needed.
     newest: Option<Arc<SourceState>>,
     /// Whether what was compiled and proven before is not to be built on.
@@ -728,6 +731,7 @@ impl Controller {
             staging: false,
             milestones: None,
             waiting: None,
+            of_source: None,
             newest: None,
             from_scratch: false,
             compiling: None,
@@ -775,6 +779,7 @@ impl Controller {
         self.begin_compiling();
         self.overview.beat(self.progress());
         let pause = self.pause();
+        let overview = Arc::clone(&self.overview);
         tokio::select! {
             changed = self.feed.states.changed() => match changed {
                 Ok(()) => {
@@ -782,6 +787,8 @@ impl Controller {
                     self.files.extend(files.into_iter().take(MAX_FILES));
                     let state = self.feed.states.borrow_and_update().clone();
                     if let Some(state) = state {
+                        self.of_source = Some(Arc::clone(&state));
+                        let state = self.overview.pod_starts().complete(state);
                         self.take_state(state);
                     }
                 }
@@ -797,6 +804,7 @@ impl Controller {
             },
             outcome = self.pipeline.finished() => self.take_outcome(outcome),
             Some(pass) = self.passes.recv() => self.take_pass(pass),
+            () = overview.pod_starts().changed() => self.take_pod_starts(),
             () = tokio::time::sleep(pause) => {}
         }
         None
@@ -852,6 +860,21 @@ impl Controller {
             } else {
                 "the dataplane"
             },
+        }
+    }
+
+    /// The same state of the source, with pods that are about to start.
+    fn take_pod_starts(&mut self) {
+        if let Some(state) = &self.of_source {
+            let state = self.overview.pod_starts().complete(Arc::clone(state));
+            let newest = self.newest.as_ref().map(|newest| &newest.cluster.pods);
+            if newest.is_some_and(|pods| pods.diff(&state.cluster.pods).next().is_none()) {
+                return; // the source does not have them yet
+            }
+            self.take_state(Arc::new(SourceState {
+                began: Instant::now(),
+                ..SourceState::clone(&state)
+            }));
         }
     }
 

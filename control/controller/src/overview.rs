@@ -16,6 +16,7 @@ use ringwall_config::Verify;
 use ringwall_messages::{
     ClusterUid, CompiledStatus, ContentHash, ControlStatus, ObjectCounts, ProofStatus, PublicationStatus,
     ResourceVersions, Status, Supervision,
+    cni::{PodStart, PodStartAnswer},
 };
 use ringwall_policy::{UNKNOWN_KINDS, services::Services};
 use ringwall_prove::Report;
@@ -27,6 +28,7 @@ use ringwall_source::{
 use super::{
     active_policy::{ActivePolicy, AskError},
     pipeline::{CompiledSnapshot, Failure},
+    pod_starts::{self, PodStarts},
     rolling_proof::ProofPass,
 };
 use crate::{
@@ -124,6 +126,7 @@ pub struct Overview {
     limits: Limits,
     latencies: Latencies,
     active_policy: ActivePolicy,
+    pod_starts: PodStarts,
     inner: Mutex<Inner>,
 }
 
@@ -247,6 +250,7 @@ impl Overview {
             limits,
             latencies: Latencies::default(),
             active_policy: ActivePolicy::default(),
+            pod_starts: PodStarts::default(),
             inner: Mutex::new(inner),
         }
     }
@@ -259,6 +263,28 @@ impl Overview {
     /// How long each step takes.
     pub fn latencies(&self) -> &Latencies {
         &self.latencies
+    }
+
+    /// Pods that are about to start.
+    pub(super) fn pod_starts(&self) -> &PodStarts {
+        &self.pod_starts
+    }
+
+    /// Notes that a pod of this node is about to start; whether every worker decides by a snapshot that has it. The error says
+    /// what is wrong with the question.
+    pub(super) fn start_pod(&self, start: PodStart) -> Result<PodStartAnswer, String> {
+        let key =
+            pod_starts::key(&start.pod).ok_or_else(|| format!("`{}` is not namespace/name", start.pod))?;
+        let container = start.container.clone();
+        let (uid, addresses) = (start.uid.clone(), start.addresses.clone());
+        self.pod_starts.begin(start)?;
+        let known = self.active_policy.has_pod(&key, uid.as_deref(), &addresses);
+        let reason = if known {
+            String::new()
+        } else {
+            self.pod_starts.reason(&container)
+        };
+        Ok(PodStartAnswer { known, reason })
     }
 
     /// The state and the snapshot that decide now.

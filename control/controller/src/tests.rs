@@ -22,6 +22,7 @@ use ringwall_dataplane::{
 };
 use ringwall_messages::{
     Connection, DataplaneStatus, Listener, ProtocolError, Reply, Request, SnapshotStatus, Status, VERSION,
+    cni::{POD_STARTS, PodStart, PodStartAnswer},
     read_image,
 };
 use ringwall_policy::Cluster;
@@ -1326,6 +1327,51 @@ async fn until_passes(dataplane: &FakeDataplane, from: &str, to: &str, wanted: b
         assert!(Instant::now() < until, "{from} -> {to} is never {wanted}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_known_before_it_runs_and_once_it_is_in_force() {
+    let bed = Bed::new();
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    let start = |pod: &str, address: &str| PodStart {
+        container: format!("c-{pod}-{address}"),
+        pod: pod.to_owned(),
+        uid: None,
+        addresses: BTreeSet::from([address.parse().unwrap()]),
+    };
+    let ask = |start: PodStart| {
+        let (socket, body) = (
+            bed.path("run").join(CONTROL_SOCKET),
+            serde_json::to_string(&start).unwrap(),
+        );
+        tokio::task::spawn_blocking(move || {
+            let answer = client::ask_control(&socket, POD_STARTS, Some(&body), PATIENCE).unwrap();
+            assert_eq!(answer.status, 200);
+            serde_json::from_slice::<PodStartAnswer>(&answer.body).unwrap()
+        })
+    };
+    bed.dataplane.stuck.store(true, Ordering::SeqCst);
+    // Its image is there, and no worker decides by it.
+    assert!(!ask(start("a/one", "10.0.0.7")).await.unwrap().known);
+    bed.dataplane.image("2: a/one").await;
+    assert!(!ask(start("a/one", "10.0.0.7")).await.unwrap().known);
+    bed.dataplane.stuck.store(false, Ordering::SeqCst);
+    bed.pod("two");
+    bed.dataplane.image("3: a/one a/two").await;
+    let until = Instant::now() + PATIENCE;
+    while !ask(start("a/one", "10.0.0.7")).await.unwrap().known {
+        assert!(Instant::now() < until, "never known");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // Neither with another address, nor a pod that is not there, nor one whose address is another's.
+    let unknown = ask(start("a/three", "10.0.0.8")).await.unwrap();
+    assert!(
+        !unknown.known && unknown.reason.contains("no such pod"),
+        "{unknown:?}"
+    );
+    assert!(!ask(start("a/one", "10.0.0.9")).await.unwrap().known);
+    control.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 //! ends with the interfaces: at the next boot.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -69,6 +69,19 @@ impl Containers {
         Some(known.index)
     }
 
+    /// Forgets all containers but these; their interfaces' indices.
+    pub fn remove_all_but(&mut self, valid: &BTreeSet<String>) -> BTreeSet<u32> {
+        let all: Vec<String> = self.interfaces.keys().cloned().collect();
+        let lost: BTreeSet<u32> = all
+            .iter()
+            .filter(|container| !valid.contains(*container))
+            .filter_map(|container| self.remove(container))
+            .collect();
+        // An index may be another interface's by now.
+        let in_use: BTreeSet<u32> = self.interfaces.values().map(|known| known.index).collect();
+        lost.difference(&in_use).copied().collect()
+    }
+
     fn write(&self) -> io::Result<()> {
         let next = self.file.with_extension("json.next");
         fs::write(&next, serde_json::to_vec(&self.interfaces)?)?;
@@ -80,6 +93,19 @@ impl Containers {
 #[allow(clippy::unwrap_used)] // a failed step is a failed test
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_runtime_has_lost_is_forgotten_and_its_interface_released() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut known = Containers::read(folder.path());
+        for (container, name, index) in [("a", "veth1", 5), ("b", "veth2", 6), ("c", "veth3", 6)] {
+            known.insert(container, name, index).unwrap();
+        }
+        let valid = BTreeSet::from(["c".to_owned(), "z".to_owned()]);
+        // b's index is c's interface by now.
+        assert_eq!(known.remove_all_but(&valid), BTreeSet::from([5]));
+        assert_eq!(known.remove("c"), Some(6));
+    }
 
     #[test]
     fn a_successor_knows_whose_interfaces_are_still_there() {

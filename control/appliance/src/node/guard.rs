@@ -76,6 +76,8 @@ pub struct NodeGuard {
     memory: Arc<NodeMemory>,
     /// Whether new pods have the addresses that the CNI plugin names, and no others.
     only_assigned: bool,
+    /// Whether they start once control's snapshot has them.
+    held: bool,
     /// None with `failMode: open`: a device that appears while nothing runs has to pass then.
     backstop: Mutex<Option<Backstop>>,
     inventory: Mutex<Inventory>,
@@ -143,7 +145,8 @@ impl NodeGuard {
             nonce,
             cache,
             memory,
-            only_assigned: config.pod_start == PodStart::Attach,
+            only_assigned: config.pod_start != PodStart::Off,
+            held: config.pod_start == PodStart::Hold,
             backstop: Mutex::new(backstop),
             inventory: Mutex::default(),
             refreshing: Mutex::default(),
@@ -508,6 +511,7 @@ impl NodeGuard {
 
     /// Answers the CNI plugin.
     pub fn answer(&self, request: &CniRequest) -> CniReply {
+        let held = self.held && matches!(request, CniRequest::Add(_) | CniRequest::Status);
         let done = match request {
             CniRequest::Add(attachment) => self.attach_pod(attachment),
             CniRequest::Check(attachment) => self.check_pod(attachment),
@@ -519,9 +523,14 @@ impl NodeGuard {
                 }
                 Ok(())
             }
+            CniRequest::Collect { containers } => {
+                self.release_all_but(containers);
+                Ok(())
+            }
             CniRequest::Status => Ok(()),
         };
         match done {
+            Ok(()) if held => CniReply::AwaitSnapshot,
             Ok(()) => CniReply::Done,
             Err(reason) => CniReply::Refused(reason),
         }
@@ -542,6 +551,17 @@ impl NodeGuard {
             .insert(&attachment.container, &name, index)
             .map_err(|error| format!("whose interface {name} is cannot be kept: {error}"))?;
         self.check_pod(attachment)
+    }
+
+    /// Releases what a runtime has lost without ending it.
+    fn release_all_but(&self, valid: &BTreeSet<String>) {
+        let lost = locked(&self.containers).remove_all_but(valid);
+        for index in &lost {
+            locked(&self.inventory).release(*index);
+        }
+        if !lost.is_empty() {
+            self.look_again();
+        }
     }
 
     fn check_pod(&self, attachment: &Attachment) -> Result<(), String> {
