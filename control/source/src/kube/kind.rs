@@ -528,5 +528,31 @@ mod tests {
                 assert!(allowed, "{verb} {}", api.resource());
             }
         }
+        // And nothing that nobody reads: the rest is for Calico's API, and to see whether other kinds are there.
+        let watched = |group: &str, plural: &str| {
+            Kind::all()
+                .flat_map(Kind::apis)
+                .any(|api| (api.group, api.plural) == (group, plural))
+        };
+        let words = |rule: &Value, field: &str| -> Vec<String> {
+            let words = rule[field].as_array().unwrap().iter();
+            words.map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        for rule in &rules {
+            let verbs = words(rule, "verbs");
+            for group in words(rule, "apiGroups") {
+                for resource in words(rule, "resources") {
+                    let wanted = watched(&group, &resource) && verbs == ["list", "watch"]
+                        || group == "projectcalico.org" && resource == "tiers" && verbs == ["get"]
+                        || group == "projectcalico.org"
+                            && resource
+                                .strip_prefix("tier.")
+                                .is_some_and(|kind| watched(&group, kind))
+                            && verbs == ["list", "watch"]
+                        || resource == "*" && verbs == ["list"];
+                    assert!(wanted, "{verbs:?} {resource} of `{group}`");
+                }
+            }
+        }
     }
 }
