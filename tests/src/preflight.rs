@@ -13,12 +13,12 @@ pub fn obstacle() -> Option<String> {
                 .into(),
         );
     }
-    for program in ["ip", "setpriv"] {
+    for program in ["ip", "bridge", "setpriv", "nft"] {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()));
         if !found {
             return Some(format!(
-                "there is no `{program}`; install the packages iproute2 and util-linux (make packages)"
+                "there is no `{program}`; install the packages iproute2, util-linux and nftables (make packages)"
             ));
         }
     }

@@ -29,7 +29,7 @@ use super::{
 const SHORT: Duration = Duration::from_millis(600);
 
 /// A running download.
-struct Download {
+pub(super) struct Download {
     begin: Instant,
     bytes: Arc<AtomicU64>,
     /// Microseconds after `begin` of the last byte.
@@ -39,7 +39,7 @@ struct Download {
 }
 
 impl Download {
-    fn start(from: &Netns, to: SocketAddr) -> anyhow::Result<Self> {
+    pub(super) fn start(from: &Netns, to: SocketAddr) -> anyhow::Result<Self> {
         let mut stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)))??;
         stream.write_all(b"GET /stream HTTP/1.0\r\n\r\n")?;
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -79,7 +79,7 @@ impl Download {
         })
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
@@ -120,7 +120,7 @@ impl Demo {
         self.kill_open()
     }
 
-    fn heading(&self, text: &str) {
+    pub(super) fn heading(&self, text: &str) {
         self.show.line(&self.show.paint(Look::Bold, text));
     }
 

@@ -3,9 +3,12 @@
 //! * [`recipe`] what is shown: manifests, and what their text promises.
 //! * [`walk`] one recipe on the running firewall: wanted against got.
 //! * [`incidents`] a transfer revoked, the dataplane killed, the accounts.
+//! * [`node`] the second half: a node beside its CNI, with Services, DNS and an overlay.
 
+mod dns;
 mod incidents;
 mod judge;
+mod node;
 mod recipe;
 mod show;
 mod walk;
@@ -34,7 +37,7 @@ struct DemoArgs {
     /// Walk through the recipes of this folder (each a folder or a file of manifests) instead of the built-in ones
     #[arg(long, value_name = "DIR")]
     recipes: Option<PathBuf>,
-    /// Only recipes whose name contains this; no incidents
+    /// Only recipes whose name contains this; no incidents, no second half
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Write each recipe's whole cluster into a folder of this one, for `query`, `matrix` and `check`, and end
@@ -43,6 +46,9 @@ struct DemoArgs {
     /// Walk through the recipes on a wire between two routers instead, with the pods on both sides of it; no incidents
     #[arg(long)]
     wire: bool,
+    /// Only the second half: a node beside its CNI, with Services, DNS and an overlay
+    #[arg(long, conflicts_with_all = ["recipes", "only", "export", "wire"])]
+    node: bool,
     /// Only say whether this machine and user can run the demo and the end-to-end tests
     #[arg(long, hide = true)]
     preflight: bool,
@@ -86,9 +92,12 @@ fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     if let Some(obstacle) = preflight::obstacle() {
         anyhow::bail!("the demo cannot run here: {obstacle}");
     }
-    let demo = Demo::new(recipes)?;
+    let mut demo = Demo::new(recipes)?;
     if args.wire {
         demo.run_wire()
+    } else if args.node {
+        demo.node()?;
+        Ok(demo.finish())
     } else {
         demo.run(args.only.is_none())
     }
@@ -144,6 +153,9 @@ impl Demo {
             drop(appliance);
         }
         drop(bed);
+        if incidents {
+            self.node()?;
+        }
         Ok(self.finish())
     }
 
