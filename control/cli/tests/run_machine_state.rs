@@ -8,8 +8,8 @@ mod run_bed;
 use std::{collections::BTreeMap, path::Path};
 
 use ringwall_appliance::{
+    kept_table,
     netfilter::{Family, Netfilter},
-    quarantine,
 };
 use run_bed::*;
 
@@ -97,7 +97,7 @@ fn state(bed: &Bed) -> State {
     }
     let pins = Path::new("/sys/fs/bpf/ringwall").join(&bed.name).exists();
     state.insert("pins".to_owned(), pins.to_string());
-    let table = quarantine::table_name(&bed.name);
+    let table = kept_table::table_name(&bed.name);
     let tables = bed.gateway.inside(move || {
         let netfilter = Netfilter::open().unwrap();
         [Family::Inet, Family::Bridge].map(|family| netfilter.has_table(family, &table).unwrap())

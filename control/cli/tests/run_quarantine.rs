@@ -25,6 +25,7 @@ use nix::{
     },
 };
 use ringwall_appliance::{
+    kept_table,
     netfilter::{Family, Netfilter},
     quarantine,
 };
@@ -316,8 +317,8 @@ fn nothing_gets_past(count: usize) {
             .contains(&format!("{} {dropped}", quarantine::DROP_REASON)),
         "everybody can read it"
     );
-    let table = quarantine::table_name(&bed.name);
-    bed.gateway.inside(move || quarantine::remove(&table)).unwrap();
+    let table = kept_table::table_name(&bed.name);
+    bed.gateway.inside(move || kept_table::remove(&table)).unwrap();
     bed.wait_for("table that is put back", is_held);
     assert_eq!(dropped_of(&bed), dropped, "what was counted stays");
 }
@@ -375,7 +376,7 @@ fn what_new_pods_on_a_bridge_send_before_their_ports_are_guarded_reaches_nobody(
 
 /// Whether the table is there, in both families.
 fn is_held(bed: &Bed) -> bool {
-    let table = quarantine::table_name(&bed.name);
+    let table = kept_table::table_name(&bed.name);
     let families = [Family::Inet, Family::Bridge];
     bed.gateway.inside(move || {
         let netfilter = Netfilter::open().unwrap();
@@ -490,8 +491,8 @@ fn a_table_that_somebody_removes_is_put_back_with_an_alarm() {
         bed.wait_for("guard", |bed| is_attached(bed, &format!("late{number}")));
     };
     guard(&bed, 90);
-    let table = quarantine::table_name(&bed.name);
-    bed.gateway.inside(move || quarantine::remove(&table)).unwrap();
+    let table = kept_table::table_name(&bed.name);
+    bed.gateway.inside(move || kept_table::remove(&table)).unwrap();
     // It may be there again at once: the alarm says that it was not.
     bed.wait_for("alarm", |bed| {
         let alarms = bed.status()["dataplane"]["alarms"].to_string();
