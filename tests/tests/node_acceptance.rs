@@ -730,6 +730,12 @@ fn from_outside_the_client_is_judged_whatever_address_it_used() {
                    "ingress": [{"from": [{"ipBlock": {"cidr": format!("{}/32", EXTERNAL_MORE[5])}},
                                          {"ipBlock": {"cidr": "2001:db8::10/128"}}]}]}),
         );
+        world.policies.push(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"type": "NodePort", "clusterIP": "10.112.0.10", "clusterIPs": ["10.112.0.10"],
+                     "externalIPs": ["198.51.100.50"], "selector": {"app": "web-1"},
+                     "ports": [{"port": 30080, "targetPort": 8080, "nodePort": 30080, "protocol": "TCP"}]},
+        }));
         let firewall = start(&bed, &world);
         let node = GATEWAY.to_string();
         for (frontend, port) in [
@@ -761,6 +767,30 @@ fn from_outside_the_client_is_judged_whatever_address_it_used() {
                 .wait_until("the connection is denied", |_| denied(&firewall) > before)
                 .unwrap();
             assert!(sent.peer_addr().is_err(), "{role:?}: {to}");
+        }
+        // Flows have the name of the Service that the client used, and what this node decided alone.
+        let config = firewall.config.to_string_lossy().into_owned();
+        let said = firewall
+            .ringwall(&["flows", "--config", &config, "-o", "json"])
+            .unwrap();
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let flows: Vec<Value> = said
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        for (address, name) in [(node.as_str(), "shop/web"), ("198.51.100.50", "shop/web")] {
+            let flow = flows
+                .iter()
+                .find(|flow| flow["frontend"] == address && flow["frontend_port"] == 30080)
+                .unwrap_or_else(|| panic!("no flow by {address} in {said}"));
+            assert_eq!(flow["frontend_service"], name, "{role:?}: {flow}");
+            let directions: Vec<&Value> = flow["reasons"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|reason| &reason["direction"])
+                .collect();
+            assert_eq!(directions, ["ingress"], "{role:?}: {flow}");
         }
         // The policy's other family stands for itself.
         let six = SocketAddr::new("2001:db8::1".parse().unwrap(), 30082);

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    net::IpAddr,
     sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -151,6 +152,7 @@ impl LiveFlows {
         }
         let asking = locked(&self.asking);
         let ports = self.port_names();
+        let local = self.machine.node.as_ref().map(|node| node.pod_addresses());
         let mut at = cursor.unwrap_or_default();
         while at.worker < self.machine.alive.len() {
             if page.records.len() >= PAGE_RECORDS {
@@ -165,7 +167,7 @@ impl LiveFlows {
             let named = dump
                 .records
                 .iter()
-                .map(|record| LiveRecord::Flow(self.flow_record(record, now, &ports)))
+                .map(|record| LiveRecord::Flow(self.flow_record(record, now, &ports, local.as_ref())))
                 .filter(|record| wanted(filter, record));
             page.records.extend(named);
             at = if dump.done {
@@ -219,6 +221,7 @@ impl LiveFlows {
         record: &FlowRecord,
         now: Nanos,
         ports: &impl Fn(PortId) -> Option<String>,
+        local: Option<&BTreeSet<IpAddr>>,
     ) -> LiveFlow {
         // The record has the lower half of the generation. Zero is none: the process before decided.
         let deciding = (record.decided != 0)
@@ -231,7 +234,7 @@ impl LiveFlows {
         let named_by = deciding
             .clone()
             .or_else(|| self.machine.publication.remembered(|_| true));
-        let reasons = named_by.as_ref().map_or(Vec::new(), |snapshot| {
+        let mut reasons = named_by.as_ref().map_or(Vec::new(), |snapshot| {
             let judged = judge(snapshot, &record.key);
             let [ingress, egress] = record.provenance;
             match &deciding {
@@ -243,6 +246,10 @@ impl LiveFlows {
                 None => reasons(snapshot, judged.ingress, judged.egress),
             }
         });
+        if let Some(local) = local {
+            let [src, dst] = [record.key.src, record.key.dst].map(|end| local.contains(&end.into()));
+            reasons.retain(|reason| decides_here(reason, src, dst));
+        }
         LiveFlow {
             id: record.id.to_string(),
             ends: ends(named_by.as_deref(), &record.key, record.key.policy_l4(false)),
@@ -316,6 +323,14 @@ fn judge(snapshot: &Snapshot, key: &FlowKey) -> Judgement {
     let (src, dst) = (snapshot.identify(key.src), snapshot.identify(key.dst));
     let l4 = key.policy_l4(false);
     snapshot.judge(&src, &dst, key.src, key.dst, l4, NodeExemption::Trusted)
+}
+
+/// Whether a node decides in a direction: of its own pods alone. Of a flow without any it decides both.
+fn decides_here(reason: &Decider, src_is_local: bool, dst_is_local: bool) -> bool {
+    match reason.direction.as_str() {
+        "egress" => src_is_local || !dst_is_local,
+        _ => dst_is_local || !src_is_local,
+    }
 }
 
 /// Both directions in the words and the order of `query`.

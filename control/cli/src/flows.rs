@@ -3,6 +3,7 @@
 mod staged;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -11,13 +12,17 @@ use std::{
 
 use anyhow::{Context, bail};
 use ringwall_analyse::flow::protocol_name;
+use ringwall_controller::frontends::AskedFrontend;
 use ringwall_messages::{
     Connection, DATAPLANE_SOCKET, FlowCursor, FlowFilter, FlowPage, LiveEnds, LiveRecord, Reply, Request,
     VERSION,
 };
 use ringwall_policy::{Decider, PASS};
 
-use super::{Output, explain::service_of};
+use super::{
+    Output,
+    explain::{ask_control, service_of},
+};
 
 /// How long the dataplane may take for one part of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +38,7 @@ to 5,000 per second.
 DECIDED BY is the policy and rule in the snapshot that decided. As JSON:
 one object per line, with kind (flow or drop), id, src, dst, src_pod, dst_pod,
 protocol, src_port, dst_port, generation and reasons (as in `query`); a flow
-has state, age_seconds, idle_seconds, ports, packets, bytes and decided; a
+has state, frontend, frontend_service, age_seconds, idle_seconds, ports, packets, bytes and decided; a
 drop has reason, audit, age_seconds, port and length.
 
 With --staged, each is judged again as if the staged policies were enforced (see
@@ -82,15 +87,17 @@ pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> 
     let mut kept = Vec::new();
     let mut cursor = None;
     let mut unknown = false;
+    let mut services = ServiceNames::default();
     loop {
         let page = live.page(&filter, cursor)?;
         unknown |= page.unknown_pod;
+        services.learn(&args.config, &page.records);
         for record in page.records.into_iter().take(most - shown) {
             shown += 1;
             match output {
                 _ if args.staged => kept.push(record),
-                Output::Json => writeln!(out, "{}", serde_json::to_string(&record)?)?,
-                Output::Human => rows.push(row(&record).to_vec()),
+                Output::Json => writeln!(out, "{}", services.in_json(&record)?)?,
+                Output::Human => rows.push(row(&record, &services).to_vec()),
             }
         }
         cursor = page.next;
@@ -114,6 +121,63 @@ pub(super) fn run(args: &FlowsArgs, output: Output) -> anyhow::Result<ExitCode> 
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How long control may take to say whose frontends are: they are shown without names then.
+const NAMES_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Names of the Services behind the addresses that clients used.
+#[derive(Default)]
+pub(super) struct ServiceNames {
+    known: BTreeMap<AskedFrontend, Option<String>>,
+    /// Control does not answer; it is not asked again.
+    is_away: bool,
+}
+
+impl ServiceNames {
+    /// Asks control about what is new in some records.
+    fn learn(&mut self, config: &Path, records: &[LiveRecord]) {
+        let new: BTreeSet<AskedFrontend> = records
+            .iter()
+            .filter_map(frontend_of)
+            .filter(|frontend| !self.known.contains_key(frontend))
+            .collect();
+        if self.is_away || new.is_empty() {
+            return;
+        }
+        let new: Vec<AskedFrontend> = new.into_iter().collect();
+        match ask_control::<Vec<Option<String>>>(config, "/v1/frontends", &new, NAMES_PATIENCE) {
+            Ok(names) => self.known.extend(new.into_iter().zip(names)),
+            Err(_) => self.is_away = true,
+        }
+    }
+
+    /// The Service whose frontend a flow's client used.
+    fn of(&self, record: &LiveRecord) -> Option<&str> {
+        self.known.get(&frontend_of(record)?)?.as_deref()
+    }
+
+    fn in_json(&self, record: &LiveRecord) -> serde_json::Result<String> {
+        let Some(name) = self.of(record) else {
+            return serde_json::to_string(record);
+        };
+        let mut value = serde_json::to_value(record)?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("frontend_service".to_owned(), name.into());
+        }
+        serde_json::to_string(&value)
+    }
+}
+
+fn frontend_of(record: &LiveRecord) -> Option<AskedFrontend> {
+    let LiveRecord::Flow(flow) = record else {
+        return None;
+    };
+    Some(AskedFrontend {
+        address: flow.frontend?,
+        port: flow.frontend_port,
+        protocol: flow.ends.protocol,
+    })
 }
 
 /// A connection to the running dataplane.
@@ -186,12 +250,12 @@ const HEAD: [&str; 8] = [
     "DECIDED BY",
 ];
 
-fn row(record: &LiveRecord) -> [String; 8] {
+fn row(record: &LiveRecord, services: &ServiceNames) -> [String; 8] {
     let nobody = || ("-".to_owned(), "-".to_owned(), "-".to_owned());
     let (from, to, protocol) = record.ends().map_or_else(nobody, |ends| {
         (
             end(&ends.src_pod, ends.src, ends.src_port),
-            destination(record, ends),
+            destination(record, ends, services.of(record)),
             protocol_words(record, ends),
         )
     });
@@ -229,12 +293,15 @@ fn protocol_words(record: &LiveRecord, ends: &LiveEnds) -> String {
     }
 }
 
-/// Where a packet leads, and the address that its client used instead.
-fn destination(record: &LiveRecord, ends: &LiveEnds) -> String {
+/// Where a packet leads, and the Service or address that its client used instead.
+fn destination(record: &LiveRecord, ends: &LiveEnds, service: Option<&str>) -> String {
     let to = end(&ends.dst_pod, ends.dst, ends.dst_port);
     match record {
         LiveRecord::Flow(flow) => match flow.frontend {
-            Some(frontend) => format!("{to} by {}", end(&None, frontend, flow.frontend_port)),
+            Some(frontend) => {
+                let name = service.map(str::to_owned);
+                format!("{to} by {}", end(&name, frontend, flow.frontend_port))
+            }
             None => to,
         },
         LiveRecord::Drop(_) => to,
@@ -325,6 +392,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // a failed step is a failed test
 mod tests {
     use ringwall_messages::LiveFlow;
 
@@ -360,8 +428,19 @@ mod tests {
             decided: None,
             reasons: Vec::new(),
         };
-        let to = |flow: &LiveFlow| row(&LiveRecord::Flow(flow.clone()))[2].clone();
-        assert_eq!(to(&flow), "shop/web-1:8080 by 10.96.0.10:80");
+        let mut services = ServiceNames::default();
+        let record = LiveRecord::Flow(flow.clone());
+        assert_eq!(row(&record, &services)[2], "shop/web-1:8080 by 10.96.0.10:80");
+        let asked = frontend_of(&record).unwrap();
+        services.known.insert(asked, Some("shop/web".to_owned()));
+        let to = |flow: &LiveFlow| row(&LiveRecord::Flow(flow.clone()), &services)[2].clone();
+        assert_eq!(to(&flow), "shop/web-1:8080 by shop/web:80");
+        assert!(
+            services
+                .in_json(&record)
+                .unwrap()
+                .contains("\"frontend_service\":\"shop/web\"")
+        );
         (flow.frontend, flow.frontend_port) = (None, None);
         assert_eq!(to(&flow), "shop/web-1:8080");
     }

@@ -40,7 +40,9 @@ use tokio::{
 };
 
 use crate::{
-    AskError, Overview, metrics,
+    AskError, Overview,
+    frontends::{AskedFrontend, MAX_FRONTENDS, name_of},
+    metrics,
     staged::{MAX_FLOWS, StagedRequest},
 };
 
@@ -137,6 +139,7 @@ impl Servers {
             .route("/v1/coverage", post(coverage))
             .route(POD_STARTS, post(start_pod))
             .route(POD_ENDS, post(end_pods))
+            .route("/v1/frontends", post(frontends))
             .route(
                 "/v1/staged",
                 post(staged).layer(DefaultBodyLimit::max(MAX_STAGED_BYTES)),
@@ -443,6 +446,19 @@ async fn explain(State(overview): State<Arc<Overview>>, Json(request): Json<Expl
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+async fn frontends(State(overview): State<Arc<Overview>>, Json(asked): Json<Vec<AskedFrontend>>) -> Response {
+    if asked.len() > MAX_FRONTENDS {
+        let wrong = format!("{} frontends; ask about {MAX_FRONTENDS} at most", asked.len());
+        return (StatusCode::PAYLOAD_TOO_LARGE, wrong).into_response();
+    }
+    let Some(services) = overview.services().await else {
+        let wrong = "the Services of the API server are not known yet";
+        return (StatusCode::SERVICE_UNAVAILABLE, wrong).into_response();
+    };
+    let names: Vec<Option<String>> = asked.iter().map(|asked| name_of(&services, asked)).collect();
+    Json(names).into_response()
 }
 
 async fn staged(State(overview): State<Arc<Overview>>, Json(request): Json<StagedRequest>) -> Response {

@@ -9,6 +9,7 @@
 mod active_policy;
 pub mod api;
 pub mod dataplane_client;
+pub mod frontends;
 mod journal;
 pub mod metrics;
 mod overview;

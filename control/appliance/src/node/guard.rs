@@ -435,6 +435,16 @@ impl NodeGuard {
         }
     }
 
+    /// The addresses of this node's pods.
+    pub fn pod_addresses(&self) -> BTreeSet<IpAddr> {
+        let guarded = locked(&self.guarded);
+        let of_pods = guarded.values().filter_map(|(_, kind)| match kind {
+            Guarded::Pod(end) => Some(&end.addresses),
+            Guarded::Bridge | Guarded::Other => None,
+        });
+        of_pods.flatten().copied().collect()
+    }
+
     /// What is wrong, for `status`.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms: Vec<String> = locked(&self.problems).values().cloned().collect();

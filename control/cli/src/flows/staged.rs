@@ -8,7 +8,7 @@ use ringwall_controller::staged::{
 use ringwall_messages::LiveRecord;
 use serde::Serialize;
 
-use super::{HEAD, deciders_words, row, table};
+use super::{HEAD, ServiceNames, deciders_words, row, table};
 use crate::{
     Output,
     explain::{ask_control, service_of},
@@ -53,7 +53,7 @@ pub(super) fn write(
             let rows: Vec<Vec<String>> = records
                 .iter()
                 .map(|record| {
-                    let mut row = row(record).to_vec();
+                    let mut row = row(record, &ServiceNames::default()).to_vec();
                     row.push(words(pending(record)));
                     row
                 })
