@@ -760,6 +760,45 @@ fn large_datagrams_through_a_service_pass_or_drop_as_a_whole() {
 }
 
 #[test]
+fn what_carries_packets_past_the_programs_later_is_an_alarm_while_it_is_there() {
+    let Some(_alone) = runs_here("obstacles that come later") else {
+        return;
+    };
+    let bed = bed(Role::Node);
+    let firewall = start(&bed, &World::of(&bed));
+    let wait = |what: &str, words: &str, wanted: bool| {
+        let has_it = |status: &Value| {
+            let alarms = status["dataplane"]["alarms"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            alarms.iter().any(|alarm| alarm.to_string().contains(words))
+        };
+        firewall
+            .wait_until(what, |status| has_it(status) == wanted)
+            .unwrap()
+    };
+    wait("nothing is wrong", "IPsec policies", false);
+    let policy = "src 10.111.0.0/16 dst 203.0.113.0/24 dir out";
+    bed.gateway
+        .ip(&[format!(
+            "xfrm policy add {policy} tmpl src 192.0.2.1 dst 192.0.2.10 proto esp mode tunnel"
+        )])
+        .unwrap();
+    bed.gateway
+        .ip(&["link add antrea-gw0 type veth peer name antrea-gw1"])
+        .unwrap();
+    wait("the policy is seen", "IPsec policies", true);
+    wait("the engine is seen", "Antrea", true);
+    // Who is not concerned goes on.
+    expect(&bed, &[("shop/client", "shop/web", HTTP, true)]);
+    bed.gateway.ip(&[format!("xfrm policy delete {policy}")]).unwrap();
+    bed.gateway.ip(&["link delete antrea-gw0"]).unwrap();
+    wait("the policy is gone", "IPsec policies", false);
+    wait("the engine is gone", "Antrea", false);
+}
+
+#[test]
 fn what_would_carry_packets_past_the_programs_is_refused_by_name() {
     let Some(_alone) = runs_here("obstacles of a node") else {
         return;
