@@ -22,7 +22,9 @@ use zerocopy::{Immutable, KnownLayout, TryFromBytes};
 pub use build::{BuildError, ImageBuilder, Page, PortDecision, PortRange};
 pub use image::{Image, ImageError};
 pub use layout::{CLASSES_PER_PAGE, Decision, LAYOUT_VERSION, NONE};
-pub use snapshot::{BATCH, FirstPacket, JudgedPacket, RangeNodes, Sizes, Snapshot, SnapshotChanges};
+pub use snapshot::{
+    BATCH, CellPage, FirstPacket, JudgedPacket, RangeNodes, Sizes, Snapshot, SnapshotChanges,
+};
 
 /// Number of a snapshot; strictly increasing, 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -131,17 +131,12 @@ impl Cohorts {
             self.scratch = key.0;
             return (cohort, false);
         }
-        let mut seen = Digest::new("cohort");
-        seen.text(&namespace.name);
-        seen.labels(vocabulary.seen_of_namespace(&namespace.labels));
-        seen.labels(vocabulary.seen_of_pod(&pod.labels));
-        seen.content(&vocabulary.ports_content(egress_ports));
         self.cohorts.push(Cohort {
             space,
             labels: key.0.clone(),
             ingress_ports,
             egress_ports,
-            seen: seen.finish(),
+            seen: seen_of(pod, namespace, egress_ports, vocabulary),
             list: 0,
             policies: Vec::new(),
             rows: None,
@@ -150,6 +145,27 @@ impl Cohorts {
         known.numbers.push(next);
         known.cohorts.insert(key, next);
         (next, true)
+    }
+
+    /// Takes up the labels of a namespace as selectors see them now. Forgets its cohorts without pods; answers the others, and the
+    /// lists of those.
+    pub(super) fn relabel(&mut self, name: &str, labels: Vec<Label>) -> (Vec<u32>, Vec<u32>) {
+        let space = self.by_name.get(name).copied();
+        let Some(space) = space.and_then(|space| self.spaces.get_mut(space as usize)) else {
+            return (Vec::new(), Vec::new());
+        };
+        space.labels = labels;
+        let cohorts = &self.cohorts;
+        let has_pods = |number: &u32| {
+            let cohort = cohorts.get(*number as usize);
+            cohort.is_some_and(|cohort| !cohort.members.is_empty())
+        };
+        space.cohorts.retain(|_, number| has_pods(number));
+        let (kept, empty): (Vec<u32>, Vec<u32>) = space.numbers.iter().partition(|number| has_pods(number));
+        space.numbers.clone_from(&kept);
+        let lists = empty.iter().filter_map(|number| cohorts.get(*number as usize));
+        let lists = lists.map(|cohort| cohort.list).collect();
+        (kept, lists)
     }
 
     /// The cohorts whose pods a matcher holds, in ascending order, those without pods among them.
@@ -185,4 +201,19 @@ impl Cohorts {
             policies.holding(&space.name, &space.labels, &cohort.labels),
         )
     }
+}
+
+/// What selectors see of a pod.
+pub(super) fn seen_of(
+    pod: &Pod,
+    namespace: &Namespace,
+    egress_ports: u32,
+    vocabulary: &Vocabulary,
+) -> Content {
+    let mut seen = Digest::new("cohort");
+    seen.text(&namespace.name);
+    seen.labels(vocabulary.seen_of_namespace(&namespace.labels));
+    seen.labels(vocabulary.seen_of_pod(&pod.labels));
+    seen.content(&vocabulary.ports_content(egress_ports));
+    seen.finish()
 }

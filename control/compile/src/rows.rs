@@ -182,6 +182,8 @@ pub(super) enum NamesOf {
 struct Row {
     /// Indices of rules, in the order in which they decide.
     rules: Vec<u32>,
+    /// So many of them are of policies that are no NetworkPolicies, before the first of one: pods of many namespaces have the same.
+    shared: usize,
     names: NamesOf,
     /// Number of the list of tiers that deny what none of their rules matches.
     isolations: u32,
@@ -225,7 +227,27 @@ pub(super) struct Rows {
     laid: Vec<Vec<(u32, u64)>>,
     /// Memory for lists of rules.
     spare: Vec<Vec<u32>>,
+    /// What rows begin with, while they are written one after the other and nothing else happens: by rules, and whether one of
+    /// the row may lead past one that matches everything.
+    beginnings: Option<HashMap<(Vec<u32>, bool), Beginning>>,
 }
+
+/// Classes, the rules that match them, and whether no further rule matters.
+type Part = (u64, Vec<u32>, bool);
+
+/// What the rules that several rows begin with say about each page.
+#[derive(Debug)]
+struct Beginning {
+    /// By page: classes, and the number of their list.
+    pages: Vec<Vec<(u64, usize)>>,
+    /// Distinct lists of rules that match, and whether no further rule matters.
+    lists: Vec<(Vec<u32>, bool)>,
+    /// Rules for everyone.
+    everyone: Vec<u32>,
+}
+
+/// The most of them that are kept.
+const MOST_BEGINNINGS: usize = 256;
 
 /// Rules, named ports and isolating tiers (number of their list), owned or borrowed.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -348,11 +370,16 @@ impl Rows {
             let rule = from.policies.rules.get(rule as usize);
             rule.is_some_and(|rule| rule.action == Action::Pass)
         };
+        let shared = slots().take_while(|slot| slot.id.kind != PolicyKind::NetworkPolicy);
+        let shared = shared.filter_map(|slot| slot.direction(ingress));
+        let shared = shared.flat_map(|direction| direction.rules.clone());
+        let shared = shared.filter(|rule| of_others.binary_search(rule).is_err());
         let row = Row {
             names,
             isolations,
             passes: rules().any(passes),
             content: content.finish(),
+            shared: shared.count(),
             rules: rules().collect(),
         };
         let number = self.write(row, isolating, from, tables);
@@ -412,6 +439,11 @@ impl Rows {
         }
     }
 
+    /// Begins or ends a time in which rows are written and nothing else happens: no class comes.
+    pub(super) fn write_at_once(&mut self, begins: bool) {
+        self.beginnings = begins.then(HashMap::new);
+    }
+
     /// Makes room for so many classes.
     pub(super) fn make_room(&mut self, classes: usize, tables: &mut ImageBuilder) {
         tables.classes(classes as u32);
@@ -431,6 +463,7 @@ impl Rows {
         let Some(class) = from.classes.get(number) else {
             return;
         };
+        self.beginnings = None; // they do not know this one
         if class.ports() != 0 {
             rows.extend(&self.asking);
         }
@@ -465,14 +498,12 @@ impl Rows {
         }
     }
 
-    /// Writes a row and answers its number.
-    fn write(&mut self, row: Row, isolating: u32, from: &Sources<'_>, tables: &mut ImageBuilder) -> u32 {
-        // Rules for everyone, and the pages that rules for some touch.
-        let mut everyone: Vec<u32> = Vec::new();
+    /// Lays rules over the pages that they touch, which it answers in any order; `first` is the position of the first of them. Those for
+    /// everyone are noted by their positions instead.
+    fn lay(&mut self, rules: &[u32], first: u32, everyone: &mut Vec<u32>, from: &Sources<'_>) -> Vec<u32> {
         let mut touched: Vec<u32> = Vec::new();
-        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
-        for (rule, position) in row.rules.iter().zip(0..) {
-            let Some(rule) = rule_of(*rule) else {
+        for (rule, position) in rules.iter().zip(first..) {
+            let Some(rule) = from.policies.rules.get(*rule as usize) else {
                 continue;
             };
             if rule.parties.is_everyone() {
@@ -504,6 +535,35 @@ impl Rows {
                 }
             }
         }
+        touched
+    }
+
+    /// Writes a row and answers its number.
+    fn write(&mut self, row: Row, isolating: u32, from: &Sources<'_>, tables: &mut ImageBuilder) -> u32 {
+        let asks = |rule: &u32| {
+            let rule = from.policies.rules.get(*rule as usize);
+            rule.is_some_and(|rule| rule.asks_names)
+        };
+        let by_class = row.names == NamesOf::Peer && row.rules.iter().any(asks);
+        if row.shared > 0
+            && !by_class
+            && let Some(mut beginnings) = self.beginnings.take()
+        {
+            if beginnings.len() >= MOST_BEGINNINGS {
+                beginnings.clear();
+            }
+            let rules = row.rules.get(..row.shared).unwrap_or_default().to_vec();
+            let beginning = beginnings
+                .entry((rules, row.passes))
+                .or_insert_with_key(|(rules, passes)| self.beginning(rules, *passes, from));
+            let number = self.write_from(row, beginning, isolating, from, tables);
+            self.beginnings = Some(beginnings);
+            return number;
+        }
+        // Rules for everyone, and the pages that rules for some touch.
+        let mut everyone: Vec<u32> = Vec::new();
+        let mut touched = self.lay(&row.rules, 0, &mut everyone, from);
+        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
         let peer_names = row.names == NamesOf::Peer;
         let rule_at = |position: u32| row.rules.get(position as usize).copied();
         let asks = |position: u32| {
@@ -569,6 +629,101 @@ impl Rows {
         tables.row_of_pages(isolating, &pages, map)
     }
 
+    /// What rules say about each page, whatever comes after them.
+    fn beginning(&mut self, rules: &[u32], passes: bool, from: &Sources<'_>) -> Beginning {
+        let mut everyone: Vec<u32> = Vec::new();
+        self.lay(rules, 0, &mut everyone, from);
+        let mut numbers: HashMap<(Vec<u32>, bool), usize> = HashMap::new();
+        let mut lists: Vec<(Vec<u32>, bool)> = Vec::new();
+        let mut pages = Vec::with_capacity(self.pages);
+        for at in 0..self.pages {
+            let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
+            laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
+            laid.sort_unstable_by_key(|(position, _)| *position);
+            let mut parts: Vec<Part> = vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
+            self.cut(&mut parts, &laid, rules, passes, from);
+            self.clear(at, laid);
+            let numbered = parts.into_iter().map(|(mask, rules, ends)| {
+                let number = *numbers.entry((rules, ends)).or_insert_with_key(|list| {
+                    lists.push(list.clone());
+                    lists.len() - 1
+                });
+                (mask, number)
+            });
+            pages.push(numbered.collect());
+        }
+        let everyone = everyone.iter().filter_map(|at| rules.get(*at as usize));
+        Beginning {
+            everyone: everyone.copied().collect(),
+            pages,
+            lists,
+        }
+    }
+
+    /// As [`Self::write`], of a row none of whose rules asks for the names of a peer's ports.
+    fn write_from(
+        &mut self,
+        row: Row,
+        beginning: &Beginning,
+        isolating: u32,
+        from: &Sources<'_>,
+        tables: &mut ImageBuilder,
+    ) -> u32 {
+        let names = match row.names {
+            NamesOf::Subject(list) => list,
+            NamesOf::Peer => 0,
+        };
+        let rest = row.rules.get(row.shared..).unwrap_or_default();
+        let mut everyone: Vec<u32> = Vec::new();
+        self.lay(rest, row.shared as u32, &mut everyone, from);
+        let rule_at = |position: &u32| row.rules.get(*position as usize).copied();
+        let for_all: Vec<u32> = everyone.iter().filter_map(rule_at).collect();
+        let mut maps: Vec<Option<u32>> = vec![None; beginning.lists.len()];
+        let mut pages: Vec<Page> = Vec::with_capacity(beginning.pages.len());
+        for (at, known) in beginning.pages.iter().enumerate() {
+            let list_of = |number: &usize| beginning.lists.get(*number);
+            let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
+            let mut mapped: Vec<(u64, u32)> = Vec::with_capacity(known.len());
+            if laid.is_empty() {
+                for (mask, number) in known {
+                    let (Some(place), Some((rules, ends))) = (maps.get_mut(*number), list_of(number)) else {
+                        continue;
+                    };
+                    let map = match *place {
+                        Some(map) => map,
+                        None => {
+                            let mut all = rules.clone();
+                            if !ends {
+                                all.extend(&for_all);
+                            }
+                            *place.insert(self.map(&all, names, row.isolations, from, tables))
+                        }
+                    };
+                    mapped.push((*mask, map));
+                }
+            } else {
+                laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
+                laid.sort_unstable_by_key(|(position, _)| *position);
+                let parts = known.iter().filter_map(|(mask, number)| {
+                    let (rules, ends) = list_of(number)?;
+                    Some((*mask, rules.clone(), *ends))
+                });
+                let mut parts: Vec<Part> = parts.collect();
+                self.cut(&mut parts, &laid, &row.rules, row.passes, from);
+                for (mask, rules, _) in parts {
+                    mapped.push((mask, self.map(&rules, names, row.isolations, from, tables)));
+                }
+            }
+            self.clear(at, laid);
+            pages.push(tables.page(&mapped));
+        }
+        let mut for_others = beginning.everyone.clone();
+        for_others.extend(&for_all);
+        let map = self.map(&for_others, names, row.isolations, from, tables);
+        self.rows.push(row);
+        tables.row_of_pages(isolating, &pages, map)
+    }
+
     /// Gives a page's rules back, so that the next row needs no memory for them.
     fn clear(&mut self, page: usize, mut laid: Vec<(u32, u64)>) {
         laid.clear();
@@ -587,35 +742,8 @@ impl Rows {
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
     ) -> Vec<(u64, u32)> {
-        let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
-        // Classes and the rules that match them; the flag says that no further rule matters.
-        let mut parts: Vec<(u64, Vec<u32>, bool)> =
-            vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
-        for (position, mask) in laid {
-            let Some(rule) = row.rules.get(*position as usize).copied() else {
-                continue;
-            };
-            let ends = !row.passes && rule_of(rule).is_some_and(RowRule::ends);
-            for at in 0..parts.len() {
-                let Some(part) = parts.get_mut(at) else { break };
-                let inside = part.0 & mask;
-                if inside == 0 || part.2 {
-                    continue;
-                }
-                if inside != part.0 {
-                    let mut same = self.spare.pop().unwrap_or_default();
-                    same.extend_from_slice(&part.1);
-                    let outside = (part.0 & !mask, same, part.2);
-                    part.0 = inside;
-                    part.1.push(rule);
-                    part.2 = ends;
-                    parts.push(outside);
-                } else {
-                    part.1.push(rule);
-                    part.2 = ends;
-                }
-            }
-        }
+        let mut parts: Vec<Part> = vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
+        self.cut(&mut parts, laid, &row.rules, row.passes, from);
         let mut mapped = Vec::with_capacity(parts.len());
         for (mask, mut rules, _) in parts {
             match row.names {
@@ -642,6 +770,43 @@ impl Rows {
             self.spare.push(rules);
         }
         mapped
+    }
+
+    /// Cuts parts of a page by the rules that are laid over it, in the order of their positions among `rules`.
+    fn cut(
+        &mut self,
+        parts: &mut Vec<Part>,
+        laid: &[(u32, u64)],
+        rules: &[u32],
+        passes: bool,
+        from: &Sources<'_>,
+    ) {
+        for (position, mask) in laid {
+            let Some(rule) = rules.get(*position as usize).copied() else {
+                continue;
+            };
+            let known = from.policies.rules.get(rule as usize);
+            let ends = !passes && known.is_some_and(RowRule::ends);
+            for at in 0..parts.len() {
+                let Some(part) = parts.get_mut(at) else { break };
+                let inside = part.0 & mask;
+                if inside == 0 || part.2 {
+                    continue;
+                }
+                if inside != part.0 {
+                    let mut same = self.spare.pop().unwrap_or_default();
+                    same.extend_from_slice(&part.1);
+                    let outside = (part.0 & !mask, same, part.2);
+                    part.0 = inside;
+                    part.1.push(rule);
+                    part.2 = ends;
+                    parts.push(outside);
+                } else {
+                    part.1.push(rule);
+                    part.2 = ends;
+                }
+            }
+        }
     }
 
     /// The port map of rules that all match; `ports` is the destination's list of named ports.

@@ -115,6 +115,19 @@ impl Keys {
         to.sort_unstable();
     }
 
+    /// As [`Self::project_into`], with what was ever named.
+    fn project_known_into(&self, labels: &Labels, values: &mut HashMap<String, u32>, to: &mut Vec<Label>) {
+        for (key, value) in labels {
+            if let Some((number, _)) = self.numbers.get(key) {
+                to.push((*number, value_number(values, value)));
+            }
+            let likes = self.likes.get(key).into_iter().flatten();
+            let has = likes.filter(|like| like.part.holds(value, &like.text));
+            to.extend(has.map(|like| (like.number, 0)));
+        }
+        to.sort_unstable();
+    }
+
     fn seen<'a>(&self, labels: &'a Labels) -> impl Iterator<Item = (&'a str, &'a str)> {
         let labels = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         labels.filter(|(key, _)| self.number(key).is_some())
@@ -161,8 +174,7 @@ enum Word<'a> {
 #[derive(Debug, Default)]
 pub(super) struct TermTurnover {
     pub pod_keys: HashSet<String>,
-    /// Whether there are any keys of namespaces.
-    pub namespace_keys: bool,
+    pub namespace_keys: HashSet<String>,
     pub ports: HashSet<(Protocol, String)>,
 }
 
@@ -170,6 +182,12 @@ impl TermTurnover {
     fn pod_key(&mut self, key: &str, turned: bool) {
         if turned {
             self.pod_keys.insert(key.to_owned());
+        }
+    }
+
+    fn namespace_key(&mut self, key: &str, turned: bool) {
+        if turned {
+            self.namespace_keys.insert(key.to_owned());
         }
     }
 
@@ -273,7 +291,7 @@ impl Vocabulary {
         words(policy, &mut |word| match word {
             Word::PodKey(key, text) => turned.pod_key(key, learn_key(&mut self.pod_keys, key, text)),
             Word::NamespaceKey(key, text) => {
-                turned.namespace_keys |= learn_key(&mut self.namespace_keys, key, text);
+                turned.namespace_key(key, learn_key(&mut self.namespace_keys, key, text));
             }
             Word::PortName {
                 ingress,
@@ -299,7 +317,7 @@ impl Vocabulary {
         words(policy, &mut |word| match word {
             Word::PodKey(key, text) => turned.pod_key(key, forget_key(&mut self.pod_keys, key, text)),
             Word::NamespaceKey(key, text) => {
-                turned.namespace_keys |= forget_key(&mut self.namespace_keys, key, text);
+                turned.namespace_key(key, forget_key(&mut self.namespace_keys, key, text));
             }
             Word::PortName {
                 ingress,
@@ -320,11 +338,11 @@ impl Vocabulary {
         self.pod_keys.project_into(&pod.labels, &mut self.values, to);
     }
 
-    /// The labels that selectors can see of a namespace.
+    /// The labels that selectors can see of a namespace, or ever could: so a set or a policy that names a key again holds what it held.
     pub(super) fn namespace_labels(&mut self, labels: &Labels) -> Vec<Label> {
         let mut projected = Vec::new();
         self.namespace_keys
-            .project_into(labels, &mut self.values, &mut projected);
+            .project_known_into(labels, &mut self.values, &mut projected);
         projected
     }
 
@@ -333,7 +351,7 @@ impl Vocabulary {
         self.pod_keys.seen(labels)
     }
 
-    /// As [`Self::namespace_labels`], in words and in order of their keys.
+    /// The labels that selectors can see of a namespace, in words and in order of their keys.
     pub(super) fn seen_of_namespace<'a>(
         &self,
         labels: &'a Labels,

@@ -157,19 +157,22 @@ impl State {
         // Cohorts, with sets of blocks that hold addresses of their pods.
         let mut placed: Vec<(u32, u32)> = Vec::new();
         // Replicas come one after the other, in the same cohort.
-        let mut last: Option<(&Pod, Option<u32>)> = None;
+        let mut last: Option<(&Pod, u32)> = None;
         for pod in cluster.pods.values() {
-            let Some(number) = self.admit(pod) else {
+            let replica_of = last.filter(|(other, _)| are_replicas(pod, other));
+            let replica_of = replica_of.and_then(|(_, other)| self.members.get(other));
+            let like = replica_of.map(|other| (other.shape, other.cohort));
+            let Some(number) = self.admit_like(pod, like.map(|(shape, _)| shape)) else {
                 open.extend(&pod.addresses);
                 continue;
             };
             numbers.push(number);
-            match last {
-                Some((other, cohort)) if are_replicas(pod, other) => self.join(number, cohort),
-                _ => self.attach(number),
+            match like {
+                Some((_, cohort)) => self.join(number, cohort),
+                None => self.attach(number),
             }
             let cohort = self.members.get(number).and_then(|member| member.cohort);
-            last = Some((pod, cohort));
+            last = Some((pod, number));
             for address in &pod.addresses {
                 let place = cohort.map(|cohort| (cohort, self.blocks.set_of(*address)));
                 if placed.last() != place.as_ref() {
@@ -201,10 +204,12 @@ impl State {
         }
         self.tables.expect_endpoints(numbers.len());
         self.rows.make_room(self.classes.len(), &mut self.tables);
+        self.rows.write_at_once(true);
         for cohort in 0..self.cohorts.cohorts.len() as u32 {
             self.rows_of(cohort, 0);
             self.within(budget)?;
         }
+        self.rows.write_at_once(false);
         for number in numbers {
             self.identify(number);
             let Some(pod) = self.members.get(number).map(|member| Arc::clone(&member.pod)) else {
@@ -319,6 +324,11 @@ impl State {
 
     /// Takes up a live pod: None where it has no place of its own in the policy.
     pub(super) fn admit(&mut self, pod: &Arc<Pod>) -> Option<u32> {
+        self.admit_like(pod, None)
+    }
+
+    /// As [`Self::admit`]; `shape` is the number of the pod's combination of words, where it is known.
+    fn admit_like(&mut self, pod: &Arc<Pod>, shape: Option<u32>) -> Option<u32> {
         if pod.finished {
             return None;
         }
@@ -328,7 +338,7 @@ impl State {
         }
         let member = self.members.insert(Member {
             pod: Arc::clone(pod),
-            shape: self.shapes.of(pod),
+            shape: shape.unwrap_or_else(|| self.shapes.of(pod)),
             endpoint: NONE,
             identity: None,
             cohort: None,

@@ -727,3 +727,65 @@ fn the_first_row_has_a_column_for_every_class_that_came_before_it() {
     }
     assert!(!allows(&snapshot, "192.0.2.100", "10.0.0.2", 80));
 }
+
+#[test]
+fn a_label_key_of_namespaces_that_comes_and_goes_leaves_nothing_behind() {
+    let mut cluster = three_pods();
+    cluster.insert(Object::Namespace(Namespace {
+        name: "b".to_owned(),
+        labels: [("tenant".to_owned(), "blue".to_owned())].into(),
+        terminating: false,
+    }));
+    let everyone = policy(
+        "base",
+        Selector::default(),
+        vec![from(vec![pods_with("app", "web")])],
+    );
+    cluster.insert(everyone);
+    let tenant = |value: &str| {
+        let peer = ringwall_policy::Peer::Pods {
+            namespaces: Some(having("tenant", value)),
+            pods: Selector::default(),
+        };
+        policy("tenant", Selector::default(), vec![from(vec![peer])])
+    };
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    let mut generation = 0;
+    let mut take = |cluster: &Cluster| {
+        generation += 1;
+        let compiled = compiler.update(cluster, Generation(generation)).unwrap();
+        let (full, now) = (open(cluster), Snapshot::from_image(&compiled.image));
+        assert_eq!(compiled.hash, full.hash());
+        for name in ["web", "db", "client"] {
+            assert_eq!(epoch(&now, name), epoch(&full, name), "{name}");
+        }
+        (compiled, now)
+    };
+    take(&cluster);
+    let mut sizes = Vec::new();
+    for round in 0..6 {
+        // Of one value that b has, and of one that it gets while nobody asks for the key.
+        let value = ["blue", "green"][round / 3];
+        cluster.insert(Object::Namespace(Namespace {
+            name: "b".to_owned(),
+            labels: [("tenant".to_owned(), value.to_owned())].into(),
+            terminating: false,
+        }));
+        take(&cluster);
+        for asked in ["blue", "green"] {
+            let asked_for = tenant(asked);
+            let reference = asked_for.reference().unwrap();
+            cluster.insert(asked_for);
+            let (compiled, now) = take(&cluster);
+            assert!(compiled.incremental);
+            assert_eq!(allows(&now, "10.0.0.4", "10.0.0.3", 80), asked == value);
+            cluster.remove(&reference);
+            let (_, now) = take(&cluster);
+            assert!(!allows(&now, "10.0.0.4", "10.0.0.3", 80));
+            sizes.push(compiled.stats.classes);
+        }
+    }
+    // Once both values were asked for in each state, what comes was there before.
+    assert_eq!(sizes[2..6].iter().collect::<BTreeSet<_>>().len(), 1, "{sizes:?}");
+    assert_eq!(sizes[8..].iter().collect::<BTreeSet<_>>().len(), 1, "{sizes:?}");
+}

@@ -12,6 +12,7 @@ use ringwall_policy::{
 use super::{
     Budget,
     blocks::{BlockChanges, Span},
+    cohorts::seen_of,
     policies::Named,
     selectors::TermTurnover,
     state::{State, most_members},
@@ -203,10 +204,11 @@ impl State {
             .for_each(|policy| self.vocabulary.learn(policy, &mut words));
         old.iter()
             .for_each(|policy| self.vocabulary.forget(policy, &mut words));
-        self.update_namespaces(last, &words, again);
+        self.update_namespaces(last, again);
         if !self.look_again(&words, again) {
             return false;
         }
+        self.relabel_namespaces(&words, again);
         let mut touched = Vec::new();
         for policy in &old {
             if let Some(slot) = self.policies.remove(&policy.id) {
@@ -304,7 +306,7 @@ impl State {
     }
 
     /// A namespace that selectors see differently has other cohorts.
-    fn update_namespaces(&mut self, last: &Cluster, words: &TermTurnover, again: &mut Again) {
+    fn update_namespaces(&mut self, last: &Cluster, again: &mut Again) {
         let next = self.cluster.namespaces.clone();
         for change in last.namespaces.diff(&next) {
             let (name, now) = match change {
@@ -316,11 +318,35 @@ impl State {
                 self.take_apart(last, name, again);
             }
         }
-        if words.namespace_keys {
-            for (name, namespace) in &next {
-                if self.looks_different(name, Some(namespace)) {
-                    self.take_apart(last, name, again);
-                }
+    }
+
+    /// Namespaces with a key that policies began or ceased to name: no set that was there holds other pods, so that cohorts stay
+    /// what they are, and their epochs do not.
+    fn relabel_namespaces(&mut self, words: &TermTurnover, again: &mut Again) {
+        if words.namespace_keys.is_empty() {
+            return;
+        }
+        let next = self.cluster.namespaces.clone();
+        for (name, namespace) in &next {
+            if !namespace
+                .labels
+                .keys()
+                .any(|key| words.namespace_keys.contains(key))
+            {
+                continue;
+            }
+            let labels = self.vocabulary.namespace_labels(&namespace.labels);
+            let (cohorts, left) = self.cohorts.relabel(name, labels);
+            left.into_iter().for_each(|list| self.classes.leave_list(list));
+            for number in cohorts {
+                let Some(cohort) = self.cohorts.cohorts.get_mut(number as usize) else {
+                    continue;
+                };
+                let one = cohort.members.first().and_then(|one| self.members.get(*one));
+                let Some(one) = one else { continue };
+                cohort.seen = seen_of(&one.pod, namespace, cohort.egress_ports, &self.vocabulary);
+                cohort.rows = None;
+                again.members.extend(&cohort.members);
             }
         }
     }

@@ -520,6 +520,11 @@ impl Expected {
         named && rule.peer.iter().all(|demand| self.meets(demand, terms, blocks))
     }
 
+    /// Number of what ends of a meaning call the ports that egress rules ask for.
+    pub(super) fn names_of(&self, meaning: u32) -> u32 {
+        self.meanings[meaning as usize].names
+    }
+
     fn meaning_number(&mut self, meaning: Meaning) -> u32 {
         if let Some(number) = self.meaning_numbers.get(&meaning) {
             return *number;
@@ -1186,6 +1191,11 @@ impl Lists {
         }
         self.touched[at] = (self.round, self.rule);
         Some(&mut self.list[at])
+    }
+
+    /// Meanings that some rule names.
+    pub(super) fn named(&self) -> &[u32] {
+        &self.named
     }
 
     /// The list of a meaning.

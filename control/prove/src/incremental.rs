@@ -395,9 +395,9 @@ impl Proof {
             new_lines.extend(self.held.lines_of(*row));
         }
         if !new_lines.is_empty() {
-            let columns: Vec<_> = self.held.columns().collect();
+            let mut columns = self.columns();
             for line in &new_lines {
-                self.line(*line, &columns)?;
+                self.line(*line, &mut columns)?;
             }
         }
         if !new_columns.is_empty() {
@@ -408,10 +408,22 @@ impl Proof {
                 .collect();
             for column in &new_columns {
                 let was = gained.get(column);
+                // What was found of the pages that were looked at last: neighbouring rows often have the same.
+                let mut last = None;
                 for line in &lines {
-                    let map = self.snapshot.port_map_of(cells(line.0), column.0);
-                    let same = was.is_some_and(|class| map == older.port_map_of(cells(line.0), *class));
-                    if same && map.is_some_and(|map| !since.port_maps.contains(&map)) {
+                    let alike = was.is_some_and(|was| {
+                        let is = self.snapshot.page_of(cells(line.0), column.0);
+                        let pages = (is, older.page_of(cells(line.0), *was));
+                        if let Some((_, alike)) = last.filter(|(known, _)| *known == pages) {
+                            return alike;
+                        }
+                        let map = pages.0.and_then(|page| self.snapshot.port_map_on(page, column.0));
+                        let before = pages.1.and_then(|page| older.port_map_on(page, *was));
+                        let alike = map == before && map.is_some_and(|map| !since.port_maps.contains(&map));
+                        last = Some((pages, alike));
+                        alike
+                    });
+                    if alike {
                         self.report.pairs += 1;
                         continue;
                     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod address_ranges;
+mod columns;
 mod expected;
 mod incremental;
 mod matching;

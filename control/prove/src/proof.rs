@@ -16,6 +16,7 @@ use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
 
 use super::{
     address_ranges::{self, Range},
+    columns::Columns,
     expected::{End, Expected, Lists, Owner},
     matching::{self, Asked, is_mapped},
     number_relation::{ClassMeaning, EndRef, NumberRelation, ObservedEnd, RowSubject, peer, subject},
@@ -94,7 +95,7 @@ struct Todo {
     ranges: Vec<bool>,
     began_lines: bool,
     lines: Vec<RowSubject>,
-    columns: Vec<ClassMeaning>,
+    columns: Columns,
 }
 
 /// How many pods or addresses are looked at between two looks at the clock.
@@ -178,18 +179,24 @@ impl Proof {
             self.todo.began_lines = true;
             let (lines, _) = self.held.take_new();
             self.todo.lines = lines.into_iter().rev().collect();
-            self.todo.columns = self.held.columns().collect();
+            self.todo.columns = self.columns();
             self.report.classes = self.classes();
             return Ok(false);
         }
         let Some(line) = self.todo.lines.pop() else {
             return Ok(true);
         };
-        let columns = std::mem::take(&mut self.todo.columns);
-        let proven = self.line(line, &columns);
+        let mut columns = std::mem::take(&mut self.todo.columns);
+        let proven = self.line(line, &mut columns);
         self.todo.columns = columns;
         proven?;
         Ok(false)
+    }
+
+    /// All columns.
+    pub(super) fn columns(&self) -> Columns {
+        let names = |meaning| self.view.names_of(meaning);
+        Columns::of(self.held.columns(), names)
     }
 
     /// Subjects and meanings that some end has.
@@ -579,33 +586,60 @@ impl Proof {
     }
 
     /// 4: a row against everyone who can be a peer.
-    pub(super) fn line(&mut self, line: RowSubject, columns: &[ClassMeaning]) -> Result<(), Wrong> {
-        let (row, of) = line;
+    pub(super) fn line(&mut self, line: RowSubject, columns: &mut Columns) -> Result<(), Wrong> {
         self.named.remove(&line);
+        self.report.pairs += columns.len() as u64;
         if self.is_trivial(line) {
-            self.report.pairs += columns.len() as u64;
             return Ok(());
         }
         let mut lists = std::mem::take(&mut self.lists);
-        let others = self.view.lists_of(of, &mut lists);
-        let mut last = None;
-        let mut proven = Ok(());
-        for column in columns {
-            let (class, meaning) = *column;
-            let list = lists.get(meaning, others);
-            let decided = self.decided(of, list, meaning);
-            let map = self.snapshot.port_map_of(cells(row), class).unwrap_or(NO_MAP);
-            if last != Some((decided, map)) {
-                proven = self.cell(line, *column, decided, map);
-                if proven.is_err() {
-                    break;
-                }
-                last = Some((decided, map));
-            }
-        }
-        self.report.pairs += columns.len() as u64;
+        let others = self.view.lists_of(line.1, &mut lists);
+        columns.begin(lists.named());
+        let proven = self.pages(line, columns, &lists, others);
         self.lists = lists;
         proven
+    }
+
+    fn pages(
+        &mut self,
+        line: RowSubject,
+        columns: &Columns,
+        lists: &Lists,
+        others: u32,
+    ) -> Result<(), Wrong> {
+        let (row, of) = line;
+        let mut last = None;
+        for page in columns.pages() {
+            let found = self.snapshot.page_of(cells(row), page.last_class());
+            // Where no rule names any of them, they differ in their port names alone.
+            let same = found.filter(|_| !page.is_named);
+            if let Some(map) = same.and_then(|found| self.snapshot.only_port_map_on(found)) {
+                let mut proven = true;
+                for column in page.by_names() {
+                    let decided = self.decided(of, others, column.1);
+                    if last != Some((decided, map)) {
+                        last = self.cell(line, column, decided, map)?.then_some((decided, map));
+                        proven &= last.is_some();
+                    }
+                }
+                if proven {
+                    continue;
+                }
+            }
+            for column in page.columns() {
+                let (class, meaning) = *column;
+                let decided = self.decided(of, lists.get(meaning, others), meaning);
+                let map = match found {
+                    Some(found) => self.snapshot.port_map_on(found, class),
+                    None => self.snapshot.port_map_of(cells(row), class),
+                };
+                let map = map.unwrap_or(NO_MAP);
+                if last != Some((decided, map)) {
+                    last = self.cell(line, *column, decided, map)?.then_some((decided, map));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// 4: a row against one peer.
@@ -620,7 +654,7 @@ impl Proof {
             .snapshot
             .port_map_of(cells(line.0), column.0)
             .unwrap_or(NO_MAP);
-        self.cell(line, column, decided, map)
+        self.cell(line, column, decided, map).map(drop)
     }
 
     /// Whether no policy governs on either side: then there is no cell.
@@ -636,16 +670,23 @@ impl Proof {
         }
     }
 
-    /// 5: one cell, unless its port map was held against the same decisions before.
-    fn cell(&mut self, line: RowSubject, column: ClassMeaning, decided: u32, map: u32) -> Result<(), Wrong> {
+    /// 5: one cell, unless its port map was held against the same decisions before. False where it is wrong and no packet
+    /// reads it: another one with the same port map may be read.
+    fn cell(
+        &mut self,
+        line: RowSubject,
+        column: ClassMeaning,
+        decided: u32,
+        map: u32,
+    ) -> Result<bool, Wrong> {
         // Which policies isolate is the row's own: asked once for each row, whatever the map.
         let names = decided != OPEN && self.view.decisions.isolates(decided) && !self.named.contains(&line);
         let known = map != NO_MAP && self.matched.contains(&(decided, map));
         if known && !names {
-            return Ok(());
+            return Ok(true);
         }
         if let Some(l4) = self.contradiction(line, column, decided, map) {
-            return self.visible(line, column, l4);
+            return self.visible(line, column, l4).map(|()| false);
         }
         if names {
             self.named.insert(line);
@@ -653,7 +694,7 @@ impl Proof {
         if map != NO_MAP {
             self.matched.insert((decided, map));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Asks at every border of either side; the first packet that is decided otherwise.

@@ -9,7 +9,8 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 use ringwall_dataplane::classify::PolicyName;
 use ringwall_policy::{
-    Action, Cluster, Labels, NetworkPolicy, Peer, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, Labels, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Selector, TieredPolicy,
+    TieredRule,
 };
 
 use super::{
@@ -174,6 +175,57 @@ pub(super) struct Selected<'a> {
     pub labels: &'a Labels,
 }
 
+/// Selectors of namespaces, each once, with the pod terms that have them.
+#[derive(Debug, Default)]
+struct NamespaceSelectors {
+    selectors: Vec<(Selector, Vec<u32>)>,
+    numbers: HashMap<Selector, usize>,
+    /// Those of which a namespace needs one of some values of a key, by key and value: each by one of its keys.
+    by_label: HashMap<String, HashMap<String, Vec<usize>>>,
+    others: Vec<usize>,
+}
+
+impl NamespaceSelectors {
+    fn add(&mut self, selector: &Selector, term: u32) {
+        if let Some(number) = self.numbers.get(selector) {
+            self.selectors[*number].1.push(term);
+            return;
+        }
+        let number = self.selectors.len();
+        self.numbers.insert(selector.clone(), number);
+        self.selectors.push((selector.clone(), vec![term]));
+        let needed = selector.requirements.iter().find_map(|requirement| {
+            let Operator::In(values) = &requirement.operator else {
+                return None;
+            };
+            Some((&requirement.key, values))
+        });
+        match needed {
+            Some((key, values)) => {
+                let of_key = self.by_label.entry_ref(key.as_str()).or_default();
+                for value in values {
+                    of_key.entry_ref(value.as_str()).or_default().push(number);
+                }
+            }
+            None => self.others.push(number),
+        }
+    }
+
+    /// Pod terms whose selector matches a namespace, in any order.
+    fn terms_of(&self, labels: &Labels) -> impl Iterator<Item = u32> {
+        let labelled = labels
+            .iter()
+            .filter_map(|(key, value)| self.by_label.get(key.as_str())?.get(value.as_str()));
+        let some = labelled.flatten().chain(&self.others);
+        let some = some.map(|number| &self.selectors[*number]);
+        let matching = some.filter(move |(selector, _)| matches(selector, labels));
+        matching.flat_map(|(_, terms)| terms.iter().copied())
+    }
+}
+
+/// So many pod terms are put to a namespace one by one.
+const FEW_TERMS: usize = 16;
+
 /// Every policy of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
@@ -194,6 +246,7 @@ pub(super) struct Rules {
     term_numbers: HashMap<PodTerm, u32>,
     own_terms: HashMap<String, Vec<u32>>,
     other_terms: Vec<u32>,
+    namespace_selectors: NamespaceSelectors,
     blocks: Vec<Block>,
     block_numbers: HashMap<Block, u32>,
     /// Keys of pod labels that some selector names.
@@ -362,7 +415,10 @@ impl Rules {
                         .or_default()
                         .push(next);
                 }
-                Namespaces::Matching(_) => self.other_terms.push(next),
+                Namespaces::Matching(selector) => {
+                    self.other_terms.push(next);
+                    self.namespace_selectors.add(selector, next);
+                }
             }
             self.terms.push(term);
         }
@@ -394,11 +450,16 @@ impl Rules {
     pub(super) fn terms_of_namespace(&self, name: &str, labels: &Labels, first: u32) -> Vec<u32> {
         let own = self.own_terms.get(name).into_iter().flatten();
         let own = own.filter(|term| **term >= first);
+        let mut terms: Vec<u32> = own.copied().collect();
         let others = &self.other_terms[self.other_terms.partition_point(|term| *term < first)..];
-        let others = others.iter().filter(|term| {
-            matches!(&self.terms[**term as usize].namespaces, Namespaces::Matching(selector) if matches(selector, labels))
-        });
-        let mut terms: Vec<u32> = own.chain(others).copied().collect();
+        if others.len() > FEW_TERMS {
+            let others = self.namespace_selectors.terms_of(labels);
+            terms.extend(others.filter(|term| *term >= first));
+        } else {
+            terms.extend(others.iter().filter(|term| {
+                matches!(&self.terms[**term as usize].namespaces, Namespaces::Matching(selector) if matches(selector, labels))
+            }));
+        }
         terms.sort_unstable();
         terms
     }

@@ -67,6 +67,10 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
+/// 64 cells of a row, where its tables have them: of one snapshot, two that are equal have equal cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellPage(PageRecord);
+
 /// The bucket where the search for an address begins.
 #[derive(Clone, Copy)]
 enum HomeBucket<'a> {
@@ -461,6 +465,29 @@ impl Snapshot {
         self.port_map((number as usize).checked_sub(1)?, peer_class)
     }
 
+    /// The cells of a row for the 64 classes among which one is; None where [`Self::port_map_of`] answers that of the class.
+    pub fn page_of(&self, row: Row, peer_class: u32) -> Option<CellPage> {
+        let Row::Cells(number) = row else { return None };
+        self.page((number as usize).checked_sub(1)?, peer_class)
+            .copied()
+            .map(CellPage)
+    }
+
+    /// What [`Self::port_map_of`] answers of a class on a page of this snapshot.
+    pub fn port_map_on(&self, page: CellPage, peer_class: u32) -> Option<u32> {
+        self.port_map_in(&page.0, peer_class as usize)
+    }
+
+    /// What [`Self::port_map_of`] answers of each class on a page of this snapshot; None where that differs.
+    pub fn only_port_map_on(&self, page: CellPage) -> Option<u32> {
+        let pattern = self.image.parts.tables.patterns.get(page.0.pattern as usize)?;
+        let [first, ..] = pattern.parts;
+        if pattern.parts.iter().any(|part| *part != first) {
+            return None;
+        }
+        self.port_map_in(&page.0, 0)
+    }
+
     /// What a row decides by a port map, for each of TCP, UDP and SCTP by first port in order, and where no port is
     /// known; None for numbers that are not of this snapshot.
     pub fn port_spans(&self, row: Row, port_map: Option<u32>) -> Option<PortSpans> {
@@ -620,13 +647,18 @@ impl Snapshot {
     /// The palette entry of one cell; None where the numbers leave the tables.
     #[inline]
     fn port_map(&self, row: usize, peer_class: u32) -> Option<u32> {
+        self.port_map_in(self.page(row, peer_class)?, peer_class as usize)
+    }
+
+    /// The page of one cell; None where the numbers leave the tables.
+    #[inline]
+    fn page(&self, row: usize, peer_class: u32) -> Option<&PageRecord> {
         let (head, tables) = (&self.image.parts.head, &self.image.parts.tables);
         if peer_class >= head.classes || row >= head.rows as usize {
             return None;
         }
-        let class = peer_class as usize;
-        let slot = page_slot(row, class / CLASSES_PER_PAGE, head.row_tiles);
-        self.port_map_in(tables.row_pages.get(slot)?, class)
+        let slot = page_slot(row, peer_class as usize / CLASSES_PER_PAGE, head.row_tiles);
+        tables.row_pages.get(slot)
     }
 
     /// The palette entry of one of a page's cells.
