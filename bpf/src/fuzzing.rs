@@ -78,6 +78,7 @@ impl LoadedPrograms {
             local_addresses: Vec::new(),
             pod_cidrs: Vec::new(),
             failsafe: Vec::new(),
+            tunnel_ports: Vec::new(),
         };
         crate::log::quiet();
         let loaded = load(&spec.name)?;

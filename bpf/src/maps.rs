@@ -36,6 +36,7 @@ pub(crate) const MAX_LOCAL: usize = 4096;
 /// Most prefixes of pods that the programs of a port hold, both families together.
 pub const MAX_PREFIXES: usize = 131_072;
 pub(crate) const MAX_FAILSAFE: usize = 32;
+pub(crate) const MAX_TUNNEL_PORTS: usize = 16;
 
 pub(crate) const FLAG_FAIL_OPEN: u32 = 1;
 pub(crate) const FLAG_JUDGE_ALL: u32 = 2;
@@ -54,14 +55,15 @@ pub(crate) struct PortConfig {
     pub(crate) guard_mac: [u8; 6],
     pub(crate) failsafe_count: u16,
     pub(crate) name: [u8; 16],
+    pub(crate) tunnel_ports: [u16; MAX_TUNNEL_PORTS],
 }
 
 impl PortConfig {
-    pub(crate) const BYTES: usize = if cfg!(feature = "neighbour") { 64 } else { 56 };
+    pub(crate) const BYTES: usize = if cfg!(feature = "neighbour") { 96 } else { 88 };
     /// Where the name is.
     const NAME: std::ops::Range<usize> = 36..52;
 
-    /// Layout of `struct rw_config`, host byte order; 4 bytes of padding at the end.
+    /// Layout of `struct rw_config`, host byte order. What the programs write lies between name and ports.
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[0..8].copy_from_slice(&self.build_id.to_ne_bytes());
@@ -73,6 +75,9 @@ impl PortConfig {
         bytes[28..34].copy_from_slice(&self.guard_mac);
         bytes[34..36].copy_from_slice(&self.failsafe_count.to_ne_bytes());
         bytes[Self::NAME].copy_from_slice(&self.name);
+        for (to, port) in bytes[56..88].chunks_exact_mut(2).zip(self.tunnel_ports) {
+            to.copy_from_slice(&port.to_ne_bytes());
+        }
         bytes
     }
 }

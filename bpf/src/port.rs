@@ -21,8 +21,8 @@ use crate::{
     error::wrap,
     guard, kernel,
     maps::{
-        FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, Maps, PortConfig, PortSockets,
-        name_bytes,
+        FLAG_FAIL_OPEN, FLAG_GUARD_REDIRECT, FLAG_JUDGE_ALL, FLAG_PEER_BY_SKB, MAX_TUNNEL_PORTS, Maps,
+        PortConfig, PortSockets, check_count, name_bytes,
     },
     skeleton::RingwallSkelBuilder,
 };
@@ -128,6 +128,8 @@ pub struct PortSpec {
     pub pod_cidrs: Vec<IpNet>,
     /// What passes in fail mode.
     pub failsafe: Vec<Failsafe>,
+    /// UDP ports of tunnels, which do not pass in fail mode, besides those that the programs know.
+    pub tunnel_ports: Vec<u16>,
 }
 
 /// Names of a port's pins: its link and its sockets.
@@ -545,6 +547,10 @@ fn configuration(spec: &PortSpec, ifindex: u32) -> Result<PortConfig, BpfError> 
         },
         ..PortConfig::default()
     };
+    check_count("UDP ports of tunnels", spec.tunnel_ports.len(), MAX_TUNNEL_PORTS)?;
+    for (to, port) in config.tunnel_ports.iter_mut().zip(&spec.tunnel_ports) {
+        *to = *port;
+    }
     config.role = match &spec.role {
         PortRole::Wire { peer, judge_all } => {
             config.peer_ifindex = index_of(peer)?;

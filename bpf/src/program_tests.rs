@@ -123,6 +123,7 @@ impl Bench {
             local_addresses: Vec::new(),
             pod_cidrs: Vec::new(),
             failsafe: Vec::new(),
+            tunnel_ports: Vec::new(),
         };
         let loaded = load(&spec.name).expect("the verifier takes the programs");
         let pods = ["10.111.0.0/16".parse().unwrap(), "fd00:111::/48".parse().unwrap()];
@@ -159,6 +160,7 @@ impl Bench {
             guard_ifindex: 1,
             guard_mac: GUARD_MAC,
             failsafe_count: failsafe.len() as u16,
+            tunnel_ports: std::array::from_fn(|nth| [7000, 0, 7001].get(nth).copied().unwrap_or_default()),
             ..PortConfig::default()
         };
         loaded.maps.set_config(config).unwrap();
@@ -541,6 +543,50 @@ fn open_passes_everything() {
     wire.xdp("from a pod", &udp4(POD_A, OUTSIDE), PASS, Counter::FailRedirected);
 }
 
+/// Failsafe entries for every protocol are for the administrator's connections, not for what nodes' tunnels hold.
+#[test]
+fn failsafe_opens_no_tunnels_that_it_does_not_name() {
+    if !privileged() {
+        return;
+    }
+    let mut wire = Bench::new(WIRE, FLAG_JUDGE_ALL);
+    let failsafe = |protocol, ports| Failsafe {
+        from: "198.51.100.0/24".parse().unwrap(),
+        to: "10.10.100.0/24".parse().unwrap(),
+        protocol,
+        ports,
+    };
+    let udp = |from: u16, to: u16| ethernet(MAC, 0x0800, &ip4(OUTSIDE, NODE, 17, &ports(from, to)));
+    let tunnels = [
+        ("VXLAN", udp(9, 8472)),
+        ("a configured port", udp(9, 7000)),
+        (
+            "IP in IP",
+            ethernet(MAC, 0x0800, &ip4(OUTSIDE, NODE, 4, &[0x45; 40])),
+        ),
+        ("ESP", ethernet(MAC, 0x0800, &ip4(OUTSIDE, NODE, 50, &[0; 40]))),
+    ];
+    wire.loaded
+        .maps
+        .set_failsafe(&[failsafe(None, None), failsafe(Some(6), None)])
+        .unwrap();
+    for (what, packet) in &tunnels {
+        wire.xdp(what, packet, DROP, Counter::FailDropped);
+    }
+    wire.xdp("UDP", &udp(9, 53), REDIRECT, Counter::FailRedirected);
+    wire.loaded
+        .maps
+        .set_failsafe(&[failsafe(Some(17), Some((7000, 8472))), failsafe(Some(50), None)])
+        .unwrap();
+    for ((what, packet), named) in tunnels.iter().zip([true, true, false, true]) {
+        if named {
+            wire.xdp(what, packet, REDIRECT, Counter::FailSafe);
+        } else {
+            wire.xdp(what, packet, DROP, Counter::FailDropped);
+        }
+    }
+}
+
 #[test]
 fn failsafe_passes_both_ways_when_closed() {
     if !privileged() {
@@ -649,6 +695,10 @@ fn a_wire_sends_everything_to_the_socket() {
         ("VXLAN", ethernet(MAC, 0x0800, &udp(9, 4789))),
         ("VXLAN, as Linux has it", ethernet(MAC, 0x0800, &udp(9, 8472))),
         ("Geneve", ethernet(MAC, 0x0800, &udp(9, 6081))),
+        ("Flannel's own", ethernet(MAC, 0x0800, &udp(8285, 8285))),
+        ("FoU", ethernet(MAC, 0x0800, &udp(9, 5555))),
+        ("a configured port", ethernet(MAC, 0x0800, &udp(9, 7000))),
+        ("another", ethernet(MAC, 0x0800, &udp(9, 7001))),
         ("WireGuard", ethernet(MAC, 0x0800, &udp(51820, 9))),
         (
             "VXLAN, IPv6",
@@ -840,6 +890,7 @@ fn header_and_rust_agree() {
         ("RW_MAX_LOCAL", crate::maps::MAX_LOCAL),
         ("RW_MAX_PREFIXES", crate::maps::MAX_PREFIXES),
         ("RW_MAX_FAILSAFE", crate::maps::MAX_FAILSAFE),
+        ("RW_MAX_TUNNEL_PORTS", crate::maps::MAX_TUNNEL_PORTS),
     ] {
         assert_eq!(constant(name), value as u64, "{name}");
     }

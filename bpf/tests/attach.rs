@@ -28,6 +28,7 @@ fn spec(bpffs: &Bpffs, name: &str) -> PortSpec {
         local_addresses: Vec::new(),
         pod_cidrs: vec!["10.0.0.0/24".parse().unwrap()],
         failsafe: Vec::new(),
+        tunnel_ports: Vec::new(),
     }
 }
 

@@ -242,8 +242,38 @@ pub enum Role {
 pub struct Tunnels {
     /// Whether policy decides about those of pods.
     pub allowed: bool,
-    /// UDP ports where nodes unpack them.
+    /// UDP ports where nodes unpack them, sorted.
     pub ports: Vec<u16>,
+    /// Which kind there is at a UDP port; the others cannot be looked into.
+    pub kinds: Vec<(u16, UdpTunnel)>,
+    /// Whether IP in IP is looked into.
+    pub ip_in_ip: bool,
+    /// Whether GRE is looked into.
+    pub gre: bool,
+    /// Whether what cannot be looked into passes between nodes.
+    pub opaque_allowed: bool,
+    /// The networks of VXLAN and Geneve that there are; empty: any.
+    pub networks: Vec<OverlayNetwork>,
+}
+
+/// Tunnels in UDP that are looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpTunnel {
+    /// VXLAN.
+    Vxlan,
+    /// Geneve.
+    Geneve,
+    /// An IP packet directly in UDP, as Flannel's `udp` backend sends it.
+    Flannel,
+}
+
+/// A network of VXLAN or Geneve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverlayNetwork {
+    /// Its identifier, below 2^24.
+    pub vni: u32,
+    /// Its address space; 0 is that of packets without tunnels.
+    pub zone: u32,
 }
 
 /// A pair of interfaces.

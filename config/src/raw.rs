@@ -669,17 +669,52 @@ pub enum Networks {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Overlay {
     /// Whether policy decides about tunnel packets sent by pods, and about those sent to nodes by hosts that are not nodes. What
-    /// is inside is not inspected. Default: drop.
+    /// is inside of these is not inspected. Default: drop.
     #[serde(default)]
     pub from_pods: TunnelAction,
-    /// UDP ports where nodes unpack tunnels. Default: 4789, 6081, 8285, 8472.
+    /// UDP ports where nodes unpack tunnels. Those in none of the lists below cannot be inspected. Default: 4789, 6081, 8285,
+    /// 8472, and the ports of the lists below.
     pub ports: Option<Vec<u16>>,
-    /// UDP ports of VXLAN.
+    /// UDP ports of VXLAN. Default: 4789 and 8472, unless `ports` leaves them out.
     pub vxlan_ports: Option<Vec<u16>>,
-    /// Whether IP-in-IP packets are inspected.
+    /// UDP ports of Geneve. Default: 6081, unless `ports` leaves it out.
+    pub geneve_ports: Option<Vec<u16>>,
+    /// UDP ports of Flannel's `udp` backend. Default: 8285, unless `ports` leaves it out.
+    pub flannel_ports: Option<Vec<u16>>,
+    /// Whether IP in IP between nodes is inspected, IPv4 and IPv6 in either. Default: true.
     pub ipip: Option<bool>,
-    /// What happens to tunnel packets that cannot be inspected.
-    pub opaque: Option<String>,
+    /// Whether GRE between nodes is inspected. Default: true.
+    pub gre: Option<bool>,
+    /// What happens to tunnels between nodes that cannot be inspected: WireGuard, IPsec, L2TP and other encapsulations, ports
+    /// without a kind. Default: deny.
+    #[serde(default)]
+    pub opaque: OpaqueTunnels,
+    /// The networks (VNI) of VXLAN and Geneve between nodes. Packets of others drop. Default: any.
+    pub networks: Option<Vec<OverlayNetwork>>,
+}
+
+/// A network of VXLAN or Geneve.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OverlayNetwork {
+    /// Its identifier, 0 to 16777215.
+    pub vni: u32,
+    /// Its address space: flows of one do not answer those of another. Default: 0, that of packets without tunnels.
+    #[serde(default)]
+    pub zone: u32,
+}
+
+/// What happens to tunnels that cannot be inspected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OpaqueTunnels {
+    /// They are dropped.
+    #[default]
+    Deny,
+    /// They pass, like anything else between nodes.
+    Allow,
+    /// They pass, with an alarm.
+    Alarm,
 }
 
 /// What happens to tunnel packets from pods.

@@ -3,7 +3,10 @@
 //! Everything in the format that is not acted on is an entry here, so that nobody believes in a protection that is not
 //! there. A value that asks for what happens anyway is harmless and accepted.
 
-use crate::{problem::Problem, raw::Raw};
+use crate::{
+    problem::Problem,
+    raw::{OpaqueTunnels, Raw},
+};
 
 /// Finds every key of a file that this version does not act on.
 pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
@@ -89,17 +92,13 @@ pub(crate) fn unsupported(raw: &Raw) -> Vec<Problem> {
             "node addresses are judged as what they are",
         );
     }
-    if let Some(overlay) = &raw.overlay {
-        let mut refuse = |key: &str| refuse(format!("overlay.{key}"), "tunnels are not looked into");
-        if overlay.vxlan_ports.is_some() {
-            refuse("vxlanPorts");
-        }
-        if overlay.ipip.is_some() {
-            refuse("ipip");
-        }
-        if overlay.opaque.is_some() {
-            refuse("opaque");
-        }
+    if let Some(overlay) = &raw.overlay
+        && overlay.opaque == OpaqueTunnels::Alarm
+    {
+        refuse(
+            "overlay.opaque".into(),
+            "tunnels that cannot be inspected pass (`allow`) or drop (`deny`)",
+        );
     }
     if let Some(logging) = &raw.logging {
         let mut refuse = |key: &str| refuse(format!("logging.{key}"), "flows are not logged");

@@ -14,8 +14,8 @@ use serde_saphyr::Error as YamlError;
 
 use crate::{
     config::{
-        ClusterNetworks, Config, Conntrack, Cpus, Interface, InterfaceSelect, Role, RxQueues, Source,
-        SourceKind, Telemetry, Timeouts, Tunnels, Umem, Wire, Workers,
+        ClusterNetworks, Config, Conntrack, Cpus, Interface, InterfaceSelect, OverlayNetwork, Role, RxQueues,
+        Source, SourceKind, Telemetry, Timeouts, Tunnels, UdpTunnel, Umem, Wire, Workers,
     },
     cpus::{CpuId, parse_cpu_list},
     failsafe::failsafe,
@@ -178,6 +178,7 @@ impl Raw {
         let wires = wires(&self, fail_mode, &mut problems);
         cluster.places = places(&self, &mut problems);
         let interfaces = interfaces(&self, &mut problems);
+        let tunnels = tunnels(self.overlay.as_ref(), &mut problems);
         let conntrack = conntrack(&self.conntrack, &mut problems);
         let umem = umem(&self.umem, &mut problems);
         let snapshot_budget = snapshot_budget(&self.snapshot, &mut problems);
@@ -267,7 +268,7 @@ impl Raw {
                         .routing
                         .map_or_else(Default::default, |routing| routing.reverse_path),
                     anti_spoofing: self.anti_spoofing,
-                    tunnels: tunnels(self.overlay.as_ref()),
+                    tunnels,
                     fail_mode,
                     failsafe,
                     conntrack,
@@ -760,12 +761,84 @@ fn sides(raw: &Raw, interfaces: &[Interface], problems: &mut Vec<Problem>) {
     }
 }
 
-fn tunnels(raw: Option<&raw::Overlay>) -> Tunnels {
+/// What the programs in the kernel have room for.
+const MAX_TUNNEL_PORTS: usize = 16;
+
+fn tunnels(raw: Option<&raw::Overlay>, problems: &mut Vec<Problem>) -> Tunnels {
+    use UdpTunnel::{Flannel, Geneve, Vxlan};
+    let default = raw::Overlay::default();
+    let raw = raw.unwrap_or(&default);
+    let mut kinds: Vec<(u16, UdpTunnel)> = Vec::new();
+    for (key, kind, listed, usual) in [
+        ("vxlanPorts", Vxlan, &raw.vxlan_ports, &[4789, 8472][..]),
+        ("genevePorts", Geneve, &raw.geneve_ports, &[6081]),
+        ("flannelPorts", Flannel, &raw.flannel_ports, &[8285]),
+    ] {
+        let is_unpacked = |port: &u16| raw.ports.as_ref().is_none_or(|ports| ports.contains(port));
+        let ports: Vec<u16> = match listed {
+            Some(listed) => listed.clone(),
+            None => usual.iter().copied().filter(is_unpacked).collect(),
+        };
+        for port in ports {
+            let taken = kinds.iter().any(|(other, of)| *other == port && *of != kind);
+            if taken && listed.is_some() {
+                let text = format!("UDP port {port} has another kind of tunnel already");
+                problems.push(
+                    Problem::new(format!("overlay.{key}"), text)
+                        .help("a port has one kind: take it out of one list"),
+                );
+            } else if !taken {
+                kinds.push((port, kind));
+            }
+        }
+    }
+    let mut ports = raw.ports.clone().unwrap_or_default();
+    ports.extend(kinds.iter().map(|(port, _)| *port));
+    ports.sort_unstable();
+    ports.dedup();
+    kinds.sort_unstable_by_key(|(port, _)| *port);
+    kinds.dedup();
+    if ports.len() > MAX_TUNNEL_PORTS {
+        problems.push(
+            Problem::new(
+                "overlay.ports",
+                format!("{} UDP ports of tunnels are too many", ports.len()),
+            )
+            .help(format!(
+                "list at most {MAX_TUNNEL_PORTS}, those of the kinds included"
+            )),
+        );
+    }
+    if ports.contains(&0) {
+        problems.push(Problem::new("overlay.ports", "0 is no UDP port").help("use 1 to 65535"));
+    }
+    let mut networks: Vec<OverlayNetwork> = Vec::new();
+    for (index, raw::OverlayNetwork { vni, zone }) in raw.networks.iter().flatten().copied().enumerate() {
+        let path = format!("overlay.networks[{index}].vni");
+        if vni >= 1 << 24 {
+            problems.push(Problem::new(path, format!("{vni} is out of range")).help("use 0 to 16777215"));
+        } else if networks.iter().any(|other| other.vni == vni) {
+            problems.push(
+                Problem::new(path, format!("network {vni} is listed twice")).help("a network has one zone"),
+            );
+        } else {
+            networks.push(OverlayNetwork { vni, zone });
+        }
+    }
+    if raw.networks.as_ref().is_some_and(Vec::is_empty) {
+        problems.push(
+            Problem::new("overlay.networks", "no network could be used")
+                .help("list the networks, or leave the key out to allow any"),
+        );
+    }
     Tunnels {
-        allowed: raw.is_some_and(|overlay| overlay.from_pods == raw::TunnelAction::Allow),
-        ports: raw
-            .and_then(|overlay| overlay.ports.clone())
-            .unwrap_or_else(|| vec![4789, 6081, 8285, 8472]),
+        allowed: raw.from_pods == raw::TunnelAction::Allow,
+        ports,
+        kinds,
+        ip_in_ip: raw.ipip.unwrap_or(true),
+        gre: raw.gre.unwrap_or(true),
+        opaque_allowed: raw.opaque != raw::OpaqueTunnels::Deny,
+        networks,
     }
 }
 

@@ -425,9 +425,9 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             "interfaces:\n",
-            "overlay: {ipip: true}\ninterfaces:\n",
+            "overlay: {opaque: alarm}\ninterfaces:\n",
             8,
-            "overlay.ipip",
+            "overlay.opaque",
             &["not supported yet", "remove it"],
         ),
         (
@@ -513,8 +513,79 @@ fn what_packets_may_claim_can_be_chosen() {
     assert_eq!(config.anti_spoofing, AntiSpoofing::Strict);
     assert_eq!(config.reverse_path, ReversePath::Loose);
     assert_eq!((config.tunnels.allowed, config.tunnels.ports), (true, vec![4790]));
+    assert_eq!(config.tunnels.kinds, []);
     assert_eq!(config.conntrack.tcp, TcpTracking::Loose);
     assert_eq!(config.conntrack.tcp_midstream, Midstream::PickupAnswers);
+}
+
+#[test]
+fn tunnels_are_looked_into_unless_they_are_configured_otherwise() {
+    use ringwall_config::{
+        OverlayNetwork,
+        UdpTunnel::{Flannel, Geneve, Vxlan},
+    };
+    let tunnels = parse(GOOD).unwrap().tunnels;
+    assert_eq!(
+        tunnels.kinds,
+        [(4789, Vxlan), (6081, Geneve), (8285, Flannel), (8472, Vxlan)]
+    );
+    assert_eq!(
+        (tunnels.ip_in_ip, tunnels.gre, tunnels.opaque_allowed),
+        (true, true, false)
+    );
+    assert_eq!(tunnels.networks, []);
+    let of = |overlay: &str| parse(&format!("{GOOD}overlay: {{{overlay}}}\n")).map(|config| config.tunnels);
+    let tunnels = of("vxlanPorts: [4790, 8472], ipip: false, gre: false, opaque: allow, networks: [{vni: 1}, {vni: 4096, zone: 7}]").unwrap();
+    assert_eq!(
+        tunnels.kinds,
+        [(4790, Vxlan), (6081, Geneve), (8285, Flannel), (8472, Vxlan)]
+    );
+    assert_eq!(tunnels.ports, [4790, 6081, 8285, 8472]);
+    assert_eq!(
+        (tunnels.ip_in_ip, tunnels.gre, tunnels.opaque_allowed),
+        (false, false, true)
+    );
+    assert_eq!(
+        tunnels.networks,
+        [
+            OverlayNetwork { vni: 1, zone: 0 },
+            OverlayNetwork { vni: 4096, zone: 7 }
+        ]
+    );
+    // A port that is unpacked by something else is known, and cannot be looked into.
+    let tunnels = of("ports: [5000, 8472], vxlanPorts: [8472, 8473]").unwrap();
+    assert_eq!(
+        (tunnels.ports, tunnels.kinds),
+        (vec![5000, 8472, 8473], vec![(8472, Vxlan), (8473, Vxlan)])
+    );
+    for (overlay, path, word) in [
+        (
+            "vxlanPorts: [6081], genevePorts: [6081]",
+            "overlay.genevePorts",
+            "another kind",
+        ),
+        ("ports: [0]", "overlay.ports", "no UDP port"),
+        (
+            "ports: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]",
+            "overlay.ports",
+            "too many",
+        ),
+        ("networks: []", "overlay.networks", "no network"),
+        (
+            "networks: [{vni: 16777216}]",
+            "overlay.networks[0].vni",
+            "out of range",
+        ),
+        (
+            "networks: [{vni: 1}, {vni: 1, zone: 2}]",
+            "overlay.networks[1].vni",
+            "twice",
+        ),
+        ("opaque: alarm", "overlay.opaque", "not supported"),
+    ] {
+        let text = format!("{:?}", of(overlay).unwrap_err());
+        assert!(text.contains(path) && text.contains(word), "{overlay}: {text}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{
     rcu,
     stats::{StatsReader, WorkerStats},
     time::Nanos,
-    wire::{FlowKey, protocol},
+    tunnels::{TunnelFilter, Tunnels},
     worker::Handover,
 };
 
@@ -34,52 +34,6 @@ pub enum Mode {
     Audit,
     /// Drop what is not allowed.
     Enforce,
-}
-
-/// Which packets count as tunnels: they contain another packet with another source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tunnels {
-    /// Whether pods may send tunnels, and any source may send tunnels to nodes, if policy allows it.
-    pub allowed: bool,
-    /// UDP ports where nodes decapsulate.
-    pub ports: Vec<u16>,
-}
-
-impl Default for Tunnels {
-    fn default() -> Self {
-        Self {
-            allowed: false,
-            // Flannel's udp, VXLAN, Geneve, VXLAN as Linux numbered it.
-            ports: vec![8285, 4789, 6081, 8472],
-        }
-    }
-}
-
-impl Tunnels {
-    /// IPv4 and IPv6 in IP, GRE, EtherIP, L2TP, MPLS in IP.
-    const PROTOCOLS: [u8; 6] = [4, 41, 47, 97, 115, 137];
-
-    /// Whether behind more IPv6 headers than were walked may be one that is not allowed: its receiver walks on.
-    #[inline]
-    pub(crate) fn may_hide_in(&self, key: &FlowKey) -> bool {
-        !self.allowed && key.protocol == protocol::UNKNOWN
-    }
-
-    /// Whether a packet with this key is one that is not allowed as such.
-    #[inline]
-    pub(crate) fn matches(&self, key: &FlowKey) -> bool {
-        !self.allowed && self.include(key.protocol, key.dst_port)
-    }
-
-    /// Whether a protocol and its destination port are those of a tunnel.
-    #[inline]
-    pub fn include(&self, protocol: u8, dst_port: u16) -> bool {
-        match protocol {
-            protocol::TCP => false,
-            protocol::UDP => self.ports.contains(&dst_port),
-            other => Self::PROTOCOLS.contains(&other),
-        }
-    }
 }
 
 /// How the packet plane behaves; fixed for its life.
@@ -164,6 +118,8 @@ pub(crate) type ShortFrame = ArrayVec<u8, 128>;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: DataplaneConfig,
+    /// Says quickly of most packets that they are no tunnels.
+    pub(crate) tunnel_filter: TunnelFilter,
     /// By worker: frames of flows that it owns, received by others.
     pub(crate) handover: Box<[ArrayQueue<Handover>]>,
     pub(crate) resolve_requests: ArrayQueue<ResolveRequest>,
@@ -269,6 +225,7 @@ impl Dataplane {
             } else {
                 now.after(config.flow.pickup_window)
             },
+            tunnel_filter: TunnelFilter::new(&config.tunnels),
             config,
         });
         let tables = memory.into_tables(

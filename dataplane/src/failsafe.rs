@@ -75,6 +75,13 @@ impl Failsafe {
         self.0.iter().any(|rule| rule.admits(key))
     }
 
+    /// Whether a rule lets a flow begin that names its protocol. Rules for every protocol are not meant for tunnels.
+    pub(crate) fn names(&self, key: &FlowKey) -> bool {
+        self.0
+            .iter()
+            .any(|rule| rule.protocol.is_some() && rule.admits(key))
+    }
+
     /// Whether a rule lets a packet through that is no later fragment, or what it would answer: for as long as nothing
     /// else can be asked, since no snapshot has been adopted. An ICMP error passes where the packet that it quotes would,
     /// to the sender of that.

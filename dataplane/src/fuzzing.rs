@@ -8,7 +8,8 @@ use crate::{
         memory::{self, SEGMENTS},
         table,
     },
-    wire::{self, Packet},
+    verdict::DropReason,
+    wire::{self, Packet, Parsed, tunnel::TunnelKind},
 };
 
 pub use crate::classify::forged::{delta_between, seal, sections};
@@ -16,6 +17,11 @@ pub use crate::classify::forged::{delta_between, seal, sections};
 /// What the short way through the headers says; None where it leaves a frame to [`wire::parse`].
 pub fn parse_common(frame: &[u8]) -> Option<Packet> {
     wire::parse_common(frame)
+}
+
+/// What is in a tunnel packet, if it is taken for one of a kind; or why nothing is.
+pub fn decapsulate(frame: &[u8], carrier: &Packet, kind: TunnelKind) -> Result<Parsed, DropReason> {
+    wire::tunnel::decapsulate(frame, carrier, kind).map(|(inside, _)| inside)
 }
 
 /// Bytes of one entry of the flow memory.

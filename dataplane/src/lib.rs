@@ -7,6 +7,7 @@
 //! * [`io`] where packets come from and go to. [`frame`] packet buffers with one owner each.
 //! * [`node`] what the kernel of a node and its workers share.
 //! * `fuzzing` (a feature) what the fuzz targets need to get past checksums.
+//! * [`tunnels`] which packets contain others.
 //! * [`addr`], [`port`], [`time`], [`verdict`] the words that all of these use.
 #![allow(unexpected_cfgs)] // `cfg(loom)`, set by hand to check the model of `rcu`
 
@@ -26,6 +27,7 @@ mod prefetch;
 pub mod rcu;
 pub mod stats;
 pub mod time;
+pub mod tunnels;
 pub mod verdict;
 pub mod wire;
 pub mod worker;

@@ -14,7 +14,7 @@ use crate::{
     port::PortId,
     time::Nanos,
     verdict::DropReason,
-    wire::FlowKey,
+    wire::{FlowKey, tunnel::TunnelKind},
 };
 
 const REASONS: usize = DropReason::ALL.len();
@@ -130,6 +130,8 @@ pub struct WorkerCounters {
     pub stateless: Counter,
     /// Partial layer 4 checksums completed.
     pub checksums_completed: Counter,
+    /// Packets judged inside of a tunnel.
+    pub tunnelled: Counter,
     /// Related ICMP errors let through.
     pub icmp_related: Counter,
     /// ICMP errors that the dataplane sent itself.
@@ -194,6 +196,8 @@ pub struct DropSample {
     pub ingress: Option<DirectionVerdict>,
     /// Decision about the source.
     pub egress: Option<DirectionVerdict>,
+    /// The tunnel that the packet was in.
+    pub tunnel: Option<TunnelKind>,
 }
 
 /// What one worker shows to others.

@@ -108,6 +108,21 @@ drop_reasons! {
     EndpointQuota = 30, "endpoint-quota";
     /// The destination is in another VLAN, or behind another port, as `cluster.places` says.
     MisplacedDestination = 31, "misplaced-destination";
+    /// A tunnel packet whose outer source is no node's address.
+    TunnelSource = 32, "tunnel-source";
+    /// The packet inside a tunnel has the source of a pod or node that is not at the node that sent the
+    /// tunnel packet.
+    TunnelSpoofed = 33, "tunnel-spoofed";
+    /// A tunnel in a tunnel, deeper than is looked into.
+    TunnelNested = 34, "tunnel-nested";
+    /// A fragment of a tunnel packet: what is inside cannot be judged.
+    TunnelFragment = 35, "tunnel-fragment";
+    /// A tunnel header that contradicts its standard, or VLAN tags inside a tunnel.
+    TunnelMalformed = 36, "tunnel-malformed";
+    /// A tunnel between nodes that cannot be looked into, and `overlay.opaque` does not allow it.
+    TunnelOpaque = 37, "tunnel-opaque";
+    /// A network (VNI) that `overlay.networks` does not name.
+    TunnelNetwork = 38, "tunnel-network";
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! * [`build`] writing packets, for tests and generators.
 //! * [`neighbour_probe`] asks a station for its Ethernet address; what ARP and neighbour discovery claim is read, too.
 //! * [`checksum`] internet checksums: verify, update, complete.
+//! * [`tunnel`] what is inside of tunnels.
 //! * [`subject`] what is not subject to policy and what becomes of it.
 
 pub mod build;
@@ -12,6 +13,7 @@ pub mod checksum;
 mod neighbour;
 mod parse;
 pub mod subject;
+pub mod tunnel;
 
 pub use neighbour::neighbour_probe;
 pub(crate) use neighbour::{NeighbourClaim, neighbour_claim};
@@ -27,6 +29,7 @@ use crate::{
     verdict::DropReason,
 };
 use subject::NotSubject;
+use tunnel::Tunnel;
 
 /// IP protocol numbers (IANA) that the packet path knows.
 pub mod protocol {
@@ -83,6 +86,8 @@ pub struct Packet {
     pub transport: Transport,
     /// Its place in a fragmented datagram; None for a whole one.
     pub fragment: Option<Fragment>,
+    /// The tunnel that it is in. Then all of the above is about the packet inside, but `vlan`.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// Layer 4, as far as flows and policies need it.
@@ -196,6 +201,24 @@ impl Packet {
         self.end - self.l3
     }
 
+    /// Bytes of the IP packet that goes through ports: itself, or the outermost one around it.
+    #[inline]
+    pub fn outer_length(&self) -> u16 {
+        match self.tunnel {
+            None => self.total_length(),
+            Some(tunnel) => tunnel.outer_length,
+        }
+    }
+
+    /// The address space that it is in, if it came in by a port of a zone.
+    #[inline]
+    fn zone(&self, port_zone: u32) -> u32 {
+        match self.tunnel {
+            Some(Tunnel { zone: Some(zone), .. }) => zone.get(),
+            _ => port_zone,
+        }
+    }
+
     /// Bytes from the layer 4 header to the end of the packet.
     #[inline]
     pub fn l4_length(&self) -> u16 {
@@ -257,7 +280,7 @@ impl Packet {
         FlowKey {
             src: self.src,
             dst: self.dst,
-            zone,
+            zone: self.zone(zone),
             vlan: self.vlan,
             src_port,
             dst_port,
@@ -272,7 +295,7 @@ impl Packet {
             Transport::IcmpError { quoted: Some(quoted) } => FlowKey {
                 src: quoted.src,
                 dst: quoted.dst,
-                zone,
+                zone: self.zone(zone),
                 vlan: self.vlan,
                 src_port: quoted.src_port,
                 dst_port: quoted.dst_port,

@@ -11,6 +11,7 @@ mod ask;
 mod commit;
 mod judge;
 mod route;
+mod tunnel;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ use crate::{
 };
 use judge::Denial;
 use route::OutputPath;
+use tunnel::CarrierCache;
 
 /// Every entry's timeout is checked about this often.
 const SWEEP_PERIOD: Nanos = Nanos::from_secs(10);
@@ -84,6 +86,7 @@ pub struct Worker<Io> {
     housekeeping: Housekeeping,
     /// Parsed headers and disposition of each frame of a burst, by its index in the burst.
     metas: Box<[PacketMeta; BURST]>,
+    carriers: CarrierCache,
 }
 
 /// When each kind of housekeeping was last done.
@@ -108,6 +111,7 @@ struct WorkerTurn<'a, Io> {
     seed: &'a Seed,
     shard_map: &'a ShardMap,
     hold_queue: &'a mut HoldQueue,
+    carriers: &'a mut CarrierCache,
     snapshot: Option<&'a Snapshot>,
     forwarding: Option<&'a Forwarding>,
     now: Nanos,
@@ -126,6 +130,7 @@ impl<Io: PacketIo> Worker<Io> {
             holds,
             housekeeping: Housekeeping::default(),
             metas: Box::new([PacketMeta::BLANK; BURST]),
+            carriers: CarrierCache::default(),
         }
     }
 
@@ -141,6 +146,8 @@ impl<Io: PacketIo> Worker<Io> {
             .set(snapshot.map_or(0, |(_, snapshot)| snapshot.generation().0));
         counters.forwarding.set(sequence);
         counters.turns.add(1);
+        self.carriers
+            .renew(snapshot.map_or(0, |(sequence, _)| sequence), sequence);
         let mut turn = WorkerTurn {
             io: &mut self.io,
             index: self.slot.index,
@@ -153,6 +160,7 @@ impl<Io: PacketIo> Worker<Io> {
             seed: &self.slot.seed,
             shard_map: &self.slot.shard_map,
             hold_queue: &mut self.holds,
+            carriers: &mut self.carriers,
             snapshot: snapshot.map(|(_, snapshot)| snapshot),
             forwarding: forwarding.map(|(_, forwarding)| forwarding),
             now,
@@ -214,6 +222,8 @@ enum Disposition {
     NoPort,
     NotSubject(NotSubject),
     Malformed(DropReason),
+    /// A tunnel packet that drops whatever is inside.
+    Refused(DropReason),
 }
 
 /// With fewer packets than this that seem to begin a flow, judging them as a batch costs more than it saves.
@@ -243,8 +253,8 @@ impl Lookahead<'_> {
     };
 }
 
-/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own`, `Asked` or
-/// `HandOver`, `hint` and `batch_index` only if it is `Own`; otherwise they are left over from an earlier frame.
+/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own`, `Asked`,
+/// `HandOver` or `Refused`, `hint` and `batch_index` only if it is `Own`; otherwise they are left over from an earlier frame.
 #[derive(Clone, Copy, Debug)]
 struct PacketMeta {
     packet: Packet,
@@ -272,6 +282,7 @@ impl PacketMeta {
             dont_fragment: false,
             transport: Transport::None,
             fragment: None,
+            tunnel: None,
         },
         hash: KeyHash { pair: 0, directed: 0 },
         hint: Hint::NONE,
@@ -351,6 +362,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Disposition::NoPort => self.drop_frame(frame, DropReason::PortUnavailable),
             Disposition::NotSubject(kind) => self.handle_not_subject(frame, port, kind),
             Disposition::Malformed(reason) => self.handle_malformed(frame, port, reason),
+            Disposition::Refused(reason) => self.refuse_tunnel(frame, &packet, port, hash, reason),
         }
     }
 
@@ -371,7 +383,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
 
     /// Parses a frame's headers into `meta`, finds the worker that owns its shard and prefetches its index buckets.
     #[inline]
-    fn parse_and_steer(&self, frame: &Frame, meta: &mut PacketMeta) -> Disposition {
+    fn parse_and_steer(&mut self, frame: &Frame, meta: &mut PacketMeta) -> Disposition {
         let Some(port) = self.port(frame.port()) else {
             return Disposition::NoPort;
         };
@@ -396,6 +408,11 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             if !route::is_for_router(frame.bytes(), port) {
                 return Disposition::NotSubject(NotSubject::NotOurs);
             }
+        }
+        if self.shared.tunnel_filter.may_be(&meta.packet)
+            && let Some(other) = self.look_into_tunnel(frame.bytes(), port, meta)
+        {
+            return other;
         }
         let owner = self.shard_map.owner(meta.hash.shard());
         if owner != self.index {
@@ -424,14 +441,16 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
                 &denial.in_audit
             }
         };
-        let path = match self.route(packet, port, hash) {
+        let carrier = tunnel::carrier_of(&frame, packet, port);
+        let routed = carrier.as_ref().unwrap_or(packet);
+        let path = match self.route(routed, port, hash) {
             Ok(OutputPath::Wait(to)) if lookahead.may_wait => {
                 self.hold(frame, packet, port, to);
                 return;
             }
             Ok(path) => path,
             Err(why) => {
-                self.reject(frame, packet, port, why);
+                self.reject(frame, routed, port, why);
                 return;
             }
         };
@@ -439,7 +458,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             self.drop_packet(frame, packet, port, full);
             return;
         }
-        self.transmit(frame, packet, port, path);
+        self.transmit(frame, packet, routed, port, path);
     }
 
     /// Records a denial; returns whether the packet is forwarded nevertheless (audit mode).
@@ -461,13 +480,14 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             generation: self.generation(),
             ingress: denial.judgement.map(|judgement| judgement.ingress),
             egress: denial.judgement.map(|judgement| judgement.egress),
+            tunnel: packet.tunnel.map(|tunnel| tunnel.kind),
         });
         audit
     }
 
     /// A frame that is not subject to policy crosses a wire or is dropped.
     #[cold]
-    fn handle_not_subject(&mut self, frame: Frame, port: &Port, kind: NotSubject) {
+    fn handle_not_subject(&mut self, mut frame: Frame, port: &Port, kind: NotSubject) {
         let is_wire = matches!(port.kind, PortKind::Wire { .. });
         if is_wire && port.checks_source_mac && matches!(kind, NotSubject::Arp | NotSubject::Ndp) {
             let audit = self.shared.config.mode == Mode::Audit;
@@ -484,6 +504,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
         match port.kind {
             PortKind::Wire { peer } if port.not_subject.crosses(kind) => {
+                if port.partial_checksums {
+                    self.complete_carriers(frame.bytes_mut()); // it may be in a tunnel
+                }
                 self.stats.counters.not_subject.add(1);
                 self.send(peer, frame);
             }
@@ -522,6 +545,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             generation: self.generation(),
             ingress: None,
             egress: None,
+            tunnel: None,
         });
         self.discard(frame, reason);
     }
@@ -541,6 +565,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             generation: self.generation(),
             ingress: None,
             egress: None,
+            tunnel: packet.tunnel.map(|tunnel| tunnel.kind),
         });
         self.discard(frame, reason);
     }

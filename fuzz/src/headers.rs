@@ -8,8 +8,8 @@
 use etherparse::{LinkExtSlice, NetSlice, SlicedPacket, TransportSlice};
 use ringwall_dataplane::{
     addr::Addr,
-    fuzzing::parse_common,
-    wire::{Packet, Parsed, Transport, checksum, parse, protocol},
+    fuzzing::{decapsulate, parse_common},
+    wire::{Packet, Parsed, Transport, checksum, parse, protocol, tunnel::TunnelKind},
 };
 
 /// Checks one frame.
@@ -60,6 +60,44 @@ fn check(frame: &[u8]) {
     check_quotation(frame, &packet);
     check_against_etherparse(frame, &packet);
     check_completion(frame, &packet);
+    check_inside(frame, &packet);
+}
+
+/// Whatever a packet is taken for, what is inside lies inside, and is what it would be on its own.
+fn check_inside(frame: &[u8], packet: &Packet) {
+    use TunnelKind::{FlannelUdp, Geneve, Gre, IpInIp, Vxlan};
+    let kinds: &[TunnelKind] = match packet.transport {
+        Transport::Udp { .. } if packet.fragment.is_none() => &[Vxlan, Geneve, FlannelUdp],
+        Transport::Other if packet.fragment.is_none() => &[Gre, IpInIp],
+        _ => return,
+    };
+    for kind in kinds {
+        let Ok(Parsed::Subject(inside)) = decapsulate(frame, packet, *kind) else {
+            continue;
+        };
+        assert!(packet.l4 < inside.l3 || *kind == IpInIp && packet.l4 == inside.l3);
+        assert!(inside.l3 <= inside.l4 && inside.l4 <= inside.end && inside.end <= packet.end);
+        assert_eq!((inside.vlan, inside.tunnel), (packet.vlan, None));
+        let (l3, end) = (usize::from(inside.l3), usize::from(inside.end));
+        let ethertype: [u8; 2] = if inside.src.is_v4() { [8, 0] } else { [0x86, 0xdd] };
+        // To a station, and to a group of them: the frame's own address is not known of each kind.
+        let alone = [2_u8, 3].map(|station| {
+            let ethernet = [&[station, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1][..], &ethertype].concat();
+            parse(&[&ethernet, &frame[l3..end]].concat())
+        });
+        let shifted = |at: u16| at - inside.l3 + 14;
+        let bare = Packet {
+            l3: 14,
+            l4: shifted(inside.l4),
+            end: shifted(inside.end),
+            vlan: 0,
+            ..inside
+        };
+        assert!(
+            alone.contains(&Parsed::Subject(bare)),
+            "{kind:?}: {inside:?}, alone {alone:?}"
+        );
+    }
 }
 
 fn check_view(frame: &[u8], packet: &Packet) {

@@ -150,6 +150,13 @@ pub(crate) fn allows(snapshot: &Snapshot, key: &FlowKey, this_node: bool) -> boo
         .any(|node| snapshot.judge(&src, &dst, key.src, key.dst, l4, node).allow())
 }
 
+/// Whether both ends are nodes.
+pub(crate) fn between_nodes(snapshot: &Snapshot, key: &FlowKey) -> bool {
+    [key.src, key.dst]
+        .iter()
+        .all(|end| snapshot.identify(*end).kind == IdentityKind::Node)
+}
+
 /// Whether a packet with this key holds another that policy would say something else about.
 pub(crate) fn is_tunnel(snapshot: &Snapshot, key: &FlowKey, ports: &[u16]) -> bool {
     use IdentityKind::{Node, Pod, Unknown};

@@ -393,7 +393,7 @@ static __always_inline int within_discovery_limit(struct rw_config *config)
 
 /* Whether a packet is what it says, as far as its outer header goes. What may hold another packet, or hides what it is,
  * may be a pod's: while nobody judges, closed means closed. */
-static __always_inline int is_unencapsulated(const struct packet *pkt)
+static __always_inline int is_unencapsulated(const struct rw_config *config, const struct packet *pkt)
 {
 	__u16 sport = bpf_ntohs(pkt->sport), dport = bpf_ntohs(pkt->dport);
 
@@ -420,6 +420,7 @@ static __always_inline int is_unencapsulated(const struct packet *pkt)
 	case 4500:	/* IPsec */
 	case 4789:	/* VXLAN */
 	case 4790:	/* VXLAN-GPE */
+	case 5555:	/* FoU, as kube-router has it */
 	case 6080:	/* GUE */
 	case 6081:	/* Geneve */
 	case 6635:	/* MPLS */
@@ -428,6 +429,11 @@ static __always_inline int is_unencapsulated(const struct packet *pkt)
 	case 51820:	/* WireGuard */
 	case 51821:
 		return 0;
+	}
+#pragma unroll
+	for (int i = 0; i < RW_MAX_TUNNEL_PORTS; i++) {
+		if (config->tunnel_ports[i] && config->tunnel_ports[i] == dport)
+			return 0;
 	}
 	return sport != 1701 && sport != 4500 && sport != 51820 && sport != 51821;
 }
@@ -445,9 +451,10 @@ static __always_inline int in_prefix(const __u32 *address, const __u32 *prefix, 
 		 ((address[2] ^ prefix[2]) & mask[2]) | ((address[3] ^ prefix[3]) & mask[3]));
 }
 
-/* Whether the packet is of a failsafe connection, in either direction. Global, so that the verifier looks at its loop
+/* Whether the packet is of a failsafe connection, in either direction. Entries for every protocol do not mean tunnels, whose
+ * packets may be any pod's: with `named`, only those that name the protocol count. Global, so that the verifier looks at its loop
  * once and not on every path that leads here: loading takes a tenth of the time. */
-__noinline int is_failsafe(const struct packet *pkt, __u32 entries)
+__noinline int is_failsafe(const struct packet *pkt, __u32 entries, __u32 named)
 {
 	__u16 family;
 
@@ -466,7 +473,7 @@ __noinline int is_failsafe(const struct packet *pkt, __u32 entries)
 			break;
 		if (entry->family != family)
 			continue;
-		if (entry->protocol != 0xffff && entry->protocol != pkt->protocol)
+		if (entry->protocol == 0xffff ? named : entry->protocol != pkt->protocol)
 			continue;
 		if (in_prefix(pkt->src, entry->from, entry->from_mask) && in_prefix(pkt->dst, entry->to, entry->to_mask)) {
 			port = bpf_ntohs(pkt->dport);
@@ -521,8 +528,10 @@ static __always_inline int apply_fail_mode(const struct port *port, const struct
 			return XDP_DROP;
 		}
 		/* What comes from a pod is pod traffic, whatever source it claims. */
-		if (config->role == RW_POD || touches_pod(pkt) || (is_ip(pkt) && !is_unencapsulated(pkt))) {
-			if (!is_failsafe(pkt, config->failsafe_count)) {
+		int tunnel = is_ip(pkt) && !is_unencapsulated(config, pkt);
+
+		if (config->role == RW_POD || touches_pod(pkt) || tunnel) {
+			if (!is_failsafe(pkt, config->failsafe_count, tunnel)) {
 				count(port, RW_FAIL_DROPPED);
 				return XDP_DROP;
 			}
@@ -711,7 +720,7 @@ int ringwall_guard(struct __sk_buff *skb)
 	/* Queue 0 stands for the port: the dataplane fills and loses all slots together. */
 	sockets = bpf_map_lookup_elem(&xsks, &ifindex);
 	if ((!sockets || !bpf_map_lookup_elem(sockets, &zero)) &&
-	    (config->flags & RW_FAIL_OPEN || (is_ip(&pkt) && is_failsafe(&pkt, config->failsafe_count)))) {
+	    (config->flags & RW_FAIL_OPEN || (is_ip(&pkt) && is_failsafe(&pkt, config->failsafe_count, 0)))) {
 		count(&port, RW_GUARD_FAIL_OPEN);
 		return TC_ACT_OK;
 	}

@@ -44,6 +44,7 @@ enum rw_role {
 #define RW_MAX_LOCAL 4096
 #define RW_MAX_PREFIXES 131072
 #define RW_MAX_FAILSAFE 32
+#define RW_MAX_TUNNEL_PORTS 16
 
 /* An element of `counters`. */
 struct rw_counts {
@@ -62,6 +63,7 @@ struct rw_config {
 	__u16 failsafe_count;
 	char name[16];		/* of the interface */
 	__u32 discovery_until;	/* written by the programs: see `within_discovery_limit` */
+	__u16 tunnel_ports[RW_MAX_TUNNEL_PORTS];	/* UDP ports of tunnels, besides those that are known; 0: none */
 #ifdef RW_NEIGHBOUR
 	__u64 of_another_version; /* for tests of upgrades */
 #endif

@@ -10,7 +10,7 @@ use ringwall_dataplane::{
         DirectionVerdict, Effect, Generation, Identity, IdentityKind, Judgement, NodeExemption, PortSpans,
         Provenance, Row, Snapshot,
     },
-    dataplane::Tunnels,
+    tunnels::Tunnels,
 };
 use ringwall_evaluate::{Cause, Passed, Trace};
 use ringwall_policy::{

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU32,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -23,11 +24,13 @@ use ipnet::IpNet;
 use ringwall_config::{Config, FailMode, IdlePolicy, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
     classify::Snapshot,
-    dataplane::{Dataplane, DataplaneConfig, Tunnels},
+    dataplane::{Dataplane, DataplaneConfig},
     failsafe::{Failsafe, FailsafeRule, Prefix},
     flow::{self, FlowConfig},
     port::PortKind,
     time::Nanos,
+    tunnels::{OpaqueAction, Tunnels},
+    wire::tunnel::TunnelKind,
     worker::Worker,
 };
 use ringwall_messages::{
@@ -808,10 +811,7 @@ fn packet_plane(
             },
             failsafe: failsafe(config),
             hosts_pods: config.hosts_pods,
-            tunnels: Tunnels {
-                allowed: config.tunnels.allowed,
-                ports: config.tunnels.ports.clone(),
-            },
+            tunnels: tunnels(config),
             flow: flow_config(config),
             workers: plan.cpus.len(),
             ports,
@@ -839,6 +839,39 @@ fn failsafe(config: &Config) -> Failsafe {
             })
             .collect(),
     )
+}
+
+fn tunnels(config: &Config) -> Tunnels {
+    use ringwall_config::UdpTunnel;
+    let configured = &config.tunnels;
+    Tunnels {
+        allowed: configured.allowed,
+        ports: configured.ports.clone(),
+        kinds: configured
+            .kinds
+            .iter()
+            .map(|(port, kind)| {
+                let kind = match kind {
+                    UdpTunnel::Vxlan => TunnelKind::Vxlan,
+                    UdpTunnel::Geneve => TunnelKind::Geneve,
+                    UdpTunnel::Flannel => TunnelKind::FlannelUdp,
+                };
+                (*port, kind)
+            })
+            .collect(),
+        ip_in_ip: configured.ip_in_ip,
+        gre: configured.gre,
+        opaque: if configured.opaque_allowed {
+            OpaqueAction::Allow
+        } else {
+            OpaqueAction::Drop
+        },
+        networks: configured
+            .networks
+            .iter()
+            .map(|network| (network.vni, NonZeroU32::new(network.zone)))
+            .collect(),
+    }
 }
 
 fn flow_config(config: &Config) -> FlowConfig {

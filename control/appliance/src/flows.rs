@@ -286,6 +286,7 @@ impl LiveFlows {
             age_seconds: 0.0,
             port: ports(sample.port),
             length: sample.length,
+            tunnel: sample.tunnel.map(|kind| kind.name().to_owned()),
             generation: sample.generation.0,
             recorded,
             reasons,

@@ -213,6 +213,8 @@ pub struct Plan {
     pub places: Vec<PlannedPlace>,
     /// What passes before any policy.
     pub failsafe: Vec<FailsafeEntry>,
+    /// UDP ports where nodes unpack tunnels: they do not pass in a closed fail mode.
+    pub tunnel_ports: Vec<u16>,
     /// The host port's pair, where one is configured.
     pub host: Option<HostPair>,
     /// The CPU of each worker.
@@ -334,6 +336,7 @@ impl Plan {
                 .map(|place| PlannedPlace::of(place, id_of))
                 .collect(),
             failsafe: config.failsafe.clone(),
+            tunnel_ports: config.tunnels.ports.clone(),
             host,
             cpus: worker_cpus(config, allowed)?,
             idle: config.workers.idle,

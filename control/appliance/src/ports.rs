@@ -442,6 +442,7 @@ pub fn spec(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet]) -
         local_addresses: local.to_vec(),
         pod_cidrs: pods.to_vec(),
         failsafe: plan.failsafe.iter().map(failsafe).collect(),
+        tunnel_ports: plan.tunnel_ports.clone(),
     })
 }
 

@@ -300,6 +300,9 @@ fn flow_words(explained: &FlowExplained) -> String {
                 ),
                 format!("  {}: {meaning}", it.reason),
             ];
+            if let Some(tunnel) = &it.tunnel {
+                lines.push(format!("  it was in a tunnel between nodes: {tunnel}"));
+            }
             if it.audit {
                 lines.push("  it was forwarded all the same: the mode is audit".to_owned());
             }

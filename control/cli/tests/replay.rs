@@ -256,6 +256,55 @@ fn outcomes() -> Vec<(Packet, &'static str)> {
     outcomes
 }
 
+/// What is inside of tunnels between nodes is judged, and is of the same flows as bare packets.
+#[test]
+fn packets_in_tunnels_are_judged_inside() {
+    let bed = Bed::new();
+    let (forth, back) = (from_to(WEB[0], DB[0]), from_to(DB[0], WEB[0]));
+    let node = from_to(NODE, "192.168.0.2");
+    let frames = [
+        forth.tcp(7, 5432, SYN, b""),
+        node.vxlan(8472, 1, &back.tcp(5432, 7, SYN_ACK, b"")),
+        node.ip_in_ip(&forth.tcp(7, 5432, ACK, b"select")),
+        node.gre(0x20, &from_to(API[0], DB[0]).tcp(7, 5432, SYN, b"")),
+        from_to(OUTSIDER[0], NODE).vxlan(4789, 1, &forth.tcp(7, 5432, ACK, b"")),
+        node.ip(50, &[0; 40]),
+    ];
+    let packets: Vec<Packet> = (0..).zip(frames).map(|(at, frame)| whole(at, frame)).collect();
+    let of_workers = |workers: &str| {
+        let ran = bed.replay(&pcap(1, &packets), &["-o", "json", "--workers", workers]);
+        assert_eq!(ran.status, 0, "{}{}", ran.out, ran.err);
+        ran.lines()
+    };
+    let lines = of_workers("1");
+    assert_eq!(of_workers("4"), lines);
+    let words: Vec<String> = lines.iter().map(verdict).collect();
+    let wanted = [
+        "forward",
+        "forward",
+        "forward",
+        "drop policy-ingress",
+        "drop tunnel-source",
+    ];
+    assert_eq!(words[..5], wanted);
+    let flow = |nth: usize| lines[nth]["flow"].clone();
+    assert!(flow(0).is_string());
+    assert_eq!((flow(1), flow(2)), (flow(0), flow(0)));
+    let tunnels: Vec<&Value> = lines.iter().map(|line| &line["tunnel"]).collect();
+    let none = Value::Null;
+    assert_eq!(
+        tunnels,
+        [
+            &none,
+            &json!("vxlan"),
+            &json!("ipip"),
+            &json!("gre"),
+            &none,
+            &none
+        ]
+    );
+}
+
 #[test]
 fn each_packet_is_answered_in_its_order() {
     let bed = Bed::new();

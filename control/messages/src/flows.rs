@@ -164,6 +164,9 @@ pub struct LiveDrop {
     pub port: Option<String>,
     /// Bytes of the frame.
     pub length: u32,
+    /// The form of tunnel that the packet was in, such as `vxlan`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
     /// Generation of the snapshot in force; 0 for none.
     pub generation: u64,
     /// Whether names could be taken from that snapshot; else from the newest, or there are none.

@@ -19,8 +19,13 @@ use ringwall_dataplane::{
     port::{Port, PortId, PortKind, PortTag, ReversePath, Side},
     stats::StatsReader,
     time::Nanos,
+    tunnels::Tunnels,
     verdict::DropReason,
-    wire::{self, FlowKey, Packet, Parsed, Transport, subject::NotSubject, subject::NotSubjectTable},
+    wire::{
+        self, FlowKey, Packet, Parsed, Transport,
+        subject::{NotSubject, NotSubjectTable},
+        tunnel::TunnelKind,
+    },
     worker::Worker,
 };
 
@@ -83,6 +88,8 @@ pub struct Answer {
     pub key: Option<FlowKey>,
     /// Who denied it, where a policy did: egress and ingress.
     pub denied: Option<[DirectionVerdict; 2]>,
+    /// The tunnel that it is in, if that was looked into: then all else is about the packet inside.
+    pub tunnel: Option<TunnelKind>,
 }
 
 /// Why a capture cannot be replayed.
@@ -105,6 +112,8 @@ pub struct Replay {
     plane: Dataplane,
     stats: StatsReader,
     workers: Vec<Worker<MemoryIo>>,
+    /// As the workers have them.
+    tunnels: Tunnels,
     /// Receives the next packet.
     next: usize,
     now: Nanos,
@@ -154,6 +163,7 @@ impl Replay {
                 .into_iter()
                 .map(|slot| Worker::new(slot, MemoryIo::new(&pool, &[PORT])))
                 .collect(),
+            tunnels: Tunnels::default(),
             next: 0,
             now: begin,
         })
@@ -199,6 +209,7 @@ impl Replay {
             generation: self.generation(),
             key: None,
             denied: None,
+            tunnel: None,
         }
     }
 
@@ -224,7 +235,10 @@ impl Replay {
             sent += worker.io().take_sent().len();
         }
         let dropped = self.stats.next_sample();
-        let parsed = wire::parse(frame);
+        let parsed = match self.snapshot() {
+            Some(snapshot) => self.tunnels.innermost(snapshot, frame),
+            None => wire::parse(frame),
+        };
         let verdict = match (sent, dropped, parsed) {
             (1, None, Parsed::NotSubject(kind)) => Verdict::Pass(kind),
             (1, None, _) => Verdict::Forward,
@@ -241,6 +255,7 @@ impl Replay {
             generation: self.generation(),
             key: packet.map(|packet| packet.key(0)),
             denied: dropped.and_then(|sample| Some([sample.egress?, sample.ingress?])),
+            tunnel: packet.and_then(|packet| packet.tunnel).map(|tunnel| tunnel.kind),
         })
     }
 

@@ -1,5 +1,7 @@
 //! Writing packets: for tests, generators and benchmarks. Not on the packet path.
 
+mod tunnel;
+
 use super::{checksum, protocol};
 use crate::addr::Addr;
 

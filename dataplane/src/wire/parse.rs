@@ -21,6 +21,16 @@ enum ParseStop {
     NotSubject(NotSubject),
 }
 
+impl From<Result<Packet, ParseStop>> for Parsed {
+    fn from(outcome: Result<Packet, ParseStop>) -> Self {
+        match outcome {
+            Ok(packet) => Self::Subject(packet),
+            Err(ParseStop::NotSubject(kind)) => Self::NotSubject(kind),
+            Err(ParseStop::Drop(reason)) => Self::Malformed(reason),
+        }
+    }
+}
+
 impl From<DropReason> for ParseStop {
     fn from(reason: DropReason) -> Self {
         Self::Drop(reason)
@@ -36,11 +46,18 @@ impl From<NotSubject> for ParseStop {
 /// Reads the headers of a frame that begins with an Ethernet header.
 #[inline]
 pub fn parse(frame: &[u8]) -> Parsed {
-    match ethernet(frame) {
-        Ok(packet) => Parsed::Subject(packet),
-        Err(ParseStop::NotSubject(kind)) => Parsed::NotSubject(kind),
-        Err(ParseStop::Drop(reason)) => Parsed::Malformed(reason),
+    ethernet(frame).into()
+}
+
+/// Reads the headers of an IP packet that begins at `l3`, and ends with `frame`: one without an Ethernet header of its own.
+/// What it says about groups of stations is what the frame's says.
+pub(super) fn ip(frame: &[u8], l3: usize, v4: bool) -> Parsed {
+    if v4 {
+        ipv4(frame, l3, 0)
+    } else {
+        ipv6(frame, l3, 0)
     }
+    .into()
 }
 
 /// The same for what nearly all frames are: untagged, without options or extension headers, whole, TCP or UDP, in
@@ -90,6 +107,7 @@ fn common_v4(frame: &[u8]) -> Option<Packet> {
         dont_fragment: flags != 0,
         transport: common_transport(frame.get(L4..end)?, header[23])?,
         fragment: None,
+        tunnel: None,
     })
 }
 
@@ -117,6 +135,7 @@ fn common_v6(frame: &[u8]) -> Option<Packet> {
         dont_fragment: true,
         transport: common_transport(frame.get(L4..end)?, header[20])?,
         fragment: None,
+        tunnel: None,
     })
 }
 
@@ -265,6 +284,7 @@ fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
         dont_fragment: header.dont_fragment(),
         transport: Transport::None,
         fragment,
+        tunnel: None,
     };
     ipv4_addresses(frame, &packet, header.source(), header.destination())?;
     layer4(frame, &mut packet)?;
@@ -365,6 +385,7 @@ fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
         dont_fragment: true,
         transport: Transport::None,
         fragment: None,
+        tunnel: None,
     };
     let reached = extensions(frame, &mut packet)?;
     ipv6_addresses(frame, &packet)?;

@@ -724,3 +724,106 @@ fn the_crc_of_sctp_is_completed_where_it_was_left_out() {
         assert_eq!(frame, whole);
     }
 }
+
+mod tunnels {
+    use super::{super::tunnel::*, *};
+
+    /// A packet in a tunnel is read as it is on its own: only where it lies differs.
+    fn is_read_as_on_its_own(frame: &[u8], kind: TunnelKind, bare: &[u8]) -> Result<(), TestCaseError> {
+        let carrier = subject(frame);
+        let (inside, _) =
+            decapsulate(frame, &carrier, kind).map_err(|reason| TestCaseError::fail(reason.name()))?;
+        let shift = (frame.len() - bare.len()) as u16;
+        match (inside, parse(bare)) {
+            (Parsed::Subject(mut inside), alone) => {
+                prop_assert_eq!(inside.vlan, carrier.vlan);
+                inside.l3 -= shift;
+                inside.l4 -= shift;
+                inside.end -= shift;
+                inside.vlan = 0;
+                prop_assert_eq!(Parsed::Subject(inside), alone);
+            }
+            (inside, alone) => prop_assert_eq!(inside, alone),
+        }
+        Ok(())
+    }
+
+    fn wrapped(form: usize, outer: &Template, inside: &[u8]) -> (Vec<u8>, TunnelKind) {
+        match form {
+            0 => (outer.vxlan(4789, 1, inside), TunnelKind::Vxlan),
+            1 => (outer.geneve(1, &[0; 4], inside), TunnelKind::Geneve),
+            2 => (outer.gre_ethernet(inside), TunnelKind::Gre),
+            3 => (outer.gre(0xb0, inside), TunnelKind::Gre),
+            4 => (outer.flannel_udp(inside), TunnelKind::FlannelUdp),
+            _ => (outer.ip_in_ip(inside), TunnelKind::IpInIp),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn a_packet_inside_is_read_as_on_its_own(
+            form in 0..6usize,
+            outer_six: bool,
+            inner_six: bool,
+            which in 0..4usize,
+            vlans in proptest::collection::vec(1..4095u16, 0..3),
+            changes in proptest::collection::vec((14..90usize, any::<u8>()), 0..3),
+        ) {
+            let mut outer = if outer_six { v6() } else { v4() };
+            outer.vlans = vlans;
+            let inner = if inner_six { v6() } else { v4() };
+            let mut bare = match which {
+                0 => inner.tcp(1, 2, TcpFlags::ACK, b"payload"),
+                1 => inner.udp(1, 2, b"payload"),
+                2 => inner.echo(7, true),
+                _ => inner.sctp(1, 2, 1),
+            };
+            // Forms with an IP packet alone say its family elsewhere, and its groups of stations are the frame's.
+            let with_ethernet = form < 3;
+            for (at, value) in changes {
+                let addresses = if inner_six { 22..54 } else { 26..34 };
+                let kept = !with_ethernet && (at == 14 || addresses.contains(&at));
+                if let Some(byte) = bare.get_mut(at).filter(|_| !kept) {
+                    *byte = value;
+                }
+            }
+            if !inner_six {
+                bare[24..26].fill(0);
+                let header = usize::from(bare[14] & 15) * 4;
+                let sum = !naive(&bare[14..(14 + header.max(20)).min(bare.len())]);
+                bare[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            let (frame, kind) = wrapped(form, &outer, &bare);
+            is_read_as_on_its_own(&frame, kind, &bare)?;
+        }
+
+        #[test]
+        fn no_change_of_a_tunnel_packet_makes_the_parser_panic(
+            form in 0..6usize,
+            six: bool,
+            changes in proptest::collection::vec((12..140usize, any::<u8>()), 0..6),
+            cut in 0..160usize,
+        ) {
+            let outer = if six { v6() } else { v4() };
+            let inside = v4().tcp(1, 2, 2, b"hello");
+            let (mut frame, kind) = wrapped(form, &outer, &inside);
+            let carrier = subject(&frame);
+            for (at, value) in changes {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            frame.truncate(cut);
+            for packet in [Some(carrier), match parse(&frame) { Parsed::Subject(packet) => Some(packet), _ => None }] {
+                let inside = packet.map(|packet| decapsulate(&frame, &packet, kind));
+                if let Some(Ok((Parsed::Subject(packet), _))) = inside {
+                    prop_assert!(packet.l3 <= packet.l4 && packet.l4 <= packet.end);
+                    prop_assert!(usize::from(packet.end) <= frame.len());
+                    prop_assert!(source_at(&frame, packet.l3) == Some(packet.src));
+                }
+            }
+        }
+    }
+}

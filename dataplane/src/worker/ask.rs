@@ -483,7 +483,8 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
                 self.count_icmp_error(*index, *account);
                 None
             }
-            FlowUpdate::Unchanged | FlowUpdate::Advance(_) => {
+            // The last is never about what a kernel asks: it has taken tunnels off.
+            FlowUpdate::Unchanged | FlowUpdate::Advance(_) | FlowUpdate::TunnelError { .. } => {
                 self.count_stateless();
                 None
             }

@@ -42,6 +42,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             FlowUpdate::Create(new_flow) => self.create_flow(new_flow, port, out, frame, packet)?,
             FlowUpdate::Unchanged => self.count_stateless(),
             FlowUpdate::IcmpError { index, account } => self.count_icmp_error(*index, *account),
+            FlowUpdate::TunnelError { account } => self.count_tunnel_error(*account),
         }
         if let Some(fragment) = packet.fragment {
             self.track_datagram(port, packet, hash, &fragment);
@@ -248,6 +249,13 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let now = self.now;
         let _ = self.icmp_passed.bucket(account).take(now); // `has_token` was checked by judge
         self.table.entry_mut(index).count_icmp_error(now);
+        self.stats.counters.icmp_related.add(1);
+    }
+
+    #[cold]
+    fn count_tunnel_error(&mut self, account: u32) {
+        let now = self.now;
+        let _ = self.icmp_passed.bucket(account).take(now); // `has` was checked by judge
         self.stats.counters.icmp_related.add(1);
     }
 

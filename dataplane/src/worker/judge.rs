@@ -27,7 +27,7 @@ use crate::{
     wire::{self, FlowKey, Fragment, NeighbourClaim, Packet, Quoted, Transport, protocol},
 };
 
-use super::{Disposition, PacketMeta, WorkerTurn};
+use super::{Disposition, PacketMeta, WorkerTurn, tunnel::outer_source};
 
 /// Longest ICMP errors (RFC 1812 4.3.2.3, RFC 4443 2.4 (c)).
 const LONGEST_ERROR_V4: u16 = 576;
@@ -121,6 +121,11 @@ pub(super) enum FlowUpdate {
     IcmpError {
         /// The flow.
         index: usize,
+        /// The quota account that the error is charged to.
+        account: u32,
+    },
+    /// An ICMP error about a tunnel packet passes.
+    TunnelError {
         /// The quota account that the error is charged to.
         account: u32,
     },
@@ -444,7 +449,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         match lookup {
             Lookup::Hit(known) => self.judge_flow(snapshot, port, frame, packet, hash, known),
             Lookup::Miss if matches!(packet.transport, Transport::IcmpError { .. }) => {
-                Err(DropReason::IcmpUnrelated.into())
+                self.judge_tunnel_error(snapshot, port, frame, packet)
             }
             Lookup::Miss => {
                 self.stats.counters.flow_misses.add(1);
@@ -711,8 +716,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 let from_there = if is_wire {
                     replies_by.is_none_or(|by| by == port.id)
                 } else {
+                    let from = outer_source(frame, packet);
                     self.forwarding
-                        .is_some_and(|forwarding| forwarding.leads_to(packet.src, port))
+                        .is_some_and(|forwarding| forwarding.leads_to(from, port))
                 };
                 if !from_there {
                     return Ok(Arrival::Elsewhere);
@@ -946,9 +952,14 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             Some(bound) if bound == port.id => true,
             Some(_) if matches!(port.kind, PortKind::Wire { .. }) => false,
             None if matches!(port.kind, PortKind::Wire { .. }) => true,
-            _ => self
-                .forwarding
-                .is_some_and(|forwarding| forwarding.leads_to(quoted.dst, port)),
+            _ => {
+                let towards = match packet.tunnel {
+                    None => quoted.dst,
+                    Some(_) => outer_source(frame, packet),
+                };
+                self.forwarding
+                    .is_some_and(|forwarding| forwarding.leads_to(towards, port))
+            }
         };
         if !from_there {
             return Err(unrelated.into());
@@ -975,7 +986,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
 
     /// Checks the source of an ICMP error: the quoted destination, or a router on the way to it. A router is no
     /// endpoint of the cluster and may have addresses routed elsewhere; a pod may send errors only for itself.
-    fn check_error_source(
+    pub(super) fn check_error_source(
         &self,
         port: &Port,
         frame: &[u8],
@@ -984,6 +995,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         src: &Identity,
     ) -> Result<(), Denial> {
         match src.kind {
+            IdentityKind::External if packet.tunnel.is_some() => self.check_source(port, frame, packet, src),
             IdentityKind::External if packet.src != quoted.dst => {
                 let own = port.kind == PortKind::Host;
                 let claims_to_be_us = self
@@ -1008,8 +1020,17 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     /// Checks whether a source address may arrive at a port: the port's side, source and destination differ, reverse
     /// path, place, source Ethernet address.
     #[inline]
-    fn check_source(&self, port: &Port, frame: &[u8], packet: &Packet, src: &Identity) -> Result<(), Denial> {
+    pub(super) fn check_source(
+        &self,
+        port: &Port,
+        frame: &[u8],
+        packet: &Packet,
+        src: &Identity,
+    ) -> Result<(), Denial> {
         use IdentityKind::{External, Node, Pod, Service, Unknown};
+        if let Some(tunnel) = packet.tunnel {
+            return self.check_tunnelled_source(frame, packet, tunnel, src);
+        }
         let fits = match port.side {
             Side::Any | Side::Unguarded => true,
             Side::Pods => matches!(src.kind, Pod | Unknown),

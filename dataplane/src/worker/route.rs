@@ -93,7 +93,7 @@ impl RouteFailure {
 }
 
 impl<Io: PacketIo> WorkerTurn<'_, Io> {
-    /// Routes an allowed packet.
+    /// Routes an allowed packet; of one in a tunnel, the outermost around it (on a wire, either).
     #[inline(always)]
     pub(super) fn route(
         &self,
@@ -104,7 +104,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         match port.kind {
             PortKind::Wire { peer } => match self.port(peer) {
                 None => Err(DropReason::PortUnavailable.into()),
-                Some(out) if packet.total_length() > out.mtu => Err(DropReason::TooBig.into()),
+                Some(out) if packet.outer_length() > out.mtu => Err(DropReason::TooBig.into()),
                 Some(_) => Ok(OutputPath::Wire(peer)),
             },
             PortKind::Pod | PortKind::Uplink | PortKind::Host => self.route_by_table(packet, port, hash),
@@ -198,11 +198,23 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         }
     }
 
-    /// Sends a packet on its way.
+    /// Sends a packet on its way. `routed` is the packet, or the outermost one around it.
     #[inline(always)]
-    pub(super) fn transmit(&mut self, mut frame: Frame, packet: &Packet, port: &Port, path: OutputPath) {
-        if port.partial_checksums && checksum::complete_partial(frame.bytes_mut(), packet) {
-            self.stats.counters.checksums_completed.add(1);
+    pub(super) fn transmit(
+        &mut self,
+        mut frame: Frame,
+        packet: &Packet,
+        routed: &Packet,
+        port: &Port,
+        path: OutputPath,
+    ) {
+        if port.partial_checksums {
+            if checksum::complete_partial(frame.bytes_mut(), packet) {
+                self.stats.counters.checksums_completed.add(1);
+            }
+            if packet.tunnel.is_some() {
+                self.complete_carriers(frame.bytes_mut());
+            }
         }
         let out = match path {
             OutputPath::Wire(peer) => peer,
@@ -212,7 +224,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 counts,
             } => {
                 if counts {
-                    rewrite::decrement_ttl(frame.bytes_mut(), packet);
+                    rewrite::decrement_ttl(frame.bytes_mut(), routed);
                 }
                 rewrite::ethernet(frame.bytes_mut(), to, from);
                 port

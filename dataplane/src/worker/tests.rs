@@ -13,6 +13,7 @@ mod restart;
 mod routed;
 mod semantics;
 mod state_attacks;
+mod tunnels;
 
 use std::sync::Arc;
 

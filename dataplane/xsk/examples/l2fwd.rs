@@ -70,6 +70,7 @@ fn forward() -> Result<(), Box<dyn Error>> {
             local_addresses: Vec::new(),
             pod_cidrs: Vec::new(),
             failsafe: Vec::new(),
+            tunnel_ports: Vec::new(),
         })?);
     }
     let ports = names.iter().enumerate().map(|(index, name)| PortConfig {

@@ -67,6 +67,7 @@ fn restart() -> Result<(), Box<dyn Error>> {
         local_addresses: Vec::new(),
         pod_cidrs: vec!["10.0.0.0/8".parse()?],
         failsafe: Vec::new(),
+        tunnel_ports: Vec::new(),
     };
     for _ in 0..=rounds {
         let (_, sockets, workers) = start(&spec)?;

@@ -59,6 +59,7 @@ impl Wire {
             local_addresses: Vec::new(),
             pod_cidrs: vec![pods.parse().unwrap()],
             failsafe: Vec::new(),
+            tunnel_ports: Vec::new(),
         }
     }
 

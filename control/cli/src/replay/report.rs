@@ -81,7 +81,11 @@ impl Report {
                 Some(flow) => write!(out, ",\"flow\":\"{flow}\"")?,
                 None => write!(out, ",\"flow\":null")?,
             }
-            return writeln!(out, ",\"generation\":{}}}", answer.generation.0);
+            write!(out, ",\"generation\":{}", answer.generation.0)?;
+            if let Some(tunnel) = answer.tunnel {
+                write!(out, ",\"tunnel\":\"{}\"", tunnel.name())?;
+            }
+            return writeln!(out, "}}");
         }
         let flow = answer
             .flow
@@ -93,6 +97,9 @@ impl Report {
             }
             _ => String::new(),
         };
+        if let Some(tunnel) = answer.tunnel {
+            words.push_str(&format!(", in {}", tunnel.name()));
+        }
         if let Some(why) = snapshot.and_then(|snapshot| denier(answer, snapshot)) {
             words.push_str(&format!("; {why}"));
         }

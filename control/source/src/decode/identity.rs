@@ -23,6 +23,8 @@ const NODE_ADDRESS_ANNOTATIONS: &[&str] = &[
     "projectcalico.org/IPv6WireguardInterfaceAddr",
     "flannel.alpha.coreos.com/public-ip",
     "flannel.alpha.coreos.com/public-ipv6",
+    "flannel.alpha.coreos.com/public-ip-overwrite",
+    "flannel.alpha.coreos.com/public-ipv6-overwrite",
 ];
 
 /// Prefix of the annotations that Flannel puts on its nodes.

@@ -413,12 +413,16 @@ fn a_tunnel_is_no_way_out_of_a_pod() {
         assert!(bed.crosses(INSIDE, &from_to(WEB[family], NODE[family]).udp(1, 9, b"")));
         // From outside, tunnels to a node come from nodes alone.
         let outsider = from_to(OUTSIDER[family], NODE[family]);
-        bed.drops(OUTSIDE, &outsider.udp(40_000, 8472, &[0; 60]), tunnel);
-        bed.drops(OUTSIDE, &outsider.ip(4, &[0x45; 60]), tunnel);
-        assert!(bed.crosses(
-            INSIDE,
-            &from_to(NODE[family], OUTSIDER[family]).udp(40_000, 8472, &[0; 60])
-        ));
+        bed.drops(
+            OUTSIDE,
+            &outsider.udp(40_000, 8472, &[0; 60]),
+            DropReason::TunnelSource,
+        );
+        bed.drops(OUTSIDE, &outsider.ip(4, &[0x45; 60]), DropReason::TunnelSource);
+        bed.drops(OUTSIDE, &outsider.ip(97, &[0; 60]), tunnel);
+        let inside = from_to(NODE[family], OUTSIDER[family]).udp(7, 9, b"");
+        let from_node = from_to(NODE[family], OUTSIDER[family]);
+        assert!(bed.crosses(INSIDE, &from_node.vxlan(8472, 1, &inside)));
 
         let mut config = DataplaneConfig::default();
         config.tunnels.allowed = true;
