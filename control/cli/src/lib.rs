@@ -11,6 +11,7 @@ mod explain;
 mod flows;
 mod gaps;
 mod matrix;
+mod preflight;
 mod progress;
 mod query;
 mod replay;
@@ -82,6 +83,9 @@ pub enum Command {
     Compile(compile::CompileArgs),
     /// Show which pods, namespaces and policies are enforced, and why others are not
     Coverage(coverage::CoverageArgs),
+    /// Compute the MTU that pods need, for each network and tunnel
+    #[command(after_help = preflight::HELP)]
+    Preflight(preflight::PreflightArgs),
     /// Start the firewall
     #[cfg(feature = "afxdp")]
     #[command(after_help = ringwall_process::log::HELP)]
@@ -136,6 +140,7 @@ impl Command {
             Self::Replay(args) => replay::run(&args, output),
             Self::Compile(args) => compile::run(&args, output),
             Self::Coverage(args) => coverage::run(&args, output),
+            Self::Preflight(args) => preflight::run(&args, output),
             #[cfg(feature = "afxdp")]
             Self::Run(args) => ringwall_appliance::supervisor::run(&args),
             #[cfg(feature = "afxdp")]
