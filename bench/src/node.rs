@@ -62,7 +62,7 @@ type Row = (
     fn(&Rig, Duration) -> anyhow::Result<f64>,
 );
 
-const ROWS: [Row; 5] = [
+const ROWS: [Row; 6] = [
     ("bulk TCP", "Mbit/s", bulk),
     ("TCP request and response", "1/s", requests),
     ("connections, one client after the other", "1/s", |rig, time| {
@@ -72,6 +72,7 @@ const ROWS: [Row; 5] = [
         connections(rig, time, CLIENTS)
     }),
     ("UDP of 64 bytes received", "1/s", datagrams),
+    ("new UDP flows of one pod received", "1/s", new_flows),
 ];
 
 /// Two pods of one node, and ringwall if it guards them.
@@ -349,4 +350,48 @@ fn datagrams(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
         over.store(true, Ordering::Relaxed);
         Ok(received.load(Ordering::Relaxed) as f64 / sent??.as_secs_f64())
     })
+}
+
+/// Datagrams that arrive, a second, each the first of its flow. A guarded pod may ask 50,000 times a second.
+fn new_flows(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
+    /// Where nobody listens, so that what arrives is counted by the kernel and read by nobody.
+    const PORTS: std::ops::Range<u16> = 20_000..50_000;
+    let (server, address) = rig.server()?;
+    // Else each is answered by an error.
+    server.sysctl("net/ipv4/icmp_ratelimit", "1000")?;
+    // Connection tracking has no room for all of them for half a minute.
+    rig.bed
+        .gateway
+        .sysctl("net/netfilter/nf_conntrack_udp_timeout", "1")?;
+    let arrived = || -> anyhow::Result<u64> {
+        let text = server.read("/proc/thread-self/net/snmp")?;
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("Udp: ")).collect();
+        let [names, counts] = lines.as_slice() else {
+            return Err(anyhow!("no counts of UDP"));
+        };
+        let of_name = names
+            .split(' ')
+            .zip(counts.split(' '))
+            .find(|(name, _)| *name == "NoPorts");
+        Ok(of_name
+            .context("no count of ports that nobody listens on")?
+            .1
+            .parse()?)
+    };
+    let before = arrived()?;
+    let took = rig.client()?.run(|| -> std::io::Result<Duration> {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            for port in PORTS {
+                let _ = socket.send_to(&[7; DATAGRAM], (address, port)); // a full queue drops, as it does without ringwall
+                if port % 64 == 0 && begin.elapsed() >= time {
+                    break;
+                }
+            }
+        }
+        Ok(begin.elapsed())
+    })??;
+    thread::sleep(Duration::from_millis(30));
+    Ok((arrived()? - before) as f64 / took.as_secs_f64())
 }
