@@ -11,8 +11,9 @@ use std::{
 use ipnet::IpNet;
 
 pub use crate::raw::{
-    AntiSpoofing, FailMode, IdlePolicy, InterfaceKind, Kind, L2Action, L2Protocol, Midstream, Mode,
-    OnDeadline, PodStart, ReversePath, Side, TcpTracking, UnknownEndpoints, User, Verify, XdpMode, ZeroCopy,
+    AntiSpoofing, DenialAnswer, FailMode, IdlePolicy, InterfaceKind, Kind, L2Action, L2Protocol, Midstream,
+    Mode, OnDeadline, PodStart, ReversePath, Side, TcpTracking, UnknownEndpoints, User, Verify, XdpMode,
+    ZeroCopy,
 };
 use crate::{cpus::CpuId, failsafe::FailsafeEntry};
 
@@ -56,6 +57,10 @@ pub struct Config {
     pub tunnels: Tunnels,
     /// What happens to pod traffic while no dataplane runs (routed role; a wire has its own).
     pub fail_mode: FailMode,
+    /// What the sender of a packet gets that policy denies; nothing on a node.
+    pub denied: DenialAnswer,
+    /// The most answers per second to one sender, by one worker.
+    pub denied_rate: u32,
     /// What passes before any policy, in every mode and fail mode.
     pub failsafe: Vec<FailsafeEntry>,
     /// Flow table.

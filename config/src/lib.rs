@@ -19,9 +19,9 @@ pub mod support;
 mod validate;
 
 pub use config::{
-    AntiSpoofing, ClusterNetworks, Config, Conntrack, Cpus, FailMode, IdlePolicy, Interface, InterfaceKind,
-    InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, OverlayNetwork, Place,
-    PodStart, ReversePath, Role, RxQueues, Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts,
+    AntiSpoofing, ClusterNetworks, Config, Conntrack, Cpus, DenialAnswer, FailMode, IdlePolicy, Interface,
+    InterfaceKind, InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, OverlayNetwork,
+    Place, PodStart, ReversePath, Role, RxQueues, Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts,
     Tunnels, UdpTunnel, Umem, UnknownEndpoints, User, Verify, VlanTags, Wire, Workers, XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};

@@ -52,6 +52,9 @@ pub struct Raw {
     pub routing: Option<Routing>,
     /// What happens to pod traffic while no dataplane runs.
     pub fail_mode: Option<FailMode>,
+    /// What the sender of a packet gets that policy denies.
+    #[serde(default)]
+    pub denied: Denied,
     /// Traffic that passes whatever policy says.
     pub failsafe: Option<Failsafe>,
     /// How node addresses that masquerade pods are treated.
@@ -150,6 +153,30 @@ pub enum PodStart {
     /// As `attach`, and its first process starts once every worker decides by a snapshot that has the pod with these addresses,
     /// so that none of its packets drop as those of an unknown endpoint.
     Hold,
+}
+
+/// What the sender of a packet gets that policy denies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Denied {
+    /// The answer, where a policy does not choose its own with the annotation `ringwall.io/denied`. Default: drop.
+    #[serde(default)]
+    pub answer: DenialAnswer,
+    /// The most answers per second to one sender, by one worker. Default: 50.
+    pub rate: Option<u32>,
+}
+
+/// An answer to a denied packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DenialAnswer {
+    /// None.
+    #[default]
+    Drop,
+    /// What a host sends where nothing listens: a TCP reset, or an ICMP error.
+    Reset,
+    /// The ICMP error "administratively prohibited".
+    Prohibited,
 }
 
 /// Whether verdicts are enforced.

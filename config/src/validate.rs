@@ -24,8 +24,8 @@ use crate::{
     problem::{ConfigError, Problem},
     quantity::Period,
     raw::{
-        self, AntiSpoofing, CpuSet, Datapath, FailMode, InterfaceKind, Kind, Mode, OnDeadline, QueueCount,
-        Raw, Side, Verification, VerifyInFull,
+        self, AntiSpoofing, CpuSet, Datapath, DenialAnswer, FailMode, InterfaceKind, Kind, Mode, OnDeadline,
+        QueueCount, Raw, Side, Verification, VerifyInFull,
     },
     support::unsupported,
 };
@@ -189,6 +189,12 @@ impl Raw {
         let kernel_path = self.kind == Kind::Node;
         let hosts_pods = hosts_pods(&self);
         datapath(&self, &mut problems);
+        if self.denied.rate == Some(0) {
+            problems.push(
+                Problem::new("denied.rate", "no packet would be answered")
+                    .help("give a number from 1 on, or remove `denied`"),
+            );
+        }
         let routed = self.wires.is_none() && !kernel_path;
         if self.wires.is_some() && self.routing.is_some() {
             problems.push(
@@ -270,6 +276,8 @@ impl Raw {
                     anti_spoofing: self.anti_spoofing,
                     tunnels,
                     fail_mode,
+                    denied: self.denied.answer,
+                    denied_rate: self.denied.rate.unwrap_or(ANSWERS_PER_SECOND),
                     failsafe,
                     conntrack,
                     umem,
@@ -360,6 +368,9 @@ fn cluster(raw: &raw::Cluster, problems: &mut Vec<Problem>) -> ClusterNetworks {
 pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
+
+/// Answers per second to one sender of denied packets, by one worker.
+const ANSWERS_PER_SECOND: u32 = 50;
 
 /// How often a full list is compared with what was watched.
 const FULL_LIST_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -569,6 +580,13 @@ fn datapath(raw: &Raw, problems: &mut Vec<Problem>) {
             "interfaces",
             "a node guards every interface of the machine",
             "remove the list, or use `kind: Gateway` with `datapath: afxdp` to take these interfaces over",
+        );
+    }
+    if raw.denied.answer != DenialAnswer::Drop {
+        refuse(
+            "denied.answer",
+            "on a node denied packets end in the kernel without an answer",
+            "remove it, or use `kind: Gateway`",
         );
     }
     if raw.wires.is_some() {

@@ -4,8 +4,9 @@
 use std::{path::Path, time::Duration};
 
 use ringwall_config::{
-    AntiSpoofing, Config, ConfigError, Cpus, FailMode, InterfaceKind, Kind, Midstream, Mode, OnDeadline,
-    Place, ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify, VlanTags, raw::Raw,
+    AntiSpoofing, Config, ConfigError, Cpus, DenialAnswer, FailMode, InterfaceKind, Kind, Midstream, Mode,
+    OnDeadline, Place, ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify, VlanTags,
+    raw::Raw,
 };
 
 const GOOD: &str = "\
@@ -886,6 +887,7 @@ fn a_node_guards_the_kernels_path_and_lists_no_interfaces() {
         ("interfaces: [{name: eth0, kind: uplink}]\n", "interfaces"),
         ("routing: {reversePath: loose}\n", "routing"),
         ("datapath: afxdp\n", "datapath"),
+        ("denied: {answer: reset}\n", "denied.answer"),
     ] {
         let error = parse(&format!("{NODE}{more}")).unwrap_err();
         assert_eq!(error.problems()[0].path, path, "{error}");
@@ -914,6 +916,21 @@ fn a_node_guards_the_kernels_path_and_lists_no_interfaces() {
         .map(|problem| problem.path.as_str())
         .collect();
     assert_eq!(found, ["interfaces", "datapath"]);
+}
+
+#[test]
+fn denied_packets_can_be_answered() {
+    let silent = parse(GOOD).unwrap();
+    assert_eq!((silent.denied, silent.denied_rate), (DenialAnswer::Drop, 50));
+    let frank = parse(&format!("{GOOD}denied: {{answer: prohibited, rate: 7}}\n")).unwrap();
+    assert_eq!((frank.denied, frank.denied_rate), (DenialAnswer::Prohibited, 7));
+    for (more, path) in [
+        ("denied: {answer: reset, rate: 0}\n", "denied.rate"),
+        ("denied: {answer: reject}\n", "denied.answer"),
+    ] {
+        let error = parse(&format!("{GOOD}{more}")).unwrap_err();
+        assert_eq!(error.problems()[0].path, path, "{error}");
+    }
 }
 
 #[test]

@@ -284,6 +284,45 @@ impl std::fmt::Display for PolicyName<'_> {
     }
 }
 
+/// What the sender of a packet gets that policy denies, the least telling first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DenialAnswer {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// An ICMP error that names the cause: administratively prohibited (RFC 1812 5.2.7.1, RFC 4443 3.1).
+    Prohibited,
+    /// What it would get if nothing listened there: a TCP reset, for UDP an ICMP port unreachable, else as
+    /// [`Self::Prohibited`].
+    Reset,
+}
+
+impl DenialAnswer {
+    /// Its number in images.
+    pub(crate) const fn code(self) -> u32 {
+        self as u32
+    }
+
+    /// The answer of a number in images.
+    pub(crate) const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Self::Drop),
+            1 => Some(Self::Prohibited),
+            2 => Some(Self::Reset),
+            _ => None,
+        }
+    }
+
+    /// As configuration and annotations write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Prohibited => "prohibited",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// A pod or workload template that the snapshot knows by name. Cold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<'a> {

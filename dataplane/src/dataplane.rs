@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 
 use crate::{
-    classify::{Generation, Snapshot},
+    classify::{DenialAnswer, Generation, Snapshot},
     failsafe::Failsafe,
     flow::{
         FlowConfig, FlowDump, FlowMemory, RateLimit, SHARDS, rate::EndpointLimiter, shard::Shard,
@@ -51,6 +51,10 @@ pub struct DataplaneConfig {
     pub flow: FlowConfig,
     /// ICMP errors that the dataplane sends itself, to one endpoint.
     pub icmp_sent: RateLimit,
+    /// What the sender of a packet gets that a policy denies which does not say itself. On a node, nothing.
+    pub denial_answer: DenialAnswer,
+    /// Such answers to one endpoint.
+    pub denials_answered: RateLimit,
     /// Workers, at least 1 and at most 64.
     pub workers: usize,
     /// Ports may have numbers below this.
@@ -78,6 +82,11 @@ impl Default for DataplaneConfig {
             icmp_sent: RateLimit {
                 per_second: 10,
                 burst: 10,
+            },
+            denial_answer: DenialAnswer::Drop,
+            denials_answered: RateLimit {
+                per_second: 50,
+                burst: 50,
             },
             workers: 1,
             ports: 512,
@@ -159,6 +168,8 @@ pub struct WorkerSlot {
     pub(crate) icmp_passed: EndpointLimiter,
     /// Limits ICMP errors sent, per receiver.
     pub(crate) icmp_sent: EndpointLimiter,
+    /// Limits answers to denied packets, per receiver.
+    pub(crate) denials_answered: EndpointLimiter,
     pub(crate) seed: crate::flow::hash::Seed,
     pub(crate) shard_map: ShardMap,
 }
@@ -246,6 +257,7 @@ impl Dataplane {
                     .collect(),
                 icmp_passed: EndpointLimiter::new(shared.config.flow.icmp_errors),
                 icmp_sent: EndpointLimiter::new(shared.config.icmp_sent),
+                denials_answered: EndpointLimiter::new(shared.config.denials_answered),
                 shared: Arc::clone(&shared),
                 snapshots,
                 forwarding,

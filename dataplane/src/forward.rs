@@ -7,6 +7,7 @@ mod fib;
 pub(crate) mod hold_queue;
 pub(crate) mod icmp;
 mod places;
+pub(crate) mod reset;
 pub(crate) mod rewrite;
 
 use hashbrown::HashMap;

@@ -136,6 +136,10 @@ pub struct WorkerCounters {
     pub icmp_related: Counter,
     /// ICMP errors that the dataplane sent itself.
     pub icmp_sent: Counter,
+    /// Denied packets whose sender got an answer.
+    pub denials_answered: Counter,
+    /// Denied packets whose sender would have got an answer, but had got too many.
+    pub answers_limited: Counter,
     /// Drop samples not kept because too many came at once.
     pub samples_skipped: Counter,
     /// Gauge: generation of the snapshot adopted last; 0 for none.

@@ -7,6 +7,7 @@
 //! [`Worker::run_once`] is one turn: a burst from every source. A turn uses one snapshot and one [`Forwarding`]
 //! throughout.
 
+mod answer;
 mod ask;
 mod commit;
 mod judge;
@@ -108,6 +109,7 @@ struct WorkerTurn<'a, Io> {
     shards: &'a mut [Shard],
     icmp_passed: &'a mut EndpointLimiter,
     icmp_sent: &'a mut EndpointLimiter,
+    denials_answered: &'a mut EndpointLimiter,
     seed: &'a Seed,
     shard_map: &'a ShardMap,
     hold_queue: &'a mut HoldQueue,
@@ -157,6 +159,7 @@ impl<Io: PacketIo> Worker<Io> {
             shards: &mut self.slot.shards,
             icmp_passed: &mut self.slot.icmp_passed,
             icmp_sent: &mut self.slot.icmp_sent,
+            denials_answered: &mut self.slot.denials_answered,
             seed: &self.slot.seed,
             shard_map: &self.slot.shard_map,
             hold_queue: &mut self.holds,
@@ -435,6 +438,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Ok(update) => update,
             Err(denial) => {
                 if !self.record_denial(&frame, packet, port, denial) {
+                    self.answer_denial(&frame, packet, port, denial);
                     self.discard(frame, denial.reason);
                     return;
                 }

@@ -158,6 +158,7 @@ fn policy(namespace: &str, subjects: Selector, peer: Peer, ports: Option<Vec<Por
         }]),
         egress: None,
         types_written: true,
+        answer: None,
         faults: Vec::new(),
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn policy(tier: &str, name: &str, ingress: &[TieredRule], egress: &[T
         uid: String::new(),
         tier: tier.to_owned(),
         order: Order::of_priority(1),
+        answer: None,
         subjects: vec![PodSelection::default()],
         ingress: part(ingress),
         egress: part(egress),

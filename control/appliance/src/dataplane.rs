@@ -23,10 +23,10 @@ use anyhow::Context;
 use ipnet::IpNet;
 use ringwall_config::{Config, FailMode, IdlePolicy, Midstream, Mode, TcpTracking, Timeouts, ZeroCopy};
 use ringwall_dataplane::{
-    classify::Snapshot,
+    classify::{DenialAnswer, Snapshot},
     dataplane::{Dataplane, DataplaneConfig},
     failsafe::{Failsafe, FailsafeRule, Prefix},
-    flow::{self, FlowConfig},
+    flow::{self, FlowConfig, RateLimit},
     port::PortKind,
     time::Nanos,
     tunnels::{OpaqueAction, Tunnels},
@@ -813,6 +813,15 @@ fn packet_plane(
             hosts_pods: config.hosts_pods,
             tunnels: tunnels(config),
             flow: flow_config(config),
+            denial_answer: match config.denied {
+                ringwall_config::DenialAnswer::Drop => DenialAnswer::Drop,
+                ringwall_config::DenialAnswer::Reset => DenialAnswer::Reset,
+                ringwall_config::DenialAnswer::Prohibited => DenialAnswer::Prohibited,
+            },
+            denials_answered: RateLimit {
+                per_second: config.denied_rate,
+                burst: config.denied_rate,
+            },
             workers: plan.cpus.len(),
             ports,
             node: node.map(NodeGuard::of_workers),

@@ -23,7 +23,7 @@ use ringwall_dataplane::{
     stats::StatsReader,
     verdict::DropReason,
 };
-use ringwall_messages::{DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, WorkerStatus};
+use ringwall_messages::{AnswerCounts, DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, WorkerStatus};
 use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device, preflight::Repair};
 
 use super::{
@@ -756,6 +756,10 @@ impl DataplaneRuntime {
             workers: self.workers(&cpus),
             ports,
             drops,
+            answers: AnswerCounts {
+                sent: self.stats.sum(|worker| worker.denials_answered.get()),
+                limited: self.stats.sum(|worker| worker.answers_limited.get()),
+            },
             flows: FlowStatus {
                 used: flows(|f| f.used.get()),
                 capacity: flows(|f| f.capacity.get()),

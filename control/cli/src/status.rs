@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::bail;
 use ringwall_messages::{
-    CONTROL_SOCKET, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, NodeStatus, ProofStatus, ProtocolError,
-    SUPERVISION_FILE, SnapshotOrigin, Status, Supervision, client,
+    AnswerCounts, CONTROL_SOCKET, ControlStatus, DATAPLANE_SOCKET, DataplaneStatus, NodeStatus, ProofStatus,
+    ProtocolError, SUPERVISION_FILE, SnapshotOrigin, Status, Supervision, client,
 };
 
 /// Arguments of `ringwall status`.
@@ -404,6 +404,14 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
             drops.join(", ")
         }
     );
+    let answers = dataplane.answers;
+    if answers != AnswerCounts::default() {
+        let _ = writeln!(
+            text,
+            "  answers  {} to senders of denied packets, {} more over the limit",
+            answers.sent, answers.limited
+        );
+    }
 }
 
 fn describe_node(text: &mut String, node: &NodeStatus) {

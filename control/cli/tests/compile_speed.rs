@@ -142,6 +142,7 @@ fn synthetic(policies: usize, pods: usize, namespaces: usize) -> Cluster {
             ingress,
             egress,
             types_written: false,
+            answer: None,
             faults: Vec::new(),
         }));
     }

@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use hashbrown::HashMap;
-use ringwall_dataplane::classify::ImageBuilder;
+use ringwall_dataplane::classify::{self, ImageBuilder, PolicyName};
 use ringwall_policy::{
-    PolicyId,
+    DenialAnswer, PolicyId,
     tiers::{self, Peer, Policy, Rank, Rule},
 };
 
@@ -149,6 +149,15 @@ pub(super) struct Policies {
     pub removed: u32,
 }
 
+/// An answer as images have it.
+fn in_image(answer: DenialAnswer) -> classify::DenialAnswer {
+    match answer {
+        DenialAnswer::Drop => classify::DenialAnswer::Drop,
+        DenialAnswer::Prohibited => classify::DenialAnswer::Prohibited,
+        DenialAnswer::Reset => classify::DenialAnswer::Reset,
+    }
+}
+
 impl Policies {
     /// Adds a policy, whose words the vocabulary has learnt. Answers its number, and the sets that nobody named before.
     pub(super) fn add(
@@ -163,8 +172,19 @@ impl Policies {
         digest.text(id.kind.name());
         digest.text(&id.namespace);
         digest.text(&id.name);
+        let answer = policy.answer.map(|answer| {
+            let answer = in_image(answer);
+            digest.text(answer.name());
+            answer
+        });
         let content = digest.finish();
-        let number = tables.policy(&tier.name, id.kind.name(), &id.namespace, &id.name);
+        let name = PolicyName {
+            tier: &tier.name,
+            kind: id.kind.name(),
+            namespace: &id.namespace,
+            name: &id.name,
+        };
+        let number = tables.policy_that_answers(name, answer);
         let first_set = self.sets.len() as u32;
         let (mut sets, mut blocks) = (Vec::new(), Vec::new());
         let mut by_own_address = false;

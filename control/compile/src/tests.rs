@@ -91,6 +91,7 @@ fn policy(name: &str, subjects: Selector, ingress: Vec<Rule>) -> Object {
         ingress: Some(ingress),
         egress: None,
         types_written: false,
+        answer: None,
         faults: Vec::new(),
     })
 }
@@ -273,6 +274,7 @@ fn named_ports_are_the_destinations_own() {
         ingress: None,
         egress: Some(vec![named()]),
         types_written: false,
+        answer: None,
         faults: Vec::new(),
     }));
     let snapshot = open(&egress);
@@ -660,6 +662,7 @@ fn classes_that_come_are_among_everyone_else() {
         uid: String::new(),
         tier: DEFAULT_TIER.to_owned(),
         order: Order::LAST,
+        answer: None,
         subjects: vec![PodSelection {
             namespaces: Selector::default(),
             pods: having("role", "db"),

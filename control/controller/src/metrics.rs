@@ -549,6 +549,19 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
             .collect(),
     )?;
 
+    let answers = dataplane.answers;
+    counter(
+        e,
+        (
+            "denied_packet_answers",
+            "Answers to senders of denied packets, and those left out over the limit",
+        ),
+        vec![
+            (vec![("outcome", "sent")], answers.sent),
+            (vec![("outcome", "limited")], answers.limited),
+        ],
+    )?;
+
     let flows = &dataplane.flows;
     gauge(e, ("flows", "Flow entries in use"), one(flows.used as f64))?;
     gauge(
@@ -693,6 +706,7 @@ mod tests {
             ..DataplaneStatus::default()
         };
         dataplane.drops.insert("policy-ingress".to_owned(), 3);
+        dataplane.answers.limited = 2;
         dataplane.node = Some(NodeStatus {
             outcomes: [("exit-hit".to_owned(), 7)].into(),
             cached: 2,
@@ -724,6 +738,7 @@ mod tests {
             "ringwall_worker_generation{worker=\"1\"} 9.0",
             "ringwall_port_received_frames_total{port=\"veth\\\"0\"} 5",
             "ringwall_dropped_packets_total{reason=\"policy-ingress\"} 3",
+            "ringwall_denied_packet_answers_total{outcome=\"limited\"} 2",
             "ringwall_node_packets_total{outcome=\"exit-hit\"} 7",
             "ringwall_node_cached_decisions 2.0",
             "ringwall_node_interfaces{kind=\"pod\"} 0.0",

@@ -272,6 +272,8 @@ pub struct DataplaneStatus {
     /// what the kernel dropped of interfaces of pods whose programs were not attached yet. On a node, what the programs in the kernel
     /// dropped is here too, under the names of [`NodeStatus::outcomes`]. Neither is part of `frames`.
     pub drops: BTreeMap<String, u64>,
+    /// Of those that policy denied: how many were answered.
+    pub answers: AnswerCounts,
     /// The flow tables, all shards together.
     pub flows: FlowStatus,
     /// Where the received frames went, all workers together.
@@ -281,6 +283,16 @@ pub struct DataplaneStatus {
     pub node: Option<NodeStatus>,
     /// What is not as it should be, in words; empty when all is well.
     pub alarms: Vec<String>,
+}
+
+/// Denied packets whose sender was to get an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AnswerCounts {
+    /// Those that were answered.
+    pub sent: u64,
+    /// Those that were not, since their sender had got too many.
+    pub limited: u64,
 }
 
 /// A node whose kernel forwards.

@@ -22,7 +22,8 @@ use ipnet::IpNet;
 pub use judgement::{Decider, PASS, STAGED, policy_words, tier_denial};
 pub use object::{NAMESPACE_NAME_LABEL, Object, ObjectRef};
 pub use policy::{
-    Fault, Label, NetworkPolicy, Operator, Part, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
+    DenialAnswer, Fault, Label, NetworkPolicy, Operator, Part, Peer, PortMatch, Protocol, Requirement, Rule,
+    Selector,
 };
 pub use tiered::{
     Action, Condition, Conditions, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Order, PodSelection, Tier,

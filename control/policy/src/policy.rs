@@ -27,8 +27,30 @@ pub struct NetworkPolicy {
     /// Whether policyTypes was written; else the directions are those of defaulting (SEMANTICS 22). For people: what
     /// is in force is in `ingress` and `egress`.
     pub types_written: bool,
+    /// What the sender of a packet gets that it denies; None where it leaves that to the configuration.
+    pub answer: Option<DenialAnswer>,
     /// Why it is invalid; empty for a valid one. A policy with faults has no rules: it only isolates.
     pub faults: Vec<Fault>,
+}
+
+/// What the sender of a denied packet gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DenialAnswer {
+    /// Nothing.
+    Drop,
+    /// An ICMP error: administratively prohibited.
+    Prohibited,
+    /// What it would get if nothing listened there: a TCP reset, or an ICMP error.
+    Reset,
+}
+
+impl DenialAnswer {
+    /// Every answer, by its word in annotations and configuration.
+    pub const WORDS: [(&'static str, Self); 3] = [
+        ("drop", Self::Drop),
+        ("prohibited", Self::Prohibited),
+        ("reset", Self::Reset),
+    ];
 }
 
 /// One thing that is wrong with an object.

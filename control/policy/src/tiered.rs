@@ -3,7 +3,7 @@
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
-use super::{Fault, Peer, PolicyId, PortMatch, Selector};
+use super::{DenialAnswer, Fault, Peer, PolicyId, PortMatch, Selector};
 
 /// The tier of cluster-wide policies before NetworkPolicies.
 pub const KUBE_ADMIN: &str = "kube-admin";
@@ -136,6 +136,8 @@ pub struct TieredPolicy {
     pub order: Order,
     /// The pods that it selects: those of any of these.
     pub subjects: Vec<PodSelection>,
+    /// What the sender of a packet gets that it denies; None where it leaves that to the configuration.
+    pub answer: Option<DenialAnswer>,
     /// The ingress rules, in the order in which they decide; None where it has no part in ingress, empty where it selects
     /// pods so that the tier's default applies to them.
     pub ingress: Option<Vec<TieredRule>>,

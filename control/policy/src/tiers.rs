@@ -15,8 +15,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use ipnet::IpNet;
 
 use crate::{
-    Action, Cluster, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, ObjectKey, Order, PolicyId, PolicyKind,
-    PortMatch, Selector, TierDefault, TieredPolicy, TieredRule, Unplaced, unplaced::MARKED,
+    Action, Cluster, DEFAULT_TIER, DenialAnswer, KUBE_ADMIN, KUBE_BASELINE, ObjectKey, Order, PolicyId,
+    PolicyKind, PortMatch, Selector, TierDefault, TieredPolicy, TieredRule, Unplaced, unplaced::MARKED,
 };
 
 /// Every policy in force.
@@ -171,6 +171,8 @@ pub struct Policy<'a> {
     pub tier: Arc<TierFacts>,
     /// Its order there.
     pub rank: Rank,
+    /// What the sender of a packet gets that it denies, if it says so.
+    pub answer: Option<DenialAnswer>,
     /// The pods that it selects: those of any of these.
     pub subjects: Vec<PodSet<'a>>,
     /// Its ingress rules; None where it has no part in ingress.
@@ -279,6 +281,7 @@ pub fn network_policy<'a>(policy: &'a crate::NetworkPolicy, tiers: &Tiers) -> Po
         id: PolicyId::network_policy(&policy.key),
         tier: Arc::clone(tiers.network_policies()),
         rank: tiers.rank_of_network_policy(&policy.key),
+        answer: policy.answer,
         subjects: vec![PodSet {
             namespaces: NamespaceSet::Named(&policy.key.namespace),
             pods: &policy.subjects,
@@ -309,6 +312,7 @@ fn tiered_policy_as_read<'a>(
             order: policy.order,
             tie: policy.id.tie(),
         },
+        answer: policy.answer,
         subjects: policy
             .subjects
             .iter()

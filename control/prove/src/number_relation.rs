@@ -349,6 +349,14 @@ impl NumberRelation {
         self.ends.get(&place).is_some_and(|seen| seen.rows.is_some())
     }
 
+    /// Whether one end is a pod and the other its own node.
+    pub(super) fn is_hosted_by(&self, pod: EndRef, node: EndRef) -> bool {
+        let [pod, node] = [pod, node].map(|end| self.ends.get(&end));
+        pod.zip(node).is_some_and(|(pod, node)| {
+            pod.rows.is_some() && matches!(node.end.who, Owner::Node(_)) && pod.node == node.node
+        })
+    }
+
     /// Takes over which rows lead to which others for the node that hosts a pod, where one of these rows leads elsewhere.
     pub(super) fn follow_own_nodes(&mut self, rows: &[u32], older: &Snapshot, snapshot: &Snapshot) {
         let elsewhere = |row: &&u32| older.own_node_row(**row) != snapshot.own_node_row(**row);

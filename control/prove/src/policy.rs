@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ringwall_dataplane::classify::PolicyName;
 use ringwall_policy::{
-    Action, Cluster, Condition, Labels, NetworkPolicy, Order, Peer, PolicyId, PolicyKind, PortMatch,
-    Selector, TierDefault, TieredPolicy,
+    Action, Cluster, Condition, DenialAnswer, Labels, NetworkPolicy, Order, Peer, PolicyId, PolicyKind,
+    PortMatch, Selector, TierDefault, TieredPolicy,
 };
 
 use super::{matching::matches, rules::Direction};
@@ -149,6 +149,14 @@ pub(super) struct Part<'a> {
 impl Policy {
     pub(super) fn is_network_policy(&self) -> bool {
         matches!(self, Self::Network(_))
+    }
+
+    /// What the sender of a packet gets that it denies, if it says so.
+    pub(super) fn answer(&self) -> Option<DenialAnswer> {
+        match self {
+            Self::Network(policy) => policy.answer,
+            Self::Tiered(policy) => policy.answer,
+        }
     }
 
     pub(super) fn namespace(&self) -> &str {

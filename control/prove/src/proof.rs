@@ -8,8 +8,8 @@ use hashbrown::HashSet;
 use ringwall_dataplane::{
     addr::Addr,
     classify::{
-        DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NONE, NodeExemption, Provenance,
-        RangeNodes, Row, Snapshot, SnapshotChanges,
+        DenialAnswer, DirectionVerdict, Effect, Endpoint, Identity, IdentityKind, L4, NONE, NodeExemption,
+        Provenance, RangeNodes, Row, Snapshot, SnapshotChanges,
     },
 };
 use ringwall_policy::{Action, Cluster, ObjectKey, Pod};
@@ -41,6 +41,35 @@ const EXEMPT: DirectionVerdict = DirectionVerdict {
     effect: Effect::Node,
     provenance: NONE,
 };
+
+/// What a cell of a row is found to be.
+#[derive(Debug)]
+enum Cell {
+    /// It says what the policies say.
+    Right,
+    /// It says something else, and no packet between ends of this column shows it.
+    Unseen,
+    /// The same, but for packets to an address of a machine that hosts the pod and is no node by that address: only that
+    /// machine sees it. A packet that shows it everywhere is a better witness.
+    Hidden(Wrong),
+    /// It says something else, as this packet shows.
+    Wrong(Wrong),
+}
+
+impl Cell {
+    /// Whether it is right. Keeps what is hidden until it is sure that there is no better witness.
+    fn is_right(self, hidden: &mut Option<Wrong>) -> Result<bool, Wrong> {
+        match self {
+            Self::Right => Ok(true),
+            Self::Unseen => Ok(false),
+            Self::Hidden(wrong) => {
+                hidden.get_or_insert(wrong);
+                Ok(false)
+            }
+            Self::Wrong(wrong) => Err(wrong),
+        }
+    }
+}
 
 /// No port map: the row has no cells.
 const NO_MAP: u32 = u32::MAX;
@@ -608,7 +637,7 @@ impl Proof {
         others: u32,
     ) -> Result<(), Wrong> {
         let (row, of) = line;
-        let mut last = None;
+        let (mut last, mut hidden) = (None, None);
         for page in columns.pages() {
             let found = self.snapshot.page_of(cells(row), page.last_class());
             // Where no rule names any of them, they differ in their port names alone.
@@ -618,7 +647,8 @@ impl Proof {
                 for column in page.by_names() {
                     let decided = self.decided(of, others, column.1);
                     if last != Some((decided, map)) {
-                        last = self.cell(line, column, decided, map)?.then_some((decided, map));
+                        let cell = self.cell(line, column, decided, map);
+                        last = cell.is_right(&mut hidden)?.then_some((decided, map));
                         proven &= last.is_some();
                     }
                 }
@@ -635,11 +665,12 @@ impl Proof {
                 };
                 let map = map.unwrap_or(NO_MAP);
                 if last != Some((decided, map)) {
-                    last = self.cell(line, *column, decided, map)?.then_some((decided, map));
+                    let cell = self.cell(line, *column, decided, map);
+                    last = cell.is_right(&mut hidden)?.then_some((decided, map));
                 }
             }
         }
-        Ok(())
+        hidden.map_or(Ok(()), Err)
     }
 
     /// 4: a row against one peer.
@@ -654,7 +685,10 @@ impl Proof {
             .snapshot
             .port_map_of(cells(line.0), column.0)
             .unwrap_or(NO_MAP);
-        self.cell(line, column, decided, map).map(drop)
+        match self.cell(line, column, decided, map) {
+            Cell::Right | Cell::Unseen => Ok(()),
+            Cell::Hidden(wrong) | Cell::Wrong(wrong) => Err(wrong),
+        }
     }
 
     /// Whether no policy governs on either side: then there is no cell.
@@ -670,20 +704,13 @@ impl Proof {
         }
     }
 
-    /// 5: one cell, unless its port map was held against the same decisions before. False where it is wrong and no packet
-    /// reads it: another one with the same port map may be read.
-    fn cell(
-        &mut self,
-        line: RowSubject,
-        column: ClassMeaning,
-        decided: u32,
-        map: u32,
-    ) -> Result<bool, Wrong> {
+    /// 5: one cell, unless its port map was held against the same decisions before.
+    fn cell(&mut self, line: RowSubject, column: ClassMeaning, decided: u32, map: u32) -> Cell {
         // Which policies isolate is the row's own: asked once for each row, whatever the map.
         let names = decided != OPEN && self.view.decisions.isolates(decided) && !self.named.contains(&line);
         let known = map != NO_MAP && self.matched.contains(&(decided, map));
         if known && !names {
-            return Ok(true);
+            return Cell::Right;
         }
         if let Some(l4) = self.contradiction(line, column, decided, map) {
             return self.visible(line, column, l4).map(|()| false);
@@ -694,7 +721,7 @@ impl Proof {
         if map != NO_MAP {
             self.matched.insert((decided, map));
         }
-        Ok(true)
+        Cell::Right
     }
 
     /// Asks at every border of either side; the first packet that is decided otherwise.
@@ -842,7 +869,9 @@ impl Proof {
         let wanted = self.view.rules.rule(rule);
         let right = match self.snapshot.provenance(provenance) {
             Some(Provenance::Rule { policy, rule }) => {
-                rule == wanted.index && policy == self.view.rules.named(wanted.policy)
+                rule == wanted.index
+                    && policy == self.view.rules.named(wanted.policy)
+                    && self.answers_as(provenance, &[wanted.policy])
             }
             Some(Provenance::Isolating(_)) | None => false,
         };
@@ -860,9 +889,10 @@ impl Proof {
         let rules = &self.view.rules;
         let wanted = rules.denying(list, &self.view.subject_of(of).policies);
         let right = match self.snapshot.provenance(provenance) {
-            Some(Provenance::Isolating(policies)) => policies
-                .into_iter()
-                .eq(wanted.iter().map(|number| rules.named(*number))),
+            Some(Provenance::Isolating(policies)) => {
+                let names = wanted.iter().map(|number| rules.named(*number));
+                policies.into_iter().eq(names) && self.answers_as(provenance, wanted)
+            }
             Some(Provenance::Rule { .. }) | None => false,
         };
         if right {
@@ -871,30 +901,49 @@ impl Proof {
         right
     }
 
+    /// Whether what is denied with a provenance is answered as these policies say, whatever the configuration says of those that
+    /// leave it open.
+    fn answers_as(&self, provenance: u32, policies: &[u32]) -> bool {
+        [DenialAnswer::Drop, DenialAnswer::Reset]
+            .into_iter()
+            .all(|otherwise| {
+                let wanted = self.view.rules.answer(policies, otherwise);
+                self.snapshot.denial_answer(provenance, otherwise) == wanted
+            })
+    }
+
     /// A cell that says something else is wrong if there is a packet that is decided by it: of one family, and not from
     /// an end to itself. What decides about packets to the node that hosts a pod decides about none to pods.
-    fn visible(&mut self, line: RowSubject, column: ClassMeaning, l4: L4) -> Result<(), Wrong> {
+    fn visible(&mut self, line: RowSubject, column: ClassMeaning, l4: L4) -> Cell {
         let direction = self.view.subject_of(line.1).direction;
         let peers = self.held.peers_in(column);
         let owns = self.held.subjects_of(line);
         let own_nodes = self.held.own_node_subjects_of(line);
         let pairs = owns.iter().map(|own| (own, true));
+        let mut hidden = None;
         for (own, any_peer) in pairs.chain(own_nodes.iter().map(|own| (own, false))) {
             for other in &peers {
                 let (src, dst) = match direction {
                     Direction::Ingress => (*other, *own),
                     Direction::Egress => (*own, *other),
                 };
-                if self.can_meet(src, dst) && (any_peer || !self.held.is_pod(*other)) {
-                    return Err(Wrong {
-                        what: format!("{} is decided otherwise", direction.word()),
-                        suspect: Suspect::Packet { src, dst, l4 },
-                    });
+                if !self.can_meet(src, dst) || !any_peer && self.held.is_pod(*other) {
+                    continue;
                 }
+                let wrong = Wrong {
+                    what: format!("{} is decided otherwise", direction.word()),
+                    suspect: Suspect::Packet { src, dst, l4 },
+                };
+                if any_peer || self.held.is_hosted_by(*own, *other) {
+                    return Cell::Wrong(wrong);
+                }
+                hidden = Some(wrong);
             }
         }
-        self.excused = true;
-        Ok(())
+        if hidden.is_none() {
+            self.excused = true;
+        }
+        hidden.map_or(Cell::Unseen, Cell::Hidden)
     }
 
     /// Forgets what was compared with records that differ now.

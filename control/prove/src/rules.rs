@@ -7,7 +7,7 @@ use std::{
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
-use ringwall_dataplane::classify::PolicyName;
+use ringwall_dataplane::classify::{DenialAnswer, PolicyName};
 use ringwall_policy::{
     Action, Cluster, Labels, NetworkPolicy, Operator, Peer, PortMatch, Protocol, Selector, TieredPolicy,
     TieredRule,
@@ -555,6 +555,20 @@ impl Rules {
     /// How reasons name a policy.
     pub(super) fn named(&self, policy: u32) -> PolicyName<'_> {
         self.tiers.named(&self.policies[policy as usize])
+    }
+
+    /// What the sender of a packet gets that these policies deny: the least telling of what each says, `otherwise` where one says
+    /// nothing.
+    pub(super) fn answer(&self, policies: &[u32], otherwise: DenialAnswer) -> DenialAnswer {
+        let answers = policies.iter().map(|policy| {
+            let own = self.policies[*policy as usize].answer();
+            own.map_or(otherwise, |answer| match answer {
+                ringwall_policy::DenialAnswer::Drop => DenialAnswer::Drop,
+                ringwall_policy::DenialAnswer::Prohibited => DenialAnswer::Prohibited,
+                ringwall_policy::DenialAnswer::Reset => DenialAnswer::Reset,
+            })
+        });
+        answers.min().unwrap_or(DenialAnswer::Drop)
     }
 
     /// Whether the tiers of a state are those that the policies were read with.

@@ -84,6 +84,7 @@ fn tiered(tier: &str, priority: u16, name: &str) -> TieredPolicy {
         uid: String::new(),
         tier: tier.to_owned(),
         order: Order::of_priority(priority),
+        answer: None,
         subjects: vec![PodSelection::default()],
         ingress: None,
         egress: None,
@@ -110,6 +111,7 @@ fn network(name: &str, ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) ->
         ingress,
         egress,
         types_written: true,
+        answer: None,
         faults: Vec::new(),
     }
 }

@@ -23,7 +23,7 @@ pub(super) use identity::seconds_since_1970;
 use std::sync::Arc;
 
 use ringwall_policy::{
-    Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey, services::ServiceObject,
+    DenialAnswer, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, Object, ObjectKey, services::ServiceObject,
 };
 use serde_json::Value;
 
@@ -413,7 +413,7 @@ fn object(
     let mut input = None;
     let mut service = None;
     let is_calico = matches!(role, Role::Calico(_));
-    let object = match role {
+    let mut object = match role {
         Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
         Role::Node => {
             input = Some(calico::node(root));
@@ -468,6 +468,11 @@ fn object(
             unreachable!("returned above")
         }
     };
+    match &mut object {
+        Object::NetworkPolicy(policy) => policy.answer = denial_answer(metadata, &metadata_at, &mut findings),
+        Object::Tiered(policy) => policy.answer = denial_answer(metadata, &metadata_at, &mut findings),
+        _ => {}
+    }
     // Of a policy these are faults, and found with the others.
     let policy = matches!(object, Object::NetworkPolicy(_) | Object::Tiered(_)) || is_calico;
     if namespaced && !policy && !dns_label(namespace) {
@@ -510,6 +515,23 @@ fn is_staged(metadata: &Fields, at: &str, findings: &mut policy::Findings) -> bo
             false
         }
     }
+}
+
+/// The annotation that says what the sender of a packet gets that a policy denies.
+pub(super) const DENIAL_ANSWER: &str = "ringwall.io/denied";
+
+/// What a policy answers to those whom it denies; None where it leaves that to the configuration.
+fn denial_answer(metadata: &Fields, at: &str, findings: &mut policy::Findings) -> Option<DenialAnswer> {
+    let word = metadata.get("annotations")?.get(DENIAL_ANSWER)?;
+    let known = DenialAnswer::WORDS.iter().find(|(known, _)| word == known);
+    if known.is_none() {
+        let message =
+            "is no answer, and denied packets are dropped silently: write drop, reset or prohibited";
+        findings
+            .notes
+            .push(fault(format!("{at}.annotations[{DENIAL_ANSWER}]"), message));
+    }
+    Some(known.map_or(DenialAnswer::Drop, |(_, answer)| *answer))
 }
 
 fn bad_name(name: &str, wanted: &str) -> String {

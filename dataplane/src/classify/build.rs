@@ -73,14 +73,14 @@ use self::{
     prefixes::Prefixes,
 };
 use super::{
-    Generation, Identity, IdentityKind, Image,
+    DenialAnswer, Generation, Identity, IdentityKind, Image, PolicyName,
     image::Tables,
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
-        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, MOST_RULES, NONE, OTHER_PROTOCOLS,
-        PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord, PortMapRecord,
-        ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, WITH_PORTS, name_tag, page_slot, page_slots,
-        whole_cell,
+        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, MOST_RULES, NO_ANSWER, NONE,
+        OTHER_PROTOCOLS, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord,
+        PortMapRecord, ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, WITH_PORTS, name_tag, page_slot,
+        page_slots, whole_cell,
     },
 };
 use crate::addr::Addr;
@@ -425,11 +425,24 @@ impl ImageBuilder {
 
     /// Adds a policy's name and answers its index.
     pub fn policy(&mut self, tier: &str, kind: &str, namespace: &str, name: &str) -> u32 {
+        let name = PolicyName {
+            tier,
+            kind,
+            namespace,
+            name,
+        };
+        self.policy_that_answers(name, None)
+    }
+
+    /// The same for a policy that says what senders of packets that it denies get.
+    pub fn policy_that_answers(&mut self, policy: PolicyName<'_>, answer: Option<DenialAnswer>) -> u32 {
         let record = PolicyRecord {
-            tier: self.string(tier),
-            kind: self.string(kind),
-            namespace: self.string(namespace),
-            name: self.string(name),
+            tier: self.string(policy.tier),
+            kind: self.string(policy.kind),
+            namespace: self.string(policy.namespace),
+            name: self.string(policy.name),
+            answer: answer.map_or(NO_ANSWER, DenialAnswer::code),
+            reserved: [0; 3],
         };
         let index = self.policies.put(&mut self.tables.policies, record);
         self.index("policies", self.tables.policies.len());

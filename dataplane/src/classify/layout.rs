@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1006 } else { 6 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1007 } else { 7 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -402,7 +402,13 @@ pub(super) struct PolicyRecord {
     pub kind: u32,
     pub namespace: u32,
     pub name: u32,
+    /// What senders of packets that it denies get: [`DenialAnswer::code`], or [`NO_ANSWER`] where the policy does not say.
+    pub answer: u32,
+    pub reserved: [u32; 3],
 }
+
+/// [`PolicyRecord::answer`] of a policy that leaves it to the configuration.
+pub(super) const NO_ANSWER: u32 = u32::MAX;
 
 /// A pod or template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -14,8 +14,8 @@ pub use changes::SnapshotChanges;
 use zerocopy::try_transmute_ref;
 
 use super::{
-    DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Image, ImageError, Judgement, L4,
-    NodeExemption, PolicyName, PortSpans, Provenance, Row, SourceSpans,
+    DenialAnswer, DirectionVerdict, Effect, Endpoint, Generation, Identity, IdentityKind, Image, ImageError,
+    Judgement, L4, NodeExemption, PolicyName, PortSpans, Provenance, Row, SourceSpans,
     bucket::{self, Bucket},
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
@@ -402,6 +402,28 @@ impl Snapshot {
             .map(|at| self.policy(*tables.policy_lists.get(at as usize)?))
             .collect();
         Some(Provenance::Isolating(names?))
+    }
+
+    /// What the sender of a packet gets that is denied with this provenance, or that would be: `otherwise` where a policy
+    /// does not say. Where several policies isolate a pod, the least telling of theirs.
+    pub fn denial_answer(&self, provenance: u32, otherwise: DenialAnswer) -> DenialAnswer {
+        let tables = &self.image.parts.tables;
+        let answer = |policy: u32| {
+            let record = tables.policies.get(policy as usize)?;
+            Some(DenialAnswer::from_code(record.answer).unwrap_or(otherwise))
+        };
+        let Some(record) = tables.provenance.get(provenance as usize) else {
+            return DenialAnswer::Drop;
+        };
+        if record.kind == PROVENANCE_RULE {
+            return answer(record.first).unwrap_or(DenialAnswer::Drop);
+        }
+        let policies = (record.first..record.first.saturating_add(record.second))
+            .map(|at| answer(*tables.policy_lists.get(at as usize)?));
+        policies
+            .map(|answer| answer.unwrap_or(DenialAnswer::Drop))
+            .min()
+            .unwrap_or(DenialAnswer::Drop)
     }
 
     /// An endpoint by number. Cold.

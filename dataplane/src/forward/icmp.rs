@@ -16,8 +16,10 @@ pub(crate) enum Problem {
     NoRoute,
     /// The next hop does not answer.
     HostUnreachable,
-    /// A route prohibits it.
+    /// A route or a policy prohibits it.
     Prohibited,
+    /// Nothing listens at its port, as far as its sender is to know.
+    PortUnreachable,
 }
 
 impl Problem {
@@ -32,6 +34,8 @@ impl Problem {
             (Self::NoRoute, false) => (1, 0, 0),
             (Self::HostUnreachable, true) => (3, 1, 0),
             (Self::HostUnreachable, false) => (1, 3, 0),
+            (Self::PortUnreachable, true) => (3, 3, 0),
+            (Self::PortUnreachable, false) => (1, 4, 0),
             (Self::Prohibited, true) => (3, 13, 0),
             (Self::Prohibited, false) => (1, 1, 0),
         }
@@ -41,7 +45,6 @@ impl Problem {
 /// Longest IPv4 error with all its headers (RFC 1812 4.3.2.3), and IPv6 (RFC 4443 2.4).
 const LONGEST_V4: usize = 576;
 const LONGEST_V6: usize = 1280;
-const ETHERNET: usize = 14;
 
 /// Whether an error may be sent about a packet at all: never about an error, of whatever type, nor a redirect (RFC 1122
 /// 3.2.2, RFC 4443 2.4 (e)).
@@ -64,11 +67,12 @@ pub(crate) fn length(packet: &Packet) -> usize {
     } else {
         (40, LONGEST_V6)
     };
-    ETHERNET + longest.min(header + 8 + usize::from(packet.total_length()))
+    usize::from(packet.l3) + longest.min(header + 8 + usize::from(packet.total_length()))
 }
 
 /// Writes an error about `packet`, which lies in `original`, from `source` into `out`, which is [`length`] bytes long.
-/// Answers false where it does not fit. The Ethernet addresses are not set.
+/// Answers false where it does not fit. The Ethernet header is the packet's, VLAN tags included; its addresses are still to be
+/// set.
 pub(crate) fn write(
     out: &mut [u8],
     original: &[u8],
@@ -78,46 +82,55 @@ pub(crate) fn write(
 ) -> bool {
     let v4 = packet.src.is_v4();
     let ip_header = if v4 { 20 } else { 40 };
-    let Some(quote) = out.len().checked_sub(ETHERNET + ip_header + 8) else {
+    let l3 = usize::from(packet.l3);
+    let Some(quote) = out.len().checked_sub(l3 + ip_header + 8) else {
         return false;
     };
-    let l3 = usize::from(packet.l3);
-    let Some(quoted) = original.get(l3..l3 + quote) else {
+    let Some((link, quoted)) = original.get(..l3).zip(original.get(l3..l3 + quote)) else {
         return false;
     };
     let (kind, code, word) = problem.header(v4);
     let icmp_length = 8 + quote;
-    out[12..14].copy_from_slice(&if v4 { [0x08, 0x00] } else { [0x86, 0xdd] });
-    let (ip, icmp) = out[ETHERNET..].split_at_mut(ip_header);
+    out[..l3].copy_from_slice(link);
+    let (ip, icmp) = out[l3..].split_at_mut(ip_header);
     icmp[..4].copy_from_slice(&[kind, code, 0, 0]);
     icmp[4..8].copy_from_slice(&word.to_be_bytes());
     icmp[8..].copy_from_slice(quoted);
-    let (from, to) = (source.octets(), packet.src.octets());
+    let number = if v4 { protocol::ICMP } else { protocol::ICMPV6 };
+    // Internetwork control precedence (RFC 1812 4.3.2.5).
+    write_ip(ip, (source, packet.src), number, icmp_length, 0xc0);
     let pseudo = if v4 {
-        // Internetwork control precedence (RFC 1812 4.3.2.5); not to be fragmented.
-        ip.copy_from_slice(&[0; 20]);
-        ip[0] = 0x45;
-        ip[1] = 0xc0;
-        ip[2..4].copy_from_slice(&((ip_header + icmp_length) as u16).to_be_bytes());
-        ip[6] = 0x40;
-        ip[8] = 64;
-        ip[9] = protocol::ICMP;
-        ip[12..16].copy_from_slice(&from[12..]);
-        ip[16..20].copy_from_slice(&to[12..]);
-        let sum = !checksum::fold(checksum::sum(ip));
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
         0
     } else {
-        ip.copy_from_slice(&[0; 40]);
-        ip[0] = 0x60;
-        ip[4..6].copy_from_slice(&(icmp_length as u16).to_be_bytes());
-        ip[6] = protocol::ICMPV6;
-        ip[7] = 64;
-        ip[8..24].copy_from_slice(&from);
-        ip[24..40].copy_from_slice(&to);
-        checksum::pseudo_header(source, packet.src, protocol::ICMPV6, icmp_length as u16)
+        checksum::pseudo_header(source, packet.src, number, icmp_length as u16)
     };
     let sum = !checksum::fold(pseudo + checksum::sum(icmp));
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     true
+}
+
+/// Writes the header of a packet that the dataplane sends: 20 bytes for IPv4 without options, not to be fragmented, or 40 for
+/// IPv6. `ends` are its source and destination, `service` the type of service of IPv4.
+pub(super) fn write_ip(ip: &mut [u8], ends: (Addr, Addr), number: u8, payload: usize, service: u8) {
+    let (from, to) = (ends.0.octets(), ends.1.octets());
+    ip.fill(0);
+    if ends.0.is_v4() {
+        ip[0] = 0x45;
+        ip[1] = service;
+        ip[2..4].copy_from_slice(&((20 + payload) as u16).to_be_bytes());
+        ip[6] = 0x40;
+        ip[8] = 64;
+        ip[9] = number;
+        ip[12..16].copy_from_slice(&from[12..]);
+        ip[16..20].copy_from_slice(&to[12..]);
+        let sum = !checksum::fold(checksum::sum(ip));
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        ip[0] = 0x60;
+        ip[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
+        ip[6] = number;
+        ip[7] = 64;
+        ip[8..24].copy_from_slice(&from);
+        ip[24..40].copy_from_slice(&to);
+    }
 }

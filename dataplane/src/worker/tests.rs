@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // in tests a failed unwrap is the failure
 
+mod answers;
 mod asked;
 mod asked_streams;
 mod attacks;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use crate::{
     addr::Addr,
     classify::{
-        Generation, Identity, IdentityKind, ImageBuilder, NONE, PortDecision, PortRange, Snapshot, icmp,
+        DenialAnswer, Generation, Identity, IdentityKind, ImageBuilder, NONE, PolicyName, PortDecision,
+        PortRange, Snapshot, icmp,
     },
     dataplane::{Dataplane, DataplaneConfig, Mode},
     flow::{FlowDump, FlowMemory, FlowRecord},
@@ -78,6 +80,8 @@ struct World {
     pod_cidrs: bool,
     /// Whether the box takes echo requests alone.
     echo_alone: bool,
+    /// What the policy answers to those whom it denies.
+    answer: Option<DenialAnswer>,
 }
 
 impl World {
@@ -89,6 +93,7 @@ impl World {
             allow_unknown: false,
             pod_cidrs: true,
             echo_alone: false,
+            answer: None,
         }
     }
 
@@ -96,7 +101,13 @@ impl World {
         let mut image = ImageBuilder::new(Generation(self.generation));
         image.allow_unknown(self.allow_unknown);
         image.node("node");
-        let policy = image.policy("NetworkPolicy", "NetworkPolicy", "default", "web");
+        let name = PolicyName {
+            tier: "NetworkPolicy",
+            kind: "NetworkPolicy",
+            namespace: "default",
+            name: "web",
+        };
+        let policy = image.policy_that_answers(name, self.answer);
         let rule = image.rule(policy, 0);
         let isolating = image.isolating(&[policy]);
         let deny = image.port_map(PortDecision::DENY, &[]);

@@ -428,6 +428,7 @@ impl<'a> Search<'a> {
                     ingress: of(Direction::Ingress),
                     egress: of(Direction::Egress),
                     types_written: true,
+                    answer: None,
                     faults: Vec::new(),
                 })]
             }));
@@ -730,6 +731,7 @@ impl<'a> Search<'a> {
                     ingress: of(Direction::Ingress),
                     egress: of(Direction::Egress),
                     types_written: true,
+                    answer: None,
                     faults: Vec::new(),
                 })]);
             }

@@ -134,3 +134,18 @@ fn wrong_compilers_are_found() {
         "never found, or never with a verdict: {missed:?}"
     );
 }
+
+/// What the sender of a denied packet gets decides no packet, so no flow shows it: the checker compares it by itself.
+#[test]
+fn a_wrong_answer_to_denied_packets_is_found() {
+    for tiers in [false, true] {
+        let mut found = 0;
+        for seed in 0..60 {
+            let cluster = some_cluster(tiers, &mut Random::new(seed));
+            let mut misread = cluster.clone();
+            mistakes::answers(&mut misread);
+            found += u32::from(check(&cluster, &snapshot(&misread)).is_err());
+        }
+        assert!(found > 30, "{found} of 60");
+    }
+}

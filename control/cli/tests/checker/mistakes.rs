@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 use ringwall_policy::{
-    Action, AddressSet, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order, Peer,
-    PolicyKind, PortMatch, Protocol, Rule, Selector, TieredPolicy, TieredRule,
+    Action, AddressSet, Cluster, Conditions, DenialAnswer, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Order,
+    Peer, PolicyKind, PortMatch, Protocol, Rule, Selector, TieredPolicy, TieredRule,
 };
 
 type Mistake = fn(&mut Cluster);
@@ -89,6 +89,16 @@ fn actions(cluster: &mut Cluster, from: Action, to: Action) {
             rule.action = to;
         }
     });
+}
+
+/// Every policy answers another way.
+pub(crate) fn answers(cluster: &mut Cluster) {
+    let other = |answer| match answer {
+        None => Some(DenialAnswer::Prohibited),
+        Some(_) => None,
+    };
+    policies(cluster, |policy| policy.answer = other(policy.answer));
+    tiered(cluster, |policy| policy.answer = other(policy.answer));
 }
 
 /// Mistakes about policies of ordered kinds.

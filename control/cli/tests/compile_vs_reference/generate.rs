@@ -9,10 +9,10 @@ use std::{
 use ipnet::IpNet;
 use ringwall_dataplane::classify::L4;
 use ringwall_policy::{
-    Action, AddressSet, Cluster, Condition, Conditions, DEFAULT_TIER, Fault, KUBE_ADMIN, KUBE_BASELINE,
-    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectKey, Operator,
-    Order, Part, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule,
-    Selector, Settings, Tier, TierDefault, TieredPolicy, TieredRule,
+    Action, AddressSet, Cluster, Condition, Conditions, DEFAULT_TIER, DenialAnswer, Fault, KUBE_ADMIN,
+    KUBE_BASELINE, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy, Node, Object,
+    ObjectKey, Operator, Order, Part, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
+    Requirement, Rule, Selector, Settings, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 
 use crate::random::Random;
@@ -164,6 +164,12 @@ pub(crate) fn pod(random: &mut Random, number: usize) -> Pod {
     }
 }
 
+/// What some policies answer to those whom they deny.
+fn answer(random: &mut Random) -> Option<DenialAnswer> {
+    let answers = DenialAnswer::WORDS.map(|(_, answer)| answer);
+    random.percent(20).then(|| answers[random.below(answers.len())])
+}
+
 pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
     let faults = if random.percent(8) {
         vec![Fault {
@@ -190,6 +196,7 @@ pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
         ingress: direction(random),
         egress: direction(random),
         types_written: false,
+        answer: answer(random),
         faults,
     }
 }
@@ -343,6 +350,7 @@ pub(crate) fn tiered(random: &mut Random, number: usize, calico: bool) -> Tiered
             ]),
             false => Order::of_priority(*random.one(&[0, 1, 1, 1000])),
         },
+        answer: answer(random),
         subjects: (0..selections).map(|_| selection(random, calico)).collect(),
         ingress: direction(random),
         egress: direction(random),

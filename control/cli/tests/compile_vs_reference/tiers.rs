@@ -216,6 +216,7 @@ impl World {
             uid: String::new(),
             tier: tier.to_owned(),
             order: Order::of_priority(priority),
+            answer: None,
             subjects: vec![PodSelection::default()],
             ingress: (!ingress.is_empty()).then(|| ingress.to_vec()),
             egress: (!egress.is_empty()).then(|| egress.to_vec()),
@@ -235,6 +236,7 @@ impl World {
             ingress: ingress.then(Vec::new),
             egress: egress.then(Vec::new),
             types_written: true,
+            answer: None,
             faults: Vec::new(),
         }));
         self

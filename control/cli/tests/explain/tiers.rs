@@ -74,6 +74,7 @@ fn with(mut cluster: Cluster, tier: &str, name: &str, ingress: &[TieredRule]) ->
         uid: String::new(),
         tier: tier.to_owned(),
         order: Order::of_priority(5),
+        answer: None,
         subjects: vec![PodSelection::default()],
         ingress: (!ingress.is_empty()).then(|| ingress.to_vec()),
         egress: None,
@@ -93,6 +94,7 @@ fn closed(mut cluster: Cluster) -> Cluster {
         ingress: Some(Vec::new()),
         egress: None,
         types_written: true,
+        answer: None,
         faults: Vec::new(),
     }));
     cluster

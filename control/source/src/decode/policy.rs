@@ -105,6 +105,7 @@ pub(super) fn network_policy(
         ingress: directions.ingress.then_some(ingress),
         egress: directions.egress.then_some(egress),
         types_written: directions.written,
+        answer: None,
         faults: Vec::new(),
     }
 }
@@ -264,6 +265,7 @@ fn isolating(
         ingress: directions.ingress.then(Vec::new),
         egress: directions.egress.then(Vec::new),
         types_written: directions.written,
+        answer: None,
         faults: std::mem::take(&mut findings.faults),
     }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use proptest::prelude::*;
-use ringwall_policy::{NetworkPolicy, Peer};
+use ringwall_policy::{DenialAnswer, NetworkPolicy, Peer};
 use serde_json::{Map, Value, json};
 
 use super::*;
@@ -249,4 +249,40 @@ fn what_is_unknown_around_a_policy_is_a_fault_in_a_folder_and_none_from_a_server
     assert!(faults(decode_served(&good).unwrap()).is_empty());
     let strange = policy(json!({"podSelector": {}, "unless": true}));
     assert_eq!(faults(decode_served(&strange).unwrap()), ["spec.unless"]);
+}
+
+#[test]
+fn a_policy_of_any_kind_may_say_what_it_answers() {
+    let network = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "a"}, "spec": {"podSelector": {}}});
+    let cluster_wide = json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "p"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": []}});
+    let calico = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "p"}, "spec": {"selector": "all()"}});
+    for policy in [network, cluster_wide, calico] {
+        for (word, wanted, notes) in [
+            (json!("drop"), Some(DenialAnswer::Drop), 0),
+            (json!("reset"), Some(DenialAnswer::Reset), 0),
+            (json!("prohibited"), Some(DenialAnswer::Prohibited), 0),
+            // Silence is safe, and somebody is told.
+            (json!("Reset"), Some(DenialAnswer::Drop), 1),
+            (Value::Null, None, 0),
+        ] {
+            let mut policy = policy.clone();
+            if !word.is_null() {
+                policy["metadata"]["annotations"] = json!({"ringwall.io/denied": word});
+            }
+            for decoded in [decode(&policy).unwrap(), decode_served(&policy).unwrap()] {
+                let answer = match &decoded[0].object {
+                    Object::NetworkPolicy(policy) => policy.answer,
+                    Object::Tiered(policy) => policy.answer,
+                    other => unreachable!("{other:?}"),
+                };
+                assert_eq!(answer, wanted, "{policy}");
+                let mut told = decoded[0].notes.iter().map(|note| note.path.as_str());
+                let named = told.any(|path| path == "metadata.annotations[ringwall.io/denied]");
+                assert_eq!(named, notes == 1, "{policy}: {:?}", decoded[0].notes);
+            }
+        }
+    }
 }

@@ -216,6 +216,7 @@ pub(super) fn policy(
         uid,
         tier: tier.to_owned(),
         order: Order::of_priority(priority),
+        answer: None,
         subjects: vec![PodSelection { namespaces, pods }],
         ingress: part(ingress),
         egress: part(egress),

@@ -9,7 +9,7 @@ use super::{
     kind::{Api, Kind, Objects, Reference},
     state::Item,
 };
-use crate::decode::{Decoded, STAGING, calico::STORED_METADATA, decode_served};
+use crate::decode::{DENIAL_ANSWER, Decoded, STAGING, calico::STORED_METADATA, decode_served};
 
 /// Name and uid of an object; else what is wrong with it.
 pub(super) fn identify(kind: Kind, object: &Value) -> Result<(Reference, String), String> {
@@ -91,6 +91,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
                 ingress: Some(Vec::new()),
                 egress: Some(Vec::new()),
                 types_written: false,
+                answer: None,
                 faults,
             }))
         }
@@ -135,7 +136,7 @@ fn is_of(kind: Kind, decoded: &Decoded) -> bool {
 }
 
 /// Annotations that change what an object means.
-const MEANINGFUL: [&str; 2] = [STORED_METADATA, STAGING];
+const MEANINGFUL: [&str; 3] = [STORED_METADATA, STAGING, DENIAL_ANSWER];
 
 /// As much of a policy as has to be kept to know it again after a restart.
 fn source(kind: Kind, api: &Api, object: &Value, uid: &str) -> Option<Arc<str>> {

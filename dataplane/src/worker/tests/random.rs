@@ -98,6 +98,7 @@ fn results(steps: &[FlowStep], workers: usize) -> (Vec<Sent>, Vec<u64>) {
                 generation,
                 pod_cidrs: true,
                 echo_alone: step.publish % 5 == 0,
+                answer: None,
             });
         }
         bed.wait(Nanos::from_millis(u64::from(step.wait) / 4));

@@ -345,6 +345,7 @@ fn lowered(
             uid,
             tier,
             order,
+            answer: None,
             subjects,
             ingress: types.ingress.then_some(ingress),
             egress: types.egress.then_some(egress),

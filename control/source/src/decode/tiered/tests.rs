@@ -250,6 +250,7 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                 uid: "u".to_owned(),
                 tier: tier.to_owned(),
                 order: Order::of_priority(priority),
+                answer: None,
                 subjects: vec![PodSelection::default()],
                 ingress: None,
                 egress: Some(vec![

@@ -1,0 +1,108 @@
+//! What clients of denied Services see, where configuration or a policy asks for an answer.
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
+
+use std::{io::ErrorKind, net::TcpStream, time::Duration};
+
+use ringwall_testbed::{
+    appliance::{Appliance, Options, built_binary},
+    preflight::runs_here,
+    probe::{Attempt, Outcome, Service, attempt_all},
+    topology::{Bed, Plan, Role},
+    world::World,
+};
+use serde_json::{Value, json};
+
+/// A policy of `shop/web` that lets nobody in, with its answer.
+fn closed(answer: Option<&str>) -> Value {
+    let mut policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "closed", "namespace": "shop"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}},
+    });
+    if let Some(answer) = answer {
+        policy["metadata"]["annotations"] = json!({"ringwall.io/denied": answer});
+    }
+    policy
+}
+
+/// What a client sees that connects, or None where it waits in vain for so long.
+fn connect(bed: &Bed, from: &str, v6: bool, patience: Duration) -> Option<ErrorKind> {
+    let (from, to) = (bed.member(from).unwrap(), bed.member("shop/web").unwrap());
+    let to = (to.address(v6), 80).into();
+    let tried = from.ns.run(|| TcpStream::connect_timeout(&to, patience));
+    Some(tried.unwrap().unwrap_err().kind()).filter(|kind| *kind != ErrorKind::TimedOut)
+}
+
+fn datagram(bed: &Bed, from: &str, v6: bool, patience: Duration) -> Outcome {
+    let (from, to) = (bed.member(from).unwrap(), bed.member("shop/web").unwrap());
+    let attempt = Attempt {
+        from: &from.ns,
+        source: Some(from.address(v6)),
+        to: to.address(v6),
+        service: Service::Udp(53),
+    };
+    attempt_all(&[attempt], patience).unwrap().remove(0)
+}
+
+fn answers(role: Role, clients: &[&str]) {
+    let plans = [Plan::new("shop/web"), Plan::new("shop/client")];
+    let bed = Bed::new(role, &plans, 1).unwrap();
+    let options = Options {
+        more: "denied: {answer: reset}\n".to_owned(),
+        ..Options::default()
+    };
+    let mut world = World::of(&bed);
+    world.policies = vec![closed(None)];
+    let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+    for (answer, tcp, refuses_datagrams) in [
+        (None, Some(ErrorKind::ConnectionRefused), true),
+        (Some("prohibited"), Some(ErrorKind::HostUnreachable), true),
+        (Some("drop"), None, false),
+    ] {
+        world.policies = vec![closed(answer)];
+        world.apply(&firewall).unwrap();
+        // An answer may be late on a busy machine; silence lasts.
+        let patience = Duration::from_millis(if refuses_datagrams { 10_000 } else { 500 });
+        for client in clients {
+            for v6 in [false, true] {
+                let seen = connect(&bed, client, v6, patience);
+                // Linux takes "prohibited" of IPv6 for a lack of permission (RFC 4443 3.1, code 1).
+                let wanted = tcp.map(|kind| match kind {
+                    ErrorKind::HostUnreachable if v6 => ErrorKind::PermissionDenied,
+                    other => other,
+                });
+                assert_eq!(seen, wanted, "{role:?} {answer:?} {client} v6 {v6}");
+                let outcome = datagram(&bed, client, v6, patience);
+                let refused = matches!(outcome, Outcome::Refused(_));
+                assert_eq!(
+                    refused, refuses_datagrams,
+                    "{role:?} {answer:?} {client} v6 {v6}: {outcome}"
+                );
+            }
+        }
+    }
+    let dataplane = firewall.status().unwrap()["dataplane"].clone();
+    let (sent, denied) = (
+        &dataplane["answers"]["sent"],
+        &dataplane["drops"]["policy-ingress"],
+    );
+    // For each client and family at least two: to a connection and a datagram, once reset and once prohibited.
+    assert!(sent.as_u64() >= Some(8 * clients.len() as u64), "{sent}");
+    assert!(denied.as_u64() > sent.as_u64(), "{denied} {sent}");
+}
+
+#[test]
+fn clients_of_a_routed_gateway_learn_that_they_are_denied() {
+    let Some(_alone) = runs_here("answers of a routed gateway") else {
+        return;
+    };
+    answers(Role::Routed, &["shop/client", "external"]);
+}
+
+#[test]
+fn clients_across_a_wire_learn_that_they_are_denied() {
+    let Some(_alone) = runs_here("answers of a wire") else {
+        return;
+    };
+    answers(Role::Wire, &["external"]);
+}
