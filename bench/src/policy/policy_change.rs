@@ -340,6 +340,7 @@ pub(super) fn global(name: &str, tier: &str, order: u16, rules: Vec<TieredRule>)
         uid: name.to_owned(),
         tier: tier.to_owned(),
         order: Order::of_priority(order),
+        answer: None,
         subjects: vec![PodSelection::default()],
         ingress: None,
         egress: Some(rules),
