@@ -713,7 +713,7 @@ impl Proof {
             return Cell::Right;
         }
         if let Some(l4) = self.contradiction(line, column, decided, map) {
-            return self.visible(line, column, l4).map(|()| false);
+            return self.visible(line, column, l4);
         }
         if names {
             self.named.insert(line);

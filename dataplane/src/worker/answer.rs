@@ -95,8 +95,11 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     }
 }
 
-/// What answers a packet; None where nothing may.
+/// What answers a packet; None where nothing may. What is in a tunnel gets none: it would have to be put into one that leads back.
 fn answer(wanted: DenialAnswer, packet: &Packet) -> Option<Answer> {
+    if packet.tunnel.is_some() {
+        return None;
+    }
     let icmp = |problem| icmp::may_answer(packet).then_some(Answer::Icmp(problem));
     match (wanted, packet.transport) {
         (DenialAnswer::Drop, _) => None,

@@ -161,6 +161,26 @@ fn what_is_inside_is_judged_in_every_form() {
 }
 
 #[test]
+fn what_is_denied_in_a_tunnel_gets_no_answer() {
+    let config = DataplaneConfig {
+        denial_answer: DenialAnswer::Reset,
+        ..DataplaneConfig::default()
+    };
+    let mut bed = bed_with(config, [Side::Inside, Side::Inside]);
+    for (outer, inner) in FAMILIES {
+        let inside = from_to(A[inner], B[inner]).tcp(7, 81, SYN, b"");
+        for (_, wrap) in FORMS {
+            bed.drops(
+                INSIDE,
+                &wrap(&nodes(0, outer), &inside),
+                DropReason::PolicyIngress,
+            );
+        }
+        assert_eq!(bed.on(0, INSIDE, &inside).len(), 1, "a reset");
+    }
+}
+
+#[test]
 fn a_flow_seen_bare_and_in_tunnels_is_one() {
     for (outer, inner) in FAMILIES {
         let mut bed = bed();
