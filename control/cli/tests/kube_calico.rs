@@ -316,3 +316,26 @@ async fn semantics_54_a_policy_of_calico_holds_while_its_namespace_ends() {
     });
     assert!(!without_policy);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_tier_has_the_policies_listed_anew_that_calico_s_api_shows_by_tier() {
+    let bed = serving(&[GLOBAL_POLICIES, TIERS]);
+    bed.server
+        .apply(object(TIERS, "", "first", json!({}), json!({"order": 5})));
+    let source = bed.following(looking()).await;
+    watched(&source, GLOBAL_POLICIES).await;
+    watched(&source, TIERS).await;
+    let lists = |resource: Resource| {
+        let seen = bed.server.seen();
+        let lists = seen
+            .iter()
+            .filter(|seen| seen.path.ends_with(&format!("/{}", resource.plural)) && !seen.is_watch());
+        lists.count()
+    };
+    let (policies, others) = (lists(GLOBAL_POLICIES), lists(NETWORK_POLICIES));
+    bed.server
+        .apply(object(TIERS, "", "second", json!({}), json!({"order": 6})));
+    // At once, and when its server has surely heard of the tier.
+    eventually("two more lists", || lists(GLOBAL_POLICIES) >= policies + 2).await;
+    assert_eq!(lists(NETWORK_POLICIES), others);
+}

@@ -26,10 +26,10 @@ pub(super) struct Cohort {
     /// Index of its namespace.
     pub space: u32,
     pub labels: Vec<Label>,
-    /// Named ports that ingress rules ask for.
-    pub ingress_ports: u32,
-    /// Named ports that egress rules ask for.
-    pub egress_ports: u32,
+    /// Named ports that rules of policies that select its pods ask for.
+    pub own_ports: u32,
+    /// Named ports that rules ask for of peers.
+    pub peer_ports: u32,
     /// What selectors see of its pods: for epochs.
     pub seen: Content,
     /// Index of the list of sets that hold it.
@@ -119,9 +119,9 @@ impl Cohorts {
         let mut labels = std::mem::take(&mut self.scratch);
         labels.clear();
         vocabulary.pod_labels_into(pod, &mut labels);
-        let ingress_ports = vocabulary.ports_of(pod, true);
-        let egress_ports = vocabulary.ports_of(pod, false);
-        let key = (labels, ingress_ports, egress_ports);
+        let own_ports = vocabulary.ports_of(pod, false);
+        let peer_ports = vocabulary.ports_of(pod, true);
+        let key = (labels, own_ports, peer_ports);
         let next = self.cohorts.len() as u32;
         let Some(known) = self.spaces.get_mut(space as usize) else {
             return (next, false); // every number in `by_name` has its namespace
@@ -134,9 +134,9 @@ impl Cohorts {
         self.cohorts.push(Cohort {
             space,
             labels: key.0.clone(),
-            ingress_ports,
-            egress_ports,
-            seen: seen_of(pod, namespace, egress_ports, vocabulary),
+            own_ports,
+            peer_ports,
+            seen: seen_of(pod, namespace, peer_ports, vocabulary),
             list: 0,
             policies: Vec::new(),
             rows: None,
@@ -204,16 +204,11 @@ impl Cohorts {
 }
 
 /// What selectors see of a pod.
-pub(super) fn seen_of(
-    pod: &Pod,
-    namespace: &Namespace,
-    egress_ports: u32,
-    vocabulary: &Vocabulary,
-) -> Content {
+pub(super) fn seen_of(pod: &Pod, namespace: &Namespace, peer_ports: u32, vocabulary: &Vocabulary) -> Content {
     let mut seen = Digest::new("cohort");
     seen.text(&namespace.name);
     seen.labels(vocabulary.seen_of_namespace(&namespace.labels));
     seen.labels(vocabulary.seen_of_pod(&pod.labels));
-    seen.content(&vocabulary.ports_content(egress_ports));
+    seen.content(&vocabulary.ports_content(peer_ports));
     seen.finish()
 }

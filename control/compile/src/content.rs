@@ -207,10 +207,11 @@ impl<'k> Digest<'k> {
         }
         if let Some(ports) = rule.source_ports {
             self.number(u64::MAX - 4);
-            self.number(ports.len() as u64);
-            for (lo, hi) in ports {
-                self.number(u64::from(*lo) << 16 | u64::from(*hi));
-            }
+            self.ports(ports);
+        }
+        if !rule.not_source_ports.is_empty() {
+            self.number(u64::MAX - 5);
+            self.ports(rule.not_source_ports);
         }
     }
 

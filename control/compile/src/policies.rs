@@ -188,7 +188,7 @@ impl Policies {
         let first_set = self.sets.len() as u32;
         let (mut sets, mut blocks) = (Vec::new(), Vec::new());
         let mut by_own_address = false;
-        let mut direction = |rules: &Option<Vec<Rule<'_>>>| {
+        let mut direction = |rules: &Option<Vec<Rule<'_>>>, ingress: bool| {
             let rules = rules.as_ref()?;
             let first = self.rules.len() as u32;
             let mut digest = Digest::new("direction");
@@ -227,7 +227,7 @@ impl Policies {
                 };
                 by_own_address |= parties.of_own.iter().any(in_block);
                 let provenance = tables.rule(number, rule.index);
-                let rule = RowRule::new(tier.number, rule, parties, provenance);
+                let rule = RowRule::new(tier.number, ingress, rule, parties, provenance);
                 self.rules.push(rule);
             }
             Some(Direction {
@@ -235,7 +235,7 @@ impl Policies {
                 content: digest.finish(),
             })
         };
-        let (ingress, egress) = (direction(&policy.ingress), direction(&policy.egress));
+        let (ingress, egress) = (direction(&policy.ingress, true), direction(&policy.egress, false));
         for named in [&mut sets, &mut blocks] {
             named.sort_unstable();
             named.dedup();

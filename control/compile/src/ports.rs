@@ -16,8 +16,10 @@ pub(super) struct CellRule<'a> {
     pub ports: Option<&'a [PortMatch]>,
     /// What it does not match.
     pub not_ports: &'a [PortMatch],
-    /// Source ports, first and last; None for all.
-    pub source_ports: Option<&'a [(u16, u16)]>,
+    /// Source ports; None for all.
+    pub source_ports: Option<&'a [PortMatch]>,
+    /// Source ports that it does not match.
+    pub not_source_ports: &'a [PortMatch],
 }
 
 impl<'a> CellRule<'a> {
@@ -25,10 +27,32 @@ impl<'a> CellRule<'a> {
     fn named_ports(&self) -> impl Iterator<Item = &'a PortMatch> {
         self.ports.unwrap_or_default().iter().chain(self.not_ports)
     }
+
+    /// Whether it asks for the source port of a protocol.
+    fn asks_for_sources(&self, protocol: Protocol) -> bool {
+        self.source_ports.is_some() || self.not_source_ports.iter().any(|port| is_of(port, protocol))
+    }
+
+    /// The source ports of a protocol that it matches.
+    fn sources(&self, protocol: Protocol, named: &[NamedPort]) -> Vec<(u16, u16)> {
+        let ranges = |ports: &[PortMatch]| -> Vec<(u16, u16)> {
+            let ranges = ports.iter().filter_map(|port| range(port, protocol, named));
+            ranges.collect()
+        };
+        let some = self.source_ports.map_or(vec![(0, u16::MAX)], ranges);
+        without(some, &ranges(self.not_source_ports))
+    }
 }
 
-/// A port name that policies ask for, and the destination's number for it.
+/// A port name that policies ask for, and the number of an end for it.
 pub(super) type NamedPort = ((Protocol, String), u16);
+
+/// Named ports of both ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PortNames<'a> {
+    pub destination: &'a [NamedPort],
+    pub source: &'a [NamedPort],
+}
 
 /// What a cell decides.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,21 +98,26 @@ impl Isolation {
 
 /// Decides for every protocol and port. `rules` are in the order in which they decide; `isolating` are the tiers, in order,
 /// that deny what none of their rules matches, of those with a policy that selects the pod.
-pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[NamedPort]) -> Cell {
+pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: PortNames<'_>) -> Cell {
     let for_all = rules.iter();
     let for_all = for_all.filter(|rule| rule.ports.is_none() && rule.source_ports.is_none());
     let otherwise = first_match(for_all, isolating);
-    let asks_for_sources = rules.iter().any(|rule| rule.source_ports.is_some());
     let mut ranges = Vec::new();
     let mut nested = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
         let names = |rule: &CellRule<'_>| {
-            rule.source_ports.is_some() || rule.named_ports().any(|port| is_of(port, protocol))
+            rule.asks_for_sources(protocol) || rule.named_ports().any(|port| is_of(port, protocol))
         };
         if !rules.iter().any(names) {
             continue;
         }
-        let covered = cover(rules, protocol, named);
+        // What each matches by source port; None where no rule asks.
+        let asks = rules.iter().any(|rule| rule.asks_for_sources(protocol));
+        let sources: Option<Vec<Vec<(u16, u16)>>> = asks.then(|| {
+            let of_rules = rules.iter().map(|rule| rule.sources(protocol, named.source));
+            of_rules.collect()
+        });
+        let covered = cover(rules, protocol, named.destination);
         let mut active: BTreeMap<usize, u32> = BTreeMap::new();
         for (position, rule) in rules.iter().enumerate() {
             if rule.ports.is_none() && !rule.not_ports.iter().any(|port| is_of(port, protocol)) {
@@ -97,7 +126,7 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
         }
         let mut decide = |active: &BTreeMap<usize, u32>, lo: u16, hi: u16| {
             let matching = || active.keys().filter_map(|position| rules.get(*position));
-            if !asks_for_sources {
+            let Some(sources) = &sources else {
                 let then = first_match(matching(), isolating);
                 if then != otherwise {
                     ranges.push(PortRange {
@@ -108,8 +137,13 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
                     });
                 }
                 return;
-            }
-            let known = by_source(matching, isolating);
+            };
+            let from = || {
+                active
+                    .keys()
+                    .filter_map(|at| Some((rules.get(*at)?, sources.get(*at)?)))
+            };
+            let known = by_source(from, isolating);
             match &known[..] {
                 [then] if then.then == otherwise => {}
                 [then] => ranges.push(PortRange {
@@ -204,28 +238,28 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: &[N
     }
 }
 
-/// Decides for every source port about ports that these rules match; as TCP ports, from 0 on, all of them. One range where
-/// source ports make no difference.
-fn by_source<'a, R: Iterator<Item = &'a CellRule<'a>>>(
+/// Decides for every source port about ports that these rules match, each with its source ports; as TCP ports, from 0 on, all of
+/// them. One range where source ports make no difference.
+fn by_source<'a, R: Iterator<Item = (&'a CellRule<'a>, &'a Vec<(u16, u16)>)>>(
     matching: impl Fn() -> R,
     isolating: &[Isolation],
 ) -> Vec<PortRange> {
-    let named = matching().filter_map(|rule| rule.source_ports).flatten();
-    let cuts = named.flat_map(|(lo, hi)| [Some(*lo), hi.checked_add(1)]);
+    let ranges = matching().flat_map(|(_, ranges)| ranges);
+    let cuts = ranges.flat_map(|(lo, hi)| [Some(*lo), hi.checked_add(1)]);
     let mut starts: Vec<u16> = cuts.flatten().chain([0]).collect();
     starts.sort_unstable();
     starts.dedup();
     let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
     let ranges = starts.iter().zip(ends).map(|(lo, hi)| {
-        let from_it = |rule: &&CellRule<'_>| {
-            let ranges = rule.source_ports;
-            ranges.is_none_or(|ranges| ranges.iter().any(|(first, last)| (first..=last).contains(&lo)))
-        };
+        let from_it = matching().filter_map(|(rule, ranges)| {
+            let holds = ranges.iter().any(|(first, last)| (first..=last).contains(&lo));
+            holds.then_some(rule)
+        });
         PortRange {
             protocol: Protocol::Tcp.number(),
             lo: *lo,
             hi,
-            then: first_match(matching().filter(from_it), isolating),
+            then: first_match(from_it, isolating),
         }
     });
     let mut ranges: Vec<PortRange> = ranges.collect();
@@ -406,6 +440,16 @@ mod tests {
     const FIRST: &[Isolation] = &[isolation(0)];
     const SECOND: &[Isolation] = &[isolation(1)];
 
+    const NO_NAMES: PortNames<'_> = to(&[]);
+
+    /// Names of the destination alone.
+    const fn to(destination: &[NamedPort]) -> PortNames<'_> {
+        PortNames {
+            destination,
+            source: &[],
+        }
+    }
+
     const fn isolation(tier: u32) -> Isolation {
         Isolation {
             tier,
@@ -429,6 +473,7 @@ mod tests {
             ports,
             not_ports: &[],
             source_ports: None,
+            not_source_ports: &[],
         }
     }
 
@@ -454,7 +499,7 @@ mod tests {
             rule(0, Action::Allow, 1, Some(&a)),
             rule(0, Action::Allow, 2, Some(&b)),
         ];
-        let cell = decide(&rules, FIRST, &[]);
+        let cell = decide(&rules, FIRST, NO_NAMES);
         assert_eq!(cell.otherwise, PortDecision::DENY);
         for (port, then) in [
             (9, PortDecision::DENY),
@@ -479,7 +524,7 @@ mod tests {
         ];
         let mut rules = admin.to_vec();
         rules.push(rule(1, Action::Allow, 3, Some(&low[..])));
-        let isolated = decide(&rules, SECOND, &[]);
+        let isolated = decide(&rules, SECOND, NO_NAMES);
         assert_eq!(
             at(&isolated, 6, 50),
             PortDecision::allow(3),
@@ -491,14 +536,14 @@ mod tests {
             PortDecision::DENY,
             "undecided, isolated by the second tier"
         );
-        let open = decide(&admin, &[], &[]);
+        let open = decide(&admin, &[], NO_NAMES);
         assert_eq!(at(&open, 6, 50), PortDecision::OPEN);
         assert_eq!(at(&open, 6, 250), PortDecision::OPEN);
         let mut baseline = admin.to_vec();
         baseline.push(rule(2, Action::Deny, 4, None));
-        assert_eq!(at(&decide(&baseline, &[], &[]), 6, 250), deny(4));
+        assert_eq!(at(&decide(&baseline, &[], NO_NAMES), 6, 250), deny(4));
         assert_eq!(
-            at(&decide(&baseline, SECOND, &[]), 6, 250),
+            at(&decide(&baseline, SECOND, NO_NAMES), 6, 250),
             PortDecision::DENY,
             "baseline is for the others"
         );
@@ -513,11 +558,11 @@ mod tests {
         let rules = [rule(0, Action::Allow, 1, Some(&ports))];
         let dns = |protocol, number| ((protocol, "dns".to_owned()), number);
         let named = [dns(Protocol::Tcp, 53), dns(Protocol::Udp, 5353)];
-        let cell = decide(&rules, FIRST, &named);
+        let cell = decide(&rules, FIRST, to(&named));
         assert_eq!(at(&cell, 17, 5353), PortDecision::allow(1));
         assert_eq!(at(&cell, 17, 53), PortDecision::DENY);
         assert_eq!(at(&cell, 6, 53), PortDecision::DENY);
-        assert_eq!(decide(&rules, FIRST, &[]).ranges, []);
+        assert_eq!(decide(&rules, FIRST, NO_NAMES).ranges, []);
     }
 
     #[test]
@@ -533,7 +578,7 @@ mod tests {
             not_ports,
             ..rule(0, Action::Allow, 1, ports)
         };
-        let cell = decide(&[but(None, &not)], FIRST, &named);
+        let cell = decide(&[but(None, &not)], FIRST, to(&named));
         for port in [0, 9, 31, 8079, 8081, 65535] {
             assert_eq!(at(&cell, 6, port), PortDecision::allow(1), "port {port}");
         }
@@ -545,19 +590,65 @@ mod tests {
         assert_eq!(cell.otherwise, PortDecision::allow(1));
         // Of a destination without the name.
         assert_eq!(
-            at(&decide(&[but(None, &not)], FIRST, &[]), 6, 8080),
+            at(&decide(&[but(None, &not)], FIRST, NO_NAMES), 6, 8080),
             PortDecision::allow(1)
         );
-        let cell = decide(&[but(Some(&all_tcp), &not)], FIRST, &named);
+        let cell = decide(&[but(Some(&all_tcp), &not)], FIRST, to(&named));
         assert_eq!(at(&cell, 6, 9), PortDecision::allow(1));
         assert_eq!(at(&cell, 6, 10), PortDecision::DENY);
         assert_eq!(at(&cell, 17, 9), PortDecision::DENY);
         // Every protocol but one.
         let rules = [but(None, &all_tcp), rule(0, Action::Allow, 2, None)];
-        let cell = decide(&rules, FIRST, &[]);
+        let cell = decide(&rules, FIRST, NO_NAMES);
         assert_eq!(at(&cell, 6, 0), PortDecision::allow(2));
         assert_eq!(at(&cell, 6, 65535), PortDecision::allow(2));
         assert_eq!(at(&cell, 17, 80), PortDecision::allow(1));
         assert_eq!(cell.otherwise, PortDecision::allow(1));
+    }
+
+    #[test]
+    fn names_of_source_ports_are_the_sources() {
+        let web = PortMatch::Named {
+            protocol: Protocol::Tcp,
+            name: "web".to_owned(),
+        };
+        let web = [web];
+        let is_80 = [((Protocol::Tcp, "web".to_owned()), 80)];
+        let named = PortNames {
+            destination: &[],
+            source: &is_80,
+        };
+        let from = |some, none| CellRule {
+            source_ports: some,
+            not_source_ports: none,
+            ..rule(0, Action::Allow, 1, None)
+        };
+        let of = |cell: &Cell, protocol, source| {
+            let nested = cell.nested.iter().find(|it| it.protocol == protocol)?;
+            let range = nested
+                .ranges
+                .iter()
+                .find(|it| (it.lo..=it.hi).contains(&source))?;
+            Some(range.then)
+        };
+        let cell = decide(&[from(Some(&web), &[])], FIRST, named);
+        assert_eq!(of(&cell, 6, 80), Some(PortDecision::allow(1)));
+        assert_eq!(of(&cell, 6, 81), Some(PortDecision::DENY));
+        assert_eq!(cell.otherwise, PortDecision::DENY);
+        assert_eq!(at(&cell, 17, 80), PortDecision::DENY);
+        // Without the name, from no port.
+        let cell = decide(&[from(Some(&web), &[])], FIRST, to(&is_80));
+        assert_eq!((at(&cell, 6, 80), cell.nested.len()), (PortDecision::DENY, 0));
+        // All but that, and what has no ports at all.
+        let cell = decide(&[from(None, &web)], FIRST, named);
+        assert_eq!(of(&cell, 6, 80), Some(PortDecision::DENY));
+        assert_eq!(of(&cell, 6, 79), Some(PortDecision::allow(1)));
+        assert_eq!(of(&cell, 6, 65535), Some(PortDecision::allow(1)));
+        assert_eq!(
+            (at(&cell, 17, 80), cell.otherwise),
+            (PortDecision::allow(1), PortDecision::allow(1))
+        );
+        let cell = decide(&[from(Some(&web), &[tcp(80, 90)])], FIRST, named);
+        assert_eq!((at(&cell, 6, 80), cell.nested.len()), (PortDecision::DENY, 0));
     }
 }

@@ -12,7 +12,7 @@ use super::{
     classes::{Class, Classes},
     content::{Content, Digest},
     policies::Policies,
-    ports::{self, CellRule, Isolation, NamedPort},
+    ports::{self, CellRule, Isolation, PortNames},
     selectors::Vocabulary,
 };
 
@@ -118,15 +118,25 @@ pub(super) struct RowRule {
     parties: Parties,
     ports: Option<Vec<PortMatch>>,
     not_ports: Vec<PortMatch>,
-    source_ports: Option<Vec<(u16, u16)>>,
-    /// Whether what it does depends on the destination's named ports.
-    asks_names: bool,
+    source_ports: Option<Vec<PortMatch>>,
+    not_source_ports: Vec<PortMatch>,
+    /// Whether what it does depends on named ports of the pod that the row is of.
+    asks_own_names: bool,
+    /// Likewise on the peer's.
+    asks_peer_names: bool,
     provenance: u32,
 }
 
 impl RowRule {
-    pub(super) fn new(tier: u32, rule: &Rule<'_>, parties: Parties, provenance: u32) -> Self {
+    pub(super) fn new(tier: u32, ingress: bool, rule: &Rule<'_>, parties: Parties, provenance: u32) -> Self {
         let named = |port: &PortMatch| matches!(port, PortMatch::Named { .. });
+        // A port's name is the destination's, a source port's the source's.
+        let asks_destination = rule.named_ports().any(named);
+        let asks_source = rule.named_source_ports().any(named);
+        let (asks_own_names, asks_peer_names) = match ingress {
+            true => (asks_destination, asks_source),
+            false => (asks_source, asks_destination),
+        };
         Self {
             tier,
             action: rule.action,
@@ -134,7 +144,9 @@ impl RowRule {
             ports: rule.ports.map(<[PortMatch]>::to_vec),
             not_ports: rule.not_ports.to_vec(),
             source_ports: rule.source_ports.map(<[_]>::to_vec),
-            asks_names: rule.named_ports().any(named),
+            not_source_ports: rule.not_source_ports.to_vec(),
+            asks_own_names,
+            asks_peer_names,
             provenance,
         }
     }
@@ -153,7 +165,8 @@ impl RowRule {
 
     /// Whether no later rule decides anything that it matches.
     fn ends(&self) -> bool {
-        let everything = self.ports.is_none() && self.not_ports.is_empty() && self.source_ports.is_none();
+        let of_sources = self.source_ports.is_some() || !self.not_source_ports.is_empty();
+        let everything = self.ports.is_none() && self.not_ports.is_empty() && !of_sources;
         everything && matches!(self.action, Action::Allow | Action::Deny)
     }
 }
@@ -165,17 +178,9 @@ pub(super) struct Own<'a> {
     pub blocks: &'a [u32],
 }
 
-/// Policies, whose named ports count, and rules of theirs that are not for the pods that the row is of.
-type RowKey = (Vec<u32>, NamesOf, Vec<u32>);
-
-/// Whose named ports count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum NamesOf {
-    /// The pods' that the row is of (ingress); the list.
-    Subject(u32),
-    /// The peer's (egress).
-    Peer,
-}
+/// Policies, whether of ingress, the list of named ports of the pods that the row is of, and rules of theirs that are not for these
+/// pods.
+type RowKey = (Vec<u32>, bool, u32, Vec<u32>);
 
 /// What a row was written from.
 #[derive(Debug)]
@@ -184,7 +189,9 @@ struct Row {
     rules: Vec<u32>,
     /// So many of them are of policies that are no NetworkPolicies, before the first of one: pods of many namespaces have the same.
     shared: usize,
-    names: NamesOf,
+    ingress: bool,
+    /// Named ports of the pods that it is of: number of their list; 0 where no rule asks for them.
+    own_names: u32,
     /// Number of the list of tiers that deny what none of their rules matches.
     isolations: u32,
     /// Whether a rule may lead past one that matches everything.
@@ -213,7 +220,7 @@ pub(super) struct Rows {
     maps: HashMap<MapKey<Vec<u32>>, u32>,
     /// Bytes of the rules in `maps`.
     pub remembered: u64,
-    /// Egress rows with a rule for everyone whose ports each peer names for itself.
+    /// Rows with a rule for everyone whose ports each peer names for itself.
     asking: Vec<u32>,
     /// Rows with a rule for everyone but some, who include classes that nothing holds.
     for_others: Vec<u32>,
@@ -249,9 +256,16 @@ struct Beginning {
 /// The most of them that are kept.
 const MOST_BEGINNINGS: usize = 256;
 
-/// Rules, named ports and isolating tiers (number of their list), owned or borrowed.
+/// Rules, named ports of both ends and isolating tiers (numbers of their lists), owned or borrowed.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct MapKey<R>(R, u32, u32);
+struct MapKey<R>(R, Names, u32);
+
+/// Named ports of both ends of a cell: numbers of their lists, 0 where no rule asks for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Names {
+    own: u32,
+    peer: u32,
+}
 
 impl Equivalent<MapKey<Vec<u32>>> for MapKey<&[u32]> {
     fn equivalent(&self, key: &MapKey<Vec<u32>>) -> bool {
@@ -278,16 +292,15 @@ impl Rows {
     }
 
     /// The row of the pods that `policies` select in a direction: one that is there, or a new one. 0 where none does.
-    /// `ports` is the pods' list of named ports that ingress rules ask for; None for egress.
+    /// `ports` is the list of the pods' named ports that rules ask for of the pods that their policies select.
     pub(super) fn of(
         &mut self,
         policies: &[u32],
-        ports: Option<u32>,
+        (ingress, ports): (bool, u32),
         pods: Own<'_>,
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
     ) -> u32 {
-        let ingress = ports.is_some();
         let slots = || {
             let slots = policies
                 .iter()
@@ -318,14 +331,13 @@ impl Rows {
         let rules = || all_rules().filter(|rule| of_others.binary_search(rule).is_err());
         let asks = |rule: u32| {
             let rule = from.policies.rules.get(rule as usize);
-            rule.is_some_and(|rule| rule.asks_names)
+            rule.is_some_and(|rule| rule.asks_own_names)
         };
-        let names = match ports {
-            Some(list) if list != 0 && rules().any(asks) => NamesOf::Subject(list),
-            Some(_) => NamesOf::Subject(0),
-            None => NamesOf::Peer,
+        let own_names = match ports != 0 && rules().any(asks) {
+            true => ports,
+            false => 0,
         };
-        let key: RowKey = (own, names, of_others.clone());
+        let key: RowKey = (own, ingress, own_names, of_others.clone());
         if let Some(row) = self.known.get(&key) {
             return *row;
         }
@@ -334,8 +346,8 @@ impl Rows {
         for direction in slots().filter_map(|slot| slot.direction(ingress)) {
             content.content(&direction.content);
         }
-        if let NamesOf::Subject(list) = names {
-            content.content(&from.vocabulary.ports_content(list));
+        if ingress || own_names != 0 {
+            content.content(&from.vocabulary.ports_content(own_names));
         }
         // Policies by isolating tier. What the first such tier denies is the row's; later ones deny what a Pass leads to.
         let mut by_tier: Vec<(u32, Vec<u32>)> = Vec::new();
@@ -375,7 +387,8 @@ impl Rows {
         let shared = shared.flat_map(|direction| direction.rules.clone());
         let shared = shared.filter(|rule| of_others.binary_search(rule).is_err());
         let row = Row {
-            names,
+            ingress,
+            own_names,
             isolations,
             passes: rules().any(passes),
             content: content.finish(),
@@ -395,7 +408,7 @@ impl Rows {
             let own_node = if others.len() == key.0.len() {
                 number
             } else {
-                self.of(&others, None, pods, from, tables)
+                self.of(&others, (false, ports), pods, from, tables)
             };
             tables.set_own_node(number, own_node);
         }
@@ -426,7 +439,7 @@ impl Rows {
             let Some(rule) = policies.rules.get(*rule as usize) else {
                 continue;
             };
-            asks |= rule.parties.is_everyone() && rule.asks_names && row.names == NamesOf::Peer;
+            asks |= rule.parties.is_everyone() && rule.asks_peer_names;
             for_others |= rule.parties.is_everyone_else();
             let conditions = rule.parties.of_peer.iter().flat_map(|condition| &condition.any);
             let peers = rule.parties.peers.iter().flatten().chain(conditions);
@@ -488,12 +501,12 @@ impl Rows {
                     }
                 }
             }
-            let names = match written.names {
-                NamesOf::Subject(list) => list,
-                NamesOf::Peer => class.ports(),
+            let names = Names {
+                own: written.own_names,
+                peer: class.ports(),
             };
-            let isolations = written.isolations;
-            let map = self.map(&rules, names, isolations, from, tables);
+            let (ingress, isolations) = (written.ingress, written.isolations);
+            let map = self.map(&rules, (ingress, names), isolations, from, tables);
             tables.set_cell(row, number, map);
         }
     }
@@ -542,9 +555,9 @@ impl Rows {
     fn write(&mut self, row: Row, isolating: u32, from: &Sources<'_>, tables: &mut ImageBuilder) -> u32 {
         let asks = |rule: &u32| {
             let rule = from.policies.rules.get(*rule as usize);
-            rule.is_some_and(|rule| rule.asks_names)
+            rule.is_some_and(|rule| rule.asks_peer_names)
         };
-        let by_class = row.names == NamesOf::Peer && row.rules.iter().any(asks);
+        let by_class = row.rules.iter().any(asks);
         if row.shared > 0
             && !by_class
             && let Some(mut beginnings) = self.beginnings.take()
@@ -564,13 +577,10 @@ impl Rows {
         let mut everyone: Vec<u32> = Vec::new();
         let mut touched = self.lay(&row.rules, 0, &mut everyone, from);
         let rule_of = |rule: u32| from.policies.rules.get(rule as usize);
-        let peer_names = row.names == NamesOf::Peer;
         let rule_at = |position: u32| row.rules.get(position as usize).copied();
         let asks = |position: u32| {
-            peer_names
-                && rule_at(position)
-                    .and_then(rule_of)
-                    .is_some_and(|rule| rule.asks_names)
+            let rule = rule_at(position).and_then(rule_of);
+            rule.is_some_and(|rule| rule.asks_peer_names)
         };
         // Rules for everyone whose ports each peer names for itself leave no two pages alike.
         if everyone.iter().any(|position| asks(*position)) {
@@ -583,11 +593,11 @@ impl Rows {
             .iter()
             .filter_map(|position| rule_at(*position))
             .collect();
-        let names = match row.names {
-            NamesOf::Subject(list) => list,
-            NamesOf::Peer => 0,
+        let names = Names {
+            own: row.own_names,
+            peer: 0,
         };
-        let map = self.map(&rules, names, row.isolations, from, tables);
+        let map = self.map(&rules, (row.ingress, names), row.isolations, from, tables);
         let rest = tables.page(&[(u64::MAX, map)]);
         let mut pages = vec![rest; self.pages];
 
@@ -669,10 +679,11 @@ impl Rows {
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
     ) -> u32 {
-        let names = match row.names {
-            NamesOf::Subject(list) => list,
-            NamesOf::Peer => 0,
+        let names = Names {
+            own: row.own_names,
+            peer: 0,
         };
+        let names = (row.ingress, names);
         let rest = row.rules.get(row.shared..).unwrap_or_default();
         let mut everyone: Vec<u32> = Vec::new();
         self.lay(rest, row.shared as u32, &mut everyone, from);
@@ -746,8 +757,12 @@ impl Rows {
         self.cut(&mut parts, laid, &row.rules, row.passes, from);
         let mut mapped = Vec::with_capacity(parts.len());
         for (mask, mut rules, _) in parts {
-            match row.names {
-                NamesOf::Peer if by_class => {
+            let names = |peer| {
+                let own = row.own_names;
+                (row.ingress, Names { own, peer })
+            };
+            match by_class {
+                true => {
                     let mut split: Vec<(u32, u64)> = Vec::new();
                     for bit in (0..CLASSES_PER_PAGE).filter(|bit| mask >> bit & 1 == 1) {
                         let class = from.classes.get((page * CLASSES_PER_PAGE + bit) as u32);
@@ -758,13 +773,10 @@ impl Rows {
                         }
                     }
                     for (ports, mask) in split {
-                        mapped.push((mask, self.map(&rules, ports, row.isolations, from, tables)));
+                        mapped.push((mask, self.map(&rules, names(ports), row.isolations, from, tables)));
                     }
                 }
-                NamesOf::Subject(list) => {
-                    mapped.push((mask, self.map(&rules, list, row.isolations, from, tables)));
-                }
-                NamesOf::Peer => mapped.push((mask, self.map(&rules, 0, row.isolations, from, tables))),
+                false => mapped.push((mask, self.map(&rules, names(0), row.isolations, from, tables))),
             }
             rules.clear();
             self.spare.push(rules);
@@ -810,10 +822,11 @@ impl Rows {
     }
 
     /// The port map of rules that all match; `ports` is the destination's list of named ports.
+    /// The port map of rules of a direction that all match.
     fn map(
         &mut self,
         rules: &[u32],
-        ports: u32,
+        (ingress, mut names): (bool, Names),
         isolations: u32,
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
@@ -823,12 +836,13 @@ impl Rows {
                 .iter()
                 .filter_map(|rule| from.policies.rules.get(*rule as usize))
         };
-        let ports = if own().any(|rule| rule.asks_names) {
-            ports
-        } else {
-            0
-        };
-        if let Some(map) = self.maps.get(&MapKey(rules, ports, isolations)) {
+        if !own().any(|rule| rule.asks_own_names) {
+            names.own = 0;
+        }
+        if !own().any(|rule| rule.asks_peer_names) {
+            names.peer = 0;
+        }
+        if let Some(map) = self.maps.get(&MapKey(rules, names, isolations)) {
             return *map;
         }
         let cell_rules: Vec<CellRule<'_>> = own()
@@ -839,9 +853,20 @@ impl Rows {
                 ports: rule.ports.as_deref(),
                 not_ports: &rule.not_ports,
                 source_ports: rule.source_ports.as_deref(),
+                not_source_ports: &rule.not_source_ports,
             })
             .collect();
-        let named: &[NamedPort] = from.vocabulary.ports(ports);
+        let [own, peer] = [names.own, names.peer].map(|list| from.vocabulary.ports(list));
+        let named = match ingress {
+            true => PortNames {
+                destination: own,
+                source: peer,
+            },
+            false => PortNames {
+                destination: peer,
+                source: own,
+            },
+        };
         let isolating = self.isolations.get(isolations as usize);
         let isolating = isolating.map(Vec::as_slice).unwrap_or_default();
         let mut cell = ports::decide(&cell_rules, isolating, named);
@@ -855,7 +880,7 @@ impl Rows {
         }
         let map = tables.port_map(cell.otherwise, &cell.ranges);
         self.remembered += size_of_val(rules) as u64;
-        self.maps.insert(MapKey(rules.to_vec(), ports, isolations), map);
+        self.maps.insert(MapKey(rules.to_vec(), names, isolations), map);
         map
     }
 }

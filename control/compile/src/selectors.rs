@@ -143,20 +143,20 @@ fn value_number(values: &mut HashMap<String, u32>, value: &str) -> u32 {
     next
 }
 
-/// A port name, with how many rules ask for it: of ingress and of egress, by protocol.
+/// A port name, with how many rules ask for it: of the pods that policies select and of their peers, by protocol.
 #[derive(Debug)]
 struct Name {
     number: u32,
     users: [u32; 6],
 }
 
-fn user(ingress: bool, protocol: Protocol) -> usize {
+fn user(of_peer: bool, protocol: Protocol) -> usize {
     let protocol = match protocol {
         Protocol::Tcp => 0,
         Protocol::Udp => 1,
         Protocol::Sctp => 2,
     };
-    if ingress { protocol } else { protocol + 3 }
+    if of_peer { protocol + 3 } else { protocol }
 }
 
 /// One thing that a policy asks for.
@@ -164,7 +164,7 @@ enum Word<'a> {
     PodKey(&'a str, Option<(Part, &'a str)>),
     NamespaceKey(&'a str, Option<(Part, &'a str)>),
     PortName {
-        ingress: bool,
+        of_peer: bool,
         protocol: Protocol,
         name: &'a str,
     },
@@ -225,10 +225,13 @@ fn words<'a>(policy: &Policy<'a>, say: &mut impl FnMut(Word<'a>)) {
                 keys(set, say);
             }
         }
-        for port in rule.named_ports() {
+        // A port's name is the destination's, a source port's the source's.
+        let to = rule.named_ports().map(|port| (port, !ingress));
+        let from = rule.named_source_ports().map(|port| (port, ingress));
+        for (port, of_peer) in to.chain(from) {
             if let PortMatch::Named { protocol, name } = port {
                 say(Word::PortName {
-                    ingress,
+                    of_peer,
                     protocol: *protocol,
                     name,
                 });
@@ -294,7 +297,7 @@ impl Vocabulary {
                 turned.namespace_key(key, learn_key(&mut self.namespace_keys, key, text));
             }
             Word::PortName {
-                ingress,
+                of_peer,
                 protocol,
                 name,
             } => {
@@ -304,7 +307,7 @@ impl Vocabulary {
                     self.names.insert(name.to_owned(), Name { number, users });
                 }
                 if let Some(known) = self.names.get_mut(name) {
-                    let users = &mut known.users[user(ingress, protocol)];
+                    let users = &mut known.users[user(of_peer, protocol)];
                     *users += 1;
                     turned.port(protocol, name, *users == 1);
                 }
@@ -320,12 +323,12 @@ impl Vocabulary {
                 turned.namespace_key(key, forget_key(&mut self.namespace_keys, key, text));
             }
             Word::PortName {
-                ingress,
+                of_peer,
                 protocol,
                 name,
             } => {
                 if let Some(known) = self.names.get_mut(name) {
-                    let users = &mut known.users[user(ingress, protocol)];
+                    let users = &mut known.users[user(of_peer, protocol)];
                     *users = users.saturating_sub(1);
                     turned.port(protocol, name, *users == 0);
                 }
@@ -359,8 +362,9 @@ impl Vocabulary {
         self.namespace_keys.seen(labels)
     }
 
-    /// The pod's numbers for port names that rules of a direction ask for: index of their list.
-    pub(super) fn ports_of(&mut self, pod: &Pod, ingress: bool) -> u32 {
+    /// The pod's numbers for port names that rules ask for of peers, or of the pods that their policies select: index of their
+    /// list.
+    pub(super) fn ports_of(&mut self, pod: &Pod, of_peer: bool) -> u32 {
         if self.names.is_empty() || pod.named_ports.is_empty() {
             return 0;
         }
@@ -375,7 +379,7 @@ impl Vocabulary {
             let listed = list
                 .iter()
                 .any(|listed| (listed.0, listed.1) == (protocol, name.number));
-            if name.users[user(ingress, port.protocol)] > 0 && !listed {
+            if name.users[user(of_peer, port.protocol)] > 0 && !listed {
                 list.push((protocol, name.number, port.number));
             }
         }

@@ -196,7 +196,7 @@ impl State {
             let Some(cohort) = self.cohorts.get(number) else {
                 continue;
             };
-            let (list, ports) = (cohort.list, cohort.egress_ports);
+            let (list, ports) = (cohort.list, cohort.peer_ports);
             self.class((list, 0, ports));
             while let Some((_, set)) = placed.next_if(|place| place.0 == number) {
                 self.class((list, set, ports));
@@ -434,10 +434,10 @@ impl State {
             vocabulary: &self.vocabulary,
             classes: &self.classes,
         };
-        let (policies, ports) = (&cohort.policies, cohort.ingress_ports);
+        let (policies, ports) = (&cohort.policies, cohort.own_ports);
         let tables = &mut self.tables;
-        let ingress = self.rows.of(policies, Some(ports), own, &from, tables);
-        let egress = self.rows.of(policies, None, own, &from, tables);
+        let ingress = self.rows.of(policies, (true, ports), own, &from, tables);
+        let egress = self.rows.of(policies, (false, ports), own, &from, tables);
         let mut digest = Digest::new("rules");
         digest.content(&self.rows.content(ingress));
         digest.content(&self.rows.content(egress));
@@ -475,7 +475,7 @@ impl State {
         }
         let cohort = member.cohort.and_then(|cohort| {
             let known = self.cohorts.get(cohort)?;
-            Some((cohort, known.list, known.egress_ports))
+            Some((cohort, known.list, known.peer_ports))
         });
         let (identity, own, counted) = match cohort {
             Some((cohort, list, ports)) => {
@@ -651,7 +651,7 @@ impl State {
         let known = self.cohorts.get(cohort)?;
         let class = match set {
             0 => place.0,
-            _ => self.class((known.list, set, known.egress_ports)),
+            _ => self.class((known.list, set, known.peer_ports)),
         };
         if class == place.0 {
             return Some(Host {

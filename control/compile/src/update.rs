@@ -344,7 +344,7 @@ impl State {
                 };
                 let one = cohort.members.first().and_then(|one| self.members.get(*one));
                 let Some(one) = one else { continue };
-                cohort.seen = seen_of(&one.pod, namespace, cohort.egress_ports, &self.vocabulary);
+                cohort.seen = seen_of(&one.pod, namespace, cohort.peer_ports, &self.vocabulary);
                 cohort.rows = None;
                 again.members.extend(&cohort.members);
             }

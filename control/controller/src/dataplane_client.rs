@@ -436,7 +436,7 @@ impl ClientLoop {
             Reply::Error { message } => return Err(ProtocolError::Unexpected(message)),
             Reply::Flows { .. } => {
                 return Err(ProtocolError::Unexpected(
-                    "flows that nobody asked for".to_owned(),
+                    "an answer about flows without a question".to_owned(),
                 ));
             }
             Reply::Hello { .. } => return Err(ProtocolError::Unexpected("a second hello".to_owned())),

@@ -260,7 +260,7 @@ fn control_metrics(e: &mut DescriptorEncoder<'_>, control: &ControlStatus) -> fm
         e,
         (
             "policies_held",
-            "Policies kept until the pods of their terminating namespace are gone",
+            "Policies and network sets kept until the pods of their terminating namespace are gone",
         ),
         one(source.held_policies as f64),
     )?;

@@ -480,26 +480,47 @@ impl<'a> DirectionQuery<'a> {
             }
             Member::Ordered(_, rules) => {
                 let rule = rules.get(index)?;
+                // What one alternative surely passes on, another that only may pass it on does not change.
+                let continues = |rule: &TieredRule| rule.continues && rule.action == Action::Pass;
+                let before = index.checked_sub(1).and_then(|before| rules.get(before));
+                if continues(rule) && before.is_some_and(|before| before.action == Action::Pass) {
+                    return None; // looked at with the first
+                }
+                let others = rules.iter().skip(index + 1).take_while(|it| continues(it));
+                let others = others.filter(|_| rule.action == Action::Pass);
+                let matches = |possibly: bool| {
+                    let mut alternatives = [rule].into_iter().chain(others.clone());
+                    alternatives.any(|it| self.ends_match(it, possibly) && self.ports_match(it))
+                };
                 // 68, 99
-                let action = match cluster.unplaced.as_deref() {
-                    None => self.ends_match(rule, false).then_some(rule.action),
-                    Some(unplaced) => {
-                        unplaced.action(rule.action, |possibly| self.ends_match(rule, possibly))
-                    }
-                };
-                let holds = |ports: &[PortMatch]| ports.iter().any(|it| port_matches(it, dst, service));
-                let ports = rule.ports.as_deref().is_none_or(holds) && !holds(&rule.conditions.not_ports);
-                // 99.7
-                let from = |port: u16| {
-                    let ranges = rule.conditions.source_ports.iter().flatten();
-                    ranges
-                        .clone()
-                        .any(|(first, last)| (*first..=*last).contains(&port))
-                };
-                let source = rule.conditions.source_ports.is_none() || service.source_port.is_some_and(from);
-                action.filter(|_| ports && source)
+                match cluster.unplaced.as_deref() {
+                    None => matches(false).then_some(rule.action),
+                    Some(unplaced) => unplaced.action(rule.action, matches),
+                }
             }
         }
+    }
+
+    /// Whether the ports at both ends are what a rule asks for (99.7).
+    fn ports_match(&self, rule: &TieredRule) -> bool {
+        let Self { dst, service, .. } = *self;
+        let conditions = &rule.conditions;
+        let to = |ports: &[PortMatch]| ports.iter().any(|it| port_matches(it, dst, service));
+        // A source port's name is the source's.
+        let src = match self.direction {
+            Way::Ingress => self.peer,
+            Way::Egress => self.own,
+        };
+        let from = |ports: &[PortMatch]| {
+            let port = service.source_port;
+            ports
+                .iter()
+                .any(|it| port_matches(it, src, Service { port, ..service }))
+        };
+        rule.ports.as_deref().is_none_or(to)
+            && !to(&conditions.not_ports)
+            && conditions.source_ports.as_deref().is_none_or(from)
+            && !from(&conditions.not_source_ports)
     }
 
     /// Whether both ends are what a rule asks for; where blocks are read for ends without address: possibly, or surely.
@@ -626,7 +647,8 @@ fn peer_matches(cluster: &Cluster, own: &str, entry: &Peer, peer: &End<'_>) -> b
     }
 }
 
-fn port_matches(entry: &PortMatch, dst: &End<'_>, service: Service) -> bool {
+/// `whose` is the end that the port is of: the destination, or the source of a source port.
+fn port_matches(entry: &PortMatch, whose: &End<'_>, service: Service) -> bool {
     if let PortMatch::IpProtocol(protocol) = entry {
         return service.protocol == *protocol;
     }
@@ -646,7 +668,7 @@ fn port_matches(entry: &PortMatch, dst: &End<'_>, service: Service) -> bool {
         }
         PortMatch::Named { protocol, name } => {
             // 31, 32, 33
-            let Identity::Pod(pod) = dst.identity else {
+            let Identity::Pod(pod) = whose.identity else {
                 return false;
             };
             service.protocol == protocol.number()

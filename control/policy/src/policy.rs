@@ -198,7 +198,7 @@ pub enum PortMatch {
         /// Last port.
         hi: u16,
     },
-    /// What the destination pod calls `name` (SEMANTICS 31).
+    /// What the pod calls `name` whose port it is: the destination (SEMANTICS 31), or the source of a source port (TIERS 99.7).
     Named {
         /// The protocol.
         protocol: Protocol,

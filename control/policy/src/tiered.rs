@@ -194,8 +194,10 @@ pub struct Conditions {
     pub own: Vec<Condition>,
     /// Protocols and ports that the rule does not match.
     pub not_ports: Vec<PortMatch>,
-    /// Source ports, first and last, any of them, in order and apart; None for all. What has no source port does not match.
-    pub source_ports: Option<Vec<(u16, u16)>>,
+    /// Source ports, any of them; None for all. What has no source port does not match. Names are those of the source.
+    pub source_ports: Option<Vec<PortMatch>>,
+    /// Source ports that the rule does not match.
+    pub not_source_ports: Vec<PortMatch>,
 }
 
 impl Conditions {
@@ -205,7 +207,13 @@ impl Conditions {
         own: Vec::new(),
         not_ports: Vec::new(),
         source_ports: None,
+        not_source_ports: Vec::new(),
     };
+
+    /// Every source port that they name, those that the rule does not match among them.
+    pub fn named_source_ports(&self) -> impl Iterator<Item = &PortMatch> {
+        self.source_ports.iter().flatten().chain(&self.not_source_ports)
+    }
 
     /// Those of both ends.
     pub fn of_ends(&self) -> impl Iterator<Item = &Condition> {

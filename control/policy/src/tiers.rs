@@ -10,7 +10,10 @@
 //!
 //! The model borrows from the cluster's objects; building it costs little.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -138,11 +141,24 @@ impl Cluster {
         !self.tiers.is_empty() || last.is_some_and(|(id, _)| id.kind.is_calico())
     }
 
-    /// The ranges of source ports that rules ask for, first and last.
+    /// The ranges of source ports that rules ask for, first and last; of names, all that they are of some pod.
     pub fn source_ports(&self) -> impl Iterator<Item = (u16, u16)> {
         let rules = self.tiered.values().flat_map(|policy| policy.rules());
-        let ranges = rules.filter_map(|rule| rule.conditions.source_ports.as_ref());
-        ranges.flatten().copied()
+        let (mut ranges, mut names) = (BTreeSet::new(), BTreeSet::new());
+        for port in rules.flat_map(|rule| rule.conditions.named_source_ports()) {
+            match port {
+                PortMatch::Range { lo, hi, .. } => drop(ranges.insert((*lo, *hi))),
+                PortMatch::All(_) => drop(ranges.insert((0, u16::MAX))),
+                PortMatch::Named { protocol, name } => drop(names.insert((*protocol, name.as_str()))),
+                PortMatch::IpProtocol(_) | PortMatch::Icmp { .. } => {}
+            }
+        }
+        if !names.is_empty() {
+            let ports = self.pods.values().flat_map(|pod| &pod.named_ports);
+            let asked = ports.filter(|port| names.contains(&(port.protocol, port.name.as_str())));
+            ranges.extend(asked.map(|port| (port.number, port.number)));
+        }
+        ranges.into_iter()
     }
 
     /// Whether a policy of another kind stands at the order of NetworkPolicies in their tier.
@@ -216,8 +232,10 @@ pub struct Rule<'a> {
     pub of_own: Vec<Condition<'a>>,
     /// Protocols and ports that it does not match.
     pub not_ports: &'a [PortMatch],
-    /// Source ports, first and last; None for all.
-    pub source_ports: Option<&'a [(u16, u16)]>,
+    /// Source ports; None for all.
+    pub source_ports: Option<&'a [PortMatch]>,
+    /// Source ports that it does not match.
+    pub not_source_ports: &'a [PortMatch],
 }
 
 impl<'a> Rule<'a> {
@@ -231,6 +249,12 @@ impl<'a> Rule<'a> {
     /// Every protocol and port that it names, those that it does not match among them.
     pub fn named_ports(&self) -> impl Iterator<Item = &'a PortMatch> {
         self.ports.unwrap_or_default().iter().chain(self.not_ports)
+    }
+
+    /// Every source port that it names, those that it does not match among them.
+    pub fn named_source_ports(&self) -> impl Iterator<Item = &'a PortMatch> {
+        let some = self.source_ports.unwrap_or_default().iter();
+        some.chain(self.not_source_ports)
     }
 }
 
@@ -329,8 +353,15 @@ fn tiered_policy_as_read<'a>(
 /// Rules that log decide nothing, and are left out.
 fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<Reading<'_>>) -> Vec<Rule<'a>> {
     let mut out = Vec::with_capacity(rules.len());
+    // What alternatives of one rule possibly pass on comes after what any of them surely does.
+    let mut of_others: Vec<Rule<'a>> = Vec::new();
+    let mut before = None;
     let deciding = TieredRule::numbered(rules).filter(|(_, rule)| rule.action != Action::Log);
     for (index, rule) in deciding {
+        let own = (index, rule.action);
+        if before.replace(own) != Some(own) {
+            out.append(&mut of_others);
+        }
         let index = index as u32;
         let read = |action, possibly| Rule {
             action,
@@ -346,11 +377,12 @@ fn tiered_rules<'a>(rules: &'a [TieredRule], unplaced: Option<Reading<'_>>) -> V
                 let ends = |rule: &Rule<'a>| (rule.peers.clone(), rule.of_peer.clone(), rule.of_own.clone());
                 let same = ends(&surely) == ends(&perhaps);
                 out.push(surely);
-                out.extend((!same).then_some(perhaps));
+                of_others.extend((!same).then_some(perhaps));
             }
             action => out.push(read(action, unplaced.reads_possibly(action))),
         }
     }
+    out.append(&mut of_others);
     out
 }
 
@@ -378,6 +410,7 @@ fn as_read<'a>(rule: &'a TieredRule, index: u32, unplaced: Option<Reading<'_>>, 
         of_own: conditions(&rule.conditions.own),
         not_ports: &rule.conditions.not_ports,
         source_ports: rule.conditions.source_ports.as_deref(),
+        not_source_ports: &rule.conditions.not_source_ports,
     }
 }
 
@@ -420,6 +453,7 @@ fn rule<'a>(namespace: &'a str, rule: &'a crate::Rule, index: u32) -> Rule<'a> {
         of_own: Vec::new(),
         not_ports: &[],
         source_ports: None,
+        not_source_ports: &[],
     }
 }
 

@@ -5,14 +5,14 @@ use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 use hashbrown::{HashMap, HashSet};
 use imbl::{ordmap::DiffItem, ordset::DiffItem as SetDiff};
 use ipnet::IpNet;
-use ringwall_policy::{AddressSet, Cluster, Labels, ObjectKey, Pod, PortMatch, Protocol, Settings};
+use ringwall_policy::{AddressSet, Cluster, Labels, ObjectKey, Pod, Protocol, Settings};
 
 use super::{
     address_ranges::{AddressRanges, Unowned},
     matching::Asked,
     policy::Policy,
     ports::{Decisions, Outcome, Passes, PortNames},
-    rules::{Block, Demand, Direction, Rules, Selected, Terms},
+    rules::{Block, Demand, Direction, Rules, Selected, Terms, Whose},
     sets::Sets,
     words::{NewWords, PodWords},
 };
@@ -645,7 +645,7 @@ impl Expected {
             return Some(*number);
         }
         let names = self.port_names(pod, &|protocol, name| {
-            self.rules.names_port(Direction::Egress, protocol, name)
+            self.rules.names_port(Whose::Peer, protocol, name)
         });
         let Deciding { subjects, own_node } = self.subjects_for(pod);
         let group = Group {
@@ -702,16 +702,14 @@ impl Expected {
         };
         let subjects = Direction::BOTH.map(|direction| {
             let policies = self.rules.deciding(of, tiered, direction);
-            let names = match direction {
-                Direction::Ingress => self.asked_names(pod, &policies),
-                Direction::Egress => Vec::new(), // the peer's
-            };
+            let names = self.asked_names(pod, &policies, direction);
             self.subject(direction, policies, &names)
         });
-        let to_node = self.rules.selecting(tiered, of, Direction::Egress).collect();
+        let to_node: Vec<u32> = self.rules.selecting(tiered, of, Direction::Egress).collect();
+        let names = self.asked_names(pod, &to_node, Direction::Egress);
         Deciding {
             subjects,
-            own_node: self.subject(Direction::Egress, to_node, &[]),
+            own_node: self.subject(Direction::Egress, to_node, &names),
         }
     }
 
@@ -746,7 +744,7 @@ impl Expected {
         let known = self.groups.len();
         let new_words = self.rules.take_new_words();
         let slots = self.regroup(&new_words);
-        self.new_names = new_words.egress_ports;
+        self.new_names = new_words.peer_ports;
         let mut groups = vec![true; self.groups.len()];
         let concerned: Vec<u32> = match tiered.is_empty() {
             false => (0..known as u32).collect(),
@@ -976,7 +974,7 @@ impl Expected {
         }
         key.push(0xff);
         for port in &pod.named_ports {
-            let asked = Direction::BOTH.map(|of| self.rules.names_port(of, port.protocol, &port.name));
+            let asked = Whose::BOTH.map(|of| self.rules.names_port(of, port.protocol, &port.name));
             if asked != [false; 2] {
                 put(&mut key, &port.name);
                 key.extend(asked.map(u8::from));
@@ -1002,14 +1000,14 @@ impl Expected {
         names
     }
 
-    /// A pod's port names that the ingress rules of these policies ask for.
-    fn asked_names(&self, pod: &Pod, policies: &[u32]) -> PortNames {
-        let rules = self.rules.rules_of(policies, Direction::Ingress);
+    /// A pod's port names that the rules of these policies ask for where they select it: of the destination in ingress, of the
+    /// source in egress.
+    fn asked_names(&self, pod: &Pod, policies: &[u32], direction: Direction) -> PortNames {
+        let rules = self.rules.rules_of(policies, direction);
         let mut asked = HashSet::new();
-        for entry in rules.iter().flat_map(|rule| self.rules.ports(*rule).entries()) {
-            if let PortMatch::Named { protocol, name } = entry {
-                asked.insert((*protocol, name.as_str()));
-            }
+        for rule in rules {
+            let ports = self.rules.ports(rule);
+            asked.extend(ports.names_of(Whose::Own, direction));
         }
         if asked.is_empty() {
             return Vec::new();
@@ -1077,12 +1075,14 @@ impl Expected {
     /// What a subject decides about a peer for whom this list of its rules matches.
     pub(super) fn decide(&mut self, subject: u32, list: u32, meaning: u32) -> u32 {
         let Subject { direction, names, .. } = *self.subject_of(subject);
-        // A port's name is the destination's.
-        let names = match direction {
-            Direction::Ingress => names,
-            Direction::Egress => self.meanings[meaning as usize].names,
+        // A port's name is the destination's, a source port's the source's (TIERS 99.7).
+        let of_peer = self.meanings[meaning as usize].names;
+        let (destination, source) = match direction {
+            Direction::Ingress => (names, of_peer),
+            Direction::Egress => (of_peer, names),
         };
-        self.decisions.decide(list, names, &self.names, &self.rules)
+        self.decisions
+            .decide(list, [destination, source], &self.names, &self.rules)
     }
 
     /// Finds the meanings of rules of a subject that ask for several things at once: once for each rule and meaning.

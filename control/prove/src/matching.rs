@@ -75,6 +75,16 @@ pub(super) enum Asked {
     Icmp(u8, u16),
 }
 
+impl Asked {
+    /// The source port, asked about as a port; None for what has none.
+    pub(super) fn source(self) -> Option<Self> {
+        match self {
+            Self::Port(protocol, port, source) => Some(Self::Port(protocol, source, port)),
+            Self::Portless(_) | Self::Icmp(..) => None,
+        }
+    }
+}
+
 /// Where a rule's port entry can change its mind within a protocol: the first ports of the two sides.
 pub(super) fn borders(
     entry: &PortMatch,
@@ -106,7 +116,7 @@ pub(super) fn type_borders(entry: &PortMatch, number: u8, into: &mut Vec<u16>) {
     }
 }
 
-/// Whether a rule's port entry matches; `named` says what the destination calls a port.
+/// Whether a rule's port entry matches; `named` says what the end whose port it is calls a port.
 pub(super) fn port_matches(
     entry: &PortMatch,
     asked: Asked,

@@ -142,8 +142,10 @@ pub(super) struct Part<'a> {
     /// What has to hold of the peer, and of the pod that the policy selects.
     pub demands: [&'a [Condition]; 2],
     pub not_ports: &'a [PortMatch],
-    /// Source ports, first and last; None for all.
-    pub source_ports: Option<&'a [(u16, u16)]>,
+    /// Source ports, one of these; None for all.
+    pub source_ports: Option<&'a [PortMatch]>,
+    /// And none of these.
+    pub not_source_ports: &'a [PortMatch],
 }
 
 impl Policy {
@@ -255,6 +257,7 @@ impl Policy {
                 demands: [&[], &[]],
                 not_ports: &[],
                 source_ports: None,
+                not_source_ports: &[],
             }),
             Self::Tiered(policy) => direction.ordered_rules(policy)?.get(index).map(|rule| Part {
                 continues: rule.continues,
@@ -264,6 +267,7 @@ impl Policy {
                 demands: [&rule.conditions.peer, &rule.conditions.own],
                 not_ports: &rule.conditions.not_ports,
                 source_ports: rule.conditions.source_ports.as_deref(),
+                not_source_ports: &rule.conditions.not_source_ports,
             }),
         }
     }

@@ -213,6 +213,8 @@ struct List {
     closed: Closed,
     /// Whether some rule passes on.
     passes_on: bool,
+    /// Whether a rule asks for names of the source's ports.
+    names_sources: bool,
 }
 
 /// Lists of rules that match a peer, and what they decide; both numbered, so that equal ones are looked at once.
@@ -227,8 +229,8 @@ pub(super) struct Decisions {
     /// Of each of them, whether it has [`Outcome::Denied`].
     denying: Vec<bool>,
     span_numbers: HashMap<Spans, u32>,
-    /// By list and port names.
-    decided: HashMap<(u32, u32), u32>,
+    /// By list and names of the ports of destination and source.
+    decided: HashMap<(u32, [u32; 2]), u32>,
 }
 
 impl Decisions {
@@ -260,6 +262,7 @@ impl Decisions {
                 rule: NO_RULE,
                 closed: Closed::Open,
                 passes_on: false,
+                names_sources: false,
             });
             lists.len() as u32 - 1
         })
@@ -286,22 +289,38 @@ impl Decisions {
                 (true, true) => Closed::Tier,
                 (true, false) => Closed::All,
             };
+            let mut sources = rules.ports(rule).source_entries();
+            let names_sources =
+                last.names_sources || sources.any(|entry| matches!(entry, PortMatch::Named { .. }));
             self.lists.push(List {
                 before: list,
                 rule,
                 closed,
                 passes_on,
+                names_sources,
             });
         }
         number
     }
 
-    /// What a list decides for a destination with these port names.
-    pub(super) fn decide(&mut self, list: u32, names: u32, of_names: &[PortNames], rules: &Rules) -> u32 {
+    /// What a list decides for a destination and a source with these port names.
+    pub(super) fn decide(
+        &mut self,
+        list: u32,
+        [destination, source]: [u32; 2],
+        of_names: &[PortNames],
+        rules: &Rules,
+    ) -> u32 {
+        // Few rules ask for the source's.
+        let source = match self.lists[list as usize].names_sources {
+            true => source,
+            false => 0,
+        };
+        let names = [destination, source];
         if let Some(number) = self.decided.get(&(list, names)) {
             return *number;
         }
-        let spans = self.spans_of(list, &of_names[names as usize], rules);
+        let spans = self.spans_of(list, names.map(|names| &of_names[names as usize]), rules);
         let next = self.spans.len() as u32;
         let number = *self.span_numbers.entry_ref(&spans).or_insert(next);
         if number == next {
@@ -330,7 +349,7 @@ impl Decisions {
         self.denying[number as usize]
     }
 
-    fn spans_of(&self, mut list: u32, names: &PortNames, rules: &Rules) -> Spans {
+    fn spans_of(&self, mut list: u32, names: [&PortNames; 2], rules: &Rules) -> Spans {
         let mut in_order = Vec::new();
         let denials = loop {
             let List { before, rule, .. } = self.lists[list as usize];
@@ -343,12 +362,14 @@ impl Decisions {
         in_order.reverse();
         // What a tier that was not passed on denies by default.
         let default = |passed_on: Option<u32>| denials.iter().find(|it| Some(it.tier) > passed_on);
-        let named = |protocol, name: &str| {
-            let found = names
-                .iter()
-                .find(|(of, called, _)| *of == protocol && called == name);
-            found.map(|(_, _, number)| *number)
-        };
+        let [named, named_source] = names.map(|names| {
+            move |protocol: Protocol, name: &str| {
+                let found = names
+                    .iter()
+                    .find(|(of, called, _)| *of == protocol && called == name);
+                found.map(|(_, _, number)| *number)
+            }
+        });
         let outcome = |asked: Asked| {
             let mut passed_on: Option<u32> = None;
             for (number, ports) in &in_order {
@@ -360,10 +381,18 @@ impl Decisions {
                 }
                 let one_of =
                     |entries: &[PortMatch]| entries.iter().any(|entry| port_matches(entry, asked, &named));
+                let from_one_of = |entries: &[PortMatch]| {
+                    let source = asked.source();
+                    source.is_some_and(|source| {
+                        let mut entries = entries.iter();
+                        entries.any(|entry| port_matches(entry, source, &named_source))
+                    })
+                };
                 let holds = passed_on != Some(rule.tier)
                     && ports.some.is_none_or(one_of)
                     && !one_of(ports.not)
-                    && ports.is_from(asked);
+                    && ports.from.is_none_or(from_one_of)
+                    && !from_one_of(ports.not_from);
                 match rule.action {
                     _ if !holds => {}
                     Action::Log => {}
@@ -373,14 +402,13 @@ impl Decisions {
             }
             default(passed_on).map_or(Outcome::Open, |denial| Outcome::Denied(denial.policies))
         };
-        let mut sources = vec![0];
-        for (lo, hi) in in_order.iter().filter_map(|(_, ports)| ports.from).flatten() {
-            sources.push(*lo);
-            sources.extend(hi.checked_add(1));
-        }
-        sources.sort_unstable();
-        sources.dedup();
         let protocols = WITH_PORTS.map(|protocol| {
+            let mut sources = vec![0];
+            for entry in in_order.iter().flat_map(|(_, ports)| ports.source_entries()) {
+                borders(entry, protocol, &named_source, &mut sources);
+            }
+            sources.sort_unstable();
+            sources.dedup();
             let mut cuts = vec![0];
             for entry in in_order.iter().flat_map(|(_, ports)| ports.entries()) {
                 borders(entry, protocol, &named, &mut cuts);

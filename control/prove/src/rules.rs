@@ -14,8 +14,8 @@ use ringwall_policy::{
 };
 
 use super::{
-    matching::{Asked, matches, type_borders},
-    policy::{Policy, Tiers},
+    matching::{matches, type_borders},
+    policy::{Part, Policy, Tiers},
     ports::Denial,
     words::NewWords,
 };
@@ -54,6 +54,27 @@ impl Direction {
     }
 }
 
+/// Whose port's name a rule asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The pod's that the policy selects.
+    Own,
+    /// The peer's.
+    Peer,
+}
+
+impl Whose {
+    pub(super) const BOTH: [Self; 2] = [Self::Own, Self::Peer];
+}
+
+/// The protocol and name of an entry that has one.
+fn named(entry: &PortMatch) -> Option<(Protocol, &str)> {
+    match entry {
+        PortMatch::Named { protocol, name } => Some((*protocol, name)),
+        _ => None,
+    }
+}
+
 /// A rule and where it stands.
 #[derive(Debug)]
 pub(super) struct Rule {
@@ -81,30 +102,51 @@ pub(super) struct Ports<'a> {
     pub some: Option<&'a [PortMatch]>,
     /// And none of these.
     pub not: &'a [PortMatch],
-    /// From one of these source ports, first and last; None for all.
-    pub from: Option<&'a [(u16, u16)]>,
+    /// From one of these source ports; None for all.
+    pub from: Option<&'a [PortMatch]>,
+    /// And from none of these.
+    pub not_from: &'a [PortMatch],
 }
 
 impl<'a> Ports<'a> {
     /// Whether it is all of them.
     pub(super) fn is_all(self) -> bool {
-        self.some.is_none() && self.not.is_empty() && self.from.is_none()
-    }
-
-    /// Whether the source port is one of them.
-    pub(super) fn is_from(self, asked: Asked) -> bool {
-        match (self.from, asked) {
-            (None, _) => true,
-            (Some(ranges), Asked::Port(_, _, source)) => {
-                ranges.iter().any(|(lo, hi)| *lo <= source && source <= *hi)
-            }
-            (Some(_), Asked::Portless(_) | Asked::Icmp(..)) => false,
-        }
+        self.some.is_none() && self.not.is_empty() && self.from.is_none() && self.not_from.is_empty()
     }
 
     /// Every entry.
     pub(super) fn entries(self) -> impl Iterator<Item = &'a PortMatch> {
         self.some.into_iter().flatten().chain(self.not)
+    }
+
+    /// Every entry of source ports.
+    pub(super) fn source_entries(self) -> impl Iterator<Item = &'a PortMatch> {
+        self.from.into_iter().flatten().chain(self.not_from)
+    }
+
+    /// Protocols and names of one end's ports, in a rule of a direction: a port's name is the destination's, a source port's the
+    /// source's.
+    pub(super) fn names_of(
+        self,
+        whose: Whose,
+        direction: Direction,
+    ) -> impl Iterator<Item = (Protocol, &'a str)> {
+        let (some, not) = match (whose, direction) {
+            (Whose::Own, Direction::Ingress) | (Whose::Peer, Direction::Egress) => (self.some, self.not),
+            (Whose::Peer, Direction::Ingress) | (Whose::Own, Direction::Egress) => (self.from, self.not_from),
+        };
+        some.into_iter().flatten().chain(not).filter_map(named)
+    }
+}
+
+impl<'a> From<Part<'a>> for Ports<'a> {
+    fn from(part: Part<'a>) -> Self {
+        Self {
+            some: part.ports,
+            not: part.not_ports,
+            from: part.source_ports,
+            not_from: part.not_source_ports,
+        }
     }
 }
 
@@ -251,7 +293,7 @@ pub(super) struct Rules {
     block_numbers: HashMap<Block, u32>,
     /// Keys of pod labels that some selector names.
     keys: BTreeSet<String>,
-    /// Names of ports that rules of a direction ask for.
+    /// Names of ports that rules ask for, of each end.
     port_names: [BTreeMap<String, BTreeSet<Protocol>>; 2],
     /// Those of them that are new since this was last asked.
     new_words: NewWords,
@@ -303,13 +345,13 @@ impl Rules {
                     each.collect::<Vec<Demand>>()
                 });
                 let [peer, own] = demands;
-                for entry in part.ports.into_iter().flatten().chain(part.not_ports) {
-                    if let PortMatch::Named { protocol, name } = entry {
-                        let names = &mut self.port_names[direction as usize];
-                        if names.entry(name.clone()).or_default().insert(*protocol) {
-                            let port = (*protocol, name.clone());
-                            if direction == Direction::Egress {
-                                self.new_words.egress_ports.insert(port.clone());
+                for whose in Whose::BOTH {
+                    for (protocol, name) in Ports::from(part).names_of(whose, direction) {
+                        let names = &mut self.port_names[whose as usize];
+                        if names.entry(name.to_owned()).or_default().insert(protocol) {
+                            let port = (protocol, name.to_owned());
+                            if whose == Whose::Peer {
+                                self.new_words.peer_ports.insert(port.clone());
                             }
                             self.new_words.ports.insert(port);
                         }
@@ -439,9 +481,9 @@ impl Rules {
         self.keys.contains(key)
     }
 
-    /// Whether rules of a direction ask for a port of this name and protocol.
-    pub(super) fn names_port(&self, direction: Direction, protocol: Protocol, name: &str) -> bool {
-        self.port_names[direction as usize]
+    /// Whether rules ask for a port of this name and protocol of an end.
+    pub(super) fn names_port(&self, whose: Whose, protocol: Protocol, name: &str) -> bool {
+        self.port_names[whose as usize]
             .get(name)
             .is_some_and(|protocols| protocols.contains(&protocol))
     }
@@ -599,12 +641,9 @@ impl Rules {
             some: None,
             not: &[],
             from: None,
+            not_from: &[],
         };
-        part.map_or(all, |part| Ports {
-            some: part.ports,
-            not: part.not_ports,
-            from: part.source_ports,
-        })
+        part.map_or(all, Ports::from)
     }
 
     /// Every port at which some rule may change its mind, by number.
@@ -619,13 +658,14 @@ impl Rules {
         found
     }
 
-    /// Every source port at which some rule may change its mind.
+    /// Every source port at which some rule may change its mind, by number.
     pub(super) fn source_ports_named(&self) -> BTreeSet<u16> {
-        let ranges = (0..self.rules.len()).filter_map(|rule| self.ports(rule as u32).from);
-        let borders = ranges
-            .flatten()
-            .flat_map(|(lo, hi)| [Some(*lo), hi.checked_add(1)]);
-        borders.flatten().collect()
+        let entries = (0..self.rules.len()).flat_map(|rule| self.ports(rule as u32).source_entries());
+        let borders = entries.filter_map(|entry| match entry {
+            PortMatch::Range { lo, hi, .. } => Some([Some(*lo), hi.checked_add(1)]),
+            _ => None,
+        });
+        borders.flatten().flatten().collect()
     }
 
     /// Every protocol, type and code of ICMP at which some rule may change its mind.

@@ -436,6 +436,10 @@ impl Dice {
         if !self.1 || dice.below(4) != 0 {
             return Conditions::NONE;
         }
+        let source_name = |dice: &mut Self| PortMatch::Named {
+            protocol: Protocol::Tcp,
+            name: dice.one(&["http", "dns"]).to_owned(),
+        };
         let conditions = |dice: &mut Self| {
             let condition = |dice: &mut Self| Condition {
                 negated: dice.below(2) == 0,
@@ -448,8 +452,18 @@ impl Dice {
             own: conditions(&mut dice),
             not_ports: dice.ports().unwrap_or_default(),
             source_ports: match dice.below(3) {
-                0 => Some([(0, 0), (53, 53), (1024, 65535)][..dice.below(4)].to_vec()),
+                0 => {
+                    let ranges = [(0, 0), (53, 53), (1024, 65535)];
+                    let ranges = ranges[..dice.below(4)].iter();
+                    let mut ports: Vec<PortMatch> = ranges.map(|(lo, hi)| tcp(*lo, *hi)).collect();
+                    ports.extend((dice.below(2) == 0).then(|| source_name(&mut dice)));
+                    Some(ports)
+                }
                 _ => None,
+            },
+            not_source_ports: match dice.below(3) {
+                0 => vec![tcp(80, 81), source_name(&mut dice)],
+                _ => Vec::new(),
             },
         }
     }
@@ -586,24 +600,27 @@ fn is_about(cluster: &Cluster, rule: &Read<'_>, (own, peer): (&Pod, &Pod), dst: 
             .iter()
             .all(|it| is_one_of(cluster, &it.any, pod) != it.negated)
     };
-    let named = |protocol, name: &str| {
-        let mut ports = dst.named_ports.iter();
+    let of = |pod: &Pod, protocol, name: &str| {
+        let mut ports = pod.named_ports.iter();
         let found = ports.find(|port| port.protocol == protocol && port.name == name);
         found.map(|port| port.number)
+    };
+    let named = |protocol, name: &str| of(dst, protocol, name);
+    let src = if dst.key == own.key { peer } else { own };
+    let from_one_of = |ports: &[PortMatch]| match asked {
+        Asked::Port(protocol, port, source) => ports.iter().any(|entry| {
+            let asked = Asked::Port(protocol, source, port);
+            port_matches(entry, asked, &|protocol, name| of(src, protocol, name))
+        }),
+        Asked::Portless(_) | Asked::Icmp(..) => false,
     };
     let one_of = |ports: &[PortMatch]| ports.iter().any(|entry| port_matches(entry, asked, &named));
     from && all(&rule.conditions.peer, peer)
         && all(&rule.conditions.own, own)
         && rule.ports.as_deref().is_none_or(one_of)
         && !one_of(&rule.conditions.not_ports)
-        && rule
-            .conditions
-            .source_ports
-            .as_ref()
-            .is_none_or(|ranges| match asked {
-                Asked::Port(_, _, source) => ranges.iter().any(|(lo, hi)| *lo <= source && source <= *hi),
-                Asked::Portless(_) | Asked::Icmp(..) => false,
-            })
+        && rule.conditions.source_ports.as_deref().is_none_or(from_one_of)
+        && !from_one_of(&rule.conditions.not_source_ports)
 }
 
 /// Ingress or egress of a pod, policy by policy and rule by rule.

@@ -165,6 +165,7 @@ impl Proof {
                 .rules
                 .source_ports_named()
                 .into_iter()
+                .chain(self.view.named_ports(place).into_iter().map(|(_, port)| port))
                 .chain([0])
                 .collect();
             let both = sources

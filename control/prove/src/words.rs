@@ -8,8 +8,8 @@ use ringwall_policy::{Pod, Protocol};
 pub(super) struct NewWords {
     pub keys: HashSet<String>,
     pub ports: HashSet<(Protocol, String)>,
-    /// Those of the ports that egress rules ask for.
-    pub egress_ports: HashSet<(Protocol, String)>,
+    /// Those of the ports that rules ask for of peers.
+    pub peer_ports: HashSet<(Protocol, String)>,
 }
 
 impl NewWords {

@@ -36,7 +36,7 @@ use std::{
 };
 
 use kube::core::{Request, params::ListParams};
-use ringwall_policy::Settings;
+use ringwall_policy::{Settings, Tier};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
@@ -307,6 +307,9 @@ struct Assembler {
     questions: Arc<Semaphore>,
 }
 
+/// So much later a server that shows policies by tier has surely heard of a tier, too.
+const TIER_LAG: Duration = Duration::from_secs(5);
+
 /// As many at once.
 const QUESTIONS: usize = 8;
 
@@ -393,6 +396,7 @@ impl Assembler {
         let mut questions = JoinSet::new();
         let mut wanted = to.services.wanted.clone();
         let mut keeper = kept.map(Keeper::new);
+        let mut tiers: BTreeSet<String> = BTreeSet::new();
         let mut began: Option<Instant> = None;
         let mut last: Option<Instant> = None;
         loop {
@@ -418,7 +422,7 @@ impl Assembler {
                 }
                 message = messages.recv() => {
                     // This task has a sender itself.
-                    let Some(mut message) = message else { return "nobody speaks any more".to_owned() };
+                    let Some(mut message) = message else { return "all watches have ended".to_owned() };
                     // What came together is one change.
                     let mut left = TAKEN_AT_ONCE;
                     loop {
@@ -444,6 +448,15 @@ impl Assembler {
                         }
                     }
                     self.watch_what_is_asked_for(&state);
+                    if take_tiers(&mut tiers, &state) {
+                        self.connection.tier_came();
+                        // The server that shows policies by tier may hear of it later than we do.
+                        let connection = Arc::clone(&self.connection);
+                        questions.spawn(async move {
+                            sleep(TIER_LAG).await;
+                            connection.tier_came();
+                        });
+                    }
                     to.publish(&state);
                     for namespace in state.questions() {
                         questions.spawn(ask(namespace, self.clone()));
@@ -483,6 +496,21 @@ impl Assembler {
         self.health.handed_on();
         states.send_replace(Some(Arc::new(handed)));
     }
+}
+
+/// Takes which tiers there are now. Answers whether one has come that is not always there.
+fn take_tiers(known: &mut BTreeSet<String>, state: &State) -> bool {
+    let tiers = &state.cluster().tiers;
+    let is_new = |name: &&String| !known.contains(*name);
+    let built_in = Tier::built_in();
+    let came = tiers
+        .keys()
+        .filter(is_new)
+        .any(|name| built_in.iter().all(|tier| tier.name != *name));
+    if came || tiers.len() != known.len() {
+        *known = tiers.keys().cloned().collect();
+    }
+    came
 }
 
 /// What became of a task, in words.

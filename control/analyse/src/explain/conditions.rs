@@ -255,18 +255,18 @@ pub(super) enum PortMiss {
     Protocol,
     /// Another port.
     Port,
-    /// A name, and the destination is no pod.
+    /// A name, and the end is no pod.
     NameOfNoPod,
-    /// A name that the destination does not define for the protocol; the numbers under which it has it for others.
+    /// A name that the end does not define for the protocol; the numbers under which it has it for others.
     UndefinedName(Vec<(Protocol, u16)>),
-    /// A name that means another number at the destination.
+    /// A name that means another number there.
     NameIs(u16),
     /// Another type or code of ICMP, or none that is known.
     Type,
 }
 
-/// Whether a ports entry matches.
-pub(super) fn port(entry: &PortMatch, dst: &End<'_>, service: Service) -> Result<(), PortMiss> {
+/// Whether a ports entry matches; `whose` is the end whose port it is: the destination, or the source of a source port.
+pub(super) fn port(entry: &PortMatch, whose: &End<'_>, service: Service) -> Result<(), PortMiss> {
     let protocol = match entry {
         PortMatch::IpProtocol(number) if *number == service.protocol => return Ok(()),
         PortMatch::IpProtocol(_) => return Err(PortMiss::Protocol),
@@ -293,7 +293,7 @@ pub(super) fn port(entry: &PortMatch, dst: &End<'_>, service: Service) -> Result
         PortMatch::Range { lo, hi, .. } if (*lo..=*hi).contains(&number) => Ok(()),
         PortMatch::Range { .. } => Err(PortMiss::Port),
         PortMatch::Named { protocol, name } => {
-            let Identity::Pod(pod) = dst.identity else {
+            let Identity::Pod(pod) = whose.identity else {
                 return Err(PortMiss::NameOfNoPod);
             };
             let named = |port: &&NamedPort| port.name == *name;
@@ -352,18 +352,47 @@ pub(super) fn port_miss_words(miss: &PortMiss, dst: &str, service: &str) -> Stri
         PortMiss::Protocol => format!("{service} is another protocol"),
         PortMiss::Type => format!("{service} is of another type"),
         PortMiss::Port => format!("{service} is another port"),
-        PortMiss::NameOfNoPod => format!("{dst} is not a pod, so it has no named ports"),
+        PortMiss::NameIs(number) => format!("that name is port {number} of {dst}, and the flow is {service}"),
+        PortMiss::NameOfNoPod | PortMiss::UndefinedName(_) => name_miss_words(miss, dst).unwrap_or_default(),
+    }
+}
+
+/// What the name of a port is to the end whose port it is, where that is why it does not match.
+pub(super) fn name_miss_words(miss: &PortMiss, whose: &str) -> Option<String> {
+    Some(match miss {
+        PortMiss::NameOfNoPod => format!("{whose} is not a pod, so it has no named ports"),
         PortMiss::UndefinedName(others) if others.is_empty() => {
-            format!("{dst} has no port of that name")
+            format!("{whose} has no port of that name")
         }
         PortMiss::UndefinedName(others) => {
             let others: Vec<String> = others
                 .iter()
                 .map(|(protocol, number)| format!("{number}/{}", protocol_words(*protocol)))
                 .collect();
-            format!("{dst} has that name only for {}", others.join(", "))
+            format!("{whose} has that name only for {}", others.join(", "))
         }
-        PortMiss::NameIs(number) => format!("that name is port {number} of {dst}, and the flow is {service}"),
+        PortMiss::NameIs(number) => format!("that name is port {number} of {whose}"),
+        PortMiss::NoPort | PortMiss::Protocol | PortMiss::Port | PortMiss::Type => return None,
+    })
+}
+
+/// Source ports as one would say them: their protocols are those of the rule.
+pub(super) fn source_port_words(entries: &[PortMatch]) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for entry in entries {
+        let word = match entry {
+            PortMatch::Range { lo, hi, .. } if lo == hi => lo.to_string(),
+            PortMatch::Range { lo, hi, .. } => format!("{lo}-{hi}"),
+            PortMatch::Named { name, .. } => format!("\"{name}\""),
+            entry => port_words(entry),
+        };
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    match words.is_empty() {
+        true => "none".to_owned(),
+        false => words.join(", "),
     }
 }
 

@@ -10,8 +10,9 @@ use ringwall_policy::{
 use super::{
     Direction,
     conditions::{
-        PeerMiss, has_words, is_subject, namespace_labels, peer, peer_miss_words, peer_words, policies_of,
-        port, port_miss_words, port_words, requirement_words, selector_words, unmet,
+        PeerMiss, PortMiss, has_words, is_subject, name_miss_words, namespace_labels, peer, peer_miss_words,
+        peer_words, policies_of, port, port_miss_words, port_words, requirement_words, selector_words,
+        source_port_words, unmet,
     },
     report::{EntryTrace, FaultTrace, PolicyTrace, RuleTrace, Side, Word},
 };
@@ -425,7 +426,7 @@ impl<'a> Case<'a> {
             let is_one = misses.any(|miss| miss.is_none()) || self.unplaced(end).is_some_and(blocks_hold);
             let words: Vec<String> = condition.any.iter().map(peer_words).collect();
             let entries = match words.is_empty() {
-                true => "nobody".to_owned(),
+                true => "one of an empty list".to_owned(),
                 false => words.join(" or "),
             };
             let what = if negated { "must not be" } else { "must be" };
@@ -446,26 +447,37 @@ impl<'a> Case<'a> {
             .map(|condition| trace(condition, "the peer", &other, other_name))
             .chain(of_own.map(|condition| trace(condition, "the selected pod", &own, own_name)))
             .collect();
-        traces.extend(conditions.source_ports.iter().map(|ranges| {
-            let spans: Vec<String> = ranges
+        // A source port's name is the source's.
+        let from = Service {
+            port: self.service.source_port,
+            ..self.service
+        };
+        traces.extend(conditions.source_ports.iter().map(|ports| {
+            let misses: Vec<PortMiss> = ports
                 .iter()
-                .map(|(lo, hi)| {
-                    if lo == hi {
-                        lo.to_string()
-                    } else {
-                        format!("{lo}-{hi}")
-                    }
-                })
+                .filter_map(|entry| port(entry, &self.src, from).err())
                 .collect();
-            let source = self.service.source_port;
-            let is_from = |source: u16| ranges.iter().any(|(lo, hi)| (*lo..=*hi).contains(&source));
-            let matches = source.is_some_and(is_from);
+            let matches = misses.len() < ports.len();
+            // Why a name does not match says more than which port the flow is from.
+            let of_name = misses.iter().find_map(|miss| name_miss_words(miss, &words.src));
             EntryTrace {
-                entry: format!("from port {}", spans.join(", ")),
+                entry: format!("from port {}", source_port_words(ports)),
                 matches,
-                why: (!matches).then(|| words.source.clone()),
+                why: (!matches).then(|| match of_name {
+                    Some(of_name) => format!("{}, and {of_name}", words.source),
+                    None => words.source.clone(),
+                }),
             }
         }));
+        if !conditions.not_source_ports.is_empty() {
+            let ports = &conditions.not_source_ports;
+            let is = ports.iter().any(|entry| port(entry, &self.src, from).is_ok());
+            traces.push(EntryTrace {
+                entry: format!("not from port {}", source_port_words(ports)),
+                matches: !is,
+                why: is.then(|| words.source.clone()),
+            });
+        }
         traces.extend(conditions.not_ports.iter().map(|entry| {
             let is = port(entry, &self.dst, self.service).is_ok();
             EntryTrace {

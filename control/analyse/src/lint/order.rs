@@ -33,15 +33,13 @@ pub(super) struct Ranked<'a> {
 
 /// A rule of such a policy.
 pub(super) struct RankedRule<'a> {
-    /// Its index in the object.
+    /// Its index in the object; alternatives of one rule have the same.
     pub(super) index: usize,
     pub(super) action: Action,
     /// Whom and which ports it matches.
     pub(super) rule: Cow<'a, Rule>,
     /// Whether it asks for more than that, so that it matches less.
     pub(super) conditional: bool,
-    /// Whether it is one of the alternatives of a rule.
-    pub(super) is_one_of_several: bool,
 }
 
 /// Pods of one namespace with the same labels.
@@ -69,7 +67,6 @@ impl<'a> Ordered<'a> {
                 let rules = if policy.faults.is_empty() { rules } else { &[] };
                 let ranked = rules.iter().enumerate().map(|(index, rule)| RankedRule {
                     conditional: false,
-                    is_one_of_several: false,
                     index,
                     action: Action::Allow,
                     rule: Cow::Borrowed(rule),
@@ -149,25 +146,21 @@ impl<'a> Ordered<'a> {
 }
 
 fn ranked_rules<'a>(rules: &[TieredRule]) -> Vec<RankedRule<'a>> {
-    let continues = |place: usize| rules.get(place).is_some_and(|rule| rule.continues);
-    let ranked = TieredRule::numbered(rules)
-        .enumerate()
-        .map(|(place, (index, rule))| {
-            let TieredRule {
-                continues: _,
-                action,
-                peers,
-                ports,
-                conditions,
-            } = rule.clone();
-            RankedRule {
-                index,
-                action,
-                conditional: conditions != Conditions::NONE,
-                is_one_of_several: continues(place) || continues(place + 1),
-                rule: Cow::Owned(Rule { peers, ports }),
-            }
-        });
+    let ranked = TieredRule::numbered(rules).map(|(index, rule)| {
+        let TieredRule {
+            continues: _,
+            action,
+            peers,
+            ports,
+            conditions,
+        } = rule.clone();
+        RankedRule {
+            index,
+            action,
+            conditional: conditions != Conditions::NONE,
+            rule: Cow::Owned(Rule { peers, ports }),
+        }
+    });
     ranked.collect()
 }
 

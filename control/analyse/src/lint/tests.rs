@@ -430,7 +430,7 @@ fn tiered_policies() -> impl Strategy<Value = String> {
             policies.collect::<String>()
         })
     };
-    let of_calico = (0..4usize, 0..4usize, any::<bool>(), 0..4usize).prop_map(|(subject, action, late, more)| {
+    let of_calico = (0..4usize, 0..4usize, any::<bool>(), 0..6usize).prop_map(|(subject, action, late, more)| {
         let subject = ["all()", "all()", "k0 == 'v0'", "k1 in {'v0', 'v1'}"][subject];
         let action = ["Allow", "Pass", "Pass", "Log"][action];
         let order = if late { 2_000_000 } else { 500 };
@@ -439,15 +439,21 @@ fn tiered_policies() -> impl Strategy<Value = String> {
             "source: {notSelector: \"k1 == 'v1'\"}",
             "destination: {selector: \"k0 == 'v0'\"}",
             "protocol: TCP, destination: {notPorts: [2]}",
+            // Several alternatives, beside the set and the host endpoint.
+            "protocol: TCP, source: {selector: \"k1 == 'v1'\", ports: [web, 81]}",
+            "protocol: TCP, source: {selector: \"k1 == 'v1'\", notPorts: [web]}",
         ][more];
         format!(
-            "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {{name: t}}\nspec: {{order: {order}}}\n---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: t.g}}\nspec: {{tier: t, selector: \"{subject}\", types: [Ingress], ingress: [{{action: {action}, {more}}}]}}\n---\n"
+            "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {{name: t}}\nspec: {{order: {order}}}\n---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: t.g}}\nspec: {{tier: t, namespaceSelector: all(), selector: \"{subject}\", types: [Ingress], ingress: [{{action: {action}, {more}}}, {{action: Deny, {more}}}]}}\n---\n{BESIDE_PODS}"
         )
     });
     let of_calico = prop_oneof![1 => Just(String::new()), 2 => of_calico];
     (of_cluster("Admin"), of_cluster("Baseline"), of_calico)
         .prop_map(|(admin, baseline, calico)| format!("{admin}{baseline}{calico}"))
 }
+
+/// A network set and a host endpoint, for which rules with names of ports are alternatives.
+const BESIDE_PODS: &str = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: s, labels: {k1: v1}}\nspec: {nets: [192.0.2.0/24]}\n---\napiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {name: h, labels: {k1: v1}}\nspec: {node: n1, expectedIPs: [198.51.100.7], profiles: [projectcalico-default-allow], ports: [{name: web, port: 80, protocol: TCP}]}\n---\n";
 
 /// Takes out what a finding calls unreachable: a rule, or all that a policy says of ingress.
 fn without(cluster: &mut Cluster, finding: &Finding) {
@@ -465,8 +471,14 @@ fn without(cluster: &mut Cluster, finding: &Finding) {
         match index {
             // Gone, without another index for those that follow.
             Some(index) => {
-                let rule = policy.ingress.as_mut().and_then(|rules| rules.get_mut(index));
-                rule.into_iter().for_each(|rule| rule.peers = Some(Vec::new()));
+                let Some(rules) = policy.ingress.as_mut() else {
+                    continue;
+                };
+                let numbers = ringwall_policy::TieredRule::numbered(rules).map(|(number, _)| number);
+                let numbers: Vec<usize> = numbers.collect();
+                for (rule, _) in rules.iter_mut().zip(numbers).filter(|(_, it)| *it == index) {
+                    rule.peers = Some(Vec::new());
+                }
             }
             None => policy.ingress = None,
         }
@@ -509,7 +521,7 @@ fn what_never_applies_can_be_taken_out() {
         .unwrap();
         let mut less = loaded.cluster.clone();
         for finding in &linted.findings {
-            // Of several hidden policies, one is told of.
+            // Of several hidden policies, one is reported.
             let of_ingress = ["RW406", "RW407", "RW408"].contains(&finding.id)
                 && (finding.id == "RW406" || finding.message.contains("applies to ingress"));
             if of_ingress {
@@ -524,4 +536,50 @@ fn what_never_applies_can_be_taken_out() {
     for id in ["RW406", "RW407", "RW408"] {
         assert!(found.get(id).is_some_and(|found| *found > 2), "{found:?}");
     }
+}
+
+#[test]
+fn a_rule_of_several_alternatives_never_applies_if_none_of_them_does() {
+    let found = |first: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: shop, labels: {{app: web}}}}\n---\n{BESIDE_PODS}\
+             apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: g}}\nspec: {{selector: \"has(app)\", \
+             types: [Egress], egress: [{first}, {{action: Deny, protocol: TCP, destination: {{selector: has(k1), ports: [web, 81]}}}}]}}\n"
+        );
+        let (loaded, written) = load(&text);
+        let rules = loaded
+            .cluster
+            .tiered
+            .values()
+            .next()
+            .unwrap()
+            .egress
+            .as_ref()
+            .unwrap();
+        assert!(rules.len() > 3 && rules.last().unwrap().continues, "{rules:#?}");
+        let linted = run(
+            &loaded.cluster,
+            &loaded.services,
+            &written,
+            &[],
+            &Suppressions::default(),
+        )
+        .unwrap();
+        let found = linted.findings.iter().filter(|finding| finding.id == "RW406");
+        found
+            .map(|finding| (finding.path.clone().unwrap(), finding.message.clone()))
+            .collect::<Vec<_>>()
+    };
+    let [(path, message)] = &found("{action: Allow}")[..] else {
+        panic!("one finding");
+    };
+    assert_eq!(path, "spec.egress[1]");
+    assert_eq!(
+        message,
+        "never applies: rule 0 of GlobalNetworkPolicy g (default) decides everything that it matches"
+    );
+    // The host endpoint's port is left.
+    let but = "{action: Allow, protocol: TCP, destination: {ports: [81]}}";
+    assert_eq!(found(but), []);
+    assert_eq!(found("{action: Log}"), []);
 }

@@ -8,12 +8,13 @@ use std::{
 use ringwall_evaluate::Cause;
 use ringwall_policy::{
     Action, Cluster, KUBE_BASELINE, Peer, PodSelection, PolicyKind, Protocol, Selector, TieredPolicy,
+    TieredRule,
 };
 
 use super::{
     Severity,
     draft::{Ask, Draft, Shown},
-    order::{Group, Ordered, PolicyRule, Ranked, decision, matched_by, some_peers, some_port},
+    order::{Group, Ordered, PolicyRule, Ranked, RankedRule, decision, matched_by, some_peers, some_port},
     overlaps::Overlaps,
     redundant::own_namespace,
     rules,
@@ -133,26 +134,27 @@ fn unreachable_rules<'a>(
             if !overlaps.may_look(rules.len() * (before.len() + rules.len())) {
                 return;
             }
-            for (place, rule) in rules.iter().enumerate() {
-                // One alternative that never applies leaves the rule its others.
-                if rule.action == Action::Log || rule.is_one_of_several {
-                    continue;
-                }
-                // What another NetworkPolicy allows too is a matter of `redundant`.
-                let mut earlier = before.clone();
-                if !policy.is_network_policy() {
-                    earlier.extend(
-                        rules
-                            .iter()
-                            .take(place)
-                            .filter(|it| it.action != Action::Log)
-                            .map(|rule| (policy, rule)),
-                    );
-                }
-                let Some(by) = matched_by(&own, (policy, rule), &earlier) else {
+            let mut earlier = before.clone();
+            for alternatives in rules.chunk_by(|a, b| a.index == b.index) {
+                let Some(action) = alternatives.first().map(|rule| rule.action) else {
                     continue;
                 };
-                let agrees = by.iter().all(|(_, earlier)| earlier.action == rule.action);
+                if action == Action::Log {
+                    continue;
+                }
+                // A rule never applies if none of its alternatives does.
+                let matched = alternatives
+                    .iter()
+                    .map(|rule| matched_by(&own, (policy, rule), &earlier));
+                let matched: Option<Vec<_>> = matched.collect();
+                // What another NetworkPolicy allows too is a matter of `redundant`.
+                if !policy.is_network_policy() {
+                    earlier.extend(alternatives.iter().map(|rule| (policy, rule)));
+                }
+                let Some(by) = matched.map(|matched| matched.concat()) else {
+                    continue;
+                };
+                let agrees = by.iter().all(|(_, earlier)| earlier.action == action);
                 if agrees && policy.is_network_policy() {
                     continue;
                 }
@@ -160,7 +162,7 @@ fn unreachable_rules<'a>(
                 drafts.extend(unreachable_rule(
                     subject,
                     direction,
-                    (policy, rule),
+                    (policy, alternatives),
                     &by,
                     severity,
                     witnesses,
@@ -199,12 +201,19 @@ fn rules_before<'o, 'a>(
 fn unreachable_rule<'a>(
     subject: &Subject<'a>,
     direction: Direction,
-    (policy, rule): PolicyRule<'_, '_>,
+    (policy, alternatives): (&Ranked<'_>, &[RankedRule<'_>]),
     by: &[PolicyRule<'_, '_>],
     severity: Severity,
     witnesses: &mut Witnesses<'_>,
 ) -> Option<Draft<'a>> {
-    let names: Vec<String> = by.iter().map(|(policy, rule)| policy.rule_words(rule)).collect();
+    let rule = alternatives.first()?;
+    let mut names: Vec<String> = Vec::new();
+    for (policy, rule) in by {
+        let name = policy.rule_words(rule);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     let verb = if names.len() == 1 { "decides" } else { "decide" };
     let message = format!(
         "never applies: {} {verb} everything that it matches",
@@ -217,14 +226,18 @@ fn unreachable_rule<'a>(
         Action::Log => return None,
     };
     let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
-    let port = some_port(&rule.rule, 80);
-    let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
-    let asks = others.iter().filter_map(|other| {
+    let mut packets: Vec<(EndName, (Protocol, u16))> = Vec::new();
+    for rule in alternatives {
+        let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
+        let port = some_port(&rule.rule, 80);
+        packets.extend(others.into_iter().map(|other| (other, port)));
+    }
+    let asks = packets.iter().filter_map(|(other, port)| {
         let cluster = witnesses.with_synthetic();
         let decided = witnesses
             .may_ask()
-            .then(|| decision(cluster, direction, &pod, other, port))??;
-        Some(Ask::new(direction, &pod, other, port, decided.allow, wanted))
+            .then(|| decision(cluster, direction, &pod, other, *port))??;
+        Some(Ask::new(direction, &pod, other, *port, decided.allow, wanted))
     });
     let asks: Vec<Ask> = asks.collect();
     let draft = Draft::about(
@@ -542,7 +555,14 @@ fn with_action(
         Direction::Ingress => changed.ingress.as_mut(),
         Direction::Egress => changed.egress.as_mut(),
     };
-    rules?.get_mut(index)?.action = action;
+    let rules = rules?;
+    // All alternatives of the rule.
+    let numbers: Vec<usize> = TieredRule::numbered(rules).map(|(number, _)| number).collect();
+    for (rule, number) in rules.iter_mut().zip(numbers) {
+        if number == index {
+            rule.action = action;
+        }
+    }
     cluster.tiered.insert(changed.id.clone(), Arc::new(changed));
     Some(cluster)
 }

@@ -280,7 +280,7 @@ fn resolve(found: &Difference<'_>, name: &EndName) -> Result<Result<u32, String>
                     return Ok(Err(format!("{key} is added with this address")));
                 }
                 let range = found.ends.range(*address);
-                return Ok(range.ok_or_else(|| format!("{address} is nobody's")));
+                return Ok(range.ok_or_else(|| format!("{address} has no known owner")));
             }
         },
     };

@@ -1,5 +1,5 @@
 //! Verdicts of single rules and of tiers as Calico's own tests of its eBPF programs have them (`pol_prog_test.go`, Apache-2.0): the
-//! data in words of our own. What they say of source ports and ICMP types is not evaluated; what of hosts' interfaces is not judged.
+//! data in words of our own. What they say of hosts' interfaces is not judged.
 
 use serde_json::{Value, json};
 
@@ -150,6 +150,148 @@ fn source_ports() {
             ],
         ),
     ]);
+}
+
+#[test]
+fn names_of_source_ports() {
+    check(vec![
+        into(
+            json!({"protocol": "TCP", "source": {"ports": ["sql"]}}),
+            &[
+                "tcp/5432>80 10.0.0.2 10.0.0.1",
+                "tcp/5432>0 10.0.0.2 10.0.1.1",
+                "tcp/5432>65535 fd00::2 fd00::1",
+            ],
+            &[
+                "tcp/5433>80 10.0.0.2 10.0.0.1",
+                "tcp/5431>5432 10.0.0.2 10.0.0.1",
+                "tcp/80>5432 10.0.1.1 10.0.0.2",
+                "udp/5432>80 10.0.0.2 10.0.0.1",
+                "tcp/5432>80 10.0.0.1 10.0.0.2",
+                "tcp/5432>80 192.0.2.9 10.0.0.2",
+                "icmp/8:0 10.0.0.2 10.0.0.1",
+            ],
+        ),
+        into(
+            json!({"source": {"ports": ["dns"]}}),
+            &["tcp/53>80 10.0.0.2 10.0.0.1", "udp/53>80 10.0.0.2 10.0.0.1"],
+            &[
+                "132/53>80 10.0.0.2 10.0.0.1",
+                "tcp/53>80 10.0.1.1 10.0.0.1",
+                "icmp/0:53 10.0.0.2 10.0.0.1",
+            ],
+        ),
+        into(
+            json!({"protocol": "TCP", "source": {"notPorts": ["sql"]}}),
+            &[
+                "tcp/5431>80 10.0.0.2 10.0.0.1",
+                "tcp/5433>80 10.0.0.2 10.0.0.1",
+                "tcp/5432>80 10.0.1.1 10.0.0.1",
+                "tcp/5432>80 192.0.2.9 10.0.0.1",
+            ],
+            &["tcp/5432>80 10.0.0.2 10.0.0.1", "udp/80>80 10.0.0.2 10.0.0.1"],
+        ),
+        into(
+            json!({"source": {"notPorts": ["dns"]}}),
+            &[
+                "icmp/8:0 10.0.0.2 10.0.0.1",
+                "132/53>80 10.0.0.2 10.0.0.1",
+                "47 10.0.0.2 10.0.0.1",
+            ],
+            &["tcp/53>80 10.0.0.2 10.0.0.1", "udp/53>80 fd00::2 fd00::1"],
+        ),
+        into(
+            json!({"protocol": "TCP", "source": {"ports": ["sql", "1:100"], "notPorts": ["dns", 80]}}),
+            &[
+                "tcp/5432>80 10.0.0.2 10.0.0.1",
+                "tcp/100>80 10.0.0.2 10.0.0.1",
+                "tcp/53>80 10.0.1.1 10.0.0.1",
+            ],
+            &[
+                "tcp/53>80 10.0.0.2 10.0.0.1",
+                "tcp/80>80 10.0.0.2 10.0.0.1",
+                "tcp/101>80 10.0.0.2 10.0.0.1",
+                "tcp/5432>80 10.0.1.1 10.0.0.1",
+            ],
+        ),
+        // Whom a set holds has no names of its own (99.7); its numbers count.
+        into(
+            json!({"protocol": "TCP", "source": {"selector": "set == 'a'", "ports": ["sql", 7]}}),
+            &["tcp/7>80 10.0.0.2 10.0.0.1", "tcp/7>80 10.9.9.9 10.0.0.1"],
+            &["tcp/5432>80 10.0.0.2 10.0.0.1", "tcp/7>80 192.0.2.9 10.0.0.1"],
+        ),
+        into(
+            json!({"protocol": "TCP", "source": {"ports": ["dns"]}, "destination": {"ports": [80]}}),
+            &["tcp/53>80 10.0.0.2 10.0.0.1"],
+            &["tcp/53>81 10.0.0.2 10.0.0.1", "tcp/54>80 10.0.0.2 10.0.0.1"],
+        ),
+        // In egress they are those of the pod that the policy selects.
+        out_of(
+            json!({"protocol": "TCP", "source": {"ports": ["sql"]}}),
+            &["tcp/5432>80 10.0.0.2 10.0.0.1", "tcp/5432>80 10.0.0.2 192.0.2.9"],
+            &[
+                "tcp/5433>80 10.0.0.2 192.0.2.9",
+                "tcp/5432>80 10.0.0.1 10.0.0.2",
+                "udp/5432>80 10.0.0.2 192.0.2.9",
+            ],
+        ),
+        out_of(
+            json!({"source": {"notPorts": ["sql"]}, "destination": {"nets": ["192.0.2.0/24"]}}),
+            &[
+                "tcp/5433>80 10.0.0.2 192.0.2.9",
+                "tcp/5432>80 10.0.0.1 192.0.2.9",
+                "icmp/8:0 10.0.0.2 192.0.2.9",
+            ],
+            &["tcp/5432>80 10.0.0.2 192.0.2.9", "tcp/5433>80 10.0.0.2 10.0.0.1"],
+        ),
+    ]);
+}
+
+#[test]
+fn names_of_source_ports_are_those_of_host_endpoints_too() {
+    let host = json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+        "metadata": {"name": "h", "labels": {"role": "db"}},
+        "spec": {"node": "n", "expectedIPs": ["192.0.2.77"], "profiles": ["projectcalico-default-allow"],
+            "ports": [{"name": "sql", "port": 3306, "protocol": "TCP"}]}});
+    let world = |source: Value| {
+        let rule = json!({"action": "Allow", "protocol": "TCP", "source": source});
+        World::new(&[
+            host.clone(),
+            gnp("p", json!({"types": ["Ingress"], "ingress": [rule]})),
+        ])
+    };
+    for source in [
+        json!({"selector": "role == 'db'", "ports": ["sql"]}),
+        json!({"ports": ["sql"]}),
+    ] {
+        let case = source.to_string();
+        let world = world(source);
+        ask(
+            &world,
+            &["tcp/3306>80 192.0.2.77 10.0.0.1", "tcp/5432>80 10.0.0.2 10.0.0.1"],
+            true,
+            &case,
+        );
+        let others = [
+            "tcp/5432>80 192.0.2.77 10.0.0.1",
+            "tcp/3306>80 10.0.0.2 10.0.0.1",
+            "tcp/3306>80 192.0.2.78 10.0.0.1",
+        ];
+        ask(&world, &others, false, &case);
+    }
+    let but = world(json!({"notPorts": ["sql"]}));
+    ask(
+        &but,
+        &["tcp/5432>80 192.0.2.77 10.0.0.1", "tcp/3306>80 10.0.0.2 10.0.0.1"],
+        true,
+        "notPorts",
+    );
+    ask(
+        &but,
+        &["tcp/3306>80 192.0.2.77 10.0.0.1", "tcp/5432>80 10.0.0.2 10.0.0.1"],
+        false,
+        "notPorts",
+    );
 }
 
 #[test]

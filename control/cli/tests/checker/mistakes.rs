@@ -66,6 +66,10 @@ fn ordered(cluster: &mut Cluster, change: impl Fn(&mut TieredRule)) {
     lists(cluster, |rules| rules.iter_mut().for_each(&change));
 }
 
+fn named(port: &PortMatch) -> bool {
+    matches!(port, PortMatch::Named { .. })
+}
+
 /// Every entry of the ports of ordered rules, those that they exclude among them.
 fn entries(cluster: &mut Cluster, change: impl Fn(&mut PortMatch)) {
     ordered(cluster, |rule| {
@@ -299,7 +303,6 @@ pub(crate) const ORDERED: &[Mistaken] = &[
     }),
     ("excluded names of ports are ignored", |cluster| {
         ordered(cluster, |rule| {
-            let named = |port: &PortMatch| matches!(port, PortMatch::Named { .. });
             rule.conditions.not_ports.retain(|port| !named(port));
         });
     }),
@@ -320,23 +323,58 @@ pub(crate) const ORDERED: &[Mistaken] = &[
     }),
     ("the last source port of a range is left out", |cluster| {
         ordered(cluster, |rule| {
-            for (lo, hi) in rule.conditions.source_ports.iter_mut().flatten() {
-                *hi = (*hi - u16::from(*hi > 0)).max(*lo);
+            for port in rule.conditions.source_ports.iter_mut().flatten() {
+                if let PortMatch::Range { lo, hi, .. } = port {
+                    *hi = (*hi - u16::from(*hi > 0)).max(*lo);
+                }
             }
         });
     }),
     ("source ports are those of the destination", |cluster| {
         ordered(cluster, |rule| {
-            if let Some(ranges) = rule.conditions.source_ports.take() {
-                let port = |(lo, hi): (u16, u16)| PortMatch::Range {
-                    protocol: Protocol::Tcp,
-                    lo,
-                    hi,
-                };
-                rule.ports = Some(ranges.into_iter().map(port).collect());
+            if let Some(ports) = rule.conditions.source_ports.take() {
+                rule.ports = Some(ports);
             }
         });
     }),
+    ("names among source ports match nothing", |cluster| {
+        ordered(cluster, |rule| {
+            for ports in &mut rule.conditions.source_ports {
+                ports.retain(|port| !named(port));
+            }
+        });
+    }),
+    ("a source port's name is every port", |cluster| {
+        ordered(cluster, |rule| {
+            for port in rule.conditions.source_ports.iter_mut().flatten() {
+                if let PortMatch::Named { protocol, .. } = port {
+                    *port = PortMatch::All(*protocol);
+                }
+            }
+        });
+    }),
+    ("source ports that a rule excludes are ignored", |cluster| {
+        ordered(cluster, |rule| rule.conditions.not_source_ports.clear());
+    }),
+    (
+        "names among source ports that a rule excludes are ignored",
+        |cluster| {
+            ordered(cluster, |rule| {
+                rule.conditions.not_source_ports.retain(|port| !named(port));
+            });
+        },
+    ),
+    (
+        "source ports that a rule excludes are its source ports",
+        |cluster| {
+            ordered(cluster, |rule| {
+                let excluded = std::mem::take(&mut rule.conditions.not_source_ports);
+                if !excluded.is_empty() {
+                    rule.conditions.source_ports = Some(excluded);
+                }
+            });
+        },
+    ),
     ("a type of ICMP is all of ICMP", |cluster| {
         entries(cluster, |entry| {
             if let PortMatch::Icmp { protocol, .. } = entry {

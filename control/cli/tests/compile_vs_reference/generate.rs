@@ -448,6 +448,9 @@ fn tiered_rule(random: &mut Random, calico: bool) -> TieredRule {
     if calico && own.percent(20) {
         conditions.source_ports = Some(source_ports(own));
     }
+    if calico && own.percent(10) {
+        conditions.not_source_ports = source_ports(own);
+    }
     TieredRule {
         continues: false,
         action,
@@ -474,22 +477,47 @@ pub(crate) fn ask_for_source_ports(cluster: &mut Cluster, random: &mut Random) {
     for policy in policies {
         let mut policy = (*policy).clone();
         for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
-            if random.percent(50) {
+            // Some ask for nothing else, so that it often matters.
+            let alone = random.percent(40);
+            if alone {
+                (rule.peers, rule.ports, rule.conditions) = (None, None, Conditions::NONE);
+            }
+            if alone || random.percent(50) {
                 rule.conditions.source_ports = Some(source_ports(random));
+            }
+            if random.percent(20) {
+                rule.conditions.not_source_ports = source_ports(random);
             }
         }
         cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
     }
 }
 
-/// Ranges in order and apart, perhaps none.
-fn source_ports(random: &mut Random) -> Vec<(u16, u16)> {
+/// Ranges, most of all protocols, and names; perhaps none.
+fn source_ports(random: &mut Random) -> Vec<PortMatch> {
     let ranges = [(0, 0), (53, 53), (1024, 32767), (40000, 65535)];
-    ranges.into_iter().filter(|_| random.percent(40)).collect()
+    let mut ports = Vec::new();
+    for (lo, hi) in ranges {
+        if random.percent(40) {
+            ports.push(PROTOCOLS.map(|protocol| PortMatch::Range { protocol, lo, hi }));
+        }
+    }
+    for name in PORT_NAMES {
+        if random.percent(25) {
+            ports.push(PROTOCOLS.map(|protocol| PortMatch::Named {
+                protocol,
+                name: name.to_owned(),
+            }));
+        }
+    }
+    // Of most protocols.
+    let mut ports = ports.concat();
+    ports.retain(|_| random.percent(85));
+    ports
 }
 
-/// Ports at the borders of these.
-pub(crate) const SOURCES: [u16; 9] = [0, 1, 52, 53, 54, 1023, 1024, 40000, 65535];
+/// Ports at the borders of these, and those that pods give names.
+pub(crate) const SOURCES: [u16; 13] = [0, 1, 52, 53, 54, 80, 82, 1023, 1024, 8080, 40000, 65534, 65535];
 
 /// A protocol without ports, or some of ICMP.
 fn portless(random: &mut Random) -> PortMatch {

@@ -302,6 +302,13 @@ enum RulePlace {
     PeerBesides,
 }
 
+/// Ports of a rule: a name is that of the end whose port it is (TIERS 99.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PortsOf {
+    Source,
+    Destination,
+}
+
 /// What a rule is also for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
@@ -312,8 +319,8 @@ enum Wanted {
         place: RulePlace,
         /// The only family that the rule is for.
         family: Option<Family>,
-        /// Whether the ports that the rule matches or excludes by name are theirs.
-        by_name: bool,
+        /// The ports of theirs that the rule matches or excludes by name.
+        by_name: Option<PortsOf>,
     },
     /// Addresses of the nodes with these labels (TIERS 73.6).
     Nodes(Selector),

@@ -304,7 +304,9 @@ fn subject(
     let read = match (own.faults.pop(), given(fields, PODS).as_slice()) {
         (Some(unknown), _) => return Err(unknown),
         (None, []) => {
-            return wrong("names nobody: write namespaces: {} for every pod of the cluster, or a selector");
+            return wrong(
+                "selects nothing: write namespaces: {} for every pod of the cluster, or a selector",
+            );
         }
         (None, [one]) => pods(fields, &path, one, dialect, &mut own),
         (None, _) => {

@@ -138,6 +138,8 @@ pub(super) struct Connection {
     /// Grows when whoever waits after a failure had better try now.
     retry: latest::Sender<u64>,
     relist: latest::Sender<Order>,
+    /// Grows when a tier has come.
+    tiers: latest::Sender<u64>,
     /// Where the objects of each kind are.
     presences: Presences,
     /// The newest version that each watch has seen; 0 where it has none.
@@ -159,6 +161,7 @@ impl Connection {
             renew: Notify::new(),
             retry: latest::channel(0).0,
             relist: latest::channel(Order::default()).0,
+            tiers: latest::channel(0).0,
             presences: Presences::new(),
             versions: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -246,6 +249,16 @@ impl Connection {
     /// Changes when every watch has to list anew.
     pub(super) fn relists(&self) -> latest::Receiver<Order> {
         self.relist.subscribe()
+    }
+
+    /// A tier has come: has the watches of policies that are shown by tier end and list anew.
+    pub(super) fn tier_came(&self) {
+        self.tiers.send_modify(|number| *number += 1);
+    }
+
+    /// Changes when [`Self::tier_came`] is called.
+    pub(super) fn tiers(&self) -> latest::Receiver<u64> {
+        self.tiers.subscribe()
     }
 
     /// A watch has seen a version; None where it lists anew.

@@ -1,5 +1,5 @@
-//! The policies last seen, on disk: so that those which are deleted with their namespace while nobody watches still hold
-//! until its last pod is gone (SEMANTICS 54), and those whose order or subject has become unreadable keep their last good
+//! The policies, tiers and network sets last seen, on disk: so that those which are deleted with their namespace while nobody
+//! watches still hold until its last pod is gone (SEMANTICS 54), and those that have become unreadable keep their last good
 //! version (72.5).
 
 use std::{

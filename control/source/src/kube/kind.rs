@@ -256,6 +256,8 @@ impl Kind {
     pub(super) const NETWORK_POLICY: Self = Self(3);
     #[cfg(test)]
     pub(super) const CALICO_NETWORK_POLICY: Self = Self(7);
+    pub(super) const NETWORK_SET: Self = Self(10);
+    pub(super) const GLOBAL_NETWORK_SET: Self = Self(11);
     pub(super) const HOST_ENDPOINT: Self = Self(12);
     pub(super) const SERVICE_ACCOUNT: Self = Self(17);
     pub(super) const SERVICE: Self = Self(18);
@@ -349,17 +351,30 @@ impl Kind {
         }
     }
 
-    /// Whether its objects are policies or tiers, of which the last good version outlives this process.
+    /// Whether its objects are network sets.
+    pub(super) const fn is_of_sets(self) -> bool {
+        self.0 == Self::NETWORK_SET.0 || self.0 == Self::GLOBAL_NETWORK_SET.0
+    }
+
+    /// Whether its objects are policies, tiers or network sets, of which the last good version outlives this process.
     pub(super) const fn is_kept(self) -> bool {
-        matches!(
+        let of_policy = matches!(
             self.objects(),
             Objects::NetworkPolicies | Objects::Tiered(_) | Objects::Tiers
-        )
+        );
+        of_policy || self.is_of_sets()
     }
 
     /// Whether a verdict may depend on an object of it, so that it is incomplete where the kind cannot be read.
     pub(super) const fn decides(self) -> bool {
         !matches!(self.objects(), Objects::Staged)
+    }
+
+    /// Whether an API shows its objects by tier: Calico's own shows those of the tiers that there are, and that the account may
+    /// read, when a list or watch begins, and no others as long as it lasts (`EnsureTierSelector`, Calico 3.30 on).
+    pub(super) fn is_shown_by_tier(self, api: &Api) -> bool {
+        let of_policies = matches!(self.objects(), Objects::Tiered(_) | Objects::Staged);
+        of_policies && api.group == "projectcalico.org"
     }
 
     /// Whether its objects keep a good version where the API server has one that cannot be read, which is an alarm (72.5).
@@ -370,12 +385,13 @@ impl Kind {
         )
     }
 
-    /// Whether its policies stay in force while the namespace that they were deleted with has pods (SEMANTICS 54).
+    /// Whether its policies, or what they speak of, stay in force while the namespace that they were deleted with has pods
+    /// (SEMANTICS 54).
     pub(super) const fn outlasts_deletion(self) -> bool {
         match self.objects() {
             Objects::NetworkPolicies => true,
             Objects::Tiered(_) => self.namespaced(),
-            _ => false,
+            _ => self.is_of_sets() && self.namespaced(),
         }
     }
 }
@@ -438,6 +454,8 @@ mod tests {
                 "NetworkPolicy.projectcalico.org",
                 false,
             ),
+            (Kind::NETWORK_SET, "NetworkSet", false),
+            (Kind::GLOBAL_NETWORK_SET, "GlobalNetworkSet", false),
             (Kind::HOST_ENDPOINT, "HostEndpoint", false),
             (Kind::SERVICE_ACCOUNT, "ServiceAccount", false),
             (Kind::SERVICE, "Service", false),

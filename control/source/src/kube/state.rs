@@ -48,7 +48,7 @@ pub(super) struct Item {
     pub(super) service: Option<ServiceObject>,
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
-    /// For a policy that can be read: what has to be kept to know it again after a restart.
+    /// For a policy, tier or network set that can be read: what has to be kept to know it again after a restart.
     pub(super) source: Option<Arc<str>>,
 }
 
@@ -165,7 +165,7 @@ pub(super) struct State {
     /// Namespaces with policies that are gone and that nobody has asked about yet.
     unasked: BTreeSet<String>,
     problems: Problems,
-    /// What the policies in `cluster` were decoded from, as JSON.
+    /// What policies, tiers and network sets were decoded from, as JSON.
     sources: PolicySources,
     /// Grows with every change of `sources`.
     revision: u64,

@@ -287,6 +287,34 @@ impl Watcher {
     }
 }
 
+/// What may have a watch end and list anew.
+struct Orders {
+    all: latest::Receiver<Order>,
+    tiers: latest::Receiver<u64>,
+    /// Whether new tiers concern it.
+    by_tier: bool,
+}
+
+impl Orders {
+    /// What was ordered so far is done.
+    fn catch_up(&mut self) {
+        self.all.borrow_and_update();
+        self.tiers.borrow_and_update();
+    }
+
+    /// Waits for the next, and says why.
+    async fn next(&mut self) -> String {
+        tokio::select! {
+            Ok(()) = self.all.changed() => self.all.borrow_and_update().reason.clone(),
+            Ok(()) = self.tiers.changed(), if self.by_tier => {
+                self.tiers.borrow_and_update();
+                "a tier has come, whose policies a watch from before it does not show".to_owned()
+            }
+            else => std::future::pending().await,
+        }
+    }
+}
+
 /// One list and watch, as long as the kind is served there.
 struct Watch<'a> {
     watcher: &'a Watcher,
@@ -304,7 +332,11 @@ impl std::ops::Deref for Watch<'_> {
 impl Watch<'_> {
     async fn run(self) {
         let mut pauses = Pauses::new(&self.timing);
-        let mut orders = self.connection.relists();
+        let mut orders = Orders {
+            all: self.connection.relists(),
+            tiers: self.connection.tiers(),
+            by_tier: self.kind.is_shown_by_tier(self.api),
+        };
         let mut retries = self.connection.retries();
         let mut version: Option<String> = None;
         let mut compared = Instant::now();
@@ -317,7 +349,7 @@ impl Watch<'_> {
             let end = match &mut version {
                 None => {
                     // What is ordered from here on, this list may not have seen.
-                    orders.borrow_and_update();
+                    orders.catch_up();
                     match self.list(refusals > 0).await {
                         Ok(listed) => {
                             version = Some(listed);
@@ -461,7 +493,7 @@ impl Watch<'_> {
         Ok(version)
     }
 
-    async fn watch(&self, version: &mut String, orders: &mut latest::Receiver<Order>, advice: bool) -> End {
+    async fn watch(&self, version: &mut String, orders: &mut Orders, advice: bool) -> End {
         let seconds = jittered(
             Duration::from_secs(u64::from(self.timing.watch_seconds)),
             0.75,
@@ -484,7 +516,7 @@ impl Watch<'_> {
         &self,
         version: &mut String,
         seconds: u32,
-        orders: &mut latest::Receiver<Order>,
+        orders: &mut Orders,
         advice: bool,
     ) -> Result<(), End> {
         let params = WatchParams {
@@ -521,10 +553,7 @@ impl Watch<'_> {
             line.clear();
             let read = tokio::select! {
                 read = timeout(patience, next_line(&mut stream, &mut line)) => read,
-                Ok(()) = orders.changed() => {
-                    let reason = orders.borrow_and_update().reason.clone();
-                    return Err(End::Gone(reason));
-                }
+                reason = orders.next() => return Err(End::Gone(reason)),
             };
             match read {
                 Err(_) => {

@@ -22,7 +22,7 @@ use ringwall_policy::{
 
 use super::{
     super::{field::fault, tiered},
-    Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, RulePlace, Set, StagedAction,
+    Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, PortsOf, RulePlace, Set, StagedAction,
     StagedPolicyInput, Wanted,
     rules::{comes_to, kind_name, nothing},
     selector::Expression,
@@ -185,7 +185,7 @@ struct AskedNames([Vec<(Protocol, String)>; 2]);
 type NamedPorts = [PortNumbers; 2];
 
 impl AskedNames {
-    fn of(rule: &TieredRule) -> Self {
+    fn of(rule: &TieredRule, ports: PortsOf) -> Self {
         let names = |ports: &[PortMatch]| {
             let named = ports.iter().filter_map(|port| match port {
                 PortMatch::Named { protocol, name } => Some((*protocol, name.clone())),
@@ -193,8 +193,12 @@ impl AskedNames {
             });
             named.collect()
         };
-        let ports = rule.ports.as_deref().unwrap_or_default();
-        Self([names(ports), names(&rule.conditions.not_ports)])
+        let conditions = &rule.conditions;
+        let (some, not) = match ports {
+            PortsOf::Destination => (&rule.ports, &conditions.not_ports),
+            PortsOf::Source => (&conditions.source_ports, &conditions.not_source_ports),
+        };
+        Self([names(some.as_deref().unwrap_or_default()), names(not)])
     }
 
     fn is_empty(&self) -> bool {
@@ -762,7 +766,10 @@ impl<K: Ord + Clone> World<K> {
                 next.extend(more.map_err(|why| (awaiting.path.as_str(), why))?);
             }
             // What matches no port matches nothing.
-            next.retain(|rule| rule.ports.as_ref().is_none_or(|ports| !ports.is_empty()));
+            next.retain(|rule| {
+                let lists = [&rule.ports, &rule.conditions.source_ports];
+                lists.into_iter().flatten().all(|ports| !ports.is_empty())
+            });
             found = next;
         }
         for (rule, at) in found.iter_mut().zip(0..) {
@@ -810,17 +817,16 @@ impl<K: Ord + Clone> World<K> {
             } => {
                 let there = self.sets_with(expression).next().is_some()
                     || self.endpoints_with(expression).next().is_some();
-                let asked = match by_name {
-                    true => AskedNames::of(rule),
-                    false => AskedNames(Default::default()),
-                };
-                match there {
-                    false => vec![rule.clone()],
-                    true if asked.is_empty() => {
+                let asked = by_name.map(|ports| (ports, AskedNames::of(rule, ports)));
+                match (there, asked.filter(|(_, asked)| !asked.is_empty())) {
+                    (false, _) => vec![rule.clone()],
+                    (true, None) => {
                         let set = named(Addresses::Objects(expression.clone(), *family));
                         vec![place.with(rule, vec![set])]
                     }
-                    true => self.by_name(rule, (expression, *place, *family), &asked, named),
+                    (true, Some((ports, asked))) => {
+                        self.by_name(rule, (expression, *place, *family), (ports, &asked), named)
+                    }
                 }
             }
             Wanted::Service { .. } if self.services_unseen => {
@@ -873,12 +879,13 @@ impl<K: Ord + Clone> World<K> {
 
     /// A rule that names ports where it reaches network sets, which have no names for theirs, and host endpoints, which have
     /// some of their own (TIERS 99.7). A name is that of an endpoint's port, so what is excluded by name is excluded at the
-    /// pods and host endpoints that the rule selects, also where a set holds their addresses.
+    /// pods and host endpoints that the rule selects, also where a set holds their addresses. Where a host endpoint and a pod
+    /// have one address, the names of both count (96.4).
     fn by_name(
         &self,
         rule: &TieredRule,
         (expression, place, family): (&Expression, RulePlace, Option<Family>),
-        asked: &AskedNames,
+        (ports, asked): (PortsOf, &AskedNames),
         mut named: impl FnMut(Addresses) -> Peer,
     ) -> Vec<TieredRule> {
         let AskedNames([_, not_asked]) = asked;
@@ -899,17 +906,35 @@ impl<K: Ord + Clone> World<K> {
                 (ports, named(set))
             })
             .collect();
-        let alternative = |peer: &Peer, [ports, not_ports]: &NamedPorts, others: Vec<Peer>| {
-            let mut rule = place.instead(rule, vec![peer.clone()]);
+        // The rule with the numbers of ports that have the names at certain addresses, and with the names, if it is for pods.
+        let numbered = |mut rule: TieredRule, [named, not_named]: &NamedPorts, of_pods: bool| {
             let numbers = |list: &mut Vec<PortMatch>, more: &PortNumbers| {
-                list.retain(|port| !matches!(port, PortMatch::Named { .. }));
+                list.retain(|port| of_pods || !matches!(port, PortMatch::Named { .. }));
                 list.extend(more.iter().map(number));
             };
-            if let Some(list) = &mut rule.ports {
-                numbers(list, ports);
+            let conditions = &mut rule.conditions;
+            let (some, not) = match ports {
+                PortsOf::Destination => (&mut rule.ports, &mut conditions.not_ports),
+                PortsOf::Source => (&mut conditions.source_ports, &mut conditions.not_source_ports),
+            };
+            if let Some(list) = some {
+                numbers(list, named);
             }
-            numbers(&mut rule.conditions.not_ports, not_ports);
-            without(&rule, place, others)
+            numbers(not, not_named);
+            rule
+        };
+        let alternative = |peer: &Peer, ports: &NamedPorts, others: Vec<Peer>| {
+            let rule = place.instead(rule, vec![peer.clone()]);
+            without(&numbered(rule, ports, false), place, others)
+        };
+        // For pods that have an address of certain endpoints (TIERS 96.4): all of both have the names.
+        let pods_at = |peer: &Peer, ports: &NamedPorts| {
+            let mut rule = rule.clone();
+            place.conditions(&mut rule).push(Condition {
+                negated: false,
+                any: vec![peer.clone()],
+            });
+            numbered(rule, ports, true)
         };
         let excluded_pods = match not_asked.is_empty() {
             true => Vec::new(),
@@ -917,18 +942,19 @@ impl<K: Ord + Clone> World<K> {
         };
         let excluding = groups.iter().filter(|([_, not_ports], _)| !not_ports.is_empty());
         let excluding: Vec<Peer> = excluding.map(|(_, peer)| peer.clone()).collect();
-        let mut out = vec![rule.clone()];
+        let mut out = vec![without(rule, place, excluding.clone())];
+        if !not_asked.is_empty() {
+            out.extend(groups.iter().map(|(ports, peer)| pods_at(peer, ports)));
+        }
         if place != RulePlace::PeerBesides {
             let all = named(Addresses::Objects(expression.clone(), family));
             let others = [excluded_pods.as_slice(), &excluding].concat();
             out.push(alternative(&all, &NamedPorts::default(), others));
-        } else if !excluding.is_empty() {
-            out = vec![without(rule, place, excluding)];
         }
-        let of_groups = groups
-            .iter()
-            .map(|(ports, peer)| alternative(peer, ports, excluded_pods.clone()));
-        out.extend(of_groups);
+        if place != RulePlace::PeerBesides || not_asked.is_empty() {
+            let of_groups = groups.iter();
+            out.extend(of_groups.map(|(ports, peer)| alternative(peer, ports, excluded_pods.clone())));
+        }
         out
     }
 

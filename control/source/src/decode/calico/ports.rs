@@ -126,7 +126,7 @@ pub(super) fn ports(fields: &Fields, at: &str, key: &str, own: &mut Findings) ->
 
 /// The numbers of source ports that `ports` and `notPorts` leave, first and last, in order and apart; None where neither is there.
 /// They need a protocol that has ports, so every packet that they are asked about has one.
-pub(super) fn of_source(ports: Option<&Ports>, not: Option<&Ports>) -> Option<Vec<(u16, u16)>> {
+fn left_of(ports: Option<&Ports>, not: Option<&Ports>) -> Option<Vec<(u16, u16)>> {
     if ports.is_none() && not.is_none() {
         return None;
     }
@@ -201,6 +201,41 @@ pub(super) struct Layer4 {
 pub(super) type Matched = (Option<Vec<PortMatch>>, Vec<PortMatch>);
 
 impl Layer4 {
+    /// Ports of each protocol that it is for.
+    fn entries(&self, ports: &Ports) -> Vec<PortMatch> {
+        let excluded = self.not_protocol.map(|not| not.number);
+        // Numbers need a protocol, names do not.
+        let protocols: Vec<Protocol> = match self.protocol {
+            Some(protocol) => protocol.with_ports().into_iter().collect(),
+            None => WITH_PORTS.to_vec(),
+        };
+        let mut entries = Vec::new();
+        for protocol in protocols.into_iter().filter(|it| excluded != Some(it.number())) {
+            let range = |&(lo, hi)| PortMatch::Range { protocol, lo, hi };
+            entries.extend(ports.ranges.iter().map(range));
+            entries.extend(ports.names.iter().map(|name| PortMatch::Named {
+                protocol,
+                name: name.clone(),
+            }));
+        }
+        entries
+    }
+
+    /// The source ports that `ports` and `notPorts` of the source leave.
+    pub(super) fn sources(&self, ports: Option<&Ports>, not: Option<&Ports>) -> Matched {
+        let by_name = [ports, not].into_iter().flatten().any(|it| !it.names.is_empty());
+        if by_name {
+            let not = not.map(|not| self.entries(not)).unwrap_or_default();
+            return (ports.map(|ports| self.entries(ports)), not);
+        }
+        let numbers = |ranges| Ports {
+            ranges,
+            names: BTreeSet::new(),
+        };
+        let left = left_of(ports, not);
+        (left.map(|ranges| self.entries(&numbers(ranges))), Vec::new())
+    }
+
     /// What it matches. Which protocols may have ports has been seen to.
     pub(super) fn matches(&self) -> Matched {
         let excluded = self.not_protocol.map(|not| not.number);
@@ -209,24 +244,7 @@ impl Layer4 {
         {
             return (Some(Vec::new()), Vec::new());
         }
-        // Numbers need a protocol, names do not.
-        let protocols: Vec<Protocol> = match self.protocol {
-            Some(protocol) => protocol.with_ports().into_iter().collect(),
-            None => WITH_PORTS.to_vec(),
-        };
-        let entries = |ports: &Ports| {
-            let mut entries = Vec::new();
-            for protocol in protocols.iter().filter(|it| excluded != Some(it.number())) {
-                let protocol = *protocol;
-                let range = |&(lo, hi)| PortMatch::Range { protocol, lo, hi };
-                entries.extend(ports.ranges.iter().map(range));
-                entries.extend(ports.names.iter().map(|name| PortMatch::Named {
-                    protocol,
-                    name: name.clone(),
-                }));
-            }
-            entries
-        };
+        let entries = |ports: &Ports| self.entries(ports);
         let of_type = |icmp: Option<Icmp>| {
             let (protocol, (kind, code)) = (self.protocol?.number, icmp?);
             Some(PortMatch::Icmp { protocol, kind, code })
@@ -268,17 +286,17 @@ mod tests {
             ranges: ranges.to_vec(),
             names: BTreeSet::new(),
         };
-        assert_eq!(of_source(None, None), None);
+        assert_eq!(left_of(None, None), None);
         let some = ports(&[(90, 99), (1, 10), (11, 20), (15, 30)]);
-        assert_eq!(of_source(Some(&some), None), Some(vec![(1, 30), (90, 99)]));
+        assert_eq!(left_of(Some(&some), None), Some(vec![(1, 30), (90, 99)]));
         let not = ports(&[(1, 1), (65535, 65535), (80, 90)]);
         assert_eq!(
-            of_source(None, Some(&not)),
+            left_of(None, Some(&not)),
             Some(vec![(0, 0), (2, 79), (91, 65534)])
         );
-        assert_eq!(of_source(Some(&some), Some(&not)), Some(vec![(2, 30), (91, 99)]));
+        assert_eq!(left_of(Some(&some), Some(&not)), Some(vec![(2, 30), (91, 99)]));
         let all = ports(&[(1, 30), (90, 99)]);
-        assert_eq!(of_source(Some(&some), Some(&all)), Some(Vec::new()));
+        assert_eq!(left_of(Some(&some), Some(&all)), Some(Vec::new()));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
         },
         policy::Findings,
     },
-    Awaiting, Direction, Family, GROUP, RulePlace, Wanted,
+    Awaiting, Direction, Family, GROUP, PortsOf, RulePlace, Wanted,
     ports::{self, Layer4},
     selector::{self, Expression},
     terms::{self, ACCOUNT, MOST_TERMS, NAMESPACE, OF_ACCOUNT, OF_NAMESPACE},
@@ -178,17 +178,14 @@ impl Rules<'_> {
         };
         let family = family(fields, at, &layer4, &source, &destination, own);
         self.ports_have_protocols(at, &layer4, &source, &destination, own);
-        for (key, ports) in [("ports", &source.ports), ("notPorts", &source.not_ports)] {
-            if ports.as_ref().is_some_and(|ports| !ports.names.is_empty()) {
-                self.not_evaluated("names of source ports", join(&join(at, "source"), key), own);
-            }
-        }
-        let source_ports = ports::of_source(source.ports.as_ref(), source.not_ports.as_ref());
-        let named = names_ports(&destination);
-        // The ports of a rule of ingress are those of the pod itself.
+        let (source_ports, not_source_ports) =
+            layer4.sources(source.ports.as_ref(), source.not_ports.as_ref());
+        let from = names_ports(&source).then_some(PortsOf::Source);
+        let to = names_ports(&destination).then_some(PortsOf::Destination);
+        // The destination's ports are those of the pod itself in ingress, the source's in egress.
         let (peer, peer_key, of_peer, this, this_key, of_this) = match direction {
-            Direction::Ingress => (&source, "source", false, &destination, "destination", named),
-            Direction::Egress => (&destination, "destination", named, &source, "source", false),
+            Direction::Ingress => (&source, "source", from, &destination, "destination", to),
+            Direction::Egress => (&destination, "destination", to, &source, "source", from),
         };
         let mut conditions = Conditions::default();
         let peers = self.peers(
@@ -220,6 +217,7 @@ impl Rules<'_> {
         }
         conditions.not_ports = not_ports;
         conditions.source_ports = source_ports;
+        conditions.not_source_ports = not_source_ports;
         let rule = TieredRule {
             continues: false,
             action,
@@ -514,7 +512,7 @@ impl Rules<'_> {
         &mut self,
         this: &Entity,
         at: &str,
-        by_name: bool,
+        by_name: Option<PortsOf>,
         (conditions, own, wanted): (&mut Vec<Condition>, &mut Findings, &mut Vec<Wanted>),
     ) -> Option<()> {
         let namespace = self.namespace;
@@ -534,7 +532,12 @@ impl Rules<'_> {
             }
             // What has a name for a port matters where it has to match.
             let place = RulePlace::OfOwn(conditions.len());
-            wanted.push(wanted_objects(expression, place, None, by_name && !negated));
+            wanted.push(wanted_objects(
+                expression,
+                place,
+                None,
+                by_name.filter(|_| !negated),
+            ));
             let any = pods.into_iter().map(peer_of).collect();
             conditions.push(Condition { negated, any });
         }
@@ -552,7 +555,7 @@ impl Rules<'_> {
         &mut self,
         peer: &Entity,
         at: &str,
-        (family, by_name): (Option<Family>, bool),
+        (family, by_name): (Option<Family>, Option<PortsOf>),
         direction: Direction,
         (conditions, own, wanted): (&mut Vec<Condition>, &mut Findings, &mut Vec<Wanted>),
     ) -> Option<Option<Vec<Peer>>> {
@@ -579,12 +582,12 @@ impl Rules<'_> {
             wanted.push(wanted_objects(expression, RulePlace::Peers, family, by_name));
             Some(pods.into_iter().map(peer_of).collect())
         } else {
-            if by_name {
+            if by_name.is_some() {
                 wanted.push(wanted_objects(
                     &Expression::All,
                     RulePlace::PeerBesides,
                     family,
-                    true,
+                    by_name,
                 ));
             }
             by_address.take()
@@ -595,7 +598,7 @@ impl Rules<'_> {
         if let Some(expression) = &peer.not_objects {
             let pods = self.pods(expression, at, own)?;
             let place = RulePlace::OfPeer(conditions.len());
-            wanted.push(wanted_objects(expression, place, None, false));
+            wanted.push(wanted_objects(expression, place, None, None));
             conditions.push(Condition {
                 negated: true,
                 any: pods.into_iter().map(peer_of).collect(),
@@ -618,14 +621,6 @@ impl Rules<'_> {
 
     fn kind_name(&self) -> String {
         kind_name(self.kind)
-    }
-
-    /// Notes what is valid and not evaluated yet.
-    fn not_evaluated(&mut self, what: &str, path: String, own: &mut Findings) {
-        let kind = self.kind_name();
-        self.unevaluated.insert(format!("{what} of {kind}"));
-        own.unevaluated
-            .push(fault(path, format!("{what} are not evaluated yet")));
     }
 }
 
@@ -766,7 +761,7 @@ fn wanted_objects(
     expression: &Expression,
     place: RulePlace,
     family: Option<Family>,
-    by_name: bool,
+    by_name: Option<PortsOf>,
 ) -> Wanted {
     Wanted::Objects {
         expression: expression.clone(),

@@ -108,7 +108,16 @@ fn words(rule: &TieredRule) -> String {
         .iter()
         .map(|it| format!(" -{}", port(it)))
         .collect();
-    format!("{:?} {peers}{ends} at {ports}{not}", rule.action)
+    let from: String = match &conditions.source_ports {
+        None => String::new(),
+        Some(ports) => ports.iter().map(|it| format!(" <{}", port(it))).collect(),
+    };
+    let not_from: String = conditions
+        .not_source_ports
+        .iter()
+        .map(|it| format!(" -<{}", port(it)))
+        .collect();
+    format!("{:?} {peers}{ends} at {ports}{not}{from}{not_from}", rule.action)
 }
 
 fn peer(peer: &Peer) -> String {
@@ -599,51 +608,36 @@ fn source_ports_are_a_condition_of_a_rule() {
             json!({"action": "Allow", "protocol": "TCP", "source": source, "destination": {"ports": [80]}});
         let (read, policy) = self::rule(true, "ingress", &rule);
         assert!(policy.unevaluated.is_empty(), "{rule}");
-        (words(&read), read.conditions.source_ports)
+        words(&read)
     };
-    let at_80 = "Allow anyone at tcp/80";
     assert_eq!(
         source(json!({"ports": [1024, "2000:3000"]})),
-        (at_80.to_owned(), Some(vec![(1024, 1024), (2000, 3000)]))
+        "Allow anyone at tcp/80 <tcp/1024 <tcp/2000-3000"
     );
     assert_eq!(
         source(json!({"notPorts": [53]})),
-        (at_80.to_owned(), Some(vec![(0, 52), (54, 65535)]))
+        "Allow anyone at tcp/80 <tcp/0-52 <tcp/54-65535"
     );
-    assert_eq!(source(json!({"ports": [53], "notPorts": [53]})).0, NOTHING);
-}
-
-#[test]
-fn what_cannot_be_said_fails_closed_and_is_named() {
-    for (what, rule) in [
-        (
-            "names of source ports",
-            json!({"protocol": "TCP", "source": {"ports": [80, "web"]}}),
-        ),
-        (
-            "names of source ports",
-            json!({"protocol": "TCP", "source": {"notPorts": ["web"]}}),
-        ),
-    ] {
-        for (action, comes_to) in [
-            ("Allow", NOTHING),
-            ("Deny", EVERYTHING),
-            ("Pass", EVERYTHING),
-            ("Log", "Log  at anywhere"),
-        ] {
-            let mut rule = rule.clone();
-            rule["action"] = json!(action);
-            let (read, policy) = self::rule(true, "ingress", &rule);
-            assert_eq!(words(&read), comes_to, "{rule}");
-            let names: Vec<&String> = policy.unevaluated.iter().collect();
-            assert_eq!(
-                names,
-                [&format!("{what} of GlobalNetworkPolicy.projectcalico.org")],
-                "{rule}"
-            );
-            assert!(policy.faults.is_empty(), "{rule}: {:?}", policy.faults);
-        }
-    }
+    assert_eq!(source(json!({"ports": [53], "notPorts": [53]})), NOTHING);
+    // Names are those of the source.
+    assert_eq!(
+        source(json!({"ports": [1024, "web"]})),
+        "Allow anyone at tcp/80 <tcp/1024 <tcp/web"
+    );
+    assert_eq!(
+        source(json!({"notPorts": [53, "web"]})),
+        "Allow anyone at tcp/80 -<tcp/53 -<tcp/web"
+    );
+    assert_eq!(
+        source(json!({"ports": ["1:9"], "notPorts": ["web"]})),
+        "Allow anyone at tcp/80 <tcp/1-9 -<tcp/web"
+    );
+    let (read, _) = self::rule(
+        true,
+        "egress",
+        &json!({"action": "Deny", "notProtocol": "TCP", "source": {"notPorts": ["web"]}}),
+    );
+    assert_eq!(words(&read), "Deny anyone at anywhere -tcp -<udp/web -<sctp/web");
 }
 
 #[test]

@@ -425,7 +425,8 @@ fn named_ports_are_not_those_of_sets() {
     assert_eq!(
         alternatives(&excluded),
         [
-            "Allow [|a] at tcp -tcp/81 -tcp/web",
+            "Allow [|a] and not 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/81 -tcp/web",
+            "Allow [|a] and 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/81 -tcp/web -tcp/8080",
             "Allow 10.0.0.0/8, 192.0.2.2/32, 2001:db8::2/128 and not [|a], 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/81",
             "Allow 192.0.2.2/32, 2001:db8::2/128 and not [|a] at tcp -tcp/81 -tcp/8080"
         ]
@@ -446,7 +447,7 @@ fn named_ports_are_not_those_of_sets() {
         alternatives(&anywhere(json!({"notPorts": ["web"], "nets": ["192.0.2.0/24"]}))),
         [
             "Deny 192.0.2.0/24 and not 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/web",
-            "Deny 192.0.2.0/24 and 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/8080"
+            "Deny 192.0.2.0/24 and 192.0.2.2/32, 2001:db8::2/128 at tcp -tcp/web -tcp/8080"
         ]
     );
     // Those of ingress are the pod's own.
@@ -456,6 +457,64 @@ fn named_ports_are_not_those_of_sets() {
         global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
     ];
     assert_eq!(first(&objects).0, "Allow [|a], 10.0.0.0/8 at tcp/80 tcp/web");
+}
+
+#[test]
+fn t99_7_names_of_source_ports_are_those_of_the_sources() {
+    let web = endpoint(
+        json!({"a": "1"}),
+        json!({"expectedIPs": ["192.0.2.2"], "ports": [{"name": "web", "port": 8080, "protocol": "TCP"}]}),
+    );
+    let objects = |direction: &str, source: Value, destination: Value| {
+        let rule =
+            json!({"action": "Allow", "protocol": "TCP", "source": source, "destination": destination});
+        [
+            global(&json!({direction: [rule]})),
+            global_set("g", json!({"a": "1"}), &["10.0.0.0/8"]),
+            web.clone(),
+        ]
+    };
+    let from = json!({"selector": "has(a)", "ports": ["web"]});
+    assert_eq!(
+        alternatives(&objects("ingress", from.clone(), json!({}))),
+        [
+            "Allow [|a] at tcp <tcp/web",
+            "Allow 192.0.2.2/32 at tcp <tcp/8080"
+        ]
+    );
+    assert_eq!(
+        alternatives(&objects(
+            "ingress",
+            json!({"selector": "has(a)", "notPorts": ["web", 7]}),
+            json!({"ports": ["web"]})
+        )),
+        [
+            "Allow [|a] and not 192.0.2.2/32 at tcp/web -<tcp/7 -<tcp/web",
+            "Allow [|a] and 192.0.2.2/32 at tcp/web -<tcp/7 -<tcp/web -<tcp/8080",
+            "Allow 10.0.0.0/8, 192.0.2.2/32 and not [|a], 192.0.2.2/32 at tcp/web -<tcp/7",
+            "Allow 192.0.2.2/32 and not [|a] at tcp/web -<tcp/7 -<tcp/8080"
+        ]
+    );
+    assert_eq!(
+        alternatives(&objects("ingress", json!({"ports": ["web"]}), json!({}))),
+        [
+            "Allow anyone at tcp <tcp/web",
+            "Allow anyone and 192.0.2.2/32 at tcp <tcp/8080"
+        ]
+    );
+    // Those of egress are the pod's own, and the destination's are those of what the rule is for.
+    assert_eq!(
+        alternatives(&objects(
+            "egress",
+            json!({"ports": ["web"]}),
+            json!({"selector": "has(a)", "ports": ["web", 80]})
+        )),
+        [
+            "Allow [|a] at tcp/80 tcp/web <tcp/web",
+            "Allow 10.0.0.0/8, 192.0.2.2/32 at tcp/80 <tcp/web",
+            "Allow 192.0.2.2/32 at tcp/80 tcp/8080 <tcp/web"
+        ]
+    );
 }
 
 #[test]
@@ -737,6 +796,12 @@ fn places() -> Vec<Vec<Value>> {
             q(json!({"action": "Allow", "destination": {"selector": "has(x)"}})),
             q(json!({"action": "Allow", "protocol": "TCP",
                 "destination": {"selector": "has(x)", "ports": ["web", "db", 80], "notPorts": ["db"]}})),
+            object(
+                "GlobalNetworkPolicy",
+                "q",
+                &json!({"ingress": [{"action": "Pass", "protocol": "TCP",
+                "source": {"selector": "has(x)", "ports": ["web", 80], "notPorts": ["db"]}}]}),
+            ),
         ],
         vec![object(
             "StagedGlobalNetworkPolicy",

@@ -375,6 +375,77 @@ fn semantics_54_a_policy_of_calico_holds_while_its_namespace_ends_like_a_network
 }
 
 #[test]
+fn semantics_54_a_networkset_holds_while_its_namespace_ends_and_over_a_restart() {
+    let mut state = a_live_namespace();
+    apply(&mut state, "GlobalNetworkPolicy", global("p", "role == 'db'"));
+    let set = || {
+        labelled(
+            object("a", "s", json!({"nets": ["192.0.2.0/24"]})),
+            json!({"role": "db"}),
+        )
+    };
+    apply(&mut state, "NetworkSet", set());
+    assert_eq!(blocks(&state), ["192.0.2.0/24"]);
+    let gone = reference(Kind::NETWORK_SET, policy_key("a", "s"));
+    state.deleted(&gone);
+    assert_eq!(blocks(&state), ["192.0.2.0/24"]);
+    assert_eq!(state.questions(), ["a"]);
+    state.answered("a", &NamespaceNow::Ending);
+    state.deleted(&reference(Kind::NAMESPACE, policy_key("", "a")));
+    assert_eq!(blocks(&state), ["192.0.2.0/24"], "its pod is still there");
+    assert!(state.deleted(&reference(Kind::POD, policy_key("a", "p"))));
+    assert_eq!(blocks(&state), [""; 0]);
+
+    // Somebody deletes one whose namespace lives.
+    let mut state = a_live_namespace();
+    apply(&mut state, "GlobalNetworkPolicy", global("p", "role == 'db'"));
+    apply(&mut state, "NetworkSet", set());
+    state.deleted(&gone);
+    let (questions, uid) = (state.questions(), state.namespace_uids["a"].clone());
+    assert_eq!(questions, ["a"]);
+    assert!(state.answered("a", &NamespaceNow::Live { uid }));
+    assert_eq!(blocks(&state), [""; 0]);
+}
+
+#[test]
+fn s72_5_a_set_that_is_unreadable_at_a_restart_keeps_its_last_good_version() {
+    let mut state = a_live_namespace();
+    apply(&mut state, "GlobalNetworkPolicy", global("p", "role == 'db'"));
+    let good = set("s", json!({"role": "db"}), "192.0.2.0/24");
+    apply(&mut state, "GlobalNetworkSet", good);
+    let kept: Vec<serde_json::Value> = state
+        .policy_sources()
+        .iter()
+        .map(|(_, text)| serde_json::from_str(text).unwrap())
+        .collect();
+    let kept = kept.into_iter().map(|object| {
+        let text = |field: &str| object[field].as_str().unwrap().to_owned();
+        let (kind, api) = Kind::named(&text("kind"), &text("apiVersion")).unwrap();
+        crate::kube::object::item(kind, api, object).unwrap()
+    });
+    // The next process: the set has become unreadable in the meantime.
+    let mut next = State::new(ringwall_policy::Settings::default());
+    next.remember(kept.collect());
+    let sets = kind("GlobalNetworkSet");
+    let claiming = set("s", json!({"pcns.team": "x"}), "198.51.100.0/24");
+    next.listed(sets, vec![item(sets, claiming).unwrap()]);
+    assert_eq!(blocks(&next), ["192.0.2.0/24"]);
+    let unreadable: Vec<(String, bool)> = next
+        .unreadable()
+        .map(|(reference, _, kept)| (reference.to_string(), kept))
+        .collect();
+    assert_eq!(unreadable, [("GlobalNetworkSet s".to_owned(), true)]);
+    // And one that is gone is gone.
+    next.listed(sets, Vec::new());
+    assert_eq!(blocks(&next), [""; 0]);
+    assert!(
+        next.policy_sources()
+            .iter()
+            .all(|(reference, _)| reference.kind != sets)
+    );
+}
+
+#[test]
 fn a_networkpolicy_that_is_staged_is_not_enforced_and_not_remembered() {
     let mut state = a_live_namespace();
     let staged = |mode: &str| {
