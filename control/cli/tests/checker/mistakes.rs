@@ -339,7 +339,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
     }),
     ("names among source ports match nothing", |cluster| {
         ordered(cluster, |rule| {
-            for ports in &mut rule.conditions.source_ports {
+            if let Some(ports) = &mut rule.conditions.source_ports {
                 ports.retain(|port| !named(port));
             }
         });

@@ -507,6 +507,9 @@ fn read(path: &Path, bytes: &[u8], keep_documents: bool) -> Result<Vec<Item>, Ve
     if problems.is_empty() {
         return Ok(items);
     }
+    // Nothing of the file is taken over, and everything that is wrong with it is said at once.
+    let of_others = items.into_iter().flat_map(|item| item.problems);
+    problems.extend(of_others.filter(|it| it.severity == Severity::Error && it.kind == ProblemKind::Invalid));
     problems.sort_by_key(|problem| problem.line);
     Err(problems)
 }

@@ -305,3 +305,29 @@ fn an_object_is_known_by_its_full_kind() {
     let kinds: Vec<&str> = written.iter().map(|it| it.kind.as_str()).collect();
     assert_eq!(kinds, ["NetworkPolicy.projectcalico.org"]);
 }
+
+#[test]
+fn a_file_that_is_refused_names_what_is_wrong_with_all_of_its_objects() {
+    let text = [
+        object("Tier", "t", "", "order: high"),
+        global("p", "a = 'b'", "Allow"),
+        set("s", "pcns.team: x", "10.0.0.0/8"),
+    ]
+    .join("---\n");
+    let dir = folder(&[("p.yaml", &text)]);
+    let (loaded, _) = inspect(dir.path(), &Settings::default()).unwrap();
+    let paths: Vec<&str> = loaded
+        .problems
+        .iter()
+        .map(|problem| problem.path.as_deref().unwrap())
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            "spec.order",
+            "spec.ingress[0].source.selector",
+            "metadata.labels[\"pcns.team\"]"
+        ]
+    );
+    assert!(loaded.cluster.tiered.is_empty(), "nothing of it is taken over");
+}
