@@ -58,7 +58,7 @@ enum Cell {
 
 impl Cell {
     /// Whether it is right. Keeps what is hidden until it is sure that there is no better witness.
-    fn is_right(self, hidden: &mut Option<Wrong>) -> Result<bool, Wrong> {
+    fn settle(self, hidden: &mut Option<Wrong>) -> Result<bool, Wrong> {
         match self {
             Self::Right => Ok(true),
             Self::Unseen => Ok(false),
@@ -648,7 +648,7 @@ impl Proof {
                     let decided = self.decided(of, others, column.1);
                     if last != Some((decided, map)) {
                         let cell = self.cell(line, column, decided, map);
-                        last = cell.is_right(&mut hidden)?.then_some((decided, map));
+                        last = cell.settle(&mut hidden)?.then_some((decided, map));
                         proven &= last.is_some();
                     }
                 }
@@ -666,7 +666,7 @@ impl Proof {
                 let map = map.unwrap_or(NO_MAP);
                 if last != Some((decided, map)) {
                     let cell = self.cell(line, *column, decided, map);
-                    last = cell.is_right(&mut hidden)?.then_some((decided, map));
+                    last = cell.settle(&mut hidden)?.then_some((decided, map));
                 }
             }
         }
