@@ -1541,7 +1541,7 @@ fn commands_say_what_the_name_of_a_source_port_is() {
         "shop/p",
         json!({"selector": "role == 'web'", "types": ["Ingress"], "ingress": [rule]}),
     );
-    let world = World::new(&[policy.clone()]);
+    let world = World::new(std::slice::from_ref(&policy));
     assert_eq!(world.incomplete(), [""; 0]);
     let folder = world.dir.path().to_str().unwrap();
     let lines = ran::ringwall(&["matrix", "--manifests", folder, "-o", "json"]).lines();

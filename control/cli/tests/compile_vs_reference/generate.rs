@@ -196,7 +196,7 @@ pub(crate) fn policy(random: &mut Random, number: usize) -> NetworkPolicy {
         ingress: direction(random),
         egress: direction(random),
         types_written: false,
-        answer: answer(random),
+        answer: answer(&mut random.branch()),
         faults,
     }
 }
@@ -350,7 +350,7 @@ pub(crate) fn tiered(random: &mut Random, number: usize, calico: bool) -> Tiered
             ]),
             false => Order::of_priority(*random.one(&[0, 1, 1, 1000])),
         },
-        answer: answer(random),
+        answer: answer(&mut random.branch()),
         subjects: (0..selections).map(|_| selection(random, calico)).collect(),
         ingress: direction(random),
         egress: direction(random),
