@@ -40,7 +40,7 @@ use crate::{
     verdict::DropReason,
     wire::{self, FlowKey, Packet, Parsed, Transport, subject::NotSubject},
 };
-use judge::Denial;
+use judge::{Denial, FlowUpdate};
 use route::OutputPath;
 use tunnel::CarrierCache;
 
@@ -445,10 +445,42 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
                 &denial.in_audit
             }
         };
+        if packet.tunnel.is_some() {
+            self.forward_carrier(frame, packet, port, hash, update, lookahead.may_wait);
+        } else {
+            self.forward(frame, [packet, packet], port, hash, update, lookahead.may_wait);
+        }
+    }
+
+    /// Forwards an allowed packet in a tunnel. Out of line, so that a bare packet does not pay for what may be around it.
+    #[inline(never)]
+    fn forward_carrier(
+        &mut self,
+        frame: Frame,
+        packet: &Packet,
+        port: &Port,
+        hash: KeyHash,
+        update: &FlowUpdate,
+        may_wait: bool,
+    ) {
         let carrier = tunnel::carrier_of(&frame, packet, port);
         let routed = carrier.as_ref().unwrap_or(packet);
+        self.forward(frame, [packet, routed], port, hash, update, may_wait);
+    }
+
+    /// Forwards an allowed packet: route, commit, transmit. `routed` is the outermost packet around it, or itself.
+    #[inline(always)]
+    fn forward(
+        &mut self,
+        frame: Frame,
+        [packet, routed]: [&Packet; 2],
+        port: &Port,
+        hash: KeyHash,
+        update: &FlowUpdate,
+        may_wait: bool,
+    ) {
         let path = match self.route(routed, port, hash) {
-            Ok(OutputPath::Wait(to)) if lookahead.may_wait => {
+            Ok(OutputPath::Wait(to)) if may_wait => {
                 self.hold(frame, packet, port, to);
                 return;
             }
