@@ -164,7 +164,8 @@ fn other_rows_for_the_own_node_are_found() {
         ("the own node is a peer like others", |row, _| row),
     ];
     let (mut found, mut proven) = ([0, 0], 0);
-    for seed in crate::seeds(150) {
+    // In the last of these, wrong cells that no packet shows come before that of the node.
+    for seed in crate::seeds(150).chain([586]) {
         let mut random = Random::new(seed);
         let cluster = crate::some_cluster(true, &mut random);
         let image = crate::Compiled::of(&cluster);
