@@ -39,8 +39,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         let Some(answer) = answer(wanted, packet).filter(|_| !is_to_group(frame.bytes(), packet)) else {
             return;
         };
-        let limiter = self.denials_answered.bucket(self.seed.account(packet.src));
-        if !limiter.take(self.now) {
+        // A stranger has as many IPv6 addresses as it likes, and one account.
+        let account = self.account(packet.src, &snapshot.identify(packet.src));
+        if !self.denials_answered.bucket(account).take(self.now) {
             self.stats.counters.answers_limited.add(1);
             return;
         }

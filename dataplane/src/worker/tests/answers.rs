@@ -305,3 +305,15 @@ fn answers_to_one_sender_are_limited() {
     bed.wait(Nanos::from_millis(100));
     assert_eq!(bed.on(0, OUTSIDE, &syn).len(), 1);
 }
+
+#[test]
+fn a_stranger_gets_no_more_answers_by_changing_its_address() {
+    let mut bed = bed(DenialAnswer::Reset, None);
+    let sent = (1..=200)
+        .filter(|host| {
+            let forged = from_to(&format!("2001:db8::{host:x}"), WEB[1]);
+            !bed.on(0, OUTSIDE, &forged.tcp(1, 81, SYN, b"")).is_empty()
+        })
+        .count();
+    assert_eq!(sent, 50);
+}
