@@ -4,7 +4,7 @@ use crate::{
     classify::DenialAnswer,
     forward::{
         icmp::{self, Problem},
-        reset, rewrite,
+        reset,
     },
     frame::Frame,
     io::PacketIo,
@@ -13,7 +13,7 @@ use crate::{
     wire::{Packet, Transport},
 };
 
-use super::{WorkerTurn, judge::Denial};
+use super::{WorkerTurn, judge::Denial, route::reply};
 
 /// One answer.
 #[derive(Clone, Copy, Debug)]
@@ -60,39 +60,27 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         port: &Port,
         answer: Answer,
     ) -> Option<Frame> {
-        let link: [u8; 12] = *original.first_chunk()?;
-        let (receiver, sender) = link.split_at(6);
-        let (receiver, sender): ([u8; 6], [u8; 6]) = (receiver.try_into().ok()?, sender.try_into().ok()?);
         let forwarding = self.forwarding?;
-        let is_wire = matches!(port.kind, PortKind::Wire { .. });
-        let [to, from] = match forwarding.host() {
-            // On a wire the frame comes from whom the packet was for, since the gateway has no address there.
-            _ if is_wire => [sender, receiver],
-            // Frames that the egress guard redirected have the Ethernet address of another port.
-            Some((host, kernel_end)) if host == port.id => [kernel_end, port.mac],
-            _ => [sender, port.mac],
-        };
-        let mut frame = self.io.allocate()?;
-        let written = match answer {
-            Answer::Reset => {
-                frame.set_len(reset::length(packet)) && reset::write(frame.bytes_mut(), original, packet)
-            }
+        match answer {
+            Answer::Reset => reply(
+                self.io,
+                forwarding,
+                original,
+                port,
+                reset::length(packet),
+                |out| reset::write(out, original, packet),
+            ),
             Answer::Icmp(problem) => {
+                let is_wire = matches!(port.kind, PortKind::Wire { .. });
                 let router = forwarding
                     .icmp_source(port.id, packet.src.is_v4())
                     .filter(|_| !is_wire && problem == Problem::Prohibited);
                 let source = router.unwrap_or(packet.dst);
-                frame.set_len(icmp::length(packet))
-                    && icmp::write(frame.bytes_mut(), original, packet, source, problem)
+                reply(self.io, forwarding, original, port, icmp::length(packet), |out| {
+                    icmp::write(out, original, packet, source, problem)
+                })
             }
-        };
-        if !written {
-            self.io.release(frame);
-            return None;
         }
-        rewrite::ethernet(frame.bytes_mut(), to, from);
-        frame.set_port(port.id);
-        Some(frame)
     }
 }
 

@@ -340,21 +340,38 @@ fn icmp_error<Io: PacketIo>(
     problem: Problem,
 ) -> Option<Frame> {
     let source = forwarding.icmp_source(port.id, packet.src.is_v4())?;
-    let mut sender = [0; 6];
+    reply(io, forwarding, original, port, icmp::length(packet), |out| {
+        icmp::write(out, original, packet, source, problem)
+    })
+}
+
+/// A frame of `length` bytes to whoever sent `original`, out of the port that it arrived at. `write` fills it and leaves its
+/// Ethernet addresses; None if it answers false or no frame is free.
+pub(super) fn reply<Io: PacketIo>(
+    io: &mut Io,
+    forwarding: &crate::forward::Forwarding,
+    original: &[u8],
+    port: &Port,
+    length: usize,
+    write: impl FnOnce(&mut [u8]) -> bool,
+) -> Option<Frame> {
+    let (mut receiver, mut sender) = ([0; 6], [0; 6]);
+    receiver.copy_from_slice(original.get(..6)?);
     sender.copy_from_slice(original.get(6..12)?);
-    // Frames that the egress guard redirected have the Ethernet address of another port.
-    let to = match forwarding.host() {
-        Some((host, kernel_end)) if host == port.id => kernel_end,
-        _ => sender,
+    let [to, from] = match forwarding.host() {
+        // On a wire the frame comes from whom the packet was for, since the gateway has no address there.
+        _ if matches!(port.kind, PortKind::Wire { .. }) => [sender, receiver],
+        // Frames that the egress guard redirected have the Ethernet address of another port.
+        Some((host, kernel_end)) if host == port.id => [kernel_end, port.mac],
+        _ => [sender, port.mac],
     };
     let mut frame = io.allocate()?;
-    let fits = frame.set_len(icmp::length(packet))
-        && icmp::write(frame.bytes_mut(), original, packet, source, problem);
-    if !fits {
+    if !frame.set_len(length) || !write(frame.bytes_mut()) {
         io.release(frame);
         return None;
     }
-    rewrite::ethernet(frame.bytes_mut(), to, port.mac);
+    rewrite::ethernet(frame.bytes_mut(), to, from);
+    frame.set_port(port.id);
     Some(frame)
 }
 
