@@ -3,13 +3,20 @@
 mod figures;
 mod hostile;
 mod latency;
+mod machine;
 mod node;
 mod outages;
 mod packets;
 mod policy;
+mod recorder;
+mod report;
 mod restart;
+mod rounds;
+mod samples;
 mod synthetic;
 mod veth;
+
+use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
@@ -42,21 +49,25 @@ enum Benchmark {
     Outages(outages::Options),
     /// What the policy engine costs, on synthetic clusters: compile, memory, latency, churn
     Policy(policy::Options),
+    /// Writes the report from the samples of `make bench`, or compares it with them
+    Report(report::Options),
     /// Makes a synthetic cluster: a folder of manifests, or an API server
     Synthetic(synthetic::Options),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().benchmark {
-        Benchmark::Veth(options) => can_make_namespaces().and_then(|()| veth::run(&options)),
+        Benchmark::Veth(options) => return veth::run(&options),
         Benchmark::Latency(options) => can_make_namespaces().and_then(|()| latency::run(&options)),
         Benchmark::Node(options) => can_make_namespaces().and_then(|()| node::run(&options)),
         Benchmark::Restart(options) => can_make_namespaces().and_then(|()| restart::run(&options)),
         Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
         Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),
         Benchmark::Policy(options) => policy::run(&options),
+        Benchmark::Report(options) => report::run(&options),
         Benchmark::Synthetic(options) => synthetic::run(&options),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whether network namespaces can be made.

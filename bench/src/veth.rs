@@ -8,7 +8,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -18,13 +18,15 @@ use ringwall_bpf::traffic::Traffic;
 use ringwall_testbed::{
     appliance::{self, Appliance, built_binary},
     manifests,
-    topology::{Bed, Plan, Role, pod_addresses},
+    topology::{Bed, Plan as MemberPlan, Role, pod_addresses},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    figures::Figures,
     packets::{self, LENGTH},
+    recorder::{Recorder, Recording},
+    rounds::{Contender, Run, interleave},
+    samples::{Better, Plan, Row, Section, Target},
 };
 
 /// Options of the benchmark.
@@ -42,6 +44,8 @@ pub(crate) struct Options {
     /// Policies that the firewall holds.
     #[arg(long, default_value_t = 200)]
     policies: usize,
+    #[command(flatten)]
+    recording: Recording,
 }
 
 /// Pods that send; each has an equal share of the flows.
@@ -55,15 +59,45 @@ const BINDING: Duration = Duration::from_secs(1);
 /// How long the load runs before the sink's counter counts.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if !(1..=65_536).contains(&options.flows) {
         bail!("--flows {}: give a number from 1 to 65536", options.flows);
     }
+    let mut recorder = options.recording.recorder();
+    rows(options, &mut recorder)?;
+    Ok(recorder.finish())
+}
+
+/// The wire against bare l2fwd.
+pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let plan = Plan {
+        id: "wire-l2fwd".into(),
+        title: format!(
+            "wire on veth, {LENGTH}-byte frames, {} flows, {} policies, flooded",
+            options.flows, options.policies
+        ),
+        section: Section::Throughput,
+        unit: "Mpps".into(),
+        better: Better::Higher,
+        target: Some(Target::Ratio(0.9)),
+        parameters: [("flows".to_owned(), options.flows as f64)].into(),
+    };
+    recorder.measure(std::slice::from_ref(&plan), |machine| {
+        crate::can_make_namespaces()?;
+        let runs = take_turns(options)?;
+        Ok(vec![Row::compare(&plan, machine, &runs, 0, Some(1))])
+    })
+}
+
+fn take_turns(options: &Options) -> anyhow::Result<Vec<Run>> {
     let binary = built_binary()?;
     let l2fwd = sibling(&binary, "examples/l2fwd")?;
     let bed = Bed::new(
         Role::Wire,
-        &[Plan::new("bench/pod-0"), Plan::new("bench/far").outside()],
+        &[
+            MemberPlan::new("bench/pod-0"),
+            MemberPlan::new("bench/far").outside(),
+        ],
         1,
     )?;
     let [inner, outer] = bed.routers.as_slice() else {
@@ -79,21 +113,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let traffic = Traffic::load(&load, LENGTH)?;
     let _sink = outer.run(|| traffic.sink("wire"))??;
     let _native = inner.run(|| traffic.pass("wire"))??;
-
-    println!(
-        "wire on veth, copy mode, {LENGTH}-byte frames, {} flows, {} policies; generator on CPU {GENERATOR_CPU}, worker on CPU {WORKER_CPU}",
-        options.flows, options.policies
-    );
-    let (mut bare, mut firewall) = (Vec::new(), Vec::new());
-    for round in 1..=options.rounds {
-        let control = {
-            let seconds = (BINDING + WARM_UP).as_secs() + options.seconds + 1;
-            let forwarder = L2fwd::start(&bed, &l2fwd, seconds)?;
-            let rate = measure(options, &traffic, inner)?;
-            forwarder.end()?;
-            rate
-        };
-        let judged = {
+    let firewall = Contender::new(
+        "ringwall",
+        format!(
+            "`ringwall run` on a wire, {} policies, worker on CPU {WORKER_CPU}",
+            options.policies
+        ),
+        || {
             let mut appliance = Appliance::start(
                 &bed,
                 &binary,
@@ -114,25 +140,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             if !output.status.success() {
                 bail!("ringwall detach: {}", String::from_utf8_lossy(&output.stderr));
             }
-            rate
-        };
-        println!(
-            "round {round}: l2fwd {control:.3} Mpps, ringwall {judged:.3} Mpps, ratio {:.3}",
-            judged / control
-        );
-        bare.push(control);
-        firewall.push(judged);
-    }
-    let ratios = firewall.iter().zip(&bare).map(|(a, b)| a / b).collect();
-    for (name, values, unit) in [
-        ("bare l2fwd", bare, "Mpps"),
-        ("ringwall", firewall, "Mpps"),
-        ("ratio", ratios, "of l2fwd"),
-    ] {
-        let figures = Figures::of(values, unit).ok_or_else(|| anyhow!("no round was run"))?;
-        println!("{name:<12} {figures}");
-    }
-    Ok(())
+            Ok(rate.into())
+        },
+    );
+    let control = Contender::new(
+        "bare l2fwd",
+        format!("`l2fwd in out SECONDS {WORKER_CPU}` (dataplane/xsk/examples) on the same rings"),
+        || {
+            let seconds = (BINDING + WARM_UP).as_secs() + options.seconds + 1;
+            let forwarder = L2fwd::start(&bed, &l2fwd, seconds)?;
+            let rate = measure(options, &traffic, inner)?;
+            forwarder.end()?;
+            Ok(rate.into())
+        },
+    );
+    Ok(interleave(options.rounds, &mut [firewall, control]))
 }
 
 /// Packets per microsecond that reach the sink.

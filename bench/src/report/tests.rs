@@ -1,0 +1,185 @@
+use crate::{
+    machine::Machine,
+    report::{self, Options},
+    samples::{Better, Outcome, Party, Plan, Reading, Round, Row, Section, Target, Turn, load_all},
+};
+
+/// A machine that is nobody's.
+fn machine() -> Machine {
+    Machine {
+        cpu: "Imaginary CPU".into(),
+        cpus: 2,
+        is_virtual: true,
+        governor: String::new(),
+        memory_kb: 8 << 20,
+        kernel: "6.18.0".into(),
+        profile: "release".into(),
+        busy_before: 0.01,
+        load_before: "0.10 0.20 0.30".into(),
+        load_after: "1.10 0.20 0.30".into(),
+    }
+}
+
+fn plan(id: &str) -> Plan {
+    Plan {
+        id: id.into(),
+        title: format!("title of {id}"),
+        section: Section::Throughput,
+        unit: "Mpps".into(),
+        better: Better::Higher,
+        target: Some(Target::Ratio(0.9)),
+        parameters: [("flows".to_owned(), 1000.0)].into(),
+    }
+}
+
+fn party(name: &str) -> Party {
+    Party {
+        name: name.into(),
+        setup: format!("set-up of {name}"),
+    }
+}
+
+/// A row of pairs (subject, control).
+fn measured(id: &str, pairs: &[(f64, f64)]) -> Row {
+    let rounds = pairs
+        .iter()
+        .enumerate()
+        .map(|(index, (subject, control))| Round {
+            first: if index % 2 == 0 {
+                Turn::Subject
+            } else {
+                Turn::Control
+            },
+            subject: Reading::from(*subject),
+            control: Some(Reading::from(*control)),
+        })
+        .collect();
+    let outcome = Outcome::Measured {
+        subject: party("ringwall"),
+        control: Some(party("bare l2fwd")),
+        rounds,
+    };
+    Row::new(&plan(id), &machine(), outcome)
+}
+
+#[test]
+fn figures_are_medians_of_the_ratios_of_each_round() {
+    let row = measured("wire", &[(0.8, 1.0), (0.99, 1.1), (0.97, 1.0), (1.03, 1.02)]);
+    let ratios = row.ratios().unwrap();
+    assert!((ratios.ratio.median - f64::midpoint(0.9, 0.97)).abs() < 1e-12);
+    assert_eq!(ratios.ratio.least, 0.8);
+    assert_eq!(ratios.ratio.most, 1.03 / 1.02);
+    assert!((ratios.control_movement - 0.1 / 1.01).abs() < 1e-12);
+    assert!(ratios.is_unsteady());
+    assert_eq!(row.reached(), Some(true));
+}
+
+#[test]
+fn five_percent_of_movement_are_steady_and_more_is_not_and_one_round_is_unknown() {
+    let unsteady = |pairs: &[(f64, f64)]| measured("x", pairs).ratios().unwrap().is_unsteady();
+    assert!(!unsteady(&[(1.0, 100.0), (1.0, 102.0), (1.0, 104.9)]));
+    assert!(unsteady(&[(1.0, 100.0), (1.0, 102.0), (1.0, 105.3)]));
+    assert!(unsteady(&[(1.0, 100.0)]));
+}
+
+#[test]
+fn a_row_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut row = measured("wire", &[(0.1 + 0.2, 1.0), (1.0 / 3.0, 1.0)]);
+    if let Outcome::Measured { rounds, .. } = &mut row.outcome {
+        rounds[0].subject.detail = serde_json::json!({"sent": 12, "received": 11});
+    }
+    row.clone().save(folder.path()).unwrap();
+    Row::skipped(&plan("absent"), &machine(), "there is no such | peer\n here")
+        .save(folder.path())
+        .unwrap();
+    let rows = load_all(folder.path()).unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0].why_skipped(), Some("there is no such | peer\n here"));
+    assert_eq!(rows[1].rounds(), row.rounds());
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        2,
+        "nothing is left beside"
+    );
+}
+
+#[test]
+fn a_control_that_measured_nothing_makes_a_skipped_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = measured("wire", &[(1.0, 0.0)]).save(folder.path()).unwrap();
+    let row = Row::load(&file).unwrap();
+    assert!(row.why_skipped().unwrap().contains("round 1"), "{row:?}");
+}
+
+#[test]
+fn a_damaged_or_foreign_file_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = measured("wire", &[(1.0, 1.0)]).save(folder.path()).unwrap();
+    let other = folder.path().join("other.json");
+    std::fs::rename(&file, &other).unwrap();
+    let error = format!("{:#}", load_all(folder.path()).unwrap_err());
+    assert!(
+        error.contains("other.json") && error.contains("`wire`"),
+        "{error}"
+    );
+    std::fs::write(&other, "{}").unwrap();
+    assert!(load_all(folder.path()).is_err());
+}
+
+#[test]
+fn check_finds_a_figure_that_the_samples_do_not_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = folder.path().join("results");
+    measured("wire", &[(0.95, 1.0), (0.96, 1.0), (0.97, 1.01)])
+        .save(&results)
+        .unwrap();
+    measured("shaken", &[(0.95, 1.0), (0.96, 2.0)])
+        .save(&results)
+        .unwrap();
+    Row::skipped(&plan("absent"), &machine(), "no such | peer")
+        .save(&results)
+        .unwrap();
+    let options = |check| Options {
+        folder: folder.path().to_owned(),
+        check,
+    };
+    report::run(&options(false)).unwrap();
+    report::run(&options(true)).unwrap();
+    let file = folder.path().join("REPORT.md");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        text.contains("| **0.960** |") && text.contains("0.9: reached") || text.contains("0.900: reached"),
+        "{text}"
+    );
+    assert!(text.contains("≈ **0.715**"), "the mark is in the figure: {text}");
+    assert!(text.contains("no such \\| peer"), "{text}");
+    std::fs::write(&file, text.replace("**0.960**", "**0.980**")).unwrap();
+    let error = format!("{:#}", report::run(&options(true)).unwrap_err());
+    assert!(error.contains("0.980") && error.contains("REPORT.md:"), "{error}");
+}
+
+#[test]
+fn figures_of_two_machines_are_not_put_into_one_report() {
+    let mut other = measured("b", &[(1.0, 1.0)]);
+    other.machine.cpu = "Another CPU".into();
+    let rows = [measured("a", &[(1.0, 1.0)]), other];
+    let error = format!("{:#}", report::files(&rows).unwrap_err());
+    assert!(error.contains("Another CPU"), "{error}");
+}
+
+#[test]
+fn numbers_have_three_digits_that_count() {
+    for (value, text) in [
+        (0.0, "0"),
+        (0.001_234, "1.23e-3"),
+        (0.97551, "0.976"),
+        (1.2349, "1.23"),
+        (12.349, "12.3"),
+        (1_234_567.4, "1,234,567"),
+        (-1234.0, "-1,234"),
+        (999.0, "999"),
+    ] {
+        assert_eq!(report::number(value), text);
+    }
+}
