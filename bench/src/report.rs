@@ -1,5 +1,7 @@
 //! The data sheet: `bench/REPORT.md`, computed from the samples in `bench/results` and from nothing else.
 
+mod plot;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -39,7 +41,39 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Every file of the report: its path in the folder, and its content.
 fn files(rows: &[Row]) -> anyhow::Result<Vec<(String, String)>> {
-    Ok(vec![("REPORT.md".to_owned(), markdown(rows)?)])
+    let text = markdown(rows)?;
+    let machine = rows
+        .iter()
+        .find(|row| row.why_skipped().is_none())
+        .map_or_else(String::new, |row| row.machine.to_string());
+    Ok(std::iter::once(("REPORT.md".to_owned(), text))
+        .chain(plots(rows, &machine))
+        .collect())
+}
+
+/// Every picture: its path in the folder, and its content.
+fn plots(rows: &[Row], machine: &str) -> Vec<(String, String)> {
+    let all: Vec<&Row> = rows.iter().collect();
+    let bars = sections(rows).into_iter().filter_map(|section| {
+        let own: Vec<&Row> = rows.iter().filter(|row| row.plan.section == section).collect();
+        Some((section.plot(), plot::ratios(section.title(), &own, machine)?))
+    });
+    let curves = plot::CURVES
+        .iter()
+        .filter_map(|curves| Some((plot_path(curves.name), plot::curves(curves, &all, machine)?)));
+    bars.chain(curves).collect()
+}
+
+fn plot_path(name: &str) -> String {
+    format!("plots/{name}.svg")
+}
+
+/// Those that rows have, in the report's order.
+fn sections(rows: &[Row]) -> Vec<Section> {
+    let mut sections: Vec<Section> = rows.iter().map(|row| row.plan.section).collect();
+    sections.sort_unstable();
+    sections.dedup();
+    sections
 }
 
 fn write(file: &Path, text: &str) -> anyhow::Result<()> {
@@ -86,6 +120,12 @@ impl Section {
             Self::Footprint => "Memory in use",
         }
     }
+
+    /// The picture of its ratios, from the report's folder.
+    fn plot(self) -> String {
+        let words = self.title().to_lowercase().replace(',', "");
+        plot_path(&words.replace(' ', "-"))
+    }
 }
 
 /// The report.
@@ -118,11 +158,16 @@ fn markdown(rows: &[Row]) -> anyhow::Result<String> {
          machine alone.\n",
         STEADY * 100.0
     );
-    let mut sections: Vec<Section> = rows.iter().map(|row| row.plan.section).collect();
-    sections.dedup();
-    for section in sections {
+    let plots = plots(rows, "");
+    for section in sections(rows) {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.plan.section == section).collect();
         let _ = write!(text, "\n## {}\n", section.title());
+        let curves = plot::CURVES.iter().filter(|curves| curves.section == section);
+        for path in std::iter::once(section.plot()).chain(curves.map(|curves| plot_path(curves.name))) {
+            if plots.iter().any(|(name, _)| *name == path) {
+                let _ = write!(text, "\n![{}]({path})\n", section.title());
+            }
+        }
         ratios(&mut text, &rows);
         alone(&mut text, &rows, &machine);
     }

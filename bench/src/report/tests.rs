@@ -183,3 +183,101 @@ fn numbers_have_three_digits_that_count() {
         assert_eq!(report::number(value), text);
     }
 }
+
+/// The texts of a picture, read as strictly as a browser reads it.
+fn texts(svg: &str) -> Vec<String> {
+    let document = roxmltree::Document::parse(svg).unwrap();
+    document
+        .descendants()
+        .filter(|node| node.has_tag_name("text"))
+        .map(|node| {
+            node.descendants()
+                .filter_map(|inner| inner.text().filter(|_| inner.is_text()))
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn bars_show_every_ratio_with_its_mark_and_range() {
+    let mut strange = measured("strange", &[(0.5, 1.0), (0.6, 1.0)]);
+    strange.plan.title = "a < b & \"c\"".into();
+    let rows = [strange, measured("shaken", &[(12.0, 1.0), (1.0, 2.0)])];
+    let files = report::files(&rows).unwrap();
+    let (_, bars) = files
+        .iter()
+        .find(|(name, _)| name == "plots/throughput.svg")
+        .unwrap();
+    let texts = texts(bars);
+    for expected in [
+        "a < b & \"c\", ringwall against bare l2fwd",
+        "0.550 (0.500 to 0.600)",
+        "≈ 6.25 (0.500 to 12.0)",
+        "2 virtual CPUs Imaginary CPU, 8 GiB of memory, Linux 6.18.0, release build",
+    ] {
+        assert!(texts.iter().any(|text| text == expected), "{expected}: {texts:?}");
+    }
+    assert_eq!(
+        bars.matches("<rect fill=\"url(#hatch)\"").count(),
+        2,
+        "one bar, and the legend"
+    );
+    assert_eq!(report::files(&rows).unwrap(), files);
+}
+
+#[test]
+fn curves_need_two_places_and_have_a_point_for_each_party_at_each() {
+    let at = |id: &str, flows: f64| {
+        let mut row = measured(id, &[(0.5, 1.0), (0.6, 1.0)]);
+        row.plan.parameters = [("flows".to_owned(), flows)].into();
+        row
+    };
+    let drawn = |rows: &[Row]| {
+        let files = report::files(rows).unwrap();
+        let file = files
+            .into_iter()
+            .find(|(name, _)| name == "plots/throughput-by-flows.svg");
+        file.map(|(_, svg)| svg)
+    };
+    assert_eq!(drawn(&[at("a", 1000.0)]), None);
+    let svg = drawn(&[at("a", 1000.0), at("b", 1e6)]).unwrap();
+    assert_eq!(
+        svg.matches("<title>ringwall, 1,000,000: 0.550 Mpps</title>")
+            .count(),
+        1
+    );
+    assert_eq!(
+        svg.matches("<title>bare l2fwd, 1,000: 1.00 Mpps</title>").count(),
+        1
+    );
+    assert!(texts(&svg).contains(&"1,000,000".to_owned()));
+}
+
+#[test]
+fn numbers_of_axes_are_round_and_few() {
+    use super::plot::{Axis, Scale};
+    for (scale, least, most) in [
+        (Scale::Logarithm, 0.76, 1.3),
+        (Scale::Logarithm, 0.01, 40.0),
+        (Scale::Logarithm, 1e-3, 1e6),
+        (Scale::Linear, 0.0, 0.93),
+        (Scale::Linear, 0.0, 7_000_000.0),
+    ] {
+        let axis = Axis {
+            scale,
+            least,
+            most,
+            from: 0.0,
+            to: 100.0,
+        };
+        let ticks = axis.ticks();
+        assert!((2..=12).contains(&ticks.len()), "{ticks:?}");
+        assert!(
+            ticks
+                .iter()
+                .all(|tick| (least..=most).contains(tick) && tick.to_string().len() < 8),
+            "{ticks:?}"
+        );
+        assert!(axis.at(least).abs() < 1e-9 && (axis.at(most) - 100.0).abs() < 1e-9);
+    }
+}
