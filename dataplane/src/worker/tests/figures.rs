@@ -142,22 +142,6 @@ fn denied_figures() {
     measure_denied("denied, 20,000 pods", 20_000, BURST);
 }
 
-/// Exactly 100,000 packets of 1,000 flows, for `bench/instructions.sh` to count.
-#[test]
-#[ignore = "a measurement"]
-fn instructions() {
-    let (plane, mut worker) = loaded(0, 1_000);
-    let mut frames = 0;
-    let mut now = 1u64;
-    while frames < 100_000 {
-        now += 1000;
-        frames += worker.run_once(Nanos(now)).frames;
-        worker.io().recirculate(0);
-    }
-    let stats = plane.stats();
-    println!("packets {frames} drops {}", stats.sum(|w| w.drops.total()));
-}
-
 /// How long a successor takes to build its index anew over the flows that it finds.
 #[test]
 #[ignore = "a measurement"]
