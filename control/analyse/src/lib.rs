@@ -4,6 +4,7 @@
 //!   turn the verdict round.
 //! * [`refine`] all flows at once: equivalence classes of ends, differences between two states. [`intents`] assertions
 //!   about them.
+//! * [`hypothetical`] states that are not in force, compiled cheaply one after the other.
 //! * [`services`] where connections to a Service end, and whom the endpoints see.
 //! * [`lint`] policies that are legal and hardly what their author meant. [`coverage`] who is protected at all.
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@
 pub mod coverage;
 pub mod explain;
 pub mod flow;
+pub mod hypothetical;
 pub mod intents;
 pub mod judge;
 pub mod lint;

@@ -4,11 +4,13 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use ringwall_analyse::{
     coverage::{Coverage, Place},
     explain::{ExplainError, Explainer, Question, services::Explained},
+    hypothetical::HypotheticalStates,
     services::Directory,
 };
 use ringwall_dataplane::{
@@ -28,6 +30,10 @@ pub(super) struct CompiledPolicy {
     pub(super) image: Image,
 }
 
+/// How long compiled hypothetical states are kept after the last question that needed them: they take as much memory as the
+/// compiler of the snapshots in force.
+const KEEP_HYPOTHETICAL: Duration = Duration::from_secs(300);
+
 /// What was published last, and what every worker has adopted.
 #[derive(Debug, Default)]
 pub(super) struct ActivePolicy {
@@ -38,6 +44,8 @@ pub(super) struct ActivePolicy {
 struct Inner {
     published: Option<Arc<CompiledPolicy>>,
     adopted: Option<Arc<CompiledPolicy>>,
+    /// What questions compile, with the time of the last question.
+    hypothetical: Option<(Arc<HypotheticalStates>, Instant)>,
 }
 
 /// Why a question has no answer.
@@ -56,7 +64,7 @@ pub(crate) enum AskError {
 
 impl ActivePolicy {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Only shared pointers are in it, each replaced as a whole.
+        // What is in it is replaced as a whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,10 +122,29 @@ impl ActivePolicy {
         current.cloned().ok_or(AskError::NoPolicyYet)
     }
 
+    /// What compiles states that questions ask about. It is kept from one question to the next.
+    fn hypothetical(&self) -> Arc<HypotheticalStates> {
+        let mut inner = self.inner();
+        let (states, asked) = inner
+            .hypothetical
+            .get_or_insert_with(|| (Arc::default(), Instant::now()));
+        *asked = Instant::now();
+        Arc::clone(states)
+    }
+
+    /// Hypothetical states that no question has needed for a while. They are no longer kept; freeing them takes a while.
+    pub(super) fn take_idle(&self, now: Instant) -> Option<Arc<HypotheticalStates>> {
+        let mut inner = self.inner();
+        let idle = inner.hypothetical.as_ref().is_some_and(|(states, asked)| {
+            now.saturating_duration_since(*asked) >= KEEP_HYPOTHETICAL && Arc::strong_count(states) == 1
+        });
+        inner.hypothetical.take_if(|_| idle).map(|(states, _)| states)
+    }
+
     /// Says what would become of flows if what is staged were enforced. Takes a while: not for the loop's thread.
     pub(super) fn staged(&self, flows: &[AskedFlow]) -> Result<StagedAnswer, AskError> {
         let policy = self.current()?;
-        StagedAnswer::of(&policy, flows).map_err(AskError::Staged)
+        StagedAnswer::of(&policy, &self.hypothetical(), flows).map_err(AskError::Staged)
     }
 
     /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.
@@ -151,8 +178,8 @@ impl ActivePolicy {
         let snapshot = Snapshot::from_image(&policy.image);
         let cluster = &policy.state.cluster;
         let directory = Directory::new(cluster, services);
-        let mut explained =
-            Explainer::over(cluster, snapshot).explain_any(&directory, question, port_name)?;
+        let mut explained = Explainer::over(cluster, snapshot, self.hypothetical())
+            .explain_any(&directory, question, port_name)?;
         let (generation, notes) = explained.generation_and_notes();
         *generation = Some(policy.generation);
         if !adopted {
@@ -162,5 +189,24 @@ impl ActivePolicy {
             );
         }
         Ok(explained)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hypothetical_states_are_kept_between_questions_and_freed_when_idle() {
+        let active = ActivePolicy::default();
+        assert!(active.take_idle(Instant::now()).is_none());
+        let states = active.hypothetical();
+        assert!(Arc::ptr_eq(&states, &active.hypothetical()));
+        let later = Instant::now() + KEEP_HYPOTHETICAL;
+        assert!(active.take_idle(later).is_none(), "a question still uses them");
+        drop(states);
+        assert!(active.take_idle(Instant::now()).is_none());
+        assert!(active.take_idle(later).is_some());
+        assert!(active.take_idle(later).is_none());
     }
 }

@@ -779,6 +779,9 @@ impl Controller {
         self.confirm();
         self.begin_compiling();
         self.overview.beat(self.progress());
+        if let Some(idle) = self.overview.active_policy().take_idle(Instant::now()) {
+            tokio::task::spawn_blocking(move || drop(idle));
+        }
         let pause = self.pause();
         let overview = Arc::clone(&self.overview);
         tokio::select! {

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use anyhow::Context;
 use ringwall_analyse::{
     flow::{EndName, Service},
+    hypothetical::HypotheticalStates,
     judge::{Answer, Judge, Reason, word},
 };
-use ringwall_compile::{Budget, Compiler, EpochKey};
-use ringwall_dataplane::classify::{Generation, Snapshot};
+use ringwall_dataplane::classify::Snapshot;
 use ringwall_policy::{Cluster, Decider};
 use ringwall_source::staged::pending;
 use serde::{Deserialize, Serialize};
@@ -81,19 +81,17 @@ pub struct PendingVerdict {
 
 impl StagedAnswer {
     /// Judges flows by the policies in force, by all of the staged ones too, and by each of them alone.
-    pub(super) fn of(policy: &CompiledPolicy, flows: &[AskedFlow]) -> anyhow::Result<Self> {
+    pub(super) fn of(
+        policy: &CompiledPolicy,
+        states: &HypotheticalStates,
+        flows: &[AskedFlow],
+    ) -> anyhow::Result<Self> {
         let (cluster, staged) = (&policy.state.cluster, &policy.state.staged);
         let enforced = answers(&Judge::over(Snapshot::from_image(&policy.image)), cluster, flows)?;
-        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
-        let mut under = |cluster: &Cluster| {
-            let compiled = compiler
-                .update(&cluster.for_compiler(), Generation(1))
-                .context("the staged policies cannot be compiled")?;
-            answers(
-                &Judge::over(Snapshot::from_image(&compiled.image)),
-                cluster,
-                flows,
-            )
+        let under = |cluster: &Cluster| {
+            let snapshot = states.compile(cluster);
+            let snapshot = snapshot.context("the staged policies cannot be compiled")?;
+            answers(&Judge::over(snapshot), cluster, flows)
         };
         let all = match staged.is_empty() {
             true => enforced.clone(),

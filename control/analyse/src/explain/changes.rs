@@ -24,7 +24,7 @@ use super::{
     report::{self, SideEffects},
     trace::{Case, rule_words, selecting},
 };
-use crate::refine::RefineError;
+use crate::{hypothetical::HypotheticalStates, refine::RefineError};
 
 /// As many changes are answered.
 const SHOWN: usize = 3;
@@ -74,12 +74,14 @@ pub enum Found {
     None(String),
 }
 
-/// Finds small changes of policies and labels after which the flow would be decided the other way.
+/// Finds small changes of policies and labels after which the flow would be decided the other way. `states` compiles what
+/// is compared.
 ///
 /// # Errors
 /// The cluster does not compile, or its snapshot contradicts itself.
 pub fn smallest_changes(
     cluster: &Cluster,
+    states: &HypotheticalStates,
     src: &End<'_>,
     dst: &End<'_>,
     service: Service,
@@ -89,7 +91,7 @@ pub fn smallest_changes(
     if let Some(reason) = search.hopeless() {
         return Ok(Found::None(reason));
     }
-    let mut changes = search.best()?;
+    let mut changes = search.best(states)?;
     if changes.is_empty() {
         return Ok(Found::None(search.decided_by_tiers().unwrap_or_else(|| {
             "no change of a few policies or labels was found that would flip the verdict".to_owned()
@@ -277,7 +279,7 @@ impl<'a> Search<'a> {
     }
 
     /// The smallest changes with distinct effects, verified on the whole state.
-    fn best(&self) -> Result<Vec<Change>, RefineError> {
+    fn best(&self, states: &HypotheticalStates) -> Result<Vec<Change>, RefineError> {
         let directions = self.directions();
         let by_direction: Vec<Vec<Candidate>> = directions
             .iter()
@@ -317,7 +319,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        self.compared(kept)
+        self.compared(states, kept)
     }
 
     /// Changes of both directions, where each alone would not do.
@@ -348,11 +350,15 @@ impl<'a> Search<'a> {
     }
 
     /// Counts what else each change changes; of those that touch one thing the one with the least.
-    fn compared(&self, kept: Vec<(Vec<String>, Candidate)>) -> Result<Vec<Change>, RefineError> {
+    fn compared(
+        &self,
+        states: &HypotheticalStates,
+        kept: Vec<(Vec<String>, Candidate)>,
+    ) -> Result<Vec<Change>, RefineError> {
         if kept.is_empty() {
             return Ok(Vec::new());
         }
-        let bystanders = Bystanders::of(self.whole, &self.src, &self.dst, self.service)?;
+        let bystanders = Bystanders::of(self.whole, states, &self.src, &self.dst, self.service)?;
         let mut changes: Vec<(Vec<String>, Change)> = Vec::new();
         for (touches, edits) in kept {
             let changed = applied(self.whole, &edits);

@@ -1,42 +1,41 @@
 //! What else a change would change: other pairs of endpoints, counted from the exact difference of the compiled states.
 
-use std::cell::RefCell;
-
 use ipnet::IpNet;
-use ringwall_compile::{Budget, Compiler, EpochKey};
-use ringwall_dataplane::classify::{Generation, Snapshot};
 use ringwall_evaluate::{End, Identity, Service};
 use ringwall_policy::Cluster;
 
 use super::report::SideEffects;
-use crate::refine::{self, Compiled, Difference, Ends, Family, RefineError, What};
+use crate::{
+    hypothetical::HypotheticalStates,
+    refine::{self, Compiled, Difference, Ends, Family, RefineError, What},
+};
 
 /// Everything but the flow: the state before any change.
 pub(super) struct Bystanders<'a> {
     before: Compiled<'a>,
-    /// Compiles one changed state after the other, at the cost of what distinguishes them.
-    compiler: RefCell<Compiler>,
+    states: &'a HypotheticalStates,
     src: End<'a>,
     dst: End<'a>,
     service: Service,
 }
 
 impl<'a> Bystanders<'a> {
-    /// Compiles the state.
+    /// Compiles the state. The snapshot in force is no substitute: the difference of snapshots of two compilers, whose tables
+    /// have nothing in common, costs far more than this, which is cheap wherever `states` has compiled one like it.
     ///
     /// # Errors
     /// It does not compile.
     pub(super) fn of(
         cluster: &'a Cluster,
+        states: &'a HypotheticalStates,
         src: &End<'a>,
         dst: &End<'a>,
         service: Service,
     ) -> Result<Self, RefineError> {
-        let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
-        let snapshot = compiled(&mut compiler, cluster)?;
+        let snapshot = states.compile(cluster)?;
         Ok(Self {
             before: Compiled { cluster, snapshot },
-            compiler: RefCell::new(compiler),
+            states,
             src: *src,
             dst: *dst,
             service,
@@ -50,7 +49,7 @@ impl<'a> Bystanders<'a> {
     pub(super) fn count(&self, changed: &Cluster) -> Result<SideEffects, RefineError> {
         let after = Compiled {
             cluster: changed,
-            snapshot: compiled(&mut self.compiler.borrow_mut(), changed)?,
+            snapshot: self.states.compile(changed)?,
         };
         // An address outside of the cluster that the flow is of is an end of its own.
         let asked = [self.src, self.dst];
@@ -83,11 +82,6 @@ impl<'a> Bystanders<'a> {
             !only_the_flow
         })
     }
-}
-
-fn compiled(compiler: &mut Compiler, cluster: &Cluster) -> Result<Snapshot, RefineError> {
-    let compiled = compiler.update(&cluster.for_compiler(), Generation(1))?;
-    Ok(Snapshot::from_image(&compiled.image))
 }
 
 /// None for a pod that has lost its address to another: it has no part in anything.

@@ -20,6 +20,8 @@ pub mod services;
 mod trace;
 mod yaml;
 
+use std::sync::Arc;
+
 pub use changes::{Change, Found, smallest_changes};
 use report::{Explanation, Side, Word};
 use ringwall_dataplane::classify::Snapshot;
@@ -29,6 +31,7 @@ use trace::{Case, Words};
 
 use crate::{
     flow::{EndName, Service},
+    hypothetical::HypotheticalStates,
     judge,
     judge::{Fate, Judge, Reason},
     refine::RefineError,
@@ -138,6 +141,7 @@ pub struct Explainer<'a> {
     /// Where ipBlocks match pods without addresses surely, and possibly; None where that is the same.
     readings: Option<[Cluster; 2]>,
     judge: Judge,
+    states: Arc<HypotheticalStates>,
 }
 
 impl<'a> Explainer<'a> {
@@ -150,15 +154,17 @@ impl<'a> Explainer<'a> {
             cluster,
             readings: cluster.readings(),
             judge: Judge::new(cluster)?,
+            states: Arc::default(),
         })
     }
 
-    /// Explains by a snapshot that was compiled of the state before.
-    pub fn over(cluster: &'a Cluster, snapshot: Snapshot) -> Self {
+    /// Explains by a snapshot that was compiled of the state before. `states` compiles what changes would make of the state.
+    pub fn over(cluster: &'a Cluster, snapshot: Snapshot, states: Arc<HypotheticalStates>) -> Self {
         Self {
             cluster,
             readings: None,
             judge: Judge::over(snapshot),
+            states,
         }
     }
 
@@ -171,13 +177,14 @@ impl<'a> Explainer<'a> {
             Some([surely, possibly]) => [surely, possibly],
             None => [self.cluster; 2],
         };
-        explain([surely, possibly], &self.judge, question)
+        explain([surely, possibly], &self.judge, &self.states, question)
     }
 }
 
 fn explain(
     [cluster, possibly]: [&Cluster; 2],
     judge: &Judge,
+    states: &HypotheticalStates,
     question: &Question,
 ) -> Result<Explanation, ExplainError> {
     // Where no rule asks for source ports, one says nothing.
@@ -281,8 +288,8 @@ fn explain(
         .collect();
     // What is to be denied must be denied wherever pods are, what is to be allowed allowed wherever they are.
     let found = match answer.fate() {
-        Fate::Deny => smallest_changes(cluster, &a, &b, service)?,
-        Fate::Allow => smallest_changes(possibly, &c, &d, service)?,
+        Fate::Deny => smallest_changes(cluster, states, &a, &b, service)?,
+        Fate::Allow => smallest_changes(possibly, states, &c, &d, service)?,
         Fate::Depends => Found::None(format!(
             "it depends on the address that {} will have{}",
             depends_on.join(" and "),

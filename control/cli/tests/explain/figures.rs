@@ -1,8 +1,13 @@
 //! How long an explanation takes in large clusters.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use ringwall_analyse::explain::{Explainer, Question};
+use ringwall_analyse::{
+    explain::{Explainer, Question},
+    hypothetical::HypotheticalStates,
+};
+use ringwall_compile::{EpochKey, compile};
+use ringwall_dataplane::classify::{Generation, Snapshot};
 use ringwall_policy::{Cluster, ObjectKey};
 use ringwall_source::decode::decode;
 use ringwall_testbed::synthetic::{Spec, Synthetic};
@@ -16,11 +21,19 @@ fn spent() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// `cargo test --release -p ringwall --no-default-features --test explain figures -- --ignored --nocapture`
+/// `cargo test --release -p ringwall --no-default-features --test explain figures -- --ignored --nocapture`; `SIZES` is a list of
+/// policies/pods/namespaces. Each question is asked twice: of a state
+/// that is compiled for it, as offline, and with what the question before it compiled, as of a running control.
 #[test]
 #[ignore = "figures, not a check"]
 fn figures_of_explanations_in_large_clusters() {
-    for (policies, pods, namespaces) in [(200, 1_000, 20), (1_000, 10_000, 100), (10_000, 100_000, 1_000)] {
+    let sizes =
+        std::env::var("SIZES").unwrap_or_else(|_| "200/1000/20 1000/10000/100 10000/100000/1000".to_owned());
+    for size in sizes.split(' ') {
+        let size: Vec<usize> = size.split('/').map(|part| part.parse().unwrap()).collect();
+        let [policies, pods, namespaces] = size[..] else {
+            panic!("policies/pods/namespaces")
+        };
         let synthetic = Synthetic::new(Spec::sized(policies, pods, namespaces)).unwrap();
         let mut cluster = Cluster::default();
         for object in synthetic.objects() {
@@ -28,11 +41,16 @@ fn figures_of_explanations_in_large_clusters() {
                 cluster.insert(decoded.object);
             }
         }
-        let explainer = Explainer::new(&cluster).unwrap();
+        let image = compile(&cluster, Generation(1), &EpochKey::OFFLINE)
+            .unwrap()
+            .image;
+        let kept = Arc::new(HypotheticalStates::default());
+        let explainer = |states: Arc<_>| Explainer::over(&cluster, Snapshot::from_image(&image), states);
         let keys: Vec<ObjectKey> = cluster.pods.keys().cloned().collect();
         let mut random = Random::new(1);
-        let (mut times, mut changes, mut answered): (Vec<Duration>, usize, usize) = Default::default();
-        while times.len() < 30 {
+        let (mut anew, mut after): (Vec<Duration>, Vec<Duration>) = Default::default();
+        let (mut changes, mut answered) = (0, 0);
+        while after.len() < 30 {
             // Half of the flows are within a namespace, where policies meet them.
             let src = random.below(keys.len());
             let dst = if random.percent(50) {
@@ -42,20 +60,31 @@ fn figures_of_explanations_in_large_clusters() {
             };
             let question =
                 Question::read(&keys[src].to_string(), &keys[dst].to_string(), "8080/TCP").unwrap();
-            let began = spent();
-            let Ok(explanation) = explainer.explain(&question) else {
+            let timed = |states| {
+                let began = spent();
+                let explanation = explainer(states).explain(&question).ok();
+                explanation.map(|explanation| (spent() - began, explanation))
+            };
+            let Some((time, explanation)) = timed(Arc::default()) else {
                 continue;
             };
-            times.push(spent() - began);
+            anew.push(time);
+            let (time, with_kept) = timed(Arc::clone(&kept)).unwrap();
+            after.push(time);
+            assert_eq!(with_kept, explanation);
             answered += usize::from(!explanation.changes.is_empty());
             changes += explanation.changes.len();
         }
-        times.sort();
+        anew.sort();
+        after.sort();
         println!(
-            "{policies} policies, {} pods: median {:?}, worst {:?}; {answered} of 30 with changes, {changes} changes",
+            "{policies} policies, {} pods: each alone median {:?}, worst {:?}; one after the other {:?}, {:?}; {answered} of 30 \
+             with changes, {changes} changes",
             cluster.pods.len(),
-            times[15],
-            times[29]
+            anew[15],
+            anew[29],
+            after[15],
+            after[29]
         );
     }
 }

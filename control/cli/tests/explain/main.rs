@@ -19,8 +19,9 @@ use std::{
 
 use generate::{Flow, Place, cluster, flows};
 use random::Random;
-use ringwall_analyse::explain::{
-    Change, ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes,
+use ringwall_analyse::{
+    explain::{Change, ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes},
+    hypothetical::HypotheticalStates,
 };
 use ringwall_evaluate::{End, Identity, Service, identify, judge, named};
 use ringwall_policy::{Cluster, ObjectKey, Operator, Pod, Requirement};
@@ -296,6 +297,8 @@ fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Ra
         mut counted,
         mut effects,
     } = Tried::default();
+    // One for all of them, as in a running control: what it compiled before must not show.
+    let states = HypotheticalStates::default();
     for seed in seeds {
         let (cluster, mut random) = make(seed);
         for flow in flows(&cluster, &mut random, 16) {
@@ -303,7 +306,7 @@ fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Ra
                 continue;
             };
             let allowed = judge(&cluster, &src, &dst, service(&flow)).allow();
-            let changes = match smallest_changes(&cluster, &src, &dst, service(&flow)).unwrap() {
+            let changes = match smallest_changes(&cluster, &states, &src, &dst, service(&flow)).unwrap() {
                 Found::Changes(changes) => changes,
                 Found::None(why) => {
                     assert!(
@@ -563,6 +566,7 @@ fn own_addresses<'a>(cluster: &'a Cluster, pod: &'a Pod) -> impl Iterator<Item =
 /// Applying a step to a state where what it names is not there changes nothing and does not fail.
 #[test]
 fn a_step_that_does_not_fit_changes_nothing() {
+    let states = HypotheticalStates::default();
     for seed in 0..30 {
         let mut random = Random::new(seed);
         let cluster = cluster(&mut random);
@@ -570,7 +574,7 @@ fn a_step_that_does_not_fit_changes_nothing() {
             let Some((src, dst)) = ends(&cluster, &flow) else {
                 continue;
             };
-            let found = smallest_changes(&cluster, &src, &dst, service(&flow)).unwrap();
+            let found = smallest_changes(&cluster, &states, &src, &dst, service(&flow)).unwrap();
             let Found::Changes(changes) = found else {
                 continue;
             };
