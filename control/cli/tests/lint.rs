@@ -748,3 +748,149 @@ fn what_is_no_manifest_yet_says_what_to_do_first() {
         );
     }
 }
+
+/// A Service whose pods listen on another port than its own, a client, a node, the API server on that.
+const BEHIND_SERVICE: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.7, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDRs: [10.244.0.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.168.0.10}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {app: client}}
+---
+";
+
+const CLUSTER_WIDE: &str =
+    "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: it}\nspec: ";
+const ADMIN: &str =
+    "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: it}\nspec: ";
+const GLOBAL: &str =
+    "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: it}\nspec: ";
+const CALICO: &str =
+    "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: it, namespace: shop}\nspec: ";
+
+/// RW401, RW402 and RW414 in policies of every kind whose rules decide in order: id, kind, spec, path of the finding, and the
+/// verdict of its packet. With the last pair exchanged, the spec is free of it.
+#[test]
+fn policies_of_every_kind_are_checked_against_services() {
+    let web = "pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}";
+    let client = "pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: client}}}";
+    let port = "tcp: {destinationPort: {number: 80}}";
+    let everything = "action: Deny, from: [{namespaces: {}}]";
+    let cases = [
+        (
+            "RW401",
+            CLUSTER_WIDE,
+            format!(
+                "{{tier: Admin, priority: 1, subject: {{{web}}}, ingress: [{{action: Accept, from: [{{{client}}}], protocols: [{{{port}}}]}}, {{{everything}}}]}}"
+            ),
+            "spec.ingress[0].protocols[0].tcp.destinationPort.number",
+            "deny",
+            ("number: 80", "number: 8080"),
+        ),
+        // What is to be denied passes.
+        (
+            "RW401",
+            CLUSTER_WIDE,
+            format!(
+                "{{tier: Admin, priority: 1, subject: {{{client}}}, egress: [{{action: Deny, to: [{{{web}}}], protocols: [{{{port}}}]}}]}}"
+            ),
+            "spec.egress[0].protocols[0].tcp.destinationPort.number",
+            "allow",
+            ("number: 80", "number: 8080"),
+        ),
+        (
+            "RW401",
+            ADMIN,
+            format!(
+                "{{priority: 1, subject: {{{web}}}, ingress: [{{action: Deny, from: [{{{client}}}], ports: [{{portNumber: {{protocol: TCP, port: 80}}}}]}}]}}"
+            ),
+            "spec.ingress[0].ports[0].portNumber.port",
+            "allow",
+            ("port: 80}", "port: 8080}"),
+        ),
+        (
+            "RW401",
+            GLOBAL,
+            "{selector: app == 'web', ingress: [{action: Allow, protocol: TCP, source: {selector: app == 'client'}, destination: {ports: [443, 80]}}]}"
+                .to_owned(),
+            "spec.ingress[0].destination.ports[1]",
+            "deny",
+            ("80]", "8080]"),
+        ),
+        (
+            "RW401",
+            CALICO,
+            "{selector: app == 'client', types: [Egress], egress: [{action: Allow, protocol: TCP, destination: {selector: app == 'web', ports: [80]}}]}"
+                .to_owned(),
+            "spec.egress[0].destination.ports[0]",
+            "deny",
+            ("[80]", "[8080]"),
+        ),
+        (
+            "RW402",
+            CLUSTER_WIDE,
+            format!(
+                "{{tier: Admin, priority: 1, subject: {{{client}}}, egress: [{{action: Deny, to: [{{networks: [192.0.2.0/24]}}, {{networks: [10.96.0.7/32]}}]}}]}}"
+            ),
+            "spec.egress[0].to[1].networks[0]",
+            "allow",
+            ("10.96.0.7/32", "10.97.0.7/32"),
+        ),
+        (
+            "RW402",
+            GLOBAL,
+            "{selector: app == 'client', types: [Egress], egress: [{action: Allow, destination: {nets: [192.0.2.0/24, 10.96.0.7/32]}}]}"
+                .to_owned(),
+            "spec.egress[0].destination.nets[1]",
+            "deny",
+            ("10.96.0.7/32", "10.97.0.7/32"),
+        ),
+        (
+            "RW414",
+            CLUSTER_WIDE,
+            format!(
+                "{{tier: Admin, priority: 1, subject: {{{client}}}, egress: [{{action: Deny, to: [{{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{component: kube-apiserver}}}}}}}}]}}]}}"
+            ),
+            "spec.egress[0].to",
+            "allow",
+            ("kube-apiserver", "web"),
+        ),
+        (
+            "RW414",
+            CALICO,
+            "{selector: app == 'client', types: [Egress], egress: [{action: Allow, destination: {namespaceSelector: all(), selector: component == 'kube-apiserver'}}]}"
+                .to_owned(),
+            "spec.egress[0].destination.selector",
+            "deny",
+            ("kube-apiserver", "web"),
+        ),
+    ];
+    for (id, kind, spec, path, verdict, (from, to)) in cases {
+        let text = format!("{BEHIND_SERVICE}{kind}{spec}\n");
+        let (found, _) = findings(folder(&text).path(), &[]);
+        let mut of_it = found.iter().filter(|it| it["id"] == id);
+        let Some(finding) = of_it.next() else {
+            panic!("{id} is missing in\n{spec}\n{found:#?}");
+        };
+        assert_eq!(of_it.next(), None, "{id} is reported once: {spec}");
+        assert_eq!(finding["path"], path, "{spec}");
+        assert_eq!(finding["witness"]["verdict"], verdict, "{finding:#}");
+        let mended = text.replace(from, to);
+        assert_ne!(mended, text, "{spec}");
+        let (found, _) = findings(folder(&mended).path(), &[]);
+        assert!(!ids(&found).contains(id), "{mended}\n{found:#?}");
+    }
+}
