@@ -69,9 +69,14 @@ impl Tunnels {
     const PROTOCOLS: [u8; 6] = [4, 41, 47, 97, 115, 137];
     /// ESP, AH, the minimal encapsulation of RFC 2004, IPIP of KA9Q, IPComp; headers that were not walked to the end.
     const OPAQUE_PROTOCOLS: [u8; 6] = [50, 51, 55, 94, 108, protocol::UNKNOWN];
-    /// L2TP, IPsec, VXLAN-GPE, FoU as kube-router has it, GUE, MPLS, WireGuard as Flannel and Calico have it. The first two
-    /// also as source port: the other end may be behind NAT.
+    /// L2TP, IPsec, VXLAN-GPE, FoU as kube-router has it, GUE, MPLS, WireGuard as Flannel and Calico have it.
     pub const OPAQUE_PORTS: [u16; 8] = [1701, 4500, 4790, 5555, 6080, 6635, 51820, 51821];
+
+    /// Whether a source port shows an opaque tunnel: L2TP and IPsec, whose other end may be behind NAT.
+    #[inline(always)]
+    fn is_opaque_source(port: u16) -> bool {
+        matches!(port, 1701 | 4500)
+    }
 
     /// Whether behind more IPv6 headers than were walked may be one that is not allowed: its receiver walks on.
     #[inline]
@@ -105,7 +110,7 @@ impl Tunnels {
                 None => {
                     let opaque = self.ports.contains(&dst_port)
                         || Self::OPAQUE_PORTS.contains(&dst_port)
-                        || matches!(src_port, 1701 | 4500);
+                        || Self::is_opaque_source(src_port);
                     opaque.then_some(Opaque)
                 }
             },
@@ -188,7 +193,7 @@ impl Tunnels {
     }
 }
 
-/// A quick look that says of nearly all packets that they are no tunnels: a bit for each remainder of a port.
+/// A quick look that says of nearly all packets that they are no tunnels: a bit for each remainder of a destination port.
 #[derive(Debug)]
 pub(crate) struct TunnelFilter {
     ports: [u64; Self::WORDS],
@@ -227,7 +232,7 @@ impl TunnelFilter {
         let has = |port: u16| self.ports[usize::from(port >> 6) % Self::WORDS] >> (port & 63) & 1 != 0;
         match packet.transport {
             Transport::Tcp { .. } => false,
-            Transport::Udp { src, dst } => has(dst) || has(src),
+            Transport::Udp { src, dst } => has(dst) || Tunnels::is_opaque_source(src),
             _ => self.protocols[usize::from(packet.protocol >> 6)] >> (packet.protocol & 63) & 1 != 0,
         }
     }

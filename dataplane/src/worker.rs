@@ -50,7 +50,7 @@ const SWEEP_PERIOD: Nanos = Nanos::from_secs(10);
 const MAX_SWEPT_PER_TURN: u64 = 256;
 /// The most half-open entries of a node that the kernel is asked about in one turn.
 const MAX_HALF_OPEN_PER_TURN: usize = 16;
-/// How often gauges are updated while packets arrive.
+/// How often gauges are updated, but for the first turn without packets.
 const GAUGE_INTERVAL: Nanos = Nanos::from_millis(50);
 /// The most drops sampled in one turn.
 const MAX_SAMPLES_PER_TURN: usize = 32;
@@ -95,6 +95,8 @@ pub struct Worker<Io> {
 struct Housekeeping {
     last_sweep: Nanos,
     last_gauges: Nanos,
+    /// There were frames since.
+    are_gauges_old: bool,
     /// Sequence of the `Forwarding` that held packets were last retried with, and when.
     last_retry: (u64, Nanos),
 }
@@ -371,6 +373,10 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
 
     /// Takes over frames of this worker's flows that other workers received.
     fn take_over(&mut self) {
+        // Asking is two loads; finding nothing to pop costs a memory fence.
+        if self.shared.handover[self.index].is_empty() {
+            return;
+        }
         for _ in 0..BURST {
             let Some(Handover { frame, packet, hash }) = self.shared.handover[self.index].pop() else {
                 break;
@@ -686,18 +692,30 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         self.report.has_held = self.hold_queue.len() > 0;
         self.sweep(state);
         self.table.refresh_half_open(MAX_HALF_OPEN_PER_TURN, now);
-        if self.report.frames == 0 || now.since(state.last_gauges) >= GAUGE_INTERVAL {
+        let is_empty_turn = self.report.frames == 0;
+        let is_due = now.since(state.last_gauges) >= GAUGE_INTERVAL;
+        // A worker that has just become idle shows where it stands; later empty turns change little.
+        if is_due || is_empty_turn && state.are_gauges_old {
             state.last_gauges = now;
             self.update_gauges();
+        }
+        state.are_gauges_old = !is_empty_turn;
+        if is_due || is_empty_turn {
             self.send_requested_frames();
         }
-        if let Some(dump) = self.shared.dump_requests[self.index].pop() {
+        let dump_requests = &self.shared.dump_requests[self.index];
+        if !dump_requests.is_empty()
+            && let Some(dump) = dump_requests.pop()
+        {
             self.answer_dump(dump);
         }
     }
 
     /// Sends frames that the control side requested, such as neighbour probes.
     fn send_requested_frames(&mut self) {
+        if self.shared.frames_to_send.is_empty() {
+            return; // asked first, as in `take_over`
+        }
         while let Some((port, bytes)) = self.shared.frames_to_send.pop() {
             let Some(mut frame) = self.io.allocate() else {
                 continue; // the requester tries again

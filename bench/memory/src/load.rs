@@ -174,9 +174,14 @@ impl Load {
     #[inline(never)]
     pub fn measured(&mut self, turns: usize) {
         for _ in 0..turns {
-            self.now = self.now.after(Nanos(TURN));
-            self.worker.run_once(self.now);
+            self.turn();
         }
+    }
+
+    #[inline]
+    fn turn(&mut self) {
+        self.now = self.now.after(Nanos(TURN));
+        self.worker.run_once(self.now);
     }
 
     fn check(&mut self, before: &Counts, packets: u64) -> anyhow::Result<()> {
@@ -215,7 +220,7 @@ impl Load {
         for (from, flags) in steps {
             self.worker.io().play(script(mix, from, flags), count)?;
             while self.worker.io().left() > 0 {
-                self.measured(1);
+                self.turn();
             }
         }
         let counts = Counts::read(&self.plane.stats());
@@ -243,7 +248,7 @@ impl Load {
 
     fn change_snapshot(&mut self, epochs: bool) -> anyhow::Result<()> {
         self.plane.snapshots.publish(self.cluster.snapshot(epochs)?);
-        self.measured(1); // adopted
+        self.turn(); // adopted
         self.plane.snapshots.reclaim();
         Ok(())
     }

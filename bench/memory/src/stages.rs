@@ -82,6 +82,18 @@ const BEGINNINGS: [(&str, &[&str]); 11] = [
     ),
 ];
 
+/// Files whose functions belong to a stage where they are not inlined: then nothing says what called them.
+const FILES: [(&str, &str); 8] = [
+    ("/flow/hash.rs", "hash"),
+    ("/worker/judge.rs", "judge"),
+    ("/worker/route.rs", "route"),
+    ("/forward/rewrite.rs", "rewrite"),
+    ("/dataplane/src/classify/", "judge"),
+    ("/dataplane/src/flow/", "state"),
+    ("/dataplane/src/forward/", "route"),
+    ("/dataplane/src/wire/", "parse"),
+];
+
 /// The crate whose functions begin stages, and the load's own.
 const CRATES: [&str; 2] = ["/dataplane/src/", "/bench/memory/src/"];
 
@@ -96,20 +108,30 @@ pub struct Frame {
 
 /// The stage of an instruction by the functions around it, innermost first; None if none of them begins one.
 pub fn of(frames: &[Frame]) -> Option<&'static str> {
-    frames
+    let mut own = frames
         .iter()
-        .filter(|frame| CRATES.iter().any(|folder| frame.file.contains(folder)))
-        .find_map(|frame| {
-            let name = name(&frame.function);
-            // A state machine's `next`, and no iterator's.
-            let is_iterator = name == "next" && !frame.file.ends_with("state.rs");
-            // A key is hashed by the seed; a packet's is only made.
-            let is_maker = name == "key" && !frame.file.ends_with("hash.rs");
-            let begun = BEGINNINGS.iter().find(|(_, functions)| functions.contains(&name));
-            begun
-                .filter(|_| !is_iterator && !is_maker)
-                .map(|(stage, _)| *stage)
-        })
+        .filter(|frame| CRATES.iter().any(|folder| frame.file.contains(folder)));
+    let innermost = own.clone().next()?;
+    let by_file = || {
+        FILES
+            .iter()
+            .find(|(file, _)| innermost.file.contains(file))
+            .map(|(_, stage)| *stage)
+    };
+    own.find_map(begun).or_else(by_file)
+}
+
+/// The stage that a function begins.
+fn begun(frame: &Frame) -> Option<&'static str> {
+    let name = name(&frame.function);
+    // A state machine's `next`, and no iterator's; a key that is hashed, and not one that is made.
+    let is_other = match name {
+        "next" => !frame.file.ends_with("state.rs"),
+        "key" => !frame.file.ends_with("hash.rs"),
+        _ => false,
+    };
+    let stage = BEGINNINGS.iter().find(|(_, functions)| functions.contains(&name));
+    stage.filter(|_| !is_other).map(|(stage, _)| *stage)
 }
 
 /// The last part of a function's path, without type parameters and the hash that the compiler adds.
@@ -160,6 +182,11 @@ mod tests {
         );
         assert_eq!(of(&[make, parse, turn.clone()]), Some("parse"));
         assert_eq!(of(&[foreign, turn]), Some("turn"));
+        let observe = frame(
+            "ringwall_dataplane::flow::tcp::Windows::observe",
+            "/r/dataplane/src/flow/tcp.rs",
+        );
+        assert_eq!(of(&[add.clone(), observe]), Some("state"), "not inlined");
         assert_eq!(of(&[add]), None);
     }
 

@@ -27,7 +27,7 @@ macro_rules! states {
             /// The state with a number; None for none.
             #[inline]
             pub fn from_number(number: u8) -> Option<Self> {
-                Self::ALL.get(usize::from(number.checked_sub(1)?)).copied()
+                BY_NUMBER[usize::from(number)]
             }
 
             /// The name in JSON and text.
@@ -221,6 +221,17 @@ pub enum Action {
     /// It is invalid in this state: drop as `tcp-invalid`.
     Invalid,
 }
+
+/// The state with each number: one load, as no number is out of range.
+static BY_NUMBER: [Option<State>; 256] = {
+    let mut table = [None; 256];
+    let mut at = 0;
+    while at < State::ALL.len() {
+        table[State::ALL[at] as usize] = Some(State::ALL[at]);
+        at += 1;
+    }
+    table
+};
 
 /// [`rule`] for every case, by number of the state less one, direction and segment: looked up for every packet, where
 /// following the rules would take as long as all the rest of its judgement.

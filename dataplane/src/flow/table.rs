@@ -28,35 +28,66 @@ use crate::{node::cache::FlowCache, prefetch::prefetch, time::Nanos, verdict::Dr
 const SLOTS: usize = 8;
 const NONE: u32 = u32::MAX;
 
-/// Slots hold a tag in the upper half and, in the lower, 0 for nothing or twice (1 + the entry's number) + direction.
+/// Slots. Tags and places lie apart, so that the compiler compares all tags at once.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(64))]
-struct Bucket([u64; SLOTS]);
+struct Bucket {
+    tags: [u32; SLOTS],
+    /// 0 for nothing, else twice (1 + the entry's number) + direction.
+    places: [u32; SLOTS],
+}
 
 impl Bucket {
-    /// The slots with a tag, by bit. Without a branch: where in its bucket a key lies cannot be predicted.
+    /// The slots with a tag, by bit; empty ones may be among them. Without a branch: where in its bucket a key lies cannot
+    /// be predicted.
     #[inline]
     fn tagged(&self, tag: u32) -> u32 {
         let mut found = 0;
-        for (nth, slot) in self.0.iter().enumerate() {
-            found |= u32::from((*slot >> 32) as u32 == tag) << nth;
+        for (nth, other) in self.tags.iter().enumerate() {
+            found |= u32::from(*other == tag) << nth;
         }
         found
     }
 
+    /// The place in a slot that [`Self::tagged`] found, of the lowest bit of what it found.
+    #[inline]
+    fn first_place(&self, found: u32) -> Hint {
+        Hint(self.places[found.trailing_zeros() as usize % SLOTS])
+    }
+
     fn free_slots(&self) -> usize {
-        self.0.iter().filter(|slot| **slot as u32 == 0).count()
+        self.places.iter().filter(|place| **place == 0).count()
+    }
+
+    /// Whether there was room.
+    fn insert(&mut self, tag: u32, place: u32) -> bool {
+        match self.places.iter().position(|place| *place == 0) {
+            Some(slot) => {
+                (self.tags[slot], self.places[slot]) = (tag, place);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Empties the slots of an entry.
+    fn remove(&mut self, index: usize) {
+        for (tag, place) in self.tags.iter_mut().zip(&mut self.places) {
+            if *place >> 1 == index as u32 + 1 {
+                (*tag, *place) = (0, 0);
+            }
+        }
     }
 }
 
-/// Where the entry of a key probably is: the lower half of a slot, or 0. The table may have changed since.
+/// Where the entry of a key probably is: the place in a slot. The table may have changed since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hint(u32);
 
 impl Hint {
     pub(crate) const NONE: Self = Self(0);
 
-    /// The entry and the direction that a slot's lower half names.
+    /// The entry and the direction that it names.
     #[inline]
     fn decode(self) -> Option<(usize, FlowDirection)> {
         let direction = if self.0 & 1 == 0 {
@@ -365,7 +396,7 @@ impl FlowTable {
         if found == 0 {
             return Hint::NONE;
         }
-        let hint = Hint(slots.0[found.trailing_zeros() as usize % SLOTS] as u32);
+        let hint = slots.first_place(found);
         if let Some((index, _)) = hint.decode()
             && let Some(entry) = self.entries.get(index)
         {
@@ -396,9 +427,9 @@ impl FlowTable {
         let slots = &self.buckets[bucket];
         let mut found = slots.tagged(tag);
         while found != 0 {
-            let slot = slots.0[found.trailing_zeros() as usize % SLOTS];
+            let place = slots.first_place(found);
             found &= found - 1;
-            if let Some((index, direction)) = Hint(slot as u32).decode()
+            if let Some((index, direction)) = place.decode()
                 && self.entries[index].matches(key, direction)
             {
                 return Some((index, direction));
@@ -541,11 +572,7 @@ impl FlowTable {
         for key in [key, key.reversed()] {
             let (first, second, _) = self.bucket_pair(self.seed.key(&key));
             for bucket in [first, second] {
-                for slot in &mut self.buckets[bucket].0 {
-                    if *slot as u32 >> 1 == index as u32 + 1 {
-                        *slot = 0;
-                    }
-                }
+                self.buckets[bucket].remove(index);
             }
         }
         self.free.push(index as u32);
@@ -562,11 +589,7 @@ impl FlowTable {
         }
         let (first, second, _) = self.bucket_pair(self.seed.key(key));
         for bucket in [first, second] {
-            for slot in &mut self.buckets[bucket].0 {
-                if *slot as u32 >> 1 == index as u32 + 1 {
-                    *slot = 0;
-                }
-            }
+            self.buckets[bucket].remove(index);
         }
         false
     }
@@ -578,14 +601,7 @@ impl FlowTable {
         } else {
             first
         };
-        let low = (index as u32 + 1) << 1 | direction as u32;
-        match self.buckets[bucket].0.iter_mut().find(|slot| **slot as u32 == 0) {
-            Some(slot) => {
-                *slot = u64::from(tag) << 32 | u64::from(low);
-                true
-            }
-            None => false,
-        }
+        self.buckets[bucket].insert(tag, (index as u32 + 1) << 1 | direction as u32)
     }
 
     fn list(&mut self, index: usize) -> Option<&mut List> {
@@ -885,7 +901,7 @@ mod reuse {
             Some(spare.swap_remove(at))
         })?;
         for bucket in buckets.iter_mut() {
-            bucket.0.fill(0);
+            (bucket.tags, bucket.places) = ([0; SLOTS], [0; SLOTS]);
         }
         Some(buckets)
     }

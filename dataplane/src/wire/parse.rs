@@ -313,7 +313,7 @@ fn is_martian_source(src: [u8; 4]) -> bool {
 }
 
 /// Whether nothing needs to be asked about two IPv4 addresses before policy.
-#[inline]
+#[inline(always)]
 fn are_ordinary_unicast(src: [u8; 4], dst: [u8; 4]) -> bool {
     let group = (224..240).contains(&dst[0]);
     !is_martian_source(src) && !group && dst[0] != 0 && dst[0] != 127 && dst != [255; 4]

@@ -72,6 +72,8 @@ pub(crate) struct Pool {
     /// library made and so exposed; one that comes from a frame's slice would be good for that frame alone.
     base: usize,
     frame_size: usize,
+    /// Its logarithm: a frame's number is its offset shifted, where a division would take more than all else done with it.
+    frame_shift: u32,
     /// Descriptor of each frame, at the place where packets start.
     descriptors: Box<[FrameDesc]>,
     /// Place of each frame.
@@ -129,6 +131,12 @@ impl Pool {
     pub(crate) fn new(layout: &Layout) -> Result<Self, XskError> {
         let total: u32 = layout.frames.iter().sum();
         let bytes = layout.bytes();
+        if !layout.frame_size.is_power_of_two() {
+            let size = layout.frame_size;
+            return Err(XskError::Config(format!(
+                "frames of {size} bytes: want a power of two"
+            )));
+        }
         let (umem, descriptors) = create_umem(layout, total, bytes)?;
         let mut homes = Vec::with_capacity(total as usize);
         for (worker, &frames) in layout.frames.iter().enumerate() {
@@ -151,6 +159,7 @@ impl Pool {
         Ok(Self {
             base,
             frame_size: layout.frame_size as usize,
+            frame_shift: layout.frame_size.trailing_zeros(),
             locations: (0..total).map(|_| AtomicU16::new(IN_USE)).collect(),
             homes: homes.into_boxed_slice(),
             returns: layout
@@ -232,7 +241,7 @@ impl Pool {
     /// had it at `place`.
     #[inline]
     pub(crate) fn complete(&self, address: usize, place: u16) -> Option<FrameNumber> {
-        let number = address / self.frame_size;
+        let number = address >> self.frame_shift;
         let slot = self.locations.get(number)?;
         if slot.load(Relaxed) != place {
             return None;
@@ -241,7 +250,7 @@ impl Pool {
         Some(number as FrameNumber)
     }
 
-    /// Makes a frame of a received descriptor, which must be of a frame that [`Self::take_back`] has just given. None
+    /// Makes a frame of a received descriptor, which must be of a frame that [`Self::complete`] has just given. None
     /// where the descriptor reaches out of the frame.
     #[inline]
     pub(crate) fn received(
@@ -283,7 +292,7 @@ impl Pool {
     #[inline]
     pub(crate) fn consume(&self, frame: Frame) -> Option<(FrameNumber, usize)> {
         let (token, length) = frame.into_token();
-        let number = token as usize / self.frame_size;
+        let number = token as usize >> self.frame_shift;
         (number < self.frames()).then_some((number as FrameNumber, length as usize))
     }
 

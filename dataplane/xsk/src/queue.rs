@@ -89,9 +89,12 @@ pub(crate) struct Queue {
     down: bool,
     /// The device is gone: the socket is dead.
     gone: bool,
-    /// Counts of this worker's own; published once per burst.
+    /// Counts of this worker's own; published once per burst, where `is_unpublished`.
     local_counts: QueueStats,
+    is_unpublished: bool,
     pub(crate) counts: Arc<QueueCounts>,
+    /// What the kernel writes descriptors into. Kept, as making it anew is 2 KiB of zeros for every look at a ring.
+    scratch: Box<[FrameDesc; BURST]>,
 }
 
 /// The parts that xsk-rs gives for a socket.
@@ -129,7 +132,9 @@ impl Queue {
             down: false,
             gone: false,
             local_counts: QueueStats::default(),
+            is_unpublished: false,
             counts: Arc::default(),
+            scratch: Box::new([FrameDesc::default(); BURST]),
         }
     }
 
@@ -148,13 +153,16 @@ impl Queue {
     /// Takes up to a burst of received frames. Frames whose packet cannot be used go to `free`.
     #[inline]
     pub(crate) fn receive(&mut self, pool: &Pool, burst: &mut Burst, free: &mut Vec<FrameNumber>) {
-        let mut descriptors = [FrameDesc::default(); BURST];
         let room = burst.remaining_capacity().min(BURST);
-        // SAFETY: the descriptors that come are of frames of this UMEM, given on this queue's fill ring; `take_back`
-        // checks it before any is used.
-        let count = unsafe { self.rx.consume(&mut descriptors[..room]) };
+        // SAFETY: the descriptors that come are of frames of this UMEM, given on this queue's fill ring;
+        // `Pool::complete` checks it before any is used.
+        let count = unsafe { self.rx.consume(&mut self.scratch[..room]) };
+        if count == 0 {
+            return;
+        }
+        self.is_unpublished = true;
         let mut bytes = 0;
-        for descriptor in &descriptors[..count] {
+        for descriptor in &self.scratch[..count] {
             let Some(number) = pool.complete(descriptor.addr(), receiving(self.slot)) else {
                 self.local_counts.bad_descriptors += 1;
                 continue;
@@ -194,6 +202,7 @@ impl Queue {
         let Some((number, length)) = pool.consume(frame) else {
             return Ok(()); // of no pool of ours; there is nothing to give back
         };
+        self.is_unpublished = true;
         let fits = (MIN_PACKET..=pool.capacity()).contains(&length);
         if fits && !self.gone && (self.tx_room == 0 || self.pending.is_full()) {
             self.submit();
@@ -251,7 +260,10 @@ impl Queue {
                 let moved = self.tx.nb_free_exact() != before;
                 match answer {
                     Ok(()) => break,
-                    Err(libc::EBUSY) => self.local_counts.tx_lost += 1, // the kernel took that packet and lost it
+                    Err(libc::EBUSY) => {
+                        self.local_counts.tx_lost += 1; // the kernel took that packet and lost it
+                        self.is_unpublished = true;
+                    }
                     Err(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => {} // it is kept
                     Err(libc::ENETDOWN) => {
                         self.down = true; // it may come up again
@@ -278,21 +290,23 @@ impl Queue {
         if self.sending == 0 {
             return;
         }
-        let mut descriptors = [FrameDesc::default(); BURST];
         loop {
-            // SAFETY: the descriptors that come are of frames of this UMEM, sent on this queue's TX ring; `take_back`
-            // checks it before any is used.
-            let count = unsafe { self.completion.consume(&mut descriptors) };
-            for descriptor in &descriptors[..count] {
+            // SAFETY: the descriptors that come are of frames of this UMEM, sent on this queue's TX ring;
+            // `Pool::complete` checks it before any is used.
+            let count = unsafe { self.completion.consume(self.scratch.as_mut_slice()) };
+            for descriptor in &self.scratch[..count] {
                 match pool.complete(descriptor.addr(), sending(self.slot)) {
                     Some(number) => {
                         self.sending -= 1;
                         free.push(number);
                     }
-                    None => self.local_counts.bad_descriptors += 1,
+                    None => {
+                        self.local_counts.bad_descriptors += 1;
+                        self.is_unpublished = true;
+                    }
                 }
             }
-            if count < descriptors.len() {
+            if count < BURST {
                 return;
             }
         }
@@ -348,7 +362,10 @@ impl Queue {
         if !self.gone {
             self.refill(pool, free);
         }
-        self.publish();
+        if self.is_unpublished {
+            self.is_unpublished = false;
+            self.publish();
+        }
     }
 
     /// Whether packets wait for the kernel to take them.

@@ -93,8 +93,8 @@ fn check_whole(table: &FlowTable) {
     let slots = table
         .buckets
         .iter()
-        .flat_map(|bucket| bucket.0)
-        .filter(|slot| *slot as u32 != 0)
+        .flat_map(|bucket| bucket.places)
+        .filter(|place| *place != 0)
         .count();
     let keys: usize = used
         .iter()

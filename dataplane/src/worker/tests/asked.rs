@@ -559,6 +559,7 @@ fn audit_counts_every_packet_that_enforcement_would_drop() {
         (flow.would_drop, flow.packets),
         (Some(DropReason::PolicyIngress), [2, 1])
     );
+    node.bed.wait(crate::worker::GAUGE_INTERVAL);
     node.bed.run();
     assert_eq!(audited(&node), 3);
     // What is counted when the flow ends is counted, too.
