@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let node = build("node")?;
     if env::var_os("CARGO_FEATURE_TRAFFIC").is_some() {
         build("traffic")?;
+        build("generator")?;
     }
 
     // Names the programs: maps and links of an earlier process are reused as they are only where it is the same.
@@ -43,7 +44,7 @@ fn build(name: &str) -> Result<PathBuf, Box<dyn Error>> {
     if fs::exists(&headers)? {
         arguments.push(format!("-I{headers}"));
     }
-    if name == "node" {
+    if name == "node" || name == "generator" {
         arguments.push("-mcpu=v3".to_owned()); // jumps and arithmetic of 32 bits: Linux 5.1
     }
     if env::var_os("CARGO_FEATURE_NEIGHBOUR").is_some() {

@@ -1,6 +1,7 @@
 //! `ringwall-bench`: what the running firewall costs. Each figure comes with its control from the same run.
 
 mod figures;
+mod generate;
 mod hostile;
 mod latency;
 mod machine;
@@ -51,6 +52,9 @@ enum Benchmark {
     Policy(policy::Options),
     /// Writes the report from the samples of `make bench`, or compares it with them
     Report(report::Options),
+    /// Sends load out of an interface, and counts what arrives: flows, lengths, rates, scripts, latencies
+    #[command(name = "gen")]
+    Generate(generate::Options),
     /// Makes a synthetic cluster: a folder of manifests, or an API server
     Synthetic(synthetic::Options),
 }
@@ -64,6 +68,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
         Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),
         Benchmark::Policy(options) => policy::run(&options),
+        Benchmark::Generate(options) => return Ok(generate::run(&options)),
         Benchmark::Report(options) => report::run(&options),
         Benchmark::Synthetic(options) => synthetic::run(&options),
     }?;

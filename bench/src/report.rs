@@ -376,6 +376,11 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
+/// A whole number, `1,234,567`.
+pub(crate) fn count(value: u64) -> String {
+    thousands(&value.to_string())
+}
+
 /// `1234567` as `1,234,567`.
 fn thousands(digits: &str) -> String {
     let (sign, digits) = digits.strip_prefix('-').map_or(("", digits), |rest| ("-", rest));

@@ -11,6 +11,8 @@ pub mod counters;
 pub mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+#[cfg(feature = "traffic")]
+pub mod generator;
 mod guard;
 mod kernel;
 mod log;

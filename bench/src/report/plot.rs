@@ -581,7 +581,11 @@ impl Picture {
                 y - 5.5
             ),
         };
-        let end = if series % 4 == 0 { "circle" } else { "path" };
+        let end = if series.is_multiple_of(4) {
+            "circle"
+        } else {
+            "path"
+        };
         let _ = writeln!(self.svg, "{form}<title>{}</title></{end}>", escaped(title));
     }
 
