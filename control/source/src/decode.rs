@@ -416,7 +416,7 @@ fn object(
     let mut object = match role {
         Role::Namespace => Object::Namespace(decode_namespace(root, at, metadata, name).map_err(wrong)?),
         Role::Node => {
-            input = Some(calico::node(root));
+            input = Some(calico::Input::Node(Arc::new(tiered::nodes::Node::of(root))));
             service = services::zone(name, root);
             Object::Node(identity::node(root, at, metadata, name, &mut findings.notes).map_err(wrong)?)
         }

@@ -18,10 +18,10 @@ mod tests;
 
 pub(super) use self::policy::staged_by_annotation;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-pub(super) use objects::{Support, node, support};
+pub(super) use objects::{Support, readable_labels, support};
 pub(super) use policy::policy;
 use ringwall_policy::{
     Labels, NetworkPolicy, ObjectKey, Peer, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
@@ -35,6 +35,7 @@ use super::{
     Origin,
     field::{Fields, fault, join},
     policy::Findings,
+    tiered::nodes::{Node, NodesPeer},
 };
 use ringwall_policy::{Fault, Object};
 
@@ -187,7 +188,7 @@ pub(crate) enum Input {
     /// Addresses and ports of a service.
     Slice(EndpointSlice),
     /// What a Node is to rules that speak of nodes.
-    Node(Node),
+    Node(Arc<Node>),
 }
 
 impl Input {
@@ -246,15 +247,6 @@ pub(crate) struct PolicyInput {
     rules: Vec<Awaiting>,
     /// Whether it speaks of service accounts.
     accounts: bool,
-}
-
-/// A peer of an egress rule by labels of nodes.
-pub(super) struct NodesPeer {
-    /// The rule's index.
-    pub(super) rule: usize,
-    /// Where the peer stands, relative to the document.
-    pub(super) path: String,
-    pub(super) nodes: Selector,
 }
 
 impl PolicyInput {
@@ -439,13 +431,6 @@ pub(crate) struct Service {
     pods: Selector,
     /// Ports at these.
     ports: Vec<PortMatch>,
-}
-
-/// The labels of a Node, and the addresses in its status: others that count as the node's (SEMANTICS 47) are none here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Node {
-    labels: Labels,
-    addresses: Vec<IpAddr>,
 }
 
 /// An EndpointSlice.

@@ -5,6 +5,7 @@
 //! whole object, so that nothing may pass because of it ([`close`]). Where it cannot be read whom a policy is for, where it stands in the order or what rules
 //! it has, the object is an error (TIERS 72.5): to deny everything to every pod would cut off the cluster itself.
 
+pub(super) mod nodes;
 mod ports;
 mod rules;
 #[cfg(test)]

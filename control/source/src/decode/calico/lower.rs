@@ -16,12 +16,18 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use ringwall_policy::{
     ACCOUNT_LABEL, AddressSet, Condition, Fault, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy,
-    ObjectKey, Operator, Part, Peer, Pod, PolicyKind, PortMatch, Protocol, Requirement, Selector,
-    TieredPolicy, TieredRule,
+    ObjectKey, Operator, Peer, Pod, PolicyKind, PortMatch, Protocol, Requirement, Selector, TieredPolicy,
+    TieredRule,
 };
 
 use super::{
-    super::{field::fault, tiered},
+    super::{
+        field::fault,
+        tiered::{
+            self,
+            nodes::{Nodes, in_words, selects},
+        },
+    },
     Awaiting, Direction, Family, HostEndpoint, Input, PolicyInput, PortsOf, RulePlace, Set, StagedAction,
     StagedPolicyInput, Wanted,
     rules::{comes_to, kind_name, nothing},
@@ -107,9 +113,7 @@ pub(crate) struct World<K> {
     /// Network sets, with the labels that they have of their namespaces as well.
     sets: BTreeMap<K, Labels>,
     endpoints: BTreeSet<K>,
-    nodes: BTreeSet<K>,
-    /// Whether there are nodes that cannot be read.
-    nodes_unseen: bool,
+    nodes: Nodes<K>,
     services: BTreeMap<ObjectKey, K>,
     slices: BTreeMap<ObjectKey, BTreeSet<K>>,
     accounts: BTreeMap<ObjectKey, K>,
@@ -137,8 +141,7 @@ impl<K> Default for World<K> {
             speak_of_services: 0,
             sets: BTreeMap::new(),
             endpoints: BTreeSet::new(),
-            nodes: BTreeSet::new(),
-            nodes_unseen: false,
+            nodes: Nodes::default(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             accounts: BTreeMap::new(),
@@ -312,8 +315,8 @@ impl<K: Ord + Clone> World<K> {
             }
             Input::Account(account) => drop(self.accounts.insert(account.key.clone(), key.clone())),
             Input::Node(node) => {
-                self.nodes.insert(key.clone());
-                self.of_node(&node.labels, self.nodes.len() == 1);
+                let first = self.nodes.insert(key.clone(), Arc::clone(node));
+                self.of_node(&node.labels, first);
             }
         }
         self.given.insert(key, given);
@@ -362,8 +365,8 @@ impl<K: Ord + Clone> World<K> {
                 }
             }
             Input::Node(node) => {
-                self.nodes.remove(key);
-                self.of_node(&node.labels, self.nodes.is_empty());
+                let last = self.nodes.remove(key);
+                self.of_node(&node.labels, last);
             }
         }
     }
@@ -395,7 +398,7 @@ impl<K: Ord + Clone> World<K> {
 
     /// Says whether every node can be read: while one cannot, nobody knows which addresses a rule about nodes is for.
     pub(crate) fn see_nodes(&mut self, seen: bool) {
-        if std::mem::replace(&mut self.nodes_unseen, !seen) == seen {
+        if self.nodes.see_all(seen) {
             self.outdate(|wanted| matches!(wanted, Wanted::Nodes(_)));
         }
     }
@@ -633,13 +636,7 @@ impl<K: Ord + Clone> World<K> {
                 let own = by_ports.into_iter().filter(|(_, ports)| ports == named);
                 own.map(|(address, _)| IpNet::from(address)).collect()
             }
-            Addresses::Nodes(nodes) => {
-                let nodes = self.nodes.iter().filter_map(|key| match self.input(key) {
-                    Some(Input::Node(node)) if selects(nodes, &node.labels) => Some(&node.addresses),
-                    _ => None,
-                });
-                nodes.flatten().map(|address| IpNet::from(*address)).collect()
-            }
+            Addresses::Nodes(nodes) => self.nodes.addresses(nodes),
             Addresses::Service { key, family, ports } => {
                 let slices = self.slices.get(key).into_iter().flatten();
                 let slices = slices.filter_map(|key| match self.input(key) {
@@ -863,8 +860,7 @@ impl<K: Ord + Clone> World<K> {
                 }
                 None => vec![self.selected_by_service(rule, key, *ports)],
             },
-            // Of a folder without Nodes, nobody knows either.
-            Wanted::Nodes(_) if self.nodes_unseen || self.nodes.is_empty() => {
+            Wanted::Nodes(_) if !self.nodes.are_known() => {
                 return Err(Unsayable {
                     what: "nodes peers",
                     why: "cannot be evaluated, because there is no Node or a Node cannot be read",
@@ -1143,46 +1139,6 @@ fn with_group(kind: PolicyKind) -> String {
         true => kind_name(kind),
         false => format!("{}.{}", kind.name(), tiered::GROUP),
     }
-}
-
-/// A selector of nodes in words: different ones in different words.
-fn in_words(selector: &Selector) -> String {
-    let words = selector
-        .requirements
-        .iter()
-        .map(|Requirement { key, operator }| match operator {
-            Operator::In(values) => format!("{key} in {values:?}"),
-            Operator::NotIn(values) => format!("{key} not in {values:?}"),
-            Operator::Exists => format!("has({key})"),
-            Operator::DoesNotExist => format!("!has({key})"),
-            Operator::Like { part, text, negated } => format!("{key} {negated} {part:?} {text:?}"),
-        });
-    let words: Vec<String> = words.collect();
-    match words.is_empty() {
-        true => "all()".to_owned(),
-        false => words.join(" && "),
-    }
-}
-
-/// Whether a selector selects what has these labels.
-fn selects(selector: &Selector, labels: &Labels) -> bool {
-    selector.requirements.iter().all(|it| {
-        let value = labels.get(&it.key);
-        match &it.operator {
-            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
-            Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
-            Operator::Like { part, text, negated } => {
-                let like = |value: &String| match part {
-                    Part::Anywhere => value.contains(text),
-                    Part::Start => value.starts_with(text),
-                    Part::End => value.ends_with(text),
-                };
-                value.is_some_and(like) != *negated
-            }
-        }
-    })
 }
 
 /// Whether a port of a service is of a protocol that a rule is for.

@@ -13,15 +13,14 @@ use serde_json::Value;
 use super::{
     super::{
         field::{
-            Fields, address as read_address, bad_label_key, bad_label_value, dns_label, dns_subdomain, fault,
-            item, join, kind_of, list, mapping, only_hinting, present, strict_cidr, string, whole,
-            wrong_type,
+            Fields, bad_label_key, bad_label_value, dns_label, dns_subdomain, fault, item, join, kind_of,
+            list, mapping, only_hinting, present, strict_cidr, string, whole, wrong_type,
         },
         labels, mappings,
         policy::{Findings, metadata},
         services,
     },
-    EndpointSlice, HostEndpoint, Input, Kind, Node, ObjectText, Read, Service, ServiceAccount, Set,
+    EndpointSlice, HostEndpoint, Input, Kind, ObjectText, Read, Service, ServiceAccount, Set,
     ports::{self, is_port_name},
     terms::{NAMESPACE, OF_ACCOUNT, OF_NAMESPACE},
 };
@@ -429,25 +428,7 @@ fn metadata_and_key(root: &Fields) -> Option<(&Fields, ObjectKey)> {
     Some((metadata, key))
 }
 
-/// Reads what a Node is to rules that speak of nodes.
-pub(in super::super) fn node(root: &Fields) -> Input {
-    let at = |field: &str, key: &str| root.get(field).and_then(|fields| fields.get(key));
-    let entries = at("status", "addresses").and_then(Value::as_array);
-    // Names stand there, too, and addresses may stand under any type (T24).
-    let addresses = entries
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| read_address(entry.get("address")?.as_str()?).map(|(address, _)| address));
-    let mut addresses: Vec<IpAddr> = addresses.collect();
-    addresses.sort();
-    addresses.dedup();
-    Input::Node(Node {
-        labels: readable_labels(at("metadata", "labels")),
-        addresses,
-    })
-}
-
-fn readable_labels(labels: Option<&Value>) -> Labels {
+pub(in super::super) fn readable_labels(labels: Option<&Value>) -> Labels {
     let labels = labels.and_then(Value::as_object);
     labels
         .into_iter()

@@ -7,11 +7,12 @@ use serde_json::Value;
 
 use super::{
     super::{
-        calico::NodesPeer,
         field::{Fields, fault, item, join, list, only_hinting, present, strict_cidr, string, wrong_type},
         policy::{Findings, Nulls, selector},
     },
-    Dialect, GROUP, PODS, close, given, pods,
+    Dialect, GROUP, PODS, close, given,
+    nodes::NodesPeer,
+    pods,
 };
 
 /// Most blocks or names of one peer.
