@@ -14,12 +14,16 @@ use ringwall_policy::{
 };
 
 use super::{
+    draft::Ask,
     redundant::{covering, implied, implies, own_namespace, variants},
     selecting::matches,
     subject::{Direction, Subject},
     witnesses::Witnesses,
 };
 use crate::flow::EndName;
+
+/// How many peers of a rule are tried as witnesses.
+pub(super) const MOST_PEERS: usize = 4;
 
 /// A policy and its place in the order.
 pub(super) struct Ranked<'a> {
@@ -299,6 +303,36 @@ pub(super) fn some_peers(own: &str, rule: &Rule, most: usize, witnesses: &mut Wi
             ends
         }
     }
+}
+
+/// Packets that rules of a policy match, at a pod that it selects, each as it is decided; then some from outside of the cluster, if
+/// `outsiders`. None where it selects no pod, or enough packets have been looked for.
+pub(super) fn packets_as_decided<'w>(
+    policy: &Ranked<'_>,
+    rules: &[&RankedRule<'_>],
+    outsiders: bool,
+    (direction, wanted): (Direction, &'static str),
+    witnesses: &'w mut Witnesses<'_>,
+) -> impl Iterator<Item = Ask> + use<'w> {
+    let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it));
+    let mut packets: Vec<(EndName, (Protocol, u16))> = Vec::new();
+    for rule in rules.iter().filter(|_| pod.is_some()) {
+        let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
+        let port = some_port(&rule.rule, 80);
+        packets.extend(others.into_iter().map(|other| (other, port)));
+    }
+    if outsiders {
+        packets.extend(witnesses.outsiders().map(|other| (other, (Protocol::Tcp, 80))));
+    }
+    let witnesses: &'w Witnesses<'_> = witnesses;
+    packets.into_iter().filter_map(move |(other, port)| {
+        let pod = pod.as_ref()?;
+        let cluster = witnesses.with_synthetic();
+        let decided = witnesses
+            .may_ask()
+            .then(|| decision(cluster, direction, pod, &other, port))??;
+        Some(Ask::new(direction, pod, &other, port, decided.allow, wanted))
+    })
 }
 
 /// What the evaluator decides about a packet to or from a pod, at that pod.

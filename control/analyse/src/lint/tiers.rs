@@ -7,14 +7,16 @@ use std::{
 
 use ringwall_evaluate::Cause;
 use ringwall_policy::{
-    Action, Cluster, KUBE_BASELINE, Peer, PodSelection, PolicyKind, Protocol, Selector, TieredPolicy,
-    TieredRule,
+    Action, Cluster, KUBE_BASELINE, Peer, PodSelection, PolicyKind, Selector, TieredPolicy, TieredRule,
 };
 
 use super::{
     Severity,
     draft::{Ask, Draft, Shown},
-    order::{Group, Ordered, PolicyRule, Ranked, RankedRule, decision, matched_by, some_peers, some_port},
+    order::{
+        Group, MOST_PEERS, Ordered, PolicyRule, Ranked, RankedRule, decision, matched_by, packets_as_decided,
+        some_peers, some_port,
+    },
     overlaps::Overlaps,
     redundant::own_namespace,
     rules,
@@ -22,9 +24,6 @@ use super::{
     witnesses::Witnesses,
 };
 use crate::flow::EndName;
-
-/// How many peers of a rule are tried as witnesses.
-const MOST_PEERS: usize = 4;
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     // Of NetworkPolicies alone, none comes before another.
@@ -75,37 +74,14 @@ fn twins<'a>(
             "keep one of the two: while both are there, a change of one alone may have no effect",
         );
         let asks = DIRECTIONS.into_iter().filter_map(|direction| {
-            some_packet(policy, direction, "the same without this policy", witnesses)
+            let rules: Vec<_> = policy.rules(direction)?.iter().collect();
+            let shown = (direction, "the same without this policy");
+            packets_as_decided(policy, &rules, true, shown, witnesses).next()
         });
         let asks: Vec<Ask> = asks.collect();
         drafts.push(draft.asking(asks).shown(Shown::Itself).of_any_tier());
     }
     twins
-}
-
-/// A packet that a rule of a policy matches, with what is decided about it.
-fn some_packet(
-    policy: &Ranked<'_>,
-    direction: Direction,
-    wanted: &str,
-    witnesses: &mut Witnesses<'_>,
-) -> Option<Ask> {
-    let rules = policy.rules(direction)?;
-    let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
-    let mut packets: Vec<(EndName, (Protocol, u16))> = Vec::new();
-    for rule in rules {
-        let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
-        let port = some_port(&rule.rule, 80);
-        packets.extend(others.into_iter().map(|other| (other, port)));
-    }
-    packets.extend(witnesses.outsiders().map(|other| (other, (Protocol::Tcp, 80))));
-    packets.iter().find_map(|(other, port)| {
-        let cluster = witnesses.with_synthetic();
-        let decided = witnesses
-            .may_ask()
-            .then(|| decision(cluster, direction, &pod, other, *port))??;
-        Some(Ask::new(direction, &pod, other, *port, decided.allow, wanted))
-    })
 }
 
 /// Rules that match nothing which rules before them leave.
@@ -225,20 +201,8 @@ fn unreachable_rule<'a>(
         Action::Pass => "be left to the next tier, as this rule says",
         Action::Log => return None,
     };
-    let pod = policy.subjects.iter().find_map(|it| witnesses.selected(it))?;
-    let mut packets: Vec<(EndName, (Protocol, u16))> = Vec::new();
-    for rule in alternatives {
-        let others = some_peers(&policy.id.namespace, &rule.rule, MOST_PEERS, witnesses);
-        let port = some_port(&rule.rule, 80);
-        packets.extend(others.into_iter().map(|other| (other, port)));
-    }
-    let asks = packets.iter().filter_map(|(other, port)| {
-        let cluster = witnesses.with_synthetic();
-        let decided = witnesses
-            .may_ask()
-            .then(|| decision(cluster, direction, &pod, other, *port))??;
-        Some(Ask::new(direction, &pod, other, *port, decided.allow, wanted))
-    });
+    let alternatives: Vec<_> = alternatives.iter().collect();
+    let asks = packets_as_decided(policy, &alternatives, false, (direction, wanted), witnesses);
     let asks: Vec<Ask> = asks.collect();
     let draft = Draft::about(
         rules::UNREACHABLE_RULE,

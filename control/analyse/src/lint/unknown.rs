@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     draft::{Ask, Draft, Shown},
-    order::{Ordered, Ranked, decision, some_peers, some_port},
+    order::{Ordered, Ranked, packets_as_decided},
     rules,
     subject::{DIRECTIONS, Direction, Subject},
     witnesses::Witnesses,
@@ -36,30 +36,14 @@ fn packets(
     policy: &Ranked<'_>,
     direction: Direction,
     rule: Option<usize>,
-    wanted: &str,
+    wanted: &'static str,
     witnesses: &mut Witnesses<'_>,
 ) -> Vec<Ask> {
-    let rules = policy.rules(direction).unwrap_or_default();
-    let Some(pod) = policy.subjects.iter().find_map(|it| witnesses.selected(it)) else {
-        return Vec::new();
-    };
-    let mut ends = Vec::new();
-    for it in rules.iter().filter(|it| rule.is_none_or(|rule| it.index == rule)) {
-        let port = some_port(&it.rule, 80);
-        let others = some_peers(&policy.id.namespace, &it.rule, 4, witnesses);
-        ends.extend(others.into_iter().map(|other| (other, port)));
-    }
-    let default = (ringwall_policy::Protocol::Tcp, 80);
-    ends.extend(witnesses.outsiders().map(|other| (other, default)));
-    ends.into_iter()
-        .filter_map(|(other, port)| {
-            let cluster = witnesses.with_synthetic();
-            let decided = witnesses
-                .may_ask()
-                .then(|| decision(cluster, direction, &pod, &other, port))??;
-            Some(Ask::new(direction, &pod, &other, port, decided.allow, wanted))
-        })
-        .collect()
+    let rules = policy.rules(direction).unwrap_or_default().iter();
+    let rules: Vec<_> = rules
+        .filter(|it| rule.is_none_or(|rule| it.index == rule))
+        .collect();
+    packets_as_decided(policy, &rules, true, (direction, wanted), witnesses).collect()
 }
 
 /// A tier that is not there: its policies come last, and deny the rest.

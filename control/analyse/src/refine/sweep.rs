@@ -168,6 +168,27 @@ impl Answers {
     }
 }
 
+/// A source as its row is about it: its rows for what goes out, and its columns in the rows of others.
+struct Source<'l> {
+    line: Line,
+    rows: &'l [Row; 2],
+    classes: &'l [u32; 2],
+}
+
+impl<'l> Source<'l> {
+    /// None where it does not have the family.
+    fn of(lines: &'l Lines<2>, source: u32) -> Result<Option<Self>, RefineError> {
+        let Some(line) = lines.line(source) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            line,
+            rows: lines.egress.get(line.egress).ok_or(NO_CLASS)?,
+            classes: lines.columns.get(line.column).ok_or(NO_CLASS)?,
+        }))
+    }
+}
+
 impl OneFamily {
     fn new(ends: &Ends<'_, 2>, changed: &Changed, family: Family) -> Self {
         let lines = Lines::of(ends, family);
@@ -195,17 +216,10 @@ impl OneFamily {
         out: &mut Vec<(u32, u32)>,
     ) -> Result<(), RefineError> {
         out.clear();
-        let Some(line) = self.lines.line(source) else {
+        let Some(Source { rows, classes, .. }) = Source::of(&self.lines, source)? else {
             return Ok(());
         };
-        let Lines {
-            egress,
-            ingress,
-            columns,
-            ..
-        } = &self.lines;
-        let rows = egress.get(line.egress).ok_or(NO_CLASS)?;
-        let classes = columns.get(line.column).ok_or(NO_CLASS)?;
+        let Lines { ingress, columns, .. } = &self.lines;
         for (destination, line) in &self.changed {
             let at_source = changes
                 .cells
@@ -229,18 +243,11 @@ impl OneFamily {
         out: &mut Vec<(u32, u32)>,
     ) -> Result<(), RefineError> {
         out.clear();
-        let Some(line) = self.lines.line(source) else {
+        let Some(Source { line, rows, classes }) = Source::of(&self.lines, source)? else {
             return Ok(());
         };
-        let Lines {
-            egress,
-            ingress,
-            columns,
-            ..
-        } = &self.lines;
+        let Lines { ingress, columns, .. } = &self.lines;
         let cells: &mut Cells<'_, 2> = &mut changes.cells;
-        let rows = egress.get(line.egress).ok_or(NO_CLASS)?;
-        let classes = columns.get(line.column).ok_or(NO_CLASS)?;
         self.of_row.ask(
             line.egress,
             columns.values().iter().map(|classes| cells.joint(rows, classes)),

@@ -2,8 +2,7 @@
 
 use ringwall_evaluate::Cause;
 use ringwall_policy::{
-    Action, DEFAULT_TIER, KUBE_BASELINE, Order, Peer, PolicyId, PolicyKind, PortMatch, Protocol, Selector,
-    TieredPolicy,
+    Action, DEFAULT_TIER, KUBE_BASELINE, Order, Peer, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
 };
 use serde_json::Value;
 
@@ -69,19 +68,6 @@ pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, dra
 /// What one policy shows of a difference.
 type OnePolicy<'s, 'a> =
     fn(&Look<'s, 'a>, &Ranked<'a>, &TieredPolicy, &mut Witnesses<'_>) -> Option<Draft<'a>>;
-
-/// A note about a field of a policy.
-fn note<'a>(
-    rule: &'static Rule,
-    subject: &Subject<'a>,
-    id: &PolicyId,
-    field: impl Into<String>,
-    message: impl Into<String>,
-    fix: &str,
-) -> Draft<'a> {
-    let label = format!("{} {id}", id.kind.name());
-    Draft::about(rule, subject.written(&label), field, message, fix).of_any_tier()
-}
 
 /// A packet that a rule matches, at a pod that its policy selects, as it is decided.
 fn packet_of(
@@ -223,14 +209,7 @@ impl<'a> Look<'_, 'a> {
                     );
                     let fix = "name both directions in the policyTypes of the pod's NetworkPolicies";
                     let field = rule_path(direction, rule);
-                    let draft = note(
-                        rules::BASELINE_SKIPPED,
-                        self.subject,
-                        &policy.id,
-                        field,
-                        message,
-                        fix,
-                    );
+                    let draft = self.note(rules::BASELINE_SKIPPED, policy, field, message, fix);
                     cases.push(draft.asking([ask]));
                     break;
                 }
@@ -256,14 +235,7 @@ impl<'a> Look<'_, 'a> {
             it.order
         );
         let fix = "use priorities up to 99 where OVN-Kubernetes is to enforce the policy";
-        let draft = note(
-            rules::HIGH_PRIORITY,
-            self.subject,
-            &policy.id,
-            "spec.priority",
-            message,
-            fix,
-        );
+        let draft = self.note(rules::HIGH_PRIORITY, policy, "spec.priority", message, fix);
         Some(draft.asking([ask]).shown(Shown::Itself))
     }
 
@@ -294,14 +266,7 @@ impl<'a> Look<'_, 'a> {
             let ask = as_decided(direction, &pod, &others, (Protocol::Tcp, 1), wanted, witnesses)?;
             let fix = "name the number of the port";
             let field = format!("{}.ports", rule_path(direction, rule));
-            let draft = note(
-                rules::NAMED_PORT_OF_ADMIN,
-                self.subject,
-                &policy.id,
-                field,
-                message,
-                fix,
-            );
+            let draft = self.note(rules::NAMED_PORT_OF_ADMIN, policy, field, message, fix);
             Some(draft.asking([ask]).shown(Shown::Itself))
         })
     }
@@ -374,14 +339,7 @@ impl<'a> Look<'_, 'a> {
         let message = "order 1000 is that of NetworkPolicies, so names decide which of them come before it; Calico before 3.32 compared \
              other names, and implementations that add NetworkPolicies up ask it before or after all of them";
         let fix = "use an order below 1000 to come before NetworkPolicies, or above to come after them";
-        let draft = note(
-            rules::AMONG_NETWORK_POLICIES,
-            self.subject,
-            &policy.id,
-            "spec.order",
-            message,
-            fix,
-        );
+        let draft = self.note(rules::AMONG_NETWORK_POLICIES, policy, "spec.order", message, fix);
         Some(draft.asking([ask]).shown(Shown::Itself))
     }
 
@@ -421,14 +379,7 @@ impl<'a> Look<'_, 'a> {
             );
             let fix = "keep network sets out of namespaces that cluster-wide policies select, or use a GlobalNetworkSet";
             let field = rule_path(direction, rule);
-            let draft = note(
-                rules::SETS_AS_PEERS,
-                self.subject,
-                &policy.id,
-                field,
-                message,
-                fix,
-            );
+            let draft = self.note(rules::SETS_AS_PEERS, policy, field, message, fix);
             Some(draft.asking([ask]).shown(Shown::Itself))
         })
     }
@@ -462,7 +413,7 @@ impl<'a> Look<'_, 'a> {
             let fix = "name the namespace of the Service";
             let field = format!("{}.{side}.services", rule_path(direction, rule));
             let rule = rules::SERVICE_WITHOUT_NAMESPACE;
-            let draft = note(rule, self.subject, &policy.id, field, message, fix);
+            let draft = self.note(rule, policy, field, message, fix);
             Some(draft.asking(ask).shown(Shown::Itself))
         })
     }
@@ -509,14 +460,7 @@ impl<'a> Look<'_, 'a> {
             );
             let fix = "name ports of the pod's own containers, or numbers";
             let field = rule_path(direction, rule);
-            let draft = note(
-                rules::INIT_CONTAINER_PORT,
-                self.subject,
-                &policy.id,
-                field,
-                message,
-                fix,
-            );
+            let draft = self.note(rules::INIT_CONTAINER_PORT, policy, field, message, fix);
             Some(draft.asking([ask]).shown(Shown::Itself))
         })
     }
@@ -547,14 +491,7 @@ impl<'a> Look<'_, 'a> {
             let message = "without types, an empty list of egress rules does not restrict egress here, as in calicoctl; where the types are \
                  filled in when the object is created, it does";
             let fix = "write types";
-            let draft = note(
-                rules::TYPES_LEFT_OUT,
-                self.subject,
-                &policy.id,
-                "spec.egress",
-                message,
-                fix,
-            );
+            let draft = self.note(rules::TYPES_LEFT_OUT, policy, "spec.egress", message, fix);
             cases.push(draft.asking(ask).shown(Shown::Itself));
         }
         cases
@@ -602,16 +539,22 @@ impl<'a> Look<'_, 'a> {
                                before it asks policies";
                 let fix = "nothing to do, unless pods are to send tunnels: a gateway also drops them unless overlay.fromPods is allow";
                 let field = rule_path(Direction::Egress, rule);
-                let draft = note(
-                    rules::TUNNELS_OF_PODS,
-                    self.subject,
-                    &policy.id,
-                    field,
-                    message,
-                    fix,
-                );
+                let draft = self.note(rules::TUNNELS_OF_PODS, policy, field, message, fix);
                 Some(draft.asking(ask).shown(Shown::Itself))
             })
+    }
+
+    /// A note about a field of a policy.
+    fn note(
+        &self,
+        rule: &'static Rule,
+        policy: &Ranked<'_>,
+        field: impl Into<String>,
+        message: impl Into<String>,
+        fix: &str,
+    ) -> Draft<'a> {
+        let written = self.subject.written(&policy.label());
+        Draft::about(rule, written, field, message, fix).of_any_tier()
     }
 
     /// The policy as written.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     super::{
         draft::{Ask, Draft, Shown},
-        order::{Ordered, Ranked, RankedRule, some_peers},
+        order::{MOST_PEERS, Ordered, Ranked, RankedRule, some_peers},
         rules::{self, Rule},
         selecting::matches,
         subject::{DIRECTIONS, Direction, Subject},
@@ -16,9 +16,6 @@ use super::{
     runs_in_pods, says_service_port, where_requests_arrive,
 };
 use crate::flow::EndName;
-
-/// How many peers of a rule are tried as witnesses.
-const MOST_PEERS: usize = 4;
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
     if subject.cluster.tiered.is_empty() {
