@@ -251,10 +251,18 @@ struct Beginning {
     lists: Vec<(Vec<u32>, bool)>,
     /// Rules for everyone.
     everyone: Vec<u32>,
+    /// Pages that no further rule with peers touches, as far as rows had them, by what tells rows apart there.
+    untouched: HashMap<UntouchedKey, Vec<Option<Page>>>,
 }
+
+/// Further rules for everyone, the direction and names of the row, and its isolating tiers.
+type UntouchedKey = (Vec<u32>, (bool, Names), u32);
 
 /// The most of them that are kept.
 const MOST_BEGINNINGS: usize = 256;
+
+/// The most variants of untouched pages that are kept of one.
+const MOST_UNTOUCHED: usize = 64;
 
 /// Rules, named ports of both ends and isolating tiers (numbers of their lists), owned or borrowed.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -667,6 +675,7 @@ impl Rows {
             everyone: everyone.copied().collect(),
             pages,
             lists,
+            untouched: HashMap::new(),
         }
     }
 
@@ -674,7 +683,7 @@ impl Rows {
     fn write_from(
         &mut self,
         row: Row,
-        beginning: &Beginning,
+        beginning: &mut Beginning,
         isolating: u32,
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
@@ -691,40 +700,45 @@ impl Rows {
         let for_all: Vec<u32> = everyone.iter().filter_map(rule_at).collect();
         let mut maps: Vec<Option<u32>> = vec![None; beginning.lists.len()];
         let mut pages: Vec<Page> = Vec::with_capacity(beginning.pages.len());
-        for (at, known) in beginning.pages.iter().enumerate() {
-            let list_of = |number: &usize| beginning.lists.get(*number);
-            let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
-            let mut mapped: Vec<(u64, u32)> = Vec::with_capacity(known.len());
-            if laid.is_empty() {
-                for (mask, number) in known {
-                    let (Some(place), Some((rules, ends))) = (maps.get_mut(*number), list_of(number)) else {
-                        continue;
-                    };
-                    let map = match *place {
-                        Some(map) => map,
-                        None => {
+        let (lists, key) = (&beginning.lists, (for_all.clone(), names, row.isolations));
+        if beginning.untouched.len() >= MOST_UNTOUCHED && !beginning.untouched.contains_key(&key) {
+            beginning.untouched.clear();
+        }
+        let untouched = beginning.untouched.entry(key);
+        let untouched = untouched.or_insert_with(|| vec![None; beginning.pages.len()]);
+        for ((at, known), untouched) in beginning.pages.iter().enumerate().zip(untouched) {
+            if self.laid.get(at).is_none_or(Vec::is_empty) {
+                let page = untouched.get_or_insert_with(|| {
+                    let mapped = known.iter().filter_map(|(mask, number)| {
+                        let (place, (rules, ends)) = (maps.get_mut(*number)?, lists.get(*number)?);
+                        let map = *place.get_or_insert_with(|| {
                             let mut all = rules.clone();
                             if !ends {
                                 all.extend(&for_all);
                             }
-                            *place.insert(self.map(&all, names, row.isolations, from, tables))
-                        }
-                    };
-                    mapped.push((*mask, map));
-                }
-            } else {
-                laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
-                laid.sort_unstable_by_key(|(position, _)| *position);
-                let parts = known.iter().filter_map(|(mask, number)| {
-                    let (rules, ends) = list_of(number)?;
-                    Some((*mask, rules.clone(), *ends))
+                            self.map(&all, names, row.isolations, from, tables)
+                        });
+                        Some((*mask, map))
+                    });
+                    let mapped: Vec<(u64, u32)> = mapped.collect();
+                    tables.page(&mapped)
                 });
-                let mut parts: Vec<Part> = parts.collect();
-                self.cut(&mut parts, &laid, &row.rules, row.passes, from);
-                for (mask, rules, _) in parts {
-                    mapped.push((mask, self.map(&rules, names, row.isolations, from, tables)));
-                }
+                pages.push(*page);
+                continue;
             }
+            let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
+            laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
+            laid.sort_unstable_by_key(|(position, _)| *position);
+            let parts = known.iter().filter_map(|(mask, number)| {
+                let (rules, ends) = lists.get(*number)?;
+                Some((*mask, rules.clone(), *ends))
+            });
+            let mut parts: Vec<Part> = parts.collect();
+            self.cut(&mut parts, &laid, &row.rules, row.passes, from);
+            let mapped = parts
+                .into_iter()
+                .map(|(mask, rules, _)| (mask, self.map(&rules, names, row.isolations, from, tables)));
+            let mapped: Vec<(u64, u32)> = mapped.collect();
             self.clear(at, laid);
             pages.push(tables.page(&mapped));
         }
