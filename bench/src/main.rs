@@ -5,6 +5,7 @@ mod generate;
 mod hostile;
 mod latency;
 mod machine;
+mod memory;
 mod node;
 mod outages;
 mod packets;
@@ -40,6 +41,8 @@ enum Benchmark {
     Veth(veth::Options),
     /// From a changed manifest to its adoption by every worker.
     Latency(latency::Options),
+    /// Nanoseconds and instructions per packet from memory to memory, against a loop that only finds flows in a table
+    Memory(memory::Options),
     /// What a guarded node costs traffic from pod to pod: with ringwall and without, in turns.
     Node(node::Options),
     /// Packets lost while a killed dataplane is replaced.
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().benchmark {
         Benchmark::Veth(options) => return veth::run(&options),
         Benchmark::Latency(options) => can_make_namespaces().and_then(|()| latency::run(&options)),
+        Benchmark::Memory(options) => return memory::run(&options),
         Benchmark::Node(options) => can_make_namespaces().and_then(|()| node::run(&options)),
         Benchmark::Restart(options) => can_make_namespaces().and_then(|()| restart::run(&options)),
         Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),

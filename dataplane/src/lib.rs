@@ -8,6 +8,7 @@
 //! * [`node`] what the kernel of a node and its workers share.
 //! * `fuzzing` (a feature) what the fuzz targets need to get past checksums.
 //! * [`tunnels`] which packets contain others.
+//! * [`prefetch`] cache lines asked for ahead.
 //! * [`addr`], [`port`], [`time`], [`verdict`] the words that all of these use.
 #![allow(unexpected_cfgs)] // `cfg(loom)`, set by hand to check the model of `rcu`
 
@@ -23,7 +24,7 @@ pub mod fuzzing;
 pub mod io;
 pub mod node;
 pub mod port;
-mod prefetch;
+pub mod prefetch;
 pub mod rcu;
 pub mod stats;
 pub mod time;

@@ -3,7 +3,7 @@
 
 /// Starts to load the cache line that a value begins in. Changes nothing that a program can see.
 #[inline(always)]
-pub(crate) fn prefetch<T: ?Sized>(value: &T) {
+pub fn prefetch<T: ?Sized>(value: &T) {
     let address = std::ptr::from_ref(value).cast::<i8>();
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has SSE; a prefetch reads no memory that the program can see and faults at no address.

@@ -23,9 +23,9 @@ use crate::{
 const INSIDE: PortId = PortId(0);
 const OUTSIDE: PortId = PortId(1);
 /// Of the flow memory and of everything else that is random, so that two runs do the same.
-const SEED: u64 = 7;
+pub(crate) const SEED: u64 = 7;
 /// The least entries of a flow table.
-const MIN_ENTRIES: usize = 1 << 16;
+pub(crate) const MIN_ENTRIES: usize = 1 << 16;
 /// Time between two turns.
 const TURN: u64 = 1_000;
 /// Longer than any entry lives.
@@ -254,7 +254,7 @@ impl Load {
     }
 }
 
-fn shuffle(flows: &mut [FlowEnds]) {
+pub(crate) fn shuffle(flows: &mut [FlowEnds]) {
     let mut random = Random(SEED);
     for at in (1..flows.len()).rev() {
         flows.swap(at, random.below(at as u32 + 1) as usize);
@@ -262,7 +262,7 @@ fn shuffle(flows: &mut [FlowEnds]) {
 }
 
 /// Flows from the first half of the pods to the second half, evenly.
-fn flows(plan: Plan) -> Vec<FlowEnds> {
+pub(crate) fn flows(plan: Plan) -> Vec<FlowEnds> {
     let dst_port = if plan.mix == Mix::Denied {
         CLOSED_PORT
     } else {
@@ -284,7 +284,7 @@ fn flows(plan: Plan) -> Vec<FlowEnds> {
 }
 
 /// Packets that come in by a port.
-fn script(mix: Mix, from: PortId, tcp_flags: u8) -> Script {
+pub(crate) fn script(mix: Mix, from: PortId, tcp_flags: u8) -> Script {
     let [src, dst] = [0, 1].map(|pod| cluster::addr(cluster::pod_v4(pod), mix.is_v6()));
     let mut template = Template::new(src, dst);
     (template.eth_src, template.eth_dst) = (station(1 - from.0), mac(from));
@@ -309,7 +309,7 @@ fn station(port: u16) -> [u8; 6] {
 }
 
 /// A wire, or two uplinks of a router, with one half of the pods behind each.
-fn forwarding(mix: Mix) -> Forwarding {
+pub(crate) fn forwarding(mix: Mix) -> Forwarding {
     let mut builder = ForwardingBuilder::new();
     let router = |port: PortId| cluster::addr(0xac10_0000 + u32::from(port.0), false);
     for (id, peer) in [(INSIDE, OUTSIDE), (OUTSIDE, INSIDE)] {

@@ -123,6 +123,16 @@ impl FrameSource {
         self.left
     }
 
+    /// Lets no more packets come.
+    pub fn stop(&mut self) {
+        self.left = 0;
+    }
+
+    /// Frames that no packet is in.
+    pub(crate) fn spare(&mut self) -> &mut Vec<Frame> {
+        &mut self.spare
+    }
+
     #[inline]
     fn write(&self, bytes: &mut [u8], flow: FlowEnds) {
         bytes.copy_from_slice(&self.script.template);

@@ -1,23 +1,38 @@
-//! `ringwall-memory-load MIX`: takes 100,000 packets of 1,000 flows through a worker, under 1,000 rules. For
-//! `ringwall-instructions`, which has callgrind watch it. Prints the mix and how many packets there were.
+//! `ringwall-memory-load MIX [FLOWS [RULES [shuffled]]]`: takes 100,000 packets (and each flow at least once) through a
+//! worker. Prints the mix, how many packets there were, and the nanoseconds for each. For `ringwall-instructions`, which has
+//! callgrind watch it, and for profilers.
 
 use anyhow::Context;
-use ringwall_bench_memory::load::{Load, Plan};
+use ringwall_bench_memory::{
+    clock::thread_nanos,
+    load::{Load, Plan},
+};
 
 const PACKETS: usize = 100_000;
 
 fn main() -> anyhow::Result<()> {
-    let mix = std::env::args()
-        .nth(1)
-        .context("usage: ringwall-memory-load MIX")?
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize, default: usize| {
+        let text = arguments.get(at);
+        text.map_or(Ok(default), |text| {
+            text.parse().with_context(|| format!("`{text}`: no number"))
+        })
+    };
+    let mix = arguments
+        .first()
+        .context("usage: ringwall-memory-load MIX [FLOWS [RULES [shuffled]]]")?
         .parse()?;
-    let mut load = Load::new(Plan {
+    let plan = Plan {
         mix,
-        flows: 1_000,
-        shuffled: false,
-        rules: 1_000,
-    })?;
-    let round = load.round(PACKETS, || 0)?;
-    println!("{mix} {}", round.packets);
+        flows: number(1, 1_000)?,
+        rules: number(2, 1_000)?,
+        shuffled: arguments.get(3).is_some_and(|text| text == "shuffled"),
+    };
+    let round = Load::new(plan)?.round(PACKETS.max(plan.flows), thread_nanos)?;
+    println!(
+        "{mix} {} {:.1}",
+        round.packets,
+        round.elapsed as f64 / round.packets as f64
+    );
     Ok(())
 }
