@@ -357,6 +357,30 @@ fn member(number: u32) -> anyhow::Result<IpNet> {
     Ok(Ipv4Net::new(address, 32)?.into())
 }
 
+/// A NetworkPolicy in each namespace under which all of its pods may send to other pods and, by TCP, from port 24 on.
+pub(super) fn with_egress_policies(cluster: &mut Cluster) {
+    let namespaces: Vec<String> = cluster.namespaces.keys().cloned().collect();
+    for namespace in namespaces {
+        let to_pods = Peer::Pods {
+            namespaces: Some(Selector::default()),
+            pods: Selector::default(),
+        };
+        let ports = PortMatch::Range {
+            protocol: Protocol::Tcp,
+            lo: 24,
+            hi: u16::MAX,
+        };
+        let mut policy = policy(&namespace, Selector::default(), to_pods, None);
+        policy.key.name = "bench-egress".to_owned();
+        policy.egress = policy.ingress.take();
+        policy.egress.get_or_insert_default().push(Rule {
+            peers: None,
+            ports: Some(vec![ports]),
+        });
+        cluster.insert(Object::NetworkPolicy(policy));
+    }
+}
+
 /// Tiers that every pod passes through: `tiers` of them, with so many policies each.
 pub(super) fn with_tiers(cluster: &mut Cluster, tiers: u16, policies: u16) -> anyhow::Result<()> {
     let apps: BTreeSet<String> = cluster

@@ -159,18 +159,23 @@ pub(super) fn diff(options: &Options, size: Size, report: &mut Report) -> anyhow
 
 /// First packets of pods of one cluster under ever more policies.
 pub(super) fn first_packet(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    // One tier for everybody already makes each packet read a cell in both directions: ten are compared with one.
-    for (policies, tiers) in [
-        (5, 0),
-        (50, 0),
-        (500, 0),
-        (5_000, 0),
-        (5_000, 1),
-        (5_000, 10),
-        (50_000, 0),
+    // Tiers are for everybody, so they make each packet read the cell of its sender's row, too. They are compared with
+    // NetworkPolicies that do.
+    for (policies, isolated, tiers) in [
+        (5, false, 0),
+        (50, false, 0),
+        (500, false, 0),
+        (5_000, false, 0),
+        (5_000, true, 0),
+        (5_000, false, 1),
+        (5_000, false, 10),
+        (50_000, false, 0),
     ] {
         let synthetic = Synthetic::new(Spec::sized(policies, 10_000, 100))?;
         let mut cluster = cluster::decoded(&synthetic)?;
+        if isolated {
+            policy_change::with_egress_policies(&mut cluster);
+        }
         policy_change::with_tiers(&mut cluster, tiers, 10)?;
         let image = compile(&cluster, Generation(1), &EpochKey::OFFLINE)?;
         let snapshot = Snapshot::open(&image.bytes)?;
@@ -198,8 +203,13 @@ pub(super) fn first_packet(options: &Options, report: &mut Report) -> anyhow::Re
             .collect();
         let what = |how: &str| {
             format!(
-                "first packet {how}, {} rules of {policies} policies and {tiers} tiers, 10000 pods",
-                image.stats.rules
+                "first packet {how}, {} rules of {policies} policies{} and {tiers} tiers, 10000 pods",
+                image.stats.rules,
+                if isolated {
+                    ", egress policies in each namespace,"
+                } else {
+                    ""
+                }
             )
         };
         let note = format!(
