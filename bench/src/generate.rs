@@ -351,7 +351,7 @@ fn settled(generator: &Generator) -> anyhow::Result<Arrived> {
 }
 
 /// Frames among the first ones that carry a stamp.
-fn stamped(stream: &Stream, frames: u64) -> u64 {
+pub(crate) fn stamped(stream: &Stream, frames: u64) -> u64 {
     match stream.script {
         Script::Udp => frames,
         Script::SynFlood => 0,

@@ -10,13 +10,17 @@ mod node;
 mod outages;
 mod packets;
 mod policy;
+mod rates;
 mod recorder;
 mod report;
 mod restart;
 mod rounds;
 mod samples;
+mod search;
 mod synthetic;
+mod under_load;
 mod veth;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -39,6 +43,10 @@ struct Arguments {
 enum Benchmark {
     /// Throughput of a wire against a bare AF_XDP forwarder on the same rings, in turns.
     Veth(veth::Options),
+    /// Rates without loss, latency at shares of them, and connections per second, of a wire.
+    Search(rates::Options),
+    /// What changes of policy cost packets, how many flows are held at once, and their memory.
+    UnderLoad(under_load::Options),
     /// From a changed manifest to its adoption by every worker.
     Latency(latency::Options),
     /// Nanoseconds and instructions per packet from memory to memory, against a loop that only finds flows in a table
@@ -72,6 +80,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
         Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),
         Benchmark::Policy(options) => policy::run(&options),
+        Benchmark::Search(options) => return rates::run(&options),
+        Benchmark::UnderLoad(options) => return under_load::run(&options),
         Benchmark::Generate(options) => return Ok(generate::run(&options)),
         Benchmark::Report(options) => report::run(&options),
         Benchmark::Synthetic(options) => synthetic::run(&options),

@@ -116,10 +116,13 @@ fn line(row: &Row) -> String {
             )
         })
     };
-    let count = row.rounds().len();
+    let rounds = match row.rounds().len() {
+        1 => "1 round".to_owned(),
+        count => format!("{count} rounds"),
+    };
     match row.ratios() {
         Some(ratios) => format!(
-            "{id}: {title}: {}{} of the control ({} to {}, {count} rounds, control moved {:.1} %); {} against {}",
+            "{id}: {title}: {}{} of the control ({} to {}, {rounds}, control moved {:.1} %); {} against {}",
             if ratios.is_unsteady() { "≈ " } else { "" },
             number(ratios.ratio.median),
             number(ratios.ratio.least),
@@ -128,7 +131,7 @@ fn line(row: &Row) -> String {
             absolute(row.subject()),
             absolute(row.control()),
         ),
-        None => format!("{id}: {title}: {}, {count} rounds", absolute(row.subject())),
+        None => format!("{id}: {title}: {}, {rounds}", absolute(row.subject())),
     }
 }
 

@@ -37,6 +37,31 @@ pub(crate) struct Run {
     pub(crate) readings: Result<Vec<Taken>, String>,
 }
 
+impl Run {
+    /// The same run with another number of each reading's detail as its value.
+    pub(crate) fn pick(&self, key: &str) -> Self {
+        let number = |taken: &Taken| {
+            let value = taken.reading.detail[key]
+                .as_f64()
+                .ok_or_else(|| format!("a reading has no number `{key}`"))?;
+            Ok(Taken {
+                position: taken.position,
+                reading: Reading {
+                    value,
+                    detail: taken.reading.detail.clone(),
+                },
+            })
+        };
+        Self {
+            party: self.party.clone(),
+            readings: self
+                .readings
+                .clone()
+                .and_then(|readings| readings.iter().map(number).collect()),
+        }
+    }
+}
+
 /// A reading and when it was taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Taken {

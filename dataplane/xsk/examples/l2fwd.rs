@@ -2,7 +2,7 @@
 //! packet plane. The control of the benchmarks.
 //!
 //! `l2fwd FIRST SECOND [SECONDS] [CPU]...`: one worker per CPU given (one, unpinned, without); prints packets per
-//! second, and the accounts at the end. Needs root, and a BPF file system (`/sys/fs/bpf`).
+//! second, and the accounts at the end. SIGTERM ends it earlier. Needs root, and a BPF file system (`/sys/fs/bpf`).
 
 use std::{
     env,
@@ -101,6 +101,7 @@ fn forward() -> Result<(), Box<dyn Error>> {
         );
     }
     let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop))?;
     let threads: Vec<_> = workers
         .into_iter()
         .enumerate()
@@ -112,8 +113,12 @@ fn forward() -> Result<(), Box<dyn Error>> {
 
     let started = Instant::now();
     let mut last = 0;
-    while started.elapsed() < Duration::from_secs(seconds) {
-        thread::sleep(Duration::from_secs(1));
+    let second = Duration::from_secs(1);
+    while started.elapsed() < Duration::from_secs(seconds) && !stop.load(Relaxed) {
+        let due = started.elapsed() + second;
+        while started.elapsed() < due && !stop.load(Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+        }
         let now: u64 = sockets
             .stats()
             .iter()
