@@ -10,10 +10,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use ringwall_evaluate::{Cause, End, Identity, Service, holds, selects};
+use ringwall_evaluate::{Cause, End, Identity, Service, Trace, holds, selects};
 use ringwall_policy::{
-    Cluster, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PolicyKind,
-    PortMatch, Protocol, Requirement, Rule, Selector,
+    Cluster, DEFAULT_TIER, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, ObjectKey, Operator, Peer, Pod,
+    PolicyId, PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector,
 };
 
 use super::{
@@ -124,13 +124,13 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(whole: &'a Cluster, src: &End<'a>, dst: &End<'a>, service: Service, allowed: bool) -> Self {
+        // Policies of other kinds stay, all of them: they select by labels, which a change may give.
         let mut part = Cluster {
-            settings: whole.settings.clone(),
-            unplaced: whole.unplaced.clone(),
-            // They select by labels, which a change may give.
-            tiered: whole.tiered.clone(),
-            address_sets: whole.address_sets.clone(),
-            ..Cluster::default()
+            namespaces: Default::default(),
+            nodes: Default::default(),
+            pods: Default::default(),
+            policies: Default::default(),
+            ..whole.clone()
         };
         for end in [src, dst] {
             let Identity::Pod(pod) = end.identity else {
@@ -214,15 +214,20 @@ impl<'a> Search<'a> {
             .collect()
     }
 
-    /// That rules of ordered kinds decide, which no change of NetworkPolicies turns round; None where none does.
+    /// That rules of ordered kinds decide, or pass the flow on beyond NetworkPolicies, so no change of those flips the verdict; None
+    /// where none does.
     fn decided_by_tiers(&self) -> Option<String> {
-        let verdict = ringwall_evaluate::judge(self.whole, &self.src, &self.dst, self.service);
+        let Trace {
+            verdict,
+            passed_ingress,
+            passed_egress,
+        } = ringwall_evaluate::trace(self.whole, &self.src, &self.dst, self.service);
         let rules: Vec<String> = [
-            (Direction::Egress, &verdict.egress),
-            (Direction::Ingress, &verdict.ingress),
+            (Direction::Egress, &verdict.egress, &passed_egress),
+            (Direction::Ingress, &verdict.ingress, &passed_ingress),
         ]
         .into_iter()
-        .filter_map(|(direction, decided)| {
+        .filter_map(|(direction, decided, passed)| {
             if decided.allow != self.allowed {
                 return None;
             }
@@ -241,6 +246,16 @@ impl<'a> Search<'a> {
                          rule about this",
                         other.label()
                     ))
+                }
+                Cause::Profile => {
+                    // Of the tier of NetworkPolicies, those after it are not asked.
+                    let is_theirs = |policy: &PolicyId| {
+                        let policy = self.whole.tiered.get(policy);
+                        policy.is_some_and(|policy| policy.tier == DEFAULT_TIER)
+                    };
+                    let passed = passed.iter().find(|passed| is_theirs(&passed.policy))?;
+                    let rule = rule_words(&passed.policy, &passed.tier, passed.index);
+                    Some(format!("{rule} that passes its {direction} on beyond NetworkPolicies"))
                 }
                 _ => None,
             }

@@ -8,8 +8,9 @@ use ringwall_analyse::explain::{
     report::Explanation,
 };
 use ringwall_policy::{
-    Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey, Order, Peer,
-    Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
+    Action, Cluster, Conditions, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey,
+    Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, Tier, TierDefault,
+    TieredPolicy, TieredRule,
 };
 
 fn key(name: &str) -> ObjectKey {
@@ -260,4 +261,38 @@ fn what_a_denied_block_leaves_open_depends_on_the_address() {
         (ingress.effect.as_str(), ingress.tier.as_deref(), ingress.rule),
         ("depends", Some("Baseline"), Some(0))
     );
+}
+
+/// A rule that passes before NetworkPolicies are asked leaves the decision to the profile: none of them can deny what it matches.
+#[test]
+fn a_rule_that_passes_beyond_network_policies_is_named() {
+    let handed = with(shop(), DEFAULT_TIER, "beyond", &[rule(Pass, None, None)]);
+    let (explanation, _) = explain(&handed, "shop/web");
+    assert_eq!(explanation.ingress.effect, "profile");
+    // A policy of the source's can still deny it.
+    assert!(!explanation.changes.is_empty());
+    let (explanation, _) = explain(&handed, "203.0.113.9");
+    assert_eq!(
+        explanation.no_change.as_deref(),
+        Some(
+            "it is rule 0 of ClusterNetworkPolicy beyond (NetworkPolicy) that passes its ingress on beyond NetworkPolicies: change that policy"
+        )
+    );
+}
+
+/// Changes are tried under the tiers of the state: one that passes by default does not deny what its policies say nothing about.
+#[test]
+fn changes_are_tried_under_the_tiers_of_the_state() {
+    let mut cluster = with(shop(), "app", "silent", &[rule(Allow, None, Some(443))]);
+    cluster.tiers.insert(
+        "app".to_owned(),
+        Arc::new(Tier {
+            name: "app".to_owned(),
+            order: Order::of_priority(500),
+            default: TierDefault::Pass,
+        }),
+    );
+    let (explanation, _) = explain(&cluster, "203.0.113.9");
+    assert_eq!(explanation.ingress.effect, "profile");
+    assert!(!explanation.changes.is_empty(), "{:?}", explanation.no_change);
 }
