@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_TRAFFIC").is_some() {
         build("traffic")?;
         build("generator")?;
+        build("peers")?;
     }
 
     // Names the programs: maps and links of an earlier process are reused as they are only where it is the same.

@@ -9,6 +9,7 @@ mod memory;
 mod node;
 mod outages;
 mod packets;
+mod peers;
 mod policy;
 mod rates;
 mod recorder;
@@ -59,6 +60,11 @@ enum Benchmark {
     Hostile(hostile::Options),
     /// What outages of control, the API server and credentials cost traffic and policy.
     Outages(outages::Options),
+    /// Throughput of a wire against other forwarders and against the kernel with the same policy, in turns
+    Peers(peers::Options),
+    /// Forwards on raw rings until it is killed: a peer
+    #[command(hide = true)]
+    RawForward(peers::raw::Options),
     /// What the policy engine costs, on synthetic clusters: compile, memory, latency, churn
     Policy(policy::Options),
     /// Writes the report from the samples of `make bench`, or compares it with them
@@ -79,6 +85,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Benchmark::Restart(options) => can_make_namespaces().and_then(|()| restart::run(&options)),
         Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
         Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),
+        Benchmark::Peers(options) => return peers::run(&options),
+        Benchmark::RawForward(options) => peers::raw::run(&options),
         Benchmark::Policy(options) => policy::run(&options),
         Benchmark::Search(options) => return rates::run(&options),
         Benchmark::UnderLoad(options) => return under_load::run(&options),

@@ -340,7 +340,7 @@ pub(crate) fn stream(script: Script, flows: u32, sizes: Option<Sizes>, v6: bool)
 }
 
 /// The sending pods, and rules of which one lets them send.
-fn objects(rules: usize) -> Vec<Value> {
+pub(crate) fn objects(rules: usize) -> Vec<Value> {
     let labels = manifests::labels([("app", "sender")]);
     let mut objects = vec![manifests::namespace("bench", &manifests::labels([]))];
     objects.extend((0..PODS as usize).map(|index| {

@@ -18,6 +18,8 @@ mod kernel;
 mod log;
 mod maps;
 pub mod node;
+#[cfg(feature = "traffic")]
+pub mod peers;
 pub mod port;
 mod skeleton;
 #[cfg(feature = "traffic")]
