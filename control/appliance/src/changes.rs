@@ -86,6 +86,11 @@ pub enum Change {
         /// What was made of it.
         after: bool,
     },
+    /// An interface was made to take in frames for every Ethernet address.
+    Promiscuous {
+        /// Which.
+        interface: Interface,
+    },
     /// A setting below `/proc/sys` was written.
     Setting {
         /// Its path below `/proc/sys`.
@@ -124,6 +129,7 @@ impl Change {
             Self::Address { interface, .. }
             | Self::Mtu { interface, .. }
             | Self::Up { interface, .. }
+            | Self::Promiscuous { interface }
             | Self::VlanOffload { interface, .. }
             | Self::Queues { interface, .. } => Some(interface),
         }
@@ -195,6 +201,12 @@ impl Change {
             Self::Up { interface, after } => match view.links.get(&interface.index) {
                 Some(link) if link.up == *after && *after => gone_is_fine(netlink.set_down(interface.index)),
                 Some(link) if link.up == *after => gone_is_fine(netlink.set_link(interface.index, None)),
+                _ => Ok(()),
+            },
+            Self::Promiscuous { interface } => match view.links.get(&interface.index) {
+                Some(link) if link.promiscuous => {
+                    gone_is_fine(netlink.set_promiscuous(interface.index, false))
+                }
                 _ => Ok(()),
             },
             Self::Setting {

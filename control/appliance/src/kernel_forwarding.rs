@@ -331,6 +331,7 @@ mod tests {
                     mac: [2, 0, 0, 0, 0, index as u8],
                     mtu: 1500,
                     up: true,
+                    promiscuous: false,
                     carrier: true,
                     veth: true,
                     peer: None,

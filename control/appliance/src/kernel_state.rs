@@ -32,6 +32,8 @@ pub struct Link {
     pub mtu: u32,
     /// Set up by the administrator.
     pub up: bool,
+    /// Set to take in frames for every Ethernet address.
+    pub promiscuous: bool,
     /// Has a carrier.
     pub carrier: bool,
     /// Whether it is one end of a veth pair.
@@ -229,6 +231,7 @@ fn link(message: &LinkMessage) -> Link {
         mac: [0; 6],
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        promiscuous: message.header.flags.contains(LinkFlags::Promisc),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
         veth: false,
         peer: None,

@@ -525,6 +525,25 @@ impl Netlink {
         )
     }
 
+    /// Makes an interface take in frames for every Ethernet address, or only for its own.
+    pub fn set_promiscuous(&mut self, link: u32, promiscuous: bool) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.header.change_mask = LinkFlags::Promisc;
+        if promiscuous {
+            message.header.flags = LinkFlags::Promisc;
+        }
+        let (what, how) = (
+            "promiscuous mode of interface",
+            if promiscuous { "on" } else { "off" },
+        );
+        self.change(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("set {what} {link} {how}"),
+        )
+    }
+
     /// Makes a veth pair whose ends have `queues` queues each way.
     pub fn add_veth(&mut self, name: &str, peer: &str, queues: u32) -> Result<(), NetlinkError> {
         let mut other = LinkMessage::default();

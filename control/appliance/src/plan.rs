@@ -847,6 +847,7 @@ mod tests {
                     mac: [2, 0, 0, 0, 0, index as u8],
                     mtu: 1500,
                     up: true,
+                    promiscuous: false,
                     carrier: true,
                     veth: false,
                     peer: None,

@@ -123,6 +123,9 @@ pub fn prepare_interfaces(plan: &Plan, netlink: &mut Netlink, changes: &mut Chan
     for port in plan.interfaces() {
         let interface = of(&view, &port.name)?;
         set_queues(port, plan.cpus.len(), &interface, changes)?;
+        if let PortKind::Wire { .. } = port.kind {
+            set_promiscuous(&interface, &view, netlink, changes)?;
+        }
         if port.kind != PortKind::Pod {
             set_up(&interface, &view, netlink, changes)?;
             continue;
@@ -172,6 +175,24 @@ fn set_up(
             after: true,
         }])?;
         netlink.set_link(interface.index, None)?;
+    }
+    Ok(())
+}
+
+/// Makes the end of a wire take in what is for the stations behind the other end: a NIC drops frames for addresses that are not
+/// its own before any program sees them. Stays while no process runs, since the fail mode forwards, too.
+fn set_promiscuous(
+    interface: &Interface,
+    view: &KernelState,
+    netlink: &mut Netlink,
+    changes: &mut Changes,
+) -> anyhow::Result<()> {
+    let link = view.links.get(&interface.index);
+    if link.is_some_and(|link| !link.promiscuous) {
+        changes.record([Change::Promiscuous {
+            interface: interface.clone(),
+        }])?;
+        netlink.set_promiscuous(interface.index, true)?;
     }
     Ok(())
 }

@@ -379,3 +379,30 @@ fn after_a_crash_detach_and_the_next_start_know_how_it_was() {
         "kill -9 of everything, a run with fewer ports, detach",
     );
 }
+
+/// Whether each end of the wire takes in what is for others.
+fn promiscuous(bed: &Bed) -> [bool; 2] {
+    ["w0", "w1"].map(|end| said(bed, &format!("ip link show {end}")).contains("PROMISC"))
+}
+
+/// A NIC drops what is for other stations before any program sees it, and a wire carries nothing else.
+#[test]
+fn ends_of_a_wire_take_in_what_is_for_others_until_detach() {
+    if !may_run("ends_of_a_wire_take_in_what_is_for_others_until_detach") {
+        return;
+    }
+    let mut bed = Bed::wire("open");
+    said(&bed, "ip link set w1 promisc on");
+    assert_eq!(promiscuous(&bed), [false, true]);
+    bed.start();
+    assert_eq!(promiscuous(&bed), [true, true]);
+    let mut processes = vec![bed.supervisor()];
+    processes.extend(["dataplane", "control"].map(|child| bed.child(child).unwrap()));
+    let all = processes.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    sh(&format!("kill -9 {all}"));
+    bed.kill_supervisor();
+    wait_for_end(&bed, &processes);
+    assert_eq!(promiscuous(&bed), [true, true], "failMode: open forwards");
+    detach(&bed);
+    assert_eq!(promiscuous(&bed), [false, true], "as it was found");
+}
