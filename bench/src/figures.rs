@@ -7,15 +7,31 @@ use serde_json::{Value, json};
 /// Repeated measurements of one thing, in order of size.
 #[derive(Clone, Debug)]
 pub(crate) struct Figures {
+    /// In the order in which they were taken
+    taken: Vec<f64>,
     sorted: Vec<f64>,
     unit: &'static str,
 }
 
 impl Figures {
     /// None of nothing.
-    pub(crate) fn of(mut values: Vec<f64>, unit: &'static str) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        (!values.is_empty()).then_some(Self { sorted: values, unit })
+    pub(crate) fn of(values: Vec<f64>, unit: &'static str) -> Option<Self> {
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        (!values.is_empty()).then_some(Self {
+            taken: values,
+            sorted,
+            unit,
+        })
+    }
+
+    /// In the order in which they were taken.
+    pub(crate) fn taken(&self) -> &[f64] {
+        &self.taken
+    }
+
+    pub(crate) fn unit(&self) -> &'static str {
+        self.unit
     }
 
     /// The value that a share of the measurements does not exceed.
@@ -43,7 +59,7 @@ impl Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sorted, unit } = self;
+        let Self { sorted, unit, .. } = self;
         write!(
             f,
             "median {:.3} {unit}, range {:.3} to {:.3}, {} runs",

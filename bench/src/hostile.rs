@@ -4,31 +4,39 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::ExitCode,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use ringwall_bpf::traffic::Traffic;
 use ringwall_testbed::{
     appliance::{self, Appliance, built_binary},
     netns::Netns,
-    topology::{Bed, EXTERNAL, Member, Plan, Role},
+    topology::{Bed, EXTERNAL, Member, Plan as MemberPlan, Role},
     world::World,
 };
 use serde_json::{Value, json};
 
-use crate::packets::{self, LENGTH};
+use crate::{
+    packets::{self, LENGTH},
+    recorder::{Recorder, Recording},
+    report::count,
+    samples::{Better, Party, Plan, Reading, Row, Section, Target},
+};
 
 /// Options of the benchmark.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// How long each attack lasts, in seconds.
     #[arg(long, default_value_t = 20)]
-    seconds: u64,
+    pub(crate) seconds: u64,
     /// Packets a second.
     #[arg(long, default_value_t = 500_000)]
-    rate: u64,
+    pub(crate) rate: u64,
+    #[command(flatten)]
+    pub(crate) recording: Recording,
 }
 
 /// Frames of one run of the generator, which costs some milliseconds beside.
@@ -41,12 +49,10 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 const STRANGERS: &str = "198.18.0.0/15";
 const HTTP: u16 = 80;
 
-/// An attack: who sends what, and the share of the others' new connections that has to work.
+/// An attack: who sends what.
 struct Attack {
-    name: &'static str,
     from: Sender,
     packets: Vec<[u8; ringwall_bpf::traffic::HEADERS]>,
-    share: f64,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -64,11 +70,67 @@ struct BystanderReport {
     broken: AtomicU64,
 }
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+/// Status 1 where an attack takes more from the others than it may.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let mut recorder = options.recording.recorder();
+    let missed = rows(options, &mut recorder)?;
+    Ok(match missed.as_slice() {
+        [] => recorder.finish(),
+        missed => crate::held(Err(anyhow!("not held: {}", missed.join(", ")))),
+    })
+}
+
+/// A row for each attack; the names of those that were not held.
+pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result<Vec<&'static str>> {
+    let plans = ATTACKS.map(|(id, name, share)| Plan {
+        id: format!("flood-{id}"),
+        title: format!(
+            "others' connections that work while {name}, {} packets/s offered",
+            count(options.rate)
+        ),
+        section: Section::Failures,
+        unit: "%".into(),
+        better: Better::Higher,
+        target: Some(Target::Subject(share * 100.0)),
+        parameters: [].into(),
+    });
+    let mut missed = Vec::new();
+    recorder.measure(&plans, |machine| {
+        let readings = attack(options)?;
+        let rows = plans.iter().zip(ATTACKS).zip(readings).map(|((plan, (_, name, share)), reading)| {
+            if reading.value < share * 100.0 || reading.detail["standingBroken"] != 0 {
+                missed.push(name);
+            }
+            let subject = Party::new(
+                "ringwall",
+                format!(
+                    "`ringwall run`, routed, one worker; {} s, of the others a new connection every {} ms and a standing one",
+                    options.seconds,
+                    CONNECT_INTERVAL.as_millis()
+                ),
+            );
+            Row::alone(plan, machine, subject, [reading])
+        });
+        Ok(rows.collect())
+    })?;
+    Ok(missed)
+}
+
+/// Attacks: an id, what happens, and the share of the others' new connections that has to work.
+const ATTACKS: [(&str, &str, f64); 4] = [
+    ("allowed-port", "strangers forge SYNs to an allowed port", 0.95),
+    ("denied-port", "strangers forge SYNs to a denied port", 0.95),
+    ("full-table", "a pod fills the table", 0.99),
+    ("scan", "a pod scans absent neighbours", 0.99),
+];
+
+/// What each attack left of the others' connections, in per cent.
+fn attack(options: &Options) -> anyhow::Result<Vec<Reading>> {
+    crate::can_make_namespaces()?;
     let names = ["web", "db", "client", "tenant"];
     let bed = Bed::new(
         Role::Routed,
-        &names.map(|name| Plan::new(&format!("shop/{name}"))),
+        &names.map(|name| MemberPlan::new(&format!("shop/{name}"))),
         1,
     )?;
     bed.gateway
@@ -107,19 +169,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     let attacks = [
         Attack {
-            name: "forged SYNs to an allowed port",
             from: Sender::Outsider,
             packets: forged(web.v4),
-            share: 0.95,
         },
         Attack {
-            name: "forged SYNs to a denied port",
             from: Sender::Outsider,
             packets: forged(db.v4),
-            share: 0.95,
         },
         Attack {
-            name: "a pod fills the table",
             from: Sender::Pod,
             packets: tenants(&|n| {
                 (
@@ -127,10 +184,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                     1 + (n % 50_000) as u16,
                 )
             }),
-            share: 0.99,
         },
         Attack {
-            name: "a pod scans absent neighbours",
             from: Sender::Pod,
             packets: tenants(&|n| {
                 (
@@ -138,7 +193,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                     1 + (n / 200) as u16,
                 )
             }),
-            share: 0.99,
         },
     ];
     let firewall = Appliance::start(
@@ -147,14 +201,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         &appliance::Options::default(),
         &world.objects(),
     )?;
-    println!(
-        "{} packets/s for {} s each; of the others, a connection every {} ms",
-        options.rate,
-        options.seconds,
-        CONNECT_INTERVAL.as_millis()
-    );
-    let mut missed = Vec::new();
-    for attack in &attacks {
+    let mut readings = Vec::new();
+    for (attack, (_, name, _)) in attacks.iter().zip(ATTACKS) {
         let (namespace, interface) = match attack.from {
             Sender::Outsider => (&bed.external.ns, "eth0"),
             Sender::Pod => (&tenant.ns, "eth0"),
@@ -181,25 +229,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let status = firewall.status()?;
         let (made, failed) = (others.connections.load(Relaxed), others.failed.load(Relaxed));
         let share = 1.0 - failed as f64 / made.max(1) as f64;
-        println!(
-            "{:<32} {:.0} k/s sent, {:.0} k/s taken in; new connections {:.1} % of {made}; transfers broken {} of {} rounds; \
-             flows {}; resident {} -> {} kB",
-            attack.name,
-            sent as f64 / options.seconds as f64 / 1e3,
-            (received(&status) - before) as f64 / options.seconds as f64 / 1e3,
-            share * 100.0,
-            others.broken.load(Relaxed),
-            others.rounds.load(Relaxed),
-            status["dataplane"]["flows"]["used"],
-            resident,
-            memory(&firewall)?,
-        );
-        if share < attack.share || others.broken.load(Relaxed) > 0 {
-            missed.push(attack.name);
-        }
+        eprintln!("  {name}: {:.1} % of {made} connections", share * 100.0);
+        readings.push(Reading {
+            value: share * 100.0,
+            detail: json!({
+                "sentPerSecond": sent as f64 / options.seconds as f64,
+                "takenInPerSecond": (received(&status) - before) as f64 / options.seconds as f64,
+                "connections": made,
+                "failed": failed,
+                "standingRounds": others.rounds.load(Relaxed),
+                "standingBroken": others.broken.load(Relaxed),
+                "flows": status["dataplane"]["flows"]["used"],
+                "residentKbBefore": resident,
+                "residentKbAfter": memory(&firewall)?,
+            }),
+        });
     }
-    ensure!(missed.is_empty(), "not held: {}", missed.join(", "));
-    Ok(())
+    Ok(readings)
 }
 
 /// Sends at the rate for as long as told; the number of packets.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -10,32 +11,92 @@ use anyhow::{anyhow, bail};
 use ringwall_testbed::{
     appliance::{self, Appliance, built_binary},
     manifests,
-    topology::{Bed, Plan, Role, pod_addresses},
+    topology::{Bed, Plan as MemberPlan, Role, pod_addresses},
 };
 use serde_json::{Value, json};
 
-use crate::figures::Figures;
+use crate::{
+    recorder::{Recorder, Recording},
+    samples::{Better, Party, Plan, Reading, Row, Section, Target},
+};
 
 /// Options of the benchmark.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// Pods of the cluster, in 20 namespaces.
     #[arg(long, default_value_t = 1000)]
-    pods: usize,
+    pub(crate) pods: usize,
     /// Policies, each in a file of its own.
     #[arg(long, default_value_t = 200)]
-    policies: usize,
+    pub(crate) policies: usize,
     /// How many changes are measured, one after the other.
     #[arg(long, default_value_t = 50)]
-    changes: usize,
+    pub(crate) changes: usize,
+    #[command(flatten)]
+    pub(crate) recording: Recording,
 }
 
 const NAMESPACES: usize = 20;
 const APPS: usize = 25;
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let mut recorder = options.recording.recorder();
+    rows(options, &mut recorder)?;
+    Ok(recorder.finish())
+}
+
+/// Both rows: as control measures it, and as it is seen from outside.
+pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let what = format!("{} pods, {} policies", options.pods, options.policies);
+    let plans = [
+        (
+            "adoption",
+            "changed policy noticed to adopted by all workers",
+            Some(Target::Subject(50.0)),
+        ),
+        (
+            "adoption-seen",
+            "changed policy written to its adoption seen in the status",
+            None,
+        ),
+    ]
+    .map(|(id, title, target)| Plan {
+        id: id.into(),
+        title: format!("{title}, {what}"),
+        section: Section::Policy,
+        unit: "ms".into(),
+        better: Better::Lower,
+        target,
+        parameters: [].into(),
+    });
+    recorder.measure(&plans, |machine| {
+        let (reported, seen) = changes(options)?;
+        let party = || {
+            Party::new(
+                "ringwall",
+                format!(
+                    "`ringwall run`, routed, one worker; {} changes of one policy's file",
+                    options.changes
+                ),
+            )
+        };
+        Ok(plans
+            .iter()
+            .zip([reported, seen])
+            .map(|(plan, values)| Row::alone(plan, machine, party(), values.into_iter().map(Reading::from)))
+            .collect())
+    })
+}
+
+/// Milliseconds of each change, as control reports it and as the status shows it.
+fn changes(options: &Options) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    crate::can_make_namespaces()?;
     let binary = built_binary()?;
-    let bed = Bed::new(Role::Routed, &[Plan::new("n0/pod-0"), Plan::new("n1/pod-1")], 1)?;
+    let bed = Bed::new(
+        Role::Routed,
+        &[MemberPlan::new("n0/pod-0"), MemberPlan::new("n1/pod-1")],
+        1,
+    )?;
     for index in 0..options.policies {
         write(&bed.manifests(), index, 1000)?;
     }
@@ -61,21 +122,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         // Beyond every debounce, so that changes do not run into each other.
         std::thread::sleep(Duration::from_millis(50));
     }
-    println!(
-        "{} pods, {} policies, {} changes of one policy's file",
-        options.pods, options.policies, options.changes
-    );
-    for (name, values) in [
-        ("change noticed to adopted by all workers", reported),
-        ("before writing to seen in the status", seen),
-    ] {
-        let figures = Figures::of(values, "ms").ok_or_else(|| anyhow!("no change was measured"))?;
-        println!(
-            "{name:<42} {figures}, 99 % under {:.3} ms",
-            figures.quantile(0.99)
-        );
-    }
-    Ok(())
+    Ok((reported, seen))
 }
 
 fn generation(status: &Value) -> u64 {

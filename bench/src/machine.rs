@@ -229,3 +229,34 @@ fn cpu_time() -> anyhow::Result<(u64, u64)> {
     let ticks = ticks.get(..8).context("/proc/stat has no line of all CPUs")?;
     Ok((ticks[3] + ticks[4], ticks.iter().sum()))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that panics has failed
+mod tests {
+    use super::Machine;
+
+    #[test]
+    fn a_busy_machine_is_an_obstacle_and_says_what_to_do() {
+        let mut machine = Machine::now().unwrap();
+        assert!((0.0..=1.0).contains(&machine.busy_before) && machine.cpus > 0 && !machine.kernel.is_empty());
+        machine.busy_before = 0.09;
+        assert_eq!(machine.obstacle(), None);
+        machine.busy_before = 0.42;
+        let obstacle = machine.obstacle().unwrap();
+        assert!(
+            obstacle.contains("42 %") && obstacle.contains("--even-if-busy"),
+            "{obstacle}"
+        );
+    }
+
+    #[test]
+    fn load_does_not_make_another_machine_and_a_build_does() {
+        let machine = Machine::now().unwrap();
+        let mut other = machine.clone();
+        other.busy_before = 1.0;
+        other.load_after = "9 9 9".into();
+        assert!(machine.is_same(&other));
+        other.profile = "another".into();
+        assert!(!machine.is_same(&other));
+    }
+}

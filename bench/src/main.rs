@@ -18,6 +18,7 @@ mod restart;
 mod rounds;
 mod samples;
 mod search;
+mod suite;
 mod synthetic;
 mod under_load;
 mod veth;
@@ -33,6 +34,8 @@ use clap::{Parser, Subcommand};
 /// `cargo build --release -p ringwall -p ringwall-bench -p ringwall-xsk --bins --examples`.
 ///
 /// Figures of a veth are not figures of a NIC: compare within a run.
+///
+/// Exit status: 0 success, 1 something is not as it should be, 2 bad input or nothing could be measured.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -67,6 +70,8 @@ enum Benchmark {
     RawForward(peers::raw::Options),
     /// What the policy engine costs, on synthetic clusters: compile, memory, latency, churn
     Policy(policy::Options),
+    /// Every row of the data sheet, one after the other, and the report
+    Suite(suite::Options),
     /// Writes the report from the samples of `make bench`, or compares it with them
     Report(report::Options),
     /// Sends load out of an interface, and counts what arrives: flows, lengths, rates, scripts, latencies
@@ -76,25 +81,43 @@ enum Benchmark {
     Synthetic(synthetic::Options),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().benchmark {
-        Benchmark::Veth(options) => return veth::run(&options),
-        Benchmark::Latency(options) => can_make_namespaces().and_then(|()| latency::run(&options)),
-        Benchmark::Memory(options) => return memory::run(&options),
-        Benchmark::Node(options) => can_make_namespaces().and_then(|()| node::run(&options)),
-        Benchmark::Restart(options) => can_make_namespaces().and_then(|()| restart::run(&options)),
-        Benchmark::Hostile(options) => can_make_namespaces().and_then(|()| hostile::run(&options)),
-        Benchmark::Outages(options) => can_make_namespaces().and_then(|()| outages::run(&options)),
-        Benchmark::Peers(options) => return peers::run(&options),
-        Benchmark::RawForward(options) => peers::raw::run(&options),
-        Benchmark::Policy(options) => policy::run(&options),
-        Benchmark::Search(options) => return rates::run(&options),
-        Benchmark::UnderLoad(options) => return under_load::run(&options),
-        Benchmark::Generate(options) => return Ok(generate::run(&options)),
+fn main() -> ExitCode {
+    run(Arguments::parse().benchmark).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn run(benchmark: Benchmark) -> anyhow::Result<ExitCode> {
+    match benchmark {
+        Benchmark::Veth(options) => veth::run(&options),
+        Benchmark::Search(options) => rates::run(&options),
+        Benchmark::UnderLoad(options) => under_load::run(&options),
+        Benchmark::Latency(options) => latency::run(&options),
+        Benchmark::Memory(options) => memory::run(&options),
+        Benchmark::Node(options) => node::run(&options),
+        Benchmark::Restart(options) => restart::run(&options),
+        Benchmark::Hostile(options) => hostile::run(&options),
+        Benchmark::Outages(options) => can_make_namespaces().map(|()| held(outages::run(&options))),
+        Benchmark::Peers(options) => peers::run(&options),
+        Benchmark::RawForward(options) => peers::raw::run(&options).map(|()| ExitCode::SUCCESS),
+        Benchmark::Policy(options) => policy::run(&options).map(|()| ExitCode::SUCCESS),
+        Benchmark::Suite(options) => suite::run(&options),
         Benchmark::Report(options) => report::run(&options),
-        Benchmark::Synthetic(options) => synthetic::run(&options),
-    }?;
-    Ok(ExitCode::SUCCESS)
+        Benchmark::Generate(options) => Ok(generate::run(&options)),
+        Benchmark::Synthetic(options) => synthetic::run(&options).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Status 1 for what was measured and is not as it should be.
+fn held(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Whether network namespaces can be made.

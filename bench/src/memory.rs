@@ -35,7 +35,6 @@ pub(crate) struct Options {
 
 impl Options {
     /// What `make bench` (or `make bench-full`) measures.
-    #[allow(dead_code)] // until the suite asks
     pub(crate) fn suite(full: bool, rounds: usize) -> Self {
         Self {
             rounds,

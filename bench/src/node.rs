@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,32 +17,35 @@ use clap::ValueEnum;
 use ringwall_testbed::{
     appliance::{self, Appliance, built_binary},
     netns::Netns,
-    topology::{Bed, Plan, Role},
+    topology::{Bed, Plan as MemberPlan, Role},
     world::World,
 };
 use serde_json::json;
 
-use crate::figures::Figures;
+use crate::{
+    recorder::{Recorder, Recording},
+    rounds::{Contender, interleave},
+    samples::{Better, Plan, Row, Section},
+};
 
 /// Options of the benchmark.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// Rounds; each measures both, one after the other.
     #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    pub(crate) rounds: usize,
     /// How long each measurement takes, in milliseconds.
     #[arg(long, default_value_t = 700)]
-    millis: u64,
+    pub(crate) millis: u64,
     /// How pods are joined.
     #[arg(long, value_enum, default_value_t = Shape::Routed)]
-    shape: Shape,
-    /// Print one JSON object instead of lines.
-    #[arg(long)]
-    json: bool,
+    pub(crate) shape: Shape,
+    #[command(flatten)]
+    pub(crate) recording: Recording,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Shape {
+pub(crate) enum Shape {
     /// A route to each pod
     Routed,
     /// A bridge
@@ -55,24 +59,28 @@ const DATAGRAM: usize = 22;
 /// Clients that connect at the same time.
 const CLIENTS: usize = 8;
 
-/// What is measured: a name, the unit, and how.
-type Row = (
+/// What is measured: an id, a name, the unit, and how.
+type Measurement = (
+    &'static str,
     &'static str,
     &'static str,
     fn(&Rig, Duration) -> anyhow::Result<f64>,
 );
 
-const ROWS: [Row; 6] = [
-    ("bulk TCP", "Mbit/s", bulk),
-    ("TCP request and response", "1/s", requests),
-    ("connections, one client after the other", "1/s", |rig, time| {
-        connections(rig, time, 1)
-    }),
-    ("connections, 8 clients", "1/s", |rig, time| {
+const ROWS: [Measurement; 6] = [
+    ("bulk", "bulk TCP", "Mbit/s", bulk),
+    ("requests", "TCP request and response", "1/s", requests),
+    (
+        "connections-1",
+        "connections, one client after the other",
+        "1/s",
+        |rig, time| connections(rig, time, 1),
+    ),
+    ("connections-8", "connections, 8 clients", "1/s", |rig, time| {
         connections(rig, time, CLIENTS)
     }),
-    ("UDP of 64 bytes received", "1/s", datagrams),
-    ("new UDP flows of one pod received", "1/s", new_flows),
+    ("datagrams", "UDP of 64 bytes received", "1/s", datagrams),
+    ("new-flows", "new UDP flows of one pod received", "1/s", new_flows),
 ];
 
 /// Two pods of one node, and ringwall if it guards them.
@@ -88,7 +96,7 @@ impl Rig {
             Shape::Routed => Role::Node,
             Shape::Bridge => Role::Bridge,
         };
-        let plans = [Plan::new("shop/server"), Plan::new("shop/client")];
+        let plans = [MemberPlan::new("shop/server"), MemberPlan::new("shop/client")];
         let bed = Bed::new(role, &plans, 1)?;
         // Connections are tracked in both, as on every node with Services.
         let rules = bed.folder().join("track.nft");
@@ -142,56 +150,60 @@ impl Rig {
     }
 }
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let plain = Rig::new(options.shape, false)?;
-    let guarded = Rig::new(options.shape, true)?;
-    let time = Duration::from_millis(options.millis);
-    let mut objects = Vec::new();
-    for (name, unit, measure) in ROWS {
-        let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..options.rounds {
-            // Who comes first alternates: what the machine does besides meets both.
-            let (a, b) = if round % 2 == 0 {
-                let a = measure(&plain, time).with_context(|| format!("{name}, without ringwall"))?;
-                (
-                    a,
-                    measure(&guarded, time).with_context(|| format!("{name}, with ringwall"))?,
-                )
-            } else {
-                let b = measure(&guarded, time).with_context(|| format!("{name}, with ringwall"))?;
-                (
-                    measure(&plain, time).with_context(|| format!("{name}, without ringwall"))?,
-                    b,
-                )
-            };
-            without.push(a);
-            with.push(b);
-            ratios.push(b / a);
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let mut recorder = options.recording.recorder();
+    rows(options, &mut recorder)?;
+    Ok(recorder.finish())
+}
+
+/// Every row, guarded against the kernel alone.
+pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let joined = match options.shape {
+        Shape::Routed => "routed",
+        Shape::Bridge => "on a bridge",
+    };
+    let plans = ROWS.map(|(id, name, unit, _)| Plan {
+        id: format!("node-{joined}-{id}").replace(' ', "-"),
+        title: format!("pod to pod on a node, {joined}: {name}"),
+        section: Section::Pods,
+        unit: unit.into(),
+        better: Better::Higher,
+        target: None,
+        parameters: [].into(),
+    });
+    recorder.measure(&plans, |machine| {
+        crate::can_make_namespaces()?;
+        let plain = Rig::new(options.shape, false)?;
+        let guarded = Rig::new(options.shape, true)?;
+        let time = Duration::from_millis(options.millis);
+        let mut rows = Vec::new();
+        for (plan, (_, _, _, measure)) in plans.iter().zip(ROWS) {
+            let mut contenders = [
+                Contender::new(
+                    "ringwall",
+                    format!(
+                        "the kernel forwards, {joined}, tracks connections; `ringwall run` guards the node"
+                    ),
+                    || Ok(measure(&guarded, time)?.into()),
+                ),
+                Contender::new(
+                    "kernel alone",
+                    format!("the kernel forwards, {joined}, tracks connections"),
+                    || Ok(measure(&plain, time)?.into()),
+                ),
+            ];
+            let runs = interleave(options.rounds, &mut contenders);
+            rows.push(Row::compare(plan, machine, &runs, 0, Some(1)));
         }
-        let figures = |values| Figures::of(values, unit).ok_or_else(|| anyhow!("no round"));
-        let (without, with) = (figures(without)?, figures(with)?);
-        let ratio = Figures::of(ratios, "").ok_or_else(|| anyhow!("no round"))?;
-        if options.json {
-            objects.push(json!({
-                "what": name, "without": without.json(), "with": with.json(), "ratio": ratio.json(),
-            }));
-        } else {
-            println!("{name}\n  without  {without}\n  with     {with}\n  ratio    {ratio}");
-        }
-    }
-    if let Some(firewall) = &guarded.firewall {
-        let status = firewall.status()?;
-        let outcomes = &status["dataplane"]["node"]["outcomes"];
-        if options.json {
-            println!("{}", json!({ "rows": objects, "outcomes": outcomes }));
-        } else {
+        if let Some(firewall) = &guarded.firewall {
+            let outcomes = &firewall.status()?["dataplane"]["node"]["outcomes"];
             println!(
                 "packets that the kernel decided {}, that it asked about {}",
                 outcomes["exit-hit"], outcomes["exit-asked"]
             );
         }
-    }
-    Ok(())
+        Ok(rows)
+    })
 }
 
 /// Mbit/s that arrive.

@@ -5,7 +5,6 @@ mod cluster;
 mod compile;
 mod control;
 mod in_process;
-mod machine;
 mod nft;
 mod policy_change;
 mod proof;
@@ -18,6 +17,11 @@ use anyhow::Context;
 use clap::ValueEnum;
 
 use self::report::Report;
+use crate::{
+    machine::Machine,
+    recorder::Recorder,
+    samples::{Better, Plan, Section},
+};
 
 /// Options of the benchmark.
 #[derive(clap::Args, Debug)]
@@ -124,8 +128,51 @@ impl Size {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let mut report = Report::new(machine::describe());
+    let mut report = Report::new(Machine::now()?);
     println!("{}\n", report.machine());
+    measure(options, &mut report)?;
+    println!("\n{}", report.table());
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{}\n", report.json()))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Rows of the data sheet.
+pub(crate) fn rows(full: bool, rounds: usize, recorder: &mut Recorder) -> anyhow::Result<()> {
+    // The rows' own names are known once they are measured.
+    let plan = Plan {
+        id: "policy-engine".into(),
+        title: "compiling and proving policies".into(),
+        section: Section::Policy,
+        unit: "ms".into(),
+        better: Better::Lower,
+        target: None,
+        parameters: [].into(),
+    };
+    let options = Options {
+        rows: vec![RowName::Compile, RowName::Checker],
+        sizes: if full {
+            vec![Size::Medium, Size::Large]
+        } else {
+            vec![Size::Medium]
+        },
+        rounds,
+        changes: 200,
+        seconds: 60,
+        events_per_second: 1000,
+        dataplane: Dataplane::Memory,
+        json: None,
+    };
+    recorder.measure(&[plan], |machine| {
+        let mut report = Report::new(machine.clone());
+        measure(&options, &mut report)?;
+        Ok(report.samples(machine))
+    })
+}
+
+fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let rows: &[RowName] = if options.rows.is_empty() {
         RowName::value_variants()
     } else {
@@ -133,30 +180,25 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     for row in rows {
         if *row == RowName::FirstPacket {
-            proof::first_packet(options, &mut report)?;
+            proof::first_packet(options, report)?;
             continue;
         }
         for size in &options.sizes {
             match row {
-                RowName::Compile => compile::run(options, *size, &mut report)?,
-                RowName::Memory => control::memory(*size, options.dataplane, &mut report)?,
-                RowName::Change => churn::change(options, *size, &mut report)?,
-                RowName::Checker => proof::checker(options, *size, &mut report)?,
+                RowName::Compile => compile::run(options, *size, report)?,
+                RowName::Memory => control::memory(*size, options.dataplane, report)?,
+                RowName::Change => churn::change(options, *size, report)?,
+                RowName::Checker => proof::checker(options, *size, report)?,
                 RowName::PolicyChange => {
-                    policy_change::words(options, *size, &mut report)?;
-                    policy_change::members(options, *size, &mut report)?;
+                    policy_change::words(options, *size, report)?;
+                    policy_change::members(options, *size, report)?;
                 }
-                RowName::Diff => proof::diff(options, *size, &mut report)?,
+                RowName::Diff => proof::diff(options, *size, report)?,
                 RowName::FirstPacket => {}
-                RowName::Nft => nft::run(options, *size, &mut report)?,
-                RowName::Churn => churn::sustained(options, *size, &mut report)?,
+                RowName::Nft => nft::run(options, *size, report)?,
+                RowName::Churn => churn::sustained(options, *size, report)?,
             }
         }
-    }
-    println!("\n{}", report.table());
-    if let Some(file) = &options.json {
-        std::fs::write(file, format!("{}\n", report.json()))
-            .with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
 }

@@ -67,6 +67,8 @@ const LEAST: f64 = 2000.0;
 const MOST: f64 = 3e6;
 /// A load of which less than this share is sent is not offered.
 const OFFERED: f64 = 0.95;
+/// Frames per second that every idle machine can send.
+const SLOW: f64 = 100_000.0;
 /// How often a load that was not offered is tried again.
 const OFFERS: usize = 3;
 /// Shares of the NDR at which latency is measured, and the percentiles.
@@ -215,6 +217,11 @@ fn trial(load: &LoadedWire<'_>, rate: f64, time: Duration) -> anyhow::Result<Tri
         if offered < OFFERED && offer < OFFERS && frames > 1 {
             continue;
         }
+        ensure!(
+            offered >= OFFERED || rate > SLOW,
+            "the generator could send {:.0} of {rate:.0} packets a second: the machine is too busy to measure",
+            passed.sent.rate()
+        );
         let received = passed.received.packets.min(passed.countable);
         let shown = if offered < OFFERED {
             ((passed.countable as f64 * offered) as u64).min(received)

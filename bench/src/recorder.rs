@@ -9,7 +9,11 @@
 //! recorder.finish()
 //! ```
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use crate::{
     machine::Machine,
@@ -29,10 +33,20 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
+    /// To a folder.
+    pub(crate) fn to(folder: &Path, even_if_busy: bool) -> Self {
+        Self {
+            samples: Some(folder.to_owned()),
+            even_if_busy,
+        }
+    }
+
     /// A recorder that has nothing yet.
     pub(crate) fn recorder(&self) -> Recorder {
         Recorder {
             options: self.clone(),
+            deadline: None,
+            kept: Vec::new(),
             measured: 0,
             skipped: 0,
         }
@@ -42,11 +56,25 @@ impl Recording {
 /// Prints rows, saves them, and counts those that were measured.
 pub(crate) struct Recorder {
     options: Recording,
+    /// After which nothing is begun
+    deadline: Option<Instant>,
+    /// Names of all rows so far
+    kept: Vec<String>,
     measured: usize,
     skipped: usize,
 }
 
 impl Recorder {
+    /// Skips rows that would begin after this time.
+    pub(crate) fn end_by(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// Names of all rows so far.
+    pub(crate) fn kept(&self) -> &[String] {
+        &self.kept
+    }
+
     /// Waits until the machine is idle, then takes the rows of some plans. All of them are skipped, with the reason, if
     /// the machine stays busy or `take` fails.
     ///
@@ -57,7 +85,8 @@ impl Recorder {
         plans: &[Plan],
         take: impl FnOnce(&Machine) -> anyhow::Result<Vec<Row>>,
     ) -> anyhow::Result<()> {
-        let machine = if self.options.even_if_busy {
+        let late = self.deadline.is_some_and(|deadline| Instant::now() > deadline);
+        let machine = if self.options.even_if_busy || late {
             Machine::now()?
         } else {
             Machine::when_idle()?
@@ -69,6 +98,9 @@ impl Recorder {
                 .collect()
         };
         let rows: Vec<Row> = match machine.obstacle() {
+            _ if late => {
+                skipped("the time of a short run was over; `make bench-full` measures it".to_owned())
+            }
             Some(why) if !self.options.even_if_busy => skipped(why),
             _ => take(&machine).unwrap_or_else(|error| skipped(format!("{error:#}"))),
         };
@@ -77,6 +109,7 @@ impl Recorder {
 
     fn keep(&mut self, row: Row) -> anyhow::Result<()> {
         println!("{}", line(&row));
+        self.kept.push(row.plan.id.clone());
         match row.why_skipped() {
             Some(_) => self.skipped += 1,
             None => self.measured += 1,

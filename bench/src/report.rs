@@ -6,6 +6,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -26,14 +27,58 @@ pub(crate) struct Options {
     check: bool,
 }
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let rows = samples::load_all(&options.folder.join("results"))?;
-    for (name, text) in files(&rows)? {
-        let file = options.folder.join(name);
-        if options.check {
-            compare(&file, &text)?;
-        } else {
-            write(&file, &text)?;
+/// Status 1 where the report differs from its samples.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    if !options.check {
+        return write_all(&options.folder).map(|()| ExitCode::SUCCESS);
+    }
+    Ok(crate::held(check(&options.folder)))
+}
+
+/// Recomputes everything.
+fn check(folder: &Path) -> anyhow::Result<()> {
+    let rows = samples::load_all(&folder.join("results"))?;
+    let files = files(&rows)?;
+    for (name, text) in &files {
+        compare(&folder.join(name), text)?;
+    }
+    for plot in plots_in(folder)? {
+        ensure!(
+            files.iter().any(|(name, _)| *name == plot),
+            "{}: the samples give no such picture; run `ringwall-bench report`",
+            folder.join(plot).display()
+        );
+    }
+    Ok(())
+}
+
+/// Pictures of a folder, as paths in it.
+fn plots_in(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let plots = folder.join("plots");
+    if !plots.exists() {
+        return Ok(Vec::new());
+    }
+    fs::read_dir(&plots)
+        .with_context(|| format!("cannot read {}", plots.display()))?
+        .map(|entry| Ok(format!("plots/{}", entry?.file_name().to_string_lossy())))
+        .collect()
+}
+
+/// Writes the report from the samples in a folder's `results`.
+///
+/// # Errors
+/// A sample is damaged, or a file cannot be written.
+pub(crate) fn write_all(folder: &Path) -> anyhow::Result<()> {
+    let rows = samples::load_all(&folder.join("results"))?;
+    let files = files(&rows)?;
+    for (name, text) in &files {
+        write(&folder.join(name), text)?;
+    }
+    // Of rows that are gone.
+    for plot in plots_in(folder)? {
+        if !files.iter().any(|(name, _)| *name == plot) {
+            let file = folder.join(plot);
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -10,23 +11,28 @@ use anyhow::{Context, anyhow, bail};
 use ringwall_testbed::{
     appliance::{self, Appliance, Signal, built_binary},
     manifests,
-    topology::{Bed, Member, Plan, Role},
+    topology::{Bed, Member, Plan as MemberPlan, Role},
 };
 
-use crate::figures::Figures;
+use crate::{
+    recorder::{Recorder, Recording},
+    samples::{Better, Party, Plan, Reading, Row, Section, Target},
+};
 
 /// Options of the benchmark.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// How often the dataplane is killed.
     #[arg(long, default_value_t = 10)]
-    rounds: usize,
+    pub(crate) rounds: usize,
     /// Pods, each with a port of its own.
     #[arg(long, default_value_t = 4)]
-    pods: usize,
+    pub(crate) pods: usize,
     /// Show what the appliance logged; with `RUST_LOG=ringwall=debug,ringwall_xsk=debug`, when each phase was done.
     #[arg(long)]
-    log: bool,
+    pub(crate) log: bool,
+    #[command(flatten)]
+    pub(crate) recording: Recording,
 }
 
 /// Time between two datagrams.
@@ -36,13 +42,47 @@ const PORT: u16 = 7000;
 /// than the supervisor's own figure, since that counts from the process's start.
 const STABLE_AFTER: Duration = Duration::from_millis(10_500);
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.pods < 2 {
         bail!("--pods {}: two must talk with each other", options.pods);
     }
+    let mut recorder = options.recording.recorder();
+    rows(options, &mut recorder)?;
+    Ok(recorder.finish())
+}
+
+/// How long no packet passes when the dataplane is killed.
+pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let plan = Plan {
+        id: "killed-dataplane".into(),
+        title: format!(
+            "time without packets when the dataplane is killed, {} ports, a datagram every {} us",
+            options.pods + 2,
+            SEND_INTERVAL.as_micros()
+        ),
+        section: Section::Failures,
+        unit: "ms".into(),
+        better: Better::Lower,
+        target: Some(Target::Subject(50.0)),
+        parameters: [].into(),
+    };
+    recorder.measure(std::slice::from_ref(&plan), |machine| {
+        let blocked = kills(options)?;
+        let subject = Party::new(
+            "ringwall",
+            "`ringwall run`, routed, one worker; SIGKILL to its dataplane",
+        );
+        let readings = blocked.into_iter().map(Reading::from);
+        Ok(vec![Row::alone(&plan, machine, subject, readings)])
+    })
+}
+
+/// Milliseconds without packets of each kill.
+fn kills(options: &Options) -> anyhow::Result<Vec<f64>> {
+    crate::can_make_namespaces()?;
     let binary = built_binary()?;
     let plans: Vec<_> = (0..options.pods)
-        .map(|index| Plan::new(&format!("bench/pod-{index}")))
+        .map(|index| MemberPlan::new(&format!("bench/pod-{index}")))
         .collect();
     let bed = Bed::new(Role::Routed, &plans, 1)?;
     let labels = manifests::labels([("app", "bench")]);
@@ -66,20 +106,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             // Else the supervisor waits on purpose before it starts a successor, and that would be measured.
             std::thread::sleep(STABLE_AFTER);
         }
-        let blocked = kill_under_load(&appliance, from, to)?;
-        println!("round {round}: {:.1} ms without packets", blocked * 1e3);
-        lost.push(blocked * 1e3);
+        let blocked = kill_under_load(&appliance, from, to)? * 1e3;
+        eprintln!("  round {round}: {blocked:.1} ms without packets");
+        lost.push(blocked);
     }
     if options.log {
         eprint!("{}", appliance.log());
     }
-    let figures = Figures::of(lost, "ms").ok_or_else(|| anyhow!("no round was run"))?;
-    println!(
-        "dataplane killed with {} ports, one datagram every {} us: {figures}",
-        options.pods + 2,
-        SEND_INTERVAL.as_micros()
-    );
-    Ok(())
+    Ok(lost)
 }
 
 /// Kills the dataplane in the middle of a stream of datagrams; answers how many seconds' worth of them was lost.

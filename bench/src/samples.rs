@@ -175,6 +175,16 @@ pub(crate) struct Reading {
     pub(crate) detail: Value,
 }
 
+impl Party {
+    /// `setup` is its command, or its set-up in words.
+    pub(crate) fn new(name: impl Into<String>, setup: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            setup: setup.into(),
+        }
+    }
+}
+
 impl From<f64> for Reading {
     fn from(value: f64) -> Self {
         Self {
@@ -248,6 +258,33 @@ impl Row {
     /// A row that was not measured.
     pub(crate) fn skipped(plan: &Plan, machine: &Machine, why: impl Into<String>) -> Self {
         Self::new(plan, machine, Outcome::Skipped(why.into()))
+    }
+
+    /// A row of readings without a control.
+    pub(crate) fn alone(
+        plan: &Plan,
+        machine: &Machine,
+        subject: Party,
+        readings: impl IntoIterator<Item = Reading>,
+    ) -> Self {
+        let rounds: Vec<Round> = readings
+            .into_iter()
+            .map(|subject| Round {
+                first: Turn::Subject,
+                subject,
+                control: None,
+            })
+            .collect();
+        let outcome = if rounds.is_empty() {
+            Outcome::Skipped("no round was run".to_owned())
+        } else {
+            Outcome::Measured {
+                subject,
+                control: None,
+                rounds,
+            }
+        };
+        Self::new(plan, machine, outcome)
     }
 
     /// A row of the source that this program was built from, now; reads the machine's load once more.

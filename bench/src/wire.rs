@@ -69,12 +69,12 @@ impl Wire {
     /// # Errors
     /// Namespaces cannot be made, there is one CPU only, or a program is not built.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        crate::can_make_namespaces()?;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         ensure!(
             cpus >= 2,
             "this machine has one CPU; one has to send and another one to forward"
         );
+        crate::can_make_namespaces()?;
         let binary = built_binary()?;
         let l2fwd = sibling(&binary, "examples/l2fwd")?;
         let plans = [Plan::new("bench/pod-0"), Plan::new("bench/far").outside()];

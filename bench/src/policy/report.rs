@@ -4,7 +4,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::figures::Figures;
+use crate::{
+    figures::Figures,
+    machine::Machine,
+    samples::{self, Better, Party, Plan, Reading, Section},
+};
 
 /// A bound that a figure should keep.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +54,12 @@ struct Row {
 
 /// All of them.
 pub(super) struct Report {
-    machine: Value,
+    machine: Machine,
     rows: Vec<Row>,
 }
 
 impl Report {
-    pub(super) fn new(machine: Value) -> Self {
+    pub(super) fn new(machine: Machine) -> Self {
         Self {
             machine,
             rows: Vec::new(),
@@ -64,21 +68,7 @@ impl Report {
 
     /// One line.
     pub(super) fn machine(&self) -> String {
-        let it = |key: &str| self.machine[key].to_string().trim_matches('"').to_owned();
-        format!(
-            "{} CPUs {}{}, {}, Linux {}, {} build, load {}",
-            it("cpus"),
-            it("cpu"),
-            if self.machine["virtual"] == true {
-                " (virtual)"
-            } else {
-                ""
-            },
-            it("memory"),
-            it("kernel"),
-            it("profile"),
-            it("loadAtStart"),
-        )
+        format!("{}, load {}", self.machine, self.machine.load_before)
     }
 
     /// Adds a figure, and prints it at once: a run takes minutes.
@@ -102,6 +92,39 @@ impl Report {
         println!("{}: {}: {} {}", row.row, row.what, row.figures, row.note);
         self.rows.push(row);
         Ok(())
+    }
+
+    /// For the data sheet. Only bounds of medians are its targets.
+    pub(super) fn samples(&self, machine: &Machine) -> Vec<samples::Row> {
+        self.rows
+            .iter()
+            .map(|row| {
+                let words = format!("policy-{}-{}", row.row, row.what.to_lowercase());
+                let id: String = words
+                    .split(|letter: char| !letter.is_ascii_alphanumeric())
+                    .filter(|word| !word.is_empty())
+                    .collect::<Vec<_>>()
+                    .join("-");
+                let plan = Plan {
+                    id,
+                    title: row.what.clone(),
+                    section: Section::Policy,
+                    unit: row.figures.unit().to_owned(),
+                    better: Better::Lower,
+                    target: match row.target {
+                        Target::Median(bound) => Some(samples::Target::Subject(bound)),
+                        _ => None,
+                    },
+                    parameters: [].into(),
+                };
+                let subject = Party::new(
+                    "ringwall",
+                    format!("`ringwall-bench policy {}`, in memory", row.row),
+                );
+                let readings = row.figures.taken().iter().map(|value| Reading::from(*value));
+                samples::Row::alone(&plan, machine, subject, readings)
+            })
+            .collect()
     }
 
     /// In Markdown.

@@ -172,7 +172,7 @@ pub(super) const CURVES: [Curves; 3] = [
         section: Section::Memory,
         parameter: "flows",
         x: "flows",
-        unit: "ns",
+        unit: "ns/packet",
         scale: Scale::Linear,
     },
     Curves {

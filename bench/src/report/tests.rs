@@ -1,6 +1,6 @@
 use crate::{
     machine::Machine,
-    report::{self, Options},
+    report,
     samples::{Better, Outcome, Party, Plan, Reading, Round, Row, Section, Target, Turn, load_all},
 };
 
@@ -140,12 +140,8 @@ fn check_finds_a_figure_that_the_samples_do_not_give() {
     Row::skipped(&plan("absent"), &machine(), "no such | peer")
         .save(&results)
         .unwrap();
-    let options = |check| Options {
-        folder: folder.path().to_owned(),
-        check,
-    };
-    report::run(&options(false)).unwrap();
-    report::run(&options(true)).unwrap();
+    report::write_all(folder.path()).unwrap();
+    report::check(folder.path()).unwrap();
     let file = folder.path().join("REPORT.md");
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(
@@ -155,8 +151,15 @@ fn check_finds_a_figure_that_the_samples_do_not_give() {
     assert!(text.contains("≈ **0.715**"), "the mark is in the figure: {text}");
     assert!(text.contains("no such \\| peer"), "{text}");
     std::fs::write(&file, text.replace("**0.960**", "**0.980**")).unwrap();
-    let error = format!("{:#}", report::run(&options(true)).unwrap_err());
+    let error = format!("{:#}", report::check(folder.path()).unwrap_err());
     assert!(error.contains("0.980") && error.contains("REPORT.md:"), "{error}");
+    report::write_all(folder.path()).unwrap();
+    let stale = folder.path().join("plots/stale.svg");
+    std::fs::write(&stale, "<svg/>").unwrap();
+    let error = format!("{:#}", report::check(folder.path()).unwrap_err());
+    assert!(error.contains("stale.svg"), "{error}");
+    report::write_all(folder.path()).unwrap();
+    assert!(!stale.exists());
 }
 
 #[test]

@@ -1,0 +1,121 @@
+//! What the benchmarks do where they cannot measure: every row says why, the status is 2, and nothing is left behind.
+
+#![allow(clippy::panic, clippy::unwrap_used)] // a test that panics has failed
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+/// Nobody's user id, where this test is root's.
+const NOBODY: &str = "65534";
+/// Parts that need namespaces.
+const PARTS: &str = "veth,search,peers,under-load,node,latency,restart,hostile";
+
+/// Runs the suite without rights, with words before its command.
+fn suite(folder: &Path, before: &[&str], more: &[&str]) -> Output {
+    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    // A copy that nobody may read, too: the build's folder may be its owner's alone.
+    let program = folder.join("ringwall-bench");
+    if !program.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_ringwall-bench"), &program).unwrap();
+    }
+    let mut words: Vec<&str> = before.to_vec();
+    if rustix::process::geteuid().is_root() {
+        words.extend(["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+    }
+    let program = program.to_string_lossy().into_owned();
+    words.push(&program);
+    let folder = folder.to_string_lossy().into_owned();
+    words.extend(["suite", "--rounds", "1", "--even-if-busy", "--folder", &folder]);
+    words.extend(more);
+    Command::new(words[0]).args(&words[1..]).output().unwrap()
+}
+
+/// Why each row was skipped.
+fn skipped(folder: &Path) -> BTreeMap<String, String> {
+    fs::read_dir(folder.join("results"))
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let row: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let why = row["outcome"]["skipped"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{row}"));
+            (
+                path.file_stem().unwrap().to_string_lossy().into_owned(),
+                why.to_owned(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn without_root_every_row_says_so_and_the_status_is_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = suite(folder.path(), &[], &["--only", PARTS]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let rows = skipped(folder.path());
+    for expected in [
+        "wire-1000-flows-1000-rules",
+        "ndr-64",
+        "pdr-imix",
+        "latency-p999-at-90",
+        "connections-per-second",
+    ] {
+        assert!(rows.contains_key(expected), "{expected}: {rows:?}");
+    }
+    for (row, why) in &rows {
+        let expected = if row.starts_with("latency-p") {
+            ["NDR", "root"]
+        } else {
+            ["root"; 2]
+        };
+        assert!(expected.iter().any(|word| why.contains(word)), "{row}: {why}");
+    }
+    let report = fs::read_to_string(folder.path().join("REPORT.md")).unwrap();
+    let listed = report.lines().filter(|line| line.contains("root")).count();
+    assert!(
+        listed >= rows.len() - 6,
+        "every skipped row is in the report: {report}"
+    );
+}
+
+#[test]
+fn one_cpu_cannot_send_and_forward() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = suite(folder.path(), &["taskset", "-c", "0"], &["--only", "veth"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let rows = skipped(folder.path());
+    assert!(
+        rows.values().all(|why| why.contains("one CPU")) && !rows.is_empty(),
+        "{rows:?}"
+    );
+}
+
+#[test]
+fn an_unknown_part_is_refused_with_the_known_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = suite(folder.path(), &[], &["--only", "speed"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("speed") && error.contains("under-load"), "{error}");
+    assert!(!folder.path().join("results").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("results"), "in the way").unwrap();
+    let output = suite(folder.path(), &[], &["--only", "veth"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("results/wire-1000-flows-1000-rules.json"),
+        "{error}"
+    );
+}
