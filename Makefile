@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RECIPES ?=
+# More arguments of `ringwall-bench suite`, such as --even-if-busy.
+BENCH ?=
 
 .PHONY: help
 help:
@@ -11,11 +13,13 @@ help:
 	@echo '  make demo RECIPES=DIR    the same with your own folder of policies'
 	@echo '  make test                runs every test, the end-to-end ones in network namespaces included'
 	@echo '  make fuzz                fuzzes everything that reads what others wrote, a minute each (FUZZ_SECONDS=60)'
+	@echo '  make bench               measures the data sheet, bench/REPORT.md, in under ten minutes after a release build'
+	@echo '  make bench-full          the same with every length, 1M flows, 100k rules and more rounds; takes hours'
 	@echo '  make build               builds target/debug/ringwall'
 	@echo '  make packages            installs the Debian packages that are missing, and nothing else'
 	@echo '  make ci                  what the continuous integration runs'
 	@echo
-	@echo 'demo, test and fuzz install what is missing and use root (sudo where needed) for the run alone.'
+	@echo 'demo, test, fuzz and bench install what is missing and use root (sudo where needed) for the run alone.'
 
 .PHONY: packages
 packages:
@@ -37,6 +41,14 @@ test: packages
 .PHONY: fuzz
 fuzz: packages
 	@.ci/fuzz
+
+.PHONY: bench
+bench: packages
+	@.ci/bench $(BENCH)
+
+.PHONY: bench-full
+bench-full: packages
+	@.ci/bench --full $(BENCH)
 
 .PHONY: ci
 ci:

@@ -116,8 +116,11 @@ fn contenders<'a>(
 ) -> [Contender<'a>; 2] {
     let run = move |forwarder: anyhow::Result<Forwarder>| {
         let forwarder = forwarder?;
-        let reading = measure(&forwarder)?;
-        forwarder.end()?;
+        let reading = measure(&forwarder);
+        // Also after a failure: the next one needs the ports.
+        let ended = forwarder.end();
+        let reading = reading?;
+        ended?;
         Ok(reading)
     };
     let more = wire::room_for(flows);
@@ -240,8 +243,13 @@ fn trial(load: &LoadedWire<'_>, rate: f64, time: Duration) -> anyhow::Result<Tri
 
 /// Percentiles of latency at shares of a rate.
 fn latency(options: &Options, rate: Option<f64>, recorder: &mut Recorder) -> anyhow::Result<()> {
-    for share in LOADS {
-        let plans = PERCENTILES.map(|percentile| {
+    let kinds: Vec<(f64, f64)> = LOADS
+        .iter()
+        .flat_map(|share| PERCENTILES.map(|percentile| (*share, percentile)))
+        .collect();
+    let plans: Vec<Plan> = kinds
+        .iter()
+        .map(|(share, percentile)| {
             let name = percentile.to_string().replace('.', "");
             let mut plan = plan(
                 format!("latency-p{name}-at-{}", (share * 100.0) as u64),
@@ -250,60 +258,75 @@ fn latency(options: &Options, rate: Option<f64>, recorder: &mut Recorder) -> any
                 "us",
                 Better::Lower,
             );
-            plan.parameters = [("percentile".to_owned(), percentile), ("load".to_owned(), share)].into();
+            plan.parameters = [
+                ("percentile".to_owned(), *percentile),
+                ("load".to_owned(), *share),
+            ]
+            .into();
             plan
-        });
-        recorder.measure(&plans, |machine| {
-            let rate = rate.context("without an NDR there is no share of it")? * share;
-            let wire = Wire::new()?;
-            let stream = wire::stream(
-                Script::Udp,
-                options.flows,
-                options.size.first().cloned(),
-                options.ipv6,
-            );
-            let load = wire.load(&stream, 1)?;
-            let measure = |_: &Forwarder| {
-                let frames = |seconds: f64| (rate * seconds).max(1000.0) as u64;
-                // The first packets of flows are not what is asked about.
-                load.pass(Some(rate as u64), frames(0.2).max(options.flows.into()))?;
-                let passed = load.pass(Some(rate as u64), frames(options.latency_seconds))?;
-                ensure!(passed.received.packets > 0, "nothing arrived");
-                let latency = histogram(&passed.received)?;
-                let mut detail = json!({
-                    "framesPerSecond": passed.sent.rate(),
-                    "sent": passed.sent.frames,
-                    "received": passed.received.packets,
-                    "least": latency.min() as f64 / 1e3,
-                    "most": latency.max() as f64 / 1e3,
-                });
-                for percentile in PERCENTILES {
-                    detail[format!("p{percentile}")] =
-                        json!(latency.value_at_percentile(percentile) as f64 / 1e3);
+        })
+        .collect();
+    recorder.measure(&plans, |machine| {
+        let rate = rate.context("without an NDR there is no share of it")?;
+        let wire = Wire::new()?;
+        let stream = wire::stream(
+            Script::Udp,
+            options.flows,
+            options.size.first().cloned(),
+            options.ipv6,
+        );
+        let load = wire.load(&stream, 1)?;
+        let measure = |_: &Forwarder| {
+            let mut detail = json!({});
+            for share in LOADS {
+                for (key, value) in latencies(options, &load, rate * share)? {
+                    detail[format!("{key}-at-{share}")] = json!(value);
                 }
-                Ok(Reading {
-                    value: latency.value_at_percentile(50.0) as f64 / 1e3,
-                    detail,
-                })
-            };
-            let runs = interleave(
-                options.rounds,
-                &mut contenders(options, &wire, options.flows.into(), &measure),
-            );
-            Ok(plans
-                .iter()
-                .zip(PERCENTILES)
-                .map(|(plan, percentile)| {
-                    let picked: Vec<Run> = runs
-                        .iter()
-                        .map(|run| run.pick(&format!("p{percentile}")))
-                        .collect();
-                    Row::compare(plan, machine, &picked, 0, Some(1))
-                })
-                .collect())
-        })?;
-    }
-    Ok(())
+            }
+            let value = detail[format!("p50-at-{}", LOADS[0])]
+                .as_f64()
+                .unwrap_or_default();
+            Ok(Reading { value, detail })
+        };
+        let runs = interleave(
+            options.rounds,
+            &mut contenders(options, &wire, options.flows.into(), &measure),
+        );
+        Ok(plans
+            .iter()
+            .zip(&kinds)
+            .map(|(plan, (share, percentile))| {
+                let key = format!("p{percentile}-at-{share}");
+                let picked: Vec<Run> = runs.iter().map(|run| run.pick(&key)).collect();
+                Row::compare(plan, machine, &picked, 0, Some(1))
+            })
+            .collect())
+    })
+}
+
+/// Latencies in microseconds at a rate, and what was sent and received, by name.
+fn latencies(options: &Options, load: &LoadedWire<'_>, rate: f64) -> anyhow::Result<Vec<(String, f64)>> {
+    let frames = |seconds: f64| (rate * seconds).max(1000.0) as u64;
+    // The first packets of flows are not what is asked about.
+    load.pass(Some(rate as u64), frames(0.2).max(options.flows.into()))?;
+    let passed = load.pass(Some(rate as u64), frames(options.latency_seconds))?;
+    ensure!(passed.received.packets > 0, "nothing arrived");
+    let latency = histogram(&passed.received)?;
+    let us = |nanoseconds: u64| nanoseconds as f64 / 1e3;
+    let mut values = vec![
+        ("framesPerSecond".to_owned(), passed.sent.rate()),
+        ("sent".to_owned(), passed.sent.frames as f64),
+        ("received".to_owned(), passed.received.packets as f64),
+        ("least".to_owned(), us(latency.min())),
+        ("most".to_owned(), us(latency.max())),
+    ];
+    values.extend(PERCENTILES.map(|percentile| {
+        (
+            format!("p{percentile}"),
+            us(latency.value_at_percentile(percentile)),
+        )
+    }));
+    Ok(values)
 }
 
 /// Connections per second.

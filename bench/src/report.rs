@@ -196,7 +196,7 @@ fn markdown(rows: &[Row]) -> anyhow::Result<String> {
     let _ = write!(
         text,
         "{machine}\n\nWritten by `ringwall-bench report` from the samples in [results](results); `ringwall-bench report --check` \
-         recomputes every figure. [DESIGN.md](DESIGN.md#the-data-sheet) says how to read it.\n\n\
+         recomputes every figure. [DATASHEET.md](DATASHEET.md) says how to read it.\n\n\
          A figure is the median over rounds of subject divided by control, both measured in the same round, with the lowest and \
          the highest round behind it. **≈** marks a figure whose control moved by more than {:.0} % between rounds, or that has \
          one round: the machine did something else meanwhile, so it is an indication, no result. Absolute figures hold for this \

@@ -66,8 +66,11 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
         let time = Duration::from_secs_f64(options.seconds);
         let measure = |forwarder: anyhow::Result<Forwarder>| {
             let forwarder = forwarder?;
-            let rate = load.flood(warm_up(options.flows), time)?;
-            forwarder.end()?;
+            let rate = load.flood(warm_up(options.flows), time);
+            // Also after a failure: the next one needs the ports.
+            let ended = forwarder.end();
+            let rate = rate?;
+            ended?;
             ensure!(rate > 0.0, "nothing arrived");
             Ok(rate.into())
         };

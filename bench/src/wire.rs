@@ -6,9 +6,10 @@
 //! The worker's core also pays for the kernel's transmit path and for the sink.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     thread,
     time::{Duration, Instant},
 };
@@ -38,8 +39,6 @@ const TCP_PORT: u16 = 80;
 const GENERATOR_CPU: usize = 0;
 /// Where the worker is.
 pub(crate) const WORKER_CPU: usize = 1;
-/// How long the bare forwarder takes to be ready, with room.
-const BINDING: Duration = Duration::from_secs(1);
 /// No measurement takes longer.
 const LONGEST_RUN: &str = "3600";
 /// Between two looks at a sink that may still count.
@@ -60,7 +59,12 @@ pub(crate) enum Forwarder {
     /// `ringwall run`
     Ringwall(Box<Appliance>),
     /// `l2fwd`
-    L2fwd(Child),
+    L2fwd {
+        /// The process
+        child: Child,
+        /// What it goes on writing
+        _output: BufReader<ChildStdout>,
+    },
 }
 
 impl Wire {
@@ -117,9 +121,24 @@ impl Wire {
         command
             .args(["in", "out", LONGEST_RUN])
             .arg(WORKER_CPU.to_string());
-        let child = self.bed.gateway.spawn(command)?;
-        thread::sleep(BINDING);
-        Ok(Forwarder::L2fwd(child))
+        let mut child = self.bed.gateway.spawn(command)?;
+        let output = child.stdout.take().context("l2fwd has no output")?;
+        let mut output = BufReader::new(output);
+        let (mut bound, mut line) = (0, String::new());
+        // It says so of each port, and then goes on writing: whoever closed its output would end it.
+        while bound < 2 && output.read_line(&mut line)? > 0 {
+            bound += usize::from(line.contains("bound in"));
+            line.clear();
+        }
+        let forwarder = Forwarder::L2fwd {
+            child,
+            _output: output,
+        };
+        if bound < 2 {
+            forwarder.end()?;
+            bail!("l2fwd ended before it had bound both ports");
+        }
+        Ok(forwarder)
     }
 
     /// Loads a stream's generator, and lets the outer end count.
@@ -157,7 +176,7 @@ impl Forwarder {
     pub(crate) fn appliance(&self) -> anyhow::Result<&Appliance> {
         match self {
             Self::Ringwall(appliance) => Ok(appliance),
-            Self::L2fwd(_) => Err(anyhow!("the bare forwarder is no firewall")),
+            Self::L2fwd { .. } => Err(anyhow!("the bare forwarder is no firewall")),
         }
     }
 
@@ -182,7 +201,7 @@ impl Forwarder {
                     "the firewall dropped packets of allowed flows: {reasons}"
                 );
             }
-            Self::L2fwd(child) => {
+            Self::L2fwd { child, .. } => {
                 let process = Pid::from_child(&child);
                 kill_process(process, Signal::TERM).context("ending l2fwd")?;
                 let output = child.wait_with_output()?;
