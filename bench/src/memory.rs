@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Up to 8 million flows instead of 1 million, which takes 5 GB of memory
     #[arg(long)]
     full: bool,
+    /// Measure only rows whose names begin with this, for example memory-mix
+    #[arg(long, default_value = "")]
+    only: String,
     #[command(flatten)]
     recording: Recording,
 }
@@ -39,8 +42,15 @@ impl Options {
         Self {
             rounds,
             full,
+            only: String::new(),
             recording: Recording::default(),
         }
+    }
+}
+
+impl Options {
+    fn wants(&self, plan: &Plan) -> bool {
+        plan.id.starts_with(&self.only)
     }
 }
 
@@ -82,7 +92,7 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
                     format!("established IPv4, {flows} flows, {}", order.replace('-', " ")),
                 )
             };
-            if flows <= most {
+            if flows <= most && options.wants(&plan) {
                 against_control(recorder, &plan, load, rounds)?;
             }
         }
@@ -94,13 +104,16 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
             shuffled: false,
             rules: RULES,
         };
+        let plan = plan(
+            format!("memory-mix-{mix}"),
+            format!("{mix}, {} flows, {RULES} rules", load.flows),
+        );
+        if !options.wants(&plan) {
+            continue;
+        }
         if mix == Mix::EmptyTurn {
-            empty_turns(recorder, load, rounds)?;
+            empty_turns(recorder, plan, load, rounds)?;
         } else {
-            let plan = plan(
-                format!("memory-mix-{mix}"),
-                format!("{mix}, {} flows, {RULES} rules", load.flows),
-            );
             against_control(recorder, &plan, load, rounds)?;
         }
     }
@@ -119,13 +132,17 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
                 shuffled: false,
                 rules,
             };
-            against_control(recorder, &plan, load, rounds)?;
+            if options.wants(&plan) {
+                against_control(recorder, &plan, load, rounds)?;
+            }
         }
     }
     for steering in [Steering::Symmetric, Steering::Apart] {
-        two_workers(recorder, steering, rounds)?;
+        two_workers(options, recorder, steering)?;
     }
-    Mix::ALL.into_iter().try_for_each(|mix| stages(recorder, mix))
+    Mix::ALL
+        .into_iter()
+        .try_for_each(|mix| stages(options, recorder, mix))
 }
 
 fn plan(id: String, title: String) -> Plan {
@@ -178,10 +195,11 @@ fn against_control(
     })
 }
 
-fn empty_turns(recorder: &mut Recorder, load: load::Plan, rounds: usize) -> anyhow::Result<()> {
+fn empty_turns(recorder: &mut Recorder, plan: Plan, load: load::Plan, rounds: usize) -> anyhow::Result<()> {
     let plan = Plan {
+        title: "a turn without a packet".into(),
         unit: "ns/turn".into(),
-        ..plan("memory-empty-turn".into(), "a turn without a packet".into())
+        ..plan
     };
     recorder.measure(std::slice::from_ref(&plan), |machine| {
         let mut subject = Load::new(load)?;
@@ -196,7 +214,7 @@ fn empty_turns(recorder: &mut Recorder, load: load::Plan, rounds: usize) -> anyh
 }
 
 /// Two workers on CPUs 0 and 1 against one of them.
-fn two_workers(recorder: &mut Recorder, steering: Steering, rounds: usize) -> anyhow::Result<()> {
+fn two_workers(options: &Options, recorder: &mut Recorder, steering: Steering) -> anyhow::Result<()> {
     let (name, how, target) = match steering {
         Steering::Symmetric => ("symmetric", "symmetric steering", Some(Target::Ratio(1.8))),
         Steering::Apart => ("apart", "directions apart: half of the packets handed over", None),
@@ -210,6 +228,9 @@ fn two_workers(recorder: &mut Recorder, steering: Steering, rounds: usize) -> an
             format!("two workers, {how}, {PAIR_FLOWS} flows"),
         )
     };
+    if !options.wants(&plan) {
+        return Ok(());
+    }
     recorder.measure(std::slice::from_ref(&plan), |machine| {
         let cpus = available_parallelism().context("counting CPUs")?.get();
         if cpus < 2 {
@@ -234,7 +255,7 @@ fn two_workers(recorder: &mut Recorder, steering: Steering, rounds: usize) -> an
             })
         };
         let runs = interleave(
-            rounds,
+            options.rounds,
             &mut [
                 Contender::new("two workers", "threads on CPUs 0 and 1, wall time", || {
                     read(&mut two)
@@ -247,7 +268,7 @@ fn two_workers(recorder: &mut Recorder, steering: Steering, rounds: usize) -> an
 }
 
 /// Instructions of a mix; those of each stage are in the reading's detail.
-fn stages(recorder: &mut Recorder, mix: Mix) -> anyhow::Result<()> {
+fn stages(options: &Options, recorder: &mut Recorder, mix: Mix) -> anyhow::Result<()> {
     let plan = Plan {
         unit: if mix == Mix::EmptyTurn {
             "instructions/turn"
@@ -260,6 +281,9 @@ fn stages(recorder: &mut Recorder, mix: Mix) -> anyhow::Result<()> {
             format!("{mix}, counted by callgrind"),
         )
     };
+    if !options.wants(&plan) {
+        return Ok(());
+    }
     recorder.measure(std::slice::from_ref(&plan), |machine| {
         let program = std::env::current_exe()?.with_file_name("ringwall-memory-load");
         if !program.is_file() {

@@ -105,13 +105,17 @@ impl Control {
     ///
     /// # Errors
     /// A packet was not found in the table.
-    pub fn round(&mut self, packets: usize, clock: impl Fn() -> u64) -> anyhow::Result<Round> {
+    pub fn round(
+        &mut self,
+        packets: usize,
+        clock: impl Fn() -> anyhow::Result<u64>,
+    ) -> anyhow::Result<Round> {
         let script = load::script(Mix::Established, PortId(0), TcpFlags::ACK);
         self.source.play(script, packets)?;
         self.found = 0;
-        let start = clock();
+        let start = clock()?;
         self.run();
-        let elapsed = clock() - start;
+        let elapsed = clock()? - start;
         ensure!(
             self.found == packets as u64,
             "the control found {} of {packets} packets",

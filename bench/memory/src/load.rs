@@ -141,7 +141,11 @@ impl Load {
     ///
     /// # Errors
     /// The packets did not fare as their mix says: then nothing was measured.
-    pub fn round(&mut self, packets: usize, clock: impl Fn() -> u64) -> anyhow::Result<Round> {
+    pub fn round(
+        &mut self,
+        packets: usize,
+        clock: impl Fn() -> anyhow::Result<u64>,
+    ) -> anyhow::Result<Round> {
         let mix = self.plan.mix;
         let mut round = Round::default();
         while round.packets < packets {
@@ -161,9 +165,9 @@ impl Load {
             }
             let before = Counts::read(&self.plane.stats());
             let turns = if count == 0 { left } else { count.div_ceil(BURST) };
-            let start = clock();
+            let start = clock()?;
             self.measured(turns);
-            round.elapsed += clock() - start;
+            round.elapsed += clock()? - start;
             round.packets += if count == 0 { turns } else { count };
             self.check(&before, count as u64)?;
         }
