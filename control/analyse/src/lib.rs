@@ -6,7 +6,7 @@
 //!   about them.
 //! * [`hypothetical`] states that are not in force, compiled cheaply one after the other.
 //! * [`services`] where connections to a Service end, and whom the endpoints see.
-//! * [`lint`] policies that are legal and hardly what their author meant. [`coverage`] who is protected at all.
+//! * [`lint`] policies that are legal but probably not what their author intended. [`coverage`] which pods are protected.
 #![forbid(unsafe_code)]
 
 pub mod coverage;

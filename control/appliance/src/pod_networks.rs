@@ -52,7 +52,7 @@ impl PodNetworks {
         self.problem = None;
         if known.len() > MAX_PREFIXES {
             self.problem = Some(format!(
-                "{} addresses of pods lie outside of the pods' networks, and the programs hold {MAX_PREFIXES}: every address counts as a pod's while nobody judges; name the networks in cluster.podCIDRs",
+                "{} pod addresses lie outside the pod networks, and the BPF programs hold {MAX_PREFIXES}: without a dataplane, every address counts as a pod's; add the networks to cluster.podCIDRs",
                 known.len()
             ));
             known = everything();

@@ -151,7 +151,7 @@ impl Stations {
                 && now.duration_since(missing.wanted) < MISSING_FOR;
             is_missing.then(|| {
                 format!(
-                    "port {}: node {node} says its Ethernet address to nobody, so packets of its pods drop: `antiSpoofing: strict` \
+                    "port {}: node {node} does not answer with its Ethernet address, so packets of its pods drop: `antiSpoofing: strict` \
                      needs nodes in the network of the wire, not behind a router",
                     name(port)
                 )
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_nobody_hears_of_is_asked_for_and_missed() {
+    fn a_silent_node_is_asked_for_and_missed() {
         let mut bed = Bed::new();
         assert_eq!(bed.want(0), NextStep::Ask);
         assert_eq!(bed.want(0), NextStep::Nothing);
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(bed.alarms(4), [""; 0]);
         assert_eq!(bed.want(6), NextStep::Ask);
         assert!(bed.alarms(6)[0].contains("node n1"), "{:?}", bed.alarms(6));
-        assert_eq!(bed.alarms(66), [""; 0], "nobody waits for it any more");
+        assert_eq!(bed.alarms(66), [""; 0], "no packet waits for it any more");
         assert_eq!(bed.hear(67, FIRST), NextStep::Publish);
         assert_eq!(bed.want(68), NextStep::Nothing);
         assert_eq!(bed.alarms(68), [""; 0]);

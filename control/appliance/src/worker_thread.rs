@@ -14,7 +14,7 @@ use ringwall_xsk::{Waker, XskIo};
 use rustix::time::{ClockId, clock_gettime};
 
 /// How long a worker with nothing to do keeps looking before it sleeps (`adaptive`). Longer than the gap between two
-/// packets of a busy flow, short enough that a pod on the same core hardly notices.
+/// packets of a busy flow, short enough not to disturb a pod on the same core.
 const SPIN: Nanos = Nanos(50_000);
 /// Longest sleep: the watchdog wants to see a turn, and timers have to run.
 const SLEEP: Duration = Duration::from_millis(100);

@@ -17,12 +17,12 @@ use anyhow::Context;
 use report::Report;
 use ringwall_analyse::{
     lint,
-    lint::{Finding, Linted, Place, Severity, SuppressionError, Suppressions, rules, rules::Rule},
+    lint::{Finding, Linted, Severity, SourceLocation, SuppressionError, Suppressions, rules, rules::Rule},
 };
 use ringwall_dataplane::classify::Snapshot;
 use ringwall_source::{
     folder,
-    folder::{Loaded, Problem, ProblemKind, Written},
+    folder::{Loaded, ManifestObject, Problem, ProblemKind},
 };
 
 use super::{ClusterArgs, Output, progress::Progress, refuse_nothing, verify, write_whole};
@@ -104,7 +104,7 @@ struct Part {
 /// What there is to check.
 struct Input {
     loaded: Loaded,
-    written: Vec<Written>,
+    written: Vec<ManifestObject>,
 }
 
 pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> {
@@ -230,7 +230,7 @@ fn manifests(input: &Input, linted: Option<&Linted>, silence: &Suppressions) -> 
     lint::silenced(cluster, &input.written, told.collect(), silence)
 }
 
-/// What hardly does what its author wanted.
+/// What probably does not do what its author intended.
 fn lints(linted: Result<Linted, String>) -> Part {
     match linted {
         Ok(linted) => Part {
@@ -318,7 +318,7 @@ fn finding(problem: &Problem) -> Finding {
     Finding {
         id: rule.id,
         severity,
-        place: Some(Place {
+        place: Some(SourceLocation {
             file: problem.file.clone(),
             line: problem.line,
             column: problem.span.map(|(column, _)| column),

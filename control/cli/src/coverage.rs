@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ringwall_analyse::coverage::{Coverage, Place, Reason, State, Tally};
+use ringwall_analyse::coverage::{Coverage, FirewallPosition, Reason, State, Tally};
 use ringwall_config::{Config, Kind};
 use ringwall_messages::{CONTROL_SOCKET, client};
 use serde_json::{Value, json};
@@ -102,19 +102,19 @@ pub(super) fn run(args: &CoverageArgs, output: Output) -> anyhow::Result<ExitCod
 }
 
 /// Where the firewall of a configuration stands.
-fn place(config: Option<&Config>, more: &[ipnet::IpNet]) -> Place {
+fn place(config: Option<&Config>, more: &[ipnet::IpNet]) -> FirewallPosition {
     let Some(config) = config else {
-        return Place::default();
+        return FirewallPosition::default();
     };
     let mut pod_cidrs = config.cluster.pod_cidrs.clone();
     pod_cidrs.extend(more);
-    Place {
+    FirewallPosition {
         gateway: Some(config.kind == Kind::Gateway && !config.hosts_pods),
         pod_cidrs: Some(pod_cidrs),
     }
 }
 
-fn offline(args: &CoverageArgs, manifests: &Path, place: &Place) -> anyhow::Result<Coverage> {
+fn offline(args: &CoverageArgs, manifests: &Path, place: &FirewallPosition) -> anyhow::Result<Coverage> {
     let cluster = ClusterArgs {
         manifests: manifests.to_owned(),
         config: args.config.clone(),
@@ -126,7 +126,7 @@ fn offline(args: &CoverageArgs, manifests: &Path, place: &Place) -> anyhow::Resu
 }
 
 /// Asks the control process of a configuration.
-fn live(config: &Config, place: &Place) -> anyhow::Result<Coverage> {
+fn live(config: &Config, place: &FirewallPosition) -> anyhow::Result<Coverage> {
     let socket = config.runtime_dir.join(CONTROL_SOCKET);
     let request = serde_json::to_string(place)?;
     let answer =

@@ -18,7 +18,7 @@ use anyhow::Context;
 use ringwall_analyse::{refine, refine::Compiled};
 use ringwall_policy::{Cluster, Settings, services::Services};
 use ringwall_source::{
-    folder::{self, Loaded, Written},
+    folder::{self, Loaded, ManifestObject},
     staged::Staged,
 };
 use serde_json::json;
@@ -326,7 +326,7 @@ fn unevaluated_change(args: &DiffArgs, found: &refine::Difference<'_>) -> anyhow
             Some(name.rsplit(' ').next()?.to_owned())
         };
         let kinds: BTreeSet<String> = kinds.iter().filter_map(|kind| kind_of(kind)).collect();
-        let meant = |it: &&Written| kinds.contains(it.kind());
+        let meant = |it: &&ManifestObject| kinds.contains(it.kind());
         let mut found: Vec<(String, String)> = written
             .iter()
             .filter(meant)

@@ -10,13 +10,13 @@ use std::{
 use anyhow::Context;
 use ringwall_analyse::{
     flow::Service,
-    lint::{Finding, Place, Severity, Witness},
+    lint::{Finding, Severity, SourceLocation, Witness},
 };
 use ringwall_compile::{CompiledImage, EpochKey};
 use ringwall_dataplane::classify::{Generation, Snapshot};
 use ringwall_policy::Cluster;
 use ringwall_prove::{Checker, Difference, Progress, Report};
-use ringwall_source::folder::Written;
+use ringwall_source::folder::ManifestObject;
 use serde_json::{Value, json};
 
 use super::count;
@@ -124,7 +124,7 @@ pub(super) fn fields(report: &Report) -> Vec<(&'static str, Value)> {
 
 /// A difference as something that was found, at the first policy that either side names. `given`: the snapshot is one of the
 /// user's, and may be of other manifests.
-pub(super) fn finding(difference: &Difference, written: &[Written], given: bool) -> Finding {
+pub(super) fn finding(difference: &Difference, written: &[ManifestObject], given: bool) -> Finding {
     // Those of ordered kinds are named with their kind.
     let policy = difference.policies.first().map(|policy| {
         let mut words = policy.split(' ');
@@ -138,7 +138,7 @@ pub(super) fn finding(difference: &Difference, written: &[Written], given: bool)
         .find(|object| Some(object.label()) == policy.as_deref());
     let place = at.map(|object| {
         let spot = object.spot("metadata.name");
-        Place {
+        SourceLocation {
             file: object.file().to_owned(),
             line: spot.map(|(line, ..)| line),
             column: spot.map(|(_, column, _)| column),

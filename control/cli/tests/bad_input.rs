@@ -610,7 +610,7 @@ fn refused(dir: &Path, text: &str, path: &str, says: &str, at: &str) {
     let line = usize::try_from(found["line"].as_u64().unwrap()).unwrap();
     let line = text.lines().nth(line - 1).unwrap();
     assert!(line.contains(at), "{text}: {line:?} is not where {at:?} stands");
-    // One mistake is told of once.
+    // One mistake is reported once.
     let once = errors.iter().filter(|line| line["path"] == path).count();
     assert_eq!(once, 1, "{text}: {errors:#?}");
 }

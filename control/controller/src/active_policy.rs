@@ -8,7 +8,7 @@ use std::{
 };
 
 use ringwall_analyse::{
-    coverage::{Coverage, Place},
+    coverage::{Coverage, FirewallPosition},
     explain::{ExplainError, Explainer, Question, services::Explained},
     hypothetical::HypotheticalStates,
     services::Directory,
@@ -148,7 +148,7 @@ impl ActivePolicy {
     }
 
     /// Says what of the state that decides now is enforced from a place. Takes a while: not for the loop's thread.
-    pub(super) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
+    pub(super) fn coverage(&self, place: &FirewallPosition) -> Result<Coverage, AskError> {
         let policy = self.current()?;
         let mut coverage = Coverage::of(&policy.state.cluster, place);
         coverage.generation = Some(policy.generation);

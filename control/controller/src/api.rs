@@ -26,7 +26,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use ringwall_analyse::{
-    coverage::Place,
+    coverage::FirewallPosition,
     explain::{ExplainError, Question},
     flow::{AskedPort, EndName},
 };
@@ -391,7 +391,7 @@ pub struct ExplainRequest {
     pub of_flow: bool,
 }
 
-async fn coverage(State(overview): State<Arc<Overview>>, Json(place): Json<Place>) -> Response {
+async fn coverage(State(overview): State<Arc<Overview>>, Json(place): Json<FirewallPosition>) -> Response {
     let answer = tokio::task::spawn_blocking(move || overview.coverage(&place)).await;
     match answer {
         Ok(Ok(coverage)) => Json(coverage).into_response(),

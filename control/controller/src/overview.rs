@@ -9,7 +9,7 @@ use std::{
 };
 
 use ringwall_analyse::{
-    coverage::{Coverage, Place},
+    coverage::{Coverage, FirewallPosition},
     explain::{Question, services::Explained},
 };
 use ringwall_config::Verify;
@@ -327,7 +327,7 @@ impl Overview {
     ///
     /// # Errors
     /// There is none yet.
-    pub(crate) fn coverage(&self, place: &Place) -> Result<Coverage, AskError> {
+    pub(crate) fn coverage(&self, place: &FirewallPosition) -> Result<Coverage, AskError> {
         self.active_policy.coverage(place)
     }
 

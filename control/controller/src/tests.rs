@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 
-use ringwall_analyse::coverage::{Coverage, Place};
+use ringwall_analyse::coverage::{Coverage, FirewallPosition};
 use ringwall_compile::{Budget, CompileError, Compiled, Compiler};
 use ringwall_dataplane::{
     addr::Addr,
@@ -1447,7 +1447,7 @@ async fn a_policy_at_the_api_server_becomes_a_snapshot_that_denies() {
     assert_eq!(status.objects.pods, 3);
     // What is in force can be asked for, from a place.
     let socket = bed.path("run").join(ringwall_messages::CONTROL_SOCKET);
-    let place = Place {
+    let place = FirewallPosition {
         gateway: Some(true),
         pod_cidrs: None,
     };

@@ -21,7 +21,7 @@ pub enum Identity<'a> {
     Node(Option<&'a str>),
     /// Outside of the cluster, Service addresses included.
     External,
-    /// An address of a pod network that belongs to nobody who is known.
+    /// An address of a pod network that no known pod or node has.
     Unknown,
 }
 
@@ -83,7 +83,7 @@ pub enum Cause {
     SelfTraffic,
     /// A pod and the node that hosts it.
     HostingNode,
-    /// The end belongs to nobody who is known.
+    /// No known pod or node has the address.
     Unknown,
 }
 

@@ -49,11 +49,11 @@ impl Proof {
         snapshot: &Arc<Snapshot>,
     ) -> Option<Result<Report, Box<Difference>>> {
         let begun = Instant::now();
-        if self.has_grown() || self.excused || self.view.cluster().settings != cluster.settings {
+        if self.has_grown() || self.excused || self.expected.cluster().settings != cluster.settings {
             return None;
         }
         // Where tiers have other places, so has every policy.
-        if !self.view.rules.has_tiers_of(cluster) {
+        if !self.expected.rules.has_tiers_of(cluster) {
             return None;
         }
         let since = snapshot.changes_since(&self.snapshot)?;
@@ -62,9 +62,9 @@ impl Proof {
         }
         let older = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
         self.report = Report::default();
-        self.held.take_moved();
-        self.held.take_moved_ranges();
-        self.view.terms_stay();
+        self.relation.take_moved();
+        self.relation.take_moved_ranges();
+        self.expected.terms_stay();
         let mut touched = Touched::default();
         self.touched_by_ranges(&since, &older, &mut touched);
         self.touched_by_tables(&since, &older, &mut touched);
@@ -80,7 +80,7 @@ impl Proof {
         let proven = ends
             .and_then(|()| self.cells_again(&since, &older))
             .and_then(|()| self.epochs_again(cluster, &touched, &older));
-        self.view.follow(cluster);
+        self.expected.follow(cluster);
         self.report.classes = self.classes();
         self.report.micros = begun.elapsed().as_micros() as u64;
         Some(match proven {
@@ -117,7 +117,7 @@ impl Proof {
     ) {
         // A new block cuts the address space as it is now.
         let cut_already = replaced.as_ref().is_some_and(|it| !it.blocks.is_empty());
-        let prefixes = self.view.replace_address_sets(cluster, cut_already);
+        let prefixes = self.expected.replace_address_sets(cluster, cut_already);
         if prefixes.is_empty() {
             return;
         }
@@ -153,7 +153,7 @@ impl Proof {
                 Owner::Node(_) => nodes.contains(&seen.node),
                 Owner::Unseen(_) | Owner::Unowned(_) => places,
             };
-            let ends = self.held.ends().filter(|(_, seen)| concerned(seen));
+            let ends = self.relation.ends().filter(|(_, seen)| concerned(seen));
             touched.ends.extend(ends.map(|(place, _)| *place));
         }
         for number in since.endpoints.iter().chain(&since.names) {
@@ -170,9 +170,11 @@ impl Proof {
 
     /// Everything that is asked about a pod.
     fn touch(&self, key: &ObjectKey, touched: &mut Touched) {
-        let Some(slot) = self.view.slot(key) else { return };
+        let Some(slot) = self.expected.slot(key) else {
+            return;
+        };
         touched.ends.insert(EndRef::Name(slot));
-        if let Some(known) = self.view.pod(slot) {
+        if let Some(known) = self.expected.pod(slot) {
             touched
                 .ends
                 .extend(known.pod.addresses.iter().copied().map(EndRef::Address));
@@ -182,7 +184,7 @@ impl Proof {
     /// 6: what policies say. Whoever they concern is the same one as before: only what its numbers have to stand for is
     /// another.
     fn touched_by_policies(&mut self, cluster: &Cluster, touched: &mut Touched) -> Option<Replaced> {
-        let before = self.view.cluster();
+        let before = self.expected.cluster();
         let (networks, tiered) = (before.policies.clone(), before.tiered.clone());
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         differing(&networks, &cluster.policies, Policy::Network, &mut gone, &mut new);
@@ -190,14 +192,14 @@ impl Proof {
         if gone.is_empty() && new.is_empty() {
             return None;
         }
-        let replaced = self.view.replace_policies(cluster, &gone, &new);
+        let replaced = self.expected.replace_policies(cluster, &gone, &new);
         touched.ranges |= !replaced.blocks.is_empty();
         Some(replaced)
     }
 
     /// 6: pods of namespaces that came, went or have other labels.
     fn touched_by_namespaces(&mut self, cluster: &Cluster, touched: &mut Touched) {
-        let before = self.view.cluster().namespaces.clone();
+        let before = self.expected.cluster().namespaces.clone();
         let changed: HashSet<String> = before
             .diff(&cluster.namespaces)
             .map(|item| match item {
@@ -208,9 +210,9 @@ impl Proof {
         if changed.is_empty() {
             return;
         }
-        for slot in self.view.replace_namespaces(cluster, &changed) {
+        for slot in self.expected.replace_namespaces(cluster, &changed) {
             touched.ends.insert(EndRef::Name(slot));
-            if let Some(known) = self.view.pod(slot) {
+            if let Some(known) = self.expected.pod(slot) {
                 touched
                     .ends
                     .extend(known.pod.addresses.iter().copied().map(EndRef::Address));
@@ -221,9 +223,9 @@ impl Proof {
     /// Sets anew what the numbers of ends have to stand for.
     fn reseat(&mut self, replaced: &Replaced) {
         let mut places: Vec<EndRef> = Vec::new();
-        for slot in self.view.slots_of(replaced) {
+        for slot in self.expected.slots_of(replaced) {
             places.push(EndRef::Name(slot));
-            if let Some(known) = self.view.pod(slot) {
+            if let Some(known) = self.expected.pod(slot) {
                 places.extend(known.pod.addresses.iter().copied().map(EndRef::Address));
             }
         }
@@ -237,19 +239,19 @@ impl Proof {
                 EndRef::Address(address) => many.iter().any(|block| block.contains(address)),
                 EndRef::Name(_) => false,
             };
-            places.extend(self.held.ends().map(|(place, _)| place).filter(inside));
+            places.extend(self.relation.ends().map(|(place, _)| place).filter(inside));
         }
         for place in places {
-            let Some(seen) = self.held.seen(place).copied() else {
+            let Some(seen) = self.relation.seen(place).copied() else {
                 continue;
             };
             let blocks = match place {
-                EndRef::Address(address) => self.view.space.find(address).blocks,
+                EndRef::Address(address) => self.expected.space.find(address).blocks,
                 EndRef::Name(_) => 0,
             };
-            let end = self.view.end_of(seen.end.who, blocks);
+            let end = self.expected.end_of(seen.end.who, blocks);
             if end != seen.end {
-                self.held.put(place, ObservedEnd { end, ..seen });
+                self.relation.put(place, ObservedEnd { end, ..seen });
             }
         }
     }
@@ -259,10 +261,10 @@ impl Proof {
     fn gained(&self) -> BTreeMap<ClassMeaning, u32> {
         let mut gained = BTreeMap::new();
         let mut known = HashSet::new();
-        for (place, was) in self.held.moved() {
+        for (place, was) in self.relation.moved() {
             // What an end was in between has not been proven.
-            if let Some(is) = self.held.seen(*place).filter(|_| known.insert(*place))
-                && self.view.only_gained(was.end.meaning, is.end.meaning)
+            if let Some(is) = self.relation.seen(*place).filter(|_| known.insert(*place))
+                && self.expected.only_gained(was.end.meaning, is.end.meaning)
             {
                 gained.entry((is.class, is.end.meaning)).or_insert(was.class);
             }
@@ -272,7 +274,7 @@ impl Proof {
 
     /// 6: addresses of nodes that differ, and the address ranges where their networks do.
     fn touched_by_nodes(&mut self, cluster: &Cluster, touched: &mut Touched) {
-        let before = self.view.cluster().nodes.clone();
+        let before = self.expected.cluster().nodes.clone();
         let mut cut = false;
         for item in before.diff(&cluster.nodes) {
             let (name, old, new) = match item {
@@ -283,7 +285,7 @@ impl Proof {
             let addresses = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.addresses.clone());
             let networks = |node: Option<&Arc<Node>>| node.map_or(Vec::new(), |it| it.pod_cidrs.clone());
             let (old_addresses, new_addresses) = (addresses(old), addresses(new));
-            self.view.replace_node(name, &old_addresses, &new_addresses);
+            self.expected.replace_node(name, &old_addresses, &new_addresses);
             touched.ends.extend(
                 old_addresses
                     .into_iter()
@@ -293,17 +295,17 @@ impl Proof {
             cut |= networks(old) != networks(new);
         }
         if cut {
-            self.view.cut_again(cluster);
+            self.expected.cut_again(cluster);
             touched.ranges = true;
             let nobodys = |seen: &ObservedEnd| matches!(seen.end.who, Owner::Unowned(_));
-            let nobodys = self.held.ends().filter(|(_, seen)| nobodys(seen));
+            let nobodys = self.relation.ends().filter(|(_, seen)| nobodys(seen));
             touched.ends.extend(nobodys.map(|(place, _)| *place));
         }
     }
 
     /// 6: ends of pods that differ; the view is that of the new state then.
     fn touched_by_pods(&mut self, cluster: &Cluster, touched: &mut Touched) {
-        let before = self.view.cluster().clone();
+        let before = self.expected.cluster().clone();
         let mut come = Vec::new();
         for item in before.pods.diff(&cluster.pods) {
             let (gone, new) = match item {
@@ -318,7 +320,7 @@ impl Proof {
             }
             if let Some(pod) = gone {
                 touched.gone.insert(pod.key.clone());
-                if let Some((slot, _)) = self.view.remove(&pod.key) {
+                if let Some((slot, _)) = self.expected.remove(&pod.key) {
                     touched.ends.insert(EndRef::Name(slot));
                 }
             }
@@ -326,7 +328,7 @@ impl Proof {
         }
         for pod in come {
             touched.gone.remove(&pod.key);
-            let slot = self.view.add(pod);
+            let slot = self.expected.add(pod);
             touched.ends.insert(EndRef::Name(slot));
         }
     }
@@ -335,9 +337,9 @@ impl Proof {
         self.settings()?;
         // Those of nodes first, then as now: by then it is known which nodes have addresses.
         let (nodes, others): (Vec<EndRef>, Vec<EndRef>) = touched.ends.iter().partition(|place| {
-            let was = self.held.seen(**place).map(|seen| seen.end.who);
+            let was = self.relation.seen(**place).map(|seen| seen.end.who);
             let now = match place {
-                EndRef::Address(address) => Some(self.view.who(*address)),
+                EndRef::Address(address) => Some(self.expected.who(*address)),
                 EndRef::Name(_) => None,
             };
             [was, now]
@@ -345,7 +347,7 @@ impl Proof {
                 .flatten()
                 .any(|who| matches!(who, Owner::Node(_)))
         });
-        self.held.take_changed_nodes();
+        self.relation.take_changed_nodes();
         if touched.ranges {
             self.ranges(true)?;
             self.ranges(false)?;
@@ -358,11 +360,11 @@ impl Proof {
             self.end(place)?;
         }
         // Whether a node has an address says what its pods are exempt from.
-        let nodes = self.held.take_changed_nodes();
+        let nodes = self.relation.take_changed_nodes();
         if !nodes.is_empty() {
-            for slot in self.view.hosted_by(&nodes) {
+            for slot in self.expected.hosted_by(&nodes) {
                 self.end(EndRef::Name(slot))?;
-                let addresses = self.view.pod(slot).map(|known| known.pod.addresses.clone());
+                let addresses = self.expected.pod(slot).map(|known| known.pod.addresses.clone());
                 for address in addresses.into_iter().flatten() {
                     self.end(EndRef::Address(address))?;
                 }
@@ -385,14 +387,14 @@ impl Proof {
     /// 7: cells that are read for the first time, and those of which some record differs.
     fn cells_again(&mut self, since: &SnapshotChanges, older: &Snapshot) -> Result<(), Wrong> {
         self.forget(since);
-        self.held
+        self.relation
             .follow_own_nodes(&since.isolating, older, &self.snapshot);
         let gained = self.gained();
-        let (mut new_lines, mut new_columns) = self.held.take_new();
+        let (mut new_lines, mut new_columns) = self.relation.take_new();
         // Of those that kept their class, the cells are old ones.
         new_columns.retain(|column| gained.get(column) != Some(&column.0));
         for row in &since.isolating {
-            new_lines.extend(self.held.lines_of(*row));
+            new_lines.extend(self.relation.lines_of(*row));
         }
         if !new_lines.is_empty() {
             let mut columns = self.columns();
@@ -402,7 +404,7 @@ impl Proof {
         }
         if !new_columns.is_empty() {
             let lines: Vec<_> = self
-                .held
+                .relation
                 .lines()
                 .filter(|line| !new_lines.contains(line))
                 .collect();
@@ -438,13 +440,13 @@ impl Proof {
                 of_page = Some(*first);
                 columns.clear();
                 columns.extend(
-                    self.held
+                    self.relation
                         .columns_from(*first)
                         .filter(|column| !new_columns.contains(column)),
                 );
             }
             let lines: Vec<_> = self
-                .held
+                .relation
                 .lines_of(*row)
                 .filter(|line| !new_lines.contains(line))
                 .collect();
@@ -468,15 +470,18 @@ impl Proof {
     /// 8: a dataplane goes on with a flow while neither end's epoch changes. So who has an address now that another had, and
     /// two ends between whom something else passes now, do not both have the epochs that they had.
     fn epochs_again(&mut self, cluster: &Cluster, touched: &Touched, older: &Snapshot) -> Result<(), Wrong> {
-        let (moved, moved_ranges) = (self.held.take_moved(), self.held.take_moved_ranges());
+        let (moved, moved_ranges) = (self.relation.take_moved(), self.relation.take_moved_ranges());
         for place in &touched.ends {
             if let EndRef::Address(address) = place
                 && self.keeps_epoch(*address, older)
-                && let Some(what) =
-                    is_another(*address, (self.view.cluster(), older), (cluster, &self.snapshot))
+                && let Some(what) = is_another(
+                    *address,
+                    (self.expected.cluster(), older),
+                    (cluster, &self.snapshot),
+                )
             {
                 return Err(Wrong {
-                    what: format!("{what}, and its epoch is what it was: its flows would go on"),
+                    what: format!("{what}, and its epoch has not changed: its flows would go on"),
                     suspect: Suspect::End(*place),
                 });
             }
@@ -485,16 +490,16 @@ impl Proof {
         // before, what everybody decided before is the same.
         let mut was: HashMap<EndRef, (End, End)> = HashMap::new();
         for (address, old, new) in moved_ranges {
-            if !self.view.only_gained(old.meaning, new.meaning) && self.keeps_epoch(address, older) {
+            if !self.expected.only_gained(old.meaning, new.meaning) && self.keeps_epoch(address, older) {
                 was.insert(EndRef::Address(address), (old, new));
             }
         }
         for (place, old) in moved {
             let old = old.end;
             if let EndRef::Address(address) = place
-                && let Some(new) = self.held.seen(place).map(|seen| seen.end)
+                && let Some(new) = self.relation.seen(place).map(|seen| seen.end)
                 && ((old.subjects, old.own_node) != (new.subjects, new.own_node)
-                    || !self.view.only_gained(old.meaning, new.meaning))
+                    || !self.expected.only_gained(old.meaning, new.meaning))
                 && self.keeps_epoch(address, older)
             {
                 was.entry(place).or_insert((old, new));
@@ -519,39 +524,39 @@ impl Proof {
             if old.own_node != new.own_node {
                 note(&mut own_nodes, (old.own_node, new.own_node), *place);
             }
-            if !self.view.only_gained(old.meaning, new.meaning) {
+            if !self.expected.only_gained(old.meaning, new.meaning) {
                 note(&mut meanings, (old.meaning, new.meaning), *place);
             }
         }
-        let columns: Vec<_> = self.held.columns().collect();
+        let columns: Vec<_> = self.relation.columns().collect();
         let subjects = subjects.into_iter().map(|pair| (pair, true));
         let own_nodes = own_nodes.into_iter().map(|pair| (pair, false));
         for (((old, new), owns), any_peer) in subjects.chain(own_nodes) {
             for column in &columns {
-                if self.view.pass_alike((old, column.1), (new, column.1)) {
+                if self.expected.pass_alike((old, column.1), (new, column.1)) {
                     continue;
                 }
-                for peer in self.held.peers_in(*column) {
+                for peer in self.relation.peers_in(*column) {
                     let meant = was.get(&peer).map_or(column.1, |(old, _)| old.meaning);
-                    let asked = any_peer || !self.held.is_pod(peer);
+                    let asked = any_peer || !self.relation.is_pod(peer);
                     let own = owns
                         .iter()
                         .find(|own| asked && self.both_keep(**own, peer, older));
                     if let Some(own) = own
-                        && !self.view.pass_alike((old, meant), (new, column.1))
+                        && !self.expected.pass_alike((old, meant), (new, column.1))
                     {
                         return Err(self.stale(*own, peer, new));
                     }
                 }
             }
         }
-        let lines: Vec<_> = self.held.lines().collect();
+        let lines: Vec<_> = self.relation.lines().collect();
         for ((old, new), peers) in meanings {
             for line in &lines {
-                if self.view.pass_alike((line.1, old), (line.1, new)) {
+                if self.expected.pass_alike((line.1, old), (line.1, new)) {
                     continue;
                 }
-                for own in self.held.subjects_of(*line) {
+                for own in self.relation.subjects_of(*line) {
                     let same = was
                         .get(&own)
                         .is_none_or(|(old, _)| old.subjects.contains(&line.1));
@@ -580,8 +585,8 @@ impl Proof {
 
     fn compare_epochs(&mut self, before: &mut Proof, until: Option<Instant>) -> Result<bool, Wrong> {
         let older = Arc::clone(&before.snapshot);
-        let mut places = before.held.places();
-        places.extend(self.held.places());
+        let mut places = before.relation.places();
+        places.extend(self.relation.places());
         places.sort_unstable();
         places.dedup();
         // Who keeps an epoch, by what decides about it, then and now, and by what rules see of it, then and now.
@@ -596,25 +601,25 @@ impl Proof {
                 continue;
             }
             let (was, is) = (
-                (before.view.cluster(), &*older),
-                (self.view.cluster(), &*self.snapshot),
+                (before.expected.cluster(), &*older),
+                (self.expected.cluster(), &*self.snapshot),
             );
             if let Some(what) = is_another(address, was, is) {
                 return Err(Wrong {
-                    what: format!("{what}, and its epoch is what it was: its flows would go on"),
+                    what: format!("{what}, and its epoch has not changed: its flows would go on"),
                     suspect: Suspect::End(place),
                 });
             }
-            let (old, new) = (before.view.end(address), self.view.end(address));
+            let (old, new) = (before.expected.end(address), self.expected.end(address));
             if old.who.is_unknown() || new.who.is_unknown() {
-                match [before.view.settings(), self.view.settings()].map(|it| it.allow_unknown) {
+                match [before.expected.settings(), self.expected.settings()].map(|it| it.allow_unknown) {
                     [false, false] => continue, // no flow of it is kept
                     [true, true] => {}
                     _ => {
                         return Err(Wrong {
                             what: format!(
-                                "{address} belongs to nobody who is known, which unknownEndpoints decides otherwise now, and \
-                                 its epoch is what it was: its flows would go on"
+                                "{address} is no known pod's or node's, which unknownEndpoints decides otherwise now, and \
+                                 its epoch has not changed: its flows would go on"
                             ),
                             suspect: Suspect::End(place),
                         });
@@ -641,19 +646,19 @@ impl Proof {
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(false);
             }
-            let governed = [before.view.subject_of(*old), self.view.subject_of(*new)]
+            let governed = [before.expected.subject_of(*old), self.expected.subject_of(*new)]
                 .map(|subject| !subject.policies.is_empty());
             if governed == [false, false] {
                 continue;
             }
-            let older_others = before.view.lists_of(*old, &mut older_lists);
-            let others = self.view.lists_of(*new, &mut lists);
+            let older_others = before.expected.lists_of(*old, &mut older_lists);
+            let others = self.expected.lists_of(*new, &mut lists);
             for ((old_meaning, meaning), peers) in meanings {
                 let older_list = older_lists.get(*old_meaning, older_others);
-                let then = governed[0].then(|| before.view.decide(*old, older_list, *old_meaning));
+                let then = governed[0].then(|| before.expected.decide(*old, older_list, *old_meaning));
                 let list = lists.get(*meaning, others);
-                let now = governed[1].then(|| self.view.decide(*new, list, *meaning));
-                let same = || before.view.passes(then) == self.view.passes(now);
+                let now = governed[1].then(|| self.expected.decide(*new, list, *meaning));
+                let same = || before.expected.passes(then) == self.expected.passes(now);
                 let same = match (then, now) {
                     (Some(then), Some(now)) => *alike.entry((then, now)).or_insert_with(same),
                     _ => same(),
@@ -684,7 +689,7 @@ impl Proof {
     }
 
     fn stale(&self, own: EndRef, peer: EndRef, subject: u32) -> Wrong {
-        let (src, dst) = match self.view.subject_of(subject).direction {
+        let (src, dst) = match self.expected.subject_of(subject).direction {
             Direction::Ingress => (peer, own),
             Direction::Egress => (own, peer),
         };
@@ -701,9 +706,9 @@ impl Proof {
 
     /// Whether much of what has been numbered can be nobody's any more.
     fn has_grown(&self) -> bool {
-        let (columns, lines) = self.held.sizes();
-        let policies = self.view.cluster().policies.len() + self.view.cluster().tiered.len();
-        self.view.ever() > 4 * (columns + lines + policies) + 50_000
+        let (columns, lines) = self.relation.sizes();
+        let policies = self.expected.cluster().policies.len() + self.expected.cluster().tiered.len();
+        self.expected.ever() > 4 * (columns + lines + policies) + 50_000
     }
 }
 

@@ -95,9 +95,9 @@ pub(super) enum Suspect {
 /// Both sides, and what of the proof is done.
 #[derive(Debug)]
 pub(super) struct Proof {
-    pub view: Expected,
+    pub expected: Expected,
     pub snapshot: Arc<Snapshot>,
-    pub held: NumberRelation,
+    pub relation: NumberRelation,
     /// Where the snapshot's tries have their nodes; None until a successor asks.
     pub range_nodes: Option<RangeNodes>,
     /// What was decided and the port map that says the same (5).
@@ -136,9 +136,9 @@ impl Proof {
         let mut pods: Vec<Arc<Pod>> = cluster.pods.values().cloned().collect();
         pods.reverse();
         Self {
-            view: Expected::of(cluster),
+            expected: Expected::of(cluster),
             snapshot: Arc::clone(snapshot),
-            held: NumberRelation::default(),
+            relation: NumberRelation::default(),
             range_nodes: None,
             matched: HashSet::new(),
             rule_names: HashSet::new(),
@@ -178,7 +178,7 @@ impl Proof {
         if !self.todo.pods.is_empty() {
             let keep = self.todo.pods.len().saturating_sub(BATCH);
             for pod in self.todo.pods.split_off(keep).into_iter().rev() {
-                self.view.add(&pod);
+                self.expected.add(&pod);
             }
             return Ok(false);
         }
@@ -206,7 +206,7 @@ impl Proof {
         }
         if !self.todo.began_lines {
             self.todo.began_lines = true;
-            let (lines, _) = self.held.take_new();
+            let (lines, _) = self.relation.take_new();
             self.todo.lines = lines.into_iter().rev().collect();
             self.todo.columns = self.columns();
             self.report.classes = self.classes();
@@ -224,13 +224,13 @@ impl Proof {
 
     /// All columns.
     pub(super) fn columns(&self) -> Columns {
-        let names = |meaning| self.view.names_of(meaning);
-        Columns::of(self.held.columns(), names)
+        let names = |meaning| self.expected.names_of(meaning);
+        Columns::of(self.relation.columns(), names)
     }
 
     /// Subjects and meanings that some end has.
     pub(super) fn classes(&self) -> u64 {
-        let (columns, lines) = self.held.sizes();
+        let (columns, lines) = self.relation.sizes();
         (columns + lines) as u64
     }
 
@@ -240,21 +240,21 @@ impl Proof {
         self.settings()?;
         let mut nodes = Vec::new();
         let mut others = Vec::new();
-        for address in self.view.addresses() {
-            match self.view.who(address) {
+        for address in self.expected.addresses() {
+            match self.expected.who(address) {
                 Owner::Node(_) => nodes.push(EndRef::Address(address)),
                 _ => others.push(EndRef::Address(address)),
             }
         }
         // What only the snapshot has is looked at as well: nobody has it.
-        let ours: HashSet<IpAddr> = self.view.addresses().collect();
+        let ours: HashSet<IpAddr> = self.expected.addresses().collect();
         let theirs = self.snapshot.hosts().map(IpAddr::from);
         others.extend(
             theirs
                 .filter(|address| !ours.contains(address))
                 .map(EndRef::Address),
         );
-        let names = (0..self.view.slots()).map(EndRef::Name);
+        let names = (0..self.expected.slots()).map(EndRef::Name);
         nodes.sort_unstable();
         others.sort_unstable();
         others.dedup();
@@ -272,7 +272,7 @@ impl Proof {
 
     /// What the snapshot says about everything.
     pub(super) fn settings(&self) -> Result<(), Wrong> {
-        let wanted = self.view.settings().allow_unknown;
+        let wanted = self.expected.settings().allow_unknown;
         if self.snapshot.allow_unknown() == wanted {
             return Ok(());
         }
@@ -290,7 +290,7 @@ impl Proof {
     pub(super) fn end(&mut self, place: EndRef) -> Result<(), Wrong> {
         match place {
             EndRef::Address(address) => {
-                let end = self.view.end(address);
+                let end = self.expected.end(address);
                 let identity = self.snapshot.identify(address.into());
                 self.report.addresses += 1;
                 self.identity(place, &end, &identity)?;
@@ -298,10 +298,10 @@ impl Proof {
                 self.exemptions(place, &end, &identity)?;
                 // What is in no host table is part of its range.
                 if matches!(end.who, Owner::Unowned(_)) && !self.snapshot.is_host(address.into()) {
-                    self.held.put_in_range(address, seen);
-                    self.held.drop(place);
+                    self.relation.put_in_range(address, seen);
+                    self.relation.drop(place);
                 } else {
-                    self.held.put(place, seen);
+                    self.relation.put(place, seen);
                 }
             }
             EndRef::Name(slot) => self.name(slot)?,
@@ -312,8 +312,8 @@ impl Proof {
     /// A slot's pod by its name.
     fn name(&mut self, slot: u32) -> Result<(), Wrong> {
         let place = EndRef::Name(slot);
-        let Some(known) = self.view.pod(slot) else {
-            self.held.drop(place);
+        let Some(known) = self.expected.pod(slot) else {
+            self.relation.drop(place);
             return Ok(());
         };
         let (key, template) = (known.pod.key.clone(), known.pod.template_of.is_some());
@@ -327,7 +327,7 @@ impl Proof {
             })
         };
         let Some(endpoint) = found else {
-            self.held.drop(place);
+            self.relation.drop(place);
             return if is_endpoint {
                 fail(format!("the snapshot does not know {key} by its name"))
             } else {
@@ -343,13 +343,13 @@ impl Proof {
             ));
         }
         let (identity, number) = (endpoint.identity, endpoint.number);
-        let end = self.view.nameless(slot);
+        let end = self.expected.nameless(slot);
         self.identity(place, &end, &identity)?;
         if matches!(end.who, Owner::Pod(_)) && identity.endpoint != number {
             return fail(format!("{key} has two numbers"));
         }
         self.exemptions(place, &end, &identity)?;
-        self.held
+        self.relation
             .put(place, ObservedEnd::new(end, &identity, &self.snapshot));
         Ok(())
     }
@@ -379,7 +379,7 @@ impl Proof {
         }
         match end.who {
             Owner::Pod(slot) => {
-                let Some(known) = self.view.pod(slot) else {
+                let Some(known) = self.expected.pod(slot) else {
                     return fail("a slot is empty".to_owned());
                 };
                 let key = &known.pod.key;
@@ -393,10 +393,10 @@ impl Proof {
                     ));
                 }
                 // Nodes come first, so those that have an address are known.
-                let wanted = known.node.and_then(|node| self.held.node_number(node));
+                let wanted = known.node.and_then(|node| self.relation.node_number(node));
                 let right = match wanted {
                     Some(number) => got.node == number,
-                    None => self.held.node_of(got.node).is_none(),
+                    None => self.relation.node_of(got.node).is_none(),
                 };
                 if !right {
                     return fail(format!(
@@ -407,12 +407,12 @@ impl Proof {
                 }
             }
             Owner::Node(name) => {
-                let wanted = self.view.node_name(name);
+                let wanted = self.expected.node_name(name);
                 let consistent = self
-                    .held
+                    .relation
                     .node_number(name)
                     .is_none_or(|number| number == got.node)
-                    && self.held.node_of(got.node).is_none_or(|other| other == name);
+                    && self.relation.node_of(got.node).is_none_or(|other| other == name);
                 if self.snapshot.node_name(got.node) != Some(wanted) || !consistent {
                     return fail(format!(
                         "{} is node {wanted}, the snapshot says another node",
@@ -439,7 +439,7 @@ impl Proof {
                 .snapshot
                 .judge_ends(identity, identity, true, l4, NodeExemption::Trusted);
             self.report.questions += 1;
-            let denied = end.who.is_unknown() && !self.view.settings().allow_unknown;
+            let denied = end.who.is_unknown() && !self.expected.settings().allow_unknown;
             let wanted = if denied { Effect::Unknown } else { Effect::Open };
             let right = |side: DirectionVerdict| side.effect == wanted && side.allow != denied;
             if right(told.ingress) && right(told.egress) {
@@ -447,7 +447,7 @@ impl Proof {
             }
             return wrong(place, place, format!("{} is no pod", self.words(place)));
         };
-        let Some(known) = self.view.pod(slot) else {
+        let Some(known) = self.expected.pod(slot) else {
             return Ok(());
         };
         let (node, template) = (known.node, known.pod.template_of.is_some());
@@ -460,7 +460,7 @@ impl Proof {
             let what = format!("{} may speak to itself", self.words(place));
             return wrong(place, place, what);
         }
-        let Some(number) = node.and_then(|node| self.held.node_number(node)) else {
+        let Some(number) = node.and_then(|node| self.relation.node_number(node)) else {
             return Ok(());
         };
         let host = Identity {
@@ -500,7 +500,7 @@ impl Proof {
 
     /// 1: whether an endpoint of the snapshot is one.
     pub(super) fn endpoint_is_known(&self, key: ObjectKey) -> Result<(), Wrong> {
-        let known = self.view.slot(&key).and_then(|slot| self.view.pod(slot));
+        let known = self.expected.slot(&key).and_then(|slot| self.expected.pod(slot));
         if known.is_some_and(|known| known.is_endpoint()) {
             return Ok(());
         }
@@ -524,12 +524,12 @@ impl Proof {
                 suspect: Suspect::Anything,
             });
         };
-        let ours = self.view.space.borders(v4, first, last);
+        let ours = self.expected.space.borders(v4, first, last);
         let mut borders: Vec<u128> = ours.iter().copied().chain(theirs).collect();
         borders.sort_unstable();
         borders.dedup();
         // What meant one thing may mean several now, and several one.
-        let mut cuts = self.held.cuts(v4, first, last).to_vec();
+        let mut cuts = self.relation.cuts(v4, first, last).to_vec();
         cuts.extend(&borders);
         cuts.push(first);
         cuts.sort_unstable();
@@ -537,8 +537,8 @@ impl Proof {
         let mut found = BTreeMap::new();
         for (at, begin) in cuts.iter().enumerate() {
             let end = cuts.get(at + 1).map_or(last, |next| next - 1);
-            let range = self.view.space.find_number(v4, *begin);
-            let was = self.held.range(v4, *begin).map(|seen| seen.end);
+            let range = self.expected.space.find_number(v4, *begin);
+            let was = self.relation.range(v4, *begin).map(|seen| seen.end);
             let low = self.nobodys(v4, *begin..=end, false);
             let high = self.nobodys(v4, *begin..=end, true);
             for number in low.into_iter().chain(high) {
@@ -547,7 +547,7 @@ impl Proof {
                     found.insert(number, seen);
                     if let Some(was) = was.filter(|was| was.meaning != seen.end.meaning) {
                         let address = matching::address(v4, number);
-                        self.held.note_moved(address, was, seen.end);
+                        self.relation.note_moved(address, was, seen.end);
                     }
                 }
             }
@@ -556,7 +556,7 @@ impl Proof {
         let is_border = |number: &u128| {
             borders.binary_search(number).is_ok()
                 && (*number != first
-                    || self.view.space.is_border(v4, *number)
+                    || self.expected.space.is_border(v4, *number)
                     || self.snapshot.is_range_border(v4, *number))
         };
         cuts.retain(is_border);
@@ -566,10 +566,10 @@ impl Proof {
             range.replace(of) != Some(of)
         });
         let after = last.checked_add(1).filter(|after| {
-            self.view.space.is_border(v4, *after) || self.snapshot.is_range_border(v4, *after)
+            self.expected.space.is_border(v4, *after) || self.snapshot.is_range_border(v4, *after)
         });
         cuts.extend(after.filter(|after| !v4 || *after <= u128::from(u32::MAX)));
-        self.held.put_ranges(v4, first, last, &cuts, found);
+        self.relation.put_ranges(v4, first, last, &cuts, found);
         Ok(())
     }
 
@@ -580,7 +580,7 @@ impl Proof {
             let number = if from_end { high } else { low };
             let address = matching::address(v4, number);
             let packets_have_it = v4 || !is_mapped(number);
-            let somebodys = self.view.is_claimed(address) || self.snapshot.is_host(address.into());
+            let somebodys = self.expected.is_claimed(address) || self.snapshot.is_host(address.into());
             if packets_have_it && !somebodys {
                 return Some(number);
             }
@@ -606,7 +606,7 @@ impl Proof {
     fn nobody(&mut self, v4: bool, number: u128, range: Range) -> Result<ObservedEnd, Wrong> {
         let address = matching::address(v4, number);
         let place = EndRef::Address(address);
-        let end = self.view.end_of(Owner::Unowned(range.place), range.blocks);
+        let end = self.expected.end_of(Owner::Unowned(range.place), range.blocks);
         let identity = self.snapshot.identify(Addr::from(address));
         self.report.addresses += 1;
         self.identity(place, &end, &identity)?;
@@ -622,7 +622,7 @@ impl Proof {
             return Ok(());
         }
         let mut lists = std::mem::take(&mut self.lists);
-        let others = self.view.lists_of(line.1, &mut lists);
+        let others = self.expected.lists_of(line.1, &mut lists);
         columns.begin(lists.named());
         let proven = self.pages(line, columns, &lists, others);
         self.lists = lists;
@@ -679,7 +679,7 @@ impl Proof {
         if self.is_trivial(line) {
             return Ok(());
         }
-        let list = self.view.list_of(line.1, column.1);
+        let list = self.expected.list_of(line.1, column.1);
         let decided = self.decided(line.1, list, column.1);
         let map = self
             .snapshot
@@ -693,21 +693,22 @@ impl Proof {
 
     /// Whether no policy governs on either side: then there is no cell.
     fn is_trivial(&self, (row, of): RowSubject) -> bool {
-        row == 0 && self.view.subject_of(of).policies.is_empty()
+        row == 0 && self.expected.subject_of(of).policies.is_empty()
     }
 
     fn decided(&mut self, of: u32, list: u32, meaning: u32) -> u32 {
-        if self.view.subject_of(of).policies.is_empty() {
+        if self.expected.subject_of(of).policies.is_empty() {
             OPEN
         } else {
-            self.view.decide(of, list, meaning)
+            self.expected.decide(of, list, meaning)
         }
     }
 
     /// 5: one cell, unless its port map was held against the same decisions before.
     fn cell(&mut self, line: RowSubject, column: ClassMeaning, decided: u32, map: u32) -> Cell {
         // Which policies isolate is the row's own: asked once for each row, whatever the map.
-        let names = decided != OPEN && self.view.decisions.isolates(decided) && !self.named.contains(&line);
+        let names =
+            decided != OPEN && self.expected.decisions.isolates(decided) && !self.named.contains(&line);
         let known = map != NO_MAP && self.matched.contains(&(decided, map));
         if known && !names {
             return Cell::Right;
@@ -732,7 +733,7 @@ impl Proof {
         decided: u32,
         map: u32,
     ) -> Option<L4> {
-        let wanted = (decided != OPEN).then(|| self.view.decisions.spans(decided).clone());
+        let wanted = (decided != OPEN).then(|| self.expected.decisions.spans(decided).clone());
         let theirs = self.snapshot.port_spans(cells(line.0), Some(map));
         let by_source = theirs.iter().flat_map(|spans| &spans.by_source);
         let by_source = by_source.flat_map(|it| it.spans.iter().map(|(first, _)| *first));
@@ -830,20 +831,20 @@ impl Proof {
             self.snapshot
                 .judge_ends(src, dst, false, l4, NodeExemption::Untrusted)
         };
-        let told = match self.view.subject_of(line.1).direction {
+        let told = match self.expected.subject_of(line.1).direction {
             Direction::Ingress => judge(&other, &own).ingress,
             Direction::Egress => judge(&own, &other).egress,
         };
         match outcome {
             Outcome::Open => {
-                let wanted = match self.view.subject_of(line.1).policies.is_empty() {
+                let wanted = match self.expected.subject_of(line.1).policies.is_empty() {
                     true => Effect::Open,
                     false => Effect::Profile,
                 };
                 // Towards the own node, both are an exemption.
                 let alike = told.effect == wanted
                     || [Effect::Open, Effect::Profile].contains(&told.effect)
-                        && self.held.subjects_of(line).is_empty();
+                        && self.relation.subjects_of(line).is_empty();
                 told.allow && told.provenance == NONE && alike
             }
             Outcome::Denied(list) => {
@@ -852,7 +853,7 @@ impl Proof {
                     && self.names_policies(told.provenance, line.1, list)
             }
             Outcome::Rule(rule) => {
-                let wanted = match self.view.rules.rule(rule).action == Action::Allow {
+                let wanted = match self.expected.rules.rule(rule).action == Action::Allow {
                     true => (true, Effect::Allow),
                     false => (false, Effect::Deny),
                 };
@@ -866,11 +867,11 @@ impl Proof {
         if self.rule_names.contains(&(provenance, rule)) {
             return true;
         }
-        let wanted = self.view.rules.rule(rule);
+        let wanted = self.expected.rules.rule(rule);
         let right = match self.snapshot.provenance(provenance) {
             Some(Provenance::Rule { policy, rule }) => {
                 rule == wanted.index
-                    && policy == self.view.rules.named(wanted.policy)
+                    && policy == self.expected.rules.named(wanted.policy)
                     && self.answers_as(provenance, &[wanted.policy])
             }
             Some(Provenance::Isolating(_)) | None => false,
@@ -886,8 +887,8 @@ impl Proof {
         if self.isolating_names.contains(&(provenance, of, list)) {
             return true;
         }
-        let rules = &self.view.rules;
-        let wanted = rules.denying(list, &self.view.subject_of(of).policies);
+        let rules = &self.expected.rules;
+        let wanted = rules.denying(list, &self.expected.subject_of(of).policies);
         let right = match self.snapshot.provenance(provenance) {
             Some(Provenance::Isolating(policies)) => {
                 let names = wanted.iter().map(|number| rules.named(*number));
@@ -907,7 +908,7 @@ impl Proof {
         [DenialAnswer::Drop, DenialAnswer::Reset]
             .into_iter()
             .all(|otherwise| {
-                let wanted = self.view.rules.answer(policies, otherwise);
+                let wanted = self.expected.rules.answer(policies, otherwise);
                 self.snapshot.denial_answer(provenance, otherwise) == wanted
             })
     }
@@ -915,10 +916,10 @@ impl Proof {
     /// A cell that says something else is wrong if there is a packet that is decided by it: of one family, and not from
     /// an end to itself. What decides about packets to the node that hosts a pod decides about none to pods.
     fn visible(&mut self, line: RowSubject, column: ClassMeaning, l4: L4) -> Cell {
-        let direction = self.view.subject_of(line.1).direction;
-        let peers = self.held.peers_in(column);
-        let owns = self.held.subjects_of(line);
-        let own_nodes = self.held.own_node_subjects_of(line);
+        let direction = self.expected.subject_of(line.1).direction;
+        let peers = self.relation.peers_in(column);
+        let owns = self.relation.subjects_of(line);
+        let own_nodes = self.relation.own_node_subjects_of(line);
         let pairs = owns.iter().map(|own| (own, true));
         let mut hidden = None;
         for (own, any_peer) in pairs.chain(own_nodes.iter().map(|own| (own, false))) {
@@ -927,14 +928,14 @@ impl Proof {
                     Direction::Ingress => (*other, *own),
                     Direction::Egress => (*own, *other),
                 };
-                if !self.can_meet(src, dst) || !any_peer && self.held.is_pod(*other) {
+                if !self.can_meet(src, dst) || !any_peer && self.relation.is_pod(*other) {
                     continue;
                 }
                 let wrong = Wrong {
                     what: format!("{} is decided otherwise", direction.word()),
                     suspect: Suspect::Packet { src, dst, l4 },
                 };
-                if any_peer || self.held.is_hosted_by(*own, *other) {
+                if any_peer || self.relation.is_hosted_by(*own, *other) {
                     return Cell::Wrong(wrong);
                 }
                 hidden = Some(wrong);
@@ -969,7 +970,7 @@ impl Proof {
 
     /// Whether a slot holds a template, which stands for pods that are not each other.
     pub(super) fn is_template(&self, slot: u32) -> bool {
-        self.view
+        self.expected
             .pod(slot)
             .is_some_and(|known| known.pod.template_of.is_some())
     }

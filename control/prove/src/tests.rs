@@ -129,7 +129,7 @@ fn put(cluster: &mut Cluster, policy: TieredPolicy) {
 }
 
 /// A view of a cluster with its pods.
-fn view(cluster: &Cluster) -> Expected {
+fn expected(cluster: &Cluster) -> Expected {
     let mut view = Expected::of(cluster);
     for pod in cluster.pods.values() {
         view.add(pod);
@@ -138,7 +138,7 @@ fn view(cluster: &Cluster) -> Expected {
 }
 
 /// Who decides: tier, name and index of a rule, or what comes without one.
-fn told(
+fn deciding(
     view: &mut Expected,
     (own, other): (&ObjectKey, &ObjectKey),
     direction: Direction,
@@ -191,7 +191,7 @@ fn ingress_with(networks: &[NetworkPolicy], policies: &[TieredPolicy], asked: As
         put(&mut cluster, policy.clone());
     }
     let pair = (&key("a", "own"), &key("a", "other"));
-    told(&mut view(&cluster), pair, Direction::Ingress, asked)
+    deciding(&mut expected(&cluster), pair, Direction::Ingress, asked)
 }
 
 #[test]
@@ -736,7 +736,7 @@ fn read(cluster: &Cluster, (own, other): (&Pod, &Pod), direction: Direction, ask
 /// As a proof takes over the policies and namespaces of a successor.
 fn follow(view: &mut Expected, cluster: &Cluster) {
     if !view.rules.has_tiers_of(cluster) {
-        *view = self::view(cluster);
+        *view = self::expected(cluster);
         return;
     }
     let before = view.cluster().clone();
@@ -779,7 +779,7 @@ fn views_that_follow_say_what_the_policies_say() {
                 cluster.insert(Object::Pod(pod));
             }
         }
-        let mut view = view(&cluster);
+        let mut view = expected(&cluster);
         for _ in 0..15 {
             for _ in 0..1 + dice.below(2) {
                 dice.event(&mut cluster);
@@ -801,7 +801,7 @@ fn views_that_follow_say_what_the_policies_say() {
                     for other in cluster.pods.values() {
                         for direction in Direction::BOTH {
                             let wanted = read(&cluster, (own, other), direction, asked);
-                            let told = told(&mut view, (&own.key, &other.key), direction, asked);
+                            let told = deciding(&mut view, (&own.key, &other.key), direction, asked);
                             assert_eq!(
                                 told, wanted,
                                 "seed {seed}: {} {} {asked:?} {direction:?}\n{cluster:#?}",

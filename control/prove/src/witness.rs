@@ -36,8 +36,8 @@ struct Expectation {
     policies: BTreeSet<String>,
 }
 
-/// The answer about a name that stands for nobody.
-fn nobody() -> Expectation {
+/// The answer about a name that no pod has.
+fn no_such_pod() -> Expectation {
     Expectation {
         sides: [(); 2].map(|()| (false, "no such name".to_owned())),
         policies: BTreeSet::new(),
@@ -148,24 +148,24 @@ impl Proof {
             (EndRef::Address(a), EndRef::Address(b)) => a.is_ipv4() == b.is_ipv4(),
             _ => true,
         };
-        let known = self.held.places();
+        let known = self.relation.places();
         let stride = known.len().div_ceil(TRIED_ENDS).max(1);
         others.extend(known.into_iter().step_by(stride).filter(fits));
         let mut asked = vec![L4::NoPort { protocol: 255 }];
         for protocol in WITH_PORTS {
-            let ports = self.view.rules.ports_named().into_iter();
-            let named = self.view.named_ports(place);
+            let ports = self.expected.rules.ports_named().into_iter();
+            let named = self.expected.named_ports(place);
             let own = ports
                 .chain(named)
                 .filter(|(of, _)| *of == protocol)
                 .map(|(_, port)| port);
             let ports: BTreeSet<u16> = own.chain([0]).collect();
             let sources: BTreeSet<u16> = self
-                .view
+                .expected
                 .rules
                 .source_ports_named()
                 .into_iter()
-                .chain(self.view.named_ports(place).into_iter().map(|(_, port)| port))
+                .chain(self.expected.named_ports(place).into_iter().map(|(_, port)| port))
                 .chain([0])
                 .collect();
             let both = sources
@@ -177,7 +177,7 @@ impl Proof {
                 source,
             }));
         }
-        let types = self.view.rules.types_named().into_iter().take(TRIED_PORTS);
+        let types = self.expected.rules.types_named().into_iter().take(TRIED_PORTS);
         asked.extend(types.map(|(protocol, port)| L4::Port {
             protocol,
             port,
@@ -195,7 +195,7 @@ impl Proof {
 
     fn unknown_address(&self) -> IpAddr {
         for v4 in [true, false] {
-            let ranges = self.view.space.family(v4).iter();
+            let ranges = self.expected.space.family(v4).iter();
             let mut unknown = ranges.filter(|range| range.place == address_ranges::Unowned::PodNetwork);
             if let Some(range) = unknown.next() {
                 return matching::address(v4, range.first);
@@ -206,8 +206,8 @@ impl Proof {
 
     fn end_at(&mut self, place: EndRef) -> End {
         match place {
-            EndRef::Address(address) => self.view.end(address),
-            EndRef::Name(slot) => self.view.nameless(slot),
+            EndRef::Address(address) => self.expected.end(address),
+            EndRef::Name(slot) => self.expected.nameless(slot),
         }
     }
 
@@ -215,7 +215,7 @@ impl Proof {
         match place {
             EndRef::Address(address) => Some(self.snapshot.identify(address.into())),
             EndRef::Name(slot) => {
-                let key = &self.view.pod(slot)?.pod.key;
+                let key = &self.expected.pod(slot)?.pod.key;
                 let endpoint = self.snapshot.find_endpoint(&key.namespace, &key.name)?;
                 Some(endpoint.identity)
             }
@@ -226,7 +226,7 @@ impl Proof {
     fn has_name(&self, place: EndRef) -> bool {
         match place {
             EndRef::Address(_) => true,
-            EndRef::Name(slot) => self.view.pod(slot).is_some_and(|known| known.is_endpoint()),
+            EndRef::Name(slot) => self.expected.pod(slot).is_some_and(|known| known.is_endpoint()),
         }
     }
 
@@ -243,7 +243,7 @@ impl Proof {
             policies: BTreeSet::new(),
         };
         if !self.has_name(src) || !self.has_name(dst) {
-            return nobody();
+            return no_such_pod();
         }
         if let (Owner::Pod(a), Owner::Pod(b)) = (from.who, to.who)
             && a == b
@@ -277,7 +277,7 @@ impl Proof {
         l4: L4,
         policies: &mut BTreeSet<String>,
     ) -> (bool, String) {
-        if own.who.is_unknown() && !self.view.settings().allow_unknown {
+        if own.who.is_unknown() && !self.expected.settings().allow_unknown {
             return (false, "unknown".to_owned());
         }
         let of = own.subjects[direction as usize];
@@ -289,9 +289,10 @@ impl Proof {
         match (from, to, trust) {
             (_, _, NodeExemption::Untrusted) => false,
             (Owner::Pod(pod), Owner::Node(node), NodeExemption::Trusted)
-            | (Owner::Node(node), Owner::Pod(pod), NodeExemption::Trusted) => {
-                self.view.pod(pod).is_some_and(|known| known.node == Some(node))
-            }
+            | (Owner::Node(node), Owner::Pod(pod), NodeExemption::Trusted) => self
+                .expected
+                .pod(pod)
+                .is_some_and(|known| known.node == Some(node)),
             (_, _, NodeExemption::Trusted) => false,
             (from, to, NodeExemption::ThisNode) => {
                 matches!(from, Owner::Pod(_)) != matches!(to, Owner::Pod(_))
@@ -318,10 +319,10 @@ impl Proof {
             }
             L4::NoPort { protocol } => Asked::Portless(protocol),
         };
-        let outcome = self.view.outcome(of, meaning, asked);
-        let rules = &self.view.rules;
+        let outcome = self.expected.outcome(of, meaning, asked);
+        let rules = &self.expected.rules;
         match outcome {
-            Outcome::Open if self.view.subject_of(of).policies.is_empty() => (true, OPEN.to_owned()),
+            Outcome::Open if self.expected.subject_of(of).policies.is_empty() => (true, OPEN.to_owned()),
             Outcome::Open => (true, PROFILE.to_owned()),
             Outcome::Rule(rule) => {
                 let rule = rules.rule(rule);
@@ -330,7 +331,7 @@ impl Proof {
                 (allow, words)
             }
             Outcome::Denied(list) => {
-                let denying = rules.denying(list, &self.view.subject_of(of).policies);
+                let denying = rules.denying(list, &self.expected.subject_of(of).policies);
                 let names = denying.iter().map(|number| rules.named(*number));
                 (false, by_isolation(names, policies))
             }
@@ -341,7 +342,7 @@ impl Proof {
     fn got(&self, src: EndRef, dst: EndRef, l4: L4, trust: NodeExemption) -> Expectation {
         let mut policies = BTreeSet::new();
         let (Some(from), Some(to)) = (self.identity_at(src), self.identity_at(dst)) else {
-            return nobody();
+            return no_such_pod();
         };
         let same = self.is_one(src, dst);
         let told = self.snapshot.judge_ends(&from, &to, same, l4, trust);
@@ -373,23 +374,25 @@ impl Proof {
     pub(super) fn words(&self, place: EndRef) -> String {
         match place {
             EndRef::Address(address) => address.to_string(),
-            EndRef::Name(slot) => match self.view.pod(slot) {
+            EndRef::Name(slot) => match self.expected.pod(slot) {
                 Some(known) => known.pod.key.to_string(),
-                None => "nobody".to_owned(),
+                None => "a pod that does not exist".to_owned(),
             },
         }
     }
 
     pub(super) fn describe(&self, who: Owner) -> String {
-        let key = |slot| match self.view.pod(slot) {
+        let key = |slot| match self.expected.pod(slot) {
             Some(known) => known.pod.key.to_string(),
-            None => "nobody".to_owned(),
+            None => "a pod that does not exist".to_owned(),
         };
         match who {
             Owner::Pod(slot) => format!("pod {}", key(slot)),
             Owner::Unseen(slot) => format!("{}, whose namespace has not been seen", key(slot)),
-            Owner::Node(name) => format!("node {}", self.view.node_name(name)),
-            Owner::Unowned(address_ranges::Unowned::PodNetwork) => "nobody's in a pod network".to_owned(),
+            Owner::Node(name) => format!("node {}", self.expected.node_name(name)),
+            Owner::Unowned(address_ranges::Unowned::PodNetwork) => {
+                "an unknown endpoint in a pod network".to_owned()
+            }
             Owner::Unowned(address_ranges::Unowned::Service) => "a Service's".to_owned(),
             Owner::Unowned(address_ranges::Unowned::Outside) => "outside".to_owned(),
         }

@@ -6,19 +6,19 @@
 //! invalid keeps its last good version. A NetworkPolicy that never was valid isolates its pods; of a policy whose rules
 //! decide in order, a rule that never was understood allows nothing, or denies everything.
 
+mod manifest_object;
+mod merged;
 mod reader;
 mod watch;
-mod whole;
-mod written;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+pub use manifest_object::ManifestObject;
 use ringwall_policy::{Cluster, Settings, services::Services};
 pub use watch::{Acceptor, FolderWatch, Update, WatchOptions};
-pub use written::Written;
 
 use crate::staged::{self, Staged};
 
@@ -152,7 +152,7 @@ pub fn load(dir: &Path, settings: &Settings) -> Result<Loaded, FolderError> {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn inspect(dir: &Path, settings: &Settings) -> Result<(Loaded, Vec<Written>), FolderError> {
+pub fn inspect(dir: &Path, settings: &Settings) -> Result<(Loaded, Vec<ManifestObject>), FolderError> {
     let mut reader = reader::Reader::keeping_documents(dir, settings);
     reader.read_once()?;
     let mut loaded = reader.assemble();
@@ -173,7 +173,7 @@ pub fn inspect(dir: &Path, settings: &Settings) -> Result<(Loaded, Vec<Written>)
             ..reader::problem(&path, None, None, None, message)
         });
     }
-    whole::sort(&mut loaded.problems);
+    merged::sort(&mut loaded.problems);
     Ok((loaded, reader.written()))
 }
 

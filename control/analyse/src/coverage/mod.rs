@@ -23,7 +23,7 @@ use crate::explain::conditions::{is_subject, unmet};
 /// Where this firewall stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Place {
+pub struct FirewallPosition {
     /// A gateway sees only what crosses it; None where no configuration says what it is.
     pub gateway: Option<bool>,
     /// `cluster.podCIDRs` of the configuration; None where there is none.
@@ -274,7 +274,7 @@ pub struct Coverage {
 
 impl Coverage {
     /// Looks at a cluster from a place.
-    pub fn of(cluster: &Cluster, place: &Place) -> Self {
+    pub fn of(cluster: &Cluster, place: &FirewallPosition) -> Self {
         let mut coverage = Self {
             generation: None,
             namespaces: cluster
@@ -371,7 +371,7 @@ impl Coverage {
     }
 }
 
-fn notes(place: &Place) -> Vec<String> {
+fn notes(place: &FirewallPosition) -> Vec<String> {
     let mut notes = Vec::new();
     if place.gateway == Some(true) {
         notes.push(
@@ -393,7 +393,7 @@ fn notes(place: &Place) -> Vec<String> {
 /// What is looked up again and again.
 struct View<'a> {
     cluster: &'a Cluster,
-    place: &'a Place,
+    place: &'a FirewallPosition,
     /// Whose an address is.
     owners: HashMap<IpAddr, &'a Pod>,
     policies: HashMap<&'a str, Vec<&'a NetworkPolicy>>,
@@ -405,7 +405,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(cluster: &'a Cluster, place: &'a Place) -> Self {
+    fn of(cluster: &'a Cluster, place: &'a FirewallPosition) -> Self {
         let mut view = Self {
             cluster,
             place,

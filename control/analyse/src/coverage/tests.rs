@@ -4,7 +4,7 @@ use ringwall_policy::Cluster;
 use ringwall_source::decode::decode;
 use serde_json::{Value, json};
 
-use super::{Coverage, Place, Reason, State};
+use super::{Coverage, FirewallPosition, Reason, State};
 
 fn cluster(objects: Vec<Value>) -> Cluster {
     let mut cluster = Cluster::default();
@@ -31,15 +31,15 @@ fn policy(name: &str, spec: Value) -> Value {
         "metadata": {"name": name, "namespace": "a"}, "spec": spec})
 }
 
-fn gateway() -> Place {
-    Place {
+fn gateway() -> FirewallPosition {
+    FirewallPosition {
         gateway: Some(true),
         pod_cidrs: Some(vec!["10.0.0.0/16".parse().unwrap()]),
     }
 }
 
-fn node() -> Place {
-    Place {
+fn node() -> FirewallPosition {
+    FirewallPosition {
         gateway: Some(false),
         ..gateway()
     }
@@ -125,10 +125,10 @@ fn without_a_configuration_the_nodes_say_where_pods_are() {
         pod("out", "10.2.0.5", "n1"),
     ];
     // Nobody knows any network: nothing can lie outside.
-    let coverage = Coverage::of(&cluster(objects.clone()), &Place::default());
+    let coverage = Coverage::of(&cluster(objects.clone()), &FirewallPosition::default());
     assert_eq!(of(&coverage, "out"), (State::Enforced, vec![]));
     objects.push(node);
-    let coverage = Coverage::of(&cluster(objects), &Place::default());
+    let coverage = Coverage::of(&cluster(objects), &FirewallPosition::default());
     assert_eq!(of(&coverage, "in"), (State::Enforced, vec![]));
     assert_eq!(of(&coverage, "out").1, [Reason::OutsidePodNetworks]);
     assert!(coverage.notes.iter().any(|note| note.contains("--config")));

@@ -1,7 +1,7 @@
 //! The change of a policy or label that turns a verdict round and changes the least besides.
 //!
-//! What an API server refuses is no change, and neither is what takes somebody out of his policies: it works, and leaves
-//! him open.
+//! What an API server refuses is no change, and neither is what takes a pod out of its policies: it works, and leaves the pod
+//! open.
 //!
 //! Candidates are made from where the rules fail or match, then each is tried: applied to the state and judged again, in
 //! both directions, by the reference evaluator. Trying happens on what the verdict depends on alone (both pods, their
@@ -384,7 +384,7 @@ impl<'a> Search<'a> {
             }
             let side_effects = match bystanders.count(&changed) {
                 Ok(side_effects) => side_effects,
-                // Nobody could apply it.
+                // It cannot be applied.
                 Err(RefineError::Compile(_)) => continue,
                 Err(error) => return Err(error),
             };
@@ -777,7 +777,7 @@ impl<'a> Search<'a> {
         key
     }
 
-    /// Whether a change is one that can be asked for: an API server takes it, and nobody is taken out of his policies by it.
+    /// Whether a change is one that can be asked for: an API server takes it, and it takes no pod out of its policies.
     ///
     /// Labels that a pod has stay: the selector of its workload may ask for them, and then an API server refuses a template
     /// without them, and a controller gives up a pod without them.

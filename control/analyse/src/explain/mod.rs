@@ -279,8 +279,8 @@ fn explain(
     }
     let passing = judge::passing(&case.trace(), &possible_case.trace());
     let [ingress_fate, egress_fate] = fates;
-    let egress = told(egress_fate, egress, possible_egress, &words.dst);
-    let ingress = told(ingress_fate, ingress, possible_ingress, &words.src);
+    let egress = of_both_readings(egress_fate, egress, possible_egress, &words.dst);
+    let ingress = of_both_readings(ingress_fate, ingress, possible_ingress, &words.src);
     let depends_on: Vec<String> = answer
         .depends_on(&question.src, &question.dst)
         .iter()
@@ -336,7 +336,7 @@ fn word_of(fate: Fate) -> Word {
 }
 
 /// A direction in steps: those of what is possible where it depends on the address of `other`.
-fn told(fate: Fate, surely: Side, possibly: Side, other: &str) -> Side {
+fn of_both_readings(fate: Fate, surely: Side, possibly: Side, other: &str) -> Side {
     if fate != Fate::Depends {
         return surely;
     }

@@ -63,7 +63,7 @@ pub enum Word {
     Allow,
     /// It does not.
     Deny,
-    /// It depends on an address that nobody knows yet.
+    /// It depends on an address that is not known yet.
     Depends,
 }
 
@@ -106,7 +106,7 @@ pub enum PartyKind {
     External,
     /// Inside a Service network.
     Service,
-    /// An address of the pod network that belongs to nobody who is known.
+    /// An address of the pod network that no known pod or node has.
     Unknown,
 }
 

@@ -110,13 +110,13 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// Whether a rule's blocks match an end whose address nobody knows.
+    /// Whether a rule's blocks match an end whose address is not known.
     fn blocks_match_unplaced(&self, peers: &[Peer], other: &End<'_>) -> bool {
         self.unplaced(other)
             .is_some_and(|unplaced| unplaced.matches(self.cluster, peers))
     }
 
-    /// How blocks are read for an end, where that is a pod whose address nobody knows.
+    /// How blocks are read for an end, where that is a pod whose address is not known.
     fn unplaced(&self, other: &End<'_>) -> Option<&'a Unplaced> {
         let unplaced = self.cluster.unplaced.as_deref();
         unplaced.filter(|_| is_unplaced(other))
@@ -685,7 +685,7 @@ fn faults(faults: &[Fault]) -> Vec<FaultTrace> {
     faults.collect()
 }
 
-/// Whether an end is a pod whose address nobody knows.
+/// Whether an end is a pod whose address is not known.
 fn is_unplaced(end: &End<'_>) -> bool {
     end.address.is_none() && matches!(end.identity, Identity::Pod(_))
 }

@@ -209,7 +209,7 @@ fn overlapping<'a>(
                 && holes
                     .iter()
                     .all(|hole| !touches(hole, cidr) || except.iter().any(|own| own.contains(hole)))
-                // Of two that are the same, the later one is told of.
+                // Of two that are the same, the later one is reported.
                 && (!same || other < index)
         });
         let Some((_, wide, _)) = holder else { continue };

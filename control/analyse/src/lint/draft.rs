@@ -1,7 +1,7 @@
 //! A suspicion, and the packets that would show it.
 
 use ringwall_policy::{PolicyKind, Protocol};
-use ringwall_source::folder::Written;
+use ringwall_source::folder::ManifestObject;
 
 use super::{
     Finding, Severity, Witness,
@@ -47,7 +47,7 @@ pub(super) enum Shown {
 pub(super) struct Draft<'a> {
     pub(super) rule: &'static Rule,
     pub(super) severity: Severity,
-    pub(super) written: Option<&'a Written>,
+    pub(super) written: Option<&'a ManifestObject>,
     /// Path within the object.
     pub(super) field: String,
     pub(super) message: String,
@@ -73,7 +73,7 @@ impl<'a> Draft<'a> {
     /// A draft about a field of any object.
     pub(super) fn about(
         rule: &'static Rule,
-        written: Option<&'a Written>,
+        written: Option<&'a ManifestObject>,
         field: impl Into<String>,
         message: impl Into<String>,
         fix: impl Into<String>,

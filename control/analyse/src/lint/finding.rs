@@ -28,7 +28,7 @@ impl fmt::Display for Severity {
 
 /// Where something stands in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourceLocation {
     /// The file.
     pub file: PathBuf,
     /// Line, from 1.
@@ -47,7 +47,7 @@ pub struct Finding {
     /// How bad.
     pub severity: Severity,
     /// Where; None where it is about no file.
-    pub place: Option<Place>,
+    pub place: Option<SourceLocation>,
     /// `Kind namespace/name`.
     pub object: Option<String>,
     /// Path of the field within the document.

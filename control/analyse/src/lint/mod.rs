@@ -1,4 +1,4 @@
-//! Lints: what a policy does that its author hardly wanted, each shown by a packet.
+//! Lints: what a policy does that its author probably did not intend, each shown by a packet.
 //!
 //! A lint looks at the objects and says what it suspects: a [`draft::Draft`] with the packets that would show it. Then
 //! the cluster is compiled once, with the pods that had to be imagined for packets to have ends, and the snapshot
@@ -29,9 +29,9 @@ mod witnesses;
 
 use std::collections::BTreeSet;
 
-pub use finding::{Finding, Place, Severity, Witness};
+pub use finding::{Finding, Severity, SourceLocation, Witness};
 use ringwall_policy::{Cluster, services::Services};
-use ringwall_source::folder::{Problem, Written};
+use ringwall_source::folder::{ManifestObject, Problem};
 use subject::Subject;
 pub use suppressions::{SuppressionError, Suppressions};
 use witnesses::Witnesses;
@@ -59,7 +59,7 @@ pub struct Linted {
 pub fn run(
     cluster: &Cluster,
     services: &Services,
-    written: &[Written],
+    written: &[ManifestObject],
     problems: &[Problem],
     silence: &Suppressions,
 ) -> Result<Linted, String> {
@@ -107,7 +107,7 @@ pub fn run(
 /// What a person has left of findings that no lint made.
 pub fn silenced(
     cluster: &Cluster,
-    written: &[Written],
+    written: &[ManifestObject],
     findings: Vec<Finding>,
     silence: &Suppressions,
 ) -> Linted {

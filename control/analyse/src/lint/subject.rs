@@ -11,10 +11,10 @@ use ringwall_policy::{
     Selector,
     services::{Service, Services},
 };
-use ringwall_source::folder::Written;
+use ringwall_source::folder::ManifestObject;
 use serde_json::Value;
 
-use super::{Place, selecting::matches, witnesses::address_in};
+use super::{SourceLocation, selecting::matches, witnesses::address_in};
 
 /// Seen from the pod that a policy selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,7 +54,7 @@ impl Direction {
 /// A policy with its text.
 pub(super) struct Policy<'a> {
     pub(super) it: &'a NetworkPolicy,
-    pub(super) written: &'a Written,
+    pub(super) written: &'a ManifestObject,
     pub(super) label: String,
     /// `spec` as written.
     pub(super) spec: Value,
@@ -155,12 +155,12 @@ pub(super) struct Subject<'a> {
     pub(super) service_networks: Vec<IpNet>,
     /// Kinds that are none of Kubernetes' own and no policies, and that were passed over.
     pub(super) foreign: BTreeSet<String>,
-    written: HashMap<&'a str, &'a Written>,
+    written: HashMap<&'a str, &'a ManifestObject>,
 }
 
 impl<'a> Subject<'a> {
-    pub(super) fn new(cluster: &'a Cluster, services: &'a Services, all: &'a [Written]) -> Self {
-        let mut written: HashMap<&str, &Written> = HashMap::new();
+    pub(super) fn new(cluster: &'a Cluster, services: &'a Services, all: &'a [ManifestObject]) -> Self {
+        let mut written: HashMap<&str, &ManifestObject> = HashMap::new();
         for it in all {
             written.entry(it.label()).or_insert(it);
         }
@@ -222,7 +222,7 @@ impl<'a> Subject<'a> {
     }
 
     /// An object as written, by its label.
-    pub(super) fn written(&self, label: &str) -> Option<&'a Written> {
+    pub(super) fn written(&self, label: &str) -> Option<&'a ManifestObject> {
         self.written.get(label).copied()
     }
 
@@ -322,9 +322,9 @@ fn is_foreign(value: &Value) -> bool {
 }
 
 /// Where a field of an object stands.
-pub(super) fn place(written: &Written, field: &str) -> Place {
+pub(super) fn place(written: &ManifestObject, field: &str) -> SourceLocation {
     let spot = written.spot(field);
-    Place {
+    SourceLocation {
         file: written.file().to_owned(),
         line: spot.map(|(line, _, _)| line),
         column: spot.map(|(_, column, _)| column),

@@ -120,7 +120,7 @@ fn manifests(policies: &[Rules]) -> String {
     text
 }
 
-fn load(text: &str) -> (folder::Loaded, Vec<Written>) {
+fn load(text: &str) -> (folder::Loaded, Vec<ManifestObject>) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("all.yaml"), text).unwrap();
     let read = folder::inspect(dir.path(), &ringwall_policy::Settings::default()).unwrap();

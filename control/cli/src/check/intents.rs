@@ -6,7 +6,7 @@ use anyhow::Context;
 use ringwall_analyse::{
     intents::{Assertion, Checker, CounterExample, Decision, Intents, Outcome},
     judge::{Fate, SAY_WHERE, word},
-    lint::{Finding, Place, Severity, rules},
+    lint::{Finding, Severity, SourceLocation, rules},
     refine,
     refine::{Compiled, RefineError, type_words},
     services::Directory,
@@ -138,7 +138,7 @@ fn finding(cluster: &Cluster, file: &Path, assertion: &Assertion, outcome: &Outc
     Some(Finding {
         id,
         severity: Severity::Error,
-        place: Some(Place {
+        place: Some(SourceLocation {
             file: file.to_owned(),
             line: Some(assertion.line),
             column: None,

@@ -122,7 +122,7 @@ pub(super) enum Fate {
 }
 
 /// One flow and what became of it.
-struct Told {
+struct FlowFate {
     src: EndName,
     dst: EndName,
     service: Service,
@@ -141,7 +141,7 @@ pub(super) fn tell(
     out: &mut impl Write,
 ) -> anyhow::Result<Outcome> {
     let mut errors = recorded.errors;
-    let mut told: Vec<Told> = Vec::new();
+    let mut told: Vec<FlowFate> = Vec::new();
     let mut flows = 0;
     let distinct = recorded.flows.len();
     let sources = recorded.sources;
@@ -152,7 +152,7 @@ pub(super) fn tell(
             .as_ref()
             .and_then(|services| services.fate((&src, &dst), service, port_name.as_deref()));
         match of_service.unwrap_or_else(|| fate(found, &sources, (&src, &dst), service)) {
-            Ok(fate) => told.push(Told {
+            Ok(fate) => told.push(FlowFate {
                 src,
                 dst,
                 service,
@@ -165,7 +165,7 @@ pub(super) fn tell(
     }
     errors.sort_unstable();
     told.sort_by(|a, b| {
-        let key = |told: &Told| {
+        let key = |told: &FlowFate| {
             let (src, dst) = (told.src.to_string(), told.dst.to_string());
             (src, dst, told.service, told.port_name.clone())
         };
@@ -326,7 +326,7 @@ fn owner(found: &Difference<'_>, side: usize, address: IpAddr) -> Option<ObjectK
     })
 }
 
-impl Told {
+impl FlowFate {
     /// The pod that an address was, for people.
     fn pod(found: &Difference<'_>, end: &EndName) -> Option<String> {
         match end {
@@ -451,7 +451,7 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(flows: u64, distinct: usize, told: &[Told], errors: usize) -> Self {
+    fn of(flows: u64, distinct: usize, told: &[FlowFate], errors: usize) -> Self {
         let sum = |wanted: &dyn Fn(&Fate) -> bool| {
             let those = told.iter().filter(|told| wanted(&told.fate));
             those.map(|told| told.times.flows).sum::<u64>()

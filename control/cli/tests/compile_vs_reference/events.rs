@@ -155,7 +155,7 @@ fn node_changes(cluster: &mut Cluster, random: &mut Random) -> &'static str {
     "a node has other addresses"
 }
 
-/// A policy that asks for a label key, a port name and a block that hardly another one asks for comes or goes.
+/// A policy that asks for a label key, a port name and a block that few others ask for comes or goes.
 fn words_of_its_own(cluster: &mut Cluster, random: &mut Random) -> &'static str {
     let mut policy = generate::policy(random, 0);
     policy.key.name = "own-words".to_owned();

@@ -269,7 +269,7 @@ pub(crate) fn app_tier(random: &mut Random) -> Tier {
     }
 }
 
-/// A cluster with policies of ordered kinds where hardly anybody's address is known yet.
+/// A cluster with policies of ordered kinds where few addresses are known yet.
 #[allow(dead_code)]
 pub(crate) fn with_tiers_unplaced(random: &mut Random) -> Cluster {
     let mut cluster = with_tiers(random);

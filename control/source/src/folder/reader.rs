@@ -17,7 +17,7 @@ use ringwall_policy::{
 };
 use ringwall_process::{confine, confine::SourceFiles};
 
-use super::{FolderError, Loaded, Problem, ProblemKind, Severity, Written, whole::Whole};
+use super::{FolderError, Loaded, ManifestObject, Problem, ProblemKind, Severity, merged::MergedFolder};
 use crate::{decode, decode::calico::Input, document, document::Document};
 
 /// What standard input is called.
@@ -63,7 +63,7 @@ pub(super) struct Item {
     /// What it says about Services.
     pub(super) service: Option<ServiceObject>,
     /// As it stands in its file; only for a reader that keeps documents.
-    written: Option<Written>,
+    written: Option<ManifestObject>,
 }
 
 impl Item {
@@ -112,7 +112,7 @@ pub(super) struct Reader {
     /// The same, of those whose rules decide in order.
     tiered_in_force: OrdMap<PolicyId, Arc<TieredPolicy>>,
     /// What the files said together when they were last put together.
-    whole: Option<Whole>,
+    whole: Option<MergedFolder>,
     /// Which files have changed since, and their objects before.
     before: Before,
 }
@@ -194,7 +194,7 @@ impl Reader {
     }
 
     /// The objects of all files as they stand there.
-    pub(super) fn written(&self) -> Vec<Written> {
+    pub(super) fn written(&self) -> Vec<ManifestObject> {
         self.files
             .values()
             .flat_map(|file| file.good.iter())
@@ -386,9 +386,9 @@ impl Reader {
         let whole = match self.whole.take() {
             Some(mut whole) => match whole.follow(&self.files, &before) {
                 true => whole,
-                false => Whole::of(&self.files, whole.cluster),
+                false => MergedFolder::of(&self.files, whole.cluster),
             },
-            None => Whole::of(
+            None => MergedFolder::of(
                 &self.files,
                 Cluster {
                     settings: self.settings.clone(),
@@ -614,7 +614,7 @@ fn item(
             ..at(&label, &Fault { path, message })
         });
     }
-    let written = keep_document.then(|| Written {
+    let written = keep_document.then(|| ManifestObject {
         file: path.to_owned(),
         kind: label.split(' ').next().unwrap_or_default().to_owned(),
         label: label.clone(),

@@ -2,7 +2,7 @@
 
 use ringwall_policy::{Cluster, ObjectKey, PolicyId, PolicyKind, TieredPolicy};
 
-use super::{super::written::Written, *};
+use super::{super::manifest_object::ManifestObject, *};
 
 /// An object of Calico's kinds; `spec` in one line.
 fn object(kind: &str, name: &str, labels: &str, spec: &str) -> String {
@@ -301,7 +301,7 @@ fn without_policies_of_calico_what_they_speak_of_changes_nothing() {
 #[test]
 fn an_object_is_known_by_its_full_kind() {
     let dir = folder(&[("p.yaml", &object("NetworkPolicy", "p, namespace: a", "", ""))]);
-    let (_, written): (_, Vec<Written>) = inspect(dir.path(), &Settings::default()).unwrap();
+    let (_, written): (_, Vec<ManifestObject>) = inspect(dir.path(), &Settings::default()).unwrap();
     let kinds: Vec<&str> = written.iter().map(|it| it.kind.as_str()).collect();
     assert_eq!(kinds, ["NetworkPolicy.projectcalico.org"]);
 }

@@ -24,7 +24,7 @@ enum Name {
 }
 
 /// The good objects of all files.
-pub(super) struct Whole {
+pub(super) struct MergedFolder {
     pub(super) cluster: Cluster,
     /// What is wrong, in order of file and place.
     pub(super) problems: Vec<Problem>,
@@ -42,7 +42,7 @@ pub(super) struct Whole {
     pub(super) services: Services,
 }
 
-impl Whole {
+impl MergedFolder {
     /// Puts all files together. What is equal in `old` is shared with it.
     pub(super) fn of(files: &BTreeMap<PathBuf, FileState>, old: Cluster) -> Self {
         let mut cluster = Cluster {

@@ -11,7 +11,7 @@ use crate::{decode::join, document::Document};
 
 /// An object in a file.
 #[derive(Clone)]
-pub struct Written {
+pub struct ManifestObject {
     pub(super) file: PathBuf,
     pub(super) label: String,
     pub(super) kind: String,
@@ -19,13 +19,13 @@ pub struct Written {
     pub(super) document: Arc<Document>,
 }
 
-impl std::fmt::Debug for Written {
+impl std::fmt::Debug for ManifestObject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} in {}", self.label, self.file.display())
     }
 }
 
-impl Written {
+impl ManifestObject {
     /// The file.
     pub fn file(&self) -> &Path {
         &self.file
