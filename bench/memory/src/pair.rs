@@ -10,6 +10,7 @@ use anyhow::{anyhow, ensure};
 use ringwall_dataplane::{
     dataplane::{Dataplane, DataplaneConfig},
     flow::FlowMemory,
+    io::BURST,
     port::PortId,
     time::Nanos,
     wire::TcpFlags,
@@ -72,6 +73,9 @@ impl Pair {
     fn open_flows(&mut self, plan: Plan, steering: Steering) -> anyhow::Result<()> {
         let mut shares = vec![Vec::new(); self.workers.len()];
         for (number, flow) in load::flows(plan).into_iter().enumerate() {
+            if self.workers[0].io().spare().len() < BURST {
+                self.level(); // frames of what it handed over
+            }
             let mut owner = 0;
             for from in [PortId(0), PortId(1), PortId(0)] {
                 let source = self.workers[0].io();
@@ -91,7 +95,16 @@ impl Pair {
             };
             shares[share].push(flow);
         }
-        let dropped = self.plane.stats().sum(|it| it.drops.total());
+        let stats = self.plane.stats();
+        let [opened, dropped] = [
+            stats.sum(|it| it.flow_misses.get()),
+            stats.sum(|it| it.drops.total()),
+        ];
+        ensure!(
+            opened == plan.flows as u64,
+            "{opened} of {} flows were opened",
+            plan.flows
+        );
         ensure!(
             dropped == 0,
             "{dropped} packets were dropped while flows were opened"
@@ -177,5 +190,29 @@ impl Pair {
         let [packets, handed, lost] = [0, 1, 2].map(|at| (after[at] - before[at]) as f64);
         ensure!(lost == 0.0, "{lost} packets were dropped or began flows");
         Ok((packets / taken, handed / packets))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_stay_with_their_workers_and_half_of_them_arrive_at_the_other_one() -> anyhow::Result<()> {
+        let plan = Plan {
+            mix: Mix::Established,
+            flows: 1_000,
+            shuffled: false,
+            rules: 10,
+        };
+        for (steering, least, most) in [(Steering::Symmetric, 0.0, 0.0), (Steering::Apart, 0.3, 0.7)] {
+            let mut pair = Pair::new(plan, 2, steering)?;
+            for _ in 0..2 {
+                let (rate, handed) = pair.rate(Duration::from_millis(50), |_| {})?;
+                assert!(rate > 0.0);
+                assert!((least..=most).contains(&handed), "{steering:?}: {handed}");
+            }
+        }
+        Ok(())
     }
 }
