@@ -447,7 +447,7 @@ impl Row {
     }
 }
 
-/// Every row of a folder, by section and id.
+/// Every row of a folder, by section and id; numbers in an id count as numbers.
 ///
 /// # Errors
 /// The folder or one of its `.json` files cannot be read, or is damaged.
@@ -461,8 +461,15 @@ pub(crate) fn load_all(folder: &Path) -> anyhow::Result<Vec<Row>> {
             rows.push(Row::load(&path)?);
         }
     }
-    rows.sort_by(|a, b| (a.plan.section, &a.plan.id).cmp(&(b.plan.section, &b.plan.id)));
+    rows.sort_by_cached_key(|row| (row.plan.section, by_number(&row.plan.id)));
     Ok(rows)
+}
+
+/// An id's parts between hyphens, so that `flows-250000` comes before `flows-1000000`.
+fn by_number(id: &str) -> Vec<(u64, String)> {
+    id.split('-')
+        .map(|part| (part.parse().unwrap_or(u64::MAX), part.to_owned()))
+        .collect()
 }
 
 /// The rounds of two runs side by side, or why there is none.

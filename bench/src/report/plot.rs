@@ -85,7 +85,11 @@ pub(super) fn ratios(title: &str, rows: &[&Row], machine: &str) -> Option<String
     for (index, (row, ratios)) in bars.iter().enumerate() {
         let top = HEAD + 24.0 + BAR_ROW * index as f64;
         let (subject, control) = parties(row);
-        let of = format!(", {subject} against {control}");
+        let direction = match row.plan.better {
+            Better::Higher => "",
+            Better::Lower => "; less is better",
+        };
+        let of = format!(", {subject} against {control}{direction}");
         let room = ((WIDTH - 2.0 * MARGIN) / LETTER) as usize;
         let name = cut(&row.plan.title, room.saturating_sub(of.chars().count()));
         svg.open_group(&format!("{}{of}: {}", row.plan.title, figure(row)));
@@ -370,16 +374,7 @@ fn figure(row: &Row) -> String {
     };
     let mark = if ratios.is_unsteady() { "≈ " } else { "" };
     let Spread { median, least, most } = ratios.ratio;
-    let lower = match row.plan.better {
-        Better::Lower => ", less is better",
-        Better::Higher => "",
-    };
-    format!(
-        "{mark}{} ({} to {}){lower}",
-        number(median),
-        number(least),
-        number(most)
-    )
+    format!("{mark}{} ({} to {})", number(median), number(least), number(most))
 }
 
 /// At most so many letters.

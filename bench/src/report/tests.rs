@@ -284,3 +284,28 @@ fn numbers_of_axes_are_round_and_few() {
         assert!(axis.at(least).abs() < 1e-9 && (axis.at(most) - 100.0).abs() < 1e-9);
     }
 }
+
+#[test]
+fn rows_stand_in_the_order_of_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    for id in ["flows-1000000", "flows-250000", "flows-1000", "a"] {
+        measured(id, &[(1.0, 1.0)]).save(folder.path()).unwrap();
+    }
+    let ids: Vec<String> = load_all(folder.path())
+        .unwrap()
+        .into_iter()
+        .map(|row| row.plan.id)
+        .collect();
+    assert_eq!(ids, ["a", "flows-1000", "flows-250000", "flows-1000000"]);
+}
+
+/// Every figure of the committed report, from the committed samples.
+#[test]
+fn the_committed_report_is_what_its_samples_say() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    if !folder.join("REPORT.md").exists() && !folder.join("results").exists() {
+        eprintln!("SKIPPED: this checkout has neither a report nor samples");
+        return;
+    }
+    report::check(folder).unwrap();
+}
