@@ -7,6 +7,8 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod orders;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -339,19 +341,16 @@ struct Levels {
     by_workers: usize,
 }
 
-fn levels(number: u32, cases: &[Case]) -> Levels {
+fn levels(name: &str, cases: &[Case]) -> Levels {
     let mut levels = Levels::default();
     for case in cases {
-        assert!(
-            !case.packets.is_empty(),
-            "T{number} has a cluster without packets"
-        );
+        assert!(!case.packets.is_empty(), "{name} has a cluster without packets");
         let cluster = case.cluster();
         let snapshot = compiled(&cluster);
         let proven = Checker::new().full(&cluster, &snapshot);
-        assert!(proven.is_ok(), "T{number} is not proven: {:?}", proven.err());
+        assert!(proven.is_ok(), "{name} is not proven: {:?}", proven.err());
         for packet in &case.packets {
-            let what = format!("T{number}: {}", packet.text);
+            let what = format!("{name}: {}", packet.text);
             levels.packets += 1;
             assert_eq!(
                 reference(&cluster, packet),
@@ -434,7 +433,7 @@ fn every_trap_is_held_at_every_level() {
             packets,
             mutations,
             by_workers,
-        } = levels(*number, cases);
+        } = levels(&format!("T{number}"), cases);
         assert!(mutations > 0, "T{number}: no wrong snapshot was tried");
         assert_eq!(
             by_workers == 0,
