@@ -889,7 +889,7 @@ pub(crate) fn seal(seed: &Seed, entry: &mut [u8; super::entry::ENTRY_BYTES]) {
 mod reuse {
     use std::cell::RefCell;
 
-    use super::{Bucket, FlowTable};
+    use super::{Bucket, FlowTable, SLOTS};
 
     thread_local! {
         static SPARE: RefCell<Vec<&'static mut [Bucket]>> = const { RefCell::new(Vec::new()) };
