@@ -15,6 +15,7 @@ help:
 	@echo '  make fuzz                fuzzes everything that reads what others wrote, a minute each (FUZZ_SECONDS=60)'
 	@echo '  make bench               measures the data sheet, bench/REPORT.md, in under ten minutes after a release build'
 	@echo '  make bench-full          the same with every length, 1M flows, 100k rules and more rounds; takes hours'
+	@echo '  make lab-vm              sends the kernel'\''s pktgen through ringwall in virtual machines with other kernels'
 	@echo '  make build               builds target/debug/ringwall'
 	@echo '  make packages            installs the Debian packages that are missing, and nothing else'
 	@echo '  make ci                  what the continuous integration runs'
@@ -37,6 +38,11 @@ demo: build
 .PHONY: test
 test: packages
 	@.ci/test
+
+.PHONY: lab-vm
+lab-vm: build
+	@.ci/packages qemu-system-x86:qemu-system-x86_64 busybox-static:busybox kmod xz-utils:xz python3
+	@.ci/as-root bench/lab/vm.py --binary "$${CARGO_TARGET_DIR:-target}/debug/ringwall"
 
 .PHONY: fuzz
 fuzz: packages

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Sends the lab's UDP flows with the kernel's pktgen: from the clients to one server, as bench/lab/cluster.py has them.
 #
-#   bench/lab/pktgen.sh DEVICE MAC [SIZE] [FLOWS] [PACKETS/S, 0 for all it can] [THREADS] [SECONDS]
+#   bench/lab/pktgen.sh DEVICE MAC [SIZE] [FLOWS] [PACKETS/S, 0 for all it can] [THREADS] [SECONDS] [UDP PORT]
 #   bench/lab/pktgen.sh ens1f0 02:00:00:00:00:01 64 1000 1000000 2 30
 #
 # FLOWS over 250 are rounded up to 250 times a number of ports. MAC is the other end's: on a wire the server's, on a router the gateway's port. SIZE has the FCS, which the card adds.
 set -eu
 
 device=${1:?which device? see the head of this file} mac=${2:?whose MAC address? see the head of this file}
-size=${3:-64} flows=${4:-1000} rate=${5:-0} threads=${6:-1} seconds=${7:-30}
+size=${3:-64} flows=${4:-1000} rate=${5:-0} threads=${6:-1} seconds=${7:-30} port=${8:-9}
 proc=/proc/net/pktgen
 ports=$(((flows + 249) / 250))
 # Addresses and ports count at once, so all pairs come only if the numbers of both have no common divisor.
@@ -51,8 +51,8 @@ while [ "$thread" -lt "$threads" ]; do
 	write "$queue" "dst_max 10.244.0.1"
 	write "$queue" "udp_src_min 1024"
 	write "$queue" "udp_src_max $((1024 + ports))" # one more than the last
-	write "$queue" "udp_dst_min 9"
-	write "$queue" "udp_dst_max 9"
+	write "$queue" "udp_dst_min $port"
+	write "$queue" "udp_dst_max $port"
 	write "$queue" "flag UDPCSUM"
 	[ "$rate" -eq 0 ] || write "$queue" "ratep $((rate / threads))"
 	thread=$((thread + 1))
