@@ -518,12 +518,17 @@ impl Entry {
     #[inline]
     pub(crate) fn count(&mut self, direction: FlowDirection, bytes: u16) {
         let way = direction as usize;
+        // The upper halves lie in the third line: nearly no packet has to touch it.
         let (low, carry) = self.packets_low[way].overflowing_add(1);
         self.packets_low[way] = low;
-        self.packets_high[way] = self.packets_high[way].wrapping_add(u16::from(carry));
+        if carry {
+            self.packets_high[way] = self.packets_high[way].wrapping_add(1);
+        }
         let (low, carry) = self.bytes_low[way].overflowing_add(u32::from(bytes));
         self.bytes_low[way] = low;
-        self.bytes_high[way] = self.bytes_high[way].wrapping_add(u16::from(carry));
+        if carry {
+            self.bytes_high[way] = self.bytes_high[way].wrapping_add(1);
+        }
     }
 
     /// Adds what the kernel has counted of a direction.

@@ -87,6 +87,9 @@ pub struct FlowMemory {
     pub(super) now: Nanos,
 }
 
+const CACHE_LINE: usize = 64;
+const _: () = assert!(HEADER_BYTES.is_multiple_of(CACHE_LINE) && ENTRY_BYTES.is_multiple_of(CACHE_LINE));
+
 /// Entries per segment for a total.
 fn per_segment(entries: usize) -> usize {
     entries.div_ceil(SEGMENTS).max(MIN_PER_SEGMENT)
@@ -180,14 +183,13 @@ impl FlowMemory {
                 most: MAX_ENTRIES,
             });
         }
-        let words = vec![0u64; Self::required_bytes(entries).div_ceil(8)];
-        Self::take_over(
-            Box::leak(words.into_boxed_slice()).as_mut_bytes(),
-            entries,
-            seed,
-            Nanos(0),
-            true,
-        )
+        // Entries begin with a cache line, as in a mapping; what the allocator gives begins 16 bytes behind one.
+        let bytes = Self::required_bytes(entries);
+        let words = Box::leak(vec![0u64; (bytes + CACHE_LINE).div_ceil(8)].into_boxed_slice());
+        let memory = words.as_mut_bytes();
+        let skip = memory.as_ptr().align_offset(CACHE_LINE);
+        let memory = memory.get_mut(skip..skip + bytes).unwrap_or_default();
+        Self::take_over(memory, entries, seed, Nanos(0), true)
     }
 
     /// Entries that fit.
