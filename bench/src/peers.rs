@@ -161,10 +161,10 @@ const PEERS: [(&str, &str, &str); 11] = [
 ];
 
 fn at_scale(options: &Options, recorder: &mut Recorder, scale: Scale) -> anyhow::Result<()> {
-    let plans = PEERS.map(|(id, name, _)| Plan {
+    let plans = PEERS.map(|(id, ..)| Plan {
         id: format!("peer-{}-{id}", scale.name),
         title: format!(
-            "ringwall against {name}: wire, 64-byte frames, {} rules, {} flows, flooded",
+            "wire, 64-byte frames, {} rules, {} flows, flooded",
             count(scale.rules as u64),
             count(scale.flows.into())
         ),
@@ -193,8 +193,11 @@ fn at_scale(options: &Options, recorder: &mut Recorder, scale: Scale) -> anyhow:
         let more = wire::room_for(scale.flows.into());
         let ringwall = || {
             let forwarder = wire.ringwall(scale.rules, &more)?;
-            let reading = field.read()?;
-            forwarder.end()?;
+            let reading = field.read();
+            // Also after a failure: the next one needs the ports.
+            let ended = forwarder.end();
+            let reading = reading?;
+            ended?;
             Ok(reading)
         };
         let mut ring = None;

@@ -357,10 +357,16 @@ fn skipped(text: &mut String, rows: &[Row]) {
     for row in rows {
         let Some(why) = row.why_skipped() else { continue };
         if !begun {
-            text.push_str("\n## Skipped\n\n| what | why |\n|---|---|\n");
+            text.push_str("\n## Skipped\n\n| row | what | why |\n|---|---|---|\n");
             begun = true;
         }
-        let _ = writeln!(text, "| {} | {} |", row.plan.title, one_line(why));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            row.plan.id,
+            row.plan.title,
+            one_line(why)
+        );
     }
 }
 

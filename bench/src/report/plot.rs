@@ -26,7 +26,7 @@ const CURVE_HEIGHT: f64 = 320.0;
 /// Space left of curves for the numbers of their axis.
 const AXIS: f64 = 70.0;
 const LINE: f64 = 20.0;
-/// Series of a picture at most: as many as can be told apart.
+/// Series of a picture at most: as many as can be told apart. The tables have all.
 const SERIES: usize = 8;
 
 const STYLE: &str = "\
@@ -203,13 +203,9 @@ struct Series {
     unsteady: bool,
 }
 
-/// The curves that some rows give; None unless one has two points.
+/// The curves that some rows give; None where no party has two points.
 pub(super) fn curves(spec: &Curves, rows: &[&Row], machine: &str) -> Option<String> {
     let series = series(spec, rows);
-    let longest = series.iter().map(|series| series.points.len()).max()?;
-    if longest < 2 {
-        return None;
-    }
     let points = || series.iter().flat_map(|series| &series.points);
     let mut places: Vec<f64> = points().map(|point| point.x).collect();
     places.sort_by(f64::total_cmp);
@@ -301,7 +297,7 @@ pub(super) fn curves(spec: &Curves, rows: &[&Row], machine: &str) -> Option<Stri
     Some(svg.end(machine))
 }
 
-/// By party, in the order of the rows: the subjects, then the controls. A party that several rows have at one place
+/// By party with two points or more, in the order of the rows: the subjects, then the controls. A party that several rows have at one place
 /// contributes all readings.
 fn series(spec: &Curves, rows: &[&Row]) -> Vec<Series> {
     let mut readings: Vec<(String, f64, f64, bool)> = Vec::new();
@@ -335,24 +331,25 @@ fn series(spec: &Curves, rows: &[&Row]) -> Vec<Series> {
             names.push(name);
         }
     }
-    names.truncate(SERIES);
-    names
-        .iter()
-        .map(|name| {
-            let own = || readings.iter().filter(|(other, ..)| other == *name);
-            let mut places: Vec<f64> = own().map(|(_, x, ..)| *x).collect();
-            places.sort_by(f64::total_cmp);
-            places.dedup();
-            let points = places.iter().filter_map(|x| {
-                let y = Spread::of(own().filter(|(_, at, ..)| at == x).map(|(_, _, value, _)| *value))?;
-                Some(Point { x: *x, y })
-            });
-            Series {
-                name: (*name).clone(),
-                points: points.collect(),
-                unsteady: own().any(|(.., unsteady)| *unsteady),
-            }
-        })
+    let series = names.iter().map(|name| {
+        let own = || readings.iter().filter(|(other, ..)| other == *name);
+        let mut places: Vec<f64> = own().map(|(_, x, ..)| *x).collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        let points = places.iter().filter_map(|x| {
+            let y = Spread::of(own().filter(|(_, at, ..)| at == x).map(|(_, _, value, _)| *value))?;
+            Some(Point { x: *x, y })
+        });
+        Series {
+            name: (*name).clone(),
+            points: points.collect(),
+            unsteady: own().any(|(.., unsteady)| *unsteady),
+        }
+    });
+    // One point is no curve.
+    series
+        .filter(|series| series.points.len() > 1)
+        .take(SERIES)
         .collect()
 }
 
