@@ -81,7 +81,11 @@ class Apt:
         self.folder = folder
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        mirror = "http://deb.debian.org/debian"
+        # The mirror that this machine has its own packages from.
+        targets = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian")
+        if not targets:
+            raise CannotTry("apt knows no mirror of Debian here")
+        mirror = targets.splitlines()[0]
         (folder / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n")
         self.options = []
         for name, value in {
