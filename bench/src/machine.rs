@@ -32,7 +32,7 @@ pub(crate) struct Machine {
     pub(crate) governor: String,
     /// MemTotal, kilobytes
     pub(crate) memory_kb: u64,
-    /// Release of the kernel
+    /// Version of the kernel, without what whoever built it adds
     pub(crate) kernel: String,
     /// `release` or `debug`: how this program was built
     pub(crate) profile: String,
@@ -66,7 +66,11 @@ impl Machine {
                 .next()
                 .and_then(|number| number.parse().ok())
                 .unwrap_or_default(),
-            kernel: read("/proc/sys/kernel/osrelease"),
+            kernel: read("/proc/sys/kernel/osrelease")
+                .split('-')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
             profile: if cfg!(debug_assertions) {
                 "debug"
             } else {
