@@ -52,7 +52,7 @@ def checked(name, check, *arguments):
         return True
     except Failed as error:
         record("failed", name, error)
-    except Exception as error:  # a guest without a word helps nobody
+    except Exception as error:  # the host sees only what is recorded
         traceback.print_exc()
         record("failed", name, repr(error))
     return False

@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// Only these parts
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<String>,
-    /// Folder that gets `results/ROW.json`, `REPORT.md` and `plots`
+    /// Folder that gets `results/ROW.json`, `REPORT.md` and `plots`; a run of all parts removes other rows from `results`
     #[arg(long, value_name = "DIR", default_value = env!("CARGO_MANIFEST_DIR"), hide_default_value = true)]
     folder: PathBuf,
     /// Measure even if others use the CPUs; the rows say how much

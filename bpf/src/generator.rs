@@ -14,21 +14,12 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
-use self::skeleton::GeneratorSkelBuilder;
-use crate::{BpfError, error::wrap, kernel::interface_index};
-
-mod skeleton {
-    #![allow(
-        unsafe_code,
-        clippy::all,
-        clippy::pedantic,
-        clippy::panic,
-        clippy::expect_used,
-        clippy::unwrap_used
-    )] // generated
-    #![allow(clippy::undocumented_unsafe_blocks, missing_docs, unreachable_pub)] // generated
-    include!(concat!(env!("OUT_DIR"), "/generator.skel.rs"));
-}
+use crate::{
+    BpfError,
+    error::wrap,
+    kernel::interface_index,
+    skeleton::generator::{GeneratorSkel, GeneratorSkelBuilder},
+};
 
 /// Bytes that a template has room for: Ethernet, IPv6 and TCP, rounded up.
 pub const TEMPLATE: usize = 80;
@@ -176,7 +167,7 @@ fn middle_of(bucket: u64) -> u64 {
 
 /// Generator and sinks of one load, loaded.
 pub struct Generator {
-    skel: skeleton::GeneratorSkel<'static>,
+    skel: GeneratorSkel<'static>,
     longest: usize,
 }
 

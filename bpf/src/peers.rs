@@ -12,23 +12,15 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
-use crate::{BpfError, error::wrap, kernel::interface_index, peers::skeleton::PeersSkelBuilder};
-
-mod skeleton {
-    #![allow(
-        unsafe_code,
-        clippy::all,
-        clippy::pedantic,
-        clippy::panic,
-        clippy::expect_used,
-        clippy::unwrap_used
-    )] // generated
-    #![allow(clippy::undocumented_unsafe_blocks, missing_docs, unreachable_pub)] // generated
-    include!(concat!(env!("OUT_DIR"), "/peers.skel.rs"));
-}
+use crate::{
+    BpfError,
+    error::wrap,
+    kernel::interface_index,
+    skeleton::peers::{PeersSkel, PeersSkelBuilder},
+};
 
 /// The programs, loaded.
-pub struct Peers(skeleton::PeersSkel<'static>);
+pub struct Peers(PeersSkel<'static>);
 
 impl Peers {
     /// Loads them.

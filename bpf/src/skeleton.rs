@@ -1,4 +1,4 @@
-//! The generated skeleton of the programs.
+//! The generated skeletons of the programs.
 #![allow(
     unsafe_code,
     clippy::all,
@@ -14,4 +14,22 @@ include!(concat!(env!("OUT_DIR"), "/ringwall.skel.rs"));
 /// Of a node's programs.
 pub(crate) mod node {
     include!(concat!(env!("OUT_DIR"), "/node.skel.rs"));
+}
+
+/// Of what benchmarks load.
+#[cfg(feature = "traffic")]
+pub(crate) mod traffic {
+    include!(concat!(env!("OUT_DIR"), "/traffic.skel.rs"));
+}
+
+/// Likewise.
+#[cfg(feature = "traffic")]
+pub(crate) mod generator {
+    include!(concat!(env!("OUT_DIR"), "/generator.skel.rs"));
+}
+
+/// Likewise.
+#[cfg(feature = "traffic")]
+pub(crate) mod peers {
+    include!(concat!(env!("OUT_DIR"), "/peers.skel.rs"));
 }

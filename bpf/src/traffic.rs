@@ -7,20 +7,12 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
-use crate::{BpfError, error::wrap, kernel::interface_index, traffic::skeleton::TrafficSkelBuilder};
-
-mod skeleton {
-    #![allow(
-        unsafe_code,
-        clippy::all,
-        clippy::pedantic,
-        clippy::panic,
-        clippy::expect_used,
-        clippy::unwrap_used
-    )] // generated
-    #![allow(clippy::undocumented_unsafe_blocks, missing_docs, unreachable_pub)] // generated
-    include!(concat!(env!("OUT_DIR"), "/traffic.skel.rs"));
-}
+use crate::{
+    BpfError,
+    error::wrap,
+    kernel::interface_index,
+    skeleton::traffic::{TrafficSkel, TrafficSkelBuilder},
+};
 
 /// Bytes that the generator writes at the begin of every frame.
 pub const HEADERS: usize = 80;
@@ -31,7 +23,7 @@ const LIVE_FRAMES: u32 = 1 << 1;
 
 /// The programs, loaded.
 pub struct Traffic {
-    skel: skeleton::TrafficSkel<'static>,
+    skel: TrafficSkel<'static>,
     frame: Vec<u8>,
 }
 
