@@ -239,6 +239,7 @@ def tried(name, options):
         "packets": options.packets,
         "rate": options.rate,
         "tests": options.test,
+        "traffic": not options.tests_only,
         "queues": QUEUES,
         "ports": {port: f"52:54:00:00:00:{number:02x}" for port, _, number in PORTS},
     }
@@ -267,6 +268,7 @@ def main():
         "--test", action="append", default=[],
         help="end-to-end tests to run in the guest as well: a test program that lies beside the binary, in deps/, and what of it",
     )
+    parser.add_argument("--tests-only", action="store_true", help="run the tests and send nothing")
     parser.add_argument("--out", type=pathlib.Path, default=REPOSITORY / "target/lab-vm", help="where kernels and results lie")
     parser.add_argument("--minutes", type=int, default=20, help="the most that one kernel may take (default: %(default)s)")
     parser.add_argument("-o", "--output", choices=["human", "json"], default="human")

@@ -48,16 +48,21 @@ pub enum BpfError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel has no tcx.
+    /// A filter that is not ringwall's, by its program, where ringwall's would be.
     #[error(
-        "{action}: {source}: the kernel may not have tcx, which came with Linux 6.6; ringwall on a node needs it"
+        "{device} has a tc {side} filter with priority 1 and handle {handle:#x} that is not ringwall's: remove it, or give it another handle"
     )]
-    NoTcx {
-        /// What was tried.
-        action: String,
-        /// The kernel's answer.
-        source: io::Error,
+    ForeignFilter {
+        /// Whose filter it is.
+        device: String,
+        /// Ingress or egress.
+        side: &'static str,
+        /// Which of the filters of its priority.
+        handle: u32,
     },
+    /// A filter of ringwall's could not come before the others.
+    #[error("{0}")]
+    NotFirst(String),
     /// No BPF file system where the pins should go.
     #[error("no BPF file system at {path} and it could not be mounted ({source}): run `mount -t bpf bpf {path}`", path = .path.display())]
     NoBpffs {

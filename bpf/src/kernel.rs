@@ -282,13 +282,118 @@ pub(crate) fn make_clsact(ifindex: u32) -> io::Result<bool> {
     }
 }
 
-/// Whether any filter is on the clsact qdisc of an interface, in either direction.
-pub(crate) fn has_filters(ifindex: u32) -> io::Result<bool> {
-    // `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, the same for egress; `linux/pkt_sched.h`.
-    Ok(has_filters_at(ifindex, 0xffff_fff2)? || has_filters_at(ifindex, 0xffff_fff3)?)
+/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`; `linux/pkt_sched.h`.
+pub(crate) const CLSACT_INGRESS: u32 = 0xffff_fff2;
+/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)`.
+pub(crate) const CLSACT_EGRESS: u32 = 0xffff_fff3;
+
+/// A tc filter as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListedFilter {
+    /// `bpf`, `flower`, ...
+    pub kind: String,
+    /// The lowest is asked first; of equal ones the first in the list.
+    pub priority: u16,
+    /// The EtherType that it is asked about, host byte order; `ETH_P_ALL` for all.
+    pub protocol: u16,
+    /// What names it among those of its priority.
+    pub handle: u32,
 }
 
-fn has_filters_at(ifindex: u32, parent: u32) -> io::Result<bool> {
+/// Whether any filter is on the clsact qdisc of an interface, in either direction.
+pub(crate) fn has_filters(ifindex: u32) -> io::Result<bool> {
+    for parent in [CLSACT_INGRESS, CLSACT_EGRESS] {
+        let listed = traffic_control(libc::RTM_GETTFILTER, ifindex, parent)?;
+        if listed.iter().any(|message| message.kind == libc::RTM_NEWTFILTER) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The filters of one direction of an interface's clsact qdisc that packets meet without being sent to another chain, in the order in
+/// which they are asked.
+pub(crate) fn filters(ifindex: u32, parent: u32) -> io::Result<Vec<ListedFilter>> {
+    const CHAIN: u16 = 11; // TCA_CHAIN
+    let mut found = Vec::new();
+    for message in traffic_control(libc::RTM_GETTFILTER, ifindex, parent)? {
+        let chain = message
+            .attribute(CHAIN)
+            .and_then(|chain| chain.first_chunk().copied());
+        // Beside each filter, its priority has an entry of its own, without a handle.
+        if message.kind == libc::RTM_NEWTFILTER
+            && message.handle != 0
+            && chain.is_none_or(|chain| chain == [0; 4])
+        {
+            found.push(ListedFilter {
+                kind: message.name(),
+                priority: (message.info >> 16) as u16,
+                protocol: u16::from_be(message.info as u16),
+                handle: message.handle,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// What kind of qdisc has the place of clsact on an interface: `clsact`, or `ingress`, which has no egress.
+pub(crate) fn clsact_kind(ifindex: u32) -> io::Result<Option<String>> {
+    const CLSACT: u32 = 0xffff_fff1; // TC_H_CLSACT, which is TC_H_INGRESS, too
+    let all = traffic_control(libc::RTM_GETQDISC, ifindex, 0)?;
+    let mut of_interface = all
+        .iter()
+        .filter(|message| message.ifindex == ifindex && message.parent == CLSACT);
+    Ok(of_interface.next().map(TrafficControl::name))
+}
+
+/// A message about a qdisc or a filter: `struct tcmsg` and attributes.
+struct TrafficControl {
+    kind: u16,
+    ifindex: u32,
+    handle: u32,
+    parent: u32,
+    info: u32,
+    attributes: Vec<u8>,
+}
+
+impl TrafficControl {
+    fn read(kind: u16, body: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_ne_bytes(*body.get(at..)?.first_chunk()?));
+        Some(Self {
+            kind,
+            ifindex: word(4)?,
+            handle: word(8)?,
+            parent: word(12)?,
+            info: word(16)?,
+            attributes: body.get(20..)?.to_vec(),
+        })
+    }
+
+    fn attribute(&self, wanted: u16) -> Option<&[u8]> {
+        let mut rest = self.attributes.as_slice();
+        while let Some(&[low, high, kind_low, kind_high]) = rest.first_chunk() {
+            let size = usize::from(u16::from_ne_bytes([low, high]));
+            if u16::from_ne_bytes([kind_low, kind_high]) == wanted {
+                return rest.get(4..size);
+            }
+            rest = rest.get(size.max(4).next_multiple_of(4)..)?;
+        }
+        None
+    }
+
+    /// `TCA_KIND`.
+    fn name(&self) -> String {
+        let text = self
+            .attribute(1)
+            .and_then(|text| CStr::from_bytes_until_nul(text).ok());
+        text.map(|text| text.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+}
+
+/// What the kernel lists of an interface's qdiscs (it may name others' as well) or of the filters of one. Nothing, where it
+/// refuses: there is no such interface or qdisc.
+fn traffic_control(request_kind: u16, ifindex: u32, parent: u32) -> io::Result<Vec<TrafficControl>> {
     const DONE: u16 = libc::NLMSG_DONE as u16;
     const ERROR: u16 = libc::NLMSG_ERROR as u16;
     // SAFETY: no pointers.
@@ -302,7 +407,7 @@ fn has_filters_at(ifindex: u32, parent: u32) -> io::Result<bool> {
     // `struct nlmsghdr` and `struct tcmsg`, host byte order.
     let mut request = [0u8; 36];
     request[0..4].copy_from_slice(&36u32.to_ne_bytes());
-    request[4..6].copy_from_slice(&libc::RTM_GETTFILTER.to_ne_bytes());
+    request[4..6].copy_from_slice(&request_kind.to_ne_bytes());
     request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
     request[20..24].copy_from_slice(&ifindex.to_ne_bytes());
     request[28..32].copy_from_slice(&parent.to_ne_bytes());
@@ -310,7 +415,7 @@ fn has_filters_at(ifindex: u32, parent: u32) -> io::Result<bool> {
     if unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut found = false;
+    let mut found = Vec::new();
     let mut answer = vec![0u8; 32 << 10];
     loop {
         // SAFETY: pointer and length are of one buffer that outlives the call.
@@ -324,12 +429,29 @@ fn has_filters_at(ifindex: u32, parent: u32) -> io::Result<bool> {
             let size = u32::from_ne_bytes(*size) as usize;
             match u16::from_ne_bytes([kind[0], kind[1]]) {
                 DONE => return Ok(found),
-                ERROR => return Ok(false), // no such qdisc
-                kind => found |= kind == libc::RTM_NEWTFILTER,
+                ERROR => return Ok(Vec::new()),
+                kind => {
+                    let body = rest.get(16..size).unwrap_or_default();
+                    found.extend(TrafficControl::read(kind, body));
+                }
             }
             rest = rest.get(size.max(16).next_multiple_of(4)..).unwrap_or_default();
         }
     }
+}
+
+/// Whether the kernel has tcx: Linux 6.6.
+pub(crate) fn has_tcx() -> bool {
+    /// The loopback interface's, in every network namespace.
+    const LOOPBACK: i32 = 1;
+    let mut options = sys::bpf_prog_query_opts {
+        sz: mem::size_of::<sys::bpf_prog_query_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: `options` is initialised and asks for no arrays, its size is in `sz`, and it outlives the call.
+    let answer = unsafe { sys::bpf_prog_query_opts(LOOPBACK, sys::BPF_TCX_INGRESS, &mut options) };
+    // Older ones do not know the kind of place.
+    answer != -libc::EINVAL
 }
 
 /// A descriptor that a system call has just made, or its error.

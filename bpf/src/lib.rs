@@ -7,6 +7,7 @@
 //! * [`counters`]: what the programs count.
 //! * [`node`]: the programs of a node, which judge packets where they leave the kernel.
 
+mod clsact;
 pub mod counters;
 pub mod error;
 #[cfg(feature = "fuzzing")]

@@ -1,8 +1,10 @@
 //! The programs of a node: load, pin, take over, attach, feed, detach.
 //!
 //! * [`Node`] programs and maps of an installation. [`NodeMemory`] what workers write by memory.
+//! * [`TcAttachment`] how they are attached to devices.
 //! * [`counters`] what the programs count.
 
+mod attachment;
 pub mod counters;
 mod layout;
 mod memory;
@@ -26,6 +28,7 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
+pub use attachment::{TcAttachment, detach, filter_obstacles};
 pub use counters::{Count, NodeCounters, Note, Outcome, Program};
 pub use layout::MAX_OVERLAY_PORTS;
 pub use memory::{Area, EPOCHS, NodeMemory};
@@ -36,7 +39,7 @@ use crate::{
     kernel,
     maps::check_count,
     node::layout::Secrets,
-    port::{ensure_pins, remove_pin, remove_pins},
+    port::{ensure_pins, remove_pin},
     skeleton::node::NodeSkelBuilder,
 };
 
@@ -155,6 +158,20 @@ pub enum DeviceKind {
     Ask,
 }
 
+impl DeviceKind {
+    /// The programs that belong there. A bridge has none, since its ports have them: a translated packet for a neighbour that is not
+    /// known yet passes the bridge's own egress in the middle of the bridge's netfilter, with a connection that is not confirmed. Asked
+    /// there, it would lose its translation.
+    pub fn hooks(self) -> &'static [Hook] {
+        match self {
+            DeviceKind::Pod { .. } => &[Hook::FromPod, Hook::Exit],
+            DeviceKind::Other => &[Hook::FromNet, Hook::Exit],
+            DeviceKind::Bridge { .. } => &[],
+            DeviceKind::Ask => &[Hook::Back],
+        }
+    }
+}
+
 /// A device as the programs know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -220,6 +237,7 @@ fn build_id() -> u64 {
 #[derive(Debug)]
 pub struct Node {
     pins: PathBuf,
+    attachment: TcAttachment,
     /// In the order of [`Hook::ALL`].
     programs: [OwnedFd; 5],
     /// In the order of [`MAPS`].
@@ -233,11 +251,11 @@ impl Node {
     /// Loads the programs and pins them with their maps, or takes over those of a predecessor of the same build, whose
     /// flow cache goes on. Those of another build are replaced one by one as devices are attached: fill the maps first.
     ///
-    /// `buckets` is the number of buckets of the flow cache, of 8 flows each; a power of two.
+    /// `buckets` is the number of buckets of the flow cache, of 8 flows each; a power of two. Nothing is attached yet.
     ///
     /// # Errors
     /// The kernel refuses, or there is no BPF file system at `pins`.
-    pub fn load(pins: &Path, buckets: u32) -> Result<Self, BpfError> {
+    pub fn load(pins: &Path, buckets: u32, attachment: TcAttachment) -> Result<Self, BpfError> {
         crate::log::quiet();
         let directory = pins.join(DIRECTORY);
         for made in [&directory, &pins.join(LINKS)] {
@@ -264,6 +282,7 @@ impl Node {
             .map_err(|source| BpfError::system("map the flow cache into memory", source))?;
         let node = Self {
             pins: pins.to_owned(),
+            attachment,
             programs,
             maps,
             memory: Arc::new(memory),
@@ -516,37 +535,6 @@ impl Node {
         Ok(NodeCounters(counts))
     }
 
-    /// Attaches a program to a device of the calling thread's network namespace and pins the link, first of all
-    /// programs there. Where a predecessor's program of another build is on the device, it is replaced atomically. The
-    /// device must be known before.
-    ///
-    /// # Errors
-    /// There is no such device, or the kernel refuses: tcx needs Linux 6.6.
-    pub fn attach(&self, ifindex: u32, hook: Hook) -> Result<(), BpfError> {
-        let program = self.program(hook);
-        let path = link_pin(&self.pins, ifindex, hook);
-        if hook == Hook::Judge {
-            // Whether an index is of the same device as before, nobody can tell in another namespace. Without the program nothing
-            // gets to a worker.
-            detach_link(&path)?;
-        } else if let Some((link, attached)) = inherited_link(&path, ifindex, hook) {
-            if kernel::program_id(program).ok() != Some(attached) {
-                kernel::update_link(link.as_fd(), program)
-                    .map_err(|source| attach_error("replace", hook, ifindex, source))?;
-            }
-            return Ok(());
-        }
-        remove_pin(&path)?;
-        let link = match hook {
-            Hook::FromPod | Hook::FromNet | Hook::Back => kernel::link_tcx_first(program, ifindex, true),
-            Hook::Exit => kernel::link_tcx_first(program, ifindex, false),
-            Hook::Judge => kernel::link_xdp(program, ifindex, true),
-        };
-        let link = link.map_err(|source| attach_error("attach", hook, ifindex, source))?;
-        kernel::pin(link.as_fd(), &path)
-            .map_err(|source| BpfError::system(format!("pin {}", path.display()), source))
-    }
-
     fn program(&self, hook: Hook) -> BorrowedFd<'_> {
         let [from_pod, exit, from_net, back, judge] = &self.programs;
         match hook {
@@ -566,20 +554,12 @@ impl Node {
     /// As [`Node::set_device`] and [`Node::attach`].
     pub fn guard(&self, ifindex: u32, device: &Device) -> Result<(), BpfError> {
         self.set_device(ifindex, device)?;
-        match device.kind {
-            DeviceKind::Pod { .. } => {
-                self.attach(ifindex, Hook::FromPod)?;
-                self.attach(ifindex, Hook::Exit)
-            }
-            DeviceKind::Other => {
-                self.attach(ifindex, Hook::FromNet)?;
-                self.attach(ifindex, Hook::Exit)
-            }
-            // Its ports are guarded. A translated packet for a neighbour that is not known yet passes the bridge's own egress in the
-            // middle of the bridge's netfilter, with a connection that is not confirmed: asked there, it would lose its translation.
-            DeviceKind::Bridge { .. } => self.take_off(ifindex),
-            DeviceKind::Ask => self.attach(ifindex, Hook::Back),
+        let hooks = device.kind.hooks();
+        for &hook in hooks {
+            self.attach(ifindex, hook)?;
         }
+        // It may have been of another kind before: a veth whose far end went into a pod, a device that has become a bridge.
+        self.take_off_but(ifindex, hooks)
     }
 
     /// Takes the programs off a device, or removes what is left of one that is gone, and forgets it.
@@ -587,55 +567,19 @@ impl Node {
     /// # Errors
     /// The kernel refuses.
     pub fn release(&self, ifindex: u32) -> Result<(), BpfError> {
-        self.take_off(ifindex)?;
+        self.take_off_but(ifindex, &[])?;
         self.remove_device(ifindex)
-    }
-
-    fn take_off(&self, ifindex: u32) -> Result<(), BpfError> {
-        let hooks = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Judge);
-        hooks
-            .map(|hook| link_pin(&self.pins, ifindex, hook))
-            .try_for_each(|pin| detach_link(&pin))
     }
 
     /// The kernel's id of a program, 0 where it cannot be told.
     pub fn program_id(&self, hook: Hook) -> u32 {
         kernel::program_id(self.program(hook)).unwrap_or(0)
     }
-
-    /// Whether a program of this installation is attached to a device.
-    pub fn is_attached(&self, ifindex: u32, hook: Hook) -> bool {
-        inherited_link(&link_pin(&self.pins, ifindex, hook), ifindex, hook).is_some()
-    }
-
-    /// The devices of which there are pinned links, whether they are still there or not.
-    pub fn pinned_devices(&self) -> BTreeSet<u32> {
-        let entries = fs::read_dir(self.pins.join(LINKS))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .filter_map(|entry| entry.file_name().to_str()?.split_once('-')?.0.parse().ok())
-            .collect()
-    }
 }
 
 /// Whether a node's programs are pinned there.
 pub fn is_installed(pins: &Path) -> bool {
     pins.join(DIRECTORY).exists()
-}
-
-/// Takes the programs of a node off every device and removes all pins, of any build. Fine where there are none.
-///
-/// # Errors
-/// A link or a pin could not be removed.
-pub fn detach(pins: &Path) -> Result<(), BpfError> {
-    crate::log::quiet();
-    for entry in fs::read_dir(pins.join(LINKS)).into_iter().flatten().flatten() {
-        detach_link(&entry.path())?;
-    }
-    remove_pins(&pins.join(LINKS))?;
-    remove_pins(&pins.join(DIRECTORY))
 }
 
 fn find_map<'a>(maps: &'a [MapHandle], name: &str) -> Result<&'a MapHandle, BpfError> {
@@ -646,52 +590,6 @@ fn find_map<'a>(maps: &'a [MapHandle], name: &str) -> Result<&'a MapHandle, BpfE
             action: format!("find the map `{name}`"),
             source: io::ErrorKind::NotFound.into(),
         })
-}
-
-fn link_pin(pins: &Path, ifindex: u32, hook: Hook) -> PathBuf {
-    let links = pins.join(LINKS);
-    match hook {
-        // Of another network namespace, whose indices may be the same.
-        Hook::Judge => links.join(hook.name()),
-        _ => links.join(format!("{ifindex}-{}", hook.name())),
-    }
-}
-
-/// The link that is pinned, and its program's id, where it is still on this device.
-fn inherited_link(path: &Path, ifindex: u32, hook: Hook) -> Option<(OwnedFd, u32)> {
-    let link = kernel::open_pin(path).ok()?;
-    let info = match hook {
-        Hook::Judge => kernel::xdp_link_info(link.as_fd()),
-        _ => kernel::tcx_link_info(link.as_fd()),
-    };
-    let (linked, program) = info.ok()?;
-    (linked == ifindex).then_some((link, program))
-}
-
-fn detach_link(path: &Path) -> Result<(), BpfError> {
-    if let Ok(link) = kernel::open_pin(path) {
-        match kernel::detach_link(link.as_fd()) {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK)) => {
-                return Err(BpfError::system(
-                    format!("take off the program of {}", path.display()),
-                    error,
-                ));
-            }
-            _ => {}
-        }
-    }
-    remove_pin(path)
-}
-
-fn attach_error(verb: &str, hook: Hook, ifindex: u32, source: io::Error) -> BpfError {
-    let action = format!(
-        "{verb} the program `{}` of the device with index {ifindex}",
-        hook.name()
-    );
-    match source.raw_os_error() {
-        Some(libc::EINVAL) if hook != Hook::Judge => BpfError::NoTcx { action, source },
-        _ => BpfError::system(action, source),
-    }
 }
 
 /// Opens what a predecessor of the same build pinned.

@@ -11,11 +11,11 @@ use net::{Bpffs, privileged};
 use node_rig::{
     A4, A6, B4, B6, HOST4, HOST6, OUTSIDE4, OUTSIDE6, Rig, Shape, UPLINK4, UPLINK6,
     ask::{self, Ask, CACHEABLE, DST_LOCAL, Entry, MIDSTREAM, SRC_LOCAL, Verdict},
-    connect, describe, echo, has_received,
+    attachments, connect, describe, echo, has_received,
     raw::echo_socket,
     tcp, udp,
 };
-use ringwall_bpf::node::{self, Node, NodeConfig, Note, Outcome, Program};
+use ringwall_bpf::node::{self, Node, NodeConfig, Note, Outcome, Program, TcAttachment};
 
 const VIP4: &str = "10.96.0.10";
 const VIP6: &str = "fd00:96::10";
@@ -66,17 +66,17 @@ fn programs_load_and_a_successor_takes_them_over() {
         return;
     }
     let bpffs = Bpffs::new();
-    let first = Node::load(&bpffs.pins(), 1024).unwrap();
+    let first = Node::load(&bpffs.pins(), 1024, TcAttachment::of_kernel()).unwrap();
     assert!(!first.reused());
     first.set_config(&NodeConfig::default()).unwrap();
     let nonce = first.nonce();
     first.memory().bump(7);
     drop(first);
-    let second = Node::load(&bpffs.pins(), 1024).unwrap();
+    let second = Node::load(&bpffs.pins(), 1024, TcAttachment::of_kernel()).unwrap();
     assert!(second.reused());
     assert_eq!((second.nonce(), second.memory().epoch(7)), (nonce, 1));
     drop(second);
-    let larger = Node::load(&bpffs.pins(), 2048).unwrap();
+    let larger = Node::load(&bpffs.pins(), 2048, TcAttachment::of_kernel()).unwrap();
     assert!(!larger.reused());
     assert_ne!(larger.nonce(), nonce);
     assert!(node::is_installed(&bpffs.pins()));
@@ -90,8 +90,12 @@ fn the_first_packet_is_asked_and_the_rest_hit() {
     if !privileged() {
         return;
     }
-    for shape in [Shape::Bridge, Shape::Routed, Shape::BridgeUntracked] {
-        let rig = Rig::new(shape, |_: &ask::Ask| Verdict::Allow);
+    let shapes = [Shape::Bridge, Shape::Routed, Shape::BridgeUntracked];
+    let all = attachments()
+        .into_iter()
+        .flat_map(|attachment| shapes.map(|shape| (shape, attachment)));
+    for (shape, attachment) in all {
+        let rig = Rig::attached_by(attachment, shape, |_: &ask::Ask| Verdict::Allow);
         if shape != Shape::BridgeUntracked {
             rig.track();
         }
@@ -157,8 +161,12 @@ fn translated_connections_are_judged_by_their_true_pair() {
     if !privileged() {
         return;
     }
-    for shape in [Shape::Bridge, Shape::Routed] {
-        let rig = Rig::new(shape, |_: &Ask| Verdict::Allow);
+    let shapes = [Shape::Bridge, Shape::Routed];
+    let all = attachments()
+        .into_iter()
+        .flat_map(|attachment| shapes.map(|shape| (shape, attachment)));
+    for (shape, attachment) in all {
+        let rig = Rig::attached_by(attachment, shape, |_: &Ask| Verdict::Allow);
         rig.nft(PROXY);
         let both = SRC_LOCAL | DST_LOCAL | CACHEABLE;
         for (vip, a, b, outside, uplink, host) in [

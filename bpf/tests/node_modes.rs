@@ -18,17 +18,21 @@ use net::{Namespace, privileged};
 use node_rig::{
     A4, B4, HOST_MAC, LIMIT, OUTSIDE_MAC, OUTSIDE4, Rig, Shape, UPLINK4,
     ask::{Ask, NO_LINK, SRC_LOCAL, Verdict},
-    connect, describe, echo, has_received,
+    attachments, connect, describe, echo, has_received,
     raw::{Packets, ip4, udp4},
     tcp, udp, wait_until,
 };
 use ringwall_bpf::{
     FailMode,
-    node::{self, AskLimit, Hook, Node, Outcome, Program},
+    node::{self, AskLimit, Hook, Node, Outcome, Program, TcAttachment},
 };
 
 fn rig(judge: Verdict) -> Rig {
-    let rig = Rig::new(Shape::Routed, move |_: &Ask| judge);
+    rig_by(TcAttachment::of_kernel(), judge)
+}
+
+fn rig_by(attachment: TcAttachment, judge: Verdict) -> Rig {
+    let rig = Rig::attached_by(attachment, Shape::Routed, move |_: &Ask| judge);
     rig.track();
     rig.hush();
     rig
@@ -285,10 +289,13 @@ fn what_does_not_fit_the_way_to_the_workers_is_not_sent_there() {
 
 #[test]
 fn an_overlay_is_judged_inside() {
-    if !privileged() {
-        return;
+    if privileged() {
+        attachments().into_iter().for_each(judge_inside_an_overlay);
     }
-    let rig = rig(Verdict::Allow);
+}
+
+fn judge_inside_an_overlay(attachment: TcAttachment) {
+    let rig = rig_by(attachment, Verdict::Allow);
     // The outside is the second node, with a pod that is one of its own addresses.
     let overlay = |namespace: &Namespace,
                    (own, peer): (&str, &str),
@@ -369,10 +376,15 @@ fn tun(namespace: &Namespace, name: &str) -> File {
 
 #[test]
 fn a_device_without_link_header_is_asked_and_answered() {
-    if !privileged() {
-        return;
+    if privileged() {
+        attachments()
+            .into_iter()
+            .for_each(ask_of_a_device_without_link_header);
     }
-    let rig = rig(Verdict::Allow);
+}
+
+fn ask_of_a_device_without_link_header(attachment: TcAttachment) {
+    let rig = rig_by(attachment, Verdict::Allow);
     let mut tun = tun(&rig.host, "tun0");
     rig.host.exec("sysctl -qw net.ipv6.conf.tun0.disable_ipv6=1");
     rig.host.ip("link set tun0 up");
@@ -530,10 +542,13 @@ fn every_packet_that_a_program_sees_moves_one_counter() {
 
 #[test]
 fn established_flows_outlive_the_process_and_a_successor_goes_on() {
-    if !privileged() {
-        return;
+    if privileged() {
+        attachments().into_iter().for_each(succeed);
     }
-    let mut rig = rig(Verdict::Allow);
+}
+
+fn succeed(attachment: TcAttachment) {
+    let mut rig = rig_by(attachment, Verdict::Allow);
     let (mut stream, mut served, _) =
         connect(&rig.a, &format!("{B4}:80"), &rig.b, &format!("{B4}:80")).unwrap();
     echo(&mut stream, &mut served, 1000);
@@ -543,13 +558,13 @@ fn established_flows_outlive_the_process_and_a_successor_goes_on() {
     drop(rig.answerer.take());
     let pins = rig.bpffs.pins();
     let other = net::Bpffs::new();
-    let stand_in = Node::load(&other.pins(), 1).unwrap();
+    let stand_in = Node::load(&other.pins(), 1, attachment).unwrap();
     drop(std::mem::replace(&mut rig.node, stand_in));
     echo(&mut stream, &mut served, 1 << 20);
     let fresh = udp(&rig.a, &format!("{A4}:0"));
     let b = udp(&rig.b, &format!("{B4}:6000"));
 
-    rig.node = Node::load(&pins, node_rig::BUCKETS).unwrap();
+    rig.node = Node::load(&pins, node_rig::BUCKETS, attachment).unwrap();
     assert!(rig.node.reused());
     send_until(&rig, &fresh, &format!("{B4}:6000"), Outcome::ExitFailClosed);
     let asked = rig.count(Outcome::ExitAsked);
@@ -566,12 +581,9 @@ fn established_flows_outlive_the_process_and_a_successor_goes_on() {
     // Another build, as far as the pins tell: its programs take the places of the others one by one, and ask again.
     drop(rig.answerer.take());
     std::fs::remove_file(pins.join("node-programs-and-maps/node_config")).unwrap();
-    rig.node = Node::load(&pins, node_rig::BUCKETS).unwrap();
+    rig.node = Node::load(&pins, node_rig::BUCKETS, attachment).unwrap();
     assert!(!rig.node.reused());
-    assert!(
-        rig.node.is_attached(rig.index("va"), Hook::Exit),
-        "the predecessor's"
-    );
+    assert!(rig.is_attached(rig.index("va"), Hook::Exit), "the predecessor's");
     rig.fill();
     rig.restart_workers(|_: &Ask| Verdict::Allow);
     rig.attach();
@@ -591,11 +603,11 @@ fn established_flows_outlive_the_process_and_a_successor_goes_on() {
         indices.sort_unstable();
         indices
     });
-    node::detach(&pins).unwrap();
+    rig.host.within(|| node::detach(&pins)).unwrap();
     assert!(!node::is_installed(&pins));
     assert_eq!(std::fs::read_dir(&pins).unwrap().count(), 0);
     for index in indices {
-        assert!(Hook::ALL.iter().all(|&hook| !rig.node.is_attached(index, hook)));
+        assert!(Hook::ALL.iter().all(|&hook| !rig.is_attached(index, hook)));
     }
     assert!(!rig.worker.ip("link show ask1").contains("prog/xdp"));
     for device in ["va", "vb", "eth0", "ask0"] {
@@ -608,7 +620,7 @@ fn established_flows_outlive_the_process_and_a_successor_goes_on() {
     drop(rig.answerer.take());
     drop(std::mem::replace(
         &mut rig.node,
-        Node::load(&other.pins(), 1).unwrap(),
+        Node::load(&other.pins(), 1, attachment).unwrap(),
     ));
     wait_until(
         || !ProgInfoIter::default().any(|program| now.contains(&program.id)),
@@ -619,34 +631,34 @@ fn established_flows_outlive_the_process_and_a_successor_goes_on() {
 
 #[test]
 fn a_device_that_comes_again_is_guarded_again() {
-    if !privileged() {
-        return;
+    if privileged() {
+        attachments().into_iter().for_each(guard_again);
     }
-    let rig = rig(Verdict::Allow);
+}
+
+fn guard_again(attachment: TcAttachment) {
+    let rig = rig_by(attachment, Verdict::Allow);
     let index = rig.index("vb");
     rig.host.ip("link del vb");
-    assert!(
-        !rig.node.is_attached(index, Hook::Exit),
-        "the link went with the device"
-    );
+    assert!(!rig.is_attached(index, Hook::Exit), "it went with the device");
     assert!(rig.node.pinned_devices().contains(&index));
-    rig.node.release(index).unwrap();
+    rig.host.within(|| rig.node.release(index)).unwrap();
     assert!(!rig.node.pinned_devices().contains(&index) && !rig.node.devices().unwrap().contains(&index));
     net::run(&format!(
         "ip link add vb index {index} netns {} type veth peer name e0 netns {}",
         rig.host.name, rig.b.name
     ));
     rig.guard("vb");
-    assert!(rig.node.is_attached(index, Hook::Exit) && rig.node.is_attached(index, Hook::FromPod));
+    assert!(rig.is_attached(index, Hook::Exit) && rig.is_attached(index, Hook::FromPod));
     // Not guarded again, but with the pin of the one before: its index is the same, and it is none of ours.
     rig.host.ip("link del vb");
     net::run(&format!(
         "ip link add vb index {index} netns {} type veth peer name e0 netns {}",
         rig.host.name, rig.b.name
     ));
-    assert!(!rig.node.is_attached(index, Hook::Exit));
+    assert!(!rig.is_attached(index, Hook::Exit));
     rig.guard("vb");
-    assert!(rig.node.is_attached(index, Hook::Exit));
+    assert!(rig.is_attached(index, Hook::Exit));
 }
 
 #[test]

@@ -154,8 +154,6 @@ struct nf_conn {
 	struct nf_conntrack_tuple_hash tuplehash[2];
 } __attribute__((preserve_access_index));
 
-extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
-
 /* Values of the low bits of _nfct, enum ip_conntrack_info. */
 #define CT_INFO_MASK 7ul
 #define CT_RELATED 1
@@ -846,14 +844,20 @@ static __always_inline int is_of_connection(const struct packet *pkt, const stru
  * Global, so that the verifier looks at it once. */
 __noinline int read_conntrack(struct __sk_buff *skb, struct rw_ask *ask)
 {
-	struct sk_buff *kernel_skb = bpf_cast_to_kern_ctx(skb);
-	unsigned long nfct = kernel_skb->_nfct;
-	struct nf_conn *connection = (void *)(nfct & ~CT_INFO_MASK);
-	__u32 info = nfct & CT_INFO_MASK;
+	/* What a program gets is the kernel's own structure; the verifier allows another view of it to reads of kernel memory. So
+	 * it takes no bpf_cast_to_kern_ctx, which came with Linux 6.2. */
+	const struct sk_buff *kernel_skb = (void *)skb;
+	struct nf_conn *connection;
 	struct ct_tuples tuples;
+	unsigned long nfct;
 	__u16 zone = 0;
+	__u32 info;
 
-	if (!ask || !connection || info == CT_UNTRACKED)
+	if (!ask || bpf_probe_read_kernel(&nfct, sizeof(nfct), &kernel_skb->_nfct))
+		return 0;
+	connection = (void *)(nfct & ~CT_INFO_MASK);
+	info = nfct & CT_INFO_MASK;
+	if (!connection || info == CT_UNTRACKED)
 		return 0;
 	if (bpf_probe_read_kernel(&tuples, sizeof(tuples), &connection->tuplehash))
 		return 0;
@@ -1058,6 +1062,11 @@ struct ct_options {
 	__u8 reserved[2];
 };
 
+/* The kernel's own name of what `ct_options` is: it has the look-up if it has this. Linux 6.1 takes no address of a function for a
+ * question. */
+struct bpf_ct_opts___exists {
+} __attribute__((preserve_access_index));
+
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
 					 struct ct_options *options, __u32 options_size) __ksym __weak;
 extern void bpf_ct_release(struct nf_conn *connection) __ksym __weak;
@@ -1069,7 +1078,7 @@ __noinline int is_tracked(struct __sk_buff *skb, const struct packet *pkt)
 	struct bpf_sock_tuple tuple = {};
 	struct nf_conn *connection;
 
-	if (!pkt || !bpf_skb_ct_lookup || !bpf_ct_release)
+	if (!pkt || !bpf_core_type_exists(struct bpf_ct_opts___exists))
 		return 0;
 	options.protocol = pkt->protocol;
 	if (pkt->ipv6) {

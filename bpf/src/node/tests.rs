@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering, fence},
 };
 
-use super::{Address, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory, Outcome, load};
+use super::{Address, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory, Outcome, TcAttachment, load};
 use crate::{kernel, program_tests::privileged};
 
 /// A tenth of what the kernel allows; a hundred thousand take it about a tenth of a second.
@@ -117,7 +117,7 @@ impl Bench {
     fn new() -> Self {
         let mount = tempfile::tempdir().unwrap();
         crate::ensure_bpffs(mount.path()).unwrap();
-        let node = Node::load(&mount.path().join("ringwall"), 1 << 14).unwrap();
+        let node = Node::load(&mount.path().join("ringwall"), 1 << 14, TcAttachment::of_kernel()).unwrap();
         let config = NodeConfig {
             ask_ifindex: 9,
             enforcing: true,

@@ -15,6 +15,7 @@ use std::{
 
 use ringwall_bpf::node::{
     Address, AskLimit, Count, Device, DeviceKind, Hook, Node, NodeConfig, NodeCounters, Outcome, Program,
+    TcAttachment,
 };
 
 use self::ask::{Answerer, Ask, Judge};
@@ -75,9 +76,20 @@ fn veth(far: &Namespace, far_name: &str, far_mac: [u8; 6], near: &Namespace, nea
     near.ip(&format!("link set {near_name} up"));
 }
 
+/// How programs can be attached on this kernel.
+pub fn attachments() -> Vec<TcAttachment> {
+    let links = (TcAttachment::of_kernel() == TcAttachment::Link).then_some(TcAttachment::Link);
+    links.into_iter().chain([TcAttachment::Filter]).collect()
+}
+
 impl Rig {
     /// A rig whose workers judge as told.
     pub fn new(shape: Shape, judge: impl Judge) -> Self {
+        Self::attached_by(TcAttachment::of_kernel(), shape, judge)
+    }
+
+    /// As [`Self::new`], with programs that are attached in a way.
+    pub fn attached_by(attachment: TcAttachment, shape: Shape, judge: impl Judge) -> Self {
         let names = ["a", "b", "out", "host", "work"].map(Namespace::new);
         let [a, b, outside, host, worker] = names;
         for namespace in [&a, &b, &outside, &host] {
@@ -123,7 +135,7 @@ impl Rig {
         ask_pair(&host, &worker);
 
         let bpffs = Bpffs::new();
-        let node = Node::load(&bpffs.pins(), BUCKETS).unwrap();
+        let node = Node::load(&bpffs.pins(), BUCKETS, attachment).unwrap();
         let ask_ifindex = index(&host, "ask0");
         let config = NodeConfig {
             ask_ifindex,
@@ -196,6 +208,11 @@ impl Rig {
     pub fn guard(&self, name: &str) {
         let (index, device) = (self.index(name), self.device(name));
         self.host.within(|| self.node.guard(index, &device).unwrap());
+    }
+
+    /// Whether a program of the rig's node is attached to a device of the host.
+    pub fn is_attached(&self, ifindex: u32, hook: Hook) -> bool {
+        self.host.within(|| self.node.is_attached(ifindex, hook))
     }
 
     /// Attaches every program, as the appliance would.

@@ -30,6 +30,9 @@ pub enum PlanError {
     /// The kernel could not be asked.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// Whether a node can be guarded cannot be told.
+    #[error(transparent)]
+    Preflight(#[from] preflight::PreflightError),
     /// The socket layer says no.
     #[error(transparent)]
     Sockets(#[from] ringwall_xsk::XskError),

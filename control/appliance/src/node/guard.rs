@@ -14,7 +14,9 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use ringwall_bpf::node::{Address, Area, AskLimit, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory};
+use ringwall_bpf::node::{
+    Address, Area, AskLimit, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory, TcAttachment,
+};
 use ringwall_config::{Config, FailMode, Mode, PodStart};
 use ringwall_dataplane::{
     classify::Snapshot,
@@ -53,8 +55,8 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_millis(100);
 /// How often pods' ports without an address are looked at.
 const SETTLING_LOOK: Duration = Duration::from_millis(50);
-/// How often it is looked whether the table of nf_tables is still there.
-const TABLE_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether programs and the table of nf_tables are still there.
+const REMOVAL_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked for what carries packets past the programs.
 const OBSTACLE_LOOK: Duration = Duration::from_secs(2);
 
@@ -108,8 +110,10 @@ impl NodeGuard {
         let buckets = (config.conntrack.max_entries.get() / WAYS * 2)
             .max(1)
             .next_power_of_two();
-        let programs = Node::load(pins, buckets)?;
+        let attachment = TcAttachment::of_kernel();
+        let programs = Node::load(pins, buckets, attachment)?;
         tracing::info!(
+            ?attachment,
             reused = programs.reused(),
             entries = buckets * WAYS,
             "node's programs"
@@ -334,16 +338,7 @@ impl NodeGuard {
                     .filter(|address| !own.contains(address))
             };
             let device = Device {
-                kind: match &kind {
-                    Guarded::Pod(end) => DeviceKind::Pod {
-                        mac: end.mac,
-                        bridge: interface.master,
-                    },
-                    Guarded::Bridge => DeviceKind::Bridge {
-                        pods_alone: bridges.contains(&index),
-                    },
-                    Guarded::Other => DeviceKind::Other,
-                },
+                kind: device_kind(&interface, &kind, &bridges),
                 no_link: !interface.ethernet,
                 endpoint: 0,
                 address_v4: addresses().find_map(|address| match address {
@@ -355,13 +350,7 @@ impl NodeGuard {
                     IpAddr::V4(_) => None,
                 }),
             };
-            // A bridge's ports carry the programs. On the bridge itself they would see packets in the middle of bridge netfilter,
-            // translated and not yet known to connection tracking.
-            let guarding = match &kind {
-                Guarded::Bridge => programs.set_device(index, &device),
-                Guarded::Pod(_) | Guarded::Other => programs.guard(index, &device),
-            };
-            match guarding {
+            match programs.guard(index, &device) {
                 Ok(()) => {
                     if is_new {
                         tracing::debug!(interface = interface.name, index, kind = ?kind, "guarded");
@@ -472,7 +461,7 @@ impl NodeGuard {
     pub fn run(&self, stats: &StatsReader, stop: &AtomicBool) {
         let mut changes = None;
         let mut turns = Vec::new();
-        let (mut beat_due, mut table_due) = (Instant::now(), Instant::now() + TABLE_LOOK);
+        let (mut beat_due, mut removal_due) = (Instant::now(), Instant::now() + REMOVAL_LOOK);
         let mut obstacles_due = Instant::now() + OBSTACLE_LOOK;
         while !stop.load(Ordering::Relaxed) {
             let Some(stream) = &changes else {
@@ -508,9 +497,10 @@ impl NodeGuard {
                 beat_due = Instant::now() + HEARTBEAT;
                 self.beat(stats, &mut turns);
             }
-            if Instant::now() >= table_due {
-                table_due = Instant::now() + TABLE_LOOK;
+            if Instant::now() >= removal_due {
+                removal_due = Instant::now() + REMOVAL_LOOK;
                 self.keep_table();
+                self.keep_programs();
             }
             if Instant::now() >= obstacles_due {
                 obstacles_due = Instant::now() + OBSTACLE_LOOK;
@@ -644,20 +634,106 @@ impl NodeGuard {
         }
     }
 
+    /// Attaches programs again that somebody took off.
+    fn keep_programs(&self) {
+        let missing = self.devices_without_programs();
+        if missing.is_empty() {
+            return;
+        }
+        locked(&self.guarded).retain(|index, _| !missing.contains(index));
+        let near = self.pair.near;
+        if missing.contains(&near) {
+            let guarded = locked(&self.programs).guard(near, &Device::new(DeviceKind::Ask));
+            self.note(
+                ask_pair::NEAR,
+                guarded
+                    .err()
+                    .map(|error| format!("what workers let pass does not come back: {error}")),
+            );
+        }
+        self.look_again();
+        let guarded = locked(&self.guarded);
+        // Others went with their interface.
+        let put_back: Vec<&str> = missing
+            .iter()
+            .filter_map(|index| match guarded.get(index) {
+                Some((interface, _)) => Some(interface.name.as_str()),
+                None => (*index == near).then_some(ask_pair::NEAR),
+            })
+            .collect();
+        if !put_back.is_empty() {
+            let said = format!("programs of {} were taken off; put back", put_back.join(", "));
+            tracing::warn!("{said}");
+            *locked(&self.meddled) = Some((Instant::now(), said));
+        }
+    }
+
+    fn devices_without_programs(&self) -> Vec<u32> {
+        let programs = locked(&self.programs);
+        let has_all =
+            |index: u32, hooks: &[Hook]| hooks.iter().all(|&hook| programs.is_attached(index, hook));
+        let guarded = locked(&self.guarded);
+        let of_interfaces = guarded
+            .iter()
+            .filter(|(index, (interface, kind))| {
+                !has_all(**index, device_kind(interface, kind, &BTreeSet::new()).hooks())
+            })
+            .map(|(index, _)| *index);
+        let near = self.pair.near;
+        of_interfaces
+            .chain((!has_all(near, DeviceKind::Ask.hooks())).then_some(near))
+            .collect()
+    }
+
+    /// Filters of others that packets meet before the programs.
+    fn filters_asked_before(&self) -> Vec<String> {
+        let programs = locked(&self.programs);
+        let mut found = Vec::new();
+        for (index, (interface, kind)) in locked(&self.guarded).iter() {
+            for &hook in device_kind(interface, kind, &BTreeSet::new()).hooks() {
+                let said = match programs.asked_before(*index, hook) {
+                    Ok(None) => continue,
+                    Ok(Some(filter)) => format!(
+                        "interface {}: {filter} is asked before ringwall's and may let packets pass unjudged: give it a higher priority number",
+                        interface.name
+                    ),
+                    Err(error) => error.to_string(),
+                };
+                found.push(said);
+            }
+        }
+        found
+    }
+
     /// Looks for what start would have refused. The programs let nothing of a pod leave whose sender they cannot tell any more;
     /// what they can tell is judged by its own addresses.
     fn look_for_obstacles(&self) {
-        let found = match preflight::obstacles() {
+        let mut found = match preflight::obstacles() {
             Ok(found) => found,
             Err(error) => vec![format!(
-                "whether anything carries packets past the programs cannot be looked up: {error}"
+                "whether anything carries packets past the programs cannot be looked up: {error:#}"
             )],
         };
+        found.extend(self.filters_asked_before());
         let mut known = locked(&self.obstacles);
         for obstacle in found.iter().filter(|obstacle| !known.contains(obstacle)) {
             tracing::error!("{obstacle}");
         }
         *known = found;
+    }
+}
+
+/// What an interface is to the programs. `pods_bridges` are the bridges whose ports are all pods'.
+fn device_kind(interface: &Interface, kind: &Guarded, pods_bridges: &BTreeSet<u32>) -> DeviceKind {
+    match kind {
+        Guarded::Pod(end) => DeviceKind::Pod {
+            mac: end.mac,
+            bridge: interface.master,
+        },
+        Guarded::Bridge => DeviceKind::Bridge {
+            pods_alone: pods_bridges.contains(&interface.index),
+        },
+        Guarded::Other => DeviceKind::Other,
     }
 }
 

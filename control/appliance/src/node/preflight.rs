@@ -3,7 +3,12 @@
 use std::{fs, path::Path};
 
 use netlink_packet_route::link::LinkMessage;
+use ringwall_bpf::{
+    BpfError,
+    node::{TcAttachment, filter_obstacles},
+};
 
+use super::inventory::Interface;
 use crate::{
     netfilter::Netfilter,
     netlink::{Netlink, NetlinkError, name_of},
@@ -22,21 +27,37 @@ const OTHER_ENGINES: [(&str, &str); 4] = [
 const IPVS: &str = "/proc/net/ip_vs";
 const IPVS_CONNTRACK: &str = "/proc/sys/net/ipv4/vs/conntrack";
 
+/// Why it could not be told what is in the way.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// The kernel could not be asked about interfaces and netfilter.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The kernel could not be asked about programs.
+    #[error(transparent)]
+    Programs(#[from] BpfError),
+}
+
 /// What is in the way on this machine, each with what to do about it.
 ///
 /// # Errors
 /// The kernel could not be asked.
-pub fn obstacles() -> Result<Vec<String>, NetlinkError> {
+pub fn obstacles() -> Result<Vec<String>, PreflightError> {
     match look() {
-        Err(error) if error.errno() == Some(rustix::io::Errno::PERM.raw_os_error()) => Ok(vec![
-            "this process has no right to guard the node: run ringwall as root".to_owned(),
-        ]),
+        Err(PreflightError::Netlink(error))
+            if error.errno() == Some(rustix::io::Errno::PERM.raw_os_error()) =>
+        {
+            Ok(vec![
+                "this process has no right to guard the node: run ringwall as root".to_owned(),
+            ])
+        }
         found => found,
     }
 }
 
-fn look() -> Result<Vec<String>, NetlinkError> {
-    let mut found = other_engines(&Netlink::open()?.links()?);
+fn look() -> Result<Vec<String>, PreflightError> {
+    let links = Netlink::open()?.links()?;
+    let mut found = other_engines(&links);
     found.extend(flowtables()?);
     if xfrm::has_policies()? {
         found.push(
@@ -45,6 +66,15 @@ fn look() -> Result<Vec<String>, NetlinkError> {
     }
     let read = |path: &str| fs::read_to_string(Path::new(path)).ok();
     found.extend(ipvs(read(IPVS).as_deref(), read(IPVS_CONNTRACK).as_deref()));
+    let attachment = TcAttachment::of_kernel();
+    // Bridges carry no programs.
+    for interface in links
+        .iter()
+        .filter_map(Interface::of)
+        .filter(|found| !found.bridge)
+    {
+        found.extend(filter_obstacles(attachment, interface.index, &interface.name)?);
+    }
     Ok(found)
 }
 
