@@ -151,7 +151,8 @@ impl Bed {
             Role::Routed => {
                 text.push_str("interfaces:\n");
                 for pod in &self.pods {
-                    let _ = writeln!(text, "  - {{name: {}, kind: pod}}", pod.port);
+                    let kind = if pod.node { "uplink, side: nodes" } else { "pod" };
+                    let _ = writeln!(text, "  - {{name: {}, kind: {kind}}}", pod.port);
                 }
                 let _ = writeln!(text, "  - {{name: uplink, kind: uplink, side: outside}}");
                 if options.host_port {
@@ -343,8 +344,12 @@ impl Appliance {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, objects: &[Value]) -> Result<()> {
+        self.write_text(&manifests::file(objects))
+    }
+
+    fn write_text(&self, text: &str) -> Result<()> {
         let file = self.manifests.join("bed.yaml");
-        fs::write(&self.staged, manifests::file(objects))
+        fs::write(&self.staged, text)
             .and_then(|()| fs::rename(&self.staged, &file))
             .map_err(|error| BedError::new(format!("cannot write {}", file.display()), error))
     }
@@ -355,7 +360,14 @@ impl Appliance {
     /// # Errors
     /// As [`Self::write`] and [`Self::wait_until`].
     pub fn apply(&self, objects: &[Value]) -> Result<Adoption> {
-        let text = manifests::file(objects);
+        self.apply_text(&manifests::file(objects))
+    }
+
+    /// As [`Self::apply`], with manifests as they are written.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_text(&self, text: &str) -> Result<Adoption> {
         if fs::read_to_string(self.manifests.join("bed.yaml")).is_ok_and(|old| old == text) {
             let status = self.wait_until("the policies are in force", |status| settled(status).is_some())?;
             return Ok(Adoption {
@@ -367,7 +379,7 @@ impl Appliance {
         let compiled = |status: &Value| status["control"]["snapshot"]["compiled"].as_u64().unwrap_or(0);
         let before = compiled(&self.status()?);
         let start = Instant::now();
-        self.write(objects)?;
+        self.write_text(text)?;
         let status = self.wait_until("a change is adopted", |status| {
             if !status["control"]["source"]["heldBack"].is_null() {
                 // Refusal shows as a timeout with the status in it.

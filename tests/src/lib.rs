@@ -23,8 +23,12 @@ pub mod scratch;
 pub mod serve;
 /// Clusters of any size, by seed, and what happens in them.
 pub mod synthetic;
+/// Frames as they are.
+pub mod tap;
 /// Pods, routers and the gateway between them.
 pub mod topology;
+/// The traps of `docs/semantics.md`, for the tests that ask them at every level.
+pub mod traps;
 /// A cluster on a bed.
 pub mod world;
 

@@ -90,6 +90,8 @@ pub struct Plan {
     pub udp: Vec<u16>,
     /// On a wire: whether it is on the outer end.
     pub outside: bool,
+    /// Whether it is another node instead of a pod.
+    pub node: bool,
 }
 
 impl Plan {
@@ -100,6 +102,7 @@ impl Plan {
             tcp: vec![80],
             udp: vec![53],
             outside: false,
+            node: false,
         }
     }
 
@@ -107,6 +110,13 @@ impl Plan {
     #[must_use]
     pub fn tcp(mut self, ports: &[u16]) -> Self {
         self.tcp.extend_from_slice(ports);
+        self
+    }
+
+    /// Another node, with addresses of its own network ([`node_addresses`]).
+    #[must_use]
+    pub fn node(mut self) -> Self {
+        self.node = true;
         self
     }
 
@@ -118,10 +128,10 @@ impl Plan {
     }
 }
 
-/// A pod of the bed, or the external client.
+/// A pod of the bed, a node beside the gateway, or the external client.
 #[derive(Debug)]
 pub struct Member {
-    /// `namespace/name`, or `external`.
+    /// `namespace/name` of a pod, the name of a node, or `external`.
     pub name: String,
     /// Its namespace.
     pub ns: Arc<Netns>,
@@ -133,6 +143,8 @@ pub struct Member {
     pub port: String,
     /// On a wire: whether it is on the outer end.
     pub outside: bool,
+    /// Whether it is another node instead of a pod.
+    pub node: bool,
     _servers: Servers,
 }
 
@@ -148,7 +160,7 @@ impl Member {
 pub struct Bed {
     /// How packets cross the gateway.
     pub role: Role,
-    /// The pods, in the order of the plan.
+    /// The pods and nodes, in the order of the plan.
     pub pods: Vec<Member>,
     /// The external client, a server too.
     pub external: Member,
@@ -284,6 +296,15 @@ pub fn pod_addresses(index: usize) -> (Ipv4Addr, Ipv6Addr) {
     )
 }
 
+/// Addresses of the node of an index.
+pub fn node_addresses(index: usize) -> (Ipv4Addr, Ipv6Addr) {
+    let number = u8::try_from(index).unwrap_or(u8::MAX).saturating_add(10);
+    (
+        Ipv4Addr::new(198, 51, 100, number),
+        Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, number.into()),
+    )
+}
+
 fn router(name: &str) -> Result<Arc<Netns>> {
     let router = Arc::new(Netns::new(name)?);
     router.sysctl("net/ipv4/ip_forward", "1")?;
@@ -313,7 +334,10 @@ fn pod(
     queues: u32,
 ) -> Result<Member> {
     let ns = Arc::new(Netns::new(&plan.name)?);
-    let (v4, v6) = pod_addresses(index);
+    let (v4, v6) = match plan.node {
+        true => node_addresses(index),
+        false => pod_addresses(index),
+    };
     let port = format!("pod{index}");
     // On a wire the router stands where the gateway stands else.
     let (host, queues) = match role {
@@ -341,6 +365,7 @@ fn pod(
             _ => port,
         },
         outside: plan.outside,
+        node: plan.node,
         _servers: servers,
     })
 }
@@ -434,6 +459,7 @@ fn external(
             "uplink".to_owned()
         },
         outside: true,
+        node: false,
         _servers: servers,
     })
 }

@@ -38,7 +38,7 @@ impl World {
             policies: Vec::new(),
             nodes: BTreeMap::new(),
         };
-        for member in &bed.pods {
+        for member in bed.pods.iter().filter(|member| !member.node) {
             let (namespace, name) = member.name.split_once('/').unwrap_or(("default", &member.name));
             world.namespaces.entry(namespace.to_owned()).or_default();
             world.pods.insert(

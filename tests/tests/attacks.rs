@@ -4,24 +4,16 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use nix::{
-    ifaddrs::getifaddrs,
-    sys::socket::{
-        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recvfrom, sendto,
-        setsockopt, socket, sockopt::ReceiveTimeout,
-    },
-    sys::time::{TimeVal, TimeValLike},
-};
 use ringwall_dataplane::wire::{TcpFlags, build::Template};
 use ringwall_testbed::{
     appliance::{Appliance, Options, built_binary},
     netns::Netns,
     preflight::runs_here,
     probe::Service,
+    tap::{Tap, mac_of},
     topology::{Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, POD_CIDR, POD_CIDR_V6, Plan, Role},
     world::{World, wait_for_answer},
 };
@@ -29,82 +21,25 @@ use serde_json::{Value, json};
 
 /// What one waits for a frame that should come.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one waits for the next frame before looking at the time.
+const WAIT: Duration = Duration::from_millis(50);
 /// A port that nobody serves.
 const QUIET: u16 = 9;
-/// `PACKET_OUTGOING` of `linux/if_packet.h`.
-const OUTGOING: u8 = 4;
-
-/// An interface by which frames are sent and seen as they are.
-struct Tap {
-    socket: OwnedFd,
-    address: LinkAddr,
-}
-
-impl Tap {
-    fn open(ns: &Netns, interface: &str) -> Self {
-        ns.run(|| {
-            let socket = socket(
-                AddressFamily::Packet,
-                SockType::Raw,
-                SockFlag::empty(),
-                SockProtocol::EthAll,
-            )
-            .unwrap();
-            setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
-            let address = link_address(interface);
-            bind(socket.as_raw_fd(), &address).unwrap();
-            Self { socket, address }
-        })
-        .unwrap()
-    }
-
-    fn mac(&self) -> [u8; 6] {
-        self.address.addr().unwrap()
-    }
-
-    fn send(&self, frame: &[u8]) {
-        sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty()).unwrap();
-    }
-
-    /// Which of these texts arrive, until `last` has, or nothing more can be expected.
-    fn seen(&self, texts: &[String], last: &str) -> Vec<String> {
-        let until = Instant::now() + PATIENCE;
-        let mut buffer = [0; 4096];
-        let mut seen = Vec::new();
-        while Instant::now() < until {
-            let Ok((length, from)) = recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer) else {
-                continue;
-            };
-            // What this end sends itself may quote what it got.
-            if from.is_some_and(|from| from.pkttype() == OUTGOING) {
-                continue;
-            }
-            let holds = |text: &str| {
-                buffer[..length]
-                    .windows(text.len())
-                    .any(|part| part == text.as_bytes())
-            };
-            seen.extend(texts.iter().filter(|text| holds(text)).cloned());
-            if holds(last) {
-                return seen;
-            }
+/// Which of these texts arrive, until `last` has, or nothing more can be expected.
+fn seen(tap: &Tap, texts: &[String], last: &str) -> Vec<String> {
+    let until = Instant::now() + PATIENCE;
+    let mut seen = Vec::new();
+    while Instant::now() < until {
+        let Some(frame) = tap.receive(WAIT).unwrap() else {
+            continue;
+        };
+        let holds = |text: &str| frame.windows(text.len()).any(|part| part == text.as_bytes());
+        seen.extend(texts.iter().filter(|text| holds(text)).cloned());
+        if holds(last) {
+            return seen;
         }
-        panic!("`{last}` did not arrive: the bed does not work, so nothing can be said about attacks");
     }
-}
-
-/// Of an interface of the namespace that the thread is in.
-fn link_address(interface: &str) -> LinkAddr {
-    getifaddrs()
-        .unwrap()
-        .filter(|it| it.interface_name == interface)
-        .find_map(|it| it.address?.as_link_addr().copied())
-        .unwrap()
-}
-
-/// The Ethernet address of a port of the gateway.
-fn mac_of(ns: &Netns, interface: &str) -> [u8; 6] {
-    ns.run(|| link_address(interface).addr().unwrap()).unwrap()
+    panic!("`{last}` did not arrive: the bed does not work, so nothing can be said about attacks");
 }
 
 /// One direction across the firewall: where frames are put in, and where they come out.
@@ -134,18 +69,18 @@ impl Way {
     /// The same, where what is allowed is sent elsewhere.
     fn only_passes(&self, attacks: &[(&str, Vec<u8>)], (by, allowed): (&Self, Vec<u8>), last: &str) {
         for (_, frame) in attacks {
-            self.from.send(frame);
+            self.from.send(frame).unwrap();
         }
-        by.from.send(&allowed);
+        by.from.send(&allowed).unwrap();
         let texts: Vec<String> = attacks.iter().map(|(text, _)| (*text).to_owned()).collect();
-        assert_eq!(self.to.seen(&texts, last), [""; 0], "these passed");
+        assert_eq!(seen(&self.to, &texts, last), [""; 0], "these passed");
     }
 
     /// The other way round, for a control: they all arrive.
     fn all_pass(&self, frames: &[(&str, Vec<u8>)]) {
         for (text, frame) in frames {
-            self.from.send(frame);
-            self.to.seen(&[], text);
+            self.from.send(frame).unwrap();
+            seen(&self.to, &[], text);
         }
     }
 }
@@ -198,9 +133,9 @@ impl Scene {
     fn inward(&self, pod: &str) -> Way {
         match self.bed.role {
             Role::Routed | Role::Node | Role::Bridge => Way {
-                from: Tap::open(&self.bed.external.ns, "eth0"),
-                to: Tap::open(&self.bed.member(pod).unwrap().ns, "eth0"),
-                next: mac_of(&self.bed.gateway, "uplink"),
+                from: Tap::open(&self.bed.external.ns, "eth0").unwrap(),
+                to: Tap::open(&self.bed.member(pod).unwrap().ns, "eth0").unwrap(),
+                next: mac_of(&self.bed.gateway, "uplink").unwrap(),
             },
             Role::Wire => across(&self.bed, 1, 0),
         }
@@ -212,9 +147,9 @@ impl Scene {
             Role::Routed | Role::Node | Role::Bridge => {
                 let member = self.bed.member(pod).unwrap();
                 Way {
-                    from: Tap::open(&member.ns, "eth0"),
-                    to: Tap::open(&self.bed.external.ns, "eth0"),
-                    next: mac_of(&self.bed.gateway, &member.port),
+                    from: Tap::open(&member.ns, "eth0").unwrap(),
+                    to: Tap::open(&self.bed.external.ns, "eth0").unwrap(),
+                    next: mac_of(&self.bed.gateway, &member.port).unwrap(),
                 }
             }
             Role::Wire => across(&self.bed, 0, 1),
@@ -247,7 +182,7 @@ fn find(value: &Value, key: &str) -> Option<u64> {
 }
 
 fn across(bed: &Bed, from: usize, to: usize) -> Way {
-    let [from, to] = [from, to].map(|router| Tap::open(&bed.routers[router], "wire"));
+    let [from, to] = [from, to].map(|router| Tap::open(&bed.routers[router], "wire").unwrap());
     Way {
         next: to.mac(),
         from,
@@ -279,7 +214,7 @@ fn a_stranger_makes_the_reply_flow(role: Role) {
             forged.ip(132, &[0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 4]),
             forged.echo(own, true),
         ] {
-            way.from.send(&frame);
+            way.from.send(&frame).unwrap();
         }
         way.only_the_last_passes(
             &[
@@ -614,15 +549,16 @@ fn a_forged_reset_does_not_end_a_connection() {
         // Of the outsider; far from where its numbers are.
         for seq in [1, 0x4000_0000, 0x8000_0000, 0xc000_0000] {
             for flags in [TcpFlags::RST, TcpFlags::RST | ACK, TcpFlags::FIN | ACK] {
-                way.from.send(
-                    &way.template(outsider, client)
-                        .tcp_at(port, 80, flags, [seq, 1], b"forged"),
-                );
+                let forged = way
+                    .template(outsider, client)
+                    .tcp_at(port, 80, flags, [seq, 1], b"forged");
+                way.from.send(&forged).unwrap();
             }
         }
         way.from
-            .send(&way.template(outsider, client).udp(own, QUIET, b"through"));
-        way.to.seen(&[], "through");
+            .send(&way.template(outsider, client).udp(own, QUIET, b"through"))
+            .unwrap();
+        seen(&way.to, &[], "through");
         assert_eq!(states(), ["tcp-established"]);
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -711,7 +647,7 @@ fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
         let text = format!("the pod begins {own}");
         outward.all_pass(&[(&text, real.udp(own, QUIET, text.as_bytes()))]);
         let before = scene.dropped("spoofed-source");
-        outward.from.send(&claim);
+        outward.from.send(&claim).unwrap();
         outward.only_the_last_passes(
             &[
                 ("a new flow", forged.udp(own + 1, QUIET, b"a new flow")),
@@ -854,7 +790,8 @@ fn guessing_ends_no_connection() {
                     _ => (guess.wrapping_add(1), &b""[..]),
                 };
                 way.from
-                    .send(&forged.tcp_at(port, 80, flags, [seq, 0x9000_0000], data));
+                    .send(&forged.tcp_at(port, 80, flags, [seq, 0x9000_0000], data))
+                    .unwrap();
                 // Slowly enough that none is lost in a ring.
                 if guess % (1 << 20) == 0 {
                     let text = format!("guessed {flags} {guess}.");
@@ -895,9 +832,11 @@ fn a_restart_makes_no_forged_reset_believable() {
         let forged = way.template(outsider, client);
         way.all_pass(&[("before", forged.udp(own, QUIET, b"before"))]);
         way.from
-            .send(&forged.tcp_at(port, 80, ACK, [0x7000_0000, 7], b"x"));
+            .send(&forged.tcp_at(port, 80, ACK, [0x7000_0000, 7], b"x"))
+            .unwrap();
         way.from
-            .send(&forged.tcp_at(port, 80, TcpFlags::RST, [0x7000_0001, 0], b""));
+            .send(&forged.tcp_at(port, 80, TcpFlags::RST, [0x7000_0001, 0], b""))
+            .unwrap();
         way.all_pass(&[("through", forged.udp(own + 1, QUIET, b"through"))]);
         assert_eq!(states(&scene, port), ["tcp-established"]);
     }
@@ -1074,14 +1013,14 @@ fn a_pod_does_not_fill_the_table_of_neighbours() {
             &[0; 18],
         ]
         .concat();
-        way.from.send(&arp);
+        way.from.send(&arp).unwrap();
         let from = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 7, u16::from(last));
         let mut template = way.template(from.into(), gateway6.into());
         template.ttl = 255;
         let mut body = gateway6.octets().to_vec();
         body.extend_from_slice(&[1, 1]);
         body.extend_from_slice(&own);
-        way.from.send(&template.icmp(135, 0, [0; 4], &body));
+        way.from.send(&template.icmp(135, 0, [0; 4], &body)).unwrap();
     }
     // What is sent last has passed when others' datagrams do.
     let client = scene.outward("shop/client");

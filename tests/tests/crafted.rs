@@ -8,25 +8,16 @@ use std::{
 };
 
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice, VlanId};
-use nix::{
-    ifaddrs::getifaddrs,
-    sys::socket::{
-        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt,
-        socket, sockopt::ReceiveTimeout,
-    },
-    sys::time::{TimeVal, TimeValLike},
-};
 use ringwall_testbed::{
     appliance::{Appliance, Options, built_binary},
-    netns::Netns,
     preflight::runs_here,
     probe::Service,
+    tap::Tap,
     topology::{Bed, Member, Plan, Role},
     world::{World, differences},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What an attempt waits for a packet, as in `probe`.
 const PATIENCE: Duration = Duration::from_millis(1300);
@@ -265,71 +256,36 @@ fn a_rule_for_an_sctp_port_opens_that_port_and_nothing_else() {
     assert_eq!(different.unwrap(), [""; 0]);
 }
 
-/// The port of a router to the wire, by which frames are sent and seen as they are.
-struct Tap {
-    socket: OwnedFd,
-    address: LinkAddr,
+/// Sends a datagram in a frame with VLAN tags, outermost first.
+fn send(by: &Tap, to: &Tap, tags: [u16; 2], from: (Ipv4Addr, u16), dest: (Ipv4Addr, u16), text: &str) {
+    let [outer, inner] = tags.map(|tag| VlanId::try_new(tag).unwrap());
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(by.mac(), to.mac())
+        .double_vlan(outer, inner)
+        .ipv4(from.0.octets(), dest.0.octets(), 64)
+        .udp(from.1, dest.1)
+        .write(&mut frame, text.as_bytes())
+        .unwrap();
+    by.send(&frame).unwrap();
 }
 
-impl Tap {
-    fn new(router: &Netns) -> Self {
-        router
-            .run(|| {
-                let socket = socket(
-                    AddressFamily::Packet,
-                    SockType::Raw,
-                    SockFlag::empty(),
-                    SockProtocol::EthAll,
-                )
-                .unwrap();
-                setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
-                let address = getifaddrs()
-                    .unwrap()
-                    .filter(|it| it.interface_name == "wire")
-                    .find_map(|it| it.address?.as_link_addr().copied())
-                    .unwrap();
-                Self { socket, address }
-            })
-            .unwrap()
-    }
-
-    fn mac(&self) -> [u8; 6] {
-        self.address.addr().unwrap()
-    }
-
-    /// Sends a datagram in a frame with VLAN tags, outermost first.
-    fn send(&self, to: &Self, tags: [u16; 2], from: (Ipv4Addr, u16), dest: (Ipv4Addr, u16), text: &str) {
-        let [outer, inner] = tags.map(|tag| VlanId::try_new(tag).unwrap());
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(self.mac(), to.mac())
-            .double_vlan(outer, inner)
-            .ipv4(from.0.octets(), dest.0.octets(), 64)
-            .udp(from.1, dest.1)
-            .write(&mut frame, text.as_bytes())
-            .unwrap();
-        sendto(self.socket.as_raw_fd(), &frame, &self.address, MsgFlags::empty()).unwrap();
-    }
-
-    /// Whether a frame with this text arrives, and its inner VLAN tag. The kernel takes the outer one out of what it
-    /// shows.
-    fn receives(&self, text: &str) -> Option<u16> {
-        let until = Instant::now() + PATIENCE;
-        let mut buffer = [0; 2048];
-        while Instant::now() < until {
-            let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) else {
-                continue;
-            };
-            let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..length]) else {
-                continue;
-            };
-            if let Some(TransportSlice::Udp(udp)) = &packet.transport
-                && udp.payload() == text.as_bytes()
-            {
-                return packet.vlan_ids().last().map(|tag| tag.value());
-            }
+/// Whether a frame with this text arrives, and its inner VLAN tag.
+fn receives(tap: &Tap, text: &str) -> Option<u16> {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let Some(frame) = tap.receive(Duration::from_millis(50)).unwrap() else {
+            continue;
+        };
+        let Ok(packet) = SlicedPacket::from_ethernet(&frame) else {
+            continue;
+        };
+        if let Some(TransportSlice::Udp(udp)) = &packet.transport
+            && udp.payload() == text.as_bytes()
+        {
+            return packet.vlan_ids().last().map(|tag| tag.value());
         }
-        None
     }
+    None
 }
 
 fn udp_out(port: u16) -> Value {
@@ -351,18 +307,18 @@ fn a_wire_judges_frames_with_vlan_tags_and_keeps_the_tags() {
         ..Options::default()
     };
     let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
-    let (inner, outer) = (Tap::new(&bed.routers[0]), Tap::new(&bed.routers[1]));
+    let [inner, outer] = [0, 1].map(|router: usize| Tap::open(&bed.routers[router], "wire").unwrap());
     let IpAddr::V4(web) = bed.member("shop/web").unwrap().address(false) else {
         panic!("not IPv4");
     };
     let external = bed.external.v4;
     let out = |tags, own, port, text: &str| {
-        inner.send(&outer, tags, (web, own), (external, port), text);
-        outer.receives(text)
+        send(&inner, &outer, tags, (web, own), (external, port), text);
+        receives(&outer, text)
     };
     let back = |tags, port, own, text: &str| {
-        outer.send(&inner, tags, (external, port), (web, own), text);
-        inner.receives(text)
+        send(&outer, &inner, tags, (external, port), (web, own), text);
+        receives(&inner, text)
     };
     assert_eq!(out([5, 7], 1001, 54, "before"), Some(7), "no policy is on");
     assert_eq!(back([5, 7], 1002, 1002, "before, in"), Some(7));

@@ -286,6 +286,7 @@ impl Demo {
                 tcp: tcp.clone(),
                 udp: udp.clone(),
                 outside: outside(slot),
+                node: false,
             })
             .collect();
         Ok(Bed::new(role, &plans, 1)?)

@@ -453,6 +453,7 @@ fn bed(recipe: &Recipe) -> anyhow::Result<Bed> {
             tcp: vec![80],
             udp: if Some(&slot) == dns { Vec::new() } else { vec![53] },
             outside: false,
+            node: false,
         })
         .collect();
     Ok(Bed::new(Role::Bridge, &plans, 1)?)

@@ -1,6 +1,8 @@
 //! The order of tiers and of policies in one tier (TIERS 79.2, 83.1, 93, 101): of any two, the earlier one decides.
 
-use super::{Case, levels};
+use ringwall_testbed::traps::Case;
+
+use super::levels;
 
 /// Tiers in the order in which they decide, with their `spec`; None for those that are there without an object, or that do not exist.
 const TIERS: [(&str, Option<&str>); 14] = [
@@ -42,8 +44,8 @@ fn pairs<T: Copy>(all: &[T], document: impl Fn(T, &str) -> Vec<String>) {
             for (actions, verdict) in [(["Allow", "Deny"], "allow"), (["Deny", "Allow"], "deny")] {
                 let mut case = Case::default();
                 let documents = [document(*first, actions[0]), document(*second, actions[1])].concat();
-                documents.iter().for_each(|line| case.line(line));
-                case.line(&format!("x db TCP/80 {verdict}"));
+                documents.iter().for_each(|line| case.line(line).unwrap());
+                case.line(&format!("x db TCP/80 {verdict}")).unwrap();
                 levels(&documents.join(", "), &[case]);
             }
         }
