@@ -1,11 +1,14 @@
 //! Assembles the dataplane: what the workers share, and the publishing side.
 //!
 //! ```text
-//! PlaneConfig + FlowMemory -> Plane::new -> Plane (one unpinned thread) + WorkerSlots (one per worker)
-//! WorkerSlot + PacketIo             -> Worker::new -> Worker::run_once, again and again, on its own core
+//! DataplaneConfig + FlowMemory -> Dataplane::new -> Dataplane (one unpinned thread) + WorkerSlots (one per worker)
+//! WorkerSlot + PacketIo        -> Worker::new -> Worker::run_once, again and again, on its own core
 //! ```
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
@@ -134,6 +137,8 @@ pub(crate) struct Shared {
     pub(crate) resolve_requests: ArrayQueue<ResolveRequest>,
     /// What workers learnt about nodes' Ethernet addresses.
     pub(crate) station_reports: ArrayQueue<StationReport>,
+    /// Whether either got something since the loop around a worker last took note.
+    pub(crate) has_requests: AtomicBool,
     /// Frames to send unchanged; the first worker that finds one sends it.
     pub(crate) frames_to_send: ArrayQueue<(PortId, ShortFrame)>,
     /// By worker: flow dump requests and replies.
@@ -141,6 +146,22 @@ pub(crate) struct Shared {
     pub(crate) dump_replies: Box<[ArrayQueue<FlowDump>]>,
     /// End of the pickup window.
     pub(crate) pickup_until: Nanos,
+}
+
+impl Shared {
+    /// Has a neighbour resolved. Lost if the queue is full: the request is repeated.
+    pub(crate) fn request_resolve(&self, request: ResolveRequest) {
+        if self.resolve_requests.push(request).is_ok() {
+            self.has_requests.store(true, Ordering::Release);
+        }
+    }
+
+    /// Reports what was learnt about a node. Lost if the queue is full: the node is probed again.
+    pub(crate) fn report_station(&self, report: StationReport) {
+        if self.station_reports.push(report).is_ok() {
+            self.has_requests.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// The publishing side, used by one thread that is not a worker.
@@ -228,6 +249,7 @@ impl Dataplane {
                 .collect(),
             resolve_requests: ArrayQueue::new(256),
             station_reports: ArrayQueue::new(256),
+            has_requests: AtomicBool::new(false),
             frames_to_send: ArrayQueue::new(256),
             dump_requests: queues(4),
             dump_replies: queues(8),

@@ -17,6 +17,8 @@ mod tunnel;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::Ordering;
+
 use arrayvec::ArrayVec;
 
 use crate::{
@@ -76,6 +78,8 @@ pub struct TurnReport {
     pub handed_to: u64,
     /// Whether packets wait for a neighbour: if so, sleep only briefly.
     pub has_held: bool,
+    /// Whether a worker has requested a neighbour or reported a station since [`Worker::take_requests_note`].
+    pub has_requests: bool,
 }
 
 /// One worker: owns its ports' queues and its shards.
@@ -187,6 +191,12 @@ impl<Io: PacketIo> Worker<Io> {
     pub fn has_work(&self) -> bool {
         let shared = &self.slot.shared;
         !shared.handover[self.slot.index].is_empty() || !shared.dump_requests[self.slot.index].is_empty()
+    }
+
+    /// Whether requests or reports came since this was last asked, by any worker: whoever gets `true` tells the thread that
+    /// takes them ([`crate::Dataplane::next_resolve`]).
+    pub fn take_requests_note(&self) -> bool {
+        self.slot.shared.has_requests.swap(false, Ordering::Acquire)
     }
 
     /// Marks the worker as sleeping, so publication does not wait for it. The next turn brings it back online.
@@ -690,6 +700,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             self.release_held();
         }
         self.report.has_held = self.hold_queue.len() > 0;
+        self.report.has_requests = self.shared.has_requests.load(Ordering::Relaxed);
         self.sweep(state);
         self.table.refresh_half_open(MAX_HALF_OPEN_PER_TURN, now);
         let is_empty_turn = self.report.frames == 0;

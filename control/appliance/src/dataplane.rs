@@ -37,7 +37,10 @@ use ringwall_messages::{
     ChildReport, ContentHash, DATAPLANE_SOCKET, Lifeline, REPORT_INTERVAL, Received, SupervisorOrder,
     read_image,
 };
-use ringwall_process::essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector};
+use ringwall_process::{
+    cpus,
+    essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector},
+};
 use ringwall_xsk::{SpareMemory, XskIo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -60,7 +63,7 @@ use super::{
     runtime::{DataplaneRuntime, port_config},
     snapshot_server::{FlowSource, SnapshotServer, StatusSource, locked, serve, serve_after},
     stop_signal::{StopSignal, take_line},
-    worker_thread::{self, WorkerWakers},
+    worker_thread::{self, RequestSignal, WorkerWakers},
 };
 
 /// How often the watchdog looks, and after how many looks without a turn a worker counts as stuck.
@@ -101,6 +104,10 @@ pub struct DataplaneArgs {
 pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     ringwall_process::log::start();
     let stop = StopSignal::catch().context("cannot catch signals")?;
+    // Before there is another thread. A configuration that cannot be read is reported when it is needed.
+    if let Ok(config) = load(args) {
+        cpus::leave_to_workers(&config);
+    }
     let beginning = if args.supervised {
         let line = Arc::new(take_line()?);
         match stand_by(args, &stop, line)? {
@@ -457,6 +464,7 @@ impl Running {
             pods: Mutex::new(PodNetworks::new(config.cluster.pod_cidrs.clone())),
             umem: config.umem,
             stop: AtomicBool::new(false),
+            requests: RequestSignal::new().context("cannot create an event")?,
             alive: seats.iter().map(|_| AtomicBool::new(true)).collect(),
             numbers: Mutex::new(PortNumbers::new(plan.ports.len(), port_limit)),
             local: Mutex::default(),
@@ -516,8 +524,8 @@ impl Running {
             .collect();
         let (bell, rope) = UnixStream::pair()?;
         let (essential, ends) = Essential::with_exit_signal(rope)?;
-        let begun =
-            start_workers(workers, plan.idle, &sleepers, &stop_workers, &essential).and_then(|threads| {
+        let begun = start_workers(workers, plan.idle, &sleepers, &machine, &stop_workers, &essential)
+            .and_then(|threads| {
                 machine.register(None)?;
                 machine.node.as_ref().map_or(Ok(()), |node| node.guard())?;
                 Ok(threads)
@@ -659,6 +667,7 @@ impl Running {
     /// Ends the workers, whose sockets close; writes what is to be kept.
     fn end(self) {
         self.machine.stop.store(true, Ordering::Relaxed);
+        self.machine.requests.signal();
         self.stop_workers.store(true, Ordering::Relaxed);
         self.sleepers.wake_all();
         self.machine.publication.close();
@@ -714,6 +723,7 @@ fn start_workers(
     workers: Vec<(Worker<XskIo>, u16)>,
     idle: IdlePolicy,
     sleepers: &Arc<WorkerWakers>,
+    machine: &Arc<DataplaneRuntime>,
     stop: &Arc<AtomicBool>,
     essential: &Essential,
 ) -> anyhow::Result<Vec<Thread>> {
@@ -722,13 +732,14 @@ fn start_workers(
     for (worker, cpu) in workers {
         let index = worker.index();
         let (sleepers, stop, pinned) = (Arc::clone(sleepers), Arc::clone(stop), pinned.clone());
+        let machine = Arc::clone(machine);
         let handle = spawn_essential(essential, &format!("rw-worker-{index}"), move || {
             let result = ringwall_xsk::pin_to(usize::from(cpu));
             let fine = result.is_ok();
             let _ = pinned.send(result);
             drop(pinned); // the receiver waits for the last one
             if fine {
-                worker_thread::worker_loop(worker, idle, &sleepers, &stop);
+                worker_thread::worker_loop(worker, idle, &sleepers, &machine.requests, &stop);
             }
         })?;
         threads.push(Thread { index, handle });

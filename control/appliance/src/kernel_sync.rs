@@ -22,8 +22,6 @@ use super::{
 /// How long after a change others are waited for, and how long at most.
 const DEBOUNCE: Duration = Duration::from_millis(2);
 const DEBOUNCE_LIMIT: Duration = Duration::from_millis(20);
-/// How often workers' questions for neighbours are looked at.
-const RESOLVE_POLL: Duration = Duration::from_millis(2);
 /// How long after a failure ports are tried to be opened again: at first, and at most (doubled each time). A port that a
 /// link's change makes possible is opened at that change.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -283,11 +281,28 @@ impl KernelSync {
         self.retry = (Instant::now() + pause, pause);
     }
 
+    /// How long there is nothing to do unless the kernel or a worker has news.
+    fn next_due(&self) -> Duration {
+        let nodes = (!self.nodes_to_ask.is_empty()).then_some(self.nodes_due);
+        [self.retry.0, self.settings_due]
+            .into_iter()
+            .chain(nodes)
+            .min()
+            .map_or(Duration::ZERO, |due| {
+                due.saturating_duration_since(Instant::now())
+            })
+    }
+
     fn turn(&mut self) -> Result<(), NetlinkError> {
+        let mut stale = OutOfDate::default();
+        let mut overrun = false;
+        if self.changes.is_ready(self.next_due(), &self.machine.requests)? {
+            overrun = self.take(Duration::ZERO, &mut stale)?;
+        }
+        // Cleared before the queues are emptied: what comes later signals again.
+        self.machine.requests.clear();
         self.resolve();
         self.follow_stations();
-        let mut stale = OutOfDate::default();
-        let mut overrun = self.take(RESOLVE_POLL, &mut stale)?;
         if !stale.any() && !overrun {
             return Ok(());
         }

@@ -635,6 +635,11 @@ fn messages(bytes: &[u8]) -> Vec<NetlinkMessage<RouteNetlinkMessage>> {
 
 /// Whether a socket has something to read within a time.
 pub(super) fn readable(socket: &impl AsFd, timeout: Duration) -> io::Result<bool> {
+    readable_of([socket.as_fd()], timeout).map(|[ready]| ready)
+}
+
+/// Waits until one of these can be read, or the time is up; which can.
+fn readable_of<const N: usize>(sockets: [BorrowedFd<'_>; N], timeout: Duration) -> io::Result<[bool; N]> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -642,8 +647,9 @@ pub(super) fn readable(socket: &impl AsFd, timeout: Duration) -> io::Result<bool
             tv_sec: left.as_secs() as i64,
             tv_nsec: i64::from(left.subsec_nanos()),
         };
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timespec)) {
-            Ok(ready) => return Ok(ready > 0),
+        let mut waiting = sockets.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN));
+        match poll(&mut waiting, Some(&timespec)) {
+            Ok(_) => return Ok(waiting.map(|it| !it.revents().is_empty())),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -741,6 +747,16 @@ impl ChangeStream {
                 Err(error) => return Err(NetlinkError::Socket(error)),
             }
         }
+    }
+
+    /// Waits up to `timeout` for a change, or for another descriptor to become readable; whether there are changes.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn is_ready(&self, timeout: Duration, other: &impl AsFd) -> Result<bool, NetlinkError> {
+        let [changes, _] =
+            readable_of([self.socket.as_fd(), other.as_fd()], timeout).map_err(NetlinkError::Socket)?;
+        Ok(changes)
     }
 
     /// The descriptor that becomes readable when something changed.

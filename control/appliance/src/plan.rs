@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use ipnet::IpNet;
 use ringwall_config::{
-    AntiSpoofing, Config, Cpus, FailMode, FailsafeEntry, IdlePolicy, Interface, InterfaceKind,
-    InterfaceSelect, L2Action, L2Protocol, Mode, Role, RxQueues, VlanTags, Wire, XdpMode, ZeroCopy,
+    AntiSpoofing, Config, FailMode, FailsafeEntry, IdlePolicy, Interface, InterfaceKind, InterfaceSelect,
+    L2Action, L2Protocol, Mode, Role, RxQueues, VlanTags, Wire, XdpMode, ZeroCopy,
 };
 use ringwall_dataplane::{
     forward::NetworkPlace,
     port::{PortId, PortKind, ReversePath, Side},
     wire::subject::{NotSubject, NotSubjectTable},
 };
+use ringwall_process::cpus::{self, CpuError};
 use ringwall_xsk::{
     device::Device,
     preflight::{PortInterface, Repair},
@@ -62,27 +63,9 @@ pub enum PlanError {
         /// The kernel's end.
         outer: String,
     },
-    /// A CPU that the process may not use.
-    #[error("workers.cpus: CPU {cpu} is not among the CPUs that this process may use ({allowed})")]
-    NoCpu {
-        /// What the configuration says.
-        cpu: u16,
-        /// What there is.
-        allowed: String,
-    },
-    /// More workers than CPUs.
-    #[error("workers.count: {count} workers need as many CPUs, and there are {cpus} ({allowed})")]
-    TooManyWorkers {
-        /// Workers.
-        count: usize,
-        /// CPUs to place them on.
-        cpus: usize,
-        /// Which.
-        allowed: String,
-    },
-    /// The kernel does not tell what it allows.
-    #[error("cannot read the CPU mask of this process: {0}")]
-    Mask(#[source] std::io::Error),
+    /// There are no CPUs for the workers.
+    #[error(transparent)]
+    Cpus(#[from] CpuError),
     /// Things that have to be in order first.
     #[error("{0}")]
     NotReady(String),
@@ -238,7 +221,7 @@ impl Plan {
         let mut netlink = Netlink::open()?;
         let mut view = KernelState::default();
         view.set_links(&netlink.links()?);
-        Self::from_view(config, &view, &allowed_cpus()?)
+        Self::from_view(config, &view, cpus::allowed()?)
     }
 
     /// Asks the kernel what there is and what it can, and plans.
@@ -341,7 +324,7 @@ impl Plan {
             failsafe: config.failsafe.clone(),
             tunnel_ports: config.tunnels.ports.clone(),
             host,
-            cpus: worker_cpus(config, allowed)?,
+            cpus: cpus::of_workers(config, allowed)?,
             idle: config.workers.idle,
             runtime_dir: config.runtime_dir.clone(),
             state_dir: config.state_dir.clone(),
@@ -769,59 +752,6 @@ fn resolve<'c>(
         return Err(PlanError::Management(name.clone()));
     }
     Ok(found)
-}
-
-fn list(cpus: &[u16]) -> String {
-    let cpus: Vec<String> = cpus.iter().map(u16::to_string).collect();
-    cpus.join(",")
-}
-
-fn worker_cpus(config: &Config, allowed: &[u16]) -> Result<Vec<u16>, PlanError> {
-    let count = config.workers.count.map(|count| usize::from(count.get()));
-    let chosen: Vec<u16> = match &config.workers.cpus {
-        Cpus::List(list_) => {
-            for cpu in list_ {
-                if !allowed.contains(&cpu.0) {
-                    return Err(PlanError::NoCpu {
-                        cpu: cpu.0,
-                        allowed: list(allowed),
-                    });
-                }
-            }
-            let cpus: Vec<u16> = list_.iter().map(|cpu| cpu.0).collect();
-            let count = count.unwrap_or(cpus.len());
-            if count > cpus.len() {
-                return Err(PlanError::TooManyWorkers {
-                    count,
-                    cpus: cpus.len(),
-                    allowed: list(&cpus),
-                });
-            }
-            cpus.into_iter().take(count).collect()
-        }
-        Cpus::Auto => {
-            let count = count.unwrap_or(1);
-            if count > allowed.len() {
-                return Err(PlanError::TooManyWorkers {
-                    count,
-                    cpus: allowed.len(),
-                    allowed: list(allowed),
-                });
-            }
-            // From the end: interrupts and everything else gather on the first ones.
-            allowed[allowed.len() - count..].to_vec()
-        }
-    };
-    Ok(chosen)
-}
-
-/// The CPUs that this process may run on, ascending.
-fn allowed_cpus() -> Result<Vec<u16>, PlanError> {
-    let mask = rustix::thread::sched_getaffinity(None).map_err(|error| PlanError::Mask(error.into()))?;
-    Ok((0..rustix::thread::CpuSet::MAX_CPU)
-        .filter(|cpu| mask.is_set(*cpu))
-        .filter_map(|cpu| u16::try_from(cpu).ok())
-        .collect())
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use ringwall_dataplane::classify::Snapshot;
 
 use super::{runtime::DataplaneRuntime, snapshot_server::locked};
 
-/// Between two looks for a newer snapshot; at least so many times as long as the look before took.
-const LOOK: Duration = Duration::from_millis(20);
-const LOOK_SHARE: u32 = 20;
+/// Between two looks whether the machine stops.
+const LOOK: Duration = Duration::from_millis(500);
+/// After a snapshot, at least so many times as long as it took to follow it.
+const PAUSE_SHARE: u32 = 20;
 
 /// The networks.
 #[derive(Debug, Default)]
@@ -107,7 +108,9 @@ impl DataplaneRuntime {
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
             self.learn_pods();
-            std::thread::sleep(LOOK.max(began.elapsed() * LOOK_SHARE));
+            std::thread::sleep(began.elapsed() * PAUSE_SHARE);
+            let generation = locked(&self.pods).generation;
+            self.publication.wait_for_other_than(generation, LOOK);
         }
     }
 }

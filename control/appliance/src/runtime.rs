@@ -38,6 +38,7 @@ use super::{
     quarantine::{DROP_REASON, Quarantine},
     snapshot_server::{SnapshotServer, locked},
     stations::Stations,
+    worker_thread::RequestSignal,
 };
 
 /// Frames kept ready in the fill ring of a pod's queue, and of any other.
@@ -82,6 +83,8 @@ pub struct DataplaneRuntime {
     pub umem: Umem,
     /// Told to end.
     pub stop: AtomicBool,
+    /// Workers want a neighbour resolved, or report a station; also signalled when the process stops.
+    pub requests: RequestSignal,
     /// By worker: whether it takes its turns.
     pub alive: Vec<AtomicBool>,
     /// Numbers of ports.

@@ -59,6 +59,8 @@ pub struct SnapshotServer {
     after_adoption: OnceLock<AfterAdoption>,
     /// The last snapshots, newest last, each with the bytes that came for it, which is about what it has of its own: they name who decided about flows and drops.
     past: Mutex<VecDeque<(Arc<Snapshot>, usize)>>,
+    /// Notified when `past` gets another.
+    past_news: Condvar,
 }
 
 /// What is done when every worker has adopted a snapshot: with the one before it for which this was done, and the new one.
@@ -159,6 +161,7 @@ impl SnapshotServer {
             wake: Box::new(wake),
             after_adoption: OnceLock::new(),
             past: Mutex::default(),
+            past_news: Condvar::new(),
         }
     }
 
@@ -243,6 +246,7 @@ impl SnapshotServer {
     fn remember(&self, snapshot: &Snapshot, bytes: usize) {
         let mut past = locked(&self.past);
         past.push_back((Arc::new(snapshot.clone()), bytes));
+        self.past_news.notify_all();
         let mut own: usize = past.iter().map(|(_, bytes)| bytes).sum();
         own -= bytes;
         while past.len() > REMEMBERED || (past.len() > 1 && own > REMEMBERED_BYTES) {
@@ -255,6 +259,19 @@ impl SnapshotServer {
         let past = locked(&self.past);
         let found = past.iter().rev().find(|(it, _)| chosen(it.generation().0));
         found.map(|(snapshot, _)| Arc::clone(snapshot))
+    }
+
+    /// Waits up to `timeout` for a snapshot of another generation than this.
+    pub fn wait_for_other_than(&self, generation: u64, timeout: Duration) {
+        let unchanged = |past: &mut VecDeque<(Arc<Snapshot>, usize)>| {
+            past.back()
+                .is_none_or(|(newest, _)| newest.generation().0 == generation)
+        };
+        // A thread that panicked while it held the lock leaves the list as it is.
+        drop(
+            self.past_news
+                .wait_timeout_while(locked(&self.past), timeout, unchanged),
+        );
     }
 
     /// Gets parked workers to look.

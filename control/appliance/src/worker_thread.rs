@@ -1,6 +1,7 @@
 //! A worker's thread: turns, and sleep when there is nothing to do.
 
 use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,10 @@ use std::{
 use ringwall_config::IdlePolicy;
 use ringwall_dataplane::{time::Nanos, worker::Worker};
 use ringwall_xsk::{Waker, XskIo};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    time::{ClockId, clock_gettime},
+};
 
 /// How long a worker with nothing to do keeps looking before it sleeps (`adaptive`). Longer than the gap between two
 /// packets of a busy flow, short enough not to disturb a pod on the same core.
@@ -20,6 +24,9 @@ const SPIN: Nanos = Nanos(50_000);
 const SLEEP: Duration = Duration::from_millis(100);
 /// Longest sleep while packets wait for a neighbour.
 const SLEEP_WITH_HOLDS: Duration = Duration::from_millis(2);
+
+/// Least time between two notes about requests from one busy worker: a scan asks for many neighbours.
+const REQUEST_PAUSE: Nanos = Nanos(2_000_000);
 
 /// The clock of the packet plane: CLOCK_MONOTONIC, which a successor process shares.
 pub fn now() -> Nanos {
@@ -61,20 +68,59 @@ impl WorkerWakers {
     }
 }
 
-/// Runs until told to stop; the sockets close when it returns.
+/// An event that the thread which resolves neighbours waits for.
+#[derive(Debug)]
+pub struct RequestSignal(OwnedFd);
+
+impl RequestSignal {
+    /// An event that has not happened.
+    ///
+    /// # Errors
+    /// The kernel refuses another descriptor.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// It happened.
+    pub fn signal(&self) {
+        // It fails only where nothing has read 2^64 signals.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes note of every signal so far.
+    pub fn clear(&self) {
+        // It fails where there was none.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for RequestSignal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Runs until told to stop; the sockets close when it returns. `requests` is signalled when workers want a neighbour resolved
+/// or have a station to report.
 pub fn worker_loop(
     mut worker: Worker<XskIo>,
     idle: IdlePolicy,
     sleepers: &Arc<WorkerWakers>,
+    requests: &RequestSignal,
     stop: &AtomicBool,
 ) {
     let me = worker.index();
     let mut last_busy = now();
+    let mut last_signal = Nanos(0);
     while !stop.load(Ordering::Relaxed) {
         let time = now();
         let turn = worker.run_once(time);
         if turn.handed_to != 0 {
             sleepers.wake(turn.handed_to);
+        }
+        if turn.has_requests && time.since(last_signal) >= REQUEST_PAUSE && worker.take_requests_note() {
+            last_signal = time;
+            requests.signal();
         }
         if turn.frames > 0 {
             last_busy = time;
@@ -88,6 +134,9 @@ pub fn worker_loop(
         sleepers.asleep[me].store(true, Ordering::SeqCst);
         std::sync::atomic::fence(Ordering::SeqCst);
         if !worker.has_work() {
+            if turn.has_requests && worker.take_requests_note() {
+                requests.signal();
+            }
             worker.offline();
             worker
                 .io()

@@ -44,6 +44,7 @@ use ringwall_policy::{Cluster, Settings};
 use ringwall_process::{
     confine,
     confine::{CONTROL_FOLDER, EPOCH_KEY_FILE, POLICIES_FILE},
+    cpus,
     essential::{EXIT_SOFTWARE, Essential, Exits, StallDetector, TaskExit},
 };
 use ringwall_source::{
@@ -257,6 +258,7 @@ pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         .replace_by(args.manifests.as_deref(), args.kubeconfig.as_deref());
     ringwall_process::log::start();
     // While there is no other thread.
+    cpus::leave_to_workers(&config);
     confine::control(&config, ringwall_source::needs(&options.source))?;
     // Watches and requests are few; compiling has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,8 +1,9 @@
-//! What every long-running process of the appliance does alike: its [`log`], the rights that it gives up ([`confine`])
-//! and the threads and tasks that it cannot do without ([`essential`]).
+//! What every long-running process of the appliance does alike: its [`log`], the rights that it gives up ([`confine`]),
+//! the CPUs that it leaves to the workers ([`cpus`]), and the threads and tasks that it cannot do without ([`essential`]).
 #![forbid(unsafe_code)]
 
 pub mod confine;
+pub mod cpus;
 pub mod essential;
 pub mod log;
 

@@ -1088,7 +1088,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                     // cause a probe.
                     let policy = self.snapshot;
                     if src.kind == IdentityKind::Pod || policy.is_some_and(|it| it.allow_unknown()) {
-                        let _ = self.shared.resolve_requests.push(unknown);
+                        self.shared.request_resolve(unknown);
                     }
                     Err(DropReason::NeighbourUnresolved)
                 }
@@ -1151,7 +1151,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         };
         let known = forwarding.station(port.id, node);
         if known == Some(station) {
-            let _ = self.shared.station_reports.push(news); // if the queue is full, the node is probed again
+            self.shared.report_station(news);
             return true;
         }
         self.report_station(news);
@@ -1163,7 +1163,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     fn report_station(&self, news: StationReport) {
         let queue = &self.shared.station_reports;
         if queue.len() < queue.capacity() / 2 {
-            let _ = queue.push(news);
+            self.shared.report_station(news);
         }
     }
 

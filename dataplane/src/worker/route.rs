@@ -246,8 +246,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             .hold_queue
             .hold(frame.bytes(), to, port, packet.src, self.now);
         if ask {
-            // If the queue is full, the request is repeated later.
-            let _ = self.shared.resolve_requests.push(to);
+            self.shared.request_resolve(to);
         }
         if let Some(ingress) = gave_way {
             self.count_drop(ingress, DropReason::NeighbourUnresolved);
@@ -310,7 +309,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         if let Some(to) = why.look_again
             && self.hold_queue.may_resolve(now)
         {
-            let _ = self.shared.resolve_requests.push(to);
+            self.shared.request_resolve(to);
         }
         if let Some(problem) = why.problem
             && icmp::may_answer(packet)

@@ -304,6 +304,8 @@ fn an_unresolved_neighbour_is_asked_for_and_waited_for() {
             assert_eq!(bed.on(0, CLIENT_PORT, &from_client(n)), []);
         }
         assert_eq!(bed.count(|w| w.held.get()), 3);
+        assert!(bed.workers[0].take_requests_note(), "whoever resolves is told");
+        assert!(!bed.workers[0].take_requests_note(), "once");
         assert_eq!(
             (bed.plane.next_resolve(), bed.plane.next_resolve()),
             (Some(request), None)
