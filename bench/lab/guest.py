@@ -73,7 +73,7 @@ def prepare():
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     for what, where in (("bpf", "/sys/fs/bpf"), ("cgroup2", "/sys/fs/cgroup"), ("tracefs", "/sys/kernel/tracing")):
         subprocess.run(["mount", "-t", what, what, where], check=False)
-    for module in ("virtio_net", "pktgen", "veth", "nf_tables", "br_netfilter"):
+    for module in ("virtio_net", "pktgen", "veth", "nf_tables", "br_netfilter", "tun"):
         subprocess.run(["modprobe", module], check=False)  # may be built in
     run("ip", "link", "set", "lo", "up")
     sysctl("net/ipv6/conf/default/disable_ipv6", 1)

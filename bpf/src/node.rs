@@ -562,7 +562,7 @@ impl Node {
         self.take_off_but(ifindex, hooks)
     }
 
-    /// Takes the programs off a device, or removes what is left of one that is gone, and forgets it.
+    /// Takes the programs off a device of the calling thread's network namespace, or removes what is left of one that is gone, and forgets it.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -229,7 +229,7 @@ fn a_device_that_turns_out_to_be_a_pods_has_that_program_alone() {
     for attachment in node_rig::attachments() {
         let rig = Rig::attached_by(attachment, Shape::Routed, |_: &node_rig::ask::Ask| Verdict::Allow);
         let va = rig.index("va");
-        rig.host.within(|| rig.node.release(va)).unwrap();
+        rig.release(va);
         // A veth whose far end is still here, and then goes into the pod.
         let device = Device::new(DeviceKind::Other);
         rig.host.within(|| rig.node.guard(va, &device)).unwrap();

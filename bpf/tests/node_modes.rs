@@ -16,7 +16,7 @@ use std::{
 use libbpf_rs::{libbpf_sys, query::ProgInfoIter};
 use net::{Namespace, privileged};
 use node_rig::{
-    A4, B4, HOST_MAC, LIMIT, OUTSIDE_MAC, OUTSIDE4, Rig, Shape, UPLINK4,
+    A_MAC, A4, B4, HOST_MAC, LIMIT, OUTSIDE_MAC, OUTSIDE4, Rig, Shape, UPLINK4,
     ask::{Ask, NO_LINK, SRC_LOCAL, Verdict},
     attachments, connect, describe, echo, has_received,
     raw::{Packets, ip4, udp4},
@@ -642,10 +642,10 @@ fn guard_again(attachment: TcAttachment) {
     rig.host.ip("link del vb");
     assert!(!rig.is_attached(index, Hook::Exit), "it went with the device");
     assert!(rig.node.pinned_devices().contains(&index));
-    rig.host.within(|| rig.node.release(index)).unwrap();
+    rig.release(index);
     assert!(!rig.node.pinned_devices().contains(&index) && !rig.node.devices().unwrap().contains(&index));
     net::run(&format!(
-        "ip link add vb index {index} netns {} type veth peer name e0 netns {}",
+        "ip -n {} link add vb index {index} type veth peer name e0 netns {}",
         rig.host.name, rig.b.name
     ));
     rig.guard("vb");
@@ -653,7 +653,7 @@ fn guard_again(attachment: TcAttachment) {
     // Not guarded again, but with the pin of the one before: its index is the same, and it is none of ours.
     rig.host.ip("link del vb");
     net::run(&format!(
-        "ip link add vb index {index} netns {} type veth peer name e0 netns {}",
+        "ip -n {} link add vb index {index} type veth peer name e0 netns {}",
         rig.host.name, rig.b.name
     ));
     assert!(!rig.is_attached(index, Hook::Exit));
@@ -704,6 +704,24 @@ fn frames_that_are_not_of_the_workers_or_for_them_end_at_the_ask_pair() {
         || outside.received().iter().any(|frame| frame[14..] == packet[..]),
         || describe(&rig.counters()),
     );
+
+    // For the pod behind a port: by its own Ethernet address, whatever the frame says. Elsewhere nobody is meant by that.
+    let mut for_pod = answer(rig.index("va"), nonce);
+    for_pod[26..30].copy_from_slice(&32_u32.to_ne_bytes());
+    for_pod[30..].copy_from_slice(&ip4(OUTSIDE4, A4, 17, &[], &udp4(6000, 5000, b"forged")));
+    let pod = Packets::open(&rig.a, "e0");
+    let _open = udp(&rig.a, &format!("{A4}:5000"));
+    expect(&far, &for_pod, Outcome::BackReturned);
+    wait_until(
+        || {
+            let received = pod.received();
+            let to_pod = |frame: &&Vec<u8>| frame[..6] == A_MAC && frame[14..] == for_pod[30..];
+            received.iter().any(|frame| to_pod(&frame))
+        },
+        || describe(&rig.counters()),
+    );
+    for_pod[14..18].copy_from_slice(&uplink.to_ne_bytes());
+    expect(&far, &for_pod, Outcome::BackUnknownDevice);
 
     // Into `judge`, as somebody on the host would.
     let near = Packets::open(&rig.host, "ask0");

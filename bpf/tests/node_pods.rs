@@ -491,7 +491,7 @@ fn a_local_pods_address_comes_from_its_port_alone() {
         assert!(!tracked.contains(A4), "{tracked}");
 
         // By a device that has no such check, it ends where it would leave.
-        rig.node.release(rig.index("eth0")).unwrap();
+        rig.release(rig.index("eth0"));
         let before = rig.count(Outcome::ExitSpoofedSource);
         attacker.packets.send(&four(A4, B4));
         rig.wait_for(Outcome::ExitSpoofedSource, before);
@@ -605,7 +605,7 @@ fn a_port_takes_what_is_to_its_pod() {
     rig.wait_for(Outcome::ExitNotItsAddress, before);
 
     // An ethertype of its own between two ports, past `from_pod` (a device that is no pod's port).
-    rig.node.release(rig.index("vb")).unwrap();
+    rig.release(rig.index("vb"));
     let before = rig.count(Outcome::ExitEthertype);
     let unknown = ethernet(A_MAC, B_MAC, 0x88b5, &[0; 50]);
     flood.packets.send(&unknown);

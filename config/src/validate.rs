@@ -24,8 +24,8 @@ use crate::{
     problem::{ConfigError, Problem},
     quantity::Period,
     raw::{
-        self, AntiSpoofing, CpuSet, Datapath, DenialAnswer, FailMode, InterfaceKind, Kind, Mode, OnDeadline,
-        QueueCount, Raw, Side, Verification, VerifyInFull,
+        self, AntiSpoofing, CpuSet, Datapath, FailMode, InterfaceKind, Kind, Mode, OnDeadline, QueueCount,
+        Raw, Side, Verification, VerifyInFull,
     },
     support::unsupported,
 };
@@ -580,13 +580,6 @@ fn datapath(raw: &Raw, problems: &mut Vec<Problem>) {
             "interfaces",
             "a node guards every interface of the machine",
             "remove the list, or use `kind: Gateway` with `datapath: afxdp` to take these interfaces over",
-        );
-    }
-    if raw.denied.answer != DenialAnswer::Drop {
-        refuse(
-            "denied.answer",
-            "on a node denied packets end in the kernel without an answer",
-            "remove it, or use `kind: Gateway`",
         );
     }
     if raw.wires.is_some() {

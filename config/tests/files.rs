@@ -883,11 +883,12 @@ fn a_node_guards_the_kernels_path_and_lists_no_interfaces() {
     assert_eq!(config.role, Role::KernelPath);
     assert!(config.interfaces.is_empty() && !config.hosts_pods);
     assert_eq!(parse(&format!("{NODE}datapath: kernel\n")).unwrap(), config);
+    let frank = parse(&format!("{NODE}denied: {{answer: reset}}\n")).unwrap();
+    assert_eq!(frank.denied, DenialAnswer::Reset);
     for (more, path) in [
         ("interfaces: [{name: eth0, kind: uplink}]\n", "interfaces"),
         ("routing: {reversePath: loose}\n", "routing"),
         ("datapath: afxdp\n", "datapath"),
-        ("denied: {answer: reset}\n", "denied.answer"),
     ] {
         let error = parse(&format!("{NODE}{more}")).unwrap_err();
         assert_eq!(error.problems()[0].path, path, "{error}");

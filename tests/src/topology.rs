@@ -21,9 +21,10 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
 
@@ -241,6 +242,24 @@ impl Bed {
     /// A folder for what belongs to this bed.
     pub fn folder(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// Has the gateway's kernel translate by rules of nft, as kube-proxy does.
+    ///
+    /// # Errors
+    /// `nft` refuses them; its words are in the error.
+    pub fn translate(&self, rules: &str) -> Result<()> {
+        let file = self.folder().join("rules.nft");
+        let failed = |error: io::Error| BedError::new("nft of the gateway", error);
+        fs::write(&file, rules).map_err(failed)?;
+        let mut nft = Command::new("nft");
+        nft.arg("-f").arg(&file);
+        let output = self.gateway.output(nft)?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(failed(io::Error::other(String::from_utf8_lossy(&output.stderr))))
+        }
     }
 
     /// The folder of manifests.

@@ -106,3 +106,76 @@ fn clients_across_a_wire_learn_that_they_are_denied() {
     };
     answers(Role::Wire, &["external"]);
 }
+
+/// The web pod behind an address of a Service, in both families.
+const SERVICE: [&str; 2] = ["10.112.0.10", "fd00:112::10"];
+
+#[test]
+fn pods_of_a_node_learn_that_they_are_denied_and_nobody_else() {
+    let Some(_alone) = runs_here("answers of a node") else {
+        return;
+    };
+    for role in [Role::Node, Role::Bridge] {
+        answers(role, &["shop/client"]);
+    }
+}
+
+#[test]
+fn pods_of_a_node_learn_it_by_the_service_that_they_used() {
+    let Some(_alone) = runs_here("answers of a node through a Service") else {
+        return;
+    };
+    for role in [Role::Node, Role::Bridge] {
+        let plans = [Plan::new("shop/web"), Plan::new("shop/client")];
+        let bed = Bed::new(role, &plans, 1).unwrap();
+        let web = bed.member("shop/web").unwrap();
+        bed.translate(&format!(
+            "table inet proxy {{ chain before {{ type nat hook prerouting priority dstnat;
+                ip daddr {} meta l4proto {{ tcp, udp }} dnat ip to {}
+                ip6 daddr {} meta l4proto {{ tcp, udp }} dnat ip6 to {}
+            }}; }}",
+            SERVICE[0], web.v4, SERVICE[1], web.v6
+        ))
+        .unwrap();
+        let options = Options {
+            more: "denied: {answer: reset}\n".to_owned(),
+            ..Options::default()
+        };
+        let mut world = World::of(&bed);
+        world.policies = vec![closed(None)];
+        let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+        let client = bed.member("shop/client").unwrap();
+        for address in SERVICE {
+            let to: std::net::IpAddr = address.parse().unwrap();
+            let tried = client
+                .ns
+                .run(|| TcpStream::connect_timeout(&(to, 80).into(), Duration::from_secs(10)))
+                .unwrap();
+            assert_eq!(
+                tried.unwrap_err().kind(),
+                ErrorKind::ConnectionRefused,
+                "{role:?} {address}"
+            );
+            let attempt = Attempt {
+                from: &client.ns,
+                source: None,
+                to,
+                service: Service::Udp(53),
+            };
+            let outcome = attempt_all(&[attempt], Duration::from_secs(10))
+                .unwrap()
+                .remove(0);
+            assert!(
+                matches!(outcome, Outcome::Refused(_)),
+                "{role:?} {address}: {outcome}"
+            );
+        }
+        // Two connections and two datagrams have been answered; clients elsewhere are not.
+        let status = firewall.status().unwrap()["dataplane"].clone();
+        assert_eq!(status["answers"]["sent"].as_u64(), Some(4), "{role:?}");
+        assert_eq!(connect(&bed, "external", false, Duration::from_millis(500)), None);
+        let now = firewall.status().unwrap()["dataplane"].clone();
+        assert_eq!(now["answers"]["sent"], status["answers"]["sent"]);
+        assert!(now["drops"]["policy-ingress"].as_u64() > status["drops"]["policy-ingress"].as_u64());
+    }
+}

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
 
 use std::{
-    fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
@@ -127,20 +126,6 @@ fn tries(bed: &Bed, from: &str, to: &str, service: Service) -> Outcome {
     from.ns.run(|| attempt(None, to, service, WITHIN)).unwrap()
 }
 
-/// As kube-proxy would have it: Services in front of pods, node ports, masquerade.
-fn translate(bed: &Bed, rules: &str) {
-    let file = bed.folder().join("rules.nft");
-    fs::write(&file, rules).unwrap();
-    let mut nft = Command::new("nft");
-    nft.arg("-f").arg(&file);
-    let output = bed.gateway.output(nft).unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
 const SERVICES: &str = "
 table inet proxy {
     chain before {
@@ -171,7 +156,7 @@ fn services_are_judged_by_the_backend_and_its_port_and_by_the_client_before_masq
     };
     for role in BOTH {
         let bed = bed(role);
-        translate(&bed, SERVICES);
+        bed.translate(SERVICES).unwrap();
         let mut world = World::of(&bed);
         world.policy(
             "shop",
@@ -542,7 +527,7 @@ fn running_connections_outlive_the_installation() {
     for role in BOTH {
         let bed = bed(role);
         // As on a node of Kubernetes, connections are tracked before ringwall comes.
-        translate(&bed, SERVICES);
+        bed.translate(SERVICES).unwrap();
         let mut all: Vec<Conversation> = (0..20)
             .map(|number| {
                 let (from, to) = [("shop/client", "shop/web"), ("ops/db", "ops/probe")][number % 2];
@@ -741,7 +726,7 @@ fn large_datagrams_through_a_service_pass_or_drop_as_a_whole() {
     };
     for role in BOTH {
         let bed = bed(role);
-        translate(&bed, SERVICES);
+        bed.translate(SERVICES).unwrap();
         let mut world = World::of(&bed);
         world.policy("shop", "only-friends", only_from("friend", "yes"));
         world.label("shop/client", "friend", "yes").unwrap();

@@ -48,13 +48,6 @@ fn run(bed: &Bed, line: &str) {
     );
 }
 
-/// As kube-proxy would have it.
-fn translate(bed: &Bed, rules: &str) {
-    let file = bed.folder().join("rules.nft");
-    fs::write(&file, rules).unwrap();
-    run(bed, &format!("nft -f {}", file.display()));
-}
-
 fn outcome(firewall: &Appliance, name: &str) -> u64 {
     firewall.status().unwrap()["dataplane"]["node"]["outcomes"][name]
         .as_u64()
@@ -391,12 +384,10 @@ fn public_truth_tables_hold_on_real_packets_direct_and_by_service() {
                 }
             }
         }
-        translate(
-            &bed,
-            &format!(
-                "table inet proxy {{ chain before {{ type nat hook prerouting priority dstnat;\n{rules} }}; }}"
-            ),
-        );
+        bed.translate(&format!(
+            "table inet proxy {{ chain before {{ type nat hook prerouting priority dstnat;\n{rules} }}; }}"
+        ))
+        .unwrap();
         let listeners: Vec<Listener> = bed.pods.iter().map(|pod| Listener::new(pod, &[80, 81])).collect();
         let firewall = start(&bed, &World::of(&bed));
         let mut verdicts = [0, 0];
@@ -474,7 +465,7 @@ fn services_bed(role: Role) -> Bed {
         quiet("ops/probe"),
     ];
     let bed = Bed::new(role, &plans, 1).unwrap();
-    translate(&bed, SERVICES);
+    bed.translate(SERVICES).unwrap();
     bed
 }
 
@@ -837,7 +828,7 @@ fn a_replaced_backend_of_a_datagram_service_is_judged_anew() {
                 "th dport 80 dnat ip to 10.111.0.11:9090",
             )
             .replace("table inet proxy {", "flush table inet proxy\ntable inet proxy {");
-        translate(&bed, &rules);
+        bed.translate(&rules).unwrap();
         socket.set_nonblocking(true).unwrap();
         let before = denied(&firewall);
         let end = Instant::now() + PATIENCE;
@@ -869,13 +860,13 @@ fn a_cache_of_names_on_the_node_answers_without_connection_tracking() {
     for role in BOTH {
         let bed = services_bed(role);
         bed.gateway.ip(&["address add 169.254.20.10/32 dev lo"]).unwrap();
-        translate(
-            &bed,
+        bed.translate(
             "table ip raw {
                 chain in { type filter hook prerouting priority -300; ip daddr 169.254.20.10 notrack; }
                 chain out { type filter hook output priority -300; ip saddr 169.254.20.10 notrack; }
             }",
-        );
+        )
+        .unwrap();
         let server = bed
             .gateway
             .run(|| UdpSocket::bind("169.254.20.10:53").unwrap())

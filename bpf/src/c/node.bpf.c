@@ -1575,6 +1575,12 @@ static __always_inline __u32 take_answer(struct __sk_buff *skb, const struct rw_
 	/* A device without link header loses the Ethernet header as it is redirected there. */
 	if (bpf_skb_adjust_room(skb, -(__s32)sizeof(answer), BPF_ADJ_ROOM_MAC, 0))
 		return RW_BACK_MALFORMED;
+	if (answer.flags & RW_ANSWER_TO_POD) {
+		if (device->kind != RW_DEVICE_POD)
+			return RW_BACK_UNKNOWN_DEVICE;
+		if (bpf_skb_store_bytes(skb, 0, device->mac, sizeof(device->mac), 0))
+			return RW_BACK_MALFORMED;
+	}
 	*out_ifindex = answer.out_ifindex;
 	return RW_BACK_RETURNED;
 }

@@ -113,6 +113,9 @@ enum rw_conntrack {
 #define RW_ACTION_ALLOW 1
 #define RW_ACTION_DENY 2
 
+/* rw_answer.flags, beside RW_ASK_NO_LINK */
+#define RW_ANSWER_TO_POD 32u	/* for the pod behind the device, which has to be a pod's port: its Ethernet address is put in */
+
 #define RW_ASK_VERSION 1
 #define RW_WAYS 8
 #define RW_MAX_BUCKETS 1048576		/* a power of two */
@@ -152,7 +155,7 @@ struct rw_ask {
 struct rw_answer {
 	__u32 out_ifindex;
 	__u32 nonce[2];
-	__u32 flags;		/* RW_ASK_NO_LINK */
+	__u32 flags;		/* RW_ASK_NO_LINK, RW_ANSWER_TO_POD */
 };
 
 struct rw_flow_bucket {

@@ -215,6 +215,11 @@ impl Rig {
         self.host.within(|| self.node.is_attached(ifindex, hook))
     }
 
+    /// Takes the programs off a device of the host and forgets it.
+    pub fn release(&self, ifindex: u32) {
+        self.host.within(|| self.node.release(ifindex)).unwrap();
+    }
+
     /// Attaches every program, as the appliance would.
     pub fn attach(&self) {
         for name in ["ask0", "va", "vb", "eth0"] {

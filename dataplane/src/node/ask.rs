@@ -13,6 +13,7 @@ use crate::{
     addr::Addr,
     classify::{DirectionVerdict, Effect, Judgement, NONE, icmp},
     flow::state::FlowDirection,
+    forward::rewrite,
     frame::Frame,
     verdict::DropReason,
     wire::{self, Packet, Parsed, Quoted, TcpFlags, Transport, protocol},
@@ -46,6 +47,9 @@ pub mod flag {
 
 /// Of an answer: the device has no link header.
 pub const ANSWER_NO_LINK: u32 = flag::NO_LINK as u32;
+
+/// Of an answer: it is for the pod behind the device, whose Ethernet address the programs put in.
+pub const ANSWER_TO_POD: u32 = 32;
 
 /// A secret of one boot, which shows that a header was written by the programs of this node.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -139,7 +143,7 @@ pub struct AnswerMetadata {
     pub out_ifindex: u32,
     /// Of this boot.
     pub nonce: Nonce,
-    /// [`ANSWER_NO_LINK`] or 0.
+    /// [`ANSWER_NO_LINK`], [`ANSWER_TO_POD`].
     pub flags: u32,
 }
 const _: () = assert!(size_of::<AnswerMetadata>() == METADATA_BYTES);
@@ -420,17 +424,68 @@ impl Ask {
         }
     }
 
-    /// Makes the answer of a frame that begins with this header.
+    /// Whether the packet came in from a pod of this node, which began what it belongs to. Then the token is that of the pod's port.
+    pub fn is_from_local_pod(&self) -> bool {
+        let begins = !matches!(
+            self.tracking,
+            Tracking::Tracked(FlowDirection::Reply) | Tracking::Related(_)
+        );
+        begins && self.header.flags & flag::SRC_LOCAL != 0 && self.header.in_ifindex != 0
+    }
+
+    /// Takes back what was translated of a packet behind this header: it has the ends that its sender gave it. `packet` has the
+    /// offsets; the answer has those ends, too. Only for packets in the original direction.
+    pub fn untranslate(&self, frame: &mut [u8], packet: &Packet) -> Packet {
+        let Tuple {
+            src,
+            dst,
+            src_port,
+            dst_port,
+        } = self.header.original;
+        let (from, to) = ((Addr::v6(src), src_port.get()), (Addr::v6(dst), dst_port.get()));
+        rewrite::ends(frame, packet, from, to);
+        let transport = match packet.transport {
+            Transport::Tcp { flags, .. } => Transport::Tcp {
+                src: from.1,
+                dst: to.1,
+                flags,
+            },
+            Transport::Udp { .. } => Transport::Udp {
+                src: from.1,
+                dst: to.1,
+            },
+            other => other,
+        };
+        Packet {
+            src: from.0,
+            dst: to.0,
+            transport,
+            ..*packet
+        }
+    }
+
+    /// Makes the answer of a frame that begins with this header: the packet goes on where it was about to leave.
     #[must_use]
     pub fn answer(&self, frame: &mut Frame) -> bool {
+        let flags = u32::from(self.header.flags) & ANSWER_NO_LINK;
+        self.lead(frame, self.header.out_ifindex, flags)
+    }
+
+    /// As [`Self::answer`], for a packet that goes to the pod that has sent what was asked about.
+    #[must_use]
+    pub fn answer_sender(&self, frame: &mut Frame) -> bool {
+        self.lead(frame, self.header.token, ANSWER_TO_POD)
+    }
+
+    fn lead(&self, frame: &mut Frame, out_ifindex: u32, flags: u32) -> bool {
         let length = match frame.len().checked_sub(HEADER_BYTES) {
             Some(inner) if inner >= ETHERNET_BYTES => inner + METADATA_BYTES,
             _ => return false,
         };
         let metadata = AnswerMetadata {
-            out_ifindex: self.header.out_ifindex,
+            out_ifindex,
             nonce: self.header.nonce,
-            flags: u32::from(self.header.flags) & ANSWER_NO_LINK,
+            flags,
         };
         // Moving the packet costs less than frames that may begin anywhere would.
         let bytes = frame.bytes_mut();

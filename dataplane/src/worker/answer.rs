@@ -1,6 +1,7 @@
 //! What the sender of a denied packet gets, where configuration or policy asks for more than silence.
 
 use crate::{
+    addr::Addr,
     classify::DenialAnswer,
     forward::{
         icmp::{self, Problem},
@@ -8,7 +9,7 @@ use crate::{
     },
     frame::Frame,
     io::PacketIo,
-    port::{Port, PortKind},
+    port::{Port, PortId, PortKind},
     verdict::DropReason,
     wire::{Packet, Transport},
 };
@@ -17,39 +18,66 @@ use super::{WorkerTurn, judge::Denial, route::reply};
 
 /// One answer.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
+pub(super) enum Answer {
     Reset,
     Icmp(Problem),
 }
 
+impl Answer {
+    /// Bytes of the frame that [`Self::write`] makes.
+    pub(super) fn length(self, packet: &Packet) -> usize {
+        match self {
+            Self::Reset => reset::length(packet),
+            Self::Icmp(_) => icmp::length(packet),
+        }
+    }
+
+    /// Writes the answer to `packet`, which lies in `original`, into `out`; of ICMP, from `source`. Answers false where that cannot be
+    /// done. What precedes the IP header is the packet's.
+    pub(super) fn write(self, out: &mut [u8], original: &[u8], packet: &Packet, source: Addr) -> bool {
+        match self {
+            Self::Reset => reset::write(out, original, packet),
+            Self::Icmp(problem) => icmp::write(out, original, packet, source, problem),
+        }
+    }
+}
+
 impl<Io: PacketIo> WorkerTurn<'_, Io> {
-    /// Answers a packet that policy denies, if policy or configuration asks for that. Packets that are dropped for another reason,
-    /// forged sources above all, get no answer, nor do broadcasts, multicasts, resets and ICMP errors.
+    /// Answers a packet that policy denies, if policy or configuration asks for that.
     #[cold]
     pub(super) fn answer_denial(&mut self, frame: &Frame, packet: &Packet, port: &Port, denial: &Denial) {
-        let (Some(snapshot), Some(judgement)) = (self.snapshot, denial.judgement) else {
-            return;
-        };
+        if let Some(answer) = self.choose_answer(frame.bytes(), packet, denial)
+            && let Some(answer) = self.write_answer(frame.bytes(), packet, port, answer)
+        {
+            self.send_answer(port.id, answer);
+        }
+    }
+
+    /// The answer to a packet that policy denies, taken from what its sender may get; None if neither policy nor configuration asks for
+    /// one. Packets that are dropped for another reason, forged sources above all, get none, nor do broadcasts, multicasts, resets and
+    /// ICMP errors. `frame` begins with the Ethernet header.
+    pub(super) fn choose_answer(&mut self, frame: &[u8], packet: &Packet, denial: &Denial) -> Option<Answer> {
+        let (snapshot, judgement) = (self.snapshot?, denial.judgement?);
         let direction = match denial.reason {
             DropReason::PolicyEgress => judgement.egress,
             DropReason::PolicyIngress => judgement.ingress,
-            _ => return,
+            _ => return None,
         };
         let wanted = snapshot.denial_answer(direction.provenance, self.shared.config.denial_answer);
-        let Some(answer) = answer(wanted, packet).filter(|_| !is_to_group(frame.bytes(), packet)) else {
-            return;
-        };
+        let answer = answer(wanted, packet).filter(|_| !is_to_group(frame, packet))?;
         // A stranger has as many IPv6 addresses as it likes, and one account.
         let account = self.account(packet.src, &snapshot.identify(packet.src));
         if !self.denials_answered.bucket(account).take(self.now) {
             self.stats.counters.answers_limited.add(1);
-            return;
+            return None;
         }
-        if let Some(answer) = self.write_answer(frame.bytes(), packet, port, answer) {
-            self.stats.counters.generated.add(1);
-            self.stats.counters.denials_answered.add(1);
-            self.send(port.id, answer);
-        }
+        Some(answer)
+    }
+
+    pub(super) fn send_answer(&mut self, port: PortId, answer: Frame) {
+        self.stats.counters.generated.add(1);
+        self.stats.counters.denials_answered.add(1);
+        self.send(port, answer);
     }
 
     /// The answer, addressed to whoever sent the frame. None if no frame is free.
@@ -61,26 +89,20 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         answer: Answer,
     ) -> Option<Frame> {
         let forwarding = self.forwarding?;
-        match answer {
-            Answer::Reset => reply(
-                self.io,
-                forwarding,
-                original,
-                port,
-                reset::length(packet),
-                |out| reset::write(out, original, packet),
-            ),
-            Answer::Icmp(problem) => {
-                let is_wire = matches!(port.kind, PortKind::Wire { .. });
-                let router = forwarding
-                    .icmp_source(port.id, packet.src.is_v4())
-                    .filter(|_| !is_wire && problem == Problem::Prohibited);
-                let source = router.unwrap_or(packet.dst);
-                reply(self.io, forwarding, original, port, icmp::length(packet), |out| {
-                    icmp::write(out, original, packet, source, problem)
-                })
-            }
-        }
+        let is_wire = matches!(port.kind, PortKind::Wire { .. });
+        let as_router = !is_wire && matches!(answer, Answer::Icmp(Problem::Prohibited));
+        let router = forwarding
+            .icmp_source(port.id, packet.src.is_v4())
+            .filter(|_| as_router);
+        let source = router.unwrap_or(packet.dst);
+        reply(
+            self.io,
+            forwarding,
+            original,
+            port,
+            answer.length(packet),
+            |out| answer.write(out, original, packet, source),
+        )
     }
 }
 

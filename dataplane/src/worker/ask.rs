@@ -21,7 +21,7 @@ use crate::{
     frame::Frame,
     io::PacketIo,
     node::{
-        ask::{Ask, LocalEnds, Tracking},
+        ask::{Ask, HEADER_BYTES, LocalEnds, Tracking},
         cache::{self, CacheHash, Decision},
         epochs,
     },
@@ -171,6 +171,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Err(denial) => {
                 if !self.record_denial(&frame, packet, port, denial) {
                     self.cache_denial(&asked, denial);
+                    self.answer_asked_denial(&mut frame, &asked, denial);
                     self.discard(frame, denial.reason);
                     return;
                 }
@@ -190,6 +191,33 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             return;
         }
         self.send(port.id, frame);
+    }
+
+    /// Answers a denied packet of a pod of this node, as [`Self::answer_denial`] does, straight to the pod's port: on the kernel's way
+    /// back it would be a packet of a denied flow. Senders elsewhere get nothing. The frame is changed to what the pod sent.
+    fn answer_asked_denial(&mut self, frame: &mut Frame, asked: &Asked<'_>, denial: &Denial) {
+        // What is cacheable is a whole packet with all its headers.
+        if !asked.ask.is_from_local_pod() || !asked.is_cacheable() {
+            return;
+        }
+        let behind_header = frame.bytes().get(HEADER_BYTES..).unwrap_or_default();
+        let Some(answer) = self.choose_answer(behind_header, asked.packet, denial) else {
+            return;
+        };
+        let sent = asked.ask.untranslate(frame.bytes_mut(), asked.packet);
+        let Some(mut out) = self.io.allocate() else {
+            return;
+        };
+        let written = out.set_len(answer.length(&sent))
+            && answer.write(out.bytes_mut(), frame.bytes(), &sent, sent.dst)
+            && turn_around(out.bytes_mut())
+            && asked.ask.answer_sender(&mut out);
+        if !written {
+            self.io.release(out);
+            return;
+        }
+        out.set_port(asked.port.id);
+        self.send_answer(asked.port.id, out);
     }
 
     fn look_up_ask(&mut self, asked: &Asked<'_>) -> Lookup {
@@ -657,6 +685,14 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             },
         }
     }
+}
+
+/// Exchanges the Ethernet addresses behind the header; false where there are none.
+fn turn_around(frame: &mut [u8]) -> bool {
+    let addresses = frame
+        .get_mut(HEADER_BYTES..)
+        .and_then(<[u8]>::first_chunk_mut::<12>);
+    addresses.map(|addresses| addresses.rotate_left(6)).is_some()
 }
 
 fn hash_of(ask: &Ask) -> CacheHash {

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::{restart::left_by, *};
 use crate::{
     classify::Effect,
-    flow::state::State,
+    flow::{RateLimit, state::State},
     node::{
         NodeConfig,
         ask::{self, AskHeader, Nonce, Tracking, Tuple, VERSION, flag},
@@ -14,7 +14,7 @@ use crate::{
         epochs::{SlotSet, slot_of_end},
         renewal::end_decisions,
     },
-    wire::{FlowKey, build::Template},
+    wire::{FlowKey, build::Template, checksum},
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -1036,4 +1036,134 @@ fn renewed_flows_go_on_without_a_question() {
     let renewal = end_decisions(&node.cache, &denied.snapshot(), Some(&changed.snapshot()));
     assert_eq!((renewal.renewed, renewal.ended), (0, 1));
     assert_eq!(node.tcp(&web, true, ACK), Dropped(DropReason::PolicyIngress));
+}
+
+/// What a node with an answer for denied packets sends after one that came in from a pod's port, number 21.
+fn told(
+    connection: &Connection,
+    tracking: Tracking,
+    frame: &[u8],
+    change: impl Fn(&mut AskHeader),
+) -> Vec<Vec<u8>> {
+    let mut node = Node::with(DataplaneConfig {
+        denial_answer: DenialAnswer::Reset,
+        ..DataplaneConfig::default()
+    });
+    let mut header = connection.header(tracking, frame);
+    header.token = 21;
+    change(&mut header);
+    let sent = node.bed.on(0, ASK, &[header.as_bytes(), frame].concat());
+    assert_eq!(node.bed.stats.drops(DropReason::PolicyIngress), 1);
+    assert_eq!(node.bed.count(|w| w.denials_answered.get()), sent.len() as u64);
+    sent.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// From the client by the web pod's frontend to a port of it that is closed, masqueraded as for a hairpin.
+fn closed(family: usize, protocol: u8) -> Connection {
+    let mut closed = Connection::web(family, 40_000, Some(VIP));
+    closed.protocol = protocol;
+    closed.reply = Tuple::new((at(WEB, family), 81), (at(BRIDGE, family), 61_000));
+    closed
+}
+
+#[test]
+fn a_pod_is_told_that_it_is_denied_by_the_ends_that_it_used() {
+    for (family, number) in [(0, 6), (1, 6), (0, 17), (1, 17)] {
+        let connection = closed(family, number);
+        let as_sent = Template::new(at(CLIENT, family), at(VIP, family));
+        let (frame, sent) = if number == 6 {
+            (connection.tcp(false, SYN), as_sent.tcp(40_000, 8080, SYN, b""))
+        } else {
+            (connection.udp(false), as_sent.udp(40_000, 8080, b"hi"))
+        };
+        assert_ne!(frame, sent);
+        let answers = told(&connection, Tracking::Tracked(Original), &frame, |_| ());
+        let [answer] = &answers[..] else {
+            panic!("{answers:x?}");
+        };
+        let metadata = ask::AnswerMetadata::read_from_bytes(&answer[14..30]).unwrap();
+        assert_eq!(
+            (metadata.out_ifindex, metadata.nonce, metadata.flags),
+            (21, NONCE, ask::ANSWER_TO_POD)
+        );
+        assert_eq!(
+            (&answer[..6], &answer[6..12], &answer[12..14]),
+            (&frame[6..12], &frame[..6], &frame[12..14])
+        );
+        let answer = [&answer[..14], &answer[30..]].concat();
+        let crate::wire::Parsed::Subject(packet) = crate::wire::parse(&answer) else {
+            panic!("{answer:x?}");
+        };
+        assert_eq!((packet.src, packet.dst), (at(VIP, family), at(CLIENT, family)));
+        let l4 = &answer[usize::from(packet.l4)..usize::from(packet.end)];
+        match packet.transport {
+            crate::wire::Transport::Tcp { src, dst, flags } => {
+                assert_eq!((number, src, dst, flags.0), (6, 8080, 40_000, RST | ACK));
+            }
+            _ => {
+                assert_eq!((number, &l4[..2]), (17, &[[3, 3], [1, 4]][family][..]));
+                assert_eq!(
+                    l4[8..],
+                    sent[14..],
+                    "quotes what the pod sent, checksums included"
+                );
+            }
+        }
+        let pseudo = match packet.protocol {
+            1 => 0,
+            other => checksum::pseudo_header(packet.src, packet.dst, other, l4.len() as u16),
+        };
+        assert_eq!(checksum::fold(pseudo + checksum::sum(l4)), 0xffff);
+    }
+}
+
+#[test]
+fn nobody_but_the_pod_that_sent_a_packet_is_told_that_it_is_denied() {
+    let connection = closed(0, 6);
+    let frame = connection.tcp(false, SYN);
+    let silent = |tracking, change: &dyn Fn(&mut AskHeader)| {
+        let answers = told(&connection, tracking, &frame, change);
+        assert!(answers.is_empty(), "{answers:x?}");
+    };
+    let original = Tracking::Tracked(Original);
+    assert_eq!(told(&connection, original, &frame, |_| ()).len(), 1);
+    // A sender elsewhere, this host's own stack, a packet that is not whole.
+    silent(original, &|header| {
+        header.flags = flag::DST_LOCAL | flag::CACHEABLE
+    });
+    silent(original, &|header| header.in_ifindex = 0);
+    silent(original, &|header| header.flags = BOTH);
+    // A reset.
+    let reset = connection.tcp(false, RST);
+    assert!(told(&connection, original, &reset, |_| ()).is_empty());
+    // What goes the other way was sent by the other end.
+    let back = connection.tcp(true, ACK);
+    assert!(told(&connection, Tracking::Tracked(Reply), &back, |_| ()).is_empty());
+}
+
+#[test]
+fn a_denial_that_is_remembered_is_silent_and_answers_are_limited() {
+    let mut node = Node::with(DataplaneConfig {
+        denial_answer: DenialAnswer::Reset,
+        denials_answered: RateLimit {
+            per_second: 2,
+            burst: 2,
+        },
+        ..DataplaneConfig::default()
+    });
+    let mut answers = Vec::new();
+    for port in 0..5_u16 {
+        let mut connection = closed(0, 6);
+        connection.original = Tuple::new((at(CLIENT, 0), 40_000 + port), (at(VIP, 0), 8080));
+        connection.reply = Tuple::new((at(WEB, 0), 81), (at(CLIENT, 0), 40_000 + port));
+        let frame = connection.tcp(false, SYN);
+        let asked = [
+            connection.header(Tracking::Tracked(Original), &frame).as_bytes(),
+            &frame,
+        ]
+        .concat();
+        answers.push(node.bed.on(0, ASK, &asked).len());
+        assert_eq!(node.tcp(&connection, false, SYN), Denied);
+    }
+    assert_eq!(answers, [1, 1, 0, 0, 0]);
 }
