@@ -1,5 +1,5 @@
 //! Cases of Calico's own tests, as data (`upstream/*.json`, which say where they are from): verdicts, what manifests its
-//! validators take, and what ClusterNetworkPolicies are as its own policies. Where we decide otherwise, a list says why.
+//! validators take, what ClusterNetworkPolicies are as its own policies, and which one selector those of a rule are together. Where we decide otherwise, a list says why.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -319,7 +319,15 @@ fn same_differences(found: &[(String, String)], listed: Differences) {
     assert!(settled.is_empty(), "these do not differ any more: {settled:?}");
 }
 
+/// Why Calico's own checks of profiles do not matter.
+const PROFILES: &str =
+    "profiles that are not Kubernetes' own are named and not evaluated, so their labels are not read";
+
 const VALIDATION: Differences = &[
+    ("validator_test.go:628", PROFILES),
+    ("validator_test.go:629", PROFILES),
+    ("validator_test.go:630", PROFILES),
+    ("validator_test.go:631", PROFILES),
     (
         "validator_test.go:1158",
         "HostEndpoints are no subjects here, so nobody reads the names of their profiles",
@@ -410,18 +418,143 @@ fn cluster_network_policies_are_what_calico_makes_of_them() {
             continue;
         };
         let world = world_of(policy);
-        let clusters = [vec![policy], same.iter().collect()].map(|policies: Vec<&Value>| {
-            let dir = folder_of(world.iter().chain(policies));
-            folder::load(dir.path(), &Settings::default()).unwrap().cluster
-        });
-        let compiled = clusters.each_ref().map(|cluster| refine::Compiled {
-            cluster,
-            snapshot: proven(cluster, name),
-        });
-        let difference = refine::difference(&compiled[0], &compiled[1]).unwrap();
-        if !difference.regions.is_empty() {
-            found.push((name.to_owned(), format!("{} regions", difference.regions.len())));
+        let regions = differing_regions(&world, [policy.clone()], same.iter().cloned(), name);
+        if regions > 0 {
+            found.push((name.to_owned(), format!("{regions} regions")));
         }
     }
     same_differences(&found, CONVERSIONS);
+}
+
+/// The number of regions in which policies decide differently from others, in one world.
+fn differing_regions(
+    world: &[Value],
+    policies: impl IntoIterator<Item = Value>,
+    others: impl IntoIterator<Item = Value>,
+    name: &str,
+) -> usize {
+    let policies: [Vec<Value>; 2] = [policies.into_iter().collect(), others.into_iter().collect()];
+    let clusters = policies.map(|policies| {
+        let dir = folder_of(world.iter().chain(&policies));
+        folder::load(dir.path(), &Settings::default()).unwrap().cluster
+    });
+    let compiled = clusters.each_ref().map(|cluster| refine::Compiled {
+        cluster,
+        snapshot: proven(cluster, name),
+    });
+    let difference = refine::difference(&compiled[0], &compiled[1]).unwrap();
+    difference.regions.len()
+}
+
+/// A label of a pod that says what Calico's joined selectors ask for under another key: of its namespace (`pcns.`), its account
+/// (`pcsa.`), or their names.
+fn as_pod_label(selector: &str) -> String {
+    let mut text = selector.to_owned();
+    for (asked, label) in [
+        ("pcns.", "of-namespace/"),
+        ("pcsa.", "of-account/"),
+        ("projectcalico.org/namespace", "of-pod/namespace"),
+        ("projectcalico.org/serviceaccount", "of-pod/account"),
+    ] {
+        text = text.replace(asked, label);
+    }
+    text
+}
+
+/// Pods with labels of their own, of their namespaces and of their accounts, which they have a second time as labels of their own, by
+/// [`as_pod_label`]; and a network set that has none of the latter.
+fn world_of_joined_selectors() -> Vec<Value> {
+    let namespaces = [
+        ("namespace", json!({"key": "value", "namespace": "red"})),
+        ("namespace1", json!({"key": "other", "namespacelabel1": "value1"})),
+        (
+            "namespace2",
+            json!({"nskey": "nsvalue", "namespacelabel2": "value2"}),
+        ),
+    ];
+    let accounts = [
+        ("sa1", json!({"key": "value1"})),
+        ("sa2", json!({"key": "value2"})),
+        ("sa3", json!({"key": "value2"})),
+    ];
+    let own = [
+        json!({}),
+        json!({"mylabel": "value1"}),
+        json!({"mylabel": "value1", "label1": "", "label3": ""}),
+        json!({"foo": "", "label2": ""}),
+    ];
+    let mut objects = vec![
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
+        "metadata": {"name": "outside", "labels": {"label3": ""}}, "spec": {"nets": ["203.0.113.0/24"]}}),
+    ];
+    for (number, (namespace, of_namespace)) in namespaces.iter().enumerate() {
+        objects.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": of_namespace}}));
+        for (account, of_account) in &accounts {
+            objects.push(json!({"apiVersion": "v1", "kind": "ServiceAccount",
+                "metadata": {"name": account, "namespace": namespace, "labels": of_account}}));
+            for own in &own {
+                let mut labels = own.clone();
+                for (prefix, from) in [("of-namespace/", of_namespace), ("of-account/", of_account)] {
+                    for (key, value) in from.as_object().unwrap() {
+                        labels[format!("{prefix}{key}")] = value.clone();
+                    }
+                }
+                labels["of-pod/namespace"] = json!(namespace);
+                labels["of-pod/account"] = json!(account);
+                let address = format!("10.10.{number}.{}", objects.len());
+                objects.push(json!({"apiVersion": "v1", "kind": "Pod",
+                    "metadata": {"name": format!("p{}", objects.len()), "namespace": namespace, "labels": labels},
+                    "spec": {"serviceAccountName": account}, "status": {"podIPs": [{"ip": address}]}}));
+            }
+        }
+    }
+    objects
+}
+
+#[test]
+fn selectors_of_a_rule_are_the_one_that_calico_joins_them_to() {
+    let data = data("joined_selectors.json");
+    let world = world_of_joined_selectors();
+    let policy = |namespace: &str, direction: &str, rules: &Value, joined: bool| {
+        let mut rules: Value = match joined {
+            true => serde_json::from_str(&as_pod_label(&rules.to_string())).unwrap(),
+            false => rules.clone(),
+        };
+        // What one direction asks of both ends may be what no pod has that the policy selects.
+        if direction == "Egress" {
+            for rule in rules.as_array_mut().unwrap() {
+                rule.as_object_mut().unwrap().remove("source");
+            }
+        }
+        let mut spec = json!({"types": [direction]});
+        spec[direction.to_lowercase()] = rules;
+        let (kind, metadata) = match (namespace, joined) {
+            ("", _) => ("GlobalNetworkPolicy", json!({"name": "p"})),
+            (namespace, false) => ("NetworkPolicy", json!({"name": "p", "namespace": namespace})),
+            (namespace, true) => {
+                spec["selector"] = json!(format!("of-pod/namespace == '{namespace}'"));
+                ("GlobalNetworkPolicy", json!({"name": "p"}))
+            }
+        };
+        json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec})
+    };
+    for case in list(&data, "cases") {
+        let (name, namespace) = (
+            case["name"].as_str().unwrap(),
+            case["namespace"].as_str().unwrap(),
+        );
+        let mut told_apart = false;
+        for direction in ["Ingress", "Egress"] {
+            let [apart, joined] = [("rules", false), ("as", true)]
+                .map(|(key, joined)| policy(namespace, direction, &case[key], joined));
+            let regions = differing_regions(&world, [apart.clone()], [joined.clone()], name);
+            assert_eq!(regions, 0, "{name}: {apart} is not {joined}");
+            // Rules that match nothing would show nothing.
+            let nothing = policy(namespace, direction, &json!([]), false);
+            told_apart |= differing_regions(&world, [apart.clone()], [nothing], name) > 0;
+        }
+        assert!(told_apart, "{name}: the rules match nothing");
+    }
+    // What has no selectors, by name and with the reason. It may only become less.
+    assert_eq!(list(&data, "not_covered").len(), 3);
 }
