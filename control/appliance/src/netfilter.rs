@@ -170,7 +170,16 @@ impl Expression {
 
     /// Drops what comes here.
     pub fn drop() -> Self {
-        let verdict = nested(2, &[nested(2, &[number(1, 0)])]);
+        Self::verdict(0)
+    }
+
+    /// Ends the chain for what comes here, and lets it pass: other chains have their say.
+    pub fn accept() -> Self {
+        Self::verdict(1)
+    }
+
+    fn verdict(code: u32) -> Self {
+        let verdict = nested(2, &[nested(2, &[number(1, code)])]);
         Self::new("immediate", &[number(1, 0), verdict])
     }
 }
@@ -224,17 +233,25 @@ impl Batch {
     /// Makes a set of names and indices of interfaces.
     pub fn set_of_interfaces(&mut self, family: Family, table: &str, name: &str) {
         // For whoever lists it: an interface's name and index in `nft`, six bits each.
-        self.set(family, table, name, 41 << 6 | 20, ELEMENT);
+        self.set(family, table, name, 41 << 6 | 20, ELEMENT, None);
     }
 
-    /// Makes a set of indices of interfaces.
-    pub fn set_of_indices(&mut self, family: Family, table: &str, name: &str) {
-        self.set(family, table, name, 20, size_of::<u32>());
+    /// Makes a set of indices of interfaces that holds up to `capacity`: one of known size is looked up twice as fast.
+    pub fn set_of_indices(&mut self, family: Family, table: &str, name: &str, capacity: u32) {
+        self.set(family, table, name, 20, size_of::<u32>(), Some(capacity));
     }
 
     /// `kind` is what `nft` calls the elements, for whoever lists them.
-    fn set(&mut self, family: Family, table: &str, name: &str, kind: u32, bytes: usize) {
-        let attributes = [
+    fn set(
+        &mut self,
+        family: Family,
+        table: &str,
+        name: &str,
+        kind: u32,
+        bytes: usize,
+        capacity: Option<u32>,
+    ) {
+        let mut attributes = vec![
             text(1, table),
             text(2, name),
             number(3, 0),
@@ -242,6 +259,7 @@ impl Batch {
             number(5, bytes as u32),
             number(10, self.sequence), // its number in the transaction
         ];
+        attributes.extend(capacity.map(|capacity| nested(9, &[number(1, capacity)])));
         self.add(NEW_SET, CREATE, family as u8, &attributes);
     }
 
@@ -269,8 +287,10 @@ impl Batch {
         indices: impl IntoIterator<Item = u32>,
     ) {
         let elements: Vec<Vec<u8>> = indices.into_iter().map(index_element).collect();
-        let attributes = [text(1, table), text(2, set), nested(3, &elements)];
-        self.add(DELETE_ELEMENT, 0, family as u8, &attributes);
+        for elements in elements.chunks(ELEMENTS) {
+            let attributes = [text(1, table), text(2, set), nested(3, elements)];
+            self.add(DELETE_ELEMENT, 0, family as u8, &attributes);
+        }
     }
 
     /// Makes a chain that a hook runs and that accepts what none of its rules drops.
