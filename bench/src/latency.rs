@@ -126,7 +126,7 @@ fn changes(options: &Options) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
 }
 
 fn generation(status: &Value) -> u64 {
-    status["control"]["snapshot"]["compiled"].as_u64().unwrap_or(0)
+    status["control"]["snapshot"]["generation"].as_u64().unwrap_or(0)
 }
 
 /// Whether every worker decides by a generation.

@@ -365,7 +365,7 @@ fn skipped(text: &mut String, rows: &[Row]) {
             "| {} | {} | {} |",
             row.plan.id,
             row.plan.title,
-            one_line(why)
+            shortened(&one_line(why))
         );
     }
 }
@@ -442,6 +442,15 @@ fn thousands(digits: &str) -> String {
         .filter_map(|group| std::str::from_utf8(group).ok())
         .collect();
     format!("{sign}{}", groups.join(","))
+}
+
+/// The beginning of what may be long, as an instance's last words are; the row's file has all of it.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 240;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} ...", text[..end].trim_end()),
+        None => text.to_owned(),
+    }
 }
 
 /// For a cell of a table.

@@ -120,7 +120,7 @@ fn swap(
 ) -> anyhow::Result<Reading> {
     // All flows are there.
     load.pass(Some(options.rate), options.flows.into())?;
-    let generation = |status: &Value| status["control"]["snapshot"]["compiled"].as_u64();
+    let generation = |status: &Value| status["control"]["snapshot"]["generation"].as_u64();
     let before = generation(&appliance.status()?).context("the status has no generation")?;
     let time = Duration::from_secs(1) * options.changes / pace;
     let frames = ((time + Duration::from_millis(500)).as_secs_f64() * options.rate as f64) as u64;
