@@ -55,8 +55,9 @@ pub const EXTERNAL_MORE: [Ipv4Addr; 6] = [
 ];
 /// The gateway address of every pod.
 const POD_GATEWAY: &str = "169.254.1.1";
-/// The bridge of a node, and its addresses, which are the pods' gateways.
-const BRIDGE: &str = "cni0";
+/// The bridge of a node.
+pub const BRIDGE: &str = "cni0";
+/// Its addresses, which are the pods' gateways.
 const BRIDGE_V4: &str = "10.111.0.1";
 const BRIDGE_V6: &str = "fd00:111::1";
 

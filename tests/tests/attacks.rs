@@ -14,7 +14,9 @@ use ringwall_testbed::{
     preflight::runs_here,
     probe::Service,
     tap::{Tap, mac_of},
-    topology::{Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, POD_CIDR, POD_CIDR_V6, Plan, Role},
+    topology::{
+        BRIDGE, Bed, EXTERNAL, EXTERNAL_V6, GATEWAY, GATEWAY_V6, Member, POD_CIDR, POD_CIDR_V6, Plan, Role,
+    },
     world::{World, wait_for_answer},
 };
 use serde_json::{Value, json};
@@ -105,6 +107,12 @@ impl Scene {
             Plan::new("shop/client"),
         ];
         let bed = Bed::new(role, &plans, 1).unwrap();
+        if role == Role::Node {
+            // As beside kube-proxy, whose rules have the kernel track connections. The bridged node is one without.
+            let track = "chain in { type filter hook prerouting priority 0; ct state new counter; };";
+            bed.translate(&format!("table inet track {{ {track} }};"))
+                .unwrap();
+        }
         let mut world = World::of(&bed);
         let select = |app: &str, types: &[&str]| json!({"podSelector": {"matchLabels": {"app": app}}, "policyTypes": types});
         world.policy("shop", "nobody-reaches-web", select("web", &["Ingress"]));
@@ -149,15 +157,28 @@ impl Scene {
                 Way {
                     from: Tap::open(&member.ns, "eth0").unwrap(),
                     to: Tap::open(&self.bed.external.ns, "eth0").unwrap(),
-                    next: mac_of(&self.bed.gateway, &member.port).unwrap(),
+                    next: mac_of(&self.bed.gateway, self.gateway_port(member)).unwrap(),
                 }
             }
             Role::Wire => across(&self.bed, 0, 1),
         }
     }
 
-    /// Frames dropped for a reason since the start.
+    /// The interface of the gateway that a pod sends to.
+    fn gateway_port<'a>(&self, member: &'a Member) -> &'a str {
+        match self.bed.role {
+            Role::Bridge => BRIDGE,
+            _ => &member.port,
+        }
+    }
+
+    /// Frames dropped for a reason since the start. On a node, the programs have a word of their own for what pods may not send.
     fn dropped(&self, reason: &str) -> u64 {
+        let reason = match (self.bed.role, reason) {
+            (Role::Node | Role::Bridge, "encapsulation") => "pod-encapsulated",
+            (Role::Node | Role::Bridge, "source-routed") => "pod-source-route",
+            _ => reason,
+        };
         let status = self.firewall.status().unwrap();
         let drops = &status["dataplane"]["frames"]["drops"];
         drops[reason]
@@ -347,12 +368,8 @@ fn errors_tunnels_and_source_routes_are_no_way_out_on_a_wire() {
 }
 
 /// Addresses of this machine and of its pods, from where they are not.
-#[test]
-fn a_source_has_its_place_on_a_router() {
-    let Some(_alone) = runs_here("attacks") else {
-        return;
-    };
-    let scene = Scene::new(Role::Routed, "");
+fn a_source_elsewhere(role: Role) {
+    let scene = Scene::new(role, "");
     for (v6, own) in families() {
         let [web, boxed, client, outsider, gateway] =
             ["shop/web", "shop/box", "shop/client", "external", "gateway"]
@@ -391,14 +408,18 @@ fn a_source_has_its_place_on_a_router() {
     }
 }
 
-/// A failsafe rule lets connections begin; its port is not a way out of a pod that may send nothing.
 #[test]
-fn a_failsafe_rule_is_no_way_out_by_its_source_port() {
+fn a_source_has_its_place_on_a_router() {
     let Some(_alone) = runs_here("attacks") else {
         return;
     };
+    a_source_elsewhere(Role::Routed);
+}
+
+/// A failsafe rule lets connections begin; its port is not a way out of a pod that may send nothing.
+fn a_failsafe_rule_by_its_source_port(role: Role) {
     let more = "failsafe:\n  allow:\n    - {from: [192.0.2.0/24, \"2001:db8::/64\"], to: podCIDRs, protocol: TCP, ports: [22]}\n";
-    let scene = Scene::new(Role::Routed, more);
+    let scene = Scene::new(role, more);
     let (inward, outward) = (scene.inward("shop/box"), scene.outward("shop/box"));
     for (v6, own) in families() {
         let [boxed, outsider] = ["shop/box", "external"].map(|name| scene.address(name, v6));
@@ -416,6 +437,14 @@ fn a_failsafe_rule_is_no_way_out_by_its_source_port() {
         ];
         outward.only_the_last_passes(&attacks, back.tcp(22, own, SYN | ACK, b"answer"), "answer");
     }
+}
+
+#[test]
+fn a_failsafe_rule_is_no_way_out_by_its_source_port() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    a_failsafe_rule_by_its_source_port(Role::Routed);
 }
 
 /// Two who agree on it, on both sides of a wire, past a pod that may send nothing.
@@ -507,16 +536,12 @@ fn what_no_policy_speaks_about_carries_nothing_across_a_wire() {
 }
 
 /// An idle connection outlives resets and FINs that somebody made up.
-#[test]
-fn a_forged_reset_does_not_end_a_connection() {
+fn forged_resets(role: Role) {
     use std::{
         io::{Read, Write},
         net::{SocketAddr, TcpStream},
     };
-    let Some(_alone) = runs_here("attacks") else {
-        return;
-    };
-    let scene = Scene::new(Role::Routed, "conntrack: {timeouts: {tcpClosing: 1s}}\n");
+    let scene = Scene::new(role, "conntrack: {timeouts: {tcpClosing: 1s}}\n");
     let way = scene.inward("shop/client");
     for (v6, own) in families() {
         let [client, outsider] = ["shop/client", "external"].map(|name| scene.address(name, v6));
@@ -566,6 +591,14 @@ fn a_forged_reset_does_not_end_a_connection() {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.contains("shop/client"), "{answer}");
     }
+}
+
+#[test]
+fn a_forged_reset_does_not_end_a_connection() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    forged_resets(Role::Routed);
 }
 
 /// A host in another VLAN, or in none, sends as a pod of VLAN 10; others send to that pod there.
@@ -969,12 +1002,8 @@ fn frames_that_links_need_carry_nothing_else_across_a_wire() {
 }
 
 /// A pod says that it is many neighbours. The kernel's table of neighbours is one for all of a machine.
-#[test]
-fn a_pod_does_not_fill_the_table_of_neighbours() {
-    let Some(_alone) = runs_here("attacks") else {
-        return;
-    };
-    let scene = Scene::new(Role::Routed, "");
+fn many_neighbours(role: Role) {
+    let scene = Scene::new(role, "");
     let way = scene.outward("shop/box");
     let own = way.from.mac();
     let gateway6 = {
@@ -1045,4 +1074,69 @@ fn a_pod_does_not_fill_the_table_of_neighbours() {
     let made = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
     let made = made("10.111.77.") + made("fe80::7:");
     assert!((1..=60).contains(&made), "{text}");
+}
+
+#[test]
+fn a_pod_does_not_fill_the_table_of_neighbours() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    many_neighbours(Role::Routed);
+}
+
+/// On a node, whose kernel forwards, everything is tried that is not about wires, VLANs, and the sequence numbers that the kernel's
+/// connection tracking looks at there.
+fn on_nodes(attack: fn(Role)) {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    for role in [Role::Node, Role::Bridge] {
+        attack(role);
+    }
+}
+
+#[test]
+fn a_stranger_does_not_make_the_reply_flow_himself_on_a_node() {
+    on_nodes(a_stranger_makes_the_reply_flow);
+}
+
+#[test]
+fn errors_tunnels_and_source_routes_are_no_way_out_on_a_node() {
+    on_nodes(a_pod_sends_errors_and_tunnels);
+}
+
+#[test]
+fn a_source_has_its_place_on_a_node() {
+    on_nodes(a_source_elsewhere);
+}
+
+#[test]
+fn a_failsafe_rule_is_no_way_out_by_its_source_port_on_a_node() {
+    on_nodes(a_failsafe_rule_by_its_source_port);
+}
+
+#[test]
+fn a_forged_reset_does_not_end_a_connection_on_a_node() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    forged_resets(Role::Node);
+}
+
+#[test]
+fn a_reused_address_does_not_inherit_flows_on_a_node() {
+    on_nodes(a_reused_address_is_another_pod);
+}
+
+#[test]
+fn hidden_tunnels_and_associations_of_the_other_end_drop_on_a_node() {
+    on_nodes(hidden_tunnels_and_associations);
+}
+
+#[test]
+fn a_pod_does_not_fill_the_table_of_neighbours_of_a_node() {
+    let Some(_alone) = runs_here("attacks") else {
+        return;
+    };
+    many_neighbours(Role::Node);
 }

@@ -149,7 +149,16 @@ struct nf_conntrack_zone {
 struct nf_conntrack_tuple_hash {
 } __attribute__((preserve_access_index));
 
+struct ip_ct_tcp {
+	__u8 state;
+} __attribute__((preserve_access_index));
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+} __attribute__((preserve_access_index));
+
 struct nf_conn {
+	union nf_conntrack_proto proto;
 	struct nf_conntrack_zone zone;
 	struct nf_conntrack_tuple_hash tuplehash[2];
 } __attribute__((preserve_access_index));
@@ -161,6 +170,9 @@ struct nf_conn {
 #define CT_REPLY 3		/* this and above: in the reply direction */
 #define CT_RELATED_REPLY 4
 #define CT_UNTRACKED 7
+
+/* Of enum tcp_conntrack. */
+#define CT_TCP_ESTABLISHED 3
 
 /* nf_conn.tuplehash as it lies in memory, unchanged for as long as the kernel has IPv6 conntrack. */
 struct ct_tuple {
@@ -218,7 +230,8 @@ struct packet {
 	__u8 options;		/* IPv4: bytes of options */
 	__u8 routing;		/* IPv6: with a routing header */
 	__u8 mac[6];		/* of the sender */
-	__u8 pad[3];
+	__u8 sctp_init;		/* SCTP: begins an association */
+	__u8 pad[2];
 };
 
 /* IPv4 fixed header: RFC 791 section 3.1. */
@@ -400,6 +413,13 @@ static __always_inline void read_l4(struct __sk_buff *skb, struct packet *pkt)
 			return;
 		pkt->src_port = l4.src_port;
 		pkt->dst_port = l4.dst_port;
+		if (pkt->protocol == IPPROTO_SCTP) {
+			__u8 chunk;
+
+			/* Behind ports, tag and checksum; INIT is alone in its packet (RFC 9260 section 6.10). */
+			if (!READ(skb, pkt->l4 + 12, &chunk))
+				pkt->sctp_init = chunk == 1;
+		}
 	} else if (is_icmp(pkt)) {
 		if (READ(skb, pkt->l4, &l4))
 			return;
@@ -709,8 +729,12 @@ static __always_inline int epoch_holds(__u32 slot, __u32 epoch)
 
 /* Beside an action: the packet came in where its flow's came when it was asked about. */
 #define SAME_WAY_IN 4
+/* Beside an action: conntrack has the flow, but did not take the packet for one of it (a segment that is out of window). */
+#define NOT_TAKEN_FOR_ITS 8
+/* Of a decision: how far its entry's index is shifted. */
+#define DECISION_BITS 4
 
-/* What the entry at an index says of a flow, enum of RW_ACTION_*, and SAME_WAY_IN. A worker may be writing it: whatever is not whole
+/* What the entry at an index says of a flow, enum of RW_ACTION_*, and the bits above. A worker may be writing it: whatever is not whole
  * and the same before and after says nothing. */
 static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u64 now)
 {
@@ -735,13 +759,15 @@ static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u
 	action = entry->action;
 	if (action == RW_ACTION_ALLOW && entry->provenance && entry->provenance == ask->in_ifindex)
 		action |= SAME_WAY_IN;
+	if (entry->flags & RW_FLOW_TRACKED && ask->conntrack == RW_UNTRACKED)
+		action |= NOT_TAKEN_FOR_ITS;
 	barrier();
 	if (*(volatile __u32 *)&entry->version != version)
 		return RW_ACTION_NONE;
-	return (action & 3) == RW_ACTION_ALLOW || action == RW_ACTION_DENY ? action : RW_ACTION_NONE;
+	return (action & 3) == RW_ACTION_ALLOW || (action & 3) == RW_ACTION_DENY ? action : RW_ACTION_NONE;
 }
 
-/* Looks for the flow's decision; its entry's index times 8 plus what `read_entry` says, 0 without one. Global, so that the verifier looks at it
+/* Looks for the flow's decision; its entry's index times 16 plus what `read_entry` says, 0 without one. Global, so that the verifier looks at it
  * once. */
 __noinline int find_decision(const struct rw_ask *ask, __u64 now)
 {
@@ -758,15 +784,36 @@ __noinline int find_decision(const struct rw_ask *ask, __u64 now)
 			continue;
 		action = read_entry(index, ask, now);
 		if (action != RW_ACTION_NONE)
-			return (int)(index << 3) | action;
+			return (int)(index << DECISION_BITS) | action;
 	}
 	return RW_ACTION_NONE;
 }
 
+#define TCP_FIN 1
+#define TCP_RST 4
+
+/* Whether a segment closes its connection, as it says: conntrack knows the sequence numbers, lets some that do not fit pass, and its
+ * state is then what it was. Global, so that the verifier looks at it once. */
+__noinline int is_believed(struct __sk_buff *skb)
+{
+	const struct sk_buff *kernel_skb = (void *)skb;
+	const struct nf_conn *connection;
+	unsigned long nfct;
+	__u8 state;
+
+	if (bpf_probe_read_kernel(&nfct, sizeof(nfct), &kernel_skb->_nfct))
+		return 0;
+	connection = (void *)(nfct & ~CT_INFO_MASK);
+	if (!connection || bpf_probe_read_kernel(&state, sizeof(state), &connection->proto.tcp.state))
+		return 0;
+	return state != CT_TCP_ESTABLISHED;
+}
+
 /* Notes a packet of a flow in its entry. Segments that leave as one count as what they will be on the wire. */
-static __always_inline void use_flow(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, __u32 index,
+static __always_inline void use_flow(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, int decision,
 				     __u64 now)
 {
+	__u32 index = (__u32)decision >> DECISION_BITS;
 	struct rw_flow_usage *usage = bpf_map_lookup_elem(&flow_usage, &index);
 	__u32 direction = ask->conntrack == RW_REPLY;
 	__u32 segments = skb->gso_segs ? skb->gso_segs : 1;
@@ -777,6 +824,11 @@ static __always_inline void use_flow(struct __sk_buff *skb, const struct packet 
 	__sync_fetch_and_add(&usage->bytes[direction], skb->wire_len - segments * pkt->l3);
 	if (usage->last_seen != now)
 		usage->last_seen = now;
+	/* A forged reset ends nothing. */
+	if (decision & NOT_TAKEN_FOR_ITS)
+		return;
+	if (pkt->tcp_flags & (TCP_FIN | TCP_RST) && ask->conntrack != RW_UNTRACKED && !is_believed(skb))
+		return;
 	if ((usage->tcp_flags[direction] | pkt->tcp_flags) != usage->tcp_flags[direction])
 		usage->tcp_flags[direction] |= pkt->tcp_flags;
 }
@@ -1414,7 +1466,7 @@ static __always_inline __u32 hit(struct __sk_buff *skb, const struct packet *pkt
 {
 	/* The device of a VLAN has counted the packet before the one that it is on. */
 	if (!pkt->tagged)
-		use_flow(skb, pkt, ask, (__u32)decision >> 3, now);
+		use_flow(skb, pkt, ask, decision, now);
 	return RW_EXIT_HIT;
 }
 
@@ -1469,6 +1521,9 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	/* Without conntrack, a fragment's ports are in another packet. */
 	if (holds && (pkt.fragment == WHOLE || ask.conntrack != RW_UNTRACKED))
 		decision = find_decision(&ask, now);
+	/* That one end may begin associations says nothing about the other. */
+	if (pkt.sctp_init && ask.conntrack != RW_ORIGINAL && (decision & 3) == RW_ACTION_ALLOW)
+		decision = RW_ACTION_NONE;
 	/* Most packets end here. What follows has been looked at when the flow was asked about: that its source is where it comes
 	 * from, and that it is none of this host's stack, of the link or of a group. */
 	if ((decision & 3) == RW_ACTION_ALLOW && !is_related(&ask) &&
@@ -1488,7 +1543,9 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 		if (ask.conntrack > RW_ORIGINAL || (src && src->kind == RW_ADDRESS_HOST))
 			return RW_EXIT_OWN_STACK;
 		/* A proxy that speaks with a pod's address is judged as that pod. */
-	} else if (ask.conntrack <= RW_ORIGINAL && is_pod(src) && !is_from_port_of(src, ask.in_ifindex)) {
+	} else if (ask.conntrack <= RW_ORIGINAL && src &&
+		   (src->kind == RW_ADDRESS_HOST || !is_from_port_of(src, ask.in_ifindex))) {
+		/* The kernel itself takes this host's addresses for foreign ones in IPv4 alone. */
 		return RW_EXIT_SPOOFED_SOURCE;
 	}
 	if (is_link_packet(&pkt))

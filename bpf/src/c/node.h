@@ -113,6 +113,9 @@ enum rw_conntrack {
 #define RW_ACTION_ALLOW 1
 #define RW_ACTION_DENY 2
 
+/* rw_flow_entry.flags */
+#define RW_FLOW_TRACKED 8u	/* conntrack has the flow */
+
 /* rw_answer.flags, beside RW_ASK_NO_LINK */
 #define RW_ANSWER_TO_POD 32u	/* for the pod behind the device, which has to be a pod's port: its Ethernet address is put in */
 

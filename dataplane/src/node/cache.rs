@@ -61,6 +61,8 @@ pub mod action {
 pub mod flag {
     /// Enforcement would drop the flow; audit mode lets it pass.
     pub const AUDITED: u8 = 4;
+    /// Connection tracking has the flow: of what it does not take for a packet of it, TCP flags do not count.
+    pub const TRACKED: u8 = 8;
 }
 
 /// An entry as it lies in memory.

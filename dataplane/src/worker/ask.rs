@@ -76,9 +76,18 @@ impl Asked<'_> {
         }
     }
 
-    /// Whether a decision about this packet is one about its tuple.
+    /// Whether the end that answers a tracked flow begins an association of SCTP there, which may be none of what was allowed.
+    fn begins_backwards(&self) -> bool {
+        self.tracked() == Some(FlowDirection::Reply) && FlowEvent::of(self.packet) == FlowEvent::Init
+    }
+
+    /// Whether a decision about this packet is one about its tuple. About the begin of an association it is so only where it
+    /// is known which end may begin: answers to what that end began have the same tuple as what the other would begin.
     fn is_cacheable(&self) -> bool {
+        let may_be_backwards =
+            FlowEvent::of(self.packet) == FlowEvent::Init && self.tracked() != Some(FlowDirection::Original);
         self.ask.is_cacheable()
+            && !may_be_backwards
             && !matches!(self.ask.tracking, Tracking::Related(_))
             && self.ask.agrees(self.packet)
             && self.packet.fragment.is_none()
@@ -262,6 +271,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
                 _ => Err(DropReason::NoSnapshot.into()),
             };
         };
+        if asked.begins_backwards() {
+            return self.judge_backwards(snapshot, asked);
+        }
         match lookup {
             Lookup::Hit(known) => {
                 // A flow that connection tracking says to have begun at its other end is another one, and one of whose ends
@@ -390,6 +402,18 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         let [src, dst] = [key.src, key.dst].map(|addr| snapshot.identify(addr));
         let l4 = asked.policy_l4(&key);
         self.decide_ends(snapshot, &key, l4, [&src, &dst], asked.ask.local_ends())
+    }
+
+    /// Judges the begin of an association in its own direction. It makes no entry.
+    fn judge_backwards(&self, snapshot: &Snapshot, asked: &Asked<'_>) -> Result<FlowUpdate, Denial> {
+        let key = asked.key();
+        if !self.shared.config.failsafe.admits(&key) {
+            let LocalEnds { src, dst } = asked.ask.local_ends();
+            let ends = LocalEnds { src: dst, dst: src };
+            let [src, dst] = [key.src, key.dst].map(|addr| snapshot.identify(addr));
+            self.decide_ends(snapshot, &key, key.policy_l4(false), [&src, &dst], ends)?;
+        }
+        Ok(FlowUpdate::Unchanged)
     }
 
     /// A packet without an entry, or one that begins a flow that replaces the entry `replaces`. An answer is judged as what
@@ -671,11 +695,12 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         let header = asked.ask.header();
         let [src, dst] = [header.original.src, header.reply.src].map(Addr::v6);
         let (from, to) = (snapshot.identify(src), snapshot.identify(dst));
+        let tracked = asked.tracked().map_or(0, |_| cache::flag::TRACKED);
         Decision {
             verdict,
             zone: header.zone,
             protocol: header.protocol,
-            flags: flags | asked.ask.local_ends().flags(),
+            flags: flags | tracked | asked.ask.local_ends().flags(),
             original: header.original,
             reply: header.reply,
             slots: epochs::slots((&from, src), (&to, dst)),

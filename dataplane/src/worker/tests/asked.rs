@@ -147,6 +147,16 @@ pub(super) fn ask_port(id: PortId) -> Port {
 
 const BUCKETS: u32 = 256;
 
+/// As the programs see it.
+fn is_sctp_init(frame: &[u8]) -> bool {
+    match crate::wire::parse(frame) {
+        crate::wire::Parsed::Subject(packet) => {
+            matches!(packet.transport, crate::wire::Transport::Sctp { chunk: 1, .. })
+        }
+        _ => false,
+    }
+}
+
 /// A node: its workers, and as much of its kernel as they see.
 pub(super) struct Node {
     pub(super) bed: Bed,
@@ -231,12 +241,14 @@ impl Node {
         tracking: Tracking,
         frame: &[u8],
     ) -> Outcome {
+        // That one end may begin associations says nothing about the other.
+        let may_begin = tracking == Tracking::Tracked(Original) || !is_sctp_init(frame);
         match self.cached(connection) {
             Some((_, action::DENY)) => {
                 self.by_cache += 1;
                 Denied
             }
-            Some((index, _)) => {
+            Some((index, _)) if may_begin => {
                 let direction = usize::from(tracking == Tracking::Tracked(Reply));
                 let tcp = crate::wire::parse(frame);
                 let flags = match tcp {
@@ -251,7 +263,7 @@ impl Node {
                 self.by_cache += 1;
                 Passed
             }
-            None => self.ask(worker, &connection.header(tracking, frame), frame),
+            _ => self.ask(worker, &connection.header(tracking, frame), frame),
         }
     }
 
@@ -1166,4 +1178,41 @@ fn a_denial_that_is_remembered_is_silent_and_answers_are_limited() {
         assert_eq!(node.tcp(&connection, false, SYN), Denied);
     }
     assert_eq!(answers, [1, 1, 0, 0, 0]);
+}
+
+/// The pod begins, the outsider answers; then the outsider begins, on the same ports.
+#[test]
+fn an_association_that_the_other_end_begins_is_judged_as_such() {
+    const TO_PEER: u16 = 5001;
+    for (family, tracked) in [(0, false), (0, true), (1, false), (1, true)] {
+        let mut node = Node::new();
+        let (web, outsider) = (at(WEB, family), at(OUTSIDER, family));
+        let out = Connection::direct(132, (web, TO_PEER), (outsider, TO_PEER)).local(flag::SRC_LOCAL);
+        // Without connection tracking, the packet's own tuple.
+        let back = Connection::direct(132, (outsider, TO_PEER), (web, TO_PEER)).local(flag::DST_LOCAL);
+        let chunk = |reply: bool, chunk: u8| out.template(reply).sctp(TO_PEER, TO_PEER, chunk);
+        let mut exit = |reply: bool, kind: u8| {
+            let (connection, tracking) = match (tracked, reply) {
+                (true, false) => (&out, Tracking::Tracked(Original)),
+                (true, true) => (&out, Tracking::Tracked(Reply)),
+                (false, false) => (&out, Tracking::Untracked),
+                (false, true) => (&back, Tracking::Untracked),
+            };
+            let frame = chunk(reply, kind);
+            let outcome = node.exit(connection, tracking, &frame);
+            (outcome, node.cached(connection).map(|(_, action)| action))
+        };
+        assert_eq!(exit(false, 1).0, Answered, "INIT of the pod");
+        for _ in 0..2 {
+            let (outcome, _) = exit(true, 1);
+            assert_eq!(
+                outcome,
+                Dropped(DropReason::PolicyIngress),
+                "INIT of the outsider"
+            );
+            let (outcome, cached) = exit(true, 2);
+            assert!(matches!(outcome, Answered | Passed), "INIT ACK: {outcome:?}");
+            assert_eq!(cached, Some(action::ALLOW));
+        }
+    }
 }

@@ -148,24 +148,37 @@ impl AskStep {
         }
     }
 
+    /// Whether the end that answers begins an association, which is judged for itself.
+    fn begins_backwards(&self) -> bool {
+        self.reply && self.kind == 3 && self.flags % 16 == 1
+    }
+
     /// What the policies of the world say of a tracked connection, written out.
     fn is_allowed(&self, world: &World, locals: u8) -> bool {
         let [_, port] = self.ports();
-        let (tcp, udp, sctp) = (self.kind < 2, self.kind == 2, self.kind == 3);
+        let backwards = self.begins_backwards();
+        let (src, dst) = if backwards {
+            (self.dst, self.src)
+        } else {
+            (self.src, self.dst)
+        };
+        let (tcp, udp) = (self.kind < 2, self.kind == 2);
+        // The other way it is to a port of the client's.
+        let sctp = self.kind == 3 && !backwards;
         let local = |who: usize| who < 3 && locals >> who & 1 != 0;
         // Where neither end is a pod of this node, both are judged.
-        let neither = !local(self.src) && !local(self.dst);
-        let (from, to) = (WHO[self.src], WHO[self.dst]);
-        if from == to && self.src < 3 {
+        let neither = !local(src) && !local(dst);
+        let (from, to) = (WHO[src], WHO[dst]);
+        if from == to && src < 3 {
             return true;
         }
         if (from == NOBODY || to == NOBODY) && !world.allow_unknown {
             return false;
         }
-        if from == BOX && (local(self.src) || neither) {
+        if from == BOX && (local(src) || neither) {
             return false;
         }
-        if !(local(self.dst) || neither) {
+        if !(local(dst) || neither) {
             return true;
         }
         match to {
@@ -231,7 +244,9 @@ fn results(steps: &[AskStep], locals: u8, workers: usize) -> (Vec<Outcome>, Vec<
             step.tracking(),
             &step.frame(&connection),
         );
-        if !step.untracked {
+        // A denial of what the other end began holds for everything of its tuple.
+        let by_other = step.begins_backwards() && outcome == Outcome::Denied;
+        if !step.untracked && !by_other {
             let passes = matches!(outcome, Outcome::Passed | Outcome::Answered);
             assert_eq!(
                 passes,
