@@ -10,6 +10,7 @@ use ringwall_policy::{
     Action, Operator, PortMatch, Selector,
     tiers::{NamespaceSet, PodSet, Rule},
 };
+use smallvec::SmallVec;
 
 use super::{blocks::Block, ports::NamedPort};
 
@@ -22,7 +23,7 @@ pub(super) type Content = [u8; 32];
 /// an incremental hasher.
 pub(super) struct Digest<'k> {
     key: Option<&'k [u8; 32]>,
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; 256]>, // few contents are longer
 }
 
 impl<'k> Digest<'k> {
@@ -38,7 +39,7 @@ impl<'k> Digest<'k> {
     fn with_key(key: Option<&'k [u8; 32]>, of: &str) -> Self {
         let mut digest = Self {
             key,
-            bytes: Vec::with_capacity(256), // few contents are longer
+            bytes: SmallVec::new(),
         };
         digest.text(of);
         digest

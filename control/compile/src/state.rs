@@ -4,7 +4,7 @@
 //! are *attached* to their cohort, then *identified*; addresses are *resolved* to their owner. Numbers depend on what
 //! came before; what they stand for does not.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, thread};
 
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
@@ -23,7 +23,7 @@ use super::{
     canonical::MultisetSums,
     classes::{Classes, Sight},
     cohorts::{CohortRows, Cohorts},
-    content::{Digest, Sum},
+    content::{Content, Digest, Sum},
     members::{Counted, Member, Members},
     owners::{Owner, Owners},
     policies::Policies,
@@ -133,6 +133,12 @@ impl State {
 
     fn fill(&mut self, budget: &Budget) -> Result<(), CompileError> {
         let cluster = self.cluster.clone();
+        // Beside everything up to the last pass over the pods.
+        let hashes = (cluster.pods.len() >= MANY_PODS).then(|| {
+            let cluster = cluster.clone();
+            let hash_all = move || cluster.pods.values().map(|pod| PodHashes::of(pod)).collect();
+            thread::Builder::new().name("rw-hash".to_owned()).spawn(hash_all)
+        });
         let mut settings = Digest::new("settings");
         settings.number(u64::from(cluster.settings.allow_unknown));
         self.loose.add(&Sum::of(&settings.finish()));
@@ -158,7 +164,7 @@ impl State {
         let mut placed: Vec<(u32, u32)> = Vec::new();
         // Replicas come one after the other, in the same cohort.
         let mut last: Option<(&Pod, u32)> = None;
-        for pod in cluster.pods.values() {
+        for (index, pod) in cluster.pods.values().enumerate() {
             let replica_of = last.filter(|(other, _)| are_replicas(pod, other));
             let replica_of = replica_of.and_then(|(_, other)| self.members.get(other));
             let like = replica_of.map(|other| (other.shape, other.cohort));
@@ -166,7 +172,7 @@ impl State {
                 open.extend(&pod.addresses);
                 continue;
             };
-            numbers.push(number);
+            numbers.push((index, number));
             match like {
                 Some((_, cohort)) => self.join(number, cohort),
                 None => self.attach(number),
@@ -210,8 +216,13 @@ impl State {
             self.within(budget)?;
         }
         self.rows.write_at_once(false);
-        for number in numbers {
-            self.identify(number);
+        // Without them, each is taken when it is needed.
+        let hashes: Vec<PodHashes> = match hashes {
+            Some(Ok(hashing)) => hashing.join().unwrap_or_default(),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        for (index, number) in numbers {
+            self.identify_by(number, hashes.get(index));
             let Some(pod) = self.members.get(number).map(|member| Arc::clone(&member.pod)) else {
                 continue;
             };
@@ -463,6 +474,11 @@ impl State {
     /// Says who an attached member is apart from any address: identity, name, place in the canonical hash. Its
     /// addresses are to be resolved afterwards.
     pub(super) fn identify(&mut self, number: u32) {
+        self.identify_by(number, None);
+    }
+
+    /// As [`Self::identify`], with the pod's hashes where they are known.
+    fn identify_by(&mut self, number: u32, hashes: Option<&PodHashes>) {
         self.uncount(number);
         let Some(member) = self.members.get(number) else {
             return;
@@ -481,7 +497,8 @@ impl State {
             Some((cohort, list, ports)) => {
                 let rows = self.rows_of(cohort, 0);
                 let class = self.class((list, 0, ports));
-                let who = self.who(&pod, endpoint, class, 0, &rows);
+                let hashes = hashes.copied().unwrap_or_else(|| PodHashes::of(&pod));
+                let who = self.who((&pod, hashes.incarnation), endpoint, class, 0, &rows);
                 let identity = match own {
                     Some(own) => {
                         self.tables.set_identity(own, who);
@@ -489,12 +506,7 @@ impl State {
                     }
                     None => self.tables.identity(who),
                 };
-                let mut digest = Digest::new("endpoint");
-                digest.text(&pod.key.namespace);
-                digest.text(&pod.key.name);
-                digest.number(u64::from(pod.template_of.is_some()));
-                digest.text(pod.node.as_deref().unwrap_or_default());
-                let piece = Sum::of(&digest.finish());
+                let piece = Sum::of(&hashes.endpoint);
                 self.classes.add(class, &piece);
                 self.by_rows.add(rows.part, &piece);
                 let place = Some((class, rows.part));
@@ -538,19 +550,19 @@ impl State {
         }
     }
 
-    /// A pod, at addresses in a set of blocks.
-    fn who(&mut self, pod: &Pod, endpoint: u32, class: u32, blocks: u32, rows: &CohortRows) -> Identity {
+    /// A pod, with the hash of its incarnation, at addresses in a set of blocks.
+    fn who(
+        &mut self,
+        (pod, incarnation): (&Pod, u64),
+        endpoint: u32,
+        class: u32,
+        blocks: u32,
+        rows: &CohortRows,
+    ) -> Identity {
         let node = match &pod.node {
             Some(node) => self.node_number(node),
             None => NONE,
         };
-        // Without the key, so that flows do not end where an installation loses it.
-        let mut incarnation = Digest::new("incarnation");
-        incarnation.text(&pod.uid);
-        incarnation.text(&pod.key.namespace);
-        incarnation.text(&pod.key.name);
-        incarnation.number(pod.created.map_or(u64::MAX, i64::cast_unsigned));
-        let incarnation = incarnation.short();
         let mut digest = Digest::keyed(&self.key.0, "pod");
         digest.number(incarnation);
         digest.text(pod.node.as_deref().unwrap_or_default());
@@ -663,7 +675,8 @@ impl State {
             });
         }
         let rows = self.rows_of(cohort, set);
-        let who = self.who(&pod, endpoint, class, set, &rows);
+        let incarnation = incarnation_of(&pod);
+        let who = self.who((&pod, incarnation), endpoint, class, set, &rows);
         Some(Host {
             identity: self.tables.identity(who),
             own: true,
@@ -833,6 +846,41 @@ fn are_replicas(one: &Pod, other: &Pod) -> bool {
     one.key.namespace == other.key.namespace
         && one.labels == other.labels
         && one.named_ports == other.named_ports
+}
+
+/// Pods for which another thread is worth its start.
+const MANY_PODS: usize = 1000;
+
+/// Hashes of a pod that depend on no policy.
+#[derive(Clone, Copy, Debug)]
+struct PodHashes {
+    /// What the canonical hash has of it as an endpoint
+    endpoint: Content,
+    incarnation: u64,
+}
+
+impl PodHashes {
+    fn of(pod: &Pod) -> Self {
+        let mut digest = Digest::new("endpoint");
+        digest.text(&pod.key.namespace);
+        digest.text(&pod.key.name);
+        digest.number(u64::from(pod.template_of.is_some()));
+        digest.text(pod.node.as_deref().unwrap_or_default());
+        Self {
+            endpoint: digest.finish(),
+            incarnation: incarnation_of(pod),
+        }
+    }
+}
+
+/// Without the key, so that flows do not end where an installation loses it.
+fn incarnation_of(pod: &Pod) -> u64 {
+    let mut digest = Digest::new("incarnation");
+    digest.text(&pod.uid);
+    digest.text(&pod.key.namespace);
+    digest.text(&pod.key.name);
+    digest.number(pod.created.map_or(u64::MAX, i64::cast_unsigned));
+    digest.short()
 }
 
 fn host_digest(address: IpAddr, pod: bool) -> Digest<'static> {
