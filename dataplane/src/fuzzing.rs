@@ -16,7 +16,7 @@ pub use crate::classify::forged::{delta_between, seal, sections};
 
 /// What the short way through the headers says; None where it leaves a frame to [`wire::parse`].
 pub fn parse_common(frame: &[u8]) -> Option<Packet> {
-    wire::parse_common(frame)
+    wire::parse_common(frame).filter(|_| frame.len() <= u16::MAX.into())
 }
 
 /// What is in a tunnel packet, if it is taken for one of a kind; or why nothing is.

@@ -23,14 +23,19 @@ pub trait PacketIo {
     /// Takes up to [`BURST`] frames that wait on a source, in order of arrival, into the empty `burst`.
     fn receive(&mut self, source: usize, burst: &mut Burst);
 
-    /// Queues a frame for a port. It goes out, in order, with the next [`Self::flush`]. What cannot be queued is
-    /// released by the implementation; the answer tells whether it was queued, and the worker counts `tx-full`.
+    /// The bytes of a packet behind those of [`Frame::bytes`], buffer by buffer: nothing where it has one buffer.
+    fn rest<'a>(&'a self, _frame: &'a Frame) -> impl Iterator<Item = &'a [u8]> {
+        std::iter::empty()
+    }
+
+    /// Queues a frame for a port. It goes out, in order, with the next [`Self::flush`]: all buffers of its packet, or none. What
+    /// cannot be queued is released by the implementation; the answer tells whether it was queued, and the worker counts `tx-full`.
     fn send(&mut self, port: PortId, frame: Frame) -> bool;
 
     /// Takes an empty frame, for packets that the dataplane makes itself. None where the pool is empty.
     fn allocate(&mut self) -> Option<Frame>;
 
-    /// Gives a frame back to the pool that it came from.
+    /// Gives a frame, all its buffers, back to the pool that it came from.
     fn release(&mut self, frame: Frame);
 
     /// Rings the doorbells, reaps completions, refills. Once per burst.

@@ -2,6 +2,9 @@
 
 use crate::wire::subject::NotSubjectTable;
 
+/// The largest MTU of a port: what switches carry as jumbo frames. The largest that is tested.
+pub const MAX_MTU: u32 = 9216;
+
 /// Index of a port in the table of the running configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u16);

@@ -123,6 +123,10 @@ drop_reasons! {
     TunnelOpaque = 37, "tunnel-opaque";
     /// A network (VNI) that `overlay.networks` does not name.
     TunnelNetwork = 38, "tunnel-network";
+    /// A packet of several buffers whose headers do not all lie in the first.
+    HeadersSplit = 39, "headers-split";
+    /// A packet of several buffers that is longer than the MTU of the port by which it came.
+    ChainTooLong = 40, "chain-too-long";
 }
 
 #[cfg(test)]

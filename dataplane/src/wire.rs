@@ -18,7 +18,7 @@ pub mod tunnel;
 pub use neighbour::neighbour_probe;
 pub(crate) use neighbour::{NeighbourClaim, neighbour_claim};
 pub use parse::parse;
-pub(crate) use parse::{parse_common, quoted_sequence};
+pub(crate) use parse::{parse_beginning, parse_common, quoted_sequence};
 
 #[cfg(test)]
 mod tests;
@@ -223,6 +223,13 @@ impl Packet {
     #[inline]
     pub fn l4_length(&self) -> u16 {
         self.end - self.l4
+    }
+
+    /// The same bytes in a frame that holds the packet, or its beginning: as many as are there.
+    #[inline]
+    pub(crate) fn l4_bytes<'f>(&self, frame: &'f [u8]) -> &'f [u8] {
+        let end = usize::from(self.end).min(frame.len());
+        frame.get(usize::from(self.l4)..end).unwrap_or_default()
     }
 
     /// Source port, where the protocol has ports.

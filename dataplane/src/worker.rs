@@ -229,12 +229,16 @@ impl<Io: PacketIo> Worker<Io> {
 enum Disposition {
     /// Judge it: its flow is in one of this worker's shards.
     Own,
+    /// The same, and it has several buffers.
+    OwnChain,
     /// The same, and the kernel of a node asks about it.
     Asked,
     /// Hand it over to the worker that owns its shard.
     HandOver(usize),
     /// Its port is gone.
     NoPort,
+    /// It drops whatever it is.
+    Unusable(DropReason),
     NotSubject(NotSubject),
     Malformed(DropReason),
     /// A tunnel packet that drops whatever is inside.
@@ -268,7 +272,7 @@ impl Lookahead<'_> {
     };
 }
 
-/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own`, `Asked`,
+/// What parsing found out about a frame. `packet` and `hash` are valid only if the disposition is `Own`, `OwnChain`, `Asked`,
 /// `HandOver` or `Refused`, `hint` and `batch_index` only if it is `Own`; otherwise they are left over from an earlier frame.
 #[derive(Clone, Copy, Debug)]
 struct PacketMeta {
@@ -304,6 +308,30 @@ impl PacketMeta {
         judged: NOT_IN_BATCH,
         disposition: Disposition::NoPort,
     };
+}
+
+/// Reads the headers of a packet of several buffers, which lie in the first.
+#[cold]
+fn parse_chain(frame: &Frame, port: &Port) -> Result<Packet, Disposition> {
+    /// What network cards and switches put behind a packet, at most. More would pass the next port's MTU unseen, which is
+    /// compared with the packet.
+    const MAX_TRAILER: usize = 32;
+    if port.kind == PortKind::Ask || !fits_mtu(frame, port) {
+        return Err(Disposition::Unusable(DropReason::ChainTooLong));
+    }
+    match wire::parse_beginning(frame.bytes(), frame.len()) {
+        Parsed::Subject(packet) if frame.len() > usize::from(packet.end) + MAX_TRAILER => {
+            Err(Disposition::Malformed(DropReason::Malformed))
+        }
+        Parsed::Subject(packet) => Ok(packet),
+        Parsed::NotSubject(kind) => Err(Disposition::NotSubject(kind)),
+        Parsed::Malformed(reason) => Err(Disposition::Malformed(reason)),
+    }
+}
+
+/// Whether a frame fits the MTU of a port, with its Ethernet header and two VLAN tags.
+fn fits_mtu(frame: &Frame, port: &Port) -> bool {
+    frame.len() <= usize::from(port.mtu) + 14 + 2 * 4
 }
 
 impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
@@ -364,7 +392,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
 
     /// Handles a frame that this worker does not judge.
     #[cold]
-    fn dispatch(&mut self, frame: Frame, meta: &PacketMeta) {
+    fn dispatch(&mut self, mut frame: Frame, meta: &PacketMeta) {
         let Some(port) = self.port(frame.port()) else {
             self.drop_frame(frame, DropReason::PortUnavailable);
             return;
@@ -372,12 +400,19 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         let PacketMeta { packet, hash, .. } = *meta;
         match meta.disposition {
             Disposition::Own => self.process_packet(frame, &packet, hash, Lookahead::NONE),
+            Disposition::OwnChain => self.process_chain(frame, &packet, hash),
             Disposition::Asked => self.process_ask(frame, &packet, hash),
             Disposition::HandOver(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
             Disposition::NoPort => self.drop_frame(frame, DropReason::PortUnavailable),
+            Disposition::Unusable(reason) => self.drop_frame(frame, reason),
             Disposition::NotSubject(kind) => self.handle_not_subject(frame, port, kind),
             Disposition::Malformed(reason) => self.handle_malformed(frame, port, reason),
-            Disposition::Refused(reason) => self.refuse_tunnel(frame, &packet, port, hash, reason),
+            Disposition::Refused(reason) => {
+                if frame.is_chain() {
+                    self.complete_chain(&mut frame, &packet, port);
+                }
+                self.refuse_tunnel(frame, &packet, port, hash, reason);
+            }
         }
     }
 
@@ -395,6 +430,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             self.stats.counters.taken_over.add(1);
             match self.port(frame.port()) {
                 Some(port) if port.kind == PortKind::Ask => self.process_ask(frame, &packet, hash),
+                _ if frame.is_chain() => self.process_chain(frame, &packet, hash),
                 _ => self.process_packet(frame, &packet, hash, Lookahead::NONE),
             }
         }
@@ -406,9 +442,13 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         let Some(port) = self.port(frame.port()) else {
             return Disposition::NoPort;
         };
-        if let Some(packet) = wire::parse_common(frame.bytes()) {
+        if frame.is_common()
+            && let Some(packet) = wire::parse_common(frame.bytes())
+        {
             meta.hash = self.seed.key(&packet.key(port.zone));
             meta.packet = packet;
+        } else if frame.is_chain() {
+            return self.steer_chain(frame, port, meta);
         } else {
             if port.kind == PortKind::Ask {
                 return self.steer_ask(frame, port, meta);
@@ -420,6 +460,26 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             }
             meta.hash = self.seed.key(&meta.packet.owner_key(port.zone));
         }
+        self.steer_parsed(frame, port, meta)
+    }
+
+    /// The same for a packet of several buffers.
+    #[cold]
+    fn steer_chain(&mut self, frame: &Frame, port: &Port, meta: &mut PacketMeta) -> Disposition {
+        meta.packet = match parse_chain(frame, port) {
+            Ok(packet) => packet,
+            Err(disposition) => return disposition,
+        };
+        meta.hash = self.seed.key(&meta.packet.owner_key(port.zone));
+        match self.steer_parsed(frame, port, meta) {
+            Disposition::Own => Disposition::OwnChain,
+            other => other,
+        }
+    }
+
+    /// Looks into tunnels and finds the worker that owns the shard of a packet whose headers are in `meta`.
+    #[inline(always)]
+    fn steer_parsed(&mut self, frame: &Frame, port: &Port, meta: &mut PacketMeta) -> Disposition {
         if !matches!(port.kind, PortKind::Wire { .. }) {
             if port.kind == PortKind::Ask {
                 return self.steer_ask(frame, port, meta); // it only looked like a packet without a header
@@ -439,6 +499,15 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
         self.table.prefetch_buckets(meta.hash);
         Disposition::Own
+    }
+
+    /// A packet of several buffers and of this worker's shards.
+    #[cold]
+    fn process_chain(&mut self, mut frame: Frame, packet: &Packet, hash: KeyHash) {
+        if let Some(port) = self.port(frame.port()) {
+            self.complete_chain(&mut frame, packet, port);
+        }
+        self.process_packet(frame, packet, hash, Lookahead::NONE);
     }
 
     /// A packet of this worker's shards: look up, judge, route, commit, transmit.
@@ -556,8 +625,16 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
         match port.kind {
             PortKind::Wire { peer } if port.not_subject.crosses(kind) => {
+                if !self.fits_port(&frame, peer) {
+                    return self.drop_frame(frame, DropReason::TooBig);
+                }
                 if port.partial_checksums {
-                    self.complete_carriers(frame.bytes_mut()); // it may be in a tunnel
+                    // It may be in a tunnel.
+                    if frame.is_chain() {
+                        self.complete_carriers_of_chain(&mut frame);
+                    } else {
+                        self.complete_carriers(frame.bytes_mut());
+                    }
                 }
                 self.stats.counters.not_subject.add(1);
                 self.send(peer, frame);
@@ -573,12 +650,19 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
     #[cold]
     fn handle_malformed(&mut self, frame: Frame, port: &Port, reason: DropReason) {
         match port.kind {
-            PortKind::Wire { peer } if self.shared.config.mode == Mode::Audit => {
+            PortKind::Wire { peer }
+                if self.shared.config.mode == Mode::Audit && self.fits_port(&frame, peer) =>
+            {
                 self.stats.counters.audited.count(reason);
                 self.send(peer, frame);
             }
             _ => self.drop_frame(frame, reason),
         }
+    }
+
+    /// Whether a frame that is no judged packet is no longer than a port carries. One of a single buffer is not measured.
+    fn fits_port(&self, frame: &Frame, port: PortId) -> bool {
+        !frame.is_chain() || self.port(port).is_some_and(|port| fits_mtu(frame, port))
     }
 
     /// Drops a frame that has no flow key.

@@ -25,7 +25,7 @@ impl Chunk {
         if !matches!(packet.transport, Transport::Sctp { .. }) {
             return None;
         }
-        let bytes = frame.get(usize::from(packet.l4)..usize::from(packet.end))?;
+        let bytes = packet.l4_bytes(frame);
         let quad = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
         let &[kind, flags, ..] = bytes.get(12..)? else {
             return None;

@@ -30,20 +30,20 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Reads the numbers of a TCP packet that lies in `frame`; None where it is no TCP packet with a whole header.
+    /// Reads the numbers of a TCP packet that lies in `frame`, or begins there; None where it is no TCP packet with a whole header.
     #[inline]
     pub(crate) fn of(frame: &[u8], packet: &Packet) -> Option<Self> {
         let Transport::Tcp { flags, .. } = packet.transport else {
             return None;
         };
-        let bytes = frame.get(usize::from(packet.l4)..usize::from(packet.end))?;
+        let bytes = frame.get(usize::from(packet.l4)..)?;
         let header: &[u8; 20] = bytes.first_chunk()?;
         let quad =
             |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let offset = usize::from(header[12] >> 4) * 4;
         let seq = quad(4);
         let phantom = u32::from(flags.has(TcpFlags::SYN)) + u32::from(flags.has(TcpFlags::FIN));
-        let length = bytes.len().saturating_sub(offset) as u32;
+        let length = usize::from(packet.l4_length()).saturating_sub(offset) as u32;
         Some(Self {
             seq,
             end: seq.wrapping_add(length).wrapping_add(phantom),

@@ -116,10 +116,11 @@ impl HoldQueue {
         self.absent[unreachable_slot(to)].is_some_and(|(absent, until)| absent == to && until > now)
     }
 
-    /// Holds a copy of a frame that arrived at `port` from `src`.
+    /// Holds a copy of a frame that arrived at `port` from `src`. One that is longer than its first buffer, `frame`, is not
+    /// held: `length` is its own.
     pub(crate) fn hold(
         &mut self,
-        frame: &[u8],
+        (frame, length): (&[u8], usize),
         to: ResolveRequest,
         port: &Port,
         src: Addr,
@@ -134,7 +135,10 @@ impl HoldQueue {
             evicted: None,
         };
         let gives_way = self.find_room(port.id, from_pod, src);
-        if frame.len() > MAX_FRAME || same().count() >= MAX_PER_NEIGHBOUR || gives_way == Room::None {
+        if length > frame.len().min(MAX_FRAME)
+            || same().count() >= MAX_PER_NEIGHBOUR
+            || gives_way == Room::None
+        {
             return HoldOutcome {
                 resolve: none.resolve && self.asks.take(now),
                 ..none
@@ -302,8 +306,12 @@ mod tests {
         let now = Nanos::from_secs(1);
         // From sources that are all made up, and from one.
         for last in 0..200 {
-            assert!(holds.hold(&[0; 60], to(7, last), &uplink, source(last), now).held);
-            assert!(holds.hold(&[0; 60], to(8, last), &pod, source(1), now).held);
+            assert!(
+                holds
+                    .hold((&[0; 60], 60), to(7, last), &uplink, source(last), now)
+                    .held
+            );
+            assert!(holds.hold((&[0; 60], 60), to(8, last), &pod, source(1), now).held);
         }
         let of = |holds: &HoldQueue, id: u16| {
             holds.places[..holds.used]
@@ -313,7 +321,7 @@ mod tests {
         };
         assert_eq!((of(&holds, 1), of(&holds, 2)), (24, MAX_PER_SOURCE));
         for last in 0..3 {
-            let hold = holds.hold(&[0; 60], to(9, last), &other, source(9), now);
+            let hold = holds.hold((&[0; 60], 60), to(9, last), &other, source(9), now);
             assert_eq!((hold.held, hold.resolve, hold.evicted), (true, true, None));
         }
     }
@@ -323,7 +331,7 @@ mod tests {
         let mut holds = HoldQueue::new(8, Nanos::from_secs(2));
         let uplink = port(1, PortKind::Uplink);
         let now = Nanos::from_secs(1);
-        assert!(holds.hold(&[0; 60], to(7, 7), &uplink, source(1), now).held);
+        assert!(holds.hold((&[0; 60], 60), to(7, 7), &uplink, source(1), now).held);
         let late = now.after(Nanos::from_secs(2));
         assert!(
             holds
@@ -342,7 +350,7 @@ mod tests {
             (0..100)
                 .filter(|last| {
                     holds
-                        .hold(&[0; 60], to(7, *last), &uplink, source(1), now)
+                        .hold((&[0; 60], 60), to(7, *last), &uplink, source(1), now)
                         .resolve
                 })
                 .count()

@@ -60,14 +60,16 @@ pub(crate) fn may_answer(packet: &Packet) -> bool {
     !is_error && !packet.is_later_fragment()
 }
 
-/// Bytes of the frame that [`write()`] makes.
-pub(crate) fn length(packet: &Packet) -> usize {
+/// Bytes of the frame that [`write()`] makes. As much is quoted as `original` holds of the packet: its first buffer.
+pub(crate) fn length(packet: &Packet, original: &[u8]) -> usize {
     let (header, longest) = if packet.src.is_v4() {
         (20, LONGEST_V4)
     } else {
         (40, LONGEST_V6)
     };
-    usize::from(packet.l3) + longest.min(header + 8 + usize::from(packet.total_length()))
+    let l3 = usize::from(packet.l3);
+    let at_hand = usize::from(packet.total_length()).min(original.len().saturating_sub(l3));
+    l3 + longest.min(header + 8 + at_hand)
 }
 
 /// Writes an error about `packet`, which lies in `original`, from `source` into `out`, which is [`length`] bytes long.

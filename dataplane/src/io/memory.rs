@@ -6,7 +6,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -15,6 +15,8 @@ use crossbeam::queue::ArrayQueue;
 use super::{BURST, Burst, PacketIo};
 use crate::{frame::Frame, port::PortId};
 
+/// What follows the last buffer of a packet.
+const NO_BUFFER: usize = usize::MAX;
 /// Port of frames that came in on none.
 const NO_PORT: PortId = PortId(u16::MAX);
 
@@ -27,6 +29,8 @@ pub struct MemoryPool {
     free: ArrayQueue<usize>,
     /// Whether a buffer is out.
     out: Box<[AtomicBool]>,
+    /// The next buffer of the packet that each is part of, and its bytes in there.
+    links: Box<[(AtomicUsize, AtomicUsize)]>,
     /// Frames given back that were not out: never anything but 0, if frames have one owner.
     returned_twice: AtomicU64,
 }
@@ -46,6 +50,9 @@ impl MemoryPool {
             size,
             free,
             out: (0..frames).map(|_| AtomicBool::new(false)).collect(),
+            links: (0..frames)
+                .map(|_| (AtomicUsize::new(NO_BUFFER), AtomicUsize::new(0)))
+                .collect(),
             returned_twice: AtomicU64::new(0),
         })
     }
@@ -77,9 +84,53 @@ impl MemoryPool {
         Some(unsafe { Frame::from_raw(data, length as u32, self.size as u32, index as u64, port) })
     }
 
+    /// The packet whose bytes these are, a buffer for each piece. What was taken is given back where there are not enough.
+    fn take_pieces(&self, port: PortId, pieces: &[&[u8]]) -> Option<Frame> {
+        let mut packet: Option<Frame> = None;
+        let length = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        for piece in pieces.iter().rev() {
+            let Some(mut frame) = self.take(port, piece.len()) else {
+                if let Some(packet) = packet {
+                    self.give_back(packet);
+                }
+                return None;
+            };
+            frame.bytes_mut().copy_from_slice(piece);
+            let (next, bytes) = &self.links[frame.token() as usize];
+            let following = packet.map_or(NO_BUFFER, |packet| packet.into_token().0 as usize);
+            next.store(following, Ordering::Relaxed);
+            bytes.store(piece.len(), Ordering::Relaxed);
+            // Enough to make it a chain; the first one, which is last here, knows the length.
+            packet = Some(match following {
+                NO_BUFFER => frame,
+                _ => frame.continued(length as u32),
+            });
+        }
+        packet
+    }
+
+    /// The buffers behind a packet's first one.
+    fn further(&self, frame: &Frame) -> impl Iterator<Item = usize> {
+        let next = |index: usize| {
+            let next = self.links.get(index)?.0.load(Ordering::Relaxed);
+            (next != NO_BUFFER).then_some(next)
+        };
+        let first = if frame.is_chain() {
+            next(frame.token() as usize)
+        } else {
+            None
+        };
+        std::iter::successors(first, move |index| next(*index))
+    }
+
     fn give_back(&self, frame: Frame) {
-        let (token, _) = frame.into_token();
-        let index = token as usize;
+        for index in self.further(&frame) {
+            self.give_back_buffer(index);
+        }
+        self.give_back_buffer(frame.into_token().0 as usize);
+    }
+
+    fn give_back_buffer(&self, index: usize) {
         match self.out.get(index) {
             Some(out) if out.swap(false, Ordering::Relaxed) => {
                 // It was taken from there, so there is room.
@@ -137,13 +188,25 @@ impl MemoryIo {
         true
     }
 
+    /// Lets a packet of several buffers come in, a buffer for each piece. False as of [`Self::inject`].
+    pub fn inject_pieces(&mut self, source: usize, pieces: &[&[u8]]) -> bool {
+        let Some((port, queue)) = self.sources.get_mut(source) else {
+            return false;
+        };
+        let frame = self.pool.take_pieces(*port, pieces);
+        let is_there = frame.is_some();
+        queue.extend(frame);
+        is_there
+    }
+
     /// What was sent and flushed, in order; gives the frames back.
     pub fn take_sent(&mut self) -> Vec<(PortId, Vec<u8>)> {
         let flushed = std::mem::take(&mut self.flushed);
         self.sent
             .drain(..flushed)
             .map(|(port, frame)| {
-                let bytes = frame.bytes().to_vec();
+                let mut bytes = frame.bytes().to_vec();
+                bytes.extend(rest_of(&self.pool, &frame).flatten());
                 self.pool.give_back(frame);
                 (port, bytes)
             })
@@ -158,6 +221,15 @@ impl MemoryIo {
             queue.extend(self.sent.drain(..flushed).map(|(_, frame)| frame));
         }
     }
+}
+
+fn rest_of<'a>(pool: &'a MemoryPool, frame: &'a Frame) -> impl Iterator<Item = &'a [u8]> {
+    pool.further(frame).map(|index| {
+        let length = pool.links[index].1.load(Ordering::Relaxed);
+        // SAFETY: the buffer has `size` initialised bytes, `take_pieces` put no more into it, and it belongs to the packet whose
+        // first buffer is borrowed for 'a: nobody else reaches it.
+        unsafe { std::slice::from_raw_parts(pool.buffers[index].load(Ordering::Relaxed), length) }
+    })
 }
 
 impl PacketIo for MemoryIo {
@@ -179,6 +251,10 @@ impl PacketIo for MemoryIo {
         }
         self.sent.push((port, frame));
         true
+    }
+
+    fn rest<'a>(&'a self, frame: &'a Frame) -> impl Iterator<Item = &'a [u8]> {
+        rest_of(&self.pool, frame)
     }
 
     fn allocate(&mut self) -> Option<Frame> {

@@ -112,6 +112,84 @@ pub fn complete_partial(frame: &mut [u8], packet: &Packet) -> bool {
     true
 }
 
+/// What completes the checksum of a packet: bytes and where they belong in its first buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChecksumPatch {
+    at: usize,
+    bytes: [u8; 4],
+    length: usize,
+}
+
+impl ChecksumPatch {
+    /// Writes it into the packet's first buffer.
+    pub fn apply(&self, first: &mut [u8]) {
+        if let Some(field) = first.get_mut(self.at..self.at + self.length) {
+            field.copy_from_slice(&self.bytes[..self.length]);
+        }
+    }
+}
+
+/// As [`complete_partial`] for a packet of several buffers: what to write into the first, which holds the headers. `rest` are
+/// the bytes of the others. None where the checksum is not partial.
+#[cold]
+pub fn partial_of_chain<'a>(
+    first: &'a [u8],
+    rest: impl Iterator<Item = &'a [u8]>,
+    packet: &Packet,
+) -> Option<ChecksumPatch> {
+    if packet.fragment.is_some() {
+        return None;
+    }
+    let segment = packet.l4_bytes(first);
+    let length = match packet.protocol {
+        protocol::UDP => u16::from_be_bytes(*segment.get(4..)?.first_chunk()?),
+        _ => packet.l4_length(),
+    };
+    if length > packet.l4_length() {
+        return None;
+    }
+    let mut left = usize::from(length);
+    let pieces = std::iter::once(segment).chain(rest).map_while(|piece| {
+        let piece = piece.get(..left.min(piece.len()))?;
+        left -= piece.len();
+        (!piece.is_empty()).then_some(piece)
+    });
+    let l4 = usize::from(packet.l4);
+    if packet.protocol == protocol::SCTP {
+        if segment.get(8..12)? != [0; 4] {
+            return None;
+        }
+        let crc = pieces.fold(0, crc32c::crc32c_append);
+        return (crc != 0).then_some(ChecksumPatch {
+            at: l4 + 8,
+            bytes: crc.to_le_bytes(),
+            length: 4,
+        });
+    }
+    let field = field_offset(packet.protocol)?;
+    let pseudo = pseudo_header(packet.src, packet.dst, packet.protocol, length);
+    if u16::from_be_bytes(*segment.get(field..)?.first_chunk()?) != fold(pseudo) {
+        return None;
+    }
+    let (mut total, mut is_odd) = (0, false);
+    for piece in pieces {
+        // What begins at an odd place has the halves of its words the other way round (RFC 1071, 2(B)).
+        let sum = fold(sum(piece));
+        total += u64::from(if is_odd { sum.swap_bytes() } else { sum });
+        is_odd ^= piece.len() % 2 == 1;
+    }
+    let mut checksum = !fold(total);
+    if checksum == 0 && packet.protocol == protocol::UDP {
+        checksum = 0xffff;
+    }
+    let [high, low] = checksum.to_be_bytes();
+    Some(ChecksumPatch {
+        at: l4 + field,
+        bytes: [high, low, 0, 0],
+        length: 2,
+    })
+}
+
 /// SCTP has a CRC32c instead of a sum (RFC 9260 6.8, appendix A), and a sender that leaves it to the device leaves zero in
 /// its field. Where that is the right one, computing it again gives zero again.
 #[cold]

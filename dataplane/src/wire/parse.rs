@@ -46,29 +46,41 @@ impl From<NotSubject> for ParseStop {
 /// Reads the headers of a frame that begins with an Ethernet header.
 #[inline]
 pub fn parse(frame: &[u8]) -> Parsed {
-    ethernet(frame).into()
+    ethernet(frame, frame.len()).into()
 }
 
-/// Reads the headers of an IP packet that begins at `l3`, and ends with `frame`: one without an Ethernet header of its own.
-/// What it says about groups of stations is what the frame's says.
-pub(super) fn ip(frame: &[u8], l3: usize, v4: bool) -> Parsed {
+/// Reads the headers of a frame of `length` bytes of which only the first are at hand. Headers that go on beyond them are
+/// [`DropReason::HeadersSplit`].
+pub(crate) fn parse_beginning(frame: &[u8], length: usize) -> Parsed {
+    ethernet(frame, length).into()
+}
+
+/// Reads the headers of an IP packet that begins at `l3`, and ends with the `length` bytes of a frame: one without an Ethernet
+/// header of its own. What it says about groups of stations is what the frame's says.
+pub(super) fn ip(frame: &[u8], length: usize, l3: usize, v4: bool) -> Parsed {
     if v4 {
-        ipv4(frame, l3, 0)
+        ipv4(frame, length, l3, 0)
     } else {
-        ipv6(frame, l3, 0)
+        ipv6(frame, length, l3, 0)
     }
     .into()
 }
 
+/// Why a header cannot be read that is not there.
+#[cold]
+fn missing(frame: &[u8], length: usize) -> DropReason {
+    if frame.len() < length {
+        DropReason::HeadersSplit
+    } else {
+        DropReason::Truncated
+    }
+}
+
 /// The same for what nearly all frames are: untagged, without options or extension headers, whole, TCP or UDP, in
 /// order and between ordinary addresses. None says only that it is not that: ask [`parse`]. Small enough to be part of
-/// the worker's loop, where what it reads stays in registers.
+/// the worker's loop, where what it reads stays in registers. `frame` is no longer than offsets in [`Packet`] can say, 16 bits.
 #[inline(always)]
 pub(crate) fn parse_common(frame: &[u8]) -> Option<Packet> {
-    // Offsets in `Packet` are 16 bits wide.
-    if frame.len() > usize::from(u16::MAX) {
-        return None;
-    }
     match *frame.get(12..15)? {
         [0x08, 0x00, 0x45] => common_v4(frame),
         [0x86, 0xdd, 0x60..=0x6f] => common_v6(frame),
@@ -169,32 +181,44 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 #[inline]
-fn ethernet(frame: &[u8]) -> Result<Packet, ParseStop> {
+fn ethernet(frame: &[u8], length: usize) -> Result<Packet, ParseStop> {
     // Offsets in `Packet` are 16 bits wide; no Ethernet frame that a port can hold is longer.
-    if frame.len() > usize::from(u16::MAX) {
+    if length > usize::from(u16::MAX) {
         return Err(DropReason::Malformed.into());
     }
-    let mut kind = be16(frame, 12).ok_or(DropReason::Truncated)?;
+    let word = |at: usize| be16(frame, at).ok_or_else(|| missing(frame, length));
+    let mut kind = word(12)?;
     let mut l3 = ETHERNET;
     let mut vlan = 0;
     while matches!(kind, 0x8100 | 0x88a8 | 0x9100) {
         if vlan > 0xffff {
             return Err(DropReason::Malformed.into());
         }
-        let tag = be16(frame, l3).ok_or(DropReason::Truncated)?;
+        let tag = word(l3)?;
         vlan = vlan << 16 | 0x1000 | u32::from(tag & 0xfff);
-        kind = be16(frame, l3 + 2).ok_or(DropReason::Truncated)?;
+        kind = word(l3 + 2)?;
         l3 += 4;
     }
     match kind {
-        TYPE_IPV4 => ipv4(frame, l3, vlan),
-        TYPE_IPV6 => ipv6(frame, l3, vlan),
-        _ => Err(parse_not_ip(frame, kind, l3)),
+        TYPE_IPV4 => ipv4(frame, length, l3, vlan),
+        TYPE_IPV6 => ipv6(frame, length, l3, vlan),
+        _ => Err(parse_not_ip(frame, length, kind, l3)),
     }
 }
 
 #[cold]
-fn parse_not_ip(frame: &[u8], kind: u16, l3: usize) -> ParseStop {
+fn parse_not_ip(frame: &[u8], length: usize, kind: u16, l3: usize) -> ParseStop {
+    if frame.len() < length {
+        // The protocols below whose form is looked at are short, and all others have none.
+        return match kind {
+            0x0806 | 0x8035 => DropReason::Malformed.into(),
+            0x88cc => NotSubject::Lldp.into(),
+            0x8863 | 0x8864 => NotSubject::Pppoe.into(),
+            0x8847 | 0x8848 => NotSubject::Mpls.into(),
+            0..=1535 => NotSubject::Llc.into(),
+            _ => NotSubject::OtherType.into(),
+        };
+    }
     match kind {
         0x0806 | 0x8035 if is_plain_arp(frame.get(l3..).unwrap_or_default()) => NotSubject::Arp.into(),
         0x0806 | 0x8035 => DropReason::Malformed.into(),
@@ -212,8 +236,8 @@ fn parse_not_ip(frame: &[u8], kind: u16, l3: usize) -> ParseStop {
 const MIN_FRAME: usize = 60 + 8;
 
 /// Whether a frame holds more than its packet, which ends there, and what the least frame is padded with.
-fn has_trailing_bytes(frame: &[u8], end: usize) -> bool {
-    frame.len() > end.max(MIN_FRAME)
+fn has_trailing_bytes(length: usize, end: usize) -> bool {
+    length > end.max(MIN_FRAME)
 }
 
 /// Whether a frame is of link aggregation (IEEE 802.3 57): to its group, which bridges keep, and no longer than any is.
@@ -235,7 +259,7 @@ fn is_spanning_tree(frame: &[u8], length: usize, l3: usize) -> bool {
     let longest = if version < 3 { 36 } else { 102 + 16 * 64 };
     frame.starts_with(&[0x01, 0x80, 0xc2, 0, 0, 0])
         && length <= 3 + longest
-        && !has_trailing_bytes(frame, l3 + length)
+        && !has_trailing_bytes(frame.len(), l3 + length)
 }
 
 /// Whether an ARP packet has the one form that it has for IPv4 over Ethernet, and no more behind it than a frame of the
@@ -247,9 +271,9 @@ fn is_plain_arp(packet: &[u8]) -> bool {
 }
 
 #[inline]
-fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
+fn ipv4(frame: &[u8], length: usize, l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
     let header = Ipv4HeaderSlice::from_slice(&frame[l3..]).map_err(|error| match error {
-        Ipv4Error::Len(_) => DropReason::Truncated,
+        Ipv4Error::Len(_) => missing(frame, length),
         Ipv4Error::Content(_) => DropReason::Malformed,
     })?;
     let header_length = header.slice().len();
@@ -257,7 +281,7 @@ fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
     if total < header_length {
         return Err(DropReason::Malformed.into());
     }
-    if l3 + total > frame.len() {
+    if l3 + total > length {
         return Err(DropReason::Truncated.into());
     }
     if !checksum::ipv4_header_is_valid(header.slice()) {
@@ -286,7 +310,7 @@ fn ipv4(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
         fragment,
         tunnel: None,
     };
-    ipv4_addresses(frame, &packet, header.source(), header.destination())?;
+    ipv4_addresses(frame, length, &packet, header.source(), header.destination())?;
     layer4(frame, &mut packet)?;
     Ok(packet)
 }
@@ -321,25 +345,32 @@ fn are_ordinary_unicast(src: [u8; 4], dst: [u8; 4]) -> bool {
 
 /// Addresses that may not occur, and destinations that no policy speaks about (RFC 1122 3.2.1.3, RFC 1812 5.3.7).
 #[inline]
-fn ipv4_addresses(frame: &[u8], packet: &Packet, src: [u8; 4], dst: [u8; 4]) -> Result<(), ParseStop> {
+fn ipv4_addresses(
+    frame: &[u8],
+    length: usize,
+    packet: &Packet,
+    src: [u8; 4],
+    dst: [u8; 4],
+) -> Result<(), ParseStop> {
     if are_ordinary_unicast(src, dst) {
         return Ok(());
     }
     let martian_source = is_martian_source(src);
     let group = (224..240).contains(&dst[0]);
     let end = usize::from(packet.end);
-    let dhcp =
-        if packet.protocol == protocol::UDP && packet.fragment.is_none() && !has_trailing_bytes(frame, end) {
-            let l4 = usize::from(packet.l4);
-            let packet = frame.get(..end).unwrap_or_default();
-            match (be16(packet, l4), be16(packet, l4 + 2)) {
-                (Some(68), Some(67)) => Some(NotSubject::Dhcp),
-                (Some(67), Some(67 | 68)) => Some(NotSubject::DhcpServer),
-                _ => None,
-            }
-        } else {
-            None
-        };
+    let dhcp = if packet.protocol == protocol::UDP
+        && packet.fragment.is_none()
+        && !has_trailing_bytes(length, end)
+    {
+        let l4 = packet.l4_bytes(frame);
+        match (be16(l4, 0), be16(l4, 2)) {
+            (Some(68), Some(67)) => Some(NotSubject::Dhcp),
+            (Some(67), Some(67 | 68)) => Some(NotSubject::DhcpServer),
+            _ => None,
+        }
+    } else {
+        None
+    };
     if martian_source && src != [0; 4] || dst[0] == 0 || dst[0] == 127 {
         return Err(DropReason::MartianAddress.into());
     }
@@ -363,14 +394,14 @@ fn to_ethernet_group(frame: &[u8]) -> bool {
 }
 
 #[inline]
-fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
+fn ipv6(frame: &[u8], length: usize, l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
     let bytes = &frame[l3..];
     if bytes.first().is_some_and(|first| first >> 4 != 6) {
         return Err(DropReason::Malformed.into());
     }
-    let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| DropReason::Truncated)?;
+    let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| missing(frame, length))?;
     let end = l3 + 40 + usize::from(header.payload_length());
-    if end > frame.len() {
+    if end > length {
         return Err(DropReason::Truncated.into());
     }
     let mut packet = Packet {
@@ -388,7 +419,7 @@ fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
         tunnel: None,
     };
     let reached = extensions(frame, &mut packet)?;
-    ipv6_addresses(frame, &packet)?;
+    ipv6_addresses(frame, length, &packet)?;
     if reached {
         layer4(frame, &mut packet)?;
     } else {
@@ -403,13 +434,12 @@ fn ipv6(frame: &[u8], l3: usize, vlan: u32) -> Result<Packet, ParseStop> {
 fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, ParseStop> {
     let mut kind = packet.protocol;
     for nth in 0..=MAX_EXTENSIONS {
-        let at = usize::from(packet.l4);
-        let cut_short = if packet.fragment.is_some() {
+        let cut_short = if packet.fragment.is_some() && usize::from(packet.end) <= frame.len() {
             DropReason::FragmentInvalid // RFC 7112: the first fragment holds the whole chain
         } else {
-            DropReason::Truncated
+            missing(frame, packet.end.into())
         };
-        let rest = frame.get(at..usize::from(packet.end)).unwrap_or_default();
+        let rest = packet.l4_bytes(frame);
         let length = match kind {
             0 if nth != 0 => return Err(DropReason::Malformed.into()), // only directly behind the IPv6 header
             // Mobility, HIP and shim6 headers (135, 139, 140) end the chain: who does not speak them takes them for layer
@@ -428,7 +458,7 @@ fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, ParseStop> {
                     return Err(DropReason::Malformed.into());
                 }
                 let Some(&[_, _, high, low, a, b, c, d]) = rest.get(..8) else {
-                    return Err(DropReason::Truncated.into());
+                    return Err(cut_short.into());
                 };
                 let word = u16::from_be_bytes([high, low]);
                 let (offset, more) = (word & !7, word & 1 != 0);
@@ -437,7 +467,7 @@ fn extensions(frame: &[u8], packet: &mut Packet) -> Result<bool, ParseStop> {
                     packet.fragment = Some(Fragment {
                         id: u32::from_be_bytes([a, b, c, d]),
                         offset,
-                        length: (rest.len() - 8) as u16,
+                        length: packet.l4_length() - 8,
                         more,
                     });
                 }
@@ -502,25 +532,23 @@ fn is_plain_neighbour_discovery(frame: &[u8], packet: &Packet) -> bool {
             | [1 | 2, 1, _, _, _, _, _, _, 14, 1, _, _, _, _, _, _]
             | [14, 1, _, _, _, _, _, _, 1 | 2, 1, _, _, _, _, _, _]
     );
-    plain && !has_trailing_bytes(frame, usize::from(packet.end))
+    plain && !has_trailing_bytes(frame.len(), usize::from(packet.end))
 }
 
 /// As for IPv4 (RFC 4291 2.5 and 2.7, RFC 4861 6 and 7, RFC 3810 5).
 #[inline]
-fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), ParseStop> {
+fn ipv6_addresses(frame: &[u8], length: usize, packet: &Packet) -> Result<(), ParseStop> {
     let (src, dst) = (packet.src.octets(), packet.dst.octets());
     let (from, to) = (packet.src.to_u128(), packet.dst.to_u128());
     if src[0] == 0xff || from == 1 || packet.src.is_v4() || to <= 1 || packet.dst.is_v4() {
         return Err(DropReason::MartianAddress.into());
     }
-    let l4 = usize::from(packet.l4);
+    let l4 = packet.l4_bytes(frame);
     let group = dst[0] == 0xff;
-    let trailed = has_trailing_bytes(frame, usize::from(packet.end));
+    let trailed = has_trailing_bytes(length, usize::from(packet.end));
     let link_local = |octets: &[u8; 16]| octets[0] == 0xfe && octets[1] & 0xc0 == 0x80;
     if packet.protocol == protocol::ICMPV6 && packet.fragment.is_none() {
-        let kind = frame
-            .get(l4..usize::from(packet.end))
-            .and_then(|icmp| icmp.first().copied());
+        let kind = l4.first().copied();
         // Between other addresses it is judged like any ICMP, if it could carry anything from one end to the other.
         let on_link = group
             || link_local(&dst) && (link_local(&src) || from == 0)
@@ -528,7 +556,10 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), ParseStop> {
         match kind {
             Some(133..=137) if packet.ttl != 255 => return Err(DropReason::Malformed.into()),
             Some(134 | 137) => return Err(NotSubject::RouterAdvertisement.into()),
-            Some(133 | 135 | 136) if on_link && is_plain_neighbour_discovery(frame, packet) => {
+            // It is short, so it lies in the first bytes if it is plain.
+            Some(133 | 135 | 136)
+                if on_link && frame.len() == length && is_plain_neighbour_discovery(frame, packet) =>
+            {
                 return Err(NotSubject::Ndp.into());
             }
             Some(130..=132 | 143) if packet.ttl == 1 && group && !trailed => {
@@ -542,8 +573,7 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), ParseStop> {
     }
     let dhcp =
         if packet.protocol == protocol::UDP && packet.fragment.is_none() && link_local(&src) && !trailed {
-            let packet = frame.get(..usize::from(packet.end)).unwrap_or_default();
-            match (be16(packet, l4), be16(packet, l4 + 2)) {
+            match (be16(l4, 0), be16(l4, 2)) {
                 // All relay agents and servers (RFC 9915 7.1).
                 (Some(546), Some(547))
                     if link_local(&dst) || to == 0xff02_0000_0000_0000_0000_0000_0001_0002 =>
@@ -568,7 +598,7 @@ fn ipv6_addresses(frame: &[u8], packet: &Packet) -> Result<(), ParseStop> {
 /// Reads the layer 4 header of a whole datagram or a first fragment.
 #[inline]
 fn layer4(frame: &[u8], packet: &mut Packet) -> Result<(), DropReason> {
-    let bytes = &frame[usize::from(packet.l4)..usize::from(packet.end)];
+    let bytes = packet.l4_bytes(frame);
     // How far the fragment reaches counts from layer 4 on, which for IPv6 may lie behind more extension headers.
     let cut_short = match &packet.fragment {
         Some(fragment) => {
@@ -582,6 +612,11 @@ fn layer4(frame: &[u8], packet: &mut Packet) -> Result<(), DropReason> {
             DropReason::FragmentInvalid
         }
         None => DropReason::Truncated,
+    };
+    let cut_short = if usize::from(packet.end) > frame.len() {
+        DropReason::HeadersSplit
+    } else {
+        cut_short
     };
     let v4 = packet.src.is_v4();
     packet.transport = match packet.protocol {
@@ -602,7 +637,7 @@ fn layer4(frame: &[u8], packet: &mut Packet) -> Result<(), DropReason> {
             if length < 8 {
                 return Err(DropReason::Malformed);
             }
-            if length > bytes.len() && packet.fragment.is_none() {
+            if length > usize::from(packet.l4_length()) && packet.fragment.is_none() {
                 return Err(DropReason::Truncated);
             }
             Transport::Udp {
@@ -693,7 +728,7 @@ fn quoted(bytes: &[u8], v4: bool) -> Option<Quoted> {
 /// that every error has.
 #[cold]
 pub(crate) fn quoted_sequence(frame: &[u8], packet: &Packet) -> Option<u32> {
-    let bytes = frame.get(usize::from(packet.l4) + 8..usize::from(packet.end))?;
+    let bytes = packet.l4_bytes(frame).get(8..)?;
     let l4 = if packet.src.is_v4() {
         let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
         bytes.get(header.slice().len()..)?

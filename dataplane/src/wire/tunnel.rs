@@ -78,7 +78,33 @@ pub(crate) fn decapsulate(
         Transport::Udp { .. } => l4 + usize::from(be16(frame, l4 + 4)?),
         _ => usize::from(carrier.end),
     };
-    let frame = frame.get(..end).ok_or(DropReason::Truncated)?;
+    if end > usize::from(carrier.end) {
+        return Err(DropReason::Truncated);
+    }
+    // Of a packet of several buffers, `frame` is the first.
+    let (frame, is_split) = match frame.get(..end) {
+        Some(frame) => (frame, false),
+        None => (frame, true),
+    };
+    let (mut inside, network) = look_inside(frame, end, carrier, kind).map_err(|reason| match reason {
+        DropReason::Truncated if is_split => DropReason::HeadersSplit,
+        reason => reason,
+    })?;
+    if let Parsed::Subject(packet) = &mut inside {
+        packet.vlan = carrier.vlan;
+    }
+    Ok((inside, network))
+}
+
+/// The same, of a tunnel packet that ends at `end`. Its headers are in `frame`.
+#[inline]
+fn look_inside(
+    frame: &[u8],
+    end: usize,
+    carrier: &Packet,
+    kind: TunnelKind,
+) -> Result<(Parsed, Option<u32>), DropReason> {
+    let l4 = usize::from(carrier.l4);
     let (payload, network) = match kind {
         TunnelKind::Vxlan => vxlan(frame, l4 + 8)?,
         TunnelKind::Geneve => geneve(frame, l4 + 8)?,
@@ -86,15 +112,12 @@ pub(crate) fn decapsulate(
         TunnelKind::IpInIp => (ip_in_ip(l4, carrier.protocol), None),
         TunnelKind::Gre => (gre(frame, l4)?, None),
     };
-    let mut inside = match payload {
-        Payload::Ethernet(at) => ethernet(frame, at)?,
-        Payload::Ipv4(at) if at <= frame.len() => parse::ip(frame, at, true),
-        Payload::Ipv6(at) if at <= frame.len() => parse::ip(frame, at, false),
+    let inside = match payload {
+        Payload::Ethernet(at) => ethernet(frame, end, at)?,
+        Payload::Ipv4(at) if at <= frame.len() => parse::ip(frame, end, at, true),
+        Payload::Ipv6(at) if at <= frame.len() => parse::ip(frame, end, at, false),
         Payload::Ipv4(_) | Payload::Ipv6(_) => return Err(DropReason::Truncated),
     };
-    if let Parsed::Subject(packet) = &mut inside {
-        packet.vlan = carrier.vlan;
-    }
     Ok((inside, network))
 }
 
@@ -115,13 +138,13 @@ fn be16(bytes: &[u8], at: usize) -> Result<u16, DropReason> {
     }
 }
 
-/// An Ethernet frame within a frame. VLAN tags inside belong to no CNI, and to no port.
+/// An Ethernet frame within a frame, where it ends. VLAN tags inside belong to no CNI, and to no port.
 #[inline]
-fn ethernet(frame: &[u8], at: usize) -> Result<Parsed, DropReason> {
+fn ethernet(frame: &[u8], end: usize, at: usize) -> Result<Parsed, DropReason> {
     let inside = frame.get(at..).ok_or(DropReason::Truncated)?;
     let mut parsed = match parse::parse_common(inside) {
         Some(packet) => Parsed::Subject(packet),
-        None => parse::parse(inside),
+        None => parse::parse_beginning(inside, end - at),
     };
     if let Parsed::Subject(packet) = &mut parsed {
         if packet.vlan != 0 {

@@ -24,11 +24,11 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// Bytes of the frame that [`Self::write`] makes.
-    pub(super) fn length(self, packet: &Packet) -> usize {
+    /// Bytes of the frame that [`Self::write`] makes of `original`.
+    pub(super) fn length(self, packet: &Packet, original: &[u8]) -> usize {
         match self {
             Self::Reset => reset::length(packet),
-            Self::Icmp(_) => icmp::length(packet),
+            Self::Icmp(_) => icmp::length(packet, original),
         }
     }
 
@@ -100,7 +100,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             forwarding,
             original,
             port,
-            answer.length(packet),
+            answer.length(packet, original),
             |out| answer.write(out, original, packet, source),
         )
     }

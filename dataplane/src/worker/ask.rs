@@ -217,7 +217,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         let Some(mut out) = self.io.allocate() else {
             return;
         };
-        let written = out.set_len(answer.length(&sent))
+        let written = out.set_len(answer.length(&sent, frame.bytes()))
             && answer.write(out.bytes_mut(), frame.bytes(), &sent, sent.dst)
             && turn_around(out.bytes_mut())
             && asked.ask.answer_sender(&mut out);

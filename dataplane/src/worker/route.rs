@@ -234,6 +234,29 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         self.send(out, frame);
     }
 
+    /// Completes the partial checksums of a packet of several buffers, as [`Self::transmit`] does for others: before it is judged,
+    /// so that the common path need not ask.
+    pub(super) fn complete_chain(&self, frame: &mut Frame, packet: &Packet, port: &Port) {
+        if !port.partial_checksums {
+            return;
+        }
+        if self.complete_partial_of_chain(frame, packet) {
+            self.stats.counters.checksums_completed.add(1);
+        }
+        if packet.tunnel.is_some() {
+            self.complete_carriers_of_chain(frame);
+        }
+    }
+
+    /// Completes the checksum of a packet of several buffers that its sender left to the hardware. Answers whether it did.
+    pub(super) fn complete_partial_of_chain(&self, frame: &mut Frame, packet: &Packet) -> bool {
+        let patch = checksum::partial_of_chain(frame.bytes(), self.io.rest(frame), packet);
+        if let Some(patch) = patch {
+            patch.apply(frame.bytes_mut());
+        }
+        patch.is_some()
+    }
+
     /// Holds a copy of a packet and has its next hop resolved. No flow state changes: the packet is judged again when
     /// it is released.
     #[cold]
@@ -244,7 +267,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             evicted: gave_way,
         } = self
             .hold_queue
-            .hold(frame.bytes(), to, port, packet.src, self.now);
+            .hold((frame.bytes(), frame.len()), to, port, packet.src, self.now);
         if ask {
             self.shared.request_resolve(to);
         }
@@ -339,7 +362,8 @@ fn icmp_error<Io: PacketIo>(
     problem: Problem,
 ) -> Option<Frame> {
     let source = forwarding.icmp_source(port.id, packet.src.is_v4())?;
-    reply(io, forwarding, original, port, icmp::length(packet), |out| {
+    let length = icmp::length(packet, original);
+    reply(io, forwarding, original, port, length, |out| {
         icmp::write(out, original, packet, source, problem)
     })
 }

@@ -5,6 +5,7 @@ mod asked;
 mod asked_streams;
 mod attacks;
 mod bursts;
+mod chains;
 mod drops;
 mod figures;
 mod names;

@@ -309,8 +309,27 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
     /// them as if the one inside were complete, if that is partial; else it leaves them to the device like any other.
     #[cold]
     pub(super) fn complete_carriers(&self, frame: &mut [u8]) {
-        let mut carriers: ArrayVec<Packet, MAX_TUNNELS> = ArrayVec::new();
-        let mut parsed = wire::parse(frame);
+        for carrier in self.carriers(frame, frame.len()).iter().rev() {
+            if checksum::complete_partial(frame, carrier) {
+                self.stats.counters.checksums_completed.add(1);
+            }
+        }
+    }
+
+    /// The same in a packet of several buffers.
+    #[cold]
+    pub(super) fn complete_carriers_of_chain(&self, frame: &mut Frame) {
+        for carrier in self.carriers(frame.bytes(), frame.len()).iter().rev() {
+            if self.complete_partial_of_chain(frame, carrier) {
+                self.stats.counters.checksums_completed.add(1);
+            }
+        }
+    }
+
+    /// Tunnel packets around another, from the outside in, in a frame of `length` bytes whose headers are in `frame`.
+    fn carriers(&self, frame: &[u8], length: usize) -> ArrayVec<Packet, MAX_TUNNELS> {
+        let mut carriers = ArrayVec::new();
+        let mut parsed = wire::parse_beginning(frame, length);
         while let Parsed::Subject(packet) = parsed
             && let Some(Encapsulation::Open(kind)) = self.shared.config.tunnels.encapsulation_of(&packet)
             && carriers.try_push(packet).is_ok()
@@ -318,11 +337,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         {
             parsed = inside;
         }
-        for carrier in carriers.iter().rev() {
-            if checksum::complete_partial(frame, carrier) {
-                self.stats.counters.checksums_completed.add(1);
-            }
-        }
+        carriers
     }
 
     /// Drops a tunnel packet whatever is inside; audit mode forwards it.
@@ -351,14 +366,14 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
 pub(super) fn carrier_of(frame: &Frame, packet: &Packet, port: &Port) -> Option<Packet> {
     match (packet.tunnel, port.kind) {
         (None, _) | (_, PortKind::Wire { .. }) => None,
-        (Some(_), _) => outermost(frame.bytes()),
+        (Some(_), _) => outermost(frame.bytes(), frame.len()),
     }
 }
 
-/// The outermost packet of a frame.
+/// The outermost packet of a frame of `length` bytes, whose headers are in `frame`.
 #[inline(never)]
-fn outermost(frame: &[u8]) -> Option<Packet> {
-    match wire::parse(frame) {
+fn outermost(frame: &[u8], length: usize) -> Option<Packet> {
+    match wire::parse_beginning(frame, length) {
         Parsed::Subject(packet) => Some(packet),
         _ => None,
     }
@@ -368,6 +383,7 @@ fn outermost(frame: &[u8]) -> Option<Packet> {
 pub(super) fn outer_source(frame: &[u8], packet: &Packet) -> Addr {
     match packet.tunnel {
         None => packet.src,
-        Some(_) => outermost(frame).map_or(packet.src, |outer| outer.src),
+        // Its length was compared with the frame's when it was looked into: as if the frame were as long as can be.
+        Some(_) => outermost(frame, u16::MAX.into()).map_or(packet.src, |outer| outer.src),
     }
 }

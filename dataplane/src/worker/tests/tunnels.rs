@@ -895,3 +895,65 @@ fn a_router_routes_the_outer_packet() {
         }
     }
 }
+
+#[test]
+fn packets_inside_of_jumbo_frames_are_judged_and_their_checksums_completed() {
+    let chain = |bed: &mut Bed, frame: &[u8]| {
+        let pieces: Vec<&[u8]> = frame.chunks(1920).collect();
+        assert!(bed.workers[0].io().inject_pieces(usize::from(INSIDE.0), &pieces));
+        bed.run()
+    };
+    for family in [0, 1] {
+        let mut bed = bed();
+        let mut builder = wire();
+        for (id, peer) in [(INSIDE, OUTSIDE), (OUTSIDE, INSIDE)] {
+            let mut end = port(id, PortKind::Wire { peer }, Side::Inside);
+            (end.mtu, end.partial_checksums) = (9000, true);
+            builder.port(end);
+        }
+        bed.plane.forwarding.publish(builder.build());
+        let outer = from_to(NODES[0][family], NODES[1][family]);
+        let payload: Vec<u8> = (0..8800u32).map(|at| (at * 7) as u8).collect();
+        for (port, passes) in [(53, true), (54, false)] {
+            let inside = from_to(A[family], B[family]).udp(9, port, &payload);
+            let before = bed.stats.drops(DropReason::PolicyIngress);
+            for frame in [
+                outer.vxlan(4789, 1, &inside),
+                outer.geneve(1, &[0; 8], &inside),
+                outer.ip_in_ip(&inside),
+                outer.gre(0x20, &inside),
+            ] {
+                let sent = chain(&mut bed, &frame);
+                assert!(sent == if passes { vec![(OUTSIDE, frame)] } else { vec![] });
+            }
+            let drops = bed.stats.drops(DropReason::PolicyIngress) - before;
+            assert_eq!(drops, if passes { 0 } else { 4 });
+        }
+        // A forged outer source, and one inside that is not at the node.
+        let inside = from_to(A[family], B[family]).udp(9, 53, &payload);
+        let stranger = from_to(STRANGER[family], NODES[1][family]).vxlan(4789, 1, &inside);
+        assert_eq!(chain(&mut bed, &stranger), []);
+        assert_eq!(bed.stats.drops(DropReason::TunnelSource), 1);
+        let inside = from_to(B[family], A[family]).udp(9, 53, &payload);
+        assert_eq!(chain(&mut bed, &outer.vxlan(4789, 1, &inside)), []);
+        assert_eq!(bed.stats.drops(DropReason::TunnelSpoofed), 1);
+        // The inner checksum is the partial one; the outer one presumes it complete.
+        let whole = from_to(A[family], B[family]).udp(9, 53, &payload);
+        let Parsed::Subject(packet) = parse(&whole) else {
+            panic!()
+        };
+        let mut partial = whole.clone();
+        let at = usize::from(packet.l4) + 6;
+        let pseudo = crate::wire::checksum::pseudo_header(packet.src, packet.dst, 17, packet.l4_length());
+        partial[at..at + 2].copy_from_slice(&crate::wire::checksum::fold(pseudo).to_be_bytes());
+        let complete = outer.vxlan(4789, 1, &whole);
+        let mut frame = outer.vxlan(4789, 1, &partial);
+        let Parsed::Subject(carrier) = parse(&complete) else {
+            panic!()
+        };
+        let sum = usize::from(carrier.l4) + 6;
+        frame[sum..sum + 2].copy_from_slice(&complete[sum..sum + 2]);
+        let sent = chain(&mut bed, &frame);
+        assert!(sent == [(OUTSIDE, complete)]);
+    }
+}
